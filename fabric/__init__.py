@@ -1,0 +1,1 @@
+"""Compute tokens on Ray: submit a job, pay for it in tokens, watch it burn."""

@@ -1,0 +1,41 @@
+"""Time as a parameter: the core is handed `now_us`, and only the shells own a clock.
+
+`SteadyClock` reads the wall once and then counts monotonic time, so that a wall clock that is set back or jumps ahead
+while the gate runs neither un-expires a lot nor charges anybody for the jump. After a restart the journal's last time
+is the floor: time never runs backwards in it.
+"""
+
+import time
+from typing import Protocol
+
+from fabric.units import Micros
+
+
+class Clock(Protocol):
+    """Anything that tells the time."""
+
+    def now_us(self) -> Micros:
+        """Microseconds since the Unix epoch, never less than the last answer."""
+
+
+class SteadyClock:
+    """Wall time at the start plus monotonic time since."""
+
+    def __init__(self, *, not_before_us: int = 0) -> None:
+        self._origin_us = max(time.time_ns() // 1000, not_before_us) - time.monotonic_ns() // 1000
+
+    def now_us(self) -> Micros:
+        return Micros(self._origin_us + time.monotonic_ns() // 1000)
+
+
+class VirtualClock:
+    """A clock that moves only when it is told to: for tests and simulations."""
+
+    def __init__(self, now_us: int = 0) -> None:
+        self._now_us = now_us
+
+    def now_us(self) -> Micros:
+        return Micros(self._now_us)
+
+    def advance(self, *, seconds: float = 0, us: int = 0) -> None:
+        self._now_us += round(seconds * 1_000_000) + us

@@ -1,0 +1,373 @@
+"""What can happen to the gate: the only way to change its state.
+
+Events are plain frozen records, so that a journal of them replays anywhere. Those that come from a client carry a
+`request_id`: the same id with the same content gets the first answer again, forever; with other content it is a
+conflict. Amounts are µHs, times and durations µs. Events from the cluster (nodes, leases, meters) carry the lease's id,
+which names one attempt of one job, so a late word from a dead attempt changes nothing.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+from fabric.charging.catalogue import Catalogue
+from fabric.charging.tariffs import Tariffs
+from fabric.ledger.scopes import ANYTHING, Scope, Service, Use
+from fabric.units import AccountId, HoldId, JobId, KeyId, LeaseId, NodeId
+
+
+class Pool(StrEnum):
+    """Who a node is for: inference, one Enterprise account's cells, or preemptible work."""
+
+    RESERVED = "reserved"
+    DEDICATED = "dedicated"
+    SPOT = "spot"
+
+
+class JobKind(StrEnum):
+    """How a job's payload is run."""
+
+    FUNCTION = "function"
+    """A pickled callable; the runner holds the devices."""
+    SCRIPT = "script"
+    """An entry point in a working directory; the runner holds the devices."""
+    PROGRAM = "program"
+    """Ray code that starts tasks and actors of its own, which are captured into the lease and hold the devices."""
+    LEASE = "lease"
+    """Nothing but the devices: the client schedules its own Ray tasks into the lease until it closes it."""
+
+
+class HoldMode(StrEnum):
+    """How much of a job's limit is held before it starts."""
+
+    FULL = "full"
+    """All of it: once accepted, the job can never be parked for what others spend."""
+    ROLLING = "rolling"
+    """A quantum at a time, renewed while it runs: a top-up extends it, an empty account parks it."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
+    """Anything that happens to the gate."""
+
+
+# -- from the operator -------------------------------------------------------------------------------------------------
+
+
+class Configure(Event, tag="configure"):
+    """Prices, plans and policy from now on. Journaled, so that replay never reads today's files for yesterday's bill."""
+
+    tariffs: Tariffs
+    catalogue: Catalogue
+    operator: str = "op"
+    request_id: str = ""
+
+
+class OpenAccount(Event, tag="open_account"):
+    """A customer. `plan` names a plan of the catalogue: it sets the price of top-ups, their life, and the tier."""
+
+    account_id: AccountId
+    name: str
+    plan: str
+    credit_limit_uhs: int = 0
+    """Postpaid: how far the account may go into debt. 0 = prepaid."""
+    request_id: str = ""
+
+
+class Grant(Event, tag="grant"):
+    """Tokens given by the operator: a promotion, a refund, a goodwill."""
+
+    account_id: AccountId
+    amount_uhs: int
+    origin: str = "promotion"
+    scope: Scope = ANYTHING
+    lifetime_us: int | None = None
+    request_id: str = ""
+
+
+class ClosePeriod(Event, tag="close_period"):
+    """Seal what has been booked since the last close; postpaid debt is invoiced."""
+
+    period: str
+    request_id: str = ""
+
+
+class CreateKey(Event, tag="create_key"):
+    """An API key, known to the gate only by the sha256 of its secret."""
+
+    key_id: KeyId
+    account_id: AccountId
+    secret_sha256: str
+    name: str = ""
+    operator: bool = False
+    limit_uhs: int | None = None
+    """The most that jobs submitted with this key may burn, together and ever."""
+    expires_at_us: int | None = None
+    request_id: str = ""
+
+
+class RevokeKey(Event, tag="revoke_key"):
+    key_id: KeyId
+    account_id: AccountId | None = None
+    """Set for a tenant, who may revoke only its own keys."""
+    request_id: str = ""
+
+
+# -- money -------------------------------------------------------------------------------------------------------------
+
+
+class TopUp(Event, tag="top_up"):
+    """Prepaid tokens at the price and life of the account's plan."""
+
+    account_id: AccountId
+    amount_uhs: int
+    payment_ref: str = ""
+    request_id: str = ""
+
+
+class BuyBundle(Event, tag="buy_bundle"):
+    """One purchase, several lots, in one linked transfer."""
+
+    account_id: AccountId
+    bundle: str
+    payment_ref: str = ""
+    request_id: str = ""
+
+
+class Subscribe(Event, tag="subscribe"):
+    account_id: AccountId
+    subscription: str
+    request_id: str = ""
+
+
+class Unsubscribe(Event, tag="unsubscribe"):
+    """Ends the subscription at the end of its current cycle."""
+
+    account_id: AccountId
+    subscription: str
+    request_id: str = ""
+
+
+class Authorize(Event, tag="authorize"):
+    """Hold tokens for something the gate doesn't place itself (an inference slice). Leaks are impossible: `ttl_us`."""
+
+    hold_id: HoldId
+    account_id: AccountId
+    amount_uhs: int
+    use: Use
+    ttl_us: int
+    minimum_uhs: int | None = None
+    """Grant less than `amount_uhs`, but not less than this: then `final` is set. None = all or nothing."""
+    request_id: str = ""
+
+
+class UpdateHold(Event, tag="update_hold"):
+    """Capture `used_uhs` and ask for `more_uhs` in one step. `seq` counts up from 1; a repeated seq repeats the answer."""
+
+    hold_id: HoldId
+    account_id: AccountId
+    seq: int
+    used_uhs: int = 0
+    more_uhs: int = 0
+    ttl_us: int | None = None
+
+
+class SettleHold(Event, tag="settle_hold"):
+    """Capture `used_uhs` and free the rest. Late is accepted; more than was held is booked and flagged."""
+
+    hold_id: HoldId
+    account_id: AccountId
+    seq: int
+    used_uhs: int = 0
+
+
+class ReleaseHold(Event, tag="release_hold"):
+    hold_id: HoldId
+    account_id: AccountId
+    seq: int
+
+
+# -- the cluster -------------------------------------------------------------------------------------------------------
+
+
+class NodeUp(Event, tag="node_up"):
+    """A node joined, or came back. Saying it again changes nothing."""
+
+    node_id: NodeId
+    accelerator: str
+    devices: int
+    pool: Pool
+    dedicated_to: AccountId | None = None
+
+
+class NodeDown(Event, tag="node_down"):
+    """A node is gone and everything on it: its leases are lost."""
+
+    node_id: NodeId
+
+
+class NodeDrain(Event, tag="node_drain"):
+    """Nothing new here; what runs is asked to checkpoint and leaves by the deadline."""
+
+    node_id: NodeId
+    grace_us: int
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------
+
+
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job needs. The payload is opaque to the gate."""
+
+    name: str
+    kind: JobKind
+    service: Service = Service.TRAINING
+    accelerators: tuple[str, ...] = ()
+    """Types in order of preference; () = any. The whole gang gets one type."""
+    devices: int = 1
+    devices_per_node: int | None = None
+    """None = packed on as few nodes as fit."""
+    limit_uhs: int
+    hold: HoldMode = HoldMode.FULL
+    preemptible: bool = True
+    grace_us: int = 30_000_000
+    time_limit_us: int | None = None
+    max_retries: int = 0
+    """How often the job's own failure is tried again. Loss of a node is never counted."""
+    payload: str = ""
+    """JSON for the runner: which callable or entry point, its environment. The gate never looks inside."""
+
+
+class Submit(Event, tag="submit"):
+    job_id: JobId
+    account_id: AccountId
+    spec: JobSpec
+    key_id: KeyId | None = None
+    request_id: str = ""
+
+
+class Cancel(Event, tag="cancel"):
+    job_id: JobId
+    account_id: AccountId
+    request_id: str = ""
+
+
+class Pause(Event, tag="pause"):
+    """Ask the job to checkpoint, and park it until `Resume`."""
+
+    job_id: JobId
+    account_id: AccountId
+    request_id: str = ""
+
+
+class Resume(Event, tag="resume"):
+    job_id: JobId
+    account_id: AccountId
+    request_id: str = ""
+
+
+class RaiseLimit(Event, tag="raise_limit"):
+    """A new `tokens=` for a job; a job parked at its limit resumes."""
+
+    job_id: JobId
+    account_id: AccountId
+    limit_uhs: int
+    request_id: str = ""
+
+
+# -- leases and meters (from the adapter, never from a tenant) ---------------------------------------------------------
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """What the node agents saw of one lease in one window, all its nodes together.
+
+    `window_us` is wall time by the agent's monotonic clock; `busy_us` is device-time in use within it, at most
+    devices × window. `seq` counts the lease's samples from 1: a repeated one is not charged twice.
+    """
+
+    lease_id: LeaseId
+    seq: int
+    window_us: int
+    busy_us: int
+    estimated: bool = False
+
+
+class LeaseStarted(Event, tag="lease_started"):
+    """The job's code is about to run on its devices."""
+
+    lease_id: LeaseId
+
+
+class LeaseOutcome(StrEnum):
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    """The job's own code raised, exited non-zero or died."""
+    SAVED = "saved"
+    """It was asked to stop, and what it had done is durable."""
+    LOST = "lost"
+    """The platform took it away: a node died, a deadline passed, the lease could not be built."""
+
+
+class LeaseFinished(Event, tag="lease_finished"):
+    """The job's code has ended; its processes may still be there."""
+
+    lease_id: LeaseId
+    outcome: LeaseOutcome
+    error: str = ""
+    result_ref: str = ""
+    """Where the archive keeps the pickled result."""
+
+
+class LeaseSaved(Event, tag="lease_saved"):
+    """A checkpoint is durable: what was burned up to here is never refunded as lost work."""
+
+    lease_id: LeaseId
+    step: int = 0
+    write_us: int = 0
+
+
+class LeaseRemoved(Event, tag="lease_removed"):
+    """Nothing of the lease is left: its devices may be leased again. Carries the last sample, if there was one."""
+
+    lease_id: LeaseId
+    final: Sample | None = None
+
+
+class Metered(Event, tag="metered"):
+    samples: tuple[Sample, ...]
+
+
+class Tick(Event, tag="tick"):
+    """Time has passed: deadlines, expiry, subscriptions, waiting bounds."""
+
+
+AnyEvent = (
+    Configure
+    | OpenAccount
+    | Grant
+    | ClosePeriod
+    | CreateKey
+    | RevokeKey
+    | TopUp
+    | BuyBundle
+    | Subscribe
+    | Unsubscribe
+    | Authorize
+    | UpdateHold
+    | SettleHold
+    | ReleaseHold
+    | NodeUp
+    | NodeDown
+    | NodeDrain
+    | Submit
+    | Cancel
+    | Pause
+    | Resume
+    | RaiseLimit
+    | LeaseStarted
+    | LeaseFinished
+    | LeaseSaved
+    | LeaseRemoved
+    | Metered
+    | Tick
+)
+

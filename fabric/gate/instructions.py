@@ -1,0 +1,94 @@
+"""What the gate tells the world to do, and what it answers.
+
+`Decision` is all that comes out of one event: an answer for the caller, the transfers and charging records that the
+journal keeps beside the event, and instructions for the adapter. Instructions are carried out only after the journal has
+the decision, and are safe to repeat: after a restart the gate says the outstanding ones again.
+"""
+
+
+import msgspec
+
+from fabric.charging.records import Cdr
+from fabric.gate.events import JobKind
+from fabric.ledger.transfers import Transfer
+from fabric.units import AccountId, JobId, LeaseId, NodeId
+
+
+class Share(msgspec.Struct, frozen=True):
+    """So many devices of one node."""
+
+    node_id: NodeId
+    devices: int
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """Devices for one attempt of one job: what a placement group is made from."""
+
+    lease_id: LeaseId
+    job_id: JobId
+    account_id: AccountId
+    name: str
+    kind: JobKind
+    epoch: int
+    """Counts the job's attempts from 1: a checkpoint of an older epoch must never replace a newer one's."""
+    accelerator: str
+    shares: tuple[Share, ...]
+    payload: str
+
+
+class Instruction(msgspec.Struct, frozen=True, kw_only=True, tag_field="instruction"):
+    """Something for the adapter to do."""
+
+
+class StartLease(Instruction, tag="start_lease"):
+    """Build the lease and run the job in it; report LeaseStarted, then LeaseFinished."""
+
+    lease: Lease
+
+
+class StopLease(Instruction, tag="stop_lease"):
+    """Ask the job to checkpoint and end by `deadline_us`. The gate itself says RemoveLease when the deadline passes."""
+
+    lease_id: LeaseId
+    reason: str
+    """evicted | limit_reached | out_of_tokens | cancelled | paused | drained | time_limit"""
+    deadline_us: int
+
+
+class RemoveLease(Instruction, tag="remove_lease"):
+    """End whatever is left, read the meters a last time, free the devices; report LeaseRemoved."""
+
+    lease_id: LeaseId
+
+
+AnyInstruction = StartLease | StopLease | RemoveLease
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="refused"):
+    """An expected no, as a value: the state has not changed. `code` is an error code of `fabric.errors`."""
+
+    code: str
+    http_status: int
+    message: str
+    facts: dict[str, str | int | bool | None] = {}
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="accepted"):
+    """Yes. For holds: how much was granted, and whether that was the last of it."""
+
+    granted_uhs: int = 0
+    held_uhs: int = 0
+    final: bool = False
+    facts: dict[str, str | int | bool | None] = {}
+
+
+Outcome = Accepted | Refusal
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """All that one event leads to."""
+
+    outcome: Outcome
+    transfers: tuple[Transfer, ...] = ()
+    records: tuple[Cdr, ...] = ()
+    instructions: tuple[AnyInstruction, ...] = ()

@@ -1,0 +1,132 @@
+"""What the gate shows: questions and answers that change nothing. Amounts in µHs, times and durations in µs."""
+
+import msgspec
+
+from fabric.charging.records import Cdr
+from fabric.gate.instructions import Share
+
+
+class JobView(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as its owner sees it."""
+
+    job_id: str
+    account_id: str
+    name: str
+    kind: str
+    state: str
+    """queued | starting | running | stopping | parked | succeeded | failed | cancelled"""
+    reason: str
+    """Why it is where it is: waiting_for_capacity, limit_reached, out_of_tokens, paused, the error's first line, ..."""
+    accelerator: str
+    """The type it runs on, or the types it waits for, joined by '|'."""
+    devices: int
+    nodes: tuple[str, ...]
+    limit_uhs: int
+    held_uhs: int
+    burned_uhs: int
+    burn_uhs_per_s: int
+    utilisation_ppm: int
+    runway_us: int | None
+    """How long it can go on at this burn with what is held and may still be held. None = not burning."""
+    attempts: int
+    submitted_at_us: int
+    started_at_us: int | None
+    ended_at_us: int | None
+    settled: bool
+    """Whether `burned_uhs` is the final charge."""
+    error: str
+    result_ref: str
+    lease_id: str | None
+    revision: int
+    """Grows with every change: watch with `after_revision`."""
+
+
+class LotView(msgspec.Struct, frozen=True, kw_only=True):
+    lot_id: str
+    origin: str
+    granted_uhs: int
+    free_uhs: int
+    held_uhs: int
+    effective_at_us: int
+    expires_at_us: int | None
+    scope: str
+    price_microcny: int
+
+
+class BalanceView(msgspec.Struct, frozen=True, kw_only=True):
+    """Settled and held apart, so that a balance doesn't jump when a job starts."""
+
+    account_id: str
+    name: str
+    plan: str
+    tier: str
+    posted_uhs: int
+    """What is owned: free + held."""
+    free_uhs: int
+    held_uhs: int
+    debt_uhs: int
+    credit_limit_uhs: int
+    burn_uhs_per_s: int
+    runway_us: int | None
+    lots: tuple[LotView, ...]
+
+
+class NodeView(msgspec.Struct, frozen=True, kw_only=True):
+    node_id: str
+    accelerator: str
+    pool: str
+    devices: int
+    free: int
+    state: str
+    """up | draining | down"""
+    dedicated_to: str | None
+    leases: tuple[str, ...]
+
+
+class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
+    lease_id: str
+    job_id: str
+    account_id: str
+    accelerator: str
+    shares: tuple[Share, ...]
+    state: str
+    """starting | running | stopping | removing"""
+
+
+class QuoteView(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job would cost, before it exists."""
+
+    accelerator: str
+    """The type the worst case is reckoned with."""
+    devices: int
+    burn_uhs_per_s: int
+    """At the reference utilisation of 80 %."""
+    burn_max_uhs_per_s: int
+    burn_idle_uhs_per_s: int
+    hold_uhs: int
+    """What would be held to start."""
+    runtime_us: int
+    """How long the limit lasts at the reference burn."""
+    cost_microcny: int
+    """The limit at the price of the account's plan."""
+    free_uhs: int
+    affordable: bool
+    placeable_now: bool
+    refusal: str
+    """Why it would be refused, "" if it wouldn't be."""
+
+
+class KeyView(msgspec.Struct, frozen=True, kw_only=True):
+    key_id: str
+    account_id: str
+    secret_sha256: str
+    name: str
+    operator: bool
+    limit_uhs: int | None
+    spent_uhs: int
+    expires_at_us: int | None
+    revoked: bool
+
+
+class UsageView(msgspec.Struct, frozen=True, kw_only=True):
+    records: tuple[Cdr, ...]

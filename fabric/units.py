@@ -1,0 +1,74 @@
+"""Amounts and ids that must not be mixed.
+
+Everything that is counted is an integer: tokens in µHs (10⁻⁶ H100-seconds), money in 10⁻⁶ CNY, time in µs, ratios in
+parts per million. One device of weight 1 that runs for 1 µs at the reference utilisation burns exactly 1 µHs, so no
+charge needs a fraction to be exact. Strings become amounts here and nowhere else; floats never do.
+"""
+
+import re
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from typing import Final, NewType
+
+from fabric.errors import InvalidAmount
+
+Uhs = NewType("Uhs", int)
+"""Compute tokens in 10⁻⁶ H100-seconds."""
+MicroCny = NewType("MicroCny", int)
+"""Money in 10⁻⁶ CNY."""
+Micros = NewType("Micros", int)
+"""A duration, or a time since the Unix epoch, in microseconds."""
+Ppm = NewType("Ppm", int)
+"""A ratio in parts per million."""
+
+AccountId = NewType("AccountId", str)
+JobId = NewType("JobId", str)
+LeaseId = NewType("LeaseId", str)
+NodeId = NewType("NodeId", str)
+HoldId = NewType("HoldId", str)
+LotId = NewType("LotId", str)
+KeyId = NewType("KeyId", str)
+
+UHS_PER_CT: Final = 3_600_000_000
+MICROS_PER_S: Final = 1_000_000
+PPM: Final = 1_000_000
+INT64_MAX: Final = 2**63 - 1
+CT_DECIMALS: Final = 8
+"""The finest decimal of a token that is a whole number of µHs (10⁻⁸ CT = 36 µHs)."""
+
+_PLAIN_DECIMAL = re.compile(r"\d{1,19}(\.\d+)?", re.ASCII)
+
+
+def parse_ct(text: str | int | Decimal) -> Uhs:
+    """Compute tokens as a person writes them ("1.5", 2, Decimal("0.1")), in µHs.
+
+    Raises:
+        InvalidAmount: a float, scientific notation, a sign, more than 8 decimals, zero, or beyond int64.
+    """
+    if isinstance(text, bool) or not isinstance(text, str | int | Decimal):
+        raise InvalidAmount(given=repr(text), why="give tokens as an integer or a decimal string, never a float")
+    plain = str(text).strip()
+    if not _PLAIN_DECIMAL.fullmatch(plain):
+        raise InvalidAmount(given=plain, why='write tokens as a plain positive decimal such as "12.5"')
+    if len(plain.partition(".")[2]) > CT_DECIMALS:
+        raise InvalidAmount(given=plain, why=f"at most {CT_DECIMALS} decimals of a token can be counted")
+    uhs = int(Decimal(plain) * UHS_PER_CT)
+    if uhs == 0:
+        raise InvalidAmount(given=plain, why="the amount must be more than zero")
+    if uhs > INT64_MAX:
+        raise InvalidAmount(given=plain, why=f"at most {INT64_MAX // UHS_PER_CT} tokens fit an account")
+    return Uhs(uhs)
+
+
+def format_ct(uhs: int, *, decimals: int = 4, round_up: bool = False) -> str:
+    """µHs as tokens for people: rounded down (or up) to `decimals` places, trailing zeros dropped."""
+    rounding = ROUND_CEILING if round_up else ROUND_FLOOR
+    ct = (Decimal(uhs) / UHS_PER_CT).quantize(Decimal(1).scaleb(-decimals), rounding=rounding)
+    text = f"{ct:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def format_cny(amount: int) -> str:
+    """10⁻⁶ CNY as yuan with at least two decimals."""
+    whole, rest = divmod(abs(amount), 1_000_000)
+    decimals = f"{rest:06d}".rstrip("0").ljust(2, "0")
+    return f"{'-' if amount < 0 else ''}{whole}.{decimals}"

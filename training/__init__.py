@@ -1,0 +1,1 @@
+"""Training on preemptible leases. Knows torch; does not know how tokens are kept."""
