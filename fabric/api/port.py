@@ -1,0 +1,48 @@
+"""What a door needs of the gate, so that the doors know neither Ray nor the journal."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+import msgspec
+
+from fabric.gate.events import AnyEvent
+from fabric.gate.instructions import Outcome
+from fabric.gate.questions import AnyAnswer, AnyQuestion
+from fabric.gate.views import JobView
+
+
+class LogChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """Some lines of a job, from one rank of one attempt."""
+
+    rank: int
+    attempt: int
+    offset: int
+    """Where the chunk starts in that rank's log, in bytes."""
+    data: bytes
+    end: bool = False
+    """Whether nothing more will come."""
+
+
+class GatePort(Protocol):
+    """The gate as the doors see it. Every method raises `Unavailable` while the gate can't be reached."""
+
+    async def decide(self, events: Sequence[AnyEvent]) -> list[Outcome]:
+        """Hand events in; the answers come when they are durable, in the same order."""
+
+    async def ask(self, question: AnyQuestion) -> AnyAnswer:
+        """Look something up."""
+
+    async def changes(self, *, account_id: str | None, after_revision: int, timeout_s: float) -> list[JobView]:
+        """Jobs that changed after a revision, oldest change first; waits up to the timeout for one, then []."""
+
+    def logs(self, job_id: str, *, offsets: dict[str, int], follow: bool) -> AsyncIterator[LogChunk]:
+        """A job's logs, from `offsets` ("attempt/rank" → bytes already had) on; with `follow` until the job ends."""
+
+    async def put_blob(self, key: str, data: bytes) -> None:
+        """Keep a payload (a pickled function, a zipped working directory) or a result in the archive."""
+
+    async def get_blob(self, key: str) -> bytes:
+        """`NotFound` if there is none."""
+
+    def export(self, *, account_id: str | None) -> AsyncIterator[bytes]:
+        """The audit export, a line of JSON at a time: what `fabric audit verify` checks offline."""
