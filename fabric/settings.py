@@ -1,0 +1,280 @@
+"""A cluster file: what it may say, read strictly.
+
+One YAML file describes one fabric: its nodes or the Ray cluster it joins, where the journal and the archive live, how it
+is reached. Unknown keys, doubled keys and wrong types are refused with the file, the path inside it, what was found and
+what is allowed. `${NAME}` in a value is taken from the environment, so that secrets stay out of files; a path is
+relative to the file that names it, and `${FABRIC_STATE_DIR}` is where state lives. Knows neither Ray nor any store.
+"""
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SecretStr,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from fabric.cluster_file import read_sections
+from fabric.errors import InvalidConfig
+from fabric.gate.events import Pool
+
+_PORT_MAX: Final = 65_535
+
+
+class Settings(BaseSettings):
+    """What the environment says, as `FABRIC_STATE_DIR`, `FABRIC_CONFIG` and `FABRIC_LOG_LEVEL`."""
+
+    model_config = SettingsConfigDict(env_prefix="FABRIC_", frozen=True)
+
+    state_dir: Path = Field(
+        default_factory=lambda: Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "token-fabric"
+    )
+    config: Path | None = None
+    """The cluster file that commands use when none is named."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def shipped(name: str) -> Path:
+    """A file of `cluster-configs/`, from the installed package or from the checkout."""
+    package = Path(__file__).parent
+    places = (package / "cluster-configs" / name, package.parent / "cluster-configs" / name)
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        raise InvalidConfig(f"{name} is not among the files this package ships: reinstall token-fabric", file=name)
+    return found
+
+
+def load_cluster(path: Path | str | None = None, *, environ: Mapping[str, str] | None = None) -> "ClusterConfig":
+    """The cluster a file describes; without a path, the one-machine cluster that comes with the package.
+
+    Raises:
+        InvalidConfig: the file is not there, is not YAML, or says something it may not. `facts` has `file` and `path`.
+    """
+    file = Path(path) if path is not None else shipped("local.yaml")
+    return read_sections(file, model=ClusterConfig, environ=_environment(environ))
+
+
+def _environment(environ: Mapping[str, str] | None) -> dict[str, str]:
+    return {"FABRIC_STATE_DIR": str(Settings().state_dir), **(os.environ if environ is None else environ)}
+
+
+def _resolve(path: Path, info: ValidationInfo) -> Path:
+    """An absolute path: the state directory filled in, `~` expanded, the rest relative to the file's directory."""
+    context = info.context or {}
+    state_dir = context.get("state_dir") or str(Settings().state_dir)
+    filled = Path(str(path).replace("${FABRIC_STATE_DIR}", state_dir)).expanduser()
+    return (Path(context.get("directory", ".")) / filled).absolute()
+
+
+def _host_and_port(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > _PORT_MAX:
+        raise PydanticCustomError("listen", 'an address such as "127.0.0.1:7433" or "[::1]:7433"')
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _postgres_address(dsn: SecretStr) -> SecretStr:
+    if not dsn.get_secret_value().startswith(("postgresql://", "postgres://")):
+        raise PydanticCustomError("dsn", "an address that begins with postgresql://, best as ${FABRIC_PG_DSN}")
+    return dsn
+
+
+def _listen_address(listen: str) -> str:
+    _host_and_port(listen)
+    return listen
+
+
+FilePath = Annotated[Path, AfterValidator(_resolve), Field(validate_default=True)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")]
+"""What a Kubernetes label may be, so that names can be labels: letters, digits, '.', '_' and '-'."""
+Port = Annotated[int, Field(ge=0, le=_PORT_MAX)]
+Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A mapping in the file: says which keys it knows when it meets one it doesn't."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _know_every_key(cls, given: Any) -> Any:
+        unknown = sorted(set(given) - set(cls.model_fields)) if isinstance(given, dict) else []
+        if unknown:
+            facts = {"unknown": ", ".join(unknown), "known": ", ".join(sorted(cls.model_fields))}
+            raise PydanticCustomError("unknown_keys", "unknown keys {unknown}; allowed are {known}", facts)
+        return given
+
+
+class NodeConfig(Section):
+    """A simulated node of a one-machine cluster."""
+
+    node: Name
+    accelerator: Name
+    """A type the tariffs know, such as H100, A100 or 910B."""
+    devices: Annotated[int, Field(ge=1, le=64)]
+    pool: Pool = Pool.SPOT
+    dedicated_to: Name | None = None
+    """The account whose cell it is; only and always in the dedicated pool."""
+    cpus: PositiveInt = 4
+
+    @model_validator(mode="after")
+    def _dedicated_to_somebody(self) -> "NodeConfig":
+        if (self.pool is Pool.DEDICATED) != (self.dedicated_to is not None):
+            raise PydanticCustomError("dedicated", "dedicated_to exactly on nodes of the pool 'dedicated'")
+        return self
+
+
+class RayLocal(Section):
+    """An embedded Ray cluster of simulated nodes on this machine."""
+
+    mode: Literal["local"]
+    namespace: Name = "fabric"
+    nodes: Annotated[tuple[NodeConfig, ...], Field(min_length=1, max_length=32)]
+
+    @model_validator(mode="after")
+    def _name_nodes_apart(self) -> "RayLocal":
+        names = [node.node for node in self.nodes]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise PydanticCustomError("twice", "every node name once; twice is {names}", {"names": ", ".join(twice)})
+        return self
+
+
+class RayJoin(Section):
+    """A Ray cluster that runs already; its nodes say what they are through labels."""
+
+    mode: Literal["join"]
+    address: Annotated[str, Field(pattern=r"^(auto|ray://\S+:\d+|[^\s:/]+:\d+)$")] = "auto"
+    """`auto`, `host:port` of the GCS, or `ray://host:port`."""
+    namespace: Name = "fabric"
+
+
+class SqliteJournal(Section):
+    kind: Literal["sqlite"]
+    path: FilePath = Path("${FABRIC_STATE_DIR}/journal.sqlite")
+
+
+class PostgresJournal(Section):
+    kind: Literal["postgres"]
+    dsn: Annotated[SecretStr, AfterValidator(_postgres_address)]
+    """Never printed: write `${FABRIC_PG_DSN}` and set it where the gate runs."""
+
+
+class DirectoryArchive(Section):
+    kind: Literal["directory"]
+    path: FilePath = Path("${FABRIC_STATE_DIR}/archive")
+
+
+class S3Archive(Section):
+    """Credentials come from the environment, an instance role or a service account: never from this file."""
+
+    kind: Literal["s3"]
+    bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")]
+    endpoint: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    region: str | None = None
+    prefix: str = ""
+    sse: Literal["AES256", "aws:kms"] | None = None
+
+
+class TlsFiles(Section):
+    """PEM files, in place of a certificate of the fabric's own making."""
+
+    cert: FilePath
+    key: FilePath
+
+
+class RpcConfig(Section):
+    """The gRPC door."""
+
+    listen: Annotated[str, AfterValidator(_listen_address)] = "127.0.0.1:7433"
+    tls: Literal["none", "auto"] | TlsFiles = "auto"
+    """`auto` makes a certificate in the state directory; `none` is for loopback addresses alone."""
+
+    @model_validator(mode="after")
+    def _tls_beyond_this_machine(self) -> "RpcConfig":
+        if self.tls == "none" and not _is_loopback(self.host):
+            raise PydanticCustomError(
+                "tls",
+                "tls 'auto' or {{cert, key}}, or a loopback address: {host} is seen from outside",
+                {"host": self.host},
+            )
+        return self
+
+    @property
+    def host(self) -> str:
+        return _host_and_port(self.listen)[0]
+
+    @property
+    def port(self) -> int:
+        """0 = any free port."""
+        return _host_and_port(self.listen)[1]
+
+
+class DashboardConfig(Section):
+    """Ray's dashboard, on loopback; reach it from elsewhere through your own proxy."""
+
+    port: Port = 8265
+
+
+class MeteringConfig(Section):
+    tick_s: Seconds = 1.0
+    """How often the node agents sample and the gate's clock ticks."""
+
+    @property
+    def tick_us(self) -> int:
+        return round(self.tick_s * 1_000_000)
+
+
+class LimitsConfig(Section):
+    """What one caller may ask for, so that a mistake of one doesn't stop the others."""
+
+    requests_per_s: PositiveInt = 200
+    """For each API key."""
+    jobs_per_account: PositiveInt = 10_000
+    """Not yet ended."""
+    request_bytes: Annotated[int, Field(ge=65_536, le=2**31 - 1)] = 16 * 2**20
+    blob_bytes: Annotated[int, Field(ge=65_536, le=2**40)] = 512 * 2**20
+    """A pickled function, a working directory or a result."""
+
+
+class ClusterConfig(Section):
+    """One fabric. Paths are absolute once it is loaded."""
+
+    name: Name
+    operator: Name = "op"
+    ray: Annotated[RayLocal | RayJoin, Field(discriminator="mode")]
+    journal: Annotated[SqliteJournal | PostgresJournal, Field(discriminator="kind")] = Field(
+        default={"kind": "sqlite"}, validate_default=True
+    )
+    archive: Annotated[DirectoryArchive | S3Archive, Field(discriminator="kind")] = Field(
+        default={"kind": "directory"}, validate_default=True
+    )
+    rpc: RpcConfig = RpcConfig()
+    dashboard: DashboardConfig = DashboardConfig()
+    tariffs: FilePath = Field(default_factory=lambda: shipped("tariffs.yaml"))
+    plans: FilePath = Field(default_factory=lambda: shipped("plans.yaml"))
+    payments: Literal["sandbox"] = "sandbox"
+    """How a top-up is paid. The sandbox believes every payment: there is no other yet."""
+    metering: MeteringConfig = MeteringConfig()
+    signing_key: FilePath = Path("${FABRIC_STATE_DIR}/signing.key")
+    """The Ed25519 key that signs checkpoints; made on the first start."""
+    limits: LimitsConfig = LimitsConfig()
