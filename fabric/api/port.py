@@ -3,24 +3,12 @@
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-import msgspec
-
 from fabric.gate.events import AnyEvent
 from fabric.gate.instructions import Outcome
 from fabric.gate.questions import AnyAnswer, AnyQuestion
-from fabric.gate.views import JobView
+from fabric.gate.views import JobView, LogChunk
 
-
-class LogChunk(msgspec.Struct, frozen=True, kw_only=True):
-    """Some lines of a job, from one rank of one attempt."""
-
-    rank: int
-    attempt: int
-    offset: int
-    """Where the chunk starts in that rank's log, in bytes."""
-    data: bytes
-    end: bool = False
-    """Whether nothing more will come."""
+__all__ = ["GatePort", "LogChunk"]
 
 
 class GatePort(Protocol):

@@ -130,3 +130,15 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
 
 class UsageView(msgspec.Struct, frozen=True, kw_only=True):
     records: tuple[Cdr, ...]
+
+
+class LogChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """Some lines of a job, from one rank of one attempt."""
+
+    rank: int
+    attempt: int
+    offset: int
+    """Where the chunk starts in that rank's log, in bytes."""
+    data: bytes
+    end: bool = False
+    """Whether nothing more will come."""

@@ -1,0 +1,92 @@
+"""What the Ray side can be told, and what it answers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Literal
+
+import msgspec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSettings:
+    """How the cluster is watched and how leases are kept."""
+
+    namespace: str = "fabric"
+    """Ray's namespace for runners and agents."""
+    meter: Literal["auto", "nvml", "ascend", "cpu"] = "auto"
+    """What the node agents read; auto = what the machine has, the CPU stand-in last."""
+    tick_s: float = 1.0
+    """How often meters are read."""
+    watch_s: float = 1.0
+    """How often nodes are looked at."""
+    reconcile_s: float = 10.0
+    """How often unleased use is looked for; 0 = only when asked."""
+    warm_s: float = 30.0
+    """How long a released placement group is kept for the next lease of its shape; 0 = not at all."""
+    start_timeout_s: float = 120.0
+    """How long building a lease may take before it counts as lost."""
+    cpus_per_share: float = 2.0
+    """Logical CPUs of a bundle: how many CPU-only tasks a job may run beside its devices."""
+    work_dir: Path = Path(gettempdir()) / "fabric-work"
+    """Where, on every node, logs and working directories live while a job runs."""
+    metrics: bool = True
+
+
+class Unleased(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that held an accelerator without a lease, and was removed."""
+
+    kind: str
+    """placement_group | actor | task"""
+    id: str
+    name: str
+    node_id: str = ""
+
+
+class ReconcileReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What Ray ran, compared with what is leased."""
+
+    reattached: tuple[str, ...] = ()
+    """Leases found running that this process did not start: watched again from now on."""
+    gone: tuple[str, ...] = ()
+    """Leases of which nothing runs any more: reported as lost."""
+    unleased: tuple[Unleased, ...] = ()
+
+
+class BundleInfo(msgspec.Struct, frozen=True, kw_only=True):
+    index: int
+    node_id: str
+    devices: int
+    resources: dict[str, float]
+
+
+class LeaseInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client needs to schedule its own Ray tasks into its lease. Kept in the archive by `lease_info_key`."""
+
+    lease_id: str
+    placement_group_id: str
+    """Ray's id, in hexadecimal."""
+    namespace: str
+    bundles: tuple[BundleInfo, ...]
+    env_vars: dict[str, str]
+    """To go into the tasks' runtime_env: how the meters find the lease's processes."""
+
+
+def lease_info_key(account_id: str, job_id: str) -> str:
+    """Where the archive keeps the `LeaseInfo` of a job of kind LEASE, as JSON."""
+    return f"jobs/{account_id}/{job_id}/lease"
+
+
+def result_key(account_id: str, job_id: str) -> str:
+    """Where the archive keeps a function's pickled result (or exception)."""
+    return f"jobs/{account_id}/{job_id}/result"
+
+
+def log_key(account_id: str, job_id: str, *, epoch: int, rank: int) -> str:
+    """Where the archive keeps a rank's log once its attempt has ended."""
+    return f"jobs/{account_id}/{job_id}/logs/{epoch:06d}/{rank:06d}"
+
+
+def checkpoint_prefix(account_id: str, job_id: str) -> str:
+    """Below which the archive keeps what a job saved."""
+    return f"jobs/{account_id}/{job_id}/checkpoint"

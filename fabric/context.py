@@ -1,0 +1,208 @@
+"""What a job's own code can ask of the fabric: who it is, whether it should stop, and a place for its state.
+
+    from fabric import context
+
+    job = context.current()
+    state = pickle.loads(saved) if (saved := job.load()) else start()
+    while not state.done:
+        state.step()
+        if job.stop_requested:
+            job.save(pickle.dumps(state), step=state.steps)
+            job.park()
+
+Outside the fabric `current()` is a job that is never asked to stop, remembers nothing and has one rank, so the same
+script runs unchanged on a laptop. It does not know Ray, nor where the archive is.
+"""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+import msgspec
+
+from fabric.adapters.archive import Archive
+from fabric.errors import Conflict, NotFound
+
+_KEPT: Final = 2
+"""How many checkpoints stay: the newest, and one to fall back to."""
+
+
+class Saved(BaseException):
+    """The state is durable, so the attempt may end here. Not an `Exception`: a job's own handlers let it pass."""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Written last: a checkpoint exists when its manifest does."""
+
+    epoch: int
+    number: int
+    step: int
+    bytes: int
+    sha256: str
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Which attempt of which job this is, and what it runs on."""
+
+    job_id: str = ""
+    account_id: str = ""
+    attempt: int = 1
+    rank: int = 0
+    world_size: int = 1
+    devices: tuple[str, ...] = ()
+    accelerator: str = ""
+
+
+class Checkpoints:
+    """A job's own checkpoints in the archive: data first, manifest last, an older attempt never over a newer one."""
+
+    def __init__(self, archive: Archive, *, prefix: str, epoch: int) -> None:
+        self._archive = archive
+        self._prefix = prefix
+        self._epoch = epoch
+        self._number = 0
+
+    def claim(self) -> None:
+        """Say that this attempt is running: from now on older ones can't save."""
+        self._archive.put(f"{self._prefix}/epochs/{self._epoch:08d}", b"")
+
+    def save(self, data: bytes, *, step: int) -> Manifest:
+        """Durable on return. `Conflict` if a newer attempt of the job has begun."""
+        newest = max((int(key.rpartition("/")[2]) for key in self._archive.list(f"{self._prefix}/epochs")), default=0)
+        if newest > self._epoch:
+            raise Conflict(
+                f"attempt {self._epoch} can't save: attempt {newest} has begun", code="fenced", epoch=self._epoch
+            )
+        self._number += 1
+        name = f"{self._epoch:08d}-{self._number:08d}"
+        digest = hashlib.sha256(data).hexdigest()
+        manifest = Manifest(epoch=self._epoch, number=self._number, step=step, bytes=len(data), sha256=digest)
+        self._archive.put(f"{self._prefix}/data/{name}", data)
+        self._archive.put(f"{self._prefix}/manifests/{name}", msgspec.json.encode(manifest))
+        self._forget_old()
+        return manifest
+
+    def load(self) -> bytes | None:
+        """The newest checkpoint whose data are whole, or None."""
+        for key in reversed(self._archive.list(f"{self._prefix}/manifests")):
+            try:
+                manifest = msgspec.json.decode(self._archive.get(key), type=Manifest)
+                data = self._archive.get(f"{self._prefix}/data/{key.rpartition('/')[2]}")
+            except (NotFound, msgspec.DecodeError):
+                continue
+            if hashlib.sha256(data).hexdigest() == manifest.sha256:
+                return data
+        return None
+
+    def _forget_old(self) -> None:
+        for key in self._archive.list(f"{self._prefix}/manifests")[:-_KEPT]:
+            self._archive.delete(key)
+            self._archive.delete(f"{self._prefix}/data/{key.rpartition('/')[2]}")
+
+
+class Context:
+    """One attempt of one job, as its own code sees it. Safe to use from any thread."""
+
+    def __init__(
+        self,
+        place: Place,
+        *,
+        checkpoints: Checkpoints | None = None,
+        on_saved: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._place = place
+        self._checkpoints = checkpoints
+        self._on_saved = on_saved
+        self._stop = threading.Event()
+        self._stop_reason = ""
+        self._deadline: float | None = None
+
+    @property
+    def job_id(self) -> str:
+        """Empty outside the fabric."""
+        return self._place.job_id
+
+    @property
+    def attempt(self) -> int:
+        """Counts the job's attempts from 1."""
+        return self._place.attempt
+
+    @property
+    def rank(self) -> int:
+        return self._place.rank
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks the gang has: one per node share."""
+        return self._place.world_size
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices of this rank, as the node numbers them."""
+        return self._place.devices
+
+    @property
+    def accelerator(self) -> str:
+        return self._place.accelerator
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the fabric asks the job to save and end: look at it at every step."""
+        return self._stop.is_set()
+
+    @property
+    def stop_reason(self) -> str:
+        """evicted, limit_reached, out_of_tokens, cancelled, paused, drained or time_limit; "" while nobody asks."""
+        return self._stop_reason
+
+    def deadline_s_left(self) -> float | None:
+        """Seconds until the job is ended anyway; None while nobody asks it to stop."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def wait_for_stop(self, timeout_s: float) -> bool:
+        """Sleep, but wake as soon as the job is asked to stop."""
+        return self._stop.wait(timeout_s)
+
+    def save(self, data: bytes, *, step: int = 0) -> None:
+        """Keep the job's state: durable on return, and what was burned so far is never lost work. Rank 0 saves.
+
+        Raises:
+            Conflict: a newer attempt of this job has begun; this one is over.
+        """
+        if self._checkpoints is None or self.rank != 0:
+            return
+        began = time.monotonic_ns()
+        self._checkpoints.save(data, step=step)
+        if self._on_saved is not None:
+            self._on_saved(step, (time.monotonic_ns() - began) // 1000)
+
+    def load(self) -> bytes | None:
+        """What the job saved last, in this attempt or an earlier one; None at the very start."""
+        return None if self._checkpoints is None else self._checkpoints.load()
+
+    def park(self) -> NoReturn:
+        """End the attempt here, because everything worth keeping is saved. The job resumes in a new attempt."""
+        raise Saved
+
+    def ask_to_stop(self, reason: str, *, seconds_left: float) -> None:
+        """For the runner: the fabric wants the job to end."""
+        self._stop_reason = reason
+        self._deadline = time.monotonic() + seconds_left
+        self._stop.set()
+
+
+_OUTSIDE: Final = Context(Place())
+_running: Context = _OUTSIDE
+
+
+def current() -> Context:
+    """The job this process runs for."""
+    return _running
+
+
+def enter(context: Context | None) -> None:
+    """For the runner: from now on this process runs for that job (None: for nobody)."""
+    global _running  # noqa: PLW0603  # one process runs one job at a time, and all its threads must see it
+    _running = context or _OUTSIDE
