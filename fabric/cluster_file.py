@@ -4,7 +4,6 @@ Every mistake is said as "file: path.inside.it: found X; allowed: Y". Knows noth
 what YAML lets pass: doubled keys, keys that are not strings, `${NAME}` that the environment doesn't have.
 """
 
-import json
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ _SHOWN_MAX: Final = 80
 
 
 def read_sections(file: Path, *, model: type[Model], environ: Mapping[str, str]) -> Model:
-    """The file as a `model`, validated strictly, with `directory` and `state_dir` in the validation context.
+    """The file as a `model`, validated with `directory` and `state_dir` in the validation context.
 
     Raises:
         InvalidConfig: anything that is not as the model says.
@@ -37,7 +36,7 @@ def read_sections(file: Path, *, model: type[Model], environ: Mapping[str, str])
     filled = _fill(written, environ=environ, file=file, path="")
     context = {"directory": str(file.absolute().parent), "state_dir": environ.get("FABRIC_STATE_DIR")}
     try:
-        return model.model_validate_json(json.dumps(filled, default=str), strict=True, context=context)
+        return model.model_validate(filled, context=context)
     except ValidationError as error:
         raise _explain(error, file=file, written=written) from None
 
@@ -99,7 +98,7 @@ def _say(mistake: ErrorDetails, written: dict[str, Any]) -> tuple[str, str]:
         case "unknown_keys":
             return path, f"found {facts['unknown']}; allowed: {facts['known']}"
         case "missing":
-            return path, "found nothing; allowed: a value, and it must be there"
+            return _join(path, mistake["loc"][-1]), "found nothing; allowed: a value, and it must be there"
         case "literal_error" | "enum":
             allowed = facts["expected"]
         case "union_tag_invalid":
@@ -118,12 +117,12 @@ def _say(mistake: ErrorDetails, written: dict[str, Any]) -> tuple[str, str]:
 def _find(written: Any, loc: Sequence[str | int]) -> tuple[str, Any]:
     """Where a mistake is in the file, and what stands there: pydantic's names of union members are left out."""
     path, cursor = "", written
-    for position, step in enumerate(loc):
-        inside = isinstance(cursor, dict) and step in cursor
-        if inside or (isinstance(cursor, list) and isinstance(step, int) and step < len(cursor)):
+    for step in loc:
+        inside = (
+            step in cursor if isinstance(cursor, dict) else isinstance(cursor, list | tuple) and isinstance(step, int)
+        )
+        if inside:
             path, cursor = _join(path, step), cursor[step]
-        elif position == len(loc) - 1 and isinstance(cursor, dict):
-            path, cursor = _join(path, step), None
     return path, cursor
 
 

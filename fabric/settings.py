@@ -16,9 +16,12 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    PlainValidator,
     PositiveInt,
     SecretStr,
+    Tag,
     ValidationInfo,
     model_validator,
 )
@@ -69,8 +72,10 @@ def _environment(environ: Mapping[str, str] | None) -> dict[str, str]:
     return {"FABRIC_STATE_DIR": str(Settings().state_dir), **(os.environ if environ is None else environ)}
 
 
-def _resolve(path: Path, info: ValidationInfo) -> Path:
+def _resolve(path: Any, info: ValidationInfo) -> Path:
     """An absolute path: the state directory filled in, `~` expanded, the rest relative to the file's directory."""
+    if not isinstance(path, str | Path) or not str(path):
+        raise PydanticCustomError("path", "a path")
     context = info.context or {}
     state_dir = context.get("state_dir") or str(Settings().state_dir)
     filled = Path(str(path).replace("${FABRIC_STATE_DIR}", state_dir)).expanduser()
@@ -102,7 +107,7 @@ def _listen_address(listen: str) -> str:
     return listen
 
 
-FilePath = Annotated[Path, AfterValidator(_resolve), Field(validate_default=True)]
+FilePath = Annotated[Path, PlainValidator(_resolve), Field(validate_default=True)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")]
 """What a Kubernetes label may be, so that names can be labels: letters, digits, '.', '_' and '-'."""
 Port = Annotated[int, Field(ge=0, le=_PORT_MAX)]
@@ -131,7 +136,7 @@ class NodeConfig(Section):
     accelerator: Name
     """A type the tariffs know, such as H100, A100 or 910B."""
     devices: Annotated[int, Field(ge=1, le=64)]
-    pool: Pool = Pool.SPOT
+    pool: Annotated[Pool, Field(strict=False)] = Pool.SPOT
     dedicated_to: Name | None = None
     """The account whose cell it is; only and always in the dedicated pool."""
     cpus: PositiveInt = 4
@@ -148,7 +153,7 @@ class RayLocal(Section):
 
     mode: Literal["local"]
     namespace: Name = "fabric"
-    nodes: Annotated[tuple[NodeConfig, ...], Field(min_length=1, max_length=32)]
+    nodes: Annotated[tuple[NodeConfig, ...], Field(min_length=1, max_length=32, strict=False)]
 
     @model_validator(mode="after")
     def _name_nodes_apart(self) -> "RayLocal":
@@ -206,7 +211,10 @@ class RpcConfig(Section):
     """The gRPC door."""
 
     listen: Annotated[str, AfterValidator(_listen_address)] = "127.0.0.1:7433"
-    tls: Literal["none", "auto"] | TlsFiles = "auto"
+    tls: Annotated[
+        Annotated[Literal["none", "auto"], Tag("word")] | Annotated[TlsFiles, Tag("files")],
+        Discriminator(lambda given: "files" if isinstance(given, dict | TlsFiles) else "word"),
+    ] = "auto"
     """`auto` makes a certificate in the state directory; `none` is for loopback addresses alone."""
 
     @model_validator(mode="after")
@@ -214,7 +222,7 @@ class RpcConfig(Section):
         if self.tls == "none" and not _is_loopback(self.host):
             raise PydanticCustomError(
                 "tls",
-                "tls 'auto' or {{cert, key}}, or a loopback address: {host} is seen from outside",
+                "tls 'auto', tls with cert and key, or a loopback address: {host} is seen from outside",
                 {"host": self.host},
             )
         return self
