@@ -1,0 +1,274 @@
+"""Answers to what can be asked of the gate: views built from the state, which they never change.
+
+Statements, receipts and past charging records are answered from the journal by whoever holds it; not here.
+"""
+
+from typing import assert_never
+
+from fabric.charging.rating import burn_per_s
+from fabric.gate import holds, jobs, leases
+from fabric.gate.core import Core
+from fabric.gate.events import JobSpec
+from fabric.gate.instructions import Refusal
+from fabric.gate.questions import (
+    AccountsOf,
+    AnyAnswer,
+    AnyQuestion,
+    BalanceOf,
+    JobOf,
+    JobsOf,
+    KeyOf,
+    KeysOf,
+    LeasesOf,
+    NodesOf,
+    Prices,
+    PricesOf,
+    QuoteOf,
+    ReceiptsOf,
+    RecordsOf,
+    StatementOf,
+)
+from fabric.gate.state import Account, Job, Key
+from fabric.gate.views import BalanceView, JobView, KeyView, LeaseView, LotView, NodeView, QuoteView
+from fabric.ledger import Lot
+from fabric.ledger.scopes import Scope
+from fabric.units import PPM
+
+REFERENCE_PPM = 800_000
+"""The utilisation at which one device of weight 1 burns one token an hour."""
+
+
+def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa: PLR0911 - one case a question
+    state = core.state
+    match question:
+        case JobOf():
+            job = state.jobs.get(question.job_id)
+            visible = job is not None and question.account_id in (None, job.account_id)
+            return job_view(core, job, now_us) if job is not None and visible else None
+        case JobsOf():
+            return _jobs(core, question, now_us)
+        case BalanceOf():
+            account = state.accounts.get(question.account_id)
+            return None if account is None else _balance(core, account, now_us, lots=True)
+        case AccountsOf():
+            return [_balance(core, account, now_us, lots=False) for account in state.accounts.values()]
+        case QuoteOf():
+            return _quote(core, question, now_us)
+        case KeyOf():
+            key = state.keys.get(question.key_id)
+            return None if key is None else _key(key)
+        case KeysOf():
+            return [_key(key) for key in state.keys.values() if question.account_id in (None, key.account_id)]
+        case NodesOf():
+            return _nodes(core)
+        case LeasesOf():
+            return [
+                LeaseView(
+                    lease_id=record.lease.lease_id,
+                    job_id=record.lease.job_id,
+                    account_id=record.account_id,
+                    accelerator=record.lease.accelerator,
+                    shares=record.lease.shares,
+                    state=record.state,
+                )
+                for record in state.leases.values()
+                if question.account_id in (None, record.account_id)
+            ]
+        case PricesOf():
+            return Prices(tariffs=core.tariffs, catalogue=core.catalogue)
+        case StatementOf() | ReceiptsOf() | RecordsOf():
+            raise TypeError(f"{type(question).__name__} is answered from the journal")
+        case _:
+            assert_never(question)
+
+
+def job_view(core: Core, job: Job, now_us: int) -> JobView:
+    session = core.state.sessions.get(job.lease_id) if job.lease_id else None
+    record = core.state.leases.get(job.lease_id) if job.lease_id else None
+    burning = session is not None and record is not None and record.state in ("running", "stopping")
+    burn = session.burn_uhs_per_s if session is not None and burning else 0
+    reach_uhs = job.limit_uhs - job.burned_uhs
+    if job.hold_id is not None:
+        others_free = core.book.free(job.account_id, now_us=now_us, use=holds.use_of(job.spec))
+        reach_uhs = min(reach_uhs, job.held_uhs + others_free)
+    return JobView(
+        job_id=job.job_id,
+        account_id=job.account_id,
+        name=job.spec.name,
+        kind=job.spec.kind.value,
+        state=job.state.value,
+        reason=job.reason,
+        accelerator=job.accelerator or "|".join(job.spec.accelerators) or "any",
+        devices=job.spec.devices,
+        nodes=job.nodes if job.lease_id else (),
+        limit_uhs=job.limit_uhs,
+        held_uhs=job.held_uhs,
+        burned_uhs=job.burned_uhs,
+        burn_uhs_per_s=burn,
+        utilisation_ppm=session.utilisation_ppm if session is not None and burning else 0,
+        runway_us=reach_uhs * 1_000_000 // burn if burn else None,
+        attempts=job.attempts,
+        submitted_at_us=job.submitted_at_us,
+        started_at_us=job.started_at_us,
+        ended_at_us=job.ended_at_us,
+        settled=job.settled,
+        error=job.error,
+        result_ref=job.result_ref,
+        lease_id=job.lease_id,
+        revision=job.revision,
+    )
+
+
+def _jobs(core: Core, question: JobsOf, now_us: int) -> list[JobView]:
+    found: list[JobView] = []
+    for job in reversed(core.state.jobs.values()):
+        if len(found) >= question.limit:
+            break
+        mine = question.account_id in (None, job.account_id)
+        if mine and (not question.states or job.state.value in question.states):
+            found.append(job_view(core, job, now_us))
+    return found
+
+
+def _balance(core: Core, account: Account, now_us: int, *, lots: bool) -> BalanceView:
+    balance = core.book.balance(account.account_id, now_us=now_us)
+    burn = sum(
+        session.burn_uhs_per_s
+        for lease_id, session in core.state.sessions.items()
+        if core.state.leases[lease_id].account_id == account.account_id
+    )
+    plan = core.catalogue.plan(account.plan)
+    return BalanceView(
+        account_id=account.account_id,
+        name=account.name,
+        plan=account.plan,
+        tier=plan.name if plan is not None else account.plan,
+        posted_uhs=balance.posted_uhs,
+        free_uhs=balance.free_uhs,
+        held_uhs=balance.held_uhs,
+        debt_uhs=balance.debt_uhs,
+        credit_limit_uhs=balance.credit_limit_uhs,
+        burn_uhs_per_s=burn,
+        runway_us=balance.posted_uhs * 1_000_000 // burn if burn else None,
+        lots=tuple(_lot(lot) for lot in balance.lots) if lots else (),
+    )
+
+
+def _lot(lot: Lot) -> LotView:
+    return LotView(
+        lot_id=lot.lot_id,
+        origin=lot.terms.origin.value,
+        granted_uhs=lot.granted_uhs,
+        free_uhs=lot.free_uhs,
+        held_uhs=lot.held_uhs,
+        effective_at_us=lot.terms.effective_at_us,
+        expires_at_us=lot.terms.expires_at_us,
+        scope=scope_text(lot.terms.scope),
+        price_microcny=lot.terms.price_microcny,
+    )
+
+
+def scope_text(scope: Scope) -> str:
+    """A scope in words: "any", or "models llama-3 · accelerators H100, A100"."""
+    parts = (
+        ("services", tuple(service.value for service in scope.services)),
+        ("accelerators", scope.accelerators),
+        ("models", scope.models),
+        ("operators", scope.operators),
+    )
+    return " · ".join(f"{what} {', '.join(names)}" for what, names in parts if names) or "any"
+
+
+def _quote(core: Core, question: QuoteOf, now_us: int) -> QuoteView:
+    """The same rules as a submission, without one: what it says is what `submit` would do now."""
+    spec = question.spec
+    account = core.state.accounts[question.account_id]
+    job = Job(
+        job_id="quote",
+        account_id=account.account_id,
+        key_id=None,
+        spec=spec,
+        limit_uhs=spec.limit_uhs,
+        submitted_at_us=now_us,
+    )
+    refusal = jobs.why_not(core, job)
+    if refusal is not None:
+        return _refused_quote(spec, refusal)
+    names = spec.accelerators or core.tariffs.accelerators
+    accelerator = max(names, key=lambda name: holds.weight_of(core, spec, name))
+    weight = holds.weight_of(core, spec, accelerator)
+    burn = burn_per_s(devices=spec.devices, weight_ppm=weight, curve=core.tariffs.curve, utilisation_ppm=REFERENCE_PPM)
+    hold_uhs = holds.wanted_uhs(core, job)
+    free_uhs = core.book.free(account.account_id, now_us=now_us, use=holds.use_of(spec))
+    plan = core.catalogue.plan(account.plan)
+    price = plan.price_microcny_per_ct if plan is not None else 0
+    return QuoteView(
+        accelerator=accelerator,
+        devices=spec.devices,
+        burn_uhs_per_s=burn,
+        burn_max_uhs_per_s=burn_per_s(
+            devices=spec.devices, weight_ppm=weight, curve=core.tariffs.curve, utilisation_ppm=PPM
+        ),
+        burn_idle_uhs_per_s=burn_per_s(
+            devices=spec.devices, weight_ppm=weight, curve=core.tariffs.curve, utilisation_ppm=0
+        ),
+        hold_uhs=hold_uhs,
+        runtime_us=spec.limit_uhs * 1_000_000 // max(burn, 1),
+        cost_microcny=spec.limit_uhs * price // 3_600_000_000,
+        free_uhs=free_uhs,
+        affordable=free_uhs >= hold_uhs,
+        placeable_now=core.planner.could_place_now(leases.request_of(core, job)),
+        refusal="",
+    )
+
+
+def _refused_quote(spec: JobSpec, refusal: Refusal) -> QuoteView:
+    return QuoteView(
+        accelerator="|".join(spec.accelerators) or "any",
+        devices=spec.devices,
+        burn_uhs_per_s=0,
+        burn_max_uhs_per_s=0,
+        burn_idle_uhs_per_s=0,
+        hold_uhs=0,
+        runtime_us=0,
+        cost_microcny=0,
+        free_uhs=0,
+        affordable=False,
+        placeable_now=False,
+        refusal=refusal.message,
+    )
+
+
+def _key(key: Key) -> KeyView:
+    return KeyView(
+        key_id=key.key_id,
+        account_id=key.account_id,
+        secret_sha256=key.secret_sha256,
+        name=key.name,
+        operator=key.operator,
+        limit_uhs=key.limit_uhs,
+        spent_uhs=key.spent_uhs,
+        expires_at_us=key.expires_at_us,
+        revoked=key.revoked,
+    )
+
+
+def _nodes(core: Core) -> list[NodeView]:
+    on_node: dict[str, list[str]] = {}
+    for record in core.state.leases.values():
+        for share in record.lease.shares:
+            on_node.setdefault(share.node_id, []).append(record.lease.lease_id)
+    return [
+        NodeView(
+            node_id=node.node_id,
+            accelerator=node.accelerator,
+            pool=node.pool,
+            devices=node.devices,
+            free=node.free,
+            state=node.state,
+            dedicated_to=node.dedicated_to,
+            leases=tuple(on_node.get(node.node_id, ())),
+        )
+        for node in core.planner.nodes()
+    ]
+

@@ -1,0 +1,239 @@
+"""The placement gate: one total function from what happens to what is to be done about it.
+
+`Gate.handle(event, now_us)` is pure apart from the state it owns: no clock, no I/O, no randomness, nothing but integers.
+The live actor and a replay of its journal drive the same code to the same decisions, byte for byte; a difference is a bug.
+Money and placement are decided in the same step, so neither can leak without the other.
+
+Knows tokens, jobs, leases and devices; does not know Ray, journals, networks, or what a job does.
+Ideas: dask's worker state machine (events in, instructions out), TigerBeetle (idempotent for ever, refusals as values),
+RFC 8506 (two-phase credit control), Borg (one code base for the live and the simulated world).
+"""
+
+import hashlib
+from typing import Self, assert_never
+
+import msgspec
+
+from fabric.gate import jobs, leases, refusals, treasury
+from fabric.gate.answers import answer
+from fabric.gate.core import Core
+from fabric.gate.events import (
+    AnyEvent,
+    Authorize,
+    BuyBundle,
+    Cancel,
+    ClosePeriod,
+    Configure,
+    CreateKey,
+    Grant,
+    LeaseFinished,
+    LeaseRemoved,
+    LeaseSaved,
+    LeaseStarted,
+    Metered,
+    NodeDown,
+    NodeDrain,
+    NodeUp,
+    OpenAccount,
+    Pause,
+    RaiseLimit,
+    ReleaseHold,
+    Resume,
+    RevokeKey,
+    SettleHold,
+    Submit,
+    Subscribe,
+    Tick,
+    TopUp,
+    Unsubscribe,
+    UpdateHold,
+)
+from fabric.gate.instructions import Accepted, AnyInstruction, Decision, Outcome, RemoveLease, StartLease, StopLease
+from fabric.gate.questions import AnyAnswer, AnyQuestion
+from fabric.gate.state import Answered, GateState
+from fabric.ledger import Book
+from fabric.placement import Node, PlacementState
+
+_encode = msgspec.json.Encoder().encode
+_ACCEPTED = Accepted()
+
+
+class Gate:
+    """The state of tokens and accelerators, and the rules that change it."""
+
+    def __init__(self, state: GateState | None = None) -> None:
+        self._core = Core(state or GateState(book=Book(), placement=PlacementState()))
+
+    @property
+    def state(self) -> GateState:
+        """For looking at. Whoever changes it breaks the journal's promise."""
+        return self._core.state
+
+    def handle(self, event: AnyEvent, now_us: int) -> Decision:
+        """Apply one event and say what follows from it. Never raises for anything a client can send.
+
+        Args:
+            event: what happened.
+            now_us: µs since the epoch. A time before the last one counts as the last one.
+        """
+        core = self._core
+        core.begin(now_us)
+        request_id: str = getattr(event, "request_id", "")
+        if not request_id:
+            return self._decide(event)
+        known_as = f"{getattr(event, 'account_id', None) or ''}/{request_id}"
+        digest = hashlib.sha256(_encode(event)).digest()
+        if before := core.state.answered.get(known_as):
+            return Decision(outcome=before.outcome if before.digest == digest else _reused(request_id))
+        decision = self._decide(event)
+        core.state.answered[known_as] = Answered(digest, decision.outcome)
+        return decision
+
+    def ask(self, question: AnyQuestion, now_us: int) -> AnyAnswer:
+        """Look something up. Changes nothing."""
+        return answer(self._core, question, now_us)
+
+    def outstanding(self) -> tuple[AnyInstruction, ...]:
+        """The instructions whose end was not yet reported: what to say again to the adapter after a restart."""
+        said: list[AnyInstruction] = []
+        for record in self._core.state.leases.values():
+            if record.state == "removing":
+                said.append(RemoveLease(lease_id=record.lease.lease_id))
+                continue
+            said.append(StartLease(lease=record.lease))
+            if record.stop_reason is not None and record.deadline_us is not None:
+                said.append(
+                    StopLease(
+                        lease_id=record.lease.lease_id, reason=record.stop_reason.value, deadline_us=record.deadline_us
+                    )
+                )
+        return tuple(said)
+
+    def take_changed(self) -> tuple[str, ...]:
+        """Ids of the jobs that changed since the last call, in order: for those who watch."""
+        changed, self._core.changed = tuple(self._core.changed), {}
+        return changed
+
+    def check(self) -> None:
+        """Assert every invariant of the whole. Slow: for tests, and for an operator in doubt."""
+        state = self._core.state
+        state.book.check()
+        self._core.planner.check_invariants()
+        held_by_jobs = {job.hold_id: job.held_uhs for job in state.jobs.values() if job.hold_id is not None}
+        for hold_id, held_uhs in held_by_jobs.items():
+            assert state.book.held_uhs(hold_id) == held_uhs, f"hold {hold_id} and its job disagree"
+        for record in state.leases.values():
+            job = state.jobs[record.lease.job_id]
+            assert job.lease_id == record.lease.lease_id, f"lease {record.lease.lease_id} without its job"
+            assert job.hold_id is not None, f"lease {record.lease.lease_id} without a hold"
+        for job in state.jobs.values():
+            assert 0 <= job.burned_uhs <= job.limit_uhs, f"{job.job_id} burned beyond its limit"
+
+    def snapshot(self) -> bytes:
+        """The whole state; `restore` gives a gate that goes on as if nothing had been."""
+        return msgspec.msgpack.encode(self._core.state)
+
+    @classmethod
+    def restore(cls, state: bytes | None) -> Self:
+        """A gate from a snapshot, or a new one."""
+        return cls(msgspec.msgpack.decode(state, type=GateState) if state else None)
+
+    def _decide(self, event: AnyEvent) -> Decision:
+        core = self._core
+        outcome = self._apply(event)
+        for account_id in core.freed:
+            jobs.resume_waiting(core, account_id)
+        return Decision(
+            outcome=outcome,
+            transfers=core.book.drain(),
+            records=tuple(core.records),
+            instructions=tuple(core.instructions),
+        )
+
+    def _apply(self, event: AnyEvent) -> Outcome:  # noqa: C901, PLR0911, PLR0912, PLR0915 - a table, in the order of likelihood
+        core = self._core
+        match event:
+            case Authorize():
+                return treasury.authorize(core, event)
+            case UpdateHold():
+                return treasury.update_hold(core, event)
+            case SettleHold():
+                return treasury.settle_hold(core, event)
+            case ReleaseHold():
+                return treasury.release_hold(core, event)
+            case Submit():
+                return jobs.submit(core, event)
+            case Metered():
+                leases.metered(core, event)
+            case LeaseStarted():
+                leases.started(core, event)
+            case LeaseFinished():
+                leases.finished(core, event)
+            case LeaseSaved():
+                leases.saved(core, event)
+            case LeaseRemoved():
+                leases.removed(core, event)
+                leases.apply_plan(core)
+            case Tick():
+                self._tick()
+            case Cancel():
+                return jobs.cancel(core, event)
+            case Pause():
+                return jobs.pause(core, event)
+            case Resume():
+                return jobs.resume(core, event)
+            case RaiseLimit():
+                return jobs.raise_limit(core, event)
+            case TopUp():
+                return treasury.top_up(core, event)
+            case BuyBundle():
+                return treasury.buy_bundle(core, event)
+            case Grant():
+                return treasury.grant(core, event)
+            case Subscribe():
+                return treasury.subscribe(core, event)
+            case Unsubscribe():
+                return treasury.unsubscribe(core, event)
+            case OpenAccount():
+                return treasury.open_account(core, event)
+            case CreateKey():
+                return treasury.create_key(core, event)
+            case RevokeKey():
+                return treasury.revoke_key(core, event)
+            case Configure():
+                return treasury.configure(core, event)
+            case ClosePeriod():
+                return treasury.close_period(core, event)
+            case NodeUp():
+                core.planner.add_node(
+                    Node(
+                        node_id=event.node_id,
+                        accelerator=event.accelerator,
+                        devices=event.devices,
+                        pool=event.pool.value,
+                        dedicated_to=event.dedicated_to,
+                    ),
+                    now_us=core.now_us,
+                )
+                leases.apply_plan(core)
+            case NodeDown():
+                leases.node_down(core, event)
+            case NodeDrain():
+                leases.node_drain(core, event)
+            case _:
+                assert_never(event)
+        return _ACCEPTED
+
+    def _tick(self) -> None:
+        core = self._core
+        leases.overdue(core)
+        treasury.sweep(core)
+        leases.apply_plan(core)
+
+
+def _reused(request_id: str) -> Outcome:
+    return refusals.conflict(
+        f"request id {request_id!r} was used before for something else: use a new one",
+        code="request_id_reused",
+        request_id=request_id,
+    )

@@ -1,0 +1,167 @@
+"""The tokens behind jobs: how much is held, when more is asked for, and when a job must stop because it ends.
+
+A job has at most one hold. FULL holds the whole limit before the job is queued; ROLLING holds ten minutes at the worst
+burn and renews when a fifth is left. Either way the job is asked to checkpoint while what is held still covers the
+grace at the worst burn, and its deadline is the moment when the hold would be empty: it can't overdraw, whatever it does.
+"""
+
+from typing import Final
+
+from fabric.charging.rating import hold_for
+from fabric.gate import refusals
+from fabric.gate.core import Core
+from fabric.gate.events import HoldMode, JobSpec
+from fabric.gate.instructions import Refusal
+from fabric.gate.state import Job, Key, LeaseRecord
+from fabric.ledger import Refused
+from fabric.ledger.scopes import Use
+
+QUANTUM_US: Final = 600_000_000
+"""What a rolling hold covers at the worst burn."""
+RENEW_BELOW: Final = 5
+"""A rolling hold is renewed when one part in this many is left."""
+MARGIN_PART: Final = 5
+"""At most one part in this many of a job's limit is kept back for its grace."""
+
+
+def use_of(spec: JobSpec) -> Use:
+    """What the job's hold is for. "Any accelerator" may only be paid with tokens that are good on any."""
+    return Use(service=spec.service, accelerators=spec.accelerators)
+
+
+def worst_uhs(core: Core, spec: JobSpec, *, duration_us: int, weight_ppm: int | None = None) -> int:
+    """The most that the job can burn in so long, on the dearest of the types it accepts unless a weight is given."""
+    if weight_ppm is None:
+        names = spec.accelerators or core.tariffs.accelerators
+        weight_ppm = max(weight_of(core, spec, name) for name in names)
+    return hold_for(devices=spec.devices, duration_us=duration_us, weight_ppm=weight_ppm, curve=core.tariffs.curve)
+
+
+def weight_of(core: Core, spec: JobSpec, accelerator: str) -> int:
+    weight = core.tariffs.weight_ppm(
+        accelerator, service=spec.service, operator=core.state.operator, tier=None, at_us=core.now_us
+    )
+    assert weight is not None, accelerator
+    return weight
+
+
+def wanted_uhs(core: Core, job: Job) -> int:
+    """What the job's next hold must be."""
+    left_uhs = job.limit_uhs - job.burned_uhs
+    if job.spec.hold is HoldMode.FULL:
+        return left_uhs
+    return min(left_uhs, worst_uhs(core, job.spec, duration_us=QUANTUM_US))
+
+
+def take(core: Core, job: Job) -> Refusal | None:
+    """Hold the tokens for the job's next attempts, or say why not. A refusal changes nothing."""
+    wanted = wanted_uhs(core, job)
+    key = core.state.keys.get(job.key_id) if job.key_id else None
+    if key is not None and (refusal := _key_refuses(key, wanted)):
+        return refusal
+    hold_id = f"{job.job_id}#{job.holds + 1}"
+    answer = core.book.authorize(
+        job.account_id,
+        hold_id=hold_id,
+        amount_uhs=wanted,
+        use=use_of(job.spec),
+        now_us=core.now_us,
+        expires_at_us=None,
+    )
+    if isinstance(answer, Refused):
+        return refusals.from_ledger(answer, remedy="tokens=")
+    job.hold_id, job.holds = hold_id, job.holds + 1
+    _held(job, key, wanted)
+    return None
+
+
+def extend(core: Core, job: Job, *, amount_uhs: int, minimum_uhs: int | None = None) -> Refusal | int:
+    """More for the open hold: what was granted, which may be less where a minimum is given."""
+    assert job.hold_id is not None
+    key = core.state.keys.get(job.key_id) if job.key_id else None
+    if key is not None and key.limit_uhs is not None:
+        left = key.limit_uhs - key.spent_uhs - key.held_uhs
+        if left < (minimum_uhs or amount_uhs):
+            return _key_refuses(key, amount_uhs) or 0
+        amount_uhs = min(amount_uhs, left)
+    answer = core.book.extend(job.hold_id, amount_uhs=amount_uhs, now_us=core.now_us, minimum_uhs=minimum_uhs)
+    if isinstance(answer, Refused):
+        return refusals.from_ledger(answer, remedy="tokens=")
+    _held(job, key, answer.granted_uhs)
+    return answer.granted_uhs
+
+
+def capture(core: Core, job: Job, amount_uhs: int) -> int:
+    """Take what was burned off the hold: at most what is held. What was captured."""
+    if amount_uhs <= 0 or job.hold_id is None:
+        return 0
+    captured = core.book.capture(job.hold_id, amount_uhs=min(amount_uhs, job.held_uhs), now_us=core.now_us)
+    _spent(core, job, captured)
+    core.planner.note_usage(job.account_id, uhs=captured, now_us=core.now_us)
+    return captured
+
+
+def refund(core: Core, job: Job, amount_uhs: int) -> None:
+    """Give lost work back to the open hold, lot by lot in reverse."""
+    if amount_uhs > 0 and job.hold_id is not None:
+        core.book.refund(job.hold_id, amount_uhs=amount_uhs, now_us=core.now_us)
+        _spent(core, job, -amount_uhs)
+
+
+def close(core: Core, job: Job) -> None:
+    """The job no longer needs its hold: what is left is free again."""
+    if job.hold_id is None:
+        return
+    core.book.close(job.hold_id, now_us=core.now_us)
+    key = core.state.keys.get(job.key_id) if job.key_id else None
+    _held(job, key, -job.held_uhs)
+    job.hold_id = None
+    core.freed[job.account_id] = None
+
+
+def covered_until_us(core: Core, job: Job, record: LeaseRecord) -> int:
+    """When the hold would be empty if the job burned at its worst since it was last metered."""
+    assert record.started_at_us is not None
+    session = core.state.sessions[record.lease.lease_id]
+    worst_per_s = worst_uhs(core, job.spec, duration_us=1_000_000, weight_ppm=record.weight_ppm)
+    return record.started_at_us + session.metered_us + job.held_uhs * 1_000_000 // max(worst_per_s, 1)
+
+
+def margin_us(core: Core, job: Job, record: LeaseRecord) -> int:
+    """How long before the hold is empty the job is asked to checkpoint: its grace, but at most a fifth of its limit."""
+    worst_per_s = worst_uhs(core, job.spec, duration_us=1_000_000, weight_ppm=record.weight_ppm)
+    return min(job.spec.grace_us, job.limit_uhs * 1_000_000 // (MARGIN_PART * max(worst_per_s, 1)))
+
+
+def renew(core: Core, job: Job) -> None:
+    """Ask for the next quantum of a rolling hold when a fifth or less is left of this one."""
+    if job.spec.hold is not HoldMode.ROLLING:
+        return
+    quantum = worst_uhs(core, job.spec, duration_us=QUANTUM_US)
+    more = min(quantum, job.limit_uhs - job.burned_uhs - job.held_uhs)
+    if more > 0 and job.held_uhs * RENEW_BELOW <= quantum:
+        extend(core, job, amount_uhs=more, minimum_uhs=1)
+
+
+def _key_refuses(key: Key, amount_uhs: int) -> Refusal | None:
+    if key.limit_uhs is None:
+        return None
+    left = key.limit_uhs - key.spent_uhs - key.held_uhs
+    if amount_uhs <= left:
+        return None
+    return refusals.key_limit_reached(needed_uhs=amount_uhs, left_uhs=left, limit_uhs=key.limit_uhs)
+
+
+def _held(job: Job, key: Key | None, delta_uhs: int) -> None:
+    job.held_uhs += delta_uhs
+    if key is not None:
+        key.held_uhs += delta_uhs
+
+
+def _spent(core: Core, job: Job, delta_uhs: int) -> None:
+    job.held_uhs -= delta_uhs
+    job.burned_uhs += delta_uhs
+    key = core.state.keys.get(job.key_id) if job.key_id else None
+    if key is not None:
+        key.held_uhs -= delta_uhs
+        key.spent_uhs += delta_uhs

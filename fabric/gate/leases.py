@@ -1,0 +1,331 @@
+"""Leases: how a placed job gets its devices, is metered on them, and leaves them.
+
+An attempt ends in two steps. `finish` is when the job's code has ended (or lost the right to go on): its owner sees the
+result at once. `removed` is when nothing of the lease is left: only then is the last sample charged, the charging record
+closed, the rest of the hold freed, and are the devices anybody else's. Between the two lies no gap in which a device
+could be leased twice or a µHs escape.
+"""
+
+from typing import Final
+
+from fabric.charging.sessions import ChargingSession
+from fabric.gate import holds
+from fabric.gate.core import Core
+from fabric.gate.events import (
+    LeaseFinished,
+    LeaseOutcome,
+    LeaseRemoved,
+    LeaseSaved,
+    LeaseStarted,
+    Metered,
+    NodeDown,
+    NodeDrain,
+    Sample,
+)
+from fabric.gate.instructions import Lease, RemoveLease, Share, StartLease, StopLease
+from fabric.gate.lifecycle import AFTER_STOP, TERMINAL, JobState, StopReason, Trigger
+from fabric.gate.state import Job, LeaseRecord
+from fabric.placement import Evict, Placed
+from fabric.placement import Request as PlacementRequest
+
+SILENCE_US: Final = 10_000_000
+"""How long a running lease may go unmetered before the gap is charged as estimated."""
+ROUNDING_US: Final = 1_000_000
+"""What the last sample may miss of the lease's time without being charged: in the customer's favour."""
+LOSSES_IN_A_ROW: Final = 5
+"""How often an attempt may be lost before it started, until the job is given up as failed."""
+PLATFORM_FAULT: Final = (None, StopReason.EVICTED, StopReason.DRAINED)
+"""Stops after which work that was lost is refunded: the customer didn't ask for them."""
+
+
+def apply_plan(core: Core) -> None:
+    """Carry out what the planner decides now: new leases, and victims asked to make room."""
+    for step in core.planner.plan(now_us=core.now_us):
+        match step:
+            case Placed():
+                _start(core, core.state.jobs[step.job_id], step)
+            case Evict():
+                job = core.state.jobs[step.job_id]
+                assert job.lease_id is not None
+                stop(core, core.state.leases[job.lease_id], StopReason.EVICTED)
+
+
+def request_of(core: Core, job: Job) -> PlacementRequest:
+    spec = job.spec
+    plan = core.catalogue.plan(core.state.accounts[job.account_id].plan)
+    assert plan is not None
+    return PlacementRequest(
+        job_id=job.job_id,
+        account_id=job.account_id,
+        devices=spec.devices,
+        devices_per_node=spec.devices_per_node,
+        accelerators=spec.accelerators,
+        tier_rank=plan.tier_rank,
+        service=spec.service.value,
+        preemptible=spec.preemptible,
+        submitted_at_us=job.submitted_at_us,
+    )
+
+
+def started(core: Core, event: LeaseStarted) -> None:
+    """From here on it burns."""
+    record = core.state.leases.get(event.lease_id)
+    if record is None or record.state != "starting":
+        return
+    job = core.state.jobs[record.lease.job_id]
+    record.state, record.started_at_us = "running", core.now_us
+    job.losses = 0
+    if job.started_at_us is None:
+        job.started_at_us = core.now_us
+    core.state.sessions[event.lease_id] = _session(core, job, record)
+    core.planner.note_started(job.job_id, now_us=core.now_us)
+    core.move(job, Trigger.STARTED)
+    watch_runway(core, record)
+
+
+def metered(core: Core, event: Metered) -> None:
+    """Charge what the node agents saw, renew what runs low, stop what would run out."""
+    for sample in event.samples:
+        record = core.state.leases.get(sample.lease_id)
+        if record is None or record.started_at_us is None:
+            continue
+        _charge_sample(core, record, sample)
+        watch_runway(core, record)
+
+
+def watch_runway(core: Core, record: LeaseRecord) -> None:
+    """Ask for more, or ask the job to checkpoint while what is held still covers its grace."""
+    if record.state != "running":
+        return
+    job = core.state.jobs[record.lease.job_id]
+    holds.renew(core, job)
+    empty_at_us = holds.covered_until_us(core, job, record)
+    if core.now_us >= empty_at_us - holds.margin_us(core, job, record):
+        at_limit = job.burned_uhs + job.held_uhs >= job.limit_uhs
+        stop(core, record, StopReason.LIMIT_REACHED if at_limit else StopReason.OUT_OF_TOKENS)
+
+
+def stop(core: Core, record: LeaseRecord, reason: StopReason, *, grace_us: int | None = None) -> None:
+    """Ask the job to checkpoint by a deadline that what it holds still covers. A cancellation overrides other reasons."""
+    job = core.state.jobs[record.lease.job_id]
+    if record.state == "removing" or (record.state == "stopping" and reason is not StopReason.CANCELLED):
+        return
+    job.stopping_for = record.stop_reason = reason
+    if reason is StopReason.LIMIT_REACHED:
+        job.parked_limit_uhs = job.limit_uhs
+    if record.state == "starting":
+        finish(core, record, LeaseOutcome.LOST)
+        return
+    grace_us = job.spec.grace_us if grace_us is None else min(grace_us, job.spec.grace_us)
+    deadline_us = min(core.now_us + grace_us, max(holds.covered_until_us(core, job, record), core.now_us))
+    record.deadline_us = deadline_us if record.deadline_us is None else min(record.deadline_us, deadline_us)
+    record.state = "stopping"
+    core.move(job, Trigger.STOP, reason=reason.value)
+    core.instructions.append(
+        StopLease(lease_id=record.lease.lease_id, reason=reason.value, deadline_us=record.deadline_us)
+    )
+
+
+def finished(core: Core, event: LeaseFinished) -> None:
+    record = core.state.leases.get(event.lease_id)
+    if record is not None and record.state != "removing":
+        finish(core, record, event.outcome, error=event.error, result_ref=event.result_ref)
+
+
+def finish(
+    core: Core, record: LeaseRecord, outcome: LeaseOutcome, *, error: str = "", result_ref: str = ""
+) -> None:
+    """The attempt is over: decide what becomes of the job, and clear the devices."""
+    job = core.state.jobs[record.lease.job_id]
+    never_started = record.started_at_us is None
+    record.state, record.outcome, record.ended_at_us = "removing", outcome, core.now_us
+    core.instructions.append(RemoveLease(lease_id=record.lease.lease_id))
+    match outcome:
+        case LeaseOutcome.SUCCEEDED:
+            job.result_ref = result_ref
+            core.move(job, Trigger.SUCCEEDED)
+        case LeaseOutcome.FAILED if job.stopping_for is not StopReason.CANCELLED:
+            job.failures += 1
+            job.error, job.result_ref = error, result_ref
+            again = job.failures <= job.spec.max_retries
+            core.move(job, Trigger.REQUEUE if again else Trigger.FAILED, reason="" if again else _first_line(error))
+        case LeaseOutcome.LOST if job.stopping_for is None and never_started:
+            job.losses += 1
+            job.error = error
+            given_up = job.losses >= LOSSES_IN_A_ROW
+            core.move(job, Trigger.FAILED if given_up else Trigger.REQUEUE, reason=_first_line(error))
+        case LeaseOutcome.LOST if job.stopping_for is None:
+            core.move(job, Trigger.REQUEUE, reason="node_lost")
+        case _:
+            reason = job.stopping_for or StopReason.PAUSED
+            core.move(job, AFTER_STOP[reason], reason=reason.value)
+    job.stopping_for = None
+    if job.state in TERMINAL:
+        job.ended_at_us = core.now_us
+
+
+def removed(core: Core, event: LeaseRemoved) -> None:
+    """Nothing of the lease is left: charge its last sample, close its record, free its devices and its hold."""
+    record = core.state.leases.get(event.lease_id)
+    if record is None:
+        return
+    if record.state != "removing":
+        finish(core, record, LeaseOutcome.LOST, error="the lease was removed from outside")
+    job = core.state.jobs[record.lease.job_id]
+    if record.started_at_us is not None:
+        _close_session(core, job, record, event.final)
+    core.planner.release(job.job_id, now_us=core.now_us)
+    del core.state.leases[event.lease_id]
+    job.lease_id = None
+    core.touch(job)
+    after_lease(core, job)
+
+
+def after_lease(core: Core, job: Job) -> None:
+    """What becomes of a job that has no lease (any more): back to the queue, parked without a hold, or settled."""
+    if job.state is JobState.QUEUED:
+        core.planner.enqueue(request_of(core, job), now_us=core.now_us)
+        return
+    holds.close(core, job)
+    core.touch(job)
+    if job.state is JobState.PARKED:
+        core.state.parked.setdefault(job.account_id, []).append(job.job_id)
+    else:
+        job.settled = True
+
+
+def saved(core: Core, event: LeaseSaved) -> None:
+    """A checkpoint is durable: what was burned until now is no longer at risk."""
+    record = core.state.leases.get(event.lease_id)
+    session = core.state.sessions.get(event.lease_id)
+    if record is None or session is None:
+        return
+    session.mark_durable()
+    core.planner.note_checkpoint(record.lease.job_id, now_us=core.now_us, write_us=event.write_us, restore_us=0)
+
+
+def node_down(core: Core, event: NodeDown) -> None:
+    for job_id in core.planner.remove_node(event.node_id):
+        if record := _record_of(core, job_id):
+            if record.state == "removing":
+                continue
+            finish(core, record, LeaseOutcome.LOST, error=f"node {event.node_id} was lost")
+
+
+def node_drain(core: Core, event: NodeDrain) -> None:
+    for job_id in core.planner.drain_node(event.node_id):
+        if record := _record_of(core, job_id):
+            stop(core, record, StopReason.DRAINED, grace_us=event.grace_us)
+
+
+def overdue(core: Core) -> None:
+    """Deadlines that have passed, time limits, and leases that nobody has metered for too long."""
+    for record in list(core.state.leases.values()):
+        if record.state == "stopping" and record.deadline_us is not None and core.now_us >= record.deadline_us:
+            finish(core, record, LeaseOutcome.LOST, error="did not end within its grace")
+        elif record.state == "running":
+            _charge_silence(core, record)
+            watch_runway(core, record)
+            _watch_time_limit(core, record)
+
+
+def _start(core: Core, job: Job, placed: Placed) -> None:
+    core.state.leases_made += 1
+    job.attempts += 1
+    lease = Lease(
+        lease_id=f"{job.job_id}.{job.attempts}",
+        job_id=job.job_id,
+        account_id=job.account_id,
+        name=job.spec.name,
+        kind=job.spec.kind,
+        epoch=job.attempts,
+        accelerator=placed.accelerator,
+        shares=tuple(Share(node_id, devices) for node_id, devices in placed.shares),
+        payload=job.spec.payload,
+    )
+    weight_ppm = holds.weight_of(core, job.spec, placed.accelerator)
+    core.state.leases[lease.lease_id] = LeaseRecord(lease=lease, account_id=job.account_id, weight_ppm=weight_ppm)
+    job.lease_id, job.accelerator = lease.lease_id, placed.accelerator
+    job.nodes = tuple(node_id for node_id, _ in placed.shares)
+    core.move(job, Trigger.PLACE)
+    core.instructions.append(StartLease(lease=lease))
+
+
+def _session(core: Core, job: Job, record: LeaseRecord) -> ChargingSession:
+    return ChargingSession.open(
+        account_id=job.account_id,
+        job_id=job.job_id,
+        lease_id=record.lease.lease_id,
+        name=job.spec.name,
+        service=job.spec.service.value,
+        accelerator=record.lease.accelerator,
+        devices=job.spec.devices,
+        weight_ppm=record.weight_ppm,
+        tariff_version=core.tariffs.version,
+        curve=core.tariffs.curve,
+        started_at_us=core.now_us,
+    )
+
+
+def _charge_sample(core: Core, record: LeaseRecord, sample: Sample) -> None:
+    session = core.state.sessions[record.lease.lease_id]
+    until_us = core.now_us if record.ended_at_us is None else record.ended_at_us
+    due = session.extend(
+        seq=sample.seq,
+        window_us=sample.window_us,
+        busy_us=sample.busy_us,
+        estimated=sample.estimated,
+        now_us=until_us,
+    )
+    _charge(core, record, session, due)
+
+
+def _charge(core: Core, record: LeaseRecord, session: ChargingSession, due_uhs: int) -> None:
+    """Capture what is due; what the hold no longer covers is the operator's loss, never the customer's debt."""
+    if due_uhs > 0:
+        job = core.state.jobs[record.lease.job_id]
+        session.absorb(due_uhs - holds.capture(core, job, due_uhs))
+        core.touch(job)
+
+
+def _charge_silence(core: Core, record: LeaseRecord) -> None:
+    assert record.started_at_us is not None
+    session = core.state.sessions[record.lease.lease_id]
+    unmetered_us = core.now_us - record.started_at_us - session.metered_us
+    if unmetered_us > SILENCE_US:
+        _charge(core, record, session, session.gap(window_us=unmetered_us))
+
+
+def _close_session(core: Core, job: Job, record: LeaseRecord, final: Sample | None) -> None:
+    assert record.started_at_us is not None
+    assert record.ended_at_us is not None
+    if final is not None:
+        _charge_sample(core, record, final)
+    session = core.state.sessions.pop(record.lease.lease_id)
+    unmetered_us = record.ended_at_us - record.started_at_us - session.metered_us
+    if unmetered_us > (0 if final is None else ROUNDING_US):
+        _charge(core, record, session, session.gap(window_us=unmetered_us))
+    if record.outcome is LeaseOutcome.LOST and record.stop_reason in PLATFORM_FAULT:
+        holds.refund(core, job, session.refund_lost())
+    ended = record.outcome.value if record.outcome else ""
+    core.records.append(session.close(ended=ended, at_us=record.ended_at_us))
+    job.ran_us += record.ended_at_us - record.started_at_us
+
+
+def _watch_time_limit(core: Core, record: LeaseRecord) -> None:
+    job = core.state.jobs[record.lease.job_id]
+    assert record.started_at_us is not None
+    if job.spec.time_limit_us is None:
+        return
+    if job.ran_us + core.now_us - record.started_at_us >= job.spec.time_limit_us:
+        stop(core, record, StopReason.TIME_LIMIT)
+
+
+def _record_of(core: Core, job_id: str) -> LeaseRecord | None:
+    job = core.state.jobs[job_id]
+    return core.state.leases.get(job.lease_id) if job.lease_id else None
+
+
+def _first_line(error: str) -> str:
+    lines = error.strip().splitlines()
+    return lines[-1] if lines else ""

@@ -1,0 +1,89 @@
+"""The life of a job as a table: which trigger leads from which state to which, and nothing else does.
+
+            ┌────────────── lost, evicted ──────────────┐
+            ▼                                           │
+    submit ▸ QUEUED ─place▸ STARTING ─started▸ RUNNING ─stop▸ STOPPING ─saved▸ PARKED ─resume▸ QUEUED
+                                                │                │
+                                                └─ succeeded, failed, cancelled ─▸ (terminal)
+
+A job that is asked to stop may still finish on its own: what it did counts, so STOPPING leads to SUCCEEDED too.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    """Its tokens are held; it waits for devices."""
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    """Asked to checkpoint; it has until its deadline."""
+    PARKED = "parked"
+    """Saved and off its devices, waiting for tokens, a raised limit, or a word from its owner."""
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Trigger(StrEnum):
+    PLACE = "place"
+    STARTED = "started"
+    STOP = "stop"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    REQUEUE = "requeue"
+    """The attempt is over, the job is not: evicted, lost with its node, or tried again."""
+    PARK = "park"
+    RESUME = "resume"
+
+
+TERMINAL: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+ON_DEVICES: Final = frozenset({JobState.STARTING, JobState.RUNNING, JobState.STOPPING})
+
+TRANSITIONS: Final[dict[tuple[JobState, Trigger], JobState]] = {
+    (JobState.QUEUED, Trigger.PLACE): JobState.STARTING,
+    (JobState.QUEUED, Trigger.PARK): JobState.PARKED,
+    (JobState.QUEUED, Trigger.CANCELLED): JobState.CANCELLED,
+    (JobState.STARTING, Trigger.STARTED): JobState.RUNNING,
+    (JobState.PARKED, Trigger.RESUME): JobState.QUEUED,
+    (JobState.PARKED, Trigger.CANCELLED): JobState.CANCELLED,
+    **{
+        (on_devices, trigger): target
+        for on_devices in (JobState.STARTING, JobState.RUNNING, JobState.STOPPING)
+        for trigger, target in (
+            (Trigger.STOP, JobState.STOPPING),
+            (Trigger.SUCCEEDED, JobState.SUCCEEDED),
+            (Trigger.FAILED, JobState.FAILED),
+            (Trigger.CANCELLED, JobState.CANCELLED),
+            (Trigger.REQUEUE, JobState.QUEUED),
+            (Trigger.PARK, JobState.PARKED),
+        )
+    },
+}
+
+
+class StopReason(StrEnum):
+    """Why a job is asked to stop. All arrive at the job as one thing: checkpoint and end."""
+
+    EVICTED = "evicted"
+    LIMIT_REACHED = "limit_reached"
+    OUT_OF_TOKENS = "out_of_tokens"
+    CANCELLED = "cancelled"
+    PAUSED = "paused"
+    DRAINED = "drained"
+    TIME_LIMIT = "time_limit"
+
+
+AFTER_STOP: Final[dict[StopReason, Trigger]] = {
+    StopReason.EVICTED: Trigger.REQUEUE,
+    StopReason.DRAINED: Trigger.REQUEUE,
+    StopReason.LIMIT_REACHED: Trigger.PARK,
+    StopReason.OUT_OF_TOKENS: Trigger.PARK,
+    StopReason.PAUSED: Trigger.PARK,
+    StopReason.TIME_LIMIT: Trigger.PARK,
+    StopReason.CANCELLED: Trigger.CANCELLED,
+}
+"""What becomes of a job that stopped because it was asked to."""

@@ -1,0 +1,59 @@
+"""Every no the gate says: a stable code, the HTTP status it becomes, and a sentence with the number, the limit, the remedy."""
+
+from fabric.gate.instructions import Refusal
+from fabric.units import UHS_PER_CT, format_ct
+
+
+def insufficient_tokens(*, needed_uhs: int, free_uhs: int, out_of_scope_uhs: int = 0, remedy: str = "") -> Refusal:
+    """The account does not cover a hold. Needs are shown rounded up and what is free rounded down, so that following
+    the advice to the letter works."""
+    short_uhs = needed_uhs - free_uhs
+    needed, free = format_ct(needed_uhs, round_up=True), format_ct(free_uhs)
+    short = format_ct(short_uhs, round_up=True)
+    elsewhere = f" ({format_ct(out_of_scope_uhs)} more are bound to other uses)" if out_of_scope_uhs else ""
+    lower = f" or lower {remedy} to {free}" if remedy and free_uhs >= UHS_PER_CT // 10_000 else ""
+    return Refusal(
+        code="insufficient_tokens",
+        http_status=402,
+        message=f"needs {needed} tokens, {free} free{elsewhere}: top up {short}{lower}",
+        facts={
+            "needed_uhs": needed_uhs,
+            "free_uhs": free_uhs,
+            "short_uhs": short_uhs,
+            "free_out_of_scope_uhs": out_of_scope_uhs,
+        },
+    )
+
+
+def key_limit_reached(*, needed_uhs: int, left_uhs: int, limit_uhs: int) -> Refusal:
+    return Refusal(
+        code="key_limit_reached",
+        http_status=402,
+        message=(
+            f"needs {format_ct(needed_uhs, round_up=True)} tokens, but this key has {format_ct(left_uhs)} left of its limit"
+            f" of {format_ct(limit_uhs)}: lower tokens= or use a key with a higher limit"
+        ),
+        facts={"needed_uhs": needed_uhs, "left_uhs": left_uhs, "limit_uhs": limit_uhs},
+    )
+
+
+def not_found(what: str, name: str) -> Refusal:
+    return Refusal(code="not_found", http_status=404, message=f"there is no {what} {name!r}", facts={what: name})
+
+
+def invalid(message: str, *, code: str = "invalid_request", **facts: str | int | bool | None) -> Refusal:
+    return Refusal(code=code, http_status=400, message=message, facts=facts)
+
+
+def conflict(message: str, *, code: str = "conflict", **facts: str | int | bool | None) -> Refusal:
+    return Refusal(code=code, http_status=409, message=message, facts=facts)
+
+
+def unknown_accelerator(given: str, known: tuple[str, ...]) -> Refusal:
+    types = ", ".join(known) or "none yet"
+    return invalid(
+        f"there is no accelerator {given!r} here: choose of {types}, or 'any'",
+        code="unknown_accelerator",
+        given=given,
+        known=types,
+    )

@@ -1,0 +1,143 @@
+"""Everything the gate remembers, as plain data: what a snapshot holds.
+
+Nothing here refers to another object but by id, so that encoding and decoding it gives the same state. What can be
+derived (who waits in which queue, which nodes have room) is rebuilt from it.
+"""
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from fabric.charging.catalogue import Catalogue
+from fabric.charging.sessions import ChargingSession
+from fabric.charging.tariffs import Tariffs
+from fabric.gate.events import JobSpec, LeaseOutcome
+from fabric.gate.instructions import Lease, Outcome
+from fabric.gate.lifecycle import JobState, StopReason
+from fabric.ledger import Book
+from fabric.placement import PlacementState
+
+
+@dataclass(slots=True, kw_only=True)
+class Account:
+    """A customer."""
+
+    account_id: str
+    name: str
+    plan: str
+    opened_at_us: int
+    entitlements: dict[str, int] = field(default_factory=dict)
+    """What bundles gave besides compute tokens, by asset."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Key:
+    """An API key, as far as the gate needs to know it."""
+
+    key_id: str
+    account_id: str
+    secret_sha256: str
+    name: str
+    operator: bool
+    limit_uhs: int | None
+    expires_at_us: int | None
+    spent_uhs: int = 0
+    held_uhs: int = 0
+    revoked: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """A job from its submission on; kept after its end, for its owner to look at."""
+
+    job_id: str
+    account_id: str
+    key_id: str | None
+    spec: JobSpec
+    limit_uhs: int
+    submitted_at_us: int
+    state: JobState = JobState.QUEUED
+    reason: str = ""
+    hold_id: str | None = None
+    holds: int = 0
+    held_uhs: int = 0
+    burned_uhs: int = 0
+    attempts: int = 0
+    failures: int = 0
+    losses: int = 0
+    """Attempts in a row that the platform lost before they started."""
+    ran_us: int = 0
+    parked_limit_uhs: int = 0
+    """The limit it was last stopped at: it goes on only with a higher one."""
+    resume_asked: bool = False
+    lease_id: str | None = None
+    """The lease it is on, until nothing of that is left: after the job's end, until `settled`."""
+    stopping_for: StopReason | None = None
+    started_at_us: int | None = None
+    ended_at_us: int | None = None
+    settled: bool = False
+    error: str = ""
+    result_ref: str = ""
+    accelerator: str = ""
+    nodes: tuple[str, ...] = ()
+    revision: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class LeaseRecord:
+    """A lease from its placement until nothing of it is left."""
+
+    lease: Lease
+    account_id: str
+    weight_ppm: int
+    state: str = "starting"
+    """starting | running | stopping | removing"""
+    started_at_us: int | None = None
+    ended_at_us: int | None = None
+    deadline_us: int | None = None
+    stop_reason: StopReason | None = None
+    outcome: LeaseOutcome | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class SubscriptionRecord:
+    """A subscription that grants tokens every cycle."""
+
+    account_id: str
+    subscription: str
+    started_at_us: int
+    index: int
+    """The cycle that was last granted, from 0."""
+    next_at_us: int
+    ending: bool = False
+
+
+class Answered(msgspec.Struct, frozen=True, array_like=True):
+    """The answer a request id got, and what it asked: kept forever."""
+
+    digest: bytes
+    outcome: Outcome
+
+
+@dataclass(slots=True, kw_only=True)
+class GateState:
+    """The whole of it."""
+
+    book: Book
+    placement: PlacementState
+    tariffs: Tariffs | None = None
+    catalogue: Catalogue | None = None
+    operator: str = "op"
+    now_us: int = 0
+    revision: int = 0
+    leases_made: int = 0
+    lots_made: int = 0
+    accounts: dict[str, Account] = field(default_factory=dict)
+    keys: dict[str, Key] = field(default_factory=dict)
+    jobs: dict[str, Job] = field(default_factory=dict)
+    leases: dict[str, LeaseRecord] = field(default_factory=dict)
+    sessions: dict[str, ChargingSession] = field(default_factory=dict)
+    parked: dict[str, list[str]] = field(default_factory=dict)
+    """Jobs that wait for tokens, by account, in the order they were parked."""
+    subscriptions: list[SubscriptionRecord] = field(default_factory=list)
+    answered: dict[str, Answered] = field(default_factory=dict)
