@@ -1,0 +1,719 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Accepted(_message.Message):
+    __slots__ = ("granted_uhs", "held_uhs", "final", "facts_json")
+    GRANTED_UHS_FIELD_NUMBER: _ClassVar[int]
+    HELD_UHS_FIELD_NUMBER: _ClassVar[int]
+    FINAL_FIELD_NUMBER: _ClassVar[int]
+    FACTS_JSON_FIELD_NUMBER: _ClassVar[int]
+    granted_uhs: int
+    held_uhs: int
+    final: bool
+    facts_json: str
+    def __init__(self, granted_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., final: _Optional[bool] = ..., facts_json: _Optional[str] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("data", "sha256")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    sha256: str
+    def __init__(self, data: _Optional[bytes] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class Document(_message.Message):
+    __slots__ = ("json",)
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    json: bytes
+    def __init__(self, json: _Optional[bytes] = ...) -> None: ...
+
+class Scope(_message.Message):
+    __slots__ = ("services", "accelerators", "models", "operators")
+    SERVICES_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATORS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    OPERATORS_FIELD_NUMBER: _ClassVar[int]
+    services: _containers.RepeatedScalarFieldContainer[str]
+    accelerators: _containers.RepeatedScalarFieldContainer[str]
+    models: _containers.RepeatedScalarFieldContainer[str]
+    operators: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, services: _Optional[_Iterable[str]] = ..., accelerators: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[str]] = ..., operators: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class JobSpec(_message.Message):
+    __slots__ = ("name", "kind", "service", "accelerators", "devices", "devices_per_node", "limit_uhs", "hold", "preemptible", "grace_us", "time_limit_us", "max_retries")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATORS_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_PER_NODE_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_UHS_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIBLE_FIELD_NUMBER: _ClassVar[int]
+    GRACE_US_FIELD_NUMBER: _ClassVar[int]
+    TIME_LIMIT_US_FIELD_NUMBER: _ClassVar[int]
+    MAX_RETRIES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: str
+    service: str
+    accelerators: _containers.RepeatedScalarFieldContainer[str]
+    devices: int
+    devices_per_node: int
+    limit_uhs: int
+    hold: str
+    preemptible: bool
+    grace_us: int
+    time_limit_us: int
+    max_retries: int
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., service: _Optional[str] = ..., accelerators: _Optional[_Iterable[str]] = ..., devices: _Optional[int] = ..., devices_per_node: _Optional[int] = ..., limit_uhs: _Optional[int] = ..., hold: _Optional[str] = ..., preemptible: _Optional[bool] = ..., grace_us: _Optional[int] = ..., time_limit_us: _Optional[int] = ..., max_retries: _Optional[int] = ...) -> None: ...
+
+class Payload(_message.Message):
+    __slots__ = ("function", "function_sha256", "command", "working_dir_sha256", "env", "runtime_env_json")
+    class EnvEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    FUNCTION_FIELD_NUMBER: _ClassVar[int]
+    FUNCTION_SHA256_FIELD_NUMBER: _ClassVar[int]
+    COMMAND_FIELD_NUMBER: _ClassVar[int]
+    WORKING_DIR_SHA256_FIELD_NUMBER: _ClassVar[int]
+    ENV_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_ENV_JSON_FIELD_NUMBER: _ClassVar[int]
+    function: bytes
+    function_sha256: str
+    command: _containers.RepeatedScalarFieldContainer[str]
+    working_dir_sha256: str
+    env: _containers.ScalarMap[str, str]
+    runtime_env_json: str
+    def __init__(self, function: _Optional[bytes] = ..., function_sha256: _Optional[str] = ..., command: _Optional[_Iterable[str]] = ..., working_dir_sha256: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., runtime_env_json: _Optional[str] = ...) -> None: ...
+
+class SubmitRequest(_message.Message):
+    __slots__ = ("request_id", "spec", "payload")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    spec: JobSpec
+    payload: Payload
+    def __init__(self, request_id: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., payload: _Optional[_Union[Payload, _Mapping]] = ...) -> None: ...
+
+class SubmitReply(_message.Message):
+    __slots__ = ("job_id", "held_uhs", "facts_json")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    HELD_UHS_FIELD_NUMBER: _ClassVar[int]
+    FACTS_JSON_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    held_uhs: int
+    facts_json: str
+    def __init__(self, job_id: _Optional[str] = ..., held_uhs: _Optional[int] = ..., facts_json: _Optional[str] = ...) -> None: ...
+
+class QuoteRequest(_message.Message):
+    __slots__ = ("spec",)
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    spec: JobSpec
+    def __init__(self, spec: _Optional[_Union[JobSpec, _Mapping]] = ...) -> None: ...
+
+class QuoteReply(_message.Message):
+    __slots__ = ("accelerator", "devices", "burn_uhs_per_s", "burn_max_uhs_per_s", "burn_idle_uhs_per_s", "hold_uhs", "runtime_us", "cost_microcny", "free_uhs", "affordable", "placeable_now", "refusal")
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    BURN_UHS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    BURN_MAX_UHS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    BURN_IDLE_UHS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    HOLD_UHS_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_US_FIELD_NUMBER: _ClassVar[int]
+    COST_MICROCNY_FIELD_NUMBER: _ClassVar[int]
+    FREE_UHS_FIELD_NUMBER: _ClassVar[int]
+    AFFORDABLE_FIELD_NUMBER: _ClassVar[int]
+    PLACEABLE_NOW_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    accelerator: str
+    devices: int
+    burn_uhs_per_s: int
+    burn_max_uhs_per_s: int
+    burn_idle_uhs_per_s: int
+    hold_uhs: int
+    runtime_us: int
+    cost_microcny: int
+    free_uhs: int
+    affordable: bool
+    placeable_now: bool
+    refusal: str
+    def __init__(self, accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., burn_max_uhs_per_s: _Optional[int] = ..., burn_idle_uhs_per_s: _Optional[int] = ..., hold_uhs: _Optional[int] = ..., runtime_us: _Optional[int] = ..., cost_microcny: _Optional[int] = ..., free_uhs: _Optional[int] = ..., affordable: _Optional[bool] = ..., placeable_now: _Optional[bool] = ..., refusal: _Optional[str] = ...) -> None: ...
+
+class Job(_message.Message):
+    __slots__ = ("job_id", "account_id", "name", "kind", "state", "reason", "accelerator", "devices", "nodes", "limit_uhs", "held_uhs", "burned_uhs", "burn_uhs_per_s", "utilisation_ppm", "runway_us", "attempts", "submitted_at_us", "started_at_us", "ended_at_us", "settled", "error", "result_ref", "lease_id", "revision")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_UHS_FIELD_NUMBER: _ClassVar[int]
+    HELD_UHS_FIELD_NUMBER: _ClassVar[int]
+    BURNED_UHS_FIELD_NUMBER: _ClassVar[int]
+    BURN_UHS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    UTILISATION_PPM_FIELD_NUMBER: _ClassVar[int]
+    RUNWAY_US_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    SUBMITTED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    ENDED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    RESULT_REF_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    account_id: str
+    name: str
+    kind: str
+    state: str
+    reason: str
+    accelerator: str
+    devices: int
+    nodes: _containers.RepeatedScalarFieldContainer[str]
+    limit_uhs: int
+    held_uhs: int
+    burned_uhs: int
+    burn_uhs_per_s: int
+    utilisation_ppm: int
+    runway_us: int
+    attempts: int
+    submitted_at_us: int
+    started_at_us: int
+    ended_at_us: int
+    settled: bool
+    error: str
+    result_ref: str
+    lease_id: str
+    revision: int
+    def __init__(self, job_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., limit_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., burned_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., utilisation_ppm: _Optional[int] = ..., runway_us: _Optional[int] = ..., attempts: _Optional[int] = ..., submitted_at_us: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., settled: _Optional[bool] = ..., error: _Optional[str] = ..., result_ref: _Optional[str] = ..., lease_id: _Optional[str] = ..., revision: _Optional[int] = ...) -> None: ...
+
+class GetJobRequest(_message.Message):
+    __slots__ = ("job_id",)
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+
+class ListJobsRequest(_message.Message):
+    __slots__ = ("states", "limit")
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    states: _containers.RepeatedScalarFieldContainer[str]
+    limit: int
+    def __init__(self, states: _Optional[_Iterable[str]] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ListJobsReply(_message.Message):
+    __slots__ = ("jobs",)
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[Job]
+    def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ...) -> None: ...
+
+class WatchJobsRequest(_message.Message):
+    __slots__ = ("after_revision", "job_id", "results")
+    AFTER_REVISION_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    after_revision: int
+    job_id: str
+    results: bool
+    def __init__(self, after_revision: _Optional[int] = ..., job_id: _Optional[str] = ..., results: _Optional[bool] = ...) -> None: ...
+
+class JobUpdate(_message.Message):
+    __slots__ = ("revision", "job", "result")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    job: Job
+    result: bytes
+    def __init__(self, revision: _Optional[int] = ..., job: _Optional[_Union[Job, _Mapping]] = ..., result: _Optional[bytes] = ...) -> None: ...
+
+class CancelRequest(_message.Message):
+    __slots__ = ("request_id", "job_id")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    job_id: str
+    def __init__(self, request_id: _Optional[str] = ..., job_id: _Optional[str] = ...) -> None: ...
+
+class PauseRequest(_message.Message):
+    __slots__ = ("request_id", "job_id")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    job_id: str
+    def __init__(self, request_id: _Optional[str] = ..., job_id: _Optional[str] = ...) -> None: ...
+
+class ResumeRequest(_message.Message):
+    __slots__ = ("request_id", "job_id")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    job_id: str
+    def __init__(self, request_id: _Optional[str] = ..., job_id: _Optional[str] = ...) -> None: ...
+
+class RaiseLimitRequest(_message.Message):
+    __slots__ = ("request_id", "job_id", "limit_uhs")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_UHS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    job_id: str
+    limit_uhs: int
+    def __init__(self, request_id: _Optional[str] = ..., job_id: _Optional[str] = ..., limit_uhs: _Optional[int] = ...) -> None: ...
+
+class LogsRequest(_message.Message):
+    __slots__ = ("job_id", "offsets", "follow")
+    class OffsetsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    offsets: _containers.ScalarMap[str, int]
+    follow: bool
+    def __init__(self, job_id: _Optional[str] = ..., offsets: _Optional[_Mapping[str, int]] = ..., follow: _Optional[bool] = ...) -> None: ...
+
+class LogChunk(_message.Message):
+    __slots__ = ("rank", "attempt", "offset", "data", "end")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    attempt: int
+    offset: int
+    data: bytes
+    end: bool
+    def __init__(self, rank: _Optional[int] = ..., attempt: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., end: _Optional[bool] = ...) -> None: ...
+
+class ResultRequest(_message.Message):
+    __slots__ = ("job_id",)
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+
+class PutBlobReply(_message.Message):
+    __slots__ = ("sha256", "size")
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    sha256: str
+    size: int
+    def __init__(self, sha256: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+
+class BalanceRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Lot(_message.Message):
+    __slots__ = ("lot_id", "origin", "granted_uhs", "free_uhs", "held_uhs", "effective_at_us", "expires_at_us", "scope", "price_microcny")
+    LOT_ID_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    GRANTED_UHS_FIELD_NUMBER: _ClassVar[int]
+    FREE_UHS_FIELD_NUMBER: _ClassVar[int]
+    HELD_UHS_FIELD_NUMBER: _ClassVar[int]
+    EFFECTIVE_AT_US_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_US_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    PRICE_MICROCNY_FIELD_NUMBER: _ClassVar[int]
+    lot_id: str
+    origin: str
+    granted_uhs: int
+    free_uhs: int
+    held_uhs: int
+    effective_at_us: int
+    expires_at_us: int
+    scope: str
+    price_microcny: int
+    def __init__(self, lot_id: _Optional[str] = ..., origin: _Optional[str] = ..., granted_uhs: _Optional[int] = ..., free_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., effective_at_us: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., scope: _Optional[str] = ..., price_microcny: _Optional[int] = ...) -> None: ...
+
+class BalanceReply(_message.Message):
+    __slots__ = ("account_id", "name", "plan", "tier", "posted_uhs", "free_uhs", "held_uhs", "debt_uhs", "credit_limit_uhs", "burn_uhs_per_s", "runway_us", "lots")
+    ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    POSTED_UHS_FIELD_NUMBER: _ClassVar[int]
+    FREE_UHS_FIELD_NUMBER: _ClassVar[int]
+    HELD_UHS_FIELD_NUMBER: _ClassVar[int]
+    DEBT_UHS_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_LIMIT_UHS_FIELD_NUMBER: _ClassVar[int]
+    BURN_UHS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    RUNWAY_US_FIELD_NUMBER: _ClassVar[int]
+    LOTS_FIELD_NUMBER: _ClassVar[int]
+    account_id: str
+    name: str
+    plan: str
+    tier: str
+    posted_uhs: int
+    free_uhs: int
+    held_uhs: int
+    debt_uhs: int
+    credit_limit_uhs: int
+    burn_uhs_per_s: int
+    runway_us: int
+    lots: _containers.RepeatedCompositeFieldContainer[Lot]
+    def __init__(self, account_id: _Optional[str] = ..., name: _Optional[str] = ..., plan: _Optional[str] = ..., tier: _Optional[str] = ..., posted_uhs: _Optional[int] = ..., free_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., debt_uhs: _Optional[int] = ..., credit_limit_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., runway_us: _Optional[int] = ..., lots: _Optional[_Iterable[_Union[Lot, _Mapping]]] = ...) -> None: ...
+
+class TopUpRequest(_message.Message):
+    __slots__ = ("request_id", "amount_uhs", "payment_ref")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_UHS_FIELD_NUMBER: _ClassVar[int]
+    PAYMENT_REF_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    amount_uhs: int
+    payment_ref: str
+    def __init__(self, request_id: _Optional[str] = ..., amount_uhs: _Optional[int] = ..., payment_ref: _Optional[str] = ...) -> None: ...
+
+class BuyBundleRequest(_message.Message):
+    __slots__ = ("request_id", "bundle", "payment_ref")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    PAYMENT_REF_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    bundle: str
+    payment_ref: str
+    def __init__(self, request_id: _Optional[str] = ..., bundle: _Optional[str] = ..., payment_ref: _Optional[str] = ...) -> None: ...
+
+class SubscribeRequest(_message.Message):
+    __slots__ = ("request_id", "subscription")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SUBSCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    subscription: str
+    def __init__(self, request_id: _Optional[str] = ..., subscription: _Optional[str] = ...) -> None: ...
+
+class UnsubscribeRequest(_message.Message):
+    __slots__ = ("request_id", "subscription")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SUBSCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    subscription: str
+    def __init__(self, request_id: _Optional[str] = ..., subscription: _Optional[str] = ...) -> None: ...
+
+class UsageRequest(_message.Message):
+    __slots__ = ("job_id", "from_us", "until_us")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    FROM_US_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_US_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    from_us: int
+    until_us: int
+    def __init__(self, job_id: _Optional[str] = ..., from_us: _Optional[int] = ..., until_us: _Optional[int] = ...) -> None: ...
+
+class Cdr(_message.Message):
+    __slots__ = ("cdr_id", "account_id", "job_id", "lease_id", "name", "service", "accelerator", "devices", "started_at_us", "ended_at_us", "metered_us", "busy_us", "estimated_us", "tariff_version", "weight_ppm", "charged_uhs", "refunded_uhs", "absorbed_uhs", "ended")
+    CDR_ID_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    ENDED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    METERED_US_FIELD_NUMBER: _ClassVar[int]
+    BUSY_US_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATED_US_FIELD_NUMBER: _ClassVar[int]
+    TARIFF_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_PPM_FIELD_NUMBER: _ClassVar[int]
+    CHARGED_UHS_FIELD_NUMBER: _ClassVar[int]
+    REFUNDED_UHS_FIELD_NUMBER: _ClassVar[int]
+    ABSORBED_UHS_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    cdr_id: str
+    account_id: str
+    job_id: str
+    lease_id: str
+    name: str
+    service: str
+    accelerator: str
+    devices: int
+    started_at_us: int
+    ended_at_us: int
+    metered_us: int
+    busy_us: int
+    estimated_us: int
+    tariff_version: int
+    weight_ppm: int
+    charged_uhs: int
+    refunded_uhs: int
+    absorbed_uhs: int
+    ended: str
+    def __init__(self, cdr_id: _Optional[str] = ..., account_id: _Optional[str] = ..., job_id: _Optional[str] = ..., lease_id: _Optional[str] = ..., name: _Optional[str] = ..., service: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., metered_us: _Optional[int] = ..., busy_us: _Optional[int] = ..., estimated_us: _Optional[int] = ..., tariff_version: _Optional[int] = ..., weight_ppm: _Optional[int] = ..., charged_uhs: _Optional[int] = ..., refunded_uhs: _Optional[int] = ..., absorbed_uhs: _Optional[int] = ..., ended: _Optional[str] = ...) -> None: ...
+
+class StatementRequest(_message.Message):
+    __slots__ = ("from_us", "until_us")
+    FROM_US_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_US_FIELD_NUMBER: _ClassVar[int]
+    from_us: int
+    until_us: int
+    def __init__(self, from_us: _Optional[int] = ..., until_us: _Optional[int] = ...) -> None: ...
+
+class PricesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReceiptsRequest(_message.Message):
+    __slots__ = ("job_id",)
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+
+class ExportRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class AuthorizeRequest(_message.Message):
+    __slots__ = ("request_id", "hold_id", "amount_uhs", "service", "accelerators", "models", "operators", "ttl_us", "minimum_uhs")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    HOLD_ID_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_UHS_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATORS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    OPERATORS_FIELD_NUMBER: _ClassVar[int]
+    TTL_US_FIELD_NUMBER: _ClassVar[int]
+    MINIMUM_UHS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    hold_id: str
+    amount_uhs: int
+    service: str
+    accelerators: _containers.RepeatedScalarFieldContainer[str]
+    models: _containers.RepeatedScalarFieldContainer[str]
+    operators: _containers.RepeatedScalarFieldContainer[str]
+    ttl_us: int
+    minimum_uhs: int
+    def __init__(self, request_id: _Optional[str] = ..., hold_id: _Optional[str] = ..., amount_uhs: _Optional[int] = ..., service: _Optional[str] = ..., accelerators: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[str]] = ..., operators: _Optional[_Iterable[str]] = ..., ttl_us: _Optional[int] = ..., minimum_uhs: _Optional[int] = ...) -> None: ...
+
+class UpdateHoldRequest(_message.Message):
+    __slots__ = ("hold_id", "seq", "used_uhs", "more_uhs", "ttl_us")
+    HOLD_ID_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    USED_UHS_FIELD_NUMBER: _ClassVar[int]
+    MORE_UHS_FIELD_NUMBER: _ClassVar[int]
+    TTL_US_FIELD_NUMBER: _ClassVar[int]
+    hold_id: str
+    seq: int
+    used_uhs: int
+    more_uhs: int
+    ttl_us: int
+    def __init__(self, hold_id: _Optional[str] = ..., seq: _Optional[int] = ..., used_uhs: _Optional[int] = ..., more_uhs: _Optional[int] = ..., ttl_us: _Optional[int] = ...) -> None: ...
+
+class SettleHoldRequest(_message.Message):
+    __slots__ = ("hold_id", "seq", "used_uhs")
+    HOLD_ID_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    USED_UHS_FIELD_NUMBER: _ClassVar[int]
+    hold_id: str
+    seq: int
+    used_uhs: int
+    def __init__(self, hold_id: _Optional[str] = ..., seq: _Optional[int] = ..., used_uhs: _Optional[int] = ...) -> None: ...
+
+class ReleaseHoldRequest(_message.Message):
+    __slots__ = ("hold_id", "seq")
+    HOLD_ID_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    hold_id: str
+    seq: int
+    def __init__(self, hold_id: _Optional[str] = ..., seq: _Optional[int] = ...) -> None: ...
+
+class CreateKeyRequest(_message.Message):
+    __slots__ = ("request_id", "secret_sha256", "name", "operator", "limit_uhs", "expires_at_us")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SECRET_SHA256_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OPERATOR_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_UHS_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_US_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    secret_sha256: str
+    name: str
+    operator: bool
+    limit_uhs: int
+    expires_at_us: int
+    def __init__(self, request_id: _Optional[str] = ..., secret_sha256: _Optional[str] = ..., name: _Optional[str] = ..., operator: _Optional[bool] = ..., limit_uhs: _Optional[int] = ..., expires_at_us: _Optional[int] = ...) -> None: ...
+
+class CreateKeyReply(_message.Message):
+    __slots__ = ("key_id",)
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    key_id: str
+    def __init__(self, key_id: _Optional[str] = ...) -> None: ...
+
+class ListKeysRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Key(_message.Message):
+    __slots__ = ("key_id", "account_id", "name", "operator", "limit_uhs", "spent_uhs", "expires_at_us", "revoked")
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OPERATOR_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_UHS_FIELD_NUMBER: _ClassVar[int]
+    SPENT_UHS_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_US_FIELD_NUMBER: _ClassVar[int]
+    REVOKED_FIELD_NUMBER: _ClassVar[int]
+    key_id: str
+    account_id: str
+    name: str
+    operator: bool
+    limit_uhs: int
+    spent_uhs: int
+    expires_at_us: int
+    revoked: bool
+    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., operator: _Optional[bool] = ..., limit_uhs: _Optional[int] = ..., spent_uhs: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., revoked: _Optional[bool] = ...) -> None: ...
+
+class ListKeysReply(_message.Message):
+    __slots__ = ("keys",)
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    keys: _containers.RepeatedCompositeFieldContainer[Key]
+    def __init__(self, keys: _Optional[_Iterable[_Union[Key, _Mapping]]] = ...) -> None: ...
+
+class RevokeKeyRequest(_message.Message):
+    __slots__ = ("request_id", "key_id")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    key_id: str
+    def __init__(self, request_id: _Optional[str] = ..., key_id: _Optional[str] = ...) -> None: ...
+
+class OpenAccountRequest(_message.Message):
+    __slots__ = ("request_id", "account_id", "name", "plan", "credit_limit_uhs")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_LIMIT_UHS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    account_id: str
+    name: str
+    plan: str
+    credit_limit_uhs: int
+    def __init__(self, request_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., plan: _Optional[str] = ..., credit_limit_uhs: _Optional[int] = ...) -> None: ...
+
+class GrantRequest(_message.Message):
+    __slots__ = ("request_id", "account_id", "amount_uhs", "origin", "scope", "lifetime_us")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_UHS_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    LIFETIME_US_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    account_id: str
+    amount_uhs: int
+    origin: str
+    scope: Scope
+    lifetime_us: int
+    def __init__(self, request_id: _Optional[str] = ..., account_id: _Optional[str] = ..., amount_uhs: _Optional[int] = ..., origin: _Optional[str] = ..., scope: _Optional[_Union[Scope, _Mapping]] = ..., lifetime_us: _Optional[int] = ...) -> None: ...
+
+class ListAccountsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListAccountsReply(_message.Message):
+    __slots__ = ("accounts",)
+    ACCOUNTS_FIELD_NUMBER: _ClassVar[int]
+    accounts: _containers.RepeatedCompositeFieldContainer[BalanceReply]
+    def __init__(self, accounts: _Optional[_Iterable[_Union[BalanceReply, _Mapping]]] = ...) -> None: ...
+
+class ListNodesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Node(_message.Message):
+    __slots__ = ("node_id", "accelerator", "pool", "devices", "free", "state", "dedicated_to", "leases")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    FREE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DEDICATED_TO_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    accelerator: str
+    pool: str
+    devices: int
+    free: int
+    state: str
+    dedicated_to: str
+    leases: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, node_id: _Optional[str] = ..., accelerator: _Optional[str] = ..., pool: _Optional[str] = ..., devices: _Optional[int] = ..., free: _Optional[int] = ..., state: _Optional[str] = ..., dedicated_to: _Optional[str] = ..., leases: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ListNodesReply(_message.Message):
+    __slots__ = ("nodes",)
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedCompositeFieldContainer[Node]
+    def __init__(self, nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ...) -> None: ...
+
+class ListLeasesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Share(_message.Message):
+    __slots__ = ("node_id", "devices")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    devices: int
+    def __init__(self, node_id: _Optional[str] = ..., devices: _Optional[int] = ...) -> None: ...
+
+class Lease(_message.Message):
+    __slots__ = ("lease_id", "job_id", "account_id", "accelerator", "shares", "state")
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    SHARES_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    job_id: str
+    account_id: str
+    accelerator: str
+    shares: _containers.RepeatedCompositeFieldContainer[Share]
+    state: str
+    def __init__(self, lease_id: _Optional[str] = ..., job_id: _Optional[str] = ..., account_id: _Optional[str] = ..., accelerator: _Optional[str] = ..., shares: _Optional[_Iterable[_Union[Share, _Mapping]]] = ..., state: _Optional[str] = ...) -> None: ...
+
+class ListLeasesReply(_message.Message):
+    __slots__ = ("leases",)
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    leases: _containers.RepeatedCompositeFieldContainer[Lease]
+    def __init__(self, leases: _Optional[_Iterable[_Union[Lease, _Mapping]]] = ...) -> None: ...
+
+class DrainNodeRequest(_message.Message):
+    __slots__ = ("node_id", "grace_us")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    GRACE_US_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    grace_us: int
+    def __init__(self, node_id: _Optional[str] = ..., grace_us: _Optional[int] = ...) -> None: ...
+
+class ClosePeriodRequest(_message.Message):
+    __slots__ = ("request_id", "period")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PERIOD_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    period: str
+    def __init__(self, request_id: _Optional[str] = ..., period: _Optional[str] = ...) -> None: ...

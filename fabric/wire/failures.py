@@ -1,0 +1,25 @@
+"""How an error crosses the network: its code, status, message and facts as JSON in trailing metadata."""
+
+import json
+from typing import Final
+
+from fabric.errors import FabricError, error_of
+
+ERROR_METADATA: Final = "fabric-error-bin"
+
+
+def encode_error(error: FabricError) -> bytes:
+    """The error as JSON."""
+    parts = {
+        "code": error.code,
+        "http_status": error.http_status,
+        "message": error.message,
+        "facts": error.facts,
+    }
+    return json.dumps(parts, separators=(",", ":")).encode()
+
+
+def decode_error(data: bytes) -> FabricError:
+    """The error as its own class again."""
+    parts = json.loads(data)
+    return error_of(parts["code"], parts["http_status"], parts["message"], parts["facts"])
