@@ -33,6 +33,8 @@ from fabric.errors import InvalidConfig
 from fabric.gate.events import Pool
 
 _PORT_MAX: Final = 65_535
+_SIMULATED_NODES_MAX: Final = 32
+"""Each is a process of some 0.4 GB."""
 
 
 class Settings(BaseSettings):
@@ -153,11 +155,13 @@ class RayLocal(Section):
 
     mode: Literal["local"]
     namespace: Name = "fabric"
-    nodes: Annotated[tuple[NodeConfig, ...], Field(min_length=1, max_length=32, strict=False)]
+    nodes: Annotated[tuple[NodeConfig, ...], Field(strict=False)]
 
     @model_validator(mode="after")
     def _name_nodes_apart(self) -> "RayLocal":
         names = [node.node for node in self.nodes]
+        if not 1 <= len(names) <= _SIMULATED_NODES_MAX:
+            raise PydanticCustomError("nodes", "1 to {most} nodes", {"most": _SIMULATED_NODES_MAX})
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise PydanticCustomError("twice", "every node name once; twice is {names}", {"names": ", ".join(twice)})
