@@ -48,6 +48,19 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True):
         """How many of the four ways to be restricted this scope uses: narrower lots burn first."""
         return sum(1 for allowed in (self.services, self.accelerators, self.models, self.operators) if allowed)
 
+    @property
+    def text(self) -> str:
+        """For people: "anything", or what is allowed, as in "inference on H100|A100 for qwen3"."""
+        services, accelerators = "|".join(self.services), "|".join(self.accelerators)
+        models, operators = "|".join(self.models), "|".join(self.operators)
+        words = (
+            services,
+            accelerators and f"on {accelerators}",
+            models and f"for {models}",
+            operators and f"at {operators}",
+        )
+        return " ".join(word for word in words if word) or "anything"
+
 
 def _covers(allowed: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
     return not allowed or (bool(wanted) and all(name in allowed for name in wanted))

@@ -1,0 +1,83 @@
+"""Whether a book is sound: everything it must satisfy at any time, recomputed the slow way."""
+
+from collections.abc import Iterator
+
+from fabric.ledger.vault import CREDIT, Vault
+
+
+def check(book: Vault) -> None:
+    """Look at every account, lot and hold.
+
+    Raises:
+        AssertionError: naming every invariant that is broken. That is always our own mistake.
+    """
+    faults = [*_totals(book), *_lots(book), *_holds(book), *_accounts(book)]
+    assert not faults, "the book is unsound:\n" + "\n".join(faults)
+
+
+def _totals(book: Vault) -> Iterator[str]:
+    tokens, money = book.tokens_uhs, book.money_microcny
+    if sum(tokens.values()):
+        yield f"tokens don't sum to zero: {tokens}"
+    if sum(money.values()):
+        yield f"money doesn't sum to zero: {money}"
+    found = {
+        "available": sum(lot.free_uhs for lot in book.lots.values()),
+        "held": sum(account.held_uhs for account in book.accounts.values()),
+        "debt": -sum(account.owed_uhs for account in book.accounts.values()),
+        "breakage": sum(lot.expired_uhs for lot in book.lots.values()),
+    }
+    for name, amount in found.items():
+        if tokens[name] != amount:
+            yield f"{name} is {tokens[name]} in the daybook and {amount} in the accounts"
+    receivable = sum(account.receivable_microcny for account in book.accounts.values())
+    if money["receivable"] != receivable:
+        yield f"receivable is {money['receivable']} in the daybook and {receivable} in the accounts"
+
+
+def _lots(book: Vault) -> Iterator[str]:
+    held = dict.fromkeys(book.lots, 0)
+    for hold in book.holds.values():
+        for piece in hold.pieces:
+            if piece.lot_id != CREDIT:
+                held[piece.lot_id] += piece.held_uhs
+    for name, lot in book.lots.items():
+        if lot.granted_uhs != lot.free_uhs + lot.held_uhs + lot.captured_uhs + lot.expired_uhs:
+            yield f"lot {name} has lost or gained tokens: {lot}"
+        if min(lot.free_uhs, lot.held_uhs, lot.captured_uhs, lot.expired_uhs) < 0:
+            yield f"lot {name} is below zero: {lot}"
+        if lot.held_uhs != held[name]:
+            yield f"lot {name} has {lot.held_uhs} held, its holds {held[name]}"
+
+
+def _holds(book: Vault) -> Iterator[str]:
+    for name, hold in book.holds.items():
+        if hold.held_uhs != sum(piece.held_uhs for piece in hold.pieces):
+            yield f"hold {name} holds {hold.held_uhs}, its pieces {hold.pieces}"
+        if hold.captured_uhs != sum(piece.captured_uhs for piece in hold.pieces):
+            yield f"hold {name} has captured {hold.captured_uhs}, its pieces {hold.pieces}"
+        if any(piece.held_uhs < 0 or piece.captured_uhs < 0 for piece in hold.pieces):
+            yield f"hold {name} is below zero: {hold.pieces}"
+
+
+def _accounts(book: Vault) -> Iterator[str]:
+    held = dict.fromkeys(book.accounts, 0)
+    on_credit = dict.fromkeys(book.accounts, 0)
+    for hold in book.holds.values():
+        held[hold.account_id] += hold.held_uhs
+        on_credit[hold.account_id] += sum(piece.held_uhs for piece in hold.pieces if piece.lot_id == CREDIT)
+    unspent: dict[str, list[str]] = {name: [] for name in book.accounts}
+    for lot in sorted(book.lots.values(), key=lambda lot: lot.burn_key):
+        if lot.free_uhs or lot.held_uhs:
+            unspent[lot.account_id].append(lot.lot_id)
+    for name, account in book.accounts.items():
+        if account.held_uhs != held[name]:
+            yield f"account {name} has {account.held_uhs} held, its holds {held[name]}"
+        if account.credit_held_uhs != on_credit[name]:
+            yield f"account {name} has {account.credit_held_uhs} held on credit, its holds {on_credit[name]}"
+        if min(account.debt_uhs, account.credit_held_uhs, account.receivable_microcny) < 0:
+            yield f"account {name} is below zero: {account}"
+        if account.owed_uhs > account.credit_limit_uhs + account.excused_uhs:
+            yield f"account {name} owes {account.owed_uhs}, beyond {account.credit_limit_uhs} + {account.excused_uhs}"
+        if account.burning != unspent[name]:
+            yield f"account {name} burns {account.burning}, the order is {unspent[name]}"

@@ -1,0 +1,193 @@
+"""The till: how tokens come in, and how debt is paid for.
+
+It books both sides of a purchase in one transfer: tokens from `issued` to the customer, money from the customer to
+`revenue`. It doesn't know what a plan or a price list is.
+"""
+
+from typing import Final
+
+from fabric.ledger.accounts import Account
+from fabric.ledger.daybook import Period
+from fabric.ledger.lots import Lot, Origin, Terms, new_lot
+from fabric.ledger.outcomes import (
+    ACCOUNT_EXISTS,
+    BEYOND_INT64,
+    INVALID_AMOUNT,
+    INVALID_TERMS,
+    LOT_EXISTS,
+    PERIOD_CLOSED,
+    UNKNOWN_ACCOUNT,
+    Refused,
+)
+from fabric.ledger.transfers import LotShare, Transfer
+from fabric.ledger.vault import Vault
+from fabric.units import INT64_MAX, UHS_PER_CT
+
+_SOLD: Final = (Origin.TOP_UP, Origin.BUNDLE, Origin.SUBSCRIPTION)
+_ON_ACCOUNT: Final = "receivable"
+
+
+class Till(Vault, kw_only=True, dict=True):
+    """Accounts are opened here, lots granted, debts invoiced, periods closed."""
+
+    def open_account(self, account_id: str, *, now_us: int, credit_limit_uhs: int = 0) -> Refused | None:
+        """A new customer; with a credit limit it is postpaid."""
+        if account_id in self.accounts:
+            return Refused(ACCOUNT_EXISTS, {"account_id": account_id})
+        if not 0 <= credit_limit_uhs <= INT64_MAX:
+            return Refused(INVALID_AMOUNT, {"credit_limit_uhs": credit_limit_uhs})
+        self.accounts[account_id] = Account(
+            account_id=account_id, opened_at_us=now_us, credit_limit_uhs=credit_limit_uhs
+        )
+        return None
+
+    def set_credit_limit(self, account_id: str, *, credit_limit_uhs: int) -> Refused | None:
+        """How far holds may go beyond the lots from now on; what is owed already stays owed."""
+        account = self.accounts.get(account_id)
+        if account is None:
+            return Refused(UNKNOWN_ACCOUNT, {"account_id": account_id})
+        if not 0 <= credit_limit_uhs <= INT64_MAX:
+            return Refused(INVALID_AMOUNT, {"credit_limit_uhs": credit_limit_uhs})
+        account.credit_limit_uhs = credit_limit_uhs
+        account.excuse()
+        return None
+
+    def grant(
+        self,
+        account_id: str,
+        *,
+        lot_id: str,
+        amount_uhs: int,
+        terms: Terms,
+        now_us: int,
+        linked_to: int | None = None,
+    ) -> Transfer | Refused:
+        """A new lot. Debt beyond the credit limit is repaid from it at once, where it may be spent on anything.
+
+        Args:
+            account_id: whose lot it is.
+            lot_id: never used before in this book.
+            amount_uhs: more than 0.
+            terms: origin, life, scope and price.
+            now_us: when.
+            linked_to: the first transfer of the purchase that this lot is a part of.
+        """
+        account = self.accounts.get(account_id)
+        if account is None:
+            return Refused(UNKNOWN_ACCOUNT, {"account_id": account_id})
+        refusal = self._grantable(lot_id, amount_uhs=amount_uhs, terms=terms, now_us=now_us)
+        if refusal is not None:
+            return refusal
+        lot = new_lot(account_id, lot_id=lot_id, amount_uhs=amount_uhs, terms=terms, now_us=now_us)
+        self.lots[lot_id] = lot
+        self._burn_again(account, lot)
+        price = terms.price_microcny if terms.channel else 0
+        side = _ON_ACCOUNT if terms.channel == _ON_ACCOUNT else "cash"
+        if side == _ON_ACCOUNT:
+            account.receivable_microcny += price
+        transfer = self._post(
+            terms.origin.value if terms.origin in _SOLD else "grant",
+            account_id=account_id,
+            ref=lot_id,
+            at_us=now_us,
+            tokens={"issued": -amount_uhs, "available": amount_uhs},
+            money={side: price, "revenue": -price},
+            channel=terms.channel,
+            lots=(LotShare(lot_id, amount_uhs),),
+            linked_to=linked_to,
+        )
+        if account.owed_uhs > account.credit_limit_uhs and not lot.restricted and lot.effective_at_us <= now_us:
+            self._repay(account, lot, now_us=now_us)
+        return transfer
+
+    def _grantable(self, lot_id: str, *, amount_uhs: int, terms: Terms, now_us: int) -> Refused | None:
+        if lot_id in self.lots or not lot_id:
+            return Refused(LOT_EXISTS, {"lot_id": lot_id})
+        if amount_uhs <= 0 or terms.price_microcny < 0:
+            return Refused(INVALID_AMOUNT, {"amount_uhs": amount_uhs, "price_microcny": terms.price_microcny})
+        if terms.expires_at_us is not None and terms.expires_at_us <= max(now_us, terms.effective_at_us):
+            return Refused(INVALID_TERMS, {"expires_at_us": terms.expires_at_us})
+        issued = amount_uhs - self.tokens_uhs["issued"]
+        earned = terms.price_microcny - self.money_microcny["revenue"]
+        if issued > INT64_MAX or earned > INT64_MAX:
+            return Refused(BEYOND_INT64, {"amount_uhs": amount_uhs, "limit_uhs": INT64_MAX})
+        return None
+
+    def _repay(self, account: Account, lot: Lot, *, now_us: int) -> None:
+        amount = min(lot.free_uhs, account.debt_uhs, account.owed_uhs - account.credit_limit_uhs)
+        if amount <= 0:
+            return
+        lot.free_uhs -= amount
+        lot.captured_uhs += amount
+        account.debt_uhs -= amount
+        account.excuse()
+        self._drop_if_spent(account, lot)
+        self._post(
+            "repay",
+            account_id=account.account_id,
+            ref=lot.lot_id,
+            at_us=now_us,
+            tokens={"available": -amount, "debt": amount},
+            lots=(LotShare(lot.lot_id, amount),),
+        )
+
+    def close_invoice(
+        self, account_id: str, *, invoice_id: str, microcny_per_ct: int, now_us: int
+    ) -> Transfer | Refused | None:
+        """Sell the customer what it used on credit: debt becomes a receivable. None if it owes nothing.
+
+        What is held on credit is not invoiced before it is captured. The price is rounded half-even to 10⁻⁶ CNY.
+        """
+        account = self.accounts.get(account_id)
+        if account is None:
+            return Refused(UNKNOWN_ACCOUNT, {"account_id": account_id})
+        debt = account.debt_uhs
+        if not debt:
+            return None
+        price = _half_even(debt * microcny_per_ct, UHS_PER_CT)
+        issued = debt - self.tokens_uhs["issued"]
+        if microcny_per_ct < 0 or issued > INT64_MAX or price - self.money_microcny["revenue"] > INT64_MAX:
+            return Refused(BEYOND_INT64, {"debt_uhs": debt, "price_microcny": price})
+        account.debt_uhs = 0
+        account.receivable_microcny += price
+        account.excuse()
+        return self._post(
+            "invoice",
+            account_id=account_id,
+            ref=invoice_id,
+            at_us=now_us,
+            tokens={"issued": -debt, "debt": debt},
+            money={_ON_ACCOUNT: price, "revenue": -price},
+        )
+
+    def pay(
+        self, account_id: str, *, amount_microcny: int, channel: str, payment_ref: str, now_us: int
+    ) -> Transfer | Refused:
+        """Money for invoices: receivable becomes cash. At most what is receivable."""
+        account = self.accounts.get(account_id)
+        if account is None:
+            return Refused(UNKNOWN_ACCOUNT, {"account_id": account_id})
+        if not 0 < amount_microcny <= account.receivable_microcny:
+            facts = {"amount_microcny": amount_microcny, "receivable_microcny": account.receivable_microcny}
+            return Refused(INVALID_AMOUNT, {**facts})
+        account.receivable_microcny -= amount_microcny
+        return self._post(
+            "payment",
+            account_id=account_id,
+            ref=payment_ref,
+            at_us=now_us,
+            tokens={},
+            money={"cash": amount_microcny, _ON_ACCOUNT: -amount_microcny},
+            channel=channel,
+        )
+
+    def close_period(self, period: str, *, now_us: int) -> Period | Refused:
+        """Seal the trial balance; later facts belong to the period that is open then."""
+        if any(sealed.period == period for sealed in self.periods):
+            return Refused(PERIOD_CLOSED, {"period": period})
+        return self._seal(period, now_us=now_us)
+
+
+def _half_even(numerator: int, denominator: int) -> int:
+    quotient, rest = divmod(numerator, denominator)
+    return quotient + (2 * rest > denominator or (2 * rest == denominator and quotient % 2 == 1))

@@ -1,0 +1,276 @@
+"""The vault: lots, and the four ways tokens move between free, held, captured and expired.
+
+Every move changes the lots, the hold, the account and the daybook together, so no two of them can disagree. The vault
+never asks whether a move is allowed: that was decided before it is made.
+"""
+
+from bisect import insort
+
+from msgspec import field
+
+from fabric.ledger.accounts import Account
+from fabric.ledger.daybook import Daybook
+from fabric.ledger.expiry import Deadlines
+from fabric.ledger.holds import Hold, HoldState, piece_of
+from fabric.ledger.lots import BurnKey, Lot, Origin, Terms, new_lot
+from fabric.ledger.scopes import Use
+from fabric.ledger.transfers import LotShare
+
+CREDIT = ""
+"""The lot id of what no lot covers."""
+
+Plan = list[tuple[Lot, int]]
+"""How much to take of which lot, in burn order."""
+
+
+class Vault(Daybook, kw_only=True, dict=True):
+    """Accounts with their lots and holds. What is derived (deadlines) lives outside the fields, and is never encoded."""
+
+    accounts: dict[str, Account] = field(default_factory=dict)
+    lots: dict[str, Lot] = field(default_factory=dict)
+    holds: dict[str, Hold] = field(default_factory=dict)
+    """The open ones."""
+    lapsed: dict[str, Hold] = field(default_factory=dict)
+    """Expired, and not yet settled by their clients; in the order in which they expired."""
+    ended: dict[str, Hold] = field(default_factory=dict)
+    """Over for good; in the order in which they ended."""
+
+    def __post_init__(self) -> None:
+        self._deadlines = Deadlines(self.holds, self.lots)
+
+    def _plan(self, account: Account, *, use: Use, amount_uhs: int, now_us: int) -> tuple[Plan, int]:
+        """What to take of which lots for `use`, and how much is missing."""
+        plan: Plan = []
+        lots = self.lots
+        missing = amount_uhs
+        for lot_id in account.burning:
+            lot = lots[lot_id]
+            free = lot.free_uhs
+            if free and lot.spendable(now_us, use):
+                if free >= missing:
+                    plan.append((lot, missing))
+                    return plan, 0
+                plan.append((lot, free))
+                missing -= free
+        return plan, missing
+
+    def _take(
+        self, account: Account, hold: Hold, *, plan: Plan, credit_uhs: int, now_us: int, flags: tuple[str, ...] = ()
+    ) -> None:
+        """Free → held, as planned, and the rest on credit."""
+        pieces = hold.pieces
+        shares = []
+        taken = 0
+        for lot, amount in plan:
+            lot.free_uhs -= amount
+            lot.held_uhs += amount
+            taken += amount
+            piece_of(pieces, lot.lot_id).held_uhs += amount
+            shares.append(LotShare(lot.lot_id, amount))
+        tokens = {"available": -taken, "held": taken}
+        if credit_uhs:
+            tokens = {"available": -taken, "debt": -credit_uhs, "held": taken + credit_uhs}
+            account.credit_held_uhs += credit_uhs
+            piece_of(pieces, CREDIT).held_uhs += credit_uhs
+            taken += credit_uhs
+        hold.held_uhs += taken
+        account.held_uhs += taken
+        self._post(
+            "hold",
+            account_id=account.account_id,
+            ref=hold.hold_id,
+            at_us=now_us,
+            tokens=tokens,
+            lots=tuple(shares),
+            flags=flags,
+        )
+
+    def _capture(
+        self, account: Account, hold: Hold, *, amount_uhs: int, now_us: int, flags: tuple[str, ...] = ()
+    ) -> int:
+        """Held → redeemed, in the order in which it was held; at most what is held. Returns what became debt."""
+        shares = []
+        debt = 0
+        missing = amount_uhs
+        for piece in hold.pieces:
+            part = piece.held_uhs
+            if part:
+                part = min(part, missing)
+                piece.held_uhs -= part
+                piece.captured_uhs += part
+                if piece.lot_id == CREDIT:
+                    debt += part
+                else:
+                    lot = self.lots[piece.lot_id]
+                    lot.held_uhs -= part
+                    lot.captured_uhs += part
+                    shares.append(LotShare(piece.lot_id, part))
+                    self._drop_if_spent(account, lot)
+                missing -= part
+                if not missing:
+                    break
+        assert missing == 0, f"hold {hold.hold_id} holds {missing} µHs less than is captured"
+        account.credit_held_uhs -= debt
+        account.debt_uhs += debt
+        account.held_uhs -= amount_uhs
+        hold.held_uhs -= amount_uhs
+        hold.captured_uhs += amount_uhs
+        self._post(
+            "capture",
+            account_id=account.account_id,
+            ref=hold.hold_id,
+            at_us=now_us,
+            tokens={"held": -amount_uhs, "redeemed": amount_uhs},
+            lots=tuple(shares),
+            flags=flags,
+        )
+        return debt
+
+    def _overuse(self, account: Account, hold: Hold, *, amount_uhs: int, now_us: int, flags: tuple[str, ...]) -> int:
+        """Available → debt, straight to redeemed: usage that happened and no hold covers. Returns what became debt."""
+        plan, debt = self._plan(account, use=hold.use, amount_uhs=amount_uhs, now_us=now_us)
+        for lot, part in plan:
+            lot.free_uhs -= part
+            lot.captured_uhs += part
+            self._drop_if_spent(account, lot)
+            piece_of(hold.pieces, lot.lot_id).captured_uhs += part
+        if debt:
+            account.debt_uhs += debt
+            piece_of(hold.pieces, CREDIT).captured_uhs += debt
+            if account.owed_uhs > account.credit_limit_uhs:
+                account.excuse()
+        hold.captured_uhs += amount_uhs
+        self._post(
+            "capture",
+            account_id=account.account_id,
+            ref=hold.hold_id,
+            at_us=now_us,
+            tokens={"available": debt - amount_uhs, "debt": -debt, "redeemed": amount_uhs},
+            lots=tuple(LotShare(lot.lot_id, part) for lot, part in plan),
+            flags=flags,
+        )
+        return debt
+
+    def _uncapture(self, account: Account, hold: Hold, *, amount_uhs: int, now_us: int) -> None:
+        """Redeemed → held, last captured first: exactly the way back."""
+        shares: list[LotShare] = []
+        missing = amount_uhs
+        invoiced = 0
+        for piece in reversed(hold.pieces):
+            part = min(piece.captured_uhs, missing)
+            if not part:
+                continue
+            missing -= part
+            piece.captured_uhs -= part
+            if piece.lot_id == CREDIT:
+                owed = min(part, account.debt_uhs)
+                account.debt_uhs -= owed
+                account.credit_held_uhs += owed
+                piece.held_uhs += owed
+                invoiced += part - owed
+            else:
+                piece.held_uhs += part
+                lot = self.lots[piece.lot_id]
+                lot.captured_uhs -= part
+                lot.held_uhs += part
+                self._burn_again(account, lot)
+                shares.append(LotShare(piece.lot_id, part))
+        assert missing == 0, f"hold {hold.hold_id} has captured {missing} µHs less than is refunded"
+        if invoiced:
+            shares.insert(0, self._refund_invoiced(account, hold, amount_uhs=invoiced, now_us=now_us))
+        account.held_uhs += amount_uhs
+        hold.held_uhs += amount_uhs
+        hold.captured_uhs -= amount_uhs
+        self._post(
+            "refund",
+            account_id=account.account_id,
+            ref=hold.hold_id,
+            at_us=now_us,
+            tokens={"redeemed": -amount_uhs, "held": amount_uhs},
+            lots=tuple(reversed(shares)),
+        )
+
+    def _refund_invoiced(self, account: Account, hold: Hold, *, amount_uhs: int, now_us: int) -> LotShare:
+        """Debt that was invoiced or repaid since can't be forgiven again: its refund is a lot of its own."""
+        lot_id = f"refund/{hold.hold_id}/{self.count + 1}"
+        terms = Terms(origin=Origin.REFUND, tier="", effective_at_us=now_us, expires_at_us=None)
+        lot = new_lot(account.account_id, lot_id=lot_id, amount_uhs=amount_uhs, terms=terms, now_us=now_us)
+        lot.free_uhs, lot.held_uhs = 0, amount_uhs
+        self.lots[lot_id] = lot
+        self._burn_again(account, lot)
+        piece_of(hold.pieces, lot_id).held_uhs += amount_uhs
+        return LotShare(lot_id, amount_uhs)
+
+    def _free(self, account: Account, hold: Hold, *, now_us: int, flags: tuple[str, ...] = ()) -> int:
+        """Held → free, all that is left; → breakage where the lot has expired meanwhile. Returns what was left."""
+        rest = hold.held_uhs
+        if not rest:
+            return 0
+        freed: list[LotShare] = []
+        broken: list[LotShare] = []
+        credit = 0
+        for piece in hold.pieces:
+            part = piece.held_uhs
+            if not part:
+                continue
+            piece.held_uhs = 0
+            if piece.lot_id == CREDIT:
+                credit += part
+                continue
+            lot = self.lots[piece.lot_id]
+            lot.held_uhs -= part
+            if lot.alive(now_us):
+                lot.free_uhs += part
+                freed.append(LotShare(piece.lot_id, part))
+            else:
+                lot.expired_uhs += part
+                broken.append(LotShare(piece.lot_id, part))
+                self._drop_if_spent(account, lot)
+        hold.held_uhs = 0
+        account.held_uhs -= rest
+        account.credit_held_uhs -= credit
+        name, ref, lost = account.account_id, hold.hold_id, sum(share.amount_uhs for share in broken)
+        if rest > lost:
+            tokens = {"held": lost - rest, "available": rest - lost - credit, "debt": credit}
+            self._post("release", account_id=name, ref=ref, at_us=now_us, tokens=tokens, lots=tuple(freed), flags=flags)
+        if lost:
+            tokens = {"held": -lost, "breakage": lost}
+            self._post("expire", account_id=name, ref=ref, at_us=now_us, tokens=tokens, lots=tuple(broken))
+        return rest
+
+    def _end(self, hold: Hold, *, state: HoldState, at_us: int) -> None:
+        """An open hold, with nothing held any more, is over."""
+        assert hold.state is HoldState.OPEN, f"hold {hold.hold_id} has ended before"
+        hold.state = state
+        hold.ended_at_us = at_us
+        hold.pieces = []
+        del self.holds[hold.hold_id]
+        (self.lapsed if state is HoldState.EXPIRED else self.ended)[hold.hold_id] = hold
+
+    def _break(self, lot: Lot, *, at_us: int) -> None:
+        """Free → breakage: a lot has expired, and what is held of it stays good until the hold ends."""
+        lost = lot.free_uhs
+        lot.free_uhs = 0
+        lot.expired_uhs += lost
+        self._drop_if_spent(self.accounts[lot.account_id], lot)
+        self._post(
+            "expire",
+            account_id=lot.account_id,
+            ref=lot.lot_id,
+            at_us=at_us,
+            tokens={"available": -lost, "breakage": lost},
+            lots=(LotShare(lot.lot_id, lost),),
+        )
+
+    def _burn_again(self, account: Account, lot: Lot) -> None:
+        """Put a lot (back) into its place in the burn order."""
+        if lot.lot_id not in account.burning:
+            insort(account.burning, lot.lot_id, key=self._burn_key)
+            self._deadlines.watch_lot(lot)
+
+    def _burn_key(self, lot_id: str) -> BurnKey:
+        return self.lots[lot_id].burn_key
+
+    def _drop_if_spent(self, account: Account, lot: Lot) -> None:
+        if not lot.free_uhs and not lot.held_uhs:
+            account.burning.remove(lot.lot_id)
