@@ -1,0 +1,191 @@
+"""A thin synchronous client of the gRPC door: one channel, typed messages, typed errors, retries.
+
+It knows the wire and nothing behind it. A call is named by its request's type. Calls are repeated when the door can't
+be reached or the gate is away, which is safe because everything that changes something carries a request id.
+"""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+
+import grpc
+import stamina
+from google.protobuf.message import Message
+
+from fabric.errors import FabricError, Internal, InvalidConfig, InvalidRequest, Unavailable
+from fabric.profile import Profile
+from fabric.wire import ERROR_METADATA, decode_error
+from fabric.wire import fabric_pb2 as pb
+from fabric.wire.service import METHODS, Method
+
+Reply = TypeVar("Reply", bound=Message)
+
+CHUNK_BYTES: Final = 1024 * 1024
+CALL_TIMEOUT_S: Final = 30.0
+_MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
+_ATTEMPTS: Final = 6
+_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+
+def new_request_id() -> str:
+    """An id for one intention: keep it when the call is repeated."""
+    return uuid.uuid4().hex
+
+
+class Client:
+    """A connection. Threads may share it; close it when done."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        credentials = grpc.ssl_channel_credentials(root_certificates=_read_ca(profile.ca))
+        self._channel = grpc.secure_channel(profile.address, credentials, options=_OPTIONS)
+        metadata = [("authorization", f"Bearer {profile.api_key}")]
+        self._metadata = (*metadata, ("fabric-account", profile.account)) if profile.account else tuple(metadata)
+        self._callables: dict[str, Any] = {}
+
+    def call(self, request: Message, reply: type[Reply], *, timeout_s: float = CALL_TIMEOUT_S) -> Reply:
+        """One request, one answer, repeated while the fabric is away.
+
+        Raises:
+            FabricError: what the door answered, as its own class; `Unavailable` if it didn't.
+        """
+        method = _method_of(request, reply)
+        send = self._callable(method)
+        for attempt in stamina.retry_context(on=Unavailable, attempts=_ATTEMPTS, timeout=timeout_s, wait_max=2.0):
+            with attempt:
+                try:
+                    return cast("Reply", send(request, metadata=self._metadata, timeout=timeout_s))
+                except grpc.RpcError as error:
+                    raise self._error(error) from None
+        raise AssertionError("stamina either returns or raises")
+
+    def stream(self, request: Message, reply: type[Reply]) -> "Stream[Reply]":
+        """One request, many answers, as they come. Not repeated: what to resume from is the caller's to know."""
+        method = _method_of(request, reply)
+        return Stream(self, self._callable(method)(request, metadata=self._metadata))
+
+    def fetch(self, request: Message) -> bytes:
+        """All that a call streams in chunks, as one."""
+        for attempt in stamina.retry_context(on=Unavailable, attempts=_ATTEMPTS, timeout=None, wait_max=2.0):
+            with attempt:
+                return b"".join(chunk.data for chunk in self.stream(request, pb.Chunk))
+        raise AssertionError("stamina either returns or raises")
+
+    def put_blob(self, data: bytes) -> str:
+        """Keep bytes in the fabric's archive, under the account; answers their sha256, by which to name them."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        send = self._callable(METHODS["PutBlob"])
+        for attempt in stamina.retry_context(on=Unavailable, attempts=_ATTEMPTS, timeout=None, wait_max=2.0):
+            with attempt:
+                try:
+                    send(_chunks(data, sha256=sha256), metadata=self._metadata)
+                except grpc.RpcError as error:
+                    raise self._error(error) from None
+        return sha256
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _callable(self, method: Method) -> Any:
+        if method.name not in self._callables:
+            kind = {
+                (False, False): self._channel.unary_unary,
+                (False, True): self._channel.unary_stream,
+                (True, False): self._channel.stream_unary,
+            }[method.client_streams, method.server_streams]
+            self._callables[method.name] = kind(
+                method.path,
+                request_serializer=method.request.SerializeToString,
+                response_deserializer=method.reply.FromString,
+            )
+        return self._callables[method.name]
+
+    def _error(self, error: grpc.RpcError) -> FabricError:
+        return _error_of(error, address=self.profile.address)
+
+
+class Stream(Iterator[Reply]):
+    """Answers as they come. `cancel` may be called from another thread."""
+
+    def __init__(self, client: Client, call: Any) -> None:
+        self._client = client
+        self._call = call
+
+    def __next__(self) -> Reply:
+        try:
+            return cast("Reply", next(self._call))
+        except grpc.RpcError as error:
+            raise self._client._error(error) from None  # noqa: SLF001  # the two are one thing in two classes
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
+def facts_of(accepted: pb.Accepted | pb.SubmitReply) -> dict[str, str | int | bool | None]:
+    """What else a yes has to say."""
+    facts: dict[str, str | int | bool | None] = json.loads(accepted.facts_json or "{}")
+    return facts
+
+
+def _method_of(request: Message, reply: type[Message]) -> Method:
+    method = METHODS[type(request).__name__.removesuffix("Request")]
+    assert method.reply is reply, f"{method.name} answers {method.reply.__name__}"
+    return method
+
+
+def _chunks(data: bytes, *, sha256: str) -> Iterator[pb.Chunk]:
+    yield pb.Chunk(data=data[:CHUNK_BYTES], sha256=sha256)
+    for start in range(CHUNK_BYTES, len(data), CHUNK_BYTES):
+        yield pb.Chunk(data=data[start : start + CHUNK_BYTES])
+
+
+def _read_ca(path: str) -> bytes | None:
+    if not path:
+        return None
+    try:
+        return Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise InvalidConfig(
+            f"can't read the CA certificate {path}: {error.strerror}. Set FABRIC_CA to the ca.pem of the fabric's state"
+            " directory",
+            code="no_ca",
+            path=path,
+        ) from None
+
+
+def _error_of(error: grpc.RpcError, *, address: str) -> FabricError:
+    """The typed error behind a failed call: the door's own where it sent one, else what the transport says."""
+    metadata: Any = error.trailing_metadata() or ()
+    for key, value in metadata:
+        if key == ERROR_METADATA:
+            return decode_error(value)
+    return _transport_error(error.code(), error.details() or "", address=address)
+
+
+def _transport_error(code: grpc.StatusCode, details: str, *, address: str) -> FabricError:
+    match code:
+        case grpc.StatusCode.UNAVAILABLE if "certificate" in details.lower():
+            return InvalidConfig(
+                f"the certificate of {address} can't be trusted: set FABRIC_CA to the fabric's ca.pem",
+                code="tls_untrusted",
+                address=address,
+            )
+        case grpc.StatusCode.UNAVAILABLE:
+            return Unavailable(f"can't reach the fabric at {address}: is it up? Try `fabric doctor`", address=address)
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return Unavailable(f"the fabric at {address} did not answer in time", code="timeout", address=address)
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return InvalidRequest(f"too large for one message: {details}", code="too_large")
+        case grpc.StatusCode.CANCELLED:
+            return Unavailable("the call was cancelled", code="cancelled")
+        case _:
+            return Internal(f"the fabric at {address} failed: {code.name}: {details}", code="transport")

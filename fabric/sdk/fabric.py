@@ -1,0 +1,258 @@
+"""A connection to a fabric, and what can be done with it."""
+
+import atexit
+import os
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import msgspec
+
+from fabric.client import Client, new_request_id
+from fabric.errors import InvalidRequest
+from fabric.profile import Profile, load_profile
+from fabric.sdk.answers import Balance, Quote, balance_of, quote_of
+from fabric.sdk.feed import Feed
+from fabric.sdk.job import Job
+from fabric.sdk.lease import Lease
+from fabric.sdk.packing import pack_files, pickle_call, script_command
+from fabric.sdk.request import Accelerators, Seconds, Tokens, build_spec
+from fabric.units import parse_ct
+from fabric.wire import INLINE_BYTES_MAX
+from fabric.wire import fabric_pb2 as pb
+
+Work = Callable[..., object] | str | os.PathLike[str] | Sequence[str]
+
+
+class Fabric:
+    """A connection: `quote`, `submit`, `lease`, `job`, `jobs`, `balance`. Threads may share it."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self._feed = Feed(client)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connection. Jobs go on running."""
+        self._feed.close()
+        self.client.close()
+
+    def quote(
+        self,
+        *,
+        tokens: Tokens,
+        accelerators: Accelerators = "any",
+        service: str = "training",
+        hold: Literal["full", "rolling"] = "full",
+        time_limit: Seconds | None = None,
+        devices_per_node: int | None = None,
+    ) -> Quote:
+        """What a job would hold and burn, and whether it would be taken now. Changes nothing."""
+        spec = build_spec(
+            name="quote",
+            kind="function",
+            tokens=tokens,
+            accelerators=accelerators,
+            service=service,
+            hold=hold,
+            time_limit=time_limit,
+            devices_per_node=devices_per_node,
+        )
+        return quote_of(self.client.call(pb.QuoteRequest(spec=spec), pb.QuoteReply))
+
+    def submit(
+        self,
+        job: Work,
+        *args: object,
+        tokens: Tokens,
+        accelerators: Accelerators = "any",
+        name: str | None = None,
+        service: str = "training",
+        hold: Literal["full", "rolling"] = "full",
+        kwargs: Mapping[str, object] | None = None,
+        working_dir: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        runtime_env: Mapping[str, Any] | None = None,
+        ray_program: bool = False,
+        preemptible: bool = True,
+        max_retries: int = 0,
+        time_limit: Seconds | None = None,
+        grace: Seconds | None = None,
+        devices_per_node: int | None = None,
+        request_id: str | None = None,
+    ) -> Job:
+        """Hold tokens for a job and queue it.
+
+        Args:
+            job: a callable (sent by value, with its arguments), the path of a Python script, or a command as a list.
+            *args: for the callable, or for the script's command line.
+            tokens: the most it may burn. When that is reached it is asked to checkpoint and is parked.
+            accelerators: "H100:2", "any", or types to choose from, ["H100:2", "A100:2"]; a gang gets one type.
+            name: what people see; the callable's or the script's name if not given.
+            service: training, batch or inference.
+            hold: "full" holds the whole limit at the start, "rolling" a part at a time.
+            kwargs: keyword arguments for the callable.
+            working_dir: sent along as a zip, without what `.fabricignore` names.
+            env: environment variables.
+            runtime_env: Ray's (pip, uv, conda, env_vars, config).
+            ray_program: the job starts Ray tasks and actors of its own, and those hold the devices.
+            preemptible: whether it may be parked for others; otherwise it may wait longer.
+            max_retries: how often its own failure is tried again.
+            time_limit: seconds on devices, after which it is parked.
+            grace: seconds it is given to checkpoint.
+            devices_per_node: for gangs; packed on as few nodes as fit if not given.
+            request_id: name the intention yourself, to repeat it after a crash of your own.
+
+        Raises:
+            InvalidRequest: unpicklable, no such script, a count below 1, ...: nothing was sent.
+            InvalidAmount: `tokens` is a float, in scientific notation, ...
+            InsufficientTokens: the account, or the key's own limit, does not cover it.
+        """
+        spec = build_spec(
+            name=name or _name_of(job),
+            kind="program" if ray_program else "function" if callable(job) else "script",
+            tokens=tokens,
+            accelerators=accelerators,
+            service=service,
+            hold=hold,
+            preemptible=preemptible,
+            max_retries=max_retries,
+            time_limit=time_limit,
+            grace=grace,
+            devices_per_node=devices_per_node,
+        )
+        payload = self._pack(job, args, kwargs or {}, working_dir)
+        payload.env.update(env or {})
+        if runtime_env:
+            payload.runtime_env_json = msgspec.json.encode(dict(runtime_env)).decode()
+        return self._submit(spec, payload, request_id=request_id)
+
+    def lease(
+        self,
+        *,
+        tokens: Tokens,
+        accelerators: Accelerators = "any",
+        name: str = "lease",
+        hold: Literal["full", "rolling"] = "full",
+        devices_per_node: int | None = None,
+        timeout: float = 600.0,
+    ) -> Lease:
+        """Devices for this process' own Ray tasks and actors, as a context manager."""
+        spec = build_spec(
+            name=name,
+            kind="lease",
+            tokens=tokens,
+            accelerators=accelerators,
+            hold=hold,
+            devices_per_node=devices_per_node,
+        )
+        return Lease(self.client, self._submit(spec, pb.Payload(), request_id=None), timeout_s=timeout)
+
+    def job(self, job_id: str) -> Job:
+        """A job that was submitted before. `NotFound` if there is none of that id in the account."""
+        return Job(self.client, self._feed, job_id)
+
+    def jobs(self, *states: str, limit: int = 100) -> list[pb.Job]:
+        """The account's jobs, newest first."""
+        return list(self.client.call(pb.ListJobsRequest(states=states, limit=limit), pb.ListJobsReply).jobs)
+
+    def balance(self) -> Balance:
+        """What the account owns."""
+        return balance_of(self.client.call(pb.BalanceRequest(), pb.BalanceReply))
+
+    def top_up(self, tokens: Tokens, *, payment_ref: str = "") -> None:
+        """Buy tokens at the price of the account's plan."""
+        request = pb.TopUpRequest(request_id=new_request_id(), amount_uhs=parse_ct(tokens), payment_ref=payment_ref)
+        self.client.call(request, pb.Accepted)
+
+    def usage(self, *, job_id: str = "") -> list[pb.Cdr]:
+        """The charging records, oldest first."""
+        return list(self.client.stream(pb.UsageRequest(job_id=job_id), pb.Cdr))
+
+    def _pack(
+        self,
+        job: Work,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        working_dir: str | os.PathLike[str] | None,
+    ) -> pb.Payload:
+        payload = pb.Payload()
+        if callable(job):
+            pickled = pickle_call(job, args, kwargs)
+            files = pack_files((), working_dir=working_dir) if working_dir is not None else None
+            if len(pickled) <= INLINE_BYTES_MAX:
+                payload.function = pickled
+            else:
+                payload.function_sha256 = self.client.put_blob(pickled)
+        else:
+            if kwargs:
+                raise InvalidRequest("kwargs= are for functions: give a script its options as arguments")
+            command = _command_of(job, args)
+            files = pack_files(command, working_dir=working_dir)
+            payload.command.extend(command)
+        if files is not None:
+            payload.working_dir_sha256 = self.client.put_blob(files)
+        return payload
+
+    def _submit(self, spec: pb.JobSpec, payload: pb.Payload, *, request_id: str | None) -> Job:
+        request = pb.SubmitRequest(request_id=request_id or new_request_id(), spec=spec, payload=payload)
+        with self._feed.expecting():
+            reply = self.client.call(request, pb.SubmitReply)
+            return Job(self.client, self._feed, reply.job_id, fresh=request_id is None)
+
+
+def _name_of(job: Work) -> str:
+    if callable(job):
+        return str(getattr(job, "__name__", type(job).__name__))
+    if isinstance(job, str | os.PathLike):
+        return os.path.basename(job)  # noqa: PTH119  # of a path that may be on another machine
+    return " ".join(job)[:80]
+
+
+def _command_of(job: str | os.PathLike[str] | Sequence[str], args: Sequence[object]) -> list[str]:
+    if isinstance(job, str | os.PathLike):
+        return script_command(job, args)
+    command = [*job, *map(str, args)]
+    if not command or not all(isinstance(word, str) and word for word in command):
+        raise InvalidRequest('a command is a list of words, such as ["python", "train.py"]', code="invalid_command")
+    return command
+
+
+_current: Fabric | None = None
+
+
+def connect(
+    address: str | None = None, api_key: str | None = None, ca: str | None = None, *, account: str | None = None
+) -> Fabric:
+    """Connect, and make this the connection that `fabric.submit` and its like use.
+
+    What isn't given comes from the environment, then from the profile file (`fabric.profile`). `account` is for
+    operators, who act for a customer with it. Nothing is sent yet.
+
+    Raises:
+        InvalidConfig: no address or no key is given anywhere, or the CA file can't be read.
+    """
+    global _current  # noqa: PLW0603  # one default connection for a process, as people expect of `connect`
+    given = Profile(address=address or "", api_key=api_key or "", ca=ca or "", account=account or "")
+    if _current is not None:
+        _current.close()
+    _current = Fabric(Client(load_profile(given)))
+    return _current
+
+
+def current() -> Fabric:
+    """The connection that `connect` made; made from the environment or the profile if it wasn't called."""
+    return _current if _current is not None else connect()
+
+
+@atexit.register
+def _close() -> None:
+    if _current is not None:
+        _current.close()

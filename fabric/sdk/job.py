@@ -1,0 +1,155 @@
+"""A job as its owner holds it: future-like, to wait on from threads and from asyncio alike."""
+
+import asyncio
+import concurrent.futures
+import pickle
+import sys
+import time
+from collections.abc import Generator, Iterator
+from typing import Any, Final, TextIO
+
+from fabric.client import Client, new_request_id
+from fabric.errors import JobFailed
+from fabric.sdk.answers import Cost, cost_of
+from fabric.sdk.feed import ENDED, Feed
+from fabric.sdk.request import Tokens
+from fabric.units import parse_ct
+from fabric.wire import fabric_pb2 as pb
+
+_LOG_ENCODING: Final = "utf-8"
+
+
+class Job:
+    """A submitted job. `await job` is `job.result()` without blocking the event loop."""
+
+    def __init__(self, client: Client, feed: Feed, job_id: str, *, fresh: bool = False) -> None:
+        self.id = job_id
+        self._client = client
+        self._feed = feed
+        self._end = feed.follow(job_id, fresh=fresh)
+
+    def __repr__(self) -> str:
+        return f"Job({self.id!r})"
+
+    @property
+    def state(self) -> str:
+        """One of queued | starting | running | stopping | parked | succeeded | failed | cancelled"""
+        update = self._feed.latest(self.id)
+        return update.job.state if update is not None else self.info().state
+
+    def info(self) -> pb.Job:
+        """Everything there is to know of the job, now."""
+        return self._client.call(pb.GetJobRequest(job_id=self.id), pb.Job)
+
+    def done(self) -> bool:
+        """Whether the job has ended, in whatever way."""
+        return self._end.done()
+
+    def wait(self, timeout: float | None = None) -> str:
+        """The state the job ended in.
+
+        Raises:
+            TimeoutError: it has not ended in so many seconds.
+        """
+        return self._ended(timeout).job.state
+
+    def result(self, timeout: float | None = None) -> Any:
+        """What the function returned; None for a script. Unpickles what this account's own job produced, nothing else.
+
+        Raises:
+            JobFailed: the job failed or was cancelled. `__cause__` is the exception itself where it can be rebuilt here.
+            TimeoutError: it has not ended in so many seconds.
+        """
+        return self._outcome(self._ended(timeout))
+
+    def exception(self, timeout: float | None = None) -> JobFailed | None:
+        """What `result` would raise, or None."""
+        try:
+            self.result(timeout)
+        except JobFailed as error:
+            return error
+        return None
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._result().__await__()
+
+    async def _result(self) -> Any:
+        update = await asyncio.wrap_future(self._end)
+        return await asyncio.to_thread(self._outcome, update)
+
+    def cancel(self) -> None:
+        """End the job; what it burned is charged. `Conflict` if it has ended already."""
+        self._client.call(pb.CancelRequest(request_id=new_request_id(), job_id=self.id), pb.Accepted)
+
+    def pause(self) -> None:
+        """Ask the job to checkpoint, and park it until `resume`."""
+        self._client.call(pb.PauseRequest(request_id=new_request_id(), job_id=self.id), pb.Accepted)
+
+    def resume(self) -> None:
+        self._client.call(pb.ResumeRequest(request_id=new_request_id(), job_id=self.id), pb.Accepted)
+
+    def raise_limit(self, tokens: Tokens) -> None:
+        """A new `tokens=`: the most the job may burn altogether. A job parked at its limit resumes."""
+        request = pb.RaiseLimitRequest(request_id=new_request_id(), job_id=self.id, limit_uhs=parse_ct(tokens))
+        self._client.call(request, pb.Accepted)
+
+    def logs(self, *, follow: bool = False) -> Iterator[str]:
+        """What the job has written, in pieces; with `follow` until it ends."""
+        for chunk in self._client.stream(pb.LogsRequest(job_id=self.id, follow=follow), pb.LogChunk):
+            if chunk.data:
+                yield chunk.data.decode(_LOG_ENCODING, errors="replace")
+
+    def print_logs(self, *, follow: bool = True, file: TextIO | None = None) -> None:
+        """Write the logs to a file, or to standard output."""
+        for text in self.logs(follow=follow):
+            print(text, end="", file=file or sys.stdout, flush=True)
+
+    def cost(self) -> Cost:
+        """What the job has burned so far."""
+        return cost_of(self.info())
+
+    def events(self, timeout: float | None = None) -> Iterator[pb.Job]:
+        """The job at each change from now on, its present state first, until it has ended and is settled."""
+        deadline = _deadline(timeout)
+        revision = -1
+        while (update := self._feed.wait_for_change(self.id, after_revision=revision, deadline=deadline)) is not None:
+            revision = update.job.revision
+            yield update.job
+            if update.job.state in ENDED and update.job.settled:
+                return
+
+    def _ended(self, timeout: float | None) -> pb.JobUpdate:
+        try:
+            return self._end.result(timeout)
+        except concurrent.futures.TimeoutError:
+            raise TimeoutError(f"job {self.id} is {self.state} after {timeout} s") from None
+
+    def _outcome(self, update: pb.JobUpdate) -> Any:
+        job = update.job
+        if job.state == "succeeded":
+            return pickle.loads(self._result_bytes(update)) if job.result_ref else None  # noqa: S301  # our own job's
+        failure = JobFailed(
+            f"job {job.job_id} {job.state}: {job.error or job.reason}",
+            code="job_cancelled" if job.state == "cancelled" else "job_failed",
+            job_id=job.job_id,
+            state=job.state,
+            reason=job.reason,
+        )
+        raise failure from self._cause(update)
+
+    def _cause(self, update: pb.JobUpdate) -> BaseException | None:
+        """The job's own exception, if it was kept and its class is known here."""
+        if not update.job.result_ref:
+            return None
+        try:
+            cause = pickle.loads(self._result_bytes(update))  # noqa: S301  # our own job's
+        except Exception:  # noqa: BLE001  # a foreign class, another version: the text of the traceback must do
+            return None
+        return cause if isinstance(cause, BaseException) else None
+
+    def _result_bytes(self, update: pb.JobUpdate) -> bytes:
+        return update.result if update.HasField("result") else self._client.fetch(pb.ResultRequest(job_id=self.id))
+
+
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout

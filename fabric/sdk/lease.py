@@ -1,0 +1,110 @@
+"""A lease held by the client itself: devices in which its own Ray tasks and actors run, for as long as tokens last.
+
+This is the one place of the SDK that needs Ray, in a process connected to the cluster, and it imports it when used.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Final, Self
+
+from fabric.client import Client
+from fabric.errors import FabricError, JobFailed, Unavailable
+from fabric.sdk.feed import ENDED
+from fabric.sdk.job import Job
+from fabric.wire import fabric_pb2 as pb
+
+_START_S: Final = 600.0
+_ENDING: Final = frozenset({"stopping", "parked", *ENDED})
+
+
+class Lease:
+    """Devices until the block ends: `with fabric.lease(...) as lease: fn.options(**lease.options()).remote()`."""
+
+    def __init__(self, client: Client, job: Job, *, timeout_s: float = _START_S) -> None:
+        self.job = job
+        self._client = client
+        self._timeout_s = timeout_s
+        self._document: dict[str, Any] | None = None
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Wait until the devices are there.
+
+        Raises:
+            JobFailed: the lease ended before it began.
+            Unavailable: the devices did not come free in time; the lease is given up.
+        """
+        try:
+            self._document = self._wait_for_devices()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give the devices back. What runs in them ends."""
+        self._document = None
+        try:
+            self.job.cancel()
+        except FabricError as error:
+            if error.code not in {"conflict", "not_found"} and self.job.state not in ENDED:
+                raise
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the lease is about to end: save what matters."""
+        return self.job.state in _ENDING
+
+    def options(self, *, bundle: int = 0, devices: int | None = None) -> Mapping[str, Any]:
+        """What to hand to `.options(**...)` of a Ray task or actor: the lease, and devices of one of its bundles."""
+        from ray.util.placement_group import PlacementGroup, PlacementGroupID  # noqa: PLC0415  # Ray only where used
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: PLC0415
+
+        document = self._open_document()
+        group = PlacementGroup(PlacementGroupID.from_hex(document["placement_group"]))
+        bundles = document["bundles"]
+        assert 0 <= bundle < len(bundles), f"the lease has bundles 0 to {len(bundles) - 1}"
+        resources = dict(bundles[bundle]["resources"])
+        wanted = devices if devices is not None else bundles[bundle]["devices"]
+        strategy = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=bundle)
+        own = {name: wanted for name in resources if name not in {"CPU", "GPU", "memory"}}
+        options: dict[str, Any] = {"scheduling_strategy": strategy}
+        if "GPU" in resources:
+            options["num_gpus"] = wanted
+        if own:
+            options["resources"] = own
+        return options
+
+    @property
+    def bundles(self) -> int:
+        """How many bundles, one for each node, the lease has."""
+        return len(self._open_document()["bundles"])
+
+    def _open_document(self) -> dict[str, Any]:
+        assert self._document is not None, "the lease is open only within its block"
+        return self._document
+
+    def _wait_for_devices(self) -> dict[str, Any]:
+
+        deadline = time.monotonic() + self._timeout_s
+        for job in self.job.events(timeout=self._timeout_s):
+            if job.state == "running":
+                document: dict[str, Any] = json.loads(self._client.fetch(pb.ResultRequest(job_id=self.job.id)))
+                return document
+            if job.state in ENDED:
+                raise JobFailed(f"lease {self.job.id} ended as {job.state}: {job.error or job.reason}", state=job.state)
+            if time.monotonic() > deadline:
+                break
+        raise Unavailable(
+            f"no devices came free for lease {self.job.id} in {self._timeout_s:g} s: ask for fewer or another type",
+            code="no_capacity",
+        )

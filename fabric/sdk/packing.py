@@ -1,0 +1,159 @@
+"""From a function, a script or a command to bytes that run elsewhere. Says no before anything is sent.
+
+Functions are pickled by value, so the far side needs neither the caller's module nor its checkout; modules that were
+installed are named, not sent. A script travels with its working directory, or alone where none is given.
+"""
+
+import inspect
+import io
+import os
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Final
+
+import cloudpickle
+
+from fabric.errors import InvalidRequest
+
+WORKING_DIR_BYTES_MAX: Final = 256 * 1024 * 1024
+EXCLUDES: Final = (".git", ".hg", "__pycache__", "*.pyc", ".venv", "venv", "node_modules", ".mypy_cache", ".ruff_cache")
+"""Never sent with a working directory, besides what its `.fabricignore` names (one pattern a line)."""
+_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
+
+
+def pickle_call(function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]) -> bytes:
+    """The call as bytes.
+
+    Raises:
+        InvalidRequest: something in it can't be pickled (`unpicklable`, naming it).
+    """
+    module = inspect.getmodule(function)
+    by_value = module if module is not None and _is_local(module.__name__, getattr(module, "__file__", None)) else None
+    if by_value is not None and by_value.__name__ in cloudpickle.list_registry_pickle_by_value():
+        by_value = None
+    if by_value is not None:
+        cloudpickle.register_pickle_by_value(by_value)
+    try:
+        return _dumps((function, tuple(args), dict(kwargs)))
+    except Exception as error:  # noqa: BLE001  # pickling calls the objects' own code, which raises what it likes
+        culprit = _culprit(function, args, kwargs)
+        raise InvalidRequest(
+            f"{culprit} can't be pickled ({error}): create it inside the function, or pass what it is made from",
+            code="unpicklable",
+            object=culprit,
+        ) from None
+    finally:
+        if by_value is not None:
+            cloudpickle.unregister_pickle_by_value(by_value)
+
+
+def script_command(script: str | os.PathLike[str], args: Sequence[object]) -> list[str]:
+    """How a Python script is run."""
+    return ["python", os.fspath(script), *(str(arg) for arg in args)]
+
+
+def pack_files(command: Sequence[str], *, working_dir: str | os.PathLike[str] | None) -> bytes | None:
+    """A zip of the working directory; without one, of the files that the command names. None if there are none.
+
+    Raises:
+        InvalidRequest: the script isn't there (`script_not_found`), or the directory is too large (`working_dir_too_large`).
+    """
+    root = Path(working_dir) if working_dir is not None else Path()
+    if not root.is_dir():
+        raise InvalidRequest(f"there is no directory {root}", code="working_dir_not_found", path=str(root))
+    script = _script_of(command)
+    if script is not None and not (root / script).is_file():
+        where = f" in {root}" if working_dir is not None else ""
+        raise InvalidRequest(
+            f"there is no script {script!r}{where}: give its path from the working directory",
+            code="script_not_found",
+            path=script,
+        )
+    if working_dir is not None:
+        return _zip(root, _files(root))
+    named = [Path(word) for word in command if _is_own_file(word)]
+    return _zip(root, iter(named)) if named else None
+
+
+def _script_of(command: Sequence[str]) -> str | None:
+    """The Python script that a command runs, if it plainly runs one."""
+    if command and Path(command[0]).name.startswith("python"):
+        first = next((word for word in command[1:] if not word.startswith("-")), None)
+        flags = command[1 : command.index(first)] if first is not None else ()
+        return None if {"-m", "-c"} & set(flags) else first
+    return command[0] if command and command[0].endswith((".py", ".sh")) else None
+
+
+def _is_own_file(word: str) -> bool:
+    path = Path(word)
+    return not path.is_absolute() and ".." not in path.parts and path.is_file()
+
+
+def _files(root: Path) -> Iterator[Path]:
+    ignore_file = root / ".fabricignore"
+    extra = ignore_file.read_text().split("\n") if ignore_file.is_file() else []
+    patterns = (*EXCLUDES, *(line.strip().rstrip("/") for line in extra if line.strip() and line[0] != "#"))
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not _excluded(Path(folder, name).relative_to(root), patterns))
+        for name in sorted(names):
+            path = Path(folder, name).relative_to(root)
+            if not _excluded(path, patterns) and (root / path).is_file():
+                yield path
+
+
+def _excluded(path: Path, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(path.name, pattern) or fnmatch(path.as_posix(), pattern) for pattern in patterns)
+
+
+def _zip(root: Path, paths: Iterator[Path]) -> bytes:
+    """Same files, same bytes: times are left out, so that an unchanged directory is not sent twice."""
+    out, total = io.BytesIO(), 0
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in paths:
+            file = root / path
+            total += file.stat().st_size
+            if total > WORKING_DIR_BYTES_MAX:
+                raise InvalidRequest(
+                    f"{root} holds more than {WORKING_DIR_BYTES_MAX >> 20} MiB: name what isn't needed in .fabricignore,"
+                    " or read large data from where it lies",
+                    code="working_dir_too_large",
+                    limit_bytes=WORKING_DIR_BYTES_MAX,
+                )
+            entry = zipfile.ZipInfo(path.as_posix(), _EPOCH)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = (file.stat().st_mode & 0o777) << 16
+            archive.writestr(entry, file.read_bytes())
+    return out.getvalue()
+
+
+def _is_local(name: str, file: str | None) -> bool:
+    """Whether a module is the caller's own: not built in, not the standard library, not installed."""
+    if name == "__main__" or file is None:
+        return False
+    installed = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return name in sys.modules and not any(Path(file).is_relative_to(place) for place in installed if place)
+
+
+def _dumps(value: object) -> bytes:
+    data: bytes = cloudpickle.dumps(value)
+    return data
+
+
+def _culprit(function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]) -> str:
+    """The first thing that can't be pickled on its own, as the caller would call it."""
+    suspects: dict[str, Any] = {f"argument {index}": value for index, value in enumerate(args)}
+    suspects |= {f"argument {name}=": value for name, value in kwargs.items()}
+    if inspect.isfunction(function):
+        variables = inspect.getclosurevars(function)
+        used = {**variables.nonlocals, **variables.globals}
+        suspects |= {f"variable {name!r} of {function.__qualname__}": value for name, value in used.items()}
+    for title, value in suspects.items():
+        try:
+            _dumps(value)
+        except Exception:  # noqa: BLE001  # pickling calls the objects' own code, which raises what it likes
+            return f"{title} ({type(value).__name__})"
+    return f"the function {getattr(function, '__qualname__', function)!r}"

@@ -1,0 +1,109 @@
+"""From what a person writes to a job's spec: accelerators, amounts, durations. Says no before anything is sent."""
+
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Final, Literal
+
+from fabric.errors import InvalidRequest
+from fabric.units import parse_ct
+from fabric.wire import fabric_pb2 as pb
+
+Accelerators = str | Sequence[str]
+Tokens = int | str | Decimal
+Seconds = int | float
+
+ANY: Final = "any"
+_ACCELERATOR: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})(?::(-?\d{1,9}))?", re.ASCII)
+_SECONDS_MAX: Final = 10 * 366 * 86_400
+
+
+def parse_accelerators(given: Accelerators) -> tuple[tuple[str, ...], int]:
+    """Types in order of preference (none = any) and how many of one of them: "H100:2", "any", ["H100:2", "A100:2"].
+
+    Raises:
+        InvalidRequest: not of that form, a count below 1, or different counts for different types.
+    """
+    choices = [given] if isinstance(given, str) else list(given)
+    if not choices:
+        raise InvalidRequest(f'name an accelerator such as "H100:2", or "{ANY}"', code="invalid_accelerators")
+    types: list[str] = []
+    counts: set[int] = set()
+    for choice in choices:
+        match = _ACCELERATOR.fullmatch(choice.strip()) if isinstance(choice, str) else None
+        if match is None:
+            raise InvalidRequest(
+                f'{choice!r} is not an accelerator: write a type and a count such as "H100:2", or "{ANY}"',
+                code="invalid_accelerators",
+                given=str(choice),
+            )
+        count = int(match[2] or 1)
+        if count < 1:
+            raise InvalidRequest(
+                f"{choice!r} asks for {count} devices: ask for at least 1", code="invalid_accelerators", given=choice
+            )
+        types.append(match[1])
+        counts.add(count)
+    if len(counts) > 1:
+        raise InvalidRequest(
+            f"{', '.join(choices)}: a job runs on one type, with one count whichever it is: write the same count for all",
+            code="one_count",
+        )
+    named = () if ANY in types else tuple(dict.fromkeys(types))
+    return named, counts.pop()
+
+
+def duration_us(name: str, seconds: Seconds) -> int:
+    """Seconds as µs, if they are a sensible duration."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= _SECONDS_MAX:
+        raise InvalidRequest(
+            f"{name}={seconds!r}: give seconds, more than 0 and at most {_SECONDS_MAX}",
+            code="invalid_duration",
+            given=str(seconds),
+        )
+    return round(seconds * 1_000_000)
+
+
+def count(name: str, given: int | None, *, at_least: int) -> int | None:
+    """A whole number that isn't too small."""
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, int) or not at_least <= given < 2**31:
+        raise InvalidRequest(
+            f"{name}={given!r}: give a whole number of at least {at_least}", code="invalid_count", given=str(given)
+        )
+    return given
+
+
+def build_spec(
+    *,
+    name: str,
+    kind: str,
+    tokens: Tokens,
+    accelerators: Accelerators,
+    service: str = "training",
+    hold: Literal["full", "rolling"] = "full",
+    preemptible: bool = True,
+    max_retries: int = 0,
+    time_limit: Seconds | None = None,
+    grace: Seconds | None = None,
+    devices_per_node: int | None = None,
+) -> pb.JobSpec:
+    """The spec of a job, checked."""
+    types, devices = parse_accelerators(accelerators)
+    if hold not in {"full", "rolling"}:
+        raise InvalidRequest(f'hold={hold!r}: choose "full" or "rolling"', code="invalid_hold", given=str(hold))
+    return pb.JobSpec(
+        name=name,
+        kind=kind,
+        service=service,
+        accelerators=types,
+        devices=devices,
+        devices_per_node=count("devices_per_node", devices_per_node, at_least=1),
+        limit_uhs=parse_ct(tokens),
+        hold=hold,
+        preemptible=preemptible,
+        grace_us=None if grace is None else duration_us("grace", grace),
+        time_limit_us=None if time_limit is None else duration_us("time_limit", time_limit),
+        max_retries=count("max_retries", max_retries, at_least=0) or 0,
+    )
