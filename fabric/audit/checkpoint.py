@@ -19,7 +19,7 @@ _KEY_ID_BYTES: Final = 4
 _CHECKPOINT_LINES: Final = 3
 
 
-class BadNote(ValueError):
+class NoteError(ValueError):
     """The text is no checkpoint that this key signed; the message says why."""
 
 
@@ -73,11 +73,11 @@ class Verifier:
         """The text that this key signed.
 
         Raises:
-            BadNote: no line by this key, or one whose signature is wrong.
+            NoteError: no line by this key, or one whose signature is wrong.
         """
         text, empty_line, signatures = note.rpartition("\n\n")
         if not empty_line or not signatures.endswith("\n"):
-            raise BadNote("the note has no signatures: it must end in an empty line and '— name signature' lines")
+            raise NoteError("the note has no signatures: it must end in an empty line and '— name signature' lines")
         text += "\n"
         for line in signatures[:-1].split("\n"):
             name, signature = _signature_of(line)
@@ -86,15 +86,15 @@ class Verifier:
             try:
                 self._key.verify(signature[_KEY_ID_BYTES:], text.encode())
             except InvalidSignature as error:
-                raise BadNote(f"the signature by {self.name} is wrong: the note was changed, or forged") from error
+                raise NoteError(f"the signature by {self.name} is wrong: the note was changed, or forged") from error
             return text
-        raise BadNote(f"{self.name} (key {self.key_id.hex()}) has not signed this note")
+        raise NoteError(f"{self.name} (key {self.key_id.hex()}) has not signed this note")
 
     def checkpoint(self, note: str) -> Checkpoint:
         """The checkpoint that this key signed.
 
         Raises:
-            BadNote: not signed by this key, or not a checkpoint.
+            NoteError: not signed by this key, or not a checkpoint.
         """
         return parse_checkpoint(self.open(note))
 
@@ -128,24 +128,24 @@ def parse_checkpoint(text: str) -> Checkpoint:
     """A checkpoint from a note's text; lines after the third are extensions and ignored."""
     lines = text.split("\n")
     if len(lines) <= _CHECKPOINT_LINES or not lines[0]:
-        raise BadNote("a checkpoint has three lines: origin, tree size, root hash in base64")
+        raise NoteError("a checkpoint has three lines: origin, tree size, root hash in base64")
     origin, size, root = lines[:_CHECKPOINT_LINES]
     if not (size.isascii() and size.isdecimal()) or str(int(size)) != size:
-        raise BadNote(f"{size!r} is no tree size: want a plain decimal without leading zeros")
+        raise NoteError(f"{size!r} is no tree size: want a plain decimal without leading zeros")
     try:
         digest = base64.b64decode(root, validate=True)
     except binascii.Error as error:
-        raise BadNote(f"{root!r} is no root hash in base64") from error
+        raise NoteError(f"{root!r} is no root hash in base64") from error
     if len(digest) != sha256().digest_size:
-        raise BadNote(f"a root hash has 32 bytes, not {len(digest)}")
+        raise NoteError(f"a root hash has 32 bytes, not {len(digest)}")
     return Checkpoint(origin, int(size), digest)
 
 
 def _signature_of(line: str) -> tuple[str, bytes]:
     name, space, encoded = line.removeprefix(_SIGNED_BY).partition(" ")
     if not line.startswith(_SIGNED_BY) or not space:
-        raise BadNote(f"{line!r} is no signature line: want '— name signature'")
+        raise NoteError(f"{line!r} is no signature line: want '— name signature'")
     try:
         return name, base64.b64decode(encoded, validate=True)
     except binascii.Error as error:
-        raise BadNote(f"{line!r} has a signature that is not base64") from error
+        raise NoteError(f"{line!r} has a signature that is not base64") from error

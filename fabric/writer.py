@@ -1,0 +1,355 @@
+"""The one writer: collects what arrives, decides it in order, commits the batch, and only then answers and acts.
+
+Group commit: while one batch is being made durable, the next one gathers; a batch costs one fsync however large it is.
+What is in memory never runs ahead of the journal: when a commit fails, nobody gets an answer, and the state is rebuilt
+from the journal before anything else is decided. Starting is the same thing: newest whole snapshot, then every entry
+after it is decided again, and has to come out as it is written.
+
+Knows the journal and the core by what they promise; does not know Ray, tokens, or what an event means.
+Ideas: LMAX (one thread decides, batches are durable), TigerBeetle (the log is the truth), dask (events in, instructions out).
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, Generic, Protocol, TypeVar
+
+from fabric.adapters.entries import Recorded, decode_entry, encode_entry, entry_of
+from fabric.adapters.journal import Entry, Journal, Snapshot, TreeHead
+from fabric.audit.merkle import Tree, leaf_hash
+from fabric.clock import Clock
+from fabric.errors import Conflict, FabricError, Internal, JournalCorrupt, Unavailable
+from fabric.gate.events import AnyEvent
+from fabric.gate.instructions import Accepted, AnyInstruction, Decision, Outcome
+
+BATCH_MAX: Final = 1_024
+"""Events in one commit, unless a single call brings more."""
+QUEUE_MAX: Final = 20_000
+"""Events that may wait. Beyond, callers are told to come back."""
+SNAPSHOT_EVERY: Final = 10_000
+"""Entries between snapshots at least; a long journal is snapshotted when it has grown by a twentieth."""
+_GROWTH: Final = 20
+_NOTHING_TO_DO: Final = Accepted()
+
+
+class Core(Protocol):
+    """What decides. Deterministic: the same events at the same times give the same decisions, on any machine."""
+
+    def handle(self, event: AnyEvent, now_us: int) -> Decision:
+        """Apply one event. Raises only by mistake."""
+
+    def snapshot(self) -> bytes:
+        """The whole state."""
+
+
+C = TypeVar("C", bound=Core)
+T = TypeVar("T")
+Waiting = tuple[Sequence[AnyEvent], "asyncio.Future[list[Outcome]]"]
+
+
+class Writer(Generic[C]):
+    """Owns a journal and the core whose decisions it keeps."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        restore: Callable[[bytes | None], C],
+        clock: Clock,
+        carry_out: Callable[[Sequence[AnyInstruction]], Awaitable[None]],
+        idle: Callable[[C, AnyEvent, int], bool] | None = None,
+        batch_max: int = BATCH_MAX,
+        queue_max: int = QUEUE_MAX,
+        snapshot_every: int = SNAPSHOT_EVERY,
+    ) -> None:
+        """Put the parts together; `start` begins.
+
+        Args:
+            journal: closed by `close`.
+            restore: the core from a snapshot's bytes, or a new one from None.
+            clock: read once for each batch; an entry's time is never less than the one before it.
+            carry_out: awaited after each commit with the instructions of the batch, which may be none; in order, one call
+                at a time, and beside the next batch, so it may `submit`. What it raises goes to the loop's handler.
+            idle: says of an event that handling it now would change nothing. Such an event is answered without being
+                handled and leaves no entry, which is safe for replay because it never touched the core. Ask it only of
+                ticks: a refusal is an answer that must be remembered.
+            batch_max: events in one commit.
+            queue_max: events that may wait.
+            snapshot_every: entries between snapshots, at least.
+        """
+        self._journal = journal
+        self._restore = restore
+        self._clock = clock
+        self._carry_out = carry_out
+        self._idle = idle
+        self._batch_max = batch_max
+        self._queue_max = queue_max
+        self._snapshot_every = snapshot_every
+        self._core: C | None = None
+        """None after a failed commit: what it was must be read from the journal first."""
+        self._tree = Tree()
+        self._head = TreeHead(size=0, root=self._tree.root())
+        self._at_us = 0
+        self._snapshot_size = 0
+        self._waiting: deque[Waiting] = deque()
+        self._events_waiting = 0
+        self._wake = asyncio.Event()
+        self._between_commits = asyncio.Lock()
+        self._ended: FabricError | None = None
+        """Why nothing more will be written, once that is so."""
+        self._task: asyncio.Task[None] | None = None
+        self._to_carry_out: asyncio.Queue[list[AnyInstruction] | None] = asyncio.Queue()
+        self._carrying_out: asyncio.Task[None] | None = None
+
+    @property
+    def journal(self) -> Journal:
+        return self._journal
+
+    @property
+    def core(self) -> C:
+        """The state. Between `submit`s it may hold what is not durable yet: questions go through `look`."""
+        if self._core is None:
+            raise self._ended or _unavailable("its state is being rebuilt from the journal")
+        return self._core
+
+    @property
+    def head(self) -> TreeHead:
+        """The last committed tree head."""
+        return self._head
+
+    @property
+    def tree(self) -> Tree:
+        """A copy of the tree, by its right edge."""
+        return self._tree.copy()
+
+    async def start(self) -> None:
+        """Take the journal over, fencing out any former writer, and bring the core to where it ends.
+
+        Raises:
+            JournalCorrupt: what is stored is not what was committed, or deciding an entry again gives something else.
+            Unavailable: the store can't be reached.
+        """
+        await self._rebuild()
+        self._task = asyncio.create_task(self._run(), name="journal-writer")
+        self._carrying_out = asyncio.create_task(self._act(), name="journal-instructions")
+
+    async def submit(self, events: Sequence[AnyEvent]) -> list[Outcome]:
+        """Have events decided, in order and in one commit; the answers come when they are durable.
+
+        Raises:
+            Unavailable: not written, or not known to be: safe to ask again with the same request ids. `code` is
+                `overloaded`, `journal_unavailable`, or `writer_fenced` for a writer that was replaced.
+            JournalCorrupt: the journal is damaged; nothing more will be written.
+            Internal: deciding failed by our own mistake; nothing of this call was written.
+        """
+        if self._ended is not None:
+            raise self._ended
+        if not events:
+            return []
+        if self._events_waiting + len(events) > max(self._queue_max, len(events)):
+            raise Unavailable(
+                f"{self._events_waiting} events wait to be written, at most {self._queue_max} may: retry in a moment",
+                code="overloaded",
+                waiting=self._events_waiting,
+                limit=self._queue_max,
+            )
+        answered: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((events, answered))
+        self._events_waiting += len(events)
+        self._wake.set()
+        return await answered
+
+    async def look(self, question: Callable[[C], T]) -> T:
+        """Ask the core something when all that it holds is durable."""
+        async with self._between_commits:
+            return question(self.core)
+
+    async def close(self) -> None:
+        """Write what waits, keep a snapshot, let the journal go."""
+        if self._task is not None:
+            self._ended = self._ended or _unavailable("the gate is closing")
+            self._wake.set()
+            await self._task
+            self._task = None
+            self._to_carry_out.put_nowait(None)
+            if self._carrying_out is not None:
+                await self._carrying_out
+            if self._core is not None and self._snapshot_size < self._head.size:
+                await self._save_snapshot()
+        await self._journal.close()
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while self._ended is None or self._waiting:
+            if not self._waiting:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            async with self._between_commits:
+                await self._write(self._take())
+
+    async def _act(self) -> None:
+        while (instructions := await self._to_carry_out.get()) is not None:
+            try:
+                await self._carry_out(instructions)
+            except Exception as error:  # noqa: BLE001 - the journal has the decision: it is said again after a restart
+                context = {"message": "instructions were not carried out", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(context)
+
+    def _take(self) -> list[Waiting]:
+        """The next batch: all that waits, up to the limit, never part of a call."""
+        batch = [self._waiting.popleft()]
+        count = len(batch[0][0])
+        while self._waiting and count + len(self._waiting[0][0]) <= self._batch_max:
+            batch.append(self._waiting.popleft())
+            count += len(batch[-1][0])
+        self._events_waiting -= count
+        return batch
+
+    async def _write(self, batch: list[Waiting]) -> None:
+        try:
+            if self._core is None:
+                await self._rebuild()
+            await self._decide_and_commit(batch)
+        except Conflict as error:
+            self._end(Unavailable(error.message, code="writer_fenced", **error.facts), batch)
+        except JournalCorrupt as error:
+            self._end(error, batch)
+        except FabricError as error:
+            self._core = None
+            _fail(batch, error)
+        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it, and the next batch may be well
+            self._core = None
+            _fail(batch, Internal(f"the journal's writer failed: {error!r}"))
+
+    def _end(self, error: FabricError, batch: list[Waiting]) -> None:
+        """Nothing more will be written here: say so to all, and keep no state that nobody journals."""
+        self._ended, self._core = error, None
+        _fail(batch, error)
+        _fail(self._waiting, error)
+        self._waiting.clear()
+        self._events_waiting = 0
+
+    async def _decide_and_commit(self, batch: list[Waiting]) -> None:
+        entries: list[Entry] = []
+        instructions: list[AnyInstruction] = []
+        answers: list[list[Outcome]] = []
+        at_us = self._at_us = max(self._clock.now_us(), self._at_us)
+        for waiting in batch:
+            try:
+                answers.append([self._decide(event, at_us, entries, instructions) for event in waiting[0]])
+            except Exception as error:  # noqa: BLE001 - a mistake in the core costs its caller, never the others
+                _fail([waiting], Internal(f"deciding failed: {error!r}; nothing of this call was written"))
+                self._again([other for other in batch if other is not waiting])
+                self._core = None
+                return
+        if entries:
+            await self._commit(entries)
+        for (_, answered), outcomes in zip(batch, answers, strict=True):
+            if not answered.done():
+                answered.set_result(outcomes)
+        self._to_carry_out.put_nowait(instructions)
+        if self._head.size - self._snapshot_size >= max(self._snapshot_every, self._head.size // _GROWTH):
+            await self._save_snapshot()
+
+    def _decide(self, event: AnyEvent, at_us: int, entries: list[Entry], instructions: list[AnyInstruction]) -> Outcome:
+        core = self._core
+        assert core is not None, "the core is rebuilt before anything is decided"
+        if self._idle is not None and self._idle(core, event, at_us):
+            return _NOTHING_TO_DO
+        decision = core.handle(event, at_us)
+        entries.append(entry_of(self._head.size + len(entries), at_us=at_us, event=event, decision=decision))
+        instructions += decision.instructions
+        return decision.outcome
+
+    async def _commit(self, entries: list[Entry]) -> None:
+        tree = self._tree.copy()
+        for entry in entries:
+            tree.append(leaf_hash(entry.leaf))
+        head = TreeHead(size=tree.size, root=tree.root())
+        await self._journal.append(entries, head)
+        self._tree, self._head = tree, head
+
+    def _again(self, batch: Iterable[Waiting]) -> None:
+        """Put calls that were not written back where they were: at the front."""
+        for waiting in reversed(list(batch)):
+            self._waiting.appendleft(waiting)
+            self._events_waiting += len(waiting[0])
+
+    async def _save_snapshot(self) -> None:
+        """Keep the state as it is committed. Failing is no loss: the journal has everything, replay takes longer."""
+        self._snapshot_size = self._head.size
+        snapshot = Snapshot(
+            size=self._head.size, root=self._head.root, edge=self._tree.edge, state=self.core.snapshot()
+        )
+        try:
+            await self._journal.save_snapshot(snapshot)
+        except (Unavailable, Conflict):
+            return
+
+    # -- replay --------------------------------------------------------------------------------------------------------
+
+    async def _rebuild(self) -> None:
+        """The core and the tree as the journal has them, under a new epoch."""
+        await self._journal.open()
+        head = await self._journal.head()
+        snapshot = await self._journal.load_snapshot()
+        core = self._restore(snapshot.state if snapshot else None)
+        tree = Tree(size=snapshot.size, edge=snapshot.edge) if snapshot else Tree()
+        start = tree.size
+        async for entry in self._journal.read(max(0, start - 1), head.size):
+            recorded = read_entry(entry)
+            self._at_us = max(self._at_us, recorded.at_us)
+            if entry.seq >= start:
+                replay(core, recorded, leaf=entry.leaf)
+                tree.append(leaf_hash(entry.leaf))
+        if TreeHead(size=tree.size, root=tree.root()) != head:
+            raise JournalCorrupt(f"the journal's entries do not lead to its sealed root at size {head.size}", seq=None)
+        self._core, self._tree, self._head = core, tree, head
+        self._snapshot_size = start
+
+
+def replay(core: Core, recorded: Recorded, *, leaf: bytes) -> Decision:
+    """Decide a journaled event again; it has to come out as it is written.
+
+    Raises:
+        JournalCorrupt: with code `replay_differs`: this version decides otherwise than the one that wrote the entry.
+    """
+    decision = core.handle(recorded.event, recorded.at_us)
+    again = encode_entry(recorded.seq, at_us=recorded.at_us, event=recorded.event, decision=decision)
+    if again != leaf and decode_entry(again) != recorded:
+        raise JournalCorrupt(
+            f"entry {recorded.seq} comes out differently when it is decided again: start the version that wrote it, or"
+            " report this with the journal",
+            code="replay_differs",
+            seq=recorded.seq,
+            written=leaf.decode(errors="replace")[:2_000],
+            decided=again.decode(errors="replace")[:2_000],
+        )
+    return decision
+
+
+def read_entry(entry: Entry) -> Recorded:
+    """What the entry says.
+
+    Raises:
+        JournalCorrupt: its bytes are what was committed, but this version can't read them.
+    """
+    try:
+        recorded = decode_entry(entry.leaf)
+    except ValueError as error:
+        raise JournalCorrupt(f"entry {entry.seq} can't be read by this version: {error}", seq=entry.seq) from error
+    if recorded.seq != entry.seq:
+        raise JournalCorrupt(f"entry {entry.seq} says that it is number {recorded.seq}", seq=entry.seq)
+    return recorded
+
+
+def _fail(batch: Iterable[Waiting], error: FabricError) -> None:
+    for _, answered in batch:
+        if not answered.done():
+            answered.set_exception(error)
+
+
+def _unavailable(why: str) -> Unavailable:
+    return Unavailable(f"the gate can't answer now: {why}. Retry in a moment", code="journal_unavailable")
