@@ -123,7 +123,7 @@ class SqliteJournal:
             connection.execute(f"PRAGMA max_page_count = {self._max_pages}")
         self._writer = connection
         with _transaction(connection):
-            (version,) = connection.execute("PRAGMA user_version").get
+            version = connection.execute("PRAGMA user_version").get
             if version not in (0, SCHEMA_VERSION):
                 raise sealed.corrupt(f"it was written by another version (schema {version})", seq=None)
             connection.execute(_SCHEMA)
