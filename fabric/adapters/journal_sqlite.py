@@ -108,7 +108,7 @@ class SqliteJournal:
     async def _in(self, thread: ThreadPoolExecutor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run in the thread that owns the connection; a cancelled caller doesn't stop a commit half-way."""
         loop = asyncio.get_running_loop()
-        return await asyncio.shield(loop.run_in_executor(thread, partial(_translating, call, *args, **kwargs)))
+        return await asyncio.shield(loop.run_in_executor(thread, partial(_translating, partial(call, *args, **kwargs))))
 
     # -- in the writing thread -----------------------------------------------------------------------------------------
 
