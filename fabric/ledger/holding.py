@@ -1,0 +1,181 @@
+"""Holding: tokens are set aside, captured, given back and let go, and what is due happens in time.
+
+These are the moves as the gate makes them for a job, which answers for its own hold: no client, no sequence numbers.
+Every one first brings the book up to `now_us`, so holds lapse and lots expire at their time whether or not anybody sweeps.
+"""
+
+from typing import Final
+
+from fabric.ledger.accounts import Account
+from fabric.ledger.balances import free_uhs
+from fabric.ledger.expiry import HOLD
+from fabric.ledger.holds import Hold, HoldState
+from fabric.ledger.outcomes import (
+    BEYOND_INT64,
+    HOLD_EXISTS,
+    INSUFFICIENT_TOKENS,
+    INVALID_AMOUNT,
+    UNKNOWN_ACCOUNT,
+    Granted,
+    Refused,
+)
+from fabric.ledger.scopes import Use
+from fabric.ledger.till import Till
+from fabric.units import INT64_MAX
+
+_DAY_US: Final = 86_400_000_000
+REMEMBER_ENDED_US: Final = _DAY_US
+"""How long a settled or released hold can still repeat its last answer."""
+REMEMBER_LAPSED_US: Final = 30 * _DAY_US
+"""How long an expired hold can still be settled late."""
+_NOTHING: Final = Granted(0, 0, False)  # noqa: FBT003
+
+
+class Holding(Till, kw_only=True, dict=True):
+    """What can be done with a hold, and with time."""
+
+    def authorize(
+        self,
+        account_id: str,
+        *,
+        hold_id: str,
+        amount_uhs: int,
+        use: Use,
+        now_us: int,
+        expires_at_us: int | None,
+        minimum_uhs: int | None = None,
+    ) -> Granted | Refused:
+        """Set tokens aside for `use`, in burn order, lots first and then credit.
+
+        Args:
+            account_id: who pays.
+            hold_id: never used before.
+            amount_uhs: how much is wanted, more than 0.
+            use: what for: only lots whose scope admits it are taken from.
+            now_us: when.
+            expires_at_us: when the hold lapses by itself; None = never, somebody answers for closing it.
+            minimum_uhs: be content with less, but not with less than this; None = all or nothing.
+        """
+        self._catch_up(now_us)
+        account = self.accounts.get(account_id)
+        if account is None:
+            return Refused(UNKNOWN_ACCOUNT, {"account_id": account_id})
+        if amount_uhs <= 0:
+            return Refused(INVALID_AMOUNT, {"amount_uhs": amount_uhs})
+        if hold_id in self.holds or hold_id in self.ended or hold_id in self.lapsed:
+            return Refused(HOLD_EXISTS, {"hold_id": hold_id})
+        hold = Hold(
+            hold_id=hold_id,
+            account_id=account_id,
+            use=use,
+            opened_at_us=now_us,
+            expires_at_us=expires_at_us if expires_at_us is None or expires_at_us > now_us else now_us,
+            pieces=[],
+            held_uhs=0,
+            answer=_NOTHING,
+        )
+        answer = self._hold_more(account, hold, amount_uhs=amount_uhs, minimum_uhs=minimum_uhs, now_us=now_us)
+        if isinstance(answer, Granted):
+            hold.answer = answer
+            self.holds[hold_id] = hold
+            self._deadlines.watch_hold(hold)
+        return answer
+
+    def capture(self, hold_id: str, *, amount_uhs: int, now_us: int, flags: tuple[str, ...] = ()) -> int:
+        """Capture up to what is held; returns how much that was. The hold must be open."""
+        self._catch_up(now_us)
+        hold = self.holds[hold_id]
+        part = min(amount_uhs, hold.held_uhs)
+        if part > 0:
+            self._capture(self.accounts[hold.account_id], hold, amount_uhs=part, now_us=now_us, flags=flags)
+        return max(part, 0)
+
+    def extend(
+        self, hold_id: str, *, amount_uhs: int, now_us: int, minimum_uhs: int | None = None
+    ) -> Granted | Refused:
+        """Hold more, like `authorize`. The hold must be open."""
+        self._catch_up(now_us)
+        hold = self.holds[hold_id]
+        if amount_uhs <= 0:
+            return Refused(INVALID_AMOUNT, {"amount_uhs": amount_uhs})
+        account = self.accounts[hold.account_id]
+        return self._hold_more(account, hold, amount_uhs=amount_uhs, minimum_uhs=minimum_uhs, now_us=now_us)
+
+    def refund(self, hold_id: str, *, amount_uhs: int, now_us: int) -> int:
+        """Take captures back into the open hold, last first, at most what it has captured; returns how much."""
+        self._catch_up(now_us)
+        hold = self.holds[hold_id]
+        part = min(amount_uhs, hold.captured_uhs)
+        if part > 0:
+            self._uncapture(self.accounts[hold.account_id], hold, amount_uhs=part, now_us=now_us)
+        return max(part, 0)
+
+    def close(self, hold_id: str, *, now_us: int) -> int:
+        """Free what is left and end the open hold; returns how much that was."""
+        self._catch_up(now_us)
+        hold = self.holds[hold_id]
+        freed = self._free(self.accounts[hold.account_id], hold, now_us=now_us)
+        self._end(hold, state=HoldState.SETTLED, at_us=now_us)
+        return freed
+
+    def sweep(self, *, now_us: int) -> None:
+        """Let holds lapse and lots expire that are due by now, each dated when it fell due; doing it again is nothing."""
+        while (due := self._deadlines.pop(now_us)) is not None:
+            at_us, kind, name = due
+            if kind == HOLD:
+                hold = self.holds[name]
+                hold.lapsed_uhs = hold.held_uhs
+                self._free(self.accounts[hold.account_id], hold, now_us=at_us, flags=("lapsed",))
+                self._end(hold, state=HoldState.EXPIRED, at_us=at_us)
+            elif self.lots[name].free_uhs:
+                self._break(self.lots[name], at_us=at_us)
+        _forget(self.ended, before_us=now_us - REMEMBER_ENDED_US)
+        _forget(self.lapsed, before_us=now_us - REMEMBER_LAPSED_US)
+
+    def next_due_us(self) -> int | None:
+        """When the next hold lapses or lot expires."""
+        return self._deadlines.next_us()
+
+    def _catch_up(self, now_us: int) -> None:
+        heap = self._deadlines.heap
+        if heap and heap[0][0] <= now_us:
+            self.sweep(now_us=now_us)
+
+    def _hold_more(
+        self, account: Account, hold: Hold, *, amount_uhs: int, minimum_uhs: int | None, now_us: int
+    ) -> Granted | Refused:
+        if amount_uhs > INT64_MAX - self.tokens_uhs["held"]:
+            return Refused(BEYOND_INT64, {"amount_uhs": amount_uhs, "limit_uhs": INT64_MAX})
+        plan, missing = self._plan(account, use=hold.use, amount_uhs=amount_uhs, now_us=now_us)
+        if not missing:
+            self._take(account, hold, plan=plan, credit_uhs=0, now_us=now_us)
+            return Granted(amount_uhs, hold.held_uhs, False)  # noqa: FBT003
+        credit = min(missing, account.credit_free_uhs)
+        missing -= credit
+        granted = amount_uhs - missing
+        if missing and (minimum_uhs is None or granted < max(1, minimum_uhs)):
+            needed = amount_uhs if minimum_uhs is None else minimum_uhs
+            anywhere = free_uhs(self, account, now_us=now_us, use=None)
+            return Refused(
+                INSUFFICIENT_TOKENS,
+                {
+                    "needed_uhs": needed,
+                    "free_uhs": granted,
+                    "free_out_of_scope_uhs": anywhere - granted,
+                    "short_uhs": needed - granted,
+                },
+            )
+        flags = ("final",) if missing else ()
+        self._take(account, hold, plan=plan, credit_uhs=credit, now_us=now_us, flags=flags)
+        return Granted(granted, hold.held_uhs, missing > 0)
+
+
+def _forget(holds: dict[str, Hold], *, before_us: int) -> None:
+    """Drop the oldest; they stand in the order in which they ended."""
+    gone = []
+    for hold_id, hold in holds.items():
+        if hold.ended_at_us is None or hold.ended_at_us >= before_us:
+            break
+        gone.append(hold_id)
+    for hold_id in gone:
+        del holds[hold_id]
