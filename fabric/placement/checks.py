@@ -1,0 +1,134 @@
+"""Questions that change nothing: can a request ever run, what is free, and does the state contradict itself."""
+
+import msgspec
+
+from fabric.placement.cluster import Cluster
+from fabric.placement.fitting import Shape, group_name
+from fabric.placement.jobs import Request, Unplaceable
+from fabric.placement.state import PlacementState
+from fabric.units import AccountId, JobId, NodeId
+
+
+class NodeFree(msgspec.Struct, frozen=True):
+    """A node as people see it."""
+
+    node_id: NodeId
+    accelerator: str
+    pool: str
+    devices: int
+    free: int
+    status: str
+    """up | draining | down"""
+    dedicated_to: AccountId | None
+    jobs: tuple[JobId, ...]
+
+
+def view_nodes(state: PlacementState) -> tuple[NodeFree, ...]:
+    return tuple(
+        NodeFree(
+            node_id=at.node.node_id,
+            accelerator=at.node.accelerator,
+            pool=at.node.pool,
+            devices=at.node.devices,
+            free=0 if at.status == "down" else at.free,
+            status=at.status,
+            dedicated_to=at.node.dedicated_to,
+            jobs=tuple(at.shares),
+        )
+        for at in state.nodes.values()
+    )
+
+
+def check(request: Request, state: PlacementState, cluster: Cluster) -> Unplaceable | None:
+    """Why the request can never run here as it is written; nodes that are down count, they may come back."""
+    each = request.devices_per_node
+    if request.devices < 1 or (each is not None and (each < 1 or request.devices % each)):
+        return Unplaceable("uneven_gang", {"devices": request.devices, "devices_per_node": each or 0})
+    for accelerator in request.accelerators:
+        if accelerator not in state.accelerators:
+            return Unplaceable("unknown_accelerator", {"given": accelerator, "known": ", ".join(state.accelerators)})
+    groups = cluster.groups_for(request, preemptible=request.preemptible)
+    shape = Shape.of(request)
+    best = None
+    largest = -1
+    for group in groups:
+        if not any(group.sizes.values()):
+            continue
+        size = group.largest(shape)
+        if group.pool == "reserved" and request.service != "inference":
+            size -= state.policy.headroom_devices
+        if size >= request.devices:
+            return None
+        if size > largest:
+            best, largest = group, size
+    if best is None:
+        pools = dict.fromkeys(node.node.pool for node in state.nodes.values())
+        facts: dict[str, str | int] = {
+            "service": request.service,
+            "preemptible": int(request.preemptible),
+            "pools": ", ".join(pools),
+        }
+        return Unplaceable("no_pool_for", facts)
+    sizes: dict[str, str | int] = {
+        "devices": request.devices,
+        "largest": max(largest, 0),
+        "accelerator": best.accelerator,
+    }
+    return Unplaceable("gang_too_large", sizes)
+
+
+def assert_consistent(state: PlacementState, cluster: Cluster) -> None:
+    """Every device has one owner, claim or nobody; gangs are of one type; indexes say what the records say."""
+    _assert_nodes(state, cluster)
+    _assert_claims(state)
+    _assert_running(state)
+    _assert_indexes(state, cluster)
+
+
+def _assert_nodes(state: PlacementState, cluster: Cluster) -> None:
+    for node_id, at in state.nodes.items():
+        assert at.free >= 0
+        assert at.held >= 0
+        assert at.free + at.held + sum(at.shares.values()) == at.node.devices, at
+        assert cluster.room(at) >= 0, f"{node_id} owes more than it will have"
+        for job_id, devices in at.shares.items():
+            assert (node_id, devices) in state.running[job_id].shares
+
+
+def _assert_claims(state: PlacementState) -> None:
+    owed = dict.fromkeys(state.claims, 0)
+    held = dict.fromkeys(state.nodes, 0)
+    for at in state.nodes.values():
+        for job_id, devices in at.owed.items():
+            owed[job_id] += devices
+    for job_id, claim in state.claims.items():
+        assert job_id in state.queue
+        assert claim.owed == owed[job_id]
+        for node_id, devices in claim.shares:
+            assert state.nodes[node_id].status == "up"
+            held[node_id] += devices - state.nodes[node_id].owed.get(job_id, 0)
+    assert all(state.nodes[node_id].held == devices for node_id, devices in held.items())
+
+
+def _assert_running(state: PlacementState) -> None:
+    for job_id, running in state.running.items():
+        assert job_id not in state.queue
+        for node_id, devices in running.shares:
+            at = state.nodes[node_id].node
+            assert state.nodes[node_id].shares[job_id] == devices
+            assert group_name(at.pool, at.accelerator, at.dedicated_to) == running.group
+            assert at.dedicated_to in (None, running.request.account_id)
+            assert at.pool != "reserved" or running.request.service == "inference" or running.request.preemptible
+
+
+def _assert_indexes(state: PlacementState, cluster: Cluster) -> None:
+    for name, group in cluster.groups.items():
+        seen = [0] * len(group.fit)
+        for at in group.nodes:
+            if at is not None and at.status == "up":
+                seen[at.free] |= group.bits[at.slot]
+        assert seen == group.fit, name
+        assert group.free == sum(free * bits.bit_count() for free, bits in enumerate(seen))
+    for name, pin in state.pins.items():
+        assert pin.job_id in state.queue, name
+        assert pin.job_id not in state.claims

@@ -1,0 +1,227 @@
+"""Nodes and what is on them: who owns which devices, which are set aside, and which are owed to whom.
+
+A device has one owner, or is set aside for one claim, or is free. When an owner is released its devices go first to the
+claims they are owed to, in the order in which the claims were made, and only then to everybody: otherwise whoever comes
+by takes what an eviction freed, and evictions loop.
+"""
+
+from fabric.placement.fitting import Group, Picks, Shape, group_name
+from fabric.placement.jobs import INFERENCE, RANKS, Request, Shares
+from fabric.placement.state import Claim, Node, NodeState, PlacementState, Queued, Running
+from fabric.units import JobId, NodeId
+
+
+class Cluster:
+    """The planner's nodes, with the indexes that make them quick to search."""
+
+    def __init__(self, state: PlacementState) -> None:
+        self._state = state
+        self.groups: dict[str, Group] = {}
+        self.jobs: dict[str, dict[JobId, Running]] = {}
+        """What runs in each group."""
+        self.version = 0
+        """Grows when a group appears: what may go where has changed."""
+        for node in state.nodes.values():
+            self._group_of(node.node).seat(node)
+        for group in self.groups.values():
+            group.find_holes()
+        for job_id, running in state.running.items():
+            self._count(self.groups[running.group], job_id, running)
+        for name, pin in state.pins.items():
+            self.mark(name, pin.nodes)
+
+    def add(self, node: Node) -> None:
+        """A node that is new, or was removed."""
+        if node.accelerator not in self._state.accelerators:
+            self._state.accelerators.append(node.accelerator)
+            self.version += 1
+        known = self._state.nodes.get(node.node_id)
+        group = self._group_of(node)
+        if known is not None and known.node == node:
+            self._return(group, known)
+            return
+        if known is not None:
+            assert known.status == "down"
+            self._group_of(known.node).unseat(known)
+        fresh = NodeState(node=node, slot=group.next_slot(), free=node.devices)
+        self._state.nodes[node.node_id] = fresh
+        group.seat(fresh)
+        group.touched = True
+
+    def close(self, node_id: NodeId, *, status: str) -> NodeState:
+        """Take no more jobs on the node."""
+        node = self._state.nodes[node_id]
+        if node.status == "up":
+            self._group_of(node.node).hide(node)
+        node.status = status
+        return node
+
+    def clear(self, node: NodeState) -> None:
+        """The node is gone, and everything on it: its jobs own only what they have elsewhere."""
+        group = self._group_of(node.node)
+        assert not node.owed
+        assert not node.held
+        for job_id, devices in node.shares.items():
+            running = self._state.running[job_id]
+            self._uncount(group, running, devices)
+            running.shares = tuple(share for share in running.shares if share[0] != node.node.node_id)
+        node.shares = {}
+        node.free = node.node.devices
+
+    def groups_for(self, request: Request, *, preemptible: bool) -> tuple[Group, ...]:
+        """Where a request may go, best first: its own cells; reserved nodes for inference; spot, and what is lent, for the rest."""
+        types = request.accelerators or tuple(self._state.accelerators)
+        names = [group_name("dedicated", kind, request.account_id) for kind in types]
+        for kind in types:
+            if request.service == "inference":
+                names.append(group_name("reserved", kind, None))
+                continue
+            names.append(group_name("spot", kind, None))
+            if preemptible:
+                names.append(group_name("reserved", kind, None))
+        return tuple(self.groups[name] for name in names if name in self.groups)
+
+    def find(self, group: Group, shape: Shape, queued: Queued) -> tuple[Picks, JobId | None] | None:
+        """Room for a job, and whose pinned nodes it would backfill. Borrowers leave the headroom, and leave when wanted."""
+        if shape.devices > group.free:
+            return None
+        if (
+            group.pool == "reserved"
+            and queued.rank != INFERENCE
+            and (group.wanted or group.free - self._state.policy.headroom_devices < shape.devices)
+        ):
+            return None
+        picks = group.find(shape, avoid=group.pinned)
+        if picks is not None or not group.pinned:
+            return None if picks is None else (picks, None)
+        pin = self._state.pins[group.name]
+        mine = pin.job_id == queued.request.job_id
+        if not mine and not queued.preemptible:
+            return None
+        picks = group.find(shape)
+        return None if picks is None else (picks, None if mine else pin.job_id)
+
+    def own(self, group: Group, job_id: JobId, running: Running) -> None:
+        """The job owns its shares, which were free."""
+        nodes = self._state.nodes
+        for node_id, devices in running.shares:
+            node = nodes[node_id]
+            group.shift(node, -devices)
+            node.shares[job_id] = devices
+        self._state.running[job_id] = running
+        self._count(group, job_id, running)
+
+    def own_claimed(self, job_id: JobId, running: Running) -> None:
+        """The job owns its shares, which were set aside for it."""
+        del self._state.claims[job_id]
+        for node_id, devices in running.shares:
+            node = self._state.nodes[node_id]
+            node.held -= devices
+            node.shares[job_id] = devices
+        self._state.running[job_id] = running
+        self._count(self.groups[running.group], job_id, running)
+
+    def disown(self, job_id: JobId) -> Running | None:
+        """The job's devices go to whom they are owed, or are free."""
+        running = self._state.running.pop(job_id, None)
+        if running is None:
+            return None
+        group = self.groups[running.group]
+        del self.jobs[running.group][job_id]
+        for node_id, devices in running.shares:
+            node = self._state.nodes[node_id]
+            del node.shares[job_id]
+            self._uncount(group, running, devices)
+            self._hand_on(group, node, devices)
+        group.touched = True
+        return running
+
+    def evict(self, running: Running) -> None:
+        """The job was asked to leave; it owns its devices until it has left."""
+        group = self.groups[running.group]
+        devices = sum(share[1] for share in running.shares)
+        self._uncount(group, running, devices)
+        running.evicting = True
+        group.leaving += devices
+
+    def claim(self, job_id: JobId, group: Group, shares: Shares) -> None:
+        """Set aside what is free of these shares, and take note of what is owed."""
+        claim = Claim(group=group.name, shares=shares, owed=0)
+        self._state.claims[job_id] = claim
+        for node_id, devices in shares:
+            node = self._state.nodes[node_id]
+            now = min(node.free, devices)
+            group.shift(node, -now)
+            node.held += now
+            if now < devices:
+                node.owed[job_id] = devices - now
+                claim.owed += devices - now
+
+    def unclaim(self, job_id: JobId) -> None:
+        """Give up a claim: what was set aside goes to the next claim, or is free."""
+        claim = self._state.claims.pop(job_id)
+        group = self.groups[claim.group]
+        for node_id, devices in claim.shares:
+            node = self._state.nodes[node_id]
+            held = devices - node.owed.pop(job_id, 0)
+            node.held -= held
+            self._hand_on(group, node, held)
+        group.touched = True
+
+    def mark(self, name: str, nodes: list[NodeId]) -> None:
+        """The nodes of the group's pin; [] if it has none any more."""
+        group = self.groups[name]
+        group.pinned = 0
+        for node_id in nodes:
+            group.pinned |= group.bits[self._state.nodes[node_id].slot]
+        group.touched = True
+
+    def room(self, node: NodeState) -> int:
+        """What the node has for one more claim: free, or about to be and owed to nobody."""
+        leaving = sum(devices for job_id, devices in node.shares.items() if self._state.running[job_id].evicting)
+        return node.free + leaving - sum(node.owed.values())
+
+    def _return(self, group: Group, node: NodeState) -> None:
+        if node.status == "up":
+            return
+        node.status = "up"
+        group.show(node)
+        group.touched = True
+
+    def _hand_on(self, group: Group, node: NodeState, devices: int) -> None:
+        left = devices
+        if node.owed:
+            for job_id in list(node.owed):
+                given = min(left, node.owed[job_id])
+                node.held += given
+                self._state.claims[job_id].owed -= given
+                left -= given
+                if given == node.owed[job_id]:
+                    del node.owed[job_id]
+                else:
+                    node.owed[job_id] -= given
+        if left:
+            group.shift(node, left)
+
+    def _count(self, group: Group, job_id: JobId, running: Running) -> None:
+        self.jobs[group.name][job_id] = running
+        if running.evicting:
+            group.leaving += sum(share[1] for share in running.shares)
+        elif running.preemptible:
+            group.loose[running.rank] += sum(share[1] for share in running.shares)
+
+    def _uncount(self, group: Group, running: Running, devices: int) -> None:
+        if running.evicting:
+            group.leaving -= devices
+        elif running.preemptible:
+            group.loose[running.rank] -= devices
+
+    def _group_of(self, node: Node) -> Group:
+        name = group_name(node.pool, node.accelerator, node.dedicated_to)
+        group = self.groups.get(name)
+        if group is None:
+            group = self.groups[name] = Group(node.pool, node.accelerator, node.dedicated_to)
+            self.jobs[name] = {}
+            self._state.placed.setdefault(name, [0] * RANKS)
+            self.version += 1
+        return group

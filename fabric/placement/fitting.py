@@ -1,0 +1,210 @@
+"""Where a gang fits: nodes of one type and one pool, kept as bitsets by how many devices are free.
+
+`fit[f]` is a Python integer with one bit for each node that has exactly f devices free, so best fit is the lowest set bit
+of the first non-empty `fit[c] & mask`, and a change is two XORs. Nodes that are draining or down have no bit. Knows
+nothing of who waits or why.
+"""
+
+import heapq
+from typing import NamedTuple
+
+from fabric.placement.jobs import RANKS, Request
+from fabric.placement.state import NodeState
+from fabric.units import AccountId
+
+Picks = list[tuple[int, int]]
+"""(slot, devices) of each share."""
+
+
+class Shape(NamedTuple):
+    """`each` devices on `nodes` nodes; or `devices` packed wherever they fit, if `each` is 0."""
+
+    devices: int
+    nodes: int
+    each: int
+
+    @classmethod
+    def of(cls, request: Request) -> "Shape":
+        each = request.devices_per_node
+        if each is None:
+            return cls(request.devices, 1, 0)
+        return cls(request.devices, request.devices // each, each)
+
+
+class Group:
+    """The nodes of one type in one pool (of one account, if dedicated): no gang ever leaves it."""
+
+    __slots__ = (
+        "accelerator",
+        "bits",
+        "fit",
+        "free",
+        "holes",
+        "leaving",
+        "loose",
+        "name",
+        "nodes",
+        "owner",
+        "pinned",
+        "pool",
+        "sizes",
+        "touched",
+        "wanted",
+    )
+
+    def __init__(self, pool: str, accelerator: str, owner: AccountId | None) -> None:
+        self.pool = pool
+        self.accelerator = accelerator
+        self.owner = owner
+        self.name = group_name(pool, accelerator, owner)
+        self.nodes: list[NodeState | None] = []
+        self.bits: list[int] = []
+        self.fit: list[int] = [0]
+        self.holes: list[int] = []
+        self.sizes: dict[int, int] = {}
+        """How many nodes have how many devices, those that are down included: they may come back."""
+        self.free = 0
+        self.pinned = 0
+        """The nodes of the group's pin, as a bitset."""
+        self.loose = [0] * RANKS
+        """Devices of running jobs that may be evicted, by class."""
+        self.leaving = 0
+        """Devices of jobs that were asked to leave."""
+        self.wanted = 0
+        """How many lanes of inference wait for room here: while there are any, nothing is lent."""
+        self.touched = False
+        """Whether it got room since the last plan."""
+
+    def next_slot(self) -> int:
+        """The lowest slot that no node has."""
+        if self.holes:
+            return heapq.heappop(self.holes)
+        self._grow(len(self.nodes) + 1)
+        return len(self.nodes) - 1
+
+    def seat(self, node: NodeState) -> None:
+        """Give the node its slot, and a bit if it takes jobs."""
+        self._grow(node.slot + 1)
+        self.nodes[node.slot] = node
+        size = node.node.devices
+        self.sizes[size] = self.sizes.get(size, 0) + 1
+        while len(self.fit) <= size:
+            self.fit.append(0)
+        if node.status == "up":
+            self.show(node)
+
+    def unseat(self, node: NodeState) -> None:
+        """Forget the node, which has no bit any more."""
+        self.nodes[node.slot] = None
+        self.sizes[node.node.devices] -= 1
+        heapq.heappush(self.holes, node.slot)
+
+    def find_holes(self) -> None:
+        """After seating nodes at their own slots: which slots are nobody's."""
+        self.holes = [slot for slot, node in enumerate(self.nodes) if node is None]
+
+    def show(self, node: NodeState) -> None:
+        self.fit[node.free] |= self.bits[node.slot]
+        self.free += node.free
+
+    def hide(self, node: NodeState) -> None:
+        self.fit[node.free] ^= self.bits[node.slot]
+        self.free -= node.free
+
+    def shift(self, node: NodeState, change: int) -> None:
+        """So many more devices of the node are free (or fewer, if negative)."""
+        free = node.free
+        node.free = after = free + change
+        if node.status == "up":
+            bit = self.bits[node.slot]
+            self.fit[free] ^= bit
+            self.fit[after] ^= bit
+            self.free += change
+
+    def find(self, shape: Shape, *, avoid: int = 0) -> Picks | None:
+        """Free devices for the whole gang outside the nodes of `avoid`, or None."""
+        devices, nodes, each = shape
+        if devices > self.free:
+            return None
+        if nodes == 1:
+            picks = self._find_one(each or devices, avoid)
+            if picks is not None or each:
+                return picks
+            return self._find_packed(devices, avoid)
+        return self._find_even(nodes, each, avoid)
+
+    def nodes_of(self, bits: int) -> list[NodeState]:
+        """The nodes of a bitset, lowest slot first."""
+        found = []
+        while bits:
+            low = bits & -bits
+            node = self.nodes[low.bit_length() - 1]
+            assert node is not None
+            found.append(node)
+            bits ^= low
+        return found
+
+    def fits_ever(self, shape: Shape) -> bool:
+        """Whether the gang would fit if every node of the group were up and empty."""
+        return self.largest(shape) >= shape.devices
+
+    def largest(self, shape: Shape) -> int:
+        """The largest gang of this shape that an empty group could take."""
+        if shape.each:
+            return sum(count for size, count in self.sizes.items() if size >= shape.each) * shape.each
+        return sum(size * count for size, count in self.sizes.items())
+
+    def _find_one(self, devices: int, avoid: int) -> Picks | None:
+        fit = self.fit
+        for free in range(devices, len(fit)):
+            bits = fit[free]
+            if avoid:
+                bits &= ~avoid
+            if bits:
+                return [((bits & -bits).bit_length() - 1, devices)]
+        return None
+
+    def _find_even(self, nodes: int, each: int, avoid: int) -> Picks | None:
+        fit = [bits & ~avoid for bits in self.fit[each:]] if avoid else self.fit[each:]
+        if sum(bits.bit_count() for bits in fit) < nodes:
+            return None
+        picks: Picks = []
+        for bits in fit:
+            rest = bits
+            while rest:
+                low = rest & -rest
+                picks.append((low.bit_length() - 1, each))
+                if len(picks) == nodes:
+                    return picks
+                rest ^= low
+        raise AssertionError
+
+    def _find_packed(self, devices: int, avoid: int) -> Picks | None:
+        """The fullest-free nodes first, then the tightest node for the rest: the fewest nodes there can be."""
+        fit = [bits & ~avoid for bits in self.fit] if avoid else self.fit[:]
+        if sum(free * bits.bit_count() for free, bits in enumerate(fit)) < devices:
+            return None
+        picks: Picks = []
+        left = devices
+        for free in range(len(fit) - 1, 0, -1):
+            while left >= free and fit[free]:
+                low = fit[free] & -fit[free]
+                picks.append((low.bit_length() - 1, free))
+                fit[free] ^= low
+                left -= free
+            if left < free and fit[free]:
+                break
+        for free in range(left, len(fit) if left else 0):
+            if fit[free]:
+                picks.append(((fit[free] & -fit[free]).bit_length() - 1, left))
+                break
+        return picks
+
+    def _grow(self, slots: int) -> None:
+        while len(self.nodes) < slots:
+            self.bits.append(1 << len(self.nodes))
+            self.nodes.append(None)
+
+
+def group_name(pool: str, accelerator: str, owner: AccountId | None) -> str:
+    return f"{pool}/{accelerator}/{owner}" if owner else f"{pool}/{accelerator}"

@@ -1,0 +1,81 @@
+"""What is asked for, and what is answered: requests, placements, evictions and the reasons a job can never run.
+
+Knows nothing of nodes or of who waits. A gang is all-or-nothing: one accelerator type, one pool, every share at once.
+"""
+
+from typing import Final
+
+import msgspec
+
+from fabric.units import PPM, AccountId, JobId, NodeId
+
+INFERENCE: Final = 0
+ENTERPRISE: Final = 1
+PROFESSIONAL: Final = 2
+STARTER: Final = 3
+SPOT: Final = 4
+RANKS: Final = 5
+"""Classes of service, best first. Nothing is ever evicted for a class that is not better than its own, but a pinned job's backfill."""
+
+Shares = tuple[tuple[NodeId, int], ...]
+"""(node, devices on it), each node once."""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A gang that wants to run. Handing the same request in again after an eviction keeps its place in line."""
+
+    job_id: JobId
+    account_id: AccountId
+    devices: int
+    devices_per_node: int | None = None
+    """None = packed on as few nodes as fit; else exactly so many on each node, and `devices` is a multiple of it."""
+    accelerators: tuple[str, ...] = ()
+    """Types in order of preference; () = any. The whole gang gets one of them."""
+    tier_rank: int = 2
+    """0 Enterprise, 1 Professional, 2 Starter."""
+    service: str = "training"
+    """inference | training | batch"""
+    preemptible: bool = True
+    weight_ppm: int = PPM
+    """The account's share against others of its class, in ppm."""
+    grace_us: int = 30_000_000
+    """How long the job gets to save when it is evicted: decides what its eviction would lose."""
+    submitted_at_us: int
+
+
+class Placed(msgspec.Struct, frozen=True, gc=False):
+    """The job owns these devices until it is released."""
+
+    job_id: JobId
+    accelerator: str
+    shares: Shares
+    pool: str
+
+
+class Evict(msgspec.Struct, frozen=True, gc=False):
+    """Ask `job_id` to leave; what it frees is earmarked to `for_job_id`."""
+
+    job_id: JobId
+    for_job_id: JobId
+    reason: str
+    """reclaimed (a borrower of reserved nodes) | backfill (it ran on a pinned job's nodes) | outranked"""
+
+
+class Unplaceable(msgspec.Struct, frozen=True):
+    """Why a request can never run here as it is written.
+
+    `unknown_accelerator` {given, known} · `gang_too_large` {devices, largest, accelerator} · `no_pool_for` {service,
+    preemptible, pools} · `uneven_gang` {devices, devices_per_node}.
+    """
+
+    code: str
+    facts: dict[str, str | int]
+
+
+def rank_of(request: Request) -> int:
+    """The class of a request: inference first, then by tier; batch work waits behind everything."""
+    if request.service == "inference":
+        return INFERENCE
+    if request.service == "batch":
+        return SPOT
+    return min(request.tier_rank, 2) + 1

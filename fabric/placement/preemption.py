@@ -1,0 +1,113 @@
+"""Who may be evicted for whom, and making the evictions one decision with the claim on what they free.
+
+A better class may evict a worse one; reserved inference takes back what was lent; a pinned job may evict what backfilled
+its nodes. Nobody is evicted within the minimum run time (but by reserved inference), nor while being left alone after
+too many evictions, nor when it was itself placed from a reservation: so every eviction puts a better class, or a job that
+waited longer than it may, in the place of its victims, and no two jobs can evict each other in turn.
+"""
+
+from fabric.placement.cluster import Cluster
+from fabric.placement.fitting import Group, Shape
+from fabric.placement.jobs import INFERENCE, Evict, Shares
+from fabric.placement.quotas import EvictionBudget
+from fabric.placement.state import NodeState, Pin, PlacementState, Queued, Running
+from fabric.placement.victims import Selection, losses
+from fabric.units import JobId
+
+
+class Preemption:
+    """Searches for victims, once per group and moment for all jobs of a class."""
+
+    def __init__(self, state: PlacementState, cluster: Cluster) -> None:
+        self._state = state
+        self._cluster = cluster
+        self._budget = EvictionBudget(state.evictions, evictions_max=state.policy.evictions_max)
+
+    def is_left_alone(self, job_id: JobId, *, now_us: int) -> bool:
+        return self._budget.is_spent(job_id, now_us=now_us)
+
+    def make_room(self, queued: Queued, group: Group, *, now_us: int) -> list[Evict] | None:
+        """Evict worse classes (or borrowers) for this job and claim what they free; None if that is not enough."""
+        loose = sum(group.loose[queued.rank + 1 :])
+        if not loose + group.leaving or loose + group.leaving + group.free < queued.request.devices:
+            return None
+        jobs = self._cluster.jobs[group.name]
+        evictable = [
+            running
+            for running in jobs.values()
+            if running.rank > queued.rank and self._may_evict(running, queued, now_us)
+        ]
+        nodes = self._nodes_of(group, evictable)
+        reason = "reclaimed" if group.pool == "reserved" else "outranked"
+        return self._choose(queued, group, nodes, evictable, reason=reason, now_us=now_us)
+
+    def complete(self, queued: Queued, group: Group, pin: Pin, *, now_us: int) -> list[Evict] | None:
+        """Evict backfillers (and worse classes) on a pinned job's nodes, if that completes them."""
+        nodes = [self._state.nodes[node_id] for node_id in pin.nodes]
+        evictable: dict[JobId, Running] = {}
+        for node in nodes:
+            for job_id in node.shares:
+                running = self._state.running[job_id]
+                outranked = running.rank > queued.rank or running.backfills == queued.request.job_id
+                if outranked and self._may_evict(running, queued, now_us):
+                    evictable[job_id] = running
+        by_slot = {node.slot: node for node in nodes}
+        return self._choose(queued, group, by_slot, list(evictable.values()), reason="backfill", now_us=now_us)
+
+    def dues(self, pin: Pin) -> list[int]:
+        """When each backfiller of a pinned job has run for long enough to be evicted."""
+        running = self._state.running
+        jobs = [running[job_id] for node_id in pin.nodes for job_id in self._state.nodes[node_id].shares]
+        return [_since_us(job) + self._state.policy.run_us_min for job in jobs if job.backfills == pin.job_id]
+
+    def _choose(
+        self,
+        queued: Queued,
+        group: Group,
+        nodes: dict[int, NodeState],
+        evictable: list[Running],
+        *,
+        reason: str,
+        now_us: int,
+    ) -> list[Evict] | None:
+        rooms = {slot: self._cluster.room(node) for slot, node in nodes.items()}
+        lost = losses(self._cluster.jobs[group.name].values(), now_us=now_us)
+        allowed = {running.request.job_id: lost[running.request.job_id] for running in evictable}
+        chosen = Selection(rooms, nodes, allowed).choose(Shape.of(queued.request), self._cluster.jobs[group.name])
+        return None if chosen is None else self._carry_out(queued, group, chosen, reason, now_us)
+
+    def _carry_out(
+        self, queued: Queued, group: Group, chosen: tuple[list[JobId], Shares], reason: str, now_us: int
+    ) -> list[Evict]:
+        job_id = queued.request.job_id
+        for victim in chosen[0]:
+            self._cluster.evict(self._state.running[victim])
+            self._budget.count(victim, now_us=now_us)
+        self._cluster.claim(job_id, group, chosen[1])
+        return [Evict(victim, job_id, reason) for victim in chosen[0]]
+
+    def _may_evict(self, running: Running, queued: Queued, now_us: int) -> bool:
+        if running.evicting or not running.preemptible:
+            return False
+        if queued.rank == INFERENCE:
+            return True
+        return now_us - _since_us(running) >= self._state.policy.run_us_min
+
+    def _nodes_of(self, group: Group, evictable: list[Running]) -> dict[int, NodeState]:
+        """Nodes with room, or with somebody who may give way or is leaving; never those of a pin."""
+        each_free = 0
+        for bits in group.fit[1:]:
+            each_free |= bits
+        for running in evictable:
+            for node_id, _ in running.shares:
+                each_free |= group.bits[self._state.nodes[node_id].slot]
+        if group.leaving:
+            for running in self._cluster.jobs[group.name].values():
+                for node_id, _ in running.shares if running.evicting else ():
+                    each_free |= group.bits[self._state.nodes[node_id].slot]
+        nodes = group.nodes_of(each_free & ~group.pinned)
+        return {node.slot: node for node in nodes if node.status == "up"}
+
+
+def _since_us(running: Running) -> int:
+    return running.placed_at_us if running.started_at_us is None else running.started_at_us

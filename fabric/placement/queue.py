@@ -1,0 +1,171 @@
+"""Who waits, and who is next: class, then the account with the least decayed usage, then who came first.
+
+Jobs of one shape that can go to the same places form a *lane*: if its first job does not fit, none does, and the whole
+lane is parked until a place it looks at gets room (equivalence classes, as in Borg and Kueue). Hundreds of thousands of
+waiting jobs are a few dozen lanes. Knows nothing of nodes.
+"""
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from fabric.placement.fitting import Group, Shape
+from fabric.placement.jobs import INFERENCE, RANKS
+from fabric.placement.quotas import Fairness
+from fabric.placement.state import Claim, Queued
+from fabric.units import AccountId, JobId
+
+LaneKey = tuple[int, int, int | None, tuple[str, ...], bool, bool, str]
+_Head = tuple[int, tuple[int, int], AccountId]
+_LANES_KEPT = 1024
+
+
+class Lane:
+    """Waiting jobs that are alike."""
+
+    __slots__ = ("groups", "heads", "jobs", "lines", "name", "parked", "rank", "seen", "shape")
+
+    def __init__(self, key: LaneKey, shape: Shape) -> None:
+        self.rank = key[0]
+        self.name = "|".join(map(str, key))
+        self.shape = shape
+        self.jobs: OrderedDict[JobId, Queued] = OrderedDict()
+        """All of them, in order of arrival, those with a claim included."""
+        self.heads: list[_Head] = []
+        self.lines: dict[AccountId, list[tuple[tuple[int, int], JobId]]] = {}
+        self.parked = False
+        self.groups: tuple[Group, ...] = ()
+        """Where its jobs may go, best first."""
+        self.seen = -1
+        """The version of the cluster's groups that `groups` was made from."""
+
+
+class Queue:
+    """Lanes by class, and the next job of each."""
+
+    def __init__(self, queued: dict[JobId, Queued], fairness: Fairness) -> None:
+        self._queued = queued
+        self._keys = fairness.keys
+        self.owners: dict[AccountId, None] = {}
+        """Accounts with nodes of their own: their jobs have lanes of their own."""
+        self.lanes: dict[LaneKey, Lane] = {}
+        self.active: list[dict[str, Lane]] = [{} for _ in range(RANKS)]
+        self.parked: list[dict[str, Lane]] = [{} for _ in range(RANKS)]
+
+    def rebuild(self, *, skip: Mapping[JobId, Claim]) -> None:
+        """Sort every waiting job into its lane anew; those in `skip` are not in line."""
+        self.lanes.clear()
+        for active, parked in zip(self.active, self.parked, strict=True):
+            for lane in list(parked.values()):
+                self.wake(lane)
+            active.clear()
+        for job_id, queued in self._queued.items():
+            lane = self.lane_of(queued)
+            lane.jobs[job_id] = queued
+            if job_id not in skip:
+                self._line_up(lane, queued)
+
+    def lane_of(self, queued: Queued) -> Lane:
+        request = queued.request
+        account_id = request.account_id
+        key = (
+            queued.rank,
+            request.devices,
+            request.devices_per_node,
+            request.accelerators,
+            queued.preemptible,
+            request.service == "inference",
+            account_id if account_id in self.owners else "",
+        )
+        lane = self.lanes.get(key)
+        if lane is None:
+            if len(self.lanes) >= _LANES_KEPT:
+                self._drop_empty()
+            lane = self.lanes[key] = Lane(key, Shape.of(request))
+        return lane
+
+    def push(self, queued: Queued) -> Lane:
+        """Put the job in line; its lane is looked at again."""
+        lane = self.lane_of(queued)
+        lane.jobs[queued.request.job_id] = queued
+        self._line_up(lane, queued)
+        return lane
+
+    def push_back(self, queued: Queued) -> None:
+        """The job had a claim and lost it: it stands in line again."""
+        self._line_up(self.lane_of(queued), queued)
+
+    def first(self, lane: Lane, claimed: Mapping[JobId, Claim]) -> _Head | None:
+        """The key of the lane's next job, or None if nobody is in line."""
+        heads, lines, keys, jobs = lane.heads, lane.lines, self._keys, lane.jobs
+        while heads:
+            head = heads[0]
+            account_id = head[2]
+            line = lines.get(account_id)
+            while line and (line[0][1] not in jobs or line[0][1] in claimed or jobs[line[0][1]].order != line[0][0]):
+                heapq.heappop(line)
+            if not line:
+                heapq.heappop(heads)
+                lines.pop(account_id, None)
+            elif head[0] != keys[account_id] or head[1] != line[0][0]:
+                heapq.heapreplace(heads, (keys[account_id], line[0][0], account_id))
+            else:
+                return head
+        return None
+
+    def next(self, rank: int, claimed: Mapping[JobId, Claim]) -> tuple[Lane, Queued] | None:
+        """The next job of a class that may fit; lanes with nobody in line are dropped from sight."""
+        active = self.active[rank]
+        best: Lane | None = None
+        best_head: _Head | None = None
+        for lane in list(active.values()) if len(active) > 1 else tuple(active.values()):
+            head = self.first(lane, claimed)
+            if head is None:
+                del active[lane.name]
+            elif best_head is None or head < best_head:
+                best, best_head = lane, head
+        if best is None or best_head is None:
+            return None
+        return best, best.jobs[best.lines[best_head[2]][0][1]]
+
+    def wake(self, lane: Lane) -> None:
+        """Look at the lane again."""
+        if lane.parked:
+            lane.parked = False
+            del self.parked[lane.rank][lane.name]
+            for group in lane.groups:
+                group.wanted -= lane.rank == INFERENCE
+        self.active[lane.rank][lane.name] = lane
+
+    def park(self, lane: Lane) -> None:
+        """None of its jobs fits; while inference waits for a group, nothing of it is lent."""
+        del self.active[lane.rank][lane.name]
+        lane.parked = True
+        self.parked[lane.rank][lane.name] = lane
+        for group in lane.groups:
+            group.wanted += lane.rank == INFERENCE
+
+    def ranked(self, claimed: Mapping[JobId, Claim]) -> list[JobId]:
+        """Everybody in line, in order. Reads every job: for people, not for planning."""
+        waiting = [queued for job_id, queued in self._queued.items() if job_id not in claimed]
+        waiting.sort(key=lambda queued: (queued.rank, self._keys[queued.request.account_id], queued.order))
+        return [queued.request.job_id for queued in waiting]
+
+    def _line_up(self, lane: Lane, queued: Queued) -> None:
+        request = queued.request
+        account_id = request.account_id
+        entry = (queued.order, request.job_id)
+        line = lane.lines.get(account_id)
+        if line is None:
+            lane.lines[account_id] = [entry]
+            heapq.heappush(lane.heads, (self._keys[account_id], queued.order, account_id))
+        else:
+            heapq.heappush(line, entry)
+            if line[0] is entry:
+                heapq.heappush(lane.heads, (self._keys[account_id], queued.order, account_id))
+        self.wake(lane)
+
+    def _drop_empty(self) -> None:
+        for key in [key for key, lane in self.lanes.items() if not lane.jobs and not lane.parked]:
+            lane = self.lanes.pop(key)
+            self.active[lane.rank].pop(lane.name, None)

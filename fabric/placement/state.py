@@ -1,0 +1,120 @@
+"""Everything the planner knows, as plain data that encodes and decodes.
+
+Nothing here is an index: bitsets, lanes and heaps are rebuilt from it. Records refer to each other by id.
+"""
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from fabric.placement.jobs import Request, Shares
+from fabric.placement.quotas import Account, Policy
+from fabric.units import AccountId, JobId, NodeId
+
+
+class Node(msgspec.Struct, frozen=True):
+    """A machine with devices of one type."""
+
+    node_id: NodeId
+    accelerator: str
+    devices: int
+    pool: str
+    """reserved | dedicated | spot"""
+    dedicated_to: AccountId | None = None
+
+
+class NodeState(msgspec.Struct):
+    """A node and who is on it. free + Σ shares + held = devices, always."""
+
+    node: Node
+    slot: int
+    """Its bit in the bitsets of its group."""
+    free: int
+    status: str = "up"
+    """up | draining | down"""
+    shares: dict[JobId, int] = {}
+    held: int = 0
+    """Devices already set aside for claims."""
+    owed: dict[JobId, int] = {}
+    """Devices that go to these claims when they are released, first come first served."""
+
+
+class Queued(msgspec.Struct):
+    """A job that waits."""
+
+    request: Request
+    seq: int
+    rank: int
+    queued_at_us: int
+    preemptible: bool
+    """As asked for, unless the job was evicted so often that it is left alone for a day."""
+    order: tuple[int, int] = (0, 0)
+    """(submitted_at_us, seq): the line within one account."""
+
+
+class Running(msgspec.Struct):
+    """A job that owns devices."""
+
+    request: Request
+    seq: int
+    rank: int
+    group: str
+    shares: Shares
+    preemptible: bool
+    placed_at_us: int
+    started_at_us: int | None = None
+    saved_at_us: int | None = None
+    write_us: int = 0
+    restore_us: int = 0
+    backfills: JobId | None = None
+    """The pinned job on whose nodes it was placed."""
+    evicting: bool = False
+
+
+class Claim(msgspec.Struct):
+    """Devices a job will get: some set aside already, the rest when their evicted owners are released."""
+
+    group: str
+    shares: Shares
+    owed: int
+    settled: bool = False
+    """It was pinned: once placed, it is not evicted again."""
+
+
+class Pin(msgspec.Struct):
+    """The one reservation of a group: a job that has waited long enough, and the nodes it waits for."""
+
+    job_id: JobId
+    nodes: list[NodeId]
+
+
+class Blocked(msgspec.Struct):
+    """A lane whose first job does not fit."""
+
+    passed_from: int | None = None
+    """How many jobs of its own class or lower its groups had placed when it was blocked; None when it isn't any more."""
+    retry_at_us: int = 0
+    """Not before this are victims looked for again."""
+
+
+@dataclass(slots=True)
+class PlacementState:
+    """The planner's whole memory."""
+
+    policy: Policy = field(default_factory=Policy)
+    nodes: dict[NodeId, NodeState] = field(default_factory=dict)
+    accelerators: list[str] = field(default_factory=list)
+    """Every type that was ever seen, in order of appearance: the order of preference of who has none."""
+    queue: dict[JobId, Queued] = field(default_factory=dict)
+    running: dict[JobId, Running] = field(default_factory=dict)
+    claims: dict[JobId, Claim] = field(default_factory=dict)
+    pins: dict[str, Pin] = field(default_factory=dict)
+    blocked: dict[str, Blocked] = field(default_factory=dict)
+    placed: dict[str, list[int]] = field(default_factory=dict)
+    """How many jobs of each class each group has placed."""
+    accounts: dict[AccountId, Account] = field(default_factory=dict)
+    evictions: dict[JobId, list[int]] = field(default_factory=dict)
+    """When each job was evicted, within the last day."""
+    epoch_us: int = -1
+    """What decayed usage is reckoned from."""
+    seq: int = 0
