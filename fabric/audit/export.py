@@ -1,0 +1,45 @@
+"""The lines of an audit export: what `fabric.audit.verify` reads, and a stranger can check without us.
+
+One JSON object a line, without spaces: a header, the entries in order, a signed checkpoint. A full export has every leaf,
+so that the root can be made from them; an account's has its own leaves, each with its inclusion proof. Where an entry
+also concerns other accounts, an account's export shows its hash and keeps its content: a bill never tells one customer
+about another.
+"""
+
+import base64
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+FORMAT: Final = "token-fabric-audit"
+VERSION: Final = 1
+
+
+def header_line(*, origin: str, key: str, account_id: str | None) -> bytes:
+    """The first line. `key` is the log's verifier key as published."""
+    return _line({"format": FORMAT, "version": VERSION, "origin": origin, "key": key, "account": account_id})
+
+
+def entry_line(seq: int, leaf: bytes, *, proof: Sequence[bytes] | None = None) -> bytes:
+    """An entry, with its inclusion proof in an account's export."""
+    entry: dict[str, Any] = {"seq": seq, "leaf": base64.b64encode(leaf).decode()}
+    return _line(entry if proof is None else entry | {"proof": [node.hex() for node in proof]})
+
+
+def withheld_line(seq: int, leaf_hash: bytes, *, proof: Sequence[bytes]) -> bytes:
+    """An entry that also concerns other accounts: that it is there, and not what it says."""
+    return _line({"seq": seq, "leaf_hash": leaf_hash.hex(), "proof": [node.hex() for node in proof]})
+
+
+def consistency_line(old_size: int, *, proof: Sequence[bytes]) -> bytes:
+    """What shows that the tree only grew since `old_size`: for an account's export, whose reader kept a checkpoint."""
+    return _line({"consistent_since": old_size, "proof": [node.hex() for node in proof]})
+
+
+def checkpoint_line(note: str) -> bytes:
+    """The last line: the signed tree head that everything before leads to."""
+    return _line({"checkpoint": note})
+
+
+def _line(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
