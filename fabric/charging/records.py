@@ -1,7 +1,8 @@
 """Charging data records: what one lease used, and what that cost.
 
 A CDR is written once, when a lease's meters are closed, and holds everything needed to compute its charge again: the
-devices, the tariff version and weight, the time, the device-time in use, and what part of it was estimated.
+devices, the tariff version and weight, the time, the device-time in use in each band of the burn curve, and what part
+of it was estimated.
 """
 
 import msgspec
@@ -26,6 +27,8 @@ class Cdr(msgspec.Struct, frozen=True, kw_only=True):
     estimated_us: int
     tariff_version: int
     weight_ppm: int
+    bands: tuple[tuple[int, int], ...] = ()
+    """(devices x time, device-time in use) in each linear piece of the tariff's burn curve, without what was estimated."""
     charged_uhs: int
     refunded_uhs: int = 0
     """Lost work the platform caused, given back: already taken off `charged_uhs`."""
