@@ -41,3 +41,8 @@ def parse_key(text: str) -> ApiKey | None:
     """The parts of a key, or None if it isn't one."""
     match = _KEY.fullmatch(text.strip())
     return ApiKey(match[1], match[2]) if match else None
+
+
+def key_id_of(account: str, request_id: str) -> str:
+    """A key's id: the same for a repeated request."""
+    return "k" + hashlib.sha256(f"key/{account}/{request_id}".encode()).hexdigest()[:15]

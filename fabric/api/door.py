@@ -1,0 +1,53 @@
+"""What every call works with: the gate behind a port, the key ring, the batcher, the feed, and the door's limits."""
+
+from dataclasses import dataclass
+
+from fabric.api.batcher import Batcher
+from fabric.api.feed import ChangeFeed
+from fabric.api.keys import KeyRing, RateLimit
+from fabric.api.port import GatePort
+from fabric.clock import Clock, SteadyClock
+from fabric.errors import NotFound
+from fabric.gate.questions import JobOf
+from fabric.gate.views import JobView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one caller may ask for."""
+
+    requests_per_s: int = 200
+    """For each API key."""
+    request_bytes: int = 16 * 2**20
+    blob_bytes: int = 512 * 2**20
+
+
+class Door:
+    """The state that calls share. `sandbox_payments` lets customers top themselves up: never where money is real."""
+
+    def __init__(
+        self,
+        port: GatePort,
+        *,
+        limits: Limits | None = None,
+        clock: Clock | None = None,
+        sandbox_payments: bool = False,
+    ) -> None:
+        self.port = port
+        self.limits = limits or Limits()
+        self.clock = clock or SteadyClock()
+        self.keys = KeyRing(port, clock=self.clock)
+        self.rate = RateLimit(per_s=self.limits.requests_per_s)
+        self.gate = Batcher(port)
+        self.feed = ChangeFeed(port)
+        self.sandbox_payments = sandbox_payments
+
+    async def job(self, job_id: str, *, scope: str | None) -> JobView:
+        """A job that the caller may see. Another's is answered like one that doesn't exist."""
+        job = await self.port.ask(JobOf(job_id=job_id, account_id=scope))
+        if not isinstance(job, JobView):
+            raise NotFound(f"there is no job {job_id!r}", job=job_id)
+        return job
+
+    async def close(self) -> None:
+        await self.feed.close()

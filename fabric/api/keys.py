@@ -1,0 +1,159 @@
+"""Who is calling: from an API key to a caller that may or may not do things.
+
+A key is looked up in the gate and remembered for two seconds, so that it costs no lookup for every call and a key
+revoked elsewhere is refused soon; one revoked through this door is forgotten at once. Whether a key is expired or revoked
+is told only to whoever has its secret. Neither secrets nor hashes appear in errors or logs.
+"""
+
+import hmac
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from fabric.api.port import GatePort
+from fabric.clock import Clock
+from fabric.errors import InvalidRequest, PermissionDenied, RateLimited, Unauthenticated
+from fabric.gate.questions import KeyOf
+from fabric.gate.views import KeyView
+from fabric.units import AccountId
+from fabric.wire import hash_secret, parse_key
+
+REMEMBER_S: Final = 2.0
+_REMEMBERED_MAX: Final = 10_000
+_BURST_S: Final = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Whoever sent a request, and for whom."""
+
+    key_id: str
+    operator: bool
+    home: str
+    """The account of the key."""
+    acts_for: str | None = None
+    """The customer an operator acts for."""
+    restricted: bool = False
+    """Whether the key has a limit or an end: then it may work, but not make keys or holds that outlive either."""
+
+    @property
+    def account(self) -> AccountId:
+        """The account that is meant. An operator has to name one.
+
+        Raises:
+            InvalidRequest: an operator named none.
+        """
+        if self.scope is None:
+            raise InvalidRequest(
+                "say which customer you act for: `--account` of the CLI, `fabric-account` in the metadata",
+                code="account_required",
+            )
+        return AccountId(self.scope)
+
+    @property
+    def scope(self) -> str | None:
+        """The account whose things are seen; None is all of them, for operators."""
+        return self.acts_for if self.operator else self.home
+
+
+class KeyRing:
+    """Checks keys. Knows the gate's keys only as hashes."""
+
+    def __init__(self, port: GatePort, *, clock: Clock, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._port = port
+        self._clock = clock
+        self._monotonic = monotonic
+        self._remembered: OrderedDict[str, tuple[float, KeyView]] = OrderedDict()
+
+    async def caller(self, authorization: str, *, acts_for: str = "") -> Caller:
+        """The caller behind an `authorization` header.
+
+        Raises:
+            Unauthenticated: `key_missing`, `key_unknown`, `key_revoked` or `key_expired`.
+            PermissionDenied: a tenant wants to act for another account.
+        """
+        key = await self._check(authorization)
+        if acts_for and not key.operator:
+            raise PermissionDenied("only an operator acts for others: leave `fabric-account` out", code="operator_only")
+        return Caller(
+            key_id=key.key_id,
+            operator=key.operator,
+            home=key.account_id,
+            acts_for=acts_for or None,
+            restricted=key.limit_uhs is not None or key.expires_at_us is not None,
+        )
+
+    def forget(self, key_id: str) -> None:
+        """Ask the gate again about this key."""
+        self._remembered.pop(key_id, None)
+
+    async def _check(self, authorization: str) -> KeyView:
+        scheme, _, text = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not text.strip():
+            raise Unauthenticated(
+                "no API key: set FABRIC_API_KEY, or send `authorization: Bearer fab_...`", code="key_missing"
+            )
+        given = parse_key(text)
+        key = await self._look_up(given.key_id) if given else None
+        secret_sha256 = key.secret_sha256 if key else ""
+        if not (given and key and hmac.compare_digest(hash_secret(given.secret), secret_sha256)):
+            raise Unauthenticated("this API key is not known here: check FABRIC_API_KEY", code="key_unknown")
+        if key.revoked:
+            raise Unauthenticated(
+                f"key {key.key_id} was revoked: make another with `fabric keys create`",
+                code="key_revoked",
+                key_id=key.key_id,
+            )
+        if key.expires_at_us is not None and key.expires_at_us <= self._clock.now_us():
+            raise Unauthenticated(
+                f"key {key.key_id} has expired: make another with `fabric keys create`",
+                code="key_expired",
+                key_id=key.key_id,
+                expired_at_us=key.expires_at_us,
+            )
+        return key
+
+    async def _look_up(self, key_id: str) -> KeyView | None:
+        now = self._monotonic()
+        found_at, key = self._remembered.get(key_id, (-REMEMBER_S, None))
+        if key is not None and now - found_at < REMEMBER_S:
+            return key
+        answer = await self._port.ask(KeyOf(key_id=key_id))
+        if not isinstance(answer, KeyView):
+            return None
+        self._remembered[key_id] = (now, answer)
+        if len(self._remembered) > _REMEMBERED_MAX:
+            self._remembered.popitem(last=False)
+        return answer
+
+
+class RateLimit:
+    """A token bucket for each key: so many requests a second, and twice that at once."""
+
+    def __init__(self, *, per_s: int, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._per_s = per_s
+        self._monotonic = monotonic
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def spend(self, key_id: str) -> None:
+        """Count one request.
+
+        Raises:
+            RateLimited: there were too many; `retry_after_s` says when to try again.
+        """
+        now = self._monotonic()
+        burst = self._per_s * _BURST_S
+        left, seen_at = self._buckets.pop(key_id, (float(burst), now))
+        left = min(burst, left + (now - seen_at) * self._per_s)
+        allowed = left >= 1
+        self._buckets[key_id] = (left - 1 if allowed else left, now)
+        if len(self._buckets) > _REMEMBERED_MAX:
+            self._buckets.popitem(last=False)
+        if not allowed:
+            raise RateLimited(
+                f"this key may send {self._per_s} requests a second: try again in 1 s, or gather what you ask",
+                limit_per_s=self._per_s,
+                retry_after_s=1,
+            )

@@ -1,0 +1,204 @@
+"""Calls about money: what there is, what is bought, what was charged, and the proof of it."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import msgspec
+
+from fabric.api.door import Door
+from fabric.api.job_calls import CHUNK_BYTES, chunks
+from fabric.api.keys import Caller
+from fabric.api.messages import accepted, amount, at_least, message_of, request_id, word
+from fabric.errors import NotFound, PermissionDenied
+from fabric.gate.events import (
+    Authorize,
+    BuyBundle,
+    ReleaseHold,
+    SettleHold,
+    Subscribe,
+    TopUp,
+    Unsubscribe,
+    UpdateHold,
+)
+from fabric.gate.questions import BalanceOf, PricesOf, ReceiptsOf, RecordsOf, StatementOf
+from fabric.gate.views import BalanceView
+from fabric.ledger.scopes import Service, Use
+from fabric.units import HoldId
+from fabric.wire import fabric_pb2 as pb
+
+
+async def balance(door: Door, caller: Caller, _: pb.BalanceRequest) -> pb.BalanceReply:
+    answer = await door.port.ask(BalanceOf(account_id=caller.account))
+    if not isinstance(answer, BalanceView):
+        raise NotFound(f"there is no account {caller.account!r}", account=caller.account)
+    return message_of(answer, pb.BalanceReply)
+
+
+async def top_up(door: Door, caller: Caller, request: pb.TopUpRequest) -> pb.Accepted:
+    _may_buy(door, caller)
+    event = TopUp(
+        account_id=caller.account,
+        amount_uhs=amount("amount_uhs", request.amount_uhs),
+        payment_ref=request.payment_ref,
+        request_id=request_id(request.request_id),
+    )
+    return accepted(await door.gate.decide(event))
+
+
+async def buy_bundle(door: Door, caller: Caller, request: pb.BuyBundleRequest) -> pb.Accepted:
+    _may_buy(door, caller)
+    event = BuyBundle(
+        account_id=caller.account,
+        bundle=request.bundle,
+        payment_ref=request.payment_ref,
+        request_id=request_id(request.request_id),
+    )
+    return accepted(await door.gate.decide(event))
+
+
+async def subscribe(door: Door, caller: Caller, request: pb.SubscribeRequest) -> pb.Accepted:
+    _may_buy(door, caller)
+    event = Subscribe(
+        account_id=caller.account,
+        subscription=request.subscription,
+        request_id=request_id(request.request_id),
+    )
+    return accepted(await door.gate.decide(event))
+
+
+async def unsubscribe(door: Door, caller: Caller, request: pb.UnsubscribeRequest) -> pb.Accepted:
+    event = Unsubscribe(
+        account_id=caller.account,
+        subscription=request.subscription,
+        request_id=request_id(request.request_id),
+    )
+    return accepted(await door.gate.decide(event))
+
+
+async def usage(door: Door, caller: Caller, request: pb.UsageRequest) -> AsyncIterator[pb.Cdr]:
+    if request.job_id:
+        await door.job(request.job_id, scope=caller.scope)
+    question = RecordsOf(
+        account_id=caller.scope,
+        job_id=request.job_id or None,
+        from_us=request.from_us,
+        until_us=request.until_us if request.HasField("until_us") else None,
+    )
+    records: Any = await door.port.ask(question)
+    for record in records:
+        yield message_of(record, pb.Cdr)
+
+
+async def statement(door: Door, caller: Caller, request: pb.StatementRequest) -> AsyncIterator[pb.Chunk]:
+    until_us = request.until_us if request.HasField("until_us") else None
+    answer = await door.port.ask(StatementOf(account_id=caller.account, from_us=request.from_us, until_us=until_us))
+    async for chunk in chunks(msgspec.json.encode(answer)):
+        yield chunk
+
+
+async def prices(door: Door, _: Caller, __: pb.PricesRequest) -> AsyncIterator[pb.Chunk]:
+    async for chunk in chunks(msgspec.json.encode(await door.port.ask(PricesOf()))):
+        yield chunk
+
+
+async def receipts(door: Door, caller: Caller, request: pb.ReceiptsRequest) -> AsyncIterator[pb.Document]:
+    if request.job_id:
+        await door.job(request.job_id, scope=caller.scope)
+    answer: Any = await door.port.ask(ReceiptsOf(account_id=caller.account, job_id=request.job_id or None))
+    for receipt in answer:
+        yield pb.Document(json=msgspec.json.encode(receipt))
+
+
+async def export(door: Door, caller: Caller, _: pb.ExportRequest) -> AsyncIterator[pb.Chunk]:
+    """Lines are gathered into messages of a sensible size."""
+    gathered: list[bytes] = []
+    size = 0
+    async for line in door.port.export(account_id=caller.scope):
+        whole = line if line.endswith(b"\n") else line + b"\n"
+        gathered.append(whole)
+        size += len(whole)
+        if size >= CHUNK_BYTES:
+            async for chunk in chunks(b"".join(gathered)):
+                yield chunk
+            gathered, size = [], 0
+    if gathered:
+        async for chunk in chunks(b"".join(gathered)):
+            yield chunk
+
+
+async def authorize(door: Door, caller: Caller, request: pb.AuthorizeRequest) -> pb.Accepted:
+    _unrestricted(caller, "take holds")
+    event = Authorize(
+        hold_id=_hold_id(caller, request.hold_id),
+        account_id=caller.account,
+        amount_uhs=amount("amount_uhs", request.amount_uhs),
+        use=Use(
+            service=word(Service, "service", request.service or Service.INFERENCE),
+            accelerators=_words(request.accelerators),
+            models=_words(request.models),
+            operators=_words(request.operators),
+        ),
+        ttl_us=at_least(1, "ttl_us", request.ttl_us),
+        minimum_uhs=amount("minimum_uhs", request.minimum_uhs) if request.HasField("minimum_uhs") else None,
+        request_id=request_id(request.request_id),
+    )
+    return accepted(await door.gate.decide(event))
+
+
+async def update_hold(door: Door, caller: Caller, request: pb.UpdateHoldRequest) -> pb.Accepted:
+    _unrestricted(caller, "touch holds")
+    event = UpdateHold(
+        hold_id=_hold_id(caller, request.hold_id),
+        account_id=caller.account,
+        seq=at_least(1, "seq", request.seq),
+        used_uhs=at_least(0, "used_uhs", request.used_uhs),
+        more_uhs=at_least(0, "more_uhs", request.more_uhs),
+        ttl_us=at_least(1, "ttl_us", request.ttl_us) if request.HasField("ttl_us") else None,
+    )
+    return accepted(await door.gate.decide(event))
+
+
+async def settle_hold(door: Door, caller: Caller, request: pb.SettleHoldRequest) -> pb.Accepted:
+    _unrestricted(caller, "touch holds")
+    event = SettleHold(
+        hold_id=_hold_id(caller, request.hold_id),
+        account_id=caller.account,
+        seq=at_least(1, "seq", request.seq),
+        used_uhs=at_least(0, "used_uhs", request.used_uhs),
+    )
+    return accepted(await door.gate.decide(event))
+
+
+async def release_hold(door: Door, caller: Caller, request: pb.ReleaseHoldRequest) -> pb.Accepted:
+    _unrestricted(caller, "touch holds")
+    event = ReleaseHold(
+        hold_id=_hold_id(caller, request.hold_id),
+        account_id=caller.account,
+        seq=at_least(1, "seq", request.seq),
+    )
+    return accepted(await door.gate.decide(event))
+
+
+def _hold_id(caller: Caller, given: str) -> HoldId:
+    """Names of holds are each account's own; what an operator's gateway holds is out of its customer's reach, and what
+    holds a job up is out of everybody's.
+    """
+    return HoldId(f"{'gateway' if caller.operator else 'own'}:{caller.account}:{request_id(given)}")
+
+
+def _words(given: Sequence[str]) -> tuple[str, ...]:
+    return tuple(given)
+
+
+def _may_buy(door: Door, caller: Caller) -> None:
+    if not (caller.operator or door.sandbox_payments):
+        raise PermissionDenied(
+            "payments are confirmed by the operator here: pay, and the operator books the tokens", code="operator_only"
+        )
+
+
+def _unrestricted(caller: Caller, what: str) -> None:
+    if caller.restricted:
+        raise PermissionDenied(
+            f"a key with a limit or an end can't {what}: use one without", code="restricted_key", key_id=caller.key_id
+        )

@@ -1,0 +1,128 @@
+"""Calls about keys, and those that only an operator may make."""
+
+import re
+from typing import Any, Final
+
+from fabric.api.door import Door
+from fabric.api.keys import Caller
+from fabric.api.messages import accepted, amount, at_least, identifier, message_of, request_id, scope_of
+from fabric.errors import InvalidRequest, NotFound, PermissionDenied
+from fabric.gate.events import ClosePeriod, CreateKey, Grant, NodeDrain, OpenAccount, RevokeKey
+from fabric.gate.questions import AccountsOf, KeyOf, KeysOf, LeasesOf, NodesOf
+from fabric.gate.views import KeyView
+from fabric.units import AccountId, KeyId, NodeId
+from fabric.wire import fabric_pb2 as pb
+from fabric.wire.keys import key_id_of
+
+_SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+ORIGINS: Final = ("promotion", "refund", "exchange")
+
+
+async def create_key(door: Door, caller: Caller, request: pb.CreateKeyRequest) -> pb.CreateKeyReply:
+    if caller.restricted:
+        raise PermissionDenied(
+            "a key with a limit or an end can't make others: use one without",
+            code="restricted_key",
+            key_id=caller.key_id,
+        )
+    if request.operator and not caller.operator:
+        raise PermissionDenied("only an operator makes operator keys", code="operator_only")
+    if not _SHA256.fullmatch(request.secret_sha256):
+        raise InvalidRequest("secret_sha256 is 64 digits of lower-case hex", code="invalid_sha256")
+    account = AccountId(caller.home) if request.operator else caller.account
+    key_id = KeyId(key_id_of(account, request_id(request.request_id)))
+    event = CreateKey(
+        key_id=key_id,
+        account_id=account,
+        secret_sha256=request.secret_sha256,
+        name=request.name[:100],
+        operator=request.operator,
+        limit_uhs=amount("limit_uhs", request.limit_uhs) if request.HasField("limit_uhs") else None,
+        expires_at_us=(
+            at_least(door.clock.now_us(), "expires_at_us", request.expires_at_us)
+            if request.HasField("expires_at_us")
+            else None
+        ),
+        request_id=request.request_id,
+    )
+    await door.gate.decide(event)
+    door.keys.forget(key_id)
+    return pb.CreateKeyReply(key_id=key_id)
+
+
+async def list_keys(door: Door, caller: Caller, _: pb.ListKeysRequest) -> pb.ListKeysReply:
+    keys: Any = await door.port.ask(KeysOf(account_id=caller.scope))
+    return pb.ListKeysReply(keys=[message_of(key, pb.Key) for key in keys])
+
+
+async def revoke_key(door: Door, caller: Caller, request: pb.RevokeKeyRequest) -> pb.Accepted:
+    if caller.restricted and request.key_id != caller.key_id:
+        raise PermissionDenied(
+            "a key with a limit or an end can revoke only itself", code="restricted_key", key_id=caller.key_id
+        )
+    key = await door.port.ask(KeyOf(key_id=request.key_id))
+    if not isinstance(key, KeyView) or (caller.scope is not None and _hidden(key, caller)):
+        raise NotFound(f"there is no key {request.key_id!r}", key=request.key_id)
+    event = RevokeKey(
+        key_id=KeyId(request.key_id),
+        account_id=None if caller.operator else caller.account,
+        request_id=request_id(request.request_id),
+    )
+    answer = accepted(await door.gate.decide(event))
+    door.keys.forget(request.key_id)
+    return answer
+
+
+def _hidden(key: KeyView, caller: Caller) -> bool:
+    return key.account_id != caller.scope or (key.operator and not caller.operator)
+
+
+async def open_account(door: Door, _: Caller, request: pb.OpenAccountRequest) -> pb.Accepted:
+    event = OpenAccount(
+        account_id=AccountId(identifier("account_id", request.account_id)),
+        name=request.name or request.account_id,
+        plan=request.plan,
+        credit_limit_uhs=at_least(0, "credit_limit_uhs", request.credit_limit_uhs),
+        request_id=request_id(request.request_id),
+    )
+    return accepted(await door.gate.decide(event))
+
+
+async def grant(door: Door, _: Caller, request: pb.GrantRequest) -> pb.Accepted:
+    origin = request.origin or ORIGINS[0]
+    if origin not in ORIGINS:
+        raise InvalidRequest(f"origin {origin!r}: choose of {', '.join(ORIGINS)}", code="invalid_origin", given=origin)
+    event = Grant(
+        account_id=AccountId(request.account_id),
+        amount_uhs=amount("amount_uhs", request.amount_uhs),
+        origin=origin,
+        scope=scope_of(request.scope),
+        lifetime_us=at_least(1, "lifetime_us", request.lifetime_us) if request.HasField("lifetime_us") else None,
+        request_id=request_id(request.request_id),
+    )
+    return accepted(await door.gate.decide(event))
+
+
+async def list_accounts(door: Door, _: Caller, __: pb.ListAccountsRequest) -> pb.ListAccountsReply:
+    accounts: Any = await door.port.ask(AccountsOf())
+    return pb.ListAccountsReply(accounts=[message_of(account, pb.BalanceReply) for account in accounts])
+
+
+async def list_nodes(door: Door, _: Caller, __: pb.ListNodesRequest) -> pb.ListNodesReply:
+    nodes: Any = await door.port.ask(NodesOf())
+    return pb.ListNodesReply(nodes=[message_of(node, pb.Node) for node in nodes])
+
+
+async def list_leases(door: Door, caller: Caller, _: pb.ListLeasesRequest) -> pb.ListLeasesReply:
+    leases: Any = await door.port.ask(LeasesOf(account_id=caller.scope))
+    return pb.ListLeasesReply(leases=[message_of(lease, pb.Lease) for lease in leases])
+
+
+async def drain_node(door: Door, _: Caller, request: pb.DrainNodeRequest) -> pb.Accepted:
+    event = NodeDrain(node_id=NodeId(request.node_id), grace_us=at_least(0, "grace_us", request.grace_us))
+    return accepted(await door.gate.decide(event))
+
+
+async def close_period(door: Door, _: Caller, request: pb.ClosePeriodRequest) -> pb.Accepted:
+    event = ClosePeriod(period=request.period, request_id=request_id(request.request_id))
+    return accepted(await door.gate.decide(event))

@@ -1,0 +1,211 @@
+"""The gRPC door: TLS always, a key with every call, typed errors, nothing of ours in an answer that fails unexpectedly.
+
+A call is a function `(door, caller, request)`. Here is what all of them have in common: who calls, whether they may, how
+often, and how what goes wrong is told.
+"""
+
+import contextlib
+import time
+import traceback
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, NamedTuple
+
+import grpc
+import grpc.aio
+import structlog
+
+from fabric.api import job_calls, money_calls, operator_calls
+from fabric.api.door import Door
+from fabric.api.keys import REMEMBER_S, Caller
+from fabric.api.tls import TlsFiles
+from fabric.errors import FabricError, Internal, PermissionDenied, Unavailable
+from fabric.wire import ERROR_METADATA, encode_error
+from fabric.wire.service import METHODS, SERVICE_NAME, Method
+
+log = structlog.get_logger()
+
+_STOP_GRACE_S: Final = 2.0
+_DETAILS_CHARS_MAX: Final = 400
+_ERROR_BYTES_MAX: Final = 6_000
+_STATUS: Final = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    402: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.FAILED_PRECONDITION,
+    424: grpc.StatusCode.FAILED_PRECONDITION,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    500: grpc.StatusCode.INTERNAL,
+    503: grpc.StatusCode.UNAVAILABLE,
+}
+
+
+class Call(NamedTuple):
+    """What answers one rpc, and whether only operators may ask."""
+
+    run: Callable[[Door, Caller, Any], Any]
+    operators_only: bool = False
+
+
+CALLS: Final[dict[str, Call]] = {
+    "Submit": Call(job_calls.submit),
+    "Quote": Call(job_calls.quote),
+    "GetJob": Call(job_calls.get_job),
+    "ListJobs": Call(job_calls.list_jobs),
+    "WatchJobs": Call(job_calls.watch_jobs),
+    "Cancel": Call(job_calls.cancel),
+    "Pause": Call(job_calls.pause),
+    "Resume": Call(job_calls.resume),
+    "RaiseLimit": Call(job_calls.raise_limit),
+    "Logs": Call(job_calls.logs),
+    "Result": Call(job_calls.result),
+    "PutBlob": Call(job_calls.put_blob),
+    "Balance": Call(money_calls.balance),
+    "TopUp": Call(money_calls.top_up),
+    "BuyBundle": Call(money_calls.buy_bundle),
+    "Subscribe": Call(money_calls.subscribe),
+    "Unsubscribe": Call(money_calls.unsubscribe),
+    "Usage": Call(money_calls.usage),
+    "Statement": Call(money_calls.statement),
+    "Prices": Call(money_calls.prices),
+    "Receipts": Call(money_calls.receipts),
+    "Export": Call(money_calls.export),
+    "Authorize": Call(money_calls.authorize),
+    "UpdateHold": Call(money_calls.update_hold),
+    "SettleHold": Call(money_calls.settle_hold),
+    "ReleaseHold": Call(money_calls.release_hold),
+    "CreateKey": Call(operator_calls.create_key),
+    "ListKeys": Call(operator_calls.list_keys),
+    "RevokeKey": Call(operator_calls.revoke_key),
+    "OpenAccount": Call(operator_calls.open_account, operators_only=True),
+    "Grant": Call(operator_calls.grant, operators_only=True),
+    "ListAccounts": Call(operator_calls.list_accounts, operators_only=True),
+    "ListNodes": Call(operator_calls.list_nodes, operators_only=True),
+    "ListLeases": Call(operator_calls.list_leases, operators_only=True),
+    "DrainNode": Call(operator_calls.drain_node, operators_only=True),
+    "ClosePeriod": Call(operator_calls.close_period, operators_only=True),
+}
+
+
+class RpcServer:
+    """A door that stands open."""
+
+    def __init__(self, server: grpc.aio.Server, door: Door, *, host: str, port: int) -> None:
+        self._server = server
+        self._door = door
+        self.host = host
+        self.port = port
+
+    @property
+    def address(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    async def stop(self) -> None:
+        """Let calls under way end, briefly, then close."""
+        await self._server.stop(_STOP_GRACE_S)
+        await self._door.close()
+
+
+async def serve(door: Door, *, tls: TlsFiles, host: str = "127.0.0.1", port: int = 0) -> RpcServer:
+    """Open the door at an address; port 0 takes a free one.
+
+    Raises:
+        InvalidConfig: the TLS files can't be read.
+        Unavailable: the address is taken.
+    """
+    server = grpc.aio.server(
+        options=(
+            ("grpc.max_receive_message_length", door.limits.request_bytes),
+            ("grpc.max_metadata_size", 16 * 1024),
+            ("grpc.so_reuseport", 0),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        )
+    )
+    handlers = {name: _handler(door, METHODS[name], call) for name, call in CALLS.items()}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+    shown = f"[{host}]" if ":" in host else host
+    try:
+        bound = server.add_secure_port(f"{shown}:{port}", tls.credentials())
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise Unavailable(f"can't listen at {shown}:{port}: is it taken? Choose another port", code="address_taken")
+    await server.start()
+    return RpcServer(server, door, host=host, port=bound)
+
+
+def _handler(door: Door, method: Method, call: Call) -> grpc.RpcMethodHandler[Any, Any]:
+    decode: Callable[[bytes], Any] = method.request.FromString
+    encode: Callable[[Any], bytes] = method.reply.SerializeToString
+    if method.server_streams:
+        return grpc.unary_stream_rpc_method_handler(_streaming(door, method, call), decode, encode)  # type: ignore[arg-type]
+    if method.client_streams:
+        return grpc.stream_unary_rpc_method_handler(_answering(door, method, call), decode, encode)
+    return grpc.unary_unary_rpc_method_handler(_answering(door, method, call), decode, encode)
+
+
+def _answering(door: Door, method: Method, call: Call) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            caller = await _admit(door, call, context)
+            return await call.run(door, caller, request)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the client gets an answer and we get a log
+            await _refuse(context, method, error)
+
+    return answer
+
+
+def _streaming(door: Door, method: Method, call: Call) -> Callable[[Any, Any], AsyncIterator[Any]]:
+    async def answers(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        try:
+            caller = await _admit(door, call, context)
+            checked_at = time.monotonic()
+            async with contextlib.aclosing(call.run(door, caller, request)) as found:
+                async for answer in found:
+                    if time.monotonic() - checked_at > REMEMBER_S:
+                        # A stream may outlive its key.
+                        await _caller(door, call, context)
+                        checked_at = time.monotonic()
+                    yield answer
+        except Exception as error:  # noqa: BLE001  # as above
+            await _refuse(context, method, error)
+
+    return answers
+
+
+async def _admit(door: Door, call: Call, context: grpc.aio.ServicerContext[Any, Any]) -> Caller:
+    caller = await _caller(door, call, context)
+    door.rate.spend(caller.key_id)
+    return caller
+
+
+async def _caller(door: Door, call: Call, context: grpc.aio.ServicerContext[Any, Any]) -> Caller:
+    metadata: Any = context.invocation_metadata() or ()
+    headers = {key: value for key, value in metadata if isinstance(value, str)}
+    caller = await door.keys.caller(headers.get("authorization", ""), acts_for=headers.get("fabric-account", ""))
+    if call.operators_only and not caller.operator:
+        raise PermissionDenied("this is the operator's: use an operator key", code="operator_only")
+    return caller
+
+
+async def _refuse(context: grpc.aio.ServicerContext[Any, Any], method: Method, error: Exception) -> None:
+    known = error if isinstance(error, FabricError) else _unexpected(method, error)
+    encoded = encode_error(known)
+    if len(encoded) > _ERROR_BYTES_MAX:
+        encoded = encode_error(type(known)(known.message[: _ERROR_BYTES_MAX // 4], code=known.code))
+    await context.abort(
+        _STATUS.get(known.http_status, grpc.StatusCode.INTERNAL),
+        f"{known.code}: {known.message}"[:_DETAILS_CHARS_MAX],
+        trailing_metadata=((ERROR_METADATA, encoded),),
+    )
+
+
+def _unexpected(method: Method, error: Exception) -> Internal:
+    """Our own mistake: told by a number, and logged under it. The traceback is text, so no log shows local variables."""
+    number = uuid.uuid4().hex[:12]
+    trace = "".join(traceback.format_exception(error))
+    log.error("call_failed", error_id=number, call=method.name, traceback=trace)
+    return Internal(f"something went wrong here, not with your request: tell the operator {number}", error_id=number)
