@@ -7,7 +7,7 @@ view of each job.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Final
 
 import structlog
@@ -52,7 +52,7 @@ class ChangeFeed:
         self._caught_up = asyncio.Event()
         self._revision = 0
 
-    async def watch(self, account_id: str | None, *, after_revision: int | None) -> AsyncIterator[int | JobView]:
+    async def watch(self, account_id: str | None, *, after_revision: int | None) -> AsyncGenerator[int | JobView, None]:
         """The revision from which on the stream misses nothing, then every change, oldest first.
 
         With `after_revision` the changes since then come first.

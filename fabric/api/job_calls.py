@@ -7,7 +7,10 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
+import msgspec
+
 from fabric.adapters.cluster_settings import lease_info_key
+from fabric.adapters.payload import Payload, inlined
 from fabric.api.door import Door
 from fabric.api.keys import Caller
 from fabric.api.messages import accepted, amount, facts_json, listed, message_of, request_id, spec_of
@@ -17,12 +20,14 @@ from fabric.gate.lifecycle import ON_DEVICES, TERMINAL, JobState
 from fabric.gate.questions import JobsOf, QuoteOf
 from fabric.gate.views import JobView, QuoteView
 from fabric.units import JobId, KeyId
-from fabric.wire import INLINE_BYTES_MAX, Payload, encode_payload
+from fabric.wire import INLINE_BYTES_MAX
 from fabric.wire import fabric_pb2 as pb
 
 LIST_MAX: Final = 1_000
 LIST_DEFAULT: Final = 100
 CHUNK_BYTES: Final = 1024 * 1024
+JOURNALED_BYTES_MAX: Final = 4 * 1024
+"""A pickle up to this size rides in the job's own record: that saves the archive a write and the runner a read."""
 UPLOADS_MAX: Final = 4
 RUNTIME_ENV_KEYS: Final = ("pip", "uv", "conda", "env_vars", "config")
 """Of Ray's runtime_env, what can't reach beyond the job's own processes."""
@@ -39,7 +44,7 @@ async def submit(door: Door, caller: Caller, request: pb.SubmitRequest) -> pb.Su
     event = Submit(
         job_id=job_id,
         account_id=account,
-        spec=spec_of(request.spec, payload=encode_payload(payload)),
+        spec=spec_of(request.spec, payload=msgspec.json.encode(payload).decode()),
         key_id=KeyId(caller.key_id),
         request_id=request.request_id,
     )
@@ -184,7 +189,7 @@ async def _payload(door: Door, account: str, given: pb.Payload, *, kind: str) ->
     if ways != (0 if kind == "lease" else 1):
         wanted = "no payload" if kind == "lease" else "a function or a command, and one of them"
         raise InvalidRequest(f"a job of kind {kind!r} has {wanted}", code="invalid_payload")
-    function = ""
+    blob = inline = ""
     if given.function:
         if len(given.function) > INLINE_BYTES_MAX:
             raise InvalidRequest(
@@ -193,14 +198,18 @@ async def _payload(door: Door, account: str, given: pb.Payload, *, kind: str) ->
                 code="payload_too_large",
                 limit_bytes=INLINE_BYTES_MAX,
             )
-        function = blob_key(account, hashlib.sha256(given.function).hexdigest())
-        await door.port.put_blob(function, given.function)
+        if len(given.function) <= JOURNALED_BYTES_MAX:
+            inline = inlined(given.function)
+        else:
+            blob = blob_key(account, hashlib.sha256(given.function).hexdigest())
+            await door.port.put_blob(blob, given.function)
     elif given.function_sha256:
-        function = blob_key(account, _sha256(given.function_sha256))
+        blob = blob_key(account, _sha256(given.function_sha256))
     return Payload(
-        function=function,
-        command=tuple(given.command),
-        working_dir=blob_key(account, _sha256(given.working_dir_sha256)) if given.working_dir_sha256 else "",
+        blob=blob,
+        inline=inline,
+        entrypoint=tuple(given.command),
+        working_dir_blob=blob_key(account, _sha256(given.working_dir_sha256)) if given.working_dir_sha256 else "",
         env=dict(given.env),
         runtime_env=_runtime_env(given.runtime_env_json),
     )

@@ -141,7 +141,7 @@ def _handler(door: Door, method: Method, call: Call) -> grpc.RpcMethodHandler[An
     decode: Callable[[bytes], Any] = method.request.FromString
     encode: Callable[[Any], bytes] = method.reply.SerializeToString
     if method.server_streams:
-        return grpc.unary_stream_rpc_method_handler(_streaming(door, method, call), decode, encode)  # type: ignore[arg-type]
+        return grpc.unary_stream_rpc_method_handler(_streaming(door, method, call), decode, encode)
     if method.client_streams:
         return grpc.stream_unary_rpc_method_handler(_answering(door, method, call), decode, encode)
     return grpc.unary_unary_rpc_method_handler(_answering(door, method, call), decode, encode)

@@ -16,6 +16,7 @@ from fabric.sdk.job import Job
 from fabric.wire import fabric_pb2 as pb
 
 _START_S: Final = 600.0
+_NOT_DEVICES: Final = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
 _ENDING: Final = frozenset({"stopping", "parked", *ENDED})
 
 
@@ -70,17 +71,20 @@ class Lease:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: PLC0415
 
         document = self._open_document()
-        group = PlacementGroup(PlacementGroupID.from_hex(document["placement_group"]))
         bundles = document["bundles"]
         assert 0 <= bundle < len(bundles), f"the lease has bundles 0 to {len(bundles) - 1}"
-        resources = dict(bundles[bundle]["resources"])
         wanted = devices if devices is not None else bundles[bundle]["devices"]
-        strategy = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=bundle)
-        own = {name: wanted for name in resources if name not in {"CPU", "GPU", "memory"}}
-        options: dict[str, Any] = {"scheduling_strategy": strategy}
+        options: dict[str, Any] = {
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                placement_group=PlacementGroup(PlacementGroupID.from_hex(document["placement_group_id"])),
+                placement_group_bundle_index=bundle,
+            ),
+            "runtime_env": {"env_vars": document["env_vars"]},
+        }
+        resources = bundles[bundle]["resources"]
         if "GPU" in resources:
             options["num_gpus"] = wanted
-        if own:
+        if own := {name: wanted for name in resources if name not in _NOT_DEVICES}:
             options["resources"] = own
         return options
 

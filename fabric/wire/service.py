@@ -7,6 +7,9 @@ from google.protobuf.message_factory import GetMessageClass
 
 from fabric.wire import fabric_pb2 as pb
 
+INLINE_BYTES_MAX: Final = 64 * 1024
+"""What may ride along in a call (a pickled function) or in an update (a result) instead of going as a blob."""
+
 
 class Method(NamedTuple):
     """One call."""
