@@ -5,8 +5,8 @@ says it used has happened and is always booked: from what is held, then from wha
 hold has no client and no seq: see `Holding`.
 
 A refusal changes nothing, beyond what the time would have changed anyway. The book knows no clock, no prices and no
-placement. It is built in layers, each with one concern: Daybook (transfers) ← Vault (lots) ← Till (what comes in) ←
-Holding (holds, time) ← Book (clients); encoded with msgspec it is its own snapshot.
+placement. It is built in layers, each with one concern: Daybook (transfers) ← Vault (lots) ← Sweeping (time) ← Till
+(what comes in) ← Holding (holds) ← Book (clients); encoded with msgspec it is its own snapshot.
 """
 
 from fabric.ledger.accounts import Account

@@ -1,4 +1,4 @@
-"""Holding: tokens are set aside, captured, given back and let go, and what is due happens in time.
+"""Holding: tokens are set aside, captured, given back and let go.
 
 These are the moves as the gate makes them for a job, which answers for its own hold: no client, no sequence numbers.
 Every one first brings the book up to `now_us`, so holds lapse and lots expire at their time whether or not anybody sweeps.
@@ -8,7 +8,6 @@ from typing import Final
 
 from fabric.ledger.accounts import Account
 from fabric.ledger.balances import free_uhs
-from fabric.ledger.expiry import HOLD
 from fabric.ledger.holds import Hold, HoldState
 from fabric.ledger.outcomes import (
     BEYOND_INT64,
@@ -23,16 +22,11 @@ from fabric.ledger.scopes import Use
 from fabric.ledger.till import Till
 from fabric.units import INT64_MAX
 
-_DAY_US: Final = 86_400_000_000
-REMEMBER_ENDED_US: Final = _DAY_US
-"""How long a settled or released hold can still repeat its last answer."""
-REMEMBER_LAPSED_US: Final = 30 * _DAY_US
-"""How long an expired hold can still be settled late."""
 _NOTHING: Final = Granted(0, 0, False)  # noqa: FBT003
 
 
 class Holding(Till, kw_only=True, dict=True):
-    """What can be done with a hold, and with time."""
+    """What can be done with a hold."""
 
     def authorize(
         self,
@@ -118,29 +112,6 @@ class Holding(Till, kw_only=True, dict=True):
         self._end(hold, state=HoldState.SETTLED, at_us=now_us)
         return freed
 
-    def sweep(self, *, now_us: int) -> None:
-        """Let holds lapse and lots expire that are due by now, each dated when it fell due; doing it again is nothing."""
-        while (due := self._deadlines.pop(now_us)) is not None:
-            at_us, kind, name = due
-            if kind == HOLD:
-                hold = self.holds[name]
-                hold.lapsed_uhs = hold.held_uhs
-                self._free(self.accounts[hold.account_id], hold, now_us=at_us, flags=("lapsed",))
-                self._end(hold, state=HoldState.EXPIRED, at_us=at_us)
-            elif self.lots[name].free_uhs:
-                self._break(self.lots[name], at_us=at_us)
-        _forget(self.ended, before_us=now_us - REMEMBER_ENDED_US)
-        _forget(self.lapsed, before_us=now_us - REMEMBER_LAPSED_US)
-
-    def next_due_us(self) -> int | None:
-        """When the next hold lapses or lot expires."""
-        return self._deadlines.next_us()
-
-    def _catch_up(self, now_us: int) -> None:
-        heap = self._deadlines.heap
-        if heap and heap[0][0] <= now_us:
-            self.sweep(now_us=now_us)
-
     def _hold_more(
         self, account: Account, hold: Hold, *, amount_uhs: int, minimum_uhs: int | None, now_us: int
     ) -> Granted | Refused:
@@ -168,14 +139,3 @@ class Holding(Till, kw_only=True, dict=True):
         flags = ("final",) if missing else ()
         self._take(account, hold, plan=plan, credit_uhs=credit, now_us=now_us, flags=flags)
         return Granted(granted, hold.held_uhs, missing > 0)
-
-
-def _forget(holds: dict[str, Hold], *, before_us: int) -> None:
-    """Drop the oldest; they stand in the order in which they ended."""
-    gone = []
-    for hold_id, hold in holds.items():
-        if hold.ended_at_us is None or hold.ended_at_us >= before_us:
-            break
-        gone.append(hold_id)
-    for hold_id in gone:
-        del holds[hold_id]

@@ -35,7 +35,7 @@ def piece_of(pieces: list[Piece], lot_id: str) -> Piece:
     return pieces[-1]
 
 
-class Hold(msgspec.Struct, kw_only=True):
+class Hold(msgspec.Struct, kw_only=True, gc=False):
     """One hold. Once it has ended its pieces are gone and only what is needed to answer late words remains."""
 
     hold_id: str

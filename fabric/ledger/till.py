@@ -19,15 +19,15 @@ from fabric.ledger.outcomes import (
     UNKNOWN_ACCOUNT,
     Refused,
 )
+from fabric.ledger.sweeping import Sweeping
 from fabric.ledger.transfers import LotShare, Transfer
-from fabric.ledger.vault import Vault
 from fabric.units import INT64_MAX, UHS_PER_CT
 
 _SOLD: Final = (Origin.TOP_UP, Origin.BUNDLE, Origin.SUBSCRIPTION)
 _ON_ACCOUNT: Final = "receivable"
 
 
-class Till(Vault, kw_only=True, dict=True):
+class Till(Sweeping, kw_only=True, dict=True):
     """Accounts are opened here, lots granted, debts invoiced, periods closed."""
 
     def open_account(self, account_id: str, *, now_us: int, credit_limit_uhs: int = 0) -> Refused | None:
@@ -72,6 +72,7 @@ class Till(Vault, kw_only=True, dict=True):
             now_us: when.
             linked_to: the first transfer of the purchase that this lot is a part of.
         """
+        self._catch_up(now_us)
         account = self.accounts.get(account_id)
         if account is None:
             return Refused(UNKNOWN_ACCOUNT, {"account_id": account_id})
@@ -146,7 +147,9 @@ class Till(Vault, kw_only=True, dict=True):
             return None
         price = _half_even(debt * microcny_per_ct, UHS_PER_CT)
         issued = debt - self.tokens_uhs["issued"]
-        if microcny_per_ct < 0 or issued > INT64_MAX or price - self.money_microcny["revenue"] > INT64_MAX:
+        if microcny_per_ct < 0:
+            return Refused(INVALID_AMOUNT, {"microcny_per_ct": microcny_per_ct})
+        if issued > INT64_MAX or price - self.money_microcny["revenue"] > INT64_MAX:
             return Refused(BEYOND_INT64, {"debt_uhs": debt, "price_microcny": price})
         account.debt_uhs = 0
         account.receivable_microcny += price
@@ -185,6 +188,7 @@ class Till(Vault, kw_only=True, dict=True):
         """Seal the trial balance; later facts belong to the period that is open then."""
         if any(sealed.period == period for sealed in self.periods):
             return Refused(PERIOD_CLOSED, {"period": period})
+        self._catch_up(now_us)
         return self._seal(period, now_us=now_us)
 
 

@@ -11,7 +11,7 @@ CT = "CT"
 CNY = "CNY"
 
 
-class Posting(msgspec.Struct, frozen=True, array_like=True):
+class Posting(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One leg: `amount` of `asset` into (positive) or out of (negative) `account`."""
 
     account: str
@@ -19,14 +19,14 @@ class Posting(msgspec.Struct, frozen=True, array_like=True):
     amount: int
 
 
-class LotShare(msgspec.Struct, frozen=True, array_like=True):
+class LotShare(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How much of which lot a transfer moved."""
 
     lot_id: str
     amount_uhs: int
 
 
-class Transfer(msgspec.Struct, frozen=True, kw_only=True):
+class Transfer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Postings that sum to zero per asset, with the reason and the lots they touched, in burn order."""
 
     transfer_id: int

@@ -1,0 +1,504 @@
+"""The book against a naive oracle, one step at a time.
+
+The oracle keeps every hold as a queue of (lot, amount) still held and a stack of (lot, amount) captured, sorts all lots
+anew for every hold, and looks through everything for whatever fell due. It shares no code with the book.
+"""
+
+from collections import defaultdict
+
+import msgspec
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
+
+from fabric.ledger import Book, Granted, Origin, Refused, Scope, Service, Settled, Terms, Use
+from fabric.units import UHS_PER_CT
+
+USES = (
+    Use(service=Service.TRAINING, accelerators=("H100",)),
+    Use(service=Service.INFERENCE, accelerators=("H100", "A100")),
+    Use(service=Service.TRAINING),
+)
+SCOPES = (
+    Scope(),
+    Scope(accelerators=("H100",)),
+    Scope(services=(Service.TRAINING,)),
+    Scope(services=(Service.INFERENCE,), accelerators=("A100", "H100")),
+)
+ACCOUNTS = ("ada", "bob")
+CREDIT = None
+
+
+def admits(scope, use):
+    if scope.services and use.service not in scope.services:
+        return False
+    return not scope.accelerators or (use.accelerators != () and set(use.accelerators) <= set(scope.accelerators))
+
+
+class OracleLot:
+    def __init__(self, lot_id, account, *, amount, terms, now):
+        self.lot_id, self.account, self.amount, self.terms, self.now = lot_id, account, amount, terms, now
+        self.free, self.expired = amount, 0
+
+    def alive(self, now):
+        return self.terms.expires_at_us is None or self.terms.expires_at_us > now
+
+    def rank(self):
+        never = self.terms.expires_at_us is None
+        width = sum(1 for part in (self.terms.scope.services, self.terms.scope.accelerators) if part)
+        return (
+            self.terms.priority,
+            (never, self.terms.expires_at_us or 0),
+            0 if self.terms.origin == "promotion" else 1,
+            -width,
+            self.terms.price_microcny * UHS_PER_CT // self.amount,
+            self.now,
+            self.lot_id,
+        )
+
+
+class OracleHold:
+    def __init__(self, account, use, *, expires, answer):
+        self.account, self.use, self.expires, self.answer = account, use, expires, answer
+        self.queue, self.stack = [], []
+        self.seq, self.state, self.lapsed = 0, "open", 0
+
+    @property
+    def held(self):
+        return sum(amount for _, amount in self.queue)
+
+    @property
+    def captured(self):
+        return sum(amount for _, amount in self.stack)
+
+
+class Oracle:
+    def __init__(self):
+        self.lots, self.holds = {}, {}
+        self.limit = dict.fromkeys(ACCOUNTS, 0)
+        self.debt = dict.fromkeys(ACCOUNTS, 0)
+
+    def credit_held(self, account):
+        holds = [hold for hold in self.holds.values() if hold.account == account]
+        return sum(amount for hold in holds for lot, amount in hold.queue if lot is CREDIT)
+
+    def spendable(self, account, use, now):
+        lots = [lot for lot in self.lots.values() if lot.account == account and lot.alive(now)]
+        lots = [lot for lot in lots if lot.terms.effective_at_us <= now and admits(lot.terms.scope, use)]
+        return sorted(lots, key=OracleLot.rank)
+
+    def free(self, account, use, now):
+        credit = max(0, self.limit[account] - self.debt[account] - self.credit_held(account))
+        return sum(lot.free for lot in self.spendable(account, use, now)) + credit
+
+    def take(self, account, use, *, amount, now):
+        """A list of (lot, amount); what no lot has is on credit."""
+        parts = []
+        for lot in self.spendable(account, use, now):
+            part = min(lot.free, amount)
+            if part:
+                lot.free -= part
+                amount -= part
+                parts.append((lot, part))
+        return [*parts, (CREDIT, amount)] if amount else parts
+
+    def extend(self, hold, *, amount, minimum, now):
+        granted = min(amount, self.free(hold.account, hold.use, now))
+        if granted < amount and (minimum is None or granted < max(1, minimum)):
+            return None
+        hold.queue += self.take(hold.account, hold.use, amount=granted, now=now)
+        return granted
+
+    def capture(self, hold, amount):
+        debt = 0
+        while amount:
+            lot, there = hold.queue.pop(0)
+            part = min(there, amount)
+            if there > part:
+                hold.queue.insert(0, (lot, there - part))
+            hold.stack.append((lot, part))
+            amount -= part
+            debt += part if lot is CREDIT else 0
+        self.debt[hold.account] += debt
+        return debt
+
+    def refund(self, hold, amount):
+        invoiced = 0
+        while amount:
+            lot, there = hold.stack.pop()
+            part = min(there, amount)
+            if there > part:
+                hold.stack.append((lot, there - part))
+            amount -= part
+            if lot is CREDIT:
+                owed = min(part, self.debt[hold.account])
+                self.debt[hold.account] -= owed
+                invoiced += part - owed
+                part = owed
+            if part:
+                hold.queue.insert(0, (lot, part))
+        return invoiced
+
+    def book_usage(self, hold, used, now):
+        covered = min(used, hold.held)
+        debt = self.capture(hold, covered)
+        parts = self.take(hold.account, hold.use, amount=used - covered, now=now)
+        hold.stack += parts
+        beyond = sum(amount for lot, amount in parts if lot is CREDIT)
+        self.debt[hold.account] += beyond
+        return debt + beyond
+
+    def end(self, hold, state, now):
+        freed = hold.held
+        for lot, amount in hold.queue:
+            if lot is not CREDIT and lot.alive(now):
+                lot.free += amount
+            elif lot is not CREDIT:
+                lot.expired += amount
+        hold.queue, hold.state = [], state
+        return freed
+
+    def advance(self, now):
+        while True:
+            due = [
+                (h.expires, 0, name) for name, h in self.holds.items() if h.state == "open" and h.expires is not None
+            ]
+            due += [
+                (lot.terms.expires_at_us, 1, name) for name, lot in self.lots.items() if lot.free and not lot.alive(now)
+            ]
+            due = [deadline for deadline in due if deadline[0] <= now]
+            if not due:
+                return
+            at, kind, name = min(due)
+            if kind == 0:
+                self.holds[name].lapsed = self.holds[name].held
+                self.end(self.holds[name], "lapsed", at)
+            else:
+                self.lots[name].expired += self.lots[name].free
+                self.lots[name].free = 0
+
+    def repay(self, lot, now):
+        over = self.debt[lot.account] + self.credit_held(lot.account) - self.limit[lot.account]
+        if lot.terms.scope == Scope() and lot.terms.effective_at_us <= now:
+            part = max(0, min(lot.free, self.debt[lot.account], over))
+            lot.free -= part
+            self.debt[lot.account] -= part
+
+
+amounts = st.integers(1, 40)
+seqs = st.integers(-1, 3)
+
+
+class BookMachine(RuleBasedStateMachine):
+    holds = Bundle("holds")
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.made = 0, 0
+        self.book, self.oracle = Book(operator="op"), Oracle()
+        self.paths = defaultdict(int)
+        self.last_transfer = 0
+        self.ends = defaultdict(int)
+
+    @initialize(limit=st.sampled_from([0, 25]))
+    def open_accounts(self, limit):
+        for account in ACCOUNTS:
+            assert self.book.open_account(account, now_us=0) is None
+        self.set_limit("bob", limit)
+        for account in ACCOUNTS:
+            self.grant(account=account, amount=40, life=30, delay=0, scope=SCOPES[0], origin=Origin.TOP_UP, rank=(0, 3))
+
+    def do(self, call):
+        """Make a call: if it is refused, the state is what the time alone would have made of it."""
+        before = msgspec.msgpack.encode(self.book)
+        self.oracle.advance(self.now)
+        answer = call()
+        if isinstance(answer, Refused):
+            after = msgspec.msgpack.encode(self.book)
+            if after != before:
+                waited = msgspec.msgpack.decode(before, type=Book)
+                waited.sweep(now_us=self.now)
+                assert after == msgspec.msgpack.encode(waited)
+        return answer
+
+    def name(self, kind):
+        self.made += 1
+        return f"{kind}{self.made}"
+
+    # -- money and time ------------------------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0, 1, 5, 20]))
+    def wait(self, seconds):
+        self.now += seconds
+
+    @rule()
+    def sweep(self):
+        self.do(lambda: self.book.sweep(now_us=self.now))
+        once = msgspec.msgpack.encode(self.book)
+        self.book.sweep(now_us=self.now)
+        assert msgspec.msgpack.encode(self.book) == once
+        due = self.book.next_due_us()
+        assert due is None or due > self.now
+
+    @rule()
+    def restart(self):
+        encoded = msgspec.msgpack.encode(self.book)
+        due = self.book.next_due_us()
+        self.book = msgspec.msgpack.decode(encoded, type=Book)
+        assert msgspec.msgpack.encode(self.book) == encoded
+        assert self.book.next_due_us() == due
+
+    @rule(
+        account=st.sampled_from(ACCOUNTS),
+        amount=amounts,
+        life=st.sampled_from([None, 1, 4, 10, 30]),
+        delay=st.sampled_from([0, 0, 0, 3]),
+        scope=st.sampled_from(SCOPES),
+        origin=st.sampled_from([Origin.TOP_UP, Origin.PROMOTION]),
+        rank=st.tuples(st.sampled_from([0, 0, 1]), st.integers(0, 3)),
+    )
+    def grant(self, *, account, amount, life, delay, scope, origin, rank):
+        effective = self.now + delay
+        terms = Terms(
+            origin=origin,
+            tier="starter",
+            priority=rank[0],
+            scope=scope,
+            effective_at_us=effective,
+            expires_at_us=None if life is None else effective + life,
+            price_microcny=rank[1],
+            channel="sandbox",
+        )
+        lot_id = self.name("lot")
+        answer = self.do(
+            lambda: self.book.grant(account, lot_id=lot_id, amount_uhs=amount, terms=terms, now_us=self.now)
+        )
+        assert not isinstance(answer, Refused)
+        lot = self.oracle.lots[lot_id] = OracleLot(lot_id, account, amount=amount, terms=terms, now=self.now)
+        self.oracle.repay(lot, self.now)
+
+    @rule(account=st.sampled_from(ACCOUNTS), limit=st.sampled_from([0, 10, 30]))
+    def set_limit(self, account, limit):
+        self.do(lambda: self.book.set_credit_limit(account, credit_limit_uhs=limit))
+        self.oracle.limit[account] = limit
+
+    @rule(account=st.sampled_from(ACCOUNTS))
+    def invoice(self, account):
+        debt = self.oracle.debt[account]
+        answer = self.do(
+            lambda: self.book.close_invoice(account, invoice_id="i", microcny_per_ct=UHS_PER_CT, now_us=self.now)
+        )
+        assert (answer is None) == (debt == 0)
+        self.oracle.debt[account] = 0
+
+    # -- holds ---------------------------------------------------------------------------------------------------------
+
+    @rule(
+        target=holds,
+        account=st.sampled_from(ACCOUNTS),
+        amount=st.integers(0, 60),
+        use=st.sampled_from(USES),
+        ttl=st.sampled_from([None, None, 2, 8, 25]),
+        minimum=st.sampled_from([None, None, 1, 20]),
+    )
+    def authorize(self, account, amount, use, ttl, minimum):
+        hold_id = self.name("hold")
+        expires = None if ttl is None else self.now + ttl
+        answer = self.do(
+            lambda: self.book.authorize(
+                account,
+                hold_id=hold_id,
+                amount_uhs=amount,
+                use=use,
+                now_us=self.now,
+                expires_at_us=expires,
+                minimum_uhs=minimum,
+            )
+        )
+        hold = OracleHold(account, use, expires=expires, answer=answer)
+        granted = self.oracle.extend(hold, amount=amount, minimum=minimum, now=self.now) if amount else None
+        if granted is None:
+            assert isinstance(answer, Refused)
+            if amount:
+                free = self.oracle.free(account, use, self.now)
+                assert (answer.code, answer.facts["free_uhs"]) == ("insufficient_tokens", free)
+            return multiple()
+        assert answer == Granted(granted, granted, granted < amount)
+        self.oracle.holds[hold_id] = hold
+        return hold_id
+
+    @rule(name=holds)
+    def authorize_again(self, name):
+        answer = self.do(
+            lambda: self.book.authorize(
+                "ada", hold_id=name, amount_uhs=1, use=USES[0], now_us=self.now, expires_at_us=None
+            )
+        )
+        assert answer.code == "hold_exists"
+
+    def heard_before(self, hold, seq, answer, kind):
+        """Whether the oracle, too, says that this word is old, or comes to the wrong hold."""
+        if seq == hold.seq and isinstance(hold.answer, kind):
+            assert answer == hold.answer
+        elif seq <= hold.seq:
+            assert answer.code == "stale_seq"
+        elif hold.state == "ended":
+            assert answer.code == "hold_ended"
+        else:
+            return False
+        return True
+
+    @rule(
+        name=holds,
+        step=seqs,
+        used=st.integers(0, 30),
+        more=st.integers(0, 30),
+        ttl=st.sampled_from([None, 0, 5, 20]),
+        partial=st.booleans(),
+    )
+    def update(self, *, name, step, used, more, ttl, partial):
+        hold = self.oracle.holds[name]
+        seq = hold.seq + step
+        expires = None if ttl is None else self.now + ttl
+        answer = self.do(
+            lambda: self.book.update(
+                name,
+                seq=seq,
+                used_uhs=used,
+                more_uhs=more,
+                now_us=self.now,
+                expires_at_us=expires,
+                partial=partial,
+            )
+        )
+        if self.heard_before(hold, seq, answer, Granted):
+            return
+        self.oracle.book_usage(hold, used, self.now)
+        granted = 0
+        if hold.state == "open":
+            granted = (
+                more and self.oracle.extend(hold, amount=more, minimum=1 if partial else None, now=self.now)
+            ) or 0
+            hold.expires = hold.expires if expires is None else expires
+        assert answer == Granted(granted, hold.held, granted < more or hold.state != "open")
+        hold.lapsed = max(0, hold.lapsed - used)
+        hold.seq, hold.answer = seq, answer
+
+    @rule(name=holds, step=seqs, used=st.integers(0, 60), release=st.booleans())
+    def finish(self, name, step, used, release):
+        hold = self.oracle.holds[name]
+        seq = hold.seq + step
+        used = 0 if release else used
+        answer = self.do(
+            lambda: (
+                self.book.release(name, seq=seq, now_us=self.now)
+                if release
+                else self.book.settle(name, seq=seq, used_uhs=used, now_us=self.now)
+            )
+        )
+        if self.heard_before(hold, seq, answer, Settled):
+            return
+        late = hold.state == "lapsed"
+        over = used > (hold.lapsed if late else hold.held)
+        debt = self.oracle.book_usage(hold, used, self.now)
+        freed = self.oracle.end(hold, "ended", self.now)
+        assert answer == Settled(used, freed, debt, over, late)
+        hold.seq, hold.answer = seq, answer
+        self.ends[name] += 1
+
+    @precondition(lambda self: self.book.holds)
+    @rule(data=st.data(), verb=st.sampled_from(["capture", "capture", "refund", "extend", "close"]), amount=amounts)
+    def meter(self, data, verb, amount):
+        self.sweep()
+        if not self.book.holds:
+            return
+        name = data.draw(st.sampled_from(list(self.book.holds)))
+        hold = self.oracle.holds[name]
+        assert hold.state == "open"
+        if verb == "capture":
+            part = min(amount, hold.held)
+            assert self.do(lambda: self.book.capture(name, amount_uhs=amount, now_us=self.now)) == part
+            self.oracle.capture(hold, part)
+        elif verb == "refund":
+            part = min(amount, hold.captured)
+            assert self.do(lambda: self.book.refund(name, amount_uhs=amount, now_us=self.now)) == part
+            self.adopt_refund(hold, self.oracle.refund(hold, part))
+        elif verb == "extend":
+            answer = self.do(lambda: self.book.extend(name, amount_uhs=amount, now_us=self.now, minimum_uhs=5))
+            granted = self.oracle.extend(hold, amount=amount, minimum=5, now=self.now)
+            assert (answer.code if granted is None else answer) == (
+                "insufficient_tokens" if granted is None else Granted(granted, hold.held, granted < amount)
+            )
+        else:
+            assert self.do(lambda: self.book.close(name, now_us=self.now)) == self.oracle.end(hold, "ended", self.now)
+            self.ends[name] += 1
+
+    def adopt_refund(self, hold, invoiced):
+        """A refund of invoiced debt is a new lot, all of it held."""
+        new = [lot for lot_id, lot in self.book.lots.items() if lot_id not in self.oracle.lots]
+        assert sum(lot.held_uhs for lot in new) == invoiced
+        for made in new:
+            lot = OracleLot(made.lot_id, hold.account, amount=invoiced, terms=made.terms, now=self.now)
+            lot.free = 0
+            self.oracle.lots[lot.lot_id] = lot
+            hold.queue.append((lot, invoiced))
+
+    # -- what is always so ---------------------------------------------------------------------------------------------
+
+    @invariant()
+    def the_book_is_sound(self):
+        self.book.check()
+
+    @invariant()
+    def every_hold_ends_at_most_once(self):
+        assert all(count == 1 for count in self.ends.values())
+        assert not set(self.book.holds) & (set(self.book.lapsed) | set(self.book.ended))
+
+    @invariant()
+    def the_oracle_agrees(self):
+        self.oracle.advance(self.now)
+        for account in ACCOUNTS:
+            for use in USES:
+                swept = msgspec.msgpack.decode(msgspec.msgpack.encode(self.book), type=Book)
+                swept.sweep(now_us=self.now)
+                assert swept.free(account, now_us=self.now, use=use) == self.oracle.free(account, use, self.now)
+            assert swept.accounts[account].debt_uhs == self.oracle.debt[account]
+            assert swept.accounts[account].credit_held_uhs == self.oracle.credit_held(account)
+        for lot_id, lot in self.oracle.lots.items():
+            booked = swept.lots[lot_id]
+            assert (booked.free_uhs, booked.expired_uhs) == (lot.free, lot.expired)
+        for name, hold in self.oracle.holds.items():
+            if hold.state == "open":
+                held = [(piece.lot_id, piece.held_uhs) for piece in swept.holds[name].pieces if piece.held_uhs]
+                assert merged(held) == merged([(lot.lot_id if lot else "", amount) for lot, amount in hold.queue])
+
+    @invariant()
+    def the_journal_alone_gives_every_balance(self):
+        for transfer in self.book.drain():
+            self.last_transfer += 1
+            assert transfer.transfer_id == self.last_transfer
+            sums = defaultdict(int)
+            for posting in transfer.postings:
+                sums[posting.asset] += posting.amount
+                self.paths[posting.account] += posting.amount
+            assert set(sums.values()) <= {0}, transfer
+        for account in ACCOUNTS:
+            lots = [lot for lot in self.book.lots.values() if lot.account_id == account]
+            assert self.paths[f"cust/{account}/available"] == sum(lot.free_uhs for lot in lots) >= 0
+            assert self.paths[f"cust/{account}/held"] == self.book.accounts[account].held_uhs >= 0
+            assert self.paths[f"cust/{account}/debt"] == -self.book.accounts[account].owed_uhs <= 0
+        for name in ("issued", "redeemed", "breakage"):
+            assert self.paths[f"op/op/{name}"] == self.book.tokens_uhs[name]
+
+
+def merged(parts):
+    """Neighbours of the same lot as one."""
+    out = []
+    for lot_id, amount in parts:
+        before = out.pop()[1] if out and out[-1][0] == lot_id else 0
+        out.append((lot_id, before + amount))
+    return out
+
+
+TestBookAgainstTheOracle = BookMachine.TestCase
+TestBookAgainstTheOracle.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
