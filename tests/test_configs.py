@@ -5,6 +5,7 @@ of KubeRay's v1 API that we use, written down by hand and closed against typos. 
 CRD (ray.io_rayclusters.yaml of its Helm chart), they are held to that as well.
 """
 
+import json
 import os
 import re
 from pathlib import Path
@@ -14,9 +15,11 @@ import jsonschema
 import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from ray._private.ray_constants import LABELS_ENVIRONMENT_VARIABLE
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.util.accelerators import accelerators as ray_accelerators
 
+from fabric.adapters.nodes import DEDICATED_LABEL, NODE_LABEL, POOL_LABEL, TYPE_LABEL
 from fabric.cluster_file import read_yaml
 from fabric.gate.events import Pool
 from fabric.settings import load_cluster
@@ -61,8 +64,8 @@ def test_a_launcher_file_with_a_typo_does_not_pass(launcher):
 
 def test_the_launcher_labels_every_worker_with_its_accelerator_and_pool(launcher):
     command = launcher["worker_start_ray_commands"][-1]
-    assert "ray.io/accelerator-type=$FABRIC_ACCELERATOR,fabric.io/pool=$FABRIC_POOL" in command
-    assert "fabric.io/dedicated-to=$FABRIC_DEDICATED_TO" in command
+    for label in (NODE_LABEL, POOL_LABEL, TYPE_LABEL, DEDICATED_LABEL):
+        assert f"{label}=$" in command
 
 
 # -- KubeRay -----------------------------------------------------------------------------------------------------------
@@ -107,6 +110,20 @@ class Named(Part):
     name: DnsName
 
 
+class FieldRef(Part):
+    fieldPath: Literal["metadata.name"]  # noqa: N815
+
+
+class ValueFrom(Part):
+    fieldRef: FieldRef  # noqa: N815
+
+
+class Env(Part):
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Z_]+$")]
+    value: str | None = None
+    valueFrom: ValueFrom | None = None  # noqa: N815
+
+
 class EnvFrom(Part):
     secretRef: Named  # noqa: N815
 
@@ -126,6 +143,7 @@ class Container(Part):
     image: Annotated[str, StringConstraints(pattern=r"^[a-z0-9./-]+:[a-z0-9.-]+$")]
     command: list[str] = []
     args: list[str] = []
+    env: list[Env] = []
     envFrom: list[EnvFrom] = []  # noqa: N815
     ports: list[Port] = []
     resources: Resources
@@ -239,16 +257,18 @@ def test_what_kubernetes_reserves_is_what_ray_counts_and_what_the_gate_is_told(d
         "910B": ("NPU", "huawei.com/Ascend910"),
     }
     for group in RayCluster.model_validate(document).spec.workerGroupSpecs:
-        ray_name, kubernetes_name = device_of[group.labels["ray.io/accelerator-type"]]
+        ray_name, kubernetes_name = device_of[group.labels[TYPE_LABEL]]
         (container,) = group.template.spec.containers
         assert str(container.resources.limits[kubernetes_name]) == group.resources[ray_name]
-        pool = Pool(group.labels["fabric.io/pool"])
-        assert ("fabric.io/dedicated-to" in group.labels) == (pool is Pool.DEDICATED)
+        (override,) = (env.value for env in container.env if env.name == LABELS_ENVIRONMENT_VARIABLE)
+        assert json.loads(override) == {NODE_LABEL: "$(POD_NAME)"}
+        pool = Pool(group.labels[POOL_LABEL])
+        assert (DEDICATED_LABEL in group.labels) == (pool is Pool.DEDICATED)
 
 
 def test_kuberay_serves_all_three_kinds_of_accelerator():
     groups = [group for document in ray_clusters() for group in document["spec"]["workerGroupSpecs"]]
-    assert {group["labels"]["ray.io/accelerator-type"] for group in groups} == {"H100", "A100", "910B"}
+    assert {group["labels"][TYPE_LABEL] for group in groups} == {"H100", "A100", "910B"}
 
 
 def test_kubernetes_runs_the_ray_that_is_installed():
