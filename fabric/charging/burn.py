@@ -1,74 +1,132 @@
-"""The burn curve: how fast a device burns at a given utilisation, as integers.
+"""The burn curve: how fast tokens burn at which utilisation.
 
-f is monotone and piecewise linear. f(0) is the floor (an idle device is still occupied), f(80 %) = 1 by the definition of
-the token, and it is capped above. Where busy and window are known in µs, f is never rounded: `scaled` gives it over a
-denominator that depends on the curve alone.
+`burn = devices x weight x f(utilisation)`. f is piecewise linear through given points, all in parts per million, never
+falls, and is 1 at 80 %, the utilisation at which a token is defined. It starts above 0, because an idle device is still
+occupied, and ends in its cap. Between two points f is linear, so the charge of any number of windows that lie between
+the same two points depends only on their sums: that is what makes a charge independent of how time is cut.
 """
 
-from math import lcm
+import math
+from bisect import bisect_left
+from itertools import pairwise
 from typing import Final
 
 import msgspec
 
+from fabric.charging.rounding import half_even
 from fabric.units import PPM
 
 REFERENCE_PPM: Final = 800_000
-"""The utilisation at which a device of weight 1 burns one token an hour."""
-CAP_MAX_PPM: Final = 1_250_000
-POINTS_MIN: Final = 2
+"""The utilisation at which one device of weight 1 burns one token an hour."""
+CAP_PPM: Final = 1_250_000
+"""The most that any contract may let a device burn: a quarter above the reference."""
+DEFAULT_POINTS: Final = ((0, 250_000), (REFERENCE_PPM, PPM), (PPM, PPM))
+
+
+class Flaw(msgspec.Struct, frozen=True):
+    """What is wrong with a list of points: where, what was found, what is allowed."""
+
+    at: int | None
+    """Index of the point, None where it is the list as a whole."""
+    found: str
+    allowed: str
 
 
 class BurnCurve(msgspec.Struct, frozen=True):
-    """Points (utilisation, factor) in ppm, from (0, floor) to (1 000 000, cap), utilisation rising."""
+    """f as points (utilisation_ppm, f_ppm), from 0 to 100 % utilisation.
 
-    points: tuple[tuple[int, int], ...] = ((0, 250_000), (REFERENCE_PPM, PPM), (PPM, PPM))
+    Raises:
+        ValueError: the points have a flaw; `flaws_of` says all of them.
+    """
+
+    points: tuple[tuple[int, int], ...] = DEFAULT_POINTS
+
+    def __post_init__(self) -> None:
+        for flaw in flaws_of(self.points):
+            where = "points" if flaw.at is None else f"points[{flaw.at}]"
+            raise ValueError(f"{where}: found {flaw.found}; allowed: {flaw.allowed}")
+
+    def f_ppm(self, utilisation_ppm: int) -> int:
+        """Evaluate f to the nearest ppm: for people. Charges are reckoned without this rounding."""
+        utilisation_ppm = min(max(utilisation_ppm, 0), PPM)
+        band = self.band_of(busy_us=utilisation_ppm, device_us=PPM)
+        return half_even(self.scaled(band, busy_us=utilisation_ppm, device_us=PPM), PPM * self.scale)
 
     @property
     def floor_ppm(self) -> int:
+        """What an idle device burns."""
         return self.points[0][1]
 
     @property
     def max_ppm(self) -> int:
+        """What a device burns at most: the rate that holds are reckoned with."""
         return self.points[-1][1]
 
     @property
-    def denominator(self) -> int:
-        """What `scaled` is over: the least common multiple of the segments' widths."""
-        return lcm(*(right[0] - left[0] for left, right in pairwise(self.points)))
+    def bands(self) -> int:
+        """How many linear pieces there are."""
+        return len(self.points) - 1
 
-    def scaled(self, *, capacity_us: int, busy_us: int) -> int:
-        """capacity × f(busy / capacity) in ppm-µs, times `denominator`: an integer, exactly.
+    @property
+    def scale(self) -> int:
+        """The common denominator of every f, whatever the utilisation: the lcm of the bands' widths."""
+        return math.lcm(*(right - left for (left, _), (right, _) in pairwise(self.points)))
 
-        Args:
-            capacity_us: devices × window.
-            busy_us: device-time in use; more than the capacity counts as all of it.
-        """
-        busy_us = min(max(busy_us, 0), capacity_us)
-        whole = self.denominator
-        for (left_u, left_f), (right_u, right_f) in pairwise(self.points):
-            if busy_us * PPM <= right_u * capacity_us:
-                beyond = busy_us * PPM - left_u * capacity_us
-                return capacity_us * left_f * whole + beyond * (right_f - left_f) * (whole // (right_u - left_u))
-        return capacity_us * self.max_ppm * whole
+    def band_of(self, *, busy_us: int, device_us: int) -> int:
+        """The linear piece that busy / device lies in; on a border the lower one (both give the same f there)."""
+        return bisect_left(self.points, busy_us * PPM, lo=1, hi=self.bands, key=lambda point: point[0] * device_us) - 1
 
-    def f_ppm(self, utilisation_ppm: int) -> int:
-        """f for people: rounded down to ppm."""
-        return self.scaled(capacity_us=PPM, busy_us=utilisation_ppm) // (self.denominator * PPM)
+    def scaled(self, band: int, *, busy_us: int, device_us: int) -> int:
+        """Exactly device x f(busy / device) x 10⁶ x `scale`, for windows of one band taken together."""
+        (left, low), (right, high) = self.points[band], self.points[band + 1]
+        steps = self.scale // (right - left)
+        return low * device_us * self.scale + (high - low) * steps * (busy_us * PPM - left * device_us)
 
 
-def problem_of(points: tuple[tuple[int, int], ...]) -> str | None:
-    """What is wrong with a curve's points, in words; None if nothing is."""
-    if len(points) < POINTS_MIN or points[0][0] != 0 or points[-1][0] != PPM:
-        return "the curve must go from utilisation 0 to 1"
-    for (left_u, left_f), (right_u, right_f) in pairwise(points):
-        if right_u <= left_u:
-            return f"utilisation must rise from point to point: {right_u} ppm after {left_u}"
-        if right_f < left_f:
-            return f"the factor must never fall: {right_f} ppm after {left_f}"
+def flaws_of(points: tuple[tuple[int, int], ...]) -> tuple[Flaw, ...]:
+    """Everything that keeps these points from being a burn curve; () if nothing does."""
+    if len(points) < 2:  # noqa: PLR2004 - a line has two ends
+        return (Flaw(None, f"{len(points)} points", "at least two, from utilisation 0 to 1"),)
+    flaws: list[Flaw] = []
+    last = len(points) - 1
+    if points[0][0] != 0:
+        flaws.append(Flaw(0, f"utilisation {ratio(points[0][0])}", "the first point at utilisation 0"))
     if points[0][1] <= 0:
-        return "an idle device is still occupied: the floor must be more than 0"
-    if points[-1][1] > CAP_MAX_PPM:
-        return f"the factor is capped at {CAP_MAX_PPM} ppm"
-    if BurnCurve(points).f_ppm(REFERENCE_PPM) != PPM:
-        return "the factor at utilisation 0.80 must be 1: that is what a token is"
-    return None
+        flaws.append(Flaw(0, f"f {ratio(points[0][1])}", "f of more than 0: an idle device is still occupied"))
+    for at in range(1, len(points)):
+        flaws.extend(_flaws_of_step(at, points[at - 1], points[at]))
+    if points[last][0] != PPM:
+        flaws.append(Flaw(last, f"utilisation {ratio(points[last][0])}", "the last point at utilisation 1"))
+    if points[last][1] > CAP_PPM:
+        flaws.append(Flaw(last, f"f {ratio(points[last][1])}", f"f of at most {ratio(CAP_PPM)}"))
+    return tuple(flaws) or _flaws_of_reference(points)
+
+
+def ratio(ppm: int) -> str:
+    """Parts per million as people write ratios: 250 000 is "0.25"."""
+    whole, rest = divmod(abs(ppm), PPM)
+    text = f"{whole}.{rest:06d}".rstrip("0").rstrip(".")
+    return f"-{text}" if ppm < 0 else text
+
+
+def _flaws_of_step(at: int, before: tuple[int, int], point: tuple[int, int]) -> list[Flaw]:
+    flaws: list[Flaw] = []
+    if point[0] <= before[0]:
+        found = f"utilisation {ratio(point[0])} after {ratio(before[0])}"
+        flaws.append(Flaw(at, found, "utilisations that rise from point to point"))
+    if point[1] < before[1]:
+        found = f"f {ratio(point[1])} after {ratio(before[1])}"
+        flaws.append(Flaw(at, found, "f that never falls: a busier device never burns less"))
+    return flaws
+
+
+def _flaws_of_reference(points: tuple[tuple[int, int], ...]) -> tuple[Flaw, ...]:
+    """f(0.8) must be 1, compared without division, so that a near miss is a miss."""
+    left, low, right, high = next(
+        (left, low, right, high) for (left, low), (right, high) in pairwise(points) if right >= REFERENCE_PPM
+    )
+    width = right - left
+    scaled = low * width + (high - low) * (REFERENCE_PPM - left)
+    if scaled == PPM * width:
+        return ()
+    return (Flaw(None, f"f(0.8) = {ratio(half_even(scaled, width))}", "f(0.8) = 1: that is what a token is"),)

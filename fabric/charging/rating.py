@@ -1,47 +1,87 @@
-"""From device-time to µHs, exactly.
+"""Rating: from device-time in use to tokens, exactly.
 
-`Meter` carries the exact sum of what was used as an integer over a fixed denominator, and charges the difference of its
-rounded totals: however an interval is split into windows of the same utilisation, the charges add up to the same.
-Charges round half-even, holds round up, so a hold for the worst case is never less than what it will be charged.
+A `Meter` keeps device-time and busy time apart for each band of the burn curve. Within a band the charge is linear in
+both, so it is the same however time was cut into windows, and only the running total is ever rounded: what is charged
+next is the new total minus the old one. The sums are whole µs, small enough for a snapshot and for a charging record,
+from which anybody can reckon the charge again.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
-from fabric.charging.burn import BurnCurve
+from fabric.charging.burn import REFERENCE_PPM, BurnCurve
+from fabric.charging.rounding import half_even, up
 from fabric.units import MICROS_PER_S, PPM
 
-_SCALE: Final = PPM * PPM
+
+class Band(msgspec.Struct, array_like=True):
+    """What was metered at utilisations of one linear piece of the burn curve."""
+
+    device_us: int = 0
+    """Devices x time."""
+    busy_us: int = 0
+    """Device-time in use."""
 
 
-class Meter(msgspec.Struct):
-    """What one stream of samples adds up to."""
+@dataclass(slots=True, kw_only=True)
+class Meter:
+    """One metering stream: one weight, one curve, any number of devices."""
 
-    numerator: int = 0
-    """µHs × denominator × 10¹²."""
-    charged_uhs: int = 0
+    weight_ppm: int
+    curve: BurnCurve
+    bands: list[Band] = field(default_factory=list)
+    estimated_device_us: int = 0
+    """Device-time of which nothing is known: rated as f = 1."""
+    rated_uhs: int = 0
+    """Everything that `add` and `estimate` returned, together."""
 
-    def add(self, *, devices: int, window_us: int, busy_us: int, weight_ppm: int, curve: BurnCurve) -> int:
-        """Count one window; what is newly due, in µHs (never negative, often 0 for tiny windows)."""
-        self.numerator += curve.scaled(capacity_us=devices * window_us, busy_us=busy_us) * weight_ppm
-        total = half_even(self.numerator, curve.denominator * _SCALE)
-        due, self.charged_uhs = total - self.charged_uhs, total
-        return due
+    def add(self, *, devices: int, window_us: int, busy_us: int) -> int:
+        """What one more window adds to the charge, in µHs. More busy time than there is counts as all of it."""
+        device_us = devices * max(window_us, 0)
+        if device_us <= 0:
+            return 0
+        busy_us = min(max(busy_us, 0), device_us)
+        at = self.curve.band_of(busy_us=busy_us, device_us=device_us)
+        while len(self.bands) <= at:
+            self.bands.append(Band())
+        self.bands[at].device_us += device_us
+        self.bands[at].busy_us += busy_us
+        return self._rate()
+
+    def estimate(self, *, devices: int, window_us: int) -> int:
+        """What a window adds of which nothing is known: it counts as f = 1."""
+        self.estimated_device_us += devices * max(window_us, 0)
+        return self._rate()
+
+    def _rate(self) -> int:
+        before = self.rated_uhs
+        self.rated_uhs = total_uhs(
+            self.bands,
+            estimated_device_us=self.estimated_device_us,
+            weight_ppm=self.weight_ppm,
+            curve=self.curve,
+        )
+        return self.rated_uhs - before
+
+
+def total_uhs(bands: Sequence[Band], *, estimated_device_us: int, weight_ppm: int, curve: BurnCurve) -> int:
+    """The charge of everything metered, rounded once, half-even."""
+    scale = curve.scale
+    scaled = estimated_device_us * PPM * scale
+    for at, band in enumerate(bands):
+        scaled += curve.scaled(at, busy_us=band.busy_us, device_us=band.device_us)
+    return half_even(weight_ppm * scaled, PPM * PPM * scale)
 
 
 def hold_for(*, devices: int, duration_us: int, weight_ppm: int, curve: BurnCurve) -> int:
-    """The most that can be burned in so long, in µHs, rounded up."""
-    return -(-devices * duration_us * weight_ppm * curve.max_ppm // _SCALE)
+    """The most that so many devices can burn in so long, rounded up: no metering of it ever comes to more."""
+    return up(devices * max(duration_us, 0) * weight_ppm * curve.max_ppm, PPM * PPM)
 
 
-def burn_per_s(*, devices: int, weight_ppm: int, curve: BurnCurve, utilisation_ppm: int) -> int:
-    """µHs a second at a steady utilisation, for people: rounded half-even."""
-    busy_us = devices * utilisation_ppm * MICROS_PER_S // PPM
-    exact = curve.scaled(capacity_us=devices * MICROS_PER_S, busy_us=busy_us) * weight_ppm
-    return half_even(exact, curve.denominator * _SCALE)
-
-
-def half_even(numerator: int, denominator: int) -> int:
-    """Integer division, rounded to the nearest, ties to the even one."""
-    quotient, rest = divmod(numerator, denominator)
-    twice = 2 * rest
-    return quotient + (twice > denominator or (twice == denominator and quotient % 2 == 1))
+def burn_per_s(*, devices: int, weight_ppm: int, curve: BurnCurve, utilisation_ppm: int = REFERENCE_PPM) -> int:
+    """µHs a second at a steady utilisation: for people."""
+    busy = min(max(utilisation_ppm, 0), PPM)
+    scaled = curve.scaled(curve.band_of(busy_us=busy, device_us=PPM), busy_us=busy, device_us=PPM)
+    return half_even(devices * weight_ppm * scaled * MICROS_PER_S, PPM * PPM * PPM * curve.scale)

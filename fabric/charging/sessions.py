@@ -1,26 +1,36 @@
-"""A charging session: one lease from its start until its meters are closed, and the record it leaves.
+"""Charging sessions: one lease, from its start to its charging record.
 
-Samples come in windows of the node agents' own clock. They are counted once each, in order, and never beyond the time
-that the gate itself has seen pass. What nobody measured is charged at the full rate and marked as estimated.
+A session turns samples into charges and remembers what has become of them: charged, given back as lost work, or
+absorbed by the operator. It charges nothing twice, never more time than has passed by the gate's clock, and whatever
+nobody saw as f = 1. It keeps the weight and curve it was opened with. Does not know holds: whoever asks captures.
 """
 
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, Self
 
 import msgspec
 
-from fabric.charging.burn import BurnCurve
+from fabric.charging.burn import REFERENCE_PPM, BurnCurve
 from fabric.charging.rating import Meter, burn_per_s
 from fabric.charging.records import Cdr
-from fabric.units import PPM
+from fabric.charging.rounding import half_even
+from fabric.units import MICROS_PER_S, PPM
 
 RECENT_US: Final = 5_000_000
-"""What the displayed utilisation looks back over."""
-CLOCK_SLACK_US: Final = 100_000
-"""How far the agents' windows may run ahead of the gate's clock before they are cut."""
+"""How far back the burn and utilisation that people see reach."""
 
 
-class ChargingSession(msgspec.Struct, kw_only=True):
-    """What one lease has used and been charged so far. All in µs and µHs."""
+class Window(msgspec.Struct, frozen=True, array_like=True):
+    """One window as it was charged."""
+
+    window_us: int
+    busy_us: int
+    charged_uhs: int
+
+
+@dataclass(slots=True, kw_only=True)
+class ChargingSession:
+    """The meter of one lease. Create it with `open`."""
 
     account_id: str
     job_id: str
@@ -29,20 +39,22 @@ class ChargingSession(msgspec.Struct, kw_only=True):
     service: str
     accelerator: str
     devices: int
-    weight_ppm: int
     tariff_version: int
-    curve: BurnCurve
     started_at_us: int
     meter: Meter
     seq: int = 0
+    """The last sample that was charged."""
     metered_us: int = 0
-    busy_us: int = 0
+    """Wall time charged so far, estimated or not."""
     estimated_us: int = 0
-    durable_uhs: int = 0
+    """The part of it that was."""
+    busy_us: int = 0
+    """Device-time in use; what was estimated counts as the reference utilisation."""
     refunded_uhs: int = 0
     absorbed_uhs: int = 0
-    recent: list[tuple[int, int]] = []
-    """The last windows, (window, busy), the newest last."""
+    durable_uhs: int = 0
+    """What had been charged when the last checkpoint became durable."""
+    recent: list[Window] = field(default_factory=list)
 
     @classmethod
     def open(
@@ -59,8 +71,8 @@ class ChargingSession(msgspec.Struct, kw_only=True):
         tariff_version: int,
         curve: BurnCurve,
         started_at_us: int,
-    ) -> "ChargingSession":
-        """A session that has used nothing yet."""
+    ) -> Self:
+        """A session that has charged nothing yet."""
         return cls(
             account_id=account_id,
             job_id=job_id,
@@ -69,67 +81,61 @@ class ChargingSession(msgspec.Struct, kw_only=True):
             service=service,
             accelerator=accelerator,
             devices=devices,
-            weight_ppm=weight_ppm,
             tariff_version=tariff_version,
-            curve=curve,
             started_at_us=started_at_us,
-            meter=Meter(),
+            meter=Meter(weight_ppm=weight_ppm, curve=curve),
         )
 
-    def extend(self, *, seq: int, window_us: int, busy_us: int, estimated: bool, now_us: int) -> int:
-        """Count one sample; what is newly due, in µHs.
+    def extend(self, *, seq: int, window_us: int, busy_us: int, now_us: int, estimated: bool = False) -> int:
+        """What one sample adds to the charge, in µHs.
 
         Args:
-            seq: counts the lease's samples; one that was counted before, or is older, counts nothing.
-            window_us: wall time by the agent's clock; cut to the time that has passed by `now_us`.
-            busy_us: device-time in use within the window; cut in proportion with it.
-            estimated: whether the agent guessed.
-            now_us: the gate's time, or the time at which the lease ended.
+            seq: counts the samples; one that was charged already, or is older than one that was, adds nothing.
+            window_us: wall time by the agent's clock. What goes beyond `now_us` is cut off, at the same utilisation.
+            busy_us: device-time in use within it.
+            now_us: by the gate's clock: no lease pays for more time than has passed there.
+            estimated: the agent could not see all of it: charged as f = 1, whatever `busy_us` says.
         """
-        if seq <= self.seq or window_us <= 0:
+        if seq <= self.seq:
             return 0
         self.seq = seq
-        room_us = max(now_us + CLOCK_SLACK_US - self.started_at_us - self.metered_us, 0)
-        counted_us = min(window_us, room_us)
-        counted_busy_us = min(max(busy_us, 0) * counted_us // window_us, counted_us * self.devices)
-        self.estimated_us += counted_us if estimated else 0
-        return self._count(counted_us, counted_busy_us)
+        unmetered_us = max(now_us - self.started_at_us - self.metered_us, 0)
+        charged_us = min(max(window_us, 0), unmetered_us)
+        if charged_us == 0:
+            return 0
+        if estimated:
+            return self.gap(window_us=charged_us)
+        busy_us = min(max(busy_us, 0), self.devices * window_us) * charged_us // window_us
+        due_uhs = self.meter.add(devices=self.devices, window_us=charged_us, busy_us=busy_us)
+        self._note(charged_us, busy_us, due_uhs)
+        return due_uhs
 
     def gap(self, *, window_us: int) -> int:
-        """Charge time that nobody measured at the full rate; what is newly due."""
+        """What time adds to the charge that nobody metered: it counts as f = 1, and as estimated."""
+        if window_us <= 0:
+            return 0
+        due_uhs = self.meter.estimate(devices=self.devices, window_us=window_us)
         self.estimated_us += window_us
-        return self._count(window_us, window_us * self.devices)
-
-    def mark_durable(self) -> None:
-        """What was charged until now bought work that is safe."""
-        self.durable_uhs = self.meter.charged_uhs
-
-    def refund_lost(self) -> int:
-        """What was charged since the last durable mark, to be given back; counted as refunded from now on."""
-        lost = max(self.meter.charged_uhs - self.absorbed_uhs - self.durable_uhs - self.refunded_uhs, 0)
-        self.refunded_uhs += lost
-        return lost
+        self._note(window_us, self.devices * window_us * REFERENCE_PPM // PPM, due_uhs)
+        return due_uhs
 
     def absorb(self, amount_uhs: int) -> None:
-        """The hold didn't cover so much of what was due: the operator bears it."""
+        """So much of what was charged could not be captured: the operator's loss, and off the customer's bill."""
+        assert 0 <= amount_uhs <= self.charged_uhs, f"absorbs {amount_uhs} of {self.charged_uhs}"
         self.absorbed_uhs += amount_uhs
 
-    @property
-    def utilisation_ppm(self) -> int:
-        """Over the last seconds; 0 before the first sample."""
-        window = sum(window for window, _ in self.recent)
-        return sum(busy for _, busy in self.recent) * PPM // (window * self.devices) if window else 0
+    def mark_durable(self) -> None:
+        """What was done up to here is safe: it will never be given back as lost."""
+        self.durable_uhs = self.charged_uhs
 
-    @property
-    def burn_uhs_per_s(self) -> int:
-        """At the utilisation of the last seconds; at full use before the first sample."""
-        utilisation = self.utilisation_ppm if self.recent else PPM
-        return burn_per_s(
-            devices=self.devices, weight_ppm=self.weight_ppm, curve=self.curve, utilisation_ppm=utilisation
-        )
+    def refund_lost(self) -> int:
+        """Give back what was charged since the last durable mark. What to refund, in µHs; the second time it is 0."""
+        lost_uhs = self.lost_uhs
+        self.refunded_uhs += lost_uhs
+        return lost_uhs
 
     def close(self, *, ended: str, at_us: int) -> Cdr:
-        """The record of it all."""
+        """The charging record of it all."""
         return Cdr(
             cdr_id=self.lease_id,
             account_id=self.account_id,
@@ -145,19 +151,43 @@ class ChargingSession(msgspec.Struct, kw_only=True):
             busy_us=self.busy_us,
             estimated_us=self.estimated_us,
             tariff_version=self.tariff_version,
-            weight_ppm=self.weight_ppm,
-            charged_uhs=self.meter.charged_uhs - self.absorbed_uhs - self.refunded_uhs,
+            weight_ppm=self.meter.weight_ppm,
+            bands=tuple((band.device_us, band.busy_us) for band in self.meter.bands),
+            charged_uhs=self.charged_uhs,
             refunded_uhs=self.refunded_uhs,
             absorbed_uhs=self.absorbed_uhs,
             ended=ended,
         )
 
-    def _count(self, window_us: int, busy_us: int) -> int:
+    @property
+    def charged_uhs(self) -> int:
+        """What the customer pays so far: all that was rated, less what was given back or absorbed."""
+        return self.meter.rated_uhs - self.refunded_uhs - self.absorbed_uhs
+
+    @property
+    def lost_uhs(self) -> int:
+        """Charged since the last durable mark: what a loss of the lease now would give back."""
+        return max(self.charged_uhs - self.durable_uhs, 0)
+
+    @property
+    def burn_uhs_per_s(self) -> int:
+        """Over the last few seconds; until the first sample what unseen time costs."""
+        window_us = sum(window.window_us for window in self.recent)
+        if window_us == 0:
+            return burn_per_s(devices=self.devices, weight_ppm=self.meter.weight_ppm, curve=self.meter.curve)
+        return half_even(sum(window.charged_uhs for window in self.recent) * MICROS_PER_S, window_us)
+
+    @property
+    def utilisation_ppm(self) -> int:
+        """Over the last few seconds; 0 until the first sample."""
+        window_us = sum(window.window_us for window in self.recent)
+        busy_us = sum(window.busy_us for window in self.recent)
+        return half_even(busy_us * PPM, self.devices * window_us) if window_us else 0
+
+    def _note(self, window_us: int, busy_us: int, due_uhs: int) -> None:
         self.metered_us += window_us
         self.busy_us += busy_us
-        self.recent.append((window_us, busy_us))
-        while sum(window for window, _ in self.recent[1:]) >= RECENT_US:
-            del self.recent[0]
-        return self.meter.add(
-            devices=self.devices, window_us=window_us, busy_us=busy_us, weight_ppm=self.weight_ppm, curve=self.curve
-        )
+        self.recent.append(Window(window_us, busy_us, due_uhs))
+        seen_us = sum(window.window_us for window in self.recent)
+        while seen_us - self.recent[0].window_us >= RECENT_US:
+            seen_us -= self.recent.pop(0).window_us

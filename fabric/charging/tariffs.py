@@ -1,29 +1,27 @@
-"""Tariffs: what a device of each type weighs against an H100, and how it burns.
+"""Tariffs: what a device of each type weighs in H100-equivalents, and how it burns.
 
-A weight is in ppm of an H100. The most specific weight wins: one for this service, operator, tier or hour before one
-for all. A tariff is a version; what was rated with one version is never rated again with another.
+A weight may hold for one class of service, operator, tier or part of the day only; of those that match the most specific
+one counts. Tariffs are immutable and versioned: a lease keeps the weight and curve it was opened with.
 """
 
+import re
 from typing import Final
 
 import msgspec
 
 from fabric.charging.burn import BurnCurve
+from fabric.units import MICROS_PER_S
 
-_HOUR_US: Final = 3_600_000_000
-_ALIASES: Final = {
-    "nvidiah100": "H100",
-    "h100": "H100",
-    "nvidiaa100": "A100",
-    "a100": "A100",
-    "910b": "910B",
-    "ascend910b": "910B",
-    "npu": "910B",
-}
+HOURS_A_DAY: Final = 24
+_US_PER_MINUTE: Final = 60 * MICROS_PER_S
+_US_PER_HOUR: Final = 60 * _US_PER_MINUTE
+_MAKERS: Final = frozenset({"nvidia", "tesla", "huawei", "ascend"})
+_ASCEND_910B: Final = re.compile(r"(ascend)?910b\d?|npu", re.ASCII)
+_CANONICAL: Final = {"h100": "H100", "a100": "A100"}
 
 
 class Weight(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of a tariff."""
+    """One line of a tariff. None = whatever it is."""
 
     accelerator: str
     ppm: int
@@ -31,58 +29,79 @@ class Weight(msgspec.Struct, frozen=True, kw_only=True):
     operator: str | None = None
     tier: str | None = None
     hours: tuple[int, int] | None = None
-    """From this hour of the UTC day to before that one; 22 to 6 goes over midnight."""
+    """From (included) to (excluded), in hours of the tariff's own day; (22, 6) goes over midnight."""
+
+    @property
+    def restrictions(self) -> tuple[bool, bool, bool, bool]:
+        """Which of operator, tier, service and hours it says, in the order of their rank."""
+        return self.operator is not None, self.tier is not None, self.service is not None, self.hours is not None
+
+    def matches(self, accelerator: str, *, service: str, operator: str | None, tier: str | None, hour: int) -> bool:
+        return (
+            self.accelerator == accelerator
+            and self.service in (None, service)
+            and self.operator in (None, operator)
+            and self.tier in (None, tier)
+            and (self.hours is None or within(self.hours, hour))
+        )
 
 
 class Tariffs(msgspec.Struct, frozen=True, kw_only=True):
-    """A version of all weights, with the burn curve."""
+    """Every weight, and the burn curve."""
 
     version: int
+    name: str = ""
+    notes: str = ""
+    utc_offset_minutes: int = 0
+    """Of the clock by which `hours` are meant."""
     weights: tuple[Weight, ...]
     curve: BurnCurve = BurnCurve()
-    note: str = ""
+
+    def weight_ppm(
+        self,
+        accelerator: str,
+        *,
+        service: str,
+        operator: str | None = None,
+        tier: str | None = None,
+        at_us: int = 0,
+    ) -> int | None:
+        """The weight in parts per million of an H100, None for an accelerator that has no price here.
+
+        The line with the most restrictions counts; among equals operator goes before tier before service before hours.
+        """
+        hour = (at_us + self.utc_offset_minutes * _US_PER_MINUTE) // _US_PER_HOUR % HOURS_A_DAY
+        best: Weight | None = None
+        for weight in self.weights:
+            if not weight.matches(accelerator, service=service, operator=operator, tier=tier, hour=hour):
+                continue
+            if best is None or _rank(weight) > _rank(best):
+                best = weight
+        return None if best is None else best.ppm
 
     @property
     def accelerators(self) -> tuple[str, ...]:
-        """Every type that has a weight, in the order of the tariff."""
+        """Every type that has a price, in the order of the file."""
         return tuple(dict.fromkeys(weight.accelerator for weight in self.weights))
 
-    def weight_ppm(
-        self, accelerator: str, *, service: str, operator: str = "", tier: str | None = None, at_us: int
-    ) -> int | None:
-        """The weight in force for this use at this time; None for an unknown type."""
-        best: Weight | None = None
-        best_score = -1
-        for weight in self.weights:
-            if weight.accelerator != accelerator:
-                continue
-            score = _score(weight, service=service, operator=operator, tier=tier, at_us=at_us)
-            if score > best_score:
-                best, best_score = weight, score
-        return None if best is None else best.ppm
+
+def within(hours: tuple[int, int], hour: int) -> bool:
+    """Whether an hour of the day lies in a range that may go over midnight."""
+    start, end = hours
+    return start <= hour < end if start < end else hour >= start or hour < end
 
 
 def canonical_accelerator(name: str) -> str:
-    """The name the tariff has for a type that people write in many ways: "ascend-910b" is 910B."""
-    plain = "".join(char for char in name.lower() if char.isalnum())
-    return _ALIASES.get(plain, name)
+    """The name that tariffs and nodes use, for whatever a driver, Ray or a person calls the type.
+
+    "NVIDIA H100 80GB HBM3" is "H100", "ascend-910b" and Ray's "NPU" are "910B". What is not known comes back as it is.
+    """
+    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word and word not in _MAKERS]
+    model = words[0] if words else ""
+    if _ASCEND_910B.fullmatch(model):
+        return "910B"
+    return _CANONICAL.get(model, name.strip())
 
 
-def _score(weight: Weight, *, service: str, operator: str, tier: str | None, at_us: int) -> int:
-    """How specific a weight is for this use; -1 where it doesn't apply."""
-    score = 0
-    for wanted, given in ((weight.service, service), (weight.operator, operator), (weight.tier, tier)):
-        if wanted is not None:
-            if wanted != given:
-                return -1
-            score += 2
-    if weight.hours is not None:
-        if not _within(weight.hours, at_us // _HOUR_US % 24):
-            return -1
-        score += 1
-    return score
-
-
-def _within(hours: tuple[int, int], hour: int) -> bool:
-    start, end = hours
-    return start <= hour < end if start < end else hour >= start or hour < end
+def _rank(weight: Weight) -> tuple[int, tuple[bool, bool, bool, bool]]:
+    return sum(weight.restrictions), weight.restrictions
