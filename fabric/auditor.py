@@ -7,6 +7,7 @@ so that a proof costs a handful of look-ups; it writes nothing.
 
 import asyncio
 import base64
+import hashlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -37,11 +38,10 @@ class _Export:
     """An export in progress: every page of it lies under the same checkpoint, however the journal grows."""
 
     head: TreeHead
-    note: str
     used_at: float
     readers: int = 0
-    seq_at: dict[int, int] = field(default_factory=lambda: {0: 0})
-    """Where to go on reading for the line with that number."""
+    at: dict[int, tuple[int, "hashlib._Hash"]] = field(default_factory=lambda: {0: (0, hashlib.sha256())})
+    """For the line with that number: which entry to go on with, and the hash of all lines before."""
 
 
 class Auditor:
@@ -111,44 +111,58 @@ class Auditor:
     async def export(self, account_id: str | None = None, *, since: int | None = None) -> AsyncIterator[bytes]:
         """The audit export, line by line; with `since`, shows that the tree only grew since that size."""
         head = await self._grow()
-        note = self._signer.checkpoint(size=head.size, root=head.root)
+        digest = hashlib.sha256()
+        async for line in self._lines(account_id, head, since):
+            digest.update(line)
+            yield line
+        yield self._last_line(head, digest.hexdigest())
+
+    async def export_page(self, account_id: str | None, *, start: int, count: int) -> list[bytes]:
+        """Lines start..start+count of the export; [] after the last. Begin at 0 and ask for each page in turn.
+
+        Raises:
+            Unavailable: with code `export_interrupted`: the gate was restarted meanwhile, or `start` was never reached.
+        """
+        current = await self._current_export(account_id, begin=start == 0)
+        if start not in current.at:
+            raise Unavailable("the export was interrupted: begin it again", code="export_interrupted", start=start)
+        seq, digest = current.at[start]
+        if seq > current.head.size:
+            current.readers -= 1
+            return []
+        lines = [self._header(account_id)] if start == 0 else []
+        async for entry in self._entries(account_id, current.head, start=seq):
+            if len(lines) >= count:
+                break
+            lines.append(self._entry_line(entry, account_id, current.head))
+            seq = entry.seq + 1
+        else:
+            seq = current.head.size
+        digest = digest.copy()
+        digest.update(b"".join(lines))
+        if len(lines) < count:
+            lines.append(self._last_line(current.head, digest.hexdigest()))
+            seq = current.head.size + 1
+        current.at[start + len(lines)] = seq, digest
+        return lines
+
+    async def _lines(self, account_id: str | None, head: TreeHead, since: int | None) -> AsyncIterator[bytes]:
         yield self._header(account_id)
         async for entry in self._entries(account_id, head):
             yield self._entry_line(entry, account_id, head)
         if since is not None and account_id is not None:
             yield export.consistency_line(since, proof=self._tree.consistency(since, size=head.size))
-        yield export.checkpoint_line(note)
 
-    async def export_page(self, account_id: str | None, *, start: int, count: int) -> list[bytes]:
-        """Lines start..start+count of the export; [] after the last. Begin at 0 and ask for each page in turn."""
-        current = await self._current_export(account_id, begin=start == 0)
-        lines = [self._header(account_id)] if start == 0 else []
-        if start not in current.seq_at:
-            raise Unavailable("the export was interrupted: begin it again", code="export_interrupted", start=start)
-        seq = current.seq_at[start]
-        if seq > current.head.size:
-            current.readers -= 1
-            return []
-        async for entry in self._entries(account_id, current.head, start=seq):
-            if len(lines) == count:
-                current.seq_at[start + count] = entry.seq
-                return lines
-            lines.append(self._entry_line(entry, account_id, current.head))
-            seq = entry.seq + 1
-        if len(lines) == count:
-            current.seq_at[start + count] = current.head.size
-            return lines
-        lines.append(export.checkpoint_line(current.note))
-        current.seq_at[start + len(lines)] = current.head.size + 1
-        return lines
+    def _last_line(self, head: TreeHead, digest: str) -> bytes:
+        return export.checkpoint_line(
+            self._signer.checkpoint(size=head.size, root=head.root, more=(export.seal(digest),))
+        )
 
     async def _current_export(self, account_id: str | None, *, begin: bool) -> _Export:
         now = time.monotonic()
         current = self._exports.get(account_id)
         if current is None or (begin and (current.readers <= 0 or now - current.used_at > EXPORT_FORGOTTEN_S)):
-            head = await self._grow()
-            note = self._signer.checkpoint(size=head.size, root=head.root)
-            current = self._exports[account_id] = _Export(head=head, note=note, used_at=now)
+            current = self._exports[account_id] = _Export(head=await self._grow(), used_at=now)
         current.readers += begin
         current.used_at = now
         return current

@@ -29,9 +29,12 @@ class Checkpoint(NamedTuple):
     origin: str
     size: int
     root: bytes
+    more: tuple[str, ...] = ()
+    """Extension lines: what else the signer says with it."""
 
     def text(self) -> str:
-        return f"{self.origin}\n{self.size}\n{base64.b64encode(self.root).decode()}\n"
+        lines = (self.origin, str(self.size), base64.b64encode(self.root).decode(), *self.more)
+        return "".join(f"{line}\n" for line in lines)
 
 
 class Verifier:
@@ -115,9 +118,9 @@ class Signer:
         signature = base64.b64encode(self.verifier.key_id + self._key.sign(text.encode())).decode()
         return f"{text}\n{_SIGNED_BY}{self.verifier.name} {signature}\n"
 
-    def checkpoint(self, *, size: int, root: bytes) -> str:
+    def checkpoint(self, *, size: int, root: bytes, more: tuple[str, ...] = ()) -> str:
         """The signed note of a tree head, with the key's name as the log's origin."""
-        return self.sign(Checkpoint(self.verifier.name, size, root).text())
+        return self.sign(Checkpoint(self.verifier.name, size, root, more).text())
 
 
 def new_private_key() -> bytes:
@@ -125,11 +128,11 @@ def new_private_key() -> bytes:
 
 
 def parse_checkpoint(text: str) -> Checkpoint:
-    """A checkpoint from a note's text; lines after the third are extensions and ignored."""
+    """A checkpoint from a note's text."""
     lines = text.split("\n")
     if len(lines) <= _CHECKPOINT_LINES or not lines[0]:
         raise NoteError("a checkpoint has three lines: origin, tree size, root hash in base64")
-    origin, size, root = lines[:_CHECKPOINT_LINES]
+    origin, size, root, *more = lines[:-1]
     if not (size.isascii() and size.isdecimal()) or str(int(size)) != size:
         raise NoteError(f"{size!r} is no tree size: want a plain decimal without leading zeros")
     try:
@@ -138,7 +141,7 @@ def parse_checkpoint(text: str) -> Checkpoint:
         raise NoteError(f"{root!r} is no root hash in base64") from error
     if len(digest) != sha256().digest_size:
         raise NoteError(f"a root hash has 32 bytes, not {len(digest)}")
-    return Checkpoint(origin, int(size), digest)
+    return Checkpoint(origin, int(size), digest, tuple(more))
 
 
 def _signature_of(line: str) -> tuple[str, bytes]:

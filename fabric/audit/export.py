@@ -1,6 +1,7 @@
 """The lines of an audit export: what `fabric.audit.verify` reads, and a stranger can check without us.
 
-One JSON object a line, without spaces: a header, the entries in order, a signed checkpoint. A full export has every leaf,
+One JSON object a line: a header, the entries in order, and a signed checkpoint, which with the tree also seals the bytes
+of all lines before it. A full export has every leaf,
 so that the root can be made from them; an account's has its own leaves, each with its inclusion proof. Where an entry
 also concerns other accounts, an account's export shows its hash and keeps its content: a bill never tells one customer
 about another.
@@ -36,8 +37,13 @@ def consistency_line(old_size: int, *, proof: Sequence[bytes]) -> bytes:
     return _line({"consistent_since": old_size, "proof": [node.hex() for node in proof]})
 
 
+def seal(digest: str) -> str:
+    """What the checkpoint says of the export: the SHA-256 of all lines before it, in hex."""
+    return f"export {digest}"
+
+
 def checkpoint_line(note: str) -> bytes:
-    """The last line: the signed tree head that everything before leads to."""
+    """The last line: the signed tree head that everything before leads to, with the export's seal."""
     return _line({"checkpoint": note})
 
 

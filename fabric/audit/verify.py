@@ -1,0 +1,301 @@
+"""The independent verifier: does an audit export prove what it says?
+
+A second implementation, on purpose: it imports nothing of the product, only the standard library and `cryptography`, so
+that whoever doubts a bill can read these lines, copy this file, and run it anywhere, offline.
+
+    python verify.py EXPORT [--key VERIFIER_KEY] [--witnessed OLDER_CHECKPOINT]
+
+Without --key it shows that the export is whole and unchanged since *somebody* signed it; with the operator's published
+key, that the operator did. With a checkpoint that was kept earlier it also shows that nothing before it was rewritten.
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+_EMPTY = hashlib.sha256().digest()
+
+
+class Wrong(Exception):  # noqa: N818 - reads as what it says
+    """A reason why the export proves nothing."""
+
+
+@dataclass
+class Report:
+    """What was found. `ok` only if every check passed."""
+
+    problem: str = ""
+    origin: str = ""
+    key: str = ""
+    account: str | None = None
+    size: int = 0
+    root: str = ""
+    counts: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problem
+
+    def __str__(self) -> str:
+        if not self.ok:
+            return f"NOT VERIFIED: {self.problem}"
+        found = ", ".join(f"{n} {what}" for what, n in sorted(self.counts.items()))
+        notes = "".join(f"\n  note    {note}" for note in self.notes)
+        signed = f"  signed  {self.size} entries, root {self.root}, key {self.key}"
+        return f"VERIFIED {self.origin} {self.account or ''}\n{signed}\n  found   {found}{notes}"
+
+
+def verify_export(lines: Iterable[str], *, trusted_key: str | None = None, witnessed: str | None = None) -> Report:
+    """Check an export line by line.
+
+    Args:
+        lines: the file's lines, with or without their newlines.
+        trusted_key: the operator's verifier key, `<name>+<key id>+<base64>`. None = the one in the export.
+        witnessed: the note of an older checkpoint of the same log, to find out whether history was rewritten.
+    """
+    report = Report()
+    try:
+        _Check(report, trusted_key, witnessed).run([line.removesuffix("\n") for line in lines])
+    except Wrong as wrong:
+        report.problem = str(wrong)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        report.problem = f"the export is malformed: {type(error).__name__}: {error}"
+    return report
+
+
+class _Check:
+    def __init__(self, report: Report, trusted_key: str | None, witnessed: str | None) -> None:
+        self.report, self.trusted_key, self.witnessed = report, trusted_key, witnessed
+        self.edge: list[tuple[int, bytes]] = []
+
+    def run(self, lines: list[str]) -> None:
+        report = self.report
+        header, *body, last = [json.loads(line) for line in lines]
+        _require(header["format"] == "token-fabric-audit" and header["version"] == 1, "a format this can't read")
+        report.origin, report.account, report.key = header["origin"], header["account"], header["key"]
+        trusted = self.trusted_key.strip() if self.trusted_key else report.key
+        _require(report.key == trusted, f"the export names the key {report.key}, not the trusted one")
+        if not self.trusted_key:
+            report.notes.append("compare the key with the one the operator publishes, or give it with --key")
+        _require(set(last) == {"checkpoint"}, "the export is cut short: the last line is no checkpoint")
+        report.size, root, sealed = self._open(last["checkpoint"])
+        report.root = root.hex()
+        digest = hashlib.sha256("".join(f"{line}\n" for line in lines[:-1]).encode()).hexdigest()
+        _require(sealed == f"export {digest}", "the export was changed after it was signed")
+        old_size, old_root, _ = self._open(self.witnessed) if self.witnessed else (0, _EMPTY, "")
+        _require(old_size <= report.size, f"the log was cut: {old_size} entries were witnessed, {report.size} are left")
+        since = body.pop() if body and "consistent_since" in body[-1] else None
+        if report.account is None:
+            self._full(body, root, (old_size, old_root))
+        else:
+            self._account(body, root, (old_size, old_root), since)
+
+    def _open(self, note: str) -> tuple[int, bytes, str]:
+        """Size, root and the line after them of a checkpoint, if the key signed it for this origin."""
+        name, key_id, encoded = self.report.key.split("+", 2)
+        key = base64.b64decode(encoded, validate=True)
+        digest = hashlib.sha256(name.encode() + b"\n" + key).digest()[:4]
+        _require(digest.hex() == key_id and key[:1] == b"\x01", "the key is malformed: it does not hash to its id")
+        text, _, signatures = note.rpartition("\n\n")
+        mine = [line for line in signatures.split("\n")[:-1] if line.startswith(f"\u2014 {name} ")]
+        _require(len(mine) == 1, f"the checkpoint has no signature by {name}")
+        signature = base64.b64decode(mine[0].rpartition(" ")[2], validate=True)
+        whole = f"\u2014 {name} {base64.b64encode(signature).decode()}" == mine[0]
+        _require(whole and signature[:4] == digest, "the checkpoint was signed with another key")
+        try:
+            Ed25519PublicKey.from_public_bytes(key[1:]).verify(signature[4:], f"{text}\n".encode())
+        except InvalidSignature:
+            raise Wrong("the signature of the checkpoint is wrong: it was changed or forged") from None
+        origin, size, root, *more = text.split("\n")
+        _require(origin == self.report.origin, f"the checkpoint is of another log, {origin}")
+        return int(size), base64.b64decode(root), more[0] if more else ""
+
+    def _full(self, body: list[dict[str, Any]], root: bytes, old: tuple[int, bytes]) -> None:
+        """Every leaf is here: make the root from them, and audit what they say."""
+        books, (old_size, old_root) = _Books(self.report.counts), old
+        for seq, line in enumerate(body):
+            _require(set(line) == {"seq", "leaf"} and line["seq"] == seq, f"entry {seq} is missing or out of order")
+            if seq == old_size:
+                _require(self._root() == old_root, f"history was rewritten: another root at size {old_size}")
+            leaf = base64.b64decode(line["leaf"])
+            self._append(_leaf_hash(leaf))
+            books.post(seq, leaf, whole=True)
+        _require(len(body) == self.report.size, f"{self.report.size} entries were signed, {len(body)} are here")
+        _require(self._root() == root, "the entries do not hash to the signed root: one was changed")
+        _require(old_size != self.report.size or old_root == root, f"the log was forked at size {old_size}")
+
+    def _account(self, body: list[dict[str, Any]], root: bytes, old: tuple[int, bytes], since: Any) -> None:
+        """An account's own entries: each must be proved to be in the signed tree."""
+        books, before, (old_size, old_root) = _Books(self.report.counts, account=self.report.account), -1, old
+        for line in body:
+            seq, proof = line["seq"], [bytes.fromhex(node) for node in line["proof"]]
+            _require(before < seq < self.report.size, f"entry {seq} is out of order or beyond the signed tree")
+            withheld = "leaf" not in line
+            leaf = b"" if withheld else base64.b64decode(line["leaf"])
+            digest = bytes.fromhex(line["leaf_hash"]) if withheld else _leaf_hash(leaf)
+            _require(_included(digest, seq, self.report.size, proof) == root, f"the proof of entry {seq} is wrong")
+            before = seq
+            if withheld:
+                self.report.counts["withheld entries"] += 1
+            else:
+                books.post(seq, leaf, whole=False)
+        if old_size in (0, self.report.size):
+            _require(old_size == 0 or old_root == root, f"the log was forked at size {old_size}")
+            return
+        line = since or {"consistent_since": None, "proof": []}
+        _require(line["consistent_since"] == old_size, f"ask for an export that is consistent since size {old_size}")
+        grown = _consistent(old_size, self.report.size, [bytes.fromhex(node) for node in line["proof"]], old_root)
+        _require(grown == (old_root, root), f"history before size {old_size} was rewritten: the log was forked")
+
+    def _append(self, node: bytes, height: int = 0) -> None:
+        while self.edge and self.edge[-1][0] == height:
+            node, height = _node_hash(self.edge.pop()[1], node), height + 1
+        self.edge.append((height, node))
+
+    def _root(self) -> bytes:
+        nodes = [node for _, node in self.edge]
+        while len(nodes) > 1:
+            nodes[-2:] = [_node_hash(*nodes[-2:])]
+        return nodes[0] if nodes else _EMPTY
+
+
+class _Books:
+    """What the entries say, added up: nothing is made of nothing, and nobody goes below zero."""
+
+    def __init__(self, counts: Counter[str], *, account: str | None = None) -> None:
+        self.counts, self.account = counts, account
+        self.balances: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self.held: defaultdict[str, int] = defaultdict(int)
+        self.ended: set[str] = set()
+        self.requests: dict[str, tuple[Any, Any]] = {}
+        self.transfer_id = self.at_us = 0
+
+    def post(self, seq: int, leaf: bytes, *, whole: bool) -> None:
+        """Add an entry; `whole` says that none is missing before it."""
+        entry = json.loads(leaf)
+        _require(entry["seq"] == seq, f"entry {seq} says that it is number {entry['seq']}")
+        _require(entry["at_us"] >= self.at_us, f"in entry {seq} time runs backwards")
+        self.at_us = entry["at_us"]
+        self.counts["entries"] += 1
+        self.counts["refusals"] += entry["outcome"]["outcome"] == "refused"
+        self.counts["charging records"] += len(entry["records"])
+        self._request(seq, entry)
+        for transfer in entry["transfers"]:
+            self._transfer(seq, transfer, whole=whole)
+        if (event := entry["event"])["event"] in ("settle_hold", "release_hold") and entry["outcome"][
+            "outcome"
+        ] == "accepted":
+            self.ended.add(event["hold_id"])
+
+    def _request(self, seq: int, entry: dict[str, Any]) -> None:
+        """The same request id gets the first answer again, and moves nothing."""
+        event, outcome = entry["event"], entry["outcome"]
+        known_as = f"{event.get('account_id') or ''}/{event.get('request_id', '')}"
+        first, answer = self.requests.setdefault(known_as, (event, outcome))
+        if first is event or not event.get("request_id"):
+            return
+        _require(not entry["transfers"], f"entry {seq} books request {event['request_id']} a second time")
+        same = outcome == answer if event == first else outcome["outcome"] == "refused"
+        _require(same, f"entry {seq} answers request {event['request_id']} otherwise than before")
+
+    def _transfer(self, seq: int, transfer: dict[str, Any], *, whole: bool) -> None:
+        number, ref = transfer["transfer_id"], transfer["ref"]
+        next_one = number == self.transfer_id + 1 if whole else number > self.transfer_id
+        _require(next_one, f"in entry {seq} transfer {number} follows {self.transfer_id}")
+        self.transfer_id = number
+        self.counts["transfers"] += 1
+        sums: Counter[str] = Counter()
+        held = 0
+        for account, asset, amount in transfer["postings"]:
+            _require(type(amount) is int, f"transfer {number} has an amount that is no integer")
+            sums[asset] += amount
+            self.balances[account, asset] += amount
+            held += amount if account.startswith("cust/") and account.endswith("/held") else 0
+        _require(not any(sums.values()), f"the postings of transfer {number} do not sum to zero: {dict(sums)}")
+        _require(not held or ref not in self.ended, f"transfer {number} moves hold {ref}, which had ended")
+        self.held[ref] += held
+        if whole or not self.counts["withheld entries"]:  # what is withheld may explain what is missing
+            self._above_zero(transfer, ref, whole=whole)
+        if held < 0 and transfer["kind"] in ("release", "expire") and self.held[ref] == 0:
+            self.ended.add(ref)
+        if not self.held[ref]:
+            del self.held[ref]
+
+    def _above_zero(self, transfer: dict[str, Any], ref: str, *, whole: bool) -> None:
+        for account, asset, _ in transfer["postings"]:
+            guarded = account.startswith("cust/" if whole else f"cust/{self.account}/")
+            guarded &= account.endswith(("/available", "/held"))
+            _require(not guarded or self.balances[account, asset] >= 0, f"{transfer} takes {account} below zero")
+        _require(self.held[ref] >= 0, f"transfer {transfer['transfer_id']} takes hold {ref} below zero")
+
+
+def _require(holds: object, otherwise: str) -> None:
+    if not holds:
+        raise Wrong(otherwise)
+
+
+def _leaf_hash(leaf: bytes) -> bytes:
+    return hashlib.sha256(b"\x00" + leaf).digest()
+
+
+def _node_hash(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+def _included(digest: bytes, index: int, size: int, proof: Sequence[bytes]) -> bytes:
+    """The root that a leaf's proof leads to: from the top, a tree of n leaves splits at the largest power of two < n."""
+    if size == 1:
+        _require(not proof, "the proof is too long")
+        return digest
+    _require(proof, "the proof is too short")
+    split = 1 << (size - 1).bit_length() - 1
+    if index < split:
+        return _node_hash(_included(digest, index, split, proof[:-1]), proof[-1])
+    return _node_hash(proof[-1], _included(digest, index - split, size - split, proof[:-1]))
+
+
+def _consistent(old: int, size: int, proof: Sequence[bytes], known: bytes | None) -> tuple[bytes, bytes]:
+    """The old and the new root that a consistency proof leads to; `known` is the old root while it is a subtree's."""
+    if old == size:
+        _require(len(proof) == (known is None), "the consistency proof has the wrong length")
+        return (known, known) if known is not None else (proof[0], proof[0])
+    _require(proof, "the consistency proof is too short")
+    split = 1 << (size - 1).bit_length() - 1
+    if old <= split:
+        before, now = _consistent(old, split, proof[:-1], known)
+        return before, _node_hash(now, proof[-1])
+    before, now = _consistent(old - split, size - split, proof[:-1], None)
+    return _node_hash(proof[-1], before), _node_hash(proof[-1], now)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Verify a file and print what was found; 0 = verified, 1 = not, 2 = it can't be read."""
+    parser = argparse.ArgumentParser(description="Verify an audit export, offline.")
+    parser.add_argument("export", type=Path)
+    parser.add_argument("--key", help="the operator's published verifier key: <name>+<key id>+<base64>")
+    parser.add_argument("--witnessed", type=Path, help="a file with an older checkpoint of the same log")
+    given = parser.parse_args(argv)
+    try:
+        lines = given.export.read_bytes().decode().removesuffix("\n").split("\n")
+        witnessed = given.witnessed.read_text(encoding="utf-8") if given.witnessed else None
+    except (OSError, UnicodeDecodeError) as error:
+        print(f"can't read it: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    report = verify_export(lines, trusted_key=given.key, witnessed=witnessed)
+    print(report)  # noqa: T201
+    return 0 if report.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
