@@ -30,9 +30,8 @@ from fabric.gate.questions import (
 )
 from fabric.gate.state import Account, Job, Key
 from fabric.gate.views import BalanceView, JobView, KeyView, LeaseView, LotView, NodeView, QuoteView
-from fabric.ledger import Lot
-from fabric.ledger.scopes import Scope
-from fabric.units import PPM
+from fabric.ledger import LotBalance
+from fabric.units import PPM, JobId
 
 REFERENCE_PPM = 800_000
 """The utilisation at which one device of weight 1 burns one token an hour."""
@@ -132,6 +131,7 @@ def _jobs(core: Core, question: JobsOf, now_us: int) -> list[JobView]:
 
 def _balance(core: Core, account: Account, now_us: int, *, lots: bool) -> BalanceView:
     balance = core.book.balance(account.account_id, now_us=now_us)
+    assert balance is not None, account.account_id
     burn = sum(
         session.burn_uhs_per_s
         for lease_id, session in core.state.sessions.items()
@@ -154,29 +154,18 @@ def _balance(core: Core, account: Account, now_us: int, *, lots: bool) -> Balanc
     )
 
 
-def _lot(lot: Lot) -> LotView:
+def _lot(lot: LotBalance) -> LotView:
     return LotView(
         lot_id=lot.lot_id,
-        origin=lot.terms.origin.value,
+        origin=lot.origin,
         granted_uhs=lot.granted_uhs,
         free_uhs=lot.free_uhs,
         held_uhs=lot.held_uhs,
-        effective_at_us=lot.terms.effective_at_us,
-        expires_at_us=lot.terms.expires_at_us,
-        scope=scope_text(lot.terms.scope),
-        price_microcny=lot.terms.price_microcny,
+        effective_at_us=lot.effective_at_us,
+        expires_at_us=lot.expires_at_us,
+        scope=lot.scope,
+        price_microcny=lot.price_microcny,
     )
-
-
-def scope_text(scope: Scope) -> str:
-    """A scope in words: "any", or "models llama-3 · accelerators H100, A100"."""
-    parts = (
-        ("services", tuple(service.value for service in scope.services)),
-        ("accelerators", scope.accelerators),
-        ("models", scope.models),
-        ("operators", scope.operators),
-    )
-    return " · ".join(f"{what} {', '.join(names)}" for what, names in parts if names) or "any"
 
 
 def _quote(core: Core, question: QuoteOf, now_us: int) -> QuoteView:
@@ -184,7 +173,7 @@ def _quote(core: Core, question: QuoteOf, now_us: int) -> QuoteView:
     spec = question.spec
     account = core.state.accounts[question.account_id]
     job = Job(
-        job_id="quote",
+        job_id=JobId("quote"),
         account_id=account.account_id,
         key_id=None,
         spec=spec,
@@ -265,10 +254,9 @@ def _nodes(core: Core) -> list[NodeView]:
             pool=node.pool,
             devices=node.devices,
             free=node.free,
-            state=node.state,
+            state=node.status,
             dedicated_to=node.dedicated_to,
             leases=tuple(on_node.get(node.node_id, ())),
         )
         for node in core.planner.nodes()
     ]
-

@@ -11,6 +11,7 @@ from fabric.gate.instructions import AnyInstruction
 from fabric.gate.lifecycle import TRANSITIONS, Trigger
 from fabric.gate.state import GateState, Job
 from fabric.placement import Planner
+from fabric.units import AccountId, JobId
 
 
 class Core:
@@ -25,9 +26,9 @@ class Core:
         self.now_us = state.now_us
         self.instructions: list[AnyInstruction] = []
         self.records: list[Cdr] = []
-        self.freed: dict[str, None] = {}
+        self.freed: dict[AccountId, None] = {}
         """Accounts that have more free tokens than before this event: their waiting jobs may go on."""
-        self.changed: dict[str, None] = {}
+        self.changed: dict[JobId, None] = {}
         """Jobs that changed since somebody last looked: for those who watch, not part of the state."""
 
     def begin(self, now_us: int) -> None:

@@ -53,7 +53,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
 # -- from the operator -------------------------------------------------------------------------------------------------
 
 
-class Configure(Event, tag="configure"):
+class Configure(Event, frozen=True, kw_only=True, tag="configure"):
     """Prices, plans and policy from now on. Journaled, so that replay never reads today's files for yesterday's bill."""
 
     tariffs: Tariffs
@@ -62,7 +62,7 @@ class Configure(Event, tag="configure"):
     request_id: str = ""
 
 
-class OpenAccount(Event, tag="open_account"):
+class OpenAccount(Event, frozen=True, kw_only=True, tag="open_account"):
     """A customer. `plan` names a plan of the catalogue: it sets the price of top-ups, their life, and the tier."""
 
     account_id: AccountId
@@ -73,7 +73,7 @@ class OpenAccount(Event, tag="open_account"):
     request_id: str = ""
 
 
-class Grant(Event, tag="grant"):
+class Grant(Event, frozen=True, kw_only=True, tag="grant"):
     """Tokens given by the operator: a promotion, a refund, a goodwill."""
 
     account_id: AccountId
@@ -84,14 +84,14 @@ class Grant(Event, tag="grant"):
     request_id: str = ""
 
 
-class ClosePeriod(Event, tag="close_period"):
+class ClosePeriod(Event, frozen=True, kw_only=True, tag="close_period"):
     """Seal what has been booked since the last close; postpaid debt is invoiced."""
 
     period: str
     request_id: str = ""
 
 
-class CreateKey(Event, tag="create_key"):
+class CreateKey(Event, frozen=True, kw_only=True, tag="create_key"):
     """An API key, known to the gate only by the sha256 of its secret."""
 
     key_id: KeyId
@@ -105,7 +105,7 @@ class CreateKey(Event, tag="create_key"):
     request_id: str = ""
 
 
-class RevokeKey(Event, tag="revoke_key"):
+class RevokeKey(Event, frozen=True, kw_only=True, tag="revoke_key"):
     key_id: KeyId
     account_id: AccountId | None = None
     """Set for a tenant, who may revoke only its own keys."""
@@ -115,7 +115,7 @@ class RevokeKey(Event, tag="revoke_key"):
 # -- money -------------------------------------------------------------------------------------------------------------
 
 
-class TopUp(Event, tag="top_up"):
+class TopUp(Event, frozen=True, kw_only=True, tag="top_up"):
     """Prepaid tokens at the price and life of the account's plan."""
 
     account_id: AccountId
@@ -124,7 +124,7 @@ class TopUp(Event, tag="top_up"):
     request_id: str = ""
 
 
-class BuyBundle(Event, tag="buy_bundle"):
+class BuyBundle(Event, frozen=True, kw_only=True, tag="buy_bundle"):
     """One purchase, several lots, in one linked transfer."""
 
     account_id: AccountId
@@ -133,13 +133,13 @@ class BuyBundle(Event, tag="buy_bundle"):
     request_id: str = ""
 
 
-class Subscribe(Event, tag="subscribe"):
+class Subscribe(Event, frozen=True, kw_only=True, tag="subscribe"):
     account_id: AccountId
     subscription: str
     request_id: str = ""
 
 
-class Unsubscribe(Event, tag="unsubscribe"):
+class Unsubscribe(Event, frozen=True, kw_only=True, tag="unsubscribe"):
     """Ends the subscription at the end of its current cycle."""
 
     account_id: AccountId
@@ -147,7 +147,7 @@ class Unsubscribe(Event, tag="unsubscribe"):
     request_id: str = ""
 
 
-class Authorize(Event, tag="authorize"):
+class Authorize(Event, frozen=True, kw_only=True, tag="authorize"):
     """Hold tokens for something the gate doesn't place itself (an inference slice). Leaks are impossible: `ttl_us`."""
 
     hold_id: HoldId
@@ -160,7 +160,7 @@ class Authorize(Event, tag="authorize"):
     request_id: str = ""
 
 
-class UpdateHold(Event, tag="update_hold"):
+class UpdateHold(Event, frozen=True, kw_only=True, tag="update_hold"):
     """Capture `used_uhs` and ask for `more_uhs` in one step. `seq` counts up from 1; a repeated seq repeats the answer."""
 
     hold_id: HoldId
@@ -171,7 +171,7 @@ class UpdateHold(Event, tag="update_hold"):
     ttl_us: int | None = None
 
 
-class SettleHold(Event, tag="settle_hold"):
+class SettleHold(Event, frozen=True, kw_only=True, tag="settle_hold"):
     """Capture `used_uhs` and free the rest. Late is accepted; more than was held is booked and flagged."""
 
     hold_id: HoldId
@@ -180,7 +180,7 @@ class SettleHold(Event, tag="settle_hold"):
     used_uhs: int = 0
 
 
-class ReleaseHold(Event, tag="release_hold"):
+class ReleaseHold(Event, frozen=True, kw_only=True, tag="release_hold"):
     hold_id: HoldId
     account_id: AccountId
     seq: int
@@ -189,7 +189,7 @@ class ReleaseHold(Event, tag="release_hold"):
 # -- the cluster -------------------------------------------------------------------------------------------------------
 
 
-class NodeUp(Event, tag="node_up"):
+class NodeUp(Event, frozen=True, kw_only=True, tag="node_up"):
     """A node joined, or came back. Saying it again changes nothing."""
 
     node_id: NodeId
@@ -199,13 +199,13 @@ class NodeUp(Event, tag="node_up"):
     dedicated_to: AccountId | None = None
 
 
-class NodeDown(Event, tag="node_down"):
+class NodeDown(Event, frozen=True, kw_only=True, tag="node_down"):
     """A node is gone and everything on it: its leases are lost."""
 
     node_id: NodeId
 
 
-class NodeDrain(Event, tag="node_drain"):
+class NodeDrain(Event, frozen=True, kw_only=True, tag="node_drain"):
     """Nothing new here; what runs is asked to checkpoint and leaves by the deadline."""
 
     node_id: NodeId
@@ -237,7 +237,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """JSON for the runner: which callable or entry point, its environment. The gate never looks inside."""
 
 
-class Submit(Event, tag="submit"):
+class Submit(Event, frozen=True, kw_only=True, tag="submit"):
     job_id: JobId
     account_id: AccountId
     spec: JobSpec
@@ -245,13 +245,13 @@ class Submit(Event, tag="submit"):
     request_id: str = ""
 
 
-class Cancel(Event, tag="cancel"):
+class Cancel(Event, frozen=True, kw_only=True, tag="cancel"):
     job_id: JobId
     account_id: AccountId
     request_id: str = ""
 
 
-class Pause(Event, tag="pause"):
+class Pause(Event, frozen=True, kw_only=True, tag="pause"):
     """Ask the job to checkpoint, and park it until `Resume`."""
 
     job_id: JobId
@@ -259,13 +259,13 @@ class Pause(Event, tag="pause"):
     request_id: str = ""
 
 
-class Resume(Event, tag="resume"):
+class Resume(Event, frozen=True, kw_only=True, tag="resume"):
     job_id: JobId
     account_id: AccountId
     request_id: str = ""
 
 
-class RaiseLimit(Event, tag="raise_limit"):
+class RaiseLimit(Event, frozen=True, kw_only=True, tag="raise_limit"):
     """A new `tokens=` for a job; a job parked at its limit resumes."""
 
     job_id: JobId
@@ -291,7 +291,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     estimated: bool = False
 
 
-class LeaseStarted(Event, tag="lease_started"):
+class LeaseStarted(Event, frozen=True, kw_only=True, tag="lease_started"):
     """The job's code is about to run on its devices."""
 
     lease_id: LeaseId
@@ -307,7 +307,7 @@ class LeaseOutcome(StrEnum):
     """The platform took it away: a node died, a deadline passed, the lease could not be built."""
 
 
-class LeaseFinished(Event, tag="lease_finished"):
+class LeaseFinished(Event, frozen=True, kw_only=True, tag="lease_finished"):
     """The job's code has ended; its processes may still be there."""
 
     lease_id: LeaseId
@@ -317,7 +317,7 @@ class LeaseFinished(Event, tag="lease_finished"):
     """Where the archive keeps the pickled result."""
 
 
-class LeaseSaved(Event, tag="lease_saved"):
+class LeaseSaved(Event, frozen=True, kw_only=True, tag="lease_saved"):
     """A checkpoint is durable: what was burned up to here is never refunded as lost work."""
 
     lease_id: LeaseId
@@ -325,18 +325,18 @@ class LeaseSaved(Event, tag="lease_saved"):
     write_us: int = 0
 
 
-class LeaseRemoved(Event, tag="lease_removed"):
+class LeaseRemoved(Event, frozen=True, kw_only=True, tag="lease_removed"):
     """Nothing of the lease is left: its devices may be leased again. Carries the last sample, if there was one."""
 
     lease_id: LeaseId
     final: Sample | None = None
 
 
-class Metered(Event, tag="metered"):
+class Metered(Event, frozen=True, kw_only=True, tag="metered"):
     samples: tuple[Sample, ...]
 
 
-class Tick(Event, tag="tick"):
+class Tick(Event, frozen=True, kw_only=True, tag="tick"):
     """Time has passed: deadlines, expiry, subscriptions, waiting bounds."""
 
 
@@ -370,4 +370,3 @@ AnyEvent = (
     | Metered
     | Tick
 )
-

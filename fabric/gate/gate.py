@@ -14,7 +14,7 @@ from typing import Self, assert_never
 
 import msgspec
 
-from fabric.gate import jobs, leases, refusals, treasury
+from fabric.gate import credit, jobs, leases, refusals, subscriptions, treasury
 from fabric.gate.answers import answer
 from fabric.gate.core import Core
 from fabric.gate.events import (
@@ -93,6 +93,17 @@ class Gate:
         """Look something up. Changes nothing."""
         return answer(self._core, question, now_us)
 
+    def next_due_us(self) -> int | None:
+        """When a Tick next has something to do; None if nothing is due by time alone."""
+        core = self._core
+        times = (
+            leases.next_due_us(core),
+            core.book.next_due_us(),
+            core.planner.next_due_us(),
+            subscriptions.next_due_us(core),
+        )
+        return min((time for time in times if time is not None), default=None)
+
     def outstanding(self) -> tuple[AnyInstruction, ...]:
         """The instructions whose end was not yet reported: what to say again to the adapter after a restart."""
         said: list[AnyInstruction] = []
@@ -121,7 +132,7 @@ class Gate:
         self._core.planner.check_invariants()
         held_by_jobs = {job.hold_id: job.held_uhs for job in state.jobs.values() if job.hold_id is not None}
         for hold_id, held_uhs in held_by_jobs.items():
-            assert state.book.held_uhs(hold_id) == held_uhs, f"hold {hold_id} and its job disagree"
+            assert state.book.holds[hold_id].held_uhs == held_uhs, f"hold {hold_id} and its job disagree"
         for record in state.leases.values():
             job = state.jobs[record.lease.job_id]
             assert job.lease_id == record.lease.lease_id, f"lease {record.lease.lease_id} without its job"
@@ -150,17 +161,17 @@ class Gate:
             instructions=tuple(core.instructions),
         )
 
-    def _apply(self, event: AnyEvent) -> Outcome:  # noqa: C901, PLR0911, PLR0912, PLR0915 - a table, in the order of likelihood
+    def _apply(self, event: AnyEvent) -> Outcome:  # noqa: C901, PLR0911, PLR0912 - a table, in the order of likelihood
         core = self._core
         match event:
             case Authorize():
-                return treasury.authorize(core, event)
+                return credit.authorize(core, event)
             case UpdateHold():
-                return treasury.update_hold(core, event)
+                return credit.update(core, event)
             case SettleHold():
-                return treasury.settle_hold(core, event)
+                return credit.settle(core, event)
             case ReleaseHold():
-                return treasury.release_hold(core, event)
+                return credit.release(core, event)
             case Submit():
                 return jobs.submit(core, event)
             case Metered():
@@ -191,9 +202,9 @@ class Gate:
             case Grant():
                 return treasury.grant(core, event)
             case Subscribe():
-                return treasury.subscribe(core, event)
+                return subscriptions.subscribe(core, event)
             case Unsubscribe():
-                return treasury.unsubscribe(core, event)
+                return subscriptions.unsubscribe(core, event)
             case OpenAccount():
                 return treasury.open_account(core, event)
             case CreateKey():
@@ -227,7 +238,8 @@ class Gate:
     def _tick(self) -> None:
         core = self._core
         leases.overdue(core)
-        treasury.sweep(core)
+        core.book.sweep(now_us=core.now_us)
+        subscriptions.renew(core)
         leases.apply_plan(core)
 
 

@@ -5,7 +5,6 @@ journal keeps beside the event, and instructions for the adapter. Instructions a
 the decision, and are safe to repeat: after a restart the gate says the outstanding ones again.
 """
 
-
 import msgspec
 
 from fabric.charging.records import Cdr
@@ -40,13 +39,13 @@ class Instruction(msgspec.Struct, frozen=True, kw_only=True, tag_field="instruct
     """Something for the adapter to do."""
 
 
-class StartLease(Instruction, tag="start_lease"):
+class StartLease(Instruction, frozen=True, kw_only=True, tag="start_lease"):
     """Build the lease and run the job in it; report LeaseStarted, then LeaseFinished."""
 
     lease: Lease
 
 
-class StopLease(Instruction, tag="stop_lease"):
+class StopLease(Instruction, frozen=True, kw_only=True, tag="stop_lease"):
     """Ask the job to checkpoint and end by `deadline_us`. The gate itself says RemoveLease when the deadline passes."""
 
     lease_id: LeaseId
@@ -55,7 +54,7 @@ class StopLease(Instruction, tag="stop_lease"):
     deadline_us: int
 
 
-class RemoveLease(Instruction, tag="remove_lease"):
+class RemoveLease(Instruction, frozen=True, kw_only=True, tag="remove_lease"):
     """End whatever is left, read the meters a last time, free the devices; report LeaseRemoved."""
 
     lease_id: LeaseId

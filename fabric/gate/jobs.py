@@ -9,9 +9,8 @@ from fabric.gate.events import Cancel, HoldMode, JobSpec, Pause, RaiseLimit, Res
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.lifecycle import TERMINAL, JobState, StopReason, Trigger
 from fabric.gate.state import Job
-from fabric.placement import Request as PlacementRequest
 from fabric.placement import Unplaceable
-from fabric.units import INT64_MAX
+from fabric.units import INT64_MAX, AccountId, JobId
 
 NAME_MAX: Final = 200
 DEVICES_MAX: Final = 1_000_000
@@ -112,7 +111,7 @@ def raise_limit(core: Core, event: RaiseLimit) -> Outcome:
     return Accepted(granted_uhs=more_uhs, held_uhs=job.held_uhs)
 
 
-def resume_waiting(core: Core, account_id: str) -> None:
+def resume_waiting(core: Core, account_id: AccountId) -> None:
     """Tokens have become free: jobs of this account that wait for them go on, oldest first, as far as they last."""
     for job_id in tuple(core.state.parked.get(account_id, ())):
         job = core.state.jobs[job_id]
@@ -194,12 +193,12 @@ def _unpark(core: Core, job: Job) -> None:
             del core.state.parked[job.account_id]
 
 
-def _with_job(core: Core, job_id: str, account_id: str, act: Callable[[Core, Job], Outcome]) -> Outcome:
+def _with_job(core: Core, job_id: JobId, account_id: AccountId, act: Callable[[Core, Job], Outcome]) -> Outcome:
     job = _owned(core, job_id, account_id)
     return refusals.not_found("job", job_id) if job is None else act(core, job)
 
 
-def _owned(core: Core, job_id: str, account_id: str) -> Job | None:
+def _owned(core: Core, job_id: JobId, account_id: AccountId) -> Job | None:
     """The job, if it is this account's: another tenant's job is answered like one that doesn't exist."""
     job = core.state.jobs.get(job_id)
     return job if job is not None and job.account_id == account_id else None

@@ -27,6 +27,7 @@ from fabric.gate.lifecycle import AFTER_STOP, TERMINAL, JobState, StopReason, Tr
 from fabric.gate.state import Job, LeaseRecord
 from fabric.placement import Evict, Placed
 from fabric.placement import Request as PlacementRequest
+from fabric.units import JobId, LeaseId
 
 SILENCE_US: Final = 10_000_000
 """How long a running lease may go unmetered before the gap is charged as estimated."""
@@ -132,9 +133,7 @@ def finished(core: Core, event: LeaseFinished) -> None:
         finish(core, record, event.outcome, error=event.error, result_ref=event.result_ref)
 
 
-def finish(
-    core: Core, record: LeaseRecord, outcome: LeaseOutcome, *, error: str = "", result_ref: str = ""
-) -> None:
+def finish(core: Core, record: LeaseRecord, outcome: LeaseOutcome, *, error: str = "", result_ref: str = "") -> None:
     """The attempt is over: decide what becomes of the job, and clear the devices."""
     job = core.state.jobs[record.lease.job_id]
     never_started = record.started_at_us is None
@@ -229,11 +228,31 @@ def overdue(core: Core) -> None:
             _watch_time_limit(core, record)
 
 
+def next_due_us(core: Core) -> int | None:
+    """When `overdue` next has something to do."""
+    times = [time for record in core.state.leases.values() if (time := _due_us(core, record)) is not None]
+    return min(times, default=None)
+
+
+def _due_us(core: Core, record: LeaseRecord) -> int | None:
+    if record.state == "stopping":
+        return record.deadline_us
+    if record.state != "running" or record.started_at_us is None:
+        return None
+    job = core.state.jobs[record.lease.job_id]
+    metered_us = core.state.sessions[record.lease.lease_id].metered_us
+    runs_low_us = holds.covered_until_us(core, job, record) - holds.margin_us(core, job, record)
+    silent_us = record.started_at_us + metered_us + SILENCE_US + 1
+    if job.spec.time_limit_us is None:
+        return min(runs_low_us, silent_us)
+    return min(runs_low_us, silent_us, record.started_at_us + job.spec.time_limit_us - job.ran_us)
+
+
 def _start(core: Core, job: Job, placed: Placed) -> None:
     core.state.leases_made += 1
     job.attempts += 1
     lease = Lease(
-        lease_id=f"{job.job_id}.{job.attempts}",
+        lease_id=LeaseId(f"{job.job_id}.{job.attempts}"),
         job_id=job.job_id,
         account_id=job.account_id,
         name=job.spec.name,
@@ -321,7 +340,7 @@ def _watch_time_limit(core: Core, record: LeaseRecord) -> None:
         stop(core, record, StopReason.TIME_LIMIT)
 
 
-def _record_of(core: Core, job_id: str) -> LeaseRecord | None:
+def _record_of(core: Core, job_id: JobId) -> LeaseRecord | None:
     job = core.state.jobs[job_id]
     return core.state.leases.get(job.lease_id) if job.lease_id else None
 

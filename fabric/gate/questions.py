@@ -12,91 +12,92 @@ from fabric.charging.records import Cdr
 from fabric.charging.tariffs import Tariffs
 from fabric.gate.events import JobSpec
 from fabric.gate.views import BalanceView, JobView, KeyView, LeaseView, NodeView, QuoteView
+from fabric.units import AccountId, JobId, KeyId
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True, tag_field="question"):
     """Something to look up."""
 
 
-class JobOf(Question, tag="job"):
+class JobOf(Question, frozen=True, kw_only=True, tag="job"):
     """→ JobView | None"""
 
-    job_id: str
-    account_id: str | None = None
+    job_id: JobId
+    account_id: AccountId | None = None
 
 
-class JobsOf(Question, tag="jobs"):
+class JobsOf(Question, frozen=True, kw_only=True, tag="jobs"):
     """→ list[JobView], newest first"""
 
-    account_id: str | None = None
+    account_id: AccountId | None = None
     states: tuple[str, ...] = ()
     limit: int = 100
 
 
-class BalanceOf(Question, tag="balance"):
+class BalanceOf(Question, frozen=True, kw_only=True, tag="balance"):
     """→ BalanceView | None"""
 
-    account_id: str
+    account_id: AccountId
 
 
-class AccountsOf(Question, tag="accounts"):
+class AccountsOf(Question, frozen=True, kw_only=True, tag="accounts"):
     """→ list[BalanceView] (lots left out): the operator's list"""
 
 
-class RecordsOf(Question, tag="records"):
+class RecordsOf(Question, frozen=True, kw_only=True, tag="records"):
     """→ list[Cdr], oldest first"""
 
-    account_id: str | None = None
-    job_id: str | None = None
+    account_id: AccountId | None = None
+    job_id: JobId | None = None
     from_us: int = 0
     until_us: int | None = None
 
 
-class StatementOf(Question, tag="statement"):
+class StatementOf(Question, frozen=True, kw_only=True, tag="statement"):
     """→ Statement: opening, every transfer, closing, with the tree heads it lies between"""
 
-    account_id: str
+    account_id: AccountId
     from_us: int = 0
     until_us: int | None = None
 
 
-class ReceiptsOf(Question, tag="receipts"):
+class ReceiptsOf(Question, frozen=True, kw_only=True, tag="receipts"):
     """→ list[Receipt]: the inclusion proofs of every entry of the account, under the newest signed checkpoint"""
 
-    account_id: str
-    job_id: str | None = None
+    account_id: AccountId
+    job_id: JobId | None = None
 
 
-class QuoteOf(Question, tag="quote"):
+class QuoteOf(Question, frozen=True, kw_only=True, tag="quote"):
     """→ QuoteView"""
 
-    account_id: str
+    account_id: AccountId
     spec: JobSpec
 
 
-class KeyOf(Question, tag="key"):
+class KeyOf(Question, frozen=True, kw_only=True, tag="key"):
     """→ KeyView | None"""
 
-    key_id: str
+    key_id: KeyId
 
 
-class KeysOf(Question, tag="keys"):
+class KeysOf(Question, frozen=True, kw_only=True, tag="keys"):
     """→ list[KeyView]"""
 
-    account_id: str | None = None
+    account_id: AccountId | None = None
 
 
-class NodesOf(Question, tag="nodes"):
+class NodesOf(Question, frozen=True, kw_only=True, tag="nodes"):
     """→ list[NodeView]"""
 
 
-class LeasesOf(Question, tag="leases"):
+class LeasesOf(Question, frozen=True, kw_only=True, tag="leases"):
     """→ list[LeaseView]"""
 
-    account_id: str | None = None
+    account_id: AccountId | None = None
 
 
-class PricesOf(Question, tag="prices"):
+class PricesOf(Question, frozen=True, kw_only=True, tag="prices"):
     """→ Prices"""
 
 

@@ -1,12 +1,14 @@
 """Every no the gate says: a stable code, the HTTP status it becomes, and a sentence with the number, the limit, the remedy."""
 
 from fabric.gate.instructions import Refusal
+from fabric.ledger import Refused
 from fabric.units import UHS_PER_CT, format_ct
 
 
 def insufficient_tokens(*, needed_uhs: int, free_uhs: int, out_of_scope_uhs: int = 0, remedy: str = "") -> Refusal:
     """The account does not cover a hold. Needs are shown rounded up and what is free rounded down, so that following
-    the advice to the letter works."""
+    the advice to the letter works.
+    """
     short_uhs = needed_uhs - free_uhs
     needed, free = format_ct(needed_uhs, round_up=True), format_ct(free_uhs)
     short = format_ct(short_uhs, round_up=True)
@@ -23,6 +25,29 @@ def insufficient_tokens(*, needed_uhs: int, free_uhs: int, out_of_scope_uhs: int
             "free_out_of_scope_uhs": out_of_scope_uhs,
         },
     )
+
+
+def from_ledger(refused: Refused, *, remedy: str = "") -> Refusal:
+    """A refusal of the ledger in the gate's words."""
+    facts = refused.facts
+    match refused.code:
+        case "insufficient_tokens":
+            return insufficient_tokens(
+                needed_uhs=int(facts["needed_uhs"] or 0),
+                free_uhs=int(facts["free_uhs"] or 0),
+                out_of_scope_uhs=int(facts["free_out_of_scope_uhs"] or 0),
+                remedy=remedy,
+            )
+        case "unknown_account":
+            return not_found("account", str(facts["account_id"]))
+        case "unknown_hold":
+            return not_found("hold", str(facts["hold_id"]))
+        case "hold_exists" | "hold_ended" | "stale_seq" | "lot_exists" | "account_exists" | "period_closed":
+            said = ", ".join(f"{name} {value}" for name, value in facts.items())
+            return conflict(f"{refused.code.replace('_', ' ')}: {said}", code=refused.code, **facts)
+        case _:
+            said = ", ".join(f"{name} = {value}" for name, value in facts.items())
+            return invalid(f"{refused.code.replace('_', ' ')}: {said}", code=refused.code, **facts)
 
 
 def key_limit_reached(*, needed_uhs: int, left_uhs: int, limit_uhs: int) -> Refusal:

@@ -16,13 +16,14 @@ from fabric.gate.instructions import Lease, Outcome
 from fabric.gate.lifecycle import JobState, StopReason
 from fabric.ledger import Book
 from fabric.placement import PlacementState
+from fabric.units import AccountId, JobId, KeyId, LeaseId, NodeId
 
 
 @dataclass(slots=True, kw_only=True)
 class Account:
     """A customer."""
 
-    account_id: str
+    account_id: AccountId
     name: str
     plan: str
     opened_at_us: int
@@ -34,8 +35,8 @@ class Account:
 class Key:
     """An API key, as far as the gate needs to know it."""
 
-    key_id: str
-    account_id: str
+    key_id: KeyId
+    account_id: AccountId
     secret_sha256: str
     name: str
     operator: bool
@@ -50,9 +51,9 @@ class Key:
 class Job:
     """A job from its submission on; kept after its end, for its owner to look at."""
 
-    job_id: str
-    account_id: str
-    key_id: str | None
+    job_id: JobId
+    account_id: AccountId
+    key_id: KeyId | None
     spec: JobSpec
     limit_uhs: int
     submitted_at_us: int
@@ -70,7 +71,7 @@ class Job:
     parked_limit_uhs: int = 0
     """The limit it was last stopped at: it goes on only with a higher one."""
     resume_asked: bool = False
-    lease_id: str | None = None
+    lease_id: LeaseId | None = None
     """The lease it is on, until nothing of that is left: after the job's end, until `settled`."""
     stopping_for: StopReason | None = None
     started_at_us: int | None = None
@@ -79,7 +80,7 @@ class Job:
     error: str = ""
     result_ref: str = ""
     accelerator: str = ""
-    nodes: tuple[str, ...] = ()
+    nodes: tuple[NodeId, ...] = ()
     revision: int = 0
 
 
@@ -88,7 +89,7 @@ class LeaseRecord:
     """A lease from its placement until nothing of it is left."""
 
     lease: Lease
-    account_id: str
+    account_id: AccountId
     weight_ppm: int
     state: str = "starting"
     """starting | running | stopping | removing"""
@@ -103,13 +104,15 @@ class LeaseRecord:
 class SubscriptionRecord:
     """A subscription that grants tokens every cycle."""
 
-    account_id: str
+    account_id: AccountId
     subscription: str
     started_at_us: int
     index: int
     """The cycle that was last granted, from 0."""
     next_at_us: int
     ending: bool = False
+    lots: list[str] = field(default_factory=list)
+    """What the current cycle granted: what is left of these at its end may be carried over."""
 
 
 class Answered(msgspec.Struct, frozen=True, array_like=True):
@@ -132,12 +135,12 @@ class GateState:
     revision: int = 0
     leases_made: int = 0
     lots_made: int = 0
-    accounts: dict[str, Account] = field(default_factory=dict)
-    keys: dict[str, Key] = field(default_factory=dict)
-    jobs: dict[str, Job] = field(default_factory=dict)
-    leases: dict[str, LeaseRecord] = field(default_factory=dict)
-    sessions: dict[str, ChargingSession] = field(default_factory=dict)
-    parked: dict[str, list[str]] = field(default_factory=dict)
+    accounts: dict[AccountId, Account] = field(default_factory=dict)
+    keys: dict[KeyId, Key] = field(default_factory=dict)
+    jobs: dict[JobId, Job] = field(default_factory=dict)
+    leases: dict[LeaseId, LeaseRecord] = field(default_factory=dict)
+    sessions: dict[LeaseId, ChargingSession] = field(default_factory=dict)
+    parked: dict[AccountId, list[JobId]] = field(default_factory=dict)
     """Jobs that wait for tokens, by account, in the order they were parked."""
     subscriptions: list[SubscriptionRecord] = field(default_factory=list)
     answered: dict[str, Answered] = field(default_factory=dict)

@@ -1,0 +1,239 @@
+"""The gate as one named Ray actor: journal the event, apply it, carry out the instructions.
+
+The actor owns the writer (and through it the one gate and its journal), the cluster adapter that carries instructions
+out, and the clock that drives deadlines. It has no state of its own that matters: killed at any instant, it is started
+again by Ray, replays the journal, says the outstanding instructions again and finds the jobs that went on without it.
+Its callers are doors, which have checked who is asking: the gate trusts the account in an event.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from fabric.adapters.archive import Archive
+from fabric.adapters.price_files import load_catalogue, load_tariffs
+from fabric.adapters.ray_cluster import RayCluster
+from fabric.adapters.signing import load_or_create_key
+from fabric.adapters.stores import cluster_settings, open_archive_of, open_journal_of
+from fabric.auditor import Auditor
+from fabric.clock import SteadyClock
+from fabric.errors import FabricError
+from fabric.gate import Gate
+from fabric.gate.events import AnyEvent, Configure, Metered, Sample, Tick
+from fabric.gate.instructions import AnyInstruction, Outcome
+from fabric.gate.questions import AnyAnswer, AnyQuestion, JobOf, LeasesOf, ReceiptsOf, RecordsOf, StatementOf
+from fabric.gate.views import JobView, LogChunk
+from fabric.settings import ClusterConfig
+from fabric.writer import Writer
+
+ACTOR_NAME: Final = "gate"
+TICK_MAX_S: Final = 1.0
+"""The longest nap of the clock: new deadlines are noticed at least this often."""
+TICK_MIN_S: Final = 0.02
+RECONCILE_S: Final = 5.0
+PUBLISH_S: Final = 1.0
+
+log = structlog.get_logger()
+
+
+class GateActor:
+    """What runs inside the Ray actor. Every public method waits until the gate is up."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self._config = config
+        self._clock = SteadyClock()
+        self._archive: Archive = open_archive_of(config)
+        self._writer: Writer[Gate] = Writer(
+            open_journal_of(config), restore=Gate.restore, clock=self._clock, carry_out=self._carry_out
+        )
+        self._auditor = Auditor(
+            self._writer.journal, origin=config.name, signing_key=load_or_create_key(Path(config.signing_key))
+        )
+        self._cluster = RayCluster(
+            report=self._report, archive=self._archive, settings=cluster_settings(config), clock=self._clock
+        )
+        self._latest: dict[str, int] = {}
+        """Jobs by their last change, the newest last: what watchers read from."""
+        self._to_publish: dict[str, None] = {}
+        self._changed = asyncio.Condition()
+        self._starting: asyncio.Task[None] | None = None
+        self._chores: list[asyncio.Task[None]] = []
+
+    # -- for the doors -------------------------------------------------------------------------------------------------
+
+    async def ready(self) -> str:
+        """Wait until the gate answers; then the public key that signs its checkpoints, for whoever verifies."""
+        await self._up()
+        return self._auditor.verifier_key
+
+    async def decide(self, events: Sequence[AnyEvent]) -> list[Outcome]:
+        """Hand events in; the answers come when they are durable."""
+        await self._up()
+        return await self._writer.submit(events)
+
+    async def ask(self, question: AnyQuestion) -> AnyAnswer:
+        """Look something up."""
+        await self._up()
+        match question:
+            case StatementOf():
+                return await self._auditor.statement(question)
+            case ReceiptsOf():
+                return await self._auditor.receipts(question)
+            case RecordsOf():
+                return await self._auditor.records(question)
+            case _:
+                return await self._writer.look(lambda core: core.ask(question, self._clock.now_us()))
+
+    async def changes(self, account_id: str | None, after_revision: int, timeout_s: float) -> list[JobView]:
+        """Jobs that changed after a revision, oldest change first; waits for one, then gives []."""
+        await self._up()
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        async with self._changed:
+            while not (found := self._changed_since(account_id, after_revision)):
+                left_s = deadline - asyncio.get_running_loop().time()
+                if left_s <= 0:
+                    return []
+                try:
+                    await asyncio.wait_for(self._changed.wait(), left_s)
+                except TimeoutError:
+                    return []
+        return found
+
+    async def logs(self, job_id: str, account_id: str, offsets: dict[str, int]) -> list[LogChunk]:
+        """What a job has logged beyond `offsets` ("attempt/rank" → bytes already had)."""
+        await self._up()
+        return [
+            chunk async for chunk in self._cluster.logs(job_id, account_id=account_id, offsets=offsets, follow=False)
+        ]
+
+    async def export(self, account_id: str | None, start: int, count: int) -> list[bytes]:
+        """A page of the audit export, in lines; [] after the last."""
+        await self._up()
+        return await self._auditor.export_page(account_id, start=start, count=count)
+
+    async def close(self) -> None:
+        """Keep a snapshot and let go of the journal. What runs goes on running."""
+        for chore in self._chores:
+            chore.cancel()
+        await asyncio.gather(*self._chores, return_exceptions=True)
+        await self._cluster.close()
+        await self._writer.close()
+
+    # -- coming up -----------------------------------------------------------------------------------------------------
+
+    async def _up(self) -> None:
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self._start())
+        try:
+            await asyncio.shield(self._starting)
+        except FabricError:
+            self._starting = None
+            raise
+
+    async def _start(self) -> None:
+        await self._writer.start()
+        jobs = self._writer.core.state.jobs.values()
+        self._latest = {job.job_id: job.revision for job in sorted(jobs, key=lambda job: job.revision)}
+        await self._configure()
+        await self._cluster.start()
+        outstanding = self._writer.core.outstanding()
+        await self._reconcile()
+        await self._cluster.carry_out(outstanding)
+        self._chores = [
+            asyncio.create_task(chore()) for chore in (self._keep_time, self._keep_reconciled, self._keep_published)
+        ]
+        log.info("gate_up", entries=self._writer.head.size, outstanding=len(outstanding))
+
+    async def _configure(self) -> None:
+        """Journal the prices where they differ from those in force: a replay never reads today's files."""
+        tariffs, catalogue = load_tariffs(self._config.tariffs), load_catalogue(self._config.plans)
+        state = self._writer.core.state
+        if (state.tariffs, state.catalogue, state.operator) != (tariffs, catalogue, self._config.operator):
+            await self._report([Configure(tariffs=tariffs, catalogue=catalogue, operator=self._config.operator)])
+
+    # -- what goes on by itself ----------------------------------------------------------------------------------------
+
+    async def _report(self, events: Sequence[AnyEvent]) -> list[Outcome]:
+        return await self._writer.submit([part for event in events for part in self._by_account(event)])
+
+    def _by_account(self, event: AnyEvent) -> Sequence[AnyEvent]:
+        """One metering event for each account, so that an entry of the journal tells nobody about another."""
+        if not isinstance(event, Metered):
+            return (event,)
+        leases = self._writer.core.state.leases
+        samples: dict[str, list[Sample]] = {}
+        for sample in event.samples:
+            if record := leases.get(sample.lease_id):
+                samples.setdefault(record.account_id, []).append(sample)
+        return [Metered(samples=tuple(own)) for own in samples.values()]
+
+    async def _carry_out(self, instructions: Sequence[AnyInstruction]) -> None:
+        if instructions:
+            await self._cluster.carry_out(instructions)
+        if self._note_changes():
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def _keep_time(self) -> None:
+        """A Tick whenever something is due, and none when nothing is: the journal holds no idle time."""
+        while True:
+            due_us = self._writer.core.next_due_us()
+            now_us = self._clock.now_us()
+            if due_us is not None and due_us <= now_us:
+                await self._survive(self._report([Tick()]))
+                await asyncio.sleep(TICK_MIN_S)
+                continue
+            wait_s = TICK_MAX_S if due_us is None else (due_us - now_us) / 1_000_000
+            await asyncio.sleep(min(max(wait_s, TICK_MIN_S), TICK_MAX_S))
+
+    async def _keep_reconciled(self) -> None:
+        while True:
+            await asyncio.sleep(RECONCILE_S)
+            await self._survive(self._reconcile())
+
+    async def _keep_published(self) -> None:
+        while True:
+            await asyncio.sleep(PUBLISH_S)
+            due, self._to_publish = tuple(self._to_publish), {}
+            if due:
+                await self._survive(self._cluster.publish(self._views(due)))
+
+    async def _reconcile(self) -> None:
+        leases: Any = self._writer.core.ask(LeasesOf(), self._clock.now_us())
+        await self._cluster.reconcile(leases)
+
+    async def _survive(self, chore: Any) -> None:
+        """A chore that fails is tried again at its next turn; the gate goes on."""
+        try:
+            await chore
+        except FabricError as error:
+            log.warning("chore_failed", code=error.code, error=str(error))
+        except Exception:
+            log.exception("chore_failed")
+
+    # -- watching ------------------------------------------------------------------------------------------------------
+
+    def _note_changes(self) -> bool:
+        core = self._writer.core
+        changed = core.take_changed()
+        for job_id in changed:
+            self._latest.pop(job_id, None)
+            self._latest[job_id] = core.state.jobs[job_id].revision
+            self._to_publish[job_id] = None
+        return bool(changed)
+
+    def _changed_since(self, account_id: str | None, after_revision: int) -> list[JobView]:
+        newer: list[str] = []
+        for job_id, revision in reversed(self._latest.items()):
+            if revision <= after_revision:
+                break
+            newer.append(job_id)
+        return [view for view in self._views(reversed(newer)) if account_id in (None, view.account_id)]
+
+    def _views(self, job_ids: Any) -> list[JobView]:
+        core, now_us = self._writer.core, self._clock.now_us()
+        asked: list[Any] = [core.ask(JobOf(job_id=job_id), now_us) for job_id in job_ids if job_id in core.state.jobs]
+        return asked
