@@ -5,8 +5,9 @@ or the journal; usage is handed in, evictions are handed out.
 """
 
 from fabric.placement.checks import NodeFree
+from fabric.placement.decisions import Step
 from fabric.placement.jobs import Evict, Placed, Request, Shares, Unplaceable
-from fabric.placement.planner import Planner, Step
+from fabric.placement.planner import Planner
 from fabric.placement.quotas import Policy
 from fabric.placement.state import Node, PlacementState
 

@@ -17,8 +17,6 @@ class Cluster:
     def __init__(self, state: PlacementState) -> None:
         self._state = state
         self.groups: dict[str, Group] = {}
-        self.jobs: dict[str, dict[JobId, Running]] = {}
-        """What runs in each group."""
         self.version = 0
         """Grows when a group appears: what may go where has changed."""
         for node in state.nodes.values():
@@ -26,7 +24,7 @@ class Cluster:
         for group in self.groups.values():
             group.find_holes()
         for job_id, running in state.running.items():
-            self._count(self.groups[running.group], job_id, running)
+            self.groups[running.group].enter(job_id, running, _devices(running.shares))
         for name, pin in state.pins.items():
             self.mark(name, pin.nodes)
 
@@ -63,7 +61,7 @@ class Cluster:
         assert not node.held
         for job_id, devices in node.shares.items():
             running = self._state.running[job_id]
-            self._uncount(group, running, devices)
+            group.shrink(running, devices)
             running.shares = tuple(share for share in running.shares if share[0] != node.node.node_id)
         node.shares = {}
         node.free = node.node.devices
@@ -109,7 +107,7 @@ class Cluster:
             group.shift(node, -devices)
             node.shares[job_id] = devices
         self._state.running[job_id] = running
-        self._count(group, job_id, running)
+        group.enter(job_id, running, running.request.devices)
 
     def own_claimed(self, job_id: JobId, running: Running) -> None:
         """The job owns its shares, which were set aside for it."""
@@ -119,7 +117,7 @@ class Cluster:
             node.held -= devices
             node.shares[job_id] = devices
         self._state.running[job_id] = running
-        self._count(self.groups[running.group], job_id, running)
+        self.groups[running.group].enter(job_id, running, running.request.devices)
 
     def disown(self, job_id: JobId) -> Running | None:
         """The job's devices go to whom they are owed, or are free."""
@@ -127,22 +125,35 @@ class Cluster:
         if running is None:
             return None
         group = self.groups[running.group]
-        del self.jobs[running.group][job_id]
+        nodes = self._state.nodes
+        total = 0
         for node_id, devices in running.shares:
-            node = self._state.nodes[node_id]
+            node = nodes[node_id]
             del node.shares[job_id]
-            self._uncount(group, running, devices)
-            self._hand_on(group, node, devices)
+            total += devices
+            if node.owed:
+                self._hand_on(group, node, devices)
+            else:
+                group.shift(node, devices)
+        group.leave(job_id, running, total)
         group.touched = True
         return running
 
     def evict(self, running: Running) -> None:
         """The job was asked to leave; it owns its devices until it has left."""
-        group = self.groups[running.group]
-        devices = sum(share[1] for share in running.shares)
-        self._uncount(group, running, devices)
-        running.evicting = True
-        group.leaving += devices
+        self._change(running, evicting=True)
+
+    def settle(self, job_id: JobId) -> None:
+        """The job is not evicted any more, whoever asks: it has waited long enough."""
+        self._change(self._state.running[job_id], preemptible=False)
+
+    def save(self, job_id: JobId, *, now_us: int, write_us: int, restore_us: int) -> None:
+        """What the job has done is durable."""
+        running = self._state.running.get(job_id)
+        if running is None:
+            return
+        running.saved_at_us, running.write_us, running.restore_us = now_us, write_us, restore_us
+        self.groups[running.group].reporters[job_id] = running
 
     def claim(self, job_id: JobId, group: Group, shares: Shares) -> None:
         """Set aside what is free of these shares, and take note of what is owed."""
@@ -203,25 +214,23 @@ class Cluster:
         if left:
             group.shift(node, left)
 
-    def _count(self, group: Group, job_id: JobId, running: Running) -> None:
-        self.jobs[group.name][job_id] = running
-        if running.evicting:
-            group.leaving += sum(share[1] for share in running.shares)
-        elif running.preemptible:
-            group.loose[running.rank] += sum(share[1] for share in running.shares)
-
-    def _uncount(self, group: Group, running: Running, devices: int) -> None:
-        if running.evicting:
-            group.leaving -= devices
-        elif running.preemptible:
-            group.loose[running.rank] -= devices
+    def _change(self, running: Running, *, evicting: bool = False, preemptible: bool = True) -> None:
+        group = self.groups[running.group]
+        job_id, devices = running.request.job_id, _devices(running.shares)
+        group.leave(job_id, running, devices)
+        running.evicting = running.evicting or evicting
+        running.preemptible = running.preemptible and preemptible
+        group.enter(job_id, running, devices)
 
     def _group_of(self, node: Node) -> Group:
         name = group_name(node.pool, node.accelerator, node.dedicated_to)
         group = self.groups.get(name)
         if group is None:
             group = self.groups[name] = Group(node.pool, node.accelerator, node.dedicated_to)
-            self.jobs[name] = {}
             self._state.placed.setdefault(name, [0] * RANKS)
             self.version += 1
         return group
+
+
+def _devices(shares: Shares) -> int:
+    return sum([devices for _, devices in shares])

@@ -8,9 +8,9 @@ nothing of who waits or why.
 import heapq
 from typing import NamedTuple
 
-from fabric.placement.jobs import RANKS, Request
-from fabric.placement.state import NodeState
-from fabric.units import AccountId
+from fabric.placement.jobs import RANKS, Request, Shares
+from fabric.placement.state import NodeState, Running
+from fabric.units import AccountId, JobId, NodeId
 
 Picks = list[tuple[int, int]]
 """(slot, devices) of each share."""
@@ -40,13 +40,17 @@ class Group:
         "fit",
         "free",
         "holes",
+        "ids",
         "leaving",
+        "leaving_devices",
         "loose",
+        "loose_devices",
         "name",
         "nodes",
         "owner",
         "pinned",
         "pool",
+        "reporters",
         "sizes",
         "touched",
         "wanted",
@@ -58,6 +62,7 @@ class Group:
         self.owner = owner
         self.name = group_name(pool, accelerator, owner)
         self.nodes: list[NodeState | None] = []
+        self.ids: list[NodeId] = []
         self.bits: list[int] = []
         self.fit: list[int] = [0]
         self.holes: list[int] = []
@@ -66,10 +71,14 @@ class Group:
         self.free = 0
         self.pinned = 0
         """The nodes of the group's pin, as a bitset."""
-        self.loose = [0] * RANKS
-        """Devices of running jobs that may be evicted, by class."""
-        self.leaving = 0
-        """Devices of jobs that were asked to leave."""
+        self.loose: list[dict[JobId, Running]] = [{} for _ in range(RANKS)]
+        """Running jobs that may be evicted, by class, the longest there first."""
+        self.loose_devices = [0] * RANKS
+        self.leaving: dict[JobId, Running] = {}
+        """Jobs that were asked to leave."""
+        self.leaving_devices = 0
+        self.reporters: dict[JobId, Running] = {}
+        """Jobs that have reported a checkpoint."""
         self.wanted = 0
         """How many lanes of inference wait for room here: while there are any, nothing is lent."""
         self.touched = False
@@ -86,6 +95,7 @@ class Group:
         """Give the node its slot, and a bit if it takes jobs."""
         self._grow(node.slot + 1)
         self.nodes[node.slot] = node
+        self.ids[node.slot] = node.node.node_id
         size = node.node.devices
         self.sizes[size] = self.sizes.get(size, 0) + 1
         while len(self.fit) <= size:
@@ -133,6 +143,39 @@ class Group:
             return self._find_packed(devices, avoid)
         return self._find_even(nodes, each, avoid)
 
+    def shares(self, picks: Picks) -> Shares:
+        """Picks by the nodes' ids."""
+        return tuple([(self.ids[slot], devices) for slot, devices in picks])
+
+    def enter(self, job_id: JobId, running: Running, devices: int) -> None:
+        """A job with so many devices here runs, or leaves: take note of what it could make room for."""
+        if running.evicting:
+            self.leaving[job_id] = running
+            self.leaving_devices += devices
+        elif running.preemptible:
+            self.loose[running.rank][job_id] = running
+            self.loose_devices[running.rank] += devices
+        if running.saved_at_us is not None:
+            self.reporters[job_id] = running
+
+    def leave(self, job_id: JobId, running: Running, devices: int) -> None:
+        """The job is gone from here, or not what it was."""
+        if running.evicting:
+            del self.leaving[job_id]
+            self.leaving_devices -= devices
+        elif running.preemptible:
+            del self.loose[running.rank][job_id]
+            self.loose_devices[running.rank] -= devices
+        if running.saved_at_us is not None:
+            del self.reporters[job_id]
+
+    def shrink(self, running: Running, devices: int) -> None:
+        """The job has so many devices less here, and keeps its place among the others."""
+        if running.evicting:
+            self.leaving_devices -= devices
+        elif running.preemptible:
+            self.loose_devices[running.rank] -= devices
+
     def nodes_of(self, bits: int) -> list[NodeState]:
         """The nodes of a bitset, lowest slot first."""
         found = []
@@ -144,9 +187,9 @@ class Group:
             bits ^= low
         return found
 
-    def fits_ever(self, shape: Shape) -> bool:
-        """Whether the gang would fit if every node of the group were up and empty."""
-        return self.largest(shape) >= shape.devices
+    def has_size(self, devices: int) -> bool:
+        """Whether some node could take so many devices of one job."""
+        return any(count and size >= devices for size, count in self.sizes.items())
 
     def largest(self, shape: Shape) -> int:
         """The largest gang of this shape that an empty group could take."""
@@ -204,6 +247,7 @@ class Group:
         while len(self.nodes) < slots:
             self.bits.append(1 << len(self.nodes))
             self.nodes.append(None)
+            self.ids.append(NodeId(""))
 
 
 def group_name(pool: str, accelerator: str, owner: AccountId | None) -> str:

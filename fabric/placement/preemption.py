@@ -6,6 +6,8 @@ too many evictions, nor when it was itself placed from a reservation: so every e
 waited longer than it may, in the place of its victims, and no two jobs can evict each other in turn.
 """
 
+from itertools import islice
+
 from fabric.placement.cluster import Cluster
 from fabric.placement.fitting import Group, Shape
 from fabric.placement.jobs import INFERENCE, Evict, Shares
@@ -13,6 +15,10 @@ from fabric.placement.quotas import EvictionBudget
 from fabric.placement.state import NodeState, Pin, PlacementState, Queued, Running
 from fabric.placement.victims import Selection, losses
 from fabric.units import JobId
+
+_CANDIDATES = 2048
+_CANDIDATES_PER_DEVICE = 4
+"""Enough jobs to choose victims from: looking at all of a hundred thousand would change little and cost a second."""
 
 
 class Preemption:
@@ -28,18 +34,18 @@ class Preemption:
 
     def make_room(self, queued: Queued, group: Group, *, now_us: int) -> list[Evict] | None:
         """Evict worse classes (or borrowers) for this job and claim what they free; None if that is not enough."""
-        loose = sum(group.loose[queued.rank + 1 :])
-        if not loose + group.leaving or loose + group.leaving + group.free < queued.request.devices:
+        on_offer = sum(group.loose_devices[queued.rank + 1 :]) + group.leaving_devices
+        if not on_offer or on_offer + group.free < queued.request.devices:
             return None
-        jobs = self._cluster.jobs[group.name]
-        evictable = [
-            running
-            for running in jobs.values()
-            if running.rank > queued.rank and self._may_evict(running, queued, now_us)
-        ]
-        nodes = self._nodes_of(group, evictable)
+        evictable: list[Running] = []
+        most = max(_CANDIDATES, _CANDIDATES_PER_DEVICE * queued.request.devices)
+        for loose in reversed(group.loose[queued.rank + 1 :]):
+            may_go = (running for running in loose.values() if self._may_evict(running, queued, now_us))
+            evictable += islice(may_go, most - len(evictable))
+            if len(evictable) >= most:
+                break
         reason = "reclaimed" if group.pool == "reserved" else "outranked"
-        return self._choose(queued, group, nodes, evictable, reason=reason, now_us=now_us)
+        return self._choose(queued, group, self._nodes_of(group, evictable), evictable, reason=reason, now_us=now_us)
 
     def complete(self, queued: Queued, group: Group, pin: Pin, *, now_us: int) -> list[Evict] | None:
         """Evict backfillers (and worse classes) on a pinned job's nodes, if that completes them."""
@@ -71,9 +77,12 @@ class Preemption:
         now_us: int,
     ) -> list[Evict] | None:
         rooms = {slot: self._cluster.room(node) for slot, node in nodes.items()}
-        lost = losses(self._cluster.jobs[group.name].values(), now_us=now_us)
-        allowed = {running.request.job_id: lost[running.request.job_id] for running in evictable}
-        chosen = Selection(rooms, nodes, allowed).choose(Shape.of(queued.request), self._cluster.jobs[group.name])
+        ids = {node.node.node_id for node in nodes.values()}
+        gain = sum(devices for job in evictable for node_id, devices in job.shares if node_id in ids)
+        if sum(rooms.values()) + gain < queued.request.devices:
+            return None
+        lost = losses(evictable, reporters=list(group.reporters.values()), now_us=now_us)
+        chosen = Selection(rooms, nodes, lost).choose(Shape.of(queued.request), self._state.running)
         return None if chosen is None else self._carry_out(queued, group, chosen, reason, now_us)
 
     def _carry_out(
@@ -95,17 +104,16 @@ class Preemption:
 
     def _nodes_of(self, group: Group, evictable: list[Running]) -> dict[int, NodeState]:
         """Nodes with room, or with somebody who may give way or is leaving; never those of a pin."""
-        each_free = 0
-        for bits in group.fit[1:]:
-            each_free |= bits
+        bits = 0
+        for free in group.fit[1:]:
+            bits |= free
         for running in evictable:
             for node_id, _ in running.shares:
-                each_free |= group.bits[self._state.nodes[node_id].slot]
-        if group.leaving:
-            for running in self._cluster.jobs[group.name].values():
-                for node_id, _ in running.shares if running.evicting else ():
-                    each_free |= group.bits[self._state.nodes[node_id].slot]
-        nodes = group.nodes_of(each_free & ~group.pinned)
+                bits |= group.bits[self._state.nodes[node_id].slot]
+        for running in group.leaving.values():
+            for node_id, _ in running.shares:
+                bits |= group.bits[self._state.nodes[node_id].slot]
+        nodes = group.nodes_of(bits & ~group.pinned)
         return {node.slot: node for node in nodes if node.status == "up"}
 
 

@@ -95,14 +95,54 @@ class Queue:
         """The job had a claim and lost it: it stands in line again."""
         self._line_up(self.lane_of(queued), queued)
 
-    def first(self, lane: Lane, claimed: Mapping[JobId, Claim]) -> _Head | None:
-        """The key of the lane's next job, or None if nobody is in line."""
+    def remove(self, lane: Lane, job_id: JobId) -> None:
+        """The job waits no longer."""
+        del lane.jobs[job_id]
+        if not lane.jobs:
+            if lane.parked:
+                self.wake(lane)
+            self.active[lane.rank].pop(lane.name, None)
+            _want_no_more(lane)
+            lane.heads.clear()
+            lane.lines.clear()
+
+    def step_out(self, lane: Lane, queued: Queued) -> None:
+        """The job has a claim: it is not in line, but still of the lane."""
+        line = lane.lines[queued.request.account_id]
+        if line[0][1] == queued.request.job_id:
+            heapq.heappop(line)
+            return
+        line.remove((queued.order, queued.request.job_id))
+        heapq.heapify(line)
+
+    def next(self, rank: int) -> tuple[Lane, Queued | None]:
+        """The next job of a class that may fit, or a lane with nobody in line, which is out of sight from now on."""
+        active = self.active[rank]
+        best: Lane | None = None
+        best_head: _Head | None = None
+        for lane in active.values():
+            head = self._head(lane)
+            if head is None:
+                del active[lane.name]
+                _want_no_more(lane)
+                return lane, None
+            if best_head is None or head < best_head:
+                best, best_head = lane, head
+        assert best is not None
+        assert best_head is not None
+        return best, best.jobs[best.lines[best_head[2]][0][1]]
+
+    def _head(self, lane: Lane) -> _Head | None:
+        """The key of the lane's next job. Keys only grow, so the least entry that is up to date is the least of all."""
         heads, lines, keys, jobs = lane.heads, lane.lines, self._keys, lane.jobs
         while heads:
             head = heads[0]
             account_id = head[2]
             line = lines.get(account_id)
-            while line and (line[0][1] not in jobs or line[0][1] in claimed or jobs[line[0][1]].order != line[0][0]):
+            while line:
+                queued = jobs.get(line[0][1])
+                if queued is not None and queued.order == line[0][0]:
+                    break
                 heapq.heappop(line)
             if not line:
                 heapq.heappop(heads)
@@ -112,21 +152,6 @@ class Queue:
             else:
                 return head
         return None
-
-    def next(self, rank: int, claimed: Mapping[JobId, Claim]) -> tuple[Lane, Queued] | None:
-        """The next job of a class that may fit; lanes with nobody in line are dropped from sight."""
-        active = self.active[rank]
-        best: Lane | None = None
-        best_head: _Head | None = None
-        for lane in list(active.values()) if len(active) > 1 else tuple(active.values()):
-            head = self.first(lane, claimed)
-            if head is None:
-                del active[lane.name]
-            elif best_head is None or head < best_head:
-                best, best_head = lane, head
-        if best is None or best_head is None:
-            return None
-        return best, best.jobs[best.lines[best_head[2]][0][1]]
 
     def wake(self, lane: Lane) -> None:
         """Look at the lane again."""
@@ -169,3 +194,10 @@ class Queue:
         for key in [key for key, lane in self.lanes.items() if not lane.jobs and not lane.parked]:
             lane = self.lanes.pop(key)
             self.active[lane.rank].pop(lane.name, None)
+
+
+def _want_no_more(lane: Lane) -> None:
+    """Nobody of the lane is in line: what inference wanted may be lent again."""
+    if lane.rank == INFERENCE:
+        for group in lane.groups:
+            group.touched = True

@@ -75,19 +75,15 @@ class Reservations:
         return self._cluster.room(node) + backfill
 
     def _best_nodes(self, group: Group, shape: Shape) -> list[NodeState] | None:
-        up = [node for node in group.nodes if node is not None and node.status == "up"]
-        if shape.each:
-            fit = [node for node in up if node.node.devices >= shape.each]
-            fit.sort(key=lambda node: (-min(self._cluster.room(node), shape.each), node.slot))
-            return fit[: shape.nodes] if len(fit) >= shape.nodes else None
-        one = [node for node in up if node.node.devices >= shape.devices]
-        if one:
-            return [min(one, key=lambda node: (-min(self._cluster.room(node), shape.devices), node.slot))]
-        up.sort(key=lambda node: (-self._cluster.room(node), -node.node.devices, node.slot))
-        chosen, size = [], 0
-        for node in up:
-            if size >= shape.devices:
-                break
-            chosen.append(node)
-            size += node.node.devices
-        return chosen if size >= shape.devices else None
+        """The fullest-free nodes that could take a share, as few as make the gang."""
+        least = shape.each or (shape.devices if group.has_size(shape.devices) else 1)
+        chosen: list[NodeState] = []
+        room = 0
+        for bits in reversed(group.fit):
+            for node in group.nodes_of(bits):
+                if room >= shape.devices:
+                    break
+                if node.node.devices >= least:
+                    chosen.append(node)
+                    room += shape.each or node.node.devices
+        return chosen if room >= shape.devices else None

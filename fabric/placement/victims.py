@@ -17,14 +17,12 @@ from fabric.units import JobId
 _RATIO = 1024
 
 
-def losses(jobs: Iterable[Running], *, now_us: int) -> dict[JobId, int]:
-    """What evicting each job would lose, in device-µs."""
-    everyone = list(jobs)
-    reporters = [running for running in everyone if running.saved_at_us is not None]
+def losses(jobs: Iterable[Running], *, reporters: list[Running], now_us: int) -> dict[JobId, int]:
+    """What evicting each job would lose, in device-µs; `reporters` are the jobs whose checkpoints are known."""
     age_us = _median([now_us - (running.saved_at_us or 0) for running in reporters])
     restore_us = _median([running.restore_us for running in reporters]) or 0
     lost = {}
-    for running in everyone:
+    for running in jobs:
         if running.saved_at_us is None:
             ran_us = now_us - (running.placed_at_us if running.started_at_us is None else running.started_at_us)
             redo_us = restore_us + (ran_us if age_us is None else age_us)

@@ -1,0 +1,163 @@
+"""One round of decisions: claims that are complete, pinned jobs, then class by class whoever is next and fits.
+
+A job that doesn't fit parks its whole lane, after asking whether worse jobs would make room for it.
+"""
+
+from fabric.placement.cluster import Cluster
+from fabric.placement.fitting import Group, Picks
+from fabric.placement.jobs import INFERENCE, Evict, Placed
+from fabric.placement.preemption import Preemption
+from fabric.placement.queue import Lane
+from fabric.placement.quotas import Fairness
+from fabric.placement.state import PlacementState, Queued, Running
+from fabric.placement.waiting import Waiting
+from fabric.units import JobId
+
+Step = Placed | Evict
+
+
+class Decisions:
+    """Turns what waits into what runs."""
+
+    __slots__ = ("_cluster", "_fairness", "_planned_at_us", "_preemption", "_queue", "_state", "_waiting")
+
+    def __init__(
+        self,
+        state: PlacementState,
+        cluster: Cluster,
+        *,
+        fairness: Fairness,
+        waiting: Waiting,
+        preemption: Preemption,
+    ) -> None:
+        self._state = state
+        self._cluster = cluster
+        self._fairness = fairness
+        self._waiting = waiting
+        self._queue = waiting.queue
+        self._preemption = preemption
+        self._planned_at_us = -1
+
+    def plan(self, *, now_us: int) -> tuple[Step, ...]:
+        """Everything that can be done now."""
+        self._planned_at_us = now_us
+        steps: list[Step] = []
+        state, queue = self._state, self._queue
+        if state.claims:
+            self._place_claimed(steps, now_us)
+        if state.pins:
+            self._serve_pins(steps, now_us)
+        blocked = False
+        for rank, active in enumerate(queue.active):
+            if queue.parked[rank]:
+                self._waiting.wake(rank, now_us=now_us)
+            while active:
+                lane, queued = queue.next(rank)
+                if queued is not None and not self._try_place(lane, queued, steps, now_us):
+                    self._waiting.park(lane, now_us=now_us)
+            if queue.parked[rank]:
+                blocked = True
+        if blocked:
+            self._waiting.pin_overdue(now_us=now_us)
+        for group in self._cluster.groups.values():
+            group.touched = False
+        return tuple(steps)
+
+    def next_due_us(self) -> int | None:
+        """The first moment after the last plan at which time alone may change what can be done."""
+        dues = self._waiting.dues()
+        for pin in self._state.pins.values():
+            dues += self._preemption.dues(pin)
+        return min((due for due in dues if due > self._planned_at_us), default=None)
+
+    def _try_place(self, lane: Lane, queued: Queued, steps: list[Step], now_us: int) -> bool:
+        cluster = self._cluster
+        if lane.seen != cluster.version:
+            lane.groups = cluster.groups_for(queued.request, preemptible=queued.preemptible)
+            lane.seen = cluster.version
+        for group in lane.groups:
+            found = cluster.find(group, lane.shape, queued)
+            if found is not None:
+                steps.append(self._place(lane, queued, group, found, now_us))
+                return True
+        return self._waiting.may_preempt(lane, now_us=now_us) and self._preempt(lane, queued, steps, now_us)
+
+    def _preempt(self, lane: Lane, queued: Queued, steps: list[Step], now_us: int) -> bool:
+        for group in lane.groups:
+            if group.pool == "reserved" and lane.rank != INFERENCE:
+                continue
+            evictions = self._preemption.make_room(queued, group, now_us=now_us)
+            if evictions is not None:
+                self._claimed(lane, queued)
+                steps.extend(evictions)
+                return True
+        return False
+
+    def _claimed(self, lane: Lane, queued: Queued) -> None:
+        """The job waits for its claim alone: not in line, and without a reservation."""
+        self._waiting.pins.unpin(queued.request.job_id)
+        self._queue.step_out(lane, queued)
+
+    def _place(
+        self, lane: Lane, queued: Queued, group: Group, found: tuple[Picks, JobId | None], now_us: int
+    ) -> Placed:
+        picks, backfills = found
+        request = queued.request
+        shares = group.shares(picks)
+        running = Running(
+            request,
+            queued.seq,
+            queued.rank,
+            group.name,
+            shares,
+            queued.preemptible,
+            now_us,
+            None,
+            None,
+            0,
+            0,
+            backfills,
+        )
+        self._cluster.own(group, request.job_id, running)
+        return self._placed(lane, running, group, now_us)
+
+    def _placed(self, lane: Lane, running: Running, group: Group, now_us: int) -> Placed:
+        request = running.request
+        self._fairness.enter(request.account_id, devices=request.devices, now_us=now_us)
+        self._state.placed[group.name][running.rank] += 1
+        self._waiting.leave(lane, request.job_id)
+        return Placed(request.job_id, group.accelerator, running.shares, group.pool)
+
+    def _place_claimed(self, steps: list[Step], now_us: int) -> None:
+        for job_id, claim in list(self._state.claims.items()):
+            if claim.owed:
+                continue
+            queued = self._state.queue[job_id]
+            running = Running(
+                request=queued.request,
+                seq=queued.seq,
+                rank=queued.rank,
+                group=claim.group,
+                shares=claim.shares,
+                preemptible=queued.preemptible and not claim.settled,
+                placed_at_us=now_us,
+            )
+            self._cluster.own_claimed(job_id, running)
+            steps.append(self._placed(self._queue.lane_of(queued), running, self._cluster.groups[claim.group], now_us))
+
+    def _serve_pins(self, steps: list[Step], now_us: int) -> None:
+        for name, pin in list(self._state.pins.items()):
+            queued = self._state.queue[pin.job_id]
+            lane = self._queue.lane_of(queued)
+            group = self._cluster.groups[name]
+            found = self._cluster.find(group, lane.shape, queued)
+            if found is not None:
+                placed = self._place(lane, queued, group, found, now_us)
+                self._cluster.settle(pin.job_id)
+                steps.append(placed)
+                continue
+            evictions = self._preemption.complete(queued, group, pin, now_us=now_us)
+            if evictions is not None:
+                self._state.claims[pin.job_id].settled = True
+                self._claimed(lane, queued)
+                steps.extend(evictions)

@@ -1,0 +1,102 @@
+"""Lanes that don't fit: when they are looked at again, who of them has been passed over, and who is pinned for it."""
+
+from fabric.placement.cluster import Cluster
+from fabric.placement.jobs import INFERENCE
+from fabric.placement.queue import Lane, Queue
+from fabric.placement.reservations import Reservations
+from fabric.placement.state import Blocked, PlacementState, Queued
+from fabric.units import JobId
+
+
+class Waiting:
+    """Parks and wakes the lanes of the queue."""
+
+    __slots__ = ("_cluster", "_state", "pins", "queue")
+
+    def __init__(self, state: PlacementState, cluster: Cluster, queue: Queue, pins: Reservations) -> None:
+        self._state = state
+        self._cluster = cluster
+        self.queue = queue
+        self.pins = pins
+
+    def leave(self, lane: Lane, job_id: JobId) -> None:
+        """The job waits no longer: its lane is not blocked, and what was reserved for it is free."""
+        state = self._state
+        del state.queue[job_id]
+        if state.pins:
+            self.pins.unpin(job_id)
+        if state.blocked and (blocked := state.blocked.get(lane.name)) is not None:
+            blocked.passed_from = None
+        self.queue.remove(lane, job_id)
+
+    def wake(self, rank: int, *, now_us: int) -> None:
+        """Look again at lanes whose first job may fit by now, or may look for victims again."""
+        version = self._cluster.version
+        for lane in list(self.queue.parked[rank].values()):
+            if (
+                rank == INFERENCE
+                or lane.seen != version
+                or any(group.touched and group.free >= lane.shape.devices for group in lane.groups)
+                or self._state.blocked[lane.name].retry_at_us <= now_us
+            ):
+                self.queue.wake(lane)
+
+    def park(self, lane: Lane, *, now_us: int) -> None:
+        """The lane's first job doesn't fit and nobody gives way for it."""
+        self.queue.park(lane)
+        blocked = self._state.blocked.get(lane.name)
+        if blocked is None:
+            self._forget(now_us)
+            blocked = self._state.blocked[lane.name] = Blocked()
+        if blocked.passed_from is None:
+            blocked.passed_from = self._placed(lane)
+        if blocked.retry_at_us <= now_us:
+            blocked.retry_at_us = now_us + self._state.policy.retry_us
+
+    def may_preempt(self, lane: Lane, *, now_us: int) -> bool:
+        """Whether it is time to look for victims; inference always may."""
+        if lane.rank == INFERENCE:
+            return True
+        blocked = self._state.blocked.get(lane.name)
+        return blocked is None or blocked.retry_at_us <= now_us
+
+    def pin_overdue(self, *, now_us: int) -> None:
+        """Give every free reservation to whoever has waited longest of those that have waited too long."""
+        policy = self._state.policy
+        pinned = {pin.job_id: None for pin in self._state.pins.values()}
+        overdue: list[tuple[int, int, Lane, Queued]] = []
+        for parked in self.queue.parked:
+            for lane in parked.values():
+                if all(group.pinned for group in lane.groups):
+                    continue
+                oldest = self._oldest(lane)
+                if oldest is None or oldest.request.job_id in pinned:
+                    continue
+                passed = self._placed(lane) - (self._state.blocked[lane.name].passed_from or 0)
+                if now_us - oldest.queued_at_us >= policy.waits_us[lane.rank] or passed >= policy.bypasses_max:
+                    overdue.append((oldest.queued_at_us, oldest.seq, lane, oldest))
+        for _, _, lane, oldest in sorted(overdue, key=lambda entry: entry[:2]):
+            self.pins.pin(oldest, lane.groups)
+
+    def dues(self) -> list[int]:
+        """When lanes look for victims again, and when their oldest jobs have waited too long."""
+        dues: list[int] = []
+        for parked in self.queue.parked:
+            for lane in parked.values():
+                oldest = self._oldest(lane)
+                if oldest is not None:
+                    dues.append(oldest.queued_at_us + self._state.policy.waits_us[lane.rank])
+                    dues.append(self._state.blocked[lane.name].retry_at_us)
+        return dues
+
+    def _forget(self, now_us: int) -> None:
+        blocked = self._state.blocked
+        for name in [name for name, at in blocked.items() if at.passed_from is None and at.retry_at_us <= now_us]:
+            del blocked[name]
+
+    def _placed(self, lane: Lane) -> int:
+        """How many jobs of this class or a worse one its groups have placed."""
+        return sum(sum(self._state.placed[group.name][lane.rank :]) for group in lane.groups)
+
+    def _oldest(self, lane: Lane) -> Queued | None:
+        return next((queued for job_id, queued in lane.jobs.items() if job_id not in self._state.claims), None)
