@@ -22,7 +22,10 @@ _SLACK: Final = 4096
 
 
 class Deadlines:
-    """Deadlines of the open holds and unspent lots of a book, which it reads but never changes."""
+    """Deadlines of the open holds, and of the lots with something free, of a book that it reads but never changes.
+
+    A lot with nothing free has no deadline: what is held of it and let go after its expiry goes straight to breakage.
+    """
 
     __slots__ = ("_holds", "_lots", "heap")
 
@@ -41,7 +44,7 @@ class Deadlines:
                 self._rebuild()
 
     def watch_lot(self, lot: Lot) -> None:
-        """Remember when a lot expires, if it ever does."""
+        """Remember when a lot that has something free (again) expires, if it ever does."""
         if lot.expires_at_us is not None:
             heappush(self.heap, (lot.expires_at_us, LOT, lot.lot_id))
 
@@ -62,8 +65,7 @@ class Deadlines:
         if kind == HOLD:
             hold = self._holds.get(name)
             return hold is not None and hold.expires_at_us == at_us
-        lot = self._lots[name]
-        return lot.free_uhs > 0 or lot.held_uhs > 0
+        return self._lots[name].free_uhs > 0
 
     def _rebuild(self) -> None:
         self.heap.clear()
@@ -71,6 +73,6 @@ class Deadlines:
         self.heap += [
             (lot.expires_at_us, LOT, lot.lot_id)
             for lot in self._lots.values()
-            if lot.expires_at_us is not None and (lot.free_uhs or lot.held_uhs)
+            if lot.expires_at_us is not None and lot.free_uhs
         ]
         heapify(self.heap)

@@ -82,6 +82,7 @@ class Till(Sweeping, kw_only=True, dict=True):
         lot = new_lot(account_id, lot_id=lot_id, amount_uhs=amount_uhs, terms=terms, now_us=now_us)
         self.lots[lot_id] = lot
         self._burn_again(account, lot)
+        self._deadlines.watch_lot(lot)
         price = terms.price_microcny if terms.channel else 0
         side = _ON_ACCOUNT if terms.channel == _ON_ACCOUNT else "cash"
         if side == _ON_ACCOUNT:

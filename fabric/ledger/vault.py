@@ -220,6 +220,8 @@ class Vault(Daybook, kw_only=True, dict=True):
             lot = self.lots[piece.lot_id]
             lot.held_uhs -= part
             if lot.alive(now_us):
+                if not lot.free_uhs:
+                    self._deadlines.watch_lot(lot)
                 lot.free_uhs += part
                 freed.append(LotShare(piece.lot_id, part))
             else:
@@ -266,7 +268,6 @@ class Vault(Daybook, kw_only=True, dict=True):
         """Put a lot (back) into its place in the burn order."""
         if lot.lot_id not in account.burning:
             insort(account.burning, lot.lot_id, key=self._burn_key)
-            self._deadlines.watch_lot(lot)
 
     def _burn_key(self, lot_id: str) -> BurnKey:
         return self.lots[lot_id].burn_key

@@ -112,3 +112,10 @@ def test_ended_holds_are_forgotten_in_time_and_lapsed_ones_much_later(funded, us
     assert (list(funded.ended), list(funded.lapsed)) == ([], ["silent"])
     funded.sweep(now_us=21 + REMEMBER_LAPSED_US)
     assert list(funded.lapsed) == []
+
+
+def test_a_lot_that_expired_under_a_hold_is_not_due_again(funded, use):
+    funded.authorize("ada", hold_id="job", amount_uhs=60, use=use, now_us=0, expires_at_us=None)
+    funded.sweep(now_us=100)
+    copy = msgspec.msgpack.decode(msgspec.msgpack.encode(funded), type=Book)
+    assert (funded.next_due_us(), copy.next_due_us()) == (None, None)
