@@ -9,7 +9,7 @@ import time
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import grpc
 import grpc.aio
@@ -24,6 +24,8 @@ from fabric.wire import ERROR_METADATA, encode_error
 from fabric.wire.service import METHODS, SERVICE_NAME, Method
 
 log = structlog.get_logger()
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 _STOP_GRACE_S: Final = 2.0
 _DETAILS_CHARS_MAX: Final = 400
@@ -137,7 +139,7 @@ async def serve(door: Door, *, tls: TlsFiles, host: str = "127.0.0.1", port: int
     return RpcServer(server, door, host=host, port=bound)
 
 
-def _handler(door: Door, method: Method, call: Call) -> grpc.RpcMethodHandler[Any, Any]:
+def _handler(door: Door, method: Method, call: Call) -> "grpc.RpcMethodHandler[Any, Any]":
     decode: Callable[[bytes], Any] = method.request.FromString
     encode: Callable[[Any], bytes] = method.reply.SerializeToString
     if method.server_streams:
@@ -148,7 +150,7 @@ def _handler(door: Door, method: Method, call: Call) -> grpc.RpcMethodHandler[An
 
 
 def _answering(door: Door, method: Method, call: Call) -> Callable[[Any, Any], Awaitable[Any]]:
-    async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    async def answer(request: Any, context: Context) -> Any:
         try:
             caller = await _admit(door, call, context)
             return await call.run(door, caller, request)
@@ -159,7 +161,7 @@ def _answering(door: Door, method: Method, call: Call) -> Callable[[Any, Any], A
 
 
 def _streaming(door: Door, method: Method, call: Call) -> Callable[[Any, Any], AsyncIterator[Any]]:
-    async def answers(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+    async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
             caller = await _admit(door, call, context)
             checked_at = time.monotonic()
@@ -176,13 +178,13 @@ def _streaming(door: Door, method: Method, call: Call) -> Callable[[Any, Any], A
     return answers
 
 
-async def _admit(door: Door, call: Call, context: grpc.aio.ServicerContext[Any, Any]) -> Caller:
+async def _admit(door: Door, call: Call, context: Context) -> Caller:
     caller = await _caller(door, call, context)
     door.rate.spend(caller.key_id)
     return caller
 
 
-async def _caller(door: Door, call: Call, context: grpc.aio.ServicerContext[Any, Any]) -> Caller:
+async def _caller(door: Door, call: Call, context: Context) -> Caller:
     metadata: Any = context.invocation_metadata() or ()
     headers = {key: value for key, value in metadata if isinstance(value, str)}
     caller = await door.keys.caller(headers.get("authorization", ""), acts_for=headers.get("fabric-account", ""))
@@ -191,7 +193,7 @@ async def _caller(door: Door, call: Call, context: grpc.aio.ServicerContext[Any,
     return caller
 
 
-async def _refuse(context: grpc.aio.ServicerContext[Any, Any], method: Method, error: Exception) -> None:
+async def _refuse(context: Context, method: Method, error: Exception) -> None:
     known = error if isinstance(error, FabricError) else _unexpected(method, error)
     encoded = encode_error(known)
     if len(encoded) > _ERROR_BYTES_MAX:

@@ -1,0 +1,80 @@
+"""The commands put together, and how errors end them."""
+
+import logging
+import sys
+from typing import Annotated, Any, Final
+
+import stamina.instrumentation
+import typer
+import typer.core
+
+from fabric.cli import audit, cluster, jobs, keys, money, operator
+from fabric.cli.output import print_error
+from fabric.errors import FabricError
+
+INTERRUPTED: Final = 130
+_WANTS_JSON: Final = "fabric.wants_json"
+EPILOG: Final = (
+    "Exit codes: 0 done · 1 our own mistake · 2 the request can't succeed as written · 3 no valid key, or not allowed ·"
+    " 4 not enough tokens · 5 no such thing · 6 conflict · 7 the job failed · 8 try again later · 130 interrupted"
+)
+
+
+class Commands(typer.core.TyperGroup):
+    """A group in which an expected error is one line and an exit code."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        own_words = args[: args.index("--")] if "--" in args else args
+        wants_json = "--json" in own_words
+        context = super().make_context(info_name, args, parent, **extra)
+        context.meta[_WANTS_JSON] = wants_json
+        return context
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FabricError as error:
+            if ctx.params.get("debug"):
+                raise
+            print_error(error, as_json=ctx.meta[_WANTS_JSON])
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            sys.stderr.close()
+            raise typer.Exit(0) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="fabric",
+    help="Compute sold as tokens: submit jobs, watch them burn, prove every charge.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+@app.callback()
+def start(
+    *,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+) -> None:
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, stream=sys.stderr)
+    if not debug:
+        # A retry is no news to whoever waits for the answer.
+        stamina.instrumentation.set_on_retry_hooks([])
+
+
+for module in (cluster, jobs, money):
+    module.register(app)
+app.add_typer(keys.app, name="keys")
+app.add_typer(audit.app, name="audit")
+app.add_typer(operator.app, name="ops")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

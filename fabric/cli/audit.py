@@ -1,0 +1,76 @@
+"""Commands for whoever doubts a bill. `verify` works offline and trusts nothing of the fabric's."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fabric.audit.verify import verify_export
+from fabric.cli.output import console, print_json
+from fabric.cli.session import AsJson, ForAccount, client
+from fabric.errors import InvalidRequest, JournalCorrupt
+from fabric.wire import fabric_pb2 as pb
+
+app = typer.Typer(help="Proof: export the sealed log, verify it offline, read receipts.", no_args_is_help=True)
+
+
+@app.command()
+def export(
+    file: Annotated[Path | None, typer.Argument(help="Where to write it; standard output if not given.")] = None,
+    *,
+    account: ForAccount = "",
+) -> None:
+    """Everything that is sealed about the account, as JSON lines."""
+    chunks = client(account).stream(pb.ExportRequest(), pb.Chunk)
+    if file is None:
+        for chunk in chunks:
+            sys.stdout.buffer.write(chunk.data)
+        return
+    with file.open("wb") as out:
+        for chunk in chunks:
+            out.write(chunk.data)
+    console().print(f"written to {file}: check it with `fabric audit verify {file}`", markup=False)
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="An export.")],
+    *,
+    key: Annotated[str | None, typer.Option(help="The public key you trust; without it the export's own.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check an export offline: every hash, signature, sum and charge."""
+    try:
+        with file.open(encoding="utf-8") as lines:
+            report = verify_export(lines, trusted_key=key)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"can't read {file}: {error}", code="no_export") from None
+    if report.problem:
+        raise JournalCorrupt(report.problem, file=str(file))
+    facts = {"entries": report.size, "root": report.root, "origin": report.origin, "key": report.key}
+    if as_json:
+        print_json({"verified": True, **facts, "counts": dict(report.counts), "notes": report.notes})
+    else:
+        console().print(str(report), markup=False)
+
+
+@app.command()
+def receipts(
+    *,
+    job: Annotated[str, typer.Option(help="Only this job's.")] = "",
+    account: ForAccount = "",
+    as_json: AsJson = False,
+) -> None:
+    """The proofs that the account's entries are in the sealed log."""
+    found = [
+        json.loads(document.json) for document in client(account).stream(pb.ReceiptsRequest(job_id=job), pb.Document)
+    ]
+    if as_json:
+        print_json(found)
+        return
+    for receipt in found:
+        console().print(
+            f"entry {receipt['seq']} of {receipt['tree_size']}: leaf {receipt['leaf_hash']}, {len(receipt['proof'])} hashes"
+        )

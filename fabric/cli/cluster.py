@@ -1,0 +1,74 @@
+"""Commands that start, stop and examine a whole fabric: the only ones that reach beyond the wire."""
+
+import importlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fabric.cli.output import console, print_facts, print_json
+from fabric.cli.session import AsJson
+from fabric.profile import Profile, save_profile
+
+StateDir = Annotated[Path | None, typer.Option(help="Where its state lives.")]
+Config = Annotated[Path | None, typer.Option(exists=False, help="A cluster file; without one, a local cluster.")]
+
+
+def register(app: typer.Typer) -> None:
+    for name, command in (("up", up), ("down", down), ("doctor", doctor)):
+        app.command(name, rich_help_panel="Cluster")(command)
+
+
+def up(
+    *,
+    local: Annotated[bool, typer.Option("--local", help="A local cluster of simulated nodes.")] = False,
+    config: Config = None,
+    state_dir: StateDir = None,
+    profile: Annotated[str, typer.Option(help="Under which name to keep the connection.")] = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Start a fabric, and keep how to reach it in the profile."""
+    house = importlib.import_module("fabric.house")
+    if local and config is not None:
+        raise typer.BadParameter("choose --local or --config")
+    out = console()
+    found: Any = house.up(config, state_dir=state_dir, say=lambda doing: None if as_json else out.print(f"… {doing}"))
+    api_key = house.operator_key(Path(found.state_dir))
+    file = save_profile(Profile(address=found.address, ca=found.ca, api_key=api_key), name=profile)
+    if as_json:
+        print_json(
+            {
+                "name": found.name,
+                "address": found.address,
+                "ca": found.ca,
+                "dashboard": found.dashboard,
+                "state_dir": found.state_dir,
+                "verifier_key": found.verifier_key,
+                "profile": str(file),
+            }
+        )
+        return
+    print_facts(
+        {
+            "up": f"{found.name}, {found.nodes} nodes, at {found.address}",
+            "dashboard": found.dashboard or "–",
+            "state": found.state_dir,
+            "profile": f"{file} ({profile})",
+            "next": "fabric ops open-account acme --plan starter && fabric topup 10 -a acme",
+        }
+    )
+
+
+def down(*, state_dir: StateDir = None, as_json: AsJson = False) -> None:
+    """Stop a fabric in order. Nothing that was booked is lost."""
+    found: Any = importlib.import_module("fabric.house").down(state_dir)
+    print_json({"name": found.name, "stopped": True}) if as_json else console().print(f"{found.name} is down")
+
+
+def doctor(*, config: Config = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
+    """Say what is missing, and how to mend it."""
+    _doctor(config, state_dir, as_json=as_json)
+
+
+def _doctor(config: Path | None, state_dir: Path | None, *, as_json: bool) -> None:
+    raise NotImplementedError

@@ -1,0 +1,325 @@
+"""Commands about jobs."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import typer
+from rich.console import Group
+from rich.live import Live
+
+from fabric.cli.output import (
+    console,
+    duration,
+    optional,
+    percent,
+    print_facts,
+    print_json,
+    print_records,
+    record,
+    table,
+    time_of,
+)
+from fabric.cli.session import AsJson, ForAccount, JobIdArgument, client, connected
+from fabric.client import new_request_id
+from fabric.errors import InvalidRequest
+from fabric.units import PPM, format_cny, format_ct, parse_ct
+from fabric.wire import fabric_pb2 as pb
+
+UHS_PER_S_TO_CT_PER_H: Final = 3600
+_TOP_JOBS: Final = 30
+
+Tokens = Annotated[str, typer.Option("--tokens", "-t", help="The most the job may burn, e.g. 2 or 0.5.")]
+Accelerators = Annotated[
+    str, typer.Option("--accelerators", "-x", help="H100:2, any, or types to choose from: H100:2,A100:2.")
+]
+Hold = Annotated[
+    Literal["full", "rolling"], typer.Option(help="Hold the whole limit at the start, or a part at a time.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    for name, command in (
+        ("quote", quote),
+        ("submit", submit),
+        ("jobs", jobs),
+        ("job", job),
+        ("logs", logs),
+        ("result", result),
+        ("cancel", cancel),
+        ("pause", pause),
+        ("resume", resume),
+        ("raise-limit", raise_limit),
+        ("top", top),
+    ):
+        app.command(name, rich_help_panel="Jobs")(command)
+
+
+def quote(
+    *,
+    tokens: Tokens,
+    accelerators: Accelerators = "any",
+    hold: Hold = "full",
+    account: ForAccount = "",
+    as_json: AsJson = False,
+) -> None:
+    """What a job would hold and burn. Changes nothing."""
+    from fabric.sdk.request import build_spec  # noqa: PLC0415
+
+    spec = build_spec(name="quote", kind="script", tokens=tokens, accelerators=_types(accelerators), hold=hold)
+    answer = client(account).call(pb.QuoteRequest(spec=spec), pb.QuoteReply)
+    if as_json:
+        print_json(record(answer))
+        return
+    print_facts(
+        {
+            "reckoned with": f"{answer.devices} × {answer.accelerator}",
+            "held to start": f"{format_ct(answer.hold_uhs, round_up=True)} CT of {format_ct(answer.free_uhs)} CT free",
+            "burns": f"{_per_hour(answer.burn_uhs_per_s)} CT/h busy, {_per_hour(answer.burn_idle_uhs_per_s)} CT/h idle",
+            "lasts": f"{duration(answer.runtime_us)} at 80 % utilisation",
+            "costs": f"{format_cny(answer.cost_microcny)} CNY at most",
+            "starts": "now" if answer.placeable_now else "when devices come free",
+            "accepted": answer.refusal or "yes",
+        }
+    )
+
+
+def submit(
+    words: Annotated[
+        list[str], typer.Argument(metavar="SCRIPT | -- COMMAND...", help="A Python script, or a command after --.")
+    ],
+    *,
+    tokens: Tokens,
+    accelerators: Accelerators = "any",
+    name: Annotated[str, typer.Option(help="What people see.")] = "",
+    service: Annotated[str, typer.Option(help="training, batch or inference.")] = "training",
+    hold: Hold = "full",
+    working_dir: Annotated[Path | None, typer.Option(help="Sent along, without what .fabricignore names.")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeat for more.")] = None,
+    ray_program: Annotated[bool, typer.Option(help="It starts Ray tasks of its own, which hold the devices.")] = False,
+    preemptible: Annotated[bool, typer.Option(help="Whether it may be parked for others.")] = True,
+    max_retries: Annotated[int, typer.Option(help="How often its own failure is tried again.")] = 0,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds on devices, then it is parked.")] = None,
+    grace: Annotated[float | None, typer.Option(help="Seconds it is given to checkpoint.")] = None,
+    devices_per_node: Annotated[int | None, typer.Option(help="For gangs over several nodes.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its logs until it ends.")] = False,
+    account: ForAccount = "",
+    as_json: AsJson = False,
+) -> None:
+    """Hold tokens for a job and queue it.
+
+    For example: fabric submit train.py --tokens 2 --accelerators H100:1 --follow
+    """
+    with connected(account) as fabric:
+        script = words[0].endswith(".py")
+        made = fabric.submit(
+            words[0] if script else words,
+            *(words[1:] if script else ()),
+            tokens=tokens,
+            accelerators=_types(accelerators),
+            name=name or None,
+            service=service,
+            hold=hold,
+            working_dir=working_dir,
+            env=_environment(env or []),
+            ray_program=ray_program,
+            preemptible=preemptible,
+            max_retries=max_retries,
+            time_limit=time_limit,
+            grace=grace,
+            devices_per_node=devices_per_node,
+        )
+        if not follow:
+            print_json({"job_id": made.id, "state": made.state}) if as_json else console().print(made.id)
+            return
+        print(made.id, file=sys.stderr)
+        made.print_logs(follow=True)
+        made.result()
+        if as_json:
+            print_json(record(made.info()))
+
+
+def jobs(
+    *,
+    state: Annotated[list[str] | None, typer.Option(help="Only these; repeat for more.")] = None,
+    limit: Annotated[int, typer.Option(help="How many, newest first.")] = 50,
+    account: ForAccount = "",
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    found = client(account).call(pb.ListJobsRequest(states=state or [], limit=limit), pb.ListJobsReply).jobs
+    print_records(found, as_json=as_json, title="jobs", columns=_JOB_COLUMNS)
+
+
+def job(job_id: JobIdArgument, *, account: ForAccount = "", as_json: AsJson = False) -> None:
+    """Everything about one job."""
+    found = client(account).call(pb.GetJobRequest(job_id=job_id), pb.Job)
+    if as_json:
+        print_json(record(found))
+        return
+    facts = {title: show(found) for title, show in _JOB_COLUMNS.items()}
+    facts |= {
+        "held": f"{format_ct(found.held_uhs)} CT",
+        "nodes": ", ".join(found.nodes) or "–",
+        "attempts": str(found.attempts),
+        "submitted": time_of(found.submitted_at_us),
+        "started": time_of(optional(found, "started_at_us")),
+        "ended": time_of(optional(found, "ended_at_us")),
+        "settled": "yes" if found.settled else "not yet",
+        "error": found.error or "–",
+    }
+    print_facts(facts)
+
+
+def logs(
+    job_id: JobIdArgument,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+    account: ForAccount = "",
+) -> None:
+    """What a job has written."""
+    for chunk in client(account).stream(pb.LogsRequest(job_id=job_id, follow=follow), pb.LogChunk):
+        sys.stdout.write(chunk.data.decode("utf-8", errors="replace"))
+        sys.stdout.flush()
+
+
+def result(
+    job_id: JobIdArgument,
+    *,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the pickle there, unopened.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds to wait for the job.")] = None,
+    account: ForAccount = "",
+    as_json: AsJson = False,
+) -> None:
+    """Wait for a job and show what it returned."""
+    with connected(account) as fabric:
+        waited = fabric.job(job_id)
+        if output is not None:
+            waited.wait(timeout)
+            output.write_bytes(fabric.client.fetch(pb.ResultRequest(job_id=job_id)))
+            return
+        try:
+            value = waited.result(timeout)
+        except TimeoutError as error:
+            raise InvalidRequest(f"{error}: give it more --timeout", code="timeout") from None
+        print_json({"job_id": job_id, "result": repr(value)}) if as_json else console().print(repr(value), markup=False)
+
+
+def cancel(job_id: JobIdArgument, *, account: ForAccount = "", as_json: AsJson = False) -> None:
+    """End a job; what it burned is charged."""
+    client(account).call(pb.CancelRequest(request_id=new_request_id(), job_id=job_id), pb.Accepted)
+    _done(job_id, "will end", as_json=as_json)
+
+
+def pause(job_id: JobIdArgument, *, account: ForAccount = "", as_json: AsJson = False) -> None:
+    """Ask a job to checkpoint, and park it."""
+    client(account).call(pb.PauseRequest(request_id=new_request_id(), job_id=job_id), pb.Accepted)
+    _done(job_id, "will be parked", as_json=as_json)
+
+
+def resume(job_id: JobIdArgument, *, account: ForAccount = "", as_json: AsJson = False) -> None:
+    """Let a parked job go on."""
+    client(account).call(pb.ResumeRequest(request_id=new_request_id(), job_id=job_id), pb.Accepted)
+    _done(job_id, "will go on", as_json=as_json)
+
+
+def raise_limit(
+    job_id: JobIdArgument,
+    tokens: Annotated[str, typer.Argument(help="The most it may burn altogether.")],
+    *,
+    account: ForAccount = "",
+    as_json: AsJson = False,
+) -> None:
+    """Give a job a new limit; one that was parked at its limit goes on."""
+    request = pb.RaiseLimitRequest(request_id=new_request_id(), job_id=job_id, limit_uhs=parse_ct(tokens))
+    client(account).call(request, pb.Accepted)
+    _done(job_id, f"may now burn {tokens} CT", as_json=as_json)
+
+
+def top(
+    *,
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once.")] = False,
+    account: ForAccount = "",
+    as_json: AsJson = False,
+) -> None:
+    """What runs and what it burns, live; in a pipe, once."""
+    door = client(account)
+    if as_json:
+        print_json([record(found) for found in _unended(door)])
+        return
+    if once or not sys.stdout.isatty():
+        console().print(_top_view(_unended(door)))
+        return
+    with Live(_top_view(_unended(door)), console=console(), screen=True, auto_refresh=False) as live:
+        while True:
+            time.sleep(interval)
+            live.update(_top_view(_unended(door)), refresh=True)
+
+
+def _unended(door: Any) -> list[pb.Job]:
+    states = ("running", "stopping", "starting", "parked", "queued")
+    reply = door.call(pb.ListJobsRequest(states=states, limit=500), pb.ListJobsReply)
+    return sorted(reply.jobs, key=lambda found: (states.index(found.state), -found.burn_uhs_per_s))
+
+
+def _top_view(found: list[pb.Job]) -> Group:
+    burn = sum(each.burn_uhs_per_s for each in found)
+    running = sum(each.state == "running" for each in found)
+    head = f"{running} running, {len(found)} in all · burning {_per_second(burn)} CT/s = {_per_hour(burn)} CT/h"
+    rows = [[show(each) for show in _TOP_COLUMNS.values()] for each in found[:_TOP_JOBS]]
+    return Group(head, table("", tuple(_TOP_COLUMNS), rows))
+
+
+def _done(job_id: str, what: str, *, as_json: bool) -> None:
+    print_json({"job_id": job_id, "accepted": True}) if as_json else console().print(f"{job_id} {what}")
+
+
+def _types(given: str) -> str | list[str]:
+    types = [each.strip() for each in given.split(",")]
+    return types[0] if len(types) == 1 else types
+
+
+def _environment(given: list[str]) -> dict[str, str]:
+    pairs = [each.partition("=") for each in given]
+    for name, equals, _ in pairs:
+        if not (name and equals):
+            raise InvalidRequest(f"--env {name!r}: write NAME=VALUE", code="invalid_env")
+    return {name: value for name, _, value in pairs}
+
+
+def _per_hour(uhs_per_s: int) -> str:
+    return format_ct(uhs_per_s * UHS_PER_S_TO_CT_PER_H, decimals=3)
+
+
+def _per_second(uhs_per_s: int) -> str:
+    return format_ct(uhs_per_s, decimals=6)
+
+
+def _state(found: pb.Job) -> str:
+    return found.state
+
+
+_JOB_COLUMNS: Final[dict[str, Any]] = {
+    "job": lambda found: found.job_id,
+    "name": lambda found: found.name,
+    "state": _state,
+    "why": lambda found: found.reason or "–",
+    "accelerator": lambda found: f"{found.devices} × {found.accelerator}",
+    "burned CT": lambda found: format_ct(found.burned_uhs),
+    "limit CT": lambda found: format_ct(found.limit_uhs),
+    "submitted": lambda found: time_of(found.submitted_at_us),
+}
+_TOP_COLUMNS: Final[dict[str, Any]] = {
+    "job": lambda found: found.job_id,
+    "name": lambda found: found.name,
+    "state": _state,
+    "accelerator": lambda found: f"{found.devices} × {found.accelerator}",
+    "util": lambda found: percent(min(found.utilisation_ppm, PPM)) if found.state == "running" else "–",
+    "burn CT/s": lambda found: _per_second(found.burn_uhs_per_s),
+    "burned CT": lambda found: format_ct(found.burned_uhs),
+    "limit CT": lambda found: format_ct(found.limit_uhs),
+    "runway": lambda found: duration(optional(found, "runway_us")),
+    "why": lambda found: found.reason if found.state != "running" else "",
+}

@@ -1,0 +1,80 @@
+"""Commands about API keys."""
+
+import time
+from typing import Annotated, Any, Final
+
+import typer
+
+from fabric.cli.output import console, print_json, print_records, time_of
+from fabric.cli.session import AsJson, ForAccount, client
+from fabric.client import new_request_id
+from fabric.errors import InvalidRequest
+from fabric.units import format_ct, parse_ct
+from fabric.wire import fabric_pb2 as pb
+from fabric.wire import format_key, hash_secret, make_secret
+
+app = typer.Typer(help="API keys: make, list, revoke.", no_args_is_help=True)
+
+_US_PER_DAY: Final = 86_400_000_000
+_DAYS_MAX: Final = 3_650
+
+
+@app.command()
+def create(
+    *,
+    name: Annotated[str, typer.Option(help="What it is for.")] = "",
+    limit: Annotated[str | None, typer.Option(help="The most its jobs may burn, together and ever, in tokens.")] = None,
+    days: Annotated[float | None, typer.Option(help="How many days it is good.")] = None,
+    operator: Annotated[bool, typer.Option("--operator", help="Operators: make another operator's key.")] = False,
+    account: ForAccount = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make a key. It is shown once: only its hash is kept."""
+    if days is not None and not 0 < days <= _DAYS_MAX:
+        raise InvalidRequest(f"--days {days:g}: give more than 0 and at most {_DAYS_MAX}", code="invalid_duration")
+    secret = make_secret()
+    request = pb.CreateKeyRequest(
+        request_id=new_request_id(),
+        secret_sha256=hash_secret(secret),
+        name=name,
+        operator=operator,
+        limit_uhs=None if limit is None else parse_ct(limit),
+        expires_at_us=None if days is None else time.time_ns() // 1000 + round(days * _US_PER_DAY),
+    )
+    key_id = client(account).call(request, pb.CreateKeyReply).key_id
+    api_key = format_key(key_id, secret)
+    if as_json:
+        print_json({"key_id": key_id, "api_key": api_key})
+    else:
+        console().print(f"{api_key}\nKeep it now: it is not shown again.", markup=False)
+
+
+@app.command("ls")
+def list_keys(*, account: ForAccount = "", as_json: AsJson = False) -> None:
+    """List keys."""
+    found = client(account).call(pb.ListKeysRequest(), pb.ListKeysReply).keys
+    print_records(found, as_json=as_json, title="keys", columns=_COLUMNS)
+
+
+@app.command()
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="KEY", help="The key's id.")],
+    *,
+    account: ForAccount = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make a key worthless."""
+    client(account).call(pb.RevokeKeyRequest(request_id=new_request_id(), key_id=key_id), pb.Accepted)
+    print_json({"key_id": key_id, "revoked": True}) if as_json else console().print(f"{key_id} is revoked")
+
+
+_COLUMNS: Final[dict[str, Any]] = {
+    "key": lambda key: key.key_id,
+    "name": lambda key: key.name or "–",
+    "account": lambda key: key.account_id,
+    "kind": lambda key: "operator" if key.operator else "customer",
+    "spent CT": lambda key: format_ct(key.spent_uhs),
+    "limit CT": lambda key: format_ct(key.limit_uhs) if key.HasField("limit_uhs") else "–",
+    "expires": lambda key: time_of(key.expires_at_us),
+    "state": lambda key: "revoked" if key.revoked else "good",
+}

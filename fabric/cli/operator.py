@@ -1,0 +1,132 @@
+"""Commands for operators."""
+
+from typing import Annotated, Any, Final
+
+import typer
+
+from fabric.cli.output import console, print_json, print_records, record
+from fabric.cli.session import AsJson, client
+from fabric.client import new_request_id
+from fabric.units import format_ct, parse_ct
+from fabric.wire import fabric_pb2 as pb
+
+app = typer.Typer(help="For operators: accounts, nodes, leases, periods.", no_args_is_help=True)
+
+_US_PER_S: Final = 1_000_000
+_US_PER_DAY: Final = 86_400 * _US_PER_S
+
+
+@app.command()
+def accounts(*, as_json: AsJson = False) -> None:
+    """All customers."""
+    found = client().call(pb.ListAccountsRequest(), pb.ListAccountsReply).accounts
+    print_records(found, as_json=as_json, title="accounts", columns=_ACCOUNT_COLUMNS)
+
+
+@app.command("open-account")
+def open_account(
+    account_id: Annotated[str, typer.Argument(metavar="ACCOUNT", help="Its id.")],
+    *,
+    plan: Annotated[str, typer.Option(help="A plan's name, as `fabric plans` shows it.")],
+    name: Annotated[str, typer.Option(help="What people see.")] = "",
+    credit: Annotated[str | None, typer.Option(help="Tokens of credit, for postpaid plans.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Open an account for a customer."""
+    request = pb.OpenAccountRequest(
+        request_id=new_request_id(),
+        account_id=account_id,
+        name=name,
+        plan=plan,
+        credit_limit_uhs=0 if credit is None else parse_ct(credit),
+    )
+    _done(client().call(request, pb.Accepted), f"account {account_id} is open", as_json=as_json)
+
+
+@app.command()
+def grant(
+    account_id: Annotated[str, typer.Argument(metavar="ACCOUNT")],
+    tokens: Annotated[str, typer.Argument(help="How many.")],
+    *,
+    origin: Annotated[str, typer.Option(help="promotion, refund or exchange.")] = "promotion",
+    days: Annotated[int | None, typer.Option(min=1, help="How many days they are good.")] = None,
+    accelerator: Annotated[list[str] | None, typer.Option(help="Good only on these; repeat for more.")] = None,
+    service: Annotated[list[str] | None, typer.Option(help="Good only for these; repeat for more.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give tokens away."""
+    request = pb.GrantRequest(
+        request_id=new_request_id(),
+        account_id=account_id,
+        amount_uhs=parse_ct(tokens),
+        origin=origin,
+        scope=pb.Scope(accelerators=accelerator or [], services=service or []),
+        lifetime_us=None if days is None else days * _US_PER_DAY,
+    )
+    _done(client().call(request, pb.Accepted), f"{tokens} CT granted to {account_id}", as_json=as_json)
+
+
+@app.command()
+def nodes(*, as_json: AsJson = False) -> None:
+    """All nodes, and what is free on them."""
+    found = client().call(pb.ListNodesRequest(), pb.ListNodesReply).nodes
+    print_records(found, as_json=as_json, title="nodes", columns=_NODE_COLUMNS)
+
+
+@app.command()
+def leases(*, as_json: AsJson = False) -> None:
+    """All leases."""
+    found = client().call(pb.ListLeasesRequest(), pb.ListLeasesReply).leases
+    print_records(found, as_json=as_json, title="leases", columns=_LEASE_COLUMNS)
+
+
+@app.command()
+def drain(
+    node_id: Annotated[str, typer.Argument(metavar="NODE")],
+    *,
+    grace: Annotated[int, typer.Option(min=0, help="Seconds that jobs are given to checkpoint.")] = 60,
+    as_json: AsJson = False,
+) -> None:
+    """Let nothing new onto a node, and what runs there leave."""
+    request = pb.DrainNodeRequest(node_id=node_id, grace_us=grace * _US_PER_S)
+    _done(client().call(request, pb.Accepted), f"{node_id} is draining", as_json=as_json)
+
+
+@app.command("close-period")
+def close_period(
+    period: Annotated[str, typer.Argument(help="Its name, e.g. 2026-11.")], *, as_json: AsJson = False
+) -> None:
+    """Seal what has been booked since the last close; postpaid debt is invoiced."""
+    request = pb.ClosePeriodRequest(request_id=new_request_id(), period=period)
+    _done(client().call(request, pb.Accepted), f"period {period} is closed", as_json=as_json)
+
+
+def _done(accepted: pb.Accepted, what: str, *, as_json: bool) -> None:
+    print_json(record(accepted)) if as_json else console().print(what, markup=False)
+
+
+_ACCOUNT_COLUMNS: Final[dict[str, Any]] = {
+    "account": lambda account: account.account_id,
+    "name": lambda account: account.name,
+    "plan": lambda account: account.plan,
+    "free CT": lambda account: format_ct(account.free_uhs),
+    "held CT": lambda account: format_ct(account.held_uhs),
+    "owed CT": lambda account: format_ct(account.debt_uhs),
+}
+_NODE_COLUMNS: Final[dict[str, Any]] = {
+    "node": lambda node: node.node_id,
+    "accelerator": lambda node: node.accelerator,
+    "pool": lambda node: node.pool + (f" of {node.dedicated_to}" if node.dedicated_to else ""),
+    "devices": lambda node: str(node.devices),
+    "free": lambda node: str(node.free),
+    "state": lambda node: node.state,
+    "leases": lambda node: ", ".join(node.leases) or "–",
+}
+_LEASE_COLUMNS: Final[dict[str, Any]] = {
+    "lease": lambda lease: lease.lease_id,
+    "job": lambda lease: lease.job_id,
+    "account": lambda lease: lease.account_id,
+    "accelerator": lambda lease: lease.accelerator,
+    "where": lambda lease: ", ".join(f"{share.node_id}: {share.devices}" for share in lease.shares),
+    "state": lambda lease: lease.state,
+}

@@ -1,0 +1,140 @@
+"""What commands print: tables for people, JSON for programs, one line for an error."""
+
+import datetime as dt
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fabric.errors import FabricError
+from fabric.units import format_cny, format_ct
+
+_PIPE_WIDTH: Final = 240
+_STATE_STYLES: Final = {
+    "running": "green",
+    "succeeded": "green",
+    "up": "green",
+    "failed": "red",
+    "down": "red",
+    "parked": "yellow",
+    "stopping": "yellow",
+    "draining": "yellow",
+}
+
+
+def console() -> Console:
+    """Standard output as it is now: colours and the terminal's width for people, plain wide lines in a pipe."""
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def record(message: Message) -> dict[str, Any]:
+    """A message for programs: every field, amounts as strings and in tokens."""
+    return _record({field.name: _value(message, field) for field in message.DESCRIPTOR.fields})
+
+
+def _record(values: Mapping[str, Any]) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    for name, value in values.items():
+        if "_uhs" not in name and not name.endswith("_microcny"):
+            shown[name] = value
+            continue
+        shown[name] = None if value is None else str(value)
+        if value is not None and "_uhs" in name:
+            shown[name.replace("_uhs", "_ct")] = format_ct(value, decimals=8)
+        elif value is not None:
+            shown[name.replace("_microcny", "_cny")] = format_cny(value)
+    return shown
+
+
+def _value(message: Message, field: Any) -> Any:
+    if field.has_presence and not message.HasField(field.name):
+        return None
+    value = getattr(message, field.name)
+    if field.is_repeated:
+        return [record(each) if isinstance(each, Message) else each for each in value]
+    return record(value) if isinstance(value, Message) else value
+
+
+def print_records(
+    messages: Sequence[Message],
+    *,
+    as_json: bool,
+    title: str,
+    columns: Mapping[str, Callable[[Any], str]],
+) -> None:
+    """A list: a table with these columns, or all of it as JSON."""
+    if as_json:
+        print_json([record(message) for message in messages])
+        return
+    if not messages:
+        console().print(f"no {title}")
+        return
+    console().print(
+        table(title, tuple(columns), ([show(message) for show in columns.values()] for message in messages))
+    )
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A plain table; numbers to the right."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
+    for column in columns:
+        made.add_column(column, justify="right" if column.split()[-1] in _TO_THE_RIGHT else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(cell, style=_STATE_STYLES.get(cell, "")) for cell in row))
+    return made
+
+
+_TO_THE_RIGHT: Final = frozenset({"CT", "CT/h", "CT/s", "CNY", "devices", "free", "util", "runway", "attempts"})
+
+
+def print_facts(facts: Mapping[str, str], *, title: str = "") -> None:
+    """Names and values, one a line."""
+    made = table(title, ("", ""), ((name, value) for name, value in facts.items()))
+    made.show_header = False
+    console().print(made)
+
+
+def print_error(error: FabricError, *, as_json: bool) -> None:
+    """One line on standard error."""
+    if as_json:
+        parts = {"code": error.code, "http_status": error.http_status, "message": error.message, "facts": error.facts}
+        print(json.dumps({"error": parts}, ensure_ascii=False), file=sys.stderr)
+        return
+    out = Console(stderr=True, highlight=False, soft_wrap=True)
+    out.print(Text(f"error: {error.message} ({error.code})", style="red"))
+
+
+def time_of(at_us: int | None) -> str:
+    """A time for people, in their own zone."""
+    if not at_us:
+        return "–"
+    return dt.datetime.fromtimestamp(at_us / 1_000_000, tz=dt.UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def duration(us: int | None) -> str:
+    """A duration for people: its two largest parts."""
+    if us is None:
+        return "–"
+    seconds = us // 1_000_000
+    parts = [(seconds // 86_400, "d"), (seconds // 3_600 % 24, "h"), (seconds // 60 % 60, "min"), (seconds % 60, "s")]
+    while len(parts) > 1 and parts[0][0] == 0:
+        parts.pop(0)
+    return " ".join(f"{count} {unit}" for count, unit in parts[:2])
+
+
+def percent(ppm: int) -> str:
+    return f"{ppm // 10_000} %"
+
+
+def optional(message: Message, field: str) -> Any:
+    """A field's value, or None where it isn't set."""
+    return getattr(message, field) if message.HasField(field) else None
