@@ -1,0 +1,98 @@
+"""All checks in order: the machine first, then what a cluster file needs beyond it."""
+
+import datetime as dt
+import sys
+from pathlib import Path
+
+import apsw
+
+from fabric.cluster_file import read_yaml
+from fabric.doctor import machine, software, surroundings
+from fabric.doctor.findings import Finding, Health, fail, ok
+from fabric.errors import InvalidConfig
+from fabric.settings import (
+    ClusterConfig,
+    DirectoryArchive,
+    PostgresJournal,
+    RayJoin,
+    RayLocal,
+    Settings,
+    SqliteJournal,
+    TlsFiles,
+)
+
+
+def diagnose(config: ClusterConfig | None = None) -> list[Finding]:
+    """Look at this machine and, with a cluster file, at everything it names. Takes seconds; blocks; changes nothing."""
+    findings = _look_at_machine()
+    return findings + (_look_at_cluster(config) if config is not None else [_state_dir()])
+
+
+def _look_at_machine() -> list[Finding]:
+    found = software.installed()
+    tools = machine.ask_tools()
+    return [
+        software.check_python(sys.version_info[:3]),
+        *software.check_packages(found, pinned=software.wanted()),
+        software.check_torch_build(found.get("torch"), has_gpu=bool(tools["nvidia-smi"])),
+        software.check_sqlite(apsw.sqlite_lib_version()),
+        machine.check_shared_memory(machine.free_shared_memory()),
+        *machine.check_accelerators(tools),
+    ]
+
+
+def _look_at_cluster(config: ClusterConfig) -> list[Finding]:
+    now = dt.datetime.now(dt.UTC)
+    findings = [
+        machine.check_clock(now, last_written=_last_written(config)),
+        machine.check_port(config.rpc.host, config.rpc.port, name="rpc.listen"),
+        machine.check_signing_key(config.signing_key),
+        _check_prices(config.tariffs, name="tariffs"),
+        _check_prices(config.plans, name="plans"),
+    ]
+    if isinstance(config.rpc.tls, TlsFiles):
+        findings.append(machine.check_tls(config.rpc.tls, now=now))
+    match config.journal:
+        case SqliteJournal(path=path):
+            findings.append(machine.check_disk(path.parent, name="journal.path"))
+        case PostgresJournal(dsn=dsn):
+            findings.append(surroundings.check_postgres(dsn.get_secret_value()))
+    if isinstance(config.archive, DirectoryArchive):
+        findings.append(machine.check_disk(config.archive.path, name="archive.path"))
+    else:
+        findings.append(surroundings.check_s3(config.archive))
+    return findings + _look_at_ray(config.ray, dashboard=config.dashboard.port)
+
+
+def _look_at_ray(ray: RayLocal | RayJoin, *, dashboard: int) -> list[Finding]:
+    if isinstance(ray, RayLocal):
+        return [
+            machine.check_memory(machine.free_memory(), nodes=len(ray.nodes)),
+            machine.check_port("127.0.0.1", dashboard, name="dashboard.port"),
+        ]
+    reached = surroundings.check_ray_address(ray.address)
+    if reached.health is Health.FAIL:
+        return [reached]
+    try:
+        return [reached, *surroundings.check_labels(surroundings.ask_ray(ray.address))]
+    except Exception as error:  # noqa: BLE001 (whatever keeps Ray from answering is the finding)
+        remedy = "check that it is the same Ray and Python, and that `ray get-auth-token` says the cluster's token here"
+        return [reached, fail("ray cluster", str(error).partition("\n")[0] or type(error).__name__, remedy=remedy)]
+
+
+def _check_prices(path: Path, *, name: str) -> Finding:
+    try:
+        read_yaml(path)
+    except InvalidConfig as error:
+        return fail(name, error.message, remedy=f"let {name} name a file like those in cluster-configs/")
+    return ok(name, str(path))
+
+
+def _last_written(config: ClusterConfig) -> dt.datetime | None:
+    if not isinstance(config.journal, SqliteJournal) or not config.journal.path.exists():
+        return None
+    return dt.datetime.fromtimestamp(config.journal.path.stat().st_mtime, tz=dt.UTC)
+
+
+def _state_dir() -> Finding:
+    return machine.check_disk(Settings().state_dir, name="state directory")

@@ -1,0 +1,156 @@
+"""What a cluster file joins: PostgreSQL, an S3 store, Ray. Passwords are never part of a finding."""
+
+import asyncio
+import secrets
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from fabric.adapters.nodes import DEDICATED_LABEL, DEVICE_RESOURCES, NODE_LABEL, POOL_LABEL, TYPE_LABEL
+from fabric.doctor.findings import Finding, fail, ok, warn
+from fabric.gate.events import Pool
+from fabric.settings import S3Archive
+
+_TIMEOUT_S: Final = 5
+_POSTGRES_MIN: Final = 130_000
+_PRECONDITION_FAILED: Final = 412
+
+
+def check_postgres(dsn: str) -> Finding:
+    """Reached, new enough, durable, and tables may be made."""
+    parts = urlsplit(dsn)
+    where = f"{parts.hostname or 'localhost'}:{parts.port or 5432}{parts.path}"
+    try:
+        facts = asyncio.run(_ask_postgres(dsn))
+    except Exception as error:  # noqa: BLE001 (whatever keeps it from being reached is the finding)
+        remedy = "check FABRIC_PG_DSN, that the server runs, and that pg_hba.conf lets this user in from here"
+        return fail(
+            "postgresql", f"{where}: {_without(str(error) or type(error).__name__, parts.password)}", remedy=remedy
+        )
+    return judge_postgres(where, facts)
+
+
+def judge_postgres(where: str, facts: Mapping[str, Any]) -> Finding:
+    """What a server said of itself and of what we may do there."""
+    found = f"{where}: version {facts['version']}"
+    if int(facts["version_num"]) < _POSTGRES_MIN:
+        return fail("postgresql", found, remedy="use PostgreSQL 13 or newer")
+    if not facts["may_create"]:
+        remedy = f"as its owner: GRANT CREATE ON SCHEMA {facts['schema'] or 'public'} TO {facts['who']}"
+        return fail("postgresql", f"{found}, but {facts['who']} may not make tables", remedy=remedy)
+    if facts["fsync"] != "on" or facts["synchronous_commit"] in {"off", "local"}:
+        return fail("postgresql", f"{found}, but commits are not durable", remedy="set fsync and synchronous_commit on")
+    return ok("postgresql", found)
+
+
+def check_s3(archive: S3Archive) -> Finding:
+    """A small object is put, read, refused a second time, and deleted again."""
+    import boto3  # noqa: PLC0415 (slow to import, and needed only here)
+    from botocore.config import Config  # noqa: PLC0415
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+
+    where = f"s3://{archive.bucket}/{archive.prefix}"
+    key = f"{archive.prefix.strip('/')}/doctor-{secrets.token_hex(8)}".lstrip("/")
+    at = {"Bucket": archive.bucket, "Key": key}
+    remedy = "check the endpoint and the bucket, and that AWS_ACCESS_KEY_ID may put, get and delete in it"
+    try:
+        config = Config(connect_timeout=_TIMEOUT_S, read_timeout=_TIMEOUT_S, retries={"total_max_attempts": 1})
+        client = boto3.client("s3", endpoint_url=archive.endpoint, region_name=archive.region, config=config)
+        client.put_object(**at, Body=b"fabric", IfNoneMatch="*")
+        try:
+            read = client.get_object(**at)["Body"].read()
+            guarded = _refuses_second(client, at, error=ClientError)
+        finally:
+            client.delete_object(**at)
+    except (BotoCoreError, ClientError) as error:
+        return fail("s3", f"{where}: {error}", remedy=remedy)
+    if read != b"fabric":
+        return fail("s3", f"{where}: what was read is not what was put", remedy="use another store")
+    if not guarded:
+        return warn(
+            "s3", f"{where}: ignores If-None-Match", remedy="use a store with conditional writes, or one gate alone"
+        )
+    return ok("s3", f"{where}: put, get, delete and conditional writes work")
+
+
+def check_ray_address(address: str) -> Finding:
+    """Whether something listens there. `auto` is found by Ray itself."""
+    if address == "auto":
+        return ok("ray address", "auto")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_TIMEOUT_S):
+            return ok("ray address", address)
+    except OSError as error:
+        remedy = "check RAY_ADDRESS, and that Ray's head node runs: ray start --head"
+        return fail("ray address", f"{address}: {error.strerror or error}", remedy=remedy)
+
+
+def check_labels(nodes: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """Of `ray.nodes()`: every node with devices must say what it is and whom it is for, or it is never sold."""
+    alive = [node for node in nodes if node["Alive"]]
+    with_devices = [node for node in alive if any(node["Resources"].get(name, 0) >= 1 for name in DEVICE_RESOURCES)]
+    if not with_devices:
+        remedy = "start nodes with --num-gpus=8 or --resources='{\"NPU\": 8}' and labels: see cluster-configs/"
+        return [fail("node labels", f"none of {len(alive)} nodes has a GPU or NPU", remedy=remedy)]
+    findings = [finding for node in with_devices if (finding := _check_node(node)) is not None]
+    return findings or [ok("node labels", f"{len(with_devices)} nodes with devices, all labelled")]
+
+
+def ask_ray(address: str) -> list[Mapping[str, Any]]:
+    """The nodes of a running cluster; this process joins it only as long as it takes to ask."""
+    import ray  # noqa: PLC0415 (slow to import, and needed only here)
+
+    if ray.is_initialized():
+        return list(ray.nodes())
+    ray.init(address=address, log_to_driver=False, logging_level="error")
+    try:
+        return list(ray.nodes())
+    finally:
+        ray.shutdown()
+
+
+def _check_node(node: Mapping[str, Any]) -> Finding | None:
+    labels = node["Labels"]
+    name = f"node {labels.get(NODE_LABEL) or node['NodeManagerAddress']}"
+    remedy = f'start it with ray start --labels="{NODE_LABEL}=n1,{TYPE_LABEL}=H100,{POOL_LABEL}=spot"'
+    missing = [label for label in (NODE_LABEL, TYPE_LABEL, POOL_LABEL) if label not in labels]
+    if missing:
+        return warn(name, f"has no label {', '.join(missing)}: it is not sold", remedy=remedy)
+    pool = labels[POOL_LABEL]
+    if pool not in set(Pool):
+        return warn(name, f"{POOL_LABEL}={pool}: it is not sold", remedy=f"label it one of {', '.join(Pool)}")
+    if (pool == Pool.DEDICATED) != (DEDICATED_LABEL in labels):
+        found = f"{POOL_LABEL}={pool}, {DEDICATED_LABEL}={labels.get(DEDICATED_LABEL, '')}"
+        return warn(name, found, remedy=f"give dedicated nodes, and only them, {DEDICATED_LABEL}=<account>")
+    return None
+
+
+async def _ask_postgres(dsn: str) -> Mapping[str, Any]:
+    import asyncpg  # noqa: PLC0415
+
+    connection = await asyncpg.connect(dsn, timeout=_TIMEOUT_S, command_timeout=_TIMEOUT_S)
+    try:
+        row = await connection.fetchrow(
+            "SELECT current_user AS who, current_schema() AS schema,"
+            " coalesce(has_schema_privilege(current_schema(), 'CREATE'), false) AS may_create,"
+            " current_setting('server_version') AS version, current_setting('server_version_num') AS version_num,"
+            " current_setting('fsync') AS fsync, current_setting('synchronous_commit') AS synchronous_commit"
+        )
+    finally:
+        await connection.close()
+    return dict(row)
+
+
+def _refuses_second(client: Any, at: dict[str, str], *, error: type[Exception]) -> bool:
+    try:
+        client.put_object(**at, Body=b"other", IfNoneMatch="*")
+    except error as refused:
+        status = getattr(refused, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return bool(status == _PRECONDITION_FAILED)
+    return False
+
+
+def _without(text: str, secret: str | None) -> str:
+    return text.replace(secret, "***") if secret else text
