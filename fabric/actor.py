@@ -27,6 +27,7 @@ from fabric.gate.instructions import AnyInstruction, Outcome
 from fabric.gate.questions import AnyAnswer, AnyQuestion, JobOf, LeasesOf, ReceiptsOf, RecordsOf, StatementOf
 from fabric.gate.views import JobView, LogChunk
 from fabric.settings import ClusterConfig
+from fabric.units import JobId
 from fabric.writer import Writer
 
 ACTOR_NAME: Final = "gate"
@@ -55,9 +56,9 @@ class GateActor:
         self._cluster = RayCluster(
             report=self._report, archive=self._archive, settings=cluster_settings(config), clock=self._clock
         )
-        self._latest: dict[str, int] = {}
+        self._latest: dict[JobId, int] = {}
         """Jobs by their last change, the newest last: what watchers read from."""
-        self._to_publish: dict[str, None] = {}
+        self._to_publish: dict[JobId, None] = {}
         self._changed = asyncio.Condition()
         self._starting: asyncio.Task[None] | None = None
         self._chores: list[asyncio.Task[None]] = []
@@ -226,7 +227,7 @@ class GateActor:
         return bool(changed)
 
     def _changed_since(self, account_id: str | None, after_revision: int) -> list[JobView]:
-        newer: list[str] = []
+        newer: list[JobId] = []
         for job_id, revision in reversed(self._latest.items()):
             if revision <= after_revision:
                 break

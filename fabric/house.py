@@ -43,6 +43,8 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     """The public key that signs the journal's checkpoints: keep a copy to verify exports with."""
     state_dir: str
     nodes: int
+    account: str = ""
+    """The customer that was opened for whoever started it; "" where customers are opened by hand."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +126,16 @@ def down(state_dir: Path | None = None, *, timeout_s: float = DOWN_TIMEOUT_S) ->
         time.sleep(_POLL_S)
     _run_file(place).unlink(missing_ok=True)
     return found
+
+
+def operator_key_file(state_dir: Path) -> Path:
+    """Where the operator's API key is kept, readable by its owner only."""
+    return state_dir / "operator.key"
+
+
+def operator_key(state_dir: Path) -> str:
+    """The operator's API key of the fabric that lives in this state directory."""
+    return operator_key_file(state_dir).read_text().strip()
 
 
 # -- for the process that serves ---------------------------------------------------------------------------------------

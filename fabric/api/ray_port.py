@@ -16,6 +16,7 @@ from fabric.gate.events import AnyEvent
 from fabric.gate.instructions import Outcome
 from fabric.gate.questions import AnyAnswer, AnyQuestion, JobOf
 from fabric.gate.views import JobView, LogChunk
+from fabric.units import JobId
 
 LOG_POLL_S: Final = 0.2
 EXPORT_PAGE: Final = 2_000
@@ -43,7 +44,7 @@ class RayPort:
     async def logs(self, job_id: str, *, offsets: dict[str, int], follow: bool) -> AsyncIterator[LogChunk]:
         have = dict(offsets)
         while True:
-            job = await self.ask(JobOf(job_id=job_id))
+            job = await self.ask(JobOf(job_id=JobId(job_id)))
             if not isinstance(job, JobView):
                 return
             chunks: list[LogChunk] = await _call(self._actor.logs.remote(job_id, job.account_id, have))
