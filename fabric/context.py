@@ -186,6 +186,11 @@ class Context:
         """End the attempt here, because everything worth keeping is saved. The job resumes in a new attempt."""
         raise Saved
 
+    def begin(self) -> None:
+        """For the runner: this attempt begins, so no older one may save any more."""
+        if self._checkpoints is not None:
+            self._checkpoints.claim()
+
     def ask_to_stop(self, reason: str, *, seconds_left: float) -> None:
         """For the runner: the fabric wants the job to end."""
         self._stop_reason = reason

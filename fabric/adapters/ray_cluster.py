@@ -1,17 +1,35 @@
 """The cluster behind the gate: carries out its instructions on Ray, and reports what happens there as events."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, assert_never
 
+import ray
+import structlog
+
+from fabric.adapters import reconciler
+from fabric.adapters.agents import Agents
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import ClusterSettings, LeaseInfo, ReconcileReport, Unleased
-from fabric.clock import Clock
-from fabric.gate.events import AnyEvent
-from fabric.gate.instructions import AnyInstruction
+from fabric.adapters.groups import Groups
+from fabric.adapters.jobs_page import JobsPage
+from fabric.adapters.joblogs import JobLogs
+from fabric.adapters.leases import Attempt, Surroundings, merged
+from fabric.adapters.metrics import Metrics
+from fabric.adapters.nodes import Node, changes_between, nodes_of
+from fabric.adapters.outbox import Outbox, Report
+from fabric.adapters.survivors import lease_of, survivors
+from fabric.clock import Clock, SteadyClock
+from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseRemoved, Metered
+from fabric.gate.instructions import AnyInstruction, Lease, RemoveLease, StartLease, StopLease
 from fabric.gate.views import JobView, LeaseView, LogChunk
+from fabric.units import LeaseId, NodeId
 
 __all__ = ["ClusterSettings", "LeaseInfo", "RayCluster", "ReconcileReport", "Unleased"]
 
-Report = Callable[[Sequence[AnyEvent]], Awaitable[object]]
+_log = structlog.get_logger(__name__)
 
 
 class RayCluster:
@@ -19,30 +37,202 @@ class RayCluster:
 
     def __init__(
         self, *, report: Report, archive: Archive, settings: ClusterSettings, clock: Clock | None = None
-    ) -> None: ...
+    ) -> None:
+        self._settings = settings
+        self._clock = clock or SteadyClock()
+        self._nodes: dict[NodeId, Node] = {}
+        self._outbox = Outbox(report)
+        self._agents = Agents(archive=archive, settings=settings)
+        self._groups = Groups(nodes=self._nodes, agents=self._agents, archive=archive, settings=settings)
+        self._around = Surroundings(
+            nodes=self._nodes,
+            groups=self._groups,
+            agents=self._agents,
+            outbox=self._outbox,
+            archive=archive,
+            settings=settings,
+        )
+        self._attempts: dict[LeaseId, Attempt] = {}
+        self._logs = JobLogs(archive=archive, agents=self._agents, attempts=self._attempts)
+        self._page: JobsPage | None = None
+        self._metrics: Metrics | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Find the nodes (`NodeUp` for each) and start watching. Call before `carry_out`."""
+        """Find the nodes (`NodeUp` for each), watch again what survived a restart. Call before `carry_out`."""
+        self._outbox.start()
+        self._page = JobsPage()
+        self._metrics = Metrics() if self._settings.metrics else None
+        await self._look_at_nodes()
+        await self._find_survivors()
+        for loop, period_s in (
+            (self._look_at_nodes, self._settings.watch_s),
+            (self._read_meters, self._settings.tick_s),
+            (self._groups.expire, self._settings.watch_s),
+            (self._sweep, self._settings.reconcile_s),
+        ):
+            if period_s > 0:
+                self._begin(_every(period_s, loop))
 
     async def carry_out(self, instructions: Sequence[AnyInstruction]) -> None:
         """Begin to carry them out; returns at once. Saying an instruction again is harmless."""
+        for instruction in instructions:
+            match instruction:
+                case StartLease():
+                    self._start_lease(instruction.lease)
+                case StopLease():
+                    self._stop_lease(instruction)
+                case RemoveLease():
+                    self._remove_lease(instruction.lease_id)
+                case _:
+                    assert_never(instruction)
 
     async def reconcile(self, leases: Sequence[LeaseView]) -> ReconcileReport:
         """Compare what Ray runs with what is leased: watch survivors again, report what is gone, remove the rest."""
-        raise NotImplementedError
+        known = {LeaseId(view.lease_id): view for view in leases}
+        before = set(self._attempts)
+        for view in leases:
+            if view.lease_id not in self._attempts and view.state in ("running", "stopping"):
+                attempt = await lease_of(view, self._around)
+                if attempt is not None:
+                    self._attempts[attempt.lease.lease_id] = attempt
+        gone = [i for i, view in known.items() if i not in self._attempts and view.state in ("running", "stopping")]
+        for lease_id in gone:
+            self._outbox.put(
+                LeaseFinished(lease_id=lease_id, outcome=LeaseOutcome.LOST, error="nothing of the lease was left")
+            )
+        for lease_id in [i for i in self._attempts if i not in known]:
+            self._remove_lease(lease_id)
+        return ReconcileReport(
+            reattached=tuple(i for i in self._attempts if i in known and i not in before),
+            gone=tuple(gone),
+            unleased=tuple(await self._remove_unleased()),
+        )
 
     async def publish(self, jobs: Sequence[JobView]) -> None:
         """Show the jobs on Ray's dashboard and in its metrics."""
+        self._logs.note(jobs)
+        if self._metrics is not None:
+            self._metrics.jobs(jobs)
+        if self._page is not None:
+            await self._page.show(jobs)
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """Where the gate may tell of its decisions and commits; None when metrics are off, or before `start`."""
+        return self._metrics
 
     def lease_info(self, lease_id: str) -> LeaseInfo | None:
         """How a client schedules into a running lease."""
-        raise NotImplementedError
+        attempt = self._attempts.get(LeaseId(lease_id))
+        return attempt.info if attempt else None
 
     def logs(
         self, job_id: str, *, account_id: str, offsets: Mapping[str, int], follow: bool
     ) -> AsyncIterator[LogChunk]:
         """A job's logs from `offsets` ("attempt/rank" → bytes already had) on."""
-        raise NotImplementedError
+        return self._logs.read(job_id, account_id=account_id, offsets=offsets, follow=follow)
 
     async def close(self) -> None:
-        """Stop watching. What runs goes on running."""
+        """Stop watching. What runs goes on running; what is kept warm is given back."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._groups.close()
+        await self._outbox.close()
+
+    def _start_lease(self, lease: Lease) -> None:
+        if lease.lease_id in self._attempts:
+            return
+        attempt = Attempt(lease=lease, around=self._around)
+        self._attempts[lease.lease_id] = attempt
+        attempt.task = self._begin(attempt.start())
+
+    def _stop_lease(self, instruction: StopLease) -> None:
+        attempt = self._attempts.get(instruction.lease_id)
+        if attempt is not None and attempt.removal is None:
+            seconds_left = max(0.0, (instruction.deadline_us - self._clock.now_us()) / 1_000_000)
+            self._begin(attempt.ask_to_stop(instruction.reason, seconds_left=seconds_left))
+
+    def _remove_lease(self, lease_id: LeaseId) -> None:
+        attempt = self._attempts.get(lease_id)
+        if attempt is None:
+            self._outbox.put(LeaseRemoved(lease_id=lease_id))
+        elif attempt.removal is None:
+            attempt.removal = self._begin(self._removed(attempt))
+
+    async def _removed(self, attempt: Attempt) -> None:
+        while True:
+            try:
+                await attempt.remove()
+            except ray.exceptions.RayError:
+                _log.exception("lease_not_removed", lease_id=attempt.lease.lease_id)
+                await asyncio.sleep(self._settings.watch_s)
+            else:
+                break
+        self._attempts.pop(attempt.lease.lease_id, None)
+
+    async def _look_at_nodes(self) -> None:
+        now = nodes_of(await asyncio.to_thread(ray.nodes))
+        changes = changes_between(self._nodes, now)
+        self._nodes.clear()
+        self._nodes.update(now)
+        for change in changes:
+            self._outbox.put(change)
+        await self._agents.cover(self._nodes.values())
+
+    async def _find_survivors(self) -> None:
+        for lease, group, orders in await survivors(self._nodes, self._groups, self._settings):
+            attempt = Attempt(lease=lease, around=self._around)
+            self._attempts[lease.lease_id] = attempt
+            attempt.task = self._begin(attempt.resume(group, orders))
+
+    async def _read_meters(self) -> None:
+        by_lease = await self._agents.samples()
+        samples = [
+            sample
+            for lease_id, cuts in by_lease.items()
+            if LeaseId(lease_id) in self._attempts
+            for sample in merged(cuts)
+            if sample.seq > self._agents.acknowledged.get(lease_id, 0)
+        ]
+        if samples:
+            await self._outbox.deliver(Metered(samples=tuple(samples)))
+        for sample in samples:
+            if sample.lease_id in self._attempts:
+                self._agents.acknowledged[sample.lease_id] = sample.seq
+        if self._metrics is not None:
+            self._metrics.leases(len(self._attempts))
+
+    async def _sweep(self) -> None:
+        await self._remove_unleased()
+
+    async def _remove_unleased(self) -> list[Unleased]:
+        loop = asyncio.get_running_loop()
+
+        def kill(address: str, pid: int) -> None:
+            asyncio.run_coroutine_threadsafe(self._agents.kill(address, pid), loop)
+
+        nodes = list(self._nodes.values())
+        found = await asyncio.to_thread(reconciler.remove_unleased, self._groups.ids, nodes, kill=kill)
+        if self._metrics is not None:
+            self._metrics.removed_unleased(len(found))
+        return found
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def _every(period_s: float, do: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Do it every period; one that fails is logged and tried again."""
+    while True:
+        began = time.monotonic()
+        with suppress(asyncio.TimeoutError):
+            try:
+                await do()
+            except Exception:  # noqa: BLE001  # a watch that ends at the first hiccup is none
+                _log.exception("watch_failed", what=getattr(do, "__name__", str(do)))
+        await asyncio.sleep(max(0.05, period_s - (time.monotonic() - began)))

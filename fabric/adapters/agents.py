@@ -1,0 +1,129 @@
+"""The node agents, one a machine, as the gate's process calls them: they are started, found again and replaced here."""
+
+import asyncio
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Any, Final
+
+import ray
+import structlog
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from fabric.adapters.archive import Archive
+from fabric.adapters.cluster_settings import ClusterSettings
+from fabric.adapters.node_agent import Cut, NodeAgent, Watch
+from fabric.adapters.nodes import Node
+
+_CALL_TIMEOUT_S: Final = 15.0
+_log = structlog.get_logger(__name__)
+
+
+class Agents:
+    """Agents outlive the gate's process, so that no sample is lost when it restarts."""
+
+    def __init__(self, *, archive: Archive, settings: ClusterSettings) -> None:
+        self._archive = archive
+        self._settings = settings
+        self._actors: dict[str, Any] = {}
+        self._watches: dict[str, dict[str, Watch]] = {}
+        self.acknowledged: dict[str, int] = {}
+        """By lease: the last sample the gate has journaled."""
+
+    async def cover(self, nodes: Iterable[Node]) -> None:
+        """Have an agent on every machine of these nodes."""
+        by_address: dict[str, str] = {}
+        for node in nodes:
+            by_address.setdefault(node.address, node.ray_id)
+        missing = [(address, ray_id) for address, ray_id in by_address.items() if address not in self._actors]
+        await asyncio.gather(*(self._start(address, ray_id) for address, ray_id in missing))
+
+    async def attach(self, address: str, watch: Watch) -> bool:
+        """Watch a lease's share; whether its processes live."""
+        self._watches.setdefault(address, {})[watch.lease_id] = watch
+        return bool(await self._call(address, "attach", watch))
+
+    async def samples(self) -> dict[str, list[Cut]]:
+        """What every agent has to say of its leases, by lease; an agent that doesn't answer is left out."""
+        addresses = [address for address in self._actors if self._watches.get(address)]
+        answers = await asyncio.gather(
+            *(self._call(address, "samples", self._known(address)) for address in addresses), return_exceptions=True
+        )
+        by_lease: dict[str, list[Cut]] = {}
+        for address, answer in zip(addresses, answers, strict=True):
+            if isinstance(answer, BaseException):
+                self._lose(address, answer)
+                continue
+            for cut in answer:
+                by_lease.setdefault(cut.lease_id, []).append(cut)
+        return {lease_id: cuts for lease_id, cuts in by_lease.items() if len(cuts) == len(self._machines_of(lease_id))}
+
+    async def detach(self, address: str, lease_id: str) -> list[Cut]:
+        """Stop watching a lease's share: the samples that aren't acknowledged yet."""
+        self._watches.get(address, {}).pop(lease_id, None)
+        cuts = await self._tried(address, "detach", lease_id, acknowledged=self.acknowledged.get(lease_id, 0))
+        return list(cuts or ())
+
+    async def release(self, address: str, lease_id: str) -> tuple[list[Cut], bool]:
+        """Stop watching a share whose runner stays; whether nothing else is left of it."""
+        self._watches.get(address, {}).pop(lease_id, None)
+        answer = await self._tried(address, "release", lease_id, acknowledged=self.acknowledged.get(lease_id, 0))
+        return answer if answer is not None else ([], False)
+
+    async def end(self, address: str, lease_id: str, *, roots: Sequence[int]) -> bool:
+        """Kill what is left of a lease on a machine; whether nothing is left."""
+        return bool(await self._tried(address, "end", lease_id, roots=tuple(roots)))
+
+    async def kill(self, address: str, pid: int) -> None:
+        await self._tried(address, "kill", pid)
+
+    async def tidy(self, address: str, *, folder: str, log_file: str, log_key: str) -> None:
+        await self._tried(address, "tidy", folder, log_file, log_key)
+
+    async def read_log(self, address: str, path: str, *, offset: int, limit: int) -> bytes:
+        return bytes(await self._tried(address, "read_log", path, offset=offset, limit=limit) or b"")
+
+    def _known(self, address: str) -> dict[str, int]:
+        return {lease_id: self.acknowledged.get(lease_id, 0) for lease_id in self._watches.get(address, {})}
+
+    def _machines_of(self, lease_id: str) -> list[str]:
+        return [address for address, watches in self._watches.items() if lease_id in watches]
+
+    async def _start(self, address: str, ray_id: str) -> None:
+        def start() -> Any:
+            return (
+                ray.remote(NodeAgent)
+                .options(
+                    name=f"agent-{address}",
+                    namespace=self._settings.namespace,
+                    lifetime="detached",
+                    get_if_exists=True,
+                    num_cpus=0,
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(ray_id, soft=False),
+                )
+                .remote(meter=self._settings.meter, archive=self._archive.address)
+            )
+
+        self._actors[address] = await asyncio.to_thread(start)
+        for watch in list(self._watches.get(address, {}).values()):
+            seq = max(watch.seq, self.acknowledged.get(watch.lease_id, 0))
+            await self._tried(
+                address, "attach", Watch(lease_id=watch.lease_id, devices=watch.devices, roots=watch.roots, seq=seq)
+            )
+
+    def _lose(self, address: str, why: BaseException) -> None:
+        _log.warning("agent_lost", address=address, why=str(why)[:200])
+        self._actors.pop(address, None)
+
+    async def _tried(self, address: str, method: str, *arguments: Any, **options: Any) -> Any:
+        """The call's answer, or None if there is no agent to give one."""
+        try:
+            return await self._call(address, method, *arguments, **options)
+        except (KeyError, TimeoutError, ray.exceptions.RayError) as error:
+            _log.warning("agent_silent", address=address, method=method, why=str(error)[:200])
+            return None
+
+    def _call(self, address: str, method: str, *arguments: Any, **options: Any) -> Awaitable[Any]:
+        async def call() -> Any:
+            reference = getattr(self._actors[address], method).remote(*arguments, **options)
+            return await asyncio.wait_for(reference, _CALL_TIMEOUT_S)
+
+        return call()

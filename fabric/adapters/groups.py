@@ -1,0 +1,250 @@
+"""Placement groups and the runners in them: made for a lease, kept warm a while after it, never shared by two tenants.
+
+Ray takes about a second to see freed devices again and about as long to start a process, so a group that a lease gave
+back is kept for the next one of the same nodes and counts, and a runner that is clean for the next function of the same
+account and environment. A kept group gives way at once to a lease of another shape.
+"""
+
+import asyncio
+import itertools
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import ray
+from ray.util.placement_group import PlacementGroup, PlacementGroupID, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from fabric.adapters.agents import Agents
+from fabric.adapters.archive import Archive
+from fabric.adapters.cluster_settings import ClusterSettings
+from fabric.adapters.nodes import NODE_LABEL, Node
+from fabric.adapters.runner import Runner, Seat
+from fabric.gate.events import JobKind
+from fabric.gate.instructions import Lease, Share
+from fabric.units import NodeId
+
+KEEPABLE: Final = (JobKind.FUNCTION, JobKind.SCRIPT)
+"""Kinds whose devices are held by the runners alone: their groups are empty once the runners are gone."""
+
+
+@dataclass(slots=True, eq=False)
+class Seated:
+    """A runner in its bundle."""
+
+    actor: Any
+    seat: Seat
+    node: Node
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """A placement group of ours."""
+
+    placed: PlacementGroup
+    shares: tuple[Share, ...]
+    runners: list[Seated] = field(default_factory=list)
+    tenant: tuple[str, str] = ("", "")
+    """(account, environment) of the runners."""
+    kept_until: float = 0.0
+
+    @property
+    def id(self) -> str:
+        return str(self.placed.id.hex())
+
+
+class Groups:
+    """All placement groups of ours: in use, and kept."""
+
+    def __init__(
+        self, *, nodes: Mapping[NodeId, Node], agents: Agents, archive: Archive, settings: ClusterSettings
+    ) -> None:
+        self._nodes = nodes
+        self._agents = agents
+        self._archive = archive
+        self._settings = settings
+        self._used: dict[str, Group] = {}
+        self._kept: list[Group] = []
+        self._count = itertools.count(1)
+
+    def ids(self) -> set[str]:
+        """The ids of all groups of ours."""
+        return {*self._used, *(group.id for group in self._kept)}
+
+    def adopt(self, group: Group) -> None:
+        """A group that was ours before a restart, in use."""
+        self._used[group.id] = group
+
+    async def take(self, lease: Lease, *, environment: str) -> tuple[Group, bool]:
+        """A group of the lease's shape, and whether runners of this tenant sit in it already."""
+        tenant = (str(lease.account_id), environment)
+        fitting = [group for group in self._kept if group.shares == lease.shares and lease.kind in KEEPABLE]
+        if fitting:
+            wanted = lease.kind is JobKind.FUNCTION
+            mine = next((group for group in fitting if wanted and group.tenant == tenant and group.runners), None)
+            group = mine or fitting[0]
+            self._kept.remove(group)
+            self._used[group.id] = group
+            group.tenant = tenant
+            if mine is not None or await self._emptied_or_destroyed(group):
+                return group, mine is not None
+        await asyncio.gather(*(self._destroy_kept(group) for group in self._in_the_way_of(lease)))
+        group = await self._made(lease)
+        group.tenant = tenant
+        return group, False
+
+    async def seat(self, group: Group, lease: Lease, *, runtime_env: Mapping[str, Any]) -> None:
+        """Start a runner in every bundle, and wait until they answer."""
+        actors = [
+            await asyncio.to_thread(self._start, group, lease, bundle, dict(runtime_env))
+            for bundle in range(len(group.shares))
+        ]
+        seats = await asyncio.gather(*(_awaited(actor.seat.remote()) for actor in actors), return_exceptions=True)
+        nodes = [self._nodes.get(share.node_id) for share in group.shares]
+        for actor, seat, node in zip(actors, seats, nodes, strict=True):
+            if isinstance(seat, Seat) and node is not None:
+                group.runners.append(Seated(actor=actor, seat=seat, node=node))
+            else:
+                await asyncio.to_thread(ray.kill, actor, no_restart=True)
+        for seat in seats:
+            if isinstance(seat, BaseException):
+                raise seat
+
+    async def dismiss(self, group: Group) -> list[Seated]:
+        """End the group's runners (their processes may take a moment)."""
+        leaving, group.runners = group.runners, []
+        for runner in leaving:
+            await asyncio.to_thread(ray.kill, runner.actor, no_restart=True)
+        return leaving
+
+    def keep(self, group: Group) -> bool:
+        """Keep a group for the next lease of its shape; whether that is wanted."""
+        if self._settings.warm_s <= 0 or group.id not in self._used:
+            return False
+        del self._used[group.id]
+        group.kept_until = time.monotonic() + self._settings.warm_s
+        self._kept.append(group)
+        return True
+
+    async def destroy(self, group: Group) -> None:
+        """Remove a group and all that runs in it."""
+        await self.dismiss(group)
+        await asyncio.to_thread(remove_placement_group, group.placed)
+        self._used.pop(group.id, None)
+
+    async def expire(self) -> None:
+        """Remove groups that were kept long enough, or whose node is gone."""
+        now = time.monotonic()
+        gone = [
+            group
+            for group in self._kept
+            if group.kept_until < now or any(share.node_id not in self._nodes for share in group.shares)
+        ]
+        await asyncio.gather(*(self._destroy_kept(group) for group in gone))
+
+    async def close(self) -> None:
+        """Remove all kept groups."""
+        await asyncio.gather(*(self._destroy_kept(group) for group in list(self._kept)))
+
+    def _in_the_way_of(self, lease: Lease) -> list[Group]:
+        """The oldest kept groups that must go so that the lease fits on its nodes."""
+        leaving: list[Group] = []
+        for share in lease.shares:
+            node = self._nodes.get(share.node_id)
+            staying = [*self._used.values(), *(group for group in self._kept if group not in leaving)]
+            taken = sum(_devices_on(group, share.node_id) for group in staying)
+            free = (node.devices if node else 0) - taken
+            for group in self._kept:
+                if free >= share.devices:
+                    break
+                if group not in leaving and (given := _devices_on(group, share.node_id)):
+                    leaving.append(group)
+                    free += given
+        return leaving
+
+    async def _destroy_kept(self, group: Group) -> None:
+        if group in self._kept:
+            self._kept.remove(group)
+            await self.destroy(group)
+
+    async def _emptied_or_destroyed(self, group: Group) -> bool:
+        """End a former tenant's runners; whether their processes are gone, so that the group can be used again."""
+        try:
+            leaving = await self.dismiss(group)
+            gone = await asyncio.gather(
+                *(self._agents.end(r.node.address, f"former:{group.id}", roots=(r.seat.pid,)) for r in leaving)
+            )
+        except BaseException:
+            await asyncio.shield(self.destroy(group))
+            raise
+        if not all(gone):
+            await self.destroy(group)
+        return all(gone)
+
+    async def _made(self, lease: Lease) -> Group:
+        name = f"fabric/{lease.account_id}/{lease.job_id}/{lease.epoch}"
+        if lease.kind in KEEPABLE:
+            name = f"fabric/{lease.accelerator}/{next(self._count)}-{secrets.token_hex(3)}"
+        creation = asyncio.ensure_future(
+            asyncio.to_thread(
+                placement_group,
+                [self._bundle(share) for share in lease.shares],
+                strategy="PACK",
+                name=name,
+                lifetime="detached",
+                bundle_label_selector=[{NODE_LABEL: str(share.node_id)} for share in lease.shares],
+            )
+        )
+        try:
+            await asyncio.shield(creation)
+            group = Group(placed=creation.result(), shares=lease.shares)
+            self._used[group.id] = group
+            await _awaited(group.placed.ready())
+        except BaseException:
+            # Cancelled or not, a group that Ray may have made must not stay behind.
+            made = await creation
+            self._used.pop(made.id.hex(), None)
+            await asyncio.to_thread(remove_placement_group, made)
+            raise
+        return group
+
+    def _bundle(self, share: Share) -> dict[str, float]:
+        return self._nodes[share.node_id].bundle(share.devices, cpus=self._settings.cpus_per_share)
+
+    def _start(self, group: Group, lease: Lease, bundle: int, runtime_env: dict[str, Any]) -> Any:
+        share = group.shares[bundle]
+        held = self._nodes[share.node_id].held(share.devices) if lease.kind in KEEPABLE else {}
+        return (
+            ray.remote(Runner)
+            .options(
+                name=f"runner-{secrets.token_hex(8)}",
+                namespace=self._settings.namespace,
+                lifetime="detached",
+                num_cpus=0,
+                num_gpus=held.pop("GPU", 0),
+                resources=held,
+                runtime_env=runtime_env or None,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    group.placed,
+                    placement_group_bundle_index=bundle,
+                    placement_group_capture_child_tasks=True,
+                ),
+            )
+            .remote(archive=self._archive.address, placement_group_id=group.id, bundle=bundle)
+        )
+
+
+def group_of(placement_group_id: str, shares: Sequence[Share]) -> Group:
+    """A group known by its id, after a restart."""
+    placed = PlacementGroup(PlacementGroupID(bytes.fromhex(placement_group_id)))
+    return Group(placed=placed, shares=tuple(shares))
+
+
+def _devices_on(group: Group, node_id: NodeId) -> int:
+    return sum(share.devices for share in group.shares if share.node_id == node_id)
+
+
+async def _awaited(reference: Any) -> Any:
+    return await reference

@@ -1,0 +1,77 @@
+"""Ray's dashboard shows every job of the fabric on its Jobs page: account, tokens held and burned.
+
+Ray has no public way to list a job it doesn't run itself, so this is the only module that uses its job table directly;
+a test holds it against the installed Ray.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import ray
+from ray.dashboard.modules.job.common import JobInfo, JobInfoStorageClient, JobStatus
+
+from fabric.gate.views import JobView
+from fabric.units import format_ct
+
+_AT_MOST_EVERY_S: Final = 1.0
+_STATUS: Final = {
+    "running": JobStatus.RUNNING,
+    "stopping": JobStatus.RUNNING,
+    "succeeded": JobStatus.SUCCEEDED,
+    "failed": JobStatus.FAILED,
+    "cancelled": JobStatus.STOPPED,
+}
+"""Everything else waits: queued, starting, parked."""
+
+
+class JobsPage:
+    """Puts jobs on the page, each at most once a second but its last state always."""
+
+    def __init__(self) -> None:
+        address = ray.get_runtime_context().gcs_address
+        self._client: Any = JobInfoStorageClient(ray._raylet.GcsClient(address=address))  # noqa: SLF001
+        self._shown: dict[str, tuple[str, float]] = {}
+
+    async def show(self, jobs: Sequence[JobView]) -> None:
+        now = time.monotonic()
+        for job in jobs:
+            message = told(job)
+            before, at = self._shown.get(job.job_id, ("", 0.0))
+            last_word = job.settled and job.ended_at_us is not None
+            if message != before and (last_word or now - at >= _AT_MOST_EVERY_S):
+                self._shown[job.job_id] = (message, now)
+                await self._client.put_info(job.job_id, entry_of(job))
+            if last_word and message == self._shown.get(job.job_id, ("", 0.0))[0]:
+                self._shown[job.job_id] = (message, now)
+
+
+def told(job: JobView) -> str:
+    """A job in a line: "acme · H100×2 · running · held 4.2 CT · burned 1.1 CT"."""
+    words = [job.account_id, f"{job.accelerator or 'any'}×{job.devices}", job.state]
+    if job.reason:
+        words.append(job.reason)
+    words += [
+        f"held {format_ct(job.held_uhs, round_up=True)} CT",
+        f"burned {format_ct(job.burned_uhs, round_up=True)} CT",
+    ]
+    return " · ".join(words)
+
+
+def entry_of(job: JobView) -> Any:
+    """The job as Ray's table has it."""
+    return JobInfo(
+        status=_STATUS.get(job.state, JobStatus.PENDING),
+        entrypoint=job.name or job.kind,
+        message=told(job),
+        start_time=(job.started_at_us or job.submitted_at_us) // 1000,
+        end_time=job.ended_at_us // 1000 if job.ended_at_us is not None else None,
+        metadata={
+            "account": job.account_id,
+            "accelerator": f"{job.accelerator}:{job.devices}",
+            "tokens_limit": format_ct(job.limit_uhs),
+            "tokens_held": format_ct(job.held_uhs, round_up=True),
+            "tokens_burned": format_ct(job.burned_uhs, round_up=True),
+            "attempts": str(job.attempts),
+        },
+    )

@@ -1,0 +1,172 @@
+"""A Ray cluster of simulated mixed accelerators on this machine: for `fabric up --local`, demos and tests.
+
+The devices are numbers to Ray and CPU time to the meters; all else is real. Start it in the main thread of a process of
+its own choosing: the cluster ends with that process.
+"""
+
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+from ray.cluster_utils import Cluster
+
+from fabric.adapters.nodes import DEDICATED_LABEL, NODE_LABEL, POOL_LABEL, TYPE_LABEL
+
+_STORE_BYTES: Final = 80 * 1024 * 1024
+_CPUS: Final = 64
+"""Logical: whatever the machine has, a simulated gang must never wait for a CPU."""
+_ENVIRONMENT: Final = {
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_worker_cap_enabled": "0",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_LOG_TO_DRIVER": "0",
+    # A node starts five processes of Python: without cached bytecode each would compile all of Ray again.
+    "PYTHONDONTWRITEBYTECODE": "",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalNode:
+    """A simulated node."""
+
+    node_id: str
+    accelerator: str
+    devices: int
+    pool: str = "spot"
+    dedicated_to: str = ""
+
+
+MIXED: Final = (
+    LocalNode(node_id="h100-1", accelerator="H100", devices=4),
+    LocalNode(node_id="h100-2", accelerator="H100", devices=2, pool="reserved"),
+    LocalNode(node_id="a100-1", accelerator="A100", devices=4),
+    LocalNode(node_id="910b-1", accelerator="910B", devices=8),
+)
+
+
+class LocalCluster:
+    """A running cluster, to which this process is connected."""
+
+    def __init__(self, cluster: Any, *, temp_dir: Path, owns_temp_dir: bool, dashboard_url: str) -> None:
+        self._cluster = cluster
+        self._temp_dir = temp_dir
+        self._owns_temp_dir = owns_temp_dir
+        self._raylets: dict[str, Any] = {}
+        self.dashboard_url = dashboard_url
+
+    @classmethod
+    def start(
+        cls,
+        *,
+        nodes: Sequence[LocalNode] = MIXED,
+        temp_dir: Path | None = None,
+        dashboard_port: int | None = None,
+        dashboard: bool = True,
+        namespace: str = "fabric",
+        told: Callable[[str], None] = lambda _: None,
+    ) -> "LocalCluster":
+        """Start a head without accelerators and the simulated nodes, and connect to them.
+
+        Args:
+            nodes: what to simulate.
+            temp_dir: where Ray keeps its session; its path must be short (Ray's sockets live there). None = a new one.
+            dashboard_port: None = a free one.
+            dashboard: whether Ray's dashboard runs.
+            namespace: Ray's namespace for this process.
+            told: is handed a line for every step, to show progress.
+        """
+        folder = temp_dir or Path(tempfile.mkdtemp(prefix="fabric-"))
+        port = dashboard_port or _free_port()
+        with _environment():
+            told("starting Ray's head")
+            cluster = Cluster()
+            cluster.add_node(
+                wait=False,
+                num_cpus=_CPUS,
+                object_store_memory=_STORE_BYTES,
+                include_dashboard=dashboard,
+                dashboard_port=port,
+                include_log_monitor=False,
+                no_monitor=True,
+                temp_dir=str(folder),
+            )
+            local = cls(
+                cluster,
+                temp_dir=folder,
+                owns_temp_dir=temp_dir is None,
+                dashboard_url=f"http://127.0.0.1:{port}" if dashboard else "",
+            )
+            for node in nodes:
+                told(f"starting node {node.node_id}: {node.devices} × {node.accelerator}")
+                local.add(node)
+            ray.init(address=cluster.address, namespace=namespace, log_to_driver=False, logging_level="warning")
+            cluster.wait_for_nodes(60)
+        return local
+
+    @property
+    def address(self) -> str:
+        """Where `ray.init` finds the cluster."""
+        return str(self._cluster.address)
+
+    def add(self, node: LocalNode) -> None:
+        """Add a simulated node."""
+        kind = "NPU" if node.accelerator.startswith("910") else "GPU"
+        labels = {NODE_LABEL: node.node_id, POOL_LABEL: node.pool, TYPE_LABEL: node.accelerator}
+        if node.dedicated_to:
+            labels[DEDICATED_LABEL] = node.dedicated_to
+        with _environment():
+            self._raylets[node.node_id] = self._cluster.add_node(
+                wait=False,
+                num_cpus=_CPUS,
+                num_gpus=node.devices if kind == "GPU" else 0,
+                resources={node.accelerator: node.devices, **({"NPU": node.devices} if kind == "NPU" else {})},
+                object_store_memory=_STORE_BYTES,
+                include_log_monitor=False,
+                labels=labels,
+            )
+
+    def kill(self, node_id: str) -> None:
+        """Take a node away without notice."""
+        self._cluster.remove_node(self._raylets.pop(node_id), allow_graceful=False)
+
+    def stop(self) -> None:
+        """End the cluster and all that runs in it."""
+        with suppress(Exception):
+            ray.shutdown()
+        self._cluster.shutdown()
+        if self._owns_temp_dir:
+            shutil.rmtree(self._temp_dir, ignore_errors=True)
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Ray's processes inherit their settings from here; ours are as they were afterwards."""
+    logging.getLogger("ray._private.accelerators.npu").setLevel(logging.CRITICAL)  # it looks for a real NPU, in vain
+    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    os.environ.update(_ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,67 @@
+"""The fabric's figures in Ray's metrics. Labels are tiers, services, types and states: never accounts or jobs."""
+
+from collections import Counter as Tally
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from fabric.gate.views import JobView
+
+_UHS_PER_CT: Final = 3.6e9
+_COMMIT_BOUNDS_MS: Final = [0.5, 1, 2, 5, 10, 20, 50, 100, 500]
+
+
+class Metrics:
+    """Told what happens, it keeps Ray's counters. Only inside a process that Ray runs or is connected to."""
+
+    def __init__(self) -> None:
+        self._held = Gauge("fabric_tokens_held", "Tokens held for jobs.", tag_keys=("accelerator", "kind"))
+        self._burned = Counter("fabric_tokens_burned", "Tokens burned by jobs.", tag_keys=("accelerator", "kind"))
+        self._jobs = Gauge("fabric_jobs", "Jobs by state.", tag_keys=("state",))
+        self._leases = Gauge("fabric_leases", "Leases that hold devices.")
+        self._decisions = Counter("fabric_decisions", "Events the gate has decided.", tag_keys=("outcome",))
+        self._commit_ms = Histogram("fabric_commit_ms", "Time of a journal commit.", boundaries=_COMMIT_BOUNDS_MS)
+        self._unleased = Counter("fabric_unleased_removed", "Unleased uses of accelerators that were removed.")
+        self._known: dict[str, JobView] = {}
+        self._burned_uhs: dict[str, int] = {}
+        self._shown: set[tuple[str, str]] = set()
+
+    def jobs(self, jobs: Sequence[JobView]) -> None:
+        """Jobs that changed."""
+        for job in jobs:
+            tags = {"accelerator": job.accelerator.partition("|")[0] or "any", "kind": job.kind}
+            fresh_uhs = job.burned_uhs - self._burned_uhs.get(job.job_id, 0)
+            if fresh_uhs > 0:
+                self._burned.inc(fresh_uhs / _UHS_PER_CT, tags=tags)
+            self._burned_uhs[job.job_id] = max(job.burned_uhs, self._burned_uhs.get(job.job_id, 0))
+            self._known[job.job_id] = job
+        self._show()
+
+    def leases(self, count: int) -> None:
+        self._leases.set(count)
+
+    def decided(self, outcomes: Mapping[str, int]) -> None:
+        """So many events were accepted, refused, ..."""
+        for outcome, count in outcomes.items():
+            self._decisions.inc(count, tags={"outcome": outcome})
+
+    def committed(self, milliseconds: float) -> None:
+        self._commit_ms.observe(milliseconds)
+
+    def removed_unleased(self, count: int) -> None:
+        if count:
+            self._unleased.inc(count)
+
+    def _show(self) -> None:
+        held: Tally[tuple[str, str]] = Tally(dict.fromkeys(self._shown, 0))
+        for job in self._known.values():
+            held[job.accelerator.partition("|")[0] or "any", job.kind] += job.held_uhs
+        for (accelerator, kind), uhs in held.items():
+            self._held.set(uhs / _UHS_PER_CT, tags={"accelerator": accelerator, "kind": kind})
+        self._shown.update(held)
+        states = Tally(job.state for job in self._known.values())
+        for state in ("queued", "starting", "running", "stopping", "parked", "succeeded", "failed", "cancelled"):
+            self._jobs.set(states[state], tags={"state": state})
+        for job_id in [job_id for job_id, job in self._known.items() if job.settled and job.ended_at_us is not None]:
+            del self._known[job_id]

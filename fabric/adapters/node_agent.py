@@ -1,0 +1,130 @@
+"""The agent on every machine: reads the meters of the leases there, reads their logs, and ends their processes.
+
+A plain class that becomes a Ray actor. Samples are cut here and stay as they are until they are acknowledged, so that a
+gate that dies between reading and journaling a sample asks again and gets the very same one.
+"""
+
+import asyncio
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from fabric.adapters.archive import open_archive
+from fabric.adapters.meters import open_meter
+from fabric.adapters.processes import end_all, is_there, kill
+
+
+class Watch(msgspec.Struct, frozen=True, kw_only=True):
+    """What the agent needs to know of a lease's share on its machine."""
+
+    lease_id: str
+    devices: tuple[str, ...]
+    roots: tuple[int, ...]
+    seq: int = 0
+    """The last sample already reported."""
+
+
+class Cut(msgspec.Struct, frozen=True, kw_only=True):
+    """A sample of one lease on one machine."""
+
+    lease_id: str
+    seq: int
+    window_us: int
+    busy_us: int
+
+
+class _Watched:
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.seq = watch.seq
+        self.cut_at_ns = time.monotonic_ns()
+        self.pending: Cut | None = None
+
+
+class NodeAgent:
+    """One a machine. Async, so that ticks, logs and endings don't wait for each other."""
+
+    def __init__(self, *, meter: Literal["auto", "nvml", "ascend", "cpu"], archive: str) -> None:
+        self._meter = open_meter(meter)
+        self._archive = open_archive(archive)
+        self._watched: dict[str, _Watched] = {}
+
+    async def attach(self, watch: Watch) -> bool:
+        """Watch a lease from now on; whether all its roots live. Again with more roots: they are watched too."""
+        known = self._watched.get(watch.lease_id)
+        if known is None:
+            self._meter.attach(watch.lease_id, devices=watch.devices, roots=watch.roots)
+            self._watched[watch.lease_id] = _Watched(watch)
+        return all(is_there(pid) for pid in watch.roots)
+
+    async def samples(self, acknowledged: dict[str, int]) -> list[Cut]:
+        """One sample for every lease: the same again where the last one was not acknowledged."""
+        cuts = []
+        for lease_id, watched in self._watched.items():
+            if watched.pending is None or watched.pending.seq <= acknowledged.get(lease_id, 0):
+                self._cut(watched)
+            if watched.pending is not None:
+                cuts.append(watched.pending)
+        return cuts
+
+    async def detach(self, lease_id: str, *, acknowledged: int) -> list[Cut]:
+        """Stop watching: what has not been acknowledged yet, the last sample included."""
+        watched = self._watched.pop(lease_id, None)
+        if watched is None:
+            return []
+        cuts = [watched.pending] if watched.pending is not None and watched.pending.seq > acknowledged else []
+        self._cut(watched)
+        self._meter.detach(lease_id)
+        if watched.pending is not None and watched.pending not in cuts:
+            cuts.append(watched.pending)
+        return cuts
+
+    async def release(self, lease_id: str, *, acknowledged: int) -> tuple[list[Cut], bool]:
+        """`detach`, and end what escaped from the lease's runners; whether nothing is left of it but them."""
+        return await self.detach(lease_id, acknowledged=acknowledged), await self.end(lease_id, roots=())
+
+    async def tidy(self, folder: str, log_file: str, log_key: str) -> None:
+        """Move a rank's log into the archive, unless it is empty, and remove its folder."""
+        await asyncio.to_thread(self._tidy, Path(folder), Path(log_file), log_key)
+
+    async def end(self, lease_id: str, *, roots: Sequence[int]) -> bool:
+        """Kill what is left of a lease; whether nothing is left."""
+        return await asyncio.to_thread(end_all, roots, lease_id=lease_id)
+
+    async def kill(self, pid: int) -> None:
+        """Kill a process that holds an accelerator without a lease."""
+        kill(pid)
+
+    async def read_log(self, path: str, *, offset: int, limit: int) -> bytes:
+        """Up to `limit` bytes of a running job's log."""
+        return await asyncio.to_thread(_read, Path(path), offset, limit)
+
+    def _cut(self, watched: _Watched) -> None:
+        now_ns = time.monotonic_ns()
+        window_us = (now_ns - watched.cut_at_ns) // 1000
+        if window_us <= 0:
+            return
+        watch = watched.watch
+        busy_us = min(self._meter.read(watch.lease_id), max(1, len(watch.devices)) * window_us)
+        watched.seq += 1
+        watched.cut_at_ns += window_us * 1000
+        watched.pending = Cut(lease_id=watch.lease_id, seq=watched.seq, window_us=window_us, busy_us=busy_us)
+
+    def _tidy(self, folder: Path, log_file: Path, log_key: str) -> None:
+        data = _read(log_file, 0, -1)
+        if data:
+            self._archive.put(log_key, data)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read(path: Path, offset: int, limit: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(limit)
+    except FileNotFoundError:
+        return b""

@@ -1,0 +1,95 @@
+"""The accelerator nodes Ray has, by their labels. Only a node with all of ours is sold."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from fabric.gate.events import NodeDown, NodeUp, Pool
+from fabric.units import AccountId, NodeId
+
+NODE_LABEL: Final = "fabric.io/node"
+POOL_LABEL: Final = "fabric.io/pool"
+DEDICATED_LABEL: Final = "fabric.io/dedicated-to"
+TYPE_LABEL: Final = "ray.io/accelerator-type"
+DEVICE_RESOURCES: Final = ("GPU", "NPU")
+_OUR_NAMES: Final = (("Ascend910B", "910B"), ("910B", "910B"), ("H100", "H100"), ("A100", "A100"))
+"""Ray tells A100-40G from A100-80G and Ascend910B3 from 910B4: tariffs don't."""
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    """One node that is sold."""
+
+    node_id: NodeId
+    ray_id: str
+    address: str
+    accelerator: str
+    resource: str
+    """What Ray calls its devices: GPU or NPU."""
+    devices: int
+    pool: Pool
+    dedicated_to: AccountId | None
+    has_type_resource: bool
+    """Whether the node also offers a resource named for its type."""
+
+    def bundle(self, devices: int, *, cpus: float) -> dict[str, float]:
+        """The resources of a lease's share here."""
+        return {"CPU": cpus, **self.held(devices)}
+
+    def held(self, devices: int) -> dict[str, float]:
+        """What a process that uses that many devices here holds."""
+        held = {self.resource: float(devices)}
+        return {**held, self.accelerator: float(devices)} if self.has_type_resource else held
+
+
+def nodes_of(table: Sequence[Mapping[str, Any]]) -> dict[NodeId, Node]:
+    """The living nodes of `ray.nodes()` that are sold."""
+    found = (_node_of(entry) for entry in table if entry["Alive"])
+    return {node.node_id: node for node in found if node is not None}
+
+
+def changes_between(before: Mapping[NodeId, Node], now: Mapping[NodeId, Node]) -> list[NodeUp | NodeDown]:
+    """What happened to the nodes: one that came back as another Ray node was down in between."""
+    changed: list[NodeUp | NodeDown] = [
+        NodeDown(node_id=node_id)
+        for node_id, node in before.items()
+        if node_id not in now or now[node_id].ray_id != node.ray_id
+    ]
+    for node_id, node in now.items():
+        if node_id not in before or before[node_id].ray_id != node.ray_id:
+            changed.append(
+                NodeUp(
+                    node_id=node_id,
+                    accelerator=node.accelerator,
+                    devices=node.devices,
+                    pool=node.pool,
+                    dedicated_to=node.dedicated_to,
+                )
+            )
+    return changed
+
+
+def type_of(label: str) -> str:
+    """Our name of an accelerator type, from Ray's."""
+    return next((ours for theirs, ours in _OUR_NAMES if label.startswith(theirs)), label)
+
+
+def _node_of(entry: Mapping[str, Any]) -> Node | None:
+    labels, resources = entry["Labels"], entry["Resources"]
+    resource = next((name for name in DEVICE_RESOURCES if resources.get(name, 0) >= 1), None)
+    if resource is None or NODE_LABEL not in labels or TYPE_LABEL not in labels:
+        return None
+    if labels.get(POOL_LABEL) not in set(Pool):
+        return None
+    accelerator = type_of(labels[TYPE_LABEL])
+    return Node(
+        node_id=NodeId(labels[NODE_LABEL]),
+        ray_id=entry["NodeID"],
+        address=entry["NodeManagerAddress"],
+        accelerator=accelerator,
+        resource=resource,
+        devices=int(resources[resource]),
+        pool=Pool(labels[POOL_LABEL]),
+        dedicated_to=AccountId(labels[DEDICATED_LABEL]) if DEDICATED_LABEL in labels else None,
+        has_type_resource=resources.get(accelerator, 0) >= 1,
+    )

@@ -1,0 +1,70 @@
+"""Reports to the gate, in order and in batches, said again until the gate has them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Final
+
+import structlog
+
+from fabric.errors import Unavailable
+from fabric.gate.events import AnyEvent
+
+Report = Callable[[Sequence[AnyEvent]], Awaitable[object]]
+
+_RETRY_S: Final = 0.2
+_log = structlog.get_logger(__name__)
+
+
+class Outbox:
+    """What is put first is reported first."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._waiting: list[tuple[AnyEvent, asyncio.Future[None] | None]] = []
+        self._more = asyncio.Event()
+        self._sender: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._sender = asyncio.create_task(self._send())
+
+    def put(self, event: AnyEvent) -> None:
+        """Report it soon."""
+        self._waiting.append((event, None))
+        self._more.set()
+
+    async def deliver(self, event: AnyEvent) -> None:
+        """Report it, and wait until the gate has it."""
+        delivered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((event, delivered))
+        self._more.set()
+        await delivered
+
+    async def close(self) -> None:
+        if self._sender is not None:
+            self._sender.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._sender
+
+    async def _send(self) -> None:
+        while True:
+            await self._more.wait()
+            self._more.clear()
+            batch, self._waiting = self._waiting, []
+            if batch:
+                await self._hand_over([event for event, _ in batch])
+            for _, delivered in batch:
+                if delivered is not None and not delivered.done():
+                    delivered.set_result(None)
+
+    async def _hand_over(self, events: Sequence[AnyEvent]) -> None:
+        while True:
+            try:
+                await self._report(events)
+            except Unavailable:
+                await asyncio.sleep(_RETRY_S)
+            except Exception:  # noqa: BLE001  # one refused batch must not silence all later ones
+                _log.exception("events_refused", events=[type(event).__name__ for event in events])
+                return
+            else:
+                return

@@ -1,0 +1,56 @@
+"""What a job's payload says: which code, in which environment. The gate never looks inside; the runner does."""
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from fabric.errors import InvalidRequest
+
+
+class Payload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Either a pickled call (`blob` or `inline`) or an entry point. All of it optional, as each kind needs."""
+
+    blob: str = ""
+    """Archive key of a cloudpickle of (callable, args, kwargs)."""
+    inline: str = ""
+    """The same pickle in base64, for small ones: saves a read."""
+    entrypoint: str | tuple[str, ...] = ""
+    """A Python file of the working directory, or a command with its arguments."""
+    args: tuple[str, ...] = ()
+    working_dir_blob: str = ""
+    """Archive key of a zip."""
+    runtime_env: dict[str, Any] = {}
+    """Ray's runtime environment, for the runner and what it starts."""
+    env: dict[str, str] = {}
+
+    @property
+    def is_call(self) -> bool:
+        return bool(self.blob or self.inline)
+
+
+def read_payload(text: str) -> Payload:
+    """The payload of a job.
+
+    Raises:
+        InvalidRequest: `payload_invalid`: not JSON, an unknown field, or a value of the wrong type.
+    """
+    try:
+        return msgspec.json.decode(text or "{}", type=Payload)
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"the job's payload can't be read: {error}", code="payload_invalid") from None
+
+
+def inlined(pickled: bytes) -> str:
+    """A pickle as it goes into `Payload.inline`."""
+    return base64.b64encode(pickled).decode("ascii")
+
+
+def runtime_env_of(payload: Payload, *, extra: Mapping[str, str]) -> dict[str, Any]:
+    """Ray's runtime_env for the runner: the payload's own, with `extra` variables over it."""
+    wanted = dict(payload.runtime_env)
+    variables = {**wanted.get("env_vars", {}), **extra}
+    if variables:
+        wanted["env_vars"] = variables
+    return wanted

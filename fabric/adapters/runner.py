@@ -1,0 +1,188 @@
+"""The runner: the process in which one rank of a job runs, inside the bundle that was leased for it.
+
+A plain class that becomes a detached, named Ray actor, so that it outlives the gate's restarts. Its event loop answers
+the gate while the job runs in a thread of its own (not the main thread: see `stages`). After a function that left nothing
+behind it may serve the same account again; whether it did is looked at here and said in `JobEnd.reusable`.
+"""
+
+import asyncio
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import ray
+
+from fabric import context
+from fabric.adapters.archive import Archive, open_archive
+from fabric.adapters.cluster_settings import checkpoint_prefix, log_key
+from fabric.adapters.stages import JobEnd, RayUse, Stage, perform
+from fabric.gate.events import JobKind
+from fabric.gate.instructions import Lease
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """One rank's part of a lease."""
+
+    lease: Lease
+    rank: int
+    master_addr: str
+    master_port: int
+    work_dir: str
+
+    @property
+    def folder(self) -> Path:
+        """Where this rank's files are while it runs."""
+        return Path(self.work_dir) / self.lease.lease_id.replace("/", "_") / str(self.rank)
+
+    @property
+    def log_file(self) -> Path:
+        return self.folder / "log"
+
+    @property
+    def log_key(self) -> str:
+        lease = self.lease
+        return log_key(lease.account_id, lease.job_id, epoch=lease.epoch, rank=self.rank)
+
+
+class Seat(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a runner sits: what the gate must know to watch, address and end it."""
+
+    pid: int
+    ip: str
+    port: int
+    """Free on this machine a moment ago: the gang's meeting point if this is rank 0."""
+    devices: tuple[str, ...]
+
+
+class Described(msgspec.Struct, frozen=True, kw_only=True):
+    """What a runner tells a gate that has restarted."""
+
+    seat: Seat
+    placement_group_id: str
+    bundle: int
+    order: Order | None
+    """None = idle."""
+
+
+class Runner:
+    """One process, one job at a time."""
+
+    def __init__(self, *, archive: str, placement_group_id: str, bundle: int) -> None:
+        self._archive: Archive = open_archive(archive)
+        self._placement_group_id = placement_group_id
+        self._bundle = bundle
+        self._ray_use = RayUse()
+        self._ray_use.watch()
+        self._order: Order | None = None
+        self._stage: Stage | None = None
+        self._end: asyncio.Future[JobEnd] | None = None
+        self._saves: list[tuple[int, int]] = []
+        self._saved = asyncio.Event()
+
+    async def seat(self) -> Seat:
+        """Who and where this runner is."""
+        return Seat(pid=os.getpid(), ip=ray.util.get_node_ip_address(), port=_free_port(), devices=_devices())
+
+    async def describe(self) -> Described:
+        """All a restarted gate needs to watch this runner again."""
+        return Described(
+            seat=await self.seat(), placement_group_id=self._placement_group_id, bundle=self._bundle, order=self._order
+        )
+
+    async def run(self, order: Order) -> JobEnd:
+        """Run the job; the answer comes when it has ended. Said again for the same attempt, waits for the first."""
+        if self._order != order:
+            self._begin(order)
+        return await self.wait()
+
+    async def wait(self) -> JobEnd:
+        """The end of the job that runs."""
+        assert self._end is not None
+        return await asyncio.shield(self._end)
+
+    async def saves(self, after: int) -> list[tuple[int, int]]:
+        """Checkpoints that became durable since the first `after`, as (step, write_us): waits for one."""
+        while len(self._saves) <= after and not (self._end is not None and self._end.done()):
+            self._saved.clear()
+            await self._saved.wait()
+        return self._saves[after:]
+
+    async def stop(self, reason: str, *, seconds_left: float) -> None:
+        """Ask the job to end."""
+        if self._stage is not None:
+            self._stage.ask_to_stop(reason, seconds_left=seconds_left)
+
+    def _begin(self, order: Order) -> None:
+        loop = asyncio.get_running_loop()
+        end: asyncio.Future[JobEnd] = loop.create_future()
+        self._order, self._end, self._saves = order, end, []
+        self._stage = self._set(order, loop)
+        before = frozenset(threading.enumerate())
+        stage = self._stage
+
+        def work() -> None:
+            ended = perform(stage)
+            reusable = order.lease.kind is JobKind.FUNCTION and self._left_nothing(before)
+            final = msgspec.structs.replace(ended, reusable=reusable, used_ray=self._ray_use.seen)
+            loop.call_soon_threadsafe(self._finish, end, final)
+
+        threading.Thread(target=work, name="fabric-job", daemon=True).start()
+
+    def _set(self, order: Order, loop: asyncio.AbstractEventLoop) -> Stage:
+        """The stage for the job: its place, its checkpoints, its environment."""
+        lease = order.lease
+        place = context.Place(
+            job_id=lease.job_id,
+            account_id=lease.account_id,
+            attempt=lease.epoch,
+            rank=order.rank,
+            world_size=len(lease.shares),
+            devices=_devices(),
+            accelerator=lease.accelerator,
+        )
+        checkpoints = context.Checkpoints(
+            self._archive, prefix=checkpoint_prefix(lease.account_id, lease.job_id), epoch=lease.epoch
+        )
+
+        def on_saved(step: int, write_us: int) -> None:
+            loop.call_soon_threadsafe(self._note_save, step, write_us)
+
+        return Stage(
+            lease=lease,
+            folder=order.folder,
+            log_file=order.log_file,
+            archive=self._archive,
+            context=context.Context(place, checkpoints=checkpoints, on_saved=on_saved),
+            master=(order.master_addr, order.master_port),
+        )
+
+    def _note_save(self, step: int, write_us: int) -> None:
+        self._saves.append((step, write_us))
+        self._saved.set()
+
+    def _finish(self, end: "asyncio.Future[JobEnd]", ended: JobEnd) -> None:
+        end.set_result(msgspec.structs.replace(ended, saves=tuple(self._saves)))
+        self._saved.set()
+        self._stage = None
+
+    def _left_nothing(self, before: frozenset[threading.Thread]) -> bool:
+        """Whether the job left no thread, no child process and no Ray work behind in this process."""
+        if self._ray_use.seen or not before.issuperset(set(threading.enumerate()) - {threading.current_thread()}):
+            return False
+        children: list[Any] = psutil.Process().children()
+        return not children
+
+
+def _devices() -> tuple[str, ...]:
+    ids = ray.get_runtime_context().get_accelerator_ids()
+    return tuple(device for kind in ("GPU", "NPU") for device in ids.get(kind, ()))
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return int(listener.getsockname()[1])

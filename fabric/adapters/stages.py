@@ -1,0 +1,292 @@
+"""How a job's code is set up, run and judged, in the runner's process.
+
+A function is called in the runner. A Python script runs there too (`__main__`, its own arguments and directory), so that
+`ray.init()` in it finds the connection that is already there and all it starts is captured into the lease. It runs in a
+thread: `signal.signal` is accepted but only a SIGTERM handler is ever called, when the fabric asks the job to stop. Any
+other command is a child process in its own process group; it gets SIGTERM, and says by exit code 75 that it has saved.
+"""
+
+import base64
+import io
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import cloudpickle
+import msgspec
+import ray
+
+from fabric import context
+from fabric.adapters.archive import Archive
+from fabric.adapters.cluster_settings import result_key
+from fabric.adapters.payload import Payload, read_payload
+from fabric.adapters.processes import LEASE_VARIABLE
+from fabric.errors import FabricError, InvalidRequest
+from fabric.gate.events import LeaseOutcome
+from fabric.gate.instructions import Lease
+
+EXIT_SAVED: Final = 75
+_ERROR_LINES: Final = 12
+
+
+class JobEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """How one rank ended."""
+
+    outcome: LeaseOutcome
+    error: str = ""
+    result_ref: str = ""
+    saves: tuple[tuple[int, int], ...] = ()
+    reusable: bool = False
+    """Whether the process may run another function of the same account."""
+    used_ray: bool = False
+    """Whether the job started Ray tasks or actors: then its placement group can't be kept."""
+
+
+@dataclass(slots=True)
+class Stage:
+    """Everything one rank of one attempt runs with."""
+
+    lease: Lease
+    folder: Path
+    log_file: Path
+    archive: Archive
+    context: context.Context
+    master: tuple[str, int]
+    process: "subprocess.Popen[bytes] | None" = None
+    sigterm: list[Callable[[int, Any], object]] = field(default_factory=list)
+
+    def ask_to_stop(self, reason: str, *, seconds_left: float) -> None:
+        """Set the job's flag, and signal whoever listens to signals instead."""
+        self.context.ask_to_stop(reason, seconds_left=seconds_left)
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+        for handler in self.sigterm:
+            threading.Thread(target=handler, args=(signal.SIGTERM, None), daemon=True).start()
+
+
+class RayUse:
+    """Notices whether a job starts Ray tasks or actors of its own."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def watch(self) -> None:
+        """From now on. Also makes `ray.init` and `ray.shutdown` harmless: this process is connected, and stays so."""
+        for kind in (ray.remote_function.RemoteFunction, ray.actor.ActorClass):
+            kind._remote = self._noting(kind._remote)  # noqa: SLF001  # the one place all starts pass through
+        ray.init = lambda *_args, **_options: ray.get_runtime_context()
+        ray.shutdown = lambda *_args, **_options: None
+
+    def _noting(self, start: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **options: Any) -> Any:
+            self.seen = True
+            return start(*args, **options)
+
+        return noted
+
+
+def perform(stage: Stage) -> JobEnd:
+    """Run the job to its end; never raises."""
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    with _logged(stage.log_file), _as_job(stage):
+        try:
+            payload = read_payload(stage.lease.payload)
+            return _call(stage, payload) if payload.is_call else _run(stage, payload)
+        except context.Saved:
+            return JobEnd(outcome=LeaseOutcome.SAVED)
+        except SystemExit as exit_:
+            return _exited(stage, exit_.code)
+        except FabricError as error:
+            return JobEnd(outcome=LeaseOutcome.FAILED, error=f"{error.code}: {error.message}")
+        except BaseException as error:  # noqa: BLE001  # a job may raise anything, and none of it may end the runner
+            traceback.print_exc()
+            return JobEnd(outcome=LeaseOutcome.FAILED, error=_told(error), result_ref=_kept_error(stage, error))
+
+
+def _call(stage: Stage, payload: Payload) -> JobEnd:
+    try:
+        pickled = base64.b64decode(payload.inline) if payload.inline else stage.archive.get(payload.blob)
+        function, args, kwargs = cloudpickle.loads(pickled)
+    except FabricError:
+        raise
+    except Exception as error:
+        raise InvalidRequest(f"the function can't be unpickled here: {_told(error)}", code="unpicklable") from error
+    result = function(*args, **kwargs)
+    if stage.context.rank != 0:
+        return JobEnd(outcome=LeaseOutcome.SUCCEEDED)
+    key = result_key(stage.lease.account_id, stage.lease.job_id)
+    try:
+        pickled_result = cloudpickle.dumps(result)
+    except Exception as error:
+        raise InvalidRequest(f"the result can't be pickled: {error}", code="result_not_picklable") from error
+    stage.archive.put(key, pickled_result)
+    return JobEnd(outcome=LeaseOutcome.SUCCEEDED, result_ref=key)
+
+
+def _run(stage: Stage, payload: Payload) -> JobEnd:
+    folder = _unpacked(stage, payload)
+    if not payload.entrypoint:
+        raise InvalidRequest("the payload names neither a function nor an entry point", code="payload_invalid")
+    command = (payload.entrypoint,) if isinstance(payload.entrypoint, str) else payload.entrypoint
+    command += payload.args
+    if command[0].endswith(".py"):
+        return _run_python(stage, folder, command)
+    return _run_command(stage, folder, command)
+
+
+def _unpacked(stage: Stage, payload: Payload) -> Path:
+    folder = stage.folder / "work"
+    folder.mkdir(exist_ok=True)
+    if payload.working_dir_blob:
+        with zipfile.ZipFile(io.BytesIO(stage.archive.get(payload.working_dir_blob))) as packed:
+            packed.extractall(folder)
+    return folder
+
+
+def _run_python(stage: Stage, folder: Path, command: tuple[str, ...]) -> JobEnd:
+    script = folder / command[0]
+    if not script.is_file():
+        there = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
+        raise InvalidRequest(
+            f"{command[0]} is not in the working directory, which has: {there}", code="script_not_found"
+        )
+    os.chdir(folder)
+    sys.argv = list(command)
+    sys.path.insert(0, str(script.parent))
+    with _signals_noted(stage):
+        runpy.run_path(str(script), run_name="__main__")
+    return JobEnd(outcome=LeaseOutcome.SUCCEEDED)
+
+
+def _run_command(stage: Stage, folder: Path, command: tuple[str, ...]) -> JobEnd:
+    try:
+        stage.process = subprocess.Popen(command, cwd=folder, start_new_session=True)  # noqa: S603  # the job itself
+    except OSError as error:
+        raise InvalidRequest(f"{command[0]} can't be run: {error.strerror}", code="script_not_found") from None
+    if stage.context.stop_requested:
+        os.killpg(stage.process.pid, signal.SIGTERM)
+    return _exited(stage, stage.process.wait())
+
+
+def _exited(stage: Stage, code: object) -> JobEnd:
+    """What an exit code means. One that was asked to stop and let the signal end it has not failed, but saved nothing."""
+    if code in (0, None):
+        return JobEnd(outcome=LeaseOutcome.SUCCEEDED)
+    if code == EXIT_SAVED:
+        return JobEnd(outcome=LeaseOutcome.SAVED)
+    if code in (-signal.SIGTERM, 128 + signal.SIGTERM) and stage.context.stop_requested:
+        return JobEnd(outcome=LeaseOutcome.LOST, error="it ended when it was asked to stop, and saved nothing")
+    said = f"exit code {code}" if isinstance(code, int) else str(code)
+    tail = _tail(stage.log_file)
+    return JobEnd(outcome=LeaseOutcome.FAILED, error=f"{said}\n{tail}".rstrip())
+
+
+def _told(error: BaseException) -> str:
+    """The last lines of the traceback, its own error line always among them."""
+    lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
+    return "\n".join(lines[-_ERROR_LINES:])
+
+
+def _kept_error(stage: Stage, error: BaseException) -> str:
+    """Where the exception itself is kept, if it can be pickled."""
+    key = result_key(stage.lease.account_id, stage.lease.job_id)
+    try:
+        stage.archive.put(key, cloudpickle.dumps(error.with_traceback(None)))
+    except Exception:  # noqa: BLE001  # an exception that can't be pickled is told as text
+        return ""
+    return key
+
+
+def _tail(log_file: Path) -> str:
+    sys.stdout.flush()
+    return "\n".join(log_file.read_text(errors="replace").splitlines()[-_ERROR_LINES:])
+
+
+@contextmanager
+def _as_job(stage: Stage) -> Iterator[None]:
+    """The job's environment, context, directory and arguments; afterwards the process is as it was."""
+    lease, here = stage.lease, stage.context
+    environment, folder, arguments, path = dict(os.environ), os.getcwd(), sys.argv, list(sys.path)  # noqa: PTH109
+    try:
+        payload_env = read_payload(lease.payload).env
+    except InvalidRequest:
+        payload_env = {}
+    os.environ.update(payload_env)
+    os.environ.update(
+        {
+            LEASE_VARIABLE: lease.lease_id,
+            "FABRIC_JOB_ID": lease.job_id,
+            "FABRIC_ATTEMPT": str(lease.epoch),
+            "FABRIC_DEVICES": ",".join(here.devices),
+            "FABRIC_ACCELERATOR": lease.accelerator,
+            "RANK": str(here.rank),
+            "WORLD_SIZE": str(here.world_size),
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": stage.master[0],
+            "MASTER_PORT": str(stage.master[1]),
+            "PYTHONUNBUFFERED": "1",
+        }
+    )
+    if here.rank == 0 and lease.epoch > 1:
+        here.begin()
+    context.enter(here)
+    try:
+        yield
+    finally:
+        context.enter(None)
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(folder)
+        sys.argv, sys.path[:] = arguments, path
+
+
+@contextmanager
+def _logged(log_file: Path) -> Iterator[None]:
+    """Everything the process and its children print goes to the job's log, also what is printed below Python."""
+    log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    streams = sys.stdout, sys.stderr
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(fd, "w", closefd=False), write_through=True) for fd in (1, 2))
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = streams
+        os.dup2(kept[0], 1)
+        os.dup2(kept[1], 2)
+        for fd in (log, *kept):
+            os.close(fd)
+
+
+@contextmanager
+def _signals_noted(stage: Stage) -> Iterator[None]:
+    """Lets a script set signal handlers although it isn't on the main thread."""
+    original = signal.signal
+
+    def noted(number: int, handler: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            return original(number, handler)
+        if number == signal.SIGTERM and callable(handler):
+            stage.sigterm[:] = [handler]
+        return signal.SIG_DFL
+
+    signal.signal = noted
+    try:
+        yield
+    finally:
+        signal.signal = original
