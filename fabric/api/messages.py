@@ -32,7 +32,7 @@ _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}", re.ASCII)
 
 def message_of(view: msgspec.Struct, kind: type[M]) -> M:
     """A view as its message: fields of the same name; None is not set."""
-    return kind(**_known(msgspec.to_builtins(view), kind.DESCRIPTOR))
+    return kind(**_known(msgspec.to_builtins(view, builtin_types=(bytes,)), kind.DESCRIPTOR))
 
 
 def accepted(outcome: Accepted) -> pb.Accepted:
@@ -152,7 +152,7 @@ def _known(values: Mapping[str, Any], descriptor: Any) -> dict[str, Any]:
 def _inner(value: Any, nested: Any) -> Any:
     if nested is None:
         return value
-    return [_known(each, nested) for each in value] if isinstance(value, list) else _known(value, nested)
+    return [_known(each, nested) for each in value] if isinstance(value, list | tuple) else _known(value, nested)
 
 
 @functools.cache
