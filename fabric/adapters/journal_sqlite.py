@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
 import apsw
-import msgspec
 
 from fabric.adapters import sealed
 from fabric.adapters.journal import Entry, Snapshot, TreeHead
@@ -31,7 +30,7 @@ CHECKPOINT_PAGES: Final = 4_000
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS head (
-  only INTEGER PRIMARY KEY CHECK (only = 1), epoch INTEGER NOT NULL, size INTEGER NOT NULL, root BLOB NOT NULL) STRICT;
+  singleton INTEGER PRIMARY KEY CHECK (singleton = 1), epoch INTEGER NOT NULL, size INTEGER NOT NULL, root BLOB NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS entries (
   seq INTEGER PRIMARY KEY, leaf BLOB NOT NULL, leaf_hash BLOB NOT NULL, accounts TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS account_entries (
@@ -137,7 +136,9 @@ class SqliteJournal:
         assert connection is not None, "open() comes first"
         start = head.size - len(entries)
         sealed.check_order(entries, start=start, head=head)
-        rows = [(entry.seq, entry.leaf, leaf_hash(entry.leaf), _join(entry.accounts)) for entry in entries]
+        rows = [
+            (entry.seq, entry.leaf, leaf_hash(entry.leaf), sealed.join_accounts(entry.accounts)) for entry in entries
+        ]
         index = [(account_id, entry.seq) for entry in entries for account_id in entry.accounts]
         with _transaction(connection):
             self._fence(connection)
@@ -201,7 +202,7 @@ class SqliteJournal:
         query, bindings = (_ROWS, bounds) if account is None else (_ROWS_OF, (account, *bounds))
         entries: list[Entry] = []
         for seq, leaf, stored_hash, accounts in self._read_from().execute(query, bindings):
-            entry = Entry(seq=seq, leaf=leaf, accounts=_split(accounts, seq=seq))
+            entry = Entry(seq=seq, leaf=leaf, accounts=sealed.split_accounts(accounts, seq=seq))
             expected = start + len(entries) if account is None else None
             entries.append(sealed.checked(entry, stored_hash=stored_hash, expected_seq=expected))
         return entries
@@ -211,12 +212,7 @@ class SqliteJournal:
         found = self._read_from().execute(
             "SELECT seq, leaf_hash FROM entries WHERE seq >= ? AND seq < ? ORDER BY seq", (start, end)
         )
-        hashes: list[bytes] = []
-        for seq, digest in found:
-            if seq != start + len(hashes):
-                raise sealed.corrupt(f"entry {start + len(hashes)} is missing", seq=start + len(hashes))
-            hashes.append(digest)
-        return hashes
+        return sealed.in_order(found, start=start)
 
     def _load_snapshot(self) -> Snapshot | None:
         sizes = [size for (size,) in self._read_from().execute("SELECT size FROM snapshots ORDER BY size DESC")]
@@ -267,14 +263,3 @@ def _transaction(connection: apsw.Connection) -> Iterator[None]:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-
-
-def _join(accounts: tuple[str, ...]) -> str:
-    return msgspec.json.encode(accounts).decode()
-
-
-def _split(accounts: str, *, seq: int) -> tuple[str, ...]:
-    try:
-        return msgspec.json.decode(accounts, type=tuple[str, ...])
-    except (msgspec.DecodeError, TypeError, UnicodeError) as error:
-        raise sealed.corrupt(f"the accounts of entry {seq} can't be read", seq=seq) from error

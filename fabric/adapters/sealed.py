@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Final
 
+import msgspec
+
 from fabric.adapters.journal import Entry, Snapshot, TreeHead
 from fabric.audit.merkle import HASH_BYTES, Tree, leaf_hash
 from fabric.errors import Conflict, JournalCorrupt, Unavailable
@@ -105,3 +107,28 @@ def check_order(entries: Iterable[Entry], *, start: int, head: TreeHead) -> None
         assert entry.seq == expected, f"entry {entry.seq} where {expected} comes next"
         expected += 1
     assert head.size == expected, f"a head of {head.size} over {expected} entries"
+
+
+def in_order(rows: Iterable[tuple[int, bytes]], *, start: int) -> list[bytes]:
+    """The hashes of consecutive entries.
+
+    Raises:
+        JournalCorrupt: one is missing.
+    """
+    hashes: list[bytes] = []
+    for seq, digest in rows:
+        if seq != start + len(hashes):
+            raise corrupt(f"entry {start + len(hashes)} is missing", seq=start + len(hashes))
+        hashes.append(digest)
+    return hashes
+
+
+def join_accounts(accounts: tuple[str, ...]) -> str:
+    return msgspec.json.encode(accounts).decode()
+
+
+def split_accounts(stored: str, *, seq: int) -> tuple[str, ...]:
+    try:
+        return msgspec.json.decode(stored, type=tuple[str, ...])
+    except (msgspec.DecodeError, TypeError, UnicodeError) as error:
+        raise corrupt(f"the accounts of entry {seq} can't be read", seq=seq) from error
