@@ -7,7 +7,7 @@ by takes what an eviction freed, and evictions loop.
 
 from fabric.placement.fitting import Group, Picks, Shape, group_name
 from fabric.placement.jobs import INFERENCE, RANKS, Request, Shares
-from fabric.placement.state import Claim, Node, NodeState, PlacementState, Queued, Running
+from fabric.placement.state import Claim, GroupState, Node, NodeState, PlacementState, Queued, Running
 from fabric.units import JobId, NodeId
 
 
@@ -19,6 +19,8 @@ class Cluster:
         self.groups: dict[str, Group] = {}
         self.version = 0
         """Grows when a group appears: what may go where has changed."""
+        for name, at in state.groups.items():
+            self.groups[name] = Group(at.pool, at.accelerator, at.owner)
         for node in state.nodes.values():
             self._group_of(node.node).seat(node)
         for group in self.groups.values():
@@ -227,7 +229,7 @@ class Cluster:
         group = self.groups.get(name)
         if group is None:
             group = self.groups[name] = Group(node.pool, node.accelerator, node.dedicated_to)
-            self._state.placed.setdefault(name, [0] * RANKS)
+            self._state.groups[name] = GroupState(node.pool, node.accelerator, node.dedicated_to, [0] * RANKS)
             self.version += 1
         return group
 

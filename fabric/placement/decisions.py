@@ -19,7 +19,7 @@ Step = Placed | Evict
 class Decisions:
     """Turns what waits into what runs."""
 
-    __slots__ = ("_cluster", "_fairness", "_planned_at_us", "_preemption", "_queue", "_state", "_waiting")
+    __slots__ = ("_cluster", "_fairness", "_preemption", "_queue", "_state", "_waiting")
 
     def __init__(
         self,
@@ -36,13 +36,12 @@ class Decisions:
         self._waiting = waiting
         self._queue = waiting.queue
         self._preemption = preemption
-        self._planned_at_us = -1
 
     def plan(self, *, now_us: int) -> tuple[Step, ...]:
         """Everything that can be done now."""
-        self._planned_at_us = now_us
         steps: list[Step] = []
         state, queue = self._state, self._queue
+        state.planned_at_us = now_us
         if state.claims:
             self._place_claimed(steps, now_us)
         if state.pins:
@@ -68,7 +67,7 @@ class Decisions:
         dues = self._waiting.dues()
         for pin in self._state.pins.values():
             dues += self._preemption.dues(pin)
-        return min((due for due in dues if due > self._planned_at_us), default=None)
+        return min((due for due in dues if due > self._state.planned_at_us), default=None)
 
     def _try_place(self, lane: Lane, queued: Queued, steps: list[Step], now_us: int) -> bool:
         cluster = self._cluster
@@ -124,7 +123,7 @@ class Decisions:
     def _placed(self, lane: Lane, running: Running, group: Group, now_us: int) -> Placed:
         request = running.request
         self._fairness.enter(request.account_id, devices=request.devices, now_us=now_us)
-        self._state.placed[group.name][running.rank] += 1
+        self._state.groups[group.name].placed[running.rank] += 1
         self._waiting.leave(lane, request.job_id)
         return Placed(request.job_id, group.accelerator, running.shares, group.pool)
 

@@ -6,6 +6,7 @@ nothing of who waits or why.
 """
 
 import heapq
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from fabric.placement.jobs import RANKS, Request, Shares
@@ -176,16 +177,15 @@ class Group:
         elif running.preemptible:
             self.loose_devices[running.rank] -= devices
 
-    def nodes_of(self, bits: int) -> list[NodeState]:
+    def nodes_of(self, bits: int) -> Iterator[NodeState]:
         """The nodes of a bitset, lowest slot first."""
-        found = []
-        while bits:
-            low = bits & -bits
+        rest = bits
+        while rest:
+            low = rest & -rest
             node = self.nodes[low.bit_length() - 1]
             assert node is not None
-            found.append(node)
-            bits ^= low
-        return found
+            yield node
+            rest ^= low
 
     def has_size(self, devices: int) -> bool:
         """Whether some node could take so many devices of one job."""

@@ -49,12 +49,14 @@ class Queue:
         self.owners: dict[AccountId, None] = {}
         """Accounts with nodes of their own: their jobs have lanes of their own."""
         self.lanes: dict[LaneKey, Lane] = {}
+        self.named: dict[str, Lane] = {}
         self.active: list[dict[str, Lane]] = [{} for _ in range(RANKS)]
         self.parked: list[dict[str, Lane]] = [{} for _ in range(RANKS)]
 
     def rebuild(self, *, skip: Mapping[JobId, Claim]) -> None:
         """Sort every waiting job into its lane anew; those in `skip` are not in line."""
         self.lanes.clear()
+        self.named.clear()
         for active, parked in zip(self.active, self.parked, strict=True):
             for lane in list(parked.values()):
                 self.wake(lane)
@@ -82,6 +84,7 @@ class Queue:
             if len(self.lanes) >= _LANES_KEPT:
                 self._drop_empty()
             lane = self.lanes[key] = Lane(key, Shape.of(request))
+            self.named[lane.name] = lane
         return lane
 
     def push(self, queued: Queued) -> Lane:
@@ -193,6 +196,7 @@ class Queue:
     def _drop_empty(self) -> None:
         for key in [key for key, lane in self.lanes.items() if not lane.jobs and not lane.parked]:
             lane = self.lanes.pop(key)
+            del self.named[lane.name]
             self.active[lane.rank].pop(lane.name, None)
 
 

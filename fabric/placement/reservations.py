@@ -79,11 +79,10 @@ class Reservations:
         least = shape.each or (shape.devices if group.has_size(shape.devices) else 1)
         chosen: list[NodeState] = []
         room = 0
-        for bits in reversed(group.fit):
-            for node in group.nodes_of(bits):
-                if room >= shape.devices:
-                    break
-                if node.node.devices >= least:
-                    chosen.append(node)
-                    room += shape.each or node.node.devices
+        for node in (node for bits in reversed(group.fit) for node in group.nodes_of(bits)):
+            if room >= shape.devices:
+                break
+            if node.node.devices >= least:
+                chosen.append(node)
+                room += shape.each or node.node.devices
         return chosen if room >= shape.devices else None

@@ -88,6 +88,15 @@ class Pin(msgspec.Struct):
     nodes: list[NodeId]
 
 
+class GroupState(msgspec.Struct):
+    """A pool's nodes of one type, and how many jobs of each class were ever placed there."""
+
+    pool: str
+    accelerator: str
+    owner: AccountId | None
+    placed: list[int]
+
+
 class Blocked(msgspec.Struct):
     """A lane whose first job does not fit."""
 
@@ -110,11 +119,12 @@ class PlacementState:
     claims: dict[JobId, Claim] = field(default_factory=dict)
     pins: dict[str, Pin] = field(default_factory=dict)
     blocked: dict[str, Blocked] = field(default_factory=dict)
-    placed: dict[str, list[int]] = field(default_factory=dict)
-    """How many jobs of each class each group has placed."""
+    groups: dict[str, GroupState] = field(default_factory=dict)
+    """By name; one that was ever there stays."""
     accounts: dict[AccountId, Account] = field(default_factory=dict)
     evictions: dict[JobId, list[int]] = field(default_factory=dict)
     """When each job was evicted, within the last day."""
+    planned_at_us: int = -1
     epoch_us: int = -1
     """What decayed usage is reckoned from."""
     seq: int = 0

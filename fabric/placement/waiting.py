@@ -81,12 +81,12 @@ class Waiting:
     def dues(self) -> list[int]:
         """When lanes look for victims again, and when their oldest jobs have waited too long."""
         dues: list[int] = []
-        for parked in self.queue.parked:
-            for lane in parked.values():
-                oldest = self._oldest(lane)
-                if oldest is not None:
-                    dues.append(oldest.queued_at_us + self._state.policy.waits_us[lane.rank])
-                    dues.append(self._state.blocked[lane.name].retry_at_us)
+        for name, blocked in self._state.blocked.items():
+            lane = None if blocked.passed_from is None else self.queue.named.get(name)
+            oldest = None if lane is None else self._oldest(lane)
+            if oldest is not None:
+                dues.append(oldest.queued_at_us + self._state.policy.waits_us[oldest.rank])
+                dues.append(blocked.retry_at_us)
         return dues
 
     def _forget(self, now_us: int) -> None:
@@ -96,7 +96,7 @@ class Waiting:
 
     def _placed(self, lane: Lane) -> int:
         """How many jobs of this class or a worse one its groups have placed."""
-        return sum(sum(self._state.placed[group.name][lane.rank :]) for group in lane.groups)
+        return sum(sum(self._state.groups[group.name].placed[lane.rank :]) for group in lane.groups)
 
     def _oldest(self, lane: Lane) -> Queued | None:
         return next((queued for job_id, queued in lane.jobs.items() if job_id not in self._state.claims), None)

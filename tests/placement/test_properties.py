@@ -1,0 +1,234 @@
+"""Random nodes, jobs, departures and drains: what always holds of a planner."""
+
+import msgspec
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from fabric.placement import Evict, Node, Placed, PlacementState, Planner, Policy, Request
+from fabric.placement.fitting import Shape
+
+MINUTE = 60_000_000
+POLICY = Policy(headroom_devices=1, bypasses_max=3, evictions_max=2)
+TYPES = ("H100", "A100")
+POOLS = (("spot", None), ("spot", None), ("reserved", None), ("dedicated", "acme"))
+NODES = [
+    Node(f"{pool}-{kind}-{at}", kind, devices, pool, owner)
+    for at, devices in enumerate((8, 4))
+    for kind in TYPES
+    for pool, owner in dict.fromkeys(POOLS)
+]
+
+shapes = st.one_of(
+    st.tuples(st.integers(1, 10), st.none()),
+    st.tuples(st.integers(1, 3), st.sampled_from((1, 2, 4, 8))).map(lambda at: (at[0] * at[1], at[1])),
+)
+asked = st.builds(
+    lambda shape, **facts: Request(job_id="", devices=shape[0], devices_per_node=shape[1], submitted_at_us=0, **facts),
+    shape=shapes,
+    account_id=st.sampled_from(("acme", "bolt", "cusp")),
+    accelerators=st.sampled_from(((), ("H100",), ("A100",), ("A100", "H100"))),
+    tier_rank=st.integers(0, 2),
+    service=st.sampled_from(("training", "training", "batch", "inference")),
+    preemptible=st.booleans(),
+)
+
+
+class Pair:
+    """Two planners fed the same; one of them is sometimes rebuilt from its encoded state."""
+
+    def __init__(self):
+        self.one = Planner(PlacementState(policy=POLICY))
+        self.two = Planner(PlacementState(policy=POLICY))
+
+    def __getattr__(self, name):
+        def both(*args, **facts):
+            first, second = getattr(self.one, name)(*args, **facts), getattr(self.two, name)(*args, **facts)
+            assert first == second, f"{name} differs"
+            return first
+
+        return both
+
+    def rebuild(self):
+        encoded = msgspec.msgpack.encode(self.two._state)
+        assert encoded == msgspec.msgpack.encode(self.one._state)
+        self.two = Planner(msgspec.msgpack.decode(encoded, type=PlacementState))
+
+
+class Placing(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.planner = Pair()
+        self.now = 1_000_000 * MINUTE
+        self.count = 0
+        self.requests = {}
+        self.waiting = {}
+        self.running = {}
+        self.leaving = {}
+        self.owed_to = {}
+
+    @initialize(chosen=st.lists(st.sampled_from(NODES), min_size=2, unique=True))
+    def begin(self, chosen):
+        for node in chosen:
+            self.planner.add_node(node, now_us=self.now)
+
+    @rule(node=st.sampled_from(NODES))
+    def join(self, node):
+        self.lose(self.planner.add_node(node, now_us=self.now))
+
+    @rule(node=st.sampled_from(NODES), pool=st.sampled_from(POOLS))
+    def join_as_another(self, node, pool):
+        changed = msgspec.structs.replace(node, pool=pool[0], dedicated_to=pool[1])
+        self.lose(self.planner.add_node(changed, now_us=self.now))
+
+    @rule(node=st.sampled_from(NODES))
+    def remove(self, node):
+        self.lose(self.planner.remove_node(node.node_id))
+
+    @rule(node=st.sampled_from(NODES))
+    def drain(self, node):
+        for job_id in self.planner.drain_node(node.node_id):
+            assert job_id in self.running or job_id in self.leaving
+
+    @rule(request=asked, minutes=st.integers(0, 3))
+    def submit(self, request, minutes):
+        self.now += minutes * MINUTE
+        self.count += 1
+        named = msgspec.structs.replace(request, job_id=f"j{self.count}", submitted_at_us=self.now)
+        if self.planner.check(named) is None:
+            self.enqueue(named)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.running)
+    def finish(self, data):
+        self.free(data.draw(st.sampled_from(sorted(self.running))), again=False)
+
+    @rule(data=st.data(), again=st.booleans())
+    @precondition(lambda self: self.leaving)
+    def leave(self, data, again):
+        self.free(data.draw(st.sampled_from(sorted(self.leaving))), again=again)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.waiting)
+    def withdraw(self, data):
+        job_id = data.draw(st.sampled_from(sorted(self.waiting)))
+        assert self.planner.withdraw(job_id)
+        del self.waiting[job_id]
+
+    @rule(data=st.data(), saved=st.booleans())
+    @precondition(lambda self: self.running)
+    def progress(self, data, saved):
+        job_id = data.draw(st.sampled_from(sorted(self.running)))
+        self.planner.note_started(job_id, now_us=self.now)
+        if saved:
+            self.planner.note_checkpoint(job_id, now_us=self.now, write_us=MINUTE, restore_us=MINUTE)
+
+    @rule(account=st.sampled_from(("acme", "bolt", "new")), uhs=st.integers(0, 10**12))
+    def use(self, account, uhs):
+        self.planner.note_usage(account, uhs=uhs, now_us=self.now)
+
+    @rule(minutes=st.integers(1, 90))
+    def wait(self, minutes):
+        self.now += minutes * MINUTE
+
+    @rule()
+    def snapshot(self):
+        self.planner.rebuild()
+
+    @rule()
+    def plan(self):
+        due = self.planner.next_due_us()
+        steps = self.planner.plan(now_us=self.now)
+        for step in steps:
+            if isinstance(step, Placed):
+                self.placed(step)
+            else:
+                self.evicted(step)
+        following = self.planner.plan(now_us=self.now)
+        assert not any(isinstance(step, Placed) for step in following), "all that fits is placed at once"
+        for step in following:
+            self.evicted(step)
+        due = self.planner.next_due_us()
+        assert due is None or due > self.now
+        self.nobody_is_kept_waiting()
+
+    @rule()
+    def settle_down(self):
+        """Without anything else happening, evictions end: nobody evicts his evictor in turn."""
+        evictions = 0
+        for _ in range(200):
+            steps = self.planner.plan(now_us=self.now)
+            for step in steps:
+                if isinstance(step, Placed):
+                    self.placed(step)
+                else:
+                    self.evicted(step)
+                    evictions += 1
+            if not steps:
+                break
+            for job_id in sorted(self.leaving):
+                self.free(job_id, again=True)
+        else:
+            raise AssertionError("evictions never end")
+        assert evictions <= 4 * self.count
+
+    @invariant()
+    def is_consistent(self):
+        self.planner.check_invariants()
+        state = self.planner.one._state
+        assert set(state.queue) == set(self.waiting)
+        assert set(state.running) == set(self.running) | set(self.leaving)
+
+    def enqueue(self, request):
+        self.planner.enqueue(request, now_us=self.now)
+        self.requests[request.job_id] = request
+        self.waiting[request.job_id] = request
+
+    def placed(self, step):
+        request = self.waiting.pop(step.job_id)
+        self.running[step.job_id] = step
+        nodes = {view.node_id: view for view in self.planner.nodes()}
+        assert sum(devices for _, devices in step.shares) == request.devices
+        assert len({node_id for node_id, _ in step.shares}) == len(step.shares)
+        for node_id, devices in step.shares:
+            node = nodes[node_id]
+            assert node.status == "up"
+            assert (node.accelerator, node.pool) == (step.accelerator, step.pool)
+            assert node.dedicated_to in (None, request.account_id)
+            assert request.devices_per_node in (None, devices)
+        assert not request.accelerators or step.accelerator in request.accelerators
+        assert (step.pool == "reserved") <= (request.service == "inference" or request.preemptible)
+        assert (request.service == "inference") <= (step.pool != "spot")
+
+    def evicted(self, step: Evict):
+        victim, preemptor = self.requests[step.job_id], self.requests[step.for_job_id]
+        assert victim.preemptible
+        assert step.for_job_id in self.waiting
+        assert victim.service != "inference" or step.reason == "backfill"
+        assert preemptor.job_id != victim.job_id
+        self.leaving[step.job_id] = self.running.pop(step.job_id)
+
+    def lose(self, job_ids):
+        for job_id in job_ids:
+            if job_id in self.running:
+                self.leaving[job_id] = self.running.pop(job_id)
+
+    def free(self, job_id, *, again):
+        assert self.planner.release(job_id, now_us=self.now)
+        self.running.pop(job_id, None)
+        self.leaving.pop(job_id, None)
+        if again and self.planner.check(self.requests[job_id]) is None:
+            self.enqueue(self.requests[job_id])
+
+    def nobody_is_kept_waiting(self):
+        """Where no reservation stands, nobody in line fits."""
+        state, cluster = self.planner.one._state, self.planner.one._cluster
+        for job_id, queued in state.queue.items():
+            if job_id in state.claims:
+                continue
+            for group in cluster.groups_for(queued.request, preemptible=queued.preemptible):
+                assert cluster.find(group, Shape.of(queued.request), queued) is None, f"{job_id} fits {group.name}"
+
+
+Placing.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestPlacing = Placing.TestCase
