@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fabric.cli.output import console, print_facts, print_json
+from fabric.cli.output import console, print_facts, print_json, table
 from fabric.cli.session import AsJson
 from fabric.profile import Profile, save_profile
 
@@ -65,10 +65,19 @@ def down(*, state_dir: StateDir = None, as_json: AsJson = False) -> None:
     print_json({"name": found.name, "stopped": True}) if as_json else console().print(f"{found.name} is down")
 
 
-def doctor(*, config: Config = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
-    """Say what is missing, and how to mend it."""
-    _doctor(config, state_dir, as_json=as_json)
-
-
-def _doctor(config: Path | None, state_dir: Path | None, *, as_json: bool) -> None:
-    raise NotImplementedError
+def doctor(*, config: Config = None, as_json: AsJson = False) -> None:
+    """Say what is missing, and how to mend it. Ends with 1 if a fabric can't run here."""
+    cluster = importlib.import_module("fabric.settings").load_cluster(config) if config is not None else None
+    found: Any = importlib.import_module("fabric.doctor").diagnose(cluster)
+    if as_json:
+        print_json(
+            [
+                {"name": each.name, "health": each.health.value, "found": each.found, "remedy": each.remedy}
+                for each in found
+            ]
+        )
+    else:
+        rows = [(each.health.value, each.name, each.found, each.remedy) for each in found]
+        console().print(table("", ("", "what", "found", "remedy"), rows))
+    if any(each.health.value == "fail" for each in found):
+        raise typer.Exit(1)

@@ -87,7 +87,9 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     """A plain table; numbers to the right."""
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
     for column in columns:
-        made.add_column(column, justify="right" if column.rpartition(" ")[2] in _TO_THE_RIGHT else "left", overflow="fold")
+        made.add_column(
+            column, justify="right" if column.rpartition(" ")[2] in _TO_THE_RIGHT else "left", overflow="fold"
+        )
     for row in rows:
         made.add_row(*(Text(cell, style=_STATE_STYLES.get(cell, "")) for cell in row))
     return made

@@ -1,0 +1,263 @@
+"""The SDK over a real door and a real gate."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+from decimal import Decimal
+
+import pytest
+
+from fabric.errors import InsufficientTokens, InvalidAmount, InvalidRequest, JobFailed, NotFound
+from fabric.sdk.packing import pack_files, pickle_call
+from fabric.sdk.request import parse_accelerators
+
+
+def test_a_function_runs_elsewhere_and_its_value_comes_back(house):
+    job = house.fabric().submit(lambda a, *, b: a + b, 40, kwargs={"b": 2}, tokens=1, accelerators="H100:2")
+    assert job.result(timeout=20) == 42
+    assert job.state == "succeeded"
+    assert job.done()
+
+
+def test_a_job_that_raises_brings_its_own_exception_as_the_cause(house):
+    job = house.fabric().submit(lambda: {}["missing"], tokens=1)
+    with pytest.raises(JobFailed, match="missing") as failure:
+        job.result(timeout=20)
+    assert isinstance(failure.value.__cause__, KeyError)
+    assert failure.value.facts["job_id"] == job.id
+
+
+def test_a_result_of_any_size_comes_back(house):
+    assert len(house.fabric().submit(lambda: b"x" * 9_000_000, tokens=1).result(timeout=30)) == 9_000_000
+
+
+def test_a_large_argument_goes_as_a_blob_of_the_account(house):
+    job = house.fabric().submit(len, b"x" * 5_000_000, tokens=1)
+    assert job.result(timeout=30) == 5_000_000
+    assert any(key.startswith("blobs/acme/") for key in house.port.blobs)
+
+
+def test_a_small_function_costs_the_archive_nothing(house):
+    house.fabric().submit(lambda: None, tokens=1).result(timeout=20)
+    assert not any(key.startswith("blobs/") for key in house.port.blobs)
+
+
+def test_a_job_can_be_awaited(house):
+    fabric = house.fabric()
+
+    async def both():
+        return await asyncio.gather(*(fabric.submit(pow, 2, n, tokens=1) for n in (3, 4)))
+
+    assert asyncio.run(both()) == [8, 16]
+
+
+def test_many_jobs_at_once_all_come_back(house):
+    fabric = house.fabric()
+    found = {}
+
+    def work(n):
+        found[n] = fabric.submit(lambda n=n: n * n, tokens="0.01").result(timeout=30)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {n: n * n for n in range(24)}
+
+
+def test_waiting_survives_a_gate_that_is_away_for_a_while(house):
+    house.port.run_jobs = False
+    fabric = house.fabric()
+    job = fabric.submit(lambda: 1, tokens=1)
+    house.port.away = True
+    with pytest.raises(TimeoutError, match="after"):
+        job.result(timeout=0.3)
+    house.port.away = False
+    job.cancel()
+    assert job.wait(timeout=20) == "cancelled"
+
+
+def test_a_job_of_before_is_found_again_by_its_id(house):
+    job = house.fabric().submit(lambda: "kept", tokens=1)
+    job.wait(timeout=20)
+    assert house.fabric().job(job.id).result(timeout=20) == "kept"
+    with pytest.raises(NotFound):
+        house.fabric(house.globex).job(job.id)
+
+
+def test_a_job_tells_its_cost_events_and_logs(house):
+    fabric = house.fabric()
+    job = fabric.submit(lambda: None, tokens=2, name="noop")
+    job.wait(timeout=20)
+    assert [event.state for event in job.events(timeout=20)][-1] == "succeeded"
+    assert job.cost().settled
+    assert job.cost().limit_ct == "2"
+    assert "".join(job.logs()) == "running noop\n"
+    assert fabric.balance().account_id == "acme"
+    assert [record.job_id for record in fabric.usage(job_id=job.id)] == [job.id]
+    assert [each.job_id for each in fabric.jobs("succeeded")] == [job.id]
+
+
+def test_a_job_can_be_paused_resumed_and_given_more(house):
+    house.port.run_jobs = False
+    job = house.fabric().submit(lambda: 1, tokens=1)
+    job.pause()
+    job.raise_limit("3.5")
+    assert job.cost().limit_ct == "3.5"
+    job.resume()
+    job.cancel()
+    assert job.wait(timeout=20) == "cancelled"
+    assert isinstance(job.exception(timeout=5), JobFailed)
+
+
+def test_a_quote_changes_nothing_and_says_what_would_be_held(house):
+    fabric = house.fabric()
+    before = house.port.gate.snapshot()
+    quote = fabric.quote(tokens=2, accelerators="H100:2")
+    assert (quote.hold_ct, quote.devices, quote.affordable) == ("2", 2, True)
+    assert not fabric.quote(tokens=100_000).affordable
+    assert house.port.gate.snapshot() == before
+
+
+def test_a_lease_opens_when_its_devices_are_there_and_closes_with_its_block(house):
+    with house.fabric().lease(tokens=1, accelerators="A100:2") as lease:
+        assert lease.job.state == "running"
+        assert lease.bundles == 0
+    assert lease.job.wait(timeout=20) == "cancelled"
+
+
+def test_more_tokens_than_there_are_is_refused_with_the_number_and_the_remedy(house):
+    with pytest.raises(InsufficientTokens, match=r"needs 250 tokens, 100 free: top up 150") as refusal:
+        house.fabric().submit(lambda: None, tokens=250)
+    assert refusal.value.facts["short_uhs"] > 0
+
+
+@pytest.mark.parametrize("tokens", [0.5, "1e3", "-1", 0, "0", True, None, "10000000000", "1.123456789", Decimal(-2)])
+def test_an_amount_that_is_no_plain_decimal_is_refused_before_anything_is_sent(house, tokens):
+    with pytest.raises(InvalidAmount) as refusal:
+        house.fabric().submit(lambda: None, tokens=tokens)
+    assert refusal.value.code == "invalid_amount"
+    assert house.port.batches == []
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("any", ((), 1)),
+        ("any:4", ((), 4)),
+        ("H100", (("H100",), 1)),
+        ("H100:2", (("H100",), 2)),
+        (["H100:2", "A100:2"], (("H100", "A100"), 2)),
+        ("910B:8", (("910B",), 8)),
+    ],
+)
+def test_accelerators_are_read_as_people_write_them(given, expected):
+    assert parse_accelerators(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ("H100:0", "invalid_accelerators"),
+        ("H100:-1", "invalid_accelerators"),
+        ("H100:two", "invalid_accelerators"),
+        ("", "invalid_accelerators"),
+        ([], "invalid_accelerators"),
+        (["H100:2", "A100:4"], "one_count"),
+        ([3], "invalid_accelerators"),
+    ],
+)
+def test_accelerators_that_make_no_sense_are_refused(given, code):
+    with pytest.raises(InvalidRequest) as refusal:
+        parse_accelerators(given)
+    assert refusal.value.code == code
+
+
+def test_what_cannot_be_pickled_is_named(house):
+    lock = threading.Lock()
+    with pytest.raises(InvalidRequest, match=r"argument 1 \(lock\)") as refusal:
+        house.fabric().submit(print, 1, lock, tokens=1)
+    assert refusal.value.code == "unpicklable"
+    with pytest.raises(InvalidRequest, match="variable 'lock'"):
+        pickle_call(lambda: lock, (), {})
+    assert house.port.batches == []
+
+
+def test_a_function_of_ones_own_module_travels_by_value(tmp_path, monkeypatch):
+    (tmp_path / "my_own_module.py").write_text("HALF = 21\ndef double():\n    return 2 * HALF\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import my_own_module
+
+    (tmp_path / "call.pickle").write_bytes(pickle_call(my_own_module.double, (), {}))
+    code = "import pickle, sys; f, a, k = pickle.load(open(sys.argv[1], 'rb')); print(f(*a, **k))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "call.pickle"], capture_output=True, text=True, cwd="/", check=True
+    )
+    assert ran.stdout == "42\n"
+
+
+def test_a_script_that_is_not_there_is_refused_before_anything_is_sent(house, tmp_path):
+    for job, more in (
+        ("nowhere.py", {}),
+        (["python", "-u", "nowhere.py"], {}),
+        ("train.py", {"working_dir": tmp_path}),
+    ):
+        with pytest.raises(InvalidRequest) as refusal:
+            house.fabric().submit(job, tokens=1, **more)
+        assert refusal.value.code == "script_not_found"
+    assert house.port.batches == []
+
+
+def test_a_script_travels_with_its_directory_but_without_what_is_ignored(house, tmp_path):
+    (tmp_path / "train.py").write_text("print(1)")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "config").write_text("secret")
+    (tmp_path / "big.bin").write_text("x")
+    (tmp_path / ".fabricignore").write_text("*.bin\n")
+    job = house.fabric().submit("train.py", "--lr", 0.1, tokens=1, working_dir=tmp_path, env={"SEED": "1"})
+    assert job.result(timeout=20) is None
+    [blob] = [data for key, data in house.port.blobs.items() if key.startswith("blobs/acme/")]
+    assert b"train.py" in blob
+    assert b"config" not in blob
+    assert b"big.bin" not in blob
+    assert blob == pack_files(["python", "train.py"], working_dir=tmp_path)
+
+
+def test_a_directory_beyond_the_limit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("fabric.sdk.packing.WORKING_DIR_BYTES_MAX", 1 << 20)
+    (tmp_path / "data.bin").write_bytes(b"x" * ((1 << 20) + 1))
+    with pytest.raises(InvalidRequest, match=r"more than 1 MiB.*\.fabricignore") as refusal:
+        pack_files([], working_dir=tmp_path)
+    assert refusal.value.code == "working_dir_too_large"
+
+
+def test_importing_fabric_imports_nothing_heavy():
+    code = "import sys, fabric; print([m for m in ('ray', 'torch', 'grpc', 'typer', 'fabric.sdk') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_sdk_never_imports_ray():
+    code = "import sys, fabric; fabric.Fabric; print([m for m in ('ray', 'torch', 'fabric.gate') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_public_surface_is_this_and_no_more():
+    import fabric
+
+    assert fabric.__all__ == [
+        "Balance", "Cost", "Fabric", "Job", "Lease", "Quote", "balance", "connect", "job", "jobs", "lease", "quote", "submit",
+    ]  # fmt: skip
+    for name in fabric.__all__:
+        assert getattr(fabric, name).__doc__
+    with pytest.raises(AttributeError):
+        _ = fabric.nothing_of_that_name
+
+
+def test_the_connection_of_the_module_is_the_one_that_connect_made(house):
+    import fabric
+
+    with fabric.connect(house.address, house.acme, str(house.tls.ca)):
+        assert fabric.submit(max, 1, 2, tokens="0.1").result(timeout=20) == 2
+        assert fabric.balance().plan == "starter"
