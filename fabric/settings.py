@@ -194,14 +194,15 @@ class DirectoryArchive(Section):
 
 
 class S3Archive(Section):
-    """Credentials come from the environment, an instance role or a service account: never from this file."""
+    """Credentials and the region come from the environment (`AWS_...`) or the machine's role: never from this file.
+
+    Encryption at rest is the bucket's own setting.
+    """
 
     kind: Literal["s3"]
     bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")]
     endpoint: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
-    region: str | None = None
     prefix: str = ""
-    sse: Literal["AES256", "aws:kms"] | None = None
 
 
 class TlsFiles(Section):
@@ -261,8 +262,6 @@ class LimitsConfig(Section):
 
     requests_per_s: PositiveInt = 200
     """For each API key."""
-    jobs_per_account: PositiveInt = 10_000
-    """Not yet ended."""
     request_bytes: Annotated[int, Field(ge=65_536, le=2**31 - 1)] = 16 * 2**20
     blob_bytes: Annotated[int, Field(ge=65_536, le=2**40)] = 512 * 2**20
     """A pickled function, a working directory or a result."""

@@ -20,6 +20,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.util.accelerators import accelerators as ray_accelerators
 
 from fabric.adapters.nodes import DEDICATED_LABEL, NODE_LABEL, POOL_LABEL, TYPE_LABEL
+from fabric.adapters.price_files import load_tariffs
 from fabric.cluster_file import read_yaml
 from fabric.gate.events import Pool
 from fabric.settings import load_cluster
@@ -318,6 +319,12 @@ def test_a_ray_cluster_passes_the_operators_own_crd():
     strict = closed(schema) | {"properties": closed(schema)["properties"] | {"metadata": {"type": "object"}}}
     for document in ray_clusters():
         jsonschema.validate(document, strict)
+
+
+def test_every_accelerator_we_ship_has_a_weight():
+    groups = [group for document in ray_clusters() for group in document["spec"]["workerGroupSpecs"]]
+    used = {node.accelerator for node in load_cluster().ray.nodes} | {group["labels"][TYPE_LABEL] for group in groups}
+    assert used <= {weight.accelerator for weight in load_tariffs(CONFIGS / "tariffs.yaml").weights}
 
 
 def test_accelerators_are_named_as_ray_names_them_or_are_ours():

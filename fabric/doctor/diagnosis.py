@@ -2,11 +2,12 @@
 
 import datetime as dt
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import apsw
 
-from fabric.cluster_file import read_yaml
+from fabric.adapters.price_files import load_catalogue, load_tariffs
 from fabric.doctor import machine, software, surroundings
 from fabric.doctor.findings import Finding, Health, fail, ok
 from fabric.errors import InvalidConfig
@@ -47,8 +48,8 @@ def _look_at_cluster(config: ClusterConfig) -> list[Finding]:
         machine.check_clock(now, last_written=_last_written(config)),
         machine.check_port(config.rpc.host, config.rpc.port, name="rpc.listen"),
         machine.check_signing_key(config.signing_key),
-        _check_prices(config.tariffs, name="tariffs"),
-        _check_prices(config.plans, name="plans"),
+        _check_prices(config.tariffs, name="tariffs", load=load_tariffs),
+        _check_prices(config.plans, name="plans", load=load_catalogue),
     ]
     if isinstance(config.rpc.tls, TlsFiles):
         findings.append(machine.check_tls(config.rpc.tls, now=now))
@@ -80,9 +81,9 @@ def _look_at_ray(ray: RayLocal | RayJoin, *, dashboard: int) -> list[Finding]:
         return [reached, fail("ray cluster", str(error).partition("\n")[0] or type(error).__name__, remedy=remedy)]
 
 
-def _check_prices(path: Path, *, name: str) -> Finding:
+def _check_prices(path: Path, *, name: str, load: Callable[[Path], object]) -> Finding:
     try:
-        read_yaml(path)
+        load(path)
     except InvalidConfig as error:
         return fail(name, error.message, remedy=f"let {name} name a file like those in cluster-configs/")
     return ok(name, str(path))

@@ -56,7 +56,7 @@ def check_s3(archive: S3Archive) -> Finding:
     remedy = "check the endpoint and the bucket, and that AWS_ACCESS_KEY_ID may put, get and delete in it"
     try:
         config = Config(connect_timeout=_TIMEOUT_S, read_timeout=_TIMEOUT_S, retries={"total_max_attempts": 1})
-        client = boto3.client("s3", endpoint_url=archive.endpoint, region_name=archive.region, config=config)
+        client = boto3.client("s3", endpoint_url=archive.endpoint, config=config)
         client.put_object(**at, Body=b"fabric", IfNoneMatch="*")
         try:
             read = client.get_object(**at)["Body"].read()
