@@ -129,4 +129,6 @@ def _flaws_of_reference(points: tuple[tuple[int, int], ...]) -> tuple[Flaw, ...]
     scaled = low * width + (high - low) * (REFERENCE_PPM - left)
     if scaled == PPM * width:
         return ()
-    return (Flaw(None, f"f(0.8) = {ratio(half_even(scaled, width))}", "f(0.8) = 1: that is what a token is"),)
+    near = half_even(scaled, width)
+    found = "f(0.8) just beside 1" if near == PPM else f"f(0.8) = {ratio(near)}"
+    return (Flaw(None, found, "f(0.8) = 1: that is what a token is"),)
