@@ -32,7 +32,7 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     transfer_id: int
     """Counts the ledger's transfers from 1."""
     kind: str
-    """top_up | bundle | subscription | grant | hold | capture | release | refund | expire | debt | invoice | absorb ..."""
+    """top_up | bundle | subscription | grant | repay | hold | capture | release | refund | expire | invoice | payment"""
     account_id: str
     ref: str
     """What it is about: a hold, lot, job, bundle or period id."""
@@ -42,4 +42,4 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     linked_to: int | None = None
     """Transfers of one purchase stand or fall together: the id of the first of them."""
     flags: tuple[str, ...] = ()
-    """late | over_hold | estimated | final"""
+    """late | over_hold | estimated | final | lapsed"""

@@ -209,3 +209,7 @@ def test_a_release_frees_everything(funded, use):
     assert funded.release("h", seq=2, now_us=1) == Settled(0, 65)
     assert funded.ended["h"].state is HoldState.RELEASED
     assert funded.free("ada", now_us=1) == 95
+
+
+def test_nothing_at_all_is_not_a_partial_grant(book, use):
+    assert authorize(book, use, 5, minimum=0).code == "insufficient_tokens"

@@ -119,3 +119,17 @@ def test_a_lot_that_expired_under_a_hold_is_not_due_again(funded, use):
     funded.sweep(now_us=100)
     copy = msgspec.msgpack.decode(msgspec.msgpack.encode(funded), type=Book)
     assert (funded.next_due_us(), copy.next_due_us()) == (None, None)
+
+
+def test_what_is_let_go_at_the_very_expiry_goes_straight_to_breakage(funded, use):
+    funded.authorize("ada", hold_id="h", amount_uhs=60, use=use, now_us=0, expires_at_us=None)
+    funded.drain()
+    funded.close("h", now_us=100)
+    assert [transfer.kind for transfer in funded.drain()] == ["expire"]
+
+
+def test_an_update_cannot_make_a_hold_lapse_before_it_was_said(funded, use):
+    funded.authorize("ada", hold_id="h", amount_uhs=60, use=use, now_us=0, expires_at_us=150)
+    funded.update("h", seq=1, used_uhs=0, more_uhs=0, now_us=120, expires_at_us=90)
+    funded.sweep(now_us=121)
+    assert (funded.lapsed["h"].ended_at_us, funded.tokens_uhs["breakage"]) == (120, 60)
