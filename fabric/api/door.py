@@ -10,6 +10,7 @@ from fabric.clock import Clock, SteadyClock
 from fabric.errors import NotFound
 from fabric.gate.questions import JobOf
 from fabric.gate.views import JobView
+from fabric.units import AccountId, JobId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +43,9 @@ class Door:
         self.feed = ChangeFeed(port)
         self.sandbox_payments = sandbox_payments
 
-    async def job(self, job_id: str, *, scope: str | None) -> JobView:
+    async def job(self, job_id: str, *, scope: AccountId | None) -> JobView:
         """A job that the caller may see. Another's is answered like one that doesn't exist."""
-        job = await self.port.ask(JobOf(job_id=job_id, account_id=scope))
+        job = await self.port.ask(JobOf(job_id=JobId(job_id), account_id=scope))
         if not isinstance(job, JobView):
             raise NotFound(f"there is no job {job_id!r}", job=job_id)
         return job

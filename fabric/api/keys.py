@@ -17,7 +17,7 @@ from fabric.clock import Clock
 from fabric.errors import InvalidRequest, PermissionDenied, RateLimited, Unauthenticated
 from fabric.gate.questions import KeyOf
 from fabric.gate.views import KeyView
-from fabric.units import AccountId
+from fabric.units import AccountId, KeyId
 from fabric.wire import hash_secret, parse_key
 
 REMEMBER_S: Final = 2.0
@@ -31,9 +31,9 @@ class Caller:
 
     key_id: str
     operator: bool
-    home: str
+    home: AccountId
     """The account of the key."""
-    acts_for: str | None = None
+    acts_for: AccountId | None = None
     """The customer an operator acts for."""
     restricted: bool = False
     """Whether the key has a limit or an end: then it may work, but not make keys or holds that outlive either."""
@@ -50,10 +50,10 @@ class Caller:
                 "say which customer you act for: `--account` of the CLI, `fabric-account` in the metadata",
                 code="account_required",
             )
-        return AccountId(self.scope)
+        return self.scope
 
     @property
-    def scope(self) -> str | None:
+    def scope(self) -> AccountId | None:
         """The account whose things are seen; None is all of them, for operators."""
         return self.acts_for if self.operator else self.home
 
@@ -80,8 +80,8 @@ class KeyRing:
         return Caller(
             key_id=key.key_id,
             operator=key.operator,
-            home=key.account_id,
-            acts_for=acts_for or None,
+            home=AccountId(key.account_id),
+            acts_for=AccountId(acts_for) if acts_for else None,
             restricted=key.limit_uhs is not None or key.expires_at_us is not None,
         )
 
@@ -120,7 +120,7 @@ class KeyRing:
         found_at, key = self._remembered.get(key_id, (-REMEMBER_S, None))
         if key is not None and now - found_at < REMEMBER_S:
             return key
-        answer = await self._port.ask(KeyOf(key_id=key_id))
+        answer = await self._port.ask(KeyOf(key_id=KeyId(key_id)))
         if not isinstance(answer, KeyView):
             return None
         self._remembered[key_id] = (now, answer)

@@ -152,7 +152,12 @@ def _known(values: Mapping[str, Any], descriptor: Any) -> dict[str, Any]:
 def _inner(value: Any, nested: Any) -> Any:
     if nested is None:
         return value
-    return [_known(each, nested) for each in value] if isinstance(value, list | tuple) else _known(value, nested)
+    return [_entry(each, nested) for each in value] if isinstance(value, list | tuple) else _known(value, nested)
+
+
+def _entry(value: Any, nested: Any) -> dict[str, Any]:
+    """One of a list; a plain tuple has its values in the order of the message's fields."""
+    return _known(value, nested) if isinstance(value, Mapping) else dict(zip(_fields(nested), value, strict=True))
 
 
 @functools.cache

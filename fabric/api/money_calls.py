@@ -23,7 +23,7 @@ from fabric.gate.events import (
 from fabric.gate.questions import BalanceOf, PricesOf, ReceiptsOf, RecordsOf, StatementOf
 from fabric.gate.views import BalanceView
 from fabric.ledger.scopes import Service, Use
-from fabric.units import HoldId
+from fabric.units import HoldId, JobId
 from fabric.wire import fabric_pb2 as pb
 
 
@@ -80,7 +80,7 @@ async def usage(door: Door, caller: Caller, request: pb.UsageRequest) -> AsyncIt
         await door.job(request.job_id, scope=caller.scope)
     question = RecordsOf(
         account_id=caller.scope,
-        job_id=request.job_id or None,
+        job_id=JobId(request.job_id) if request.job_id else None,
         from_us=request.from_us,
         until_us=request.until_us if request.HasField("until_us") else None,
     )
@@ -104,7 +104,9 @@ async def prices(door: Door, _: Caller, __: pb.PricesRequest) -> AsyncIterator[p
 async def receipts(door: Door, caller: Caller, request: pb.ReceiptsRequest) -> AsyncIterator[pb.Document]:
     if request.job_id:
         await door.job(request.job_id, scope=caller.scope)
-    answer: Any = await door.port.ask(ReceiptsOf(account_id=caller.account, job_id=request.job_id or None))
+    answer: Any = await door.port.ask(
+        ReceiptsOf(account_id=caller.account, job_id=JobId(request.job_id) if request.job_id else None)
+    )
     for receipt in answer:
         yield pb.Document(json=msgspec.json.encode(receipt))
 

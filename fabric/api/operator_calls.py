@@ -29,7 +29,7 @@ async def create_key(door: Door, caller: Caller, request: pb.CreateKeyRequest) -
         raise PermissionDenied("only an operator makes operator keys", code="operator_only")
     if not _SHA256.fullmatch(request.secret_sha256):
         raise InvalidRequest("secret_sha256 is 64 digits of lower-case hex", code="invalid_sha256")
-    account = AccountId(caller.home) if request.operator else caller.account
+    account = caller.home if request.operator else caller.account
     key_id = KeyId(key_id_of(account, request_id(request.request_id)))
     event = CreateKey(
         key_id=key_id,
@@ -60,7 +60,7 @@ async def revoke_key(door: Door, caller: Caller, request: pb.RevokeKeyRequest) -
         raise PermissionDenied(
             "a key with a limit or an end can revoke only itself", code="restricted_key", key_id=caller.key_id
         )
-    key = await door.port.ask(KeyOf(key_id=request.key_id))
+    key = await door.port.ask(KeyOf(key_id=KeyId(request.key_id)))
     if not isinstance(key, KeyView) or (caller.scope is not None and _hidden(key, caller)):
         raise NotFound(f"there is no key {request.key_id!r}", key=request.key_id)
     event = RevokeKey(

@@ -143,10 +143,10 @@ def plans(*, account: ForAccount = "", as_json: AsJson = False) -> None:
     console().print(table("plans", ("plan", "CNY", "life", "queue", "paid"), rows))
     for kind in ("bundles", "subscriptions"):
         if catalogue.get(kind):
-            rows = [
+            offers = [
                 (each["name"], format_cny(each["price_microcny"]), each.get("title", "")) for each in catalogue[kind]
             ]
-            console().print(table(kind, ("name", "CNY", "what"), rows))
+            console().print(table(kind, ("name", "CNY", "what"), offers))
 
 
 def plan(*, account: ForAccount = "", as_json: AsJson = False) -> None:

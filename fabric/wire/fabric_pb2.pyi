@@ -421,7 +421,7 @@ class UsageRequest(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., from_us: _Optional[int] = ..., until_us: _Optional[int] = ...) -> None: ...
 
 class Cdr(_message.Message):
-    __slots__ = ("cdr_id", "account_id", "job_id", "lease_id", "name", "service", "accelerator", "devices", "started_at_us", "ended_at_us", "metered_us", "busy_us", "estimated_us", "tariff_version", "weight_ppm", "charged_uhs", "refunded_uhs", "absorbed_uhs", "ended")
+    __slots__ = ("cdr_id", "account_id", "job_id", "lease_id", "name", "service", "accelerator", "devices", "started_at_us", "ended_at_us", "metered_us", "busy_us", "estimated_us", "tariff_version", "weight_ppm", "charged_uhs", "refunded_uhs", "absorbed_uhs", "ended", "bands")
     CDR_ID_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
@@ -441,6 +441,7 @@ class Cdr(_message.Message):
     REFUNDED_UHS_FIELD_NUMBER: _ClassVar[int]
     ABSORBED_UHS_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
+    BANDS_FIELD_NUMBER: _ClassVar[int]
     cdr_id: str
     account_id: str
     job_id: str
@@ -460,7 +461,16 @@ class Cdr(_message.Message):
     refunded_uhs: int
     absorbed_uhs: int
     ended: str
-    def __init__(self, cdr_id: _Optional[str] = ..., account_id: _Optional[str] = ..., job_id: _Optional[str] = ..., lease_id: _Optional[str] = ..., name: _Optional[str] = ..., service: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., metered_us: _Optional[int] = ..., busy_us: _Optional[int] = ..., estimated_us: _Optional[int] = ..., tariff_version: _Optional[int] = ..., weight_ppm: _Optional[int] = ..., charged_uhs: _Optional[int] = ..., refunded_uhs: _Optional[int] = ..., absorbed_uhs: _Optional[int] = ..., ended: _Optional[str] = ...) -> None: ...
+    bands: _containers.RepeatedCompositeFieldContainer[Band]
+    def __init__(self, cdr_id: _Optional[str] = ..., account_id: _Optional[str] = ..., job_id: _Optional[str] = ..., lease_id: _Optional[str] = ..., name: _Optional[str] = ..., service: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., metered_us: _Optional[int] = ..., busy_us: _Optional[int] = ..., estimated_us: _Optional[int] = ..., tariff_version: _Optional[int] = ..., weight_ppm: _Optional[int] = ..., charged_uhs: _Optional[int] = ..., refunded_uhs: _Optional[int] = ..., absorbed_uhs: _Optional[int] = ..., ended: _Optional[str] = ..., bands: _Optional[_Iterable[_Union[Band, _Mapping]]] = ...) -> None: ...
+
+class Band(_message.Message):
+    __slots__ = ("devices_us", "busy_us")
+    DEVICES_US_FIELD_NUMBER: _ClassVar[int]
+    BUSY_US_FIELD_NUMBER: _ClassVar[int]
+    devices_us: int
+    busy_us: int
+    def __init__(self, devices_us: _Optional[int] = ..., busy_us: _Optional[int] = ...) -> None: ...
 
 class StatementRequest(_message.Message):
     __slots__ = ("from_us", "until_us")

@@ -1,6 +1,7 @@
 """The SDK over a real door and a real gate."""
 
 import asyncio
+import importlib
 import subprocess
 import sys
 import threading
@@ -8,6 +9,7 @@ from decimal import Decimal
 
 import pytest
 
+import fabric
 from fabric.errors import InsufficientTokens, InvalidAmount, InvalidRequest, JobFailed, NotFound
 from fabric.sdk.packing import pack_files, pickle_call
 from fabric.sdk.request import parse_accelerators
@@ -44,20 +46,20 @@ def test_a_small_function_costs_the_archive_nothing(house):
 
 
 def test_a_job_can_be_awaited(house):
-    fabric = house.fabric()
+    connection = house.fabric()
 
     async def both():
-        return await asyncio.gather(*(fabric.submit(pow, 2, n, tokens=1) for n in (3, 4)))
+        return await asyncio.gather(*(connection.submit(pow, 2, n, tokens=1) for n in (3, 4)))
 
     assert asyncio.run(both()) == [8, 16]
 
 
 def test_many_jobs_at_once_all_come_back(house):
-    fabric = house.fabric()
+    connection = house.fabric()
     found = {}
 
     def work(n):
-        found[n] = fabric.submit(lambda n=n: n * n, tokens="0.01").result(timeout=30)
+        found[n] = connection.submit(lambda n=n: n * n, tokens="0.01").result(timeout=30)
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(24)]
     for thread in threads:
@@ -69,8 +71,8 @@ def test_many_jobs_at_once_all_come_back(house):
 
 def test_waiting_survives_a_gate_that_is_away_for_a_while(house):
     house.port.run_jobs = False
-    fabric = house.fabric()
-    job = fabric.submit(lambda: 1, tokens=1)
+    connection = house.fabric()
+    job = connection.submit(lambda: 1, tokens=1)
     house.port.away = True
     with pytest.raises(TimeoutError, match="after"):
         job.result(timeout=0.3)
@@ -88,16 +90,16 @@ def test_a_job_of_before_is_found_again_by_its_id(house):
 
 
 def test_a_job_tells_its_cost_events_and_logs(house):
-    fabric = house.fabric()
-    job = fabric.submit(lambda: None, tokens=2, name="noop")
+    connection = house.fabric()
+    job = connection.submit(lambda: None, tokens=2, name="noop")
     job.wait(timeout=20)
     assert [event.state for event in job.events(timeout=20)][-1] == "succeeded"
     assert job.cost().settled
     assert job.cost().limit_ct == "2"
     assert "".join(job.logs()) == "running noop\n"
-    assert fabric.balance().account_id == "acme"
-    assert [record.job_id for record in fabric.usage(job_id=job.id)] == [job.id]
-    assert [each.job_id for each in fabric.jobs("succeeded")] == [job.id]
+    assert connection.balance().account_id == "acme"
+    assert [record.job_id for record in connection.usage(job_id=job.id)] == [job.id]
+    assert [each.job_id for each in connection.jobs("succeeded")] == [job.id]
 
 
 def test_a_job_can_be_paused_resumed_and_given_more(house):
@@ -113,11 +115,11 @@ def test_a_job_can_be_paused_resumed_and_given_more(house):
 
 
 def test_a_quote_changes_nothing_and_says_what_would_be_held(house):
-    fabric = house.fabric()
+    connection = house.fabric()
     before = house.port.gate.snapshot()
-    quote = fabric.quote(tokens=2, accelerators="H100:2")
+    quote = connection.quote(tokens=2, accelerators="H100:2")
     assert (quote.hold_ct, quote.devices, quote.affordable) == ("2", 2, True)
-    assert not fabric.quote(tokens=100_000).affordable
+    assert not connection.quote(tokens=100_000).affordable
     assert house.port.gate.snapshot() == before
 
 
@@ -188,8 +190,7 @@ def test_what_cannot_be_pickled_is_named(house):
 def test_a_function_of_ones_own_module_travels_by_value(tmp_path, monkeypatch):
     (tmp_path / "my_own_module.py").write_text("HALF = 21\ndef double():\n    return 2 * HALF\n")
     monkeypatch.syspath_prepend(tmp_path)
-    import my_own_module
-
+    my_own_module = importlib.import_module("my_own_module")
     (tmp_path / "call.pickle").write_bytes(pickle_call(my_own_module.double, (), {}))
     code = "import pickle, sys; f, a, k = pickle.load(open(sys.argv[1], 'rb')); print(f(*a, **k))"
     ran = subprocess.run(
@@ -244,8 +245,6 @@ def test_the_sdk_never_imports_ray():
 
 
 def test_the_public_surface_is_this_and_no_more():
-    import fabric
-
     assert fabric.__all__ == [
         "Balance", "Cost", "Fabric", "Job", "Lease", "Quote", "balance", "connect", "job", "jobs", "lease", "quote", "submit",
     ]  # fmt: skip
@@ -256,8 +255,6 @@ def test_the_public_surface_is_this_and_no_more():
 
 
 def test_the_connection_of_the_module_is_the_one_that_connect_made(house):
-    import fabric
-
     with fabric.connect(house.address, house.acme, str(house.tls.ca)):
         assert fabric.submit(max, 1, 2, tokens="0.1").result(timeout=20) == 2
         assert fabric.balance().plan == "starter"
