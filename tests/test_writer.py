@@ -1,0 +1,313 @@
+"""The writer, with a stand-in for the gate: a core that counts holds, so that only the writer is under test."""
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fabric.adapters.entries import decode_entry
+from fabric.adapters.journal_sqlite import SqliteJournal
+from fabric.audit.merkle import Tree, leaf_hash
+from fabric.clock import VirtualClock
+from fabric.errors import Internal, JournalCorrupt, Unavailable
+from fabric.gate.events import Authorize, Cancel, ReleaseHold, Service, Tick, Use
+from fabric.gate.instructions import Accepted, Decision, Refusal, RemoveLease
+from fabric.writer import Writer
+
+NO = Refusal(code="insufficient_tokens", http_status=402, message="no")
+
+
+class Counting:
+    """So many holds of 1 µHs may be open at a time. Refuses beyond, and breaks on request."""
+
+    def __init__(self, state: bytes | None = None, *, skew: int = 0, most: int = 1_000_000) -> None:
+        self.held, self.handled = msgspec.msgpack.decode(state) if state else (0, 0)
+        self.skew = skew
+        self.most = most
+
+    def handle(self, event, now_us: int) -> Decision:
+        self.handled += 1
+        match event:
+            case Authorize() if self.held >= self.most:
+                return Decision(outcome=NO)
+            case Authorize():
+                self.held += 1
+            case ReleaseHold():
+                self.held -= 1
+                return Decision(outcome=Accepted(), instructions=(RemoveLease(lease_id=event.hold_id),))
+            case Cancel():
+                self.held += 1_000
+                raise ZeroDivisionError("a mistake in the core")
+        return Decision(outcome=Accepted(held_uhs=self.held + self.skew))
+
+    def snapshot(self) -> bytes:
+        return msgspec.msgpack.encode((self.held, self.handled))
+
+
+class Journal(SqliteJournal):
+    """A real journal whose commits can be held back, or made to fail."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.batches: list[int] = []
+        self.failing: list[Exception] = []
+        self.may_commit = asyncio.Event()
+        self.may_commit.set()
+
+    async def append(self, entries, head):
+        self.batches.append(len(entries))
+        await self.may_commit.wait()
+        if self.failing:
+            raise self.failing.pop()
+        await super().append(entries, head)
+
+
+class World:
+    """A writer on a journal in a directory, as often as it is started again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.clock = VirtualClock(1_000)
+        self.said: list[str] = []
+        self.open: list[Writer] = []
+
+    async def start(self, *, restore=Counting, **options) -> Writer:
+        writer = Writer(Journal(self.path), restore=restore, clock=self.clock, carry_out=self.carry_out, **options)
+        await writer.start()
+        self.open.append(writer)
+        return writer
+
+    async def carry_out(self, instructions):
+        self.said += [one.lease_id for one in instructions]
+
+    async def entries(self, writer):
+        return [decode_entry(entry.leaf) async for entry in writer.journal.read()]
+
+
+@pytest.fixture
+async def world(tmp_path):
+    world = World(tmp_path / "journal.sqlite")
+    yield world
+    for writer in world.open:
+        await writer.close()
+
+
+def hold(name: str = "h") -> Authorize:
+    return Authorize(hold_id=name, account_id="acme", amount_uhs=1, use=Use(service=Service.INFERENCE), ttl_us=1)
+
+
+async def test_an_answer_comes_only_when_it_is_durable(world):
+    writer = await world.start()
+    writer.journal.may_commit.clear()
+    asking = asyncio.create_task(writer.submit([hold()]))
+    await asyncio.sleep(0.05)
+    assert not asking.done()
+    assert (await writer.journal.head()).size == 0
+    writer.journal.may_commit.set()
+    assert await asking == [Accepted(held_uhs=1)]
+    assert (await writer.journal.head()).size == 1
+
+
+async def test_all_that_waits_is_one_commit_up_to_the_limit_and_no_call_is_split(world):
+    writer = await world.start(batch_max=10)
+    calls = [writer.submit([hold()] * size) for size in (1, 6, 3, 4, 25, 2)]
+    answers = await asyncio.gather(*calls)
+    assert [len(answer) for answer in answers] == [1, 6, 3, 4, 25, 2]
+    assert [outcome.held_uhs for answer in answers for outcome in answer] == list(range(1, 42))
+    assert writer.journal.batches == [10, 4, 25, 2]
+
+
+async def test_refusals_are_journaled_too_and_every_account_is_indexed(world):
+    writer = await world.start(restore=lambda state: Counting(state, most=1))
+    assert [type(answer) for answer in await writer.submit([hold("a"), hold("b")])] == [Accepted, Refusal]
+    assert [entry.outcome for entry in await world.entries(writer)] == [Accepted(held_uhs=1), NO]
+    assert [entry.accounts async for entry in writer.journal.read(account="acme")] == [("acme",), ("acme",)]
+
+
+async def test_after_a_restart_the_core_is_what_it_was(world):
+    writer = await world.start()
+    for _ in range(5):
+        await writer.submit([hold(), hold(), ReleaseHold(hold_id="h", account_id="acme", seq=1)])
+    before = writer.core.snapshot(), writer.head, writer.tree.root()
+    killed = world.open.pop()  # not closed: no snapshot is kept
+    again = await world.start()
+    assert (again.core.snapshot(), again.head, again.tree.root()) == before
+    assert len(world.said) == 5, "a replay carries nothing out"
+    killed._ended = Unavailable("replaced")
+    killed._wake.set()
+
+
+async def test_a_restart_begins_with_the_newest_snapshot(world):
+    writer = await world.start(snapshot_every=4)
+    for _ in range(11):
+        await writer.submit([hold()])
+    assert (await writer.journal.load_snapshot()).size == 8
+    restored = []
+
+    def restore(state):
+        core = Counting(state)
+        restored.append(core.handled)
+        return core
+
+    again = await world.start(restore=restore)
+    assert restored == [8]
+    assert again.core.handled == 11
+
+
+async def test_closing_keeps_a_snapshot_of_everything(world):
+    writer = await world.start()
+    await writer.submit([hold()])
+    await writer.close()
+    again = await world.start(restore=lambda state: Counting(state, skew=7))
+    assert again.core.held == 1, "nothing was replayed, or the skew would have been found"
+
+
+async def test_a_core_that_decides_otherwise_than_it_did_is_found_out_and_named(world):
+    writer = await world.start()
+    for _ in range(3):
+        await writer.submit([Tick()])
+    world.open.pop()
+    with pytest.raises(JournalCorrupt) as found:
+        await world.start(restore=lambda state: Counting(state, skew=1))
+    assert (found.value.code, found.value.facts["seq"]) == ("replay_differs", 0)
+
+
+async def test_when_a_commit_fails_nobody_is_answered_and_memory_does_not_run_ahead(world):
+    writer = await world.start()
+    await writer.submit([hold()])
+    writer.journal.failing.append(Unavailable("disk full", code="journal_unavailable"))
+    for answer in await asyncio.gather(*(writer.submit([hold()]) for _ in range(3)), return_exceptions=True):
+        assert isinstance(answer, Unavailable)
+        assert answer.code == "journal_unavailable"
+    assert await writer.submit([hold()]) == [Accepted(held_uhs=2)], "the three that failed are not remembered"
+    assert writer.head.size == 2
+    assert world.said == []
+
+
+async def test_while_the_store_is_away_every_caller_is_told_and_then_it_goes_on(world, monkeypatch):
+    writer = await world.start()
+    writer.journal.failing.append(Unavailable("gone"))
+
+    async def away():
+        raise Unavailable("still gone", code="journal_unavailable")
+
+    monkeypatch.setattr(writer.journal, "open", away)
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            await writer.submit([hold()])
+        with pytest.raises(Unavailable):
+            await writer.look(lambda core: core.held)
+    monkeypatch.undo()
+    assert await writer.submit([hold()]) == [Accepted(held_uhs=1)]
+
+
+async def test_a_writer_that_was_replaced_stops_for_good(world):
+    writer = await world.start()
+    newer = await world.start()
+    with pytest.raises(Unavailable) as refused:
+        await writer.submit([hold()])
+    assert refused.value.code == "writer_fenced"
+    with pytest.raises(Unavailable):
+        await writer.submit([hold()])
+    assert await newer.submit([hold()]) == [Accepted(held_uhs=1)], "the old one has not taken it back"
+
+
+async def test_a_mistake_in_the_core_costs_its_caller_and_nobody_else(world):
+    writer = await world.start()
+    mistake = Cancel(job_id="j", account_id="acme")
+    answers = await asyncio.gather(
+        writer.submit([hold()]), writer.submit([hold(), mistake]), writer.submit([hold()]), return_exceptions=True
+    )
+    assert answers[0] == [Accepted(held_uhs=1)]
+    assert isinstance(answers[1], Internal)
+    assert answers[2] == [Accepted(held_uhs=2)]
+    assert writer.head.size == 2
+
+
+async def test_more_than_may_wait_is_told_to_come_back(world):
+    writer = await world.start(queue_max=5)
+    writer.journal.may_commit.clear()
+    first = asyncio.create_task(writer.submit([hold()]))
+    await asyncio.sleep(0.01)
+    waiting = [asyncio.create_task(writer.submit([hold()] * 2)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable) as refused:
+        await writer.submit([hold()] * 2)
+    assert (refused.value.code, refused.value.facts["limit"]) == ("overloaded", 5)
+    writer.journal.may_commit.set()
+    await asyncio.gather(first, *waiting)
+    assert writer.head.size == 5
+
+
+async def test_a_caller_that_goes_away_takes_nothing_with_it(world):
+    writer = await world.start()
+    writer.journal.may_commit.clear()
+    asking = asyncio.create_task(writer.submit([hold()]))
+    await asyncio.sleep(0.01)
+    asking.cancel()
+    writer.journal.may_commit.set()
+    assert await writer.submit([hold()]) == [Accepted(held_uhs=2)]
+
+
+async def test_what_is_idle_leaves_no_entry_and_never_touches_the_core(world):
+    writer = await world.start(idle=lambda core, event, now_us: isinstance(event, Tick) and core.held == 0)
+    assert await writer.submit([Tick()]) == [Accepted()]
+    assert (writer.head.size, writer.core.handled) == (0, 0)
+    await writer.submit([hold(), Tick()])
+    assert [type(entry.event) for entry in await world.entries(writer)] == [Authorize, Tick]
+
+
+async def test_time_never_runs_backwards_in_the_journal(world):
+    writer = await world.start()
+    for now_us in (1_000, 5_000, 3_000):
+        world.clock._now_us = now_us
+        await writer.submit([Tick()])
+    await writer.close()
+    world.clock._now_us = 10
+    writer = await world.start()
+    await writer.submit([Tick()])
+    assert [entry.at_us for entry in await world.entries(writer)] == [1_000, 5_000, 5_000, 5_000]
+
+
+async def test_instructions_are_carried_out_after_their_commit_in_order_and_may_report_back(world):
+    writer = await world.start()
+    release = [ReleaseHold(hold_id=name, account_id="acme", seq=1) for name in "abc"]
+    writer.journal.may_commit.clear()
+    asking = asyncio.create_task(writer.submit(release))
+    await asyncio.sleep(0.02)
+    assert world.said == []
+
+    async def carry_out(instructions):
+        await World.carry_out(world, instructions)
+        if len(world.said) < 5:
+            await writer.submit(release[:1])
+
+    writer._carry_out = carry_out
+    writer.journal.may_commit.set()
+    await asking
+    for _ in range(200):
+        await asyncio.sleep(0.005)
+        if len(world.said) == 5:
+            break
+    assert world.said == ["a", "b", "c", "a", "a"]
+
+
+async def test_the_head_is_the_root_of_what_was_written(world):
+    writer = await world.start()
+    await asyncio.gather(*(writer.submit([hold()]) for _ in range(9)))
+    tree = Tree()
+    tree.extend([leaf_hash(entry.leaf) async for entry in writer.journal.read()])
+    assert (writer.head.size, writer.head.root) == (tree.size, tree.root())
+    assert writer.tree.edge == tree.edge
+
+
+async def test_the_order_of_arrival_and_the_size_of_batches_do_not_change_the_root(tmp_path):
+    roots = []
+    for batch_max in (1, 7, 1_000):
+        world = World(tmp_path / f"{batch_max}.sqlite")
+        writer = await world.start(batch_max=batch_max)
+        await asyncio.gather(*(writer.submit([hold(str(number))]) for number in range(25)))
+        roots.append(writer.head.root)
+        await writer.close()
+    assert len(set(roots)) == 1
