@@ -59,6 +59,7 @@ def up(
     config: Path | None = None,
     *,
     state_dir: Path | None = None,
+    any_port: bool = False,
     say: Callable[[str], None] = lambda _: None,
     timeout_s: float = UP_TIMEOUT_S,
 ) -> Running:
@@ -67,6 +68,7 @@ def up(
     Args:
         config: the cluster file; None = the one-machine cluster that comes with the package.
         state_dir: where its state lives; None = `FABRIC_STATE_DIR`, or the user's state directory.
+        any_port: listen at free ports instead of those in the file, beside another fabric on the same machine.
         say: is told each step of the start as it begins.
         timeout_s: how long the start may take.
 
@@ -84,6 +86,8 @@ def up(
         stale.unlink(missing_ok=True)
     log = place / "fabric.log"
     command = [sys.executable, "-m", "fabric.serve", "--state-dir", str(place)]
+    if any_port:
+        command.append("--any-port")
     if config is not None:
         command += ["--config", str(Path(config).absolute())]
     with log.open("ab") as out:
@@ -169,9 +173,13 @@ def announce(state_dir: Path, found: Running) -> None:
     tell(state_dir, Step(doing="up", up=True))
 
 
-def load(config: Path | None, state_dir: Path) -> ClusterConfig:
-    """The cluster file, with its paths below the state directory."""
-    return load_cluster(config, environ={**os.environ, "FABRIC_STATE_DIR": str(state_dir)})
+def load(config: Path | None, state_dir: Path, *, any_port: bool = False) -> ClusterConfig:
+    """The cluster file, with its paths below the state directory; with `any_port`, at free ports."""
+    found = load_cluster(config, environ={**os.environ, "FABRIC_STATE_DIR": str(state_dir)})
+    if not any_port:
+        return found
+    rpc = found.rpc.model_copy(update={"listen": f"{found.rpc.listen.rpartition(':')[0]}:0"})
+    return found.model_copy(update={"rpc": rpc, "dashboard": found.dashboard.model_copy(update={"port": 0})})
 
 
 def _wait_until_up(

@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fabric.serve", description=__doc__)
     parser.add_argument("--config", type=Path, help="cluster file; the one-machine cluster if not given")
     parser.add_argument("--state-dir", type=Path, required=True)
+    parser.add_argument("--any-port", action="store_true", help="listen at free ports, not at those in the file")
     given = parser.parse_args(argv)
     level = logging.getLevelNamesMapping()[Settings().log_level.upper()]
     structlog.configure(
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     try:
         with house.held(given.state_dir), ExitStack() as stack:
-            config = house.load(given.config, given.state_dir)
+            config = house.load(given.config, given.state_dir, any_port=given.any_port)
             dashboard = _join_or_start_ray(config, given.state_dir, stack)
             asyncio.run(_serve(config, given.state_dir, dashboard=dashboard))
     except FabricError as error:

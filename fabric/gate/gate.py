@@ -53,6 +53,7 @@ from fabric.gate.questions import AnyAnswer, AnyQuestion
 from fabric.gate.state import Answered, GateState
 from fabric.ledger import Book
 from fabric.placement import Node, PlacementState
+from fabric.units import JobId
 
 _encode = msgspec.json.Encoder().encode
 _ACCEPTED = Accepted()
@@ -120,7 +121,7 @@ class Gate:
                 )
         return tuple(said)
 
-    def take_changed(self) -> tuple[str, ...]:
+    def take_changed(self) -> tuple[JobId, ...]:
         """Ids of the jobs that changed since the last call, in order: for those who watch."""
         changed, self._core.changed = tuple(self._core.changed), {}
         return changed
