@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -100,7 +101,8 @@ class DirectoryArchive:
             draft.replace(path)
             _sync_directory(path.parent)
         except OSError as error:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink()
             raise Unavailable(
                 f"the archive can't keep {key}: {error.strerror}", code="archive_failed", key=key
             ) from error

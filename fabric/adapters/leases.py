@@ -37,7 +37,7 @@ from fabric.gate.instructions import Lease
 from fabric.units import NodeId
 
 _WATCH_SAVES_AFTER_S: Final = 0.05
-_NODE_GONE_WITHIN_S: Final = 6.0
+_NODE_GONE_WITHIN_S: Final = 2.5
 _log = structlog.get_logger(__name__)
 
 
@@ -239,19 +239,14 @@ class Attempt:
 
     async def _node_is_gone(self, node: Node, error: BaseException) -> bool:
         """Whether the process went with its node: Ray may notice the process first."""
-        if (
-            "node" in str(error).lower()
-            and "died" in str(error).lower()
-            and "The actor died because its node" in str(error)
-        ):
+        if "node has died" in str(error):
             return True
         give_up_at = time.monotonic() + _NODE_GONE_WITHIN_S
-        raylet_may_be_gone = "raylet" in str(error).lower() or "connection" in str(error).lower()
         while True:
             now = self.around.nodes.get(node.node_id)
             if now is None or now.ray_id != node.ray_id:
                 return True
-            if not raylet_may_be_gone or time.monotonic() > give_up_at:
+            if time.monotonic() > give_up_at:
                 return False
             await asyncio.sleep(0.2)
 

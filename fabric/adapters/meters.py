@@ -6,6 +6,7 @@ there is no accelerator: what the lease's processes ran or waited to run on the 
 or a busy neighbour would make a job look idle). Nothing here knows prices, leases' owners or Ray.
 """
 
+import importlib
 import re
 import shutil
 import subprocess
@@ -14,11 +15,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
 
-from fabric.adapters.processes import cpu_of, tree_of
+from fabric.adapters.processes import CpuUsage, cpu_of, tree_of
 
 _NPU_HEAD = re.compile(r"\|\s*(\d+)\s+\S+\s*\|\s*\S+\s*\|\s*[\d.]+\s+\d+")
 _NPU_CHIP = re.compile(r"\|\s*\d+\s*(?:\d+\s*)?\|\s*[0-9A-Fa-f:.]+\s*\|\s*(\d+)\s")
 _PERCENT: Final = 100
+_NOTHING: Final = CpuUsage({}, 0, 0)
 
 
 class Meter(Protocol):
@@ -95,7 +97,7 @@ class NvmlGauge:
 
     def __init__(self, nvml: Any = None) -> None:
         if nvml is None:
-            import pynvml as nvml  # noqa: PLC0415  # only where there is a driver
+            nvml = importlib.import_module("pynvml")  # only where there is a driver
         self._nvml = nvml
         nvml.nvmlInit()
         self._handles = {str(i): nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())}
@@ -126,7 +128,7 @@ class NvmlGauge:
         wanted.metrics[0].metricId = nvml.NVML_GPM_METRIC_SM_UTIL
         nvml.nvmlGpmMetricsGet(wanted)
         nvml.nvmlGpmSampleFree(before)
-        return round(wanted.metrics[0].value)
+        return round(float(wanted.metrics[0].value))
 
 
 class AscendGauge:
@@ -162,14 +164,14 @@ class CpuMeter:
     def __init__(self, *, clock_us: Callable[[], int] | None = None) -> None:
         self._clock_us = clock_us or _monotonic_us
         self._leases: dict[str, _CpuLease] = {}
-        self._seen: dict[int, int] = {}
+        self._seen: dict[int, CpuUsage] = {}
 
     def attach(self, lease_id: str, *, devices: Sequence[str], roots: Sequence[int]) -> None:
         if lease_id in self._leases:
             return
         for pid in roots:
-            for usage in cpu_of(pid):
-                self._seen.setdefault(pid, usage.total_us)
+            if pid not in self._seen and (usage := cpu_of(pid)) is not None:
+                self._seen[pid] = usage
         self._leases[lease_id] = _CpuLease(count=max(1, len(devices)), roots=tuple(roots), read_at_us=self._clock_us())
 
     def read(self, lease_id: str) -> int:
@@ -192,27 +194,30 @@ class CpuMeter:
     def _used(self, lease: "_CpuLease", lease_id: str) -> int:
         """What the tree used since the last look, those that ended in between included by their parent's account."""
         used_us = 0
-        alive: set[int] = set()
-        for pid in tree_of(lease.roots, lease_id=lease_id):
-            for usage in cpu_of(pid):
-                alive.add(pid)
-                used_us += max(0, usage.total_us - self._seen.get(pid, 0))
-                used_us += self._ended(lease, pid, usage.children_us)
-                self._seen[pid] = max(usage.total_us, self._seen.get(pid, 0))
-        lease.born |= alive.difference(lease.roots)
-        for pid in lease.born - alive:
-            lease.ended_us += self._seen.pop(pid, 0)
-        lease.born &= alive
+        usages = {pid: usage for pid in tree_of(lease.roots, lease_id=lease_id) if (usage := cpu_of(pid)) is not None}
+        for pid in lease.born - usages.keys():
+            lease.ended_us += self._seen.pop(pid, _NOTHING).ran_us
+        lease.born = usages.keys() - set(lease.roots)
+        for pid, usage in usages.items():
+            before = self._seen.get(pid, _NOTHING)
+            used_us += _between(before, usage) + self._ended(lease, usage.children_us - before.children_us)
+            self._seen[pid] = usage
         return used_us
 
-    def _ended(self, lease: "_CpuLease", pid: int, children_us: int) -> int:
-        """What reaped children of `pid` used beyond what was already counted of them."""
-        before_us = lease.reaped_us.setdefault(pid, children_us if pid in lease.roots else 0)
-        lease.reaped_us[pid] = children_us
-        fresh_us = children_us - before_us
-        counted_us = min(fresh_us, lease.ended_us)
+    def _ended(self, lease: "_CpuLease", fresh_us: int) -> int:
+        """Of what children used that were reaped since the last look: the part that was not counted while they lived."""
+        counted_us = min(max(0, fresh_us), lease.ended_us)
         lease.ended_us -= counted_us
-        return max(0, fresh_us - counted_us)
+        return max(0, fresh_us) - counted_us
+
+
+def _between(before: CpuUsage, now: CpuUsage) -> int:
+    """What a process used between two readings. Threads that ended are missing from the first sum, waiting from the
+    second: the larger is nearer the truth.
+    """
+    known = before.threads_us
+    lived_us = sum(us - known[tid] if us >= known.get(tid, us + 1) else us for tid, us in now.threads_us.items())
+    return max(lived_us, now.ran_us - before.ran_us, 0)
 
 
 class _CpuLease:
@@ -223,7 +228,6 @@ class _CpuLease:
         self.carried_us = 0
         self.born: set[int] = set()
         self.ended_us = 0
-        self.reaped_us: dict[int, int] = {}
 
 
 def open_meter(kind: Literal["auto", "nvml", "ascend", "cpu"]) -> Meter:

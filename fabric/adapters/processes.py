@@ -7,7 +7,7 @@ children inherit even when they leave the tree. Linux only.
 import os
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -17,10 +17,12 @@ _TICK_US: Final = 1_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 class CpuUsage(NamedTuple):
-    total_us: int
-    """Ran or waited for a core, all threads."""
+    threads_us: dict[int, int]
+    """By living thread: how long it ran or waited for a core."""
+    ran_us: int
+    """How long all threads ran, ended ones too."""
     children_us: int
-    """CPU time of children that ended and were waited for."""
+    """How long children ran that ended and were waited for."""
 
 
 def tree_of(roots: Sequence[int], *, lease_id: str) -> list[int]:
@@ -40,19 +42,18 @@ def tree_of(roots: Sequence[int], *, lease_id: str) -> list[int]:
     return sorted(found - {os.getpid()})
 
 
-def cpu_of(pid: int) -> Iterable[CpuUsage]:
-    """One reading, or none if the process is gone."""
+def cpu_of(pid: int) -> CpuUsage | None:
+    """One reading, or None if the process is gone."""
     try:
-        waited_and_ran_ns = 0
+        threads_us = {}
         for thread in os.scandir(f"/proc/{pid}/task"):
-            ran, waited, _ = _text(Path(thread.path, "schedstat")).split()
-            waited_and_ran_ns += int(ran) + int(waited)
+            ran_ns, waited_ns, _ = _text(Path(thread.path, "schedstat")).split()
+            threads_us[int(thread.name)] = (int(ran_ns) + int(waited_ns)) // 1000
         fields = _stat(pid)
     except (OSError, ValueError):
-        return
-    # Threads that ended are missing from the first sum, and waiting from the second: the larger is nearer the truth.
+        return None
     ran_us = (int(fields[11]) + int(fields[12])) * _TICK_US
-    yield CpuUsage(max(waited_and_ran_ns // 1000, ran_us), (int(fields[13]) + int(fields[14])) * _TICK_US)
+    return CpuUsage(threads_us, ran_us, (int(fields[13]) + int(fields[14])) * _TICK_US)
 
 
 def end_all(roots: Sequence[int], *, lease_id: str, timeout_s: float = 10.0) -> bool:

@@ -14,8 +14,8 @@ from fabric.adapters.agents import Agents
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import ClusterSettings, LeaseInfo, ReconcileReport, Unleased
 from fabric.adapters.groups import Groups
-from fabric.adapters.jobs_page import JobsPage
 from fabric.adapters.joblogs import JobLogs
+from fabric.adapters.jobs_page import JobsPage
 from fabric.adapters.leases import Attempt, Surroundings, merged
 from fabric.adapters.metrics import Metrics
 from fabric.adapters.nodes import Node, changes_between, nodes_of

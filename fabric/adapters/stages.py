@@ -285,7 +285,7 @@ def _signals_noted(stage: Stage) -> Iterator[None]:
             stage.sigterm[:] = [handler]
         return signal.SIG_DFL
 
-    signal.signal = noted
+    signal.signal = noted  # type: ignore[assignment]  # looser than the original, for handlers it ignores
     try:
         yield
     finally:
