@@ -1,8 +1,7 @@
 """Commands that start, stop and examine a whole fabric: the only ones that reach beyond the wire."""
 
-import importlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -28,11 +27,12 @@ def up(
     as_json: AsJson = False,
 ) -> None:
     """Start a fabric, and keep how to reach it in the profile."""
-    house = importlib.import_module("fabric.house")
+    from fabric import house  # noqa: PLC0415  # what starts a fabric is slow to import, and only needed here
+
     if local and config is not None:
         raise typer.BadParameter("choose --local or --config")
     out = console()
-    found: Any = house.up(config, state_dir=state_dir, say=lambda doing: None if as_json else out.print(f"… {doing}"))
+    found = house.up(config, state_dir=state_dir, say=lambda doing: None if as_json else out.print(f"… {doing}"))
     api_key = house.operator_key(Path(found.state_dir))
     file = save_profile(Profile(address=found.address, ca=found.ca, api_key=api_key), name=profile)
     if as_json:
@@ -61,14 +61,18 @@ def up(
 
 def down(*, state_dir: StateDir = None, as_json: AsJson = False) -> None:
     """Stop a fabric in order. Nothing that was booked is lost."""
-    found: Any = importlib.import_module("fabric.house").down(state_dir)
+    from fabric import house  # noqa: PLC0415
+
+    found = house.down(state_dir)
     print_json({"name": found.name, "stopped": True}) if as_json else console().print(f"{found.name} is down")
 
 
 def doctor(*, config: Config = None, as_json: AsJson = False) -> None:
     """Say what is missing, and how to mend it. Ends with 1 if a fabric can't run here."""
-    cluster = importlib.import_module("fabric.settings").load_cluster(config) if config is not None else None
-    found: Any = importlib.import_module("fabric.doctor").diagnose(cluster)
+    from fabric.doctor import Health, diagnose  # noqa: PLC0415
+    from fabric.settings import load_cluster  # noqa: PLC0415
+
+    found = diagnose(load_cluster(config) if config is not None else None)
     if as_json:
         print_json(
             [
@@ -79,5 +83,5 @@ def doctor(*, config: Config = None, as_json: AsJson = False) -> None:
     else:
         rows = [(each.health.value, each.name, each.found, each.remedy) for each in found]
         console().print(table("", ("", "what", "found", "remedy"), rows))
-    if any(each.health.value == "fail" for each in found):
+    if any(each.health is Health.FAIL for each in found):
         raise typer.Exit(1)

@@ -57,7 +57,7 @@ TARIFFS = Tariffs(
     version=1,
     weights=(Weight(accelerator="H100", ppm=1_000_000), Weight(accelerator="A100", ppm=312_000)),
 )
-START_US = 1_800_000_000_000_000
+START_US = 1_700_000_000_000_000
 
 
 class StandInPort:

@@ -1,0 +1,271 @@
+"""The command line over a real door: what people see, what programs read, and how commands end."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from fabric.cli import app
+from fabric.errors import FabricError, InvalidConfig
+from fabric.profile import Profile, load_profile, profile_file, save_profile
+
+
+@pytest.fixture
+def run(house, monkeypatch, tmp_path):
+    """Run a command as a customer, or as the operator."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("FABRIC_ADDRESS", house.address)
+    monkeypatch.setenv("FABRIC_CA", str(house.tls.ca))
+
+    def command(*words, key=None, code=0):
+        monkeypatch.setenv("FABRIC_API_KEY", key or house.acme)
+        done = CliRunner().invoke(app, [str(word) for word in words])
+        assert done.exit_code == code, done.output + repr(done.exception)
+        return done
+
+    return command
+
+
+@pytest.fixture
+def job(house):
+    made = house.fabric().submit(lambda: 42, tokens=2, name="answer")
+    made.wait(timeout=20)
+    return made
+
+
+TABLES = [
+    (("quote", "--tokens", 2, "-x", "H100:2"), "2 × H100"),
+    (("jobs",), "answer"),
+    (("balance",), "acme (Acme)"),
+    (("usage",), "1 × "),
+    (("statement",), "account acme"),
+    (("plans",), "starter"),
+    (("plan",), "starter"),
+    (("topup", 5), "5 CT bought"),
+    (("bundle", "edge"), "edge"),
+    (("keys", "ls"), "k-acme"),
+    (("keys", "create", "--name", "ci"), "fab_"),
+    (("audit", "receipts"), "entry 1"),
+    (("top",), "burning 0 CT/s"),
+]
+OPERATORS = [
+    (("ops", "accounts"), "globex"),
+    (("ops", "nodes"), "H100"),
+    (("ops", "leases"), "no leases"),
+    (("ops", "open-account", "initech", "--plan", "starter"), "initech is open"),
+    (("ops", "grant", "acme", "3", "--days", 7), "3 CT granted"),
+    (("ops", "drain", "h1"), "draining"),
+    (("ops", "close-period", "2027-01"), "closed"),
+]
+
+
+@pytest.mark.parametrize(("words", "shows"), TABLES)
+def test_a_command_shows_people_a_table_and_programs_json(run, job, words, shows):
+    shown = run(*words).output
+    assert shows in shown
+    assert "\x1b" not in shown
+    json.loads(run(*words, "--json").output)
+
+
+@pytest.mark.parametrize(("words", "shows"), OPERATORS)
+def test_an_operators_command_is_an_operators(run, house, words, shows):
+    assert "operator_only" in run(*words, code=3).stderr
+    assert shows in run(*words, key=house.root).output
+
+
+@pytest.mark.parametrize("words", [words for words, _ in OPERATORS if words[1] in {"accounts", "nodes", "leases"}])
+def test_an_operators_lists_are_json_too(run, house, words):
+    assert isinstance(json.loads(run(*words, "--json", key=house.root).output), list)
+
+
+def test_an_operator_acts_for_a_customer(run, house):
+    assert json.loads(run("balance", "--json", "-a", "globex", key=house.root).output)["account_id"] == "globex"
+
+
+def test_amounts_in_json_are_strings_of_uhs_and_of_tokens(run):
+    balance = json.loads(run("balance", "--json").output)
+    assert balance["free_uhs"] == "360000000000"
+    assert balance["free_ct"] == "100"
+    assert balance["burn_uhs_per_s"] == "0"
+    assert balance["lots"][0]["price_cny"]
+
+
+def test_a_script_is_submitted_and_followed_to_its_end(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text("print(1)")
+    done = run("submit", "train.py", "--tokens", 2, "--accelerators", "H100:1", "--follow")
+    assert "running train.py" in done.stdout
+    job_id = done.stderr.strip()
+    assert json.loads(run("job", job_id, "--json").output)["state"] == "succeeded"
+    assert run("logs", job_id).output == "running train.py\n"
+    assert run("result", job_id).output == "None\n"
+    made = json.loads(run("submit", "--tokens", 2, "--json", "--", "python", "train.py", "--json").output)
+    assert made["job_id"].startswith("job-")
+
+
+def test_a_result_can_be_written_unopened(run, job, tmp_path):
+    assert run("result", job.id).output == "42\n"
+    run("result", job.id, "-o", tmp_path / "out.pickle")
+    assert (tmp_path / "out.pickle").read_bytes()[:1] == b"\x80"
+
+
+def test_a_job_is_stopped_resumed_and_given_more(run, house):
+    house.port.run_jobs = False
+    job_id = house.fabric().submit(lambda: 1, tokens=1).id
+    assert "parked" in run("pause", job_id).output
+    run("raise-limit", job_id, "3")
+    run("resume", job_id)
+    assert json.loads(run("cancel", job_id, "--json").output) == {"job_id": job_id, "accepted": True}
+    assert "4" in run("top", "--once").output or run("jobs").output
+
+
+def test_a_new_key_works_and_a_revoked_one_does_not(run):
+    made = json.loads(run("keys", "create", "--limit", 5, "--days", 1, "--json").output)
+    run("balance", key=made["api_key"])
+    run("keys", "revoke", made["key_id"])
+    assert "key_revoked" in run("balance", key=made["api_key"], code=3).stderr
+
+
+ENDINGS = [
+    (("quote", "--tokens", "1e3"), 2, "invalid_amount"),
+    (("submit", "--tokens", "0.5", "-x", "B9000:1", "--", "true"), 2, "unknown_accelerator"),
+    (("quote", "--tokens", "0.5", "-x", "H100:0"), 2, "invalid_accelerators"),
+    (("submit", "nowhere.py", "--tokens", "1"), 2, "script_not_found"),
+    (("submit", "--tokens", "1", "--env", "A", "--", "true"), 2, "invalid_env"),
+    (("submit", "--tokens", "500", "--", "true"), 4, "insufficient_tokens"),
+    (("job", "job-nowhere"), 5, "not_found"),
+    (("cancel", "job-nowhere"), 5, "not_found"),
+    (("bundle", "nothing"), None, ""),
+    (("ops", "nodes"), 3, "operator_only"),
+    (("audit", "verify", "/nowhere"), 2, "no_export"),
+    (("keys", "create", "--days", "-1"), 2, "invalid_duration"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "says"), ENDINGS)
+def test_an_expected_error_is_one_line_with_its_code_and_no_traceback(run, words, code, says):
+    run("balance")
+    done = CliRunner().invoke(app, list(words))
+    assert done.exit_code == code or (code is None and done.exit_code in {2, 5})
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.output
+    words = (
+        (*words[: words.index("--")], "--json", *words[words.index("--") :]) if "--" in words else (*words, "--json")
+    )
+    as_json = CliRunner().invoke(app, list(words))
+    assert json.loads(as_json.stderr)["error"]["code"] in done.stderr
+    assert as_json.stdout == ""
+
+
+def test_a_subscription_is_taken_once_and_ended(run):
+    assert "monthly" in run("subscribe", "monthly").output
+    assert "already" in run("subscribe", "monthly", code=6).stderr
+    assert "current cycle" in run("unsubscribe", "monthly").output
+
+
+def test_a_job_that_failed_ends_with_seven(run, house):
+    failed = house.fabric().submit(lambda: 1 / 0, tokens=1)
+    failed.wait(timeout=20)
+    assert "division by zero" in run("result", failed.id, code=7).stderr
+
+
+def test_debug_shows_where_an_error_came_from(house, run, monkeypatch):
+    monkeypatch.setenv("FABRIC_API_KEY", house.acme)
+    done = CliRunner().invoke(app, ["--debug", "job", "job-nowhere"])
+    assert isinstance(done.exception, FabricError)
+
+
+def test_exit_codes_are_those_of_the_errors_and_are_documented():
+    text = CliRunner().invoke(app, ["--help"]).output
+    codes = {kind.exit_code for kind in _all_kinds(FabricError)}
+    assert codes == {1, 2, 3, 4, 5, 6, 7, 8}
+    for code in codes:
+        assert f"{code} " in text.partition("Exit codes")[2]
+
+
+def _all_kinds(kind):
+    yield kind
+    for each in kind.__subclasses__():
+        yield from _all_kinds(each)
+
+
+def test_an_export_goes_to_a_file_or_to_standard_output(run, job, tmp_path):
+    run("audit", "export", tmp_path / "export.jsonl")
+    assert job.id in (tmp_path / "export.jsonl").read_text()
+    assert job.id in run("audit", "export").output
+
+
+def test_without_an_address_the_error_says_what_to_set(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    done = CliRunner().invoke(app, ["balance"])
+    assert (done.exit_code, "FABRIC_ADDRESS" in done.stderr) == (2, True)
+
+
+def test_the_command_works_in_a_pipe_without_colours(house):
+    environment = {
+        **os.environ,
+        "FABRIC_ADDRESS": house.address,
+        "FABRIC_API_KEY": house.acme,
+        "FABRIC_CA": str(house.tls.ca),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", "from fabric.cli import main; main()", "top"],
+        capture_output=True, text=True, env=environment, check=True,
+    )  # fmt: skip
+    assert "burning" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+# -- profiles --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path):
+    return {"XDG_CONFIG_HOME": str(tmp_path)}
+
+
+def test_an_argument_comes_before_the_environment_and_that_before_the_file(home):
+    save_profile(Profile(address="file:1", api_key="file-key", ca="/file/ca"), environ=home)
+    environ = {**home, "FABRIC_ADDRESS": "env:1"}
+    found = load_profile(Profile(account="acme"), environ=environ)
+    assert (found.address, found.api_key, found.ca, found.account) == ("env:1", "file-key", "/file/ca", "acme")
+    assert load_profile(Profile(address="arg:1"), environ=environ).address == "arg:1"
+
+
+def test_profiles_are_kept_apart_and_readable_by_their_owner_alone(home):
+    save_profile(Profile(address="a:1", api_key="k1"), environ=home)
+    file = save_profile(Profile(address='b"\\:2', api_key="k2"), name="lab", environ=home)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert load_profile(environ=home).address == "a:1"
+    assert load_profile(environ={**home, "FABRIC_PROFILE": "lab"}).address == 'b"\\:2'
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "says"),
+    [
+        ("[default\n", 0o600, "not TOML"),
+        ("[default]\nadress = 'x'\n", 0o600, "allowed are address"),
+        ("[default]\naddress = 3\n", 0o600, "as strings"),
+        ("[default]\naddress = 'x'\n", 0o644, "chmod 600"),
+    ],
+)
+def test_a_profile_file_that_is_wrong_is_refused_with_the_remedy(home, text, mode, says):
+    file = profile_file(home)
+    file.parent.mkdir()
+    file.write_text(text)
+    file.chmod(mode)
+    with pytest.raises(InvalidConfig, match=says):
+        load_profile(environ=home)
+
+
+def test_a_profile_that_is_not_there_is_named(home):
+    with pytest.raises(InvalidConfig, match="no profile 'lab'"):
+        load_profile(environ={**home, "FABRIC_PROFILE": "lab"})
+
+
+def test_a_profile_never_shows_its_key():
+    assert "secret" not in repr(Profile(address="a:1", api_key="secret"))
