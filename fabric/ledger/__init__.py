@@ -3,6 +3,7 @@
 It doesn't know what a job is, what anything costs, what time it is, or where anything is stored.
 """
 
+from fabric.ledger.accounts import FREELY, Spending
 from fabric.ledger.book import Book
 from fabric.ledger.daybook import Period
 from fabric.ledger.holds import HoldState
@@ -13,6 +14,7 @@ from fabric.ledger.transfers import LotShare, Posting, Transfer
 
 __all__ = [
     "ANYTHING",
+    "FREELY",
     "Answer",
     "Balance",
     "Book",
@@ -28,6 +30,7 @@ __all__ = [
     "Scope",
     "Service",
     "Settled",
+    "Spending",
     "Terms",
     "Transfer",
     "Use",

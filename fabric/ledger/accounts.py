@@ -2,6 +2,27 @@
 
 import msgspec
 
+from fabric.ledger.lots import Lot, Origin
+from fabric.ledger.scopes import ANYTHING, Scope, Use
+
+
+class Spending(msgspec.Struct, frozen=True, kw_only=True):
+    """What uses within a scope may be met from: a hold and the usage that goes beyond one, alike."""
+
+    scope: Scope = ANYTHING
+    """The uses it is about."""
+    origins: tuple[Origin, ...] = ()
+    """Only lots of these origins; () = of any."""
+    credit: bool = True
+    """Whether credit may follow when the lots are used up."""
+
+    def admits(self, lot: Lot) -> bool:
+        return not self.origins or lot.terms.origin in self.origins
+
+
+FREELY = Spending()
+"""Any lot whose scope admits the use, then credit."""
+
 
 class Account(msgspec.Struct, kw_only=True):
     """The lots themselves are the book's; an account keeps the ids of those with anything free or held."""
@@ -18,8 +39,18 @@ class Account(msgspec.Struct, kw_only=True):
     receivable_microcny: int = 0
     excused_uhs: int = 0
     """How far beyond its limit the account was let: by usage that had already happened, or by a lowered limit."""
+    spending: tuple[Spending, ...] = ()
+    """Of those whose scope admits a use the first one counts; where none does, `FREELY`."""
     burning: list[str] = []
     """Lots in burn order."""
+
+    def spending_for(self, use: Use | None) -> Spending:
+        """By which rule a use is met; no use in particular is met freely."""
+        if use is not None:
+            for spending in self.spending:
+                if spending.scope.admits(use):
+                    return spending
+        return FREELY
 
     @property
     def credit_free_uhs(self) -> int:

@@ -8,8 +8,18 @@ from fabric.ledger.vault import Vault
 
 def free_uhs(vault: Vault, account: Account, *, now_us: int, use: Use | None) -> int:
     """What a hold for `use` (None: for any) could get now, credit included."""
+    spending = account.spending_for(use)
     lots = (vault.lots[lot_id] for lot_id in account.burning)
-    return account.credit_free_uhs + sum(lot.free_uhs for lot in lots if lot.spendable(now_us, use))
+    free = sum(lot.free_uhs for lot in lots if lot.spendable(now_us, use) and spending.admits(lot))
+    return free + account.credit_free_uhs if spending.credit else free
+
+
+def barred_uhs(vault: Vault, account: Account, *, now_us: int, use: Use) -> int:
+    """What the scope of a lot would let `use` have, and the account's rules of spending don't; credit included."""
+    spending = account.spending_for(use)
+    lots = (vault.lots[lot_id] for lot_id in account.burning)
+    barred = sum(lot.free_uhs for lot in lots if lot.spendable(now_us, use) and not spending.admits(lot))
+    return barred if spending.credit else barred + account.credit_free_uhs
 
 
 def balance(vault: Vault, account: Account, *, now_us: int) -> Balance:

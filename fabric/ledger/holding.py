@@ -7,7 +7,7 @@ Every one first brings the book up to `now_us`, so holds lapse and lots expire a
 from typing import Final
 
 from fabric.ledger.accounts import Account
-from fabric.ledger.balances import free_uhs
+from fabric.ledger.balances import barred_uhs, free_uhs
 from fabric.ledger.holds import Hold, HoldState
 from fabric.ledger.outcomes import (
     BEYOND_INT64,
@@ -121,19 +121,21 @@ class Holding(Till, kw_only=True, dict=True):
         if not missing:
             self._take(account, hold, plan=plan, credit_uhs=0, now_us=now_us)
             return Granted(amount_uhs, hold.held_uhs, False)  # noqa: FBT003
-        credit = min(missing, account.credit_free_uhs)
+        credit = min(missing, account.credit_free_uhs) if account.spending_for(hold.use).credit else 0
         missing -= credit
         granted = amount_uhs - missing
         if missing and (minimum_uhs is None or granted < max(1, minimum_uhs)):
             needed = amount_uhs if minimum_uhs is None else minimum_uhs
             anywhere = free_uhs(self, account, now_us=now_us, use=None)
+            barred = barred_uhs(self, account, now_us=now_us, use=hold.use)
             return Refused(
                 INSUFFICIENT_TOKENS,
                 {
                     "needed_uhs": needed,
                     "free_uhs": granted,
-                    "free_out_of_scope_uhs": anywhere - granted,
+                    "free_out_of_scope_uhs": anywhere - granted - barred,
                     "short_uhs": needed - granted,
+                    **({"barred_uhs": barred} if barred else {}),
                 },
             )
         flags = ("final",) if missing else ()

@@ -34,6 +34,11 @@ class Sweeping(Vault, kw_only=True, dict=True):
         _forget(self.ended, before_us=now_us - REMEMBER_ENDED_US)
         _forget(self.lapsed, before_us=now_us - REMEMBER_LAPSED_US)
 
+    def retire(self, lot_id: str, *, now_us: int) -> None:
+        """Let what is free of a lot expire before its time: something else stands in its place."""
+        if self.lots[lot_id].free_uhs:
+            self._break(self.lots[lot_id], at_us=now_us)
+
     def next_due_us(self) -> int | None:
         """When the next hold lapses or lot expires."""
         return self._deadlines.next_us()

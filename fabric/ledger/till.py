@@ -6,7 +6,7 @@ It books both sides of a purchase in one transfer: tokens from `issued` to the c
 
 from typing import Final
 
-from fabric.ledger.accounts import Account
+from fabric.ledger.accounts import Account, Spending
 from fabric.ledger.daybook import Period
 from fabric.ledger.lots import Lot, Origin, Terms, new_lot
 from fabric.ledger.outcomes import (
@@ -51,6 +51,10 @@ class Till(Sweeping, kw_only=True, dict=True):
         account.credit_limit_uhs = credit_limit_uhs
         account.excuse()
         return None
+
+    def set_spending(self, account_id: str, *, spending: tuple[Spending, ...]) -> None:
+        """From now on uses are met by these rules, first come first served; what is held stays held."""
+        self.accounts[account_id].spending = spending
 
     def grant(
         self,
@@ -162,6 +166,30 @@ class Till(Sweeping, kw_only=True, dict=True):
             at_us=now_us,
             tokens={"issued": -debt, "debt": debt},
             money={_ON_ACCOUNT: price, "revenue": -price},
+        )
+
+    def sell(
+        self,
+        account_id: str,
+        *,
+        ref: str,
+        price_microcny: int,
+        channel: str,
+        now_us: int,
+        linked_to: int | None = None,
+    ) -> Transfer | None:
+        """Book the price of what isn't compute tokens, so that cash agrees with what was paid. None where it was free."""
+        if not price_microcny:
+            return None
+        return self._post(
+            "sale",
+            account_id=account_id,
+            ref=ref,
+            at_us=now_us,
+            tokens={},
+            money={"cash": price_microcny, "revenue": -price_microcny},
+            channel=channel,
+            linked_to=linked_to,
         )
 
     def pay(

@@ -32,7 +32,7 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     transfer_id: int
     """Counts the ledger's transfers from 1."""
     kind: str
-    """top_up | bundle | subscription | grant | repay | hold | capture | release | refund | expire | invoice | payment"""
+    """top_up | bundle | subscription | grant | repay | hold | capture | release | refund | expire | invoice | sale | payment"""
     account_id: str
     ref: str
     """What it is about: a hold, lot, job, bundle or period id."""

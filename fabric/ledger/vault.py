@@ -42,11 +42,12 @@ class Vault(Daybook, kw_only=True, dict=True):
         """What to take of which lots for `use`, and how much is missing."""
         plan: Plan = []
         lots = self.lots
+        origins = account.spending_for(use).origins if account.spending else ()
         missing = amount_uhs
         for lot_id in account.burning:
             lot = lots[lot_id]
             free = lot.free_uhs
-            if free and lot.spendable(now_us, use):
+            if free and lot.spendable(now_us, use) and (not origins or lot.terms.origin in origins):
                 if free >= missing:
                     plan.append((lot, missing))
                     return plan, 0
