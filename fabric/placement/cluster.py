@@ -63,6 +63,7 @@ class Cluster:
         assert not node.held
         for job_id, devices in node.shares.items():
             running = self._state.running[job_id]
+            self.evict(running)
             group.shrink(running, devices)
             running.shares = tuple(share for share in running.shares if share[0] != node.node.node_id)
         node.shares = {}
@@ -142,7 +143,9 @@ class Cluster:
         return running
 
     def evict(self, running: Running) -> None:
-        """The job was asked to leave; it owns its devices until it has left."""
+        """The job is leaving; it owns its devices until it has left, and is not asked again."""
+        if running.evicting:
+            return
         self._change(running, evicting=True)
 
     def settle(self, job_id: JobId) -> None:

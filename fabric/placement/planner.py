@@ -70,6 +70,8 @@ class Planner:
         if node is None or node.status == "down":
             return ()
         self._close(node_id, status="draining")
+        for job_id in node.shares:
+            self.note_leaving(job_id)
         return tuple(node.shares)
 
     def nodes(self) -> tuple[NodeFree, ...]:
@@ -128,6 +130,12 @@ class Planner:
         running = self._state.running.get(job_id)
         if running is not None and running.started_at_us is None:
             running.started_at_us = now_us
+
+    def note_leaving(self, job_id: JobId) -> None:
+        """The job was asked to stop for a reason of its own: who needs room may count on its devices, and won't evict it."""
+        running = self._state.running.get(job_id)
+        if running is not None:
+            self._cluster.evict(running)
 
     def note_checkpoint(self, job_id: JobId, *, now_us: int, write_us: int, restore_us: int) -> None:
         """The job's work up to now is durable: evicting it now loses little."""

@@ -89,6 +89,7 @@ class Placing(RuleBasedStateMachine):
     def drain(self, node):
         for job_id in self.planner.drain_node(node.node_id):
             assert job_id in self.running or job_id in self.leaving
+            self.lose((job_id,))
 
     @rule(request=asked, minutes=st.integers(0, 3))
     def submit(self, request, minutes):
@@ -102,6 +103,13 @@ class Placing(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     def finish(self, data):
         self.free(data.draw(st.sampled_from(sorted(self.running))), again=False)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.running)
+    def ask_to_stop(self, data):
+        job_id = data.draw(st.sampled_from(sorted(self.running)))
+        self.planner.note_leaving(job_id)
+        self.lose((job_id,))
 
     @rule(data=st.data(), again=st.booleans())
     @precondition(lambda self: self.leaving)
