@@ -105,7 +105,7 @@ def test_a_pinned_gang_is_served_by_whichever_nodes_come_free(story):
     assert at.submit("filler", 8) == ["filler@h2:8"]
     assert at.wait(10 * MINUTE) == []
     assert at.release("runs3") == ["filler>gang"]
-    assert at.release("filler") == ["gang@h2:8+h3:8"] or at.planner._state.running["gang"].shares
+    assert at.release("filler") == ["gang@h2:8+h3:8"]
 
 
 def test_withdrawing_a_job_takes_it_out_of_line(story):

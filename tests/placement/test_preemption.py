@@ -1,0 +1,186 @@
+"""Who gives way, for whom, and who gets what they leave."""
+
+import msgspec
+import pytest
+
+from fabric.placement import Evict, PlacementState, Planner, Request
+from fabric.placement.fitting import Shape
+from fabric.placement.state import Node, NodeState, Running
+from fabric.placement.victims import Selection, losses
+
+MINUTE = 60_000_000
+HOUR = 60 * MINUTE
+
+
+def test_inference_takes_back_what_was_lent_at_once(story):
+    at = story("r0 H100 8 reserved")
+    at.submit("borrows", 6)
+    assert at.submit("serves", 4, service="inference") == ["borrows>serves"]
+    assert at.plan() == []
+    assert at.release("borrows") == ["serves@r0:4"]
+
+
+def test_what_an_eviction_frees_goes_to_whom_it_was_made_for(story):
+    at = story("r0 H100 8 reserved")
+    at.submit("borrows", 8)
+    assert at.submit("serves", 6, service="inference") == ["borrows>serves"]
+    assert at.submit("greedy", 8) == []
+    assert at.submit("small", 2) == []
+    assert at.release("borrows") == ["serves@r0:6", "small@r0:2"]
+
+
+def test_nothing_is_lent_while_inference_waits(story):
+    at = story("r0 H100 8 reserved")
+    at.submit("first", 6, service="inference")
+    assert at.submit("second", 4, service="inference") == []
+    assert at.submit("borrows", 2) == []
+    at.planner.withdraw("second")
+    assert at.plan() == ["borrows@r0:2"]
+
+
+def test_a_better_class_evicts_a_worse_one_after_its_minimum_run_time(story):
+    at = story("h0 H100 8 spot")
+    at.submit("starter", 8, tier=2)
+    at.planner.note_started("starter", now_us=at.now)
+    at.wait(9 * MINUTE)
+    assert at.submit("professional", 8, tier=1) == []
+    due = at.planner.next_due_us()
+    assert due == at.now + MINUTE
+    assert at.wait(MINUTE) == ["starter>professional"]
+    assert at.release("starter") == ["professional@h0:8"]
+    at.queue("starter", 8, tier=2)
+    assert at.wait(HOUR) == [], "a worse class never takes it back"
+
+
+@pytest.mark.parametrize("tier", [1, 2])
+def test_equals_and_betters_are_never_evicted(story, tier):
+    at = story("h0 H100 8 spot")
+    at.submit("runs", 8, tier=1)
+    at.now += HOUR
+    assert at.submit("asks", 8, tier=tier) == []
+
+
+def test_after_three_evictions_a_job_is_left_alone_for_the_day(story):
+    at = story("r0 H100 8 reserved", "h0 H100 8 spot")
+    at.submit("fills", 8, preemptible=False)
+    for number in range(3):
+        assert at.submit("often", 8) == ["often@r0:8"]
+        assert at.submit(f"serves{number}", 8, service="inference") == [f"often>serves{number}"]
+        assert at.release("often") == [f"serves{number}@r0:8"]
+        assert at.release(f"serves{number}") == []
+    assert at.submit("often", 8) == [], "it is not lent nodes any more"
+    assert at.release("fills") == ["often@h0:8"]
+    at.wait(HOUR)
+    assert at.submit("professional", 8, tier=1, kinds=("H100",)) == ["professional@r0:8"]
+    assert at.submit("another", 8, tier=1) == []
+    assert at.release("often") == ["another@h0:8"]
+    at.now += 25 * HOUR
+    assert at.release("another") == []
+    at.queue("often", 8)
+    assert at.plan() == ["often@h0:8"]
+    assert at.planner._state.running["often"].preemptible
+
+
+def test_a_claim_that_is_withdrawn_leaves_its_devices_to_everybody(story):
+    at = story("h0 H100 8 spot")
+    at.submit("starter", 8)
+    at.now += HOUR
+    assert at.submit("professional", 8, tier=1) == ["starter>professional"]
+    at.planner.withdraw("professional")
+    at.submit("next", 8)
+    assert at.release("starter") == ["next@h0:8"]
+
+
+def test_a_claim_on_a_node_that_is_lost_stands_in_line_again(story):
+    at = story("h0 H100 8 spot", "h1 H100 8 spot")
+    at.submit("a", 8)
+    at.submit("b", 8)
+    at.now += HOUR
+    assert at.submit("professional", 8, tier=1) == ["a>professional"]
+    assert at.planner.remove_node("h0") == ("a",)
+    assert at.plan() == ["b>professional"]
+    assert at.release("b") == ["professional@h1:8"]
+
+
+def test_two_claims_on_one_node_do_not_share_a_device(story):
+    at = story("h0 H100 8 spot")
+    at.submit("starter", 8)
+    at.now += HOUR
+    assert at.submit("p1", 4, tier=1) == ["starter>p1"]
+    assert at.submit("p2", 4, tier=1) == [], "enough is leaving already: nobody else is asked"
+    assert at.submit("p3", 1, tier=1) == []
+    assert at.release("starter") == ["p1@h0:4", "p2@h0:4"]
+
+
+def test_the_job_that_saved_last_gives_way_before_the_one_with_much_to_lose(story):
+    at = story("h0 H100 8 spot", "h1 H100 8 spot")
+    at.submit("long", 8)
+    at.submit("saved", 8)
+    at.now += 5 * HOUR
+    at.planner.note_checkpoint("long", now_us=at.now - 4 * HOUR, write_us=HOUR, restore_us=MINUTE)
+    at.planner.note_checkpoint("saved", now_us=at.now - MINUTE, write_us=HOUR, restore_us=MINUTE)
+    assert at.submit("professional", 8, tier=1) == ["saved>professional"]
+
+
+def test_a_gang_counts_once_and_frees_all_its_nodes(story):
+    at = story("h0 H100 8 spot", "h1 H100 8 spot", "h2 H100 8 spot", "h3 H100 8 spot")
+    at.submit("gang", 16, each=8)
+    at.submit("x", 8)
+    at.submit("y", 8)
+    at.now += HOUR
+    for job_id, lost in (("gang", 4), ("x", 3), ("y", 30)):
+        at.planner.note_checkpoint(job_id, now_us=at.now - lost * MINUTE, write_us=HOUR, restore_us=0)
+    assert at.submit("professional", 16, tier=1, each=8) == ["gang>professional"]
+
+
+def _running(job_id, shares, **facts):
+    request = Request(job_id=job_id, account_id="a", devices=sum(d for _, d in shares), submitted_at_us=0)
+    return Running(request, 0, 3, "spot/H100", shares, preemptible=True, placed_at_us=0, **facts)
+
+
+@pytest.mark.parametrize(
+    ("facts", "per_device_us"),
+    [
+        ({"saved_at_us": 90, "write_us": 10**9, "restore_us": 5}, 15),
+        ({"saved_at_us": 10, "write_us": 20, "restore_us": 5}, 25),
+        ({"saved_at_us": 90, "write_us": 20, "restore_us": 5}, 15),
+        ({"started_at_us": 40}, 37),
+    ],
+)
+def test_loss_is_what_must_be_done_again(facts, per_device_us):
+    others = [_running(f"o{age}", (("n", 1),), saved_at_us=100 - age, restore_us=7) for age in (10, 30, 99)]
+    job = _running("j", (("n0", 2), ("n1", 2)), **facts)
+    assert losses([job], reporters=others, now_us=100) == {"j": 4 * per_device_us}
+
+
+def test_without_any_report_a_job_counts_all_that_it_ran():
+    assert losses([_running("j", (("n0", 3),), started_at_us=40)], reporters=[], now_us=100) == {"j": 180}
+
+
+def test_who_turns_out_not_to_be_needed_stays():
+    jobs = {job.request.job_id: job for job in (_running("s", (("n0", 2),)), _running("big", (("n0", 6),)))}
+    node = NodeState(Node("n0", "H100", 8, "spot"), slot=0, free=0, shares={"s": 2, "big": 6})
+    chosen = Selection({0: 0}, {0: node}, {"s": 1, "big": 60}).choose(Shape(6, 1, 0), jobs)
+    assert chosen == (["big"], (("n0", 6),))
+
+
+def test_a_planner_rebuilt_in_the_middle_decides_the_same(story):
+    at, again = story("r0 H100 8 reserved", "h0 H100 8 spot"), story("r0 H100 8 reserved", "h0 H100 8 spot")
+    for one in (at, again):
+        one.submit("a", 8)
+        one.submit("b", 8)
+        one.now += HOUR
+        assert one.submit("serves", 4, service="inference") == ["b>serves"]
+        one.submit("waits", 16)
+        one.submit("professional", 8, tier=1)
+    again.planner = Planner(msgspec.msgpack.decode(msgspec.msgpack.encode(at.planner._state), type=PlacementState))
+    for one in (at, again):
+        assert one.release("a") == ["professional@h0:8"]
+        assert one.release("b") == ["serves@r0:4"]
+
+
+def test_an_eviction_names_its_reason(story):
+    at = story("r0 H100 8 reserved")
+    at.submit("borrows", 8)
+    at.queue("serves", 8, service="inference")
+    assert at.planner.plan(now_us=at.now) == (Evict("borrows", "serves", "reclaimed"),)
