@@ -8,6 +8,7 @@ the same two points depends only on their sums: that is what makes a charge inde
 
 import math
 from bisect import bisect_left
+from functools import lru_cache
 from itertools import pairwise
 from typing import Final
 
@@ -70,7 +71,7 @@ class BurnCurve(msgspec.Struct, frozen=True):
     @property
     def scale(self) -> int:
         """The common denominator of every f, whatever the utilisation: the lcm of the bands' widths."""
-        return math.lcm(*(right - left for (left, _), (right, _) in pairwise(self.points)))
+        return _scale_of(self.points)
 
     def band_of(self, *, busy_us: int, device_us: int) -> int:
         """The linear piece that busy / device lies in; on a border the lower one (both give the same f there)."""
@@ -79,8 +80,9 @@ class BurnCurve(msgspec.Struct, frozen=True):
     def scaled(self, band: int, *, busy_us: int, device_us: int) -> int:
         """Exactly device x f(busy / device) x 10⁶ x `scale`, for windows of one band taken together."""
         (left, low), (right, high) = self.points[band], self.points[band + 1]
-        steps = self.scale // (right - left)
-        return low * device_us * self.scale + (high - low) * steps * (busy_us * PPM - left * device_us)
+        scale = self.scale
+        steps = scale // (right - left)
+        return low * device_us * scale + (high - low) * steps * (busy_us * PPM - left * device_us)
 
 
 def flaws_of(points: tuple[tuple[int, int], ...]) -> tuple[Flaw, ...]:
@@ -107,6 +109,11 @@ def ratio(ppm: int) -> str:
     whole, rest = divmod(abs(ppm), PPM)
     text = f"{whole}.{rest:06d}".rstrip("0").rstrip(".")
     return f"-{text}" if ppm < 0 else text
+
+
+@lru_cache(maxsize=256)
+def _scale_of(points: tuple[tuple[int, int], ...]) -> int:
+    return math.lcm(*(right - left for (left, _), (right, _) in pairwise(points)))
 
 
 def _flaws_of_step(at: int, before: tuple[int, int], point: tuple[int, int]) -> list[Flaw]:

@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from itertools import pairwise
+from math import ceil
 
 import msgspec
 import pytest
@@ -134,6 +135,12 @@ def test_a_hold_covers_whatever_is_metered(curve, weight_ppm, work, unseen):
         duration_us *= 2
     held = hold_for(devices=devices, duration_us=duration_us, weight_ppm=weight_ppm, curve=curve)
     assert meter.rated_uhs <= held
+
+
+@given(curves(), WEIGHTS, DEVICES, st.integers(1, HOUR_US))
+def test_a_hold_is_what_devices_in_full_use_burn_and_not_a_unit_more(curve, weight_ppm, devices, duration_us):
+    burned = exactly(curve, weight_ppm, devices, [(duration_us, devices * duration_us)])
+    assert hold_for(devices=devices, duration_us=duration_us, weight_ppm=weight_ppm, curve=curve) == ceil(burned)
 
 
 @given(curves(), WEIGHTS, DEVICES, st.integers(0, HOUR_US), st.integers(0, HOUR_US))

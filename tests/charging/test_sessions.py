@@ -127,6 +127,15 @@ def test_what_the_hold_did_not_cover_is_the_operators_loss_and_not_refunded():
     assert session.refund_lost() == 500_000
 
 
+def test_what_was_absorbed_before_a_checkpoint_does_not_shrink_what_is_lost_after_it():
+    session = open_session()
+    sample(session, 1)
+    session.absorb(500_000)
+    session.mark_durable()
+    sample(session, 2)
+    assert session.lost_uhs == 2 * SECOND
+
+
 def test_nothing_is_absorbed_that_was_not_charged():
     with pytest.raises(AssertionError):
         open_session().absorb(1)
