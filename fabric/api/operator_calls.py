@@ -113,8 +113,8 @@ async def list_nodes(door: Door, _: Caller, __: pb.ListNodesRequest) -> pb.ListN
     return pb.ListNodesReply(nodes=[message_of(node, pb.Node) for node in nodes])
 
 
-async def list_leases(door: Door, caller: Caller, _: pb.ListLeasesRequest) -> pb.ListLeasesReply:
-    leases: Any = await door.port.ask(LeasesOf(account_id=caller.scope))
+async def list_leases(door: Door, _: Caller, __: pb.ListLeasesRequest) -> pb.ListLeasesReply:
+    leases: Any = await door.port.ask(LeasesOf())
     return pb.ListLeasesReply(leases=[message_of(lease, pb.Lease) for lease in leases])
 
 

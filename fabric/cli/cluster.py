@@ -34,7 +34,9 @@ def up(
     out = console()
     found = house.up(config, state_dir=state_dir, say=lambda doing: None if as_json else out.print(f"… {doing}"))
     api_key = house.operator_key(Path(found.state_dir))
-    file = save_profile(Profile(address=found.address, ca=found.ca, api_key=api_key), name=profile)
+    file = save_profile(
+        Profile(address=found.address, ca=found.ca, api_key=api_key, account=found.account), name=profile
+    )
     if as_json:
         print_json(
             {
@@ -54,7 +56,7 @@ def up(
             "dashboard": found.dashboard or "–",
             "state": found.state_dir,
             "profile": f"{file} ({profile})",
-            "next": "fabric ops open-account acme --plan starter && fabric topup 10 -a acme",
+            "next": "fabric topup 10, then fabric submit train.py --tokens 2 --follow",
         }
     )
 

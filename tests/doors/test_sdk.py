@@ -81,6 +81,16 @@ def test_waiting_survives_a_gate_that_is_away_for_a_while(house):
     assert job.wait(timeout=20) == "cancelled"
 
 
+def test_nothing_is_missed_while_the_stream_is_broken(house, monkeypatch):
+    monkeypatch.setattr("fabric.sdk.feed._PAUSE_S", 1.0)
+    house.port.run_jobs = False
+    connection = house.fabric()
+    job = connection.submit(lambda: 1, tokens=1)
+    connection._feed._stream.cancel()
+    house.fabric().job(job.id).cancel()
+    assert job.wait(timeout=20) == "cancelled"
+
+
 def test_a_job_of_before_is_found_again_by_its_id(house):
     job = house.fabric().submit(lambda: "kept", tokens=1)
     job.wait(timeout=20)
