@@ -7,7 +7,7 @@ Its callers are doors, which have checked who is asking: the gate trusts the acc
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -130,8 +130,9 @@ class GateActor:
             self._starting = asyncio.ensure_future(self._start())
         try:
             await asyncio.shield(self._starting)
-        except FabricError:
-            self._starting = None
+        except BaseException:
+            if self._starting is not None and self._starting.done():
+                self._starting = None
             raise
 
     async def _start(self) -> None:
@@ -144,7 +145,12 @@ class GateActor:
         await self._reconcile()
         await self._cluster.carry_out(outstanding)
         self._chores = [
-            asyncio.create_task(chore()) for chore in (self._keep_time, self._keep_reconciled, self._keep_published)
+            asyncio.create_task(self._again_and_again(chore, pause_s))
+            for chore, pause_s in (
+                (self._tick, TICK_MIN_S),
+                (self._reconcile, RECONCILE_S),
+                (self._publish, PUBLISH_S),
+            )
         ]
         log.info("gate_up", entries=self._writer.head.size, outstanding=len(outstanding))
 
@@ -178,42 +184,37 @@ class GateActor:
             async with self._changed:
                 self._changed.notify_all()
 
-    async def _keep_time(self) -> None:
+    async def _tick(self) -> None:
         """A Tick whenever something is due, and none when nothing is: the journal holds no idle time."""
-        while True:
-            due_us = self._writer.core.next_due_us()
-            now_us = self._clock.now_us()
-            if due_us is not None and due_us <= now_us:
-                await self._survive(self._report([Tick()]))
-                await asyncio.sleep(TICK_MIN_S)
-                continue
-            wait_s = TICK_MAX_S if due_us is None else (due_us - now_us) / 1_000_000
-            await asyncio.sleep(min(max(wait_s, TICK_MIN_S), TICK_MAX_S))
+        due_us = await self._writer.look(lambda core: core.next_due_us())
+        now_us = self._clock.now_us()
+        if due_us is not None and due_us <= now_us:
+            await self._report([Tick()])
+            return
+        wait_s = TICK_MAX_S if due_us is None else (due_us - now_us) / 1_000_000
+        await asyncio.sleep(min(wait_s, TICK_MAX_S))
 
-    async def _keep_reconciled(self) -> None:
-        while True:
-            await asyncio.sleep(RECONCILE_S)
-            await self._survive(self._reconcile())
-
-    async def _keep_published(self) -> None:
-        while True:
-            await asyncio.sleep(PUBLISH_S)
-            due, self._to_publish = tuple(self._to_publish), {}
-            if due:
-                await self._survive(self._cluster.publish(self._views(due)))
+    async def _publish(self) -> None:
+        due, self._to_publish = tuple(self._to_publish), {}
+        if due:
+            await self._cluster.publish(self._views(due))
 
     async def _reconcile(self) -> None:
-        leases: Any = self._writer.core.ask(LeasesOf(), self._clock.now_us())
+        leases: Any = await self._writer.look(lambda core: core.ask(LeasesOf(), self._clock.now_us()))
         await self._cluster.reconcile(leases)
 
-    async def _survive(self, chore: Any) -> None:
+    async def _again_and_again(self, chore: Callable[[], Awaitable[None]], pause_s: float) -> None:
         """A chore that fails is tried again at its next turn; the gate goes on."""
-        try:
-            await chore
-        except FabricError as error:
-            log.warning("chore_failed", code=error.code, error=str(error))
-        except Exception:
-            log.exception("chore_failed")
+        while True:
+            try:
+                await chore()
+            except FabricError as error:
+                log.warning("chore_failed", chore=chore.__name__, code=error.code, error=error.message)
+                await asyncio.sleep(TICK_MAX_S)
+            except Exception:
+                log.exception("chore_failed", chore=chore.__name__)
+                await asyncio.sleep(TICK_MAX_S)
+            await asyncio.sleep(pause_s)
 
     # -- watching ------------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,8 @@ from fabric.settings import ClusterConfig, Settings, load_cluster
 UP_TIMEOUT_S: Final = 180.0
 DOWN_TIMEOUT_S: Final = 60.0
 _POLL_S: Final = 0.1
+_started: Final[list["subprocess.Popen[bytes]"]] = []
+"""What this process has started and left running: it outlives us, which is no mistake."""
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +96,7 @@ def up(
         process = subprocess.Popen(  # noqa: S603 - our own module, no shell
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd=place
         )
+    _started.append(process)
     return _wait_until_up(process, place, log=log, say=say, timeout_s=timeout_s)
 
 

@@ -1,0 +1,45 @@
+"""A whole fabric, as `fabric up --local` starts it, for the tests of this folder: one for all of them."""
+
+from pathlib import Path
+
+import pytest
+
+from fabric import house
+from fabric.client import new_request_id
+from fabric.sdk import Fabric, connect
+from fabric.wire import fabric_pb2 as pb
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.ray)
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory):
+    """A fabric that is up."""
+    place = tmp_path_factory.mktemp("house")
+    found = house.up(state_dir=place, any_port=True)
+    yield found
+    house.down(place)
+
+
+def act_for(found: house.Running, account: str) -> Fabric:
+    """A connection that acts for a customer, as the operator may."""
+    return connect(found.address, house.operator_key(Path(found.state_dir)), found.ca, account=account)
+
+
+@pytest.fixture
+def acme(running, request):
+    """A new customer with ten tokens."""
+    account = f"acme-{new_request_id()[:8]}"
+    with act_for(running, account) as fabric:
+        fabric.client.call(
+            pb.OpenAccountRequest(request_id=new_request_id(), account_id=account, name="Acme", plan="starter"),
+            pb.Accepted,
+        )
+        fabric.top_up("10")
+        yield fabric
