@@ -194,8 +194,9 @@ class SqliteJournal:
 
     def _head(self) -> TreeHead:
         for size, root in self._read_from().execute("SELECT size, root FROM head"):
-            return TreeHead(size=size, root=root)
-        raise sealed.corrupt("its head is missing", seq=None)
+            if isinstance(size, int) and isinstance(root, bytes):
+                return TreeHead(size=size, root=root)
+        raise sealed.corrupt("its head is missing or unreadable", seq=None)
 
     def _rows(self, start: int, stop: int, account: str | None) -> list[Entry]:
         bounds = (start, stop, sealed.ROWS_PER_READ)
@@ -246,7 +247,7 @@ def _translating(call: Callable[[], T]) -> T:
     """Run, and say SQLite's errors in our words."""
     try:
         return call()
-    except (apsw.CorruptError, apsw.NotADBError, apsw.FormatError) as error:
+    except (apsw.CorruptError, apsw.NotADBError, apsw.FormatError, UnicodeDecodeError) as error:
         raise sealed.corrupt(f"SQLite says {error}", seq=None) from error
     except (apsw.Error, OSError) as error:
         raise sealed.full(f"{type(error).__name__}: {error}") from error

@@ -55,7 +55,7 @@ def checked(entry: Entry, *, stored_hash: bytes, expected_seq: int | None) -> En
     """
     if expected_seq is not None and entry.seq != expected_seq:
         raise corrupt(f"entry {expected_seq} is missing", seq=expected_seq)
-    if leaf_hash(entry.leaf) != stored_hash:
+    if not isinstance(entry.leaf, bytes) or leaf_hash(entry.leaf) != stored_hash:
         raise corrupt(f"entry {entry.seq} does not hash to its leaf hash", seq=entry.seq)
     return entry
 
@@ -119,6 +119,8 @@ def in_order(rows: Iterable[tuple[int, bytes]], *, start: int) -> list[bytes]:
     for seq, digest in rows:
         if seq != start + len(hashes):
             raise corrupt(f"entry {start + len(hashes)} is missing", seq=start + len(hashes))
+        if not isinstance(digest, bytes):
+            raise corrupt(f"the leaf hash of entry {seq} can't be read", seq=seq)
         hashes.append(digest)
     return hashes
 
