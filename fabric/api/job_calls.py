@@ -59,7 +59,7 @@ def job_id_of(account: str, request: str) -> JobId:
 
 async def quote(door: Door, caller: Caller, request: pb.QuoteRequest) -> pb.QuoteReply:
     spec = spec_of(request.spec, payload="")
-    answer = await door.port.ask(QuoteOf(account_id=caller.account, spec=spec))
+    answer = await door.port.ask(QuoteOf(account_id=caller.account, spec=spec, key_id=KeyId(caller.key_id)))
     if not isinstance(answer, QuoteView):
         raise NotFound(f"there is no account {caller.account!r}", account=caller.account)
     return message_of(answer, pb.QuoteReply)

@@ -3,8 +3,9 @@
 Statements, receipts and past charging records are answered from the journal by whoever holds it; not here.
 """
 
-from typing import assert_never
+from typing import Final, assert_never
 
+from fabric.charging.burn import REFERENCE_PPM
 from fabric.charging.rating import burn_per_s
 from fabric.gate import holds, jobs, leases
 from fabric.gate.core import Core
@@ -31,13 +32,13 @@ from fabric.gate.questions import (
 from fabric.gate.state import Account, Job, Key
 from fabric.gate.views import BalanceView, JobView, KeyView, LeaseView, LotView, NodeView, QuoteView
 from fabric.ledger import LotBalance
-from fabric.units import PPM, JobId
+from fabric.units import PPM, UHS_PER_CT, JobId
 
-REFERENCE_PPM = 800_000
-"""The utilisation at which one device of weight 1 burns one token an hour."""
+BURNING: Final = ("running", "stopping")
+"""States of a lease in which its devices are in use."""
 
 
-def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa: PLR0911 - one case a question
+def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa: C901, PLR0911 - one case a question
     state = core.state
     match question:
         case JobOf():
@@ -84,7 +85,7 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
 def job_view(core: Core, job: Job, now_us: int) -> JobView:
     session = core.state.sessions.get(job.lease_id) if job.lease_id else None
     record = core.state.leases.get(job.lease_id) if job.lease_id else None
-    burning = session is not None and record is not None and record.state in ("running", "stopping")
+    burning = session is not None and record is not None and record.state in BURNING
     burn = session.burn_uhs_per_s if session is not None and burning else 0
     reach_uhs = job.limit_uhs - job.burned_uhs
     if job.hold_id is not None:
@@ -135,7 +136,7 @@ def _balance(core: Core, account: Account, now_us: int, *, lots: bool) -> Balanc
     burn = sum(
         session.burn_uhs_per_s
         for lease_id, session in core.state.sessions.items()
-        if core.state.leases[lease_id].account_id == account.account_id
+        if (record := core.state.leases[lease_id]).account_id == account.account_id and record.state in BURNING
     )
     plan = core.catalogue.plan(account.plan)
     return BalanceView(
@@ -168,45 +169,38 @@ def _lot(lot: LotBalance) -> LotView:
     )
 
 
-def _quote(core: Core, question: QuoteOf, now_us: int) -> QuoteView:
+def _quote(core: Core, question: QuoteOf, now_us: int) -> QuoteView | None:
     """The same rules as a submission, without one: what it says is what `submit` would do now."""
     spec = question.spec
-    account = core.state.accounts[question.account_id]
-    job = Job(
-        job_id=JobId("quote"),
-        account_id=account.account_id,
-        key_id=None,
-        spec=spec,
-        limit_uhs=spec.limit_uhs,
-        submitted_at_us=now_us,
-    )
-    refusal = jobs.why_not(core, job)
+    if question.account_id not in core.state.accounts:
+        return None
+    job = jobs.draft(JobId("quote"), question.account_id, question.key_id, spec, now_us=now_us)
+    request = leases.request_of(core, job)
+    refusal = jobs.why_not(core, job, request)
     if refusal is not None:
         return _refused_quote(spec, refusal)
-    names = spec.accelerators or core.tariffs.accelerators
-    accelerator = max(names, key=lambda name: holds.weight_of(core, spec, name))
-    weight = holds.weight_of(core, spec, accelerator)
-    burn = burn_per_s(devices=spec.devices, weight_ppm=weight, curve=core.tariffs.curve, utilisation_ppm=REFERENCE_PPM)
+    accelerator = holds.dearest(core, job)
     hold_uhs = holds.wanted_uhs(core, job)
-    free_uhs = core.book.free(account.account_id, now_us=now_us, use=holds.use_of(spec))
-    plan = core.catalogue.plan(account.plan)
-    price = plan.price_microcny_per_ct if plan is not None else 0
+    free_uhs = holds.within_key(core, job, core.book.free(job.account_id, now_us=now_us, use=holds.use_of(spec)))
+
+    def burn(utilisation_ppm: int) -> int:
+        weight_ppm = holds.weight_of(core, job, accelerator)
+        return burn_per_s(
+            devices=spec.devices, weight_ppm=weight_ppm, curve=core.prices.curve, utilisation_ppm=utilisation_ppm
+        )
+
     return QuoteView(
         accelerator=accelerator,
         devices=spec.devices,
-        burn_uhs_per_s=burn,
-        burn_max_uhs_per_s=burn_per_s(
-            devices=spec.devices, weight_ppm=weight, curve=core.tariffs.curve, utilisation_ppm=PPM
-        ),
-        burn_idle_uhs_per_s=burn_per_s(
-            devices=spec.devices, weight_ppm=weight, curve=core.tariffs.curve, utilisation_ppm=0
-        ),
+        burn_uhs_per_s=burn(REFERENCE_PPM),
+        burn_max_uhs_per_s=burn(PPM),
+        burn_idle_uhs_per_s=burn(0),
         hold_uhs=hold_uhs,
-        runtime_us=spec.limit_uhs * 1_000_000 // max(burn, 1),
-        cost_microcny=spec.limit_uhs * price // 3_600_000_000,
+        runtime_us=spec.limit_uhs * 1_000_000 // max(burn(REFERENCE_PPM), 1),
+        cost_microcny=spec.limit_uhs * core.plan_of(job.account_id).price_microcny_per_ct // UHS_PER_CT,
         free_uhs=free_uhs,
         affordable=free_uhs >= hold_uhs,
-        placeable_now=core.planner.could_place_now(leases.request_of(core, job)),
+        placeable_now=core.planner.could_place_now(request),
         refusal="",
     )
 

@@ -4,11 +4,12 @@ One `Core` lives as long as the gate; `begin` clears the desk for the next event
 work on it, so that none of them owns the state and each can be read alone.
 """
 
-from fabric.charging.catalogue import Catalogue
+from fabric.charging.catalogue import Catalogue, Plan
 from fabric.charging.records import Cdr
 from fabric.charging.tariffs import Tariffs
 from fabric.gate.instructions import AnyInstruction
 from fabric.gate.lifecycle import TRANSITIONS, Trigger
+from fabric.gate.prices import PriceList
 from fabric.gate.state import GateState, Job
 from fabric.placement import Planner
 from fabric.units import AccountId, JobId
@@ -17,7 +18,19 @@ from fabric.units import AccountId, JobId
 class Core:
     """State, ledger and planner, with the instructions and records of the current event."""
 
-    __slots__ = ("book", "changed", "freed", "instructions", "now_us", "planner", "records", "state")
+    __slots__ = (
+        "book",
+        "changed",
+        "freed",
+        "instructions",
+        "now_us",
+        "planner",
+        "price_list",
+        "records",
+        "renewal_due_us",
+        "replan",
+        "state",
+    )
 
     def __init__(self, state: GateState) -> None:
         self.state = state
@@ -28,6 +41,13 @@ class Core:
         self.records: list[Cdr] = []
         self.freed: dict[AccountId, None] = {}
         """Accounts that have more free tokens than before this event: their waiting jobs may go on."""
+        self.replan = False
+        """Whether who waits or what is free has changed: the planner is asked once, when all is said."""
+        self.price_list: PriceList | None = None
+        self.renewal_due_us: int | None = None
+        """When a subscription renews next: derived, so that looking at the clock costs nothing."""
+        self.note_prices()
+        self.note_renewals()
         self.changed: dict[JobId, None] = {}
         """Jobs that changed since somebody last looked: for those who watch, not part of the state."""
 
@@ -37,6 +57,7 @@ class Core:
         self.instructions = []
         self.records = []
         self.freed = {}
+        self.replan = False
 
     @property
     def tariffs(self) -> Tariffs:
@@ -53,6 +74,26 @@ class Core:
         job.state = TRANSITIONS[job.state, trigger]
         job.reason = reason
         self.touch(job)
+
+    @property
+    def prices(self) -> PriceList:
+        assert self.price_list is not None, "the gate is configured before anything is sold"
+        return self.price_list
+
+    def plan_of(self, account_id: AccountId) -> Plan:
+        """What the account is on; no plan that an account is on ever leaves the catalogue."""
+        plan = self.catalogue.plan(self.state.accounts[account_id].plan)
+        assert plan is not None, account_id
+        return plan
+
+    def note_prices(self) -> None:
+        """The tariffs were set."""
+        tariffs = self.state.tariffs
+        self.price_list = None if tariffs is None else PriceList(tariffs, operator=self.state.operator)
+
+    def note_renewals(self) -> None:
+        """A subscription was made, renewed or ended."""
+        self.renewal_due_us = min((record.next_at_us for record in self.state.subscriptions), default=None)
 
     def touch(self, job: Job) -> None:
         """Whoever watches this job is told."""

@@ -10,8 +10,10 @@ from fabric.gate.core import Core
 from fabric.gate.events import Authorize, ReleaseHold, SettleHold, UpdateHold
 from fabric.gate.instructions import Accepted, Outcome
 from fabric.ledger import Granted, Refused, Settled
-from fabric.units import AccountId
+from fabric.units import INT64_MAX, AccountId
 
+OF_JOBS: Final = "#"
+"""Marks the names of holds that the gate keeps for jobs: clients can neither make nor touch one."""
 TTL_MAX_US: Final = 86_400_000_000
 """A hold lapses at the latest a day after it was last extended."""
 
@@ -19,6 +21,14 @@ TTL_MAX_US: Final = 86_400_000_000
 def authorize(core: Core, event: Authorize) -> Outcome:
     if not 0 < event.ttl_us <= TTL_MAX_US:
         return _bad_ttl(event.ttl_us)
+    if not event.hold_id or OF_JOBS in event.hold_id:
+        return refusals.invalid(
+            f"{event.hold_id!r} can't name a hold: it needs a name without {OF_JOBS!r}", code="invalid_hold_id"
+        )
+    if not 0 < event.amount_uhs <= INT64_MAX:
+        return refusals.invalid(
+            f"a hold is of more than 0 and at most {INT64_MAX} µHs, not {event.amount_uhs}", code="invalid_amount"
+        )
     answer = core.book.authorize(
         event.account_id,
         hold_id=event.hold_id,
@@ -48,7 +58,6 @@ def update(core: Core, event: UpdateHold) -> Outcome:
     )
     if isinstance(answer, Refused):
         return refusals.from_ledger(answer)
-    _used(core, event.account_id, event.used_uhs)
     return Accepted(granted_uhs=answer.granted_uhs, held_uhs=answer.held_uhs, final=answer.final)
 
 
@@ -56,20 +65,18 @@ def settle(core: Core, event: SettleHold) -> Outcome:
     if not _owns(core, event.account_id, event.hold_id):
         return refusals.not_found("hold", event.hold_id)
     answer = core.book.settle(event.hold_id, seq=event.seq, used_uhs=event.used_uhs, now_us=core.now_us)
-    _used(core, event.account_id, event.used_uhs)
-    return _ended(core, event.account_id, answer)
+    return _ended(answer)
 
 
 def release(core: Core, event: ReleaseHold) -> Outcome:
     if not _owns(core, event.account_id, event.hold_id):
         return refusals.not_found("hold", event.hold_id)
-    return _ended(core, event.account_id, core.book.release(event.hold_id, seq=event.seq, now_us=core.now_us))
+    return _ended(core.book.release(event.hold_id, seq=event.seq, now_us=core.now_us))
 
 
-def _ended(core: Core, account_id: AccountId, answer: Settled | Refused) -> Outcome:
+def _ended(answer: Settled | Refused) -> Outcome:
     if isinstance(answer, Refused):
         return refusals.from_ledger(answer)
-    core.freed[account_id] = None
     return Accepted(
         facts={
             "captured_uhs": answer.captured_uhs,
@@ -85,12 +92,7 @@ def _owns(core: Core, account_id: AccountId, hold_id: str) -> bool:
     """A client's hold of this account. Another tenant's, and those the gate keeps for jobs, don't exist for it."""
     book = core.book
     hold = book.holds.get(hold_id) or book.lapsed.get(hold_id) or book.ended.get(hold_id)
-    return hold is not None and hold.account_id == account_id and "#" not in hold_id
-
-
-def _used(core: Core, account_id: AccountId, used_uhs: int) -> None:
-    if used_uhs > 0:
-        core.planner.note_usage(account_id, uhs=used_uhs, now_us=core.now_us)
+    return hold is not None and hold.account_id == account_id and OF_JOBS not in hold_id
 
 
 def _bad_ttl(ttl_us: int) -> Outcome:

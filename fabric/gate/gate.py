@@ -14,7 +14,7 @@ from typing import Self, assert_never
 
 import msgspec
 
-from fabric.gate import credit, jobs, leases, refusals, subscriptions, treasury
+from fabric.gate import consequences, credit, jobs, leases, nodes, refusals, subscriptions, treasury
 from fabric.gate.answers import answer
 from fabric.gate.core import Core
 from fabric.gate.events import (
@@ -52,7 +52,7 @@ from fabric.gate.instructions import Accepted, AnyInstruction, Decision, Outcome
 from fabric.gate.questions import AnyAnswer, AnyQuestion
 from fabric.gate.state import Answered, GateState
 from fabric.ledger import Book
-from fabric.placement import Node, PlacementState
+from fabric.placement import PlacementState
 from fabric.units import JobId
 
 _encode = msgspec.json.Encoder().encode
@@ -83,7 +83,10 @@ class Gate:
         if not request_id:
             return self._decide(event)
         known_as = f"{getattr(event, 'account_id', None) or ''}/{request_id}"
-        digest = hashlib.sha256(_encode(event)).digest()
+        try:
+            digest = hashlib.sha256(_encode(event)).digest()
+        except OverflowError:
+            return Decision(outcome=refusals.beyond_int64())
         if before := core.state.answered.get(known_as):
             return Decision(outcome=before.outcome if before.digest == digest else _reused(request_id))
         decision = self._decide(event)
@@ -101,7 +104,7 @@ class Gate:
             leases.next_due_us(core),
             core.book.next_due_us(),
             core.planner.next_due_us(),
-            subscriptions.next_due_us(core),
+            core.renewal_due_us,
         )
         return min((time for time in times if time is not None), default=None)
 
@@ -152,9 +155,9 @@ class Gate:
 
     def _decide(self, event: AnyEvent) -> Decision:
         core = self._core
+        consequences.let_time_pass(core)
         outcome = self._apply(event)
-        for account_id in core.freed:
-            jobs.resume_waiting(core, account_id)
+        consequences.follow(core)
         return Decision(
             outcome=outcome,
             transfers=core.book.drain(),
@@ -185,9 +188,9 @@ class Gate:
                 leases.saved(core, event)
             case LeaseRemoved():
                 leases.removed(core, event)
-                leases.apply_plan(core)
             case Tick():
-                self._tick()
+                leases.overdue(core)
+                core.replan = True
             case Cancel():
                 return jobs.cancel(core, event)
             case Pause():
@@ -217,31 +220,14 @@ class Gate:
             case ClosePeriod():
                 return treasury.close_period(core, event)
             case NodeUp():
-                core.planner.add_node(
-                    Node(
-                        node_id=event.node_id,
-                        accelerator=event.accelerator,
-                        devices=event.devices,
-                        pool=event.pool.value,
-                        dedicated_to=event.dedicated_to,
-                    ),
-                    now_us=core.now_us,
-                )
-                leases.apply_plan(core)
+                return nodes.up(core, event)
             case NodeDown():
-                leases.node_down(core, event)
+                nodes.down(core, event)
             case NodeDrain():
-                leases.node_drain(core, event)
+                return nodes.drain(core, event)
             case _:
                 assert_never(event)
         return _ACCEPTED
-
-    def _tick(self) -> None:
-        core = self._core
-        leases.overdue(core)
-        core.book.sweep(now_us=core.now_us)
-        subscriptions.renew(core)
-        leases.apply_plan(core)
 
 
 def _reused(request_id: str) -> Outcome:

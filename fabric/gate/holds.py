@@ -8,6 +8,7 @@ grace at the worst burn, and its deadline is the moment when the hold would be e
 from typing import Final
 
 from fabric.charging.rating import hold_for
+from fabric.charging.sessions import ChargingSession
 from fabric.gate import refusals
 from fabric.gate.core import Core
 from fabric.gate.events import HoldMode, JobSpec
@@ -29,20 +30,28 @@ def use_of(spec: JobSpec) -> Use:
     return Use(service=spec.service, accelerators=spec.accelerators)
 
 
-def worst_uhs(core: Core, spec: JobSpec, *, duration_us: int, weight_ppm: int | None = None) -> int:
-    """The most that the job can burn in so long, on the dearest of the types it accepts unless a weight is given."""
-    if weight_ppm is None:
-        names = spec.accelerators or core.tariffs.accelerators
-        weight_ppm = max(weight_of(core, spec, name) for name in names)
-    return hold_for(devices=spec.devices, duration_us=duration_us, weight_ppm=weight_ppm, curve=core.tariffs.curve)
+def worst_uhs(core: Core, job: Job, *, duration_us: int) -> int:
+    """The most that the job can burn in so long on the dearest of the types it accepts."""
+    weight_ppm = weight_of(core, job, dearest(core, job))
+    return hold_for(devices=job.spec.devices, duration_us=duration_us, weight_ppm=weight_ppm, curve=core.prices.curve)
 
 
-def weight_of(core: Core, spec: JobSpec, accelerator: str) -> int:
-    weight = core.tariffs.weight_ppm(
-        accelerator, service=spec.service, operator=core.state.operator, tier=None, at_us=core.now_us
-    )
-    assert weight is not None, accelerator
-    return weight
+def dearest(core: Core, job: Job) -> str:
+    """Of the types that the job accepts the one that burns most."""
+    names = job.spec.accelerators or core.prices.accelerators
+    return max(names, key=lambda name: weight_of(core, job, name))
+
+
+def weight_of(core: Core, job: Job, accelerator: str) -> int:
+    plan = core.state.accounts[job.account_id].plan
+    return core.prices.weight_ppm(accelerator, service=job.spec.service.value, tier=plan, at_us=core.now_us)
+
+
+def quantum_uhs(core: Core, job: Job) -> int:
+    """What a rolling hold is filled up to: ten minutes, or more for a job whose grace is long, because a fifth of it
+    has to last for the grace.
+    """
+    return worst_uhs(core, job, duration_us=max(QUANTUM_US, 2 * RENEW_BELOW * job.spec.grace_us))
 
 
 def wanted_uhs(core: Core, job: Job) -> int:
@@ -50,7 +59,7 @@ def wanted_uhs(core: Core, job: Job) -> int:
     left_uhs = job.limit_uhs - job.burned_uhs
     if job.spec.hold is HoldMode.FULL:
         return left_uhs
-    return min(left_uhs, worst_uhs(core, job.spec, duration_us=QUANTUM_US))
+    return min(left_uhs, quantum_uhs(core, job))
 
 
 def take(core: Core, job: Job) -> Refusal | None:
@@ -75,6 +84,14 @@ def take(core: Core, job: Job) -> Refusal | None:
     return None
 
 
+def within_key(core: Core, job: Job, amount_uhs: int) -> int:
+    """As much of an amount as the limit of the job's key leaves."""
+    key = core.state.keys.get(job.key_id) if job.key_id else None
+    if key is None or key.limit_uhs is None:
+        return amount_uhs
+    return min(amount_uhs, key.limit_uhs - key.spent_uhs - key.held_uhs)
+
+
 def extend(core: Core, job: Job, *, amount_uhs: int, minimum_uhs: int | None = None) -> Refusal | int:
     """More for the open hold: what was granted, which may be less where a minimum is given."""
     assert job.hold_id is not None
@@ -97,15 +114,15 @@ def capture(core: Core, job: Job, amount_uhs: int) -> int:
         return 0
     captured = core.book.capture(job.hold_id, amount_uhs=min(amount_uhs, job.held_uhs), now_us=core.now_us)
     _spent(core, job, captured)
-    core.planner.note_usage(job.account_id, uhs=captured, now_us=core.now_us)
     return captured
 
 
 def refund(core: Core, job: Job, amount_uhs: int) -> None:
     """Give lost work back to the open hold, lot by lot in reverse."""
     if amount_uhs > 0 and job.hold_id is not None:
-        core.book.refund(job.hold_id, amount_uhs=amount_uhs, now_us=core.now_us)
-        _spent(core, job, -amount_uhs)
+        refunded = core.book.refund(job.hold_id, amount_uhs=amount_uhs, now_us=core.now_us)
+        assert refunded == amount_uhs, f"{job.job_id} was charged {amount_uhs - refunded} µHs outside its hold"
+        _spent(core, job, -refunded)
 
 
 def close(core: Core, job: Job) -> None:
@@ -123,24 +140,31 @@ def covered_until_us(core: Core, job: Job, record: LeaseRecord) -> int:
     """When the hold would be empty if the job burned at its worst since it was last metered."""
     assert record.started_at_us is not None
     session = core.state.sessions[record.lease.lease_id]
-    worst_per_s = worst_uhs(core, job.spec, duration_us=1_000_000, weight_ppm=record.weight_ppm)
-    return record.started_at_us + session.metered_us + job.held_uhs * 1_000_000 // max(worst_per_s, 1)
+    return record.started_at_us + session.metered_us + job.held_uhs * 1_000_000 // _worst_per_s(session)
 
 
 def margin_us(core: Core, job: Job, record: LeaseRecord) -> int:
     """How long before the hold is empty the job is asked to checkpoint: its grace, but at most a fifth of its limit."""
-    worst_per_s = worst_uhs(core, job.spec, duration_us=1_000_000, weight_ppm=record.weight_ppm)
-    return min(job.spec.grace_us, job.limit_uhs * 1_000_000 // (MARGIN_PART * max(worst_per_s, 1)))
+    worst_per_s = _worst_per_s(core.state.sessions[record.lease.lease_id])
+    return min(job.spec.grace_us, job.limit_uhs * 1_000_000 // (MARGIN_PART * worst_per_s))
 
 
 def renew(core: Core, job: Job) -> None:
     """Ask for the next quantum of a rolling hold when a fifth or less is left of this one."""
     if job.spec.hold is not HoldMode.ROLLING:
         return
-    quantum = worst_uhs(core, job.spec, duration_us=QUANTUM_US)
+    quantum = quantum_uhs(core, job)
     more = min(quantum, job.limit_uhs - job.burned_uhs - job.held_uhs)
     if more > 0 and job.held_uhs * RENEW_BELOW <= quantum:
         extend(core, job, amount_uhs=more, minimum_uhs=1)
+
+
+def _worst_per_s(session: ChargingSession) -> int:
+    """What the lease burns at most in a second, by the weight and curve it was opened with."""
+    meter = session.meter
+    return max(
+        hold_for(devices=session.devices, duration_us=1_000_000, weight_ppm=meter.weight_ppm, curve=meter.curve), 1
+    )
 
 
 def _key_refuses(key: Key, amount_uhs: int) -> Refusal | None:

@@ -7,13 +7,14 @@ from fabric.gate import holds, leases, refusals
 from fabric.gate.core import Core
 from fabric.gate.events import Cancel, HoldMode, JobSpec, Pause, RaiseLimit, Resume, Submit
 from fabric.gate.instructions import Accepted, Outcome, Refusal
-from fabric.gate.lifecycle import TERMINAL, JobState, StopReason, Trigger
+from fabric.gate.lifecycle import AFTER_STOP, TERMINAL, JobState, StopReason, Trigger
+from fabric.gate.specs import NAME_MAX, malformed
 from fabric.gate.state import Job
+from fabric.placement import Request as PlacementRequest
 from fabric.placement import Unplaceable
-from fabric.units import INT64_MAX, AccountId, JobId
+from fabric.units import INT64_MAX, AccountId, JobId, KeyId, format_ct
 
-NAME_MAX: Final = 200
-DEVICES_MAX: Final = 1_000_000
+WAITS_FOR_CAPACITY: Final = "waiting_for_capacity"
 WAITS_FOR_TOKENS: Final = (StopReason.OUT_OF_TOKENS.value, StopReason.LIMIT_REACHED.value)
 
 
@@ -22,38 +23,50 @@ def submit(core: Core, event: Submit) -> Outcome:
     account = core.state.accounts.get(event.account_id)
     if account is None:
         return refusals.not_found("account", event.account_id)
+    if not 0 < len(event.job_id) <= NAME_MAX:
+        return refusals.invalid(
+            f"a job's id has 1 to {NAME_MAX} characters, not {len(event.job_id)}", code="invalid_job_id"
+        )
     if event.job_id in core.state.jobs:
-        return refusals.conflict(f"there is a job {event.job_id!r} already", job=event.job_id)
-    spec = event.spec
-    job = Job(
-        job_id=event.job_id,
-        account_id=event.account_id,
-        key_id=event.key_id,
-        spec=spec,
-        limit_uhs=spec.limit_uhs,
-        submitted_at_us=core.now_us,
-        reason="waiting_for_capacity",
-    )
-    if refusal := why_not(core, job):
+        return refusals.conflict(
+            f"there is a job {event.job_id!r} already: use a new id", code="job_exists", job=event.job_id
+        )
+    job = draft(event.job_id, event.account_id, event.key_id, event.spec, now_us=core.now_us)
+    request = leases.request_of(core, job)
+    if refusal := why_not(core, job, request):
         return refusal
     if refusal := holds.take(core, job):
         return refusal
     core.state.jobs[job.job_id] = job
     core.touch(job)
-    core.planner.enqueue(leases.request_of(core, job), now_us=core.now_us)
-    leases.apply_plan(core)
+    _enqueue(core, request)
     return Accepted(granted_uhs=job.held_uhs, held_uhs=job.held_uhs)
 
 
-def why_not(core: Core, job: Job) -> Refusal | None:
+def draft(job_id: JobId, account_id: AccountId, key_id: KeyId | None, spec: JobSpec, *, now_us: int) -> Job:
+    """A job as it would be queued, before anything is held for it."""
+    return Job(
+        job_id=job_id,
+        account_id=account_id,
+        key_id=key_id,
+        spec=spec,
+        limit_uhs=spec.limit_uhs,
+        submitted_at_us=now_us,
+        reason=WAITS_FOR_CAPACITY,
+    )
+
+
+def why_not(core: Core, job: Job, request: PlacementRequest) -> Refusal | None:
     """What is wrong with a job as written, whatever the balance: None if nothing is."""
-    if refusal := _malformed(job.spec):
+    if refusal := malformed(job.spec):
         return refusal
-    known = core.tariffs.accelerators
+    if job.key_id is not None and (refusal := _unusable(core, job, job.key_id)):
+        return refusal
+    known = core.prices.accelerators
     for name in job.spec.accelerators:
         if name not in known:
-            return refusals.unknown_accelerator(name, known)
-    impossible = core.planner.check(leases.request_of(core, job))
+            return refusals.unknown_accelerator(name, tuple(known))
+    impossible = core.planner.check(request)
     return None if impossible is None else unplaceable(impossible)
 
 
@@ -95,30 +108,38 @@ def raise_limit(core: Core, event: RaiseLimit) -> Outcome:
     more_uhs = event.limit_uhs - job.limit_uhs
     if more_uhs <= 0 or event.limit_uhs > INT64_MAX:
         return refusals.invalid(
-            f"the limit is {job.limit_uhs} µHs already: it can only be raised", limit_uhs=job.limit_uhs
+            f"the limit is {format_ct(job.limit_uhs)} tokens already and can only be raised, to at most"
+            f" {format_ct(INT64_MAX)}: name more",
+            code="invalid_amount",
+            limit_uhs=job.limit_uhs,
         )
     if job.hold_id is not None and job.spec.hold is HoldMode.FULL:
         answer = holds.extend(core, job, amount_uhs=more_uhs)
         if isinstance(answer, Refusal):
             return answer
     before, job.limit_uhs = job.limit_uhs, event.limit_uhs
-    core.touch(job)
     if job.state is JobState.PARKED and job.reason in WAITS_FOR_TOKENS and job.lease_id is None:
         refusal = _requeue(core, job)
         if refusal is not None:
             job.limit_uhs = before
             return refusal
+    core.touch(job)
     return Accepted(granted_uhs=more_uhs, held_uhs=job.held_uhs)
 
 
 def resume_waiting(core: Core, account_id: AccountId) -> None:
-    """Tokens have become free: jobs of this account that wait for them go on, oldest first, as far as they last."""
+    """Tokens have become free: jobs of this account that wait for them go on, oldest first, as far as they last.
+
+    One that needs more, or other tokens, than there are lets those behind it pass.
+    """
     for job_id in tuple(core.state.parked.get(account_id, ())):
         job = core.state.jobs[job_id]
         wanted = job.resume_asked or job.reason == StopReason.OUT_OF_TOKENS
         raised = job.reason == StopReason.LIMIT_REACHED and job.limit_uhs > job.parked_limit_uhs
-        if (wanted or raised) and _requeue(core, job) is not None:
-            break
+        if not (wanted or raised) or _requeue(core, job) is None:
+            continue
+        if job.resume_asked or raised:
+            _wait_for_tokens(core, job)
 
 
 def _cancel(core: Core, job: Job) -> Outcome:
@@ -127,7 +148,7 @@ def _cancel(core: Core, job: Job) -> Outcome:
             assert job.lease_id is not None
             leases.stop(core, core.state.leases[job.lease_id], StopReason.CANCELLED)
         case JobState.QUEUED | JobState.PARKED:
-            core.planner.withdraw(job.job_id)
+            _withdraw(core, job)
             _unpark(core, job)
             core.move(job, Trigger.CANCELLED, reason=StopReason.CANCELLED.value)
             job.ended_at_us = core.now_us
@@ -144,12 +165,16 @@ def _pause(core: Core, job: Job) -> Outcome:
             assert job.lease_id is not None
             leases.stop(core, core.state.leases[job.lease_id], StopReason.PAUSED)
         case JobState.QUEUED:
-            core.planner.withdraw(job.job_id)
+            _withdraw(core, job)
             core.move(job, Trigger.PARK, reason=StopReason.PAUSED.value)
             if job.lease_id is None:
                 leases.after_lease(core, job)
+        case JobState.STOPPING if job.stopping_for is not StopReason.CANCELLED:
+            job.stopping_for, job.resume_asked, job.reason = StopReason.PAUSED, False, StopReason.PAUSED.value
+            core.touch(job)
         case JobState.PARKED:
-            pass
+            job.resume_asked, job.reason = False, StopReason.PAUSED.value
+            core.touch(job)
         case _:
             return _too_late(job)
     return Accepted(held_uhs=job.held_uhs)
@@ -158,30 +183,60 @@ def _pause(core: Core, job: Job) -> Outcome:
 def _resume(core: Core, job: Job) -> Outcome:
     if job.state in TERMINAL:
         return _too_late(job)
-    if job.state is not JobState.PARKED:
+    leaves = job.stopping_for is not None and AFTER_STOP[job.stopping_for] is Trigger.PARK
+    if job.state is not JobState.PARKED and not leaves:
         return Accepted(held_uhs=job.held_uhs)
-    if job.lease_id is not None:
-        job.resume_asked = True
-        return Accepted(held_uhs=job.held_uhs)
-    return _requeue(core, job) or Accepted(granted_uhs=job.held_uhs, held_uhs=job.held_uhs)
+    if job.lease_id is None:
+        return _requeue(core, job) or Accepted(granted_uhs=job.held_uhs, held_uhs=job.held_uhs)
+    if refusal := _at_limit(job):
+        return refusal
+    job.resume_asked = True
+    core.touch(job)
+    return Accepted(held_uhs=job.held_uhs)
+
+
+def _at_limit(job: Job) -> Refusal | None:
+    """A job that may burn nothing more needs a higher limit."""
+    if job.limit_uhs > max(job.burned_uhs, job.parked_limit_uhs):
+        return None
+    return refusals.conflict(
+        f"the job has reached its limit of {format_ct(job.limit_uhs)} tokens: raise it (`fabric raise-limit`,"
+        " `job.raise_limit`) to go on",
+        code="limit_reached",
+        limit_uhs=job.limit_uhs,
+        burned_uhs=job.burned_uhs,
+    )
 
 
 def _requeue(core: Core, job: Job) -> Refusal | None:
-    """Hold tokens again and go back to the queue; a job that may burn nothing more needs a higher limit."""
-    if job.limit_uhs <= max(job.burned_uhs, job.parked_limit_uhs):
-        return refusals.conflict(
-            "the job has reached its limit: raise it (`fabric raise-limit`, `job.raise_limit`) to go on",
-            code="limit_reached",
-            limit_uhs=job.limit_uhs,
-            burned_uhs=job.burned_uhs,
-        )
-    if refusal := holds.take(core, job):
+    """Hold tokens again and go back to the queue. A refusal changes nothing."""
+    if refusal := _at_limit(job) or holds.take(core, job):
         return refusal
     _unpark(core, job)
-    core.move(job, Trigger.RESUME, reason="waiting_for_capacity")
-    core.planner.enqueue(leases.request_of(core, job), now_us=core.now_us)
-    leases.apply_plan(core)
+    if job.reason == StopReason.TIME_LIMIT:
+        job.ran_us = 0
+    core.move(job, Trigger.RESUME, reason=WAITS_FOR_CAPACITY)
+    _enqueue(core, leases.request_of(core, job))
     return None
+
+
+def _wait_for_tokens(core: Core, job: Job) -> None:
+    """It was promised to go on and can't yet: it does when tokens come, or its limit is raised."""
+    at_limit = _at_limit(job) is not None
+    job.resume_asked = False
+    job.reason = (StopReason.LIMIT_REACHED if at_limit else StopReason.OUT_OF_TOKENS).value
+    core.touch(job)
+
+
+def _enqueue(core: Core, request: PlacementRequest) -> None:
+    core.planner.enqueue(request, now_us=core.now_us)
+    core.replan = True
+
+
+def _withdraw(core: Core, job: Job) -> None:
+    """Out of the queue, if it is there: what was set aside for it is others'."""
+    if core.planner.withdraw(job.job_id):
+        core.replan = True
 
 
 def _unpark(core: Core, job: Job) -> None:
@@ -205,27 +260,17 @@ def _owned(core: Core, job_id: JobId, account_id: AccountId) -> Job | None:
 
 
 def _too_late(job: Job) -> Refusal:
-    return refusals.conflict(f"the job has ended already: it {job.state}", code="job_ended", state=job.state.value)
+    how = "is being cancelled" if job.state is JobState.STOPPING else f"has ended already: it is {job.state}"
+    return refusals.conflict(f"the job {how}; submit it anew to run it again", code="job_ended", state=job.state.value)
 
 
-def _malformed(spec: JobSpec) -> Refusal | None:
-    if not spec.name or len(spec.name) > NAME_MAX:
-        return refusals.invalid(f"a job's name has 1 to {NAME_MAX} characters, not {len(spec.name)}")
-    if not 1 <= spec.devices <= DEVICES_MAX:
-        return refusals.invalid(
-            f"a job needs 1 to {DEVICES_MAX} devices, not {spec.devices}", code="invalid_devices", devices=spec.devices
-        )
-    if spec.devices_per_node is not None and (spec.devices_per_node < 1 or spec.devices % spec.devices_per_node):
-        return refusals.invalid(
-            f"{spec.devices} devices can't be split into {spec.devices_per_node} a node: choose a divisor",
-            code="invalid_devices",
-            devices=spec.devices,
-            devices_per_node=spec.devices_per_node,
-        )
-    if not 0 < spec.limit_uhs <= INT64_MAX:
-        return refusals.invalid(
-            "tokens= must be more than 0 and at most 2⁶³-1 µHs", code="invalid_amount", limit_uhs=spec.limit_uhs
-        )
-    if spec.grace_us < 0 or spec.max_retries < 0 or (spec.time_limit_us is not None and spec.time_limit_us <= 0):
-        return refusals.invalid("grace and retries can't be negative, and a time limit must be more than 0")
+def _unusable(core: Core, job: Job, key_id: KeyId) -> Refusal | None:
+    """Why this key can't pay for the job: the door looked, but what it saw may be old."""
+    key = core.state.keys.get(key_id)
+    if key is None or not (key.operator or key.account_id == job.account_id):
+        return refusals.not_found("key", key_id)
+    if key.revoked:
+        return refusals.unusable_key("revoked", key_id, "use another one")
+    if key.expires_at_us is not None and key.expires_at_us <= core.now_us:
+        return refusals.unusable_key("expired", key_id, "make another one")
     return None

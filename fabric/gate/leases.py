@@ -18,8 +18,6 @@ from fabric.gate.events import (
     LeaseSaved,
     LeaseStarted,
     Metered,
-    NodeDown,
-    NodeDrain,
     Sample,
 )
 from fabric.gate.instructions import Lease, RemoveLease, Share, StartLease, StopLease
@@ -27,7 +25,7 @@ from fabric.gate.lifecycle import AFTER_STOP, TERMINAL, JobState, StopReason, Tr
 from fabric.gate.state import Job, LeaseRecord
 from fabric.placement import Evict, Placed
 from fabric.placement import Request as PlacementRequest
-from fabric.units import JobId, LeaseId
+from fabric.units import LeaseId
 
 SILENCE_US: Final = 10_000_000
 """How long a running lease may go unmetered before the gap is charged as estimated."""
@@ -53,15 +51,13 @@ def apply_plan(core: Core) -> None:
 
 def request_of(core: Core, job: Job) -> PlacementRequest:
     spec = job.spec
-    plan = core.catalogue.plan(core.state.accounts[job.account_id].plan)
-    assert plan is not None
     return PlacementRequest(
         job_id=job.job_id,
         account_id=job.account_id,
         devices=spec.devices,
         devices_per_node=spec.devices_per_node,
         accelerators=spec.accelerators,
-        tier_rank=plan.tier_rank,
+        tier_rank=core.plan_of(job.account_id).tier_rank,
         service=spec.service.value,
         preemptible=spec.preemptible,
         submitted_at_us=job.submitted_at_us,
@@ -141,13 +137,17 @@ def finish(core: Core, record: LeaseRecord, outcome: LeaseOutcome, *, error: str
     core.instructions.append(RemoveLease(lease_id=record.lease.lease_id))
     match outcome:
         case LeaseOutcome.SUCCEEDED:
-            job.result_ref = result_ref
+            job.error, job.result_ref = "", result_ref
             core.move(job, Trigger.SUCCEEDED)
         case LeaseOutcome.FAILED if job.stopping_for is not StopReason.CANCELLED:
             job.failures += 1
             job.error, job.result_ref = error, result_ref
-            again = job.failures <= job.spec.max_retries
-            core.move(job, Trigger.REQUEUE if again else Trigger.FAILED, reason="" if again else _first_line(error))
+            if job.failures > job.spec.max_retries:
+                core.move(job, Trigger.FAILED, reason=_first_line(error))
+            elif job.stopping_for is None:
+                core.move(job, Trigger.REQUEUE, reason="retried")
+            else:
+                core.move(job, AFTER_STOP[job.stopping_for], reason=job.stopping_for.value)
         case LeaseOutcome.LOST if job.stopping_for is None and never_started:
             job.losses += 1
             job.error = error
@@ -174,6 +174,7 @@ def removed(core: Core, event: LeaseRemoved) -> None:
     if record.started_at_us is not None:
         _close_session(core, job, record, event.final)
     core.planner.release(job.job_id, now_us=core.now_us)
+    core.replan = True
     del core.state.leases[event.lease_id]
     job.lease_id = None
     core.touch(job)
@@ -183,14 +184,27 @@ def removed(core: Core, event: LeaseRemoved) -> None:
 def after_lease(core: Core, job: Job) -> None:
     """What becomes of a job that has no lease (any more): back to the queue, parked without a hold, or settled."""
     if job.state is JobState.QUEUED:
-        core.planner.enqueue(request_of(core, job), now_us=core.now_us)
-        return
+        holds.renew(core, job)
+        if job.held_uhs:
+            core.planner.enqueue(request_of(core, job), now_us=core.now_us)
+            core.replan = True
+            return
+        _park_empty(core, job)
     holds.close(core, job)
     core.touch(job)
     if job.state is JobState.PARKED:
         core.state.parked.setdefault(job.account_id, []).append(job.job_id)
     else:
         job.settled = True
+
+
+def _park_empty(core: Core, job: Job) -> None:
+    """Nothing runs that is not covered: a job that should go on and has nothing left waits for tokens or a limit."""
+    at_limit = job.burned_uhs >= job.limit_uhs
+    if at_limit:
+        job.parked_limit_uhs = job.limit_uhs
+    reason = StopReason.LIMIT_REACHED if at_limit else StopReason.OUT_OF_TOKENS
+    core.move(job, Trigger.PARK, reason=reason.value)
 
 
 def saved(core: Core, event: LeaseSaved) -> None:
@@ -201,20 +215,6 @@ def saved(core: Core, event: LeaseSaved) -> None:
         return
     session.mark_durable()
     core.planner.note_checkpoint(record.lease.job_id, now_us=core.now_us, write_us=event.write_us, restore_us=0)
-
-
-def node_down(core: Core, event: NodeDown) -> None:
-    for job_id in core.planner.remove_node(event.node_id):
-        if record := _record_of(core, job_id):
-            if record.state == "removing":
-                continue
-            finish(core, record, LeaseOutcome.LOST, error=f"node {event.node_id} was lost")
-
-
-def node_drain(core: Core, event: NodeDrain) -> None:
-    for job_id in core.planner.drain_node(event.node_id):
-        if record := _record_of(core, job_id):
-            stop(core, record, StopReason.DRAINED, grace_us=event.grace_us)
 
 
 def overdue(core: Core) -> None:
@@ -262,7 +262,7 @@ def _start(core: Core, job: Job, placed: Placed) -> None:
         shares=tuple(Share(node_id, devices) for node_id, devices in placed.shares),
         payload=job.spec.payload,
     )
-    weight_ppm = holds.weight_of(core, job.spec, placed.accelerator)
+    weight_ppm = holds.weight_of(core, job, placed.accelerator)
     core.state.leases[lease.lease_id] = LeaseRecord(lease=lease, account_id=job.account_id, weight_ppm=weight_ppm)
     job.lease_id, job.accelerator = lease.lease_id, placed.accelerator
     job.nodes = tuple(node_id for node_id, _ in placed.shares)
@@ -338,11 +338,6 @@ def _watch_time_limit(core: Core, record: LeaseRecord) -> None:
         return
     if job.ran_us + core.now_us - record.started_at_us >= job.spec.time_limit_us:
         stop(core, record, StopReason.TIME_LIMIT)
-
-
-def _record_of(core: Core, job_id: JobId) -> LeaseRecord | None:
-    job = core.state.jobs[job_id]
-    return core.state.leases.get(job.lease_id) if job.lease_id else None
 
 
 def _first_line(error: str) -> str:

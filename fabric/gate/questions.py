@@ -69,10 +69,12 @@ class ReceiptsOf(Question, frozen=True, kw_only=True, tag="receipts"):
 
 
 class QuoteOf(Question, frozen=True, kw_only=True, tag="quote"):
-    """→ QuoteView"""
+    """→ QuoteView | None"""
 
     account_id: AccountId
     spec: JobSpec
+    key_id: KeyId | None = None
+    """The key it would be submitted with: its limit counts too."""
 
 
 class KeyOf(Question, frozen=True, kw_only=True, tag="key"):

@@ -2,27 +2,32 @@
 
 from fabric.gate.instructions import Refusal
 from fabric.ledger import Refused
-from fabric.units import UHS_PER_CT, format_ct
+from fabric.units import INT64_MAX, UHS_PER_CT, format_ct
 
 
-def insufficient_tokens(*, needed_uhs: int, free_uhs: int, out_of_scope_uhs: int = 0, remedy: str = "") -> Refusal:
+def insufficient_tokens(
+    *, needed_uhs: int, free_uhs: int, out_of_scope_uhs: int = 0, barred_uhs: int = 0, remedy: str = ""
+) -> Refusal:
     """The account does not cover a hold. Needs are shown rounded up and what is free rounded down, so that following
-    the advice to the letter works.
+    the advice to the letter works. What a subscription's overflow policy bars is said apart: a top-up would not help.
     """
     short_uhs = needed_uhs - free_uhs
     needed, free = format_ct(needed_uhs, round_up=True), format_ct(free_uhs)
     short = format_ct(short_uhs, round_up=True)
     elsewhere = f" ({format_ct(out_of_scope_uhs)} more are bound to other uses)" if out_of_scope_uhs else ""
+    barred = f" ({format_ct(barred_uhs)} more are barred by the subscription's overflow policy)" if barred_uhs else ""
+    way_out = "wait for the next cycle, change the subscription" if barred_uhs else f"top up {short}"
     lower = f" or lower {remedy} to {free}" if remedy and free_uhs >= UHS_PER_CT // 10_000 else ""
     return Refusal(
         code="insufficient_tokens",
         http_status=402,
-        message=f"needs {needed} tokens, {free} free{elsewhere}: top up {short}{lower}",
+        message=f"needs {needed} tokens, {free} free{elsewhere}{barred}: {way_out}{lower}",
         facts={
             "needed_uhs": needed_uhs,
             "free_uhs": free_uhs,
             "short_uhs": short_uhs,
             "free_out_of_scope_uhs": out_of_scope_uhs,
+            **({"barred_uhs": barred_uhs} if barred_uhs else {}),
         },
     )
 
@@ -36,6 +41,7 @@ def from_ledger(refused: Refused, *, remedy: str = "") -> Refusal:
                 needed_uhs=int(facts["needed_uhs"] or 0),
                 free_uhs=int(facts["free_uhs"] or 0),
                 out_of_scope_uhs=int(facts["free_out_of_scope_uhs"] or 0),
+                barred_uhs=int(facts.get("barred_uhs") or 0),
                 remedy=remedy,
             )
         case "unknown_account":
@@ -59,6 +65,24 @@ def key_limit_reached(*, needed_uhs: int, left_uhs: int, limit_uhs: int) -> Refu
             f" of {format_ct(limit_uhs)}: lower tokens= or use a key with a higher limit"
         ),
         facts={"needed_uhs": needed_uhs, "left_uhs": left_uhs, "limit_uhs": limit_uhs},
+    )
+
+
+def beyond_int64() -> Refusal:
+    return invalid(f"an amount is beyond 64 bits: use at most {INT64_MAX}", code="beyond_int64", limit=INT64_MAX)
+
+
+def not_configured() -> Refusal:
+    return Refusal(
+        code="not_configured",
+        http_status=503,
+        message="the gate has no prices yet: configure it, then try again",
+    )
+
+
+def unusable_key(why: str, key_id: str, remedy: str) -> Refusal:
+    return Refusal(
+        code=f"key_{why}", http_status=401, message=f"key {key_id!r} is {why}: {remedy}", facts={"key_id": key_id}
     )
 
 

@@ -3,7 +3,7 @@
 from typing import Final
 
 from fabric.charging import plans
-from fabric.charging.catalogue import Restriction
+from fabric.charging.catalogue import Cycle, Overflow, Restriction
 from fabric.charging.plans import LotTerms
 from fabric.gate import refusals
 from fabric.gate.core import Core
@@ -18,30 +18,66 @@ from fabric.gate.events import (
     TopUp,
 )
 from fabric.gate.instructions import Accepted, Outcome
+from fabric.gate.lifecycle import TERMINAL
+from fabric.gate.prices import unpriced
 from fabric.gate.state import Account, Key
-from fabric.ledger import Origin, Refused, Terms
+from fabric.ledger import Origin, Refused, Spending, Terms, Transfer
+from fabric.ledger.outcomes import PERIOD_CLOSED
 from fabric.ledger.scopes import Scope, Service
-from fabric.units import INT64_MAX
+from fabric.units import INT64_MAX, AccountId, format_ct
 
 CHANNEL: Final = "sandbox"
 NAME_MAX: Final = 64
+LIFETIME_MAX_US: Final = 100 * 365 * plans.DAY_US
+GENEROSITY: Final = (Overflow.POSTPAID, Overflow.WALLET, Overflow.BLOCK)
 GRANTS: Final = (Origin.PROMOTION.value, Origin.REFUND.value)
 
 
 def configure(core: Core, event: Configure) -> Outcome:
+    """Prices and plans from now on; refused where that would leave somebody or something without one."""
+    if refusal := _leaves_out(core, event):
+        return refusal
     core.state.tariffs, core.state.catalogue, core.state.operator = event.tariffs, event.catalogue, event.operator
     core.book.operator = event.operator
+    core.note_prices()
+    for account_id in dict.fromkeys(record.account_id for record in core.state.subscriptions):
+        set_spending(core, account_id)
     return Accepted()
 
 
+def _leaves_out(core: Core, event: Configure) -> Outcome | None:
+    if missing := unpriced(event.tariffs):
+        return _incomplete("tariffs", "a weight without conditions", missing)
+    types = dict.fromkeys(node.accelerator for node in core.planner.nodes())
+    types |= dict.fromkeys(
+        name for job in core.state.jobs.values() if job.state not in TERMINAL for name in job.spec.accelerators
+    )
+    if missing := tuple(name for name in types if name not in event.tariffs.accelerators):
+        return _incomplete("tariffs", "a weight for what runs or waits here", missing)
+    plans_used = dict.fromkeys(account.plan for account in core.state.accounts.values())
+    if missing := tuple(name for name in plans_used if event.catalogue.plan(name) is None):
+        return _incomplete("catalogue", "a plan that accounts are on", missing)
+    offers = event.catalogue.subscriptions
+    if missing := tuple(offer.name for offer in offers if offer.cycle is Cycle.DAYS and offer.cycle_days < 1):
+        return _incomplete("catalogue", "a cycle of at least one day", missing)
+    return None
+
+
+def _incomplete(what: str, need: str, missing: tuple[str, ...]) -> Outcome:
+    names = ", ".join(missing)
+    return refusals.invalid(f"the {what} lack {need}: add {names}", code="invalid_config", missing=names)
+
+
 def open_account(core: Core, event: OpenAccount) -> Outcome:
+    if core.state.catalogue is None:
+        return refusals.not_configured()
     plan = core.catalogue.plan(event.plan)
     if plan is None:
         known = ", ".join(each.name for each in core.catalogue.plans)
         return refusals.invalid(f"there is no plan {event.plan!r}: choose of {known}", code="unknown_plan", known=known)
     if not _is_name(event.account_id):
         return refusals.invalid(
-            f"{event.account_id[:NAME_MAX]!r} can't be an account id: use 1 to {NAME_MAX} of a-z, 0-9, '-' and '_'",
+            f"{event.account_id[:NAME_MAX]!r} can't be an account id: use 1 to {NAME_MAX} of A-Z, a-z, 0-9, '-' and '_'",
             code="invalid_account_id",
         )
     limit_uhs = event.credit_limit_uhs or plan.credit_limit_uhs
@@ -61,12 +97,12 @@ def top_up(core: Core, event: TopUp) -> Outcome:
         return refusals.not_found("account", event.account_id)
     if not 0 < event.amount_uhs <= INT64_MAX:
         return refusals.invalid(
-            "a top-up must be more than 0 and fit 64 bits", code="invalid_amount", amount_uhs=event.amount_uhs
+            f"a top-up is of more than 0 and at most {format_ct(INT64_MAX)} tokens, not {format_ct(event.amount_uhs)}",
+            code="invalid_amount",
+            amount_uhs=min(event.amount_uhs, INT64_MAX),
         )
-    plan = core.catalogue.plan(account.plan)
-    assert plan is not None, account.plan
-    bought = plans.top_up(plan, amount_uhs=event.amount_uhs, now_us=core.now_us)
-    return book_lot(core, account, bought, origin=Origin.TOP_UP, channel=CHANNEL)
+    bought = plans.top_up(core.plan_of(event.account_id), amount_uhs=event.amount_uhs, now_us=core.now_us)
+    return book_lot(core, account, bought, origin=Origin.TOP_UP, channel=CHANNEL, now_us=core.now_us)
 
 
 def grant(core: Core, event: Grant) -> Outcome:
@@ -74,9 +110,14 @@ def grant(core: Core, event: Grant) -> Outcome:
     if account is None:
         return refusals.not_found("account", event.account_id)
     if event.origin not in GRANTS:
-        return refusals.invalid(f"{event.origin!r} can't be granted: choose of {', '.join(GRANTS)}")
-    if event.lifetime_us is not None and event.lifetime_us <= 0:
-        return refusals.invalid("a grant's lifetime must be more than 0")
+        return refusals.invalid(
+            f"{event.origin!r} can't be granted: choose of {', '.join(GRANTS)}", code="invalid_origin"
+        )
+    if event.lifetime_us is not None and not 0 < event.lifetime_us <= LIFETIME_MAX_US:
+        return refusals.invalid(
+            f"a grant's lifetime is more than 0 and at most {LIFETIME_MAX_US} µs, not {event.lifetime_us}",
+            code="invalid_lifetime",
+        )
     terms = Terms(
         origin=Origin(event.origin),
         tier=account.plan,
@@ -84,10 +125,8 @@ def grant(core: Core, event: Grant) -> Outcome:
         effective_at_us=core.now_us,
         expires_at_us=None if event.lifetime_us is None else core.now_us + event.lifetime_us,
     )
-    answer = core.book.grant(
-        account.account_id, lot_id=_next_lot(core), amount_uhs=event.amount_uhs, terms=terms, now_us=core.now_us
-    )
-    return _granted(core, account, answer, event.amount_uhs)
+    answer = _book(core, account, event.amount_uhs, terms, now_us=core.now_us)
+    return refusals.from_ledger(answer) if isinstance(answer, Refused) else Accepted(granted_uhs=event.amount_uhs)
 
 
 def buy_bundle(core: Core, event: BuyBundle) -> Outcome:
@@ -100,33 +139,41 @@ def buy_bundle(core: Core, event: BuyBundle) -> Outcome:
         known = ", ".join(each.name for each in core.catalogue.bundles) or "none"
         return refusals.invalid(f"there is no bundle {event.bundle!r}: choose of {known}", code="unknown_bundle")
     bought = plans.bundle_grants(bundle, now_us=core.now_us)
+    granted_uhs = sum(lot.amount_uhs for lot in bought.lots)
+    if not core.book.has_room_for(granted_uhs, price_microcny=bundle.price_microcny):
+        return refusals.beyond_int64()
     first: int | None = None
     for lot in bought.lots:
-        answer = core.book.grant(
-            account.account_id,
-            lot_id=_next_lot(core),
-            amount_uhs=lot.amount_uhs,
-            terms=_terms(account, lot, origin=Origin.BUNDLE, channel=CHANNEL),
-            now_us=core.now_us,
-            linked_to=first,
-        )
-        if isinstance(answer, Refused):
-            assert first is None, "the first part of a bundle would have been refused too"
-            return refusals.from_ledger(answer)
+        terms = _terms(account, lot, origin=Origin.BUNDLE, channel=CHANNEL)
+        answer = _book(core, account, lot.amount_uhs, terms, now_us=core.now_us, linked_to=first)
+        assert not isinstance(answer, Refused), f"{bundle.name}: {answer}"
         first = first or answer.transfer_id
     for part in bought.entitlements:
         account.entitlements[part.asset] = account.entitlements.get(part.asset, 0) + part.amount
-    core.freed[account.account_id] = None
-    return Accepted(granted_uhs=sum(lot.amount_uhs for lot in bought.lots))
+        sold = core.book.sell(
+            account.account_id,
+            ref=f"{part.amount} {part.asset}",
+            price_microcny=part.price_microcny,
+            channel=CHANNEL,
+            now_us=core.now_us,
+            linked_to=first,
+        )
+        first = first or (sold.transfer_id if sold else None)
+    return Accepted(granted_uhs=granted_uhs)
 
 
 def create_key(core: Core, event: CreateKey) -> Outcome:
     if event.account_id not in core.state.accounts:
         return refusals.not_found("account", event.account_id)
+    if not event.key_id:
+        return refusals.invalid("a key needs an id: name one", code="invalid_key_id")
     if event.key_id in core.state.keys:
         return refusals.conflict(f"there is a key {event.key_id!r} already", code="key_exists")
     if event.limit_uhs is not None and not 0 < event.limit_uhs <= INT64_MAX:
-        return refusals.invalid("a key's limit must be more than 0", code="invalid_amount")
+        return refusals.invalid(
+            f"a key's limit is more than 0 and at most {format_ct(INT64_MAX)} tokens, not {format_ct(event.limit_uhs)}",
+            code="invalid_amount",
+        )
     core.state.keys[event.key_id] = Key(
         key_id=event.key_id,
         account_id=event.account_id,
@@ -149,37 +196,59 @@ def revoke_key(core: Core, event: RevokeKey) -> Outcome:
 
 def close_period(core: Core, event: ClosePeriod) -> Outcome:
     """Invoice what is owed, then seal the trial balance."""
-    for account in core.state.accounts.values():
-        plan = core.catalogue.plan(account.plan)
-        assert plan is not None, account.plan
+    if not event.period:
+        return refusals.invalid("a period needs a name, such as 2026-08", code="invalid_period")
+    if any(sealed.period == event.period for sealed in core.book.periods):
+        return refusals.from_ledger(Refused(PERIOD_CLOSED, {"period": event.period}))
+    for account_id in core.state.accounts:
         core.book.close_invoice(
-            account.account_id,
-            invoice_id=f"{event.period}/{account.account_id}",
-            microcny_per_ct=plan.price_microcny_per_ct,
+            account_id,
+            invoice_id=f"{event.period}/{account_id}",
+            microcny_per_ct=core.plan_of(account_id).price_microcny_per_ct,
             now_us=core.now_us,
         )
-        core.freed[account.account_id] = None
     sealed = core.book.close_period(event.period, now_us=core.now_us)
     return refusals.from_ledger(sealed) if isinstance(sealed, Refused) else Accepted()
 
 
-def book_lot(core: Core, account: Account, lot: LotTerms, *, origin: Origin, channel: str) -> Outcome:
+def book_lot(core: Core, account: Account, lot: LotTerms, *, origin: Origin, channel: str, now_us: int) -> Outcome:
     """One lot that was bought, on its terms."""
+    answer = _book(core, account, lot.amount_uhs, _terms(account, lot, origin=origin, channel=channel), now_us=now_us)
+    return refusals.from_ledger(answer) if isinstance(answer, Refused) else Accepted(granted_uhs=lot.amount_uhs)
+
+
+def set_spending(core: Core, account_id: AccountId) -> None:
+    """What the account's subscriptions let its holds be met from; the most generous of those a use falls under counts."""
+    running = [record.subscription for record in core.state.subscriptions if record.account_id == account_id]
+    offers = [offer for name in running if (offer := core.catalogue.subscription(name)) is not None]
+    offers.sort(key=lambda offer: GENEROSITY.index(offer.overflow))
+    rules = tuple(
+        Spending(
+            scope=scope_of(offer.restriction),
+            origins=(Origin.SUBSCRIPTION,) if offer.overflow is Overflow.BLOCK else (),
+            credit=offer.overflow is Overflow.POSTPAID,
+        )
+        for offer in offers
+    )
+    core.book.set_spending(account_id, spending=rules)
+    core.freed[account_id] = None
+
+
+def _book(
+    core: Core, account: Account, amount_uhs: int, terms: Terms, *, now_us: int, linked_to: int | None = None
+) -> Transfer | Refused:
+    """The next lot of the book; a refused one leaves no trace."""
     answer = core.book.grant(
         account.account_id,
-        lot_id=_next_lot(core),
-        amount_uhs=lot.amount_uhs,
-        terms=_terms(account, lot, origin=origin, channel=channel),
-        now_us=core.now_us,
+        lot_id=f"lot-{core.state.lots_made + 1}",
+        amount_uhs=amount_uhs,
+        terms=terms,
+        now_us=now_us,
+        linked_to=linked_to,
     )
-    return _granted(core, account, answer, lot.amount_uhs)
-
-
-def _granted(core: Core, account: Account, answer: object, amount_uhs: int) -> Outcome:
-    if isinstance(answer, Refused):
-        return refusals.from_ledger(answer)
-    core.freed[account.account_id] = None
-    return Accepted(granted_uhs=amount_uhs)
+    if not isinstance(answer, Refused):
+        core.state.lots_made += 1
+    return answer
 
 
 def _terms(account: Account, lot: LotTerms, *, origin: Origin, channel: str) -> Terms:
@@ -202,11 +271,6 @@ def scope_of(restriction: Restriction) -> Scope:
         models=restriction.models,
         operators=restriction.operators,
     )
-
-
-def _next_lot(core: Core) -> str:
-    core.state.lots_made += 1
-    return f"lot-{core.state.lots_made}"
 
 
 def newest_lot(core: Core) -> str:

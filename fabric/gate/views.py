@@ -110,6 +110,7 @@ class QuoteView(msgspec.Struct, frozen=True, kw_only=True):
     cost_microcny: int
     """The limit at the price of the account's plan."""
     free_uhs: int
+    """What this job could get: free, good for it, and within the limit of the key."""
     affordable: bool
     placeable_now: bool
     refusal: str

@@ -106,6 +106,11 @@ class Till(Sweeping, kw_only=True, dict=True):
             self._repay(account, lot, now_us=now_us)
         return transfer
 
+    def has_room_for(self, amount_uhs: int, *, price_microcny: int) -> bool:
+        """Whether so much can be issued and earned without going beyond 64 bits."""
+        issued = amount_uhs - self.tokens_uhs["issued"]
+        return max(issued, price_microcny - self.money_microcny["revenue"]) <= INT64_MAX
+
     def _grantable(self, lot_id: str, *, amount_uhs: int, terms: Terms, now_us: int) -> Refused | None:
         if lot_id in self.lots or not lot_id:
             return Refused(LOT_EXISTS, {"lot_id": lot_id})
@@ -113,9 +118,7 @@ class Till(Sweeping, kw_only=True, dict=True):
             return Refused(INVALID_AMOUNT, {"amount_uhs": amount_uhs, "price_microcny": terms.price_microcny})
         if terms.expires_at_us is not None and terms.expires_at_us <= max(now_us, terms.effective_at_us):
             return Refused(INVALID_TERMS, {"expires_at_us": terms.expires_at_us})
-        issued = amount_uhs - self.tokens_uhs["issued"]
-        earned = terms.price_microcny - self.money_microcny["revenue"]
-        if issued > INT64_MAX or earned > INT64_MAX:
+        if not self.has_room_for(amount_uhs, price_microcny=terms.price_microcny):
             return Refused(BEYOND_INT64, {"amount_uhs": amount_uhs, "limit_uhs": INT64_MAX})
         return None
 

@@ -1,0 +1,37 @@
+"""What follows from an event for those who had no part in it.
+
+Time goes first: whatever fell due since the last event happens as if it had been seen to on the dot, so that no answer
+depends on how often anybody ticks. Last come those whom the event's transfers concern: who used tokens stands further
+back in line, and where tokens have become free, jobs that waited for them go on.
+"""
+
+from typing import Final
+
+from fabric.gate import jobs, leases, subscriptions
+from fabric.gate.core import Core
+from fabric.units import AccountId
+
+_FREES: Final = frozenset({"top_up", "bundle", "subscription", "grant", "release", "invoice"})
+"""Transfers that leave their account with more to hold than before."""
+
+
+def let_time_pass(core: Core) -> None:
+    """Renew subscriptions, let holds lapse and lots expire: each dated when it fell due."""
+    subscriptions.renew(core)
+    core.book.sweep(now_us=core.now_us)
+
+
+def follow(core: Core) -> None:
+    """Note who used what, let jobs go on that waited for tokens, and place what can be placed now."""
+    for transfer in core.book.pending:
+        if transfer.kind == "capture":
+            core.planner.note_usage(
+                AccountId(transfer.account_id), uhs=transfer.postings[-1].amount, now_us=core.now_us
+            )
+        elif transfer.kind in _FREES:
+            core.freed[AccountId(transfer.account_id)] = None
+    for account_id in core.freed:
+        if account_id in core.state.parked:
+            jobs.resume_waiting(core, account_id)
+    if core.replan:
+        leases.apply_plan(core)

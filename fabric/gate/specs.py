@@ -1,0 +1,60 @@
+"""What a job may ask for, whatever the cluster and the balance: the numbers and names that make no sense anywhere."""
+
+from typing import Final
+
+from fabric.gate import refusals
+from fabric.gate.events import JobSpec
+from fabric.gate.instructions import Refusal
+from fabric.units import INT64_MAX, format_ct
+
+NAME_MAX: Final = 200
+DEVICES_MAX: Final = 1_000_000
+GRACE_MAX_US: Final = 86_400_000_000
+TIME_LIMIT_MAX_US: Final = 10 * 365 * 86_400_000_000
+RETRIES_MAX: Final = 1_000
+
+
+def malformed(spec: JobSpec) -> Refusal | None:
+    """What is wrong with it; None if nothing is."""
+    if not 0 < len(spec.name) <= NAME_MAX:
+        return refusals.invalid(
+            f"a job's name has 1 to {NAME_MAX} characters, not {len(spec.name)}: choose another", code="invalid_name"
+        )
+    if not 0 < spec.limit_uhs <= INT64_MAX:
+        return refusals.invalid(
+            f"tokens= must be more than 0 and at most {format_ct(INT64_MAX)}, not {format_ct(spec.limit_uhs)}",
+            code="invalid_amount",
+            limit_uhs=min(spec.limit_uhs, INT64_MAX),
+        )
+    return _bad_gang(spec) or _bad_times(spec)
+
+
+def _bad_gang(spec: JobSpec) -> Refusal | None:
+    if not 1 <= spec.devices <= DEVICES_MAX:
+        return refusals.invalid(
+            f"a job needs 1 to {DEVICES_MAX} devices, not {spec.devices}", code="invalid_devices", devices=spec.devices
+        )
+    if spec.devices_per_node is not None and (spec.devices_per_node < 1 or spec.devices % spec.devices_per_node):
+        return refusals.invalid(
+            f"{spec.devices} devices can't be split into {spec.devices_per_node} a node: choose a divisor of"
+            f" {spec.devices}, at least 1",
+            code="invalid_devices",
+            devices=spec.devices,
+            devices_per_node=spec.devices_per_node,
+        )
+    return None
+
+
+def _bad_times(spec: JobSpec) -> Refusal | None:
+    if not 0 <= spec.grace_us <= GRACE_MAX_US:
+        return refusals.invalid(f"a grace is 0 to {GRACE_MAX_US} µs, not {spec.grace_us}", code="invalid_grace")
+    if not 0 <= spec.max_retries <= RETRIES_MAX:
+        return refusals.invalid(
+            f"a job is retried 0 to {RETRIES_MAX} times, not {spec.max_retries}", code="invalid_retries"
+        )
+    if spec.time_limit_us is not None and not 0 < spec.time_limit_us <= TIME_LIMIT_MAX_US:
+        return refusals.invalid(
+            f"a time limit is more than 0 and at most {TIME_LIMIT_MAX_US} µs, not {spec.time_limit_us}",
+            code="invalid_time_limit",
+        )
+    return None
