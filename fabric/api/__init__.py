@@ -1,0 +1,1 @@
+"""The doors: what the network may ask, who may ask it, and how a yes and a no are told. Knows the gate by its port alone."""
