@@ -16,7 +16,7 @@ from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import BundleInfo, ClusterSettings, LeaseInfo, lease_info_key
 from fabric.adapters.groups import KEEPABLE, Group, Groups, Seated
 from fabric.adapters.node_agent import Cut, Watch
-from fabric.adapters.nodes import Node
+from fabric.adapters.nodes import Node, answers
 from fabric.adapters.outbox import Outbox
 from fabric.adapters.payload import Payload, read_payload, runtime_env_of
 from fabric.adapters.processes import LEASE_VARIABLE
@@ -37,7 +37,8 @@ from fabric.gate.instructions import Lease
 from fabric.units import NodeId
 
 _WATCH_SAVES_AFTER_S: Final = 0.05
-_NODE_GONE_WITHIN_S: Final = 2.5
+_NODE_PROBES: Final = 4
+_NODE_PROBE_S: Final = 0.2
 _log = structlog.get_logger(__name__)
 
 
@@ -51,6 +52,8 @@ class Surroundings:
     outbox: Outbox
     archive: Archive
     settings: ClusterSettings
+    gone: set[str]
+    """Ray's ids of nodes that were seen to be gone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -238,17 +241,14 @@ class Attempt:
         return end
 
     async def _node_is_gone(self, node: Node, error: BaseException) -> bool:
-        """Whether the process went with its node: Ray may notice the process first."""
-        if "node has died" in str(error):
-            return True
-        give_up_at = time.monotonic() + _NODE_GONE_WITHIN_S
-        while True:
+        """Whether the process went with its node. Then the node is down from now on, whatever Ray still thinks."""
+        for _ in range(_NODE_PROBES):
             now = self.around.nodes.get(node.node_id)
-            if now is None or now.ray_id != node.ray_id:
+            if now is None or now.ray_id != node.ray_id or "node has died" in str(error) or not await answers(node):
+                self.around.gone.add(node.ray_id)
                 return True
-            if time.monotonic() > give_up_at:
-                return False
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(_NODE_PROBE_S)
+        return False
 
     async def _report_saves(self) -> None:
         await asyncio.sleep(_WATCH_SAVES_AFTER_S)

@@ -1,6 +1,7 @@
 """The accelerator nodes Ray has, by their labels. Only a node with all of ours is sold."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -23,6 +24,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     node_id: NodeId
     ray_id: str
     address: str
+    port: int
+    """Where its raylet listens."""
     accelerator: str
     resource: str
     """What Ray calls its devices: GPU or NPU."""
@@ -42,9 +45,9 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
         return {**held, self.accelerator: float(devices)} if self.has_type_resource else held
 
 
-def nodes_of(table: Sequence[Mapping[str, Any]]) -> dict[NodeId, Node]:
-    """The living nodes of `ray.nodes()` that are sold."""
-    found = (_node_of(entry) for entry in table if entry["Alive"])
+def nodes_of(table: Sequence[Mapping[str, Any]], *, gone: Container[str]) -> dict[NodeId, Node]:
+    """The living nodes of `ray.nodes()` that are sold, without those whose Ray id is known to be gone."""
+    found = (_node_of(entry) for entry in table if entry["Alive"] and entry["NodeID"] not in gone)
     return {node.node_id: node for node in found if node is not None}
 
 
@@ -69,6 +72,17 @@ def changes_between(before: Mapping[NodeId, Node], now: Mapping[NodeId, Node]) -
     return changed
 
 
+async def answers(node: Node, *, within_s: float = 2.0) -> bool:
+    """Whether the node's raylet still listens. Ray itself may need 15 s to notice that one is gone."""
+    try:
+        async with asyncio.timeout(within_s):
+            _, writer = await asyncio.open_connection(node.address, node.port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
+
+
 def type_of(label: str) -> str:
     """Our name of an accelerator type, from Ray's."""
     return next((ours for theirs, ours in _OUR_NAMES if label.startswith(theirs)), label)
@@ -86,6 +100,7 @@ def _node_of(entry: Mapping[str, Any]) -> Node | None:
         node_id=NodeId(labels[NODE_LABEL]),
         ray_id=entry["NodeID"],
         address=entry["NodeManagerAddress"],
+        port=entry["NodeManagerPort"],
         accelerator=accelerator,
         resource=resource,
         devices=int(resources[resource]),

@@ -51,6 +51,7 @@ class RayCluster:
             outbox=self._outbox,
             archive=archive,
             settings=settings,
+            gone=set(),
         )
         self._attempts: dict[LeaseId, Attempt] = {}
         self._logs = JobLogs(archive=archive, agents=self._agents, attempts=self._attempts)
@@ -173,7 +174,7 @@ class RayCluster:
         self._attempts.pop(attempt.lease.lease_id, None)
 
     async def _look_at_nodes(self) -> None:
-        now = nodes_of(await asyncio.to_thread(ray.nodes))
+        now = nodes_of(await asyncio.to_thread(ray.nodes), gone=self._around.gone)
         changes = changes_between(self._nodes, now)
         self._nodes.clear()
         self._nodes.update(now)

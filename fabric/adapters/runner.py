@@ -10,10 +10,8 @@ import os
 import socket
 import threading
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import psutil
 import ray
 
 from fabric import context
@@ -173,8 +171,11 @@ class Runner:
         """Whether the job left no thread, no child process and no Ray work behind in this process."""
         if self._ray_use.seen or not before.issuperset(set(threading.enumerate()) - {threading.current_thread()}):
             return False
-        children: list[Any] = psutil.Process().children()
-        return not children
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return True
+        return False
 
 
 def _devices() -> tuple[str, ...]:
