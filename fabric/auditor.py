@@ -59,6 +59,7 @@ class Auditor:
         self._signer = Signer(origin, signing_key)
         self._tree = ProofTree()
         self._growing = asyncio.Lock()
+        self._beginning = asyncio.Lock()
         self._exports: dict[str | None, _Export] = {}
 
     @property
@@ -159,13 +160,15 @@ class Auditor:
         )
 
     async def _current_export(self, account_id: str | None, *, begin: bool) -> _Export:
-        now = time.monotonic()
-        current = self._exports.get(account_id)
-        if current is None or (begin and (current.readers <= 0 or now - current.used_at > EXPORT_FORGOTTEN_S)):
-            current = self._exports[account_id] = _Export(head=await self._grow(), used_at=now)
-        current.readers += begin
-        current.used_at = now
-        return current
+        async with self._beginning:
+            now = time.monotonic()
+            current = self._exports.get(account_id)
+            unread = current is None or current.readers <= 0 or now - current.used_at > EXPORT_FORGOTTEN_S
+            if current is None or (begin and unread):
+                current = self._exports[account_id] = _Export(head=await self._grow(), used_at=now)
+            current.readers += begin
+            current.used_at = now
+            return current
 
     def _header(self, account_id: str | None) -> bytes:
         return export.header_line(origin=self._signer.verifier.name, key=self.verifier_key, account_id=account_id)

@@ -12,15 +12,16 @@ Ideas: LMAX (one thread decides, batches are durable), TigerBeetle (the log is t
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, TypeVar
 
-from fabric.adapters.entries import Recorded, decode_entry, encode_entry, entry_of
+from fabric.adapters.entries import entries_of
 from fabric.adapters.journal import Entry, Journal, Snapshot, TreeHead
+from fabric.adapters.replay import Core, Replay, read_entry
 from fabric.audit.merkle import Tree, leaf_hash
 from fabric.clock import Clock
 from fabric.errors import Conflict, FabricError, Internal, JournalCorrupt, Unavailable
 from fabric.gate.events import AnyEvent
-from fabric.gate.instructions import Accepted, AnyInstruction, Decision, Outcome
+from fabric.gate.instructions import Accepted, AnyInstruction, Outcome
 
 BATCH_MAX: Final = 1_024
 """Events in one commit, unless a single call brings more."""
@@ -30,16 +31,6 @@ SNAPSHOT_EVERY: Final = 10_000
 """Entries between snapshots at least; a long journal is snapshotted when it has grown by a twentieth."""
 _GROWTH: Final = 20
 _NOTHING_TO_DO: Final = Accepted()
-
-
-class Core(Protocol):
-    """What decides. Deterministic: the same events at the same times give the same decisions, on any machine."""
-
-    def handle(self, event: AnyEvent, now_us: int) -> Decision:
-        """Apply one event. Raises only by mistake."""
-
-    def snapshot(self) -> bytes:
-        """The whole state."""
 
 
 C = TypeVar("C", bound=Core)
@@ -259,7 +250,7 @@ class Writer(Generic[C]):
         if self._idle is not None and self._idle(core, event, at_us):
             return _NOTHING_TO_DO
         decision = core.handle(event, at_us)
-        entries.append(entry_of(self._head.size + len(entries), at_us=at_us, event=event, decision=decision))
+        entries += entries_of(self._head.size + len(entries), at_us=at_us, event=event, decision=decision)
         instructions += decision.instructions
         return decision.outcome
 
@@ -297,52 +288,18 @@ class Writer(Generic[C]):
         snapshot = await self._journal.load_snapshot()
         core = self._restore(snapshot.state if snapshot else None)
         tree = Tree(size=snapshot.size, edge=snapshot.edge) if snapshot else Tree()
-        start = tree.size
+        start, replay, last = tree.size, Replay(core), None
         async for entry in self._journal.read(max(0, start - 1), head.size):
-            recorded = read_entry(entry)
-            self._at_us = max(self._at_us, recorded.at_us)
+            last = entry
             if entry.seq >= start:
-                replay(core, recorded, leaf=entry.leaf)
+                replay.feed(entry)
                 tree.append(leaf_hash(entry.leaf))
+        replay.finish()
+        self._at_us = max(self._at_us, read_entry(last).at_us if last else 0)
         if TreeHead(size=tree.size, root=tree.root()) != head:
             raise JournalCorrupt(f"the journal's entries do not lead to its sealed root at size {head.size}", seq=None)
         self._core, self._tree, self._head = core, tree, head
         self._snapshot_size = start
-
-
-def replay(core: Core, recorded: Recorded, *, leaf: bytes) -> Decision:
-    """Decide a journaled event again; it has to come out as it is written.
-
-    Raises:
-        JournalCorrupt: with code `replay_differs`: this version decides otherwise than the one that wrote the entry.
-    """
-    decision = core.handle(recorded.event, recorded.at_us)
-    again = encode_entry(recorded.seq, at_us=recorded.at_us, event=recorded.event, decision=decision)
-    if again != leaf and decode_entry(again) != recorded:
-        raise JournalCorrupt(
-            f"entry {recorded.seq} comes out differently when it is decided again: start the version that wrote it, or"
-            " report this with the journal",
-            code="replay_differs",
-            seq=recorded.seq,
-            written=leaf.decode(errors="replace")[:2_000],
-            decided=again.decode(errors="replace")[:2_000],
-        )
-    return decision
-
-
-def read_entry(entry: Entry) -> Recorded:
-    """What the entry says.
-
-    Raises:
-        JournalCorrupt: its bytes are what was committed, but this version can't read them.
-    """
-    try:
-        recorded = decode_entry(entry.leaf)
-    except ValueError as error:
-        raise JournalCorrupt(f"entry {entry.seq} can't be read by this version: {error}", seq=entry.seq) from error
-    if recorded.seq != entry.seq:
-        raise JournalCorrupt(f"entry {entry.seq} says that it is number {recorded.seq}", seq=entry.seq)
-    return recorded
 
 
 def _fail(batch: Iterable[Waiting], error: FabricError) -> None:

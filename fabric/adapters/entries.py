@@ -2,8 +2,14 @@
 
 JSON by msgspec: fields in the order of their declaration, no spaces, integers as they are; the same decision gives the
 same bytes on any machine. A reader that knows newer fields fills in their defaults, so that an older leaf still decodes.
+
+A leaf is shown to whoever's account it is about, so it is about one account only. Where a decision moves tokens of
+several (a sweep, a meter reading of many leases), the event's own entry is followed by one for each run of transfers of
+another account. They are committed together, and read in order they are the whole decision.
 """
 
+from itertools import groupby
+from operator import attrgetter
 from typing import Final
 
 import msgspec
@@ -15,35 +21,40 @@ from fabric.gate.instructions import Decision, Outcome
 from fabric.ledger.transfers import Transfer
 
 _CUSTOMER: Final = "cust/"
+_whose: Final = attrgetter("account_id")
 
 
-class Recorded(msgspec.Struct, frozen=True, kw_only=True):
+class Recorded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a leaf says: the event, when, the answer, and what was booked."""
 
     seq: int
     at_us: int
-    event: AnyEvent
-    outcome: Outcome
+    event: AnyEvent | None
+    """None = this entry continues another one's decision."""
+    outcome: Outcome | None
     transfers: tuple[Transfer, ...]
     records: tuple[Cdr, ...]
+    continues: int | None = None
+    """The entry whose decision this is a part of."""
 
 
 _encode: Final = msgspec.json.Encoder().encode
 _decoder: Final = msgspec.json.Decoder(Recorded)
 
 
-def encode_entry(seq: int, *, at_us: int, event: AnyEvent, decision: Decision) -> bytes:
-    """The leaf of one decision."""
-    return _encode(
-        Recorded(
-            seq=seq,
-            at_us=at_us,
-            event=event,
-            outcome=decision.outcome,
-            transfers=decision.transfers,
-            records=decision.records,
+def entries_of(seq: int, *, at_us: int, event: AnyEvent, decision: Decision) -> list[Entry]:
+    """The entries of one decision, from `seq` on: the event's own, and one for each run of another account's."""
+    transfers, records = decision.transfers, decision.records
+    own: str | None = getattr(event, "account_id", None)
+    others = {one.account_id for one in transfers} | {one.account_id for one in records}
+    if own is None and len(others) == 1:
+        (own,) = others
+    if not others or others == {own}:
+        leaf = _encode(
+            Recorded(seq=seq, at_us=at_us, event=event, outcome=decision.outcome, transfers=transfers, records=records)
         )
-    )
+        return [Entry(seq=seq, leaf=leaf, accounts=_accounts(own, transfers))]
+    return _split(seq, at_us=at_us, event=event, decision=decision, own=own)
 
 
 def decode_entry(leaf: bytes) -> Recorded:
@@ -55,22 +66,42 @@ def decode_entry(leaf: bytes) -> Recorded:
     return _decoder.decode(leaf)
 
 
-def entry_of(seq: int, *, at_us: int, event: AnyEvent, decision: Decision) -> Entry:
-    """The entry of one decision, with the accounts it belongs to."""
-    leaf = encode_entry(seq, at_us=at_us, event=event, decision=decision)
-    return Entry(seq=seq, leaf=leaf, accounts=accounts_of(event, decision))
+def _split(seq: int, *, at_us: int, event: AnyEvent, decision: Decision, own: str | None) -> list[Entry]:
+    parts = [(account, tuple(run), ()) for account, run in groupby(decision.transfers, _whose)]
+    first = parts.pop(0)[1] if parts and parts[0][0] == own else ()
+    mine = tuple(record for record in decision.records if record.account_id == own)
+    recorded = [
+        (own, Recorded(seq=seq, at_us=at_us, event=event, outcome=decision.outcome, transfers=first, records=mine))
+    ]
+    rest: list[tuple[str, tuple[Transfer, ...], tuple[Cdr, ...]]] = [*parts]
+    foreign = [record for record in decision.records if record.account_id != own]
+    rest += [(account, (), tuple(run)) for account, run in groupby(foreign, _whose)]
+    recorded += [
+        (
+            account,
+            Recorded(
+                seq=seq + number,
+                at_us=at_us,
+                event=None,
+                outcome=None,
+                transfers=transfers,
+                records=records,
+                continues=seq,
+            ),
+        )
+        for number, (account, transfers, records) in enumerate(rest, 1)
+    ]
+    return [
+        Entry(seq=part.seq, leaf=_encode(part), accounts=_accounts(account, part.transfers))
+        for account, part in recorded
+    ]
 
 
-def accounts_of(event: AnyEvent, decision: Decision) -> tuple[str, ...]:
-    """Whose statement the decision belongs to: who asked, whose tokens moved, whose records were closed."""
-    account_id = getattr(event, "account_id", None)
-    found: dict[str, None] = {account_id: None} if account_id else {}
-    for transfer in decision.transfers:
-        found[transfer.account_id] = None
+def _accounts(own: str | None, transfers: tuple[Transfer, ...]) -> tuple[str, ...]:
+    """Whose statement an entry belongs to: who asked, and every customer whose tokens it moved."""
+    found: dict[str, None] = {own: None} if own else {}
+    for transfer in transfers:
         for posting in transfer.postings:
             if posting.account.startswith(_CUSTOMER):
                 found[posting.account[len(_CUSTOMER) : posting.account.rindex("/")]] = None
-    for record in decision.records:
-        found[record.account_id] = None
-    found.pop("", None)
     return tuple(found)

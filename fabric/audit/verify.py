@@ -86,8 +86,7 @@ class _Check:
         report.origin, report.account, report.key = header["origin"], header["account"], header["key"]
         trusted = self.trusted_key.strip() if self.trusted_key else report.key
         _require(report.key == trusted, f"the export names the key {report.key}, not the trusted one")
-        if not self.trusted_key:
-            report.notes.append("compare the key with the one the operator publishes, or give it with --key")
+        report.notes += [] if self.trusted_key else ["compare the key with the one the operator publishes: --key"]
         _require(set(last) == {"checkpoint"}, "the export is cut short: the last line is no checkpoint")
         report.size, root, sealed = self._open(last["checkpoint"])
         report.root = root.hex()
@@ -188,24 +187,22 @@ class _Books:
         _require(entry["at_us"] >= self.at_us, f"in entry {seq} time runs backwards")
         self.at_us = entry["at_us"]
         self.counts["entries"] += 1
-        self.counts["refusals"] += entry["outcome"]["outcome"] == "refused"
         self.counts["charging records"] += len(entry["records"])
-        self._request(seq, entry)
+        event, outcome = entry["event"] or {"event": ""}, entry["outcome"] or {"outcome": ""}
+        self.counts["refusals"] += outcome["outcome"] == "refused"
+        self._request(seq, event, outcome, entry["transfers"])
         for transfer in entry["transfers"]:
             self._transfer(seq, transfer, whole=whole)
-        if (event := entry["event"])["event"] in ("settle_hold", "release_hold") and entry["outcome"][
-            "outcome"
-        ] == "accepted":
+        if event["event"] in ("settle_hold", "release_hold") and outcome["outcome"] == "accepted":
             self.ended.add(event["hold_id"])
 
-    def _request(self, seq: int, entry: dict[str, Any]) -> None:
+    def _request(self, seq: int, event: dict[str, Any], outcome: dict[str, Any], transfers: list[Any]) -> None:
         """The same request id gets the first answer again, and moves nothing."""
-        event, outcome = entry["event"], entry["outcome"]
         known_as = f"{event.get('account_id') or ''}/{event.get('request_id', '')}"
         first, answer = self.requests.setdefault(known_as, (event, outcome))
         if first is event or not event.get("request_id"):
             return
-        _require(not entry["transfers"], f"entry {seq} books request {event['request_id']} a second time")
+        _require(not transfers, f"entry {seq} books request {event['request_id']} a second time")
         same = outcome == answer if event == first else outcome["outcome"] == "refused"
         _require(same, f"entry {seq} answers request {event['request_id']} otherwise than before")
 

@@ -1,0 +1,85 @@
+"""Replay: deciding a journal again, and finding it as it is written.
+
+What restarts the gate, and what tells whether a new version still decides as the old one did. Knows neither the store nor
+what an event means.
+"""
+
+from collections import deque
+from typing import Protocol
+
+from fabric.adapters.entries import Recorded, decode_entry, entries_of
+from fabric.adapters.journal import Entry
+from fabric.errors import JournalCorrupt
+from fabric.gate.events import AnyEvent
+from fabric.gate.instructions import Decision
+
+_SHOWN = 2_000
+
+
+class Core(Protocol):
+    """What decides. Deterministic: the same events at the same times give the same decisions, on any machine."""
+
+    def handle(self, event: AnyEvent, now_us: int) -> Decision:
+        """Apply one event. Raises only by mistake."""
+
+    def snapshot(self) -> bytes:
+        """The whole state."""
+
+
+class Replay:
+    """Feeds a core with the entries of a journal, in order, from where its state ends."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._expected: deque[Entry] = deque()
+        """What is still to come of the decision in hand."""
+
+    def feed(self, entry: Entry) -> Decision | None:
+        """Decide an entry's event again; None for an entry that continues the one before.
+
+        Raises:
+            JournalCorrupt: it can't be read; or, with code `replay_differs`, this version decides otherwise than the one
+                that wrote it.
+        """
+        recorded = read_entry(entry)
+        decision: Decision | None = None
+        if recorded.event is not None:
+            self.finish(before=entry)
+            decision = self._core.handle(recorded.event, recorded.at_us)
+            self._expected.extend(entries_of(entry.seq, at_us=recorded.at_us, event=recorded.event, decision=decision))
+        again = self._expected.popleft() if self._expected else None
+        if again is None or (again.leaf != entry.leaf and decode_entry(again.leaf) != recorded):
+            raise _differs(entry.seq, written=entry.leaf, decided=again.leaf if again else b"")
+        return decision
+
+    def finish(self, *, before: Entry | None = None) -> None:
+        """Say that no entry continues the last one."""
+        if self._expected:
+            missing = self._expected[0]
+            raise _differs(missing.seq, written=before.leaf if before else b"", decided=missing.leaf)
+
+
+def read_entry(entry: Entry) -> Recorded:
+    """What the entry says.
+
+    Raises:
+        JournalCorrupt: its bytes are what was committed, but this version can't read them.
+    """
+    try:
+        recorded = decode_entry(entry.leaf)
+    except ValueError as error:
+        raise JournalCorrupt(f"entry {entry.seq} can't be read by this version: {error}", seq=entry.seq) from error
+    if recorded.seq != entry.seq:
+        raise JournalCorrupt(f"entry {entry.seq} says that it is number {recorded.seq}", seq=entry.seq)
+    return recorded
+
+
+def _differs(seq: int, *, written: bytes, decided: bytes) -> JournalCorrupt:
+    return JournalCorrupt(
+        f"entry {seq} comes out differently when it is decided again: start the version that wrote it, or report this with"
+        " the journal",
+        code="replay_differs",
+        seq=seq,
+        written=written.decode(errors="replace")[:_SHOWN],
+        decided=decided.decode(errors="replace")[:_SHOWN],
+    )

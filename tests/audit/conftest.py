@@ -1,0 +1,135 @@
+"""A small log of a real gate, with a bit of everything in it, and an auditor that reads it."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from fabric.adapters.journal_sqlite import SqliteJournal
+from fabric.auditor import Auditor
+from fabric.charging.catalogue import Bundle, Catalogue, Component, Plan
+from fabric.charging.tariffs import Tariffs, Weight
+from fabric.clock import VirtualClock
+from fabric.gate.events import (
+    Authorize,
+    BuyBundle,
+    Configure,
+    JobKind,
+    JobSpec,
+    LeaseFinished,
+    LeaseOutcome,
+    LeaseRemoved,
+    LeaseStarted,
+    Metered,
+    NodeUp,
+    OpenAccount,
+    Pool,
+    ReleaseHold,
+    Sample,
+    SettleHold,
+    Submit,
+    Tick,
+    TopUp,
+    UpdateHold,
+)
+from fabric.gate.gate import Gate
+from fabric.gate.instructions import StartLease
+from fabric.ledger.scopes import Service, Use
+from fabric.units import UHS_PER_CT
+from fabric.writer import Writer
+
+KEY = bytes(range(32))
+ORIGIN = "fabric.example/test"
+CT = UHS_PER_CT
+CATALOGUE = Catalogue(
+    version=1,
+    plans=(Plan(name="starter", tier_rank=3, price_microcny_per_ct=500_000, lifetime_days=30),),
+    bundles=(
+        Bundle(
+            name="edge",
+            price_microcny=10_000_000,
+            components=(
+                Component(asset="CT", amount=20 * CT, share_microcny=9_000_000, lifetime_days=30),
+                Component(asset="edge-minutes", amount=100, share_microcny=1_000_000, lifetime_days=30),
+            ),
+        ),
+    ),
+)
+USE = Use(service=Service.INFERENCE)
+
+
+def opening(*accounts: str) -> list:
+    return [
+        Configure(
+            tariffs=Tariffs(version=1, weights=(Weight(accelerator="H100", ppm=1_000_000),)), catalogue=CATALOGUE
+        ),
+        NodeUp(node_id="n1", accelerator="H100", devices=4, pool=Pool.SPOT),
+        *(OpenAccount(account_id=name, name=name, plan="starter", request_id=f"open-{name}") for name in accounts),
+        *(TopUp(account_id=name, amount_uhs=10 * CT, request_id=f"pay-{name}") for name in accounts),
+    ]
+
+
+def holds(account: str) -> list:
+    of = {"account_id": account}
+    return [
+        Authorize(hold_id=f"{account}-1", amount_uhs=CT, use=USE, ttl_us=60_000_000, **of),
+        UpdateHold(hold_id=f"{account}-1", seq=1, used_uhs=CT // 2, more_uhs=CT, **of),
+        SettleHold(hold_id=f"{account}-1", seq=2, used_uhs=CT, **of),
+        SettleHold(hold_id=f"{account}-1", seq=2, used_uhs=CT, **of),
+        Authorize(hold_id=f"{account}-2", amount_uhs=CT, use=USE, ttl_us=60_000_000, **of),
+        ReleaseHold(hold_id=f"{account}-2", seq=1, **of),
+        Authorize(hold_id=f"{account}-3", amount_uhs=1000 * CT, use=USE, ttl_us=60_000_000, **of),
+        TopUp(amount_uhs=10 * CT, request_id=f"pay-{account}", **of),
+        TopUp(amount_uhs=11 * CT, request_id=f"pay-{account}", **of),
+        BuyBundle(bundle="edge", request_id=f"bundle-{account}", **of),
+        Authorize(hold_id=f"{account}-4", amount_uhs=CT, use=USE, ttl_us=1_000_000, **of),
+    ]
+
+
+@dataclass
+class Log:
+    """A gate, its journal and its auditor."""
+
+    writer: Writer[Gate]
+    clock: VirtualClock
+    auditor: Auditor
+    leases: list[str]
+
+    async def write(self, events) -> list:
+        answers = []
+        for event in events:
+            self.clock.advance(seconds=1)
+            answers += await self.writer.submit([event])
+        return answers
+
+    async def run_job(self, account: str, *, job_id: str, metered_with: tuple[str, ...] = ()) -> None:
+        """A job from submission to settlement, on one device for ten minutes."""
+        spec = JobSpec(name="train", kind=JobKind.FUNCTION, accelerators=("H100",), limit_uhs=CT)
+        await self.write([Submit(job_id=job_id, account_id=account, spec=spec, request_id=job_id)])
+        lease = self.writer.core.state.jobs[job_id].lease_id
+        assert lease is not None, "there is room for it"
+        await self.write([LeaseStarted(lease_id=lease)])
+        self.clock.advance(seconds=600)
+        leases = (lease, *metered_with)
+        samples = tuple(Sample(lease_id=one, seq=1, window_us=600_000_000, busy_us=480_000_000) for one in leases)
+        await self.write([Metered(samples=samples), LeaseFinished(lease_id=lease, outcome=LeaseOutcome.SUCCEEDED)])
+        await self.write([LeaseRemoved(lease_id=lease)])
+
+    async def export(self, account: str | None = None, **options) -> list[str]:
+        return [line.decode() async for line in self.auditor.export(account, **options)]
+
+
+@pytest.fixture
+async def log(tmp_path):
+    leases: list[str] = []
+
+    async def carry_out(instructions):
+        leases.extend(one.lease.lease_id for one in instructions if isinstance(one, StartLease))
+
+    clock = VirtualClock(1_700_000_000_000_000)
+    journal = SqliteJournal(tmp_path / "journal.sqlite")
+    writer = Writer(journal, restore=Gate.restore, clock=clock, carry_out=carry_out)
+    await writer.start()
+    log = Log(writer, clock, Auditor(journal, origin=ORIGIN, signing_key=KEY), leases)
+    await log.write([*opening("acme", "beta"), *holds("acme"), *holds("beta"), Tick()])
+    yield log
+    await writer.close()
