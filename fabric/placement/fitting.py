@@ -187,9 +187,11 @@ class Group:
             yield node
             rest ^= low
 
-    def has_size(self, devices: int) -> bool:
-        """Whether some node could take so many devices of one job."""
-        return any(count and size >= devices for size, count in self.sizes.items())
+    def least(self, shape: Shape) -> int:
+        """The least devices that a node must have to be of use: a gang that could fit one node is not strewn over many."""
+        if shape.each:
+            return shape.each
+        return shape.devices if any(count and size >= shape.devices for size, count in self.sizes.items()) else 1
 
     def largest(self, shape: Shape) -> int:
         """The largest gang of this shape that an empty group could take."""

@@ -193,7 +193,7 @@ class Planner:
         self._state.epoch_us = self._fairness.epoch_us
 
     def _rebuild_queue(self) -> None:
-        for node in self._state.nodes.values():
-            if node.node.dedicated_to is not None:
-                self._queue.owners[node.node.dedicated_to] = None
+        for group in self._state.groups.values():
+            if group.owner is not None:
+                self._queue.owners[group.owner] = None
         self._queue.rebuild(skip=self._state.claims)

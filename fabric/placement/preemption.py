@@ -16,8 +16,8 @@ from fabric.placement.state import NodeState, Pin, PlacementState, Queued, Runni
 from fabric.placement.victims import Selection, losses
 from fabric.units import JobId
 
-_CANDIDATES = 2048
-_CANDIDATES_PER_DEVICE = 4
+_CANDIDATES = 512
+_CANDIDATES_PER_DEVICE = 8
 """Enough jobs to choose victims from: looking at all of a hundred thousand would change little and cost a second."""
 
 
@@ -45,7 +45,14 @@ class Preemption:
             if len(evictable) >= most:
                 break
         reason = "reclaimed" if group.pool == "reserved" else "outranked"
-        return self._choose(queued, group, self._nodes_of(group, evictable), evictable, reason=reason, now_us=now_us)
+        return self._choose(
+            queued,
+            group,
+            self._nodes_of(group, evictable, group.least(Shape.of(queued.request))),
+            evictable,
+            reason=reason,
+            now_us=now_us,
+        )
 
     def complete(self, queued: Queued, group: Group, pin: Pin, *, now_us: int) -> list[Evict] | None:
         """Evict backfillers (and worse classes) on a pinned job's nodes, if that completes them."""
@@ -102,10 +109,10 @@ class Preemption:
             return True
         return now_us - _since_us(running) >= self._state.policy.run_us_min
 
-    def _nodes_of(self, group: Group, evictable: list[Running]) -> dict[int, NodeState]:
-        """Nodes with room, or with somebody who may give way or is leaving; never those of a pin."""
+    def _nodes_of(self, group: Group, evictable: list[Running], least: int) -> dict[int, NodeState]:
+        """Nodes with `least` devices free, or with somebody who may give way or is leaving; never those of a pin."""
         bits = 0
-        for free in group.fit[1:]:
+        for free in group.fit[least:]:
             bits |= free
         for running in evictable:
             for node_id, _ in running.shares:

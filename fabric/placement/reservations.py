@@ -76,7 +76,7 @@ class Reservations:
 
     def _best_nodes(self, group: Group, shape: Shape) -> list[NodeState] | None:
         """The fullest-free nodes that could take a share, as few as make the gang."""
-        least = shape.each or (shape.devices if group.has_size(shape.devices) else 1)
+        least = group.least(shape)
         chosen: list[NodeState] = []
         room = 0
         for node in (node for bits in reversed(group.fit) for node in group.nodes_of(bits)):

@@ -90,9 +90,11 @@ class Waiting:
         return dues
 
     def _forget(self, now_us: int) -> None:
-        blocked = self._state.blocked
-        for name in [name for name, at in blocked.items() if at.passed_from is None and at.retry_at_us <= now_us]:
-            del blocked[name]
+        blocked, named = self._state.blocked, self.queue.named
+        over = [name for name, at in blocked.items() if at.passed_from is None or name not in named]
+        for name in over:
+            if blocked[name].retry_at_us <= now_us:
+                del blocked[name]
 
     def _placed(self, lane: Lane) -> int:
         """How many jobs of this class or a worse one its groups have placed."""
