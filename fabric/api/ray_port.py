@@ -47,13 +47,14 @@ class RayPort:
             job = await self.ask(JobOf(job_id=JobId(job_id)))
             if not isinstance(job, JobView):
                 return
-            chunks: list[LogChunk] = await _call(self._actor.logs.remote(job_id, job.account_id, have))
-            for chunk in chunks:
+            said: list[LogChunk] = await _call(self._actor.logs.remote(job_id, job.account_id, have))
+            news = [chunk for chunk in said if chunk.data]
+            for chunk in news:
                 have[f"{chunk.attempt}/{chunk.rank}"] = chunk.offset + len(chunk.data)
                 yield chunk
-            if not chunks and (not follow or job.settled):
+            if not news and (job.settled or not follow):
                 return
-            if not chunks:
+            if not news:
                 await asyncio.sleep(LOG_POLL_S)
 
     async def put_blob(self, key: str, data: bytes) -> None:
