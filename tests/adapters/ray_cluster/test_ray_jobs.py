@@ -1,0 +1,203 @@
+"""How jobs of every kind run inside their leases, on a real cluster."""
+
+import os
+import pickle
+import sys
+import time
+
+import cloudpickle
+import pytest
+import ray
+from ray.util import get_current_placement_group
+from ray.util.placement_group import PlacementGroup, PlacementGroupID
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from fabric import context
+from fabric.adapters.payload import inlined
+from fabric.adapters.processes import is_there
+from fabric.gate.events import (
+    JobKind,
+    LeaseFinished,
+    LeaseOutcome,
+    LeaseRemoved,
+    LeaseStarted,
+    NodeUp,
+)
+
+pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+
+
+async def test_every_labelled_node_is_reported_with_its_type_and_devices(world):
+    nodes = {e.node_id: (e.accelerator, e.devices, e.pool) for e in world.events if isinstance(e, NodeUp)}
+    assert nodes == {"h1": ("H100", 4, "spot"), "a1": ("A100", 2, "reserved"), "n1": ("910B", 8, "spot")}
+
+
+async def test_a_function_runs_on_its_devices_and_its_result_is_kept(world):
+    def work(x, *, y):
+        sys.stdout.write("hello from the job\n")
+        return x * y, os.environ["FABRIC_ACCELERATOR"], ray.get_gpu_ids()
+
+    lease = world.lease(world.call(work, 6, y=7), shares=(("h1", 2),))
+    finished, removed = await world.run(lease)
+    assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
+    value, accelerator, gpus = pickle.loads(world.archive.get(finished.result_ref))
+    assert (value, accelerator, len(gpus)) == (42, "H100", 2)
+    assert removed.final is not None
+    kinds = [type(e) for e in world.events if getattr(e, "lease_id", None) == lease.lease_id]
+    assert kinds == [LeaseStarted, LeaseFinished, LeaseRemoved]
+    chunks = [c async for c in world.cluster.logs(lease.job_id, account_id="acme", offsets={}, follow=True)]
+    assert b"hello from the job" in b"".join(c.data for c in chunks)
+    assert chunks[-1].end
+
+
+async def test_the_next_lease_of_the_same_shape_and_account_uses_the_same_process(world):
+    def pid():
+        return os.getpid(), get_current_placement_group().id.hex()
+
+    async def where(account):
+        finished, _ = await world.run(world.lease(world.call(pid), shares=(("h1", 2),), account=account))
+        assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
+        return pickle.loads(world.archive.get(finished.result_ref))
+
+    first, second, stranger = await where("acme"), await where("acme"), await where("globex")
+    assert first == second
+    assert stranger[0] != first[0]
+    assert stranger[1] == first[1]
+    assert not is_there(first[0])
+
+
+async def test_a_function_that_raises_fails_with_its_traceback_and_its_exception(world):
+    def broken():
+        raise KeyError("no such column")
+
+    finished, _ = await world.run(world.lease(world.call(broken), shares=(("h1", 2),)))
+    assert finished.outcome is LeaseOutcome.FAILED
+    assert finished.error.endswith("KeyError: 'no such column'")
+    assert isinstance(pickle.loads(world.archive.get(finished.result_ref)), KeyError)
+
+
+@pytest.mark.parametrize(
+    ("payload", "code"),
+    [
+        ({"inline": inlined(b"not a pickle")}, "unpicklable"),
+        ({"entrypoint": "missing.py"}, "script_not_found"),
+        ({"entrypoint": ["no-such-command"]}, "script_not_found"),
+        ({"blob": "nothing/here"}, "blob_not_found"),
+        ({"surprise": 1}, "payload_invalid"),
+        ({"inline": inlined(cloudpickle.dumps((lambda: (i for i in ()), (), {})))}, "result_not_picklable"),
+    ],
+)
+async def test_what_can_never_run_fails_with_a_code(world, payload, code):
+    finished, _ = await world.run(world.lease(payload, shares=(("h1", 2),)))
+    assert finished.outcome is LeaseOutcome.FAILED
+    assert finished.error.startswith(f"{code}: ")
+
+
+async def test_a_script_runs_in_its_working_directory_with_its_arguments(world):
+    world.archive.put(
+        "jobs/acme/wd",
+        world.zipped(
+            train__py="import sys, ray, part\nray.init()\nprint('args', sys.argv[1:], part.VALUE, open('data.txt').read())\n",
+            part__py="VALUE = 7\n",
+            data__txt="data!",
+        ),
+    )
+    payload = {"entrypoint": "train.py", "args": ["--lr", "1"], "working_dir_blob": "jobs/acme/wd"}
+    lease = world.lease(payload, kind=JobKind.SCRIPT, shares=(("h1", 2),))
+    finished, _ = await world.run(lease)
+    assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
+    chunks = [c async for c in world.cluster.logs(lease.job_id, account_id="acme", offsets={}, follow=True)]
+    assert b"args ['--lr', '1'] 7 data!" in b"".join(c.data for c in chunks)
+
+
+async def test_a_command_that_exits_non_zero_fails_with_the_end_of_its_log(world):
+    payload = {"entrypoint": ["bash", "-c", "echo it is broken; exit 3"]}
+    finished, _ = await world.run(world.lease(payload, kind=JobKind.SCRIPT, shares=(("h1", 2),)))
+    assert (finished.outcome, finished.error) == (LeaseOutcome.FAILED, "exit code 3\nit is broken")
+
+
+async def test_the_tasks_of_a_program_run_inside_its_lease(world):
+    def program():
+        @ray.remote(num_gpus=1)
+        def inside():
+            end = time.monotonic() + 1.0
+            while time.monotonic() < end:
+                pass
+            return get_current_placement_group().id.hex()
+
+        return get_current_placement_group().id.hex(), ray.get([inside.remote() for _ in range(2)])
+
+    lease = world.lease(world.call(program), kind=JobKind.PROGRAM, shares=(("h1", 2),))
+    finished, _ = await world.run(lease)
+    assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
+    mine, theirs = pickle.loads(world.archive.get(finished.result_ref))
+    assert theirs == [mine, mine]
+    _, busy_us, _ = world.metered(lease.lease_id)
+    assert busy_us > 1_000_000
+
+
+async def test_a_gang_runs_once_a_share_and_one_failing_rank_fails_it(world):
+    def rank(failing):
+        if failing == context.current().rank:
+            raise ValueError("rank fails")
+        if failing is not None:
+            time.sleep(1000)
+        return os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["MASTER_PORT"]
+
+    def gang(failing):
+        return world.lease(world.call(rank, failing), shares=(("n1", 4), ("n1", 4)), accelerator="910B")
+
+    finished, _ = await world.run(gang(None))
+    assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
+    assert pickle.loads(world.archive.get(finished.result_ref))[:2] == ("0", "2")
+    finished, _ = await world.run(gang(1))
+    assert finished.outcome is LeaseOutcome.FAILED
+    assert "rank fails" in finished.error
+
+
+async def test_a_job_that_waits_half_of_the_time_is_metered_at_half(world):
+    def load(share):
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            stop = time.monotonic() + 0.1 * share
+            while time.monotonic() < stop:
+                pass
+            if share < 1:
+                time.sleep(max(0.0, 0.1 * (1 - share)))
+
+    async def utilisation(share):
+        lease = world.lease(world.call(load, share), shares=(("a1", 1),), accelerator="A100")
+        finished, _ = await world.run(lease)
+        assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
+        window_us, busy_us, seqs = world.metered(lease.lease_id)
+        assert seqs == list(range(1, len(seqs) + 1))
+        assert window_us > 3_900_000
+        return busy_us / window_us
+
+    busy, half = await utilisation(1.0), await utilisation(0.5)
+    assert busy >= 0.8
+    assert 0.35 <= half <= 0.65
+
+
+async def test_a_bare_lease_gives_the_client_its_placement_group(world):
+    lease = world.lease({}, kind=JobKind.LEASE, shares=(("a1", 2),), accelerator="A100")
+    await world.start(lease)
+    await world.wait(LeaseStarted, lease.lease_id)
+    info = world.cluster.lease_info(lease.lease_id)
+    placed = PlacementGroup(PlacementGroupID(bytes.fromhex(info.placement_group_id)))
+
+    @ray.remote
+    def inside():
+        return os.environ["FABRIC_LEASE_ID"], ray.get_gpu_ids()
+
+    reference = inside.options(
+        num_cpus=0,
+        num_gpus=1,
+        runtime_env={"env_vars": info.env_vars},
+        scheduling_strategy=PlacementGroupSchedulingStrategy(placed, placement_group_bundle_index=0),
+    ).remote()
+    found, gpus = await reference
+    assert (found, len(gpus)) == (lease.lease_id, 1)
+    assert (await world.cluster.reconcile([world.view(lease)])).unleased == ()
+    removed = await world.remove(lease.lease_id)
+    assert removed.final is not None

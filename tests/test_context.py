@@ -1,0 +1,76 @@
+"""What a job may ask of the fabric holds inside it and, harmlessly, outside."""
+
+import pytest
+
+from fabric import context
+from fabric.adapters.archive import DirectoryArchive
+from fabric.context import Checkpoints, Context, Place, Saved
+from fabric.errors import Conflict
+
+
+def job(tmp_path, *, epoch=1, rank=0, saves=None):
+    checkpoints = Checkpoints(DirectoryArchive(tmp_path), prefix="jobs/acme/j/checkpoint", epoch=epoch)
+    on_saved = None if saves is None else lambda step, write_us: saves.append((step, write_us >= 0))
+    return Context(Place(job_id="j", attempt=epoch, rank=rank), checkpoints=checkpoints, on_saved=on_saved)
+
+
+def test_outside_the_fabric_nothing_is_asked_kept_or_known():
+    outside = context.current()
+    outside.save(b"state", step=3)
+    assert (outside.load(), outside.stop_requested, outside.deadline_s_left()) == (None, False, None)
+    assert (outside.job_id, outside.rank, outside.world_size) == ("", 0, 1)
+
+
+def test_a_newer_attempt_loads_what_an_older_one_saved_and_is_told_of(tmp_path):
+    saves = []
+    first = job(tmp_path, saves=saves)
+    for step in range(4):
+        first.save(f"state {step}".encode(), step=step)
+    assert job(tmp_path, epoch=2).load() == b"state 3"
+    assert saves == [(step, True) for step in range(4)]
+    assert len(DirectoryArchive(tmp_path).list("jobs/acme/j/checkpoint/data")) == 2
+
+
+def test_an_older_attempt_can_not_save_once_a_newer_one_has_begun(tmp_path):
+    first, second = job(tmp_path), job(tmp_path, epoch=2)
+    first.save(b"old")
+    second.begin()
+    with pytest.raises(Conflict) as raised:
+        first.save(b"zombie")
+    assert raised.value.code == "fenced"
+    assert second.load() == b"old"
+
+
+@pytest.mark.parametrize("damage", [b"", b"statE 1", b"state 1!"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, damage):
+    first = job(tmp_path)
+    first.save(b"state 0")
+    first.save(b"state 1")
+    archive = DirectoryArchive(tmp_path)
+    archive.put(archive.list("jobs/acme/j/checkpoint/data")[-1], damage)
+    assert job(tmp_path, epoch=2).load() == b"state 0"
+
+
+def test_only_rank_zero_saves(tmp_path):
+    job(tmp_path, rank=1).save(b"state")
+    assert job(tmp_path).load() is None
+
+
+def test_a_wish_to_stop_is_seen_with_its_reason_and_the_time_left(tmp_path):
+    here = job(tmp_path)
+    here.ask_to_stop("evicted", seconds_left=10)
+    assert here.stop_requested
+    assert here.wait_for_stop(0)
+    assert here.stop_reason == "evicted"
+    assert 9 < here.deadline_s_left() <= 10
+
+
+def test_parking_passes_through_a_jobs_own_handlers(tmp_path):
+    def guarded():
+        try:
+            job(tmp_path).park()
+        except Exception:  # noqa: BLE001
+            return "swallowed"
+
+    with pytest.raises(Saved):
+        guarded()
