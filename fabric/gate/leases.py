@@ -60,6 +60,7 @@ def request_of(core: Core, job: Job) -> PlacementRequest:
         tier_rank=core.plan_of(job.account_id).tier_rank,
         service=spec.service.value,
         preemptible=spec.preemptible,
+        grace_us=spec.grace_us,
         submitted_at_us=job.submitted_at_us,
     )
 
@@ -117,6 +118,7 @@ def stop(core: Core, record: LeaseRecord, reason: StopReason, *, grace_us: int |
     deadline_us = min(core.now_us + grace_us, max(holds.covered_until_us(core, job, record), core.now_us))
     record.deadline_us = deadline_us if record.deadline_us is None else min(record.deadline_us, deadline_us)
     record.state = "stopping"
+    core.planner.note_leaving(job.job_id)
     core.move(job, Trigger.STOP, reason=reason.value)
     core.instructions.append(
         StopLease(lease_id=record.lease.lease_id, reason=reason.value, deadline_us=record.deadline_us)
@@ -135,6 +137,7 @@ def finish(core: Core, record: LeaseRecord, outcome: LeaseOutcome, *, error: str
     never_started = record.started_at_us is None
     record.state, record.outcome, record.ended_at_us = "removing", outcome, core.now_us
     core.instructions.append(RemoveLease(lease_id=record.lease.lease_id))
+    core.planner.note_leaving(job.job_id)
     match outcome:
         case LeaseOutcome.SUCCEEDED:
             job.error, job.result_ref = "", result_ref
