@@ -27,10 +27,13 @@ T = TypeVar("T")
 SCHEMA_VERSION: Final = 1
 BUSY_MS: Final = 10_000
 CHECKPOINT_PAGES: Final = 4_000
+INDEX_EVERY: Final = 4_096
+"""Entries are indexed by account so many at a time: one by one, each would touch a page of its account's."""
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS head (
-  singleton INTEGER PRIMARY KEY CHECK (singleton = 1), epoch INTEGER NOT NULL, size INTEGER NOT NULL, root BLOB NOT NULL) STRICT;
+  singleton INTEGER PRIMARY KEY CHECK (singleton = 1), epoch INTEGER NOT NULL, size INTEGER NOT NULL, root BLOB NOT NULL,
+  indexed INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS entries (
   seq INTEGER PRIMARY KEY, leaf BLOB NOT NULL, leaf_hash BLOB NOT NULL, accounts TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS account_entries (
@@ -43,6 +46,12 @@ _ROWS_OF: Final = (
     "SELECT seq, leaf, leaf_hash, accounts FROM account_entries JOIN entries USING (seq)"
     " WHERE account_id = ? AND seq >= ? AND seq < ? ORDER BY seq LIMIT ?"
 )
+_INDEX: Final = """
+INSERT OR IGNORE INTO account_entries
+  SELECT account.value, seq FROM entries, json_each(entries.accounts) AS account
+  WHERE seq >= (SELECT indexed FROM head) ORDER BY 1, 2;
+UPDATE head SET indexed = size
+"""
 _END_OF_TIME: Final = 2**62
 
 
@@ -127,7 +136,7 @@ class SqliteJournal:
                 raise sealed.corrupt(f"it was written by another version (schema {version})", seq=None)
             connection.execute(_SCHEMA)
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            connection.execute("INSERT OR IGNORE INTO head VALUES (1, 0, 0, ?)", (EMPTY_ROOT,))
+            connection.execute("INSERT OR IGNORE INTO head VALUES (1, 0, 0, ?, 0)", (EMPTY_ROOT,))
             epoch: int = connection.execute("UPDATE head SET epoch = epoch + 1 RETURNING epoch").get
         return epoch
 
@@ -139,14 +148,14 @@ class SqliteJournal:
         rows = [
             (entry.seq, entry.leaf, leaf_hash(entry.leaf), sealed.join_accounts(entry.accounts)) for entry in entries
         ]
-        index = [(account_id, entry.seq) for entry in entries for account_id in entry.accounts]
         with _transaction(connection):
             self._fence(connection)
             connection.execute("UPDATE head SET size = ?, root = ? WHERE size = ?", (head.size, head.root, start))
             if connection.changes() != 1:
                 raise sealed.corrupt(f"the sealed size is not {start}, after which entries were to be added", seq=start)
             connection.executemany("INSERT INTO entries VALUES (?, ?, ?, ?)", rows)
-            connection.executemany("INSERT OR IGNORE INTO account_entries VALUES (?, ?)", index)
+            if head.size // INDEX_EVERY > start // INDEX_EVERY:
+                connection.execute(_INDEX)
 
     def _save_snapshot(self, snapshot: Snapshot) -> None:
         connection = self._writer
@@ -199,12 +208,24 @@ class SqliteJournal:
         raise sealed.corrupt("its head is missing or unreadable", seq=None)
 
     def _rows(self, start: int, stop: int, account: str | None) -> list[Entry]:
-        bounds = (start, stop, sealed.ROWS_PER_READ)
-        query, bindings = (_ROWS, bounds) if account is None else (_ROWS_OF, (account, *bounds))
+        if account is None:
+            return self._checked(_ROWS, (start, stop, sealed.ROWS_PER_READ), consecutive_from=start)
+        indexed: int = self._read_from().execute("SELECT indexed FROM head").get
+        found = self._checked(_ROWS_OF, (account, start, min(stop, indexed), sealed.ROWS_PER_READ))
+        start = max(start, indexed)
+        while len(found) < sealed.ROWS_PER_READ and start < stop:
+            rows = self._checked(_ROWS, (start, stop, sealed.ROWS_PER_READ), consecutive_from=start)
+            found += [entry for entry in rows if account in entry.accounts]
+            start = rows[-1].seq + 1 if rows else stop
+        return found[: sealed.ROWS_PER_READ]
+
+    def _checked(
+        self, query: str, bindings: tuple[str | int, ...], *, consecutive_from: int | None = None
+    ) -> list[Entry]:
         entries: list[Entry] = []
         for seq, leaf, stored_hash, accounts in self._read_from().execute(query, bindings):
             entry = Entry(seq=seq, leaf=leaf, accounts=sealed.split_accounts(accounts, seq=seq))
-            expected = start + len(entries) if account is None else None
+            expected = None if consecutive_from is None else consecutive_from + len(entries)
             entries.append(sealed.checked(entry, stored_hash=stored_hash, expected_seq=expected))
         return entries
 

@@ -43,6 +43,11 @@ async def write(journal: Journal, entries: Sequence[Entry], *, batch: int = 7) -
         await journal.append(entries[end - batch : end], head_of(entries[:end]))
 
 
+async def write_from(journal: Journal, entries: Sequence[Entry]) -> None:
+    """Append what the journal does not have yet."""
+    await journal.append(entries[(await journal.head()).size :], head_of(entries))
+
+
 async def tamper(journal: Journal, sql: str) -> None:
     """Change the store behind the journal's back."""
     if isinstance(journal, SqliteJournal):
@@ -83,6 +88,19 @@ async def test_reading_goes_on_beyond_one_page(journal, monkeypatch):
     await write(journal, entries)
     assert await everything(journal) == entries
     assert await everything(journal, account="acme", start=2) == [one for one in entries[2:] if one.seq % 3]
+
+
+async def test_an_account_is_found_whether_its_entries_are_indexed_yet_or_not(journal, monkeypatch):
+    monkeypatch.setattr("fabric.adapters.sealed.ROWS_PER_READ", 5)
+    monkeypatch.setattr("fabric.adapters.journal_sqlite.INDEX_EVERY", 16)
+    entries = [entry(seq, "acme" if seq % 4 else "beta", "gamma") for seq in range(70)]
+    for size in range(6, 70, 4):
+        await write_from(journal, entries[:size])
+        for account in ("acme", "beta", "gamma", "nobody"):
+            for bounds in ({}, {"start": 9}, {"start": 3, "stop": 30}):
+                inside = entries[bounds.get("start", 0) : min(bounds.get("stop", size), size)]
+                found = await everything(journal, account=account, **bounds)
+                assert found == [one for one in inside if account in one.accounts]
 
 
 async def test_an_entry_belongs_to_every_account_it_names(journal):

@@ -1,0 +1,56 @@
+"""Deciding a journal again: the same bytes, or the entry that is not."""
+
+import msgspec
+import pytest
+
+from fabric.adapters.replay import Replay
+from fabric.errors import JournalCorrupt
+from fabric.gate.gate import Gate
+
+
+async def entries_of(log):
+    await log.run_job("acme", job_id="job-1")
+    return [entry async for entry in log.writer.journal.read()]
+
+
+def replayed(entries) -> Gate:
+    gate = Gate()
+    replay = Replay(gate)
+    for entry in entries:
+        replay.feed(entry)
+    replay.finish()
+    return gate
+
+
+async def test_a_journal_of_the_gate_replays_to_the_gate(log):
+    entries = await entries_of(log)
+    assert any(b'"continues"' in entry.leaf for entry in entries), "some decisions are about two accounts"
+    assert replayed(entries).snapshot() == log.writer.core.snapshot()
+
+
+async def test_whichever_part_of_a_decision_is_missing_or_changed_is_named(log):
+    entries = await entries_of(log)
+    for at, entry in enumerate(entries):
+        if b'"continues"' not in entry.leaf:
+            continue
+        with pytest.raises(JournalCorrupt) as missing:
+            replayed([*entries[:at], *entries[at + 1 :]])
+        changed = msgspec.structs.replace(entry, leaf=entry.leaf.replace(b'"release"', b'"renewal"'))
+        with pytest.raises(JournalCorrupt) as different:
+            replayed([*entries[:at], changed, *entries[at + 1 :]])
+        assert (missing.value.facts["seq"], different.value.facts["seq"]) == (at, at)
+        assert missing.value.code == different.value.code == "replay_differs"
+
+
+async def test_a_decision_that_is_cut_at_the_end_is_found(log):
+    entries = await entries_of(log)
+    last = max(at for at, entry in enumerate(entries) if b'"continues"' in entry.leaf)
+    with pytest.raises(JournalCorrupt):
+        replayed(entries[:last])
+
+
+async def test_a_leaf_that_this_version_cannot_read_is_named(log):
+    entries = await entries_of(log)
+    unreadable = msgspec.structs.replace(entries[2], leaf=b'{"seq":2,"event":{"event":"unheard_of"}}')
+    with pytest.raises(JournalCorrupt, match="entry 2 can't be read by this version"):
+        replayed([*entries[:2], unreadable])
