@@ -1,0 +1,156 @@
+"""Durable holds a second: many clients in one commit, against one transaction for each hold.
+
+Closed-loop asyncio clients hand `Authorize` events of the real gate to the writer, on SQLite with synchronous=FULL. The
+two ways are the same code and take turns in one run, so that a busy machine slows both: only the ratio and the figure per
+CPU-second travel. CPU is that of the whole process: clients, gate, journal, hashing and SQLite.
+"""
+
+import argparse
+import asyncio
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from fabric.adapters.journal_sqlite import SqliteJournal
+from fabric.charging.catalogue import Catalogue, Plan
+from fabric.charging.tariffs import Tariffs, Weight
+from fabric.clock import SteadyClock
+from fabric.gate.events import Authorize, Configure, Grant, OpenAccount
+from fabric.gate.gate import Gate
+from fabric.gate.instructions import Accepted
+from fabric.ledger.scopes import Service, Use
+from fabric.writer import Writer
+
+ACCOUNTS = 64
+USE = Use(service=Service.INFERENCE)
+GOAL_RATIO = 10
+GOAL_PER_CPU_S = 20_000
+
+
+class Run(NamedTuple):
+    holds: int
+    wall_s: float
+    cpu_s: float
+
+    @property
+    def per_s(self) -> float:
+        return self.holds / self.wall_s
+
+    @property
+    def per_cpu_s(self) -> float:
+        return self.holds / self.cpu_s
+
+
+class Bench:
+    """One gate and its journal, loaded again and again."""
+
+    def __init__(self, directory: Path, *, batch_max: int) -> None:
+        self.writer = Writer(
+            SqliteJournal(directory / f"{batch_max}.sqlite"),
+            restore=Gate.restore,
+            clock=SteadyClock(),
+            carry_out=self.carry_out,
+            batch_max=batch_max,
+            snapshot_every=10**9,
+        )
+        self.made = 0
+
+    async def carry_out(self, _instructions) -> None:
+        pass
+
+    async def start(self) -> None:
+        await self.writer.start()
+        catalogue = Catalogue(
+            version=1, plans=(Plan(name="p", tier_rank=1, price_microcny_per_ct=1, lifetime_days=30),)
+        )
+        tariffs = Tariffs(version=1, weights=(Weight(accelerator="H100", ppm=1_000_000),))
+        await self.writer.submit([Configure(tariffs=tariffs, catalogue=catalogue)])
+        for number in range(ACCOUNTS):
+            name = f"acct-{number}"
+            grant = Grant(account_id=name, amount_uhs=10**15)
+            await self.writer.submit([OpenAccount(account_id=name, name=name, plan="p"), grant, grant, grant])
+
+    async def load(self, *, clients: int, seconds: float) -> Run:
+        """Every client asks for its next hold when it has the last."""
+        stop_at = time.perf_counter() + seconds
+        held = 0
+
+        async def client(number: int) -> None:
+            nonlocal held
+            account, submit = f"acct-{number % ACCOUNTS}", self.writer.submit
+            while time.perf_counter() < stop_at:
+                self.made += 1
+                name = f"h{self.made}"
+                (outcome,) = await submit(
+                    [Authorize(hold_id=name, account_id=account, amount_uhs=1_000, use=USE, ttl_us=3_600_000_000)]
+                )
+                assert isinstance(outcome, Accepted), outcome
+                held += 1
+
+        wall, cpu = time.perf_counter(), time.process_time()
+        await asyncio.gather(*(client(number) for number in range(clients)))
+        return Run(held, time.perf_counter() - wall, time.process_time() - cpu)
+
+
+async def compare(*, clients: int, rounds: int, seconds: float) -> tuple[list[Run], list[Run]]:
+    with tempfile.TemporaryDirectory(prefix="fabric-bench-") as directory:
+        grouped, single = (Bench(Path(directory), batch_max=size) for size in (1_024, 1))
+        for bench in (grouped, single):
+            await bench.start()
+        runs: tuple[list[Run], list[Run]] = ([], [])
+        for _ in range(rounds):
+            runs[0].append(await grouped.load(clients=clients, seconds=seconds))
+            runs[1].append(await single.load(clients=clients, seconds=seconds))
+        for bench in (grouped, single):
+            head = bench.writer.head
+            assert (await bench.writer.journal.head()) == head, "every hold that was counted is in the journal"
+            await bench.writer.close()
+        return runs
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def measure(clients: int, *, rounds: int, seconds: float) -> tuple[float, float]:
+    """Print every run; the median ratio, and the median of holds per CPU-second of group commit."""
+    grouped, single = asyncio.run(compare(clients=clients, rounds=rounds, seconds=seconds))
+    for name, runs in (("group commit", grouped), ("one transaction each", single)):
+        for run in runs:
+            say(
+                f"{clients:4} clients  {name:21}{run.holds:7} holds in {run.wall_s:5.2f} s wall, {run.cpu_s:5.2f} s CPU"
+                f" = {run.per_s:8,.0f}/s, {run.per_cpu_s:8,.0f}/CPU-s"
+            )
+    ratio = statistics.median(a.per_s / b.per_s for a, b in zip(grouped, single, strict=True))
+    per_cpu_s = statistics.median(run.per_cpu_s for run in grouped)
+    say(
+        f"{clients:4} clients  ratio {ratio:.1f} (goal {GOAL_RATIO}), {per_cpu_s:,.0f} holds per CPU-second"
+        f" (goal {GOAL_PER_CPU_S:,})\n"
+    )
+    return ratio, per_cpu_s
+
+
+@pytest.mark.parametrize("clients", [64, 512])
+def test_group_commit_makes_ten_times_as_many_holds_durable_as_one_transaction_each(clients):
+    ratio, per_cpu_s = measure(clients, rounds=3, seconds=2)
+    assert ratio >= GOAL_RATIO
+    assert per_cpu_s >= GOAL_PER_CPU_S
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, nargs="+", default=[64, 512])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    given = parser.parse_args()
+    for clients in given.clients:
+        measure(clients, rounds=given.rounds, seconds=given.seconds)
+
+
+if __name__ == "__main__":
+    main()
