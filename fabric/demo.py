@@ -30,6 +30,7 @@ from fabric.errors import InsufficientTokens
 from fabric.sdk import Fabric, Job, connect
 from fabric.units import format_cny, format_ct
 from fabric.wire import fabric_pb2 as pb
+from fabric.wire import format_key, hash_secret, make_secret
 
 STEPS: Final = 120
 """Training steps of each job: some 12 s of one core."""
@@ -76,12 +77,8 @@ def _bring_up(state_dir: Path) -> house.Running:
 
 
 def _show(found: house.Running, *, steps: int) -> None:
-    with connect_as(found, account="acme") as fabric:
-        _heading(1, "An account, and a Starter pack")
-        fabric.client.call(
-            pb.OpenAccountRequest(request_id=new_request_id(), account_id="acme", name="Acme Labs", plan="starter"),
-            pb.Accepted,
-        )
+    _heading(1, "An account, its own API key, and a Starter pack")
+    with _as_customer(found) as fabric:
         fabric.top_up(STARTER_CT, payment_ref="demo")
         balance = fabric.balance()
         console.print(f"   acme bought {STARTER_CT} tokens: {balance.free_ct} free, plan {balance.plan}")
@@ -114,9 +111,19 @@ def _show(found: house.Running, *, steps: int) -> None:
         _print_dashboard(found)
 
 
-def connect_as(found: house.Running, *, account: str) -> Fabric:
-    """A connection as the operator, acting for a customer."""
-    return connect(found.address, house.operator_key(Path(found.state_dir)), found.ca, account=account)
+def _as_customer(found: house.Running) -> Fabric:
+    """Open an account as the operator, make it a key, and connect with nothing but that."""
+    with connect(found.address, house.operator_key(Path(found.state_dir)), found.ca, account="acme") as operator:
+        operator.client.call(
+            pb.OpenAccountRequest(request_id=new_request_id(), account_id="acme", name="Acme Labs", plan="starter"),
+            pb.Accepted,
+        )
+        secret = make_secret()
+        made = operator.client.call(
+            pb.CreateKeyRequest(request_id=new_request_id(), secret_sha256=hash_secret(secret), name="demo"),
+            pb.CreateKeyReply,
+        )
+    return connect(found.address, format_key(made.key_id, secret), found.ca)
 
 
 def _print_quote(fabric: Fabric) -> None:
