@@ -49,7 +49,8 @@ class Replay:
             self._expected.extend(entries_of(entry.seq, at_us=recorded.at_us, event=recorded.event, decision=decision))
         again = self._expected.popleft() if self._expected else None
         if again is None or (again.leaf != entry.leaf and decode_entry(again.leaf) != recorded):
-            raise _differs(entry.seq, written=entry.leaf, decided=again.leaf if again else b"")
+            seq = again.seq if again else entry.seq
+            raise _differs(seq, written=entry.leaf, decided=again.leaf if again else b"")
         return decision
 
     def finish(self, *, before: Entry | None = None) -> None:
