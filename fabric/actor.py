@@ -7,6 +7,8 @@ Its callers are doors, which have checked who is asking: the gate trusts the acc
 """
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +25,7 @@ from fabric.clock import SteadyClock
 from fabric.errors import FabricError
 from fabric.gate import Gate
 from fabric.gate.events import AnyEvent, Configure, Metered, Sample, Tick
-from fabric.gate.instructions import AnyInstruction, Outcome
+from fabric.gate.instructions import AnyInstruction, Outcome, Refusal
 from fabric.gate.questions import AnyAnswer, AnyQuestion, JobOf, LeasesOf, ReceiptsOf, RecordsOf, StatementOf
 from fabric.gate.views import JobView, LogChunk
 from fabric.settings import ClusterConfig
@@ -73,7 +75,12 @@ class GateActor:
     async def decide(self, events: Sequence[AnyEvent]) -> list[Outcome]:
         """Hand events in; the answers come when they are durable."""
         await self._up()
-        return await self._writer.submit(events)
+        began = time.monotonic()
+        outcomes = await self._writer.submit(events)
+        if (metrics := self._cluster.metrics) is not None:
+            metrics.decided(Counter("refused" if isinstance(each, Refusal) else "accepted" for each in outcomes))
+            metrics.committed((time.monotonic() - began) * 1_000)
+        return outcomes
 
     async def ask(self, question: AnyQuestion) -> AnyAnswer:
         """Look something up."""

@@ -93,6 +93,9 @@ class RayCluster:
         known = {LeaseId(view.lease_id): view for view in leases}
         before = set(self._attempts)
         for view in leases:
+            self._agents.acknowledged[view.lease_id] = max(
+                self._agents.acknowledged.get(view.lease_id, 0), view.sampled
+            )
             if view.lease_id not in self._attempts and view.state in ("running", "stopping"):
                 attempt = await lease_of(view, self._around)
                 if attempt is not None:
@@ -102,8 +105,9 @@ class RayCluster:
             self._outbox.put(
                 LeaseFinished(lease_id=lease_id, outcome=LeaseOutcome.LOST, error="nothing of the lease was left")
             )
-        for lease_id in [i for i in self._attempts if i not in known]:
-            self._remove_lease(lease_id)
+        for lease_id in before - set(known):
+            if lease_id in self._attempts:
+                self._remove_lease(lease_id)
         return ReconcileReport(
             reattached=tuple(i for i in self._attempts if i in known and i not in before),
             gone=tuple(gone),

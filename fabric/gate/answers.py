@@ -70,6 +70,7 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
                     accelerator=record.lease.accelerator,
                     shares=record.lease.shares,
                     state=record.state,
+                    sampled=session.seq if (session := state.sessions.get(record.lease.lease_id)) else 0,
                 )
                 for record in state.leases.values()
                 if question.account_id in (None, record.account_id)

@@ -91,6 +91,8 @@ class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
     shares: tuple[Share, ...]
     state: str
     """starting | running | stopping | removing"""
+    sampled: int = 0
+    """The last sample of it that was charged: meters that were lost go on counting from there."""
 
 
 class QuoteView(msgspec.Struct, frozen=True, kw_only=True):
