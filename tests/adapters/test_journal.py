@@ -11,7 +11,7 @@ from fabric.adapters.journal import Entry, Journal, Snapshot, TreeHead
 from fabric.adapters.journal_postgres import PostgresJournal
 from fabric.adapters.journal_sqlite import SqliteJournal
 from fabric.audit.merkle import EMPTY_ROOT, Tree, leaf_hash
-from fabric.errors import Conflict, JournalCorrupt
+from fabric.errors import Conflict, JournalCorrupt, Unavailable
 
 
 def entry(seq: int, *accounts: str) -> Entry:
@@ -143,6 +143,19 @@ async def test_a_batch_that_does_not_follow_the_sealed_size_is_refused_whole(jou
     assert refused.value.facts["seq"] == 5
     assert await everything(journal) == entries[:3]
     assert await journal.head() == head_of(entries[:3])
+
+
+async def test_a_batch_that_fails_half_way_leaves_nothing_of_it(journal):
+    entries = [entry(seq) for seq in range(9)]
+    await write(journal, entries[:3], batch=3)
+    await tamper(journal, "INSERT INTO entries (seq, leaf, leaf_hash, accounts) VALUES (5, x'00', x'00', '[]')")
+    with pytest.raises(Unavailable):
+        await journal.append(entries[3:7], head_of(entries[:7]))
+    await tamper(journal, "DELETE FROM entries WHERE seq = 5")
+    assert await journal.head() == head_of(entries[:3])
+    assert await everything(journal) == entries[:3]
+    await journal.append(entries[3:7], head_of(entries[:7]))
+    assert await everything(journal) == entries[:7]
 
 
 async def test_the_newest_three_snapshots_are_kept_and_the_newest_is_loaded(journal):

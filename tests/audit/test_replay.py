@@ -35,7 +35,7 @@ async def test_whichever_part_of_a_decision_is_missing_or_changed_is_named(log):
             continue
         with pytest.raises(JournalCorrupt) as missing:
             replayed([*entries[:at], *entries[at + 1 :]])
-        changed = msgspec.structs.replace(entry, leaf=entry.leaf.replace(b'"release"', b'"renewal"'))
+        changed = msgspec.structs.replace(entry, leaf=entry.leaf.replace(b'"CT"', b'"XX"'))
         with pytest.raises(JournalCorrupt) as different:
             replayed([*entries[:at], changed, *entries[at + 1 :]])
         assert (missing.value.facts["seq"], different.value.facts["seq"]) == (at, at)
