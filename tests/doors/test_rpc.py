@@ -250,7 +250,7 @@ def test_every_view_of_the_gate_is_shown_whole():
         (views.LotView, pb.Lot, set()),
         (views.QuoteView, pb.QuoteReply, set()),
         (views.NodeView, pb.Node, set()),
-        (views.LeaseView, pb.Lease, set()),
+        (views.LeaseView, pb.Lease, {"sampled"}),
         (views.LogChunk, pb.LogChunk, set()),
         (views.KeyView, pb.Key, {"secret_sha256"}),
         (Cdr, pb.Cdr, set()),
