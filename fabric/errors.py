@@ -53,8 +53,11 @@ class InvalidRequest(FabricError):
 class InvalidAmount(InvalidRequest):
     code = "invalid_amount"
 
-    def __init__(self, message: str = "", *, given: str = "", why: str = "", **facts: Fact) -> None:
-        super().__init__(message or f"{given!r} is not an amount of tokens: {why}", given=given, why=why, **facts)
+    def __init__(
+        self, message: str = "", *, given: str = "", why: str = "", code: str | None = None, **facts: Fact
+    ) -> None:
+        said = message or f"{given!r} is not an amount of tokens: {why}"
+        super().__init__(said, code=code, given=given, why=why, **facts)
 
 
 class InvalidConfig(InvalidRequest):
@@ -143,9 +146,9 @@ _KIND_BY_STATUS: Final[dict[int, type[FabricError]]] = {
         Unavailable,
     )
 }
+_NARROWER: Final[tuple[type[FabricError], ...]] = (InvalidAmount, InvalidConfig, UnknownAccelerator, JournalCorrupt)
 _KIND_BY_CODE: Final[dict[str, type[FabricError]]] = {
-    kind.code: kind
-    for kind in (*_KIND_BY_STATUS.values(), InvalidAmount, InvalidConfig, UnknownAccelerator, JournalCorrupt)
+    kind.code: kind for kind in (*_KIND_BY_STATUS.values(), *_NARROWER)
 }
 
 

@@ -41,7 +41,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 class Journal(Protocol):
     """Where decisions become durable. All methods raise `Unavailable` when the store can't be reached or is full, and
-    `JournalCorrupt` when what is stored doesn't hash to what was committed."""
+    `JournalCorrupt` when what is stored doesn't hash to what was committed.
+    """
 
     async def open(self) -> int:
         """Take the journal over: the new epoch, greater than any before. The former writer is fenced out from now on."""
