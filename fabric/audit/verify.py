@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 _EMPTY = hashlib.sha256().digest()
 
 
-class Wrong(Exception):  # noqa: N818 - reads as what it says
+class Wrong(Exception):
     """A reason why the export proves nothing."""
 
 
