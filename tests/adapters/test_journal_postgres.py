@@ -99,7 +99,7 @@ async def test_what_was_acknowledged_before_the_server_was_killed_is_there_after
     found = await journal.head()
     assert found.size >= acknowledged[-1].size
     assert [entry.seq async for entry in journal.read()] == list(range(found.size))
-    print(f"{len(acknowledged)} batches acknowledged, {found.size} entries found")  # noqa: T201
+    print(f"{len(acknowledged)} batches acknowledged, {found.size} entries found")
 
 
 async def test_a_server_that_is_not_there_is_unavailable_and_says_so():

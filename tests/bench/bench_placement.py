@@ -123,9 +123,9 @@ def backlog(devices: int, *, jobs: int, waiting: int, seed: int = 2) -> Run:
 
 def main() -> None:
     for devices in (10_000, 100_000):
-        print(steady(devices, jobs=100_000))  # noqa: T201  # the numbers are what it is for
+        print(steady(devices, jobs=100_000))  # the numbers are what it is for
     for devices in (10_000, 100_000):
-        print(backlog(devices, jobs=20_000, waiting=devices))  # noqa: T201  # the numbers are what it is for
+        print(backlog(devices, jobs=20_000, waiting=devices))  # the numbers are what it is for
 
 
 if __name__ == "__main__":
