@@ -6,7 +6,6 @@ what is allowed. `${NAME}` in a value is taken from the environment, so that sec
 relative to the file that names it, and `${FABRIC_STATE_DIR}` is where state lives. Knows neither Ray nor any store.
 """
 
-import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,13 +88,6 @@ def _host_and_port(listen: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or int(port) > _PORT_MAX:
         raise PydanticCustomError("listen", 'an address such as "127.0.0.1:7433" or "[::1]:7433"')
     return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _postgres_address(dsn: SecretStr) -> SecretStr:
@@ -217,20 +209,10 @@ class RpcConfig(Section):
 
     listen: Annotated[str, AfterValidator(_listen_address)] = "127.0.0.1:7433"
     tls: Annotated[
-        Annotated[Literal["none", "auto"], Tag("word")] | Annotated[TlsFiles, Tag("files")],
+        Annotated[Literal["auto"], Tag("word")] | Annotated[TlsFiles, Tag("files")],
         Discriminator(lambda given: "files" if isinstance(given, dict | TlsFiles) else "word"),
     ] = "auto"
-    """`auto` makes a certificate in the state directory; `none` is for loopback addresses alone."""
-
-    @model_validator(mode="after")
-    def _tls_beyond_this_machine(self) -> "RpcConfig":
-        if self.tls == "none" and not _is_loopback(self.host):
-            raise PydanticCustomError(
-                "tls",
-                "tls 'auto', tls with cert and key, or a loopback address: {host} is seen from outside",
-                {"host": self.host},
-            )
-        return self
+    """`auto` makes a certificate in the state directory. There is no door without TLS."""
 
     @property
     def host(self) -> str:
