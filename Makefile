@@ -30,7 +30,7 @@ lint: setup ## Check style, types and the direction of imports
 	$(BIN)/lint-imports --no-cache
 
 bench: setup ## Measure speed, as ratios within one run
-	$(BIN)/pytest -q -s tests/bench -m "not soak"
+	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
 
 soak: setup ## Run the long tests: a thousand crashes, many random histories
 	$(BIN)/pytest -q --ignore=tests/bench -m soak --timeout=0 --hypothesis-profile=soak
