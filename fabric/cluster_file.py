@@ -18,7 +18,7 @@ from fabric.errors import InvalidConfig
 Model = TypeVar("Model", bound=BaseModel)
 
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_SECRETS: Final = frozenset({"dsn"})
+_SECRETS: Final = frozenset({"dsn", "access_key_id", "secret_access_key", "session_token"})
 """Keys whose values are never shown, not even in an error."""
 _SHOWN_MAX: Final = 80
 

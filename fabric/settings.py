@@ -185,16 +185,25 @@ class DirectoryArchive(Section):
     path: FilePath = Path("${FABRIC_STATE_DIR}/archive")
 
 
-class S3Archive(Section):
-    """Credentials and the region come from the environment (`AWS_...`) or the machine's role: never from this file.
+class S3Credentials(Section):
+    """Never printed: write `${AWS_ACCESS_KEY_ID}` and so on, and set them where `fabric up` runs."""
 
-    Encryption at rest is the bucket's own setting.
-    """
+    access_key_id: SecretStr
+    secret_access_key: SecretStr
+    session_token: SecretStr | None = None
+
+
+class S3Archive(Section):
+    """A bucket that is there. Encryption at rest is the bucket's own setting."""
 
     kind: Literal["s3"]
     bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")]
     endpoint: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
     prefix: str = ""
+    region: str | None = None
+    """None = what each machine's environment says."""
+    credentials: S3Credentials | None = None
+    """Handed on to the gate, its agents and runners. None = each machine has a role, or `AWS_...`, of its own."""
 
 
 class TlsFiles(Section):

@@ -29,6 +29,8 @@ CONFIGS = Path(__file__).parent.parent / "cluster-configs"
 ENVIRON = {
     "FABRIC_PG_DSN": "postgresql://fabric:very-secret@db/fabric",
     "RAY_ADDRESS": "ray-head:6379",
+    "AWS_ACCESS_KEY_ID": "AKIA",
+    "AWS_SECRET_ACCESS_KEY": "very-secret",
     "FABRIC_STATE_DIR": "/state",
 }
 FABRIC_FILES = ["local.yaml", "lab.yaml", "mixed-h100-a100-910b.yaml", "kuberay/fabric.yaml"]

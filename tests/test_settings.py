@@ -80,6 +80,14 @@ def test_a_secret_is_never_printed(accepted, refused):
         assert "postgresql://" in said
 
 
+def test_an_archives_credentials_are_never_printed(accepted, refused):
+    s3 = JOIN + "archive: {kind: s3, bucket: abc, credentials: {access_key_id: '${ID}', secret_access_key: %s}}"
+    cluster = accepted(s3 % "'${SECRET}'", environ={"ID": "AKIA", "SECRET": "very-secret"})
+    assert cluster.archive.credentials.secret_access_key.get_secret_value() == "very-secret"
+    assert "very-secret" not in f"{cluster!r} {cluster} {cluster.model_dump_json()}"
+    assert "12345" not in refused(s3 % "12345", environ={"ID": "AKIA"})
+
+
 def test_what_the_environment_filled_in_is_never_printed(refused):
     said = refused(JOIN + "archive: {kind: s3, bucket: '${TOKEN}'}", environ={"TOKEN": "NOT A BUCKET"})
     assert "NOT A BUCKET" not in said

@@ -99,7 +99,7 @@ class Agents:
                     num_cpus=0,
                     scheduling_strategy=NodeAffinitySchedulingStrategy(ray_id, soft=False),
                 )
-                .remote(meter=self._settings.meter, archive=self._archive.address)
+                .remote(meter=self._settings.meter, archive=self._archive)
             )
 
         self._actors[address] = await asyncio.to_thread(start)

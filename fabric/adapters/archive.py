@@ -3,7 +3,7 @@
 It does not know what it keeps, nor who may read it. A key is a path of plain segments (`jobs/acme/j-1/result`); keys are
 checked here, once, so that none can leave the archive. Values are whole and durable when `put` returns, or absent:
 nobody ever reads half a value. Every method blocks; on an event loop call them through `asyncio.to_thread`. An archive
-pickles (it carries addresses, not connections), so that node agents and runners open the same one.
+pickles (it carries its address and credentials, not connections), so that node agents and runners open the same one.
 """
 
 import hashlib
@@ -12,13 +12,13 @@ import re
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
-from urllib.parse import urlsplit
 
 import stamina
 
-from fabric.errors import InvalidConfig, InvalidRequest, NotFound, Unavailable
+from fabric.errors import InvalidRequest, NotFound, Unavailable
 
 _T = TypeVar("_T")
 _SEGMENT = re.compile(r"[A-Za-z0-9_@=+:,-][A-Za-z0-9._@=+:,-]{0,199}", re.ASCII)
@@ -28,10 +28,6 @@ _ATTEMPTS: Final = 5
 
 class Archive(Protocol):
     """Bytes by key. Raises `InvalidRequest` for a malformed key, `Unavailable` when the store can't be reached."""
-
-    @property
-    def address(self) -> str:
-        """What `open_archive` opens this archive by again, in another process."""
 
     def put(self, key: str, data: bytes) -> None:
         """Keep `data`, replacing what was there; durable on return."""
@@ -47,21 +43,6 @@ class Archive(Protocol):
 
     def delete(self, key: str) -> None:
         """Forget the key; fine if it isn't there."""
-
-
-def open_archive(address: str, *, endpoint_url: str | None = None) -> Archive:
-    """A directory (`/path`, `file:///path`) or a bucket (`s3://bucket/prefix`, optionally `?endpoint=http://...`)."""
-    parts = urlsplit(address)
-    match parts.scheme:
-        case "" | "file" if parts.path:
-            return DirectoryArchive(Path(parts.path))
-        case "s3" if parts.netloc:
-            endpoint = endpoint_url or (parts.query.removeprefix("endpoint=") or None)
-            return S3Archive(parts.netloc, prefix=parts.path.strip("/"), endpoint_url=endpoint)
-        case _:
-            raise InvalidConfig(
-                f"{address!r} is not an archive: write a directory or s3://bucket/prefix", given=address
-            )
 
 
 def checked_key(key: str) -> str:
@@ -84,10 +65,6 @@ class DirectoryArchive:
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
-
-    @property
-    def address(self) -> str:
-        return str(self._root)
 
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
@@ -128,22 +105,45 @@ class DirectoryArchive:
         return self._root / checked_key(key)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3Credentials:
+    """Who writes to a bucket. Shown by its id alone."""
+
+    access_key_id: str
+    secret_access_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+
 class S3Archive:
     """An archive in a bucket, with SHA-256 checked by the store at upload and by us at download."""
 
-    def __init__(self, bucket: str, *, prefix: str = "", endpoint_url: str | None = None) -> None:
+    def __init__(
+        self,
+        bucket: str,
+        *,
+        prefix: str = "",
+        endpoint_url: str | None = None,
+        region: str | None = None,
+        credentials: S3Credentials | None = None,
+    ) -> None:
+        """Name the place; nothing is opened yet.
+
+        Args:
+            bucket: must be there.
+            prefix: a key below which everything is kept; "" = at the top.
+            endpoint_url: of a store that is not Amazon's.
+            region: None = what the machine's environment says.
+            credentials: None = each process that opens it uses its own machine's environment or role.
+        """
         self._bucket = bucket
         self._prefix = f"{checked_key(prefix)}/" if prefix else ""
         self._endpoint_url = endpoint_url
+        self._region = region
+        self._credentials = credentials
         self._opened: Any = None
 
-    def __reduce__(self) -> tuple[Callable[[str], Archive], tuple[str]]:
-        return open_archive, (self.address,)
-
-    @property
-    def address(self) -> str:
-        query = f"?endpoint={self._endpoint_url}" if self._endpoint_url else ""
-        return f"s3://{self._bucket}/{self._prefix}".rstrip("/") + query
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self._bucket, self._prefix.rstrip("/"), self._endpoint_url, self._region, self._credentials)
 
     def put(self, key: str, data: bytes) -> None:
         digest = hashlib.sha256(data).hexdigest()
@@ -191,7 +191,16 @@ class S3Archive:
             from botocore.config import Config  # noqa: PLC0415
 
             quick = Config(connect_timeout=5, read_timeout=60, retries={"total_max_attempts": 1})
-            self._opened = boto3.client("s3", endpoint_url=self._endpoint_url, config=quick)
+            own = self._credentials
+            self._opened = boto3.client(
+                "s3",
+                endpoint_url=self._endpoint_url,
+                region_name=self._region,
+                aws_access_key_id=own.access_key_id if own else None,
+                aws_secret_access_key=own.secret_access_key if own else None,
+                aws_session_token=own.session_token if own else None,
+                config=quick,
+            )
         return self._opened
 
     def _call(self, operation: str, **arguments: Any) -> Any:
@@ -214,6 +223,12 @@ class S3Archive:
         except BotoCoreError as error:
             raise Unavailable(f"the archive can't be reached: {error}", code="archive_failed", key=key) from error
         raise AssertionError
+
+
+def _reopened(
+    bucket: str, prefix: str, endpoint_url: str | None, region: str | None, credentials: S3Credentials | None
+) -> S3Archive:
+    return S3Archive(bucket, prefix=prefix, endpoint_url=endpoint_url, region=region, credentials=credentials)
 
 
 def _is_passing(error: Exception) -> bool:

@@ -232,7 +232,7 @@ class Groups:
                     placement_group_capture_child_tasks=True,
                 ),
             )
-            .remote(archive=self._archive.address, placement_group_id=group.id, bundle=bundle)
+            .remote(archive=self._archive, placement_group_id=group.id, bundle=bundle)
         )
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from fabric.adapters.archive import open_archive
+from fabric.adapters.archive import Archive
 from fabric.adapters.meters import open_meter
 from fabric.adapters.processes import end_all, is_there, kill
 
@@ -48,9 +48,9 @@ class _Watched:
 class NodeAgent:
     """One a machine. Async, so that ticks, logs and endings don't wait for each other."""
 
-    def __init__(self, *, meter: Literal["auto", "nvml", "ascend", "cpu"], archive: str) -> None:
+    def __init__(self, *, meter: Literal["auto", "nvml", "ascend", "cpu"], archive: Archive) -> None:
         self._meter = open_meter(meter)
-        self._archive = open_archive(archive)
+        self._archive = archive
         self._watched: dict[str, _Watched] = {}
 
     async def attach(self, watch: Watch) -> bool:

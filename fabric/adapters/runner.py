@@ -15,7 +15,7 @@ import msgspec
 import ray
 
 from fabric import context
-from fabric.adapters.archive import Archive, open_archive
+from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import checkpoint_prefix, log_key
 from fabric.adapters.stages import JobEnd, RayUse, Stage, perform
 from fabric.gate.events import JobKind
@@ -69,8 +69,8 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
 class Runner:
     """One process, one job at a time."""
 
-    def __init__(self, *, archive: str, placement_group_id: str, bundle: int) -> None:
-        self._archive: Archive = open_archive(archive)
+    def __init__(self, *, archive: Archive, placement_group_id: str, bundle: int) -> None:
+        self._archive = archive
         self._placement_group_id = placement_group_id
         self._bundle = bundle
         self._ray_use = RayUse()

@@ -1,11 +1,11 @@
 """From a cluster file to the stores it names: the journal, the archive, the cluster's settings."""
 
-from urllib.parse import quote
-
-from fabric.adapters.archive import Archive, open_archive
+from fabric.adapters.archive import Archive, DirectoryArchive, S3Archive, S3Credentials
 from fabric.adapters.cluster_settings import ClusterSettings
 from fabric.adapters.journal import Journal
-from fabric.settings import ClusterConfig, DirectoryArchive, PostgresJournal, SqliteJournal
+from fabric.settings import ClusterConfig, PostgresJournal, SqliteJournal
+from fabric.settings import DirectoryArchive as ConfiguredDirectory
+from fabric.settings import S3Credentials as ConfiguredCredentials
 
 
 def open_journal_of(config: ClusterConfig) -> Journal:
@@ -23,12 +23,27 @@ def open_journal_of(config: ClusterConfig) -> Journal:
 
 
 def open_archive_of(config: ClusterConfig) -> Archive:
-    """The archive, opened where it is."""
+    """The archive. It pickles with its credentials: that is how agents and runners come by them."""
     archive = config.archive
-    if isinstance(archive, DirectoryArchive):
-        return open_archive(str(archive.path))
-    endpoint = f"?endpoint={quote(archive.endpoint, safe=':/')}" if archive.endpoint else ""
-    return open_archive(f"s3://{archive.bucket}/{archive.prefix}{endpoint}")
+    if isinstance(archive, ConfiguredDirectory):
+        return DirectoryArchive(archive.path)
+    return S3Archive(
+        archive.bucket,
+        prefix=archive.prefix,
+        endpoint_url=archive.endpoint,
+        region=archive.region,
+        credentials=_revealed(archive.credentials),
+    )
+
+
+def _revealed(given: ConfiguredCredentials | None) -> S3Credentials | None:
+    if given is None:
+        return None
+    return S3Credentials(
+        access_key_id=given.access_key_id.get_secret_value(),
+        secret_access_key=given.secret_access_key.get_secret_value(),
+        session_token=given.session_token.get_secret_value() if given.session_token else None,
+    )
 
 
 def cluster_settings(config: ClusterConfig) -> ClusterSettings:

@@ -56,7 +56,9 @@ def check_s3(archive: S3Archive) -> Finding:
     remedy = "check the endpoint and the bucket, and that AWS_ACCESS_KEY_ID may put, get and delete in it"
     try:
         config = Config(connect_timeout=_TIMEOUT_S, read_timeout=_TIMEOUT_S, retries={"total_max_attempts": 1})
-        client = boto3.client("s3", endpoint_url=archive.endpoint, config=config)
+        client = boto3.client(
+            "s3", endpoint_url=archive.endpoint, region_name=archive.region, config=config, **_credentials(archive)
+        )
         client.put_object(**at, Body=b"fabric", IfNoneMatch="*")
         try:
             read = client.get_object(**at)["Body"].read()
@@ -150,6 +152,19 @@ def _refuses_second(client: Any, at: dict[str, str], *, error: type[Exception]) 
         status = getattr(refused, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
         return bool(status == _PRECONDITION_FAILED)
     return False
+
+
+def _credentials(archive: S3Archive) -> dict[str, str]:
+    """The file's, as boto3 calls them; none = this machine's own."""
+    given = archive.credentials
+    if given is None:
+        return {}
+    found = {
+        "aws_access_key_id": given.access_key_id,
+        "aws_secret_access_key": given.secret_access_key,
+        "aws_session_token": given.session_token,
+    }
+    return {name: value.get_secret_value() for name, value in found.items() if value is not None}
 
 
 def _without(text: str, secret: str | None) -> str:
