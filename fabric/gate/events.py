@@ -314,7 +314,7 @@ class LeaseFinished(Event, frozen=True, kw_only=True, tag="lease_finished"):
     outcome: LeaseOutcome
     error: str = ""
     result_ref: str = ""
-    """Where the archive keeps the pickled result."""
+    """Where the pickled result is: a key of the archive, or the small result itself."""
 
 
 class LeaseSaved(Event, frozen=True, kw_only=True, tag="lease_saved"):

@@ -94,8 +94,8 @@ class Gate:
         return decision
 
     def ask(self, question: AnyQuestion, now_us: int) -> AnyAnswer:
-        """Look something up. Changes nothing."""
-        return answer(self._core, question, now_us)
+        """Look something up. Changes nothing; a time before the last event counts as that."""
+        return answer(self._core, question, max(now_us, self._core.state.now_us))
 
     def next_due_us(self) -> int | None:
         """When a Tick next has something to do; None if nothing is due by time alone."""

@@ -1,0 +1,313 @@
+"""What the gate's model is held against: a naive auditor of transfers, and a meter that reckons in fractions.
+
+The auditor believes the amount of a transfer and nothing else: which lots it must have touched, in which order, and whether
+it was allowed, it works out itself from plain lists. It shares no code with the ledger but the records it reads.
+"""
+
+from collections import defaultdict
+from fractions import Fraction
+
+from fabric.units import PPM, UHS_PER_CT
+
+CREDIT = ""
+
+
+def admits(scope, use):
+    if scope.services and use.service not in scope.services:
+        return False
+    for allowed, wanted in (
+        (scope.accelerators, use.accelerators),
+        (scope.models, use.models),
+        (scope.operators, use.operators),
+    ):
+        if allowed and not (wanted and set(wanted) <= set(allowed)):
+            return False
+    return True
+
+
+class Lot:
+    def __init__(self, lot_id, account, amount, terms, granted_at):
+        self.lot_id, self.account, self.amount, self.terms, self.granted_at = lot_id, account, amount, terms, granted_at
+        self.free, self.held, self.captured, self.expired = amount, 0, 0, 0
+
+    def alive(self, now):
+        return self.terms.expires_at_us is None or now < self.terms.expires_at_us
+
+    def rank(self):
+        terms = self.terms
+        scope = terms.scope
+        width = sum(map(bool, (scope.services, scope.accelerators, scope.models, scope.operators)))
+        return (
+            terms.priority,
+            terms.expires_at_us is None,
+            terms.expires_at_us or 0,
+            terms.origin != "promotion",
+            -width,
+            terms.price_microcny * UHS_PER_CT // self.amount,
+            self.granted_at,
+            self.lot_id,
+        )
+
+
+class Hold:
+    def __init__(self, account, use):
+        self.account, self.use = account, use
+        self.queue, self.stack = [], []
+        self.seq, self.answer, self.state, self.lapsed = 0, None, "open", 0
+
+    @property
+    def held(self):
+        return sum(amount for _, amount in self.queue)
+
+    @property
+    def captured(self):
+        return sum(amount for _, amount in self.stack)
+
+
+class Auditor:
+    """Lots as a list, holds as a dict of queues."""
+
+    def __init__(self, policy_of):
+        self.lots, self.holds = [], {}
+        self.debt, self.limit = defaultdict(int), defaultdict(int)
+        self.receivable = defaultdict(int)
+        self.policy_of = policy_of
+        self.paths, self.count = defaultdict(int), 0
+        self.purchases = {}
+
+    def lot(self, lot_id):
+        return next(lot for lot in self.lots if lot.lot_id == lot_id)
+
+    # -- what could be had -----------------------------------------------------------------------------------------------
+
+    def spendable(self, account, use, now):
+        origins, credit = self.policy_of(account, use)
+        lots = [
+            lot
+            for lot in self.lots
+            if (lot.account, lot.alive(now), admits(lot.terms.scope, use)) == (account, True, True)
+            and lot.terms.effective_at_us <= now
+            and (origins is None or lot.terms.origin in origins)
+        ]
+        owed = self.debt[account] + self.on_credit(account)
+        return sorted(lots, key=Lot.rank), max(0, self.limit[account] - owed) if credit else 0
+
+    def on_credit(self, account):
+        holds = [hold for hold in self.holds.values() if hold.account == account]
+        return sum(amount for hold in holds for lot, amount in hold.queue if lot == CREDIT)
+
+    def free(self, account, use, now):
+        lots, credit = self.spendable(account, use, now)
+        return sum(lot.free for lot in lots) + credit
+
+    def take(self, account, use, amount, now, *, into):
+        """(lot, amount) in burn order; what no lot has is on credit."""
+        parts = []
+        for lot in self.spendable(account, use, now)[0]:
+            part = min(lot.free, amount)
+            if part:
+                lot.free -= part
+                setattr(lot, into, getattr(lot, into) + part)
+                parts.append((lot.lot_id, part))
+                amount -= part
+        return [*parts, (CREDIT, amount)] if amount else parts
+
+    # -- what was done ---------------------------------------------------------------------------------------------------
+
+    def apply(self, transfer, *, use_of, terms_of):
+        self.count += 1
+        assert transfer.transfer_id == self.count
+        sums = defaultdict(int)
+        for leg in transfer.postings:
+            sums[leg.asset] += leg.amount
+            self.paths[leg.account] += leg.amount
+        assert not any(sums.values()), transfer
+        amounts = {leg.account.rsplit("/", 1)[-1]: leg.amount for leg in transfer.postings if leg.asset == "CT"}
+        getattr(self, f"_{transfer.kind}")(transfer, amounts, use_of, terms_of)
+
+    def _granted(self, transfer, amounts, use_of, terms_of):
+        (share,) = transfer.lots
+        assert share.lot_id not in [lot.lot_id for lot in self.lots]
+        assert amounts == {"issued": -share.amount_uhs, "available": share.amount_uhs}
+        lot = Lot(share.lot_id, transfer.account_id, share.amount_uhs, terms_of(share.lot_id), transfer.at_us)
+        self.lots.append(lot)
+        if transfer.linked_to is not None:
+            assert self.purchases[transfer.linked_to] == transfer.account_id
+        self.purchases[transfer.transfer_id] = transfer.account_id
+
+    _top_up = _bundle = _subscription = _grant = _granted
+
+    def _sale(self, transfer, amounts, use_of, terms_of):
+        assert amounts == {}
+
+    def _repay(self, transfer, amounts, use_of, terms_of):
+        lot, amount = self.lot(transfer.ref), amounts["debt"]
+        assert 0 < amount <= min(lot.free, self.debt[lot.account])
+        lot.free -= amount
+        lot.captured += amount
+        self.debt[lot.account] -= amount
+
+    def _hold(self, transfer, amounts, use_of, terms_of):
+        account, amount = transfer.account_id, amounts["held"]
+        if transfer.ref not in self.holds:
+            self.holds[transfer.ref] = Hold(account, use_of(transfer.ref))
+        hold = self.holds[transfer.ref]
+        assert (hold.state, hold.account) == ("open", account)
+        assert 0 < amount <= self.free(account, hold.use, transfer.at_us), f"overdraft: {transfer}"
+        parts = self.take(account, hold.use, amount, transfer.at_us, into="held")
+        assert_same_lots(parts, transfer)
+        assert -amounts.get("debt", 0) == sum(amount for lot, amount in parts if lot == CREDIT)
+        hold.queue += parts
+
+    def _capture(self, transfer, amounts, use_of, terms_of):
+        hold, amount = self.holds[transfer.ref], amounts["redeemed"]
+        account = hold.account
+        if "held" in amounts:
+            parts = []
+            while amount:
+                lot_id, there = hold.queue.pop(0)
+                part = min(there, amount)
+                if there > part:
+                    hold.queue.insert(0, (lot_id, there - part))
+                parts.append((lot_id, part))
+                amount -= part
+                if lot_id != CREDIT:
+                    self.lot(lot_id).held -= part
+                    self.lot(lot_id).captured += part
+        else:
+            assert not hold.queue, "what is held is used before what is free"
+            assert {"over_hold", "late"} & set(transfer.flags)
+            parts = self.take(account, hold.use, amount, transfer.at_us, into="captured")
+            assert -amounts.get("debt", 0) == sum(part for lot, part in parts if lot == CREDIT)
+        assert_same_lots(parts, transfer)
+        self.debt[account] += sum(part for lot, part in parts if lot == CREDIT)
+        hold.stack += parts
+
+    def _release(self, transfer, amounts, use_of, terms_of):
+        hold = self.holds[transfer.ref]
+        parts = [(lot, part) for lot, part in hold.queue if lot == CREDIT or self.lot(lot).alive(transfer.at_us)]
+        hold.queue = [part for part in hold.queue if part not in parts]
+        for lot_id, part in parts:
+            if lot_id != CREDIT:
+                self.lot(lot_id).held -= part
+                self.lot(lot_id).free += part
+        assert -amounts["held"] == sum(part for _, part in parts)
+        assert_same_lots(parts, transfer)
+
+    def _expire(self, transfer, amounts, use_of, terms_of):
+        lost = amounts["breakage"]
+        if transfer.ref in self.holds and "held" in amounts:
+            hold = self.holds[transfer.ref]
+            assert all(lot != CREDIT and not self.lot(lot).alive(transfer.at_us) for lot, _ in hold.queue)
+            assert lost == hold.held
+            for lot_id, part in hold.queue:
+                self.lot(lot_id).held -= part
+                self.lot(lot_id).expired += part
+            hold.queue = []
+            return
+        lot = self.lot(transfer.ref)
+        assert lost == lot.free
+        assert lot.terms.origin == "subscription" or not lot.alive(transfer.at_us)
+        lot.free, lot.expired = 0, lot.expired + lost
+
+    def _refund(self, transfer, amounts, use_of, terms_of):
+        hold, amount = self.holds[transfer.ref], amounts["held"]
+        shares = {share.lot_id: share.amount_uhs for share in transfer.lots}
+        back = []
+        while amount:
+            lot_id, there = hold.stack.pop()
+            part = min(there, amount)
+            if there > part:
+                hold.stack.append((lot_id, there - part))
+            amount -= part
+            if lot_id == CREDIT:
+                owed = min(part, self.debt[hold.account])
+                self.debt[hold.account] -= owed
+                back.append((CREDIT, owed))
+                assert part - owed == sum(n for lot, n in shares.items() if lot.startswith("refund/"))
+            else:
+                self.lot(lot_id).captured -= part
+                self.lot(lot_id).held += part
+                back.append((lot_id, part))
+        for lot_id, part in shares.items():
+            if lot_id.startswith("refund/"):
+                lot = Lot(lot_id, hold.account, part, terms_of(lot_id), transfer.at_us)
+                lot.free, lot.held = 0, part
+                self.lots.append(lot)
+        hold.queue = refilled(
+            hold.queue, back, new=[(lot, n) for lot, n in shares.items() if lot.startswith("refund/")]
+        )
+
+    def _invoice(self, transfer, amounts, use_of, terms_of):
+        assert amounts["debt"] == self.debt[transfer.account_id]
+        self.debt[transfer.account_id] = 0
+
+
+def refilled(queue, back, *, new):
+    """What came back stands where it stood: before what was held after it."""
+    for lot_id, part in back:
+        if queue and queue[0][0] == lot_id:
+            queue = [(lot_id, queue[0][1] + part), *queue[1:]]
+        elif part:
+            queue = [(lot_id, part), *queue]
+    return queue + new
+
+
+def assert_same_lots(parts, transfer):
+    found, said = defaultdict(int), defaultdict(int)
+    for lot_id, part in parts:
+        found[lot_id] += part
+    found.pop(CREDIT, None)
+    for share in transfer.lots:
+        said[share.lot_id] += share.amount_uhs
+    assert dict(said) == dict(found), f"{transfer} should have touched {dict(found)}"
+    order = list(dict.fromkeys(share.lot_id for share in transfer.lots))
+    assert order == list(found), f"{transfer} should have gone in the order {list(found)}"
+
+
+class Meter:
+    """What one lease must be charged, in exact fractions, whatever the gate thinks."""
+
+    def __init__(self, *, devices, weight_ppm, curve, started):
+        self.devices, self.weight, self.points, self.started = devices, Fraction(weight_ppm, PPM), curve.points, started
+        self.total, self.seq, self.metered, self.rated = Fraction(0), 0, 0, 0
+        self.absorbed = self.refunded = self.durable = self.estimated = 0
+
+    def f(self, utilisation):
+        for (left, low), (right, high) in zip(self.points, self.points[1:], strict=False):
+            if utilisation <= Fraction(right, PPM):
+                slope = Fraction(high - low, right - left)
+                return Fraction(low, PPM) + slope * (utilisation - Fraction(left, PPM))
+        return Fraction(self.points[-1][1], PPM)
+
+    def sample(self, sample, until):
+        """What is due for one sample, cut off where the gate's clock has not been yet."""
+        if sample.seq <= self.seq:
+            return 0
+        self.seq = sample.seq
+        window = min(max(sample.window_us, 0), max(until - self.started - self.metered, 0))
+        if not window:
+            return 0
+        if sample.estimated:
+            return self.gap(window)
+        busy = min(max(sample.busy_us, 0), self.devices * sample.window_us) * window // sample.window_us
+        self.metered += window
+        return self._add(window * self.devices * self.f(Fraction(busy, self.devices * window)))
+
+    def gap(self, window):
+        self.metered += window
+        self.estimated += window
+        return self._add(Fraction(window * self.devices))
+
+    def _add(self, device_us):
+        self.total += device_us * self.weight
+        due, self.rated = round(self.total) - self.rated, round(self.total)
+        return due
+
+    @property
+    def peak(self):
+        return Fraction(self.points[-1][1], PPM)
+
+    @property
+    def charged(self):
+        return self.rated - self.absorbed - self.refunded
