@@ -83,10 +83,7 @@ class Gate:
         if not request_id:
             return self._decide(event)
         known_as = f"{getattr(event, 'account_id', None) or ''}/{request_id}"
-        try:
-            digest = hashlib.sha256(_encode(event)).digest()
-        except OverflowError:
-            return Decision(outcome=refusals.beyond_int64())
+        digest = hashlib.sha256(_encode(event)).digest()
         if before := core.state.answered.get(known_as):
             return Decision(outcome=before.outcome if before.digest == digest else _reused(request_id))
         decision = self._decide(event)

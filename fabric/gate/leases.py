@@ -119,7 +119,6 @@ def stop(core: Core, record: LeaseRecord, reason: StopReason, *, grace_us: int |
     record.deadline_us = deadline_us if record.deadline_us is None else min(record.deadline_us, deadline_us)
     record.state = "stopping"
     core.planner.note_leaving(job.job_id)
-    core.planner.note_leaving(job.job_id)
     core.move(job, Trigger.STOP, reason=reason.value)
     core.instructions.append(
         StopLease(lease_id=record.lease.lease_id, reason=reason.value, deadline_us=record.deadline_us)
@@ -137,7 +136,6 @@ def finish(core: Core, record: LeaseRecord, outcome: LeaseOutcome, *, error: str
     job = core.state.jobs[record.lease.job_id]
     never_started = record.started_at_us is None
     record.state, record.outcome, record.ended_at_us = "removing", outcome, core.now_us
-    core.planner.note_leaving(job.job_id)
     core.instructions.append(RemoveLease(lease_id=record.lease.lease_id))
     core.planner.note_leaving(job.job_id)
     match outcome:

@@ -30,6 +30,8 @@ CHANNEL: Final = "sandbox"
 NAME_MAX: Final = 64
 LIFETIME_MAX_US: Final = 100 * 365 * plans.DAY_US
 GENEROSITY: Final = (Overflow.POSTPAID, Overflow.WALLET, Overflow.BLOCK)
+INCLUDED_FIRST: Final = -1
+"""The priority of a subscription's own tokens: others are touched when these are used up, which is what overflow means."""
 GRANTS: Final = (Origin.PROMOTION.value, Origin.REFUND.value)
 
 
@@ -255,6 +257,7 @@ def _terms(account: Account, lot: LotTerms, *, origin: Origin, channel: str) -> 
     return Terms(
         origin=origin,
         tier=account.plan,
+        priority=INCLUDED_FIRST if origin is Origin.SUBSCRIPTION else 0,
         scope=scope_of(lot.restriction),
         effective_at_us=lot.effective_at_us,
         expires_at_us=lot.expires_at_us,

@@ -896,7 +896,7 @@ def difference(before, after, *, but=""):
 
 
 TestTheWholeCore = GateMachine.TestCase
-TestTheWholeCore.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestTheWholeCore.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
 @pytest.mark.soak
