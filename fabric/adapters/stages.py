@@ -31,6 +31,7 @@ from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import result_key
 from fabric.adapters.payload import Payload, read_payload
 from fabric.adapters.processes import LEASE_VARIABLE
+from fabric.adapters.results import keep_result
 from fabric.errors import FabricError, InvalidRequest
 from fabric.gate.events import LeaseOutcome
 from fabric.gate.instructions import Lease
@@ -129,8 +130,7 @@ def _call(stage: Stage, payload: Payload) -> JobEnd:
         pickled_result = cloudpickle.dumps(result)
     except Exception as error:
         raise InvalidRequest(f"the result can't be pickled: {error}", code="result_not_picklable") from error
-    stage.archive.put(key, pickled_result)
-    return JobEnd(outcome=LeaseOutcome.SUCCEEDED, result_ref=key)
+    return JobEnd(outcome=LeaseOutcome.SUCCEEDED, result_ref=keep_result(stage.archive, key, pickled_result))
 
 
 def _run(stage: Stage, payload: Payload) -> JobEnd:
@@ -201,10 +201,9 @@ def _kept_error(stage: Stage, error: BaseException) -> str:
     """Where the exception itself is kept, if it can be pickled."""
     key = result_key(stage.lease.account_id, stage.lease.job_id)
     try:
-        stage.archive.put(key, cloudpickle.dumps(error.with_traceback(None)))
+        return keep_result(stage.archive, key, cloudpickle.dumps(error.with_traceback(None)))
     except Exception:  # noqa: BLE001  # an exception that can't be pickled is told as text
         return ""
-    return key
 
 
 def _tail(log_file: Path) -> str:

@@ -11,6 +11,7 @@ import msgspec
 
 from fabric.adapters.cluster_settings import lease_info_key
 from fabric.adapters.payload import Payload, inlined
+from fabric.adapters.results import inline_result, shown_ref
 from fabric.api.door import Door
 from fabric.api.keys import Caller
 from fabric.api.messages import accepted, amount, facts_json, listed, message_of, request_id, spec_of
@@ -66,14 +67,14 @@ async def quote(door: Door, caller: Caller, request: pb.QuoteRequest) -> pb.Quot
 
 
 async def get_job(door: Door, caller: Caller, request: pb.GetJobRequest) -> pb.Job:
-    return message_of(await door.job(request.job_id, scope=caller.scope), pb.Job)
+    return _shown(await door.job(request.job_id, scope=caller.scope))
 
 
 async def list_jobs(door: Door, caller: Caller, request: pb.ListJobsRequest) -> pb.ListJobsReply:
     states = listed("state", request.states, [state.value for state in JobState])
     limit = min(request.limit if request.limit > 0 else LIST_DEFAULT, LIST_MAX)
     jobs: Any = await door.port.ask(JobsOf(account_id=caller.scope, states=states, limit=limit))
-    return pb.ListJobsReply(jobs=[message_of(job, pb.Job) for job in jobs])
+    return pb.ListJobsReply(jobs=[_shown(job) for job in jobs])
 
 
 async def watch_jobs(door: Door, caller: Caller, request: pb.WatchJobsRequest) -> AsyncIterator[pb.JobUpdate]:
@@ -148,7 +149,7 @@ async def result(door: Door, caller: Caller, request: pb.ResultRequest) -> Async
         if job.state in TERMINAL:
             raise NotFound(f"job {job.job_id} {job.state} and left no result", code="no_result", job=job.job_id)
         raise Conflict(f"job {job.job_id} is {job.state}: it has no result yet", code="not_ended", state=job.state)
-    async for chunk in chunks(await door.port.get_blob(key)):
+    async for chunk in chunks(await _result(door, key)):
         yield chunk
 
 
@@ -241,16 +242,28 @@ def _runtime_env(text: str) -> dict[str, Any]:
 
 
 async def _update(door: Door, view: JobView, *, with_result: bool) -> pb.JobUpdate:
-    update = pb.JobUpdate(revision=view.revision, job=message_of(view, pb.Job))
+    update = pb.JobUpdate(revision=view.revision, job=_shown(view))
     key = _result_key(view)
     if with_result and key:
         try:
-            data = await door.port.get_blob(key)
+            data = await _result(door, key)
         except NotFound:
             return update
         if len(data) <= INLINE_BYTES_MAX:
             update.result = data
     return update
+
+
+def _shown(view: JobView) -> pb.Job:
+    """A job as its owner sees it: a result that is in its record is fetched like any other."""
+    job = message_of(view, pb.Job)
+    job.result_ref = shown_ref(job.result_ref)
+    return job
+
+
+async def _result(door: Door, result_ref: str) -> bytes:
+    found = inline_result(result_ref)
+    return await door.port.get_blob(result_ref) if found is None else found
 
 
 def _result_key(view: JobView) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from fabric.adapters.cluster_settings import lease_info_key, result_key
 from fabric.adapters.payload import read_payload
+from fabric.adapters.results import keep_result
 from fabric.api.door import Door, Limits
 from fabric.api.rpc import serve
 from fabric.api.tls import ensure_certificate
@@ -135,9 +136,12 @@ class StandInPort:
             except Exception as failure:  # noqa: BLE001  # a job may raise what it likes
                 value, error = failure, f"{type(failure).__name__}: {failure}"
         key = result_key(lease.account_id, lease.job_id)
-        self.blobs[key] = cloudpickle.dumps(value)
+        result_ref = keep_result(self, key, cloudpickle.dumps(value))
         outcome = LeaseOutcome.FAILED if error else LeaseOutcome.SUCCEEDED
-        yield LeaseFinished(lease_id=lease.lease_id, outcome=outcome, error=error, result_ref=key)
+        yield LeaseFinished(lease_id=lease.lease_id, outcome=outcome, error=error, result_ref=result_ref)
+
+    def put(self, key, data):
+        self.blobs[key] = data
 
     async def ask(self, question):
         self._reachable()

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from fabric import context
 from fabric.adapters.payload import inlined
 from fabric.adapters.processes import is_there
+from fabric.adapters.results import read_result
 from fabric.gate.events import (
     JobKind,
     LeaseFinished,
@@ -40,7 +41,7 @@ async def test_a_function_runs_on_its_devices_and_its_result_is_kept(world):
     lease = world.lease(world.call(work, 6, y=7), shares=(("h1", 2),))
     finished, removed = await world.run(lease)
     assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
-    value, accelerator, gpus = pickle.loads(world.archive.get(finished.result_ref))
+    value, accelerator, gpus = pickle.loads(read_result(world.archive, finished.result_ref))
     assert (value, accelerator, len(gpus)) == (42, "H100", 2)
     assert removed.final is not None
     kinds = [type(e) for e in world.events if getattr(e, "lease_id", None) == lease.lease_id]
@@ -57,7 +58,7 @@ async def test_the_next_lease_of_the_same_shape_and_account_uses_the_same_proces
     async def where(account):
         finished, _ = await world.run(world.lease(world.call(pid), shares=(("h1", 2),), account=account))
         assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
-        return pickle.loads(world.archive.get(finished.result_ref))
+        return pickle.loads(read_result(world.archive, finished.result_ref))
 
     first, second, stranger = await where("acme"), await where("acme"), await where("globex")
     assert first == second
@@ -73,7 +74,7 @@ async def test_a_function_that_raises_fails_with_its_traceback_and_its_exception
     finished, _ = await world.run(world.lease(world.call(broken), shares=(("h1", 2),)))
     assert finished.outcome is LeaseOutcome.FAILED
     assert finished.error.endswith("KeyError: 'no such column'")
-    assert isinstance(pickle.loads(world.archive.get(finished.result_ref)), KeyError)
+    assert isinstance(pickle.loads(read_result(world.archive, finished.result_ref)), KeyError)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ async def test_the_tasks_of_a_program_run_inside_its_lease(world):
     lease = world.lease(world.call(program), kind=JobKind.PROGRAM, shares=(("h1", 2),))
     finished, _ = await world.run(lease)
     assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
-    mine, theirs = pickle.loads(world.archive.get(finished.result_ref))
+    mine, theirs = pickle.loads(read_result(world.archive, finished.result_ref))
     assert theirs == [mine, mine]
     _, busy_us, _ = world.metered(lease.lease_id)
     assert busy_us > 1_000_000
@@ -149,7 +150,7 @@ async def test_a_gang_runs_once_a_share_and_one_failing_rank_fails_it(world):
 
     finished, _ = await world.run(gang(None))
     assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
-    assert pickle.loads(world.archive.get(finished.result_ref))[:2] == ("0", "2")
+    assert pickle.loads(read_result(world.archive, finished.result_ref))[:2] == ("0", "2")
     finished, _ = await world.run(gang(1))
     assert finished.outcome is LeaseOutcome.FAILED
     assert "rank fails" in finished.error

@@ -17,6 +17,7 @@ from ray.util.placement_group import placement_group, placement_group_table
 from fabric import context
 from fabric.adapters.processes import tree_of
 from fabric.adapters.ray_cluster import RayCluster
+from fabric.adapters.results import read_result
 from fabric.gate.events import (
     LeaseFinished,
     LeaseOutcome,
@@ -54,7 +55,7 @@ async def test_a_job_that_is_asked_to_stop_saves_parks_and_resumes_where_it_was(
     await world.remove(lease.lease_id)
     again = world.lease(world.call(counting), job_id=lease.job_id, epoch=2)
     finished, _ = await world.run(again)
-    assert pickle.loads(world.archive.get(finished.result_ref)) == saved.step
+    assert pickle.loads(read_result(world.archive, finished.result_ref)) == saved.step
 
 
 async def test_a_job_that_ignores_the_wish_is_ended_with_all_its_processes(world):
@@ -159,7 +160,7 @@ async def test_a_restarted_gate_finds_its_running_jobs_again(world):
     report = await world.cluster.reconcile([world.view(lease), world.view(world.lease({}))])
     assert len(report.gone) == 1
     finished = await world.wait(LeaseFinished, lease.lease_id)
-    assert pickle.loads(world.archive.get(finished.result_ref)) == "done"
+    assert pickle.loads(read_result(world.archive, finished.result_ref)) == "done"
     await world.remove(lease.lease_id)
     window_us, _, seqs = world.metered(lease.lease_id)
     assert seqs == list(range(1, len(seqs) + 1))
