@@ -10,22 +10,22 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
+from contextlib import suppress
 from typing import Any, Final
 
 import structlog
+from pydantic import SecretBytes
 
 from fabric.adapters.archive import Archive
-from fabric.adapters.price_files import load_catalogue, load_tariffs
 from fabric.adapters.ray_cluster import RayCluster
-from fabric.adapters.signing import load_or_create_key
 from fabric.adapters.stores import cluster_settings, open_archive_of, open_journal_of
 from fabric.auditor import Auditor
 from fabric.clock import SteadyClock
 from fabric.errors import FabricError
 from fabric.gate import Gate
 from fabric.gate.events import AnyEvent, Configure, Metered, Sample, Tick
-from fabric.gate.instructions import AnyInstruction, Outcome, Refusal
+from fabric.gate.instructions import Accepted, AnyInstruction, Outcome, Refusal
+from fabric.gate.lifecycle import TERMINAL
 from fabric.gate.questions import AnyAnswer, AnyQuestion, JobOf, LeasesOf, ReceiptsOf, RecordsOf, StatementOf
 from fabric.gate.views import JobView, LogChunk
 from fabric.settings import ClusterConfig
@@ -36,6 +36,7 @@ ACTOR_NAME: Final = "gate"
 TICK_MAX_S: Final = 1.0
 """The longest nap of the clock: new deadlines are noticed at least this often."""
 TICK_MIN_S: Final = 0.02
+ANNOUNCE_WITHIN_S: Final = 0.02
 RECONCILE_S: Final = 5.0
 PUBLISH_S: Final = 1.0
 
@@ -45,23 +46,32 @@ log = structlog.get_logger()
 class GateActor:
     """What runs inside the Ray actor. Every public method waits until the gate is up."""
 
-    def __init__(self, config: ClusterConfig) -> None:
+    def __init__(self, config: ClusterConfig, *, signing_key: SecretBytes, prices: Configure) -> None:
+        """Put the parts together; the first call starts them.
+
+        Args:
+            config: with its secrets. Of its files none is read here: this may be another machine.
+            signing_key: signs the journal's checkpoints.
+            prices: in force until `price` brings others; only a journal that has none takes them from here.
+        """
         self._config = config
+        self._first_prices = prices
         self._clock = SteadyClock()
         self._archive: Archive = open_archive_of(config)
         self._writer: Writer[Gate] = Writer(
             open_journal_of(config), restore=Gate.restore, clock=self._clock, carry_out=self._carry_out
         )
-        self._auditor = Auditor(
-            self._writer.journal, origin=config.name, signing_key=load_or_create_key(Path(config.signing_key))
-        )
+        self._auditor = Auditor(self._writer.journal, origin=config.name, signing_key=signing_key.get_secret_value())
         self._cluster = RayCluster(
             report=self._report, archive=self._archive, settings=cluster_settings(config), clock=self._clock
         )
         self._latest: dict[JobId, int] = {}
         """Jobs by their last change, the newest last: what watchers read from."""
         self._to_publish: dict[JobId, None] = {}
-        self._changed = asyncio.Condition()
+        self._committed = asyncio.Event()
+        """Something was committed that may have changed jobs."""
+        self._news = asyncio.Event()
+        """Set once, for those who watch now; those who come later get another."""
         self._starting: asyncio.Task[None] | None = None
         self._chores: list[asyncio.Task[None]] = []
 
@@ -71,6 +81,20 @@ class GateActor:
         """Wait until the gate answers; then the public key that signs its checkpoints, for whoever verifies."""
         await self._up()
         return self._auditor.verifier_key
+
+    async def differences(self, config: ClusterConfig) -> list[str]:
+        """What of a cluster file is not what this gate was started with; of what a gate can't change while it runs."""
+        sections = ("name", "journal", "archive", "metering")
+        return [name for name in sections if getattr(self._config, name) != getattr(config, name)]
+
+    async def price(self, prices: Configure) -> Outcome:
+        """Journal the prices, unless they are in force: a replay never reads today's files."""
+        await self._up()
+        state = self._writer.core.state
+        if (state.tariffs, state.catalogue, state.operator) == (prices.tariffs, prices.catalogue, prices.operator):
+            return Accepted()
+        (outcome,) = await self._writer.submit([prices])
+        return outcome
 
     async def decide(self, events: Sequence[AnyEvent]) -> list[Outcome]:
         """Hand events in; the answers come when they are durable."""
@@ -99,16 +123,14 @@ class GateActor:
         """Jobs that changed after a revision, oldest change first; waits for one, then gives []."""
         await self._up()
         deadline = asyncio.get_running_loop().time() + timeout_s
-        async with self._changed:
-            while not (found := self._changed_since(account_id, after_revision)):
-                left_s = deadline - asyncio.get_running_loop().time()
-                if left_s <= 0:
-                    return []
-                try:
-                    await asyncio.wait_for(self._changed.wait(), left_s)
-                except TimeoutError:
-                    return []
-        return found
+        while True:
+            news = self._news
+            found = await self._writer.look(lambda _: self._changed_since(account_id, after_revision))
+            left_s = deadline - asyncio.get_running_loop().time()
+            if found or left_s <= 0:
+                return found
+            with suppress(TimeoutError):
+                await asyncio.wait_for(news.wait(), left_s)
 
     async def logs(self, job_id: str, account_id: str, offsets: dict[str, int]) -> list[LogChunk]:
         """What a job has logged beyond `offsets` ("attempt/rank" → bytes already had)."""
@@ -146,7 +168,8 @@ class GateActor:
         await self._writer.start()
         jobs = self._writer.core.state.jobs.values()
         self._latest = {job.job_id: job.revision for job in sorted(jobs, key=lambda job: job.revision)}
-        await self._configure()
+        if self._writer.core.state.tariffs is None:
+            await self._report([self._first_prices])
         await self._cluster.start()
         outstanding = self._writer.core.outstanding()
         await self._reconcile()
@@ -154,19 +177,13 @@ class GateActor:
         self._chores = [
             asyncio.create_task(self._again_and_again(chore, pause_s))
             for chore, pause_s in (
+                (self._announce, 0.0),
                 (self._tick, TICK_MIN_S),
                 (self._reconcile, RECONCILE_S),
                 (self._publish, PUBLISH_S),
             )
         ]
         log.info("gate_up", entries=self._writer.head.size, outstanding=len(outstanding))
-
-    async def _configure(self) -> None:
-        """Journal the prices where they differ from those in force: a replay never reads today's files."""
-        tariffs, catalogue = load_tariffs(self._config.tariffs), load_catalogue(self._config.plans)
-        state = self._writer.core.state
-        if (state.tariffs, state.catalogue, state.operator) != (tariffs, catalogue, self._config.operator):
-            await self._report([Configure(tariffs=tariffs, catalogue=catalogue, operator=self._config.operator)])
 
     # -- what goes on by itself ----------------------------------------------------------------------------------------
 
@@ -185,11 +202,9 @@ class GateActor:
         return [Metered(samples=tuple(own)) for own in samples.values()]
 
     async def _carry_out(self, instructions: Sequence[AnyInstruction]) -> None:
+        self._committed.set()
         if instructions:
             await self._cluster.carry_out(instructions)
-        if self._note_changes():
-            async with self._changed:
-                self._changed.notify_all()
 
     async def _tick(self) -> None:
         """A Tick whenever something is due, and none when nothing is: the journal holds no idle time."""
@@ -201,10 +216,18 @@ class GateActor:
         wait_s = TICK_MAX_S if due_us is None else (due_us - now_us) / 1_000_000
         await asyncio.sleep(min(wait_s, TICK_MAX_S))
 
+    async def _announce(self) -> None:
+        """Tell watchers what is durable: of an end at once, of all else in a moment, because more may follow."""
+        await self._committed.wait()
+        if await self._writer.look(lambda _: self._note_changes()):
+            self._wake_watchers()
+        else:
+            asyncio.get_running_loop().call_later(ANNOUNCE_WITHIN_S, self._wake_watchers)
+
     async def _publish(self) -> None:
         due, self._to_publish = tuple(self._to_publish), {}
         if due:
-            await self._cluster.publish(self._views(due))
+            await self._cluster.publish(await self._writer.look(lambda _: self._views(due)))
 
     async def _reconcile(self) -> None:
         leases: Any = await self._writer.look(lambda core: core.ask(LeasesOf(), self._clock.now_us()))
@@ -225,14 +248,20 @@ class GateActor:
 
     # -- watching ------------------------------------------------------------------------------------------------------
 
+    def _wake_watchers(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
     def _note_changes(self) -> bool:
+        """Remember which jobs have changed; whether one of them has ended."""
+        self._committed.clear()
         core = self._writer.core
         changed = core.take_changed()
         for job_id in changed:
             self._latest.pop(job_id, None)
             self._latest[job_id] = core.state.jobs[job_id].revision
             self._to_publish[job_id] = None
-        return bool(changed)
+        return any(core.state.jobs[job_id].state in TERMINAL for job_id in changed)
 
     def _changed_since(self, account_id: str | None, after_revision: int) -> list[JobView]:
         newer: list[JobId] = []

@@ -237,10 +237,11 @@ class Writer(Generic[C]):
                 return
         if entries:
             await self._commit(entries)
+        # What is to be done goes first: somebody may wait for it who has not even heard the answer.
+        self._to_carry_out.put_nowait(instructions)
         for (_, answered), outcomes in zip(batch, answers, strict=True):
             if not answered.done():
                 answered.set_result(outcomes)
-        self._to_carry_out.put_nowait(instructions)
         if self._head.size - self._snapshot_size >= max(self._snapshot_every, self._head.size // _GROWTH):
             await self._save_snapshot()
 

@@ -37,6 +37,8 @@ from fabric.gate.instructions import Lease
 from fabric.units import NodeId
 
 _WATCH_SAVES_AFTER_S: Final = 0.05
+_STARTED_WITHIN_S: Final = 0.02
+"""A job shorter than this is told of in one piece: one commit for its start and its end."""
 _NODE_PROBES: Final = 4
 _NODE_PROBE_S: Final = 0.2
 _log = structlog.get_logger(__name__)
@@ -182,16 +184,15 @@ class Attempt:
         assert group is not None
         if not self.reused:
             await self._attach()
-        self.around.outbox.put(LeaseStarted(lease_id=self.lease.lease_id))
+        self.around.outbox.put(LeaseStarted(lease_id=self.lease.lease_id), within_s=_STARTED_WITHIN_S)
         if not self.orders:
             return
         calls = [runner.actor.run.remote(order) for runner, order in zip(group.runners, self.orders, strict=True)]
-        if self.reused:
-            await self._attach()
         if self.stop_asked is not None:
             reason, at = self.stop_asked
             await self.ask_to_stop(reason, seconds_left=max(0.0, at - time.monotonic()))
-        await self._until_ended(calls)
+        # A kept runner is known to the meters, which count what it does from its last lease on: no need to wait for them.
+        await asyncio.gather(self._until_ended(calls), *([self._attach()] if self.reused else []))
 
     async def _attach(self) -> None:
         """Have the agents watch the lease: all its devices on one machine are one share there."""

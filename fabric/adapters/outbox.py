@@ -28,10 +28,13 @@ class Outbox:
     def start(self) -> None:
         self._sender = asyncio.create_task(self._send())
 
-    def put(self, event: AnyEvent) -> None:
-        """Report it soon."""
+    def put(self, event: AnyEvent, *, within_s: float = 0.0) -> None:
+        """Report it soon, at the latest after so many seconds: what can wait a little often goes with what follows."""
         self._waiting.append((event, None))
-        self._more.set()
+        if within_s > 0:
+            asyncio.get_running_loop().call_later(within_s, self._more.set)
+        else:
+            self._more.set()
 
     async def deliver(self, event: AnyEvent) -> None:
         """Report it, and wait until the gate has it."""
