@@ -6,31 +6,34 @@ started again finds it where it was.
 
 import argparse
 import asyncio
+import ipaddress
 import logging
 import os
 import signal
+import socket
 import sys
 import uuid
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import ray
 import structlog
 
-from fabric import house
-from fabric.actor import ACTOR_NAME, GateActor
+from fabric import detached, house
 from fabric.adapters.local_cluster import LocalCluster, LocalNode
 from fabric.adapters.stores import open_archive_of
 from fabric.api.door import Door, Limits
 from fabric.api.ray_port import RayPort
 from fabric.api.rpc import RpcServer, serve
 from fabric.api.tls import TlsFiles, ensure_certificate
-from fabric.errors import FabricError, error_of
+from fabric.doctor import Health, machine
+from fabric.errors import FabricError, Unavailable
 from fabric.gate.events import AnyEvent, CreateKey, OpenAccount
-from fabric.gate.instructions import Refusal
 from fabric.gate.questions import BalanceOf, KeyOf, NodesOf, PricesOf
-from fabric.settings import ClusterConfig, RayLocal, Settings
+from fabric.house.place import announce, tell
+from fabric.settings import ClusterConfig, RayLocal, Settings, load_cluster
 from fabric.settings import TlsFiles as ConfiguredTls
 from fabric.units import AccountId, KeyId
 from fabric.wire.keys import format_key, hash_secret, key_id_of, make_secret, parse_key
@@ -39,9 +42,7 @@ OPERATOR: Final = AccountId("operator")
 """The operator's own account: its keys belong to it."""
 LOCAL_ACCOUNT: Final = AccountId("local")
 """The customer that a one-machine fabric opens for whoever started it."""
-GATE_START_S: Final = 120.0
-GATE_STOP_S: Final = 20.0
-CALLS_AT_ONCE: Final = 10_000
+INTERRUPTED: Final = 130
 
 log = structlog.get_logger()
 
@@ -52,102 +53,174 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, help="cluster file; the one-machine cluster if not given")
     parser.add_argument("--state-dir", type=Path, required=True)
     parser.add_argument("--any-port", action="store_true", help="listen at free ports, not at those in the file")
+    parser.add_argument("--steps", type=Path, help="where to say how far the start has come, in lines of JSON")
+    parser.add_argument(
+        "--end-gate", action="store_true", help="stop the gate of the Ray cluster that is joined, and end"
+    )
     given = parser.parse_args(argv)
+    _log_to_standard_error()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with house.held(given.state_dir), _nothing_left(given.state_dir), ExitStack() as stack:
+            _Service(given, stack).run()
+    except FabricError as error:
+        log.error("ended", code=error.code, error=error.message)  # noqa: TRY400 - expected: no traceback
+        step = house.Step(doing="", error=error.message, code=error.code, http_status=error.http_status)
+        tell(given.steps, step)
+        return error.exit_code
+    except KeyboardInterrupt:
+        log.info("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        log.exception("ended")
+        tell(given.steps, house.Step(doing="", error=f"{type(error).__name__}: {error}"))
+        return 1
+    return 0
+
+
+class _Service:
+    """One run of the process."""
+
+    def __init__(self, given: argparse.Namespace, stack: ExitStack) -> None:
+        self._given = given
+        self._stack = stack
+        self._state_dir: Path = given.state_dir
+        self._config = _load(given.config, given.state_dir, any_port=given.any_port)
+
+    def run(self) -> None:
+        if not self._given.end_gate:
+            _check_ports(self._config)
+        dashboard = self._join_or_start_ray()
+        asyncio.run(detached.end(self._config) if self._given.end_gate else self._serve(dashboard))
+
+    def _join_or_start_ray(self) -> str:
+        """The dashboard's address."""
+        asked = self._config.ray
+        if not isinstance(asked, RayLocal):
+            self._tell(f"joining Ray at {asked.address}")
+            return self._join(asked.address, namespace=asked.namespace)
+        nodes = [
+            LocalNode(
+                node_id=node.node,
+                accelerator=node.accelerator,
+                devices=node.devices,
+                pool=node.pool.value,
+                dedicated_to=node.dedicated_to or "",
+            )
+            for node in asked.nodes
+        ]
+        cluster = LocalCluster.start(
+            nodes=nodes,
+            temp_dir=house.new_session_folder(self._state_dir),
+            dashboard_port=self._config.dashboard.port or None,
+            namespace=asked.namespace,
+            told=self._tell,
+        )
+        self._stack.callback(cluster.stop)
+        return cluster.dashboard_url
+
+    def _join(self, address: str, *, namespace: str) -> str:
+        try:
+            context = ray.init(address=address, namespace=namespace, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise Unavailable(
+                f"can't join Ray at {address}: {error}. `fabric doctor --config FILE` says what is missing",
+                code="ray_unreachable",
+            ) from error
+        self._stack.callback(ray.shutdown)
+        return f"http://{context.dashboard_url}" if context.dashboard_url else ""
+
+    async def _serve(self, dashboard: str) -> None:
+        stopped = asyncio.Event()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(name, stopped.set)
+        opening = asyncio.create_task(self._open(dashboard))
+        stopping = asyncio.create_task(stopped.wait())
+        await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():
+            opening.cancel()
+            await asyncio.wait((opening,))
+            raise KeyboardInterrupt
+        server, actor = opening.result()
+        await stopping
+        await server.stop()
+        if isinstance(self._config.ray, RayLocal) and (wrong := await detached.close(actor)):
+            log.warning("gate_not_closed", error=wrong)
+
+    async def _open(self, dashboard: str) -> tuple[RpcServer, Any]:
+        self._tell("starting the gate: reading its journal")
+        actor, verifier_key = await detached.find_or_start(self._config)
+        port = RayPort(actor, archive=open_archive_of(self._config))
+        self._tell("opening the door")
+        tls = _tls(self._config, self._state_dir)
+        rpc = self._config.rpc
+        server = await serve(_door(self._config, port), tls=tls, host=rpc.host, port=rpc.port)
+        await _settle_in(self._config, port, self._state_dir)
+        nodes: Any = await port.ask(NodesOf())
+        is_local = isinstance(self._config.ray, RayLocal)
+        found = house.Running(
+            name=self._config.name,
+            pid=os.getpid(),
+            address=f"localhost:{server.port}" if _is_everywhere(rpc.host) else server.address,
+            ca=str(tls.ca or ""),
+            dashboard=dashboard,
+            ray_address=ray.get_runtime_context().gcs_address,
+            verifier_key=verifier_key,
+            state_dir=str(self._state_dir),
+            nodes=len(nodes),
+            account=LOCAL_ACCOUNT if is_local else "",
+            config=str(self._given.config or ""),
+            joined=not is_local,
+        )
+        announce(self._state_dir, found)
+        tell(self._given.steps, house.Step(doing="up", up=True))
+        log.info("up", address=found.address, nodes=found.nodes, dashboard=dashboard)
+        return server, actor
+
+    def _tell(self, doing: str) -> None:
+        tell(self._given.steps, house.Step(doing=doing))
+
+
+def _log_to_standard_error() -> None:
     level = logging.getLevelNamesMapping()[Settings().log_level.upper()]
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _nothing_left(state_dir: Path) -> Iterator[None]:
+    """Before: end what a fabric that was killed here has left. Afterwards: what Ray has not ended itself."""
+    if ended := house.end_remains(state_dir):
+        log.warning("ended_remains", processes=ended)
     try:
-        with house.held(given.state_dir), ExitStack() as stack:
-            config = house.load(given.config, given.state_dir, any_port=given.any_port)
-            dashboard = _join_or_start_ray(config, given.state_dir, stack)
-            asyncio.run(_serve(config, given.state_dir, dashboard=dashboard))
-    except FabricError as error:
-        log.error("start_failed", code=error.code, error=error.message)  # noqa: TRY400 - expected: no traceback
-        house.tell(given.state_dir, house.Step(doing="failed", error=error.message))
-        return error.exit_code
-    except Exception as error:
-        log.exception("start_failed")
-        house.tell(given.state_dir, house.Step(doing="failed", error=f"{type(error).__name__}: {error}"))
-        return 1
-    return 0
+        yield
+    finally:
+        house.end_remains(state_dir)
 
 
-def _join_or_start_ray(config: ClusterConfig, state_dir: Path, stack: ExitStack) -> str:
-    """The dashboard's address."""
-    if not isinstance(config.ray, RayLocal):
-        house.tell(state_dir, house.Step(doing=f"joining Ray at {config.ray.address}"))
-        context = ray.init(address=config.ray.address, namespace=config.ray.namespace, log_to_driver=False)
-        stack.callback(ray.shutdown)
-        return f"http://{context.dashboard_url}" if context.dashboard_url else ""
-    nodes = [
-        LocalNode(
-            node_id=node.node,
-            accelerator=node.accelerator,
-            devices=node.devices,
-            pool=node.pool.value,
-            dedicated_to=node.dedicated_to or "",
-        )
-        for node in config.ray.nodes
-    ]
-    cluster = LocalCluster.start(
-        nodes=nodes,
-        dashboard_port=config.dashboard.port or None,
-        namespace=config.ray.namespace,
-        told=lambda doing: house.tell(state_dir, house.Step(doing=doing)),
-    )
-    stack.callback(cluster.stop)
-    return cluster.dashboard_url
+def _load(config: Path | None, state_dir: Path, *, any_port: bool) -> ClusterConfig:
+    """The cluster file, with its paths below the state directory; with `any_port`, at free ports."""
+    found = load_cluster(config, environ={**os.environ, "FABRIC_STATE_DIR": str(state_dir)})
+    if not any_port:
+        return found
+    rpc = found.rpc.model_copy(update={"listen": f"{found.rpc.listen.rpartition(':')[0]}:0"})
+    return found.model_copy(update={"rpc": rpc, "dashboard": found.dashboard.model_copy(update={"port": 0})})
 
 
-async def _serve(config: ClusterConfig, state_dir: Path, *, dashboard: str) -> None:
-    stopped = asyncio.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(name, stopped.set)
-    house.tell(state_dir, house.Step(doing="starting the gate: reading its journal"))
-    actor = _gate(config)
-    verifier_key: str = await asyncio.wait_for(asyncio.wrap_future(actor.ready.remote().future()), GATE_START_S)
-    port = RayPort(actor, archive=open_archive_of(config))
-    house.tell(state_dir, house.Step(doing="opening the door"))
-    tls = _tls(config, state_dir)
-    server = await serve(_door(config, port), tls=tls, host=config.rpc.host, port=config.rpc.port)
-    await _settle_in(config, port, state_dir)
-    nodes: Any = await port.ask(NodesOf())
-    found = house.Running(
-        name=config.name,
-        pid=os.getpid(),
-        address=server.address,
-        ca=str(tls.ca or ""),
-        dashboard=dashboard,
-        ray_address=ray.get_runtime_context().gcs_address,
-        verifier_key=verifier_key,
-        state_dir=str(state_dir),
-        nodes=len(nodes),
-        account=LOCAL_ACCOUNT if isinstance(config.ray, RayLocal) else "",
-    )
-    house.announce(state_dir, found)
-    log.info("up", address=found.address, nodes=found.nodes, dashboard=dashboard)
-    await stopped.wait()
-    await _close(server, actor, local=isinstance(config.ray, RayLocal))
-
-
-def _gate(config: ClusterConfig) -> Any:
-    """The one gate: started here, or found where it runs."""
-    return (
-        ray.remote(GateActor)
-        .options(
-            name=ACTOR_NAME,
-            namespace=config.ray.namespace,
-            lifetime="detached",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_task_retries=-1,
-            max_concurrency=CALLS_AT_ONCE,
-            num_cpus=0,
-        )
-        .remote(config)
-    )
+def _check_ports(config: ClusterConfig) -> None:
+    """Say that a port is taken before a cluster is started for nothing."""
+    findings = [machine.check_port(config.rpc.host, config.rpc.port, name="rpc.listen")]
+    if isinstance(config.ray, RayLocal):
+        findings.append(machine.check_port("127.0.0.1", config.dashboard.port, name="dashboard.port"))
+    for finding in findings:
+        if finding.health is Health.FAIL:
+            raise Unavailable(f"{finding.found}: {finding.remedy}", code="address_taken")
 
 
 def _door(config: ClusterConfig, port: RayPort) -> Door:
@@ -162,7 +235,17 @@ def _door(config: ClusterConfig, port: RayPort) -> Door:
 def _tls(config: ClusterConfig, state_dir: Path) -> TlsFiles:
     if isinstance(config.rpc.tls, ConfiguredTls):
         return TlsFiles(cert=config.rpc.tls.cert, key=config.rpc.tls.key)
-    return ensure_certificate(state_dir, hosts=(config.rpc.host,))
+    host = config.rpc.host
+    hosts = (socket.gethostname(), socket.getfqdn()) if _is_everywhere(host) else (host,)
+    return ensure_certificate(state_dir, hosts=hosts)
+
+
+def _is_everywhere(host: str) -> bool:
+    """Whether it means all addresses of this machine, and so is none to connect to."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
 
 
 async def _settle_in(config: ClusterConfig, port: RayPort, state_dir: Path) -> None:
@@ -200,19 +283,7 @@ async def _ensure_account(port: RayPort, account_id: AccountId, *, name: str) ->
 
 async def _decide(port: RayPort, event: AnyEvent) -> None:
     (outcome,) = await port.decide([event])
-    if isinstance(outcome, Refusal):
-        raise error_of(outcome.code, outcome.http_status, outcome.message, outcome.facts)
-
-
-async def _close(server: RpcServer, actor: Any, *, local: bool) -> None:
-    """The door first; the gate only where its cluster goes with it."""
-    await server.stop()
-    if local:
-        try:
-            await asyncio.wait_for(asyncio.wrap_future(actor.close.remote().future()), GATE_STOP_S)
-        except Exception as error:  # noqa: BLE001 - the journal has everything; the cluster ends anyway
-            log.warning("gate_not_closed", error=str(error))
-        ray.kill(actor, no_restart=True)
+    detached.check(outcome)
 
 
 if __name__ == "__main__":

@@ -108,11 +108,15 @@ class LocalCluster:
                 owns_temp_dir=temp_dir is None,
                 dashboard_url=f"http://127.0.0.1:{port}" if dashboard else "",
             )
-            for node in nodes:
-                told(f"starting node {node.node_id}: {node.devices} × {node.accelerator}")
-                local.add(node)
-            ray.init(address=cluster.address, namespace=namespace, log_to_driver=False, logging_level="warning")
-            cluster.wait_for_nodes(60)
+            try:
+                for node in nodes:
+                    told(f"starting node {node.node_id}: {node.devices} × {node.accelerator}")
+                    local.add(node)
+                ray.init(address=cluster.address, namespace=namespace, log_to_driver=False, logging_level="warning")
+                cluster.wait_for_nodes(60)
+            except BaseException:
+                local.stop()
+                raise
         return local
 
     @property

@@ -30,15 +30,15 @@ class RayPort:
         self._archive = archive
 
     async def decide(self, events: Sequence[AnyEvent]) -> list[Outcome]:
-        outcomes: list[Outcome] = await _call(self._actor.decide.remote(list(events)))
+        outcomes: list[Outcome] = await call(self._actor.decide.remote(list(events)))
         return outcomes
 
     async def ask(self, question: AnyQuestion) -> AnyAnswer:
-        found: AnyAnswer = await _call(self._actor.ask.remote(question))
+        found: AnyAnswer = await call(self._actor.ask.remote(question))
         return found
 
     async def changes(self, *, account_id: str | None, after_revision: int, timeout_s: float) -> list[JobView]:
-        views: list[JobView] = await _call(self._actor.changes.remote(account_id, after_revision, timeout_s))
+        views: list[JobView] = await call(self._actor.changes.remote(account_id, after_revision, timeout_s))
         return views
 
     async def logs(self, job_id: str, *, offsets: dict[str, int], follow: bool) -> AsyncIterator[LogChunk]:
@@ -47,7 +47,7 @@ class RayPort:
             job = await self.ask(JobOf(job_id=JobId(job_id)))
             if not isinstance(job, JobView):
                 return
-            said: list[LogChunk] = await _call(self._actor.logs.remote(job_id, job.account_id, have))
+            said: list[LogChunk] = await call(self._actor.logs.remote(job_id, job.account_id, have))
             news = [chunk for chunk in said if chunk.data]
             for chunk in news:
                 have[f"{chunk.attempt}/{chunk.rank}"] = chunk.offset + len(chunk.data)
@@ -65,13 +65,14 @@ class RayPort:
 
     async def export(self, *, account_id: str | None) -> AsyncIterator[bytes]:
         start = 0
-        while lines := await _call(self._actor.export.remote(account_id, start, EXPORT_PAGE)):
+        while lines := await call(self._actor.export.remote(account_id, start, EXPORT_PAGE)):
             for line in lines:
                 yield line
             start += len(lines)
 
 
-async def _call(reference: Any) -> Any:
+async def call(reference: Any) -> Any:
+    """The answer of the actor; what went wrong there as the error that it is."""
     try:
         return await reference
     except RayTaskError as error:

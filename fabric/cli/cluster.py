@@ -10,7 +10,10 @@ from fabric.cli.session import AsJson
 from fabric.profile import Profile, save_profile
 
 StateDir = Annotated[Path | None, typer.Option(help="Where its state lives.")]
-Config = Annotated[Path | None, typer.Option(exists=False, help="A cluster file; without one, a local cluster.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(envvar="FABRIC_CONFIG", show_envvar=True, help="A cluster file; without one, a local cluster."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +33,7 @@ def up(
     from fabric import house  # noqa: PLC0415  # what starts a fabric is slow to import, and only needed here
 
     if local and config is not None:
-        raise typer.BadParameter("choose --local or --config")
+        raise typer.BadParameter("choose --local or --config (FABRIC_CONFIG counts as that)")
     out = console()
     found = house.up(config, state_dir=state_dir, say=lambda doing: None if as_json else out.print(f"… {doing}"))
     api_key = house.operator_key(Path(found.state_dir))
@@ -61,16 +64,38 @@ def up(
     )
 
 
-def down(*, state_dir: StateDir = None, as_json: AsJson = False) -> None:
-    """Stop a fabric in order. Nothing that was booked is lost."""
+def down(
+    *,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Stop the gate too, where Ray was there before the fabric.")
+    ] = False,
+    config: Config = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Stop a fabric in order. Nothing that was booked is lost.
+
+    A local cluster ends with all that runs in it. Where a running Ray cluster was joined, the door closes, and the gate
+    and the jobs go on; --gate stops the gate as well, to upgrade it or to give it another cluster file. Jobs go on even
+    then, and the next `fabric up` finds them.
+    """
     from fabric import house  # noqa: PLC0415
 
-    found = house.down(state_dir)
-    print_json({"name": found.name, "stopped": True}) if as_json else console().print(f"{found.name} is down")
+    found = house.down(state_dir, gate=gate, config=config)
+    name = found.name if found else None
+    stays = found is not None and found.joined and not gate
+    if as_json:
+        print_json({"name": name, "stopped": True, "gate": "running" if stays else "stopped"})
+        return
+    goes_on = ": its gate and jobs go on (fabric down --gate stops the gate)" if stays else ""
+    console().print(f"{name or 'the gate'} is down{goes_on}")
 
 
 def doctor(*, config: Config = None, as_json: AsJson = False) -> None:
-    """Say what is missing, and how to mend it. Ends with 1 if a fabric can't run here."""
+    """Say what is missing on this machine or beyond, and how to mend it.
+
+    Ends with 0 if nothing fails (a warning is no failure), with 1 if something does: `fabric up` will not work then.
+    """
     from fabric.doctor import Health, diagnose  # noqa: PLC0415
     from fabric.settings import load_cluster  # noqa: PLC0415
 

@@ -1,0 +1,32 @@
+"""The whole fabric as one background process: started, found again, and stopped.
+
+`up` starts the process that serves, waits until every part answers, and tells how it gets on meanwhile. The process
+holds the embedded Ray cluster (or joins a running one), makes sure that the gate actor lives, and is itself the door.
+Its state directory says where it is; a lock there keeps a second one out. `down` stops it in order: the door, the gate
+with a snapshot, the cluster. Killed instead, nothing is lost: the journal has everything, and the next `up` ends what
+the dead one left behind and goes on.
+
+On a Ray cluster that was there before (`ray: {mode: join}`) the gate and the jobs outlive the door: `down` closes the
+door alone, jobs go on, are metered and settle, and the next `up` finds the gate where it is. `down(gate=True)` stops the
+gate as well: to upgrade it, or to give it another journal, archive or credentials. Jobs go on even then; the next gate
+finds them.
+
+Knows processes, files and the state directory; knows neither Ray nor the gate.
+"""
+
+from fabric.house.place import Running, Step, held, operator_key, operator_key_file, running
+from fabric.house.process import down, up
+from fabric.house.remains import end_remains, new_session_folder
+
+__all__ = [
+    "Running",
+    "Step",
+    "down",
+    "end_remains",
+    "held",
+    "new_session_folder",
+    "operator_key",
+    "operator_key_file",
+    "running",
+    "up",
+]

@@ -1,0 +1,163 @@
+"""The state directory: who serves from it, how far a start has come, and where the fabric is that is up."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Final
+
+import msgspec
+
+from fabric.errors import Conflict, InvalidConfig
+from fabric.settings import Settings
+
+LOCK_WAIT_S: Final = 1.0
+"""Whoever only looks takes the lock for an instant: so long is it asked for again."""
+_POLL_S: Final = 0.05
+
+
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """A fabric that is up, as its state directory tells it."""
+
+    name: str
+    pid: int
+    address: str
+    """`host:port` of the gRPC door."""
+    ca: str
+    """The PEM file that the door's certificate is signed by; "" where the system's authorities vouch for it."""
+    dashboard: str
+    """Address of Ray's dashboard, "" if it has none."""
+    ray_address: str
+    verifier_key: str
+    """The public key that signs the journal's checkpoints: keep a copy to verify exports with."""
+    state_dir: str
+    nodes: int
+    account: str = ""
+    """The customer that was opened for whoever started it; "" where customers are opened by hand."""
+    config: str = ""
+    """The cluster file it was started with; "" = the one that comes with the package."""
+    joined: bool = False
+    """Whether its Ray cluster was there before it, and stays."""
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a start has come."""
+
+    doing: str
+    error: str = ""
+    code: str = ""
+    http_status: int = 503
+    """With `code`, which error it is."""
+    up: bool = False
+
+
+def state_dir_of(given: Path | None) -> Path:
+    """The directory meant, as an absolute path."""
+    return (given or Settings().state_dir).absolute()
+
+
+def prepare(place: Path) -> None:
+    """Make the directory if it isn't there.
+
+    Raises:
+        InvalidConfig: nothing can be written there.
+    """
+    try:
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        probe = place / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InvalidConfig(
+            f"the state directory {place} can't be written: {error.strerror}. Make it writable, or name another with"
+            " --state-dir or FABRIC_STATE_DIR",
+            code="state_dir_unwritable",
+            state_dir=str(place),
+        ) from None
+
+
+def running(state_dir: Path | None = None) -> Running | None:
+    """The fabric that is up in this state directory, if one is."""
+    place = state_dir_of(state_dir)
+    return last_running(place) if is_held(place) else None
+
+
+def is_held(place: Path) -> bool:
+    """Whether a process serves from here, or is about to."""
+    try:
+        with (place / "run.lock").open("rb") as lock:
+            return not _try_lock(lock)
+    except FileNotFoundError:
+        return False
+
+
+def last_running(place: Path) -> Running | None:
+    """The fabric that was last up here, whether or not it still is."""
+    try:
+        return msgspec.json.decode(run_file(place).read_bytes(), type=Running)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+@contextmanager
+def held(place: Path) -> Iterator[None]:
+    """Be the only one who serves from this state directory.
+
+    Raises:
+        Conflict: somebody does already.
+    """
+    prepare(place)
+    with (place / "run.lock").open("wb") as lock:
+        deadline = time.monotonic() + LOCK_WAIT_S
+        while not _try_lock(lock):
+            if time.monotonic() > deadline:
+                raise already_up(place)
+            time.sleep(_POLL_S)
+        yield
+
+
+def already_up(place: Path) -> Conflict:
+    """The error for a second start in one state directory."""
+    found = last_running(place)
+    what = f"{found.name} is up already at {found.address} (pid {found.pid})" if found else "a fabric is starting"
+    return Conflict(
+        f"{what} in {place}: use it, stop it with `fabric down`, or start another with --state-dir", code="already_up"
+    )
+
+
+def tell(steps: Path | None, step: Step) -> None:
+    """Say how far the start has come to whoever waits for it."""
+    if steps is not None:
+        with steps.open("ab") as out:
+            out.write(msgspec.json.encode(step) + b"\n")
+
+
+def announce(place: Path, found: Running) -> None:
+    """From now on `running` finds it."""
+    draft = run_file(place).with_suffix(".new")
+    draft.write_bytes(msgspec.json.encode(found))
+    draft.replace(run_file(place))
+
+
+def run_file(place: Path) -> Path:
+    return place / "run.json"
+
+
+def operator_key_file(state_dir: Path) -> Path:
+    """Where the operator's API key is kept, readable by its owner only."""
+    return state_dir / "operator.key"
+
+
+def operator_key(state_dir: Path) -> str:
+    """The operator's API key of the fabric that lives in this state directory."""
+    return operator_key_file(state_dir).read_text().strip()
+
+
+def _try_lock(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,189 @@
+"""The process that serves, from outside: started and waited for, and stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from fabric.errors import FabricError, NotFound, Unavailable, error_of
+from fabric.house import place as at
+from fabric.house.place import Running, Step
+from fabric.house.remains import end_remains, recorded
+from fabric.settings import load_cluster
+
+UP_TIMEOUT_S: Final = 180.0
+DOWN_TIMEOUT_S: Final = 60.0
+_POLL_S: Final = 0.1
+_started: Final[list["subprocess.Popen[bytes]"]] = []
+"""What this process has started and left running: it outlives us, which is no mistake."""
+
+
+def up(
+    config: Path | None = None,
+    *,
+    state_dir: Path | None = None,
+    any_port: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    timeout_s: float = UP_TIMEOUT_S,
+) -> Running:
+    """Start the fabric that a cluster file describes (by default: a local one) and wait until it answers.
+
+    Interrupted, or too late, it takes what it has started down again.
+
+    Args:
+        config: the cluster file; None = the one-machine cluster that comes with the package.
+        state_dir: where its state lives; None = `FABRIC_STATE_DIR`, or the user's state directory.
+        any_port: listen at free ports instead of those in the file, beside another fabric on the same machine.
+        say: is told each step of the start as it begins.
+        timeout_s: how long the start may take.
+
+    Raises:
+        InvalidConfig: the cluster file is wrong, or the state directory can't be written; nothing was started.
+        Conflict: one is running in this state directory already, or the gate that runs there is of another fabric.
+        Unavailable: it did not come up; the message names the log.
+    """
+    place = at.state_dir_of(state_dir)
+    load_cluster(config, environ={**os.environ, "FABRIC_STATE_DIR": str(place)})
+    at.prepare(place)
+    if at.is_held(place):
+        raise at.already_up(place)
+    at.run_file(place).unlink(missing_ok=True)
+    options = [*_config_option(config), *(["--any-port"] if any_port else [])]
+    _serve(place, options, doing="come up", say=say, timeout_s=timeout_s)
+    found = at.running(place)
+    if found is None:
+        raise _failed("the fabric ended as soon as it was up", place)
+    return found
+
+
+def down(
+    state_dir: Path | None = None, *, gate: bool = False, config: Path | None = None, timeout_s: float = DOWN_TIMEOUT_S
+) -> Running | None:
+    """Stop the fabric of this state directory in order; what ran is lost with a local cluster, its tokens are not.
+
+    Where it has joined a Ray cluster, only the door closes: the gate and the jobs go on. With `gate` the gate is stopped
+    too, even if no door is up here; jobs go on, and the next gate finds them.
+
+    Args:
+        state_dir: where its state lives, as for `up`.
+        gate: stop the gate as well; an embedded cluster's always stops with it.
+        config: the cluster file, where `gate` is asked for and no door is up.
+        timeout_s: how long an orderly end may take. Then it is killed, which loses nothing.
+
+    Returns:
+        What was up; None if only a gate was.
+
+    Raises:
+        NotFound: none is up there.
+    """
+    place = at.state_dir_of(state_dir)
+    found = at.running(place)
+    if found is not None:
+        _end(found.pid, place, timeout_s=timeout_s)
+    elif recorded(place) is not None and not at.is_held(place):
+        found = at.last_running(place)
+    elif not (gate and config is not None):
+        raise NotFound(f"no fabric is up in {place}: `fabric up` starts one", code="not_up")
+    if gate and (found is None or found.joined):
+        file = config or (Path(found.config) if found and found.config else None)
+        _serve(place, ["--end-gate", *_config_option(file)], doing="stop its gate", timeout_s=UP_TIMEOUT_S)
+    if not at.is_held(place):
+        with at.held(place):
+            end_remains(place)
+            at.run_file(place).unlink(missing_ok=True)
+    return found
+
+
+def _config_option(config: Path | None) -> list[str]:
+    return [] if config is None else ["--config", str(Path(config).absolute())]
+
+
+def _serve(
+    place: Path,
+    options: Sequence[str],
+    *,
+    doing: str,
+    timeout_s: float,
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Start the process, and wait until it says that it is up, or has ended well."""
+    descriptor, name = tempfile.mkstemp(prefix="start-", suffix=".jsonl", dir=place)
+    os.close(descriptor)
+    steps = Path(name)
+    command = [sys.executable, "-m", "fabric.serve", "--state-dir", str(place), "--steps", name, *options]
+    with (place / "fabric.log").open("ab") as out:
+        process = subprocess.Popen(  # noqa: S603 - our own module, no shell
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd=place
+        )
+    try:
+        _wait(process, steps, place=place, doing=doing, say=say, deadline=time.monotonic() + timeout_s)
+    except BaseException:
+        _end(process.pid, place, timeout_s=DOWN_TIMEOUT_S, reap=process)
+        raise
+    finally:
+        steps.unlink(missing_ok=True)
+    _started.append(process)
+
+
+def _wait(
+    process: "subprocess.Popen[bytes]",
+    steps: Path,
+    *,
+    place: Path,
+    doing: str,
+    say: Callable[[str], None],
+    deadline: float,
+) -> None:
+    told = 0
+    while time.monotonic() < deadline:
+        ended = process.poll()
+        for step in (found := _read(steps)[told:]):
+            if step.error:
+                raise _explained(step, doing, place)
+            if step.up:
+                return
+            say(step.doing)
+        told += len(found)
+        if ended is not None:
+            if ended == 0:
+                return
+            raise _failed(f"the fabric's process ended with {ended}", place)
+        time.sleep(_POLL_S)
+    raise _failed(f"the fabric did not {doing} in time", place)
+
+
+def _explained(step: Step, doing: str, place: Path) -> FabricError:
+    """The error that the process has told of, as what it is."""
+    message = f"the fabric did not {doing}: {step.error} (see {place / 'fabric.log'})"
+    return error_of(step.code or "start_failed", step.http_status, message, {})
+
+
+def _failed(what: str, place: Path) -> Unavailable:
+    return Unavailable(f"{what}: see {place / 'fabric.log'}", code="start_failed")
+
+
+def _end(pid: int, place: Path, *, timeout_s: float, reap: "subprocess.Popen[bytes] | None" = None) -> None:
+    """Have the process end in order; kill it when that takes too long, and clear away what it leaves."""
+    deadline = time.monotonic() + timeout_s
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+        while at.is_held(place) if reap is None else reap.poll() is None:
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(_POLL_S)
+    if not at.is_held(place):
+        with at.held(place):
+            end_remains(place)
+
+
+def _read(steps: Path) -> list[Step]:
+    whole = steps.read_bytes().rpartition(b"\n")[0]
+    return [msgspec.json.decode(line, type=Step) for line in whole.splitlines()]
