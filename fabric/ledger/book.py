@@ -1,13 +1,16 @@
 """The book: double-entry accounts for compute tokens, as one plain value and the few ways to change it.
 
 Holds follow the credit control of RFC 8506: authorise, update, settle or release, each with `(hold_id, seq)`. What a client
-says it used has happened and is always booked: from what is held, then from what is free, then as debt. A job's own
-hold has no client and no seq: see `Holding`.
+says it used has happened and is always booked: from what is held, then from what is free, then as debt; unless nobody
+could have used so much, because then one account would leave no room in the totals for the others. A job's own hold has
+no client and no seq: see `Holding`.
 
 A refusal changes nothing, beyond what the time would have changed anyway. The book knows no clock, no prices and no
 placement. It is built in layers, each with one concern: Daybook (transfers) ← Vault (lots) ← Sweeping (time) ← Till
 (what comes in) ← Holding (holds) ← Book (clients); encoded with msgspec it is its own snapshot.
 """
+
+from typing import Final
 
 from fabric.ledger.accounts import Account
 from fabric.ledger.balances import balance, free_uhs
@@ -16,6 +19,7 @@ from fabric.ledger.holds import Hold, HoldState
 from fabric.ledger.outcomes import (
     BEYOND_INT64,
     HOLD_ENDED,
+    IMPLAUSIBLE_USAGE,
     INVALID_AMOUNT,
     STALE_SEQ,
     UNKNOWN_HOLD,
@@ -27,6 +31,9 @@ from fabric.ledger.outcomes import (
 from fabric.ledger.proof import check
 from fabric.ledger.scopes import Use
 from fabric.units import INT64_MAX
+
+DEBT_UHS_MAX: Final = 2**50
+"""What a client's word can make an account owe beyond its credit limit: 312 000 tokens, one part in 8 000 of the totals."""
 
 
 class Book(Holding, kw_only=True, dict=True):
@@ -56,7 +63,7 @@ class Book(Holding, kw_only=True, dict=True):
             partial: take less than `more_uhs` if that is all there is; else nothing.
         """
         self._catch_up(now_us)
-        hold = self._listen(hold_id, seq=seq, used_uhs=used_uhs, more_uhs=more_uhs)
+        hold = self._listen(hold_id, seq=seq, used_uhs=used_uhs, more_uhs=more_uhs, now_us=now_us)
         if not isinstance(hold, Hold):
             return hold if isinstance(hold, Granted | Refused) else Refused(STALE_SEQ, {"seq": seq, "last_seq": seq})
         account = self.accounts[hold.account_id]
@@ -95,7 +102,9 @@ class Book(Holding, kw_only=True, dict=True):
         """Recompute everything the book must satisfy; an AssertionError names what is broken. Slow, for tests."""
         check(self)
 
-    def _listen(self, hold_id: str, *, seq: int, used_uhs: int, more_uhs: int) -> Hold | Granted | Settled | Refused:
+    def _listen(
+        self, hold_id: str, *, seq: int, used_uhs: int, more_uhs: int, now_us: int
+    ) -> Hold | Granted | Settled | Refused:
         """The hold that a client's new word is about; or the answer to an old word, or to a bad one."""
         hold = self.holds.get(hold_id) or self.lapsed.get(hold_id) or self.ended.get(hold_id)
         if hold is None:
@@ -108,11 +117,22 @@ class Book(Holding, kw_only=True, dict=True):
             return Refused(INVALID_AMOUNT, {"used_uhs": used_uhs, "more_uhs": more_uhs})
         if used_uhs > INT64_MAX - self.tokens_uhs["redeemed"]:
             return Refused(BEYOND_INT64, {"used_uhs": used_uhs, "limit_uhs": INT64_MAX})
-        return hold
+        limit_uhs = self._plausible_uhs(hold, used_uhs=used_uhs, now_us=now_us)
+        return (
+            hold
+            if used_uhs <= limit_uhs
+            else Refused(IMPLAUSIBLE_USAGE, {"used_uhs": used_uhs, "limit_uhs": limit_uhs})
+        )
+
+    def _plausible_uhs(self, hold: Hold, *, used_uhs: int, now_us: int) -> int:
+        """What a client's word about this hold is believed up to: all that is held and free, and a large debt."""
+        account = self.accounts[hold.account_id]
+        limit_uhs = hold.held_uhs + max(0, account.credit_limit_uhs + DEBT_UHS_MAX - account.owed_uhs)
+        return limit_uhs if used_uhs <= limit_uhs else limit_uhs + free_uhs(self, account, now_us=now_us, use=hold.use)
 
     def _finish(self, hold_id: str, *, seq: int, used_uhs: int, state: HoldState, now_us: int) -> Settled | Refused:
         self._catch_up(now_us)
-        hold = self._listen(hold_id, seq=seq, used_uhs=used_uhs, more_uhs=0)
+        hold = self._listen(hold_id, seq=seq, used_uhs=used_uhs, more_uhs=0, now_us=now_us)
         if not isinstance(hold, Hold):
             return hold if isinstance(hold, Settled | Refused) else Refused(STALE_SEQ, {"seq": seq, "last_seq": seq})
         account = self.accounts[hold.account_id]

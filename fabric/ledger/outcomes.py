@@ -21,6 +21,7 @@ STALE_SEQ: Final = "stale_seq"
 INVALID_AMOUNT: Final = "invalid_amount"
 INVALID_TERMS: Final = "invalid_terms"
 BEYOND_INT64: Final = "beyond_int64"
+IMPLAUSIBLE_USAGE: Final = "implausible_usage"
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):

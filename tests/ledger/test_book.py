@@ -213,3 +213,18 @@ def test_a_release_frees_everything(funded, use):
 
 def test_nothing_at_all_is_not_a_partial_grant(book, use):
     assert authorize(book, use, 5, minimum=0).code == "insufficient_tokens"
+
+
+def test_no_word_of_one_customer_leaves_another_without_room_in_the_totals(funded, terms, use):
+    funded.open_account("bob", now_us=0)
+    funded.grant("bob", lot_id="bobs", amount_uhs=50, terms=terms(), now_us=0)
+    authorize(funded, use)
+    refused = funded.settle("h", seq=1, used_uhs=INT64_MAX, now_us=1)
+    assert refused.code == "implausible_usage"
+    most_uhs = refused.facts["limit_uhs"]
+    assert most_uhs < INT64_MAX // 8_000
+    assert funded.update("h", seq=1, used_uhs=most_uhs + 1, more_uhs=0, now_us=1).code == "implausible_usage"
+    assert isinstance(funded.update("h", seq=1, used_uhs=most_uhs, more_uhs=0, now_us=1), Granted)
+    assert funded.settle("h", seq=2, used_uhs=most_uhs, now_us=1).code == "implausible_usage"
+    funded.authorize("bob", hold_id="b", amount_uhs=50, use=use, now_us=1, expires_at_us=None)
+    assert funded.settle("b", seq=1, used_uhs=60, now_us=1) == Settled(60, 0, 10, over_hold=True)
