@@ -180,12 +180,14 @@ def _quote(core: Core, question: QuoteOf, now_us: int) -> QuoteView | None:
     refusal = jobs.why_not(core, job, request)
     if refusal is not None:
         return _refused_quote(spec, refusal)
-    accelerator = holds.dearest(core, job)
+    plan = core.plan_of(job.account_id)
+    accelerator, weight_ppm = core.prices.dearest(
+        spec.accelerators, service=spec.service, tier=plan.name, at_us=core.now_us
+    )
     hold_uhs = holds.wanted_uhs(core, job)
     free_uhs = holds.within_key(core, job, core.book.free(job.account_id, now_us=now_us, use=holds.use_of(spec)))
 
     def burn(utilisation_ppm: int) -> int:
-        weight_ppm = holds.weight_of(core, job, accelerator)
         return burn_per_s(
             devices=spec.devices, weight_ppm=weight_ppm, curve=core.prices.curve, utilisation_ppm=utilisation_ppm
         )
@@ -198,7 +200,7 @@ def _quote(core: Core, question: QuoteOf, now_us: int) -> QuoteView | None:
         burn_idle_uhs_per_s=burn(0),
         hold_uhs=hold_uhs,
         runtime_us=spec.limit_uhs * 1_000_000 // max(burn(REFERENCE_PPM), 1),
-        cost_microcny=spec.limit_uhs * core.plan_of(job.account_id).price_microcny_per_ct // UHS_PER_CT,
+        cost_microcny=spec.limit_uhs * plan.price_microcny_per_ct // UHS_PER_CT,
         free_uhs=free_uhs,
         affordable=free_uhs >= hold_uhs,
         placeable_now=core.planner.could_place_now(request),

@@ -14,17 +14,25 @@ from fabric.gate.state import GateState, Job
 from fabric.placement import Planner
 from fabric.units import AccountId, JobId
 
+Gang = tuple[AccountId | None, int, int | None, tuple[str, ...], str, bool]
+"""All of a request that decides where it may go: the account if it has cells, devices, devices a node, types, service,
+whether it is preemptible.
+"""
+
 
 class Core:
     """State, ledger and planner, with the instructions and records of the current event."""
 
     __slots__ = (
         "book",
+        "cell_owners",
         "changed",
         "freed",
         "instructions",
         "now_us",
+        "placeable",
         "planner",
+        "plans",
         "price_list",
         "records",
         "renewal_due_us",
@@ -46,6 +54,11 @@ class Core:
         self.price_list: PriceList | None = None
         self.renewal_due_us: int | None = None
         """When a subscription renews next: derived, so that looking at the clock costs nothing."""
+        self.plans: dict[str, Plan] = {}
+        self.cell_owners = {node.dedicated_to: None for node in self.planner.nodes()}
+        """Accounts that have, or had, nodes of their own."""
+        self.placeable: dict[Gang, None] = {}
+        """Gangs that were found to fit into some pool as it is built: forgotten whenever a node comes, goes or changes."""
         self.note_prices()
         self.note_renewals()
         self.changed: dict[JobId, None] = {}
@@ -82,14 +95,13 @@ class Core:
 
     def plan_of(self, account_id: AccountId) -> Plan:
         """What the account is on; no plan that an account is on ever leaves the catalogue."""
-        plan = self.catalogue.plan(self.state.accounts[account_id].plan)
-        assert plan is not None, account_id
-        return plan
+        return self.plans[self.state.accounts[account_id].plan]
 
     def note_prices(self) -> None:
-        """The tariffs were set."""
-        tariffs = self.state.tariffs
+        """Tariffs and catalogue were set."""
+        tariffs, catalogue = self.state.tariffs, self.state.catalogue
         self.price_list = None if tariffs is None else PriceList(tariffs, operator=self.state.operator)
+        self.plans = {plan.name: plan for plan in catalogue.plans} if catalogue is not None else {}
 
     def note_renewals(self) -> None:
         """A subscription was made, renewed or ended."""

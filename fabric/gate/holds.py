@@ -32,19 +32,15 @@ def use_of(spec: JobSpec) -> Use:
 
 def worst_uhs(core: Core, job: Job, *, duration_us: int) -> int:
     """The most that the job can burn in so long on the dearest of the types it accepts."""
-    weight_ppm = weight_of(core, job, dearest(core, job))
-    return hold_for(devices=job.spec.devices, duration_us=duration_us, weight_ppm=weight_ppm, curve=core.prices.curve)
-
-
-def dearest(core: Core, job: Job) -> str:
-    """Of the types that the job accepts the one that burns most."""
-    names = job.spec.accelerators or core.prices.accelerators
-    return max(names, key=lambda name: weight_of(core, job, name))
+    spec, prices = job.spec, core.prices
+    plan = core.state.accounts[job.account_id].plan
+    weight_ppm = prices.dearest(spec.accelerators, service=spec.service, tier=plan, at_us=core.now_us)[1]
+    return hold_for(devices=spec.devices, duration_us=duration_us, weight_ppm=weight_ppm, curve=prices.curve)
 
 
 def weight_of(core: Core, job: Job, accelerator: str) -> int:
     plan = core.state.accounts[job.account_id].plan
-    return core.prices.weight_ppm(accelerator, service=job.spec.service.value, tier=plan, at_us=core.now_us)
+    return core.prices.weight_ppm(accelerator, service=job.spec.service, tier=plan, at_us=core.now_us)
 
 
 def quantum_uhs(core: Core, job: Job) -> int:

@@ -14,6 +14,7 @@ from fabric.placement import Request as PlacementRequest
 from fabric.placement import Unplaceable
 from fabric.units import INT64_MAX, AccountId, JobId, KeyId, format_ct
 
+GANGS_KEPT: Final = 65_536
 WAITS_FOR_CAPACITY: Final = "waiting_for_capacity"
 WAITS_FOR_TOKENS: Final = (StopReason.OUT_OF_TOKENS.value, StopReason.LIMIT_REACHED.value)
 
@@ -66,8 +67,27 @@ def why_not(core: Core, job: Job, request: PlacementRequest) -> Refusal | None:
     for name in job.spec.accelerators:
         if name not in known:
             return refusals.unknown_accelerator(name, tuple(known))
+    return _never_fits(core, request)
+
+
+def _never_fits(core: Core, request: PlacementRequest) -> Refusal | None:
+    gang = (
+        request.account_id if request.account_id in core.cell_owners else None,
+        request.devices,
+        request.devices_per_node,
+        request.accelerators,
+        request.service,
+        request.preemptible,
+    )
+    if gang in core.placeable:
+        return None
     impossible = core.planner.check(request)
-    return None if impossible is None else unplaceable(impossible)
+    if impossible is not None:
+        return unplaceable(impossible)
+    if len(core.placeable) >= GANGS_KEPT:
+        core.placeable.clear()
+    core.placeable[gang] = None
+    return None
 
 
 def unplaceable(impossible: Unplaceable) -> Refusal:

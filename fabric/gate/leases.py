@@ -262,13 +262,13 @@ def _start(core: Core, job: Job, placed: Placed) -> None:
         kind=job.spec.kind,
         epoch=job.attempts,
         accelerator=placed.accelerator,
-        shares=tuple(Share(node_id, devices) for node_id, devices in placed.shares),
+        shares=tuple([Share(node_id, devices) for node_id, devices in placed.shares]),
         payload=job.spec.payload,
     )
     weight_ppm = holds.weight_of(core, job, placed.accelerator)
     core.state.leases[lease.lease_id] = LeaseRecord(lease=lease, account_id=job.account_id, weight_ppm=weight_ppm)
     job.lease_id, job.accelerator = lease.lease_id, placed.accelerator
-    job.nodes = tuple(node_id for node_id, _ in placed.shares)
+    job.nodes = tuple([node_id for node_id, _ in placed.shares])
     core.move(job, Trigger.PLACE)
     core.instructions.append(StartLease(lease=lease))
 

@@ -34,9 +34,10 @@ def up(core: Core, event: NodeUp) -> Outcome:
         pool=event.pool.value,
         dedicated_to=event.dedicated_to,
     )
+    core.cell_owners[event.dedicated_to] = None
     for job_id in core.planner.add_node(node, now_us=core.now_us):
         _lose(core, job_id, event.node_id)
-    core.replan = True
+    _changed(core)
     return Accepted()
 
 
@@ -44,7 +45,7 @@ def down(core: Core, event: NodeDown) -> None:
     """The node is gone and everything on it."""
     for job_id in core.planner.remove_node(event.node_id):
         _lose(core, job_id, event.node_id)
-    core.replan = True
+    _changed(core)
 
 
 def drain(core: Core, event: NodeDrain) -> Outcome:
@@ -54,8 +55,13 @@ def drain(core: Core, event: NodeDrain) -> Outcome:
     for job_id in core.planner.drain_node(event.node_id):
         if record := _record_of(core, job_id):
             leases.stop(core, record, StopReason.DRAINED, grace_us=event.grace_us)
-    core.replan = True
+    _changed(core)
     return Accepted()
+
+
+def _changed(core: Core) -> None:
+    core.placeable.clear()
+    core.replan = True
 
 
 def _lose(core: Core, job_id: JobId, node_id: str) -> None:

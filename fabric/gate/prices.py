@@ -6,18 +6,20 @@ from fabric.charging.burn import BurnCurve
 from fabric.charging.tariffs import Tariffs
 
 _HOUR_US: Final = 3_600_000_000
+_KEPT: Final = 4096
 
 
 class PriceList:
     """Weights as they were found before. Every type has a line without conditions, so none is ever without a price."""
 
-    __slots__ = ("_found", "_operator", "_tariffs", "_varies_by_hour", "accelerators", "curve")
+    __slots__ = ("_dearest", "_found", "_operator", "_tariffs", "_varies_by_hour", "accelerators", "curve")
 
     def __init__(self, tariffs: Tariffs, *, operator: str) -> None:
         self._tariffs = tariffs
         self._operator = operator
         self._varies_by_hour = any(weight.hours is not None for weight in tariffs.weights)
         self._found: dict[tuple[str, str, str, int], int] = {}
+        self._dearest: dict[tuple[tuple[str, ...], str, str, int], tuple[str, int]] = {}
         self.accelerators: dict[str, None] = dict.fromkeys(tariffs.accelerators)
         self.curve: BurnCurve = tariffs.curve
 
@@ -31,10 +33,25 @@ class PriceList:
                 accelerator, service=service, operator=self._operator, tier=tier, at_us=at_us
             )
             assert weight is not None, f"{accelerator} has no price"
-            if self._varies_by_hour:
-                self._found.clear()
             self._found[key] = weight
         return weight
+
+    def dearest(self, types: tuple[str, ...], *, service: str, tier: str, at_us: int) -> tuple[str, int]:
+        """Of these types (() = of all) the one that burns most, and its weight."""
+        hour = at_us // _HOUR_US if self._varies_by_hour else 0
+        key = (types, service, tier, hour)
+        found = self._dearest.get(key)
+        if found is None:
+            if len(self._dearest) > _KEPT:
+                self._dearest.clear()
+                self._found.clear()
+            weights = {
+                name: self.weight_ppm(name, service=service, tier=tier, at_us=at_us)
+                for name in types or self.accelerators
+            }
+            name = max(weights, key=weights.__getitem__)
+            found = self._dearest[key] = (name, weights[name])
+        return found
 
 
 def unpriced(tariffs: Tariffs) -> tuple[str, ...]:
