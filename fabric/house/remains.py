@@ -15,7 +15,11 @@ from typing import Final
 
 import psutil
 
+from fabric.adapters.processes import LEASE_VARIABLE
+
 _PREFIX: Final = "fabric-"
+_CLIENTS_LOG: Final = "python-core-driver-"
+"""How Ray calls the log of a process that connected with `ray.init`."""
 _KILL_S: Final = 10.0
 
 
@@ -59,7 +63,11 @@ def recorded(place: Path) -> Path | None:
 
 
 def processes_of(folder: Path) -> Iterator[psutil.Process]:
-    """Our own processes that were told the folder as an option, or write to a file below it; not whoever reads there."""
+    """Our own processes that were told the folder as an option, or write to a file below it; not whoever reads there.
+
+    A client that connected to the cluster (a notebook, say) keeps its log there as well: it isn't ours, unless a job
+    started it.
+    """
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             if process.pid != os.getpid() and process.uids().real == os.getuid() and _is_of(process, f"{folder}/"):
@@ -69,7 +77,9 @@ def processes_of(folder: Path) -> Iterator[psutil.Process]:
 def _is_of(process: psutil.Process, folder: str) -> bool:
     if any(word.startswith("--") and folder in f"{word}/" for word in process.cmdline()):
         return True
-    return any(target.startswith(folder) for target in _written_to(Path(f"/proc/{process.pid}")))
+    written = [target for target in _written_to(Path(f"/proc/{process.pid}")) if target.startswith(folder)]
+    is_client = any(Path(target).name.startswith(_CLIENTS_LOG) for target in written)
+    return bool(written) and (not is_client or LEASE_VARIABLE in process.environ())
 
 
 def _written_to(process: Path) -> Iterator[str]:
