@@ -124,6 +124,11 @@ class LocalCluster:
         """Where `ray.init` finds the cluster."""
         return str(self._cluster.address)
 
+    @property
+    def folder(self) -> Path:
+        """Where Ray keeps its session and its logs."""
+        return self._temp_dir
+
     def add(self, node: LocalNode) -> None:
         """Add a simulated node."""
         kind = "NPU" if node.accelerator.startswith("910") else "GPU"

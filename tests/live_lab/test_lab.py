@@ -1,0 +1,141 @@
+"""A fabric that joins what is there by its addresses: Ray, PostgreSQL and S3, as on an operator's own machines."""
+
+import asyncio
+import os
+import signal
+import time
+import urllib.request
+from pathlib import Path
+
+import asyncpg
+import psutil
+
+from fabric.audit.verify import verify_export
+from fabric.units import UHS_PER_CT
+from fabric.wire import fabric_pb2 as pb
+
+WAITS_S = 60
+MUCH = 2**21
+"""Bytes of a result: more than travels beside the archive."""
+SECRET = b"very-secret"
+PAGES = ("api/v0/actors?detail=1", "api/v0/tasks?detail=1", "api/v0/runtime_envs", "api/jobs/")
+
+
+def busy_for(seconds):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
+    return "done"
+
+
+def much_after(seconds, size):
+    busy_for(seconds)
+    return bytes(size)
+
+
+def wait_until(true):
+    deadline = time.monotonic() + WAITS_S
+    while not (found := true()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found
+
+
+def settled(job):
+    wait_until(lambda: job.cost().settled)
+    return job.cost()
+
+
+def assert_billed(fabric, job):
+    """Settled, nothing held any more, charged once for what it burned, and provably so."""
+    cost = settled(job)
+    (record,) = fabric.usage(job_id=job.id)
+    assert record.charged_uhs == cost.burned_uhs > 0
+    balance = fabric.balance()
+    assert (balance.held_uhs, balance.free_uhs) == (0, 10 * UHS_PER_CT - cost.burned_uhs)
+
+
+def test_a_job_runs_where_everything_is_known_by_its_address(lab, bucket, postgres_server):
+    with lab.customer("acme") as fabric:
+        job = fabric.submit(much_after, 2, MUCH, tokens="0.1", accelerators="H100:1")
+        assert job.result(timeout=WAITS_S) == bytes(MUCH)
+        assert_billed(fabric, job)
+        lines = fabric.client.fetch(pb.ExportRequest()).decode().splitlines()
+    report = verify_export(lines, trusted_key=lab.up_as["verifier_key"])
+    assert report.ok, report.problem
+    assert any(job.id in each.key and each.size > MUCH for each in bucket.objects.filter(Prefix="archive/"))
+
+    async def entries():
+        connection = await asyncpg.connect(postgres_server.dsn)
+        try:
+            return await connection.fetchval("SELECT size FROM fabric_journal.head")
+        finally:
+            await connection.close()
+
+    assert asyncio.run(entries()) > 5
+
+
+def test_the_gate_and_its_jobs_outlive_the_door(lab):
+    (gate,) = lab.gates()
+    with lab.customer("outlives") as fabric:
+        job_id = fabric.submit(busy_for, 8, tokens="0.1", accelerators="H100:1").id
+        wait_until(lambda: fabric.job(job_id).state == "running")
+    assert lab.run("down") == {"name": "lab", "stopped": True, "gate": "running"}
+    assert "no fabric is up" in lab.run("down", code=5)["error"]["message"]
+    assert lab.gates() == [gate]
+    lab.up()
+    assert lab.gates() == [gate]
+    with lab.connect("outlives") as fabric:
+        job = fabric.job(job_id)
+        assert job.result(timeout=WAITS_S) == "done"
+        assert_billed(fabric, job)
+
+
+def test_a_killed_gate_comes_back_with_its_secrets_and_its_job_is_billed_once(lab):
+    with lab.customer("killed") as fabric:
+        job = fabric.submit(busy_for, 8, tokens="0.1", accelerators="910B:1")
+        wait_until(lambda: job.state == "running")
+        (gate,) = lab.gates()
+        os.kill(gate, signal.SIGKILL)
+        assert job.result(timeout=WAITS_S) == "done"
+        assert job.info().attempts == 1
+        assert_billed(fabric, job)
+    assert lab.gates() != [gate]
+
+
+def test_a_gate_is_stopped_only_when_asked_and_the_next_one_finds_its_jobs(lab):
+    with lab.customer("upgraded") as fabric:
+        job_id = fabric.submit(busy_for, 12, tokens="0.1", accelerators="H100:1").id
+        wait_until(lambda: fabric.job(job_id).state == "running")
+    assert lab.run("down", "--gate")["gate"] == "stopped"
+    assert lab.gates() == []
+    lab.up()
+    with lab.connect("upgraded") as fabric:
+        job = fabric.job(job_id)
+        assert job.result(timeout=WAITS_S) == "done"
+        assert job.info().attempts == 1
+        assert_billed(fabric, job)
+
+
+def test_a_door_with_another_archive_is_not_let_in_front_of_this_gate(lab):
+    other = lab.run("up", "--config", lab.config(prefix="other"), "--state-dir", lab.place / "other", code=6)["error"]
+    assert other["code"] == "other_gate"
+    assert "another archive" in other["message"]
+    assert "fabric down --gate" in other["message"]
+
+
+def test_no_secret_is_where_others_look(lab):
+    rays = psutil.Process(lab.cluster.pid).children(recursive=True)
+    assert any(process.name().startswith("ray::GateActor") for process in rays)
+    for process in rays:
+        shown = Path(f"/proc/{process.pid}/environ").read_bytes() + " ".join(process.cmdline()).encode()
+        assert SECRET not in shown, process.name()
+    for page in PAGES:
+        with urllib.request.urlopen(f"{lab.dashboard}/{page}") as answer:
+            assert SECRET not in answer.read(), page
+    logs = list(Path(lab.session).rglob("*.*"))
+    assert len(logs) > 10
+    for file in [*logs, *(lab.place / "state").rglob("*")]:
+        assert not file.is_file() or SECRET not in file.read_bytes(), file
+    with lab.connect("acme") as fabric:
+        assert SECRET not in fabric.client.fetch(pb.ExportRequest())
