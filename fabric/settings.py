@@ -252,8 +252,9 @@ class LimitsConfig(Section):
     """What one caller may ask for, so that a mistake of one doesn't stop the others."""
 
     requests_per_s: PositiveInt = 200
-    """For each API key."""
-    request_bytes: Annotated[int, Field(ge=65_536, le=2**31 - 1)] = 16 * 2**20
+    """For each customer, however many keys it makes, and for each operator key."""
+    request_bytes: Annotated[int, Field(ge=65_536, le=2**31 - 1)] = 2 * 2**20
+    """Of one message on the wire."""
     blob_bytes: Annotated[int, Field(ge=65_536, le=2**40)] = 512 * 2**20
     """A pickled function, a working directory or a result."""
 

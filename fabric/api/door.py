@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fabric.api.batcher import Batcher
 from fabric.api.feed import ChangeFeed
-from fabric.api.keys import KeyRing, RateLimit
+from fabric.api.keys import KeyRing, RateLimit, StreamLimit
 from fabric.api.port import GatePort
 from fabric.clock import Clock, SteadyClock
 from fabric.errors import NotFound
@@ -18,8 +18,13 @@ class Limits:
     """What one caller may ask for."""
 
     requests_per_s: int = 200
-    """For each API key."""
-    request_bytes: int = 16 * 2**20
+    """For each customer, however many keys it makes, and for each operator key."""
+    streams: int = 64
+    """At once: what is watched, followed, fetched and uploaded, for each customer and each operator key."""
+    call_bytes: int = 192 * 2**10
+    """Of one request that is not a blob: the gate remembers what it was asked."""
+    request_bytes: int = 2 * 2**20
+    """Of one message on the wire, before anybody has looked who sends it."""
     blob_bytes: int = 512 * 2**20
 
 
@@ -39,6 +44,7 @@ class Door:
         self.clock = clock or SteadyClock()
         self.keys = KeyRing(port, clock=self.clock)
         self.rate = RateLimit(per_s=self.limits.requests_per_s)
+        self.streams = StreamLimit(most=self.limits.streams)
         self.gate = Batcher(port)
         self.feed = ChangeFeed(port)
         self.sandbox_payments = sandbox_payments

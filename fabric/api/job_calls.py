@@ -3,19 +3,18 @@
 import asyncio
 import contextlib
 import hashlib
-import json
-from collections.abc import AsyncIterator
+import re
+import tempfile
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final
 
-import msgspec
-
 from fabric.adapters.cluster_settings import lease_info_key
-from fabric.adapters.payload import Payload, inlined
 from fabric.adapters.results import inline_result, shown_ref
 from fabric.api.door import Door
 from fabric.api.keys import Caller
 from fabric.api.messages import accepted, amount, facts_json, listed, message_of, request_id, spec_of
-from fabric.errors import Conflict, InvalidRequest, NotFound
+from fabric.api.payloads import blob_key, payload_of, recorded
+from fabric.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from fabric.gate.events import Cancel, Pause, RaiseLimit, Resume, Submit
 from fabric.gate.lifecycle import ON_DEVICES, TERMINAL, JobState
 from fabric.gate.questions import JobsOf, QuoteOf
@@ -27,11 +26,12 @@ from fabric.wire import fabric_pb2 as pb
 LIST_MAX: Final = 1_000
 LIST_DEFAULT: Final = 100
 CHUNK_BYTES: Final = 1024 * 1024
-JOURNALED_BYTES_MAX: Final = 4 * 1024
-"""A pickle up to this size rides in the job's own record: that saves the archive a write and the runner a read."""
 UPLOADS_MAX: Final = 4
-RUNTIME_ENV_KEYS: Final = ("pip", "uv", "conda", "env_vars", "config")
-"""Of Ray's runtime_env, what can't reach beyond the job's own processes."""
+"""Blobs in memory at once, on their way from the disk to the archive."""
+UPLOAD_IDLE_S: Final = 30.0
+"""How long an upload may wait for its next chunk."""
+_OFFSET_OF: Final = re.compile(r"[0-9]{1,9}/[0-9]{1,9}", re.ASCII)
+_OFFSETS_MAX: Final = 4_096
 _uploads = asyncio.Semaphore(UPLOADS_MAX)
 
 
@@ -41,11 +41,11 @@ async def submit(door: Door, caller: Caller, request: pb.SubmitRequest) -> pb.Su
     job_id = job_id_of(account, request.request_id)
     # The spec is checked before anything of the payload is kept.
     spec_of(request.spec, payload="")
-    payload = await _payload(door, account, request.payload, kind=request.spec.kind)
+    payload = await payload_of(door, account, request.payload, kind=request.spec.kind)
     event = Submit(
         job_id=job_id,
         account_id=account,
-        spec=spec_of(request.spec, payload=msgspec.json.encode(payload).decode()),
+        spec=spec_of(request.spec, payload=recorded(payload)),
         key_id=KeyId(caller.key_id),
         request_id=request.request_id,
     )
@@ -128,7 +128,8 @@ async def raise_limit(door: Door, caller: Caller, request: pb.RaiseLimitRequest)
 
 async def logs(door: Door, caller: Caller, request: pb.LogsRequest) -> AsyncIterator[pb.LogChunk]:
     await door.job(request.job_id, scope=caller.scope)
-    async for chunk in door.port.logs(request.job_id, offsets=dict(request.offsets), follow=request.follow):
+    offsets = _offsets(request.offsets.items())
+    async for chunk in door.port.logs(request.job_id, offsets=offsets, follow=request.follow):
         whole = message_of(chunk, pb.LogChunk) if not chunk.data else None
         if whole is not None:
             yield whole
@@ -155,27 +156,44 @@ async def result(door: Door, caller: Caller, request: pb.ResultRequest) -> Async
 
 async def put_blob(door: Door, caller: Caller, request: AsyncIterator[pb.Chunk]) -> pb.PutBlobReply:
     account, limit = caller.account, door.limits.blob_bytes
-    data, expected = bytearray(), ""
-    async with _uploads:
-        async for chunk in request:
+    digest, size, expected = hashlib.sha256(), 0, ""
+    # However slowly it comes, it waits on the disk and in nobody's way: memory is for blobs that are whole.
+    with tempfile.TemporaryFile() as received:
+        async for chunk in _in_time(request):
             expected = expected or chunk.sha256
-            data += chunk.data
-            if len(data) > limit:
+            size += len(chunk.data)
+            if size > limit:
                 raise InvalidRequest(
                     f"a blob may have {limit} bytes, this one has more: read large data from where it lies",
                     code="blob_too_large",
                     limit_bytes=limit,
                 )
-        sha256 = hashlib.sha256(data).hexdigest()
+            digest.update(chunk.data)
+            received.write(chunk.data)
+        sha256 = digest.hexdigest()
         if expected and expected != sha256:
-            raise InvalidRequest(f"the blob hashes to {sha256}, not to {expected}: send it again", code="blob_corrupt")
-        await door.port.put_blob(blob_key(account, sha256), bytes(data))
-    return pb.PutBlobReply(sha256=sha256, size=len(data))
+            raise InvalidRequest(
+                f"the blob hashes to {sha256}, not to {expected[:64]}: send it again", code="blob_corrupt"
+            )
+        async with _uploads:
+            received.seek(0)
+            await door.port.put_blob(blob_key(account, sha256), received.read())
+    return pb.PutBlobReply(sha256=sha256, size=size)
 
 
-def blob_key(account: str, sha256: str) -> str:
-    """Where the archive keeps what a customer sent: below the account, by content."""
-    return f"blobs/{account}/{sha256}"
+async def _in_time(request: AsyncIterator[pb.Chunk]) -> AsyncIterator[pb.Chunk]:
+    """The chunks, if none of them is long in coming."""
+    while True:
+        try:
+            async with asyncio.timeout(UPLOAD_IDLE_S):
+                chunk = await anext(request)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise Unavailable(
+                f"nothing came for {UPLOAD_IDLE_S:g} s: send the blob again", code="upload_stalled"
+            ) from None
+        yield chunk
 
 
 async def chunks(data: bytes) -> AsyncIterator[pb.Chunk]:
@@ -184,61 +202,13 @@ async def chunks(data: bytes) -> AsyncIterator[pb.Chunk]:
         yield pb.Chunk(data=data[start : start + CHUNK_BYTES])
 
 
-async def _payload(door: Door, account: str, given: pb.Payload, *, kind: str) -> Payload:
-    """What the runner is told. Every key in it is made here, from the caller's account."""
-    ways = sum(map(bool, (given.function, given.function_sha256, given.command)))
-    if ways != (0 if kind == "lease" else 1):
-        wanted = "no payload" if kind == "lease" else "a function or a command, and one of them"
-        raise InvalidRequest(f"a job of kind {kind!r} has {wanted}", code="invalid_payload")
-    blob = inline = ""
-    if given.function:
-        if len(given.function) > INLINE_BYTES_MAX:
-            raise InvalidRequest(
-                f"an inline function may have {INLINE_BYTES_MAX} bytes, this one has {len(given.function)}: send it"
-                " with PutBlob",
-                code="payload_too_large",
-                limit_bytes=INLINE_BYTES_MAX,
-            )
-        if len(given.function) <= JOURNALED_BYTES_MAX:
-            inline = inlined(given.function)
-        else:
-            blob = blob_key(account, hashlib.sha256(given.function).hexdigest())
-            await door.port.put_blob(blob, given.function)
-    elif given.function_sha256:
-        blob = blob_key(account, _sha256(given.function_sha256))
-    return Payload(
-        blob=blob,
-        inline=inline,
-        entrypoint=tuple(given.command),
-        working_dir_blob=blob_key(account, _sha256(given.working_dir_sha256)) if given.working_dir_sha256 else "",
-        env=dict(given.env),
-        runtime_env=_runtime_env(given.runtime_env_json),
-    )
-
-
-def _sha256(given: str) -> str:
-    if len(given) != hashlib.sha256().digest_size * 2 or not set(given) <= set("0123456789abcdef"):
+def _offsets(given: Iterable[tuple[str, int]]) -> dict[str, int]:
+    offsets = dict(given)
+    if len(offsets) > _OFFSETS_MAX or not all(_OFFSET_OF.fullmatch(of) and at >= 0 for of, at in offsets.items()):
         raise InvalidRequest(
-            "name a blob by the sha256 that PutBlob answered, in lower-case hex", code="invalid_sha256"
+            f"offsets are at most {_OFFSETS_MAX}, each 'attempt/rank' with a number of bytes", code="invalid_offsets"
         )
-    return given
-
-
-def _runtime_env(text: str) -> dict[str, Any]:
-    try:
-        given = json.loads(text or "{}")
-    except ValueError:
-        given = None
-    if not isinstance(given, dict):
-        raise InvalidRequest("runtime_env is a JSON object", code="invalid_runtime_env")
-    unknown = [key for key in given if key not in RUNTIME_ENV_KEYS]
-    if unknown:
-        raise InvalidRequest(
-            f"runtime_env may not have {unknown[0]!r}: allowed are {', '.join(RUNTIME_ENV_KEYS)}; files go with working_dir=",
-            code="invalid_runtime_env",
-            given=str(unknown[0])[:100],
-        )
-    return given
+    return offsets
 
 
 async def _update(door: Door, view: JobView, *, with_result: bool) -> pb.JobUpdate:

@@ -7,8 +7,9 @@ is told only to whoever has its secret. Neither secrets nor hashes appear in err
 
 import hmac
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,6 +38,11 @@ class Caller:
     """The customer an operator acts for."""
     restricted: bool = False
     """Whether the key has a limit or an end: then it may work, but not make keys or holds that outlive either."""
+
+    @property
+    def counted_as(self) -> str:
+        """Whose limits a request counts against: a customer can make keys, an operator's doors each have their own."""
+        return f"key/{self.key_id}" if self.operator else f"account/{self.home}"
 
     @property
     def account(self) -> AccountId:
@@ -130,14 +136,14 @@ class KeyRing:
 
 
 class RateLimit:
-    """A token bucket for each key: so many requests a second, and twice that at once."""
+    """A token bucket for each caller: so many requests a second, and twice that at once."""
 
     def __init__(self, *, per_s: int, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._per_s = per_s
         self._monotonic = monotonic
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def spend(self, key_id: str) -> None:
+    def spend(self, caller: str) -> None:
         """Count one request.
 
         Raises:
@@ -145,15 +151,44 @@ class RateLimit:
         """
         now = self._monotonic()
         burst = self._per_s * _BURST_S
-        left, seen_at = self._buckets.pop(key_id, (float(burst), now))
+        left, seen_at = self._buckets.pop(caller, (float(burst), now))
         left = min(burst, left + (now - seen_at) * self._per_s)
         allowed = left >= 1
-        self._buckets[key_id] = (left - 1 if allowed else left, now)
+        self._buckets[caller] = (left - 1 if allowed else left, now)
         if len(self._buckets) > _REMEMBERED_MAX:
             self._buckets.popitem(last=False)
         if not allowed:
             raise RateLimited(
-                f"this key may send {self._per_s} requests a second: try again in 1 s, or gather what you ask",
+                f"you may send {self._per_s} requests a second: try again in 1 s, or gather what you ask",
                 limit_per_s=self._per_s,
                 retry_after_s=1,
             )
+
+
+class StreamLimit:
+    """How many streams each caller has open: an idle one costs as much memory as a busy one, and some poll the gate."""
+
+    def __init__(self, *, most: int) -> None:
+        self._most = most
+        self._open: Counter[str] = Counter()
+
+    @contextmanager
+    def one_more(self, caller: str) -> Iterator[None]:
+        """Count one stream for as long as it is open.
+
+        Raises:
+            RateLimited: `too_many_streams`.
+        """
+        if self._open[caller] >= self._most:
+            raise RateLimited(
+                f"you have {self._most} streams open, which is all you may: close one, or watch many jobs with one",
+                code="too_many_streams",
+                limit=self._most,
+            )
+        self._open[caller] += 1
+        try:
+            yield
+        finally:
+            self._open[caller] -= 1
+            if not self._open[caller]:
+                del self._open[caller]

@@ -25,6 +25,7 @@ M = TypeVar("M", bound=Message)
 Word = TypeVar("Word", bound=StrEnum)
 
 NAME_CHARS_MAX: Final = 200
+NAMES_MAX: Final = 32
 GRACE_US: Final = 30_000_000
 _ID: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}", re.ASCII)
@@ -58,7 +59,7 @@ def spec_of(spec: pb.JobSpec, *, payload: str) -> JobSpec:
         name=_name(spec.name),
         kind=word(JobKind, "kind", spec.kind or JobKind.FUNCTION),
         service=word(Service, "service", spec.service or Service.TRAINING),
-        accelerators=tuple(spec.accelerators),
+        accelerators=several("accelerators", spec.accelerators),
         devices=at_least(1, "devices", spec.devices),
         devices_per_node=(
             at_least(1, "devices_per_node", spec.devices_per_node) if spec.HasField("devices_per_node") else None
@@ -76,9 +77,9 @@ def spec_of(spec: pb.JobSpec, *, payload: str) -> JobSpec:
 def scope_of(scope: pb.Scope) -> Scope:
     return Scope(
         services=tuple(word(Service, "service", service) for service in scope.services),
-        accelerators=tuple(scope.accelerators),
-        models=tuple(scope.models),
-        operators=tuple(scope.operators),
+        accelerators=several("accelerators", scope.accelerators),
+        models=several("models", scope.models),
+        operators=several("operators", scope.operators),
     )
 
 
@@ -96,6 +97,25 @@ def amount(field: str, uhs: int) -> int:
     if not 0 < uhs <= INT64_MAX:
         raise InvalidAmount(given=f"{field}={uhs}", why="the amount must be more than zero")
     return uhs
+
+
+def short(field: str, given: str) -> str:
+    """A name or a reference: the gate keeps it for ever."""
+    if len(given) > NAME_CHARS_MAX:
+        raise InvalidRequest(
+            f"{field} may have {NAME_CHARS_MAX} characters, this one has {len(given)}: shorten it",
+            code=f"invalid_{field}",
+        )
+    return given
+
+
+def several(field: str, given: Sequence[str]) -> tuple[str, ...]:
+    """A few names."""
+    if len(given) > NAMES_MAX:
+        raise InvalidRequest(
+            f"{field} may name {NAMES_MAX}, this names {len(given)}: name none for any", code=f"invalid_{field}"
+        )
+    return tuple(short(field, each) for each in given)
 
 
 def at_least(least: int, field: str, given: int) -> int:

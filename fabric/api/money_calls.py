@@ -1,6 +1,6 @@
 """Calls about money: what there is, what is bought, what was charged, and the proof of it."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -8,7 +8,7 @@ import msgspec
 from fabric.api.door import Door
 from fabric.api.job_calls import CHUNK_BYTES, chunks
 from fabric.api.keys import Caller
-from fabric.api.messages import accepted, amount, at_least, message_of, request_id, word
+from fabric.api.messages import accepted, amount, at_least, message_of, request_id, several, short, word
 from fabric.errors import NotFound, PermissionDenied
 from fabric.gate.events import (
     Authorize,
@@ -39,7 +39,7 @@ async def top_up(door: Door, caller: Caller, request: pb.TopUpRequest) -> pb.Acc
     event = TopUp(
         account_id=caller.account,
         amount_uhs=amount("amount_uhs", request.amount_uhs),
-        payment_ref=request.payment_ref,
+        payment_ref=short("payment_ref", request.payment_ref),
         request_id=request_id(request.request_id),
     )
     return accepted(await door.gate.decide(event))
@@ -49,8 +49,8 @@ async def buy_bundle(door: Door, caller: Caller, request: pb.BuyBundleRequest) -
     _may_buy(door, caller)
     event = BuyBundle(
         account_id=caller.account,
-        bundle=request.bundle,
-        payment_ref=request.payment_ref,
+        bundle=short("bundle", request.bundle),
+        payment_ref=short("payment_ref", request.payment_ref),
         request_id=request_id(request.request_id),
     )
     return accepted(await door.gate.decide(event))
@@ -60,7 +60,7 @@ async def subscribe(door: Door, caller: Caller, request: pb.SubscribeRequest) ->
     _may_buy(door, caller)
     event = Subscribe(
         account_id=caller.account,
-        subscription=request.subscription,
+        subscription=short("subscription", request.subscription),
         request_id=request_id(request.request_id),
     )
     return accepted(await door.gate.decide(event))
@@ -69,7 +69,7 @@ async def subscribe(door: Door, caller: Caller, request: pb.SubscribeRequest) ->
 async def unsubscribe(door: Door, caller: Caller, request: pb.UnsubscribeRequest) -> pb.Accepted:
     event = Unsubscribe(
         account_id=caller.account,
-        subscription=request.subscription,
+        subscription=short("subscription", request.subscription),
         request_id=request_id(request.request_id),
     )
     return accepted(await door.gate.decide(event))
@@ -136,9 +136,9 @@ async def authorize(door: Door, caller: Caller, request: pb.AuthorizeRequest) ->
         amount_uhs=amount("amount_uhs", request.amount_uhs),
         use=Use(
             service=word(Service, "service", request.service or Service.INFERENCE),
-            accelerators=_words(request.accelerators),
-            models=_words(request.models),
-            operators=_words(request.operators),
+            accelerators=several("accelerators", request.accelerators),
+            models=several("models", request.models),
+            operators=several("operators", request.operators),
         ),
         ttl_us=at_least(1, "ttl_us", request.ttl_us),
         minimum_uhs=amount("minimum_uhs", request.minimum_uhs) if request.HasField("minimum_uhs") else None,
@@ -186,10 +186,6 @@ def _hold_id(caller: Caller, given: str) -> HoldId:
     holds a job up is out of everybody's.
     """
     return HoldId(f"{'gateway' if caller.operator else 'own'}:{caller.account}:{request_id(given)}")
-
-
-def _words(given: Sequence[str]) -> tuple[str, ...]:
-    return tuple(given)
 
 
 def _may_buy(door: Door, caller: Caller) -> None:

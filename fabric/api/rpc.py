@@ -19,7 +19,7 @@ from fabric.api import job_calls, money_calls, operator_calls
 from fabric.api.door import Door
 from fabric.api.keys import REMEMBER_S, Caller
 from fabric.api.tls import TlsFiles
-from fabric.errors import FabricError, Internal, PermissionDenied, Unavailable
+from fabric.errors import FabricError, Internal, InvalidRequest, PermissionDenied, Unavailable
 from fabric.wire import ERROR_METADATA, encode_error
 from fabric.wire.service import METHODS, SERVICE_NAME, Method
 
@@ -153,6 +153,10 @@ def _answering(door: Door, method: Method, call: Call) -> Callable[[Any, Any], A
     async def answer(request: Any, context: Context) -> Any:
         try:
             caller = await _admit(door, call, context)
+            if method.client_streams:
+                with door.streams.one_more(caller.counted_as):
+                    return await call.run(door, caller, request)
+            _check_size(door, request)
             return await call.run(door, caller, request)
         except Exception as error:  # noqa: BLE001  # whatever it is, the client gets an answer and we get a log
             await _refuse(context, method, error)
@@ -165,13 +169,15 @@ def _streaming(door: Door, method: Method, call: Call) -> Callable[[Any, Any], A
         try:
             caller = await _admit(door, call, context)
             checked_at = time.monotonic()
-            async with contextlib.aclosing(call.run(door, caller, request)) as found:
-                async for answer in found:
-                    if time.monotonic() - checked_at > REMEMBER_S:
-                        # A stream may outlive its key.
-                        await _caller(door, call, context)
-                        checked_at = time.monotonic()
-                    yield answer
+            _check_size(door, request)
+            with door.streams.one_more(caller.counted_as):
+                async with contextlib.aclosing(call.run(door, caller, request)) as found:
+                    async for answer in found:
+                        if time.monotonic() - checked_at > REMEMBER_S:
+                            # A stream may outlive its key.
+                            await _caller(door, call, context)
+                            checked_at = time.monotonic()
+                        yield answer
         except Exception as error:  # noqa: BLE001  # as above
             await _refuse(context, method, error)
 
@@ -180,8 +186,18 @@ def _streaming(door: Door, method: Method, call: Call) -> Callable[[Any, Any], A
 
 async def _admit(door: Door, call: Call, context: Context) -> Caller:
     caller = await _caller(door, call, context)
-    door.rate.spend(caller.key_id)
+    door.rate.spend(caller.counted_as)
     return caller
+
+
+def _check_size(door: Door, request: Any) -> None:
+    size, most = request.ByteSize(), door.limits.call_bytes
+    if size > most:
+        raise InvalidRequest(
+            f"a request may have {most} bytes, this one has {size}: what is large goes with PutBlob, or lies in storage",
+            code="too_large",
+            limit_bytes=most,
+        )
 
 
 async def _caller(door: Door, call: Call, context: Context) -> Caller:

@@ -1,0 +1,114 @@
+"""What a request says is to be run, checked and put into words for the runner.
+
+Every key in a payload is made here, from the caller's account: what a caller sends can name nothing of anybody else's.
+What no machine could start is refused here too, before tokens are held for it.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from fabric.adapters.payload import Payload, inlined
+from fabric.api.door import Door
+from fabric.errors import InvalidRequest
+from fabric.wire import INLINE_BYTES_MAX
+from fabric.wire import fabric_pb2 as pb
+
+JOURNALED_BYTES_MAX: Final = 4 * 1024
+"""A pickle up to this size rides in the job's own record: that saves the archive a write and the runner a read."""
+PAYLOAD_CHARS_MAX: Final = 64 * 1024
+"""Of a payload without its function: command, variables and runtime_env are in the job's record for ever."""
+RUNTIME_ENV_KEYS: Final = ("pip", "uv", "conda", "env_vars", "config")
+"""Of Ray's runtime_env, what can't reach beyond the job's own processes."""
+
+
+async def payload_of(door: Door, account: str, given: pb.Payload, *, kind: str) -> Payload:
+    """What the runner is told. Every key in it is made here, from the caller's account."""
+    ways = sum(map(bool, (given.function, given.function_sha256, given.command)))
+    if ways != (0 if kind == "lease" else 1):
+        wanted = "no payload" if kind == "lease" else "a function or a command, and one of them"
+        raise InvalidRequest(f"a job of kind {kind!r} has {wanted}", code="invalid_payload")
+    _check_process(given.command, given.env)
+    blob = inline = ""
+    if given.function:
+        if len(given.function) > INLINE_BYTES_MAX:
+            raise InvalidRequest(
+                f"an inline function may have {INLINE_BYTES_MAX} bytes, this one has {len(given.function)}: send it"
+                " with PutBlob",
+                code="payload_too_large",
+                limit_bytes=INLINE_BYTES_MAX,
+            )
+        if len(given.function) <= JOURNALED_BYTES_MAX:
+            inline = inlined(given.function)
+        else:
+            blob = blob_key(account, hashlib.sha256(given.function).hexdigest())
+            await door.port.put_blob(blob, given.function)
+    elif given.function_sha256:
+        blob = blob_key(account, _sha256(given.function_sha256))
+    return Payload(
+        blob=blob,
+        inline=inline,
+        entrypoint=tuple(given.command),
+        working_dir_blob=blob_key(account, _sha256(given.working_dir_sha256)) if given.working_dir_sha256 else "",
+        env=dict(given.env),
+        runtime_env=_runtime_env(given.runtime_env_json),
+    )
+
+
+def _sha256(given: str) -> str:
+    if len(given) != hashlib.sha256().digest_size * 2 or not set(given) <= set("0123456789abcdef"):
+        raise InvalidRequest(
+            "name a blob by the sha256 that PutBlob answered, in lower-case hex", code="invalid_sha256"
+        )
+    return given
+
+
+def _runtime_env(text: str) -> dict[str, Any]:
+    try:
+        given = msgspec.json.decode(text or "{}", type=dict[str, Any])
+        msgspec.convert(given.get("env_vars", {}), dict[str, str])
+    except (ValueError, RecursionError):
+        raise InvalidRequest(
+            "runtime_env is a JSON object, and its env_vars are text by name", code="invalid_runtime_env"
+        ) from None
+    _check_process((), given.get("env_vars", {}))
+    unknown = [key for key in given if key not in RUNTIME_ENV_KEYS]
+    if unknown:
+        raise InvalidRequest(
+            f"runtime_env may not have {unknown[0]!r}: allowed are {', '.join(RUNTIME_ENV_KEYS)}; files go with working_dir=",
+            code="invalid_runtime_env",
+            given=str(unknown[0])[:100],
+        )
+    return given
+
+
+def _check_process(command: Iterable[str], variables: Mapping[str, str]) -> None:
+    """What no operating system could start."""
+    if any("\0" in word for word in command):
+        raise InvalidRequest("a command can't have a NUL character in it", code="invalid_payload")
+    for name, value in variables.items():
+        if not name or "=" in name or "\0" in name + value:
+            raise InvalidRequest(
+                f"{name[:100]!r} can't be an environment variable: a name without '=', and no NUL in name or value",
+                code="invalid_env",
+            )
+
+
+def recorded(payload: Payload) -> str:
+    """The payload as it stands in the job's record."""
+    text = msgspec.json.encode(payload).decode()
+    if len(text) - len(payload.inline) > PAYLOAD_CHARS_MAX:
+        raise InvalidRequest(
+            f"command, env and runtime_env together may have {PAYLOAD_CHARS_MAX} characters, these have"
+            f" {len(text) - len(payload.inline)}: put what is large into a file of the working directory",
+            code="payload_too_large",
+            limit_bytes=PAYLOAD_CHARS_MAX,
+        )
+    return text
+
+
+def blob_key(account: str, sha256: str) -> str:
+    """Where the archive keeps what a customer sent: below the account, by content."""
+    return f"blobs/{account}/{sha256}"
