@@ -34,6 +34,7 @@ from fabric.gate.events import (
     Sample,
 )
 from fabric.gate.instructions import Lease
+from fabric.gate.lifecycle import StopReason
 from fabric.units import NodeId
 
 _WATCH_SAVES_AFTER_S: Final = 0.05
@@ -109,9 +110,13 @@ class Attempt:
         await self._attach()
 
     async def ask_to_stop(self, reason: str, *, seconds_left: float) -> None:
-        """Hand the wish to the job; a lease without code of ours can only wait to be closed."""
+        """Hand the wish to the job. A lease without code of ours waits to be closed, which is what its owner's wish is."""
         self.stop_asked = (reason, time.monotonic() + seconds_left)
-        if self.group is None or self.end is not None or not self.orders:
+        if self.group is None or self.end is not None:
+            return
+        if not self.orders:
+            if reason == StopReason.CANCELLED:
+                self._finish(JobEnd(outcome=LeaseOutcome.SUCCEEDED))
             return
         for runner in self.group.runners:
             with suppress(ray.exceptions.RayError):

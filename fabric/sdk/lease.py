@@ -1,6 +1,14 @@
 """A lease held by the client itself: devices in which its own Ray tasks and actors run, for as long as tokens last.
 
-This is the one place of the SDK that needs Ray, in a process connected to the cluster, and it imports it when used.
+This is the one place of the SDK that needs Ray, in a process connected to the cluster, and it imports it when used:
+
+    ray.init(address="10.0.0.5:6379")  # a local cluster's address is `ray_address` in run.json of its state directory
+    with fabric.lease(tokens="2", accelerators="H100:2") as lease:
+        ray.get(step.options(**lease.options(devices=1)).remote(batch))
+
+A cluster that was started with `RAY_AUTH_MODE=token` (as those of `cluster-configs` are; a local one is where its user
+has a token) lets nobody in without its token. Ray looks for it in `RAY_AUTH_TOKEN`, in the file that
+`RAY_AUTH_TOKEN_PATH` names, then in `~/.ray/auth_token`; it lets its holder do everything, so only those get it who may.
 """
 
 import json
@@ -57,7 +65,7 @@ class Lease:
         try:
             self.job.cancel()
         except FabricError as error:
-            if error.code not in {"conflict", "not_found"} and self.job.state not in ENDED:
+            if error.code not in {"conflict", "job_ended", "not_found"} and self.job.state not in ENDED:
                 raise
 
     @property
@@ -98,7 +106,6 @@ class Lease:
         return self._document
 
     def _wait_for_devices(self) -> dict[str, Any]:
-
         deadline = time.monotonic() + self._timeout_s
         for job in self.job.events(timeout=self._timeout_s):
             if job.state == "running":
