@@ -18,6 +18,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable
+from operator import index
 from typing import Final, NoReturn
 
 import msgspec
@@ -25,6 +26,7 @@ import msgspec
 from fabric.adapters.archive import Archive
 from fabric.errors import Conflict, NotFound
 
+_STEP_MAX: Final = 2**63 - 1
 _KEPT: Final = 2
 """How many checkpoints stay: the newest, and one to fall back to."""
 
@@ -170,7 +172,12 @@ class Context:
 
         Raises:
             Conflict: a newer attempt of this job has begun; this one is over.
+            TypeError: the step is not a whole number.
+            OverflowError: it is negative, or has more than 64 bits.
         """
+        step = int(index(step))
+        if not 0 <= step <= _STEP_MAX:
+            raise OverflowError(f"step {step}: count from 0 to at most {_STEP_MAX}")
         if self._checkpoints is None or self.rank != 0:
             return
         began = time.monotonic_ns()

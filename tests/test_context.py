@@ -74,3 +74,31 @@ def test_parking_passes_through_a_jobs_own_handlers(tmp_path):
 
     with pytest.raises(Saved):
         guarded()
+
+
+class Scalar:
+    """As arrays' and tensors' whole numbers are."""
+
+    def __index__(self):
+        return 7
+
+
+@pytest.mark.parametrize(("step", "told"), [(Scalar(), 7), (True, 1), (2**63 - 1, 2**63 - 1)])
+def test_a_step_is_told_as_a_plain_number(tmp_path, step, told):
+    steps = []
+    checkpoints = Checkpoints(DirectoryArchive(tmp_path), prefix="jobs/acme/j/checkpoint", epoch=1)
+    Context(Place(job_id="j"), checkpoints=checkpoints, on_saved=lambda step, _: steps.append(step)).save(
+        b"", step=step
+    )
+    assert [(type(step), step) for step in steps] == [(int, told)]
+
+
+@pytest.mark.parametrize(
+    ("step", "error"), [(1.5, TypeError), ("3", TypeError), (-1, OverflowError), (2**63, OverflowError)]
+)
+def test_a_step_that_is_no_count_is_refused_where_it_is_saved(tmp_path, step, error):
+    saves = []
+    for one in (job(tmp_path, saves=saves), context.current()):
+        with pytest.raises(error):
+            one.save(b"state", step=step)
+    assert saves == []

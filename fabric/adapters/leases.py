@@ -22,6 +22,7 @@ from fabric.adapters.payload import Payload, read_payload, runtime_env_of
 from fabric.adapters.processes import LEASE_VARIABLE
 from fabric.adapters.runner import Order
 from fabric.adapters.stages import JobEnd
+from fabric.adapters.testimony import end_of, is_number, text
 from fabric.errors import InvalidRequest
 from fabric.gate.events import (
     JobKind,
@@ -236,7 +237,7 @@ class Attempt:
 
     async def _rank_end(self, rank: int, call: Any) -> JobEnd:
         try:
-            end: JobEnd = await call
+            end = end_of(await call, lease=self.lease)
         except ray.exceptions.RayActorError as error:
             assert self.group is not None
             if await self._node_is_gone(self.group.runners[rank].node, error):
@@ -266,12 +267,16 @@ class Attempt:
 
     def _report_save(self, step: int, write_us: int) -> None:
         self.reported_saves += 1
+        if not (is_number(step) and is_number(write_us)):
+            return
         self.around.outbox.put(LeaseSaved(lease_id=self.lease.lease_id, step=step, write_us=write_us))
 
     def _finish(self, end: JobEnd) -> None:
         self.end = end
         self.around.outbox.put(
-            LeaseFinished(lease_id=self.lease.lease_id, outcome=end.outcome, error=end.error, result_ref=end.result_ref)
+            LeaseFinished(
+                lease_id=self.lease.lease_id, outcome=end.outcome, error=text(end.error), result_ref=end.result_ref
+            )
         )
 
     async def _gives_back(self, group: Group) -> bool:

@@ -66,8 +66,12 @@ class Outbox:
                 await self._report(events)
             except Unavailable:
                 await asyncio.sleep(_RETRY_S)
-            except Exception:  # noqa: BLE001  # one refused batch must not silence all later ones
-                _log.exception("events_refused", events=[type(event).__name__ for event in events])
+            except Exception:  # noqa: BLE001  # one refused event must not silence the others
+                if len(events) > 1:
+                    for event in events:
+                        await self._hand_over([event])
+                    return
+                _log.exception("event_refused", event_=type(events[0]).__name__)
                 return
             else:
                 return

@@ -1,0 +1,50 @@
+"""What a runner says, made fit for the journal: the process is its tenant's own, and its words are kept for ever.
+
+A word that the journal could not read again would keep the gate from ever starting anew, for everybody. So a number is
+one of 64 bits, a text has an encoding and an end, and a result is where this job's result may be. It is no defence
+against code that wants to harm the cluster it runs in; it is one against everything short of that.
+"""
+
+from typing import Final
+
+import msgspec
+
+from fabric.adapters.cluster_settings import result_key
+from fabric.adapters.results import JOURNALED_BYTES_MAX, inline_result
+from fabric.adapters.stages import JobEnd
+from fabric.gate.events import LeaseOutcome
+from fabric.gate.instructions import Lease
+from fabric.units import INT64_MAX
+
+ERROR_CHARS_MAX: Final = 8_000
+
+
+def end_of(said: object, *, lease: Lease) -> JobEnd:
+    """How a rank ended, as far as what it says makes sense."""
+    try:
+        end = msgspec.convert(msgspec.to_builtins(said, builtin_types=(bytes,)), JobEnd)
+    except (TypeError, ValueError, RecursionError):
+        return JobEnd(outcome=LeaseOutcome.FAILED, error="worker_died: what it said of its end makes no sense")
+    return msgspec.structs.replace(
+        end, error=text(end.error), result_ref=end.result_ref if _is_result_of(lease, end.result_ref) else ""
+    )
+
+
+def is_number(said: object) -> bool:
+    """Whether it is a count that every reader of the journal can read."""
+    return type(said) is int and 0 <= said <= INT64_MAX
+
+
+def text(said: str) -> str:
+    """The end of a text, with marks in the place of what has no encoding."""
+    return said[-ERROR_CHARS_MAX:].encode(errors="replace").decode()
+
+
+def _is_result_of(lease: Lease, result_ref: str) -> bool:
+    if result_ref in ("", result_key(lease.account_id, lease.job_id)):
+        return True
+    try:
+        found = inline_result(result_ref)
+    except ValueError:
+        return False
+    return found is not None and len(found) <= JOURNALED_BYTES_MAX
