@@ -52,7 +52,14 @@ def read_yaml(file: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidConfig(f"{file}: can't be read: {error}", file=str(file), path="") from None
     except yaml.YAMLError as error:
-        raise InvalidConfig(f"{file}: is not valid YAML: {error}", file=str(file), path="") from None
+        raise InvalidConfig(f"{file}: is not valid YAML: {_in_one_line(error)}", file=str(file), path="") from None
+
+
+def _in_one_line(error: yaml.YAMLError) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
 
 
 class _OnceOnlyLoader(yaml.SafeLoader):

@@ -28,7 +28,7 @@ from fabric.api.door import Door, Limits
 from fabric.api.ray_port import RayPort
 from fabric.api.rpc import RpcServer, serve
 from fabric.api.tls import TlsFiles, ensure_certificate
-from fabric.doctor import Health, machine
+from fabric.doctor import Finding, Health, machine, surroundings
 from fabric.errors import FabricError, Unavailable
 from fabric.gate.events import AnyEvent, CreateKey, OpenAccount
 from fabric.gate.questions import BalanceOf, KeyOf, NodesOf, PricesOf
@@ -98,6 +98,7 @@ class _Service:
         asked = self._config.ray
         if not isinstance(asked, RayLocal):
             self._tell(f"joining Ray at {asked.address}")
+            _require(surroundings.check_ray_address(asked.address), code="ray_unreachable")
             return self._join(asked.address, namespace=asked.namespace)
         nodes = [
             LocalNode(
@@ -215,12 +216,14 @@ def _load(config: Path | None, state_dir: Path, *, any_port: bool) -> ClusterCon
 
 def _check_ports(config: ClusterConfig) -> None:
     """Say that a port is taken before a cluster is started for nothing."""
-    findings = [machine.check_port(config.rpc.host, config.rpc.port, name="rpc.listen")]
+    _require(machine.check_port(config.rpc.host, config.rpc.port, name="rpc.listen"), code="address_taken")
     if isinstance(config.ray, RayLocal):
-        findings.append(machine.check_port("127.0.0.1", config.dashboard.port, name="dashboard.port"))
-    for finding in findings:
-        if finding.health is Health.FAIL:
-            raise Unavailable(f"{finding.found}: {finding.remedy}", code="address_taken")
+        _require(machine.check_port("127.0.0.1", config.dashboard.port, name="dashboard.port"), code="address_taken")
+
+
+def _require(finding: Finding, *, code: str) -> None:
+    if finding.health is Health.FAIL:
+        raise Unavailable(f"{finding.found}: {finding.remedy}", code=code)
 
 
 def _door(config: ClusterConfig, port: RayPort) -> Door:

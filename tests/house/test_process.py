@@ -1,0 +1,148 @@
+"""A start that can't succeed says why in one line, and leaves nothing; no Ray is started here."""
+
+import json
+import socket
+
+import pytest
+from typer.testing import CliRunner
+
+from fabric import house
+from fabric.cli import app
+from fabric.errors import Conflict, InvalidConfig, NotFound, Unavailable
+from fabric.house.place import announce, is_held
+
+LOCAL = (
+    "name: here\nray: {{mode: local, nodes: [{{node: n, accelerator: H100, devices: 1}}]}}\n"
+    "rpc: {{listen: '127.0.0.1:{rpc}'}}\ndashboard: {{port: {dashboard}}}\n"
+)
+
+
+@pytest.fixture
+def taken_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text):
+        path = tmp_path / "cluster.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def there(state_dir):
+    """What a state directory says of a fabric that is, or was, up."""
+    return house.Running(
+        name="here",
+        pid=2**22 + 1,
+        address="127.0.0.1:1",
+        ca="",
+        dashboard="",
+        ray_address="",
+        verifier_key="",
+        state_dir=str(state_dir),
+        nodes=1,
+    )
+
+
+def test_a_second_start_in_one_state_directory_is_a_conflict_that_names_the_first(state_dir, there):
+    with house.held(state_dir):
+        with pytest.raises(Conflict, match=r"a fabric is starting in .*: use it, stop it"):
+            house.up()
+        announce(state_dir, there)
+        with pytest.raises(Conflict, match=r"here is up already at 127.0.0.1:1 .*--state-dir") as raised:
+            house.up()
+        assert house.running() == there
+    assert raised.value.code == "already_up"
+
+
+def test_a_lock_whose_holder_was_killed_is_none(state_dir, there):
+    with house.held(state_dir):
+        announce(state_dir, there)
+    assert (state_dir / "run.lock").exists()
+    assert house.running() is None
+    assert not is_held(state_dir)
+    with pytest.raises(NotFound):
+        house.down()
+
+
+def test_looking_whether_one_is_up_makes_nothing_and_keeps_nobody_out(state_dir):
+    assert house.running() is None
+    assert not state_dir.exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_state_directory_that_can_not_be_written_is_named_with_what_to_do(tmp_path, place):
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidConfig, match=r"can't be written: .*--state-dir or FABRIC_STATE_DIR") as raised:
+        house.up(state_dir=tmp_path / place)
+    assert raised.value.code == "state_dir_unwritable"
+
+
+@pytest.mark.parametrize("which", ["rpc", "dashboard"])
+def test_a_port_that_is_taken_is_told_before_a_cluster_is_started(state_dir, file, taken_port, which):
+    config = file(LOCAL.format(**{"rpc": 0, "dashboard": 0, which: taken_port}))
+    doing = []
+    with pytest.raises(Unavailable, match=f"127.0.0.1:{taken_port}: .* set another port for {which}") as raised:
+        house.up(config, say=doing.append)
+    assert raised.value.code == "address_taken"
+    assert doing == []
+    assert sorted(path.name for path in state_dir.iterdir()) == ["fabric.log", "run.lock"]
+
+
+def test_a_ray_cluster_that_is_not_there_is_told_with_what_to_do(state_dir, file):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    config = file(f"name: lab\nray: {{mode: join, address: '{address}'}}\nrpc: {{listen: '127.0.0.1:0'}}\n")
+    with pytest.raises(Unavailable, match=f"{address}: Connection refused: check RAY_ADDRESS") as raised:
+        house.up(config)
+    assert raised.value.code == "ray_unreachable"
+
+
+def run(*words, code):
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == code, done.output + repr(done.exception)
+    return done
+
+
+def test_bad_yaml_ends_every_command_with_two_and_one_line(state_dir, file):
+    config = file("name: [")
+    for command in ("up", "doctor"):
+        done = run(command, "--config", config, code=2)
+        assert done.stderr.count("\n") == 1
+        assert "cluster.yaml: is not valid YAML: expected the node content" in done.stderr
+        assert "line 1, column 8" in done.stderr
+    assert not state_dir.exists()
+
+
+def test_down_with_nothing_up_ends_with_five_and_says_how_to_start(state_dir):
+    assert "`fabric up` starts one" in run("down", code=5).stderr
+    assert json.loads(run("down", "--gate", "--json", code=5).stderr)["error"]["code"] == "not_up"
+
+
+def test_local_and_a_file_can_not_both_be_asked_for(file):
+    assert "choose --local or --config" in run("up", "--local", "--config", file("name: a"), code=2).stderr
+
+
+def test_the_doctor_ends_with_one_where_something_fails_and_says_what_to_do(state_dir, file, taken_port):
+    config = file(LOCAL.format(rpc=taken_port, dashboard=0))
+    shown = run("doctor", "--config", config, code=1).stdout
+    assert "fail  rpc.listen" in shown
+    assert "set another port for rpc.listen" in shown
+    findings = json.loads(run("doctor", "--config", config, "--json", code=1).stdout)
+    assert {each["name"] for each in findings if each["health"] == "fail"} == {"rpc.listen"}
+    assert all(each["found"] for each in findings)
+
+
+def test_the_doctor_ends_with_zero_where_nothing_fails(state_dir, file):
+    config = file(LOCAL.format(rpc=0, dashboard=0))
+    findings = json.loads(run("doctor", "--config", config, "--json", code=0).stdout)
+    assert {each["health"] for each in findings} <= {"ok", "warn"}
+    assert not state_dir.exists()
