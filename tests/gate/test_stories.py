@@ -369,15 +369,27 @@ def test_tokens_freed_by_one_job_let_the_next_go_on(story):
 
 
 def test_a_job_with_nothing_left_is_not_put_on_devices_again(story):
-    """The node is lost just when all is burned: it waits for a higher limit instead of starting without cover."""
-    story.must(node("h2"))
+    """Its last sample used all up: it waits for a higher limit instead of starting a second try without cover."""
     story.play(
-        *TO_RUNNING,
-        (100, metered(100), ["stop j.1 limit_reached by 100"]),
+        (0, submit(limit=100 * S, max_retries=1), [START]),
+        (0, started(), []),
+        (100, finished("failed", error="no"), ["remove j.1"], "queued retried"),
+        (101, removed(final=sample(100)), [], "parked limit_reached"),
+        (102, raise_to(200), [AGAIN], "starting"),
     )
+
+
+def test_a_limit_that_could_not_be_raised_is_as_it_was(story):
     story.play(
-        (100, finished("lost"), ["remove j.1"], "parked limit_reached"), (101, removed(), [], "parked limit_reached")
+        (0, submit(limit=100 * S), [START]),
+        (0, started(), []),
+        (95, metered(95), ["stop j.1 limit_reached by 100"]),
+        (96, finished("saved"), ["remove j.1"]),
+        (96, removed(), [], "parked limit_reached"),
     )
+    before = story.gate.snapshot()
+    assert story.do(raise_to(2_000)).outcome.code == "insufficient_tokens"
+    assert story.gate.snapshot() == before
 
 
 def test_a_cancelled_job_makes_room_for_the_next_at_once(story):
