@@ -3,8 +3,6 @@
 One device of an H100 in full use burns a device-second a second. Tokens are written in device-seconds.
 """
 
-import pytest
-
 from fabric.gate.events import Cancel, HoldMode, NodeDown, NodeDrain, NodeUp, Pause, Pool, RaiseLimit, Resume, Tick
 from fabric.ledger import Service
 from tests.gate.conftest import Story, finished, metered, node, removed, sample, saved, started, submit, top_up
@@ -13,6 +11,10 @@ from tests.gate.world import S
 START = "start j.1 epoch 1 on h1:1"
 AGAIN = "start j.2 epoch 2 on h1:1"
 CANCEL, PAUSE, RESUME = (verb(job_id="j", account_id="ada") for verb in (Cancel, Pause, Resume))
+
+
+STARTING = [(0, submit(), [START])]
+RUNNING = [*STARTING, (0, started(), [], "running")]
 
 
 def raise_to(seconds):
@@ -222,80 +224,6 @@ def test_a_lease_that_can_never_be_built_fails_the_job_after_some_tries(story):
     assert (story.job().burned_uhs, story.job().settled, story.free()) == (0, True, 1_000 * S)
 
 
-TO_QUEUED = [(0, NodeDown(node_id="h1"), []), (0, submit(), [], "queued waiting_for_capacity")]
-TO_STARTING = [(0, submit(), [START])]
-TO_RUNNING = [*TO_STARTING, (0, started(), [], "running")]
-TO_STOPPING = [*TO_RUNNING, (5, PAUSE, ["stop j.1 paused by 15"], "stopping paused")]
-TO_PARKED = [*TO_STOPPING, (6, finished("saved"), ["remove j.1"]), (6, removed(), [], "parked paused")]
-TO_GOING = [*TO_STOPPING, (6, finished("saved"), ["remove j.1"], "parked paused")]
-TO_DONE = [*TO_RUNNING, (6, finished("succeeded"), ["remove j.1"], "succeeded")]
-
-
-@pytest.mark.parametrize(
-    ("rows", "instructions", "state"),
-    [
-        (TO_QUEUED, [], "cancelled cancelled"),
-        (TO_STARTING, ["remove j.1"], "cancelled cancelled"),
-        (TO_RUNNING, ["stop j.1 cancelled by 20"], "stopping cancelled"),
-        (TO_STOPPING, ["stop j.1 cancelled by 15"], "stopping cancelled"),
-        (TO_PARKED, [], "cancelled cancelled"),
-        (TO_GOING, [], "cancelled cancelled"),
-        (TO_DONE, [], "succeeded"),
-    ],
-    ids=["queued", "starting", "running", "stopping", "parked", "going", "done"],
-)
-def test_a_job_is_cancelled_in_any_state(story, rows, instructions, state):
-    story.play(*rows, (10, CANCEL, instructions, state))
-    if state.startswith("stopping"):
-        story.play((12, finished("saved"), ["remove j.1"], "cancelled cancelled"))
-    story.do(removed())
-    assert story.job().settled
-    assert story.free() == 1_000 * S - story.job().burned_uhs
-
-
-def test_a_paused_job_waits_for_its_owner_and_not_for_tokens(story):
-    story.play(
-        *TO_PARKED,
-        (10, top_up(5), [], "parked paused"),
-        (10, raise_to(300), [], "parked paused"),
-        (11, RESUME, [AGAIN], "starting"),
-    )
-
-
-@pytest.mark.parametrize("before", [TO_STOPPING, TO_GOING], ids=["stopping", "going"])
-def test_a_resume_while_the_old_lease_is_still_there_counts_once_it_is_gone(story, before):
-    rest = [(8, finished("saved"), ["remove j.1"])] if before is TO_STOPPING else []
-    story.play(*before, (7, RESUME, []), *rest, (9, removed(), [AGAIN], "starting"))
-
-
-def test_a_pause_takes_a_resume_back(story):
-    story.play(*TO_GOING, (7, RESUME, []), (8, PAUSE, []), (9, removed(), [], "parked paused"))
-
-
-def test_a_job_that_makes_room_can_be_paused_meanwhile(story):
-    story.play(
-        *TO_RUNNING,
-        (5, NodeDrain(node_id="h1", grace_us=9 * S), ["stop j.1 drained by 14"]),
-        (6, PAUSE, [], "stopping paused"),
-        (7, finished("saved"), ["remove j.1"], "parked paused"),
-    )
-
-
-def test_a_time_limit_parks_and_a_resume_gives_it_again(story):
-    story.play(
-        (0, submit(time_limit_us=30 * S), [START]),
-        (0, started(), []),
-        (29, metered(29), []),
-        (30, Tick(), ["stop j.1 time_limit by 40"], "stopping time_limit"),
-        (31, finished("saved"), ["remove j.1"], "parked time_limit"),
-        (31, removed(), [], "parked time_limit"),
-        (32, RESUME, [AGAIN]),
-        (33, started("j.2"), []),
-        (60, metered(27, "j.2"), []),
-        (63, Tick(), ["stop j.2 time_limit by 73"]),
-    )
-
-
 def test_a_silent_agent_is_charged_as_estimated_at_the_reference(story):
     story.play(
         (0, submit(), [START]),
@@ -311,7 +239,7 @@ def test_a_silent_agent_is_charged_as_estimated_at_the_reference(story):
 
 def test_a_late_word_of_an_old_attempt_is_ignored(story):
     story.play(
-        *TO_STARTING,
+        *STARTING,
         (1, finished("lost", error="gone"), ["remove j.1"]),
         (2, removed(), [AGAIN], "starting"),
         (3, finished("failed", error="late"), [], "starting"),
@@ -322,7 +250,7 @@ def test_a_late_word_of_an_old_attempt_is_ignored(story):
 
 def test_a_clock_that_jumps_back_changes_nothing(story):
     story.play(
-        *TO_RUNNING,
+        *RUNNING,
         (40, metered(40), []),
         (-99_999, metered(5, seq=2), []),
         (-99_999, Tick(), [], "running"),
@@ -332,7 +260,7 @@ def test_a_clock_that_jumps_back_changes_nothing(story):
 
 
 def test_a_clock_that_jumps_ahead_never_costs_more_than_is_held(story):
-    story.play(*TO_RUNNING, (9_000_000, Tick(), ["stop j.1 limit_reached by 9e+06"]))
+    story.play(*RUNNING, (9_000_000, Tick(), ["stop j.1 limit_reached by 9e+06"]))
     story.play((9_000_000, Tick(), ["remove j.1"], "parked limit_reached"))
     assert story.job().burned_uhs == 100 * S
 

@@ -1,0 +1,274 @@
+"""Hands events to a gate and checks what comes of each: transfers, charges, instructions, replay. Knows no rules."""
+
+from collections import defaultdict
+
+import msgspec
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+)
+
+from fabric.gate import Gate
+from fabric.gate.events import (
+    LeaseFinished,
+    LeaseRemoved,
+    LeaseSaved,
+    LeaseStarted,
+    Metered,
+    Pool,
+    Tick,
+)
+from fabric.gate.instructions import Refusal, RemoveLease, StartLease, StopLease
+from fabric.gate.leases import ROUNDING_US, SILENCE_US
+from fabric.ledger import Scope, Service, Use
+from tests.gate.oracle import Auditor, Meter, admits
+from tests.gate.world import CATALOGUE, T0, TARIFFS
+
+ACCOUNTS = ("ada", "bob", "cyd")
+NODES_AT_FIRST = {
+    "h1": ("H100", 4, Pool.SPOT, None),
+    "h2": ("H100", 8, Pool.SPOT, None),
+    "a1": ("A100", 8, Pool.RESERVED, None),
+    "n1": ("910B", 4, Pool.DEDICATED, "cyd"),
+}
+USES = (
+    Use(service=Service.TRAINING, accelerators=("H100",)),
+    Use(service=Service.INFERENCE, accelerators=("A100", "H100")),
+    Use(service=Service.INFERENCE, models=("qwen3",)),
+)
+SCOPES = (Scope(), Scope(), Scope(accelerators=("H100",)), Scope(services=(Service.INFERENCE,), models=("qwen3",)))
+TYPES = (("H100",), ("A100",), ("H100", "A100"), ("910B",), ())
+TERMINAL = ("succeeded", "failed", "cancelled")
+PLACEMENT_CODES = {"gang_too_large", "no_pool_for", "unknown_accelerator"}
+WAITS = [0, 0.3, 1, 1, 4, 11, 30, 100, 400, 3_000, 100_000, 8 * 86_400, 40 * 86_400]
+
+accounts = st.sampled_from(ACCOUNTS)
+picks = st.integers(0, 30)
+
+
+class Driver(RuleBasedStateMachine):
+    """Hands events in and checks what comes of each; knows no rules."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.twin = Gate(), None
+        self.now, self.latest, self.made = T0, T0, 0
+        self.journal, self.decisions = [], []
+        self.money, self.tariffs = Auditor(self.policy_of), TARIFFS
+        self.uses, self.clients, self.keys, self.requests = {}, [], [], []
+        self.meters, self.weights, self.ended, self.stopped, self.outcomes = {}, {}, {}, {}, {}
+        self.devices, self.outstanding, self.leases = {}, {}, []
+        self.nodes = dict(NODES_AT_FIRST)
+        self.open_holds, self.over = set(), set()
+
+    @property
+    def state(self):
+        return self.gate.state
+
+    @property
+    def book(self):
+        return self.gate.state.book
+
+    def name(self, kind):
+        self.made += 1
+        return f"{kind}{self.made}"
+
+    def policy_of(self, account, use):
+        """(origins, credit) that the most generous subscription over this use lets in."""
+        policies = set()
+        for record in self.state.subscriptions:
+            offer = CATALOGUE.subscription(record.subscription)
+            only = Scope(services=tuple(Service(name) for name in offer.restriction.services))
+            if record.account_id == account and admits(only, use):
+                policies.add(offer.overflow.value)
+        if not policies or "postpaid" in policies:
+            return None, True
+        return (None if "wallet" in policies else {"subscription"}), False
+
+    # -- handing in --------------------------------------------------------------------------------------------------------
+
+    def ask(self, event):
+        """An event from outside: time has its effects first, so that a refusal can be seen to have none."""
+        self.do(Tick())
+        before = self.gate.snapshot()
+        decision = self.do(event)
+        if isinstance(decision.outcome, Refusal):
+            assert decision.instructions == decision.transfers == decision.records == ()
+            assert not difference(before, self.gate.snapshot(), but="answered"), decision.outcome
+            assert decision.outcome.message
+        return decision.outcome
+
+    def do(self, event):
+        self.latest = max(self.latest, self.now)
+        due, before = self.gate.next_due_us(), None
+        if isinstance(event, Tick) and (due is None or due > self.latest):
+            before = self.gate.snapshot()
+        self.lapse()
+        stood = {name: (record.state, self.hold_of(record)) for name, record in self.state.leases.items()}
+        decision = self.gate.handle(event, self.now)
+        self.journal.append((event, self.now))
+        self.decisions.append(decision)
+        if before is not None:
+            assert not difference(before, self.gate.snapshot(), but="now_us"), "a tick before anything was due"
+        if self.twin is not None:
+            assert self.twin.handle(event, self.now) == decision, "a restored gate decides otherwise"
+        captured, emptied = self.audit(decision.transfers)
+        self.reckon(event, decision, stood, captured, emptied)
+        gone = event.lease_id if isinstance(event, LeaseRemoved) else None
+        self.devices.pop(gone, None)
+        for instruction in decision.instructions:
+            self.heed(instruction)
+        self.outstanding.pop(gone, None)
+        return decision
+
+    def hold_of(self, record):
+        return self.state.jobs[record.lease.job_id].hold_id
+
+    def lapse(self):
+        """Clients' holds whose time is up: any event makes them end."""
+        for hold_id, _ in self.clients:
+            hold = self.money.holds[hold_id]
+            if hold.state == "open" and hold.expires <= self.latest:
+                hold.state, hold.lapsed, hold.over_at = "lapsed", hold.held, hold.expires
+
+    def audit(self, transfers):
+        captured, emptied = defaultdict(int), {ref for ref, hold in self.money.holds.items() if not hold.held}
+        for transfer in transfers:
+            self.money.apply(
+                transfer,
+                use_of=lambda ref: self.uses[ref.partition("#")[0]],
+                terms_of=lambda lot_id: self.book.lots[lot_id].terms,
+            )
+            if transfer.kind == "capture":
+                captured[transfer.ref] += transfer.postings[-1].amount
+                if not self.money.holds[transfer.ref].held:
+                    emptied.add(transfer.ref)
+        return captured, emptied
+
+    # -- charges, by meters of our own -------------------------------------------------------------------------------------
+
+    def reckon(self, event, decision, stood, captured, emptied):
+        dues = self.dues_of(event, stood)
+        for name, (_, hold_id) in stood.items():
+            got = captured.get(hold_id, 0)
+            assert got <= dues[name], f"{name} was charged {got}, and {dues[name]} was due"
+            if got < dues[name]:
+                assert hold_id in emptied, f"{name} was charged {got} of {dues[name]} though more was held"
+                self.meters[name].absorbed += dues[name] - got
+        for cdr in decision.records:
+            self.check_cdr(cdr, decision)
+
+    def dues_of(self, event, stood):
+        """What the event makes due for each lease."""
+        dues = defaultdict(int)
+        match event:
+            case Metered(samples=samples):
+                for sample in samples:
+                    if sample.lease_id in self.meters and sample.lease_id in stood:
+                        until = self.ended.get(sample.lease_id, self.latest)
+                        dues[sample.lease_id] += self.meters[sample.lease_id].sample(sample, until)
+            case Tick():
+                for name, (state, _) in stood.items():
+                    meter = self.meters.get(name)
+                    if state == "running" and self.latest - meter.started - meter.metered > SILENCE_US:
+                        dues[name] += meter.gap(self.latest - meter.started - meter.metered)
+            case LeaseRemoved(lease_id=name, final=final) if name in self.meters and name in stood:
+                meter, until = self.meters[name], self.ended.get(name, self.latest)
+                if final is not None:
+                    dues[name] += meter.sample(final, until)
+                unseen = until - meter.started - meter.metered
+                if unseen > (0 if final is None else ROUNDING_US):
+                    dues[name] += meter.gap(unseen)
+            case LeaseSaved(lease_id=name) if name in self.meters and name in stood:
+                self.meters[name].durable = self.meters[name].charged
+            case LeaseStarted(lease_id=name) if stood.get(name, ("",))[0] == "starting":
+                job = self.state.jobs[self.state.leases[name].lease.job_id]
+                self.meters[name] = Meter(
+                    devices=job.spec.devices,
+                    weight_ppm=self.weights[name],
+                    curve=self.tariffs.curve,
+                    started=self.latest,
+                )
+        return dues
+
+    def check_cdr(self, cdr, decision):
+        meter = self.meters[cdr.lease_id]
+        lost = self.outcomes.get(cdr.lease_id, "lost") == "lost"
+        if lost and self.stopped.get(cdr.lease_id) in (None, "evicted", "drained"):
+            meter.refunded = max(meter.charged - meter.durable, 0)
+        refunds = sum(transfer.postings[-1].amount for transfer in decision.transfers if transfer.kind == "refund")
+        assert refunds == cdr.refunded_uhs == meter.refunded
+        assert cdr.charged_uhs == meter.charged
+        assert cdr.absorbed_uhs == meter.absorbed
+        assert (cdr.metered_us, cdr.estimated_us) == (meter.metered, meter.estimated)
+        assert cdr.ended_at_us == self.ended.get(cdr.lease_id, self.latest)
+        assert cdr.ended == self.outcomes.get(cdr.lease_id, "lost")
+        assert cdr.metered_us <= cdr.ended_at_us - cdr.started_at_us
+
+    # -- what instructions must be -----------------------------------------------------------------------------------------
+
+    def heed(self, instruction):
+        match instruction:
+            case StartLease(lease=lease):
+                self.heed_start(instruction, lease)
+            case StopLease(lease_id=name):
+                assert self.latest <= instruction.deadline_us
+                self.outstanding[name] = [self.outstanding[name][0], instruction]
+                self.stopped[name] = instruction.reason
+                record = self.state.leases.get(name)
+                if record is not None and record.state == "stopping":
+                    self.covers(record, instruction.deadline_us)
+            case RemoveLease(lease_id=name):
+                assert not isinstance(self.outstanding[name][0], RemoveLease), f"{name} is removed twice"
+                self.outstanding[name] = [instruction]
+                event = self.journal[-1][0]
+                said = isinstance(event, LeaseFinished) and event.lease_id == name
+                self.outcomes[name] = event.outcome.value if said else "lost"
+                self.ended[name] = self.latest
+
+    def heed_start(self, instruction, lease):
+        job = self.state.jobs[lease.job_id]
+        assert lease.epoch == job.attempts
+        assert lease.lease_id not in self.leases
+        assert sum(share.devices for share in lease.shares) == job.spec.devices
+        if lease.lease_id in self.state.leases:
+            assert self.book.holds[job.hold_id].held_uhs > 0, f"{lease.lease_id} runs uncovered"
+        self.leases.append(lease.lease_id)
+        self.outstanding[lease.lease_id] = [instruction]
+        self.devices[lease.lease_id] = {share.node_id: share.devices for share in lease.shares}
+        self.weights[lease.lease_id] = self.weight(job, lease.accelerator)
+        for node_id in self.devices[lease.lease_id]:
+            taken = sum(shares.get(node_id, 0) for shares in self.devices.values())
+            kind, devices, pool, owner = self.nodes[node_id]
+            assert taken <= devices, f"{node_id} is leased twice"
+            assert kind == lease.accelerator
+            assert job.spec.accelerators in ((), (kind,)) or kind in job.spec.accelerators
+            assert owner in (None, job.account_id)
+            assert pool is not Pool.RESERVED or job.spec.preemptible or job.spec.service == "inference"
+
+    def covers(self, record, deadline_us):
+        """What is held lasts until the deadline, however hard it burns."""
+        meter, job = self.meters[record.lease.lease_id], self.state.jobs[record.lease.job_id]
+        worst = max(deadline_us - meter.started - meter.metered, 0) * meter.devices * meter.weight * meter.peak
+        assert worst <= job.held_uhs or deadline_us == self.latest
+
+    def weight(self, job, accelerator):
+        weight = self.tariffs.weight_ppm(
+            accelerator,
+            service=job.spec.service,
+            operator="op",
+            tier=self.state.accounts[job.account_id].plan,
+            at_us=self.latest,
+        )
+        assert weight is not None
+        return weight
+
+
+def difference(before, after, *, but=""):
+    """What two snapshots don't have in common, leaving one field out, and what is but remembered for a while."""
+    if before == after:
+        return {}
+    one, other = msgspec.msgpack.decode(before), msgspec.msgpack.decode(after)
+    for each in (one, other):
+        del each["placement"]["planned_at_us"], each["book"]["ended"], each["book"]["lapsed"]
+    return {name: (one[name], other[name]) for name in one if name != but and one[name] != other[name]}

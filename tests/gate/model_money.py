@@ -1,0 +1,220 @@
+"""Rules about money: what comes in, what it may be spent on, and what a client says about its holds."""
+
+import copy
+
+import msgspec
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    precondition,
+    rule,
+)
+
+from fabric.gate.events import (
+    Authorize,
+    BuyBundle,
+    ClosePeriod,
+    Configure,
+    CreateKey,
+    Grant,
+    ReleaseHold,
+    RevokeKey,
+    SettleHold,
+    Subscribe,
+    Tick,
+    TopUp,
+    Unsubscribe,
+    UpdateHold,
+)
+from fabric.gate.instructions import Accepted, Refusal
+from fabric.ledger.sweeping import REMEMBER_ENDED_US, REMEMBER_LAPSED_US
+from tests.gate.driver import ACCOUNTS, SCOPES, USES, Driver, accounts, picks
+from tests.gate.oracle import CREDIT
+from tests.gate.world import CATALOGUE, DAY, STEEP, TARIFFS, S
+
+
+class MoneyRules(Driver):
+    """Top-ups, grants, bundles, subscriptions, prices, keys; each answer predicted."""
+
+    @rule(
+        way=st.sampled_from(["top_up", "top_up", "grant", "bundle"]),
+        account=accounts,
+        seconds=st.sampled_from([-1, 0, 30, 50, 700, 4_000, 4_000]),
+        scope=st.sampled_from(SCOPES),
+        life=st.sampled_from([None, 5 * S, DAY]),
+    )
+    def bring_in_tokens(self, way, account, seconds, scope, life):
+        bought = self.state.accounts[account].entitlements.get("5g-min", 0)
+        name, amount = self.name("r"), seconds * S
+        event = {
+            "top_up": TopUp(account_id=account, amount_uhs=amount, request_id=name),
+            "grant": Grant(account_id=account, amount_uhs=amount, scope=scope, lifetime_us=life, request_id=name),
+            "bundle": BuyBundle(account_id=account, bundle="none" if seconds == 0 else "edge", request_id=name),
+        }[way]
+        outcome = self.ask(event)
+        self.requests.append((event, outcome))
+        accepted = seconds > 0 or (way == "bundle" and seconds != 0)
+        assert isinstance(outcome, Accepted) == accepted
+        got = self.state.accounts[account].entitlements.get("5g-min", 0) - bought
+        assert got == 600 * (accepted and way == "bundle")
+
+    @rule(account=accounts, offer=st.sampled_from(["monthly", "weekly", "daily"]), end=st.booleans())
+    def subscribe(self, account, offer, end):
+        running = [r for r in self.state.subscriptions if (r.account_id, r.subscription) == (account, offer)]
+        if end:
+            outcome = self.ask(Unsubscribe(account_id=account, subscription=offer))
+            assert isinstance(outcome, Accepted) == bool(running)
+            return
+        ending = [record.ending for record in running]
+        outcome = self.ask(Subscribe(account_id=account, subscription=offer))
+        if isinstance(outcome, Refusal):
+            assert (outcome.code, ending) == ("already_subscribed", [False])
+
+    @rule(steep=st.booleans(), bad=st.sampled_from([None, None, "plan", "type", "weight"]))
+    def configure(self, steep, bad):
+        """Prices change; or would, but for somebody or something that would be left without one."""
+        tariffs = STEEP if steep else TARIFFS
+        weights = {"type": TARIFFS.weights[1:], "weight": TARIFFS.weights[:1] + TARIFFS.weights[2:]}
+        outcome = self.ask(
+            Configure(
+                tariffs=msgspec.structs.replace(tariffs, weights=weights.get(bad, tariffs.weights)),
+                catalogue=msgspec.structs.replace(CATALOGUE, plans=CATALOGUE.plans[: 1 if bad == "plan" else 3]),
+            )
+        )
+        assert isinstance(outcome, Accepted) if bad is None else outcome.code == "invalid_config"
+        self.tariffs = tariffs if bad is None else self.tariffs
+
+    @rule(sure=st.sampled_from([False, False, False, True]))
+    def close_period(self, sure):
+        if not sure:
+            return
+        period = self.name("p")
+        assert isinstance(self.ask(ClosePeriod(period=period)), Accepted)
+        assert not any(self.money.debt.values())
+        assert self.ask(ClosePeriod(period=period)).code == "period_closed"
+
+    @rule(account=accounts, limit=st.sampled_from([None, 100 * S, 2_000 * S]), revoke=st.booleans())
+    def key(self, account, limit, revoke):
+        if revoke and self.keys:
+            self.ask(RevokeKey(key_id=self.keys[-1], account_id=account))
+            return
+        self.keys.append(self.name("k"))
+        event = CreateKey(key_id=self.keys[-1], account_id=account, secret_sha256="", limit_uhs=limit)
+        assert isinstance(self.ask(event), Accepted)
+
+    @precondition(lambda self: self.requests)
+    @rule(pick=picks, changed=st.booleans())
+    def say_it_again(self, pick, changed):
+        """A request id with the same content gets the first answer for ever, with other content a conflict."""
+        event, outcome = self.requests[pick % len(self.requests)]
+        if changed:
+            event = TopUp(account_id=event.account_id, amount_uhs=7 * S, request_id=event.request_id)
+        again = self.ask(event)
+        assert again == outcome if not changed else again.code == "request_id_reused"
+        assert self.decisions[-1].transfers == self.decisions[-1].instructions == ()
+
+
+class HoldRules(Driver):
+    """Clients' holds; each answer predicted from the auditor's lists alone."""
+
+    @rule(
+        account=accounts,
+        seconds=st.sampled_from([0, 20, 200, 1_000, 5_000]),
+        use=st.sampled_from(USES),
+        ttl=st.sampled_from([5, 60, 3_600]),
+        minimum=st.sampled_from([None, 1, 300 * S]),
+    )
+    def authorize(self, account, seconds, use, ttl, minimum):
+        self.do(Tick())
+        hold_id, amount = self.name("c"), seconds * S
+        self.uses[hold_id] = use
+        free = self.money.free(account, use, self.latest)
+        event = Authorize(
+            hold_id=hold_id, account_id=account, amount_uhs=amount, use=use, ttl_us=ttl * S, minimum_uhs=minimum,
+            request_id=hold_id,
+        )  # fmt: skip
+        outcome = self.ask(event)
+        self.requests.append((event, outcome))
+        granted = min(amount, free)
+        if not amount:
+            assert outcome.code == "invalid_amount"
+        elif granted < amount and (minimum is None or granted < minimum):
+            assert (outcome.code, outcome.facts["free_uhs"]) == ("insufficient_tokens", free)
+        else:
+            assert outcome == Accepted(granted_uhs=granted, held_uhs=granted, final=granted < amount)
+            hold = self.money.holds[hold_id]
+            hold.expires, hold.answer, hold.over_at = self.latest + ttl * S, ("update", outcome), 0
+            self.clients.append((hold_id, account))
+
+    @precondition(lambda self: self.clients)
+    @rule(
+        pick=picks,
+        step=st.sampled_from([-1, 0, 1, 1, 1, 2]),
+        used=st.sampled_from([0, 5, 150, 1_500]),
+        more=st.sampled_from([0, 10, 400]),
+        ttl=st.sampled_from([None, 30]),
+        verb=st.sampled_from(["update", "update", "settle", "release"]),
+        thief=st.booleans(),
+    )
+    def word(self, *, pick, step, used, more, ttl, verb, thief):
+        """A client says something about a hold: new, again, late, or about somebody else's."""
+        self.do(Tick())
+        hold_id, owner = self.clients[-1 - pick % len(self.clients)]
+        account = ACCOUNTS[(ACCOUNTS.index(owner) + 1) % 3] if thief and step == 2 else owner
+        hold, used, more = self.money.holds[hold_id], used * S, more * S
+        common = {"hold_id": hold_id, "account_id": account, "seq": hold.seq + step}
+        trial = copy.deepcopy(self.money)
+        if verb == "update":
+            expected = self.expect_update(trial, hold_id, used, more)
+            event = UpdateHold(**common, used_uhs=used, more_uhs=more, ttl_us=ttl and ttl * S)
+        else:
+            used = used if verb == "settle" else 0
+            expected = self.expect_end(trial, hold_id, used)
+            event = SettleHold(**common, used_uhs=used) if verb == "settle" else ReleaseHold(**common)
+        outcome = self.ask(event)
+        kind = "update" if verb == "update" else "end"
+        forgotten = {"ended": REMEMBER_ENDED_US, "lapsed": REMEMBER_LAPSED_US}.get(hold.state)
+        if account != owner or (forgotten is not None and hold.over_at < self.latest - forgotten):
+            assert outcome.code == "not_found"
+        elif step <= 0:
+            again = step == 0 and hold.answer[0] == kind
+            assert outcome == hold.answer[1] if again else outcome.code == "stale_seq"
+        elif hold.state == "ended":
+            assert outcome.code == "hold_ended"
+        else:
+            assert outcome == expected
+            hold.seq, hold.answer, hold.lapsed = hold.seq + step, (kind, outcome), max(hold.lapsed - used, 0)
+            if verb != "update":
+                hold.state, hold.over_at = "ended", self.latest
+            elif hold.state == "open" and ttl:
+                hold.expires = self.latest + ttl * S
+
+    def use_up(self, trial, hold_id, used):
+        """Held, then free, then debt: returns what became debt."""
+        hold = trial.holds[hold_id]
+        debt, covered = 0, min(used, hold.held)
+        while covered:
+            lot, there = hold.queue.pop(0)
+            part = min(there, covered)
+            hold.queue[:0] = [(lot, there - part)] if there > part else []
+            debt += part * (lot == CREDIT)
+            trial.debt[hold.account] += part * (lot == CREDIT)
+            covered, used = covered - part, used - part
+        over = trial.take(hold.account, hold.use, used, self.latest, into="captured")
+        beyond = sum(part for lot, part in over if lot == CREDIT)
+        trial.debt[hold.account] += beyond
+        return debt + beyond
+
+    def expect_update(self, trial, hold_id, used, more):
+        hold = trial.holds[hold_id]
+        self.use_up(trial, hold_id, used)
+        is_open = hold.state == "open"
+        granted = min(more, trial.free(hold.account, hold.use, self.latest)) if is_open else 0
+        return Accepted(granted_uhs=granted, held_uhs=hold.held + granted, final=granted < more or not is_open)
+
+    def expect_end(self, trial, hold_id, used):
+        hold = trial.holds[hold_id]
+        late = hold.state == "lapsed"
+        over = used > (hold.lapsed if late else hold.held)
+        debt = self.use_up(trial, hold_id, used)
+        facts = {"captured_uhs": used, "released_uhs": hold.held, "debt_uhs": debt, "over_hold": over, "late": late}
+        return Accepted(facts=facts)
