@@ -13,8 +13,8 @@ import msgspec
 from fabric.errors import Conflict, InvalidConfig
 from fabric.settings import Settings
 
-LOCK_WAIT_S: Final = 1.0
-"""Whoever only looks takes the lock for an instant: so long is it asked for again."""
+LOCK_WAIT_S: Final = 2.0
+"""Whoever only looks takes the lock for an instant, and whoever was killed keeps it for one: so long is it asked again."""
 _POLL_S: Final = 0.05
 
 
@@ -91,6 +91,16 @@ def is_held(place: Path) -> bool:
             return not _try_lock(lock)
     except FileNotFoundError:
         return False
+
+
+def becomes_free(place: Path) -> bool:
+    """Whether nobody serves from here, or whoever does ends in a moment."""
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while is_held(place):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
 
 
 def last_running(place: Path) -> Running | None:

@@ -1,17 +1,16 @@
 """The process that serves, from outside: started and waited for, and stopped."""
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
+import psutil
 
 from fabric.errors import FabricError, NotFound, Unavailable, error_of
 from fabric.house import place as at
@@ -22,6 +21,8 @@ from fabric.settings import load_cluster
 UP_TIMEOUT_S: Final = 180.0
 DOWN_TIMEOUT_S: Final = 60.0
 _POLL_S: Final = 0.1
+_AT_ONCE: Final = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+"""A start that is interrupted doesn't wait half a minute for nodes on which nothing runs; Ray reads it when imported."""
 _started: Final[list["subprocess.Popen[bytes]"]] = []
 """What this process has started and left running: it outlives us, which is no mistake."""
 
@@ -53,8 +54,9 @@ def up(
     place = at.state_dir_of(state_dir)
     load_cluster(config, environ={**os.environ, "FABRIC_STATE_DIR": str(place)})
     at.prepare(place)
-    if at.is_held(place):
+    if not at.becomes_free(place):
         raise at.already_up(place)
+    _started[:] = [process for process in _started if process.poll() is None]
     at.run_file(place).unlink(missing_ok=True)
     options = [*_config_option(config), *(["--any-port"] if any_port else [])]
     _serve(place, options, doing="come up", say=say, timeout_s=timeout_s)
@@ -87,7 +89,7 @@ def down(
     place = at.state_dir_of(state_dir)
     found = at.running(place)
     if found is not None:
-        _end(found.pid, place, timeout_s=timeout_s)
+        _end(psutil.Process(found.pid), timeout_s=timeout_s)
     elif recorded(place) is not None and not at.is_held(place):
         found = at.last_running(place)
     elif not (gate and config is not None):
@@ -95,10 +97,7 @@ def down(
     if gate and (found is None or found.joined):
         file = config or (Path(found.config) if found and found.config else None)
         _serve(place, ["--end-gate", *_config_option(file)], doing="stop its gate", timeout_s=UP_TIMEOUT_S)
-    if not at.is_held(place):
-        with at.held(place):
-            end_remains(place)
-            at.run_file(place).unlink(missing_ok=True)
+    _clear_away(place)
     return found
 
 
@@ -121,12 +120,20 @@ def _serve(
     command = [sys.executable, "-m", "fabric.serve", "--state-dir", str(place), "--steps", name, *options]
     with (place / "fabric.log").open("ab") as out:
         process = subprocess.Popen(  # noqa: S603 - our own module, no shell
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd=place
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            cwd=place,
+            env={**os.environ, **_AT_ONCE},
         )
     try:
         _wait(process, steps, place=place, doing=doing, say=say, deadline=time.monotonic() + timeout_s)
     except BaseException:
-        _end(process.pid, place, timeout_s=DOWN_TIMEOUT_S, reap=process)
+        _end(psutil.Process(process.pid), timeout_s=DOWN_TIMEOUT_S)
+        process.poll()
+        _clear_away(place)
         raise
     finally:
         steps.unlink(missing_ok=True)
@@ -170,18 +177,31 @@ def _failed(what: str, place: Path) -> Unavailable:
     return Unavailable(f"{what}: see {place / 'fabric.log'}", code="start_failed")
 
 
-def _end(pid: int, place: Path, *, timeout_s: float, reap: "subprocess.Popen[bytes] | None" = None) -> None:
-    """Have the process end in order; kill it when that takes too long, and clear away what it leaves."""
-    deadline = time.monotonic() + timeout_s
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
-        while at.is_held(place) if reap is None else reap.poll() is None:
+def _end(process: psutil.Process, *, timeout_s: float) -> None:
+    """Have it end in order; kill it when that takes too long."""
+    if not _ends(process.terminate, process, within_s=timeout_s):
+        _ends(process.kill, process, within_s=timeout_s)
+
+
+def _ends(ask: Callable[[], None], process: psutil.Process, *, within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    try:
+        ask()
+        while process.status() != psutil.STATUS_ZOMBIE:
             if time.monotonic() > deadline:
-                os.kill(pid, signal.SIGKILL)
+                return False
             time.sleep(_POLL_S)
+    except psutil.NoSuchProcess:
+        pass
+    return True
+
+
+def _clear_away(place: Path) -> None:
+    """What an end that was not orderly has left; nothing where another serves from there by now."""
     if not at.is_held(place):
         with at.held(place):
             end_remains(place)
+            at.run_file(place).unlink(missing_ok=True)
 
 
 def _read(steps: Path) -> list[Step]:

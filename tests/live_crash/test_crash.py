@@ -1,0 +1,93 @@
+"""A one-node fabric whose process is interrupted or killed: nothing of it stays, and the next start goes on."""
+
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fabric import house
+from fabric.errors import NotFound
+from fabric.house.remains import processes_of, recorded
+from fabric.sdk import connect
+
+CONFIG = "name: small\nray: {mode: local, nodes: [{node: n, accelerator: H100, devices: 2}]}\n"
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "small.yaml"
+    file.write_text(CONFIG)
+    return file
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A state directory of which nothing runs in the end."""
+    place = tmp_path / "state"
+    yield place
+    with suppress(NotFound):
+        house.down(place)
+
+
+def everything_below(pid):
+    return psutil.Process(pid).children(recursive=True)
+
+
+def living(processes):
+    """The command lines of those that don't end: one that waits for its parent's end takes a moment."""
+    _, alive = psutil.wait_procs(processes, timeout=5)
+    return [process.cmdline() for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_an_interrupted_start_is_taken_down_again(place, config):
+    sessions = []
+
+    def interrupt(doing):
+        sessions.append(recorded(place))
+        if "node n" in doing:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        house.up(config, state_dir=place, any_port=True, say=interrupt)
+    assert house.running(place) is None
+    assert list(processes_of(sessions[-1])) == []
+    assert not sessions[-1].exists()
+    assert recorded(place) is None
+
+
+def test_a_killed_fabric_is_cleared_away_by_the_next_which_goes_on_and_goes_down_without_a_trace(place, config):
+    killed = house.up(config, state_dir=place, any_port=True)
+    with connect(killed.address, house.operator_key(place), killed.ca, account="local") as fabric:
+        fabric.top_up("10")
+        job = fabric.submit(time.sleep, 600, tokens="5", accelerators="H100:1")
+        while job.state != "running":
+            time.sleep(0.1)
+    session = recorded(place)
+    were = everything_below(killed.pid)
+    os.kill(killed.pid, signal.SIGKILL)
+    found = house.up(config, state_dir=place, any_port=True)
+    assert living(were) == []
+    assert not session.exists()
+    with connect(found.address, house.operator_key(place), found.ca, account="local") as fabric:
+        assert fabric.job(job.id).info().job_id == job.id
+        fabric.job(job.id).cancel()
+    session, are = recorded(place), [psutil.Process(found.pid), *everything_below(found.pid)]
+    house.down(place)
+    assert living(are) == []
+    assert not session.exists()
+
+
+def test_down_clears_away_what_a_killed_fabric_left(place, config):
+    killed = house.up(config, state_dir=place, any_port=True)
+    were, session = everything_below(killed.pid), recorded(place)
+    os.kill(killed.pid, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(killed.pid)], timeout=10)
+    assert house.down(place).name == "small"
+    assert living(were) == []
+    assert not Path(session).exists()
