@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from fabric.audit.verify import verify_export
-from fabric.cli.output import console, print_json
-from fabric.cli.session import AsJson, ForAccount, client
+from fabric.cli.output import console, print_json, say, table
+from fabric.cli.session import AsJson, ForAccount, client, job_named
 from fabric.errors import InvalidRequest, JournalCorrupt
 from fabric.wire import fabric_pb2 as pb
 
@@ -22,7 +22,10 @@ def export(
     *,
     account: ForAccount = "",
 ) -> None:
-    """Everything that is sealed about the account, as JSON lines."""
+    """Everything that is sealed about the account, as JSON lines.
+
+    For example: fabric audit export november.jsonl
+    """
     chunks = client(account).stream(pb.ExportRequest(), pb.Chunk)
     if file is None:
         for chunk in chunks:
@@ -31,7 +34,7 @@ def export(
     with file.open("wb") as out:
         for chunk in chunks:
             out.write(chunk.data)
-    console().print(f"written to {file}: check it with `fabric audit verify {file}`", markup=False)
+    say(f"written to {file}: check it with `fabric audit verify {file}`")
 
 
 @app.command()
@@ -41,7 +44,10 @@ def verify(
     key: Annotated[str | None, typer.Option(help="The public key you trust; without it the export's own.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check an export offline: every hash, signature, sum and charge."""
+    """Check an export offline: every hash, signature, sum and charge.
+
+    For example: fabric audit verify november.jsonl --key "$(cat operators-key.txt)"
+    """
     try:
         with file.open(encoding="utf-8") as lines:
             report = verify_export(lines, trusted_key=key)
@@ -53,7 +59,7 @@ def verify(
     if as_json:
         print_json({"verified": True, **facts, "counts": dict(report.counts), "notes": report.notes})
     else:
-        console().print(str(report), markup=False)
+        say(str(report))
 
 
 @app.command()
@@ -63,14 +69,19 @@ def receipts(
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
-    """The proofs that the account's entries are in the sealed log."""
-    found = [
-        json.loads(document.json) for document in client(account).stream(pb.ReceiptsRequest(job_id=job), pb.Document)
-    ]
+    """The proofs that the account's entries are in the sealed log.
+
+    For example: fabric audit receipts --job job-9829cded --json > receipts.json
+    """
+    door = client(account)
+    wanted = pb.ReceiptsRequest(job_id=job_named(door, job))
+    found = [json.loads(document.json) for document in door.stream(wanted, pb.Document)]
     if as_json:
         print_json(found)
         return
-    for receipt in found:
-        console().print(
-            f"entry {receipt['seq']} of {receipt['tree_size']}: leaf {receipt['leaf_hash']}, {len(receipt['proof'])} hashes"
-        )
+    rows = [
+        (f"entry {receipt['seq']}", f"of {receipt['tree_size']}", receipt["leaf_hash"], str(len(receipt["proof"])))
+        for receipt in found
+    ]
+    console().print(table("", ("entry", "", "leaf", "hashes"), rows, spare=("", "hashes")))
+    say("each whole, with its checkpoint: fabric audit receipts --json")

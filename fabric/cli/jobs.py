@@ -1,34 +1,28 @@
 """Commands about jobs."""
 
 import sys
-import time
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Group
-from rich.live import Live
 
+from fabric.cli import top
+from fabric.cli.job_columns import JOB_COLUMNS, per_hour, per_second, utilisation, where, why
 from fabric.cli.output import (
-    console,
     duration,
     optional,
-    percent,
     print_facts,
     print_json,
     print_records,
     record,
-    table,
+    say,
     time_of,
 )
-from fabric.cli.session import AsJson, ForAccount, JobIdArgument, client, connected
+from fabric.cli.session import AsJson, ForAccount, JobIdArgument, client, connected, job_named
 from fabric.client import new_request_id
 from fabric.errors import InvalidRequest
-from fabric.units import PPM, format_cny, format_ct, parse_ct
+from fabric.units import format_cny, format_ct, parse_ct
 from fabric.wire import fabric_pb2 as pb
-
-UHS_PER_S_TO_CT_PER_H: Final = 3600
-_TOP_JOBS: Final = 30
 
 Tokens = Annotated[str, typer.Option("--tokens", "-t", help="The most the job may burn, e.g. 2 or 0.5.")]
 Accelerators = Annotated[
@@ -51,7 +45,7 @@ def register(app: typer.Typer) -> None:
         ("pause", pause),
         ("resume", resume),
         ("raise-limit", raise_limit),
-        ("top", top),
+        ("top", top.top),
     ):
         app.command(name, rich_help_panel="Jobs")(command)
 
@@ -64,7 +58,10 @@ def quote(
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
-    """What a job would hold and burn. Changes nothing."""
+    """What a job would hold and burn. Changes nothing.
+
+    For example: fabric quote --tokens 2 --accelerators H100:2,A100:2
+    """
     from fabric.sdk.request import build_spec  # noqa: PLC0415
 
     spec = build_spec(name="quote", kind="script", tokens=tokens, accelerators=_types(accelerators), hold=hold)
@@ -76,7 +73,7 @@ def quote(
         {
             "reckoned with": f"{answer.devices} × {answer.accelerator}",
             "held to start": f"{format_ct(answer.hold_uhs, round_up=True)} CT of {format_ct(answer.free_uhs)} CT free",
-            "burns": f"{_per_hour(answer.burn_uhs_per_s)} CT/h busy, {_per_hour(answer.burn_idle_uhs_per_s)} CT/h idle",
+            "burns": f"{per_hour(answer.burn_uhs_per_s)} CT/h busy, {per_hour(answer.burn_idle_uhs_per_s)} CT/h idle",
             "lasts": f"{duration(answer.runtime_us)} at 80 % utilisation",
             "costs": f"{format_cny(answer.cost_microcny)} CNY at most",
             "starts": "now" if answer.placeable_now else "when devices come free",
@@ -131,7 +128,7 @@ def submit(
             devices_per_node=devices_per_node,
         )
         if not follow:
-            print_json({"job_id": made.id, "state": made.state}) if as_json else console().print(made.id)
+            print_json({"job_id": made.id, "state": made.state}) if as_json else say(made.id)
             return
         print(made.id, file=sys.stderr)
         made.print_logs(follow=True)
@@ -147,20 +144,30 @@ def jobs(
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first.
+
+    For example: fabric jobs --state running --state parked
+    """
     found = client(account).call(pb.ListJobsRequest(states=state or [], limit=limit), pb.ListJobsReply).jobs
-    print_records(found, as_json=as_json, title="jobs", columns=_JOB_COLUMNS)
+    print_records(found, as_json=as_json, title="jobs", columns=JOB_COLUMNS, spare=("submitted", "limit CT", "why"))
 
 
 def job(job_id: JobIdArgument, *, account: ForAccount = "", as_json: AsJson = False) -> None:
     """Everything about one job."""
-    found = client(account).call(pb.GetJobRequest(job_id=job_id), pb.Job)
+    door = client(account)
+    found = door.call(pb.GetJobRequest(job_id=job_named(door, job_id)), pb.Job)
     if as_json:
         print_json(record(found))
         return
-    facts = {title: show(found) for title, show in _JOB_COLUMNS.items()}
-    facts |= {
+    facts = {
+        "job": found.job_id,
+        "name": found.name,
+        "state": found.state + (f": {said}" if (said := why(found)) else ""),
+        "on": where(found),
+        "burned": f"{format_ct(found.burned_uhs, decimals=8)} of {format_ct(found.limit_uhs)} CT",
         "held": f"{format_ct(found.held_uhs)} CT",
+        "burns": f"{per_second(found.burn_uhs_per_s)} CT/s, {utilisation(found)} utilised",
+        "runway": duration(optional(found, "runway_us")),
         "nodes": ", ".join(found.nodes) or "–",
         "attempts": str(found.attempts),
         "submitted": time_of(found.submitted_at_us),
@@ -178,8 +185,13 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
     account: ForAccount = "",
 ) -> None:
-    """What a job has written."""
-    for chunk in client(account).stream(pb.LogsRequest(job_id=job_id, follow=follow), pb.LogChunk):
+    """What a job has written.
+
+    For example: fabric logs job-9829cded --follow
+    """
+    door = client(account)
+    wanted = pb.LogsRequest(job_id=job_named(door, job_id), follow=follow)
+    for chunk in door.stream(wanted, pb.LogChunk):
         sys.stdout.write(chunk.data.decode("utf-8", errors="replace"))
         sys.stdout.flush()
 
@@ -192,8 +204,12 @@ def result(
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
-    """Wait for a job and show what it returned."""
+    """Wait for a job and show what it returned.
+
+    For example: fabric result job-9829cded --timeout 60 --output result.pickle
+    """
     with connected(account) as fabric:
+        job_id = job_named(fabric.client, job_id)
         waited = fabric.job(job_id)
         if output is not None:
             waited.wait(timeout)
@@ -203,24 +219,30 @@ def result(
             value = waited.result(timeout)
         except TimeoutError as error:
             raise InvalidRequest(f"{error}: give it more --timeout", code="timeout") from None
-        print_json({"job_id": job_id, "result": repr(value)}) if as_json else console().print(repr(value), markup=False)
+        print_json({"job_id": job_id, "result": repr(value)}) if as_json else say(repr(value))
 
 
 def cancel(job_id: JobIdArgument, *, account: ForAccount = "", as_json: AsJson = False) -> None:
     """End a job; what it burned is charged."""
-    client(account).call(pb.CancelRequest(request_id=new_request_id(), job_id=job_id), pb.Accepted)
+    door = client(account)
+    job_id = job_named(door, job_id)
+    door.call(pb.CancelRequest(request_id=new_request_id(), job_id=job_id), pb.Accepted)
     _done(job_id, "will end", as_json=as_json)
 
 
 def pause(job_id: JobIdArgument, *, account: ForAccount = "", as_json: AsJson = False) -> None:
     """Ask a job to checkpoint, and park it."""
-    client(account).call(pb.PauseRequest(request_id=new_request_id(), job_id=job_id), pb.Accepted)
+    door = client(account)
+    job_id = job_named(door, job_id)
+    door.call(pb.PauseRequest(request_id=new_request_id(), job_id=job_id), pb.Accepted)
     _done(job_id, "will be parked", as_json=as_json)
 
 
 def resume(job_id: JobIdArgument, *, account: ForAccount = "", as_json: AsJson = False) -> None:
     """Let a parked job go on."""
-    client(account).call(pb.ResumeRequest(request_id=new_request_id(), job_id=job_id), pb.Accepted)
+    door = client(account)
+    job_id = job_named(door, job_id)
+    door.call(pb.ResumeRequest(request_id=new_request_id(), job_id=job_id), pb.Accepted)
     _done(job_id, "will go on", as_json=as_json)
 
 
@@ -231,49 +253,20 @@ def raise_limit(
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
-    """Give a job a new limit; one that was parked at its limit goes on."""
-    request = pb.RaiseLimitRequest(request_id=new_request_id(), job_id=job_id, limit_uhs=parse_ct(tokens))
-    client(account).call(request, pb.Accepted)
+    """Give a job a new limit; one that was parked at its limit goes on.
+
+    For example, up to 3 tokens, what it has burned already included: fabric raise-limit job-9829cded 3
+    """
+    limit_uhs = parse_ct(tokens)
+    door = client(account)
+    job_id = job_named(door, job_id)
+    request = pb.RaiseLimitRequest(request_id=new_request_id(), job_id=job_id, limit_uhs=limit_uhs)
+    door.call(request, pb.Accepted)
     _done(job_id, f"may now burn {tokens} CT", as_json=as_json)
 
 
-def top(
-    *,
-    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between looks.")] = 1.0,
-    once: Annotated[bool, typer.Option("--once", help="Look once.")] = False,
-    account: ForAccount = "",
-    as_json: AsJson = False,
-) -> None:
-    """What runs and what it burns, live; in a pipe, once."""
-    door = client(account)
-    if as_json:
-        print_json([record(found) for found in _unended(door)])
-        return
-    if once or not sys.stdout.isatty():
-        console().print(_top_view(_unended(door)))
-        return
-    with Live(_top_view(_unended(door)), console=console(), screen=True, auto_refresh=False) as live:
-        while True:
-            time.sleep(interval)
-            live.update(_top_view(_unended(door)), refresh=True)
-
-
-def _unended(door: Any) -> list[pb.Job]:
-    states = ("running", "stopping", "starting", "parked", "queued")
-    reply = door.call(pb.ListJobsRequest(states=states, limit=500), pb.ListJobsReply)
-    return sorted(reply.jobs, key=lambda found: (states.index(found.state), -found.burn_uhs_per_s))
-
-
-def _top_view(found: list[pb.Job]) -> Group:
-    burn = sum(each.burn_uhs_per_s for each in found)
-    running = sum(each.state == "running" for each in found)
-    head = f"{running} running, {len(found)} in all · burning {_per_second(burn)} CT/s = {_per_hour(burn)} CT/h"
-    rows = [[show(each) for show in _TOP_COLUMNS.values()] for each in found[:_TOP_JOBS]]
-    return Group(head, table("", tuple(_TOP_COLUMNS), rows))
-
-
 def _done(job_id: str, what: str, *, as_json: bool) -> None:
-    print_json({"job_id": job_id, "accepted": True}) if as_json else console().print(f"{job_id} {what}")
+    print_json({"job_id": job_id, "accepted": True}) if as_json else say(f"{job_id} {what}")
 
 
 def _types(given: str) -> str | list[str]:
@@ -287,39 +280,3 @@ def _environment(given: list[str]) -> dict[str, str]:
         if not (name and equals):
             raise InvalidRequest(f"--env {name!r}: write NAME=VALUE", code="invalid_env")
     return {name: value for name, _, value in pairs}
-
-
-def _per_hour(uhs_per_s: int) -> str:
-    return format_ct(uhs_per_s * UHS_PER_S_TO_CT_PER_H, decimals=3)
-
-
-def _per_second(uhs_per_s: int) -> str:
-    return format_ct(uhs_per_s, decimals=6)
-
-
-def _state(found: pb.Job) -> str:
-    return found.state
-
-
-_JOB_COLUMNS: Final[dict[str, Any]] = {
-    "job": lambda found: found.job_id,
-    "name": lambda found: found.name,
-    "state": _state,
-    "why": lambda found: found.reason or "–",
-    "accelerator": lambda found: f"{found.devices} × {found.accelerator}",
-    "burned CT": lambda found: format_ct(found.burned_uhs),
-    "limit CT": lambda found: format_ct(found.limit_uhs),
-    "submitted": lambda found: time_of(found.submitted_at_us),
-}
-_TOP_COLUMNS: Final[dict[str, Any]] = {
-    "job": lambda found: found.job_id,
-    "name": lambda found: found.name,
-    "state": _state,
-    "accelerator": lambda found: f"{found.devices} × {found.accelerator}",
-    "util": lambda found: percent(min(found.utilisation_ppm, PPM)) if found.state == "running" else "–",
-    "burn CT/s": lambda found: _per_second(found.burn_uhs_per_s),
-    "burned CT": lambda found: format_ct(found.burned_uhs),
-    "limit CT": lambda found: format_ct(found.limit_uhs),
-    "runway": lambda found: duration(optional(found, "runway_us")),
-    "why": lambda found: found.reason if found.state != "running" else "",
-}

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from fabric.cli.output import console, print_json, print_records, time_of
+from fabric.cli.output import moment, print_json, print_records, say
 from fabric.cli.session import AsJson, ForAccount, client
 from fabric.client import new_request_id
 from fabric.errors import InvalidRequest
@@ -29,7 +29,10 @@ def create(
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
-    """Make a key. It is shown once: only its hash is kept."""
+    """Make a key. It is shown once: only its hash is kept.
+
+    For example: fabric keys create --name ci --limit 5 --days 30
+    """
     if days is not None and not 0 < days <= _DAYS_MAX:
         raise InvalidRequest(f"--days {days:g}: give more than 0 and at most {_DAYS_MAX}", code="invalid_duration")
     secret = make_secret()
@@ -46,14 +49,14 @@ def create(
     if as_json:
         print_json({"key_id": key_id, "api_key": api_key})
     else:
-        console().print(f"{api_key}\nKeep it now: it is not shown again.", markup=False)
+        say(f"{api_key}\nKeep it now: it is not shown again.")
 
 
 @app.command("ls")
 def list_keys(*, account: ForAccount = "", as_json: AsJson = False) -> None:
     """List keys."""
     found = client(account).call(pb.ListKeysRequest(), pb.ListKeysReply).keys
-    print_records(found, as_json=as_json, title="keys", columns=_COLUMNS)
+    print_records(found, as_json=as_json, title="keys", columns=_COLUMNS, spare=("kind", "account"))
 
 
 @app.command()
@@ -65,7 +68,7 @@ def revoke(
 ) -> None:
     """Make a key worthless."""
     client(account).call(pb.RevokeKeyRequest(request_id=new_request_id(), key_id=key_id), pb.Accepted)
-    print_json({"key_id": key_id, "revoked": True}) if as_json else console().print(f"{key_id} is revoked")
+    print_json({"key_id": key_id, "revoked": True}) if as_json else say(f"{key_id} is revoked")
 
 
 _COLUMNS: Final[dict[str, Any]] = {
@@ -75,6 +78,6 @@ _COLUMNS: Final[dict[str, Any]] = {
     "kind": lambda key: "operator" if key.operator else "customer",
     "spent CT": lambda key: format_ct(key.spent_uhs),
     "limit CT": lambda key: format_ct(key.limit_uhs) if key.HasField("limit_uhs") else "–",
-    "expires": lambda key: time_of(key.expires_at_us),
+    "expires": lambda key: moment(key.expires_at_us),
     "state": lambda key: "revoked" if key.revoked else "good",
 }

@@ -5,10 +5,10 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from fabric.cli.output import console, duration, print_facts, print_json, print_records, record, table, time_of
-from fabric.cli.session import AsJson, ForAccount, client
+from fabric.cli.output import console, duration, moment, print_facts, print_json, print_records, record, say, table
+from fabric.cli.session import AsJson, ForAccount, client, job_named
 from fabric.client import new_request_id
-from fabric.units import format_cny, format_ct, parse_ct
+from fabric.units import CT_DECIMALS, PPM, UHS_PER_CT, format_cny, format_ct, parse_ct
 from fabric.wire import fabric_pb2 as pb
 
 
@@ -43,7 +43,7 @@ def balance(*, account: ForAccount = "", as_json: AsJson = False) -> None:
             "runway": duration(found.runway_us if found.HasField("runway_us") else None),
         }
     )
-    print_records(found.lots, as_json=False, title="lots", columns=_LOT_COLUMNS)
+    print_records(found.lots, as_json=False, title="lots", columns=_LOT_COLUMNS, spare=("granted CT",))
 
 
 def topup(
@@ -53,7 +53,10 @@ def topup(
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
-    """Buy tokens at the price of the account's plan."""
+    """Buy tokens at the price of the account's plan.
+
+    For example: fabric topup 12.5 --payment-ref INV-2026-0142
+    """
     request = pb.TopUpRequest(request_id=new_request_id(), amount_uhs=parse_ct(tokens), payment_ref=payment_ref)
     _bought(client(account).call(request, pb.Accepted), f"{tokens} CT bought", as_json=as_json)
 
@@ -65,7 +68,10 @@ def bundle(
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
-    """Buy a bundle: one purchase, several lots."""
+    """Buy a bundle: one purchase, several lots.
+
+    For example: fabric bundle edge-inference
+    """
     request = pb.BuyBundleRequest(request_id=new_request_id(), bundle=name, payment_ref=payment_ref)
     _bought(client(account).call(request, pb.Accepted), f"bundle {name} bought", as_json=as_json)
 
@@ -76,7 +82,10 @@ def subscribe(
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
-    """Subscribe to tokens that come every cycle."""
+    """Subscribe to tokens that come every cycle.
+
+    For example: fabric subscribe professional-monthly
+    """
     request = pb.SubscribeRequest(request_id=new_request_id(), subscription=name)
     _bought(client(account).call(request, pb.Accepted), f"subscribed to {name}", as_json=as_json)
 
@@ -95,20 +104,30 @@ def usage(
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
-    """The charging records: what ran, and what it cost."""
-    found = list(client(account).stream(pb.UsageRequest(job_id=job), pb.Cdr))
-    print_records(found, as_json=as_json, title="charging records", columns=_CDR_COLUMNS)
+    """The charging records: what ran, and what it cost. One for each time that a job was on devices.
+
+    For example: fabric usage --job job-9829cded
+    """
+    door = client(account)
+    found = list(door.stream(pb.UsageRequest(job_id=job_named(door, job)), pb.Cdr))
+    print_records(found, as_json=as_json, title="charging records", columns=_CDR_COLUMNS, spare=("name", "util"))
 
 
-def statement(*, account: ForAccount = "", as_json: AsJson = False) -> None:
-    """Opening, every transfer, closing."""
+def statement(
+    *,
+    every: Annotated[bool, typer.Option("--every", help="Every single charge, not one line for each hold.")] = False,
+    account: ForAccount = "",
+    as_json: AsJson = False,
+) -> None:
+    """What was booked: each purchase, hold, charge and release, and what is left. With --json, every transfer."""
     found = json.loads(client(account).fetch(pb.StatementRequest()))
     if as_json:
         print_json(as_strings(found))
         return
+    lines = found["lines"] if every else _gathered(found["lines"])
     rows = [
-        (time_of(line["at_us"]), line["kind"], line["ref"], _signed(line["amount_uhs"]), _signed(line["held_uhs"]))
-        for line in found["lines"]
+        (moment(line["at_us"]), _what(line), line["ref"], _signed(line["amount_uhs"]), _signed(line["held_uhs"]))
+        for line in lines
     ]
     console().print(table(f"account {found['account_id']}", ("time", "what", "about", "CT", "held CT"), rows))
     closing = found["closing"]
@@ -141,6 +160,11 @@ def plans(*, account: ForAccount = "", as_json: AsJson = False) -> None:
         for each in catalogue["plans"]
     ]
     console().print(table("plans", ("plan", "CNY", "life", "queue", "paid"), rows))
+    weights = [
+        (each["accelerator"], format_ct(each["ppm"] * UHS_PER_CT // PPM), _condition(each))
+        for each in found["tariffs"]["weights"]
+    ]
+    console().print(table("one device at 80 % utilisation burns", ("accelerator", "CT/h", "where"), weights))
     for kind in ("bundles", "subscriptions"):
         if catalogue.get(kind):
             offers = [
@@ -157,7 +181,29 @@ def plan(*, account: ForAccount = "", as_json: AsJson = False) -> None:
     if as_json:
         print_json(as_strings(found))
     else:
-        print_facts({name: str(value) for name, value in found.items()})
+        print_facts(_plan_facts(found))
+
+
+def _plan_facts(found: dict[str, Any]) -> dict[str, str]:
+    facts = {"plan": found["name"]}
+    if "price_microcny_per_ct" in found:
+        facts["price"] = f"{format_cny(found['price_microcny_per_ct'])} CNY a token"
+        facts["tokens are good"] = f"{found['lifetime_days']} days"
+        facts["queue"] = found["queue"] + (", dedicated nodes" if found["dedicated"] else "")
+        facts["paid"] = found["mode"]
+    if found.get("credit_limit_uhs"):
+        facts["credit"] = f"{format_ct(found['credit_limit_uhs'])} CT"
+    if found.get("max_running_devices"):
+        facts["at once"] = f"{found['max_running_devices']} devices"
+    return facts
+
+
+def _condition(weight: dict[str, Any]) -> str:
+    """For what a line of the tariff counts."""
+    parts = [str(weight[name]) for name in ("operator", "tier", "service") if weight.get(name)]
+    if weight.get("hours"):
+        parts.append("{}–{} h".format(*weight["hours"]))
+    return ", ".join(parts) or "everywhere"
 
 
 def as_strings(value: Any, *, name: str = "") -> Any:
@@ -174,29 +220,49 @@ def _bought(accepted: pb.Accepted, what: str, *, as_json: bool) -> None:
     if as_json:
         print_json({**record(accepted), "facts": json.loads(accepted.facts_json or "{}")})
     else:
-        console().print(what)
+        say(what)
+
+
+def _gathered(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A running job is charged every second: its charges as one line, where the last of them is."""
+    gathered: dict[object, dict[str, Any]] = {}
+    for at, line in enumerate(lines):
+        key = ("capture", line["ref"]) if line["kind"] == "capture" else at
+        before = gathered.pop(key, _NO_CHARGES)
+        sums = {name: before[name] + line[name] for name in ("amount_uhs", "held_uhs")}
+        gathered[key] = {**line, **sums, "count": before["count"] + 1}
+    return list(gathered.values())
+
+
+def _what(line: dict[str, Any]) -> str:
+    return f"{line['kind']} ×{line['count']}" if line.get("count", 1) > 1 else str(line["kind"])
 
 
 def _signed(uhs: int) -> str:
-    return f"{'-' if uhs < 0 else '+' if uhs else ''}{format_ct(abs(uhs), decimals=8)}"
+    """All decimals, so that what is below one another can be compared; a floor would not add up."""
+    if not uhs:
+        return "0"
+    whole, _, decimals = format_ct(abs(uhs), decimals=CT_DECIMALS).partition(".")
+    return f"{'-' if uhs < 0 else '+'}{whole}.{decimals:0<{CT_DECIMALS}}"
 
 
+_NO_CHARGES: Final[dict[str, Any]] = {"amount_uhs": 0, "held_uhs": 0, "count": 0}
 _LOT_COLUMNS: Final[dict[str, Any]] = {
     "lot": lambda lot: lot.lot_id,
     "origin": lambda lot: lot.origin,
     "free CT": lambda lot: format_ct(lot.free_uhs),
     "held CT": lambda lot: format_ct(lot.held_uhs),
     "granted CT": lambda lot: format_ct(lot.granted_uhs),
-    "expires": lambda lot: time_of(lot.expires_at_us),
+    "expires": lambda lot: moment(lot.expires_at_us),
     "good for": lambda lot: lot.scope or "anything",
 }
 _CDR_COLUMNS: Final[dict[str, Any]] = {
     "job": lambda cdr: cdr.job_id,
     "name": lambda cdr: cdr.name,
-    "accelerator": lambda cdr: f"{cdr.devices} × {cdr.accelerator}",
+    "on": lambda cdr: f"{cdr.devices} × {cdr.accelerator}",
     "ran": lambda cdr: duration(cdr.metered_us),
     "util": lambda cdr: f"{cdr.busy_us * 100 // max(cdr.devices * cdr.metered_us, 1)} %",
     "charged CT": lambda cdr: format_ct(cdr.charged_uhs, decimals=8),
-    "refunded CT": lambda cdr: format_ct(cdr.refunded_uhs, decimals=8),
+    "refunded CT": lambda cdr: format_ct(cdr.refunded_uhs, decimals=8) if cdr.refunded_uhs else "–",
     "ended": lambda cdr: cdr.ended,
 }

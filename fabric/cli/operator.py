@@ -4,7 +4,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from fabric.cli.output import console, print_json, print_records, record
+from fabric.cli.output import print_json, print_records, record, say
 from fabric.cli.session import AsJson, client
 from fabric.client import new_request_id
 from fabric.units import format_ct, parse_ct
@@ -32,7 +32,10 @@ def open_account(
     credit: Annotated[str | None, typer.Option(help="Tokens of credit, for postpaid plans.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Open an account for a customer."""
+    """Open an account for a customer.
+
+    For example: fabric ops open-account acme --plan starter --name "Acme Labs"
+    """
     request = pb.OpenAccountRequest(
         request_id=new_request_id(),
         account_id=account_id,
@@ -54,7 +57,10 @@ def grant(
     service: Annotated[list[str] | None, typer.Option(help="Good only for these; repeat for more.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give tokens away."""
+    """Give tokens away.
+
+    For example: fabric ops grant acme 5 --days 7 --accelerator A100 --service training
+    """
     request = pb.GrantRequest(
         request_id=new_request_id(),
         account_id=account_id,
@@ -77,7 +83,7 @@ def nodes(*, as_json: AsJson = False) -> None:
 def leases(*, as_json: AsJson = False) -> None:
     """All leases."""
     found = client().call(pb.ListLeasesRequest(), pb.ListLeasesReply).leases
-    print_records(found, as_json=as_json, title="leases", columns=_LEASE_COLUMNS)
+    print_records(found, as_json=as_json, title="leases", columns=_LEASE_COLUMNS, spare=("job", "accelerator"))
 
 
 @app.command()
@@ -87,7 +93,10 @@ def drain(
     grace: Annotated[int, typer.Option(min=0, help="Seconds that jobs are given to checkpoint.")] = 60,
     as_json: AsJson = False,
 ) -> None:
-    """Let nothing new onto a node, and what runs there leave."""
+    """Let nothing new onto a node, and what runs there leave.
+
+    For example: fabric ops drain h100-1 --grace 120
+    """
     request = pb.DrainNodeRequest(node_id=node_id, grace_us=grace * _US_PER_S)
     _done(client().call(request, pb.Accepted), f"{node_id} is draining", as_json=as_json)
 
@@ -96,13 +105,16 @@ def drain(
 def close_period(
     period: Annotated[str, typer.Argument(help="Its name, e.g. 2026-11.")], *, as_json: AsJson = False
 ) -> None:
-    """Seal what has been booked since the last close; postpaid debt is invoiced."""
+    """Seal what has been booked since the last close; postpaid debt is invoiced.
+
+    For example: fabric ops close-period 2026-11
+    """
     request = pb.ClosePeriodRequest(request_id=new_request_id(), period=period)
     _done(client().call(request, pb.Accepted), f"period {period} is closed", as_json=as_json)
 
 
 def _done(accepted: pb.Accepted, what: str, *, as_json: bool) -> None:
-    print_json(record(accepted)) if as_json else console().print(what, markup=False)
+    print_json(record(accepted)) if as_json else say(what)
 
 
 _ACCOUNT_COLUMNS: Final[dict[str, Any]] = {

@@ -2,12 +2,14 @@
 
 import datetime as dt
 import json
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from google.protobuf.message import Message
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +17,9 @@ from fabric.errors import FabricError
 from fabric.units import format_cny, format_ct
 
 _PIPE_WIDTH: Final = 240
+_NO_LIMIT: Final = 10_000
+_NOTHING: Final = ("", "–")
+_JOB_ID = re.compile(r"\b(job-[0-9a-f]{8})[0-9a-f]{12}\b")
 _STATE_STYLES: Final = {
     "running": "green",
     "succeeded": "green",
@@ -30,6 +35,11 @@ _STATE_STYLES: Final = {
 def console() -> Console:
     """Standard output as it is now: colours and the terminal's width for people, plain wide lines in a pipe."""
     return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+
+
+def say(text: str) -> None:
+    """A line for people, as it is: never broken by us, so that it can be copied."""
+    console().print(text, markup=False, soft_wrap=True)
 
 
 def print_json(value: object) -> None:
@@ -70,21 +80,52 @@ def print_records(
     as_json: bool,
     title: str,
     columns: Mapping[str, Callable[[Any], str]],
+    spare: Sequence[str] = (),
 ) -> None:
-    """A list: a table with these columns, or all of it as JSON."""
+    """A list: a table with these columns, or all of it as JSON. `spare` as in `table`."""
     if as_json:
         print_json([record(message) for message in messages])
         return
     if not messages:
         console().print(f"no {title}")
         return
-    console().print(
-        table(title, tuple(columns), ([show(message) for show in columns.values()] for message in messages))
-    )
+    rows = [[show(message) for show in columns.values()] for message in messages]
+    console().print(table(title, tuple(columns), rows, spare=spare))
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A plain table; numbers to the right."""
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, spare: Sequence[str] = ()) -> Table:
+    """A plain table; numbers to the right.
+
+    Where the terminal is too narrow, columns that say nothing go, then job ids are cut short (commands take them so), then
+    the `spare` columns go, the first named first.
+    """
+    out = console()
+    cells = [list(row) for row in rows]
+    made = _table(title, columns, cells)
+    for narrower in _narrower(list(columns), cells, spare=spare):
+        if _width(made, out) <= out.width:
+            break
+        made = _table(title, *narrower)
+    return made
+
+
+def _narrower(
+    columns: list[str], rows: list[list[str]], *, spare: Sequence[str]
+) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """Ever less of a table."""
+    kept = [at for at, _ in enumerate(columns) if not rows or any(row[at] not in _NOTHING for row in rows)]
+    columns, rows = [columns[at] for at in kept], [[row[at] for at in kept] for row in rows]
+    yield columns, rows
+    rows = [[_JOB_ID.sub(r"\1", cell) for cell in row] for row in rows]
+    yield columns, rows
+    for name in spare:
+        if name in columns:
+            at = columns.index(name)
+            columns, rows = columns[:at] + columns[at + 1 :], [row[:at] + row[at + 1 :] for row in rows]
+            yield columns, rows
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
     for column in columns:
         made.add_column(
@@ -95,14 +136,21 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     return made
 
 
+def _width(made: Table, out: Console) -> int:
+    """How wide the table is where there is room enough."""
+    return Measurement.get(out, out.options.update(max_width=_NO_LIMIT), made).maximum
+
+
 _TO_THE_RIGHT: Final = frozenset({"CT", "CT/h", "CT/s", "CNY", "devices", "free", "util", "runway", "attempts"})
 
 
 def print_facts(facts: Mapping[str, str], *, title: str = "") -> None:
     """Names and values, one a line."""
-    made = table(title, ("", ""), ((name, value) for name, value in facts.items()))
-    made.show_header = False
-    console().print(made)
+    if title:
+        console().print(Text(title, style="bold"))
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        say(f"{name:{width}}  {value}")
 
 
 def print_error(error: FabricError, *, as_json: bool) -> None:
@@ -115,22 +163,34 @@ def print_error(error: FabricError, *, as_json: bool) -> None:
     out.print(Text(f"error: {error.message} ({error.code})", style="red"))
 
 
-def time_of(at_us: int | None) -> str:
-    """A time for people, in their own zone."""
+def moment(at_us: int | None) -> str:
+    """A time for a table: today's without its date, this year's without its year."""
     if not at_us:
         return "–"
-    return dt.datetime.fromtimestamp(at_us / 1_000_000, tz=dt.UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    at, now = _local(at_us), dt.datetime.now(tz=dt.UTC).astimezone()
+    if at.date() == now.date():
+        return at.strftime("%H:%M:%S")
+    return at.strftime("%d %b %H:%M" if at.year == now.year else "%Y-%m-%d")
+
+
+def time_of(at_us: int | None) -> str:
+    """A time for people, in their own zone."""
+    return _local(at_us).strftime("%Y-%m-%d %H:%M:%S") if at_us else "–"
+
+
+def _local(at_us: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(at_us / 1_000_000, tz=dt.UTC).astimezone()
 
 
 def duration(us: int | None) -> str:
-    """A duration for people: its two largest parts."""
+    """A duration for people: its two largest parts, the second unless it is nothing."""
     if us is None:
         return "–"
     seconds = us // 1_000_000
     parts = [(seconds // 86_400, "d"), (seconds // 3_600 % 24, "h"), (seconds // 60 % 60, "min"), (seconds % 60, "s")]
     while len(parts) > 1 and parts[0][0] == 0:
         parts.pop(0)
-    return " ".join(f"{count} {unit}" for count, unit in parts[:2])
+    return " ".join(f"{count} {unit}" for at, (count, unit) in enumerate(parts[:2]) if count or not at)
 
 
 def percent(ppm: int) -> str:

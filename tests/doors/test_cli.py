@@ -122,6 +122,12 @@ def test_a_job_is_stopped_resumed_and_given_more(run, house):
     assert "4" in run("top", "--once").output or run("jobs").output
 
 
+def test_a_job_is_known_by_the_beginning_of_its_id(run, job):
+    assert json.loads(run("job", job.id[:12], "--json").output)["job_id"] == job.id
+    assert run("result", job.id[:12]).output == "42\n"
+    assert "not_found" in run("job", "job-0000", code=5).stderr
+
+
 def test_a_new_key_works_and_a_revoked_one_does_not(run):
     made = json.loads(run("keys", "create", "--limit", 5, "--days", 1, "--json").output)
     run("balance", key=made["api_key"])
