@@ -12,7 +12,7 @@ STARTS_S = 90
 
 
 def save_every_step(steps, step_s):
-    from fabric import context  # noqa: PLC0415 - where the job runs
+    from fabric import context
 
     job = context.current()
     at = began = int(job.load() or b"0")

@@ -124,6 +124,21 @@ def test_a_door_with_another_archive_is_not_let_in_front_of_this_gate(lab):
     assert "fabric down --gate" in other["message"]
 
 
+def test_a_gate_is_not_started_on_a_damaged_journal_and_none_is_left_behind(lab):
+    place = lab.place / "damaged"
+    place.mkdir()
+    (place / "journal.sqlite").write_bytes(b"SQLite format 3\0" + bytes(5_000))
+    config = lab.place / "damaged.yaml"
+    config.write_text(
+        "name: damaged\nray: {mode: join, address: '${RAY_ADDRESS}', namespace: other}\nrpc: {listen: '127.0.0.1:0'}\n"
+    )
+    gates = lab.gates()
+    error = lab.run("up", "--config", config, "--state-dir", place, code=1)["error"]
+    assert error["code"] == "journal_corrupt"
+    assert "Remedy: " in error["message"]
+    wait_until(lambda: lab.gates() == gates)
+
+
 def test_no_secret_is_where_others_look(lab):
     rays = psutil.Process(lab.cluster.pid).children(recursive=True)
     assert any(process.name().startswith("ray::GateActor") for process in rays)
