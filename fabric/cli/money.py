@@ -164,7 +164,7 @@ def plans(*, account: ForAccount = "", as_json: AsJson = False) -> None:
         (each["accelerator"], format_ct(each["ppm"] * UHS_PER_CT // PPM), _condition(each))
         for each in found["tariffs"]["weights"]
     ]
-    console().print(table("one device at 80 % utilisation burns", ("accelerator", "CT/h", "where"), weights))
+    console().print(table("burn of one device at 80 %", ("accelerator", "CT/h", "where"), weights))
     for kind in ("bundles", "subscriptions"):
         if catalogue.get(kind):
             offers = [
