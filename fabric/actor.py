@@ -7,6 +7,7 @@ Its callers are doors, which have checked who is asking: the gate trusts the acc
 """
 
 import asyncio
+import gc
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -174,6 +175,7 @@ class GateActor:
         outstanding = self._writer.core.outstanding()
         await self._reconcile()
         await self._cluster.carry_out(outstanding)
+        gc.freeze()  # what was replayed stays: the collector needn't look through it again and again
         self._chores = [
             asyncio.create_task(self._again_and_again(chore, pause_s))
             for chore, pause_s in (
