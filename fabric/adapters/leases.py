@@ -152,7 +152,7 @@ class Attempt:
             await self._publish_info(self.group)
             return
         if not self.reused:
-            marks = {} if lease.kind in KEEPABLE else {LEASE_VARIABLE: str(lease.lease_id), **payload.env}
+            marks = {} if lease.kind in KEEPABLE else {**payload.env, LEASE_VARIABLE: str(lease.lease_id)}
             await around.groups.seat(self.group, lease, runtime_env=runtime_env_of(payload, extra=marks))
         first = self.group.runners[0].seat
         self.addresses = _addresses(self.group.runners)
@@ -303,15 +303,17 @@ class Attempt:
         group, agents = self.group, self.around.agents
         if group is None:
             return
+        lease_id = str(self.lease.lease_id)
         roots = {address: self.roots(address) for address in self.addresses}
+        # While the runners live, nothing that they started can hide from them.
+        ended = await asyncio.gather(*(agents.end(a, lease_id, roots=pids) for a, pids in roots.items()))
         keepable = self.lease.kind in KEEPABLE and self.end is not None and not self.end.used_ray
         keepable = keepable and all(share.node_id in self.around.nodes for share in group.shares)
         if keepable:
             await self.around.groups.dismiss(group)
         else:
             await self.around.groups.destroy(group)
-        lease_id = str(self.lease.lease_id)
-        ended = await asyncio.gather(*(agents.end(a, lease_id, roots=pids) for a, pids in roots.items()))
+            ended = await asyncio.gather(*(agents.end(a, lease_id, roots=pids) for a, pids in roots.items()))
         if keepable and not (all(ended) and self.around.groups.keep(group)):
             await self.around.groups.destroy(group)
 

@@ -4,6 +4,7 @@ A process belongs to a lease if it descends from one of its runners or carries t
 children inherit even when they leave the tree. Linux only.
 """
 
+import ctypes
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ from typing import Final, NamedTuple
 LEASE_VARIABLE: Final = "FABRIC_LEASE_ID"
 _PROC: Final = Path("/proc")
 _SETTLED_S: Final = 3.0
+_SET_CHILD_SUBREAPER: Final = 36
 _MARKS_MAX: Final = 20_000
 _marks: dict[int, tuple[int, str]] = {}
 """By pid: (when it started, the lease it carries). A pid may be used again, with another start."""
@@ -66,11 +68,29 @@ def cpu_of(pid: int) -> CpuUsage | None:
     return CpuUsage(threads_us, ran_us, (int(fields[13]) + int(fields[14])) * _TICK_US)
 
 
+def adopt_orphans() -> None:
+    """From now on whatever descends from this process stays below it, also when its own parent has ended: a daemon that
+    forks twice, leaves the session and forgets its environment is still found.
+    """
+    ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def end_all(roots: Sequence[int], *, lease_id: str, timeout_s: float = 10.0) -> bool:
-    """Kill the lease's processes until none is left. Whether that succeeded within the timeout."""
+    """Kill the lease's processes until none is left. Whether that succeeded within the timeout.
+
+    First all are made to stand still, so that none starts another; the roots go last, because they hold the others.
+    One that keeps forking and ending faster than /proc can be read gets away: only a container of its own would hold it.
+    """
     give_up_at = time.monotonic() + timeout_s
+    still: set[int] = set()
     while pids := tree_of(roots, lease_id=lease_id):
-        for pid in pids:
+        for pid in (moving := [pid for pid in pids if pid not in still]):
+            kill(pid, signal.SIGSTOP)
+        still.update(moving)
+        if moving and time.monotonic() < give_up_at:
+            continue
+        below = [pid for pid in pids if pid not in roots]
+        for pid in below if below and time.monotonic() < give_up_at else pids:
             kill(pid)
         if time.monotonic() > give_up_at:
             return False

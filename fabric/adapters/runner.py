@@ -17,6 +17,7 @@ import ray
 from fabric import context
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import checkpoint_prefix, log_key
+from fabric.adapters.processes import adopt_orphans
 from fabric.adapters.stages import JobEnd, RayUse, Stage, perform
 from fabric.gate.events import JobKind
 from fabric.gate.instructions import Lease
@@ -73,6 +74,7 @@ class Runner:
         self._archive = archive
         self._placement_group_id = placement_group_id
         self._bundle = bundle
+        adopt_orphans()
         self._ray_use = RayUse()
         self._ray_use.watch()
         self._order: Order | None = None

@@ -1,0 +1,57 @@
+"""What a lease started ends with it, however it tries to stay."""
+
+import subprocess
+import sys
+import time
+
+from fabric.adapters.processes import end_all, tree_of
+
+RUNNER = """
+import os, subprocess, sys, time
+from fabric.adapters.processes import adopt_orphans
+adopt_orphans()
+daemon = "import os, sys, time; os.setsid(); pid = os.fork(); pid and os._exit(0); print(os.getpid(), flush=True); time.sleep(300)"
+subprocess.run([sys.executable, "-c", daemon], env={})
+print("started", flush=True)
+time.sleep(300)
+"""
+RESTARTS = """
+import subprocess, sys
+print("started", flush=True)
+while True:
+    subprocess.run([sys.executable, "-c", "import time; time.sleep(300)"])
+"""
+
+
+def started(code, *arguments, lines=1):
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
+    said = [process.stdout.readline().strip() for _ in range(lines)]
+    return process, [int(line) for line in said if line != "started"]
+
+
+def finish(process):
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_daemon_that_forgot_whose_it_is_stays_below_its_runner_and_ends_with_it():
+    runner, [daemon] = started(RUNNER, lines=2)
+    try:
+        assert daemon in tree_of([runner.pid], lease_id="job-1.1")
+        assert end_all([runner.pid], lease_id="job-1.1")
+        assert tree_of([daemon], lease_id="job-1.1") == []
+        assert runner.wait(10) < 0
+    finally:
+        finish(runner)
+
+
+def test_what_is_started_again_whenever_it_is_killed_ends_too():
+    runner, _ = started(RESTARTS)
+    try:
+        while len(tree_of([runner.pid], lease_id="job-1.1")) == 1:
+            time.sleep(0.01)
+        assert end_all([runner.pid], lease_id="job-1.1", timeout_s=30)
+        assert runner.wait(10) < 0
+    finally:
+        finish(runner)
