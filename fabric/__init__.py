@@ -11,6 +11,7 @@ Importing this costs nothing: names are looked up when they are used. `submit`, 
 """
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +34,14 @@ __all__ = [
     "submit",
 ]
 
+_MODULES = frozenset({"context", "errors"})
+
 _OF_THE_CONNECTION = frozenset({"balance", "job", "jobs", "lease", "quote", "submit"})
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"fabric.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'fabric' has no attribute {name!r}")
     from fabric import sdk  # noqa: PLC0415  # not before it is used

@@ -52,7 +52,10 @@ def load_profile(given: Profile | None = None, *, environ: Mapping[str, str] = o
     from_environment = Profile(**{name: environ.get(f"FABRIC_{name.upper()}", "") for name in _names()})
     merged = _fill(merged, from_environment)
     if named or not (merged.address and merged.api_key):
-        merged = _fill(merged, _from_file(profile_file(environ), name=named or DEFAULT_PROFILE, must_exist=bool(named)))
+        kept = _from_file(profile_file(environ), name=named or DEFAULT_PROFILE, must_exist=bool(named))
+        if merged.api_key:
+            kept = replace(kept, account="")  # the file's account belongs to the file's key
+        merged = _fill(merged, kept)
     for missing in ("address", "api_key"):
         if not getattr(merged, missing):
             raise InvalidConfig(

@@ -37,6 +37,8 @@ from fabric.gate.events import LeaseOutcome
 from fabric.gate.instructions import Lease
 
 EXIT_SAVED: Final = 75
+_PYTHONS: Final = ("python", "python3", "python3.11")
+"""`python train.py` runs in the runner itself, like `train.py`, so that the script has its `fabric.context`."""
 _ERROR_LINES: Final = 12
 
 
@@ -139,6 +141,8 @@ def _run(stage: Stage, payload: Payload) -> JobEnd:
         raise InvalidRequest("the payload names neither a function nor an entry point", code="payload_invalid")
     command = (payload.entrypoint,) if isinstance(payload.entrypoint, str) else payload.entrypoint
     command += payload.args
+    if len(command) > 1 and command[0] in _PYTHONS and command[1].endswith(".py"):
+        command = command[1:]
     if command[0].endswith(".py"):
         return _run_python(stage, folder, command)
     return _run_command(stage, folder, command)

@@ -52,7 +52,8 @@ class RayPort:
             for chunk in news:
                 have[f"{chunk.attempt}/{chunk.rank}"] = chunk.offset + len(chunk.data)
                 yield chunk
-            if not news and (job.settled or not follow):
+            parked = job.state == "parked" and job.lease_id is None
+            if not news and (job.settled or parked or not follow):
                 return
             if not news:
                 await asyncio.sleep(LOG_POLL_S)

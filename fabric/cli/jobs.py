@@ -77,7 +77,7 @@ def quote(
             "lasts": f"{duration(answer.runtime_us)} at 80 % utilisation",
             "costs": f"{format_cny(answer.cost_microcny)} CNY at most",
             "starts": "now" if answer.placeable_now else "when devices come free",
-            "accepted": answer.refusal or "yes",
+            "accepted": answer.refusal or ("yes" if answer.affordable else "no: top up, or lower --tokens"),
         }
     )
 
@@ -131,8 +131,19 @@ def submit(
             print_json({"job_id": made.id, "state": made.state}) if as_json else say(made.id)
             return
         print(made.id, file=sys.stderr)
-        made.print_logs(follow=True)
-        made.result()
+        try:
+            made.print_logs(follow=True)
+        except KeyboardInterrupt:
+            print(f"\n{made.id} goes on: `fabric logs {made.id} -f`, `fabric cancel {made.id}`", file=sys.stderr)
+            raise
+        if made.state == "parked":
+            why = made.info().reason.replace("_", " ")
+            print(
+                f"parked: {why}. `fabric raise-limit {made.id} TOKENS`, a top-up or `fabric resume` lets it go on",
+                file=sys.stderr,
+            )
+        else:
+            made.result()
         if as_json:
             print_json(record(made.info()))
 

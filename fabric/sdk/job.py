@@ -17,6 +17,9 @@ from fabric.units import parse_ct
 from fabric.wire import fabric_pb2 as pb
 
 _LOG_ENCODING: Final = "utf-8"
+_POLL_S: Final = 0.01
+SETTLES_S: Final = 10.0
+"""How long `cost` waits for the last meter reading of a job that has ended."""
 
 
 class Job:
@@ -105,8 +108,14 @@ class Job:
             print(text, end="", file=file or sys.stdout, flush=True)
 
     def cost(self) -> Cost:
-        """What the job has burned so far."""
-        return cost_of(self.info())
+        """What the job has burned so far. Of a job that has ended it waits for the final charge, which takes some ms."""
+        info = self.info()
+        if info.state in ENDED and not info.settled:
+            deadline = time.monotonic() + SETTLES_S
+            while not info.settled and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
+                info = self.info()
+        return cost_of(info)
 
     def events(self, timeout: float | None = None) -> Iterator[pb.Job]:
         """The job at each change from now on, its present state first, until it has ended and is settled."""
