@@ -40,6 +40,8 @@ TICK_MIN_S: Final = 0.02
 ANNOUNCE_WITHIN_S: Final = 0.02
 RECONCILE_S: Final = 5.0
 PUBLISH_S: Final = 1.0
+LOG_PAGE_BYTES: Final = 16 * 2**20
+"""What the gate takes into its memory of a log at once."""
 
 log = structlog.get_logger()
 
@@ -134,11 +136,16 @@ class GateActor:
                 await asyncio.wait_for(news.wait(), left_s)
 
     async def logs(self, job_id: str, account_id: str, offsets: dict[str, int]) -> list[LogChunk]:
-        """What a job has logged beyond `offsets` ("attempt/rank" → bytes already had)."""
+        """What a job has logged beyond `offsets` ("attempt/rank" → bytes already had), as much as fits on a page."""
         await self._up()
-        return [
-            chunk async for chunk in self._cluster.logs(job_id, account_id=account_id, offsets=offsets, follow=False)
-        ]
+        page: list[LogChunk] = []
+        size = 0
+        async for chunk in self._cluster.logs(job_id, account_id=account_id, offsets=offsets, follow=False):
+            page.append(chunk)
+            size += len(chunk.data)
+            if size >= LOG_PAGE_BYTES:
+                break
+        return page
 
     async def export(self, account_id: str | None, start: int, count: int) -> list[bytes]:
         """A page of the audit export, in lines; [] after the last."""
@@ -266,12 +273,14 @@ class GateActor:
         return any(core.state.jobs[job_id].state in TERMINAL for job_id in changed)
 
     def _changed_since(self, account_id: str | None, after_revision: int) -> list[JobView]:
+        jobs = self._writer.core.state.jobs
         newer: list[JobId] = []
         for job_id, revision in reversed(self._latest.items()):
             if revision <= after_revision:
                 break
-            newer.append(job_id)
-        return [view for view in self._views(reversed(newer)) if account_id in (None, view.account_id)]
+            if account_id in (None, jobs[job_id].account_id):
+                newer.append(job_id)
+        return self._views(reversed(newer))
 
     def _views(self, job_ids: Any) -> list[JobView]:
         core, now_us = self._writer.core, self._clock.now_us()

@@ -13,6 +13,7 @@ from fabric.units import LeaseId
 
 _CHUNK_BYTES: Final = 256 * 1024
 _POLL_S: Final = 0.3
+_REMEMBERED_MAX: Final = 10_000
 _OVER: Final = ("succeeded", "failed", "cancelled")
 
 
@@ -24,6 +25,8 @@ class JobLogs:
         self._agents = agents
         self._attempts = attempts
         self._going_on: dict[str, bool] = {}
+        self._ended_at: dict[str, int] = {}
+        """How long the archived logs are that were read last: what was read to its end isn't fetched again."""
 
     def note(self, jobs: Sequence[JobView]) -> None:
         """Remember which jobs may still print."""
@@ -51,6 +54,11 @@ class JobLogs:
         attempt, rank = last
         yield LogChunk(rank=rank, attempt=attempt, offset=had.get(f"{attempt}/{rank}", 0), data=b"", end=True)
 
+    def _note_end(self, key: str, size: int) -> None:
+        if len(self._ended_at) >= _REMEMBERED_MAX:
+            self._ended_at.clear()
+        self._ended_at[key] = size
+
     def _may_print(self, job_id: str) -> bool:
         return self._going_on.get(job_id, False) or any(a.lease.job_id == job_id for a in self._attempts.values())
 
@@ -61,10 +69,14 @@ class JobLogs:
             epoch, rank = (int(part) for part in key.rsplit("/", 2)[1:])
             kept.add((epoch, rank))
             offset = had.get(f"{epoch}/{rank}", 0)
+            if offset and offset >= self._ended_at.get(key, offset + 1):
+                continue
             try:
-                data = (await asyncio.to_thread(self._archive.get, key))[offset:]
+                data = await asyncio.to_thread(self._archive.get, key)
             except NotFound:
                 continue
+            self._note_end(key, len(data))
+            data = data[offset:]
             for chunk in _chunks(epoch, rank, offset, data):
                 yield chunk
         for attempt in [a for a in self._attempts.values() if a.lease.job_id == job_id]:

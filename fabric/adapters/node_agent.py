@@ -5,17 +5,22 @@ gate that dies between reading and journaling a sample asks again and gets the v
 """
 
 import asyncio
+import os
 import shutil
+import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from fabric.adapters.archive import Archive
 from fabric.adapters.meters import open_meter
 from fabric.adapters.processes import end_all, is_there, kill
+
+LOG_BYTES_MAX: Final = 64 * 2**20
+"""Of one rank's log of one attempt: its beginning. More would fill the memory of whoever hands it on."""
 
 
 class Watch(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,16 +120,22 @@ class NodeAgent:
         watched.pending = Cut(lease_id=watch.lease_id, seq=watched.seq, window_us=window_us, busy_us=busy_us)
 
     def _tidy(self, folder: Path, log_file: Path, log_key: str) -> None:
-        data = _read(log_file, 0, -1)
+        data = _read(log_file, 0, LOG_BYTES_MAX)
         if data:
-            self._archive.put(log_key, data)
+            more = log_file.lstat().st_size - len(data)
+            note = f"\n[{more} more bytes were not kept: print less, or write to storage]\n" if more > 0 else ""
+            self._archive.put(log_key, data + note.encode())
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read(path: Path, offset: int, limit: int) -> bytes:
+    """A part of a plain file; nothing of what isn't one, because what a job leaves there need not be its log."""
     try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read(limit)
-    except FileNotFoundError:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
         return b""
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return b""
+        file.seek(offset)
+        return file.read(limit)
