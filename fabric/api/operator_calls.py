@@ -43,6 +43,7 @@ async def create_key(door: Door, caller: Caller, request: pb.CreateKeyRequest) -
             if request.HasField("expires_at_us")
             else None
         ),
+        made_with=KeyId(caller.key_id),
         request_id=request.request_id,
     )
     await door.gate.decide(event)

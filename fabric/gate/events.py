@@ -102,6 +102,8 @@ class CreateKey(Event, frozen=True, kw_only=True, tag="create_key"):
     limit_uhs: int | None = None
     """The most that jobs submitted with this key may burn, together and ever."""
     expires_at_us: int | None = None
+    made_with: KeyId | None = None
+    """The key of whoever asks: one that was revoked a moment ago makes no successor."""
     request_id: str = ""
 
 

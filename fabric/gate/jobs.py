@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
-from fabric.gate import holds, leases, refusals
+from fabric.gate import holds, keys, leases, refusals
 from fabric.gate.core import Core
 from fabric.gate.events import Cancel, HoldMode, JobSpec, Pause, RaiseLimit, Resume, Submit
 from fabric.gate.instructions import Accepted, Outcome, Refusal
@@ -61,7 +61,7 @@ def why_not(core: Core, job: Job, request: PlacementRequest) -> Refusal | None:
     """What is wrong with a job as written, whatever the balance: None if nothing is."""
     if refusal := malformed(job.spec):
         return refusal
-    if job.key_id is not None and (refusal := _unusable(core, job, job.key_id)):
+    if job.key_id is not None and (refusal := keys.unusable(core, job.key_id, account_id=job.account_id)):
         return refusal
     known = core.prices.accelerators
     for name in job.spec.accelerators:
@@ -282,15 +282,3 @@ def _owned(core: Core, job_id: JobId, account_id: AccountId) -> Job | None:
 def _too_late(job: Job) -> Refusal:
     how = "is being cancelled" if job.state is JobState.STOPPING else f"has ended already: it is {job.state}"
     return refusals.conflict(f"the job {how}; submit it anew to run it again", code="job_ended", state=job.state.value)
-
-
-def _unusable(core: Core, job: Job, key_id: KeyId) -> Refusal | None:
-    """Why this key can't pay for the job: the door looked, but what it saw may be old."""
-    key = core.state.keys.get(key_id)
-    if key is None or not (key.operator or key.account_id == job.account_id):
-        return refusals.not_found("key", key_id)
-    if key.revoked:
-        return refusals.unusable_key("revoked", key_id, "use another one")
-    if key.expires_at_us is not None and key.expires_at_us <= core.now_us:
-        return refusals.unusable_key("expired", key_id, "make another one")
-    return None

@@ -5,7 +5,7 @@ from typing import Final
 from fabric.charging import plans
 from fabric.charging.catalogue import Cycle, Overflow, Restriction
 from fabric.charging.plans import LotTerms
-from fabric.gate import refusals
+from fabric.gate import keys, refusals
 from fabric.gate.core import Core
 from fabric.gate.events import (
     BuyBundle,
@@ -169,6 +169,8 @@ def create_key(core: Core, event: CreateKey) -> Outcome:
         return refusals.not_found("account", event.account_id)
     if not event.key_id:
         return refusals.invalid("a key needs an id: name one", code="invalid_key_id")
+    if event.made_with is not None and (refusal := keys.unusable(core, event.made_with, account_id=event.account_id)):
+        return refusal
     if event.key_id in core.state.keys:
         return refusals.conflict(f"there is a key {event.key_id!r} already", code="key_exists")
     if event.limit_uhs is not None and not 0 < event.limit_uhs <= INT64_MAX:

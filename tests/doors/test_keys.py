@@ -5,6 +5,7 @@ import pytest
 from fabric.api.keys import REMEMBER_S, KeyRing, RateLimit
 from fabric.clock import VirtualClock
 from fabric.errors import InsufficientTokens, InvalidRequest, NotFound, PermissionDenied, RateLimited, Unauthenticated
+from fabric.gate.events import RevokeKey
 from fabric.gate.views import KeyView
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
@@ -155,3 +156,13 @@ def test_a_bucket_fills_again_with_time():
 def test_a_key_never_shows_its_secret():
     key = parse_key(format_key("k1", make_secret()))
     assert key.secret not in repr(key)
+
+
+def test_a_key_that_was_revoked_a_moment_ago_makes_no_successor(house):
+    client = house.client(house.key("acme", "stolen"))
+    client.call(pb.BalanceRequest(), pb.BalanceReply)
+    house.port.seed(RevokeKey(key_id="k-stolen"))  # as through another door: this one remembers the key for a while
+    with pytest.raises(Unauthenticated) as refusal:
+        create(client)
+    assert refusal.value.code == "key_revoked"
+    assert create(house.client(), request_id="again")
