@@ -1,7 +1,8 @@
 """A Ray cluster of simulated mixed accelerators on this machine: for `fabric up --local`, demos and tests.
 
 The devices are numbers to Ray and CPU time to the meters; all else is real. Start it in the main thread of a process of
-its own choosing: the cluster ends with that process.
+its own choosing: the cluster ends with that process. Ray's own ports listen on every interface and ask nobody for a
+token, unless `RAY_AUTH_MODE=token` and a token are set: it is for a machine whose network you trust.
 """
 
 import logging
