@@ -51,7 +51,7 @@ def _groups(ours: Callable[[], set[str]], wanted: set[str]) -> list[Unleased]:
 
 
 def _actors(ours: Callable[[], set[str]], wanted: set[str], names: Mapping[str, str]) -> list[Unleased]:
-    actors = list_actors(filters=[("state", "=", "ALIVE")], detail=True, limit=_TABLE_ROWS)
+    actors = list_actors(_here(), filters=[("state", "=", "ALIVE")], detail=True, limit=_TABLE_ROWS)
     known = ours()
     removed = []
     for actor in actors:
@@ -74,7 +74,7 @@ def _tasks(
     kill: Callable[[str, int], None],
 ) -> list[Unleased]:
     tasks = list_tasks(
-        filters=[("state", "=", "RUNNING"), ("type", "=", "NORMAL_TASK")], detail=True, limit=_TABLE_ROWS
+        _here(), filters=[("state", "=", "RUNNING"), ("type", "=", "NORMAL_TASK")], detail=True, limit=_TABLE_ROWS
     )
     known = ours()
     removed = []
@@ -87,6 +87,11 @@ def _tasks(
                 Unleased(kind="task", id=task.task_id, name=task.name or "", node_id=names.get(task.node_id, ""))
             )
     return removed
+
+
+def _here() -> str:
+    """This very cluster: asked for none, Ray's tables look for one on the machine, and fail or err where there are more."""
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def _holds(resources: Any, wanted: set[str]) -> bool:
