@@ -90,7 +90,7 @@ def _tasks(
 
 
 def _here() -> str:
-    """This very cluster: asked for none, Ray's tables look for one on the machine, and fail or err where there are more."""
+    """The cluster we are in: asked for none, Ray's tables look for one on the machine, and fail or err where there are more."""
     return str(ray.get_runtime_context().gcs_address)
 
 
