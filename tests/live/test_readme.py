@@ -1,0 +1,35 @@
+"""What the README shows does what it says."""
+
+import re
+import time
+from pathlib import Path
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def blocks():
+    return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_the_example_runs_as_it_is_written(acme, monkeypatch, capsys):
+    profile = acme.client.profile
+    for name in ("address", "api_key", "ca", "account"):
+        monkeypatch.setenv(f"FABRIC_{name.upper()}", getattr(profile, name))
+    exec(compile(blocks()[0], "README.md", "exec"), {"__name__": "readme"})
+    assert "333333283333335000000" in capsys.readouterr().out
+
+
+def test_a_script_that_saves_as_the_readme_says_goes_on_where_it_was(acme, tmp_path, monkeypatch):
+    script = blocks()[1].replace("  # ... your work ...", "; time.sleep(0.02)")
+    (tmp_path / "train.py").write_text(f"import time\n{script}print('began at', job.attempt, 'ended at', step)\n")
+    monkeypatch.chdir(tmp_path)
+    job = acme.submit("train.py", tokens="0.001", accelerators="H100:4", grace=5)
+    deadline = time.monotonic() + 60
+    while job.state != "parked" or job.cost().held_uhs:
+        assert time.monotonic() < deadline, job.state
+        time.sleep(0.1)
+    job.raise_limit("0.1")
+    job.result(timeout=90)
+    assert "began at 2 ended at 1000" in "".join(job.logs())
+    assert job.cost().settled
+    assert [record.ended for record in acme.usage(job_id=job.id)] == ["saved", "succeeded"]
