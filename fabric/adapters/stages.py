@@ -101,10 +101,11 @@ class RayUse:
 def perform(stage: Stage) -> JobEnd:
     """Run the job to its end; never raises."""
     stage.folder.mkdir(parents=True, exist_ok=True)
-    with _logged(stage.log_file), _as_job(stage):
+    with _logged(stage.log_file):
         try:
-            payload = read_payload(stage.lease.payload)
-            return _call(stage, payload) if payload.is_call else _run(stage, payload)
+            with _as_job(stage):
+                payload = read_payload(stage.lease.payload)
+                return _call(stage, payload) if payload.is_call else _run(stage, payload)
         except context.Saved:
             return JobEnd(outcome=LeaseOutcome.SAVED)
         except SystemExit as exit_:
@@ -224,26 +225,26 @@ def _as_job(stage: Stage) -> Iterator[None]:
         payload_env = read_payload(lease.payload).env
     except InvalidRequest:
         payload_env = {}
-    os.environ.update(payload_env)
-    os.environ.update(
-        {
-            LEASE_VARIABLE: lease.lease_id,
-            "FABRIC_JOB_ID": lease.job_id,
-            "FABRIC_ATTEMPT": str(lease.epoch),
-            "FABRIC_DEVICES": ",".join(here.devices),
-            "FABRIC_ACCELERATOR": lease.accelerator,
-            "RANK": str(here.rank),
-            "WORLD_SIZE": str(here.world_size),
-            "LOCAL_RANK": "0",
-            "MASTER_ADDR": stage.master[0],
-            "MASTER_PORT": str(stage.master[1]),
-            "PYTHONUNBUFFERED": "1",
-        }
-    )
-    if here.rank == 0 and lease.epoch > 1:
-        here.begin()
-    context.enter(here)
     try:
+        os.environ.update(payload_env)
+        os.environ.update(
+            {
+                LEASE_VARIABLE: lease.lease_id,
+                "FABRIC_JOB_ID": lease.job_id,
+                "FABRIC_ATTEMPT": str(lease.epoch),
+                "FABRIC_DEVICES": ",".join(here.devices),
+                "FABRIC_ACCELERATOR": lease.accelerator,
+                "RANK": str(here.rank),
+                "WORLD_SIZE": str(here.world_size),
+                "LOCAL_RANK": "0",
+                "MASTER_ADDR": stage.master[0],
+                "MASTER_PORT": str(stage.master[1]),
+                "PYTHONUNBUFFERED": "1",
+            }
+        )
+        if here.rank == 0 and lease.epoch > 1:
+            here.begin()
+        context.enter(here)
         yield
     finally:
         context.enter(None)
@@ -263,7 +264,7 @@ def _logged(log_file: Path) -> Iterator[None]:
     streams = sys.stdout, sys.stderr
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(fd, "w", closefd=False), write_through=True) for fd in (1, 2))
+    sys.stdout, sys.stderr = (_stream(fd) for fd in (1, 2))
     try:
         yield
     finally:
@@ -274,6 +275,12 @@ def _logged(log_file: Path) -> Iterator[None]:
         os.dup2(kept[1], 2)
         for fd in (log, *kept):
             os.close(fd)
+
+
+def _stream(fd: int) -> io.TextIOWrapper:
+    """UTF-8 whatever the machine's locale, and no text that can't be printed: a file's name may have no encoding."""
+    raw = io.FileIO(fd, "w", closefd=False)
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
 
 
 @contextmanager
