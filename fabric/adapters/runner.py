@@ -19,7 +19,7 @@ from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import checkpoint_prefix, log_key
 from fabric.adapters.processes import adopt_orphans
 from fabric.adapters.stages import JobEnd, RayUse, Stage, perform
-from fabric.gate.events import JobKind
+from fabric.gate.events import JobKind, LeaseOutcome
 from fabric.gate.instructions import Lease
 
 
@@ -125,7 +125,10 @@ class Runner:
         stage = self._stage
 
         def work() -> None:
-            ended = perform(stage)
+            try:
+                ended = perform(stage)
+            except BaseException as error:  # noqa: BLE001 - or the job would never end, and burn on
+                ended = JobEnd(outcome=LeaseOutcome.FAILED, error=f"the job could not be run: {type(error).__name__}")
             reusable = order.lease.kind is JobKind.FUNCTION and self._left_nothing(before)
             final = msgspec.structs.replace(ended, reusable=reusable, used_ray=self._ray_use.seen)
             loop.call_soon_threadsafe(self._finish, end, final)
