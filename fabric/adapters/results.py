@@ -8,13 +8,26 @@ import base64
 from typing import Final
 
 from fabric.adapters.archive import Archive
+from fabric.errors import InvalidRequest
 
+RESULT_BYTES_MAX: Final = 512 * 2**20
 JOURNALED_BYTES_MAX: Final = 1024
 _INLINE: Final = "inline:"
 
 
 def keep_result(archive: Archive, key: str, data: bytes) -> str:
-    """Keep a pickled result, and say where it is; durable in the archive on return, or when what is said is."""
+    """Keep a pickled result, and say where it is; durable in the archive on return, or when what is said is.
+
+    Raises:
+        InvalidRequest: it is larger than a door can hand on.
+    """
+    if len(data) > RESULT_BYTES_MAX:
+        raise InvalidRequest(
+            f"a result may have {RESULT_BYTES_MAX} bytes when pickled, this one has {len(data)}: write it to storage, and"
+            " return where it lies",
+            code="result_too_large",
+            limit_bytes=RESULT_BYTES_MAX,
+        )
     if len(data) <= JOURNALED_BYTES_MAX:
         return _INLINE + base64.b64encode(data).decode("ascii")
     archive.put(key, data)

@@ -100,7 +100,8 @@ class Fabric:
             hold: "full" holds the whole limit at the start, "rolling" a part at a time.
             kwargs: keyword arguments for the callable.
             working_dir: sent along as a zip, without what `.fabricignore` names.
-            env: environment variables.
+            env: environment variables. They stay in the job's record, in exports of it and, for programs, on Ray's dashboard:
+                no place for secrets.
             runtime_env: Ray's (pip, uv, conda, env_vars, config).
             ray_program: the job starts Ray tasks and actors of its own, and those hold the devices.
             preemptible: whether it may be parked for others; otherwise it may wait longer.

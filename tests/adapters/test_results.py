@@ -1,7 +1,9 @@
 import pytest
 
+from fabric.adapters import results
 from fabric.adapters.archive import DirectoryArchive
 from fabric.adapters.results import JOURNALED_BYTES_MAX, inline_result, keep_result, read_result, shown_ref
+from fabric.errors import InvalidRequest
 
 KEY = "jobs/acme/job-1/result"
 
@@ -32,3 +34,11 @@ def test_what_is_shown_of_a_reference_never_contains_the_result(archive):
     assert shown_ref(keep_result(archive, KEY, b"secret")) == "inline"
     assert shown_ref(KEY) == KEY
     assert shown_ref("") == ""
+
+
+def test_a_result_that_no_door_could_hand_on_is_refused_with_the_remedy(archive, monkeypatch):
+    monkeypatch.setattr(results, "RESULT_BYTES_MAX", 5_000)
+    with pytest.raises(InvalidRequest, match="write it to storage") as refusal:
+        results.keep_result(archive, KEY, b"x" * 5_001)
+    assert refusal.value.code == "result_too_large"
+    assert not archive.exists(KEY)
