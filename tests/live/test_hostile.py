@@ -3,7 +3,9 @@
 import os
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -93,7 +95,7 @@ def test_a_job_goes_on_and_is_metered_when_the_nodes_agent_is_killed(acme, runni
 def test_a_job_of_a_customer_whose_own_machine_went_to_sleep_is_there_when_it_wakes(acme, running, tmp_path):
     job = acme.submit(busy_for, 3, tokens="0.1", accelerators="H100:1")
     watching = subprocess.Popen(
-        ["fabric", "logs", "--follow", job.id],
+        [str(Path(sys.executable).with_name("fabric")), "logs", "--follow", job.id],
         env={
             **os.environ,
             "FABRIC_ADDRESS": running.address,
