@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray.cluster_utils import Cluster
 
 from fabric.adapters.nodes import DEDICATED_LABEL, NODE_LABEL, POOL_LABEL, TYPE_LABEL
@@ -90,6 +91,8 @@ class LocalCluster:
         """
         folder = temp_dir or Path(tempfile.mkdtemp(prefix="fabric-"))
         port = dashboard_port or _free_port()
+        # Ray notes the address of the newest cluster there, and on a machine that never ran Ray it isn't made by anybody.
+        Path(get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)
         with _environment():
             told("starting Ray's head")
             cluster = Cluster()
