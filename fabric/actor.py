@@ -76,6 +76,7 @@ class GateActor:
         self._news = asyncio.Event()
         """Set once, for those who watch now; those who come later get another."""
         self._starting: asyncio.Task[None] | None = None
+        self._writes = False
         self._chores: list[asyncio.Task[None]] = []
 
     # -- for the doors -------------------------------------------------------------------------------------------------
@@ -102,12 +103,7 @@ class GateActor:
     async def decide(self, events: Sequence[AnyEvent]) -> list[Outcome]:
         """Hand events in; the answers come when they are durable."""
         await self._up()
-        began = time.monotonic()
-        outcomes = await self._writer.submit(events)
-        if (metrics := self._cluster.metrics) is not None:
-            metrics.decided(Counter("refused" if isinstance(each, Refusal) else "accepted" for each in outcomes))
-            metrics.committed((time.monotonic() - began) * 1_000)
-        return outcomes
+        return await self._submit(events)
 
     async def ask(self, question: AnyQuestion) -> AnyAnswer:
         """Look something up."""
@@ -140,7 +136,7 @@ class GateActor:
         await self._up()
         page: list[LogChunk] = []
         size = 0
-        async for chunk in self._cluster.logs(job_id, account_id=account_id, offsets=offsets, follow=False):
+        async for chunk in self._cluster.logs(job_id, account_id=account_id, offsets=offsets):
             page.append(chunk)
             size += len(chunk.data)
             if size >= LOG_PAGE_BYTES:
@@ -173,9 +169,15 @@ class GateActor:
             raise
 
     async def _start(self) -> None:
-        await self._writer.start()
-        jobs = self._writer.core.state.jobs.values()
-        self._latest = {job.job_id: job.revision for job in sorted(jobs, key=lambda job: job.revision)}
+        """Come up. One that fails half-way (the archive is out of reach, say) is tried again by the next call, so each
+        step either can be taken twice or isn't.
+        """
+        if not self._writes:
+            await self._writer.start()
+            self._writes = True
+        jobs = sorted(self._writer.core.state.jobs.values(), key=lambda job: job.revision)
+        self._latest = {job.job_id: job.revision for job in jobs}
+        self._to_publish = {job.job_id: None for job in jobs if not job.settled}
         if self._writer.core.state.tariffs is None:
             await self._report([self._first_prices])
         await self._cluster.start()
@@ -197,7 +199,15 @@ class GateActor:
     # -- what goes on by itself ----------------------------------------------------------------------------------------
 
     async def _report(self, events: Sequence[AnyEvent]) -> list[Outcome]:
-        return await self._writer.submit([part for event in events for part in self._by_account(event)])
+        return await self._submit([part for event in events for part in self._by_account(event)])
+
+    async def _submit(self, events: Sequence[AnyEvent]) -> list[Outcome]:
+        began = time.monotonic()
+        outcomes = await self._writer.submit(events)
+        if (metrics := self._cluster.metrics) is not None:
+            metrics.decided(Counter("refused" if isinstance(each, Refusal) else "accepted" for each in outcomes))
+            metrics.committed((time.monotonic() - began) * 1_000)
+        return outcomes
 
     def _by_account(self, event: AnyEvent) -> Sequence[AnyEvent]:
         """One metering event for each account, so that an entry of the journal tells nobody about another."""
@@ -234,9 +244,7 @@ class GateActor:
             asyncio.get_running_loop().call_later(ANNOUNCE_WITHIN_S, self._wake_watchers)
 
     async def _publish(self) -> None:
-        due, self._to_publish = tuple(self._to_publish), {}
-        if due:
-            await self._cluster.publish(await self._writer.look(lambda _: self._views(due)))
+        await self._cluster.publish(await self._writer.look(lambda _: self._unpublished()))
 
     async def _reconcile(self) -> None:
         leases: Any = await self._writer.look(lambda core: core.ask(LeasesOf(), self._clock.now_us()))
@@ -271,6 +279,10 @@ class GateActor:
             self._latest[job_id] = core.state.jobs[job_id].revision
             self._to_publish[job_id] = None
         return any(core.state.jobs[job_id].state in TERMINAL for job_id in changed)
+
+    def _unpublished(self) -> list[JobView]:
+        due, self._to_publish = self._to_publish, {}
+        return self._views(due)
 
     def _changed_since(self, account_id: str | None, after_revision: int) -> list[JobView]:
         jobs = self._writer.core.state.jobs

@@ -1,7 +1,8 @@
 """The node agents, one a machine, as the gate's process calls them: they are started, found again and replaced here."""
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, Final
 
 import ray
@@ -12,6 +13,8 @@ from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import ClusterSettings
 from fabric.adapters.node_agent import Cut, NodeAgent, Watch
 from fabric.adapters.nodes import Node
+from fabric.gate.events import Sample
+from fabric.units import LeaseId
 
 _CALL_TIMEOUT_S: Final = 15.0
 _log = structlog.get_logger(__name__)
@@ -36,10 +39,19 @@ class Agents:
         missing = [(address, ray_id) for address, ray_id in by_address.items() if address not in self._actors]
         await asyncio.gather(*(self._start(address, ray_id) for address, ray_id in missing))
 
-    async def attach(self, address: str, watch: Watch) -> bool:
-        """Watch a lease's share; whether its processes live."""
+    async def attach(self, address: str, watch: Watch) -> None:
+        """Watch a lease's share; an agent that isn't there now is told when it is."""
         self._watches.setdefault(address, {})[watch.lease_id] = watch
-        return bool(await self._call(address, "attach", watch))
+        await self._tried(address, "attach", watch)
+
+    def acknowledge(self, lease_id: str, seq: int) -> None:
+        """The gate has journaled the samples up to this one."""
+        self.acknowledged[lease_id] = max(seq, self.acknowledged.get(lease_id, 0))
+
+    def forget_all_but(self, lease_ids: Container[str]) -> None:
+        """Leases that are no more have nothing left to acknowledge."""
+        for lease_id in [lease_id for lease_id in self.acknowledged if lease_id not in lease_ids]:
+            del self.acknowledged[lease_id]
 
     async def samples(self) -> dict[str, list[Cut]]:
         """What every agent has to say of its leases, by lease; an agent that doesn't answer is left out."""
@@ -54,7 +66,8 @@ class Agents:
                 continue
             for cut in answer:
                 by_lease.setdefault(cut.lease_id, []).append(cut)
-        return {lease_id: cuts for lease_id, cuts in by_lease.items() if len(cuts) == len(self._machines_of(lease_id))}
+        machines = Counter(lease_id for watches in self._watches.values() for lease_id in watches)
+        return {lease_id: cuts for lease_id, cuts in by_lease.items() if len(cuts) == machines[lease_id]}
 
     async def detach(self, address: str, lease_id: str) -> list[Cut]:
         """Stop watching a lease's share: the samples that aren't acknowledged yet."""
@@ -83,9 +96,6 @@ class Agents:
 
     def _known(self, address: str) -> dict[str, int]:
         return {lease_id: self.acknowledged.get(lease_id, 0) for lease_id in self._watches.get(address, {})}
-
-    def _machines_of(self, lease_id: str) -> list[str]:
-        return [address for address, watches in self._watches.items() if lease_id in watches]
 
     async def _start(self, address: str, ray_id: str) -> None:
         def start() -> Any:
@@ -121,9 +131,22 @@ class Agents:
             _log.warning("agent_silent", address=address, method=method, why=str(error)[:200])
             return None
 
-    def _call(self, address: str, method: str, *arguments: Any, **options: Any) -> Awaitable[Any]:
-        async def call() -> Any:
-            reference = getattr(self._actors[address], method).remote(*arguments, **options)
-            return await asyncio.wait_for(reference, _CALL_TIMEOUT_S)
+    async def _call(self, address: str, method: str, *arguments: Any, **options: Any) -> Any:
+        reference = getattr(self._actors[address], method).remote(*arguments, **options)
+        return await asyncio.wait_for(reference, _CALL_TIMEOUT_S)
 
-        return call()
+
+def merged(cuts: Iterable[Cut]) -> list[Sample]:
+    """The samples of a lease's machines, those of one seq together: device time adds up, wall time doesn't."""
+    by_seq: dict[int, list[Cut]] = {}
+    for cut in cuts:
+        by_seq.setdefault(cut.seq, []).append(cut)
+    return [
+        Sample(
+            lease_id=LeaseId(same[0].lease_id),
+            seq=seq,
+            window_us=max(cut.window_us for cut in same),
+            busy_us=sum(cut.busy_us for cut in same),
+        )
+        for seq, same in sorted(by_seq.items())
+    ]

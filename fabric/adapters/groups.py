@@ -68,13 +68,17 @@ class Groups:
         self._used: dict[str, Group] = {}
         self._kept: list[Group] = []
         self._count = itertools.count(1)
+        self._ours: set[str] = set()
 
-    def ids(self) -> set[str]:
-        """The ids of all groups of ours."""
-        return {*self._used, *(group.id for group in self._kept)}
+    def ours(self) -> set[str]:
+        """The ids of all groups of ours, and the names of those being made, which have no id yet. From any thread: a
+        group is never out of the set between its making and its end, or the reconciler would take it for a stranger's.
+        """
+        return self._ours.copy()
 
     def adopt(self, group: Group) -> None:
         """A group that was ours before a restart, in use."""
+        self._ours.add(group.id)
         self._used[group.id] = group
 
     async def take(self, lease: Lease, *, environment: str) -> tuple[Group, bool]:
@@ -114,9 +118,10 @@ class Groups:
 
     async def dismiss(self, group: Group) -> list[Seated]:
         """End the group's runners (their processes may take a moment)."""
-        leaving, group.runners = group.runners, []
+        leaving = group.runners
         for runner in leaving:
             await asyncio.to_thread(ray.kill, runner.actor, no_restart=True)
+        group.runners = []
         return leaving
 
     def keep(self, group: Group) -> bool:
@@ -133,6 +138,7 @@ class Groups:
         await self.dismiss(group)
         await asyncio.to_thread(remove_placement_group, group.placed)
         self._used.pop(group.id, None)
+        self._ours.discard(group.id)
 
     async def expire(self) -> None:
         """Remove groups that were kept long enough, or whose node is gone."""
@@ -152,6 +158,8 @@ class Groups:
         """The oldest kept groups that must go so that the lease fits on its nodes."""
         leaving: list[Group] = []
         for share in lease.shares:
+            if not any(_devices_on(group, share.node_id) for group in self._kept):
+                continue
             node = self._nodes.get(share.node_id)
             staying = [*self._used.values(), *(group for group in self._kept if group not in leaving)]
             taken = sum(_devices_on(group, share.node_id) for group in staying)
@@ -187,6 +195,7 @@ class Groups:
         name = f"fabric/{lease.account_id}/{lease.job_id}/{lease.epoch}"
         if lease.kind in KEEPABLE:
             name = f"fabric/{lease.accelerator}/{next(self._count)}-{secrets.token_hex(3)}"
+        self._ours.add(name)
         creation = asyncio.ensure_future(
             asyncio.to_thread(
                 placement_group,
@@ -198,16 +207,16 @@ class Groups:
             )
         )
         try:
-            await asyncio.shield(creation)
-            group = Group(placed=creation.result(), shares=lease.shares)
+            group = Group(placed=await asyncio.shield(creation), shares=lease.shares)
+            self._ours.add(group.id)
             self._used[group.id] = group
             await _awaited(group.placed.ready())
         except BaseException:
             # Cancelled or not, a group that Ray may have made must not stay behind.
-            made = await creation
-            self._used.pop(made.id.hex(), None)
-            await asyncio.to_thread(remove_placement_group, made)
+            await self.destroy(Group(placed=await creation, shares=lease.shares))
             raise
+        finally:
+            self._ours.discard(name)
         return group
 
     def _bundle(self, share: Share) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -11,53 +11,33 @@ import msgspec
 import ray
 import structlog
 
-from fabric.adapters.agents import Agents
-from fabric.adapters.archive import Archive
-from fabric.adapters.cluster_settings import BundleInfo, ClusterSettings, LeaseInfo, lease_info_key
-from fabric.adapters.groups import KEEPABLE, Group, Groups, Seated
+from fabric.adapters.agents import merged
+from fabric.adapters.cluster_settings import BundleInfo, LeaseInfo, lease_info_key
+from fabric.adapters.groups import KEEPABLE, Group, Seated
 from fabric.adapters.node_agent import Cut, Watch
-from fabric.adapters.nodes import Node, answers
-from fabric.adapters.outbox import Outbox
 from fabric.adapters.payload import Payload, read_payload, runtime_env_of
 from fabric.adapters.processes import LEASE_VARIABLE
+from fabric.adapters.ranks import Ranks
 from fabric.adapters.runner import Order
 from fabric.adapters.stages import JobEnd
-from fabric.adapters.testimony import end_of, is_number, text
+from fabric.adapters.surroundings import Surroundings
+from fabric.adapters.testimony import text
 from fabric.errors import InvalidRequest
 from fabric.gate.events import (
     JobKind,
     LeaseFinished,
     LeaseOutcome,
     LeaseRemoved,
-    LeaseSaved,
     LeaseStarted,
     Metered,
     Sample,
 )
 from fabric.gate.instructions import Lease
 from fabric.gate.lifecycle import StopReason
-from fabric.units import NodeId
 
-_WATCH_SAVES_AFTER_S: Final = 0.05
 _STARTED_WITHIN_S: Final = 0.02
 """A job shorter than this is told of in one piece: one commit for its start and its end."""
-_NODE_PROBES: Final = 4
-_NODE_PROBE_S: Final = 0.2
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What every lease works with."""
-
-    nodes: Mapping[NodeId, Node]
-    groups: Groups
-    agents: Agents
-    outbox: Outbox
-    archive: Archive
-    settings: ClusterSettings
-    gone: set[str]
-    """Ray's ids of nodes that were seen to be gone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -76,7 +56,8 @@ class Attempt:
     """(why, when it must have ended by the monotonic clock)"""
     task: "asyncio.Task[None] | None" = None
     removal: "asyncio.Task[None] | None" = None
-    reported_saves: int = 0
+    cuts: list[Cut] = field(default_factory=list)
+    """What the meters said last, until it is reported."""
 
     async def start(self) -> None:
         """Build the lease, run the job, report how it ended."""
@@ -97,12 +78,17 @@ class Attempt:
         else:
             await self._run()
 
-    async def resume(self, group: Group, orders: list[Order]) -> None:
-        """Watch a lease that survived the gate's restart."""
-        self.group, self.orders = group, orders
-        self.addresses = _addresses(group.runners)
+    @classmethod
+    def found(cls, lease: Lease, around: Surroundings, *, group: Group, orders: list[Order]) -> "Attempt":
+        """A lease whose runners outlived the gate's process."""
+        return cls(lease=lease, around=around, group=group, orders=orders, addresses=_addresses(group.runners))
+
+    async def resume(self) -> None:
+        """Watch a found lease to its end. The former gate may have died before it heard that the job runs."""
+        assert self.group is not None
+        self.around.outbox.put(LeaseStarted(lease_id=self.lease.lease_id))
         await self._attach()
-        await self._until_ended([runner.actor.wait.remote() for runner in group.runners])
+        await self._until_ended([runner.actor.wait.remote() for runner in self.group.runners])
 
     async def watch_again(self) -> None:
         """Have the agents watch a bare lease that survived the gate's restart."""
@@ -111,29 +97,27 @@ class Attempt:
         await self._attach()
 
     async def ask_to_stop(self, reason: str, *, seconds_left: float) -> None:
-        """Hand the wish to the job. A lease without code of ours waits to be closed, which is what its owner's wish is."""
+        """Hand the wish to all ranks at once. A bare lease waits to be closed, which is what its owner's wish is."""
         self.stop_asked = (reason, time.monotonic() + seconds_left)
         if self.group is None or self.end is not None:
             return
-        if not self.orders:
+        if self.lease.kind is JobKind.LEASE:
             if reason == StopReason.CANCELLED:
                 self._finish(JobEnd(outcome=LeaseOutcome.SUCCEEDED))
             return
-        for runner in self.group.runners:
-            with suppress(ray.exceptions.RayError):
-                await runner.actor.stop.remote(reason, seconds_left=seconds_left)
+        wishes = [runner.actor.stop.remote(reason, seconds_left=seconds_left) for runner in self.group.runners]
+        await asyncio.gather(*wishes, return_exceptions=True)
 
     async def remove(self) -> None:
-        """End what is left, free the devices, and say so."""
+        """End what is left, free the devices, and say so. To be repeated if it raises: what the meters said is kept."""
         if self.task is not None and self.end is None:
             self.task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self.task
-        if self.group is not None and await self._gives_back(self.group):
-            final = await self._release()
+            await asyncio.wait([self.task])
+        if self.group is not None and self._gives_back(self.group):
+            await self._release(self.group)
         else:
-            final = await self._tear_down()
-        self.around.outbox.put(LeaseRemoved(lease_id=self.lease.lease_id, final=final))
+            await self._tear_down()
+        self.around.outbox.put(LeaseRemoved(lease_id=self.lease.lease_id, final=self._final()))
         for order, address in zip(self.orders, self.rank_addresses(), strict=False):
             await self.around.agents.tidy(
                 address, folder=str(order.folder), log_file=str(order.log_file), log_key=order.log_key
@@ -191,12 +175,12 @@ class Attempt:
         if not self.reused:
             await self._attach()
         self.around.outbox.put(LeaseStarted(lease_id=self.lease.lease_id), within_s=_STARTED_WITHIN_S)
-        if not self.orders:
-            return
         calls = [runner.actor.run.remote(order) for runner, order in zip(group.runners, self.orders, strict=True)]
         if self.stop_asked is not None:
             reason, at = self.stop_asked
             await self.ask_to_stop(reason, seconds_left=max(0.0, at - time.monotonic()))
+        if not calls:
+            return
         # A kept runner is known to the meters, which count what it does from its last lease on: no need to wait for them.
         await asyncio.gather(self._until_ended(calls), *([self._attach()] if self.reused else []))
 
@@ -216,60 +200,9 @@ class Attempt:
         shares = [s for s in self.lease.shares if s.node_id in nodes and nodes[s.node_id].address == address]
         return tuple(str(i) for i in range(sum(share.devices for share in shares)))
 
-    async def _until_ended(self, calls: Iterable[Any]) -> None:
-        """Wait for all ranks, or for the first that spoils it; report checkpoints meanwhile."""
-        ranks = [asyncio.ensure_future(self._rank_end(rank, call)) for rank, call in enumerate(calls)]
-        saves = asyncio.create_task(self._report_saves())
-        try:
-            waiting = set(ranks)
-            while waiting:
-                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                if any(_spoils(rank.result()) for rank in done):
-                    break
-            ends = [rank.result() for rank in ranks if rank.done()]
-        finally:
-            for task in (saves, *ranks):
-                task.cancel()
-        first = ends[0] if ranks[0].done() else JobEnd(outcome=LeaseOutcome.LOST)
-        for step, write_us in first.saves[self.reported_saves :]:
-            self._report_save(step, write_us)
-        self._finish(_together(ends))
-
-    async def _rank_end(self, rank: int, call: Any) -> JobEnd:
-        try:
-            end = end_of(await call, lease=self.lease)
-        except ray.exceptions.RayActorError as error:
-            assert self.group is not None
-            if await self._node_is_gone(self.group.runners[rank].node, error):
-                return JobEnd(outcome=LeaseOutcome.LOST, error=f"node {self.group.shares[rank].node_id} is gone")
-            return JobEnd(outcome=LeaseOutcome.FAILED, error=f"worker_died: {_reason(error)}")
-        except ray.exceptions.RayError as error:
-            return JobEnd(outcome=LeaseOutcome.LOST, error=str(error)[:500])
-        return end
-
-    async def _node_is_gone(self, node: Node, error: BaseException) -> bool:
-        """Whether the process went with its node. Then the node is down from now on, whatever Ray still thinks."""
-        for _ in range(_NODE_PROBES):
-            now = self.around.nodes.get(node.node_id)
-            if now is None or now.ray_id != node.ray_id or "node has died" in str(error) or not await answers(node):
-                self.around.gone.add(node.ray_id)
-                return True
-            await asyncio.sleep(_NODE_PROBE_S)
-        return False
-
-    async def _report_saves(self) -> None:
-        await asyncio.sleep(_WATCH_SAVES_AFTER_S)
+    async def _until_ended(self, calls: Sequence[Any]) -> None:
         assert self.group is not None
-        with suppress(ray.exceptions.RayError):
-            while True:
-                for step, write_us in await self.group.runners[0].actor.saves.remote(self.reported_saves):
-                    self._report_save(step, write_us)
-
-    def _report_save(self, step: int, write_us: int) -> None:
-        self.reported_saves += 1
-        if not (is_number(step) and is_number(write_us)):
-            return
-        self.around.outbox.put(LeaseSaved(lease_id=self.lease.lease_id, step=step, write_us=write_us))
+        self._finish(await Ranks(self.lease, self.group.runners, self.around).ended(calls))
 
     def _finish(self, end: JobEnd) -> None:
         self.end = end
@@ -279,25 +212,24 @@ class Attempt:
             )
         )
 
-    async def _gives_back(self, group: Group) -> bool:
+    def _gives_back(self, group: Group) -> bool:
         """Whether the runners may serve the next job as they are."""
         return self.end is not None and self.end.reusable and bool(group.runners)
 
-    async def _release(self) -> Sample | None:
-        """Give the group back with its runners in it."""
-        assert self.group is not None
+    async def _release(self, group: Group) -> None:
+        """Read the meters, and give the group back with its runners in it."""
         lease_id = str(self.lease.lease_id)
         answers = await asyncio.gather(*(self.around.agents.release(a, lease_id) for a in self.addresses))
-        if not all(clear for _, clear in answers) or not self.around.groups.keep(self.group):
+        self.cuts += [cut for cuts, _ in answers for cut in cuts]
+        if not all(clear for _, clear in answers) or not self.around.groups.keep(group):
             await self._clear()
-        return self._final([cuts for cuts, _ in answers])
 
-    async def _tear_down(self) -> Sample | None:
+    async def _tear_down(self) -> None:
         """Read the meters, kill, and destroy or keep the empty group."""
         lease_id = str(self.lease.lease_id)
-        cuts = await asyncio.gather(*(self.around.agents.detach(address, lease_id) for address in self.addresses))
+        answers = await asyncio.gather(*(self.around.agents.detach(address, lease_id) for address in self.addresses))
+        self.cuts += [cut for cuts in answers for cut in cuts]
         await self._clear()
-        return self._final(cuts)
 
     async def _clear(self) -> None:
         group, agents = self.group, self.around.agents
@@ -307,7 +239,9 @@ class Attempt:
         roots = {address: self.roots(address) for address in self.addresses}
         # While the runners live, nothing that they started can hide from them.
         ended = await asyncio.gather(*(agents.end(a, lease_id, roots=pids) for a, pids in roots.items()))
-        keepable = self.lease.kind in KEEPABLE and self.end is not None and not self.end.used_ray
+        # Of a lease that was not built to its end a runner may still be on its way into the group.
+        built = self.lease.kind in KEEPABLE and bool(self.orders)
+        keepable = built and self.end is not None and not self.end.used_ray
         keepable = keepable and all(share.node_id in self.around.nodes for share in group.shares)
         if keepable:
             await self.around.groups.dismiss(group)
@@ -317,10 +251,9 @@ class Attempt:
         if keepable and not (all(ended) and self.around.groups.keep(group)):
             await self.around.groups.destroy(group)
 
-    def _final(self, cuts: Iterable[list[Cut]]) -> Sample | None:
+    def _final(self) -> Sample | None:
         """The last sample of all machines together; one that was cut before it is reported on its own."""
-        samples = merged([cut for machine in cuts for cut in machine])
-        self.around.agents.acknowledged.pop(str(self.lease.lease_id), None)
+        samples = merged(self.cuts)
         if not samples:
             return None
         if samples[:-1]:
@@ -332,44 +265,5 @@ class Attempt:
         return [nodes[share.node_id].address if share.node_id in nodes else "" for share in self.lease.shares]
 
 
-def merged(cuts: Iterable[Cut]) -> list[Sample]:
-    """The samples of a lease's machines, those of one seq together: device time adds up, wall time doesn't."""
-    by_seq: dict[int, list[Cut]] = {}
-    for cut in cuts:
-        by_seq.setdefault(cut.seq, []).append(cut)
-    return [
-        Sample(
-            lease_id=same[0].lease_id,  # type: ignore[arg-type]
-            seq=seq,
-            window_us=max(cut.window_us for cut in same),
-            busy_us=sum(cut.busy_us for cut in same),
-        )
-        for seq, same in sorted(by_seq.items())
-    ]
-
-
 def _addresses(runners: Iterable[Seated]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(runner.node.address for runner in runners))
-
-
-def _spoils(end: JobEnd) -> bool:
-    return end.outcome in (LeaseOutcome.FAILED, LeaseOutcome.LOST)
-
-
-def _together(ends: list[JobEnd]) -> JobEnd:
-    """How the gang ended: the worst of its ranks, and rank 0's result."""
-    order = (LeaseOutcome.LOST, LeaseOutcome.FAILED, LeaseOutcome.SAVED, LeaseOutcome.SUCCEEDED)
-    worst = min(ends, key=lambda end: order.index(end.outcome))
-    return msgspec.structs.replace(
-        worst,
-        result_ref=worst.result_ref or (ends[0].result_ref if worst.outcome is LeaseOutcome.SUCCEEDED else ""),
-        reusable=all(end.reusable for end in ends),
-        used_ray=any(end.used_ray for end in ends),
-    )
-
-
-def _reason(error: BaseException) -> str:
-    """What Ray knows of a death, in a line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "died" in line or "exit" in line.lower() or "memory" in line.lower()]
-    return " ".join(told[-2:] or lines[-1:])[:500]

@@ -21,14 +21,16 @@ class Metrics:
         self._jobs = Gauge("fabric_jobs", "Jobs by state.", tag_keys=("state",))
         self._leases = Gauge("fabric_leases", "Leases that hold devices.")
         self._decisions = Counter("fabric_decisions", "Events the gate has decided.", tag_keys=("outcome",))
-        self._commit_ms = Histogram("fabric_commit_ms", "Time of a journal commit.", boundaries=_COMMIT_BOUNDS_MS)
+        self._commit_ms = Histogram(
+            "fabric_commit_ms", "From handing events in to their durable answers.", boundaries=_COMMIT_BOUNDS_MS
+        )
         self._unleased = Counter("fabric_unleased_removed", "Unleased uses of accelerators that were removed.")
         self._known: dict[str, JobView] = {}
         self._burned_uhs: dict[str, int] = {}
         self._shown: set[tuple[str, str]] = set()
 
     def jobs(self, jobs: Sequence[JobView]) -> None:
-        """Jobs that changed."""
+        """Jobs that changed; one that is settled will not change again, and is forgotten."""
         for job in jobs:
             tags = {"accelerator": job.accelerator.partition("|")[0] or "any", "kind": job.kind}
             fresh_uhs = job.burned_uhs - self._burned_uhs.get(job.job_id, 0)
@@ -64,4 +66,4 @@ class Metrics:
         for state in ("queued", "starting", "running", "stopping", "parked", "succeeded", "failed", "cancelled"):
             self._jobs.set(states[state], tags={"state": state})
         for job_id in [job_id for job_id, job in self._known.items() if job.settled and job.ended_at_us is not None]:
-            del self._known[job_id]
+            del self._known[job_id], self._burned_uhs[job_id]

@@ -17,7 +17,7 @@ import msgspec
 
 from fabric.adapters.archive import Archive
 from fabric.adapters.meters import open_meter
-from fabric.adapters.processes import end_all, is_there, kill
+from fabric.adapters.processes import end_all, kill
 
 LOG_BYTES_MAX: Final = 64 * 2**20
 """Of one rank's log of one attempt: its beginning. More would fill the memory of whoever hands it on."""
@@ -58,13 +58,11 @@ class NodeAgent:
         self._archive = archive
         self._watched: dict[str, _Watched] = {}
 
-    async def attach(self, watch: Watch) -> bool:
-        """Watch a lease from now on; whether all its roots live. Again with more roots: they are watched too."""
-        known = self._watched.get(watch.lease_id)
-        if known is None:
+    async def attach(self, watch: Watch) -> None:
+        """Watch a lease from now on; one that is watched already goes on as it was."""
+        if watch.lease_id not in self._watched:
             self._meter.attach(watch.lease_id, devices=watch.devices, roots=watch.roots)
             self._watched[watch.lease_id] = _Watched(watch)
-        return all(is_there(pid) for pid in watch.roots)
 
     async def samples(self, acknowledged: dict[str, int]) -> list[Cut]:
         """One sample for every lease: the same again where the last one was not acknowledged."""

@@ -26,7 +26,8 @@ class Outbox:
         self._sender: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._sender = asyncio.create_task(self._send())
+        """Begin to report; once is enough."""
+        self._sender = self._sender or asyncio.create_task(self._send())
 
     def put(self, event: AnyEvent, *, within_s: float = 0.0) -> None:
         """Report it soon, at the latest after so many seconds: what can wait a little often goes with what follows."""

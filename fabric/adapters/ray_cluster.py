@@ -3,23 +3,23 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, assert_never
 
 import ray
 import structlog
 
 from fabric.adapters import reconciler
-from fabric.adapters.agents import Agents
+from fabric.adapters.agents import Agents, merged
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import ClusterSettings, LeaseInfo, ReconcileReport, Unleased
 from fabric.adapters.groups import Groups
 from fabric.adapters.joblogs import JobLogs
 from fabric.adapters.jobs_page import JobsPage
-from fabric.adapters.leases import Attempt, Surroundings, merged
+from fabric.adapters.leases import Attempt
 from fabric.adapters.metrics import Metrics
 from fabric.adapters.nodes import Node, changes_between, nodes_of
 from fabric.adapters.outbox import Outbox, Report
+from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.survivors import lease_of, survivors
 from fabric.clock import Clock, SteadyClock
 from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseRemoved, Metered
@@ -54,16 +54,22 @@ class RayCluster:
             gone=set(),
         )
         self._attempts: dict[LeaseId, Attempt] = {}
-        self._logs = JobLogs(archive=archive, agents=self._agents, attempts=self._attempts)
+        self._by_job: dict[str, list[Attempt]] = {}
+        self._lost: set[LeaseId] = set()
+        """Leases that were reported as lost: not started again, although a gate that hasn't heard yet may say so."""
+        self._logs = JobLogs(archive=archive, agents=self._agents, attempts_of=self._attempts_of)
         self._page: JobsPage | None = None
         self._metrics: Metrics | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Find the nodes (`NodeUp` for each), watch again what survived a restart. Call before `carry_out`."""
+        """Find the nodes (`NodeUp` for each), watch again what survived a restart. Call before `carry_out`.
+
+        May be called again if it raised.
+        """
         self._outbox.start()
-        self._page = JobsPage()
-        self._metrics = Metrics() if self._settings.metrics else None
+        self._page = self._page or JobsPage()
+        self._metrics = self._metrics or (Metrics() if self._settings.metrics else None)
         await self._look_at_nodes()
         await self._find_survivors()
         for loop, period_s in (
@@ -93,21 +99,22 @@ class RayCluster:
         known = {LeaseId(view.lease_id): view for view in leases}
         before = set(self._attempts)
         for view in leases:
-            self._agents.acknowledged[view.lease_id] = max(
-                self._agents.acknowledged.get(view.lease_id, 0), view.sampled
-            )
-            if view.lease_id not in self._attempts and view.state in ("running", "stopping"):
+            self._agents.acknowledge(view.lease_id, view.sampled)
+            if view.lease_id not in self._attempts and view.state != "starting":
                 attempt = await lease_of(view, self._around)
                 if attempt is not None:
-                    self._attempts[attempt.lease.lease_id] = attempt
+                    self._take_on(attempt)
         gone = [i for i, view in known.items() if i not in self._attempts and view.state in ("running", "stopping")]
         for lease_id in gone:
+            self._lost.add(lease_id)
             self._outbox.put(
                 LeaseFinished(lease_id=lease_id, outcome=LeaseOutcome.LOST, error="nothing of the lease was left")
             )
         for lease_id in before - set(known):
             if lease_id in self._attempts:
                 self._remove_lease(lease_id)
+        self._agents.forget_all_but({*known, *self._attempts})
+        self._lost.intersection_update(known)
         return ReconcileReport(
             reattached=tuple(i for i in self._attempts if i in known and i not in before),
             gone=tuple(gone),
@@ -116,7 +123,6 @@ class RayCluster:
 
     async def publish(self, jobs: Sequence[JobView]) -> None:
         """Show the jobs on Ray's dashboard and in its metrics."""
-        self._logs.note(jobs)
         if self._metrics is not None:
             self._metrics.jobs(jobs)
         if self._page is not None:
@@ -132,11 +138,9 @@ class RayCluster:
         attempt = self._attempts.get(LeaseId(lease_id))
         return attempt.info if attempt else None
 
-    def logs(
-        self, job_id: str, *, account_id: str, offsets: Mapping[str, int], follow: bool
-    ) -> AsyncIterator[LogChunk]:
-        """A job's logs from `offsets` ("attempt/rank" → bytes already had) on."""
-        return self._logs.read(job_id, account_id=account_id, offsets=offsets, follow=follow)
+    def logs(self, job_id: str, *, account_id: str, offsets: Mapping[str, int]) -> AsyncIterator[LogChunk]:
+        """A job's logs from `offsets` ("attempt/rank" → bytes already had) on, as far as they go now."""
+        return self._logs.read(job_id, account_id=account_id, offsets=offsets)
 
     async def close(self) -> None:
         """Stop watching. What runs goes on running; what is kept warm is given back."""
@@ -147,10 +151,10 @@ class RayCluster:
         await self._outbox.close()
 
     def _start_lease(self, lease: Lease) -> None:
-        if lease.lease_id in self._attempts:
+        if lease.lease_id in self._attempts or lease.lease_id in self._lost:
             return
         attempt = Attempt(lease=lease, around=self._around)
-        self._attempts[lease.lease_id] = attempt
+        self._take_on(attempt)
         attempt.task = self._begin(attempt.start())
 
     def _stop_lease(self, instruction: StopLease) -> None:
@@ -170,12 +174,23 @@ class RayCluster:
         while True:
             try:
                 await attempt.remove()
-            except ray.exceptions.RayError:
+            except Exception:  # noqa: BLE001  # whatever went wrong: devices that are never freed are lost to everybody
                 _log.exception("lease_not_removed", lease_id=attempt.lease.lease_id)
                 await asyncio.sleep(self._settings.watch_s)
             else:
                 break
-        self._attempts.pop(attempt.lease.lease_id, None)
+        del self._attempts[attempt.lease.lease_id]
+        of_job = self._by_job[attempt.lease.job_id]
+        of_job.remove(attempt)
+        if not of_job:
+            del self._by_job[attempt.lease.job_id]
+
+    def _take_on(self, attempt: Attempt) -> None:
+        self._attempts[attempt.lease.lease_id] = attempt
+        self._by_job.setdefault(attempt.lease.job_id, []).append(attempt)
+
+    def _attempts_of(self, job_id: str) -> Sequence[Attempt]:
+        return tuple(self._by_job.get(job_id, ()))
 
     async def _look_at_nodes(self) -> None:
         now = nodes_of(await asyncio.to_thread(ray.nodes), gone=self._around.gone)
@@ -188,9 +203,11 @@ class RayCluster:
 
     async def _find_survivors(self) -> None:
         for lease, group, orders in await survivors(self._nodes, self._groups, self._settings):
-            attempt = Attempt(lease=lease, around=self._around)
-            self._attempts[lease.lease_id] = attempt
-            attempt.task = self._begin(attempt.resume(group, orders))
+            if lease.lease_id in self._attempts:
+                continue
+            attempt = Attempt.found(lease, self._around, group=group, orders=orders)
+            self._take_on(attempt)
+            attempt.task = self._begin(attempt.resume())
 
     async def _read_meters(self) -> None:
         by_lease = await self._agents.samples()
@@ -204,8 +221,7 @@ class RayCluster:
         if samples:
             await self._outbox.deliver(Metered(samples=tuple(samples)))
         for sample in samples:
-            if sample.lease_id in self._attempts:
-                self._agents.acknowledged[sample.lease_id] = sample.seq
+            self._agents.acknowledge(sample.lease_id, sample.seq)
         if self._metrics is not None:
             self._metrics.leases(len(self._attempts))
 
@@ -219,7 +235,7 @@ class RayCluster:
             asyncio.run_coroutine_threadsafe(self._agents.kill(address, pid), loop)
 
         nodes = list(self._nodes.values())
-        found = await asyncio.to_thread(reconciler.remove_unleased, self._groups.ids, nodes, kill=kill)
+        found = await asyncio.to_thread(reconciler.remove_unleased, self._groups.ours, nodes, kill=kill)
         if self._metrics is not None:
             self._metrics.removed_unleased(len(found))
         return found
@@ -227,17 +243,21 @@ class RayCluster:
     def _begin(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("task_failed", exc_info=error)
 
 
 async def _every(period_s: float, do: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Do it every period; one that fails is logged and tried again."""
     while True:
         began = time.monotonic()
-        with suppress(asyncio.TimeoutError):
-            try:
-                await do()
-            except Exception:  # noqa: BLE001  # a watch that ends at the first hiccup is none
-                _log.exception("watch_failed", what=getattr(do, "__name__", str(do)))
+        try:
+            await do()
+        except Exception:  # noqa: BLE001  # a watch that ends at the first hiccup is none
+            _log.exception("watch_failed", what=getattr(do, "__name__", str(do)))
         await asyncio.sleep(max(0.05, period_s - (time.monotonic() - began)))

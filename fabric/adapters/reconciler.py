@@ -21,7 +21,8 @@ def remove_unleased(
     """Remove every use of a sold accelerator outside our placement groups. Blocks: run it in a thread.
 
     Args:
-        ours: the ids of our placement groups, asked again after Ray was, so that a new one isn't taken for foreign.
+        ours: the ids of our placement groups and the names of those being made. Asked again after Ray was, so that a new
+            one isn't taken for foreign.
         nodes: the nodes that are sold.
         kill: ends a process of a node, by the node's address and the process' number.
     """
@@ -43,7 +44,9 @@ def _groups(ours: Callable[[], set[str]], wanted: set[str]) -> list[Unleased]:
     known = ours()
     removed = []
     for group_id, entry in table.items():
-        if entry["state"] == "REMOVED" or group_id in known or not _holds(entry["bundles"].values(), wanted):
+        if entry["state"] == "REMOVED" or not known.isdisjoint((group_id, entry["name"])):
+            continue
+        if not _holds(entry["bundles"].values(), wanted):
             continue
         remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group_id))))
         removed.append(Unleased(kind="placement_group", id=group_id, name=entry["name"]))

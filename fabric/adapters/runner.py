@@ -64,7 +64,7 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
     placement_group_id: str
     bundle: int
     order: Order | None
-    """None = idle."""
+    """What it runs, or ran last; None = nothing yet."""
 
 
 class Runner:

@@ -1,8 +1,8 @@
 """What outlived the gate's process: runners, which know their orders, and the groups of bare leases."""
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 import ray
@@ -12,23 +12,29 @@ from ray.util.placement_group import placement_group_table
 
 from fabric.adapters.cluster_settings import ClusterSettings, LeaseInfo, lease_info_key
 from fabric.adapters.groups import Group, Groups, Seated, group_of
-from fabric.adapters.leases import Attempt, Surroundings
+from fabric.adapters.leases import Attempt
 from fabric.adapters.nodes import Node
 from fabric.adapters.runner import Described, Order
+from fabric.adapters.surroundings import Surroundings
 from fabric.errors import NotFound
 from fabric.gate.events import JobKind
 from fabric.gate.instructions import Lease
 from fabric.gate.views import LeaseView
 from fabric.units import AccountId, JobId, LeaseId, NodeId
 
-_ANSWER_WITHIN_S = 5.0
+_ANSWER_WITHIN_S: Final = 15.0
+"""A runner that is silent for longer counts as dead, and its job as lost: a busy machine must not get that far."""
 _log = structlog.get_logger(__name__)
 
 
 async def survivors(
     nodes: Mapping[NodeId, Node], groups: Groups, settings: ClusterSettings
 ) -> list[tuple[Lease, Group, list[Order]]]:
-    """Leases whose runners all live, adopted; runners without work, or of a gang with dead ranks, are ended."""
+    """Leases whose runners all live, adopted; runners that never had work, or of a gang with dead ranks, are ended.
+
+    A runner that was kept warm still has its last order: its lease is unknown to the gate by now, and is removed once
+    more, which gives the runner back.
+    """
     by_group: dict[str, list[tuple[Any, Described]]] = {}
     for actor, described in await _runners(settings):
         by_group.setdefault(described.placement_group_id, []).append((actor, described))
@@ -36,8 +42,8 @@ async def survivors(
     for group_id, members in by_group.items():
         members.sort(key=lambda member: member[1].bundle)
         orders = [described.order for _, described in members if described.order is not None]
-        lease = orders[0].lease if orders else None
-        if lease is None or len(orders) < len(lease.shares) or any(s.node_id not in nodes for s in lease.shares):
+        lease = _whole_lease(orders)
+        if lease is None or any(share.node_id not in nodes for share in lease.shares):
             for actor, _ in members:
                 await asyncio.to_thread(ray.kill, actor, no_restart=True)
             continue
@@ -58,10 +64,10 @@ async def lease_of(view: LeaseView, around: Surroundings) -> Attempt | None:
         info = msgspec.json.decode(await asyncio.to_thread(around.archive.get, key), type=LeaseInfo)
     except NotFound:
         return None
-    table = await asyncio.to_thread(placement_group_table)
-    if info.lease_id != view.lease_id or table.get(info.placement_group_id, {}).get("state") != "CREATED":
-        return None
     group = group_of(info.placement_group_id, view.shares)
+    table = await asyncio.to_thread(placement_group_table, group.placed)
+    if info.lease_id != view.lease_id or table.get("state") != "CREATED":
+        return None
     around.groups.adopt(group)
     lease = Lease(
         lease_id=LeaseId(view.lease_id),
@@ -79,6 +85,13 @@ async def lease_of(view: LeaseView, around: Surroundings) -> Attempt | None:
     return attempt
 
 
+def _whole_lease(orders: Sequence[Order]) -> Lease | None:
+    """The lease that all its ranks have orders for; None if some never got them."""
+    leases = {order.lease.lease_id: order.lease for order in orders}
+    lease = next(iter(leases.values()), None)
+    return lease if lease is not None and len(leases) == 1 and len(orders) == len(lease.shares) else None
+
+
 async def _runners(settings: ClusterSettings) -> list[tuple[Any, Described]]:
     named = await asyncio.to_thread(list_named_actors, all_namespaces=True)
     names = [
@@ -86,11 +99,14 @@ async def _runners(settings: ClusterSettings) -> list[tuple[Any, Described]]:
         for entry in named
         if entry["namespace"] == settings.namespace and entry["name"].startswith("runner-")
     ]
-    found = []
-    for name in names:
-        try:
-            actor = await asyncio.to_thread(ray.get_actor, name, settings.namespace)
-            found.append((actor, await asyncio.wait_for(actor.describe.remote(), _ANSWER_WITHIN_S)))
-        except (ValueError, TimeoutError, ray.exceptions.RayError) as error:
-            _log.warning("runner_silent", name=name, why=str(error)[:200])
-    return found
+    found = await asyncio.gather(*(_described(name, settings.namespace) for name in names))
+    return [runner for runner in found if runner is not None]
+
+
+async def _described(name: str, namespace: str) -> tuple[Any, Described] | None:
+    try:
+        actor = await asyncio.to_thread(ray.get_actor, name, namespace)
+        return actor, await asyncio.wait_for(actor.describe.remote(), _ANSWER_WITHIN_S)
+    except (ValueError, TimeoutError, ray.exceptions.RayError) as error:
+        _log.warning("runner_silent", name=name, why=str(error)[:200])
+        return None

@@ -130,16 +130,12 @@ async def logs(door: Door, caller: Caller, request: pb.LogsRequest) -> AsyncIter
     await door.job(request.job_id, scope=caller.scope)
     offsets = _offsets(request.offsets.items())
     async for chunk in door.port.logs(request.job_id, offsets=offsets, follow=request.follow):
-        whole = message_of(chunk, pb.LogChunk) if not chunk.data else None
-        if whole is not None:
-            yield whole
         for start in range(0, len(chunk.data), CHUNK_BYTES):
             yield pb.LogChunk(
                 rank=chunk.rank,
                 attempt=chunk.attempt,
                 offset=chunk.offset + start,
                 data=chunk.data[start : start + CHUNK_BYTES],
-                end=chunk.end and start + CHUNK_BYTES >= len(chunk.data),
             )
 
 

@@ -47,8 +47,7 @@ class RayPort:
             job = await self.ask(JobOf(job_id=JobId(job_id)))
             if not isinstance(job, JobView):
                 return
-            said: list[LogChunk] = await call(self._actor.logs.remote(job_id, job.account_id, have))
-            news = [chunk for chunk in said if chunk.data]
+            news: list[LogChunk] = await call(self._actor.logs.remote(job_id, job.account_id, have))
             for chunk in news:
                 have[f"{chunk.attempt}/{chunk.rank}"] = chunk.offset + len(chunk.data)
                 yield chunk

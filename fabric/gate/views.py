@@ -143,5 +143,3 @@ class LogChunk(msgspec.Struct, frozen=True, kw_only=True):
     offset: int
     """Where the chunk starts in that rank's log, in bytes."""
     data: bytes
-    end: bool = False
-    """Whether nothing more will come."""

@@ -293,18 +293,16 @@ class LogsRequest(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., offsets: _Optional[_Mapping[str, int]] = ..., follow: _Optional[bool] = ...) -> None: ...
 
 class LogChunk(_message.Message):
-    __slots__ = ("rank", "attempt", "offset", "data", "end")
+    __slots__ = ("rank", "attempt", "offset", "data")
     RANK_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
-    END_FIELD_NUMBER: _ClassVar[int]
     rank: int
     attempt: int
     offset: int
     data: bytes
-    end: bool
-    def __init__(self, rank: _Optional[int] = ..., attempt: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., end: _Optional[bool] = ...) -> None: ...
+    def __init__(self, rank: _Optional[int] = ..., attempt: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class ResultRequest(_message.Message):
     __slots__ = ("job_id",)

@@ -179,7 +179,7 @@ class StandInPort:
 
     async def logs(self, job_id, *, offsets, follow):
         data = self.log_lines.get(job_id, b"")[offsets.get("1/0", 0) :]
-        yield LogChunk(rank=0, attempt=1, offset=offsets.get("1/0", 0), data=data, end=True)
+        yield LogChunk(rank=0, attempt=1, offset=offsets.get("1/0", 0), data=data)
 
     async def put_blob(self, key, data):
         self._reachable()

@@ -71,5 +71,5 @@ async def test_a_program_cannot_say_that_it_is_another_lease(world):
         kind=JobKind.PROGRAM,
     )
     await world.run(lease)
-    chunks = [c async for c in world.cluster.logs(lease.job_id, account_id="acme", offsets={}, follow=False)]
+    chunks = [c async for c in world.cluster.logs(lease.job_id, account_id="acme", offsets={})]
     assert b"".join(chunk.data for chunk in chunks).decode().strip() == lease.lease_id

@@ -1,0 +1,108 @@
+"""The ranks of a lease while they run: waited for together, judged as one, their checkpoints told of meanwhile."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import ray
+
+from fabric.adapters.groups import Seated
+from fabric.adapters.nodes import Node, answers
+from fabric.adapters.stages import JobEnd
+from fabric.adapters.surroundings import Surroundings
+from fabric.adapters.testimony import end_of, is_number
+from fabric.gate.events import LeaseOutcome, LeaseSaved
+from fabric.gate.instructions import Lease
+
+_WATCH_SAVES_AFTER_S: Final = 0.05
+_NODE_PROBES: Final = 4
+_NODE_PROBE_S: Final = 0.2
+_ERROR_CHARS_MAX: Final = 500
+
+
+@dataclass(slots=True, eq=False)
+class Ranks:
+    """One runner a rank, each with its call under way. What the ranks say is their tenant's word (see `testimony`)."""
+
+    lease: Lease
+    runners: Sequence[Seated]
+    around: Surroundings
+    reported_saves: int = 0
+
+    async def ended(self, calls: Sequence[Any]) -> JobEnd:
+        """How the gang ended: when all ranks have, or the first that spoils it."""
+        ranks = [asyncio.create_task(self._rank_end(rank, call)) for rank, call in enumerate(calls)]
+        saves = asyncio.create_task(self._report_saves())
+        try:
+            waiting = set(ranks)
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if any(_spoils(rank.result()) for rank in done):
+                    break
+            ends = [rank.result() for rank in ranks if rank.done()]
+        finally:
+            for task in (saves, *ranks):
+                task.cancel()
+        if ranks[0].done():
+            for step, write_us in ends[0].saves[self.reported_saves :]:
+                self._report_save(step, write_us)
+        return _together(ends)
+
+    async def _rank_end(self, rank: int, call: Any) -> JobEnd:
+        runner = self.runners[rank]
+        try:
+            return end_of(await call, lease=self.lease)
+        except ray.exceptions.RayActorError as error:
+            if await self._node_is_gone(runner.node, error):
+                return JobEnd(outcome=LeaseOutcome.LOST, error=f"node {runner.node.node_id} is gone")
+            return JobEnd(outcome=LeaseOutcome.FAILED, error=f"worker_died: {_reason(error)}")
+        except Exception as error:  # noqa: BLE001  # a rank whose end is not understood must not keep its devices for ever
+            return JobEnd(outcome=LeaseOutcome.LOST, error=str(error)[:_ERROR_CHARS_MAX])
+
+    async def _node_is_gone(self, node: Node, error: BaseException) -> bool:
+        """Whether the process went with its node. Then the node is down from now on, whatever Ray still thinks."""
+        for _ in range(_NODE_PROBES):
+            now = self.around.nodes.get(node.node_id)
+            if now is None or now.ray_id != node.ray_id or "node has died" in str(error) or not await answers(node):
+                self.around.gone.add(node.ray_id)
+                return True
+            await asyncio.sleep(_NODE_PROBE_S)
+        return False
+
+    async def _report_saves(self) -> None:
+        await asyncio.sleep(_WATCH_SAVES_AFTER_S)
+        with suppress(ray.exceptions.RayError):
+            while True:
+                for step, write_us in await self.runners[0].actor.saves.remote(self.reported_saves):
+                    self._report_save(step, write_us)
+
+    def _report_save(self, step: int, write_us: int) -> None:
+        self.reported_saves += 1
+        if is_number(step) and is_number(write_us):
+            self.around.outbox.put(LeaseSaved(lease_id=self.lease.lease_id, step=step, write_us=write_us))
+
+
+def _spoils(end: JobEnd) -> bool:
+    return end.outcome in (LeaseOutcome.FAILED, LeaseOutcome.LOST)
+
+
+def _together(ends: Sequence[JobEnd]) -> JobEnd:
+    """The worst of the ranks' ends, and rank 0's result."""
+    order = (LeaseOutcome.LOST, LeaseOutcome.FAILED, LeaseOutcome.SAVED, LeaseOutcome.SUCCEEDED)
+    worst = min(ends, key=lambda end: order.index(end.outcome))
+    return msgspec.structs.replace(
+        worst,
+        result_ref=worst.result_ref or (ends[0].result_ref if worst.outcome is LeaseOutcome.SUCCEEDED else ""),
+        reusable=all(end.reusable for end in ends),
+        used_ray=any(end.used_ray for end in ends),
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """What Ray knows of a death, in a line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "died" in line or "exit" in line.lower() or "memory" in line.lower()]
+    return " ".join(told[-2:] or lines[-1:])[:_ERROR_CHARS_MAX]

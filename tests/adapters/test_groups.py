@@ -1,0 +1,138 @@
+"""Which groups are ours, at every moment at which the reconciler may ask."""
+
+import asyncio
+import threading
+
+import pytest
+
+from fabric.adapters import groups, reconciler
+from fabric.adapters.cluster_settings import ClusterSettings
+from fabric.adapters.nodes import Node
+from fabric.gate.events import JobKind, Pool
+from fabric.gate.instructions import Lease, Share
+
+NODE = Node(
+    node_id="h1",
+    ray_id="ray-h1",
+    address="10.0.0.1",
+    port=1,
+    accelerator="H100",
+    resource="GPU",
+    devices=4,
+    pool=Pool.SPOT,
+    dedicated_to=None,
+    has_type_resource=True,
+)
+
+
+class Placed:
+    """A placement group with an id of its own."""
+
+    def __init__(self, name):
+        self.name = name
+        self.id = bytes(f"{name:>18}"[-18:], "ascii")
+
+    async def ready(self):
+        return self
+
+
+@pytest.fixture
+def world(monkeypatch):
+    """Ray's table of groups: one is in it before the call that makes it returns."""
+    table, made, returns = {}, threading.Event(), threading.Event()
+    returns.set()
+
+    def make(bundles, *, name, **_):
+        placed = Placed(name)
+        table[placed.id.hex()] = {
+            "state": "CREATED",
+            "name": name,
+            "bundles": dict(enumerate(bundles)),
+        }
+        made.set()
+        assert returns.wait(10)
+        return placed
+
+    def remove(placed):
+        key = placed.id.hex() if isinstance(placed, Placed) else placed
+        table[key]["state"] = "REMOVED"
+
+    monkeypatch.setattr(groups, "placement_group", make)
+    monkeypatch.setattr(groups, "remove_placement_group", remove)
+    monkeypatch.setattr(reconciler, "placement_group_table", lambda: dict(table))
+    monkeypatch.setattr(reconciler, "PlacementGroupID", bytes.hex)
+    monkeypatch.setattr(reconciler, "PlacementGroup", lambda key: key)
+    monkeypatch.setattr(reconciler, "remove_placement_group", remove)
+    monkeypatch.setattr(reconciler, "list_actors", lambda *_, **__: [])
+    monkeypatch.setattr(reconciler, "list_tasks", lambda *_, **__: [])
+    monkeypatch.setattr(reconciler, "_here", lambda: "here")
+    return table, made, returns
+
+
+def lease(job_id="job-1"):
+    return Lease(
+        lease_id=f"{job_id}.1",
+        job_id=job_id,
+        account_id="acme",
+        name="test",
+        kind=JobKind.FUNCTION,
+        epoch=1,
+        accelerator="H100",
+        shares=(Share("h1", 2),),
+        payload="",
+    )
+
+
+def removed_of(ours):
+    return reconciler.remove_unleased(ours, [NODE], kill=lambda *_: None)
+
+
+def new_groups():
+    return groups.Groups(nodes={"h1": NODE}, agents=None, archive=None, settings=ClusterSettings())
+
+
+async def test_a_group_that_ray_has_made_but_nobody_has_heard_of_yet_is_not_a_strangers(world):
+    _, made, returns = world
+    returns.clear()
+    ours = new_groups()
+    taking = asyncio.create_task(ours.take(lease(), environment=""))
+    await asyncio.to_thread(made.wait, 10)
+    assert await asyncio.to_thread(removed_of, ours.ours) == []
+    returns.set()
+    group, _ = await taking
+    assert ours.ours() == {group.id}
+    assert removed_of(ours.ours) == []
+
+
+async def test_a_group_stays_ours_while_it_is_used_kept_and_used_again(world):
+    ours = new_groups()
+    group, _ = await ours.take(lease(), environment="")
+    assert ours.keep(group)
+    assert removed_of(ours.ours) == []
+    again, _ = await ours.take(lease("job-2"), environment="")
+    assert again is group
+    assert removed_of(ours.ours) == []
+    await ours.destroy(group)
+    assert ours.ours() == set()
+
+
+async def test_a_group_whose_lease_was_given_up_is_removed_as_soon_as_it_exists(world):
+    table, made, returns = world
+    returns.clear()
+    ours = new_groups()
+    taking = asyncio.create_task(ours.take(lease(), environment=""))
+    await asyncio.to_thread(made.wait, 10)
+    taking.cancel()
+    await asyncio.sleep(0)
+    returns.set()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    assert [entry["state"] for entry in table.values()] == ["REMOVED"]
+    assert ours.ours() == set()
+
+
+async def test_a_group_of_somebody_elses_is_removed(world):
+    table, _, _ = world
+    table["ab"] = {"state": "CREATED", "name": "foreign", "bundles": {0: {"GPU": 1}}}
+    table["cd"] = {"state": "CREATED", "name": "harmless", "bundles": {0: {"CPU": 1}}}
+    assert [use.name for use in removed_of(new_groups().ours)] == ["foreign"]

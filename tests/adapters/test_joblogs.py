@@ -1,0 +1,52 @@
+"""A job's log is told once and in full, wherever it lies."""
+
+from types import SimpleNamespace
+
+from fabric.adapters.archive import DirectoryArchive
+from fabric.adapters.joblogs import JobLogs
+
+KEY = "jobs/acme/job-1/logs/000001/000000"
+
+
+class Agents:
+    """The log on a machine, and what happens to it while it is read."""
+
+    def __init__(self, log=b"", *, meanwhile=lambda: None):
+        self.log, self.meanwhile = log, meanwhile
+
+    async def read_log(self, address, path, *, offset, limit):
+        self.meanwhile()
+        return self.log[offset : offset + limit]
+
+
+def attempt(account="acme"):
+    return SimpleNamespace(
+        lease=SimpleNamespace(account_id=account, epoch=1),
+        orders=[SimpleNamespace(rank=0, log_file="log")],
+        rank_addresses=lambda: ["10.0.0.1"],
+    )
+
+
+async def told(logs, *, account="acme", offsets=None):
+    chunks = [chunk async for chunk in logs.read("job-1", account_id=account, offsets=offsets or {})]
+    return [(chunk.offset, chunk.data) for chunk in chunks]
+
+
+async def test_a_log_that_goes_into_the_archive_while_it_is_looked_for_is_told(tmp_path):
+    archive = DirectoryArchive(tmp_path)
+    agents = Agents(meanwhile=lambda: archive.put(KEY, b"the end\n"))
+    logs = JobLogs(archive=archive, agents=agents, attempts_of=lambda _: [attempt()])
+    assert await told(logs) == [(0, b"the end\n")]
+
+
+async def test_what_was_read_on_the_machine_is_not_told_again_from_the_archive(tmp_path):
+    archive = DirectoryArchive(tmp_path)
+    archive.put(KEY, b"first second")
+    logs = JobLogs(archive=archive, agents=Agents(b"first "), attempts_of=lambda _: [attempt()])
+    assert await told(logs) == [(0, b"first "), (6, b"second")]
+    assert await told(logs, offsets={"1/0": 12}) == []
+
+
+async def test_nobody_reads_the_log_of_another_accounts_job(tmp_path):
+    logs = JobLogs(archive=DirectoryArchive(tmp_path), agents=Agents(b"secret"), attempts_of=lambda _: [attempt()])
+    assert await told(logs, account="globex") == []

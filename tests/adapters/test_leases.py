@@ -1,0 +1,339 @@
+"""Each stage of a lease's life where the gate may die or Ray may fail, with neither."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+import ray
+
+from fabric.adapters import survivors as survivors_module
+from fabric.adapters.cluster_settings import ClusterSettings
+from fabric.adapters.groups import Group, Seated
+from fabric.adapters.leases import Attempt
+from fabric.adapters.node_agent import Cut
+from fabric.adapters.nodes import Node
+from fabric.adapters.ranks import Ranks
+from fabric.adapters.runner import Described, Order, Seat
+from fabric.adapters.stages import JobEnd
+from fabric.adapters.surroundings import Surroundings
+from fabric.adapters.survivors import survivors
+from fabric.gate.events import (
+    JobKind,
+    LeaseFinished,
+    LeaseOutcome,
+    LeaseRemoved,
+    LeaseSaved,
+    LeaseStarted,
+    Metered,
+    Pool,
+)
+from fabric.gate.instructions import Lease, Share
+from fabric.gate.lifecycle import StopReason
+
+NODE = Node(
+    node_id="h1",
+    ray_id="ray-h1",
+    address="10.0.0.1",
+    port=1,
+    accelerator="H100",
+    resource="GPU",
+    devices=4,
+    pool=Pool.SPOT,
+    dedicated_to=None,
+    has_type_resource=True,
+)
+PAYLOAD = '{"inline": "cGlja2xl"}'
+
+
+def lease(kind=JobKind.FUNCTION, *, epoch=1, ranks=1):
+    return Lease(
+        lease_id=f"job-1.{epoch}",
+        job_id="job-1",
+        account_id="acme",
+        name="test",
+        kind=kind,
+        epoch=epoch,
+        accelerator="H100",
+        shares=tuple(Share("h1", 1) for _ in range(ranks)),
+        payload="" if kind is JobKind.LEASE else PAYLOAD,
+    )
+
+
+def order_of(of, rank=0):
+    return Order(lease=of, rank=rank, master_addr="10.0.0.1", master_port=1, work_dir="work")
+
+
+class Method:
+    """`actor.method.remote(...)`, answered by a coroutine function."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def remote(self, *arguments, **options):
+        return asyncio.ensure_future(self.answer(*arguments, **options))
+
+
+class Runner:
+    """One runner's actor: its job ends when it is told how."""
+
+    def __init__(self, described=None):
+        self.end = asyncio.get_running_loop().create_future()
+        self.orders, self.wishes, self.hangs = [], [], False
+        self.described = described
+        self.run, self.wait, self.stop = Method(self._run), Method(self._wait), Method(self._stop)
+        self.saves, self.describe = Method(self._saves), Method(self._describe)
+
+    async def _run(self, order):
+        self.orders.append(order)
+        return await self._wait()
+
+    async def _wait(self):
+        return await asyncio.shield(self.end)
+
+    async def _stop(self, reason, *, seconds_left):
+        if self.hangs:
+            await asyncio.Event().wait()
+        self.wishes.append(reason)
+
+    async def _saves(self, after):
+        await asyncio.Event().wait()
+
+    async def _describe(self):
+        return self.described
+
+
+class Groups:
+    """Makes a group with runners in it, and remembers what became of groups."""
+
+    def __init__(self, runners):
+        self.runners = runners
+        self.built = asyncio.Event()
+        self.built.set()
+        self.fate, self.failures = [], 0
+
+    async def take(self, lease, *, environment):
+        return Group(placed=None, shares=lease.shares), False
+
+    async def seat(self, group, lease, *, runtime_env):
+        await self.built.wait()
+        group.runners = seated(self.runners)
+
+    async def dismiss(self, group):
+        if self.failures:
+            self.failures -= 1
+            raise ray.exceptions.RaySystemError("the cluster's head is away")
+        self.fate.append("dismissed")
+
+    def keep(self, group):
+        self.fate.append("kept")
+        return True
+
+    async def destroy(self, group):
+        self.fate.append("destroyed")
+
+    def adopt(self, group):
+        self.fate.append("adopted")
+
+
+class Agents:
+    """Meters that tell of each lease's last window once."""
+
+    def __init__(self):
+        self.unread = [Cut(lease_id="job-1.1", seq=7, window_us=1_000, busy_us=900)]
+
+    async def attach(self, address, watch):
+        pass
+
+    async def detach(self, address, lease_id):
+        cuts, self.unread = self.unread, []
+        return cuts
+
+    async def release(self, address, lease_id):
+        return await self.detach(address, lease_id), True
+
+    async def end(self, address, lease_id, *, roots):
+        return True
+
+    async def tidy(self, address, *, folder, log_file, log_key):
+        pass
+
+
+class Outbox:
+    def __init__(self):
+        self.events = []
+
+    def put(self, event, *, within_s=0.0):
+        self.events.append(event)
+
+    def of(self, kind):
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def seated(runners):
+    return [
+        Seated(actor=runner, seat=Seat(pid=100 + at, ip="10.0.0.1", port=1, devices=(str(at),)), node=NODE)
+        for at, runner in enumerate(runners)
+    ]
+
+
+@pytest.fixture
+async def runners():
+    return [Runner(), Runner()]
+
+
+@pytest.fixture
+async def around(runners):
+    return Surroundings(
+        nodes={"h1": NODE},
+        groups=Groups(runners[:1]),
+        agents=Agents(),
+        outbox=Outbox(),
+        archive=None,
+        settings=ClusterSettings(start_timeout_s=5),
+        gone=set(),
+    )
+
+
+async def begun(attempt):
+    """Its task, when it waits for the world."""
+    attempt.task = asyncio.create_task(attempt.start())
+    await settled()
+    return attempt
+
+
+async def settled():
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def found(around, runners, of):
+    group = Group(placed=None, shares=of.shares, runners=seated(runners))
+    return Attempt.found(of, around, group=group, orders=[order_of(of, rank) for rank in range(len(runners))])
+
+
+async def test_a_lease_found_after_a_restart_is_said_to_have_started_in_case_nobody_heard(around, runners):
+    attempt = found(around, runners[:1], lease())
+    attempt.task = asyncio.create_task(attempt.resume())
+    runners[0].end.set_result(JobEnd(outcome=LeaseOutcome.SUCCEEDED, result_ref=""))
+    await attempt.task
+    assert [type(event) for event in around.outbox.events] == [LeaseStarted, LeaseFinished]
+
+
+async def test_a_found_lease_is_ended_even_if_it_is_removed_before_it_is_watched(around, runners):
+    attempt = found(around, runners[:1], lease())
+    attempt.task = asyncio.create_task(attempt.resume())
+    await attempt.remove()
+    assert around.groups.fate == ["destroyed"]
+    (removed,) = around.outbox.of(LeaseRemoved)
+    assert removed.final.seq == 7
+
+
+async def test_a_function_that_is_cancelled_while_its_runner_starts_has_not_succeeded(around, runners):
+    around.groups.built.clear()
+    attempt = await begun(Attempt(lease=lease(), around=around))
+    await attempt.ask_to_stop(StopReason.CANCELLED, seconds_left=5)
+    assert around.outbox.of(LeaseFinished) == []
+    around.groups.built.set()
+    await settled()
+    assert runners[0].wishes == [StopReason.CANCELLED]
+    await attempt.remove()
+
+
+@pytest.mark.parametrize(("reason", "outcomes"), [("cancelled", [LeaseOutcome.SUCCEEDED]), ("evicted", [])])
+async def test_a_bare_lease_is_closed_by_its_owner_and_by_nobody_else(around, reason, outcomes):
+    bare = lease(JobKind.LEASE)
+    attempt = Attempt(lease=bare, around=around, group=Group(placed=None, shares=bare.shares))
+    await attempt.ask_to_stop(reason, seconds_left=5)
+    assert [event.outcome for event in around.outbox.of(LeaseFinished)] == outcomes
+
+
+async def test_the_wish_to_stop_reaches_the_other_ranks_of_one_that_hangs(around, runners):
+    runners[0].hangs = True
+    attempt = found(around, runners, lease(ranks=2))
+    asking = asyncio.create_task(attempt.ask_to_stop("evicted", seconds_left=5))
+    await settled()
+    assert runners[1].wishes == ["evicted"]
+    asking.cancel()
+
+
+async def test_a_removal_that_failed_half_way_still_tells_what_the_meters_said(around, runners):
+    around.agents.unread.insert(0, Cut(lease_id="job-1.1", seq=6, window_us=1_000, busy_us=900))
+    attempt = await begun(Attempt(lease=lease(), around=around))
+    runners[0].end.set_result(JobEnd(outcome=LeaseOutcome.FAILED, error="broken"))
+    await attempt.task
+    around.groups.failures = 1
+    with pytest.raises(ray.exceptions.RaySystemError):
+        await attempt.remove()
+    assert around.outbox.of(LeaseRemoved) == []
+    await attempt.remove()
+    (removed,) = around.outbox.of(LeaseRemoved)
+    assert removed.final.seq == 7
+    (metered,) = around.outbox.of(Metered)
+    assert [sample.seq for sample in metered.samples] == [6]
+
+
+async def test_a_lease_whose_task_broke_is_removed_all_the_same(around, runners):
+    async def broken():
+        raise ValueError("a mistake of ours")
+
+    attempt = found(around, runners[:1], lease())
+    attempt.task = asyncio.create_task(broken())
+    await settled()
+    await attempt.remove()
+    assert len(around.outbox.of(LeaseRemoved)) == 1
+
+
+async def test_a_group_whose_runners_never_came_up_is_not_kept_for_the_next_lease(around):
+    around.groups.built.clear()
+    hurried = replace(around, settings=ClusterSettings(start_timeout_s=0.01))
+    attempt = Attempt(lease=lease(), around=hurried)
+    await attempt.start()
+    assert attempt.end.outcome is LeaseOutcome.LOST
+    await attempt.remove()
+    assert around.groups.fate == ["destroyed"]
+
+
+async def test_a_rank_whose_answer_nobody_understands_loses_the_lease_and_not_the_devices(around, runners):
+    runners[0].end.set_exception(RuntimeError("what is this?"))
+    (seat,) = seated(runners[:1])
+    end = await Ranks(lease(), [seat], around).ended([runners[0].wait.remote()])
+    assert (end.outcome, end.error) == (LeaseOutcome.LOST, "what is this?")
+
+
+async def test_checkpoints_that_come_with_the_end_are_told_once(around, runners):
+    runners[0].end.set_result(JobEnd(outcome=LeaseOutcome.SAVED, saves=((1, 10), (2, 10))))
+    end = await Ranks(lease(), seated(runners[:1]), around).ended([runners[0].wait.remote()])
+    assert end.outcome is LeaseOutcome.SAVED
+    assert [event.step for event in around.outbox.of(LeaseSaved)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("orders", "adopted"),
+    [
+        ([order_of(lease(ranks=2), 0), order_of(lease(ranks=2), 1)], True),
+        ([order_of(lease(ranks=2), 0), None], False),
+        ([order_of(lease(ranks=2, epoch=2), 0), order_of(lease(ranks=2, epoch=1), 1)], False),
+        ([None, None], False),
+    ],
+    ids=["both", "one without an order", "one with an older order", "none"],
+)
+async def test_a_gang_is_found_again_only_if_all_its_ranks_had_their_orders(around, monkeypatch, orders, adopted):
+    actors = {
+        f"runner-{rank}": Runner(
+            Described(
+                seat=Seat(pid=rank, ip="10.0.0.1", port=1, devices=()),
+                placement_group_id="00" * 18,
+                bundle=rank,
+                order=order,
+            )
+        )
+        for rank, order in enumerate(orders)
+    }
+    killed = []
+    named = [{"name": name, "namespace": "fabric"} for name in actors]
+    monkeypatch.setattr(survivors_module, "list_named_actors", lambda **_: named)
+    monkeypatch.setattr(ray, "get_actor", lambda name, _: actors[name])
+    monkeypatch.setattr(ray, "kill", lambda actor, **_: killed.append(actor))
+    again = await survivors(around.nodes, around.groups, around.settings)
+    assert [found.lease_id for found, _, _ in again] == (["job-1.1"] if adopted else [])
+    assert len(killed) == (0 if adopted else 2)
