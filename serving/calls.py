@@ -1,0 +1,108 @@
+"""What one metered call is, and what the ledger's side of a slice promises: the words all of serving shares.
+
+It knows no engine, no wire and no clock. Two kinds of tokens meet here: names that end `_uhs` count compute tokens,
+`prompt_tokens` and `completion_tokens` count those of a language model.
+"""
+
+from collections.abc import Sequence
+from typing import Final, Literal, Protocol
+
+import msgspec
+
+TRUST: Final = "x-fabric-trust"
+"""The secret that gateways and replicas share. Without it a replica answers nothing but `/health`."""
+ACCOUNT: Final = "x-fabric-account"
+KEY: Final = "x-fabric-key"
+KEY_LIMITED: Final = "x-fabric-key-limited"
+"""`1` where the key has a limit of its own: its calls then draw on a slice of their own."""
+TIER_RANK: Final = "x-fabric-tier-rank"
+"""0 Starter, 1 Professional, 2 Enterprise."""
+CALL: Final = "x-fabric-call"
+STRICT: Final = "x-fabric-strict"
+"""`1`: a stream that ends for want of tokens says so with an error event, after its usage."""
+COVERED: Final = "x-fabric-covered"
+"""`1`: the account's own dedicated lease pays for the device; the call is recorded and charged nothing."""
+CHARGED_UHS: Final = "x-fabric-charged-uhs"
+
+Ended = Literal["stop", "length", "balance_exhausted", "client_gone", "error", "cancelled"]
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """The language-model tokens of one call: cached ⊆ prompt, reasoning ⊆ completion."""
+
+    prompt_tokens: int
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A call that ended: what is settled, once, under its id for ever.
+
+    Args:
+        call_id: unique for ever; the gateway makes it, or the replica where there is none.
+        key_id: the key that asked; empty where no key did.
+        ended: why, one of `Ended`.
+        covered: ran on the account's own dedicated lease: recorded, charged 0.
+    """
+
+    call_id: str
+    account_id: str
+    key_id: str
+    model: str
+    accelerator: str
+    usage: Usage
+    started_at_us: int
+    ended_at_us: int
+    ended: str
+    covered: bool = False
+
+
+class Granted(msgspec.Struct, frozen=True):
+    """The ledger's answer: µHs held now, after what was captured. `final`: the account has no more to give."""
+
+    held_uhs: int
+    final: bool
+
+
+class SliceLedger(Protocol):
+    """Holds as the meter sees them. Each raises `fabric.errors.Unavailable` when the ledger can't be reached.
+
+    A call may be repeated with the same `seq` (and must be, after `Unavailable`): it is carried out once.
+    """
+
+    async def authorize(
+        self,
+        *,
+        hold_id: str,
+        account_id: str,
+        key_id: str | None,
+        model: str,
+        accelerator: str,
+        amount_uhs: int,
+        minimum_uhs: int,
+        ttl_us: int,
+    ) -> Granted:
+        """Hold up to `amount_uhs`, at least `minimum_uhs`; `InsufficientTokens` (with facts) where that isn't free.
+
+        `key_id` only where the key has a limit of its own, which then counts.
+        """
+        ...
+
+    async def update(
+        self,
+        *,
+        hold_id: str,
+        account_id: str,
+        seq: int,
+        calls: Sequence[Call],
+        more_uhs: int,
+        minimum_uhs: int,
+        ttl_us: int,
+    ) -> Granted:
+        """Capture what `calls` used, and hold up to `more_uhs` beside what is left (fewer than `minimum_uhs`: none)."""
+        ...
+
+    async def settle(self, *, hold_id: str, account_id: str, seq: int, calls: Sequence[Call]) -> None:
+        """Capture what `calls` used and give the rest back. Late, after the hold's end, is accepted too."""
+        ...
