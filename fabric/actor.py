@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import structlog
 from pydantic import SecretBytes
@@ -116,7 +116,10 @@ class GateActor:
             case RecordsOf():
                 return await self._auditor.records(question)
             case _:
-                return await self._writer.look(lambda core: core.ask(question, self._clock.now_us()))
+                found = await self._writer.look(lambda core: core.ask(question, self._clock.now_us()))
+        if isinstance(found, JobView):
+            return self._cluster.told_by(found)
+        return [self._cluster.told_by(each) for each in found] if _are_jobs(found) else found
 
     async def changes(self, account_id: str | None, after_revision: int, timeout_s: float) -> list[JobView]:
         """Jobs that changed after a revision, oldest change first; waits for one, then gives []."""
@@ -297,4 +300,8 @@ class GateActor:
     def _views(self, job_ids: Any) -> list[JobView]:
         core, now_us = self._writer.core, self._clock.now_us()
         asked: list[Any] = [core.ask(JobOf(job_id=job_id), now_us) for job_id in job_ids if job_id in core.state.jobs]
-        return asked
+        return [self._cluster.told_by(view) for view in asked]
+
+
+def _are_jobs(found: AnyAnswer) -> TypeGuard[list[JobView]]:
+    return isinstance(found, list) and bool(found) and isinstance(found[0], JobView)

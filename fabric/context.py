@@ -17,7 +17,7 @@ script runs unchanged on a laptop. It does not know Ray, nor where the archive i
 import hashlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import index
 from typing import Final, NoReturn
 
@@ -25,8 +25,11 @@ import msgspec
 
 from fabric.adapters.archive import Archive
 from fabric.errors import Conflict, NotFound
+from fabric.progress import Progress, Reports
 
 _STEP_MAX: Final = 2**63 - 1
+REPORT_S: Final = 0.25
+"""A job's news are passed on at most this often, however often it tells."""
 _KEPT: Final = 2
 """How many checkpoints stay: the newest, and one to fall back to."""
 
@@ -112,14 +115,29 @@ class Context:
         place: Place,
         *,
         checkpoints: Checkpoints | None = None,
-        on_saved: Callable[[int, int], None] | None = None,
+        on_saved: Callable[[int, int, int], None] | None = None,
+        on_report: Callable[[], None] | None = None,
     ) -> None:
+        """One attempt's context.
+
+        Args:
+            place: who and where it is.
+            checkpoints: where it saves; None = nowhere.
+            on_saved: told of every durable checkpoint: (step, µs it took to write, bytes).
+            on_report: told that there is news of its progress, at most every `REPORT_S` seconds.
+        """
         self._place = place
         self._checkpoints = checkpoints
         self._on_saved = on_saved
+        self._on_report = on_report
         self._stop = threading.Event()
         self._stop_reason = ""
+        self._save_wanted = True
+        self._save_asked = threading.Event()
         self._deadline: float | None = None
+        self._reports = Reports()
+        self._reporting = threading.Lock()
+        self._told_at = -REPORT_S
 
     @property
     def job_id(self) -> str:
@@ -159,6 +177,36 @@ class Context:
         """evicted, limit_reached, out_of_tokens, cancelled, paused, drained or time_limit; "" while nobody asks."""
         return self._stop_reason
 
+    @property
+    def save_wanted(self) -> bool:
+        """Whether a job that is asked to stop should save: not one that is cancelled and whose state nobody wants."""
+        return self._save_wanted
+
+    @property
+    def save_requested(self) -> bool:
+        """Whether a checkpoint is wanted now (`fabric checkpoint JOB`): save at the next step, and go on."""
+        return self._save_asked.is_set()
+
+    @property
+    def progress(self) -> Progress:
+        """What the job has told of its progress."""
+        return self._reports.latest
+
+    def report(self, facts: Mapping[str, object] | None = None, **more: object) -> None:
+        """Tell how far the job is: shown in `fabric top` and `fabric job`. Costs next to nothing, so tell every step.
+
+        Known are `step`, `steps_total`, `loss`, `throughput` (in whatever the job counts, a second), and the seconds that
+        went into `waiting_data`, `collective`, `checkpoint` and `idle`. Anything else is left out. Outside the fabric, and
+        on other ranks than 0, nobody is told.
+        """
+        with self._reporting:
+            self._reports.take({**(facts or {}), **more})
+            now = time.monotonic()
+            if self._on_report is None or self.rank != 0 or now - self._told_at < REPORT_S:
+                return
+            self._told_at = now
+        self._on_report()
+
     def deadline_s_left(self) -> float | None:
         """Seconds until the job is ended anyway; None while nobody asks it to stop."""
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
@@ -182,8 +230,13 @@ class Context:
             return
         began = time.monotonic_ns()
         self._checkpoints.save(data, step=step)
+        self.durable(step=step, write_us=(time.monotonic_ns() - began) // 1000, size=len(data))
+
+    def durable(self, *, step: int, write_us: int, size: int) -> None:
+        """For whoever commits checkpoints in another way than `save`: one is durable, so the fabric may count on it."""
+        self._save_asked.clear()
         if self._on_saved is not None:
-            self._on_saved(step, (time.monotonic_ns() - began) // 1000)
+            self._on_saved(step, write_us, size)
 
     def load(self) -> bytes | None:
         """What the job saved last, in this attempt or an earlier one; None at the very start."""
@@ -198,9 +251,14 @@ class Context:
         if self._checkpoints is not None:
             self._checkpoints.claim()
 
-    def ask_to_stop(self, reason: str, *, seconds_left: float) -> None:
+    def ask_to_save(self) -> None:
+        """For the runner: somebody wants a checkpoint."""
+        self._save_asked.set()
+
+    def ask_to_stop(self, reason: str, *, seconds_left: float, save: bool = True) -> None:
         """For the runner: the fabric wants the job to end."""
         self._stop_reason = reason
+        self._save_wanted = save
         self._deadline = time.monotonic() + seconds_left
         self._stop.set()
 

@@ -41,6 +41,9 @@ class Cluster:
         self.published += jobs
         self.shown.set()
 
+    def told_by(self, view):
+        return view
+
     async def close(self):
         pass
 

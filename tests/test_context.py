@@ -10,7 +10,7 @@ from fabric.errors import Conflict
 
 def job(tmp_path, *, epoch=1, rank=0, saves=None):
     checkpoints = Checkpoints(DirectoryArchive(tmp_path), prefix="jobs/acme/j/checkpoint", epoch=epoch)
-    on_saved = None if saves is None else lambda step, write_us: saves.append((step, write_us >= 0))
+    on_saved = None if saves is None else lambda step, write_us, size: saves.append((step, write_us >= 0))
     return Context(Place(job_id="j", attempt=epoch, rank=rank), checkpoints=checkpoints, on_saved=on_saved)
 
 
@@ -87,7 +87,7 @@ class Scalar:
 def test_a_step_is_told_as_a_plain_number(tmp_path, step, told):
     steps = []
     checkpoints = Checkpoints(DirectoryArchive(tmp_path), prefix="jobs/acme/j/checkpoint", epoch=1)
-    Context(Place(job_id="j"), checkpoints=checkpoints, on_saved=lambda step, _: steps.append(step)).save(
+    Context(Place(job_id="j"), checkpoints=checkpoints, on_saved=lambda step, *_: steps.append(step)).save(
         b"", step=step
     )
     assert [(type(step), step) for step in steps] == [(int, told)]

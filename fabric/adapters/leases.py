@@ -52,8 +52,8 @@ class Attempt:
     end: JobEnd | None = None
     reused: bool = False
     addresses: tuple[str, ...] = ()
-    stop_asked: tuple[str, float] | None = None
-    """(why, when it must have ended by the monotonic clock)"""
+    stop_asked: tuple[str, float, bool] | None = None
+    """(why, when it must have ended by the monotonic clock, whether a checkpoint is wanted)"""
     task: "asyncio.Task[None] | None" = None
     removal: "asyncio.Task[None] | None" = None
     cuts: list[Cut] = field(default_factory=list)
@@ -96,16 +96,23 @@ class Attempt:
         self.addresses = tuple(dict.fromkeys(nodes[s.node_id].address for s in self.lease.shares if s.node_id in nodes))
         await self._attach()
 
-    async def ask_to_stop(self, reason: str, *, seconds_left: float) -> None:
+    async def ask_to_save(self) -> None:
+        """Hand the wish for a checkpoint to all ranks; one that has none yet isn't told again."""
+        runners = self.group.runners if self.group is not None and self.end is None else ()
+        await asyncio.gather(*(runner.actor.save.remote() for runner in runners), return_exceptions=True)
+
+    async def ask_to_stop(self, reason: str, *, seconds_left: float, save: bool = True) -> None:
         """Hand the wish to all ranks at once. A bare lease waits to be closed, which is what its owner's wish is."""
-        self.stop_asked = (reason, time.monotonic() + seconds_left)
+        self.stop_asked = (reason, time.monotonic() + seconds_left, save)
         if self.group is None or self.end is not None:
             return
         if self.lease.kind is JobKind.LEASE:
             if reason == StopReason.CANCELLED:
                 self._finish(JobEnd(outcome=LeaseOutcome.SUCCEEDED))
             return
-        wishes = [runner.actor.stop.remote(reason, seconds_left=seconds_left) for runner in self.group.runners]
+        wishes = [
+            runner.actor.stop.remote(reason, seconds_left=seconds_left, save=save) for runner in self.group.runners
+        ]
         await asyncio.gather(*wishes, return_exceptions=True)
 
     async def remove(self) -> None:
@@ -117,7 +124,10 @@ class Attempt:
             await self._release(self.group)
         else:
             await self._tear_down()
-        self.around.outbox.put(LeaseRemoved(lease_id=self.lease.lease_id, final=self._final()))
+        lease_id = self.lease.lease_id
+        self.around.outbox.put(
+            LeaseRemoved(lease_id=lease_id, final=self._final(), step=self.around.progress.step_of(self.lease.job_id))
+        )
         for order, address in zip(self.orders, self.rank_addresses(), strict=False):
             await self.around.agents.tidy(
                 address, folder=str(order.folder), log_file=str(order.log_file), log_key=order.log_key
@@ -177,8 +187,8 @@ class Attempt:
         self.around.outbox.put(LeaseStarted(lease_id=self.lease.lease_id), within_s=_STARTED_WITHIN_S)
         calls = [runner.actor.run.remote(order) for runner, order in zip(group.runners, self.orders, strict=True)]
         if self.stop_asked is not None:
-            reason, at = self.stop_asked
-            await self.ask_to_stop(reason, seconds_left=max(0.0, at - time.monotonic()))
+            reason, at, save = self.stop_asked
+            await self.ask_to_stop(reason, seconds_left=max(0.0, at - time.monotonic()), save=save)
         if not calls:
             return
         # A kept runner is known to the meters, which count what it does from its last lease on: no need to wait for them.
@@ -208,7 +218,12 @@ class Attempt:
         self.end = end
         self.around.outbox.put(
             LeaseFinished(
-                lease_id=self.lease.lease_id, outcome=end.outcome, error=text(end.error), result_ref=end.result_ref
+                lease_id=self.lease.lease_id,
+                outcome=end.outcome,
+                error=text(end.error),
+                result_ref=end.result_ref,
+                step=end.step,
+                again=end.again,
             )
         )
 

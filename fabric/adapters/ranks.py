@@ -11,7 +11,7 @@ import ray
 
 from fabric.adapters.groups import Seated
 from fabric.adapters.nodes import Node, answers
-from fabric.adapters.stages import JobEnd
+from fabric.adapters.stages import JobEnd, Save
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.testimony import end_of, is_number
 from fabric.gate.events import LeaseOutcome, LeaseSaved
@@ -36,6 +36,7 @@ class Ranks:
         """How the gang ended: when all ranks have, or the first that spoils it."""
         ranks = [asyncio.create_task(self._rank_end(rank, call)) for rank, call in enumerate(calls)]
         saves = asyncio.create_task(self._report_saves())
+        progress = asyncio.create_task(self._watch_progress())
         try:
             waiting = set(ranks)
             while waiting:
@@ -44,11 +45,11 @@ class Ranks:
                     break
             ends = [rank.result() for rank in ranks if rank.done()]
         finally:
-            for task in (saves, *ranks):
+            for task in (saves, progress, *ranks):
                 task.cancel()
         if ranks[0].done():
-            for step, write_us in ends[0].saves[self.reported_saves :]:
-                self._report_save(step, write_us)
+            for save in ends[0].saves[self.reported_saves :]:
+                self._report_save(save)
         return _together(ends)
 
     async def _rank_end(self, rank: int, call: Any) -> JobEnd:
@@ -76,13 +77,21 @@ class Ranks:
         await asyncio.sleep(_WATCH_SAVES_AFTER_S)
         with suppress(ray.exceptions.RayError):
             while True:
-                for step, write_us in await self.runners[0].actor.saves.remote(self.reported_saves):
-                    self._report_save(step, write_us)
+                for save in await self.runners[0].actor.saves.remote(self.reported_saves):
+                    self._report_save(save)
 
-    def _report_save(self, step: int, write_us: int) -> None:
+    async def _watch_progress(self) -> None:
+        """Rank 0 speaks for the gang. What it says is shown, and not journaled."""
+        await asyncio.sleep(_WATCH_SAVES_AFTER_S)
+        with suppress(ray.exceptions.RayError):
+            while (said := await self.runners[0].actor.progress.remote()) is not None:
+                self.around.progress.note(self.lease.job_id, said)
+
+    def _report_save(self, save: Save) -> None:
         self.reported_saves += 1
-        if is_number(step) and is_number(write_us):
-            self.around.outbox.put(LeaseSaved(lease_id=self.lease.lease_id, step=step, write_us=write_us))
+        step, write_us, size = save
+        if is_number(step) and is_number(write_us) and is_number(size):
+            self.around.outbox.put(LeaseSaved(lease_id=self.lease.lease_id, step=step, write_us=write_us, bytes=size))
 
 
 def _spoils(end: JobEnd) -> bool:
@@ -98,6 +107,7 @@ def _together(ends: Sequence[JobEnd]) -> JobEnd:
         result_ref=worst.result_ref or (ends[0].result_ref if worst.outcome is LeaseOutcome.SUCCEEDED else ""),
         reusable=all(end.reusable for end in ends),
         used_ray=any(end.used_ray for end in ends),
+        step=ends[0].step,
     )
 
 

@@ -23,7 +23,7 @@ from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.survivors import lease_of, survivors
 from fabric.clock import Clock, SteadyClock
 from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseRemoved, Metered
-from fabric.gate.instructions import AnyInstruction, Lease, RemoveLease, StartLease, StopLease
+from fabric.gate.instructions import AnyInstruction, Lease, RemoveLease, SaveLease, StartLease, StopLease
 from fabric.gate.views import JobView, LeaseView, LogChunk
 from fabric.units import LeaseId, NodeId
 
@@ -89,6 +89,8 @@ class RayCluster:
                     self._start_lease(instruction.lease)
                 case StopLease():
                     self._stop_lease(instruction)
+                case SaveLease():
+                    self._save_lease(instruction.lease_id)
                 case RemoveLease():
                     self._remove_lease(instruction.lease_id)
                 case _:
@@ -133,6 +135,10 @@ class RayCluster:
         """Where the gate may tell of its decisions and commits; None when metrics are off, or before `start`."""
         return self._metrics
 
+    def told_by(self, view: JobView) -> JobView:
+        """A job's view with what the job itself tells of its progress."""
+        return self._around.progress.shown(view)
+
     def lease_info(self, lease_id: str) -> LeaseInfo | None:
         """How a client schedules into a running lease."""
         attempt = self._attempts.get(LeaseId(lease_id))
@@ -161,7 +167,13 @@ class RayCluster:
         attempt = self._attempts.get(instruction.lease_id)
         if attempt is not None and attempt.removal is None:
             seconds_left = max(0.0, (instruction.deadline_us - self._clock.now_us()) / 1_000_000)
-            self._begin(attempt.ask_to_stop(instruction.reason, seconds_left=seconds_left))
+            wish = attempt.ask_to_stop(instruction.reason, seconds_left=seconds_left, save=instruction.save)
+            self._begin(wish)
+
+    def _save_lease(self, lease_id: LeaseId) -> None:
+        attempt = self._attempts.get(lease_id)
+        if attempt is not None and attempt.removal is None:
+            self._begin(attempt.ask_to_save())
 
     def _remove_lease(self, lease_id: LeaseId) -> None:
         attempt = self._attempts.get(lease_id)

@@ -18,9 +18,10 @@ from fabric import context
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import checkpoint_prefix, log_key
 from fabric.adapters.processes import adopt_orphans
-from fabric.adapters.stages import JobEnd, RayUse, Stage, perform
+from fabric.adapters.stages import JobEnd, RayUse, Save, Stage, perform
 from fabric.gate.events import JobKind, LeaseOutcome
 from fabric.gate.instructions import Lease
+from fabric.progress import Progress
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,8 +81,9 @@ class Runner:
         self._order: Order | None = None
         self._stage: Stage | None = None
         self._end: asyncio.Future[JobEnd] | None = None
-        self._saves: list[tuple[int, int]] = []
+        self._saves: list[Save] = []
         self._saved = asyncio.Event()
+        self._reported = asyncio.Event()
 
     async def seat(self) -> Seat:
         """Who and where this runner is."""
@@ -104,22 +106,34 @@ class Runner:
         assert self._end is not None
         return await asyncio.shield(self._end)
 
-    async def saves(self, after: int) -> list[tuple[int, int]]:
-        """Checkpoints that became durable since the first `after`, as (step, write_us): waits for one."""
+    async def saves(self, after: int) -> list[Save]:
+        """Checkpoints that became durable since the first `after`: waits for one."""
         while len(self._saves) <= after and not (self._end is not None and self._end.done()):
             self._saved.clear()
             await self._saved.wait()
         return self._saves[after:]
 
-    async def stop(self, reason: str, *, seconds_left: float) -> None:
+    async def progress(self) -> Progress | None:
+        """The job's newest word on its progress: waits for one; None when it has ended."""
+        await self._reported.wait()
+        self._reported.clear()
+        return self._stage.context.progress if self._stage is not None else None
+
+    async def save(self) -> None:
+        """Ask the job for a checkpoint."""
+        if self._stage is not None:
+            self._stage.context.ask_to_save()
+
+    async def stop(self, reason: str, *, seconds_left: float, save: bool = True) -> None:
         """Ask the job to end."""
         if self._stage is not None:
-            self._stage.ask_to_stop(reason, seconds_left=seconds_left)
+            self._stage.ask_to_stop(reason, seconds_left=seconds_left, save=save)
 
     def _begin(self, order: Order) -> None:
         loop = asyncio.get_running_loop()
         end: asyncio.Future[JobEnd] = loop.create_future()
         self._order, self._end, self._saves = order, end, []
+        self._reported.clear()
         self._stage = self._set(order, loop)
         before = frozenset(threading.enumerate())
         stage = self._stage
@@ -130,7 +144,8 @@ class Runner:
             except BaseException as error:  # noqa: BLE001 - or the job would never end, and burn on
                 ended = JobEnd(outcome=LeaseOutcome.FAILED, error=f"the job could not be run: {type(error).__name__}")
             reusable = order.lease.kind is JobKind.FUNCTION and self._left_nothing(before)
-            final = msgspec.structs.replace(ended, reusable=reusable, used_ray=self._ray_use.seen)
+            step = stage.context.progress.step
+            final = msgspec.structs.replace(ended, reusable=reusable, used_ray=self._ray_use.seen, step=step)
             loop.call_soon_threadsafe(self._finish, end, final)
 
         threading.Thread(target=work, name="fabric-job", daemon=True).start()
@@ -151,26 +166,30 @@ class Runner:
             self._archive, prefix=checkpoint_prefix(lease.account_id, lease.job_id), epoch=lease.epoch
         )
 
-        def on_saved(step: int, write_us: int) -> None:
-            loop.call_soon_threadsafe(self._note_save, step, write_us)
+        def on_saved(step: int, write_us: int, size: int) -> None:
+            loop.call_soon_threadsafe(self._note_save, Save(step, write_us, size))
+
+        def on_report() -> None:
+            loop.call_soon_threadsafe(self._reported.set)
 
         return Stage(
             lease=lease,
             folder=order.folder,
             log_file=order.log_file,
             archive=self._archive,
-            context=context.Context(place, checkpoints=checkpoints, on_saved=on_saved),
+            context=context.Context(place, checkpoints=checkpoints, on_saved=on_saved, on_report=on_report),
             master=(order.master_addr, order.master_port),
         )
 
-    def _note_save(self, step: int, write_us: int) -> None:
-        self._saves.append((step, write_us))
+    def _note_save(self, save: Save) -> None:
+        self._saves.append(save)
         self._saved.set()
 
     def _finish(self, end: "asyncio.Future[JobEnd]", ended: JobEnd) -> None:
         end.set_result(msgspec.structs.replace(ended, saves=tuple(self._saves)))
         self._saved.set()
         self._stage = None
+        self._reported.set()
 
     def _left_nothing(self, before: frozenset[threading.Thread]) -> bool:
         """Whether the job left no thread, no child process and no Ray work behind in this process."""

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import cloudpickle
 import msgspec
@@ -42,13 +42,25 @@ _PYTHONS: Final = ("python", "python3", "python3.11")
 _ERROR_LINES: Final = 12
 
 
+class Save(NamedTuple):
+    """A checkpoint that became durable."""
+
+    step: int
+    write_us: int
+    size: int = 0
+
+
 class JobEnd(msgspec.Struct, frozen=True, kw_only=True):
     """How one rank ended."""
 
     outcome: LeaseOutcome
     error: str = ""
     result_ref: str = ""
-    saves: tuple[tuple[int, int], ...] = ()
+    saves: tuple[Save, ...] = ()
+    step: int = 0
+    """The last one it reported."""
+    again: bool = False
+    """It ended by itself to be queued anew: exit code 75 while nobody had asked it to stop."""
     reusable: bool = False
     """Whether the process may run another function of the same account."""
     used_ray: bool = False
@@ -68,9 +80,9 @@ class Stage:
     process: "subprocess.Popen[bytes] | None" = None
     sigterm: list[Callable[[int, Any], object]] = field(default_factory=list)
 
-    def ask_to_stop(self, reason: str, *, seconds_left: float) -> None:
+    def ask_to_stop(self, reason: str, *, seconds_left: float, save: bool) -> None:
         """Set the job's flag, and signal whoever listens to signals instead."""
-        self.context.ask_to_stop(reason, seconds_left=seconds_left)
+        self.context.ask_to_stop(reason, seconds_left=seconds_left, save=save)
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
         for handler in self.sigterm:
@@ -188,7 +200,7 @@ def _exited(stage: Stage, code: object) -> JobEnd:
     if code in (0, None):
         return JobEnd(outcome=LeaseOutcome.SUCCEEDED)
     if code == EXIT_SAVED:
-        return JobEnd(outcome=LeaseOutcome.SAVED)
+        return JobEnd(outcome=LeaseOutcome.SAVED, again=not stage.context.stop_requested)
     if code in (-signal.SIGTERM, 128 + signal.SIGTERM) and stage.context.stop_requested:
         return JobEnd(outcome=LeaseOutcome.LOST, error="it ended when it was asked to stop, and saved nothing")
     said = f"exit code {code}" if isinstance(code, int) else str(code)

@@ -1,12 +1,13 @@
 """What every lease works with: one of each, shared by all of them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fabric.adapters.agents import Agents
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import ClusterSettings
 from fabric.adapters.groups import Groups
+from fabric.adapters.newest import Newest
 from fabric.adapters.nodes import Node
 from fabric.adapters.outbox import Outbox
 from fabric.units import NodeId
@@ -24,3 +25,4 @@ class Surroundings:
     settings: ClusterSettings
     gone: set[str]
     """Ray's ids of nodes that were seen to be gone."""
+    progress: Newest = field(default_factory=Newest)

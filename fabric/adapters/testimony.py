@@ -26,7 +26,10 @@ def end_of(said: object, *, lease: Lease) -> JobEnd:
     except (TypeError, ValueError, RecursionError):
         return JobEnd(outcome=LeaseOutcome.FAILED, error="worker_died: what it said of its end makes no sense")
     return msgspec.structs.replace(
-        end, error=text(end.error), result_ref=end.result_ref if _is_result_of(lease, end.result_ref) else ""
+        end,
+        error=text(end.error),
+        result_ref=end.result_ref if _is_result_of(lease, end.result_ref) else "",
+        step=end.step if is_number(end.step) else 0,
     )
 
 

@@ -15,7 +15,7 @@ from fabric.api.keys import Caller
 from fabric.api.messages import accepted, amount, facts_json, listed, message_of, request_id, spec_of
 from fabric.api.payloads import blob_key, payload_of, recorded
 from fabric.errors import Conflict, InvalidRequest, NotFound, Unavailable
-from fabric.gate.events import Cancel, Pause, RaiseLimit, Resume, Submit
+from fabric.gate.events import Cancel, Pause, RaiseLimit, Resume, SaveNow, Submit
 from fabric.gate.lifecycle import ON_DEVICES, TERMINAL, JobState
 from fabric.gate.questions import JobsOf, QuoteOf
 from fabric.gate.views import JobView, QuoteView
@@ -99,7 +99,9 @@ async def watch_jobs(door: Door, caller: Caller, request: pb.WatchJobsRequest) -
 
 async def cancel(door: Door, caller: Caller, request: pb.CancelRequest) -> pb.Accepted:
     job = await door.job(request.job_id, scope=caller.scope)
-    event = Cancel(job_id=_id(job), account_id=_owner(job), request_id=request_id(request.request_id))
+    event = Cancel(
+        job_id=_id(job), account_id=_owner(job), save=request.save, request_id=request_id(request.request_id)
+    )
     return accepted(await door.gate.decide(event))
 
 
@@ -112,6 +114,12 @@ async def pause(door: Door, caller: Caller, request: pb.PauseRequest) -> pb.Acce
 async def resume(door: Door, caller: Caller, request: pb.ResumeRequest) -> pb.Accepted:
     job = await door.job(request.job_id, scope=caller.scope)
     event = Resume(job_id=_id(job), account_id=_owner(job), request_id=request_id(request.request_id))
+    return accepted(await door.gate.decide(event))
+
+
+async def save_now(door: Door, caller: Caller, request: pb.SaveNowRequest) -> pb.Accepted:
+    job = await door.job(request.job_id, scope=caller.scope)
+    event = SaveNow(job_id=_id(job), account_id=_owner(job), request_id=request_id(request.request_id))
     return accepted(await door.gate.decide(event))
 
 

@@ -170,7 +170,7 @@ def _known(values: Mapping[str, Any], descriptor: Any) -> dict[str, Any]:
 
 
 def _inner(value: Any, nested: Any) -> Any:
-    if nested is None:
+    if nested is None or nested.GetOptions().map_entry:
         return value
     return [_entry(each, nested) for each in value] if isinstance(value, list | tuple) else _known(value, nested)
 

@@ -60,6 +60,7 @@ CALLS: Final[dict[str, Call]] = {
     "Cancel": Call(job_calls.cancel),
     "Pause": Call(job_calls.pause),
     "Resume": Call(job_calls.resume),
+    "SaveNow": Call(job_calls.save_now),
     "RaiseLimit": Call(job_calls.raise_limit),
     "Logs": Call(job_calls.logs),
     "Result": Call(job_calls.result),

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from fabric.cli.output import duration, moment, optional, percent
+from fabric.cli.output import duration, moment, optional, percent, time_of
 from fabric.units import PPM, format_ct
 from fabric.wire import fabric_pb2 as pb
 
@@ -30,6 +30,36 @@ def utilisation(found: pb.Job) -> str:
     return percent(min(found.utilisation_ppm, PPM)) if found.state == "running" else "–"
 
 
+def progress(found: pb.Job) -> str:
+    """`140/600, loss 0.3127, 210/s, 3 min left`: as much of it as the job tells."""
+    if not (found.step or found.steps_total):
+        return "–"
+    words = [f"{found.step}/{found.steps_total}" if found.steps_total else f"step {found.step}"]
+    if found.HasField("loss_micro"):
+        words.append(f"loss {found.loss_micro / 1_000_000:.4g}")
+    if found.throughput_milli:
+        words.append(f"{found.throughput_milli / 1_000:,.4g}/s")
+    if found.HasField("eta_us"):
+        words.append(f"{duration(found.eta_us)} left")
+    return ", ".join(words)
+
+
+def timers(found: pb.Job) -> str:
+    """Where the job says its time goes."""
+    told = sorted(found.timers.items(), key=lambda timer: -timer[1])
+    return ", ".join(f"{name.replace('_', ' ')} {duration(us)}" for name, us in told if us)
+
+
+def saved(found: pb.Job) -> str:
+    """The last checkpoint, and the notice that the next one needs."""
+    at = optional(found, "saved_at_us")
+    if at is None:
+        return "–"
+    needs = optional(found, "grace_needed_us")
+    learned = f"; needs {needs / 1_000_000:.1f} s of notice" if needs is not None else ""
+    return f"step {found.saved_step}, {found.saved_bytes:,} bytes, at {time_of(at)}{learned}"
+
+
 JOB_COLUMNS: Final[dict[str, Any]] = {
     "job": lambda found: found.job_id,
     "name": lambda found: found.name,
@@ -50,5 +80,6 @@ TOP_COLUMNS: Final[dict[str, Any]] = {
     "burned CT": lambda found: format_ct(found.burned_uhs),
     "limit CT": lambda found: format_ct(found.limit_uhs),
     "runway": lambda found: duration(optional(found, "runway_us")),
+    "progress": progress,
     "why": lambda found: found.reason if found.state != "running" else "",
 }

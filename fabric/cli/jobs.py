@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from fabric.cli import top
-from fabric.cli.job_columns import JOB_COLUMNS, per_hour, per_second, utilisation, where, why
+from fabric.cli.job_columns import JOB_COLUMNS, per_hour, per_second, progress, saved, timers, utilisation, where, why
 from fabric.cli.output import (
     duration,
     optional,
@@ -181,6 +181,10 @@ def job(job_id: JobIdArgument, *, account: ForAccount = "", as_json: AsJson = Fa
         "runway": duration(optional(found, "runway_us")),
         "nodes": ", ".join(found.nodes) or "–",
         "attempts": str(found.attempts),
+        "so far": found.timeline,
+        "progress": progress(found),
+        "time goes into": timers(found) or "–",
+        "last saved": saved(found),
         "submitted": time_of(found.submitted_at_us),
         "started": time_of(optional(found, "started_at_us")),
         "ended": time_of(optional(found, "ended_at_us")),
@@ -233,11 +237,17 @@ def result(
         print_json({"job_id": job_id, "result": repr(value)}) if as_json else say(repr(value))
 
 
-def cancel(job_id: JobIdArgument, *, account: ForAccount = "", as_json: AsJson = False) -> None:
+def cancel(
+    job_id: JobIdArgument,
+    *,
+    save: Annotated[bool, typer.Option("--save", help="Let it write a checkpoint first.")] = False,
+    account: ForAccount = "",
+    as_json: AsJson = False,
+) -> None:
     """End a job; what it burned is charged."""
     door = client(account)
     job_id = job_named(door, job_id)
-    door.call(pb.CancelRequest(request_id=new_request_id(), job_id=job_id), pb.Accepted)
+    door.call(pb.CancelRequest(request_id=new_request_id(), job_id=job_id, save=save), pb.Accepted)
     _done(job_id, "will end", as_json=as_json)
 
 

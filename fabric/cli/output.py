@@ -69,6 +69,8 @@ def _value(message: Message, field: Any) -> Any:
     if field.has_presence and not message.HasField(field.name):
         return None
     value = getattr(message, field.name)
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        return dict(value)
     if field.is_repeated:
         return [record(each) if isinstance(each, Message) else each for each in value]
     return record(value) if isinstance(value, Message) else value

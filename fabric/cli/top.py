@@ -48,4 +48,4 @@ def _top_view(found: list[pb.Job]) -> Group:
     running = sum(each.state == "running" for each in found)
     head = f"{running} running, {len(found)} in all · burning {per_second(burn)} CT/s = {per_hour(burn)} CT/h"
     rows = [[show(each) for show in TOP_COLUMNS.values()] for each in found[:_JOBS_MAX]]
-    return Group(head, table("", tuple(TOP_COLUMNS), rows, spare=("limit CT", "why", "on", "burned CT")))
+    return Group(head, table("", tuple(TOP_COLUMNS), rows, spare=("limit CT", "why", "on", "burned CT", "progress")))

@@ -7,7 +7,7 @@ from typing import Final, assert_never
 
 from fabric.charging.burn import REFERENCE_PPM
 from fabric.charging.rating import burn_per_s
-from fabric.gate import holds, jobs, leases
+from fabric.gate import grace, holds, jobs, leases
 from fabric.gate.core import Core
 from fabric.gate.events import JobSpec
 from fabric.gate.instructions import Refusal
@@ -30,6 +30,7 @@ from fabric.gate.questions import (
     StatementOf,
 )
 from fabric.gate.state import Account, Job, Key
+from fabric.gate.timeline import told
 from fabric.gate.views import BalanceView, JobView, KeyView, LeaseView, LotView, NodeView, QuoteView
 from fabric.ledger import LotBalance
 from fabric.units import PPM, UHS_PER_CT, JobId
@@ -100,7 +101,7 @@ def job_view(core: Core, job: Job, now_us: int) -> JobView:
         state=job.state.value,
         reason=job.reason,
         accelerator=job.accelerator or "|".join(job.spec.accelerators) or "any",
-        devices=job.spec.devices,
+        devices=record.lease.devices if record is not None else job.spec.devices,
         nodes=job.nodes if job.lease_id else (),
         limit_uhs=job.limit_uhs,
         held_uhs=job.held_uhs,
@@ -117,6 +118,12 @@ def job_view(core: Core, job: Job, now_us: int) -> JobView:
         result_ref=job.result_ref,
         lease_id=job.lease_id,
         revision=job.revision,
+        step=max(job.step, job.saved_step),
+        timeline=told(job.timeline, submitted_at_us=job.submitted_at_us, now_us=now_us),
+        saved_step=job.saved_step,
+        saved_at_us=job.saved_at_us,
+        saved_bytes=job.saved_bytes,
+        grace_needed_us=grace.needed_us(job.saves_us),
     )
 
 

@@ -8,9 +8,10 @@ from fabric.charging.catalogue import Catalogue, Plan
 from fabric.charging.records import Cdr
 from fabric.charging.tariffs import Tariffs
 from fabric.gate.instructions import AnyInstruction
-from fabric.gate.lifecycle import TRANSITIONS, Trigger
+from fabric.gate.lifecycle import TERMINAL, TRANSITIONS, JobState, Trigger
 from fabric.gate.prices import PriceList
 from fabric.gate.state import GateState, Job
+from fabric.gate.timeline import Moment, noted
 from fabric.placement import Planner
 from fabric.units import AccountId, JobId
 
@@ -86,6 +87,8 @@ class Core:
         """Take the one transition that the table allows, and say why."""
         job.state = TRANSITIONS[job.state, trigger]
         job.reason = reason
+        if job.state is not JobState.STARTING:
+            noted(job.timeline, self._moment(job))
         self.touch(job)
 
     @property
@@ -106,6 +109,20 @@ class Core:
     def note_renewals(self) -> None:
         """A subscription was made, renewed or ended."""
         self.renewal_due_us = min((record.next_at_us for record in self.state.subscriptions), default=None)
+
+    def _moment(self, job: Job) -> Moment:
+        if job.state in TERMINAL:
+            return Moment(at_us=self.now_us, what="ended", why=job.state.value)
+        if job.state is not JobState.RUNNING:
+            what = "waiting" if job.state is JobState.QUEUED else job.state.value
+            return Moment(at_us=self.now_us, what=what, why=job.reason)
+        assert job.lease_id is not None
+        lease = self.state.leases[job.lease_id].lease
+        return Moment(
+            at_us=self.now_us,
+            what="running" if job.ran_us == 0 and not job.timeline else "resumed",
+            on=f"{lease.devices} × {lease.accelerator}",
+        )
 
     def touch(self, job: Job) -> None:
         """Whoever watches this job is told."""

@@ -250,11 +250,21 @@ class Submit(Event, frozen=True, kw_only=True, tag="submit"):
 class Cancel(Event, frozen=True, kw_only=True, tag="cancel"):
     job_id: JobId
     account_id: AccountId
+    save: bool = False
+    """Whether its last state is worth a checkpoint: then it gets its grace to write one."""
     request_id: str = ""
 
 
 class Pause(Event, frozen=True, kw_only=True, tag="pause"):
     """Ask the job to checkpoint, and park it until `Resume`."""
+
+    job_id: JobId
+    account_id: AccountId
+    request_id: str = ""
+
+
+class SaveNow(Event, frozen=True, kw_only=True, tag="save_now"):
+    """Ask a job that runs for a checkpoint. It goes on."""
 
     job_id: JobId
     account_id: AccountId
@@ -317,6 +327,10 @@ class LeaseFinished(Event, frozen=True, kw_only=True, tag="lease_finished"):
     error: str = ""
     result_ref: str = ""
     """Where the pickled result is: a key of the archive, or the small result itself."""
+    step: int = 0
+    """The last step the job reported: what a loss is reckoned from. The job's own word, good for telling only."""
+    again: bool = False
+    """It ended of its own will, saved, and asks to be queued anew (exit code 75)."""
 
 
 class LeaseSaved(Event, frozen=True, kw_only=True, tag="lease_saved"):
@@ -325,6 +339,7 @@ class LeaseSaved(Event, frozen=True, kw_only=True, tag="lease_saved"):
     lease_id: LeaseId
     step: int = 0
     write_us: int = 0
+    bytes: int = 0
 
 
 class LeaseRemoved(Event, frozen=True, kw_only=True, tag="lease_removed"):
@@ -332,6 +347,8 @@ class LeaseRemoved(Event, frozen=True, kw_only=True, tag="lease_removed"):
 
     lease_id: LeaseId
     final: Sample | None = None
+    step: int = 0
+    """The last step that was heard of, also from a job that never told its end."""
 
 
 class Metered(Event, frozen=True, kw_only=True, tag="metered"):
@@ -363,6 +380,7 @@ AnyEvent = (
     | Submit
     | Cancel
     | Pause
+    | SaveNow
     | Resume
     | RaiseLimit
     | LeaseStarted

@@ -40,6 +40,7 @@ from fabric.gate.events import (
     ReleaseHold,
     Resume,
     RevokeKey,
+    SaveNow,
     SettleHold,
     Submit,
     Subscribe,
@@ -116,7 +117,10 @@ class Gate:
             if record.stop_reason is not None and record.deadline_us is not None:
                 said.append(
                     StopLease(
-                        lease_id=record.lease.lease_id, reason=record.stop_reason.value, deadline_us=record.deadline_us
+                        lease_id=record.lease.lease_id,
+                        reason=record.stop_reason.value,
+                        deadline_us=record.deadline_us,
+                        save=not record.stop_unsaved,
                     )
                 )
         return tuple(said)
@@ -194,6 +198,8 @@ class Gate:
                 return jobs.pause(core, event)
             case Resume():
                 return jobs.resume(core, event)
+            case SaveNow():
+                return jobs.save_now(core, event)
             case RaiseLimit():
                 return jobs.raise_limit(core, event)
             case TopUp():

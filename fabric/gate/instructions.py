@@ -34,6 +34,11 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     shares: tuple[Share, ...]
     payload: str
 
+    @property
+    def devices(self) -> int:
+        """All of them together."""
+        return sum(share.devices for share in self.shares)
+
 
 class Instruction(msgspec.Struct, frozen=True, kw_only=True, tag_field="instruction"):
     """Something for the adapter to do."""
@@ -52,6 +57,14 @@ class StopLease(Instruction, frozen=True, kw_only=True, tag="stop_lease"):
     reason: str
     """evicted | limit_reached | out_of_tokens | cancelled | paused | drained | time_limit"""
     deadline_us: int
+    save: bool = True
+    """Whether a checkpoint is wanted. Not of a job that is cancelled, unless its owner says so."""
+
+
+class SaveLease(Instruction, frozen=True, kw_only=True, tag="save_lease"):
+    """Ask the job for a checkpoint; it goes on. Not said again after a restart: whoever asked looks for the checkpoint."""
+
+    lease_id: LeaseId
 
 
 class RemoveLease(Instruction, frozen=True, kw_only=True, tag="remove_lease"):
@@ -60,7 +73,7 @@ class RemoveLease(Instruction, frozen=True, kw_only=True, tag="remove_lease"):
     lease_id: LeaseId
 
 
-AnyInstruction = StartLease | StopLease | RemoveLease
+AnyInstruction = StartLease | StopLease | SaveLease | RemoveLease
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="refused"):

@@ -5,8 +5,8 @@ from typing import Final
 
 from fabric.gate import holds, keys, leases, refusals
 from fabric.gate.core import Core
-from fabric.gate.events import Cancel, HoldMode, JobSpec, Pause, RaiseLimit, Resume, Submit
-from fabric.gate.instructions import Accepted, Outcome, Refusal
+from fabric.gate.events import Cancel, HoldMode, JobSpec, Pause, RaiseLimit, Resume, SaveNow, Submit
+from fabric.gate.instructions import Accepted, Outcome, Refusal, SaveLease
 from fabric.gate.lifecycle import AFTER_STOP, TERMINAL, JobState, StopReason, Trigger
 from fabric.gate.specs import NAME_MAX, malformed
 from fabric.gate.state import Job
@@ -107,7 +107,16 @@ def unplaceable(impossible: Unplaceable) -> Refusal:
 
 
 def cancel(core: Core, event: Cancel) -> Outcome:
-    return _with_job(core, event.job_id, event.account_id, _cancel)
+    """End it, with a checkpoint of its last state if that is wanted."""
+
+    def act(core: Core, job: Job) -> Outcome:
+        return _cancel(core, job, save=event.save)
+
+    return _with_job(core, event.job_id, event.account_id, act)
+
+
+def save_now(core: Core, event: SaveNow) -> Outcome:
+    return _with_job(core, event.job_id, event.account_id, _save_now)
 
 
 def pause(core: Core, event: Pause) -> Outcome:
@@ -162,11 +171,29 @@ def resume_waiting(core: Core, account_id: AccountId) -> None:
             _wait_for_tokens(core, job)
 
 
-def _cancel(core: Core, job: Job) -> Outcome:
+def _save_now(core: Core, job: Job) -> Outcome:
+    match job.state:
+        case JobState.RUNNING:
+            assert job.lease_id is not None
+            core.instructions.append(SaveLease(lease_id=job.lease_id))
+        case JobState.STOPPING | JobState.PARKED if job.stopping_for is not StopReason.CANCELLED:
+            pass  # it saves as it stops, or has
+        case JobState.QUEUED | JobState.STARTING:
+            return refusals.conflict(
+                f"the job is {job.state} and has nothing to save yet: ask again when it runs",
+                code="not_running",
+                state=job.state.value,
+            )
+        case _:
+            return _too_late(job)
+    return Accepted(held_uhs=job.held_uhs, facts={"saved_step": job.saved_step})
+
+
+def _cancel(core: Core, job: Job, *, save: bool) -> Outcome:
     match job.state:
         case JobState.STARTING | JobState.RUNNING | JobState.STOPPING:
             assert job.lease_id is not None
-            leases.stop(core, core.state.leases[job.lease_id], StopReason.CANCELLED)
+            leases.stop(core, core.state.leases[job.lease_id], StopReason.CANCELLED, save=save)
         case JobState.QUEUED | JobState.PARKED:
             _withdraw(core, job)
             _unpark(core, job)

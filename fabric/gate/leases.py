@@ -9,7 +9,7 @@ could be leased twice or a µHs escape.
 from typing import Final
 
 from fabric.charging.sessions import ChargingSession
-from fabric.gate import holds
+from fabric.gate import grace, holds
 from fabric.gate.core import Core
 from fabric.gate.events import (
     LeaseFinished,
@@ -23,6 +23,7 @@ from fabric.gate.events import (
 from fabric.gate.instructions import Lease, RemoveLease, Share, StartLease, StopLease
 from fabric.gate.lifecycle import AFTER_STOP, TERMINAL, JobState, StopReason, Trigger
 from fabric.gate.state import Job, LeaseRecord
+from fabric.gate.timeline import Moment, amended, noted
 from fabric.placement import Evict, Placed
 from fabric.placement import Request as PlacementRequest
 from fabric.units import LeaseId
@@ -103,7 +104,9 @@ def watch_runway(core: Core, record: LeaseRecord) -> None:
         stop(core, record, StopReason.LIMIT_REACHED if at_limit else StopReason.OUT_OF_TOKENS)
 
 
-def stop(core: Core, record: LeaseRecord, reason: StopReason, *, grace_us: int | None = None) -> None:
+def stop(
+    core: Core, record: LeaseRecord, reason: StopReason, *, grace_us: int | None = None, save: bool = True
+) -> None:
     """Ask the job to checkpoint by a deadline that what it holds still covers. A cancellation overrides other reasons."""
     job = core.state.jobs[record.lease.job_id]
     if record.state == "removing" or (record.state == "stopping" and reason is not StopReason.CANCELLED):
@@ -117,24 +120,30 @@ def stop(core: Core, record: LeaseRecord, reason: StopReason, *, grace_us: int |
     grace_us = job.spec.grace_us if grace_us is None else min(grace_us, job.spec.grace_us)
     deadline_us = min(core.now_us + grace_us, max(holds.covered_until_us(core, job, record), core.now_us))
     record.deadline_us = deadline_us if record.deadline_us is None else min(record.deadline_us, deadline_us)
-    record.state = "stopping"
+    record.state, record.stop_asked_at_us, record.stop_unsaved = "stopping", core.now_us, not save
     core.planner.note_leaving(job.job_id)
     core.move(job, Trigger.STOP, reason=reason.value)
     core.instructions.append(
-        StopLease(lease_id=record.lease.lease_id, reason=reason.value, deadline_us=record.deadline_us)
+        StopLease(lease_id=record.lease.lease_id, reason=reason.value, deadline_us=record.deadline_us, save=save)
     )
 
 
 def finished(core: Core, event: LeaseFinished) -> None:
     record = core.state.leases.get(event.lease_id)
     if record is not None and record.state != "removing":
+        job = core.state.jobs[record.lease.job_id]
+        if event.again and event.outcome is LeaseOutcome.SAVED and record.saved and job.stopping_for is None:
+            job.stopping_for = StopReason.ASKED
         finish(core, record, event.outcome, error=event.error, result_ref=event.result_ref)
+        _note_step(job, event.step or (job.saved_step if record.saved else 0))
 
 
 def finish(core: Core, record: LeaseRecord, outcome: LeaseOutcome, *, error: str = "", result_ref: str = "") -> None:
     """The attempt is over: decide what becomes of the job, and clear the devices."""
     job = core.state.jobs[record.lease.job_id]
     never_started = record.started_at_us is None
+    if not never_started and job.stopping_for is None and outcome in (LeaseOutcome.LOST, LeaseOutcome.FAILED):
+        noted(job.timeline, Moment(at_us=core.now_us, what="lost", why=outcome.value))
     record.state, record.outcome, record.ended_at_us = "removing", outcome, core.now_us
     core.instructions.append(RemoveLease(lease_id=record.lease.lease_id))
     core.planner.note_leaving(job.job_id)
@@ -174,6 +183,7 @@ def removed(core: Core, event: LeaseRemoved) -> None:
     if record.state != "removing":
         finish(core, record, LeaseOutcome.LOST, error="the lease was removed from outside")
     job = core.state.jobs[record.lease.job_id]
+    _note_step(job, event.step)
     if record.started_at_us is not None:
         _close_session(core, job, record, event.final)
     core.planner.release(job.job_id, now_us=core.now_us)
@@ -182,6 +192,13 @@ def removed(core: Core, event: LeaseRemoved) -> None:
     job.lease_id = None
     core.touch(job)
     after_lease(core, job)
+
+
+def _note_step(job: Job, step: int) -> None:
+    """How far the attempt came, if it told: what came after its last checkpoint is lost."""
+    if step:
+        job.step = max(step, job.saved_step)
+        amended(job.timeline, step=job.step, lost_steps=job.step - job.saved_step)
 
 
 def after_lease(core: Core, job: Job) -> None:
@@ -217,7 +234,18 @@ def saved(core: Core, event: LeaseSaved) -> None:
     if record is None or session is None:
         return
     session.mark_durable()
-    core.planner.note_checkpoint(record.lease.job_id, now_us=core.now_us, write_us=event.write_us, restore_us=0)
+    job = core.state.jobs[record.lease.job_id]
+    took_us = event.write_us
+    if record.state == "stopping" and record.stop_asked_at_us is not None:
+        durable_us = core.now_us - record.stop_asked_at_us
+        took_us = max(took_us, durable_us)
+        amended(job.timeline, durable_us=durable_us)
+    grace.remember(job.saves_us, took_us)
+    record.saved = True
+    job.saved_step, job.saved_bytes, job.saved_at_us, job.saved_on = event.step, event.bytes, core.now_us, job.nodes
+    needed_us = grace.needed_us(job.saves_us) or 0
+    core.planner.note_checkpoint(job.job_id, now_us=core.now_us, write_us=needed_us, restore_us=0)
+    core.touch(job)
 
 
 def overdue(core: Core) -> None:
@@ -281,7 +309,7 @@ def _session(core: Core, job: Job, record: LeaseRecord) -> ChargingSession:
         name=job.spec.name,
         service=job.spec.service.value,
         accelerator=record.lease.accelerator,
-        devices=job.spec.devices,
+        devices=record.lease.devices,
         weight_ppm=record.weight_ppm,
         tariff_version=core.tariffs.version,
         curve=core.tariffs.curve,
@@ -327,6 +355,8 @@ def _close_session(core: Core, job: Job, record: LeaseRecord, final: Sample | No
     unmetered_us = record.ended_at_us - record.started_at_us - session.metered_us
     if unmetered_us > (0 if final is None else ROUNDING_US):
         _charge(core, record, session, session.gap(window_us=unmetered_us))
+    if record.outcome is not LeaseOutcome.SUCCEEDED:
+        amended(job.timeline, lost_uhs=session.lost_uhs)
     if record.outcome is LeaseOutcome.LOST and record.stop_reason in PLATFORM_FAULT:
         holds.refund(core, job, session.refund_lost())
     ended = record.outcome.value if record.outcome else ""

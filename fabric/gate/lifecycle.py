@@ -75,11 +75,14 @@ class StopReason(StrEnum):
     PAUSED = "paused"
     DRAINED = "drained"
     TIME_LIMIT = "time_limit"
+    ASKED = "asked"
+    """It wanted to: it saved, ended and asked to be queued anew."""
 
 
 AFTER_STOP: Final[dict[StopReason, Trigger]] = {
     StopReason.EVICTED: Trigger.REQUEUE,
     StopReason.DRAINED: Trigger.REQUEUE,
+    StopReason.ASKED: Trigger.REQUEUE,
     StopReason.LIMIT_REACHED: Trigger.PARK,
     StopReason.OUT_OF_TOKENS: Trigger.PARK,
     StopReason.PAUSED: Trigger.PARK,

@@ -14,6 +14,7 @@ from fabric.charging.tariffs import Tariffs
 from fabric.gate.events import JobSpec, LeaseOutcome
 from fabric.gate.instructions import Lease, Outcome
 from fabric.gate.lifecycle import JobState, StopReason
+from fabric.gate.timeline import Moment
 from fabric.ledger import Book
 from fabric.placement import PlacementState
 from fabric.units import AccountId, JobId, KeyId, LeaseId, NodeId
@@ -82,6 +83,17 @@ class Job:
     accelerator: str = ""
     nodes: tuple[NodeId, ...] = ()
     revision: int = 0
+    timeline: list[Moment] = field(default_factory=list)
+    """What became of it, for people."""
+    step: int = 0
+    """The last step it told of, by the end of its last attempt."""
+    saved_step: int = 0
+    saved_bytes: int = 0
+    saved_at_us: int | None = None
+    saved_on: tuple[NodeId, ...] = ()
+    """Where the last checkpoint was written: its bytes may still lie there."""
+    saves_us: list[int] = field(default_factory=list)
+    """How long its last saves took: what its grace is learned from."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -98,6 +110,11 @@ class LeaseRecord:
     deadline_us: int | None = None
     stop_reason: StopReason | None = None
     outcome: LeaseOutcome | None = None
+    stop_asked_at_us: int | None = None
+    stop_unsaved: bool = False
+    """It was asked to end without a checkpoint."""
+    saved: bool = False
+    """Whether this attempt has made a checkpoint."""
 
 
 @dataclass(slots=True, kw_only=True)

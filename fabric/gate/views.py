@@ -39,6 +39,25 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     lease_id: str | None
     revision: int
     """Grows with every change: watch with `after_revision`."""
+    step: int = 0
+    """How far it is, by its own word; 0 = it says nothing."""
+    steps_total: int = 0
+    loss_micro: int | None = None
+    """Its loss × 10⁶, by its own word."""
+    throughput_milli: int = 0
+    """What it says it does in a thousand seconds (samples, tokens, ... as it counts); 0 = it doesn't say."""
+    eta_us: int | None = None
+    """Until its last step at the pace of its last ones; None = not known."""
+    timeline: str = ""
+    """What became of it, in a line."""
+    saved_step: int = 0
+    saved_at_us: int | None = None
+    saved_bytes: int = 0
+    grace_needed_us: int | None = None
+    """The notice it needs to save, learned from its saves; None until it has made one."""
+    timers: dict[str, int] = {}
+    """Where its time goes, by its own word, in µs: waiting_data, collective, checkpoint, idle. Explains, never bills."""
+    devices_least: int | None = None
 
 
 class LotView(msgspec.Struct, frozen=True, kw_only=True):

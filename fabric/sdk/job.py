@@ -80,9 +80,16 @@ class Job:
         update = await asyncio.wrap_future(self._end)
         return await asyncio.to_thread(self._outcome, update)
 
-    def cancel(self) -> None:
-        """End the job; what it burned is charged. `Conflict` if it has ended already."""
-        self._client.call(pb.CancelRequest(request_id=new_request_id(), job_id=self.id), pb.Accepted)
+    def cancel(self, *, save: bool = False) -> None:
+        """End the job; what it burned is charged. `Conflict` if it has ended already.
+
+        With `save` it is asked for a checkpoint first, which `fabric checkpoints` shows and a fork can go on from.
+        """
+        self._client.call(pb.CancelRequest(request_id=new_request_id(), job_id=self.id, save=save), pb.Accepted)
+
+    def save_now(self) -> None:
+        """Ask the job for a checkpoint; it goes on. `Conflict` if it doesn't run."""
+        self._client.call(pb.SaveNowRequest(request_id=new_request_id(), job_id=self.id), pb.Accepted)
 
     def pause(self) -> None:
         """Ask the job to checkpoint, and park it until `resume`."""

@@ -14,7 +14,7 @@ from fabric.adapters.node_agent import Cut
 from fabric.adapters.nodes import Node
 from fabric.adapters.ranks import Ranks
 from fabric.adapters.runner import Described, Order, Seat
-from fabric.adapters.stages import JobEnd
+from fabric.adapters.stages import JobEnd, Save
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.survivors import survivors
 from fabric.gate.events import (
@@ -81,7 +81,8 @@ class Runner:
         self.orders, self.wishes, self.hangs = [], [], False
         self.described = described
         self.run, self.wait, self.stop = Method(self._run), Method(self._wait), Method(self._stop)
-        self.saves, self.describe = Method(self._saves), Method(self._describe)
+        self.saves, self.describe, self.save = Method(self._saves), Method(self._describe), Method(self._save)
+        self.progress = Method(self._progress)
 
     async def _run(self, order):
         self.orders.append(order)
@@ -90,13 +91,19 @@ class Runner:
     async def _wait(self):
         return await asyncio.shield(self.end)
 
-    async def _stop(self, reason, *, seconds_left):
+    async def _stop(self, reason, *, seconds_left, save=True):
         if self.hangs:
             await asyncio.Event().wait()
         self.wishes.append(reason)
 
     async def _saves(self, after):
         await asyncio.Event().wait()
+
+    async def _progress(self):
+        await asyncio.Event().wait()
+
+    async def _save(self):
+        self.wishes.append("save")
 
     async def _describe(self):
         return self.described
@@ -301,7 +308,7 @@ async def test_a_rank_whose_answer_nobody_understands_loses_the_lease_and_not_th
 
 
 async def test_checkpoints_that_come_with_the_end_are_told_once(around, runners):
-    runners[0].end.set_result(JobEnd(outcome=LeaseOutcome.SAVED, saves=((1, 10), (2, 10))))
+    runners[0].end.set_result(JobEnd(outcome=LeaseOutcome.SAVED, saves=(Save(1, 10), Save(2, 10, 64))))
     end = await Ranks(lease(), seated(runners[:1]), around).ended([runners[0].wait.remote()])
     assert end.outcome is LeaseOutcome.SAVED
     assert [event.step for event in around.outbox.of(LeaseSaved)] == [1, 2]

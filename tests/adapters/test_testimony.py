@@ -7,7 +7,7 @@ import pytest
 
 from fabric.adapters.entries import decode_entry, entries_of
 from fabric.adapters.outbox import Outbox
-from fabric.adapters.stages import JobEnd
+from fabric.adapters.stages import JobEnd, Save
 from fabric.adapters.testimony import ERROR_CHARS_MAX, end_of, is_number, text
 from fabric.gate.events import JobKind, LeaseFinished, LeaseOutcome, LeaseSaved
 from fabric.gate.instructions import Accepted, Decision, Lease
@@ -16,7 +16,7 @@ LEASE = Lease(
     lease_id="job-1.1", job_id="job-1", account_id="acme", name="n", kind=JobKind.FUNCTION, epoch=1, accelerator="H100",
     shares=(), payload="{}",
 )  # fmt: skip
-DONE = JobEnd(outcome=LeaseOutcome.SUCCEEDED, result_ref="jobs/acme/job-1/result", saves=((1, 2),), reusable=True)
+DONE = JobEnd(outcome=LeaseOutcome.SUCCEEDED, result_ref="jobs/acme/job-1/result", saves=(Save(1, 2),), reusable=True)
 
 
 def test_a_plain_word_is_taken_as_it_is():

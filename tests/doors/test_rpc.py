@@ -59,6 +59,7 @@ EVERY_REQUEST = [
     pb.CancelRequest(request_id="r", job_id="JOB"),
     pb.PauseRequest(request_id="r", job_id="JOB"),
     pb.ResumeRequest(request_id="r", job_id="JOB"),
+    pb.SaveNowRequest(request_id="r", job_id="JOB"),
     pb.RaiseLimitRequest(request_id="r", job_id="JOB", limit_uhs=2 * UHS_PER_CT),
     pb.LogsRequest(job_id="JOB"),
     pb.ResultRequest(job_id="JOB"),

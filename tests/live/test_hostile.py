@@ -39,8 +39,8 @@ def test_what_a_job_says_never_keeps_the_gate_from_coming_up_again(acme, running
     def counts_in_fractions():
         from fabric import context
 
-        context.current()._on_saved(1.5, "soon")
-        context.current()._on_saved(2**70, 1)
+        context.current()._on_saved(1.5, "soon", 0)
+        context.current()._on_saved(2**70, 1, 0)
         time.sleep(1)
         return "done"
 

@@ -1,0 +1,111 @@
+"""What became of a job, moment by moment, and the line in which it is told.
+
+    RUNNING on 2 × H100 → EVICTED at step 140, durable in 20 ms, 0 steps and 0.0003 CT lost → WAITING 3 s → RESUMED on 3 × A100
+
+Kept with the job, so that a restart forgets nothing of it. Knows neither leases nor the ledger: whoever notes a moment
+says what it cost. Of a job with a very long story the beginning and the newest part are kept.
+"""
+
+from typing import Final
+
+import msgspec
+
+from fabric.units import format_ct
+
+KEPT_MAX: Final = 48
+"""Moments of one job."""
+_WAITED_US_MIN: Final = 1_000_000
+"""Shorter waits before the first start are not worth a word."""
+_MS: Final = 1_000
+_S: Final = 1_000_000
+
+
+class Moment(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that happened to a job. Of what isn't known, or makes no sense here, nothing is said."""
+
+    at_us: int
+    what: str
+    """waiting | running | resumed | stopping | lost | parked | ended"""
+    why: str = ""
+    """Of a stop, a park or an end: the reason, as the job's state has it."""
+    on: str = ""
+    """Of a start: "3 × A100"."""
+    step: int | None = None
+    durable_us: int | None = None
+    """Of a stop: from the notice until its checkpoint was durable."""
+    lost_steps: int | None = None
+    lost_uhs: int | None = None
+    """What had been burned since the last durable step."""
+
+
+def noted(moments: list[Moment], moment: Moment) -> None:
+    """One more. Waiting that goes on is one moment, whatever it is for."""
+    if moments and moments[-1].what == moment.what == "waiting":
+        return
+    moments.append(moment)
+    if len(moments) > KEPT_MAX:
+        del moments[1]
+
+
+def amended(moments: list[Moment], **facts: int | None) -> None:
+    """What is known by now of the last stop or loss: nothing if there is none since the last start."""
+    for at in range(len(moments) - 1, -1, -1):
+        if moments[at].what in ("running", "resumed"):
+            return
+        if moments[at].what in ("stopping", "lost"):
+            moments[at] = msgspec.structs.replace(moments[at], **facts)
+            return
+
+
+def told(moments: list[Moment], *, submitted_at_us: int, now_us: int) -> str:
+    """The line. A wait lasts until the moment after it, or until now; the first one needs no moment of its own."""
+    waited_us = (moments[0].at_us if moments else now_us) - submitted_at_us
+    words = [f"WAITING {_duration(waited_us)}"] if not moments or waited_us >= _WAITED_US_MIN else []
+    for at, moment in enumerate(moments):
+        until_us = moments[at + 1].at_us if at + 1 < len(moments) else now_us
+        words.append(_said(moment, lasted_us=max(until_us - moment.at_us, 0)))
+    return " → ".join(words)
+
+
+def _said(moment: Moment, *, lasted_us: int) -> str:
+    match moment.what:
+        case "waiting":
+            return f"WAITING {_duration(lasted_us)}"
+        case "running" | "resumed":
+            return f"{moment.what.upper()} on {moment.on}"
+        case "parked":
+            return f"PARKED ({moment.why.replace('_', ' ')}) {_duration(lasted_us)}"
+        case "ended":
+            return moment.why.upper()
+        case _:
+            return _stopped(moment)
+
+
+def _stopped(moment: Moment) -> str:
+    """`EVICTED at step 140, durable in 20 ms, 0 steps and 0.0003 CT lost`"""
+    head = (moment.why or "lost").replace("_", " ").upper()
+    if moment.step is not None:
+        head += f" at step {moment.step}"
+    facts = [head]
+    if moment.durable_us is not None:
+        facts.append(f"durable in {_duration(moment.durable_us)}")
+    lost = []
+    if moment.lost_steps is not None:
+        lost.append(f"{moment.lost_steps} step{'' if moment.lost_steps == 1 else 's'}")
+    if moment.lost_uhs is not None:
+        lost.append(f"{format_ct(moment.lost_uhs, round_up=True)} CT")
+    if lost:
+        facts.append(f"{' and '.join(lost)} lost")
+    return ", ".join(facts)
+
+
+def _duration(us: int) -> str:
+    if us < _S:
+        return f"{us // _MS} ms"
+    seconds = us // _S
+    if seconds < 120:  # noqa: PLR2004
+        return f"{seconds} s"
+    minutes, seconds = divmod(seconds, 60)
+    if minutes < 120:  # noqa: PLR2004
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
