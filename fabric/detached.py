@@ -13,14 +13,15 @@ import ray
 from pydantic import SecretBytes
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fabric.actor import ACTOR_NAME, GateActor
+from fabric.actor import ACTOR_NAME
 from fabric.adapters.price_files import load_catalogue, load_tariffs
 from fabric.adapters.signing import load_or_create_key
 from fabric.api.ray_port import call
 from fabric.errors import Conflict, NotFound, Unavailable, error_of
 from fabric.gate.events import Configure
 from fabric.gate.instructions import Outcome, Refusal
-from fabric.settings import ClusterConfig, RayLocal, SqliteJournal
+from fabric.gatehouse import Gatehouse
+from fabric.settings import ClusterConfig, RayJoin, SqliteJournal
 
 START_S: Final = 120.0
 STOP_S: Final = 30.0
@@ -37,7 +38,7 @@ async def find_or_start(config: ClusterConfig) -> tuple[Any, str]:
     prices = Configure(
         tariffs=load_tariffs(config.tariffs), catalogue=load_catalogue(config.plans), operator=config.operator
     )
-    found = _find(config)
+    found = find(config)
     actor = found or _start(config, prices)
     try:
         verifier_key = await _answer(actor.ready.remote(), within_s=START_S)
@@ -52,13 +53,21 @@ async def find_or_start(config: ClusterConfig) -> tuple[Any, str]:
     return actor, verifier_key
 
 
+def find(config: ClusterConfig) -> Any | None:
+    """The gate that runs in Ray's namespace, whether or not it answers; None if there is none."""
+    try:
+        return ray.get_actor(ACTOR_NAME, namespace=config.ray.namespace)
+    except ValueError:
+        return None
+
+
 async def end(config: ClusterConfig) -> None:
     """Have the gate keep a snapshot and let go of its journal, then end it for good. Jobs go on without it.
 
     Raises:
         NotFound: no gate runs there.
     """
-    actor = _find(config)
+    actor = find(config)
     if actor is None:
         raise NotFound(f"no gate runs in Ray's namespace {config.ray.namespace}", code="no_gate")
     await close(actor)
@@ -81,20 +90,12 @@ def check(outcome: Outcome) -> None:
         raise error_of(outcome.code, outcome.http_status, outcome.message, outcome.facts)
 
 
-def _find(config: ClusterConfig) -> Any | None:
-    try:
-        return ray.get_actor(ACTOR_NAME, namespace=config.ray.namespace)
-    except ValueError:
-        return None
-
-
 def _start(config: ClusterConfig, prices: Configure) -> Any:
-    """On this node where its journal is a file here, else on any."""
-    here = None
-    if isinstance(config.journal, SqliteJournal) and not isinstance(config.ray, RayLocal):
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    """On this node, so that its door is here. One whose journal is no file of this machine may be started again elsewhere."""
+    elsewhere = isinstance(config.ray, RayJoin) and not isinstance(config.journal, SqliteJournal)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=elsewhere)
     return (
-        ray.remote(GateActor)
+        ray.remote(Gatehouse)
         .options(
             name=ACTOR_NAME,
             namespace=config.ray.namespace,
@@ -104,7 +105,7 @@ def _start(config: ClusterConfig, prices: Configure) -> Any:
             max_task_retries=-1,
             max_concurrency=CALLS_AT_ONCE,
             num_cpus=0,
-            scheduling_strategy=here or "DEFAULT",
+            scheduling_strategy=here,
         )
         .remote(config, signing_key=SecretBytes(load_or_create_key(config.signing_key)), prices=prices)
     )

@@ -24,11 +24,10 @@ import structlog
 from fabric import detached, house
 from fabric.adapters.local_cluster import LocalCluster, LocalNode
 from fabric.adapters.stores import open_archive_of
-from fabric.api.door import Door, Limits
 from fabric.api.ray_port import RayPort
-from fabric.api.rpc import RpcServer, serve
 from fabric.api.tls import TlsFiles, ensure_certificate
 from fabric.doctor import Finding, Health, machine, surroundings
+from fabric.doorkeeper import Doorkeeper
 from fabric.errors import FabricError, Unavailable
 from fabric.gate.events import AnyEvent, CreateKey, OpenAccount
 from fabric.gate.questions import BalanceOf, KeyOf, NodesOf, PricesOf
@@ -88,7 +87,7 @@ class _Service:
         self._config = _load(given.config, given.state_dir, any_port=given.any_port)
 
     def run(self) -> None:
-        if not self._given.end_gate:
+        if isinstance(self._config.ray, RayLocal) and not self._given.end_gate:
             _check_ports(self._config)
         dashboard = self._join_or_start_ray()
         asyncio.run(detached.end(self._config) if self._given.end_gate else self._serve(dashboard))
@@ -142,27 +141,29 @@ class _Service:
             opening.cancel()
             await asyncio.wait((opening,))
             raise KeyboardInterrupt
-        server, actor = opening.result()
+        door, actor = opening.result()
         await stopping
-        await server.stop()
+        await door.close()
         if isinstance(self._config.ray, RayLocal) and (wrong := await detached.close(actor)):
             log.warning("gate_not_closed", error=wrong)
 
-    async def _open(self, dashboard: str) -> tuple[RpcServer, Any]:
+    async def _open(self, dashboard: str) -> tuple[Doorkeeper, Any]:
         self._tell("starting the gate: reading its journal")
+        if not isinstance(self._config.ray, RayLocal) and detached.find(self._config) is None:
+            _check_ports(self._config)
         actor, verifier_key = await detached.find_or_start(self._config)
-        port = RayPort(actor, archive=open_archive_of(self._config))
         self._tell("opening the door")
-        tls = _tls(self._config, self._state_dir)
-        rpc = self._config.rpc
-        server = await serve(_door(self._config, port), tls=tls, host=rpc.host, port=rpc.port)
+        tls, rpc = _tls(self._config, self._state_dir), self._config.rpc
+        door = Doorkeeper(actor, self._config, tls=tls)
+        await door.open()
+        port = RayPort(actor, archive=open_archive_of(self._config))
         await _settle_in(self._config, port, self._state_dir)
         nodes: Any = await port.ask(NodesOf())
         is_local = isinstance(self._config.ray, RayLocal)
         found = house.Running(
             name=self._config.name,
             pid=os.getpid(),
-            address=f"localhost:{server.port}" if _is_everywhere(rpc.host) else server.address,
+            address=_address("localhost" if _is_everywhere(rpc.host) else rpc.host, door.port),
             ca=str(tls.ca or ""),
             dashboard=dashboard,
             ray_address=ray.get_runtime_context().gcs_address,
@@ -176,7 +177,7 @@ class _Service:
         announce(self._state_dir, found)
         tell(self._given.steps, house.Step(doing="up", up=True))
         log.info("up", address=found.address, nodes=found.nodes, dashboard=dashboard)
-        return server, actor
+        return door, actor
 
     def _tell(self, doing: str) -> None:
         tell(self._given.steps, house.Step(doing=doing))
@@ -226,21 +227,16 @@ def _require(finding: Finding, *, code: str) -> None:
         raise Unavailable(f"{finding.found}: {finding.remedy}", code=code)
 
 
-def _door(config: ClusterConfig, port: RayPort) -> Door:
-    limits = Limits(
-        requests_per_s=config.limits.requests_per_s,
-        request_bytes=config.limits.request_bytes,
-        blob_bytes=config.limits.blob_bytes,
-    )
-    return Door(port, limits=limits, sandbox_payments=config.payments == "sandbox")
-
-
 def _tls(config: ClusterConfig, state_dir: Path) -> TlsFiles:
     if isinstance(config.rpc.tls, ConfiguredTls):
         return TlsFiles(cert=config.rpc.tls.cert, key=config.rpc.tls.key)
     host = config.rpc.host
     hosts = (socket.gethostname(), socket.getfqdn()) if _is_everywhere(host) else (host,)
     return ensure_certificate(state_dir, hosts=hosts)
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _is_everywhere(host: str) -> bool:

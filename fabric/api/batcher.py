@@ -1,8 +1,12 @@
-"""Gathers what arrives while the gate is busy into one call: the gate takes lists far faster than single events."""
+"""How a door hands events to the gate and hears its answer: one by one, or gathered while the gate is busy.
+
+Where each call to the gate is a hop to another process, lists are far faster than single events. A door in the gate's
+own process need gather nothing: the gate's writer does.
+"""
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from fabric.api.port import GatePort
 from fabric.errors import FabricError, error_of
@@ -10,6 +14,28 @@ from fabric.gate.events import AnyEvent
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 
 BATCH_MAX: Final = 1_000
+
+
+class Decider(Protocol):
+    """Asks the gate for a decision."""
+
+    async def decide(self, event: AnyEvent) -> Accepted:
+        """The gate's yes.
+
+        Raises:
+            FabricError: the gate's no, as its own class; `Unavailable` if it could not be asked.
+        """
+
+
+class Straight:
+    """Hands each event in as it comes."""
+
+    def __init__(self, port: GatePort) -> None:
+        self._port = port
+
+    async def decide(self, event: AnyEvent) -> Accepted:
+        (outcome,) = await self._port.decide((event,))
+        return _yes(outcome)
 
 
 class Batcher:
@@ -21,19 +47,11 @@ class Batcher:
         self._sender: asyncio.Task[None] | None = None
 
     async def decide(self, event: AnyEvent) -> Accepted:
-        """The gate's yes.
-
-        Raises:
-            FabricError: the gate's no, as its own class; `Unavailable` if it could not be asked.
-        """
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting.append((event, answer))
         if self._sender is None:
             self._sender = asyncio.create_task(self._send())
-        outcome = await answer
-        if isinstance(outcome, Refusal):
-            raise error_of(outcome.code, outcome.http_status, outcome.message, outcome.facts)
-        return outcome
+        return _yes(await answer)
 
     async def _send(self) -> None:
         try:
@@ -54,6 +72,12 @@ class Batcher:
         for (_, answer), outcome in zip(batch, outcomes, strict=True):
             if not answer.done():
                 answer.set_result(outcome)
+
+
+def _yes(outcome: Outcome) -> Accepted:
+    if isinstance(outcome, Refusal):
+        raise error_of(outcome.code, outcome.http_status, outcome.message, outcome.facts)
+    return outcome
 
 
 def _copy(error: Exception) -> Exception:

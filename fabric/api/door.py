@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fabric.api.batcher import Batcher
+from fabric.api.batcher import Batcher, Decider, Straight
 from fabric.api.feed import ChangeFeed
 from fabric.api.keys import KeyRing, RateLimit, StreamLimit
 from fabric.api.port import GatePort
@@ -38,14 +38,24 @@ class Door:
         limits: Limits | None = None,
         clock: Clock | None = None,
         sandbox_payments: bool = False,
+        batched: bool = True,
     ) -> None:
+        """Put the parts together.
+
+        Args:
+            port: the gate.
+            limits: what one caller may ask for.
+            clock: what keys expire by.
+            sandbox_payments: as above.
+            batched: gather what arrives while the gate is busy into one call, where each call costs a hop.
+        """
         self.port = port
         self.limits = limits or Limits()
         self.clock = clock or SteadyClock()
         self.keys = KeyRing(port, clock=self.clock)
         self.rate = RateLimit(per_s=self.limits.requests_per_s)
         self.streams = StreamLimit(most=self.limits.streams)
-        self.gate = Batcher(port)
+        self.gate: Decider = Batcher(port) if batched else Straight(port)
         self.feed = ChangeFeed(port)
         self.sandbox_payments = sandbox_payments
 

@@ -1,4 +1,4 @@
-"""The gate port over the Ray actor: what a door in another process uses.
+"""The gate port over the Ray actor: what a door in another process or on another machine uses.
 
 Blobs go straight to the archive and never through the gate. While the actor restarts, Ray itself retries the calls under
 way; what it gives up on becomes `Unavailable`, which clients may retry.
@@ -11,14 +11,13 @@ from typing import Any, Final
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from fabric.adapters.archive import Archive
+from fabric.api.log_pages import log_pages
 from fabric.errors import FabricError, Internal, Unavailable
 from fabric.gate.events import AnyEvent
 from fabric.gate.instructions import Outcome
-from fabric.gate.questions import AnyAnswer, AnyQuestion, JobOf
+from fabric.gate.questions import AnyAnswer, AnyQuestion
 from fabric.gate.views import JobView, LogChunk
-from fabric.units import JobId
 
-LOG_POLL_S: Final = 0.2
 EXPORT_PAGE: Final = 2_000
 
 
@@ -41,21 +40,8 @@ class RayPort:
         views: list[JobView] = await call(self._actor.changes.remote(account_id, after_revision, timeout_s))
         return views
 
-    async def logs(self, job_id: str, *, offsets: dict[str, int], follow: bool) -> AsyncIterator[LogChunk]:
-        have = dict(offsets)
-        while True:
-            job = await self.ask(JobOf(job_id=JobId(job_id)))
-            if not isinstance(job, JobView):
-                return
-            news: list[LogChunk] = await call(self._actor.logs.remote(job_id, job.account_id, have))
-            for chunk in news:
-                have[f"{chunk.attempt}/{chunk.rank}"] = chunk.offset + len(chunk.data)
-                yield chunk
-            parked = job.state == "parked" and job.lease_id is None
-            if not news and (job.settled or parked or not follow):
-                return
-            if not news:
-                await asyncio.sleep(LOG_POLL_S)
+    def logs(self, job_id: str, *, offsets: dict[str, int], follow: bool) -> AsyncIterator[LogChunk]:
+        return log_pages(self.ask, self._read_page, job_id, offsets=offsets, follow=follow)
 
     async def put_blob(self, key: str, data: bytes) -> None:
         await asyncio.to_thread(self._archive.put, key, data)
@@ -69,6 +55,10 @@ class RayPort:
             for line in lines:
                 yield line
             start += len(lines)
+
+    async def _read_page(self, job_id: str, account_id: str, offsets: dict[str, int]) -> list[LogChunk]:
+        page: list[LogChunk] = await call(self._actor.logs.remote(job_id, account_id, offsets))
+        return page
 
 
 async def call(reference: Any) -> Any:

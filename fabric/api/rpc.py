@@ -18,7 +18,7 @@ import structlog
 from fabric.api import job_calls, money_calls, operator_calls
 from fabric.api.door import Door
 from fabric.api.keys import REMEMBER_S, Caller
-from fabric.api.tls import TlsFiles
+from fabric.api.tls import TlsPems
 from fabric.errors import FabricError, Internal, InvalidRequest, PermissionDenied, Unavailable
 from fabric.wire import ERROR_METADATA, encode_error
 from fabric.wire.service import METHODS, SERVICE_NAME, Method
@@ -111,11 +111,10 @@ class RpcServer:
         await self._door.close()
 
 
-async def serve(door: Door, *, tls: TlsFiles, host: str = "127.0.0.1", port: int = 0) -> RpcServer:
+async def serve(door: Door, *, tls: TlsPems, host: str = "127.0.0.1", port: int = 0) -> RpcServer:
     """Open the door at an address; port 0 takes a free one.
 
     Raises:
-        InvalidConfig: the TLS files can't be read.
         Unavailable: the address is taken.
     """
     server = grpc.aio.server(

@@ -9,7 +9,7 @@ import datetime as dt
 import ipaddress
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +29,18 @@ _SKEW: Final = dt.timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TlsPems:
+    """A server's certificate and key themselves, for a door in another process."""
+
+    cert: bytes
+    key: bytes = field(repr=False)
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """For a gRPC server."""
+        return grpc.ssl_server_credentials([(self.key, self.cert)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
     """PEM files of one server. `ca` is what clients trust; None where the system's authorities vouch for it."""
 
@@ -36,14 +48,14 @@ class TlsFiles:
     key: Path
     ca: Path | None = None
 
-    def credentials(self) -> grpc.ServerCredentials:
-        """For a gRPC server.
+    def read(self) -> TlsPems:
+        """What is in the files.
 
         Raises:
             InvalidConfig: a file can't be read.
         """
         try:
-            return grpc.ssl_server_credentials([(self.key.read_bytes(), self.cert.read_bytes())])
+            return TlsPems(cert=self.cert.read_bytes(), key=self.key.read_bytes())
         except OSError as error:
             raise InvalidConfig(f"can't read the TLS file {error.filename}: {error.strerror}", code="no_tls") from None
 

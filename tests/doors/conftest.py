@@ -211,7 +211,7 @@ class House:
         self._thread.start()
         self.port = self.run(self._make_port())
         self.door = Door(self.port, clock=self.port.clock, **door)
-        self.server = self.run(serve(self.door, tls=self.tls))
+        self.server = self.run(serve(self.door, tls=self.tls.read()))
         self.address = self.server.address
         self._opened = []
         self.furnish()

@@ -46,4 +46,4 @@ def test_a_certificate_that_soon_ends_is_made_anew(tmp_path, monkeypatch):
 
 def test_files_that_are_not_there_are_named(tmp_path):
     with pytest.raises(InvalidConfig, match=r"mine\.key"):
-        TlsFiles(cert=tmp_path / "mine.pem", key=tmp_path / "mine.key").credentials()
+        TlsFiles(cert=tmp_path / "mine.pem", key=tmp_path / "mine.key").read()

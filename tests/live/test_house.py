@@ -141,7 +141,7 @@ def test_killing_the_gate_in_the_middle_of_a_job_loses_neither_work_nor_tokens(a
 
 def gate_pid(running):
     for process in psutil.Process(running.pid).children(recursive=True):
-        if process.name().startswith("ray::GateActor"):
+        if process.name().startswith("ray::Gatehouse"):
             return process.pid
     raise AssertionError("no gate is running")
 

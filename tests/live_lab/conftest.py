@@ -95,7 +95,7 @@ class Lab:
     def gates(self):
         """The pids of the gates that run on the cluster."""
         found = psutil.Process(self.cluster.pid).children(recursive=True)
-        return [process.pid for process in found if process.name().startswith("ray::GateActor")]
+        return [process.pid for process in found if process.name().startswith("ray::Gatehouse")]
 
     def log(self):
         file = self.place / "state" / "fabric.log"

@@ -141,7 +141,7 @@ def test_a_gate_is_not_started_on_a_damaged_journal_and_none_is_left_behind(lab)
 
 def test_no_secret_is_where_others_look(lab):
     rays = psutil.Process(lab.cluster.pid).children(recursive=True)
-    assert any(process.name().startswith("ray::GateActor") for process in rays)
+    assert any(process.name().startswith("ray::Gatehouse") for process in rays)
     for process in rays:
         shown = Path(f"/proc/{process.pid}/environ").read_bytes() + " ".join(process.cmdline()).encode()
         assert SECRET not in shown, process.name()

@@ -1,0 +1,62 @@
+"""The gate port of a door that stands in the gate's own process: a call is a call, and news come with the commit.
+
+Blobs go to the archive by threads, never over the gate's event loop. What was begun for a client that has gone is brought
+to its end, as it would be over Ray: cancelling a call must not leave the gate with half of something.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any, Final, TypeVar
+
+from fabric.actor import GateActor
+from fabric.adapters.archive import Archive
+from fabric.api.log_pages import log_pages
+from fabric.gate.events import AnyEvent
+from fabric.gate.instructions import Outcome
+from fabric.gate.questions import AnyAnswer, AnyQuestion
+from fabric.gate.views import JobView, LogChunk
+
+EXPORT_PAGE: Final = 500
+"""Lines: each page is made on the gate's event loop."""
+
+_T = TypeVar("_T")
+
+
+class DirectPort:
+    """A `GatePort` that is the gate."""
+
+    def __init__(self, gate: GateActor, *, archive: Archive) -> None:
+        self._gate = gate
+        self._archive = archive
+
+    async def decide(self, events: Sequence[AnyEvent]) -> list[Outcome]:
+        return await self._gate.decide(events)
+
+    async def ask(self, question: AnyQuestion) -> AnyAnswer:
+        return await _to_its_end(self._gate.ask(question))
+
+    async def changes(self, *, account_id: str | None, after_revision: int, timeout_s: float) -> list[JobView]:
+        return await self._gate.changes(account_id, after_revision, timeout_s)
+
+    def logs(self, job_id: str, *, offsets: dict[str, int], follow: bool) -> AsyncIterator[LogChunk]:
+        return log_pages(self.ask, self._read_page, job_id, offsets=offsets, follow=follow)
+
+    async def put_blob(self, key: str, data: bytes) -> None:
+        await asyncio.to_thread(self._archive.put, key, data)
+
+    async def get_blob(self, key: str) -> bytes:
+        return await asyncio.to_thread(self._archive.get, key)
+
+    async def export(self, *, account_id: str | None) -> AsyncIterator[bytes]:
+        start = 0
+        while lines := await _to_its_end(self._gate.export(account_id, start, EXPORT_PAGE)):
+            for line in lines:
+                yield line
+            start += len(lines)
+
+    async def _read_page(self, job_id: str, account_id: str, offsets: dict[str, int]) -> list[LogChunk]:
+        return await _to_its_end(self._gate.logs(job_id, account_id, offsets))
+
+
+async def _to_its_end(call: Coroutine[Any, Any, _T]) -> _T:
+    return await asyncio.shield(asyncio.ensure_future(call))

@@ -1,0 +1,99 @@
+"""Keeps the gRPC door open: in the gate's own process where that is on this machine, else in this one.
+
+A client sees one address either way. In the gate's process a call saves two hops over Ray; a gate that Ray has started
+again on another machine leaves this address, and the door is then opened here, with Ray between it and the gate.
+"""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Final
+
+import ray
+import structlog
+from ray.util import client
+
+from fabric.adapters.stores import open_archive_of
+from fabric.api.door import Door, Limits
+from fabric.api.ray_port import RayPort, call
+from fabric.api.rpc import RpcServer, serve
+from fabric.api.tls import TlsFiles
+from fabric.errors import FabricError
+from fabric.gatehouse import DoorTerms
+from fabric.settings import ClusterConfig
+
+AGAIN_S: Final = 0.5
+"""Between two tries to reach a gate that is away."""
+
+log = structlog.get_logger()
+
+
+class Doorkeeper:
+    """One door. `open` it, then `close` it."""
+
+    def __init__(self, actor: Any, config: ClusterConfig, *, tls: TlsFiles) -> None:
+        self._actor = actor
+        self._config = config
+        self._terms = DoorTerms(
+            node_id="" if client.ray.is_connected() else ray.get_runtime_context().get_node_id(),
+            host=config.rpc.host,
+            port=config.rpc.port,
+            tls=tls.read(),
+            limits=Limits(
+                requests_per_s=config.limits.requests_per_s,
+                request_bytes=config.limits.request_bytes,
+                blob_bytes=config.limits.blob_bytes,
+            ),
+            sandbox_payments=config.payments == "sandbox",
+        )
+        self._keeping: asyncio.Task[None] | None = None
+        self._here: RpcServer | None = None
+
+    @property
+    def port(self) -> int:
+        return self._terms.port
+
+    async def open(self) -> None:
+        """Open it, and keep it open from now on.
+
+        Raises:
+            Unavailable: the address is taken, or the gate is away.
+        """
+        port = await call(self._actor.open_door.remote(self._terms))
+        if port is None:
+            await self._open_here()
+            return
+        self._terms = replace(self._terms, port=port)
+        self._keeping = asyncio.create_task(self._keep())
+
+    async def close(self) -> None:
+        """Let calls under way end, briefly, and close it. The gate stays."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait((self._keeping,))
+        if self._here is not None:
+            await self._here.stop()
+        else:
+            with suppress(FabricError):
+                await call(self._actor.close_door.remote(self._terms))
+
+    async def _open_here(self) -> None:
+        terms = self._terms
+        door = Door(
+            RayPort(self._actor, archive=open_archive_of(self._config)),
+            limits=terms.limits,
+            sandbox_payments=terms.sandbox_payments,
+        )
+        self._here = await serve(door, tls=terms.tls, host=terms.host, port=terms.port)
+        self._terms = replace(terms, port=self._here.port)
+
+    async def _keep(self) -> None:
+        """Say again and again that the door is wanted; that it can't be is tried for as long as this process lives."""
+        while self._here is None:
+            try:
+                if not await call(self._actor.keep_door.remote(self._terms)):
+                    log.warning("gate_moved", told="it is on another machine now: the door is opened here")
+                    await self._open_here()
+            except FabricError as error:
+                log.warning("door_not_kept", code=error.code, error=error.message)
+                await asyncio.sleep(AGAIN_S)
