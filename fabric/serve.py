@@ -1,7 +1,7 @@
 """The process behind `fabric up`: brings the cluster, the gate and the door up, and takes them down again in order.
 
-It is Ray's driver of an embedded cluster, or joins a running one; the gate itself is a detached actor, so a door that is
-started again finds it where it was.
+It is Ray's driver of an embedded cluster, or joins a running one; the gate itself is a detached actor, and so a process
+that is started again finds it where it was.
 """
 
 import argparse

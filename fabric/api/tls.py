@@ -55,7 +55,7 @@ class TlsFiles:
             InvalidConfig: a file can't be read.
         """
         try:
-            return TlsPems(cert=self.cert.read_bytes(), key=self.key.read_bytes())
+            return TlsPems(key=self.key.read_bytes(), cert=self.cert.read_bytes())
         except OSError as error:
             raise InvalidConfig(f"can't read the TLS file {error.filename}: {error.strerror}", code="no_tls") from None
 

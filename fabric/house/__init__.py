@@ -1,7 +1,7 @@
 """The whole fabric as one background process: started, found again, and stopped.
 
 `up` starts the process that serves, waits until every part answers, and tells how it gets on meanwhile. The process
-holds the embedded Ray cluster (or joins a running one), makes sure that the gate actor lives, and is itself the door.
+holds the embedded Ray cluster (or joins a running one), makes sure that the gate actor lives, and keeps its door open.
 Its state directory says where it is; a lock there keeps a second one out. `down` stops it in order: the door, the gate
 with a snapshot, the cluster. Killed instead, nothing is lost: the journal has everything, and the next `up` ends what
 the dead one left behind and goes on.

@@ -1,0 +1,51 @@
+"""The gate's process around its gate: coming up, coming up again, and telling of what changed. Ray is a stand-in."""
+
+import asyncio
+
+import pytest
+
+from fabric import actor as actor_module
+from fabric.errors import Unavailable
+from fabric.gate.events import JobKind, JobSpec, NodeUp, OpenAccount, Pool, Submit, TopUp
+from fabric.gate.instructions import Accepted, StartLease
+from fabric.units import UHS_PER_CT
+
+JOB = [
+    NodeUp(node_id="h1", accelerator="H100", devices=4, pool=Pool.SPOT),
+    OpenAccount(account_id="acme", name="Acme", plan="starter", request_id="open"),
+    TopUp(account_id="acme", amount_uhs=100 * UHS_PER_CT, payment_ref="p", request_id="top-up"),
+    Submit(
+        job_id="job-1",
+        account_id="acme",
+        spec=JobSpec(name="train", kind=JobKind.FUNCTION, limit_uhs=10 * UHS_PER_CT, payload="{}"),
+        request_id="submit",
+    ),
+]
+
+
+def writers():
+    return [task for task in asyncio.all_tasks() if task.get_name() == "journal-writer"]
+
+
+@pytest.mark.parametrize("step", ["start", "reconcile"])
+async def test_a_start_that_failed_half_way_is_finished_by_the_next_call_and_writes_with_one_hand(world, cluster, step):
+    cluster.away.append(step)
+    gate = world()
+    with pytest.raises(Unavailable):
+        await gate.ready()
+    assert all(isinstance(outcome, Accepted) for outcome in await gate.decide(JOB))
+    assert len(writers()) == 1
+    await gate.close()
+
+
+async def test_a_gate_that_comes_up_again_shows_the_jobs_that_are_not_over(world, cluster, monkeypatch):
+    monkeypatch.setattr(actor_module, "PUBLISH_S", 0.01)
+    first = world()
+    await first.decide(JOB)
+    await first.close()
+    second = world()
+    await second.ready()
+    await cluster.made[-1].shown.wait()
+    assert [view.job_id for view in cluster.made[-1].published] == ["job-1"]
+    assert [type(said) for said in cluster.made[-1].carried_out] == [StartLease]
+    await second.close()
