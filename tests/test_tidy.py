@@ -12,7 +12,7 @@ import fabric
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("fabric", "serving", "training")
-CORE = ("fabric/ledger", "fabric/charging", "fabric/placement", "fabric/gate")
+CORE = ("fabric/ledger/", "fabric/charging/", "fabric/placement/", "fabric/gate/")
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "manager", "managers", "common", "base", "misc"}
 IMPURE = {
     "ray",
