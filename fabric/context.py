@@ -14,7 +14,6 @@ Outside the fabric `current()` is a job that is never asked to stop, remembers n
 script runs unchanged on a laptop. It does not know Ray, nor where the archive is.
 """
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,29 +22,18 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from fabric.adapters.archive import Archive
-from fabric.errors import Conflict, NotFound
+from fabric.checkpoints import Checkpoints
+from fabric.checkpoints.checkpoints import STEP_MAX
 from fabric.progress import Progress, Reports
 
-_STEP_MAX: Final = 2**63 - 1
 REPORT_S: Final = 0.25
 """A job's news are passed on at most this often, however often it tells."""
-_KEPT: Final = 2
-"""How many checkpoints stay: the newest, and one to fall back to."""
+_STATE: Final = "state"
+"""The one shard that `save` writes."""
 
 
 class Saved(BaseException):
     """The state is durable, so the attempt may end here. Not an `Exception`: a job's own handlers let it pass."""
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """Written last: a checkpoint exists when its manifest does."""
-
-    epoch: int
-    number: int
-    step: int
-    bytes: int
-    sha256: str
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,53 +46,6 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     world_size: int = 1
     devices: tuple[str, ...] = ()
     accelerator: str = ""
-
-
-class Checkpoints:
-    """A job's own checkpoints in the archive: data first, manifest last, an older attempt never over a newer one."""
-
-    def __init__(self, archive: Archive, *, prefix: str, epoch: int) -> None:
-        self._archive = archive
-        self._prefix = prefix
-        self._epoch = epoch
-        self._number = 0
-
-    def claim(self) -> None:
-        """Say that this attempt is running: from now on older ones can't save."""
-        self._archive.put(f"{self._prefix}/epochs/{self._epoch:08d}", b"")
-
-    def save(self, data: bytes, *, step: int) -> Manifest:
-        """Durable on return. `Conflict` if a newer attempt of the job has begun."""
-        newest = max((int(key.rpartition("/")[2]) for key in self._archive.list(f"{self._prefix}/epochs")), default=0)
-        if newest > self._epoch:
-            raise Conflict(
-                f"attempt {self._epoch} can't save: attempt {newest} has begun", code="fenced", epoch=self._epoch
-            )
-        self._number += 1
-        name = f"{self._epoch:08d}-{self._number:08d}"
-        digest = hashlib.sha256(data).hexdigest()
-        manifest = Manifest(epoch=self._epoch, number=self._number, step=step, bytes=len(data), sha256=digest)
-        self._archive.put(f"{self._prefix}/data/{name}", data)
-        self._archive.put(f"{self._prefix}/manifests/{name}", msgspec.json.encode(manifest))
-        self._forget_old()
-        return manifest
-
-    def load(self) -> bytes | None:
-        """The newest checkpoint whose data are whole, or None."""
-        for key in reversed(self._archive.list(f"{self._prefix}/manifests")):
-            try:
-                manifest = msgspec.json.decode(self._archive.get(key), type=Manifest)
-                data = self._archive.get(f"{self._prefix}/data/{key.rpartition('/')[2]}")
-            except (NotFound, msgspec.DecodeError):
-                continue
-            if hashlib.sha256(data).hexdigest() == manifest.sha256:
-                return data
-        return None
-
-    def _forget_old(self) -> None:
-        for key in self._archive.list(f"{self._prefix}/manifests")[:-_KEPT]:
-            self._archive.delete(key)
-            self._archive.delete(f"{self._prefix}/data/{key.rpartition('/')[2]}")
 
 
 class Context:
@@ -130,6 +71,10 @@ class Context:
         self._checkpoints = checkpoints
         self._on_saved = on_saved
         self._on_report = on_report
+        if checkpoints is not None:
+            checkpoints.on_durable = lambda manifest, took_us: self.durable(
+                step=manifest.step, write_us=took_us, size=manifest.bytes
+            )
         self._stop = threading.Event()
         self._stop_reason = ""
         self._save_wanted = True
@@ -224,23 +169,37 @@ class Context:
             OverflowError: it is negative, or has more than 64 bits.
         """
         step = int(index(step))
-        if not 0 <= step <= _STEP_MAX:
-            raise OverflowError(f"step {step}: count from 0 to at most {_STEP_MAX}")
+        if not 0 <= step <= STEP_MAX:
+            raise OverflowError(f"step {step}: count from 0 to at most {STEP_MAX}")
         if self._checkpoints is None or self.rank != 0:
             return
-        began = time.monotonic_ns()
-        self._checkpoints.save(data, step=step)
-        self.durable(step=step, write_us=(time.monotonic_ns() - began) // 1000, size=len(data))
+        draft = self._checkpoints.begin(step)
+        draft.put(_STATE, data)
+        self._checkpoints.commit(draft, world=self.world_size)
 
     def durable(self, *, step: int, write_us: int, size: int) -> None:
-        """For whoever commits checkpoints in another way than `save`: one is durable, so the fabric may count on it."""
+        """A checkpoint is durable, so the fabric may count on it. Said by whatever `checkpoints` commits."""
         self._save_asked.clear()
         if self._on_saved is not None:
             self._on_saved(step, write_us, size)
 
     def load(self) -> bytes | None:
-        """What the job saved last, in this attempt or an earlier one; None at the very start."""
-        return None if self._checkpoints is None else self._checkpoints.load()
+        """What the job saved last, in this attempt or an earlier one; None at the very start.
+
+        Raises:
+            CheckpointDamaged: there are checkpoints, and none of them is whole.
+            Conflict: they are of another version.
+            InvalidRequest: the last one was not made by `save`.
+        """
+        if self._checkpoints is None or (found := self._checkpoints.load()) is None:
+            return None
+        manifest, shards = found
+        return shards[manifest.shard(_STATE).name]
+
+    @property
+    def checkpoints(self) -> Checkpoints | None:
+        """The job's checkpoints, for code that saves in shards; None outside the fabric. One rank commits."""
+        return self._checkpoints
 
     def park(self) -> NoReturn:
         """End the attempt here, because everything worth keeping is saved. The job resumes in a new attempt."""

@@ -14,7 +14,8 @@
     ├── JobFailed             424  the job's own code failed, or it was cancelled: raised by `Job.result()`
     ├── Unavailable           503  the gate can't be reached, or can't write its journal: safe to retry
     └── Internal              500  our own mistake
-        └── JournalCorrupt    500  the journal does not hash to its signed root: nothing is guessed
+        ├── JournalCorrupt    500  the journal does not hash to its signed root: nothing is guessed
+        └── CheckpointDamaged 500  a checkpoint is not what was saved: an older good one is used
 
 An error carries `code` (stable, snake_case), `http_status`, `facts` (machine readable) and a message that names the
 number, the limit and the remedy. Errors pickle, so they cross actors and processes as what they are. In the core an
@@ -119,6 +120,10 @@ class JournalCorrupt(Internal):
     code = "journal_corrupt"
 
 
+class CheckpointDamaged(Internal):
+    code = "checkpoint_damaged"
+
+
 class Unavailable(FabricError):
     code = "unavailable"
     http_status = 503
@@ -146,7 +151,13 @@ _KIND_BY_STATUS: Final[dict[int, type[FabricError]]] = {
         Unavailable,
     )
 }
-_NARROWER: Final[tuple[type[FabricError], ...]] = (InvalidAmount, InvalidConfig, UnknownAccelerator, JournalCorrupt)
+_NARROWER: Final[tuple[type[FabricError], ...]] = (
+    InvalidAmount,
+    InvalidConfig,
+    UnknownAccelerator,
+    JournalCorrupt,
+    CheckpointDamaged,
+)
 _KIND_BY_CODE: Final[dict[str, type[FabricError]]] = {
     kind.code: kind for kind in (*_KIND_BY_STATUS.values(), *_NARROWER)
 }

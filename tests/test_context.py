@@ -3,13 +3,13 @@
 import pytest
 
 from fabric import context
-from fabric.adapters.archive import DirectoryArchive
-from fabric.context import Checkpoints, Context, Place, Saved
-from fabric.errors import Conflict
+from fabric.checkpoints import Checkpoints, DirectoryStore
+from fabric.context import Context, Place, Saved
+from fabric.errors import CheckpointDamaged, Conflict
 
 
 def job(tmp_path, *, epoch=1, rank=0, saves=None):
-    checkpoints = Checkpoints(DirectoryArchive(tmp_path), prefix="jobs/acme/j/checkpoint", epoch=epoch)
+    checkpoints = Checkpoints(DirectoryStore(tmp_path), prefix="jobs/acme/j/checkpoint", epoch=epoch, attempt_id="a")
     on_saved = None if saves is None else lambda step, write_us, size: saves.append((step, write_us >= 0))
     return Context(Place(job_id="j", attempt=epoch, rank=rank), checkpoints=checkpoints, on_saved=on_saved)
 
@@ -28,7 +28,7 @@ def test_a_newer_attempt_loads_what_an_older_one_saved_and_is_told_of(tmp_path):
         first.save(f"state {step}".encode(), step=step)
     assert job(tmp_path, epoch=2).load() == b"state 3"
     assert saves == [(step, True) for step in range(4)]
-    assert len(DirectoryArchive(tmp_path).list("jobs/acme/j/checkpoint/data")) == 2
+    assert len(DirectoryStore(tmp_path).keys("jobs/acme/j/checkpoint/data")) == 2
 
 
 def test_an_older_attempt_can_not_save_once_a_newer_one_has_begun(tmp_path):
@@ -46,9 +46,26 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, damage
     first = job(tmp_path)
     first.save(b"state 0")
     first.save(b"state 1")
-    archive = DirectoryArchive(tmp_path)
-    archive.put(archive.list("jobs/acme/j/checkpoint/data")[-1], damage)
+    store, newest = DirectoryStore(tmp_path), first.checkpoints.ls()[0]
+    store.put(f"jobs/acme/j/checkpoint/{newest.shards[0].key}", damage)
     assert job(tmp_path, epoch=2).load() == b"state 0"
+
+
+def test_when_no_checkpoint_is_whole_the_job_is_told_and_does_not_begin_anew(tmp_path):
+    first = job(tmp_path)
+    first.save(b"state")
+    store = DirectoryStore(tmp_path)
+    store.put(store.keys("jobs/acme/j/checkpoint/data")[0], b"statE")
+    with pytest.raises(CheckpointDamaged) as raised:
+        job(tmp_path, epoch=2).load()
+    assert raised.value.code == "no_good_checkpoint"
+
+
+def test_checkpoints_of_an_older_layout_are_refused_not_passed_over(tmp_path):
+    DirectoryStore(tmp_path).put("jobs/acme/j/checkpoint/manifests/00000001-00000001", b"{}")
+    with pytest.raises(Conflict, match=r"format 0.*format 1") as raised:
+        job(tmp_path).load()
+    assert raised.value.code == "checkpoint_version"
 
 
 def test_only_rank_zero_saves(tmp_path):
@@ -86,7 +103,7 @@ class Scalar:
 @pytest.mark.parametrize(("step", "told"), [(Scalar(), 7), (True, 1), (2**63 - 1, 2**63 - 1)])
 def test_a_step_is_told_as_a_plain_number(tmp_path, step, told):
     steps = []
-    checkpoints = Checkpoints(DirectoryArchive(tmp_path), prefix="jobs/acme/j/checkpoint", epoch=1)
+    checkpoints = Checkpoints(DirectoryStore(tmp_path), prefix="jobs/acme/j/checkpoint", epoch=1)
     Context(Place(job_id="j"), checkpoints=checkpoints, on_saved=lambda step, *_: steps.append(step)).save(
         b"", step=step
     )

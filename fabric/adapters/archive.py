@@ -66,6 +66,11 @@ class DirectoryArchive:
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
 
+    @property
+    def root(self) -> Path:
+        """The directory."""
+        return self._root
+
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
         draft = path.with_name(f".{secrets.token_hex(8)}.draft")
@@ -141,6 +146,17 @@ class S3Archive:
         self._region = region
         self._credentials = credentials
         self._opened: Any = None
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where it is and who writes there: the arguments for something else that keeps things in the same place."""
+        return {
+            "bucket": self._bucket,
+            "prefix": self._prefix.rstrip("/"),
+            "endpoint_url": self._endpoint_url,
+            "region": self._region,
+            "credentials": self._credentials,
+        }
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopened, (self._bucket, self._prefix.rstrip("/"), self._endpoint_url, self._region, self._credentials)

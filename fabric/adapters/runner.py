@@ -19,6 +19,7 @@ from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import checkpoint_prefix, log_key
 from fabric.adapters.processes import adopt_orphans
 from fabric.adapters.stages import JobEnd, RayUse, Save, Stage, perform
+from fabric.checkpoints import Checkpoints, store_of
 from fabric.gate.events import JobKind, LeaseOutcome
 from fabric.gate.instructions import Lease
 from fabric.progress import Progress
@@ -162,8 +163,12 @@ class Runner:
             devices=_devices(),
             accelerator=lease.accelerator,
         )
-        checkpoints = context.Checkpoints(
-            self._archive, prefix=checkpoint_prefix(lease.account_id, lease.job_id), epoch=lease.epoch
+        checkpoints = Checkpoints(
+            store_of(self._archive),
+            prefix=checkpoint_prefix(lease.account_id, lease.job_id),
+            tenant=f"jobs/{lease.account_id}",
+            epoch=lease.epoch,
+            attempt_id=lease.lease_id.replace("/", "_"),
         )
 
         def on_saved(step: int, write_us: int, size: int) -> None:

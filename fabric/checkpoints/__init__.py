@@ -1,0 +1,10 @@
+"""Checkpoints that are whole or absent: shards first, one record last, verified before use, fenced against zombies."""
+
+from fabric.checkpoints.bucket import S3Store
+from fabric.checkpoints.checkpoints import Checkpoints
+from fabric.checkpoints.directory import DirectoryStore
+from fabric.checkpoints.draft import Draft
+from fabric.checkpoints.records import Manifest, Shard
+from fabric.checkpoints.stores import Store, store_of
+
+__all__ = ["Checkpoints", "DirectoryStore", "Draft", "Manifest", "S3Store", "Shard", "Store", "store_of"]

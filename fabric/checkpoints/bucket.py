@@ -1,0 +1,350 @@
+"""A store in an S3 bucket, through boto3: checksummed, create-once where asked, in parts where large, tried again.
+
+It does not know what it keeps. Every upload carries its SHA-256, which the bucket checks; "only if nobody did" is
+`If-None-Match: *`. A request whose answer was lost may have been carried out: a create that finds its own bytes there
+counts as done. Credentials that run out are fetched anew (from `refresh`, or from the machine's own chain) and the request
+goes on; if they can't be, the error says so.
+"""
+
+import base64
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+import stamina
+
+from fabric.adapters.archive import S3Credentials, checked_key
+from fabric.checkpoints.directory import CHUNK_BYTES, Buffer
+from fabric.checkpoints.requests import (
+    MAX_ATTEMPTS,
+    is_conflict,
+    is_expired,
+    is_missing,
+    is_passing,
+    refused,
+)
+from fabric.errors import NotFound
+
+_T = TypeVar("_T")
+PART_BYTES: Final = 16 * 2**20
+"""Values larger than this go up in parts of this size; a bucket takes at most 10,000 parts, so parts grow with the value."""
+PARTS_MAX: Final = 10_000
+COPY_BYTES_MAX: Final = 5 * 2**30
+"""The most a bucket copies in one request."""
+_PARALLEL: Final = 4
+
+Sse = Literal["", "AES256", "aws:kms"]
+
+
+class S3Store:
+    """See `fabric.checkpoints.stores.Store` for the promises. Pickles; nothing is opened until it is used."""
+
+    def __init__(
+        self,
+        bucket: str,
+        *,
+        prefix: str = "",
+        endpoint_url: str | None = None,
+        region: str | None = None,
+        credentials: S3Credentials | None = None,
+        refresh: Callable[[], S3Credentials] | None = None,
+        sse: Sse = "",
+        kms_key_id: str = "",
+        part_bytes: int = PART_BYTES,
+        read_timeout_s: float = 60.0,
+    ) -> None:
+        """Name the place.
+
+        Args:
+            bucket: must be there.
+            prefix: a key below which everything is kept; "" = at the top.
+            endpoint_url: of a store that is not Amazon's.
+            region: None = what the machine's environment says.
+            credentials: None = the machine's environment or role.
+            refresh: gives credentials anew when those in use have expired; None = the machine's chain is asked again.
+            sse: encryption at rest by the bucket; "" = the bucket's own default.
+            kms_key_id: the key, with `sse="aws:kms"`; "" = the account's default key.
+            part_bytes: how large a part of a large value is (a bucket wants at least 5 MiB).
+            read_timeout_s: how long an answer may take before the request counts as failed.
+        """
+        self._arguments = {
+            "bucket": bucket, "prefix": prefix, "endpoint_url": endpoint_url, "region": region,
+            "credentials": credentials, "refresh": refresh, "sse": sse, "kms_key_id": kms_key_id,
+            "part_bytes": part_bytes, "read_timeout_s": read_timeout_s,
+        }  # fmt: skip
+        self._bucket = bucket
+        self._prefix = f"{checked_key(prefix)}/" if prefix else ""
+        self._credentials = credentials
+        self._refresh = refresh
+        self._part_bytes = part_bytes
+        self._sealing: dict[str, str] = {"ServerSideEncryption": sse} if sse else {}
+        if kms_key_id:
+            self._sealing["SSEKMSKeyId"] = kms_key_id
+        self._opened: tuple[int, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"S3Store({self._bucket!r}, prefix={self._prefix!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self._arguments,)
+
+    def put(self, key: str, data: Buffer, *, once: bool = False) -> bool:
+        view = memoryview(data).cast("B")
+        if once:
+            return self._put_once(key, bytes(view))
+        if len(view) <= self._part_bytes:
+            self._put_whole(key, view)
+        else:
+            self._put_in_parts(key, len(view), lambda start, end: bytes(view[start:end]))
+        return True
+
+    def put_file(self, key: str, path: Path) -> None:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= self._part_bytes:
+                self._put_whole(key, memoryview(file.read()))
+            else:
+                handle = file.fileno()
+                self._put_in_parts(key, size, lambda start, end: os.pread(handle, end - start, start))
+
+    def get(self, key: str) -> bytes:
+        return b"".join(self.chunks(key))
+
+    def chunks(self, key: str) -> Iterator[bytes]:
+        name, at, failures = self._name(key), 0, 0
+        tag = ""
+        while True:
+            body, size, tag = self._body(name, at, tag, key=key)
+            try:
+                for chunk in body.iter_chunks(CHUNK_BYTES):
+                    at, failures = at + len(chunk), 0
+                    yield chunk
+            except Exception as error:
+                failures += 1
+                if not is_passing(error) or failures >= MAX_ATTEMPTS:
+                    raise refused(key, error) from error
+                time.sleep(0.1 * 2**failures)
+            finally:
+                body.close()
+            if at >= size:
+                return
+
+    def keys(self, prefix: str) -> list[str]:
+        below = self._name(prefix) + "/"
+
+        def read() -> list[str]:
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=below)
+            return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+
+        return sorted(name.removeprefix(self._prefix) for name in self._retried(read, key=prefix))
+
+    def folders(self, prefix: str) -> list[str]:
+        below = self._name(prefix) + "/"
+
+        def read() -> list[str]:
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=below, Delimiter="/"
+            )
+            return [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ())]
+
+        return sorted(name.removeprefix(below).rstrip("/") for name in self._retried(read, key=prefix))
+
+    def copy(self, key: str, to: str) -> None:
+        size = int(self._call("head_object", key)["ContentLength"])
+        source = {"Bucket": self._bucket, "Key": self._name(key)}
+        if size <= COPY_BYTES_MAX:
+            self._call("copy_object", to, CopySource=source, **self._sealing)
+            return
+
+        def send(upload: str, number: int, start: int, end: int) -> dict[str, Any]:
+            answer = self._call(
+                "upload_part_copy", to, CopySource=source, CopySourceRange=f"bytes={start}-{end - 1}",
+                UploadId=upload, PartNumber=number,
+            )  # fmt: skip
+            return {"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]}
+
+        self._in_parts(to, size, COPY_BYTES_MAX // 5, send, checksums={})
+
+    def delete(self, key: str) -> None:
+        self._call("delete_object", key)
+
+    def delete_folder(self, prefix: str) -> None:
+        names = self.keys(prefix)
+        for start in range(0, len(names), 1000):
+            batch = [{"Key": self._name(name)} for name in names[start : start + 1000]]
+
+            def send(batch: list[dict[str, str]] = batch) -> None:
+                self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": batch, "Quiet": True})
+
+            self._retried(send, key=prefix)
+        self._abort_uploads(prefix)
+
+    def _put_whole(self, key: str, view: memoryview) -> None:
+        self._call("put_object", key, Body=bytes(view), ChecksumSHA256=_sha256(view), **self._sealing)
+
+    def _put_once(self, key: str, data: bytes) -> bool:
+        def send() -> bool:
+            try:
+                self._client.put_object(
+                    Bucket=self._bucket, Key=self._name(key), Body=data, ChecksumSHA256=_sha256(data), IfNoneMatch="*",
+                    **self._sealing,
+                )  # fmt: skip
+            except Exception as error:
+                if not is_conflict(error):
+                    raise
+                return False
+            return True
+
+        if self._retried(send, key=key):
+            return True
+        with suppress(NotFound):
+            return self.get(key) == data
+        return False
+
+    def _put_in_parts(self, key: str, size: int, read: Callable[[int, int], bytes]) -> None:
+        def send(upload: str, number: int, start: int, end: int) -> dict[str, Any]:
+            data = read(start, end)
+            digest = _sha256(data)
+            answer = self._call(
+                "upload_part", key, UploadId=upload, PartNumber=number, Body=data, ChecksumSHA256=digest
+            )  # fmt: skip
+            return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": digest}
+
+        part = max(self._part_bytes, -(-size // PARTS_MAX))
+        self._in_parts(key, size, part, send, checksums={"ChecksumAlgorithm": "SHA256"})
+
+    def _in_parts(
+        self,
+        key: str,
+        size: int,
+        part: int,
+        send: Callable[[str, int, int, int], dict[str, Any]],
+        *,
+        checksums: dict[str, str],
+    ) -> None:
+        """All parts, a few at a time and each tried again by itself; what was sent is dropped if one can't be."""
+        upload = str(self._call("create_multipart_upload", key, **checksums, **self._sealing)["UploadId"])
+        starts = range(0, size, part)
+        try:
+            with ThreadPoolExecutor(_PARALLEL) as pool:
+                jobs = [
+                    pool.submit(send, upload, number, start, min(start + part, size))
+                    for number, start in enumerate(starts, 1)
+                ]
+                try:
+                    parts = [job.result() for job in jobs]
+                except BaseException:
+                    for job in jobs:
+                        job.cancel()
+                    raise
+            self._call("complete_multipart_upload", key, UploadId=upload, MultipartUpload={"Parts": parts})
+        except NotFound:
+            if not self._is_whole(key, size):
+                raise
+        except BaseException:
+            with suppress(Exception):
+                self._call("abort_multipart_upload", key, UploadId=upload)
+            raise
+
+    def _is_whole(self, key: str, size: int) -> bool:
+        """Whether an upload that is said not to be there any more was completed by the request whose answer was lost."""
+        try:
+            return bool(self._call("head_object", key)["ContentLength"] == size)
+        except NotFound:
+            return False
+
+    def _abort_uploads(self, prefix: str) -> None:
+        below = self._name(prefix) + "/"
+
+        def read() -> list[dict[str, Any]]:
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=below)
+            return [entry for page in pages for entry in page.get("Uploads", ())]
+
+        with suppress(Exception):  # some stores have no such list; what is left there is theirs to expire
+            for entry in self._retried(read, key=prefix):
+                self._client.abort_multipart_upload(Bucket=self._bucket, Key=entry["Key"], UploadId=entry["UploadId"])
+
+    def _body(self, name: str, at: int, tag: str, *, key: str) -> tuple[Any, int, str]:
+        """The rest of a value from `at` on, its whole size and its tag: the same value when it is taken up again."""
+        options = {"Range": f"bytes={at}-", "IfMatch": tag} if at else {}
+
+        def read() -> Any:
+            return self._client.get_object(Bucket=self._bucket, Key=name, **options)
+
+        answer = self._retried(read, key=key)
+        return answer["Body"], at + int(answer["ContentLength"]), str(answer["ETag"])
+
+    def _name(self, key: str) -> str:
+        return self._prefix + checked_key(key)
+
+    @property
+    def _client(self) -> Any:
+        """A client of this process: connections don't survive a fork."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = (os.getpid(), self._connected())
+        return self._opened[1]
+
+    def _connected(self) -> Any:
+        import boto3  # noqa: PLC0415  # takes 100 ms and is not needed with a directory
+        from botocore.config import Config  # noqa: PLC0415
+
+        timeout = self._arguments["read_timeout_s"]
+        once = Config(connect_timeout=5, read_timeout=timeout, retries={"total_max_attempts": 1})
+        own = self._credentials
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=self._arguments["endpoint_url"],
+            region_name=self._arguments["region"],
+            aws_access_key_id=own.access_key_id if own else None,
+            aws_secret_access_key=own.secret_access_key if own else None,
+            aws_session_token=own.session_token if own else None,
+            config=once,
+        )
+
+    def _call(self, operation: str, key: str, **arguments: Any) -> Any:
+        name = self._name(key)
+
+        def once() -> Any:
+            return getattr(self._client, operation)(Bucket=self._bucket, Key=name, **arguments)
+
+        return self._retried(once, key=key)
+
+    def _retried(self, once: Callable[[], _T], *, key: str) -> _T:
+        """What `once` gives, after as many tries as may help; expired credentials are renewed one time."""
+        renewed = False
+        try:
+            for attempt in stamina.retry_context(on=is_passing, attempts=MAX_ATTEMPTS, wait_initial=0.1, wait_max=2.0):
+                with attempt:
+                    try:
+                        return once()
+                    except Exception as error:
+                        if renewed or not is_expired(error):
+                            raise
+                        renewed = True
+                        self._renew()
+                        return once()
+        except Exception as error:
+            if is_missing(error):
+                raise NotFound(f"the store keeps nothing under {key}", code="blob_not_found", key=key) from None
+            raise refused(key, error) from error
+        raise AssertionError
+
+    def _renew(self) -> None:
+        """Credentials anew, and a client that uses them."""
+        if self._refresh is not None:
+            self._credentials = self._refresh()
+            self._arguments["credentials"] = self._credentials
+        self._opened = None
+
+
+def _sha256(data: Buffer) -> str:
+    return base64.b64encode(hashlib.sha256(data).digest()).decode("ascii")
+
+
+def _reopened(arguments: dict[str, Any]) -> S3Store:
+    return S3Store(**arguments)

@@ -1,0 +1,389 @@
+"""The checkpoints of one job: saved as shards, committed by one record, verified before use, fenced by epoch.
+
+    checkpoints = Checkpoints(store, prefix="jobs/acme/j-1/checkpoint", epoch=lease.epoch, attempt_id=lease.lease_id)
+    checkpoints.claim()                                  # from now on no older attempt can commit
+    if (found := checkpoints.load()) is not None:        # the newest that is whole
+        manifest, shards = found
+    draft = checkpoints.begin(step=140)
+    draft.put("model", data)                             # any rank, any thread; a file or bytes
+    checkpoints.commit(draft, meta={"cursor": 35840})    # durable on return
+
+It knows neither torch nor Ray, nor what a shard holds. Below the prefix lie `data/<draft>/<shard>` and `log/<slot>`
+(see `log`). A checkpoint may have any number of shards; its manifest at most 64 MiB (some 300,000 shards), a shard what
+the store takes (5 TiB in a bucket, in parts of at least 16 MiB).
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from fabric.adapters.archive import checked_key
+from fabric.checkpoints import moving, retention
+from fabric.checkpoints.directory import DirectoryStore
+from fabric.checkpoints.draft import Draft
+from fabric.checkpoints.log import Log, View
+from fabric.checkpoints.records import (
+    Claim,
+    Manifest,
+    Record,
+    Retirement,
+    Shard,
+    other_version,
+    plain_meta,
+)
+from fabric.checkpoints.shelf import Shelf
+from fabric.checkpoints.stores import Store
+from fabric.errors import CheckpointDamaged, Conflict, FabricError, InvalidRequest
+
+STEP_MAX: Final = 2**63 - 1
+_KEPT: Final = 2
+"""How many checkpoints stay: the newest, and one to fall back to."""
+
+
+class Checkpoints:
+    """One attempt's hold on its job's checkpoints. All ranks of the attempt share `epoch` and `attempt_id`."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        prefix: str,
+        epoch: int = 0,
+        attempt_id: str = "",
+        local: DirectoryStore | None = None,
+        model: str = "",
+        keep: int = _KEPT,
+        every: int = 0,
+        tenant: str = "",
+        on_durable: Callable[[Manifest, int], None] | None = None,
+    ) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            store: where they are durable.
+            prefix: the job's own: nothing is ever read or written outside of it.
+            epoch: of the lease; a higher one fences a lower one. 0 = one more than the last, found out by `claim`.
+            attempt_id: a plain segment that tells attempts of one epoch apart; "" = a random one.
+            local: memory or a local disk that shards are staged in first, and read from again if they are still whole.
+            model: what the state is of; a checkpoint that says something else is refused.
+            keep: how many stay, the newest ones, at least 1.
+            every: besides, those whose step is a multiple of this stay; 0 = none.
+            tenant: a prefix that `prefix` and the target of a fork must lie below; "" = any.
+            on_durable: told of every commit, with the µs from `begin` on.
+        """
+        _check_policy(keep, every)
+        self.store = store
+        self.prefix = moving.below(tenant, prefix)
+        self.epoch = epoch
+        self.attempt_id = checked_key(attempt_id or secrets.token_hex(6))
+        self.tenant = tenant
+        self.local = local
+        self.model = model
+        self.keep = keep
+        self.every = every
+        self.on_durable = on_durable
+        self.passed_over: tuple[str, ...] = ()
+        """What the last look for the newest one found damaged, and why."""
+        self.log = Log(store, self.prefix)
+        self.shelf = Shelf(store, local, self.prefix)
+        self._any_epoch = epoch == 0
+        self._claimed = False
+        self._began: dict[str, int] = {}
+
+    def claim(self) -> None:
+        """Begin the attempt: from now on older ones can't commit. Said again by another rank of it, changes nothing.
+
+        Raises:
+            Conflict: a newer attempt has begun (`fenced`), or another of the same epoch (`already_claimed`).
+        """
+        self.log.append(self._claim_after)
+        self._claimed = True
+
+    def begin(self, step: int, *, token: str = "") -> Draft:
+        """A new checkpoint. Ranks that write one together give the same `token`, new for every save of an attempt."""
+        if not 0 <= step <= STEP_MAX:
+            raise OverflowError(f"step {step}: count from 0 to at most {STEP_MAX}")
+        if self.epoch == 0:
+            self.claim()
+        id_ = f"{self.epoch:08d}-{step}-{token or secrets.token_hex(6)}-{self.attempt_id}"
+        self._began[id_] = time.monotonic_ns()
+        return Draft(self.store, prefix=self.prefix, id=checked_key(id_), step=step, local=self.local)
+
+    def stage(self, draft: Draft, *, meta: Mapping[str, Any] | None = None, world: int = 1) -> Manifest:
+        """Make a draft whose shards are all on this machine survive the process, not the machine: see `staged`."""
+        if self.local is None:
+            raise InvalidRequest("staging needs a local tier: give Checkpoints a `local`", code="no_local_tier")
+        parent, _ = _tip(self.log.view())
+        manifest = self._manifest(draft, draft.shards, slot=parent, meta=meta, world=world)
+        self.shelf.stage(manifest)
+        return manifest
+
+    def commit(
+        self, draft: Draft, *, meta: Mapping[str, Any] | None = None, shards: Iterable[Shard] = (), world: int = 1
+    ) -> Manifest:
+        """Make the draft the newest checkpoint: durable on return. One rank commits, with the `shards` of the others.
+
+        Raises:
+            Conflict: another attempt has begun (`fenced`): this one is over, and nothing was committed.
+            Unavailable: the store refuses; what was committed before is untouched.
+        """
+        draft.upload()
+        found = {shard.key: shard for shard in (*draft.shards, *shards)}
+        return self._commit(self._manifest(draft, found.values(), slot=0, meta=meta, world=world))
+
+    def settled(self, manifest: Manifest) -> None:
+        """For ranks that didn't commit: this checkpoint is durable, so older near copies may go."""
+        self._began.pop(manifest.draft, None)
+        for draft in self.shelf.local_drafts():
+            if draft != manifest.draft and draft not in self._began and retention.epoch_of(draft) <= self.epoch:
+                self.shelf.delete_local(draft)
+
+    def abandon(self, draft: Draft) -> None:
+        """Forget a draft that will not be committed, and what was written of it."""
+        self._began.pop(draft.id, None)
+        self.shelf.delete(draft.id)
+
+    def newest(self, *, verify: bool = True) -> Manifest | None:
+        """The newest checkpoint whose every shard is what was saved; None if nothing was ever saved.
+
+        Raises:
+            CheckpointDamaged: there are some, and none is whole.
+            Conflict: it is of another model (`checkpoint_of_another_model`) or format (`checkpoint_version`).
+        """
+        return self._newest(self.verify if verify else lambda _: None)
+
+    def load(self) -> tuple[Manifest, dict[str, bytes]] | None:
+        """The newest checkpoint that is whole, with all its shards in memory, read once; raises like `newest`."""
+        shards: dict[str, bytes] = {}
+
+        def read(manifest: Manifest) -> None:
+            shards.clear()
+            shards.update((shard.name, self.read(manifest, shard.name)) for shard in manifest.shards)
+
+        manifest = self._newest(read)
+        return None if manifest is None else (manifest, shards)
+
+    def read(self, manifest: Manifest, name: str) -> bytes:
+        """One shard, verified; from this machine's own copy if that is whole.
+
+        Raises:
+            CheckpointDamaged: it is not what was saved.
+        """
+        return self.shelf.read(manifest.shard(name))
+
+    def verify(self, manifest: Manifest) -> None:
+        """Read every shard in the store and compare.
+
+        Raises:
+            CheckpointDamaged: one is missing, or is not what was saved.
+        """
+        for shard in manifest.shards:
+            self.shelf.verify(shard)
+
+    def staged(self) -> Manifest | None:
+        """A checkpoint newer than every durable one, that this machine still holds whole; then `commit_staged` it."""
+        found = self.shelf.staged()
+        if found is None:
+            return None
+        self._same_model(found)
+        parent, draft = _tip(self.log.view())
+        return found if found.slot == parent and found.draft != draft else None
+
+    def commit_staged(self, manifest: Manifest) -> Manifest:
+        """Make what an earlier process staged on this machine durable, as this attempt's; raises like `commit`."""
+        self.shelf.send(manifest)
+        return self._commit(manifest)
+
+    def ls(self) -> tuple[Manifest, ...]:
+        """The checkpoints that stand, newest first; their shards are not looked at."""
+        return self.log.view().manifests
+
+    def rollback(self, step: int) -> Manifest:
+        """Make the newest checkpoint of this step the newest of all, and void those after it.
+
+        An attempt that runs meanwhile is fenced; so pause the job before.
+
+        Raises:
+            NotFound: none of that step stands.
+            CheckpointDamaged: it is not whole any more.
+        """
+        target = moving.of_step(self.ls(), step, prefix=self.prefix)
+        self.verify(target)
+        made = self.log.append(lambda view: moving.rolled_back(view, target))
+        assert isinstance(made, Manifest)
+        return made
+
+    def fork(self, to_prefix: str, *, step: int | None = None) -> Manifest:
+        """Begin another job's checkpoints with a copy of the newest (or of a step's); made by the store itself.
+
+        Raises:
+            NotFound: there is no such checkpoint.
+            Conflict: the other job has checkpoints.
+            PermissionDenied: it is another tenant's.
+        """
+        to_prefix = moving.below(self.tenant, to_prefix)
+        source = moving.of_step(self.ls(), step, prefix=self.prefix)
+        self.verify(source)
+        return moving.forked(self.shelf, source, to_prefix=to_prefix)
+
+    def retain(self, *, keep: int = _KEPT, every: int = 0) -> tuple[Manifest, ...]:
+        """Delete all but the newest `keep` and the multiples of `every`, manifests first; what was deleted.
+
+        Raises:
+            Conflict: this attempt is fenced, so it deletes nothing.
+        """
+        _check_policy(keep, every)
+        self._claim_once()
+        before = self.log.view()
+        if not retention.surplus(before.manifests, keep=keep, every=every):
+            return ()
+        self.log.append(lambda view: self._retirement(view, keep=keep, every=every))
+        after = self.log.view()
+        retention.clear(self.log, self.shelf, after)
+        left = {found.slot for found in after.manifests}
+        return tuple(found for found in before.manifests if found.slot not in left)
+
+    def sweep(self) -> tuple[str, ...]:
+        """Delete what ended attempts left uncommitted, never what the running one writes; which drafts."""
+        drafts = self.shelf.drafts()
+        found = retention.orphans(drafts, self.log.view())
+        for draft in found:
+            self.shelf.delete(draft)
+        return found
+
+    def _admitted(self, view: View) -> int:
+        """The slot of this attempt's claim, if it may append.
+
+        Raises:
+            Conflict: somebody else has claimed or changed the log since.
+        """
+        mine = [slot for slot, found in view.records.items() if isinstance(found, Claim) and self._is_mine(found)]
+        if not mine:
+            raise self._fenced(view, "its claim is gone")
+        for slot, found in view.newest_first():
+            if slot > max(mine) and (found is None or not self._is_mine(found)):
+                said = "a record is damaged" if found is None else f"attempt {found.epoch} ({found.attempt}) has begun"
+                raise self._fenced(view, said)
+        return max(mine)
+
+    def _commit(self, manifest: Manifest) -> Manifest:
+        self._claim_once()
+        made = self.log.append(
+            lambda view: retention.after(
+                view, manifest, claim_slot=self._admitted(view), keep=self.keep, every=self.every
+            )
+        )
+        assert isinstance(made, Manifest)
+        began = self._began.get(made.draft)
+        if self.on_durable is not None:
+            self.on_durable(made, 0 if began is None else (time.monotonic_ns() - began) // 1000)
+        with suppress(FabricError):  # it is durable; what can't be deleted now is by the next commit
+            retention.clear(self.log, self.shelf, self.log.seen)
+        self.settled(made)
+        return made
+
+    def _claim_once(self) -> None:
+        if not self._claimed:
+            self.claim()
+
+    def _retirement(self, view: View, *, keep: int, every: int) -> Retirement:
+        claim_slot = self._admitted(view)
+        retires = {
+            *retention.surplus(view.manifests, keep=keep, every=every),
+            *retention.void(view, claim_slot=claim_slot),
+        }
+        return Retirement(
+            prefix=self.prefix, slot=view.head + 1, epoch=self.epoch, attempt=self.attempt_id,
+            retires=tuple(sorted(retires)),
+        )  # fmt: skip
+
+    def _claim_after(self, view: View) -> Record:
+        records = [found for found in view.records.values() if found is not None]
+        last = view.claim
+        if self._any_epoch and not self._claimed:
+            joins = last is not None and last.attempt == self.attempt_id
+            self.epoch = max((found.epoch for found in records), default=0) + (0 if joins else 1)
+        if last is not None and self._is_mine(last):
+            return last
+        if any(found.epoch > self.epoch for found in records):
+            raise self._fenced(view, f"attempt {max(found.epoch for found in records)} has begun")
+        if last is not None and last.epoch == self.epoch:
+            raise Conflict(
+                f"attempt {self.epoch} is already claimed by {last.attempt}, so {self.attempt_id} can't resume the job: "
+                "of two that race one wins, end this one",
+                code="already_claimed",
+                epoch=self.epoch,
+                by=last.attempt,
+            )
+        return Claim(prefix=self.prefix, slot=view.head + 1, epoch=self.epoch, attempt=self.attempt_id)
+
+    def _manifest(
+        self, draft: Draft, shards: Iterable[Shard], *, slot: int, meta: Mapping[str, Any] | None, world: int
+    ) -> Manifest:
+        found = tuple(sorted(shards, key=lambda shard: shard.name))
+        names = [shard.name for shard in found]
+        if not found or len(set(names)) < len(names):
+            raise InvalidRequest(
+                f"a checkpoint needs at least one shard, and each name once: {names[:10]}", code="shards_invalid"
+            )
+        return Manifest(
+            prefix=self.prefix, slot=slot, epoch=self.epoch, attempt=self.attempt_id, step=draft.step, draft=draft.id,
+            shards=found, world=world, model=self.model, meta=plain_meta(meta),
+        )  # fmt: skip
+
+    def _newest(self, check: Callable[[Manifest], None]) -> Manifest | None:
+        view = self.log.view()
+        bad = [f"record {slot}: not what was written" for slot in view.damaged]
+        for manifest in view.manifests:
+            self._same_model(manifest)
+            try:
+                check(manifest)
+            except CheckpointDamaged as error:
+                bad.append(f"step {manifest.step} (record {manifest.slot}): {error.message}")
+                continue
+            self.passed_over = tuple(bad)
+            return manifest
+        self.passed_over = tuple(bad)
+        if bad:
+            raise CheckpointDamaged(
+                f"none of the checkpoints of {self.prefix} is whole: {'; '.join(bad[:5])}. Restore the store from a backup,"
+                " or start the job anew",
+                code="no_good_checkpoint",
+                bad=len(bad),
+            )
+        if not view.records and self.store.keys(f"{self.prefix}/manifests"):
+            raise other_version(self.prefix, found=0)
+        return None
+
+    def _same_model(self, manifest: Manifest) -> None:
+        if self.model and manifest.model and self.model != manifest.model:
+            raise Conflict(
+                f"the checkpoint of step {manifest.step} is of {manifest.model}, this job trains {self.model}: resume with"
+                " the model it was saved from, or start another job",
+                code="checkpoint_of_another_model",
+                found=manifest.model,
+                wanted=self.model,
+            )
+
+    def _is_mine(self, record: Record) -> bool:
+        return (record.epoch, record.attempt) == (self.epoch, self.attempt_id)
+
+    def _fenced(self, view: View, why: str) -> Conflict:
+        return Conflict(
+            f"attempt {self.epoch} ({self.attempt_id}) can't save: {why}; what the newer one saves counts",
+            code="fenced",
+            epoch=self.epoch,
+            head=view.head,
+        )
+
+
+def _check_policy(keep: int, every: int) -> None:
+    if keep < 1 or every < 0:
+        raise InvalidRequest(f"keep={keep}, every={every}: keep at least 1, every at least 0", code="keep_invalid")
+
+
+def _tip(view: View) -> tuple[int, str]:
+    """The slot and draft of the newest checkpoint that stands."""
+    return (view.manifests[0].slot, view.manifests[0].draft) if view.manifests else (0, "")

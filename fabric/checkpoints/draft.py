@@ -1,0 +1,101 @@
+"""A checkpoint that is being written: shards go up from any rank and any thread; none of it exists until it is committed."""
+
+import hashlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+from fabric.adapters.archive import checked_key
+from fabric.checkpoints.directory import CHUNK_BYTES, Buffer, DirectoryStore
+from fabric.checkpoints.records import Shard
+from fabric.checkpoints.stores import Store
+from fabric.errors import CheckpointDamaged, Conflict
+
+_PARALLEL: Final = 4
+
+
+class Draft:
+    """The shards of one rank. With a local tier they are staged there first, and sent to the store by `upload`."""
+
+    def __init__(self, store: Store, *, prefix: str, id: str, step: int, local: DirectoryStore | None = None) -> None:  # noqa: A002
+        self.id = id
+        self.step = step
+        self._store = store
+        self._local = local
+        self._prefix = prefix
+        self._shards: dict[str, Shard] = {}
+        self._staged: dict[str, Shard] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """What this rank has put so far, by name: what other ranks hand to the one that commits."""
+        return tuple(self._shards[name] for name in sorted(self._shards))
+
+    def put(self, name: str, data: Buffer | Path) -> Shard:
+        """Write one shard: bytes, or a file's. Durable on return, or staged if there is a local tier.
+
+        `name` is a key of plain segments (`rank-0/model`), and no other rank of the same draft uses it.
+
+        Raises:
+            Conflict: the name was used already.
+            Unavailable: no room, or the store refuses; nothing that was saved before is touched.
+        """
+        key = checked_key(f"{self._prefix}/data/{self.id}/{name}")
+        with self._lock:
+            if name in self._shards:
+                raise Conflict(f"shard {name!r} was put already", code="shard_exists", name=name)
+        digest, size = _measured(data)
+        target = self._local or self._store
+        if isinstance(data, Path):
+            target.put_file(key, data)
+        else:
+            target.put(key, data)
+        shard = Shard(name=name, key=f"data/{self.id}/{name}", size=size, sha256=digest)
+        with self._lock:
+            self._shards[name] = shard
+            if self._local is not None:
+                self._staged[name] = shard
+        return shard
+
+    def upload(self) -> None:
+        """Send what is only staged to the store; durable on return. Every rank sends its own."""
+        with self._lock:
+            waiting = list(self._staged.values())
+        if not waiting:
+            return
+        with ThreadPoolExecutor(min(_PARALLEL, len(waiting))) as pool:
+            list(pool.map(self._send, waiting))
+
+    def _send(self, shard: Shard) -> None:
+        assert self._local is not None
+        send_shard(shard, prefix=self._prefix, local=self._local, store=self._store)
+        with self._lock:
+            self._staged.pop(shard.name, None)
+
+
+def send_shard(shard: Shard, *, prefix: str, local: DirectoryStore, store: Store) -> None:
+    """Copy a staged shard to the store.
+
+    Raises:
+        CheckpointDamaged: the staged copy is not what was put.
+        Unavailable: the store refuses.
+    """
+    path = local.path_of(f"{prefix}/{shard.key}")
+    if _measured(path) != (shard.sha256, shard.size):
+        raise CheckpointDamaged(f"the staged copy of {shard.key} is damaged: save again", name=shard.name)
+    store.put_file(f"{prefix}/{shard.key}", path)
+
+
+def _measured(data: Buffer | Path) -> tuple[str, int]:
+    """The sha256 and size in bytes."""
+    if not isinstance(data, Path):
+        view = memoryview(data).cast("B")
+        return hashlib.sha256(view).hexdigest(), len(view)
+    digest, size = hashlib.sha256(), 0
+    with data.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return digest.hexdigest(), size

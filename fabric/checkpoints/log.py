@@ -1,0 +1,132 @@
+"""The log of one job's checkpoints: numbered slots, each written once, so that all who append agree on one order.
+
+A record is appended by creating the slot after the last one that the writer has seen, which the store lets exactly one
+writer do. Whoever loses looks again, and finds out whether it may still append. Old slots are deleted, so a writer that
+slept may create a slot in a hole far behind: after each append it therefore looks whether it stands at the head, and if
+not it looks again too. With that, one create-once is all the agreement there is: no lock, no clock, no record that
+several writers change. (Ideas: a shared log as in Corfu or Delta Lake; fencing tokens as in Chubby's sequencers.)
+
+It does not know what a record means, but for who wrote it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from fabric.checkpoints.records import Claim, Manifest, Record, Retirement, decoded, encoded
+from fabric.checkpoints.stores import Store
+from fabric.errors import CheckpointDamaged, NotFound, Unavailable
+
+_TRIES: Final = 20
+_SLOT_DIGITS: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The log as it was read: what each slot holds, None where it can't be trusted."""
+
+    records: dict[int, Record | None]
+
+    @property
+    def head(self) -> int:
+        """The highest slot; 0 of an empty log."""
+        return max(self.records, default=0)
+
+    @property
+    def claim(self) -> Claim | None:
+        """The newest claim."""
+        return next((found for _, found in self.newest_first() if isinstance(found, Claim)), None)
+
+    @property
+    def retired(self) -> frozenset[int]:
+        """Slots that a later record made void."""
+        makers = (found for found in self.records.values() if isinstance(found, Manifest | Retirement))
+        return frozenset(slot for maker in makers for slot in maker.retires)
+
+    @property
+    def manifests(self) -> tuple[Manifest, ...]:
+        """The checkpoints that stand, newest first; whether their shards are whole is not known yet."""
+        retired = self.retired
+        return tuple(
+            found for slot, found in self.newest_first() if isinstance(found, Manifest) and slot not in retired
+        )
+
+    @property
+    def damaged(self) -> tuple[int, ...]:
+        """Slots whose record is not what was written, newest first."""
+        return tuple(slot for slot, found in self.newest_first() if found is None)
+
+    def newest_first(self) -> list[tuple[int, Record | None]]:
+        """All slots, newest first."""
+        return sorted(self.records.items(), reverse=True)
+
+
+class Log:
+    """One process's hold on the log."""
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._known: dict[int, Record] = {}
+        self._view: View | None = None
+
+    def view(self) -> View:
+        """The log as it is now.
+
+        Raises:
+            Conflict: it was written by a version with another format.
+        """
+        records: dict[int, Record | None] = {}
+        for slot in self._slots():
+            try:
+                records[slot] = self._known.get(slot) or self._read(slot)
+            except NotFound:
+                continue
+            except CheckpointDamaged:
+                records[slot] = None
+        self._known = {slot: found for slot, found in records.items() if found is not None}
+        self._view = View(records)
+        return self._view
+
+    @property
+    def seen(self) -> View:
+        """The log as this process knows it, without asking again."""
+        return self._view or self.view()
+
+    def append(self, record_after: Callable[[View], Record]) -> Record:
+        """Append what `record_after` makes of the log before it; it refuses by raising.
+
+        `record_after` is called again when another writer was first. A record it gives whose slot is taken already is
+        taken to be there, and nothing is written.
+        """
+        view = self.seen
+        for _ in range(_TRIES):
+            record = record_after(view)
+            if record.slot <= view.head:
+                return record
+            created = self._store.put(self.key(record.slot), encoded(record), once=True)
+            if created and self._slots()[-1:] == [record.slot]:
+                self._known[record.slot] = record
+                self._view = View({**view.records, record.slot: record})
+                return record
+            view = self.view()
+        raise Unavailable(f"{_TRIES} times another writer of {self._prefix} was first", code="store_contended")
+
+    def delete(self, slots: frozenset[int]) -> None:
+        """Delete records that a record retired."""
+        for slot in sorted(slots):
+            self._store.delete(self.key(slot))
+            self._known.pop(slot, None)
+        if self._view is not None:
+            self._view = View({slot: found for slot, found in self._view.records.items() if slot not in slots})
+
+    def key(self, slot: int) -> str:
+        """Where the record of a slot is kept."""
+        return f"{self._prefix}/log/{slot:0{_SLOT_DIGITS}d}"
+
+    def _slots(self) -> list[int]:
+        names = (key.rpartition("/")[2] for key in self._store.keys(f"{self._prefix}/log"))
+        return sorted(int(name) for name in names if name.isdecimal() and len(name) == _SLOT_DIGITS)
+
+    def _read(self, slot: int) -> Record:
+        return decoded(self._store.get(self.key(slot)), prefix=self._prefix, slot=slot)

@@ -1,0 +1,81 @@
+"""Checkpoints that become another's newest: rolled back to within a job, or forked into another job."""
+
+import secrets
+
+import msgspec
+
+from fabric.adapters.archive import checked_key
+from fabric.checkpoints.log import Log, View
+from fabric.checkpoints.records import Manifest
+from fabric.checkpoints.shelf import Shelf
+from fabric.errors import Conflict, NotFound, PermissionDenied
+
+
+def below(tenant: str, prefix: str) -> str:
+    """The prefix, if it lies below the tenant's.
+
+    Raises:
+        InvalidRequest: it is no key.
+        PermissionDenied: it lies elsewhere.
+    """
+    if tenant and not checked_key(prefix).startswith(f"{checked_key(tenant)}/"):
+        raise PermissionDenied(f"{prefix} is not below {tenant}", code="not_your_prefix", prefix=prefix)
+    return checked_key(prefix)
+
+
+def of_step(standing: tuple[Manifest, ...], step: int | None, *, prefix: str) -> Manifest:
+    """The newest of that step, or the newest of all.
+
+    Raises:
+        NotFound: there is none; says which there are.
+    """
+    for found in standing:
+        if step in (None, found.step):
+            return found
+    there = ", ".join(str(found.step) for found in standing) or "none"
+    wanted = "" if step is None else f" of step {step}"
+    raise NotFound(f"{prefix} has no checkpoint{wanted}: it has {there}", code="no_such_checkpoint", step=step)
+
+
+def rolled_back(view: View, target: Manifest) -> Manifest:
+    """The record that makes `target` the newest and voids all after it; it fences whoever runs.
+
+    Raises:
+        NotFound: the target doesn't stand any more.
+    """
+    if target.slot not in {found.slot for found in view.manifests}:
+        raise NotFound(f"the checkpoint of step {target.step} was deleted meanwhile", code="no_such_checkpoint")
+    return msgspec.structs.replace(
+        target,
+        slot=view.head + 1,
+        epoch=max((found.epoch for found in view.records.values() if found is not None), default=0),
+        attempt=f"rollback-{secrets.token_hex(6)}",
+        retires=tuple(sorted(found.slot for found in view.manifests if found.slot >= target.slot)),
+        origin=f"rollback to step {target.step}",
+    )
+
+
+def forked(shelf: Shelf, source: Manifest, *, to_prefix: str) -> Manifest:
+    """Copy the shards below another prefix and commit them there as its first checkpoint."""
+    log = Log(shelf.store, to_prefix)
+    draft = f"{0:08d}-{source.step}-{secrets.token_hex(6)}-fork"
+    shards = tuple(msgspec.structs.replace(shard, key=f"data/{draft}/{shard.name}") for shard in source.shards)
+    try:
+        for shard, copied in zip(source.shards, shards, strict=True):
+            shelf.store.copy(f"{shelf.prefix}/{shard.key}", f"{to_prefix}/{copied.key}")
+        first = msgspec.structs.replace(
+            source, prefix=to_prefix, epoch=0, attempt=f"fork-{secrets.token_hex(6)}", draft=draft, shards=shards,
+            retires=(), origin=f"fork of step {source.step} of {source.prefix}",
+        )  # fmt: skip
+        made = log.append(lambda view: _first(view, first))
+    except BaseException:
+        Shelf(shelf.store, None, to_prefix).delete(draft)
+        raise
+    assert isinstance(made, Manifest)
+    return made
+
+
+def _first(view: View, manifest: Manifest) -> Manifest:
+    if view.records:
+        raise Conflict(f"{manifest.prefix} has checkpoints of its own: fork into a new job", code="fork_target_in_use")
+    return msgspec.structs.replace(manifest, slot=1)

@@ -1,0 +1,169 @@
+"""What a job's checkpoint log holds, and how one record is written so that no flipped bit passes for another record.
+
+A record is two lines: the sha256 of the second, and JSON. It says which job's log it belongs to and at which slot, so a
+record that was moved or swapped is as damaged as one that was changed. It does not know where it is kept.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from fabric.errors import CheckpointDamaged, Conflict, InvalidRequest
+
+FORMAT: Final = 1
+"""Of the records and of the layout of keys below a prefix."""
+RECORD_BYTES_MAX: Final = 64 * 2**20
+_DIGEST_CHARS: Final = 64
+
+
+class Shard(msgspec.Struct, frozen=True, kw_only=True):
+    """One value of a checkpoint: where it lies below the job's prefix, and what it must be."""
+
+    name: str
+    key: str
+    size: int
+    sha256: str
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True, tag="claim"):
+    """From this slot on only this attempt may append, until a newer one claims."""
+
+    format: int = FORMAT
+    prefix: str
+    slot: int
+    epoch: int
+    attempt: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
+    """A checkpoint: it exists when this record does, and this is written last."""
+
+    format: int = FORMAT
+    prefix: str
+    slot: int
+    """Its place in the log: of two checkpoints the one with the higher slot is newer, whatever their steps."""
+    epoch: int
+    attempt: str
+    step: int
+    draft: str
+    """Names the folder that its shards lie in."""
+    shards: tuple[Shard, ...]
+    world: int = 1
+    model: str = ""
+    """What the state is of, in the writer's words; "" = not said."""
+    meta: dict[str, Any] = {}
+    """The writer's own, JSON: kinds of device, the data cursor, ..."""
+    retires: tuple[int, ...] = ()
+    """Slots that are void from this one on, and are being deleted."""
+    origin: str = ""
+    """Where it came from, if not from a save: a rollback or a fork."""
+
+    @property
+    def bytes(self) -> int:
+        """What its shards weigh together."""
+        return sum(shard.size for shard in self.shards)
+
+    def shard(self, name: str) -> Shard:
+        """The shard of that name.
+
+        Raises:
+            InvalidRequest: there is none.
+        """
+        for shard in self.shards:
+            if shard.name == name:
+                return shard
+        there = ", ".join(shard.name for shard in self.shards[:10]) or "none"
+        raise InvalidRequest(
+            f"the checkpoint of step {self.step} has no shard {name!r}: it has {there}", code="no_such_shard", name=name
+        )
+
+
+class Retirement(msgspec.Struct, frozen=True, kw_only=True, tag="retire"):
+    """Slots that are void from this one on, without a new checkpoint."""
+
+    format: int = FORMAT
+    prefix: str
+    slot: int
+    epoch: int
+    attempt: str
+    retires: tuple[int, ...]
+
+
+Record = Claim | Manifest | Retirement
+
+
+class _Version(msgspec.Struct):
+    format: int
+
+
+def encoded(record: Record) -> bytes:
+    """The record as it is kept.
+
+    Raises:
+        InvalidRequest: its `meta` is not JSON, or it is larger than RECORD_BYTES_MAX.
+    """
+    try:
+        body = msgspec.json.encode(record)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"a checkpoint's meta must be JSON: {error}", code="meta_invalid") from None
+    if len(body) > RECORD_BYTES_MAX:
+        raise InvalidRequest(
+            f"the manifest has {len(body)} bytes, at most {RECORD_BYTES_MAX} are kept: put large values into shards,"
+            " and small ones together into one",
+            code="manifest_too_large",
+            limit_bytes=RECORD_BYTES_MAX,
+        )
+    return f"{hashlib.sha256(body).hexdigest()}\n".encode("ascii") + body
+
+
+def decoded(kept: bytes, *, prefix: str, slot: int | None) -> Record:
+    """The record that was kept at this slot of this job's log (None: at any).
+
+    Raises:
+        CheckpointDamaged: these are not the bytes that were written there.
+        Conflict: they are, but by a version with another format.
+    """
+    digest, body = kept[:_DIGEST_CHARS], kept[_DIGEST_CHARS + 1 :]
+    whole = kept[_DIGEST_CHARS : _DIGEST_CHARS + 1] == b"\n" and digest == _digest(body)
+    if not whole:
+        raise _damaged(prefix, slot, "its bytes are not those that were written")
+    try:
+        version = msgspec.json.decode(body, type=_Version).format
+        if version != FORMAT:
+            raise other_version(prefix, found=version)
+        record: Record = msgspec.json.decode(body, type=Claim | Manifest | Retirement)
+    except msgspec.DecodeError as error:
+        raise _damaged(prefix, slot, f"it says nothing: {error}") from None
+    if record.prefix != prefix or slot not in (None, record.slot):
+        raise _damaged(prefix, slot, f"it belongs to slot {record.slot} of {record.prefix}")
+    return record
+
+
+def other_version(prefix: str, *, found: int) -> Conflict:
+    """The refusal of a checkpoint that another version wrote: never passed over, for that would lose work silently."""
+    return Conflict(
+        f"the checkpoints of {prefix} have format {found}, this version reads and writes format {FORMAT}: resume with a"
+        f" version that knows format {found}, or start the job anew",
+        code="checkpoint_version",
+        found=found,
+        supported=FORMAT,
+    )
+
+
+def plain_meta(meta: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`meta` as it will be read back: JSON's own types, so that tuples are lists and keys are strings."""
+    try:
+        found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(dict(meta or {})), type=dict[str, Any])
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise InvalidRequest(f"a checkpoint's meta must be JSON: {error}", code="meta_invalid") from None
+    return found
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest().encode("ascii")
+
+
+def _damaged(prefix: str, slot: int | None, why: str) -> CheckpointDamaged:
+    return CheckpointDamaged(f"record {slot} of {prefix} is damaged: {why}", prefix=prefix, slot=slot)
