@@ -41,7 +41,7 @@ class Terms:
     grant_tokens: int = 256
     horizon_us: int = 5_000_000
     renew_part: int = 5
-    share: int = 16
+    share: int = 8
     ttl_us: int = 300_000_000
     margin_us: int = 5_000_000
     report_us: int = 5_000_000
