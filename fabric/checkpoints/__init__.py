@@ -4,7 +4,20 @@ from fabric.checkpoints.bucket import S3Store
 from fabric.checkpoints.checkpoints import Checkpoints
 from fabric.checkpoints.directory import DirectoryStore
 from fabric.checkpoints.draft import Draft
+from fabric.checkpoints.folders import Watch, commit_directory, restore_directory
 from fabric.checkpoints.records import Manifest, Shard
 from fabric.checkpoints.stores import Store, store_of
 
-__all__ = ["Checkpoints", "DirectoryStore", "Draft", "Manifest", "S3Store", "Shard", "Store", "store_of"]
+__all__ = [
+    "Checkpoints",
+    "DirectoryStore",
+    "Draft",
+    "Manifest",
+    "S3Store",
+    "Shard",
+    "Store",
+    "Watch",
+    "commit_directory",
+    "restore_directory",
+    "store_of",
+]

@@ -28,7 +28,7 @@ from fabric.checkpoints.requests import (
     is_passing,
     refused,
 )
-from fabric.errors import NotFound
+from fabric.errors import Conflict, NotFound
 
 _T = TypeVar("_T")
 PART_BYTES: Final = 16 * 2**20
@@ -103,14 +103,24 @@ class S3Store:
             self._put_in_parts(key, len(view), lambda start, end: bytes(view[start:end]))
         return True
 
-    def put_file(self, key: str, path: Path) -> None:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+    def put_file(self, key: str, path: Path) -> tuple[str, int]:
+        """See `Store`; a file that changes between its two readings is refused (`file_changed`)."""
+        with path.open("rb", buffering=0) as file:
+            handle, size = file.fileno(), os.fstat(file.fileno()).st_size
             if size <= self._part_bytes:
-                self._put_whole(key, memoryview(file.read()))
-            else:
-                handle = file.fileno()
-                self._put_in_parts(key, size, lambda start, end: os.pread(handle, end - start, start))
+                data = file.read()
+                self._put_whole(key, memoryview(data))
+                return hashlib.sha256(data).hexdigest(), len(data)
+            digest, parts = _measured(handle, size, self._part_of(size))
+
+            def read(start: int, end: int) -> bytes:
+                data = os.pread(handle, end - start, start)
+                if _sha256(data) != parts[start]:
+                    raise Conflict(f"{path} changed while it was saved: save again", code="file_changed", key=key)
+                return data
+
+            self._put_in_parts(key, size, read)
+        return digest, size
 
     def get(self, key: str) -> bytes:
         return b"".join(self.chunks(key))
@@ -215,8 +225,10 @@ class S3Store:
             )  # fmt: skip
             return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": digest}
 
-        part = max(self._part_bytes, -(-size // PARTS_MAX))
-        self._in_parts(key, size, part, send, checksums={"ChecksumAlgorithm": "SHA256"})
+        self._in_parts(key, size, self._part_of(size), send, checksums={"ChecksumAlgorithm": "SHA256"})
+
+    def _part_of(self, size: int) -> int:
+        return max(self._part_bytes, -(-size // PARTS_MAX))
 
     def _in_parts(
         self,
@@ -340,6 +352,16 @@ class S3Store:
             self._credentials = self._refresh()
             self._arguments["credentials"] = self._credentials
         self._opened = None
+
+
+def _measured(handle: int, size: int, part: int) -> tuple[str, dict[int, str]]:
+    """The sha256 of a file in hexadecimal, and of each of its parts, by where it starts, as a bucket writes it."""
+    whole, parts = hashlib.sha256(), {}
+    for start in range(0, size, part):
+        data = os.pread(handle, min(part, size - start), start)
+        whole.update(data)
+        parts[start] = _sha256(data)
+    return whole.hexdigest(), parts
 
 
 def _sha256(data: Buffer) -> str:

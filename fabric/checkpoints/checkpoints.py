@@ -17,6 +17,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 from fabric.adapters.archive import checked_key
@@ -152,7 +153,7 @@ class Checkpoints:
             CheckpointDamaged: there are some, and none is whole.
             Conflict: it is of another model (`checkpoint_of_another_model`) or format (`checkpoint_version`).
         """
-        return self._newest(self.verify if verify else lambda _: None)
+        return self.newest_passing(self.verify if verify else lambda _: None)
 
     def load(self) -> tuple[Manifest, dict[str, bytes]] | None:
         """The newest checkpoint that is whole, with all its shards in memory, read once; raises like `newest`."""
@@ -162,8 +163,33 @@ class Checkpoints:
             shards.clear()
             shards.update((shard.name, self.read(manifest, shard.name)) for shard in manifest.shards)
 
-        manifest = self._newest(read)
+        manifest = self.newest_passing(read)
         return None if manifest is None else (manifest, shards)
+
+    def newest_passing(self, check: Callable[[Manifest], None]) -> Manifest | None:
+        """The newest that `check` does not call damaged (by raising `CheckpointDamaged`); raises like `newest`."""
+        view = self.log.view()
+        bad = [f"record {slot}: not what was written" for slot in view.damaged]
+        for manifest in view.manifests:
+            self._same_model(manifest)
+            try:
+                check(manifest)
+            except CheckpointDamaged as error:
+                bad.append(f"step {manifest.step} (record {manifest.slot}): {error.message}")
+                continue
+            self.passed_over = tuple(bad)
+            return manifest
+        self.passed_over = tuple(bad)
+        if bad:
+            raise CheckpointDamaged(
+                f"none of the checkpoints of {self.prefix} is whole: {'; '.join(bad[:5])}. Restore the store from a backup,"
+                " or start the job anew",
+                code="no_good_checkpoint",
+                bad=len(bad),
+            )
+        if not view.records and self.store.keys(f"{self.prefix}/manifests"):
+            raise other_version(self.prefix, found=0)
+        return None
 
     def read(self, manifest: Manifest, name: str) -> bytes:
         """One shard, verified; from this machine's own copy if that is whole.
@@ -172,6 +198,10 @@ class Checkpoints:
             CheckpointDamaged: it is not what was saved.
         """
         return self.shelf.read(manifest.shard(name))
+
+    def fetch(self, manifest: Manifest, name: str, path: Path) -> None:
+        """The same into a new file, without holding it in memory."""
+        self.shelf.fetch(manifest.shard(name), path)
 
     def verify(self, manifest: Manifest) -> None:
         """Read every shard in the store and compare.
@@ -332,30 +362,6 @@ class Checkpoints:
             prefix=self.prefix, slot=slot, epoch=self.epoch, attempt=self.attempt_id, step=draft.step, draft=draft.id,
             shards=found, world=world, model=self.model, meta=plain_meta(meta),
         )  # fmt: skip
-
-    def _newest(self, check: Callable[[Manifest], None]) -> Manifest | None:
-        view = self.log.view()
-        bad = [f"record {slot}: not what was written" for slot in view.damaged]
-        for manifest in view.manifests:
-            self._same_model(manifest)
-            try:
-                check(manifest)
-            except CheckpointDamaged as error:
-                bad.append(f"step {manifest.step} (record {manifest.slot}): {error.message}")
-                continue
-            self.passed_over = tuple(bad)
-            return manifest
-        self.passed_over = tuple(bad)
-        if bad:
-            raise CheckpointDamaged(
-                f"none of the checkpoints of {self.prefix} is whole: {'; '.join(bad[:5])}. Restore the store from a backup,"
-                " or start the job anew",
-                code="no_good_checkpoint",
-                bad=len(bad),
-            )
-        if not view.records and self.store.keys(f"{self.prefix}/manifests"):
-            raise other_version(self.prefix, found=0)
-        return None
 
     def _same_model(self, manifest: Manifest) -> None:
         if self.model and manifest.model and self.model != manifest.model:

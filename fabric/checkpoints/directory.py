@@ -5,6 +5,7 @@ is asked of it is that rename and link are atomic. What can't be written leaves 
 """
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -50,10 +51,19 @@ class DirectoryStore:
     def put(self, key: str, data: Buffer, *, once: bool = False) -> bool:
         return self._keep(key, lambda file: _write_all(file, data), len(data), once=once)
 
-    def put_file(self, key: str, path: Path) -> None:
-        with path.open("rb") as source:
-            size = os.fstat(source.fileno()).st_size
-            self._keep(key, lambda file: _copy_all(source, file), size, once=False)
+    def put_file(self, key: str, path: Path) -> tuple[str, int]:
+        digest, size = hashlib.sha256(), 0
+
+        def copy(file: IO[bytes]) -> None:
+            nonlocal size
+            while chunk := source.read(CHUNK_BYTES):
+                digest.update(chunk)
+                size += len(chunk)
+                _write_all(file, chunk)
+
+        with path.open("rb", buffering=0) as source:
+            self._keep(key, copy, os.fstat(source.fileno()).st_size, once=False)
+        return digest.hexdigest(), size
 
     def get(self, key: str) -> bytes:
         with self._opened(key) as file:
@@ -198,11 +208,6 @@ def _write_all(file: IO[bytes], data: Buffer) -> None:
     rest = memoryview(data).cast("B")
     while rest:
         rest = rest[file.write(rest) :]
-
-
-def _copy_all(source: IO[bytes], file: IO[bytes]) -> None:
-    while chunk := source.read(CHUNK_BYTES):
-        _write_all(file, chunk)
 
 
 def _linked(draft: Path, path: Path) -> bool:

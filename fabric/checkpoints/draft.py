@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from fabric.adapters.archive import checked_key
-from fabric.checkpoints.directory import CHUNK_BYTES, Buffer, DirectoryStore
+from fabric.checkpoints.directory import Buffer, DirectoryStore
 from fabric.checkpoints.records import Shard
 from fabric.checkpoints.stores import Store
 from fabric.errors import CheckpointDamaged, Conflict
@@ -46,12 +46,13 @@ class Draft:
         with self._lock:
             if name in self._shards:
                 raise Conflict(f"shard {name!r} was put already", code="shard_exists", name=name)
-        digest, size = _measured(data)
         target = self._local or self._store
         if isinstance(data, Path):
-            target.put_file(key, data)
+            digest, size = target.put_file(key, data)
         else:
-            target.put(key, data)
+            view = memoryview(data).cast("B")
+            digest, size = hashlib.sha256(view).hexdigest(), len(view)
+            target.put(key, view)
         shard = Shard(name=name, key=f"data/{self.id}/{name}", size=size, sha256=digest)
         with self._lock:
             self._shards[name] = shard
@@ -82,20 +83,6 @@ def send_shard(shard: Shard, *, prefix: str, local: DirectoryStore, store: Store
         CheckpointDamaged: the staged copy is not what was put.
         Unavailable: the store refuses.
     """
-    path = local.path_of(f"{prefix}/{shard.key}")
-    if _measured(path) != (shard.sha256, shard.size):
+    kept = store.put_file(f"{prefix}/{shard.key}", local.path_of(f"{prefix}/{shard.key}"))
+    if kept != (shard.sha256, shard.size):
         raise CheckpointDamaged(f"the staged copy of {shard.key} is damaged: save again", name=shard.name)
-    store.put_file(f"{prefix}/{shard.key}", path)
-
-
-def _measured(data: Buffer | Path) -> tuple[str, int]:
-    """The sha256 and size in bytes."""
-    if not isinstance(data, Path):
-        view = memoryview(data).cast("B")
-        return hashlib.sha256(view).hexdigest(), len(view)
-    digest, size = hashlib.sha256(), 0
-    with data.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return digest.hexdigest(), size

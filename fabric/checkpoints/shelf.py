@@ -4,8 +4,10 @@ Whatever is read is compared with what its manifest says, at every reading; a ne
 """
 
 import hashlib
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from fabric.checkpoints.directory import DirectoryStore
 from fabric.checkpoints.draft import send_shard
@@ -37,13 +39,29 @@ class Shelf:
         except NotFound:
             raise _damaged(shard, "it is missing") from None
 
+    def fetch(self, shard: Shard, path: Path) -> None:
+        """Write the shard into a new file, from near if it is whole there; raises like `read`."""
+        if self.local is not None:
+            with suppress(NotFound, CheckpointDamaged):
+                self._copy(self.local, shard, path)
+                return
+        self._copy(self.store, shard, path)
+
     def verify(self, shard: Shard) -> None:
         """Read the shard in the store, piece by piece, and compare; raises like `read`."""
+        self._checked(self.store, shard, lambda _: None)
+
+    def _copy(self, tier: Store, shard: Shard, path: Path) -> None:
+        with path.open("wb") as file:
+            self._checked(tier, shard, file.write)
+
+    def _checked(self, tier: Store, shard: Shard, take: Callable[[bytes], object]) -> None:
         digest, size = hashlib.sha256(), 0
         try:
-            for chunk in self.store.chunks(f"{self.prefix}/{shard.key}"):
+            for chunk in tier.chunks(f"{self.prefix}/{shard.key}"):
                 digest.update(chunk)
                 size += len(chunk)
+                take(chunk)
         except NotFound:
             raise _damaged(shard, "it is missing") from None
         if (size, digest.hexdigest()) != (shard.size, shard.sha256):

@@ -25,8 +25,8 @@ class Store(Protocol):
     def put(self, key: str, data: Buffer, *, once: bool = False) -> bool:
         """Keep `data`, durable on return. With `once`, False (and nothing kept) if the key was there already."""
 
-    def put_file(self, key: str, path: Path) -> None:
-        """Keep the bytes of a file."""
+    def put_file(self, key: str, path: Path) -> tuple[str, int]:
+        """Keep the bytes of a file; the sha256 and size of what was kept, even if the file changes meanwhile."""
 
     def get(self, key: str) -> bytes:
         """The bytes kept under the key; `NotFound` if there are none."""
