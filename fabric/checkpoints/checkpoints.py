@@ -20,6 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from fabric.adapters.archive import checked_key
 from fabric.checkpoints import moving, retention
 from fabric.checkpoints.directory import DirectoryStore
@@ -44,7 +46,11 @@ _KEPT: Final = 2
 
 
 class Checkpoints:
-    """One attempt's hold on its job's checkpoints. All ranks of the attempt share `epoch` and `attempt_id`."""
+    """One process's hold on its job's checkpoints.
+
+    All ranks of an attempt share `epoch` and `attempt_id`, and write shards; one of them claims and commits. Should it
+    die, another rank may commit in its place, by which it takes the claim over: the first is fenced from then on.
+    """
 
     def __init__(
         self,
@@ -65,7 +71,8 @@ class Checkpoints:
         Args:
             store: where they are durable.
             prefix: the job's own: nothing is ever read or written outside of it.
-            epoch: of the lease; a higher one fences a lower one. 0 = one more than the last, found out by `claim`.
+            epoch: of the lease; a higher one fences a lower one. 0 = one more than the last, found out by `claim`: then
+                ranks that share an attempt are given what came of it.
             attempt_id: a plain segment that tells attempts of one epoch apart; "" = a random one.
             local: memory or a local disk that shards are staged in first, and read from again if they are still whole.
             model: what the state is of; a checkpoint that says something else is refused.
@@ -79,6 +86,7 @@ class Checkpoints:
         self.prefix = moving.below(tenant, prefix)
         self.epoch = epoch
         self.attempt_id = checked_key(attempt_id or secrets.token_hex(6))
+        self.writer = secrets.token_hex(8)
         self.tenant = tenant
         self.local = local
         self.model = model
@@ -94,13 +102,15 @@ class Checkpoints:
         self._began: dict[str, int] = {}
 
     def claim(self) -> None:
-        """Begin the attempt: from now on older ones can't commit. Said again by another rank of it, changes nothing.
+        """Begin the attempt: from now on older ones can't commit, nor can another process of this one.
 
         Raises:
             Conflict: a newer attempt has begun (`fenced`), or another of the same epoch (`already_claimed`).
         """
-        self.log.append(self._claim_after)
-        self._claimed = True
+        if not self._claimed:
+            self.log.view()
+            self.log.append(self._claim_after)
+            self._claimed = True
 
     def begin(self, step: int, *, token: str = "") -> Draft:
         """A new checkpoint. Ranks that write one together give the same `token`, new for every save of an attempt."""
@@ -168,22 +178,25 @@ class Checkpoints:
 
     def newest_passing(self, check: Callable[[Manifest], None]) -> Manifest | None:
         """The newest that `check` does not call damaged (by raising `CheckpointDamaged`); raises like `newest`."""
-        view = self.log.view()
-        bad = [f"record {slot}: not what was written" for slot in view.damaged]
-        for manifest in view.manifests:
+        view, bad = self.log.view(), dict[int, str]()
+        while (manifest := next((one for one in view.manifests if one.slot not in bad), None)) is not None:
             self._same_model(manifest)
             try:
                 check(manifest)
             except CheckpointDamaged as error:
-                bad.append(f"step {manifest.step} (record {manifest.slot}): {error.message}")
+                view = self.log.view()  # a newer commit may have deleted it under our eyes; that is no damage
+                if manifest.slot in {one.slot for one in view.manifests}:
+                    bad[manifest.slot] = f"step {manifest.step} (record {manifest.slot}): {error.message}"
                 continue
-            self.passed_over = tuple(bad)
+            break
+        bad |= {slot: f"record {slot}: not what was written" for slot in view.damaged}
+        self.passed_over = tuple(bad[slot] for slot in sorted(bad, reverse=True))
+        if manifest is not None:
             return manifest
-        self.passed_over = tuple(bad)
         if bad:
             raise CheckpointDamaged(
-                f"none of the checkpoints of {self.prefix} is whole: {'; '.join(bad[:5])}. Restore the store from a backup,"
-                " or start the job anew",
+                f"none of the checkpoints of {self.prefix} is whole: {'; '.join(self.passed_over[:5])}. Restore the store"
+                " from a backup, or start the job anew",
                 code="no_good_checkpoint",
                 bad=len(bad),
             )
@@ -265,7 +278,7 @@ class Checkpoints:
             Conflict: this attempt is fenced, so it deletes nothing.
         """
         _check_policy(keep, every)
-        self._claim_once()
+        self.claim()
         before = self.log.view()
         if not retention.surplus(before.manifests, keep=keep, every=every):
             return ()
@@ -294,16 +307,15 @@ class Checkpoints:
             raise self._fenced(view, "its claim is gone")
         for slot, found in view.newest_first():
             if slot > max(mine) and (found is None or not self._is_mine(found)):
-                said = "a record is damaged" if found is None else f"attempt {found.epoch} ({found.attempt}) has begun"
+                said = "a record is damaged" if found is None else f"{found.attempt} of attempt {found.epoch} has begun"
                 raise self._fenced(view, said)
         return max(mine)
 
     def _commit(self, manifest: Manifest) -> Manifest:
-        self._claim_once()
+        self.claim()
+        mine = msgspec.structs.replace(manifest, epoch=self.epoch, attempt=self.attempt_id, writer=self.writer)
         made = self.log.append(
-            lambda view: retention.after(
-                view, manifest, claim_slot=self._admitted(view), keep=self.keep, every=self.every
-            )
+            lambda view: retention.after(view, mine, claim_slot=self._admitted(view), keep=self.keep, every=self.every)
         )
         assert isinstance(made, Manifest)
         began = self._began.get(made.draft)
@@ -314,10 +326,6 @@ class Checkpoints:
         self.settled(made)
         return made
 
-    def _claim_once(self) -> None:
-        if not self._claimed:
-            self.claim()
-
     def _retirement(self, view: View, *, keep: int, every: int) -> Retirement:
         claim_slot = self._admitted(view)
         retires = {
@@ -325,29 +333,36 @@ class Checkpoints:
             *retention.void(view, claim_slot=claim_slot),
         }
         return Retirement(
-            prefix=self.prefix, slot=view.head + 1, epoch=self.epoch, attempt=self.attempt_id,
+            prefix=self.prefix,
+            slot=view.head + 1,
+            epoch=self.epoch,
+            attempt=self.attempt_id,
+            writer=self.writer,
             retires=tuple(sorted(retires)),
-        )  # fmt: skip
+        )
 
     def _claim_after(self, view: View) -> Record:
         records = [found for found in view.records.values() if found is not None]
-        last = view.claim
-        if self._any_epoch and not self._claimed:
-            joins = last is not None and last.attempt == self.attempt_id
-            self.epoch = max((found.epoch for found in records), default=0) + (0 if joins else 1)
-        if last is not None and self._is_mine(last):
-            return last
-        if any(found.epoch > self.epoch for found in records):
-            raise self._fenced(view, f"attempt {max(found.epoch for found in records)} has begun")
-        if last is not None and last.epoch == self.epoch:
+        last, highest = view.claim, max((found.epoch for found in records), default=0)
+        if self._any_epoch:
+            self.epoch = highest + 1
+        if highest > self.epoch:
+            raise self._fenced(view, f"attempt {highest} has begun")
+        if any(map(self._is_mine, records)):
+            raise self._fenced(view, "another rank of it has claimed")
+        since = () if last is None else (found for found in records if found.slot >= last.slot)
+        by = next((found.attempt for found in since if found.attempt != self.attempt_id), self.attempt_id)
+        if highest == self.epoch and by != self.attempt_id:
             raise Conflict(
-                f"attempt {self.epoch} is already claimed by {last.attempt}, so {self.attempt_id} can't resume the job: "
-                "of two that race one wins, end this one",
+                f"attempt {self.epoch} is already claimed by {by}, so {self.attempt_id} can't resume the job: of two that"
+                " race one wins, end this one",
                 code="already_claimed",
                 epoch=self.epoch,
-                by=last.attempt,
+                by=by,
             )
-        return Claim(prefix=self.prefix, slot=view.head + 1, epoch=self.epoch, attempt=self.attempt_id)
+        return Claim(
+            prefix=self.prefix, slot=view.head + 1, epoch=self.epoch, attempt=self.attempt_id, writer=self.writer
+        )  # fmt: skip
 
     def _manifest(
         self, draft: Draft, shards: Iterable[Shard], *, slot: int, meta: Mapping[str, Any] | None, world: int
@@ -359,9 +374,18 @@ class Checkpoints:
                 f"a checkpoint needs at least one shard, and each name once: {names[:10]}", code="shards_invalid"
             )
         return Manifest(
-            prefix=self.prefix, slot=slot, epoch=self.epoch, attempt=self.attempt_id, step=draft.step, draft=draft.id,
-            shards=found, world=world, model=self.model, meta=plain_meta(meta),
-        )  # fmt: skip
+            prefix=self.prefix,
+            slot=slot,
+            epoch=self.epoch,
+            attempt=self.attempt_id,
+            writer=self.writer,
+            step=draft.step,
+            draft=draft.id,
+            shards=found,
+            world=world,
+            model=self.model,
+            meta=plain_meta(meta),
+        )
 
     def _same_model(self, manifest: Manifest) -> None:
         if self.model and manifest.model and self.model != manifest.model:
@@ -374,7 +398,7 @@ class Checkpoints:
             )
 
     def _is_mine(self, record: Record) -> bool:
-        return (record.epoch, record.attempt) == (self.epoch, self.attempt_id)
+        return record.writer == self.writer
 
     def _fenced(self, view: View, why: str) -> Conflict:
         return Conflict(

@@ -1,10 +1,14 @@
 """The log of one job's checkpoints: numbered slots, each written once, so that all who append agree on one order.
 
 A record is appended by creating the slot after the last one that the writer has seen, which the store lets exactly one
-writer do. Whoever loses looks again, and finds out whether it may still append. Old slots are deleted, so a writer that
-slept may create a slot in a hole far behind: after each append it therefore looks whether it stands at the head, and if
-not it looks again too. With that, one create-once is all the agreement there is: no lock, no clock, no record that
-several writers change. (Ideas: a shared log as in Corfu or Delta Lake; fencing tokens as in Chubby's sequencers.)
+writer do. Whoever loses looks again, and finds out whether it may still append. One writer at a time appends: it has
+claimed the log by a record of its own, and the first record that isn't its own ends that for good. So the slot after the
+last that a writer has seen is free, or its own, or begins a later writer's claim.
+
+Old slots are deleted, later writers' old claims among them, so a writer that slept may create a slot in a hole far behind.
+After each append it therefore looks whether it stands at the head; if not, somebody has claimed, and nothing was promised.
+With that, one create-once is all the agreement there is: no lock, no clock, no record that several writers change.
+(Ideas: a shared log as in Corfu or Delta Lake; fencing tokens as in Chubby's sequencers.)
 
 It does not know what a record means, but for who wrote it.
 """
@@ -96,14 +100,11 @@ class Log:
     def append(self, record_after: Callable[[View], Record]) -> Record:
         """Append what `record_after` makes of the log before it; it refuses by raising.
 
-        `record_after` is called again when another writer was first. A record it gives whose slot is taken already is
-        taken to be there, and nothing is written.
+        `record_after` is called again when another writer was first, or claimed right after.
         """
         view = self.seen
         for _ in range(_TRIES):
             record = record_after(view)
-            if record.slot <= view.head:
-                return record
             created = self._store.put(self.key(record.slot), encoded(record), once=True)
             if created and self._slots()[-1:] == [record.slot]:
                 self._known[record.slot] = record

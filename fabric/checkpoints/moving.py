@@ -49,7 +49,8 @@ def rolled_back(view: View, target: Manifest) -> Manifest:
         target,
         slot=view.head + 1,
         epoch=max((found.epoch for found in view.records.values() if found is not None), default=0),
-        attempt=f"rollback-{secrets.token_hex(6)}",
+        attempt="rollback",
+        writer=secrets.token_hex(6),
         retires=tuple(sorted(found.slot for found in view.manifests if found.slot >= target.slot)),
         origin=f"rollback to step {target.step}",
     )
@@ -64,7 +65,7 @@ def forked(shelf: Shelf, source: Manifest, *, to_prefix: str) -> Manifest:
         for shard, copied in zip(source.shards, shards, strict=True):
             shelf.store.copy(f"{shelf.prefix}/{shard.key}", f"{to_prefix}/{copied.key}")
         first = msgspec.structs.replace(
-            source, prefix=to_prefix, epoch=0, attempt=f"fork-{secrets.token_hex(6)}", draft=draft, shards=shards,
+            source, prefix=to_prefix, epoch=0, attempt="fork", writer=secrets.token_hex(6), draft=draft, shards=shards,
             retires=(), origin=f"fork of step {source.step} of {source.prefix}",
         )  # fmt: skip
         made = log.append(lambda view: _first(view, first))

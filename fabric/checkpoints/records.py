@@ -5,6 +5,7 @@ record that was moved or swapped is as damaged as one that was changed. It does 
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -16,6 +17,8 @@ FORMAT: Final = 1
 """Of the records and of the layout of keys below a prefix."""
 RECORD_BYTES_MAX: Final = 64 * 2**20
 _DIGEST_CHARS: Final = 64
+_INT_MIN: Final = -(2**63)
+_INT_MAX: Final = 2**64 - 1
 
 
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,13 +31,15 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True, tag="claim"):
-    """From this slot on only this attempt may append, until a newer one claims."""
+    """From this slot on only this writer may append, until another claims."""
 
     format: int = FORMAT
     prefix: str
     slot: int
     epoch: int
     attempt: str
+    writer: str
+    """The process: ranks of one attempt are several, and only one at a time appends."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
@@ -46,6 +51,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
     """Its place in the log: of two checkpoints the one with the higher slot is newer, whatever their steps."""
     epoch: int
     attempt: str
+    writer: str
     step: int
     draft: str
     """Names the folder that its shards lie in."""
@@ -88,6 +94,7 @@ class Retirement(msgspec.Struct, frozen=True, kw_only=True, tag="retire"):
     slot: int
     epoch: int
     attempt: str
+    writer: str
     retires: tuple[int, ...]
 
 
@@ -102,12 +109,9 @@ def encoded(record: Record) -> bytes:
     """The record as it is kept.
 
     Raises:
-        InvalidRequest: its `meta` is not JSON, or it is larger than RECORD_BYTES_MAX.
+        InvalidRequest: it is larger than RECORD_BYTES_MAX.
     """
-    try:
-        body = msgspec.json.encode(record)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"a checkpoint's meta must be JSON: {error}", code="meta_invalid") from None
+    body = msgspec.json.encode(record)
     if len(body) > RECORD_BYTES_MAX:
         raise InvalidRequest(
             f"the manifest has {len(body)} bytes, at most {RECORD_BYTES_MAX} are kept: put large values into shards,"
@@ -153,12 +157,38 @@ def other_version(prefix: str, *, found: int) -> Conflict:
 
 
 def plain_meta(meta: Mapping[str, Any] | None) -> dict[str, Any]:
-    """`meta` as it will be read back: JSON's own types, so that tuples are lists and keys are strings."""
-    try:
-        found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(dict(meta or {})), type=dict[str, Any])
-    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
-        raise InvalidRequest(f"a checkpoint's meta must be JSON: {error}", code="meta_invalid") from None
-    return found
+    """`meta` as it will be read back, every number exactly; tuples become lists.
+
+    Raises:
+        InvalidRequest: something in it is not JSON, not finite, or a whole number of more than 64 bits.
+    """
+    return {name: _plain(value, f"meta[{name!r}]") for name, value in (meta or {}).items() if _is_name(name)}
+
+
+def _plain(value: Any, where: str) -> Any:
+    match value:
+        case None | bool() | str():
+            return value
+        case int() if _INT_MIN <= value <= _INT_MAX:
+            return int(value)
+        case float() if math.isfinite(value):
+            return float(value)
+        case list() | tuple():
+            return [_plain(item, f"{where}[{at}]") for at, item in enumerate(value)]
+        case dict() if all(map(_is_name, value)):
+            return {name: _plain(item, f"{where}[{name!r}]") for name, item in value.items()}
+    raise InvalidRequest(
+        f"{where} is {str(value)[:40]} ({type(value).__name__}): a checkpoint's meta holds None, bools, strings, finite"
+        " numbers of at most 64 bits, lists, and dicts by string; put anything else into a shard",
+        code="meta_invalid",
+        where=where,
+    )
+
+
+def _is_name(name: object) -> bool:
+    if not isinstance(name, str):
+        raise InvalidRequest(f"a key of a checkpoint's meta is {name!r}: use strings", code="meta_invalid")
+    return True
 
 
 def _digest(body: bytes) -> bytes:
