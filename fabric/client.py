@@ -46,7 +46,7 @@ class Client:
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        credentials = grpc.ssl_channel_credentials(root_certificates=_read_ca(profile.ca))
+        credentials = grpc.ssl_channel_credentials(root_certificates=read_ca(profile.ca))
         self._channel = grpc.secure_channel(profile.address, credentials, options=_OPTIONS)
         metadata = [("authorization", f"Bearer {profile.api_key}")]
         self._metadata = (*metadata, ("fabric-account", profile.account)) if profile.account else tuple(metadata)
@@ -110,7 +110,7 @@ class Client:
         return self._callables[method.name]
 
     def _error(self, error: grpc.RpcError) -> FabricError:
-        return _error_of(error, address=self.profile.address)
+        return error_of_call(error, address=self.profile.address)
 
 
 class Stream(Iterator[Reply]):
@@ -148,7 +148,7 @@ def _chunks(data: bytes, *, sha256: str) -> Iterator[pb.Chunk]:
         yield pb.Chunk(data=data[start : start + CHUNK_BYTES])
 
 
-def _read_ca(path: str) -> bytes | None:
+def read_ca(path: str) -> bytes | None:
     if not path:
         return None
     try:
@@ -162,7 +162,7 @@ def _read_ca(path: str) -> bytes | None:
         ) from None
 
 
-def _error_of(error: grpc.RpcError, *, address: str) -> FabricError:
+def error_of_call(error: Any, *, address: str) -> FabricError:
     """The typed error behind a failed call: the door's own where it sent one, else what the transport says."""
     metadata: Any = error.trailing_metadata() or ()
     for key, value in metadata:

@@ -44,6 +44,7 @@ class Call(msgspec.Struct, frozen=True):
         key_id: the key that asked; empty where no key did.
         ended: why, one of `Ended`.
         covered: ran on the account's own dedicated lease: recorded, charged 0.
+        rate_version: the version of the model's rates it was granted by; 0 = those in force when it started.
     """
 
     call_id: str
@@ -56,6 +57,7 @@ class Call(msgspec.Struct, frozen=True):
     ended_at_us: int
     ended: str
     covered: bool = False
+    rate_version: int = 0
 
 
 class Granted(msgspec.Struct, frozen=True):

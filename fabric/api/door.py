@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fabric.api.batcher import Batcher, Decider, Straight
+from fabric.api.board import Board
 from fabric.api.feed import ChangeFeed
 from fabric.api.keys import KeyRing, RateLimit, StreamLimit
 from fabric.api.port import GatePort
@@ -57,6 +58,7 @@ class Door:
         self.streams = StreamLimit(most=self.limits.streams)
         self.gate: Decider = Batcher(port) if batched else Straight(port)
         self.feed = ChangeFeed(port)
+        self.board = Board(self.clock)
         self.sandbox_payments = sandbox_payments
 
     async def job(self, job_id: str, *, scope: AccountId | None) -> JobView:

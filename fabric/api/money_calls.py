@@ -9,21 +9,14 @@ from fabric.api.door import Door
 from fabric.api.job_calls import CHUNK_BYTES, chunks
 from fabric.api.keys import Caller
 from fabric.api.messages import accepted, amount, at_least, message_of, request_id, several, short, word
+from fabric.api.serving_calls import calls_of
 from fabric.errors import NotFound, PermissionDenied
-from fabric.gate.events import (
-    Authorize,
-    BuyBundle,
-    ReleaseHold,
-    SettleHold,
-    Subscribe,
-    TopUp,
-    Unsubscribe,
-    UpdateHold,
-)
+from fabric.gate.events import BuyBundle, Subscribe, TopUp, Unsubscribe
 from fabric.gate.questions import BalanceOf, PricesOf, ReceiptsOf, RecordsOf, StatementOf
+from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
 from fabric.gate.views import BalanceView
 from fabric.ledger.scopes import Service, Use
-from fabric.units import HoldId, JobId
+from fabric.units import HoldId, JobId, KeyId
 from fabric.wire import fabric_pb2 as pb
 
 
@@ -142,7 +135,9 @@ async def authorize(door: Door, caller: Caller, request: pb.AuthorizeRequest) ->
         ),
         ttl_us=at_least(1, "ttl_us", request.ttl_us),
         minimum_uhs=amount("minimum_uhs", request.minimum_uhs) if request.HasField("minimum_uhs") else None,
-        request_id=request_id(request.request_id),
+        key_id=_key_id(caller, request.key_id),
+        # A gateway repeats itself by the hold's own name: what it asks is too much to be remembered for ever.
+        request_id="" if caller.operator and not request.request_id else request_id(request.request_id),
     )
     return accepted(await door.gate.decide(event))
 
@@ -156,6 +151,8 @@ async def update_hold(door: Door, caller: Caller, request: pb.UpdateHoldRequest)
         used_uhs=at_least(0, "used_uhs", request.used_uhs),
         more_uhs=at_least(0, "more_uhs", request.more_uhs),
         ttl_us=at_least(1, "ttl_us", request.ttl_us) if request.HasField("ttl_us") else None,
+        minimum_uhs=at_least(1, "minimum_uhs", request.minimum_uhs) if request.HasField("minimum_uhs") else 1,
+        calls=calls_of(caller, request.calls),
     )
     return accepted(await door.gate.decide(event))
 
@@ -167,6 +164,7 @@ async def settle_hold(door: Door, caller: Caller, request: pb.SettleHoldRequest)
         account_id=caller.account,
         seq=at_least(1, "seq", request.seq),
         used_uhs=at_least(0, "used_uhs", request.used_uhs),
+        calls=calls_of(caller, request.calls),
     )
     return accepted(await door.gate.decide(event))
 
@@ -179,6 +177,12 @@ async def release_hold(door: Door, caller: Caller, request: pb.ReleaseHoldReques
         seq=at_least(1, "seq", request.seq),
     )
     return accepted(await door.gate.decide(event))
+
+
+def _key_id(caller: Caller, given: str) -> KeyId | None:
+    if given and not caller.operator:
+        raise PermissionDenied("only an operator's gateway holds for a key", code="operator_only")
+    return KeyId(given) if given else None
 
 
 def _hold_id(caller: Caller, given: str) -> HoldId:

@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 import structlog
 
-from fabric.api import job_calls, money_calls, operator_calls
+from fabric.api import job_calls, money_calls, operator_calls, serving_calls
 from fabric.api.door import Door
 from fabric.api.keys import REMEMBER_S, Caller
 from fabric.api.tls import TlsPems
@@ -49,6 +49,8 @@ class Call(NamedTuple):
 
     run: Callable[[Door, Caller, Any], Any]
     operators_only: bool = False
+    gateways: bool = False
+    """What an operator's gateways say all the time: each stands for many callers, so no rate holds for it."""
 
 
 CALLS: Final[dict[str, Call]] = {
@@ -75,10 +77,18 @@ CALLS: Final[dict[str, Call]] = {
     "Prices": Call(money_calls.prices),
     "Receipts": Call(money_calls.receipts),
     "Export": Call(money_calls.export),
-    "Authorize": Call(money_calls.authorize),
-    "UpdateHold": Call(money_calls.update_hold),
-    "SettleHold": Call(money_calls.settle_hold),
-    "ReleaseHold": Call(money_calls.release_hold),
+    "Authorize": Call(money_calls.authorize, gateways=True),
+    "UpdateHold": Call(money_calls.update_hold, gateways=True),
+    "SettleHold": Call(money_calls.settle_hold, gateways=True),
+    "ReleaseHold": Call(money_calls.release_hold, gateways=True),
+    "RecordCalls": Call(serving_calls.record_calls, operators_only=True, gateways=True),
+    "ListModels": Call(serving_calls.list_models),
+    "OfferModel": Call(serving_calls.offer_model, operators_only=True),
+    "ScaleModel": Call(serving_calls.scale_model, operators_only=True),
+    "WithdrawModel": Call(serving_calls.withdraw_model, operators_only=True),
+    "ReportServing": Call(serving_calls.report_serving, operators_only=True, gateways=True),
+    "WatchServing": Call(serving_calls.watch_serving, operators_only=True),
+    "CallerOf": Call(serving_calls.caller_of, operators_only=True, gateways=True),
     "CreateKey": Call(operator_calls.create_key),
     "ListKeys": Call(operator_calls.list_keys),
     "RevokeKey": Call(operator_calls.revoke_key),
@@ -186,7 +196,8 @@ def _streaming(door: Door, method: Method, call: Call) -> Callable[[Any, Any], A
 
 async def _admit(door: Door, call: Call, context: Context) -> Caller:
     caller = await _caller(door, call, context)
-    door.rate.spend(caller.counted_as)
+    if not (caller.operator and call.gateways):
+        door.rate.spend(caller.counted_as)
     return caller
 
 

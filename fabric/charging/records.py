@@ -1,15 +1,18 @@
-"""Charging data records: what one lease used, and what that cost.
+"""Charging data records: what one lease or one metered call used, and what that cost.
 
-A CDR is written once, when a lease's meters are closed, and holds everything needed to compute its charge again: the
-devices, the tariff version and weight, the time, the device-time in use in each band of the burn curve, and what part
-of it was estimated.
+A CDR is written once, when a lease's meters are closed or a call of a language model was settled, and holds everything
+needed to compute its charge again. For a lease: the devices, the tariff version and weight, the time, the device-time in
+use in each band of the burn curve, and what part of it was estimated. For a call: the LLM tokens of each kind and the rate.
 """
 
 import msgspec
 
 
-class Cdr(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt of one job, rated. Times and durations in µs, amounts in µHs."""
+class Cdr(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One attempt of one job, or one call, rated. Times and durations in µs, amounts in µHs.
+
+    A call's has its own id as `cdr_id`, no `job_id`, the hold that paid as `lease_id`, and no devices.
+    """
 
     cdr_id: str
     account_id: str
@@ -35,4 +38,18 @@ class Cdr(msgspec.Struct, frozen=True, kw_only=True):
     absorbed_uhs: int = 0
     """Used beyond what was held, and not charged: the operator's loss."""
     ended: str = ""
-    """How the attempt ended: succeeded | failed | saved | lost | cancelled."""
+    """How the attempt ended: succeeded | failed | saved | lost | cancelled; how a call did: stop | length |
+    balance_exhausted | client_gone | error | cancelled."""
+    model: str = ""
+    """"" = a lease's record."""
+    key_id: str = ""
+    """The API key the call came with."""
+    rate_version: int = 0
+    rate_uhs_per_mtok: tuple[int, ...] = ()
+    """What 10⁶ LLM tokens cost: prompt, cached prompt, completion, reasoning."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    covered: bool = False
+    """Ran on the account's own dedicated lease, which has paid for it: charged 0."""

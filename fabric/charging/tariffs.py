@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from fabric.charging.burn import BurnCurve
+from fabric.charging.rates import Rate
 from fabric.units import MICROS_PER_S
 
 HOURS_A_DAY: Final = 24
@@ -56,6 +57,8 @@ class Tariffs(msgspec.Struct, frozen=True, kw_only=True):
     """Of the clock by which `hours` are meant."""
     weights: tuple[Weight, ...]
     curve: BurnCurve = BurnCurve()
+    rates: tuple[Rate, ...] = ()
+    """Of language models that are offered without rates of their own."""
 
     def weight_ppm(
         self,

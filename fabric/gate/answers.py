@@ -7,7 +7,7 @@ from typing import Final, assert_never
 
 from fabric.charging.burn import REFERENCE_PPM
 from fabric.charging.rating import burn_per_s
-from fabric.gate import grace, holds, jobs, leases
+from fabric.gate import grace, holds, jobs, leases, offers
 from fabric.gate.core import Core
 from fabric.gate.events import JobSpec
 from fabric.gate.instructions import Refusal
@@ -16,11 +16,13 @@ from fabric.gate.questions import (
     AnyAnswer,
     AnyQuestion,
     BalanceOf,
+    CallerOf,
     JobOf,
     JobsOf,
     KeyOf,
     KeysOf,
     LeasesOf,
+    ModelsOf,
     NodesOf,
     Prices,
     PricesOf,
@@ -39,7 +41,7 @@ BURNING: Final = ("running", "stopping")
 """States of a lease in which its devices are in use."""
 
 
-def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa: C901, PLR0911 - one case a question
+def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa: C901, PLR0911, PLR0912 - a case each
     state = core.state
     match question:
         case JobOf():
@@ -60,6 +62,10 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
             return None if key is None else _key(key)
         case KeysOf():
             return [_key(key) for key in state.keys.values() if question.account_id in (None, key.account_id)]
+        case CallerOf():
+            return offers.caller(core, question.key_id, now_us)
+        case ModelsOf():
+            return offers.to(core, question.account_id)
         case NodesOf():
             return _nodes(core)
         case LeasesOf():

@@ -7,7 +7,7 @@ back in line, and where tokens have become free, jobs that waited for them go on
 
 from typing import Final
 
-from fabric.gate import jobs, leases, subscriptions
+from fabric.gate import jobs, keys, leases, subscriptions
 from fabric.gate.core import Core
 from fabric.units import AccountId
 
@@ -19,6 +19,7 @@ def let_time_pass(core: Core) -> None:
     """Renew subscriptions, let holds lapse and lots expire: each dated when it fell due."""
     subscriptions.renew(core)
     core.book.sweep(now_us=core.now_us)
+    keys.let_lapse(core)
 
 
 def follow(core: Core) -> None:

@@ -1,16 +1,18 @@
 """Holds that clients keep themselves (an inference gateway's slices): credit control as in RFC 8506.
 
-Every word of the client carries a `seq`, so it may say it again. A hold always has a validity, so none can leak.
+Every word of the client carries a `seq`, so it may say it again. A hold always has a validity, so none can leak. A gateway
+reports the calls that were paid from its hold; what they cost is reckoned here, never there.
 """
 
 from typing import Final
 
-from fabric.gate import refusals
+from fabric.gate import calls, keys, refusals
 from fabric.gate.core import Core
-from fabric.gate.events import Authorize, ReleaseHold, SettleHold, UpdateHold
-from fabric.gate.instructions import Accepted, Outcome
+from fabric.gate.instructions import Accepted, Outcome, Refusal
+from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
 from fabric.ledger import Granted, Refused, Settled
-from fabric.units import INT64_MAX, AccountId
+from fabric.ledger.holds import Hold
+from fabric.units import INT64_MAX, AccountId, KeyId
 
 OF_JOBS: Final = "#"
 """Marks the names of holds that the gate keeps for jobs: clients can neither make nor touch one."""
@@ -19,6 +21,85 @@ TTL_MAX_US: Final = 86_400_000_000
 
 
 def authorize(core: Core, event: Authorize) -> Outcome:
+    if known := _malformed(event) or _asked_before(core, event):
+        return known
+    amount_uhs = event.amount_uhs
+    if event.key_id is not None:
+        within = _within_key(core, event, event.key_id)
+        if isinstance(within, Refusal):
+            return within
+        amount_uhs = within
+    answer = core.book.authorize(
+        event.account_id,
+        hold_id=event.hold_id,
+        amount_uhs=amount_uhs,
+        use=event.use,
+        now_us=core.now_us,
+        expires_at_us=core.now_us + event.ttl_us,
+        minimum_uhs=event.minimum_uhs,
+        key_id=event.key_id or "",
+    )
+    if isinstance(answer, Refused):
+        return refusals.from_ledger(answer, remedy="the amount")
+    keys.holds(core, event.key_id or "", answer.granted_uhs)
+    final = answer.final or amount_uhs < event.amount_uhs
+    return Accepted(granted_uhs=answer.granted_uhs, held_uhs=answer.held_uhs, final=final)
+
+
+def update(core: Core, event: UpdateHold) -> Outcome:
+    if event.ttl_us is not None and not 0 < event.ttl_us <= TTL_MAX_US:
+        return _bad_ttl(event.ttl_us)
+    hold = _own(core, event.account_id, event.hold_id)
+    if hold is None:
+        return refusals.not_found("hold", event.hold_id)
+    billed = _bill(core, event, hold)
+    if isinstance(billed, Refusal):
+        return billed
+    held_uhs, is_new, used_uhs = hold.held_uhs, event.seq > hold.seq, event.used_uhs + billed.charged_uhs
+    answer = core.book.update(
+        event.hold_id,
+        seq=event.seq,
+        used_uhs=used_uhs,
+        more_uhs=event.more_uhs,
+        now_us=core.now_us,
+        expires_at_us=None if event.ttl_us is None else core.now_us + event.ttl_us,
+        minimum_uhs=event.minimum_uhs,
+        ceiling_uhs=_ceiling(core, hold, used_uhs=used_uhs),
+    )
+    if isinstance(answer, Refused):
+        return refusals.from_ledger(answer)
+    if is_new:
+        _note(core, hold, billed, used_uhs=event.used_uhs, held_uhs=hold.held_uhs - held_uhs)
+    return Accepted(granted_uhs=answer.granted_uhs, held_uhs=answer.held_uhs, final=answer.final)
+
+
+def settle(core: Core, event: SettleHold) -> Outcome:
+    hold = _own(core, event.account_id, event.hold_id)
+    if hold is None:
+        return refusals.not_found("hold", event.hold_id)
+    billed = _bill(core, event, hold)
+    if isinstance(billed, Refusal):
+        return billed
+    held_uhs, is_new = hold.held_uhs, event.seq > hold.seq
+    used_uhs = event.used_uhs + billed.charged_uhs
+    answer = core.book.settle(event.hold_id, seq=event.seq, used_uhs=used_uhs, now_us=core.now_us)
+    if is_new and isinstance(answer, Settled):
+        _note(core, hold, billed, used_uhs=event.used_uhs, held_uhs=-held_uhs)
+    return _ended(answer)
+
+
+def release(core: Core, event: ReleaseHold) -> Outcome:
+    hold = _own(core, event.account_id, event.hold_id)
+    if hold is None:
+        return refusals.not_found("hold", event.hold_id)
+    held_uhs, is_new = hold.held_uhs, event.seq > hold.seq
+    answer = core.book.release(event.hold_id, seq=event.seq, now_us=core.now_us)
+    if is_new and isinstance(answer, Settled):
+        keys.holds(core, hold.key_id, -held_uhs)
+    return _ended(answer)
+
+
+def _malformed(event: Authorize) -> Refusal | None:
     if not 0 < event.ttl_us <= TTL_MAX_US:
         return _bad_ttl(event.ttl_us)
     if not event.hold_id or OF_JOBS in event.hold_id:
@@ -29,49 +110,59 @@ def authorize(core: Core, event: Authorize) -> Outcome:
         return refusals.invalid(
             f"a hold is of more than 0 and at most {INT64_MAX} µHs, not {event.amount_uhs}", code="invalid_amount"
         )
-    answer = core.book.authorize(
-        event.account_id,
-        hold_id=event.hold_id,
-        amount_uhs=event.amount_uhs,
-        use=event.use,
-        now_us=core.now_us,
-        expires_at_us=core.now_us + event.ttl_us,
-        minimum_uhs=event.minimum_uhs,
-    )
-    if isinstance(answer, Granted):
-        return Accepted(granted_uhs=answer.granted_uhs, held_uhs=answer.held_uhs, final=answer.final)
-    return refusals.from_ledger(answer, remedy="the amount")
+    return None
 
 
-def update(core: Core, event: UpdateHold) -> Outcome:
-    if event.ttl_us is not None and not 0 < event.ttl_us <= TTL_MAX_US:
-        return _bad_ttl(event.ttl_us)
-    if not _owns(core, event.account_id, event.hold_id):
-        return refusals.not_found("hold", event.hold_id)
-    answer = core.book.update(
-        event.hold_id,
-        seq=event.seq,
-        used_uhs=event.used_uhs,
-        more_uhs=event.more_uhs,
-        now_us=core.now_us,
-        expires_at_us=None if event.ttl_us is None else core.now_us + event.ttl_us,
-    )
-    if isinstance(answer, Refused):
-        return refusals.from_ledger(answer)
-    return Accepted(granted_uhs=answer.granted_uhs, held_uhs=answer.held_uhs, final=answer.final)
+def _asked_before(core: Core, event: Authorize) -> Accepted | None:
+    """The answer again, for a hold of that name of which nothing more was said: one without a request id is known by it."""
+    hold = None if event.request_id else core.book.holds.get(event.hold_id)
+    if hold is None or hold.seq or not isinstance(hold.answer, Granted):
+        return None
+    if (hold.account_id, hold.use, hold.key_id) != (event.account_id, event.use, event.key_id or ""):
+        return None
+    granted_uhs = hold.answer.granted_uhs
+    return Accepted(granted_uhs=granted_uhs, held_uhs=hold.answer.held_uhs, final=granted_uhs < event.amount_uhs)
 
 
-def settle(core: Core, event: SettleHold) -> Outcome:
-    if not _owns(core, event.account_id, event.hold_id):
-        return refusals.not_found("hold", event.hold_id)
-    answer = core.book.settle(event.hold_id, seq=event.seq, used_uhs=event.used_uhs, now_us=core.now_us)
-    return _ended(answer)
+def _within_key(core: Core, event: Authorize, key_id: KeyId) -> int | Refusal:
+    """How much may be held for the key, if not less than the least that is of use."""
+    if refusal := keys.unusable(core, key_id, account_id=event.account_id):
+        return refusal
+    key = core.state.keys[key_id]
+    left_uhs = keys.left_uhs(key)
+    if left_uhs is None or event.amount_uhs <= left_uhs:
+        return event.amount_uhs
+    least_uhs = event.amount_uhs if event.minimum_uhs is None else max(1, event.minimum_uhs)
+    if left_uhs < least_uhs:
+        return refusals.key_limit_reached(needed_uhs=least_uhs, left_uhs=left_uhs, limit_uhs=key.limit_uhs or 0)
+    return left_uhs
 
 
-def release(core: Core, event: ReleaseHold) -> Outcome:
-    if not _owns(core, event.account_id, event.hold_id):
-        return refusals.not_found("hold", event.hold_id)
-    return _ended(core.book.release(event.hold_id, seq=event.seq, now_us=core.now_us))
+def _bill(core: Core, event: UpdateHold | SettleHold, hold: Hold) -> calls.Bill | Refusal:
+    """What the calls of a new word come to; an old word is answered as it was, whatever it says."""
+    if event.seq <= hold.seq:
+        return calls.NOTHING
+    return calls.bill(core, event.calls, account_id=event.account_id, hold_id=event.hold_id, key_id=hold.key_id)
+
+
+def _ceiling(core: Core, hold: Hold, *, used_uhs: int) -> int | None:
+    """What the limit of the hold's key leaves for more, once what was used is booked. A key that counts no more has none
+    to give.
+    """
+    key = core.state.keys.get(KeyId(hold.key_id)) if hold.key_id else None
+    if key is None:
+        return None
+    if keys.unusable(core, key.key_id, account_id=AccountId(hold.account_id)):
+        return 0
+    left_uhs = keys.left_uhs(key)
+    return None if left_uhs is None else max(0, left_uhs - max(used_uhs - hold.held_uhs, 0))
+
+
+def _note(core: Core, hold: Hold, billed: calls.Bill, *, used_uhs: int, held_uhs: int) -> None:
+    """What was booked counts against the keys: each call its own, the rest the hold's."""
+    calls.book(core, billed)
+    keys.spends(core, hold.key_id, account_id=AccountId(hold.account_id), amount_uhs=used_uhs)
+    keys.holds(core, hold.key_id, held_uhs)
 
 
 def _ended(answer: Settled | Refused) -> Outcome:
@@ -88,14 +179,14 @@ def _ended(answer: Settled | Refused) -> Outcome:
     )
 
 
-def _owns(core: Core, account_id: AccountId, hold_id: str) -> bool:
+def _own(core: Core, account_id: AccountId, hold_id: str) -> Hold | None:
     """A client's hold of this account. Another tenant's, and those the gate keeps for jobs, don't exist for it."""
     book = core.book
     hold = book.holds.get(hold_id) or book.lapsed.get(hold_id) or book.ended.get(hold_id)
-    return hold is not None and hold.account_id == account_id and OF_JOBS not in hold_id
+    return hold if hold is not None and hold.account_id == account_id and OF_JOBS not in hold_id else None
 
 
-def _bad_ttl(ttl_us: int) -> Outcome:
+def _bad_ttl(ttl_us: int) -> Refusal:
     return refusals.invalid(
         f"a hold is valid for more than 0 and at most {TTL_MAX_US} µs, not {ttl_us}", code="invalid_ttl", ttl_us=ttl_us
     )

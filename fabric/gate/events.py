@@ -3,7 +3,8 @@
 Events are plain frozen records, so that a journal of them replays anywhere. Those that come from a client carry a
 `request_id`: the same id with the same content gets the first answer again, forever; with other content it is a
 conflict. Amounts are µHs, times and durations µs. Events from the cluster (nodes, leases, meters) carry the lease's id,
-which names one attempt of one job, so a late word from a dead attempt changes nothing.
+which names one attempt of one job, so a late word from a dead attempt changes nothing. Those of metered inference are in
+`serving_events`.
 """
 
 from enum import StrEnum
@@ -12,8 +13,19 @@ import msgspec
 
 from fabric.charging.catalogue import Catalogue
 from fabric.charging.tariffs import Tariffs
-from fabric.ledger.scopes import ANYTHING, Scope, Service, Use
-from fabric.units import AccountId, HoldId, JobId, KeyId, LeaseId, NodeId
+from fabric.gate.event import Event
+from fabric.gate.serving_events import (
+    Authorize,
+    OfferModel,
+    RecordCalls,
+    ReleaseHold,
+    ScaleModel,
+    SettleHold,
+    UpdateHold,
+    WithdrawModel,
+)
+from fabric.ledger.scopes import ANYTHING, Scope, Service
+from fabric.units import AccountId, JobId, KeyId, LeaseId, NodeId
 
 
 class Pool(StrEnum):
@@ -44,10 +56,6 @@ class HoldMode(StrEnum):
     """All of it: once accepted, the job can never be parked for what others spend."""
     ROLLING = "rolling"
     """A quantum at a time, renewed while it runs: a top-up extends it, an empty account parks it."""
-
-
-class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
-    """Anything that happens to the gate."""
 
 
 # -- from the operator -------------------------------------------------------------------------------------------------
@@ -147,45 +155,6 @@ class Unsubscribe(Event, frozen=True, kw_only=True, tag="unsubscribe"):
     account_id: AccountId
     subscription: str
     request_id: str = ""
-
-
-class Authorize(Event, frozen=True, kw_only=True, tag="authorize"):
-    """Hold tokens for something the gate doesn't place itself (an inference slice). Leaks are impossible: `ttl_us`."""
-
-    hold_id: HoldId
-    account_id: AccountId
-    amount_uhs: int
-    use: Use
-    ttl_us: int
-    minimum_uhs: int | None = None
-    """Grant less than `amount_uhs`, but not less than this: then `final` is set. None = all or nothing."""
-    request_id: str = ""
-
-
-class UpdateHold(Event, frozen=True, kw_only=True, tag="update_hold"):
-    """Capture `used_uhs` and ask for `more_uhs` in one step. `seq` counts up from 1; a repeated seq repeats the answer."""
-
-    hold_id: HoldId
-    account_id: AccountId
-    seq: int
-    used_uhs: int = 0
-    more_uhs: int = 0
-    ttl_us: int | None = None
-
-
-class SettleHold(Event, frozen=True, kw_only=True, tag="settle_hold"):
-    """Capture `used_uhs` and free the rest. Late is accepted; more than was held is booked and flagged."""
-
-    hold_id: HoldId
-    account_id: AccountId
-    seq: int
-    used_uhs: int = 0
-
-
-class ReleaseHold(Event, frozen=True, kw_only=True, tag="release_hold"):
-    hold_id: HoldId
-    account_id: AccountId
-    seq: int
 
 
 # -- the cluster -------------------------------------------------------------------------------------------------------
@@ -374,6 +343,10 @@ AnyEvent = (
     | UpdateHold
     | SettleHold
     | ReleaseHold
+    | RecordCalls
+    | OfferModel
+    | ScaleModel
+    | WithdrawModel
     | NodeUp
     | NodeDown
     | NodeDrain

@@ -14,12 +14,11 @@ from typing import Self, assert_never
 
 import msgspec
 
-from fabric.gate import consequences, credit, jobs, leases, nodes, refusals, subscriptions, treasury
+from fabric.gate import calls, consequences, credit, jobs, leases, models, nodes, refusals, subscriptions, treasury
 from fabric.gate.answers import answer
 from fabric.gate.core import Core
 from fabric.gate.events import (
     AnyEvent,
-    Authorize,
     BuyBundle,
     Cancel,
     ClosePeriod,
@@ -37,20 +36,27 @@ from fabric.gate.events import (
     OpenAccount,
     Pause,
     RaiseLimit,
-    ReleaseHold,
     Resume,
     RevokeKey,
     SaveNow,
-    SettleHold,
     Submit,
     Subscribe,
     Tick,
     TopUp,
     Unsubscribe,
-    UpdateHold,
 )
 from fabric.gate.instructions import Accepted, AnyInstruction, Decision, Outcome, RemoveLease, StartLease, StopLease
 from fabric.gate.questions import AnyAnswer, AnyQuestion
+from fabric.gate.serving_events import (
+    Authorize,
+    OfferModel,
+    RecordCalls,
+    ReleaseHold,
+    ScaleModel,
+    SettleHold,
+    UpdateHold,
+    WithdrawModel,
+)
 from fabric.gate.state import Answered, GateState
 from fabric.ledger import Book
 from fabric.placement import PlacementState
@@ -138,6 +144,10 @@ class Gate:
         held_by_jobs = {job.hold_id: job.held_uhs for job in state.jobs.values() if job.hold_id is not None}
         for hold_id, held_uhs in held_by_jobs.items():
             assert state.book.holds[hold_id].held_uhs == held_uhs, f"hold {hold_id} and its job disagree"
+        for key in state.keys.values():
+            held = sum(job.held_uhs for job in state.jobs.values() if job.key_id == key.key_id)
+            held += sum(hold.held_uhs for hold in state.book.holds.values() if hold.key_id == key.key_id)
+            assert key.held_uhs == held, f"key {key.key_id} and what is held with it disagree"
         for record in state.leases.values():
             job = state.jobs[record.lease.job_id]
             assert job.lease_id == record.lease.lease_id, f"lease {record.lease.lease_id} without its job"
@@ -177,6 +187,14 @@ class Gate:
                 return credit.settle(core, event)
             case ReleaseHold():
                 return credit.release(core, event)
+            case RecordCalls():
+                return calls.record(core, event)
+            case OfferModel():
+                return models.offer(core, event)
+            case ScaleModel():
+                return models.scale(core, event)
+            case WithdrawModel():
+                return models.withdraw(core, event)
             case Submit():
                 return jobs.submit(core, event)
             case Metered():

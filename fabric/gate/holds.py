@@ -85,7 +85,7 @@ def within_key(core: Core, job: Job, amount_uhs: int) -> int:
     key = core.state.keys.get(job.key_id) if job.key_id else None
     if key is None or key.limit_uhs is None:
         return amount_uhs
-    return min(amount_uhs, key.limit_uhs - key.spent_uhs - key.held_uhs)
+    return min(amount_uhs, max(0, key.limit_uhs - key.spent_uhs - key.held_uhs))
 
 
 def extend(core: Core, job: Job, *, amount_uhs: int, minimum_uhs: int | None = None) -> Refusal | int:

@@ -11,7 +11,7 @@ from fabric.charging.catalogue import Catalogue
 from fabric.charging.records import Cdr
 from fabric.charging.tariffs import Tariffs
 from fabric.gate.events import JobSpec
-from fabric.gate.views import BalanceView, JobView, KeyView, LeaseView, NodeView, QuoteView
+from fabric.gate.views import BalanceView, CallerView, JobView, KeyView, LeaseView, ModelView, NodeView, QuoteView
 from fabric.units import AccountId, JobId, KeyId
 
 
@@ -89,6 +89,18 @@ class KeysOf(Question, frozen=True, kw_only=True, tag="keys"):
     account_id: AccountId | None = None
 
 
+class CallerOf(Question, frozen=True, kw_only=True, tag="caller"):
+    """→ CallerView | None: all that a gateway must know of whoever calls with a key"""
+
+    key_id: KeyId
+
+
+class ModelsOf(Question, frozen=True, kw_only=True, tag="models"):
+    """→ list[ModelView]: what is offered to the account"""
+
+    account_id: AccountId | None = None
+
+
 class NodesOf(Question, frozen=True, kw_only=True, tag="nodes"):
     """→ list[NodeView]"""
 
@@ -121,6 +133,8 @@ AnyQuestion = (
     | QuoteOf
     | KeyOf
     | KeysOf
+    | CallerOf
+    | ModelsOf
     | NodesOf
     | LeasesOf
     | PricesOf
@@ -129,6 +143,7 @@ AnyAnswer = (
     JobView
     | BalanceView
     | KeyView
+    | CallerView
     | Statement
     | QuoteView
     | Prices
@@ -137,6 +152,7 @@ AnyAnswer = (
     | list[Cdr]
     | list[Receipt]
     | list[KeyView]
+    | list[ModelView]
     | list[NodeView]
     | list[LeaseView]
     | None

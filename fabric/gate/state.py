@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 import msgspec
 
 from fabric.charging.catalogue import Catalogue
+from fabric.charging.rates import Rate
 from fabric.charging.sessions import ChargingSession
 from fabric.charging.tariffs import Tariffs
 from fabric.gate.events import JobSpec, LeaseOutcome
 from fabric.gate.instructions import Lease, Outcome
 from fabric.gate.lifecycle import JobState, StopReason
+from fabric.gate.serving_events import ModelSpec
 from fabric.gate.timeline import Moment
 from fabric.ledger import Book
 from fabric.placement import PlacementState
@@ -132,6 +134,39 @@ class SubscriptionRecord:
     """What the current cycle granted: what is left of these at its end may be carried over."""
 
 
+class Price(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of a model's rates."""
+
+    version: int
+    since_us: int
+    rates: tuple[Rate, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class Model:
+    """A language model that is, or was, offered: kept, because calls may be settled long after it was withdrawn."""
+
+    spec: ModelSpec
+    offered_at_us: int
+    withdrawn: bool = False
+    follows_tariffs: bool = False
+    """Whether other tariffs change its price."""
+    prices: list[Price] = field(default_factory=list)
+    """Every version, oldest first."""
+    changed: int = 1
+    """Counts the times it was offered, scaled or withdrawn."""
+
+
+@dataclass(slots=True, kw_only=True)
+class SettledCalls:
+    """Ids of calls that were charged, in two generations, so that forgetting the oldest costs nothing."""
+
+    recent: dict[str, None] = field(default_factory=dict)
+    older: dict[str, None] = field(default_factory=dict)
+    since_us: int = 0
+    """When `recent` was begun."""
+
+
 class Answered(msgspec.Struct, frozen=True, array_like=True):
     """The answer a request id got, and what it asked: kept forever."""
 
@@ -160,4 +195,6 @@ class GateState:
     parked: dict[AccountId, list[JobId]] = field(default_factory=dict)
     """Jobs that wait for tokens, by account, in the order they were parked."""
     subscriptions: list[SubscriptionRecord] = field(default_factory=list)
+    models: dict[str, Model] = field(default_factory=dict)
+    calls: SettledCalls = field(default_factory=SettledCalls)
     answered: dict[str, Answered] = field(default_factory=dict)

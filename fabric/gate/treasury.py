@@ -5,7 +5,7 @@ from typing import Final
 from fabric.charging import plans
 from fabric.charging.catalogue import Cycle, Overflow, Restriction
 from fabric.charging.plans import LotTerms
-from fabric.gate import keys, refusals
+from fabric.gate import keys, models, refusals
 from fabric.gate.core import Core
 from fabric.gate.events import (
     BuyBundle,
@@ -42,6 +42,7 @@ def configure(core: Core, event: Configure) -> Outcome:
     core.state.tariffs, core.state.catalogue, core.state.operator = event.tariffs, event.catalogue, event.operator
     core.book.operator = event.operator
     core.note_prices()
+    models.reprice(core)
     for account_id in dict.fromkeys(record.account_id for record in core.state.subscriptions):
         set_spending(core, account_id)
     return Accepted()

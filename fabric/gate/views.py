@@ -2,6 +2,7 @@
 
 import msgspec
 
+from fabric.charging.rates import Rate
 from fabric.charging.records import Cdr
 from fabric.gate.instructions import Share
 
@@ -148,6 +149,58 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     spent_uhs: int
     expires_at_us: int | None
     revoked: bool
+
+
+class ModelView(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that is offered. Which replicas there are the gate doesn't know."""
+
+    name: str
+    source: str
+    accelerators: tuple[str, ...]
+    devices: int
+    replicas_min: int
+    replicas_max: int
+    ttft_objective_us: int | None
+    dedicated_to: str | None
+    max_context: int | None
+    engine_args: tuple[tuple[str, str], ...]
+    rates: tuple[Rate, ...]
+    """In force: one for each type of accelerator, or one for any."""
+    rate_version: int
+    price_microcny_per_ct: int
+    """What a token costs on the plan of the account that asks; 0 for the operator."""
+    offered_at_us: int
+    changed: int
+    """Grows whenever it is offered again or scaled."""
+
+
+class Entitlement(msgspec.Struct, frozen=True, kw_only=True):
+    """What a caller has for one model."""
+
+    model: str
+    free_uhs: int
+    """What a hold for it could get now, by the account's lots and the key's limit."""
+    covered: bool
+    """Whether it is the account's own: its lease pays."""
+
+
+class CallerView(msgspec.Struct, frozen=True, kw_only=True):
+    """Whoever calls with a key, as a gateway must know them."""
+
+    key_id: str
+    account_id: str
+    secret_sha256: str
+    operator: bool
+    revoked: bool
+    expires_at_us: int | None
+    limited: bool
+    """Whether the key has a limit of its own, and so needs slices of its own."""
+    plan: str
+    tier_rank: int
+    """0 standard, 1 priority, 2 dedicated: who goes first under load."""
+    free_uhs: int
+    """Whatever it is good for, within the key's limit."""
+    models: tuple[Entitlement, ...]
 
 
 class UsageView(msgspec.Struct, frozen=True, kw_only=True):

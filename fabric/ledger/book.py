@@ -48,7 +48,8 @@ class Book(Holding, kw_only=True, dict=True):
         more_uhs: int,
         now_us: int,
         expires_at_us: int | None = None,
-        partial: bool = True,
+        minimum_uhs: int = 1,
+        ceiling_uhs: int | None = None,
     ) -> Granted | Refused:
         """Capture what was used and hold more, in one step. Never refused for lack of tokens: what was used is booked,
         and `final` says that less than `more_uhs` was granted, be it nothing.
@@ -60,7 +61,8 @@ class Book(Holding, kw_only=True, dict=True):
             more_uhs: how much to hold on top of what is left.
             now_us: when.
             expires_at_us: the new validity; None leaves it.
-            partial: take less than `more_uhs` if that is all there is; else nothing.
+            minimum_uhs: take less than `more_uhs` if that is all there is, but nothing if it is less than this.
+            ceiling_uhs: hold at most so much more, whatever is asked for and free.
         """
         self._catch_up(now_us)
         hold = self._listen(hold_id, seq=seq, used_uhs=used_uhs, more_uhs=more_uhs, now_us=now_us)
@@ -69,9 +71,10 @@ class Book(Holding, kw_only=True, dict=True):
         account = self.accounts[hold.account_id]
         self._book_usage(account, hold, used_uhs=used_uhs, now_us=now_us)
         granted = 0
-        if more_uhs and hold.state is HoldState.OPEN:
-            minimum = 1 if partial else None
-            more = self._hold_more(account, hold, amount_uhs=more_uhs, minimum_uhs=minimum, now_us=now_us)
+        asked = more_uhs if ceiling_uhs is None else min(more_uhs, ceiling_uhs)
+        if asked > 0 and asked >= min(minimum_uhs, more_uhs) and hold.state is HoldState.OPEN:
+            least = max(1, min(minimum_uhs, asked))
+            more = self._hold_more(account, hold, amount_uhs=asked, minimum_uhs=least, now_us=now_us)
             granted = more.granted_uhs if isinstance(more, Granted) else 0
         if expires_at_us is not None and hold.state is HoldState.OPEN:
             hold.expires_at_us = max(expires_at_us, now_us)

@@ -38,6 +38,7 @@ class Holding(Till, kw_only=True, dict=True):
         now_us: int,
         expires_at_us: int | None,
         minimum_uhs: int | None = None,
+        key_id: str = "",
     ) -> Granted | Refused:
         """Set tokens aside for `use`, in burn order, lots first and then credit.
 
@@ -49,6 +50,7 @@ class Holding(Till, kw_only=True, dict=True):
             now_us: when.
             expires_at_us: when the hold lapses by itself; None = never, somebody answers for closing it.
             minimum_uhs: be content with less, but not with less than this; None = all or nothing.
+            key_id: remembered with the hold.
         """
         self._catch_up(now_us)
         account = self.accounts.get(account_id)
@@ -67,6 +69,7 @@ class Holding(Till, kw_only=True, dict=True):
             pieces=[],
             held_uhs=0,
             answer=_NOTHING,
+            key_id=key_id,
         )
         answer = self._hold_more(account, hold, amount_uhs=amount_uhs, minimum_uhs=minimum_uhs, now_us=now_us)
         if isinstance(answer, Granted):

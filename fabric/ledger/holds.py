@@ -55,3 +55,5 @@ class Hold(msgspec.Struct, kw_only=True, gc=False):
     ended_at_us: int | None = None
     lapsed_uhs: int = 0
     """What it still held when it expired: a late settlement is measured against it."""
+    key_id: str = ""
+    """The API key whose limit it counts against; the ledger only remembers it."""

@@ -29,10 +29,16 @@ class Sweeping(Vault, kw_only=True, dict=True):
                 hold.lapsed_uhs = hold.held_uhs
                 self._free(self.accounts[hold.account_id], hold, now_us=at_us, flags=("lapsed",))
                 self._end(hold, state=HoldState.EXPIRED, at_us=at_us)
+                self._just_lapsed.append(hold)
             elif self.lots[name].free_uhs:
                 self._break(self.lots[name], at_us=at_us)
         _forget(self.ended, before_us=now_us - REMEMBER_ENDED_US)
         _forget(self.lapsed, before_us=now_us - REMEMBER_LAPSED_US)
+
+    def take_lapsed(self) -> list[Hold]:
+        """The holds that have lapsed since the last call, for whoever keeps count of them elsewhere."""
+        lapsed, self._just_lapsed = self._just_lapsed, []
+        return lapsed
 
     def retire(self, lot_id: str, *, now_us: int) -> None:
         """Let what is free of a lot expire before its time: something else stands in its place."""

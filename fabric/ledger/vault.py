@@ -37,6 +37,7 @@ class Vault(Daybook, kw_only=True, dict=True):
 
     def __post_init__(self) -> None:
         self._deadlines = Deadlines(self.holds, self.lots)
+        self._just_lapsed: list[Hold] = []
 
     def _plan(self, account: Account, *, use: Use, amount_uhs: int, now_us: int) -> tuple[Plan, int]:
         """What to take of which lots for `use`, and how much is missing."""

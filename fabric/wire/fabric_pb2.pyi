@@ -460,7 +460,7 @@ class UsageRequest(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., from_us: _Optional[int] = ..., until_us: _Optional[int] = ...) -> None: ...
 
 class Cdr(_message.Message):
-    __slots__ = ("cdr_id", "account_id", "job_id", "lease_id", "name", "service", "accelerator", "devices", "started_at_us", "ended_at_us", "metered_us", "busy_us", "estimated_us", "tariff_version", "weight_ppm", "charged_uhs", "refunded_uhs", "absorbed_uhs", "ended", "bands")
+    __slots__ = ("cdr_id", "account_id", "job_id", "lease_id", "name", "service", "accelerator", "devices", "started_at_us", "ended_at_us", "metered_us", "busy_us", "estimated_us", "tariff_version", "weight_ppm", "charged_uhs", "refunded_uhs", "absorbed_uhs", "ended", "bands", "model", "key_id", "rate_version", "rate_uhs_per_mtok", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "covered")
     CDR_ID_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
@@ -481,6 +481,15 @@ class Cdr(_message.Message):
     ABSORBED_UHS_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     BANDS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    RATE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    RATE_UHS_PER_MTOK_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COVERED_FIELD_NUMBER: _ClassVar[int]
     cdr_id: str
     account_id: str
     job_id: str
@@ -501,7 +510,16 @@ class Cdr(_message.Message):
     absorbed_uhs: int
     ended: str
     bands: _containers.RepeatedCompositeFieldContainer[Band]
-    def __init__(self, cdr_id: _Optional[str] = ..., account_id: _Optional[str] = ..., job_id: _Optional[str] = ..., lease_id: _Optional[str] = ..., name: _Optional[str] = ..., service: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., metered_us: _Optional[int] = ..., busy_us: _Optional[int] = ..., estimated_us: _Optional[int] = ..., tariff_version: _Optional[int] = ..., weight_ppm: _Optional[int] = ..., charged_uhs: _Optional[int] = ..., refunded_uhs: _Optional[int] = ..., absorbed_uhs: _Optional[int] = ..., ended: _Optional[str] = ..., bands: _Optional[_Iterable[_Union[Band, _Mapping]]] = ...) -> None: ...
+    model: str
+    key_id: str
+    rate_version: int
+    rate_uhs_per_mtok: _containers.RepeatedScalarFieldContainer[int]
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    covered: bool
+    def __init__(self, cdr_id: _Optional[str] = ..., account_id: _Optional[str] = ..., job_id: _Optional[str] = ..., lease_id: _Optional[str] = ..., name: _Optional[str] = ..., service: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., metered_us: _Optional[int] = ..., busy_us: _Optional[int] = ..., estimated_us: _Optional[int] = ..., tariff_version: _Optional[int] = ..., weight_ppm: _Optional[int] = ..., charged_uhs: _Optional[int] = ..., refunded_uhs: _Optional[int] = ..., absorbed_uhs: _Optional[int] = ..., ended: _Optional[str] = ..., bands: _Optional[_Iterable[_Union[Band, _Mapping]]] = ..., model: _Optional[str] = ..., key_id: _Optional[str] = ..., rate_version: _Optional[int] = ..., rate_uhs_per_mtok: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., covered: _Optional[bool] = ...) -> None: ...
 
 class Band(_message.Message):
     __slots__ = ("devices_us", "busy_us")
@@ -534,7 +552,7 @@ class ExportRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class AuthorizeRequest(_message.Message):
-    __slots__ = ("request_id", "hold_id", "amount_uhs", "service", "accelerators", "models", "operators", "ttl_us", "minimum_uhs")
+    __slots__ = ("request_id", "hold_id", "amount_uhs", "service", "accelerators", "models", "operators", "ttl_us", "minimum_uhs", "key_id")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     HOLD_ID_FIELD_NUMBER: _ClassVar[int]
     AMOUNT_UHS_FIELD_NUMBER: _ClassVar[int]
@@ -544,6 +562,7 @@ class AuthorizeRequest(_message.Message):
     OPERATORS_FIELD_NUMBER: _ClassVar[int]
     TTL_US_FIELD_NUMBER: _ClassVar[int]
     MINIMUM_UHS_FIELD_NUMBER: _ClassVar[int]
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     hold_id: str
     amount_uhs: int
@@ -553,31 +572,68 @@ class AuthorizeRequest(_message.Message):
     operators: _containers.RepeatedScalarFieldContainer[str]
     ttl_us: int
     minimum_uhs: int
-    def __init__(self, request_id: _Optional[str] = ..., hold_id: _Optional[str] = ..., amount_uhs: _Optional[int] = ..., service: _Optional[str] = ..., accelerators: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[str]] = ..., operators: _Optional[_Iterable[str]] = ..., ttl_us: _Optional[int] = ..., minimum_uhs: _Optional[int] = ...) -> None: ...
+    key_id: str
+    def __init__(self, request_id: _Optional[str] = ..., hold_id: _Optional[str] = ..., amount_uhs: _Optional[int] = ..., service: _Optional[str] = ..., accelerators: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[str]] = ..., operators: _Optional[_Iterable[str]] = ..., ttl_us: _Optional[int] = ..., minimum_uhs: _Optional[int] = ..., key_id: _Optional[str] = ...) -> None: ...
+
+class Call(_message.Message):
+    __slots__ = ("call_id", "key_id", "model", "accelerator", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "started_at_us", "ended_at_us", "ended", "covered", "rate_version")
+    CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    ENDED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    COVERED_FIELD_NUMBER: _ClassVar[int]
+    RATE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    call_id: str
+    key_id: str
+    model: str
+    accelerator: str
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    started_at_us: int
+    ended_at_us: int
+    ended: str
+    covered: bool
+    rate_version: int
+    def __init__(self, call_id: _Optional[str] = ..., key_id: _Optional[str] = ..., model: _Optional[str] = ..., accelerator: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., ended: _Optional[str] = ..., covered: _Optional[bool] = ..., rate_version: _Optional[int] = ...) -> None: ...
 
 class UpdateHoldRequest(_message.Message):
-    __slots__ = ("hold_id", "seq", "used_uhs", "more_uhs", "ttl_us")
+    __slots__ = ("hold_id", "seq", "used_uhs", "more_uhs", "ttl_us", "minimum_uhs", "calls")
     HOLD_ID_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     USED_UHS_FIELD_NUMBER: _ClassVar[int]
     MORE_UHS_FIELD_NUMBER: _ClassVar[int]
     TTL_US_FIELD_NUMBER: _ClassVar[int]
+    MINIMUM_UHS_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
     hold_id: str
     seq: int
     used_uhs: int
     more_uhs: int
     ttl_us: int
-    def __init__(self, hold_id: _Optional[str] = ..., seq: _Optional[int] = ..., used_uhs: _Optional[int] = ..., more_uhs: _Optional[int] = ..., ttl_us: _Optional[int] = ...) -> None: ...
+    minimum_uhs: int
+    calls: _containers.RepeatedCompositeFieldContainer[Call]
+    def __init__(self, hold_id: _Optional[str] = ..., seq: _Optional[int] = ..., used_uhs: _Optional[int] = ..., more_uhs: _Optional[int] = ..., ttl_us: _Optional[int] = ..., minimum_uhs: _Optional[int] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ...) -> None: ...
 
 class SettleHoldRequest(_message.Message):
-    __slots__ = ("hold_id", "seq", "used_uhs")
+    __slots__ = ("hold_id", "seq", "used_uhs", "calls")
     HOLD_ID_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     USED_UHS_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
     hold_id: str
     seq: int
     used_uhs: int
-    def __init__(self, hold_id: _Optional[str] = ..., seq: _Optional[int] = ..., used_uhs: _Optional[int] = ...) -> None: ...
+    calls: _containers.RepeatedCompositeFieldContainer[Call]
+    def __init__(self, hold_id: _Optional[str] = ..., seq: _Optional[int] = ..., used_uhs: _Optional[int] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ...) -> None: ...
 
 class ReleaseHoldRequest(_message.Message):
     __slots__ = ("hold_id", "seq")
@@ -586,6 +642,288 @@ class ReleaseHoldRequest(_message.Message):
     hold_id: str
     seq: int
     def __init__(self, hold_id: _Optional[str] = ..., seq: _Optional[int] = ...) -> None: ...
+
+class RecordCallsRequest(_message.Message):
+    __slots__ = ("request_id", "calls")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    calls: _containers.RepeatedCompositeFieldContainer[Call]
+    def __init__(self, request_id: _Optional[str] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ...) -> None: ...
+
+class Rate(_message.Message):
+    __slots__ = ("model", "version", "accelerator", "input_uhs_per_mtok", "cached_uhs_per_mtok", "output_uhs_per_mtok", "reasoning_uhs_per_mtok")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    INPUT_UHS_PER_MTOK_FIELD_NUMBER: _ClassVar[int]
+    CACHED_UHS_PER_MTOK_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_UHS_PER_MTOK_FIELD_NUMBER: _ClassVar[int]
+    REASONING_UHS_PER_MTOK_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    accelerator: str
+    input_uhs_per_mtok: int
+    cached_uhs_per_mtok: int
+    output_uhs_per_mtok: int
+    reasoning_uhs_per_mtok: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., accelerator: _Optional[str] = ..., input_uhs_per_mtok: _Optional[int] = ..., cached_uhs_per_mtok: _Optional[int] = ..., output_uhs_per_mtok: _Optional[int] = ..., reasoning_uhs_per_mtok: _Optional[int] = ...) -> None: ...
+
+class EngineArg(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: str
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+
+class ModelSpec(_message.Message):
+    __slots__ = ("name", "source", "accelerators", "devices", "replicas_min", "replicas_max", "ttft_objective_us", "dedicated_to", "max_context", "engine_args")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATORS_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_MIN_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_MAX_FIELD_NUMBER: _ClassVar[int]
+    TTFT_OBJECTIVE_US_FIELD_NUMBER: _ClassVar[int]
+    DEDICATED_TO_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_ARGS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    source: str
+    accelerators: _containers.RepeatedScalarFieldContainer[str]
+    devices: int
+    replicas_min: int
+    replicas_max: int
+    ttft_objective_us: int
+    dedicated_to: str
+    max_context: int
+    engine_args: _containers.RepeatedCompositeFieldContainer[EngineArg]
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., accelerators: _Optional[_Iterable[str]] = ..., devices: _Optional[int] = ..., replicas_min: _Optional[int] = ..., replicas_max: _Optional[int] = ..., ttft_objective_us: _Optional[int] = ..., dedicated_to: _Optional[str] = ..., max_context: _Optional[int] = ..., engine_args: _Optional[_Iterable[_Union[EngineArg, _Mapping]]] = ...) -> None: ...
+
+class OfferModelRequest(_message.Message):
+    __slots__ = ("request_id", "spec", "rates")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    RATES_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    spec: ModelSpec
+    rates: _containers.RepeatedCompositeFieldContainer[Rate]
+    def __init__(self, request_id: _Optional[str] = ..., spec: _Optional[_Union[ModelSpec, _Mapping]] = ..., rates: _Optional[_Iterable[_Union[Rate, _Mapping]]] = ...) -> None: ...
+
+class ScaleModelRequest(_message.Message):
+    __slots__ = ("request_id", "model", "replicas_min", "replicas_max")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_MIN_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_MAX_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    model: str
+    replicas_min: int
+    replicas_max: int
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., replicas_min: _Optional[int] = ..., replicas_max: _Optional[int] = ...) -> None: ...
+
+class WithdrawModelRequest(_message.Message):
+    __slots__ = ("request_id", "model")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    model: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Model(_message.Message):
+    __slots__ = ("name", "state", "reason", "replicas_ready", "replicas", "running", "waiting", "ttft_p50_us", "rates", "rate_version", "price_microcny_per_ct", "dedicated_to", "max_context", "offered_at_us", "changed", "replicas_min", "replicas_max", "accelerators", "devices", "spec")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_READY_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    TTFT_P50_US_FIELD_NUMBER: _ClassVar[int]
+    RATES_FIELD_NUMBER: _ClassVar[int]
+    RATE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PRICE_MICROCNY_PER_CT_FIELD_NUMBER: _ClassVar[int]
+    DEDICATED_TO_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    OFFERED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_MIN_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_MAX_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATORS_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    state: str
+    reason: str
+    replicas_ready: int
+    replicas: int
+    running: int
+    waiting: int
+    ttft_p50_us: int
+    rates: _containers.RepeatedCompositeFieldContainer[Rate]
+    rate_version: int
+    price_microcny_per_ct: int
+    dedicated_to: str
+    max_context: int
+    offered_at_us: int
+    changed: int
+    replicas_min: int
+    replicas_max: int
+    accelerators: _containers.RepeatedScalarFieldContainer[str]
+    devices: int
+    spec: ModelSpec
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., replicas_ready: _Optional[int] = ..., replicas: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., ttft_p50_us: _Optional[int] = ..., rates: _Optional[_Iterable[_Union[Rate, _Mapping]]] = ..., rate_version: _Optional[int] = ..., price_microcny_per_ct: _Optional[int] = ..., dedicated_to: _Optional[str] = ..., max_context: _Optional[int] = ..., offered_at_us: _Optional[int] = ..., changed: _Optional[int] = ..., replicas_min: _Optional[int] = ..., replicas_max: _Optional[int] = ..., accelerators: _Optional[_Iterable[str]] = ..., devices: _Optional[int] = ..., spec: _Optional[_Union[ModelSpec, _Mapping]] = ...) -> None: ...
+
+class ListModelsReply(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[Model]
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+
+class ReportServingRequest(_message.Message):
+    __slots__ = ("reporter", "replicas", "models", "queues", "endpoint")
+    REPORTER_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    QUEUES_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    reporter: str
+    replicas: _containers.RepeatedCompositeFieldContainer[Replica]
+    models: _containers.RepeatedCompositeFieldContainer[ModelStatus]
+    queues: _containers.RepeatedCompositeFieldContainer[ModelQueue]
+    endpoint: str
+    def __init__(self, reporter: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ..., queues: _Optional[_Iterable[_Union[ModelQueue, _Mapping]]] = ..., endpoint: _Optional[str] = ...) -> None: ...
+
+class ReportServingReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Replica(_message.Message):
+    __slots__ = ("replica_id", "model", "version", "state", "reason", "address", "tls_fingerprint", "accelerator", "dedicated_to", "lease_id", "running", "waiting", "capacity", "ttft_p50_us", "ttft_p99_us", "started_at_us", "kv_used_ppm")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    TLS_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    DEDICATED_TO_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    TTFT_P50_US_FIELD_NUMBER: _ClassVar[int]
+    TTFT_P99_US_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    KV_USED_PPM_FIELD_NUMBER: _ClassVar[int]
+    replica_id: str
+    model: str
+    version: str
+    state: str
+    reason: str
+    address: str
+    tls_fingerprint: str
+    accelerator: str
+    dedicated_to: str
+    lease_id: str
+    running: int
+    waiting: int
+    capacity: int
+    ttft_p50_us: int
+    ttft_p99_us: int
+    started_at_us: int
+    kv_used_ppm: int
+    def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., address: _Optional[str] = ..., tls_fingerprint: _Optional[str] = ..., accelerator: _Optional[str] = ..., dedicated_to: _Optional[str] = ..., lease_id: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., capacity: _Optional[int] = ..., ttft_p50_us: _Optional[int] = ..., ttft_p99_us: _Optional[int] = ..., started_at_us: _Optional[int] = ..., kv_used_ppm: _Optional[int] = ...) -> None: ...
+
+class ModelStatus(_message.Message):
+    __slots__ = ("model", "state", "reason", "wanted")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    state: str
+    reason: str
+    wanted: int
+    def __init__(self, model: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., wanted: _Optional[int] = ...) -> None: ...
+
+class ModelQueue(_message.Message):
+    __slots__ = ("model", "waiting", "running", "oldest_us")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_US_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    waiting: int
+    running: int
+    oldest_us: int
+    def __init__(self, model: _Optional[str] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., oldest_us: _Optional[int] = ...) -> None: ...
+
+class WatchServingRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ServingBoard(_message.Message):
+    __slots__ = ("at_us", "replicas", "models", "queues", "endpoints")
+    AT_US_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    QUEUES_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
+    at_us: int
+    replicas: _containers.RepeatedCompositeFieldContainer[Replica]
+    models: _containers.RepeatedCompositeFieldContainer[ModelStatus]
+    queues: _containers.RepeatedCompositeFieldContainer[ModelQueue]
+    endpoints: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, at_us: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ..., queues: _Optional[_Iterable[_Union[ModelQueue, _Mapping]]] = ..., endpoints: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class CallerOfRequest(_message.Message):
+    __slots__ = ("key_id",)
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    key_id: str
+    def __init__(self, key_id: _Optional[str] = ...) -> None: ...
+
+class CallerOfReply(_message.Message):
+    __slots__ = ("key_id", "account_id", "secret_sha256", "operator", "revoked", "expires_at_us", "limited", "plan", "tier_rank", "free_uhs", "models")
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    SECRET_SHA256_FIELD_NUMBER: _ClassVar[int]
+    OPERATOR_FIELD_NUMBER: _ClassVar[int]
+    REVOKED_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_US_FIELD_NUMBER: _ClassVar[int]
+    LIMITED_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    TIER_RANK_FIELD_NUMBER: _ClassVar[int]
+    FREE_UHS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    key_id: str
+    account_id: str
+    secret_sha256: str
+    operator: bool
+    revoked: bool
+    expires_at_us: int
+    limited: bool
+    plan: str
+    tier_rank: int
+    free_uhs: int
+    models: _containers.RepeatedCompositeFieldContainer[Entitlement]
+    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., secret_sha256: _Optional[str] = ..., operator: _Optional[bool] = ..., revoked: _Optional[bool] = ..., expires_at_us: _Optional[int] = ..., limited: _Optional[bool] = ..., plan: _Optional[str] = ..., tier_rank: _Optional[int] = ..., free_uhs: _Optional[int] = ..., models: _Optional[_Iterable[_Union[Entitlement, _Mapping]]] = ...) -> None: ...
+
+class Entitlement(_message.Message):
+    __slots__ = ("model", "free_uhs", "covered")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    FREE_UHS_FIELD_NUMBER: _ClassVar[int]
+    COVERED_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    free_uhs: int
+    covered: bool
+    def __init__(self, model: _Optional[str] = ..., free_uhs: _Optional[int] = ..., covered: _Optional[bool] = ...) -> None: ...
 
 class CreateKeyRequest(_message.Message):
     __slots__ = ("request_id", "secret_sha256", "name", "operator", "limit_uhs", "expires_at_us")

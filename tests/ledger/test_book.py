@@ -95,7 +95,7 @@ def test_an_update_captures_and_extends_in_one_step(funded, use):
 
 def test_usage_is_booked_even_when_no_more_can_be_granted_in_full(funded, use):
     authorize(funded, use, 50)
-    assert funded.update("h", seq=1, used_uhs=20, more_uhs=60, now_us=1, partial=False) == Granted(0, 30, final=True)
+    assert funded.update("h", seq=1, used_uhs=20, more_uhs=60, now_us=1, minimum_uhs=60) == Granted(0, 30, final=True)
     assert funded.holds["h"].captured_uhs == 20
 
 

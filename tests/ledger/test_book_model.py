@@ -210,7 +210,7 @@ class BookMachine(RuleBasedStateMachine):
                 more_uhs=more,
                 now_us=self.now,
                 expires_at_us=expires,
-                partial=partial,
+                minimum_uhs=1 if partial else more,
             )
         )
         if self.heard_before(hold, seq, answer, Granted):

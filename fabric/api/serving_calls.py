@@ -1,0 +1,173 @@
+"""Calls about language models: what is offered, who serves it, and who asks for it."""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from statistics import median_low
+from typing import Any, Final
+
+from fabric.api.door import Door
+from fabric.api.keys import Caller
+from fabric.api.messages import accepted, at_least, identifier, message_of, request_id, several, short
+from fabric.charging.rates import Rate
+from fabric.errors import InvalidRequest, NotFound, PermissionDenied
+from fabric.gate.questions import CallerOf, ModelsOf
+from fabric.gate.serving_events import CallUsed, ModelSpec, OfferModel, RecordCalls, ScaleModel, WithdrawModel
+from fabric.gate.views import CallerView, ModelView
+from fabric.units import AccountId, KeyId
+from fabric.wire import fabric_pb2 as pb
+
+RATES_MAX: Final = 64
+ENGINE_ARGS_MAX: Final = 64
+
+
+async def list_models(door: Door, caller: Caller, _: pb.ListModelsRequest) -> pb.ListModelsReply:
+    offered: Any = await door.port.ask(ModelsOf(account_id=caller.scope))
+    board = door.board.shown()
+    return pb.ListModelsReply(models=[_model(view, board, to_operator=caller.operator) for view in offered])
+
+
+async def offer_model(door: Door, _: Caller, request: pb.OfferModelRequest) -> pb.Accepted:
+    if len(request.rates) > RATES_MAX:
+        raise InvalidRequest(f"a model has at most {RATES_MAX} rates, not {len(request.rates)}", code="invalid_rate")
+    event = OfferModel(
+        spec=_spec_of(request.spec),
+        rates=tuple(_rate_of(rate) for rate in request.rates),
+        request_id=request_id(request.request_id),
+    )
+    return accepted(await door.gate.decide(event))
+
+
+async def scale_model(door: Door, _: Caller, request: pb.ScaleModelRequest) -> pb.Accepted:
+    event = ScaleModel(
+        model=short("model", request.model),
+        replicas_min=at_least(0, "replicas_min", request.replicas_min),
+        replicas_max=at_least(1, "replicas_max", request.replicas_max),
+        request_id=request_id(request.request_id),
+    )
+    return accepted(await door.gate.decide(event))
+
+
+async def withdraw_model(door: Door, _: Caller, request: pb.WithdrawModelRequest) -> pb.Accepted:
+    event = WithdrawModel(model=short("model", request.model), request_id=request_id(request.request_id))
+    return accepted(await door.gate.decide(event))
+
+
+async def record_calls(door: Door, caller: Caller, request: pb.RecordCallsRequest) -> pb.Accepted:
+    event = RecordCalls(
+        account_id=caller.account,
+        calls=calls_of(caller, request.calls),
+        request_id="" if not request.request_id else request_id(request.request_id),
+    )
+    return accepted(await door.gate.decide(event))
+
+
+async def report_serving(door: Door, _: Caller, request: pb.ReportServingRequest) -> pb.ReportServingReply:
+    identifier("reporter", request.reporter)
+    door.board.report(request)
+    return pb.ReportServingReply()
+
+
+async def watch_serving(door: Door, _: Caller, __: pb.WatchServingRequest) -> AsyncIterator[pb.ServingBoard]:
+    async for board in door.board.watch():
+        yield board
+
+
+async def caller_of(door: Door, _: Caller, request: pb.CallerOfRequest) -> pb.CallerOfReply:
+    found = await door.port.ask(CallerOf(key_id=KeyId(short("key_id", request.key_id))))
+    if not isinstance(found, CallerView):
+        raise NotFound(f"there is no key {request.key_id!r}", key=request.key_id)
+    return message_of(found, pb.CallerOfReply)
+
+
+def calls_of(caller: Caller, given: Iterable[pb.Call]) -> tuple[CallUsed, ...]:
+    """Calls as the gate takes them. Only an operator's meter is believed: a call makes a charging record.
+
+    Raises:
+        PermissionDenied: a tenant reports calls.
+    """
+    calls = tuple(_call_of(call) for call in given)
+    if calls and not caller.operator:
+        raise PermissionDenied("only an operator's meter reports calls", code="operator_only")
+    return calls
+
+
+def _call_of(call: pb.Call) -> CallUsed:
+    return CallUsed(
+        call_id=call.call_id,
+        model=short("model", call.model),
+        accelerator=short("accelerator", call.accelerator),
+        prompt_tokens=call.prompt_tokens,
+        cached_tokens=call.cached_tokens,
+        completion_tokens=call.completion_tokens,
+        reasoning_tokens=call.reasoning_tokens,
+        started_at_us=at_least(0, "started_at_us", call.started_at_us),
+        ended_at_us=at_least(0, "ended_at_us", call.ended_at_us),
+        ended=short("ended", call.ended),
+        key_id=KeyId(short("key_id", call.key_id)) if call.key_id else None,
+        rate_version=at_least(0, "rate_version", call.rate_version),
+        covered=call.covered,
+    )
+
+
+def _spec_of(spec: pb.ModelSpec) -> ModelSpec:
+    if len(spec.engine_args) > ENGINE_ARGS_MAX:
+        raise InvalidRequest(f"engine_args may name {ENGINE_ARGS_MAX} options", code="invalid_engine_arg")
+    return ModelSpec(
+        name=short("name", spec.name),
+        source=spec.source,
+        accelerators=several("accelerators", spec.accelerators),
+        devices=spec.devices or 1,
+        replicas_min=spec.replicas_min,
+        replicas_max=spec.replicas_max or max(1, spec.replicas_min),
+        ttft_objective_us=spec.ttft_objective_us if spec.HasField("ttft_objective_us") else None,
+        dedicated_to=AccountId(spec.dedicated_to) if spec.dedicated_to else None,
+        max_context=spec.max_context if spec.HasField("max_context") else None,
+        engine_args=tuple((arg.name, arg.value) for arg in spec.engine_args),
+    )
+
+
+def _rate_of(rate: pb.Rate) -> Rate:
+    return Rate(
+        accelerator=short("accelerator", rate.accelerator),
+        input_uhs_per_mtok=rate.input_uhs_per_mtok,
+        cached_uhs_per_mtok=rate.cached_uhs_per_mtok,
+        output_uhs_per_mtok=rate.output_uhs_per_mtok,
+        reasoning_uhs_per_mtok=rate.reasoning_uhs_per_mtok,
+    )
+
+
+# -- a model as people see it ------------------------------------------------------------------------------------------
+
+
+def _model(view: ModelView, board: pb.ServingBoard, *, to_operator: bool) -> pb.Model:
+    """What is offered, beside how it gets on."""
+    replicas = [replica for replica in board.replicas if replica.model == view.name]
+    status = next((each for each in board.models if each.model == view.name), None)
+    queues = [queue for queue in board.queues if queue.model == view.name]
+    first_tokens_us = [each.ttft_p50_us for each in replicas if each.state == "ready" and each.HasField("ttft_p50_us")]
+    state, reason = _state_of(replicas, status)
+    model = message_of(view, pb.Model)
+    model.state, model.reason = state, reason
+    model.replicas = len(replicas)
+    model.replicas_ready = sum(replica.state == "ready" for replica in replicas)
+    model.running = sum(replica.running for replica in replicas)
+    model.waiting = sum(replica.waiting for replica in replicas) + sum(queue.waiting for queue in queues)
+    if first_tokens_us:
+        model.ttft_p50_us = median_low(first_tokens_us)
+    if to_operator:
+        model.spec.CopyFrom(message_of(view, pb.ModelSpec))
+    return model
+
+
+def _state_of(replicas: Sequence[pb.Replica], status: pb.ModelStatus | None) -> tuple[str, str]:
+    """In one word, and why: the best that any replica can say, or else what its host says of the model."""
+    states = {replica.state: replica.reason for replica in replicas}
+    if "ready" in states:
+        return "ready", ""
+    if status is not None and status.state == "failed":
+        return "failed", status.reason
+    for state in ("starting", "draining", "failed"):
+        if state in states:
+            return state, states[state]
+    if status is not None:
+        return status.state or "idle", status.reason
+    return "waiting", "nobody serves models here now: is the serving host up?"

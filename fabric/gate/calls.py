@@ -1,0 +1,145 @@
+"""Calls of language models: rated here, by the rates their model was offered at, and recorded one by one.
+
+The meter says what was counted, never what it costs. A call is charged once: its id is remembered for days, and beyond
+that `(hold_id, seq)` alone keeps a report from being taken twice. Nothing here holds or captures; see `credit`.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from fabric.charging.rates import Rate, charge_uhs, miscounted
+from fabric.charging.records import Cdr
+from fabric.gate import keys, models, refusals
+from fabric.gate.core import Core
+from fabric.gate.instructions import Accepted, Outcome, Refusal
+from fabric.gate.serving_events import CallUsed, RecordCalls
+from fabric.units import AccountId
+
+CALLS_MAX: Final = 1_000
+"""In one report."""
+ID_CHARS_MAX: Final = 128
+GENERATION_US: Final = 3 * 86_400_000_000
+GENERATION_CALLS: Final = 100_000
+"""An id is remembered for at least three days, or until so many other calls were charged."""
+_SERVICE: Final = "inference"
+
+
+class Bill(NamedTuple):
+    """What a report of calls comes to; those that were charged before are not in it."""
+
+    charged_uhs: int
+    records: tuple[Cdr, ...]
+
+
+NOTHING: Final = Bill(0, ())
+
+
+def bill(
+    core: Core, calls: Sequence[CallUsed], *, account_id: AccountId, hold_id: str, key_id: str = ""
+) -> Bill | Refusal:
+    """Rate what was not charged before. Changes nothing: `book` does, once the tokens are captured.
+
+    Args:
+        core: for the rates, and what was charged before.
+        calls: as they were reported.
+        account_id: who pays.
+        hold_id: what from; "" = the account's own lease.
+        key_id: the hold's own key, if it has one: all its calls count against that.
+    """
+    if not calls:
+        return NOTHING
+    if len(calls) > CALLS_MAX:
+        return refusals.invalid(
+            f"a report has at most {CALLS_MAX} calls, not {len(calls)}: split it", code="too_many_calls"
+        )
+    records: dict[str, Cdr] = {}
+    settled = core.state.calls
+    for call in calls:
+        known_as = _known_as(account_id, call)
+        if known_as in records or known_as in settled.recent or known_as in settled.older:
+            continue
+        record = _rated(core, call, account_id=account_id, hold_id=hold_id, key_id=key_id or call.key_id or "")
+        if isinstance(record, Refusal):
+            return record
+        records[known_as] = record
+    return Bill(sum(record.charged_uhs for record in records.values()), tuple(records.values()))
+
+
+def book(core: Core, billed: Bill) -> None:
+    """Write the records, and remember that these calls were charged."""
+    settled = core.state.calls
+    for record in billed.records:
+        settled.recent[f"{record.account_id}/{record.cdr_id}"] = None
+        keys.spends(core, record.key_id, account_id=AccountId(record.account_id), amount_uhs=record.charged_uhs)
+    core.records.extend(billed.records)
+    if len(settled.recent) >= GENERATION_CALLS or core.now_us - settled.since_us >= GENERATION_US:
+        settled.older, settled.recent, settled.since_us = settled.recent, {}, core.now_us
+
+
+def record(core: Core, event: RecordCalls) -> Outcome:
+    """Calls that the account's own lease has paid for."""
+    if event.account_id not in core.state.accounts:
+        return refusals.not_found("account", event.account_id)
+    if any(not call.covered for call in event.calls):
+        return refusals.invalid(
+            "a call that no lease of the account's own covers is paid from a hold: settle it there", code="not_covered"
+        )
+    billed = bill(core, event.calls, account_id=event.account_id, hold_id="")
+    if isinstance(billed, Refusal):
+        return billed
+    book(core, billed)
+    return Accepted()
+
+
+def _known_as(account_id: AccountId, call: CallUsed) -> str:
+    return f"{account_id}/{call.call_id}"
+
+
+def _rated(core: Core, call: CallUsed, *, account_id: AccountId, hold_id: str, key_id: str) -> Cdr | Refusal:
+    if not 0 < len(call.call_id) <= ID_CHARS_MAX:
+        return refusals.invalid(
+            f"a call's id has 1 to {ID_CHARS_MAX} characters, not {len(call.call_id)}", code="invalid_call_id"
+        )
+    if flaw := miscounted(call):
+        return refusals.invalid(f"call {call.call_id!r} can't be right: {flaw}", code="invalid_call")
+    rate = models.rate_of(core, call)
+    if rate is None:
+        return refusals.invalid(
+            f"there is no rate for {call.model!r} on {call.accelerator!r}: offer the model with one",
+            code="unknown_rate",
+            model=call.model,
+            accelerator=call.accelerator,
+            rate_version=call.rate_version,
+        )
+    return _record(call, rate, account_id=account_id, hold_id=hold_id, key_id=key_id)
+
+
+def _record(call: CallUsed, rate: Rate, *, account_id: AccountId, hold_id: str, key_id: str) -> Cdr:
+    return Cdr(
+        cdr_id=call.call_id,
+        account_id=account_id,
+        job_id="",
+        lease_id=hold_id,
+        name=call.model,
+        service=_SERVICE,
+        accelerator=call.accelerator,
+        devices=0,
+        started_at_us=call.started_at_us,
+        ended_at_us=call.ended_at_us,
+        metered_us=max(call.ended_at_us - call.started_at_us, 0),
+        busy_us=0,
+        estimated_us=0,
+        tariff_version=0,
+        weight_ppm=0,
+        charged_uhs=0 if call.covered else charge_uhs(rate, call),
+        ended=call.ended,
+        model=call.model,
+        key_id=key_id,
+        rate_version=rate.version,
+        rate_uhs_per_mtok=rate.numbers,
+        prompt_tokens=call.prompt_tokens,
+        cached_tokens=call.cached_tokens,
+        completion_tokens=call.completion_tokens,
+        reasoning_tokens=call.reasoning_tokens,
+        covered=call.covered,
+    )

@@ -1,0 +1,87 @@
+"""Answers about models: what is offered to whom, and what a caller has for each. Changes nothing."""
+
+from typing import Final
+
+from fabric.charging.catalogue import Plan
+from fabric.gate import keys, models
+from fabric.gate.core import Core
+from fabric.gate.state import Model
+from fabric.gate.views import CallerView, Entitlement, ModelView
+from fabric.ledger.scopes import Service, Use
+from fabric.units import INT64_MAX, AccountId, KeyId
+
+STANDARD: Final = 0
+PRIORITY: Final = 1
+DEDICATED: Final = 2
+
+
+def to(core: Core, account_id: AccountId | None) -> list[ModelView]:
+    """What an account may ask for; the operator (None) sees all."""
+    known = account_id is not None and account_id in core.state.accounts
+    price_microcny = core.plan_of(account_id).price_microcny_per_ct if account_id is not None and known else 0
+    offered = [model for model in core.state.models.values() if models.visible_to(model, account_id)]
+    return [_view(model, price_microcny=price_microcny) for model in offered]
+
+
+def caller(core: Core, key_id: KeyId, now_us: int) -> CallerView | None:
+    """All that a gateway must know of a key: whose it is, how far it counts, and what there is for each model."""
+    key = core.state.keys.get(key_id)
+    if key is None:
+        return None
+    account_id = key.account_id
+    plan, left_uhs = core.plan_of(account_id), keys.left_uhs(key)
+    most_uhs = INT64_MAX if left_uhs is None else left_uhs
+    offered = [model for model in core.state.models.values() if models.visible_to(model, account_id)]
+    return CallerView(
+        key_id=key.key_id,
+        account_id=account_id,
+        secret_sha256=key.secret_sha256,
+        operator=key.operator,
+        revoked=key.revoked,
+        expires_at_us=key.expires_at_us,
+        limited=left_uhs is not None,
+        plan=plan.name,
+        tier_rank=tier_rank(plan),
+        free_uhs=min(most_uhs, core.book.free(account_id, now_us=now_us)),
+        models=tuple(
+            Entitlement(
+                model=model.spec.name,
+                free_uhs=min(most_uhs, core.book.free(account_id, now_us=now_us, use=use_of(model))),
+                covered=model.spec.dedicated_to == account_id,
+            )
+            for model in offered
+        ),
+    )
+
+
+def use_of(model: Model) -> Use:
+    """What a hold for the model is for, wherever its replica runs."""
+    return Use(service=Service.INFERENCE, accelerators=model.spec.accelerators, models=(model.spec.name,))
+
+
+def tier_rank(plan: Plan) -> int:
+    """Who goes first under load, by what the plan promises."""
+    if plan.dedicated:
+        return DEDICATED
+    return PRIORITY if plan.queue == "priority" else STANDARD
+
+
+def _view(model: Model, *, price_microcny: int) -> ModelView:
+    spec, price = model.spec, model.prices[-1]
+    return ModelView(
+        name=spec.name,
+        source=spec.source,
+        accelerators=spec.accelerators,
+        devices=spec.devices,
+        replicas_min=spec.replicas_min,
+        replicas_max=spec.replicas_max,
+        ttft_objective_us=spec.ttft_objective_us,
+        dedicated_to=spec.dedicated_to,
+        max_context=spec.max_context,
+        engine_args=spec.engine_args,
+        rates=price.rates,
+        rate_version=price.version,
+        price_microcny_per_ct=price_microcny,
+        offered_at_us=model.offered_at_us,
+        changed=model.changed,
+    )

@@ -1,0 +1,143 @@
+"""Events of metered inference: which models are offered, holds that gateways keep, and the calls that these pay for.
+
+A gateway holds tokens for an account, grants from that on its own, and says what was used: see `fabric.gate.events`.
+"""
+
+import msgspec
+
+from fabric.charging.rates import Rate
+from fabric.gate.event import Event
+from fabric.ledger.scopes import Use
+from fabric.units import AccountId, HoldId, KeyId
+
+# -- models, from the operator -----------------------------------------------------------------------------------------
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A language model as the operator offers it."""
+
+    name: str
+    """What clients ask for."""
+    source: str
+    """A directory, `archive:<key>`, `job:<job id>`, or a name of a model hub."""
+    accelerators: tuple[str, ...] = ()
+    """Types in order of preference; () = any."""
+    devices: int = 1
+    """Of one replica."""
+    replicas_min: int = 0
+    """0 = down to none while nobody asks."""
+    replicas_max: int = 1
+    ttft_objective_us: int | None = None
+    """Time to first token that more replicas are started to keep."""
+    dedicated_to: AccountId | None = None
+    """Only this account sees it; its own lease pays for the devices."""
+    max_context: int | None = None
+    """LLM tokens; None = what the model says of itself."""
+    engine_args: tuple[tuple[str, str], ...] = ()
+    """(name, value) of those engine options that may be set."""
+
+
+class OfferModel(Event, frozen=True, kw_only=True, tag="offer_model"):
+    """Serve this model from now on; offered again, it is replaced. Other rates are a new version of its price."""
+
+    spec: ModelSpec
+    rates: tuple[Rate, ...] = ()
+    """() = those of the tariffs. The gate fills in model and version."""
+    request_id: str = ""
+
+
+class ScaleModel(Event, frozen=True, kw_only=True, tag="scale_model"):
+    """Other bounds on how many replicas there are."""
+
+    model: str
+    replicas_min: int
+    replicas_max: int
+    request_id: str = ""
+
+
+class WithdrawModel(Event, frozen=True, kw_only=True, tag="withdraw_model"):
+    """Serve it no longer. Calls that are under way are settled at its rates."""
+
+    model: str
+    request_id: str = ""
+
+
+# -- holds and calls ---------------------------------------------------------------------------------------------------
+
+
+class CallUsed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One call of a language model that ended, as its meter counted it: the gate rates it."""
+
+    call_id: str
+    """Unique for ever within the account: a call is charged once, whatever hold it is reported with."""
+    model: str
+    accelerator: str
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    started_at_us: int
+    ended_at_us: int
+    ended: str = ""
+    key_id: KeyId | None = None
+    rate_version: int = 0
+    """0 = the rates that were in force when it started."""
+    covered: bool = False
+    """Ran on the account's own dedicated lease: recorded, and charged nothing."""
+
+
+class Authorize(Event, frozen=True, kw_only=True, tag="authorize"):
+    """Hold tokens for something the gate doesn't place itself (an inference slice). Leaks are impossible: `ttl_us`."""
+
+    hold_id: HoldId
+    account_id: AccountId
+    amount_uhs: int
+    use: Use
+    ttl_us: int
+    minimum_uhs: int | None = None
+    """Grant less than `amount_uhs`, but not less than this: then `final` is set. None = all or nothing."""
+    key_id: KeyId | None = None
+    """The key that it is held for: its limit counts too."""
+    request_id: str = ""
+
+
+class UpdateHold(Event, frozen=True, kw_only=True, tag="update_hold"):
+    """Capture `used_uhs` and what `calls` cost, and ask for `more_uhs`, in one step. `seq` counts up from 1; a repeated
+    seq repeats the answer.
+    """
+
+    hold_id: HoldId
+    account_id: AccountId
+    seq: int
+    used_uhs: int = 0
+    more_uhs: int = 0
+    ttl_us: int | None = None
+    minimum_uhs: int = 1
+    """Grant nothing more if it is less than this."""
+    calls: tuple[CallUsed, ...] = ()
+
+
+class SettleHold(Event, frozen=True, kw_only=True, tag="settle_hold"):
+    """Capture `used_uhs` and what `calls` cost, and free the rest. Late is accepted; more than was held is booked and
+    flagged.
+    """
+
+    hold_id: HoldId
+    account_id: AccountId
+    seq: int
+    used_uhs: int = 0
+    calls: tuple[CallUsed, ...] = ()
+
+
+class ReleaseHold(Event, frozen=True, kw_only=True, tag="release_hold"):
+    hold_id: HoldId
+    account_id: AccountId
+    seq: int
+
+
+class RecordCalls(Event, frozen=True, kw_only=True, tag="record_calls"):
+    """Calls that no hold pays for, because the account's own lease does: recorded. All of them are `covered`."""
+
+    account_id: AccountId
+    calls: tuple[CallUsed, ...]
+    request_id: str = ""
