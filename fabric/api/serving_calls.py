@@ -55,7 +55,6 @@ async def record_calls(door: Door, caller: Caller, request: pb.RecordCallsReques
     event = RecordCalls(
         account_id=caller.account,
         calls=calls_of(caller, request.calls),
-        request_id="" if not request.request_id else request_id(request.request_id),
     )
     return accepted(await door.gate.decide(event))
 

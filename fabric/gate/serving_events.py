@@ -140,4 +140,3 @@ class RecordCalls(Event, frozen=True, kw_only=True, tag="record_calls"):
 
     account_id: AccountId
     calls: tuple[CallUsed, ...]
-    request_id: str = ""

@@ -644,12 +644,10 @@ class ReleaseHoldRequest(_message.Message):
     def __init__(self, hold_id: _Optional[str] = ..., seq: _Optional[int] = ...) -> None: ...
 
 class RecordCallsRequest(_message.Message):
-    __slots__ = ("request_id", "calls")
-    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("calls",)
     CALLS_FIELD_NUMBER: _ClassVar[int]
-    request_id: str
     calls: _containers.RepeatedCompositeFieldContainer[Call]
-    def __init__(self, request_id: _Optional[str] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ...) -> None: ...
+    def __init__(self, calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ...) -> None: ...
 
 class Rate(_message.Message):
     __slots__ = ("model", "version", "accelerator", "input_uhs_per_mtok", "cached_uhs_per_mtok", "output_uhs_per_mtok", "reasoning_uhs_per_mtok")

@@ -31,7 +31,8 @@ CALLERS = (
     Caller(key_id="k-root", operator=True, home="op", acts_for="acme"),
     Caller(key_id="k-root", operator=True, home="op"),
 )
-UNARY = sorted(name for name, method in METHODS.items() if not (method.client_streams or name in ("WatchJobs", "Logs")))
+ENDLESS = ("WatchJobs", "Logs", "WatchServing")
+UNARY = sorted(name for name, method in METHODS.items() if not (method.client_streams or name in ENDLESS))
 
 
 class Journal(StandInPort):

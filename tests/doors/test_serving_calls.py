@@ -1,0 +1,212 @@
+"""Metered inference at the door: slices through the ledger's own client, models, the board, and who calls."""
+
+import asyncio
+
+import pytest
+
+from fabric.api.board import REPORTERS_MAX, Board
+from fabric.client import new_request_id
+from fabric.clock import VirtualClock
+from fabric.errors import InsufficientTokens, NotFound, PermissionDenied, RateLimited, Unauthenticated, Unavailable
+from fabric.gate.events import CreateKey
+from fabric.profile import Profile
+from fabric.units import UHS_PER_CT
+from fabric.wire import fabric_pb2 as pb
+from serving.calls import Call, Usage
+from serving.ledger import GrpcLedger
+
+S = 1_000_000
+RATES = [
+    pb.Rate(
+        input_uhs_per_mtok=40 * S,
+        cached_uhs_per_mtok=4 * S,
+        output_uhs_per_mtok=400 * S,
+        reasoning_uhs_per_mtok=400 * S,
+    )
+]
+
+
+def offer(house, name="tiny", rates=RATES, **spec):
+    made = pb.ModelSpec(name=name, source="/models/tiny", accelerators=["H100"], **spec)
+    request = pb.OfferModelRequest(request_id=new_request_id(), spec=made, rates=rates)
+    return house.client(house.root).call(request, pb.Accepted)
+
+
+def call(call_id="c1", *, prompt=100, cached=0, completion=10, model="tiny", **more):
+    usage = Usage(prompt_tokens=prompt, cached_tokens=cached, completion_tokens=completion)
+    return Call(
+        call_id=call_id, account_id="acme", key_id="k-acme", model=model, accelerator="H100", usage=usage,
+        started_at_us=1, ended_at_us=2, ended="stop", **more,
+    )  # fmt: skip
+
+
+def ledger(house, key=None):
+    return GrpcLedger(Profile(address=house.address, ca=str(house.tls.ca), api_key=key or house.root))
+
+
+def slice_of(amount=1000, **more):
+    return {
+        "hold_id": "slice-1", "account_id": "acme", "key_id": None, "model": "tiny", "accelerator": "H100",
+        "amount_uhs": amount, "minimum_uhs": 1, "ttl_us": 60 * S, **more,
+    }  # fmt: skip
+
+
+async def test_a_slice_is_granted_spent_call_by_call_and_given_back(house):
+    offer(house)
+    door = ledger(house)
+    assert (await door.authorize(**slice_of(20_000))).held_uhs == 20_000
+    more = {"hold_id": "slice-1", "account_id": "acme", "more_uhs": 5_000, "minimum_uhs": 1, "ttl_us": 60 * S}
+    after = await door.update(seq=1, calls=[call("c1"), call("c2")], **more)
+    again = await door.update(seq=1, calls=[call("c1"), call("c2")], **more)
+    assert after == again
+    assert after.held_uhs == 20_000 - 2 * (100 * 40 + 10 * 400) + 5_000
+    await door.settle(hold_id="slice-1", account_id="acme", seq=2, calls=[call("c2"), call("c3", cached=50)])
+    await door.settle(hold_id="slice-1", account_id="acme", seq=2, calls=[call("c2"), call("c3", cached=50)])
+    balance = house.client().call(pb.BalanceRequest(), pb.BalanceReply)
+    assert (balance.held_uhs, 100 * UHS_PER_CT - balance.free_uhs) == (0, 2 * 8_000 + 50 * 40 + 50 * 4 + 4_000)
+    records = list(house.client().stream(pb.UsageRequest(), pb.Cdr))
+    assert [(record.cdr_id, record.charged_uhs) for record in records] == [("c1", 8_000), ("c2", 8_000), ("c3", 6_200)]
+    assert list(records[2].rate_uhs_per_mtok) == [40 * S, 4 * S, 400 * S, 400 * S]
+    await door.close()
+
+
+async def test_a_slice_that_was_asked_for_twice_is_one(house):
+    offer(house)
+    door = ledger(house)
+    answers = [await door.authorize(**slice_of()) for _ in range(3)]
+    assert answers == [answers[0]] * 3
+    assert house.client().call(pb.BalanceRequest(), pb.BalanceReply).held_uhs == 1000
+    await door.close()
+
+
+async def test_a_slice_beyond_what_is_free_says_what_is_missing(house):
+    offer(house)
+    door = ledger(house)
+    with pytest.raises(InsufficientTokens) as refusal:
+        await door.authorize(**slice_of(1000 * UHS_PER_CT, minimum_uhs=200 * UHS_PER_CT))
+    assert refusal.value.facts["free_uhs"] == 100 * UHS_PER_CT
+    assert (await door.authorize(**slice_of(1000 * UHS_PER_CT))).final
+    await door.close()
+
+
+async def test_a_ledger_that_is_away_is_unavailable_and_the_same_word_may_be_said_again(house):
+    offer(house)
+    door = ledger(house)
+    await door.authorize(**slice_of(20_000))
+    house.port.lose_answers = 1
+    settle = {"hold_id": "slice-1", "account_id": "acme", "seq": 1, "calls": [call()]}
+    with pytest.raises(Unavailable):
+        await door.settle(**settle)
+    await door.settle(**settle)
+    assert house.client().call(pb.BalanceRequest(), pb.BalanceReply).free_uhs == 100 * UHS_PER_CT - 8_000
+    await door.close()
+
+
+async def test_only_an_operators_meter_reports_calls_or_holds_for_keys(house):
+    offer(house)
+    door = ledger(house, house.acme)
+    for asked in (
+        door.caller("k-acme"),
+        door.authorize(**slice_of(key_id="k-acme")),
+        door.update(hold_id="x", account_id="", seq=1, calls=[call()], more_uhs=0, minimum_uhs=1, ttl_us=S),
+        door.settle(hold_id="x", account_id="", seq=1, calls=[call()]),
+        door.record(account_id="", calls=[call(covered=True)]),
+        door.report(pb.ReportServingRequest(reporter="me")),
+    ):
+        with pytest.raises((PermissionDenied, Unauthenticated)):
+            await asked
+    await door.close()
+
+
+async def test_a_gateway_learns_whose_key_it_is_and_what_there_is_for_each_model(house):
+    offer(house)
+    offer(house, "own", dedicated_to="acme")
+    offer(house, "theirs", dedicated_to="globex")
+    key = CreateKey(key_id="k-small", account_id="acme", secret_sha256="0" * 64, limit_uhs=500)
+    house.port.seed(key)
+    door = ledger(house)
+    found = await door.caller("k-small")
+    assert (found.account_id, found.limited, found.tier_rank, found.revoked) == ("acme", True, 0, False)
+    assert [(each.model, each.free_uhs, each.covered) for each in found.models] == [
+        ("tiny", 500, False),
+        ("own", 500, True),
+    ]
+    assert not (await door.caller("k-acme")).limited
+    assert await door.caller("nobody") is None
+    await door.close()
+
+
+async def test_calls_that_an_own_lease_covers_are_recorded_and_cost_nothing(house):
+    offer(house, "own", dedicated_to="acme")
+    door = ledger(house)
+    for _ in range(2):
+        await door.record(account_id="acme", calls=[call(model="own", covered=True)])
+    (record,) = house.client().stream(pb.UsageRequest(), pb.Cdr)
+    assert (record.cdr_id, record.charged_uhs, record.covered) == ("c1", 0, True)
+    await door.close()
+
+
+# -- models and the board ----------------------------------------------------------------------------------------------
+
+
+def ready(**more):
+    return pb.Replica(replica_id="r1", model="tiny", state="ready", address="http://127.0.0.1:1", waiting=2, **more)
+
+
+async def test_a_model_is_shown_with_its_price_and_how_it_gets_on(house):
+    offer(house, replicas_max=3)
+    door = ledger(house)
+    (model,) = await door.models()
+    assert (model.state, model.spec.source, model.rate_version) == ("waiting", "/models/tiny", 1)
+    await door.report(pb.ReportServingRequest(reporter="host", models=[pb.ModelStatus(model="tiny", state="idle")]))
+    assert [model.state for model in await door.models()] == ["idle"]
+    failed = pb.ModelStatus(model="tiny", state="failed", reason="no such file")
+    await door.report(pb.ReportServingRequest(reporter="host", models=[failed]))
+    assert [(model.state, model.reason) for model in await door.models()] == [("failed", "no such file")]
+    await door.report(pb.ReportServingRequest(reporter="host", replicas=[ready(ttft_p50_us=900)]))
+    await door.report(pb.ReportServingRequest(reporter="g1", queues=[pb.ModelQueue(model="tiny", waiting=5)]))
+    (mine,) = house.client().call(pb.ListModelsRequest(), pb.ListModelsReply).models
+    assert (mine.state, mine.replicas_ready, mine.waiting, mine.ttft_p50_us) == ("ready", 1, 7, 900)
+    assert (mine.price_microcny_per_ct, mine.HasField("spec")) == (500_000, False)
+    await door.close()
+
+
+async def test_the_board_comes_at_once_and_again_when_it_changes(house):
+    offer(house)
+    door = ledger(house)
+    boards = door.watch()
+    assert not (await anext(boards)).replicas
+    await door.report(pb.ReportServingRequest(reporter="host", replicas=[ready()], endpoint="https://here"))
+    async with asyncio.timeout(10):
+        async for board in boards:
+            if board.replicas:
+                break
+    assert (board.replicas[0].replica_id, list(board.endpoints)) == ("r1", ["https://here"])
+    await boards.aclose()
+    await door.close()
+
+
+async def test_a_reporter_that_falls_silent_is_forgotten_and_there_is_no_room_for_a_crowd():
+    now = [0.0]
+    board = Board(VirtualClock(1), monotonic=lambda: now[0])
+    board.report(pb.ReportServingRequest(reporter="host", replicas=[ready()]))
+    now[0] = 5.0
+    board.report(pb.ReportServingRequest(reporter="g1", queues=[pb.ModelQueue(model="tiny", waiting=1)]))
+    board.report(pb.ReportServingRequest(reporter="g2", queues=[pb.ModelQueue(model="tiny", waiting=2)]))
+    assert (len(board.shown().replicas), board.shown().queues[0].waiting) == (1, 3)
+    now[0] = 7.0
+    assert (len(board.shown().replicas), board.shown().queues[0].waiting) == (0, 3)
+    for number in range(REPORTERS_MAX - 2):
+        board.report(pb.ReportServingRequest(reporter=f"x{number}"))
+    with pytest.raises(RateLimited):
+        board.report(pb.ReportServingRequest(reporter="one more"))
+
+
+def test_a_model_that_nobody_offers_can_be_neither_scaled_nor_withdrawn(house):
+    operator = house.client(house.root)
+    for request in (
+        pb.ScaleModelRequest(request_id="a", model="tiny", replicas_max=1),
+        pb.WithdrawModelRequest(request_id="b", model="tiny"),
+    ):
+        with pytest.raises(NotFound):
+            operator.call(request, pb.Accepted)
