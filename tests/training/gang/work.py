@@ -1,0 +1,246 @@
+"""What the processes of a test's gang do: a small run that shows every bit that went another way.
+
+Dropout, batch normalisation, AdamW, a schedule, clipping, and noise from numpy and Python in the data: anything that
+depended on who computed what would show in the digest. `Shelf` is a stand-in for the checkpoints of the product.
+"""
+
+import hashlib
+import io
+import json
+import os
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional
+
+from training.gang import Gang, PeerLost, Seat
+from training.gradients import Gradients, Reproducible
+from training.mixing import Balance
+from training.virtual import Plan, VirtualRanks
+
+EVICTED = 75
+SAMPLES = 512
+WIDTH = 12
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one gang is to do."""
+
+    folder: Path
+    steps: int
+    virtual: int = 8
+    batch: int = 24
+    stop_after: int | None = None
+    """This rank asks to stop when it has done so many steps."""
+    asked: int = 0
+    shares: tuple[int, ...] | None = None
+    mode: Reproducible = Reproducible.BITWISE
+    timeout_s: float = 30.0
+    silent_s: float = 20.0
+    pause_s: float = 0.0
+    """How long a micro-batch takes at least."""
+    dies_saving: tuple[int, ...] = ()
+    hangs_saving: tuple[int, ...] = ()
+    dies_restoring: tuple[int, ...] = ()
+    speeds: tuple[float, ...] = ()
+
+
+class Shelf:
+    """Whole files by rename, the newest step first."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def newest(self):
+        steps = [int(path.stem) for path in self.folder.glob("*.saved")]
+        return max(steps, default=None)
+
+    def save(self, step, state):
+        kept = io.BytesIO()
+        torch.save(state, kept)
+        draft = self.folder / f".{step}.{os.getpid()}"
+        draft.write_bytes(kept.getvalue())
+        draft.replace(self.folder / f"{step}.saved")
+
+    def load(self, step):
+        return torch.load(self.folder / f"{step}.saved", weights_only=True)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Linear(WIDTH, 16), nn.BatchNorm1d(16)
+        self.drop, self.last = nn.Dropout(0.2), nn.Linear(16, 3)
+        self.unused = nn.Parameter(torch.ones(3))
+
+    def forward(self, seen):
+        return self.last(self.drop(torch.relu(self.norm(self.first(seen)))))
+
+
+class Run:
+    """A model in training, with all that a checkpoint brings back."""
+
+    def __init__(self):
+        torch.manual_seed(5)
+        self.model = Net()
+        self.opt = torch.optim.AdamW(self.model.parameters(), lr=0.01)
+        self.sched = torch.optim.lr_scheduler.CosineAnnealingLR(self.opt, 500)
+        self.step = 0
+
+    def parts(self):
+        return {"model": self.model, "opt": self.opt, "sched": self.sched}
+
+    def state(self):
+        return {name: part.state_dict() for name, part in self.parts().items()} | {"step": self.step}
+
+    def restore(self, state):
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+        self.step = state["step"]
+
+    def digest(self):
+        whole = hashlib.sha256(str(self.step).encode())
+        for tensor in [*self.model.state_dict().values(), *tensors(self.opt.state_dict()["state"])]:
+            whole.update(tensor.detach().contiguous().numpy().tobytes())
+        return whole.hexdigest()
+
+
+def tensors(tree):
+    for _, value in sorted(tree.items()):
+        if isinstance(value, dict):
+            yield from tensors(value)
+        else:
+            yield value
+
+
+def dataset():
+    dice = torch.Generator().manual_seed(11)
+    return torch.randn(SAMPLES, WIDTH, generator=dice), torch.randint(3, (SAMPLES,), generator=dice)
+
+
+def losses(model, pause_s=0.0):
+    inputs, wanted = dataset()
+
+    def loss_of(micro):
+        began = time.monotonic()
+        at = torch.arange(micro.start, micro.stop) % SAMPLES
+        noise = torch.from_numpy(np.random.normal(size=(len(at), WIDTH))).float() * random.random()  # noqa: NPY002  # the global state is the point
+        loss = functional.cross_entropy(model(inputs[at] + 0.1 * noise), wanted[at])
+        if pause_s:
+            time.sleep(max(0.0, pause_s - (time.monotonic() - began)))
+        return loss
+
+    return loss_of
+
+
+def note(order, rank, **said):
+    with (order.folder / f"rank-{rank}.jsonl").open("a") as file:
+        file.write(json.dumps(said) + "\n")
+
+
+def train(rank, world, port, order):
+    """One attempt: until all steps are done, or the gang agrees to stop, or a peer is lost."""
+    torch.set_num_threads(1)
+    shelf, run = Shelf(order.folder), Run()
+    if rank in order.dies_restoring:
+        os.kill(os.getpid(), 9)
+    gang = Gang.open(
+        Seat(rank=rank, world=world, master=("127.0.0.1", port)), backend="gloo",
+        timeout_s=order.timeout_s, silent_s=order.silent_s,
+    )  # fmt: skip
+    newest = shelf.newest()
+    if newest is not None:
+        run.restore(shelf.load(newest))
+    code = 0
+    try:
+        code = loop(run, gang, shelf, order)
+    except PeerLost as lost:
+        seen = time.time()
+        kept = gang.keep(run.step, save=lambda: shelf.save(run.step, run.state()), newest=shelf.newest, patience_s=0.3)
+        note(
+            order,
+            rank,
+            lost=lost.message,
+            silent=list(gang.silent),
+            seen=seen,
+            durable=time.time(),
+            step=run.step,
+            kept=kept,
+        )
+        os._exit(EVICTED)
+    if code == 0 and rank == 0:
+        (order.folder / "digest").write_text(run.digest())
+    gang.close()
+    os._exit(code)
+
+
+def loop(run, gang, shelf, order):
+    virtual = VirtualRanks(order.virtual, order.batch, seed=3)
+    gradients = Gradients(run.model, virtual=virtual, gang=gang, reproducible=order.mode)
+    if order.shares:
+        gradients.plan = Plan(order.shares)
+    balance, lap_us, began_at = Balance(gradients.plan.shares), 0, run.step
+    speed = order.speeds[gang.rank] if order.speeds else 1.0
+    loss_of = losses(run.model, pause_s=order.pause_s / speed)
+    while run.step < order.steps:
+        stop = gang.rank == order.asked and order.stop_after is not None and run.step - began_at >= order.stop_after
+        agreement = gang.agree(stop=stop, lap_us=lap_us)
+        computed = gradients.compute(run.step, loss_of)
+        lap_us = computed.lap_us
+        nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+        run.opt.step()
+        run.sched.step()
+        note(
+            order,
+            gang.rank,
+            did=run.step,
+            vranks=list(gradients.plan.block(gang.rank)),
+            loss=computed.loss,
+            at=time.time(),
+        )
+        run.step += 1
+        verdict = agreement.wait()
+        if order.speeds and balance.observe(verdict.laps_us):
+            gradients.plan = Plan(balance.shares)
+        if verdict.stop and run.step < order.steps:
+            gang.keep(run.step, save=lambda: save(run, gang, shelf, order), newest=shelf.newest, patience_s=0.3)
+            return EVICTED
+    return 0
+
+
+def save(run, gang, shelf, order):
+    if gang.rank in order.dies_saving:
+        os.kill(os.getpid(), 9)
+    if gang.rank in order.hangs_saving:
+        os.kill(os.getpid(), 19)
+    shelf.save(run.step, run.state())
+
+
+def reduced_grads(rank, world, port, order):
+    """One step's gradients only, to compare ways."""
+    torch.set_num_threads(1)
+    gang = Gang.open(Seat(rank=rank, world=world, master=("127.0.0.1", port)), backend="gloo")
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(WIDTH, 16), nn.ReLU(), nn.Linear(16, 3)).double()
+    inputs, wanted = dataset()
+    gradients = Gradients(model, virtual=VirtualRanks(order.virtual, order.batch), gang=gang, reproducible=order.mode)
+    gradients.plan = Plan(order.shares) if order.shares else gradients.plan
+
+    def loss_of(micro):
+        at = torch.arange(micro.start, micro.stop)
+        return functional.cross_entropy(model(inputs[at].double()), wanted[at])
+
+    computed = gradients.compute(0, loss_of)
+    whole = torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters()])
+    torch.save({"grads": whole, "loss": computed.loss}, order.folder / f"grads-{rank}")
+    if world > 1:
+        dist.barrier()
+    gang.close()
+    os._exit(0)

@@ -1,0 +1,339 @@
+"""The processes of one attempt of a job, as each of them sees the others.
+
+Three process groups, because collectives of one group must not cross: `data` reduces gradients (NCCL, HCCL or gloo),
+`control` agrees on when to stop, `saving` belongs to sharded checkpoints, which may run beside the training (on a shared
+group that is a deadlock). All ranks stop after the same step: each starts the reduction of a few integers when its step
+begins and looks at the result when the step is over, so agreeing costs nobody any waiting.
+
+A peer that dies makes collectives fail, one that hangs makes them wait: every rank tells the others by a heartbeat that it
+is alive, and who is silent for too long is given up, which fails the collectives of all. Both end as `PeerLost` in a rank
+whose state is whole, since parameters change only after a reduction. Then the survivors keep it (`Gang.keep`): the last
+step is never lost while one replica lives. It does not know what is saved, nor where. (Ideas: Just-In-Time Checkpointing,
+EuroSys'24; Ray Train's replica relaxation.)
+
+On gloo this is tested; NCCL and HCCL follow torch's documented behaviour (`abort` ends a hung collective) and were not
+run here.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fabric.errors import InvalidRequest, Unavailable
+
+_BEAT_S: Final = 0.5
+_STORE_TIMEOUT_S: Final = 10.0
+
+
+class PeerLost(Unavailable):
+    """Another rank died or is silent; this one's state is that of its last step. Save it, then end the attempt."""
+
+    code = "peer_lost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """Which place in the gang this process has, and where the gang meets."""
+
+    rank: int = 0
+    world: int = 1
+    master: tuple[str, int] = ("127.0.0.1", 0)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world:
+            raise InvalidRequest(f"rank {self.rank} of {self.world}: ranks count from 0", code="seat_invalid")
+
+    @classmethod
+    def from_environment(cls) -> "Seat":
+        """What the runner, or torchrun, says in RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; alone if it says nothing."""
+        said = os.environ
+        return cls(
+            rank=int(said.get("RANK", "0")),
+            world=int(said.get("WORLD_SIZE", "1")),
+            master=(said.get("MASTER_ADDR", "127.0.0.1"), int(said.get("MASTER_PORT", "0"))),
+        )
+
+
+class Verdict(NamedTuple):
+    """What all ranks know after a step, and all the same."""
+
+    stop: bool
+    laps_us: tuple[int, ...]
+    """How long each rank computed, as it said when the step began (so of the step before)."""
+
+
+class Agreement:
+    """One that is under way: started with the step, read at its end."""
+
+    __slots__ = ("_gang", "_told", "_work")
+
+    def __init__(self, gang: "Gang", told: Tensor, work: Any) -> None:
+        self._gang, self._told, self._work = gang, told, work
+
+    def wait(self) -> Verdict:
+        """What was agreed. `PeerLost` if a rank is gone."""
+        if self._work is not None:
+            with self._gang.guarded("agreeing whether to stop"):
+                self._work.wait()
+        stop, *laps = self._told.tolist()
+        return Verdict(bool(stop), tuple(laps))
+
+
+class Gang:
+    """A process among its peers. `Gang.open` for all; a gang of one needs no network."""
+
+    def __init__(
+        self, seat: Seat, *, timeout_s: float, groups: Sequence[Any] = (), watch: "Watch | None" = None
+    ) -> None:
+        self.seat = seat
+        self.timeout_s = timeout_s
+        self.data: Any
+        self.control: Any
+        self.saving: Any
+        self.data, self.control, self.saving = groups or (None, None, None)
+        self._watch = watch
+        self._said = torch.zeros(1 + seat.world, dtype=torch.int64)
+
+    @classmethod
+    def open(
+        cls, seat: Seat | None = None, *, backend: str | None = None, timeout_s: float = 120.0, silent_s: float = 20.0
+    ) -> "Gang":
+        """Meet the other ranks.
+
+        Args:
+            seat: None = from the environment.
+            backend: of the gradients; None = nccl, hccl or gloo, by what this process can see.
+            timeout_s: the longest that a rank may keep the others waiting in a collective: more than any step takes.
+            silent_s: a rank whose heartbeat stops for so long is given up.
+
+        Raises:
+            Unavailable: code `gang_incomplete`, naming the ranks that did not come within `timeout_s`.
+        """
+        seat = seat or Seat.from_environment()
+        if seat.world == 1:
+            return cls(seat, timeout_s=timeout_s)
+        patience = timedelta(seconds=timeout_s)
+        try:
+            store = dist.TCPStore(
+                *seat.master, is_master=seat.rank == 0 and not dist.is_initialized(), timeout=patience,
+                wait_for_workers=False,
+            )  # fmt: skip
+            store.set(f"seat/{seat.rank}", b"taken")
+            if not dist.is_initialized():
+                dist.init_process_group(
+                    backend or _backend(), store=dist.PrefixStore("data", store), rank=seat.rank,
+                    world_size=seat.world, timeout=patience,
+                )  # fmt: skip
+            groups = dist.group.WORLD, *(dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
+        except (RuntimeError, ValueError) as error:
+            raise Unavailable(
+                f"the gang of {seat.world} is not complete after {timeout_s:g} s{_missing(seat)}: end this attempt and "
+                "start another with the ranks that there are",
+                code="gang_incomplete",
+                world=seat.world,
+            ) from error
+        watch = Watch(seat, groups=groups, silent_s=silent_s)
+        watch.start()
+        return cls(seat, timeout_s=timeout_s, groups=groups, watch=watch)
+
+    @property
+    def rank(self) -> int:
+        return self.seat.rank
+
+    @property
+    def world(self) -> int:
+        return self.seat.world
+
+    @property
+    def silent(self) -> tuple[int, ...]:
+        """Ranks that were given up."""
+        return self._watch.silent if self._watch else ()
+
+    def agree(self, *, stop: bool, lap_us: int = 0) -> Agreement:
+        """Begin to agree on whether this step is the last; call it as the step begins.
+
+        If any rank says `stop`, all stop after this step or, when it came too late for that, after the next.
+        """
+        said = self._said
+        said.zero_()
+        said[0] = int(stop)
+        said[1 + self.rank] = lap_us
+        if self.world == 1:
+            return Agreement(self, said, None)
+        with self.guarded("agreeing whether to stop"):
+            work = dist.all_reduce(said, dist.ReduceOp.MAX, group=self.control, async_op=True)
+        return Agreement(self, said, work)
+
+    def keep(self, step: int, *, save: Callable[[], None], newest: Callable[[], int | None], patience_s: float) -> int:
+        """Make the state of this step durable once, by whichever rank lives: call it in all that stopped, or survived.
+
+        Replicas hold the same state, so one save is enough. Rank 0 saves and tells the others; when it can't, the next
+        one does, each waiting `patience_s` longer than the one before it (more than a save takes).
+
+        Args:
+            step: the last one this rank completed.
+            save: makes this rank's state durable.
+            newest: the step of the newest durable state that anybody can read, None if there is none.
+            patience_s: how long one rank may take.
+
+        Returns:
+            The step that is durable now: at least `step`.
+        """
+        if self.rank == 0 and (newest() or -1) < step:
+            save()
+        if not self.silent and self._hear(step) >= step:
+            return step
+        stop_at = time.monotonic() + self.rank * patience_s
+        while (kept := newest()) is None or kept < step:
+            if time.monotonic() >= stop_at:
+                save()
+                return step
+            time.sleep(min(0.02, patience_s))
+        return kept
+
+    def _hear(self, step: int) -> int:
+        """What rank 0 says it has kept; -1 if it says nothing."""
+        if self.world == 1:
+            return step
+        told = torch.tensor([step])
+        try:
+            dist.broadcast(told, 0, group=self.control)
+        except RuntimeError:
+            return -1
+        return int(told)
+
+    @contextmanager
+    def guarded(self, doing: str) -> Iterator[None]:
+        """Collectives inside: their failing means that a peer is lost."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise self.lost(doing) from error
+
+    def lost(self, doing: str) -> PeerLost:
+        """The error to raise when a collective failed."""
+        who = self.silent
+        named = (
+            f"rank {', '.join(map(str, who))} of {self.world} is silent" if who else f"a peer of {self.world} is gone"
+        )
+        return PeerLost(
+            f"{named}, noticed by rank {self.rank} while {doing}: keep the last step and end this attempt",
+            rank=self.rank,
+            silent=",".join(map(str, who)),
+        )
+
+    def close(self) -> None:
+        """Leave. Peers that still wait for this rank will find it lost."""
+        if self._watch is not None:
+            self._watch.stop()
+        if self.world > 1 and dist.is_initialized():
+            with suppress(RuntimeError):
+                dist.destroy_process_group()
+
+
+class Watch(threading.Thread):
+    """Says that this rank is alive, and gives up those that no longer say so."""
+
+    def __init__(self, seat: Seat, *, groups: Sequence[Any], silent_s: float) -> None:
+        super().__init__(name="gang-watch", daemon=True)
+        self._seat = seat
+        self._groups = groups
+        self._silent_s = silent_s
+        self._end = threading.Event()
+        self._silent: tuple[int, ...] = ()
+
+    @property
+    def silent(self) -> tuple[int, ...]:
+        return self._silent
+
+    def stop(self) -> None:
+        """Stop looking; returns when nothing will be given up any more."""
+        self._end.set()
+        self.join(self._silent_s + _BEAT_S)
+
+    def run(self) -> None:
+        peers = [rank for rank in range(self._seat.world) if rank != self._seat.rank]
+        heard = dict.fromkeys(peers, (b"", time.monotonic()))
+        keys = [f"beat/{rank}" for rank in peers]
+        store, beat = None, 0
+        while not self._end.wait(_BEAT_S):
+            beat += 1
+            try:
+                store = store or self._connect(keys)
+                store.set(f"beat/{self._seat.rank}", str(beat))
+                said = dict(zip(peers, store.multi_get(keys), strict=True))
+            except RuntimeError:
+                self._give_up((0,))  # who keeps the store
+                return
+            now = time.monotonic()
+            heard = {rank: (said[rank], now) if said[rank] != heard[rank][0] else heard[rank] for rank in peers}
+            silent = tuple(rank for rank, (_, at) in heard.items() if now - at > self._silent_s)
+            if silent:
+                self._give_up(silent)
+                return
+
+    def _connect(self, keys: Sequence[str]) -> Any:
+        """A connection of its own: a collective that waits on the other must not hold up the heartbeat."""
+        store = dist.TCPStore(
+            *self._seat.master, is_master=False, timeout=timedelta(seconds=self._silent_s), wait_for_workers=False
+        )
+        for key in keys:
+            store.compare_set(key, "", "0")
+        return store
+
+    def _give_up(self, silent: tuple[int, ...]) -> None:
+        """Fail what waits for them: by now their peers' collectives can't end any other way."""
+        if self._end.is_set():
+            return
+        self._silent = silent
+        for group in self._groups:
+            with suppress(RuntimeError):
+                group.abort()
+
+
+class Stop(NamedTuple):
+    """How to stop: `together` after a common step, or with what the last boundary left, `at_once`."""
+
+    at_once: bool
+    why: str
+
+
+def choose(*, left_s: float | None, step_s: float, save_s: float) -> Stop:
+    """Between the agreement, which needs up to two more steps, and saving the last common boundary from the side.
+
+    Args:
+        left_s: until the attempt is ended anyway; None = no hurry.
+        step_s: what a step takes, as measured.
+        save_s: what a save takes, as measured; half as much again is allowed for.
+    """
+    needed_s = 2 * step_s + 1.5 * save_s
+    if left_s is None or left_s >= needed_s:
+        return Stop(at_once=False, why=f"stopping together needs {needed_s:.1f} s")
+    return Stop(at_once=True, why=f"{left_s:.1f} s are left and stopping together may need {needed_s:.1f} s")
+
+
+def _backend() -> str:
+    if torch.cuda.is_available():
+        return "nccl"
+    npu = getattr(torch, "npu", None)
+    return "hccl" if npu is not None and npu.is_available() else "gloo"
+
+
+def _missing(seat: Seat) -> str:
+    """Who did not come, as far as the meeting place knows."""
+    with suppress(RuntimeError):
+        store = dist.TCPStore(
+            *seat.master, is_master=False, timeout=timedelta(seconds=_STORE_TIMEOUT_S), wait_for_workers=False
+        )
+        absent = [str(rank) for rank in range(seat.world) if not store.check([f"seat/{rank}"])]
+        return f": rank {', '.join(absent)} did not come" if absent else ""
+    return ": rank 0, who keeps the meeting place, did not come or is gone"
