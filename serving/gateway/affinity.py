@@ -35,7 +35,7 @@ def trail_of(prompt: bytes, *, root: bytes) -> Trail:
     if not prompt:
         return ()
     chain = root
-    hashes = []
+    hashes: list[int] = []
     for start in range(0, max(len(prompt) - BLOCK_BYTES + 1, 1), BLOCK_BYTES):
         if len(hashes) == BLOCKS_MAX:
             break

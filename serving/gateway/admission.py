@@ -1,0 +1,255 @@
+"""Whose request goes to which replica, and when: the queue and the seats behind it, for each model.
+
+vLLM's own priority only reorders its waiting line and never ages, so no more requests are handed to a replica than it has
+room for (its *window*); the rest wait here, where the order is fair and every wait is bounded. Leaving the line costs
+nothing. A model of which nothing runs is waited for: the line itself is what wakes it.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from fabric.errors import RateLimited, Unavailable
+from serving.gateway.affinity import Trail, Trails
+from serving.gateway.directory import Replica
+from serving.gateway.fairness import FairQueue, Ticket
+
+WAITING_MAX: Final = 4_096
+"""For each model at each gateway."""
+WAITING_PER_ACCOUNT_MAX: Final = 256
+_ROOM_PERCENT: Final = 112
+"""A little more than a replica works on at once, so that it never waits for the next request to cross the wire."""
+SUSPECT_S: Final = 2.0
+"""How long a replica that couldn't be reached is left alone, unless the board says sooner that it is ready."""
+
+
+class Seat:
+    """A request's place at a replica. Give it back once, by `leave`."""
+
+    __slots__ = ("_left", "_pool", "lost", "replica", "ticket")
+
+    def __init__(self, pool: "Pool", ticket: Ticket, replica: Replica) -> None:
+        self._pool = pool
+        self._left = False
+        self.ticket = ticket
+        self.replica = replica
+        self.lost: Callable[[], None] | None = None
+        """What to do the moment the replica is known to be gone."""
+
+    def avoid(self) -> None:
+        """The replica couldn't be reached: send nobody there for a moment."""
+        self._pool.avoid(self.replica.replica_id)
+
+    def leave(self, *, tokens: int | None = None) -> None:
+        """Make room for the next. `tokens`: what was served after all, where that is known."""
+        if not self._left:
+            self._left = True
+            self._pool.left(self, tokens)
+
+
+class _Berth:
+    """A replica as its pool sees it."""
+
+    __slots__ = ("replica", "seats", "suspect_until", "window")
+
+    def __init__(self, replica: Replica) -> None:
+        self.replica = replica
+        self.window = 1
+        self.seats: set[Seat] = set()
+        self.suspect_until = 0.0
+
+
+class Pool:
+    """The replicas of one model that a group of callers shares, and the line in front of them."""
+
+    def __init__(self, *, gateways: int = 1, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._gateways = max(1, gateways)
+        self._monotonic = monotonic
+        self._berths: dict[str, _Berth] = {}
+        self._queue = FairQueue(now_us=self._now_us())
+        self._calls: dict[Ticket, tuple[asyncio.Future[Seat], Trail, int]] = {}
+        self._trails = Trails()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    @property
+    def seated(self) -> int:
+        return sum(len(berth.seats) for berth in self._berths.values())
+
+    @property
+    def replicas(self) -> tuple[Replica, ...]:
+        return tuple(berth.replica for berth in self._berths.values())
+
+    def waiting_by_rank(self) -> dict[int, int]:
+        """How many wait, by the tier's rank."""
+        return self._queue.depths()
+
+    def seat_now(self, ticket: Ticket, trail: Trail) -> Seat | None:
+        """A seat, where nobody waits and there is one; else None."""
+        self._queue.decay(self._now_us())
+        replica_id = None if self._queue else self._choose(trail)
+        if replica_id is None:
+            return None
+        self._queue.charge(ticket.account, ticket.cost)
+        return self._sit(ticket, replica_id, trail)
+
+    async def wait(self, ticket: Ticket, trail: Trail) -> Seat:
+        """Wait for a seat. Cancelling the wait leaves the line, and costs nothing.
+
+        Raises:
+            RateLimited: `queue_full_for_you`: the account has too many in line already.
+            Unavailable: `queue_full`.
+        """
+        self._check_room(ticket.account)
+        future: asyncio.Future[Seat] = asyncio.get_running_loop().create_future()
+        self._queue.put(ticket)
+        self._calls[ticket] = (future, trail, self._now_us())
+        self.pump()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._calls.pop(ticket, None)
+            self._queue.drop(ticket)
+            if future.done() and not future.cancelled():
+                future.result().leave(tokens=0)
+            raise
+
+    def visit(self, ticket: Ticket) -> Seat | None:
+        """A seat at the least busy replica, beyond its window: for what takes the engine no time."""
+        ready = [berth for berth in self._berths.values() if self._open(berth)]
+        if not ready:
+            return None
+        berth = min(ready, key=lambda berth: len(berth.seats))
+        return self._sit(ticket, berth.replica.replica_id, ())
+
+    def oldest_us(self) -> int:
+        """How long the first in line has waited."""
+        return self._now_us() - next(iter(self._calls.values()))[2] if self._calls else 0
+
+    def avoid(self, replica_id: str) -> None:
+        """Send nobody there for a moment."""
+        berth = self._berths.get(replica_id)
+        if berth is not None:
+            berth.suspect_until = self._monotonic() + SUSPECT_S
+            asyncio.get_running_loop().call_later(SUSPECT_S + 0.01, self.pump)
+
+    def update(self, replicas: Iterable[Replica]) -> None:
+        """The board changed. Whoever sits at a replica that is gone is told at once."""
+        fresh = {replica.replica_id: replica for replica in replicas}
+        for replica_id in [known for known in self._berths if known not in fresh or fresh[known].state == "gone"]:
+            for seat in tuple(self._berths.pop(replica_id).seats):
+                if seat.lost is not None:
+                    seat.lost()
+        for replica_id, replica in fresh.items():
+            if replica.state == "gone":
+                continue
+            berth = self._berths.setdefault(replica_id, _Berth(replica))
+            if berth.replica.address != replica.address:
+                berth.suspect_until = 0.0
+            berth.replica = replica
+            berth.window = max(1, -(-replica.capacity * _ROOM_PERCENT // (100 * self._gateways)))
+        self.pump()
+
+    def pump(self) -> None:
+        """Seat whom there is room for."""
+        while self._queue:
+            if not any(self._has_room(berth) for berth in self._berths.values()):
+                return
+            ticket = self._queue.take(self._now_us())
+            assert ticket is not None
+            future, trail, _ = self._calls.pop(ticket)
+            replica_id = self._choose(trail)
+            assert replica_id is not None, "there is room"
+            if future.done():  # left in this very moment
+                self._queue.charge(ticket.account, -ticket.cost)
+            else:
+                future.set_result(self._sit(ticket, replica_id, trail))
+
+    def left(self, seat: Seat, tokens: int | None) -> None:
+        """A seat was given back."""
+        berth = self._berths.get(seat.replica.replica_id)
+        if berth is not None:
+            berth.seats.discard(seat)
+        if tokens is not None:
+            self._queue.charge(seat.ticket.account, tokens - seat.ticket.cost)
+        self.pump()
+
+    def _check_room(self, account: str) -> None:
+        if self._queue.depth_of(account) >= WAITING_PER_ACCOUNT_MAX:
+            raise RateLimited(
+                f"{WAITING_PER_ACCOUNT_MAX} of your requests wait for this model already, which is all that may: try"
+                " again when some are answered",
+                code="queue_full_for_you",
+                limit=WAITING_PER_ACCOUNT_MAX,
+                retry_after_s=1,
+            )
+        if len(self._queue) >= WAITING_MAX:
+            raise Unavailable(
+                f"{WAITING_MAX} requests wait for this model already: try again in 5 s",
+                code="queue_full",
+                limit=WAITING_MAX,
+                retry_after_s=5,
+            )
+
+    def _choose(self, trail: Trail) -> str | None:
+        loads = {
+            replica_id: max(len(berth.seats), berth.replica.running + berth.replica.waiting)
+            for replica_id, berth in self._berths.items()
+            if self._has_room(berth)
+        }
+        return self._trails.choose(trail, loads) if loads else None
+
+    def _sit(self, ticket: Ticket, replica_id: str, trail: Trail) -> Seat:
+        berth = self._berths[replica_id]
+        seat = Seat(self, ticket, berth.replica)
+        berth.seats.add(seat)
+        self._trails.remember(trail, replica_id)
+        return seat
+
+    def _has_room(self, berth: _Berth) -> bool:
+        return len(berth.seats) < berth.window and self._open(berth)
+
+    def _open(self, berth: _Berth) -> bool:
+        return berth.replica.state == "ready" and berth.suspect_until <= self._monotonic()
+
+    def _now_us(self) -> int:
+        return round(self._monotonic() * 1_000_000)
+
+
+class Pools:
+    """A pool for each model, and one for each account that has replicas of it of its own."""
+
+    def __init__(self, *, gateways: int = 1, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._gateways = gateways
+        self._monotonic = monotonic
+        self._pools: dict[tuple[str, str], Pool] = {}
+
+    def of(self, model: str, account_id: str) -> tuple[Pool, bool]:
+        """Where an account's requests for a model go, and whether its own lease covers them."""
+        own = self._pools.get((model, account_id))
+        if own is not None and own.replicas:
+            return own, True
+        return self._pool(model, ""), False
+
+    def items(self) -> Iterable[tuple[str, str, Pool]]:
+        """Every pool, with its model and the account whose own it is ("" = shared)."""
+        return ((model, account_id, pool) for (model, account_id), pool in self._pools.items())
+
+    def update(self, replicas: Iterable[Replica]) -> None:
+        """The board changed."""
+        groups: dict[tuple[str, str], list[Replica]] = {key: [] for key in self._pools}
+        for replica in replicas:
+            groups.setdefault((replica.model, replica.dedicated_to), []).append(replica)
+        for (model, account_id), group in groups.items():
+            self._pool(model, account_id).update(group)
+        for key in [key for key, pool in self._pools.items() if not (groups.get(key) or pool.waiting or pool.seated)]:
+            del self._pools[key]
+
+    def _pool(self, model: str, account_id: str) -> Pool:
+        key = (model, account_id)
+        if key not in self._pools:
+            self._pools[key] = Pool(gateways=self._gateways, monotonic=self._monotonic)
+        return self._pools[key]

@@ -1,0 +1,303 @@
+"""The gateway as an ASGI application: from a request to whoever answers it.
+
+    route ▸ key ▸ rate ▸ body ▸ model ▸ fields ▸ turn ▸ replica ▸ bytes through ▸ books closed
+
+Everything up to the turn costs the caller nothing. After a byte went to a replica, nothing is sent a second time.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from fabric.api.keys import RateLimit
+from fabric.errors import FabricError, Internal, RateLimited, Unavailable
+from serving.gateway import bodies, fields
+from serving.gateway.admission import Pools
+from serving.gateway.calling import Calling
+from serving.gateway.directory import Board, Directory, ModelFacts, QueueLength
+from serving.gateway.exchange import CLIENT_GONE, ClientGone, Exchange, Reading, Receive, Scope, Send
+from serving.gateway.keys import Caller, Gatekeeper
+from serving.gateway.metrics import Metrics
+from serving.gateway.refusals import JSON, HeadersTooLarge, TooSlow, WrongType
+from serving.gateway.repeats import BEAT_S, Repeats
+from serving.gateway.routes import Route, route_of
+from serving.gateway.upstream import Upstream
+
+STALL_S: Final = 60.0
+"""How long a reader may let a piece of its answer wait."""
+LOOK_S: Final = 2.0
+OPEN_PER_ACCOUNT_MAX: Final = 2_048
+"""Requests of one account in hand at one gateway, waiting ones and streams included."""
+REPORT_S: Final = 1.0
+FRESH_S: Final = 10.0
+HEADER_BYTES_MAX: Final = 32 * 1024
+_RETRY_S: Final = 0.5
+_log = structlog.get_logger("gateway")
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one caller may do."""
+
+    requests_per_s: int = 100
+    """For each key; twice as many at once."""
+    wait_s: float = 600.0
+    """How long a request waits for its turn, or for a model to start."""
+    quiet_s: float = 5.0
+    """How long a stream waits in silence before it begins with keep-alives."""
+    keep_alive_s: float = 10.0
+
+
+class Gateway:
+    """One process' application."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        *,
+        trust: str,
+        salt_secret: bytes,
+        repeats_file: Path,
+        limits: Limits | None = None,
+        gateways: int = 1,
+        name: str = "",
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Wire it up.
+
+        Args:
+            directory: what the fabric knows.
+            trust: the secret that replicas know gateways by.
+            salt_secret: what accounts' cache salts are made from; the same at all gateways.
+            repeats_file: where the answers of requests with an `Idempotency-Key` are kept.
+            limits: what one caller may do.
+            gateways: how many processes share the replicas.
+            name: this process, unique among all that ever ran.
+            monotonic: seconds.
+        """
+        self.limits = limits or Limits()
+        self.name = name or f"gateway-{secrets.token_hex(8)}"
+        self.pools = Pools(gateways=gateways, monotonic=monotonic)
+        self.metrics = Metrics()
+        self.board = Board()
+        self.board_at = -1.0
+        self._directory = directory
+        self._monotonic = monotonic
+        self._keys = Gatekeeper(directory, monotonic=monotonic)
+        self._rates = RateLimit(per_s=self.limits.requests_per_s, monotonic=monotonic)
+        self._upstream = Upstream(trust=trust)
+        self._salt_secret = salt_secret
+        self._repeats = Repeats(repeats_file, gateway=self.name)
+        self._reading = Reading()
+        self._open: set[Exchange] = set()
+        self._open_by_account: dict[str, int] = {}
+
+    def is_ready(self) -> bool:
+        """Whether the fabric told of its replicas lately."""
+        return self.board_at >= 0 and self._monotonic() - self.board_at < FRESH_S
+
+    def exposition(self) -> bytes:
+        """The metrics, as text."""
+        age_s = self._monotonic() - self.board_at if self.board_at >= 0 else -1.0
+        return self.metrics.exposition(self.pools, open_requests=len(self._open), board_age_s=age_s)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["Gateway"]:
+        """Everything that goes on beside the requests, for as long as the context lasts."""
+        async with self._upstream, asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work()) for work in (self._follow, self._report, self._sweep, self._beat)]
+            try:
+                yield self
+            finally:
+                for task in tasks:
+                    task.cancel()
+        self._repeats.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        exchange = Exchange(scope, receive, send, call_id=f"c{secrets.token_hex(12)}")
+        self._open.add(exchange)
+        model, rank = "", 2
+        try:
+            calling = await self._admit(exchange)
+            if calling is not None:
+                model, rank = calling.model, calling.caller.rank
+                await calling.carry_out()
+        except ClientGone:
+            exchange.status = CLIENT_GONE
+        except FabricError as error:
+            await self._refuse(exchange, error)
+        except asyncio.CancelledError:
+            reason = exchange.reason()
+            if isinstance(reason, ClientGone):
+                exchange.status = CLIENT_GONE
+            elif isinstance(reason, FabricError):
+                await self._refuse(exchange, reason)
+            else:
+                await self._refuse(exchange, Unavailable("this gateway is going down: try again", code="going_down"))
+                raise
+        except Exception:  # noqa: BLE001 - whatever it is, the client hears of it, and the log tells the rest
+            _log.exception("failed", call=exchange.call_id)
+            await self._refuse(exchange, Internal("the gateway failed: this is our mistake", call=exchange.call_id))
+        finally:
+            exchange.close()
+            self._open.discard(exchange)
+            self.metrics.ended(model=model, rank=rank, status=exchange.status)
+            self._say(exchange, model)
+
+    # -- who may -----------------------------------------------------------------------------------------------------------
+
+    async def _admit(self, exchange: Exchange) -> Calling | None:
+        """Everything before the turn; None: it is answered already."""
+        scope = exchange.scope
+        _check_headers(scope["headers"])
+        exchange.route, named = route = route_of(scope["method"], scope["path"])
+        caller = await self._keys.caller(exchange.headers)
+        self._rates.spend(caller.key.key_id)
+        if exchange.route.surface == "models":
+            await self._tell_models(exchange, caller, named)
+            return None
+        body, size, digest = await self._read(exchange, route[0])
+        exchange.watch()
+        model = fields.model_of(body)
+        has = caller.entitlement(model)
+        stream = fields.wants_stream(body, exchange.route)
+        fields.rewrite(body, exchange.route, salt=fields.salt_of(caller.account_id, secret=self._salt_secret))
+        return Calling(
+            self, exchange, caller, model=model, has=has, body=body, body_bytes=size, digest=digest, stream=stream
+        )
+
+    async def _read(self, exchange: Exchange, route: Route) -> tuple[bodies.Body, int, bytes]:
+        kind = exchange.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if kind != b"application/json":
+            raise WrongType(f"send JSON: `content-type: application/json`, not {kind.decode('latin-1')[:60]!r}")
+        encoding = exchange.headers.get(b"content-encoding", b"identity").strip().lower()
+        if encoding != b"identity":
+            raise WrongType("send the body as it is, without a content-encoding")
+        raw = await exchange.body(self._reading)
+        return bodies.parse(raw), len(raw), route.path.encode() + b"\n" + raw
+
+    async def _tell_models(self, exchange: Exchange, caller: Caller, named: str) -> None:
+        if named:
+            caller.entitlement(named)
+            said: dict[str, Any] = _card(self.board.models.get(named) or ModelFacts(name=named))
+        else:
+            cards = [_card(self.board.models.get(name) or ModelFacts(name=name)) for name in sorted(caller.callable())]
+            said = {"object": "list", "data": cards}
+        await exchange.answer(200, [JSON], msgspec.json.encode(said))
+
+    @contextlib.contextmanager
+    def one_more_of(self, account_id: str) -> Iterator[None]:
+        """Count a request of an account while it is in hand.
+
+        Raises:
+            RateLimited: `too_many_open`.
+        """
+        count = self._open_by_account.get(account_id, 0)
+        if count >= OPEN_PER_ACCOUNT_MAX:
+            raise RateLimited(
+                f"you have {count} requests open here, which is all you may: wait for some to end",
+                code="too_many_open",
+                limit=OPEN_PER_ACCOUNT_MAX,
+            )
+        self._open_by_account[account_id] = count + 1
+        try:
+            yield
+        finally:
+            self._open_by_account[account_id] -= 1
+            if not self._open_by_account[account_id]:
+                del self._open_by_account[account_id]
+
+    @property
+    def upstream(self) -> Upstream:
+        return self._upstream
+
+    @property
+    def repeats(self) -> Repeats:
+        return self._repeats
+
+    async def _refuse(self, exchange: Exchange, error: FabricError) -> None:
+        self.metrics.refused(error.code)
+        await exchange.refuse(error)
+
+    def _say(self, exchange: Exchange, model: str) -> None:
+        """A line for each request: no prompt, no key, no answer."""
+        _log.info(
+            "request",
+            call=exchange.call_id,
+            path=exchange.route.path if exchange.route else "-",
+            model=model,
+            status=exchange.status,
+            ms=round((time.monotonic() - exchange.started_at) * 1000, 1),
+        )
+
+    # -- beside the requests ---------------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        """Keep the board up to date; while the fabric is away, what was known last goes on."""
+        while True:
+            with contextlib.suppress(FabricError):
+                async for board in self._directory.boards():
+                    self.board, self.board_at = board, self._monotonic()
+                    self.pools.update(board.replicas)
+            await asyncio.sleep(_RETRY_S)
+
+    async def _report(self) -> None:
+        while True:
+            with contextlib.suppress(FabricError):
+                await self._directory.report(self.lines())
+            await asyncio.sleep(REPORT_S)
+
+    def lines(self) -> list[QueueLength]:
+        """How long the lines are."""
+        sums: dict[str, QueueLength] = {}
+        for model, _, pool in self.pools.items():
+            was = sums.get(model, QueueLength(model, 0, 0, 0))
+            oldest_us = max(was.oldest_us, pool.oldest_us())
+            sums[model] = QueueLength(model, was.waiting + pool.waiting, was.running + pool.seated, oldest_us)
+        return list(sums.values())
+
+    async def _sweep(self) -> None:
+        """Let go of readers that stall: they hold a seat that others wait for."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            stalled = time.monotonic() - STALL_S
+            for exchange in tuple(self._open):
+                if 0 < exchange.sending_since < stalled:
+                    exchange.interrupt(TooSlow(f"nothing was read for {STALL_S:.0f} s", code="reader_stalled"))
+
+    async def _beat(self) -> None:
+        while True:
+            with contextlib.suppress(FabricError):
+                await self._repeats.beat()
+            await asyncio.sleep(BEAT_S)
+
+
+def _check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    size = sum(len(name) + len(value) for name, value in headers)
+    if size > HEADER_BYTES_MAX:
+        raise HeadersTooLarge(f"the headers have {size} bytes, at most {HEADER_BYTES_MAX} may come", bytes=size)
+
+
+def _card(model: ModelFacts) -> dict[str, Any]:
+    """A model as `GET /v1/models` shows it: vLLM's own fields, and the price beside them."""
+    rates = [msgspec.to_builtins(rate) for rate in model.rates]
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created_at_us // 1_000_000,
+        "owned_by": "token-fabric",
+        "root": model.name,
+        "parent": None,
+        "max_model_len": model.max_context,
+        "permission": [],
+        "fabric": {"state": model.state, "rates": rates},
+    }

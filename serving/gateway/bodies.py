@@ -1,0 +1,98 @@
+"""A request's JSON, read so strictly that engine and gateway can't read it differently.
+
+Doubled keys, `NaN`, lone surrogates, numbers that no double holds and nesting beyond reason are refused, and what goes on
+to the engine is written anew from what was read here.
+"""
+
+import json
+import math
+from typing import Any, Final
+
+import msgspec
+
+from fabric.errors import InvalidRequest
+
+DEPTH_MAX: Final = 64
+"""Of lists and objects in one another; a tool's JSON schema has about ten."""
+
+Body = dict[str, Any]
+
+
+def parse(body: bytes) -> Body:
+    """The object a request's body is.
+
+    Raises:
+        InvalidRequest: `invalid_json`, with where and why.
+    """
+    try:
+        text = body.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite)
+    except UnicodeDecodeError as error:
+        raise _invalid(f"byte {error.start} is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise _invalid(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
+    except RecursionError:
+        raise _invalid(f"it nests deeper than {DEPTH_MAX} levels") from None
+    except ValueError as error:  # of our own hooks, and of integers with thousands of digits
+        raise _invalid(str(error)) from None
+    if not isinstance(value, dict):
+        raise _invalid(f"it is {_kind(value)}, where an object belongs")
+    if _deeper(value, DEPTH_MAX):
+        raise _invalid(f"it nests deeper than {DEPTH_MAX} levels")
+    return value
+
+
+def write(body: Body) -> bytes:
+    """The body as it goes on to the engine.
+
+    Raises:
+        InvalidRequest: it holds half a surrogate pair, which no UTF-8 says.
+    """
+    try:
+        return msgspec.json.encode(body)
+    except (UnicodeEncodeError, OverflowError, msgspec.MsgspecError) as error:
+        raise _invalid(f"it holds what can't be passed on: {error}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Body:
+    read = dict(pairs)
+    if len(read) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice[:100]!r} is there twice")
+    return read
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is beyond what a double holds")
+    return number
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects are in one another more than `levels` deep."""
+    layer = [value]
+    for _ in range(levels):
+        layer = [
+            part
+            for whole in layer
+            for part in (whole.values() if isinstance(whole, dict) else whole)
+            if isinstance(part, dict | list)
+        ]
+        if not layer:
+            return False
+    return True
+
+
+def _kind(value: Any) -> str:
+    names = {str: "a string", list: "a list", bool: "a boolean", int: "a number", float: "a number"}
+    return names.get(type(value), "null")
+
+
+def _invalid(why: str) -> InvalidRequest:
+    return InvalidRequest(f"the body is not the JSON object it must be: {why}", code="invalid_json")

@@ -1,0 +1,108 @@
+"""What a gateway has to know of the fabric, and whom it asks: keys, what an account may call, which replicas there are.
+
+`Directory` is the port; `serving.gateway.fabric_directory` asks the fabric's own door, tests bring their own.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+import msgspec
+
+from fabric.charging.rates import Rate
+
+ReplicaState = Literal["starting", "ready", "draining", "gone"]
+
+
+class Entitlement(msgspec.Struct, frozen=True, kw_only=True):
+    """What a caller has for one model."""
+
+    model: str
+    free_uhs: int = 0
+    """What of the account's tokens is good for this model and not held, by any slice either."""
+    covered: bool = False
+    """Whether it is the account's own, and its lease pays."""
+
+
+class KeyFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A key as the gate knows it. The secret is known only as its hash."""
+
+    key_id: str
+    secret_sha256: str
+    account_id: str
+    tier_rank: int = 0
+    """0 standard, 1 priority, 2 dedicated."""
+    operator: bool = False
+    limited: bool = False
+    """Whether the key has a limit of its own."""
+    revoked: bool = False
+    expires_at_us: int | None = None
+    free_uhs: int = 0
+    """What is free for whatever use."""
+    models: dict[str, Entitlement] = {}
+    """Every model that the account may ask for, by name."""
+
+
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that is offered."""
+
+    name: str
+    created_at_us: int = 0
+    max_context: int | None = None
+    rates: tuple[Rate, ...] = ()
+    """In force, one for each type of accelerator."""
+    state: str = ""
+    """ready | starting | idle (none runs, a call starts one) | draining | failed | waiting (nobody serves)."""
+    why: str = ""
+    """What is wrong, where something is."""
+
+
+class Replica(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine that serves one model."""
+
+    replica_id: str
+    model: str
+    address: str
+    """Its own listener, as a URL without a path."""
+    state: ReplicaState = "ready"
+    tls_sha256: str = ""
+    """The certificate it must show, as hex; "" = plain HTTP, on this machine only."""
+    accelerator: str = ""
+    capacity: int = 16
+    """How many requests it works on at once."""
+    running: int = 0
+    waiting: int = 0
+    dedicated_to: str = ""
+    """The account whose own it is: nobody else's requests go there, and the account's are covered by its lease."""
+
+
+class Board(msgspec.Struct, frozen=True, kw_only=True):
+    """How serving stands: what is offered, and who serves it."""
+
+    models: dict[str, ModelFacts] = {}
+    replicas: tuple[Replica, ...] = ()
+
+
+class QueueLength(NamedTuple):
+    """What a gateway tells of one model's line: it is what wakes a model of which nothing runs."""
+
+    model: str
+    waiting: int
+    running: int
+    oldest_us: int
+    """How long the first in line has waited."""
+
+
+class Directory(Protocol):
+    """Asks the fabric. Every call raises `fabric.errors.Unavailable` when the fabric can't be reached."""
+
+    async def key(self, key_id: str) -> KeyFacts | None:
+        """What is known of a key; None if there is none."""
+        ...
+
+    def boards(self) -> AsyncIterator[Board]:
+        """How serving stands, again whenever something changes, and at least every two seconds."""
+        ...
+
+    async def report(self, queues: Sequence[QueueLength]) -> None:
+        """Say how long the lines are."""
+        ...

@@ -1,0 +1,129 @@
+"""Server-sent events on their way through: whole events only, and whether the last one said that it was the last.
+
+Bytes pass as they are; only the usage chunk that a client asked for is given a `fabric` field. An event is held back until
+it is whole, so that an error can be put behind it when the replica dies in the middle of the next.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from serving.gateway.refusals import ReplicaLost
+from serving.gateway.routes import Route
+
+EVENT_BYTES_MAX: Final = 8 * 1024 * 1024
+_END: Final = b"\n\n"
+_USAGE: Final = b'"usage":{'
+_ERROR: Final = b'data: {"error"'
+
+Remark = Callable[["Usage"], Mapping[str, Any]]
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """LLM tokens, as an engine's answer gives them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+class _Details(msgspec.Struct, frozen=True):
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+    output_tokens_details: _Details | None = None
+
+    def plain(self) -> Usage:
+        prompt = self.prompt_tokens_details or self.input_tokens_details or _Details()
+        completion = self.completion_tokens_details or self.output_tokens_details or _Details()
+        return Usage(
+            prompt_tokens=self.prompt_tokens or self.input_tokens or 0,
+            completion_tokens=self.completion_tokens or self.output_tokens or 0,
+            cached_tokens=prompt.cached_tokens or 0,
+            reasoning_tokens=completion.reasoning_tokens or 0,
+        )
+
+
+class _Inner(msgspec.Struct, frozen=True):
+    usage: _Usage | None = None
+
+
+class _Outer(msgspec.Struct, frozen=True):
+    usage: _Usage | None = None
+    response: _Inner | None = None
+    message: _Inner | None = None
+
+
+_DECODER: Final = msgspec.json.Decoder(_Outer)
+
+
+def usage_of(body: bytes | memoryview) -> Usage | None:
+    """The usage an answer or an event tells, in whichever of the protocols' places."""
+    try:
+        told = _DECODER.decode(body)
+    except msgspec.MsgspecError:
+        return None
+    usage = told.usage or (told.response and told.response.usage) or (told.message and told.message.usage)
+    return usage.plain() if usage else None
+
+
+class Events:
+    """One stream."""
+
+    def __init__(self, route: Route, *, remark: Remark | None = None) -> None:
+        self._ends = tuple(mark for mark in (route.last, route.ends) if mark)
+        self._remark = remark
+        self._rest = b""
+        self.count = 0
+        self.ended = False
+        """Whether the last event said that it was the last."""
+        self.usage: Usage | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """What may be sent on, now that `data` came.
+
+        Raises:
+            ReplicaLost: an event has no end.
+        """
+        if self._rest:
+            data, self._rest = self._rest + data, b""
+        if not data.endswith(_END):
+            cut = data.rfind(_END) + len(_END)
+            if cut < len(_END):
+                cut = 0
+            data, self._rest = data[:cut], data[cut:]
+            if len(self._rest) > EVENT_BYTES_MAX:
+                raise ReplicaLost(f"the replica sent an event beyond {EVENT_BYTES_MAX >> 20} MiB", code="bad_stream")
+            if not data:
+                return b""
+        self.count += data.count(_END)
+        last = data.rfind(_END, 0, -len(_END))
+        start = last + len(_END) if last >= 0 else 0
+        self.ended = data.startswith(self._ends, start) or data.startswith(_ERROR, start)
+        return self._annotate(data) if _USAGE in data else data
+
+    def _annotate(self, data: bytes) -> bytes:
+        events = data.split(_END)
+        for place, event in enumerate(events):
+            if _USAGE not in event:
+                continue
+            head, mark, said = event.partition(b"data: ")
+            usage = usage_of(said)
+            if usage is None:
+                continue
+            self.usage = usage
+            if self._remark is not None and b'"choices":[]' in said and said.endswith(b"}"):
+                remark = msgspec.json.encode(self._remark(usage))
+                events[place] = head + mark + said[:-1] + b',"fabric":' + remark + b"}"
+        return _END.join(events)

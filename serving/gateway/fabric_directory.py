@@ -1,0 +1,121 @@
+"""The fabric as a gateway's directory: asked over gRPC with the operator's key, through `serving.ledger`."""
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+from urllib.parse import urlsplit
+
+import structlog
+
+from fabric.charging.rates import Rate
+from fabric.wire import fabric_pb2 as pb
+from serving.gateway.directory import Board, Entitlement, KeyFacts, ModelFacts, QueueLength, Replica, ReplicaState
+from serving.gateway.server import is_loopback
+from serving.ledger import GrpcLedger
+
+MODELS_S: Final = 2.0
+"""How old the offer may be."""
+_STATES: Final[dict[str, ReplicaState]] = {"ready": "ready", "draining": "draining", "starting": "starting"}
+_log = structlog.get_logger("gateway")
+
+
+class FabricDirectory:
+    """Asks the door."""
+
+    def __init__(self, ledger: GrpcLedger, *, name: str, endpoint: str) -> None:
+        """Wire it up.
+
+        Args:
+            ledger: the connection; whoever made it closes it.
+            name: the gateway's, by which its reports replace each other.
+            endpoint: where clients reach it, as a URL.
+        """
+        self._ledger = ledger
+        self._name = name
+        self._endpoint = endpoint
+        self._warned: set[str] = set()
+
+    async def key(self, key_id: str) -> KeyFacts | None:
+        """As `Directory`."""
+        found = await self._ledger.caller(key_id)
+        if found is None:
+            return None
+        return KeyFacts(
+            key_id=found.key_id,
+            secret_sha256=found.secret_sha256,
+            account_id=found.account_id,
+            tier_rank=found.tier_rank,
+            operator=found.operator,
+            limited=found.limited,
+            revoked=found.revoked,
+            expires_at_us=found.expires_at_us if found.HasField("expires_at_us") else None,
+            free_uhs=found.free_uhs,
+            models={
+                each.model: Entitlement(model=each.model, free_uhs=each.free_uhs, covered=each.covered)
+                for each in found.models
+            },
+        )
+
+    async def boards(self) -> AsyncIterator[Board]:
+        """As `Directory`."""
+        models, asked_at = await self._models(), time.monotonic()
+        async for board in self._ledger.watch():
+            if time.monotonic() - asked_at > MODELS_S:
+                models, asked_at = await self._models(), time.monotonic()
+            replicas = (_replica(replica) for replica in board.replicas)
+            yield Board(models=models, replicas=tuple(replica for replica in replicas if self._may_be_asked(replica)))
+
+    async def report(self, queues: Sequence[QueueLength]) -> None:
+        """As `Directory`."""
+        lines = [pb.ModelQueue(**queue._asdict()) for queue in queues]
+        await self._ledger.report(pb.ReportServingRequest(reporter=self._name, queues=lines, endpoint=self._endpoint))
+
+    async def _models(self) -> dict[str, ModelFacts]:
+        return {model.name: _model(model) for model in await self._ledger.models()}
+
+    def _may_be_asked(self, replica: Replica) -> bool:
+        """The secret that gateways and replicas share doesn't cross a network in the clear."""
+        address = urlsplit(replica.address)
+        safe = address.scheme == "https" if replica.tls_sha256 else is_loopback(address.hostname or "")
+        if not safe and replica.replica_id not in self._warned:
+            self._warned.add(replica.replica_id)
+            _log.warning("replica_without_tls", replica=replica.replica_id, address=replica.address)
+        return safe
+
+
+def _model(model: pb.Model) -> ModelFacts:
+    return ModelFacts(
+        name=model.name,
+        created_at_us=model.offered_at_us,
+        max_context=model.max_context if model.HasField("max_context") else None,
+        rates=tuple(_rate(rate) for rate in model.rates),
+        state=model.state,
+        why=model.reason,
+    )
+
+
+def _rate(rate: pb.Rate) -> Rate:
+    return Rate(
+        model=rate.model,
+        version=rate.version,
+        accelerator=rate.accelerator,
+        input_uhs_per_mtok=rate.input_uhs_per_mtok,
+        cached_uhs_per_mtok=rate.cached_uhs_per_mtok,
+        output_uhs_per_mtok=rate.output_uhs_per_mtok,
+        reasoning_uhs_per_mtok=rate.reasoning_uhs_per_mtok,
+    )
+
+
+def _replica(replica: pb.Replica) -> Replica:
+    return Replica(
+        replica_id=replica.replica_id,
+        model=replica.model,
+        address=replica.address.rstrip("/"),
+        state=_STATES.get(replica.state, "gone"),
+        tls_sha256=replica.tls_fingerprint.replace(":", "").lower(),
+        accelerator=replica.accelerator,
+        capacity=max(1, replica.capacity),
+        running=replica.running,
+        waiting=replica.waiting,
+        dedicated_to=replica.dedicated_to,
+    )

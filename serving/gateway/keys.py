@@ -1,0 +1,166 @@
+"""Who is calling, and what they may call.
+
+Answers of the fabric are remembered for `REMEMBER_S` and no longer, so that a revoked key is refused within two seconds;
+one in use is asked for again after `REFRESH_S`, in the background, so that no request waits for it. Secrets and their
+hashes appear in no error and no log. Whether a key was revoked or expired is told only to whoever has its secret.
+"""
+
+import asyncio
+import hmac
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Final, Generic, NamedTuple, TypeVar
+
+from fabric.errors import NotFound, PermissionDenied, Unauthenticated, Unavailable
+from fabric.wire import hash_secret, parse_key
+from serving.gateway.directory import Directory, Entitlement, KeyFacts
+
+REMEMBER_S: Final = 2.0
+REFRESH_S: Final = 1.0
+_REMEMBERED_MAX: Final = 20_000
+_ASK_S: Final = 5.0
+_RANKS: Final = 2
+
+Answer = TypeVar("Answer")
+_BEARER: Final = b"bearer "
+
+
+class Caller(NamedTuple):
+    """Whoever sent a request."""
+
+    key: KeyFacts
+    rank: int
+    """Place in the queue: 0 goes first."""
+
+    @property
+    def account_id(self) -> str:
+        return self.key.account_id
+
+    def entitlement(self, name: str) -> Entitlement:
+        """What the caller has for a model.
+
+        Raises:
+            NotFound: `model_not_found`, also for one that only others may call: the answer is the same.
+        """
+        found = self.key.models.get(name)
+        if found is None:
+            raise NotFound(
+                f"the model {name[:100]!r} does not exist or is not yours to call: you may call"
+                f" {', '.join(sorted(self.callable())[:20]) or 'none'}",
+                code="model_not_found",
+                param="model",
+            )
+        return found
+
+    def callable(self) -> list[str]:
+        """The models that the caller's tokens are good for; of one who has none left, all there are."""
+        has_some = self.key.free_uhs > 0
+        return [name for name, has in self.key.models.items() if has.covered or has.free_uhs > 0 or not has_some]
+
+    def bound_elsewhere(self, name: str) -> bool:
+        """Whether there are free tokens, but none that are good for this model."""
+        has = self.key.models.get(name)
+        return has is not None and not has.covered and has.free_uhs == 0 and self.key.free_uhs > 0
+
+
+class Memory(Generic[Answer]):
+    """Answers that are good for a moment; asks once however many want to know, and ahead of time what is wanted often."""
+
+    def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._known: OrderedDict[str, tuple[float, Answer]] = OrderedDict()
+        self._asking: dict[str, asyncio.Task[Answer]] = {}
+
+    async def get(self, name: str, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        """What is known by that name, at most `REMEMBER_S` old.
+
+        Raises:
+            Unavailable: it isn't known, and can't be asked.
+        """
+        now = self._monotonic()
+        found = self._known.get(name)
+        if found is not None and now - found[0] < REMEMBER_S:
+            if now - found[0] >= REFRESH_S and name not in self._asking:
+                self._start(name, ask)
+            return found[1]
+        task = self._asking.get(name) or self._start(name, ask)
+        return await asyncio.shield(task)
+
+    def _start(self, name: str, ask: Callable[[], Awaitable[Answer]]) -> asyncio.Task[Answer]:
+        task = asyncio.ensure_future(self._ask(name, ask))
+        self._asking[name] = task
+        task.add_done_callback(lambda done: self._asked(name, done))
+        return task
+
+    async def _ask(self, name: str, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        asked_at = self._monotonic()  # what is revoked while the answer is on its way counts from here
+        try:
+            answer = await asyncio.wait_for(ask(), _ASK_S)
+        except TimeoutError:
+            raise Unavailable("the fabric did not answer in time: try again", code="timeout") from None
+        self._known[name] = (asked_at, answer)
+        self._known.move_to_end(name)
+        if len(self._known) > _REMEMBERED_MAX:
+            self._known.popitem(last=False)
+        return answer
+
+    def _asked(self, name: str, done: asyncio.Task[Answer]) -> None:
+        del self._asking[name]
+        if not done.cancelled():
+            done.exception()  # of a refresh in the background nobody else asks for it
+
+
+class Gatekeeper:
+    """Checks keys and what they are good for."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        *,
+        now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._directory = directory
+        self._now_us = now_us
+        self._keys: Memory[KeyFacts | None] = Memory(monotonic=monotonic)
+
+    async def caller(self, headers: dict[bytes, bytes]) -> Caller:
+        """The caller behind `authorization: Bearer fab_...`, or Anthropic's `x-api-key`.
+
+        Raises:
+            Unauthenticated: `key_missing`, `invalid_api_key`, `key_revoked` or `key_expired`.
+            PermissionDenied: `operator_key`: an operator's key buys nothing.
+            Unavailable: the fabric can't be asked.
+        """
+        given = parse_key(_presented(headers).decode("latin-1"))
+        key_id = given.key_id if given else ""
+        key = await self._keys.get(key_id, lambda: self._directory.key(key_id)) if given else None
+        expected = key.secret_sha256 if key else ""
+        if not (given and key and hmac.compare_digest(hash_secret(given.secret), expected)):
+            raise Unauthenticated("this API key is not known here: check it, or make one with `fabric keys create`")
+        if key.revoked:
+            raise Unauthenticated(
+                f"key {key_id} was revoked: make another with `fabric keys create`", code="key_revoked", key_id=key_id
+            )
+        if key.expires_at_us is not None and key.expires_at_us <= self._now_us():
+            raise Unauthenticated(
+                f"key {key_id} has expired: make another with `fabric keys create`", code="key_expired", key_id=key_id
+            )
+        if key.operator:
+            raise PermissionDenied(
+                f"key {key_id} is an operator's and has no tokens to spend: use a customer's key", code="operator_key"
+            )
+        return Caller(key, _RANKS - key.tier_rank)
+
+
+def _presented(headers: dict[bytes, bytes]) -> bytes:
+    authorization = headers.get(b"authorization", b"")
+    if authorization[: len(_BEARER)].lower() == _BEARER and authorization[len(_BEARER) :].strip():
+        return authorization[len(_BEARER) :]
+    key = headers.get(b"x-api-key", b"")
+    if not key:
+        raise Unauthenticated(
+            "no API key: send `authorization: Bearer fab_...` (or `x-api-key: fab_...`)", code="key_missing"
+        )
+    return key

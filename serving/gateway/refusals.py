@@ -1,0 +1,169 @@
+"""A no, said as the client's own protocol says it: OpenAI's error body, or Anthropic's.
+
+    FabricError
+    └── InvalidRequest     400
+        ├── UnknownRoute   404  nothing is served there
+        ├── WrongMethod    405
+        ├── TooSlow        408  the request did not arrive in time
+        ├── TooLarge       413
+        ├── WrongType      415
+        └── HeadersTooLarge 431
+    FabricError
+    └── ReplicaLost        502  the replica went away while it answered
+
+`code` is a string, as OpenAI's schema has it. `fabric` beside it carries the facts: numbers and limits for machines.
+"""
+
+from typing import Any, ClassVar, Final
+
+import msgspec
+
+from fabric.errors import FabricError, InsufficientTokens, InvalidRequest, RateLimited, Unavailable
+
+Headers = list[tuple[bytes, bytes]]
+
+JSON: Final = (b"content-type", b"application/json")
+RETRY_S: Final = 1
+"""When to try again where nothing better is known."""
+
+
+class UnknownRoute(InvalidRequest):
+    code = "unknown_url"
+    http_status: ClassVar[int] = 404
+
+
+class WrongMethod(InvalidRequest):
+    code = "method_not_allowed"
+    http_status: ClassVar[int] = 405
+
+
+class TooSlow(InvalidRequest):
+    code = "request_timeout"
+    http_status: ClassVar[int] = 408
+
+
+class TooLarge(InvalidRequest):
+    code = "request_too_large"
+    http_status: ClassVar[int] = 413
+
+
+class WrongType(InvalidRequest):
+    code = "unsupported_media_type"
+    http_status: ClassVar[int] = 415
+
+
+class HeadersTooLarge(InvalidRequest):
+    code = "headers_too_large"
+    http_status: ClassVar[int] = 431
+
+
+class ReplicaLost(FabricError):
+    code = "replica_lost"
+    http_status: ClassVar[int] = 502
+
+
+_OPENAI_TYPES: Final = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "insufficient_quota",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+_ANTHROPIC_TYPES: Final = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+_CODES: Final = {"insufficient_tokens": "insufficient_quota", "unauthenticated": "invalid_api_key"}
+_SERVER: Final = 500
+
+
+def type_of(status: int) -> str:
+    """What OpenAI calls errors of this status."""
+    return _OPENAI_TYPES.get(status, "server_error" if status >= _SERVER else "invalid_request_error")
+
+
+def openai_error(error: FabricError) -> dict[str, Any]:
+    """The body OpenAI's clients know."""
+    said: dict[str, Any] = {
+        "message": error.message,
+        "type": type_of(error.http_status),
+        "param": error.facts.get("param"),
+        "code": _CODES.get(error.code, error.code),
+    }
+    facts = {name: fact for name, fact in error.facts.items() if name != "param"}
+    return {"error": {**said, "fabric": facts}} if facts else {"error": said}
+
+
+def anthropic_error(error: FabricError) -> dict[str, Any]:
+    """The body Anthropic's clients know."""
+    kind = _ANTHROPIC_TYPES.get(error.http_status, "api_error" if error.http_status >= _SERVER else _OPENAI_TYPES[400])
+    said = {"type": kind, "message": error.message, "code": _CODES.get(error.code, error.code)}
+    return {"type": "error", "error": said}
+
+
+def headers_of(error: FabricError) -> Headers:
+    """What a client's own retries go by.
+
+    429 is said only of rates and 503 only of what passes, both with `retry-after`; tokens don't come back by trying
+    again, so that 402 says `x-should-retry: false`, which OpenAI's clients obey.
+    """
+    headers: Headers = []
+    if isinstance(error, RateLimited | Unavailable):
+        after_s = error.facts.get("retry_after_s") or RETRY_S
+        headers.append((b"retry-after", str(after_s).encode()))
+    if isinstance(error, InsufficientTokens) or error.facts.get("retry") is False:
+        headers.append((b"x-should-retry", b"false"))
+    if isinstance(error, WrongMethod):
+        headers.append((b"allow", str(error.facts.get("allow", "POST")).encode()))
+    return headers
+
+
+def encode(error: FabricError, *, anthropic: bool) -> bytes:
+    """The body of a no."""
+    return msgspec.json.encode(anthropic_error(error) if anthropic else openai_error(error))
+
+
+def as_event(error: FabricError, surface: str) -> bytes:
+    """A no in the middle of a stream, as an event that each protocol's clients take for an error.
+
+    A connection that just closes would look like a clean end to OpenAI's clients.
+    """
+    match surface:
+        case "anthropic":
+            return b"event: error\ndata: " + msgspec.json.encode(anthropic_error(error)) + b"\n\n"
+        case "responses":
+            said = openai_error(error)["error"]
+            body = {"type": "error", "code": said["code"], "message": said["message"], "param": said["param"]}
+            # `error` beside it is what OpenAI's clients look for in any stream.
+            return b"event: error\ndata: " + msgspec.json.encode({**body, "error": said}) + b"\n\n"
+        case _:
+            return b"data: " + msgspec.json.encode(openai_error(error)) + b"\n\n"
+
+
+def retold(status: int, body: bytes, *, anthropic: bool) -> bytes:
+    """An engine's own no with a string for a code, as OpenAI's schema asks; what isn't such a body is given a generic one."""
+    try:
+        said = msgspec.json.decode(body)
+        inner = said.get("error", said)
+        message = inner["message"]
+    except (msgspec.DecodeError, AttributeError, KeyError, TypeError):
+        inner, message = {}, f"the engine answered {status}"
+    if anthropic:
+        kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= _SERVER else "invalid_request_error")
+        return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": message}})
+    code = inner.get("code")
+    retelling = {
+        "message": message,
+        "type": type_of(status),
+        "param": inner.get("param"),
+        "code": code if isinstance(code, str) else None,
+    }
+    facts = inner.get("fabric")
+    return msgspec.json.encode({"error": {**retelling, "fabric": facts} if facts else retelling})

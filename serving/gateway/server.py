@@ -1,0 +1,247 @@
+"""A gateway's sockets: the public one, which several processes share, and the operator's own, on loopback.
+
+Around uvicorn: bounds on what may arrive before a request is one, TLS wherever the socket is more than loopback, and an
+orderly end, in which no new connection is taken, streams finish, and what doesn't finish in time hears of it.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import resource
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from fabric.errors import InvalidConfig, Unavailable
+from serving.gateway.app import Gateway
+from serving.gateway.exchange import Receive, Scope, Send
+
+HEADERS_S: Final = 10.0
+"""How long a request's headers may take to arrive."""
+HEADER_BYTES_MAX: Final = 65_536
+CONNECTIONS_MAX: Final = 16_384
+KEEP_ALIVE_S: Final = 75
+LAST_WORDS_S: Final = 2.0
+_BACKLOG: Final = 2_048
+_TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's own, but for what it leaves unbounded: the size of headers, and the time they take."""
+
+    _timer: asyncio.TimerHandle | None = None
+    _begun = False
+    _header_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._timer is not None:  # headers are still to come
+            self._header_bytes += len(data)
+            if self._header_bytes > HEADER_BYTES_MAX and not self.transport.is_closing():
+                self.transport.write(_TOO_LARGE)
+                self.transport.close()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._timer is None:
+            self._arm()
+
+    def on_headers_complete(self) -> None:
+        self._disarm()
+        super().on_headers_complete()
+
+    def _arm(self) -> None:
+        self._header_bytes = 0
+        self._timer = self.loop.call_later(HEADERS_S, self._late)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _late(self) -> None:
+        self._timer = None
+        self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to whoever runs it: uvicorn would raise them again at its end, before we are done."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def bind(listen: str, *, shared: bool) -> socket.socket:
+    """A socket on `host:port`; with `shared`, other processes may open the same.
+
+    Raises:
+        Unavailable: `address_taken`.
+    """
+    host, port = split(listen)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Named as TCP, or asyncio doesn't switch Nagle's algorithm off for what it accepts, and small writes wait 40 ms.
+    opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        opened.bind((host, port))
+    except OSError as error:
+        opened.close()
+        raise Unavailable(f"can't listen at {listen}: {error.strerror}", code="address_taken", listen=listen) from None
+    opened.listen(_BACKLOG)
+    opened.settimeout(0)
+    return opened
+
+
+def split(listen: str) -> tuple[str, int]:
+    """Host and port of `127.0.0.1:8000` or `[::1]:8000`.
+
+    Raises:
+        InvalidConfig: it is neither.
+    """
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InvalidConfig(f"{listen!r} is no address such as 127.0.0.1:8000 or [::1]:8000", code="invalid_address")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nothing outside this machine reaches it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class GatewayServer:
+    """One process' sockets and application."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        public: socket.socket,
+        *,
+        admin: socket.socket | None = None,
+        cert: Path | None = None,
+        key: Path | None = None,
+        grace_s: int = 120,
+    ) -> None:
+        """Wire it up.
+
+        Args:
+            gateway: the application.
+            public: where clients come in.
+            admin: where metrics are read; on loopback.
+            cert: PEM file of the certificate clients see; None = plain HTTP, on loopback only.
+            key: its key's file.
+            grace_s: how long streams may take to finish once it goes down.
+
+        Raises:
+            InvalidConfig: plain HTTP beyond loopback, metrics beyond loopback, or files that are no certificate.
+        """
+        if cert is None and not is_loopback(public.getsockname()[0]):
+            raise InvalidConfig("keys would cross the network in the clear: give a certificate", code="no_tls")
+        if admin is not None and not is_loopback(admin.getsockname()[0]):
+            raise InvalidConfig("metrics are for this machine only: give a loopback address", code="admin_not_loopback")
+        self._gateway = gateway
+        try:
+            self._servers = [(_Server(_config(gateway, cert, key, grace_s=grace_s)), public)]
+            if admin is not None:
+                self._servers.append((_Server(_config(Admin(gateway), None, None, grace_s=1)), admin))
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidConfig(f"{cert} and {key} are no certificate and its key: {error}", code="no_tls") from None
+
+    @property
+    def started(self) -> bool:
+        return all(server.started for server, _ in self._servers)
+
+    async def serve(self) -> None:
+        """Until told to stop, and until what was going on then is done."""
+        _raise_limit_of_files()
+        public, *others = self._servers
+        async with self._gateway.running():
+            beside = [asyncio.create_task(server.serve(sockets=[opened])) for server, opened in others]
+            await public[0].serve(sockets=[public[1]])
+            if left := tuple(public[0].server_state.tasks):
+                await asyncio.wait(left, timeout=LAST_WORDS_S)
+            for server, _ in others:
+                server.should_exit = True
+            await asyncio.gather(*beside)
+
+    def stop(self) -> None:
+        """Take no more connections, let streams finish, end."""
+        self._servers[0][0].should_exit = True
+
+
+class Admin:
+    """What the operator sees of one gateway: metrics, whether it is alive and ready, and its lines."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        status, kind, body = self._answer(scope["path"])
+        headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _answer(self, path: str) -> tuple[int, bytes, bytes]:
+        match path:
+            case "/metrics":
+                return 200, b"text/plain; version=0.0.4; charset=utf-8", self._gateway.exposition()
+            case "/health":
+                return 200, b"text/plain", b"alive\n"
+            case "/ready":
+                ready = self._gateway.is_ready()
+                return (200, b"text/plain", b"ready\n") if ready else (503, b"text/plain", b"the fabric is away\n")
+            case "/lines":
+                said: list[dict[str, Any]] = [line._asdict() for line in self._gateway.lines()]
+                return 200, b"application/json", msgspec.json.encode(said)
+            case _:
+                return 404, b"text/plain", b"/metrics, /health, /ready or /lines\n"
+
+
+def _config(app: Any, cert: Path | None, key: Path | None, *, grace_s: int) -> uvicorn.Config:
+    config = uvicorn.Config(
+        app,
+        http=BoundedProtocol,
+        ws="none",
+        lifespan="off",
+        loop="uvloop",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=grace_s,
+        limit_concurrency=CONNECTIONS_MAX,
+        ssl_certfile=cert,
+        ssl_keyfile=key,
+    )
+    config.load()
+    return config
+
+
+def _raise_limit_of_files() -> None:
+    """Each stream is two sockets."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,146 @@
+"""One request to one replica, over HTTP with the headers that only gateways may send.
+
+A replica that couldn't be reached got nothing of the request: that is `NotReached`, and another may be asked. Anything that
+goes wrong later is `ReplicaLost`: the engine may have worked, so that nothing is ever sent twice behind a client's back.
+"""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Final, Self
+
+import aiohttp
+
+from serving.gateway.directory import Replica
+from serving.gateway.refusals import ReplicaLost, TooLarge
+
+CONNECT_S: Final = 2.0
+KEEP_ALIVE_S: Final = 3.0
+"""Less than uvicorn's 5 s, so that no request is sent on a connection that the replica is just closing."""
+ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Of an answer that is no stream: a gateway has it in memory."""
+_TRUST: Final = "x-fabric-trust"
+_READ_BYTES: Final = 64 * 1024
+
+
+class NotReached(Exception):
+    """No byte of the request got to the replica."""
+
+
+class Answer:
+    """A replica's answer, as it comes. Closing it before its end cancels the work."""
+
+    def __init__(self, response: aiohttp.ClientResponse, replica: Replica) -> None:
+        self._response = response
+        self._replica = replica
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
+        self.is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
+
+    async def piece(self) -> bytes:
+        """What has come since, at least a byte; b"" is the end.
+
+        Raises:
+            ReplicaLost: the connection broke before the end.
+        """
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            raise _lost(self._replica, error) from None
+
+    async def whole(self) -> bytes:
+        """All of it.
+
+        Raises:
+            ReplicaLost: the connection broke before the end.
+            TooLarge: it is beyond `ANSWER_BYTES_MAX`.
+        """
+        pieces, size = [], 0
+        while piece := await self.piece():
+            size += len(piece)
+            if size > ANSWER_BYTES_MAX:
+                raise TooLarge(
+                    f"the answer is beyond {ANSWER_BYTES_MAX >> 20} MiB: ask for fewer tokens or logprobs, or for a stream",
+                    code="answer_too_large",
+                )
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        """Done, or not wanted any more: what is left unread is cancelled at the replica."""
+        self._response.close()
+
+    def release(self) -> None:
+        """Read to the end: the connection may be used again."""
+        self._response.release()
+
+
+class Upstream:
+    """Connections to all replicas."""
+
+    def __init__(self, *, trust: str) -> None:
+        self._trust = trust
+        self._session: aiohttp.ClientSession | None = None
+        self._pins: dict[str, aiohttp.Fingerprint] = {}
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, ttl_dns_cache=60),
+            timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=CONNECT_S, sock_read=None),
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("User-Agent", "Accept-Encoding"),
+            read_bufsize=_READ_BYTES,
+            trust_env=False,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def send(
+        self, replica: Replica, *, method: str, path: str, headers: Mapping[str, str], body: bytes | None
+    ) -> Answer:
+        """Send a request; answers as soon as the replica's headers are there.
+
+        Raises:
+            NotReached: nothing was sent.
+            ReplicaLost: something was, and no answer came.
+        """
+        assert self._session is not None, "used as a context"
+        try:
+            response = await self._session.request(
+                method,
+                replica.address + path,
+                headers={**headers, _TRUST: self._trust},
+                data=body,
+                ssl=self._pin(replica.tls_sha256) if replica.tls_sha256 else True,
+                allow_redirects=False,
+            )
+        except (
+            aiohttp.ClientConnectorError,
+            aiohttp.ServerFingerprintMismatch,
+            aiohttp.ConnectionTimeoutError,
+        ) as error:
+            raise NotReached(str(error)) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise _lost(replica, error) from None
+        return Answer(response, replica)
+
+    def _pin(self, sha256: str) -> aiohttp.Fingerprint:
+        if sha256 not in self._pins:
+            if len(self._pins) > 1_000:  # noqa: PLR2004 - replicas come and go
+                self._pins.clear()
+            self._pins[sha256] = aiohttp.Fingerprint(bytes.fromhex(sha256))
+        return self._pins[sha256]
+
+
+def _lost(replica: Replica, error: Exception) -> ReplicaLost:
+    return ReplicaLost(
+        "the replica that worked on this went away before it was done; what it had produced until then is charged. Send"
+        " the request again",
+        replica=replica.replica_id,
+        why=type(error).__name__,
+    )
