@@ -1,6 +1,6 @@
 """A small language model over bytes, trained on a text that every machine has: the source of Python's own library.
 
-Real work for the demo and for the tests of stopping and resuming: a transformer of some 250 thousand parameters, on one
+Real work for the demo and for the tests of stopping and resuming: a Llama of some 250 thousand parameters, on one
 CPU thread or one CUDA device. Every step is a function of the weights, the seed and the step's number, so a run that was
 stopped, saved and resumed ends with the same weights as one that was not, bit for bit on the same machine. It knows the
 fabric only through `fabric.context`, and runs the same outside of it.
@@ -22,14 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fabric import context
+from training.export import VOCABULARY, export_llama
+from training.llama import Llama, Shape
 
-BYTES: Final = 256
 CONTEXT: Final = 96
 """Bytes the model sees at once."""
 BATCH: Final = 24
-_WIDTH: Final = 96
-_HEADS: Final = 4
-_LAYERS: Final = 2
 _LEARNING_RATE: Final = 2e-3
 _WARMUP_STEPS: Final = 20
 _HELD_OUT: Final = 10
@@ -49,12 +47,14 @@ def train(
     wait_ratio: float = 0.0,
     save_every: int = 50,
     report: Callable[[Report], None] | None = None,
+    export_to: str | None = None,
 ) -> dict[str, int | float | str]:
     """Train for `steps` steps or `minutes`, whichever ends first; about 0.1 s a step on one core.
 
     `wait_ratio` is the share of the time that goes by waiting for data, as with a slow source (0 ≤ wait_ratio < 1).
     `save_every` counts the steps between checkpoints, beside the one made when the job is asked to stop. `report` is
-    given the step, the loss in bits per byte and the speed now and then; None = a line on stdout.
+    given the step, the loss in bits per byte and the speed now and then; None = a line on stdout. `export_to` names a
+    folder for the trained model in Hugging Face's format, ready to be served.
 
     Returns:
         What came of it: `bits_per_byte_before`, `bits_per_byte_after` (on files it never trained on), `steps`,
@@ -79,6 +79,8 @@ def train(
             job.save(run.dump(), step=run.step)
         if run.step % _SAY_EVERY == 0 or run.step == steps:
             (report or _say)({"step": run.step, "bits_per_byte": bits, "bytes_per_s": round(BATCH * CONTEXT / busy_s)})
+    if export_to is not None:
+        export_llama(Path(export_to), run.model)
     took_s = max(time.monotonic() - started, 1e-9)
     return {
         "steps": run.step,
@@ -98,45 +100,11 @@ def train_waiting(*, steps: int = 150, seed: int = 0, minutes: float | None = No
     return train(steps=steps, seed=seed, minutes=minutes, wait_ratio=0.5)
 
 
-class ByteModel(nn.Module):  # type: ignore[misc]  # torch is not type-checked here
-    """A causal transformer: the next byte from those before."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(BYTES, _WIDTH)
-        self.position = nn.Parameter(torch.zeros(CONTEXT, _WIDTH))
-        self.blocks = nn.ModuleList(_Block() for _ in range(_LAYERS))
-        self.norm = nn.LayerNorm(_WIDTH)
-
-    def forward(self, seen: Tensor) -> Tensor:
-        """Logits (batch, length, 256) from bytes (batch, length ≤ CONTEXT)."""
-        state = self.embed(seen) + self.position[: seen.shape[1]]
-        for block in self.blocks:
-            state = block(state)
-        return functional.linear(self.norm(state), self.embed.weight)
-
-
-class _Block(nn.Module):  # type: ignore[misc]
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm_attend, self.norm_think = nn.LayerNorm(_WIDTH), nn.LayerNorm(_WIDTH)
-        self.attend, self.mix = nn.Linear(_WIDTH, 3 * _WIDTH), nn.Linear(_WIDTH, _WIDTH)
-        self.think = nn.Sequential(nn.Linear(_WIDTH, 4 * _WIDTH), nn.GELU(), nn.Linear(4 * _WIDTH, _WIDTH))
-
-    def forward(self, state: Tensor) -> Tensor:
-        batch, length, _ = state.shape
-        split = self.attend(self.norm_attend(state)).view(batch, length, 3, _HEADS, _WIDTH // _HEADS)
-        query, key, value = split.permute(2, 0, 3, 1, 4)
-        seen = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        state = state + self.mix(seen.transpose(1, 2).reshape(batch, length, _WIDTH))
-        return state + self.think(self.norm_think(state))
-
-
 @dataclass(slots=True)
 class Run:
     """A model in training: everything that a checkpoint has to bring back."""
 
-    model: ByteModel
+    model: Llama
     optimizer: torch.optim.Optimizer
     device: torch.device
     seed: int
@@ -149,10 +117,8 @@ class Run:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = ByteModel()
-            for weight in model.parameters():
-                if weight.dim() > 1:
-                    nn.init.normal_(weight, std=0.05)
+            model = Llama(Shape(vocabulary=VOCABULARY))
+            model.begin()
         model.to(device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=0.01)
         run = cls(model=model, optimizer=optimizer, device=device, seed=seed, step=0, bits_before=0.0)
@@ -212,7 +178,7 @@ class Run:
     def _loss(self, windows: Tensor) -> Tensor:
         windows = windows.to(self.device)
         logits = self.model(windows[:, :-1])
-        return functional.cross_entropy(logits.reshape(-1, BYTES), windows[:, 1:].reshape(-1))
+        return functional.cross_entropy(logits.reshape(-1, VOCABULARY), windows[:, 1:].reshape(-1))
 
 
 def _bits(loss: Tensor) -> float:
