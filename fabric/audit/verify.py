@@ -24,6 +24,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 _EMPTY = hashlib.sha256().digest()
+_MTOK = 1_000_000
 
 
 class Wrong(Exception):
@@ -130,6 +131,7 @@ class _Check:
             leaf = base64.b64decode(line["leaf"])
             self._append(_leaf_hash(leaf))
             books.post(seq, leaf, whole=True)
+        books.calls.finish()
         _require(len(body) == self.report.size, f"{self.report.size} entries were signed, {len(body)} are here")
         _require(self._root() == root, "the entries do not hash to the signed root: one was changed")
         _require(old_size != self.report.size or old_root == root, f"the log was forked at size {old_size}")
@@ -149,6 +151,8 @@ class _Check:
                 self.report.counts["withheld entries"] += 1
             else:
                 books.post(seq, leaf, whole=False)
+        if not self.report.counts["withheld entries"]:
+            books.calls.finish()
         if old_size in (0, self.report.size):
             _require(old_size == 0 or old_root == root, f"the log was forked at size {old_size}")
             return
@@ -178,6 +182,7 @@ class _Books:
         self.held: defaultdict[str, int] = defaultdict(int)
         self.ended: set[str] = set()
         self.requests: dict[str, tuple[Any, Any]] = {}
+        self.calls = _Calls(counts)
         self.transfer_id = self.at_us = 0
 
     def post(self, seq: int, leaf: bytes, *, whole: bool) -> None:
@@ -187,12 +192,12 @@ class _Books:
         _require(entry["at_us"] >= self.at_us, f"in entry {seq} time runs backwards")
         self.at_us = entry["at_us"]
         self.counts["entries"] += 1
-        self.counts["charging records"] += len(entry["records"])
         event, outcome = entry["event"] or {"event": ""}, entry["outcome"] or {"outcome": ""}
         self.counts["refusals"] += outcome["outcome"] == "refused"
         self._request(seq, event, outcome, entry["transfers"])
         for transfer in entry["transfers"]:
             self._transfer(seq, transfer, whole=whole)
+        self.calls.post(seq, event, outcome, entry)
         if event["event"] in ("settle_hold", "release_hold") and outcome["outcome"] == "accepted":
             self.ended.add(event["hold_id"])
 
@@ -235,6 +240,71 @@ class _Books:
             guarded &= account.endswith(("/available", "/held"))
             _require(not guarded or self.balances[account, asset] >= 0, f"{transfer} takes {account} below zero")
         _require(self.held[ref] >= 0, f"transfer {transfer['transfer_id']} takes hold {ref} below zero")
+
+
+class _Calls:
+    """Calls of language models: each charged once, by the rates that were offered, and just that taken off its hold."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        self.counts = counts
+        self.charged: set[tuple[str, str]] = set()
+        self.rates: dict[tuple[str, int], dict[str, list[int]]] = {}
+        self.tariffs: list[dict[str, Any]] = []
+        self.heard: defaultdict[str, int] = defaultdict(int)
+        self.used: Counter[str] = Counter()
+        self.captured: Counter[str] = Counter()
+
+    def post(self, seq: int, event: dict[str, Any], outcome: dict[str, Any], entry: dict[str, Any]) -> None:
+        if event["event"] in ("configure", "offer_model") and outcome["outcome"] == "accepted":
+            self._offer(event, outcome)
+        for transfer in entry["transfers"]:
+            if transfer["kind"] == "capture":
+                self.captured[transfer["ref"]] += transfer["postings"][-1][2]
+        calls = [record for record in entry["records"] if record.get("model")]
+        self.counts["calls"] += len(calls)
+        self.counts["charging records"] += len(entry["records"]) - len(calls)
+        for call in calls:
+            self._check(seq, call)
+            self.used[call["lease_id"]] += call["charged_uhs"]
+        said = event["event"] in ("update_hold", "settle_hold") and outcome["outcome"] == "accepted"
+        if said and event["seq"] > self.heard[event["hold_id"]]:  # an old word is answered again, and moves nothing
+            self.heard[event["hold_id"]] = event["seq"]
+            self.used[event["hold_id"]] += event["used_uhs"]
+
+    def finish(self) -> None:
+        """What was reported of each hold is what was taken off it."""
+        for hold, used in self.used.items():
+            _require(used == self.captured[hold], f"hold {hold} paid {self.captured[hold]} µHs for a use of {used}")
+
+    def _offer(self, event: dict[str, Any], outcome: dict[str, Any]) -> None:
+        if event["event"] == "configure":
+            self.tariffs = event["tariffs"].get("rates", [])
+            return
+        name, version = event["spec"]["name"], outcome["facts"]["rate_version"]
+        listed = [rate for rate in self.tariffs if rate["model"] == name]
+        rates = event["rates"] or listed or [rate for rate in self.tariffs if not rate["model"]]
+        kinds = ("input", "cached", "output", "reasoning")
+        self.rates[name, version] = {
+            rate["accelerator"]: [rate[f"{kind}_uhs_per_mtok"] for kind in kinds] for rate in rates
+        }
+
+    def _check(self, seq: int, call: dict[str, Any]) -> None:
+        name, numbers = call["cdr_id"], call["rate_uhs_per_mtok"]
+        offered = self.rates.get((call["model"], call["rate_version"]))
+        if offered is not None:
+            rate = offered.get(call["accelerator"], offered.get(""))
+            _require(rate == numbers, f"in entry {seq} call {name} is charged at {numbers}, and {rate} was offered")
+        cached, reasoning = call.get("cached_tokens", 0), call.get("reasoning_tokens", 0)
+        plain, spoken = call.get("prompt_tokens", 0) - cached, call.get("completion_tokens", 0) - reasoning
+        counts = (plain, cached, spoken, reasoning)
+        _require(min(counts) >= 0, f"in entry {seq} call {name} has counts that can't be")
+        due, rest = divmod(sum(n * rate for n, rate in zip(counts, numbers, strict=True)), _MTOK)
+        due += 2 * rest > _MTOK or (2 * rest == _MTOK and due % 2)
+        due = 0 if call.get("covered") else due
+        _require(call["charged_uhs"] == due, f"in entry {seq} call {name} costs {due}, not {call['charged_uhs']} µHs")
+        known_as = (call["account_id"], name)
+        _require(known_as not in self.charged, f"in entry {seq} call {name} is charged a second time")
+        self.charged.add(known_as)
 
 
 def _require(holds: object, otherwise: str) -> None:

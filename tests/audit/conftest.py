@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+import msgspec
 import pytest
 
 from fabric.adapters.journal_sqlite import SqliteJournal
 from fabric.auditor import Auditor
 from fabric.charging.catalogue import Bundle, Catalogue, Component, Plan
+from fabric.charging.rates import Rate
 from fabric.charging.tariffs import Tariffs, Weight
 from fabric.clock import VirtualClock
 from fabric.gate.events import (
@@ -33,6 +35,7 @@ from fabric.gate.events import (
 )
 from fabric.gate.gate import Gate
 from fabric.gate.instructions import StartLease
+from fabric.gate.serving_events import CallUsed, ModelSpec, OfferModel
 from fabric.ledger.scopes import Service, Use
 from fabric.units import UHS_PER_CT
 from fabric.writer import Writer
@@ -133,3 +136,36 @@ async def log(tmp_path):
     await log.write([*opening("acme", "beta"), *holds("acme"), *holds("beta"), Tick()])
     yield log
     await writer.close()
+
+
+RATES = (
+    Rate(
+        input_uhs_per_mtok=40_000_000,
+        cached_uhs_per_mtok=4_000_000,
+        output_uhs_per_mtok=399_999_999,
+        reasoning_uhs_per_mtok=7,
+    ),
+)
+
+
+def calls(account: str) -> list:
+    """A slice that pays for calls, one of them reported twice, and a word that is repeated."""
+    of = {"account_id": account, "hold_id": f"{account}-slice"}
+    use = Use(service=Service.INFERENCE, accelerators=("H100",), models=("tiny",))
+    used = [
+        CallUsed(
+            call_id=f"call-{number}", model="tiny", accelerator="H100", prompt_tokens=100 + number, cached_tokens=7,
+            completion_tokens=33 * number, reasoning_tokens=number, started_at_us=1_800_000_000_000_000,
+            ended_at_us=1_800_000_000_500_000, ended="stop",
+        )
+        for number in range(4)
+    ]  # fmt: skip
+    return [
+        OfferModel(spec=ModelSpec(name="tiny", source="/m", accelerators=("H100",)), rates=RATES),
+        Authorize(amount_uhs=100_000, use=use, ttl_us=60_000_000, **of),
+        UpdateHold(seq=1, calls=tuple(used[:2]), more_uhs=50_000, **of),
+        UpdateHold(seq=1, calls=tuple(used[:2]), more_uhs=50_000, **of),
+        SettleHold(
+            seq=2, calls=(*used[1:], msgspec.structs.replace(used[0], call_id="own", covered=True)), used_uhs=5, **of
+        ),
+    ]

@@ -244,7 +244,7 @@ async def test_the_command_says_what_it_found(log, tmp_path, capsys):
     assert main([str(tmp_path / "nothing")]) == 2
 
 
-def test_it_is_an_implementation_of_its_own_in_less_than_three_hundred_lines():
+def test_it_is_an_implementation_of_its_own_in_less_than_four_hundred_lines():
     source = Path(verify.__file__).read_text()
     imported = {
         (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
@@ -254,7 +254,7 @@ def test_it_is_an_implementation_of_its_own_in_less_than_three_hundred_lines():
     }
     tops = {name.partition(".")[0] for name in imported}
     assert tops - set(sys.stdlib_module_names) == {"cryptography"}
-    assert len(source.splitlines()) <= 300
+    assert len(source.splitlines()) < 400
 
 
 def test_it_runs_as_a_file_without_the_product(tmp_path):
