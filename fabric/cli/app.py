@@ -8,7 +8,7 @@ import stamina.instrumentation
 import typer
 import typer.core
 
-from fabric.cli import audit, cluster, jobs, keys, money, operator
+from fabric.cli import audit, cluster, jobs, keys, models, money, operator
 from fabric.cli.output import print_error
 from fabric.errors import FabricError
 
@@ -68,11 +68,12 @@ def start(
         stamina.instrumentation.set_on_retry_hooks([])
 
 
-for module in (cluster, jobs, money):
+for module in (cluster, jobs, money, models):
     module.register(app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
 app.add_typer(operator.app, name="ops")
+operator.app.add_typer(models.ops, name="models")
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from fabric.cli.calls import gathered_by_model, print_calls, print_totals
 from fabric.cli.output import console, duration, moment, print_facts, print_json, print_records, record, say, table
 from fabric.cli.session import AsJson, ForAccount, client, job_named
 from fabric.client import new_request_id
@@ -101,16 +102,25 @@ def unsubscribe(
 def usage(
     *,
     job: Annotated[str, typer.Option(help="Only this job.")] = "",
+    every_call: Annotated[
+        bool, typer.Option("--calls", help="Every call of a language model, not a line a model.")
+    ] = False,
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
-    """The charging records: what ran, and what it cost. One for each time that a job was on devices.
+    """The charging records: what ran, and what it cost. One for each time that a job was on devices, and one for each call
+    of a language model; with --json all of them.
 
     For example: fabric usage --job job-9829cded
     """
     door = client(account)
     found = list(door.stream(pb.UsageRequest(job_id=job_named(door, job)), pb.Cdr))
-    print_records(found, as_json=as_json, title="charging records", columns=_CDR_COLUMNS, spare=("name", "util"))
+    calls = [record for record in found if record.model]
+    leases = found if as_json else [record for record in found if not record.model]
+    if leases or not calls:
+        print_records(leases, as_json=as_json, title="charging records", columns=_CDR_COLUMNS, spare=("name", "util"))
+    if calls and not as_json:
+        print_calls(calls) if every_call else print_totals(calls)
 
 
 def statement(
@@ -124,7 +134,7 @@ def statement(
     if as_json:
         print_json(as_strings(found))
         return
-    lines = found["lines"] if every else _gathered(found["lines"])
+    lines = found["lines"] if every else _gathered(gathered_by_model(found["lines"], found["records"]))
     rows = [
         (moment(line["at_us"]), _what(line), line["ref"], _signed(line["amount_uhs"]), _signed(line["held_uhs"]))
         for line in lines

@@ -55,6 +55,7 @@ def grant(
     days: Annotated[int | None, typer.Option(min=1, help="How many days they are good.")] = None,
     accelerator: Annotated[list[str] | None, typer.Option(help="Good only on these; repeat for more.")] = None,
     service: Annotated[list[str] | None, typer.Option(help="Good only for these; repeat for more.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Good only for calls of these; repeat for more.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Give tokens away.
@@ -66,7 +67,7 @@ def grant(
         account_id=account_id,
         amount_uhs=parse_ct(tokens),
         origin=origin,
-        scope=pb.Scope(accelerators=accelerator or [], services=service or []),
+        scope=pb.Scope(accelerators=accelerator or [], services=service or [], models=model or []),
         lifetime_us=None if days is None else days * _US_PER_DAY,
     )
     _done(client().call(request, pb.Accepted), f"{tokens} CT granted to {account_id}", as_json=as_json)

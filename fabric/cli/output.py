@@ -24,6 +24,8 @@ _STATE_STYLES: Final = {
     "running": "green",
     "succeeded": "green",
     "up": "green",
+    "ready": "green",
+    "starting": "yellow",
     "failed": "red",
     "down": "red",
     "parked": "yellow",
@@ -56,6 +58,9 @@ def _record(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         if "_uhs" not in name and not name.endswith("_microcny"):
             shown[name] = value
+            continue
+        if isinstance(value, list):
+            shown[name] = [str(each) for each in value]
             continue
         shown[name] = None if value is None else str(value)
         if value is not None and "_uhs" in name:

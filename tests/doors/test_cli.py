@@ -50,6 +50,7 @@ TABLES = [
     (("keys", "create", "--name", "ci"), "fab_"),
     (("audit", "receipts"), "entry 1"),
     (("top",), "burning 0 CT/s"),
+    (("models",), "no models are offered"),
 ]
 OPERATORS = [
     (("ops", "accounts"), "globex"),

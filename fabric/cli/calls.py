@@ -1,0 +1,69 @@
+"""Calls of language models for people: a thousand small charges as a line for each model, or one by one."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+
+from fabric.cli.output import console, moment, print_records, table
+from fabric.units import CT_DECIMALS, format_ct
+from fabric.wire import fabric_pb2 as pb
+
+GATEWAY: Final = "gateway:"
+"""How the holds that gateways keep for an account are called."""
+
+
+def print_totals(calls: Sequence[pb.Cdr]) -> None:
+    """A line for each model and type of accelerator."""
+    groups: dict[tuple[str, str], list[pb.Cdr]] = {}
+    for call in calls:
+        groups.setdefault((call.model, call.accelerator), []).append(call)
+    rows = [
+        (
+            model,
+            accelerator,
+            str(len(group)),
+            *(str(sum(getattr(call, kind) for call in group)) for kind in _KINDS),
+            format_ct(sum(call.charged_uhs for call in group), decimals=CT_DECIMALS),
+        )
+        for (model, accelerator), group in sorted(groups.items())
+    ]
+    columns = ("model", "on", "calls", "prompt", "cached", "completion", "charged CT")
+    console().print(table("calls", columns, rows, spare=("cached",)))
+
+
+def print_calls(calls: Sequence[pb.Cdr]) -> None:
+    """Every one."""
+    print_records(calls, as_json=False, title="calls", columns=_CALL_COLUMNS, spare=("reasoning", "key", "on"))
+
+
+def gathered_by_model(lines: list[dict[str, Any]], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A statement's lines, with all that gateways held, took and gave back as one line for each model, where its last is."""
+    models = {each["lease_id"]: each["model"] for each in records if each.get("model")}
+    counts = Counter(each["model"] for each in records if each.get("model"))
+    gathered: dict[object, dict[str, Any]] = {}
+    for at, line in enumerate(lines):
+        model = models.get(line["ref"], "")
+        if not line["ref"].startswith(GATEWAY):
+            gathered[at] = line
+            continue
+        before = gathered.pop(("calls", model), {"amount_uhs": 0, "held_uhs": 0})
+        sums = {name: before[name] + line[name] for name in ("amount_uhs", "held_uhs")}
+        what = {"kind": "calls" if model else "held for calls", "ref": model or "not used", "count": counts[model] or 1}
+        gathered["calls", model] = {**line, **what, **sums}
+    return list(gathered.values())
+
+
+_KINDS: Final = ("prompt_tokens", "cached_tokens", "completion_tokens")
+_CALL_COLUMNS: Final[dict[str, Any]] = {
+    "time": lambda cdr: moment(cdr.ended_at_us),
+    "call": lambda cdr: cdr.cdr_id,
+    "model": lambda cdr: cdr.model,
+    "on": lambda cdr: cdr.accelerator,
+    "key": lambda cdr: cdr.key_id or "–",
+    "prompt": lambda cdr: str(cdr.prompt_tokens),
+    "cached": lambda cdr: str(cdr.cached_tokens),
+    "completion": lambda cdr: str(cdr.completion_tokens),
+    "reasoning": lambda cdr: str(cdr.reasoning_tokens),
+    "charged CT": lambda cdr: "covered" if cdr.covered else format_ct(cdr.charged_uhs, decimals=CT_DECIMALS),
+    "ended": lambda cdr: cdr.ended,
+}
