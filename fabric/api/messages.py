@@ -71,6 +71,8 @@ def spec_of(spec: pb.JobSpec, *, payload: str) -> JobSpec:
         time_limit_us=at_least(1, "time_limit_us", spec.time_limit_us) if spec.HasField("time_limit_us") else None,
         max_retries=at_least(0, "max_retries", spec.max_retries),
         payload=payload,
+        devices_least=at_least(1, "devices_least", spec.devices_least) if spec.HasField("devices_least") else None,
+        mix=short("mix", spec.mix) or "never",
     )
 
 

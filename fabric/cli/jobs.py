@@ -26,7 +26,10 @@ from fabric.wire import fabric_pb2 as pb
 
 Tokens = Annotated[str, typer.Option("--tokens", "-t", help="The most the job may burn, e.g. 2 or 0.5.")]
 Accelerators = Annotated[
-    str, typer.Option("--accelerators", "-x", help="H100:2, any, or types to choose from: H100:2,A100:2.")
+    str,
+    typer.Option(
+        "--accelerators", "-x", help="H100:2, any, types to choose from (H100:2,A100:2), or a range: any:1-8."
+    ),
 ]
 Hold = Annotated[
     Literal["full", "rolling"], typer.Option(help="Hold the whole limit at the start, or a part at a time.")

@@ -130,6 +130,7 @@ def job_view(core: Core, job: Job, now_us: int) -> JobView:
         saved_at_us=job.saved_at_us,
         saved_bytes=job.saved_bytes,
         grace_needed_us=grace.needed_us(job.saves_us),
+        devices_least=job.spec.devices_least,
     )
 
 

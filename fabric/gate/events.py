@@ -206,6 +206,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How often the job's own failure is tried again. Loss of a node is never counted."""
     payload: str = ""
     """JSON for the runner: which callable or entry point, its environment. The gate never looks inside."""
+    devices_least: int | None = None
+    """An elastic job: it takes the most it gets at each start, from so many up to `devices`. None = exactly `devices`."""
+    mix: str = "never"
+    """Whether its gang may be of several types: never | same-vendor | islands. For its own code: the planner never mixes."""
 
 
 class Submit(Event, frozen=True, kw_only=True, tag="submit"):

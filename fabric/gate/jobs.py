@@ -73,7 +73,7 @@ def why_not(core: Core, job: Job, request: PlacementRequest) -> Refusal | None:
 def _never_fits(core: Core, request: PlacementRequest) -> Refusal | None:
     gang = (
         request.account_id if request.account_id in core.cell_owners else None,
-        request.devices,
+        request.least,
         request.devices_per_node,
         request.accelerators,
         request.service,

@@ -63,7 +63,16 @@ def request_of(core: Core, job: Job) -> PlacementRequest:
         preemptible=spec.preemptible,
         grace_us=spec.grace_us,
         submitted_at_us=job.submitted_at_us,
+        devices_least=spec.devices_least,
+        speeds=() if spec.devices_least is None else _speeds(core, job),
+        prefers=job.saved_on,
     )
+
+
+def _speeds(core: Core, job: Job) -> tuple[tuple[str, int], ...]:
+    """What a device of each type gets done for this job: what it is charged for."""
+    types = job.spec.accelerators or tuple(core.prices.accelerators)
+    return tuple((name, holds.weight_of(core, job, name)) for name in types)
 
 
 def started(core: Core, event: LeaseStarted) -> None:
@@ -122,6 +131,7 @@ def stop(
     record.deadline_us = deadline_us if record.deadline_us is None else min(record.deadline_us, deadline_us)
     record.state, record.stop_asked_at_us, record.stop_unsaved = "stopping", core.now_us, not save
     core.planner.note_leaving(job.job_id)
+    core.replan = True  # what leaves may be claimed
     core.move(job, Trigger.STOP, reason=reason.value)
     core.instructions.append(
         StopLease(lease_id=record.lease.lease_id, reason=reason.value, deadline_us=record.deadline_us, save=save)
@@ -255,7 +265,8 @@ def overdue(core: Core) -> None:
             finish(core, record, LeaseOutcome.LOST, error="did not end within its grace")
         elif record.state == "running":
             _charge_silence(core, record)
-            watch_runway(core, record)
+            if core.now_us >= _runs_low_us(core, record):  # else whatever a tick found would depend on who ticks
+                watch_runway(core, record)
             _watch_time_limit(core, record)
 
 
@@ -272,11 +283,16 @@ def _due_us(core: Core, record: LeaseRecord) -> int | None:
         return None
     job = core.state.jobs[record.lease.job_id]
     metered_us = core.state.sessions[record.lease.lease_id].metered_us
-    runs_low_us = holds.covered_until_us(core, job, record) - holds.margin_us(core, job, record)
+    runs_low_us = _runs_low_us(core, record)
     silent_us = record.started_at_us + metered_us + SILENCE_US + 1
     if job.spec.time_limit_us is None:
         return min(runs_low_us, silent_us)
     return min(runs_low_us, silent_us, record.started_at_us + job.spec.time_limit_us - job.ran_us)
+
+
+def _runs_low_us(core: Core, record: LeaseRecord) -> int:
+    job = core.state.jobs[record.lease.job_id]
+    return holds.covered_until_us(core, job, record) - holds.margin_us(core, job, record)
 
 
 def _start(core: Core, job: Job, placed: Placed) -> None:

@@ -3,7 +3,7 @@
 from typing import Final
 
 from fabric.gate import refusals
-from fabric.gate.events import JobSpec
+from fabric.gate.events import JobKind, JobSpec
 from fabric.gate.instructions import Refusal
 from fabric.units import INT64_MAX, format_ct
 
@@ -12,6 +12,7 @@ DEVICES_MAX: Final = 1_000_000
 GRACE_MAX_US: Final = 86_400_000_000
 TIME_LIMIT_MAX_US: Final = 10 * 365 * 86_400_000_000
 RETRIES_MAX: Final = 1_000
+MIXES: Final = ("never", "same-vendor", "islands")
 
 
 def malformed(spec: JobSpec) -> Refusal | None:
@@ -26,10 +27,29 @@ def malformed(spec: JobSpec) -> Refusal | None:
             code="invalid_amount",
             limit_uhs=min(spec.limit_uhs, INT64_MAX),
         )
-    return _bad_gang(spec) or _bad_times(spec)
+    return _bad_gang(spec) or _bad_range(spec) or _bad_times(spec)
+
+
+def _bad_range(spec: JobSpec) -> Refusal | None:
+    least = spec.devices_least
+    if least is None:
+        return None
+    if spec.kind is JobKind.LEASE:
+        return refusals.invalid("a bare lease has one size: name one number of devices", code="invalid_devices")
+    if not 1 <= least <= spec.devices or (spec.devices_per_node is not None and least % spec.devices_per_node):
+        per_node = f", in steps of {spec.devices_per_node}" if spec.devices_per_node else ""
+        return refusals.invalid(
+            f"an elastic job takes 1 to {spec.devices} devices at least{per_node}, not {least}",
+            code="invalid_devices",
+            devices=spec.devices,
+            devices_least=least,
+        )
+    return None
 
 
 def _bad_gang(spec: JobSpec) -> Refusal | None:
+    if spec.mix not in MIXES:
+        return refusals.invalid(f"mix={spec.mix!r}: choose of {', '.join(MIXES)}", code="invalid_mix")
     if not 1 <= spec.devices <= DEVICES_MAX:
         return refusals.invalid(
             f"a job needs 1 to {DEVICES_MAX} devices, not {spec.devices}", code="invalid_devices", devices=spec.devices

@@ -42,7 +42,8 @@ def view_nodes(state: PlacementState) -> tuple[NodeFree, ...]:
 def check(request: Request, state: PlacementState, cluster: Cluster) -> Unplaceable | None:
     """Why the request can never run here as it is written; nodes that are down count, they may come back."""
     each = request.devices_per_node
-    if request.devices < 1 or (each is not None and (each < 1 or request.devices % each)):
+    uneven = each is not None and (each < 1 or request.devices % each or request.least % each)
+    if not 1 <= request.least <= request.devices or uneven:
         return Unplaceable("uneven_gang", {"devices": request.devices, "devices_per_node": each or 0})
     for accelerator in request.accelerators:
         if accelerator not in state.accelerators:
@@ -57,7 +58,7 @@ def check(request: Request, state: PlacementState, cluster: Cluster) -> Unplacea
         size = group.largest(shape)
         if group.pool == "reserved" and request.service != "inference":
             size -= state.policy.headroom_devices
-        if size >= request.devices:
+        if size >= request.least:
             return None
         if size > largest:
             best, largest = group, size
@@ -70,7 +71,7 @@ def check(request: Request, state: PlacementState, cluster: Cluster) -> Unplacea
         }
         return Unplaceable("no_pool_for", facts)
     sizes: dict[str, str | int] = {
-        "devices": request.devices,
+        "devices": request.least,
         "largest": max(largest, 0),
         "accelerator": best.accelerator,
     }

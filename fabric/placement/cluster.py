@@ -102,6 +102,13 @@ class Cluster:
         picks = group.find(shape)
         return None if picks is None else (picks, None if mine else pin.job_id)
 
+    def bit_of(self, group: Group, node_id: NodeId) -> int:
+        """The node's bit in the group; 0 if it isn't of it."""
+        node = self._state.nodes.get(node_id)
+        if node is None or group.name != group_name(node.node.pool, node.node.accelerator, node.node.dedicated_to):
+            return 0
+        return group.bits[node.slot]
+
     def own(self, group: Group, job_id: JobId, running: Running) -> None:
         """The job owns its shares, which were free."""
         nodes = self._state.nodes
@@ -110,7 +117,7 @@ class Cluster:
             group.shift(node, -devices)
             node.shares[job_id] = devices
         self._state.running[job_id] = running
-        group.enter(job_id, running, running.request.devices)
+        group.enter(job_id, running, _devices(running.shares))
 
     def own_claimed(self, job_id: JobId, running: Running) -> None:
         """The job owns its shares, which were set aside for it."""
@@ -120,7 +127,7 @@ class Cluster:
             node.held -= devices
             node.shares[job_id] = devices
         self._state.running[job_id] = running
-        self.groups[running.group].enter(job_id, running, running.request.devices)
+        self.groups[running.group].enter(job_id, running, _devices(running.shares))
 
     def disown(self, job_id: JobId) -> Running | None:
         """The job's devices go to whom they are owed, or are free."""

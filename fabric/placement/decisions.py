@@ -3,15 +3,15 @@
 A job that doesn't fit parks its whole lane, after asking whether worse jobs would make room for it.
 """
 
+from fabric.placement.choice import Found, best
 from fabric.placement.cluster import Cluster
-from fabric.placement.fitting import Group, Picks
+from fabric.placement.fitting import Group
 from fabric.placement.jobs import INFERENCE, Evict, Placed
 from fabric.placement.preemption import Preemption
 from fabric.placement.queue import Lane
 from fabric.placement.quotas import Fairness
 from fabric.placement.state import PlacementState, Queued, Running
 from fabric.placement.waiting import Waiting
-from fabric.units import JobId
 
 Step = Placed | Evict
 
@@ -74,11 +74,10 @@ class Decisions:
         if lane.seen != cluster.version:
             lane.groups = cluster.groups_for(queued.request, preemptible=queued.preemptible)
             lane.seen = cluster.version
-        for group in lane.groups:
-            found = cluster.find(group, lane.shape, queued)
-            if found is not None:
-                steps.append(self._place(lane, queued, group, found, now_us))
-                return True
+        found = best(cluster, lane.groups, queued)
+        if found is not None:
+            steps.append(self._place(lane, queued, *found, now_us))
+            return True
         return self._waiting.may_preempt(lane, now_us=now_us) and self._preempt(lane, queued, steps, now_us)
 
     def _preempt(self, lane: Lane, queued: Queued, steps: list[Step], now_us: int) -> bool:
@@ -97,9 +96,7 @@ class Decisions:
         self._waiting.pins.unpin(queued.request.job_id)
         self._queue.step_out(lane, queued)
 
-    def _place(
-        self, lane: Lane, queued: Queued, group: Group, found: tuple[Picks, JobId | None], now_us: int
-    ) -> Placed:
+    def _place(self, lane: Lane, queued: Queued, group: Group, found: Found, now_us: int) -> Placed:
         picks, backfills = found
         request = queued.request
         shares = group.shares(picks)
@@ -122,7 +119,7 @@ class Decisions:
 
     def _placed(self, lane: Lane, running: Running, group: Group, now_us: int) -> Placed:
         request = running.request
-        self._fairness.enter(request.account_id, devices=request.devices, now_us=now_us)
+        self._fairness.enter(request.account_id, devices=sum([devices for _, devices in running.shares]), now_us=now_us)
         self._state.groups[group.name].placed[running.rank] += 1
         self._waiting.leave(lane, request.job_id)
         return Placed(request.job_id, group.accelerator, running.shares, group.pool)
@@ -149,9 +146,9 @@ class Decisions:
             queued = self._state.queue[pin.job_id]
             lane = self._queue.lane_of(queued)
             group = self._cluster.groups[name]
-            found = self._cluster.find(group, lane.shape, queued)
+            found = best(self._cluster, (group,), queued)
             if found is not None:
-                placed = self._place(lane, queued, group, found, now_us)
+                placed = self._place(lane, queued, *found, now_us)
                 self._cluster.settle(pin.job_id)
                 steps.append(placed)
                 continue

@@ -26,10 +26,11 @@ class Shape(NamedTuple):
 
     @classmethod
     def of(cls, request: Request) -> "Shape":
+        """The least that the request must have."""
         each = request.devices_per_node
         if each is None:
-            return cls(request.devices, 1, 0)
-        return cls(request.devices, request.devices // each, each)
+            return cls(request.least, 1, 0)
+        return cls(request.least, request.least // each, each)
 
 
 class Group:

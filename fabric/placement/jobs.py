@@ -41,6 +41,17 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     grace_us: int = 30_000_000
     """How long the job gets to save when it is evicted: decides what its eviction would lose."""
     submitted_at_us: int
+    devices_least: int | None = None
+    """The gang is elastic: it takes the most it gets, from so many up to `devices`. None = exactly `devices`."""
+    speeds: tuple[tuple[str, int], ...] = ()
+    """Of an elastic gang: how much a device of each type gets done, in ppm: decides between 3 of these and 2 of those."""
+    prefers: tuple[NodeId, ...] = ()
+    """Nodes where it would rather be, because what it needs lies there already."""
+
+    @property
+    def least(self) -> int:
+        """The fewest devices it runs on."""
+        return self.devices if self.devices_least is None else self.devices_least
 
 
 class Placed(msgspec.Struct, frozen=True, gc=False):

@@ -35,10 +35,10 @@ class Preemption:
     def make_room(self, queued: Queued, group: Group, *, now_us: int) -> list[Evict] | None:
         """Evict worse classes (or borrowers) for this job and claim what they free; None if that is not enough."""
         on_offer = sum(group.loose_devices[queued.rank + 1 :]) + group.leaving_devices
-        if not on_offer or on_offer + group.free < queued.request.devices:
+        if not on_offer or on_offer + group.free < queued.request.least:
             return None
         evictable: list[Running] = []
-        most = max(_CANDIDATES, _CANDIDATES_PER_DEVICE * queued.request.devices)
+        most = max(_CANDIDATES, _CANDIDATES_PER_DEVICE * queued.request.least)
         for loose in reversed(group.loose[queued.rank + 1 :]):
             may_go = (running for running in loose.values() if self._may_evict(running, queued, now_us))
             evictable += islice(may_go, most - len(evictable))
@@ -86,7 +86,7 @@ class Preemption:
         rooms = {slot: self._cluster.room(node) for slot, node in nodes.items()}
         ids = {node.node.node_id for node in nodes.values()}
         gain = sum(devices for job in evictable for node_id, devices in job.shares if node_id in ids)
-        if sum(rooms.values()) + gain < queued.request.devices:
+        if sum(rooms.values()) + gain < queued.request.least:
             return None
         lost = losses(evictable, reporters=list(group.reporters.values()), now_us=now_us)
         chosen = Selection(rooms, nodes, lost).choose(Shape.of(queued.request), self._state.running)

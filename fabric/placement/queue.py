@@ -15,7 +15,7 @@ from fabric.placement.quotas import Fairness
 from fabric.placement.state import Claim, Queued
 from fabric.units import AccountId, JobId
 
-LaneKey = tuple[int, int, int | None, tuple[str, ...], bool, bool, str]
+LaneKey = tuple[int, int, int | None, tuple[str, ...], bool, bool, str, tuple[int, tuple[tuple[str, int], ...]] | None]
 _Head = tuple[int, tuple[int, int], AccountId]
 _LANES_KEPT = 1024
 
@@ -27,7 +27,7 @@ class Lane:
 
     def __init__(self, key: LaneKey, shape: Shape) -> None:
         self.rank = key[0]
-        self.name = "|".join(map(str, key))
+        self.name = "|".join(map(str, key if key[-1] else key[:-1]))
         self.shape = shape
         self.jobs: OrderedDict[JobId, Queued] = OrderedDict()
         """All of them, in order of arrival, those with a claim included."""
@@ -78,6 +78,7 @@ class Queue:
             queued.preemptible,
             request.service == "inference",
             account_id if account_id in self.owners else "",
+            None if request.devices_least is None else (request.devices_least, request.speeds),
         )
         lane = self.lanes.get(key)
         if lane is None:

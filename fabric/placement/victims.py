@@ -30,7 +30,7 @@ def losses(jobs: Iterable[Running], *, reporters: list[Running], now_us: int) ->
             redo_us = running.restore_us + min(running.write_us, now_us - running.saved_at_us)
         else:
             redo_us = running.restore_us + now_us - running.saved_at_us
-        lost[running.request.job_id] = running.request.devices * redo_us
+        lost[running.request.job_id] = sum(devices for _, devices in running.shares) * redo_us
     return lost
 
 

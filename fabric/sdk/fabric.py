@@ -86,6 +86,7 @@ class Fabric:
         time_limit: Seconds | None = None,
         grace: Seconds | None = None,
         devices_per_node: int | None = None,
+        mix: Literal["never", "same-vendor", "islands"] = "never",
         request_id: str | None = None,
     ) -> Job:
         """Hold tokens for a job and queue it.
@@ -94,7 +95,8 @@ class Fabric:
             job: a callable (sent by value, with its arguments), the path of a Python script, or a command as a list.
             *args: for the callable, or for the script's command line.
             tokens: the most it may burn. When that is reached it is asked to checkpoint and is parked.
-            accelerators: "H100:2", "any", or types to choose from, ["H100:2", "A100:2"]; a gang gets one type.
+            accelerators: "H100:2", "any", or types to choose from, ["H100:2", "A100:2"]; a gang gets one type. A range
+                ("H100:2-4", "any:1-8") makes it elastic: at every start, and every resume, it takes the best there is.
             name: what people see; the callable's or the script's name if not given.
             service: training, batch or inference.
             hold: "full" holds the whole limit at the start, "rolling" a part at a time.
@@ -109,6 +111,7 @@ class Fabric:
             time_limit: seconds on devices, after which it is parked.
             grace: seconds it is given to checkpoint.
             devices_per_node: for gangs; packed on as few nodes as fit if not given.
+            mix: whether its own code would train on several types at once; told to it, a lease is of one type.
             request_id: name the intention yourself, to repeat it after a crash of your own.
 
         Raises:
@@ -128,6 +131,7 @@ class Fabric:
             time_limit=time_limit,
             grace=grace,
             devices_per_node=devices_per_node,
+            mix=mix,
         )
         payload = self._pack(job, args, kwargs or {}, working_dir)
         payload.env.update(env or {})

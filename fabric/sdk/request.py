@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from fabric.errors import InvalidRequest
 from fabric.units import parse_ct
@@ -14,43 +14,59 @@ Tokens = int | str | Decimal
 Seconds = int | float
 
 ANY: Final = "any"
-_ACCELERATOR: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})(?::(-?\d{1,9}))?", re.ASCII)
+_ACCELERATOR: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})(?::(-?\d{1,9})(?:-(\d{1,9}))?)?", re.ASCII)
 _SECONDS_MAX: Final = 10 * 366 * 86_400
 
 
-def parse_accelerators(given: Accelerators) -> tuple[tuple[str, ...], int]:
-    """Types in order of preference (none = any) and how many of one of them: "H100:2", "any", ["H100:2", "A100:2"].
+class Wanted(NamedTuple):
+    """Types in order of preference (none = any), and how many of one of them."""
+
+    types: tuple[str, ...]
+    devices: int
+    devices_least: int | None = None
+    """Of a range: its lower end. None = exactly `devices`."""
+
+
+def parse_accelerators(given: Accelerators) -> Wanted:
+    """What a person writes: "H100:2", "any", ["H100:2", "A100:2"]; a range for an elastic job, "H100:2-4" or "any:1-8".
 
     Raises:
-        InvalidRequest: not of that form, a count below 1, or different counts for different types.
+        InvalidRequest: not of that form, a count below 1, a range that ends before it begins, or different counts for
+            different types.
     """
     choices = [given] if isinstance(given, str) else list(given)
     if not choices:
         raise InvalidRequest(f'name an accelerator such as "H100:2", or "{ANY}"', code="invalid_accelerators")
     types: list[str] = []
-    counts: set[int] = set()
+    counts: set[tuple[int, int | None]] = set()
     for choice in choices:
         match = _ACCELERATOR.fullmatch(choice.strip()) if isinstance(choice, str) else None
         if match is None:
             raise InvalidRequest(
-                f'{choice!r} is not an accelerator: write a type and a count such as "H100:2", or "{ANY}"',
+                f'{choice!r} is not an accelerator: write a type and a count such as "H100:2" or "H100:2-4", or "{ANY}"',
                 code="invalid_accelerators",
                 given=str(choice),
             )
-        count = int(match[2] or 1)
+        count, most = int(match[2] or 1), int(match[3]) if match[3] else None
+        if most is not None and most < count:
+            raise InvalidRequest(
+                f'{choice!r} ends before it begins: write the smaller count first, such as "H100:2-4"',
+                code="invalid_accelerators",
+                given=choice,
+            )
         if count < 1:
             raise InvalidRequest(
                 f"{choice!r} asks for {count} devices: ask for at least 1", code="invalid_accelerators", given=choice
             )
         types.append(match[1])
-        counts.add(count)
+        counts.add((count, None) if most in (None, count) else (most, count))
     if len(counts) > 1:
         raise InvalidRequest(
             f"{', '.join(choices)}: a job runs on one type, with one count whichever it is: write the same count for all",
             code="one_count",
         )
     named = () if ANY in types else tuple(dict.fromkeys(types))
-    return named, counts.pop()
+    return Wanted(named, *counts.pop())
 
 
 def duration_us(name: str, seconds: Seconds) -> int:
@@ -88,17 +104,19 @@ def build_spec(
     time_limit: Seconds | None = None,
     grace: Seconds | None = None,
     devices_per_node: int | None = None,
+    mix: str = "never",
 ) -> pb.JobSpec:
     """The spec of a job, checked."""
-    types, devices = parse_accelerators(accelerators)
+    wanted = parse_accelerators(accelerators)
     if hold not in {"full", "rolling"}:
         raise InvalidRequest(f'hold={hold!r}: choose "full" or "rolling"', code="invalid_hold", given=str(hold))
     return pb.JobSpec(
         name=name,
         kind=kind,
         service=service,
-        accelerators=types,
-        devices=devices,
+        accelerators=wanted.types,
+        devices=wanted.devices,
+        devices_least=wanted.devices_least,
         devices_per_node=count("devices_per_node", devices_per_node, at_least=1),
         limit_uhs=parse_ct(tokens),
         hold=hold,
@@ -106,4 +124,5 @@ def build_spec(
         grace_us=None if grace is None else duration_us("grace", grace),
         time_limit_us=None if time_limit is None else duration_us("time_limit", time_limit),
         max_retries=count("max_retries", max_retries, at_least=0) or 0,
+        mix=mix,
     )

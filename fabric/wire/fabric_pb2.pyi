@@ -45,7 +45,7 @@ class Scope(_message.Message):
     def __init__(self, services: _Optional[_Iterable[str]] = ..., accelerators: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[str]] = ..., operators: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class JobSpec(_message.Message):
-    __slots__ = ("name", "kind", "service", "accelerators", "devices", "devices_per_node", "limit_uhs", "hold", "preemptible", "grace_us", "time_limit_us", "max_retries")
+    __slots__ = ("name", "kind", "service", "accelerators", "devices", "devices_per_node", "limit_uhs", "hold", "preemptible", "grace_us", "time_limit_us", "max_retries", "devices_least", "mix")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +58,8 @@ class JobSpec(_message.Message):
     GRACE_US_FIELD_NUMBER: _ClassVar[int]
     TIME_LIMIT_US_FIELD_NUMBER: _ClassVar[int]
     MAX_RETRIES_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_LEAST_FIELD_NUMBER: _ClassVar[int]
+    MIX_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     service: str
@@ -70,7 +72,9 @@ class JobSpec(_message.Message):
     grace_us: int
     time_limit_us: int
     max_retries: int
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., service: _Optional[str] = ..., accelerators: _Optional[_Iterable[str]] = ..., devices: _Optional[int] = ..., devices_per_node: _Optional[int] = ..., limit_uhs: _Optional[int] = ..., hold: _Optional[str] = ..., preemptible: _Optional[bool] = ..., grace_us: _Optional[int] = ..., time_limit_us: _Optional[int] = ..., max_retries: _Optional[int] = ...) -> None: ...
+    devices_least: int
+    mix: str
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., service: _Optional[str] = ..., accelerators: _Optional[_Iterable[str]] = ..., devices: _Optional[int] = ..., devices_per_node: _Optional[int] = ..., limit_uhs: _Optional[int] = ..., hold: _Optional[str] = ..., preemptible: _Optional[bool] = ..., grace_us: _Optional[int] = ..., time_limit_us: _Optional[int] = ..., max_retries: _Optional[int] = ..., devices_least: _Optional[int] = ..., mix: _Optional[str] = ...) -> None: ...
 
 class Payload(_message.Message):
     __slots__ = ("function", "function_sha256", "command", "working_dir_sha256", "env", "runtime_env_json")

@@ -163,10 +163,15 @@ def test_an_amount_that_is_no_plain_decimal_is_refused_before_anything_is_sent(h
         ("H100:2", (("H100",), 2)),
         (["H100:2", "A100:2"], (("H100", "A100"), 2)),
         ("910B:8", (("910B",), 8)),
+        ("H100:2-4", (("H100",), 4, 2)),
+        ("any:1-8", ((), 8, 1)),
+        (["H100:1-2", "A100:1-2"], (("H100", "A100"), 2, 1)),
+        ("H100:3-3", (("H100",), 3)),
     ],
 )
 def test_accelerators_are_read_as_people_write_them(given, expected):
-    assert parse_accelerators(given) == expected
+    types, devices, *least = expected
+    assert parse_accelerators(given) == (types, devices, *(least or [None]))
 
 
 @pytest.mark.parametrize(
@@ -178,6 +183,10 @@ def test_accelerators_are_read_as_people_write_them(given, expected):
         ("", "invalid_accelerators"),
         ([], "invalid_accelerators"),
         (["H100:2", "A100:4"], "one_count"),
+        (["H100:1-2", "A100:2"], "one_count"),
+        ("H100:4-2", "invalid_accelerators"),
+        ("H100:0-2", "invalid_accelerators"),
+        ("H100:2-", "invalid_accelerators"),
         ([3], "invalid_accelerators"),
     ],
 )

@@ -173,3 +173,33 @@ def test_the_node_of_the_last_checkpoint_is_remembered(story):
     job = story.job()
     assert (job.saved_on, job.saved_step, job.saved_bytes) == (("h1",), 3, 4096)
     assert node().node_id == "h1"
+
+
+def test_an_elastic_job_resumes_on_what_there_is_and_pays_for_that(story):
+    story.do(NodeUp(node_id="a1", accelerator="A100", devices=3, pool=Pool.SPOT))
+    story.play(
+        (0, submit(types=("H100", "A100"), devices=4, devices_least=1), ["start j.1 epoch 1 on h1:4"]),
+        (0, started(), []),
+        (10, metered(10, busy=40), []),
+        (10, NodeDrain(node_id="h1", grace_us=5 * S), ["stop j.1 drained by 15"]),
+        (10, saved_at(10), []),
+        (10, finished("saved", step=10), ["remove j.1"]),
+        (10, removed(), ["start j.2 epoch 2 on a1:3"]),
+        (10, started("j.2"), []),
+        (20, metered(10, "j.2", busy=30), []),
+    )
+    assert story.job().burned_uhs == 40 * S + 3 * 10 * S * 315 // 1000
+    assert line(story).endswith("RESUMED on 3 × A100")
+    view = story.gate.ask(JobOf(job_id="j"), story.now_us)
+    assert (view.devices, view.devices_least, view.accelerator) == (3, 1, "A100")
+
+
+@pytest.mark.parametrize(("wanted", "code"), [
+    ({"devices": 2, "devices_least": 3}, "invalid_devices"),
+    ({"devices": 2, "devices_least": 0}, "invalid_devices"),
+    ({"devices": 4, "devices_least": 1, "devices_per_node": 2}, "invalid_devices"),
+    ({"mix": "everything"}, "invalid_mix"),
+    ({"devices": 8, "devices_least": 5}, "gang_too_large"),
+])  # fmt: skip
+def test_a_range_that_makes_no_sense_is_refused(story, wanted, code):
+    assert story.do(submit(**wanted)).outcome.code == code

@@ -24,8 +24,18 @@ shapes = st.one_of(
     st.tuples(st.integers(1, 3), st.sampled_from((1, 2, 4, 8))).map(lambda at: (at[0] * at[1], at[1])),
 )
 asked = st.builds(
-    lambda shape, **facts: Request(job_id="", devices=shape[0], devices_per_node=shape[1], submitted_at_us=0, **facts),
+    lambda shape, least, **facts: Request(
+        job_id="",
+        devices=shape[0],
+        devices_per_node=shape[1],
+        devices_least=least and (shape[1] or 1) * min(least, shape[0] // (shape[1] or 1)),
+        submitted_at_us=0,
+        **facts,
+    ),
     shape=shapes,
+    least=st.one_of(st.none(), st.none(), st.integers(1, 3)),
+    speeds=st.sampled_from(((), (("H100", 1_000_000), ("A100", 315_000)))),
+    prefers=st.sampled_from(((), ("spot-H100-0",), ("spot-A100-1", "reserved-A100-0"))),
     account_id=st.sampled_from(("acme", "bolt", "cusp")),
     accelerators=st.sampled_from(((), ("H100",), ("A100",), ("A100", "H100"))),
     tier_rank=st.integers(0, 2),
@@ -196,7 +206,7 @@ class Placing(RuleBasedStateMachine):
         request = self.waiting.pop(step.job_id)
         self.running[step.job_id] = step
         nodes = {view.node_id: view for view in self.planner.nodes()}
-        assert sum(devices for _, devices in step.shares) == request.devices
+        assert request.least <= sum(devices for _, devices in step.shares) <= request.devices
         assert len({node_id for node_id, _ in step.shares}) == len(step.shares)
         for node_id, devices in step.shares:
             node = nodes[node_id]
