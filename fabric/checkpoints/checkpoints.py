@@ -17,6 +17,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,13 +25,12 @@ import msgspec
 
 from fabric.adapters.archive import checked_key
 from fabric.checkpoints import moving, retention
+from fabric.checkpoints.claiming import Writer, admitted, claim_after
 from fabric.checkpoints.directory import DirectoryStore
 from fabric.checkpoints.draft import Draft
 from fabric.checkpoints.log import Log, View
 from fabric.checkpoints.records import (
-    Claim,
     Manifest,
-    Record,
     Retirement,
     Shard,
     other_version,
@@ -84,9 +84,8 @@ class Checkpoints:
         _check_policy(keep, every)
         self.store = store
         self.prefix = moving.below(tenant, prefix)
-        self.epoch = epoch
-        self.attempt_id = checked_key(attempt_id or secrets.token_hex(6))
-        self.writer = secrets.token_hex(8)
+        attempt_id = checked_key(attempt_id or secrets.token_hex(6))
+        self.writer = Writer(epoch=epoch, attempt=attempt_id, id=secrets.token_hex(8))
         self.tenant = tenant
         self.local = local
         self.model = model
@@ -97,9 +96,13 @@ class Checkpoints:
         """What the last look for the newest one found damaged, and why."""
         self.log = Log(store, self.prefix)
         self.shelf = Shelf(store, local, self.prefix)
-        self._any_epoch = epoch == 0
         self._claimed = False
         self._began: dict[str, int] = {}
+
+    @property
+    def epoch(self) -> int:
+        """Of this attempt; 0 = not known before it has claimed."""
+        return self.writer.epoch
 
     def claim(self) -> None:
         """Begin the attempt: from now on older ones can't commit, nor can another process of this one.
@@ -109,7 +112,8 @@ class Checkpoints:
         """
         if not self._claimed:
             self.log.view()
-            self.log.append(self._claim_after)
+            made = self.log.append(lambda view: claim_after(view, self.writer, prefix=self.prefix))
+            self.writer = replace(self.writer, epoch=made.epoch)
             self._claimed = True
 
     def begin(self, step: int, *, token: str = "") -> Draft:
@@ -118,7 +122,7 @@ class Checkpoints:
             raise OverflowError(f"step {step}: count from 0 to at most {STEP_MAX}")
         if self.epoch == 0:
             self.claim()
-        id_ = f"{self.epoch:08d}-{step}-{token or secrets.token_hex(6)}-{self.attempt_id}"
+        id_ = f"{self.epoch:08d}-{step}-{token or secrets.token_hex(6)}-{self.writer.attempt}"
         self._began[id_] = time.monotonic_ns()
         return Draft(self.store, prefix=self.prefix, id=checked_key(id_), step=step, local=self.local)
 
@@ -279,14 +283,13 @@ class Checkpoints:
         """
         _check_policy(keep, every)
         self.claim()
-        before = self.log.view()
-        if not retention.surplus(before.manifests, keep=keep, every=every):
+        before = self.log.view().manifests
+        if retention.staying(before, keep=keep, every=every) == before:
             return ()
         self.log.append(lambda view: self._retirement(view, keep=keep, every=every))
-        after = self.log.view()
-        retention.clear(self.log, self.shelf, after)
-        left = {found.slot for found in after.manifests}
-        return tuple(found for found in before.manifests if found.slot not in left)
+        retention.clear(self.log, self.shelf, self.log.seen)
+        left = {found.slot for found in self.log.seen.manifests}
+        return tuple(found for found in before if found.slot not in left)
 
     def sweep(self) -> tuple[str, ...]:
         """Delete what ended attempts left uncommitted, never what the running one writes; which drafts."""
@@ -296,26 +299,15 @@ class Checkpoints:
             self.shelf.delete(draft)
         return found
 
-    def _admitted(self, view: View) -> int:
-        """The slot of this attempt's claim, if it may append.
-
-        Raises:
-            Conflict: somebody else has claimed or changed the log since.
-        """
-        mine = [slot for slot, found in view.records.items() if isinstance(found, Claim) and self._is_mine(found)]
-        if not mine:
-            raise self._fenced(view, "its claim is gone")
-        for slot, found in view.newest_first():
-            if slot > max(mine) and (found is None or not self._is_mine(found)):
-                said = "a record is damaged" if found is None else f"{found.attempt} of attempt {found.epoch} has begun"
-                raise self._fenced(view, said)
-        return max(mine)
-
     def _commit(self, manifest: Manifest) -> Manifest:
         self.claim()
-        mine = msgspec.structs.replace(manifest, epoch=self.epoch, attempt=self.attempt_id, writer=self.writer)
+        mine = msgspec.structs.replace(
+            manifest, epoch=self.writer.epoch, attempt=self.writer.attempt, writer=self.writer.id
+        )
         made = self.log.append(
-            lambda view: retention.after(view, mine, claim_slot=self._admitted(view), keep=self.keep, every=self.every)
+            lambda view: retention.after(
+                view, mine, claim=admitted(view, self.writer), keep=self.keep, every=self.every
+            )
         )
         assert isinstance(made, Manifest)
         began = self._began.get(made.draft)
@@ -327,42 +319,15 @@ class Checkpoints:
         return made
 
     def _retirement(self, view: View, *, keep: int, every: int) -> Retirement:
-        claim_slot = self._admitted(view)
-        retires = {
-            *retention.surplus(view.manifests, keep=keep, every=every),
-            *retention.void(view, claim_slot=claim_slot),
-        }
+        claim = admitted(view, self.writer)
         return Retirement(
             prefix=self.prefix,
             slot=view.head + 1,
-            epoch=self.epoch,
-            attempt=self.attempt_id,
-            writer=self.writer,
-            retires=tuple(sorted(retires)),
+            epoch=self.writer.epoch,
+            attempt=self.writer.attempt,
+            writer=self.writer.id,
+            stands=retention.stands(claim, retention.staying(view.manifests, keep=keep, every=every)),
         )
-
-    def _claim_after(self, view: View) -> Record:
-        records = [found for found in view.records.values() if found is not None]
-        last, highest = view.claim, max((found.epoch for found in records), default=0)
-        if self._any_epoch:
-            self.epoch = highest + 1
-        if highest > self.epoch:
-            raise self._fenced(view, f"attempt {highest} has begun")
-        if any(map(self._is_mine, records)):
-            raise self._fenced(view, "another rank of it has claimed")
-        since = () if last is None else (found for found in records if found.slot >= last.slot)
-        by = next((found.attempt for found in since if found.attempt != self.attempt_id), self.attempt_id)
-        if highest == self.epoch and by != self.attempt_id:
-            raise Conflict(
-                f"attempt {self.epoch} is already claimed by {by}, so {self.attempt_id} can't resume the job: of two that"
-                " race one wins, end this one",
-                code="already_claimed",
-                epoch=self.epoch,
-                by=by,
-            )
-        return Claim(
-            prefix=self.prefix, slot=view.head + 1, epoch=self.epoch, attempt=self.attempt_id, writer=self.writer
-        )  # fmt: skip
 
     def _manifest(
         self, draft: Draft, shards: Iterable[Shard], *, slot: int, meta: Mapping[str, Any] | None, world: int
@@ -376,9 +341,9 @@ class Checkpoints:
         return Manifest(
             prefix=self.prefix,
             slot=slot,
-            epoch=self.epoch,
-            attempt=self.attempt_id,
-            writer=self.writer,
+            epoch=self.writer.epoch,
+            attempt=self.writer.attempt,
+            writer=self.writer.id,
             step=draft.step,
             draft=draft.id,
             shards=found,
@@ -396,17 +361,6 @@ class Checkpoints:
                 found=manifest.model,
                 wanted=self.model,
             )
-
-    def _is_mine(self, record: Record) -> bool:
-        return record.writer == self.writer
-
-    def _fenced(self, view: View, why: str) -> Conflict:
-        return Conflict(
-            f"attempt {self.epoch} ({self.attempt_id}) can't save: {why}; what the newer one saves counts",
-            code="fenced",
-            epoch=self.epoch,
-            head=view.head,
-        )
 
 
 def _check_policy(keep: int, every: int) -> None:

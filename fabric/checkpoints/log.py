@@ -5,9 +5,10 @@ writer do. Whoever loses looks again, and finds out whether it may still append.
 claimed the log by a record of its own, and the first record that isn't its own ends that for good. So the slot after the
 last that a writer has seen is free, or its own, or begins a later writer's claim.
 
-Old slots are deleted, later writers' old claims among them, so a writer that slept may create a slot in a hole far behind.
-After each append it therefore looks whether it stands at the head; if not, somebody has claimed, and nothing was promised.
-With that, one create-once is all the agreement there is: no lock, no clock, no record that several writers change.
+Old slots are deleted, so a writer that slept may create a slot in a hole far behind. That does no harm: each record names
+the slots before it that still stand, and the highest slot is never in a hole, so what it doesn't name is void. And after
+each append the writer looks whether it stands at the head; if not, somebody has claimed, and nothing was promised. With
+that, one create-once is all the agreement there is: no lock, no clock, no record that several writers change.
 (Ideas: a shared log as in Corfu or Delta Lake; fencing tokens as in Chubby's sequencers.)
 
 It does not know what a record means, but for who wrote it.
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from fabric.checkpoints.records import Claim, Manifest, Record, Retirement, decoded, encoded
+from fabric.checkpoints.records import Claim, Manifest, Record, decoded, encoded
 from fabric.checkpoints.stores import Store
 from fabric.errors import CheckpointDamaged, NotFound, Unavailable
 
@@ -37,32 +38,44 @@ class View:
         return max(self.records, default=0)
 
     @property
-    def claim(self) -> Claim | None:
-        """The newest claim."""
-        return next((found for _, found in self.newest_first() if isinstance(found, Claim)), None)
-
-    @property
-    def retired(self) -> frozenset[int]:
-        """Slots that a later record made void."""
-        makers = (found for found in self.records.values() if isinstance(found, Manifest | Retirement))
-        return frozenset(slot for maker in makers for slot in maker.retires)
+    def standing(self) -> tuple[Record, ...]:
+        """The newest record and those that it says still stand, newest first."""
+        top = self._top
+        if top is None:
+            return ()
+        found = (self.records.get(slot) for slot in sorted((*top.stands, top.slot), reverse=True))
+        return tuple(record for record in found if record is not None)
 
     @property
     def manifests(self) -> tuple[Manifest, ...]:
         """The checkpoints that stand, newest first; whether their shards are whole is not known yet."""
-        retired = self.retired
-        return tuple(
-            found for slot, found in self.newest_first() if isinstance(found, Manifest) and slot not in retired
-        )
+        return tuple(found for found in self.standing if isinstance(found, Manifest))
+
+    @property
+    def claim(self) -> Claim | None:
+        """The newest claim."""
+        return next((found for found in self.standing if isinstance(found, Claim)), None)
 
     @property
     def damaged(self) -> tuple[int, ...]:
-        """Slots whose record is not what was written, newest first."""
-        return tuple(slot for slot, found in self.newest_first() if found is None)
+        """Slots that should say something and don't, newest first."""
+        top = self._top
+        above = {slot for slot in self.records if top is None or slot > top.slot}
+        lost = {slot for slot in (top.stands if top else ()) if self.records.get(slot) is None}
+        return tuple(sorted(above | lost, reverse=True))
 
-    def newest_first(self) -> list[tuple[int, Record | None]]:
-        """All slots, newest first."""
-        return sorted(self.records.items(), reverse=True)
+    @property
+    def void(self) -> frozenset[int]:
+        """Slots that mean nothing any more."""
+        top = self._top
+        return (
+            frozenset() if top is None else frozenset(slot for slot in self.records if slot < top.slot) - {*top.stands}
+        )
+
+    @property
+    def _top(self) -> Record | None:
+        """The newest record that can be trusted."""
+        return next((found for _, found in sorted(self.records.items(), reverse=True) if found is not None), None)
 
 
 class Log:
@@ -80,17 +93,15 @@ class Log:
         Raises:
             Conflict: it was written by a version with another format.
         """
-        records: dict[int, Record | None] = {}
-        for slot in self._slots():
-            try:
-                records[slot] = self._known.get(slot) or self._read(slot)
-            except NotFound:
-                continue
-            except CheckpointDamaged:
-                records[slot] = None
-        self._known = {slot: found for slot, found in records.items() if found is not None}
-        self._view = View(records)
-        return self._view
+        for _ in range(_TRIES):
+            view = self._look()
+            if view is not None:
+                break
+        else:
+            raise Unavailable(f"{self._prefix} changes faster than it can be read: try again", code="store_contended")
+        self._known = {slot: found for slot, found in view.records.items() if found is not None}
+        self._view = view
+        return view
 
     @property
     def seen(self) -> View:
@@ -124,6 +135,21 @@ class Log:
     def key(self, slot: int) -> str:
         """Where the record of a slot is kept."""
         return f"{self._prefix}/log/{slot:0{_SLOT_DIGITS}d}"
+
+    def _look(self) -> View | None:
+        """The log, or None if it changed while it was read."""
+        records: dict[int, Record | None] = {}
+        slots = self._slots()
+        for slot in slots:
+            try:
+                records[slot] = self._known.get(slot) or self._read(slot)
+            except NotFound:
+                return None
+            except CheckpointDamaged:
+                records[slot] = None
+        view = View(records)
+        lost = set(view.damaged) - set(records)
+        return None if lost and self._slots() != slots else view
 
     def _slots(self) -> list[int]:
         names = (key.rpartition("/")[2] for key in self._store.keys(f"{self._prefix}/log"))

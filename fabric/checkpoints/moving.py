@@ -48,10 +48,12 @@ def rolled_back(view: View, target: Manifest) -> Manifest:
     return msgspec.structs.replace(
         target,
         slot=view.head + 1,
-        epoch=max((found.epoch for found in view.records.values() if found is not None), default=0),
+        epoch=max(found.epoch for found in view.standing),
         attempt="rollback",
         writer=secrets.token_hex(6),
-        retires=tuple(sorted(found.slot for found in view.manifests if found.slot >= target.slot)),
+        stands=tuple(
+            sorted(found.slot for found in view.standing if not isinstance(found, Manifest) or found.slot < target.slot)
+        ),
         origin=f"rollback to step {target.step}",
     )
 
@@ -66,7 +68,7 @@ def forked(shelf: Shelf, source: Manifest, *, to_prefix: str) -> Manifest:
             shelf.store.copy(f"{shelf.prefix}/{shard.key}", f"{to_prefix}/{copied.key}")
         first = msgspec.structs.replace(
             source, prefix=to_prefix, epoch=0, attempt="fork", writer=secrets.token_hex(6), draft=draft, shards=shards,
-            retires=(), origin=f"fork of step {source.step} of {source.prefix}",
+            stands=(), origin=f"fork of step {source.step} of {source.prefix}",
         )  # fmt: skip
         made = log.append(lambda view: _first(view, first))
     except BaseException:

@@ -40,6 +40,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, tag="claim"):
     attempt: str
     writer: str
     """The process: ranks of one attempt are several, and only one at a time appends."""
+    stands: tuple[int, ...] = ()
+    """The slots before this one that still mean something; all others are void, and are being deleted."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
@@ -61,8 +63,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
     """What the state is of, in the writer's words; "" = not said."""
     meta: dict[str, Any] = {}
     """The writer's own, JSON: kinds of device, the data cursor, ..."""
-    retires: tuple[int, ...] = ()
-    """Slots that are void from this one on, and are being deleted."""
+    stands: tuple[int, ...] = ()
     origin: str = ""
     """Where it came from, if not from a save: a rollback or a fork."""
 
@@ -87,7 +88,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
 
 
 class Retirement(msgspec.Struct, frozen=True, kw_only=True, tag="retire"):
-    """Slots that are void from this one on, without a new checkpoint."""
+    """Makes slots void without a new checkpoint."""
 
     format: int = FORMAT
     prefix: str
@@ -95,7 +96,7 @@ class Retirement(msgspec.Struct, frozen=True, kw_only=True, tag="retire"):
     epoch: int
     attempt: str
     writer: str
-    retires: tuple[int, ...]
+    stands: tuple[int, ...]
 
 
 Record = Claim | Manifest | Retirement

@@ -78,9 +78,12 @@ def refused(key: str, error: Exception) -> FabricError:
             key=key,
         )
     said = error_code(error)
-    if _status(error) in {401, 403}:
+    if said and not is_passing(error):
         return Unavailable(
-            f"the store refuses {key} ({said or error}): its credentials may not do this", code="store_refused", key=key
+            f"the store refuses {key} ({said}): check that the bucket is there and that its credentials may do this; what"
+            " was saved before is untouched",
+            code="store_refused",
+            key=key,
         )
     return Unavailable(
         f"the store failed {MAX_ATTEMPTS} times to handle {key} ({said or type(error).__name__}: {error}): what was saved"

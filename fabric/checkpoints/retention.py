@@ -10,48 +10,44 @@ from typing import Final
 import msgspec
 
 from fabric.checkpoints.log import Log, View
-from fabric.checkpoints.records import Claim, Manifest, Retirement
+from fabric.checkpoints.records import Claim, Manifest
 from fabric.checkpoints.shelf import Shelf
 
 _EPOCH_DIGITS: Final = 8
 
 
-def surplus(standing: tuple[Manifest, ...], *, keep: int, every: int) -> tuple[int, ...]:
-    """The slots of those that don't stay, of checkpoints that stand, newest first."""
-    return tuple(found.slot for found in standing[keep:] if not (every and found.step % every == 0))
+def staying(standing: tuple[Manifest, ...], *, keep: int, every: int) -> tuple[Manifest, ...]:
+    """Those that stay, of checkpoints that stand, newest first."""
+    return tuple(found for at, found in enumerate(standing) if at < keep or (every and found.step % every == 0))
 
 
-def void(view: View, *, claim_slot: int) -> set[int]:
-    """Slots that mean nothing any more: retired and not yet deleted, claims before this one, what retired others."""
-    old = {slot for slot, found in view.records.items() if slot < claim_slot and isinstance(found, Claim)}
-    done = {slot for slot, found in view.records.items() if isinstance(found, Retirement)}
-    return old | done | (view.retired & set(view.records))
+def after(view: View, manifest: Manifest, *, claim: Claim, keep: int, every: int) -> Manifest:
+    """The manifest as it is appended: at the next slot, with what stays beside it."""
+    stay = staying(view.manifests, keep=keep - 1, every=every)
+    return msgspec.structs.replace(manifest, slot=view.head + 1, stands=stands(claim, stay))
 
 
-def after(view: View, manifest: Manifest, *, claim_slot: int, keep: int, every: int) -> Manifest:
-    """The manifest as it is appended: at the next slot, and retiring what needn't stay beside it."""
-    retires = {*surplus(view.manifests, keep=keep - 1, every=every), *void(view, claim_slot=claim_slot)}
-    return msgspec.structs.replace(manifest, slot=view.head + 1, retires=tuple(sorted(retires)))
+def stands(claim: Claim, stay: tuple[Manifest, ...]) -> tuple[int, ...]:
+    """The slots of the claim that counts and of the checkpoints that stay."""
+    return tuple(sorted((claim.slot, *(found.slot for found in stay))))
 
 
-def clear(log: Log, shelf: Shelf, view: View) -> tuple[str, ...]:
-    """Delete what the log says is void; the drafts that went with it."""
-    retired = view.retired & set(view.records)
-    gone = {found.draft for slot in retired if isinstance(found := view.records[slot], Manifest)}
-    log.delete(frozenset(retired))
-    gone -= {found.draft for found in view.manifests}
-    for draft in gone:
+def clear(log: Log, shelf: Shelf, view: View) -> None:
+    """Delete what the log says is void: records first, then the shards that no other record names."""
+    void = view.void
+    gone = {found.draft for slot in void if isinstance(found := view.records[slot], Manifest)}
+    log.delete(void)
+    for draft in gone - {found.draft for found in view.manifests}:
         shelf.delete(draft)
-    return tuple(sorted(gone))
 
 
 def orphans(drafts: set[str], view: View) -> tuple[str, ...]:
     """Drafts that nobody can commit any more: of an epoch before the newest claim's, and named by no manifest.
 
-    `drafts` must have been listed before the log was read.
+    `drafts` must have been listed before the log was read. While a record is damaged nothing is an orphan.
     """
     claim = view.claim
-    if claim is None:
+    if claim is None or view.damaged:
         return ()
     named = {found.draft for found in view.records.values() if isinstance(found, Manifest)}
     return tuple(sorted(draft for draft in drafts - named if 0 <= epoch_of(draft) < claim.epoch))
