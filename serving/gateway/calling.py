@@ -98,6 +98,7 @@ class Calling:
         self._key = exchange.headers.get(b"idempotency-key", b"").decode("latin-1") if self._route.metered else ""
         self._served: int | None = None
         """LLM tokens so far, where they can be told."""
+        self._noted = False
         self._asked = False
         """Whether a byte may have gone to a replica that answered nothing certain yet."""
 
@@ -127,19 +128,27 @@ class Calling:
         await self._exchange.answer(kept.status, kept.headers, kept.body)
 
     async def _run_once(self) -> None:
-        """Run it, and write down how it ended."""
+        """Run it; if it ends without having been written down, write down whether it may have cost something."""
         try:
-            kept = await self._run()
+            await self._run()
         except BaseException:
-            if self._asked:
-                await asyncio.shield(self._house.repeats.fail(self.caller.account_id, self._key))
-            else:
-                await asyncio.shield(self._house.repeats.forget(self.caller.account_id, self._key))
+            if not self._noted:
+                await asyncio.shield(self._note(None))
             raise
-        if kept is not None:
-            await asyncio.shield(self._house.repeats.finish(self.caller.account_id, self._key, kept))
 
-    async def _run(self) -> Kept | None:
+    async def _note(self, kept: Kept | None) -> None:
+        """Write down how it ended, before the client hears of it: what it heard is what it would hear again."""
+        if self._key:
+            self._noted = True
+            account_id, repeats = self.caller.account_id, self._house.repeats
+            if kept is not None:
+                await repeats.finish(account_id, self._key, kept)
+            elif self._asked:
+                await repeats.fail(account_id, self._key)
+            else:
+                await repeats.forget(account_id, self._key)
+
+    async def _run(self) -> None:
         body = bodies.write(self._body)
         for _ in range(TRIES_MAX):
             seat = await self._turn()
@@ -147,13 +156,14 @@ class Calling:
             try:
                 answer = await self._ask(seat, body)
                 try:
-                    kept, served = await self._pass_on(answer, seat)
-                    return kept
+                    served = await self._pass_on(answer, seat)
                 finally:
                     answer.close()
             except NotReached:
                 served = 0
                 seat.avoid()
+            else:
+                return
             finally:
                 seat.leave(tokens=self._served if served is None else served)
         raise Unavailable(
@@ -259,15 +269,15 @@ class Calling:
             calls.COVERED: "1" if self._covered else "0",
         }
 
-    async def _pass_on(self, answer: Answer, seat: Seat) -> tuple[Kept | None, int | None]:
-        """The answer on its way to the client; what to keep of it for a repeat, and the LLM tokens it took."""
+    async def _pass_on(self, answer: Answer, seat: Seat) -> int | None:
+        """The answer on its way to the client; the LLM tokens it took, where that can be told."""
         if answer.is_stream and answer.status < _OK:
             return await self._pass_stream(answer, seat)
         said = await answer.whole()
         answer.release()
         if answer.status >= _OK:
             await self._pass_refusal(answer, said)
-            return None, 0
+            return 0
         headers: Headers = [JSON]
         charged = answer.headers.get(calls.CHARGED_UHS)
         if charged is not None and charged.isdecimal():
@@ -277,13 +287,13 @@ class Calling:
             ]
         usage = usage_of(said)
         self._count(usage)
-        kept = Kept(answer.status, [*headers, *self._exchange.answer_headers], said) if self._key else None
         if self._exchange.begun:  # keep-alives went out, yet the engine answers in one piece
             raise ReplicaLost("the engine did not stream", code="no_stream")
+        await self._note(Kept(answer.status, [*headers, *self._exchange.answer_headers], said))
         await self._exchange.answer(answer.status, headers, said)
-        return kept, _tokens(usage)
+        return _tokens(usage)
 
-    async def _pass_stream(self, answer: Answer, seat: Seat) -> tuple[Kept | None, int | None]:
+    async def _pass_stream(self, answer: Answer, seat: Seat) -> int:
         exchange = self._exchange
         events = Events(self._route, remark=lambda usage: self._remark(usage, seat.replica.accelerator))
         if not exchange.begun:
@@ -306,13 +316,14 @@ class Calling:
                 "the replica ended this stream before it was done: send the request again", code="cut_off"
             )
         answer.release()
+        await self._note(Kept(answer.status, [*SSE, *exchange.answer_headers], b"".join(pieces)))
         await exchange.more(b"", last=True)
-        kept = Kept(200, [*SSE, *exchange.answer_headers], b"".join(pieces)) if self._key else None
-        return kept, _tokens(events.usage) or events.count
+        return _tokens(events.usage) or events.count
 
     async def _pass_refusal(self, answer: Answer, said: bytes) -> None:
         """The engine's or the meter's own no, in OpenAI's form."""
         self._asked = answer.status >= _SERVER and answer.status != _BUSY
+        await self._note(None)
         status = answer.status
         if status == _PAYMENT_REQUIRED and self.caller.bound_elsewhere(self.model):
             raise PermissionDenied(

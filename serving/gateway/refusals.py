@@ -115,7 +115,7 @@ def headers_of(error: FabricError) -> Headers:
     again, so that 402 says `x-should-retry: false`, which OpenAI's clients obey.
     """
     headers: Headers = []
-    if isinstance(error, RateLimited | Unavailable):
+    if isinstance(error, RateLimited | Unavailable) or "retry_after_s" in error.facts:
         after_s = error.facts.get("retry_after_s") or RETRY_S
         headers.append((b"retry-after", str(after_s).encode()))
     if isinstance(error, InsufficientTokens) or error.facts.get("retry") is False:
