@@ -2,8 +2,9 @@
 
 Each account has a counter of the LLM tokens it was served, which halves every `HALF_LIFE_US` (virtual token counting, "VTC",
 Sheng et al., OSDI 2024, with decay). An account that comes back from idleness starts no lower than the least of those who
-wait, so that idleness saves up no turns. A ticket that was overtaken `BYPASS_MAX` times is *overdue*, and every
-`OVERDUE_EVERY`-th turn belongs to whoever is overdue longest: that bounds every wait, whatever the others do.
+wait, so that idleness saves up no turns. An account whose first ticket has seen `BYPASS_MAX` turns more than there are
+accounts in line is *overdue*, and every `OVERDUE_EVERY`-th turn belongs to whoever is overdue longest. That bounds the
+wait of every account's first ticket, whatever the others do; how many more one has behind it is its own affair.
 
 Pure: no clock, no I/O; integers only, so that equal histories give equal orders.
 """
@@ -13,10 +14,10 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
-BYPASS_MAX: Final = 64
-"""How many that came later may go first."""
+BYPASS_MAX: Final = 32
+"""How many turns beyond one for each account in line may pass an account's first ticket by."""
 OVERDUE_EVERY: Final = 4
-"""Of so many turns, one goes to whoever is overdue: the share that a flood of better tiers can't take."""
+"""Of so many turns, one goes to whoever is overdue, if anybody is: no flood of better tiers can take it."""
 HALF_LIFE_US: Final = 60_000_000
 _SLACK: Final = 64
 
@@ -79,7 +80,6 @@ class FairQueue:
         assert not ticket.waiting, "a ticket waits in one line at a time"
         self._arrived += 1
         ticket.order = self._arrived
-        ticket.due = self._taken + self._depth + BYPASS_MAX
         ticket.waiting = True
         tier = self._tiers.setdefault(ticket.rank, _Tier())
         line = tier.lines.get(ticket.account)
@@ -87,10 +87,15 @@ class FairQueue:
             line = tier.lines[ticket.account] = deque()
             self._lift(ticket.account, tier)
             heapq.heappush(tier.heap, (self._served.get(ticket.account, 0), ticket.order, ticket.account))
-        line.append(ticket)
-        heapq.heappush(self._due, (ticket.due, ticket.order, ticket))
+            line.append(ticket)
+            if len(tier.heap) > 2 * len(tier.lines) + _SLACK:
+                self._rebuild(tier)
+        else:
+            line.append(ticket)
         self._depth += 1
         self._depths[ticket.account] = self._depths.get(ticket.account, 0) + 1
+        if line[0] is ticket:
+            self._time(ticket)
 
     def take(self, now_us: int) -> Ticket | None:
         """The ticket whose turn it is; its account is charged the ticket's cost at once."""
@@ -156,20 +161,27 @@ class FairQueue:
             return self._due[0][2]
         return None
 
+    def _time(self, first: Ticket) -> None:
+        """From now on the first of its line: it is overdue when everybody had a turn, and some more."""
+        first.due = self._taken + len(self._depths) + BYPASS_MAX
+        heapq.heappush(self._due, (first.due, first.order, first))
+
     def _remove(self, ticket: Ticket) -> None:
         tier = self._tiers[ticket.rank]
         line = tier.lines[ticket.account]
-        if line[0] is ticket:
-            line.popleft()
-        else:
-            line.remove(ticket)
-        if not line:
-            del tier.lines[ticket.account]
         ticket.waiting = False
         self._depth -= 1
         self._depths[ticket.account] -= 1
         if not self._depths[ticket.account]:
             del self._depths[ticket.account]
+        if line[0] is not ticket:
+            line.remove(ticket)
+        else:
+            line.popleft()
+            if line:
+                self._time(line[0])
+            else:
+                del tier.lines[ticket.account]
         if len(self._due) > 2 * self._depth + _SLACK:
             self._due = [entry for entry in self._due if entry[2].waiting]
             heapq.heapify(self._due)

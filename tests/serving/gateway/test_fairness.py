@@ -115,8 +115,18 @@ def test_professional_goes_before_starter_and_the_overdue_get_their_share():
         queue.put(Ticket("starter", rank=2, cost=10))
         queue.put(Ticket("pro", rank=1, cost=10))
     order = [queue.take(0).account for _ in range(200)]
-    assert order[:60] == ["pro"] * 60
-    assert 0 < order.count("starter") <= 200 // OVERDUE_EVERY
+    assert order[:BYPASS_MAX] == ["pro"] * BYPASS_MAX
+    assert order.count("starter") == 200 // (BYPASS_MAX + 3)  # one each time it is overdue, and it never waits longer
+
+
+def test_a_long_line_of_ones_own_takes_no_turns_from_others():
+    """Nobody is overdue for having much to ask: each gets the same, however many wait behind its first."""
+    queue = FairQueue()
+    for account in range(10):
+        for _ in range(40 * (account + 1)):
+            queue.put(Ticket(f"account{account}", rank=1, cost=100))
+    served = Counter(queue.take(0).account for _ in range(400))
+    assert set(served.values()) == {40}
 
 
 def test_idleness_saves_up_no_turns():

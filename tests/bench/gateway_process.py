@@ -1,0 +1,48 @@
+"""A gateway process before the benchmark's upstream, with a stand-in for the fabric behind it."""
+
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from serving.gateway.app import Gateway, Limits
+from serving.gateway.directory import ModelFacts, Replica
+from serving.gateway.server import GatewayServer, bind
+from tests.serving.gateway.house import RATE, DirectoryStandin
+
+KEY_ID = "bench"
+
+
+async def serve(port, upstream):
+    directory = DirectoryStandin()
+    directory.models["tiny"] = ModelFacts(name="tiny", rates=(RATE,), state="ready")
+    directory.add_key(KEY_ID, "ann")
+    directory.show(Replica(replica_id="r1", model="tiny", address=upstream, capacity=100_000, accelerator="H100"))
+    with tempfile.TemporaryDirectory() as folder:
+        gateway = Gateway(
+            directory, trust="t", salt_secret=b"s", repeats_file=Path(folder) / "repeats.sqlite",
+            limits=Limits(requests_per_s=10**6),
+        )  # fmt: skip
+        await GatewayServer(gateway, bind(f"127.0.0.1:{port}", shared=True)).serve()
+
+
+def main():
+    # As in production, a line for each request, to wherever standard error goes.
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    uvloop.run(serve(int(sys.argv[1]), sys.argv[2]))
+
+
+if __name__ == "__main__":
+    main()
