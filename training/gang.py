@@ -15,8 +15,8 @@ On gloo this is tested; NCCL and HCCL follow torch's documented behaviour (`abor
 run here.
 """
 
+import json
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,9 +29,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fabric.errors import InvalidRequest, Unavailable
+from training.watch import BEAT_S, Watch
 
-_BEAT_S: Final = 0.5
-_STORE_TIMEOUT_S: Final = 10.0
+_POLL: Final = timedelta(seconds=BEAT_S)
+_FAREWELL_S: Final = 1.0
+"""How long who keeps the meeting place stays after a meeting that failed, so that all learn who did not come."""
 
 
 class PeerLost(Unavailable):
@@ -82,8 +84,7 @@ class Agreement:
     def wait(self) -> Verdict:
         """What was agreed. `PeerLost` if a rank is gone."""
         if self._work is not None:
-            with self._gang.guarded("agreeing whether to stop"):
-                self._work.wait()
+            self._gang.finish(self._work, "agreeing whether to stop")
         stop, *laps = self._told.tolist()
         return Verdict(bool(stop), tuple(laps))
 
@@ -91,9 +92,7 @@ class Agreement:
 class Gang:
     """A process among its peers. `Gang.open` for all; a gang of one needs no network."""
 
-    def __init__(
-        self, seat: Seat, *, timeout_s: float, groups: Sequence[Any] = (), watch: "Watch | None" = None
-    ) -> None:
+    def __init__(self, seat: Seat, *, timeout_s: float, groups: Sequence[Any] = (), watch: Watch | None = None) -> None:
         self.seat = seat
         self.timeout_s = timeout_s
         self.data: Any
@@ -122,27 +121,14 @@ class Gang:
         if seat.world == 1:
             return cls(seat, timeout_s=timeout_s)
         patience = timedelta(seconds=timeout_s)
-        try:
-            store = dist.TCPStore(
-                *seat.master, is_master=seat.rank == 0 and not dist.is_initialized(), timeout=patience,
-                wait_for_workers=False,
-            )  # fmt: skip
-            store.set(f"seat/{seat.rank}", b"taken")
+        with _meeting(seat, patience) as store:
             if not dist.is_initialized():
                 dist.init_process_group(
                     backend or _backend(), store=dist.PrefixStore("data", store), rank=seat.rank,
                     world_size=seat.world, timeout=patience,
                 )  # fmt: skip
             groups = dist.group.WORLD, *(dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
-        except (RuntimeError, ValueError) as error:
-            raise Unavailable(
-                f"the gang of {seat.world} is not complete after {timeout_s:g} s{_missing(seat)}: end this attempt and "
-                "start another with the ranks that there are",
-                code="gang_incomplete",
-                world=seat.world,
-            ) from error
-        watch = Watch(seat, groups=groups, silent_s=silent_s)
-        watch.start()
+            watch = _watched(seat, store, silent_s=silent_s)
         return cls(seat, timeout_s=timeout_s, groups=groups, watch=watch)
 
     @property
@@ -206,10 +192,28 @@ class Gang:
             return step
         told = torch.tensor([step])
         try:
-            dist.broadcast(told, 0, group=self.control)
-        except RuntimeError:
+            self.finish(dist.broadcast(told, 0, group=self.control, async_op=True), "hearing what is kept")
+        except (PeerLost, RuntimeError):
             return -1
         return int(told)
+
+    def finish(self, work: Any, doing: str) -> None:
+        """Wait for a collective, but not for a peer that is silent. `PeerLost` if it fails, or never will end.
+
+        A collective over gloo can't be ended from outside: it is left alone then, so end the process with `os._exit`.
+        """
+        if self.data is None or dist.get_backend(self.data) != "gloo":
+            with self.guarded(doing):
+                work.wait()
+            return
+        while True:
+            try:
+                work.wait(_POLL)
+            except RuntimeError as error:
+                if work.is_completed() or self.silent:
+                    raise self.lost(doing) from error
+            else:
+                return
 
     @contextmanager
     def guarded(self, doing: str) -> Iterator[None]:
@@ -234,70 +238,10 @@ class Gang:
     def close(self) -> None:
         """Leave. Peers that still wait for this rank will find it lost."""
         if self._watch is not None:
-            self._watch.stop()
-        if self.world > 1 and dist.is_initialized():
-            with suppress(RuntimeError):
-                dist.destroy_process_group()
-
-
-class Watch(threading.Thread):
-    """Says that this rank is alive, and gives up those that no longer say so."""
-
-    def __init__(self, seat: Seat, *, groups: Sequence[Any], silent_s: float) -> None:
-        super().__init__(name="gang-watch", daemon=True)
-        self._seat = seat
-        self._groups = groups
-        self._silent_s = silent_s
-        self._end = threading.Event()
-        self._silent: tuple[int, ...] = ()
-
-    @property
-    def silent(self) -> tuple[int, ...]:
-        return self._silent
-
-    def stop(self) -> None:
-        """Stop looking; returns when nothing will be given up any more."""
-        self._end.set()
-        self.join(self._silent_s + _BEAT_S)
-
-    def run(self) -> None:
-        peers = [rank for rank in range(self._seat.world) if rank != self._seat.rank]
-        heard = dict.fromkeys(peers, (b"", time.monotonic()))
-        keys = [f"beat/{rank}" for rank in peers]
-        store, beat = None, 0
-        while not self._end.wait(_BEAT_S):
-            beat += 1
-            try:
-                store = store or self._connect(keys)
-                store.set(f"beat/{self._seat.rank}", str(beat))
-                said = dict(zip(peers, store.multi_get(keys), strict=True))
-            except RuntimeError:
-                self._give_up((0,))  # who keeps the store
-                return
-            now = time.monotonic()
-            heard = {rank: (said[rank], now) if said[rank] != heard[rank][0] else heard[rank] for rank in peers}
-            silent = tuple(rank for rank, (_, at) in heard.items() if now - at > self._silent_s)
-            if silent:
-                self._give_up(silent)
-                return
-
-    def _connect(self, keys: Sequence[str]) -> Any:
-        """A connection of its own: a collective that waits on the other must not hold up the heartbeat."""
-        store = dist.TCPStore(
-            *self._seat.master, is_master=False, timeout=timedelta(seconds=self._silent_s), wait_for_workers=False
-        )
-        for key in keys:
-            store.compare_set(key, "", "0")
-        return store
-
-    def _give_up(self, silent: tuple[int, ...]) -> None:
-        """Fail what waits for them: by now their peers' collectives can't end any other way."""
-        if self._end.is_set():
-            return
-        self._silent = silent
-        for group in self._groups:
-            with suppress(RuntimeError):
-                group.abort()
+            if not self.silent:
+                with suppress(RuntimeError):
+                    dist.destroy_process_group()
+            self._watch.close()
 
 
 class Stop(NamedTuple):
@@ -328,12 +272,41 @@ def _backend() -> str:
     return "hccl" if npu is not None and npu.is_available() else "gloo"
 
 
-def _missing(seat: Seat) -> str:
-    """Who did not come, as far as the meeting place knows."""
-    with suppress(RuntimeError):
-        store = dist.TCPStore(
-            *seat.master, is_master=False, timeout=timedelta(seconds=_STORE_TIMEOUT_S), wait_for_workers=False
-        )
-        absent = [str(rank) for rank in range(seat.world) if not store.check([f"seat/{rank}"])]
-        return f": rank {', '.join(absent)} did not come" if absent else ""
-    return ": rank 0, who keeps the meeting place, did not come or is gone"
+@contextmanager
+def _meeting(seat: Seat, patience: timedelta) -> Iterator[Any]:
+    """The store that all ranks meet at, kept by rank 0; says who did not come if the meeting fails."""
+    store = None
+    try:
+        store = dist.TCPStore(*seat.master, is_master=seat.rank == 0, timeout=patience, wait_for_workers=False)
+        store.set(f"seat/{seat.rank}", "taken")
+        yield store
+    except (RuntimeError, ValueError) as error:
+        absent = _absent(seat, store)
+        named = f"rank {', '.join(map(str, absent))} did not come" if absent else "all came, but some left again"
+        raise Unavailable(
+            f"the gang of {seat.world} is not complete after {patience.total_seconds():g} s, {named}: end this attempt and "
+            "start another with the ranks that there are",
+            code="gang_incomplete",
+            world=seat.world,
+            absent=",".join(map(str, absent)),
+        ) from error
+
+
+def _absent(seat: Seat, store: Any) -> list[int]:
+    try:
+        found = [rank for rank in range(seat.world) if store is None or not store.check([f"seat/{rank}"])]
+    except RuntimeError:
+        return [0]
+    if seat.rank == 0:
+        time.sleep(_FAREWELL_S)
+    return found if store is not None else [0]
+
+
+def _watched(seat: Seat, store: Any, *, silent_s: float) -> Watch:
+    watch = Watch(seat.rank, towards=seat.master, silent_s=silent_s)
+    store.set(f"watch/{seat.rank}", json.dumps(watch.address))
+    if seat.rank == 0:
+        store.set("watch/token", Watch.new_token().hex())
+    addresses = {rank: tuple(json.loads(store.get(f"watch/{rank}"))) for rank in range(seat.world) if rank != seat.rank}
+    watch.meet(addresses, token=bytes.fromhex(store.get("watch/token").decode()))
+    return watch

@@ -126,13 +126,16 @@ class _Vector:
         nodes = [plan.nodes(rank) for rank in range(world)]
         sent = torch.stack([total.view(world, piece) for total in totals], dim=1)
         received = sent.new_empty(sum(map(len, nodes)), piece)
-        dist.all_to_all_single(
+        work = dist.all_to_all_single(
             received,
             sent.view(-1, piece),
             output_split_sizes=[len(own) for own in nodes],
             input_split_sizes=[len(totals)] * world,
             group=gang.data,
+            async_op=True,
         )
+        gang.finish(work, "reducing gradients")
         mine = complete(dict(zip([node for own in nodes for node in own], received, strict=True)), plan.count)
-        dist.all_gather_single(self._whole, mine, group=gang.data)
+        work = dist.all_gather_single(self._whole, mine, group=gang.data, async_op=True)
+        gang.finish(work, "gathering gradients")
         return self._whole

@@ -19,12 +19,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
 
+from fabric.errors import Unavailable
 from training.gang import Gang, PeerLost, Seat
 from training.gradients import Gradients, Reproducible
 from training.mixing import Balance
 from training.virtual import Plan, VirtualRanks
 
 EVICTED = 75
+REFUSED = 70
 SAMPLES = 512
 WIDTH = 12
 
@@ -151,10 +153,14 @@ def train(rank, world, port, order):
     shelf, run = Shelf(order.folder), Run()
     if rank in order.dies_restoring:
         os.kill(os.getpid(), 9)
-    gang = Gang.open(
-        Seat(rank=rank, world=world, master=("127.0.0.1", port)), backend="gloo",
-        timeout_s=order.timeout_s, silent_s=order.silent_s,
-    )  # fmt: skip
+    try:
+        gang = Gang.open(
+            Seat(rank=rank, world=world, master=("127.0.0.1", port)), backend="gloo",
+            timeout_s=order.timeout_s, silent_s=order.silent_s,
+        )  # fmt: skip
+    except Unavailable as refused:
+        note(order, rank, refused=refused.message, code=refused.code)
+        os._exit(REFUSED)
     newest = shelf.newest()
     if newest is not None:
         run.restore(shelf.load(newest))
