@@ -62,7 +62,11 @@ class GateActor:
         self._clock = SteadyClock()
         self._archive: Archive = open_archive_of(config)
         self._writer: Writer[Gate] = Writer(
-            open_journal_of(config), restore=Gate.restore, clock=self._clock, carry_out=self._carry_out
+            open_journal_of(config),
+            restore=Gate.restore,
+            clock=self._clock,
+            carry_out=self._carry_out,
+            committed=self._note_changes,
         )
         self._auditor = Auditor(self._writer.journal, origin=config.name, signing_key=signing_key.get_secret_value())
         self._cluster = RayCluster(
@@ -71,10 +75,9 @@ class GateActor:
         self._latest: dict[JobId, int] = {}
         """Jobs by their last change, the newest last: what watchers read from."""
         self._to_publish: dict[JobId, None] = {}
-        self._committed = asyncio.Event()
-        """Something was committed that may have changed jobs."""
         self._news = asyncio.Event()
         """Set once, for those who watch now; those who come later get another."""
+        self._news_due: asyncio.TimerHandle | None = None
         self._starting: asyncio.Task[None] | None = None
         self._writes = False
         self._chores: list[asyncio.Task[None]] = []
@@ -132,7 +135,8 @@ class GateActor:
             if found or left_s <= 0:
                 return found
             with suppress(TimeoutError):
-                await asyncio.wait_for(news.wait(), left_s)
+                async with asyncio.timeout(left_s):
+                    await news.wait()
 
     async def logs(self, job_id: str, account_id: str, offsets: dict[str, int]) -> list[LogChunk]:
         """What a job has logged beyond `offsets` ("attempt/rank" → bytes already had), as much as fits on a page."""
@@ -191,7 +195,6 @@ class GateActor:
         self._chores = [
             asyncio.create_task(self._again_and_again(chore, pause_s))
             for chore, pause_s in (
-                (self._announce, 0.0),
                 (self._tick, TICK_MIN_S),
                 (self._reconcile, RECONCILE_S),
                 (self._publish, PUBLISH_S),
@@ -224,7 +227,6 @@ class GateActor:
         return [Metered(samples=tuple(own)) for own in samples.values()]
 
     async def _carry_out(self, instructions: Sequence[AnyInstruction]) -> None:
-        self._committed.set()
         if instructions:
             await self._cluster.carry_out(instructions)
 
@@ -237,14 +239,6 @@ class GateActor:
             return
         wait_s = TICK_MAX_S if due_us is None else (due_us - now_us) / 1_000_000
         await asyncio.sleep(min(wait_s, TICK_MAX_S))
-
-    async def _announce(self) -> None:
-        """Tell watchers what is durable: of an end at once, of all else in a moment, because more may follow."""
-        await self._committed.wait()
-        if await self._writer.look(lambda _: self._note_changes()):
-            self._wake_watchers()
-        else:
-            asyncio.get_running_loop().call_later(ANNOUNCE_WITHIN_S, self._wake_watchers)
 
     async def _publish(self) -> None:
         await self._cluster.publish(await self._writer.look(lambda _: self._unpublished()))
@@ -268,20 +262,26 @@ class GateActor:
 
     # -- watching ------------------------------------------------------------------------------------------------------
 
-    def _wake_watchers(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
-
-    def _note_changes(self) -> bool:
-        """Remember which jobs have changed; whether one of them has ended."""
-        self._committed.clear()
-        core = self._writer.core
+    def _note_changes(self, core: Gate) -> None:
+        """Remember which jobs a commit has changed. Watchers hear of an end at once, of all else in a moment, because
+        more may follow.
+        """
         changed = core.take_changed()
         for job_id in changed:
             self._latest.pop(job_id, None)
             self._latest[job_id] = core.state.jobs[job_id].revision
             self._to_publish[job_id] = None
-        return any(core.state.jobs[job_id].state in TERMINAL for job_id in changed)
+        if any(core.state.jobs[job_id].state in TERMINAL for job_id in changed):
+            self._wake_watchers()
+        elif changed and self._news_due is None:
+            self._news_due = asyncio.get_running_loop().call_later(ANNOUNCE_WITHIN_S, self._wake_watchers)
+
+    def _wake_watchers(self) -> None:
+        if self._news_due is not None:
+            self._news_due.cancel()
+            self._news_due = None
+        self._news.set()
+        self._news = asyncio.Event()
 
     def _unpublished(self) -> list[JobView]:
         due, self._to_publish = self._to_publish, {}

@@ -48,6 +48,7 @@ class Writer(Generic[C]):
         restore: Callable[[bytes | None], C],
         clock: Clock,
         carry_out: Callable[[Sequence[AnyInstruction]], Awaitable[None]],
+        committed: Callable[[C], None] = lambda _: None,
         idle: Callable[[C, AnyEvent, int], bool] | None = None,
         batch_max: int = BATCH_MAX,
         queue_max: int = QUEUE_MAX,
@@ -61,6 +62,7 @@ class Writer(Generic[C]):
             clock: read once for each batch; an entry's time is never less than the one before it.
             carry_out: awaited after each commit with the instructions of the batch, which may be none; in order, one call
                 at a time, and beside the next batch, so it may `submit`. What it raises goes to the loop's handler.
+            committed: called at once after each commit, while all that the core holds is durable: to look, and be quick.
             idle: says of an event that handling it now would change nothing. Such an event is answered without being
                 handled and leaves no entry, which is safe for replay because it never touched the core. Ask it only of
                 ticks: a refusal is an answer that must be remembered.
@@ -72,6 +74,7 @@ class Writer(Generic[C]):
         self._restore = restore
         self._clock = clock
         self._carry_out = carry_out
+        self._committed = committed
         self._idle = idle
         self._batch_max = batch_max
         self._queue_max = queue_max
@@ -239,6 +242,8 @@ class Writer(Generic[C]):
             await self._commit(entries)
         # What is to be done goes first: somebody may wait for it who has not even heard the answer.
         self._to_carry_out.put_nowait(instructions)
+        if self._core is not None:
+            self._committed(self._core)
         for (_, answered), outcomes in zip(batch, answers, strict=True):
             if not answered.done():
                 answered.set_result(outcomes)

@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from fabric.adapters.agents import Agents
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import ClusterSettings
+from fabric.adapters.line import Line
 from fabric.adapters.nodes import NODE_LABEL, Node
 from fabric.adapters.runner import Runner, Seat
 from fabric.gate.events import JobKind
@@ -37,6 +38,8 @@ class Seated:
     actor: Any
     seat: Seat
     node: Node
+    line: Line | None = None
+    """The short way to it, where there is one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -106,10 +109,11 @@ class Groups:
             for bundle in range(len(group.shares))
         ]
         seats = await asyncio.gather(*(_awaited(actor.seat.remote()) for actor in actors), return_exceptions=True)
+        lines = await asyncio.gather(*(Line.open(seat.line if isinstance(seat, Seat) else None) for seat in seats))
         nodes = [self._nodes.get(share.node_id) for share in group.shares]
-        for actor, seat, node in zip(actors, seats, nodes, strict=True):
+        for actor, seat, node, line in zip(actors, seats, nodes, lines, strict=True):
             if isinstance(seat, Seat) and node is not None:
-                group.runners.append(Seated(actor=actor, seat=seat, node=node))
+                group.runners.append(Seated(actor=actor, seat=seat, node=node, line=line))
             else:
                 await asyncio.to_thread(ray.kill, actor, no_restart=True)
         for seat in seats:
@@ -120,6 +124,8 @@ class Groups:
         """End the group's runners (their processes may take a moment)."""
         leaving = group.runners
         for runner in leaving:
+            if runner.line is not None:
+                runner.line.close()
             await asyncio.to_thread(ray.kill, runner.actor, no_restart=True)
         group.runners = []
         return leaving
@@ -151,7 +157,10 @@ class Groups:
         await asyncio.gather(*(self._destroy_kept(group) for group in gone))
 
     async def close(self) -> None:
-        """Remove all kept groups."""
+        """Remove all kept groups. What runs in the others goes on, and is heard of over Ray by the next gate."""
+        for runner in (runner for group in self._used.values() for runner in group.runners):
+            if runner.line is not None:
+                runner.line.close()
         await asyncio.gather(*(self._destroy_kept(group) for group in list(self._kept)))
 
     def _in_the_way_of(self, lease: Lease) -> list[Group]:

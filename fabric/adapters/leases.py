@@ -15,6 +15,7 @@ from fabric.adapters.agents import merged
 from fabric.adapters.cluster_settings import BundleInfo, LeaseInfo, lease_info_key
 from fabric.adapters.groups import KEEPABLE, Group, Seated
 from fabric.adapters.node_agent import Cut, Watch
+from fabric.adapters.orders import carry_out
 from fabric.adapters.payload import Payload, read_payload, runtime_env_of
 from fabric.adapters.processes import LEASE_VARIABLE
 from fabric.adapters.ranks import Ranks
@@ -185,7 +186,7 @@ class Attempt:
         if not self.reused:
             await self._attach()
         self.around.outbox.put(LeaseStarted(lease_id=self.lease.lease_id), within_s=_STARTED_WITHIN_S)
-        calls = [runner.actor.run.remote(order) for runner, order in zip(group.runners, self.orders, strict=True)]
+        calls = [carry_out(order, runner) for runner, order in zip(group.runners, self.orders, strict=True)]
         if self.stop_asked is not None:
             reason, at, save = self.stop_asked
             await self.ask_to_stop(reason, seconds_left=max(0.0, at - time.monotonic()), save=save)

@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import ray
@@ -17,8 +18,10 @@ import ray
 from fabric import context
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import checkpoint_prefix, log_key
+from fabric.adapters.line import Address, Listener
 from fabric.adapters.processes import adopt_orphans
 from fabric.adapters.stages import JobEnd, RayUse, Save, Stage, perform
+from fabric.adapters.standby import Standby
 from fabric.checkpoints import Checkpoints, store_of
 from fabric.gate.events import JobKind, LeaseOutcome
 from fabric.gate.instructions import Lease
@@ -49,6 +52,12 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         return log_key(lease.account_id, lease.job_id, epoch=lease.epoch, rank=self.rank)
 
 
+encode_order: Final = msgspec.msgpack.Encoder().encode
+decode_order: Final = msgspec.msgpack.Decoder(Order).decode
+encode_end: Final = msgspec.msgpack.Encoder().encode
+decode_end: Final = msgspec.msgpack.Decoder(JobEnd).decode
+
+
 class Seat(msgspec.Struct, frozen=True, kw_only=True):
     """Where a runner sits: what the gate must know to watch, address and end it."""
 
@@ -57,6 +66,8 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     """Free on this machine a moment ago: the gang's meeting point if this is rank 0."""
     devices: tuple[str, ...]
+    line: Address | None = None
+    """Where it takes orders without Ray between."""
 
 
 class Described(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,10 +96,15 @@ class Runner:
         self._saves: list[Save] = []
         self._saved = asyncio.Event()
         self._reported = asyncio.Event()
+        self._devices = _devices()
+        self._listener = Listener(self._answer)
+        self._next = Standby()
 
     async def seat(self) -> Seat:
         """Who and where this runner is."""
-        return Seat(pid=os.getpid(), ip=ray.util.get_node_ip_address(), port=_free_port(), devices=_devices())
+        ip = ray.util.get_node_ip_address()
+        line = await self._listener.address(ip)
+        return Seat(pid=os.getpid(), ip=ip, port=_free_port(), devices=self._devices, line=line)
 
     async def describe(self) -> Described:
         """All a restarted gate needs to watch this runner again."""
@@ -130,6 +146,9 @@ class Runner:
         if self._stage is not None:
             self._stage.ask_to_stop(reason, seconds_left=seconds_left, save=save)
 
+    async def _answer(self, question: bytes) -> bytes:
+        return encode_end(await self.run(decode_order(question)))
+
     def _begin(self, order: Order) -> None:
         loop = asyncio.get_running_loop()
         end: asyncio.Future[JobEnd] = loop.create_future()
@@ -149,7 +168,7 @@ class Runner:
             final = msgspec.structs.replace(ended, reusable=reusable, used_ray=self._ray_use.seen, step=step)
             loop.call_soon_threadsafe(self._finish, end, final)
 
-        threading.Thread(target=work, name="fabric-job", daemon=True).start()
+        self._next.begin(work)
 
     def _set(self, order: Order, loop: asyncio.AbstractEventLoop) -> Stage:
         """The stage for the job: its place, its checkpoints, its environment."""
@@ -160,7 +179,7 @@ class Runner:
             attempt=lease.epoch,
             rank=order.rank,
             world_size=len(lease.shares),
-            devices=_devices(),
+            devices=self._devices,
             accelerator=lease.accelerator,
         )
         checkpoints = Checkpoints(
@@ -195,6 +214,7 @@ class Runner:
         self._saved.set()
         self._stage = None
         self._reported.set()
+        self._next = Standby()
 
     def _left_nothing(self, before: frozenset[threading.Thread]) -> bool:
         """Whether the job left no thread, no child process and no Ray work behind in this process."""

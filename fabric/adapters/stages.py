@@ -16,7 +16,7 @@ import sys
 import threading
 import traceback
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,8 +115,8 @@ def perform(stage: Stage) -> JobEnd:
     stage.folder.mkdir(parents=True, exist_ok=True)
     with _logged(stage.log_file):
         try:
-            with _as_job(stage):
-                payload = read_payload(stage.lease.payload)
+            payload = read_payload(stage.lease.payload)
+            with _as_job(stage, payload.env):
                 return _call(stage, payload) if payload.is_call else _run(stage, payload)
         except context.Saved:
             return JobEnd(outcome=LeaseOutcome.SAVED)
@@ -229,16 +229,12 @@ def _tail(log_file: Path) -> str:
 
 
 @contextmanager
-def _as_job(stage: Stage) -> Iterator[None]:
+def _as_job(stage: Stage, variables: Mapping[str, str]) -> Iterator[None]:
     """The job's environment, context, directory and arguments; afterwards the process is as it was."""
     lease, here = stage.lease, stage.context
     environment, folder, arguments, path = dict(os.environ), os.getcwd(), sys.argv, list(sys.path)  # noqa: PTH109
     try:
-        payload_env = read_payload(lease.payload).env
-    except InvalidRequest:
-        payload_env = {}
-    try:
-        os.environ.update(payload_env)
+        os.environ.update(variables)
         os.environ.update(
             {
                 LEASE_VARIABLE: lease.lease_id,
@@ -260,10 +256,17 @@ def _as_job(stage: Stage) -> Iterator[None]:
         yield
     finally:
         context.enter(None)
-        os.environ.clear()
-        os.environ.update(environment)
+        _restore(environment)
         os.chdir(folder)
         sys.argv, sys.path[:] = arguments, path
+
+
+def _restore(environment: Mapping[str, str]) -> None:
+    """Only what differs: each variable that is set costs as much as reading ten."""
+    now = dict(os.environ)
+    for name in now.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update({name: value for name, value in environment.items() if now.get(name) != value})
 
 
 @contextmanager

@@ -1,0 +1,59 @@
+"""An order on its way to a runner, and the runner's word on how it ended: by the line first, by Ray where need be.
+
+The runner takes the same order twice without harm, so that what a broken line leaves open is simply asked over Ray. Of a
+job that takes longer than a moment Ray is asked as well: a line whose other machine has lost its power is silent, while
+Ray finds out.
+"""
+
+import asyncio
+from collections.abc import Awaitable
+from contextlib import suppress
+from typing import Any, Final
+
+from fabric.adapters.groups import Seated
+from fabric.adapters.line import Broken, Line
+from fabric.adapters.runner import Order, decode_end, encode_order
+from fabric.adapters.stages import JobEnd
+
+LINE_ALONE_S: Final = 1.0
+
+
+def carry_out(order: Order, runner: Seated) -> Awaitable[object]:
+    """Begin to have it carried out; what comes of it is what the runner says of its end, or Ray of the runner's."""
+    if runner.line is None or not runner.line.is_free:
+        return _over_ray(order, runner)
+    return asyncio.ensure_future(_by_line(order, runner, runner.line))
+
+
+def _over_ray(order: Order, runner: Seated) -> "asyncio.Future[Any]":
+    return asyncio.ensure_future(_awaited(runner.actor.run.remote(order)))
+
+
+async def _by_line(order: Order, runner: Seated, line: Line) -> object:
+    by_line = asyncio.ensure_future(_asked(order, line))
+    ways: set[asyncio.Future[Any]] = {by_line}
+    try:
+        await asyncio.wait(ways, timeout=LINE_ALONE_S)
+        if by_line.done():
+            with suppress(Broken):
+                return by_line.result()
+        by_ray = _over_ray(order, runner)
+        ways = {way for way in (by_line, by_ray) if not way.done()}
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        if by_line.done() and not by_line.exception() and not by_ray.done():
+            return by_line.result()
+        return await by_ray
+    finally:
+        for way in ways:
+            way.cancel()
+
+
+async def _asked(order: Order, line: Line) -> JobEnd:
+    try:
+        return decode_end(await line.ask(encode_order(order)))
+    except ValueError as error:
+        raise Broken(str(error)) from error
+
+
+async def _awaited(reference: Any) -> Any:
+    return await reference
