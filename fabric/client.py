@@ -7,7 +7,7 @@ be reached or the gate is away, which is safe because everything that changes so
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -22,11 +22,14 @@ from fabric.wire import fabric_pb2 as pb
 from fabric.wire.service import METHODS, Method
 
 Reply = TypeVar("Reply", bound=Message)
+Answer = TypeVar("Answer")
 
 CHUNK_BYTES: Final = 1024 * 1024
 CALL_TIMEOUT_S: Final = 30.0
 _MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
 _ATTEMPTS: Final = 6
+_ATTEMPTS_ONCE_KNOWN: Final = 20
+"""Half a minute."""
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
     ("grpc.keepalive_time_ms", 30_000),
@@ -51,6 +54,7 @@ class Client:
         metadata = [("authorization", f"Bearer {profile.api_key}")]
         self._metadata = (*metadata, ("fabric-account", profile.account)) if profile.account else tuple(metadata)
         self._callables: dict[str, Any] = {}
+        self._has_answered = False
 
     def call(self, request: Message, reply: type[Reply], *, timeout_s: float = CALL_TIMEOUT_S) -> Reply:
         """One request, one answer, repeated while the fabric is away.
@@ -58,15 +62,15 @@ class Client:
         Raises:
             FabricError: what the door answered, as its own class; `Unavailable` if it didn't.
         """
-        method = _method_of(request, reply)
-        send = self._callable(method)
-        for attempt in stamina.retry_context(on=Unavailable, attempts=_ATTEMPTS, timeout=timeout_s, wait_max=2.0):
-            with attempt:
-                try:
-                    return cast("Reply", send(request, metadata=self._metadata, timeout=timeout_s))
-                except grpc.RpcError as error:
-                    raise self._error(error) from None
-        raise AssertionError("stamina either returns or raises")
+        send = self._callable(_method_of(request, reply))
+
+        def once() -> Reply:
+            try:
+                return cast("Reply", send(request, metadata=self._metadata, timeout=timeout_s))
+            except grpc.RpcError as error:
+                raise self._error(error) from None
+
+        return self._repeated(once, timeout_s=timeout_s)
 
     def stream(self, request: Message, reply: type[Reply]) -> "Stream[Reply]":
         """One request, many answers, as they come. Not repeated: what to resume from is the caller's to know."""
@@ -75,25 +79,44 @@ class Client:
 
     def fetch(self, request: Message) -> bytes:
         """All that a call streams in chunks, as one."""
-        for attempt in stamina.retry_context(on=Unavailable, attempts=_ATTEMPTS, timeout=None, wait_max=2.0):
-            with attempt:
-                return b"".join(chunk.data for chunk in self.stream(request, pb.Chunk))
-        raise AssertionError("stamina either returns or raises")
+        return self._repeated(lambda: b"".join(chunk.data for chunk in self.stream(request, pb.Chunk)))
 
     def put_blob(self, data: bytes) -> str:
         """Keep bytes in the fabric's archive, under the account; answers their sha256, by which to name them."""
         sha256 = hashlib.sha256(data).hexdigest()
         send = self._callable(METHODS["PutBlob"])
-        for attempt in stamina.retry_context(on=Unavailable, attempts=_ATTEMPTS, timeout=None, wait_max=2.0):
-            with attempt:
-                try:
-                    send(_chunks(data, sha256=sha256), metadata=self._metadata)
-                except grpc.RpcError as error:
-                    raise self._error(error) from None
+
+        def once() -> None:
+            try:
+                send(_chunks(data, sha256=sha256), metadata=self._metadata)
+            except grpc.RpcError as error:
+                raise self._error(error) from None
+
+        self._repeated(once)
         return sha256
 
     def close(self) -> None:
         self._channel.close()
+
+    def _repeated(self, once: Callable[[], Answer], *, timeout_s: float | None = None) -> Answer:
+        """What it answers, tried again while the fabric is away: for longer where it has answered before, because a gate
+        that was killed is back in seconds. What comes out in the end, an answer or a refusal, looks as if tried once.
+        """
+        try:
+            answer = once()
+        except Unavailable:
+            pass
+        else:
+            self._has_answered = True
+            return answer
+        attempts = _ATTEMPTS_ONCE_KNOWN if self._has_answered else _ATTEMPTS
+        try:
+            for attempt in stamina.retry_context(on=Unavailable, attempts=attempts, timeout=timeout_s, wait_max=2.0):
+                with attempt:
+                    return once()
+        except FabricError as error:
+            raise error.with_traceback(None) from None
+        raise AssertionError("stamina either returns or raises")
 
     def _callable(self, method: Method) -> Any:
         if method.name not in self._callables:

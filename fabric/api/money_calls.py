@@ -8,15 +8,16 @@ import msgspec
 from fabric.api.door import Door
 from fabric.api.job_calls import CHUNK_BYTES, chunks
 from fabric.api.keys import Caller
-from fabric.api.messages import accepted, amount, at_least, message_of, request_id, several, short, word
+from fabric.api.messages import accepted, amount, at_least, facts_json, message_of, request_id, several, short, word
 from fabric.api.serving_calls import calls_of
-from fabric.errors import NotFound, PermissionDenied
+from fabric.errors import Fact, NotFound, PermissionDenied
 from fabric.gate.events import BuyBundle, Subscribe, TopUp, Unsubscribe
+from fabric.gate.instructions import Accepted
 from fabric.gate.questions import BalanceOf, PricesOf, ReceiptsOf, RecordsOf, StatementOf
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
 from fabric.gate.views import BalanceView
 from fabric.ledger.scopes import Service, Use
-from fabric.units import HoldId, JobId, KeyId
+from fabric.units import AccountId, HoldId, JobId, KeyId
 from fabric.wire import fabric_pb2 as pb
 
 
@@ -35,7 +36,7 @@ async def top_up(door: Door, caller: Caller, request: pb.TopUpRequest) -> pb.Acc
         payment_ref=short("payment_ref", request.payment_ref),
         request_id=request_id(request.request_id),
     )
-    return accepted(await door.gate.decide(event))
+    return await _bought(door, event.account_id, await door.gate.decide(event))
 
 
 async def buy_bundle(door: Door, caller: Caller, request: pb.BuyBundleRequest) -> pb.Accepted:
@@ -46,7 +47,7 @@ async def buy_bundle(door: Door, caller: Caller, request: pb.BuyBundleRequest) -
         payment_ref=short("payment_ref", request.payment_ref),
         request_id=request_id(request.request_id),
     )
-    return accepted(await door.gate.decide(event))
+    return await _bought(door, event.account_id, await door.gate.decide(event))
 
 
 async def subscribe(door: Door, caller: Caller, request: pb.SubscribeRequest) -> pb.Accepted:
@@ -56,7 +57,7 @@ async def subscribe(door: Door, caller: Caller, request: pb.SubscribeRequest) ->
         subscription=short("subscription", request.subscription),
         request_id=request_id(request.request_id),
     )
-    return accepted(await door.gate.decide(event))
+    return await _bought(door, event.account_id, await door.gate.decide(event))
 
 
 async def unsubscribe(door: Door, caller: Caller, request: pb.UnsubscribeRequest) -> pb.Accepted:
@@ -204,3 +205,20 @@ def _unrestricted(caller: Caller, what: str) -> None:
         raise PermissionDenied(
             f"a key with a limit or an end can't {what}: use one without", code="restricted_key", key_id=caller.key_id
         )
+
+
+async def _bought(door: Door, account_id: AccountId, outcome: Accepted) -> pb.Accepted:
+    """A yes, with what the tokens cost, how long they are good, and what there is now. The newest lot of that size is the
+    one that was bought: of a request that is repeated much later none may be left, and then less is said.
+    """
+    found = await door.port.ask(BalanceOf(account_id=account_id))
+    reply = accepted(outcome)
+    if not isinstance(found, BalanceView):
+        return reply
+    same = [lot for lot in found.lots if lot.granted_uhs == outcome.granted_uhs]
+    facts: dict[str, Fact] = {**outcome.facts, "free_uhs": found.free_uhs}
+    if same:
+        newest = max(same, key=lambda lot: lot.effective_at_us)
+        facts |= {"price_microcny": newest.price_microcny, "expires_at_us": newest.expires_at_us}
+    reply.facts_json = facts_json(facts)
+    return reply

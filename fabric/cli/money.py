@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from fabric.cli.calls import gathered_by_model, print_calls, print_totals
+from fabric.cli.moments import Since, Until, parse_moment
 from fabric.cli.output import console, duration, moment, print_facts, print_json, print_records, record, say, table
 from fabric.cli.session import AsJson, ForAccount, client, job_named
 from fabric.client import new_request_id
@@ -37,7 +38,7 @@ def balance(*, account: ForAccount = "", as_json: AsJson = False) -> None:
     print_facts(
         {
             "account": f"{found.account_id} ({found.name}), plan {found.plan}",
-            "free": f"{format_ct(found.free_uhs)} CT",
+            "free": f"{format_ct(found.free_uhs)} CT{_bound(found)}",
             "held": f"{format_ct(found.held_uhs)} CT",
             "owned": f"{format_ct(found.posted_uhs)} CT",
             "owed": f"{format_ct(found.debt_uhs)} CT of {format_ct(found.credit_limit_uhs)} CT credit",
@@ -105,16 +106,21 @@ def usage(
     every_call: Annotated[
         bool, typer.Option("--calls", help="Every call of a language model, not a line a model.")
     ] = False,
+    since: Since = "",
+    until: Until = "",
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
     """The charging records: what ran, and what it cost. One for each time that a job was on devices, and one for each call
     of a language model; with --json all of them.
 
-    For example: fabric usage --job job-9829cded
+    For example: fabric usage --since 7d --job job-9829cded
     """
     door = client(account)
-    found = list(door.stream(pb.UsageRequest(job_id=job_named(door, job)), pb.Cdr))
+    request = pb.UsageRequest(job_id=job_named(door, job), from_us=parse_moment(since) or 0)
+    if (until_us := parse_moment(until)) is not None:
+        request.until_us = until_us
+    found = list(door.stream(request, pb.Cdr))
     calls = [record for record in found if record.model]
     leases = found if as_json else [record for record in found if not record.model]
     if leases or not calls:
@@ -126,11 +132,19 @@ def usage(
 def statement(
     *,
     every: Annotated[bool, typer.Option("--every", help="Every single charge, not one line for each hold.")] = False,
+    since: Since = "",
+    until: Until = "",
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
-    """What was booked: each purchase, hold, charge and release, and what is left. With --json, every transfer."""
-    found = json.loads(client(account).fetch(pb.StatementRequest()))
+    """What was booked: each purchase, hold, charge and release, and what is left. With --json, every transfer.
+
+    For example: fabric statement --since 2026-11-01 --until 2026-12-01
+    """
+    request = pb.StatementRequest(from_us=parse_moment(since) or 0)
+    if (until_us := parse_moment(until)) is not None:
+        request.until_us = until_us
+    found = json.loads(client(account).fetch(request))
     if as_json:
         print_json(as_strings(found))
         return
@@ -140,7 +154,9 @@ def statement(
         for line in lines
     ]
     console().print(table(f"account {found['account_id']}", ("time", "what", "about", "CT", "held CT"), rows))
-    closing = found["closing"]
+    opening, closing = found["opening"], found["closing"]
+    if since:
+        print_facts({"free": f"{format_ct(opening['free_uhs'], decimals=8)} CT"}, title="opening")
     print_facts(
         {
             "free": f"{format_ct(closing['free_uhs'], decimals=8)} CT",
@@ -229,8 +245,22 @@ def as_strings(value: Any, *, name: str = "") -> Any:
 def _bought(accepted: pb.Accepted, what: str, *, as_json: bool) -> None:
     if as_json:
         print_json({**record(accepted), "facts": json.loads(accepted.facts_json or "{}")})
-    else:
-        say(what)
+        return
+    facts = json.loads(accepted.facts_json or "{}")
+    if facts.get("price_microcny") is not None:
+        what += f" for {format_cny(facts['price_microcny'])} CNY"
+        what += f", good until {moment(facts['expires_at_us'])}" if facts.get("expires_at_us") else ", good for ever"
+    say(f"{what}; {format_ct(facts['free_uhs'])} CT free now" if "free_uhs" in facts else what)
+
+
+def _bound(found: pb.BalanceReply) -> str:
+    """What of the free tokens is good for some uses only."""
+    if not found.bound_uhs:
+        return ""
+    bound = [
+        f"{format_ct(lot.free_uhs)} only {lot.scope}" for lot in found.lots if lot.free_uhs and lot.scope != _ANYTHING
+    ]
+    return f", of which {'; '.join(bound)}"
 
 
 def _gathered(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -256,6 +286,7 @@ def _signed(uhs: int) -> str:
     return f"{'-' if uhs < 0 else '+'}{whole}.{decimals:0<{CT_DECIMALS}}"
 
 
+_ANYTHING: Final = "anything"
 _NO_CHARGES: Final[dict[str, Any]] = {"amount_uhs": 0, "held_uhs": 0, "count": 0}
 _LOT_COLUMNS: Final[dict[str, Any]] = {
     "lot": lambda lot: lot.lot_id,
@@ -264,7 +295,7 @@ _LOT_COLUMNS: Final[dict[str, Any]] = {
     "held CT": lambda lot: format_ct(lot.held_uhs),
     "granted CT": lambda lot: format_ct(lot.granted_uhs),
     "expires": lambda lot: moment(lot.expires_at_us),
-    "good for": lambda lot: lot.scope or "anything",
+    "good for": lambda lot: lot.scope or _ANYTHING,
 }
 _CDR_COLUMNS: Final[dict[str, Any]] = {
     "job": lambda cdr: cdr.job_id,

@@ -35,6 +35,7 @@ from fabric.gate.state import Account, Job, Key
 from fabric.gate.timeline import told
 from fabric.gate.views import BalanceView, JobView, KeyView, LeaseView, LotView, NodeView, QuoteView
 from fabric.ledger import LotBalance
+from fabric.ledger.scopes import ANYTHING
 from fabric.units import PPM, UHS_PER_CT, JobId
 
 BURNING: Final = ("running", "stopping")
@@ -148,10 +149,15 @@ def _jobs(core: Core, question: JobsOf, now_us: int) -> list[JobView]:
 def _balance(core: Core, account: Account, now_us: int, *, lots: bool) -> BalanceView:
     balance = core.book.balance(account.account_id, now_us=now_us)
     assert balance is not None, account.account_id
-    burn = sum(
-        session.burn_uhs_per_s
+    burning = [
+        (session.burn_uhs_per_s, core.state.jobs[record.lease.job_id])
         for lease_id, session in core.state.sessions.items()
         if (record := core.state.leases[lease_id]).account_id == account.account_id and record.state in BURNING
+    ]
+    burn = sum(uhs_per_s for uhs_per_s, _ in burning)
+    uses = {holds.use_of(job.spec) for _, job in burning}
+    reach_uhs = balance.held_uhs + max(
+        (core.book.free(account.account_id, now_us=now_us, use=use) for use in uses), default=0
     )
     plan = core.catalogue.plan(account.plan)
     return BalanceView(
@@ -165,7 +171,8 @@ def _balance(core: Core, account: Account, now_us: int, *, lots: bool) -> Balanc
         debt_uhs=balance.debt_uhs,
         credit_limit_uhs=balance.credit_limit_uhs,
         burn_uhs_per_s=burn,
-        runway_us=balance.posted_uhs * 1_000_000 // burn if burn else None,
+        runway_us=reach_uhs * 1_000_000 // burn if burn else None,
+        bound_uhs=sum(lot.free_uhs for lot in balance.lots if lot.scope != ANYTHING.text),
         lots=tuple(_lot(lot) for lot in balance.lots) if lots else (),
     )
 

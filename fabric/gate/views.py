@@ -88,7 +88,10 @@ class BalanceView(msgspec.Struct, frozen=True, kw_only=True):
     credit_limit_uhs: int
     burn_uhs_per_s: int
     runway_us: int | None
+    """How long what is held, and free for what runs, lasts at this burn. None = nothing burns."""
     lots: tuple[LotView, ...]
+    bound_uhs: int = 0
+    """Of what is free: good for some uses only."""
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,11 +1,15 @@
 """What the SDK answers: amounts as integers of µHs, and the same as text in tokens for people."""
 
+import datetime as dt
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fabric.units import format_ct
+from fabric.units import format_cny, format_ct
 from fabric.wire import fabric_pb2 as pb
 
 _US_PER_S = 1_000_000
+_S_PER_H = 3_600
+_S_PER_D = 86_400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +32,19 @@ class Quote:
     refusal: str
     """Why it would be refused; "" if it wouldn't be."""
 
+    def __str__(self) -> str:
+        if self.refusal:
+            return f"{self.devices} × {self.accelerator}: refused, {self.refusal}"
+        enough = "enough" if self.affordable else "too few"
+        start = "can start now" if self.placeable_now else "would wait for devices"
+        return (
+            f"{self.devices} × {self.accelerator}, {start}: lasts {_time(self.runtime_s)} at 80 % utilisation, costs at"
+            f" most {format_cny(self.cost_microcny)} CNY\n"
+            f"burns {_an_hour(self.burn_uhs_per_s)} CT/h at 80 % utilisation, {_an_hour(self.burn_idle_uhs_per_s)} idle,"
+            f" {_an_hour(self.burn_max_uhs_per_s)} at most; holds {self.hold_ct} CT at the start, {self.free_ct} are free:"
+            f" {enough}"
+        )
+
     @property
     def hold_ct(self) -> str:
         return format_ct(self.hold_uhs, round_up=True)
@@ -48,6 +65,12 @@ class Cost:
     utilisation: float
     runway_s: float | None
     settled: bool
+
+    def __str__(self) -> str:
+        if self.settled:
+            return f"{self.burned_ct} of {self.limit_ct} CT burned"
+        left = "" if self.runway_s is None else f", enough for {_time(self.runway_s)} more"
+        return f"{self.burned_ct} of {self.limit_ct} CT burned so far, {self.held_ct} held{left}"
 
     @property
     def burned_ct(self) -> str:
@@ -74,6 +97,15 @@ class Balance:
     debt_uhs: int
     burn_uhs_per_s: int
     runway_s: float | None
+    """How long what is held, and free for what runs, lasts at this burn."""
+    bound_uhs: int = 0
+    """Of what is free: good for some uses only, as the lots say."""
+
+    def __str__(self) -> str:
+        bound = f" ({format_ct(self.bound_uhs)} for some uses only)" if self.bound_uhs else ""
+        owed = f", {format_ct(self.debt_uhs)} owed" if self.debt_uhs else ""
+        runway = "" if self.runway_s is None else f"; at this burn enough for {_time(self.runway_s)}"
+        return f"{self.account_id}: {self.free_ct} CT free{bound}, {self.held_ct} held{owed}{runway}"
 
     @property
     def free_ct(self) -> str:
@@ -82,6 +114,26 @@ class Balance:
     @property
     def held_ct(self) -> str:
         return format_ct(self.held_uhs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purchase:
+    """What was bought, and what there is now."""
+
+    bought_uhs: int
+    price_microcny: int
+    expires_at_us: int | None
+    """None = never."""
+    free_uhs: int
+
+    def __str__(self) -> str:
+        until = "for good"
+        if self.expires_at_us is not None:
+            until = (
+                f"good until {dt.datetime.fromtimestamp(self.expires_at_us / _US_PER_S).astimezone():%Y-%m-%d %H:%M}"
+            )
+        price = format_cny(self.price_microcny)
+        return f"{format_ct(self.bought_uhs)} CT for {price} CNY, {until}; {format_ct(self.free_uhs)} CT free now"
 
 
 def quote_of(reply: pb.QuoteReply) -> Quote:
@@ -123,4 +175,32 @@ def balance_of(reply: pb.BalanceReply) -> Balance:
         debt_uhs=reply.debt_uhs,
         burn_uhs_per_s=reply.burn_uhs_per_s,
         runway_s=reply.runway_us / _US_PER_S if reply.HasField("runway_us") else None,
+        bound_uhs=reply.bound_uhs,
     )
+
+
+def purchase_of(amount_uhs: int, facts: Mapping[str, str | int | bool | None]) -> Purchase:
+    """From what the door says beside its yes."""
+
+    def number(name: str) -> int | None:
+        value = facts.get(name)
+        return int(value) if value is not None else None
+
+    return Purchase(
+        bought_uhs=amount_uhs,
+        price_microcny=number("price_microcny") or 0,
+        expires_at_us=number("expires_at_us"),
+        free_uhs=number("free_uhs") or 0,
+    )
+
+
+def _an_hour(uhs_per_s: int) -> str:
+    return format_ct(uhs_per_s * _S_PER_H, round_up=True)
+
+
+def _time(seconds: float) -> str:
+    """As people say it, rounded down."""
+    for unit_s, unit in ((_S_PER_D, "d"), (_S_PER_H, "h"), (60, "min")):
+        if seconds >= unit_s:
+            return f"{int(seconds * 10 / unit_s) / 10:g} {unit}"
+    return f"{int(seconds)} s"

@@ -1,6 +1,7 @@
 """A connection to a fabric, and what can be done with it."""
 
 import atexit
+import datetime as dt
 import os
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -8,10 +9,10 @@ from typing import Any, Literal, Self
 
 import msgspec
 
-from fabric.client import Client, new_request_id
+from fabric.client import Client, facts_of, new_request_id
 from fabric.errors import InvalidRequest
 from fabric.profile import Profile, load_profile
-from fabric.sdk.answers import Balance, Quote, balance_of, quote_of
+from fabric.sdk.answers import Balance, Purchase, Quote, balance_of, purchase_of, quote_of
 from fabric.sdk.feed import Feed
 from fabric.sdk.job import Job
 from fabric.sdk.lease import Lease
@@ -172,14 +173,27 @@ class Fabric:
         """What the account owns."""
         return balance_of(self.client.call(pb.BalanceRequest(), pb.BalanceReply))
 
-    def top_up(self, tokens: Tokens, *, payment_ref: str = "") -> None:
-        """Buy tokens at the price of the account's plan."""
+    def top_up(self, tokens: Tokens, *, payment_ref: str = "") -> Purchase:
+        """Buy tokens at the price of the account's plan; what they cost, how long they are good, and what there is now."""
         request = pb.TopUpRequest(request_id=new_request_id(), amount_uhs=parse_ct(tokens), payment_ref=payment_ref)
-        self.client.call(request, pb.Accepted)
+        return purchase_of(request.amount_uhs, facts_of(self.client.call(request, pb.Accepted)))
 
-    def usage(self, *, job_id: str = "") -> list[pb.Cdr]:
-        """The charging records, oldest first."""
-        return list(self.client.stream(pb.UsageRequest(job_id=job_id), pb.Cdr))
+    def usage(
+        self, *, job_id: str = "", since: dt.datetime | None = None, until: dt.datetime | None = None
+    ) -> list[pb.Cdr]:
+        """The charging records, oldest first: those that were closed at or after `since` and before `until`."""
+        request = pb.UsageRequest(job_id=job_id, from_us=0 if since is None else _us(since))
+        if until is not None:
+            request.until_us = _us(until)
+        return list(self.client.stream(request, pb.Cdr))
+
+    def statement(self, *, since: dt.datetime | None = None, until: dt.datetime | None = None) -> dict[str, Any]:
+        """What was booked at or after `since` and before `until`, from the opening to the closing balance; µHs in integers."""
+        request = pb.StatementRequest(from_us=0 if since is None else _us(since))
+        if until is not None:
+            request.until_us = _us(until)
+        found: dict[str, Any] = msgspec.json.decode(self.client.fetch(request))
+        return found
 
     def _pack(
         self,
@@ -211,6 +225,11 @@ class Fabric:
         with self._feed.expecting():
             reply = self.client.call(request, pb.SubmitReply)
             return Job(self.client, self._feed, reply.job_id, fresh=request_id is None)
+
+
+def _us(moment: dt.datetime) -> int:
+    """µs since the epoch; a moment without a time zone is this machine's."""
+    return round(moment.timestamp() * 1_000_000)
 
 
 def _name_of(job: Work) -> str:

@@ -41,8 +41,17 @@ def everything_below(pid):
 
 def living(processes):
     """The command lines of those that don't end: one that waits for its parent's end takes a moment."""
-    _, alive = psutil.wait_procs(processes, timeout=5)
-    return [process.cmdline() for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    deadline = time.monotonic() + 5
+    while (alive := [process for process in processes if lives(process)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return [process.cmdline() for process in alive]
+
+
+def lives(process):
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_an_interrupted_start_is_taken_down_again(place, config):
