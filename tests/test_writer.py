@@ -11,8 +11,10 @@ from fabric.adapters.journal_sqlite import SqliteJournal
 from fabric.audit.merkle import Tree, leaf_hash
 from fabric.clock import VirtualClock
 from fabric.errors import Internal, JournalCorrupt, Unavailable
-from fabric.gate.events import Authorize, Cancel, ReleaseHold, Service, Tick, Use
+from fabric.gate.events import Cancel, Tick
 from fabric.gate.instructions import Accepted, Decision, Refusal, RemoveLease
+from fabric.gate.serving_events import Authorize, ReleaseHold
+from fabric.ledger.scopes import Service, Use
 from fabric.writer import Writer
 
 NO = Refusal(code="insufficient_tokens", http_status=402, message="no")
