@@ -1,0 +1,126 @@
+"""The step boundary: who may touch the state, when.
+
+The training thread holds the state from the first change of an optimizer step to the boundary that ends the step
+(`changing` → `closed`); in between, mid-forward, mid-evaluation, waiting for data, a saver may hold it (`held`) and read
+the last boundary as it was. An optimizer step that comes while a saver holds the state waits for it; if the run is
+leaving, it never happens. Idea: Just-In-Time Checkpointing (EuroSys'24), CheckFreq (FAST'21).
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fabric.context import Saved
+
+
+class Boundary:
+    """A lock between one training thread and its savers that knows whether a step is half done."""
+
+    def __init__(self, ending: Callable[[], BaseException] = Saved) -> None:
+        """`ending` makes what is raised in the training thread of a run that leaves."""
+        self._ending = ending
+        self._free = threading.Condition()
+        self._changing = False
+        self._held = False
+        self._wanted = 0
+        self._leaving = False
+        self._waited_s = 0.0
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether an optimizer step has begun whose boundary is not reached."""
+        return self._changing
+
+    @property
+    def is_leaving(self) -> bool:
+        return self._leaving
+
+    def change(self) -> None:
+        """For the training thread, before an optimizer changes anything.
+
+        Raises:
+            BaseException: `ending()`: the run is leaving: the boundary before is durable, or is what counts.
+        """
+        if self._changing:
+            return
+        with self._free:
+            if self._held or self._wanted:  # a saver that waits goes first, or quick steps would starve it
+                began = time.monotonic()
+                self._free.wait_for(lambda: not self._held and not self._wanted)
+                self._waited_s += time.monotonic() - began
+            if self._leaving:
+                raise self._ending()
+            self._changing = True
+
+    def close(self) -> None:
+        """For the training thread: the step is complete, and its boundary has been captured.
+
+        Raises:
+            BaseException: `ending()`: the run is leaving.
+        """
+        with self._free:
+            self._changing = False
+            self._free.notify_all()
+            if self._leaving:
+                raise self._ending()
+
+    def await_leave(self) -> None:
+        """For the training thread, at a boundary, when the run is asked to stop: no step begins that would be lost.
+
+        Raises:
+            BaseException: `ending()`, once all is saved that will be.
+        """
+        with self._free:
+            self._free.wait_for(lambda: self._leaving)
+        raise self._ending()
+
+    def leave(self) -> None:
+        """From now on no step begins: the training thread ends at its next change or boundary."""
+        with self._free:
+            self._leaving = True
+            self._free.notify_all()
+
+    def take_waited_s(self) -> float:
+        """How long the training thread has waited for savers since this was asked last."""
+        waited_s, self._waited_s = self._waited_s, 0.0
+        return waited_s
+
+    @contextmanager
+    def held(self, timeout_s: float | None = None) -> Iterator[bool]:
+        """Hold the state at the last boundary; yields False if a step was half done for longer than `timeout_s`."""
+        with self._free:
+            self._wanted += 1
+            held = self._free.wait_for(lambda: not self._changing and not self._held, timeout_s)
+            self._wanted -= 1
+            self._held = self._held or held
+            self._free.notify_all()
+        try:
+            yield held
+        finally:
+            if held:
+                with self._free:
+                    self._held = False
+                    self._free.notify_all()
+
+
+def watch_changes(optimizer: Any, change: Callable[[], None]) -> Callable[[], None]:
+    """Call `change` before every step of the optimizer; returns what undoes it."""
+    hook = getattr(optimizer, "register_step_pre_hook", None)
+    if hook is not None:
+
+        def before(*_step: Any) -> None:
+            change()  # and None: a hook's answer would replace the step's arguments
+
+        handle = hook(before)
+        undo: Callable[[], None] = handle.remove
+        return undo
+    step = optimizer.step
+
+    def noted(*args: Any, **options: Any) -> Any:
+        change()
+        return step(*args, **options)
+
+    optimizer.step = noted
+    return lambda: setattr(optimizer, "step", step)

@@ -1,0 +1,351 @@
+"""Which samples a step sees: every sample exactly once an epoch, in an order that only the seed decides.
+
+A run's order is one line of positions over all epochs; a step takes the next `global_batch` of them and V virtual ranks
+share them (`training.virtual`). So the cursor is a number, the count of finished steps, whatever a loader had read ahead,
+and any gang of any size goes on from it. Datasets with an index are read at any place; one that can only be read from its
+start is read past what was seen, unless it says where it is (`state_dict`). Batches that a loader of the script's own
+makes are taken as they come; to go on, its epoch is begun with the random numbers it had and read up to the cursor.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final, Protocol
+
+import torch
+from torch.utils.data import DataLoader, default_collate
+
+from fabric.errors import Conflict, InvalidRequest
+from training import randomness
+from training.portions import Portion
+from training.virtual import Micro, VirtualRanks, reseed
+
+_EPOCH_SEED_BITS: Final = 63
+
+
+class Feed(Protocol):
+    """Where a run's batches come from."""
+
+    steps_total: int | None
+    """None = nobody knows how many there will be."""
+    is_seeded: bool
+    """Whether random numbers belong to (step, virtual rank), or go on from step to step."""
+
+    def portions(self, step: int, cursor: dict[str, Any]) -> Iterator[Portion]:
+        """All portions from this step on; `cursor` is what `cursor()` said at that boundary, {} at the start."""
+
+    def cursor(self) -> dict[str, Any]:
+        """Where it is at the boundary after the step whose last portion was given out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """In which order a run sees `count` samples, over all epochs; position p is in epoch p // count."""
+
+    count: int
+    shuffle: bool
+    seed: int
+
+    def indices(self, start: int, stop: int) -> list[int]:
+        """The samples at these positions. A shuffled epoch takes 8 bytes a sample while it lasts."""
+        found: list[int] = []
+        while start < stop:
+            epoch, first = divmod(start, self.count)
+            last = min(self.count, first + stop - start)
+            found += self._epoch(epoch)[first:last].tolist() if self.shuffle else range(first, last)
+            start += last - first
+        return found
+
+    def _epoch(self, epoch: int) -> Any:
+        key = (self.count, self.seed, epoch)
+        if key not in _shuffled:
+            digest = hashlib.sha256(f"{self.seed}/epoch/{epoch}".encode()).digest()
+            dice = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> (64 - _EPOCH_SEED_BITS))
+            while len(_shuffled) > 1:  # a batch may lie in two epochs
+                _shuffled.pop(next(iter(_shuffled)))
+            _shuffled[key] = torch.randperm(self.count, generator=dice)
+        return _shuffled[key]
+
+
+_shuffled: Final[dict[tuple[int, int, int], Any]] = {}
+
+
+def feed_of(
+    data: Any,
+    ranks: VirtualRanks | None,
+    *,
+    block: range | None = None,
+    epochs: int | None = 1,
+    shuffle: bool = True,
+    collate: Callable[[list[Any]], Any] | None = None,
+    workers: int = 0,
+) -> Feed:
+    """The feed for a dataset.
+
+    Args:
+        data: with `__getitem__` and `__len__`; or an iterable of samples; or, without `ranks`, an iterable of batches.
+        ranks: how a step is shared; None = `data` gives batches.
+        block: the virtual ranks of this process; None = all.
+        epochs: how often all of it is seen; None = until the script stops.
+        shuffle: for a dataset with an index.
+        collate: makes a batch of a list of samples; None = torch's own way.
+        workers: processes that read ahead, for a dataset with an index.
+
+    Raises:
+        InvalidRequest: `dataset_unusable`.
+    """
+    has_index = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    if ranks is None:
+        if not isinstance(data, Iterable):
+            raise _unusable(data, "without global_batch it must be an iterable of batches, such as a DataLoader")
+        return Batches(data, epochs=epochs)
+    block = block if block is not None else range(ranks.count)
+    collate = collate or default_collate
+    if has_index:
+        if len(data) == 0:
+            raise _unusable(data, "it is empty")
+        order = Order(count=len(data), shuffle=shuffle, seed=ranks.seed)
+        return Indexed(data, ranks, block, order, epochs=epochs, collate=collate, workers=workers)
+    if isinstance(data, Iterable):
+        return Streamed(data, ranks, block, epochs=epochs, collate=collate)
+    raise _unusable(data, "it has neither an index (__getitem__ and __len__) nor can it be iterated over")
+
+
+class Indexed:
+    """A dataset that can be read at any place."""
+
+    is_seeded = True
+
+    def __init__(
+        self,
+        data: Any,
+        ranks: VirtualRanks,
+        block: range,
+        order: Order,
+        *,
+        epochs: int | None,
+        collate: Callable[[list[Any]], Any],
+        workers: int,
+    ) -> None:
+        self._ranks, self._block, self._order = ranks, block, order
+        self._samples = None if epochs is None else epochs * order.count
+        self._read = _Reader(data, ranks)
+        self._collate, self._workers = collate, workers
+        self.steps_total = None if self._samples is None else -(-self._samples // ranks.global_batch)
+
+    def portions(self, step: int, cursor: dict[str, Any]) -> Iterator[Portion]:
+        self._check(cursor)
+        places = _Places(self._ranks, self._block, self._order, step, self._samples)
+        loader = DataLoader(
+            self._read,
+            batch_sampler=places,
+            collate_fn=self._collate,
+            num_workers=self._workers,
+            generator=torch.Generator(),
+        )
+        for place, batch in zip(places.without_indices(), loader, strict=True):
+            yield _portion(place.micro, place.step_samples, place.step_portions, is_last=place.is_last, batch=batch)
+
+    def cursor(self) -> dict[str, Any]:
+        return {"samples": self._order.count, "global_batch": self._ranks.global_batch, "seed": self._ranks.seed}
+
+    def _check(self, cursor: dict[str, Any]) -> None:
+        for name, now in self.cursor().items():
+            if cursor.get(name, now) != now:
+                raise Conflict(
+                    f"the checkpoint's data had {name} {cursor[name]}, this run's have {now}: the same samples would be "
+                    "seen twice or never. Use the same, or begin in another directory",
+                    code="checkpoint_of_another_run",
+                    name=name,
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    micro: Micro
+    step_samples: int
+    step_portions: int
+    is_last: bool
+    indices: list[int]
+
+
+class _Places:
+    """The micro-batches of this process from a step on; each may be walked more than once."""
+
+    def __init__(self, ranks: VirtualRanks, block: range, order: Order, step: int, samples: int | None) -> None:
+        self._ranks, self._block, self._order, self._step, self._samples = ranks, block, order, step, samples
+
+    def __iter__(self) -> Iterator[_Place]:
+        return self._walk(self._order.indices)
+
+    def without_indices(self) -> Iterator[_Place]:
+        return self._walk(lambda _start, _stop: [])
+
+    def _walk(self, indices: Callable[[int, int], list[int]]) -> Iterator[_Place]:
+        step = self._step
+        while self._samples is None or step * self._ranks.global_batch < self._samples:
+            left = None if self._samples is None else self._samples - step * self._ranks.global_batch
+            size = self._ranks.global_batch if left is None else min(left, self._ranks.global_batch)
+            micros = micros_of(self._ranks, self._block, step, size)
+            for micro in micros:
+                yield _Place(micro, size, len(micros), micro is micros[-1], indices(micro.start, micro.stop))
+            step += 1
+
+
+class _Reader:
+    """Reads the samples of a place, with random numbers that belong to it: the same in any worker process."""
+
+    def __init__(self, data: Any, ranks: VirtualRanks) -> None:
+        self._data, self._ranks = data, ranks
+
+    def __getitems__(self, place: _Place) -> Any:  # torch's name for reading many at once
+        reseed(self._ranks.seed_of(place.micro.step, -1 - place.micro.vrank))
+        many = getattr(self._data, "__getitems__", None)
+        return many(place.indices) if many is not None else [self._data[index] for index in place.indices]
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._data[index]
+
+
+class Streamed:
+    """Samples that come in an order of their own, nobody knows how many."""
+
+    is_seeded = True
+    steps_total: int | None = None
+
+    def __init__(
+        self,
+        data: Iterable[Any],
+        ranks: VirtualRanks,
+        block: range,
+        *,
+        epochs: int | None,
+        collate: Callable[[list[Any]], Any],
+    ) -> None:
+        self._data, self._ranks, self._block, self._collate = data, ranks, block, collate
+        self._epochs = epochs
+        self._epoch, self._seen = 0, 0
+
+    def portions(self, step: int, cursor: dict[str, Any]) -> Iterator[Portion]:
+        self._epoch, self._seen = int(cursor.get("epoch", 0)), int(cursor.get("seen", 0))
+        source = self._opened(cursor)
+        while True:
+            reseed(self._ranks.seed_of(step, -1))
+            samples = list(islice(source, self._ranks.global_batch))
+            self._seen += len(samples)
+            if not samples:
+                if self._seen == 0 or (self._epochs is not None and self._epoch + 1 >= self._epochs):
+                    return
+                self._epoch, self._seen = self._epoch + 1, 0
+                source = iter(self._data)
+                continue
+            yield from self._shared(step, samples)
+            step += 1
+
+    def cursor(self) -> dict[str, Any]:
+        where = getattr(self._data, "state_dict", None)
+        return {"epoch": self._epoch, "seen": self._seen} | ({"source": where()} if callable(where) else {})
+
+    def _opened(self, cursor: dict[str, Any]) -> Iterator[Any]:
+        if "source" in cursor and hasattr(self._data, "load_state_dict"):
+            self._data.load_state_dict(cursor["source"])
+            return iter(self._data)
+        source = iter(self._data)
+        passed = sum(1 for _ in islice(source, self._seen))
+        if passed < self._seen:
+            raise Conflict(
+                f"{self._seen} samples of this epoch were seen, but the dataset now ends after {passed}: it must give the "
+                "same samples in the same order, or say where it is by state_dict() and load_state_dict()",
+                code="dataset_changed",
+            )
+        return source
+
+    def _shared(self, step: int, samples: Sequence[Any]) -> Iterator[Portion]:
+        first = step * self._ranks.global_batch
+        micros = micros_of(self._ranks, self._block, step, len(samples))
+        for micro in micros:
+            batch = self._collate(list(samples[micro.start - first : micro.stop - first]))
+            yield _portion(micro, len(samples), len(micros), is_last=micro is micros[-1], batch=batch)
+
+
+class Batches:
+    """Batches from a loader of the script's own, one a step."""
+
+    is_seeded = False
+
+    def __init__(self, data: Iterable[Any], *, epochs: int | None) -> None:
+        self._data, self._epochs = data, epochs
+        self._epoch, self._given, self._random_at_start = 0, 0, randomness.capture()
+        try:
+            self.steps_total = None if epochs is None else epochs * len(data)  # type: ignore[arg-type]  # asked, not known
+        except TypeError:
+            self.steps_total = None
+
+    def portions(self, step: int, cursor: dict[str, Any]) -> Iterator[Portion]:
+        self._epoch, self._given = int(cursor.get("epoch", 0)), int(cursor.get("given", 0))
+        source = self._reopened(cursor) if cursor else self._begun()
+        while True:
+            batch = next(source, _END)
+            if batch is _END:
+                if self._given == 0 or (self._epochs is not None and self._epoch + 1 >= self._epochs):
+                    return
+                self._epoch, self._given = self._epoch + 1, 0
+                source = self._begun()
+                continue
+            self._given += 1
+            yield _portion(Micro(step, 0, step, step + 1), 1, 1, is_last=True, batch=batch)
+            step += 1
+
+    def cursor(self) -> dict[str, Any]:
+        where = getattr(self._data, "state_dict", None)
+        source = {"source": where()} if callable(where) else {}
+        return {"epoch": self._epoch, "given": self._given, "random": self._random_at_start} | source
+
+    def _begun(self) -> Iterator[Any]:
+        self._random_at_start = randomness.capture()
+        return iter(self._data)
+
+    def _reopened(self, cursor: dict[str, Any]) -> Iterator[Any]:
+        """The epoch that was under way, at the batch after the last one seen; generators end as they are now."""
+        now = randomness.capture()
+        if "source" in cursor and hasattr(self._data, "load_state_dict"):
+            self._data.load_state_dict(cursor["source"])
+            source = iter(self._data)
+        else:
+            randomness.restore(cursor["random"])
+            source = self._begun()
+            passed = sum(1 for _ in islice(source, self._given))
+            if passed < self._given:
+                raise Conflict(
+                    f"{self._given} batches of this epoch were seen, but the loader now ends after {passed}: it must give "
+                    "the same batches in the same order, or say where it is by state_dict() and load_state_dict()",
+                    code="dataset_changed",
+                )
+        randomness.restore(now)
+        return source
+
+
+_END: Final = object()
+
+
+def micros_of(ranks: VirtualRanks, block: range, step: int, size: int) -> list[Micro]:
+    """The micro-batches of `block` in a step of `size` samples; those without a sample are left out."""
+    first = step * ranks.global_batch
+    edges = [(size * vrank // ranks.count, size * (vrank + 1) // ranks.count) for vrank in block]
+    return [
+        Micro(step, vrank, first + start, first + stop)
+        for vrank, (start, stop) in zip(block, edges, strict=True)
+        if stop > start
+    ]
+
+
+def _portion(micro: Micro, step_samples: int, count: int, *, is_last: bool, batch: Any) -> Portion:
+    return Portion(micro.step, micro.vrank, micro.samples, step_samples, count, is_last, batch)
+
+
+def _unusable(data: Any, why: str) -> InvalidRequest:
+    return InvalidRequest(f"{type(data).__qualname__} can't be trained on: {why}", code="dataset_unusable")

@@ -1,0 +1,31 @@
+"""A step's gradients from its virtual ranks, summed in the fixed tree of `training.fold`: the same bits in any gang."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from training.gang import Gang, Seat
+from training.replicas import Replicas
+from training.virtual import Plan
+
+_PATIENCE_S = 120.0
+
+
+class Folded:
+    """A process alone that computes all virtual ranks of a step, one after the other."""
+
+    def __init__(self, modules: Sequence[Any]) -> None:
+        """Take the modules whose gradients are folded."""
+        whole = modules[0] if len(modules) == 1 else nn.ModuleList(modules)
+        self._replicas = Replicas(whole, Gang(Seat(), timeout_s=_PATIENCE_S))
+
+    def begin(self, count: int) -> None:
+        self._replicas.begin(Plan.even(count, 1))
+
+    def backward(self, loss: Any, *, weight: float) -> None:
+        self._replicas.forward(last=False)
+        self._replicas.backward(loss, weight=weight)
+
+    def finish(self) -> float:
+        return self._replicas.finish()

@@ -1,0 +1,284 @@
+"""What a run tracks: by name, every object whose state a checkpoint brings back, and how each is read.
+
+Between two optimizer steps weights and optimizer moments don't change, so they are read where they lie when a save wants
+them (`live`). What changes in a forward pass or in the script's own lines, buffers, hyperparameters, scheduler, scaler, is
+copied at the step boundary (`copied`): kilobytes. A weight that was changed outside of an optimizer step all the same is
+noticed by torch's version counters and named. Knows nothing of files, threads or the fabric.
+"""
+
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any, Protocol
+
+from fabric.errors import Conflict, InvalidRequest
+from training.plain import clone, plain, restored, shared
+
+Taken = Callable[[Any], Any]
+
+
+class Tracked(Protocol):
+    """One object of the run."""
+
+    def copied(self) -> Any:
+        """What must be copied at the boundary, as plain values that later steps don't change."""
+
+    def live(self, copied: Any, *, tensor: Taken) -> Any:
+        """The whole state at the boundary where `copied` was taken; only while nothing may change it."""
+
+    def load(self, state: Any) -> None:
+        """Bring the state back."""
+
+    def versions(self) -> list[int]:
+        """Counters that move when what is read live is changed in place."""
+
+    def weights(self) -> list[str]:
+        """The keys, in the whole state, of what is trained."""
+
+
+class Registry:
+    """The tracked objects of a run, in the order they were named."""
+
+    def __init__(self) -> None:
+        self._tracked: dict[str, Tracked] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tracked)
+
+    def track(self, name: str, value: Any) -> None:
+        """Take `value` into every checkpoint from now on.
+
+        Args:
+            name: in the checkpoint; two objects can't share one.
+            value: a module, an optimizer, anything with `state_dict` and `load_state_dict`, a generator of random
+                numbers (torch, numpy, Python), or a dict of plain values, which is read and updated in place.
+
+        Raises:
+            InvalidRequest: `untrackable_state`: the object says nothing of its state, or says what can't be kept.
+            Conflict: `name_taken`.
+        """
+        if name in self._tracked:
+            raise Conflict(
+                f"this run tracks something called {name!r} already: name this one differently", code="name_taken"
+            )
+        tracked = _tracked(name, value)
+        tracked.copied()  # what can't be kept is named now, not at the first eviction
+        self._tracked[name] = tracked
+
+    def modules(self) -> list[Any]:
+        """The modules among what is tracked."""
+        return [tracked.module for tracked in self._tracked.values() if isinstance(tracked, _Module)]
+
+    def copied(self) -> dict[str, Any]:
+        """The part of every state that is copied at a boundary."""
+        return {name: tracked.copied() for name, tracked in self._tracked.items()}
+
+    def versions(self) -> dict[str, list[int]]:
+        """The version counters of everything that is read live."""
+        return {name: tracked.versions() for name, tracked in self._tracked.items()}
+
+    def changed_since(self, versions: Mapping[str, list[int]]) -> str | None:
+        """The name of an object that was changed outside of its optimizer's step since; None = none was."""
+        now = self.versions()
+        return next((name for name, counted in versions.items() if now.get(name) != counted), None)
+
+    def whole(self, copied: Mapping[str, Any], *, tensor: Taken = shared) -> dict[str, Any]:
+        """All states at the boundary of `copied`; `tensor` says how what lies on a device or may change is taken."""
+        return {name: tracked.live(copied.get(name), tensor=tensor) for name, tracked in self._tracked.items()}
+
+    def not_finite_in(self, states: Mapping[str, Any]) -> str | None:
+        """The path of a weight that isn't finite in these whole states; None = all are. Buffers may hold anything."""
+        for name, tracked in self._tracked.items():
+            for key in tracked.weights():
+                weight = states[name].get(key)
+                if weight is not None and weight.is_floating_point() and not bool(weight.isfinite().all()):
+                    return f"{name}.{key}"
+        return None
+
+    def load(self, states: Mapping[str, Any]) -> None:
+        """Bring all tracked objects back to the states of a checkpoint.
+
+        Raises:
+            Conflict: `checkpoint_of_another_run`: it holds other names, or other shapes.
+        """
+        missing, unknown = sorted(set(self._tracked) - set(states)), sorted(set(states) - set(self._tracked))
+        if missing or unknown:
+            raise Conflict(
+                f"the checkpoint holds {', '.join(sorted(states)) or 'nothing'}, this run tracks "
+                f"{', '.join(sorted(self._tracked)) or 'nothing'}: track the same objects, or begin in another directory",
+                code="checkpoint_of_another_run",
+                missing=", ".join(missing),
+                unknown=", ".join(unknown),
+            )
+        for name, state in states.items():
+            try:
+                self._tracked[name].load(state)
+            except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
+                raise Conflict(
+                    f"the checkpoint is of another {name}: {_first_line(error)}. Build it as it was when it was saved, or "
+                    "begin in another directory",
+                    code="checkpoint_of_another_run",
+                    name=name,
+                ) from error
+
+
+def _tracked(name: str, value: Any) -> Tracked:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.nn.Module):
+        return _Module(name, value)
+    if torch is not None and isinstance(value, torch.Generator):
+        return _Generator(name, value.get_state, value.set_state)
+    if isinstance(value, random.Random):
+        return _Generator(name, value.getstate, lambda state: value.setstate((state[0], tuple(state[1]), state[2])))
+    if isinstance(getattr(getattr(value, "bit_generator", None), "state", None), Mapping):
+        bits = value.bit_generator
+        return _Generator(name, lambda: bits.state, lambda state: setattr(bits, "state", state))
+    if callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None)):
+        groups = getattr(value, "param_groups", None)
+        return (
+            _Optimizer(name, value) if isinstance(groups, list) and hasattr(value, "state") else _Stateful(name, value)
+        )
+    if isinstance(value, MutableMapping):
+        return _Values(name, value)
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    raise InvalidRequest(
+        f"{name} is a {kind}, which has no state_dict() and load_state_dict(): give it both, pass a dict of plain values, "
+        "or leave it out if it never changes",
+        code="untrackable_state",
+        path=name,
+        kind=kind,
+    )
+
+
+class _Module:
+    """Weights live, persistent buffers copied. A module with an `extra_state` of its own has that copied too."""
+
+    def __init__(self, name: str, module: Any) -> None:
+        self._name, self.module = name, module
+        self._buffers = [
+            (f"{prefix}.{key}" if prefix else key, part, key)
+            for prefix, part in module.named_modules(remove_duplicate=False)
+            for key in part._buffers  # noqa: SLF001  # named_buffers() walks the whole module at every step
+            if key not in part._non_persistent_buffers_set  # noqa: SLF001
+        ]
+        self._extra = [key for key in module.state_dict() if key.endswith("_extra_state")]
+        self._weights = list(module.parameters())
+        self._names = [key for key, _ in module.named_parameters()]
+
+    def copied(self) -> Any:
+        kept = {
+            path: clone(part._buffers[key])  # noqa: SLF001
+            for path, part, key in self._buffers
+            if part._buffers[key] is not None  # noqa: SLF001
+        }
+        if self._extra:
+            whole = self.module.state_dict()
+            kept |= {key: plain(whole[key], f"{self._name}.{key}") for key in self._extra}
+        return kept
+
+    def live(self, copied: Any, *, tensor: Taken) -> Any:
+        states = self.module.state_dict()
+        return {
+            key: copied[key] if key in copied else plain(state, f"{self._name}.{key}", tensor=tensor)
+            for key, state in states.items()
+        }
+
+    def load(self, state: Any) -> None:
+        self.module.load_state_dict(state)
+
+    def versions(self) -> list[int]:
+        return [weight._version for weight in self._weights]  # noqa: SLF001  # the one counter torch has
+
+    def weights(self) -> list[str]:
+        return self._names
+
+
+class _Optimizer:
+    """Moments live, hyperparameters copied: a script may set the learning rate in any line."""
+
+    def __init__(self, name: str, optimizer: Any) -> None:
+        self._name, self._optimizer = name, optimizer
+
+    def copied(self) -> Any:
+        groups = self._optimizer.param_groups
+        return [
+            {
+                key: value if type(value) in _SIMPLE else plain(value, f"{self._name}.param_groups[{at}].{key}")
+                for key, value in group.items()
+                if key != "params"
+            }
+            for at, group in enumerate(groups)
+        ]
+
+    def live(self, copied: Any, *, tensor: Taken) -> Any:
+        whole = self._optimizer.state_dict()
+        groups = [
+            {**plain(group, f"{self._name}.param_groups"), **kept}
+            for group, kept in zip(whole["param_groups"], copied, strict=True)
+        ]
+        rest = {key: part for key, part in whole.items() if key != "param_groups"}
+        return {**plain(rest, self._name, tensor=tensor), "param_groups": groups}
+
+    def load(self, state: Any) -> None:
+        self._optimizer.load_state_dict(restored(state))
+
+    def versions(self) -> list[int]:
+        return []
+
+    def weights(self) -> list[str]:
+        return []
+
+
+class _Stateful:
+    """A scheduler, a scaler, a metric: copied whole."""
+
+    def __init__(self, name: str, value: Any) -> None:
+        self._name, self._value = name, value
+
+    def copied(self) -> Any:
+        return plain(self._value.state_dict(), self._name)
+
+    def live(self, copied: Any, *, tensor: Taken) -> Any:  # noqa: ARG002  # nothing of it is read late
+        return copied
+
+    def load(self, state: Any) -> None:
+        self._value.load_state_dict(restored(state))
+
+    def versions(self) -> list[int]:
+        return []
+
+    def weights(self) -> list[str]:
+        return []
+
+
+class _Generator(_Stateful):
+    """A generator of random numbers that isn't the process's own."""
+
+    def __init__(self, name: str, read: Callable[[], Any], write: Callable[[Any], None]) -> None:
+        super().__init__(name, None)
+        self._read, self._write = read, write
+
+    def copied(self) -> Any:
+        return plain(self._read(), self._name)
+
+    def load(self, state: Any) -> None:
+        self._write(restored(state))
+
+
+class _Values(_Stateful):
+    """A dict of the script's own: best loss so far, counters."""
+
+    def copied(self) -> Any:
+        return plain(self._value, self._name)
+
+    def load(self, state: Any) -> None:
+        self._value.clear()
+        self._value.update(restored(state))
+
+
+_SIMPLE = frozenset({bool, int, float, str, type(None)})
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]).rstrip(".") or type(error).__name__

@@ -1,0 +1,205 @@
+"""Saves step boundaries: captured by the training thread in microseconds, written by any thread that finds time.
+
+A boundary (`Moment`) is the step's number, the data cursor, the generators' states and copies of what a forward pass
+changes. Weights and moments are read when a save wants them, while `training.boundary` keeps optimizers away. On CUDA the
+copies to the host run on a stream of their own, after an event that was recorded at the boundary, beside what the device
+computes next. (That path has had no device to run on in our tests; the CPU path has.)
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fabric.errors import JobFailed
+from training import randomness
+from training.boundary import Boundary
+from training.cadence import smoothed
+from training.plain import clone, plain, restored
+from training.registry import Registry
+from training.vault import Vault, decoded, encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A step boundary: everything that later steps would change and that isn't a weight or a moment of an optimizer."""
+
+    step: int
+    cursor: dict[str, Any]
+    copied: dict[str, Any]
+    random: dict[str, Any]
+    versions: dict[str, list[int]]
+    device_event: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """A boundary that became durable."""
+
+    step: int
+    bytes: int
+    took_s: float
+    """From the wish to durable."""
+    blocked_s: float
+    """How long no optimizer step could begin."""
+
+
+class Saver:
+    """Captures and keeps the boundaries of one run. `capture` is the training thread's; the rest is anyone's."""
+
+    def __init__(self, registry: Registry, boundary: Boundary, vault: Vault) -> None:
+        self._registry, self._boundary, self._vault = registry, boundary, vault
+        self._writing = threading.Lock()
+        self.moment: Moment | None = None
+        self.durable_step: int | None = None
+        self.save_s: float | None = None
+        self.blocked_s: float | None = None
+        self.poisoned: Callable[[], bool] = lambda: False
+        """Whether a loss since the last save was not finite, for who only knows it late (a device computes ahead)."""
+
+    @property
+    def has_new(self) -> bool:
+        """Whether there is a boundary that is not durable."""
+        return self.moment is not None and self.moment.step != self.durable_step
+
+    @property
+    def is_step_half_done(self) -> bool:
+        """Whether a newer boundary is on its way."""
+        return self._boundary.is_changing
+
+    @property
+    def kept(self) -> str:
+        """What there is to resume from, in words."""
+        return "nothing was saved before" if self.durable_step is None else f"step {self.durable_step} is kept"
+
+    def await_leave(self) -> None:
+        """Wait at a boundary until the run leaves, and end the training thread."""
+        self._boundary.await_leave()
+
+    def leave(self) -> None:
+        """No further step begins."""
+        self._boundary.leave()
+
+    def capture(self, step: int, cursor: dict[str, Any]) -> None:
+        """Remember this boundary: `step` steps are complete."""
+        self.moment = Moment(
+            step=step,
+            cursor=dict(cursor),
+            copied=self._registry.copied(),
+            random=randomness.capture(),
+            versions=self._registry.versions(),
+            device_event=_recorded(),
+        )
+
+    def load(self) -> dict[str, Any] | None:
+        """Bring all tracked objects to the newest state; the rest of it (step, cursor, random) is for the caller."""
+        data = self._vault.load()
+        if data is None:
+            return None
+        state = decoded(data)
+        self._registry.load(state.pop("objects"))
+        self.durable_step = state["step"]
+        return {key: restored(value) for key, value in state.items()}
+
+    def save(self, *, timeout_s: float | None = None, leaving: bool = False) -> Save | None:
+        """Make the last boundary durable; None if a step was half done for longer than `timeout_s`.
+
+        A snapshot copies the state and lets training go on while it is written; who is `leaving` writes it where it lies,
+        and no further step begins.
+
+        Raises:
+            JobFailed: `not_finite` or `changed_outside`: this state must not replace the one before.
+            FabricError: the vault could not keep it, or a newer attempt of the run has begun.
+        """
+        began = time.monotonic()
+        with self._writing:
+            with self._boundary.held(timeout_s) as held:
+                if not held or self.moment is None:
+                    return None
+                moment, held_at = self.moment, time.monotonic()
+                state = self._taken(moment, tensor=_where_it_lies if leaving else _copied)
+                if leaving:
+                    size = self._keep(moment, state)
+                    self._boundary.leave()
+            blocked_s = time.monotonic() - held_at
+            if not leaving:
+                size = self._keep(moment, state)
+            took_s = time.monotonic() - began
+            self.durable_step = moment.step
+            self.save_s, self.blocked_s = smoothed(self.save_s, took_s), smoothed(self.blocked_s, blocked_s)
+        return Save(step=moment.step, bytes=size, took_s=took_s, blocked_s=blocked_s)
+
+    def _taken(self, moment: Moment, *, tensor: Callable[[Any], Any]) -> dict[str, Any]:
+        """The whole state at the moment, on the host."""
+        if (changed := self._registry.changed_since(moment.versions)) is not None:
+            raise JobFailed(
+                f"{changed} was changed outside of an optimizer's step after step {moment.step}, so that step can't be "
+                "saved any more: change it after the optimizer's step and before the loop's body ends",
+                code="changed_outside",
+                name=changed,
+                step=moment.step,
+            )
+        with _beside(moment.device_event):
+            objects = plain(self._registry.whole(moment.copied, tensor=tensor), "objects", tensor=_where_it_lies)
+        return {
+            "step": moment.step,
+            "cursor": plain(moment.cursor, "cursor"),
+            "random": plain(moment.random, "random"),
+            "objects": objects,
+        }
+
+    def _keep(self, moment: Moment, state: dict[str, Any]) -> int:
+        bad = "the loss" if self.poisoned() else self._registry.not_finite_in(state["objects"])
+        if bad is not None:
+            raise JobFailed(
+                f"at step {moment.step} {bad} is not finite, so it isn't saved: {self.kept}",
+                code="not_finite",
+                step=moment.step,
+                kept_step=self.durable_step,
+            )
+        data = encoded(state)
+        self._vault.save(data, step=moment.step)
+        return len(data)
+
+
+def _where_it_lies(tensor: Any) -> Any:
+    """The tensor itself if the host has it, else a copy on the host."""
+    return tensor.detach() if tensor.device.type == "cpu" else _on_host(tensor)
+
+
+def _copied(tensor: Any) -> Any:
+    """A copy on the host, which later steps don't change."""
+    return clone(tensor) if tensor.device.type == "cpu" else _on_host(tensor)
+
+
+def _on_host(tensor: Any) -> Any:
+    torch = sys.modules["torch"]
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
+    return pinned.copy_(tensor.detach(), non_blocking=True)
+
+
+def _recorded() -> Any:
+    """An event behind everything the device was given so far; None where there is no such device in use."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+@contextmanager
+def _beside(event: Any) -> Iterator[None]:
+    """On a stream of its own behind the event; what was copied there is on the host at the end."""
+    if event is None:
+        yield
+        return
+    torch = sys.modules["torch"]
+    stream = torch.cuda.Stream()
+    stream.wait_event(event)
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()

@@ -1,0 +1,388 @@
+"""A session: two lines that make any torch loop one that can be evicted at any instant and loses nothing.
+
+    from training import session
+
+    run = session(model=model, opt=opt, sched=sched)  # anything with state_dict and load_state_dict
+    for step in run.steps(600):  # begins, or goes on at the step after the last durable one
+        loss = loss_of(model, next(batches))
+        loss.backward()
+        opt.step(), sched.step(), opt.zero_grad()
+        run.log(loss=loss)
+
+When the fabric wants the job to end, for whatever reason, a side thread saves the last step boundary, wherever the script
+is: mid-forward, in an evaluation, waiting for data. The job resumes at that boundary with the same bits: weights, moments,
+buffers, schedule, scaler, and the random numbers of Python, numpy and torch. With a dataset the session also knows which
+samples were seen:
+
+    with session(model=model, opt=opt, sched=sched) as run:
+        for batch in run.batches(dataset, global_batch=256, epochs=3):
+            run.step(loss_of(model, batch))
+
+Each sample is seen exactly once an epoch, in any sequence of evictions. `virtual=8` makes a step of eight micro-batches
+(`batch` is then one of them), and with it any number of processes can share the work and reach the same weights.
+
+Outside the fabric the same script runs unchanged: it keeps nothing, or what `directory=` or FABRIC_CHECKPOINT_DIR names;
+then SIGTERM saves and ends it with exit code 75, and starting it again resumes it.
+
+What a script must keep to: weights change in the optimizer's step (or after it, before the loop's body ends); what else
+has state is tracked by `extra` or `run.state.track`; a loader of its own is given to `run.batches`, or follows the step's
+number. An evaluation belongs at the top of the body, or inside `with run.evaluation()`.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from fabric import context
+from fabric.errors import FabricError, InvalidRequest, JobFailed
+from training import randomness
+from training.boundary import Boundary, watch_changes
+from training.cadence import LOSS_EVERY_S
+from training.eviction import Watch
+from training.portions import Portion
+from training.progress import Progress, say
+from training.registry import Registry
+from training.saver import Saver
+from training.stepping import Stepping
+from training.stopping import stop_of
+from training.timers import Timers
+from training.trackers import TENSORBOARD_VARIABLE, Trackers
+from training.vault import Nowhere, opened
+
+_OUT_OF_MEMORY: Final = ("OutOfMemoryError", "MemoryError")
+LOSS_EVERY_VARIABLE: Final = "FABRIC_LOSS_EVERY_S"
+
+
+def session(
+    *,
+    model: Any = None,
+    opt: Any = None,
+    sched: Any = None,
+    scaler: Any = None,
+    extra: Mapping[str, Any] | None = None,
+    directory: str | os.PathLike[str] | None = None,
+    snapshot_every_s: float | None = None,
+    clip_norm: float | None = None,
+    before_update: Callable[[], None] | None = None,
+) -> "Run":
+    """Open a session, and bring everything to the newest durable state of this job, if there is one.
+
+    Args:
+        model: a module, or several by name in a dict.
+        opt: an optimizer, or several by name in a dict.
+        sched: a learning rate scheduler; `run.step` steps it once an optimizer step.
+        scaler: a `torch.amp.GradScaler`.
+        extra: more state by name: anything with `state_dict` and `load_state_dict`, generators of random numbers, and
+            dicts of plain values, which are read and updated in place.
+        directory: where checkpoints go outside the fabric; None = FABRIC_CHECKPOINT_DIR, or nowhere.
+        snapshot_every_s: seconds between snapshots beside those at a stop, which only matter when a machine is lost without
+            notice; None = by Young and Daly from what they cost and FABRIC_LOSS_EVERY_S; `math.inf` = none.
+        clip_norm: for `run.step`: the largest norm of an optimizer's gradients.
+        before_update: for `run.step`: called when all gradients of a step are there, before the optimizer.
+
+    Raises:
+        InvalidRequest: `untrackable_state`: something given here has no state that can be kept; named.
+        Conflict: `checkpoint_of_another_run` or `checkpoint_of_another_kind`: resume with what was saved.
+    """
+    job = context.current()
+    registry = Registry()
+    optimizers = _named("opt", opt)
+    for name, value in {**_named("model", model), **optimizers, **_named("sched", sched, many=False)}.items():
+        registry.track(name, value)
+    for name, value in {**_named("scaler", scaler, many=False), **(extra or {})}.items():
+        registry.track(name, value)
+    stepping = Stepping(
+        optimizers=optimizers.values(), scheduler=sched, scaler=scaler, clip_norm=clip_norm, before_update=before_update
+    )
+    return Run(
+        job, registry, stepping, list(optimizers.values()), directory=directory, snapshot_every_s=snapshot_every_s
+    )
+
+
+class Run:
+    """A loop under way. One per process at a time; all but the side thread's work happens in the thread that loops."""
+
+    def __init__(
+        self,
+        job: context.Context,
+        registry: Registry,
+        stepping: Stepping,
+        optimizers: list[Any],
+        *,
+        directory: str | os.PathLike[str] | None = None,
+        snapshot_every_s: float | None = None,
+    ) -> None:
+        """Use `session`."""
+        self.state = registry
+        """What is tracked; `run.state.track(name, value)` adds to it, before the loop begins."""
+        self.timers = Timers()
+        self.done = 0
+        """Steps that are complete, counted from the very first attempt."""
+        self._job, self._stepping, self._optimizers = job, stepping, optimizers
+        vault = opened(job, directory)
+        self._stop = stop_of(job, is_kept=not isinstance(vault, Nowhere))
+        self._boundary = Boundary(self._ending)
+        self._saver = Saver(registry, self._boundary, vault)
+        self._saver.poisoned = stepping.finite.is_poisoned
+        self._watch = Watch(
+            self._saver,
+            self._stop,
+            snapshot_every_s=snapshot_every_s,
+            loss_every_s=float(os.environ.get(LOSS_EVERY_VARIABLE) or LOSS_EVERY_S),
+        )
+        self._kept = self._saver.load() or {}
+        self.done = self.resumed_at = int(self._kept.get("step", 0))
+        folder = Path(
+            os.environ.get(TENSORBOARD_VARIABLE) or (Path(directory) / "tensorboard" if directory else "runs")
+        )
+        self._trackers = Trackers(folder, run=job.job_id or "run", step=self.done)
+        self._progress = Progress(job.report, self._trackers.scalars, self.timers)
+        self._total: int | None = None
+        self._cursor_of: Callable[[], dict[str, Any]] = dict
+        self._portion: Portion | None = None
+        self._losses = 0
+        self._undo: list[Callable[[], None]] = []
+        self._is_open = self._is_over = False
+        self._closed_early = False
+
+    def steps(self, total: int | None) -> Iterator[int]:
+        """The numbers of the steps that are still to be done, up to `total` in all (None = until the script breaks off)."""
+        self._open()
+        try:
+            self._begin(total)
+            while total is None or self.done < total:
+                yield self.done
+                if not self._closed_early:
+                    self.boundary()
+                self._closed_early = False
+            self.finish()
+        finally:
+            self._leave_loop()
+
+    def batches(
+        self,
+        data: Any,
+        *,
+        global_batch: int | None = None,
+        epochs: int | None = 1,
+        virtual: int | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        collate: Callable[[list[Any]], Any] | None = None,
+        workers: int = 0,
+    ) -> Iterator[Any]:
+        """The batches that are still to be seen; give the mean loss of each to `run.step`.
+
+        Args:
+            data: samples by index (`__getitem__`, `__len__`), or an iterable of samples; or, without `global_batch`, an
+                iterable of batches such as a DataLoader. Lengths need not be known.
+            global_batch: samples an optimizer step sees, over all processes.
+            epochs: how often all of them are seen; None = until the script breaks off.
+            virtual: micro-batches a step is made of; what is given out is one of them. The same in all attempts.
+            shuffle: each epoch in another order, which `seed` decides.
+            seed: of the order, and of all random numbers drawn in a step.
+            collate: makes a batch of a list of samples; None = torch's `default_collate`.
+            workers: processes that read ahead.
+
+        Raises:
+            InvalidRequest: `dataset_unusable`, `virtual_ranks_invalid`.
+            Conflict: `checkpoint_of_another_run`, `dataset_changed`: it would not be the same samples.
+        """
+        from training.data import feed_of  # noqa: PLC0415  # not loaded for jobs without a dataset
+        from training.folded import Folded  # noqa: PLC0415
+        from training.virtual import VirtualRanks  # noqa: PLC0415
+
+        ranks = None if global_batch is None else VirtualRanks(virtual or 1, global_batch, seed)
+        if ranks is not None and ranks.count > 1:
+            self._stepping.way = Folded(self.state.modules())
+        feed = feed_of(data, ranks, epochs=epochs, shuffle=shuffle, collate=collate, workers=workers)
+        self._open()
+        try:
+            self._begin(feed.steps_total, feed.cursor)
+            portions = feed.portions(self.done, self._kept.get("cursor", {}))
+            while (portion := self._next(portions)) is not None:
+                if ranks is not None:
+                    ranks.enter(portion.step, portion.vrank)
+                self._portion = portion
+                yield portion.batch
+                self._pass_over()
+            self.finish()
+        finally:
+            self._leave_loop()
+
+    def step(self, loss: Any) -> None:
+        """The mean loss over the batch given out last: backward, and with a step's last micro-batch the optimizer's step.
+
+        Raises:
+            JobFailed: `loss_not_finite`; nothing was changed by it, and the state before it is durable.
+        """
+        portion, self._portion = self._portion, None
+        if portion is None:
+            raise InvalidRequest("run.step takes one loss for each batch of run.batches", code="step_without_batch")
+        if self._losses == 0:
+            self._stepping.way.begin(portion.count)
+        weight = portion.samples / portion.step_samples
+        self._guarded(lambda: self._stepping.add(loss, step=self.done, weight=weight))
+        self._losses += 1
+        if portion.is_last:
+            self._update(portion.step_samples)
+
+    def boundary(self) -> None:
+        """The step is complete here, rather than at the end of the loop's body: nothing tracked may change after it."""
+        if self._optimizers and not self._boundary.is_changing:
+            self.done += 1  # no optimizer has stepped: gradients may be half collected, so the boundary before stays
+            self._pass_on(0)
+        else:
+            self._close(samples=0)
+        self._closed_early = True
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """For measuring at the end of a body: the step is complete before it, and it leaves no trace in the training.
+
+        Modules are in `eval` mode and torch keeps no gradients inside; modes and random numbers are put back after it. If the run
+        is evicted inside, the step is kept and this evaluation isn't made again.
+        """
+        import torch  # noqa: PLC0415  # not loaded for jobs that train nothing
+
+        if self._boundary.is_changing:
+            self.boundary()
+        states, modes = randomness.capture(), [(module, module.training) for module in self.state.modules()]
+        for module, _ in modes:
+            module.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, was_training in modes:
+                module.train(was_training)
+            randomness.restore(states)
+
+    def log(self, **values: Any) -> None:
+        """Numbers of this step, for the fabric (`loss` is shown in `fabric top`) and the trackers.
+
+        Raises:
+            JobFailed: `loss_not_finite`, if `loss` isn't a finite number; the last good step is durable then.
+        """
+        if "loss" in values:
+            self._guarded(lambda: self._stepping.finite.look(values["loss"], step=self.done))
+        self._progress.log(self.done, values)
+
+    def finish(self) -> None:
+        """The run is complete: its last boundary becomes durable, and nobody asks it to stop any more."""
+        if self._is_open and not self._is_over:
+            self._guarded(self._stepping.finite.settle)
+            if self._saver.has_new and not self._boundary.is_changing:
+                with self.timers.within("checkpoint"):
+                    self._saver.save()
+        self._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.finish()
+            return
+        self._leave_loop()
+        if kind is not None and kind.__name__ in _OUT_OF_MEMORY:
+            raise JobFailed(
+                f"out of memory in step {self.done}: {str(error).split('. ')[0]}; {self._saver.kept}. Use more virtual ranks "
+                "(smaller micro-batches), shard the model or take devices with more memory, and resume",
+                code="out_of_memory",
+                step=self.done,
+            ) from error
+
+    def _next(self, portions: Iterator[Portion]) -> Portion | None:
+        with self.timers.within("waiting_data"):
+            return next(portions, None)
+
+    def _pass_over(self) -> None:
+        """A batch whose loss the script did not give has no part in its step."""
+        portion, self._portion = self._portion, None
+        if portion is not None and portion.is_last:
+            self._update(portion.step_samples)
+
+    def _update(self, samples: int) -> None:
+        losses, self._losses = self._losses, 0
+        if losses:
+            self._stepping.update()
+        self._close(samples=samples)
+
+    def _ending(self) -> BaseException:
+        self._watch.departed()
+        return self._stop.ending()
+
+    def _open(self) -> None:
+        if self._is_open:
+            raise InvalidRequest("this run has had its loop: open another session", code="session_used")
+        self._is_open = True
+
+    def _begin(self, total: int | None, cursor_of: Callable[[], dict[str, Any]] = dict) -> None:
+        if "random" in self._kept:
+            randomness.restore(self._kept["random"])
+        self._total, self._cursor_of = total, cursor_of
+        self._undo = [watch_changes(optimizer, self._boundary.change) for optimizer in self._optimizers]
+        self._saver.capture(self.done, self._kept.get("cursor", {}))
+        self._watch.start()
+        self._watch.at_boundary()
+
+    def _close(self, *, samples: int) -> None:
+        """The step's boundary. Savers may have it from here on."""
+        self._boundary.change()
+        self.done += 1
+        self._saver.capture(self.done, self._cursor_of())
+        self._boundary.close()
+        self._watch.at_boundary()
+        self._pass_on(samples)
+
+    def _pass_on(self, samples: int) -> None:
+        self.timers.add("checkpoint", self._boundary.take_waited_s())
+        self._progress.stepped(self.done, total=self._total, samples=samples)
+
+    def _guarded(self, look: Callable[[], None]) -> None:
+        """Look at a loss; if it isn't finite, what is good is made durable before the run ends."""
+        try:
+            look()
+        except JobFailed:
+            self._keep_last()
+            self._end()
+            raise
+
+    def _keep_last(self) -> None:
+        """After a failure: the last boundary, if it is whole and good."""
+        if self._is_over or not self._is_open or self._boundary.is_leaving:
+            return
+        if self._saver.has_new and not self._boundary.is_changing:
+            try:
+                self._saver.save()
+            except FabricError as failed:  # it isn't good, or can't be kept: the one before stays
+                say(failed.message)
+
+    def _leave_loop(self) -> None:
+        """The loop ended, by itself or by an error in its body: a bug costs no step that was done."""
+        self._keep_last()
+        self._end()
+
+    def _end(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._watch.close()
+            for undo in self._undo:
+                undo()
+            self._progress.flush()
+            self._trackers.close()
+
+
+def _named(kind: str, given: Any, *, many: bool = True) -> dict[str, Any]:
+    """One object as `kind`, several as `kind.name`."""
+    if given is None:
+        return {}
+    if many and isinstance(given, Mapping) and not hasattr(given, "state_dict"):
+        return {f"{kind}.{name}": value for name, value in given.items()}
+    return {kind: given}

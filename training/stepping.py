@@ -1,0 +1,129 @@
+"""One optimizer step from the losses of its micro-batches: backward, weights, scaler, clipping, schedule.
+
+A mean loss over part of a step counts by its share of the step's samples, so that uneven parts add up to the mean over
+all of them. A loss that isn't finite ends the run before anything is changed by it. On a device that computes ahead the
+loss is looked at one step later, because waiting for it would idle the device; what it spoiled is not saved.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from fabric.errors import JobFailed
+
+
+class Way(Protocol):
+    """How gradients come about: alone, or with the other ranks of a gang."""
+
+    def begin(self, count: int) -> None:
+        """A step of `count` micro-batches begins."""
+
+    def backward(self, loss: Any, *, weight: float) -> None:
+        """Add the next micro-batch."""
+
+    def finish(self) -> object:
+        """All of this process's micro-batches are in: the gradients of the whole step are in `.grad` now."""
+
+
+class Alone:
+    """One process, one micro-batch a step or a plain sum of several."""
+
+    def begin(self, count: int) -> None:
+        """Nothing to prepare."""
+
+    def backward(self, loss: Any, *, weight: float) -> None:
+        (loss if weight == 1 else loss * weight).backward()
+
+    def finish(self) -> None:
+        """Nothing to wait for."""
+
+
+class Finite:
+    """Looks at losses: at once on the CPU, one step late on a device."""
+
+    def __init__(self) -> None:
+        self._late: tuple[int, Any] | None = None
+
+    def look(self, loss: Any, *, step: int) -> None:
+        """Take this step's loss.
+
+        Raises:
+            JobFailed: `loss_not_finite`, naming the step.
+        """
+        self.settle()
+        if hasattr(loss, "detach") and loss.device.type != "cpu":
+            self._late = (step, loss.detach().clone())
+        elif not math.isfinite(value := float(loss.detach() if hasattr(loss, "detach") else loss)):
+            raise _diverged(step, value)
+
+    def settle(self) -> None:
+        """Look at the one that is still to be looked at."""
+        late, self._late = self._late, None
+        if late is not None and not math.isfinite(value := float(late[1])):
+            raise _diverged(late[0], value)
+
+    def is_poisoned(self) -> bool:
+        """Whether the newest loss is not finite: then its step must not be kept."""
+        late = self._late
+        return late is not None and not math.isfinite(float(late[1]))
+
+
+class Stepping:
+    """Turns losses into optimizer steps."""
+
+    def __init__(
+        self,
+        *,
+        optimizers: Iterable[Any],
+        scheduler: Any = None,
+        scaler: Any = None,
+        clip_norm: float | None = None,
+        before_update: Callable[[], None] | None = None,
+    ) -> None:
+        self._optimizers, self._scheduler, self._scaler = list(optimizers), scheduler, scaler
+        self._clip_norm, self._before_update = clip_norm, before_update
+        self.way: Way = Alone()
+        self.finite = Finite()
+
+    def add(self, loss: Any, *, step: int, weight: float) -> None:
+        """Backward of a micro-batch's mean loss, whose samples are `weight` of the step's."""
+        self.finite.look(loss, step=step)
+        self.way.backward(loss if self._scaler is None else self._scaler.scale(loss), weight=weight)
+
+    def update(self) -> None:
+        """All micro-batches are in: change the weights, and the schedule."""
+        self.way.finish()
+        for optimizer in self._optimizers:
+            self._clip(optimizer)
+            if self._scaler is None:
+                optimizer.step()
+            else:
+                self._scaler.step(optimizer)
+        if self._scaler is not None:
+            self._scaler.update()
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        if self._scheduler is not None:
+            self._scheduler.step()
+
+    def _clip(self, optimizer: Any) -> None:
+        if self._clip_norm is None and self._before_update is None:
+            return
+        if self._scaler is not None:
+            self._scaler.unscale_(optimizer)
+        if self._before_update is not None:
+            self._before_update()
+        if self._clip_norm is not None:
+            from torch.nn.utils import clip_grad_norm_  # noqa: PLC0415  # not loaded for jobs that train nothing
+
+            clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], self._clip_norm)
+
+
+def _diverged(step: int, value: float) -> JobFailed:
+    return JobFailed(
+        f"the loss of step {step} is {value}: nothing was changed by it, and the state before it is kept. Lower the learning "
+        "rate, clip the gradients or look at that step's data, and resume",
+        code="loss_not_finite",
+        step=step,
+        loss=str(value),
+    )

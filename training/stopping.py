@@ -1,0 +1,168 @@
+"""Who asks a run to stop, and how it leaves: one thing for eviction, parking, drain, limits and cancelling.
+
+Inside the fabric it is the job's context. A plain process that was given a directory for its checkpoints listens for
+SIGTERM and leaves with exit code 75, which `fabric run`, Slurm and others take for "saved, queue me again". Otherwise
+nobody asks.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any, Final, Protocol
+
+from fabric import context
+
+EXIT_SAVED: Final = 75
+GRACE_VARIABLE: Final = "FABRIC_GRACE_S"
+"""Seconds between the signal and the end, for a process that is told by a signal."""
+
+
+class Stop(Protocol):
+    """A wish to end the run that may come at any time, from any thread."""
+
+    @property
+    def reason(self) -> str:
+        """evicted, paused, ...; "" while nobody asks."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it has come, after at most so long."""
+
+    def seconds_left(self) -> float | None:
+        """Until the run is ended anyway; None = nobody has said."""
+
+    def is_save_wanted(self) -> bool:
+        """Whether the state matters to anyone."""
+
+    def is_snapshot_wanted(self) -> bool:
+        """Whether a checkpoint is asked for while the run goes on."""
+
+    def ending(self) -> BaseException:
+        """What the training thread raises to end the run by itself."""
+
+    def depart(self, thread: int) -> None:
+        """End the run's thread, which does not come to a boundary by itself, or the process."""
+
+    def close(self) -> None:
+        """The run is over: listen no more."""
+
+
+def stop_of(job: context.Context, *, is_kept: bool) -> Stop:
+    """How this process is asked to stop; `is_kept` = there is a place for its state."""
+    if job.job_id:
+        return JobStop(job)
+    return SignalStop() if is_kept else NoStop()
+
+
+class JobStop:
+    """The wish of the fabric, through the job's context."""
+
+    def __init__(self, job: context.Context) -> None:
+        self._job = job
+
+    @property
+    def reason(self) -> str:
+        return self._job.stop_reason
+
+    def wait(self, timeout_s: float) -> bool:
+        return self._job.wait_for_stop(timeout_s)
+
+    def seconds_left(self) -> float | None:
+        return self._job.deadline_s_left()
+
+    def is_save_wanted(self) -> bool:
+        return self._job.save_wanted
+
+    def is_snapshot_wanted(self) -> bool:
+        return self._job.save_requested
+
+    def ending(self) -> BaseException:
+        return context.Saved()
+
+    def depart(self, thread: int) -> None:
+        """Raise `Saved` in the job's thread at its next line of Python: the process belongs to the runner."""
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(context.Saved))
+
+    def close(self) -> None:
+        """Nothing to undo."""
+
+
+class NoStop:
+    """Nobody asks: a script on its own that keeps nothing. A signal ends it, as it always did."""
+
+    @property
+    def reason(self) -> str:
+        return ""
+
+    def wait(self, timeout_s: float) -> bool:
+        time.sleep(timeout_s)
+        return False
+
+    def seconds_left(self) -> float | None:
+        return None
+
+    def is_save_wanted(self) -> bool:
+        return False
+
+    def is_snapshot_wanted(self) -> bool:
+        return False
+
+    def ending(self) -> BaseException:
+        return context.Saved()
+
+    def depart(self, thread: int) -> None:
+        """Never."""
+
+    def close(self) -> None:
+        """Nothing to undo."""
+
+
+class SignalStop:
+    """SIGTERM, in a process of the run's own."""
+
+    def __init__(self) -> None:
+        self._reason = ""
+        self._came = threading.Event()
+        self._deadline: float | None = None
+        self._before: Any = None
+        self._listens = threading.current_thread() is threading.main_thread()
+        if self._listens:
+            self._before = signal.signal(signal.SIGTERM, self._note)
+
+    @property
+    def reason(self) -> str:
+        return self._reason
+
+    def wait(self, timeout_s: float) -> bool:
+        return self._came.wait(timeout_s)
+
+    def seconds_left(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def is_save_wanted(self) -> bool:
+        return True
+
+    def is_snapshot_wanted(self) -> bool:
+        return False
+
+    def ending(self) -> BaseException:
+        return SystemExit(EXIT_SAVED)
+
+    def depart(self, thread: int) -> None:  # noqa: ARG002  # all of the process ends
+        """End the process here and now: what counts is durable."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_SAVED)
+
+    def close(self) -> None:
+        if self._listens:
+            signal.signal(signal.SIGTERM, self._before if self._before is not None else signal.SIG_DFL)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        grace = os.environ.get(GRACE_VARIABLE, "")
+        self._deadline = time.monotonic() + float(grace) if grace else None
+        self._reason = "terminated"
+        self._came.set()

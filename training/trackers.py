@@ -1,0 +1,123 @@
+"""Curves where people look at them: TensorBoard always, Weights & Biases and MLflow where they are set up.
+
+A run that resumes at step k goes on in its curves at k: what an attempt drew beyond the last durable step is drawn over.
+A tracker that fails is said once and left out from then on; no training ends because a curve can't be drawn.
+"""
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from training.progress import say
+
+TENSORBOARD_VARIABLE: Final = "FABRIC_TENSORBOARD_DIR"
+
+
+class Tracker(Protocol):
+    """Draws numbers by step."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """The values of a step."""
+
+    def close(self) -> None:
+        """All that was drawn is kept."""
+
+
+class Trackers:
+    """All trackers of a run, opened when there is something to draw."""
+
+    def __init__(self, folder: Path, *, run: str, step: int) -> None:
+        """Name the place of the event files, the run as it is called elsewhere, and the step it begins or resumes at."""
+        self._folder, self._run, self._step = folder, run, step
+        self._opened: list[Tracker] | None = None
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Draw the values of a step in all of them."""
+        if self._opened is None:
+            self._opened = opened(self._folder, run=self._run, step=self._step)
+        for tracker in list(self._opened):
+            try:
+                tracker.scalars(step, values)
+            except Exception as error:  # noqa: BLE001  # whatever a tracker raises, the training is worth more
+                self._opened.remove(tracker)
+                say(f"{type(tracker).__name__} is left out from step {step} on: {error}")
+
+    def close(self) -> None:
+        """Nothing more is drawn."""
+        for tracker in self._opened or ():
+            try:
+                tracker.close()
+            except Exception as error:  # noqa: BLE001
+                say(f"{type(tracker).__name__} did not close: {error}")
+        self._opened = []
+
+
+def opened(folder: Path, *, run: str, step: int) -> list[Tracker]:
+    """The trackers that are set up on this machine. W&B and MLflow want their own variable too, or they would ask."""
+    wanted: list[tuple[type[Any], bool]] = [
+        (TensorBoard, True),
+        (WeightsAndBiases, _is_set_up("wandb", "WANDB_API_KEY", "WANDB_MODE")),
+        (MLflow, _is_set_up("mlflow", "MLFLOW_TRACKING_URI")),
+    ]
+    found: list[Tracker] = []
+    for kind, is_wanted in wanted:
+        if is_wanted:
+            try:
+                found.append(kind(folder, run=run, step=step))
+            except Exception as error:  # noqa: BLE001
+                say(f"{kind.__name__} is left out: {error}")
+    return found
+
+
+class TensorBoard:
+    """Event files, in a format that TensorBoard reads; no TensorBoard needed to write them."""
+
+    def __init__(self, folder: Path, *, run: str, step: int) -> None:
+        from tensorboardX import SummaryWriter  # noqa: PLC0415  # takes half a second, and not every run logs
+
+        self._writer = SummaryWriter(str(folder / run), purge_step=step or None)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """One run of W&B for all attempts of a job."""
+
+    def __init__(self, folder: Path, *, run: str, step: int) -> None:  # noqa: ARG002  # resumed by its id
+        wandb: Any = importlib.import_module("wandb")
+        self._run = wandb.init(id=run, name=run, resume="allow", dir=str(folder))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflow:
+    """One run of MLflow for all attempts of a job."""
+
+    def __init__(self, folder: Path, *, run: str, step: int) -> None:  # noqa: ARG002
+        self._client: Any = importlib.import_module("mlflow").MlflowClient()
+        known = self._client.get_experiment_by_name(run)
+        experiment = known.experiment_id if known is not None else self._client.create_experiment(run)
+        found = self._client.search_runs([experiment], max_results=1)
+        self._run_id = (found[0] if found else self._client.create_run(experiment, run_name=run)).info.run_id
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._client.log_metric(self._run_id, name, value, step=step)
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run_id)
+
+
+def _is_set_up(module: str, *variables: str) -> bool:
+    return any(os.environ.get(name) for name in variables) and importlib.util.find_spec(module) is not None
