@@ -29,10 +29,11 @@ import ray
 from fabric import context
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import result_key
+from fabric.adapters.kept_folder import FOLDER_VARIABLE, KeptFolder, quiet_s
 from fabric.adapters.payload import Payload, read_payload
 from fabric.adapters.processes import LEASE_VARIABLE
 from fabric.adapters.results import keep_result
-from fabric.errors import FabricError, InvalidRequest
+from fabric.errors import FabricError, InvalidRequest, Unavailable
 from fabric.gate.events import LeaseOutcome
 from fabric.gate.instructions import Lease
 
@@ -122,6 +123,9 @@ def perform(stage: Stage) -> JobEnd:
             return JobEnd(outcome=LeaseOutcome.SAVED)
         except SystemExit as exit_:
             return _exited(stage, exit_.code)
+        except Unavailable as error:
+            # The archive is away, which is our fault: nothing the job did after its last checkpoint counts.
+            return JobEnd(outcome=LeaseOutcome.LOST, error=f"{error.code}: {error.message}")
         except FabricError as error:
             return JobEnd(outcome=LeaseOutcome.FAILED, error=f"{error.code}: {error.message}")
         except BaseException as error:  # noqa: BLE001  # a job may raise anything, and none of it may end the runner
@@ -156,9 +160,28 @@ def _run(stage: Stage, payload: Payload) -> JobEnd:
     command += payload.args
     if len(command) > 1 and command[0] in _PYTHONS and command[1].endswith(".py"):
         command = command[1:]
-    if command[0].endswith(".py"):
-        return _run_python(stage, folder, command)
-    return _run_command(stage, folder, command)
+    kept = KeptFolder(stage.folder / "checkpoint", stage.context, quiet_s=quiet_s())
+    kept.open()
+    os.environ[FOLDER_VARIABLE] = str(kept.folder)
+    end = JobEnd(outcome=LeaseOutcome.FAILED)
+    try:
+        run = _run_python if command[0].endswith(".py") else _run_command
+        end = run(stage, folder, command)
+    except SystemExit as exit_:
+        end = _exited(stage, exit_.code)
+    finally:
+        failed = end.outcome not in (LeaseOutcome.SAVED, LeaseOutcome.SUCCEEDED)
+        lost = _closed(kept, commit=not failed and stage.context.save_wanted)
+    return end if failed or lost is None else lost
+
+
+def _closed(kept: KeptFolder, *, commit: bool) -> JobEnd | None:
+    """Commit what the job left, if it ended well. What can't be committed is lost, and not the job's fault."""
+    try:
+        kept.close(commit=commit)
+    except (FabricError, OSError) as error:
+        return JobEnd(outcome=LeaseOutcome.LOST, error=f"what it left could not be committed: {error}")
+    return None
 
 
 def _unpacked(stage: Stage, payload: Payload) -> Path:

@@ -65,6 +65,10 @@ class Watch:
             self._seen, self._since = found, now
         return found not in {self._committed, ()} and now - self._since >= self.quiet_s
 
+    def changed(self) -> bool:
+        """Whether it holds something that isn't what was committed last, quiet or not."""
+        return entries_of(self.folder)[0] not in {self._committed, ()}
+
     def committed(self) -> None:
         """What was seen last is saved, or was restored."""
         self._committed = self._seen = entries_of(self.folder)[0]

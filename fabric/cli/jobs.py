@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -40,6 +40,7 @@ def register(app: typer.Typer) -> None:
     for name, command in (
         ("quote", quote),
         ("submit", submit),
+        ("run", run),
         ("jobs", jobs),
         ("job", job),
         ("logs", logs),
@@ -134,21 +135,62 @@ def submit(
             print_json({"job_id": made.id, "state": made.state}) if as_json else say(made.id)
             return
         print(made.id, file=sys.stderr)
-        try:
-            made.print_logs(follow=True)
-        except KeyboardInterrupt:
-            print(f"\n{made.id} goes on: `fabric logs {made.id} -f`, `fabric cancel {made.id}`", file=sys.stderr)
-            raise
-        if made.state == "parked":
-            why = made.info().reason.replace("_", " ")
-            print(
-                f"parked: {why}. `fabric raise-limit {made.id} TOKENS`, a top-up or `fabric resume` lets it go on",
-                file=sys.stderr,
-            )
-        else:
-            made.result()
+        _follow(made)
         if as_json:
             print_json(record(made.info()))
+
+
+def run(
+    words: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="Any command, or a Python script.")],
+    *,
+    tokens: Tokens,
+    accelerators: Accelerators = "any",
+    name: Annotated[str, typer.Option(help="What people see.")] = "",
+    hold: Hold = "full",
+    working_dir: Annotated[Path | None, typer.Option(help="Sent along, without what .fabricignore names.")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeat for more.")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds on devices, then it is parked.")] = None,
+    grace: Annotated[float | None, typer.Option(help="Seconds it is given to checkpoint.")] = None,
+    account: ForAccount = "",
+) -> None:
+    """Run any command preemptibly, and show what it prints until it ends, through every eviction.
+
+    What it writes to the folder $FABRIC_CHECKPOINT_DIR is kept, and there again when it resumes. SIGTERM asks it to save
+    and to exit with 75. For example: fabric run --tokens 2 -x any:1-4 -- python train.py
+    """
+    with connected(account) as fabric:
+        made = fabric.submit(
+            words[0] if words[0].endswith(".py") else words,
+            *(words[1:] if words[0].endswith(".py") else ()),
+            tokens=tokens,
+            accelerators=_types(accelerators),
+            name=name or None,
+            hold=hold,
+            working_dir=working_dir,
+            env=_environment(env or []),
+            time_limit=time_limit,
+            grace=grace,
+        )
+        print(made.id, file=sys.stderr)
+        _follow(made)
+        print(made.info().timeline, file=sys.stderr)
+
+
+def _follow(made: Any) -> None:
+    """Show a job's logs until it ends or is parked; raise what it failed with."""
+    try:
+        made.print_logs(follow=True)
+    except KeyboardInterrupt:
+        print(f"\n{made.id} goes on: `fabric logs {made.id} -f`, `fabric cancel {made.id}`", file=sys.stderr)
+        raise
+    if made.state == "parked":
+        why = made.info().reason.replace("_", " ")
+        print(
+            f"parked: {why}. `fabric raise-limit {made.id} TOKENS`, a top-up or `fabric resume` lets it go on",
+            file=sys.stderr,
+        )
+    else:
+        made.result()
 
 
 def jobs(
