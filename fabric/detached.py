@@ -16,9 +16,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fabric.actor import ACTOR_NAME
 from fabric.adapters.price_files import load_catalogue, load_tariffs
 from fabric.adapters.signing import load_or_create_key
+from fabric.api.port import GatePort
 from fabric.api.ray_port import call
 from fabric.errors import Conflict, NotFound, Unavailable, error_of
-from fabric.gate.events import Configure
+from fabric.gate.events import AnyEvent, Configure
 from fabric.gate.instructions import Outcome, Refusal
 from fabric.gatehouse import Gatehouse
 from fabric.settings import ClusterConfig, RayJoin, SqliteJournal
@@ -82,6 +83,12 @@ async def close(actor: Any) -> str:
         wrong = f"{type(error).__name__}: {error}"
     ray.kill(actor, no_restart=True)
     return wrong
+
+
+async def decide(port: GatePort, event: AnyEvent) -> None:
+    """Have one event decided; a refusal is raised as the error it is."""
+    (outcome,) = await port.decide([event])
+    check(outcome)
 
 
 def check(outcome: Outcome) -> None:

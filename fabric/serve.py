@@ -21,7 +21,7 @@ from typing import Any, Final, NoReturn
 import ray
 import structlog
 
-from fabric import detached, house
+from fabric import detached, house, models
 from fabric.adapters.local_cluster import LocalCluster, LocalNode
 from fabric.adapters.stores import open_archive_of
 from fabric.api.ray_port import RayPort
@@ -29,11 +29,12 @@ from fabric.api.tls import TlsFiles, ensure_certificate
 from fabric.doctor import Finding, Health, machine, surroundings
 from fabric.doorkeeper import Doorkeeper
 from fabric.errors import FabricError, Unavailable
-from fabric.gate.events import AnyEvent, CreateKey, OpenAccount
+from fabric.gate.events import CreateKey, OpenAccount
 from fabric.gate.questions import BalanceOf, KeyOf, NodesOf, PricesOf
 from fabric.house.place import announce, tell
-from fabric.settings import ClusterConfig, RayLocal, Settings, load_cluster
-from fabric.settings import TlsFiles as ConfiguredTls
+from fabric.sections import Settings
+from fabric.sections import TlsFiles as ConfiguredTls
+from fabric.settings import ClusterConfig, RayLocal, load_cluster
 from fabric.units import AccountId, KeyId
 from fabric.wire.keys import format_key, hash_secret, key_id_of, make_secret, parse_key
 
@@ -135,17 +136,37 @@ class _Service:
         for name in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(name, stopped.set)
         opening = asyncio.create_task(self._open(dashboard))
+        serving = asyncio.create_task(self._host(opening))
         stopping = asyncio.create_task(stopped.wait())
         await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not opening.done():
             opening.cancel()
-            await asyncio.wait((opening,))
+            await asyncio.wait((opening, serving))
             raise KeyboardInterrupt
         door, actor = opening.result()
         await stopping
+        serving.cancel()
+        await asyncio.wait((serving,))
         await door.close()
         if isinstance(self._config.ray, RayLocal) and (wrong := await detached.close(actor)):
             log.warning("gate_not_closed", error=wrong)
+
+    async def _host(self, opening: "asyncio.Task[tuple[Doorkeeper, Any]]") -> None:
+        """Models, once the door stands open: the host of their replicas, and the tokens it spends."""
+        config = self._config.serving
+        await asyncio.wait((opening,))
+        if config is None or opening.cancelled() or opening.exception() is not None:
+            return
+        port = RayPort(opening.result()[1], archive=open_archive_of(self._config))
+        hosting = house.Hosting(
+            self._state_dir, listen=config.listen, config=self._given.config, grace_s=config.grace_s
+        )
+        funding = asyncio.create_task(models.keep_funded(port, OPERATOR, config.funds))
+        try:
+            await hosting.run()
+        finally:
+            funding.cancel()
+            await asyncio.wait((funding,))
 
     async def _open(self, dashboard: str) -> tuple[Doorkeeper, Any]:
         self._tell("starting the gate: reading its journal")
@@ -158,6 +179,9 @@ class _Service:
         await door.open()
         port = RayPort(actor, archive=open_archive_of(self._config))
         await _settle_in(self._config, port, self._state_dir)
+        serving = self._config.serving
+        if serving is not None:
+            await models.settle_in(port, serving, operator=OPERATOR)
         nodes: Any = await port.ask(NodesOf())
         is_local = isinstance(self._config.ray, RayLocal)
         found = house.Running(
@@ -173,6 +197,7 @@ class _Service:
             account=LOCAL_ACCOUNT if is_local else "",
             config=str(self._given.config or ""),
             joined=not is_local,
+            endpoint="" if serving is None else models.endpoint_of(serving),
         )
         announce(self._state_dir, found)
         tell(self._given.steps, house.Step(doing="up", up=True))
@@ -212,12 +237,16 @@ def _load(config: Path | None, state_dir: Path, *, any_port: bool) -> ClusterCon
     if not any_port:
         return found
     rpc = found.rpc.model_copy(update={"listen": f"{found.rpc.listen.rpartition(':')[0]}:0"})
-    return found.model_copy(update={"rpc": rpc, "dashboard": found.dashboard.model_copy(update={"port": 0})})
+    dashboard = found.dashboard.model_copy(update={"port": 0})
+    return found.model_copy(update={"rpc": rpc, "dashboard": dashboard, "serving": models.anywhere(found.serving)})
 
 
 def _check_ports(config: ClusterConfig) -> None:
     """Say that a port is taken before a cluster is started for nothing."""
     _require(machine.check_port(config.rpc.host, config.rpc.port, name="rpc.listen"), code="address_taken")
+    if config.serving is not None:
+        serving = config.serving
+        _require(machine.check_port(serving.host, serving.port, name="serving.listen"), code="address_taken")
     if isinstance(config.ray, RayLocal):
         _require(machine.check_port("127.0.0.1", config.dashboard.port, name="dashboard.port"), code="address_taken")
 
@@ -258,7 +287,7 @@ async def _settle_in(config: ClusterConfig, port: RayPort, state_dir: Path) -> N
         return
     secret, request_id = make_secret(), uuid.uuid4().hex
     key_id = KeyId(key_id_of(OPERATOR, request_id))
-    await _decide(
+    await detached.decide(
         port,
         CreateKey(
             key_id=key_id,
@@ -277,12 +306,7 @@ async def _settle_in(config: ClusterConfig, port: RayPort, state_dir: Path) -> N
 async def _ensure_account(port: RayPort, account_id: AccountId, *, name: str) -> None:
     if await port.ask(BalanceOf(account_id=account_id)) is None:
         prices: Any = await port.ask(PricesOf())
-        await _decide(port, OpenAccount(account_id=account_id, name=name, plan=prices.catalogue.plans[0].name))
-
-
-async def _decide(port: RayPort, event: AnyEvent) -> None:
-    (outcome,) = await port.decide([event])
-    detached.check(outcome)
+        await detached.decide(port, OpenAccount(account_id=account_id, name=name, plan=prices.catalogue.plans[0].name))
 
 
 if __name__ == "__main__":

@@ -9,44 +9,19 @@ relative to the file that names it, and `${FABRIC_STATE_DIR}` is where state liv
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PlainValidator,
-    PositiveInt,
-    SecretStr,
-    Tag,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import AfterValidator, Discriminator, Field, PositiveInt, SecretStr, Tag, model_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fabric.cluster_file import read_sections
 from fabric.errors import InvalidConfig
 from fabric.gate.events import Pool
+from fabric.sections import FilePath, ListenAddress, Name, Port, Seconds, Section, Settings, TlsFiles, host_and_port
+from fabric.serving_settings import ServingConfig
 
-_PORT_MAX: Final = 65_535
 _SIMULATED_NODES_MAX: Final = 32
 """Each is a process of some 0.4 GB."""
-
-
-class Settings(BaseSettings):
-    """What the environment says, as `FABRIC_STATE_DIR`, `FABRIC_CONFIG` and `FABRIC_LOG_LEVEL`."""
-
-    model_config = SettingsConfigDict(env_prefix="FABRIC_", frozen=True)
-
-    state_dir: Path = Field(
-        default_factory=lambda: Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "token-fabric"
-    )
-    config: Path | None = None
-    """The cluster file that commands use when none is named."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 def shipped(name: str) -> Path:
@@ -73,54 +48,10 @@ def _environment(environ: Mapping[str, str] | None) -> dict[str, str]:
     return {"FABRIC_STATE_DIR": str(Settings().state_dir), **(os.environ if environ is None else environ)}
 
 
-def _resolve(path: Any, info: ValidationInfo) -> Path:
-    """An absolute path: the state directory filled in, `~` expanded, the rest relative to the file's directory."""
-    if not isinstance(path, str | Path) or not str(path):
-        raise PydanticCustomError("path", "a path")
-    context = info.context or {}
-    state_dir = context.get("state_dir") or str(Settings().state_dir)
-    filled = Path(str(path).replace("${FABRIC_STATE_DIR}", state_dir)).expanduser()
-    return (Path(context.get("directory", ".")) / filled).absolute()
-
-
-def _host_and_port(listen: str) -> tuple[str, int]:
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > _PORT_MAX:
-        raise PydanticCustomError("listen", 'an address such as "127.0.0.1:7433" or "[::1]:7433"')
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
 def _postgres_address(dsn: SecretStr) -> SecretStr:
     if not dsn.get_secret_value().startswith(("postgresql://", "postgres://")):
         raise PydanticCustomError("dsn", "an address that begins with postgresql://, best as ${FABRIC_PG_DSN}")
     return dsn
-
-
-def _listen_address(listen: str) -> str:
-    _host_and_port(listen)
-    return listen
-
-
-FilePath = Annotated[Path, PlainValidator(_resolve), Field(validate_default=True)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")]
-"""What a Kubernetes label may be, so that names can be labels: letters, digits, '.', '_' and '-'."""
-Port = Annotated[int, Field(ge=0, le=_PORT_MAX)]
-Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """A mapping in the file: says which keys it knows when it meets one it doesn't."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _know_every_key(cls, given: Any) -> Any:
-        unknown = sorted(set(given) - set(cls.model_fields)) if isinstance(given, dict) else []
-        if unknown:
-            facts = {"unknown": ", ".join(unknown), "known": ", ".join(sorted(cls.model_fields))}
-            raise PydanticCustomError("unknown_keys", "unknown keys {unknown}; allowed are {known}", facts)
-        return given
 
 
 class NodeConfig(Section):
@@ -206,17 +137,10 @@ class S3Archive(Section):
     """Handed on to the gate, its agents and runners. None = each machine has a role, or `AWS_...`, of its own."""
 
 
-class TlsFiles(Section):
-    """PEM files, in place of a certificate of the fabric's own making."""
-
-    cert: FilePath
-    key: FilePath
-
-
 class RpcConfig(Section):
     """The gRPC door."""
 
-    listen: Annotated[str, AfterValidator(_listen_address)] = "127.0.0.1:7433"
+    listen: ListenAddress = "127.0.0.1:7433"
     tls: Annotated[
         Annotated[Literal["auto"], Tag("word")] | Annotated[TlsFiles, Tag("files")],
         Discriminator(lambda given: "files" if isinstance(given, dict | TlsFiles) else "word"),
@@ -225,12 +149,12 @@ class RpcConfig(Section):
 
     @property
     def host(self) -> str:
-        return _host_and_port(self.listen)[0]
+        return host_and_port(self.listen)[0]
 
     @property
     def port(self) -> int:
         """0 = any free port."""
-        return _host_and_port(self.listen)[1]
+        return host_and_port(self.listen)[1]
 
 
 class DashboardConfig(Section):
@@ -281,3 +205,5 @@ class ClusterConfig(Section):
     signing_key: FilePath = Path("${FABRIC_STATE_DIR}/signing.key")
     """The Ed25519 key that signs checkpoints; made on the first start."""
     limits: LimitsConfig = LimitsConfig()
+    serving: ServingConfig | None = None
+    """Metered inference; None = none here."""

@@ -6,7 +6,14 @@ what was found there, and what is allowed. What the values mean is said in `fabr
 
 from pathlib import Path
 
-from fabric.adapters.price_models import BundleSection, CatalogueFile, SubscriptionSection, TariffsFile, WeightSection
+from fabric.adapters.price_models import (
+    BundleSection,
+    CatalogueFile,
+    ModelRateSection,
+    SubscriptionSection,
+    TariffsFile,
+    WeightSection,
+)
 from fabric.charging.burn import BurnCurve, flaws_of, ratio
 from fabric.charging.catalogue import Catalogue, Mode, Overflow
 from fabric.charging.tariffs import HOURS_A_DAY, Tariffs, within
@@ -27,7 +34,7 @@ def load_tariffs(path: Path | str) -> Tariffs:
     file = Path(path)
     given = read_sections(file, model=TariffsFile, environ={})
     points = tuple((point.utilisation, point.burn) for point in given.curve)
-    _refuse(file, [*_mistaken_weights(given.weights), *_mistaken_curve(points)])
+    _refuse(file, [*_mistaken_weights(given.weights), *_mistaken_curve(points), *_mistaken_rates(given.rates)])
     return Tariffs(
         version=given.version,
         name=given.name,
@@ -35,6 +42,7 @@ def load_tariffs(path: Path | str) -> Tariffs:
         utc_offset_minutes=given.clock,
         weights=tuple(weight.built() for weight in given.weights),
         curve=BurnCurve(points),
+        rates=tuple(rate.built(rate.model or "") for rate in given.rates),
     )
 
 
@@ -91,6 +99,15 @@ def _share_an_hour(one: tuple[int, int] | None, other: tuple[int, int] | None) -
 def _mistaken_curve(points: tuple[tuple[int, int], ...]) -> list[Mistake]:
     return [
         ("curve" if flaw.at is None else f"curve[{flaw.at}]", flaw.found, flaw.allowed) for flaw in flaws_of(points)
+    ]
+
+
+def _mistaken_rates(rates: tuple[ModelRateSection, ...]) -> list[Mistake]:
+    cases = [(rate.model, rate.accelerator) for rate in rates]
+    return [
+        (f"rates[{at}]", f"a second rate of {model or 'any model'} on {accelerator or 'any type'}", "one for each case")
+        for at, (model, accelerator) in enumerate(cases)
+        if (model, accelerator) in cases[:at]
     ]
 
 

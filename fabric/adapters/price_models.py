@@ -24,7 +24,8 @@ from fabric.charging.catalogue import (
 from fabric.charging.tariffs import HOURS_A_DAY, Weight, canonical_accelerator
 from fabric.errors import InvalidAmount
 from fabric.ledger.scopes import Service
-from fabric.settings import Name, Section
+from fabric.sections import Name, Section
+from fabric.serving_settings import MODEL_PATTERN, RateSection
 from fabric.units import INT64_MAX, PPM, parse_ct
 
 WEIGHT_MAX_PPM: Final = 100 * PPM
@@ -158,6 +159,12 @@ class PointSection(Section):
     burn: Ratio
 
 
+class ModelRateSection(RateSection):
+    """Rates of a model that is offered without its own; without `model`, of every such model."""
+
+    model: Annotated[str, Field(pattern=MODEL_PATTERN)] | None = None
+
+
 class TariffsFile(Section):
     """tariffs.yaml"""
 
@@ -168,6 +175,7 @@ class TariffsFile(Section):
     """By which `hours` are meant, as a distance from UTC."""
     weights: Annotated[tuple[WeightSection, ...], Field(strict=False)]
     curve: Annotated[tuple[PointSection, ...], Field(strict=False)]
+    rates: Annotated[tuple[ModelRateSection, ...], Field(strict=False)] = ()
 
 
 class RestrictionSection(Section):

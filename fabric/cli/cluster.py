@@ -47,6 +47,7 @@ def up(
                 "address": found.address,
                 "ca": found.ca,
                 "dashboard": found.dashboard,
+                "endpoint": found.endpoint,
                 "state_dir": found.state_dir,
                 "verifier_key": found.verifier_key,
                 "profile": str(file),
@@ -57,6 +58,7 @@ def up(
         {
             "up": f"{found.name}, {found.nodes} nodes, at {found.address}",
             "dashboard": found.dashboard or "–",
+            "models": found.endpoint or "–",
             "state": found.state_dir,
             "profile": f"{file} ({profile})",
             "next": "fabric topup 10, then fabric submit train.py --tokens 2 --follow",

@@ -11,16 +11,9 @@ from fabric.adapters.price_files import load_catalogue, load_tariffs
 from fabric.doctor import machine, software, surroundings
 from fabric.doctor.findings import Finding, Health, fail, ok
 from fabric.errors import InvalidConfig
-from fabric.settings import (
-    ClusterConfig,
-    DirectoryArchive,
-    PostgresJournal,
-    RayJoin,
-    RayLocal,
-    Settings,
-    SqliteJournal,
-    TlsFiles,
-)
+from fabric.sections import Settings, TlsFiles
+from fabric.serving_settings import ServingConfig
+from fabric.settings import ClusterConfig, DirectoryArchive, PostgresJournal, RayJoin, RayLocal, SqliteJournal
 
 
 def diagnose(config: ClusterConfig | None = None) -> list[Finding]:
@@ -53,6 +46,8 @@ def _look_at_cluster(config: ClusterConfig) -> list[Finding]:
     ]
     if isinstance(config.rpc.tls, TlsFiles):
         findings.append(machine.check_tls(config.rpc.tls, now=now))
+    if config.serving is not None:
+        findings += _look_at_serving(config.serving, now)
     match config.journal:
         case SqliteJournal(path=path):
             findings.append(machine.check_disk(path.parent, name="journal.path"))
@@ -63,6 +58,16 @@ def _look_at_cluster(config: ClusterConfig) -> list[Finding]:
     else:
         findings.append(surroundings.check_s3(config.archive))
     return findings + _look_at_ray(config.ray, dashboard=config.dashboard.port)
+
+
+def _look_at_serving(serving: ServingConfig, now: dt.datetime) -> list[Finding]:
+    """The endpoint's port and certificate; with models, the engine and the folders that they are read from."""
+    findings = [machine.check_port(serving.host, serving.port, name="serving.listen")]
+    if isinstance(serving.tls, TlsFiles):
+        findings.append(machine.check_tls(serving.tls, now=now))
+    findings += [software.check_engine(software.installed())] if serving.models else []
+    sources = [(model.name, Path(model.source)) for model in serving.models if model.source.startswith("/")]
+    return findings + [machine.check_model(name, folder) for name, folder in sources]
 
 
 def _look_at_ray(ray: RayLocal | RayJoin, *, dashboard: int) -> list[Finding]:

@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from fabric.doctor.findings import Finding, fail, ok, warn
-from fabric.settings import TlsFiles
+from fabric.sections import TlsFiles
 
 _MIB: Final = 2**20
 _SHM_MIN: Final = 512 * _MIB
@@ -30,6 +30,7 @@ _TOOL_TIMEOUT_S: Final = 10
 _NOT_BEFORE: Final = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 _NOT_AFTER: Final = dt.datetime(2100, 1, 1, tzinfo=dt.UTC)
 _RENEW: Final = dt.timedelta(days=30)
+_MODEL_FILES: Final = ("config.json", "*.safetensors", "tokenizer*")
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -133,6 +134,18 @@ def check_tls(files: TlsFiles, *, now: dt.datetime) -> Finding:
     if not certificate.not_valid_before_utc <= now < until:
         return fail("tls", found, remedy="renew the certificate, or check the clock")
     return warn("tls", found, remedy="renew the certificate") if until - now < _RENEW else ok("tls", found)
+
+
+def check_model(name: str, folder: Path) -> Finding:
+    """Whether a model's folder holds one in Hugging Face's form. It may lie on the nodes alone, and not here."""
+    subject = f"model {name}"
+    if not folder.is_dir():
+        remedy = "it must lie there on every node that may serve it; or use archive:KEY or job:ID"
+        return warn(subject, f"{folder} is no folder on this machine", remedy=remedy)
+    lacks = [what for what in _MODEL_FILES if not any(folder.glob(what))]
+    if lacks:
+        return fail(subject, f"{folder} has no {', no '.join(lacks)}", remedy="name a folder in Hugging Face's form")
+    return ok(subject, str(folder))
 
 
 def check_accelerators(tools: dict[str, str | None]) -> list[Finding]:

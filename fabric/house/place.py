@@ -11,7 +11,7 @@ from typing import IO, Final
 import msgspec
 
 from fabric.errors import Conflict, InvalidConfig
-from fabric.settings import Settings
+from fabric.sections import Settings
 
 LOCK_WAIT_S: Final = 2.0
 """Whoever only looks takes the lock for an instant, and whoever was killed keeps it for one: so long is it asked again."""
@@ -40,6 +40,8 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     """The cluster file it was started with; "" = the one that comes with the package."""
     joined: bool = False
     """Whether its Ray cluster was there before it, and stays."""
+    endpoint: str = ""
+    """The base URL for OpenAI's clients, "" where no models are served."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,7 +19,7 @@ from fabric.house.remains import end_remains, recorded
 from fabric.settings import load_cluster
 
 UP_TIMEOUT_S: Final = 180.0
-DOWN_TIMEOUT_S: Final = 60.0
+DOWN_TIMEOUT_S: Final = 120.0
 _POLL_S: Final = 0.1
 _AT_ONCE: Final = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
 """A start that is interrupted doesn't wait half a minute for nodes on which nothing runs; Ray reads it when imported."""

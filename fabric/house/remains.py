@@ -16,6 +16,7 @@ from typing import Final
 import psutil
 
 from fabric.adapters.processes import LEASE_VARIABLE
+from fabric.house.hosting import end_hosts
 
 _PREFIX: Final = "fabric-"
 _CLIENTS_LOG: Final = "python-core-driver-"
@@ -31,16 +32,18 @@ def new_session_folder(place: Path) -> Path:
 
 
 def end_remains(place: Path) -> int:
-    """End what is left of the embedded cluster that was last started from here, and remove its folder.
+    """End what is left of the embedded cluster that was last started from here, and remove its folder; and what is left
+    of the process that hosted models.
 
     Only for whoever holds the state directory: nobody else's cluster can be meant then.
 
     Returns:
         how many processes were ended.
     """
+    hosts = end_hosts(place)
     folder = recorded(place)
     if folder is None:
-        return 0
+        return hosts
     ended = {}
     while left := [process for process in processes_of(folder) if process.pid not in ended]:
         for process in left:
@@ -50,7 +53,7 @@ def end_remains(place: Path) -> int:
         psutil.wait_procs(left, timeout=_KILL_S)
     shutil.rmtree(folder, ignore_errors=True)
     _record(place).unlink(missing_ok=True)
-    return len(ended)
+    return hosts + len(ended)
 
 
 def recorded(place: Path) -> Path | None:

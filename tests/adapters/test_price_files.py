@@ -159,7 +159,7 @@ BAD_TARIFFS = [
     (("version",), "1", "version", "found '1'", "valid integer"),
     (("clock",), 8, "clock", "found 8", '"+08:00"'),
     (("clock",), "+15:00", "clock", "found '+15:00'", '"+08:00"'),
-    (("wieghts",), [], "the file", "found wieghts", "clock, curve, name, notes, version, weights"),
+    (("wieghts",), [], "the file", "found wieghts", "clock, curve, name, notes, rates, version, weights"),
 ]
 
 

@@ -1,0 +1,86 @@
+"""What `fabric up` does for metered inference before its host starts: offer the models of the cluster file, and see to it
+that the operator's own account can pay for their leases.
+"""
+
+import asyncio
+import socket
+from typing import Any, Final
+
+import structlog
+
+from fabric.api.port import GatePort
+from fabric.detached import decide
+from fabric.errors import FabricError
+from fabric.gate.events import Grant
+from fabric.gate.questions import BalanceOf, ModelsOf
+from fabric.gate.serving_events import OfferModel
+from fabric.gate.views import ModelView
+from fabric.serving_settings import ModelSection, ServingConfig
+from fabric.units import AccountId
+
+FUND_EVERY_S: Final = 30.0
+_EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104 - recognised, not listened at
+
+log = structlog.get_logger()
+
+
+async def settle_in(port: GatePort, config: ServingConfig, *, operator: AccountId) -> None:
+    """Tokens for the replicas, and every model of the file that isn't offered just so already.
+
+    Raises:
+        FabricError: one can't be offered, and why.
+    """
+    await fund(port, operator, config.funds)
+    offered: Any = await port.ask(ModelsOf())
+    views = {view.name: view for view in offered}
+    for model in config.models:
+        if not _stands(views.get(model.name), model):
+            await decide(port, OfferModel(spec=model.spec(), rates=model.built_rates()))
+
+
+async def keep_funded(port: GatePort, account_id: AccountId, funds_uhs: int) -> None:
+    """Fill the operator's own account up again and again."""
+    while True:
+        await asyncio.sleep(FUND_EVERY_S)
+        try:
+            await fund(port, account_id, funds_uhs)
+        except FabricError as error:
+            log.warning("not_funded", code=error.code, error=error.message)
+
+
+async def fund(port: GatePort, account_id: AccountId, funds_uhs: int) -> None:
+    """What the operator spends on itself is counted like anybody's use, and costs nobody anything: so there is enough of
+    it. Filled up when less than half is free.
+    """
+    balance: Any = await port.ask(BalanceOf(account_id=account_id))
+    if balance.free_uhs * 2 < funds_uhs:
+        await decide(port, Grant(account_id=account_id, amount_uhs=funds_uhs - balance.free_uhs))
+
+
+def endpoint_of(config: ServingConfig) -> str:
+    """The base URL for clients."""
+    host = "localhost" if config.host in (*_EVERYWHERE, "127.0.0.1", "::1") else config.host
+    shown = f"[{host}]" if ":" in host else host
+    scheme = "http" if config.tls == "plain" else "https"
+    return config.endpoint or f"{scheme}://{shown}:{config.port}/v1"
+
+
+def anywhere(config: ServingConfig | None) -> ServingConfig | None:
+    """The same at a port that is free now, and without metrics: several gateways share a port, so it has to be known."""
+    if config is None:
+        return None
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((config.host, 0))
+        port = probe.getsockname()[1]
+    return config.model_copy(update={"listen": f"{config.listen.rpartition(':')[0]}:{port}", "admin_port": None})
+
+
+def _stands(view: ModelView | None, model: ModelSection) -> bool:
+    """Whether the model is offered as the file says."""
+    if view is None:
+        return False
+    spec = model.spec()
+    same = all(getattr(view, name) == getattr(spec, name) for name in spec.__struct_fields__)
+    numbers = [(rate.accelerator, rate.numbers) for rate in view.rates]
+    return same and (not model.rates or numbers == [(rate.accelerator, rate.numbers) for rate in model.built_rates()])
