@@ -79,13 +79,14 @@ def test_a_plain_reduction_gives_other_bits_in_other_worlds(tmp_path):
     assert len(digests) == 3
 
 
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
 @pytest.mark.parametrize("shares", [(5, 3), (1, 6, 1)])
-def test_fast_gradients_of_uneven_shares_are_those_of_one_process_to_rounding(tmp_path, shares):
+def test_fast_gradients_of_uneven_shares_are_those_of_one_process_to_rounding(tmp_path, shares, sharded):
     one, many = (Order(folder=tmp_path / name, steps=1) for name in ("one", "many"))
     for order in (one, many):
         order.folder.mkdir()
     assert crew.run(one, world=1, doing="reduced_grads") == [0]
-    fast = replace(many, shares=shares, mode=Reproducible.FAST)
+    fast = replace(many, shares=shares, mode=Reproducible.FAST, sharded=sharded)
     assert crew.run(fast, world=len(shares), doing="reduced_grads") == [0] * len(shares)
     want = torch.load(one.folder / "grads-0")
     for rank in range(len(shares)):

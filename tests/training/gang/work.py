@@ -17,12 +17,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
 
+from fabric.checkpoints import Checkpoints, DirectoryStore, Draft
 from fabric.errors import Unavailable
 from training.gang import Gang, PeerLost, Seat
 from training.gradients import Gradients, Reproducible
 from training.mixing import Balance
+from training.sharded import Sharded, restore, state_of
 from training.virtual import Plan, VirtualRanks
 
 EVICTED = 75
@@ -52,6 +57,8 @@ class Order:
     hangs_saving: tuple[int, ...] = ()
     dies_restoring: tuple[int, ...] = ()
     speeds: tuple[float, ...] = ()
+    sharded: bool = False
+    epoch: int = 1
 
 
 class Shelf:
@@ -235,6 +242,8 @@ def reduced_grads(rank, world, port, order):
     gang = Gang.open(Seat(rank=rank, world=world, master=("127.0.0.1", port)), backend="gloo")
     torch.manual_seed(5)
     model = nn.Sequential(nn.Linear(WIDTH, 16), nn.ReLU(), nn.Linear(16, 3)).double()
+    if order.sharded:
+        shard(model, world)
     inputs, wanted = dataset()
     gradients = Gradients(model, virtual=VirtualRanks(order.virtual, order.batch), gang=gang, reproducible=order.mode)
     gradients.plan = Plan(order.shares) if order.shares else gradients.plan
@@ -244,9 +253,65 @@ def reduced_grads(rank, world, port, order):
         return functional.cross_entropy(model(inputs[at].double()), wanted[at])
 
     computed = gradients.compute(0, loss_of)
-    whole = torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters()])
+    grads = [parameter.grad for parameter in model.parameters()]
+    whole = torch.cat([(grad.full_tensor() if order.sharded else grad).reshape(-1) for grad in grads])
     torch.save({"grads": whole, "loss": computed.loss}, order.folder / f"grads-{rank}")
     if world > 1:
         dist.barrier()
     gang.close()
     os._exit(0)
+
+
+def shard(model, world):
+    mesh = init_device_mesh("cpu", (world,))
+    for part in model:
+        if isinstance(part, nn.Linear):
+            fully_shard(part, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def reshard(rank, world, port, order):
+    """Load what there is onto this many ranks, note the whole state's digest, train `steps` more, save."""
+    torch.set_num_threads(1)
+    gang = Gang.open(
+        Seat(rank=rank, world=world, master=("127.0.0.1", port)), backend="gloo", timeout_s=order.timeout_s
+    )
+    checkpoints = Checkpoints(
+        DirectoryStore(order.folder), prefix="run", epoch=order.epoch, attempt_id=f"a{order.epoch}"
+    )
+    torch.manual_seed(rank)  # nobody begins with the weights of another
+    model = nn.Sequential(nn.Linear(WIDTH, 17), nn.ReLU(), nn.Linear(17, 3))
+    model = shard(model, world) if world > 1 else model
+    opt = torch.optim.AdamW(model.parameters(), lr=0.01)
+    loss_of = losses(model)
+    keep = Sharded(checkpoints, gang)
+    state = state_of(model, opt)
+    step = keep.load(state)
+    if step is not None:
+        restore(model, opt, state)
+        note(order, rank, epoch=order.epoch, loaded=step, digest=whole_digest(model, opt))
+    gradients = Gradients(model, virtual=VirtualRanks(8, 24), gang=gang, reproducible=Reproducible.FAST)
+    step = step or 0
+    for _ in range(order.steps):
+        gradients.compute(step, loss_of)
+        opt.step()
+        step += 1
+    if rank in order.dies_saving:
+        Draft.put = lambda *_: os.kill(os.getpid(), 9)
+    try:
+        keep.save(step + 1, state_of(model, opt))
+    except PeerLost as lost:
+        note(order, rank, lost=lost.message)
+        os._exit(REFUSED)
+    note(order, rank, epoch=order.epoch, saved=step + 1, digest=whole_digest(model, opt))
+    gang.close()
+    os._exit(0)
+
+
+def whole_digest(model, opt):
+    options = StateDictOptions(full_state_dict=True)
+    weights, moments = get_state_dict(model, opt, options=options)
+    whole = hashlib.sha256()
+    for tensor in tensors({"w": weights, "m": moments["state"]}):
+        whole.update(tensor.contiguous().numpy().tobytes())
+    return whole.hexdigest()
