@@ -7,6 +7,9 @@ from typing import Literal
 
 import msgspec
 
+from fabric.adapters.archive import Archive
+from fabric.checkpoints import Checkpoints, store_of
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSettings:
@@ -90,3 +93,16 @@ def log_key(account_id: str, job_id: str, *, epoch: int, rank: int) -> str:
 def checkpoint_prefix(account_id: str, job_id: str) -> str:
     """Below which the archive keeps what a job saved."""
     return f"jobs/{account_id}/{job_id}/checkpoint"
+
+
+def checkpoints_in(
+    archive: Archive, account_id: str, job_id: str, *, epoch: int = 0, attempt_id: str = ""
+) -> Checkpoints:
+    """A job's checkpoints: nothing of another account's can be read or written through them."""
+    return Checkpoints(
+        store_of(archive),
+        prefix=checkpoint_prefix(account_id, job_id),
+        tenant=f"jobs/{account_id}",
+        epoch=epoch,
+        attempt_id=attempt_id,
+    )

@@ -17,12 +17,11 @@ import ray
 
 from fabric import context
 from fabric.adapters.archive import Archive
-from fabric.adapters.cluster_settings import checkpoint_prefix, log_key
+from fabric.adapters.cluster_settings import checkpoints_in, log_key
 from fabric.adapters.line import Address, Listener
 from fabric.adapters.processes import adopt_orphans
 from fabric.adapters.stages import JobEnd, RayUse, Save, Stage, perform
 from fabric.adapters.standby import Standby
-from fabric.checkpoints import Checkpoints, store_of
 from fabric.gate.events import JobKind, LeaseOutcome
 from fabric.gate.instructions import Lease
 from fabric.progress import Progress
@@ -182,10 +181,10 @@ class Runner:
             devices=self._devices,
             accelerator=lease.accelerator,
         )
-        checkpoints = Checkpoints(
-            store_of(self._archive),
-            prefix=checkpoint_prefix(lease.account_id, lease.job_id),
-            tenant=f"jobs/{lease.account_id}",
+        checkpoints = checkpoints_in(
+            self._archive,
+            lease.account_id,
+            lease.job_id,
             epoch=lease.epoch,
             attempt_id=lease.lease_id.replace("/", "_"),
         )

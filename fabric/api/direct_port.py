@@ -10,7 +10,9 @@ from typing import Any, Final, TypeVar
 
 from fabric.actor import GateActor
 from fabric.adapters.archive import Archive
+from fabric.adapters.cluster_settings import checkpoints_in
 from fabric.api.log_pages import log_pages
+from fabric.checkpoints import Checkpoints
 from fabric.gate.events import AnyEvent
 from fabric.gate.instructions import Outcome
 from fabric.gate.questions import AnyAnswer, AnyQuestion
@@ -46,6 +48,9 @@ class DirectPort:
 
     async def get_blob(self, key: str) -> bytes:
         return await asyncio.to_thread(self._archive.get, key)
+
+    def checkpoints_of(self, account_id: str, job_id: str) -> Checkpoints:
+        return checkpoints_in(self._archive, account_id, job_id)
 
     async def export(self, *, account_id: str | None) -> AsyncIterator[bytes]:
         start = 0

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
+from fabric.checkpoints import Checkpoints
 from fabric.gate.events import AnyEvent
 from fabric.gate.instructions import Outcome
 from fabric.gate.questions import AnyAnswer, AnyQuestion
@@ -31,6 +32,9 @@ class GatePort(Protocol):
 
     async def get_blob(self, key: str) -> bytes:
         """`NotFound` if there is none."""
+
+    def checkpoints_of(self, account_id: str, job_id: str) -> Checkpoints:
+        """Where a job's checkpoints are. Its methods block."""
 
     def export(self, *, account_id: str | None) -> AsyncIterator[bytes]:
         """The audit export, a line of JSON at a time: what `fabric audit verify` checks offline."""

@@ -11,7 +11,9 @@ from typing import Any, Final
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from fabric.adapters.archive import Archive
+from fabric.adapters.cluster_settings import checkpoints_in
 from fabric.api.log_pages import log_pages
+from fabric.checkpoints import Checkpoints
 from fabric.errors import FabricError, Internal, Unavailable
 from fabric.gate.events import AnyEvent
 from fabric.gate.instructions import Outcome
@@ -48,6 +50,9 @@ class RayPort:
 
     async def get_blob(self, key: str) -> bytes:
         return await asyncio.to_thread(self._archive.get, key)
+
+    def checkpoints_of(self, account_id: str, job_id: str) -> Checkpoints:
+        return checkpoints_in(self._archive, account_id, job_id)
 
     async def export(self, *, account_id: str | None) -> AsyncIterator[bytes]:
         start = 0

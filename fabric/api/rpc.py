@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 import structlog
 
-from fabric.api import job_calls, money_calls, operator_calls, serving_calls
+from fabric.api import checkpoint_calls, job_calls, money_calls, operator_calls, serving_calls
 from fabric.api.door import Door
 from fabric.api.keys import REMEMBER_S, Caller
 from fabric.api.tls import TlsPems
@@ -63,6 +63,9 @@ CALLS: Final[dict[str, Call]] = {
     "Pause": Call(job_calls.pause),
     "Resume": Call(job_calls.resume),
     "SaveNow": Call(job_calls.save_now),
+    "ListCheckpoints": Call(checkpoint_calls.list_checkpoints),
+    "RollBack": Call(checkpoint_calls.roll_back),
+    "Fork": Call(checkpoint_calls.fork),
     "RaiseLimit": Call(job_calls.raise_limit),
     "Logs": Call(job_calls.logs),
     "Result": Call(job_calls.result),

@@ -8,7 +8,7 @@ import stamina.instrumentation
 import typer
 import typer.core
 
-from fabric.cli import audit, cluster, jobs, keys, models, money, operator
+from fabric.cli import audit, checkpoints, cluster, jobs, keys, models, money, operator
 from fabric.cli.output import print_error
 from fabric.errors import FabricError
 
@@ -70,6 +70,7 @@ def start(
 
 for module in (cluster, jobs, money, models):
     module.register(app)
+app.add_typer(checkpoints.app, name="checkpoints", rich_help_panel="Jobs")
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
 app.add_typer(operator.app, name="ops")

@@ -29,6 +29,7 @@ from fabric.gate.questions import (
     QuoteOf,
     ReceiptsOf,
     RecordsOf,
+    SpecOf,
     StatementOf,
 )
 from fabric.gate.state import Account, Job, Key
@@ -49,6 +50,9 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
             job = state.jobs.get(question.job_id)
             visible = job is not None and question.account_id in (None, job.account_id)
             return job_view(core, job, now_us) if job is not None and visible else None
+        case SpecOf():
+            job = state.jobs.get(question.job_id)
+            return job.spec if job is not None and question.account_id in (None, job.account_id) else None
         case JobsOf():
             return _jobs(core, question, now_us)
         case BalanceOf():

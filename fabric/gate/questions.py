@@ -26,6 +26,13 @@ class JobOf(Question, frozen=True, kw_only=True, tag="job"):
     account_id: AccountId | None = None
 
 
+class SpecOf(Question, frozen=True, kw_only=True, tag="spec"):
+    """→ JobSpec | None: what was submitted, payload and all"""
+
+    job_id: JobId
+    account_id: AccountId | None = None
+
+
 class JobsOf(Question, frozen=True, kw_only=True, tag="jobs"):
     """→ list[JobView], newest first"""
 
@@ -124,6 +131,7 @@ class Prices(msgspec.Struct, frozen=True, kw_only=True):
 
 AnyQuestion = (
     JobOf
+    | SpecOf
     | JobsOf
     | BalanceOf
     | AccountsOf
@@ -141,6 +149,7 @@ AnyQuestion = (
 )
 AnyAnswer = (
     JobView
+    | JobSpec
     | BalanceView
     | KeyView
     | CallerView

@@ -98,6 +98,26 @@ class Job:
     def resume(self) -> None:
         self._client.call(pb.ResumeRequest(request_id=new_request_id(), job_id=self.id), pb.Accepted)
 
+    def checkpoints(self) -> list[pb.Checkpoint]:
+        """What it has saved, newest first: the first is what it resumes from."""
+        return list(self._client.call(pb.ListCheckpointsRequest(job_id=self.id), pb.ListCheckpointsReply).checkpoints)
+
+    def roll_back(self, step: int) -> None:
+        """Let it resume from an older checkpoint; those after it are void. `Conflict` unless it is paused or parked."""
+        self._client.call(pb.RollBackRequest(request_id=new_request_id(), job_id=self.id, step=step), pb.Checkpoint)
+
+    def fork(self, *, step: int | None = None, tokens: Tokens | None = None, name: str = "") -> "Job":
+        """A new job of the same code that begins with a copy of the newest checkpoint, or of a step's."""
+        request = pb.ForkRequest(
+            request_id=new_request_id(),
+            job_id=self.id,
+            step=step,
+            limit_uhs=parse_ct(tokens) if tokens is not None else 0,
+            name=name,
+        )
+        with self._feed.expecting():
+            return Job(self._client, self._feed, self._client.call(request, pb.SubmitReply).job_id, fresh=True)
+
     def raise_limit(self, tokens: Tokens) -> None:
         """A new `tokens=`: the most the job may burn altogether. A job parked at its limit resumes."""
         request = pb.RaiseLimitRequest(request_id=new_request_id(), job_id=self.id, limit_uhs=parse_ct(tokens))

@@ -302,6 +302,60 @@ class SaveNowRequest(_message.Message):
     job_id: str
     def __init__(self, request_id: _Optional[str] = ..., job_id: _Optional[str] = ...) -> None: ...
 
+class Checkpoint(_message.Message):
+    __slots__ = ("step", "bytes", "attempt", "world", "shards", "origin", "model")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    WORLD_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    bytes: int
+    attempt: int
+    world: int
+    shards: int
+    origin: str
+    model: str
+    def __init__(self, step: _Optional[int] = ..., bytes: _Optional[int] = ..., attempt: _Optional[int] = ..., world: _Optional[int] = ..., shards: _Optional[int] = ..., origin: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+
+class ListCheckpointsRequest(_message.Message):
+    __slots__ = ("job_id",)
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+
+class ListCheckpointsReply(_message.Message):
+    __slots__ = ("checkpoints",)
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    checkpoints: _containers.RepeatedCompositeFieldContainer[Checkpoint]
+    def __init__(self, checkpoints: _Optional[_Iterable[_Union[Checkpoint, _Mapping]]] = ...) -> None: ...
+
+class RollBackRequest(_message.Message):
+    __slots__ = ("request_id", "job_id", "step")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    job_id: str
+    step: int
+    def __init__(self, request_id: _Optional[str] = ..., job_id: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
+
+class ForkRequest(_message.Message):
+    __slots__ = ("request_id", "job_id", "step", "limit_uhs", "name")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_UHS_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    job_id: str
+    step: int
+    limit_uhs: int
+    name: str
+    def __init__(self, request_id: _Optional[str] = ..., job_id: _Optional[str] = ..., step: _Optional[int] = ..., limit_uhs: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
+
 class ResumeRequest(_message.Message):
     __slots__ = ("request_id", "job_id")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]

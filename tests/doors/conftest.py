@@ -8,7 +8,8 @@ from collections import deque
 import cloudpickle
 import pytest
 
-from fabric.adapters.cluster_settings import lease_info_key, result_key
+from fabric.adapters.archive import DirectoryArchive
+from fabric.adapters.cluster_settings import checkpoints_in, lease_info_key, result_key
 from fabric.adapters.payload import read_payload
 from fabric.adapters.results import keep_result
 from fabric.api.door import Door, Limits
@@ -64,7 +65,8 @@ START_US = 1_700_000_000_000_000
 class StandInPort:
     """A `GatePort` over the real gate; leases run on the spot, in this process, and finish at once."""
 
-    def __init__(self):
+    def __init__(self, folder):
+        self.folder = folder
         self.clock = VirtualClock(START_US)
         self.gate = Gate()
         self.records = []
@@ -190,6 +192,9 @@ class StandInPort:
             raise NotFound(f"nothing under {key}")
         return self.blobs[key]
 
+    def checkpoints_of(self, account_id, job_id):
+        return checkpoints_in(DirectoryArchive(self.folder / "archive"), account_id, job_id)
+
     async def export(self, *, account_id):
         for job in self.gate.ask(JobsOf(account_id=account_id), self.clock.now_us()):
             yield f'{{"job": "{job.job_id}"}}'.encode()
@@ -206,6 +211,7 @@ class House:
 
     def __init__(self, tmp_path, **door):
         self.tls = ensure_certificate(tmp_path)
+        self.folder = tmp_path
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -217,7 +223,7 @@ class House:
         self.furnish()
 
     async def _make_port(self):
-        return StandInPort()
+        return StandInPort(self.folder)
 
     def run(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)

@@ -1,0 +1,104 @@
+"""Calls about a job's checkpoints: what there is, going back to one, and a new job that goes on from one.
+
+They lie in the archive, not in the gate, so a call here reads and writes there. What a job that runs would do next makes no
+difference: going back is for jobs that are off their devices.
+"""
+
+import asyncio
+from typing import Any, Final
+
+import msgspec
+
+from fabric.api.door import Door
+from fabric.api.job_calls import job_id_of
+from fabric.api.keys import Caller
+from fabric.api.messages import amount, at_least, facts_json, request_id, short
+from fabric.checkpoints import Checkpoints, Manifest
+from fabric.errors import Conflict, FabricError, NotFound
+from fabric.gate.events import JobSpec, Submit
+from fabric.gate.questions import SpecOf
+from fabric.gate.views import JobView
+from fabric.units import AccountId, JobId, KeyId
+from fabric.wire import fabric_pb2 as pb
+
+_SHOWN_MAX: Final = 1_000
+
+
+async def list_checkpoints(door: Door, caller: Caller, request: pb.ListCheckpointsRequest) -> pb.ListCheckpointsReply:
+    job = await door.job(request.job_id, scope=caller.scope)
+    found = await asyncio.to_thread(_of(door, job).ls)
+    return pb.ListCheckpointsReply(checkpoints=[_shown(manifest) for manifest in found[:_SHOWN_MAX]])
+
+
+async def roll_back(door: Door, caller: Caller, request: pb.RollBackRequest) -> pb.Checkpoint:
+    """The job resumes from an older checkpoint; those after it are void."""
+    request_id(request.request_id)
+    job = await door.job(request.job_id, scope=caller.scope)
+    step = at_least(0, "step", request.step)
+    if job.lease_id is not None:
+        raise Conflict(
+            f"job {job.job_id} is {job.state}: pause it, roll back, then resume it", code="job_runs", state=job.state
+        )
+    return _shown(await asyncio.to_thread(_of(door, job).rollback, step))
+
+
+async def fork(door: Door, caller: Caller, request: pb.ForkRequest) -> pb.SubmitReply:
+    """A new job of the same code that begins where another has been. Its checkpoint is there before the job is."""
+    asked = request_id(request.request_id)
+    job = await door.job(request.job_id, scope=caller.scope)
+    spec: Any = await door.port.ask(SpecOf(job_id=JobId(job.job_id), account_id=caller.scope))
+    if not isinstance(spec, JobSpec):
+        raise NotFound(f"there is no job {request.job_id!r}", job=request.job_id)
+    owner = AccountId(job.account_id)
+    made = job_id_of(owner, asked)
+    step = at_least(0, "step", request.step) if request.HasField("step") else None
+    forked = await asyncio.to_thread(_forked, _of(door, job), door.port.checkpoints_of(owner, made), step)
+    event = Submit(
+        job_id=made,
+        account_id=owner,
+        spec=msgspec.structs.replace(
+            spec,
+            limit_uhs=amount("limit_uhs", request.limit_uhs) if request.limit_uhs else spec.limit_uhs,
+            name=short("name", request.name) or spec.name,
+        ),
+        key_id=KeyId(caller.key_id) if owner == caller.account else None,
+        request_id=asked,
+    )
+    try:
+        outcome = await door.gate.decide(event)
+    except FabricError as error:
+        if forked and error.http_status < 500:  # noqa: PLR2004  # it was refused, and will not be tried again as it is
+            await asyncio.to_thread(_forget, door.port.checkpoints_of(owner, made))
+        raise
+    return pb.SubmitReply(job_id=made, held_uhs=outcome.held_uhs, facts_json=facts_json(outcome.facts))
+
+
+def _forked(source: Checkpoints, target: Checkpoints, step: int | None) -> bool:
+    """Copy the checkpoint; whether that was done now. A call that is repeated finds the copy."""
+    try:
+        source.fork(target.prefix, step=step)
+    except Conflict as error:
+        if error.code != "fork_target_in_use":
+            raise
+        return False
+    return True
+
+
+def _forget(checkpoints: Checkpoints) -> None:
+    checkpoints.store.delete_folder(checkpoints.prefix)
+
+
+def _of(door: Door, job: JobView) -> Checkpoints:
+    return door.port.checkpoints_of(job.account_id, job.job_id)
+
+
+def _shown(manifest: Manifest) -> pb.Checkpoint:
+    return pb.Checkpoint(
+        step=manifest.step,
+        bytes=manifest.bytes,
+        attempt=manifest.epoch,
+        world=manifest.world,
+        shards=len(manifest.shards),
+        origin=manifest.origin,
+        model=manifest.model,
+    )

@@ -1,0 +1,78 @@
+"""`fabric checkpoints`: what a job has saved, and what can be done with it."""
+
+from typing import Annotated
+
+import typer
+
+from fabric.cli.output import print_json, print_records, record, say
+from fabric.cli.session import AsJson, ForAccount, JobIdArgument, client, job_named
+from fabric.client import new_request_id
+from fabric.units import parse_ct
+from fabric.wire import fabric_pb2 as pb
+
+app = typer.Typer(help="What a job has saved: look, ask for one, go back to one, go on from one.", no_args_is_help=True)
+Step = Annotated[int, typer.Option(help="Which one: see `fabric checkpoints ls`.")]
+_COLUMNS = {
+    "step": lambda found: str(found.step),
+    "bytes": lambda found: f"{found.bytes:,}",
+    "attempt": lambda found: str(found.attempt),
+    "ranks": lambda found: str(found.world),
+    "shards": lambda found: str(found.shards),
+    "from": lambda found: found.origin or "the job",
+}
+
+
+@app.command("ls")
+def list_(job_id: JobIdArgument, *, account: ForAccount = "", as_json: AsJson = False) -> None:
+    """What there is, newest first: the first is what it resumes from."""
+    door = client(account)
+    request = pb.ListCheckpointsRequest(job_id=job_named(door, job_id))
+    found = door.call(request, pb.ListCheckpointsReply).checkpoints
+    print_records(found, as_json=as_json, title="checkpoints", columns=_COLUMNS, spare=("shards", "from"))
+
+
+@app.command()
+def now(job_id: JobIdArgument, *, account: ForAccount = "", as_json: AsJson = False) -> None:
+    """Ask a job that runs for a checkpoint; it goes on."""
+    door = client(account)
+    job_id = job_named(door, job_id)
+    door.call(pb.SaveNowRequest(request_id=new_request_id(), job_id=job_id), pb.Accepted)
+    print_json({"job_id": job_id, "accepted": True}) if as_json else say(f"{job_id} will save at its next step")
+
+
+@app.command()
+def rollback(job_id: JobIdArgument, *, step: Step, account: ForAccount = "", as_json: AsJson = False) -> None:
+    """Let a paused job resume from an older checkpoint; those after it are void.
+
+    For example: fabric pause JOB; fabric checkpoints rollback JOB --step 140; fabric resume JOB
+    """
+    door = client(account)
+    job_id = job_named(door, job_id)
+    request = pb.RollBackRequest(request_id=new_request_id(), job_id=job_id, step=step)
+    found = door.call(request, pb.Checkpoint)
+    print_json(record(found)) if as_json else say(f"{job_id} resumes from step {found.step}")
+
+
+@app.command()
+def fork(
+    job_id: JobIdArgument,
+    *,
+    step: Annotated[int | None, typer.Option(help="Which one; the newest if not given.")] = None,
+    tokens: Annotated[
+        str, typer.Option("--tokens", "-t", help="The most the new job may burn; as before if not given.")
+    ] = "",
+    name: Annotated[str, typer.Option(help="What people see.")] = "",
+    account: ForAccount = "",
+    as_json: AsJson = False,
+) -> None:
+    """A new job of the same code that begins where this one was, whether that has ended or not."""
+    door = client(account)
+    request = pb.ForkRequest(
+        request_id=new_request_id(),
+        job_id=job_named(door, job_id),
+        step=step,
+        limit_uhs=parse_ct(tokens) if tokens else 0,
+        name=name,
+    )
+    made = door.call(request, pb.SubmitReply)
+    print_json({"job_id": made.job_id}) if as_json else say(made.job_id)

@@ -1,0 +1,108 @@
+"""What an owner can do with what a job has saved: look, go back, go on in another job. Through the door, and the CLI."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from fabric.cli.app import app
+from fabric.errors import Conflict, InsufficientTokens, NotFound
+from fabric.wire import fabric_pb2 as pb
+
+
+@pytest.fixture
+def job(house):
+    """A job that waits, as if an attempt of it had saved at steps 10 and 20."""
+    house.port.run_jobs = False
+    fabric = house.fabric()
+    job = fabric.submit(pow, 2, 3, tokens=1, name="train", accelerators="H100:8")
+    checkpoints = house.port.checkpoints_of("acme", job.id)
+    for step in (10, 20):
+        draft = checkpoints.begin(step)
+        draft.put("state", b"x" * step)
+        checkpoints.commit(draft)
+    return job
+
+
+@pytest.fixture
+def parked(house, job):
+    """The same, off its devices."""
+    job.pause()
+    assert job.info().state == "parked"
+    return job
+
+
+def contents(house, job_id, account="acme"):
+    manifest, shards = house.port.checkpoints_of(account, job_id).load()
+    return manifest.step, shards["state"]
+
+
+def test_checkpoints_are_listed_newest_first(job):
+    assert [(found.step, found.bytes, found.shards) for found in job.checkpoints()] == [(20, 20, 1), (10, 10, 1)]
+
+
+def test_a_parked_job_goes_back_to_a_step_and_what_came_after_is_void(house, parked):
+    parked.roll_back(10)
+    parked.roll_back(10)
+    assert contents(house, parked.id) == (10, b"x" * 10)
+    assert {found.step for found in parked.checkpoints()} == {10}
+    with pytest.raises(NotFound, match="it has 10"):
+        parked.roll_back(20)
+
+
+def test_a_job_on_its_devices_is_not_rolled_back_under_its_feet(job):
+    with pytest.raises(Conflict, match="pause it") as refusal:
+        job.roll_back(10)
+    assert refusal.value.code == "job_runs"
+    assert job.checkpoints()[0].step == 20
+
+
+def test_a_fork_is_a_job_of_the_same_code_that_begins_where_the_other_was(house, job):
+    other = job.fork(step=10, tokens=2, name="again")
+    assert other.id != job.id
+    info = other.info()
+    assert (info.name, info.limit_uhs, info.accelerator) == ("again", 2 * 3_600_000_000, "H100")
+    assert contents(house, other.id) == (10, b"x" * 10)
+    assert contents(house, job.id) == (20, b"x" * 20)
+    spec, forked = house.port.gate.state.jobs[job.id].spec, house.port.gate.state.jobs[other.id].spec
+    assert forked.payload == spec.payload
+
+
+def test_a_fork_that_is_repeated_is_one_job(house, job):
+    request = pb.ForkRequest(request_id="once", job_id=job.id)
+    first = house.client().call(request, pb.SubmitReply)
+    assert house.client().call(request, pb.SubmitReply).job_id == first.job_id
+    assert contents(house, first.job_id) == (20, b"x" * 20)
+    assert len(house.port.gate.state.jobs) == 2
+
+
+def test_a_fork_that_the_account_cannot_cover_leaves_nothing_behind(house, job):
+    before = set(house.folder.glob("archive/jobs/acme/*"))
+    with pytest.raises(InsufficientTokens):
+        job.fork(tokens=10_000)
+    assert {path for path in house.folder.glob("archive/jobs/acme/*") if any(path.rglob("*"))} == before
+
+
+def test_a_job_without_checkpoints_cannot_be_forked(house):
+    house.port.run_jobs = False
+    job = house.fabric().submit(pow, 2, 3, tokens=1)
+    with pytest.raises(NotFound, match="it has none"):
+        job.fork()
+    assert job.checkpoints() == []
+
+
+def test_the_command_line_does_the_same(house, parked, monkeypatch):
+    monkeypatch.setenv("FABRIC_ADDRESS", house.address)
+    monkeypatch.setenv("FABRIC_API_KEY", house.acme)
+    monkeypatch.setenv("FABRIC_CA", str(house.tls.ca))
+
+    def fabric(*words):
+        done = CliRunner().invoke(app, ["checkpoints", *words])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert [found["step"] for found in json.loads(fabric("ls", parked.id, "--json"))] == [20, 10]
+    assert "step 10" in fabric("rollback", parked.id, "--step", "10")
+    made = json.loads(fabric("fork", parked.id, "--json"))["job_id"]
+    assert contents(house, made) == (10, b"x" * 10)
+    assert "rollback to step 10" in fabric("ls", parked.id)
