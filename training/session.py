@@ -196,8 +196,8 @@ class Run:
         from training.virtual import VirtualRanks  # noqa: PLC0415
 
         ranks = None if global_batch is None else VirtualRanks(virtual or 1, global_batch, seed)
-        if ranks is not None and ranks.count > 1:
-            self._stepping.way = Folded(self.state.modules())
+        if ranks is not None and ranks.count > 1 and (modules := self.state.modules()):
+            self._stepping.way = Folded(modules)
         feed = feed_of(data, ranks, epochs=epochs, shuffle=shuffle, collate=collate, workers=workers)
         self._open()
         try:
