@@ -7,19 +7,22 @@ goes on; if they can't be, the error says so.
 """
 
 import base64
+import functools
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 import stamina
 
 from fabric.adapters.archive import S3Credentials, checked_key
-from fabric.checkpoints.directory import CHUNK_BYTES, Buffer
+from fabric.checkpoints.directory import CHUNK_BYTES, STALE_S, Buffer
 from fabric.checkpoints.requests import (
     MAX_ATTEMPTS,
     is_conflict,
@@ -37,6 +40,7 @@ PARTS_MAX: Final = 10_000
 COPY_BYTES_MAX: Final = 5 * 2**30
 """The most a bucket copies in one request."""
 _PARALLEL: Final = 4
+_OPENING: Final = threading.Lock()
 
 Sse = Literal["", "AES256", "aws:kms"]
 
@@ -192,7 +196,10 @@ class S3Store:
                 self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": batch, "Quiet": True})
 
             self._retried(send, key=prefix)
-        self._abort_uploads(prefix)
+        self._abort_uploads(prefix, before=datetime.now(UTC))
+
+    def tidy(self, prefix: str) -> None:
+        self._abort_uploads(prefix, before=datetime.now(UTC) - timedelta(seconds=STALE_S))
 
     def _put_whole(self, key: str, view: memoryview) -> None:
         self._call("put_object", key, Body=bytes(view), ChecksumSHA256=_sha256(view), **self._sealing)
@@ -270,7 +277,7 @@ class S3Store:
         except NotFound:
             return False
 
-    def _abort_uploads(self, prefix: str) -> None:
+    def _abort_uploads(self, prefix: str, *, before: datetime) -> None:
         below = self._name(prefix) + "/"
 
         def read() -> list[dict[str, Any]]:
@@ -279,6 +286,8 @@ class S3Store:
 
         with suppress(Exception):  # some stores have no such list; what is left there is theirs to expire
             for entry in self._retried(read, key=prefix):
+                if entry["Initiated"] > before:
+                    continue
                 self._client.abort_multipart_upload(Bucket=self._bucket, Key=entry["Key"], UploadId=entry["UploadId"])
 
     def _body(self, name: str, at: int, tag: str, *, key: str) -> tuple[Any, int, str]:
@@ -302,21 +311,21 @@ class S3Store:
         return self._opened[1]
 
     def _connected(self) -> Any:
-        import boto3  # noqa: PLC0415  # takes 100 ms and is not needed with a directory
         from botocore.config import Config  # noqa: PLC0415
 
         timeout = self._arguments["read_timeout_s"]
         once = Config(connect_timeout=5, read_timeout=timeout, retries={"total_max_attempts": 1})
         own = self._credentials
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=self._arguments["endpoint_url"],
-            region_name=self._arguments["region"],
-            aws_access_key_id=own.access_key_id if own else None,
-            aws_secret_access_key=own.secret_access_key if own else None,
-            aws_session_token=own.session_token if own else None,
-            config=once,
-        )
+        with _OPENING:
+            return _session().client(
+                "s3",
+                endpoint_url=self._arguments["endpoint_url"],
+                region_name=self._arguments["region"],
+                aws_access_key_id=own.access_key_id if own else None,
+                aws_secret_access_key=own.secret_access_key if own else None,
+                aws_session_token=own.session_token if own else None,
+                config=once,
+            )
 
     def _call(self, operation: str, key: str, **arguments: Any) -> Any:
         name = self._name(key)
@@ -351,7 +360,17 @@ class S3Store:
         if self._refresh is not None:
             self._credentials = self._refresh()
             self._arguments["credentials"] = self._credentials
+        with _OPENING:
+            _session.cache_clear()
         self._opened = None
+
+
+@functools.cache
+def _session() -> Any:
+    """What clients are made from: it reads a description of the service once (a third of a second), forks included."""
+    import boto3  # noqa: PLC0415  # takes 100 ms and is not needed with a directory
+
+    return boto3.session.Session()
 
 
 def _measured(handle: int, size: int, part: int) -> tuple[str, dict[int, str]]:

@@ -292,11 +292,14 @@ class Checkpoints:
         return tuple(found for found in before if found.slot not in left)
 
     def sweep(self) -> tuple[str, ...]:
-        """Delete what ended attempts left uncommitted, never what the running one writes; which drafts."""
+        """Delete what ended attempts left, committed or not, and never what the running one writes; which drafts."""
         drafts = self.shelf.drafts()
-        found = retention.orphans(drafts, self.log.view())
+        view = self.log.view()
+        retention.clear(self.log, self.shelf, view)
+        found = retention.orphans(drafts, view)
         for draft in found:
             self.shelf.delete(draft)
+        self.store.tidy(self.prefix)
         return found
 
     def _commit(self, manifest: Manifest) -> Manifest:

@@ -24,8 +24,8 @@ Buffer = bytes | bytearray | memoryview
 CHUNK_BYTES: Final = 4 * 2**20
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DRAFT: Final = re.compile(r"\.[0-9a-f]{16}\.draft")
-_STALE_S: Final = 3600.0
-"""A draft this old belongs to nobody that still writes."""
+STALE_S: Final = 86_400.0
+"""What is unfinished for so long belongs to nobody that still writes."""
 
 
 class DirectoryStore:
@@ -115,16 +115,13 @@ class DirectoryStore:
     def delete_folder(self, prefix: str) -> None:
         shutil.rmtree(self._inside(prefix), ignore_errors=True)
 
-    def delete_drafts(self, prefix: str, *, older_than_s: float = _STALE_S) -> int:
-        """Delete what killed writers left below `prefix/`; how many files that were."""
-        before, count = time.time() - older_than_s, 0
+    def tidy(self, prefix: str) -> None:
+        before = time.time() - STALE_S
         for where, _, names in os.walk(self._inside(prefix)):
             for name in filter(_DRAFT.fullmatch, names):
                 with suppress(OSError):
                     if Path(where, name).stat().st_mtime <= before:
                         Path(where, name).unlink()
-                        count += 1
-        return count
 
     def _keep(self, key: str, write: Callable[[IO[bytes]], None], size: int, *, once: bool) -> bool:
         path = self._inside(key)

@@ -49,6 +49,9 @@ class Store(Protocol):
     def delete_folder(self, prefix: str) -> None:
         """Forget everything below `prefix/`, and what unfinished writes left there."""
 
+    def tidy(self, prefix: str) -> None:
+        """Delete what writers that died more than a day ago left unfinished below `prefix/`."""
+
 
 def store_of(archive: Archive) -> Store:
     """The store that keeps its values where the archive does, with the same credentials.

@@ -58,6 +58,9 @@ class MemoryStore:
         for key in self.keys(prefix):
             self.delete(key)
 
+    def tidy(self, prefix):
+        pass
+
 
 class Director:
     """Lets one actor at a time take one step, which one is chance; an actor may be put to sleep for long."""
