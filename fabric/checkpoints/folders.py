@@ -201,7 +201,7 @@ def _unpack(checkpoints: Checkpoints, manifest: Manifest, folder: Path) -> None:
         )
     try:
         entries = msgspec.json.decode(checkpoints.read(manifest, _LISTING), type=list[Entry])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CheckpointDamaged(f"the listing of step {manifest.step} says nothing: {error}") from None
     packs: dict[str, bytes] = {}
     folder.mkdir(parents=True)
