@@ -261,8 +261,10 @@ async def measure(targets, *, quick):
             "cpu_ms_per_request": 1_000 * cpu_s / done,
             "rps_per_core": done / cpu_s,
         }
-        rounds = 2 if target is not gateway or quick else 8
-        found[target.name]["cpu_ms_per_64_chunk_stream"] = await streams(target, clients=4, rounds=rounds)
+        rounds = 2 if target is not gateway else 8
+        found[target.name]["cpu_ms_per_64_chunk_stream"] = await streams(
+            target, clients=16 if target is gateway else 4, rounds=rounds
+        )
     times = await first_tokens(targets, rounds=15 if quick else 60)
     base = statistics.median(times[upstream.name])
     for target in (gateway, *others):

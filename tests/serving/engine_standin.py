@@ -29,6 +29,7 @@ class EngineStandin:
         self.break_after = None  # tokens, then the connection is cut
         self.end_after = None  # tokens, then the stream ends as if that were all
         self.charged_uhs = None
+        self.most = 10**9
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
@@ -83,6 +84,7 @@ class EngineStandin:
                 {"error": {"message": "max_tokens must be at least 1", "type": "BadRequestError", "code": 400}},
             )
             return
+        wanted = min(wanted, self.most)
         prompt = len(json.dumps(body.get("messages") or body.get("prompt") or body.get("input") or "")) // 4
         make = {"/v1/completions": _text, "/v1/responses": _response, "/v1/messages": _message}.get(path, _chat)
         if body.get("stream"):
@@ -126,7 +128,8 @@ class EngineStandin:
 class _Form:
     def __init__(self, body, call):
         self.model, self.call = body["model"], call
-        self.usage_wanted = (body.get("stream_options") or {}).get("include_usage")
+        options = body.get("stream_options")
+        self.usage_wanted = isinstance(options, dict) and options.get("include_usage")
 
     def event(self, **said):
         return b"data: " + json.dumps(said, separators=(",", ":")).encode() + b"\n\n"
