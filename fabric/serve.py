@@ -9,6 +9,7 @@ import asyncio
 import ipaddress
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -23,7 +24,7 @@ import structlog
 
 from fabric import detached, house, models
 from fabric.adapters.local_cluster import LocalCluster, LocalNode
-from fabric.adapters.stores import open_archive_of
+from fabric.adapters.stores import open_archive_of, work_dir_of
 from fabric.api.ray_port import RayPort
 from fabric.api.tls import TlsFiles, ensure_certificate
 from fabric.doctor import Finding, Health, machine, surroundings
@@ -117,6 +118,7 @@ class _Service:
             namespace=asked.namespace,
             told=self._tell,
         )
+        self._stack.callback(shutil.rmtree, work_dir_of(self._config), ignore_errors=True)
         self._stack.callback(cluster.stop)
         return cluster.dashboard_url
 

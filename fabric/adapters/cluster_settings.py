@@ -32,7 +32,7 @@ class ClusterSettings:
     cpus_per_share: float = 2.0
     """Logical CPUs of a bundle: how many CPU-only tasks a job may run beside its devices."""
     work_dir: Path = Path(gettempdir()) / "fabric-work"
-    """Where, on every node, logs and working directories live while a job runs."""
+    """Where, on every node, logs and working directories live while a job runs; a fabric's own."""
     metrics: bool = True
 
 

@@ -1,5 +1,9 @@
 """From a cluster file to the stores it names: the journal, the archive, the cluster's settings."""
 
+import hashlib
+from pathlib import Path
+from tempfile import gettempdir
+
 from fabric.adapters.archive import Archive, DirectoryArchive, S3Archive, S3Credentials
 from fabric.adapters.cluster_settings import ClusterSettings
 from fabric.adapters.journal import Journal
@@ -53,4 +57,11 @@ def cluster_settings(config: ClusterConfig) -> ClusterSettings:
         tick_s=config.metering.tick_s,
         meter="cpu" if config.ray.mode == "local" else "auto",
         reconcile_s=0.0,
+        work_dir=work_dir_of(config),
     )
+
+
+def work_dir_of(config: ClusterConfig) -> Path:
+    """Where this fabric's jobs keep their files while they run, on every node: no other fabric of a machine has the same."""
+    whose = hashlib.sha256(f"{config.signing_key}\n{config.ray.namespace}".encode()).hexdigest()
+    return Path(gettempdir()) / f"fabric-work-{config.name}-{whose[:8]}"

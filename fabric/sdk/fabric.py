@@ -102,7 +102,8 @@ class Fabric:
             service: training, batch or inference.
             hold: "full" holds the whole limit at the start, "rolling" a part at a time.
             kwargs: keyword arguments for the callable.
-            working_dir: sent along as a zip, without what `.fabricignore` names.
+            working_dir: sent along as a zip, without what `.fabricignore` names; without one, a script takes along the modules
+                beside it that it imports.
             env: environment variables. They stay in the job's record, in exports of it and, for programs, on Ray's dashboard:
                 no place for secrets.
             runtime_env: Ray's (pip, uv, conda, env_vars, config).

@@ -1,7 +1,8 @@
 """From a function, a script or a command to bytes that run elsewhere. Says no before anything is sent.
 
 Functions are pickled by value, so the far side needs neither the caller's module nor its checkout; modules that were
-installed are named, not sent. A script travels with its working directory, or alone where none is given.
+installed are named, not sent. A script travels with its working directory, or where none is given with the modules beside
+it that it imports.
 """
 
 import inspect
@@ -18,6 +19,7 @@ from typing import Any, Final
 import cloudpickle
 
 from fabric.errors import InvalidRequest
+from fabric.sdk.imports import imported_beside
 
 WORKING_DIR_BYTES_MAX: Final = 256 * 1024 * 1024
 EXCLUDES: Final = (".git", ".hg", "__pycache__", "*.pyc", ".venv", "venv", "node_modules", ".mypy_cache", ".ruff_cache")
@@ -57,7 +59,8 @@ def script_command(script: str | os.PathLike[str], args: Sequence[object]) -> li
 
 
 def pack_files(command: Sequence[str], *, working_dir: str | os.PathLike[str] | None) -> bytes | None:
-    """A zip of the working directory; without one, of the files that the command names. None if there are none.
+    """A zip of the working directory; without one, of the files that the command names and of what its script imports of
+    the modules beside it. None if there are none.
 
     Raises:
         InvalidRequest: the script isn't there (`script_not_found`), or the directory is too large (`working_dir_too_large`).
@@ -75,7 +78,9 @@ def pack_files(command: Sequence[str], *, working_dir: str | os.PathLike[str] | 
         )
     if working_dir is not None:
         return _zip(root, _files(root))
-    named = [Path(word) for word in command if _is_own_file(word)]
+    named = dict.fromkeys(Path(word) for word in command if _is_own_file(word))
+    if script is not None and script.endswith(".py") and _is_own_file(script):
+        named |= dict.fromkeys(imported_beside(Path(script)))
     return _zip(root, iter(named)) if named else None
 
 

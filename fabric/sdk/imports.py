@@ -1,0 +1,51 @@
+"""What a script imports of what lies beside it, found by reading and without running anything.
+
+A script that is sent without a working directory takes along the modules and packages in its own folder that it imports,
+and those that they import. What is imported by a name made at run time, and data files, need `working_dir=`.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def imported_beside(script: Path) -> list[Path]:
+    """The script's own modules, in order, without itself: below its folder, as paths like the script's own."""
+    folder = script.parent
+    found: dict[Path, None] = {script: None}
+    waiting = [script]
+    while waiting:
+        importer = waiting.pop()
+        for name in _imported_names(importer):
+            for file in _files_of(name, folder):
+                if file not in found:
+                    found[file] = None
+                    waiting.append(file)
+    return sorted(found.keys() - {script})
+
+
+def _imported_names(file: Path) -> Iterator[str]:
+    """Dotted names, absolute ones: a package is taken whole, and so are its relative imports."""
+    try:
+        tree = ast.parse(file.read_bytes(), filename=str(file))
+    except (SyntaxError, ValueError):
+        return  # it says so itself when it runs
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=str(module), level=0):
+                yield module
+
+
+def _files_of(name: str, folder: Path) -> Iterator[Path]:
+    top = name.partition(".")[0]
+    module, package = folder / f"{top}.py", folder / top
+    if (package / "__init__.py").is_file() or (not module.is_file() and _is_namespace(package)):
+        yield from sorted(file for file in package.rglob("*.py") if "__pycache__" not in file.parts)
+    elif module.is_file():
+        yield module
+
+
+def _is_namespace(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.glob("*.py"))
