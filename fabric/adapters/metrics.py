@@ -2,22 +2,31 @@
 
 from collections import Counter as Tally
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from fabric.gate.views import JobView
 
 _UHS_PER_CT: Final = 3.6e9
+_JOB_TAGS: Final = ("accelerator", "kind", "tier")
 _COMMIT_BOUNDS_MS: Final = [0.5, 1, 2, 5, 10, 20, 50, 100, 500]
+
+
+class _Labels(NamedTuple):
+    """What a figure about a job is told apart by, as `_JOB_TAGS` names it."""
+
+    accelerator: str
+    kind: str
+    tier: str
 
 
 class Metrics:
     """Told what happens, it keeps Ray's counters. Only inside a process that Ray runs or is connected to."""
 
     def __init__(self) -> None:
-        self._held = Gauge("fabric_tokens_held", "Tokens held for jobs.", tag_keys=("accelerator", "kind"))
-        self._burned = Counter("fabric_tokens_burned", "Tokens burned by jobs.", tag_keys=("accelerator", "kind"))
+        self._held = Gauge("fabric_tokens_held", "Tokens held for jobs.", tag_keys=_JOB_TAGS)
+        self._burned = Counter("fabric_tokens_burned", "Tokens burned by jobs.", tag_keys=_JOB_TAGS)
         self._jobs = Gauge("fabric_jobs", "Jobs by state.", tag_keys=("state",))
         self._leases = Gauge("fabric_leases", "Leases that hold devices.")
         self._decisions = Counter("fabric_decisions", "Events the gate has decided.", tag_keys=("outcome",))
@@ -27,15 +36,14 @@ class Metrics:
         self._unleased = Counter("fabric_unleased_removed", "Unleased uses of accelerators that were removed.")
         self._known: dict[str, JobView] = {}
         self._burned_uhs: dict[str, int] = {}
-        self._shown: set[tuple[str, str]] = set()
+        self._shown: set[_Labels] = set()
 
     def jobs(self, jobs: Sequence[JobView]) -> None:
         """Jobs that changed; one that is settled will not change again, and is forgotten."""
         for job in jobs:
-            tags = {"accelerator": job.accelerator.partition("|")[0] or "any", "kind": job.kind}
             fresh_uhs = job.burned_uhs - self._burned_uhs.get(job.job_id, 0)
             if fresh_uhs > 0:
-                self._burned.inc(fresh_uhs / _UHS_PER_CT, tags=tags)
+                self._burned.inc(fresh_uhs / _UHS_PER_CT, tags=_tags(_labels(job)))
             self._burned_uhs[job.job_id] = max(job.burned_uhs, self._burned_uhs.get(job.job_id, 0))
             self._known[job.job_id] = job
         self._show()
@@ -56,14 +64,22 @@ class Metrics:
             self._unleased.inc(count)
 
     def _show(self) -> None:
-        held: Tally[tuple[str, str]] = Tally(dict.fromkeys(self._shown, 0))
+        held: Tally[_Labels] = Tally(dict.fromkeys(self._shown, 0))
         for job in self._known.values():
-            held[job.accelerator.partition("|")[0] or "any", job.kind] += job.held_uhs
-        for (accelerator, kind), uhs in held.items():
-            self._held.set(uhs / _UHS_PER_CT, tags={"accelerator": accelerator, "kind": kind})
+            held[_labels(job)] += job.held_uhs
+        for labels, uhs in held.items():
+            self._held.set(uhs / _UHS_PER_CT, tags=_tags(labels))
         self._shown.update(held)
         states = Tally(job.state for job in self._known.values())
         for state in ("queued", "starting", "running", "stopping", "parked", "succeeded", "failed", "cancelled"):
             self._jobs.set(states[state], tags={"state": state})
         for job_id in [job_id for job_id, job in self._known.items() if job.settled and job.ended_at_us is not None]:
             del self._known[job_id], self._burned_uhs[job_id]
+
+
+def _labels(job: JobView) -> _Labels:
+    return _Labels(job.accelerator.partition("|")[0] or "any", job.kind, job.tier)
+
+
+def _tags(labels: _Labels) -> dict[str, str]:
+    return labels._asdict()

@@ -206,7 +206,6 @@ class PlanSection(Section):
     dedicated: bool = False
     mode: Annotated[Mode, Field(strict=False)] = Mode.PREPAID
     credit_limit: Tokens = 0
-    max_running_devices: Annotated[int, Field(ge=1)] | None = None
 
     def built(self) -> Plan:
         return Plan(
@@ -219,7 +218,6 @@ class PlanSection(Section):
             dedicated=self.dedicated,
             mode=self.mode,
             credit_limit_uhs=self.credit_limit,
-            max_running_devices=self.max_running_devices,
         )
 
 

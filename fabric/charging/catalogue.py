@@ -66,7 +66,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     mode: Mode = Mode.PREPAID
     credit_limit_uhs: int = 0
     """How far a new account on this plan may go into debt, unless it is opened with a limit of its own."""
-    max_running_devices: int | None = None
 
 
 class Component(msgspec.Struct, frozen=True, kw_only=True):

@@ -96,7 +96,9 @@ def submit(
     name: Annotated[str, typer.Option(help="What people see.")] = "",
     service: Annotated[str, typer.Option(help="training, batch or inference.")] = "training",
     hold: Hold = "full",
-    working_dir: Annotated[Path | None, typer.Option(help="Sent along, without what .fabricignore names; else what the script imports.")] = None,
+    working_dir: Annotated[
+        Path | None, typer.Option(help="Sent along, without what .fabricignore names; else what the script imports.")
+    ] = None,
     env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeat for more.")] = None,
     ray_program: Annotated[bool, typer.Option(help="It starts Ray tasks of its own, which hold the devices.")] = False,
     preemptible: Annotated[bool, typer.Option(help="Whether it may be parked for others.")] = True,

@@ -46,6 +46,8 @@ def balance(*, account: ForAccount = "", as_json: AsJson = False) -> None:
         }
     )
     print_records(found.lots, as_json=False, title="lots", columns=_LOT_COLUMNS, spare=("granted CT",))
+    if found.units:
+        print_records(found.units, as_json=False, title="besides tokens", columns=_UNIT_COLUMNS)
 
 
 def topup(
@@ -219,8 +221,6 @@ def _plan_facts(found: dict[str, Any]) -> dict[str, str]:
         facts["paid"] = found["mode"]
     if found.get("credit_limit_uhs"):
         facts["credit"] = f"{format_ct(found['credit_limit_uhs'])} CT"
-    if found.get("max_running_devices"):
-        facts["at once"] = f"{found['max_running_devices']} devices"
     return facts
 
 
@@ -296,6 +296,11 @@ _LOT_COLUMNS: Final[dict[str, Any]] = {
     "granted CT": lambda lot: format_ct(lot.granted_uhs),
     "expires": lambda lot: moment(lot.expires_at_us),
     "good for": lambda lot: lot.scope or _ANYTHING,
+}
+_UNIT_COLUMNS: Final[dict[str, Any]] = {
+    "what": lambda units: units.asset,
+    "how many": lambda units: str(units.amount),
+    "expires": lambda units: moment(units.expires_at_us),
 }
 _CDR_COLUMNS: Final[dict[str, Any]] = {
     "job": lambda cdr: cdr.job_id,

@@ -34,7 +34,7 @@ from fabric.gate.questions import (
 )
 from fabric.gate.state import Account, Job, Key
 from fabric.gate.timeline import told
-from fabric.gate.views import BalanceView, JobView, KeyView, LeaseView, LotView, NodeView, QuoteView
+from fabric.gate.views import BalanceView, JobView, KeyView, LeaseView, LotView, NodeView, QuoteView, UnitsView
 from fabric.ledger import LotBalance
 from fabric.ledger.scopes import ANYTHING
 from fabric.units import PPM, UHS_PER_CT, JobId
@@ -135,6 +135,7 @@ def job_view(core: Core, job: Job, now_us: int) -> JobView:
         saved_at_us=job.saved_at_us,
         saved_bytes=job.saved_bytes,
         grace_needed_us=grace.needed_us(job.saves_us),
+        tier=core.state.accounts[job.account_id].plan,
         devices_least=job.spec.devices_least,
     )
 
@@ -176,6 +177,11 @@ def _balance(core: Core, account: Account, now_us: int, *, lots: bool) -> Balanc
         credit_limit_uhs=balance.credit_limit_uhs,
         burn_uhs_per_s=burn,
         runway_us=reach_uhs * 1_000_000 // burn if burn else None,
+        units=tuple(
+            UnitsView(asset=each.asset, amount=each.amount, expires_at_us=each.expires_at_us)
+            for each in account.entitlements
+            if each.expires_at_us > now_us
+        ),
         bound_uhs=sum(lot.free_uhs for lot in balance.lots if lot.scope != ANYTHING.text),
         lots=tuple(_lot(lot) for lot in balance.lots) if lots else (),
     )

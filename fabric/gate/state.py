@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from fabric.charging.catalogue import Catalogue
+from fabric.charging.plans import Entitlement
 from fabric.charging.rates import Rate
 from fabric.charging.sessions import ChargingSession
 from fabric.charging.tariffs import Tariffs
@@ -30,8 +31,16 @@ class Account:
     name: str
     plan: str
     opened_at_us: int
-    entitlements: dict[str, int] = field(default_factory=dict)
-    """What bundles gave besides compute tokens, by asset."""
+    entitlements: list[Entitlement] = field(default_factory=list)
+    """What bundles gave besides compute tokens, each good until it expires."""
+
+    def entitled(self, now_us: int) -> dict[str, int]:
+        """What is good now, by asset."""
+        good: dict[str, int] = {}
+        for each in self.entitlements:
+            if each.expires_at_us > now_us:
+                good[each.asset] = good.get(each.asset, 0) + each.amount
+        return good
 
 
 @dataclass(slots=True, kw_only=True)

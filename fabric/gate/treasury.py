@@ -151,8 +151,9 @@ def buy_bundle(core: Core, event: BuyBundle) -> Outcome:
         answer = _book(core, account, lot.amount_uhs, terms, now_us=core.now_us, linked_to=first)
         assert not isinstance(answer, Refused), f"{bundle.name}: {answer}"
         first = first or answer.transfer_id
+    account.entitlements = [each for each in account.entitlements if each.expires_at_us > core.now_us]
     for part in bought.entitlements:
-        account.entitlements[part.asset] = account.entitlements.get(part.asset, 0) + part.amount
+        account.entitlements.append(part)
         sold = core.book.sell(
             account.account_id,
             ref=f"{part.amount} {part.asset}",

@@ -59,6 +59,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     timers: dict[str, int] = {}
     """Where its time goes, by its own word, in µs: waiting_data, collective, checkpoint, idle. Explains, never bills."""
     devices_least: int | None = None
+    tier: str = ""
+    """The plan of its account."""
 
 
 class LotView(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +73,14 @@ class LotView(msgspec.Struct, frozen=True, kw_only=True):
     expires_at_us: int | None
     scope: str
     price_microcny: int
+
+
+class UnitsView(msgspec.Struct, frozen=True, kw_only=True):
+    """Units of something else than compute tokens, such as minutes of 5G edge."""
+
+    asset: str
+    amount: int
+    expires_at_us: int
 
 
 class BalanceView(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +102,8 @@ class BalanceView(msgspec.Struct, frozen=True, kw_only=True):
     lots: tuple[LotView, ...]
     bound_uhs: int = 0
     """Of what is free: good for some uses only."""
+    units: tuple[UnitsView, ...] = ()
+    """What bundles gave besides compute tokens, as far as it is still good."""
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):

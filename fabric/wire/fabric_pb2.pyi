@@ -154,7 +154,7 @@ class QuoteReply(_message.Message):
     def __init__(self, accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., burn_max_uhs_per_s: _Optional[int] = ..., burn_idle_uhs_per_s: _Optional[int] = ..., hold_uhs: _Optional[int] = ..., runtime_us: _Optional[int] = ..., cost_microcny: _Optional[int] = ..., free_uhs: _Optional[int] = ..., affordable: _Optional[bool] = ..., placeable_now: _Optional[bool] = ..., refusal: _Optional[str] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "account_id", "name", "kind", "state", "reason", "accelerator", "devices", "nodes", "limit_uhs", "held_uhs", "burned_uhs", "burn_uhs_per_s", "utilisation_ppm", "runway_us", "attempts", "submitted_at_us", "started_at_us", "ended_at_us", "settled", "error", "result_ref", "lease_id", "revision", "step", "steps_total", "loss_micro", "throughput_milli", "eta_us", "timeline", "saved_step", "saved_at_us", "saved_bytes", "grace_needed_us", "timers", "devices_least")
+    __slots__ = ("job_id", "account_id", "name", "kind", "state", "reason", "accelerator", "devices", "nodes", "limit_uhs", "held_uhs", "burned_uhs", "burn_uhs_per_s", "utilisation_ppm", "runway_us", "attempts", "submitted_at_us", "started_at_us", "ended_at_us", "settled", "error", "result_ref", "lease_id", "revision", "step", "steps_total", "loss_micro", "throughput_milli", "eta_us", "timeline", "saved_step", "saved_at_us", "saved_bytes", "grace_needed_us", "timers", "devices_least", "tier")
     class TimersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -198,6 +198,7 @@ class Job(_message.Message):
     GRACE_NEEDED_US_FIELD_NUMBER: _ClassVar[int]
     TIMERS_FIELD_NUMBER: _ClassVar[int]
     DEVICES_LEAST_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     account_id: str
     name: str
@@ -234,7 +235,8 @@ class Job(_message.Message):
     grace_needed_us: int
     timers: _containers.ScalarMap[str, int]
     devices_least: int
-    def __init__(self, job_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., limit_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., burned_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., utilisation_ppm: _Optional[int] = ..., runway_us: _Optional[int] = ..., attempts: _Optional[int] = ..., submitted_at_us: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., settled: _Optional[bool] = ..., error: _Optional[str] = ..., result_ref: _Optional[str] = ..., lease_id: _Optional[str] = ..., revision: _Optional[int] = ..., step: _Optional[int] = ..., steps_total: _Optional[int] = ..., loss_micro: _Optional[int] = ..., throughput_milli: _Optional[int] = ..., eta_us: _Optional[int] = ..., timeline: _Optional[str] = ..., saved_step: _Optional[int] = ..., saved_at_us: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., grace_needed_us: _Optional[int] = ..., timers: _Optional[_Mapping[str, int]] = ..., devices_least: _Optional[int] = ...) -> None: ...
+    tier: str
+    def __init__(self, job_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., limit_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., burned_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., utilisation_ppm: _Optional[int] = ..., runway_us: _Optional[int] = ..., attempts: _Optional[int] = ..., submitted_at_us: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., settled: _Optional[bool] = ..., error: _Optional[str] = ..., result_ref: _Optional[str] = ..., lease_id: _Optional[str] = ..., revision: _Optional[int] = ..., step: _Optional[int] = ..., steps_total: _Optional[int] = ..., loss_micro: _Optional[int] = ..., throughput_milli: _Optional[int] = ..., eta_us: _Optional[int] = ..., timeline: _Optional[str] = ..., saved_step: _Optional[int] = ..., saved_at_us: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., grace_needed_us: _Optional[int] = ..., timers: _Optional[_Mapping[str, int]] = ..., devices_least: _Optional[int] = ..., tier: _Optional[str] = ...) -> None: ...
 
 class GetJobRequest(_message.Message):
     __slots__ = ("job_id",)
@@ -444,7 +446,7 @@ class Lot(_message.Message):
     def __init__(self, lot_id: _Optional[str] = ..., origin: _Optional[str] = ..., granted_uhs: _Optional[int] = ..., free_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., effective_at_us: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., scope: _Optional[str] = ..., price_microcny: _Optional[int] = ...) -> None: ...
 
 class BalanceReply(_message.Message):
-    __slots__ = ("account_id", "name", "plan", "tier", "posted_uhs", "free_uhs", "held_uhs", "debt_uhs", "credit_limit_uhs", "burn_uhs_per_s", "runway_us", "lots", "bound_uhs")
+    __slots__ = ("account_id", "name", "plan", "tier", "posted_uhs", "free_uhs", "held_uhs", "debt_uhs", "credit_limit_uhs", "burn_uhs_per_s", "runway_us", "lots", "bound_uhs", "units")
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
@@ -458,6 +460,7 @@ class BalanceReply(_message.Message):
     RUNWAY_US_FIELD_NUMBER: _ClassVar[int]
     LOTS_FIELD_NUMBER: _ClassVar[int]
     BOUND_UHS_FIELD_NUMBER: _ClassVar[int]
+    UNITS_FIELD_NUMBER: _ClassVar[int]
     account_id: str
     name: str
     plan: str
@@ -471,7 +474,18 @@ class BalanceReply(_message.Message):
     runway_us: int
     lots: _containers.RepeatedCompositeFieldContainer[Lot]
     bound_uhs: int
-    def __init__(self, account_id: _Optional[str] = ..., name: _Optional[str] = ..., plan: _Optional[str] = ..., tier: _Optional[str] = ..., posted_uhs: _Optional[int] = ..., free_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., debt_uhs: _Optional[int] = ..., credit_limit_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., runway_us: _Optional[int] = ..., lots: _Optional[_Iterable[_Union[Lot, _Mapping]]] = ..., bound_uhs: _Optional[int] = ...) -> None: ...
+    units: _containers.RepeatedCompositeFieldContainer[Units]
+    def __init__(self, account_id: _Optional[str] = ..., name: _Optional[str] = ..., plan: _Optional[str] = ..., tier: _Optional[str] = ..., posted_uhs: _Optional[int] = ..., free_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., debt_uhs: _Optional[int] = ..., credit_limit_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., runway_us: _Optional[int] = ..., lots: _Optional[_Iterable[_Union[Lot, _Mapping]]] = ..., bound_uhs: _Optional[int] = ..., units: _Optional[_Iterable[_Union[Units, _Mapping]]] = ...) -> None: ...
+
+class Units(_message.Message):
+    __slots__ = ("asset", "amount", "expires_at_us")
+    ASSET_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_US_FIELD_NUMBER: _ClassVar[int]
+    asset: str
+    amount: int
+    expires_at_us: int
+    def __init__(self, asset: _Optional[str] = ..., amount: _Optional[int] = ..., expires_at_us: _Optional[int] = ...) -> None: ...
 
 class TopUpRequest(_message.Message):
     __slots__ = ("request_id", "amount_uhs", "payment_ref")

@@ -43,7 +43,7 @@ class MoneyRules(Driver):
         life=st.sampled_from([None, 5 * S, DAY]),
     )
     def bring_in_tokens(self, way, account, seconds, scope, life):
-        bought = self.state.accounts[account].entitlements.get("5g-min", 0)
+        bought = self.entitled(account)
         name, amount = self.name("r"), seconds * S
         event = {
             "top_up": TopUp(account_id=account, amount_uhs=amount, request_id=name),
@@ -54,8 +54,11 @@ class MoneyRules(Driver):
         self.requests.append((event, outcome))
         accepted = seconds > 0 or (way == "bundle" and seconds != 0)
         assert isinstance(outcome, Accepted) == accepted
-        got = self.state.accounts[account].entitlements.get("5g-min", 0) - bought
+        got = self.entitled(account) - bought
         assert got == 600 * (accepted and way == "bundle")
+
+    def entitled(self, account):
+        return sum(each.amount for each in self.state.accounts[account].entitlements)
 
     @rule(account=accounts, offer=st.sampled_from(["monthly", "weekly", "daily"]), end=st.booleans())
     def subscribe(self, account, offer, end):

@@ -20,7 +20,7 @@ from fabric.gate.events import (
     Unsubscribe,
     UpdateHold,
 )
-from fabric.gate.questions import KeyOf
+from fabric.gate.questions import BalanceOf, KeyOf
 from fabric.ledger import Service, Use
 from tests.gate.conftest import finished, metered, removed, started, submit, top_up
 from tests.gate.world import CATALOGUE, DAY, S, spec
@@ -134,10 +134,23 @@ def test_a_bundle_is_one_purchase_and_all_of_its_price_is_booked(story):
     assert kinds == [("bundle", "lot-2", None), ("bundle", "lot-3", first), ("sale", "600 5g-min", first)]
     cash = sum(legs.get(("cash/sandbox", "CNY"), 0) for _, legs in moved(decision))
     assert cash == CATALOGUE.bundle("edge").price_microcny
-    assert story.gate.state.accounts["bob"].entitlements == {"5g-min": 600}
+    assert story.gate.state.accounts["bob"].entitled(story.now_us) == {"5g-min": 600}
     book = story.gate.state.book
     assert book.free("bob", now_us=story.now_us, use=INFERENCE) == 500 * S
     assert book.free("bob", now_us=story.now_us, use=TRAINING) == 200 * S
+
+
+def test_what_a_bundle_gives_besides_tokens_is_good_until_it_expires(story):
+    part = next(each for each in CATALOGUE.bundle("edge").components if each.asset == "5g-min")
+    story.do(BuyBundle(account_id="bob", bundle="edge", request_id="first"))
+    until_us = story.now_us + part.lifetime_days * DAY
+    account = story.gate.state.accounts["bob"]
+    story.now_us = until_us - 1
+    story.do(BuyBundle(account_id="bob", bundle="edge", request_id="second"))
+    assert account.entitled(until_us - 1) == {"5g-min": 1_200}
+    assert account.entitled(until_us) == {"5g-min": 600}
+    shown = story.gate.ask(BalanceOf(account_id="bob"), until_us).units
+    assert [(each.asset, each.amount) for each in shown] == [("5g-min", 600)]
 
 
 # -- subscriptions ---------------------------------------------------------------------------------------------------------
