@@ -7,12 +7,12 @@ or optimizer step; one that comes to neither is ended where it is.
 
 import threading
 import time
-from typing import Final
+from typing import Final, Protocol
 
 from fabric.errors import FabricError, JobFailed
 from training.cadence import LOSS_EVERY_S, Choice, choice_at_stop, snapshot_interval_s
 from training.progress import say
-from training.saver import Save, Saver
+from training.saver import Save
 from training.stopping import Stop
 
 _LOOK_S: Final = 0.05
@@ -21,12 +21,46 @@ _PATIENCE_S: Final = 0.2
 """How long the training thread may take to come to a boundary of its own, once all is saved."""
 
 
+class Saves(Protocol):
+    """What a watch saves through: boundaries of a loop (`training.saver`), or states of a generator."""
+
+    save_s: float | None
+    """How long a save took lately; None = there was none."""
+    blocked_s: float | None
+    """What a snapshot costs the work itself."""
+
+    @property
+    def has_new(self) -> bool:
+        """Whether there is a boundary that is not durable."""
+
+    @property
+    def newest_step(self) -> int:
+        """Of the newest boundary, durable or not."""
+
+    @property
+    def is_step_half_done(self) -> bool:
+        """Whether a newer boundary is on its way."""
+
+    @property
+    def kept(self) -> str:
+        """What there is to resume from, in words."""
+
+    def save(self, *, timeout_s: float | None = None, leaving: bool = False) -> Save | None:
+        """Make the newest boundary durable; None if there is none in time."""
+
+    def leave(self) -> None:
+        """No further step begins."""
+
+    def await_leave(self) -> None:
+        """Wait at a boundary until the run leaves, and end the thread."""
+
+
 class Watch:
     """Watches over one run from its first boundary to its end."""
 
     def __init__(
         self,
-        saver: Saver,
+        saver: Saves,
         stop: Stop,
         *,
         snapshot_every_s: float | None = None,
@@ -158,4 +192,6 @@ class Watch:
             say(f"{reason}: the step was not over after {seconds_left:.1f} s; {self._saver.kept}")
             return
         self.last = saved
-        say(f"{reason} at step {saved.step}: durable in {1000 * (time.monotonic() - asked):.0f} ms, 0 steps lost")
+        lost = self._saver.newest_step - saved.step
+        took_ms = 1000 * (time.monotonic() - asked)
+        say(f"{reason} at step {saved.step}: durable in {took_ms:.0f} ms, {lost} step{'' if lost == 1 else 's'} lost")

@@ -66,6 +66,11 @@ class Saver:
         return self.moment is not None and self.moment.step != self.durable_step
 
     @property
+    def newest_step(self) -> int:
+        """Of the newest boundary; 0 if there is none."""
+        return 0 if self.moment is None else self.moment.step
+
+    @property
     def is_step_half_done(self) -> bool:
         """Whether a newer boundary is on its way."""
         return self._boundary.is_changing
