@@ -112,3 +112,7 @@ class SliceLedger(Protocol):
     async def settle(self, *, hold_id: str, account_id: str, seq: int, calls: Sequence[Call]) -> None:
         """Capture what `calls` used and give the rest back. Late, after the hold's end, is accepted too."""
         ...
+
+    async def record(self, *, account_id: str, calls: Sequence[Call]) -> None:
+        """Calls that the account's own lease covers: they need no hold. Repeated, they are recorded once."""
+        ...

@@ -12,6 +12,7 @@ from fabric.errors import Conflict
 from serving.calls import Call, Ended, Granted, Usage
 from serving.slices import Ask, Charge, Payer, Slice, Terms, affordable, size_uhs, worst_uhs
 
+_FOR_EVER_US: Final = 2**62
 _QUIET_US: Final = 1_000_000
 """An account that gave less than was asked for isn't asked again before this, unless a call waits for it."""
 
@@ -46,9 +47,18 @@ class Metering:
         name: unique for ever (replica and start): hold ids begin with it.
     """
 
-    def __init__(self, *, name: str, model: str, accelerator: str, charge: Charge, terms: Terms | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        model: str,
+        accelerator: str,
+        charge: Charge,
+        terms: Terms | None = None,
+        rate_version: int = 0,
+    ) -> None:
         self.name, self.model, self.accelerator = name, model, accelerator
-        self.charge = charge
+        self.charge, self.rate_version = charge, rate_version
         self.terms = terms or Terms()
         self.calls: dict[str, OpenCall] = {}
         self._slices: dict[Payer, Slice] = {}
@@ -108,6 +118,7 @@ class Metering:
             ended_at_us=max(now_us, call.started_at_us),
             ended=ended,
             covered=call.payer.covered,
+            rate_version=self.rate_version,
         )
         charged = self.charge_of(done)
         piece.bound_uhs -= call.bound_uhs
@@ -185,8 +196,9 @@ class Metering:
         piece = self._answered(ask)
         if piece is None:
             return
-        if ask.kind == "settle":
+        if ask.kind == "settle" or (ask.kind == "record" and piece.open_calls == 0 and not piece.ended):
             self._leaving.pop(ask.hold_id, None)
+        if ask.kind in {"settle", "record"}:
             return
         captured = sum(map(self.charge_of, ask.calls))
         piece.spent_uhs -= captured
@@ -255,11 +267,15 @@ class Metering:
     def _update(self, piece: Slice, now_us: int, *, more_uhs: int = 0, minimum_uhs: int = 0) -> Ask:
         piece.seq += 1
         calls, piece.ended = tuple(piece.ended), []
+        if piece.payer.covered:
+            return self._ask(piece, Ask("record", piece.hold_id, piece.payer, piece.seq, calls, asked_at_us=now_us))
         return self._ask(
             piece, Ask("update", piece.hold_id, piece.payer, piece.seq, calls, more_uhs, minimum_uhs, now_us)
         )
 
     def _settle(self, piece: Slice, now_us: int) -> Ask:
+        if piece.payer.covered:
+            return self._update(piece, now_us)
         piece.seq += 1
         calls, piece.ended = tuple(piece.ended), []
         return self._ask(piece, Ask("settle", piece.hold_id, piece.payer, piece.seq, calls, asked_at_us=now_us))
@@ -286,13 +302,15 @@ class Metering:
         if piece is None:
             self._count += 1
             piece = self._slices[payer] = Slice(payer, f"{self.name}/{self._count}", used_at_us=now_us)
+            if payer.covered:  # there is no hold that could end
+                piece.until_us = _FOR_EVER_US
         return piece
 
     def _retire(self, piece: Slice) -> None:
         """Take no new call from this slice; it is settled when its last has ended."""
         if self._slices.get(piece.payer) is piece:
             del self._slices[piece.payer]
-        if piece.until_us or piece.asked:
+        if piece.asked or (piece.until_us and not (piece.payer.covered and not piece.ended and piece.open_calls == 0)):
             self._leaving[piece.hold_id] = piece
 
     def _unit_uhs(self) -> int:

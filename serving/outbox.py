@@ -139,10 +139,10 @@ class Outbox:
     def closed(self, call: Call) -> None:
         self._note(Closed(call))
 
-    def acknowledged(self, ask: Ask) -> None:
-        """The ledger has answered this message."""
+    def acknowledged(self, ask: Ask, *, over: bool) -> None:
+        """The ledger has answered this message. `over`: nothing more will be said of its hold."""
         ids = tuple(call.call_id for call in ask.calls)
-        self._note(Acknowledged(ask.hold_id, ask.seq, ids, ask.kind == "settle"))
+        self._note(Acknowledged(ask.hold_id, ask.seq, ids, over))
         if self._size > self._compact_at and not self.failing:
             self.compact()
 
@@ -259,7 +259,7 @@ class Outbox:
         """For each hold that was not settled: the message that settles it, with what its calls used."""
         return [
             Ask(
-                "settle",
+                "record" if hold.held.covered else "settle",
                 hold_id,
                 Payer(hold.held.account_id, hold.held.key_id, hold.held.covered),
                 hold.held.seq + 1,

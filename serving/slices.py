@@ -50,9 +50,12 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One message to the ledger. Sent again unchanged until it is answered: the ledger carries it out once."""
+    """One message to the ledger. Sent again unchanged until it is answered: the ledger carries it out once.
 
-    kind: Literal["authorize", "update", "settle"]
+    `record` is for calls that cost nothing and need no hold.
+    """
+
+    kind: Literal["authorize", "update", "settle", "record"]
     hold_id: str
     payer: Payer
     seq: int

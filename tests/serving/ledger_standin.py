@@ -50,6 +50,8 @@ class LedgerStandIn:
             return self.do_update(
                 ask.hold_id, payer.account_id, ask.seq, ask.calls, ask.amount_uhs, ask.minimum_uhs, 300_000_000
             )
+        if ask.kind == "record":
+            return self.do_record(payer.account_id, ask.calls)
         return self.do_settle(ask.hold_id, payer.account_id, ask.seq, ask.calls)
 
     def expire(self):
@@ -102,6 +104,13 @@ class LedgerStandIn:
         self.check()
         return
 
+    def do_record(self, account_id, calls):
+        self.messages["record"] += 1
+        for call in calls:
+            assert (call.account_id, call.covered) == (account_id, True)
+            self.charged.setdefault(call.call_id, 0)
+            self.calls.setdefault(call.call_id, call)
+
     def _give(self, account_id, amount):
         return max(0, min(amount, self.free[account_id]))
 
@@ -138,6 +147,10 @@ class LedgerStandIn:
     async def settle(self, *, hold_id, account_id, seq, calls):
         await self._travel()
         self.do_settle(hold_id, account_id, seq, calls)
+
+    async def record(self, *, account_id, calls):
+        await self._travel()
+        self.do_record(account_id, calls)
 
     async def _travel(self):
         await asyncio.sleep(self.delay_s)

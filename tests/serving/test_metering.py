@@ -133,16 +133,16 @@ def test_a_call_id_that_is_open_is_refused():
         book.open("c", payer=ANN, key_id="", prompt_tokens=1, wants=1, now_us=S)
 
 
-def test_a_covered_call_is_recorded_and_costs_nothing():
-    book, payer = meter(), Payer("ann", covered=True)
-    short = book.open("c", payer=payer, key_id="k", prompt_tokens=9, wants=999, now_us=S)
-    ask = book.need(payer, short, S)
-    assert (ask.amount_uhs, ask.minimum_uhs) == (0, 0)
-    book.granted(ask, Granted(0, final=False), now_us=S)
-    book.open("c", payer=payer, key_id="k", prompt_tokens=9, wants=999, now_us=S)
+def test_a_covered_call_needs_no_hold_is_recorded_and_costs_nothing():
+    book, payer = meter(idle_us=S), Payer("ann", covered=True)
+    assert isinstance(book.open("c", payer=payer, key_id="k", prompt_tokens=9, wants=999, now_us=S), OpenCall)
     assert book.advance("c", completion=999, cached=0, now_us=S) == 999
     done = book.close("c", ended="stop", now_us=S)
     assert (done.covered, done.usage, book.charge_of(done)) == (True, Usage(9, 0, 999), 0)
+    (ask,) = book.due(3 * S)
+    assert (ask.kind, ask.calls) == ("record", (done,))
+    book.granted(ask, Granted(0, final=False), now_us=3 * S)
+    assert not book.unsettled()
 
 
 @pytest.mark.parametrize(("budget", "tokens"), [(15, 1), (16, 1), (34, 2), (35, 3), (4_000, 200)])

@@ -54,13 +54,19 @@ class Replica:
         kept = self.recorded.get(ask.hold_id)
         for call in ask.calls if kept else ():
             kept["calls"].pop(call.call_id, None)
-        if ask.kind == "settle":
+        if ask.kind == "settle" or (ask.kind == "record" and kept and not kept["calls"]):
             self.recorded.pop(ask.hold_id, None)
 
     def kill(self):
         """SIGKILL and a new start: what was under way is unknown, everything recorded is settled."""
         left = [
-            Ask("settle", hold_id, kept["payer"], kept["seq"] + 1, tuple(kept["calls"].values()))
+            Ask(
+                "record" if kept["payer"].covered else "settle",
+                hold_id,
+                kept["payer"],
+                kept["seq"] + 1,
+                tuple(kept["calls"].values()),
+            )
             for hold_id, kept in self.recorded.items()
         ]
         for ask in left:
@@ -123,7 +129,7 @@ class Serving(RuleBasedStateMachine):
 
     def _note(self, replica, call, ended):
         meter = replica.meter
-        kept = replica.recorded[call.piece.hold_id]["calls"]
+        kept = replica.recorded.setdefault(call.piece.hold_id, {"payer": call.payer, "seq": 0, "calls": {}})["calls"]
         kept[call.call_id] = _as_call(meter, call, ended, self.now)
 
     @precondition(lambda self: self.engine)

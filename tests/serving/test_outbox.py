@@ -44,13 +44,13 @@ def test_what_is_open_or_unacknowledged_is_settled_after_a_restart(path):
     box.closed(call("c", completion=1, ended="stop"))
     report = ask("update", seq=1, calls=[call("c")])
     box.held(report)
-    box.acknowledged(report)
+    box.acknowledged(report, over=False)
     again = reopened(box)
     (left,) = again.unsettled
     assert (left.kind, left.hold_id, left.seq, left.payer) == ("settle", "h1", 2, Payer("ann"))
     assert left.calls == (call("a", completion=3), call("b", completion=5, ended="stop"))
     again.held(left)
-    again.acknowledged(left)
+    again.acknowledged(left, over=True)
     assert reopened(again).unsettled == []
 
 
@@ -117,7 +117,7 @@ def test_a_file_that_grew_is_written_anew_with_what_is_unsettled(path):
         box.began("h1", call(f"c{n}"))
         box.moved("open", Usage(7, 0, n))
         box.closed(call(f"c{n}", completion=1, ended="stop"))
-        box.acknowledged(ask("update", seq=n + 1, calls=[call(f"c{n}")]))
+        box.acknowledged(ask("update", seq=n + 1, calls=[call(f"c{n}")]), over=False)
     assert path.stat().st_size < 40_000
     assert progress(reopened(box)) == {"open": 399}
 
@@ -170,7 +170,7 @@ def test_a_killed_process_had_recorded_every_output_that_left_it(path):
         for n in range(10**9):
             box.moved("a", Usage(7, 0, n))
             if n % 7 == 0:
-                box.acknowledged(Ask("update", "h1", Payer("ann"), n))
+                box.acknowledged(Ask("update", "h1", Payer("ann"), n), over=False)
             sys.stdout.write(f"{n}\\n")
             sys.stdout.flush()
         """
