@@ -131,6 +131,12 @@ class Metering:
         piece.burn(charged, now_us, terms.horizon_us)
         return done
 
+    def abandon(self, call_id: str) -> None:
+        """Undo `open`: the call never began."""
+        call = self.calls.pop(call_id)
+        call.piece.bound_uhs -= call.bound_uhs
+        call.piece.open_calls -= 1
+
     def charge_of(self, call: Call) -> int:
         """What the call costs, in µHs."""
         return 0 if call.covered else self.charge(call.usage)
@@ -204,10 +210,10 @@ class Metering:
         piece.spent_uhs -= captured
         grew = answer.held_uhs - (piece.held_uhs - captured)
         piece.held_uhs = answer.held_uhs
-        piece.final = answer.final
+        piece.final = answer.final or grew < ask.minimum_uhs
         piece.free_uhs = answer.free_uhs
         piece.until_us = ask.asked_at_us + self.terms.ttl_us
-        if ask.amount_uhs and (answer.final or grew < ask.minimum_uhs):
+        if ask.amount_uhs and piece.final:
             piece.quiet_until_us = now_us + _QUIET_US
 
     def refused(self, ask: Ask, *, gone: bool = False, now_us: int) -> None:
@@ -227,6 +233,17 @@ class Metering:
         if gone:
             piece.until_us = min(piece.until_us, now_us)
             self._retire(piece)
+
+    def is_final(self, ask: Ask) -> bool:
+        """Whether the account had no more to give, by the last answer about this hold."""
+        piece = self._slices.get(ask.payer)
+        if piece is None or piece.hold_id != ask.hold_id:
+            piece = self._leaving.get(ask.hold_id)
+        return piece is None or piece.final
+
+    def knows(self, hold_id: str) -> bool:
+        """Whether anything is still to be said of this hold."""
+        return hold_id in self._leaving or any(piece.hold_id == hold_id for piece in self._slices.values())
 
     def unsettled(self) -> bool:
         """Whether the ledger has still to hear of anything."""

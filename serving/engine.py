@@ -1,0 +1,376 @@
+"""vLLM with the meter in it: the only module that imports vLLM. tests/serving/test_engine_contract.py holds it to what
+is relied on here.
+
+Metering sits at the one point that all of vLLM's surfaces share, `AsyncLLM.generate` and `encode`: prompts are
+tokenised there and exact, outputs are tokens, a generator that is closed aborts its request. A call is admitted before
+its first output (an async generator runs when it is first asked), so a refusal can still become an HTTP status; see
+`serving.front`. Tokens that are not paid for are never handed on. The idea of wrapping `generate` is Ray Serve LLM's.
+"""
+
+import asyncio
+import copy
+import os
+import time
+from argparse import Namespace
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, Response
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.exceptions import GenerationError
+from vllm.outputs import STREAM_FINISHED, CompletionOutput, PoolingRequestOutput, RequestOutput
+from vllm.renderers.inputs.preprocess import extract_prompt_len
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.usage.usage_lib import UsageContext
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from fabric.errors import FabricError, PermissionDenied
+from serving.calls import Ended
+from serving.front import Front
+from serving.meter import Meter
+from serving.reaper import Reaper, watch
+from serving.tickets import TICKET, Ticket
+
+QUIET: Final = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
+}
+"""The environment of every engine: it tells nobody of its use and downloads nothing."""
+ON_CPU: Final = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""On a machine without accelerators: fewer processes, and threads that may run on any core."""
+FLAGS: Final = (
+    "--enable-prompt-tokens-details",
+    "--scheduling-policy=priority",
+    "--disable-fastapi-docs",
+    "--no-enable-log-requests",
+    "--disable-uvicorn-access-log",
+)
+"""What the meter and the gateway rely on, whatever else a model is started with."""
+_TTFTS_KEPT: Final = 512
+
+
+@dataclass(slots=True)
+class _Produced:
+    """What one call has given so far, by choice."""
+
+    ids: dict[int, list[int]] = field(default_factory=dict)
+    texts: dict[int, list[str]] = field(default_factory=dict)
+    finished: set[int] = field(default_factory=set)
+    cached: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.ids.values()))
+
+    def add(self, out: RequestOutput) -> None:
+        if self.cached is None:
+            self.cached = out.num_cached_tokens
+        for choice in out.outputs:
+            self.ids.setdefault(choice.index, []).extend(choice.token_ids)
+            self.texts.setdefault(choice.index, []).append(choice.text)
+            if choice.finish_reason is not None:
+                self.finished.add(choice.index)
+
+
+class NotAdmitted(GenerationError):  # type: ignore[misc]
+    """A call that isn't paid for: vLLM's own kind of error, so that its streams end without a trace in the log. The
+    answer that the client gets is the ticket's refusal.
+    """
+
+
+class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-checked here
+    """vLLM's engine, each of whose calls is paid for. `meter` is set once it is there."""
+
+    meter: Meter
+    ttfts_us: "deque[int]"
+
+    def generate(
+        self, prompt: Any, sampling_params: SamplingParams, request_id: str, **more: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """As vLLM's; nothing is asked of the ledger or the engine before the first output is."""
+        ticket = TICKET.get()
+        if ticket is None:
+            raise PermissionDenied("no call without a ticket", code="not_a_gateway")
+        outputs = self._metered(ticket, prompt, copy.copy(sampling_params), request_id, more)
+        return _merged(outputs) if sampling_params.output_kind == RequestOutputKind.FINAL_ONLY else outputs
+
+    def encode(
+        self, prompt: Any, pooling_params: Any, request_id: str, **more: Any
+    ) -> AsyncGenerator[PoolingRequestOutput[Any], None]:
+        """As vLLM's: the prompt is all that is charged."""
+        ticket = TICKET.get()
+        if ticket is None:
+            raise PermissionDenied("no call without a ticket", code="not_a_gateway")
+        return self._encoded(ticket, prompt, pooling_params, request_id, more)
+
+    async def _metered(
+        self, ticket: Ticket, prompt: Any, params: SamplingParams, request_id: str, more: dict[str, Any]
+    ) -> AsyncGenerator[RequestOutput, None]:
+        began_us, choices = time.monotonic_ns() // 1_000, params.n or 1
+        length = extract_prompt_len(self.model_config, prompt)
+        most = params.max_tokens or self.model_config.max_model_len - length
+        try:
+            call_id = await self._admit(ticket, length, most * choices)
+        except FabricError as error:
+            if not ticket.admitted:
+                raise NotAdmitted(error.message) from None
+            ticket.cut = True  # one prompt of several: those before it have their answers
+            yield _nothing(request_id, prompt, choices)
+            return
+        params.output_kind = RequestOutputKind.DELTA
+        more["priority"] = -ticket.tier_rank
+        produced, ended = _Produced(), "error"
+        engine = super().generate(prompt, params, request_id, **more)
+        try:
+            async for out in engine:
+                if out is STREAM_FINISHED:
+                    continue
+                if not produced.ids:
+                    self.ttfts_us.append(time.monotonic_ns() // 1_000 - began_us)
+                before = produced.tokens
+                produced.add(out)
+                total = produced.tokens
+                paid = self.meter.advance(call_id, completion=total, cached=produced.cached or 0)
+                if paid < total:
+                    paid = await self.meter.extend(call_id, completion=total, cached=produced.cached or 0)
+                if paid < total:
+                    ticket.cut, ended = True, "balance_exhausted"
+                    yield self._cut(out, produced, keep=paid - before, params=params)
+                    return
+                ended = _why(out) if out.finished else "client_gone"
+                yield out
+        except (asyncio.CancelledError, GeneratorExit):
+            ended = "client_gone"
+            raise
+        except BaseException:
+            ended = "error"
+            raise
+        finally:
+            self._end(ticket, call_id, ended)
+            await engine.aclose()
+
+    async def _encoded(
+        self, ticket: Ticket, prompt: Any, params: Any, request_id: str, more: dict[str, Any]
+    ) -> AsyncGenerator[PoolingRequestOutput[Any], None]:
+        try:
+            call_id = await self._admit(ticket, extract_prompt_len(self.model_config, prompt), 0)
+        except FabricError as error:
+            raise NotAdmitted(error.message) from None
+        more["priority"] = -ticket.tier_rank
+        ended: Ended = "client_gone"
+        engine = super().encode(prompt, params, request_id, **more)
+        try:
+            async for out in engine:
+                self.meter.advance(call_id, completion=0, cached=out.num_cached_tokens or 0)
+                ended = "stop" if out.finished else "client_gone"
+                yield out
+        except GeneratorExit:
+            await self.abort(request_id)
+            raise
+        except Exception:
+            ended = "error"
+            raise
+        finally:
+            self._end(ticket, call_id, ended)
+            await engine.aclose()
+
+    async def _admit(self, ticket: Ticket, prompt_tokens: int, wants: int) -> str:
+        call_id = ticket.next_call_id()
+        try:
+            await self.meter.open(
+                call_id, payer=ticket.payer, key_id=ticket.key_id, prompt_tokens=prompt_tokens, wants=wants
+            )
+        except FabricError as error:
+            ticket.refusal = ticket.refusal or error
+            raise
+        ticket.admitted += 1
+        return call_id
+
+    def _end(self, ticket: Ticket, call_id: str, ended: Any) -> None:
+        call, charged_uhs = self.meter.end(call_id, ended)
+        ticket.ended.append(call)
+        ticket.charged_uhs += charged_uhs
+
+    def _cut(self, out: RequestOutput, produced: _Produced, *, keep: int, params: SamplingParams) -> RequestOutput:
+        """The last output: of what came just now the first `keep` tokens, and an end for each choice that has none."""
+        last: list[CompletionOutput] = []
+        for choice in out.outputs:
+            count = len(choice.token_ids)
+            if keep < count:
+                produced.finished.discard(choice.index)
+                _shorten(choice, produced, keep, self.get_tokenizer(), params)
+            keep -= min(keep, count)
+            last.append(choice)
+        seen = {choice.index for choice in last}
+        last += [_empty(index) for index in range(params.n or 1) if index not in seen | produced.finished]
+        for choice in last:
+            if choice.index not in produced.finished:
+                choice.finish_reason, choice.stop_reason = "length", "balance_exhausted"
+        out.outputs, out.finished = last, True
+        return out
+
+
+def _shorten(choice: CompletionOutput, produced: _Produced, keep: int, tokenizer: Any, params: SamplingParams) -> None:
+    """Leave the first `keep` tokens of an output, and the text that belongs to them."""
+    drop = len(choice.token_ids) - keep
+    kept = produced.ids[choice.index][:-drop]
+    sent = "".join(produced.texts[choice.index][:-1])
+    text = tokenizer.decode(kept, skip_special_tokens=params.skip_special_tokens).rstrip("\ufffd")
+    choice.text = text[len(sent) :] if text.startswith(sent) else ""
+    choice.token_ids = list(choice.token_ids[:keep])
+    if choice.logprobs is not None:
+        choice.logprobs = choice.logprobs[:keep]
+
+
+def _empty(index: int) -> CompletionOutput:
+    return CompletionOutput(index=index, text="", token_ids=[], cumulative_logprob=None, logprobs=None)
+
+
+def _nothing(request_id: str, prompt: Any, choices: int) -> RequestOutput:
+    """The answer to a prompt that was not admitted, beside others that were."""
+    outputs = [_empty(index) for index in range(choices)]
+    for choice in outputs:
+        choice.finish_reason, choice.stop_reason = "length", "balance_exhausted"
+    ids = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else None
+    return RequestOutput(request_id, None, ids, None, outputs, finished=True)
+
+
+def _why(out: RequestOutput) -> Ended:
+    reasons = {choice.finish_reason for choice in out.outputs}
+    return "error" if "error" in reasons else "length" if "length" in reasons else "stop"
+
+
+async def _merged(outputs: AsyncIterator[RequestOutput]) -> AsyncGenerator[RequestOutput, None]:
+    """One output, as who doesn't stream expects: the engine tells only at the end how much that was, which is too late
+    for a meter, so it is asked for all of them and they are put together here.
+    """
+    whole: RequestOutput | None = None
+    async for out in outputs:
+        if whole is None:
+            whole = out
+        else:
+            whole.add(out, aggregate=True)
+            whole.num_cached_tokens = (
+                out.num_cached_tokens if whole.num_cached_tokens is None else whole.num_cached_tokens
+            )
+    if whole is not None:
+        whole.outputs.sort(key=lambda choice: choice.index)
+        yield whole
+
+
+# -- a process with an engine in it ------------------------------------------------------------------------------------
+
+
+class Engine:
+    """A running engine and its application. Open it in the event loop that serves it; close it when its calls are over."""
+
+    def __init__(self, llm: MeteredAsyncLLM, app: FastAPI, meter: Meter, reaper: Reaper, *, trust: str) -> None:
+        self.llm, self.meter = llm, meter
+        self.app = Front(app, trust=trust)
+        self._reaper = reaper
+
+    @classmethod
+    async def open(cls, argv: Sequence[str], meter: Meter, *, trust: str) -> "Engine":
+        """Load a model and build vLLM's own application around it. `argv` is as for `vllm serve`."""
+        args = parsed(argv)
+        reaper = watch()
+        try:
+            config = AsyncEngineArgs.from_cli_args(args).create_engine_config(
+                usage_context=UsageContext.OPENAI_API_SERVER
+            )
+            llm = await asyncio.to_thread(_started, config)
+            reaper.tell()
+            llm.meter, llm.ttfts_us = meter, deque(maxlen=_TTFTS_KEPT)
+            tasks = await llm.get_supported_tasks()
+            app = build_app(args, tasks, llm.model_config)
+            await init_app_state(llm, app.state, args, tasks)
+        except BaseException:
+            reaper.close()
+            raise
+        app.state.server = SimpleNamespace(should_exit=False)  # vLLM's handler of a dead engine sets it
+        _add_model_route(app)
+        return cls(llm, app, meter, reaper, trust=trust)
+
+    async def check(self) -> None:
+        """Raises vLLM's own error where the engine is dead."""
+        await self.llm.check_health()
+
+    def load(self) -> dict[str, int]:
+        """Calls that are open, and the time to the first token of recent ones, in µs."""
+        ttfts = sorted(self.llm.ttfts_us)
+        return {
+            "running": len(self.meter.book.calls),
+            "ttft_p50_us": ttfts[len(ttfts) // 2] if ttfts else 0,
+            "ttft_p99_us": ttfts[len(ttfts) * 99 // 100] if ttfts else 0,
+        }
+
+    async def close(self) -> bool:
+        """Settle, and end every process of the engine; whether the ledger knows of all calls."""
+        settled = await self.meter.close()
+        await asyncio.to_thread(self.llm.shutdown)
+        await asyncio.to_thread(self._reaper.close)
+        return settled
+
+
+def _started(config: Any) -> MeteredAsyncLLM:
+    llm: MeteredAsyncLLM = MeteredAsyncLLM.from_vllm_config(
+        config, usage_context=UsageContext.OPENAI_API_SERVER, disable_log_stats=False
+    )
+    return llm
+
+
+def parsed(argv: Sequence[str]) -> Namespace:
+    """VLLM's arguments, as its own command reads them, with what we rely on.
+
+    Raises:
+        SystemExit: vLLM doesn't know one of them.
+    """
+    parser = make_arg_parser(FlexibleArgumentParser())
+    args: Namespace = parser.parse_args([*argv, *FLAGS])
+    validate_parsed_serve_args(args)
+    return args
+
+
+def arguments(
+    folder: Path, *, name: str, max_context: int | None, kv_bytes: int | None, on_cpu: bool, more: Sequence[str] = ()
+) -> list[str]:
+    """The arguments of an engine for a model: small and quick to start on a CPU."""
+    argv = ["--model", str(folder), "--served-model-name", name]
+    if max_context is not None:
+        argv += ["--max-model-len", str(max_context)]
+    if kv_bytes is not None:
+        argv += ["--kv-cache-memory-bytes", str(kv_bytes)]
+    if on_cpu:
+        argv += ["--enforce-eager", "--dtype", "float32"]
+    return [*argv, *more]
+
+
+def set_environment(*, on_cpu: bool) -> None:
+    """What vLLM reads from the environment, before it starts its processes."""
+    for name, value in {**QUIET, **(ON_CPU if on_cpu else {})}.items():
+        os.environ.setdefault(name, value)
+
+
+def _add_model_route(app: FastAPI) -> None:
+    """`GET /v1/models/{id}`, which OpenAI's clients call and vLLM lacks."""
+
+    async def show_model(model: str) -> Response:
+        served = await app.state.openai_serving_models.show_available_models()
+        for card in served.data:
+            if card.id == model:
+                return JSONResponse(card.model_dump())
+        error = {"message": f"the model {model!r} does not exist", "type": "invalid_request_error"}
+        return JSONResponse({"error": {**error, "param": "model", "code": "model_not_found"}}, status_code=404)
+
+    app.add_api_route("/v1/models/{model:path}", show_model, methods=["GET"])

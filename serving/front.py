@@ -1,0 +1,174 @@
+"""What stands before the engine's own application: who pays, and an answer that begins only when that is settled.
+
+Raw ASGI. It holds the beginning of each answer back until the meter has admitted the call, so that a request without
+tokens is answered by a real 402, on every surface and for streams too. It knows no engine.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+from fabric.errors import FabricError, InsufficientTokens, InvalidRequest, Unavailable
+from serving import calls
+from serving.tickets import TICKET, Ticket, ticket_of
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+BODY_BYTES_MAX: Final = 10 << 20
+_OPEN_PATHS: Final = frozenset({"/health"})
+_CLOSED_PREFIXES: Final = ("/invocations", "/docs", "/redoc", "/openapi", "/scale", "/load", "/server_info")
+_OURS: Final = 500
+_BEAM: Final = b"use_beam_search"
+
+
+class Front:
+    """An ASGI application around the engine's.
+
+    Args:
+        trust: the secret that gateways send.
+    """
+
+    def __init__(self, app: App, *, trust: str) -> None:
+        assert trust, "a replica without a secret would be open to all"
+        self._app, self._trust = app, trust
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in _OPEN_PATHS):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        try:
+            ticket = ticket_of(scope["headers"], trust=self._trust)
+            if path.startswith(_CLOSED_PREFIXES):
+                raise InvalidRequest(f"nothing is served at {path[:100]}", code="not_found")
+            body = await _body(receive)
+            _refuse_beams(body)
+        except FabricError as error:
+            await _refuse(send, error, path=path)
+            return
+        answer = _Answer(send, ticket, path=path)
+        TICKET.set(ticket)
+        await self._app(scope, _again(body, receive), answer.send)
+
+
+class _Answer:
+    """One answer on its way out."""
+
+    def __init__(self, send: Send, ticket: Ticket, *, path: str) -> None:
+        self._send, self._ticket, self._path = send, ticket, path
+        self._kept: list[Message] | None = []
+        self._refused = False
+
+    async def send(self, message: Message) -> None:
+        if self._refused:
+            return
+        if self._kept is None:
+            await self._send(self._ended(message))
+            return
+        if self._ticket.refusal is not None and not self._ticket.admitted:
+            self._refused = True
+            await _refuse(self._send, self._ticket.refusal, path=self._path, call_id=self._ticket.call_id)
+            return
+        self._kept.append(message)
+        whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if whole or (self._ticket.decided and message["type"] == "http.response.body"):
+            kept, self._kept = self._kept, None
+            for each in kept:
+                await self._send(self._begun(each) if each["type"] == "http.response.start" else self._ended(each))
+
+    def _begun(self, message: Message) -> Message:
+        headers = [*message.get("headers", ()), (calls.CALL.encode(), self._ticket.call_id.encode())]
+        if self._ticket.ended and len(self._ticket.ended) == self._ticket.admitted:
+            headers.append((calls.CHARGED_UHS.encode(), str(self._ticket.charged_uhs).encode()))
+        return {**message, "headers": headers}
+
+    def _ended(self, message: Message) -> Message:
+        """With the error event that strict clients asked for, before the end of a stream that was cut."""
+        body = message.get("body", b"")
+        if not (self._ticket.cut and self._ticket.strict and b"data: [DONE]" in body):
+            return message
+        error = InsufficientTokens("the account has no more compute tokens: top up to go on")
+        event = b"data: " + json.dumps(_document(error, path=self._path)).encode() + b"\n\n"
+        return {**message, "body": body.replace(b"data: [DONE]", event + b"data: [DONE]")}
+
+
+async def _body(receive: Receive) -> bytes:
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return b""
+        part = message.get("body", b"")
+        size += len(part)
+        if size > BODY_BYTES_MAX:
+            raise InvalidRequest(f"the body is larger than {BODY_BYTES_MAX} bytes: send less", code="body_too_large")
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """The body that was read, and then what the client does next."""
+    given = False
+
+    async def once_more() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return once_more
+
+
+def _refuse_beams(body: bytes) -> None:
+    """One beam search is many calls of the engine, most of which its user never sees: they could not be billed fairly."""
+    if _BEAM not in body:
+        return
+    try:
+        document = json.loads(body)
+    except ValueError:
+        return  # the application says what is wrong with it
+    if isinstance(document, dict) and document.get("use_beam_search"):
+        raise InvalidRequest(
+            "beam search is not offered: set use_beam_search to false, or ask for several answers with n",
+            code="unsupported_parameter",
+            param="use_beam_search",
+        )
+
+
+async def _refuse(send: Send, error: FabricError, *, path: str, call_id: str = "") -> None:
+    body = json.dumps(_document(error, path=path)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if call_id:
+        headers += [(calls.CALL.encode(), call_id.encode()), (calls.CHARGED_UHS.encode(), b"0")]
+    if isinstance(error, Unavailable):
+        headers.append((b"retry-after", b"1"))
+    else:
+        headers.append((b"x-should-retry", b"false"))
+    await send({"type": "http.response.start", "status": _status(error), "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _status(error: FabricError) -> int:
+    return {"not_found": 404, "body_too_large": 413}.get(error.code, error.http_status)
+
+
+def _document(error: FabricError, *, path: str) -> dict[str, Any]:
+    """The error as OpenAI's clients expect it, or Anthropic's on their surface; our facts beside it."""
+    short = isinstance(error, InsufficientTokens)
+    if path.startswith("/v1/messages"):
+        kind = "billing_error" if short else "api_error" if error.http_status >= _OURS else "invalid_request_error"
+        return {"type": "error", "error": {"type": kind, "message": error.message}}
+    kind = "insufficient_quota" if short else "server_error" if error.http_status >= _OURS else "invalid_request_error"
+    code = "insufficient_quota" if short else error.code
+    param = error.facts.get("param")
+    return {"error": {"message": error.message, "type": kind, "param": param, "code": code, "fabric": error.facts}}

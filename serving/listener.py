@@ -1,0 +1,164 @@
+"""One replica without its supervisor: an engine, its meter and outbox, and the listener that gateways talk to.
+
+Ray Serve runs it as an actor (`serving.replica`); tests run it as a plain process. It owns its signals: uvicorn's
+re-raised SIGTERM would end the process before the engine's own processes are gone.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Generator
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+import uvicorn
+
+from fabric.charging.rates import Rate, charge_uhs
+from serving.calls import SliceLedger
+from serving.meter import Meter
+from serving.metering import Metering
+from serving.outbox import Outbox
+from serving.slices import Terms
+
+_BACKLOG: Final = 2048
+_KEEP_ALIVE_S: Final = 75
+
+
+class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replica serves, and how.
+
+    Args:
+        replica_id: the same after a restart in place: its outbox is found by it.
+        folder: the model in Hugging Face's format, on this machine.
+        engine_args: further arguments of `vllm serve`.
+        state_dir: where the outbox is.
+        trust: the secret of our gateways.
+        tls: certificate and key files; without them only loopback is listened on.
+    """
+
+    replica_id: str
+    model: str
+    folder: str
+    accelerator: str
+    rate: Rate
+    state_dir: str
+    trust: str
+    max_context: int | None = None
+    kv_bytes: int | None = None
+    engine_args: tuple[str, ...] = ()
+    on_cpu: bool = False
+    host: str = "127.0.0.1"
+    tls: tuple[str, str] | None = None
+    terms: Terms = Terms()
+
+
+class Running(Protocol):
+    """An engine, as the listener sees it."""
+
+    app: Any
+
+    async def check(self) -> None: ...
+    def load(self) -> dict[str, int]: ...
+    async def close(self) -> bool: ...
+
+
+class Listener:
+    """A replica that is up. `address` is where gateways reach it."""
+
+    def __init__(self, spec: ReplicaSpec, engine: Running, meter: Meter) -> None:
+        self.spec, self.engine, self.meter = spec, engine, meter
+        self.address = ""
+        self._server: _Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, spec: ReplicaSpec, ledger: SliceLedger) -> "Listener":
+        """Settle what an earlier process left, load the model, and listen. Takes as long as the engine's start."""
+        from serving import engine  # noqa: PLC0415 - vLLM takes ten seconds to import
+
+        engine.set_environment(on_cpu=spec.on_cpu)
+        meter = open_meter(spec, ledger)
+        await meter.start()
+        try:
+            argv = engine.arguments(
+                Path(spec.folder),
+                name=spec.model,
+                max_context=spec.max_context,
+                kv_bytes=spec.kv_bytes,
+                on_cpu=spec.on_cpu,
+                more=spec.engine_args,
+            )
+            running = await engine.Engine.open(argv, meter, trust=spec.trust)
+        except BaseException:
+            await meter.close(timeout_s=1.0)
+            raise
+        listener = cls(spec, running, meter)
+        await listener._listen()
+        return listener
+
+    async def _listen(self) -> None:
+        spec = self.spec
+        assert spec.tls is not None or spec.host == "127.0.0.1", "what leaves the machine is encrypted"
+        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((spec.host, 0))
+        certificate, key = spec.tls or (None, None)
+        config = uvicorn.Config(
+            self.engine.app,
+            backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=1,
+            ssl_certfile=certificate,
+            ssl_keyfile=key,
+        )
+        self._server = _Server(config)
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listening]))
+        while not self._server.started and not self._serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.01)
+        if self._serving.done():
+            await self._serving
+        scheme = "https" if spec.tls else "http"
+        self.address = f"{scheme}://{spec.host}:{listening.getsockname()[1]}"
+
+    async def drain(self, *, timeout_s: float) -> bool:
+        """Wait until the running calls have ended; whether they did. Gateways send nothing new to who drains."""
+        deadline = time.monotonic() + timeout_s
+        while self.meter.book.calls and time.monotonic() < deadline:  # noqa: ASYNC110 - rare, and the meter stays simple
+            await asyncio.sleep(0.05)
+        return not self.meter.book.calls
+
+    async def close(self, *, drain_s: float = 30.0) -> bool:
+        """Let calls end, settle them, and leave no process behind; whether the ledger knows all of it."""
+        await self.drain(timeout_s=drain_s)
+        if self._server is not None and self._serving is not None:
+            self._server.should_exit = True
+            await self._serving
+        return await self.engine.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that leaves the process's signals alone."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+def open_meter(spec: ReplicaSpec, ledger: SliceLedger) -> Meter:
+    """The meter of a replica, with what its outbox remembers. Hold ids are unique for ever: name, time and process."""
+    book = Metering(
+        name=f"slice/{spec.replica_id}/{time.time_ns() // 1_000_000}-{os.getpid()}",
+        model=spec.model,
+        accelerator=spec.accelerator,
+        charge=partial(charge_uhs, spec.rate),
+        terms=spec.terms,
+        rate_version=spec.rate.version,
+    )
+    safe = spec.replica_id.replace("/", "_")
+    return Meter(book, Outbox(Path(spec.state_dir) / f"{safe}.outbox"), ledger)

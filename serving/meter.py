@@ -1,0 +1,314 @@
+"""The meter at work: carries the book's messages to the ledger, and waits for answers where a call has to.
+
+It joins the pure book (`serving.metering`), the durable outbox and a ledger. A message is repeated until it is answered;
+one hold has at most one under way. While the ledger can't be reached, calls go on within what is held. It knows no
+engine: an engine opens a call, says what it produced before that leaves, and closes it.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from fabric.errors import FabricError, InsufficientTokens, NotFound, Unavailable
+from fabric.units import format_ct
+from serving.calls import Call, Ended, Granted, SliceLedger, Usage
+from serving.metering import Metering, OpenCall, Short
+from serving.outbox import Outbox
+from serving.slices import Ask, Payer
+
+_TICK_S: Final = 0.1
+_RETRY_S: Final = (0.05, 2.0)
+"""First and longest pause before a message is repeated."""
+PATIENCE_S: Final = 10.0
+"""How long a call waits for a ledger that can't be reached."""
+
+_log = structlog.get_logger()
+
+
+class Meter:
+    """One replica's meter, within one event loop. `start` it, and `close` it when its calls have ended.
+
+    Args:
+        retry_s: first and longest pause before a message is repeated.
+        patience_s: how long a call waits for the ledger.
+    """
+
+    def __init__(
+        self,
+        book: Metering,
+        outbox: Outbox,
+        ledger: SliceLedger,
+        *,
+        clock: Callable[[], int] | None = None,
+        retry_s: tuple[float, float] = _RETRY_S,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self.book, self.outbox = book, outbox
+        self.produced = Usage(0)
+        """All that calls were recorded with since the start, for reconciling with the engine's counters."""
+        self.calls_ended = 0
+        self._ledger = ledger
+        self._clock = clock or steady_clock()
+        self._retry_s, self._patience_s = retry_s, patience_s
+        self._sending: dict[tuple[str, int], asyncio.Task[FabricError | None]] = {}
+        self._known_holds: set[str] = set()
+        self._ticking: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin: first of all what an earlier process left unsettled."""
+        for ask in self.outbox.unsettled:
+            self._send(ask, recovered=True)
+        self._ticking = asyncio.create_task(self._tick())
+
+    async def close(self, *, timeout_s: float = 10.0) -> bool:
+        """Give every slice back; whether the ledger knows all of it. What it doesn't stays in the outbox."""
+        deadline = time.monotonic() + timeout_s
+        for ask in self.book.leave(self._clock()):
+            self._send(ask)
+        while (self.book.unsettled() or self._sending) and time.monotonic() < deadline:
+            for ask in self.book.due(self._clock()):
+                self._send(ask)
+            await asyncio.sleep(0.01)
+        if self._ticking is not None:
+            self._ticking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._ticking
+        settled = not self.book.unsettled() and not self._sending
+        for task in self._sending.values():
+            task.cancel()
+        await asyncio.gather(*self._sending.values(), return_exceptions=True)
+        await asyncio.to_thread(self.outbox.sync)
+        self.outbox.close()
+        return settled
+
+    # -- calls ---------------------------------------------------------------------------------------------------------
+
+    async def open(self, call_id: str, *, payer: Payer, key_id: str, prompt_tokens: int, wants: int) -> OpenCall:
+        """Admit a call, asking the ledger where the slice is too small.
+
+        Raises:
+            InsufficientTokens: the account, or the key's limit, doesn't cover the prompt and one token.
+            Unavailable: the ledger can't be reached, or calls can't be recorded.
+        """
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            now = self._clock()
+            got = self.book.open(
+                call_id, payer=payer, key_id=key_id, prompt_tokens=prompt_tokens, wants=wants, now_us=now
+            )
+            if isinstance(got, OpenCall):
+                self._record(got)
+                return got
+            asked = set(self._sending)
+            ask = self.book.need(payer, got, now)
+            error = await self._answer_to(ask, deadline)
+            if error is not None and not isinstance(error, InsufficientTokens | NotFound):
+                raise error
+            if _name(ask) not in asked and (error is not None or self.book.is_final(ask)):
+                again = self.book.open(
+                    call_id, payer=payer, key_id=key_id, prompt_tokens=prompt_tokens, wants=wants, now_us=self._clock()
+                )
+                if isinstance(again, OpenCall):
+                    self._record(again)
+                    return again
+                raise insufficient(again, prompt_tokens=prompt_tokens, said=error)
+
+    def advance(self, call_id: str, *, completion: int, cached: int, reasoning: int = 0) -> int:
+        """What the engine has produced in all; how many of its tokens are paid, and recorded so."""
+        call = self.book.calls[call_id]
+        paid = self.book.advance(
+            call_id, completion=completion, cached=cached, reasoning=reasoning, now_us=self._clock()
+        )
+        self.outbox.moved(call_id, call.usage)
+        return paid
+
+    async def extend(self, call_id: str, *, completion: int, cached: int, reasoning: int = 0) -> int:
+        """As `advance`, but asks the ledger for what is missing: fewer than `completion` is its last word.
+
+        Raises:
+            Unavailable: the ledger can't be reached, and what was held is used up.
+        """
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            paid = self.advance(call_id, completion=completion, cached=cached, reasoning=reasoning)
+            if paid >= completion:
+                return paid
+            asked = set(self._sending)
+            ask = self.book.need_more(call_id, completion=completion, now_us=self._clock())
+            if ask is None:
+                return paid
+            error = await self._answer_to(ask, deadline)
+            if isinstance(error, Unavailable):
+                raise error
+            if _name(ask) not in asked and (error is not None or self.book.is_final(ask)):
+                return self.advance(call_id, completion=completion, cached=cached, reasoning=reasoning)
+
+    def end(self, call_id: str, ended: Ended) -> tuple[Call, int]:
+        """Close a call; the call as it will be settled, and its charge in µHs."""
+        call = self.book.close(call_id, ended=ended, now_us=self._clock())
+        self.outbox.closed(call)
+        self.calls_ended += 1
+        one, all_of_them = call.usage, self.produced
+        self.produced = Usage(
+            all_of_them.prompt_tokens + one.prompt_tokens,
+            all_of_them.cached_tokens + one.cached_tokens,
+            all_of_them.completion_tokens + one.completion_tokens,
+            all_of_them.reasoning_tokens + one.reasoning_tokens,
+        )
+        return call, self.book.charge_of(call)
+
+    def _record(self, call: OpenCall) -> None:
+        hold_id = call.piece.hold_id
+        if hold_id not in self._known_holds:  # a covered account's, of which the ledger was not asked
+            self._known_holds.add(hold_id)
+            self.outbox.held(Ask("record", hold_id, call.payer, 0))
+        book = self.book
+        begun = Call(
+            call_id=call.call_id,
+            account_id=call.payer.account_id,
+            key_id=call.key_id,
+            model=book.model,
+            accelerator=book.accelerator,
+            usage=call.usage,
+            started_at_us=call.started_at_us,
+            ended_at_us=call.started_at_us,
+            ended="error",
+            covered=call.payer.covered,
+            rate_version=book.rate_version,
+        )
+        try:
+            self.outbox.began(hold_id, begun)
+        except Unavailable:
+            book.abandon(call.call_id)
+            raise
+
+    # -- messages ------------------------------------------------------------------------------------------------------
+
+    async def _answer_to(self, ask: Ask, deadline: float) -> FabricError | None:
+        """Send, or wait for the answer to what is under way. The error that the ledger answered with, if it did."""
+        sending = self._sending.get(_name(ask)) or self._send(ask)
+        try:
+            return await asyncio.wait_for(asyncio.shield(sending), max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            raise Unavailable(
+                "the ledger can't be reached, and what is held for this account is used up: try again in a moment",
+                code="ledger_unreachable",
+            ) from None
+
+    def _send(self, ask: Ask, *, recovered: bool = False) -> asyncio.Task[FabricError | None]:
+        self._known_holds.add(ask.hold_id)
+        self.outbox.held(ask)
+        task = asyncio.create_task(self._deliver(ask, recovered=recovered))
+        self._sending[_name(ask)] = task
+        task.add_done_callback(lambda _: self._sending.pop(_name(ask), None))
+        return task
+
+    async def _deliver(self, ask: Ask, *, recovered: bool) -> FabricError | None:
+        pause_s, longest_s = self._retry_s
+        while True:
+            try:
+                granted = await self._tell(ask)
+            except FabricError as error:
+                if not _is_final_word(error, ask):
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(longest_s, 2 * pause_s)
+                    continue
+                self._refused(ask, error)
+                return error
+            self.book.granted(ask, granted, now_us=self._clock())
+            over = ask.kind == "settle" or (ask.kind == "record" and (recovered or not self.book.knows(ask.hold_id)))
+            self.outbox.acknowledged(ask, over=over)
+            if over:
+                self._known_holds.discard(ask.hold_id)
+            return None
+
+    async def _tell(self, ask: Ask) -> Granted:
+        ledger, account_id, terms = self._ledger, ask.payer.account_id, self.book.terms
+        match ask.kind:
+            case "authorize":
+                return await ledger.authorize(
+                    hold_id=ask.hold_id,
+                    account_id=account_id,
+                    key_id=ask.payer.key_id or None,
+                    model=self.book.model,
+                    accelerator=self.book.accelerator,
+                    amount_uhs=ask.amount_uhs,
+                    minimum_uhs=ask.minimum_uhs,
+                    ttl_us=terms.ttl_us,
+                )
+            case "update":
+                return await ledger.update(
+                    hold_id=ask.hold_id,
+                    account_id=account_id,
+                    seq=ask.seq,
+                    calls=ask.calls,
+                    more_uhs=ask.amount_uhs,
+                    minimum_uhs=ask.minimum_uhs,
+                    ttl_us=terms.ttl_us,
+                )
+            case "settle":
+                await ledger.settle(hold_id=ask.hold_id, account_id=account_id, seq=ask.seq, calls=ask.calls)
+            case "record":
+                await ledger.record(account_id=account_id, calls=ask.calls)
+        return Granted(0, final=False)
+
+    def _refused(self, ask: Ask, error: FabricError) -> None:
+        self.book.refused(ask, gone=not isinstance(error, InsufficientTokens), now_us=self._clock())
+        if ask.kind == "authorize":
+            self.outbox.forget(ask.hold_id)
+            self._known_holds.discard(ask.hold_id)
+        elif ask.kind == "settle":  # a hold that the ledger doesn't know: it was never granted
+            self.book.granted(ask, Granted(0, final=False), now_us=self._clock())
+            self.outbox.acknowledged(ask, over=True)
+        if not isinstance(error, InsufficientTokens):
+            _log.warning("the ledger refused", kind=ask.kind, hold=ask.hold_id, code=error.code, why=str(error))
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            for ask in self.book.due(self._clock()):
+                self._send(ask)
+            try:
+                await asyncio.to_thread(self.outbox.sync)
+            except OSError as error:
+                _log.warning("the outbox could not be put on the disk", why=str(error))
+
+
+def _name(ask: Ask) -> tuple[str, int]:
+    return ask.hold_id, ask.seq
+
+
+def insufficient(short: Short, *, prompt_tokens: int, said: FabricError | None) -> InsufficientTokens:
+    """What the client is told before anything was produced: number, limit, remedy."""
+    needs, free = short.need_uhs + short.free_uhs, short.free_uhs
+    if said is not None:
+        told = said.facts.get("free_uhs")
+        free += told if isinstance(told, int) else 0
+    missing = max(1, needs - free)
+    return InsufficientTokens(
+        f"this request needs {format_ct(needs, decimals=8, round_up=True)} compute tokens for its {prompt_tokens} prompt"
+        f" tokens and a first answer token, {format_ct(free, decimals=8)} are free:"
+        f" top up {format_ct(missing, decimals=8, round_up=True)} or more, or shorten the prompt",
+        needed_uhs=needs,
+        free_uhs=free,
+        prompt_tokens=prompt_tokens,
+    )
+
+
+def _is_final_word(error: FabricError, ask: Ask) -> bool:
+    """Whether asking again can't change the answer. A settlement is repeated whatever the ledger says, but for a hold
+    that it doesn't know: usage that happened is not given up.
+    """
+    if error.http_status in {429, 500, 503}:
+        return False
+    return ask.kind in {"authorize", "update"} or isinstance(error, NotFound)
+
+
+def steady_clock() -> Callable[[], int]:
+    """Microseconds since the epoch that never go back nor leap: the wall clock at the start, and what went by since."""
+    ahead = time.time_ns() - time.monotonic_ns()
+    return lambda: (time.monotonic_ns() + ahead) // 1_000

@@ -1,0 +1,71 @@
+"""Who pays for the request at hand: what the gateway said in trusted headers, on its way through the engine's app.
+
+The engine's application knows nothing of it; the ticket travels in a context variable from the front to the meter.
+"""
+
+import secrets
+from collections.abc import Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from hmac import compare_digest
+
+from fabric.errors import FabricError, InvalidRequest, PermissionDenied
+from serving import calls
+from serving.calls import Call
+from serving.slices import Payer
+
+TICKET: ContextVar["Ticket | None"] = ContextVar("ticket", default=None)
+
+
+@dataclass(slots=True)
+class Ticket:
+    """One HTTP request. It may make several calls of the engine: one for each prompt in it."""
+
+    payer: Payer
+    key_id: str
+    call_id: str
+    tier_rank: int = 0
+    strict: bool = False
+    calls_begun: int = 0
+    admitted: int = 0
+    refusal: FabricError | None = None
+    """Why it was not admitted: the answer is this error, whatever the application makes of it."""
+    cut: bool = False
+    """It ended because the account had no more."""
+    charged_uhs: int = 0
+    ended: list[Call] = field(default_factory=list)
+
+    def next_call_id(self) -> str:
+        """The first call has the request's own id; each further one a number behind it."""
+        self.calls_begun += 1
+        return self.call_id if self.calls_begun == 1 else f"{self.call_id}.{self.calls_begun}"
+
+    @property
+    def decided(self) -> bool:
+        """Whether the answer may begin: a call was admitted, or refused."""
+        return self.admitted > 0 or self.refusal is not None
+
+
+def ticket_of(headers: Iterable[tuple[bytes, bytes]], *, trust: str) -> Ticket:
+    """The ticket that a gateway's headers give.
+
+    Raises:
+        PermissionDenied: not from a gateway of ours.
+        InvalidRequest: the gateway named no account, or a tier that there is not.
+    """
+    said = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
+    if not compare_digest(said.get(calls.TRUST, "").encode(), trust.encode()):
+        raise PermissionDenied("this is a replica: send requests to the gateway", code="not_a_gateway")
+    account_id, key_id = said.get(calls.ACCOUNT, ""), said.get(calls.KEY, "")
+    rank = said.get(calls.TIER_RANK, "0")
+    if not account_id or rank not in {"0", "1", "2"}:
+        raise InvalidRequest(f"the gateway named account {account_id!r} and tier {rank!r}", code="bad_ticket")
+    covered = said.get(calls.COVERED) == "1"
+    limited = said.get(calls.KEY_LIMITED) == "1" and not covered
+    return Ticket(
+        payer=Payer(account_id, key_id if limited else "", covered),
+        key_id=key_id,
+        call_id=said.get(calls.CALL) or f"call_{secrets.token_hex(12)}",
+        tier_rank=int(rank),
+        strict=said.get(calls.STRICT) == "1",
+    )
