@@ -56,7 +56,11 @@ class Front:
             return
         answer = _Answer(send, ticket, path=path)
         TICKET.set(ticket)
-        await self._app(scope, _again(body, receive), answer.send)
+        try:
+            await self._app(scope, _again(body, receive), answer.send)
+        except Exception:
+            if not await answer.refused():
+                raise
 
 
 class _Answer:
@@ -73,9 +77,7 @@ class _Answer:
         if self._kept is None:
             await self._send(self._ended(message))
             return
-        if self._ticket.refusal is not None and not self._ticket.admitted:
-            self._refused = True
-            await _refuse(self._send, self._ticket.refusal, path=self._path, call_id=self._ticket.call_id)
+        if await self.refused():
             return
         self._kept.append(message)
         whole = message["type"] == "http.response.body" and not message.get("more_body", False)
@@ -83,6 +85,16 @@ class _Answer:
             kept, self._kept = self._kept, None
             for each in kept:
                 await self._send(self._begun(each) if each["type"] == "http.response.start" else self._ended(each))
+
+    async def refused(self) -> bool:
+        """Answer with the ticket's refusal, once, where the call was not admitted; whether it was not."""
+        if self._refused:
+            return True
+        if self._kept is None or self._ticket.refusal is None or self._ticket.admitted:
+            return False
+        self._refused = True
+        await _refuse(self._send, self._ticket.refusal, path=self._path, call_id=self._ticket.call_id)
+        return True
 
     def _begun(self, message: Message) -> Message:
         headers = [*message.get("headers", ()), (calls.CALL.encode(), self._ticket.call_id.encode())]

