@@ -44,13 +44,17 @@ class _Head(msgspec.Struct, frozen=True, array_like=True):
     tensors: tuple[_Tensor, ...]
 
 
-def dump(state: Any) -> bytearray:
+def dump(state: Any, *, into: memoryview | None = None) -> memoryview:
     """The bytes of a shard: one copy of every tensor, from whatever device it is on.
+
+    Args:
+        state: tensors and plain containers.
+        into: memory to use again if it is large enough: new memory costs as much time as the copy. Must not be in use.
 
     Raises:
         InvalidRequest: something in it can't be kept (`state_not_kept`): it is named.
     """
-    return gather(plan(state))
+    return gather(plan(state), into=into)
 
 
 @dataclass(slots=True)
@@ -97,12 +101,16 @@ def plan(state: Any) -> Plan:
     return planned
 
 
-def gather(planned: Plan) -> bytearray:
+def gather(planned: Plan, *, into: memoryview | None = None) -> memoryview:
     """The bytes, copied from where the tensors are."""
-    data = bytearray(planned.size)
+    fits = into is not None and into.nbytes >= planned.size
+    data = into[: planned.size] if into is not None and fits else memoryview(bytearray(planned.size))
     data[: len(planned.head)] = planned.head
+    end = len(planned.head)
     for tensor, offset in zip(planned.tensors, planned.offsets, strict=True):
         start, size = len(planned.head) + offset, tensor.numel() * tensor.element_size()
+        data[end:start] = bytes(start - end)
+        end = start + size
         if size:
             target = torch.frombuffer(data, dtype=torch.uint8, count=size, offset=start)
             target.copy_(tensor.contiguous().reshape(-1).view(torch.uint8))

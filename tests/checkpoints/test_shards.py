@@ -88,6 +88,14 @@ def test_tied_weights_stay_tied_and_are_kept_once():
     assert len(data) < 2.5 * 4000
 
 
+def test_memory_is_used_again_and_nothing_of_the_last_save_shows():
+    kept = shards.dump({"a": torch.randn(1000), "b": "x" * 100})
+    for state in ({"a": torch.ones(3), "c": torch.zeros(5)}, {"a": torch.randn(2000)}, {}):
+        data = shards.dump(state, into=kept)
+        assert bytes(data) == bytes(shards.dump(state))
+        assert (data.obj is kept.obj) == (len(data) <= len(kept))
+
+
 def test_a_model_and_its_optimizer_train_on_as_if_nothing_happened():
     def step(model, optimizer):
         optimizer.zero_grad()
