@@ -125,7 +125,7 @@ class S3Credentials(Section):
 
 
 class S3Archive(Section):
-    """A bucket that is there. Encryption at rest is the bucket's own setting."""
+    """A bucket that is there."""
 
     kind: Literal["s3"]
     bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")]
@@ -135,6 +135,10 @@ class S3Archive(Section):
     """None = what each machine's environment says."""
     credentials: S3Credentials | None = None
     """Handed on to the gate, its agents and runners. None = each machine has a role, or `AWS_...`, of its own."""
+    sse: Literal["", "AES256", "aws:kms"] = ""
+    """Encryption at rest by the bucket. "" = the bucket's own setting."""
+    kms_key_id: str = ""
+    """Of the key, with `sse: aws:kms`. "" = the account's default key."""
 
 
 class RpcConfig(Section):

@@ -130,6 +130,8 @@ class S3Archive:
         endpoint_url: str | None = None,
         region: str | None = None,
         credentials: S3Credentials | None = None,
+        sse: str = "",
+        kms_key_id: str = "",
     ) -> None:
         """Name the place; nothing is opened yet.
 
@@ -139,12 +141,18 @@ class S3Archive:
             endpoint_url: of a store that is not Amazon's.
             region: None = what the machine's environment says.
             credentials: None = each process that opens it uses its own machine's environment or role.
+            sse: encryption at rest by the bucket, `AES256` or `aws:kms`; "" = the bucket's own setting.
+            kms_key_id: of the key, with `aws:kms`; "" = the account's default key.
         """
         self._bucket = bucket
         self._prefix = f"{checked_key(prefix)}/" if prefix else ""
         self._endpoint_url = endpoint_url
         self._region = region
         self._credentials = credentials
+        self._sse, self._kms_key_id = sse, kms_key_id
+        self._sealing = {"ServerSideEncryption": sse} if sse else {}
+        if kms_key_id:
+            self._sealing["SSEKMSKeyId"] = kms_key_id
         self._opened: Any = None
 
     @property
@@ -156,15 +164,22 @@ class S3Archive:
             "endpoint_url": self._endpoint_url,
             "region": self._region,
             "credentials": self._credentials,
+            "sse": self._sse,
+            "kms_key_id": self._kms_key_id,
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self._bucket, self._prefix.rstrip("/"), self._endpoint_url, self._region, self._credentials)
+        return _reopened, (self.place,)
 
     def put(self, key: str, data: bytes) -> None:
         digest = hashlib.sha256(data).hexdigest()
         self._call(
-            "put_object", Key=self._name(key), Body=data, ChecksumAlgorithm="SHA256", Metadata={"fabric-sha256": digest}
+            "put_object",
+            Key=self._name(key),
+            Body=data,
+            ChecksumAlgorithm="SHA256",
+            Metadata={"fabric-sha256": digest},
+            **self._sealing,
         )
 
     def get(self, key: str) -> bytes:
@@ -241,10 +256,8 @@ class S3Archive:
         raise AssertionError
 
 
-def _reopened(
-    bucket: str, prefix: str, endpoint_url: str | None, region: str | None, credentials: S3Credentials | None
-) -> S3Archive:
-    return S3Archive(bucket, prefix=prefix, endpoint_url=endpoint_url, region=region, credentials=credentials)
+def _reopened(place: dict[str, Any]) -> S3Archive:
+    return S3Archive(**place)
 
 
 def _is_passing(error: Exception) -> bool:

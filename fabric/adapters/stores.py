@@ -37,6 +37,8 @@ def open_archive_of(config: ClusterConfig) -> Archive:
         endpoint_url=archive.endpoint,
         region=archive.region,
         credentials=_revealed(archive.credentials),
+        sse=archive.sse,
+        kms_key_id=archive.kms_key_id,
     )
 
 

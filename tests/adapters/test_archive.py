@@ -84,6 +84,16 @@ def test_credentials_travel_with_the_archive_and_are_never_shown(monkeypatch, mo
     assert "secret" not in repr(own).replace("secret_access_key", "") + repr(archive)
 
 
+def test_everything_is_encrypted_at_rest_when_asked(archive):
+    if isinstance(archive, DirectoryArchive):
+        return
+    sealed = pickle.loads(pickle.dumps(S3Archive(**archive.place | {"sse": "aws:kms", "kms_key_id": "alias/mine"})))
+    sealed.put("k", b"v")
+    about = sealed._client.head_object(Bucket=sealed._bucket, Key="fabric/x/k")
+    assert about["ServerSideEncryption"] == "aws:kms"
+    assert about["SSEKMSKeyId"].endswith("alias/mine")
+
+
 @pytest.mark.parametrize(
     "key", ["", "/", "a//b", "../x", "a/../../x", "a/.hidden", "a\0b", "a b", "é", "x" * 1000, "a/"]
 )
