@@ -66,18 +66,21 @@ class Kept:
 
 
 def opened(job: context.Context, directory: str | os.PathLike[str] | None) -> Vault:
-    """The vault for this process: the job's, the directory's (also named by `FABRIC_CHECKPOINT_DIR`), or none.
+    """The vault for this process: the job's, the directory's (also named by `FABRIC_CHECKPOINT_DIR`), or none."""
+    checkpoints = checkpoints_of(job, directory)
+    return Nowhere() if checkpoints is None else Kept(checkpoints)
 
-    Who opens a directory last owns it: an older process can save no more.
-    """
+
+def checkpoints_of(job: context.Context, directory: str | os.PathLike[str] | None) -> Checkpoints | None:
+    """Where this process keeps its state; None = nowhere. Who opens a directory last owns it: others save no more."""
     if job.checkpoints is not None:
-        return Kept(job.checkpoints)
+        return job.checkpoints
     named = directory if directory is not None else os.environ.get(DIRECTORY_VARIABLE)
     if not named:
-        return Nowhere()
+        return None
     checkpoints = Checkpoints(DirectoryStore(Path(named)), prefix=_PREFIX)
     checkpoints.claim()
-    return Kept(checkpoints)
+    return checkpoints
 
 
 def encoded(state: dict[str, Any]) -> bytes:

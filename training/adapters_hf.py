@@ -1,0 +1,63 @@
+"""Hugging Face's `Trainer` on capacity that may be taken away: one changed line.
+
+    from training.adapters_hf import train
+
+    train(trainer)  # instead of trainer.train()
+
+At the end of the step in which the fabric asks for it, `Trainer` saves as it always does (weights, optimizer, schedule,
+random numbers, place in the data); that folder is committed, and the next attempt resumes from it. What `save_steps` saves
+is committed too. Loss, step and total go to `fabric top`. Outside the fabric, `trainer.train()` and nothing else, unless
+FABRIC_CHECKPOINT_DIR is set.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from training.folder_run import FolderRun
+
+
+def train(trainer: Any, *, directory: str | os.PathLike[str] | None = None, **options: Any) -> Any:
+    """`trainer.train(**options)`, begun or resumed; what it returns.
+
+    Args:
+        trainer: a `transformers.Trainer`, or of a class made from it (TRL's, for instance).
+        directory: where checkpoints go outside the fabric; None = FABRIC_CHECKPOINT_DIR, or nowhere.
+        options: of `Trainer.train`; `resume_from_checkpoint` is used where nothing was saved yet.
+    """
+    run = FolderRun(directory)
+    callback = callback_of(run)
+    trainer.add_callback(callback)
+    try:
+        resumed = run.restored(Path(trainer.args.output_dir) / "checkpoint-fabric")
+        if resumed is not None:
+            options["resume_from_checkpoint"] = str(resumed)
+        return trainer.train(**options)
+    finally:
+        trainer.remove_callback(callback)
+        run.close()
+
+
+def callback_of(run: FolderRun) -> Any:
+    """The `TrainerCallback` for a run, for who builds a loop of their own around it."""
+    from transformers import TrainerCallback  # noqa: PLC0415  # takes seconds, and only who uses it has it
+
+    class Fabric(TrainerCallback):
+        """Saves when the fabric asks, commits what was saved, tells how far it is."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+            if run.is_save_wanted:
+                control.should_save = True
+            elif run.is_asked_to_stop:
+                run.leave_if_asked()
+            run.job.report(step=state.global_step, steps_total=state.max_steps)
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+            run.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}", step=state.global_step)
+            run.leave_if_asked()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
+            if logs and "loss" in logs:
+                run.job.report(step=state.global_step, loss=logs["loss"])
+
+    return Fabric()

@@ -1,0 +1,63 @@
+"""Runs of frameworks that save a folder of their own: it is committed, restored and ended like any checkpoint.
+
+Such a run is saved where its framework can, at the end of a step, not at any instant as with `training.session`.
+"""
+
+import os
+import time
+from pathlib import Path
+
+from fabric import context
+from fabric.checkpoints import commit_directory, restore_directory
+from training.progress import say
+from training.stopping import stop_of
+from training.vault import checkpoints_of
+
+
+class FolderRun:
+    """One attempt of such a run. Rank 0 saves; the framework's own ranks agree among themselves."""
+
+    def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
+        """Inside the fabric the job's checkpoints; outside those of `directory` or FABRIC_CHECKPOINT_DIR, or none."""
+        self.job = context.current()
+        self._checkpoints = checkpoints_of(self.job, directory)
+        self._stop = stop_of(self.job, is_kept=self._checkpoints is not None)
+        self.resumed_at = 0
+
+    def restored(self, folder: Path) -> Path | None:
+        """The newest checkpoint, as `folder`; None (and nothing done) at the very start."""
+        if self._checkpoints is None:
+            return None
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        manifest = restore_directory(self._checkpoints, folder)
+        if manifest is None:
+            return None
+        self.resumed_at = manifest.step
+        return folder
+
+    @property
+    def is_asked_to_stop(self) -> bool:
+        return self._stop.wait(0)
+
+    @property
+    def is_save_wanted(self) -> bool:
+        """Whether the framework should save at the end of this step."""
+        return (self.is_asked_to_stop and self._stop.is_save_wanted()) or self._stop.is_snapshot_wanted()
+
+    def keep(self, folder: Path, *, step: int) -> None:
+        """Commit what the framework has saved; durable on return."""
+        if self._checkpoints is None or self.job.rank != 0:
+            return
+        began = time.monotonic()
+        commit_directory(self._checkpoints, folder, step=step)
+        if self.is_asked_to_stop:
+            say(f"{self._stop.reason} at step {step}: durable in {1000 * (time.monotonic() - began):.0f} ms")
+
+    def leave_if_asked(self) -> None:
+        """End the attempt here if the fabric wants it to end."""
+        if self.is_asked_to_stop:
+            raise self._stop.ending()
+
+    def close(self) -> None:
+        """The run is over."""
+        self._stop.close()
