@@ -27,13 +27,15 @@ SUSPECT_S: Final = 2.0
 class Seat:
     """A request's place at a replica. Give it back once, by `leave`."""
 
-    __slots__ = ("_left", "_pool", "lost", "replica", "ticket")
+    __slots__ = ("_left", "_pool", "is_lost", "lost", "replica", "ticket")
 
     def __init__(self, pool: "Pool", ticket: Ticket, replica: Replica) -> None:
         self._pool = pool
         self._left = False
         self.ticket = ticket
         self.replica = replica
+        self.is_lost = False
+        """Whether the replica is known to be gone."""
         self.lost: Callable[[], None] | None = None
         """What to do the moment the replica is known to be gone."""
 
@@ -141,6 +143,7 @@ class Pool:
         fresh = {replica.replica_id: replica for replica in replicas}
         for replica_id in [known for known in self._berths if known not in fresh or fresh[known].state == "gone"]:
             for seat in tuple(self._berths.pop(replica_id).seats):
+                seat.is_lost = True
                 if seat.lost is not None:
                     seat.lost()
         for replica_id, replica in fresh.items():

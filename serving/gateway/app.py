@@ -160,7 +160,8 @@ class Gateway:
         scope = exchange.scope
         _check_headers(scope["headers"])
         exchange.route, named = route = route_of(scope["method"], scope["path"])
-        caller = await self._keys.caller(exchange.headers)
+        client = scope.get("client")
+        caller = await self._keys.caller(exchange.headers, host=client[0] if client else "")
         self._rates.spend(caller.key.key_id)
         if exchange.route.surface == "models":
             await self._tell_models(exchange, caller, named)

@@ -7,23 +7,22 @@ it ended in the middle, when the replica has settled what the engine had produce
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable
+from hashlib import sha256
+from typing import Final, Protocol
 
-from fabric.charging.rates import charge_uhs, rate_for
-from fabric.errors import FabricError, PermissionDenied, Unavailable
-from fabric.units import CT_DECIMALS, format_ct
+from fabric.errors import FabricError, Unavailable
 from serving import calls
-from serving.gateway import bodies, fields, refusals
+from serving.gateway import bodies, fields
 from serving.gateway.admission import Pools, Seat
 from serving.gateway.affinity import Trail, trail_of
 from serving.gateway.directory import Board, Entitlement
-from serving.gateway.events import Events, Usage, usage_of
 from serving.gateway.exchange import Exchange
 from serving.gateway.fairness import Ticket
 from serving.gateway.keys import Caller
 from serving.gateway.metrics import Metrics
-from serving.gateway.refusals import JSON, Headers, ReplicaLost
+from serving.gateway.passing import SSE, Passage
+from serving.gateway.refusals import ReplicaLost
 from serving.gateway.repeats import Kept, Repeats
 from serving.gateway.upstream import Answer, NotReached, Upstream
 
@@ -31,12 +30,7 @@ TRIES_MAX: Final = 3
 """How many replicas are asked when they can't be reached."""
 WAITING: Final = b": waiting for a turn\n\n"
 """A comment, which every reader of events skips."""
-SSE: Final[Headers] = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 _LOOK_S: Final = 5.0
-_OK: Final = 300
-_PAYMENT_REQUIRED: Final = 402
-_SERVER: Final = 500
-_BUSY: Final = 503
 _TRUE: Final = frozenset({b"1", b"true"})
 
 
@@ -94,10 +88,17 @@ class Calling:
         self._cost = fields.cost_of(body, body_bytes=body_bytes)
         self._digest = digest
         self._stream = stream
-        self._covered = False
         self._key = exchange.headers.get(b"idempotency-key", b"").decode("latin-1") if self._route.metered else ""
-        self._served: int | None = None
-        """LLM tokens so far, where they can be told."""
+        self._passage = Passage(
+            exchange,
+            exchange.route,
+            caller,
+            model=model,
+            metrics=house.metrics,
+            board=lambda: house.board,
+            keep=bool(self._key),
+            note=self._note,
+        )
         self._noted = False
         self._asked = False
         """Whether a byte may have gone to a replica that answered nothing certain yet."""
@@ -133,17 +134,17 @@ class Calling:
             await self._run()
         except BaseException:
             if not self._noted:
-                await asyncio.shield(self._note(None))
+                await asyncio.shield(self._note(None, self._asked))
             raise
 
-    async def _note(self, kept: Kept | None) -> None:
+    async def _note(self, kept: Kept | None, worked: bool) -> None:
         """Write down how it ended, before the client hears of it: what it heard is what it would hear again."""
         if self._key:
             self._noted = True
             account_id, repeats = self.caller.account_id, self._house.repeats
             if kept is not None:
                 await repeats.finish(account_id, self._key, kept)
-            elif self._asked:
+            elif worked:
                 await repeats.fail(account_id, self._key)
             else:
                 await repeats.forget(account_id, self._key)
@@ -152,20 +153,22 @@ class Calling:
         body = bodies.write(self._body)
         for _ in range(TRIES_MAX):
             seat = await self._turn()
-            served: int | None = None
+            self._passage.served = None
             try:
+                if seat.is_lost:
+                    continue
                 answer = await self._ask(seat, body)
                 try:
-                    served = await self._pass_on(answer, seat)
+                    await self._passage.pass_on(answer, accelerator=seat.replica.accelerator)
                 finally:
                     answer.close()
             except NotReached:
-                served = 0
+                self._passage.served = 0
                 seat.avoid()
             else:
                 return
             finally:
-                seat.leave(tokens=self._served if served is None else served)
+                seat.leave(tokens=self._passage.served)
         raise Unavailable(
             f"none of {TRIES_MAX} replicas of {self.model} could be reached: try again in 1 s",
             code="replicas_unreachable",
@@ -175,14 +178,14 @@ class Calling:
 
     async def _turn(self) -> Seat:
         pool, covered = self._house.pools.of(self.model, self.caller.account_id)
-        self._covered = covered
+        self._passage.covered = covered
         ticket = Ticket(self.caller.account_id, rank=self.caller.rank, cost=self._cost)
         trail: Trail = ()
         if self._route.metered:
             prompt = fields.prompt_of(self._body, self._route)
             hint = self._body.get("prompt_cache_key")
-            root = f"{self.caller.account_id}/{hint if isinstance(hint, str) else ''}"
-            trail = trail_of(prompt, root=root.encode("utf-8", "replace")[:64])
+            apart = f"{self.caller.account_id}/{hint if isinstance(hint, str) else ''}"
+            trail = trail_of(prompt, root=sha256(apart.encode("utf-8", "replace")).digest())
         began = time.monotonic()
         seat = pool.seat_now(ticket, trail) if self._route.metered else pool.visit(ticket)
         if seat is None:
@@ -266,105 +269,5 @@ class Calling:
             calls.TIER_RANK: str(self.caller.key.tier_rank),
             calls.CALL: self._exchange.call_id,
             calls.STRICT: "1" if strict else "0",
-            calls.COVERED: "1" if self._covered else "0",
+            calls.COVERED: "1" if self._passage.covered else "0",
         }
-
-    async def _pass_on(self, answer: Answer, seat: Seat) -> int | None:
-        """The answer on its way to the client; the LLM tokens it took, where that can be told."""
-        if answer.is_stream and answer.status < _OK:
-            return await self._pass_stream(answer, seat)
-        said = await answer.whole()
-        answer.release()
-        if answer.status >= _OK:
-            await self._pass_refusal(answer, said)
-            return 0
-        headers: Headers = [JSON]
-        charged = answer.headers.get(calls.CHARGED_UHS)
-        if charged is not None and charged.isdecimal():
-            headers += [
-                (b"x-fabric-charged-uhs", charged.encode()),
-                (b"x-fabric-charged-ct", format_ct(int(charged), decimals=CT_DECIMALS).encode()),
-            ]
-        usage = usage_of(said)
-        self._count(usage)
-        if self._exchange.begun:  # keep-alives went out, yet the engine answers in one piece
-            raise ReplicaLost("the engine did not stream", code="no_stream")
-        await self._note(Kept(answer.status, [*headers, *self._exchange.answer_headers], said))
-        await self._exchange.answer(answer.status, headers, said)
-        return _tokens(usage)
-
-    async def _pass_stream(self, answer: Answer, seat: Seat) -> int:
-        exchange = self._exchange
-        events = Events(self._route, remark=lambda usage: self._remark(usage, seat.replica.accelerator))
-        if not exchange.begun:
-            await exchange.begin(answer.status, SSE)
-        pieces: list[bytes] = []
-        first = True
-        while data := await answer.piece():
-            whole = events.feed(data)
-            if whole:
-                self._served = events.count
-                await exchange.more(whole)
-                if first:
-                    first = False
-                    self._began()
-                if self._key:
-                    pieces.append(whole)
-        self._count(events.usage)
-        if not events.ended:
-            raise ReplicaLost(
-                "the replica ended this stream before it was done: send the request again", code="cut_off"
-            )
-        answer.release()
-        await self._note(Kept(answer.status, [*SSE, *exchange.answer_headers], b"".join(pieces)))
-        await exchange.more(b"", last=True)
-        return _tokens(events.usage) or events.count
-
-    async def _pass_refusal(self, answer: Answer, said: bytes) -> None:
-        """The engine's or the meter's own no, in OpenAI's form."""
-        self._asked = answer.status >= _SERVER and answer.status != _BUSY
-        await self._note(None)
-        status = answer.status
-        if status == _PAYMENT_REQUIRED and self.caller.bound_elsewhere(self.model):
-            raise PermissionDenied(
-                f"your {format_ct(self.caller.key.free_uhs)} free tokens are not good for {self.model}: they are bound to"
-                " other models or uses. Top up tokens that are not bound, or call a model of theirs",
-                code="tokens_bound_elsewhere",
-                free_uhs=self.caller.key.free_uhs,
-                param="model",
-            )
-        headers: Headers = [JSON]
-        if status == _PAYMENT_REQUIRED:
-            headers.append((b"x-should-retry", b"false"))
-        if status in {_BUSY, 429}:
-            headers.append((b"retry-after", (answer.headers.get("retry-after") or "1").encode("latin-1")))
-        body = refusals.retold(status, said, anthropic=self._exchange.anthropic)
-        if self._exchange.begun:
-            mark = b"event: error\n" if self._route.surface in {"anthropic", "responses"} else b""
-            await self._exchange.more(mark + b"data: " + body + b"\n\n", last=True)
-        else:
-            await self._exchange.answer(status, headers, body)
-
-    # -- what it took ------------------------------------------------------------------------------------------------------
-
-    def _remark(self, usage: Usage, accelerator: str) -> Mapping[str, Any]:
-        """What the usage chunk of a stream says beside the usage: the same as the headers of an answer in one piece."""
-        said: dict[str, Any] = {"call": self._exchange.call_id}
-        model = self._house.board.models.get(self.model)
-        rate = rate_for(model.rates, accelerator=accelerator) if model is not None else None
-        if self._covered or rate is not None:
-            charged = 0 if self._covered or rate is None else charge_uhs(rate, usage)
-            said |= {"charged_uhs": str(charged), "charged_ct": format_ct(charged, decimals=CT_DECIMALS)}
-        return said
-
-    def _began(self) -> None:
-        seconds = time.monotonic() - self._exchange.started_at
-        self._house.metrics.began(model=self.model, rank=self.caller.rank, seconds=seconds)
-
-    def _count(self, usage: Usage | None) -> None:
-        if usage is not None:
-            self._house.metrics.used(model=self.model, rank=self.caller.rank, usage=usage)
-
-
-def _tokens(usage: Usage | None) -> int | None:
-    return None if usage is None else usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens

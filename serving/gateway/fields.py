@@ -5,6 +5,7 @@ id it can be aborted, what may share its cache. Such fields are taken out; heade
 """
 
 import hmac
+from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ HEADERS_PASSED_ON: Final = frozenset(
     {b"accept", b"anthropic-version", b"anthropic-beta", b"traceparent", b"tracestate"}
 )
 _PROMPT_BYTES_MAX: Final = BLOCK_BYTES * BLOCKS_MAX
+_ADDRESSES: Final = ("image_url", "audio_url", "video_url", "file_url", "image", "video", "source", "url")
 _SALTED: Final = frozenset({"chat", "completions", "responses"})
 _BYTES_PER_TOKEN: Final = 4
 _COMPLETION_GUESS: Final = 256
@@ -59,12 +61,14 @@ def rewrite(body: Body, route: Route, *, salt: str) -> None:
     """Take out of the body what is not a tenant's to say, and put in what keeps tenants' caches apart.
 
     Raises:
-        InvalidRequest: it asks for something that would have to be kept for it, which nothing here is.
+        InvalidRequest: it asks for something that would have to be kept for it, which nothing here is, or for a file
+            to be fetched from an address.
     """
     for name in TAKEN_OUT:
         body.pop(name, None)
     if route.surface in _SALTED:
         body["cache_salt"] = salt
+    _no_remote_media(body)
     if route.surface == "responses":
         for name in ("background", "previous_response_id", "previous_input_messages", "conversation"):
             if body.pop(name, None):
@@ -74,6 +78,37 @@ def rewrite(body: Body, route: Route, *, salt: str) -> None:
                     param=name,
                 )
         body["store"] = False
+
+
+def _no_remote_media(body: Body) -> None:
+    """An engine that fetches what a tenant names would reach whatever the operator's machines reach."""
+    for field in ("messages", "input"):
+        for message in _listed(body.get(field)):
+            for part in _parts(message):
+                if any(_is_remote(part.get(name)) for name in _ADDRESSES):
+                    raise InvalidRequest(
+                        "files are not fetched from addresses here: send them in the request, as `data:...;base64,...`",
+                        code="remote_media",
+                        param=field,
+                    )
+
+
+def _parts(message: Any) -> Iterator[Body]:
+    """A message's content parts, with those in tool results and batches of messages."""
+    if isinstance(message, list):
+        for each in message:
+            yield from _parts(each)
+    elif isinstance(message, dict):
+        yield message
+        content = message.get("content")
+        if isinstance(content, list):
+            yield from _parts(content)
+
+
+def _is_remote(value: Any) -> bool:
+    if isinstance(value, dict):
+        return _is_remote(value.get("url"))
+    return isinstance(value, str) and value.lstrip()[:5].lower() != "data:"
 
 
 def salt_of(account_id: str, *, secret: bytes) -> str:

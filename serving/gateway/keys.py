@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final, Generic, NamedTuple, TypeVar
 
+from fabric.api.keys import RateLimit
 from fabric.errors import NotFound, PermissionDenied, Unauthenticated, Unavailable
 from fabric.wire import hash_secret, parse_key
 from serving.gateway.directory import Directory, Entitlement, KeyFacts
@@ -20,6 +21,8 @@ REMEMBER_S: Final = 2.0
 REFRESH_S: Final = 1.0
 _REMEMBERED_MAX: Final = 20_000
 _ASK_S: Final = 5.0
+GUESSES_PER_S: Final = 500
+"""Lookups from one address: one that tries keys must not keep the fabric's door busy."""
 _RANKS: Final = 2
 
 Answer = TypeVar("Answer")
@@ -71,6 +74,11 @@ class Memory(Generic[Answer]):
         self._monotonic = monotonic
         self._known: OrderedDict[str, tuple[float, Answer]] = OrderedDict()
         self._asking: dict[str, asyncio.Task[Answer]] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether it would be answered without asking once more."""
+        found = self._known.get(name)
+        return name in self._asking or (found is not None and self._monotonic() - found[0] < REMEMBER_S)
 
     async def get(self, name: str, ask: Callable[[], Awaitable[Answer]]) -> Answer:
         """What is known by that name, at most `REMEMBER_S` old.
@@ -124,17 +132,25 @@ class Gatekeeper:
         self._directory = directory
         self._now_us = now_us
         self._keys: Memory[KeyFacts | None] = Memory(monotonic=monotonic)
+        self._guesses = RateLimit(per_s=GUESSES_PER_S, monotonic=monotonic)
 
-    async def caller(self, headers: dict[bytes, bytes]) -> Caller:
+    async def caller(self, headers: dict[bytes, bytes], *, host: str = "") -> Caller:
         """The caller behind `authorization: Bearer fab_...`, or Anthropic's `x-api-key`.
+
+        Args:
+            headers: the request's.
+            host: where it comes from, which may guess so many keys a second and no more.
 
         Raises:
             Unauthenticated: `key_missing`, `invalid_api_key`, `key_revoked` or `key_expired`.
+            RateLimited: too many keys from there were not known.
             PermissionDenied: `operator_key`: an operator's key buys nothing.
             Unavailable: the fabric can't be asked.
         """
         given = parse_key(_presented(headers).decode("latin-1"))
         key_id = given.key_id if given else ""
+        if given and not self._keys.has(key_id):
+            self._guesses.spend(host)
         key = await self._keys.get(key_id, lambda: self._directory.key(key_id)) if given else None
         expected = key.secret_sha256 if key else ""
         if not (given and key and hmac.compare_digest(hash_secret(given.secret), expected)):

@@ -14,8 +14,8 @@ from serving.gateway.directory import Replica
 from serving.gateway.refusals import ReplicaLost, TooLarge
 
 CONNECT_S: Final = 2.0
-KEEP_ALIVE_S: Final = 3.0
-"""Less than uvicorn's 5 s, so that no request is sent on a connection that the replica is just closing."""
+KEEP_ALIVE_S: Final = 30.0
+"""Less than a replica keeps a connection open (75 s), so that no request is sent on one that is just being closed."""
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 """Of an answer that is no stream: a gateway has it in memory."""
 _TRUST: Final = "x-fabric-trust"

@@ -136,11 +136,12 @@ def free_socket() -> socket.socket:
 
 
 @contextlib.asynccontextmanager
-async def served(app):
+async def served(app, *, certificate=None):
     """An ASGI application at an address of its own; yields its URL."""
     opened = free_socket()
+    tls = {"ssl_certfile": certificate.cert, "ssl_keyfile": certificate.key} if certificate else {}
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=1
+        app, **tls, log_config=None, access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext
@@ -148,7 +149,7 @@ async def served(app):
     while not server.started:  # noqa: ASYNC110
         await asyncio.sleep(0.005)
     try:
-        yield f"http://127.0.0.1:{opened.getsockname()[1]}"
+        yield f"{'https' if certificate else 'http'}://127.0.0.1:{opened.getsockname()[1]}"
     finally:
         server.should_exit = server.force_exit = True
         for connection in list(server.server_state.connections):

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+from collections import Counter
 
 import aiohttp
 import pytest
@@ -256,6 +257,70 @@ async def test_responses_that_would_have_to_be_kept_are_refused(house):
     async with house.post("/v1/responses", body={**base, "store": True}) as answer:
         assert answer.status == 200
     assert [body["store"] for _, _, body in house.engine.requests] == [False]
+
+
+REMOTE = [
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}]}
+        ]
+    },
+    {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "file:///etc/passwd"}]}]},
+    {"messages": [[{"role": "user", "content": [{"type": "audio_url", "audio_url": {"url": "HTTPS://x/"}}]}]]},
+    {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "http://x"}}]}]},
+    {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": [{"image_url": "http://x"}]}]}]},
+    {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]},
+    {"input": [{"type": "input_image", "image_url": "ftp://x"}]},
+]
+
+
+async def test_nothing_is_fetched_from_an_address_that_a_tenant_names(house):
+    for body in REMOTE:
+        path = "/v1/responses" if "input" in body else "/v1/chat/completions"
+        async with house.post(path, body={"model": "tiny", **body}) as answer:
+            assert await refusal(answer) == (400, "remote_media"), body
+    assert house.engine.requests == []
+    inline = [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+        {"type": "text", "text": "http://x"},
+    ]
+    tools = [
+        {"type": "function", "function": {"name": "f", "parameters": {"properties": {"url": {"const": "http://x"}}}}}
+    ]
+    async with house.post(body={**CHAT, "messages": [{"role": "user", "content": inline}], "tools": tools}) as answer:
+        assert answer.status == 200
+
+
+SMUGGLED = [
+    b"content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"content-length: 4\r\ncontent-length: 5\r\n\r\nabcd",
+    b"transfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+    b"content-length: +4\r\n\r\nabcd",
+    b"content-length: 4\r\n bad: folded\r\n\r\nabcd",
+    b"x\x00y: 1\r\n\r\n",
+]
+
+
+async def test_a_request_of_which_two_readers_would_see_two_is_no_request(house):
+    for rest in SMUGGLED:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(house.url.rpartition(":")[2]))
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n" + rest)
+        async with asyncio.timeout(10):
+            assert (await reader.readline()).split()[1] in {b"400", b"401"}, rest
+            if rest is not SMUGGLED[-1]:
+                await reader.read()  # and the connection is closed
+        writer.close()
+    assert house.engine.requests == []
+
+
+async def test_one_who_guesses_keys_does_not_keep_the_fabrics_door_busy(tmp_path):
+    async with house_of(tmp_path, monotonic=lambda: 50.0) as house:
+        statuses = Counter()
+        for number in range(1_100):
+            async with house.post(key=key_of(f"guess{number}"), body={}) as answer:
+                statuses[answer.status] += 1
+        assert statuses == {401: 1_000, 429: 100}
+        assert house.directory.asked == 1_000
 
 
 async def test_headers_beyond_reason_are_refused(house):

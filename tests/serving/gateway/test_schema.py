@@ -57,7 +57,7 @@ def test_the_schema_has_what_the_gateway_serves():
 def test_no_request_makes_the_gateway_fail(served, operation, mode):
     passed = []
 
-    @settings(max_examples=12, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+    @settings(max_examples=6, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
     @given(
         case=operation.as_strategy(generation_mode=mode), ours=st.booleans(), field=st.text(max_size=8), strange=STRANGE
     )

@@ -1,0 +1,164 @@
+"""An answer on its way from a replica to its client: in one piece, as a stream, or as a refusal.
+
+Bytes pass as the engine gave them. Before the last of them, how it ended is written down for whoever repeats the request.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from fabric.charging.rates import charge_uhs, rate_for
+from fabric.errors import PermissionDenied
+from fabric.units import CT_DECIMALS, format_ct
+from serving import calls
+from serving.gateway import refusals
+from serving.gateway.directory import Board
+from serving.gateway.events import Events, Usage, usage_of
+from serving.gateway.exchange import Exchange
+from serving.gateway.keys import Caller
+from serving.gateway.metrics import Metrics
+from serving.gateway.refusals import JSON, Headers, ReplicaLost
+from serving.gateway.repeats import Kept
+from serving.gateway.routes import Route
+from serving.gateway.upstream import Answer
+
+SSE: Final[Headers] = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+_OK: Final = 300
+_PAYMENT_REQUIRED: Final = 402
+_RATE: Final = 429
+_SERVER: Final = 500
+_BUSY: Final = 503
+
+Note = Callable[[Kept | None, bool], Awaitable[None]]
+"""Writes down an answer to keep, or that there is none and whether the engine may have worked."""
+
+
+class Passage:
+    """One answer's way."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        route: Route,
+        caller: Caller,
+        *,
+        model: str,
+        metrics: Metrics,
+        board: Callable[[], Board],
+        keep: bool,
+        note: Note,
+    ) -> None:
+        self._exchange = exchange
+        self._route = route
+        self._caller = caller
+        self._model = model
+        self._metrics = metrics
+        self._board = board
+        self._keep = keep
+        self._note = note
+        self.covered = False
+        """Whether the account's own lease covers the call."""
+        self.served: int | None = None
+        """LLM tokens so far, where they can be told."""
+
+    async def pass_on(self, answer: Answer, *, accelerator: str) -> None:
+        """Send it on, all of it.
+
+        Raises:
+            ReplicaLost: the replica went away before it was done.
+            PermissionDenied: `tokens_bound_elsewhere`.
+        """
+        if answer.status >= _OK:
+            await self._refusal(answer)
+        elif answer.is_stream:
+            await self._stream(answer, accelerator)
+        else:
+            await self._whole(answer)
+
+    async def _whole(self, answer: Answer) -> None:
+        said = await answer.whole()
+        answer.release()
+        headers: Headers = [JSON]
+        charged = answer.headers.get(calls.CHARGED_UHS)
+        if charged is not None and charged.isdecimal():
+            headers += [
+                (b"x-fabric-charged-uhs", charged.encode()),
+                (b"x-fabric-charged-ct", format_ct(int(charged), decimals=CT_DECIMALS).encode()),
+            ]
+        self._count(usage_of(said))
+        if self._exchange.begun:  # keep-alives went out, yet the engine answers in one piece
+            raise ReplicaLost("the engine did not stream", code="no_stream")
+        await self._note(Kept(answer.status, [*headers, *self._exchange.answer_headers], said), True)  # noqa: FBT003
+        self._began()
+        await self._exchange.answer(answer.status, headers, said)
+
+    async def _stream(self, answer: Answer, accelerator: str) -> None:
+        exchange = self._exchange
+        events = Events(self._route, remark=lambda usage: self._remark(usage, accelerator))
+        if not exchange.begun:
+            await exchange.begin(answer.status, SSE)
+        pieces: list[bytes] = []
+        while data := await answer.piece():
+            whole = events.feed(data)
+            if not whole:
+                continue
+            if self.served is None:
+                self._began()
+            self.served = events.count
+            await exchange.more(whole)
+            if self._keep:
+                pieces.append(whole)
+        self._count(events.usage)
+        if not events.ended:
+            raise ReplicaLost(
+                "the replica ended this stream before it was done: send the request again", code="cut_off"
+            )
+        answer.release()
+        kept = Kept(answer.status, [*SSE, *exchange.answer_headers], b"".join(pieces))
+        await self._note(kept, True)  # noqa: FBT003
+        await exchange.more(b"", last=True)
+
+    async def _refusal(self, answer: Answer) -> None:
+        """The engine's or the meter's own no, in OpenAI's form."""
+        said, status = await answer.whole(), answer.status
+        answer.release()
+        self.served = 0
+        await self._note(None, status >= _SERVER and status != _BUSY)
+        if status == _PAYMENT_REQUIRED and self._caller.bound_elsewhere(self._model):
+            raise PermissionDenied(
+                f"your {format_ct(self._caller.key.free_uhs)} free tokens are not good for {self._model}: they are bound to"
+                " other models or uses. Top up tokens that are not bound, or call a model of theirs",
+                code="tokens_bound_elsewhere",
+                free_uhs=self._caller.key.free_uhs,
+                param="model",
+            )
+        headers: Headers = [JSON]
+        if status == _PAYMENT_REQUIRED:
+            headers.append((b"x-should-retry", b"false"))
+        if status in {_BUSY, _RATE}:
+            headers.append((b"retry-after", (answer.headers.get("retry-after") or "1").encode("latin-1")))
+        body = refusals.retold(status, said, anthropic=self._exchange.anthropic)
+        if self._exchange.begun:
+            mark = b"event: error\n" if self._route.surface in {"anthropic", "responses"} else b""
+            await self._exchange.more(mark + b"data: " + body + b"\n\n", last=True)
+        else:
+            await self._exchange.answer(status, headers, body)
+
+    def _remark(self, usage: Usage, accelerator: str) -> Mapping[str, Any]:
+        """What the usage chunk of a stream says beside the usage: the same as the headers of an answer in one piece."""
+        said: dict[str, Any] = {"call": self._exchange.call_id}
+        model = self._board().models.get(self._model)
+        rate = rate_for(model.rates, accelerator=accelerator) if model is not None else None
+        if self.covered or rate is not None:
+            charged = 0 if self.covered or rate is None else charge_uhs(rate, usage)
+            said |= {"charged_uhs": str(charged), "charged_ct": format_ct(charged, decimals=CT_DECIMALS)}
+        return said
+
+    def _began(self) -> None:
+        seconds = time.monotonic() - self._exchange.started_at
+        self._metrics.began(model=self._model, rank=self._caller.rank, seconds=seconds)
+
+    def _count(self, usage: Usage | None) -> None:
+        if usage is not None:
+            self.served = usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens
+            self._metrics.used(model=self._model, rank=self._caller.rank, usage=usage)
