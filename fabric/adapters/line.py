@@ -64,16 +64,20 @@ class Line:
     def is_free(self) -> bool:
         return not (self._asking or self._writer.is_closing())
 
-    async def ask(self, question: bytes) -> bytes:
-        """The answer. Given up half-way, the line is closed: nobody could tell whose the next answer is.
-
-        Raises:
-            Broken: there will be none.
+    def ask(self, question: bytes) -> "asyncio.Task[bytes]":
+        """Send the question, at once, and wait for the answer. Given up half-way, the line is closed: nobody could tell
+        whose the next answer is. Instead of an answer there may be `Broken`.
         """
         assert self.is_free, "a line carries one question at a time"
         self._asking = True
+        self._writer.write(_framed(question))
+        return asyncio.create_task(self._heard())
+
+    def close(self) -> None:
+        self._writer.close()
+
+    async def _heard(self) -> bytes:
         try:
-            self._writer.write(_framed(question))
             answer = await _read(self._reader)
         except (OSError, EOFError, ValueError) as error:
             self.close()
@@ -85,9 +89,6 @@ class Line:
             return answer
         finally:
             self._asking = False
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 class Listener:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from fabric.adapters.groups import Seated
-from fabric.adapters.line import Broken, Line
+from fabric.adapters.line import Broken
 from fabric.adapters.runner import Order, decode_end, encode_order
 from fabric.adapters.stages import JobEnd
 
@@ -22,15 +22,15 @@ def carry_out(order: Order, runner: Seated) -> Awaitable[object]:
     """Begin to have it carried out; what comes of it is what the runner says of its end, or Ray of the runner's."""
     if runner.line is None or not runner.line.is_free:
         return _over_ray(order, runner)
-    return asyncio.ensure_future(_by_line(order, runner, runner.line))
+    return asyncio.create_task(_by_line(order, runner, runner.line.ask(encode_order(order))))
 
 
 def _over_ray(order: Order, runner: Seated) -> "asyncio.Future[Any]":
     return asyncio.ensure_future(_awaited(runner.actor.run.remote(order)))
 
 
-async def _by_line(order: Order, runner: Seated, line: Line) -> object:
-    by_line = asyncio.ensure_future(_asked(order, line))
+async def _by_line(order: Order, runner: Seated, answer: "asyncio.Task[bytes]") -> object:
+    by_line = asyncio.ensure_future(_end_of(answer))
     ways: set[asyncio.Future[Any]] = {by_line}
     try:
         await asyncio.wait(ways, timeout=LINE_ALONE_S)
@@ -48,9 +48,9 @@ async def _by_line(order: Order, runner: Seated, line: Line) -> object:
             way.cancel()
 
 
-async def _asked(order: Order, line: Line) -> JobEnd:
+async def _end_of(answer: "asyncio.Task[bytes]") -> JobEnd:
     try:
-        return decode_end(await line.ask(encode_order(order)))
+        return decode_end(await answer)
     except ValueError as error:
         raise Broken(str(error)) from error
 
