@@ -277,9 +277,11 @@ class Writer(Generic[C]):
     async def _save_snapshot(self) -> None:
         """Keep the state as it is committed. Failing is no loss: the journal has everything, replay takes longer."""
         self._snapshot_size = self._head.size
-        snapshot = Snapshot(
-            size=self._head.size, root=self._head.root, edge=self._tree.edge, state=self.core.snapshot()
-        )
+        encoded: list[bytes] = []
+        for piece in self.core.pieces():
+            encoded.append(piece)
+            await asyncio.sleep(0)  # the rest of the process goes on meanwhile
+        snapshot = Snapshot(size=self._head.size, root=self._head.root, edge=self._tree.edge, state=b"".join(encoded))
         try:
             await self._journal.save_snapshot(snapshot)
         except (Unavailable, Conflict):

@@ -5,6 +5,7 @@ what an event means.
 """
 
 from collections import deque
+from collections.abc import Iterator
 from typing import Protocol
 
 from fabric.adapters.entries import Recorded, decode_entry, entries_of
@@ -22,8 +23,8 @@ class Core(Protocol):
     def handle(self, event: AnyEvent, now_us: int) -> Decision:
         """Apply one event. Raises only by mistake."""
 
-    def snapshot(self) -> bytes:
-        """The whole state."""
+    def pieces(self) -> Iterator[bytes]:
+        """The whole state, a piece at a time. Nothing is handled before the last one was taken."""
 
 
 class Replay:

@@ -10,6 +10,7 @@ RFC 8506 (two-phase credit control), Borg (one code base for the live and the si
 """
 
 import hashlib
+from collections.abc import Iterator
 from typing import Self, assert_never
 
 import msgspec
@@ -46,6 +47,7 @@ from fabric.gate.events import (
     Unsubscribe,
 )
 from fabric.gate.instructions import Accepted, AnyInstruction, Decision, Outcome, RemoveLease, StartLease, StopLease
+from fabric.gate.pieces import pieces
 from fabric.gate.questions import AnyAnswer, AnyQuestion
 from fabric.gate.serving_events import (
     Authorize,
@@ -157,7 +159,11 @@ class Gate:
 
     def snapshot(self) -> bytes:
         """The whole state; `restore` gives a gate that goes on as if nothing had been."""
-        return msgspec.msgpack.encode(self._core.state)
+        return b"".join(self.pieces())
+
+    def pieces(self) -> Iterator[bytes]:
+        """`snapshot`, a piece at a time. Nothing may be handled before the last one was taken."""
+        return pieces(self._core.state)
 
     @classmethod
     def restore(cls, state: bytes | None) -> Self:
