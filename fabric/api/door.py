@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fabric.api.batcher import Batcher, Decider, Straight
+from fabric.api.blobs import Blobs
 from fabric.api.board import Board
 from fabric.api.feed import ChangeFeed
 from fabric.api.keys import KeyRing, RateLimit, StreamLimit
@@ -58,6 +59,7 @@ class Door:
         self.streams = StreamLimit(most=self.limits.streams)
         self.gate: Decider = Batcher(port) if batched else Straight(port)
         self.feed = ChangeFeed(port)
+        self.blobs = Blobs(port)
         self.board = Board(self.clock)
         self.sandbox_payments = sandbox_payments
 

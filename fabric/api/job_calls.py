@@ -4,12 +4,12 @@ import asyncio
 import contextlib
 import hashlib
 import re
-import tempfile
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final
 
 from fabric.adapters.cluster_settings import lease_info_key
 from fabric.adapters.results import inline_result, shown_ref
+from fabric.api.blobs import Upload
 from fabric.api.door import Door
 from fabric.api.keys import Caller
 from fabric.api.messages import accepted, amount, facts_json, listed, message_of, request_id, spec_of
@@ -26,13 +26,10 @@ from fabric.wire import fabric_pb2 as pb
 LIST_MAX: Final = 1_000
 LIST_DEFAULT: Final = 100
 CHUNK_BYTES: Final = 1024 * 1024
-UPLOADS_MAX: Final = 4
-"""Blobs in memory at once, on their way from the disk to the archive."""
 UPLOAD_IDLE_S: Final = 30.0
 """How long an upload may wait for its next chunk."""
 _OFFSET_OF: Final = re.compile(r"[0-9]{1,9}/[0-9]{1,9}", re.ASCII)
 _OFFSETS_MAX: Final = 4_096
-_uploads = asyncio.Semaphore(UPLOADS_MAX)
 
 
 async def submit(door: Door, caller: Caller, request: pb.SubmitRequest) -> pb.SubmitReply:
@@ -154,35 +151,35 @@ async def result(door: Door, caller: Caller, request: pb.ResultRequest) -> Async
         if job.state in TERMINAL:
             raise NotFound(f"job {job.job_id} {job.state} and left no result", code="no_result", job=job.job_id)
         raise Conflict(f"job {job.job_id} is {job.state}: it has no result yet", code="not_ended", state=job.state)
-    async for chunk in chunks(await _result(door, key)):
-        yield chunk
+    found = inline_result(key)
+    if found is not None:
+        yield pb.Chunk(data=found)
+        return
+    async with contextlib.aclosing(door.blobs.parts(key)) as parts:
+        async for part in parts:
+            yield pb.Chunk(data=part)
 
 
 async def put_blob(door: Door, caller: Caller, request: AsyncIterator[pb.Chunk]) -> pb.PutBlobReply:
     account, limit = caller.account, door.limits.blob_bytes
-    digest, size, expected = hashlib.sha256(), 0, ""
-    # However slowly it comes, it waits on the disk and in nobody's way: memory is for blobs that are whole.
-    with tempfile.TemporaryFile() as received:
+    expected = ""
+    with Upload() as upload:
         async for chunk in _in_time(request):
             expected = expected or chunk.sha256
-            size += len(chunk.data)
-            if size > limit:
+            if upload.size + len(chunk.data) > limit:
                 raise InvalidRequest(
                     f"a blob may have {limit} bytes, this one has more: read large data from where it lies",
                     code="blob_too_large",
                     limit_bytes=limit,
                 )
-            digest.update(chunk.data)
-            received.write(chunk.data)
-        sha256 = digest.hexdigest()
+            await upload.add(chunk.data)
+        sha256 = upload.sha256
         if expected and expected != sha256:
             raise InvalidRequest(
                 f"the blob hashes to {sha256}, not to {expected[:64]}: send it again", code="blob_corrupt"
             )
-        async with _uploads:
-            received.seek(0)
-            await door.port.put_blob(blob_key(account, sha256), received.read())
-    return pb.PutBlobReply(sha256=sha256, size=size)
+        await door.blobs.keep(blob_key(account, sha256), upload)
+        return pb.PutBlobReply(sha256=sha256, size=upload.size)
 
 
 async def _in_time(request: AsyncIterator[pb.Chunk]) -> AsyncIterator[pb.Chunk]:
@@ -237,7 +234,7 @@ def _shown(view: JobView) -> pb.Job:
 
 async def _result(door: Door, result_ref: str) -> bytes:
     found = inline_result(result_ref)
-    return await door.port.get_blob(result_ref) if found is None else found
+    return await door.blobs.read(result_ref) if found is None else found
 
 
 def _result_key(view: JobView) -> str:
