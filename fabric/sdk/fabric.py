@@ -150,6 +150,8 @@ class Fabric:
         hold: Literal["full", "rolling"] = "full",
         devices_per_node: int | None = None,
         timeout: float = 600.0,
+        service: str = "training",
+        preemptible: bool = True,
     ) -> Lease:
         """Devices for this process' own Ray tasks and actors, as a context manager."""
         spec = build_spec(
@@ -157,7 +159,9 @@ class Fabric:
             kind="lease",
             tokens=tokens,
             accelerators=accelerators,
+            service=service,
             hold=hold,
+            preemptible=preemptible,
             devices_per_node=devices_per_node,
         )
         return Lease(self.client, self._submit(spec, pb.Payload(), request_id=None), timeout_s=timeout)

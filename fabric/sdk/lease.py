@@ -73,6 +73,13 @@ class Lease:
         """Whether the lease is about to end: save what matters."""
         return self.job.state in _ENDING
 
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """What Ray has to be told to schedule into it: the placement group, its bundles, and the environment that
+        meters know the lease's processes by.
+        """
+        return self._open_document()
+
     def options(self, *, bundle: int = 0, devices: int | None = None) -> Mapping[str, Any]:
         """What to hand to `.options(**...)` of a Ray task or actor: the lease, and devices of one of its bundles."""
         from ray.util.placement_group import PlacementGroup, PlacementGroupID  # noqa: PLC0415  # Ray only where used

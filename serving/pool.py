@@ -1,0 +1,343 @@
+"""The pool: what is offered becomes leases, leases become replicas, and both go when nobody needs them.
+
+One task looks at the board every second and decides, by `serving.scaling`, how many replicas of each model there should
+be; one task for each replica takes it through its life: lease, start, ready, drain, gone. A load that fails gives its
+lease back, says why with the engine's last lines, and is tried again later and later. It knows neither Ray nor gRPC:
+`Ground` is where replicas stand, `Board` where things are read and said.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import msgspec
+import structlog
+
+from fabric.charging.rates import Rate, rate_for
+from fabric.errors import FabricError
+from serving.scaling import Bounds, Demand, replicas_for, wanted
+
+_EVERY_S: Final = 1.0
+_RETRY_S: Final = (5.0, 300.0)
+_REASON_CHARS: Final = 2_000
+_SILENT_S: Final = 120.0
+"""A replica that says nothing for so long is given up: restarting it in place did not help."""
+
+_log = structlog.get_logger()
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that is offered, as the pool needs it."""
+
+    name: str
+    source: str
+    accelerators: tuple[str, ...] = ()
+    devices: int = 1
+    replicas_min: int = 0
+    replicas_max: int = 1
+    ttft_objective_us: int | None = None
+    dedicated_to: str = ""
+    max_context: int | None = None
+    engine_args: tuple[tuple[str, str], ...] = ()
+    rates: tuple[Rate, ...] = ()
+
+    @property
+    def version(self) -> str:
+        """Of what a replica is started with: another version needs other replicas, another count doesn't."""
+        plain = msgspec.structs.replace(self, replicas_min=0, replicas_max=0, ttft_objective_us=None)
+        return hashlib.sha256(msgspec.json.encode(plain)).hexdigest()[:12]
+
+    def rate(self, accelerator: str) -> Rate:
+        """What it costs on this type.
+
+        Raises:
+            FabricError: nothing is said of this type (code `no_rate`).
+        """
+        rate = rate_for(self.rates, accelerator=accelerator)
+        if rate is None:
+            raise FabricError(f"{self.name} has no rate on {accelerator}: offer it with one", code="no_rate")
+        return rate
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What gateways and replicas say of a model."""
+
+    offer: Offer
+    queued: int = 0
+    """Calls that wait at gateways."""
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica as it says it is."""
+
+    address: str
+    tls_sha256: str = ""
+    running: int = 0
+    waiting: int = 0
+    capacity: int = 16
+    ttft_p50_us: int = 0
+    ttft_p99_us: int = 0
+
+
+class Plot(Protocol):
+    """A lease on the ground."""
+
+    lease_id: str
+    accelerator: str
+
+    async def close(self) -> None: ...
+
+
+class Ground(Protocol):
+    """Where replicas stand."""
+
+    async def lease(self, offer: Offer) -> Plot:
+        """Devices for one replica; waits for them."""
+        ...
+
+    async def start(self, replica_id: str, offer: Offer, plot: Plot) -> None:
+        """Load the model; an error says why it could not be, with the engine's last lines."""
+        ...
+
+    async def look(self, replica_id: str) -> Standing: ...
+    async def stop(self, replica_id: str) -> None:
+        """Let its calls end, settle them, and remove it."""
+        ...
+
+
+class Board(Protocol):
+    """Where the pool reads what is wanted, and says what there is."""
+
+    async def asked(self) -> Sequence[Asked]: ...
+    async def say(self, replicas: Sequence["Replica"], models: Sequence["Model"]) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    """One replica on its way through its life: leasing | starting | ready | draining | failed."""
+
+    replica_id: str
+    offer: Offer
+    version: str
+    state: str = "leasing"
+    reason: str = ""
+    lease_id: str = ""
+    accelerator: str = ""
+    standing: Standing | None = None
+    started_at_us: int = 0
+    leave: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is, or is about to be, of use."""
+        return self.state in {"leasing", "starting", "ready"}
+
+
+@dataclass(slots=True)
+class Model:
+    """A model in the pool."""
+
+    offer: Offer
+    wanted: int = 0
+    failures: int = 0
+    reason: str = ""
+    retry_at: float = 0.0
+    busy_at: float = 0.0
+    """When more replicas than one fewer were last needed."""
+
+    @property
+    def state(self) -> str:
+        if self.reason:
+            return "failed"
+        return "starting" if self.wanted else "idle"
+
+
+class Pool:
+    """Run it until cancelled, then `close` it."""
+
+    def __init__(
+        self,
+        ground: Ground,
+        board: Board,
+        *,
+        keep_us: int = 60_000_000,
+        every_s: float = _EVERY_S,
+        drain_s: float = 120,
+    ) -> None:
+        self._ground, self._board = ground, board
+        self._keep_us, self._every_s, self._drain_s = keep_us, every_s, drain_s
+        self.models: dict[str, Model] = {}
+        self.replicas: dict[str, Replica] = {}
+
+    async def run(self) -> None:
+        """Look, decide, say; for ever."""
+        while True:
+            try:
+                await self.turn()
+            except FabricError as error:
+                _log.warning("the door can't be reached", code=error.code, why=error.message)
+            await asyncio.sleep(self._every_s)
+
+    async def turn(self) -> None:
+        """One look at the board, and what follows from it."""
+        asked = {each.offer.name: each for each in await self._board.asked()}
+        for name in [name for name in self.models if name not in asked]:
+            del self.models[name]
+        for name, each in asked.items():
+            model = self.models.setdefault(name, Model(each.offer, busy_at=time.monotonic()))
+            if model.offer.version != each.offer.version:
+                model.failures, model.reason, model.retry_at = 0, "", 0.0
+            model.offer = each.offer
+            self._steer(model, each)
+        for replica in list(self.replicas.values()):
+            if replica.offer.name not in asked:
+                replica.leave.set()
+        await self._board.say(list(self.replicas.values()), list(self.models.values()))
+
+    async def close(self) -> None:
+        """Drain every replica and give every lease back."""
+        for replica in self.replicas.values():
+            replica.leave.set()
+        tasks = [replica.task for replica in self.replicas.values() if replica.task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
+        with contextlib.suppress(FabricError):
+            await self._board.say([], [])
+
+    def _steer(self, model: Model, asked: Asked) -> None:
+        """Start, keep or drain replicas of one model."""
+        now, version = time.monotonic(), model.offer.version
+        mine = [each for each in self.replicas.values() if each.offer.name == model.offer.name]
+        current = [each for each in mine if each.counts and each.version == version]
+        demand = _demand(mine, asked, counted=len(current))
+        if replicas_for(demand) >= max(1, len(current)):
+            model.busy_at = now
+        demand = _demand(mine, asked, counted=len(current), quiet_us=int((now - model.busy_at) * 1e6))
+        offer = model.offer
+        bounds = Bounds(offer.replicas_min, offer.replicas_max, offer.ttft_objective_us, self._keep_us)
+        model.wanted = wanted(demand, bounds)
+        if len(current) < model.wanted and now >= model.retry_at:
+            for _ in range(model.wanted - len(current)):
+                self._begin(model)
+        for extra in _least_used(current)[: len(current) - model.wanted]:
+            extra.leave.set()
+        ready = sum(each.state == "ready" and each.version == version for each in mine)
+        if ready >= min(model.wanted, 1):  # the new version serves: the old one goes
+            for old in mine:
+                if old.version != version:
+                    old.leave.set()
+
+    def _begin(self, model: Model) -> None:
+        replica_id = f"{model.offer.name}-{secrets.token_hex(4)}"
+        replica = Replica(replica_id, model.offer, model.offer.version)
+        self.replicas[replica_id] = replica
+        replica.task = asyncio.create_task(self._live(replica))
+
+    async def _live(self, replica: Replica) -> None:
+        """A replica's whole life. Whatever happens in it, its lease goes back."""
+        plot: Plot | None = None
+        try:
+            plot = await _unless(replica.leave, self._ground.lease(replica.offer))
+            if plot is None:
+                return
+            replica.lease_id, replica.accelerator, replica.state = plot.lease_id, plot.accelerator, "starting"
+            await self._ground.start(replica.replica_id, replica.offer, plot)
+            await self._watch(replica)
+        except Exception as error:  # noqa: BLE001 - an engine may fail with anything
+            self._failed(replica, error)
+        finally:
+            await self._end(replica, plot)
+
+    async def _watch(self, replica: Replica) -> None:
+        """Look at it until it is to leave. Serve restarts it in place when it dies: meanwhile it isn't ready."""
+        heard_at = time.monotonic()
+        while not replica.leave.is_set():
+            try:
+                replica.standing = await self._ground.look(replica.replica_id)
+            except Exception as error:
+                replica.state, replica.reason = "starting", f"restarting: {error}"[:_REASON_CHARS]
+                if time.monotonic() - heard_at > _SILENT_S:
+                    raise
+            else:
+                heard_at = time.monotonic()
+                if replica.state != "ready":
+                    replica.state, replica.reason = "ready", ""
+                    replica.started_at_us = time.time_ns() // 1_000
+                    if (model := self.models.get(replica.offer.name)) is not None:
+                        model.failures, model.reason = 0, ""
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(replica.leave.wait(), self._every_s)
+
+    def _failed(self, replica: Replica, error: Exception) -> None:
+        replica.state, replica.reason = "failed", str(error)[-_REASON_CHARS:]
+        _log.warning("replica_failed", replica=replica.replica_id, why=replica.reason)
+        model = self.models.get(replica.offer.name)
+        if model is not None and model.offer.version == replica.version:
+            model.failures += 1
+            model.reason = replica.reason
+            first, longest = _RETRY_S
+            model.retry_at = time.monotonic() + min(longest, first * 2 ** (model.failures - 1))
+
+    async def _end(self, replica: Replica, plot: Plot | None) -> None:
+        if replica.state == "ready":
+            replica.state = "draining"
+            await self._say_draining(replica)
+        try:
+            if plot is not None:
+                with contextlib.suppress(Exception):
+                    await asyncio.wait_for(self._ground.stop(replica.replica_id), self._drain_s)
+                await plot.close()
+        except FabricError as error:
+            _log.warning("lease_not_closed", lease=replica.lease_id, why=error.message)
+        finally:
+            del self.replicas[replica.replica_id]
+
+    async def _say_draining(self, replica: Replica) -> None:
+        """Gateways must hear of it before its listener closes."""
+        with contextlib.suppress(FabricError):
+            await self._board.say(list(self.replicas.values()), list(self.models.values()))
+        _log.info("draining", replica=replica.replica_id)
+
+
+async def _unless(leave: asyncio.Event, work: Any) -> Any:
+    """What comes of `work`, or None when it is to leave first."""
+    doing, leaving = asyncio.ensure_future(work), asyncio.ensure_future(leave.wait())
+    try:
+        await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            return doing.result()
+        doing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            return await doing  # it may have come through all the same, and must then be given back
+        return None
+    finally:
+        leaving.cancel()
+
+
+def _demand(mine: Sequence[Replica], asked: Asked, *, counted: int, quiet_us: int = 0) -> Demand:
+    standing = [each.standing for each in mine if each.standing is not None and each.state == "ready"]
+    ttfts = sorted(each.ttft_p50_us for each in standing if each.ttft_p50_us)
+    return Demand(
+        running=sum(each.running for each in standing),
+        waiting=sum(each.waiting for each in standing) + asked.queued,
+        replicas=counted,
+        capacity=min((each.capacity for each in standing), default=16),
+        ttft_us=ttfts[len(ttfts) // 2] if ttfts else None,
+        quiet_us=quiet_us,
+    )
+
+
+def _least_used(replicas: Sequence[Replica]) -> list[Replica]:
+    """Those that can go first: not there yet, then idle, then the youngest."""
+
+    def use(replica: Replica) -> tuple[bool, int, int]:
+        running = replica.standing.running if replica.standing else 0
+        return replica.state == "ready", running, -replica.started_at_us
+
+    return sorted(replicas, key=use)

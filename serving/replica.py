@@ -1,0 +1,241 @@
+"""A replica under Ray Serve: the actor around `serving.listener`, and how it gets into its lease.
+
+Serve starts it, checks its health, restarts it in place and lets its streams end; gateways talk to its own listener,
+which spares the first token a proxy. Serve takes no scheduling strategy, but what a strategy becomes inside Ray: the
+lease's placement group has resources of its own names, and an actor that asks for those runs in it and nowhere else.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import ssl
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from ray import serve
+
+from fabric.api.tls import ensure_certificate
+from fabric.errors import FabricError, Unavailable
+from fabric.profile import Profile
+from serving.ledger import GrpcLedger
+from serving.listener import Listener, ReplicaSpec
+from serving.pool import Standing
+
+_BUNDLE_SHARE: Final = 0.001
+_LINES_KEPT: Final = 30
+_READY_S: Final = 900
+_HEALTH_EVERY_S: Final = 5
+_APP: Final = "fabric-{}"
+
+
+class Door(msgspec.Struct, frozen=True, kw_only=True):
+    """How a replica reaches the ledger: the certificate's text, because the file may be on another machine."""
+
+    address: str
+    api_key: str
+    ca_pem: str
+
+
+@serve.deployment
+class ReplicaActor:
+    """What Serve runs. Built in its event loop; `__del__` is Serve's word for an orderly end."""
+
+    def __init__(self, spec: bytes, door: bytes) -> None:
+        self._spec = msgspec.json.decode(spec, type=ReplicaSpec)
+        self._door = msgspec.json.decode(door, type=Door)
+        self._listener: Listener | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._failure = ""
+
+    async def open(self) -> bytes:
+        """Load the model, if that hasn't begun; the `Standing` when it is ready.
+
+        Raises:
+            Unavailable: it could not be loaded; the message ends with the engine's last lines.
+        """
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open())
+        await asyncio.shield(self._opening)
+        return self.look()
+
+    def look(self) -> bytes:
+        """The `Standing`, as JSON."""
+        listener = self._listener
+        if listener is None:
+            raise Unavailable(self._failure or "the model is being loaded", code="loading")
+        load = listener.engine.load()
+        return msgspec.json.encode(
+            Standing(
+                address=listener.address,
+                tls_sha256=_fingerprint(self._spec.tls),
+                running=load["running"],
+                capacity=_capacity(self._spec),
+                ttft_p50_us=load["ttft_p50_us"],
+                ttft_p99_us=load["ttft_p99_us"],
+            )
+        )
+
+    async def check_health(self) -> None:
+        """Serve asks this every few seconds; an error has the replica restarted in place. After a restart nobody calls
+        `open`: it opens itself.
+        """
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open())
+        if self._opening.done() and self._opening.exception() is not None:
+            raise Unavailable(self._failure, code="load_failed")
+        if self._listener is not None:
+            await self._listener.engine.check()
+
+    async def close(self, drain_s: float) -> bool:
+        """Let calls end, settle them, end the engine; whether the ledger knows all of it."""
+        listener, self._listener = self._listener, None
+        return True if listener is None else await listener.close(drain_s=drain_s)
+
+    async def __del__(self) -> None:
+        await self.close(drain_s=0.0)
+
+    async def _open(self) -> None:
+        log, profile = _prepared(self._spec, self._door)
+        ledger = GrpcLedger(profile)
+        try:
+            with _output_to(log):
+                self._listener = await Listener.open(self._spec, ledger)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - an engine may fail with anything
+            self._failure = f"{self._spec.model} could not be loaded: {_plain(error)}\n{_last_lines(log)}"
+            raise Unavailable(self._failure, code="load_failed") from None
+
+
+def _prepared(spec: ReplicaSpec, door: Door) -> tuple[Path, Profile]:
+    """The replica's folder on this node; its log, and how to reach the door from here."""
+    state_dir = Path(spec.state_dir)
+    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    ca = ""
+    if door.ca_pem:
+        ca = str(state_dir / f"door-ca.{os.getpid()}.pem")
+        Path(ca).write_text(door.ca_pem)
+    log = state_dir / f"{spec.replica_id.replace('/', '_')}.log"
+    return log, Profile(address=door.address, api_key=door.api_key, ca=ca)
+
+
+def options_in(document: Mapping[str, Any], *, bundle: int = 0) -> dict[str, Any]:
+    """Actor options that put a replica into a lease: the resources by the names that they have within its placement
+    group, which is what Ray's own scheduling strategy comes to.
+
+    Args:
+        document: the lease's, as `fabric.adapters.cluster_settings.LeaseInfo`.
+        bundle: which of its bundles.
+    """
+    group = document["placement_group_id"]
+    resources = {f"bundle_group_{bundle}_{group}": _BUNDLE_SHARE}
+    for name, amount in document["bundles"][bundle]["resources"].items():
+        resources[f"{name}_group_{bundle}_{group}"] = amount
+        resources[f"{name}_group_{group}"] = amount
+    return {"num_cpus": 0, "resources": resources, "runtime_env": {"env_vars": dict(document["env_vars"])}}
+
+
+class ServeSite:
+    """Replicas as applications of Ray Serve, from a driver's side. Its calls block: run them in threads."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._handles: dict[str, Any] = {}
+        serve.start(http_options={"location": "NoServer"}, logging_config={"enable_access_log": False})
+
+    def start(self, spec: ReplicaSpec, options: Mapping[str, Any], *, env: Mapping[str, str]) -> None:
+        """Deploy, and wait until the model is loaded.
+
+        Raises:
+            FabricError: it could not be; why, in the engine's own last lines.
+        """
+        variables = {**options["runtime_env"]["env_vars"], **env}
+        deployment = ReplicaActor.options(  # type: ignore[attr-defined]
+            num_replicas=1,
+            max_ongoing_requests=64,
+            health_check_period_s=_HEALTH_EVERY_S,
+            health_check_timeout_s=30,
+            graceful_shutdown_timeout_s=20,
+            ray_actor_options={**options, "runtime_env": {"env_vars": variables}},
+        )
+        app = deployment.bind(msgspec.json.encode(spec), msgspec.json.encode(self._door))
+        try:
+            handle = serve.run(app, name=_APP.format(spec.replica_id), route_prefix=None)
+            handle.open.remote().result(timeout_s=_READY_S)
+        except Exception as error:  # noqa: BLE001 - Ray wraps it in whatever
+            raise _own(error) from None
+        self._handles[spec.replica_id] = handle
+
+    def look(self, replica_id: str) -> Standing:
+        try:
+            said = self._handles[replica_id].look.remote().result(timeout_s=10)
+        except Exception as error:  # noqa: BLE001 - Ray wraps it in whatever
+            raise _own(error) from None
+        return msgspec.json.decode(said, type=Standing)
+
+    def stop(self, replica_id: str, *, drain_s: float) -> None:
+        """Let it end its calls, and remove it from Serve."""
+        handle = self._handles.pop(replica_id, None)
+        if handle is not None:
+            with contextlib.suppress(Exception):  # it may be gone already
+                handle.close.remote(drain_s).result(timeout_s=drain_s + 30)
+        serve.delete(_APP.format(replica_id), _blocking=True)
+
+    def close(self) -> None:
+        serve.shutdown()
+
+
+def tls_for(host: str, state_dir: Path) -> tuple[str, str]:
+    """Certificate and key for a listener that is reached from other machines."""
+    files = ensure_certificate(state_dir, hosts=(host,))
+    return str(files.cert), str(files.key)
+
+
+def _fingerprint(tls: tuple[str, str] | None) -> str:
+    if tls is None:
+        return ""
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(Path(tls[0]).read_text())).hexdigest()
+
+
+def _capacity(spec: ReplicaSpec) -> int:
+    """Calls at once: the engine's own limit where one is set, a modest number where none is."""
+    for name, value in zip(spec.engine_args, spec.engine_args[1:], strict=False):
+        if name == "--max-num-seqs":
+            return int(value)
+    return 16 if spec.on_cpu else 128
+
+
+@contextlib.contextmanager
+def _output_to(log: Path) -> Iterator[None]:
+    """Standard output and error of this process and its children, also to a file of the replica's own from here on."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    yield
+
+
+def _last_lines(log: Path) -> str:
+    with contextlib.suppress(OSError):
+        lines = log.read_text(errors="replace").splitlines()
+        telling = [line for line in lines if line.strip() and " INFO " not in line]
+        return "\n".join(telling[-_LINES_KEPT:])
+    return ""
+
+
+def _plain(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
+
+
+def _own(error: BaseException) -> FabricError:
+    """The fabric's own error inside what Ray wraps around it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, FabricError):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return Unavailable(f"the replica did not start: {error}"[-2_000:], code="load_failed")

@@ -1,0 +1,187 @@
+"""The pool on stand-in ground: leases taken, replicas started and drained, failures said, and nothing left behind."""
+
+import asyncio
+
+import pytest
+
+from fabric.charging.rates import Rate
+from fabric.errors import Unavailable
+from serving.pool import Asked, Offer, Pool, Standing
+
+RATE = Rate(input_uhs_per_mtok=1, cached_uhs_per_mtok=1, output_uhs_per_mtok=1, reasoning_uhs_per_mtok=1)
+
+
+class PlotStandIn:
+    accelerator = "H100"
+
+    def __init__(self, ground, lease_id):
+        self.ground, self.lease_id = ground, lease_id
+
+    async def close(self):
+        self.ground.leases.remove(self.lease_id)
+
+
+class GroundStandIn:
+    """Starts at once, unless told to fail; a test sets what replicas say."""
+
+    def __init__(self):
+        self.leases, self.running, self.stopped, self.count = [], {}, [], 0
+        self.fails, self.silent, self.capacity_gate = "", False, asyncio.Event()
+        self.capacity_gate.set()
+        self.load = {}
+
+    async def lease(self, offer):
+        await self.capacity_gate.wait()
+        self.count += 1
+        self.leases.append(f"l{self.count}")
+        return PlotStandIn(self, f"l{self.count}")
+
+    async def start(self, replica_id, offer, plot):
+        if self.fails:
+            raise Unavailable(self.fails)
+        self.running[replica_id] = offer
+
+    async def look(self, replica_id):
+        if self.silent:
+            raise Unavailable("it is gone")
+        return Standing(address="http://127.0.0.1:1", capacity=4, running=self.load.get(replica_id, 0))
+
+    async def stop(self, replica_id):
+        self.running.pop(replica_id, None)
+        self.stopped.append(replica_id)
+
+
+class BoardStandIn:
+    def __init__(self, *asked):
+        self.models = list(asked)
+        self.said = []
+
+    async def asked(self):
+        return list(self.models)
+
+    async def say(self, replicas, models):
+        self.said.append(
+            (
+                [(each.replica_id, each.state) for each in replicas],
+                {each.offer.name: (each.state, each.reason) for each in models},
+            )
+        )
+
+
+def offer(**said):
+    return Offer(**{"name": "m", "source": "/models/m", "replicas_min": 1, "replicas_max": 3, "rates": (RATE,)} | said)
+
+
+async def turns(pool, count=3):
+    for _ in range(count):
+        await pool.turn()
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def ground():
+    return GroundStandIn()
+
+
+def pool_of(ground, board, **said):
+    return Pool(ground, board, every_s=0.005, **said)
+
+
+async def test_a_model_gets_its_least_replicas_in_leases_and_all_goes_at_the_end(ground):
+    board = BoardStandIn(Asked(offer(replicas_min=2)))
+    pool = pool_of(ground, board)
+    await turns(pool)
+    assert len(ground.running) == len(ground.leases) == 2
+    assert [state for _, state in board.said[-1][0]] == ["ready", "ready"]
+    await pool.close()
+    assert (ground.running, ground.leases, len(ground.stopped)) == ({}, [], 2)
+    assert board.said[-1] == ([], {})
+
+
+async def test_a_sleeping_model_starts_when_somebody_waits_and_sleeps_again(ground):
+    board = BoardStandIn(Asked(offer(replicas_min=0)))
+    pool = pool_of(ground, board, keep_us=50_000)
+    await turns(pool)
+    assert ground.leases == []
+    board.models = [Asked(offer(replicas_min=0), queued=1)]
+    await turns(pool, 2)
+    assert len(ground.running) == 1
+    board.models = [Asked(offer(replicas_min=0))]
+    await turns(pool, 8)
+    assert (ground.running, ground.leases) == ({}, [])
+    await pool.close()
+
+
+async def test_full_replicas_get_company_up_to_the_bound(ground):
+    board = BoardStandIn(Asked(offer(), queued=100))
+    pool = pool_of(ground, board)
+    await turns(pool)
+    assert len(ground.running) == 3
+    await pool.close()
+
+
+async def test_a_load_that_fails_says_why_gives_its_lease_back_and_is_not_tried_at_once(ground):
+    ground.fails = "m could not be loaded: ValueError\nthe engine's last line"
+    board = BoardStandIn(Asked(offer()))
+    pool = pool_of(ground, board)
+    await turns(pool, 5)
+    assert ground.leases == []
+    assert ground.count == 1
+    state, reason = board.said[-1][1]["m"]
+    assert (state, "the engine's last line" in reason) == ("failed", True)
+    ground.fails = ""
+    board.models = [Asked(offer(max_context=100))]  # offered again, mended
+    await turns(pool)
+    assert board.said[-1][1]["m"] == ("starting", "")
+    assert len(ground.running) == 1
+    await pool.close()
+
+
+async def test_a_withdrawn_model_is_drained_and_its_leases_go_back(ground):
+    board = BoardStandIn(Asked(offer()))
+    pool = pool_of(ground, board)
+    await turns(pool)
+    board.models = []
+    await turns(pool)
+    assert (ground.running, ground.leases) == ({}, [])
+    assert any(state == "draining" for said, _ in board.said for _, state in said)
+    await pool.close()
+
+
+async def test_another_version_serves_before_the_old_one_goes(ground):
+    board = BoardStandIn(Asked(offer()))
+    pool = pool_of(ground, board)
+    await turns(pool)
+    (old,) = ground.running
+    board.models = [Asked(offer(source="/models/other"))]
+    await turns(pool, 4)
+    (new,) = ground.running
+    assert (old in ground.stopped, ground.running[new].source) == (True, "/models/other")
+    for said, _ in board.said[2:]:
+        assert any(state == "ready" for _, state in said)
+    await pool.close()
+
+
+async def test_a_replica_that_dies_is_not_called_ready_until_it_answers_again(ground):
+    board = BoardStandIn(Asked(offer()))
+    pool = pool_of(ground, board)
+    await turns(pool)
+    ground.silent = True
+    await turns(pool)
+    assert [state for _, state in board.said[-1][0]] == ["starting"]
+    ground.silent = False
+    await turns(pool)
+    assert [state for _, state in board.said[-1][0]] == ["ready"]
+    assert ground.count == 1
+    await pool.close()
+
+
+async def test_a_pool_that_ends_while_it_waits_for_devices_leaves_no_lease(ground):
+    ground.capacity_gate.clear()
+    board = BoardStandIn(Asked(offer()))
+    pool = pool_of(ground, board)
+    await turns(pool, 1)
+    await asyncio.wait_for(pool.close(), 5)
+    ground.capacity_gate.set()
+    await asyncio.sleep(0.02)
+    assert (ground.running, ground.leases) == ({}, [])
