@@ -13,7 +13,7 @@ import aiohttp
 from serving.gateway.directory import Replica
 from serving.gateway.refusals import ReplicaLost, TooLarge
 
-CONNECT_S: Final = 2.0
+CONNECT_S: Final = 5.0
 KEEP_ALIVE_S: Final = 30.0
 """Less than a replica keeps a connection open (75 s), so that no request is sent on one that is just being closed."""
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024

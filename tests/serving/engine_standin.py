@@ -17,7 +17,8 @@ TRUST = "trust-between-stand-ins"
 class EngineStandin:
     """One replica. Set its attributes to make it misbehave."""
 
-    def __init__(self, *, token_s=0.0, first_s=0.0):
+    def __init__(self, *, token_s=0.0, first_s=0.0, trust=None):
+        self.trust = trust
         self.token_s = token_s
         self.first_s = first_s
         self.requests = []
@@ -38,7 +39,7 @@ class EngineStandin:
         if scope["path"] == "/health":
             await _json(send, 200, {})
             return
-        if headers.get("x-fabric-trust") != TRUST:
+        if headers.get("x-fabric-trust") != (self.trust or TRUST):
             await _json(send, 403, {"error": {"message": "no trust", "type": "x", "code": 403}})
             return
         raw = b""
@@ -59,9 +60,21 @@ class EngineStandin:
             self.ended[call] = "done"
         except asyncio.CancelledError:
             self.ended[call] = "client_gone"
+            await self.over(call, "client_gone")
         finally:
             gone.cancel()
             self.active -= 1
+
+    async def admit(self, call, prompt, wanted):
+        """Before the first token."""
+
+    async def made(self, call, count):
+        """After each token, before it leaves; whether it may."""
+        return True
+
+    async def over(self, call, ended):
+        """After the last; what it cost, where that is known."""
+        return self.charged_uhs
 
     async def _answer(self, path, body, call, send):
         if self.refuse_with is not None:
@@ -93,24 +106,27 @@ class EngineStandin:
             await self._whole(make, body, call, send, prompt, wanted)
 
     async def _whole(self, make, body, call, send, prompt, wanted):
+        await self.admit(call, prompt, wanted)
+        given = 0
         for _ in range(wanted):
             if self.token_s:
                 await asyncio.sleep(self.token_s)
             self.produced[call] += 1
-        charged = prompt + 2 * wanted if self.charged_uhs is None else self.charged_uhs
-        whole = make(body, call).whole(" ".join(f"w{k}" for k in range(wanted)), prompt, wanted)
+            if not await self.made(call, given + 1):
+                break
+            given += 1
+        charged = await self.over(call, "length")
+        charged = prompt + 2 * given if charged is None else charged
+        whole = make(body, call).whole(" ".join(f"w{k}" for k in range(given)), prompt, given)
         await _json(send, 200, whole, [(b"x-fabric-charged-uhs", str(charged).encode())])
 
     async def _stream(self, make, body, call, send, prompt, wanted):
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [(b"content-type", b"text/event-stream; charset=utf-8")],
-            }
-        )
+        await self.admit(call, prompt, wanted)
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         form = make(body, call)
         await _piece(send, form.begin())
+        given = 0
         for k in range(wanted):
             if self.break_after == k:
                 raise ConnectionAbortedError("the stand-in breaks here")
@@ -120,8 +136,12 @@ class EngineStandin:
             if self.token_s:
                 await asyncio.sleep(self.token_s)
             self.produced[call] += 1
+            if not await self.made(call, k + 1):
+                break
+            given += 1
             await _piece(send, form.token(f"w{k} "))
-        await _piece(send, form.end(prompt, wanted))
+        await self.over(call, "length")
+        await _piece(send, form.end(prompt, given))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -1,0 +1,225 @@
+"""Money through random kills: gateways and replicas die by SIGKILL while many accounts stream, and the books balance.
+
+The gate, the door, the ledger's client, the meter, the outbox, the front and the gateways are the real ones; the engine is a
+stand-in that notes each token it makes in a file of its own.
+"""
+
+import asyncio
+import json
+import random
+import signal
+import ssl
+import subprocess
+import sys
+from collections import Counter, defaultdict
+
+import aiohttp
+import pytest
+
+from fabric.client import new_request_id
+from fabric.gate.events import OpenAccount, TopUp
+from fabric.wire import fabric_pb2 as pb
+from serving.gateway.__main__ import secret_of
+from serving.ledger import GrpcLedger
+from tests.doors.conftest import House as Doors
+from tests.serving.gateway.house import RATE, free_socket
+from tests.serving.gateway.test_fabric_directory import Process, announce
+
+ACCOUNTS = {"rich": 10**9, "middling": 30_000, "poor": 2_500, "broke": 1}
+SECONDS = 8
+
+
+def port():
+    with free_socket() as probe:
+        return probe.getsockname()[1]
+
+
+class Replica:
+    """A metered stand-in as a process that can be killed, and comes back at the same address with the same outbox."""
+
+    def __init__(self, doors, state_dir, name):
+        self.name, self.port, self.state_dir = name, port(), state_dir
+        self.command = [
+            sys.executable, "-m", "tests.serving.metered_standin", name, str(state_dir), doors.address, str(doors.tls.ca),
+            doors.root, secret_of(state_dir, "trust"), str(self.port), "0.004",
+        ]  # fmt: skip
+        self.start()
+
+    def start(self):
+        self.log = (self.state_dir / f"{self.name}.log").open("ab")
+        self.process = subprocess.Popen(self.command, stdout=self.log, stderr=self.log)
+
+    def shown(self):
+        state = "ready" if self.process.poll() is None else "failed"
+        return pb.Replica(
+            replica_id=self.name, model="tiny", address=f"http://127.0.0.1:{self.port}", state=state, accelerator="H100",
+            capacity=16,
+        )  # fmt: skip
+
+    def end(self, number):
+        self.process.send_signal(number)
+        code = self.process.wait(60)
+        self.log.close()
+        return code
+
+    def engine_counts(self):
+        """By call: (prompt tokens, completion tokens) that the engine made."""
+        counts = {}
+        for line in (self.state_dir / f"{self.name}.engine").read_text().splitlines():
+            call, count, what = line.split()
+            prompt, made = counts.get(call, (0, 0))
+            counts[call] = (int(count), made) if what == "prompt" else (prompt, int(count))
+        return counts
+
+
+@pytest.fixture
+def doors(tmp_path):
+    made = Doors(tmp_path / "state", sandbox_payments=True)
+    rate = pb.Rate(
+        input_uhs_per_mtok=RATE.input_uhs_per_mtok, cached_uhs_per_mtok=RATE.cached_uhs_per_mtok,
+        output_uhs_per_mtok=RATE.output_uhs_per_mtok, reasoning_uhs_per_mtok=RATE.reasoning_uhs_per_mtok,
+    )  # fmt: skip
+    spec = pb.ModelSpec(name="tiny", source="/models/x", accelerators=["H100"])
+    made.client(made.root).call(pb.OfferModelRequest(request_id=new_request_id(), spec=spec, rates=[rate]), pb.Accepted)
+    for account, uhs in ACCOUNTS.items():
+        made.port.seed(
+            OpenAccount(account_id=account, name=account, plan="starter"), TopUp(account_id=account, amount_uhs=uhs)
+        )
+    yield made
+    made.close()
+
+
+async def customer(account, key, url, http, rng, until, seen):
+    """Asks, reads, leaves in the middle, repeats: as customers do."""
+    loop = asyncio.get_running_loop()
+    while loop.time() < until:
+        stream = rng.random() < 0.6
+        body = {
+            "model": "tiny",
+            "max_tokens": rng.randint(1, 120),
+            "stream": stream,
+            "messages": [{"role": "user", "content": "x" * rng.randint(1, 400)}],
+        }
+        headers = {"authorization": f"Bearer {key}"}
+        if rng.random() < 0.2:
+            headers["idempotency-key"] = f"{account}-{rng.random()}"
+        leave_after_s = rng.random() * 0.3 if rng.random() < 0.2 else 30
+        try:
+            async with asyncio.timeout(leave_after_s), http.post(url, json=body, headers=headers) as answer:
+                raw = await answer.read()
+                call = answer.headers.get("x-fabric-call")
+                seen[answer.status] += 1
+                if answer.status == 200:
+                    whole = b"[DONE]" in raw if stream else "choices" in json.loads(raw)
+                    seen["whole" if whole else "error event"] += 1
+                    if whole and stream:
+                        seen[account, "words"] += raw.count(b'"content":"w')
+                elif answer.status in {402, 429}:
+                    await asyncio.sleep(0.1)
+                assert call
+        except (aiohttp.ClientError, TimeoutError):
+            seen["gone"] += 1
+
+
+async def run(doors, state_dir, seed):
+    rng = random.Random(seed)
+    replicas = [Replica(doors, state_dir, name) for name in ("r1", "r2")]
+    listen = port()
+    arguments = ("--listen", f"127.0.0.1:{listen}", "--gateways", "2", "--grace-s", "20", "--log-level", "error")
+    gateways = [Process(state_dir, *arguments) for _ in range(2)]
+    for gateway in gateways:
+        await gateway.said()
+    ledger = GrpcLedger(doors.profile(doors.root))
+    seen = Counter()
+
+    async def report():
+        while True:
+            shown = [replica.shown() for replica in replicas]
+            await ledger.report(pb.ReportServingRequest(reporter="host", replicas=shown))
+            await asyncio.sleep(0.2)
+
+    async def kill():
+        while True:
+            await asyncio.sleep(rng.uniform(0.7, 1.5))
+            if rng.random() < 0.6:
+                replica = rng.choice(replicas)
+                replica.end(signal.SIGKILL)
+                await asyncio.sleep(0.3)
+                replica.start()
+            else:
+                place = rng.randrange(2)
+                gateways[place].end(signal.SIGKILL)
+                gateways[place] = Process(state_dir, *arguments)
+                await gateways[place].said()
+
+    reporting = asyncio.create_task(report())
+    trusted = ssl.create_default_context(cafile=str(doors.tls.ca))
+    keys = {account: doors.key(account, account) for account in ACCOUNTS}
+    url = f"https://localhost:{listen}/v1/chat/completions"
+    try:
+        connector = aiohttp.TCPConnector(limit=0, ssl=trusted, force_close=True)
+        async with aiohttp.ClientSession(connector=connector) as http:
+            until = asyncio.get_running_loop().time() + SECONDS
+            customers = [
+                customer(account, keys[account], url, http, random.Random(f"{seed}/{account}/{number}"), until, seen)
+                for account in ACCOUNTS
+                for number in range(3)
+            ]
+            killing = asyncio.create_task(kill())
+            await asyncio.gather(*customers)
+            killing.cancel()
+            await asyncio.gather(killing, return_exceptions=True)
+    finally:
+        reporting.cancel()
+        codes = [gateway.end() for gateway in gateways if gateway.process.poll() is None]
+        for replica in replicas:  # one that was killed last comes back to settle
+            if replica.process.poll() is not None:
+                replica.start()
+                await asyncio.sleep(3)
+            codes.append(replica.end(signal.SIGTERM))
+        await ledger.close()
+    return replicas, seen, codes
+
+
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.soak), pytest.param(3, marks=pytest.mark.soak)])
+async def test_whoever_dies_nothing_is_overspent_nothing_leaks_and_records_are_what_the_engine_made(
+    doors, tmp_path, seed
+):
+    state_dir = tmp_path / "state"
+    announce(doors, state_dir)
+    replicas, seen, codes = await run(doors, state_dir, seed)
+    logs = "\n".join(path.read_text()[-2_000:] for path in state_dir.glob("*.log"))
+    assert set(codes) == {0}, logs
+    made = {}
+    for replica in replicas:
+        for call, counts in replica.engine_counts().items():
+            assert call not in made, "a call ran on two replicas"
+            made[call] = counts
+    recorded = {}
+    charged = defaultdict(int)
+    for account, given in ACCOUNTS.items():
+        reader = doors.client(doors.root, account=account)
+        for record in reader.stream(pb.UsageRequest(), pb.Cdr):
+            assert record.cdr_id not in recorded, "a call was charged twice"
+            recorded[record.cdr_id] = record
+            charged[account] += record.charged_uhs
+        balance = reader.call(pb.BalanceRequest(), pb.BalanceReply)
+        assert balance.held_uhs == 0, "a hold leaked"
+        assert balance.debt_uhs == 0
+        assert balance.free_uhs == given - charged[account] >= 0
+    # Every call that reached the engine is recorded, and is charged no token more than the engine made. The token that was
+    # made but not yet counted when a replica was killed, and the one at which the tokens ran out, are not charged.
+    assert set(recorded) == set(made)
+    for call, record in recorded.items():
+        prompt, completion = made[call]
+        assert record.prompt_tokens == prompt
+        assert completion - 1 <= record.completion_tokens <= completion, call
+        assert (
+            record.charged_uhs
+            == (prompt * RATE.input_uhs_per_mtok + record.completion_tokens * RATE.output_uhs_per_mtok) // 10**6
+        )
+    assert charged["poor"] > 0.7 * ACCOUNTS["poor"], "what is there can be used"
+    assert charged["broke"] == 0
+    assert seen["whole"] > 50
+    assert seen[402] > 0
+    print(dict(seen), len(recorded), dict(charged))

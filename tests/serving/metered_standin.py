@@ -1,0 +1,101 @@
+"""A replica with a stand-in for the engine and everything else real: front, meter, outbox, and the ledger over gRPC.
+
+Usage: metered_standin.py REPLICA_ID STATE_DIR ADDRESS CA OPERATOR_KEY TRUST PORT TOKEN_S. It keeps a file of its own of what the
+engine produced, a line for each token, which no accounting reads: what is charged is compared with it.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+import uvicorn
+
+from fabric.charging.rates import charge_uhs
+from fabric.errors import FabricError
+from fabric.profile import Profile
+from serving.front import Front
+from serving.ledger import GrpcLedger
+from serving.meter import Meter
+from serving.metering import Metering
+from serving.outbox import Outbox
+from serving.slices import Terms
+from serving.tickets import TICKET
+from tests.serving.engine_standin import EngineStandin
+from tests.serving.gateway.house import RATE, bind
+
+TERMS = Terms(grant_tokens=16, idle_us=300_000, report_us=500_000)
+
+
+class NotAdmitted(Exception):
+    """The front answers with the ticket's refusal."""
+
+
+class MeteredStandin(EngineStandin):
+    """Asks the meter at the same places as the real engine does."""
+
+    def __init__(self, meter, engine_log, **more):
+        super().__init__(**more)
+        self.meter = meter
+        self.engine_log = engine_log
+        self.cut_at = {}
+
+    async def admit(self, call, prompt, wanted):
+        ticket = TICKET.get()
+        try:
+            await self.meter.open(call, payer=ticket.payer, key_id=ticket.key_id, prompt_tokens=prompt, wants=wanted)
+        except FabricError as error:
+            ticket.refusal = error
+            raise NotAdmitted from None
+        ticket.admitted += 1
+        os.write(self.engine_log, f"{call} {prompt} prompt\n".encode())
+
+    async def made(self, call, count):
+        os.write(self.engine_log, f"{call} {count} made\n".encode())
+        paid = self.meter.advance(call, completion=count, cached=0)
+        if paid < count:
+            paid = await self.meter.extend(call, completion=count, cached=0)
+        if paid < count:
+            TICKET.get().cut = True
+            self.cut_at[call] = paid
+            return False
+        return True
+
+    async def over(self, call, ended):
+        if call in self.meter.book.calls:
+            ticket = TICKET.get()
+            done, charged = self.meter.end(call, "balance_exhausted" if call in self.cut_at else ended)
+            ticket.ended.append(done)
+            ticket.charged_uhs += charged
+            return ticket.charged_uhs
+        return 0
+
+
+async def main():
+    replica_id, state_dir, address, ca, key, trust, port, token_s = sys.argv[1:]
+    place = Path(state_dir)
+    book = Metering(
+        name=f"slice/{replica_id}/{os.getpid()}", model="tiny", accelerator="H100", charge=partial(charge_uhs, RATE),
+        terms=TERMS, rate_version=1,
+    )  # fmt: skip
+    ledger = GrpcLedger(Profile(address=address, api_key=key, ca=ca))
+    meter = Meter(book, Outbox(place / f"{replica_id}.outbox"), ledger)
+    await meter.start()
+    engine_log = os.open(place / f"{replica_id}.engine", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    app = Front(MeteredStandin(meter, engine_log, token_s=float(token_s), trust=trust), trust=trust)
+    opened = bind(f"127.0.0.1:{port}", shared=False)
+    config = uvicorn.Config(app, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
+    server.capture_signals = contextlib.nullcontext
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: setattr(server, "should_exit", True))
+    await server.serve(sockets=[opened])
+    settled = await meter.close(timeout_s=20)
+    await ledger.close()
+    return 0 if settled else 3
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
