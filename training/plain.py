@@ -1,12 +1,11 @@
-"""Values that can be kept without pickling code: tensors, arrays, numbers, text and containers of them.
+"""Values that can be kept without code: tensors, arrays, numbers, text and containers of them.
 
-`plain(value)` checks and copies in one walk; what it returns loads under `torch.load(weights_only=True)`, so that nobody's
-checkpoint runs code. What is something else is refused by its path ("sched.milestones[2]"), not found out at the first
-eviction. `restored` undoes what the walk had to rewrite (numpy arrays).
+`plain(value)` checks and copies in one walk; what it returns is what `training.shards` keeps, so that nobody's checkpoint
+runs code. What is something else is refused by its path ("sched.milestones[2]") before the run begins, not at the first
+eviction. `restored` undoes what the walk had to rewrite: arrays, sets, dtypes.
 """
 
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -14,6 +13,8 @@ from fabric.errors import InvalidRequest
 
 _ARRAY: Final = "\0ndarray"
 _DTYPE: Final = "\0dtype"
+_SET: Final = "\0set"
+_TAGS: Final = frozenset({_ARRAY, _DTYPE, _SET})
 _DEPTH_MAX: Final = 64
 
 
@@ -47,7 +48,9 @@ def _plain(value: Any, path: str, tensor: Callable[[Any], Any], depth: int) -> A
         return _plain_mapping(value, path, tensor, depth)
     if isinstance(value, list | tuple | set | frozenset):
         taken = [_plain(item, f"{path}[{at}]", tensor, depth - 1) for at, item in enumerate(value)]
-        return taken if isinstance(value, list) else (tuple(taken) if isinstance(value, tuple) else set(taken))
+        if isinstance(value, tuple):
+            return tuple(taken)
+        return taken if isinstance(value, list) else {_SET: taken}
     return _plain_word(value, path)
 
 
@@ -61,13 +64,13 @@ def _plain_word(value: Any, path: str) -> Any:
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind(value)
-    if _is_torch_word(value):
-        return value
+    if (torch := sys.modules.get("torch")) is not None and isinstance(value, torch.dtype):
+        return {_DTYPE: str(value).removeprefix("torch.")}
     raise _refused(path, value, "it is not a tensor, an array, a number, text or a container of them")
 
 
 def _plain_mapping(value: Mapping[Any, Any], path: str, tensor: Callable[[Any], Any], depth: int) -> dict[Any, Any]:
-    kept: dict[Any, Any] = OrderedDict() if isinstance(value, OrderedDict) else {}
+    kept: dict[Any, Any] = {}
     for key, item in value.items():
         if type(key) not in {bool, int, float, str, bytes, tuple}:
             raise _refused(f"{path}'s key {str(key)[:40]!r}", key, "a key must be a number, text or a tuple")
@@ -76,37 +79,36 @@ def _plain_mapping(value: Mapping[Any, Any], path: str, tensor: Callable[[Any], 
 
 
 def _plain_array(value: Any, path: str) -> dict[str, Any]:
-    torch = sys.modules.get("torch")
+    numpy, torch = sys.modules["numpy"], sys.modules.get("torch")
     if torch is None or value.dtype.hasobject or value.dtype.kind not in "biufc":
         raise _refused(path, value, f"an array of {value.dtype} can't be kept: use numbers")
-    whole = value.copy(order="C").reshape(-1).view("uint8") if value.size else value.reshape(-1).astype("uint8")
+    whole = numpy.frombuffer(value.tobytes(), "uint8").copy()
     return {_ARRAY: torch.from_numpy(whole), _DTYPE: value.dtype.str, "shape": list(value.shape)}
 
 
 def restored(value: Any) -> Any:
     """What `plain` took, as it was."""
     if isinstance(value, dict):
-        if _ARRAY in value:
-            flat = value[_ARRAY].numpy().copy()
-            return flat.view(value[_DTYPE]).reshape(value["shape"])
-        for key, item in value.items():
-            value[key] = restored(item)
-        return value
+        if not _TAGS.isdisjoint(value):
+            return _restored_word(value)
+        return {key: restored(item) for key, item in value.items()}
     if isinstance(value, list):
         return [restored(item) for item in value]
-    if type(value) is tuple:
-        return tuple(restored(item) for item in value)
-    return value
+    return tuple(restored(item) for item in value) if type(value) is tuple else value
+
+
+def _restored_word(value: dict[Any, Any]) -> Any:
+    """What the walk had written in another way."""
+    if _ARRAY in value:
+        return value[_ARRAY].numpy().copy().view(value[_DTYPE]).reshape(value["shape"])
+    if _SET in value:
+        return set(restored(value[_SET]))
+    return getattr(sys.modules["torch"], value[_DTYPE])
 
 
 def _is_tensor(value: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
-
-
-def _is_torch_word(value: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.dtype | torch.Size | torch.device)
 
 
 def _refused(path: str, value: Any, why: str) -> InvalidRequest:

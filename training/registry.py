@@ -32,8 +32,8 @@ class Tracked(Protocol):
     def versions(self) -> list[int]:
         """Counters that move when what is read live is changed in place."""
 
-    def weights(self) -> list[str]:
-        """The keys, in the whole state, of what is trained."""
+    def weights(self) -> dict[int, str]:
+        """What is trained, by where it lies in memory."""
 
 
 class Registry:
@@ -86,14 +86,9 @@ class Registry:
         """All states at the boundary of `copied`; `tensor` says how what lies on a device or may change is taken."""
         return {name: tracked.live(copied.get(name), tensor=tensor) for name, tracked in self._tracked.items()}
 
-    def not_finite_in(self, states: Mapping[str, Any]) -> str | None:
-        """The path of a weight that isn't finite in these whole states; None = all are. Buffers may hold anything."""
-        for name, tracked in self._tracked.items():
-            for key in tracked.weights():
-                weight = states[name].get(key)
-                if weight is not None and weight.is_floating_point() and not bool(weight.isfinite().all()):
-                    return f"{name}.{key}"
-        return None
+    def weights(self) -> dict[int, str]:
+        """The weights' names by where they lie in memory."""
+        return {address: name for tracked in self._tracked.values() for address, name in tracked.weights().items()}
 
     def load(self, states: Mapping[str, Any]) -> None:
         """Bring all tracked objects back to the states of a checkpoint.
@@ -163,7 +158,6 @@ class _Module:
         ]
         self._extra = [key for key in module.state_dict() if key.endswith("_extra_state")]
         self._weights = list(module.parameters())
-        self._names = [key for key, _ in module.named_parameters()]
 
     def copied(self) -> Any:
         kept = {
@@ -189,8 +183,9 @@ class _Module:
     def versions(self) -> list[int]:
         return [weight._version for weight in self._weights]  # noqa: SLF001  # the one counter torch has
 
-    def weights(self) -> list[str]:
-        return self._names
+    def weights(self) -> dict[int, str]:
+        named = self.module.named_parameters()
+        return {weight.data_ptr(): f"{self._name}.{key}" for key, weight in named if weight.is_floating_point()}
 
 
 class _Optimizer:
@@ -225,8 +220,8 @@ class _Optimizer:
     def versions(self) -> list[int]:
         return []
 
-    def weights(self) -> list[str]:
-        return []
+    def weights(self) -> dict[int, str]:
+        return {}
 
 
 class _Stateful:
@@ -247,8 +242,8 @@ class _Stateful:
     def versions(self) -> list[int]:
         return []
 
-    def weights(self) -> list[str]:
-        return []
+    def weights(self) -> dict[int, str]:
+        return {}
 
 
 class _Generator(_Stateful):

@@ -18,9 +18,9 @@ from fabric.errors import JobFailed
 from training import randomness
 from training.boundary import Boundary
 from training.cadence import smoothed
-from training.plain import clone, plain, restored
+from training.plain import plain, restored
 from training.registry import Registry
-from training.vault import Vault, decoded, encoded
+from training.vault import Vault, decoded, gathered, planned
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class Saver:
     def __init__(self, registry: Registry, boundary: Boundary, vault: Vault) -> None:
         self._registry, self._boundary, self._vault = registry, boundary, vault
         self._writing = threading.Lock()
+        self._memory: memoryview | None = None
         self.moment: Moment | None = None
         self.durable_step: int | None = None
         self.save_s: float | None = None
@@ -125,20 +126,20 @@ class Saver:
                 if not held or self.moment is None:
                     return None
                 moment, held_at = self.moment, time.monotonic()
-                state = self._taken(moment, tensor=_where_it_lies if leaving else _copied)
+                copy = self._copied(moment)
                 if leaving:
-                    size = self._keep(moment, state)
+                    self._keep(moment, copy)
                     self._boundary.leave()
             blocked_s = time.monotonic() - held_at
             if not leaving:
-                size = self._keep(moment, state)
+                self._keep(moment, copy)
             took_s = time.monotonic() - began
             self.durable_step = moment.step
             self.save_s, self.blocked_s = smoothed(self.save_s, took_s), smoothed(self.blocked_s, blocked_s)
-        return Save(step=moment.step, bytes=size, took_s=took_s, blocked_s=blocked_s)
+        return Save(step=moment.step, bytes=len(copy.data), took_s=took_s, blocked_s=blocked_s)
 
-    def _taken(self, moment: Moment, *, tensor: Callable[[Any], Any]) -> dict[str, Any]:
-        """The whole state at the moment, on the host."""
+    def _copied(self, moment: Moment) -> "_Copy":
+        """The whole state at the moment as bytes on the host: one copy, into memory that is used again."""
         if (changed := self._registry.changed_since(moment.versions)) is not None:
             raise JobFailed(
                 f"{changed} was changed outside of an optimizer's step after step {moment.step}, so that step can't be "
@@ -147,17 +148,22 @@ class Saver:
                 name=changed,
                 step=moment.step,
             )
+        plan = planned(
+            {
+                "step": moment.step,
+                "cursor": plain(moment.cursor, "cursor"),
+                "random": plain(moment.random, "random"),
+                "objects": self._registry.whole(moment.copied),
+            }
+        )
         with _beside(moment.device_event):
-            objects = plain(self._registry.whole(moment.copied, tensor=tensor), "objects", tensor=_where_it_lies)
-        return {
-            "step": moment.step,
-            "cursor": plain(moment.cursor, "cursor"),
-            "random": plain(moment.random, "random"),
-            "objects": objects,
-        }
+            data = gathered(plan, into=self._memory)
+        if self._memory is None or len(data) > len(self._memory):
+            self._memory = data
+        return _Copy(data, plan, self._registry.weights())
 
-    def _keep(self, moment: Moment, state: dict[str, Any]) -> int:
-        bad = "the loss" if self.poisoned() else self._registry.not_finite_in(state["objects"])
+    def _keep(self, moment: Moment, copy: "_Copy") -> None:
+        bad = "the loss" if self.poisoned() else copy.not_finite()
         if bad is not None:
             raise JobFailed(
                 f"at step {moment.step} {bad} is not finite, so it isn't saved: {self.kept}",
@@ -165,25 +171,29 @@ class Saver:
                 step=moment.step,
                 kept_step=self.durable_step,
             )
-        data = encoded(state)
-        self._vault.save(data, step=moment.step)
-        return len(data)
+        self._vault.save(copy.data, step=moment.step)
 
 
-def _where_it_lies(tensor: Any) -> Any:
-    """The tensor itself if the host has it, else a copy on the host."""
-    return tensor.detach() if tensor.device.type == "cpu" else _on_host(tensor)
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """The bytes of a shard, and which of them are weights."""
 
+    data: memoryview
+    plan: Any
+    weights: dict[int, str]
 
-def _copied(tensor: Any) -> Any:
-    """A copy on the host, which later steps don't change."""
-    return clone(tensor) if tensor.device.type == "cpu" else _on_host(tensor)
-
-
-def _on_host(tensor: Any) -> Any:
-    torch = sys.modules["torch"]
-    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
-    return pinned.copy_(tensor.detach(), non_blocking=True)
+    def not_finite(self) -> str | None:
+        """The name of a weight that isn't finite; None = all are. Buffers may hold anything."""
+        torch = sys.modules["torch"]
+        for tensor, offset in zip(self.plan.tensors, self.plan.offsets, strict=True):
+            name = self.weights.get(tensor.data_ptr())
+            if name is None or not tensor.numel():
+                continue
+            start = len(self.plan.head) + offset
+            copy = torch.frombuffer(self.data, dtype=tensor.dtype, count=tensor.numel(), offset=start)
+            if not bool(copy.isfinite().all()):
+                return name
+        return None
 
 
 def _recorded() -> Any:

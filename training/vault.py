@@ -1,18 +1,17 @@
 """Where a run's checkpoints go: the fabric's archive, a local directory, or nowhere. One value, durable on return.
 
-Loading never runs code from a checkpoint: only tensors and plain containers are read (`weights_only`).
+Loading never runs code from a checkpoint: it holds tensors and plain containers (`training.shards`), no pickle.
 """
 
-import io
 import os
-import pickle
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from fabric import context
 from fabric.checkpoints import Checkpoints, DirectoryStore
-from fabric.errors import Conflict, FabricError
+from fabric.checkpoints.directory import Buffer
+from fabric.errors import CheckpointDamaged, Conflict, FabricError
 
 DIRECTORY_VARIABLE: Final = "FABRIC_CHECKPOINT_DIR"
 FORMAT: Final = "fabric-session"
@@ -24,7 +23,7 @@ _SHARD: Final = "state"
 class Vault(Protocol):
     """Keeps the newest states of one run."""
 
-    def save(self, data: bytes, *, step: int) -> None:
+    def save(self, data: Buffer, *, step: int) -> None:
         """Durable on return. `Conflict` (fenced) if a newer attempt of the run has begun."""
 
     def load(self) -> bytes | None:
@@ -34,7 +33,7 @@ class Vault(Protocol):
 class Nowhere:
     """A run outside the fabric that was given no directory: it is not kept, and says nothing about it."""
 
-    def save(self, data: bytes, *, step: int) -> None:
+    def save(self, data: Buffer, *, step: int) -> None:
         """Forget it."""
 
     def load(self) -> bytes | None:
@@ -47,7 +46,7 @@ class Kept:
     def __init__(self, checkpoints: Checkpoints) -> None:
         self._checkpoints = checkpoints
 
-    def save(self, data: bytes, *, step: int) -> None:
+    def save(self, data: Buffer, *, step: int) -> None:
         draft = self._checkpoints.begin(step)
         try:
             draft.put(_SHARD, data)
@@ -83,30 +82,34 @@ def checkpoints_of(job: context.Context, directory: str | os.PathLike[str] | Non
     return checkpoints
 
 
-def encoded(state: dict[str, Any]) -> bytes:
-    """One state as bytes; `state` holds what `training.plain` lets through."""
-    import torch  # noqa: PLC0415  # a job that trains nothing need not load it
+def planned(state: dict[str, Any]) -> Any:
+    """One state laid out as a shard (`training.shards.Plan`), not yet copied; it holds what `training.plain` lets through."""
+    from training import shards  # noqa: PLC0415  # a job that trains nothing need not load torch
 
-    kept = io.BytesIO()
-    torch.save({"format": FORMAT, "version": VERSION, **state}, kept)
-    return kept.getvalue()
+    return shards.plan({"format": FORMAT, "version": VERSION, **state})
+
+
+def gathered(plan: Any, *, into: memoryview | None) -> memoryview:
+    """The bytes of the shard, copied from where the tensors are; `into` is memory that may be used again."""
+    from training import shards  # noqa: PLC0415
+
+    return shards.gather(plan, into=into)
 
 
 def decoded(data: bytes) -> dict[str, Any]:
-    """What `encoded` wrote.
+    """What was `planned`, gathered and saved.
 
     Raises:
         Conflict: `checkpoint_of_another_kind`: these bytes are no state of a session, or of another version of it.
     """
-    import torch  # noqa: PLC0415
+    from training import shards  # noqa: PLC0415
 
     try:
-        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        state: dict[str, Any] = shards.load(data)
         found = (state["format"], state["version"])
-    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
+    except (CheckpointDamaged, KeyError, TypeError) as error:
         raise Conflict(
-            f"the checkpoint was not saved by a session: {str(error).splitlines()[0] if str(error) else type(error).__name__}. "
-            "Begin in another directory, or load it where it was made",
+            f"the checkpoint was not saved by a session: {error}. Begin in another directory, or load it where it was made",
             code="checkpoint_of_another_kind",
         ) from error
     if found != (FORMAT, VERSION):

@@ -10,7 +10,7 @@ from fabric import context
 from fabric.checkpoints import DirectoryStore
 from fabric.errors import Conflict, InvalidRequest, JobFailed, Unavailable
 from tests.training.workload import Attempts, Script, ended_by, linger, resumed, running, stopped
-from training.vault import encoded
+from training import shards
 
 STEPS = 12
 
@@ -173,7 +173,15 @@ def test_a_checkpoint_with_other_objects_is_refused_with_both_lists(attempts):
     assert (ended.error.facts["unknown"], ended.error.facts["missing"]) == ("best", "")
 
 
-@pytest.mark.parametrize("kept", [b"", b"not torch", encoded({"step": 1, "version": 99})])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        b"",
+        b"not torch",
+        bytes(shards.dump({"format": "fabric-session", "version": 99, "step": 1})),
+        bytes(shards.dump([1])),
+    ],
+)
 def test_bytes_that_are_no_state_of_a_session_are_refused(attempts, kept):
     job = attempts.next()
     draft = job.checkpoints.begin(1)
