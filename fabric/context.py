@@ -210,6 +210,12 @@ class Context:
         if self._checkpoints is not None:
             self._checkpoints.claim()
 
+    def relay(self, progress: Progress) -> None:
+        """For the runner: what the process told that the job runs in."""
+        self._reports.latest = progress
+        if self._on_report is not None:
+            self._on_report()
+
     def ask_to_save(self) -> None:
         """For the runner: somebody wants a checkpoint."""
         self._save_asked.set()

@@ -17,6 +17,7 @@ from fabric.gate.events import Sample
 from fabric.units import LeaseId
 
 _CALL_TIMEOUT_S: Final = 15.0
+_WARM_TIMEOUT_S: Final = 150.0
 _log = structlog.get_logger(__name__)
 
 
@@ -28,6 +29,9 @@ class Agents:
         self._settings = settings
         self._actors: dict[str, Any] = {}
         self._watches: dict[str, dict[str, Watch]] = {}
+        self.zygotes: dict[str, str] = {}
+        """By machine: the socket of its zygote, "" while that is coming up."""
+        self._warming: list[asyncio.Future[None]] = []
         self.acknowledged: dict[str, int] = {}
         """By lease: the last sample the gate has journaled."""
 
@@ -43,6 +47,18 @@ class Agents:
         """Watch a lease's share; an agent that isn't there now is told when it is."""
         self._watches.setdefault(address, {})[watch.lease_id] = watch
         await self._tried(address, "attach", watch)
+
+    def warm_up(self) -> None:
+        """Have a zygote on every machine, soon: a job wants torch, and may come by any of them again."""
+        for address in self._actors:
+            if address not in self.zygotes:
+                self.zygotes[address] = ""
+                self._warming.append(asyncio.ensure_future(self._warm(address)))
+
+    async def _warm(self, address: str) -> None:
+        self.zygotes[address] = await self._tried(address, "warm", within_s=_WARM_TIMEOUT_S) or ""
+        if not self.zygotes[address]:
+            del self.zygotes[address]
 
     def acknowledge(self, lease_id: str, seq: int) -> None:
         """The gate has journaled the samples up to this one."""
@@ -122,18 +138,23 @@ class Agents:
     def _lose(self, address: str, why: BaseException) -> None:
         _log.warning("agent_lost", address=address, why=str(why)[:200])
         self._actors.pop(address, None)
+        self.zygotes.pop(address, None)
 
-    async def _tried(self, address: str, method: str, *arguments: Any, **options: Any) -> Any:
+    async def _tried(
+        self, address: str, method: str, *arguments: Any, within_s: float = _CALL_TIMEOUT_S, **options: Any
+    ) -> Any:
         """The call's answer, or None if there is no agent to give one."""
         try:
-            return await self._call(address, method, *arguments, **options)
+            return await self._call(address, method, *arguments, within_s=within_s, **options)
         except (KeyError, TimeoutError, ray.exceptions.RayError) as error:
             _log.warning("agent_silent", address=address, method=method, why=str(error)[:200])
             return None
 
-    async def _call(self, address: str, method: str, *arguments: Any, **options: Any) -> Any:
+    async def _call(
+        self, address: str, method: str, *arguments: Any, within_s: float = _CALL_TIMEOUT_S, **options: Any
+    ) -> Any:
         reference = getattr(self._actors[address], method).remote(*arguments, **options)
-        return await asyncio.wait_for(reference, _CALL_TIMEOUT_S)
+        return await asyncio.wait_for(reference, within_s)
 
 
 def merged(cuts: Iterable[Cut]) -> list[Sample]:

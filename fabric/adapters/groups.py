@@ -84,12 +84,14 @@ class Groups:
         self._ours.add(group.id)
         self._used[group.id] = group
 
-    async def take(self, lease: Lease, *, environment: str) -> tuple[Group, bool]:
-        """A group of the lease's shape, and whether runners of this tenant sit in it already."""
+    async def take(self, lease: Lease, *, environment: str, forks: bool = False) -> tuple[Group, bool]:
+        """A group of the lease's shape, and whether runners of this tenant sit in it already, clean for a function or for
+        a job that runs in a process of its own.
+        """
         tenant = (str(lease.account_id), environment)
         fitting = [group for group in self._kept if group.shares == lease.shares and lease.kind in KEEPABLE]
         if fitting:
-            wanted = lease.kind is JobKind.FUNCTION
+            wanted = lease.kind is JobKind.FUNCTION or forks
             mine = next((group for group in fitting if wanted and group.tenant == tenant and group.runners), None)
             group = mine or fitting[0]
             self._kept.remove(group)

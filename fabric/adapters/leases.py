@@ -142,13 +142,16 @@ class Attempt:
     async def _build(self, payload: Payload) -> None:
         lease, around = self.lease, self.around
         environment = msgspec.json.encode(payload.runtime_env, order="sorted").decode()
-        self.group, self.reused = await around.groups.take(lease, environment=environment)
+        self.group, self.reused = await around.groups.take(lease, environment=environment, forks=payload.forks)
         if lease.kind is JobKind.LEASE:
             await self._publish_info(self.group)
             return
         if not self.reused:
             marks = {} if lease.kind in KEEPABLE else {**payload.env, LEASE_VARIABLE: str(lease.lease_id)}
             await around.groups.seat(self.group, lease, runtime_env=runtime_env_of(payload, extra=marks))
+        if payload.forks:
+            around.agents.warm_up()
+        zygotes = around.agents.zygotes if payload.forks else {}
         first = self.group.runners[0].seat
         self.addresses = _addresses(self.group.runners)
         self.orders = [
@@ -158,8 +161,9 @@ class Attempt:
                 master_addr=first.ip,
                 master_port=first.port,
                 work_dir=str(around.settings.work_dir),
+                zygote=zygotes.get(runner.node.address, ""),
             )
-            for rank in range(len(self.group.runners))
+            for rank, runner in enumerate(self.group.runners)
         ]
 
     async def _publish_info(self, group: Group) -> None:

@@ -18,6 +18,7 @@ import msgspec
 from fabric.adapters.archive import Archive
 from fabric.adapters.meters import open_meter
 from fabric.adapters.processes import end_all, kill
+from fabric.adapters.zygote_keeper import Zygote
 
 LOG_BYTES_MAX: Final = 64 * 2**20
 """Of one rank's log of one attempt: its beginning. More would fill the memory of whoever hands it on."""
@@ -57,6 +58,13 @@ class NodeAgent:
         self._meter = open_meter(meter)
         self._archive = archive
         self._watched: dict[str, _Watched] = {}
+        self._zygote: Zygote | None = None
+
+    async def warm(self) -> str:
+        """Have a zygote ready; its socket. "" if it can't be had."""
+        if self._zygote is None:
+            self._zygote = Zygote()
+        return await self._zygote.socket()
 
     async def attach(self, watch: Watch) -> None:
         """Watch a lease from now on; one that is watched already goes on as it was."""

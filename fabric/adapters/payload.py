@@ -24,6 +24,13 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     runtime_env: dict[str, Any] = {}
     """Ray's runtime environment, for the runner and what it starts."""
     env: dict[str, str] = {}
+    preload: str = ""
+    """torch: run it in a process forked from one that has torch imported. It has no Ray connection there."""
+
+    @property
+    def forks(self) -> bool:
+        """Whether it runs in a process forked from the machine's zygote: not with packages of its own."""
+        return self.preload == "torch" and not set(self.runtime_env) - {"env_vars"}
 
     @property
     def is_call(self) -> bool:

@@ -9,6 +9,7 @@ import asyncio
 import os
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ import ray
 from fabric import context
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import checkpoints_in, log_key
+from fabric.adapters.forked import Fork
 from fabric.adapters.line import Address, Listener
 from fabric.adapters.processes import adopt_orphans
 from fabric.adapters.stages import JobEnd, RayUse, Save, Stage, perform
@@ -35,6 +37,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     master_addr: str
     master_port: int
     work_dir: str
+    zygote: str = ""
+    """The socket of the machine's zygote, if the job wants to be forked from it."""
 
     @property
     def folder(self) -> Path:
@@ -138,7 +142,7 @@ class Runner:
     async def save(self) -> None:
         """Ask the job for a checkpoint."""
         if self._stage is not None:
-            self._stage.context.ask_to_save()
+            self._stage.ask_to_save()
 
     async def stop(self, reason: str, *, seconds_left: float, save: bool = True) -> None:
         """Ask the job to end."""
@@ -159,10 +163,11 @@ class Runner:
 
         def work() -> None:
             try:
-                ended = perform(stage)
+                ended = self._perform(stage, order)
             except BaseException as error:  # noqa: BLE001 - or the job would never end, and burn on
                 ended = JobEnd(outcome=LeaseOutcome.FAILED, error=f"the job could not be run: {type(error).__name__}")
-            reusable = order.lease.kind is JobKind.FUNCTION and self._left_nothing(before)
+            may_stay = order.lease.kind is JobKind.FUNCTION or stage.fork is not None
+            reusable = may_stay and self._left_nothing(before)
             step = stage.context.progress.step
             final = msgspec.structs.replace(ended, reusable=reusable, used_ray=self._ray_use.seen, step=step)
             loop.call_soon_threadsafe(self._finish, end, final)
@@ -170,24 +175,7 @@ class Runner:
         self._next.begin(work)
 
     def _set(self, order: Order, loop: asyncio.AbstractEventLoop) -> Stage:
-        """The stage for the job: its place, its checkpoints, its environment."""
-        lease = order.lease
-        place = context.Place(
-            job_id=lease.job_id,
-            account_id=lease.account_id,
-            attempt=lease.epoch,
-            rank=order.rank,
-            world_size=len(lease.shares),
-            devices=self._devices,
-            accelerator=lease.accelerator,
-        )
-        checkpoints = checkpoints_in(
-            self._archive,
-            lease.account_id,
-            lease.job_id,
-            epoch=lease.epoch,
-            attempt_id=lease.lease_id.replace("/", "_"),
-        )
+        """The stage for the job, whose news come to this loop."""
 
         def on_saved(step: int, write_us: int, size: int) -> None:
             loop.call_soon_threadsafe(self._note_save, Save(step, write_us, size))
@@ -195,14 +183,19 @@ class Runner:
         def on_report() -> None:
             loop.call_soon_threadsafe(self._reported.set)
 
-        return Stage(
-            lease=lease,
-            folder=order.folder,
-            log_file=order.log_file,
-            archive=self._archive,
-            context=context.Context(place, checkpoints=checkpoints, on_saved=on_saved, on_report=on_report),
-            master=(order.master_addr, order.master_port),
-        )
+        return stage_of(order, archive=self._archive, devices=self._devices, on_saved=on_saved, on_report=on_report)
+
+    def _perform(self, stage: Stage, order: Order) -> JobEnd:
+        """Run the job: in a process of its own if it wants that and there is a zygote, else here."""
+        if order.zygote:
+            fork = Fork.begin(stage, zygote=order.zygote, order=encode_order(order), devices=self._devices)
+            if fork is not None:
+                stage.fork = fork
+                if stage.context.stop_requested:
+                    left_s = stage.context.deadline_s_left() or 0.0
+                    fork.ask_to_stop(stage.context.stop_reason, seconds_left=left_s, save=stage.context.save_wanted)
+                return fork.perform(stage)
+        return perform(stage)
 
     def _note_save(self, save: Save) -> None:
         self._saves.append(save)
@@ -224,6 +217,38 @@ class Runner:
         except ChildProcessError:
             return True
         return False
+
+
+def stage_of(
+    order: Order,
+    *,
+    archive: Archive,
+    devices: tuple[str, ...],
+    on_saved: Callable[[int, int, int], None],
+    on_report: Callable[[], None],
+) -> Stage:
+    """All that one rank runs with: its place, its checkpoints, its folder."""
+    lease = order.lease
+    place = context.Place(
+        job_id=lease.job_id,
+        account_id=lease.account_id,
+        attempt=lease.epoch,
+        rank=order.rank,
+        world_size=len(lease.shares),
+        devices=devices,
+        accelerator=lease.accelerator,
+    )
+    checkpoints = checkpoints_in(
+        archive, lease.account_id, lease.job_id, epoch=lease.epoch, attempt_id=lease.lease_id.replace("/", "_")
+    )
+    return Stage(
+        lease=lease,
+        folder=order.folder,
+        log_file=order.log_file,
+        archive=archive,
+        context=context.Context(place, checkpoints=checkpoints, on_saved=on_saved, on_report=on_report),
+        master=(order.master_addr, order.master_port),
+    )
 
 
 def _devices() -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import cloudpickle
 import msgspec
@@ -68,6 +68,16 @@ class JobEnd(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the job started Ray tasks or actors: then its placement group can't be kept."""
 
 
+class Wishes(Protocol):
+    """Whoever hands the fabric's wishes on to a job's own process."""
+
+    def ask_to_stop(self, reason: str, *, seconds_left: float, save: bool) -> None:
+        """Save, and end."""
+
+    def ask_to_save(self) -> None:
+        """Save, and go on."""
+
+
 @dataclass(slots=True)
 class Stage:
     """Everything one rank of one attempt runs with."""
@@ -80,10 +90,20 @@ class Stage:
     master: tuple[str, int]
     process: "subprocess.Popen[bytes] | None" = None
     sigterm: list[Callable[[int, Any], object]] = field(default_factory=list)
+    fork: "Wishes | None" = None
+    """The process of its own that the job runs in, if it does."""
+
+    def ask_to_save(self) -> None:
+        """Set the job's flag."""
+        self.context.ask_to_save()
+        if self.fork is not None:
+            self.fork.ask_to_save()
 
     def ask_to_stop(self, reason: str, *, seconds_left: float, save: bool) -> None:
         """Set the job's flag, and signal whoever listens to signals instead."""
         self.context.ask_to_stop(reason, seconds_left=seconds_left, save=save)
+        if self.fork is not None:
+            self.fork.ask_to_stop(reason, seconds_left=seconds_left, save=save)
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
         for handler in self.sigterm:

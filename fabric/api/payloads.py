@@ -20,6 +20,7 @@ JOURNALED_BYTES_MAX: Final = 4 * 1024
 """A pickle up to this size rides in the job's own record: that saves the archive a write and the runner a read."""
 PAYLOAD_CHARS_MAX: Final = 64 * 1024
 """Of a payload without its function: command, variables and runtime_env are in the job's record for ever."""
+PRELOADS: Final = ("", "torch")
 RUNTIME_ENV_KEYS: Final = ("pip", "uv", "conda", "env_vars", "config")
 """Of Ray's runtime_env, what can't reach beyond the job's own processes."""
 
@@ -54,6 +55,7 @@ async def payload_of(door: Door, account: str, given: pb.Payload, *, kind: str) 
         working_dir_blob=blob_key(account, _sha256(given.working_dir_sha256)) if given.working_dir_sha256 else "",
         env=dict(given.env),
         runtime_env=_runtime_env(given.runtime_env_json),
+        preload=_preload(given.preload, kind=kind),
     )
 
 
@@ -61,6 +63,16 @@ def _sha256(given: str) -> str:
     if len(given) != hashlib.sha256().digest_size * 2 or not set(given) <= set("0123456789abcdef"):
         raise InvalidRequest(
             "name a blob by the sha256 that PutBlob answered, in lower-case hex", code="invalid_sha256"
+        )
+    return given
+
+
+def _preload(given: str, *, kind: str) -> str:
+    if given not in PRELOADS:
+        raise InvalidRequest(f"preload {given[:100]!r}: choose torch, or none", code="invalid_preload")
+    if given and kind not in ("function", "script"):
+        raise InvalidRequest(
+            f"a job of kind {kind!r} is no process to be forked: leave preload out", code="invalid_preload"
         )
     return given
 

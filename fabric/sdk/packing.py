@@ -8,6 +8,7 @@ it that it imports.
 import inspect
 import io
 import os
+import re
 import sys
 import sysconfig
 import zipfile
@@ -24,6 +25,7 @@ from fabric.sdk.imports import imported_beside
 WORKING_DIR_BYTES_MAX: Final = 256 * 1024 * 1024
 EXCLUDES: Final = (".git", ".hg", "__pycache__", "*.pyc", ".venv", "venv", "node_modules", ".mypy_cache", ".ruff_cache")
 """Never sent with a working directory, besides what its `.fabricignore` names (one pattern a line)."""
+_IMPORTED: Final = re.compile(r"^\s*(?:import|from)\s+(\w+)", re.MULTILINE)
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 
 
@@ -56,6 +58,16 @@ def pickle_call(function: Callable[..., object], args: Sequence[object], kwargs:
 def script_command(script: str | os.PathLike[str], args: Sequence[object]) -> list[str]:
     """How a Python script is run."""
     return ["python", os.fspath(script), *(str(arg) for arg in args)]
+
+
+def preload_for(command: Sequence[str], *, working_dir: str | os.PathLike[str] | None) -> str:
+    """What a Python script is glad to find imported: torch, if it names it (or `training`) and doesn't use Ray."""
+    script = _script_of(command)
+    path = (Path(working_dir) if working_dir is not None else Path()) / (script or "")
+    if script is None or not script.endswith(".py") or not path.is_file():
+        return ""
+    imported = set(_IMPORTED.findall(path.read_text(errors="replace")))
+    return "torch" if imported & {"torch", "training"} and "ray" not in imported else ""
 
 
 def pack_files(command: Sequence[str], *, working_dir: str | os.PathLike[str] | None) -> bytes | None:

@@ -118,7 +118,7 @@ class Groups:
         self.built.set()
         self.fate, self.failures = [], 0
 
-    async def take(self, lease, *, environment):
+    async def take(self, lease, *, environment, forks=False):
         return Group(placed=None, shares=lease.shares), False
 
     async def seat(self, group, lease, *, runtime_env):

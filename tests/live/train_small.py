@@ -14,7 +14,7 @@ torch.manual_seed(7)
 model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.Dropout(0.1), torch.nn.ReLU(), torch.nn.Linear(64, 8))
 opt = torch.optim.AdamW(model.parameters(), lr=1e-2)
 run = session(model=model, opt=opt)
-for step in run.steps(steps):
+for _step in run.steps(steps):
     x = torch.randn(64, 32)
     loss = ((model(x) - x[:, :8].tanh()) ** 2).mean()
     loss.backward()

@@ -1,0 +1,83 @@
+"""A job that runs in a process of its own, forked from the machine's zygote: the runner's side of it.
+
+The runner stays what the gate talks to. It hands wishes on, hears of checkpoints and progress, and judges the end: by the
+job's own word, or by how its process ended where there is none.
+"""
+
+import os
+import pickle
+import signal
+import socket
+from typing import Final
+
+from fabric.adapters.fork_words import Commission, Ended, Exited, Reported, Saved, SaveWish, StopWish, Talk
+from fabric.adapters.stages import JobEnd, Stage
+from fabric.gate.events import LeaseOutcome
+
+_CONNECT_S: Final = 2.0
+
+
+class Fork:
+    """The conversation with one job's process."""
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+
+    @classmethod
+    def begin(cls, stage: Stage, *, zygote: str, order: bytes, devices: tuple[str, ...]) -> "Fork | None":
+        """Have the job's process forked; None if there is no zygote to do it, so that the job must start cold."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(_CONNECT_S)
+            connection.connect(zygote)
+            connection.settimeout(None)
+        except OSError:
+            connection.close()
+            return None
+        talk = Talk(connection)
+        talk.say(
+            Commission(
+                order=order,
+                archive=pickle.dumps(stage.archive),
+                lease_id=stage.lease.lease_id,
+                devices=devices,
+                environment=dict(os.environ),
+            )
+        )
+        return cls(talk)
+
+    def ask_to_stop(self, reason: str, *, seconds_left: float, save: bool) -> None:
+        self._talk.say(StopWish(reason=reason, seconds_left=seconds_left, save=save))
+
+    def ask_to_save(self) -> None:
+        self._talk.say(SaveWish())
+
+    def perform(self, stage: Stage) -> JobEnd:
+        """Hear the job to its end; never raises."""
+        end: JobEnd | None = None
+        while (said := self._talk.hear()) is not None:
+            match said:
+                case Saved():
+                    stage.context.durable(step=said.step, write_us=said.write_us, size=said.size)
+                case Reported():
+                    stage.context.relay(said.progress)
+                case Ended():
+                    end = said.end
+                case Exited():
+                    end = end or _judged(said.code, asked=stage.context.stop_requested)
+                    break
+                case _:
+                    break
+        self._talk.close()
+        return end or JobEnd(outcome=LeaseOutcome.FAILED, error="worker_died: its process is gone without a word")
+
+
+def _judged(code: int, *, asked: bool) -> JobEnd:
+    """What an end without a word means."""
+    if code >= 0:
+        return JobEnd(outcome=LeaseOutcome.FAILED, error=f"worker_died: its process exited with {code}")
+    if code == -signal.SIGTERM and asked:
+        return JobEnd(outcome=LeaseOutcome.LOST, error="it ended when it was asked to stop, and saved nothing")
+    name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
+    more = " (out of memory, most likely)" if code == -signal.SIGKILL and not asked else ""
+    return JobEnd(outcome=LeaseOutcome.FAILED, error=f"worker_died: its process was ended by {name}{more}")

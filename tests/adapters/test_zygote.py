@@ -1,0 +1,251 @@
+"""Jobs forked from the zygote: isolated, found by the lease's id, told of by exit code, and asked like any other."""
+
+import asyncio
+import base64
+import io
+import json
+import os
+import pickle
+import signal
+import socket
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import cloudpickle
+import pytest
+import pytest_asyncio
+
+from fabric import context
+from fabric.adapters.archive import DirectoryArchive
+from fabric.adapters.forked import Fork
+from fabric.adapters.processes import end_all, tree_of
+from fabric.adapters.results import read_result
+from fabric.adapters.runner import Order, encode_order, stage_of
+from fabric.adapters.zygote_keeper import Zygote
+from fabric.gate.events import JobKind, LeaseOutcome
+from fabric.gate.instructions import Lease
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+LEASE = "FABRIC_LEASE_ID"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def zygote():
+    """One for all: it takes seconds to come up, which is what it is for."""
+    keeper = Zygote()
+    assert await keeper.socket()
+    yield keeper
+    keeper._process.kill()
+    await keeper._process.wait()
+
+
+class Runner:
+    """The runner's side, without Ray."""
+
+    def __init__(self, tmp_path, zygote):
+        self.tmp_path, self.zygote, self.count = tmp_path, zygote, 0
+        self.archive = DirectoryArchive(tmp_path / "archive")
+        self.saves, self.reports = [], []
+
+    def stage(self, payload, kind=JobKind.FUNCTION, epoch=1):
+        self.count += 1
+        lease = Lease(
+            lease_id=f"job-{os.getpid()}-{self.count}.{epoch}", job_id="j", account_id="acme", name="n", kind=kind,
+            epoch=epoch, accelerator="H100", shares=(), payload=json.dumps(payload),
+        )  # fmt: skip
+        order = Order(
+            lease=lease, rank=0, master_addr="127.0.0.1", master_port=1, work_dir=str(self.tmp_path),
+        )  # fmt: skip
+        stage = stage_of(
+            order, archive=self.archive, devices=("0",), on_saved=lambda *facts: self.saves.append(facts),
+            on_report=lambda: self.reports.append(stage.context.progress),
+        )  # fmt: skip
+        return stage, order
+
+    async def begin(self, payload, **more):
+        stage, order = self.stage(payload, **more)
+        path = await self.zygote.socket()
+        stage.fork = Fork.begin(stage, zygote=path, order=encode_order(order), devices=("0",))
+        assert stage.fork is not None
+        return stage
+
+    async def run(self, payload, **more):
+        stage = await self.begin(payload, **more)
+        return stage, await asyncio.to_thread(stage.fork.perform, stage)
+
+    def value(self, end):
+        assert end.outcome is LeaseOutcome.SUCCEEDED, end.error
+        return pickle.loads(read_result(self.archive, end.result_ref))
+
+
+@pytest.fixture
+def runner(tmp_path, zygote):
+    runner = Runner(tmp_path, zygote)
+    yield runner
+    for at in range(1, runner.count + 1):
+        assert end_all((), lease_id=f"job-{os.getpid()}-{at}.1")
+
+
+async def until(found, within_s=30):
+    async with asyncio.timeout(within_s):
+        while not found():  # noqa: ASYNC110  # what it waits for happens in another process
+            await asyncio.sleep(0.02)
+
+
+def call(function, *args):
+    return {"inline": base64.b64encode(cloudpickle.dumps((function, args, {}))).decode()}
+
+
+async def test_a_job_finds_torch_imported_no_thread_and_no_device_opened(runner):
+    def look():
+        import sys
+
+        ready = "torch" in sys.modules and "torch._dynamo" in sys.modules
+        import torch
+
+        return ready, torch.cuda.is_initialized(), float((torch.ones(3) * 2).sum()), os.environ["RANK"]
+
+    _, end = await runner.run(call(look))
+    assert runner.value(end) == (True, False, 6.0, "0")
+
+
+async def test_what_a_job_does_to_its_process_never_reaches_the_next(runner):
+    def spoil():
+        import torch
+
+        torch.ones = None
+        os.environ["SPOILED"] = "yes"
+        return (os.getpid(),)
+
+    def look():
+        import torch
+
+        return torch.ones is not None, os.environ.get("SPOILED"), os.getpid()
+
+    first = runner.value((await runner.run(call(spoil)))[1])
+    whole, spoiled, pid = runner.value((await runner.run(call(look)))[1])
+    assert (whole, spoiled) == (True, None)
+    assert pid != first[0]
+    assert first[0] != runner.zygote.pid
+
+
+async def test_its_processes_are_found_by_the_lease_also_those_that_hide(runner):
+    def hide():
+        if os.fork() == 0:
+            os.setsid()
+            os.environ.clear()
+            if os.fork() == 0:
+                time.sleep(100)
+            os._exit(0)
+        time.sleep(100)
+
+    stage = await runner.begin(call(hide))
+    deadline = time.monotonic() + 20
+    while len(found := tree_of((), lease_id=stage.lease.lease_id)) < 3:
+        assert time.monotonic() < deadline, found
+        await asyncio.sleep(0.02)
+    assert runner.zygote.pid not in found
+    assert end_all((), lease_id=stage.lease.lease_id)
+    end = await asyncio.to_thread(stage.fork.perform, stage)
+    assert end.outcome is LeaseOutcome.FAILED
+
+
+async def test_a_job_that_is_killed_is_told_of_by_the_signal(runner):
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    _, end = await runner.run(call(die))
+    assert (end.outcome, end.error.partition(" (")[0]) == (
+        LeaseOutcome.FAILED, "worker_died: its process was ended by SIGKILL",
+    )  # fmt: skip
+    _, end = await runner.run(call(lambda: os._exit(3)))
+    assert end.error == "worker_died: its process exited with 3"
+
+
+async def test_wishes_progress_and_checkpoints_pass_between_runner_and_job(runner):
+    def work():
+        job = context.current()
+        step = int(job.load() or b"0")
+        while True:
+            step += 1
+            job.report(step=step, steps_total=1_000, loss=0.5)
+            if job.save_requested:
+                job.save(str(step).encode(), step=step)
+            if job.wait_for_stop(0.01):
+                job.save(str(step).encode(), step=step)
+                job.park()
+
+    stage = await runner.begin(call(work))
+    ended = asyncio.create_task(asyncio.to_thread(stage.fork.perform, stage))
+    await until(lambda: stage.context.progress.step)
+    stage.ask_to_save()
+    await until(lambda: runner.saves)
+    stage.ask_to_stop("evicted", seconds_left=10, save=True)
+    assert (await ended).outcome is LeaseOutcome.SAVED
+    assert len(runner.saves) == 2
+    assert stage.context.progress.step >= runner.saves[-1][0]
+    assert not stage.context.save_requested
+
+
+async def test_a_script_on_its_main_thread_hears_sigterm_and_says_75(runner):
+    code = (
+        "import os, signal, sys, threading, time\n"
+        "def save(*_):\n"
+        "    open(os.environ['FABRIC_CHECKPOINT_DIR'] + '/step', 'w').write('5'); sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "print('up', threading.current_thread() is threading.main_thread(), flush=True)\n"
+        "time.sleep(100)\n"
+    )
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as files:
+        files.writestr("train.py", code)
+    runner.archive.put("blobs/acme/code", packed.getvalue())
+    payload = {"entrypoint": ["python", "train.py"], "working_dir_blob": "blobs/acme/code"}
+    stage = await runner.begin(payload, kind=JobKind.SCRIPT)
+    ended = asyncio.create_task(asyncio.to_thread(stage.fork.perform, stage))
+    await until(lambda: stage.log_file.exists() and stage.log_file.read_text())
+    stage.ask_to_stop("evicted", seconds_left=10, save=True)
+    end = await ended
+    assert (end.outcome, [save[0] for save in runner.saves]) == (LeaseOutcome.SAVED, [5])
+    assert stage.log_file.read_text() == "up True\n"
+
+
+async def test_many_jobs_at_once_end_each_as_itself(runner):
+    def echo(at):
+        time.sleep(0.05)
+        return at, os.environ["FABRIC_LEASE_ID"]
+
+    done = await asyncio.gather(*(runner.run(call(echo, at)) for at in range(12)))
+    assert [stage.log_file.exists() for stage, _ in done] == [True] * 12
+    assert {stage.lease.lease_id: end.outcome for stage, end in done} == {
+        stage.lease.lease_id: LeaseOutcome.SUCCEEDED for stage, _ in done
+    }
+
+
+async def test_without_a_zygote_the_job_starts_cold(runner):
+    stage, order = runner.stage(call(os.getpid))
+    assert Fork.begin(stage, zygote="/nowhere", order=encode_order(order), devices=()) is None
+
+
+async def test_a_stranger_that_says_nonsense_costs_the_zygote_nothing(runner):
+    for nonsense in (b"", b"\0\0\0\1x", b"\xff" * 64):
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.connect(await runner.zygote.socket())
+            stranger.sendall(nonsense)
+    assert runner.value((await runner.run(call(lambda: "well")))[1]) == "well"
+
+
+async def test_a_zygote_that_died_is_started_again(zygote):
+    before = zygote.pid
+    folder = Path(await zygote.socket()).parent
+    assert folder.stat().st_mode & 0o077 == 0
+    os.kill(before, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while zygote._process.returncode is None:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+    assert await zygote.socket()
+    assert zygote.pid != before
+    assert threading.active_count() < 50
