@@ -19,10 +19,12 @@ def digest_in(log):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted():
+def uninterrupted(tmp_path_factory):
     """The weights that the script ends with where nobody interrupts it."""
-    command = [sys.executable, "train_small.py", str(STEPS), "0"]
-    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True, timeout=120)
+    command = [sys.executable, HERE / "train_small.py", str(STEPS), "0"]
+    done = subprocess.run(
+        command, cwd=tmp_path_factory.mktemp("plain"), capture_output=True, text=True, check=True, timeout=120
+    )
     return digest_in(done.stdout)
 
 
