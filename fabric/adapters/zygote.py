@@ -30,7 +30,8 @@ ROOM_FOR_ID: Final = 400
 """Characters of a lease's id: as much of the environment is kept free for it."""
 _IMPORTS: Final = (
     "numpy", "torch", "torch.nn.functional", "torch.optim", "torch.distributed", "torch.nn.parallel", "torch._dynamo",
-    "training", "fabric.adapters.runner",
+    "torch.profiler", "torch.utils.serialization.config", "tensorboardX", "boto3", "training", "training.session",
+    "fabric.adapters.runner",
 )  # fmt: skip
 _LOOK_S: Final = 1.0
 _BACKLOG: Final = 64
