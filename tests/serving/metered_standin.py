@@ -86,12 +86,11 @@ async def main():
     await meter.start()
     engine_log = os.open(place / f"{replica_id}.engine", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     app = Front(MeteredStandin(meter, engine_log, token_s=float(token_s), trust=trust), trust=trust)
-    opened = bind(f"127.0.0.1:{port}", shared=False)
     config = uvicorn.Config(app, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: setattr(server, "should_exit", True))
-    await server.serve(sockets=[opened])
+    await server.serve(sockets=[bind(f"127.0.0.1:{port}", shared=False)])  # from here on SIGTERM is understood
     settled = await meter.close(timeout_s=20)
     await ledger.close()
     return 0 if settled else 3
