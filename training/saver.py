@@ -58,6 +58,8 @@ class Saver:
         self.durable_step: int | None = None
         self.save_s: float | None = None
         self.blocked_s: float | None = None
+        self.after_save: Callable[[], None] = lambda: None
+        """Called when a boundary has become durable, by the thread that saved it."""
         self.poisoned: Callable[[], bool] = lambda: False
         """Whether a loss since the last save was not finite, for who only knows it late (a device computes ahead)."""
 
@@ -136,6 +138,7 @@ class Saver:
             took_s = time.monotonic() - began
             self.durable_step = moment.step
             self.save_s, self.blocked_s = smoothed(self.save_s, took_s), smoothed(self.blocked_s, blocked_s)
+        self.after_save()
         return Save(step=moment.step, bytes=len(copy.data), took_s=took_s, blocked_s=blocked_s)
 
     def _copied(self, moment: Moment) -> "_Copy":

@@ -138,7 +138,8 @@ class Run:
         folder = Path(
             os.environ.get(TENSORBOARD_VARIABLE) or (Path(directory) / "tensorboard" if directory else "runs")
         )
-        self._trackers = Trackers(folder, run=job.job_id or "run", step=self.done)
+        self._trackers = Trackers(folder, run=job.job_id or "run", step=self.done, beside=job.checkpoints)
+        self._saver.after_save = self._trackers.keep
         self._progress = Progress(job.report, self._trackers.scalars, self.timers)
         self._total: int | None = None
         self._cursor_of: Callable[[], dict[str, Any]] = dict

@@ -1,18 +1,25 @@
 """Curves where people look at them: TensorBoard always, Weights & Biases and MLflow where they are set up.
 
 A run that resumes at step k goes on in its curves at k: what an attempt drew beyond the last durable step is drawn over.
-A tracker that fails is said once and left out from then on; no training ends because a curve can't be drawn.
+A tracker that fails is said once and left out from then on; no training ends because a curve can't be drawn. Event files
+are kept beside the checkpoints too, below `tensorboard/<attempt>/`, with every checkpoint and at the end: TensorBoard
+pointed at that folder, or at what was copied of it, shows the whole run over all its attempts.
 """
 
 import importlib.util
 import os
+import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from fabric.checkpoints import Checkpoints
+from fabric.errors import FabricError
 from training.progress import say
 
 TENSORBOARD_VARIABLE: Final = "FABRIC_TENSORBOARD_DIR"
+_FLUSH_S: Final = 5
 
 
 class Tracker(Protocol):
@@ -28,10 +35,18 @@ class Tracker(Protocol):
 class Trackers:
     """All trackers of a run, opened when there is something to draw."""
 
-    def __init__(self, folder: Path, *, run: str, step: int) -> None:
-        """Name the place of the event files, the run as it is called elsewhere, and the step it begins or resumes at."""
-        self._folder, self._run, self._step = folder, run, step
+    def __init__(self, folder: Path, *, run: str, step: int, beside: Checkpoints | None = None) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            folder: where event files are written.
+            run: as it is called elsewhere.
+            step: where it begins or resumes.
+            beside: checkpoints that event files are kept with; None = they stay in the folder only.
+        """
+        self._folder, self._run, self._step, self._beside = folder, run, step, beside
         self._opened: list[Tracker] | None = None
+        self._kept: dict[Path, int] = {}
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Draw the values of a step in all of them."""
@@ -44,6 +59,23 @@ class Trackers:
                 self._opened.remove(tracker)
                 say(f"{type(tracker).__name__} is left out from step {step} on: {error}")
 
+    def keep(self) -> None:
+        """What was drawn so far is written, and kept beside the checkpoints."""
+        for board in self._opened or ():
+            if isinstance(board, TensorBoard):
+                board.flush()
+        if self._beside is None or self._opened is None:
+            return
+        try:
+            for file in sorted((self._folder / self._run).glob("events.*")):
+                if self._kept.get(file) != (size := file.stat().st_size):
+                    name = re.sub(r"[^A-Za-z0-9._-]", "-", file.name)
+                    key = f"{self._beside.prefix}/tensorboard/{self._beside.epoch:08d}/{name}"
+                    self._beside.store.put_file(key, file)
+                    self._kept[file] = size
+        except (OSError, FabricError) as error:
+            say(f"the curves could not be kept: {error}")
+
     def close(self) -> None:
         """Nothing more is drawn."""
         for tracker in self._opened or ():
@@ -51,6 +83,7 @@ class Trackers:
                 tracker.close()
             except Exception as error:  # noqa: BLE001
                 say(f"{type(tracker).__name__} did not close: {error}")
+        self.keep()
         self._opened = []
 
 
@@ -77,11 +110,18 @@ class TensorBoard:
     def __init__(self, folder: Path, *, run: str, step: int) -> None:
         from tensorboardX import SummaryWriter  # noqa: PLC0415  # takes half a second, and not every run logs
 
-        self._writer = SummaryWriter(str(folder / run), purge_step=step or None)
+        apart = f".{secrets.token_hex(4)}"  # two attempts within a second must not write one file
+        self._writer = SummaryWriter(
+            str(folder / run), purge_step=step or None, flush_secs=_FLUSH_S, filename_suffix=apart
+        )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """All that was drawn is in the file."""
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
