@@ -84,6 +84,8 @@ class Buffers:
 
     def agree(self, gang: Gang) -> None:
         """Take the counters of rank 0, which computes the first virtual rank."""
+        if self._counted is None:  # at the end of the data this rank had nothing to compute
+            self._counted = [self._places[at].tensor.clone() for at in self._counters]
         if gang.world == 1 or not self._counted:
             return
         told = torch.cat([counter.reshape(-1).to(torch.int64) for counter in self._counted])

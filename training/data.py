@@ -10,6 +10,7 @@ makes are taken as they come; to go on, its epoch is begun with the random numbe
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Final, Protocol
 
@@ -22,6 +23,8 @@ from training.portions import Portion
 from training.virtual import Micro, VirtualRanks, reseed
 
 _EPOCH_SEED_BITS: Final = 63
+Share = Callable[[int, int], range]
+"""Which of a step's micro-batches are this process's: from the step and how many it has."""
 
 
 class Feed(Protocol):
@@ -75,7 +78,7 @@ def feed_of(
     data: Any,
     ranks: VirtualRanks | None,
     *,
-    block: range | None = None,
+    share: Share | None = None,
     epochs: int | None = 1,
     shuffle: bool = True,
     collate: Callable[[list[Any]], Any] | None = None,
@@ -86,7 +89,7 @@ def feed_of(
     Args:
         data: with `__getitem__` and `__len__`; or an iterable of samples; or, without `ranks`, an iterable of batches.
         ranks: how a step is shared; None = `data` gives batches.
-        block: the virtual ranks of this process; None = all.
+        share: which micro-batches of a step are this process's; None = all.
         epochs: how often all of it is seen; None = until the script stops.
         shuffle: for a dataset with an index.
         collate: makes a batch of a list of samples; None = torch's own way.
@@ -100,15 +103,15 @@ def feed_of(
         if not isinstance(data, Iterable):
             raise _unusable(data, "without global_batch it must be an iterable of batches, such as a DataLoader")
         return Batches(data, epochs=epochs)
-    block = block if block is not None else range(ranks.count)
-    collate = collate or default_collate
+    share = share or (lambda _step, parts: range(parts))
+    collate = partial(_collated, collate or default_collate)
     if has_index:
         if len(data) == 0:
             raise _unusable(data, "it is empty")
         order = Order(count=len(data), shuffle=shuffle, seed=ranks.seed)
-        return Indexed(data, ranks, block, order, epochs=epochs, collate=collate, workers=workers)
+        return Indexed(data, ranks, share, order, epochs=epochs, collate=collate, workers=workers)
     if isinstance(data, Iterable):
-        return Streamed(data, ranks, block, epochs=epochs, collate=collate)
+        return Streamed(data, ranks, share, epochs=epochs, collate=collate)
     raise _unusable(data, "it has neither an index (__getitem__ and __len__) nor can it be iterated over")
 
 
@@ -121,14 +124,14 @@ class Indexed:
         self,
         data: Any,
         ranks: VirtualRanks,
-        block: range,
+        share: Share,
         order: Order,
         *,
         epochs: int | None,
         collate: Callable[[list[Any]], Any],
         workers: int,
     ) -> None:
-        self._ranks, self._block, self._order = ranks, block, order
+        self._ranks, self._share, self._order = ranks, share, order
         self._samples = None if epochs is None else epochs * order.count
         self._read = _Reader(data, ranks)
         self._collate, self._workers = collate, workers
@@ -136,7 +139,7 @@ class Indexed:
 
     def portions(self, step: int, cursor: dict[str, Any]) -> Iterator[Portion]:
         self._check(cursor)
-        places = _Places(self._ranks, self._block, self._order, step, self._samples)
+        places = _Places(self._ranks, self._share, self._order, step, self._samples)
         loader = DataLoader(
             self._read,
             batch_sampler=places,
@@ -173,8 +176,8 @@ class _Place:
 class _Places:
     """The micro-batches of this process from a step on; each may be walked more than once."""
 
-    def __init__(self, ranks: VirtualRanks, block: range, order: Order, step: int, samples: int | None) -> None:
-        self._ranks, self._block, self._order, self._step, self._samples = ranks, block, order, step, samples
+    def __init__(self, ranks: VirtualRanks, share: Share, order: Order, step: int, samples: int | None) -> None:
+        self._ranks, self._share, self._order, self._step, self._samples = ranks, share, order, step, samples
 
     def __iter__(self) -> Iterator[_Place]:
         return self._walk(self._order.indices)
@@ -187,9 +190,9 @@ class _Places:
         while self._samples is None or step * self._ranks.global_batch < self._samples:
             left = None if self._samples is None else self._samples - step * self._ranks.global_batch
             size = self._ranks.global_batch if left is None else min(left, self._ranks.global_batch)
-            micros = micros_of(self._ranks, self._block, step, size)
+            micros, parts = shared(self._ranks, self._share, step, size)
             for micro in micros:
-                yield _Place(micro, size, len(micros), micro is micros[-1], indices(micro.start, micro.stop))
+                yield _Place(micro, size, parts, micro is micros[-1], indices(micro.start, micro.stop))
             step += 1
 
 
@@ -221,12 +224,12 @@ class Streamed:
         self,
         data: Iterable[Any],
         ranks: VirtualRanks,
-        block: range,
+        share: Share,
         *,
         epochs: int | None,
         collate: Callable[[list[Any]], Any],
     ) -> None:
-        self._data, self._ranks, self._block, self._collate = data, ranks, block, collate
+        self._data, self._ranks, self._share, self._collate = data, ranks, share, collate
         self._epochs = epochs
         self._epoch, self._seen = 0, 0
 
@@ -266,10 +269,10 @@ class Streamed:
 
     def _shared(self, step: int, samples: Sequence[Any]) -> Iterator[Portion]:
         first = step * self._ranks.global_batch
-        micros = micros_of(self._ranks, self._block, step, len(samples))
+        micros, parts = shared(self._ranks, self._share, step, len(samples))
         for micro in micros:
             batch = self._collate(list(samples[micro.start - first : micro.stop - first]))
-            yield _portion(micro, len(samples), len(micros), is_last=micro is micros[-1], batch=batch)
+            yield _portion(micro, len(samples), parts, is_last=micro is micros[-1], batch=batch)
 
 
 class Batches:
@@ -332,6 +335,16 @@ class Batches:
 _END: Final = object()
 
 
+def shared(ranks: VirtualRanks, share: Share, step: int, size: int) -> tuple[list[Micro], int]:
+    """The micro-batches of this process in a step of `size` samples, and how many the step has.
+
+    Who has none, at the end of the data, is given an empty one, to take part in the step's end.
+    """
+    micros = micros_of(ranks, range(ranks.count), step, size)
+    mine = share(step, len(micros))
+    return micros[mine.start : mine.stop] or [Micro(step, 0, 0, 0)], len(micros)
+
+
 def micros_of(ranks: VirtualRanks, block: range, step: int, size: int) -> list[Micro]:
     """The micro-batches of `block` in a step of `size` samples; those without a sample are left out."""
     first = step * ranks.global_batch
@@ -343,8 +356,12 @@ def micros_of(ranks: VirtualRanks, block: range, step: int, size: int) -> list[M
     ]
 
 
-def _portion(micro: Micro, step_samples: int, count: int, *, is_last: bool, batch: Any) -> Portion:
-    return Portion(micro.step, micro.vrank, micro.samples, step_samples, count, is_last, batch)
+def _collated(collate: Callable[[list[Any]], Any], samples: list[Any]) -> Any:
+    return collate(samples) if samples else None
+
+
+def _portion(micro: Micro, step_samples: int, parts: int, *, is_last: bool, batch: Any) -> Portion:
+    return Portion(micro.step, micro.vrank, micro.samples, step_samples, parts, is_last, batch)
 
 
 def _unusable(data: Any, why: str) -> InvalidRequest:

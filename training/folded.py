@@ -20,11 +20,13 @@ class Folded:
         whole = modules[0] if len(modules) == 1 else nn.ModuleList(modules)
         self._replicas = Replicas(whole, Gang(Seat(), timeout_s=_PATIENCE_S))
 
-    def begin(self, count: int) -> None:
-        self._replicas.begin(Plan.even(count, 1))
+    def begin(self, _step: int, parts: int) -> None:
+        self._replicas.begin(Plan.even(parts, 1))
+
+    def forward(self, *, last: bool) -> None:
+        self._replicas.forward(last=last)
 
     def backward(self, loss: Any, *, weight: float) -> None:
-        self._replicas.forward(last=False)
         self._replicas.backward(loss, weight=weight)
 
     def finish(self) -> float:

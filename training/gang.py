@@ -192,7 +192,7 @@ class Gang:
             return step
         told = torch.tensor([step])
         try:
-            self.finish(dist.broadcast(told, 0, group=self.control, async_op=True), "hearing what is kept")
+            self.finish(dist.broadcast(told, 0, group=self.saving, async_op=True), "hearing what is kept")
         except (PeerLost, RuntimeError):
             return -1
         return int(told)

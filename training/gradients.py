@@ -74,6 +74,11 @@ class Gradients:
                 "replicate the model",
                 code="bitwise_needs_replicas",
             )
+        if virtual.count < gang.world:
+            raise InvalidRequest(
+                f"{virtual.count} virtual ranks can't be shared by {gang.world} workers: use at least as many",
+                code="shares_invalid",
+            )
         self._virtual, self._gang = virtual, gang
         self._overlaps = reproducible is Reproducible.FAST and gang.world > 1
         self.plan = Plan.even(virtual.count, gang.world)

@@ -29,6 +29,10 @@ VENDORS: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
+REFERENCE_SPEEDS: Final[Mapping[str, float]] = MappingProxyType({"H100": 1.0, "A100": 0.32, "910B": 0.26})
+"""Against an H100, by the makers' dense FP16 figures: what a gang is judged by before it has run."""
+
+
 class Mix(StrEnum):
     """What a gang may be made of."""
 

@@ -13,8 +13,13 @@ class Portion:
     samples: int
     step_samples: int
     """In the whole step: fewer than the global batch at the very end."""
-    count: int
-    """How many of them this process computes in this step."""
+    parts: int
+    """How many of them the whole step has."""
     is_last: bool
-    """Of those."""
+    """Of those that this process computes."""
     batch: Any
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether this process has nothing to compute in the step, and only takes part in its end."""
+        return self.samples == 0

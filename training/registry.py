@@ -277,3 +277,12 @@ _SIMPLE = frozenset({bool, int, float, str, type(None)})
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]).rstrip(".") or type(error).__name__
+
+
+def named(kind: str, given: Any, *, many: bool = True) -> dict[str, Any]:
+    """One object as `kind`, several as `kind.name`."""
+    if given is None:
+        return {}
+    if many and isinstance(given, Mapping) and not hasattr(given, "state_dict"):
+        return {f"{kind}.{name}": value for name, value in given.items()}
+    return {kind: given}

@@ -124,7 +124,8 @@ class _Vector:
         """Slice by slice: each rank completes one slice of the vector for all."""
         world, piece = gang.world, self._whole.numel() // gang.world
         nodes = [plan.nodes(rank) for rank in range(world)]
-        sent = torch.stack([total.view(world, piece) for total in totals], dim=1)
+        rows = [total.view(world, piece) for total in totals]
+        sent = torch.stack(rows, dim=1) if rows else self._whole.new_empty(0, piece)
         received = sent.new_empty(sum(map(len, nodes)), piece)
         work = dist.all_to_all_single(
             received,

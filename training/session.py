@@ -29,10 +29,10 @@ has state is tracked by `extra` or `run.state.track`; a loader of its own is giv
 number. An evaluation belongs at the top of the body, or inside `with run.evaluation()`.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -42,15 +42,16 @@ from training import randomness
 from training.boundary import Boundary, watch_changes
 from training.cadence import LOSS_EVERY_S
 from training.eviction import Watch
+from training.peers import Peers, joined
 from training.portions import Portion
 from training.progress import Progress, say
-from training.registry import Registry
+from training.registry import Registry, named
 from training.saver import Saver
-from training.stepping import Stepping
+from training.stepping import Stepping, out_of_memory
 from training.stopping import stop_of
 from training.timers import Timers
-from training.trackers import TENSORBOARD_VARIABLE, Trackers
-from training.vault import Nowhere, opened
+from training.trackers import Trackers, folder_of
+from training.vault import Nowhere
 
 _OUT_OF_MEMORY: Final = ("OutOfMemoryError", "MemoryError")
 LOSS_EVERY_VARIABLE: Final = "FABRIC_LOSS_EVERY_S"
@@ -67,6 +68,7 @@ def session(
     snapshot_every_s: float | None = None,
     clip_norm: float | None = None,
     before_update: Callable[[], None] | None = None,
+    mix: str | None = None,
 ) -> "Run":
     """Open a session, and bring everything to the newest durable state of this job, if there is one.
 
@@ -82,24 +84,25 @@ def session(
             notice; None = by Young and Daly from what they cost and FABRIC_LOSS_EVERY_S; `math.inf` = none.
         clip_norm: for `run.step`: the largest norm of an optimizer's gradients.
         before_update: for `run.step`: called when all gradients of a step are there, before the optimizer.
+        mix: accelerators of a gang: never (all of one kind), same-vendor (shares follow speeds); None = FABRIC_MIX.
 
     Raises:
         InvalidRequest: `untrackable_state`: something given here has no state that can be kept; named.
+        Unavailable: `gang_incomplete`: not all ranks came.
         Conflict: `checkpoint_of_another_run` or `checkpoint_of_another_kind`: resume with what was saved.
     """
     job = context.current()
     registry = Registry()
-    optimizers = _named("opt", opt)
-    for name, value in {**_named("model", model), **optimizers, **_named("sched", sched, many=False)}.items():
+    optimizers = named("opt", opt)
+    for name, value in {**named("model", model), **optimizers, **named("sched", sched, many=False)}.items():
         registry.track(name, value)
-    for name, value in {**_named("scaler", scaler, many=False), **(extra or {})}.items():
+    for name, value in {**named("scaler", scaler, many=False), **(extra or {})}.items():
         registry.track(name, value)
     stepping = Stepping(
         optimizers=optimizers.values(), scheduler=sched, scaler=scaler, clip_norm=clip_norm, before_update=before_update
     )
-    return Run(
-        job, registry, stepping, list(optimizers.values()), directory=directory, snapshot_every_s=snapshot_every_s
-    )
+    peers, every = joined(job, mix=mix), list(optimizers.values())
+    return Run(job, registry, stepping, every, peers, directory=directory, snapshot_every_s=snapshot_every_s)
 
 
 class Run:
@@ -111,6 +114,7 @@ class Run:
         registry: Registry,
         stepping: Stepping,
         optimizers: list[Any],
+        peers: Peers,
         *,
         directory: str | os.PathLike[str] | None = None,
         snapshot_every_s: float | None = None,
@@ -121,33 +125,30 @@ class Run:
         self.timers = Timers()
         self.done = 0
         """Steps that are complete, counted from the very first attempt."""
-        self._job, self._stepping, self._optimizers = job, stepping, optimizers
-        vault = opened(job, directory)
-        self._stop = stop_of(job, is_kept=not isinstance(vault, Nowhere))
+        self._job, self._stepping, self._optimizers, self._peers = job, stepping, optimizers, peers
+        vault = peers.vault(job, directory)
+        self._stop = peers.stop(stop_of(job, is_kept=not isinstance(vault, Nowhere)), save_s=lambda: self._saver.save_s)
         self._boundary = Boundary(self._ending)
         self._saver = Saver(registry, self._boundary, vault)
         self._saver.poisoned = stepping.finite.is_poisoned
         self._watch = Watch(
             self._saver,
             self._stop,
-            snapshot_every_s=snapshot_every_s,
+            snapshot_every_s=snapshot_every_s if peers.takes_snapshots else math.inf,
             loss_every_s=float(os.environ.get(LOSS_EVERY_VARIABLE) or LOSS_EVERY_S),
         )
-        self._kept = self._saver.load() or {}
+        self._kept, self._undo = self._saver.load() or {}, list[Callable[[], None]]()
         self.done = self.resumed_at = int(self._kept.get("step", 0))
-        folder = Path(
-            os.environ.get(TENSORBOARD_VARIABLE) or (Path(directory) / "tensorboard" if directory else "runs")
-        )
-        self._trackers = Trackers(folder, run=job.job_id or "run", step=self.done, beside=job.checkpoints)
+        beside = job.checkpoints if peers.takes_snapshots else None
+        self._trackers = Trackers(folder_of(directory), run=job.job_id or "run", step=self.done, beside=beside)
         self._saver.after_save = self._trackers.keep
         self._progress = Progress(job.report, self._trackers.scalars, self.timers)
         self._total: int | None = None
         self._cursor_of: Callable[[], dict[str, Any]] = dict
         self._portion: Portion | None = None
-        self._losses = 0
-        self._undo: list[Callable[[], None]] = []
-        self._is_open = self._is_over = False
-        self._closed_early = False
+        self._ranks: Any = None
+        self._losses, self._is_fresh = 0, True
+        self._is_open = self._is_over = self._closed_early = False
 
     def steps(self, total: int | None) -> Iterator[int]:
         """The numbers of the steps that are still to be done, up to `total` in all (None = until the script breaks off)."""
@@ -174,6 +175,7 @@ class Run:
         seed: int = 0,
         collate: Callable[[list[Any]], Any] | None = None,
         workers: int = 0,
+        reproducible: str = "bitwise",
     ) -> Iterator[Any]:
         """The batches that are still to be seen; give the mean loss of each to `run.step`.
 
@@ -187,28 +189,29 @@ class Run:
             seed: of the order, and of all random numbers drawn in a step.
             collate: makes a batch of a list of samples; None = torch's `default_collate`.
             workers: processes that read ahead.
+            reproducible: bitwise (the same weights on any number of processes of a kind) or fast (to rounding).
 
         Raises:
-            InvalidRequest: `dataset_unusable`, `virtual_ranks_invalid`.
+            InvalidRequest: `dataset_unusable`, `virtual_ranks_invalid`, `shares_invalid`.
             Conflict: `checkpoint_of_another_run`, `dataset_changed`: it would not be the same samples.
         """
         from training.data import feed_of  # noqa: PLC0415  # not loaded for jobs without a dataset
-        from training.folded import Folded  # noqa: PLC0415
         from training.virtual import VirtualRanks  # noqa: PLC0415
 
-        ranks = None if global_batch is None else VirtualRanks(virtual or 1, global_batch, seed)
-        if ranks is not None and ranks.count > 1 and (modules := self.state.modules()):
-            self._stepping.way = Folded(modules)
-        feed = feed_of(data, ranks, epochs=epochs, shuffle=shuffle, collate=collate, workers=workers)
+        ranks = self._ranks = None if global_batch is None else VirtualRanks(virtual or 1, global_batch, seed)
+        if ranks is not None:
+            self._stepping.way = self._peers.way(
+                self.state.modules(), ranks, reproducible=reproducible, workers=workers
+            )
+        share = self._peers.share
+        feed = feed_of(data, ranks, share=share, epochs=epochs, shuffle=shuffle, collate=collate, workers=workers)
         self._open()
         try:
             self._begin(feed.steps_total, feed.cursor)
             portions = feed.portions(self.done, self._kept.get("cursor", {}))
             while (portion := self._next(portions)) is not None:
-                if ranks is not None:
-                    ranks.enter(portion.step, portion.vrank)
-                self._portion = portion
-                yield portion.batch
+                if not portion.is_idle:
+                    yield portion.batch
                 self._pass_over()
             self.finish()
         finally:
@@ -223,8 +226,6 @@ class Run:
         portion, self._portion = self._portion, None
         if portion is None:
             raise InvalidRequest("run.step takes one loss for each batch of run.batches", code="step_without_batch")
-        if self._losses == 0:
-            self._stepping.way.begin(portion.count)
         weight = portion.samples / portion.step_samples
         self._guarded(lambda: self._stepping.add(loss, step=self.done, weight=weight))
         self._losses += 1
@@ -276,6 +277,7 @@ class Run:
         """The run is complete: its last boundary becomes durable, and nobody asks it to stop any more."""
         if self._is_open and not self._is_over:
             self._guarded(self._stepping.finite.settle)
+            self._peers.end()
             if self._saver.has_new and not self._boundary.is_changing:
                 with self.timers.within("checkpoint"):
                     self._saver.save()
@@ -292,27 +294,35 @@ class Run:
             return
         self._leave_loop()
         if kind is not None and kind.__name__ in _OUT_OF_MEMORY:
-            raise JobFailed(
-                f"out of memory in step {self.done}: {str(error).split('. ')[0]}; {self._saver.kept}. Use more virtual ranks "
-                "(smaller micro-batches), shard the model or take devices with more memory, and resume",
-                code="out_of_memory",
-                step=self.done,
-            ) from error
+            raise out_of_memory(error, step=self.done, kept=self._saver.kept) from error
 
     def _next(self, portions: Iterator[Portion]) -> Portion | None:
         with self.timers.within("waiting_data"):
-            return next(portions, None)
+            portion = self._portion = next(portions, None)
+        if portion is None:
+            return None
+        if self._is_fresh:
+            self._is_fresh = False
+            self._stepping.way.begin(portion.step, portion.parts)
+        if self._ranks is not None:
+            self._ranks.enter(portion.step, portion.vrank)
+        if not portion.is_idle:
+            self._stepping.way.forward(last=portion.is_last)
+        return portion
 
     def _pass_over(self) -> None:
         """A batch whose loss the script did not give has no part in its step."""
         portion, self._portion = self._portion, None
         if portion is not None and portion.is_last:
+            self._losses += portion.is_idle
             self._update(portion.step_samples)
 
     def _update(self, samples: int) -> None:
-        losses, self._losses = self._losses, 0
+        losses, self._losses, self._is_fresh = self._losses, 0, True
         if losses:
-            self._stepping.update()
+            self._guarded(self._stepping.update)
+        if self._ranks is not None:
+            self._ranks.leave(self.done)
         self._close(samples=samples)
 
     def _ending(self) -> BaseException:
@@ -330,8 +340,10 @@ class Run:
         self._total, self._cursor_of = total, cursor_of
         self._undo = [watch_changes(optimizer, self._boundary.change) for optimizer in self._optimizers]
         self._saver.capture(self.done, self._kept.get("cursor", {}))
+        self._peers.check_resumed(self.done)
         self._watch.start()
         self._watch.at_boundary()
+        self._peers.begin_step()
 
     def _close(self, *, samples: int) -> None:
         """The step's boundary. Savers may have it from here on."""
@@ -339,21 +351,30 @@ class Run:
         self.done += 1
         self._saver.capture(self.done, self._cursor_of())
         self._boundary.close()
+        self._guarded(lambda: self._peers.end_step(self.done))
         self._watch.at_boundary()
         self._pass_on(samples)
+        self._peers.begin_step()
 
     def _pass_on(self, samples: int) -> None:
         self.timers.add("checkpoint", self._boundary.take_waited_s())
         self._progress.stepped(self.done, total=self._total, samples=samples)
 
     def _guarded(self, look: Callable[[], None]) -> None:
-        """Look at a loss; if it isn't finite, what is good is made durable before the run ends."""
+        """Look at a loss, or reach the peers; if it fails, what is good is made durable before the run ends."""
         try:
             look()
         except JobFailed:
             self._keep_last()
             self._end()
             raise
+        except FabricError as lost:
+            if not self._peers.is_loss(lost):
+                raise
+            say(lost.message)
+            self._peers.end()
+            self._keep_last()
+            raise self._ending() from lost
 
     def _keep_last(self) -> None:
         """After a failure: the last boundary, if it is whole and good."""
@@ -378,12 +399,4 @@ class Run:
                 undo()
             self._progress.flush()
             self._trackers.close()
-
-
-def _named(kind: str, given: Any, *, many: bool = True) -> dict[str, Any]:
-    """One object as `kind`, several as `kind.name`."""
-    if given is None:
-        return {}
-    if many and isinstance(given, Mapping) and not hasattr(given, "state_dict"):
-        return {f"{kind}.{name}": value for name, value in given.items()}
-    return {kind: given}
+            self._peers.close()

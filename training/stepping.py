@@ -15,8 +15,11 @@ from fabric.errors import JobFailed
 class Way(Protocol):
     """How gradients come about: alone, or with the other ranks of a gang."""
 
-    def begin(self, count: int) -> None:
-        """A step of `count` micro-batches begins."""
+    def begin(self, step: int, parts: int) -> None:
+        """A step of `parts` micro-batches begins, over all processes."""
+
+    def forward(self, *, last: bool) -> None:
+        """The script computes the next micro-batch of this process, its `last` one of the step or not."""
 
     def backward(self, loss: Any, *, weight: float) -> None:
         """Add the next micro-batch."""
@@ -28,7 +31,10 @@ class Way(Protocol):
 class Alone:
     """One process, one micro-batch a step or a plain sum of several."""
 
-    def begin(self, count: int) -> None:
+    def begin(self, step: int, parts: int) -> None:
+        """Nothing to prepare."""
+
+    def forward(self, *, last: bool) -> None:
         """Nothing to prepare."""
 
     def backward(self, loss: Any, *, weight: float) -> None:
@@ -126,4 +132,14 @@ def _diverged(step: int, value: float) -> JobFailed:
         code="loss_not_finite",
         step=step,
         loss=str(value),
+    )
+
+
+def out_of_memory(error: BaseException, *, step: int, kept: str) -> JobFailed:
+    """What to tell of a step that didn't fit into memory; `kept` says what there is to resume from."""
+    return JobFailed(
+        f"out of memory in step {step}: {str(error).split('. ')[0]}; {kept}. Use more virtual ranks "
+        "(smaller micro-batches), shard the model or take devices with more memory, and resume",
+        code="out_of_memory",
+        step=step,
     )

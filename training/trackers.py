@@ -32,6 +32,11 @@ class Tracker(Protocol):
         """All that was drawn is kept."""
 
 
+def folder_of(directory: str | os.PathLike[str] | None) -> Path:
+    """Where the event files of a run go: FABRIC_TENSORBOARD_DIR, beside its checkpoints, or `runs`."""
+    return Path(os.environ.get(TENSORBOARD_VARIABLE) or (Path(directory) / "tensorboard" if directory else "runs"))
+
+
 class Trackers:
     """All trackers of a run, opened when there is something to draw."""
 

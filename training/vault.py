@@ -16,7 +16,7 @@ from fabric.errors import CheckpointDamaged, Conflict, FabricError
 DIRECTORY_VARIABLE: Final = "FABRIC_CHECKPOINT_DIR"
 FORMAT: Final = "fabric-session"
 VERSION: Final = 1
-_PREFIX: Final = "session"
+PREFIX: Final = "session"
 _SHARD: Final = "state"
 
 
@@ -77,7 +77,7 @@ def checkpoints_of(job: context.Context, directory: str | os.PathLike[str] | Non
     named = directory if directory is not None else os.environ.get(DIRECTORY_VARIABLE)
     if not named:
         return None
-    checkpoints = Checkpoints(DirectoryStore(Path(named)), prefix=_PREFIX)
+    checkpoints = Checkpoints(DirectoryStore(Path(named)), prefix=PREFIX)
     checkpoints.claim()
     return checkpoints
 

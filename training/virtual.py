@@ -13,6 +13,7 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import torch
@@ -104,21 +105,19 @@ def fitting_count(world_max: int, global_batch: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Who computes which virtual ranks: contiguous blocks in order of rank, at least one each."""
+    """Who computes which virtual ranks: contiguous blocks in order of rank."""
 
     shares: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if min(self.shares, default=0) < 1:
-            raise InvalidRequest(
-                f"shares {self.shares}: every worker needs at least one virtual rank, so use more of them or fewer workers",
-                code="shares_invalid",
-            )
+        if min(self.shares, default=-1) < 0 or not any(self.shares):
+            raise InvalidRequest(f"shares {self.shares}: use at least 0 for each and 1 in all", code="shares_invalid")
 
     @classmethod
     def even(cls, count: int, world: int) -> "Plan":
-        """As even as it goes; blocks are whole subtrees where `world` and `count` are powers of two."""
-        return cls(tuple(count * (rank + 1) // world - count * rank // world for rank in range(world)))
+        """As even as it goes, rank 0 never without; whole subtrees where `world` and `count` are powers of two."""
+        edges = [-(-count * rank // world) for rank in range(world + 1)]
+        return cls(tuple(stop - start for start, stop in pairwise(edges)))
 
     @property
     def count(self) -> int:

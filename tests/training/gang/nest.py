@@ -46,6 +46,8 @@ def fork(doing, rank, *arguments):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         getattr(work, doing)(rank, *arguments)
         code = 0
+    except SystemExit as ended:
+        code = ended.code or 0
     except BaseException:  # noqa: BLE001  # whatever it is, the fork must not become a second nest
         traceback.print_exc()
     finally:

@@ -27,6 +27,7 @@ from fabric.errors import Unavailable
 from training.gang import Gang, PeerLost, Seat
 from training.gradients import Gradients, Reproducible
 from training.mixing import Balance
+from training.session import session
 from training.sharded import Sharded, restore, state_of
 from training.virtual import Plan, VirtualRanks
 
@@ -59,6 +60,12 @@ class Order:
     speeds: tuple[float, ...] = ()
     sharded: bool = False
     epoch: int = 1
+    epochs: int = 1
+    samples: int = 504
+    workers: int = 0
+
+    def path(self, name):
+        return self.folder / name
 
 
 class Shelf:
@@ -83,9 +90,9 @@ class Shelf:
 
 
 class Net(nn.Module):
-    def __init__(self):
+    def __init__(self, norm=nn.BatchNorm1d):
         super().__init__()
-        self.first, self.norm = nn.Linear(WIDTH, 16), nn.BatchNorm1d(16)
+        self.first, self.norm = nn.Linear(WIDTH, 16), norm(16)
         self.drop, self.last = nn.Dropout(0.2), nn.Linear(16, 3)
         self.unused = nn.Parameter(torch.ones(3))
 
@@ -96,9 +103,9 @@ class Net(nn.Module):
 class Run:
     """A model in training, with all that a checkpoint brings back."""
 
-    def __init__(self):
+    def __init__(self, norm=nn.BatchNorm1d):
         torch.manual_seed(5)
-        self.model = Net()
+        self.model = Net(norm)
         self.opt = torch.optim.AdamW(self.model.parameters(), lr=0.01)
         self.sched = torch.optim.lr_scheduler.CosineAnnealingLR(self.opt, 500)
         self.step = 0
@@ -315,3 +322,34 @@ def whole_digest(model, opt):
     for tensor in tensors({"w": weights, "m": moments["state"]}):
         whole.update(tensor.contiguous().numpy().tobytes())
     return whole.hexdigest()
+
+
+def script(rank, world, port, order):
+    """A user's script, on any number of ranks: nothing in it knows of a gang."""
+    os.environ |= {
+        "RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "FABRIC_TENSORBOARD_DIR": str(order.folder / "tensorboard"), "FABRIC_GRACE_S": "30",
+        "FABRIC_GANG_TIMEOUT_S": str(order.timeout_s),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    own = Run(nn.LayerNorm if order.samples % order.batch else nn.BatchNorm1d)  # which can't learn from one sample
+    inputs, wanted = dataset()
+    data = torch.utils.data.TensorDataset(inputs[: order.samples], wanted[: order.samples])
+    with session(model=own.model, opt=own.opt, sched=own.sched, directory=order.folder, clip_norm=1.0) as run:
+        order.path(f"pid-{rank}").write_text(str(os.getpid()))
+        for seen, label in run.batches(
+            data, global_batch=order.batch, virtual=order.virtual, epochs=order.epochs, seed=9, workers=order.workers,
+            reproducible=str(order.mode),
+        ):  # fmt: skip
+            noise = torch.from_numpy(np.random.normal(size=seen.shape)).float() * random.random()  # noqa: NPY002
+            note(order, rank, did=run.done, rows=[hash_of(row) for row in seen], at=time.time())
+            if order.pause_s:
+                time.sleep(order.pause_s)
+            run.step(functional.cross_entropy(own.model(seen + 0.1 * noise), label))
+    if rank == 0:
+        own.step = run.done
+        order.path("digest").write_text(own.digest())
+
+
+def hash_of(row):
+    return hashlib.sha256(row.numpy().tobytes()).hexdigest()[:12]

@@ -1,0 +1,81 @@
+"""A user's script on several ranks: evicted, killed, resumed on other numbers of them, it ends as if nothing had been."""
+
+import random
+import signal
+import time
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from fabric.checkpoints import Checkpoints, DirectoryStore
+from tests.training.gang import crew
+from tests.training.gang.crew import Crew
+from tests.training.gang.test_losses import steps_done, wait_for
+from tests.training.gang.test_worlds import lines
+from tests.training.gang.work import EVICTED, Order
+from training.gradients import Reproducible
+
+
+def durable(folder):
+    found = Checkpoints(DirectoryStore(folder), prefix="session").newest()
+    return found.step if found else 0
+
+
+def undisturbed(folder, **options):
+    order = Order(folder=folder, steps=0, **options)
+    folder.mkdir()
+    assert crew.run(order, world=1, doing="script") == [0]
+    return order.path("digest").read_text()
+
+
+def seen_once(order):
+    """How often each sample was seen in steps that counted: of a step that was done twice, the last time."""
+    last = {}
+    for line in sorted((line for line in lines(order.folder) if "rows" in line), key=lambda line: line["at"]):
+        last.setdefault(line["did"], []).append(line)
+    return Counter(row for step in last.values() for line in step for row in line["rows"])
+
+
+@pytest.mark.parametrize("samples", [144, 146])
+def test_an_epoch_in_a_gang_of_any_size_ends_with_the_same_bits_and_each_sample_seen_once(tmp_path, samples):
+    """Of 146 samples two are left for the last step, in which all ranks but two have nothing to do."""
+    want = undisturbed(tmp_path / "one", samples=samples)
+    for world, workers in ((2, 0), (3, 1), (8, 0)):
+        order = Order(folder=tmp_path / str(world), steps=0, workers=workers, samples=samples)
+        order.folder.mkdir()
+        assert crew.run(order, world=world, doing="script") == [0] * world
+        assert order.path("digest").read_text() == want, f"world {world}"
+        assert set(seen_once(order).values()) == {1}
+        assert seen_once(order).total() == samples
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["evicted", "killed"])
+def test_a_script_is_stopped_at_random_instants_in_gangs_of_many_sizes_and_loses_no_step(tmp_path, number):
+    dice = random.Random(number)
+    order = Order(folder=tmp_path / "many", steps=0, epochs=2, pause_s=0.004)
+    order.folder.mkdir()
+    for _ in range(6):
+        world = dice.choice([2, 3, 4])
+        before, gang = steps_done(order.folder), Crew(order, world=world, doing="script")
+        wait_for(lambda before=before: steps_done(order.folder) > before)
+        time.sleep(dice.uniform(0, 0.1))
+        victim = dice.randrange(world)
+        gang.kill(victim, number)
+        ends = gang.end()
+        assert set(ends.values()) <= ({EVICTED} if number == signal.SIGTERM else {EVICTED, -9}), ends
+        at_work = steps_done(order.folder)
+        assert at_work - 1 <= durable(order.folder) <= at_work, "the step under way may be lost, and none before it"
+    assert crew.run(replace(order, pause_s=0.0), world=2, doing="script") == [0, 0]
+    assert order.path("digest").read_text() == undisturbed(tmp_path / "one", epochs=2)
+
+
+def test_fewer_virtual_ranks_than_workers_are_refused(tmp_path):
+    order = Order(folder=tmp_path, steps=0, virtual=1)
+    assert crew.run(order, world=2, doing="script") == [1, 1]
+
+
+def test_the_fast_way_trains_too(tmp_path):
+    order = Order(folder=tmp_path, steps=0, mode=Reproducible.FAST)
+    assert crew.run(order, world=2, doing="script") == [0, 0]
+    assert durable(tmp_path) == 504 // 24

@@ -1,0 +1,98 @@
+"""What a session asks of the other ranks of its job, and a job that has none. Loads nothing that one process doesn't need."""
+
+import os
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from fabric import context
+from fabric.errors import FabricError
+from training.stepping import Alone, Way
+from training.stopping import Stop
+from training.vault import Vault, opened
+
+
+class Peers(Protocol):
+    """The gang of a run, as its loop sees it."""
+
+    @property
+    def share(self) -> Callable[[int, int], range] | None:
+        """Which of a step's micro-batches are this process's, from the step and how many it has; None = all."""
+
+    @property
+    def takes_snapshots(self) -> bool:
+        """Whether this rank saves between stops."""
+
+    def vault(self, job: context.Context, directory: str | os.PathLike[str] | None) -> Vault:
+        """Where checkpoints go."""
+
+    def stop(self, own: Stop, *, save_s: Callable[[], float | None]) -> Stop:
+        """The wish to stop that counts, from this process's own; `save_s` tells how long a save takes."""
+
+    def way(self, modules: list[Any], ranks: Any, *, reproducible: str, workers: int) -> Way:
+        """How gradients come about, for `training.virtual.VirtualRanks`."""
+
+    def check_resumed(self, step: int) -> None:
+        """`Conflict` if the ranks would go on from different steps."""
+
+    def begin_step(self) -> None:
+        """A step begins."""
+
+    def end_step(self, done: int) -> None:
+        """A step is over, `done` in all."""
+
+    def end(self) -> None:
+        """What is saved from now on is the last of this attempt."""
+
+    def is_loss(self, error: FabricError) -> bool:
+        """Whether it says that a peer is gone, so that this rank's last boundary is worth keeping."""
+
+    def close(self) -> None:
+        """Leave."""
+
+
+class Nobody:
+    """A process alone."""
+
+    share: Callable[[int, int], range] | None = None
+    takes_snapshots = True
+
+    def vault(self, job: context.Context, directory: str | os.PathLike[str] | None) -> Vault:
+        return opened(job, directory)
+
+    def stop(self, own: Stop, *, save_s: Callable[[], float | None]) -> Stop:  # noqa: ARG002
+        return own
+
+    def way(self, modules: list[Any], ranks: Any, *, reproducible: str, workers: int) -> Way:  # noqa: ARG002
+        """One micro-batch after the other, in the order of additions that a gang would have."""
+        if ranks.count == 1 or not modules or reproducible != "bitwise":
+            return Alone()
+        from training.folded import Folded  # noqa: PLC0415  # needs torch
+
+        return Folded(modules)
+
+    def check_resumed(self, step: int) -> None:
+        """With itself."""
+
+    def begin_step(self) -> None:
+        """Nobody to tell."""
+
+    def end_step(self, done: int) -> None:
+        """Nobody to ask."""
+
+    def end(self) -> None:
+        """Nobody waits."""
+
+    def is_loss(self, error: FabricError) -> bool:  # noqa: ARG002
+        return False
+
+    def close(self) -> None:
+        """Nobody to leave."""
+
+
+def joined(job: context.Context, *, mix: str | None) -> Peers:
+    """The ranks that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT tell of, once all have come."""
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
+        return Nobody()
+    from training.together import Together  # noqa: PLC0415  # needs torch
+
+    return Together.join(job, mix=mix)
