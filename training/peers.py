@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from fabric import context
 from fabric.errors import FabricError
+from training.registry import Registry
 from training.stepping import Alone, Way
 from training.stopping import Stop
 from training.vault import Vault, opened
@@ -28,8 +29,8 @@ class Peers(Protocol):
     def stop(self, own: Stop, *, save_s: Callable[[], float | None]) -> Stop:
         """The wish to stop that counts, from this process's own; `save_s` tells how long a save takes."""
 
-    def way(self, modules: list[Any], ranks: Any, *, reproducible: str, workers: int) -> Way:
-        """How gradients come about, for `training.virtual.VirtualRanks`."""
+    def way(self, state: Registry, ranks: Any, *, reproducible: str, workers: int) -> Way:
+        """How the gradients of the tracked models come about, for `training.virtual.VirtualRanks`."""
 
     def check_resumed(self, step: int) -> None:
         """`Conflict` if the ranks would go on from different steps."""
@@ -62,8 +63,9 @@ class Nobody:
     def stop(self, own: Stop, *, save_s: Callable[[], float | None]) -> Stop:  # noqa: ARG002
         return own
 
-    def way(self, modules: list[Any], ranks: Any, *, reproducible: str, workers: int) -> Way:  # noqa: ARG002
+    def way(self, state: Registry, ranks: Any, *, reproducible: str, workers: int) -> Way:  # noqa: ARG002
         """One micro-batch after the other, in the order of additions that a gang would have."""
+        modules = state.modules()
         if ranks.count == 1 or not modules or reproducible != "bitwise":
             return Alone()
         from training.folded import Folded  # noqa: PLC0415  # needs torch

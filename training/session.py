@@ -200,9 +200,7 @@ class Run:
 
         ranks = self._ranks = None if global_batch is None else VirtualRanks(virtual or 1, global_batch, seed)
         if ranks is not None:
-            self._stepping.way = self._peers.way(
-                self.state.modules(), ranks, reproducible=reproducible, workers=workers
-            )
+            self._stepping.way = self._peers.way(self.state, ranks, reproducible=reproducible, workers=workers)
         share = self._peers.share
         feed = feed_of(data, ranks, share=share, epochs=epochs, shuffle=shuffle, collate=collate, workers=workers)
         self._open()

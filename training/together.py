@@ -19,11 +19,13 @@ import torch.distributed as dist
 
 from fabric import context
 from fabric.checkpoints import Checkpoints, DirectoryStore
+from fabric.checkpoints.directory import Buffer
 from fabric.errors import Conflict, FabricError, InvalidRequest
 from training import vault
 from training.gang import Gang, PeerLost, Seat, choose
 from training.gradients import Overlapped, Reproducible
 from training.mixing import REFERENCE_SPEEDS, Member, Mix, admit
+from training.registry import Registry
 from training.replicas import Replicas
 from training.shares import Shares
 from training.stopping import Stop
@@ -103,7 +105,7 @@ class Together:
         self._own_stop, self._save_s = own, save_s
         return _Agreed(self, own)
 
-    def way(self, modules: list[Any], ranks: VirtualRanks, *, reproducible: str, workers: int) -> "Among":
+    def way(self, state: Registry, ranks: VirtualRanks, *, reproducible: str, workers: int) -> "Among":
         """How a step's gradients come about.
 
         Raises:
@@ -119,7 +121,7 @@ class Together:
             ranks.count, world=self.gang.world, rank=self.gang.rank,
             ahead=2 * workers, balances=self._mix is not Mix.NEVER,
         )  # fmt: skip
-        self._way = Among(modules, self.gang, shares, Reproducible(reproducible))
+        self._way = Among(state.modules(), self.gang, shares, Reproducible(reproducible))
         return self._way
 
     def check_resumed(self, step: int) -> None:
@@ -234,7 +236,7 @@ class _OneForAll:
     def __init__(self, together: Together, inner: Vault, checkpoints: Checkpoints) -> None:
         self._together, self._inner, self._checkpoints = together, inner, checkpoints
 
-    def save(self, data: bytes, *, step: int) -> None:
+    def save(self, data: Buffer, *, step: int) -> None:
         together, gang = self._together, self._together.gang
         if together.is_ending:
             gang.keep(
