@@ -155,7 +155,7 @@ class Driver(RuleBasedStateMachine):
             if got < dues[name]:
                 assert hold_id in emptied, f"{name} was charged {got} of {dues[name]} though more was held"
                 self.meters[name].absorbed += dues[name] - got
-        for cdr in decision.records:
+        for cdr in (record for record in decision.records if not record.model):
             self.check_cdr(cdr, decision)
 
     def dues_of(self, event, stood):

@@ -116,7 +116,42 @@ class MoneyRules(Driver):
         assert self.decisions[-1].transfers == self.decisions[-1].instructions == ()
 
 
-class HoldRules(Driver):
+class Expected(Driver):
+    """What a word about a hold must be answered, from the auditor's lists alone."""
+
+    def use_up(self, trial, hold_id, used):
+        """Held, then free, then debt: returns what became debt."""
+        hold = trial.holds[hold_id]
+        debt, covered = 0, min(used, hold.held)
+        while covered:
+            lot, there = hold.queue.pop(0)
+            part = min(there, covered)
+            hold.queue[:0] = [(lot, there - part)] if there > part else []
+            debt += part * (lot == CREDIT)
+            trial.debt[hold.account] += part * (lot == CREDIT)
+            covered, used = covered - part, used - part
+        over = trial.take(hold.account, hold.use, used, self.latest, into="captured")
+        beyond = sum(part for lot, part in over if lot == CREDIT)
+        trial.debt[hold.account] += beyond
+        return debt + beyond
+
+    def expect_update(self, trial, hold_id, used, more):
+        hold = trial.holds[hold_id]
+        self.use_up(trial, hold_id, used)
+        is_open = hold.state == "open"
+        granted = min(more, trial.free(hold.account, hold.use, self.latest)) if is_open else 0
+        return Accepted(granted_uhs=granted, held_uhs=hold.held + granted, final=granted < more or not is_open)
+
+    def expect_end(self, trial, hold_id, used):
+        hold = trial.holds[hold_id]
+        late = hold.state == "lapsed"
+        over = used > (hold.lapsed if late else hold.held)
+        debt = self.use_up(trial, hold_id, used)
+        facts = {"captured_uhs": used, "released_uhs": hold.held, "debt_uhs": debt, "over_hold": over, "late": late}
+        return Accepted(facts=facts)
+
+
+class HoldRules(Expected):
     """Clients' holds; each answer predicted from the auditor's lists alone."""
 
     @rule(
@@ -190,34 +225,3 @@ class HoldRules(Driver):
                 hold.state, hold.over_at = "ended", self.latest
             elif hold.state == "open" and ttl:
                 hold.expires = self.latest + ttl * S
-
-    def use_up(self, trial, hold_id, used):
-        """Held, then free, then debt: returns what became debt."""
-        hold = trial.holds[hold_id]
-        debt, covered = 0, min(used, hold.held)
-        while covered:
-            lot, there = hold.queue.pop(0)
-            part = min(there, covered)
-            hold.queue[:0] = [(lot, there - part)] if there > part else []
-            debt += part * (lot == CREDIT)
-            trial.debt[hold.account] += part * (lot == CREDIT)
-            covered, used = covered - part, used - part
-        over = trial.take(hold.account, hold.use, used, self.latest, into="captured")
-        beyond = sum(part for lot, part in over if lot == CREDIT)
-        trial.debt[hold.account] += beyond
-        return debt + beyond
-
-    def expect_update(self, trial, hold_id, used, more):
-        hold = trial.holds[hold_id]
-        self.use_up(trial, hold_id, used)
-        is_open = hold.state == "open"
-        granted = min(more, trial.free(hold.account, hold.use, self.latest)) if is_open else 0
-        return Accepted(granted_uhs=granted, held_uhs=hold.held + granted, final=granted < more or not is_open)
-
-    def expect_end(self, trial, hold_id, used):
-        hold = trial.holds[hold_id]
-        late = hold.state == "lapsed"
-        over = used > (hold.lapsed if late else hold.held)
-        debt = self.use_up(trial, hold_id, used)
-        facts = {"captured_uhs": used, "released_uhs": hold.held, "debt_uhs": debt, "over_hold": over, "late": late}
-        return Accepted(facts=facts)

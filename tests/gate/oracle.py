@@ -4,6 +4,7 @@ The auditor believes the amount of a transfer and nothing else: which lots it mu
 it was allowed, it works out itself from plain lists. It shares no code with the ledger but the records it reads.
 """
 
+import copy
 from collections import defaultdict
 from fractions import Fraction
 
@@ -74,6 +75,15 @@ class Auditor:
         self.policy_of = policy_of
         self.paths, self.count = defaultdict(int), 0
         self.purchases = {}
+
+    def __deepcopy__(self, memo):
+        """A trial of its own, by the same policy: who asks is not copied with it."""
+        made = Auditor(self.policy_of)
+        memo[id(self)] = made
+        vars(made).update(
+            {name: copy.deepcopy(value, memo) for name, value in vars(self).items() if name != "policy_of"}
+        )
+        return made
 
     def lot(self, lot_id):
         return next(lot for lot in self.lots if lot.lot_id == lot_id)
