@@ -99,7 +99,7 @@ class CallMachine(CallRules):
 
 
 TestSlicesAndCalls = CallMachine.TestCase
-TestSlicesAndCalls.settings = settings(max_examples=250, stateful_step_count=30, deadline=None)
+TestSlicesAndCalls.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 
 
 @pytest.mark.soak
