@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import ray
 import structlog
 
 from fabric import house
@@ -65,12 +64,11 @@ async def _host(given: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     key = house.operator_key(state_dir)
-    await asyncio.to_thread(_join, found.ray_address)
     ledger = GrpcLedger(Profile(address=found.address, api_key=key, ca=found.ca))
     client = Client(Profile(address=found.address, api_key=key, ca=found.ca, account=OPERATOR))
     ca_pem = await asyncio.to_thread(Path(found.ca).read_text) if found.ca else ""
     door = Door(address=found.address, api_key=key, ca_pem=ca_pem)
-    site = await asyncio.to_thread(ServeSite, door)
+    site = ServeSite(door, ray_address=found.ray_address)
     ground = LeasedGround(client, site, trust=secret_of(state_dir, "trust"), state_dir=state_dir / "serving")
     pool = Pool(ground, DoorBoard(ledger, reporter="host"))
     running = [asyncio.create_task(pool.run()), asyncio.create_task(_gateways(given, state_dir, stopped))]
@@ -84,14 +82,6 @@ async def _host(given: argparse.Namespace) -> None:
         await asyncio.to_thread(site.close)
         await ledger.close()
         client.close()
-        ray.shutdown()
-
-
-def _join(address: str) -> None:
-    try:
-        ray.init(address=address, namespace="fabric-serving", log_to_driver=False, configure_logging=False)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise InvalidConfig(f"can't join Ray at {address}: {error}", code="ray_unreachable") from error
 
 
 async def _gateways(given: argparse.Namespace, state_dir: Path, stopped: asyncio.Event) -> None:

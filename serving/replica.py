@@ -11,11 +11,13 @@ import hashlib
 import os
 import ssl
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import ray
 from ray import serve
 
 from fabric.api.tls import ensure_certificate
@@ -29,6 +31,7 @@ _BUNDLE_SHARE: Final = 0.001
 _LINES_KEPT: Final = 30
 _READY_S: Final = 900
 _HEALTH_EVERY_S: Final = 5
+_NAMESPACE: Final = "fabric-serving"
 _APP: Final = "fabric-{}"
 
 
@@ -138,12 +141,27 @@ def options_in(document: Mapping[str, Any], *, bundle: int = 0) -> dict[str, Any
 
 
 class ServeSite:
-    """Replicas as applications of Ray Serve, from a driver's side. Its calls block: run them in threads."""
+    """Replicas as applications of Ray Serve, from a driver's side. Its calls block: run them in threads.
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    Ray is joined, and Serve's controller started, for the first replica: a fabric that serves no model has neither.
+    """
+
+    def __init__(self, door: Door, *, ray_address: str) -> None:
+        self._door, self._ray_address = door, ray_address
         self._handles: dict[str, Any] = {}
-        serve.start(http_options={"location": "NoServer"}, logging_config={"enable_access_log": False})
+        self._joining = threading.Lock()
+        self._joined = False
+
+    def _join(self) -> None:
+        with self._joining:
+            if self._joined:
+                return
+            try:
+                ray.init(address=self._ray_address, namespace=_NAMESPACE, log_to_driver=False, configure_logging=False)
+            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+                raise Unavailable(f"can't join Ray at {self._ray_address}: {error}", code="ray_unreachable") from error
+            serve.start(http_options={"location": "NoServer"})
+            self._joined = True
 
     def start(self, spec: ReplicaSpec, options: Mapping[str, Any], *, env: Mapping[str, str]) -> None:
         """Deploy, and wait until the model is loaded.
@@ -151,6 +169,7 @@ class ServeSite:
         Raises:
             FabricError: it could not be; why, in the engine's own last lines.
         """
+        self._join()
         variables = {**options["runtime_env"]["env_vars"], **env}
         deployment = ReplicaActor.options(  # type: ignore[attr-defined]
             num_replicas=1,
@@ -184,7 +203,10 @@ class ServeSite:
         serve.delete(_APP.format(replica_id), _blocking=True)
 
     def close(self) -> None:
-        serve.shutdown()
+        """End Serve, where it was started."""
+        if self._joined:
+            serve.shutdown()
+            ray.shutdown()
 
 
 def tls_for(host: str, state_dir: Path) -> tuple[str, str]:
