@@ -1,0 +1,96 @@
+"""A whole fabric that serves a model: trained by the project, in a lease, behind a gateway. One for this folder's tests."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from fabric import house
+from fabric.client import Client, new_request_id
+from fabric.profile import Profile
+from fabric.settings import shipped
+from fabric.units import parse_ct
+from fabric.wire import fabric_pb2 as pb
+from fabric.wire.keys import format_key, hash_secret, make_secret
+
+HERE = Path(__file__).parent
+SERVING = """
+serving:
+  listen: 127.0.0.1:0
+  tls: plain
+  models:
+    - name: byte-lm
+      source: {folder}
+      accelerators: [H100]
+      replicas: {{min: 1, max: 1}}
+      max_context: 512
+      rates: [{{input: 40, cached: 4, output: 400}}]
+"""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.ray)
+            item.add_marker(pytest.mark.vllm)
+            item.add_marker(pytest.mark.timeout(500))
+
+
+class Service:
+    """The fabric and what its operator can ask and do."""
+
+    def __init__(self, found):
+        self.found = found
+        self.place = Path(found.state_dir)
+        self.operator = self.client("")
+
+    def client(self, account):
+        key = house.operator_key(self.place)
+        return Client(Profile(address=self.found.address, api_key=key, ca=self.found.ca, account=account))
+
+    def model(self, name="byte-lm"):
+        models = self.operator.call(pb.ListModelsRequest(), pb.ListModelsReply).models
+        return next((model for model in models if model.name == name), None)
+
+    def until(self, states, *, name="byte-lm", within_s=240):
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            model = self.model(name)
+            if model is not None and model.state in states:
+                return model
+            time.sleep(0.5)
+        raise AssertionError(f"{model}\n{(self.place / 'serving.log').read_text()[-4000:]}")
+
+    def customer(self, tokens):
+        """A new account with so many compute tokens, and a key of it."""
+        account = f"c-{new_request_id()[:8]}"
+        client = self.client(account)
+        opening = pb.OpenAccountRequest(request_id=new_request_id(), account_id=account, name="C", plan="starter")
+        client.call(opening, pb.Accepted)
+        client.call(
+            pb.TopUpRequest(request_id=new_request_id(), amount_uhs=parse_ct(tokens), payment_ref="t"), pb.Accepted
+        )
+        return client, self.key_of(client)
+
+    def key_of(self, client):
+        secret = make_secret()
+        reply = client.call(
+            pb.CreateKeyRequest(request_id=new_request_id(), secret_sha256=hash_secret(secret), name="t"),
+            pb.CreateKeyReply,
+        )
+        return format_key(reply.key_id, secret)
+
+
+@pytest.fixture(scope="package")
+def service(tmp_path_factory):
+    from training import byte_lm
+
+    place = tmp_path_factory.mktemp("house")
+    folder = place / "model"
+    byte_lm.train(steps=20, report=lambda said: None, export_to=str(folder))
+    text = shipped("local.yaml").read_text()
+    config = place / "cluster.yaml"
+    config.write_text(text[: text.index("# The OpenAI-compatible endpoint")] + SERVING.format(folder=folder))
+    found = house.up(config=config, state_dir=place, any_port=True)
+    yield Service(found)
+    house.down(place)

@@ -1,0 +1,135 @@
+"""Train, serve, bill: the official client against a model in a lease, on a real fabric."""
+
+import os
+import signal
+import time
+
+import openai
+import psutil
+import pytest
+
+from fabric import house
+from fabric.units import UHS_PER_CT
+from fabric.wire import fabric_pb2 as pb
+
+TEXT = "import os"
+PROMPT = len(TEXT) + 1
+IN, OUT = 40, 400
+
+
+def client_of(service, key):
+    return openai.OpenAI(base_url=service.found.endpoint, api_key=key, max_retries=0, timeout=60)
+
+
+def records(client, *, at_least=1):
+    """The account's calls as the statement has them, once they are there."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        calls = [cdr for cdr in client.stream(pb.UsageRequest(), pb.Cdr) if cdr.model]
+        if len(calls) >= at_least:
+            return calls
+        time.sleep(0.2)
+    raise AssertionError(f"{len(calls)} calls in the statement")
+
+
+def leases(service, state="running"):
+    jobs = service.client("operator").call(pb.ListJobsRequest(states=[state], limit=100), pb.ListJobsReply).jobs
+    return [job for job in jobs if job.spec.service == "inference"]
+
+
+def test_a_model_that_the_project_trained_answers_and_is_billed_to_the_token(service):
+    service.until({"ready"})
+    account, key = service.customer("1")
+    with client_of(service, key) as client:
+        answer = client.completions.create(model="byte-lm", prompt=TEXT, max_tokens=12, temperature=0)
+    (cdr,) = records(account)
+    assert (cdr.prompt_tokens, cdr.completion_tokens) == (PROMPT, answer.usage.completion_tokens)
+    assert cdr.charged_uhs == PROMPT * IN + answer.usage.completion_tokens * OUT
+    assert (cdr.model, cdr.accelerator, cdr.rate_version) == ("byte-lm", "H100", 1)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        balance = account.call(pb.BalanceRequest(), pb.BalanceReply)
+        if balance.held_uhs == 0:
+            break
+        time.sleep(0.2)
+    assert (balance.free_uhs, balance.held_uhs) == (UHS_PER_CT - cdr.charged_uhs, 0)
+    (lease,) = leases(service)
+    assert lease.accelerator == "H100"
+
+
+def test_a_stream_ends_at_the_last_token_that_is_paid(service):
+    service.until({"ready"})
+    account, key = service.customer("0.00001")  # 36,000 µHs: the prompt, and 89 answer tokens
+    with client_of(service, key) as client:
+        chunks = list(
+            client.completions.create(
+                model="byte-lm", prompt=TEXT, max_tokens=300, stream=True, extra_body={"ignore_eos": True},
+                stream_options={"include_usage": True},
+            )
+        )  # fmt: skip
+        *_, end, usage = chunks
+        assert end.choices[0].finish_reason == "length"
+        assert end.choices[0].model_extra["stop_reason"] == "balance_exhausted"
+        paid = (36_000 - PROMPT * IN) // OUT
+        assert usage.usage.completion_tokens == paid
+        (cdr,) = records(account)
+        assert (cdr.completion_tokens, cdr.ended) == (paid, "balance_exhausted")
+        with pytest.raises(openai.APIStatusError) as refused:
+            client.completions.create(model="byte-lm", prompt=TEXT, max_tokens=3)
+    assert (refused.value.status_code, refused.value.code) == (402, "insufficient_quota")
+
+
+def test_a_replica_that_is_killed_settles_what_it_produced_and_comes_back_in_its_lease(service):
+    service.until({"ready"})
+    (lease,) = leases(service)
+    account, key = service.customer("1")
+    (victim,) = [each for each in psutil.process_iter() if _runs_replica(each, lease)]
+    with client_of(service, key) as client:
+        stream = client.completions.create(
+            model="byte-lm", prompt=TEXT, max_tokens=450, stream=True, extra_body={"ignore_eos": True}
+        )
+        seen = 0
+        with pytest.raises(openai.APIError):
+            for chunk in stream:
+                seen += bool(chunk.choices)
+                if seen == 10:
+                    os.kill(victim.pid, signal.SIGKILL)
+        service.until({"starting", "waiting", "idle"}, within_s=30)
+        service.until({"ready"})
+        (cdr,) = records(account)
+        assert cdr.ended == "error"
+        assert 10 <= cdr.completion_tokens < 450
+        assert [each.job_id for each in leases(service)] == [lease.job_id]
+        assert client.completions.create(model="byte-lm", prompt=TEXT, max_tokens=3).usage.prompt_tokens == PROMPT
+
+
+def _runs_replica(process, lease):
+    try:
+        return "ServeReplica" in " ".join(process.cmdline()) and "ReplicaActor" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def test_a_model_that_cannot_be_loaded_says_why_and_gives_its_lease_back(service, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    rates = [pb.Rate(input_uhs_per_mtok=1, cached_uhs_per_mtok=1, output_uhs_per_mtok=1, reasoning_uhs_per_mtok=1)]
+    spec = pb.ModelSpec(name="broken", source=str(tmp_path), replicas_min=1, replicas_max=1)
+    service.operator.call(pb.OfferModelRequest(request_id="offer-broken", spec=spec, rates=rates), pb.Accepted)
+    model = service.until({"failed"}, name="broken")
+    assert "could not be loaded" in model.reason
+    service.operator.call(pb.WithdrawModelRequest(request_id="withdraw-broken", model="broken"), pb.Accepted)
+    deadline = time.monotonic() + 30
+    while len(leases(service)) > 1 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert len(leases(service)) == 1
+
+
+def test_a_fabric_that_goes_down_leaves_no_process_of_an_engine(service):
+    """The last test of this folder."""
+    service.until({"ready"})
+    family = psutil.Process(service.found.pid).children(recursive=True)
+    engines = [each for each in psutil.process_iter() if "EngineCore" in each.name() or "VLLM" in each.name()]
+    house.down(service.place)
+    _, alive = psutil.wait_procs([*family, *engines], timeout=20)
+    ours = [each for each in alive if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    assert [each.cmdline() for each in ours] == []
