@@ -1,0 +1,166 @@
+"""What metering costs: the same engine plain and metered, side by side, asked in turn in one run.
+
+Both run the demo's model on this machine, with the same flags. Prints for 1 and 8 streams at once the time to the first
+token, the time between tokens and the throughput, and the ratios of metered to plain, medians over the rounds.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from pathlib import Path
+
+import aiohttp
+
+HERE = Path(__file__).parent
+WARM = 3
+
+
+def standins():
+    """The tests' rig: the folder is no package."""
+    package = types.ModuleType("serving_tests")
+    package.__path__ = [str(HERE.parent / "serving")]
+    sys.modules["serving_tests"] = package
+    from serving_tests import rig
+
+    return rig
+
+
+def start_plain(folder, rig_spec):
+    """vLLM's own server, with the flags that ours has; its process and address."""
+    from serving.engine import FLAGS, ON_CPU, QUIET, arguments
+
+    argv = arguments(folder, name="byte-lm", max_context=512, kv_bytes=rig_spec.kv_bytes, on_cpu=True)
+    module = "vllm.entrypoints.launchers.api_server.entry"
+    port = 18000 + os.getpid() % 2000
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", module, *argv, *FLAGS, "--host", "127.0.0.1", "--port", str(port)],
+        env=os.environ | QUIET | ON_CPU,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    return process, f"http://127.0.0.1:{port}"
+
+
+async def until_up(session, url):
+    for _ in range(600):
+        try:
+            async with session.get(url + "/health") as answer:
+                if answer.status == 200:
+                    return
+        except aiohttp.ClientError:
+            pass
+        await asyncio.sleep(0.5)
+    raise SystemExit(f"{url} did not start")
+
+
+async def one(session, url, headers, number, *, tokens):
+    """(seconds to the first token, seconds between tokens, tokens) of one stream."""
+    body = {
+        "model": "byte-lm", "prompt": f"# {number}\nimport os", "max_tokens": tokens, "stream": True, "ignore_eos": True,
+        "stream_options": {"include_usage": True},
+    }  # fmt: skip
+    began, times, counted = time.perf_counter(), [], 0
+    async with session.post(url + "/v1/completions", json=body, headers=headers(number)) as answer:
+        assert answer.status == 200, await answer.text()
+        async for line in answer.content:
+            if line.startswith(b"data: {"):
+                times.append(time.perf_counter())
+                chunk = json.loads(line[6:])
+                if chunk.get("usage"):
+                    counted = chunk["usage"]["completion_tokens"]
+    gaps = [after - before for before, after in itertools.pairwise(times[:-1])]
+    return times[0] - began, statistics.median(gaps), counted
+
+
+async def measure(session, target, *, streams, tokens, numbers):
+    began = time.perf_counter()
+    found = await asyncio.gather(
+        *(one(session, target[0], target[1], next(numbers), tokens=tokens) for _ in range(streams))
+    )
+    took = time.perf_counter() - began
+    firsts, gaps, counts = zip(*found, strict=True)
+    return list(firsts), statistics.median(gaps), sum(counts) / took
+
+
+async def compare(targets, *, rounds, tokens):
+    numbers = itertools.count()
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as session:
+        for url, _ in targets.values():
+            await until_up(session, url)
+        for streams in (1, 8):
+            seen = {name: ([], [], []) for name in targets}
+            for turn in range(WARM + rounds):
+                order = list(targets) if turn % 2 else list(targets)[::-1]
+                for name in order:
+                    firsts, gap, rate = await measure(
+                        session, targets[name], streams=streams, tokens=tokens, numbers=numbers
+                    )
+                    if turn >= WARM:
+                        seen[name][0].extend(firsts)
+                        seen[name][1].append(gap)
+                        seen[name][2].append(rate)
+            report(streams, seen)
+
+
+def report(streams, seen):
+    print(f"\n{streams} stream{'s' if streams > 1 else ''} at once")
+    rows = {}
+    for name, (unsorted, gaps, rates) in seen.items():
+        firsts = sorted(unsorted)
+        rows[name] = (
+            statistics.median(firsts) * 1e3,
+            firsts[min(len(firsts) - 1, len(firsts) * 99 // 100)] * 1e3,
+            statistics.median(gaps) * 1e3,
+            statistics.median(rates),
+        )
+        print(
+            f"  {name:8} first token p50 {rows[name][0]:7.2f} ms  p99 {rows[name][1]:7.2f} ms"
+            f"  between tokens {rows[name][2]:6.3f} ms  {rows[name][3]:7.1f} tokens/s"
+        )
+    plain, metered = rows["plain"], rows["metered"]
+    print(
+        f"  metering adds {metered[0] - plain[0]:+.2f} ms to the first token, {metered[2] - plain[2]:+.3f} ms between"
+        f" tokens, and keeps {100 * metered[3] / plain[3]:.1f} % of the throughput"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=64)
+    given = parser.parse_args()
+    from training import byte_lm
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "model"
+        byte_lm.train(steps=10, report=lambda said: None, export_to=str(folder))
+        rig = standins().Rig(folder, Path(place) / "replica")
+        plain, url = start_plain(folder, rig.spec)
+        try:
+            rig.start()
+            account = rig.account(uhs=10**12)
+            targets = {
+                "plain": (url, lambda number: {}),
+                "metered": (rig.address, lambda number: rig.headers(account, call_id=f"bench-{number}")),
+            }
+            asyncio.run(compare(targets, rounds=given.rounds, tokens=given.tokens))
+            calls = [call for call in rig.ledger.calls.values() if call.account_id == account]
+            sent = rig.ledger.messages.total()
+            print(f"\nledger: {sent} messages for {len(calls)} settled calls")
+        finally:
+            plain.terminate()
+            plain.wait(30)
+            rig.stop()
+            rig.wire.close()
+
+
+if __name__ == "__main__":
+    main()
