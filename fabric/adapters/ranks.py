@@ -21,6 +21,8 @@ _WATCH_SAVES_AFTER_S: Final = 0.05
 _NODE_PROBES: Final = 4
 _NODE_PROBE_S: Final = 0.2
 _ERROR_CHARS_MAX: Final = 500
+_SURVIVORS_S: Final = 10.0
+"""How long the other ranks may take to save and end, once one has died or failed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -33,7 +35,7 @@ class Ranks:
     reported_saves: int = 0
 
     async def ended(self, calls: Sequence[Any]) -> JobEnd:
-        """How the gang ended: when all ranks have, or the first that spoils it."""
+        """How the gang ended: when all ranks have, or soon after the first that spoils it."""
         ranks = [asyncio.create_task(self._rank_end(rank, call)) for rank, call in enumerate(calls)]
         saves = asyncio.create_task(self._report_saves())
         progress = asyncio.create_task(self._watch_progress())
@@ -42,14 +44,18 @@ class Ranks:
             while waiting:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 if any(_spoils(rank.result()) for rank in done):
+                    if waiting:
+                        await asyncio.wait(waiting, timeout=_SURVIVORS_S)
                     break
             ends = [rank.result() for rank in ranks if rank.done()]
         finally:
             for task in (saves, progress, *ranks):
                 task.cancel()
-        if ranks[0].done():
-            for save in ends[0].saves[self.reported_saves :]:
+        told = self.reported_saves if ranks[0].done() else 0
+        for end in ends:  # whoever survives saves for all
+            for save in end.saves[told:]:
                 self._report_save(save)
+            told = 0
         return _together(ends)
 
     async def _rank_end(self, rank: int, call: Any) -> JobEnd:
@@ -98,8 +104,20 @@ def _spoils(end: JobEnd) -> bool:
     return end.outcome in (LeaseOutcome.FAILED, LeaseOutcome.LOST)
 
 
+def _is_survived(ends: Sequence[JobEnd]) -> bool:
+    """Whether processes died and others saved the last step: then nothing is lost, and the job goes on elsewhere.
+
+    Without a new checkpoint the job would die at the same step for ever: that is a failure, which is counted.
+    """
+    dead = [end for end in ends if end.outcome is LeaseOutcome.FAILED and end.error.startswith("worker_died")]
+    saved = [end for end in ends if end.outcome is LeaseOutcome.SAVED]
+    return bool(dead) and len(dead) + len(saved) == len(ends) and any(end.saves for end in saved)
+
+
 def _together(ends: Sequence[JobEnd]) -> JobEnd:
     """The worst of the ranks' ends, and rank 0's result."""
+    if _is_survived(ends):
+        return JobEnd(outcome=LeaseOutcome.SAVED, again=True, step=max(end.step for end in ends))
     order = (LeaseOutcome.LOST, LeaseOutcome.FAILED, LeaseOutcome.SAVED, LeaseOutcome.SUCCEEDED)
     worst = min(ends, key=lambda end: order.index(end.outcome))
     return msgspec.structs.replace(

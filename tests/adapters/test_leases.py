@@ -307,6 +307,41 @@ async def test_a_rank_whose_answer_nobody_understands_loses_the_lease_and_not_th
     assert (end.outcome, end.error) == (LeaseOutcome.LOST, "what is this?")
 
 
+DIED = JobEnd(outcome=LeaseOutcome.FAILED, error="worker_died: its process was ended by SIGKILL")
+
+
+@pytest.mark.parametrize(
+    ("ends", "outcome", "again", "steps"),
+    [
+        ([DIED, JobEnd(outcome=LeaseOutcome.SAVED, saves=(Save(7, 10),), step=7)], LeaseOutcome.SAVED, True, [7]),
+        ([JobEnd(outcome=LeaseOutcome.SAVED, saves=(Save(7, 10),), step=7), DIED], LeaseOutcome.SAVED, True, [7]),
+        ([DIED, JobEnd(outcome=LeaseOutcome.SAVED)], LeaseOutcome.FAILED, False, []),
+        ([DIED, DIED], LeaseOutcome.FAILED, False, []),
+        (
+            [
+                JobEnd(outcome=LeaseOutcome.FAILED, error="a bug"),
+                JobEnd(outcome=LeaseOutcome.SAVED, saves=(Save(3, 9),)),
+            ],
+            LeaseOutcome.FAILED,
+            False,
+            [3],
+        ),
+    ],
+    ids=["rank 0 died", "rank 1 died", "nothing new was saved", "all died", "a bug"],
+)
+async def test_when_a_rank_dies_the_others_may_save_and_the_job_goes_on(around, ends, outcome, again, steps):
+    pair = [Runner(), Runner()]
+    ranks = Ranks(lease(ranks=2), seated(pair), around)
+    gang = asyncio.create_task(ranks.ended([runner.wait.remote() for runner in pair]))
+    first, then = sorted((0, 1), key=lambda rank: ends[rank].outcome is LeaseOutcome.SAVED)
+    pair[first].end.set_result(ends[first])
+    await settled()
+    pair[then].end.set_result(ends[then])
+    end = await gang
+    assert (end.outcome, end.again) == (outcome, again)
+    assert [event.step for event in around.outbox.of(LeaseSaved)] == steps
+
+
 async def test_checkpoints_that_come_with_the_end_are_told_once(around, runners):
     runners[0].end.set_result(JobEnd(outcome=LeaseOutcome.SAVED, saves=(Save(1, 10), Save(2, 10, 64))))
     end = await Ranks(lease(), seated(runners[:1]), around).ended([runners[0].wait.remote()])
