@@ -60,11 +60,11 @@ class TlsFiles:
             raise InvalidConfig(f"can't read the TLS file {error.filename}: {error.strerror}", code="no_tls") from None
 
 
-def ensure_certificate(state_dir: Path, *, hosts: Sequence[str] = ()) -> TlsFiles:
-    """The server certificate kept in `state_dir`/tls, made or renewed where needed. Clients trust its `ca`."""
+def ensure_certificate(state_dir: Path, *, hosts: Sequence[str] = (), name: str = "server") -> TlsFiles:
+    """The server certificate of that name kept in `state_dir`/tls, made or renewed where needed. Clients trust its `ca`."""
     folder = state_dir / "tls"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    files = TlsFiles(cert=folder / "server.pem", key=folder / "server.key", ca=folder / "ca.pem")
+    files = TlsFiles(cert=folder / f"{name}.pem", key=folder / f"{name}.key", ca=folder / "ca.pem")
     assert files.ca is not None
     names = tuple(dict.fromkeys((*LOOPBACK, *hosts)))
     ca_key_file = folder / "ca.key"

@@ -6,11 +6,13 @@ and, below `serving/`, the secrets that all gateways and replicas of the fabric 
 
 import argparse
 import asyncio
+import fcntl
 import json
 import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Final
@@ -102,7 +104,8 @@ async def _serve(given: argparse.Namespace) -> None:
     public = bind(given.listen, shared=True)
     host, port = public.getsockname()[:2]
     scheme = "https" if cert else "http"
-    endpoint = given.endpoint or f"{scheme}://{'localhost' if is_loopback(host) else host}:{port}/v1"
+    reached = "localhost" if is_loopback(host) else _names_of(host)[-1]
+    endpoint = given.endpoint or f"{scheme}://{reached}:{port}/v1"
     name = given.name or f"gateway-{secrets.token_hex(8)}"
     ledger = GrpcLedger(Profile(address=found.address, api_key=house.operator_key(state_dir), ca=found.ca))
     try:
@@ -134,8 +137,17 @@ def _certificate(given: argparse.Namespace, state_dir: Path) -> tuple[Path | Non
     if given.plain:
         return None, None
     host, _ = split(given.listen)
-    files = ensure_certificate(state_dir, hosts=() if is_loopback(host) else (host,))
+    lock = state_dir / "serving" / "tls.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with lock.open("w") as held:  # several gateways start at once, and one makes it
+        fcntl.flock(held, fcntl.LOCK_EX)
+        files = ensure_certificate(state_dir, hosts=() if is_loopback(host) else _names_of(host), name="gateway")
     return files.cert, files.key
+
+
+def _names_of(host: str) -> tuple[str, ...]:
+    """What clients may call a host that is listened on; an address that means all of the machine's has its names."""
+    return (socket.gethostname(), socket.getfqdn()) if host in {"0.0.0.0", "::"} else (host,)  # noqa: S104
 
 
 def _log_to_standard_error(level: str) -> None:

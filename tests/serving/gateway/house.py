@@ -158,11 +158,13 @@ async def served(app, *, certificate=None):
 
 
 @contextlib.asynccontextmanager
-async def house_of(tmp_path, *, replicas=1, gateways=1, limits=None, capacity=64, **gateway_options):
+async def house_of(
+    tmp_path, *, replicas=1, gateways=1, limits=None, capacity=64, trust=TRUST, model="tiny", **gateway_options
+):
     """A directory with a model, a key and replicas, and gateways before them."""
     directory = DirectoryStandin()
-    directory.models["tiny"] = ModelFacts(
-        name="tiny", created_at_us=1_700_000_000_000_000, max_context=512, rates=(RATE,), state="ready"
+    directory.models[model] = ModelFacts(
+        name=model, created_at_us=1_700_000_000_000_000, max_context=512, rates=(RATE,), state="ready"
     )
     house = House(directory)
     house.key = directory.add_key("k1", "ann")
@@ -179,7 +181,7 @@ async def house_of(tmp_path, *, replicas=1, gateways=1, limits=None, capacity=64
             )
         for number in range(gateways):
             gateway = Gateway(
-                directory, trust=TRUST, salt_secret=b"salt", repeats_file=tmp_path / "repeats.sqlite",
+                directory, trust=trust, salt_secret=b"salt", repeats_file=tmp_path / "repeats.sqlite",
                 limits=limits or Limits(requests_per_s=100_000), gateways=gateways, name=f"g{number}", **gateway_options,
             )  # fmt: skip
             public, admin = free_socket(), free_socket()
