@@ -1,0 +1,215 @@
+"""The meter at work on an engine that is a counter: many accounts and streams, a ledger that fails, restarts."""
+
+import asyncio
+import random
+from collections import Counter
+
+import pytest
+
+from fabric.errors import InsufficientTokens, Unavailable
+from serving.meter import Meter
+from serving.metering import Metering
+from serving.outbox import Outbox
+from serving.slices import Payer, Terms
+
+from .ledger_standin import LedgerStandIn
+
+S = 1_000_000
+
+
+def charge(usage):
+    return usage.prompt_tokens - usage.cached_tokens + 10 * usage.completion_tokens
+
+
+class Replica:
+    """A meter that can be killed: what it had in memory is gone, its outbox stays."""
+
+    def __init__(self, path, ledger, clock):
+        self.path, self.ledger, self.clock, self.starts = path, ledger, clock, 0
+        self.meter = None
+
+    async def start(self):
+        self.starts += 1
+        terms = Terms(grant_tokens=8, idle_us=20_000, report_us=30_000)
+        book = Metering(
+            name=f"{self.path.name}.{self.starts}", model="m", accelerator="H100", charge=charge, terms=terms
+        )
+        self.meter = Meter(
+            book, Outbox(self.path), self.ledger, clock=self.clock, retry_s=(0.002, 0.02), patience_s=0.3
+        )
+        await self.meter.start()
+        return self
+
+    def kill(self):
+        for task in [*self.meter._sending.values(), self.meter._ticking]:
+            task.cancel()
+        self.meter.outbox.close()
+        self.meter.outbox._file = -1  # a number that the next file could get
+        self.meter.book.calls.clear()
+        self.meter._send = _dead
+
+
+def _dead(ask):
+    raise Unavailable("its replica was killed")
+
+
+class Flaky(LedgerStandIn):
+    """Loses requests and answers."""
+
+    def __init__(self, dice, **said):
+        super().__init__(charge, **said)
+        self.dice, self.loses = dice, 0.0
+
+    async def _travel(self):
+        await asyncio.sleep(self.dice.random() * 0.002)
+        if self.dice.random() < self.loses:
+            raise Unavailable("lost on the way there")
+
+    async def authorize(self, **said):
+        return await self._answered(super().authorize(**said))
+
+    async def update(self, **said):
+        return await self._answered(super().update(**said))
+
+    async def settle(self, **said):
+        return await self._answered(super().settle(**said))
+
+    async def _answered(self, doing):
+        answer = await doing
+        if self.dice.random() < self.loses:
+            raise Unavailable("lost on the way back")
+        return answer
+
+
+async def stream(replica, call_id, account, *, prompt, wants, dice, delivered):
+    """One call: outputs of one to four tokens; the client leaves now and then."""
+    meter = replica.meter
+    await meter.open(call_id, payer=Payer(account), key_id="k", prompt_tokens=prompt, wants=wants)
+    delivered[call_id] = 0
+    ended = "error"
+    try:
+        total = 0
+        while total < wants:
+            await asyncio.sleep(0)
+            total = min(wants, total + dice.randint(1, 4))
+            paid = meter.advance(call_id, completion=total, cached=0)
+            if paid < total:
+                paid = await meter.extend(call_id, completion=total, cached=0)
+            delivered[call_id] = min(paid, total)
+            if paid < total:
+                ended = "balance_exhausted"
+                return
+            if dice.random() < 0.01:
+                ended = "client_gone"
+                return
+        ended = "length"
+    finally:
+        if call_id in meter.book.calls:
+            meter.end(call_id, ended)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_many_streams_through_losses_and_kills_settle_to_the_token(tmp_path, seed):
+    dice = random.Random(seed)
+    now = [S]
+    ledger = Flaky(dice, clock=lambda: now[0])
+    ledger.loses = 0.15
+    accounts = [f"a{n}" for n in range(12)]
+    for account in accounts:
+        ledger.top_up(account, dice.choice([0, 200, 3_000, 10**6]))
+    replicas = [await Replica(tmp_path / f"r{n}", ledger, lambda: now[0]).start() for n in range(3)]
+    delivered, outcomes = {}, Counter()
+
+    async def caller(number):
+        for turn in range(5):
+            replica = dice.choice(replicas)
+            try:
+                await stream(
+                    replica,
+                    f"c{number}.{turn}",
+                    dice.choice(accounts),
+                    prompt=dice.randint(1, 60),
+                    wants=dice.randint(1, 120),
+                    dice=dice,
+                    delivered=delivered,
+                )
+                outcomes["served"] += 1
+            except InsufficientTokens:
+                outcomes["refused"] += 1
+            except (Unavailable, KeyError, OSError, asyncio.CancelledError):
+                outcomes["lost with its replica"] += 1
+
+    async def killer():
+        for _ in range(3):
+            await asyncio.sleep(0.05)
+            victim = dice.choice(replicas)
+            victim.kill()
+            await asyncio.sleep(0.02)  # a thread that syncs may have the file yet: a killed process has none
+            await victim.start()
+
+    async def clock():
+        while True:
+            now[0] += 5_000
+            ledger.check()
+            await asyncio.sleep(0.002)
+
+    ticking = asyncio.create_task(clock())
+    await asyncio.gather(killer(), *(caller(number) for number in range(30)))
+    ledger.loses = 0.0
+    for replica in replicas:
+        assert await replica.meter.close(timeout_s=10)
+    ticking.cancel()
+    assert outcomes["served"] > 20
+    ledger.check()
+    for account in accounts:
+        assert ledger.held(account) == 0
+        assert ledger.free[account] >= 0
+    for call_id, tokens in delivered.items():
+        settled = ledger.calls[call_id].usage.completion_tokens
+        assert tokens <= settled <= tokens + 4, call_id  # a kill may fall between the record and the client
+    assert all(charge(ledger.calls[call_id].usage) == uhs for call_id, uhs in ledger.charged.items())
+
+
+async def test_while_the_ledger_is_away_a_call_goes_on_within_what_is_held_and_then_says_why(tmp_path):
+    ledger = LedgerStandIn(charge)
+    ledger.top_up("ann", 10_000)
+    replica = await Replica(tmp_path / "r", ledger, lambda: S).start()
+    meter = replica.meter
+    call = await meter.open("c", payer=Payer("ann"), key_id="", prompt_tokens=10, wants=10_000)
+    ledger.reachable = False
+    held = call.piece.held_uhs
+    affordable = (held - 10) // 10
+    assert meter.advance("c", completion=affordable, cached=0) >= affordable
+    with pytest.raises(Unavailable, match="can't be reached"):
+        await meter.extend("c", completion=affordable + 50, cached=0)
+    meter.end("c", "error")
+    ledger.reachable = True
+    assert await meter.close(timeout_s=5)
+    assert ledger.calls["c"].usage.completion_tokens == affordable
+
+
+async def test_a_refusal_names_the_number_the_limit_and_the_remedy(tmp_path):
+    ledger = LedgerStandIn(charge)
+    ledger.top_up("ann", 15)
+    meter = (await Replica(tmp_path / "r", ledger, lambda: S).start()).meter
+    with pytest.raises(InsufficientTokens, match="top up") as refused:
+        await meter.open("c", payer=Payer("ann"), key_id="", prompt_tokens=10, wants=9)
+    assert refused.value.facts == {"needed_uhs": 20, "free_uhs": 15, "prompt_tokens": 10}
+    assert await meter.close()
+    assert ledger.free["ann"] == 15
+
+
+async def test_on_a_full_disk_no_call_begins_and_nothing_stays_bound(tmp_path):
+    ledger = LedgerStandIn(charge)
+    ledger.top_up("ann", 10_000)
+    meter = (await Replica(tmp_path / "r", ledger, lambda: S).start()).meter
+
+    def full(hold_id, call):
+        raise Unavailable("no space", code="outbox_unwritable")
+
+    meter.outbox.began = full
+    with pytest.raises(Unavailable, match="no space"):
+        await meter.open("c", payer=Payer("ann"), key_id="", prompt_tokens=10, wants=9)
+    assert meter.book.exposure_uhs()[0] == 0
+    assert await meter.close()
+    assert (ledger.free["ann"], ledger.calls) == (10_000, {})
