@@ -24,6 +24,7 @@ from fabric.auditor import Auditor
 from fabric.clock import SteadyClock
 from fabric.errors import FabricError
 from fabric.gate import Gate
+from fabric.gate.core import Served
 from fabric.gate.events import AnyEvent, Configure, Metered, Sample, Tick
 from fabric.gate.instructions import Accepted, AnyInstruction, Outcome, Refusal
 from fabric.gate.lifecycle import TERMINAL
@@ -77,6 +78,8 @@ class GateActor:
         self._latest: dict[JobId, int] = {}
         """Jobs by their last change, the newest last: what watchers read from."""
         self._to_publish: dict[JobId, None] = {}
+        self._counted: Gate | None = None
+        """The core whose calls are counted from now on."""
         self._news = asyncio.Event()
         """Set once, for those who watch now; those who come later get another."""
         self._news_due: asyncio.TimerHandle | None = None
@@ -245,6 +248,9 @@ class GateActor:
 
     async def _publish(self) -> None:
         await self._cluster.publish(await self._writer.look(lambda _: self._unpublished()))
+        served = await self._writer.look(self._newly_served)
+        if served and (metrics := self._cluster.metrics) is not None:
+            metrics.calls(served)
 
     async def _reconcile(self) -> None:
         leases: Any = await self._writer.look(lambda core: core.ask(LeasesOf(), self._clock.now_us()))
@@ -289,6 +295,12 @@ class GateActor:
     def _unpublished(self) -> list[JobView]:
         due, self._to_publish = self._to_publish, {}
         return self._views(due)
+
+    def _newly_served(self, core: Gate) -> dict[tuple[str, str], Served]:
+        """Calls since the last look. What a core has replayed was counted before, so its first look counts nothing."""
+        served, is_known = core.take_served(), core is self._counted
+        self._counted = core
+        return served if is_known else {}
 
     def _changed_since(self, account_id: str | None, after_revision: int) -> list[JobView]:
         jobs = self._writer.core.state.jobs

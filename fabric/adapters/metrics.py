@@ -6,10 +6,12 @@ from typing import Final, NamedTuple
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from fabric.gate.core import Served
 from fabric.gate.views import JobView
 
 _UHS_PER_CT: Final = 3.6e9
 _JOB_TAGS: Final = ("accelerator", "kind", "tier")
+_CALL_TAGS: Final = ("model", "tier")
 _COMMIT_BOUNDS_MS: Final = [0.5, 1, 2, 5, 10, 20, 50, 100, 500]
 
 
@@ -34,6 +36,9 @@ class Metrics:
             "fabric_commit_ms", "From handing events in to their durable answers.", boundaries=_COMMIT_BOUNDS_MS
         )
         self._unleased = Counter("fabric_unleased_removed", "Unleased uses of accelerators that were removed.")
+        self._calls = Counter("fabric_calls", "Calls of language models.", tag_keys=_CALL_TAGS)
+        self._llm_tokens = Counter("fabric_llm_tokens", "Tokens of language models.", tag_keys=(*_CALL_TAGS, "kind"))
+        self._call_tokens = Counter("fabric_call_tokens_burned", "Tokens burned by calls.", tag_keys=_CALL_TAGS)
         self._known: dict[str, JobView] = {}
         self._burned_uhs: dict[str, int] = {}
         self._shown: set[_Labels] = set()
@@ -47,6 +52,22 @@ class Metrics:
             self._burned_uhs[job.job_id] = max(job.burned_uhs, self._burned_uhs.get(job.job_id, 0))
             self._known[job.job_id] = job
         self._show()
+
+    def calls(self, served: Mapping[tuple[str, str], Served]) -> None:
+        """Calls by model and plan: as many of each as the operator offers."""
+        for (model, tier), each in served.items():
+            tags = {"model": model, "tier": tier}
+            self._calls.inc(each.calls, tags=tags)
+            kinds = {
+                "prompt": each.prompt_tokens - each.cached_tokens,
+                "cached": each.cached_tokens,
+                "completion": each.completion_tokens,
+            }
+            for kind, count in kinds.items():
+                if count:
+                    self._llm_tokens.inc(count, tags={**tags, "kind": kind})
+            if each.charged_uhs:
+                self._call_tokens.inc(each.charged_uhs / _UHS_PER_CT, tags=tags)
 
     def leases(self, count: int) -> None:
         self._leases.set(count)

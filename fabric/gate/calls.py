@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from fabric.charging.rates import Rate, charge_uhs, miscounted
 from fabric.charging.records import Cdr
 from fabric.gate import keys, models, refusals
-from fabric.gate.core import Core
+from fabric.gate.core import Core, Served
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.serving_events import CallUsed, RecordCalls
 from fabric.units import AccountId
@@ -70,6 +70,8 @@ def book(core: Core, billed: Bill) -> None:
     settled = core.state.calls
     for record in billed.records:
         settled.recent[f"{record.account_id}/{record.cdr_id}"] = None
+        plan = core.state.accounts[AccountId(record.account_id)].plan
+        core.served.setdefault((record.model, plan), Served()).add(record)
         keys.spends(core, record.key_id, account_id=AccountId(record.account_id), amount_uhs=record.charged_uhs)
     core.records.extend(billed.records)
     if len(settled.recent) >= GENERATION_CALLS or core.now_us - settled.since_us >= GENERATION_US:

@@ -17,7 +17,7 @@ import msgspec
 
 from fabric.gate import calls, consequences, credit, jobs, leases, models, nodes, refusals, subscriptions, treasury
 from fabric.gate.answers import answer
-from fabric.gate.core import Core
+from fabric.gate.core import Core, Served
 from fabric.gate.events import (
     AnyEvent,
     BuyBundle,
@@ -137,6 +137,11 @@ class Gate:
         """Ids of the jobs that changed since the last call, in order: for those who watch."""
         changed, self._core.changed = tuple(self._core.changed), {}
         return changed
+
+    def take_served(self) -> dict[tuple[str, str], Served]:
+        """What calls came to since the last call, by model and plan: for those who count."""
+        served, self._core.served = self._core.served, {}
+        return served
 
     def check(self) -> None:
         """Assert every invariant of the whole. Slow: for tests, and for an operator in doubt."""
