@@ -6,6 +6,7 @@ be reached or the gate is away, which is safe because everything that changes so
 
 import hashlib
 import json
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,6 +81,28 @@ class Client:
     def fetch(self, request: Message) -> bytes:
         """All that a call streams in chunks, as one."""
         return self._repeated(lambda: b"".join(chunk.data for chunk in self.stream(request, pb.Chunk)))
+
+    def collect(self, request: Message, reply: type[Reply]) -> list[Reply]:
+        """All that a call streams, repeated while the fabric is away."""
+        return self._repeated(lambda: list(self.stream(request, reply)))
+
+    def logs(self, job_id: str, *, follow: bool = False) -> Iterator[pb.LogChunk]:
+        """A job's logs as they come; where the fabric was away meanwhile, it goes on from what has come."""
+        have: dict[str, int] = {}
+        failures = 0
+        while True:
+            try:
+                for chunk in self.stream(pb.LogsRequest(job_id=job_id, offsets=have, follow=follow), pb.LogChunk):
+                    have[f"{chunk.attempt}/{chunk.rank}"] = chunk.offset + len(chunk.data)
+                    failures = 0
+                    yield chunk
+            except Unavailable:
+                failures += 1
+                if failures >= (_ATTEMPTS_ONCE_KNOWN if have else _ATTEMPTS):
+                    raise
+                time.sleep(min(2.0, 0.1 * 2**failures))
+            else:
+                return
 
     def put_blob(self, data: bytes) -> str:
         """Keep bytes in the fabric's archive, under the account; answers their sha256, by which to name them."""

@@ -75,7 +75,7 @@ def receipts(
     """
     door = client(account)
     wanted = pb.ReceiptsRequest(job_id=job_named(door, job))
-    found = [json.loads(document.json) for document in door.stream(wanted, pb.Document)]
+    found = [json.loads(document.json) for document in door.collect(wanted, pb.Document)]
     if as_json:
         print_json(found)
         return

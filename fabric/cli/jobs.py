@@ -252,8 +252,7 @@ def logs(
     For example: fabric logs job-9829cded --follow
     """
     door = client(account)
-    wanted = pb.LogsRequest(job_id=job_named(door, job_id), follow=follow)
-    for chunk in door.stream(wanted, pb.LogChunk):
+    for chunk in door.logs(job_named(door, job_id), follow=follow):
         sys.stdout.write(chunk.data.decode("utf-8", errors="replace"))
         sys.stdout.flush()
 

@@ -122,7 +122,7 @@ def usage(
     request = pb.UsageRequest(job_id=job_named(door, job), from_us=parse_moment(since) or 0)
     if (until_us := parse_moment(until)) is not None:
         request.until_us = until_us
-    found = list(door.stream(request, pb.Cdr))
+    found = door.collect(request, pb.Cdr)
     calls = [record for record in found if record.model]
     leases = found if as_json else [record for record in found if not record.model]
     if leases or not calls:

@@ -197,7 +197,7 @@ class Fabric:
         request = pb.UsageRequest(job_id=job_id, from_us=0 if since is None else _us(since))
         if until is not None:
             request.until_us = _us(until)
-        return list(self.client.stream(request, pb.Cdr))
+        return self.client.collect(request, pb.Cdr)
 
     def statement(self, *, since: dt.datetime | None = None, until: dt.datetime | None = None) -> dict[str, Any]:
         """What was booked at or after `since` and before `until`, from the opening to the closing balance; µHs in integers."""

@@ -125,7 +125,7 @@ class Job:
 
     def logs(self, *, follow: bool = False) -> Iterator[str]:
         """What the job has written, in pieces; with `follow` until it ends."""
-        for chunk in self._client.stream(pb.LogsRequest(job_id=self.id, follow=follow), pb.LogChunk):
+        for chunk in self._client.logs(self.id, follow=follow):
             if chunk.data:
                 yield chunk.data.decode(_LOG_ENCODING, errors="replace")
 

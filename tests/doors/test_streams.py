@@ -16,6 +16,7 @@ from fabric.errors import (
 )
 from fabric.gate.events import Cancel
 from fabric.gate.instructions import Accepted
+from fabric.gate.views import LogChunk
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire.service import METHODS
@@ -141,3 +142,29 @@ def test_the_result_of_a_job_that_has_not_ended_is_a_conflict(house):
     with pytest.raises(Conflict) as refusal:
         house.client().fetch(pb.ResultRequest(job_id=submit(house.client()).job_id))
     assert refusal.value.code == "not_ended"
+
+
+def test_logs_go_on_where_they_were_when_the_gate_went_away(house):
+    job = house.fabric().submit(lambda: None, tokens=1)
+    job.wait(timeout=20)
+    text, asked = b"one two three", []
+
+    async def logs(job_id, *, offsets, follow):
+        start = offsets.get("1/0", 0)
+        asked.append(start)
+        yield LogChunk(rank=0, attempt=1, offset=start, data=text[start : start + 4])
+        if start + 4 < len(text):
+            raise Unavailable("the gate is restarting: try again", code="gate_restarting")
+
+    house.port.logs = logs
+    assert "".join(job.logs(follow=True)) == text.decode()
+    assert asked == [0, 4, 8, 12]
+
+
+def test_logs_of_a_fabric_that_stays_away_end_in_its_error(house, monkeypatch):
+    monkeypatch.setattr("fabric.client._ATTEMPTS", 2)
+    job = house.fabric().submit(lambda: None, tokens=1)
+    job.wait(timeout=20)
+    house.port.away = True
+    with pytest.raises(Unavailable, match="try again"):
+        list(job.logs())
