@@ -206,9 +206,9 @@ class Context:
         raise Saved
 
     def begin(self) -> None:
-        """For the runner: this attempt begins, so no older one may save any more."""
+        """For the runner: this attempt begins, so no older one may save any more; what one left here is made durable."""
         if self._checkpoints is not None:
-            self._checkpoints.claim()
+            self._checkpoints.recover()
 
     def relay(self, progress: Progress) -> None:
         """For the runner: what the process told that the job runs in."""

@@ -141,6 +141,13 @@ class S3Archive(Section):
     """Of the key, with `sse: aws:kms`. "" = the account's default key."""
 
 
+class StagingConfig(Section):
+    """Where nodes keep checkpoints that are on their way to the archive, and the newest to resume from."""
+
+    path: FilePath = Path("/dev/shm")  # noqa: S108 - a folder in it is made, readable by its owner alone
+    """Memory, or a disk of the node's own, on every node. At most half of it is used."""
+
+
 class RpcConfig(Section):
     """The gRPC door."""
 
@@ -199,6 +206,8 @@ class ClusterConfig(Section):
     archive: Annotated[DirectoryArchive | S3Archive, Field(discriminator="kind")] = Field(
         default={"kind": "directory"}, validate_default=True
     )
+    staging: StagingConfig | None = None
+    """None = checkpoints go straight to the archive."""
     rpc: RpcConfig = RpcConfig()
     dashboard: DashboardConfig = DashboardConfig()
     tariffs: FilePath = Field(default_factory=lambda: shipped("tariffs.yaml"))

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from fabric.adapters.archive import Archive
-from fabric.checkpoints import Checkpoints, store_of
+from fabric.checkpoints import Checkpoints, near_store, store_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,8 @@ class ClusterSettings:
     """Logical CPUs of a bundle: how many CPU-only tasks a job may run beside its devices."""
     work_dir: Path = Path(gettempdir()) / "fabric-work"
     """Where, on every node, logs and working directories live while a job runs; a fabric's own."""
+    stage_dir: Path | None = None
+    """Where, on every node, checkpoints are staged before they are sent to the archive: memory or NVMe. None = nowhere."""
     metrics: bool = True
 
 
@@ -96,7 +98,7 @@ def checkpoint_prefix(account_id: str, job_id: str) -> str:
 
 
 def checkpoints_in(
-    archive: Archive, account_id: str, job_id: str, *, epoch: int = 0, attempt_id: str = ""
+    archive: Archive, account_id: str, job_id: str, *, epoch: int = 0, attempt_id: str = "", stage_dir: str = ""
 ) -> Checkpoints:
     """A job's checkpoints: nothing of another account's can be read or written through them."""
     return Checkpoints(
@@ -105,4 +107,5 @@ def checkpoints_in(
         tenant=f"jobs/{account_id}",
         epoch=epoch,
         attempt_id=attempt_id,
+        local=near_store(Path(stage_dir)) if stage_dir else None,
     )

@@ -162,6 +162,7 @@ class Attempt:
                 master_port=first.port,
                 work_dir=str(around.settings.work_dir),
                 zygote=zygotes.get(runner.node.address, ""),
+                stage_dir=str(around.settings.stage_dir or ""),
             )
             for rank, runner in enumerate(self.group.runners)
         ]

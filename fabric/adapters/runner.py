@@ -39,6 +39,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     work_dir: str
     zygote: str = ""
     """The socket of the machine's zygote, if the job wants to be forked from it."""
+    stage_dir: str = ""
+    """Where checkpoints are staged on this node; "" = nowhere."""
 
     @property
     def folder(self) -> Path:
@@ -168,6 +170,8 @@ class Runner:
                 ended = JobEnd(outcome=LeaseOutcome.FAILED, error=f"the job could not be run: {type(error).__name__}")
             may_stay = order.lease.kind is JobKind.FUNCTION or stage.fork is not None
             reusable = may_stay and self._left_nothing(before)
+            if stage.context.checkpoints is not None and ended.outcome is LeaseOutcome.SUCCEEDED:
+                stage.context.checkpoints.forget_near()
             step = stage.context.progress.step
             final = msgspec.structs.replace(ended, reusable=reusable, used_ray=self._ray_use.seen, step=step)
             loop.call_soon_threadsafe(self._finish, end, final)
@@ -239,7 +243,12 @@ def stage_of(
         accelerator=lease.accelerator,
     )
     checkpoints = checkpoints_in(
-        archive, lease.account_id, lease.job_id, epoch=lease.epoch, attempt_id=lease.lease_id.replace("/", "_")
+        archive,
+        lease.account_id,
+        lease.job_id,
+        epoch=lease.epoch,
+        attempt_id=lease.lease_id.replace("/", "_"),
+        stage_dir=order.stage_dir,
     )
     return Stage(
         lease=lease,

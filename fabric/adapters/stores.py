@@ -60,6 +60,7 @@ def cluster_settings(config: ClusterConfig) -> ClusterSettings:
         meter="cpu" if config.ray.mode == "local" else "auto",
         reconcile_s=0.0,
         work_dir=work_dir_of(config),
+        stage_dir=config.staging.path / work_dir_of(config).name if config.staging else None,
     )
 
 

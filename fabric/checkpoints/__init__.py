@@ -5,6 +5,7 @@ from fabric.checkpoints.checkpoints import Checkpoints
 from fabric.checkpoints.directory import DirectoryStore
 from fabric.checkpoints.draft import Draft
 from fabric.checkpoints.folders import Watch, commit_directory, restore_directory
+from fabric.checkpoints.near import near_store
 from fabric.checkpoints.records import Manifest, Shard
 from fabric.checkpoints.stores import Store, store_of
 
@@ -18,6 +19,7 @@ __all__ = [
     "Store",
     "Watch",
     "commit_directory",
+    "near_store",
     "restore_directory",
     "store_of",
 ]

@@ -144,16 +144,26 @@ class Checkpoints:
             Conflict: another attempt has begun (`fenced`): this one is over, and nothing was committed.
             Unavailable: the store refuses; what was committed before is untouched.
         """
-        draft.upload()
         found = {shard.key: shard for shard in (*draft.shards, *shards)}
-        return self._commit(self._manifest(draft, found.values(), slot=0, meta=meta, world=world))
+        manifest = self._manifest(draft, found.values(), slot=0, meta=meta, world=world)
+        if draft.is_staged and len(found) == len(draft.shards):
+            self.claim()
+            parent, _ = _tip(self.log.seen)
+            self.shelf.stage(msgspec.structs.replace(manifest, slot=parent))
+        draft.upload()
+        return self._commit(manifest)
 
     def settled(self, manifest: Manifest) -> None:
         """For ranks that didn't commit: this checkpoint is durable, so older near copies may go."""
         self._began.pop(manifest.draft, None)
-        for draft in self.shelf.local_drafts():
-            if draft != manifest.draft and draft not in self._began and retention.epoch_of(draft) <= self.epoch:
+        for draft in self.shelf.local_drafts() - {manifest.draft, *self._began}:
+            if retention.age_of(draft) <= (self.epoch, manifest.step):
                 self.shelf.delete_local(draft)
+
+    def forget_near(self) -> None:
+        """The job is over: nobody will resume it from this machine's own copies."""
+        if self.local is not None:
+            self.local.delete_folder(self.prefix)
 
     def abandon(self, draft: Draft) -> None:
         """Forget a draft that will not be committed, and what was written of it."""
@@ -242,6 +252,15 @@ class Checkpoints:
         """Make what an earlier process staged on this machine durable, as this attempt's; raises like `commit`."""
         self.shelf.send(manifest)
         return self._commit(manifest)
+
+    def recover(self) -> Manifest | None:
+        """Make durable what this machine still holds of an attempt that died before it could; None if it holds nothing newer.
+
+        Raises like `commit`. What was damaged meanwhile is not recovered.
+        """
+        self.claim()
+        found = self.staged()
+        return None if found is None else self.commit_staged(found)
 
     def ls(self) -> tuple[Manifest, ...]:
         """The checkpoints that stand, newest first; their shards are not looked at."""

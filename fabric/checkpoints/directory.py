@@ -31,15 +31,17 @@ STALE_S: Final = 86_400.0
 class DirectoryStore:
     """See `fabric.checkpoints.stores.Store` for the promises."""
 
-    def __init__(self, root: Path | str, *, durable: bool = True) -> None:
+    def __init__(self, root: Path | str, *, durable: bool = True, leave_free: float = 0.0) -> None:
         """Name the place; nothing is made yet.
 
         Args:
             root: the directory everything stays in, links or not.
             durable: sync before a value counts as kept. False for memory, which a lost machine forgets anyway.
+            leave_free: the share of the file system that others are left (0 to 1): for memory, which they need too.
         """
         self._root = Path(root).absolute()
         self._durable = durable
+        self._leave_free = leave_free
 
     def __repr__(self) -> str:
         return f"DirectoryStore({str(self._root)!r}, durable={self._durable})"
@@ -128,6 +130,7 @@ class DirectoryStore:
         draft = _draft_beside(path)
         try:
             self._make_folder(path.parent)
+            self._check_room(size)
             with draft.open("xb", buffering=0) as file:
                 write(file)
                 if self._durable:
@@ -175,6 +178,12 @@ class DirectoryStore:
         for new in reversed(missing):
             new.mkdir(exist_ok=True)
             self._sync_folder(new.parent)
+
+    def _check_room(self, size: int) -> None:
+        if self._leave_free:
+            usage = shutil.disk_usage(self._root)
+            if usage.free - size < usage.total * self._leave_free:
+                raise OSError(errno.ENOSPC, f"{self._leave_free:.0%} is left to others")
 
     def _sync_folder(self, folder: Path) -> None:
         if self._durable:

@@ -10,7 +10,7 @@ from fabric.adapters.archive import checked_key
 from fabric.checkpoints.directory import Buffer, DirectoryStore
 from fabric.checkpoints.records import Shard
 from fabric.checkpoints.stores import Store
-from fabric.errors import CheckpointDamaged, Conflict
+from fabric.errors import CheckpointDamaged, Conflict, Unavailable
 
 _PARALLEL: Final = 4
 
@@ -46,19 +46,25 @@ class Draft:
         with self._lock:
             if name in self._shards:
                 raise Conflict(f"shard {name!r} was put already", code="shard_exists", name=name)
-        target = self._local or self._store
-        if isinstance(data, Path):
-            digest, size = target.put_file(key, data)
-        else:
-            view = memoryview(data).cast("B")
-            digest, size = hashlib.sha256(view).hexdigest(), len(view)
-            target.put(key, view)
+        near = self._local is not None
+        try:
+            digest, size = _put(self._local or self._store, key, data)
+        except Unavailable as error:
+            if self._local is None or error.code != "store_full":
+                raise
+            near = False  # what doesn't fit near goes to the store at once
+            digest, size = _put(self._store, key, data)
         shard = Shard(name=name, key=f"data/{self.id}/{name}", size=size, sha256=digest)
         with self._lock:
             self._shards[name] = shard
-            if self._local is not None:
+            if near:
                 self._staged[name] = shard
         return shard
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether every shard so far is near, and none was sent."""
+        return bool(self._shards) and self._staged.keys() == self._shards.keys()
 
     def upload(self) -> None:
         """Send what is only staged to the store; durable on return. Every rank sends its own."""
@@ -86,3 +92,12 @@ def send_shard(shard: Shard, *, prefix: str, local: DirectoryStore, store: Store
     kept = store.put_file(f"{prefix}/{shard.key}", local.path_of(f"{prefix}/{shard.key}"))
     if kept != (shard.sha256, shard.size):
         raise CheckpointDamaged(f"the staged copy of {shard.key} is damaged: save again", name=shard.name)
+
+
+def _put(target: Store, key: str, data: Buffer | Path) -> tuple[str, int]:
+    """Keep it; the sha256 and size of what was kept."""
+    if isinstance(data, Path):
+        return target.put_file(key, data)
+    view = memoryview(data).cast("B")
+    target.put(key, view)
+    return hashlib.sha256(view).hexdigest(), len(view)

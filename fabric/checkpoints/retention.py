@@ -55,5 +55,12 @@ def orphans(drafts: set[str], view: View) -> tuple[str, ...]:
 
 def epoch_of(draft: str) -> int:
     """The epoch that a draft's id begins with; -1 if it isn't the id of one."""
-    digits, dash, _ = draft.partition("-")
-    return int(digits) if dash and digits.isdecimal() and len(digits) == _EPOCH_DIGITS else -1
+    return age_of(draft)[0]
+
+
+def age_of(draft: str) -> tuple[int, int]:
+    """The epoch and step that a draft's id begins with; (-1, -1) if it isn't the id of one."""
+    epoch, step, rest = (*draft.split("-", 2), "", "")[:3]
+    if len(epoch) == _EPOCH_DIGITS and epoch.isdecimal() and step.isdecimal() and rest:
+        return int(epoch), int(step)
+    return -1, -1

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from fabric.checkpoints import Checkpoints, DirectoryStore
+from fabric.checkpoints import Checkpoints, DirectoryStore, near_store
+from fabric.checkpoints.near import forget_old
 from fabric.checkpoints.records import decoded
 from fabric.errors import CheckpointDamaged, NotFound
 from tests.checkpoints.stepped import MemoryStore
@@ -195,3 +196,61 @@ def test_ranks_that_did_not_commit_drop_their_older_near_copies(tmp_path):
         ranks[1].settled(manifest)
         assert [store.folders(f"{JOB}/data") for store in near] == [[manifest.draft], [manifest.draft]]
     assert ranks[1].load()[1] == {"rank-0": b"0 2", "rank-1": b"1 2"}
+
+
+@pytest.fixture
+def _room(monkeypatch):
+    """However full this machine's disk is."""
+    monkeypatch.setattr("fabric.checkpoints.near.LEAVE_FREE", 0.0)
+
+
+class Dying(DirectoryStore):
+    """A stand-in for a store whose writer is killed before it has sent anything."""
+
+    def put_file(self, key, path):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("_room")
+def test_a_process_that_dies_while_it_sends_loses_nothing_if_its_node_lives(tmp_path, save):
+    near = near_store(tmp_path / "near")
+    first = Checkpoints(Dying(tmp_path / "store"), prefix=JOB, local=near, epoch=1)
+    with pytest.raises(KeyboardInterrupt):
+        save(first, 7)
+    store = DirectoryStore(tmp_path / "store")
+    elsewhere = Checkpoints(store, prefix=JOB, local=near_store(tmp_path / "elsewhere"), epoch=1)
+    assert elsewhere.newest() is None
+    told = []
+    second = Checkpoints(
+        store,
+        prefix=JOB,
+        local=near_store(tmp_path / "near"),
+        epoch=2,
+        on_durable=lambda found, _: told.append(found.step),
+    )
+    assert second.recover().step == 7
+    assert told == [7]
+    assert Checkpoints(store, prefix=JOB, epoch=3).load()[1] == {"state": b"state 7"}
+    assert second.recover() is None
+    second.forget_near()
+    assert near.keys("jobs") == []
+
+
+def test_what_does_not_fit_near_goes_to_the_store_at_once(tmp_path, save):
+    near = DirectoryStore(tmp_path / "near", durable=False, leave_free=1.0)
+    store = DirectoryStore(tmp_path / "store")
+    save(Checkpoints(store, prefix=JOB, local=near), 1)
+    assert near.keys("jobs") == []
+    assert Checkpoints(store, prefix=JOB).load()[1] == {"state": b"state 1"}
+
+
+@pytest.mark.usefixtures("_room")
+def test_near_copies_that_nobody_came_back_for_are_forgotten(tmp_path, save):
+    near = near_store(tmp_path / "near")
+    first = Checkpoints(DirectoryStore(tmp_path / "store"), prefix=JOB, local=near)
+    save(first, 1)
+    near_store(tmp_path / "near")
+    assert len(near.folders(f"{JOB}/data")) == 1
+    forget_old(tmp_path / "near", older_than_s=-1.0)
+    assert near.folders(f"{JOB}/data") == []
+    assert first.load()[1] == {"state": b"state 1"}
