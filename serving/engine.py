@@ -317,7 +317,7 @@ class Engine:
 
     async def close(self) -> bool:
         """Settle, and end every process of the engine; whether the ledger knows of all calls."""
-        settled = await self.meter.close()
+        settled = await self.meter.close(for_good=True)
         await asyncio.to_thread(self.llm.shutdown)
         await asyncio.to_thread(self._reaper.close)
         return settled

@@ -8,6 +8,7 @@ import asyncio
 import importlib.metadata
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,14 +44,15 @@ class LeasedGround:
     """A `serving.pool.Ground`.
 
     Args:
-        client: of the account that pays for leases.
+        client: of the account that pays for leases, but for those on an Enterprise account's own cell.
         trust: the secret that gateways send to replicas.
         state_dir: where, on the nodes, outboxes and logs are kept.
     """
 
     def __init__(self, client: Client, site: ServeSite, *, trust: str, state_dir: Path) -> None:
         self._site, self._trust, self._state_dir = site, trust, state_dir
-        self._fabric = Fabric(client)
+        self._operator = client.profile
+        self._payers = {client.profile.account: Fabric(client)}
 
     async def lease(self, offer: Offer) -> LeasedPlot:
         return await asyncio.to_thread(self._lease, offer)
@@ -68,7 +70,10 @@ class LeasedGround:
 
     def _lease(self, offer: Offer) -> LeasedPlot:
         wanted = [f"{name}:{offer.devices}" for name in offer.accelerators] or f"any:{offer.devices}"
-        lease = self._fabric.lease(
+        payer = offer.dedicated_to or self._operator.account
+        if payer not in self._payers:
+            self._payers[payer] = Fabric(Client(replace(self._operator, account=payer)))
+        lease = self._payers[payer].lease(
             tokens=_LEASE_CT,
             accelerators=wanted,
             name=f"serve {offer.name}"[:60],

@@ -18,6 +18,7 @@ import msgspec
 import uvicorn
 
 from fabric.charging.rates import Rate, charge_uhs
+from fabric.errors import Conflict
 from serving.calls import SliceLedger
 from serving.meter import Meter
 from serving.metering import Metering
@@ -26,6 +27,7 @@ from serving.slices import Terms
 
 _BACKLOG: Final = 2048
 _KEEP_ALIVE_S: Final = 75
+_OUTBOX_WAIT_S: Final = 45.0
 
 
 class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +83,7 @@ class Listener:
         from serving import engine  # noqa: PLC0415 - vLLM takes ten seconds to import
 
         engine.set_environment(on_cpu=spec.on_cpu)
-        meter = open_meter(spec, ledger)
+        meter = open_meter(spec, ledger, await _opened(spec))
         await meter.start()
         try:
             argv = engine.arguments(
@@ -151,7 +153,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def open_meter(spec: ReplicaSpec, ledger: SliceLedger) -> Meter:
+def open_meter(spec: ReplicaSpec, ledger: SliceLedger, outbox: Outbox) -> Meter:
     """The meter of a replica, with what its outbox remembers. Hold ids are unique for ever: name, time and process."""
     book = Metering(
         name=f"slice/{spec.replica_id}/{time.time_ns() // 1_000_000}-{os.getpid()}",
@@ -161,5 +163,17 @@ def open_meter(spec: ReplicaSpec, ledger: SliceLedger) -> Meter:
         terms=spec.terms,
         rate_version=spec.rate.version,
     )
-    safe = spec.replica_id.replace("/", "_")
-    return Meter(book, Outbox(Path(spec.state_dir) / f"{safe}.outbox"), ledger)
+    return Meter(book, outbox, ledger)
+
+
+async def _opened(spec: ReplicaSpec) -> Outbox:
+    """The replica's outbox. Another one that starts on this node may be settling it: that is over in a while."""
+    path = Path(spec.state_dir) / f"{spec.replica_id.replace('/', '_')}.outbox"
+    deadline = time.monotonic() + _OUTBOX_WAIT_S
+    while True:
+        try:
+            return await asyncio.to_thread(Outbox, path)
+        except Conflict:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.2)

@@ -64,8 +64,11 @@ class Meter:
             self._send(ask, recovered=True)
         self._ticking = asyncio.create_task(self._tick())
 
-    async def close(self, *, timeout_s: float = 10.0) -> bool:
-        """Give every slice back; whether the ledger knows all of it. What it doesn't stays in the outbox."""
+    async def close(self, *, timeout_s: float = 10.0, for_good: bool = False) -> bool:
+        """Give every slice back; whether the ledger knows all of it. What it doesn't stays in the outbox.
+
+        `for_good`: the outbox is removed where nothing stays in it; nobody comes back to it.
+        """
         deadline = time.monotonic() + timeout_s
         for ask in self.book.leave(self._clock()):
             self._send(ask)
@@ -82,7 +85,7 @@ class Meter:
             task.cancel()
         await asyncio.gather(*self._sending.values(), return_exceptions=True)
         await asyncio.to_thread(self.outbox.sync)
-        self.outbox.close()
+        self.outbox.close(remove=settled and for_good)
         return settled
 
     # -- calls ---------------------------------------------------------------------------------------------------------

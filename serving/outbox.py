@@ -161,7 +161,10 @@ class Outbox:
         finally:
             os.close(file)
 
-    def close(self) -> None:
+    def close(self, *, remove: bool = False) -> None:
+        """Let go of the file; `remove` it where nothing in it is needed any more."""
+        if remove:
+            self.path.unlink(missing_ok=True)
         os.close(self._file)
 
     def compact(self) -> None:
@@ -271,6 +274,8 @@ class Outbox:
     def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(self._file).st_ino != self.path.stat().st_ino:
+                raise FileNotFoundError
         except OSError as error:
             os.close(self._file)
             raise Conflict(

@@ -24,6 +24,7 @@ from fabric.api.tls import ensure_certificate
 from fabric.errors import FabricError, Unavailable
 from fabric.profile import Profile
 from serving.ledger import GrpcLedger
+from serving.leftovers import settle_left
 from serving.listener import Listener, ReplicaSpec
 from serving.pool import Standing
 
@@ -36,11 +37,16 @@ _APP: Final = "fabric-{}"
 
 
 class Door(msgspec.Struct, frozen=True, kw_only=True):
-    """How a replica reaches the ledger: the certificate's text, because the file may be on another machine."""
+    """How a replica reaches the ledger: the certificate's text, because the file may be on another machine.
+
+    Args:
+        gateways_at: the address of the machine with the gateways, as Ray has it.
+    """
 
     address: str
     api_key: str
     ca_pem: str
+    gateways_at: str = ""
 
 
 @serve.deployment
@@ -48,10 +54,11 @@ class ReplicaActor:
     """What Serve runs. Built in its event loop; `__del__` is Serve's word for an orderly end."""
 
     def __init__(self, spec: bytes, door: bytes) -> None:
-        self._spec = msgspec.json.decode(spec, type=ReplicaSpec)
         self._door = msgspec.json.decode(door, type=Door)
+        self._spec = _reachable(msgspec.json.decode(spec, type=ReplicaSpec), self._door.gateways_at)
         self._listener: Listener | None = None
         self._opening: asyncio.Task[None] | None = None
+        self._settling: asyncio.Task[int] | None = None
         self._failure = ""
 
     async def open(self) -> bytes:
@@ -107,6 +114,7 @@ class ReplicaActor:
         try:
             with _output_to(log):
                 self._listener = await Listener.open(self._spec, ledger)
+            self._settling = asyncio.create_task(settle_left(log.parent, ledger))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - an engine may fail with anything
             self._failure = f"{self._spec.model} could not be loaded: {_plain(error)}\n{_last_lines(log)}"
             raise Unavailable(self._failure, code="load_failed") from None
@@ -161,6 +169,7 @@ class ServeSite:
             except (ConnectionError, RuntimeError, ValueError, OSError) as error:
                 raise Unavailable(f"can't join Ray at {self._ray_address}: {error}", code="ray_unreachable") from error
             serve.start(http_options={"location": "NoServer"})
+            self._door = msgspec.structs.replace(self._door, gateways_at=ray.util.get_node_ip_address())
             self._joined = True
 
     def start(self, spec: ReplicaSpec, options: Mapping[str, Any], *, env: Mapping[str, str]) -> None:
@@ -209,10 +218,15 @@ class ServeSite:
             ray.shutdown()
 
 
-def tls_for(host: str, state_dir: Path) -> tuple[str, str]:
-    """Certificate and key for a listener that is reached from other machines."""
-    files = ensure_certificate(state_dir, hosts=(host,))
-    return str(files.cert), str(files.key)
+def _reachable(spec: ReplicaSpec, gateways_at: str) -> ReplicaSpec:
+    """On the gateways' own machine a replica listens on loopback; on another one at the node's address, with TLS, and
+    gateways know its certificate by the fingerprint that the board has.
+    """
+    here = ray.util.get_node_ip_address()
+    if not gateways_at or here == gateways_at:
+        return spec
+    files = ensure_certificate(Path(spec.state_dir) / "replica-tls", hosts=(here,))
+    return msgspec.structs.replace(spec, host=here, tls=(str(files.cert), str(files.key)))
 
 
 def _fingerprint(tls: tuple[str, str] | None) -> str:

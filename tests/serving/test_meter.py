@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from fabric.errors import InsufficientTokens, Unavailable
+from serving.leftovers import settle_left
 from serving.meter import Meter
 from serving.metering import Metering
 from serving.outbox import Outbox
@@ -213,3 +214,19 @@ async def test_on_a_full_disk_no_call_begins_and_nothing_stays_bound(tmp_path):
     assert meter.book.exposure_uhs()[0] == 0
     assert await meter.close()
     assert (ledger.free["ann"], ledger.calls) == (10_000, {})
+
+
+async def test_who_starts_on_a_node_settles_what_others_left_there_and_touches_no_living_one(tmp_path):
+    ledger = LedgerStandIn(charge)
+    ledger.top_up("ann", 10_000)
+    dead = await Replica(tmp_path / "dead.outbox", ledger, lambda: S).start()
+    await dead.meter.open("c", payer=Payer("ann"), key_id="", prompt_tokens=10, wants=9)
+    dead.meter.advance("c", completion=4, cached=0)
+    dead.kill()
+    alive = await Replica(tmp_path / "alive.outbox", ledger, lambda: S).start()
+    await alive.meter.open("d", payer=Payer("ann"), key_id="", prompt_tokens=10, wants=9)
+    assert await settle_left(tmp_path, ledger) == 1
+    assert (ledger.charged, [path.name for path in tmp_path.glob("*.outbox")]) == ({"c": 50}, ["alive.outbox"])
+    alive.meter.end("d", "stop")
+    assert await alive.meter.close()
+    assert ledger.free["ann"] == 10_000 - 50 - 10
