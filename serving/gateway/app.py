@@ -245,7 +245,7 @@ class Gateway:
     async def _follow(self) -> None:
         """Keep the board up to date; while the fabric is away, what was known last goes on."""
         while True:
-            with contextlib.suppress(FabricError):
+            with _only_said("board"):
                 async for board in self._directory.boards():
                     self.board, self.board_at = board, self._monotonic()
                     self.pools.update(board.replicas)
@@ -253,7 +253,7 @@ class Gateway:
 
     async def _report(self) -> None:
         while True:
-            with contextlib.suppress(FabricError):
+            with _only_said("report"):
                 await self._directory.report(self.lines())
             await asyncio.sleep(REPORT_S)
 
@@ -277,9 +277,20 @@ class Gateway:
 
     async def _beat(self) -> None:
         while True:
-            with contextlib.suppress(FabricError):
+            with _only_said("beat"):
                 await self._repeats.beat()
             await asyncio.sleep(BEAT_S)
+
+
+@contextlib.contextmanager
+def _only_said(what: str) -> Iterator[None]:
+    """What goes wrong beside the requests must not end them: it is tried again."""
+    try:
+        yield
+    except FabricError as error:
+        _log.warning("away", what=what, code=error.code, error=error.message)
+    except Exception:  # noqa: BLE001
+        _log.exception("failed", what=what)
 
 
 def _check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:

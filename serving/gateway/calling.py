@@ -30,6 +30,8 @@ TRIES_MAX: Final = 3
 """How many replicas are asked when they can't be reached."""
 WAITING: Final = b": waiting for a turn\n\n"
 """A comment, which every reader of events skips."""
+HOPE_S: Final = 15.0
+"""How long it is waited for somebody to serve at all: so long may the fabric's own processes take to come back."""
 _LOOK_S: Final = 5.0
 _TRUE: Final = frozenset({b"1", b"true"})
 
@@ -203,7 +205,7 @@ class Calling:
         try:
             while not waiting.done():
                 left_s = deadline - time.monotonic()
-                self._may_wait(left_s)
+                self._may_wait(left_s, waited_s=limits.wait_s - left_s)
                 await asyncio.wait({waiting}, timeout=min(pause_s, left_s) if self._stream else min(_LOOK_S, left_s))
                 if self._stream and not waiting.done():
                     await self._keep_alive()
@@ -215,7 +217,7 @@ class Calling:
                 (await waiting).leave(tokens=0)
             raise
 
-    def _may_wait(self, left_s: float) -> None:
+    def _may_wait(self, left_s: float, *, waited_s: float) -> None:
         """Don't wait for what won't come."""
         if left_s <= 0:
             raise Unavailable(
@@ -229,6 +231,12 @@ class Calling:
                 f"{self.model} could not be started, its operator has to mend it: {model.why[:300]}",
                 code="model_failed",
                 retry_after_s=60,
+            )
+        if waited_s > HOPE_S and (model is None or model.state == "waiting"):
+            raise Unavailable(
+                f"nobody serves {self.model} now: try again in 10 s, or ask its operator",
+                code="nobody_serves",
+                retry_after_s=10,
             )
 
     async def _keep_alive(self) -> None:

@@ -18,7 +18,7 @@ from serving.gateway.exchange import Exchange
 from serving.gateway.keys import Caller
 from serving.gateway.metrics import Metrics
 from serving.gateway.refusals import JSON, Headers, ReplicaLost
-from serving.gateway.repeats import Kept
+from serving.gateway.repeats import KEPT_BYTES_MAX, Kept
 from serving.gateway.routes import Route
 from serving.gateway.upstream import Answer
 
@@ -98,6 +98,7 @@ class Passage:
         if not exchange.begun:
             await exchange.begin(answer.status, SSE)
         pieces: list[bytes] = []
+        kept_bytes = 0
         while data := await answer.piece():
             whole = events.feed(data)
             if not whole:
@@ -106,8 +107,11 @@ class Passage:
                 self._began()
             self.served = events.count
             await exchange.more(whole)
-            if self._keep:
+            if (
+                self._keep and kept_bytes <= KEPT_BYTES_MAX
+            ):  # the piece that is beyond says that it is too large to keep
                 pieces.append(whole)
+                kept_bytes += len(whole)
         self._count(events.usage)
         if not events.ended:
             raise ReplicaLost(

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from serving.gateway import admission
+from serving.gateway import admission, calling
 from serving.gateway.admission import WAITING_PER_ACCOUNT_MAX, Pool, Pools
 from serving.gateway.app import Limits
 from serving.gateway.directory import ModelFacts, Replica
@@ -238,6 +238,33 @@ async def test_a_model_that_failed_to_load_is_not_waited_for(house):
         error = (await answer.json())["error"]
         assert (answer.status, error["code"]) == (503, "model_failed")
         assert "out of memory" in error["message"]
+
+
+async def test_a_model_that_nobody_serves_is_not_waited_for_long(house, monkeypatch):
+    monkeypatch.setattr(calling, "HOPE_S", 0.1)
+    monkeypatch.setattr(calling, "_LOOK_S", 0.1)
+    house.directory.models["tiny"] = ModelFacts(name="tiny", state="waiting")
+    house.directory.replicas.clear()
+    house.directory.change()
+    await house.settled(lambda: house.gateway.board.models["tiny"].state == "waiting")
+    async with house.post() as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (503, "nobody_serves")
+        assert answer.headers["retry-after"] == "10"
+
+
+async def test_what_goes_wrong_beside_the_requests_does_not_end_them(house, monkeypatch):
+    async def broken(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(house.directory, "report", broken)
+    monkeypatch.setattr(house.directory, "boards", broken)
+    monkeypatch.setattr("serving.gateway.app.REPORT_S", 0.01)
+    house.directory.away = True
+    house.directory.change()
+    await asyncio.sleep(0.2)
+    house.directory.away = False
+    async with house.post() as answer:
+        assert answer.status == 200
 
 
 async def test_a_client_that_leaves_the_line_is_not_served(tmp_path):
