@@ -119,7 +119,7 @@ class Context:
 
     @property
     def stop_reason(self) -> str:
-        """evicted, limit_reached, out_of_tokens, cancelled, paused, drained or time_limit; "" while nobody asks."""
+        """evicted, limit_reached, out_of_tokens, cancelled, paused, drained, time_limit or idle; "" while nobody asks."""
         return self._stop_reason
 
     @property

@@ -72,6 +72,7 @@ def spec_of(spec: pb.JobSpec, *, payload: str) -> JobSpec:
         max_retries=at_least(0, "max_retries", spec.max_retries),
         payload=payload,
         devices_least=at_least(1, "devices_least", spec.devices_least) if spec.HasField("devices_least") else None,
+        auto_park_us=at_least(1, "auto_park_us", spec.auto_park_us) if spec.HasField("auto_park_us") else None,
         mix=short("mix", spec.mix) or "never",
     )
 

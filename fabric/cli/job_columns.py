@@ -7,6 +7,7 @@ from fabric.units import PPM, format_ct
 from fabric.wire import fabric_pb2 as pb
 
 _SECONDS_PER_HOUR: Final = 3600
+_IDLE_SAID_US: Final = 10_000_000
 
 
 def per_hour(uhs_per_s: int) -> str:
@@ -48,6 +49,17 @@ def timers(found: pb.Job) -> str:
     """Where the job says its time goes."""
     told = sorted(found.timers.items(), key=lambda timer: -timer[1])
     return ", ".join(f"{name.replace('_', ' ')} {duration(us)}" for name, us in told if us)
+
+
+def idle(found: pb.Job) -> str:
+    """That its devices are idle, what that costs, and what there is against it."""
+    idle_us = optional(found, "idle_us")
+    if idle_us is None or idle_us < _IDLE_SAID_US:
+        return ""
+    return (
+        f"for {duration(idle_us)}, at {per_hour(found.burn_uhs_per_s)} CT/h: `fabric pause {found.job_id}` stops that;"
+        " --auto-park does it by itself"
+    )
 
 
 def saved(found: pb.Job) -> str:

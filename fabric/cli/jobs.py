@@ -7,7 +7,18 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fabric.cli import top
-from fabric.cli.job_columns import JOB_COLUMNS, per_hour, per_second, progress, saved, timers, utilisation, where, why
+from fabric.cli.job_columns import (
+    JOB_COLUMNS,
+    idle,
+    per_hour,
+    per_second,
+    progress,
+    saved,
+    timers,
+    utilisation,
+    where,
+    why,
+)
 from fabric.cli.output import (
     duration,
     optional,
@@ -105,6 +116,7 @@ def submit(
     max_retries: Annotated[int, typer.Option(help="How often its own failure is tried again.")] = 0,
     time_limit: Annotated[float | None, typer.Option(help="Seconds on devices, then it is parked.")] = None,
     grace: Annotated[float | None, typer.Option(help="Seconds it is given to checkpoint.")] = None,
+    auto_park: Annotated[float | None, typer.Option(help="Seconds of idle devices, then it is parked.")] = None,
     devices_per_node: Annotated[int | None, typer.Option(help="For gangs over several nodes.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its logs until it ends.")] = False,
     account: ForAccount = "",
@@ -131,6 +143,7 @@ def submit(
             max_retries=max_retries,
             time_limit=time_limit,
             grace=grace,
+            auto_park=auto_park,
             devices_per_node=devices_per_node,
         )
         if not follow:
@@ -153,6 +166,7 @@ def run(
     env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeat for more.")] = None,
     time_limit: Annotated[float | None, typer.Option(help="Seconds on devices, then it is parked.")] = None,
     grace: Annotated[float | None, typer.Option(help="Seconds it is given to checkpoint.")] = None,
+    auto_park: Annotated[float | None, typer.Option(help="Seconds of idle devices, then it is parked.")] = None,
     account: ForAccount = "",
 ) -> None:
     """Run any command preemptibly, and show what it prints until it ends, through every eviction.
@@ -172,6 +186,7 @@ def run(
             env=_environment(env or []),
             time_limit=time_limit,
             grace=grace,
+            auto_park=auto_park,
         )
         print(made.id, file=sys.stderr)
         _follow(made)
@@ -226,6 +241,7 @@ def job(job_id: JobIdArgument, *, account: ForAccount = "", as_json: AsJson = Fa
         "held": f"{format_ct(found.held_uhs)} CT",
         "burns": f"{per_second(found.burn_uhs_per_s)} CT/s, {utilisation(found)} utilised",
         "runway": duration(optional(found, "runway_us")),
+        "idle": idle(found) or "–",
         "nodes": ", ".join(found.nodes) or "–",
         "attempts": str(found.attempts),
         "so far": found.timeline,

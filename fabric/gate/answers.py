@@ -32,7 +32,7 @@ from fabric.gate.questions import (
     SpecOf,
     StatementOf,
 )
-from fabric.gate.state import Account, Job, Key
+from fabric.gate.state import Account, Job, Key, LeaseRecord
 from fabric.gate.timeline import told
 from fabric.gate.views import BalanceView, JobView, KeyView, LeaseView, LotView, NodeView, QuoteView, UnitsView
 from fabric.ledger import LotBalance
@@ -137,7 +137,14 @@ def job_view(core: Core, job: Job, now_us: int) -> JobView:
         grace_needed_us=grace.needed_us(job.saves_us),
         tier=core.state.accounts[job.account_id].plan,
         devices_least=job.spec.devices_least,
+        idle_us=_idle_us(record, now_us),
     )
+
+
+def _idle_us(record: LeaseRecord | None, now_us: int) -> int | None:
+    if record is None or record.state != "running" or record.idle_since_us is None:
+        return None
+    return max(now_us - record.idle_since_us, 0)
 
 
 def _jobs(core: Core, question: JobsOf, now_us: int) -> list[JobView]:

@@ -208,6 +208,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """JSON for the runner: which callable or entry point, its environment. The gate never looks inside."""
     devices_least: int | None = None
     """An elastic job: it takes the most it gets at each start, from so many up to `devices`. None = exactly `devices`."""
+    auto_park_us: int | None = None
+    """Park it when its devices have been idle for so long: checkpoint, release, burn nothing. None = never."""
     mix: str = "never"
     """Whether its gang may be of several types: never | same-vendor | islands. For its own code: the planner never mixes."""
 

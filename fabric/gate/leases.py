@@ -26,12 +26,14 @@ from fabric.gate.state import Job, LeaseRecord
 from fabric.gate.timeline import Moment, amended, noted
 from fabric.placement import Evict, Placed
 from fabric.placement import Request as PlacementRequest
-from fabric.units import LeaseId
+from fabric.units import PPM, LeaseId
 
 SILENCE_US: Final = 10_000_000
 """How long a running lease may go unmetered before the gap is charged as estimated."""
 ROUNDING_US: Final = 1_000_000
 """What the last sample may miss of the lease's time without being charged: in the customer's favour."""
+IDLE_BELOW_PPM: Final = 50_000
+"""A lease whose devices are in use for less than this part of a window is idle in it."""
 LOSSES_IN_A_ROW: Final = 5
 """How often an attempt may be lost before it started, until the job is given up as failed."""
 PLATFORM_FAULT: Final = (None, StopReason.EVICTED, StopReason.DRAINED)
@@ -99,6 +101,7 @@ def metered(core: Core, event: Metered) -> None:
             continue
         _charge_sample(core, record, sample)
         watch_runway(core, record)
+        _watch_idleness(core, record, sample)
 
 
 def watch_runway(core: Core, record: LeaseRecord) -> None:
@@ -157,6 +160,7 @@ def finish(core: Core, record: LeaseRecord, outcome: LeaseOutcome, *, error: str
     record.state, record.outcome, record.ended_at_us = "removing", outcome, core.now_us
     core.instructions.append(RemoveLease(lease_id=record.lease.lease_id))
     core.planner.note_leaving(job.job_id)
+    core.replan = True
     match outcome:
         case LeaseOutcome.SUCCEEDED:
             job.error, job.result_ref = "", result_ref
@@ -387,6 +391,20 @@ def _watch_time_limit(core: Core, record: LeaseRecord) -> None:
         return
     if job.ran_us + core.now_us - record.started_at_us >= job.spec.time_limit_us:
         stop(core, record, StopReason.TIME_LIMIT)
+
+
+def _watch_idleness(core: Core, record: LeaseRecord, sample: Sample) -> None:
+    """Note since when the devices are idle, by the meters alone; park the job if its owner wants that."""
+    if record.state != "running" or sample.estimated:
+        return
+    if sample.busy_us * PPM >= IDLE_BELOW_PPM * record.lease.devices * max(sample.window_us, 1):
+        record.idle_since_us = None
+        return
+    if record.idle_since_us is None:
+        record.idle_since_us = core.now_us - min(sample.window_us, core.now_us - (record.started_at_us or 0))
+    dwell_us = core.state.jobs[record.lease.job_id].spec.auto_park_us
+    if dwell_us is not None and core.now_us - record.idle_since_us >= dwell_us:
+        stop(core, record, StopReason.IDLE)
 
 
 def _first_line(error: str) -> str:

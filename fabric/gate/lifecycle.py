@@ -75,6 +75,8 @@ class StopReason(StrEnum):
     PAUSED = "paused"
     DRAINED = "drained"
     TIME_LIMIT = "time_limit"
+    IDLE = "idle"
+    """It left its devices idle for longer than its owner wants to pay for."""
     ASKED = "asked"
     """It wanted to: it saved, ended and asked to be queued anew."""
 
@@ -87,6 +89,7 @@ AFTER_STOP: Final[dict[StopReason, Trigger]] = {
     StopReason.OUT_OF_TOKENS: Trigger.PARK,
     StopReason.PAUSED: Trigger.PARK,
     StopReason.TIME_LIMIT: Trigger.PARK,
+    StopReason.IDLE: Trigger.PARK,
     StopReason.CANCELLED: Trigger.CANCELLED,
 }
 """What becomes of a job that stopped because it was asked to."""

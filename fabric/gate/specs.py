@@ -12,6 +12,7 @@ DEVICES_MAX: Final = 1_000_000
 GRACE_MAX_US: Final = 86_400_000_000
 TIME_LIMIT_MAX_US: Final = 10 * 365 * 86_400_000_000
 RETRIES_MAX: Final = 1_000
+AUTO_PARK_MIN_US: Final = 5_000_000
 MIXES: Final = ("never", "same-vendor", "islands")
 
 
@@ -71,6 +72,11 @@ def _bad_times(spec: JobSpec) -> Refusal | None:
     if not 0 <= spec.max_retries <= RETRIES_MAX:
         return refusals.invalid(
             f"a job is retried 0 to {RETRIES_MAX} times, not {spec.max_retries}", code="invalid_retries"
+        )
+    if spec.auto_park_us is not None and not AUTO_PARK_MIN_US <= spec.auto_park_us <= TIME_LIMIT_MAX_US:
+        return refusals.invalid(
+            f"a job is parked after {AUTO_PARK_MIN_US // 1_000_000} s or more of idleness, not {spec.auto_park_us} µs",
+            code="invalid_auto_park",
         )
     if spec.time_limit_us is not None and not 0 < spec.time_limit_us <= TIME_LIMIT_MAX_US:
         return refusals.invalid(

@@ -126,6 +126,8 @@ class LeaseRecord:
     """It was asked to end without a checkpoint."""
     saved: bool = False
     """Whether this attempt has made a checkpoint."""
+    idle_since_us: int | None = None
+    """Since when the meters have seen next to nothing; None = they see work."""
 
 
 @dataclass(slots=True, kw_only=True)

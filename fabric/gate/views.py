@@ -59,6 +59,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     timers: dict[str, int] = {}
     """Where its time goes, by its own word, in µs: waiting_data, collective, checkpoint, idle. Explains, never bills."""
     devices_least: int | None = None
+    idle_us: int | None = None
+    """How long the meters have seen next to no use of its devices; None = they are in use."""
     tier: str = ""
     """The plan of its account."""
 

@@ -88,6 +88,7 @@ class Fabric:
         grace: Seconds | None = None,
         devices_per_node: int | None = None,
         mix: Literal["never", "same-vendor", "islands"] = "never",
+        auto_park: Seconds | None = None,
         preload: Literal["torch", ""] | None = None,
         request_id: str | None = None,
     ) -> Job:
@@ -115,6 +116,7 @@ class Fabric:
             grace: seconds it is given to checkpoint.
             devices_per_node: for gangs; packed on as few nodes as fit if not given.
             mix: whether its own code would train on several types at once; told to it, a lease is of one type.
+            auto_park: seconds of idle devices after which it is asked to checkpoint and is parked, burning nothing.
             preload: "torch" forks it from a process that has torch imported: it starts in a fraction of a second, in a
                 process of its own that has no connection to Ray. None = so if it is a script that imports torch, and not
                 ray; "" = never.
@@ -138,6 +140,7 @@ class Fabric:
             grace=grace,
             devices_per_node=devices_per_node,
             mix=mix,
+            auto_park=auto_park,
         )
         payload = self._pack(job, args, kwargs or {}, working_dir)
         payload.env.update(env or {})

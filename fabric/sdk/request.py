@@ -105,6 +105,7 @@ def build_spec(
     grace: Seconds | None = None,
     devices_per_node: int | None = None,
     mix: str = "never",
+    auto_park: Seconds | None = None,
 ) -> pb.JobSpec:
     """The spec of a job, checked."""
     wanted = parse_accelerators(accelerators)
@@ -125,4 +126,5 @@ def build_spec(
         time_limit_us=None if time_limit is None else duration_us("time_limit", time_limit),
         max_retries=count("max_retries", max_retries, at_least=0) or 0,
         mix=mix,
+        auto_park_us=None if auto_park is None else duration_us("auto_park", auto_park),
     )

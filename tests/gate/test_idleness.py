@@ -1,0 +1,65 @@
+"""Idle devices: seen by the meters alone, told to the owner, and parked if the owner wants that. Then nothing burns."""
+
+import pytest
+
+from fabric.gate.events import Resume
+from fabric.gate.questions import JobOf
+from tests.gate.conftest import finished, metered, removed, saved, started, submit
+from tests.gate.world import S
+
+START = "start j.1 epoch 1 on h1:1"
+RESUME = Resume(job_id="j", account_id="ada")
+
+
+def idle_s(story):
+    us = story.gate.ask(JobOf(job_id="j"), story.now_us).idle_us
+    return None if us is None else us / S
+
+
+def test_a_job_that_leaves_its_devices_idle_is_parked_after_its_dwell_and_burns_nothing(story):
+    story.play(
+        (0, submit(auto_park_us=60 * S), [START]),
+        (0, started(), []),
+        (10, metered(10), []),
+        (40, metered(30, seq=2, busy=0.9), [], "running"),
+        (69, metered(29, seq=3, busy=0.5), [], "running"),
+        (71, metered(2, seq=4, busy=0), ["stop j.1 idle by 81"], "stopping idle"),
+        (72, saved(), []),
+        (72, finished("saved"), ["remove j.1"], "parked idle"),
+        (72, removed(), []),
+    )
+    burned = story.job().burned_uhs
+    story.play((10_000, RESUME, ["start j.2 epoch 2 on h1:1"], "starting"))
+    assert story.job().burned_uhs == burned
+    assert "IDLE, durable in 1 s" in story.gate.ask(JobOf(job_id="j"), story.now_us).timeline
+
+
+def test_work_in_between_begins_the_dwell_anew(story):
+    story.play((0, submit(auto_park_us=60 * S, limit=900 * S), [START]), (0, started(), []))
+    for at in range(1, 20):
+        busy = 50 if at % 2 else 0
+        story.play((at * 50, metered(50, seq=at, busy=busy), [], "running"))
+        assert idle_s(story) == (None if busy else 50)
+
+
+def test_a_job_without_a_policy_is_told_how_long_it_idles_and_is_left_alone(story):
+    story.play(
+        (0, submit(), [START]), (0, started(), []),
+        (100, metered(100, busy=4.9), [], "running"),
+        (200, metered(100, seq=2, busy=4.9), [], "running"),
+    )  # fmt: skip
+    assert idle_s(story) == 200
+
+
+def test_the_jobs_own_word_and_what_nobody_saw_park_nothing(story):
+    from fabric.gate.events import Metered, Sample
+
+    story.play((0, submit(auto_park_us=5 * S), [START]), (0, started(), []))
+    unseen = Sample(lease_id="j.1", seq=1, window_us=20 * S, busy_us=0, estimated=True)
+    story.play((20, Metered(samples=(unseen,)), [], "running"))
+    assert idle_s(story) is None
+
+
+@pytest.mark.parametrize("dwell_us", [0, -1, 5 * S - 1, 2**62])
+def test_a_dwell_that_makes_no_sense_is_refused(story, dwell_us):
+    assert story.do(submit(auto_park_us=dwell_us)).outcome.code == "invalid_auto_park"
