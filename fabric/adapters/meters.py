@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, Literal, Protocol
 
 from fabric.adapters.processes import CpuUsage, cpu_of, tree_of
@@ -93,7 +94,9 @@ class GaugeMeter:
 
 
 class NvmlGauge:
-    """NVIDIA: the share of time the multiprocessors were busy (GPM, Hopper and later), else `utilization.gpu`."""
+    """NVIDIA: the share of time the multiprocessors were busy between two readings (GPM, Hopper and later); else the mean of
+    all samples the driver took since the last reading, so that nothing is gained by being idle when somebody looks.
+    """
 
     def __init__(self, nvml: Any = None) -> None:
         if nvml is None:
@@ -102,6 +105,7 @@ class NvmlGauge:
         nvml.nvmlInit()
         self._handles = {str(i): nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())}
         self._last: dict[str, Any] = {}
+        self._seen_us: dict[str, int] = {}
 
     def __call__(self) -> dict[str, int]:
         return {device: self._percent(device, handle) for device, handle in self._handles.items()}
@@ -110,12 +114,24 @@ class NvmlGauge:
         try:
             return self._percent_by_gpm(device, handle)
         except self._nvml.NVMLError:
-            return int(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+            return self._percent_by_samples(device, handle)
+
+    def _percent_by_samples(self, device: str, handle: Any) -> int:
+        """The mean of what the driver sampled (several times a second, kept by it) since we last asked."""
+        nvml, seen_us = self._nvml, self._seen_us.get(device, 0)
+        fresh: list[Any] = []
+        with suppress(nvml.NVMLError, AttributeError):
+            _, samples = nvml.nvmlDeviceGetSamples(handle, nvml.NVML_GPU_UTILIZATION_SAMPLES, seen_us)
+            fresh = [sample for sample in samples if sample.timeStamp > seen_us]
+            self._seen_us[device] = max((sample.timeStamp for sample in fresh), default=seen_us)
+        if seen_us and fresh:
+            return round(sum(sample.sampleValue.uiVal for sample in fresh) / len(fresh))
+        return int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
 
     def _percent_by_gpm(self, device: str, handle: Any) -> int:
         nvml = self._nvml
         if not nvml.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice:
-            return int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+            return self._percent_by_samples(device, handle)
         sample = nvml.nvmlGpmSampleAlloc()
         nvml.nvmlGpmSampleGet(handle, sample)
         before, self._last[device] = self._last.get(device), sample
