@@ -65,15 +65,19 @@ def endpoint_of(config: ServingConfig) -> str:
     return config.endpoint or f"{scheme}://{shown}:{config.port}/v1"
 
 
-def anywhere(config: ServingConfig | None) -> ServingConfig | None:
-    """The same at a port that is free now, and without metrics: several gateways share a port, so it has to be known."""
-    if config is None:
-        return None
+def located(config: ServingConfig | None, *, any_port: bool) -> ServingConfig | None:
+    """The same at a port that is known, because several gateways share it: where any will do, one that is free now.
+
+    With `any_port` it is beside another fabric of the same file, whose port for metrics isn't there for it.
+    """
+    if config is None or not (any_port or config.port == 0):
+        return config
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((config.host, 0))
         port = probe.getsockname()[1]
-    return config.model_copy(update={"listen": f"{config.listen.rpartition(':')[0]}:{port}", "admin_port": None})
+    found = config.model_copy(update={"listen": f"{config.listen.rpartition(':')[0]}:{port}"})
+    return found.model_copy(update={"admin_port": None}) if any_port else found
 
 
 def _stands(view: ModelView | None, model: ModelSection) -> bool:

@@ -236,11 +236,12 @@ def _nothing_left(state_dir: Path) -> Iterator[None]:
 def _load(config: Path | None, state_dir: Path, *, any_port: bool) -> ClusterConfig:
     """The cluster file, with its paths below the state directory; with `any_port`, at free ports."""
     found = load_cluster(config, environ={**os.environ, "FABRIC_STATE_DIR": str(state_dir)})
+    found = found.model_copy(update={"serving": models.located(found.serving, any_port=any_port)})
     if not any_port:
         return found
     rpc = found.rpc.model_copy(update={"listen": f"{found.rpc.listen.rpartition(':')[0]}:0"})
     dashboard = found.dashboard.model_copy(update={"port": 0})
-    return found.model_copy(update={"rpc": rpc, "dashboard": dashboard, "serving": models.anywhere(found.serving)})
+    return found.model_copy(update={"rpc": rpc, "dashboard": dashboard})
 
 
 def _check_ports(config: ClusterConfig) -> None:

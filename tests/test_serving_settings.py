@@ -93,10 +93,13 @@ def test_clients_are_told_an_address_that_they_can_connect_to(listen, more, endp
 
 
 def test_beside_another_fabric_it_listens_at_a_port_that_is_free():
-    moved = models.anywhere(ServingConfig(listen="127.0.0.1:7480", admin_port=7481))
+    config = ServingConfig(listen="127.0.0.1:7480", admin_port=7481)
+    moved = models.located(config, any_port=True)
     assert moved.port not in (0, 7480)
     assert moved.admin_port is None
-    assert models.anywhere(None) is None
+    assert models.located(config, any_port=False) is config
+    assert models.located(ServingConfig(listen="127.0.0.1:0"), any_port=False).port != 0
+    assert models.located(None, any_port=True) is None
 
 
 def test_the_local_fabric_serves_and_offers_nothing_yet():
