@@ -104,7 +104,8 @@ async def _loaded(
     async def stream() -> None:
         nonlocal tokens
         while time.monotonic_ns() < ends_ns:
-            tokens += counts(await ask(prompt, answer))
+            counted = counts(await ask(prompt, answer))  # `tokens += await ...` would forget what others add meanwhile
+            tokens += counted
 
     await asyncio.gather(*(stream() for _ in range(streams)))
     return Throughput(tokens, (time.monotonic_ns() - began_ns) // 1_000)

@@ -131,8 +131,8 @@ def test_two_rates_for_one_case_are_refused(tmp_path):
 
 
 @pytest.fixture
-def port():
-    made = StandInPort()
+def port(tmp_path):
+    made = StandInPort(tmp_path)
     made.seed(
         Configure(tariffs=TARIFFS, catalogue=CATALOGUE),
         OpenAccount(account_id="operator", name="", plan="starter"),

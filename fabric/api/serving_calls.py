@@ -22,7 +22,8 @@ ENGINE_ARGS_MAX: Final = 64
 async def list_models(door: Door, caller: Caller, _: pb.ListModelsRequest) -> pb.ListModelsReply:
     offered: Any = await door.port.ask(ModelsOf(account_id=caller.scope))
     board = door.board.shown()
-    return pb.ListModelsReply(models=[_model(view, board, to_operator=caller.operator) for view in offered])
+    models = [_model(view, board, to_operator=caller.operator) for view in offered]
+    return pb.ListModelsReply(models=models, endpoints=board.endpoints)
 
 
 async def offer_model(door: Door, _: Caller, request: pb.OfferModelRequest) -> pb.Accepted:

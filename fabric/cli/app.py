@@ -8,7 +8,7 @@ import stamina.instrumentation
 import typer
 import typer.core
 
-from fabric.cli import audit, checkpoints, cluster, jobs, keys, models, money, operator
+from fabric.cli import audit, calibrate, checkpoints, cluster, jobs, keys, models, money, operator
 from fabric.cli.output import print_error
 from fabric.errors import FabricError
 
@@ -73,6 +73,7 @@ for module in (cluster, jobs, money, models):
 app.add_typer(checkpoints.app, name="checkpoints", rich_help_panel="Jobs")
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
+app.add_typer(calibrate.app, name="calibrate")
 app.add_typer(operator.app, name="ops")
 operator.app.add_typer(models.ops, name="models")
 

@@ -36,14 +36,15 @@ def models(*, account: ForAccount = "", as_json: AsJson = False) -> None:
 
     Call them with any OpenAI client: its base URL is the endpoint of the fabric, its API key your FABRIC_API_KEY.
     """
-    found = client(account).call(pb.ListModelsRequest(), pb.ListModelsReply).models
+    found = client(account).call(pb.ListModelsRequest(), pb.ListModelsReply)
+    where = f" at {', '.join(found.endpoints)}" if found.endpoints else ""
     if as_json:
-        print_json([record(model) for model in found])
-    elif not found:
-        console().print("no models are offered")
+        print_json([record(model) for model in found.models])
+    elif not found.models:
+        console().print(f"no models are offered{where}")
     else:
-        rows = [row for model in found for row in _rows(model)]
-        console().print(table("models", _COLUMNS, rows, spare=_SPARE))
+        rows = [row for model in found.models for row in _rows(model)]
+        console().print(table(f"models{where}", _COLUMNS, rows, spare=_SPARE))
 
 
 @ops.command()

@@ -858,10 +858,12 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., replicas_ready: _Optional[int] = ..., replicas: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., ttft_p50_us: _Optional[int] = ..., rates: _Optional[_Iterable[_Union[Rate, _Mapping]]] = ..., rate_version: _Optional[int] = ..., price_microcny_per_ct: _Optional[int] = ..., dedicated_to: _Optional[str] = ..., max_context: _Optional[int] = ..., offered_at_us: _Optional[int] = ..., changed: _Optional[int] = ..., replicas_min: _Optional[int] = ..., replicas_max: _Optional[int] = ..., accelerators: _Optional[_Iterable[str]] = ..., devices: _Optional[int] = ..., spec: _Optional[_Union[ModelSpec, _Mapping]] = ...) -> None: ...
 
 class ListModelsReply(_message.Message):
-    __slots__ = ("models",)
+    __slots__ = ("models", "endpoints")
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[Model]
-    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+    endpoints: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., endpoints: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ReportServingRequest(_message.Message):
     __slots__ = ("reporter", "replicas", "models", "queues", "endpoint")
