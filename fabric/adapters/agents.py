@@ -55,6 +55,11 @@ class Agents:
                 self.zygotes[address] = ""
                 self._warming.append(asyncio.ensure_future(self._warm(address)))
 
+    async def zygote_of(self, address: str) -> str:
+        """The socket of a machine's zygote, once that is ready; "" if it can't be had."""
+        self.zygotes[address] = await self._tried(address, "warm", within_s=_WARM_TIMEOUT_S) or ""
+        return self.zygotes[address]
+
     async def _warm(self, address: str) -> None:
         self.zygotes[address] = await self._tried(address, "warm", within_s=_WARM_TIMEOUT_S) or ""
         if not self.zygotes[address]:

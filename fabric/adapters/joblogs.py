@@ -39,7 +39,7 @@ class JobLogs:
     async def _running(self, attempts: Sequence[Attempt], had: Mapping[str, int]) -> AsyncIterator[LogChunk]:
         for attempt in attempts:
             epoch = attempt.lease.epoch
-            for order, address in zip(attempt.orders, attempt.rank_addresses(), strict=False):
+            for order, address in attempt.ranks():
                 offset = had.get(f"{epoch}/{order.rank}", 0)
                 data = await self._agents.read_log(address, str(order.log_file), offset=offset, limit=_CHUNK_BYTES)
                 if data:

@@ -19,7 +19,7 @@ from fabric.adapters.orders import carry_out
 from fabric.adapters.payload import Payload, read_payload, runtime_env_of
 from fabric.adapters.processes import LEASE_VARIABLE
 from fabric.adapters.ranks import Ranks
-from fabric.adapters.runner import Order
+from fabric.adapters.runner import Order, ranks_of
 from fabric.adapters.stages import JobEnd
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.testimony import text
@@ -129,7 +129,7 @@ class Attempt:
         self.around.outbox.put(
             LeaseRemoved(lease_id=lease_id, final=self._final(), step=self.around.progress.step_of(self.lease.job_id))
         )
-        for order, address in zip(self.orders, self.rank_addresses(), strict=False):
+        for order, address in self.ranks():
             await self.around.agents.tidy(
                 address, folder=str(order.folder), log_file=str(order.log_file), log_key=order.log_key
             )
@@ -154,6 +154,8 @@ class Attempt:
         zygotes = around.agents.zygotes if payload.forks else {}
         first = self.group.runners[0].seat
         self.addresses = _addresses(self.group.runners)
+        if payload.per_device:
+            zygotes = {address: await around.agents.zygote_of(address) for address in self.addresses}
         self.orders = [
             Order(
                 lease=lease,
@@ -163,6 +165,7 @@ class Attempt:
                 work_dir=str(around.settings.work_dir),
                 zygote=zygotes.get(runner.node.address, ""),
                 stage_dir=str(around.settings.stage_dir or ""),
+                per_device=payload.per_device,
             )
             for rank, runner in enumerate(self.group.runners)
         ]
@@ -281,9 +284,12 @@ class Attempt:
             self.around.outbox.put(Metered(samples=tuple(samples[:-1])))
         return samples[-1]
 
-    def rank_addresses(self) -> list[str]:
+    def ranks(self) -> list[tuple[Order, str]]:
+        """Every rank's order, and the machine it is on; "" where that is gone."""
         nodes = self.around.nodes
-        return [nodes[share.node_id].address if share.node_id in nodes else "" for share in self.lease.shares]
+        addresses = [nodes[share.node_id].address if share.node_id in nodes else "" for share in self.lease.shares]
+        shares = zip(self.orders, addresses, strict=False)
+        return [(rank, address) for order, address in shares for rank in ranks_of(order)]
 
 
 def _addresses(runners: Iterable[Seated]) -> tuple[str, ...]:

@@ -27,6 +27,13 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     preload: str = ""
     """torch: run it in a process forked from one that has torch imported. It has no Ray connection there."""
 
+    ranks: str = ""
+    """device: a rank for each device, each a process of its own; "": one for each node's share."""
+
+    @property
+    def per_device(self) -> bool:
+        return self.ranks == "device"
+
     @property
     def forks(self) -> bool:
         """Whether it runs in a process forked from the machine's zygote: not with packages of its own."""

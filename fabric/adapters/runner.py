@@ -19,6 +19,7 @@ import ray
 from fabric import context
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import checkpoints_in, log_key
+from fabric.adapters.crew import Crew
 from fabric.adapters.forked import Fork
 from fabric.adapters.line import Address, Listener
 from fabric.adapters.processes import adopt_orphans
@@ -41,6 +42,15 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """The socket of the machine's zygote, if the job wants to be forked from it."""
     stage_dir: str = ""
     """Where checkpoints are staged on this node; "" = nowhere."""
+    per_device: bool = False
+    """Whether the job has a rank for each device. Then `rank` is the first of this runner's until it is among `ranks_of`."""
+    local: tuple[int, int] | None = None
+    """Which of how many ranks of this runner it is, once they are told apart."""
+
+    @property
+    def world_size(self) -> int:
+        shares = self.lease.shares
+        return sum(share.devices for share in shares) if self.per_device else len(shares)
 
     @property
     def folder(self) -> Path:
@@ -55,6 +65,15 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     def log_key(self) -> str:
         lease = self.lease
         return log_key(lease.account_id, lease.job_id, epoch=lease.epoch, rank=self.rank)
+
+
+def ranks_of(order: Order) -> tuple[Order, ...]:
+    """The ranks that a runner with this order has: one, or one for each device of its share, numbered over all shares."""
+    if not order.per_device or order.local is not None:
+        return (order,)
+    before = sum(share.devices for share in order.lease.shares[: order.rank])
+    count = order.lease.shares[order.rank].devices
+    return tuple(msgspec.structs.replace(order, rank=before + at, local=(at, count)) for at in range(count))
 
 
 encode_order: Final = msgspec.msgpack.Encoder().encode
@@ -187,10 +206,14 @@ class Runner:
         def on_report() -> None:
             loop.call_soon_threadsafe(self._reported.set)
 
-        return stage_of(order, archive=self._archive, devices=self._devices, on_saved=on_saved, on_report=on_report)
+        first = ranks_of(order)[0]
+        devices = self._devices if first.local is None else self._devices[:1]
+        return stage_of(first, archive=self._archive, devices=devices, on_saved=on_saved, on_report=on_report)
 
     def _perform(self, stage: Stage, order: Order) -> JobEnd:
-        """Run the job: in a process of its own if it wants that and there is a zygote, else here."""
+        """Run the job: in processes of its own if it wants that and there is a zygote, else here."""
+        if order.per_device:
+            return self._perform_all(stage, order)
         if order.zygote:
             fork = Fork.begin(stage, zygote=order.zygote, order=encode_order(order), devices=self._devices)
             if fork is not None:
@@ -200,6 +223,27 @@ class Runner:
                     fork.ask_to_stop(stage.context.stop_reason, seconds_left=left_s, save=stage.context.save_wanted)
                 return fork.perform(stage)
         return perform(stage)
+
+    def _perform_all(self, stage: Stage, order: Order) -> JobEnd:
+        """Run a rank for each device. `stage` is the first one's."""
+
+        def on_saved(step: int, write_us: int, size: int) -> None:
+            stage.context.durable(step=step, write_us=write_us, size=size)
+
+        ranks = ranks_of(order)
+        stages = [stage]
+        for at, rank in enumerate(ranks[1:], start=1):
+            own = self._devices[at : at + 1]
+            stages.append(stage_of(rank, archive=self._archive, devices=own, on_saved=on_saved, on_report=lambda: None))
+        words = [(stage, encode_order(rank)) for stage, rank in zip(stages, ranks, strict=True)]
+        crew = Crew.begin(words, zygote=order.zygote)
+        if crew is None:
+            return JobEnd(outcome=LeaseOutcome.LOST, error="the machine's zygote is gone, which forks a job's ranks")
+        stage.fork = crew
+        if stage.context.stop_requested:
+            left_s = stage.context.deadline_s_left() or 0.0
+            crew.ask_to_stop(stage.context.stop_reason, seconds_left=left_s, save=stage.context.save_wanted)
+        return crew.perform()
 
     def _note_save(self, save: Save) -> None:
         self._saves.append(save)
@@ -238,7 +282,7 @@ def stage_of(
         account_id=lease.account_id,
         attempt=lease.epoch,
         rank=order.rank,
-        world_size=len(lease.shares),
+        world_size=order.world_size,
         devices=devices,
         accelerator=lease.accelerator,
     )
@@ -257,6 +301,7 @@ def stage_of(
         archive=archive,
         context=context.Context(place, checkpoints=checkpoints, on_saved=on_saved, on_report=on_report),
         master=(order.master_addr, order.master_port),
+        local=order.local or (0, 1),
     )
 
 

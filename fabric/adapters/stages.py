@@ -88,6 +88,8 @@ class Stage:
     archive: Archive
     context: context.Context
     master: tuple[str, int]
+    local: tuple[int, int] = (0, 1)
+    """Which of how many ranks it is that share this node's devices."""
     process: "subprocess.Popen[bytes] | None" = None
     sigterm: list[Callable[[int, Any], object]] = field(default_factory=list)
     fork: "Wishes | None" = None
@@ -287,7 +289,8 @@ def _as_job(stage: Stage, variables: Mapping[str, str]) -> Iterator[None]:
                 "FABRIC_ACCELERATOR": lease.accelerator,
                 "RANK": str(here.rank),
                 "WORLD_SIZE": str(here.world_size),
-                "LOCAL_RANK": "0",
+                "LOCAL_RANK": str(stage.local[0]),
+                "LOCAL_WORLD_SIZE": str(stage.local[1]),
                 "MASTER_ADDR": stage.master[0],
                 "MASTER_PORT": str(stage.master[1]),
                 "PYTHONUNBUFFERED": "1",

@@ -21,6 +21,7 @@ JOURNALED_BYTES_MAX: Final = 4 * 1024
 PAYLOAD_CHARS_MAX: Final = 64 * 1024
 """Of a payload without its function: command, variables and runtime_env are in the job's record for ever."""
 PRELOADS: Final = ("", "torch")
+RANKS: Final = ("", "node", "device")
 RUNTIME_ENV_KEYS: Final = ("pip", "uv", "conda", "env_vars", "config")
 """Of Ray's runtime_env, what can't reach beyond the job's own processes."""
 
@@ -56,6 +57,7 @@ async def payload_of(door: Door, account: str, given: pb.Payload, *, kind: str) 
         env=dict(given.env),
         runtime_env=_runtime_env(given.runtime_env_json),
         preload=_preload(given.preload, kind=kind),
+        ranks=_ranks(given.ranks, preload=given.preload),
     )
 
 
@@ -75,6 +77,17 @@ def _preload(given: str, *, kind: str) -> str:
             f"a job of kind {kind!r} is no process to be forked: leave preload out", code="invalid_preload"
         )
     return given
+
+
+def _ranks(given: str, *, preload: str) -> str:
+    if given not in RANKS:
+        raise InvalidRequest(f"ranks {given[:100]!r}: choose node or device", code="invalid_ranks")
+    if given == "device" and preload != "torch":
+        raise InvalidRequest(
+            "a rank for each device is a process forked from one that has torch: add preload torch",
+            code="invalid_ranks",
+        )
+    return "" if given == "node" else given
 
 
 def _runtime_env(text: str) -> dict[str, Any]:

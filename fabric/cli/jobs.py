@@ -118,6 +118,9 @@ def submit(
     grace: Annotated[float | None, typer.Option(help="Seconds it is given to checkpoint.")] = None,
     auto_park: Annotated[float | None, typer.Option(help="Seconds of idle devices, then it is parked.")] = None,
     devices_per_node: Annotated[int | None, typer.Option(help="For gangs over several nodes.")] = None,
+    ranks: Annotated[
+        str, typer.Option(help="node or device: run once for each node's share, or each device.")
+    ] = "node",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its logs until it ends.")] = False,
     account: ForAccount = "",
     as_json: AsJson = False,
@@ -145,6 +148,7 @@ def submit(
             grace=grace,
             auto_park=auto_park,
             devices_per_node=devices_per_node,
+            ranks=_ranks(ranks),
         )
         if not follow:
             print_json({"job_id": made.id, "state": made.state}) if as_json else say(made.id)
@@ -350,6 +354,14 @@ def raise_limit(
 
 def _done(job_id: str, what: str, *, as_json: bool) -> None:
     print_json({"job_id": job_id, "accepted": True}) if as_json else say(f"{job_id} {what}")
+
+
+def _ranks(given: str) -> Literal["node", "device"]:
+    match given:
+        case "node" | "device":
+            return given
+        case _:
+            raise InvalidRequest(f"{given!r}: --ranks is node or device", code="invalid_ranks")
 
 
 def _types(given: str) -> str | list[str]:

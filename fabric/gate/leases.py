@@ -145,10 +145,23 @@ def finished(core: Core, event: LeaseFinished) -> None:
     record = core.state.leases.get(event.lease_id)
     if record is not None and record.state != "removing":
         job = core.state.jobs[record.lease.job_id]
-        if event.again and event.outcome is LeaseOutcome.SAVED and record.saved and job.stopping_for is None:
-            job.stopping_for = StopReason.ASKED
-        finish(core, record, event.outcome, error=event.error, result_ref=event.result_ref)
+        outcome, error = event.outcome, event.error
+        if event.again and outcome is LeaseOutcome.SAVED and record.saved and job.stopping_for is None:
+            if _gets_on(job):
+                job.stopping_for = StopReason.ASKED
+            else:
+                outcome = LeaseOutcome.FAILED
+                error = f"{error}\nstopped {LOSSES_IN_A_ROW} times in a row at step {job.saved_step}".strip()
+        finish(core, record, outcome, error=error, result_ref=event.result_ref)
         _note_step(job, event.step or (job.saved_step if record.saved else 0))
+
+
+def _gets_on(job: Job) -> bool:
+    """Whether a job that asks to be queued anew is worth it: it has got farther, or has not tried too often."""
+    farther = job.saved_step > job.again_step
+    job.again_step = max(job.again_step, job.saved_step)
+    job.again_in_a_row = 0 if farther else job.again_in_a_row + 1
+    return job.again_in_a_row < LOSSES_IN_A_ROW
 
 
 def finish(core: Core, record: LeaseRecord, outcome: LeaseOutcome, *, error: str = "", result_ref: str = "") -> None:

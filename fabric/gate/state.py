@@ -103,6 +103,9 @@ class Job:
     saved_at_us: int | None = None
     saved_on: tuple[NodeId, ...] = ()
     """Where the last checkpoint was written: its bytes may still lie there."""
+    again_step: int = -1
+    """The farthest step at which an attempt ended by itself to be queued anew, and how many since then got no farther."""
+    again_in_a_row: int = 0
     saves_us: list[int] = field(default_factory=list)
     """How long its last saves took: what its grace is learned from."""
 

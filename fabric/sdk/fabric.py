@@ -90,6 +90,7 @@ class Fabric:
         mix: Literal["never", "same-vendor", "islands"] = "never",
         auto_park: Seconds | None = None,
         preload: Literal["torch", ""] | None = None,
+        ranks: Literal["node", "device"] = "node",
         request_id: str | None = None,
     ) -> Job:
         """Hold tokens for a job and queue it.
@@ -117,6 +118,8 @@ class Fabric:
             devices_per_node: for gangs; packed on as few nodes as fit if not given.
             mix: whether its own code would train on several types at once; told to it, a lease is of one type.
             auto_park: seconds of idle devices after which it is asked to checkpoint and is parked, burning nothing.
+            ranks: "node" runs it once for each node's share of the devices, "device" once for each device, as torchrun does
+                (RANK, WORLD_SIZE, LOCAL_RANK); that needs torch, and preloads it.
             preload: "torch" forks it from a process that has torch imported: it starts in a fraction of a second, in a
                 process of its own that has no connection to Ray. None = so if it is a script that imports torch, and not
                 ray; "" = never.
@@ -147,6 +150,8 @@ class Fabric:
         payload.preload = (
             preload if preload is not None else preload_for(list(payload.command), working_dir=working_dir)
         )
+        if ranks == "device":
+            payload.ranks, payload.preload = ranks, "torch"
         if runtime_env:
             payload.runtime_env_json = msgspec.json.encode(dict(runtime_env)).decode()
         return self._submit(spec, payload, request_id=request_id)

@@ -79,7 +79,7 @@ class JobSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., service: _Optional[str] = ..., accelerators: _Optional[_Iterable[str]] = ..., devices: _Optional[int] = ..., devices_per_node: _Optional[int] = ..., limit_uhs: _Optional[int] = ..., hold: _Optional[str] = ..., preemptible: _Optional[bool] = ..., grace_us: _Optional[int] = ..., time_limit_us: _Optional[int] = ..., max_retries: _Optional[int] = ..., devices_least: _Optional[int] = ..., auto_park_us: _Optional[int] = ..., mix: _Optional[str] = ...) -> None: ...
 
 class Payload(_message.Message):
-    __slots__ = ("function", "function_sha256", "command", "working_dir_sha256", "env", "runtime_env_json", "preload")
+    __slots__ = ("function", "function_sha256", "command", "working_dir_sha256", "env", "runtime_env_json", "preload", "ranks")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -94,6 +94,7 @@ class Payload(_message.Message):
     ENV_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_ENV_JSON_FIELD_NUMBER: _ClassVar[int]
     PRELOAD_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     function: bytes
     function_sha256: str
     command: _containers.RepeatedScalarFieldContainer[str]
@@ -101,7 +102,8 @@ class Payload(_message.Message):
     env: _containers.ScalarMap[str, str]
     runtime_env_json: str
     preload: str
-    def __init__(self, function: _Optional[bytes] = ..., function_sha256: _Optional[str] = ..., command: _Optional[_Iterable[str]] = ..., working_dir_sha256: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., runtime_env_json: _Optional[str] = ..., preload: _Optional[str] = ...) -> None: ...
+    ranks: str
+    def __init__(self, function: _Optional[bytes] = ..., function_sha256: _Optional[str] = ..., command: _Optional[_Iterable[str]] = ..., working_dir_sha256: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., runtime_env_json: _Optional[str] = ..., preload: _Optional[str] = ..., ranks: _Optional[str] = ...) -> None: ...
 
 class SubmitRequest(_message.Message):
     __slots__ = ("request_id", "spec", "payload")

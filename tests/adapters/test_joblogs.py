@@ -22,8 +22,7 @@ class Agents:
 def attempt(account="acme"):
     return SimpleNamespace(
         lease=SimpleNamespace(account_id=account, epoch=1),
-        orders=[SimpleNamespace(rank=0, log_file="log")],
-        rank_addresses=lambda: ["10.0.0.1"],
+        ranks=lambda: [(SimpleNamespace(rank=0, log_file="log"), "10.0.0.1")],
     )
 
 

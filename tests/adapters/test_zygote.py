@@ -16,16 +16,18 @@ from pathlib import Path
 import cloudpickle
 import pytest
 import pytest_asyncio
+from msgspec import structs
 
 from fabric import context
 from fabric.adapters.archive import DirectoryArchive
+from fabric.adapters.crew import Crew
 from fabric.adapters.forked import Fork
 from fabric.adapters.processes import end_all, tree_of
 from fabric.adapters.results import read_result
-from fabric.adapters.runner import Order, encode_order, stage_of
+from fabric.adapters.runner import Order, encode_order, ranks_of, stage_of
 from fabric.adapters.zygote_keeper import Zygote
 from fabric.gate.events import JobKind, LeaseOutcome
-from fabric.gate.instructions import Lease
+from fabric.gate.instructions import Lease, Share
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 LEASE = "FABRIC_LEASE_ID"
@@ -249,3 +251,108 @@ async def test_a_zygote_that_died_is_started_again(zygote):
     assert await zygote.socket()
     assert zygote.pid != before
     assert threading.active_count() < 50
+
+
+# -- a rank for each device --------------------------------------------------------------------------------------------
+
+
+class Crewed(Runner):
+    """A runner whose jobs have a rank for each of its devices."""
+
+    async def run_all(self, payload, *, devices, before=0):
+        _, order = self.stage(payload)
+        shares = tuple(Share(f"n{at}", count) for at, count in enumerate([before, devices] if before else [devices]))
+        whole = structs.replace(
+            order,
+            lease=structs.replace(order.lease, shares=shares),
+            rank=len(shares) - 1,
+            per_device=True,
+            master_port=free_port(),
+        )
+        stages = []
+        for at, rank in enumerate(ranks_of(whole)):
+            own = stage_of(
+                rank, archive=self.archive, devices=(str(at),), on_saved=lambda *facts: self.saves.append(facts),
+                on_report=lambda: None,
+            )  # fmt: skip
+            stages.append((own, encode_order(rank)))
+        crew = Crew.begin(stages, zygote=await self.zygote.socket())
+        return [own for own, _ in stages], crew, asyncio.create_task(asyncio.to_thread(crew.perform))
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def crewed(tmp_path, zygote):
+    runner = Crewed(tmp_path, zygote)
+    yield runner
+    for at in range(1, runner.count + 1):
+        assert end_all((), lease_id=f"job-{os.getpid()}-{at}.1")
+
+
+def meet():
+    """What a gang does: sums its ranks' numbers, and then all save or end."""
+    import torch
+    import torch.distributed as dist
+
+    job = context.current()
+    dist.init_process_group("gloo")
+    total = torch.tensor([job.rank])
+    dist.all_reduce(total)
+    dist.destroy_process_group()
+    print("rank", job.rank, "of", job.world_size)
+    return int(total), job.world_size, os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"], job.devices
+
+
+async def test_a_job_has_a_rank_for_each_device_and_the_result_of_the_first(crewed):
+    stages, _, ending = await crewed.run_all(call(meet), devices=3)
+    assert crewed.value(await ending) == (3, 3, "0", "3", ("0",))
+    for at, stage in enumerate(stages):
+        assert stage.log_file.read_text() == f"rank {at} of 3\n"
+
+
+async def test_ranks_are_numbered_over_all_shares(crewed):
+    def look():
+        job = context.current()
+        context.current().save(b"", step=1)
+        print(job.rank, job.world_size, os.environ["LOCAL_RANK"])
+
+    stages, _, ending = await crewed.run_all(call(look), devices=2, before=4)
+    end = await ending
+    assert end.outcome is LeaseOutcome.SUCCEEDED, end.error
+    assert [stage.log_file.read_text() for stage in stages] == ["4 6 0\n", "5 6 1\n"]
+
+
+def outlive():
+    """Rank 1 is killed; the other notices after a moment, saves and ends."""
+    job = context.current()
+    if job.rank == 1:
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    job.wait_for_stop(1.0)
+    job.save(b"whole", step=7)
+    job.park()
+
+
+async def test_whoever_outlives_a_rank_has_time_to_save_and_the_job_asks_to_go_on(crewed):
+    _, _, ending = await crewed.run_all(call(outlive), devices=2)
+    end = await ending
+    assert (end.outcome, end.again) == (LeaseOutcome.SAVED, True)
+    assert "SIGKILL" in end.error
+    assert [step for step, _, _ in crewed.saves] == [7]
+
+
+async def test_all_ranks_are_asked_to_stop_at_once(crewed):
+    def wait():
+        if context.current().wait_for_stop(60):
+            context.current().park()
+
+    stages, crew, ending = await crewed.run_all(call(wait), devices=3)
+    stages[0].fork = crew
+    await asyncio.sleep(0.5)
+    stages[0].ask_to_stop("evicted", seconds_left=10, save=True)
+    assert (await ending).outcome is LeaseOutcome.SAVED

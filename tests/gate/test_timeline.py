@@ -135,6 +135,29 @@ def test_a_job_that_ends_saved_and_asks_to_go_on_is_queued_anew(story):
     )
 
 
+def test_a_job_that_asks_to_go_on_without_getting_anywhere_has_failed(story):
+    story.do(submit())
+    for attempt in range(1, 7):
+        lease = f"j.{attempt}"
+        story.do(started(lease))
+        story.do(saved_at(5, lease=lease))
+        story.do(finished("saved", lease, again=True))
+        story.do(removed(lease))
+    assert story.job().state.value == "failed"
+    assert "5 times in a row at step 5" in story.job().error
+
+
+def test_a_job_that_gets_farther_each_time_goes_on(story):
+    story.do(submit())
+    for attempt in range(1, 20):
+        lease = f"j.{attempt}"
+        story.do(started(lease))
+        story.do(saved_at(attempt, lease=lease))
+        story.do(finished("saved", lease, again=True))
+        story.do(removed(lease))
+    assert story.job().state.value == "starting"
+
+
 def test_a_story_without_end_keeps_its_beginning_and_its_newest_part():
     moments = []
     for at in range(1_000):

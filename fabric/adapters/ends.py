@@ -1,0 +1,43 @@
+"""How the ends of several ranks make one: a gang ends as its worst rank does, but for peers that outlived one and saved."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from fabric.adapters.stages import JobEnd
+from fabric.gate.events import LeaseOutcome
+
+SURVIVORS_S: Final = 10.0
+"""How long the others may take to notice that a rank is gone, and to save what it left them with."""
+DIED: Final = "worker_died"
+"""How the error of a rank begins that ended without a word: killed, out of memory, crashed."""
+_WORST_FIRST: Final = (LeaseOutcome.LOST, LeaseOutcome.FAILED, LeaseOutcome.SAVED, LeaseOutcome.SUCCEEDED)
+
+
+def spoils(end: JobEnd) -> bool:
+    """Whether a gang can't go on after such an end of one rank."""
+    return end.outcome in (LeaseOutcome.FAILED, LeaseOutcome.LOST)
+
+
+def died(end: JobEnd) -> bool:
+    """Whether the rank ended without a word: nothing its code did or said, as far as anybody knows."""
+    return spoils(end) and (end.outcome is LeaseOutcome.LOST or end.error.startswith(DIED))
+
+
+def together(ends: Sequence[JobEnd]) -> JobEnd:
+    """The worst of the ranks' ends, with rank 0's result, which comes first.
+
+    Where ranks died and others outlived them and saved, the gang has saved, and asks to be queued anew.
+    """
+    worst = min(ends, key=lambda end: _WORST_FIRST.index(end.outcome))
+    saved = next((end for end in ends if end.outcome is LeaseOutcome.SAVED), None)
+    if saved is not None and worst.outcome is LeaseOutcome.FAILED and all(died(end) for end in ends if spoils(end)):
+        worst = msgspec.structs.replace(saved, again=True, error=worst.error)
+    return msgspec.structs.replace(
+        worst,
+        result_ref=worst.result_ref or (ends[0].result_ref if worst.outcome is LeaseOutcome.SUCCEEDED else ""),
+        reusable=all(end.reusable for end in ends),
+        used_ray=any(end.used_ray for end in ends),
+        step=max(end.step for end in ends),
+    )

@@ -1,0 +1,42 @@
+"""How the ends of ranks make one."""
+
+import pytest
+
+from fabric.adapters.ends import together
+from fabric.adapters.stages import JobEnd
+from fabric.gate.events import LeaseOutcome
+
+DONE = JobEnd(outcome=LeaseOutcome.SUCCEEDED, result_ref="r", step=9)
+SAVED = JobEnd(outcome=LeaseOutcome.SAVED, step=8)
+RAISED = JobEnd(outcome=LeaseOutcome.FAILED, error="ValueError: no", result_ref="e")
+DIED = JobEnd(outcome=LeaseOutcome.FAILED, error="worker_died: its process was ended by SIGKILL")
+LOST = JobEnd(outcome=LeaseOutcome.LOST, error="node h1 is gone")
+
+
+@pytest.mark.parametrize(
+    ("ends", "outcome", "again"),
+    [
+        ((DONE, DONE), LeaseOutcome.SUCCEEDED, False),
+        ((SAVED, SAVED), LeaseOutcome.SAVED, False),
+        ((DONE, RAISED), LeaseOutcome.FAILED, False),
+        ((DIED, SAVED), LeaseOutcome.SAVED, True),
+        ((SAVED, DIED, DIED), LeaseOutcome.SAVED, True),
+        ((RAISED, SAVED), LeaseOutcome.FAILED, False),
+        ((RAISED, DIED, SAVED), LeaseOutcome.FAILED, False),
+        ((DIED, DONE), LeaseOutcome.FAILED, False),
+        ((LOST, SAVED), LeaseOutcome.LOST, False),
+    ],
+)
+def test_a_gang_ends_as_its_worst_rank_unless_others_outlived_the_dead_and_saved(ends, outcome, again):
+    end = together(ends)
+    assert (end.outcome, end.again) == (outcome, again)
+    assert end.step == max(each.step for each in ends)
+
+
+def test_why_a_rank_died_is_told_where_the_others_saved():
+    assert "SIGKILL" in together((SAVED, DIED)).error
+
+
+def test_the_result_is_rank_zeros():
+    assert together((DONE, JobEnd(outcome=LeaseOutcome.SUCCEEDED))).result_ref == "r"
+    assert together((SAVED, SAVED)).result_ref == ""
