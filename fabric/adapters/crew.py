@@ -6,7 +6,7 @@ one's progress, and their ends are judged as one. Who outlives another is given 
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from fabric.adapters.ends import SURVIVORS_S, spoils, together
@@ -44,7 +44,7 @@ class Crew:
         for fork, _ in self._members:
             fork.ask_to_save()
 
-    def perform(self) -> JobEnd:
+    def perform(self, has_saved: Callable[[], bool]) -> JobEnd:
         """Hear all of them to their end, or for as long as survivors have after one is lost; never raises."""
         for at, (fork, stage) in enumerate(self._members):
             threading.Thread(target=self._hear, args=(at, fork, stage), name=f"fabric-rank-{at}", daemon=True).start()
@@ -57,7 +57,7 @@ class Crew:
                 if left_s is not None and left_s <= 0:
                     break
                 self._ended.wait(left_s)
-            return together([self._ends[at] for at in sorted(self._ends)])
+            return together([self._ends[at] for at in sorted(self._ends)], saved=has_saved())
 
     def _hear(self, at: int, fork: Fork, stage: Stage) -> None:
         try:

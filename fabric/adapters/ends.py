@@ -25,15 +25,21 @@ def died(end: JobEnd) -> bool:
     return spoils(end) and (end.outcome is LeaseOutcome.LOST or end.error.startswith(DIED))
 
 
-def together(ends: Sequence[JobEnd]) -> JobEnd:
+def together(ends: Sequence[JobEnd], *, saved: bool) -> JobEnd:
     """The worst of the ranks' ends, with rank 0's result, which comes first.
 
-    Where ranks died and others outlived them and saved, the gang has saved, and asks to be queued anew.
+    Where ranks died and others outlived them, and a checkpoint was `saved`, the gang has saved, and asks to be queued anew.
+    Without a new one it would die at the same step for ever: that is a failure, which is counted.
     """
     worst = min(ends, key=lambda end: _WORST_FIRST.index(end.outcome))
-    saved = next((end for end in ends if end.outcome is LeaseOutcome.SAVED), None)
-    if saved is not None and worst.outcome is LeaseOutcome.FAILED and all(died(end) for end in ends if spoils(end)):
-        worst = msgspec.structs.replace(saved, again=True, error=worst.error)
+    survivor = next((end for end in ends if end.outcome is LeaseOutcome.SAVED), None)
+    if (
+        survivor is not None
+        and saved
+        and worst.outcome is LeaseOutcome.FAILED
+        and all(died(end) for end in ends if spoils(end))
+    ):
+        worst = msgspec.structs.replace(survivor, again=True, error=worst.error)
     return msgspec.structs.replace(
         worst,
         result_ref=worst.result_ref or (ends[0].result_ref if worst.outcome is LeaseOutcome.SUCCEEDED else ""),

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import ray
 
-from fabric.adapters.ends import DIED, SURVIVORS_S, died, spoils, together
+from fabric.adapters.ends import DIED, SURVIVORS_S, spoils, together
 from fabric.adapters.groups import Seated
 from fabric.adapters.nodes import Node, answers
 from fabric.adapters.stages import JobEnd, Save
@@ -43,9 +43,9 @@ class Ranks:
             while waiting:
                 left_s = None if give_up_at is None else give_up_at - asyncio.get_running_loop().time()
                 done, waiting = await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-                if not done or any(spoils(rank.result()) and not died(rank.result()) for rank in done):
+                if not done:
                     break
-                if give_up_at is None and any(died(rank.result()) for rank in done):
+                if give_up_at is None and any(spoils(rank.result()) for rank in done):
                     give_up_at = asyncio.get_running_loop().time() + SURVIVORS_S
             ends = [rank.result() for rank in ranks if rank.done()]
         finally:
@@ -55,7 +55,7 @@ class Ranks:
             if task.done():
                 for save in task.result().saves[self.reported_saves.get(rank, 0) :]:
                     self._report_save(rank, save)
-        return together(ends)
+        return together(ends, saved=any(end.saves for end in ends))
 
     async def _rank_end(self, rank: int, call: Any) -> JobEnd:
         runner = self.runners[rank]

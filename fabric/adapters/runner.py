@@ -243,7 +243,7 @@ class Runner:
         if stage.context.stop_requested:
             left_s = stage.context.deadline_s_left() or 0.0
             crew.ask_to_stop(stage.context.stop_reason, seconds_left=left_s, save=stage.context.save_wanted)
-        return crew.perform()
+        return crew.perform(lambda: bool(self._saves))
 
     def _note_save(self, save: Save) -> None:
         self._saves.append(save)

@@ -28,15 +28,19 @@ LOST = JobEnd(outcome=LeaseOutcome.LOST, error="node h1 is gone")
     ],
 )
 def test_a_gang_ends_as_its_worst_rank_unless_others_outlived_the_dead_and_saved(ends, outcome, again):
-    end = together(ends)
+    end = together(ends, saved=True)
     assert (end.outcome, end.again) == (outcome, again)
     assert end.step == max(each.step for each in ends)
 
 
 def test_why_a_rank_died_is_told_where_the_others_saved():
-    assert "SIGKILL" in together((SAVED, DIED)).error
+    assert "SIGKILL" in together((SAVED, DIED), saved=True).error
 
 
 def test_the_result_is_rank_zeros():
-    assert together((DONE, JobEnd(outcome=LeaseOutcome.SUCCEEDED))).result_ref == "r"
-    assert together((SAVED, SAVED)).result_ref == ""
+    assert together((DONE, JobEnd(outcome=LeaseOutcome.SUCCEEDED)), saved=False).result_ref == "r"
+    assert together((SAVED, SAVED), saved=True).result_ref == ""
+
+
+def test_a_gang_that_saved_nothing_new_before_a_rank_died_has_failed():
+    assert together((DIED, SAVED), saved=False).outcome is LeaseOutcome.FAILED

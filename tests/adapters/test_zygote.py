@@ -277,7 +277,11 @@ class Crewed(Runner):
             )  # fmt: skip
             stages.append((own, encode_order(rank)))
         crew = Crew.begin(stages, zygote=await self.zygote.socket())
-        return [own for own, _ in stages], crew, asyncio.create_task(asyncio.to_thread(crew.perform))
+        return (
+            [own for own, _ in stages],
+            crew,
+            asyncio.create_task(asyncio.to_thread(crew.perform, lambda: bool(self.saves))),
+        )
 
 
 def free_port():

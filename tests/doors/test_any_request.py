@@ -2,6 +2,8 @@
 
 import asyncio
 import inspect
+import tempfile
+from pathlib import Path
 
 from google.protobuf.descriptor import FieldDescriptor as Field
 from hypothesis import HealthCheck, given, settings
@@ -38,8 +40,8 @@ UNARY = sorted(name for name, method in METHODS.items() if not (method.client_st
 class Journal(StandInPort):
     """Writes down what the gate decides, and insists that it can be read again."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, folder):
+        super().__init__(folder)
         self.leaves = []
         self._handle, self.gate.handle = self.gate.handle, self.handle
 
@@ -120,8 +122,8 @@ async def answer(door, name, caller, request):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(calls=st.lists(CALL, min_size=5, max_size=25), run_jobs=st.booleans())
 def test_any_request_gets_an_answer_and_leaves_a_journal_that_reads_back(calls, run_jobs):
-    async def go():
-        port = Journal()
+    async def go(folder):
+        port = Journal(folder)
         port.run_jobs = run_jobs
         port.seed(
             Configure(tariffs=TARIFFS, catalogue=CATALOGUE),
@@ -135,4 +137,5 @@ def test_any_request_gets_an_answer_and_leaves_a_journal_that_reads_back(calls, 
             await answer(door, name, caller, request)
         port.check()
 
-    asyncio.run(go())
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(go(Path(folder)))
