@@ -100,6 +100,7 @@ class _Vector:
         self._padding = first.new_zeros(-sum(self._sizes) % world)
         self._whole = first.new_empty(sum(self._sizes) + self._padding.numel())
         self._folding = Folding(self._whole)
+        self._room: dict[str, Tensor] = {}
 
     def begin(self, plan: Plan, rank: int) -> None:
         block = plan.block(rank)
@@ -124,12 +125,15 @@ class _Vector:
         """Slice by slice: each rank completes one slice of the vector for all."""
         world, piece = gang.world, self._whole.numel() // gang.world
         nodes = [plan.nodes(rank) for rank in range(world)]
-        rows = [total.view(world, piece) for total in totals]
-        sent = torch.stack(rows, dim=1) if rows else self._whole.new_empty(0, piece)
-        received = sent.new_empty(sum(map(len, nodes)), piece)
+        sent = self._kept("sent", len(totals) * world, piece)
+        if len(totals) == 1:
+            sent = totals[0].view(world, piece)
+        elif totals:
+            torch.stack([total.view(world, piece) for total in totals], dim=1, out=sent.view(world, -1, piece))
+        received = self._kept("received", sum(map(len, nodes)), piece)
         work = dist.all_to_all_single(
             received,
-            sent.view(-1, piece),
+            sent,
             output_split_sizes=[len(own) for own in nodes],
             input_split_sizes=[len(totals)] * world,
             group=gang.data,
@@ -140,3 +144,10 @@ class _Vector:
         work = dist.all_gather_single(self._whole, mine, group=gang.data, async_op=True)
         gang.finish(work, "gathering gradients")
         return self._whole
+
+    def _kept(self, name: str, rows: int, piece: int) -> Tensor:
+        """Room for so many slices, which is not given back: fresh memory costs more than what is sent."""
+        kept = self._room.get(name)
+        if kept is None or kept.numel() < rows * piece:
+            kept = self._room[name] = self._whole.new_empty(rows * piece)
+        return kept[: rows * piece].view(rows, piece)

@@ -27,6 +27,7 @@ from fabric.errors import Unavailable
 from training.gang import Gang, PeerLost, Seat
 from training.gradients import Gradients, Reproducible
 from training.mixing import Balance
+from training.replicas import _Vector
 from training.session import session
 from training.sharded import Sharded, restore, state_of
 from training.virtual import Plan, VirtualRanks
@@ -62,6 +63,7 @@ class Order:
     epoch: int = 1
     epochs: int = 1
     samples: int = 504
+    balances: bool = True
     workers: int = 0
 
     def path(self, name):
@@ -143,14 +145,15 @@ def dataset():
 
 def losses(model, pause_s=0.0):
     inputs, wanted = dataset()
+    due = [0.0]
 
     def loss_of(micro):
-        began = time.monotonic()
+        due[0] = max(due[0], time.monotonic() - pause_s) + pause_s  # whatever the rest takes is within the pause
         at = torch.arange(micro.start, micro.stop) % SAMPLES
         noise = torch.from_numpy(np.random.normal(size=(len(at), WIDTH))).float() * random.random()  # noqa: NPY002  # the global state is the point
         loss = functional.cross_entropy(model(inputs[at] + 0.1 * noise), wanted[at])
         if pause_s:
-            time.sleep(max(0.0, pause_s - (time.monotonic() - began)))
+            time.sleep(max(0.0, due[0] - time.monotonic()))
         return loss
 
     return loss_of
@@ -227,7 +230,7 @@ def loop(run, gang, shelf, order):
         )
         run.step += 1
         verdict = agreement.wait()
-        if order.speeds and balance.observe(verdict.laps_us):
+        if order.speeds and order.balances and balance.observe(verdict.laps_us):
             gradients.plan = Plan(balance.shares)
         if verdict.stop and run.step < order.steps:
             gang.keep(run.step, save=lambda: save(run, gang, shelf, order), newest=shelf.newest, patience_s=0.3)
@@ -353,3 +356,53 @@ def script(rank, world, port, order):
 
 def hash_of(row):
     return hashlib.sha256(row.numpy().tobytes()).hexdigest()[:12]
+
+
+def agree_often(rank, world, port, order):
+    """Steps of 5 ms with nothing in them but the agreement."""
+    torch.set_num_threads(1)
+    gang = Gang.open(Seat(rank=rank, world=world, master=("127.0.0.1", port)), backend="gloo")
+    starts, reads, cpus = [], [], []
+    for _ in range(order.steps):
+        cpu = time.thread_time()
+        began = time.perf_counter()
+        agreement = gang.agree(stop=False, lap_us=1)
+        starts.append(time.perf_counter() - began)
+        cpu = time.thread_time() - cpu
+        time.sleep(0.005)
+        again = time.thread_time()
+        began = time.perf_counter()
+        agreement.wait()
+        reads.append(time.perf_counter() - began)
+        cpus.append(cpu + time.thread_time() - again)
+    start_ms, read_ms, cpu_ms = (float(np.median(found)) * 1e3 for found in (starts, reads, cpus))
+    note(order, rank, start_ms=start_ms, read_ms=read_ms, cpu_ms=cpu_ms)
+    gang.close()
+
+
+def fold_often(rank, world, port, order):
+    """The exchange of a gradient of `batch` MiB, beside an all-reduce of it."""
+    torch.set_num_threads(1)
+    gang = Gang.open(Seat(rank=rank, world=world, master=("127.0.0.1", port)), backend="gloo")
+    leaf = torch.ones(order.batch << 18)
+    ragged = [order.virtual // world + (1 if at % 2 else -1) for at in range(world)]
+    took = {}
+    for name, plan in {"fold_s": Plan.even(order.virtual, world), "ragged_s": Plan(tuple(ragged))}.items():
+        vector = _Vector([0], [leaf], world=world)
+        took[name] = []
+        for _ in range(order.steps):
+            vector.begin(plan, rank)
+            for _ in plan.block(rank):
+                vector.add([leaf])
+            dist.barrier()
+            began = time.perf_counter()
+            vector.finish(plan, gang)
+            took[name].append(time.perf_counter() - began)
+    took["reduce_s"] = []
+    for _ in range(order.steps):
+        dist.barrier()
+        began = time.perf_counter()
+        dist.all_reduce(leaf)
+        took["reduce_s"].append(time.perf_counter() - began)
+    note(order, rank, **{name: float(np.median(found)) for name, found in took.items()})
+    gang.close()
