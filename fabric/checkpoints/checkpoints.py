@@ -81,7 +81,7 @@ class Checkpoints:
             tenant: a prefix that `prefix` and the target of a fork must lie below; "" = any.
             on_durable: told of every commit, with the µs from `begin` on.
         """
-        _check_policy(keep, every)
+        retention.check_policy(keep=keep, every=every)
         self.store = store
         self.prefix = moving.below(tenant, prefix)
         attempt_id = checked_key(attempt_id or secrets.token_hex(6))
@@ -98,6 +98,7 @@ class Checkpoints:
         self.shelf = Shelf(store, local, self.prefix)
         self._claimed = False
         self._began: dict[str, int] = {}
+        self._offered: set[str] = set()
 
     @property
     def epoch(self) -> int:
@@ -130,7 +131,7 @@ class Checkpoints:
         """Make a draft whose shards are all on this machine survive the process, not the machine: see `staged`."""
         if self.local is None:
             raise InvalidRequest("staging needs a local tier: give Checkpoints a `local`", code="no_local_tier")
-        parent, _ = _tip(self.log.view())
+        parent, _ = self.log.view().tip
         manifest = self._manifest(draft, draft.shards, slot=parent, meta=meta, world=world)
         self.shelf.stage(manifest)
         return manifest
@@ -148,7 +149,7 @@ class Checkpoints:
         manifest = self._manifest(draft, found.values(), slot=0, meta=meta, world=world)
         if draft.is_staged and len(found) == len(draft.shards):
             self.claim()
-            parent, _ = _tip(self.log.seen)
+            parent, _ = self.log.seen.tip
             self.shelf.stage(msgspec.structs.replace(manifest, slot=parent))
         draft.upload()
         return self._commit(manifest)
@@ -166,9 +167,13 @@ class Checkpoints:
             self.local.delete_folder(self.prefix)
 
     def abandon(self, draft: Draft) -> None:
-        """Forget a draft that will not be committed, and what was written of it."""
+        """Forget a draft that will not be committed, and what was written of it.
+
+        After a commit whose answer was lost nobody knows whether its record is there, so the shards stay.
+        """
         self._began.pop(draft.id, None)
-        self.shelf.delete(draft.id)
+        if draft.id not in self._offered:
+            self.shelf.delete(draft.id)
 
     def newest(self, *, verify: bool = True) -> Manifest | None:
         """The newest checkpoint whose every shard is what was saved; None if nothing was ever saved.
@@ -245,7 +250,7 @@ class Checkpoints:
         if found is None:
             return None
         self._same_model(found)
-        parent, draft = _tip(self.log.view())
+        parent, draft = self.log.view().tip
         return found if found.slot == parent and found.draft != draft else None
 
     def commit_staged(self, manifest: Manifest) -> Manifest:
@@ -300,7 +305,7 @@ class Checkpoints:
         Raises:
             Conflict: this attempt is fenced, so it deletes nothing.
         """
-        _check_policy(keep, every)
+        retention.check_policy(keep=keep, every=every)
         self.claim()
         before = self.log.view().manifests
         if retention.staying(before, keep=keep, every=every) == before:
@@ -323,6 +328,7 @@ class Checkpoints:
 
     def _commit(self, manifest: Manifest) -> Manifest:
         self.claim()
+        self._offered.add(manifest.draft)
         mine = msgspec.structs.replace(
             manifest, epoch=self.writer.epoch, attempt=self.writer.attempt, writer=self.writer.id
         )
@@ -383,13 +389,3 @@ class Checkpoints:
                 found=manifest.model,
                 wanted=self.model,
             )
-
-
-def _check_policy(keep: int, every: int) -> None:
-    if keep < 1 or every < 0:
-        raise InvalidRequest(f"keep={keep}, every={every}: keep at least 1, every at least 0", code="keep_invalid")
-
-
-def _tip(view: View) -> tuple[int, str]:
-    """The slot and draft of the newest checkpoint that stands."""
-    return (view.manifests[0].slot, view.manifests[0].draft) if view.manifests else (0, "")

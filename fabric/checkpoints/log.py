@@ -52,6 +52,12 @@ class View:
         return tuple(found for found in self.standing if isinstance(found, Manifest))
 
     @property
+    def tip(self) -> tuple[int, str]:
+        """The slot and draft of the newest checkpoint that stands; (0, "") if none does."""
+        newest = next(iter(self.manifests), None)
+        return (newest.slot, newest.draft) if newest else (0, "")
+
+    @property
     def claim(self) -> Claim | None:
         """The newest claim."""
         return next((found for found in self.standing if isinstance(found, Claim)), None)

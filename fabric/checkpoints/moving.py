@@ -63,16 +63,28 @@ def forked(shelf: Shelf, source: Manifest, *, to_prefix: str) -> Manifest:
     log = Log(shelf.store, to_prefix)
     draft = f"{0:08d}-{source.step}-{secrets.token_hex(6)}-fork"
     shards = tuple(msgspec.structs.replace(shard, key=f"data/{draft}/{shard.name}") for shard in source.shards)
+    target = Shelf(shelf.store, None, to_prefix)
     try:
         for shard, copied in zip(source.shards, shards, strict=True):
             shelf.store.copy(f"{shelf.prefix}/{shard.key}", f"{to_prefix}/{copied.key}")
-        first = msgspec.structs.replace(
-            source, prefix=to_prefix, epoch=0, attempt="fork", writer=secrets.token_hex(6), draft=draft, shards=shards,
-            stands=(), origin=f"fork of step {source.step} of {source.prefix}",
-        )  # fmt: skip
-        made = log.append(lambda view: _first(view, first))
     except BaseException:
-        Shelf(shelf.store, None, to_prefix).delete(draft)
+        target.delete(draft)
+        raise
+    first = msgspec.structs.replace(
+        source,
+        prefix=to_prefix,
+        epoch=0,
+        attempt="fork",
+        writer=secrets.token_hex(6),
+        draft=draft,
+        shards=shards,
+        stands=(),
+        origin=f"fork of step {source.step} of {source.prefix}",
+    )
+    try:
+        made = log.append(lambda view: _first(view, first))
+    except Conflict:  # at any other end nobody knows whether the record is there, so the shards stay
+        target.delete(draft)
         raise
     assert isinstance(made, Manifest)
     return made

@@ -12,8 +12,19 @@ import msgspec
 from fabric.checkpoints.log import Log, View
 from fabric.checkpoints.records import Claim, Manifest
 from fabric.checkpoints.shelf import Shelf
+from fabric.errors import InvalidRequest
 
 _EPOCH_DIGITS: Final = 8
+
+
+def check_policy(*, keep: int, every: int) -> None:
+    """Refuse to keep nothing.
+
+    Raises:
+        InvalidRequest: keep is less than 1, or every less than 0.
+    """
+    if keep < 1 or every < 0:
+        raise InvalidRequest(f"keep={keep}, every={every}: keep at least 1, every at least 0", code="keep_invalid")
 
 
 def staying(standing: tuple[Manifest, ...], *, keep: int, every: int) -> tuple[Manifest, ...]:

@@ -74,6 +74,24 @@ def test_one_failed_request_of_a_save_is_tried_again_and_nobody_notices(faulty, 
     assert Checkpoints(store, prefix=JOB, epoch=2).load()[1] == {"state": b"state 2"}
 
 
+def test_a_commit_of_which_nobody_knows_whether_it_was_carried_out_may_be_abandoned(faulty, open_store, save):
+    store = open_store()
+    first = Checkpoints(store, prefix=JOB, epoch=1, keep=1)
+    save(first, 1)
+    draft = first.begin(2)
+    draft.put("state", b"state 2")
+    faulty.fault_of = lambda request: DROP_AFTER if "/log/" in request.path else None
+    with pytest.raises(Unavailable):
+        first.commit(draft)
+    first.abandon(draft)
+    faulty.fault_of = lambda _: None
+    second = Checkpoints(store, prefix=JOB, epoch=2, keep=1)
+    second.claim()
+    second.sweep()
+    manifest, shards = second.load()
+    assert shards == {"state": f"state {manifest.step}".encode()}
+
+
 def test_a_create_is_somebody_elses_when_the_bytes_are(open_store):
     store = open_store()
     assert store.put("k", b"mine", once=True)
