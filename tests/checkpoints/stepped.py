@@ -6,7 +6,10 @@ So a few lines of protocol run through thousands of different interleavings, eac
 import random
 import threading
 
-from fabric.errors import NotFound
+from fabric.errors import NotFound, Unavailable
+
+FAILING = 0.05
+"""So many writes fail, half of them after they were carried out."""
 
 
 class MemoryStore:
@@ -22,9 +25,14 @@ class MemoryStore:
 
     def put(self, key, data, *, once=False):
         self.turn()
+        luck = self.director.dice.random() if self.director is not None else 1.0
+        if luck < FAILING / 2:
+            raise Unavailable("nothing was done", code="store_failed")
         if once and key in self.values:
             return False
         self.values[key] = bytes(data)
+        if luck < FAILING:
+            raise Unavailable("it was done, and the answer was lost", code="store_failed")
         return True
 
     def put_file(self, key, path):

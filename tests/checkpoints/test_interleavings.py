@@ -1,4 +1,4 @@
-"""Attempts that run, sleep, wake as zombies, sweep and roll back at the same time, in every order that chance finds.
+"""Attempts that run, sleep, wake as zombies, sweep and lose answers at the same time, in every order that chance finds.
 
 What holds in each: a commit that began after a newer attempt's claim was answered never succeeds; what was acknowledged is
 found whole, or something that came later; and no shard of a checkpoint that stands is ever deleted.
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from fabric.checkpoints import Checkpoints
-from fabric.errors import CheckpointDamaged, Conflict
+from fabric.errors import CheckpointDamaged, Conflict, Unavailable
 from tests.checkpoints.stepped import Director, MemoryStore
 
 JOB = "jobs/acme/j-1/checkpoint"
@@ -53,7 +53,7 @@ def an_attempt(director, store, history, *, epoch, kind, saves, sweeps, attempt_
             history.claims.append((epoch, director.clock))
             if kind is Checkpoints:
                 checkpoints.load()
-        except Conflict:
+        except (Conflict, Unavailable):
             return
         except CheckpointDamaged as error:
             history.losses.append(f"attempt {epoch} found nothing whole: {error}")
@@ -61,10 +61,14 @@ def an_attempt(director, store, history, *, epoch, kind, saves, sweeps, attempt_
         for step in range(saves):
             began = director.clock
             draft = checkpoints.begin(epoch * 100 + step)
-            draft.put("state", f"{epoch} {step} {attempt_id}".encode())
             try:
+                draft.put("state", f"{epoch} {step} {attempt_id}".encode())
                 made = checkpoints.commit(draft)
+            except Unavailable:
+                checkpoints.abandon(draft)
+                continue
             except Conflict:
+                checkpoints.abandon(draft)
                 return
             history.commits.append((epoch, made.slot, began, director.clock))
             if sweeps:
