@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
+from google.protobuf.json_format import ParseDict
+
 from fabric.cli.output import console, moment, print_records, table
 from fabric.units import CT_DECIMALS, format_ct
 from fabric.wire import fabric_pb2 as pb
@@ -34,6 +36,11 @@ def print_totals(calls: Sequence[pb.Cdr]) -> None:
 def print_calls(calls: Sequence[pb.Cdr]) -> None:
     """Every one."""
     print_records(calls, as_json=False, title="calls", columns=_CALL_COLUMNS, spare=("reasoning", "key", "on"))
+
+
+def calls_in(records: list[dict[str, Any]]) -> list[pb.Cdr]:
+    """The calls among a statement's records, as the wire has them."""
+    return [ParseDict(each, pb.Cdr(), ignore_unknown_fields=True) for each in records if each.get("model")]
 
 
 def gathered_by_model(lines: list[dict[str, Any]], records: list[dict[str, Any]]) -> list[dict[str, Any]]:

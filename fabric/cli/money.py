@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from fabric.cli.calls import gathered_by_model, print_calls, print_totals
+from fabric.cli.calls import calls_in, gathered_by_model, print_calls, print_totals
 from fabric.cli.moments import Since, Until, parse_moment
 from fabric.cli.output import console, duration, moment, print_facts, print_json, print_records, record, say, table
 from fabric.cli.session import AsJson, ForAccount, client, job_named
@@ -134,6 +134,7 @@ def usage(
 def statement(
     *,
     every: Annotated[bool, typer.Option("--every", help="Every single charge, not one line for each hold.")] = False,
+    every_call: Annotated[bool, typer.Option("--calls", help="Every call of a language model, too.")] = False,
     since: Since = "",
     until: Until = "",
     account: ForAccount = "",
@@ -156,6 +157,8 @@ def statement(
         for line in lines
     ]
     console().print(table(f"account {found['account_id']}", ("time", "what", "about", "CT", "held CT"), rows))
+    if every_call and (calls := calls_in(found["records"])):
+        print_calls(calls)
     opening, closing = found["opening"], found["closing"]
     if since:
         print_facts({"free": f"{format_ct(opening['free_uhs'], decimals=8)} CT"}, title="opening")

