@@ -8,6 +8,7 @@ its first output (an async generator runs when it is first asked), so a refusal 
 """
 
 import asyncio
+import contextlib
 import copy
 import os
 import time
@@ -27,6 +28,7 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.exceptions import GenerationError
 from vllm.outputs import STREAM_FINISHED, CompletionOutput, PoolingRequestOutput, RequestOutput
+from vllm.reasoning import ReasoningParserManager
 from vllm.renderers.inputs.preprocess import extract_prompt_len
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.usage.usage_lib import UsageContext
@@ -94,6 +96,8 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
 
     meter: Meter
     ttfts_us: "deque[int]"
+    reasoner: Any = None
+    """vLLM's parser of the model's reasoning, where it has one: it counts the tokens of it."""
 
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **more: Any
@@ -157,6 +161,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
             ended = "error"
             raise
         finally:
+            self._count_reasoning(call_id, produced)
             self._end(ticket, call_id, ended)
             await engine.aclose()
 
@@ -196,6 +201,16 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
             raise
         ticket.admitted += 1
         return call_id
+
+    def _count_reasoning(self, call_id: str, produced: _Produced) -> None:
+        """Which of the answer's tokens were reasoning: known for sure only at its end."""
+        if self.reasoner is None:
+            return
+        reasoning = 0
+        with contextlib.suppress(Exception):  # a parser's mistake must not leave a call unsettled
+            reasoning = sum(self.reasoner.count_reasoning_tokens(ids) for ids in produced.ids.values())
+        kept = self.meter.book.calls[call_id].usage
+        self.meter.advance(call_id, completion=kept.completion_tokens, cached=kept.cached_tokens, reasoning=reasoning)
 
     def _end(self, ticket: Ticket, call_id: str, ended: Any) -> None:
         call, charged_uhs = self.meter.end(call_id, ended)
@@ -292,6 +307,8 @@ class Engine:
             llm = await asyncio.to_thread(_started, config)
             reaper.tell()
             llm.meter, llm.ttfts_us = meter, deque(maxlen=_TTFTS_KEPT)
+            if name := args.structured_outputs_config.reasoning_parser:
+                llm.reasoner = ReasoningParserManager.get_reasoning_parser(name)(llm.get_tokenizer())
             tasks = await llm.get_supported_tasks()
             app = build_app(args, tasks, llm.model_config)
             await init_app_state(llm, app.state, args, tasks)
@@ -303,7 +320,8 @@ class Engine:
         return cls(llm, app, meter, reaper, trust=trust)
 
     async def check(self) -> None:
-        """Raises vLLM's own error where the engine is dead."""
+        """Raises where the engine is dead (vLLM's own error) or the meter is."""
+        self.meter.check()
         await self.llm.check_health()
 
     def load(self) -> dict[str, int]:

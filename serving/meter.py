@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 
-from fabric.errors import FabricError, InsufficientTokens, NotFound, Unavailable
+from fabric.errors import FabricError, InsufficientTokens, Internal, NotFound, Unavailable
 from fabric.units import format_ct
 from serving.calls import Call, Ended, Granted, SliceLedger, Usage
 from serving.metering import Metering, OpenCall, Short
@@ -63,6 +63,11 @@ class Meter:
         for ask in self.outbox.unsettled:
             self._send(ask, recovered=True)
         self._ticking = asyncio.create_task(self._tick())
+
+    def check(self) -> None:
+        """Raises `Internal` where the meter's own work has ended: the replica must be started anew, from its outbox."""
+        if self._ticking is not None and self._ticking.done() and not self._ticking.cancelled():
+            raise Internal(f"the meter stopped: {self._ticking.exception()!r}", code="meter_stopped")
 
     async def close(self, *, timeout_s: float = 10.0, for_good: bool = False) -> bool:
         """Give every slice back; whether the ledger knows all of it. What it doesn't stays in the outbox.
@@ -222,6 +227,11 @@ class Meter:
                     continue
                 self._refused(ask, error)
                 return error
+            except Exception:
+                # Whatever it was, the ledger may have heard: a message is never dropped, or its slice would hang.
+                _log.exception("a message to the ledger failed", kind=ask.kind, hold=ask.hold_id)
+                await asyncio.sleep(self._retry_s[1])
+                continue
             self.book.granted(ask, granted, now_us=self._clock())
             over = ask.kind == "settle" or (ask.kind == "record" and (recovered or not self.book.knows(ask.hold_id)))
             self.outbox.acknowledged(ask, over=over)

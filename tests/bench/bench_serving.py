@@ -6,6 +6,7 @@ token, the time between tokens and the throughput, and the ratios of metered to 
 
 import argparse
 import asyncio
+import functools
 import itertools
 import json
 import os
@@ -132,6 +133,43 @@ def report(streams, seen):
     )
 
 
+async def work_of_the_meter(place, rig_module, *, calls=200, outputs=200):
+    """CPU time of the meter alone, by output and by call: what other work on the machine can't change."""
+    from serving_tests.ledger_standin import LedgerStandIn
+
+    from fabric.charging.rates import charge_uhs
+    from serving.meter import Meter
+    from serving.metering import Metering
+    from serving.outbox import Outbox
+    from serving.slices import Payer
+
+    charge = functools.partial(charge_uhs, rig_module.RATE)
+    ledger = LedgerStandIn(charge)
+    ledger.top_up("ann", 10**15)
+    book = Metering(name="bench", model="m", accelerator="CPU", charge=charge)
+    meter = Meter(book, Outbox(Path(place) / "bench.outbox"), ledger)
+    await meter.start()
+    opening = moving = ending = 0
+    for number in range(calls):
+        began = time.process_time_ns()
+        await meter.open(f"c{number}", payer=Payer("ann"), key_id="k", prompt_tokens=100, wants=outputs)
+        opened = time.process_time_ns()
+        for tokens in range(1, outputs + 1):
+            if meter.advance(f"c{number}", completion=tokens, cached=0) < tokens:
+                await meter.extend(f"c{number}", completion=tokens, cached=0)
+        moved = time.process_time_ns()
+        meter.end(f"c{number}", "length")
+        opening, moving, ending = (
+            opening + opened - began, moving + moved - opened, ending + time.process_time_ns() - moved,
+        )  # fmt: skip
+    await meter.close()
+    print(
+        f"the meter alone, CPU time: {moving / calls / outputs / 1e3:.1f} µs an output,"
+        f" {opening / calls / 1e3:.0f} µs to open a call, {ending / calls / 1e3:.0f} µs to end it;"
+        f" {ledger.messages.total()} messages for {calls} calls"
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
@@ -142,7 +180,9 @@ def main():
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
         byte_lm.train(steps=10, report=lambda said: None, export_to=str(folder))
-        rig = standins().Rig(folder, Path(place) / "replica")
+        rig_module = standins()
+        asyncio.run(work_of_the_meter(place, rig_module))
+        rig = rig_module.Rig(folder, Path(place) / "replica")
         plain, url = start_plain(folder, rig.spec)
         try:
             rig.start()

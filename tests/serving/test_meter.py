@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from fabric.errors import InsufficientTokens, Unavailable
+from fabric.errors import InsufficientTokens, Internal, Unavailable
 from serving.leftovers import settle_left
 from serving.meter import Meter
 from serving.metering import Metering
@@ -230,3 +230,31 @@ async def test_who_starts_on_a_node_settles_what_others_left_there_and_touches_n
     alive.meter.end("d", "stop")
     assert await alive.meter.close()
     assert ledger.free["ann"] == 10_000 - 50 - 10
+
+
+async def test_a_message_that_fails_for_whatever_reason_is_sent_again(tmp_path):
+    ledger = LedgerStandIn(charge)
+    ledger.top_up("ann", 10_000)
+    meter = (await Replica(tmp_path / "r", ledger, lambda: S).start()).meter
+    right, failures = ledger.authorize, ["once", "twice"]
+
+    async def wrong(**said):
+        if failures:
+            raise ValueError(failures.pop())
+        return await right(**said)
+
+    ledger.authorize = wrong
+    await meter.open("c", payer=Payer("ann"), key_id="", prompt_tokens=10, wants=9)
+    meter.end("c", "stop")
+    assert await meter.close()
+    assert ledger.charged == {"c": 10}
+
+
+async def test_a_meter_that_stopped_working_says_so(tmp_path):
+    meter = (await Replica(tmp_path / "r", LedgerStandIn(charge), lambda: S).start()).meter
+    meter.check()
+    meter.book.due = lambda now_us: 1 / 0
+    await asyncio.sleep(0.3)
+    with pytest.raises(Internal, match="ZeroDivisionError"):
+        meter.check()
+    meter.outbox.close()
