@@ -227,9 +227,8 @@ class Meter:
                     continue
                 self._refused(ask, error)
                 return error
-            except Exception:
-                # Whatever it was, the ledger may have heard: a message is never dropped, or its slice would hang.
-                _log.exception("a message to the ledger failed", kind=ask.kind, hold=ask.hold_id)
+            except Exception as error:  # noqa: BLE001 - the ledger may have heard: no message is dropped, whatever it was
+                _log.warning("a message to the ledger failed", kind=ask.kind, hold=ask.hold_id, why=repr(error))
                 await asyncio.sleep(self._retry_s[1])
                 continue
             self.book.granted(ask, granted, now_us=self._clock())
