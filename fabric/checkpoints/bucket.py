@@ -7,10 +7,8 @@ goes on; if they can't be, the error says so.
 """
 
 import base64
-import functools
 import hashlib
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,16 +20,10 @@ from typing import Any, Final, Literal, TypeVar
 import stamina
 
 from fabric.adapters.archive import S3Credentials, checked_key
+from fabric.checkpoints.clients import forget_credentials, opened_client
 from fabric.checkpoints.directory import CHUNK_BYTES, STALE_S, Buffer
-from fabric.checkpoints.requests import (
-    MAX_ATTEMPTS,
-    is_conflict,
-    is_expired,
-    is_missing,
-    is_passing,
-    refused,
-)
-from fabric.errors import Conflict, NotFound
+from fabric.checkpoints.requests import MAX_ATTEMPTS, is_conflict, is_expired, is_missing, is_passing, refused
+from fabric.errors import Conflict, NotFound, Unavailable
 
 _T = TypeVar("_T")
 PART_BYTES: Final = 16 * 2**20
@@ -40,7 +32,7 @@ PARTS_MAX: Final = 10_000
 COPY_BYTES_MAX: Final = 5 * 2**30
 """The most a bucket copies in one request."""
 _PARALLEL: Final = 4
-_OPENING: Final = threading.Lock()
+_PROBE: Final = "create-once-probe"
 
 Sse = Literal["", "AES256", "aws:kms"]
 
@@ -86,10 +78,12 @@ class S3Store:
         self._credentials = credentials
         self._refresh = refresh
         self._part_bytes = part_bytes
+        self._endpoint_url, self._region, self._read_timeout_s = endpoint_url, region, read_timeout_s
         self._sealing: dict[str, str] = {"ServerSideEncryption": sse} if sse else {}
         if kms_key_id:
             self._sealing["SSEKMSKeyId"] = kms_key_id
         self._opened: tuple[int, Any] | None = None
+        self._keeps_once = False
 
     def __repr__(self) -> str:
         return f"S3Store({self._bucket!r}, prefix={self._prefix!r})"
@@ -196,7 +190,6 @@ class S3Store:
                 self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": batch, "Quiet": True})
 
             self._retried(send, key=prefix)
-        self._abort_uploads(prefix, before=datetime.now(UTC))
 
     def tidy(self, prefix: str) -> None:
         self._abort_uploads(prefix, before=datetime.now(UTC) - timedelta(seconds=STALE_S))
@@ -205,6 +198,22 @@ class S3Store:
         self._call("put_object", key, Body=bytes(view), ChecksumSHA256=_sha256(view), **self._sealing)
 
     def _put_once(self, key: str, data: bytes) -> bool:
+        if not self._keeps_once:
+            self._check_once()
+        return self._created(key, data)
+
+    def _check_once(self) -> None:
+        """Try whether the bucket refuses to create twice: some that speak S3 don't, and say nothing."""
+        if self._created(_PROBE, b"first") and self._created(_PROBE, b"second"):
+            raise Unavailable(
+                f"the bucket {self._bucket} ignores If-None-Match, so two attempts of a job could overwrite each other's"
+                " checkpoints: use a store that knows conditional writes (Amazon S3, MinIO, Ceph from Squid on)",
+                code="store_without_create_once",
+                key=_PROBE,
+            )
+        self._keeps_once = True
+
+    def _created(self, key: str, data: bytes) -> bool:
         def send() -> bool:
             try:
                 self._client.put_object(
@@ -307,25 +316,14 @@ class S3Store:
     def _client(self) -> Any:
         """A client of this process: connections don't survive a fork."""
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), self._connected())
-        return self._opened[1]
-
-    def _connected(self) -> Any:
-        from botocore.config import Config  # noqa: PLC0415
-
-        timeout = self._arguments["read_timeout_s"]
-        once = Config(connect_timeout=5, read_timeout=timeout, retries={"total_max_attempts": 1})
-        own = self._credentials
-        with _OPENING:
-            return _session().client(
-                "s3",
-                endpoint_url=self._arguments["endpoint_url"],
-                region_name=self._arguments["region"],
-                aws_access_key_id=own.access_key_id if own else None,
-                aws_secret_access_key=own.secret_access_key if own else None,
-                aws_session_token=own.session_token if own else None,
-                config=once,
+            client = opened_client(
+                endpoint_url=self._endpoint_url,
+                region=self._region,
+                credentials=self._credentials,
+                read_timeout_s=self._read_timeout_s,
             )
+            self._opened = (os.getpid(), client)
+        return self._opened[1]
 
     def _call(self, operation: str, key: str, **arguments: Any) -> Any:
         name = self._name(key)
@@ -360,17 +358,8 @@ class S3Store:
         if self._refresh is not None:
             self._credentials = self._refresh()
             self._arguments["credentials"] = self._credentials
-        with _OPENING:
-            _session.cache_clear()
+        forget_credentials()
         self._opened = None
-
-
-@functools.cache
-def _session() -> Any:
-    """What clients are made from: it reads a description of the service once (a third of a second), forks included."""
-    import boto3  # noqa: PLC0415  # takes 100 ms and is not needed with a directory
-
-    return boto3.session.Session()
 
 
 def _measured(handle: int, size: int, part: int) -> tuple[str, dict[int, str]]:

@@ -23,6 +23,7 @@ from fabric.errors import InvalidRequest, NotFound, Unavailable
 Buffer = bytes | bytearray | memoryview
 CHUNK_BYTES: Final = 4 * 2**20
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _DRAFT: Final = re.compile(r"\.[0-9a-f]{16}\.draft")
 STALE_S: Final = 86_400.0
 """What is unfinished for so long belongs to nobody that still writes."""
@@ -222,6 +223,14 @@ def _linked(draft: Path, path: Path) -> bool:
         path.hardlink_to(draft)
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        raise Unavailable(
+            f"{path.parent} is on a file system without hard links, by which two attempts of a job are told apart: use a"
+            " local disk, NFS, or a bucket",
+            code="store_without_create_once",
+        ) from error
     return True
 
 

@@ -47,7 +47,7 @@ class Store(Protocol):
         """Forget the key; fine if it isn't there."""
 
     def delete_folder(self, prefix: str) -> None:
-        """Forget everything below `prefix/`, and what unfinished writes left there."""
+        """Forget everything below `prefix/`."""
 
     def tidy(self, prefix: str) -> None:
         """Delete what writers that died more than a day ago left unfinished below `prefix/`."""

@@ -32,6 +32,8 @@ class FaultyBucket:
     fault_of: object = staticmethod(lambda _request: None)
     seen: list[Request] = field(default_factory=list)
     hang_s: float = 1.0
+    unheard: str = ""
+    """A header that the bucket doesn't know."""
 
     def __post_init__(self):
         proxy, lock = self, threading.Lock()
@@ -56,7 +58,8 @@ class FaultyBucket:
                     return None
                 upstream = http.client.HTTPConnection(urlsplit(proxy.target).netloc)
                 try:
-                    upstream.request(self.command, self.path, body, dict(self.headers))
+                    heard = {name: said for name, said in self.headers.items() if name.lower() != proxy.unheard}
+                    upstream.request(self.command, self.path, body, heard)
                     found = upstream.getresponse()
                     data, headers = found.read(), dict(found.getheaders())
                 finally:

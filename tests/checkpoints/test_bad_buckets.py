@@ -74,6 +74,16 @@ def test_one_failed_request_of_a_save_is_tried_again_and_nobody_notices(faulty, 
     assert Checkpoints(store, prefix=JOB, epoch=2).load()[1] == {"state": b"state 2"}
 
 
+def test_a_bucket_that_lets_everybody_create_is_found_out_before_it_is_trusted(faulty, open_store, save):
+    faulty.unheard = "if-none-match"
+    with pytest.raises(Unavailable, match="If-None-Match") as raised:
+        save(Checkpoints(open_store(), prefix=JOB, epoch=1), 1)
+    assert raised.value.code == "store_without_create_once"
+    faulty.unheard = ""
+    for epoch in (1, 2):
+        save(Checkpoints(open_store(), prefix=JOB, epoch=epoch), epoch)
+
+
 def test_a_commit_of_which_nobody_knows_whether_it_was_carried_out_may_be_abandoned(faulty, open_store, save):
     store = open_store()
     first = Checkpoints(store, prefix=JOB, epoch=1, keep=1)
@@ -98,6 +108,7 @@ def test_a_create_is_somebody_elses_when_the_bytes_are(open_store):
     assert store.put("k", b"mine", once=True), "as after a lost answer"
     assert not store.put("k", b"other", once=True)
     assert store.get("k") == b"mine"
+    assert store.get("create-once-probe") == b"first"
 
 
 @pytest.mark.parametrize("fault", [SLOW_DOWN, INTERNAL, DROP_BEFORE, DENIED])

@@ -112,3 +112,14 @@ def test_whichever_call_to_the_disk_fails_what_was_acknowledged_is_whole(root, s
         if not reached:
             break
     assert failed >= 8, "there are so many calls in a save"
+
+
+def test_a_file_system_without_hard_links_is_found_out_before_it_is_trusted(root, save, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "injected")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    with pytest.raises(Unavailable, match="hard links") as raised:
+        save(Checkpoints(DirectoryStore(root), prefix=JOB), 1)
+    assert raised.value.code == "store_without_create_once"
+    assert leftovers(root) == []
