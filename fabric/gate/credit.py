@@ -23,27 +23,24 @@ TTL_MAX_US: Final = 86_400_000_000
 def authorize(core: Core, event: Authorize) -> Outcome:
     if known := _malformed(event) or _asked_before(core, event):
         return known
-    amount_uhs = event.amount_uhs
-    if event.key_id is not None:
-        within = _within_key(core, event, event.key_id)
-        if isinstance(within, Refusal):
-            return within
-        amount_uhs = within
+    within_uhs = None if event.key_id is None else _within_key(core, event, event.key_id)
+    if isinstance(within_uhs, Refusal):
+        return within_uhs
     answer = core.book.authorize(
         event.account_id,
         hold_id=event.hold_id,
-        amount_uhs=amount_uhs,
+        amount_uhs=event.amount_uhs,
         use=event.use,
         now_us=core.now_us,
         expires_at_us=core.now_us + event.ttl_us,
         minimum_uhs=event.minimum_uhs,
+        ceiling_uhs=within_uhs,
         key_id=event.key_id or "",
     )
     if isinstance(answer, Refused):
         return refusals.from_ledger(answer, remedy="the amount")
     keys.holds(core, event.key_id or "", answer.granted_uhs)
-    final = answer.final or amount_uhs < event.amount_uhs
-    return Accepted(granted_uhs=answer.granted_uhs, held_uhs=answer.held_uhs, final=final)
+    return Accepted(granted_uhs=answer.granted_uhs, held_uhs=answer.held_uhs, final=answer.final)
 
 
 def update(core: Core, event: UpdateHold) -> Outcome:

@@ -38,6 +38,7 @@ class Holding(Till, kw_only=True, dict=True):
         now_us: int,
         expires_at_us: int | None,
         minimum_uhs: int | None = None,
+        ceiling_uhs: int | None = None,
         key_id: str = "",
     ) -> Granted | Refused:
         """Set tokens aside for `use`, in burn order, lots first and then credit.
@@ -50,6 +51,7 @@ class Holding(Till, kw_only=True, dict=True):
             now_us: when.
             expires_at_us: when the hold lapses by itself; None = never, somebody answers for closing it.
             minimum_uhs: be content with less, but not with less than this; None = all or nothing.
+            ceiling_uhs: hold at most so much, whatever is asked for and free: then it is final.
             key_id: remembered with the hold.
         """
         self._catch_up(now_us)
@@ -71,8 +73,11 @@ class Holding(Till, kw_only=True, dict=True):
             answer=_NOTHING,
             key_id=key_id,
         )
-        answer = self._hold_more(account, hold, amount_uhs=amount_uhs, minimum_uhs=minimum_uhs, now_us=now_us)
+        asked_uhs = amount_uhs if ceiling_uhs is None else min(amount_uhs, ceiling_uhs)
+        answer = self._hold_more(account, hold, amount_uhs=asked_uhs, minimum_uhs=minimum_uhs, now_us=now_us)
         if isinstance(answer, Granted):
+            if asked_uhs < amount_uhs:
+                answer = Granted(answer.granted_uhs, answer.held_uhs, True)  # noqa: FBT003
             hold.answer = answer
             self.holds[hold_id] = hold
             self._deadlines.watch_hold(hold)
