@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from fabric.errors import InsufficientTokens, Internal, Unavailable
+from fabric.errors import Conflict, InsufficientTokens, Internal, Unavailable
 from serving.leftovers import settle_left
 from serving.meter import Meter
 from serving.metering import Metering
@@ -82,6 +82,15 @@ class Flaky(LedgerStandIn):
         return answer
 
 
+async def started(replica):
+    """A thread that syncs may have the file for a moment yet, which a killed process has not."""
+    while True:
+        try:
+            return await replica.start()
+        except Conflict:
+            await asyncio.sleep(0.01)
+
+
 async def stream(replica, call_id, account, *, prompt, wants, dice, delivered):
     """One call: outputs of one to four tokens; the client leaves now and then."""
     meter = replica.meter
@@ -145,8 +154,7 @@ async def test_many_streams_through_losses_and_kills_settle_to_the_token(tmp_pat
             await asyncio.sleep(0.05)
             victim = dice.choice(replicas)
             victim.kill()
-            await asyncio.sleep(0.02)  # a thread that syncs may have the file yet: a killed process has none
-            await victim.start()
+            await started(victim)
 
     async def clock():
         while True:
