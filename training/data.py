@@ -235,19 +235,19 @@ class Streamed:
 
     def portions(self, step: int, cursor: dict[str, Any]) -> Iterator[Portion]:
         self._epoch, self._seen = int(cursor.get("epoch", 0)), int(cursor.get("seen", 0))
-        source = self._opened(cursor)
-        while True:
+        source: Iterator[Any] | None = self._opened(cursor)
+        while self._epochs is None or self._epoch < self._epochs:
+            source = source or iter(self._data)
             reseed(self._ranks.seed_of(step, -1))
             samples = list(islice(source, self._ranks.global_batch))
+            if not samples and self._seen == 0:
+                return
             self._seen += len(samples)
-            if not samples:
-                if self._seen == 0 or (self._epochs is not None and self._epoch + 1 >= self._epochs):
-                    return
-                self._epoch, self._seen = self._epoch + 1, 0
-                source = iter(self._data)
-                continue
-            yield from self._shared(step, samples)
-            step += 1
+            if len(samples) < self._ranks.global_batch:  # it has ended, and its own state says so from here on
+                self._epoch, self._seen, source = self._epoch + 1, 0, None
+            if samples:
+                yield from self._shared(step, samples)
+                step += 1
 
     def cursor(self) -> dict[str, Any]:
         where = getattr(self._data, "state_dict", None)

@@ -44,7 +44,7 @@ from training.packing import packed, unpacked
 from training.progress import say
 from training.saver import Save
 from training.stopping import Stop, stop_of
-from training.vault import Nowhere, Vault, opened
+from training.vault import Vault, opened
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -103,7 +103,7 @@ class Checkpoint:
 def _called(function: Callable[[Checkpoint], _T]) -> _T:
     job = context.current()
     vault = opened(job, None)
-    stop = stop_of(job, is_kept=not isinstance(vault, Nowhere))
+    stop = stop_of(job, is_kept=vault.is_kept)
     try:
         return function(Checkpoint(vault, stop))
     finally:
@@ -114,7 +114,7 @@ def _generated(begin: Callable[[Any], Generator[Any, None, _T]]) -> _T:
     """Run the generator to its end, over as many attempts as it takes; what it returned."""
     job = context.current()
     vault = opened(job, None)
-    stop = stop_of(job, is_kept=not isinstance(vault, Nowhere))
+    stop = stop_of(job, is_kept=vault.is_kept)
     found = vault.load()
     step, saved = (0, None) if found is None else unpacked(found)
     states = States(vault, step=step, ending=lambda: _on_its_way(watch, stop))

@@ -156,15 +156,20 @@ class _Module:
             for key in part._buffers  # noqa: SLF001  # named_buffers() walks the whole module at every step
             if key not in part._non_persistent_buffers_set  # noqa: SLF001
         ]
+        self._slots: dict[str, Any] = {}
+        self._shapes: list[tuple[str, Any]] = []
         self._extra = [key for key in module.state_dict() if key.endswith("_extra_state")]
         self._weights = list(module.parameters())
 
     def copied(self) -> Any:
-        kept = {
-            path: clone(part._buffers[key])  # noqa: SLF001
-            for path, part, key in self._buffers
-            if part._buffers[key] is not None  # noqa: SLF001
-        }
+        buffers = {path: part._buffers[key] for path, part, key in self._buffers if part._buffers[key] is not None}  # noqa: SLF001
+        shapes = [(path, buffer.shape) for path, buffer in buffers.items()]
+        if shapes != self._shapes:
+            self._shapes = shapes
+            self._slots = {path: clone(buffer) for path, buffer in buffers.items()}
+        elif buffers:  # into the same memory: who reads the copy before holds the boundary, so nobody does now
+            sys.modules["torch"]._foreach_copy_(list(self._slots.values()), list(buffers.values()))
+        kept = dict(self._slots)
         if self._extra:
             whole = self.module.state_dict()
             kept |= {key: plain(whole[key], f"{self._name}.{key}") for key in self._extra}

@@ -92,7 +92,9 @@ class Saver:
         self._boundary.leave()
 
     def capture(self, step: int, cursor: dict[str, Any]) -> None:
-        """Remember this boundary: `step` steps are complete."""
+        """Remember this boundary: `step` steps are complete. Costs nothing where nothing is kept."""
+        if not self._vault.is_kept:
+            return
         self.moment = Moment(
             step=step,
             cursor=dict(cursor),

@@ -51,7 +51,6 @@ from training.stepping import Stepping, out_of_memory
 from training.stopping import stop_of
 from training.timers import Timers
 from training.trackers import Trackers, folder_of
-from training.vault import Nowhere
 
 _OUT_OF_MEMORY: Final = ("OutOfMemoryError", "MemoryError")
 LOSS_EVERY_VARIABLE: Final = "FABRIC_LOSS_EVERY_S"
@@ -127,7 +126,7 @@ class Run:
         """Steps that are complete, counted from the very first attempt."""
         self._job, self._stepping, self._optimizers, self._peers = job, stepping, optimizers, peers
         vault = peers.vault(job, directory)
-        self._stop = peers.stop(stop_of(job, is_kept=not isinstance(vault, Nowhere)), save_s=lambda: self._saver.save_s)
+        self._stop = peers.stop(stop_of(job, is_kept=vault.is_kept), save_s=lambda: self._saver.save_s)
         self._boundary = Boundary(self._ending)
         self._saver = Saver(registry, self._boundary, vault)
         self._saver.poisoned = stepping.finite.is_poisoned

@@ -233,6 +233,8 @@ class Among:
 class _OneForAll:
     """Saves of a gang: snapshots are rank 0's, the last one is whoever's lives."""
 
+    is_kept = True
+
     def __init__(self, together: Together, inner: Vault, checkpoints: Checkpoints) -> None:
         self._together, self._inner, self._checkpoints = together, inner, checkpoints
 

@@ -23,6 +23,9 @@ _SHARD: Final = "state"
 class Vault(Protocol):
     """Keeps the newest states of one run."""
 
+    is_kept: bool
+    """Whether it does."""
+
     def save(self, data: Buffer, *, step: int) -> None:
         """Durable on return. `Conflict` (fenced) if a newer attempt of the run has begun."""
 
@@ -33,6 +36,8 @@ class Vault(Protocol):
 class Nowhere:
     """A run outside the fabric that was given no directory: it is not kept, and says nothing about it."""
 
+    is_kept = False
+
     def save(self, data: Buffer, *, step: int) -> None:
         """Forget it."""
 
@@ -42,6 +47,8 @@ class Nowhere:
 
 class Kept:
     """Checkpoints of a job, or of a script on its own machine: one shard each."""
+
+    is_kept = True
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self._checkpoints = checkpoints

@@ -78,14 +78,17 @@ def test_a_million_samples_are_seen_once_each_through_evictions(tmp_path):
     assert attempts.count > 1
 
 
-@pytest.mark.parametrize("virtual", [1, 3, 8])
+@pytest.mark.parametrize("virtual", [1, 4])
 @pytest.mark.parametrize("epochs", [1, 3])
-@pytest.mark.parametrize("data", [lambda: range(103), lambda: Stream(103), lambda: Stream(103, tells=True)])
-def test_each_epoch_sees_each_sample_once(tmp_path, data, epochs, virtual):
+@pytest.mark.parametrize(
+    "data", [range, Stream, lambda count: Stream(count, tells=True)], ids=["index", "stream", "tells"]
+)
+@pytest.mark.parametrize("count", [103, 100])
+def test_each_epoch_sees_each_sample_once(tmp_path, data, count, epochs, virtual):
     seed = random.randrange(2**32)
     options = {"global_batch": 10, "epochs": epochs, "virtual": virtual}
-    times = counted(Attempts(tmp_path), data, random.Random(seed), evict_each=20, **options)
-    assert times.tolist() == [epochs] * 103, f"seed {seed}"
+    times = counted(Attempts(tmp_path), lambda: data(count), random.Random(seed), evict_each=20, **options)
+    assert times.tolist() == [epochs] * count, f"seed {seed}"
 
 
 def test_a_dataset_that_says_where_it_is_is_not_read_twice(tmp_path):

@@ -196,7 +196,7 @@ def test_snapshots_are_taken_while_training_goes_on_and_cover_a_sudden_end(attem
 
     with ended_by(Lost, attempts.next()):
         Script().train(10_000, each=each, snapshot_every_s=0.01)
-    assert all(0 < step < 100 for step in attempts.saves)
+    assert all(step < 100 for step in attempts.saves)
 
 
 def test_a_loop_without_an_optimizer_is_kept_at_the_end_of_its_bodies(attempts):
