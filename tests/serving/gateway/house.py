@@ -159,7 +159,16 @@ async def served(app, *, certificate=None):
 
 @contextlib.asynccontextmanager
 async def house_of(
-    tmp_path, *, replicas=1, gateways=1, limits=None, capacity=64, trust=TRUST, model="tiny", **gateway_options
+    tmp_path,
+    *,
+    replicas=1,
+    gateways=1,
+    limits=None,
+    capacity=64,
+    trust=TRUST,
+    model="tiny",
+    with_admin=False,
+    **gateway_options,
 ):
     """A directory with a model, a key and replicas, and gateways before them."""
     directory = DirectoryStandin()
@@ -184,10 +193,10 @@ async def house_of(
                 directory, trust=trust, salt_secret=b"salt", repeats_file=tmp_path / "repeats.sqlite",
                 limits=limits or Limits(requests_per_s=100_000), gateways=gateways, name=f"g{number}", **gateway_options,
             )  # fmt: skip
-            public, admin = free_socket(), free_socket()
+            public, admin = free_socket(), free_socket() if with_admin else None
             server = GatewayServer(gateway, public, admin=admin, grace_s=5)
             house.urls.append(f"http://127.0.0.1:{public.getsockname()[1]}")
-            house.admin = f"http://127.0.0.1:{admin.getsockname()[1]}"
+            house.admin = f"http://127.0.0.1:{admin.getsockname()[1]}" if admin else ""
             house.gateways.append(gateway)
             house.servers.append(server)
             task = asyncio.create_task(server.serve())

@@ -2,13 +2,20 @@
 
 import hashlib
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fabric.api.tls import ensure_certificate
 from serving.gateway.directory import Replica
 from tests.serving.engine_standin import EngineStandin
-from tests.serving.gateway.house import CHAT, STREAM, served
+from tests.serving.gateway.house import CHAT, STREAM, house_of, served
+
+
+@pytest.fixture
+async def house(tmp_path):
+    async with house_of(tmp_path, with_admin=True) as one:
+        yield one
 
 
 async def test_metrics_count_by_model_and_tier_and_no_client_can_make_a_series(house):
