@@ -30,8 +30,11 @@ class Meter(Protocol):
     def attach(self, lease_id: str, *, devices: Sequence[str], roots: Sequence[int]) -> None:
         """Begin: `devices` as the node numbers them, `roots` the processes the lease's work descends from."""
 
-    def read(self, lease_id: str) -> int:
-        """Device-µs in use since `attach` or the last `read`; 0 for a lease that isn't attached."""
+    def read(self, lease_id: str, *, members: Sequence[int] | None = None) -> int:
+        """Device-µs in use since `attach` or the last `read`; 0 for a lease that isn't attached.
+
+        `members` are the lease's processes, where the caller has looked for them a moment ago.
+        """
 
     def detach(self, lease_id: str) -> None:
         """End; fine if it isn't attached."""
@@ -60,7 +63,7 @@ class GaugeMeter:
         self.sample()
         self._leases[lease_id] = (tuple(devices), self._sum(devices))
 
-    def read(self, lease_id: str) -> int:
+    def read(self, lease_id: str, *, members: Sequence[int] | None = None) -> int:  # noqa: ARG002 - a gauge needs none
         if lease_id not in self._leases:
             return 0
         self.sample()
@@ -190,12 +193,13 @@ class CpuMeter:
                 self._seen[pid] = usage
         self._leases[lease_id] = _CpuLease(count=max(1, len(devices)), roots=tuple(roots), read_at_us=self._clock_us())
 
-    def read(self, lease_id: str) -> int:
+    def read(self, lease_id: str, *, members: Sequence[int] | None = None) -> int:
         lease = self._leases.get(lease_id)
         if lease is None:
             return 0
         now_us = self._clock_us()
-        used_us = self._used(lease, lease_id) + lease.carried_us
+        pids = tree_of(lease.roots, lease_id=lease_id) if members is None else members
+        used_us = self._used(lease, pids) + lease.carried_us
         limit_us = lease.count * (now_us - lease.read_at_us)
         lease.read_at_us = now_us
         # A counter may be a scheduler tick ahead of the clock; that much is carried on, more than that is a real excess.
@@ -207,10 +211,10 @@ class CpuMeter:
         for pid in lease.born if lease else ():
             self._seen.pop(pid, None)
 
-    def _used(self, lease: "_CpuLease", lease_id: str) -> int:
+    def _used(self, lease: "_CpuLease", pids: Sequence[int]) -> int:
         """What the tree used since the last look, those that ended in between included by their parent's account."""
         used_us = 0
-        usages = {pid: usage for pid in tree_of(lease.roots, lease_id=lease_id) if (usage := cpu_of(pid)) is not None}
+        usages = {pid: usage for pid in pids if (usage := cpu_of(pid)) is not None}
         for pid in lease.born - usages.keys():
             lease.ended_us += self._seen.pop(pid, _NOTHING).ran_us
         lease.born = usages.keys() - set(lease.roots)

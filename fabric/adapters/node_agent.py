@@ -17,7 +17,7 @@ import msgspec
 
 from fabric.adapters.archive import Archive
 from fabric.adapters.meters import open_meter
-from fabric.adapters.processes import end_all, kill
+from fabric.adapters.processes import end_all, kill, tree_of
 from fabric.adapters.zygote_keeper import Zygote
 
 LOG_BYTES_MAX: Final = 64 * 2**20
@@ -84,19 +84,18 @@ class NodeAgent:
 
     async def detach(self, lease_id: str, *, acknowledged: int) -> list[Cut]:
         """Stop watching: what has not been acknowledged yet, the last sample included."""
-        watched = self._watched.pop(lease_id, None)
-        if watched is None:
-            return []
-        cuts = [watched.pending] if watched.pending is not None and watched.pending.seq > acknowledged else []
-        self._cut(watched)
-        self._meter.detach(lease_id)
-        if watched.pending is not None and watched.pending not in cuts:
-            cuts.append(watched.pending)
-        return cuts
+        return self._detach(lease_id, acknowledged=acknowledged)
 
     async def release(self, lease_id: str, *, acknowledged: int) -> tuple[list[Cut], bool]:
-        """`detach`, and end what escaped from the lease's runners; whether nothing is left of it but them."""
-        return await self.detach(lease_id, acknowledged=acknowledged), await self.end(lease_id, roots=())
+        """`detach`, and end what escaped from the lease's runners; whether nothing is left of it but them. Looking at all
+        processes is what takes time, so they are looked at once where only the runners are there.
+        """
+        watched = self._watched.get(lease_id)
+        members = tree_of(watched.watch.roots, lease_id=lease_id) if watched is not None else None
+        cuts = self._detach(lease_id, acknowledged=acknowledged, members=members)
+        if watched is not None and members is not None and set(members) <= set(watched.watch.roots):
+            return cuts, True
+        return cuts, await self.end(lease_id, roots=())
 
     async def tidy(self, folder: str, log_file: str, log_key: str) -> None:
         """Move a rank's log into the archive, unless it is empty, and remove its folder."""
@@ -114,13 +113,24 @@ class NodeAgent:
         """Up to `limit` bytes of a running job's log."""
         return await asyncio.to_thread(_read, Path(path), offset, limit)
 
-    def _cut(self, watched: _Watched) -> None:
+    def _detach(self, lease_id: str, *, acknowledged: int, members: Sequence[int] | None = None) -> list[Cut]:
+        watched = self._watched.pop(lease_id, None)
+        if watched is None:
+            return []
+        cuts = [watched.pending] if watched.pending is not None and watched.pending.seq > acknowledged else []
+        self._cut(watched, members=members)
+        self._meter.detach(lease_id)
+        if watched.pending is not None and watched.pending not in cuts:
+            cuts.append(watched.pending)
+        return cuts
+
+    def _cut(self, watched: _Watched, *, members: Sequence[int] | None = None) -> None:
         now_ns = time.monotonic_ns()
         window_us = (now_ns - watched.cut_at_ns) // 1000
         if window_us <= 0:
             return
         watch = watched.watch
-        busy_us = min(self._meter.read(watch.lease_id), max(1, len(watch.devices)) * window_us)
+        busy_us = min(self._meter.read(watch.lease_id, members=members), max(1, len(watch.devices)) * window_us)
         watched.seq += 1
         watched.cut_at_ns += window_us * 1000
         watched.pending = Cut(lease_id=watch.lease_id, seq=watched.seq, window_us=window_us, busy_us=busy_us)

@@ -9,9 +9,9 @@
 `tokens=` is the most a job may burn: an integer, a decimal string or a Decimal, never a float.
 """
 
-from fabric.sdk.answers import Balance, Cost, Quote
+from fabric.sdk.answers import Balance, Cost, Purchase, Quote
 from fabric.sdk.fabric import Fabric, connect, current
 from fabric.sdk.job import Job
 from fabric.sdk.lease import Lease
 
-__all__ = ["Balance", "Cost", "Fabric", "Job", "Lease", "Quote", "connect", "current"]
+__all__ = ["Balance", "Cost", "Fabric", "Job", "Lease", "Purchase", "Quote", "connect", "current"]

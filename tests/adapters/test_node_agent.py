@@ -1,12 +1,16 @@
-"""What an agent reads of a job's folder is a log, and no more of it than everybody can carry."""
+"""What an agent reads of a job's folder is a log, and no more of it than everybody can carry; and how it lets a lease go."""
 
+import asyncio
 import os
+import subprocess
+import sys
 
 import pytest
 
-from fabric.adapters import node_agent
+from fabric.adapters import meters, node_agent, processes
 from fabric.adapters.archive import DirectoryArchive
-from fabric.adapters.node_agent import NodeAgent
+from fabric.adapters.node_agent import NodeAgent, Watch
+from fabric.adapters.processes import LEASE_VARIABLE
 
 KEY = "jobs/acme/j/logs/000001/000000"
 
@@ -63,3 +67,48 @@ async def test_what_is_no_plain_file_is_no_log(agent, archive, folder, tmp_path,
     assert await agent.read_log(str(log), offset=0, limit=10) == b""
     await tidied(agent, folder)
     assert not archive.exists(KEY)
+
+
+async def test_processes_are_looked_at_once_where_a_lease_leaves_only_its_runner(agent, monkeypatch):
+    looks = []
+
+    def tree_of(roots, *, lease_id):
+        looks.append((tuple(roots), lease_id))
+        return list(roots)
+
+    monkeypatch.setattr(node_agent, "tree_of", tree_of)
+    monkeypatch.setattr(meters, "tree_of", tree_of)
+    monkeypatch.setattr(processes, "tree_of", tree_of)
+    await agent.attach(Watch(lease_id="job-1.1", devices=("0",), roots=(os.getpid(),)))
+    (cut,), clear = await agent.release("job-1.1", acknowledged=0)
+    assert (cut.lease_id, cut.seq, clear) == ("job-1.1", 1, True)
+    assert looks == [((os.getpid(),), "job-1.1")]
+
+
+@pytest.fixture
+def process():
+    """Starts Python, and ends it with the test."""
+    started = []
+
+    def start(*words, **options):
+        started.append(subprocess.Popen([sys.executable, *words], **options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.kill()
+        each.wait()
+
+
+async def test_what_escaped_from_a_runner_is_metered_and_ended_when_the_lease_is_released(agent, process):
+    environment = {**os.environ, LEASE_VARIABLE: "job-2.1"}
+    busy = "import time; end = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
+    escaped = process("-c", busy, env=environment, start_new_session=True)
+    runner = process("-c", "import time; time.sleep(60)")
+    await agent.attach(Watch(lease_id="job-2.1", devices=("0",), roots=(runner.pid,)))
+    await asyncio.sleep(0.5)
+    cuts, clear = await agent.release("job-2.1", acknowledged=0)
+    assert clear
+    assert sum(cut.busy_us for cut in cuts) > 0
+    assert escaped.wait(10) == -9
+    assert runner.poll() is None
