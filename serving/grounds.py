@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from fabric.charging.rates import Rate
 from fabric.client import Client
 from fabric.errors import InvalidRequest
 from fabric.sdk.fabric import Fabric
@@ -64,6 +65,9 @@ class LeasedGround:
 
     async def look(self, replica_id: str) -> Standing:
         return await asyncio.to_thread(self._site.look, replica_id)
+
+    async def reprice(self, replica_id: str, rate: Rate) -> None:
+        await asyncio.to_thread(self._site.reprice, replica_id, rate)
 
     async def stop(self, replica_id: str) -> None:
         await asyncio.to_thread(self._site.stop, replica_id, drain_s=60.0)

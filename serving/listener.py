@@ -129,6 +129,10 @@ class Listener:
         scheme = "https" if spec.tls else "http"
         self.address = f"{scheme}://{spec.host}:{listening.getsockname()[1]}"
 
+    def reprice(self, rate: Rate) -> None:
+        """Other rates for calls that begin from now on."""
+        self.meter.book.reprice(partial(charge_uhs, rate), rate_version=rate.version)
+
     async def drain(self, *, timeout_s: float) -> bool:
         """Wait until the running calls have ended; whether they did. Gateways send nothing new to who drains."""
         deadline = time.monotonic() + timeout_s

@@ -186,7 +186,7 @@ class Meter:
             ended_at_us=call.started_at_us,
             ended="error",
             covered=call.payer.covered,
-            rate_version=book.rate_version,
+            rate_version=call.rate_version,
         )
         try:
             self.outbox.began(hold_id, begun)

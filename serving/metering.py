@@ -30,6 +30,8 @@ class OpenCall:
     bound_uhs: int
     started_at_us: int
     piece: Slice
+    rate_version: int
+    charge: Charge
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +60,24 @@ class Metering:
         rate_version: int = 0,
     ) -> None:
         self.name, self.model, self.accelerator = name, model, accelerator
-        self.charge, self.rate_version = charge, rate_version
+        self._charges = {rate_version: charge}
+        self.rate_version = rate_version
         self.terms = terms or Terms()
         self.calls: dict[str, OpenCall] = {}
         self._slices: dict[Payer, Slice] = {}
         self._leaving: dict[str, Slice] = {}
         """Slices not spent from any more, by hold id, until they are settled."""
         self._count = 0
+
+    @property
+    def charge(self) -> Charge:
+        """What calls that begin now are charged by."""
+        return self._charges[self.rate_version]
+
+    def reprice(self, charge: Charge, *, rate_version: int) -> None:
+        """Other rates for calls that begin from now on; those that are open keep theirs."""
+        self._charges[rate_version] = charge
+        self.rate_version = rate_version
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
@@ -84,7 +97,19 @@ class Metering:
         room = piece.available_uhs(now_us, self.terms.margin_us)
         if piece.until_us == 0 or room < need:
             return Short(need_uhs=need - room, free_uhs=max(0, room))
-        call = OpenCall(call_id, payer, key_id, Usage(prompt_tokens), wants, least, need, now_us, piece)
+        call = OpenCall(
+            call_id,
+            payer,
+            key_id,
+            Usage(prompt_tokens),
+            wants,
+            least,
+            need,
+            now_us,
+            piece,
+            self.rate_version,
+            self.charge,
+        )
         piece.bound_uhs += need
         piece.open_calls += 1
         piece.used_at_us = now_us
@@ -118,7 +143,7 @@ class Metering:
             ended_at_us=max(now_us, call.started_at_us),
             ended=ended,
             covered=call.payer.covered,
-            rate_version=self.rate_version,
+            rate_version=call.rate_version,
         )
         charged = self.charge_of(done)
         piece.bound_uhs -= call.bound_uhs
@@ -139,7 +164,7 @@ class Metering:
 
     def charge_of(self, call: Call) -> int:
         """What the call costs, in µHs."""
-        return 0 if call.covered else self.charge(call.usage)
+        return 0 if call.covered else self._charges.get(call.rate_version, self.charge)(call.usage)
 
     def _extend(self, call: OpenCall, now_us: int, *, used: int = 0) -> None:
         """Pay for more of the call from what its slice has available."""
@@ -156,8 +181,8 @@ class Metering:
         if room <= 0:
             return
         prompt = call.usage.prompt_tokens
-        paid = affordable(self.charge, prompt, least=call.paid, most=aim, budget_uhs=call.bound_uhs + room)
-        bound = max(call.bound_uhs, worst_uhs(self.charge, prompt, paid))
+        paid = affordable(call.charge, prompt, least=call.paid, most=aim, budget_uhs=call.bound_uhs + room)
+        bound = max(call.bound_uhs, worst_uhs(call.charge, prompt, paid))
         piece.bound_uhs += bound - call.bound_uhs
         call.paid, call.bound_uhs = paid, bound
 
@@ -178,7 +203,7 @@ class Metering:
             return None
         room = piece.available_uhs(now_us, self.terms.margin_us)
         one, all_of_it = (
-            worst_uhs(self.charge, call.usage.prompt_tokens, min(call.wants, reach)) - call.bound_uhs - room
+            worst_uhs(call.charge, call.usage.prompt_tokens, min(call.wants, reach)) - call.bound_uhs - room
             for reach in (call.paid + 1, max(call.paid + 1, completion))
         )
         return self._more(piece, need_uhs=all_of_it, least_uhs=one, now_us=now_us)

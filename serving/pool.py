@@ -48,8 +48,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def version(self) -> str:
-        """Of what a replica is started with: another version needs other replicas, another count doesn't."""
-        plain = msgspec.structs.replace(self, replicas_min=0, replicas_max=0, ttft_objective_us=None)
+        """Of what a replica is started with: another version needs other replicas; another count or price doesn't."""
+        plain = msgspec.structs.replace(self, replicas_min=0, replicas_max=0, ttft_objective_us=None, rates=())
         return hashlib.sha256(msgspec.json.encode(plain)).hexdigest()[:12]
 
     def rate(self, accelerator: str) -> Rate:
@@ -82,6 +82,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     capacity: int = 16
     ttft_p50_us: int = 0
     ttft_p99_us: int = 0
+    rate_version: int = 0
+    """By which rates its calls are charged."""
 
 
 class Plot(Protocol):
@@ -105,6 +107,10 @@ class Ground(Protocol):
         ...
 
     async def look(self, replica_id: str) -> Standing: ...
+    async def reprice(self, replica_id: str, rate: Rate) -> None:
+        """Other rates for calls that begin from now on."""
+        ...
+
     async def stop(self, replica_id: str) -> None:
         """Let its calls end, settle them, and remove it."""
         ...
@@ -260,6 +266,7 @@ class Pool:
         while not replica.leave.is_set():
             try:
                 replica.standing = await self._ground.look(replica.replica_id)
+                await self._keep_priced(replica, replica.standing)
             except Exception as error:
                 replica.state, replica.reason = "starting", f"restarting: {error}"[:_REASON_CHARS]
                 if time.monotonic() - heard_at > _SILENT_S:
@@ -273,6 +280,15 @@ class Pool:
                         model.failures, model.reason = 0, ""
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(replica.leave.wait(), self._every_s)
+
+    async def _keep_priced(self, replica: Replica, standing: Standing) -> None:
+        """Rates may change while it serves, and a restart in place begins with those of its start."""
+        model = self.models.get(replica.offer.name)
+        if model is None or model.offer.version != replica.version:
+            return
+        rate = model.offer.rate(replica.accelerator)
+        if rate.version != standing.rate_version:
+            await self._ground.reprice(replica.replica_id, rate)
 
     def _failed(self, replica: Replica, error: Exception) -> None:
         replica.state, replica.reason = "failed", str(error)[-_REASON_CHARS:]

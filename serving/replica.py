@@ -21,6 +21,7 @@ import ray
 from ray import serve
 
 from fabric.api.tls import ensure_certificate
+from fabric.charging.rates import Rate
 from fabric.errors import FabricError, Unavailable
 from fabric.profile import Profile
 from serving.ledger import GrpcLedger
@@ -84,10 +85,17 @@ class ReplicaActor:
                 tls_sha256=_fingerprint(self._spec.tls),
                 running=load["running"],
                 capacity=_capacity(self._spec),
+                rate_version=listener.meter.book.rate_version,
                 ttft_p50_us=load["ttft_p50_us"],
                 ttft_p99_us=load["ttft_p99_us"],
             )
         )
+
+    def reprice(self, rate: bytes) -> None:
+        """Other rates for calls that begin from now on; after a restart too."""
+        self._spec = msgspec.structs.replace(self._spec, rate=msgspec.json.decode(rate, type=Rate))
+        if self._listener is not None:
+            self._listener.reprice(self._spec.rate)
 
     async def check_health(self) -> None:
         """Serve asks this every few seconds; an error has the replica restarted in place. After a restart nobody calls
@@ -202,6 +210,13 @@ class ServeSite:
         except Exception as error:  # noqa: BLE001 - Ray wraps it in whatever
             raise _own(error) from None
         return msgspec.json.decode(said, type=Standing)
+
+    def reprice(self, replica_id: str, rate: Rate) -> None:
+        """Tell it other rates."""
+        try:
+            self._handles[replica_id].reprice.remote(msgspec.json.encode(rate)).result(timeout_s=10)
+        except Exception as error:  # noqa: BLE001 - Ray wraps it in whatever
+            raise _own(error) from None
 
     def stop(self, replica_id: str, *, drain_s: float) -> None:
         """Let it end its calls, and remove it from Serve."""

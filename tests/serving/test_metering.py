@@ -149,3 +149,15 @@ def test_a_covered_call_needs_no_hold_is_recorded_and_costs_nothing():
 def test_what_is_affordable_is_the_most_that_fits(budget, tokens):
     assert affordable(charge, 5, least=1, most=200, budget_uhs=budget) == tokens
     assert worst_uhs(charge, 5, tokens) <= budget
+
+
+def test_a_call_is_charged_by_the_rates_that_it_began_with():
+    book = meter()
+    granted(book, held=100_000)
+    book.reprice(lambda usage: 1_000 * usage.completion_tokens, rate_version=7)
+    book.open("d", payer=ANN, key_id="", prompt_tokens=5, wants=8, now_us=S)
+    for call_id in ("c", "d"):
+        book.advance(call_id, completion=3, cached=0, now_us=S)
+    old, new = (book.close(call_id, ended="stop", now_us=S) for call_id in ("c", "d"))
+    assert (old.rate_version, book.charge_of(old)) == (0, 35)
+    assert (new.rate_version, book.charge_of(new)) == (7, 3_000)

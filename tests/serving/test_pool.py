@@ -28,7 +28,8 @@ class GroundStandIn:
         self.leases, self.running, self.stopped, self.count = [], {}, [], 0
         self.fails, self.silent, self.capacity_gate = "", False, asyncio.Event()
         self.capacity_gate.set()
-        self.load = {}
+        self.rate_version = 0
+        self.load, self.repriced = {}, []
 
     async def lease(self, offer):
         await self.capacity_gate.wait()
@@ -44,7 +45,16 @@ class GroundStandIn:
     async def look(self, replica_id):
         if self.silent:
             raise Unavailable("it is gone")
-        return Standing(address="http://127.0.0.1:1", capacity=4, running=self.load.get(replica_id, 0))
+        return Standing(
+            address="http://127.0.0.1:1",
+            capacity=4,
+            running=self.load.get(replica_id, 0),
+            rate_version=self.rate_version,
+        )
+
+    async def reprice(self, replica_id, rate):
+        self.repriced.append(rate)
+        self.rate_version = rate.version
 
     async def stop(self, replica_id):
         self.running.pop(replica_id, None)
@@ -185,3 +195,17 @@ async def test_a_pool_that_ends_while_it_waits_for_devices_leaves_no_lease(groun
     ground.capacity_gate.set()
     await asyncio.sleep(0.02)
     assert (ground.running, ground.leases) == ({}, [])
+
+
+async def test_another_price_reaches_a_replica_that_goes_on_serving(ground):
+    board = BoardStandIn(Asked(offer()))
+    pool = pool_of(ground, board)
+    await turns(pool)
+    (replica_id,) = ground.running
+    dearer = Rate(
+        version=2, input_uhs_per_mtok=2, cached_uhs_per_mtok=2, output_uhs_per_mtok=2, reasoning_uhs_per_mtok=2
+    )
+    board.models = [Asked(offer(rates=(dearer,)))]
+    await turns(pool)
+    assert (list(ground.running), ground.repriced) == ([replica_id], [dearer])
+    await pool.close()
