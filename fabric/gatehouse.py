@@ -52,6 +52,7 @@ class Gatehouse(GateActor):
         super().__init__(*args, **options)
         self._doors: dict[tuple[str, int], _Open] = {}
         self._opening = asyncio.Lock()
+        self._coming_up: asyncio.Task[None] | None = None
 
     async def open_door(self, terms: DoorTerms) -> int | None:
         """The port of a door on these terms, opened if it isn't; None if the gate runs on another node.
@@ -70,10 +71,13 @@ class Gatehouse(GateActor):
             return await self._open(terms)
 
     async def keep_door(self, terms: DoorTerms) -> bool:
-        """Keep it open for a while, and open it first after a restart; whether it can be."""
+        """Keep it open for a while, and open it first after a restart; whether it can be. A gate that was started again
+        comes up with it, whether or not a client calls: there are jobs to be watched.
+        """
         if await self.open_door(terms) is None:
             return False
         door = self._doors[terms.host, terms.port]
+        self._coming_up = asyncio.create_task(self._come_up())
         await door.kept_for(KEEP_S)
         return True
 
@@ -89,6 +93,12 @@ class Gatehouse(GateActor):
             for door in list(self._doors.values()):
                 await self._close(door)
         await super().close()
+
+    async def _come_up(self) -> None:
+        try:
+            await self.ready()
+        except Exception as error:  # noqa: BLE001 - callers hear of it themselves, and the next keeper's call tries again
+            log.warning("gate_not_up", error=f"{type(error).__name__}: {error}")
 
     async def _open(self, terms: DoorTerms) -> int:
         port = DirectPort(self, archive=open_archive_of(self._config))

@@ -128,7 +128,8 @@ class NvmlGauge:
             fresh = [sample for sample in samples if sample.timeStamp > seen_us]
             self._seen_us[device] = max((sample.timeStamp for sample in fresh), default=seen_us)
         if seen_us and fresh:
-            return round(sum(sample.sampleValue.uiVal for sample in fresh) / len(fresh))
+            mean: int = round(sum(sample.sampleValue.uiVal for sample in fresh) / len(fresh))
+            return mean
         return int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
 
     def _percent_by_gpm(self, device: str, handle: Any) -> int:

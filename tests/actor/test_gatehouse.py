@@ -12,11 +12,12 @@ from fabric.api.tls import ensure_certificate
 from fabric.client import Client
 from fabric.errors import NotFound, Unauthenticated, Unavailable
 from fabric.gate.events import CreateKey, OpenAccount
-from fabric.gate.instructions import Accepted
+from fabric.gate.instructions import Accepted, StartLease
 from fabric.gatehouse import DoorTerms, Gatehouse
 from fabric.profile import Profile
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire import format_key, hash_secret
+from tests.actor.test_actor import JOB
 
 HERE = "this-node"
 SECRET = "s" * 43
@@ -95,6 +96,20 @@ async def test_a_gate_that_was_started_again_opens_the_same_door_when_its_keeper
         assert await keeping
         with pytest.raises(Unavailable):
             await ask(wanted.port, key)
+
+
+async def test_a_gate_that_was_started_again_looks_after_its_jobs_although_no_client_calls(world, cluster, terms):
+    async with up(world) as first:
+        await first.decide(JOB)
+        wanted = replace(terms, port=await first.open_door(terms))
+    async with up(world) as second:
+        keeping = asyncio.create_task(second.keep_door(wanted))
+        async with asyncio.timeout(10):
+            while not cluster.made[-1].carried_out:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert [type(said) for said in cluster.made[-1].carried_out] == [StartLease]
+        await second.close_door(wanted)
+        await keeping
 
 
 async def test_a_door_that_nobody_keeps_closes(world, terms, monkeypatch):
