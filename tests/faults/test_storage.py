@@ -30,6 +30,9 @@ class Count:
         self.count += 1
         return Decision(outcome=Accepted(held_uhs=self.count, facts={"padding": "x" * 2_000}))
 
+    def pieces(self):
+        yield self.snapshot()
+
     def snapshot(self) -> bytes:
         return str(self.count).encode()
 
