@@ -50,7 +50,7 @@ class Call(NamedTuple):
     run: Callable[[Door, Caller, Any], Any]
     operators_only: bool = False
     gateways: bool = False
-    """What an operator's gateways say all the time: each stands for many callers, so no rate holds for it."""
+    """What an operator's gateways say all the time: each stands for many callers, whose limits don't hold for it."""
 
 
 CALLS: Final[dict[str, Call]] = {
@@ -90,7 +90,7 @@ CALLS: Final[dict[str, Call]] = {
     "ScaleModel": Call(serving_calls.scale_model, operators_only=True),
     "WithdrawModel": Call(serving_calls.withdraw_model, operators_only=True),
     "ReportServing": Call(serving_calls.report_serving, operators_only=True, gateways=True),
-    "WatchServing": Call(serving_calls.watch_serving, operators_only=True),
+    "WatchServing": Call(serving_calls.watch_serving, operators_only=True, gateways=True),
     "CallerOf": Call(serving_calls.caller_of, operators_only=True, gateways=True),
     "CreateKey": Call(operator_calls.create_key),
     "ListKeys": Call(operator_calls.list_keys),
@@ -169,7 +169,7 @@ def _answering(door: Door, method: Method, call: Call) -> Callable[[Any, Any], A
             if method.client_streams:
                 with door.streams.one_more(caller.counted_as):
                     return await call.run(door, caller, request)
-            _check_size(door, request)
+            _check_size(door, call, caller, request)
             return await call.run(door, caller, request)
         except Exception as error:  # noqa: BLE001  # whatever it is, the client gets an answer and we get a log
             await _refuse(context, method, error)
@@ -182,8 +182,9 @@ def _streaming(door: Door, method: Method, call: Call) -> Callable[[Any, Any], A
         try:
             caller = await _admit(door, call, context)
             checked_at = time.monotonic()
-            _check_size(door, request)
-            with door.streams.one_more(caller.counted_as):
+            _check_size(door, call, caller, request)
+            is_counted = not _is_gateway(call, caller)
+            with door.streams.one_more(caller.counted_as) if is_counted else contextlib.nullcontext():
                 async with contextlib.aclosing(call.run(door, caller, request)) as found:
                     async for answer in found:
                         if time.monotonic() - checked_at > REMEMBER_S:
@@ -199,13 +200,19 @@ def _streaming(door: Door, method: Method, call: Call) -> Callable[[Any, Any], A
 
 async def _admit(door: Door, call: Call, context: Context) -> Caller:
     caller = await _caller(door, call, context)
-    if not (caller.operator and call.gateways):
+    if not _is_gateway(call, caller):
         door.rate.spend(caller.counted_as)
     return caller
 
 
-def _check_size(door: Door, request: Any) -> None:
-    size, most = request.ByteSize(), door.limits.call_bytes
+def _is_gateway(call: Call, caller: Caller) -> bool:
+    """Whether it stands for many callers, so that the limits of one don't hold."""
+    return call.gateways and caller.operator
+
+
+def _check_size(door: Door, call: Call, caller: Caller, request: Any) -> None:
+    size = request.ByteSize()
+    most = door.limits.request_bytes if _is_gateway(call, caller) else door.limits.call_bytes
     if size > most:
         raise InvalidRequest(
             f"a request may have {most} bytes, this one has {size}: what is large goes with PutBlob, or lies in storage",

@@ -7,7 +7,15 @@ import pytest
 from fabric.api.board import REPORTERS_MAX, Board
 from fabric.client import new_request_id
 from fabric.clock import VirtualClock
-from fabric.errors import InsufficientTokens, NotFound, PermissionDenied, RateLimited, Unauthenticated, Unavailable
+from fabric.errors import (
+    InsufficientTokens,
+    InvalidRequest,
+    NotFound,
+    PermissionDenied,
+    RateLimited,
+    Unauthenticated,
+    Unavailable,
+)
 from fabric.gate.events import CreateKey
 from fabric.profile import Profile
 from fabric.units import UHS_PER_CT
@@ -210,3 +218,34 @@ def test_a_model_that_nobody_offers_can_be_neither_scaled_nor_withdrawn(house):
     ):
         with pytest.raises(NotFound):
             operator.call(request, pb.Accepted)
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_gateway_stands_for_many_callers_and_is_not_limited_like_one(make_house, limits):
+    house = make_house(limits=limits(requests_per_s=2, streams=1, call_bytes=1_000))
+    offer(house)
+    door = ledger(house)
+    await door.authorize(**slice_of(10_000_000))
+    more = {"hold_id": "slice-1", "account_id": "acme", "more_uhs": 0, "minimum_uhs": 1, "ttl_us": 60 * S}
+    for seq in range(1, 9):
+        await door.update(seq=seq, calls=[call(f"{seq}-{number}") for number in range(100)], **more)
+    boards = [door.watch() for _ in range(3)]
+    for board in boards:
+        await anext(board)
+    for board in boards:
+        await board.aclose()
+    await door.close()
+
+
+async def test_a_report_of_a_thousand_calls_is_taken_and_a_larger_one_is_told_to_split(house):
+    offer(house)
+    door = ledger(house)
+    await door.authorize(**slice_of(100_000_000))
+    more = {"hold_id": "slice-1", "account_id": "acme", "more_uhs": 0, "minimum_uhs": 1, "ttl_us": 60 * S}
+    names = [f"call-{number}-{'x' * 60}" for number in range(1_001)]
+    await door.update(seq=1, calls=[call(name) for name in names[:1_000]], **more)
+    with pytest.raises(InvalidRequest, match="split it"):
+        await door.update(seq=2, calls=[call(name) for name in names], **more)
+    await door.close()
