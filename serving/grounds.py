@@ -14,16 +14,16 @@ from typing import Any, Final
 
 from fabric.charging.rates import Rate
 from fabric.client import Client
-from fabric.errors import InvalidRequest
 from fabric.sdk.fabric import Fabric
 from fabric.sdk.lease import Lease
+from fabric.wire import fabric_pb2 as pb
 from serving.listener import ReplicaSpec
 from serving.pool import Offer, Standing
 from serving.replica import ServeSite, options_in
+from serving.sources import JOB
 
 _LEASE_CT: Final = "1000"
 _LEASE_WAIT_S: Final = 3_600.0
-_ARCHIVED: Final = ("archive:", "job:")
 _CPU_KV_BYTES: Final = 128 << 20
 _INHERITED: Final = ("PYTHONPATH",)
 
@@ -53,6 +53,7 @@ class LeasedGround:
     def __init__(self, client: Client, site: ServeSite, *, trust: str, state_dir: Path) -> None:
         self._site, self._trust, self._state_dir = site, trust, state_dir
         self._operator = client.profile
+        self._any_account = Client(replace(client.profile, account=""))
         self._payers = {client.profile.account: Fabric(client)}
 
     async def lease(self, offer: Offer) -> LeasedPlot:
@@ -90,12 +91,19 @@ class LeasedGround:
         lease.open()
         return LeasedPlot(lease, lease.document, accelerator=lease.job.info().accelerator)
 
+    def _source(self, source: str) -> str:
+        """As nodes understand it: a job's name with its account's before it."""
+        if not source.startswith(JOB) or "/" in source:
+            return source
+        job = self._any_account.call(pb.GetJobRequest(job_id=source.removeprefix(JOB)), pb.Job)
+        return f"{JOB}{job.account_id}/{job.job_id}"
+
     def _spec(self, replica_id: str, offer: Offer, accelerator: str) -> ReplicaSpec:
         on_cpu = is_cpu_build()
         return ReplicaSpec(
             replica_id=replica_id,
             model=offer.name,
-            folder=folder_of(offer.source),
+            folder=self._source(offer.source),
             accelerator=accelerator,
             rate=offer.rate(accelerator),
             state_dir=str(self._state_dir),
@@ -105,22 +113,6 @@ class LeasedGround:
             engine_args=tuple(word for name, value in offer.engine_args for word in _words(name, value)),
             on_cpu=on_cpu,
         )
-
-
-def folder_of(source: str) -> str:
-    """The folder of a model on its node.
-
-    Raises:
-        InvalidRequest: the source is not a folder there (code `bad_source`).
-    """
-    if source.startswith(_ARCHIVED):
-        raise InvalidRequest(
-            f"{source}: models are served from a folder on the nodes; export it there (training.export.unpacked)",
-            code="bad_source",
-        )
-    if not (Path(source) / "config.json").is_file():
-        raise InvalidRequest(f"there is no model in {source}: it has no config.json", code="bad_source")
-    return source
 
 
 def is_cpu_build() -> bool:

@@ -13,14 +13,16 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
 from fabric import house
+from fabric.adapters.stores import open_archive_of
 from fabric.client import Client
 from fabric.errors import FabricError, InvalidConfig
 from fabric.profile import Profile
+from fabric.serving_settings import ServingConfig
 from fabric.settings import load_cluster
 from serving.gateway.__main__ import secret_of
 from serving.grounds import LeasedGround
@@ -68,10 +70,15 @@ async def _host(given: argparse.Namespace) -> None:
     client = Client(Profile(address=found.address, api_key=key, ca=found.ca, account=OPERATOR))
     ca_pem = await asyncio.to_thread(Path(found.ca).read_text) if found.ca else ""
     door = Door(address=found.address, api_key=key, ca_pem=ca_pem)
-    site = ServeSite(door, ray_address=found.ray_address)
+    environment = {**os.environ, "FABRIC_STATE_DIR": str(state_dir)}
+    config = await asyncio.to_thread(load_cluster, given.config, environ=environment)
+    site = ServeSite(door, ray_address=found.ray_address, archive=open_archive_of(config))
     ground = LeasedGround(client, site, trust=secret_of(state_dir, "trust"), state_dir=state_dir / "serving")
     pool = Pool(ground, DoorBoard(ledger, reporter="host"))
-    running = [asyncio.create_task(pool.run()), asyncio.create_task(_gateways(given, state_dir, stopped))]
+    running = [
+        asyncio.create_task(pool.run()),
+        asyncio.create_task(_gateways(given, config.serving, state_dir, stopped)),
+    ]
     try:
         await stopped.wait()
         await running[1]
@@ -84,10 +91,10 @@ async def _host(given: argparse.Namespace) -> None:
         client.close()
 
 
-async def _gateways(given: argparse.Namespace, state_dir: Path, stopped: asyncio.Event) -> None:
+async def _gateways(
+    given: argparse.Namespace, serving: ServingConfig | None, state_dir: Path, stopped: asyncio.Event
+) -> None:
     """Keep the gateway processes up; end them in order when it is time."""
-    environment = {**os.environ, "FABRIC_STATE_DIR": str(state_dir)}
-    serving = (await asyncio.to_thread(load_cluster, given.config, environ=environment)).serving
     count = serving.gateways if serving is not None else 1
     words = ["--state-dir", str(state_dir), "--listen", given.listen, "--gateways", str(count)]
     if serving is not None:
@@ -119,7 +126,7 @@ async def _keep_gateway(words: Sequence[str], stopped: asyncio.Event) -> None:
                 await asyncio.wait_for(stopped.wait(), _GATEWAY_PAUSE_S)
 
 
-def _options_of(serving: Any) -> list[str]:
+def _options_of(serving: ServingConfig) -> list[str]:
     """What the cluster file says of the gateways, in the words of `serving.gateway`."""
     words = ["--grace-s", str(round(serving.grace_s)), "--requests-per-s", str(serving.limits.requests_per_s)]
     words += ["--wait-s", str(serving.limits.wait_s)]
@@ -127,7 +134,7 @@ def _options_of(serving: Any) -> list[str]:
         words += ["--endpoint", serving.endpoint]
     if serving.tls == "plain":
         words.append("--plain")
-    elif serving.tls != "auto":
+    elif not isinstance(serving.tls, str):
         words += ["--tls-cert", str(serving.tls.cert), "--tls-key", str(serving.tls.key)]
     return words
 

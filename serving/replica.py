@@ -20,6 +20,7 @@ import msgspec
 import ray
 from ray import serve
 
+from fabric.adapters.archive import Archive
 from fabric.api.tls import ensure_certificate
 from fabric.charging.rates import Rate
 from fabric.errors import FabricError, Unavailable
@@ -28,6 +29,7 @@ from serving.ledger import GrpcLedger
 from serving.leftovers import settle_left
 from serving.listener import Listener, ReplicaSpec
 from serving.pool import Standing
+from serving.sources import folder_of
 
 _BUNDLE_SHARE: Final = 0.001
 _LINES_KEPT: Final = 30
@@ -54,9 +56,10 @@ class Door(msgspec.Struct, frozen=True, kw_only=True):
 class ReplicaActor:
     """What Serve runs. Built in its event loop; `__del__` is Serve's word for an orderly end."""
 
-    def __init__(self, spec: bytes, door: bytes) -> None:
+    def __init__(self, spec: bytes, door: bytes, archive: Archive | None = None) -> None:
         self._door = msgspec.json.decode(door, type=Door)
         self._spec = _reachable(msgspec.json.decode(spec, type=ReplicaSpec), self._door.gateways_at)
+        self._archive = archive
         self._listener: Listener | None = None
         self._opening: asyncio.Task[None] | None = None
         self._settling: asyncio.Task[int] | None = None
@@ -120,11 +123,12 @@ class ReplicaActor:
         log, profile = _prepared(self._spec, self._door)
         ledger = GrpcLedger(profile)
         try:
+            folder = await asyncio.to_thread(folder_of, self._spec.folder, self._archive, cache=log.parent / "models")
             with _output_to(log):
-                self._listener = await Listener.open(self._spec, ledger)
+                self._listener = await Listener.open(msgspec.structs.replace(self._spec, folder=str(folder)), ledger)
             self._settling = asyncio.create_task(settle_left(log.parent, ledger))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - an engine may fail with anything
-            self._failure = f"{self._spec.model} could not be loaded: {_plain(error)}\n{_last_lines(log)}"
+            self._failure = f"{self._spec.model} could not be loaded: {_plain(error)}\n{_last_lines(log)}".rstrip()
             raise Unavailable(self._failure, code="load_failed") from None
 
 
@@ -162,8 +166,8 @@ class ServeSite:
     Ray is joined, and Serve's controller started, for the first replica: a fabric that serves no model has neither.
     """
 
-    def __init__(self, door: Door, *, ray_address: str) -> None:
-        self._door, self._ray_address = door, ray_address
+    def __init__(self, door: Door, *, ray_address: str, archive: Archive | None = None) -> None:
+        self._door, self._ray_address, self._archive = door, ray_address, archive
         self._handles: dict[str, Any] = {}
         self._joining = threading.Lock()
         self._joined = False
@@ -196,7 +200,7 @@ class ServeSite:
             graceful_shutdown_timeout_s=20,
             ray_actor_options={**options, "runtime_env": {"env_vars": variables}},
         )
-        app = deployment.bind(msgspec.json.encode(spec), msgspec.json.encode(self._door))
+        app = deployment.bind(msgspec.json.encode(spec), msgspec.json.encode(self._door), self._archive)
         try:
             handle = serve.run(app, name=_APP.format(spec.replica_id), route_prefix=None)
             handle.open.remote().result(timeout_s=_READY_S)

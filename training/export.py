@@ -4,16 +4,13 @@ Any engine that serves Llama serves it. Token ids 0 to 255 are the bytes themsel
 text. Nothing is pickled: weights are safetensors, everything else is JSON.
 """
 
-import io
 import json
-import tarfile
 from pathlib import Path
 from typing import Any, Final
 
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from fabric.errors import InvalidRequest
 from training.llama import Llama
 
 BYTES: Final = 256
@@ -28,7 +25,6 @@ CHAT_TEMPLATE: Final = (
     "{{ message['role'] + ': ' + message['content'] + '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
-_FILE_MAX: Final = 64 << 30
 
 
 def export_llama(folder: Path, model: Llama) -> Path:
@@ -52,38 +48,6 @@ def byte_tokenizer() -> Tokenizer:
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in _SPECIAL])
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BEGIN)])
     return tokenizer
-
-
-def packed(folder: Path) -> bytes:
-    """The folder's files as one tar, the same bytes for the same files: what a job can hand on."""
-    whole = io.BytesIO()
-    with tarfile.open(fileobj=whole, mode="w") as tar:
-        for path in sorted(folder.iterdir()):
-            entry = tarfile.TarInfo(path.name)
-            entry.size = path.stat().st_size
-            with path.open("rb") as file:
-                tar.addfile(entry, file)
-    return whole.getvalue()
-
-
-def unpacked(whole: bytes, folder: Path) -> Path:
-    """The files of `packed`, into `folder`.
-
-    Raises:
-        InvalidRequest: the tar holds anything but plain files with plain names (code `bad_model`).
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(fileobj=io.BytesIO(whole), mode="r:") as tar:
-        for entry in tar:
-            if not entry.isfile() or "/" in entry.name or entry.name.startswith(".") or entry.size > _FILE_MAX:
-                raise InvalidRequest(
-                    f"a packed model holds plain files only, not {entry.name!r}: pack it with training.export.packed",
-                    code="bad_model",
-                )
-            source = tar.extractfile(entry)
-            assert source is not None
-            (folder / entry.name).write_bytes(source.read())
-    return folder
 
 
 def _letters() -> list[str]:

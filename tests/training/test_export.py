@@ -8,8 +8,9 @@ import torch
 
 from fabric.errors import InvalidRequest
 from training import byte_lm
-from training.export import BEGIN, END, PAD, byte_tokenizer, export_llama, packed, unpacked
+from training.export import BEGIN, END, PAD, byte_tokenizer, export_llama
 from training.llama import Llama, Shape
+from training.parcels import packed, unpacked
 
 
 @pytest.fixture(scope="module")

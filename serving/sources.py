@@ -1,0 +1,91 @@
+"""Where a model comes from: a folder on the node, a packed one in the archive, or what a job left there.
+
+A job's model is the newest checkpoint of a command that exported into its kept folder (`fabric run`), in that folder or
+in `model` below it. Everything is verified while it is read; nothing of a model is executed or unpickled.
+"""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from fabric.adapters.archive import Archive
+from fabric.adapters.cluster_settings import checkpoints_in
+from fabric.checkpoints import restore_directory
+from fabric.errors import InvalidRequest, NotFound
+from training.parcels import unpacked
+
+ARCHIVE: Final = "archive:"
+JOB: Final = "job:"
+_COMPLETE: Final = "config.json"
+"""Written last by whoever exports a model."""
+
+
+def folder_of(source: str, archive: Archive | None, *, cache: Path) -> Path:
+    """The folder of a model on this node; what comes out of the archive is kept in `cache`.
+
+    Args:
+        source: a path, `archive:KEY`, or `job:ACCOUNT/ID`.
+        archive: the fabric's; needed for the last two.
+        cache: a folder of ours.
+
+    Raises:
+        InvalidRequest: there is no model in it (code `bad_source`).
+        NotFound: there is nothing by that name.
+    """
+    if source.startswith(ARCHIVE):
+        return _model_in(_from_archive(source.removeprefix(ARCHIVE), _needed(archive, source), cache), source)
+    if source.startswith(JOB):
+        account_id, _, job_id = source.removeprefix(JOB).partition("/")
+        return _model_in(_from_job(account_id, job_id, _needed(archive, source), cache), source)
+    return _model_in(Path(source), source)
+
+
+def _from_archive(key: str, archive: Archive, cache: Path) -> Path:
+    whole = archive.get(key)
+    folder = cache / f"archive-{hashlib.sha256(whole).hexdigest()[:32]}"
+    if not folder.exists():
+        _made(folder, lambda fresh: unpacked(whole, fresh))
+    return folder
+
+
+def _from_job(account_id: str, job_id: str, archive: Archive, cache: Path) -> Path:
+    checkpoints = checkpoints_in(archive, account_id, job_id)
+    manifest = checkpoints.newest()
+    if manifest is None:
+        raise NotFound(f"job {job_id} has left no checkpoint: it must export into FABRIC_CHECKPOINT_DIR", job=job_id)
+    told = hashlib.sha256(repr(manifest).encode()).hexdigest()[:16]
+    folder = cache / f"job-{job_id}-{told}"
+    if not folder.exists():
+        _made(folder, lambda fresh: restore_directory(checkpoints, fresh))
+    return folder
+
+
+def _made(folder: Path, fill: Callable[[Path], object]) -> None:
+    """Fill a folder beside it, then give it its name: half a model has none."""
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        fill(fresh)
+        if not folder.exists():
+            fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _model_in(folder: Path, source: str) -> Path:
+    for place in (folder, folder / "model"):
+        if (place / _COMPLETE).is_file():
+            return place
+    raise InvalidRequest(
+        f"there is no model in {source}: it has no {_COMPLETE}. Export one there (training.export.export_llama)",
+        code="bad_source",
+    )
+
+
+def _needed(archive: Archive | None, source: str) -> Archive:
+    if archive is None:
+        raise InvalidRequest(f"{source} needs the fabric's archive, which is not known here", code="bad_source")
+    return archive
