@@ -55,7 +55,7 @@ def test_a_script_is_stopped_at_random_instants_in_gangs_of_many_sizes_and_loses
     dice = random.Random(number)
     order = Order(folder=tmp_path / "many", steps=0, epochs=2, pause_s=0.004)
     order.folder.mkdir()
-    for _ in range(6):
+    for _ in range(4):
         world = dice.choice([2, 3, 4])
         before, gang = steps_done(order.folder), Crew(order, world=world, doing="script")
         wait_for(lambda before=before: steps_done(order.folder) > before)

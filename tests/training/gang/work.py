@@ -406,3 +406,7 @@ def fold_often(rank, world, port, order):
         took["reduce_s"].append(time.perf_counter() - began)
     note(order, rank, **{name: float(np.median(found)) for name, found in took.items()})
     gang.close()
+
+
+def nothing(rank, world, port, order):
+    """Only be forked: the nest is warm after it."""
