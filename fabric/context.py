@@ -68,6 +68,8 @@ class Context:
             on_report: told that there is news of its progress, at most every `REPORT_S` seconds.
         """
         self._place = place
+        self.owns_process = False
+        """Whether the process is this attempt's alone, so that ending it ends nothing else. The runner says so."""
         self._checkpoints = checkpoints
         self._on_saved = on_saved
         self._on_report = on_report

@@ -26,6 +26,7 @@ class Boundary:
         self._held = False
         self._wanted = 0
         self._leaving = False
+        self._abandoned = False
         self._waited_s = 0.0
 
     @property
@@ -87,12 +88,23 @@ class Boundary:
         waited_s, self._waited_s = self._waited_s, 0.0
         return waited_s
 
+    def abandon(self) -> None:
+        """The training thread is gone: a step that is half done stays so, and nobody need wait for its boundary."""
+        with self._free:
+            self._abandoned = True
+            self._free.notify_all()
+
+    @property
+    def _is_free(self) -> bool:
+        return not self._changing and not self._held
+
     @contextmanager
     def held(self, timeout_s: float | None = None) -> Iterator[bool]:
         """Hold the state at the last boundary; yields False if a step was half done for longer than `timeout_s`."""
         with self._free:
             self._wanted += 1
-            held = self._free.wait_for(lambda: not self._changing and not self._held, timeout_s)
+            self._free.wait_for(lambda: self._is_free or self._abandoned, timeout_s)
+            held = self._is_free
             self._wanted -= 1
             self._held = self._held or held
             self._free.notify_all()

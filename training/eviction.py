@@ -20,6 +20,9 @@ _LOOK_S: Final = 0.05
 _PATIENCE_S: Final = 0.2
 """How long the training thread may take to come to a boundary of its own, once all is saved."""
 
+_STUCK_S: Final = 2.0
+"""How long it may take to end once it was told to, before its process is ended, if that is its own."""
+
 
 class Saves(Protocol):
     """What a watch saves through: boundaries of a loop (`training.saver`), or states of a generator."""
@@ -162,6 +165,8 @@ class Watch:
                 if not self._has_departed:
                     self._has_departed = True
                     self._stop.depart(self._trainer)
+            if not self._over.wait(_STUCK_S):
+                self._stop.end_process()
 
     def _save_if_worth_it(self) -> None:
         asked, reason = time.monotonic(), self._stop.reason or "asked to stop"

@@ -391,6 +391,7 @@ class Run:
     def _end(self) -> None:
         if not self._is_over:
             self._is_over = True
+            self._boundary.abandon()
             self._watch.close()
             for undo in self._undo:
                 undo()

@@ -46,6 +46,9 @@ class Stop(Protocol):
     def depart(self, thread: int) -> None:
         """End the run's thread, which does not come to a boundary by itself, or the process."""
 
+    def end_process(self) -> None:
+        """It did not end: it waits for something in C. End its process, if that is its own."""
+
     def close(self) -> None:
         """The run is over: listen no more."""
 
@@ -83,8 +86,12 @@ class JobStop:
         return context.Saved()
 
     def depart(self, thread: int) -> None:
-        """Raise `Saved` in the job's thread at its next line of Python: the process belongs to the runner."""
+        """Raise `Saved` in the job's thread at its next line of Python."""
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(context.Saved))
+
+    def end_process(self) -> None:
+        if self._job.owns_process:
+            _exit_saved()
 
     def close(self) -> None:
         """Nothing to undo."""
@@ -114,6 +121,9 @@ class NoStop:
         return context.Saved()
 
     def depart(self, thread: int) -> None:
+        """Never."""
+
+    def end_process(self) -> None:
         """Never."""
 
     def close(self) -> None:
@@ -153,9 +163,10 @@ class SignalStop:
 
     def depart(self, thread: int) -> None:  # noqa: ARG002  # all of the process ends
         """End the process here and now: what counts is durable."""
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(EXIT_SAVED)
+        _exit_saved()
+
+    def end_process(self) -> None:
+        _exit_saved()
 
     def close(self) -> None:
         if self._listens:
@@ -166,3 +177,9 @@ class SignalStop:
         self._deadline = time.monotonic() + float(grace) if grace else None
         self._reason = "terminated"
         self._came.set()
+
+
+def _exit_saved() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_SAVED)

@@ -293,5 +293,8 @@ class _Agreed:
     def depart(self, thread: int) -> None:
         self._inner.depart(thread)
 
+    def end_process(self) -> None:
+        self._inner.end_process()
+
     def close(self) -> None:
         self._inner.close()

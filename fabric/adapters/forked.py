@@ -11,7 +11,7 @@ import socket
 from typing import Final
 
 from fabric.adapters.fork_words import Commission, Ended, Exited, Reported, Saved, SaveWish, StopWish, Talk
-from fabric.adapters.stages import JobEnd, Stage
+from fabric.adapters.stages import EXIT_SAVED, JobEnd, Stage
 from fabric.gate.events import LeaseOutcome
 
 _CONNECT_S: Final = 2.0
@@ -74,6 +74,8 @@ class Fork:
 
 def _judged(code: int, *, asked: bool) -> JobEnd:
     """What an end without a word means."""
+    if code == EXIT_SAVED:
+        return JobEnd(outcome=LeaseOutcome.SAVED, again=not asked)
     if code >= 0:
         return JobEnd(outcome=LeaseOutcome.FAILED, error=f"worker_died: its process exited with {code}")
     if code == -signal.SIGTERM and asked:

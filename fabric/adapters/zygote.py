@@ -136,6 +136,7 @@ def _job(talk: Talk, commission: Commission) -> int:
         on_saved=lambda step, write_us, size: talk.say(Saved(step=step, write_us=write_us, size=size)),
         on_report=lambda: talk.say(Reported(progress=stage.context.progress)),
     )
+    stage.context.owns_process = True
     threading.Thread(target=_listen, args=(talk, stage), name="fabric-wishes", daemon=True).start()
     end = perform(stage)
     talk.say(Reported(progress=stage.context.progress))

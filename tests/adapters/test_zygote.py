@@ -360,3 +360,31 @@ async def test_all_ranks_are_asked_to_stop_at_once(crewed):
     await asyncio.sleep(0.5)
     stages[0].ask_to_stop("evicted", seconds_left=10, save=True)
     assert (await ending).outcome is LeaseOutcome.SAVED
+
+
+async def test_a_session_that_waits_where_no_line_of_python_runs_is_saved_and_its_process_ended(runner):
+    def train():
+        import time
+
+        import torch
+
+        from training import session
+
+        os.environ["WORLD_SIZE"] = "1"
+        model = torch.nn.Linear(2, 1)
+        run = session(model=model, opt=torch.optim.SGD(model.parameters(), lr=0.1))
+        for step in run.steps(10):
+            if step == 4:
+                time.sleep(2 * context.REPORT_S)
+                context.current().report(step=step)
+                time.sleep(600)
+            model(torch.ones(1, 2)).sum().backward()
+            run._optimizers[0].step()
+
+    stage = await runner.begin(call(train))
+    ending = asyncio.create_task(asyncio.to_thread(stage.fork.perform, stage))
+    await until(lambda: ending.done() or any(progress.step == 4 for progress in runner.reports))
+    stage.ask_to_stop("evicted", seconds_left=60, save=True)
+    end = await ending
+    assert end.outcome is LeaseOutcome.SAVED, end.error
+    assert [step for step, *_ in runner.saves] == [4]

@@ -77,6 +77,20 @@ def test_a_bug_in_the_script_costs_no_step_that_was_done(attempts, uninterrupted
     assert resumed(attempts) == (4, uninterrupted)
 
 
+def test_a_script_that_fails_in_the_middle_of_a_step_it_was_asked_to_stop_in_ends_at_once(attempts, uninterrupted):
+    with ended_by(ZeroDivisionError, attempts.next()):
+        script = Script()
+        run = script.session()
+        for step in run.steps(STEPS):
+            script.loss(*script.batch()).backward()
+            script.opt.step()
+            if step == 3:
+                stopped(context.current(), seconds_left=3600)
+                raise ZeroDivisionError
+    assert attempts.saves == []
+    assert resumed(attempts) == (0, uninterrupted)
+
+
 def test_a_device_that_is_too_small_is_said_to_be(attempts):
     with ended_by(JobFailed, attempts.next()) as ended:
         script = Script()
