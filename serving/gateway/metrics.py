@@ -26,7 +26,7 @@ class Metrics:
         self._first = _seconds("fabric_gateway_first_byte_seconds", "Until the answer begins", registry)
         self._queued = _seconds("fabric_gateway_queue_seconds", "In line", registry)
         self._lost = Counter("fabric_gateway_replica_lost", "Cut off by a replica's end", ["model"], registry=registry)
-        self._waiting = Gauge("fabric_gateway_waiting", "Requests in line", ["model"], registry=registry)
+        self._waiting = Gauge("fabric_gateway_waiting", "Requests in line", where, registry=registry)
         self._seated = Gauge("fabric_gateway_running", "Requests at replicas", ["model"], registry=registry)
         self._replicas = Gauge("fabric_gateway_replicas", "Replicas that may be asked", ["model"], registry=registry)
         self._board = Gauge("fabric_gateway_board_age_seconds", "Since replicas were told of", registry=registry)
@@ -65,7 +65,8 @@ class Metrics:
         for gauge in (self._waiting, self._seated, self._replicas):
             gauge.clear()
         for model, _, pool in pools.items():
-            self._waiting.labels(model).inc(pool.waiting)
+            for rank, waiting in pool.waiting_by_rank().items():
+                self._waiting.labels(model, tier_of(rank)).inc(waiting)
             self._seated.labels(model).inc(pool.seated)
             self._replicas.labels(model).inc(sum(replica.state == "ready" for replica in pool.replicas))
         return generate_latest(self._registry)

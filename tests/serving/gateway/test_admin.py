@@ -1,5 +1,6 @@
 """What the operator sees of a gateway, and what a replica beyond this machine must show."""
 
+import asyncio
 import hashlib
 
 import pytest
@@ -41,6 +42,24 @@ async def test_metrics_count_by_model_and_tier_and_no_client_can_make_a_series(h
     assert len(more) - len(lines) <= 8
     assert "made" not in "\n".join(more)
     assert "ann" not in "\n".join(more)
+
+
+async def test_lines_are_seen_by_tier(house):
+    pro = house.directory.add_key("p", "pro", tier_rank=1)
+    house.directory.replicas.clear()
+    house.directory.change()
+    await house.settled(lambda: not house.gateway.pools.of("tiny", "ann")[0].replicas)
+    asks = [asyncio.create_task(house.post(key=key).__aenter__()) for key in (pro, pro, house.key)]
+    await house.settled(lambda: house.gateway.pools.of("tiny", "ann")[0].waiting == 3)
+    async with house.http.get(house.admin + "/metrics") as answer:
+        text = await answer.text()
+    assert 'fabric_gateway_waiting{model="tiny",tier="professional"} 2.0' in text
+    assert 'fabric_gateway_waiting{model="tiny",tier="starter"} 1.0' in text
+    async with house.http.get(house.admin + "/lines") as answer:
+        assert [(line["model"], line["waiting"]) for line in await answer.json()] == [("tiny", 3)]
+    for ask in asks:
+        ask.cancel()
+    await house.settled(lambda: house.gateway.pools.of("tiny", "ann")[0].waiting == 0)
 
 
 async def test_a_gateway_says_whether_it_is_alive_and_ready(house):

@@ -81,6 +81,18 @@ async def test_a_seat_given_in_the_moment_of_leaving_is_given_back():
     assert (pool.waiting, pool.seated, pool._queue.served("bob")) == (0, len(held) - 1, 0)
 
 
+async def test_a_seat_that_is_freed_in_the_moment_of_leaving_goes_to_the_next(tmp_path):
+    pool = Pool()
+    pool.update([replica(1)])
+    held = [seat for seat in (pool.seat_now(ticket(), ()) for _ in range(9)) if seat]
+    first, second = (asyncio.create_task(pool.wait(ticket(name, cost=500), ())) for name in ("bob", "cem"))
+    await settle()
+    first.cancel()
+    held[0].leave()  # before the one who leaves has run
+    (await second).leave(tokens=5)
+    assert (pool.waiting, pool._queue.served("bob"), pool._queue.served("cem")) == (0, 0, 5)
+
+
 async def test_a_seat_is_left_once_however_often_it_is_said():
     pool = Pool()
     pool.update([replica(1)])
