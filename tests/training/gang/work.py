@@ -26,6 +26,7 @@ from fabric.checkpoints import Checkpoints, DirectoryStore, Draft
 from fabric.errors import Unavailable
 from training.gang import Gang, PeerLost, Seat
 from training.gradients import Gradients, Reproducible
+from training.islands import Islands
 from training.mixing import Balance
 from training.replicas import _Vector
 from training.session import session
@@ -410,3 +411,30 @@ def fold_often(rank, world, port, order):
 
 def nothing(rank, world, port, order):
     """Only be forked: the nest is warm after it."""
+
+
+def island(rank, world, port, order):
+    """An island that takes as many samples a step as it is quick, meets every ten steps, and says what came of it."""
+    torch.set_num_threads(1)
+    gang = Gang.open(Seat(rank=rank, world=world, master=("127.0.0.1", port)), backend="gloo")
+    torch.manual_seed(5)
+    model = Net(nn.LayerNorm)
+    opt = torch.optim.SGD(model.parameters(), lr=0.05)
+    islands = Islands(model, gang, every=10)
+    inputs, _ = dataset()
+    wanted = inputs[:, :3].argmax(1)
+    size = int(8 * order.speeds[rank])
+    dice, met = torch.Generator().manual_seed(rank), 0
+    for _ in range(order.steps):
+        at = torch.randint(SAMPLES, (size,), generator=dice)
+        opt.zero_grad()
+        loss = functional.cross_entropy(model(inputs[at]), wanted[at])
+        loss.backward()
+        opt.step()
+        if islands.stepped(size):
+            weights = torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
+            whole = functional.cross_entropy(model.eval()(inputs), wanted)
+            model.train()
+            note(order, rank, met=met, weights=hash_of(weights), loss=whole.item())
+            met += 1
+    gang.close()
