@@ -14,14 +14,19 @@ Outside the fabric `current()` is a job that is never asked to stop, remembers n
 script runs unchanged on a laptop. It does not know Ray, nor where the archive is.
 """
 
+import hashlib
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from operator import index
+from pathlib import Path
 from typing import Final, NoReturn
 
 import msgspec
 
+from fabric.adapters.shard_cache import ShardCache
+from fabric.adapters.shard_sources import source_of
 from fabric.checkpoints import Checkpoints
 from fabric.checkpoints.checkpoints import STEP_MAX
 from fabric.progress import Progress, Reports
@@ -58,6 +63,9 @@ class Context:
         checkpoints: Checkpoints | None = None,
         on_saved: Callable[[int, int, int], None] | None = None,
         on_report: Callable[[], None] | None = None,
+        cache: ShardCache | None = None,
+        prefixes: Sequence[str] = (),
+        folder: Path | None = None,
     ) -> None:
         """One attempt's context.
 
@@ -66,6 +74,9 @@ class Context:
             checkpoints: where it saves; None = nowhere.
             on_saved: told of every durable checkpoint: (step, µs it took to write, bytes).
             on_report: told that there is news of its progress, at most every `REPORT_S` seconds.
+            cache: what the node keeps of what jobs read; None = nothing.
+            prefixes: of the job's datasets.
+            folder: for copies of what it reads; None = one that goes with this process.
         """
         self._place = place
         self.owns_process = False
@@ -85,6 +96,19 @@ class Context:
         self._reports = Reports()
         self._reporting = threading.Lock()
         self._told_at = -REPORT_S
+        self._cache = cache
+        self._prefixes = prefixes
+        self._folder = folder
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._saved_us = 0
+
+    @property
+    def _fetched(self) -> Path:
+        if self._folder is not None:
+            return self._folder
+        if self._temporary is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="fabric-data-")
+        return Path(self._temporary.name)
 
     @property
     def job_id(self) -> str:
@@ -202,6 +226,32 @@ class Context:
     def checkpoints(self) -> Checkpoints | None:
         """The job's checkpoints, for code that saves in shards; None outside the fabric. One rank commits."""
         return self._checkpoints
+
+    def fetch(self, address: str) -> Path:
+        """A local copy of `s3://bucket/key` or `file:///path`: from this node's cache, where other jobs left it, or fetched.
+
+        The copy is the job's own until its attempt ends. Count it as belonging to the longest `data=` prefix it begins
+        with: nodes that hold much of those are preferred when the job is placed. Outside the fabric nothing is cached.
+
+        Raises:
+            InvalidRequest: another kind of address.
+            NotFound: there is nothing there.
+            Unavailable: it can't be read, or not be kept.
+        """
+        name, fetch = source_of(address)
+        to = self._fetched / hashlib.sha256(name.encode()).hexdigest()[:32] / address.rstrip("/").rpartition("/")[2]
+        if to.exists():
+            return to
+        if self._cache is None:
+            to.parent.mkdir(parents=True, exist_ok=True)
+            fetch(to)
+            return to
+        fitting = [prefix for prefix in self._prefixes if address.startswith(prefix)]
+        got = self._cache.get(name, fetch, prefix=max(fitting, key=len, default=""), to=to)
+        with self._reporting:
+            self._saved_us += got.saved_us
+        self.report(staging_saved=self._saved_us / 1_000_000)
+        return got.path
 
     def park(self) -> NoReturn:
         """End the attempt here, because everything worth keeping is saved. The job resumes in a new attempt."""

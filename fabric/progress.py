@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-TIMERS: Final = ("waiting_data", "collective", "checkpoint", "idle")
+TIMERS: Final = ("waiting_data", "collective", "checkpoint", "idle", "staging_saved")
 """What a job may say its time goes into, in seconds since its attempt began."""
 _NUMBER_MAX: Final = 2.0**62
 _PACE_S: Final = 60.0

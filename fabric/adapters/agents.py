@@ -14,6 +14,7 @@ from fabric.adapters.cluster_settings import ClusterSettings
 from fabric.adapters.node_agent import Cut, NodeAgent, Watch
 from fabric.adapters.nodes import Node
 from fabric.gate.events import Sample
+from fabric.placement.locality import Holdings
 from fabric.units import LeaseId
 
 _CALL_TIMEOUT_S: Final = 15.0
@@ -89,6 +90,11 @@ class Agents:
                 by_lease.setdefault(cut.lease_id, []).append(cut)
         machines = Counter(lease_id for watches in self._watches.values() for lease_id in watches)
         return {lease_id: cuts for lease_id, cuts in by_lease.items() if len(cuts) == machines[lease_id]}
+
+    async def holdings(self, address: str, *, work_dir: str) -> Holdings | None:
+        """What the machine holds of datasets; None if it doesn't say."""
+        found = await self._tried(address, "holdings", work_dir)
+        return found if isinstance(found, Holdings) else None
 
     async def detach(self, address: str, lease_id: str) -> list[Cut]:
         """Stop watching a lease's share: the samples that aren't acknowledged yet."""

@@ -35,6 +35,8 @@ class ClusterSettings:
     """Where, on every node, logs and working directories live while a job runs; a fabric's own."""
     stage_dir: Path | None = None
     """Where, on every node, checkpoints are staged before they are sent to the archive: memory or NVMe. None = nowhere."""
+    cache_bytes: int = 64 * 2**30
+    """The most that a node keeps of what the jobs of one account read."""
     metrics: bool = True
 
 
@@ -95,6 +97,11 @@ def log_key(account_id: str, job_id: str, *, epoch: int, rank: int) -> str:
 def checkpoint_prefix(account_id: str, job_id: str) -> str:
     """Below which the archive keeps what a job saved."""
     return f"jobs/{account_id}/{job_id}/checkpoint"
+
+
+def cache_folder(work_dir: Path, account_id: str) -> Path:
+    """Where a node keeps what an account's jobs read."""
+    return work_dir / "cache" / account_id
 
 
 def checkpoints_in(

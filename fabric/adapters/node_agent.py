@@ -18,8 +18,11 @@ import msgspec
 from fabric.adapters.archive import Archive
 from fabric.adapters.meters import open_meter
 from fabric.adapters.processes import end_all, kill, tree_of
+from fabric.adapters.shard_cache import ShardCache
 from fabric.adapters.zygote_keeper import Zygote
+from fabric.placement.locality import Holdings
 
+_ROUGHLY_BYTES: Final = 2**20
 LOG_BYTES_MAX: Final = 64 * 2**20
 """Of one rank's log of one attempt: its beginning. More would fill the memory of whoever hands it on."""
 
@@ -65,6 +68,10 @@ class NodeAgent:
         if self._zygote is None:
             self._zygote = Zygote()
         return await self._zygote.socket()
+
+    async def holdings(self, work_dir: str) -> Holdings:
+        """What this machine's caches hold of datasets, and how fast the rest comes."""
+        return await asyncio.to_thread(_holdings, Path(work_dir))
 
     async def attach(self, watch: Watch) -> None:
         """Watch a lease from now on; one that is watched already goes on as it was."""
@@ -142,6 +149,22 @@ class NodeAgent:
             note = f"\n[{more} more bytes were not kept: print less, or write to storage]\n" if more > 0 else ""
             self._archive.put(log_key, data + note.encode())
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _holdings(work_dir: Path) -> Holdings:
+    held: dict[str, int] = {}
+    rates = []
+    for folder in (work_dir / "cache").glob("*"):
+        found, rate = ShardCache(folder).holdings()
+        rates.append(rate)
+        for prefix, size in found.items():
+            if prefix:
+                held[prefix] = held.get(prefix, 0) + size
+    # Roughly, so that it is told again only when it makes a difference.
+    rate = max(rates, default=0)
+    step = 10 ** max(len(str(rate)) - 2, 0)
+    rough = {prefix: size // _ROUGHLY_BYTES * _ROUGHLY_BYTES for prefix, size in held.items()}
+    return Holdings(bytes_by_prefix=rough, rate_bytes_per_s=rate // step * step)
 
 
 def _read(path: Path, offset: int, limit: int) -> bytes:

@@ -22,13 +22,15 @@ from fabric.adapters.outbox import Outbox, Report
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.survivors import lease_of, survivors
 from fabric.clock import Clock, SteadyClock
-from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseRemoved, Metered
+from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseRemoved, Metered, NodeHolds
 from fabric.gate.instructions import AnyInstruction, Lease, RemoveLease, SaveLease, StartLease, StopLease
 from fabric.gate.views import JobView, LeaseView, LogChunk
+from fabric.placement.locality import Holdings
 from fabric.units import LeaseId, NodeId
 
 __all__ = ["ClusterSettings", "LeaseInfo", "RayCluster", "ReconcileReport", "Unleased"]
 
+_CACHES_S = 10.0
 _log = structlog.get_logger(__name__)
 
 
@@ -55,6 +57,9 @@ class RayCluster:
         )
         self._attempts: dict[LeaseId, Attempt] = {}
         self._by_job: dict[str, list[Attempt]] = {}
+        self._reads_data = False
+        self._held: dict[str, Holdings] = {}
+        """By machine: what it said last that it holds."""
         self._lost: set[LeaseId] = set()
         """Leases that were reported as lost: not started again, although a gate that hasn't heard yet may say so."""
         self._logs = JobLogs(archive=archive, agents=self._agents, attempts_of=self._attempts_of)
@@ -76,6 +81,7 @@ class RayCluster:
             (self._look_at_nodes, self._settings.watch_s),
             (self._read_meters, self._settings.tick_s),
             (self._groups.expire, self._settings.watch_s),
+            (self._look_at_caches, _CACHES_S),
             (self._sweep, self._settings.reconcile_s),
         ):
             if period_s > 0:
@@ -159,6 +165,7 @@ class RayCluster:
     def _start_lease(self, lease: Lease) -> None:
         if lease.lease_id in self._attempts or lease.lease_id in self._lost:
             return
+        self._reads_data = self._reads_data or bool(lease.data)
         attempt = Attempt(lease=lease, around=self._around)
         self._take_on(attempt)
         attempt.task = self._begin(attempt.start())
@@ -236,6 +243,21 @@ class RayCluster:
             self._agents.acknowledge(sample.lease_id, sample.seq)
         if self._metrics is not None:
             self._metrics.leases(len(self._attempts))
+
+    async def _look_at_caches(self) -> None:
+        """Tell what machines hold of datasets, where that has changed; nobody is asked before a job had any."""
+        if not self._reads_data:
+            return
+        by_address: dict[str, list[NodeId]] = {}
+        for node in self._nodes.values():
+            by_address.setdefault(node.address, []).append(node.node_id)
+        for address, node_ids in by_address.items():
+            found = await self._agents.holdings(address, work_dir=str(self._settings.work_dir))
+            if found is None or found == self._held.get(address):
+                continue
+            self._held[address] = found
+            for node_id in node_ids:
+                self._outbox.put(NodeHolds(node_id=node_id, holdings=found))
 
     async def _sweep(self) -> None:
         await self._remove_unleased()

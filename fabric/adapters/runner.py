@@ -18,11 +18,12 @@ import ray
 
 from fabric import context
 from fabric.adapters.archive import Archive
-from fabric.adapters.cluster_settings import checkpoints_in, log_key
+from fabric.adapters.cluster_settings import cache_folder, checkpoints_in, log_key
 from fabric.adapters.crew import Crew
 from fabric.adapters.forked import Fork
 from fabric.adapters.line import Address, Listener
 from fabric.adapters.processes import adopt_orphans
+from fabric.adapters.shard_cache import LIMIT_BYTES, ShardCache
 from fabric.adapters.stages import JobEnd, RayUse, Save, Stage, perform
 from fabric.adapters.standby import Standby
 from fabric.gate.events import JobKind, LeaseOutcome
@@ -38,6 +39,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     master_addr: str
     master_port: int
     work_dir: str
+    cache_bytes: int = LIMIT_BYTES
+    """The most that the node keeps of what the account's jobs read."""
     zygote: str = ""
     """The socket of the machine's zygote, if the job wants to be forked from it."""
     stage_dir: str = ""
@@ -299,7 +302,15 @@ def stage_of(
         folder=order.folder,
         log_file=order.log_file,
         archive=archive,
-        context=context.Context(place, checkpoints=checkpoints, on_saved=on_saved, on_report=on_report),
+        context=context.Context(
+            place,
+            checkpoints=checkpoints,
+            on_saved=on_saved,
+            on_report=on_report,
+            cache=ShardCache(cache_folder(Path(order.work_dir), lease.account_id), limit_bytes=order.cache_bytes),
+            prefixes=lease.data,
+            folder=order.folder / "data",
+        ),
         master=(order.master_addr, order.master_port),
         local=order.local or (0, 1),
     )

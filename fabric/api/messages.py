@@ -18,6 +18,7 @@ from fabric.errors import Fact, InvalidAmount, InvalidRequest
 from fabric.gate.events import HoldMode, JobKind, JobSpec
 from fabric.gate.instructions import Accepted
 from fabric.ledger.scopes import Scope, Service
+from fabric.placement.locality import Dataset
 from fabric.units import INT64_MAX
 from fabric.wire import fabric_pb2 as pb
 
@@ -73,6 +74,11 @@ def spec_of(spec: pb.JobSpec, *, payload: str) -> JobSpec:
         payload=payload,
         devices_least=at_least(1, "devices_least", spec.devices_least) if spec.HasField("devices_least") else None,
         auto_park_us=at_least(1, "auto_park_us", spec.auto_park_us) if spec.HasField("auto_park_us") else None,
+        data=tuple(
+            Dataset(prefix=given.prefix, bytes=at_least(0, "bytes", given.bytes), region=short("region", given.region))
+            for given in spec.data[:NAMES_MAX]
+        ),
+        estimate_us=at_least(1, "estimate_us", spec.estimate_us) if spec.HasField("estimate_us") else None,
         mix=short("mix", spec.mix) or "never",
     )
 

@@ -25,6 +25,7 @@ from fabric.gate.serving_events import (
     WithdrawModel,
 )
 from fabric.ledger.scopes import ANYTHING, Scope, Service
+from fabric.placement.locality import Dataset, Holdings
 from fabric.units import AccountId, JobId, KeyId, LeaseId, NodeId
 
 
@@ -176,6 +177,13 @@ class NodeDown(Event, frozen=True, kw_only=True, tag="node_down"):
     node_id: NodeId
 
 
+class NodeHolds(Event, frozen=True, kw_only=True, tag="node_holds"):
+    """What a node's cache has of datasets now, and how fast it reads the rest."""
+
+    node_id: NodeId
+    holdings: Holdings
+
+
 class NodeDrain(Event, frozen=True, kw_only=True, tag="node_drain"):
     """Nothing new here; what runs is asked to checkpoint and leaves by the deadline."""
 
@@ -210,6 +218,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """An elastic job: it takes the most it gets at each start, from so many up to `devices`. None = exactly `devices`."""
     auto_park_us: int | None = None
     """Park it when its devices have been idle for so long: checkpoint, release, burn nothing. None = never."""
+    data: tuple[Dataset, ...] = ()
+    """What it reads: nodes that hold it already are better."""
+    estimate_us: int | None = None
+    """How long its owner thinks it runs: bounds how long it waits for a warmer node. None = it never waits for one."""
     mix: str = "never"
     """Whether its gang may be of several types: never | same-vendor | islands. For its own code: the planner never mixes."""
 
@@ -356,6 +368,7 @@ AnyEvent = (
     | NodeUp
     | NodeDown
     | NodeDrain
+    | NodeHolds
     | Submit
     | Cancel
     | Pause

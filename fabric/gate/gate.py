@@ -33,6 +33,7 @@ from fabric.gate.events import (
     Metered,
     NodeDown,
     NodeDrain,
+    NodeHolds,
     NodeUp,
     OpenAccount,
     Pause,
@@ -257,6 +258,8 @@ class Gate:
                 nodes.down(core, event)
             case NodeDrain():
                 return nodes.drain(core, event)
+            case NodeHolds():
+                return nodes.holds(core, event)
             case _:
                 assert_never(event)
         return _ACCEPTED

@@ -33,6 +33,8 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     accelerator: str
     shares: tuple[Share, ...]
     payload: str
+    data: tuple[str, ...] = ()
+    """The prefixes of the datasets that the job reads."""
 
     @property
     def devices(self) -> int:

@@ -24,7 +24,7 @@ from fabric.gate.instructions import Lease, RemoveLease, Share, StartLease, Stop
 from fabric.gate.lifecycle import AFTER_STOP, TERMINAL, JobState, StopReason, Trigger
 from fabric.gate.state import Job, LeaseRecord
 from fabric.gate.timeline import Moment, amended, noted
-from fabric.placement import Evict, Placed
+from fabric.placement import Evict, Placed, locality
 from fabric.placement import Request as PlacementRequest
 from fabric.units import PPM, LeaseId
 
@@ -54,6 +54,7 @@ def apply_plan(core: Core) -> None:
 
 def request_of(core: Core, job: Job) -> PlacementRequest:
     spec = job.spec
+    warm, saves_us = locality.warmest(spec.data, core.state.holdings, devices=spec.devices)
     return PlacementRequest(
         job_id=job.job_id,
         account_id=job.account_id,
@@ -67,7 +68,8 @@ def request_of(core: Core, job: Job) -> PlacementRequest:
         submitted_at_us=job.submitted_at_us,
         devices_least=spec.devices_least,
         speeds=() if spec.devices_least is None else _speeds(core, job),
-        prefers=job.saved_on,
+        prefers=job.saved_on + tuple(node_id for node_id in warm if node_id not in job.saved_on),
+        patience_us=locality.patience_us(estimate_us=spec.estimate_us, saves_us=saves_us),
     )
 
 
@@ -325,6 +327,7 @@ def _start(core: Core, job: Job, placed: Placed) -> None:
         accelerator=placed.accelerator,
         shares=tuple([Share(node_id, devices) for node_id, devices in placed.shares]),
         payload=job.spec.payload,
+        data=tuple([each.prefix for each in job.spec.data]),
     )
     weight_ppm = holds.weight_of(core, job, placed.accelerator)
     core.state.leases[lease.lease_id] = LeaseRecord(lease=lease, account_id=job.account_id, weight_ppm=weight_ppm)

@@ -4,7 +4,7 @@ from typing import Final
 
 from fabric.gate import leases, refusals
 from fabric.gate.core import Core
-from fabric.gate.events import LeaseOutcome, NodeDown, NodeDrain, NodeUp
+from fabric.gate.events import LeaseOutcome, NodeDown, NodeDrain, NodeHolds, NodeUp
 from fabric.gate.instructions import Accepted, Outcome
 from fabric.gate.lifecycle import StopReason
 from fabric.gate.state import LeaseRecord
@@ -43,6 +43,7 @@ def up(core: Core, event: NodeUp) -> Outcome:
 
 def down(core: Core, event: NodeDown) -> None:
     """The node is gone and everything on it."""
+    core.state.holdings.pop(event.node_id, None)
     for job_id in core.planner.remove_node(event.node_id):
         _lose(core, job_id, event.node_id)
     _changed(core)
@@ -56,6 +57,14 @@ def drain(core: Core, event: NodeDrain) -> Outcome:
         if record := _record_of(core, job_id):
             leases.stop(core, record, StopReason.DRAINED, grace_us=event.grace_us)
     _changed(core)
+    return Accepted()
+
+
+def holds(core: Core, event: NodeHolds) -> Outcome:
+    """Remember what the node has. Who waits goes by what was known when it was queued."""
+    if event.node_id not in {node.node_id for node in core.planner.nodes()}:
+        return refusals.not_found("node", event.node_id)
+    core.state.holdings[event.node_id] = event.holdings
     return Accepted()
 
 

@@ -12,6 +12,9 @@ DEVICES_MAX: Final = 1_000_000
 GRACE_MAX_US: Final = 86_400_000_000
 TIME_LIMIT_MAX_US: Final = 10 * 365 * 86_400_000_000
 RETRIES_MAX: Final = 1_000
+DATASETS_MAX: Final = 32
+PREFIX_MAX: Final = 500
+BYTES_MAX: Final = 2**60
 AUTO_PARK_MIN_US: Final = 5_000_000
 MIXES: Final = ("never", "same-vendor", "islands")
 
@@ -28,7 +31,7 @@ def malformed(spec: JobSpec) -> Refusal | None:
             code="invalid_amount",
             limit_uhs=min(spec.limit_uhs, INT64_MAX),
         )
-    return _bad_gang(spec) or _bad_range(spec) or _bad_times(spec)
+    return _bad_gang(spec) or _bad_range(spec) or _bad_times(spec) or _bad_data(spec)
 
 
 def _bad_range(spec: JobSpec) -> Refusal | None:
@@ -44,6 +47,26 @@ def _bad_range(spec: JobSpec) -> Refusal | None:
             code="invalid_devices",
             devices=spec.devices,
             devices_least=least,
+        )
+    return None
+
+
+def _bad_data(spec: JobSpec) -> Refusal | None:
+    if len(spec.data) > DATASETS_MAX or len({each.prefix for each in spec.data}) < len(spec.data):
+        return refusals.invalid(
+            f"a job names up to {DATASETS_MAX} datasets, each once; this one {len(spec.data)}", code="invalid_data"
+        )
+    for each in spec.data:
+        if not 0 < len(each.prefix) <= PREFIX_MAX or not 0 <= each.bytes <= BYTES_MAX or len(each.region) > NAME_MAX:
+            return refusals.invalid(
+                f"a dataset has a prefix of 1 to {PREFIX_MAX} characters and 0 to {BYTES_MAX} bytes, not"
+                f" {each.prefix[:50]!r} and {each.bytes}",
+                code="invalid_data",
+            )
+    if spec.estimate_us is not None and not 0 < spec.estimate_us <= TIME_LIMIT_MAX_US:
+        return refusals.invalid(
+            f"an estimate is more than 0 and at most {TIME_LIMIT_MAX_US} µs, not {spec.estimate_us}",
+            code="invalid_estimate",
         )
     return None
 

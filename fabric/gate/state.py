@@ -20,6 +20,7 @@ from fabric.gate.serving_events import ModelSpec
 from fabric.gate.timeline import Moment
 from fabric.ledger import Book
 from fabric.placement import PlacementState
+from fabric.placement.locality import Holdings
 from fabric.units import AccountId, JobId, KeyId, LeaseId, NodeId
 
 
@@ -212,3 +213,5 @@ class GateState:
     models: dict[str, Model] = field(default_factory=dict)
     calls: SettledCalls = field(default_factory=SettledCalls)
     answered: dict[str, Answered] = field(default_factory=dict)
+    holdings: dict[NodeId, Holdings] = field(default_factory=dict)
+    """What nodes hold of datasets, as they said last."""

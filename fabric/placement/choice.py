@@ -20,14 +20,31 @@ Found = tuple[Picks, JobId | None]
 def best(cluster: Cluster, groups: Sequence[Group], queued: Queued) -> tuple[Group, Found] | None:
     """The best of what is free; None if the job fits nowhere as it must."""
     request = queued.request
-    least = Shape.of(request)
+    # What lies there is worth a wait, so it is worth another type, too.
+    if request.patience_us and (warm := _warmest(cluster, groups, queued)):
+        return warm
     if request.devices_least is None:
+        least = Shape.of(request)
         for group in groups:
             found = cluster.find(group, least, queued)
             if found is not None:
                 return group, _preferred(cluster, group, least, queued) or found
         return None
-    speeds = dict(request.speeds)
+    return _best_size(cluster, groups, queued)
+
+
+def _warmest(cluster: Cluster, groups: Sequence[Group], queued: Queued) -> tuple[Group, Found] | None:
+    """The first type of which preferred nodes have room."""
+    least = Shape.of(queued.request)
+    for group in groups:
+        if cluster.find(group, least, queued) and (warm := _preferred(cluster, group, least, queued)):
+            return group, warm
+    return None
+
+
+def _best_size(cluster: Cluster, groups: Sequence[Group], queued: Queued) -> tuple[Group, Found] | None:
+    """Of an elastic gang: the type and count that get most done."""
+    speeds = dict(queued.request.speeds)
     chosen: tuple[int, Group, Shape, Found] | None = None
     for group in groups:
         most = _most(cluster, group, queued)

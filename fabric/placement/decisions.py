@@ -53,7 +53,7 @@ class Decisions:
             while active:
                 lane, queued = queue.next(rank)
                 if queued is not None and not self._try_place(lane, queued, steps, now_us):
-                    self._waiting.park(lane, now_us=now_us)
+                    self._waiting.park(lane, now_us=now_us, until_us=self._patient_until(queued, now_us))
             if queue.parked[rank]:
                 blocked = True
         if blocked:
@@ -75,10 +75,22 @@ class Decisions:
             lane.groups = cluster.groups_for(queued.request, preemptible=queued.preemptible)
             lane.seen = cluster.version
         found = best(cluster, lane.groups, queued)
+        if self._patient_until(queued, now_us) is not None and not (found and self._is_warm(queued, found)):
+            return False
         if found is not None:
             steps.append(self._place(lane, queued, *found, now_us))
             return True
         return self._waiting.may_preempt(lane, now_us=now_us) and self._preempt(lane, queued, steps, now_us)
+
+    def _patient_until(self, queued: Queued, now_us: int) -> int | None:
+        """Until when the job waits for a preferred node; None when it takes what it gets."""
+        until_us = queued.queued_at_us + queued.request.patience_us
+        return until_us if queued.request.patience_us and queued.request.prefers and now_us < until_us else None
+
+    @staticmethod
+    def _is_warm(queued: Queued, found: tuple[Group, Found]) -> bool:
+        group, (picks, _) = found
+        return {group.ids[slot] for slot, _ in picks} <= set(queued.request.prefers)
 
     def _preempt(self, lane: Lane, queued: Queued, steps: list[Step], now_us: int) -> bool:
         for group in lane.groups:

@@ -48,6 +48,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     prefers: tuple[NodeId, ...] = ()
     """Nodes where it would rather be, because what it needs lies there already."""
 
+    patience_us: int = 0
+    """How long it would rather wait for a preferred node than run anywhere else."""
+
     @property
     def least(self) -> int:
         """The fewest devices it runs on."""

@@ -13,9 +13,11 @@ from fabric.placement.fitting import Group, Shape
 from fabric.placement.jobs import INFERENCE, RANKS
 from fabric.placement.quotas import Fairness
 from fabric.placement.state import Claim, Queued
-from fabric.units import AccountId, JobId
+from fabric.units import AccountId, JobId, NodeId
 
-LaneKey = tuple[int, int, int | None, tuple[str, ...], bool, bool, str, tuple[int, tuple[tuple[str, int], ...]] | None]
+_Elastic = tuple[int, tuple[tuple[str, int], ...]] | None
+_Patient = tuple[NodeId, ...]
+LaneKey = tuple[int, int, int | None, tuple[str, ...], bool, bool, str, _Elastic, _Patient]
 _Head = tuple[int, tuple[int, int], AccountId]
 _LANES_KEPT = 1024
 
@@ -27,7 +29,8 @@ class Lane:
 
     def __init__(self, key: LaneKey, shape: Shape) -> None:
         self.rank = key[0]
-        self.name = "|".join(map(str, key if key[-1] else key[:-1]))
+        told = key if key[-1] else key[:-1]
+        self.name = "|".join(map(str, told if told[-1] else told[:-1]))
         self.shape = shape
         self.jobs: OrderedDict[JobId, Queued] = OrderedDict()
         """All of them, in order of arrival, those with a claim included."""
@@ -79,6 +82,7 @@ class Queue:
             request.service == "inference",
             account_id if account_id in self.owners else "",
             None if request.devices_least is None else (request.devices_least, request.speeds),
+            request.prefers if request.patience_us else (),
         )
         lane = self.lanes.get(key)
         if lane is None:

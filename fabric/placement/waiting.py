@@ -41,8 +41,8 @@ class Waiting:
             ):
                 self.queue.wake(lane)
 
-    def park(self, lane: Lane, *, now_us: int) -> None:
-        """The lane's first job doesn't fit and nobody gives way for it."""
+    def park(self, lane: Lane, *, now_us: int, until_us: int | None = None) -> None:
+        """The lane's first job doesn't fit and nobody gives way for it; or it waits, until then, for a warmer node."""
         self.queue.park(lane)
         blocked = self._state.blocked.get(lane.name)
         if blocked is None:
@@ -50,7 +50,9 @@ class Waiting:
             blocked = self._state.blocked[lane.name] = Blocked()
         if blocked.passed_from is None:
             blocked.passed_from = self._placed(lane)
-        if blocked.retry_at_us <= now_us:
+        if until_us is not None:
+            blocked.retry_at_us = until_us
+        elif blocked.retry_at_us <= now_us:
             blocked.retry_at_us = now_us + self._state.policy.retry_us
 
     def may_preempt(self, lane: Lane, *, now_us: int) -> bool:

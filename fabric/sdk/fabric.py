@@ -89,6 +89,8 @@ class Fabric:
         devices_per_node: int | None = None,
         mix: Literal["never", "same-vendor", "islands"] = "never",
         auto_park: Seconds | None = None,
+        data: Mapping[str, int] | None = None,
+        estimate: Seconds | None = None,
         preload: Literal["torch", ""] | None = None,
         ranks: Literal["node", "device"] = "node",
         request_id: str | None = None,
@@ -120,6 +122,8 @@ class Fabric:
             auto_park: seconds of idle devices after which it is asked to checkpoint and is parked, burning nothing.
             ranks: "node" runs it once for each node's share of the devices, "device" once for each device, as torchrun does
                 (RANK, WORLD_SIZE, LOCAL_RANK); that needs torch, and preloads it.
+            data: what it reads, as prefixes with their sizes in bytes: nodes that hold it already are preferred.
+            estimate: seconds it may run: at most a tenth of that, and a minute, is waited for a node that holds its data.
             preload: "torch" forks it from a process that has torch imported: it starts in a fraction of a second, in a
                 process of its own that has no connection to Ray. None = so if it is a script that imports torch, and not
                 ray; "" = never.
@@ -144,6 +148,8 @@ class Fabric:
             devices_per_node=devices_per_node,
             mix=mix,
             auto_park=auto_park,
+            data=data,
+            estimate=estimate,
         )
         payload = self._pack(job, args, kwargs or {}, working_dir)
         payload.env.update(env or {})

@@ -1,7 +1,7 @@
 """From what a person writes to a job's spec: accelerators, amounts, durations. Says no before anything is sent."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Final, Literal, NamedTuple
 
@@ -106,6 +106,8 @@ def build_spec(
     devices_per_node: int | None = None,
     mix: str = "never",
     auto_park: Seconds | None = None,
+    data: Mapping[str, int] | None = None,
+    estimate: Seconds | None = None,
 ) -> pb.JobSpec:
     """The spec of a job, checked."""
     wanted = parse_accelerators(accelerators)
@@ -126,5 +128,7 @@ def build_spec(
         time_limit_us=None if time_limit is None else duration_us("time_limit", time_limit),
         max_retries=count("max_retries", max_retries, at_least=0) or 0,
         mix=mix,
+        data=[pb.Dataset(prefix=prefix, bytes=size) for prefix, size in (data or {}).items()],
+        estimate_us=None if estimate is None else duration_us("estimate", estimate),
         auto_park_us=None if auto_park is None else duration_us("auto_park", auto_park),
     )

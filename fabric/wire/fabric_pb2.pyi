@@ -45,7 +45,7 @@ class Scope(_message.Message):
     def __init__(self, services: _Optional[_Iterable[str]] = ..., accelerators: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[str]] = ..., operators: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class JobSpec(_message.Message):
-    __slots__ = ("name", "kind", "service", "accelerators", "devices", "devices_per_node", "limit_uhs", "hold", "preemptible", "grace_us", "time_limit_us", "max_retries", "devices_least", "auto_park_us", "mix")
+    __slots__ = ("name", "kind", "service", "accelerators", "devices", "devices_per_node", "limit_uhs", "hold", "preemptible", "grace_us", "time_limit_us", "max_retries", "devices_least", "auto_park_us", "data", "estimate_us", "mix")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +60,8 @@ class JobSpec(_message.Message):
     MAX_RETRIES_FIELD_NUMBER: _ClassVar[int]
     DEVICES_LEAST_FIELD_NUMBER: _ClassVar[int]
     AUTO_PARK_US_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATE_US_FIELD_NUMBER: _ClassVar[int]
     MIX_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
@@ -75,8 +77,20 @@ class JobSpec(_message.Message):
     max_retries: int
     devices_least: int
     auto_park_us: int
+    data: _containers.RepeatedCompositeFieldContainer[Dataset]
+    estimate_us: int
     mix: str
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., service: _Optional[str] = ..., accelerators: _Optional[_Iterable[str]] = ..., devices: _Optional[int] = ..., devices_per_node: _Optional[int] = ..., limit_uhs: _Optional[int] = ..., hold: _Optional[str] = ..., preemptible: _Optional[bool] = ..., grace_us: _Optional[int] = ..., time_limit_us: _Optional[int] = ..., max_retries: _Optional[int] = ..., devices_least: _Optional[int] = ..., auto_park_us: _Optional[int] = ..., mix: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., service: _Optional[str] = ..., accelerators: _Optional[_Iterable[str]] = ..., devices: _Optional[int] = ..., devices_per_node: _Optional[int] = ..., limit_uhs: _Optional[int] = ..., hold: _Optional[str] = ..., preemptible: _Optional[bool] = ..., grace_us: _Optional[int] = ..., time_limit_us: _Optional[int] = ..., max_retries: _Optional[int] = ..., devices_least: _Optional[int] = ..., auto_park_us: _Optional[int] = ..., data: _Optional[_Iterable[_Union[Dataset, _Mapping]]] = ..., estimate_us: _Optional[int] = ..., mix: _Optional[str] = ...) -> None: ...
+
+class Dataset(_message.Message):
+    __slots__ = ("prefix", "bytes", "region")
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    prefix: str
+    bytes: int
+    region: str
+    def __init__(self, prefix: _Optional[str] = ..., bytes: _Optional[int] = ..., region: _Optional[str] = ...) -> None: ...
 
 class Payload(_message.Message):
     __slots__ = ("function", "function_sha256", "command", "working_dir_sha256", "env", "runtime_env_json", "preload", "ranks")

@@ -63,3 +63,28 @@ def test_the_jobs_own_word_and_what_nobody_saw_park_nothing(story):
 @pytest.mark.parametrize("dwell_us", [0, -1, 5 * S - 1, 2**62])
 def test_a_dwell_that_makes_no_sense_is_refused(story, dwell_us):
     assert story.do(submit(auto_park_us=dwell_us)).outcome.code == "invalid_auto_park"
+
+
+def test_a_job_goes_where_the_nodes_say_that_its_data_are(story):
+    from fabric.gate.events import NodeDown, NodeHolds, NodeUp, Pool
+    from fabric.placement.locality import Dataset, Holdings
+
+    gb = 10**9
+    story.do(NodeUp(node_id="h2", accelerator="H100", devices=4, pool=Pool.SPOT))
+    data = (Dataset(prefix="s3://data/", bytes=100 * gb),)
+    holds = NodeHolds(node_id="h2", holdings=Holdings(bytes_by_prefix={"s3://data/": 90 * gb}, rate_bytes_per_s=gb))
+    story.play((0, submit("cold", data=data), ["start cold.1 epoch 1 on h1:1"]), job="cold")
+    story.play((1, holds, []), (1, submit("warm", data=data), ["start warm.1 epoch 1 on h2:1"]), job="warm")
+    story.do(NodeDown(node_id="h2"))
+    assert "h2" not in story.gate.state.holdings
+    assert story.do(NodeHolds(node_id="nowhere", holdings=Holdings())).outcome.code == "not_found"
+
+
+@pytest.mark.parametrize(
+    "data", [(("", 1),), (("a", -1),), (("a", 1), ("a", 2)), tuple((f"p{i}", 1) for i in range(33))]
+)
+def test_data_that_make_no_sense_are_refused(story, data):
+    from fabric.placement.locality import Dataset
+
+    given = tuple(Dataset(prefix=prefix, bytes=size) for prefix, size in data)
+    assert story.do(submit(data=given)).outcome.code == "invalid_data"

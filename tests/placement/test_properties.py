@@ -36,6 +36,7 @@ asked = st.builds(
     least=st.one_of(st.none(), st.none(), st.integers(1, 3)),
     speeds=st.sampled_from(((), (("H100", 1_000_000), ("A100", 315_000)))),
     prefers=st.sampled_from(((), ("spot-H100-0",), ("spot-A100-1", "reserved-A100-0"))),
+    patience_us=st.sampled_from((0, 0, 0, MINUTE)),
     account_id=st.sampled_from(("acme", "bolt", "cusp")),
     accelerators=st.sampled_from(((), ("H100",), ("A100",), ("A100", "H100"))),
     tier_rank=st.integers(0, 2),
@@ -243,6 +244,9 @@ class Placing(RuleBasedStateMachine):
         state, cluster = self.planner.one._state, self.planner.one._cluster
         for job_id, queued in state.queue.items():
             if job_id in state.claims:
+                continue
+            request = queued.request
+            if request.patience_us and request.prefers and self.now < queued.queued_at_us + request.patience_us:
                 continue
             for group in cluster.groups_for(queued.request, preemptible=queued.preemptible):
                 assert cluster.find(group, Shape.of(queued.request), queued) is None, f"{job_id} fits {group.name}"
