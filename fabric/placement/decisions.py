@@ -57,7 +57,10 @@ class Decisions:
             if queue.parked[rank]:
                 blocked = True
         if blocked:
+            before = len(state.pins)
             self._waiting.pin_overdue(now_us=now_us)
+            if len(state.pins) > before:
+                self._serve_pins(steps, now_us)  # what may be done for it is done now, not when somebody asks again
         for group in self._cluster.groups.values():
             group.touched = False
         return tuple(steps)
