@@ -57,10 +57,7 @@ class Decisions:
             if queue.parked[rank]:
                 blocked = True
         if blocked:
-            before = len(state.pins)
-            self._waiting.pin_overdue(now_us=now_us)
-            if len(state.pins) > before:
-                self._serve_pins(steps, now_us)  # what may be done for it is done now, not when somebody asks again
+            self._pin_overdue(steps, now_us)
         for group in self._cluster.groups.values():
             group.touched = False
         return tuple(steps)
@@ -155,6 +152,13 @@ class Decisions:
             )
             self._cluster.own_claimed(job_id, running)
             steps.append(self._placed(self._queue.lane_of(queued), running, self._cluster.groups[claim.group], now_us))
+
+    def _pin_overdue(self, steps: list[Step], now_us: int) -> None:
+        """Reserve for those who waited too long. What can be done for them is done now, not when somebody asks again."""
+        before = len(self._state.pins)
+        self._waiting.pin_overdue(now_us=now_us)
+        if len(self._state.pins) > before:
+            self._serve_pins(steps, now_us)
 
     def _serve_pins(self, steps: list[Step], now_us: int) -> None:
         for name, pin in list(self._state.pins.items()):
