@@ -7,7 +7,7 @@ from typing import Final, assert_never
 
 from fabric.charging.burn import REFERENCE_PPM
 from fabric.charging.rating import burn_per_s
-from fabric.gate import grace, holds, jobs, leases, offers
+from fabric.gate import grace, holds, jobs, offers, requests
 from fabric.gate.core import Core
 from fabric.gate.events import JobSpec
 from fabric.gate.instructions import Refusal
@@ -214,7 +214,7 @@ def _quote(core: Core, question: QuoteOf, now_us: int) -> QuoteView | None:
     if question.account_id not in core.state.accounts:
         return None
     job = jobs.draft(JobId("quote"), question.account_id, question.key_id, spec, now_us=now_us)
-    request = leases.request_of(core, job)
+    request = requests.request_of(core, job)
     refusal = jobs.why_not(core, job, request)
     if refusal is not None:
         return _refused_quote(spec, refusal)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
-from fabric.gate import holds, keys, leases, refusals
+from fabric.gate import holds, keys, leases, refusals, requests
 from fabric.gate.core import Core
 from fabric.gate.events import Cancel, HoldMode, JobSpec, Pause, RaiseLimit, Resume, SaveNow, Submit
 from fabric.gate.instructions import Accepted, Outcome, Refusal, SaveLease
@@ -33,7 +33,7 @@ def submit(core: Core, event: Submit) -> Outcome:
             f"there is a job {event.job_id!r} already: use a new id", code="job_exists", job=event.job_id
         )
     job = draft(event.job_id, event.account_id, event.key_id, event.spec, now_us=core.now_us)
-    request = leases.request_of(core, job)
+    request = requests.request_of(core, job)
     if refusal := why_not(core, job, request):
         return refusal
     if refusal := holds.take(core, job):
@@ -263,7 +263,7 @@ def _requeue(core: Core, job: Job) -> Refusal | None:
     if job.reason == StopReason.TIME_LIMIT:
         job.ran_us = 0
     core.move(job, Trigger.RESUME, reason=WAITS_FOR_CAPACITY)
-    _enqueue(core, leases.request_of(core, job))
+    _enqueue(core, requests.request_of(core, job))
     return None
 
 

@@ -9,7 +9,7 @@ could be leased twice or a µHs escape.
 from typing import Final
 
 from fabric.charging.sessions import ChargingSession
-from fabric.gate import grace, holds
+from fabric.gate import grace, holds, requests
 from fabric.gate.core import Core
 from fabric.gate.events import (
     LeaseFinished,
@@ -24,8 +24,7 @@ from fabric.gate.instructions import Lease, RemoveLease, Share, StartLease, Stop
 from fabric.gate.lifecycle import AFTER_STOP, TERMINAL, JobState, StopReason, Trigger
 from fabric.gate.state import Job, LeaseRecord
 from fabric.gate.timeline import Moment, amended, noted
-from fabric.placement import Evict, Placed, locality
-from fabric.placement import Request as PlacementRequest
+from fabric.placement import Evict, Placed
 from fabric.units import PPM, LeaseId
 
 SILENCE_US: Final = 10_000_000
@@ -50,33 +49,6 @@ def apply_plan(core: Core) -> None:
                 job = core.state.jobs[step.job_id]
                 assert job.lease_id is not None
                 stop(core, core.state.leases[job.lease_id], StopReason.EVICTED)
-
-
-def request_of(core: Core, job: Job) -> PlacementRequest:
-    spec = job.spec
-    warm, saves_us = locality.warmest(spec.data, core.state.holdings, devices=spec.devices)
-    return PlacementRequest(
-        job_id=job.job_id,
-        account_id=job.account_id,
-        devices=spec.devices,
-        devices_per_node=spec.devices_per_node,
-        accelerators=spec.accelerators,
-        tier_rank=core.plan_of(job.account_id).tier_rank,
-        service=spec.service.value,
-        preemptible=spec.preemptible,
-        grace_us=spec.grace_us,
-        submitted_at_us=job.submitted_at_us,
-        devices_least=spec.devices_least,
-        speeds=() if spec.devices_least is None else _speeds(core, job),
-        prefers=job.saved_on + tuple(node_id for node_id in warm if node_id not in job.saved_on),
-        patience_us=locality.patience_us(estimate_us=spec.estimate_us, saves_us=saves_us),
-    )
-
-
-def _speeds(core: Core, job: Job) -> tuple[tuple[str, int], ...]:
-    """What a device of each type gets done for this job: what it is charged for."""
-    types = job.spec.accelerators or tuple(core.prices.accelerators)
-    return tuple((name, holds.weight_of(core, job, name)) for name in types)
 
 
 def started(core: Core, event: LeaseStarted) -> None:
@@ -235,7 +207,7 @@ def after_lease(core: Core, job: Job) -> None:
     if job.state is JobState.QUEUED:
         holds.renew(core, job)
         if job.held_uhs:
-            core.planner.enqueue(request_of(core, job), now_us=core.now_us)
+            core.planner.enqueue(requests.request_of(core, job), now_us=core.now_us)
             core.replan = True
             return
         _park_empty(core, job)

@@ -1,0 +1,34 @@
+"""What a job asks of the planner: its gang, its class, and where it would rather be."""
+
+from fabric.gate import holds
+from fabric.gate.core import Core
+from fabric.gate.state import Job
+from fabric.placement import Request as PlacementRequest
+from fabric.placement import locality
+
+
+def request_of(core: Core, job: Job) -> PlacementRequest:
+    spec = job.spec
+    warm, saves_us = locality.warmest(spec.data, core.state.holdings, devices=spec.devices)
+    return PlacementRequest(
+        job_id=job.job_id,
+        account_id=job.account_id,
+        devices=spec.devices,
+        devices_per_node=spec.devices_per_node,
+        accelerators=spec.accelerators,
+        tier_rank=core.plan_of(job.account_id).tier_rank,
+        service=spec.service.value,
+        preemptible=spec.preemptible,
+        grace_us=spec.grace_us,
+        submitted_at_us=job.submitted_at_us,
+        devices_least=spec.devices_least,
+        speeds=() if spec.devices_least is None else _speeds(core, job),
+        prefers=job.saved_on + tuple(node_id for node_id in warm if node_id not in job.saved_on),
+        patience_us=locality.patience_us(estimate_us=spec.estimate_us, saves_us=saves_us),
+    )
+
+
+def _speeds(core: Core, job: Job) -> tuple[tuple[str, int], ...]:
+    """What a device of each type gets done for this job: what it is charged for."""
+    types = job.spec.accelerators or tuple(core.prices.accelerators)
+    return tuple((name, holds.weight_of(core, job, name)) for name in types)
