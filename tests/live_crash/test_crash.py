@@ -11,10 +11,11 @@ import pytest
 
 from fabric import house
 from fabric.errors import NotFound
+from fabric.house.hosting import hosts_of
 from fabric.house.remains import processes_of, recorded
 from fabric.sdk import connect
 
-CONFIG = "name: small\nray: {mode: local, nodes: [{node: n, accelerator: H100, devices: 2}]}\n"
+CONFIG = "name: small\nray: {mode: local, nodes: [{node: n, accelerator: H100, devices: 2}]}\nserving: {listen: '127.0.0.1:0'}\n"
 
 pytestmark = pytest.mark.ray
 
@@ -37,6 +38,14 @@ def place(tmp_path):
 
 def everything_below(pid):
     return psutil.Process(pid).children(recursive=True)
+
+
+def with_its_gateway(place):
+    """Wait until the host of models has started a gateway: they are to go like all the rest."""
+    deadline = time.monotonic() + 90
+    while len(list(hosts_of(place))) < 2:
+        assert time.monotonic() < deadline, (place / "serving.log").read_text()
+        time.sleep(0.1)
 
 
 def living(processes):
@@ -77,6 +86,7 @@ def test_a_killed_fabric_is_cleared_away_by_the_next_which_goes_on_and_goes_down
         job = fabric.submit(time.sleep, 600, tokens="5", accelerators="H100:1")
         while job.state != "running":
             time.sleep(0.1)
+    with_its_gateway(place)
     session = recorded(place)
     were = everything_below(killed.pid)
     os.kill(killed.pid, signal.SIGKILL)
@@ -86,6 +96,7 @@ def test_a_killed_fabric_is_cleared_away_by_the_next_which_goes_on_and_goes_down
     with connect(found.address, house.operator_key(place), found.ca, account="local") as fabric:
         assert fabric.job(job.id).info().job_id == job.id
         fabric.job(job.id).cancel()
+    with_its_gateway(place)
     session, are = recorded(place), [psutil.Process(found.pid), *everything_below(found.pid)]
     house.down(place)
     assert living(are) == []
@@ -94,6 +105,7 @@ def test_a_killed_fabric_is_cleared_away_by_the_next_which_goes_on_and_goes_down
 
 def test_down_clears_away_what_a_killed_fabric_left(place, config):
     killed = house.up(config, state_dir=place, any_port=True)
+    with_its_gateway(place)
     were, session = everything_below(killed.pid), recorded(place)
     os.kill(killed.pid, signal.SIGKILL)
     psutil.wait_procs([psutil.Process(killed.pid)], timeout=10)
