@@ -5,13 +5,16 @@ durable (`Checkpoints.recover`), and reads from here what it would otherwise fet
 left to others: what doesn't fit goes to the store at once. What nobody came back for is forgotten after a day.
 """
 
+import os
 import shutil
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from fabric.checkpoints.directory import DirectoryStore
+from fabric.errors import Unavailable
 
 LEAVE_FREE: Final = 0.5
 """The share of the node's memory (or disk) that is never used for staging."""
@@ -19,8 +22,19 @@ FORGET_S: Final = 86_400.0
 
 
 def near_store(folder: Path) -> DirectoryStore:
-    """The store in this folder, readable by its owner alone; what is older than a day in it goes."""
+    """The store in this folder, readable by its owner alone; what is older than a day in it goes.
+
+    Raises:
+        Unavailable: somebody else has made the folder (`stage_dir_not_ours`).
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & 0o077:
+        raise Unavailable(
+            f"{folder} was made by somebody else, or others may read it: remove it, or stage checkpoints elsewhere"
+            " (`staging: {path: ...}` in the cluster file)",
+            code="stage_dir_not_ours",
+        )
     forget_old(folder)
     return DirectoryStore(folder, durable=False, leave_free=LEAVE_FREE)
 
