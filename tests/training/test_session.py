@@ -118,6 +118,27 @@ def test_an_evaluation_leaves_no_trace_in_the_training():
     assert trained(evaluates=True) == trained(evaluates=False)
 
 
+def test_what_a_body_changed_before_its_step_is_not_in_the_checkpoint(attempts):
+    def trained(job):
+        script = Script()
+        run = script.session()
+        for step in run.steps(STEPS):
+            for group in script.opt.param_groups:
+                group["lr"] *= 0.9
+            loss = script.loss(*script.batch())  # moves the running means of the normalisation
+            if job is not None and step == 4 and attempts.count == 1:
+                stopped(job)
+                linger()
+            script.opt.zero_grad()
+            loss.backward()
+            script.opt.step()
+        return script.opt.param_groups[0]["lr"], script.digest()
+
+    whole = trained(None)
+    assert attempts.run(trained) == whole
+    assert attempts.saves == [4, STEPS]
+
+
 def test_a_step_that_is_half_done_is_waited_for(attempts, uninterrupted):
     job = attempts.next()
     with ended_by(context.Saved, job):
