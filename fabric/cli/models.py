@@ -8,8 +8,8 @@ from typing import Annotated, Any, Final
 import typer
 
 from fabric.cli.output import console, print_json, record, say, table
-from fabric.cli.session import AsJson, ForAccount, client
-from fabric.client import new_request_id
+from fabric.cli.session import AsJson, ForAccount, client, job_named
+from fabric.client import Client, new_request_id
 from fabric.errors import InvalidRequest, NotFound
 from fabric.units import UHS_PER_CT, format_cny, format_ct
 from fabric.wire import fabric_pb2 as pb
@@ -66,10 +66,11 @@ def offer(
 
     For example: fabric ops models offer qwen3-8b /models/qwen3-8b --accelerator H100 --replicas 1..4
     """
+    door = client()
     least, most = _bounds(replicas)
     spec = pb.ModelSpec(
         name=name,
-        source=source,
+        source=_source(door, source),
         accelerators=accelerator or [],
         devices=devices,
         replicas_min=least,
@@ -80,7 +81,7 @@ def offer(
         engine_args=[_engine_arg(given) for given in engine or ()],
     )
     request = pb.OfferModelRequest(request_id=new_request_id(), spec=spec, rates=_rates_in(rates) if rates else [])
-    _done(client().call(request, pb.Accepted), f"{name} is offered: `fabric models` shows how it gets on", as_json)
+    _done(door.call(request, pb.Accepted), f"{name} is offered: `fabric models` shows how it gets on", as_json)
 
 
 @ops.command()
@@ -117,6 +118,14 @@ def _done(accepted: pb.Accepted, what: str, as_json: bool) -> None:
 
 
 # -- what is given -----------------------------------------------------------------------------------------------------
+
+
+def _source(door: Client, given: str) -> str:
+    """A folder here by its whole path, a job by its whole id; whatever else is meant for the nodes, as it is."""
+    kind, _, name = given.partition(":")
+    if kind == "job":
+        return f"job:{job_named(door, name)}"
+    return str(Path(given).absolute()) if Path(given).is_dir() else given
 
 
 def _bounds(given: str) -> tuple[int, int]:
@@ -186,7 +195,10 @@ def _rows(model: pb.Model) -> Iterator[tuple[str, ...]]:
         )
         yield (
             *(shown if at == 0 else (shown[0], shown[1], "", "", "", "", "")),
-            *(format_ct(uhs) for uhs in (rate.input_uhs_per_mtok, rate.cached_uhs_per_mtok, rate.output_uhs_per_mtok)),
+            *(
+                format_ct(uhs, decimals=6)
+                for uhs in (rate.input_uhs_per_mtok, rate.cached_uhs_per_mtok, rate.output_uhs_per_mtok)
+            ),
             *(_cny(uhs, model) for uhs in (rate.input_uhs_per_mtok, rate.output_uhs_per_mtok)),
             model.reason if at == 0 else "",
         )

@@ -52,6 +52,20 @@ def test_a_model_is_json_for_programs(run, house, offered):
     assert seen["spec"] is None, "where it comes from is the operator's to know"
 
 
+def test_a_source_is_a_whole_path_or_a_whole_job_id(run, house, offered, tmp_path, monkeypatch):
+    (tmp_path / "made").mkdir()
+    monkeypatch.chdir(tmp_path)
+    job = house.fabric().submit(lambda: 1, tokens=1)
+    for given, source in (
+        ("made", str(tmp_path / "made")),
+        (f"job:{job.id[:10]}", f"job:{job.id}"),
+        ("archive:x", "archive:x"),
+    ):
+        run("ops", "models", "offer", "m", given, "--accelerator", "H100", "--rates", offered, key=house.root)
+        models = json.loads(run("models", "--json", key=house.root).output)
+        assert models[-1]["spec"]["source"] == source
+
+
 def test_a_model_is_scaled_and_withdrawn(run, house, offered):
     assert "2 to 5 replicas" in run("ops", "models", "scale", "tiny", "2..5", key=house.root).output
     (model,) = json.loads(run("models", "--json").output)
