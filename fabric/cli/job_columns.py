@@ -51,6 +51,17 @@ def timers(found: pb.Job) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {duration(us)}" for name, us in told if us)
 
 
+def before(answer: pb.QuoteReply) -> str:
+    """`0.12 CT in 3 min for half of 7 runs, at most 0.2 CT in 9 min and 2 attempts for nine in ten`"""
+    if not answer.runs:
+        return "no job of this name has succeeded yet"
+    return (
+        f"{format_ct(answer.burned_p50_uhs, round_up=True)} CT in {duration(answer.took_p50_us)} for half of {answer.runs} runs,"
+        f" {format_ct(answer.burned_p90_uhs, round_up=True)} CT in {duration(answer.took_p90_us)} and"
+        f" {answer.attempts_p90} attempts at most for nine in ten"
+    )
+
+
 def idle(found: pb.Job) -> str:
     """That its devices are idle, what that costs, and what there is against it."""
     idle_us = optional(found, "idle_us")

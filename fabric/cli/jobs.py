@@ -9,6 +9,7 @@ import typer
 from fabric.cli import top
 from fabric.cli.job_columns import (
     JOB_COLUMNS,
+    before,
     idle,
     per_hour,
     per_second,
@@ -70,16 +71,17 @@ def quote(
     tokens: Tokens,
     accelerators: Accelerators = "any",
     hold: Hold = "full",
+    name: Annotated[str, typer.Option(help="Of jobs like it that have run: what they took is told.")] = "",
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
-    """What a job would hold and burn. Changes nothing.
+    """What a job would hold and burn, and what jobs of that name have burned before. Changes nothing.
 
-    For example: fabric quote --tokens 2 --accelerators H100:2,A100:2
+    For example: fabric quote --tokens 2 --accelerators H100:2,A100:2 --name train.py
     """
     from fabric.sdk.request import build_spec  # noqa: PLC0415
 
-    spec = build_spec(name="quote", kind="script", tokens=tokens, accelerators=_types(accelerators), hold=hold)
+    spec = build_spec(name=name or "quote", kind="script", tokens=tokens, accelerators=_types(accelerators), hold=hold)
     answer = client(account).call(pb.QuoteRequest(spec=spec), pb.QuoteReply)
     if as_json:
         print_json(record(answer))
@@ -91,6 +93,7 @@ def quote(
             "burns": f"{per_hour(answer.burn_uhs_per_s)} CT/h busy, {per_hour(answer.burn_idle_uhs_per_s)} CT/h idle",
             "lasts": f"{duration(answer.runtime_us)} at 80 % utilisation",
             "costs": f"{format_cny(answer.cost_microcny)} CNY at most",
+            "before": before(answer),
             "starts": "now" if answer.placeable_now else "when devices come free",
             "accepted": answer.refusal or ("yes" if answer.affordable else "no: top up, or lower --tokens"),
         }

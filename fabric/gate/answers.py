@@ -5,9 +5,11 @@ Statements, receipts and past charging records are answered from the journal by 
 
 from typing import Final, assert_never
 
+import msgspec
+
 from fabric.charging.burn import REFERENCE_PPM
 from fabric.charging.rating import burn_per_s
-from fabric.gate import grace, holds, jobs, offers, requests
+from fabric.gate import grace, history, holds, jobs, offers, requests
 from fabric.gate.core import Core
 from fabric.gate.events import JobSpec
 from fabric.gate.instructions import Refusal
@@ -243,6 +245,7 @@ def _quote(core: Core, question: QuoteOf, now_us: int) -> QuoteView | None:
         affordable=free_uhs >= hold_uhs,
         placeable_now=core.planner.could_place_now(request),
         refusal="",
+        **msgspec.structs.asdict(history.of(core, job.account_id, spec.name)),
     )
 
 

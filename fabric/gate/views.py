@@ -154,6 +154,13 @@ class QuoteView(msgspec.Struct, frozen=True, kw_only=True):
     placeable_now: bool
     refusal: str
     """Why it would be refused, "" if it wouldn't be."""
+    runs: int = 0
+    """How many jobs of the same name have succeeded: what follows is known of them."""
+    burned_p50_uhs: int = 0
+    burned_p90_uhs: int = 0
+    took_p50_us: int = 0
+    took_p90_us: int = 0
+    attempts_p90: int = 0
 
 
 class KeyView(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,6 +31,12 @@ class Quote:
     placeable_now: bool
     refusal: str
     """Why it would be refused; "" if it wouldn't be."""
+    runs: int = 0
+    """How many jobs of the same name have succeeded: what follows is known of them."""
+    burned_p50_uhs: int = 0
+    burned_p90_uhs: int = 0
+    took_p50_s: float = 0.0
+    took_p90_s: float = 0.0
 
     def __str__(self) -> str:
         if self.refusal:
@@ -150,6 +156,11 @@ def quote_of(reply: pb.QuoteReply) -> Quote:
         affordable=reply.affordable,
         placeable_now=reply.placeable_now,
         refusal=reply.refusal,
+        runs=reply.runs,
+        burned_p50_uhs=reply.burned_p50_uhs,
+        burned_p90_uhs=reply.burned_p90_uhs,
+        took_p50_s=reply.took_p50_us / _US_PER_S,
+        took_p90_s=reply.took_p90_us / _US_PER_S,
     )
 
 

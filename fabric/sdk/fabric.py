@@ -54,10 +54,11 @@ class Fabric:
         hold: Literal["full", "rolling"] = "full",
         time_limit: Seconds | None = None,
         devices_per_node: int | None = None,
+        name: str = "quote",
     ) -> Quote:
-        """What a job would hold and burn, and whether it would be taken now. Changes nothing."""
+        """What a job would hold and burn, whether it would be taken now, and what those of its name took. Changes nothing."""
         spec = build_spec(
-            name="quote",
+            name=name,
             kind="function",
             tokens=tokens,
             accelerators=accelerators,

@@ -146,7 +146,7 @@ class QuoteRequest(_message.Message):
     def __init__(self, spec: _Optional[_Union[JobSpec, _Mapping]] = ...) -> None: ...
 
 class QuoteReply(_message.Message):
-    __slots__ = ("accelerator", "devices", "burn_uhs_per_s", "burn_max_uhs_per_s", "burn_idle_uhs_per_s", "hold_uhs", "runtime_us", "cost_microcny", "free_uhs", "affordable", "placeable_now", "refusal")
+    __slots__ = ("accelerator", "devices", "burn_uhs_per_s", "burn_max_uhs_per_s", "burn_idle_uhs_per_s", "hold_uhs", "runtime_us", "cost_microcny", "free_uhs", "affordable", "placeable_now", "refusal", "runs", "burned_p50_uhs", "burned_p90_uhs", "took_p50_us", "took_p90_us", "attempts_p90")
     ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     BURN_UHS_PER_S_FIELD_NUMBER: _ClassVar[int]
@@ -159,6 +159,12 @@ class QuoteReply(_message.Message):
     AFFORDABLE_FIELD_NUMBER: _ClassVar[int]
     PLACEABLE_NOW_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    BURNED_P50_UHS_FIELD_NUMBER: _ClassVar[int]
+    BURNED_P90_UHS_FIELD_NUMBER: _ClassVar[int]
+    TOOK_P50_US_FIELD_NUMBER: _ClassVar[int]
+    TOOK_P90_US_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_P90_FIELD_NUMBER: _ClassVar[int]
     accelerator: str
     devices: int
     burn_uhs_per_s: int
@@ -171,7 +177,13 @@ class QuoteReply(_message.Message):
     affordable: bool
     placeable_now: bool
     refusal: str
-    def __init__(self, accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., burn_max_uhs_per_s: _Optional[int] = ..., burn_idle_uhs_per_s: _Optional[int] = ..., hold_uhs: _Optional[int] = ..., runtime_us: _Optional[int] = ..., cost_microcny: _Optional[int] = ..., free_uhs: _Optional[int] = ..., affordable: _Optional[bool] = ..., placeable_now: _Optional[bool] = ..., refusal: _Optional[str] = ...) -> None: ...
+    runs: int
+    burned_p50_uhs: int
+    burned_p90_uhs: int
+    took_p50_us: int
+    took_p90_us: int
+    attempts_p90: int
+    def __init__(self, accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., burn_max_uhs_per_s: _Optional[int] = ..., burn_idle_uhs_per_s: _Optional[int] = ..., hold_uhs: _Optional[int] = ..., runtime_us: _Optional[int] = ..., cost_microcny: _Optional[int] = ..., free_uhs: _Optional[int] = ..., affordable: _Optional[bool] = ..., placeable_now: _Optional[bool] = ..., refusal: _Optional[str] = ..., runs: _Optional[int] = ..., burned_p50_uhs: _Optional[int] = ..., burned_p90_uhs: _Optional[int] = ..., took_p50_us: _Optional[int] = ..., took_p90_us: _Optional[int] = ..., attempts_p90: _Optional[int] = ...) -> None: ...
 
 class Job(_message.Message):
     __slots__ = ("job_id", "account_id", "name", "kind", "state", "reason", "accelerator", "devices", "nodes", "limit_uhs", "held_uhs", "burned_uhs", "burn_uhs_per_s", "utilisation_ppm", "runway_us", "attempts", "submitted_at_us", "started_at_us", "ended_at_us", "settled", "error", "result_ref", "lease_id", "revision", "step", "steps_total", "loss_micro", "throughput_milli", "eta_us", "timeline", "saved_step", "saved_at_us", "saved_bytes", "grace_needed_us", "timers", "idle_us", "devices_least", "tier")

@@ -88,3 +88,27 @@ def test_data_that_make_no_sense_are_refused(story, data):
 
     given = tuple(Dataset(prefix=prefix, bytes=size) for prefix, size in data)
     assert story.do(submit(data=given)).outcome.code == "invalid_data"
+
+
+def test_a_quote_tells_what_jobs_of_that_name_took(story):
+    from fabric.gate.questions import QuoteOf
+    from tests.gate.world import spec
+
+    def quote(account="ada", name="train"):
+        return story.gate.ask(QuoteOf(account_id=account, spec=spec(name=name)), story.now_us)
+
+    assert quote().runs == 0
+    for at in range(10):
+        job, begin = f"j{at}", at * 100
+        story.play(
+            (begin, submit(job), [f"start {job}.1 epoch 1 on h1:1"]),
+            (begin, started(f"{job}.1"), []),
+            (begin + at + 1, metered(at + 1, f"{job}.1"), []),
+            (begin + at + 1, finished("succeeded", f"{job}.1"), [f"remove {job}.1"]),
+            (begin + at + 1, removed(f"{job}.1"), []),
+            job=job,
+        )
+    told = quote()
+    assert (told.runs, told.burned_p50_uhs, told.burned_p90_uhs) == (10, 5 * S, 9 * S)
+    assert (told.took_p50_us, told.took_p90_us, told.attempts_p90) == (5 * S, 9 * S, 1)
+    assert quote("bob").runs == quote(name="other").runs == 0
