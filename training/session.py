@@ -4,7 +4,7 @@
 
     run = session(model=model, opt=opt, sched=sched)  # anything with state_dict and load_state_dict
     for step in run.steps(600):  # begins, or goes on at the step after the last durable one
-        loss = loss_of(model, next(batches))
+        loss = loss_of(model, batch_of(step))
         loss.backward()
         opt.step(), sched.step(), opt.zero_grad()
         run.log(loss=loss)
@@ -25,8 +25,8 @@ Outside the fabric the same script runs unchanged: it keeps nothing, or what `di
 then SIGTERM saves and ends it with exit code 75, and starting it again resumes it.
 
 What a script must keep to: weights change in the optimizer's step (or after it, before the loop's body ends); what else
-has state is tracked by `extra` or `run.state.track`; a loader of its own is given to `run.batches`, or follows the step's
-number. An evaluation belongs at the top of the body, or inside `with run.evaluation()`.
+has state is tracked by `extra`; a loader of its own is given to `run.batches`, or follows the step's number. An evaluation
+belongs at the top of the body, or inside `with run.evaluation()`.
 """
 
 import math
@@ -120,7 +120,7 @@ class Run:
     ) -> None:
         """Use `session`."""
         self.state = registry
-        """What is tracked; `run.state.track(name, value)` adds to it, before the loop begins."""
+        """What is tracked, by name."""
         self.timers = Timers()
         self.done = 0
         """Steps that are complete, counted from the very first attempt."""

@@ -1,6 +1,8 @@
 """Functions and generators go on where they were; their states are plain, and come back as what they were."""
 
 import random
+import subprocess
+import sys
 import threading
 import time
 
@@ -54,6 +56,12 @@ def evicted_by(dice):
 @pytest.fixture
 def attempts(tmp_path):
     return Attempts(tmp_path)
+
+
+def test_functions_load_neither_torch_nor_numpy():
+    code = "import sys, training.functions; print(sorted({'torch', 'numpy', 'ray'} & set(sys.modules)))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("work", [walk, count])
