@@ -22,7 +22,7 @@ from serving.gateway import bodies, fields
 from serving.gateway.admission import Pools
 from serving.gateway.calling import Calling
 from serving.gateway.directory import Board, Directory, ModelFacts, QueueLength
-from serving.gateway.exchange import CLIENT_GONE, ClientGone, Exchange, Reading, Receive, Scope, Send
+from serving.gateway.exchange import ClientGone, Exchange, Reading, Receive, Scope, Send
 from serving.gateway.keys import Caller, Gatekeeper
 from serving.gateway.metrics import Metrics
 from serving.gateway.refusals import JSON, HeadersTooLarge, TooSlow, WrongType
@@ -132,13 +132,13 @@ class Gateway:
                 model, rank = calling.model, calling.caller.rank
                 await calling.carry_out()
         except ClientGone:
-            exchange.status = CLIENT_GONE
+            exchange.leave()
         except FabricError as error:
             await self._refuse(exchange, error)
         except asyncio.CancelledError:
             reason = exchange.reason()
             if isinstance(reason, ClientGone):
-                exchange.status = CLIENT_GONE
+                exchange.leave()
             elif isinstance(reason, FabricError):
                 await self._refuse(exchange, reason)
             else:
@@ -227,6 +227,7 @@ class Gateway:
 
     async def _refuse(self, exchange: Exchange, error: FabricError) -> None:
         self.metrics.refused(error.code)
+        exchange.ended = error.code
         await exchange.refuse(error)
 
     def _say(self, exchange: Exchange, model: str) -> None:
@@ -237,6 +238,7 @@ class Gateway:
             path=exchange.route.path if exchange.route else "-",
             model=model,
             status=exchange.status,
+            ended=exchange.ended,
             ms=round((time.monotonic() - exchange.started_at) * 1000, 1),
         )
 

@@ -97,7 +97,6 @@ class Calling:
             caller,
             model=model,
             metrics=house.metrics,
-            board=lambda: house.board,
             keep=bool(self._key),
             note=self._note,
         )
@@ -156,6 +155,8 @@ class Calling:
         for _ in range(TRIES_MAX):
             seat = await self._turn()
             self._passage.served = None
+            model = self._house.board.models.get(self.model)
+            self._passage.rates = model.rates if model is not None else ()
             try:
                 if seat.is_lost:
                     continue

@@ -55,6 +55,8 @@ class Exchange:
         self.route: Route | None = None
         self.started_at = time.monotonic()
         self.status = 0
+        self.ended = "whole"
+        """How, in a word: for the log."""
         self.begun = False
         """Whether the answer's status is out: a refusal now is an event, or a broken connection."""
         self.done = False
@@ -201,6 +203,10 @@ class Exchange:
         if self._reason is not None and self.work is not None:
             self.work.uncancel()
         return self._reason
+
+    def leave(self) -> None:
+        """The client did."""
+        self.status, self.ended = CLIENT_GONE, "client_gone"
 
     def close(self) -> None:
         """No more of this."""

@@ -4,15 +4,14 @@ Bytes pass as the engine gave them. Before the last of them, how it ended is wri
 """
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from fabric.charging.rates import charge_uhs, rate_for
+from fabric.charging.rates import Rate, charge_uhs, rate_for
 from fabric.errors import PermissionDenied
 from fabric.units import CT_DECIMALS, format_ct
 from serving import calls
 from serving.gateway import refusals
-from serving.gateway.directory import Board
 from serving.gateway.events import Events, Usage, usage_of
 from serving.gateway.exchange import Exchange
 from serving.gateway.keys import Caller
@@ -44,7 +43,6 @@ class Passage:
         *,
         model: str,
         metrics: Metrics,
-        board: Callable[[], Board],
         keep: bool,
         note: Note,
     ) -> None:
@@ -53,9 +51,10 @@ class Passage:
         self._caller = caller
         self._model = model
         self._metrics = metrics
-        self._board = board
         self._keep = keep
         self._note = note
+        self.rates: Sequence[Rate] = ()
+        """Those in force when the call went to its replica: a call keeps the rates it began with."""
         self.covered = False
         """Whether the account's own lease covers the call."""
         self.served: int | None = None
@@ -151,8 +150,7 @@ class Passage:
     def _remark(self, usage: Usage, accelerator: str) -> Mapping[str, Any]:
         """What the usage chunk of a stream says beside the usage: the same as the headers of an answer in one piece."""
         said: dict[str, Any] = {"call": self._exchange.call_id}
-        model = self._board().models.get(self._model)
-        rate = rate_for(model.rates, accelerator=accelerator) if model is not None else None
+        rate = rate_for(self.rates, accelerator=accelerator)
         if self.covered or rate is not None:
             charged = 0 if self.covered or rate is None else charge_uhs(rate, usage)
             said |= {"charged_uhs": str(charged), "charged_ct": format_ct(charged, decimals=CT_DECIMALS)}

@@ -1,9 +1,11 @@
 """What goes on to a replica of a request, and what does not."""
 
+import msgspec
+
 from serving.gateway.directory import Entitlement, Replica
 from serving.gateway.fields import TAKEN_OUT
 from tests.serving.engine_standin import TRUST
-from tests.serving.gateway.house import CHAT, STREAM
+from tests.serving.gateway.house import CHAT, RATE, STREAM
 
 CLAIMS = {
     "x-fabric-account": "victim", "x-fabric-key": "other", "x-fabric-tier-rank": "2", "x-fabric-covered": "1",
@@ -100,3 +102,16 @@ async def test_the_usage_chunk_tells_the_charge_and_other_streams_pass_unchanged
     assert f'"charged_uhs":"{prompt + 10}"' in usage  # 5 tokens at 2 µHs, the prompt's at 1
     async with house.post(body=STREAM) as answer:
         assert "fabric" not in await answer.text()
+
+
+async def test_a_call_is_told_the_rates_that_it_began_with(house):
+    house.engine.token_s = 0.02
+    async with house.post(body={**STREAM, "max_tokens": 20, "stream_options": {"include_usage": True}}) as answer:
+        await answer.content.readany()
+        dearer = msgspec.structs.replace(RATE, version=2, output_uhs_per_mtok=10**9)
+        house.directory.models["tiny"] = msgspec.structs.replace(house.directory.models["tiny"], rates=(dearer,))
+        house.directory.change()
+        await house.settled(lambda: house.gateway.board.models["tiny"].rates == (dearer,))
+        text = await answer.text()
+    charged = int(text.split('"charged_uhs":"')[1].split('"')[0])
+    assert charged < 100

@@ -216,6 +216,23 @@ async def test_what_does_not_finish_in_time_hears_of_it(tmp_path, monkeypatch):
         assert error_of(events_of(rest)[-1])["code"] == "going_down"
 
 
+async def test_while_the_fabric_is_away_streams_go_on_and_newcomers_hear_when_to_come_back(house):
+    house.engine.token_s = 0.05
+    async with house.post(body={**STREAM, "max_tokens": 60}) as answer:
+        await answer.content.readany()
+        house.directory.away = True
+        house.directory.change()
+        newcomer = house.directory.add_key("new", "bob")
+        async with house.post(key=newcomer) as refused:
+            assert (refused.status, (await refused.json())["error"]["code"]) == (503, "unavailable")
+            assert refused.headers["retry-after"] == "1"
+        assert events_of(await answer.read())[-1] == "data: [DONE]"
+    house.directory.away = False
+    await house.settled(house.gateway.is_ready)
+    async with house.post(key=newcomer) as answer:
+        assert answer.status == 200
+
+
 def test_events_pass_whole_however_they_are_cut():
     route, _ = route_of("POST", "/v1/chat/completions")
     raw = b'data: {"a":1}\n\ndata: {"b":"x"}\n\n: note\n\ndata: [DONE]\n\n'
