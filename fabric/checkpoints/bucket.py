@@ -9,11 +9,12 @@ goes on; if they can't be, the error says so.
 import base64
 import hashlib
 import os
-import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -21,7 +22,7 @@ import stamina
 
 from fabric.adapters.archive import S3Credentials, checked_key
 from fabric.checkpoints.clients import forget_credentials, opened_client
-from fabric.checkpoints.directory import CHUNK_BYTES, STALE_S, Buffer
+from fabric.checkpoints.directory import STALE_S, Buffer
 from fabric.checkpoints.requests import MAX_ATTEMPTS, is_conflict, is_expired, is_missing, is_passing, refused
 from fabric.errors import Conflict, NotFound, Unavailable
 
@@ -124,23 +125,18 @@ class S3Store:
         return b"".join(self.chunks(key))
 
     def chunks(self, key: str) -> Iterator[bytes]:
-        name, at, failures = self._name(key), 0, 0
-        tag = ""
-        while True:
-            body, size, tag = self._body(name, at, tag, key=key)
-            try:
-                for chunk in body.iter_chunks(CHUNK_BYTES):
-                    at, failures = at + len(chunk), 0
-                    yield chunk
-            except Exception as error:
-                failures += 1
-                if not is_passing(error) or failures >= MAX_ATTEMPTS:
-                    raise refused(key, error) from error
-                time.sleep(0.1 * 2**failures)
-            finally:
-                body.close()
-            if at >= size:
-                return
+        """See `Store`; a large value comes in parts, a few of them on their way at a time."""
+        data, size, tag = self._part(key, 0, "")
+        yield data
+        if len(data) == size:
+            return
+        starts = iter(range(len(data), size, self._part_bytes))
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            coming = deque(pool.submit(self._part, key, start, tag) for start in islice(starts, _PARALLEL))
+            while coming:
+                data, _, _ = coming.popleft().result()
+                coming.extend(pool.submit(self._part, key, start, tag) for start in islice(starts, 1))
+                yield data
 
     def keys(self, prefix: str) -> list[str]:
         below = self._name(prefix) + "/"
@@ -299,15 +295,20 @@ class S3Store:
                     continue
                 self._client.abort_multipart_upload(Bucket=self._bucket, Key=entry["Key"], UploadId=entry["UploadId"])
 
-    def _body(self, name: str, at: int, tag: str, *, key: str) -> tuple[Any, int, str]:
-        """The rest of a value from `at` on, its whole size and its tag: the same value when it is taken up again."""
-        options = {"Range": f"bytes={at}-", "IfMatch": tag} if at else {}
+    def _part(self, key: str, start: int, tag: str) -> tuple[bytes, int, str]:
+        """One part of a value from `start` on, the size of the whole, and its tag: all parts are of the same value."""
+        ranged = {"Range": f"bytes={start}-{start + self._part_bytes - 1}", "IfMatch": tag} if start else {}
 
-        def read() -> Any:
-            return self._client.get_object(Bucket=self._bucket, Key=name, **options)
+        def read() -> tuple[bytes, int, str]:
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._name(key), **ranged)
+            with closing(answer["Body"]) as body:
+                data = body.read(self._part_bytes)
+            due = min(self._part_bytes, int(answer["ContentLength"]))
+            if len(data) < due:
+                raise ConnectionError(f"{len(data)} of {due} bytes arrived")
+            return data, int(answer["ContentLength"]), str(answer["ETag"])
 
-        answer = self._retried(read, key=key)
-        return answer["Body"], at + int(answer["ContentLength"]), str(answer["ETag"])
+        return self._retried(read, key=key)
 
     def _name(self, key: str) -> str:
         return self._prefix + checked_key(key)

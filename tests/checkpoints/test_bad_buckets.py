@@ -186,11 +186,23 @@ def test_a_file_that_changes_while_it_is_sent_is_refused(faulty, open_store, tmp
     assert raised.value.code == "file_changed"
 
 
-def test_a_download_that_breaks_off_is_taken_up_where_it_broke(faulty, open_store):
-    store, data = open_store(), random.Random(3).randbytes(3 * MIB)
+def test_only_the_part_of_a_download_that_breaks_off_is_fetched_again(faulty, open_store):
+    store, data = open_store(), random.Random(3).randbytes(28 * MIB)
     store.put("k", data)
-    faulty.fault_of = once(TRUNCATE, when=lambda request: request.method == "GET")
+    sent = len(faulty.seen)
+    faulty.fault_of = once(TRUNCATE, when=lambda request: request.method == "GET" and request.number > sent + 2)
     assert store.get("k") == data
+    assert len(faulty.seen) - sent == 6 + 1
+
+
+def test_a_value_that_is_replaced_while_it_is_fetched_is_not_mixed(faulty, open_store):
+    store, other = open_store(), open_store()
+    store.put("k", bytes(11 * MIB))
+    parts = store.chunks("k")
+    next(parts)
+    other.put("k", b"\1" * (11 * MIB))
+    with pytest.raises(Unavailable):
+        list(parts)
 
 
 def test_credentials_that_expire_in_the_middle_of_a_save_are_renewed(faulty, open_store, save):
