@@ -14,7 +14,9 @@ from typing import Any, Final
 
 from fabric.charging.rates import Rate
 from fabric.client import Client
+from fabric.errors import Unavailable
 from fabric.sdk.fabric import Fabric
+from fabric.sdk.feed import ENDED
 from fabric.sdk.lease import Lease
 from fabric.wire import fabric_pb2 as pb
 from serving.listener import ReplicaSpec
@@ -36,6 +38,12 @@ class LeasedPlot:
         self.accelerator = accelerator
         self.document = document
         self._lease = lease
+
+    async def is_lost(self) -> bool:
+        try:
+            return await asyncio.to_thread(lambda: self._lease.job.state) in ENDED
+        except Unavailable:
+            return False
 
     async def close(self) -> None:
         await asyncio.to_thread(self._lease.close)

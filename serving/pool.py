@@ -92,6 +92,10 @@ class Plot(Protocol):
     lease_id: str
     accelerator: str
 
+    async def is_lost(self) -> bool:
+        """Whether it ended, with its node for one: nothing in it comes back."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -254,13 +258,13 @@ class Pool:
                 return
             replica.lease_id, replica.accelerator, replica.state = plot.lease_id, plot.accelerator, "starting"
             await self._ground.start(replica.replica_id, replica.offer, plot)
-            await self._watch(replica)
+            await self._watch(replica, plot)
         except Exception as error:  # noqa: BLE001 - an engine may fail with anything
             self._failed(replica, error)
         finally:
             await self._end(replica, plot)
 
-    async def _watch(self, replica: Replica) -> None:
+    async def _watch(self, replica: Replica, plot: Plot) -> None:
         """Look at it until it is to leave. Serve restarts it in place when it dies: meanwhile it isn't ready."""
         heard_at = time.monotonic()
         while not replica.leave.is_set():
@@ -269,7 +273,7 @@ class Pool:
                 await self._keep_priced(replica, replica.standing)
             except Exception as error:
                 replica.state, replica.reason = "starting", f"restarting: {error}"[:_REASON_CHARS]
-                if time.monotonic() - heard_at > _SILENT_S:
+                if time.monotonic() - heard_at > _SILENT_S or await plot.is_lost():
                     raise
             else:
                 heard_at = time.monotonic()

@@ -290,7 +290,8 @@ def _own(error: BaseException) -> FabricError:
     """The fabric's own error inside what Ray wraps around it."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, FabricError):
+        inner = getattr(cause, "cause", None)  # Ray's own wrapper is of the error's class too, with a trace as message
+        if isinstance(cause, FabricError) and inner is None:
             return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
+        cause = inner or cause.__cause__
     return Unavailable(f"the replica did not start: {error}"[-2_000:], code="load_failed")

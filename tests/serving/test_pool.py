@@ -17,6 +17,9 @@ class PlotStandIn:
     def __init__(self, ground, lease_id):
         self.ground, self.lease_id = ground, lease_id
 
+    async def is_lost(self):
+        return self.lease_id in self.ground.lost
+
     async def close(self):
         self.ground.leases.remove(self.lease_id)
 
@@ -29,7 +32,7 @@ class GroundStandIn:
         self.fails, self.silent, self.capacity_gate = "", False, asyncio.Event()
         self.capacity_gate.set()
         self.rate_version = 0
-        self.load, self.repriced = {}, []
+        self.load, self.repriced, self.lost = {}, [], set()
 
     async def lease(self, offer):
         await self.capacity_gate.wait()
@@ -208,4 +211,19 @@ async def test_another_price_reaches_a_replica_that_goes_on_serving(ground):
     board.models = [Asked(offer(rates=(dearer,)))]
     await turns(pool)
     assert (list(ground.running), ground.repriced) == ([replica_id], [dearer])
+    await pool.close()
+
+
+async def test_a_replica_whose_node_is_gone_is_replaced_in_another_lease(ground, monkeypatch):
+    monkeypatch.setattr("serving.pool._RETRY_S", (0.01, 0.01))
+    board = BoardStandIn(Asked(offer()))
+    pool = pool_of(ground, board)
+    await turns(pool)
+    ground.lost.add("l1")
+    ground.silent = True
+    await turns(pool, 2)
+    ground.silent = False
+    await turns(pool, 4)
+    assert (ground.leases, len(ground.running)) == (["l2"], 1)
+    assert board.said[-1][1]["m"] == ("starting", "")
     await pool.close()
