@@ -20,6 +20,7 @@ from fabric.cli.job_columns import (
     where,
     why,
 )
+from fabric.cli.log_lines import LogLines
 from fabric.cli.output import (
     duration,
     optional,
@@ -270,14 +271,16 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
     account: ForAccount = "",
 ) -> None:
-    """What a job has written.
+    """What a job has written, in all its attempts; the lines of a gang say which rank wrote them.
 
     For example: fabric logs job-9829cded --follow
     """
     door = client(account)
+    lines = LogLines(headed=sys.stdout.isatty())
     for chunk in door.logs(job_named(door, job_id), follow=follow):
-        sys.stdout.write(chunk.data.decode("utf-8", errors="replace"))
+        sys.stdout.writelines(lines.take(attempt=chunk.attempt, rank=chunk.rank, data=chunk.data))
         sys.stdout.flush()
+    sys.stdout.writelines(lines.rest())
 
 
 def result(

@@ -44,6 +44,11 @@ class Job:
         """Everything there is to know of the job, now."""
         return self._client.call(pb.GetJobRequest(job_id=self.id), pb.Job)
 
+    @property
+    def timeline(self) -> str:
+        """What became of it, in a line: RUNNING on 2 × H100 → EVICTED at step 140, durable in 20 ms, 0 steps and ... lost → ..."""
+        return self.info().timeline
+
     def done(self) -> bool:
         """Whether the job has ended, in whatever way."""
         return self._end.done()
