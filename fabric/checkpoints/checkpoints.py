@@ -145,8 +145,8 @@ class Checkpoints:
             Conflict: another attempt has begun (`fenced`): this one is over, and nothing was committed.
             Unavailable: the store refuses; what was committed before is untouched.
         """
-        found = {shard.key: shard for shard in (*draft.shards, *shards)}
-        manifest = self._manifest(draft, found.values(), slot=0, meta=meta, world=world)
+        found = {*draft.shards, *shards}
+        manifest = self._manifest(draft, found, slot=0, meta=meta, world=world)
         if draft.is_staged and len(found) == len(draft.shards):
             self.claim()
             parent, _ = self.log.seen.tip

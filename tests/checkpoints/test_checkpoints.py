@@ -314,6 +314,17 @@ def test_a_checkpoint_without_shards_or_with_one_twice_is_refused(attempt):
         first.commit(draft).shard("b")
 
 
+def test_two_ranks_that_put_the_same_name_are_told_and_nothing_is_committed(attempt):
+    ranks = [attempt(1, attempt_id="a") for _ in range(2)]
+    drafts = [rank.begin(1, token="t") for rank in ranks]
+    for number, draft in enumerate(drafts):
+        draft.put("model", f"rank {number}".encode())
+    with pytest.raises(InvalidRequest, match="each name once") as raised:
+        ranks[0].commit(drafts[0], shards=drafts[1].shards, world=2)
+    assert raised.value.code == "shards_invalid"
+    assert attempt(2).newest() is None
+
+
 @pytest.mark.parametrize("policy", [{"keep": 0}, {"every": -1}, {"keep": -2}])
 def test_a_policy_that_keeps_nothing_is_refused(attempt, policy):
     with pytest.raises(InvalidRequest):
