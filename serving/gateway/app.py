@@ -22,10 +22,10 @@ from serving.gateway import bodies, fields
 from serving.gateway.admission import Pools
 from serving.gateway.calling import Calling
 from serving.gateway.directory import Board, Directory, ModelFacts, QueueLength
-from serving.gateway.exchange import ClientGone, Exchange, Reading, Receive, Scope, Send
+from serving.gateway.exchange import ClientGone, Exchange, ReaderStalled, Reading, Receive, Scope, Send
 from serving.gateway.keys import Caller, Gatekeeper
 from serving.gateway.metrics import Metrics
-from serving.gateway.refusals import JSON, HeadersTooLarge, TooSlow, WrongType
+from serving.gateway.refusals import JSON, HeadersTooLarge, WrongType
 from serving.gateway.repeats import BEAT_S, Repeats
 from serving.gateway.routes import Route, route_of
 from serving.gateway.upstream import Upstream
@@ -131,14 +131,14 @@ class Gateway:
             if calling is not None:
                 model, rank = calling.model, calling.caller.rank
                 await calling.carry_out()
-        except ClientGone:
-            exchange.leave()
+        except ClientGone as gone:
+            exchange.leave(gone)
         except FabricError as error:
             await self._refuse(exchange, error)
         except asyncio.CancelledError:
             reason = exchange.reason()
-            if isinstance(reason, ClientGone):
-                exchange.leave()
+            if isinstance(reason, ClientGone | ReaderStalled):
+                exchange.leave(reason)
             elif isinstance(reason, FabricError):
                 await self._refuse(exchange, reason)
             else:
@@ -275,7 +275,7 @@ class Gateway:
             stalled = time.monotonic() - STALL_S
             for exchange in tuple(self._open):
                 if 0 < exchange.sending_since < stalled:
-                    exchange.interrupt(TooSlow(f"nothing was read for {STALL_S:.0f} s", code="reader_stalled"))
+                    exchange.cut()
 
     async def _beat(self) -> None:
         while True:

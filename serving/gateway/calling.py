@@ -135,10 +135,10 @@ class Calling:
             await self._run()
         except BaseException:
             if not self._noted:
-                await asyncio.shield(self._note(None, self._asked))
+                await asyncio.shield(self._note(None, worked=self._asked))
             raise
 
-    async def _note(self, kept: Kept | None, worked: bool) -> None:
+    async def _note(self, kept: Kept | None, *, worked: bool) -> None:
         """Write down how it ended, before the client hears of it: what it heard is what it would hear again."""
         if self._key:
             self._noted = True

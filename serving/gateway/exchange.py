@@ -30,12 +30,18 @@ BODY_S: Final = 60.0
 _UNREAD_BYTES_MAX: Final = 65_536
 _THROWN_AWAY_BYTES_MAX: Final = 32 * 1024 * 1024
 _THROW_AWAY_S: Final = 5.0
+ABORT: Final = "fabric.abort"
+"""In the scope: cuts the connection at once, whatever is still to be written."""
 CLIENT_GONE: Final = 499
 """What nginx calls it; nobody is there to hear it."""
 
 
 class ClientGone(Exception):
     """The client closed the connection."""
+
+
+class ReaderStalled(Exception):
+    """The client is there, but reads nothing."""
 
 
 class Reading:
@@ -204,9 +210,15 @@ class Exchange:
             self.work.uncancel()
         return self._reason
 
-    def leave(self) -> None:
-        """The client did."""
-        self.status, self.ended = CLIENT_GONE, "client_gone"
+    def leave(self, reason: Exception) -> None:
+        """The client did, or was made to."""
+        self.status, self.ended = CLIENT_GONE, "reader_stalled" if isinstance(reason, ReaderStalled) else "client_gone"
+
+    def cut(self) -> None:
+        """Cut the connection of a client that reads nothing: it can't be told anything either."""
+        self.interrupt(ReaderStalled())
+        if ABORT in self.scope:
+            self.scope[ABORT]()
 
     def close(self) -> None:
         """No more of this."""

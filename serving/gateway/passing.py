@@ -4,8 +4,8 @@ Bytes pass as the engine gave them. Before the last of them, how it ended is wri
 """
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from fabric.charging.rates import Rate, charge_uhs, rate_for
 from fabric.errors import PermissionDenied
@@ -28,8 +28,13 @@ _RATE: Final = 429
 _SERVER: Final = 500
 _BUSY: Final = 503
 
-Note = Callable[[Kept | None, bool], Awaitable[None]]
-"""Writes down an answer to keep, or that there is none and whether the engine may have worked."""
+
+class Note(Protocol):
+    """Writes down how a call ended, for whoever repeats it."""
+
+    def __call__(self, kept: Kept | None, *, worked: bool) -> Awaitable[None]:
+        """The answer to keep; or that there is none, and whether the engine may have worked."""
+        ...
 
 
 class Passage:
@@ -87,7 +92,7 @@ class Passage:
         self._count(usage_of(said))
         if self._exchange.begun:  # keep-alives went out, yet the engine answers in one piece
             raise ReplicaLost("the engine did not stream", code="no_stream")
-        await self._note(Kept(answer.status, [*headers, *self._exchange.answer_headers], said), True)  # noqa: FBT003
+        await self._note(Kept(answer.status, [*headers, *self._exchange.answer_headers], said), worked=True)
         self._began()
         await self._exchange.answer(answer.status, headers, said)
 
@@ -118,7 +123,7 @@ class Passage:
             )
         answer.release()
         kept = Kept(answer.status, [*SSE, *exchange.answer_headers], b"".join(pieces))
-        await self._note(kept, True)  # noqa: FBT003
+        await self._note(kept, worked=True)
         await exchange.more(b"", last=True)
 
     async def _refusal(self, answer: Answer) -> None:
@@ -126,7 +131,7 @@ class Passage:
         said, status = await answer.whole(), answer.status
         answer.release()
         self.served = 0
-        await self._note(None, status >= _SERVER and status != _BUSY)
+        await self._note(None, worked=status >= _SERVER and status != _BUSY)
         if status == _PAYMENT_REQUIRED and self._caller.bound_elsewhere(self._model):
             raise PermissionDenied(
                 f"your {format_ct(self._caller.key.free_uhs)} free tokens are not good for {self._model}: they are bound to"

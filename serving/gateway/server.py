@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fabric.errors import InvalidConfig, Unavailable
 from serving.gateway.app import Gateway
-from serving.gateway.exchange import Receive, Scope, Send
+from serving.gateway.exchange import ABORT, Receive, Scope, Send
 
 HEADERS_S: Final = 10.0
 """How long a request's headers may take to arrive."""
@@ -57,6 +57,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
         if self._timer is None:
             self._arm()
 

@@ -155,6 +155,8 @@ async def test_a_reader_that_stalls_is_let_go(house, monkeypatch):
     await house.settled(lambda: house.engine.active == 0, within_s=30)
     (produced,) = house.engine.produced.values()
     assert produced < 10**6  # what nobody reads is not made: buffers are bounded all the way
+    await house.settled(lambda: not house.gateway._open)
+    await house.settled(lambda: not house.servers[0]._servers[0][0].server_state.connections)
     writer.close()
     del reader
 
