@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 
-from fabric.checkpoints import Checkpoints, Watch, commit_directory, restore_directory
+from fabric.checkpoints import Checkpoints, Watch, restore_directory
 from fabric.checkpoints.folders import entries_of
 from fabric.context import Context
 from fabric.errors import FabricError, InvalidRequest
@@ -54,7 +54,7 @@ class KeptFolder:
             # The job's own code saved in another way: that is how it will load, too.
             if error.code != "not_a_directory_checkpoint":
                 raise
-        self._watch.committed()
+        self._watch.restored()
         if self._context.rank == 0:
             self._thread = threading.Thread(target=self._keep, args=(checkpoints,), name="fabric-folder", daemon=True)
             self._thread.start()
@@ -84,8 +84,7 @@ class KeptFolder:
                 _log.warning("folder_not_committed", why=str(error)[:500])
 
     def _commit(self, checkpoints: Checkpoints) -> None:
-        commit_directory(checkpoints, self.folder, step=step_in(self.folder))
-        self._watch.committed()
+        self._watch.commit(checkpoints, step=step_in(self.folder))
 
 
 def step_in(folder: Path) -> int:

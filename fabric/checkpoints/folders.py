@@ -69,9 +69,14 @@ class Watch:
         """Whether it holds something that isn't what was committed last, quiet or not."""
         return entries_of(self.folder)[0] not in {self._committed, ()}
 
-    def committed(self) -> None:
-        """What was seen last is saved, or was restored."""
-        self._committed = self._seen = entries_of(self.folder)[0]
+    def commit(self, checkpoints: Checkpoints, *, step: int = 0, meta: Mapping[str, Any] | None = None) -> Manifest:
+        """`commit_directory`; what is written to the folder from its reading on counts as changed."""
+        manifest, self._committed = _taken(checkpoints, self.folder, step=step, meta=meta)
+        return manifest
+
+    def restored(self) -> None:
+        """The folder is what was committed last, and nobody has begun to write to it."""
+        self._committed = entries_of(self.folder)[0]
 
 
 def entries_of(folder: Path) -> tuple[tuple[Entry, ...], tuple[str, ...]]:
@@ -101,30 +106,7 @@ def commit_directory(
         Conflict: it was written to while it was read, several times over (`directory_busy`); or this attempt is fenced.
         Unavailable: the store refuses; what was committed before is untouched.
     """
-    for _ in range(_TRIES):
-        entries, left_out = entries_of(folder)
-        draft = checkpoints.begin(step)
-        try:
-            placed = _packed(draft, folder, entries)
-        except (OSError, Conflict) as error:
-            checkpoints.abandon(draft)
-            if isinstance(error, Conflict) and error.code != "file_changed":
-                raise
-            continue
-        except FabricError:
-            checkpoints.abandon(draft)
-            raise
-        if entries_of(folder)[0] != entries:
-            checkpoints.abandon(draft)
-            continue
-        draft.put(_LISTING, msgspec.json.encode(placed))
-        about = {"directory": {"entries": len(entries), "left_out": list(left_out[:_NAMED_MAX])}}
-        return checkpoints.commit(draft, meta={**(meta or {}), **about})
-    raise Conflict(
-        f"{folder} was written to while it was saved, {_TRIES} times: write files beside their place and rename them, and"
-        " be quiet for a moment after a save",
-        code="directory_busy",
-    )
+    return _taken(checkpoints, folder, step=step, meta=meta)[0]
 
 
 def restore_directory(checkpoints: Checkpoints, folder: Path) -> Manifest | None:
@@ -147,6 +129,36 @@ def restore_directory(checkpoints: Checkpoints, folder: Path) -> Manifest | None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return manifest
+
+
+def _taken(
+    checkpoints: Checkpoints, folder: Path, *, step: int, meta: Mapping[str, Any] | None
+) -> tuple[Manifest, tuple[Entry, ...]]:
+    """Commit the folder; also what it held in the moment of which the checkpoint is."""
+    for _ in range(_TRIES):
+        entries, left_out = entries_of(folder)
+        draft = checkpoints.begin(step)
+        try:
+            placed = _packed(draft, folder, entries)
+        except (OSError, Conflict) as error:
+            checkpoints.abandon(draft)
+            if isinstance(error, Conflict) and error.code != "file_changed":
+                raise
+            continue
+        except FabricError:
+            checkpoints.abandon(draft)
+            raise
+        if entries_of(folder)[0] != entries:
+            checkpoints.abandon(draft)
+            continue
+        draft.put(_LISTING, msgspec.json.encode(placed))
+        about = {"directory": {"entries": len(entries), "left_out": list(left_out[:_NAMED_MAX])}}
+        return checkpoints.commit(draft, meta={**(meta or {}), **about}), entries
+    raise Conflict(
+        f"{folder} was written to while it was saved, {_TRIES} times: write files beside their place and rename them, and"
+        " be quiet for a moment after a save",
+        code="directory_busy",
+    )
 
 
 def _walked(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:

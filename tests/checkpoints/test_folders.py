@@ -168,11 +168,32 @@ def test_no_listing_leads_out_of_the_folder(job, tmp_path, path):
 def test_a_watch_asks_for_a_commit_once_when_a_changed_folder_is_quiet(folder, job):
     watch = Watch(folder, quiet_s=0.0)
     assert watch.is_due()
-    commit_directory(job(), folder)
-    watch.committed()
+    watch.commit(job())
     assert not watch.is_due()
+    assert not watch.changed()
     (folder / "small").write_bytes(b"changed")
     assert watch.is_due()
     patient = Watch(folder, quiet_s=1000.0)
     assert not patient.is_due()
     assert not Watch(folder / "missing", quiet_s=0.0).is_due()
+
+
+def test_what_is_written_while_the_store_answers_is_not_taken_for_committed(folder, job, monkeypatch):
+    watch, checkpoints = Watch(folder, quiet_s=0.0), job()
+    commit = checkpoints.commit
+
+    def slow(*args, **kwargs):
+        made = commit(*args, **kwargs)
+        (folder / "small").write_bytes(b"the last words")
+        return made
+
+    monkeypatch.setattr(checkpoints, "commit", slow)
+    watch.commit(checkpoints)
+    assert watch.changed()
+    assert watch.is_due()
+    monkeypatch.undo()
+    watch.commit(checkpoints)
+    assert not watch.changed()
+    restored = Watch(folder)
+    restored.restored()
+    assert not restored.changed()
