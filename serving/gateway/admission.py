@@ -153,7 +153,7 @@ class Pool:
             if berth.replica.address != replica.address:
                 berth.suspect_until = 0.0
             berth.replica = replica
-            berth.window = max(1, -(-replica.capacity * _ROOM_PERCENT // (100 * self._gateways)))
+            berth.window = self._window(berth)
         self.pump()
 
     def pump(self) -> None:
@@ -179,6 +179,14 @@ class Pool:
         if tokens is not None:
             self._queue.charge(seat.ticket.account, tokens - seat.ticket.cost)
         self.pump()
+
+    def _window(self, berth: _Berth) -> int:
+        """How many of ours a replica may have: our share, and what the other gateways leave."""
+        room = -(-berth.replica.capacity * _ROOM_PERCENT // 100)
+        if self._gateways == 1:
+            return room
+        others = max(0, berth.replica.running + berth.replica.waiting - len(berth.seats))
+        return max(1, -(-room // self._gateways), room - others)
 
     def _check_room(self, account: str) -> None:
         if self._queue.depth_of(account) >= WAITING_PER_ACCOUNT_MAX:

@@ -49,10 +49,13 @@ async def test_no_replica_gets_more_than_it_has_room_for():
     assert pool.seated == 0
 
 
-async def test_several_gateways_share_a_replicas_room():
-    pool = Pool(gateways=4)
-    pool.update([replica(1, capacity=100)])
-    assert sum(pool.seat_now(ticket(), ()) is not None for _ in range(200)) == 28
+async def test_several_gateways_share_a_replicas_room_and_leave_none_of_it_idle():
+    for running, room in [(0, 112), (60, 52), (100, 28), (500, 28)]:
+        pool = Pool(gateways=4)
+        pool.update([replica(1, capacity=100, running=running)])
+        assert sum(pool.seat_now(ticket(), ()) is not None for _ in range(200)) == room
+        pool.update([replica(1, capacity=100, running=running + room)])  # ours are no others
+        assert sum(pool.seat_now(ticket(), ()) is not None for _ in range(200)) == 0
 
 
 async def test_leaving_the_line_costs_nothing_and_takes_no_ones_turn():
