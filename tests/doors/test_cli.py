@@ -276,3 +276,19 @@ def test_a_profile_that_is_not_there_is_named(home):
 
 def test_a_profile_never_shows_its_key():
     assert "secret" not in repr(Profile(address="a:1", api_key="secret"))
+
+
+def test_run_follows_a_command_to_its_end_and_tells_its_story(run):
+    done = run("run", "--tokens", 1, "-x", "any:1-4", "--", "echo", "hello")
+    assert "running echo hello" in done.output
+    assert "RUNNING on 4 × H100 → SUCCEEDED" in done.output
+
+
+def test_a_quote_by_name_tells_what_such_jobs_took(run, job):
+    assert "no job of this name" in run("quote", "--tokens", 1, "--name", "other").output
+    assert "for half of 1 runs" in run("quote", "--tokens", 1, "--name", "answer").output
+
+
+def test_a_job_shows_its_story(run, job):
+    shown = run("job", job.id).output
+    assert "RUNNING on 1 × H100 → SUCCEEDED" in shown

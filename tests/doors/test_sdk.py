@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import json
 import subprocess
 import sys
 import threading
@@ -277,3 +278,37 @@ def test_the_connection_of_the_module_is_the_one_that_connect_made(house):
     with fabric.connect(house.address, house.acme, str(house.tls.ca)):
         assert fabric.submit(max, 1, 2, tokens="0.1").result(timeout=20) == 2
         assert fabric.balance().plan == "starter"
+
+
+@pytest.mark.parametrize(
+    ("source", "preload"),
+    [
+        ("import torch\n", "torch"),
+        ("from torch import nn\nimport os\n", "torch"),
+        ("def f():\n    from training import session\n", "torch"),
+        ("import torch\nimport ray\n", ""),
+        ("import numpy\n# import torch\n", ""),
+        ("", ""),
+    ],
+)
+def test_a_script_that_imports_torch_and_not_ray_is_forked_from_a_process_that_has_it(house, tmp_path, source, preload):
+    (tmp_path / "train.py").write_text(source)
+    job = house.fabric().submit("train.py", tokens=1, working_dir=tmp_path)
+    payload = json.loads(house.port.gate.state.jobs[job.id].spec.payload)
+    assert payload["preload"] == preload
+    job = house.fabric().submit("train.py", tokens=1, working_dir=tmp_path, preload="")
+    assert json.loads(house.port.gate.state.jobs[job.id].spec.payload)["preload"] == ""
+
+
+def test_what_a_training_job_asks_for_arrives(house):
+    job = house.fabric().submit(
+        pow, 2, 3, tokens=1, accelerators="any:1-4", auto_park=60, mix="same-vendor", data={"s3://b/p/": 10**12},
+        estimate=3600, preload="torch",
+    )  # fmt: skip
+    spec = house.port.gate.state.jobs[job.id].spec
+    assert (spec.devices, spec.devices_least, spec.auto_park_us, spec.mix) == (4, 1, 60_000_000, "same-vendor")
+    assert [(each.prefix, each.bytes) for each in spec.data] == [("s3://b/p/", 10**12)]
+    assert spec.estimate_us == 3_600_000_000
+    with pytest.raises(InvalidRequest) as refusal:
+        house.fabric().submit(pow, 2, 3, tokens=1, preload="jax")
+    assert refusal.value.code == "invalid_preload"
