@@ -90,6 +90,15 @@ class Talk:
         except (msgspec.DecodeError, ValueError):
             return None
 
+    def is_over(self) -> bool:
+        """Whether the other side is gone."""
+        try:
+            return not self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def close(self) -> None:
         self._connection.close()
 

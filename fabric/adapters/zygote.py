@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fabric.adapters.fork_words import Commission, Ended, Exited, Reported, Saved, SaveWish, StopWish, Talk
-from fabric.adapters.processes import LEASE_VARIABLE, adopt_orphans
+from fabric.adapters.processes import LEASE_VARIABLE, adopt_orphans, end_all
 
 SOCKET_NAME: Final = "zygote"
 READY: Final = "ready"
@@ -95,6 +95,8 @@ def _stem(connection: socket.socket) -> int:
     while True:
         pid, status = os.wait()
         if pid == job:
+            if talk.is_over():
+                end_all((), lease_id=said.lease_id)
             talk.say(Exited(code=os.waitstatus_to_exitcode(status)))
             talk.close()
             connection.close()
@@ -158,6 +160,8 @@ def _listen(talk: Talk, stage: Any) -> None:
                 stage.ask_to_save()
             case _:
                 pass
+    # The runner is gone, and with it whoever would end this: the fabric went down, or Ray killed it.
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

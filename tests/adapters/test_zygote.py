@@ -154,6 +154,19 @@ async def test_its_processes_are_found_by_the_lease_also_those_that_hide(runner)
     assert end.outcome is LeaseOutcome.FAILED
 
 
+async def test_when_its_runner_is_gone_nothing_of_the_job_stays(runner):
+    def work():
+        if os.fork() == 0:
+            os.setsid()
+        while True:
+            time.sleep(1)
+
+    stage = await runner.begin(call(work))
+    await until(lambda: len(tree_of((), lease_id=stage.lease.lease_id)) >= 3)
+    stage.fork._talk.close()
+    await until(lambda: not tree_of((), lease_id=stage.lease.lease_id))
+
+
 async def test_a_job_that_is_killed_is_told_of_by_the_signal(runner):
     def die():
         os.kill(os.getpid(), signal.SIGKILL)
