@@ -70,6 +70,21 @@ def test_a_script_is_stopped_at_random_instants_in_gangs_of_many_sizes_and_loses
     assert order.path("digest").read_text() == undisturbed(tmp_path / "one", epochs=2)
 
 
+def test_with_too_little_time_to_stop_together_the_last_boundary_is_saved_at_once(tmp_path):
+    """A step takes 0.8 s, and 0.6 s are left: mid-step, the side threads save what was complete."""
+    order = Order(folder=tmp_path / "hurried", steps=0, pause_s=0.2, grace_s=0.6)
+    order.folder.mkdir()
+    gang = Crew(order, world=2, doing="script")
+    wait_for(lambda: steps_done(order.folder) >= 3)
+    for rank in (0, 1):
+        gang.kill(rank, signal.SIGTERM)
+    assert set(gang.end().values()) == {EVICTED}
+    at_work = steps_done(order.folder)
+    assert at_work - 1 <= durable(order.folder) <= at_work
+    assert crew.run(replace(order, pause_s=0.0), world=3, doing="script") == [0, 0, 0]
+    assert order.path("digest").read_text() == undisturbed(tmp_path / "one")
+
+
 def test_fewer_virtual_ranks_than_workers_are_refused(tmp_path):
     order = Order(folder=tmp_path, steps=0, virtual=1)
     assert crew.run(order, world=2, doing="script") == [1, 1]

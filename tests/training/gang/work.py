@@ -64,6 +64,7 @@ class Order:
     epoch: int = 1
     epochs: int = 1
     samples: int = 504
+    grace_s: float = 30.0
     balances: bool = True
     workers: int = 0
 
@@ -332,7 +333,7 @@ def script(rank, world, port, order):
     """A user's script, on any number of ranks: nothing in it knows of a gang."""
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "FABRIC_TENSORBOARD_DIR": str(order.folder / "tensorboard"), "FABRIC_GRACE_S": "30",
+        "FABRIC_TENSORBOARD_DIR": str(order.folder / "tensorboard"), "FABRIC_GRACE_S": str(order.grace_s),
         "FABRIC_GANG_TIMEOUT_S": str(order.timeout_s),
     }  # fmt: skip
     torch.set_num_threads(1)
