@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
 from fabric.charging.rates import Rate
+from fabric.gate.calls import GENERATION_US
 from fabric.gate.events import Tick
 from fabric.gate.instructions import Accepted
 from fabric.gate.serving_events import (
@@ -217,8 +218,9 @@ class CallRules(Expected):
 
     def call(self, number, prompt, cached, completion, reasoning, covered, ago, named):
         started = self.latest - ago * S
+        era = self.latest // GENERATION_US  # so long is an id remembered, and nobody reports a call any later
         return CallUsed(
-            call_id=f"call-{number}", model=MODEL, accelerator="H100" if named else "A100", prompt_tokens=prompt,
+            call_id=f"call-{era}-{number}", model=MODEL, accelerator="H100" if named else "A100", prompt_tokens=prompt,
             cached_tokens=min(cached, prompt), completion_tokens=completion, reasoning_tokens=min(reasoning, completion),
             started_at_us=started, ended_at_us=self.latest, ended="stop", covered=covered,
         )  # fmt: skip
