@@ -131,8 +131,7 @@ def _serve(
     try:
         _wait(process, steps, place=place, doing=doing, say=say, deadline=time.monotonic() + timeout_s)
     except BaseException:
-        _end(psutil.Process(process.pid), timeout_s=DOWN_TIMEOUT_S)
-        process.poll()
+        _end_own(process)
         _clear_away(place)
         raise
     finally:
@@ -175,6 +174,16 @@ def _explained(step: Step, doing: str, place: Path) -> FabricError:
 
 def _failed(what: str, place: Path) -> Unavailable:
     return Unavailable(f"{what}: see {place / 'fabric.log'}", code="start_failed")
+
+
+def _end_own(process: "subprocess.Popen[bytes]") -> None:
+    """One that we have started is ours until we have waited for it: nobody else can have its number."""
+    process.terminate()
+    try:
+        process.wait(DOWN_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _end(process: psutil.Process, *, timeout_s: float) -> None:
