@@ -278,9 +278,12 @@ def _backend() -> str:
 @contextmanager
 def _meeting(seat: Seat, patience: timedelta) -> Iterator[Any]:
     """The store that all ranks meet at, kept by rank 0; says who did not come if the meeting fails."""
-    store = None
+    store: Any = None
     try:
-        store = dist.TCPStore(*seat.master, is_master=seat.rank == 0, timeout=patience, wait_for_workers=False)
+        store = dist.TCPStore(
+            *seat.master, is_master=seat.rank == 0, timeout=patience, wait_for_workers=False, multi_tenant=True
+        )  # multi_tenant: the script may have opened torch.distributed there before
+        store = dist.PrefixStore("fabric", store)
         store.set(f"seat/{seat.rank}", "taken")
         yield store
     except (RuntimeError, ValueError) as error:

@@ -36,6 +36,9 @@ MIX_VARIABLE: Final = "FABRIC_MIX"
 TIMEOUT_VARIABLE: Final = "FABRIC_GANG_TIMEOUT_S"
 """The longest that a rank may keep the others waiting: more than any step takes."""
 _TIMEOUT_S: Final = 300.0
+SILENT_VARIABLE: Final = "FABRIC_GANG_SILENT_S"
+"""A rank that hangs, or whose machine is gone, is given up after so long."""
+_SILENT_S: Final = 20.0
 _PATIENCE_S: Final = 2.0
 
 
@@ -66,7 +69,11 @@ class Together:
         """
         seat = Seat.from_environment()
         asked = Mix(mix or os.environ.get(MIX_VARIABLE) or Mix.NEVER)
-        together = cls(Gang.open(seat, timeout_s=float(os.environ.get(TIMEOUT_VARIABLE) or _TIMEOUT_S)), mix=asked)
+        gang = Gang.open(
+            seat, timeout_s=float(os.environ.get(TIMEOUT_VARIABLE) or _TIMEOUT_S),
+            silent_s=float(os.environ.get(SILENT_VARIABLE) or _SILENT_S),
+        )  # fmt: skip
+        together = cls(gang, mix=asked)
         kinds = together._everyones(job.accelerator)
         if len(set(kinds)) > 1:
             members = [Member(accelerator=kind, speed=REFERENCE_SPEEDS.get(kind, 1.0)) for kind in kinds]

@@ -70,6 +70,34 @@ def test_a_script_is_stopped_at_random_instants_in_gangs_of_many_sizes_and_loses
     assert order.path("digest").read_text() == undisturbed(tmp_path / "one", epochs=2)
 
 
+def test_a_script_whose_peer_hangs_ends_saved_long_before_a_collective_times_out(tmp_path):
+    order = Order(folder=tmp_path, steps=0, epochs=9, pause_s=0.004, silent_s=1.5, timeout_s=300.0)
+    gang = Crew(order, world=3, doing="script")
+    wait_for(lambda: steps_done(tmp_path) >= 2)
+    gang.kill(2, signal.SIGSTOP)
+    ends = gang.end(60, but=[2])
+    assert (ends[0], ends[1]) == (EVICTED, EVICTED)
+    assert steps_done(tmp_path) - 1 <= durable(tmp_path) <= steps_done(tmp_path)
+
+
+def test_a_loop_of_ones_own_with_ddp_stops_on_all_ranks_after_the_same_step_and_goes_on_as_if_nothing_had_been(
+    tmp_path,
+):
+    digests = []
+    for name, stops in (("whole", 0), ("stopped", 3)):
+        order = Order(folder=tmp_path / name, steps=40, pause_s=0.01)
+        order.folder.mkdir()
+        for stop in range(stops):
+            before, gang = steps_done(order.folder), Crew(order, world=2, doing="plain_script")
+            wait_for(lambda before=before, order=order: steps_done(order.folder) > before + 2)
+            gang.kill(stop % 2, signal.SIGTERM)
+            assert set(gang.end().values()) == {EVICTED}
+            assert durable(order.folder) == steps_done(order.folder)
+        assert crew.run(order, world=2, doing="plain_script") == [0, 0]
+        digests.append(order.path("digest").read_text())
+    assert digests[0] == digests[1]
+
+
 def test_with_too_little_time_to_stop_together_the_last_boundary_is_saved_at_once(tmp_path):
     """A step takes 0.8 s, and 0.6 s are left: mid-step, the side threads save what was complete."""
     order = Order(folder=tmp_path / "hurried", steps=0, pause_s=0.2, grace_s=0.6)

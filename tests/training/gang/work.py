@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 from fabric.checkpoints import Checkpoints, DirectoryStore, Draft
 from fabric.errors import Unavailable
@@ -334,7 +335,7 @@ def script(rank, world, port, order):
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "FABRIC_TENSORBOARD_DIR": str(order.folder / "tensorboard"), "FABRIC_GRACE_S": str(order.grace_s),
-        "FABRIC_GANG_TIMEOUT_S": str(order.timeout_s),
+        "FABRIC_GANG_TIMEOUT_S": str(order.timeout_s), "FABRIC_GANG_SILENT_S": str(order.silent_s),
     }  # fmt: skip
     torch.set_num_threads(1)
     own = Run(nn.LayerNorm if order.samples % order.batch else nn.BatchNorm1d)  # which can't learn from one sample
@@ -439,3 +440,28 @@ def island(rank, world, port, order):
             note(order, rank, met=met, weights=hash_of(weights), loss=whole.item())
             met += 1
     gang.close()
+
+
+def plain_script(rank, world, port, order):
+    """A script with a DDP loop of its own, and two lines more."""
+    os.environ |= {
+        "RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "FABRIC_TENSORBOARD_DIR": str(order.folder / "tensorboard"),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    own = Run(nn.LayerNorm)
+    model = DistributedDataParallel(own.model, find_unused_parameters=True)
+    inputs, wanted = dataset()
+    run = session(model=own.model, opt=own.opt, sched=own.sched, directory=order.folder)
+    for step in run.steps(order.steps):
+        at = torch.arange(step * 8 + rank, step * 8 + 8, world) % SAMPLES
+        note(order, rank, did=step)
+        time.sleep(order.pause_s)
+        own.opt.zero_grad()
+        functional.cross_entropy(model(inputs[at]), wanted[at]).backward()
+        own.opt.step()
+        own.sched.step()
+    if rank == 0:
+        own.step = order.steps
+        order.path("digest").write_text(own.digest())
