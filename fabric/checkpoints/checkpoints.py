@@ -97,6 +97,7 @@ class Checkpoints:
         self.log = Log(store, self.prefix)
         self.shelf = Shelf(store, local, self.prefix)
         self._claimed = False
+        self._swept = False
         self._began: dict[str, int] = {}
         self._offered: set[str] = set()
 
@@ -140,6 +141,8 @@ class Checkpoints:
         self, draft: Draft, *, meta: Mapping[str, Any] | None = None, shards: Iterable[Shard] = (), world: int = 1
     ) -> Manifest:
         """Make the draft the newest checkpoint: durable on return. One rank commits, with the `shards` of the others.
+
+        What this makes superfluous is deleted then; by an attempt's first commit, what earlier attempts left, too.
 
         Raises:
             Conflict: another attempt has begun (`fenced`): this one is over, and nothing was committed.
@@ -343,6 +346,9 @@ class Checkpoints:
             self.on_durable(made, 0 if began is None else (time.monotonic_ns() - began) // 1000)
         with suppress(FabricError):  # it is durable; what can't be deleted now is by the next commit
             retention.clear(self.log, self.shelf, self.log.seen)
+            if self.epoch > 1 and not self._swept:
+                self._swept = True
+                self.sweep()
         self.settled(made)
         return made
 

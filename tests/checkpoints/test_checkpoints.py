@@ -281,6 +281,16 @@ def test_sweeping_takes_what_ended_attempts_left_and_nothing_else(attempt, save,
     attempt(3).verify(attempt(3).ls()[1])
 
 
+def test_the_first_commit_of_an_attempt_sweeps_what_earlier_ones_left(attempt, save, store):
+    old = attempt(1)
+    save(old, 1)
+    old.begin(2).put("state", b"orphan")
+    new = attempt(2, keep=1)
+    assert len(store.folders(f"{JOB}/data")) == 2
+    kept = save(new, 3)
+    assert store.folders(f"{JOB}/data") == [kept.draft]
+
+
 def test_an_abandoned_draft_leaves_nothing(attempt, store):
     first = attempt()
     draft = first.begin(1)
