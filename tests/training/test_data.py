@@ -138,6 +138,33 @@ def test_a_run_on_data_that_is_evicted_ends_with_the_same_bits(tmp_path, options
     assert whole[0] == epochs * SAMPLES // BATCH
 
 
+def test_a_scaler_and_clipping_are_part_of_the_steps_and_of_the_checkpoint(tmp_path):
+    def scaled(job):
+        script, norms = Script(), []
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4, growth_interval=5)
+        weights = list(script.model.parameters())
+        run = script.session(
+            scaler=scaler, clip_norm=0.1,
+            before_update=lambda: norms.append(torch.nn.utils.get_total_norm([weight.grad for weight in weights])),
+        )  # fmt: skip
+        script.opt.register_step_pre_hook(
+            lambda *_: norms.append(torch.nn.utils.get_total_norm([weight.grad for weight in weights]))
+        )
+        for at, (samples, classes) in enumerate(run.batches(dataset(), global_batch=BATCH, epochs=2)):
+            if job is not None and at == 7 and attempts.count < 3:
+                stopped(job)
+            run.step(script.loss(samples, classes))
+        assert all(clipped <= 0.1001 for clipped in norms[1::2])
+        assert any(unclipped > 0.2 for unclipped in norms[::2])
+        return script.digest(), scaler.get_scale()
+
+    attempts = Attempts(tmp_path)
+    whole = scaled(None)
+    assert whole[1] > 2**4
+    assert attempts.run(scaled) == whole
+    assert attempts.count == 3
+
+
 def test_processes_that_read_ahead_change_no_bit(tmp_path):
     alone = trained(None, None, global_batch=BATCH)
     assert trained(None, None, global_batch=BATCH, workers=2) == alone
