@@ -114,7 +114,7 @@ def test_any_command_is_paused_saved_resumed_forked_and_cancelled_with_what_it_h
     assert [found.step for found in fork.checkpoints()] == [checkpoint.step], "nobody wanted what it had since"
     logs = "".join(job.logs())
     assert f"from {checkpoint.step}\n" in logs
-    assert "".join(fork.logs()) == f"from {checkpoint.step}\n"
+    assert "".join(fork.logs()).startswith(f"from {checkpoint.step}\n")
     assert re.search(rf"PAUSED at step {checkpoint.step}, durable in .*, 0 steps and", job.info().timeline)
 
 
