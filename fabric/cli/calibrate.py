@@ -4,6 +4,9 @@ import asyncio
 import json
 import random
 import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Final
 
 import aiohttp
@@ -11,14 +14,18 @@ import typer
 
 from fabric.cli.output import console, print_facts, print_json, record, table
 from fabric.cli.session import AsJson, client
-from fabric.client import Client
+from fabric.client import Client, new_request_id
 from fabric.errors import FabricError, InvalidRequest, NotFound, Unavailable, error_of
 from fabric.units import PPM, format_ct
 from fabric.wire import fabric_pb2 as pb
+from fabric.wire.keys import format_key, hash_secret, make_secret
 
 app = typer.Typer(help="Measure what is sold.", no_args_is_help=True)
 
+OPERATOR: Final = "operator"
+"""The operator's own account, as `fabric up` opens it."""
 _CALL_TIMEOUT_S: Final = 600
+_KEY_LIFE_US: Final = 3_600 * 1_000_000
 _WORDS: Final = 200
 """Prompts are made of so many different LLM tokens: the first ones, which every tokeniser has."""
 _SERVICE: Final = "inference"
@@ -39,11 +46,13 @@ def serving(
     seconds: Annotated[float, typer.Option(min=0.1, help="For prompts, and again for answers.")] = 20.0,
     accelerator: Annotated[str, typer.Option(help="On which type it runs, where it may run on several.")] = "",
     endpoint: Annotated[str, typer.Option(help="Base URL, where it isn't the fabric's own.")] = "",
+    account: Annotated[str, typer.Option("--account", "-a", help="Operators: who pays for the calls.")] = OPERATOR,
     as_json: AsJson = False,
 ) -> None:
     """Load a model's one replica for a while, and derive the rates at which it charges just what its devices burn.
 
-    The calls are made, and paid, with your own key. Offer the model with one replica first; nothing else should use it.
+    The calls are paid like any: by a customer with the key at hand, for an operator by the fabric's own account. Offer the
+    model with one replica first; nothing else should use it.
 
     For example: fabric calibrate serving qwen3-8b --streams 64 --json > rates.json
     then: fabric ops models offer qwen3-8b /models/qwen3-8b --rates rates.json
@@ -59,12 +68,13 @@ def serving(
     url = endpoint or next(iter(found.endpoints), "")
     if not url:
         raise Unavailable("no gateway is up: is the serving host running? Name one with --endpoint", code="no_endpoint")
-    measured = asyncio.run(
-        _measured(door, url.rstrip("/"), model, streams=streams, prompt=prompt, answer=answer, seconds=seconds)
-    )
-    rate = calibrate.rate_of(
-        measured, model=model, accelerator=kind, devices=offered.devices, weight_ppm=_weight_ppm(door, kind)
-    )
+    weight_ppm = _weight_ppm(door, kind)
+    with _paying_key(door, account, is_operator=offered.HasField("spec")) as key:
+        load = _measured(
+            door, key, url.rstrip("/"), model, streams=streams, prompt=prompt, answer=answer, seconds=seconds
+        )
+        measured = asyncio.run(load)
+    rate = calibrate.rate_of(measured, model=model, accelerator=kind, devices=offered.devices, weight_ppm=weight_ppm)
     made = pb.Rate(
         model=model,
         accelerator=kind,
@@ -82,6 +92,26 @@ def serving(
     kinds = ("input", "cached", "output", "reasoning")
     rows = [(each, *_both_units(getattr(made, f"{each}_uhs_per_mtok"))) for each in kinds]
     console().print(table(f"{model} on {kind}", ("rate", "H100-s/M", "CT/M"), rows))
+
+
+@contextmanager
+def _paying_key(door: Client, account: str, *, is_operator: bool) -> Iterator[str]:
+    """A customer's own key; for an operator, whose key spends nothing, one of the account's that ends with this."""
+    if not is_operator:
+        yield door.profile.api_key
+        return
+    payer, secret = client(account), make_secret()
+    request = pb.CreateKeyRequest(
+        request_id=new_request_id(),
+        secret_sha256=hash_secret(secret),
+        name="calibrate",
+        expires_at_us=int(time.time()) * PPM + _KEY_LIFE_US,
+    )
+    key_id = payer.call(request, pb.CreateKeyReply).key_id
+    try:
+        yield format_key(key_id, secret)
+    finally:
+        payer.call(pb.RevokeKeyRequest(request_id=new_request_id(), key_id=key_id), pb.Accepted)
 
 
 def _only_type(model: pb.Model) -> str:
@@ -104,13 +134,13 @@ def _weight_ppm(door: Client, accelerator: str) -> int:
 
 
 async def _measured(
-    door: Client, url: str, model: str, *, streams: int, prompt: int, answer: int, seconds: float
+    door: Client, key: str, url: str, model: str, *, streams: int, prompt: int, answer: int, seconds: float
 ) -> Any:
     from serving import calibrate  # noqa: PLC0415
 
     trust = ssl.create_default_context(cafile=door.profile.ca or None) if url.startswith("https") else False
     timeout = aiohttp.ClientTimeout(total=_CALL_TIMEOUT_S)
-    headers = {"Authorization": f"Bearer {door.profile.api_key}"}
+    headers = {"Authorization": f"Bearer {key}"}
     connector = aiohttp.TCPConnector(ssl=trust, limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
 

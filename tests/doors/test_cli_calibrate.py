@@ -48,7 +48,7 @@ def endpoint():
         thread.join(10)
 
 
-WORDS = ("calibrate", "serving", "tiny", "--streams", 4, "--prompt", 16, "--answer", 8, "--seconds", 0.2)
+WORDS = ("calibrate", "serving", "tiny", "--streams", 4, "--prompt", 16, "--answer", 8, "--seconds", 0.2, "-a", "acme")
 
 
 def test_what_was_measured_becomes_rates_that_can_be_offered(run, house, endpoint, tmp_path):
@@ -63,7 +63,9 @@ def test_what_was_measured_becomes_rates_that_can_be_offered(run, house, endpoin
     assert prompts["tokens"] == sum(12 for body in bodies if len(body["prompt"]) == 16), "cached ones don't count"
     assert len({tuple(body["prompt"]) for body in bodies if len(body["prompt"]) == 16}) > 1
     assert {path for path, _, _ in StandInEndpoint.asked} == {"/v1/completions"}
-    assert {key for _, key, _ in StandInEndpoint.asked} == {f"Bearer {house.root}"}
+    (used,) = {key for _, key, _ in StandInEndpoint.asked}
+    keys = json.loads(run("keys", "ls", "--json", key=house.acme).output)
+    assert [key["revoked"] for key in keys if used.startswith(f"Bearer fab_{key['key_id']}_")] == [True]
     file = tmp_path / "rates.json"
     file.write_text(json.dumps(said))
     run("ops", "models", "offer", "tiny", "/m", "--accelerator", "H100", "--rates", file, key=house.root)
@@ -83,7 +85,7 @@ def test_people_see_a_table_in_both_units(run, house, endpoint):
     [
         (("calibrate", "serving", "none"), 5, "there is no model"),
         (("calibrate", "serving", "tiny"), 8, "no gateway is up"),
-        (("calibrate", "serving", "tiny", "--endpoint", "http://127.0.0.1:9/v1"), 8, "doesn't answer"),
+        (("calibrate", "serving", "tiny", "-a", "acme", "--endpoint", "http://127.0.0.1:9/v1"), 8, "doesn't answer"),
         (
             ("calibrate", "serving", "tiny", "--endpoint", "ENDPOINT", "--accelerator", "B200", "--seconds", 0.1),
             2,
@@ -101,3 +103,15 @@ def test_a_refusal_of_the_endpoint_is_told_in_its_words(run, house, endpoint):
     offer(house)
     StandInEndpoint.refuse = 402
     assert "no tokens left: top up" in run(*WORDS, "--endpoint", endpoint, key=house.root, code=4).stderr
+
+
+def test_a_customer_pays_with_its_own_key(run, house, endpoint):
+    offer(house)
+    run(*WORDS, "--endpoint", endpoint)
+    assert {key for _, key, _ in StandInEndpoint.asked} == {f"Bearer {house.acme}"}
+
+
+def test_the_account_that_pays_must_be_there(run, house, endpoint):
+    offer(house)
+    words = ("calibrate", "serving", "tiny", "--endpoint", endpoint)
+    assert "there is no account 'operator'" in run(*words, key=house.root, code=5).stderr
