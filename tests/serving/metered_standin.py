@@ -91,7 +91,10 @@ async def main():
     server.capture_signals = contextlib.nullcontext
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: setattr(server, "should_exit", True))
     await server.serve(sockets=[bind(f"127.0.0.1:{port}", shared=False)])  # from here on SIGTERM is understood
-    settled = await meter.close(timeout_s=20)
+    settled = await meter.close(timeout_s=40)
+    if not settled:
+        book = meter.book
+        print("not settled:", book.calls, book._slices, book._leaving, list(meter._sending), file=sys.stderr)
     await ledger.close()
     return 0 if settled else 3
 
