@@ -1,19 +1,19 @@
 """A small language model over bytes, trained on a text that every machine has: the source of Python's own library.
 
-Real work for the demo and for the tests of stopping and resuming: a Llama of some 250 thousand parameters, on one
-CPU thread or one CUDA device. Every step is a function of the weights, the seed and the step's number, so a run that was
-stopped, saved and resumed ends with the same weights as one that was not, bit for bit on the same machine. It knows the
-fabric only through `fabric.context`, and runs the same outside of it.
+Real work for the demo and for the tests of stopping and resuming: a Llama of some 250 thousand parameters, on one CPU
+thread or one device a rank. It is written as any script would be, with `training.session` around its loop: a step is four
+micro-batches, which one rank or up to four may share, so it ends with the same weights however often it was evicted and on
+however many devices it went on, bit for bit on machines of one kind. It runs the same outside the fabric.
 """
 
 import hashlib
-import io
+import json
 import math
+import os
 import sys
 import sysconfig
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,12 +22,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fabric import context
+from training import session
 from training.export import VOCABULARY, export_llama
 from training.llama import Llama, Shape
+from training.parcels import packed
 
 CONTEXT: Final = 96
 """Bytes the model sees at once."""
 BATCH: Final = 24
+VIRTUAL: Final = 4
+"""Micro-batches of a step: the most ranks that can share it."""
 _LEARNING_RATE: Final = 2e-3
 _WARMUP_STEPS: Final = 20
 _HELD_OUT: Final = 10
@@ -35,186 +39,149 @@ _HELD_OUT: Final = 10
 _MEASURED: Final = 64
 """Windows a measurement reads."""
 _SAY_EVERY: Final = 10
-
-Report = dict[str, int | float]
+_SAMPLES: Final = 1_000_000
+_PLACES: Final = 2**31 - 1
 
 
 def train(
     *,
     steps: int = 150,
     seed: int = 0,
-    minutes: float | None = None,
     wait_ratio: float = 0.0,
-    save_every: int = 50,
-    report: Callable[[Report], None] | None = None,
     export_to: str | None = None,
+    directory: str | os.PathLike[str] | None = None,
 ) -> dict[str, int | float | str]:
-    """Train for `steps` steps or `minutes`, whichever ends first; about 0.1 s a step on one core.
+    """Train for `steps` steps in all; about 0.1 s a step on one core.
 
     `wait_ratio` is the share of the time that goes by waiting for data, as with a slow source (0 ≤ wait_ratio < 1).
-    `save_every` counts the steps between checkpoints, beside the one made when the job is asked to stop. `report` is
-    given the step, the loss in bits per byte and the speed now and then; None = a line on stdout. `export_to` names a
-    folder for the trained model in Hugging Face's format, ready to be served.
+    The trained model is published in Hugging Face's format, ready to be served, and written to the folder `export_to` if
+    that is named. `directory` is where checkpoints go outside the fabric.
 
     Returns:
         What came of it: `bits_per_byte_before`, `bits_per_byte_after` (on files it never trained on), `steps`,
-        `parameters`, `bytes_per_s`, `waited_s`, `resumed_at_step`, `device` and `weights_sha256`.
+        `parameters`, `bytes_per_s`, `waited_s`, `resumed_at_step`, `device`, `ranks` and `weights_sha256`.
     """
     if not 0 <= wait_ratio < 1:
         raise ValueError(f"wait_ratio is {wait_ratio}: it must be at least 0 and less than 1")
     torch.set_num_threads(1)
-    job = context.current()
-    run = Run.begin(seed=seed, saved=job.load())
-    started, first_step, waited_s = time.monotonic(), run.step, 0.0
-    while run.step < steps and (minutes is None or time.monotonic() - started < minutes * 60):
-        if job.stop_requested:
-            job.save(run.dump(), step=run.step)
-            job.park()
-        began = time.monotonic()
-        bits = run.advance()
-        busy_s = time.monotonic() - began
-        if wait_ratio:
-            waited_s += _wait(job, busy_s * wait_ratio / (1 - wait_ratio))
-        if run.step % save_every == 0:
-            job.save(run.dump(), step=run.step)
-        if run.step % _SAY_EVERY == 0 or run.step == steps:
-            (report or _say)({"step": run.step, "bits_per_byte": bits, "bytes_per_s": round(BATCH * CONTEXT / busy_s)})
-    if export_to is not None:
-        export_llama(Path(export_to), run.model)
+    device = _device()
+    model = _new_model(seed).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=0.01)
+    warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / _WARMUP_STEPS))
+    noted = {"bits_before": 0.0}
+    source = Windows(seed=seed, wait_ratio=wait_ratio)
+    with session(
+        model=model, opt=optimizer, sched=warm_up, extra={"noted": noted}, directory=directory, clip_norm=1.0
+    ) as run:
+        if run.done == 0:
+            noted["bits_before"] = measure(model)
+        started, first_step = time.monotonic(), run.done
+        batches = run.batches(source, global_batch=BATCH, epochs=None, virtual=VIRTUAL, seed=seed)
+        for windows in batches if run.done < steps else ():
+            loss = _loss(model, windows)
+            run.step(loss)
+            if run.done % _SAY_EVERY == 0 or run.done >= steps:
+                run.log(loss=loss)
+            if run.done >= steps:
+                break
     took_s = max(time.monotonic() - started, 1e-9)
+    if context.current().rank == 0:
+        _export(model, export_to)
     return {
-        "steps": run.step,
-        "parameters": sum(weight.numel() for weight in run.model.parameters()),
-        "bits_per_byte_before": run.bits_before,
-        "bits_per_byte_after": run.measure(),
-        "bytes_per_s": round((run.step - first_step) * BATCH * CONTEXT / took_s),
-        "waited_s": round(waited_s, 3),
+        "steps": run.done,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "bits_per_byte_before": noted["bits_before"],
+        "bits_per_byte_after": measure(model),
+        "bytes_per_s": round((run.done - first_step) * BATCH * CONTEXT / took_s),
+        "waited_s": round(source.waited_s, 3),
         "resumed_at_step": first_step,
-        "device": str(run.device),
-        "weights_sha256": run.digest(),
+        "device": str(device),
+        "ranks": int(os.environ.get("WORLD_SIZE", "1")),
+        "weights_sha256": digest(model),
     }
 
 
-def train_waiting(*, steps: int = 150, seed: int = 0, minutes: float | None = None) -> dict[str, int | float | str]:
-    """The same work, on a source so slow that half of the time goes by waiting for it."""
-    return train(steps=steps, seed=seed, minutes=minutes, wait_ratio=0.5)
+class Windows:
+    """Windows of CONTEXT + 1 bytes, read from the files at places that only the seed and their number decide.
 
+    A slow source lets whoever asks wait `wait_ratio` of the time, however fast it works.
+    """
 
-@dataclass(slots=True)
-class Run:
-    """A model in training: everything that a checkpoint has to bring back."""
+    def __init__(self, *, seed: int, wait_ratio: float = 0.0, held_out: bool = False) -> None:
+        self.waited_s = 0.0
+        self._seed, self._files = seed, _modules(held_out=held_out)
+        self._wait = wait_ratio / (1 - wait_ratio)
+        self._left: float | None = None
 
-    model: Llama
-    optimizer: torch.optim.Optimizer
-    device: torch.device
-    seed: int
-    step: int
-    bits_before: float
+    def __len__(self) -> int:
+        return _SAMPLES
 
-    @classmethod
-    def begin(cls, *, seed: int, saved: bytes | None = None) -> "Run":
-        """A fresh run, or the one that was saved, at the step where it was."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = Llama(Shape(vocabulary=VOCABULARY))
-            model.begin()
-        model.to(device)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=0.01)
-        run = cls(model=model, optimizer=optimizer, device=device, seed=seed, step=0, bits_before=0.0)
-        if saved is None:
-            run.bits_before = run.measure()
-        else:
-            run._restore(saved)
-        return run
-
-    def advance(self) -> float:
-        """One step; the loss in bits per byte."""
-        windows = _windows(_files(held_out=False), count=BATCH, seed=self.seed * 1_000_003 + self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = _LEARNING_RATE * min(1.0, (self.step + 1) / _WARMUP_STEPS)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(windows)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.step += 1
-        return _bits(loss)
-
-    def measure(self) -> float:
-        """Bits per byte on held-out files: 8.0 is knowing nothing."""
-        with torch.inference_mode():
-            return _bits(self._loss(_windows(_files(held_out=True), count=_MEASURED, seed=7)))
-
-    def digest(self) -> str:
-        """The sha256 of all weights: two runs that agree on it agree on every bit."""
-        whole = hashlib.sha256()
-        for name, weight in self.model.state_dict().items():
-            whole.update(name.encode())
-            whole.update(weight.detach().cpu().contiguous().numpy().tobytes())
-        return whole.hexdigest()
-
-    def dump(self) -> bytes:
-        """All of it, to resume from."""
-        kept = io.BytesIO()
-        torch.save(
-            {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "seed": self.seed,
-                "step": self.step,
-                "bits_before": self.bits_before,
-            },
-            kept,
-        )
-        return kept.getvalue()
-
-    def _restore(self, saved: bytes) -> None:
-        kept: dict[str, Any] = torch.load(io.BytesIO(saved), map_location=self.device, weights_only=True)
-        self.model.load_state_dict(kept["model"])
-        self.optimizer.load_state_dict(kept["optimizer"])
-        self.seed, self.step, self.bits_before = kept["seed"], kept["step"], kept["bits_before"]
-
-    def _loss(self, windows: Tensor) -> Tensor:
-        windows = windows.to(self.device)
-        logits = self.model(windows[:, :-1])
-        return functional.cross_entropy(logits.reshape(-1, VOCABULARY), windows[:, 1:].reshape(-1))
-
-
-def _bits(loss: Tensor) -> float:
-    nats: float = loss.item()
-    return round(nats / math.log(2), 4)
-
-
-def _files(*, held_out: bool) -> list[Path]:
-    """The standard library's own modules, in order of name; long enough for a window."""
-    library = Path(sysconfig.get_path("stdlib"))
-    modules = sorted(path for path in library.glob("*.py") if path.stat().st_size > CONTEXT)
-    return [path for at, path in enumerate(modules) if (at % _HELD_OUT == 0) == held_out]
-
-
-def _windows(files: list[Path], *, count: int, seed: int) -> Tensor:
-    """`count` windows of CONTEXT + 1 bytes, read from the files at places that only the seed decides."""
-    dice = torch.Generator().manual_seed(seed)
-    rows = []
-    for _ in range(count):
-        path = files[int(torch.randint(len(files), (1,), generator=dice))]
-        start = int(torch.randint(path.stat().st_size - CONTEXT, (1,), generator=dice))
+    def __getitem__(self, number: int) -> Tensor:
+        """Window `number` as int64 of shape (CONTEXT + 1,)."""
+        if self._wait and self._left is not None:
+            self._dawdle((time.monotonic() - self._left) * self._wait)
+        digits = hashlib.sha256(f"{self._seed}/{number}".encode()).digest()
+        path, size = self._files[int.from_bytes(digits[:8]) % len(self._files)]
         with path.open("rb") as file:
-            file.seek(start)
-            rows.append(torch.frombuffer(bytearray(file.read(CONTEXT + 1)), dtype=torch.uint8))
-    return torch.stack(rows).long()
+            file.seek(int.from_bytes(digits[8:16]) % (size - CONTEXT))
+            window = torch.frombuffer(bytearray(file.read(CONTEXT + 1)), dtype=torch.uint8).long()
+        self._left = time.monotonic()
+        return window
+
+    def _dawdle(self, seconds: float) -> None:
+        began = time.monotonic()
+        context.current().wait_for_stop(seconds)
+        self.waited_s += time.monotonic() - began
 
 
-def _wait(job: context.Context, seconds: float) -> float:
-    """Wait as for a slow network, but not past being asked to stop; the seconds it took."""
-    began = time.monotonic()
-    job.wait_for_stop(seconds)
-    return time.monotonic() - began
+def _modules(*, held_out: bool) -> list[tuple[Path, int]]:
+    """The standard library's own modules with their sizes, in order of name; long enough for a window."""
+    library = Path(sysconfig.get_path("stdlib"))
+    modules = [(path, path.stat().st_size) for path in sorted(library.glob("*.py"))]
+    long = [module for module in modules if module[1] > CONTEXT]
+    return [module for at, module in enumerate(long) if (at % _HELD_OUT == 0) == held_out]
 
 
-def _say(said: Report) -> None:
-    sys.stdout.write(
-        f"step {said['step']:>4}  {said['bits_per_byte']:.3f} bits/byte  {said['bytes_per_s']:>6} bytes/s\n"
-    )
-    sys.stdout.flush()
+def _export(model: Llama, export_to: str | None) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder = export_llama(Path(export_to or place), model)
+        context.current().publish(packed(folder))
+
+
+def measure(model: Llama) -> float:
+    """Bits per byte on held-out files: 8.0 is knowing nothing."""
+    source = Windows(seed=7, held_out=True)
+    with torch.inference_mode():
+        loss: float = _loss(model, torch.stack([source[at] for at in range(_MEASURED)])).item()
+    return round(loss / math.log(2), 4)
+
+
+def digest(model: nn.Module) -> str:
+    """The sha256 of all weights: two runs that agree on it agree on every bit."""
+    whole = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        whole.update(name.encode())
+        whole.update(weight.detach().cpu().contiguous().numpy().tobytes())
+    return whole.hexdigest()
+
+
+def _loss(model: Llama, windows: Tensor) -> Any:
+    windows = windows.to(next(model.parameters()).device)
+    logits = model(windows[:, :-1])
+    return functional.cross_entropy(logits.reshape(-1, VOCABULARY), windows[:, 1:].reshape(-1))
+
+
+def _new_model(seed: int) -> Llama:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Llama(Shape(vocabulary=VOCABULARY))
+        model.begin()
+    return model
+
+
+def _device() -> torch.device:
+    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(train(steps=int(sys.argv[1]) if len(sys.argv) > 1 else 150), indent=2) + "\n")

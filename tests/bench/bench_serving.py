@@ -179,7 +179,7 @@ def main():
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
-        byte_lm.train(steps=10, report=lambda said: None, export_to=str(folder))
+        byte_lm.train(steps=10, export_to=str(folder), directory=folder.with_name("run"))
         rig_module = standins()
         asyncio.run(work_of_the_meter(place, rig_module))
         rig = rig_module.Rig(folder, Path(place) / "replica")

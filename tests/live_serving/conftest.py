@@ -89,7 +89,7 @@ def service(tmp_path_factory):
 
     place = tmp_path_factory.mktemp("house")
     folder = place / "model"
-    byte_lm.train(steps=20, report=lambda said: None, export_to=str(folder))
+    byte_lm.train(steps=20, export_to=str(folder), directory=folder.with_name("run"))
     text = shipped("local.yaml").read_text()
     config = place / "cluster.yaml"
     config.write_text(text[: text.index("# The OpenAI-compatible endpoint")] + SERVING.format(folder=folder))

@@ -8,7 +8,7 @@ def model_folder(tmp_path_factory):
     from training import byte_lm
 
     folder = tmp_path_factory.mktemp("models") / "byte-lm"
-    byte_lm.train(steps=40, report=lambda said: None, export_to=str(folder))
+    byte_lm.train(steps=40, export_to=str(folder), directory=folder.with_name("run"))
     return folder
 
 

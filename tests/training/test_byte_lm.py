@@ -1,62 +1,30 @@
-"""The demo's work: it learns, it is the same every time, and a stop in the middle changes nothing."""
+"""The demo's work: it learns, it is the same every time, and neither stops nor the number of devices change anything."""
 
-import pickle
+import json
+import os
+import subprocess
+import sys
+import threading
 
 import pytest
 
-from fabric import context
+from tests.training.gang.crew import free_port
+from tests.training.workload import Attempts
 from training import byte_lm
+from training.byte_lm import Windows
 
 STEPS = 6
 
 
-def quiet(said):
-    pass
-
-
-class FakeJob:
-    """A job that is asked to stop after so many looks, and keeps what it saved."""
-
-    def __init__(self, *, stop_after=None, saved=None):
-        self.looks_left = stop_after
-        self.saved = saved
-        self.saved_at = []
-        self.waited_s = 0.0
-
-    @property
-    def stop_requested(self):
-        if self.looks_left is None:
-            return False
-        self.looks_left -= 1
-        return self.looks_left < 0
-
-    def save(self, data, *, step=0):
-        self.saved = data
-        self.saved_at.append(step)
-
-    def load(self):
-        return self.saved
-
-    def park(self):
-        raise context.Saved
-
-    def wait_for_stop(self, timeout_s):
-        self.waited_s += timeout_s
-        return False
-
-
-@pytest.fixture
-def run_as(monkeypatch):
-    def become(job):
-        monkeypatch.setattr(context, "current", lambda: job)
-        return job
-
-    return become
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """Outside the fabric a run's curves are drawn where it is started."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def uninterrupted():
-    return byte_lm.train(steps=STEPS, report=quiet)
+def uninterrupted(tmp_path_factory):
+    return byte_lm.train(steps=STEPS, directory=tmp_path_factory.mktemp("uninterrupted"))
 
 
 def test_it_learns_and_says_how_much(uninterrupted):
@@ -66,40 +34,49 @@ def test_it_learns_and_says_how_much(uninterrupted):
     assert uninterrupted["bits_per_byte_after"] < uninterrupted["bits_per_byte_before"] - 0.5
 
 
-@pytest.mark.parametrize("stop_after", [0, 1, STEPS - 1])
-def test_a_run_stopped_and_resumed_ends_with_the_same_weights(run_as, uninterrupted, stop_after):
-    first = run_as(FakeJob(stop_after=stop_after))
-    with pytest.raises(context.Saved):
-        byte_lm.train(steps=STEPS, report=quiet)
-    assert first.saved_at == [stop_after]
-    run_as(FakeJob(saved=first.saved))
-    resumed = byte_lm.train(steps=STEPS, report=quiet)
-    assert resumed["resumed_at_step"] == stop_after
-    assert resumed["weights_sha256"] == uninterrupted["weights_sha256"]
-    assert resumed["bits_per_byte_before"] == uninterrupted["bits_per_byte_before"]
+@pytest.mark.parametrize("after_s", [0.0, 0.05, 0.3])
+def test_a_run_stopped_at_any_instant_and_resumed_ends_with_the_same_weights(tmp_path, uninterrupted, after_s):
+    attempts = Attempts(tmp_path / "kept")
+
+    def work(job):
+        wish = threading.Timer(after_s, job.ask_to_stop, ("evicted",), {"seconds_left": 60})
+        if attempts.count == 1:
+            wish.start()
+        return byte_lm.train(steps=STEPS)
+
+    resumed = attempts.run(work)
+    assert attempts.count == 2
+    for fact in ("weights_sha256", "bits_per_byte_before", "bits_per_byte_after", "steps"):
+        assert resumed[fact] == uninterrupted[fact]
 
 
-def test_another_seed_gives_other_weights(run_as, uninterrupted):
-    assert byte_lm.train(steps=STEPS, seed=1, report=quiet)["weights_sha256"] != uninterrupted["weights_sha256"]
+def test_a_finished_run_that_is_started_again_does_nothing_more(tmp_path, uninterrupted):
+    byte_lm.train(steps=STEPS, directory=tmp_path / "kept")
+    again = byte_lm.train(steps=STEPS, directory=tmp_path / "kept")
+    assert (again["resumed_at_step"], again["weights_sha256"]) == (STEPS, uninterrupted["weights_sha256"])
 
 
-def test_a_slow_source_changes_the_time_and_not_the_weights(run_as, uninterrupted):
-    job = run_as(FakeJob())
-    waiting = byte_lm.train(steps=STEPS, wait_ratio=0.5, report=quiet)
+def test_two_ranks_share_the_work_and_reach_the_same_weights(tmp_path, uninterrupted):
+    gang = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-m", "training.byte_lm", str(STEPS)]
+    ranks = [
+        subprocess.Popen(command, env={**gang, "RANK": str(rank)}, stdout=subprocess.PIPE, cwd=tmp_path)
+        for rank in range(2)
+    ]
+    said = [json.loads(rank.communicate(timeout=120)[0]) for rank in ranks]
+    assert [each["ranks"] for each in said] == [2, 2]
+    assert {each["weights_sha256"] for each in said} == {uninterrupted["weights_sha256"]}
+
+
+def test_another_seed_gives_other_weights(tmp_path, uninterrupted):
+    other = byte_lm.train(steps=STEPS, seed=1, directory=tmp_path)
+    assert other["weights_sha256"] != uninterrupted["weights_sha256"]
+
+
+def test_a_slow_source_changes_the_time_and_not_the_weights(tmp_path, uninterrupted):
+    waiting = byte_lm.train(steps=STEPS, wait_ratio=0.5, directory=tmp_path)
     assert waiting["weights_sha256"] == uninterrupted["weights_sha256"]
-    assert job.waited_s > 0
-
-
-def test_a_run_saves_now_and_then_without_being_asked(run_as):
-    job = run_as(FakeJob())
-    byte_lm.train(steps=4, save_every=2, report=quiet)
-    assert job.saved_at == [2, 4]
-
-
-def test_progress_is_reported_with_its_units(run_as):
-    said = []
-    byte_lm.train(steps=2, report=said.append)
-    assert [sorted(line) for line in said] == [["bits_per_byte", "bytes_per_s", "step"]]
+    assert waiting["waited_s"] > 0
 
 
 @pytest.mark.parametrize("wait_ratio", [-0.1, 1.0])
@@ -108,11 +85,7 @@ def test_waiting_all_of_the_time_is_refused(wait_ratio):
         byte_lm.train(steps=1, wait_ratio=wait_ratio)
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(run_as):
-    class Evil:
-        def __reduce__(self):
-            return print, ("run",)
-
-    run_as(FakeJob(saved=pickle.dumps(Evil(), protocol=2)))
-    with pytest.raises(pickle.UnpicklingError):
-        byte_lm.train(steps=1, report=quiet)
+def test_windows_are_decided_by_seed_and_number_alone():
+    assert Windows(seed=1)[5].equal(Windows(seed=1)[5])
+    assert not Windows(seed=1)[5].equal(Windows(seed=2)[5])
+    assert Windows(seed=1)[5].shape == (byte_lm.CONTEXT + 1,)

@@ -59,7 +59,7 @@ def test_the_folder_brings_its_tokenizer_and_chat_template(folder):
 def test_a_training_run_leaves_a_model_that_can_be_served(tmp_path):
     from transformers import AutoModelForCausalLM
 
-    byte_lm.train(steps=2, report=lambda said: None, export_to=str(tmp_path / "out"))
+    byte_lm.train(steps=2, export_to=str(tmp_path / "out"), directory=tmp_path / "run")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.config.vocab_size == 259
 
