@@ -15,6 +15,7 @@ script runs unchanged on a laptop. It does not know Ray, nor where the archive i
 """
 
 import hashlib
+import re
 import tempfile
 import threading
 import time
@@ -29,11 +30,14 @@ from fabric.adapters.shard_cache import ShardCache
 from fabric.adapters.shard_sources import source_of
 from fabric.checkpoints import Checkpoints
 from fabric.checkpoints.checkpoints import STEP_MAX
+from fabric.errors import InvalidRequest
 from fabric.progress import Progress, Reports
 
 REPORT_S: Final = 0.25
 """A job's news are passed on at most this often, however often it tells."""
 _STATE: Final = "state"
+_ARTIFACT: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", re.ASCII)
+_ARTIFACT_BYTES_MAX: Final = 512 * 2**20
 """The one shard that `save` writes."""
 
 
@@ -63,6 +67,7 @@ class Context:
         checkpoints: Checkpoints | None = None,
         on_saved: Callable[[int, int, int], None] | None = None,
         on_report: Callable[[], None] | None = None,
+        publish: Callable[[str, bytes], None] | None = None,
         cache: ShardCache | None = None,
         prefixes: Sequence[str] = (),
         folder: Path | None = None,
@@ -74,6 +79,7 @@ class Context:
             checkpoints: where it saves; None = nowhere.
             on_saved: told of every durable checkpoint: (step, µs it took to write, bytes).
             on_report: told that there is news of its progress, at most every `REPORT_S` seconds.
+            publish: keeps what the job publishes, by name; None = nothing is kept.
             cache: what the node keeps of what jobs read; None = nothing.
             prefixes: of the job's datasets.
             folder: for copies of what it reads; None = one that goes with this process.
@@ -84,6 +90,7 @@ class Context:
         self._checkpoints = checkpoints
         self._on_saved = on_saved
         self._on_report = on_report
+        self._publish = publish
         if checkpoints is not None:
             checkpoints.on_durable = lambda manifest, took_us: self.durable(
                 step=manifest.step, write_us=took_us, size=manifest.bytes
@@ -208,6 +215,23 @@ class Context:
         self._save_asked.clear()
         if self._on_saved is not None:
             self._on_saved(step, write_us, size)
+
+    def publish(self, data: bytes, *, name: str = "model") -> None:
+        """Keep what the job has made under a name, for whoever may see the job: `fabric artifact`, or a model to be offered
+        as `job:ID` (see `training.parcels`). Said again, it replaces what was there. Rank 0 publishes.
+
+        Raises:
+            InvalidRequest: the name is not 1 to 64 letters, digits, '-', '_' and '.', or `data` has more than 512 MiB.
+        """
+        if not _ARTIFACT.fullmatch(name) or len(data) > _ARTIFACT_BYTES_MAX:
+            raise InvalidRequest(
+                f"{name[:64]!r} with {len(data)} bytes can't be published: name it with 1 to 64 letters, digits, '-', '_' and"
+                f" '.', and keep what has more than {_ARTIFACT_BYTES_MAX} bytes on storage of your own",
+                code="bad_artifact",
+                limit_bytes=_ARTIFACT_BYTES_MAX,
+            )
+        if self._publish is not None and self.rank == 0:
+            self._publish(name, data)
 
     def load(self) -> bytes | None:
         """What the job saved last, in this attempt or an earlier one; None at the very start.

@@ -1,7 +1,8 @@
 """Where a model comes from: a folder on the node, a packed one in the archive, or what a job left there.
 
-A job's model is the newest checkpoint of a command that exported into its kept folder (`fabric run`), in that folder or
-in `model` below it. Everything is verified while it is read; nothing of a model is executed or unpickled.
+A job's model is what it published (`fabric.context.Context.publish`), else the newest checkpoint of a command that
+exported into its kept folder (`fabric run`), in that folder or in `model` below it. Everything is verified while it is
+read; nothing of a model is executed or unpickled.
 """
 
 import hashlib
@@ -12,13 +13,15 @@ from pathlib import Path
 from typing import Final
 
 from fabric.adapters.archive import Archive
-from fabric.adapters.cluster_settings import checkpoints_in
+from fabric.adapters.cluster_settings import artifact_key, checkpoints_in
 from fabric.checkpoints import restore_directory
 from fabric.errors import InvalidRequest, NotFound
 from training.parcels import unpacked
 
 ARCHIVE: Final = "archive:"
 JOB: Final = "job:"
+ARTIFACT: Final = "model"
+"""Under which name a job publishes one."""
 _COMPLETE: Final = "config.json"
 """Written last by whoever exports a model."""
 
@@ -52,6 +55,9 @@ def _from_archive(key: str, archive: Archive, cache: Path) -> Path:
 
 
 def _from_job(account_id: str, job_id: str, archive: Archive, cache: Path) -> Path:
+    published = artifact_key(account_id, job_id, name=ARTIFACT)
+    if archive.exists(published):
+        return _from_archive(published, archive, cache)
     checkpoints = checkpoints_in(archive, account_id, job_id)
     manifest = checkpoints.newest()
     if manifest is None:

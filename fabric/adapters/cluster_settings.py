@@ -89,6 +89,11 @@ def result_key(account_id: str, job_id: str) -> str:
     return f"jobs/{account_id}/{job_id}/result"
 
 
+def artifact_key(account_id: str, job_id: str, *, name: str) -> str:
+    """Where the archive keeps what a job published under a name."""
+    return f"jobs/{account_id}/{job_id}/artifacts/{name}"
+
+
 def log_key(account_id: str, job_id: str, *, epoch: int, rank: int) -> str:
     """Where the archive keeps a rank's log once its attempt has ended."""
     return f"jobs/{account_id}/{job_id}/logs/{epoch:06d}/{rank:06d}"

@@ -18,7 +18,7 @@ import ray
 
 from fabric import context
 from fabric.adapters.archive import Archive
-from fabric.adapters.cluster_settings import cache_folder, checkpoints_in, log_key
+from fabric.adapters.cluster_settings import artifact_key, cache_folder, checkpoints_in, log_key
 from fabric.adapters.crew import Crew
 from fabric.adapters.forked import Fork
 from fabric.adapters.line import Address, Listener
@@ -307,6 +307,7 @@ def stage_of(
             checkpoints=checkpoints,
             on_saved=on_saved,
             on_report=on_report,
+            publish=lambda name, data: archive.put(artifact_key(lease.account_id, lease.job_id, name=name), data),
             cache=ShardCache(cache_folder(Path(order.work_dir), lease.account_id), limit_bytes=order.cache_bytes),
             prefixes=lease.data,
             folder=order.folder / "data",

@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final
 
-from fabric.adapters.cluster_settings import lease_info_key
+from fabric.adapters.cluster_settings import artifact_key, lease_info_key
 from fabric.adapters.results import inline_result, shown_ref
 from fabric.api.blobs import Upload
 from fabric.api.door import Door
@@ -28,6 +28,7 @@ LIST_DEFAULT: Final = 100
 CHUNK_BYTES: Final = 1024 * 1024
 UPLOAD_IDLE_S: Final = 30.0
 """How long an upload may wait for its next chunk."""
+ARTIFACT_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", re.ASCII)
 _OFFSET_OF: Final = re.compile(r"[0-9]{1,9}/[0-9]{1,9}", re.ASCII)
 _OFFSETS_MAX: Final = 4_096
 
@@ -142,6 +143,16 @@ async def logs(door: Door, caller: Caller, request: pb.LogsRequest) -> AsyncIter
                 offset=chunk.offset + start,
                 data=chunk.data[start : start + CHUNK_BYTES],
             )
+
+
+async def artifact(door: Door, caller: Caller, request: pb.ArtifactRequest) -> AsyncIterator[pb.Chunk]:
+    job = await door.job(request.job_id, scope=caller.scope)
+    if not ARTIFACT_NAME.fullmatch(request.name):
+        raise InvalidRequest("an artifact's name has 1 to 64 letters, digits, '-', '_' and '.'", code="bad_artifact")
+    key = artifact_key(job.account_id, job.job_id, name=request.name)
+    async with contextlib.aclosing(door.blobs.parts(key)) as parts:
+        async for part in parts:
+            yield pb.Chunk(data=part)
 
 
 async def result(door: Door, caller: Caller, request: pb.ResultRequest) -> AsyncIterator[pb.Chunk]:

@@ -69,6 +69,7 @@ CALLS: Final[dict[str, Call]] = {
     "RaiseLimit": Call(job_calls.raise_limit),
     "Logs": Call(job_calls.logs),
     "Result": Call(job_calls.result),
+    "Artifact": Call(job_calls.artifact),
     "PutBlob": Call(job_calls.put_blob),
     "Balance": Call(money_calls.balance),
     "TopUp": Call(money_calls.top_up),

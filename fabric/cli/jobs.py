@@ -58,6 +58,7 @@ def register(app: typer.Typer) -> None:
         ("job", job),
         ("logs", logs),
         ("result", result),
+        ("artifact", artifact),
         ("cancel", cancel),
         ("pause", pause),
         ("resume", resume),
@@ -307,6 +308,30 @@ def result(
         except TimeoutError as error:
             raise InvalidRequest(f"{error}: give it more --timeout", code="timeout") from None
         print_json({"job_id": job_id, "result": repr(value)}) if as_json else say(repr(value))
+
+
+def artifact(
+    job_id: JobIdArgument,
+    *,
+    name: Annotated[str, typer.Option(help="Under which it was published.")] = "model",
+    to: Annotated[
+        Path | None, typer.Option(help="A file, or a folder to unpack a model into; by default NAME.tar.")
+    ] = None,
+    account: ForAccount = "",
+) -> None:
+    """Fetch what a job published, such as the model that it trained.
+
+    For example: fabric artifact job-1f2e --to my-model/
+    """
+    from training.parcels import unpacked  # noqa: PLC0415  # a package of its own
+
+    data = client(account).fetch(pb.ArtifactRequest(job_id=job_id, name=name))
+    place = to or Path(f"{name}.tar")
+    if place.suffix:
+        place.write_bytes(data)
+    else:
+        unpacked(data, place)
+    say(str(place))
 
 
 def cancel(

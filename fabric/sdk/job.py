@@ -70,6 +70,10 @@ class Job:
         """
         return self._outcome(self._ended(timeout))
 
+    def artifact(self, name: str = "model") -> bytes:
+        """What the job published under a name, from within, by `fabric.context`. `NotFound` if there is nothing."""
+        return self._client.fetch(pb.ArtifactRequest(job_id=self.id, name=name))
+
     def exception(self, timeout: float | None = None) -> JobFailed | None:
         """What `result` would raise, or None."""
         try:

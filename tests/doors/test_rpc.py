@@ -65,6 +65,7 @@ EVERY_REQUEST = [
     pb.SaveNowRequest(request_id="r", job_id="JOB"),
     pb.RaiseLimitRequest(request_id="r", job_id="JOB", limit_uhs=2 * UHS_PER_CT),
     pb.LogsRequest(job_id="JOB"),
+    pb.ArtifactRequest(job_id="JOB", name="model"),
     pb.ResultRequest(job_id="JOB"),
     pb.BalanceRequest(),
     pb.TopUpRequest(request_id="r", amount_uhs=1),

@@ -3,7 +3,7 @@
 import pytest
 
 from fabric.adapters.archive import DirectoryArchive
-from fabric.adapters.cluster_settings import checkpoints_in
+from fabric.adapters.cluster_settings import artifact_key, checkpoints_in
 from fabric.checkpoints import commit_directory
 from fabric.errors import InvalidRequest, NotFound
 from serving.sources import folder_of
@@ -38,6 +38,12 @@ def test_a_packed_model_comes_out_of_the_archive_once(model, archive, tmp_path):
     assert names(first) == ["config.json", "model.safetensors"]
     assert folder_of("archive:models/m.tar", archive, cache=tmp_path / "cache") == first
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_what_a_job_published_is_served_before_what_it_kept(model, archive, tmp_path):
+    archive.put(artifact_key("ada", "j-1", name="model"), packed(model))
+    found = folder_of("job:ada/j-1", archive, cache=tmp_path / "cache")
+    assert names(found) == ["config.json", "model.safetensors"]
 
 
 @pytest.mark.parametrize("below", ["", "model"])
