@@ -1,0 +1,69 @@
+"""`python -m fabric.demo`: starts a fabric of its own, tells the story, and clears everything away."""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from rich.panel import Panel
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from fabric import demo, house
+from fabric.demo import story
+from fabric.demo.tables import console
+from fabric.settings import shipped
+
+STEPS: Final = 120
+"""Training steps of each job: some 12 s of one core."""
+_NEXT: Final = (
+    "fabric up --local               a cluster like this, left running\n"
+    "fabric topup 10                 sandbox payment\n"
+    "fabric submit --tokens 0.5 --accelerators H100:1 -- python -c 'print(42)'\n"
+    "fabric top                      burn and runway, live\n"
+    "fabric models                   what the OpenAI endpoint serves\n"
+    "fabric down"
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the demo; 0 if every promise was kept."""
+    parser = argparse.ArgumentParser(prog="python -m fabric.demo", description=demo.__doc__)
+    parser.add_argument("--steps", type=int, default=STEPS, help="training steps of each job")
+    parser.add_argument("--keep", action="store_true", help="leave the cluster running at the end")
+    given = parser.parse_args(argv)
+    state_dir = Path(tempfile.mkdtemp(prefix="fabric-demo-"))
+    try:
+        found = _bring_up(state_dir)
+        try:
+            story.tell(found, steps=given.steps)
+        finally:
+            if not given.keep:
+                with console.status("cleaning up"):
+                    house.down(state_dir)
+    finally:
+        if not given.keep:
+            shutil.rmtree(state_dir, ignore_errors=True)
+    title = f"still up at {found.address}" if given.keep else "cleaned up; try next"
+    console.print(Panel(_NEXT, title=title, expand=False))
+    return 0
+
+
+def _bring_up(state_dir: Path) -> house.Running:
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("starting a local mixed cluster", total=None)
+        found = house.up(
+            shipped("demo.yaml"),
+            state_dir=state_dir,
+            any_port=True,
+            say=lambda doing: progress.update(task, description=doing),
+        )
+        up = f"up: {found.nodes} mixed nodes behind one gate at {found.address}"
+        progress.update(task, description=up, total=1, completed=1)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
