@@ -123,15 +123,17 @@ class Holding(Till, kw_only=True, dict=True):
     def _hold_more(
         self, account: Account, hold: Hold, *, amount_uhs: int, minimum_uhs: int | None, now_us: int
     ) -> Granted | Refused:
-        if amount_uhs > INT64_MAX - self.tokens_uhs["held"]:
+        if amount_uhs > INT64_MAX:
             return Refused(BEYOND_INT64, {"amount_uhs": amount_uhs, "limit_uhs": INT64_MAX})
         plan, missing = self._plan(account, use=hold.use, amount_uhs=amount_uhs, now_us=now_us)
-        if not missing:
-            self._take(account, hold, plan=plan, credit_uhs=0, now_us=now_us)
-            return Granted(amount_uhs, hold.held_uhs, False)  # noqa: FBT003
         credit = min(missing, account.credit_free_uhs) if account.spending_for(hold.use).credit else 0
         missing -= credit
         granted = amount_uhs - missing
+        if granted > INT64_MAX - self.tokens_uhs["held"]:
+            return Refused(BEYOND_INT64, {"amount_uhs": amount_uhs, "limit_uhs": INT64_MAX})
+        if not missing and not credit:
+            self._take(account, hold, plan=plan, credit_uhs=0, now_us=now_us)
+            return Granted(amount_uhs, hold.held_uhs, False)  # noqa: FBT003
         if missing and (minimum_uhs is None or granted < max(1, minimum_uhs)):
             needed = amount_uhs if minimum_uhs is None else minimum_uhs
             anywhere = free_uhs(self, account, now_us=now_us, use=None)
