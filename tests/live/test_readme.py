@@ -20,7 +20,7 @@ def test_the_example_runs_as_it_is_written(acme, monkeypatch, capsys):
 
 
 def test_a_script_that_saves_as_the_readme_says_goes_on_where_it_was(acme, tmp_path, monkeypatch):
-    script = blocks()[1].replace("  # ... your work ...", "; time.sleep(0.02)")
+    script = blocks()[2].replace("  # ... your work ...", "; time.sleep(0.02)")
     (tmp_path / "train.py").write_text(f"import time\n{script}print('began at', job.attempt, 'ended at', step)\n")
     monkeypatch.chdir(tmp_path)
     job = acme.submit("train.py", tokens="0.001", accelerators="H100:4", grace=5)
@@ -33,3 +33,51 @@ def test_a_script_that_saves_as_the_readme_says_goes_on_where_it_was(acme, tmp_p
     assert "began at 2 ended at 1000" in "".join(job.logs())
     assert job.cost().settled
     assert [record.ended for record in acme.usage(job_id=job.id)] == ["saved", "succeeded"]
+
+
+LOOP = """
+import torch
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = torch.nn.Linear(4, 1)
+opt = torch.optim.AdamW(model.parameters(), lr=0.01)
+sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 600)
+"""
+BODY = """
+    loss = (model(torch.randn(8, 4)) - 1).square().mean()
+    opt.zero_grad()
+    loss.backward()
+    opt.step()
+    sched.step()
+    time.sleep(0.01)
+print("began at", run.resumed_at, "ended at", run.done, round(float(loss), 6))
+"""
+
+
+def test_two_changed_lines_make_a_loop_preemptible(acme, tmp_path, monkeypatch):
+    block = blocks()[1]
+    assert "    ...  # your loop's body, as it was\n" in block
+    script = block.replace("    ...  # your loop's body, as it was\n", BODY.lstrip("\n"))
+    (tmp_path / "train.py").write_text(f"import time\n{LOOP}{script}")
+    monkeypatch.chdir(tmp_path)
+    alone = acme.submit("train.py", tokens="0.1", accelerators="H100:1")
+    alone.result(timeout=120)
+    job = acme.submit("train.py", tokens="0.1", accelerators="H100:1")
+    deadline = time.monotonic() + 60
+    while not 0 < job.info().step < 600:
+        assert time.monotonic() < deadline, job.state
+        time.sleep(0.05)
+    job.pause()
+    while job.state != "parked" or job.cost().held_uhs:
+        assert time.monotonic() < deadline, job.state
+        time.sleep(0.1)
+    job.resume()
+    job.result(timeout=120)
+    assert last_words(job) != last_words(alone)
+    assert last_words(job).split()[-1] == last_words(alone).split()[-1], "an interruption changed the result"
+
+
+def last_words(job):
+    (line,) = [line for line in "".join(job.logs()).splitlines() if line.startswith("began at")]
+    return line
