@@ -1,7 +1,9 @@
 """How jobs of every kind run inside their leases, on a real cluster."""
 
+import asyncio
 import os
 import pickle
+import signal
 import sys
 import time
 
@@ -21,6 +23,7 @@ from fabric.gate.events import (
     LeaseFinished,
     LeaseOutcome,
     LeaseRemoved,
+    LeaseSaved,
     LeaseStarted,
     NodeUp,
 )
@@ -153,6 +156,67 @@ async def test_a_gang_runs_once_a_share_and_one_failing_rank_fails_it(world):
     finished, _ = await world.run(gang(1))
     assert finished.outcome is LeaseOutcome.FAILED
     assert "rank fails" in finished.error
+
+
+TRAINING = """
+import hashlib, os, sys, time, torch
+from pathlib import Path
+from torch.utils.data import TensorDataset
+from training import session
+
+torch.set_num_threads(1)
+torch.manual_seed(7)
+model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.BatchNorm1d(64), torch.nn.Dropout(0.1), torch.nn.Linear(64, 8))
+opt = torch.optim.AdamW(model.parameters(), lr=1e-2)
+inputs = torch.randn(640, 32)
+with session(model=model, opt=opt) as run:
+    for (x,) in run.batches(TensorDataset(inputs), global_batch=32, virtual=8, epochs=2):
+        time.sleep(float(sys.argv[2]))
+        run.step(((model(x) - x[:, :8].tanh()) ** 2).mean())
+        Path(sys.argv[1], "rank-" + os.environ.get("RANK", "0")).write_text(f"{os.getpid()} {run.done}")
+state = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
+Path(sys.argv[1], "digest").write_text(hashlib.sha256(state).hexdigest())
+"""
+
+
+async def test_a_gang_whose_rank_is_killed_saves_and_goes_on_with_more_ranks_to_the_same_weights(world, tmp_path):
+    alone, gang = tmp_path / "alone", tmp_path / "gang"
+    for folder in (alone, gang):
+        folder.mkdir()
+    script = tmp_path / "train.py"
+    script.write_text(TRAINING)
+    plain = await asyncio.create_subprocess_exec(sys.executable, script, alone, "0", cwd=alone)
+    assert await plain.wait() == 0
+    world.archive.put("jobs/acme/gang", world.zipped(train__py=TRAINING))
+
+    def attempt(epoch, shares):
+        payload = {"entrypoint": "train.py", "args": [str(gang), "0.02"], "working_dir_blob": "jobs/acme/gang"}
+        more = {"job_id": f"gang-{os.getpid()}", "epoch": epoch, "accelerator": "910B"}
+        return world.lease(payload, kind=JobKind.SCRIPT, shares=shares, **more)
+
+    first = attempt(1, (("n1", 2), ("n1", 2)))
+    await world.start(first)
+    told = gang / "rank-1"
+
+    def steps():
+        said = told.read_text().split() if told.exists() else []
+        return int(said[1]) if len(said) > 1 else 0
+
+    async with asyncio.timeout(90):
+        while steps() < 5:  # noqa: ASYNC110  # another process tells, through a file
+            await asyncio.sleep(0.02)
+    os.kill(int(told.read_text().split()[0]), signal.SIGKILL)
+    finished = await world.wait(LeaseFinished, first.lease_id)
+    assert (finished.outcome, finished.again) == (LeaseOutcome.SAVED, True), finished.error
+    saved = await world.wait(LeaseSaved, first.lease_id)
+    assert saved.step >= 5
+    await world.remove(first.lease_id)
+    second = attempt(2, (("n1", 2), ("n1", 2), ("n1", 4)))
+    await world.start(second)
+    finished = await world.wait(LeaseFinished, second.lease_id, within_s=120)
+    await world.remove(second.lease_id)
+    assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
+    assert (gang / "digest").read_text() == (alone / "digest").read_text()
 
 
 async def test_a_job_that_waits_half_of_the_time_is_metered_at_half(world):
