@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import sys
 import time
 
 import openai
@@ -10,6 +11,7 @@ import psutil
 import pytest
 
 from fabric import house
+from fabric.sdk import Fabric
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
 
@@ -118,6 +120,35 @@ def test_a_model_that_cannot_be_loaded_says_why_and_gives_its_lease_back(service
     assert "could not be loaded" in model.reason
     service.operator.call(pb.WithdrawModelRequest(request_id="withdraw-broken", model="broken"), pb.Accepted)
     deadline = time.monotonic() + 30
+    while len(leases(service)) > 1 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert len(leases(service)) == 1
+
+
+TRAIN = """
+import os
+from training import byte_lm
+
+byte_lm.train(steps=10, export_to=os.path.join(os.environ["FABRIC_CHECKPOINT_DIR"], "model"))
+"""
+
+
+def test_what_a_job_trained_on_the_fabric_is_served_from_its_checkpoint(service, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN)
+    account, key = service.customer("1")
+    job = Fabric(account).submit([sys.executable, str(script)], tokens="0.1", accelerators="H100:1")
+    assert job.wait(timeout=120) == "succeeded"
+    rates = [pb.Rate(input_uhs_per_mtok=1, cached_uhs_per_mtok=1, output_uhs_per_mtok=10**6, reasoning_uhs_per_mtok=1)]
+    spec = pb.ModelSpec(name="trained", source=f"job:{job.id}", max_context=256, replicas_min=1, replicas_max=1)
+    service.operator.call(pb.OfferModelRequest(request_id="offer-trained", spec=spec, rates=rates), pb.Accepted)
+    service.until({"ready"}, name="trained")
+    with client_of(service, key) as client:
+        answer = client.completions.create(model="trained", prompt=TEXT, max_tokens=5)
+    (cdr,) = records(account)
+    assert (cdr.model, cdr.completion_tokens) == ("trained", answer.usage.completion_tokens)
+    service.operator.call(pb.WithdrawModelRequest(request_id="withdraw-trained", model="trained"), pb.Accepted)
+    deadline = time.monotonic() + 60
     while len(leases(service)) > 1 and time.monotonic() < deadline:
         time.sleep(0.5)
     assert len(leases(service)) == 1
