@@ -117,6 +117,8 @@ class Checkpoints:
             made = self.log.append(lambda view: claim_after(view, self.writer, prefix=self.prefix))
             self.writer = replace(self.writer, epoch=made.epoch)
             self._claimed = True
+            with suppress(FabricError):  # attempts that end before they save would leave one each
+                self.log.delete(self.log.seen.void_claims)
 
     def begin(self, step: int, *, token: str = "") -> Draft:
         """A new checkpoint. Ranks that write one together give the same `token`, new for every save of an attempt."""

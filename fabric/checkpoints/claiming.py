@@ -48,7 +48,7 @@ def claim_after(view: View, writer: Writer, *, prefix: str) -> Claim:
         epoch=writer.epoch,
         attempt=writer.attempt,
         writer=writer.id,
-        stands=tuple(sorted(found.slot for found in view.standing)),
+        stands=tuple(sorted(found.slot for found in view.manifests)),
     )
 
 

@@ -79,6 +79,11 @@ class View:
         )
 
     @property
+    def void_claims(self) -> frozenset[int]:
+        """Those of them that claimed, and so have no shards."""
+        return frozenset(slot for slot in self.void if isinstance(self.records[slot], Claim))
+
+    @property
     def _top(self) -> Record | None:
         """The newest record that can be trusted."""
         return next((found for _, found in sorted(self.records.items(), reverse=True) if found is not None), None)

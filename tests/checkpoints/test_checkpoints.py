@@ -113,6 +113,14 @@ def test_of_two_resumes_that_race_exactly_one_wins(attempt, save):
     assert steps(attempt(3)) == [2, 1]
 
 
+def test_attempts_that_end_before_they_save_leave_nothing_to_read(attempt, save, store):
+    save(attempt(1), 1)
+    for epoch in range(2, 12):
+        attempt(epoch).claim()
+    assert len(store.keys(f"{JOB}/log")) == 2
+    assert attempt(12).load()[1] == {"state": b"state 1"}
+
+
 def test_without_an_epoch_the_next_one_is_taken(store, save):
     for step in range(3):
         save(Checkpoints(store, prefix=JOB), step)
