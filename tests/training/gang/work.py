@@ -21,16 +21,12 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 
 from fabric.checkpoints import Checkpoints, DirectoryStore, Draft
 from fabric.errors import Unavailable
 from training.gang import Gang, PeerLost, Seat
 from training.gradients import Gradients, Reproducible
-from training.islands import Islands
 from training.mixing import Balance
-from training.replicas import _Vector
-from training.session import session
 from training.sharded import Sharded, restore, state_of
 from training.virtual import Plan, VirtualRanks
 
@@ -328,140 +324,3 @@ def whole_digest(model, opt):
     for tensor in tensors({"w": weights, "m": moments["state"]}):
         whole.update(tensor.contiguous().numpy().tobytes())
     return whole.hexdigest()
-
-
-def script(rank, world, port, order):
-    """A user's script, on any number of ranks: nothing in it knows of a gang."""
-    os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "FABRIC_TENSORBOARD_DIR": str(order.folder / "tensorboard"), "FABRIC_GRACE_S": str(order.grace_s),
-        "FABRIC_GANG_TIMEOUT_S": str(order.timeout_s), "FABRIC_GANG_SILENT_S": str(order.silent_s),
-    }  # fmt: skip
-    torch.set_num_threads(1)
-    own = Run(nn.LayerNorm if order.samples % order.batch else nn.BatchNorm1d)  # which can't learn from one sample
-    inputs, wanted = dataset()
-    data = torch.utils.data.TensorDataset(inputs[: order.samples], wanted[: order.samples])
-    with session(model=own.model, opt=own.opt, sched=own.sched, directory=order.folder, clip_norm=1.0) as run:
-        order.path(f"pid-{rank}").write_text(str(os.getpid()))
-        for seen, label in run.batches(
-            data, global_batch=order.batch, virtual=order.virtual, epochs=order.epochs, seed=9, workers=order.workers,
-            reproducible=str(order.mode),
-        ):  # fmt: skip
-            noise = torch.from_numpy(np.random.normal(size=seen.shape)).float() * random.random()  # noqa: NPY002
-            note(order, rank, did=run.done, rows=[hash_of(row) for row in seen], at=time.time())
-            if order.pause_s:
-                time.sleep(order.pause_s)
-            run.step(functional.cross_entropy(own.model(seen + 0.1 * noise), label))
-    if rank == 0:
-        own.step = run.done
-        order.path("digest").write_text(own.digest())
-
-
-def hash_of(row):
-    return hashlib.sha256(row.numpy().tobytes()).hexdigest()[:12]
-
-
-def agree_often(rank, world, port, order):
-    """Steps of 5 ms with nothing in them but the agreement."""
-    torch.set_num_threads(1)
-    gang = Gang.open(Seat(rank=rank, world=world, master=("127.0.0.1", port)), backend="gloo")
-    starts, reads, cpus = [], [], []
-    for _ in range(order.steps):
-        cpu = time.thread_time()
-        began = time.perf_counter()
-        agreement = gang.agree(stop=False, lap_us=1)
-        starts.append(time.perf_counter() - began)
-        cpu = time.thread_time() - cpu
-        time.sleep(0.005)
-        again = time.thread_time()
-        began = time.perf_counter()
-        agreement.wait()
-        reads.append(time.perf_counter() - began)
-        cpus.append(cpu + time.thread_time() - again)
-    start_ms, read_ms, cpu_ms = (float(np.median(found)) * 1e3 for found in (starts, reads, cpus))
-    note(order, rank, start_ms=start_ms, read_ms=read_ms, cpu_ms=cpu_ms)
-    gang.close()
-
-
-def fold_often(rank, world, port, order):
-    """The exchange of a gradient of `batch` MiB, beside an all-reduce of it."""
-    torch.set_num_threads(1)
-    gang = Gang.open(Seat(rank=rank, world=world, master=("127.0.0.1", port)), backend="gloo")
-    leaf = torch.ones(order.batch << 18)
-    ragged = [order.virtual // world + (1 if at % 2 else -1) for at in range(world)]
-    took = {}
-    for name, plan in {"fold_s": Plan.even(order.virtual, world), "ragged_s": Plan(tuple(ragged))}.items():
-        vector = _Vector([0], [leaf], world=world)
-        took[name] = []
-        for _ in range(order.steps):
-            vector.begin(plan, rank)
-            for _ in plan.block(rank):
-                vector.add([leaf])
-            dist.barrier()
-            began = time.perf_counter()
-            vector.finish(plan, gang)
-            took[name].append(time.perf_counter() - began)
-    took["reduce_s"] = []
-    for _ in range(order.steps):
-        dist.barrier()
-        began = time.perf_counter()
-        dist.all_reduce(leaf)
-        took["reduce_s"].append(time.perf_counter() - began)
-    note(order, rank, **{name: float(np.median(found)) for name, found in took.items()})
-    gang.close()
-
-
-def nothing(rank, world, port, order):
-    """Only be forked: the nest is warm after it."""
-
-
-def island(rank, world, port, order):
-    """An island that takes as many samples a step as it is quick, meets every ten steps, and says what came of it."""
-    torch.set_num_threads(1)
-    gang = Gang.open(Seat(rank=rank, world=world, master=("127.0.0.1", port)), backend="gloo")
-    torch.manual_seed(5)
-    model = Net(nn.LayerNorm)
-    opt = torch.optim.SGD(model.parameters(), lr=0.05)
-    islands = Islands(model, gang, every=10)
-    inputs, _ = dataset()
-    wanted = inputs[:, :3].argmax(1)
-    size = int(8 * order.speeds[rank])
-    dice, met = torch.Generator().manual_seed(rank), 0
-    for _ in range(order.steps):
-        at = torch.randint(SAMPLES, (size,), generator=dice)
-        opt.zero_grad()
-        loss = functional.cross_entropy(model(inputs[at]), wanted[at])
-        loss.backward()
-        opt.step()
-        if islands.stepped(size):
-            weights = torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
-            whole = functional.cross_entropy(model.eval()(inputs), wanted)
-            model.train()
-            note(order, rank, met=met, weights=hash_of(weights), loss=whole.item())
-            met += 1
-    gang.close()
-
-
-def plain_script(rank, world, port, order):
-    """A script with a DDP loop of its own, and two lines more."""
-    os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "FABRIC_TENSORBOARD_DIR": str(order.folder / "tensorboard"),
-    }  # fmt: skip
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    own = Run(nn.LayerNorm)
-    model = DistributedDataParallel(own.model, find_unused_parameters=True)
-    inputs, wanted = dataset()
-    run = session(model=own.model, opt=own.opt, sched=own.sched, directory=order.folder)
-    for step in run.steps(order.steps):
-        at = torch.arange(step * 8 + rank, step * 8 + 8, world) % SAMPLES
-        note(order, rank, did=step)
-        time.sleep(order.pause_s)
-        own.opt.zero_grad()
-        functional.cross_entropy(model(inputs[at]), wanted[at]).backward()
-        own.opt.step()
-        own.sched.step()
-    if rank == 0:
-        own.step = order.steps
-        order.path("digest").write_text(own.digest())
