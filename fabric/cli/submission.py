@@ -1,0 +1,206 @@
+"""Commands that bring jobs: what one would cost, submitting it, and running a command through every eviction."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from fabric.cli.job_columns import (
+    before,
+    per_hour,
+)
+from fabric.cli.output import (
+    duration,
+    print_facts,
+    print_json,
+    record,
+    say,
+)
+from fabric.cli.session import AsJson, ForAccount, client, connected
+from fabric.errors import InvalidRequest
+from fabric.units import format_cny, format_ct
+from fabric.wire import fabric_pb2 as pb
+
+Tokens = Annotated[str, typer.Option("--tokens", "-t", help="The most the job may burn, e.g. 2 or 0.5.")]
+Accelerators = Annotated[
+    str,
+    typer.Option(
+        "--accelerators", "-x", help="H100:2, any, types to choose from (H100:2,A100:2), or a range: any:1-8."
+    ),
+]
+Hold = Annotated[
+    Literal["full", "rolling"], typer.Option(help="Hold the whole limit at the start, or a part at a time.")
+]
+
+
+def quote(
+    *,
+    tokens: Tokens,
+    accelerators: Accelerators = "any",
+    hold: Hold = "full",
+    name: Annotated[str, typer.Option(help="Of jobs like it that have run: what they took is told.")] = "",
+    account: ForAccount = "",
+    as_json: AsJson = False,
+) -> None:
+    """What a job would hold and burn, and what jobs of that name have burned before. Changes nothing.
+
+    For example: fabric quote --tokens 2 --accelerators H100:2,A100:2 --name train.py
+    """
+    from fabric.sdk.request import build_spec  # noqa: PLC0415
+
+    spec = build_spec(name=name or "quote", kind="script", tokens=tokens, accelerators=_types(accelerators), hold=hold)
+    answer = client(account).call(pb.QuoteRequest(spec=spec), pb.QuoteReply)
+    if as_json:
+        print_json(record(answer))
+        return
+    print_facts(
+        {
+            "reckoned with": f"{answer.devices} × {answer.accelerator}",
+            "held to start": f"{format_ct(answer.hold_uhs, round_up=True)} CT of {format_ct(answer.free_uhs)} CT free",
+            "burns": f"{per_hour(answer.burn_uhs_per_s)} CT/h busy, {per_hour(answer.burn_idle_uhs_per_s)} CT/h idle",
+            "lasts": f"{duration(answer.runtime_us)} at 80 % utilisation",
+            "costs": f"{format_cny(answer.cost_microcny)} CNY at most",
+            "before": before(answer),
+            "starts": "now" if answer.placeable_now else "when devices come free",
+            "accepted": answer.refusal or ("yes" if answer.affordable else "no: top up, or lower --tokens"),
+        }
+    )
+
+
+def submit(
+    words: Annotated[
+        list[str], typer.Argument(metavar="SCRIPT | -- COMMAND...", help="A Python script, or a command after --.")
+    ],
+    *,
+    tokens: Tokens,
+    accelerators: Accelerators = "any",
+    name: Annotated[str, typer.Option(help="What people see.")] = "",
+    service: Annotated[str, typer.Option(help="training, batch or inference.")] = "training",
+    hold: Hold = "full",
+    working_dir: Annotated[
+        Path | None, typer.Option(help="Sent along, without what .fabricignore names; else what the script imports.")
+    ] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeat for more.")] = None,
+    ray_program: Annotated[bool, typer.Option(help="It starts Ray tasks of its own, which hold the devices.")] = False,
+    preemptible: Annotated[bool, typer.Option(help="Whether it may be parked for others.")] = True,
+    max_retries: Annotated[int, typer.Option(help="How often its own failure is tried again.")] = 0,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds on devices, then it is parked.")] = None,
+    grace: Annotated[float | None, typer.Option(help="Seconds it is given to checkpoint.")] = None,
+    auto_park: Annotated[float | None, typer.Option(help="Seconds of idle devices, then it is parked.")] = None,
+    devices_per_node: Annotated[int | None, typer.Option(help="For gangs over several nodes.")] = None,
+    ranks: Annotated[
+        str, typer.Option(help="node or device: run once for each node's share, or each device.")
+    ] = "node",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its logs until it ends.")] = False,
+    account: ForAccount = "",
+    as_json: AsJson = False,
+) -> None:
+    """Hold tokens for a job and queue it.
+
+    For example: fabric submit train.py --tokens 2 --accelerators H100:1 --follow
+    """
+    with connected(account) as fabric:
+        script = words[0].endswith(".py")
+        made = fabric.submit(
+            words[0] if script else words,
+            *(words[1:] if script else ()),
+            tokens=tokens,
+            accelerators=_types(accelerators),
+            name=name or None,
+            service=service,
+            hold=hold,
+            working_dir=working_dir,
+            env=_environment(env or []),
+            ray_program=ray_program,
+            preemptible=preemptible,
+            max_retries=max_retries,
+            time_limit=time_limit,
+            grace=grace,
+            auto_park=auto_park,
+            devices_per_node=devices_per_node,
+            ranks=_ranks(ranks),
+        )
+        if not follow:
+            print_json({"job_id": made.id, "state": made.state}) if as_json else say(made.id)
+            return
+        print(made.id, file=sys.stderr)
+        _follow(made)
+        if as_json:
+            print_json(record(made.info()))
+
+
+def run(
+    words: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="Any command, or a Python script.")],
+    *,
+    tokens: Tokens,
+    accelerators: Accelerators = "any",
+    name: Annotated[str, typer.Option(help="What people see.")] = "",
+    hold: Hold = "full",
+    working_dir: Annotated[Path | None, typer.Option(help="Sent along, without what .fabricignore names.")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeat for more.")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds on devices, then it is parked.")] = None,
+    grace: Annotated[float | None, typer.Option(help="Seconds it is given to checkpoint.")] = None,
+    auto_park: Annotated[float | None, typer.Option(help="Seconds of idle devices, then it is parked.")] = None,
+    account: ForAccount = "",
+) -> None:
+    """Run any command preemptibly, and show what it prints until it ends, through every eviction.
+
+    What it writes to the folder $FABRIC_CHECKPOINT_DIR is kept, and there again when it resumes. SIGTERM asks it to save
+    and to exit with 75. For example: fabric run --tokens 2 -x any:1-4 -- python train.py
+    """
+    with connected(account) as fabric:
+        made = fabric.submit(
+            words[0] if words[0].endswith(".py") else words,
+            *(words[1:] if words[0].endswith(".py") else ()),
+            tokens=tokens,
+            accelerators=_types(accelerators),
+            name=name or None,
+            hold=hold,
+            working_dir=working_dir,
+            env=_environment(env or []),
+            time_limit=time_limit,
+            grace=grace,
+            auto_park=auto_park,
+        )
+        print(made.id, file=sys.stderr)
+        _follow(made)
+        print(made.info().timeline, file=sys.stderr)
+
+
+def _follow(made: Any) -> None:
+    """Show a job's logs until it ends or is parked; raise what it failed with."""
+    try:
+        made.print_logs(follow=True)
+    except KeyboardInterrupt:
+        print(f"\n{made.id} goes on: `fabric logs {made.id} -f`, `fabric cancel {made.id}`", file=sys.stderr)
+        raise
+    if made.state == "parked":
+        why = made.info().reason.replace("_", " ")
+        print(
+            f"parked: {why}. `fabric raise-limit {made.id} TOKENS`, a top-up or `fabric resume` lets it go on",
+            file=sys.stderr,
+        )
+    else:
+        made.result()
+
+
+def _ranks(given: str) -> Literal["node", "device"]:
+    match given:
+        case "node" | "device":
+            return given
+        case _:
+            raise InvalidRequest(f"{given!r}: --ranks is node or device", code="invalid_ranks")
+
+
+def _types(given: str) -> str | list[str]:
+    types = [each.strip() for each in given.split(",")]
+    return types[0] if len(types) == 1 else types
+
+
+def _environment(given: list[str]) -> dict[str, str]:
+    pairs = [each.partition("=") for each in given]
+    for name, equals, _ in pairs:
+        if not (name and equals):
+            raise InvalidRequest(f"--env {name!r}: write NAME=VALUE", code="invalid_env")
+    return {name: value for name, _, value in pairs}
