@@ -33,7 +33,7 @@ ENVIRON = {
     "AWS_SECRET_ACCESS_KEY": "very-secret",
     "FABRIC_STATE_DIR": "/state",
 }
-FABRIC_FILES = ["local.yaml", "lab.yaml", "mixed-h100-a100-910b.yaml", "kuberay/fabric.yaml"]
+FABRIC_FILES = ["local.yaml", "demo.yaml", "lab.yaml", "mixed-h100-a100-910b.yaml", "kuberay/fabric.yaml"]
 MANIFESTS = ["kuberay/namespace.yaml", "kuberay/raycluster.yaml", "kuberay/tenant-isolated.yaml"]
 
 

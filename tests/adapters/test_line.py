@@ -98,7 +98,7 @@ async def test_a_question_that_is_given_up_closes_the_line_so_that_no_answer_goe
 
     listener = Listener(never)
     line = await Line.open(await listener.address(HOST))
-    asking = asyncio.create_task(line.ask(b"one"))
+    asking = line.ask(b"one")
     await asyncio.sleep(0.01)
     assert not line.is_free
     asking.cancel()

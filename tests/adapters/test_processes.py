@@ -10,9 +10,9 @@ RUNNER = """
 import os, subprocess, sys, time
 from fabric.adapters.processes import adopt_orphans
 adopt_orphans()
-daemon = "import os, sys, time; os.setsid(); pid = os.fork(); pid and os._exit(0); print(os.getpid(), flush=True); time.sleep(300)"
+daemon = "import os, sys, time; os.setsid(); pid = os.fork(); pid and os._exit(0); os.write(1, b'%d\\\\n' % os.getpid()); time.sleep(300)"
 subprocess.run([sys.executable, "-c", daemon], env={})
-print("started", flush=True)
+os.write(1, b"started\\n")  # in one piece: the daemon writes there, too
 time.sleep(300)
 """
 RESTARTS = """
