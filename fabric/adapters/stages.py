@@ -287,6 +287,7 @@ def _as_job(stage: Stage, variables: Mapping[str, str]) -> Iterator[None]:
                 "FABRIC_ATTEMPT": str(lease.epoch),
                 "FABRIC_DEVICES": ",".join(here.devices),
                 "FABRIC_ACCELERATOR": lease.accelerator,
+                "FABRIC_MIX": lease.mix,
                 "RANK": str(here.rank),
                 "WORLD_SIZE": str(here.world_size),
                 "LOCAL_RANK": str(stage.local[0]),

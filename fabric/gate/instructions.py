@@ -35,6 +35,8 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     payload: str
     data: tuple[str, ...] = ()
     """The prefixes of the datasets that the job reads."""
+    mix: str = "never"
+    """What the job's own code may train on at once: never | same-vendor | islands."""
 
     @property
     def devices(self) -> int:

@@ -10,6 +10,7 @@ from typing import Final
 
 from fabric.charging.sessions import ChargingSession
 from fabric.gate import grace, holds, requests
+from fabric.gate.attempts import LOSSES_IN_A_ROW, gets_on
 from fabric.gate.core import Core
 from fabric.gate.events import (
     LeaseFinished,
@@ -33,8 +34,6 @@ ROUNDING_US: Final = 1_000_000
 """What the last sample may miss of the lease's time without being charged: in the customer's favour."""
 IDLE_BELOW_PPM: Final = 50_000
 """A lease whose devices are in use for less than this part of a window is idle in it."""
-LOSSES_IN_A_ROW: Final = 5
-"""How often an attempt may be lost before it started, until the job is given up as failed."""
 PLATFORM_FAULT: Final = (None, StopReason.EVICTED, StopReason.DRAINED)
 """Stops after which work that was lost is refunded: the customer didn't ask for them."""
 
@@ -121,21 +120,13 @@ def finished(core: Core, event: LeaseFinished) -> None:
         job = core.state.jobs[record.lease.job_id]
         outcome, error = event.outcome, event.error
         if event.again and outcome is LeaseOutcome.SAVED and record.saved and job.stopping_for is None:
-            if _gets_on(job):
+            if gets_on(job):
                 job.stopping_for = StopReason.ASKED
             else:
                 outcome = LeaseOutcome.FAILED
                 error = f"{error}\nstopped {LOSSES_IN_A_ROW} times in a row at step {job.saved_step}".strip()
         finish(core, record, outcome, error=error, result_ref=event.result_ref)
         _note_step(job, event.step or (job.saved_step if record.saved else 0))
-
-
-def _gets_on(job: Job) -> bool:
-    """Whether a job that asks to be queued anew is worth it: it has got farther, or has not tried too often."""
-    farther = job.saved_step > job.again_step
-    job.again_step = max(job.again_step, job.saved_step)
-    job.again_in_a_row = 0 if farther else job.again_in_a_row + 1
-    return job.again_in_a_row < LOSSES_IN_A_ROW
 
 
 def finish(core: Core, record: LeaseRecord, outcome: LeaseOutcome, *, error: str = "", result_ref: str = "") -> None:
@@ -300,6 +291,7 @@ def _start(core: Core, job: Job, placed: Placed) -> None:
         shares=tuple([Share(node_id, devices) for node_id, devices in placed.shares]),
         payload=job.spec.payload,
         data=tuple([each.prefix for each in job.spec.data]),
+        mix=job.spec.mix,
     )
     weight_ppm = holds.weight_of(core, job, placed.accelerator)
     core.state.leases[lease.lease_id] = LeaseRecord(lease=lease, account_id=job.account_id, weight_ppm=weight_ppm)

@@ -47,3 +47,14 @@ def test_what_has_no_encoding_is_printed_and_told_in_other_words(run):
 def test_an_environment_that_cannot_be_set_fails_the_job(run, env):
     end, _ = run(lambda: "done", env=env)
     assert end.outcome is LeaseOutcome.FAILED
+
+
+def test_a_jobs_code_is_told_what_it_may_mix(run):
+    def job():
+        import os
+
+        print(os.environ["FABRIC_MIX"])
+
+    end, log = run(job)
+    assert end.outcome is LeaseOutcome.SUCCEEDED
+    assert log == b"never\n"

@@ -147,6 +147,11 @@ def test_a_job_that_asks_to_go_on_without_getting_anywhere_has_failed(story):
     assert "5 times in a row at step 5" in story.job().error
 
 
+def test_what_a_jobs_code_may_mix_reaches_it_with_its_lease(story):
+    (start,) = story.do(submit(mix="same-vendor")).instructions
+    assert start.lease.mix == "same-vendor"
+
+
 def test_a_job_that_gets_farther_each_time_goes_on(story):
     story.do(submit())
     for attempt in range(1, 20):
