@@ -21,7 +21,7 @@ from fabric.sdk.lease import Lease
 from fabric.wire import fabric_pb2 as pb
 from serving.listener import ReplicaSpec
 from serving.pool import Offer, Standing
-from serving.replica import ServeSite, options_in
+from serving.replica import ServeSite, options_in, wait_until_vacated
 from serving.sources import JOB
 
 _LEASE_CT: Final = "1000"
@@ -46,6 +46,10 @@ class LeasedPlot:
             return False
 
     async def close(self) -> None:
+        """Give the lease back, once nothing is in it: Serve may be about to start a replica there again, and Ray does not
+        outlive the removal of a placement group whose resources somebody has.
+        """
+        await asyncio.to_thread(wait_until_vacated, self.document["placement_group_id"])
         await asyncio.to_thread(self._lease.close)
 
 

@@ -12,6 +12,7 @@ import os
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +36,9 @@ _BUNDLE_SHARE: Final = 0.001
 _LINES_KEPT: Final = 30
 _READY_S: Final = 900
 _HEALTH_EVERY_S: Final = 5
+_LOOK_S: Final = 0.4
+_QUIET_LOOKS: Final = 5
+"""So many looks in a row: what Ray says of its resources is a second old, and Serve's next start may be under way."""
 _NAMESPACE: Final = "fabric-serving"
 _APP: Final = "fabric-{}"
 
@@ -158,6 +162,19 @@ def options_in(document: Mapping[str, Any], *, bundle: int = 0) -> dict[str, Any
         resources[f"{name}_group_{bundle}_{group}"] = amount
         resources[f"{name}_group_{group}"] = amount
     return {"num_cpus": 0, "resources": resources, "runtime_env": {"env_vars": dict(document["env_vars"])}}
+
+
+def wait_until_vacated(group_id: str, *, within_s: float = 30.0) -> bool:
+    """Wait until nobody has any of a placement group's resources, for a while on end; whether that came about."""
+    if not ray.is_initialized():
+        return True
+    give_up_at, quiet = time.monotonic() + within_s, 0
+    while quiet < _QUIET_LOOKS and time.monotonic() < give_up_at:
+        free = ray.available_resources()
+        of_group = {name: whole for name, whole in ray.cluster_resources().items() if name.endswith(group_id)}
+        quiet = quiet + 1 if all(free.get(name, 0.0) >= whole for name, whole in of_group.items()) else 0
+        time.sleep(_LOOK_S)
+    return quiet >= _QUIET_LOOKS
 
 
 class ServeSite:
