@@ -157,14 +157,15 @@ def options_in(document: Mapping[str, Any], *, bundle: int = 0) -> dict[str, Any
         bundle: which of its bundles.
     """
     group = document["placement_group_id"]
-    resources = {f"bundle_group_{bundle}_{group}": _BUNDLE_SHARE}
+    # The bundle's by its number and by none: Ray gives back the one only with the other, and its node dies of what is left.
+    resources = {f"bundle_group_{bundle}_{group}": _BUNDLE_SHARE, f"bundle_group_{group}": _BUNDLE_SHARE}
     for name, amount in document["bundles"][bundle]["resources"].items():
         resources[f"{name}_group_{bundle}_{group}"] = amount
         resources[f"{name}_group_{group}"] = amount
     return {"num_cpus": 0, "resources": resources, "runtime_env": {"env_vars": dict(document["env_vars"])}}
 
 
-def wait_until_vacated(group_id: str, *, within_s: float = 30.0) -> bool:
+def wait_until_vacated(group_id: str, *, within_s: float = 10.0) -> bool:
     """Wait until nobody has any of a placement group's resources, for a while on end; whether that came about."""
     if not ray.is_initialized():
         return True
