@@ -1,6 +1,7 @@
 """A replica as a plain process for the tests: real vLLM, real meter and outbox, the stand-in ledger over a socket.
 
 Usage: replica_process.py SPEC_JSON LEDGER_PORT. Says its address on stdout, then serves until SIGTERM.
+Its event loop is uvloop's, as in a Ray actor and in vLLM's own server.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import uvloop
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -32,4 +34,4 @@ async def main():
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    uvloop.run(main())

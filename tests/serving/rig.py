@@ -28,6 +28,8 @@ RATE = Rate(
     output_uhs_per_mtok=OUT * 10**6,
     reasoning_uhs_per_mtok=OUT * 10**6,
 )
+QUICK = Terms(grant_tokens=32, idle_us=300_000, report_us=1_000_000)
+"""Small slices that are given back soon: a test needn't wait."""
 TRUST = "a secret of the tests"
 PROCESS = Path(__file__).parent / "replica_process.py"
 
@@ -35,7 +37,7 @@ PROCESS = Path(__file__).parent / "replica_process.py"
 class Rig:
     """The replica's process, its ledger, and requests as a gateway would send them."""
 
-    def __init__(self, folder, state_dir, *, engine_args=()):
+    def __init__(self, folder, state_dir, *, engine_args=(), terms=QUICK):
         self.ledger = LedgerStandIn(partial(charge_uhs, RATE), clock=lambda: time.time_ns() // 1_000)
         self.wire = LedgerServer(self.ledger)
         self.spec = ReplicaSpec(
@@ -50,7 +52,7 @@ class Rig:
             kv_bytes=64 << 20,
             on_cpu=True,
             engine_args=engine_args,
-            terms=Terms(grant_tokens=32, idle_us=300_000, report_us=1_000_000),
+            terms=terms,
         )
         self.process, self.address, self.lines = None, "", []
 
