@@ -1,13 +1,17 @@
 """What a replica must not forget: how far each call has come, and which ended calls the ledger hasn't acknowledged.
 
-An append-only file of records, each with its length and checksum. A record is handed to the kernel before what it tells
+An append-only file of records, each with its length and checksum. A record is in the kernel's pages before what it tells
 of leaves the replica, so a killed process loses nothing; it is on the disk within a fraction of a second, for the case
 that the machine itself goes down. When a replica starts again it settles what it finds, once: calls and messages are
 known to the ledger by their ids. A torn end, which a crash leaves, is cut off. It knows no ledger, clock or engine.
+
+Records are written into a mapping of the file: `write(2)` for every output gives the interpreter's lock away each time,
+to the engine in its thread, and took 3 % of a small model's throughput. Room is allocated ahead, so that a full disk is
+an error then and never a fault in the mapping (a file system that copies on write can still fault when it is full).
 """
 
-import contextlib
 import fcntl
+import mmap
 import os
 import struct
 import threading
@@ -26,6 +30,9 @@ _HEAD: Final = struct.Struct("<II")
 _RECORD_MAX: Final = 1 << 20
 COMPACT_BYTES: Final = 16 << 20
 """A file that has grown by so much is written anew with only what is still to be settled."""
+
+ROOM_BYTES: Final = 64 << 10
+"""So much is allocated at a time; what is not used yet reads as zeros."""
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True, tag="h"):
@@ -106,6 +113,11 @@ class Outbox:
             raise _unwritable(path, error) from error
         self._lock()
         self._size = self._read()
+        try:
+            self._map = _mapped(self._file, self._size)
+        except OSError as error:
+            os.close(self._file)
+            raise _unwritable(path, error) from error
         self._synced = self._size
         self._compact_at = max(compact_bytes, 2 * self._size)
         self.unsettled = self._left()
@@ -165,6 +177,8 @@ class Outbox:
         """Let go of the file; `remove` it where nothing in it is needed any more."""
         if remove:
             self.path.unlink(missing_ok=True)
+        self._map.close()
+        os.ftruncate(self._file, self._size)
         os.close(self._file)
 
     def compact(self) -> None:
@@ -175,7 +189,8 @@ class Outbox:
             file = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _write_all(file, whole)
+                mapped = _mapped(file, len(whole))
+                mapped[: len(whole)] = whole
                 os.fsync(file)
                 fresh.replace(self.path)
             except OSError:
@@ -186,8 +201,9 @@ class Outbox:
             self.failing = self.failing or (error.strerror or str(error))
             return
         with self._swapping:
+            self._map.close()
             os.close(self._file)
-            self._file, self._size, self._synced = file, len(whole), 0
+            self._file, self._map, self._size, self._synced = file, mapped, len(whole), 0
         self._compact_at = max(self._compact_bytes, 2 * self._size)
 
     # -- records -------------------------------------------------------------------------------------------------------
@@ -195,16 +211,22 @@ class Outbox:
     def _note(self, record: Record) -> None:
         self._apply(record)
         framed = self._framed(record)
-        try:
-            _write_all(self._file, framed)
-        except OSError as error:
-            self.failing = error.strerror or str(error)
-            with contextlib.suppress(OSError):  # what is torn is cut off when it is read, too
-                os.ftruncate(self._file, self._size)
-        else:
-            self._size += len(framed)
-            if self.failing:
-                self._recover()
+        end = self._size + len(framed)
+        if end > len(self._map):
+            try:
+                self._make_room(end)
+            except OSError as error:
+                self.failing = error.strerror or str(error)
+                return
+        self._map[self._size : end] = framed
+        self._size = end
+        if self.failing:
+            self._recover()
+
+    def _make_room(self, end: int) -> None:
+        size = _with_room(end)
+        os.posix_fallocate(self._file, 0, size)
+        self._map.resize(size)
 
     def _recover(self) -> None:
         """It writes again: what was missed meanwhile is in memory, so the file is written anew."""
@@ -296,17 +318,23 @@ class Outbox:
             except msgspec.DecodeError:
                 break
             at += _HEAD.size + length
-        self.damaged_bytes = len(whole) - at
-        if self.damaged_bytes:
-            self.path.with_suffix(".damaged").write_bytes(whole[at:])
-            os.ftruncate(self._file, at)
+        damaged = whole[at:].rstrip(b"\0")
+        self.damaged_bytes = len(damaged)
+        if damaged:
+            self.path.with_suffix(".damaged").write_bytes(damaged)
+        os.ftruncate(self._file, at)
         return at
 
 
-def _write_all(file: int, framed: bytes) -> None:
-    written = os.write(file, framed)
-    while written < len(framed):
-        written += os.write(file, framed[written:])
+def _mapped(file: int, size: int) -> mmap.mmap:
+    """The file with room for more than `size` bytes, mapped for writing."""
+    room = _with_room(size)
+    os.posix_fallocate(file, 0, room)
+    return mmap.mmap(file, room)
+
+
+def _with_room(size: int) -> int:
+    return (size // ROOM_BYTES + 1) * ROOM_BYTES
 
 
 def _unwritable(path: Path, error: OSError) -> Unavailable:
