@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
 
-from fabric.adapters.archive import checked_key
+from fabric.adapters.archive_keys import checked_key
 from fabric.errors import InvalidRequest, NotFound, Unavailable
 
 Buffer = bytes | bytearray | memoryview

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from fabric.adapters.archive import checked_key
+from fabric.adapters.archive_keys import checked_key
 from fabric.checkpoints.directory import Buffer, DirectoryStore
 from fabric.checkpoints.records import Shard
 from fabric.checkpoints.stores import Store
