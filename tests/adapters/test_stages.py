@@ -10,18 +10,15 @@ from fabric import context
 from fabric.adapters.archive import DirectoryArchive
 from fabric.adapters.stages import Stage, perform
 from fabric.adapters.testimony import end_of
-from fabric.gate.events import JobKind, LeaseOutcome
-from fabric.gate.instructions import Lease
+from fabric.gate.events import LeaseOutcome
+from tests.adapters.leases import lease_of
 
 
 @pytest.fixture
 def run(tmp_path):
     def run(function, **payload):
         inline = base64.b64encode(cloudpickle.dumps((function, (), {}))).decode()
-        lease = Lease(
-            lease_id="job-1.1", job_id="job-1", account_id="acme", name="n", kind=JobKind.FUNCTION, epoch=1,
-            accelerator="H100", shares=(), payload=msgspec.json.encode({"inline": inline, **payload}).decode(),
-        )  # fmt: skip
+        lease = lease_of(payload=msgspec.json.encode({"inline": inline, **payload}).decode())
         stage = Stage(
             lease=lease, folder=tmp_path / "job", log_file=tmp_path / "job" / "log",
             archive=DirectoryArchive(tmp_path / "archive"), context=context.Context(context.Place(job_id="job-1")),
