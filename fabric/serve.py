@@ -110,6 +110,7 @@ class _Service:
                 devices=node.devices,
                 pool=node.pool.value,
                 dedicated_to=node.dedicated_to or "",
+                notice_s=node.notice_s,
             )
             for node in asked.nodes
         ]

@@ -93,6 +93,9 @@ def submit(
     grace: Annotated[float | None, typer.Option(help="Seconds it is given to checkpoint.")] = None,
     auto_park: Annotated[float | None, typer.Option(help="Seconds of idle devices, then it is parked.")] = None,
     devices_per_node: Annotated[int | None, typer.Option(help="For gangs over several nodes.")] = None,
+    mix: Annotated[
+        str, typer.Option(help="never, same-vendor or islands: what its gang may be where no type alone has room.")
+    ] = "never",
     ranks: Annotated[
         str, typer.Option(help="node or device: run once for each node's share, or each device.")
     ] = "node",
@@ -123,6 +126,7 @@ def submit(
             grace=grace,
             auto_park=auto_park,
             devices_per_node=devices_per_node,
+            mix=_mix(mix),
             ranks=_ranks(ranks),
         )
         if not follow:
@@ -208,6 +212,14 @@ def _ranks(given: str) -> Literal["node", "device"]:
             return given
         case _:
             raise InvalidRequest(f"{given!r}: --ranks is node or device", code="invalid_ranks")
+
+
+def _mix(given: str) -> Literal["never", "same-vendor", "islands"]:
+    match given:
+        case "never" | "same-vendor" | "islands":
+            return given
+        case _:
+            raise InvalidRequest(f"{given!r}: --mix is never, same-vendor or islands", code="invalid_mix")
 
 
 def _types(given: str) -> str | list[str]:

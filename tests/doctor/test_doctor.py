@@ -289,6 +289,8 @@ SOLD = {"fabric.io/node": "n1", "ray.io/accelerator-type": "H100", "fabric.io/po
         ([node(labels=SOLD | {"fabric.io/pool": "spott"})], Health.WARN, "fabric.io/pool=spott"),
         ([node(labels=SOLD | {"fabric.io/pool": "dedicated"})], Health.WARN, "fabric.io/dedicated-to="),
         ([node(labels=SOLD | {"fabric.io/dedicated-to": "acme"})], Health.WARN, "fabric.io/dedicated-to=acme"),
+        ([node(labels=SOLD | {"fabric.io/notice-s": "30"})], Health.OK, "1 nodes"),
+        ([node(labels=SOLD | {"fabric.io/notice-s": "30s"})], Health.WARN, "fabric.io/notice-s=30s"),
         ([node(labels=SOLD, resources={"NPU": 8.0})], Health.OK, "1 nodes"),
     ],
 )
