@@ -161,7 +161,8 @@ class GrpcLedger:
 
 
 def _granted(answer: pb.Accepted) -> Granted:
-    return Granted(held_uhs=answer.held_uhs, final=answer.final)
+    free_uhs = answer.free_uhs if answer.HasField("free_uhs") else None
+    return Granted(held_uhs=answer.held_uhs, final=answer.final, free_uhs=free_uhs)
 
 
 def _message(call: Call) -> pb.Call:

@@ -13,7 +13,7 @@ from fabric.api.serving_calls import calls_of
 from fabric.errors import Fact, NotFound, PermissionDenied
 from fabric.gate.events import BuyBundle, Subscribe, TopUp, Unsubscribe
 from fabric.gate.instructions import Accepted
-from fabric.gate.questions import BalanceOf, PricesOf, ReceiptsOf, RecordsOf, StatementOf
+from fabric.gate.questions import BalanceOf, FreeOf, PricesOf, ReceiptsOf, RecordsOf, StatementOf
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
 from fabric.gate.views import BalanceView
 from fabric.ledger.scopes import Service, Use
@@ -140,7 +140,7 @@ async def authorize(door: Door, caller: Caller, request: pb.AuthorizeRequest) ->
         # A gateway repeats itself by the hold's own name: what it asks is too much to be remembered for ever.
         request_id="" if caller.operator and not request.request_id else request_id(request.request_id),
     )
-    return accepted(await door.gate.decide(event))
+    return await _held(door, caller, event.hold_id, await door.gate.decide(event))
 
 
 async def update_hold(door: Door, caller: Caller, request: pb.UpdateHoldRequest) -> pb.Accepted:
@@ -155,7 +155,7 @@ async def update_hold(door: Door, caller: Caller, request: pb.UpdateHoldRequest)
         minimum_uhs=at_least(1, "minimum_uhs", request.minimum_uhs) if request.HasField("minimum_uhs") else 1,
         calls=calls_of(caller, request.calls),
     )
-    return accepted(await door.gate.decide(event))
+    return await _held(door, caller, event.hold_id, await door.gate.decide(event))
 
 
 async def settle_hold(door: Door, caller: Caller, request: pb.SettleHoldRequest) -> pb.Accepted:
@@ -178,6 +178,17 @@ async def release_hold(door: Door, caller: Caller, request: pb.ReleaseHoldReques
         seq=at_least(1, "seq", request.seq),
     )
     return accepted(await door.gate.decide(event))
+
+
+async def _held(door: Door, caller: Caller, hold_id: HoldId, outcome: Accepted) -> pb.Accepted:
+    """A yes about a hold; a gateway hears what is free beside, and sizes its next request by it. That is read and not
+    decided: the journal has nothing of it.
+    """
+    reply = accepted(outcome)
+    if caller.operator:
+        found = await door.port.ask(FreeOf(account_id=caller.account, hold_id=hold_id))
+        reply.free_uhs = found if isinstance(found, int) else 0
+    return reply
 
 
 def _key_id(caller: Caller, given: str) -> KeyId | None:

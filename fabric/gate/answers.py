@@ -9,7 +9,7 @@ import msgspec
 
 from fabric.charging.burn import REFERENCE_PPM
 from fabric.charging.rating import burn_per_s
-from fabric.gate import grace, history, holds, jobs, offers, requests
+from fabric.gate import credit, grace, history, holds, jobs, offers, requests
 from fabric.gate.core import Core
 from fabric.gate.events import JobSpec
 from fabric.gate.instructions import Refusal
@@ -19,6 +19,7 @@ from fabric.gate.questions import (
     AnyQuestion,
     BalanceOf,
     CallerOf,
+    FreeOf,
     JobOf,
     JobsOf,
     KeyOf,
@@ -60,6 +61,8 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
         case BalanceOf():
             account = state.accounts.get(question.account_id)
             return None if account is None else _balance(core, account, now_us, lots=True)
+        case FreeOf():
+            return credit.free_uhs(core, question.account_id, question.hold_id, now_us)
         case AccountsOf():
             return [_balance(core, account, now_us, lots=False) for account in state.accounts.values()]
         case QuoteOf():

@@ -96,6 +96,16 @@ def release(core: Core, event: ReleaseHold) -> Outcome:
     return _ended(answer)
 
 
+def free_uhs(core: Core, account_id: AccountId, hold_id: str, now_us: int) -> int:
+    """What the hold could be given more: what is free for its use, within what the limit of its key leaves."""
+    hold = _own(core, account_id, hold_id)
+    if hold is None:
+        return 0
+    within_uhs = _ceiling(core, hold, used_uhs=0)
+    free = core.book.free(account_id, now_us=now_us, use=hold.use)
+    return free if within_uhs is None else min(free, within_uhs)
+
+
 def _malformed(event: Authorize) -> Refusal | None:
     if not 0 < event.ttl_us <= TTL_MAX_US:
         return _bad_ttl(event.ttl_us)

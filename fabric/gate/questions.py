@@ -12,7 +12,7 @@ from fabric.charging.records import Cdr
 from fabric.charging.tariffs import Tariffs
 from fabric.gate.events import JobSpec
 from fabric.gate.views import BalanceView, CallerView, JobView, KeyView, LeaseView, ModelView, NodeView, QuoteView
-from fabric.units import AccountId, JobId, KeyId
+from fabric.units import AccountId, HoldId, JobId, KeyId
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True, tag_field="question"):
@@ -45,6 +45,13 @@ class BalanceOf(Question, frozen=True, kw_only=True, tag="balance"):
     """→ BalanceView | None"""
 
     account_id: AccountId
+
+
+class FreeOf(Question, frozen=True, kw_only=True, tag="free"):
+    """→ int: how many µHs more a client's hold of the account could be given now; 0 where there is none"""
+
+    account_id: AccountId
+    hold_id: HoldId
 
 
 class AccountsOf(Question, frozen=True, kw_only=True, tag="accounts"):
@@ -134,6 +141,7 @@ AnyQuestion = (
     | SpecOf
     | JobsOf
     | BalanceOf
+    | FreeOf
     | AccountsOf
     | RecordsOf
     | StatementOf
@@ -164,5 +172,6 @@ AnyAnswer = (
     | list[ModelView]
     | list[NodeView]
     | list[LeaseView]
+    | int
     | None
 )

@@ -2,8 +2,10 @@
 
 import asyncio
 
+import grpc
 import pytest
 
+from fabric.api import rpc
 from fabric.api.board import REPORTERS_MAX, Board
 from fabric.client import new_request_id
 from fabric.clock import VirtualClock
@@ -22,6 +24,7 @@ from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
 from serving.calls import Call, Usage
 from serving.ledger import GrpcLedger
+from tests.doors.conftest import House
 
 S = 1_000_000
 RATES = [
@@ -249,3 +252,48 @@ async def test_a_report_of_a_thousand_calls_is_taken_and_a_larger_one_is_told_to
     with pytest.raises(InvalidRequest, match="split it"):
         await door.update(seq=2, calls=[call(name) for name in names], **more)
     await door.close()
+
+
+async def test_a_gateway_hears_what_is_free_for_its_hold_and_a_customer_does_not(house):
+    offer(house)
+    door = ledger(house)
+    given = 100 * UHS_PER_CT
+    assert (await door.authorize(**slice_of(20_000))).free_uhs == given - 20_000
+    more = {"hold_id": "slice-1", "account_id": "acme", "more_uhs": 5_000, "minimum_uhs": 1, "ttl_us": 60 * S}
+    after = await door.update(seq=1, calls=[call("c1")], **more)
+    assert (after.free_uhs, after.held_uhs) == (given - 25_000, 25_000 - 8_000)
+    request = pb.AuthorizeRequest(
+        request_id="r1", hold_id="own", amount_uhs=1_000, service="inference", models=["tiny"], accelerators=["H100"],
+        ttl_us=60 * S,
+    )  # fmt: skip
+    assert not house.client().call(request, pb.Accepted).HasField("free_uhs")
+    await door.close()
+
+
+async def test_what_is_free_within_a_keys_limit_is_what_the_limit_leaves(house):
+    offer(house)
+    key = house.key("acme", "narrow", limit_uhs=30_000)
+    assert key
+    door = ledger(house)
+    granted = await door.authorize(**slice_of(20_000, key_id="k-narrow"))
+    assert (granted.held_uhs, granted.free_uhs) == (20_000, 10_000)
+    await door.close()
+
+
+async def test_a_quiet_connection_that_asks_whether_the_door_is_there_is_not_closed(tmp_path, monkeypatch):
+    """gRPC's own limit is a ping in five minutes: ours asked every 30 s, and were sent away as too many."""
+    monkeypatch.setattr(rpc, "PINGS_MS", 5)
+    house = House(tmp_path)
+    credentials = grpc.ssl_channel_credentials(house.tls.ca.read_bytes())
+    quick = (
+        ("grpc.keepalive_time_ms", 20), ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    )  # fmt: skip
+    async with grpc.aio.secure_channel(house.address, credentials, options=quick) as channel:
+        await channel.channel_ready()
+        states = set()
+        for _ in range(100):
+            await asyncio.sleep(0.02)
+            states.add(channel.get_state())
+    house.close()
+    assert states == {grpc.ChannelConnectivity.READY}
