@@ -16,7 +16,6 @@ from fabric.charging.rates import Rate
 from fabric.client import Client
 from fabric.errors import Unavailable
 from fabric.sdk.fabric import Fabric
-from fabric.sdk.feed import ENDED
 from fabric.sdk.lease import Lease
 from fabric.wire import fabric_pb2 as pb
 from serving.listener import ReplicaSpec
@@ -24,7 +23,9 @@ from serving.pool import Offer, Standing
 from serving.replica import ServeSite, options_in, wait_until_vacated
 from serving.sources import JOB
 
+_STANDS: Final = ("running", "stopping")
 _LEASE_CT: Final = "1000"
+_DRAIN_S: Final = 60.0
 _LEASE_WAIT_S: Final = 3_600.0
 _CPU_KV_BYTES: Final = 128 << 20
 _INHERITED: Final = ("PYTHONPATH",)
@@ -40,10 +41,14 @@ class LeasedPlot:
         self._lease = lease
 
     async def is_lost(self) -> bool:
+        """A lease whose node is gone is queued anew by the gate, and comes back as another one somewhere else: what stood
+        in this one doesn't.
+        """
         try:
-            return await asyncio.to_thread(lambda: self._lease.job.state) in ENDED
+            job = await asyncio.to_thread(self._lease.job.info)
         except Unavailable:
             return False
+        return job.state not in _STANDS or job.lease_id != self.lease_id
 
     async def close(self) -> None:
         """Give the lease back, once nothing is in it: Serve may be about to start a replica there again, and Ray does not
@@ -82,8 +87,8 @@ class LeasedGround:
     async def reprice(self, replica_id: str, rate: Rate) -> None:
         await asyncio.to_thread(self._site.reprice, replica_id, rate)
 
-    async def stop(self, replica_id: str) -> None:
-        await asyncio.to_thread(self._site.stop, replica_id, drain_s=60.0)
+    async def stop(self, replica_id: str, *, drain: bool = True) -> None:
+        await asyncio.to_thread(self._site.stop, replica_id, drain_s=_DRAIN_S if drain else 0.0)
 
     def _lease(self, offer: Offer) -> LeasedPlot:
         wanted = [f"{name}:{offer.devices}" for name in offer.accelerators] or f"any:{offer.devices}"
@@ -124,6 +129,7 @@ class LeasedGround:
             kv_bytes=_CPU_KV_BYTES if on_cpu else None,
             engine_args=tuple(word for name, value in offer.engine_args for word in _words(name, value)),
             on_cpu=on_cpu,
+            in_ray=True,
         )
 
 

@@ -25,8 +25,13 @@ from serving.scaling import Bounds, Demand, replicas_for, wanted
 _EVERY_S: Final = 1.0
 _RETRY_S: Final = (5.0, 300.0)
 _REASON_CHARS: Final = 2_000
-_SILENT_S: Final = 120.0
-"""A replica that says nothing for so long is given up: restarting it in place did not help."""
+_SILENT_S: Final = 60.0
+"""A replica that says nothing at all for so long is given up: restarting it in place did not help. One whose lease is lost
+with its node is given up as soon as the gate says so, and one that says that it loads its model is not silent.
+"""
+_LOADING_S: Final = 900.0
+LOADING: Final = "loading"
+"""The code of what a replica says until its model is loaded."""
 
 _log = structlog.get_logger()
 
@@ -115,8 +120,8 @@ class Ground(Protocol):
         """Other rates for calls that begin from now on."""
         ...
 
-    async def stop(self, replica_id: str) -> None:
-        """Let its calls end, settle them, and remove it."""
+    async def stop(self, replica_id: str, *, drain: bool = True) -> None:
+        """Let its calls end, settle them, and remove it; without `drain`, one that is broken: at once."""
         ...
 
 
@@ -266,17 +271,20 @@ class Pool:
 
     async def _watch(self, replica: Replica, plot: Plot) -> None:
         """Look at it until it is to leave. Serve restarts it in place when it dies: meanwhile it isn't ready."""
-        heard_at = time.monotonic()
+        heard_at = served_at = time.monotonic()
         while not replica.leave.is_set():
             try:
                 replica.standing = await self._ground.look(replica.replica_id)
                 await self._keep_priced(replica, replica.standing)
             except Exception as error:
                 replica.state, replica.reason = "starting", f"restarting: {error}"[:_REASON_CHARS]
-                if time.monotonic() - heard_at > _SILENT_S or await plot.is_lost():
+                now = time.monotonic()
+                if isinstance(error, FabricError) and error.code == LOADING:
+                    heard_at = now
+                if now - heard_at > _SILENT_S or now - served_at > _LOADING_S or await plot.is_lost():
                     raise
             else:
-                heard_at = time.monotonic()
+                heard_at = served_at = time.monotonic()
                 if replica.state != "ready":
                     replica.state, replica.reason = "ready", ""
                     replica.started_at_us = time.time_ns() // 1_000
@@ -311,7 +319,9 @@ class Pool:
         try:
             if plot is not None:
                 with contextlib.suppress(Exception):
-                    await asyncio.wait_for(self._ground.stop(replica.replica_id), self._drain_s)
+                    await asyncio.wait_for(
+                        self._ground.stop(replica.replica_id, drain=replica.state != "failed"), self._drain_s
+                    )
                 await plot.close()
         except FabricError as error:
             _log.warning("lease_not_closed", lease=replica.lease_id, why=error.message)

@@ -29,13 +29,15 @@ from fabric.profile import Profile
 from serving.ledger import GrpcLedger
 from serving.leftovers import settle_left
 from serving.listener import Listener, ReplicaSpec
-from serving.pool import Standing
+from serving.pool import LOADING, Standing
 from serving.sources import folder_of
 
 _BUNDLE_SHARE: Final = 0.001
 _LINES_KEPT: Final = 30
 _READY_S: Final = 900
 _HEALTH_EVERY_S: Final = 5
+_LOOK_TIMEOUT_S: Final = 5.0
+_SETTLE_S: Final = 30.0
 _LOOK_S: Final = 0.4
 _QUIET_LOOKS: Final = 5
 """So many looks in a row: what Ray says of its resources is a second old, and Serve's next start may be under way."""
@@ -84,7 +86,9 @@ class ReplicaActor:
         """The `Standing`, as JSON."""
         listener = self._listener
         if listener is None:
-            raise Unavailable(self._failure or "the model is being loaded", code="loading")
+            if self._failure:
+                raise Unavailable(self._failure, code="load_failed")
+            raise Unavailable("the model is being loaded", code=LOADING)
         load = listener.engine.load()
         return msgspec.json.encode(
             Standing(
@@ -228,7 +232,7 @@ class ServeSite:
 
     def look(self, replica_id: str) -> Standing:
         try:
-            said = self._handles[replica_id].look.remote().result(timeout_s=10)
+            said = self._handles[replica_id].look.remote().result(timeout_s=_LOOK_TIMEOUT_S)
         except Exception as error:  # noqa: BLE001 - Ray wraps it in whatever
             raise _own(error) from None
         return msgspec.json.decode(said, type=Standing)
@@ -241,11 +245,11 @@ class ServeSite:
             raise _own(error) from None
 
     def stop(self, replica_id: str, *, drain_s: float) -> None:
-        """Let it end its calls, and remove it from Serve."""
+        """Let it end its calls, for up to `drain_s`, and remove it from Serve; 0 = it is broken and may not answer."""
         handle = self._handles.pop(replica_id, None)
         if handle is not None:
             with contextlib.suppress(Exception):  # it may be gone already
-                handle.close.remote(drain_s).result(timeout_s=drain_s + 30)
+                handle.close.remote(drain_s).result(timeout_s=drain_s + (_SETTLE_S if drain_s else _LOOK_TIMEOUT_S))
         serve.delete(_APP.format(replica_id), _blocking=True)
 
     def close(self) -> None:

@@ -30,6 +30,7 @@ class GroundStandIn:
     def __init__(self):
         self.leases, self.running, self.stopped, self.count = [], {}, [], 0
         self.fails, self.silent, self.capacity_gate = "", False, asyncio.Event()
+        self.code, self.undrained = "unavailable", []
         self.capacity_gate.set()
         self.rate_version = 0
         self.load, self.repriced, self.lost = {}, [], set()
@@ -47,7 +48,7 @@ class GroundStandIn:
 
     async def look(self, replica_id):
         if self.silent:
-            raise Unavailable("it is gone")
+            raise Unavailable("it is gone", code=self.code)
         return Standing(
             address="http://127.0.0.1:1",
             capacity=4,
@@ -59,9 +60,10 @@ class GroundStandIn:
         self.repriced.append(rate)
         self.rate_version = rate.version
 
-    async def stop(self, replica_id):
+    async def stop(self, replica_id, *, drain=True):
         self.running.pop(replica_id, None)
         self.stopped.append(replica_id)
+        self.undrained += [] if drain else [replica_id]
 
 
 class BoardStandIn:
@@ -186,6 +188,36 @@ async def test_a_replica_that_dies_is_not_called_ready_until_it_answers_again(gr
     await turns(pool)
     assert [state for _, state in board.said[-1][0]] == ["ready"]
     assert ground.count == 1
+    await pool.close()
+
+
+async def test_a_replica_that_loads_again_is_waited_for_and_one_that_is_silent_is_not(ground, monkeypatch):
+    monkeypatch.setattr("serving.pool._SILENT_S", 0.05)
+    monkeypatch.setattr("serving.pool._RETRY_S", (0.01, 0.01))
+    board = BoardStandIn(Asked(offer()))
+    pool = pool_of(ground, board)
+    await turns(pool)
+    ground.silent, ground.code = True, "loading"
+    await turns(pool, 10)
+    assert (ground.leases, [state for _, state in board.said[-1][0]]) == (["l1"], ["starting"])
+    ground.code = "unavailable"
+    await turns(pool, 10)
+    ground.silent = False
+    await turns(pool, 5)
+    assert "l1" not in ground.leases
+    assert len(ground.running) == 1
+    assert ground.undrained, "what is broken is not asked to drain"
+    await pool.close()
+
+
+async def test_one_that_says_for_ever_that_it_loads_is_given_up(ground, monkeypatch):
+    monkeypatch.setattr("serving.pool._LOADING_S", 0.05)
+    monkeypatch.setattr("serving.pool._RETRY_S", (10.0, 10.0))
+    pool = pool_of(ground, BoardStandIn(Asked(offer())))
+    await turns(pool)
+    ground.silent, ground.code = True, "loading"
+    await turns(pool, 10)
+    assert ground.leases == []
     await pool.close()
 
 
