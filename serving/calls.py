@@ -23,6 +23,8 @@ STRICT: Final = "x-fabric-strict"
 COVERED: Final = "x-fabric-covered"
 """`1`: the account's own dedicated lease pays for the device; the call is recorded and charged nothing."""
 CHARGED_UHS: Final = "x-fabric-charged-uhs"
+FREE_UHS: Final = "x-fabric-free-uhs"
+"""What the account can still spend on this model, what is held for it here included."""
 
 Ended = Literal["stop", "length", "balance_exhausted", "client_gone", "error", "cancelled"]
 

@@ -10,13 +10,11 @@ its first output (an async generator runs when it is first asked), so a refusal 
 import asyncio
 import contextlib
 import copy
-import os
 import time
 from argparse import Namespace
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -34,31 +32,17 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
 from fabric.errors import FabricError, PermissionDenied
 from serving.calls import Ended
 from serving.front import Front
 from serving.meter import Meter
+from serving.options import FLAGS
 from serving.reaper import Reaper, watch
+from serving.seen import Seen, SeenByRay, Unseen
 from serving.tickets import TICKET, Ticket
 
-QUIET: Final = {
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
-}
-"""The environment of every engine: it tells nobody of its use and downloads nothing."""
-ON_CPU: Final = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-"""On a machine without accelerators: fewer processes, and threads that may run on any core."""
-FLAGS: Final = (
-    "--enable-prompt-tokens-details",
-    "--scheduling-policy=priority",
-    "--disable-fastapi-docs",
-    "--no-enable-log-requests",
-    "--disable-uvicorn-access-log",
-)
-"""What the meter and the gateway rely on, whatever else a model is started with."""
 _TTFTS_KEPT: Final = 512
 
 
@@ -70,13 +54,15 @@ class _Produced:
     texts: dict[int, list[str]] = field(default_factory=dict)
     finished: set[int] = field(default_factory=set)
     cached: int | None = None
-    tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.ids.values()))
 
     def add(self, out: RequestOutput) -> None:
         if self.cached is None:
             self.cached = out.num_cached_tokens
         for choice in out.outputs:
-            self.tokens += len(choice.token_ids)
             self.ids.setdefault(choice.index, []).extend(choice.token_ids)
             self.texts.setdefault(choice.index, []).append(choice.text)
             if choice.finish_reason is not None:
@@ -94,6 +80,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
 
     meter: Meter
     ttfts_us: "deque[int]"
+    seen: Seen
     reasoner: Any = None
     """vLLM's parser of the model's reasoning, where it has one: it counts the tokens of it."""
 
@@ -139,7 +126,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
                 if out is STREAM_FINISHED:
                     continue
                 if not produced.ids:
-                    self.ttfts_us.append(time.monotonic_ns() // 1_000 - began_us)
+                    self._note_first(ticket, time.monotonic_ns() // 1_000 - began_us)
                 before = produced.tokens
                 produced.add(out)
                 total = produced.tokens
@@ -160,7 +147,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
             raise
         finally:
             self._count_reasoning(call_id, produced)
-            self._end(ticket, call_id, ended)
+            self._end(ticket, call_id, ended, made=bool(produced.ids))
             await engine.aclose()
 
     async def _encoded(
@@ -185,7 +172,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
             ended = "error"
             raise
         finally:
-            self._end(ticket, call_id, ended)
+            self._end(ticket, call_id, ended, made=False)
             await engine.aclose()
 
     async def _admit(self, ticket: Ticket, prompt_tokens: int, wants: int) -> str:
@@ -198,6 +185,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
             ticket.refusal = ticket.refusal or error
             raise
         ticket.admitted += 1
+        ticket.left_uhs = self.meter.book.left_uhs(ticket.payer)
         return call_id
 
     def _count_reasoning(self, call_id: str, produced: _Produced) -> None:
@@ -210,10 +198,18 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
         kept = self.meter.book.calls[call_id].usage
         self.meter.advance(call_id, completion=kept.completion_tokens, cached=kept.cached_tokens, reasoning=reasoning)
 
-    def _end(self, ticket: Ticket, call_id: str, ended: Any) -> None:
+    def _note_first(self, ticket: Ticket, took_us: int) -> None:
+        self.ttfts_us.append(took_us)
+        self.seen.began(model=self.meter.book.model, tier_rank=ticket.tier_rank, seconds=took_us / 1e6)
+
+    def _end(self, ticket: Ticket, call_id: str, ended: Any, *, made: bool) -> None:
+        if ended == "error" and not made:  # the engine would not have it, for a grammar that is none, say
+            self.meter.book.void(call_id)
         call, charged_uhs = self.meter.end(call_id, ended)
         ticket.ended.append(call)
         ticket.charged_uhs += charged_uhs
+        ticket.left_uhs = self.meter.book.left_uhs(ticket.payer)
+        self.seen.ended(call, tier_rank=ticket.tier_rank, charged_uhs=charged_uhs)
 
     def _cut(self, out: RequestOutput, produced: _Produced, *, keep: int, params: SamplingParams) -> RequestOutput:
         """The last output: of what came just now the first `keep` tokens, and an end for each choice that has none."""
@@ -235,9 +231,9 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
 
 
 def _shorten(choice: CompletionOutput, produced: _Produced, keep: int, tokenizer: Any, params: SamplingParams) -> None:
-    """Leave the first `keep` tokens of an output, and the text that belongs to them."""
+    """Leave the first `keep` tokens of an output, and the text that belongs to them: what was not paid was not produced."""
     drop = len(choice.token_ids) - keep
-    kept = produced.ids[choice.index][:-drop]
+    kept = produced.ids[choice.index] = produced.ids[choice.index][:-drop]
     sent = "".join(produced.texts[choice.index][:-1])
     text = tokenizer.decode(kept, skip_special_tokens=params.skip_special_tokens).rstrip("\ufffd")
     choice.text = text[len(sent) :] if text.startswith(sent) else ""
@@ -294,17 +290,20 @@ class Engine:
         self._reaper = reaper
 
     @classmethod
-    async def open(cls, argv: Sequence[str], meter: Meter, *, trust: str) -> "Engine":
-        """Load a model and build vLLM's own application around it. `argv` is as for `vllm serve`."""
+    async def open(cls, argv: Sequence[str], meter: Meter, *, trust: str, in_ray: bool = False) -> "Engine":
+        """Load a model and build vLLM's own application around it. `argv` is as for `vllm serve`. Inside Ray its figures,
+        and ours of its calls, are Ray's too.
+        """
         args = parsed(argv)
         reaper = watch()
         try:
             config = AsyncEngineArgs.from_cli_args(args).create_engine_config(
                 usage_context=UsageContext.OPENAI_API_SERVER
             )
-            llm = await asyncio.to_thread(_started, config)
+            llm = await asyncio.to_thread(_started, config, in_ray=in_ray)
             reaper.tell()
             llm.meter, llm.ttfts_us = meter, deque(maxlen=_TTFTS_KEPT)
+            llm.seen = SeenByRay() if in_ray else Unseen()
             if name := args.structured_outputs_config.reasoning_parser:
                 llm.reasoner = ReasoningParserManager.get_reasoning_parser(name)(llm.get_tokenizer())
             tasks = await llm.get_supported_tasks()
@@ -339,9 +338,12 @@ class Engine:
         return settled
 
 
-def _started(config: Any) -> MeteredAsyncLLM:
+def _started(config: Any, *, in_ray: bool) -> MeteredAsyncLLM:
     llm: MeteredAsyncLLM = MeteredAsyncLLM.from_vllm_config(
-        config, usage_context=UsageContext.OPENAI_API_SERVER, disable_log_stats=False
+        config,
+        usage_context=UsageContext.OPENAI_API_SERVER,
+        disable_log_stats=False,
+        stat_loggers=[RayPrometheusStatLogger] if in_ray else None,
     )
     return llm
 
@@ -356,26 +358,6 @@ def parsed(argv: Sequence[str]) -> Namespace:
     args: Namespace = parser.parse_args([*argv, *FLAGS])
     validate_parsed_serve_args(args)
     return args
-
-
-def arguments(
-    folder: Path, *, name: str, max_context: int | None, kv_bytes: int | None, on_cpu: bool, more: Sequence[str] = ()
-) -> list[str]:
-    """The arguments of an engine for a model: small and quick to start on a CPU."""
-    argv = ["--model", str(folder), "--served-model-name", name]
-    if max_context is not None:
-        argv += ["--max-model-len", str(max_context)]
-    if kv_bytes is not None:
-        argv += ["--kv-cache-memory-bytes", str(kv_bytes)]
-    if on_cpu:
-        argv += ["--enforce-eager", "--dtype", "float32"]
-    return [*argv, *more]
-
-
-def set_environment(*, on_cpu: bool) -> None:
-    """What vLLM reads from the environment, before it starts its processes."""
-    for name, value in {**QUIET, **(ON_CPU if on_cpu else {})}.items():
-        os.environ.setdefault(name, value)
 
 
 def _add_model_route(app: FastAPI) -> None:

@@ -69,6 +69,7 @@ class ForeignEngine:
             call_id, payer=ticket.payer, key_id=ticket.key_id, prompt_tokens=prompt, wants=max(1, wants) * choices
         )
         ticket.admitted += 1
+        ticket.left_uhs = self.meter.book.left_uhs(ticket.payer)
         call = _Call(self, path, body, ticket, call_id, wants=max(1, wants), choices=choices)
         await (call.stream(send) if streams else call.whole(send))
 
@@ -218,6 +219,7 @@ class _Call:
         call, charged_uhs = self.engine.meter.end(self.call_id, self.ended)
         self.ticket.ended.append(call)
         self.ticket.charged_uhs += charged_uhs
+        self.ticket.left_uhs = self.engine.meter.book.left_uhs(self.ticket.payer)
 
 
 async def _begin(send: Send, status: int, kind: bytes) -> None:

@@ -100,6 +100,8 @@ class _Answer:
         headers = [*message.get("headers", ()), (calls.CALL.encode(), self._ticket.call_id.encode())]
         if self._ticket.ended and len(self._ticket.ended) == self._ticket.admitted:
             headers.append((calls.CHARGED_UHS.encode(), str(self._ticket.charged_uhs).encode()))
+        if self._ticket.left_uhs is not None:
+            headers.append((calls.FREE_UHS.encode(), str(self._ticket.left_uhs).encode()))
         return {**message, "headers": headers}
 
     def _ended(self, message: Message) -> Message:

@@ -19,6 +19,7 @@ import uvicorn
 
 from fabric.charging.rates import Rate, charge_uhs
 from fabric.errors import Conflict
+from serving import options
 from serving.calls import SliceLedger
 from serving.meter import Meter
 from serving.metering import Metering
@@ -40,6 +41,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
         state_dir: where the outbox is.
         trust: the secret of our gateways.
         tls: certificate and key files; without them only loopback is listened on.
+        in_ray: whether Ray runs the process, and takes its figures.
     """
 
     replica_id: str
@@ -55,6 +57,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     on_cpu: bool = False
     host: str = "127.0.0.1"
     tls: tuple[str, str] | None = None
+    in_ray: bool = False
     terms: Terms = Terms()
 
 
@@ -80,13 +83,13 @@ class Listener:
     @classmethod
     async def open(cls, spec: ReplicaSpec, ledger: SliceLedger) -> "Listener":
         """Settle what an earlier process left, load the model, and listen. Takes as long as the engine's start."""
+        options.set_environment(on_cpu=spec.on_cpu)
         from serving import engine  # noqa: PLC0415 - vLLM takes ten seconds to import
 
-        engine.set_environment(on_cpu=spec.on_cpu)
         meter = open_meter(spec, ledger, await _opened(spec))
         await meter.start()
         try:
-            argv = engine.arguments(
+            argv = options.arguments(
                 Path(spec.folder),
                 name=spec.model,
                 max_context=spec.max_context,
@@ -94,7 +97,7 @@ class Listener:
                 on_cpu=spec.on_cpu,
                 more=spec.engine_args,
             )
-            running = await engine.Engine.open(argv, meter, trust=spec.trust)
+            running = await engine.Engine.open(argv, meter, trust=spec.trust, in_ray=spec.in_ray)
         except BaseException:
             await meter.close(timeout_s=1.0)
             raise

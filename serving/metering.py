@@ -162,6 +162,19 @@ class Metering:
         call.piece.bound_uhs -= call.bound_uhs
         call.piece.open_calls -= 1
 
+    def void(self, call_id: str) -> None:
+        """The engine took the call and did nothing for it: it is recorded, and costs nothing."""
+        self.calls[call_id].usage = Usage(0)
+
+    def left_uhs(self, payer: Payer) -> int | None:
+        """What a payer can still spend: what was free at the ledger's last answer, and what is held and not promised to a
+        call. None where the ledger said nothing of it.
+        """
+        piece = self._slices.get(payer)
+        if piece is None or piece.free_uhs is None or payer.covered:
+            return None
+        return piece.free_uhs + piece.held_uhs - piece.spent_uhs - piece.bound_uhs
+
     def charge_of(self, call: Call) -> int:
         """What the call costs, in µHs."""
         return 0 if call.covered else self._charges.get(call.rate_version, self.charge)(call.usage)

@@ -33,6 +33,8 @@ class Ticket:
     cut: bool = False
     """It ended because the account had no more."""
     charged_uhs: int = 0
+    left_uhs: int | None = None
+    """What the account can still spend, as far as the ledger has said."""
     ended: list[Call] = field(default_factory=list)
 
     def next_call_id(self) -> str:

@@ -94,7 +94,9 @@ def test_what_is_wanted_and_paid_is_given_and_the_rest_goes_back(rig):
     account = rig.account(uhs=10_000_000)
     answer = rig.post("/v1/chat/completions", account, CHAT | {"max_tokens": 9}, call_id="call_of_nine")
     assert answer.headers["x-fabric-call"] == "call_of_nine"
-    assert int(answer.headers["x-fabric-charged-uhs"]) == CHAT_PROMPT * IN + 9 * OUT
+    charged = int(answer.headers["x-fabric-charged-uhs"])
+    assert charged == CHAT_PROMPT * IN + 9 * OUT
+    assert int(answer.headers["x-fabric-free-uhs"]) == 10_000_000 - charged
     (call,) = rig.settled(account)
     assert (call.call_id, call.key_id, call.ended, call.rate_version) == (
         "call_of_nine", f"key-of-{account}", "length", 1,
@@ -218,18 +220,53 @@ def test_what_was_settled_is_what_the_engine_counted(rig):
     ("body", "status"),
     [
         (ASK | {"max_tokens": -1}, 400),
+        (ASK | {"max_tokens": 0}, 400),
+        (ASK | {"max_tokens": 100_000}, 400),
+        (ASK | {"max_tokens": 4, "logprobs": 10_000}, 400),
+        (ASK | {"max_tokens": 4, "structured_outputs": {"regex": "("}}, 400),
         (ASK | {"prompt": "x" * 600}, 400),
         (ASK | {"use_beam_search": True, "n": 2, "max_tokens": 4}, 400),
         (ASK | {"model": "another"}, 404),
         ("not json", 400),
     ],
-    ids=["negative", "longer than the context", "beam search", "unknown model", "no object"],
+    ids=[
+        "negative",
+        "none",
+        "beyond the context",
+        "too many logprobs",
+        "no grammar",
+        "longer than the context",
+        "beam search",
+        "unknown model",
+        "no object",
+    ],
 )
 def test_what_is_refused_costs_nothing(rig, body, status):
     account = rig.account(uhs=1_000_000)
     assert rig.post("/v1/completions", account, body).status_code == status
+    until = time.monotonic() + 10
+    while rig.ledger.held(account) and time.monotonic() < until:
+        time.sleep(0.05)
     assert rig.ledger.held(account) == 0
     assert rig.ledger.free[account] == 1_000_000
+
+
+def test_what_the_engine_made_beyond_what_was_paid_left_it_never_and_is_little(rig):
+    """There is no limit in the engine (a top-up could not extend it): what it makes while it is told to stop is unpaid, and is
+    bounded by what it makes in the time that one answer of the ledger and one abort take, never by what was asked for.
+    """
+    before, paid, calls = rig.counter("generation_tokens_total"), 7, 6
+    for _ in range(calls):
+        account = rig.account(prompt=PROMPT, completion=paid)
+        given = list(rig.events("/v1/completions", account, ASK | USAGE | {"max_tokens": 450}))
+        assert given[-2]["usage"]["completion_tokens"] == paid
+        assert len("".join(event["choices"][0]["text"] for event in given[:-2])) <= paid
+        (call,) = rig.settled(account)
+        assert (call.usage.completion_tokens, rig.ledger.free[account]) == (paid, 0)
+    made = rig.counter("generation_tokens_total") - before
+    print(f"{made:.0f} tokens made for {calls * paid} paid")
+    assert made >= calls * paid
+    assert made - calls * paid < calls * (450 - paid) / 4
 
 
 def test_only_a_gateway_with_the_secret_is_heard(rig):

@@ -1,0 +1,44 @@
+"""How an engine is started: its arguments and its environment, as vLLM's own command takes them. It knows no engine."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+QUIET: Final = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
+}
+"""The environment of every engine: it tells nobody of its use and downloads nothing."""
+ON_CPU: Final = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""On a machine without accelerators: fewer processes, and threads that may run on any core."""
+FLAGS: Final = (
+    "--enable-prompt-tokens-details",
+    "--scheduling-policy=priority",
+    "--disable-fastapi-docs",
+    "--no-enable-log-requests",
+    "--disable-uvicorn-access-log",
+)
+"""What the meter and the gateway rely on, whatever else a model is started with."""
+
+
+def arguments(
+    folder: Path, *, name: str, max_context: int | None, kv_bytes: int | None, on_cpu: bool, more: Sequence[str] = ()
+) -> list[str]:
+    """The arguments of an engine for a model: small and quick to start on a CPU."""
+    argv = ["--model", str(folder), "--served-model-name", name]
+    if max_context is not None:
+        argv += ["--max-model-len", str(max_context)]
+    if kv_bytes is not None:
+        argv += ["--kv-cache-memory-bytes", str(kv_bytes)]
+    if on_cpu:
+        argv += ["--enforce-eager", "--dtype", "float32"]
+    return [*argv, *more]
+
+
+def set_environment(*, on_cpu: bool) -> None:
+    """What vLLM reads from the environment, before it starts its processes."""
+    for name, value in {**QUIET, **(ON_CPU if on_cpu else {})}.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,156 @@
+"""The meter inside vLLM's own kinds of outputs, without an engine: reasoning, refusals, and what is never handed on.
+
+`AsyncLLM.generate` is replaced by what it would yield; everything from there on is ours, with vLLM's real parsers.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+
+from fabric.charging.rates import Rate, charge_uhs
+from serving.meter import Meter
+from serving.metering import Metering
+from serving.outbox import Outbox
+from serving.slices import Payer, Terms
+from serving.tickets import TICKET, Ticket
+
+from .ledger_standin import LedgerStandIn
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of what vLLM imports
+]
+
+THINK, DONE = 1_000, 1_001
+IN, OUT, REASONING = 2, 10, 3
+RATE = Rate(
+    version=1, input_uhs_per_mtok=IN * 10**6, cached_uhs_per_mtok=0, output_uhs_per_mtok=OUT * 10**6,
+    reasoning_uhs_per_mtok=REASONING * 10**6,
+)  # fmt: skip
+
+
+class TokenizerStandIn:
+    """A tokenizer with the tags of reasoning, and a letter for each other token."""
+
+    def get_vocab(self):
+        return {"<think>": THINK, "</think>": DONE}
+
+    def decode(self, ids, **_):
+        return "".join({THINK: "<think>", DONE: "</think>"}.get(each, "x") for each in ids)
+
+
+class SeenStandIn:
+    def __init__(self):
+        self.calls, self.first = [], []
+
+    def began(self, *, model, tier_rank, seconds):
+        self.first.append((model, tier_rank))
+
+    def ended(self, call, *, tier_rank, charged_uhs):
+        self.calls.append((call.ended, tier_rank, charged_uhs))
+
+
+@pytest.fixture
+async def engine(tmp_path, monkeypatch):
+    from vllm.reasoning import ReasoningParserManager
+
+    from serving.engine import MeteredAsyncLLM
+
+    class Llm(MeteredAsyncLLM):
+        def __init__(self):
+            self.seen, self.ttfts_us, self.yields, self.raises = SeenStandIn(), [], [], None
+            self.model_config = SimpleNamespace(max_model_len=512, is_encoder_decoder=False)
+
+        def __del__(self):
+            """There is nothing to end."""
+
+        def get_tokenizer(self):
+            return TokenizerStandIn()
+
+    async def generate(self, prompt, params, request_id, **more):
+        from vllm.outputs import CompletionOutput, RequestOutput
+
+        if self.raises is not None:
+            raise self.raises
+        made = 0
+        for number, ids in enumerate(self.yields):
+            made += len(ids)
+            end = "stop" if number == len(self.yields) - 1 else None
+            out = CompletionOutput(0, TokenizerStandIn().decode(ids), list(ids), None, None, finish_reason=end)
+            yield RequestOutput(request_id, None, [1, 2, 3], None, [out], end is not None, num_cached_tokens=0)
+
+    monkeypatch.setattr("vllm.v1.engine.async_llm.AsyncLLM.generate", generate)
+    ledger = LedgerStandIn(lambda usage: charge_uhs(RATE, usage))
+    book = Metering(
+        name="s", model="m", accelerator="H100", charge=lambda usage: charge_uhs(RATE, usage), rate_version=1,
+        terms=Terms(grant_tokens=4),
+    )  # fmt: skip
+    llm = Llm()
+    llm.meter = Meter(book, Outbox(tmp_path / "r.outbox"), ledger, retry_s=(0.001, 0.01))
+    llm.reasoner = ReasoningParserManager.get_reasoning_parser("deepseek_r1")(TokenizerStandIn())
+    llm.ledger = ledger
+    await llm.meter.start()
+    yield llm
+    assert await llm.meter.close()
+    assert ledger.held("ann") == 0
+
+
+async def answer(llm, *, balance, most=50):
+    from vllm.sampling_params import SamplingParams
+
+    llm.ledger.top_up("ann", balance)
+    ticket = Ticket(Payer("ann"), "k", "c1", tier_rank=1)
+    TICKET.set(ticket)
+    prompt = {"type": "token", "prompt_token_ids": [1, 2, 3]}
+    outputs = [out async for out in llm.generate(prompt, SamplingParams(max_tokens=most), "r1")]
+    (call,) = ticket.ended
+    return [each for out in outputs for choice in out.outputs for each in choice.token_ids], call, ticket
+
+
+async def test_tokens_of_reasoning_are_counted_by_vllms_own_parser_and_charged_at_their_rate(engine):
+    engine.yields = [(THINK, 5), (6, 7), (DONE, 8), (9,)]
+    given, call, ticket = await answer(engine, balance=10_000)
+    assert given == [THINK, 5, 6, 7, DONE, 8, 9]
+    assert (call.usage.completion_tokens, call.usage.reasoning_tokens) == (7, 3)
+    assert ticket.charged_uhs == 3 * IN + 4 * OUT + 3 * REASONING
+    assert engine.seen.calls == [("stop", 1, ticket.charged_uhs)]
+    assert engine.seen.first == [("m", 1)]
+
+
+async def test_an_answer_cut_while_it_reasons_is_charged_for_the_reasoning_that_left_and_no_more(engine):
+    engine.yields = [(5, THINK), (6, 7), (8, 9, 9), (9,), (DONE,)]
+    given, call, ticket = await answer(engine, balance=3 * IN + 5 * OUT)
+    kept = call.usage.completion_tokens
+    assert given == [5, THINK, 6, 7, 8, 9, 9, 9, DONE][:kept]
+    assert call.ended == "balance_exhausted"
+    assert call.usage.reasoning_tokens == max(0, kept - 2)
+    assert ticket.charged_uhs <= 3 * IN + 5 * OUT
+
+
+@pytest.mark.parametrize("raises", [ValueError("no such grammar"), RuntimeError("the engine died")])
+async def test_what_the_engine_would_not_have_costs_nothing(engine, raises):
+    engine.raises = raises
+    engine.ledger.top_up("ann", 10_000)
+    ticket = Ticket(Payer("ann"), "k", "c1")
+    TICKET.set(ticket)
+    from vllm.sampling_params import SamplingParams
+
+    with pytest.raises(type(raises)):
+        async for _ in engine.generate({"type": "token", "prompt_token_ids": [1, 2, 3]}, SamplingParams(), "r1"):
+            pass
+    (call,) = ticket.ended
+    assert (call.ended, call.usage.prompt_tokens, ticket.charged_uhs) == ("error", 0, 0)
+    assert engine.meter.book.exposure_uhs()[0] == 0
+
+
+async def test_a_parser_that_fails_leaves_no_call_unsettled(engine):
+    engine.reasoner = SimpleNamespace(count_reasoning_tokens=lambda ids: 1 // 0)
+    engine.yields = [(5, 6)]
+    _, call, ticket = await answer(engine, balance=10_000)
+    assert (call.usage.reasoning_tokens, ticket.charged_uhs) == (0, 3 * IN + 2 * OUT)
+
+
+async def test_what_is_still_free_is_told_with_what_the_slice_has_left(engine):
+    engine.yields = [(5, 6)]
+    _, _, ticket = await answer(engine, balance=10_000)
+    assert ticket.left_uhs == 10_000 - 3 * IN - 2 * OUT
