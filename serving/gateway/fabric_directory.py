@@ -74,7 +74,11 @@ class FabricDirectory:
         return {model.name: _model(model) for model in await self._ledger.models()}
 
     def _may_be_asked(self, replica: Replica) -> bool:
-        """The secret that gateways and replicas share doesn't cross a network in the clear."""
+        """The secret that gateways and replicas share doesn't cross a network in the clear. One that only starts has no
+        address yet.
+        """
+        if not replica.address:
+            return False
         address = urlsplit(replica.address)
         safe = address.scheme == "https" if replica.tls_sha256 else is_loopback(address.hostname or "")
         if not safe and replica.replica_id not in self._warned:
