@@ -16,10 +16,14 @@ from fabric.wire import fabric_pb2 as pb
 from fabric.wire.keys import format_key, hash_secret, make_secret
 
 HERE = Path(__file__).parent
+OWNER = "cell-owner"
+ASCEND = "{node: ascend-spot, accelerator: 910B, devices: 8, pool: spot}"
+CELL = f"{{node: h100-cell, accelerator: H100, devices: 1, pool: dedicated, dedicated_to: {OWNER}}}"
 SERVING = """
 serving:
   listen: 127.0.0.1:0
   tls: plain
+  gateways: 2 # with HAProxy before them
   models:
     - name: byte-lm
       source: {folder}
@@ -63,11 +67,11 @@ class Service:
             time.sleep(0.5)
         raise AssertionError(f"{model}\n{(self.place / 'serving.log').read_text()[-4000:]}")
 
-    def customer(self, tokens):
+    def customer(self, tokens, *, account="", plan="starter"):
         """A new account with so many compute tokens, and a key of it."""
-        account = f"c-{new_request_id()[:8]}"
+        account = account or f"c-{new_request_id()[:8]}"
         client = self.client(account)
-        opening = pb.OpenAccountRequest(request_id=new_request_id(), account_id=account, name="C", plan="starter")
+        opening = pb.OpenAccountRequest(request_id=new_request_id(), account_id=account, name="C", plan=plan)
         client.call(opening, pb.Accepted)
         client.call(
             pb.TopUpRequest(request_id=new_request_id(), amount_uhs=parse_ct(tokens), payment_ref="t"), pb.Accepted
@@ -91,6 +95,8 @@ def service(tmp_path_factory):
     folder = place / "model"
     byte_lm.train(steps=20, export_to=str(folder), directory=folder.with_name("run"))
     text = shipped("local.yaml").read_text()
+    assert ASCEND in text
+    text = text.replace(ASCEND, CELL)
     config = place / "cluster.yaml"
     config.write_text(text[: text.index("# The OpenAI-compatible endpoint")] + SERVING.format(folder=folder))
     found = house.up(config=config, state_dir=place, any_port=True)

@@ -14,6 +14,7 @@ from fabric import house
 from fabric.sdk import Fabric
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
+from tests.live_serving.conftest import OWNER
 
 TEXT = "import os"
 PROMPT = len(TEXT) + 1
@@ -35,8 +36,8 @@ def records(client, *, at_least=1):
     raise AssertionError(f"{len(calls)} calls in the statement")
 
 
-def leases(service, state="running"):
-    jobs = service.client("operator").call(pb.ListJobsRequest(states=[state], limit=100), pb.ListJobsReply).jobs
+def leases(service, account="operator"):
+    jobs = service.client(account).call(pb.ListJobsRequest(states=["running"], limit=100), pb.ListJobsReply).jobs
     return [job for job in jobs if job.name.startswith("serve ")]
 
 
@@ -133,25 +134,34 @@ byte_lm.train(steps=10, export_to=os.path.join(os.environ["FABRIC_CHECKPOINT_DIR
 """
 
 
-def test_what_a_job_trained_on_the_fabric_is_served_from_its_checkpoint(service, tmp_path):
+def test_what_a_job_trained_is_served_from_its_checkpoint_on_its_owners_own_cell_whose_lease_pays(service, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(TRAIN)
-    account, key = service.customer("1")
+    account, key = service.customer("20", account=OWNER, plan="enterprise")
     job = Fabric(account).submit([sys.executable, str(script)], tokens="0.1", accelerators="H100:1")
     assert job.wait(timeout=120) == "succeeded"
     rates = [pb.Rate(input_uhs_per_mtok=1, cached_uhs_per_mtok=1, output_uhs_per_mtok=10**6, reasoning_uhs_per_mtok=1)]
-    spec = pb.ModelSpec(name="trained", source=f"job:{job.id}", max_context=256, replicas_min=1, replicas_max=1)
+    spec = pb.ModelSpec(
+        name="trained", source=f"job:{job.id}", max_context=256, replicas_min=1, replicas_max=1, dedicated_to=OWNER
+    )
     service.operator.call(pb.OfferModelRequest(request_id="offer-trained", spec=spec, rates=rates), pb.Accepted)
     service.until({"ready"}, name="trained")
     with client_of(service, key) as client:
         answer = client.completions.create(model="trained", prompt=TEXT, max_tokens=5)
     (cdr,) = records(account)
     assert (cdr.model, cdr.completion_tokens) == ("trained", answer.usage.completion_tokens)
+    assert (cdr.covered, cdr.charged_uhs) == (True, 0)
+    (lease,) = leases(service, OWNER)
+    assert (list(lease.nodes), lease.account_id) == (["h100-cell"], OWNER)
+    assert len(leases(service)) == 1, "the operator pays for the shared one alone"
+    _, stranger = service.customer("1")
+    with client_of(service, stranger) as client, pytest.raises(openai.NotFoundError):
+        client.completions.create(model="trained", prompt=TEXT, max_tokens=5)
     service.operator.call(pb.WithdrawModelRequest(request_id="withdraw-trained", model="trained"), pb.Accepted)
     deadline = time.monotonic() + 60
-    while len(leases(service)) > 1 and time.monotonic() < deadline:
+    while leases(service, OWNER) and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert len(leases(service)) == 1
+    assert leases(service, OWNER) == []
 
 
 def test_a_fabric_that_goes_down_leaves_no_process_of_an_engine(service):
