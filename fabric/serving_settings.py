@@ -142,6 +142,8 @@ class GatewayLimits(Section):
     """Of one key; beyond: 429 with Retry-After."""
     wait_s: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = 120.0
     """How long a request may wait for a replica."""
+    connections_per_address: PositiveInt = 4096
+    """Of one client's address at the ingress, at once; more where clients come through a load balancer."""
 
 
 class ServingConfig(Section):
@@ -151,14 +153,20 @@ class ServingConfig(Section):
     endpoint: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
     """The URL that clients use, where it isn't the one that follows from `listen`: behind a load balancer, say."""
     gateways: Annotated[int, Field(ge=1, le=GATEWAYS_MAX)] = 1
-    """Processes that share the port: about one for a thousand requests a second."""
+    """Processes behind the address: about one for a thousand requests a second."""
+    ingress: Literal["haproxy", "none"] | None = None
+    """`haproxy`: one before all gateways, which checks them, drains, and holds slow clients off. `none`: gateways share the
+    port. None = haproxy where there are several.
+    """
     tls: Annotated[
         Annotated[Literal["auto", "plain"], Tag("word")] | Annotated[TlsFiles, Tag("files")],
         Discriminator(lambda given: "files" if isinstance(given, dict | TlsFiles) else "word"),
     ] = "auto"
     """`auto`: the fabric's own certificate. `plain`: HTTP without it, on loopback only."""
     admin_port: Port | None = None
-    """Metrics for Prometheus, on loopback: of the first gateway, the next ones one higher each. None = none."""
+    """Metrics for Prometheus, on loopback: of the first gateway, the next ones one higher each, then the ingress. None =
+    none.
+    """
     grace_s: Seconds = 20.0
     """How long streams may take to finish when the fabric goes down."""
     funds: Annotated[int, PlainValidator(_tokens)] = Field(default="10000", validate_default=True)
@@ -175,6 +183,16 @@ class ServingConfig(Section):
         if self.tls == "plain" and self.host not in _LOOPBACK:
             raise PydanticCustomError("plain", "tls: plain only where listen is on loopback, such as 127.0.0.1")
         return self
+
+    @property
+    def has_ingress(self) -> bool:
+        """Whether HAProxy stands before the gateways."""
+        return self.gateways > 1 if self.ingress is None else self.ingress == "haproxy"
+
+    @property
+    def tls_files(self) -> TlsFiles | None:
+        """The operator's own certificate, where there is one."""
+        return None if isinstance(self.tls, str) else self.tls
 
     @property
     def host(self) -> str:

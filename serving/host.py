@@ -1,12 +1,12 @@
 """`python -m serving.host`: the process that hosts replicas and gateways of a fabric. `fabric up` starts and watches it.
 
 It is a Ray driver. It runs the pool over leases that it takes through the door like any client, as the operator, and
-starts the gateway processes. On SIGTERM gateways let their streams end, then replicas are drained and leases given back.
+starts the gateway processes and their ingress. On SIGTERM they let their streams end, then replicas are drained and leases
+given back.
 """
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -25,13 +25,13 @@ from fabric.profile import Profile
 from fabric.serving_settings import ServingConfig
 from fabric.settings import load_cluster
 from serving.gateway.__main__ import secret_of
+from serving.gateways import keep_gateways
 from serving.grounds import LeasedGround
 from serving.ledger import GrpcLedger
 from serving.notices import DoorBoard
 from serving.pool import Pool
 from serving.replica import Door, ServeSite
 
-_GATEWAY_PAUSE_S: Final = 1.0
 OPERATOR: Final = "operator"
 
 _log = structlog.get_logger()
@@ -77,11 +77,12 @@ async def _host(given: argparse.Namespace) -> None:
     pool = Pool(ground, DoorBoard(ledger, reporter="host"))
     running = [
         asyncio.create_task(pool.run()),
-        asyncio.create_task(_gateways(given, config.serving, state_dir, stopped)),
+        asyncio.create_task(
+            keep_gateways(config.serving or ServingConfig(), listen=given.listen, state_dir=state_dir, stopped=stopped)
+        ),
     ]
     try:
-        await stopped.wait()
-        await running[1]
+        await running[1]  # until it is time, or there can be no endpoint
     finally:
         running[0].cancel()
         await asyncio.wait(running)
@@ -89,54 +90,6 @@ async def _host(given: argparse.Namespace) -> None:
         await asyncio.to_thread(site.close)
         await ledger.close()
         client.close()
-
-
-async def _gateways(
-    given: argparse.Namespace, serving: ServingConfig | None, state_dir: Path, stopped: asyncio.Event
-) -> None:
-    """Keep the gateway processes up; end them in order when it is time."""
-    count = serving.gateways if serving is not None else 1
-    words = ["--state-dir", str(state_dir), "--listen", given.listen, "--gateways", str(count)]
-    if serving is not None:
-        words += _options_of(serving)
-    admin_port = serving.admin_port if serving is not None else None
-    each = [
-        [*words, *([] if admin_port is None else ["--admin", f"127.0.0.1:{admin_port + number}"])]
-        for number in range(count)
-    ]
-    await asyncio.gather(*(_keep_gateway(one, stopped) for one in each))
-
-
-async def _keep_gateway(words: Sequence[str], stopped: asyncio.Event) -> None:
-    while not stopped.is_set():
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "serving.gateway", *words, stdin=asyncio.subprocess.DEVNULL, env=dict(os.environ)
-        )
-        ending = asyncio.create_task(process.wait())
-        stopping = asyncio.create_task(stopped.wait())
-        await asyncio.wait((ending, stopping), return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if not ending.done():
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-        code = await ending
-        if not stopped.is_set():
-            _log.warning("gateway_ended", code=code)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stopped.wait(), _GATEWAY_PAUSE_S)
-
-
-def _options_of(serving: ServingConfig) -> list[str]:
-    """What the cluster file says of the gateways, in the words of `serving.gateway`."""
-    words = ["--grace-s", str(round(serving.grace_s)), "--requests-per-s", str(serving.limits.requests_per_s)]
-    words += ["--wait-s", str(serving.limits.wait_s)]
-    if serving.endpoint is not None:
-        words += ["--endpoint", serving.endpoint]
-    if serving.tls == "plain":
-        words.append("--plain")
-    elif not isinstance(serving.tls, str):
-        words += ["--tls-cert", str(serving.tls.cert), "--tls-key", str(serving.tls.key)]
-    return words
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ def test_a_model_is_read_with_its_rates_in_h100_seconds_a_million(read):
         ("gateway: 2", "serving", "gateway", "gateways"),
         ("listen: 0.0.0.0:7480\ntls: off", "serving.tls", "False", "plain"),
         ("listen: 0.0.0.0:7480\ntls: plain", "serving", "listen", "only where listen is on loopback"),
+        ("ingress: nginx", "serving.ingress", "'nginx'", "haproxy"),
+        ("limits: {connections_per_address: 0}", "serving.limits.connections_per_address", "0", "greater than 0"),
         ("endpoint: somewhere", "serving.endpoint", "'somewhere'", "https?"),
         ("funds: 0.5", "serving.funds", "0.5", "12.5"),
         (MODEL % "replicas: {min: 3, max: 1}", "serving.models[0].replicas", "3", "min of at most max"),
@@ -100,6 +102,14 @@ def test_beside_another_fabric_it_listens_at_a_port_that_is_free():
     assert models.located(config, any_port=False) is config
     assert models.located(ServingConfig(listen="127.0.0.1:0"), any_port=False).port != 0
     assert models.located(None, any_port=True) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "has_one"),
+    [("", False), ("gateways: 2", True), ("gateways: 2\ningress: none", False), ("ingress: haproxy", True)],
+)
+def test_an_ingress_stands_where_it_is_asked_for_or_several_gateways_share_an_address(read, said, has_one):
+    assert read(said or "gateways: 1").has_ingress is has_one
 
 
 def test_the_local_fabric_serves_and_offers_nothing_yet():

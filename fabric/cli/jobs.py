@@ -1,6 +1,5 @@
 """Commands about jobs."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,6 @@ from typing import Annotated
 import typer
 
 from fabric.cli import submission, top
-from fabric.cli.files import drafted
 from fabric.cli.job_columns import (
     JOB_COLUMNS,
     idle,
@@ -109,21 +107,14 @@ def logs(
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
     account: ForAccount = "",
-    as_json: AsJson = False,
 ) -> None:
     """What a job has written, in all its attempts; the lines of a gang say which rank wrote them.
 
-    With --json, an object a line for each piece as it comes: attempt, rank, offset and text.
     For example: fabric logs job-9829cded --follow
     """
     door = client(account)
-    pieces = door.logs(job_named(door, job_id), follow=follow)
-    if as_json:
-        for piece in pieces:
-            print(json.dumps(record(piece) | {"data": piece.data.decode(errors="replace")}), flush=True)
-        return
     lines = LogLines(headed=sys.stdout.isatty())
-    for chunk in pieces:
+    for chunk in door.logs(job_named(door, job_id), follow=follow):
         sys.stdout.writelines(lines.take(attempt=chunk.attempt, rank=chunk.rank, data=chunk.data))
         sys.stdout.flush()
     sys.stdout.writelines(lines.rest())
@@ -146,9 +137,7 @@ def result(
         waited = fabric.job(job_id)
         if output is not None:
             waited.wait(timeout)
-            with drafted(output) as out:
-                fabric.client.fetch_into(pb.ResultRequest(job_id=job_id), out)
-            print_json({"job_id": job_id, "file": str(output)}) if as_json else say(str(output))
+            output.write_bytes(fabric.client.fetch(pb.ResultRequest(job_id=job_id)))
             return
         try:
             value = waited.result(timeout)
@@ -165,7 +154,6 @@ def artifact(
         Path | None, typer.Option(help="A file, or a folder to unpack a model into; by default NAME.tar.")
     ] = None,
     account: ForAccount = "",
-    as_json: AsJson = False,
 ) -> None:
     """Fetch what a job published, such as the model that it trained.
 
@@ -173,14 +161,13 @@ def artifact(
     """
     from training.parcels import unpacked  # noqa: PLC0415  # a package of its own
 
-    door, place = client(account), to or Path(f"{name}.tar")
-    wanted = pb.ArtifactRequest(job_id=job_named(door, job_id), name=name)
+    data = client(account).fetch(pb.ArtifactRequest(job_id=job_id, name=name))
+    place = to or Path(f"{name}.tar")
     if place.suffix:
-        with drafted(place) as out:
-            door.fetch_into(wanted, out)
+        place.write_bytes(data)
     else:
-        unpacked(door.fetch(wanted), place)
-    print_json({"job_id": wanted.job_id, "name": name, "path": str(place)}) if as_json else say(str(place))
+        unpacked(data, place)
+    say(str(place))
 
 
 def cancel(

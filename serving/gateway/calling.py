@@ -110,7 +110,7 @@ class Calling:
         Raises:
             FabricError: it is refused, or it broke; nothing, or the beginning of a stream, was said.
         """
-        self._exchange.answer_headers.append((b"x-fabric-free-uhs", str(self._has.free_uhs).encode()))
+        self._exchange.tell_free(self._has.free_uhs)
         with self._house.one_more_of(self.caller.account_id):
             if not self._key:
                 await self._run()

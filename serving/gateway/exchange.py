@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from fabric.errors import FabricError, Unavailable
+from serving.calls import FREE_UHS
 from serving.gateway import refusals
 from serving.gateway.refusals import JSON, Headers, TooLarge, TooSlow
 from serving.gateway.routes import Route
@@ -32,6 +33,7 @@ _THROWN_AWAY_BYTES_MAX: Final = 32 * 1024 * 1024
 _THROW_AWAY_S: Final = 5.0
 ABORT: Final = "fabric.abort"
 """In the scope: cuts the connection at once, whatever is still to be written."""
+_FREE: Final = FREE_UHS.encode()
 CLIENT_GONE: Final = 499
 """What nginx calls it; nobody is there to hear it."""
 
@@ -151,6 +153,11 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": piece, "more_body": not last})
         self.sending_since = 0.0
         self.done = last
+
+    def tell_free(self, free_uhs: int) -> None:
+        """Say in the answer's headers what the account can still spend; the last word counts."""
+        told = [header for header in self.answer_headers if header[0] != _FREE]
+        self.answer_headers = [*told, (_FREE, str(free_uhs).encode())]
 
     async def refuse(self, error: FabricError) -> None:
         """Say no: as a body where nothing was said yet, else as an event, and the end."""

