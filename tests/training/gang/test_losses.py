@@ -53,8 +53,8 @@ def kill_at_random(tmp_path, *, kills, seed):
         gang, victim = Crew(order, world=world), dice.randrange(world)
         wait_for(lambda before=before: steps_done(order.folder) > before)
         time.sleep(dice.uniform(0.0, 0.08))
-        gang.kill(victim)
         killed_at = time.time()
+        gang.kill(victim)
         ends = gang.end()
         assert ends == {rank: -9 if rank == victim else EVICTED for rank in range(world)}, f"kill {number}, seed {seed}"
         told = [line for line in lines(order.folder) if "lost" in line and line["durable"] > killed_at]
