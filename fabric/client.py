@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import IO, Any, Final, TypeVar, cast
 
 import grpc
 import stamina
@@ -81,6 +81,19 @@ class Client:
     def fetch(self, request: Message) -> bytes:
         """All that a call streams in chunks, as one."""
         return self._repeated(lambda: b"".join(chunk.data for chunk in self.stream(request, pb.Chunk)))
+
+    def fetch_into(self, request: Message, file: IO[bytes]) -> None:
+        """The same, written to a file a chunk at a time: whole on return. Where the fabric went away meanwhile, the file
+        is written anew.
+        """
+
+        def once() -> None:
+            file.seek(0)
+            file.truncate()
+            for chunk in self.stream(request, pb.Chunk):
+                file.write(chunk.data)
+
+        self._repeated(once)
 
     def collect(self, request: Message, reply: type[Reply]) -> list[Reply]:
         """All that a call streams, repeated while the fabric is away."""

@@ -17,7 +17,7 @@ from fabric.actor import ACTOR_NAME
 from fabric.adapters.price_files import load_catalogue, load_tariffs
 from fabric.adapters.signing import load_or_create_key
 from fabric.api.port import GatePort
-from fabric.api.ray_port import call
+from fabric.api.remote_gate import call
 from fabric.errors import Conflict, NotFound, Unavailable, error_of
 from fabric.gate.events import AnyEvent, Configure
 from fabric.gate.instructions import Outcome, Refusal

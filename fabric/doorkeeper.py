@@ -15,7 +15,8 @@ from ray.util import client
 
 from fabric.adapters.stores import open_archive_of
 from fabric.api.door import Door, Limits
-from fabric.api.ray_port import RayPort, call
+from fabric.api.passage import Passage
+from fabric.api.remote_gate import RemoteGate, call
 from fabric.api.rpc import RpcServer, serve
 from fabric.api.tls import TlsFiles
 from fabric.errors import FabricError
@@ -80,7 +81,7 @@ class Doorkeeper:
     async def _open_here(self) -> None:
         terms = self._terms
         door = Door(
-            RayPort(self._actor, archive=open_archive_of(self._config)),
+            Passage(RemoteGate(self._actor), archive=open_archive_of(self._config)),
             limits=terms.limits,
             sandbox_payments=terms.sandbox_payments,
         )

@@ -18,8 +18,8 @@ import structlog
 
 from fabric.actor import GateActor
 from fabric.adapters.stores import open_archive_of
-from fabric.api.direct_port import DirectPort
 from fabric.api.door import Door, Limits
+from fabric.api.passage import Passage
 from fabric.api.rpc import RpcServer, serve
 from fabric.api.tls import TlsPems
 
@@ -101,7 +101,7 @@ class Gatehouse(GateActor):
             log.warning("gate_not_up", error=f"{type(error).__name__}: {error}")
 
     async def _open(self, terms: DoorTerms) -> int:
-        port = DirectPort(self, archive=open_archive_of(self._config))
+        port = Passage(self, archive=open_archive_of(self._config))
         inside = Door(port, limits=terms.limits, sandbox_payments=terms.sandbox_payments, batched=False)
         server = await serve(inside, tls=terms.tls, host=terms.host, port=terms.port)
         door = self._doors[terms.host, server.port] = _Open(replace(terms, port=server.port), server)

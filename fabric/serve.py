@@ -25,7 +25,9 @@ import structlog
 from fabric import detached, house, models
 from fabric.adapters.local_cluster import LocalCluster, LocalNode
 from fabric.adapters.stores import open_archive_of, work_dir_of
-from fabric.api.ray_port import RayPort
+from fabric.api.passage import Passage
+from fabric.api.port import GatePort
+from fabric.api.remote_gate import RemoteGate
 from fabric.api.tls import TlsFiles, ensure_certificate
 from fabric.doctor import Finding, Health, machine, software, surroundings
 from fabric.doorkeeper import Doorkeeper
@@ -108,6 +110,7 @@ class _Service:
                 devices=node.devices,
                 pool=node.pool.value,
                 dedicated_to=node.dedicated_to or "",
+                notice_s=node.notice_s,
             )
             for node in asked.nodes
         ]
@@ -159,7 +162,7 @@ class _Service:
         await asyncio.wait((opening,))
         if config is None or opening.cancelled() or opening.exception() is not None:
             return
-        port = RayPort(opening.result()[1], archive=open_archive_of(self._config))
+        port = Passage(RemoteGate(opening.result()[1]), archive=open_archive_of(self._config))
         hosting = house.Hosting(
             self._state_dir, listen=config.listen, config=self._given.config, grace_s=config.grace_s
         )
@@ -179,7 +182,7 @@ class _Service:
         tls, rpc = _tls(self._config, self._state_dir), self._config.rpc
         door = Doorkeeper(actor, self._config, tls=tls)
         await door.open()
-        port = RayPort(actor, archive=open_archive_of(self._config))
+        port = Passage(RemoteGate(actor), archive=open_archive_of(self._config))
         await _settle_in(self._config, port, self._state_dir)
         serving = self._config.serving
         if serving is not None:
@@ -281,7 +284,7 @@ def _is_everywhere(host: str) -> bool:
         return False
 
 
-async def _settle_in(config: ClusterConfig, port: RayPort, state_dir: Path) -> None:
+async def _settle_in(config: ClusterConfig, port: GatePort, state_dir: Path) -> None:
     """On the first start: the operator's account and key, and a customer for whoever runs it on one machine."""
     await _ensure_account(port, OPERATOR, name="The operator")
     if isinstance(config.ray, RayLocal):
@@ -308,7 +311,7 @@ async def _settle_in(config: ClusterConfig, port: RayPort, state_dir: Path) -> N
         out.write(format_key(key_id, secret) + "\n")
 
 
-async def _ensure_account(port: RayPort, account_id: AccountId, *, name: str) -> None:
+async def _ensure_account(port: GatePort, account_id: AccountId, *, name: str) -> None:
     if await port.ask(BalanceOf(account_id=account_id)) is None:
         prices: Any = await port.ask(PricesOf())
         await detached.decide(port, OpenAccount(account_id=account_id, name=name, plan=prices.catalogue.plans[0].name))

@@ -65,6 +65,8 @@ class NodeConfig(Section):
     dedicated_to: Name | None = None
     """The account whose cell it is; only and always in the dedicated pool."""
     cpus: PositiveInt = 4
+    notice_s: Annotated[int, Field(ge=0, le=86_400)] | None = None
+    """How long before it goes it says so; None = as long as any job needs."""
 
     @model_validator(mode="after")
     def _dedicated_to_somebody(self) -> "NodeConfig":

@@ -54,15 +54,13 @@ class _Produced:
     texts: dict[int, list[str]] = field(default_factory=dict)
     finished: set[int] = field(default_factory=set)
     cached: int | None = None
-
-    @property
-    def tokens(self) -> int:
-        return sum(map(len, self.ids.values()))
+    tokens: int = 0
 
     def add(self, out: RequestOutput) -> None:
         if self.cached is None:
             self.cached = out.num_cached_tokens
         for choice in out.outputs:
+            self.tokens += len(choice.token_ids)
             self.ids.setdefault(choice.index, []).extend(choice.token_ids)
             self.texts.setdefault(choice.index, []).append(choice.text)
             if choice.finish_reason is not None:

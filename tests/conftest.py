@@ -51,6 +51,18 @@ def state_dir(tmp_path, monkeypatch):
     return tmp_path / "state"
 
 
+@pytest.fixture(scope="session")
+def moto_url() -> Iterator[str]:
+    """A bucket server of this process' own; every test names buckets of its own."""
+    from moto.server import ThreadedMotoServer  # takes a while to import, and few tests need it
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
 @dataclass
 class PostgresServer:
     """A server with its own port, socket and data directory, which can be killed and started again."""

@@ -19,7 +19,7 @@ from ray._private.ray_constants import LABELS_ENVIRONMENT_VARIABLE
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.util.accelerators import accelerators as ray_accelerators
 
-from fabric.adapters.nodes import DEDICATED_LABEL, NODE_LABEL, POOL_LABEL, TYPE_LABEL
+from fabric.adapters.nodes import DEDICATED_LABEL, NODE_LABEL, NOTICE_LABEL, POOL_LABEL, TYPE_LABEL
 from fabric.adapters.price_files import load_tariffs
 from fabric.cluster_file import read_yaml
 from fabric.gate.events import Pool
@@ -67,7 +67,7 @@ def test_a_launcher_file_with_a_typo_does_not_pass(launcher):
 
 def test_the_launcher_labels_every_worker_with_its_accelerator_and_pool(launcher):
     command = launcher["worker_start_ray_commands"][-1]
-    for label in (NODE_LABEL, POOL_LABEL, TYPE_LABEL, DEDICATED_LABEL):
+    for label in (NODE_LABEL, POOL_LABEL, TYPE_LABEL, DEDICATED_LABEL, NOTICE_LABEL):
         assert f"{label}=$" in command
 
 

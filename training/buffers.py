@@ -89,7 +89,7 @@ class Buffers:
         if gang.world == 1 or not self._counted:
             return
         told = torch.cat([counter.reshape(-1).to(torch.int64) for counter in self._counted])
-        gang.finish(dist.broadcast(told, 0, group=gang.data, async_op=True), "sharing counters")
+        gang.finish(dist.broadcast(told, group=gang.data, group_src=0, async_op=True), "sharing counters")
         pieces = told.split([counter.numel() for counter in self._counted])
         self._counted = [piece.view(own.shape).to(own.dtype) for piece, own in zip(pieces, self._counted, strict=True)]
 

@@ -29,5 +29,13 @@ class Folded:
     def backward(self, loss: Any, *, weight: float) -> None:
         self._replicas.backward(loss, weight=weight)
 
+    def skip(self, *, weight: float, step: int) -> bool:
+        """As in a gang: the step is made all the same."""
+        self._replicas.skip(weight=weight, step=step)
+        return True
+
     def finish(self) -> float:
         return self._replicas.finish()
+
+    def stepped(self) -> None:
+        """Nobody to tell."""

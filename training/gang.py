@@ -126,7 +126,7 @@ class Gang:
         with _meeting(seat, patience) as store:
             if not dist.is_initialized():
                 dist.init_process_group(
-                    backend or _backend(), store=dist.PrefixStore("data", store), rank=seat.rank,
+                    backend or backend_of_devices(), store=dist.PrefixStore("data", store), rank=seat.rank,
                     world_size=seat.world, timeout=patience,
                 )  # fmt: skip
             groups = dist.group.WORLD, *(dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
@@ -161,6 +161,13 @@ class Gang:
         except RuntimeError as error:
             raise self.lost("agreeing whether to stop") from error
         return Agreement(self, said, work)
+
+    def among(self, seat: Seat, data: Any) -> "Gang":
+        """Some of the ranks, or all of them, as a gang that reduces over another group: `seat` is this rank's among them.
+
+        Only for gradients and the like: to agree, to save and to close are the whole gang's.
+        """
+        return Gang(seat, timeout_s=self.timeout_s, groups=(data, None, None), watch=self._watch)
 
     def keep(self, step: int, *, save: Callable[[], None], newest: Callable[[], int | None], patience_s: float) -> int:
         """Make the state of this step durable once, by whichever rank lives: call it in all that stopped, or survived.
@@ -268,7 +275,8 @@ def choose(*, left_s: float | None, step_s: float, save_s: float) -> Stop:
     return Stop(at_once=True, why=f"{left_s:.1f} s are left and stopping together may need {needed_s:.1f} s")
 
 
-def _backend() -> str:
+def backend_of_devices() -> str:
+    """What this process's devices speak: nccl, hccl or, for host memory, gloo."""
     if torch.cuda.is_available():
         return "nccl"
     npu = getattr(torch, "npu", None)

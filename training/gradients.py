@@ -47,6 +47,7 @@ class _Way(Protocol):
     def begin(self, plan: Plan) -> None: ...
     def forward(self, *, last: bool) -> None: ...
     def backward(self, loss: Tensor, *, weight: float) -> None: ...
+    def skip(self, *, weight: float, step: int) -> None: ...
     def finish(self) -> float: ...
 
 
@@ -126,8 +127,9 @@ class Overlapped:
                 if isinstance(part, FSDPModule):
                     part.set_reshard_after_forward(False, recurse=False)
 
-    def begin(self, plan: Plan) -> None:  # noqa: ARG002  # shares only change the weights
-        """A step begins."""
+    def begin(self, plan: Plan) -> None:
+        """A step begins. Shares only change the weights, unless some rank has none and so no backward to reduce in."""
+        self._reduces_late = self._gang.world > 1 and 0 in plan.shares
         for parameter in self._parameters:
             parameter.grad = None
         self._loss = 0.0
@@ -135,7 +137,7 @@ class Overlapped:
     def forward(self, *, last: bool) -> None:
         """A micro-batch begins; only the last one of a step reduces."""
         if self._gang.world > 1:
-            self._model.set_requires_gradient_sync(last)
+            self._model.set_requires_gradient_sync(last and not self._reduces_late)
             if isinstance(self._model, FSDPModule):
                 self._model.set_reshard_after_backward(last)
 
@@ -149,10 +151,38 @@ class Overlapped:
                 raise self._gang.lost("reducing gradients") from error
             raise
 
+    def skip(self, *, weight: float, step: int) -> None:  # noqa: ARG002
+        """The script gave no loss for a micro-batch.
+
+        Raises:
+            InvalidRequest: `loss_missing`: peers reduce with the backward of each rank's last one, and would wait for ever.
+        """
+        if self._gang.world > 1:
+            raise InvalidRequest(
+                f"a batch of step {step} has no loss, and with reproducible=fast the other ranks wait for its backward: give "
+                "run.step a loss for every batch (0 * loss where one shall not count), or use reproducible=bitwise",
+                code="loss_missing",
+                step=step,
+            )
+
     def finish(self) -> float:
         """The loss over all ranks."""
         total = torch.tensor([self._loss], device=self._parameters[0].device)
         if self._gang.world > 1:
             with self._gang.guarded("reducing the loss"):
+                if self._reduces_late:
+                    self._reduce()
                 dist.all_reduce(total, group=self._gang.data)
         return float(total)
+
+    def _reduce(self) -> None:
+        """What torch does amid the backward, once all ranks are through with theirs."""
+        used = torch.tensor(
+            [float(weight.grad is not None) for weight in self._parameters], device=self._parameters[0].device
+        )
+        dist.all_reduce(used, group=self._gang.data)
+        for weight, times in zip(self._parameters, used.tolist(), strict=True):
+            if times:
+                weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+                dist.all_reduce(weight.grad, group=self._gang.data)
+                weight.grad /= self._gang.world

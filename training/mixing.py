@@ -14,21 +14,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from statistics import median
 from types import MappingProxyType
 from typing import Final
 
+from fabric.accelerators import vendor_of
 from fabric.errors import InvalidRequest
 
 EFFICIENCY_MIN: Final = 0.85
 HYSTERESIS: Final = 0.05
 """A new split must make the step shorter by this much, or the old one stays."""
-_SMOOTHING: Final = 0.5
-"""What the newest measurement counts for in the moving average."""
-VENDORS: Final[Mapping[str, str]] = MappingProxyType(
-    {"H100": "nvidia", "H200": "nvidia", "A100": "nvidia", "V100": "nvidia", "910B": "huawei", "CPU": "host"}
-)
-
-
+_RECENT: Final = 3
+"""Laps of a worker that count: the one in the middle, so that one that something else held up moves nobody."""
 REFERENCE_SPEEDS: Final[Mapping[str, float]] = MappingProxyType({"H100": 1.0, "A100": 0.32, "910B": 0.26})
 """Against an H100, by the makers' dense FP16 figures: what a gang is judged by before it has run."""
 
@@ -90,26 +87,25 @@ class Balance:
     shares: tuple[int, ...]
     caps: tuple[int, ...] | None = None
     speeds: list[float] = field(default_factory=list)
+    recent: list[list[float]] = field(default_factory=list)
+    """Of each worker, its last few speeds."""
 
     def observe(self, lap_us: Sequence[int]) -> bool:
         """Note how long each worker computed its share (µs; 0 = not measured). True if `shares` changed."""
         laps = zip(self.shares, lap_us, strict=True)
         measured = [share * 1e6 / lap if lap > 0 else 0.0 for share, lap in laps]
-        if not self.speeds:
-            if not all(measured):
-                return False
-            self.speeds = measured
-        else:
-            self.speeds = [_smoothed(old, new) for old, new in zip(self.speeds, measured, strict=True)]
+        self.recent = self.recent or [[] for _ in measured]
+        for known, speed in zip(self.recent, measured, strict=True):
+            known.extend([speed] if speed > 0 else [])
+            del known[:-_RECENT]
+        if not all(self.recent):
+            return False
+        self.speeds = [median(known) for known in self.recent]
         wanted = assign(self.speeds, sum(self.shares), caps=self.caps)
         if step_time(wanted, self.speeds) > step_time(self.shares, self.speeds) * (1 - HYSTERESIS):
             return False
         self.shares = wanted
         return True
-
-
-def _smoothed(old: float, new: float) -> float:
-    return old + _SMOOTHING * (new - old) if new > 0 else old
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +119,7 @@ class Member:
     @property
     def vendor(self) -> str:
         """An accelerator we don't know is a vendor of its own."""
-        return VENDORS.get(self.accelerator, self.accelerator)
+        return vendor_of(self.accelerator)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What a session asks of the other ranks of its job, and a job that has none. Loads nothing that one process doesn't need."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from fabric import context
@@ -32,8 +32,17 @@ class Peers(Protocol):
     def way(self, state: Registry, ranks: Any, *, reproducible: str, workers: int) -> Way:
         """How the gradients of the tracked models come about, for `training.virtual.VirtualRanks`."""
 
-    def check_resumed(self, step: int) -> None:
-        """`Conflict` if the ranks would go on from different steps."""
+    def tracks(self, state: Registry) -> dict[str, Any]:
+        """What a checkpoint must bring back besides what the script named, by name."""
+
+    def conclude(self) -> Callable[[], None] | None:
+        """After the last step of all: what is still to be done to the weights, if anything."""
+
+    def learned(self) -> dict[str, Any]:
+        """What the gang knows by now of its devices, as plain values: kept with a checkpoint."""
+
+    def check_resumed(self, step: int, learned: Mapping[str, Any]) -> None:
+        """`Conflict` if the ranks would go on from different steps; `learned` is what came with the checkpoint."""
 
     def begin_step(self) -> None:
         """A step begins."""
@@ -72,7 +81,17 @@ class Nobody:
 
         return Folded(modules)
 
-    def check_resumed(self, step: int) -> None:
+    def tracks(self, state: Registry) -> dict[str, Any]:  # noqa: ARG002
+        return {}
+
+    def conclude(self) -> Callable[[], None] | None:
+        """Nobody to meet."""
+        return None
+
+    def learned(self) -> dict[str, Any]:
+        return {}
+
+    def check_resumed(self, step: int, learned: Mapping[str, Any]) -> None:
         """With itself."""
 
     def begin_step(self) -> None:

@@ -96,7 +96,9 @@ class Registry:
         Raises:
             Conflict: `checkpoint_of_another_run`: it holds other names, or other shapes.
         """
-        missing, unknown = sorted(set(self._tracked) - set(states)), sorted(set(states) - set(self._tracked))
+        states = {name: state for name, state in states.items() if name in self._tracked or not _is_ours(name)}
+        missing = sorted(name for name in set(self._tracked) - set(states) if not _is_ours(name))
+        unknown = sorted(set(states) - set(self._tracked))
         if missing or unknown:
             raise Conflict(
                 f"the checkpoint holds {', '.join(sorted(states)) or 'nothing'}, this run tracks "
@@ -117,9 +119,10 @@ class Registry:
                 ) from error
 
 
-def _tracked(name: str, value: Any) -> Tracked:
+def _tracked(name: str, value: Any) -> Tracked:  # noqa: PLR0911  # a table
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.nn.Module):
+        _refuse_sharded(name, value)
         return _Module(name, value)
     if torch is not None and isinstance(value, torch.Generator):
         return _Generator(name, value.get_state, value.set_state)
@@ -130,6 +133,8 @@ def _tracked(name: str, value: Any) -> Tracked:
         return _Generator(name, lambda: bits.state, lambda state: setattr(bits, "state", state))
     if callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None)):
         groups = getattr(value, "param_groups", None)
+        if _is_ours(name):
+            return _Replaced(name, value)
         return (
             _Optimizer(name, value) if isinstance(groups, list) and hasattr(value, "state") else _Stateful(name, value)
         )
@@ -143,6 +148,19 @@ def _tracked(name: str, value: Any) -> Tracked:
         path=name,
         kind=kind,
     )
+
+
+def _refuse_sharded(name: str, module: Any) -> None:
+    """No rank holds such a model whole, and a session keeps what one rank holds."""
+    sharded = next((key for key, weight in module.named_parameters() if hasattr(weight, "device_mesh")), None)
+    if sharded is not None:
+        raise InvalidRequest(
+            f"{name}.{sharded} is sharded (FSDP2), and a session saves models that every rank holds whole: save this one with "
+            "training.sharded, keep = Sharded(context.current().checkpoints, gang), by all ranks at a step's boundary when "
+            "context.current().stop_requested or gang.agree(...) says so; or replicate it",
+            code="sharded_model",
+            path=f"{name}.{sharded}",
+        )
 
 
 class _Module:
@@ -251,6 +269,13 @@ class _Stateful:
         return {}
 
 
+class _Replaced(_Stateful):
+    """Something of our own whose tensors are replaced and never changed, so that they need not be copied."""
+
+    def copied(self) -> Any:
+        return plain(self._value.state_dict(), self._name, tensor=shared)
+
+
 class _Generator(_Stateful):
     """A generator of random numbers that isn't the process's own."""
 
@@ -277,6 +302,11 @@ class _Values(_Stateful):
 
 
 _SIMPLE = frozenset({bool, int, float, str, type(None)})
+
+
+def _is_ours(name: str) -> bool:
+    """Whether it is something that the session tracks by itself, and only where it has a use for it."""
+    return name.startswith("fabric.")
 
 
 def _first_line(error: Exception) -> str:

@@ -46,12 +46,21 @@ class Replicas:
         """The next micro-batch of this rank becomes a leaf: its gradients, its loss, and what it left in the buffers."""
         (loss * weight).backward()
         self._buffers.look()
+        self._add(loss.detach(), weight=weight)
+
+    def skip(self, *, weight: float, step: int) -> None:  # noqa: ARG002
+        """The next micro-batch has no loss: a leaf without gradients, and with what its forward left in the buffers."""
+        self._clear()
+        self._buffers.look()
+        self._add(torch.zeros((), device=self._parameters[0].device), weight=weight)
+
+    def _add(self, loss: Tensor, *, weight: float) -> None:
         used = torch.tensor([float(parameter.grad is not None) for parameter in self._parameters], device=loss.device)
         yielded = [
             torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in self._parameters
         ]
         yielded += [buffer * weight for buffer in self._buffers.floats()]
-        yielded += [used, (loss.detach() * weight).to(used.dtype)]
+        yielded += [used, (loss * weight).to(used.dtype)]
         if not self._vectors:
             self._lay_out(yielded)
         for vector in self._vectors:

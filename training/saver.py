@@ -63,6 +63,9 @@ class Saver:
         self.poisoned: Callable[[], bool] = lambda: False
         """Whether a loss since the last save was not finite, for who only knows it late (a device computes ahead)."""
 
+        self.learned: Callable[[], dict[str, Any]] = dict
+        """What the run has learned of what it runs on: kept beside its state, and no part of it."""
+
     @property
     def has_new(self) -> bool:
         """Whether there is a boundary that is not durable."""
@@ -158,6 +161,7 @@ class Saver:
                 "step": moment.step,
                 "cursor": plain(moment.cursor, "cursor"),
                 "random": plain(moment.random, "random"),
+                "learned": plain(self.learned(), "learned"),
                 "objects": self._registry.whole(moment.copied),
             }
         )

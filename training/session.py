@@ -42,17 +42,17 @@ from training import randomness
 from training.boundary import Boundary, watch_changes
 from training.cadence import LOSS_EVERY_S
 from training.eviction import Watch
+from training.feeding import Feeding
+from training.measuring import untouched
 from training.peers import Peers, joined
-from training.portions import Portion
 from training.progress import Progress, say
 from training.registry import Registry, named
 from training.saver import Saver
-from training.stepping import Stepping, out_of_memory
+from training.stepping import Stepping, is_out_of_memory, out_of_memory
 from training.stopping import stop_of
 from training.timers import Timers
 from training.trackers import Trackers, folder_of
 
-_OUT_OF_MEMORY: Final = ("OutOfMemoryError", "MemoryError")
 LOSS_EVERY_VARIABLE: Final = "FABRIC_LOSS_EVERY_S"
 
 
@@ -83,7 +83,8 @@ def session(
             notice; None = by Young and Daly from what they cost and FABRIC_LOSS_EVERY_S; `math.inf` = none.
         clip_norm: for `run.step`: the largest norm of an optimizer's gradients.
         before_update: for `run.step`: called when all gradients of a step are there, before the optimizer.
-        mix: accelerators of a gang: never (all of one kind), same-vendor (shares follow speeds); None = FABRIC_MIX.
+        mix: accelerators of a gang: never (all of one kind), same-vendor (shares follow speeds), islands (experimental: an
+            island for each kind, which meet now and then); None = FABRIC_MIX.
 
     Raises:
         InvalidRequest: `untrackable_state`: something given here has no state that can be kept; named.
@@ -101,6 +102,8 @@ def session(
         optimizers=optimizers.values(), scheduler=sched, scaler=scaler, clip_norm=clip_norm, before_update=before_update
     )
     peers, every = joined(job, mix=mix), list(optimizers.values())
+    for name, value in peers.tracks(registry).items():
+        registry.track(name, value)
     return Run(job, registry, stepping, every, peers, directory=directory, snapshot_every_s=snapshot_every_s)
 
 
@@ -130,6 +133,7 @@ class Run:
         self._boundary = Boundary(self._ending)
         self._saver = Saver(registry, self._boundary, vault)
         self._saver.poisoned = stepping.finite.is_poisoned
+        self._saver.learned = peers.learned
         self._watch = Watch(
             self._saver,
             self._stop,
@@ -144,9 +148,7 @@ class Run:
         self._progress = Progress(job.report, self._trackers.scalars, self.timers)
         self._total: int | None = None
         self._cursor_of: Callable[[], dict[str, Any]] = dict
-        self._portion: Portion | None = None
-        self._ranks: Any = None
-        self._losses, self._is_fresh = 0, True
+        self._feeding = Feeding(stepping, self.timers)
         self._is_open = self._is_over = self._closed_early = False
 
     def steps(self, total: int | None) -> Iterator[int]:
@@ -191,13 +193,14 @@ class Run:
             reproducible: bitwise (the same weights on any number of processes of a kind) or fast (to rounding).
 
         Raises:
-            InvalidRequest: `dataset_unusable`, `virtual_ranks_invalid`, `shares_invalid`.
+            InvalidRequest: `dataset_unusable`, `virtual_ranks_invalid`, `shares_invalid`, `islands_need_batches`; `loss_missing`:
+                with reproducible=fast each batch must have a loss where other processes share the step.
             Conflict: `checkpoint_of_another_run`, `dataset_changed`: it would not be the same samples.
         """
         from training.data import feed_of  # noqa: PLC0415  # not loaded for jobs without a dataset
         from training.virtual import VirtualRanks  # noqa: PLC0415
 
-        ranks = self._ranks = None if global_batch is None else VirtualRanks(virtual or 1, global_batch, seed)
+        ranks = self._feeding.ranks = None if global_batch is None else VirtualRanks(virtual or 1, global_batch, seed)
         if ranks is not None:
             self._stepping.way = self._peers.way(self.state, ranks, reproducible=reproducible, workers=workers)
         share = self._peers.share
@@ -206,7 +209,7 @@ class Run:
         try:
             self._begin(feed.steps_total, feed.cursor)
             portions = feed.portions(self.done, self._kept.get("cursor", {}))
-            while (portion := self._next(portions)) is not None:
+            while (portion := self._feeding.next(portions)) is not None:
                 if not portion.is_idle:
                     yield portion.batch
                 self._pass_over()
@@ -220,12 +223,9 @@ class Run:
         Raises:
             JobFailed: `loss_not_finite`; nothing was changed by it, and the state before it is durable.
         """
-        portion, self._portion = self._portion, None
-        if portion is None:
-            raise InvalidRequest("run.step takes one loss for each batch of run.batches", code="step_without_batch")
+        portion = self._feeding.taken()
         weight = portion.samples / portion.step_samples
         self._guarded(lambda: self._stepping.add(loss, step=self.done, weight=weight))
-        self._losses += 1
         if portion.is_last:
             self._update(portion.step_samples)
 
@@ -245,20 +245,10 @@ class Run:
         Modules are in `eval` mode and torch keeps no gradients inside; modes and random numbers are put back after it. If the run
         is evicted inside, the step is kept and this evaluation isn't made again.
         """
-        import torch  # noqa: PLC0415  # not loaded for jobs that train nothing
-
         if self._boundary.is_changing:
             self.boundary()
-        states, modes = randomness.capture(), [(module, module.training) for module in self.state.modules()]
-        for module, _ in modes:
-            module.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for module, was_training in modes:
-                module.train(was_training)
-            randomness.restore(states)
+        with untouched(self.state.modules()):
+            yield
 
     def log(self, **values: Any) -> None:
         """Numbers of this step, for the fabric (`loss` is shown in `fabric top`) and the trackers.
@@ -274,6 +264,7 @@ class Run:
         """The run is complete: its last boundary becomes durable, and nobody asks it to stop any more."""
         if self._is_open and not self._is_over:
             self._guarded(self._stepping.finite.settle)
+            self._guarded(self._conclude)
             self._peers.end()
             if self._saver.has_new and not self._boundary.is_changing:
                 with self.timers.within("checkpoint"):
@@ -284,42 +275,34 @@ class Run:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         if error is None:
             self.finish()
             return
         self._leave_loop()
-        if kind is not None and kind.__name__ in _OUT_OF_MEMORY:
+        if is_out_of_memory(error):
             raise out_of_memory(error, step=self.done, kept=self._saver.kept) from error
 
-    def _next(self, portions: Iterator[Portion]) -> Portion | None:
-        with self.timers.within("waiting_data"):
-            portion = self._portion = next(portions, None)
-        if portion is None:
-            return None
-        if self._is_fresh:
-            self._is_fresh = False
-            self._stepping.way.begin(portion.step, portion.parts)
-        if self._ranks is not None:
-            self._ranks.enter(portion.step, portion.vrank)
-        if not portion.is_idle:
-            self._stepping.way.forward(last=portion.is_last)
-        return portion
+    def _conclude(self) -> None:
+        """What the ranks still do to the weights together after the last step, as part of it."""
+        if (change := self._peers.conclude()) is not None:
+            self._boundary.change()
+            change()
+            self._saver.capture(self.done, self._cursor_of())
+            self._boundary.close()
 
     def _pass_over(self) -> None:
-        """A batch whose loss the script did not give has no part in its step."""
-        portion, self._portion = self._portion, None
+        """The script may have given no loss for the batch before."""
+        portion = self._feeding.passed_over()
         if portion is not None and portion.is_last:
-            self._losses += portion.is_idle
             self._update(portion.step_samples)
 
     def _update(self, samples: int) -> None:
-        losses, self._losses, self._is_fresh = self._losses, 0, True
-        if losses:
+        if self._feeding.end_step():
             self._guarded(self._stepping.update)
-        if self._ranks is not None:
-            self._ranks.leave(self.done)
+        if self._feeding.ranks is not None:
+            self._feeding.ranks.leave(self.done)
         self._close(samples=samples)
 
     def _ending(self) -> BaseException:
@@ -337,7 +320,7 @@ class Run:
         self._total, self._cursor_of = total, cursor_of
         self._undo = [watch_changes(optimizer, self._boundary.change) for optimizer in self._optimizers]
         self._saver.capture(self.done, self._kept.get("cursor", {}))
-        self._peers.check_resumed(self.done)
+        self._peers.check_resumed(self.done, self._kept.get("learned", {}))
         self._watch.start()
         self._watch.at_boundary()
         self._peers.begin_step()

@@ -104,7 +104,7 @@ def plan(state: Any) -> Plan:
 def gather(planned: Plan, *, into: memoryview | None = None) -> memoryview:
     """The bytes, copied from where the tensors are."""
     fits = into is not None and into.nbytes >= planned.size
-    data = into[: planned.size] if into is not None and fits else memoryview(bytearray(planned.size))
+    data = into[: planned.size] if into is not None and fits else _memory(planned.size)
     data[: len(planned.head)] = planned.head
     end = len(planned.head)
     for tensor, offset in zip(planned.tensors, planned.offsets, strict=True):
@@ -115,6 +115,11 @@ def gather(planned: Plan, *, into: memoryview | None = None) -> memoryview:
             target = torch.frombuffer(data, dtype=torch.uint8, count=size, offset=start)
             target.copy_(tensor.contiguous().reshape(-1).view(torch.uint8))
     return data
+
+
+def _memory(size: int) -> memoryview:
+    """Memory that nobody has written to yet: a copy over zeros would be written twice."""
+    return memoryview(torch.empty(size, dtype=torch.uint8).numpy())
 
 
 def load(data: bytes | bytearray | memoryview, *, device: str | torch.device = "cpu") -> Any:

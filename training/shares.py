@@ -32,6 +32,15 @@ class Shares:
             return Plan.even(parts, self._world)
         return next(plan for since, plan in reversed(self._plans) if since <= step)
 
+    @property
+    def count(self) -> int:
+        """Virtual ranks of a whole step."""
+        return self._count
+
+    def counts(self, step: int) -> tuple[int, ...]:
+        """How many micro-batches of a whole step each rank computes; () before the first."""
+        return self.plan(step, self._count).shares if step >= 0 else ()
+
     def block(self, step: int, parts: int) -> range:
         """The micro-batches of this rank among the step's `parts`; none for some where there are fewer than ranks."""
         return self.plan(step, parts).block(self._rank)

@@ -24,8 +24,18 @@ class Way(Protocol):
     def backward(self, loss: Any, *, weight: float) -> None:
         """Add the next micro-batch."""
 
+    def skip(self, *, weight: float, step: int) -> bool:
+        """The script gave no loss for the micro-batch. Whether the step is to be made all the same, if there is no other.
+
+        Raises:
+            InvalidRequest: `loss_missing`: without it the other ranks would wait.
+        """
+
     def finish(self) -> object:
         """All of this process's micro-batches are in: the gradients of the whole step are in `.grad` now."""
+
+    def stepped(self) -> None:
+        """The optimizers have changed the weights by them."""
 
 
 class Alone:
@@ -40,8 +50,14 @@ class Alone:
     def backward(self, loss: Any, *, weight: float) -> None:
         (loss if weight == 1 else loss * weight).backward()
 
+    def skip(self, *, weight: float, step: int) -> bool:  # noqa: ARG002
+        return False
+
     def finish(self) -> None:
         """Nothing to wait for."""
+
+    def stepped(self) -> None:
+        """Nobody to tell."""
 
 
 class Finite:
@@ -111,6 +127,7 @@ class Stepping:
             optimizer.zero_grad(set_to_none=True)
         if self._scheduler is not None:
             self._scheduler.step()
+        self.way.stepped()
 
     def _clip(self, optimizer: Any) -> None:
         if self._clip_norm is None and self._before_update is None:
@@ -135,10 +152,19 @@ def _diverged(step: int, value: float) -> JobFailed:
     )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether something didn't fit into memory: a device's, or the machine's, which torch only says in words."""
+    return type(error).__name__ in {"OutOfMemoryError", "MemoryError"} or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
 def out_of_memory(error: BaseException, *, step: int, kept: str) -> JobFailed:
     """What to tell of a step that didn't fit into memory; `kept` says what there is to resume from."""
+    sentences = str(error).split(". ")
+    said = next((sentence for sentence in sentences if "allocate" in sentence), sentences[0])
     return JobFailed(
-        f"out of memory in step {step}: {str(error).split('. ')[0]}; {kept}. Use more virtual ranks "
+        f"out of memory in step {step}: {said}; {kept}. Use more virtual ranks "
         "(smaller micro-batches), shard the model or take devices with more memory, and resume",
         code="out_of_memory",
         step=step,

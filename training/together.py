@@ -1,6 +1,6 @@
 """A session among the other ranks of its gang: they stop after the same step, and one of them saves for all.
 
-Each rank starts an agreement as a step begins and reads it as the step ends. When any of them is asked to stop, all come to
+Each rank starts an agreement as a step begins (as one of several does, where they are quick) and reads it as the step ends. When any of them is asked to stop, all come to
 the same boundary; rank 0's side thread saves it, the others' wait to hear so, or save in its place if it dies. When there
 is no time left for that, everyone's last boundary is offered at once and the furthest counts. When a peer is lost, so is
 its step, and nothing else.
@@ -11,7 +11,7 @@ It knows the session's ports (`Stop`, `Vault`, `Way`) and a gang, and not the lo
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -22,17 +22,23 @@ from fabric.checkpoints import Checkpoints, DirectoryStore
 from fabric.checkpoints.directory import Buffer
 from fabric.errors import Conflict, FabricError, InvalidRequest
 from training import vault
+from training.among import Among
+from training.archipelago import EVERY, EVERY_VARIABLE, TRACKED_AS, Apart, Archipelago
 from training.gang import Gang, PeerLost, Seat, choose
-from training.gradients import Overlapped, Reproducible
-from training.mixing import REFERENCE_SPEEDS, Member, Mix, admit
+from training.gradients import Reproducible
+from training.islands import Islands
+from training.mixing import Mix
+from training.pace import Pace
+from training.progress import say
 from training.registry import Registry
-from training.replicas import Replicas
 from training.shares import Shares
 from training.stopping import Stop
 from training.vault import Kept, Nowhere, Vault
 from training.virtual import VirtualRanks, fitting_count
 
 MIX_VARIABLE: Final = "FABRIC_MIX"
+KIND_VARIABLE: Final = "FABRIC_ACCELERATOR"
+"""Which kind of device a rank has, where no job's context tells."""
 TIMEOUT_VARIABLE: Final = "FABRIC_GANG_TIMEOUT_S"
 """The longest that a rank may keep the others waiting: more than any step takes."""
 _TIMEOUT_S: Final = 300.0
@@ -40,6 +46,9 @@ SILENT_VARIABLE: Final = "FABRIC_GANG_SILENT_S"
 """A rank that hangs, or whose machine is gone, is given up after so long."""
 _SILENT_S: Final = 20.0
 _PATIENCE_S: Final = 2.0
+_QUICK_US: Final = 20_000
+"""Steps are quick while so much time holds several: ranks then agree once in it."""
+_SILENT_STEPS_MAX: Final = 15
 
 
 class Together:
@@ -53,8 +62,15 @@ class Together:
         self._agreed = threading.Event()
         self._agreement: Any = None
         self._shares: Shares | None = None
-        self._way: Among | None = None
+        self._way: Among | Apart | None = None
+        self._archipelago: Archipelago | None = None
+        self._islands: Islands | None = None
+        self._stops_next = False
+        self._silent_steps = 0
+        """Quick steps that are still to come without an agreement: on all ranks the same."""
+        self._pace = Pace([""] * gang.world)
         self._step_s = 0.0
+        self._ended_us = 0
         self._began = time.monotonic()
         self._save_s: Callable[[], float | None] = lambda: None
         self._own_stop: Stop | None = None
@@ -70,15 +86,38 @@ class Together:
         seat = Seat.from_environment()
         asked = Mix(mix or os.environ.get(MIX_VARIABLE) or Mix.NEVER)
         gang = Gang.open(
-            seat, timeout_s=float(os.environ.get(TIMEOUT_VARIABLE) or _TIMEOUT_S),
+            seat, backend="gloo" if asked is Mix.ISLANDS else None,
+            timeout_s=float(os.environ.get(TIMEOUT_VARIABLE) or _TIMEOUT_S),
             silent_s=float(os.environ.get(SILENT_VARIABLE) or _SILENT_S),
         )  # fmt: skip
         together = cls(gang, mix=asked)
-        kinds = together._everyones(job.accelerator)
-        if len(set(kinds)) > 1:
-            members = [Member(accelerator=kind, speed=REFERENCE_SPEEDS.get(kind, 1.0)) for kind in kinds]
-            admit(members, mix=asked, count=fitting_count(seat.world, 1 << 16))
+        kinds = together._everyones(job.accelerator or os.environ.get(KIND_VARIABLE, ""))
+        together._pace = Pace(kinds)
+        together._pace.admit(mix=asked, count=fitting_count(seat.world, 1 << 16))
+        if asked is Mix.ISLANDS:
+            together._part(kinds)
         return together
+
+    def _part(self, kinds: list[str]) -> None:
+        """One island for each kind. Of one kind alone it is an ordinary gang, over what its devices speak."""
+        parted = Archipelago(self.gang, kinds)
+        if parted.is_one:
+            self.gang.data = parted.island.gang.data
+            return
+        self._archipelago = parted
+        if self.gang.rank == 0:
+            named = ", ".join(f"{kinds.count(kind)} on {kind or 'an unnamed kind'}" for kind in parted.kinds)
+            say(
+                f"EXPERIMENTAL: mix=islands: {len(parted.kinds)} islands ({named}) train apart and meet every "
+                f"{_islands_every()} steps: no bits are promised, and how well it learns depends on the model"
+            )
+
+    def tracks(self, state: Registry) -> dict[str, Any]:
+        """What a checkpoint must bring back besides what the script named, by name."""
+        if self._archipelago is None or not (modules := state.modules()):
+            return {}
+        self._islands = self._archipelago.islands(modules, every=_islands_every())
+        return {TRACKED_AS: self._islands}
 
     def vault(self, job: context.Context, directory: str | os.PathLike[str] | None) -> Vault:
         """Where the gang's checkpoints go; in a directory, rank 0 claims it for all."""
@@ -112,7 +151,7 @@ class Together:
         self._own_stop, self._save_s = own, save_s
         return _Agreed(self, own)
 
-    def way(self, state: Registry, ranks: VirtualRanks, *, reproducible: str, workers: int) -> "Among":
+    def way(self, state: Registry, ranks: VirtualRanks, *, reproducible: str, workers: int) -> Among | Apart:
         """How a step's gradients come about.
 
         Raises:
@@ -128,15 +167,35 @@ class Together:
             ranks.count, world=self.gang.world, rank=self.gang.rank,
             ahead=2 * workers, balances=self._mix is not Mix.NEVER,
         )  # fmt: skip
-        self._way = Among(state.modules(), self.gang, shares, Reproducible(reproducible))
+        modules, how = state.modules(), Reproducible(reproducible)
+        if self._archipelago is not None and self._islands is not None:
+            self._way = Apart(modules, self._archipelago.island, shares, self._islands, how)
+        else:
+            self._way = Among(modules, self.gang, shares, how)
         return self._way
 
-    def check_resumed(self, step: int) -> None:
-        """All ranks must go on from the same step.
+    def learned(self) -> dict[str, Any]:
+        """How fast a rank of each kind was found to be, and what a step took besides computing."""
+        return self._pace.told()
+
+    def check_resumed(self, step: int, learned: Mapping[str, Any]) -> None:
+        """All ranks must go on from the same step, and a gang of several kinds must be worth it as measured before.
 
         Raises:
             Conflict: `resumed_apart`: one of them could not read the newest checkpoint.
+            InvalidRequest: `mix_inefficient`; `islands_need_batches`: islands reduce no gradients but those of `run.batches`.
         """
+        if self._archipelago is not None and not isinstance(self._way, Apart):
+            raise InvalidRequest(
+                "mix=islands trains through run.batches(...) and run.step(loss) with a model that the session tracks: a loop "
+                "of one's own would reduce its gradients across islands. Use them, or a gang of one kind (mix=never)",
+                code="islands_need_batches",
+            )
+        if self._islands is not None:
+            self._islands.begin()
+        self._pace.take(learned)
+        if self._shares is not None:
+            self._pace.admit(mix=self._mix, count=self._shares.count)
         steps = self._everyones(step)
         if len(set(steps)) > 1:
             raise Conflict(
@@ -148,23 +207,41 @@ class Together:
     def begin_step(self) -> None:
         """A step begins: say whether this rank was asked to stop, and how long it computed in the one before."""
         wanted = self._own_stop is not None and self._own_stop.wait(0)
-        lap_us = self._way.take_lap_us() if self._way is not None else 0
+        lap_us, self._ended_us = self._way.take_lap_us() if self._way is not None else (0, 0)
         self._began = time.monotonic()
+        if self._silent_steps:
+            self._silent_steps -= 1
+            return
         self._agreement = self.gang.agree(stop=wanted, lap_us=lap_us)
 
     def end_step(self, done: int) -> None:
         """The step is over, `done` in all: learn what was agreed. `PeerLost` if a rank is gone."""
         took_s = time.monotonic() - self._began
         self._step_s = took_s if self._step_s == 0 else 0.7 * self._step_s + 0.3 * took_s
+        if isinstance(self._way, Apart) and self._way.lost is not None:
+            raise self._way.lost
         agreement, self._agreement = self._agreement, None
         if agreement is None:
             return
         verdict = agreement.wait()
+        self._silent_steps = 0 if verdict.stop else _silent_steps(verdict.laps_us)
         if self._shares is not None:
+            self._pace.note(verdict.laps_us, shares=self._shares.counts(done - 2), ended_us=self._ended_us)
             self._shares.observe(done, verdict.laps_us)
-        if verdict.stop:
+        if self._islands is not None and verdict.stop and not self._stops_next:
+            self._stops_next = True  # what is saved is what all have learned: they meet in the next step
+            self._islands.meet_next()
+        elif verdict.stop or self._stops_next:
             self.end()
             self._agreed.set()
+
+    def conclude(self) -> Callable[[], None] | None:
+        """All steps are done: what is still to be done to the weights, if anything; it can't fail any more.
+
+        Raises:
+            PeerLost: another island is gone.
+        """
+        return None if self._islands is None else self._islands.last_meeting()
 
     def end(self) -> None:
         """What is saved from now on, one saves for all."""
@@ -172,7 +249,8 @@ class Together:
 
     def is_too_late(self, left_s: float | None) -> bool:
         """Whether there is no time to stop together."""
-        return choose(left_s=left_s, step_s=self._step_s, save_s=self._save_s() or 0.0).at_once
+        steps = 1.0 + self._silent_steps / 2 + (self._islands is not None) / 2  # islands make one more, to meet
+        return choose(left_s=left_s, step_s=steps * self._step_s, save_s=self._save_s() or 0.0).at_once
 
     def await_agreed(self, timeout_s: float) -> bool:
         """Whether the gang has agreed to stop, after at most so long."""
@@ -196,45 +274,14 @@ class Together:
         return found
 
 
-class Among:
-    """Gradients over all ranks of a gang, of which this one computes its share."""
+def _silent_steps(laps_us: Sequence[int]) -> int:
+    """How many steps to make before agreeing again: none, unless they are so quick that agreeing would be felt."""
+    slowest_us = max(laps_us)
+    return min(_QUICK_US // slowest_us, _SILENT_STEPS_MAX) if slowest_us and min(laps_us) else 0
 
-    def __init__(self, modules: list[Any], gang: Gang, shares: Shares, reproducible: Reproducible) -> None:
-        from torch import nn  # noqa: PLC0415  # by now it is loaded
 
-        whole = modules[0] if len(modules) == 1 else nn.ModuleList(modules)
-        is_bitwise = reproducible is Reproducible.BITWISE
-        self._way: Replicas | Overlapped = Replicas(whole, gang) if is_bitwise else Overlapped(whole, gang)
-        self._overlaps = not is_bitwise
-        self.shares = shares
-        self._lap_ns, self._counted, self._all = 0, 0, 0
-        self._since = 0
-
-    def begin(self, step: int, parts: int) -> None:
-        """A step of `parts` micro-batches over all ranks begins."""
-        self._way.begin(self.shares.plan(step, parts))
-
-    def forward(self, *, last: bool) -> None:
-        """The script computes the next micro-batch from here on."""
-        self._way.forward(last=last)
-        self._is_last, self._since = last, time.perf_counter_ns()
-
-    def backward(self, loss: Any, *, weight: float) -> None:
-        """Add it. Reducing while the last one computes makes its time everybody's, so it is not counted then."""
-        self._way.backward(loss, weight=weight)
-        self._all += 1
-        if not (self._overlaps and self._is_last):
-            self._lap_ns += time.perf_counter_ns() - self._since
-            self._counted += 1
-
-    def finish(self) -> float:
-        return self._way.finish()
-
-    def take_lap_us(self) -> int:
-        """How long this rank computed since this was asked last; 0 = can't be told."""
-        lap_us = self._lap_ns * self._all // max(1, self._counted) // 1000
-        self._lap_ns = self._counted = self._all = 0
-        return lap_us
+def _islands_every() -> int:
+    return int(os.environ.get(EVERY_VARIABLE) or EVERY)
 
 
 class _OneForAll:

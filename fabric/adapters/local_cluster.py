@@ -20,7 +20,7 @@ import ray
 from ray._common.utils import get_default_ray_temp_dir
 from ray.cluster_utils import Cluster
 
-from fabric.adapters.nodes import DEDICATED_LABEL, NODE_LABEL, POOL_LABEL, TYPE_LABEL
+from fabric.adapters.nodes import DEDICATED_LABEL, NODE_LABEL, NOTICE_LABEL, POOL_LABEL, TYPE_LABEL
 
 _STORE_BYTES: Final = 80 * 1024 * 1024
 _CPUS: Final = 64
@@ -48,6 +48,7 @@ class LocalNode:
     devices: int
     pool: str = "spot"
     dedicated_to: str = ""
+    notice_s: int | None = None
 
 
 MIXED: Final = (
@@ -139,6 +140,8 @@ class LocalCluster:
         labels = {NODE_LABEL: node.node_id, POOL_LABEL: node.pool, TYPE_LABEL: node.accelerator}
         if node.dedicated_to:
             labels[DEDICATED_LABEL] = node.dedicated_to
+        if node.notice_s is not None:
+            labels[NOTICE_LABEL] = str(node.notice_s)
         with _environment():
             self._raylets[node.node_id] = self._cluster.add_node(
                 wait=False,

@@ -13,7 +13,10 @@ NODE_LABEL: Final = "fabric.io/node"
 POOL_LABEL: Final = "fabric.io/pool"
 DEDICATED_LABEL: Final = "fabric.io/dedicated-to"
 TYPE_LABEL: Final = "ray.io/accelerator-type"
+NOTICE_LABEL: Final = "fabric.io/notice-s"
+"""Seconds between the notice that the node goes and its going, where that is less than any job could need."""
 DEVICE_RESOURCES: Final = ("GPU", "NPU")
+_NOTICE_DIGITS_MAX: Final = 9
 _OUR_NAMES: Final = (("Ascend910B", "910B"), ("910B", "910B"), ("H100", "H100"), ("A100", "A100"))
 """Ray tells A100-40G from A100-80G and Ascend910B3 from 910B4: tariffs don't."""
 
@@ -34,6 +37,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     dedicated_to: AccountId | None
     has_type_resource: bool
     """Whether the node also offers a resource named for its type."""
+    notice_us: int | None = None
 
     def bundle(self, devices: int, *, cpus: float) -> dict[str, float]:
         """The resources of a lease's share here."""
@@ -67,6 +71,7 @@ def changes_between(before: Mapping[NodeId, Node], now: Mapping[NodeId, Node]) -
                     devices=node.devices,
                     pool=node.pool,
                     dedicated_to=node.dedicated_to,
+                    notice_us=node.notice_us,
                 )
             )
     return changed
@@ -107,4 +112,13 @@ def _node_of(entry: Mapping[str, Any]) -> Node | None:
         pool=Pool(labels[POOL_LABEL]),
         dedicated_to=AccountId(labels[DEDICATED_LABEL]) if DEDICATED_LABEL in labels else None,
         has_type_resource=resources.get(accelerator, 0) >= 1,
+        notice_us=notice_us_of(labels),
     )
+
+
+def notice_us_of(labels: Mapping[str, str]) -> int | None:
+    """What a node's label says of its notice; a word that is no number of seconds counts as none at all."""
+    said = labels.get(NOTICE_LABEL)
+    if said is None:
+        return None
+    return int(said) * 1_000_000 if said.isascii() and said.isdigit() and len(said) <= _NOTICE_DIGITS_MAX else 0

@@ -94,9 +94,13 @@ class Ranks:
 
     def _report_save(self, rank: int, save: Save) -> None:
         self.reported_saves[rank] = self.reported_saves.get(rank, 0) + 1
-        step, write_us, size = save
-        if is_number(step) and is_number(write_us) and is_number(size):
-            self.around.outbox.put(LeaseSaved(lease_id=self.lease.lease_id, step=step, write_us=write_us, bytes=size))
+        step, write_us, size, restore_us = save
+        if all(is_number(said) for said in save):
+            self.around.outbox.put(
+                LeaseSaved(
+                    lease_id=self.lease.lease_id, step=step, write_us=write_us, bytes=size, restore_us=restore_us
+                )
+            )
 
 
 def _reason(error: BaseException) -> str:

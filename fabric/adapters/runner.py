@@ -9,6 +9,7 @@ import asyncio
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -79,6 +80,16 @@ def ranks_of(order: Order) -> tuple[Order, ...]:
     return tuple(msgspec.structs.replace(order, rank=before + at, local=(at, count)) for at in range(count))
 
 
+def accelerator_of(order: Order) -> str:
+    """The type of the rank's devices: the lease's, or its share's where they differ."""
+    lease = order.lease
+    if order.per_device:
+        of_rank = [share.accelerator for share in lease.shares for _ in range(share.devices)]
+    else:
+        of_rank = [share.accelerator for share in lease.shares]
+    return (of_rank[order.rank] if order.rank < len(of_rank) else "") or lease.accelerator
+
+
 encode_order: Final = msgspec.msgpack.Encoder().encode
 decode_order: Final = msgspec.msgpack.Decoder(Order).decode
 encode_end: Final = msgspec.msgpack.Encoder().encode
@@ -121,6 +132,8 @@ class Runner:
         self._stage: Stage | None = None
         self._end: asyncio.Future[JobEnd] | None = None
         self._saves: list[Save] = []
+        self._began = 0.0
+        self._restore_us = 0
         self._saved = asyncio.Event()
         self._reported = asyncio.Event()
         self._devices = _devices()
@@ -180,6 +193,7 @@ class Runner:
         loop = asyncio.get_running_loop()
         end: asyncio.Future[JobEnd] = loop.create_future()
         self._order, self._end, self._saves = order, end, []
+        self._began, self._restore_us = time.monotonic(), 0
         self._reported.clear()
         self._stage = self._set(order, loop)
         before = frozenset(threading.enumerate())
@@ -207,7 +221,7 @@ class Runner:
             loop.call_soon_threadsafe(self._note_save, Save(step, write_us, size))
 
         def on_report() -> None:
-            loop.call_soon_threadsafe(self._reported.set)
+            loop.call_soon_threadsafe(self._note_report)
 
         first = ranks_of(order)[0]
         devices = self._devices if first.local is None else self._devices[:1]
@@ -249,8 +263,13 @@ class Runner:
         return crew.perform(lambda: bool(self._saves))
 
     def _note_save(self, save: Save) -> None:
-        self._saves.append(save)
+        self._saves.append(save._replace(restore_us=self._restore_us))
         self._saved.set()
+
+    def _note_report(self) -> None:
+        self._reported.set()
+        if not self._restore_us and self._stage is not None and self._stage.context.progress.step:
+            self._restore_us = round((time.monotonic() - self._began) * 1_000_000)
 
     def _finish(self, end: "asyncio.Future[JobEnd]", ended: JobEnd) -> None:
         end.set_result(msgspec.structs.replace(ended, saves=tuple(self._saves)))
@@ -287,7 +306,7 @@ def stage_of(
         rank=order.rank,
         world_size=order.world_size,
         devices=devices,
-        accelerator=lease.accelerator,
+        accelerator=accelerator_of(order),
     )
     checkpoints = checkpoints_in(
         archive,

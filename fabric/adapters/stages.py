@@ -38,6 +38,8 @@ from fabric.gate.events import LeaseOutcome
 from fabric.gate.instructions import Lease
 
 EXIT_SAVED: Final = 75
+LOSS_EVERY_VARIABLE: Final = "FABRIC_LOSS_EVERY_S"
+"""How often, as the gate has learned, what isn't saved is lost here: a session takes snapshots accordingly."""
 _PYTHONS: Final = ("python", "python3", "python3.11")
 """`python train.py` runs in the runner itself, like `train.py`, so that the script has its `fabric.context`."""
 _ERROR_LINES: Final = 12
@@ -49,6 +51,8 @@ class Save(NamedTuple):
     step: int
     write_us: int
     size: int = 0
+    restore_us: int = 0
+    """From the attempt's start to its first step; 0 = not known."""
 
 
 class JobEnd(msgspec.Struct, frozen=True, kw_only=True):
@@ -280,13 +284,15 @@ def _as_job(stage: Stage, variables: Mapping[str, str]) -> Iterator[None]:
     environment, folder, arguments, path = dict(os.environ), os.getcwd(), sys.argv, list(sys.path)  # noqa: PTH109
     try:
         os.environ.update(variables)
+        if lease.loss_every_us is not None and LOSS_EVERY_VARIABLE not in variables:
+            os.environ[LOSS_EVERY_VARIABLE] = f"{lease.loss_every_us / 1_000_000:.6g}"
         os.environ.update(
             {
                 LEASE_VARIABLE: lease.lease_id,
                 "FABRIC_JOB_ID": lease.job_id,
                 "FABRIC_ATTEMPT": str(lease.epoch),
                 "FABRIC_DEVICES": ",".join(here.devices),
-                "FABRIC_ACCELERATOR": lease.accelerator,
+                "FABRIC_ACCELERATOR": here.accelerator,
                 "FABRIC_MIX": lease.mix,
                 "RANK": str(here.rank),
                 "WORLD_SIZE": str(here.world_size),

@@ -4,7 +4,9 @@ import hashlib
 from pathlib import Path
 from tempfile import gettempdir
 
-from fabric.adapters.archive import Archive, DirectoryArchive, S3Archive, S3Credentials
+from fabric.adapters.archive import Archive, DirectoryArchive, S3Archive
+from fabric.adapters.bucket import Place
+from fabric.adapters.bucket_clients import S3Credentials
 from fabric.adapters.cluster_settings import ClusterSettings
 from fabric.adapters.journal import Journal
 from fabric.settings import ClusterConfig, PostgresJournal, SqliteJournal
@@ -32,13 +34,15 @@ def open_archive_of(config: ClusterConfig) -> Archive:
     if isinstance(archive, ConfiguredDirectory):
         return DirectoryArchive(archive.path)
     return S3Archive(
-        archive.bucket,
-        prefix=archive.prefix,
-        endpoint_url=archive.endpoint,
-        region=archive.region,
-        credentials=_revealed(archive.credentials),
-        sse=archive.sse,
-        kms_key_id=archive.kms_key_id,
+        Place(
+            bucket=archive.bucket,
+            prefix=archive.prefix,
+            endpoint_url=archive.endpoint,
+            region=archive.region,
+            credentials=_revealed(archive.credentials),
+            sse=archive.sse,
+            kms_key_id=archive.kms_key_id,
+        )
     )
 
 

@@ -1,4 +1,4 @@
-"""Blobs between clients and the archive: on disk while a client is slow, in memory whole and only few at a time.
+"""Blobs between clients and the archive: large ones on disk, in memory only a few.
 
 The door shares its process, and maybe the gate's, with everybody's calls. So whatever takes time or room with the size of
 a blob (hashing, disks, the archive) happens in threads, and however many come at once, the memory they take is bounded.
@@ -14,7 +14,7 @@ from typing import Final, Self
 from fabric.api.port import GatePort
 
 WHOLE_MAX: Final = 3
-"""Blobs in memory at once, on their way between the disk and the archive."""
+"""Blobs in memory at once, on their way from the disk to the archive."""
 PART_BYTES: Final = 1024 * 1024
 
 
@@ -30,22 +30,14 @@ class Blobs:
         async with self._whole:
             await self._port.put_blob(key, await upload.whole())
 
-    async def read(self, key: str) -> bytes:
-        """All of it, for what is small. `NotFound` if there is none."""
-        async with self._whole:
-            return await self._port.get_blob(key)
-
     async def parts(self, key: str) -> AsyncGenerator[bytes, None]:
-        """All of it in order, at the reader's pace; at least one part. `NotFound` if there is none."""
-        with tempfile.TemporaryFile() as kept:
-            async with self._whole:
-                data = await self._port.get_blob(key)
-                first = data[:PART_BYTES]
-                if len(data) > len(first):
-                    await asyncio.to_thread(kept.write, data)
-                del data
-            yield first
-            kept.seek(len(first))
+        """All of it in order, at the reader's pace; at least one part. `NotFound` if there is none. Of what the archive
+        finds damaged, nothing is handed out: it is on disk before the first part is.
+        """
+        with tempfile.SpooledTemporaryFile(PART_BYTES) as kept:
+            await self._port.fetch_blob(key, kept)
+            kept.seek(0)
+            yield await asyncio.to_thread(kept.read, PART_BYTES)
             while part := await asyncio.to_thread(kept.read, PART_BYTES):
                 yield part
 

@@ -15,7 +15,7 @@ from fabric.api.keys import Caller
 from fabric.api.messages import amount, at_least, facts_json, request_id, short
 from fabric.checkpoints import Checkpoints, Manifest
 from fabric.errors import Conflict, FabricError, NotFound
-from fabric.gate.events import JobSpec, Submit
+from fabric.gate.events import JobSpec, RolledBack, Submit
 from fabric.gate.questions import SpecOf
 from fabric.gate.views import JobView
 from fabric.units import AccountId, JobId, KeyId
@@ -32,14 +32,24 @@ async def list_checkpoints(door: Door, caller: Caller, request: pb.ListCheckpoin
 
 async def roll_back(door: Door, caller: Caller, request: pb.RollBackRequest) -> pb.Checkpoint:
     """The job resumes from an older checkpoint; those after it are void."""
-    request_id(request.request_id)
+    asked = request_id(request.request_id)
     job = await door.job(request.job_id, scope=caller.scope)
     step = at_least(0, "step", request.step)
     if job.lease_id is not None:
         raise Conflict(
             f"job {job.job_id} is {job.state}: pause it, roll back, then resume it", code="job_runs", state=job.state
         )
-    return _shown(await asyncio.to_thread(_of(door, job).rollback, step))
+    manifest = await asyncio.to_thread(_of(door, job).rollback, step)
+    await door.gate.decide(
+        RolledBack(
+            job_id=JobId(job.job_id),
+            account_id=AccountId(job.account_id),
+            step=manifest.step,
+            bytes=manifest.bytes,
+            request_id=asked,
+        )
+    )
+    return _shown(manifest)
 
 
 async def fork(door: Door, caller: Caller, request: pb.ForkRequest) -> pb.SubmitReply:

@@ -227,12 +227,12 @@ async def _update(door: Door, view: JobView, *, with_result: bool) -> pb.JobUpda
     update = pb.JobUpdate(revision=view.revision, job=_shown(view))
     key = _result_key(view)
     if with_result and key:
-        try:
-            data = await _result(door, key)
-        except NotFound:
-            return update
-        if len(data) <= INLINE_BYTES_MAX:
-            update.result = data
+        with contextlib.suppress(NotFound):
+            found = inline_result(key)
+            if found is None:
+                found = await door.port.small_blob(key, limit_bytes=INLINE_BYTES_MAX)
+            if found is not None:
+                update.result = found
     return update
 
 
@@ -241,11 +241,6 @@ def _shown(view: JobView) -> pb.Job:
     job = message_of(view, pb.Job)
     job.result_ref = shown_ref(job.result_ref)
     return job
-
-
-async def _result(door: Door, result_ref: str) -> bytes:
-    found = inline_result(result_ref)
-    return await door.blobs.read(result_ref) if found is None else found
 
 
 def _result_key(view: JobView) -> str:

@@ -1,7 +1,7 @@
 """What a door needs of the gate, so that the doors know neither Ray nor the journal."""
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from typing import IO, Protocol
 
 from fabric.checkpoints import Checkpoints
 from fabric.gate.events import AnyEvent
@@ -30,8 +30,11 @@ class GatePort(Protocol):
     async def put_blob(self, key: str, data: bytes) -> None:
         """Keep a payload (a pickled function, a zipped working directory) or a result in the archive."""
 
-    async def get_blob(self, key: str) -> bytes:
-        """`NotFound` if there is none."""
+    async def fetch_blob(self, key: str, into: IO[bytes]) -> None:
+        """Write one to a file: whole on return. `NotFound` if there is none."""
+
+    async def small_blob(self, key: str, *, limit_bytes: int) -> bytes | None:
+        """The same in memory; None if it has more bytes than that."""
 
     def checkpoints_of(self, account_id: str, job_id: str) -> Checkpoints:
         """Where a job's checkpoints are. Its methods block."""

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import msgspec
 
-from fabric.adapters.archive import checked_key
+from fabric.adapters.archive_keys import checked_key
 from fabric.checkpoints import moving, retention
 from fabric.checkpoints.claiming import Writer, admitted, claim_after
 from fabric.checkpoints.directory import DirectoryStore

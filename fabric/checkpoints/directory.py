@@ -11,17 +11,22 @@ import re
 import secrets
 import shutil
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
-from fabric.adapters.archive import checked_key
+from fabric.adapters.archive_keys import checked_key
 from fabric.errors import InvalidRequest, NotFound, Unavailable
 
 Buffer = bytes | bytearray | memoryview
 CHUNK_BYTES: Final = 4 * 2**20
+_WRITE_BYTES: Final = 16 * 2**20
+_LARGE_BYTES: Final = 64 * 2**20
+"""A value of so much is worth a thread that brings it to the disk while it is written."""
+_SYNC_EVERY_S: Final = 0.02
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _DRAFT: Final = re.compile(r"\.[0-9a-f]{16}\.draft")
@@ -133,9 +138,11 @@ class DirectoryStore:
             self._make_folder(path.parent)
             self._check_room(size)
             with draft.open("xb", buffering=0) as file:
-                write(file)
                 if self._durable:
-                    os.fsync(file.fileno())
+                    with _synced(file, size=size):
+                        write(file)
+                else:
+                    write(file)
             if not once:
                 draft.replace(path)
             elif not _linked(draft, path):
@@ -214,7 +221,35 @@ class DirectoryStore:
 def _write_all(file: IO[bytes], data: Buffer) -> None:
     rest = memoryview(data).cast("B")
     while rest:
-        rest = rest[file.write(rest) :]
+        rest = rest[file.write(rest[:_WRITE_BYTES]) :]
+
+
+@contextmanager
+def _synced(file: IO[bytes], *, size: int) -> Iterator[None]:
+    """What is written inside is on the disk at the end; of much, most goes there while the rest is still written."""
+    if size < _LARGE_BYTES:
+        yield
+        os.fsync(file.fileno())
+        return
+    written, failed = threading.Event(), list[OSError]()
+
+    def sync() -> None:
+        try:
+            while not written.wait(_SYNC_EVERY_S):
+                os.fdatasync(file.fileno())
+        except OSError as error:  # the system tells it once: the sync at the end would find nothing wrong
+            failed.append(error)
+
+    syncing = threading.Thread(target=sync, name="fabric-sync", daemon=True)
+    syncing.start()
+    try:
+        yield
+    finally:
+        written.set()
+        syncing.join()
+    if failed:
+        raise failed[0]
+    os.fsync(file.fileno())
 
 
 def _linked(draft: Path, path: Path) -> bool:

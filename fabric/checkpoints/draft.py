@@ -6,13 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from fabric.adapters.archive import checked_key
+from fabric.adapters.archive_keys import checked_key
 from fabric.checkpoints.directory import Buffer, DirectoryStore
 from fabric.checkpoints.records import Shard
 from fabric.checkpoints.stores import Store
 from fabric.errors import CheckpointDamaged, Conflict, Unavailable
 
 _PARALLEL: Final = 4
+_LARGE_BYTES: Final = 16 * 2**20
+"""A shard of so much is hashed while it is written."""
 
 
 class Draft:
@@ -99,5 +101,14 @@ def _put(target: Store, key: str, data: Buffer | Path) -> tuple[str, int]:
     if isinstance(data, Path):
         return target.put_file(key, data)
     view = memoryview(data).cast("B")
-    target.put(key, view)
-    return hashlib.sha256(view).hexdigest(), len(view)
+    if len(view) < _LARGE_BYTES:
+        target.put(key, view)
+        return _sha256(view), len(view)
+    with ThreadPoolExecutor(1, thread_name_prefix="fabric-hash") as beside:
+        digest = beside.submit(_sha256, view)
+        target.put(key, view)
+        return digest.result(), len(view)
+
+
+def _sha256(view: memoryview) -> str:
+    return hashlib.sha256(view).hexdigest()

@@ -4,7 +4,7 @@ import secrets
 
 import msgspec
 
-from fabric.adapters.archive import checked_key
+from fabric.adapters.archive_keys import checked_key
 from fabric.checkpoints.log import Log, View
 from fabric.checkpoints.records import Manifest
 from fabric.checkpoints.shelf import Shelf

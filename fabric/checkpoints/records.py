@@ -30,22 +30,8 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
 
 
-class Claim(msgspec.Struct, frozen=True, kw_only=True, tag="claim"):
-    """From this slot on only this writer may append, until another claims."""
-
-    format: int = FORMAT
-    prefix: str
-    slot: int
-    epoch: int
-    attempt: str
-    writer: str
-    """The process: ranks of one attempt are several, and only one at a time appends."""
-    stands: tuple[int, ...] = ()
-    """The slots before this one that still mean something; all others are void, and are being deleted."""
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
-    """A checkpoint: it exists when this record does, and this is written last."""
+class _Written(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a record stands, and whose it is."""
 
     format: int = FORMAT
     prefix: str
@@ -54,6 +40,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
     epoch: int
     attempt: str
     writer: str
+    """The process: ranks of one attempt are several, and only one at a time appends."""
+
+
+class Claim(_Written, frozen=True, kw_only=True, tag="claim"):
+    """From this slot on only this writer may append, until another claims."""
+
+    stands: tuple[int, ...] = ()
+    """The slots before this one that still mean something; all others are void, and are being deleted."""
+
+
+class Manifest(_Written, frozen=True, kw_only=True, tag="commit"):
+    """A checkpoint: it exists when this record does, and this is written last."""
+
     step: int
     draft: str
     """Names the folder that its shards lie in."""
@@ -87,15 +86,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
         )
 
 
-class Retirement(msgspec.Struct, frozen=True, kw_only=True, tag="retire"):
+class Retirement(_Written, frozen=True, kw_only=True, tag="retire"):
     """Makes slots void without a new checkpoint."""
 
-    format: int = FORMAT
-    prefix: str
-    slot: int
-    epoch: int
-    attempt: str
-    writer: str
     stands: tuple[int, ...]
 
 

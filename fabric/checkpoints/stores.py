@@ -63,6 +63,6 @@ def store_of(archive: Archive) -> Store:
         case DirectoryArchive():
             return DirectoryStore(archive.root)
         case S3Archive():
-            return S3Store(**archive.place)
+            return S3Store(archive.place)
         case _:
             raise InvalidConfig(f"checkpoints need a directory or a bucket, not a {type(archive).__name__}")

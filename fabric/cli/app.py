@@ -10,13 +10,13 @@ import typer.core
 
 from fabric.cli import audit, calibrate, checkpoints, cluster, jobs, keys, models, money, operator
 from fabric.cli.output import print_error
-from fabric.errors import FabricError
+from fabric.errors import FabricError, InvalidRequest
 
 INTERRUPTED: Final = 130
 _WANTS_JSON: Final = "fabric.wants_json"
 EPILOG: Final = (
-    "Exit codes: 0 done · 1 our own mistake · 2 the request can't succeed as written · 3 no valid key, or not allowed ·"
-    " 4 not enough tokens · 5 no such thing · 6 conflict · 7 the job failed · 8 try again later · 130 interrupted"
+    "Exit codes: 0 done · 1 our own mistake, and of doctor that something fails · 2 the request can't succeed as written · 3 no valid key, or not allowed ·"
+    " 4 not enough tokens · 5 no such thing · 6 conflict · 7 the job failed · 8 try again later · 9 the job that was followed is parked · 130 interrupted"
 )
 
 
@@ -36,13 +36,22 @@ class Commands(typer.core.TyperGroup):
         except FabricError as error:
             if ctx.params.get("debug"):
                 raise
-            print_error(error, as_json=ctx.meta[_WANTS_JSON])
-            raise typer.Exit(error.exit_code) from None
+            raise _ended(ctx, error) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
             sys.stderr.close()
             raise typer.Exit(0) from None
+        except OSError as error:
+            if error.filename is None or ctx.params.get("debug"):
+                raise
+            about = f"{error.filename}: {error.strerror}"
+            raise _ended(ctx, InvalidRequest(about, code="file_unusable", path=str(error.filename))) from None
+
+
+def _ended(ctx: Any, error: FabricError) -> typer.Exit:
+    print_error(error, as_json=ctx.meta[_WANTS_JSON])
+    return typer.Exit(error.exit_code)
 
 
 app = typer.Typer(

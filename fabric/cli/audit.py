@@ -1,13 +1,16 @@
 """Commands for whoever doubts a bill. `verify` works offline and trusts nothing of the fabric's."""
 
 import json
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fabric.audit.verify import verify_export
+from fabric.cli.files import drafted
 from fabric.cli.output import console, print_json, say, table
 from fabric.cli.session import AsJson, ForAccount, client, job_named
 from fabric.errors import InvalidRequest, JournalCorrupt
@@ -21,20 +24,26 @@ def export(
     file: Annotated[Path | None, typer.Argument(help="Where to write it; standard output if not given.")] = None,
     *,
     account: ForAccount = "",
+    as_json: AsJson = False,
 ) -> None:
-    """Everything that is sealed about the account, as JSON lines.
+    """Everything that is sealed about the account, as JSON lines: all of it, or nothing.
 
     For example: fabric audit export november.jsonl
     """
-    chunks = client(account).stream(pb.ExportRequest(), pb.Chunk)
+    door = client(account)
     if file is None:
-        for chunk in chunks:
-            sys.stdout.buffer.write(chunk.data)
+        with tempfile.TemporaryFile() as out:
+            door.fetch_into(pb.ExportRequest(), out)
+            out.seek(0)
+            shutil.copyfileobj(out, sys.stdout.buffer)
         return
-    with file.open("wb") as out:
-        for chunk in chunks:
-            out.write(chunk.data)
-    say(f"written to {file}: check it with `fabric audit verify {file}`")
+    with drafted(file) as out:
+        door.fetch_into(pb.ExportRequest(), out)
+        size = out.tell()
+    if as_json:
+        print_json({"file": str(file), "bytes": size})
+    else:
+        say(f"written to {file}: check it with `fabric audit verify {file}`")
 
 
 @app.command()

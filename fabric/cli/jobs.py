@@ -1,5 +1,6 @@
 """Commands about jobs."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fabric.cli import submission, top
+from fabric.cli.files import drafted
 from fabric.cli.job_columns import (
     JOB_COLUMNS,
     idle,
@@ -107,14 +109,21 @@ def logs(
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
     account: ForAccount = "",
+    as_json: AsJson = False,
 ) -> None:
     """What a job has written, in all its attempts; the lines of a gang say which rank wrote them.
 
+    With --json, an object a line for each piece as it comes: attempt, rank, offset and text.
     For example: fabric logs job-9829cded --follow
     """
     door = client(account)
+    pieces = door.logs(job_named(door, job_id), follow=follow)
+    if as_json:
+        for piece in pieces:
+            print(json.dumps(record(piece) | {"data": piece.data.decode(errors="replace")}), flush=True)
+        return
     lines = LogLines(headed=sys.stdout.isatty())
-    for chunk in door.logs(job_named(door, job_id), follow=follow):
+    for chunk in pieces:
         sys.stdout.writelines(lines.take(attempt=chunk.attempt, rank=chunk.rank, data=chunk.data))
         sys.stdout.flush()
     sys.stdout.writelines(lines.rest())
@@ -137,7 +146,9 @@ def result(
         waited = fabric.job(job_id)
         if output is not None:
             waited.wait(timeout)
-            output.write_bytes(fabric.client.fetch(pb.ResultRequest(job_id=job_id)))
+            with drafted(output) as out:
+                fabric.client.fetch_into(pb.ResultRequest(job_id=job_id), out)
+            print_json({"job_id": job_id, "file": str(output)}) if as_json else say(str(output))
             return
         try:
             value = waited.result(timeout)
@@ -154,6 +165,7 @@ def artifact(
         Path | None, typer.Option(help="A file, or a folder to unpack a model into; by default NAME.tar.")
     ] = None,
     account: ForAccount = "",
+    as_json: AsJson = False,
 ) -> None:
     """Fetch what a job published, such as the model that it trained.
 
@@ -161,13 +173,14 @@ def artifact(
     """
     from training.parcels import unpacked  # noqa: PLC0415  # a package of its own
 
-    data = client(account).fetch(pb.ArtifactRequest(job_id=job_id, name=name))
-    place = to or Path(f"{name}.tar")
+    door, place = client(account), to or Path(f"{name}.tar")
+    wanted = pb.ArtifactRequest(job_id=job_named(door, job_id), name=name)
     if place.suffix:
-        place.write_bytes(data)
+        with drafted(place) as out:
+            door.fetch_into(wanted, out)
     else:
-        unpacked(data, place)
-    say(str(place))
+        unpacked(door.fetch(wanted), place)
+    print_json({"job_id": wanted.job_id, "name": name, "path": str(place)}) if as_json else say(str(place))
 
 
 def cancel(

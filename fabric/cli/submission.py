@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Final, Literal
 
 import typer
 
@@ -19,8 +19,12 @@ from fabric.cli.output import (
 )
 from fabric.cli.session import AsJson, ForAccount, client, connected
 from fabric.errors import InvalidRequest
+from fabric.sdk.job import Job
 from fabric.units import format_cny, format_ct
 from fabric.wire import fabric_pb2 as pb
+
+PARKED: Final = 9
+"""How a command ends that followed a job until it was parked: not done, and nothing to be ashamed of."""
 
 Tokens = Annotated[str, typer.Option("--tokens", "-t", help="The most the job may burn, e.g. 2 or 0.5.")]
 Accelerators = Annotated[
@@ -89,6 +93,9 @@ def submit(
     grace: Annotated[float | None, typer.Option(help="Seconds it is given to checkpoint.")] = None,
     auto_park: Annotated[float | None, typer.Option(help="Seconds of idle devices, then it is parked.")] = None,
     devices_per_node: Annotated[int | None, typer.Option(help="For gangs over several nodes.")] = None,
+    mix: Annotated[
+        str, typer.Option(help="never, same-vendor or islands: what its gang may be where no type alone has room.")
+    ] = "never",
     ranks: Annotated[
         str, typer.Option(help="node or device: run once for each node's share, or each device.")
     ] = "node",
@@ -101,10 +108,10 @@ def submit(
     For example: fabric submit train.py --tokens 2 --accelerators H100:1 --follow
     """
     with connected(account) as fabric:
-        script = words[0].endswith(".py")
+        work, arguments = _work_of(words)
         made = fabric.submit(
-            words[0] if script else words,
-            *(words[1:] if script else ()),
+            work,
+            *arguments,
             tokens=tokens,
             accelerators=_types(accelerators),
             name=name or None,
@@ -119,15 +126,13 @@ def submit(
             grace=grace,
             auto_park=auto_park,
             devices_per_node=devices_per_node,
+            mix=_mix(mix),
             ranks=_ranks(ranks),
         )
         if not follow:
             print_json({"job_id": made.id, "state": made.state}) if as_json else say(made.id)
             return
-        print(made.id, file=sys.stderr)
-        _follow(made)
-        if as_json:
-            print_json(record(made.info()))
+        _follow(made, as_json=as_json)
 
 
 def run(
@@ -143,6 +148,7 @@ def run(
     grace: Annotated[float | None, typer.Option(help="Seconds it is given to checkpoint.")] = None,
     auto_park: Annotated[float | None, typer.Option(help="Seconds of idle devices, then it is parked.")] = None,
     account: ForAccount = "",
+    as_json: AsJson = False,
 ) -> None:
     """Run any command preemptibly, and show what it prints until it ends, through every eviction.
 
@@ -150,9 +156,10 @@ def run(
     and to exit with 75. For example: fabric run --tokens 2 -x any:1-4 -- python train.py
     """
     with connected(account) as fabric:
+        work, arguments = _work_of(words)
         made = fabric.submit(
-            words[0] if words[0].endswith(".py") else words,
-            *(words[1:] if words[0].endswith(".py") else ()),
+            work,
+            *arguments,
             tokens=tokens,
             accelerators=_types(accelerators),
             name=name or None,
@@ -163,26 +170,40 @@ def run(
             grace=grace,
             auto_park=auto_park,
         )
-        print(made.id, file=sys.stderr)
-        _follow(made)
-        print(made.info().timeline, file=sys.stderr)
+        try:
+            _follow(made, as_json=as_json)
+        finally:
+            print(made.info().timeline, file=sys.stderr)
 
 
-def _follow(made: Any) -> None:
-    """Show a job's logs until it ends or is parked; raise what it failed with."""
+def _follow(made: Job, *, as_json: bool) -> None:
+    """Show a job's logs until it ends or is parked; raise what it failed with. With JSON, standard output is the job as
+    it ended, and the logs go where words for people do.
+    """
+    print(made.id, file=sys.stderr)
     try:
-        made.print_logs(follow=True)
+        made.print_logs(follow=True, file=sys.stderr if as_json else sys.stdout)
     except KeyboardInterrupt:
         print(f"\n{made.id} goes on: `fabric logs {made.id} -f`, `fabric cancel {made.id}`", file=sys.stderr)
         raise
-    if made.state == "parked":
-        why = made.info().reason.replace("_", " ")
+    found = made.info()
+    if found.state == "parked":
+        why = found.reason.replace("_", " ")
         print(
             f"parked: {why}. `fabric raise-limit {made.id} TOKENS`, a top-up or `fabric resume` lets it go on",
             file=sys.stderr,
         )
     else:
         made.result()
+    if as_json:
+        print_json(record(found))
+    if found.state == "parked":
+        raise typer.Exit(PARKED)
+
+
+def _work_of(words: list[str]) -> tuple[str | list[str], list[str]]:
+    """A Python script and its arguments, or a command, which has its own."""
+    return (words[0], words[1:]) if words[0].endswith(".py") else (words, [])
 
 
 def _ranks(given: str) -> Literal["node", "device"]:
@@ -191,6 +212,14 @@ def _ranks(given: str) -> Literal["node", "device"]:
             return given
         case _:
             raise InvalidRequest(f"{given!r}: --ranks is node or device", code="invalid_ranks")
+
+
+def _mix(given: str) -> Literal["never", "same-vendor", "islands"]:
+    match given:
+        case "never" | "same-vendor" | "islands":
+            return given
+        case _:
+            raise InvalidRequest(f"{given!r}: --mix is never, same-vendor or islands", code="invalid_mix")
 
 
 def _types(given: str) -> str | list[str]:

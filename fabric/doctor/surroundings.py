@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from fabric.adapters.nodes import DEDICATED_LABEL, DEVICE_RESOURCES, NODE_LABEL, POOL_LABEL, TYPE_LABEL
+from fabric.adapters.nodes import (
+    DEDICATED_LABEL,
+    DEVICE_RESOURCES,
+    NODE_LABEL,
+    NOTICE_LABEL,
+    POOL_LABEL,
+    TYPE_LABEL,
+    notice_us_of,
+)
 from fabric.doctor.findings import Finding, fail, ok, warn
 from fabric.gate.events import Pool
 from fabric.settings import S3Archive
@@ -126,6 +134,9 @@ def _check_node(node: Mapping[str, Any]) -> Finding | None:
     if (pool == Pool.DEDICATED) != (DEDICATED_LABEL in labels):
         found = f"{POOL_LABEL}={pool}, {DEDICATED_LABEL}={labels.get(DEDICATED_LABEL, '')}"
         return warn(name, found, remedy=f"give dedicated nodes, and only them, {DEDICATED_LABEL}=<account>")
+    if NOTICE_LABEL in labels and not notice_us_of(labels):
+        found = f"{NOTICE_LABEL}={labels[NOTICE_LABEL]}: it counts as no notice at all"
+        return warn(name, found, remedy="label it with the whole seconds between its notice and its going")
     return None
 
 

@@ -36,9 +36,9 @@ class Served:
         self.charged_uhs += record.charged_uhs
 
 
-Gang = tuple[AccountId | None, int, int | None, tuple[str, ...], str, bool]
+Gang = tuple[AccountId | None, int, int | None, tuple[str, ...], str, bool, tuple[tuple[str, ...], ...]]
 """All of a request that decides where it may go: the account if it has cells, devices, devices a node, types, service,
-whether it is preemptible.
+whether it is preemptible, and which types it may mix.
 """
 
 
@@ -145,7 +145,7 @@ class Core:
         return Moment(
             at_us=self.now_us,
             what="running" if job.ran_us == 0 and not job.timeline else "resumed",
-            on=f"{lease.devices} × {lease.accelerator}",
+            on=lease.on,
         )
 
     def touch(self, job: Job) -> None:

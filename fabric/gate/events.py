@@ -169,6 +169,8 @@ class NodeUp(Event, frozen=True, kw_only=True, tag="node_up"):
     devices: int
     pool: Pool
     dedicated_to: AccountId | None = None
+    notice_us: int | None = None
+    """How long before it goes it says so. None = as long as any job needs."""
 
 
 class NodeDown(Event, frozen=True, kw_only=True, tag="node_down"):
@@ -201,7 +203,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     kind: JobKind
     service: Service = Service.TRAINING
     accelerators: tuple[str, ...] = ()
-    """Types in order of preference; () = any. The whole gang gets one type."""
+    """Types in order of preference; () = any. The whole gang gets one type, unless `mix` lets it have several."""
     devices: int = 1
     devices_per_node: int | None = None
     """None = packed on as few nodes as fit."""
@@ -223,7 +225,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     estimate_us: int | None = None
     """How long its owner thinks it runs: bounds how long it waits for a warmer node. None = it never waits for one."""
     mix: str = "never"
-    """Whether its gang may be of several types: never | same-vendor | islands. For its own code: the planner never mixes."""
+    """Of what its gang may be where no type alone has room: never (one type) | same-vendor | islands (any types)."""
 
 
 class Submit(Event, frozen=True, kw_only=True, tag="submit"):
@@ -247,6 +249,16 @@ class Pause(Event, frozen=True, kw_only=True, tag="pause"):
 
     job_id: JobId
     account_id: AccountId
+    request_id: str = ""
+
+
+class RolledBack(Event, frozen=True, kw_only=True, tag="rolled_back"):
+    """The job's checkpoints after this step are void: it resumes from there."""
+
+    job_id: JobId
+    account_id: AccountId
+    step: int
+    bytes: int = 0
     request_id: str = ""
 
 
@@ -327,6 +339,8 @@ class LeaseSaved(Event, frozen=True, kw_only=True, tag="lease_saved"):
     step: int = 0
     write_us: int = 0
     bytes: int = 0
+    restore_us: int = 0
+    """From the attempt's start to its first step, as its runner saw it; 0 = not known."""
 
 
 class LeaseRemoved(Event, frozen=True, kw_only=True, tag="lease_removed"):
@@ -373,6 +387,7 @@ AnyEvent = (
     | Cancel
     | Pause
     | SaveNow
+    | RolledBack
     | Resume
     | RaiseLimit
     | LeaseStarted

@@ -40,6 +40,7 @@ from fabric.gate.events import (
     RaiseLimit,
     Resume,
     RevokeKey,
+    RolledBack,
     SaveNow,
     Submit,
     Subscribe,
@@ -232,6 +233,8 @@ class Gate:
                 return jobs.save_now(core, event)
             case RaiseLimit():
                 return jobs.raise_limit(core, event)
+            case RolledBack():
+                return jobs.rolled_back(core, event)
             case TopUp():
                 return treasury.top_up(core, event)
             case BuyBundle():

@@ -18,6 +18,8 @@ class Share(msgspec.Struct, frozen=True):
 
     node_id: NodeId
     devices: int
+    accelerator: str = ""
+    """Where it isn't the lease's: of a gang of several types."""
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,17 +33,29 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     """Counts the job's attempts from 1: a checkpoint of an older epoch must never replace a newer one's."""
     accelerator: str
+    """Of all shares; of a gang of several types their names, as in "H100+A100"."""
     shares: tuple[Share, ...]
     payload: str
     data: tuple[str, ...] = ()
     """The prefixes of the datasets that the job reads."""
     mix: str = "never"
     """What the job's own code may train on at once: never | same-vendor | islands."""
+    loss_every_us: int | None = None
+    """How long a lease like this lasts, on average, until what it has not saved is lost. None = nobody knows."""
 
     @property
     def devices(self) -> int:
         """All of them together."""
         return sum(share.devices for share in self.shares)
+
+    @property
+    def on(self) -> str:
+        """`3 × A100`, or `2 × H100 + 1 × A100`."""
+        counts: dict[str, int] = {}
+        for share in self.shares:
+            kind = share.accelerator or self.accelerator
+            counts[kind] = counts.get(kind, 0) + share.devices
+        return " + ".join(f"{devices} × {kind}" for kind, devices in counts.items())
 
 
 class Instruction(msgspec.Struct, frozen=True, kw_only=True, tag_field="instruction"):

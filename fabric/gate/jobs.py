@@ -5,7 +5,7 @@ from typing import Final
 
 from fabric.gate import holds, keys, leases, refusals, requests
 from fabric.gate.core import Core
-from fabric.gate.events import Cancel, HoldMode, JobSpec, Pause, RaiseLimit, Resume, SaveNow, Submit
+from fabric.gate.events import Cancel, HoldMode, JobSpec, Pause, RaiseLimit, Resume, RolledBack, SaveNow, Submit
 from fabric.gate.instructions import Accepted, Outcome, Refusal, SaveLease
 from fabric.gate.lifecycle import AFTER_STOP, TERMINAL, JobState, StopReason, Trigger
 from fabric.gate.specs import NAME_MAX, malformed
@@ -40,7 +40,7 @@ def submit(core: Core, event: Submit) -> Outcome:
         return refusal
     core.state.jobs[job.job_id] = job
     core.touch(job)
-    _enqueue(core, request)
+    requests.enqueue(core, job, request)
     return Accepted(granted_uhs=job.held_uhs, held_uhs=job.held_uhs)
 
 
@@ -78,6 +78,7 @@ def _never_fits(core: Core, request: PlacementRequest) -> Refusal | None:
         request.accelerators,
         request.service,
         request.preemptible,
+        request.mixtures,
     )
     if gang in core.placeable:
         return None
@@ -125,6 +126,25 @@ def pause(core: Core, event: Pause) -> Outcome:
 
 def resume(core: Core, event: Resume) -> Outcome:
     return _with_job(core, event.job_id, event.account_id, _resume)
+
+
+def rolled_back(core: Core, event: RolledBack) -> Outcome:
+    """What was saved after that step counts no more: for what is shown, and for what a loss would cost."""
+    job = _owned(core, event.job_id, event.account_id)
+    if job is None:
+        return refusals.not_found("job", event.job_id)
+    if job.lease_id is not None:
+        return refusals.conflict(
+            f"job {job.job_id} is {job.state}: pause it, roll back, then resume it",
+            code="job_runs",
+            state=job.state.value,
+        )
+    if event.step < 0:
+        return refusals.invalid(f"steps count from 0, not {event.step}", code="invalid_step")
+    job.step = job.saved_step = event.step
+    job.saved_bytes, job.again_step = event.bytes, min(job.again_step, event.step)
+    core.touch(job)
+    return Accepted(held_uhs=job.held_uhs)
 
 
 def raise_limit(core: Core, event: RaiseLimit) -> Outcome:
@@ -263,7 +283,7 @@ def _requeue(core: Core, job: Job) -> Refusal | None:
     if job.reason == StopReason.TIME_LIMIT:
         job.ran_us = 0
     core.move(job, Trigger.RESUME, reason=WAITS_FOR_CAPACITY)
-    _enqueue(core, requests.request_of(core, job))
+    requests.enqueue(core, job)
     return None
 
 
@@ -273,11 +293,6 @@ def _wait_for_tokens(core: Core, job: Job) -> None:
     job.resume_asked = False
     job.reason = (StopReason.LIMIT_REACHED if at_limit else StopReason.OUT_OF_TOKENS).value
     core.touch(job)
-
-
-def _enqueue(core: Core, request: PlacementRequest) -> None:
-    core.planner.enqueue(request, now_us=core.now_us)
-    core.replan = True
 
 
 def _withdraw(core: Core, job: Job) -> None:

@@ -8,9 +8,9 @@ could be leased twice or a µHs escape.
 
 from typing import Final
 
-from fabric.charging.sessions import ChargingSession
-from fabric.gate import grace, holds, requests
+from fabric.gate import burning, grace, hazards, holds, mixture, notice, requests
 from fabric.gate.attempts import LOSSES_IN_A_ROW, gets_on
+from fabric.gate.burning import SILENCE_US
 from fabric.gate.core import Core
 from fabric.gate.events import (
     LeaseFinished,
@@ -21,17 +21,13 @@ from fabric.gate.events import (
     Metered,
     Sample,
 )
-from fabric.gate.instructions import Lease, RemoveLease, Share, StartLease, StopLease
+from fabric.gate.instructions import Lease, RemoveLease, StartLease, StopLease
 from fabric.gate.lifecycle import AFTER_STOP, TERMINAL, JobState, StopReason, Trigger
 from fabric.gate.state import Job, LeaseRecord
-from fabric.gate.timeline import Moment, amended, noted
+from fabric.gate.timeline import Moment, amended, noted, restored
 from fabric.placement import Evict, Placed
 from fabric.units import PPM, LeaseId
 
-SILENCE_US: Final = 10_000_000
-"""How long a running lease may go unmetered before the gap is charged as estimated."""
-ROUNDING_US: Final = 1_000_000
-"""What the last sample may miss of the lease's time without being charged: in the customer's favour."""
 IDLE_BELOW_PPM: Final = 50_000
 """A lease whose devices are in use for less than this part of a window is idle in it."""
 PLATFORM_FAULT: Final = (None, StopReason.EVICTED, StopReason.DRAINED)
@@ -60,9 +56,9 @@ def started(core: Core, event: LeaseStarted) -> None:
     job.losses = 0
     if job.started_at_us is None:
         job.started_at_us = core.now_us
-    core.state.sessions[event.lease_id] = _session(core, job, record)
+    core.state.sessions[event.lease_id] = burning.opened(core, job, record)
     core.planner.note_started(job.job_id, now_us=core.now_us)
-    core.move(job, Trigger.STARTED)
+    core.move(job, Trigger.STARTED, reason=notice.short(core, job))
     watch_runway(core, record)
 
 
@@ -72,7 +68,7 @@ def metered(core: Core, event: Metered) -> None:
         record = core.state.leases.get(sample.lease_id)
         if record is None or record.started_at_us is None:
             continue
-        _charge_sample(core, record, sample)
+        burning.charge_sample(core, record, sample)
         watch_runway(core, record)
         _watch_idleness(core, record, sample)
 
@@ -177,7 +173,11 @@ def removed(core: Core, event: LeaseRemoved) -> None:
     job = core.state.jobs[record.lease.job_id]
     _note_step(job, event.step)
     if record.started_at_us is not None:
-        _close_session(core, job, record, event.final)
+        assert record.ended_at_us is not None
+        assert record.outcome is not None
+        ran_us = record.ended_at_us - record.started_at_us
+        hazards.note(core.state.hazards, record.pool, ran_us=ran_us, outcome=record.outcome, reason=record.stop_reason)
+        burning.close(core, job, record, event.final, refunds=record.stop_reason in PLATFORM_FAULT)
     core.planner.release(job.job_id, now_us=core.now_us)
     core.replan = True
     del core.state.leases[event.lease_id]
@@ -198,8 +198,7 @@ def after_lease(core: Core, job: Job) -> None:
     if job.state is JobState.QUEUED:
         holds.renew(core, job)
         if job.held_uhs:
-            core.planner.enqueue(requests.request_of(core, job), now_us=core.now_us)
-            core.replan = True
+            requests.enqueue(core, job)
             return
         _park_empty(core, job)
     holds.close(core, job)
@@ -235,8 +234,11 @@ def saved(core: Core, event: LeaseSaved) -> None:
     grace.remember(job.saves_us, took_us)
     record.saved = True
     job.saved_step, job.saved_bytes, job.saved_at_us, job.saved_on = event.step, event.bytes, core.now_us, job.nodes
+    if event.restore_us:
+        job.restore_us = event.restore_us
+        restored(job.timeline, event.restore_us)
     needed_us = grace.needed_us(job.saves_us) or 0
-    core.planner.note_checkpoint(job.job_id, now_us=core.now_us, write_us=needed_us, restore_us=0)
+    core.planner.note_checkpoint(job.job_id, now_us=core.now_us, write_us=needed_us, restore_us=job.restore_us)
     core.touch(job)
 
 
@@ -246,7 +248,7 @@ def overdue(core: Core) -> None:
         if record.state == "stopping" and record.deadline_us is not None and core.now_us >= record.deadline_us:
             finish(core, record, LeaseOutcome.LOST, error="did not end within its grace")
         elif record.state == "running":
-            _charge_silence(core, record)
+            burning.charge_silence(core, record)
             if core.now_us >= _runs_low_us(core, record):  # else whatever a tick found would depend on who ticks
                 watch_runway(core, record)
             _watch_time_limit(core, record)
@@ -280,6 +282,8 @@ def _runs_low_us(core: Core, record: LeaseRecord) -> int:
 def _start(core: Core, job: Job, placed: Placed) -> None:
     core.state.leases_made += 1
     job.attempts += 1
+    job.nodes = tuple([node_id for node_id, _ in placed.shares])
+    pool = f"{placed.pool}/{placed.accelerator}"
     lease = Lease(
         lease_id=LeaseId(f"{job.job_id}.{job.attempts}"),
         job_id=job.job_id,
@@ -287,81 +291,22 @@ def _start(core: Core, job: Job, placed: Placed) -> None:
         name=job.spec.name,
         kind=job.spec.kind,
         epoch=job.attempts,
-        accelerator=placed.accelerator,
-        shares=tuple([Share(node_id, devices) for node_id, devices in placed.shares]),
+        accelerator=mixture.name(placed),
+        shares=mixture.shares(placed),
         payload=job.spec.payload,
         data=tuple([each.prefix for each in job.spec.data]),
         mix=job.spec.mix,
+        loss_every_us=hazards.loss_every_us(core.state.hazards, pool, outlasts_notice=notice.outlasts(core, job)),
     )
-    weight_ppm = holds.weight_of(core, job, placed.accelerator)
-    core.state.leases[lease.lease_id] = LeaseRecord(lease=lease, account_id=job.account_id, weight_ppm=weight_ppm)
-    job.lease_id, job.accelerator = lease.lease_id, placed.accelerator
-    job.nodes = tuple([node_id for node_id, _ in placed.shares])
-    core.move(job, Trigger.PLACE)
-    core.instructions.append(StartLease(lease=lease))
-
-
-def _session(core: Core, job: Job, record: LeaseRecord) -> ChargingSession:
-    return ChargingSession.open(
+    core.state.leases[lease.lease_id] = LeaseRecord(
+        lease=lease,
         account_id=job.account_id,
-        job_id=job.job_id,
-        lease_id=record.lease.lease_id,
-        name=job.spec.name,
-        service=job.spec.service.value,
-        accelerator=record.lease.accelerator,
-        devices=record.lease.devices,
-        weight_ppm=record.weight_ppm,
-        tariff_version=core.tariffs.version,
-        curve=core.tariffs.curve,
-        started_at_us=core.now_us,
+        weight_ppm=mixture.weight_ppm(core, job, placed),
+        pool=pool,
     )
-
-
-def _charge_sample(core: Core, record: LeaseRecord, sample: Sample) -> None:
-    session = core.state.sessions[record.lease.lease_id]
-    until_us = core.now_us if record.ended_at_us is None else record.ended_at_us
-    due = session.extend(
-        seq=sample.seq,
-        window_us=sample.window_us,
-        busy_us=sample.busy_us,
-        estimated=sample.estimated,
-        now_us=until_us,
-    )
-    _charge(core, record, session, due)
-
-
-def _charge(core: Core, record: LeaseRecord, session: ChargingSession, due_uhs: int) -> None:
-    """Capture what is due; what the hold no longer covers is the operator's loss, never the customer's debt."""
-    if due_uhs > 0:
-        job = core.state.jobs[record.lease.job_id]
-        session.absorb(due_uhs - holds.capture(core, job, due_uhs))
-        core.touch(job)
-
-
-def _charge_silence(core: Core, record: LeaseRecord) -> None:
-    assert record.started_at_us is not None
-    session = core.state.sessions[record.lease.lease_id]
-    unmetered_us = core.now_us - record.started_at_us - session.metered_us
-    if unmetered_us > SILENCE_US:
-        _charge(core, record, session, session.gap(window_us=unmetered_us))
-
-
-def _close_session(core: Core, job: Job, record: LeaseRecord, final: Sample | None) -> None:
-    assert record.started_at_us is not None
-    assert record.ended_at_us is not None
-    if final is not None:
-        _charge_sample(core, record, final)
-    session = core.state.sessions.pop(record.lease.lease_id)
-    unmetered_us = record.ended_at_us - record.started_at_us - session.metered_us
-    if unmetered_us > (0 if final is None else ROUNDING_US):
-        _charge(core, record, session, session.gap(window_us=unmetered_us))
-    if record.outcome is not LeaseOutcome.SUCCEEDED:
-        amended(job.timeline, lost_uhs=session.lost_uhs)
-    if record.outcome is LeaseOutcome.LOST and record.stop_reason in PLATFORM_FAULT:
-        holds.refund(core, job, session.refund_lost())
-    ended = record.outcome.value if record.outcome else ""
-    core.records.append(session.close(ended=ended, at_us=record.ended_at_us))
-    job.ran_us += record.ended_at_us - record.started_at_us
+    job.lease_id, job.accelerator = lease.lease_id, lease.accelerator
+    core.move(job, Trigger.PLACE, reason=notice.short(core, job))
+    core.instructions.append(StartLease(lease=lease))
 
 
 def _watch_time_limit(core: Core, record: LeaseRecord) -> None:

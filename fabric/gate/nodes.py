@@ -25,6 +25,8 @@ def up(core: Core, event: NodeUp) -> Outcome:
             code="invalid_devices",
             devices=event.devices,
         )
+    if event.notice_us is not None and event.notice_us < 0:
+        return refusals.invalid(f"a notice is 0 µs or more, not {event.notice_us}", code="invalid_notice")
     if event.accelerator not in core.prices.accelerators:
         return refusals.unknown_accelerator(event.accelerator, tuple(core.prices.accelerators))
     node = Node(
@@ -33,6 +35,7 @@ def up(core: Core, event: NodeUp) -> Outcome:
         devices=event.devices,
         pool=event.pool.value,
         dedicated_to=event.dedicated_to,
+        notice_us=event.notice_us,
     )
     core.cell_owners[event.dedicated_to] = None
     for job_id in core.planner.add_node(node, now_us=core.now_us):

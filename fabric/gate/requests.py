@@ -1,10 +1,20 @@
 """What a job asks of the planner: its gang, its class, and where it would rather be."""
 
-from fabric.gate import holds
+from fabric.accelerators import vendor_of
+from fabric.gate import holds, notice
 from fabric.gate.core import Core
+from fabric.gate.events import JobKind
 from fabric.gate.state import Job
 from fabric.placement import Request as PlacementRequest
 from fabric.placement import locality
+
+
+def enqueue(core: Core, job: Job, request: PlacementRequest | None = None) -> None:
+    """The job waits for devices from now on, and says for which if not any would do."""
+    found = notice.heeded(core, job, request or request_of(core, job))
+    job.reason = notice.waits(job, found) or job.reason
+    core.planner.enqueue(found, now_us=core.now_us)
+    core.replan = True
 
 
 def request_of(core: Core, job: Job) -> PlacementRequest:
@@ -25,7 +35,21 @@ def request_of(core: Core, job: Job) -> PlacementRequest:
         speeds=() if spec.devices_least is None else _speeds(core, job),
         prefers=job.saved_on + tuple(node_id for node_id in warm if node_id not in job.saved_on),
         patience_us=locality.patience_us(estimate_us=spec.estimate_us, saves_us=saves_us),
+        mixtures=_mixtures(core, job),
     )
+
+
+def _mixtures(core: Core, job: Job) -> tuple[tuple[str, ...], ...]:
+    """The types that may be one gang of this job."""
+    if job.spec.mix == "never" or job.spec.kind is JobKind.LEASE:
+        return ()
+    types = job.spec.accelerators or tuple(core.prices.accelerators)
+    if job.spec.mix == "islands":
+        return (types,) if len(types) > 1 else ()
+    vendors: dict[str, list[str]] = {}
+    for name in types:
+        vendors.setdefault(vendor_of(name), []).append(name)
+    return tuple(tuple(names) for names in vendors.values() if len(names) > 1)
 
 
 def _speeds(core: Core, job: Job) -> tuple[tuple[str, int], ...]:

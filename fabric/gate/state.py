@@ -14,6 +14,7 @@ from fabric.charging.rates import Rate
 from fabric.charging.sessions import ChargingSession
 from fabric.charging.tariffs import Tariffs
 from fabric.gate.events import JobSpec, LeaseOutcome
+from fabric.gate.hazards import Hazard
 from fabric.gate.instructions import Lease, Outcome
 from fabric.gate.lifecycle import JobState, StopReason
 from fabric.gate.serving_events import ModelSpec
@@ -109,6 +110,8 @@ class Job:
     again_in_a_row: int = 0
     saves_us: list[int] = field(default_factory=list)
     """How long its last saves took: what its grace is learned from."""
+    restore_us: int = 0
+    """From its last start to the first step, as its runner saw it; 0 = not known."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -130,6 +133,8 @@ class LeaseRecord:
     """It was asked to end without a checkpoint."""
     saved: bool = False
     """Whether this attempt has made a checkpoint."""
+    pool: str = ""
+    """Where it is, as its hazards are counted: "spot/H100"."""
     idle_since_us: int | None = None
     """Since when the meters have seen next to nothing; None = they see work."""
 
@@ -213,5 +218,7 @@ class GateState:
     models: dict[str, Model] = field(default_factory=dict)
     calls: SettledCalls = field(default_factory=SettledCalls)
     answered: dict[str, Answered] = field(default_factory=dict)
+    hazards: dict[str, Hazard] = field(default_factory=dict)
+    """How often leases are taken away or lost, by pool and type."""
     holdings: dict[NodeId, Holdings] = field(default_factory=dict)
     """What nodes hold of datasets, as they said last."""

@@ -36,6 +36,8 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
     lost_steps: int | None = None
     lost_uhs: int | None = None
     """What had been burned since the last durable step."""
+    restored_us: int | None = None
+    """Of a resumption: from its start to its first step."""
 
 
 def noted(moments: list[Moment], moment: Moment) -> None:
@@ -57,6 +59,15 @@ def amended(moments: list[Moment], **facts: int | None) -> None:
             return
 
 
+def restored(moments: list[Moment], restored_us: int) -> None:
+    """How long the attempt that runs took to its first step, if it resumed something."""
+    for at in range(len(moments) - 1, -1, -1):
+        if moments[at].what in ("running", "resumed"):
+            if moments[at].what == "resumed":
+                moments[at] = msgspec.structs.replace(moments[at], restored_us=restored_us)
+            return
+
+
 def told(moments: list[Moment], *, submitted_at_us: int, now_us: int) -> str:
     """The line. A wait lasts until the moment after it, or until now; the first one needs no moment of its own."""
     waited_us = (moments[0].at_us if moments else now_us) - submitted_at_us
@@ -72,7 +83,8 @@ def _said(moment: Moment, *, lasted_us: int) -> str:
         case "waiting":
             return f"WAITING {_duration(lasted_us)}"
         case "running" | "resumed":
-            return f"{moment.what.upper()} on {moment.on}"
+            first = "" if moment.restored_us is None else f", first step in {_duration(moment.restored_us)}"
+            return f"{moment.what.upper()} on {moment.on}{first}"
         case "parked":
             return f"PARKED ({moment.why.replace('_', ' ')}) {_duration(lasted_us)}"
         case "ended":

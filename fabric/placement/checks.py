@@ -1,9 +1,12 @@
 """Questions that change nothing: can a request ever run, what is free, and does the state contradict itself."""
 
+from collections.abc import Sequence
+
 import msgspec
 
+from fabric.placement import mixture
 from fabric.placement.cluster import Cluster
-from fabric.placement.fitting import Shape, group_name
+from fabric.placement.fitting import Group, Shape, group_name
 from fabric.placement.jobs import Request, Unplaceable
 from fabric.placement.state import PlacementState
 from fabric.units import AccountId, JobId, NodeId
@@ -49,6 +52,13 @@ def check(request: Request, state: PlacementState, cluster: Cluster) -> Unplacea
         if accelerator not in state.accelerators:
             return Unplaceable("unknown_accelerator", {"given": accelerator, "known": ", ".join(state.accelerators)})
     groups = cluster.groups_for(request, preemptible=request.preemptible)
+    if request.mixtures and mixture.largest(groups, request) >= request.least:
+        return None
+    return _too_large(request, state, groups)
+
+
+def _too_large(request: Request, state: PlacementState, groups: Sequence[Group]) -> Unplaceable | None:
+    """Whether all of these groups are too small for the gang; None if one isn't."""
     shape = Shape.of(request)
     best = None
     largest = -1
@@ -79,7 +89,7 @@ def check(request: Request, state: PlacementState, cluster: Cluster) -> Unplacea
 
 
 def assert_consistent(state: PlacementState, cluster: Cluster) -> None:
-    """Every device has one owner, claim or nobody; gangs are of one type; indexes say what the records say."""
+    """Every device has one owner, claim or nobody; gangs are of one type, or mixtures; indexes say what the records say."""
     _assert_nodes(state, cluster)
     _assert_claims(state)
     _assert_running(state)
@@ -117,7 +127,7 @@ def _assert_running(state: PlacementState) -> None:
         for node_id, devices in running.shares:
             at = state.nodes[node_id].node
             assert state.nodes[node_id].shares[job_id] == devices
-            assert group_name(at.pool, at.accelerator, at.dedicated_to) == running.group
+            assert group_name(at.pool, at.accelerator, at.dedicated_to) in (running.groups or (running.group,))
             assert at.dedicated_to in (None, running.request.account_id)
             assert at.pool != "reserved" or running.request.service == "inference" or running.request.preemptible
 

@@ -5,6 +5,10 @@ claims they are owed to, in the order in which the claims were made, and only th
 by takes what an eviction freed, and evictions loop.
 """
 
+from collections.abc import Iterable
+
+import msgspec
+
 from fabric.placement.fitting import Group, Picks, Shape, group_name
 from fabric.placement.jobs import INFERENCE, RANKS, Request, Shares
 from fabric.placement.state import Claim, GroupState, Node, NodeState, PlacementState, Queued, Running
@@ -18,7 +22,8 @@ class Cluster:
         self._state = state
         self.groups: dict[str, Group] = {}
         self.version = 0
-        """Grows when a group appears: what may go where has changed."""
+        """Grows when a group appears, or nodes give another notice: what may go where has changed."""
+        self._announcing = sum(node.node.notice_us is not None for node in state.nodes.values())
         for name, at in state.groups.items():
             self.groups[name] = Group(at.pool, at.accelerator, at.owner)
         for node in state.nodes.values():
@@ -26,7 +31,8 @@ class Cluster:
         for group in self.groups.values():
             group.find_holes()
         for job_id, running in state.running.items():
-            self.groups[running.group].enter(job_id, running, _devices(running.shares))
+            for group, devices in self._parts(running):
+                group.enter(job_id, running, devices)
         for name, pin in state.pins.items():
             self.mark(name, pin.nodes)
 
@@ -43,10 +49,29 @@ class Cluster:
         if known is not None:
             assert known.status == "down"
             self._group_of(known.node).unseat(known)
+        self._note_notice(known.node if known is not None else None, node)
         fresh = NodeState(node=node, slot=group.next_slot(), free=node.devices)
         self._state.nodes[node.node_id] = fresh
         group.seat(fresh)
         group.touched = True
+
+    def announce(self, known: NodeState, node: Node) -> bool:
+        """Take another notice of a node that is otherwise what it was. False if it isn't."""
+        if msgspec.structs.replace(known.node, notice_us=node.notice_us) != node:
+            return False
+        self._note_notice(known.node, node)
+        known.node = node
+        self._return(self._group_of(node), known)
+        return True
+
+    def least_notice_us(self, nodes: Iterable[NodeId] | None = None) -> int | None:
+        """The least notice that any of these nodes (None = of all that are up) gives; None = all give enough."""
+        if not self._announcing:
+            return None
+        known = self._state.nodes
+        among = known.values() if nodes is None else (known[node_id] for node_id in nodes if node_id in known)
+        told = (node.node.notice_us for node in among if node.status != "down")
+        return min((notice_us for notice_us in told if notice_us is not None), default=None)
 
     def close(self, node_id: NodeId, *, status: str) -> NodeState:
         """Take no more jobs on the node."""
@@ -80,7 +105,10 @@ class Cluster:
             names.append(group_name("spot", kind, None))
             if preemptible:
                 names.append(group_name("reserved", kind, None))
-        return tuple(self.groups[name] for name in names if name in self.groups)
+        found = tuple(self.groups[name] for name in names if name in self.groups)
+        if not request.notice_us:
+            return found
+        return tuple(group for group in found if self._gives(group, request.notice_us))
 
     def find(self, group: Group, shape: Shape, queued: Queued) -> tuple[Picks, JobId | None] | None:
         """Room for a job, and whose pinned nodes it would backfill. Borrowers leave the headroom, and leave when wanted."""
@@ -114,10 +142,12 @@ class Cluster:
         nodes = self._state.nodes
         for node_id, devices in running.shares:
             node = nodes[node_id]
-            group.shift(node, -devices)
+            at = self._group_of(node.node) if running.groups else group
+            at.shift(node, -devices)
             node.shares[job_id] = devices
         self._state.running[job_id] = running
-        group.enter(job_id, running, _devices(running.shares))
+        for part, devices in self._parts(running):
+            part.enter(job_id, running, devices)
 
     def own_claimed(self, job_id: JobId, running: Running) -> None:
         """The job owns its shares, which were set aside for it."""
@@ -134,19 +164,18 @@ class Cluster:
         running = self._state.running.pop(job_id, None)
         if running is None:
             return None
-        group = self.groups[running.group]
         nodes = self._state.nodes
-        total = 0
         for node_id, devices in running.shares:
             node = nodes[node_id]
+            group = self._group_of(node.node) if running.groups else self.groups[running.group]
             del node.shares[job_id]
-            total += devices
             if node.owed:
                 self._hand_on(group, node, devices)
             else:
                 group.shift(node, devices)
-        group.leave(job_id, running, total)
-        group.touched = True
+        for part, devices in self._parts(running):
+            part.leave(job_id, running, devices)
+            part.touched = True
         return running
 
     def evict(self, running: Running) -> None:
@@ -165,7 +194,8 @@ class Cluster:
         if running is None:
             return
         running.saved_at_us, running.write_us, running.restore_us = now_us, write_us, restore_us
-        self.groups[running.group].reporters[job_id] = running
+        for group, _ in self._parts(running):
+            group.reporters[job_id] = running
 
     def claim(self, job_id: JobId, group: Group, shares: Shares) -> None:
         """Set aside what is free of these shares, and take note of what is owed."""
@@ -227,12 +257,36 @@ class Cluster:
             group.shift(node, left)
 
     def _change(self, running: Running, *, evicting: bool = False, preemptible: bool = True) -> None:
-        group = self.groups[running.group]
-        job_id, devices = running.request.job_id, _devices(running.shares)
-        group.leave(job_id, running, devices)
+        job_id, parts = running.request.job_id, self._parts(running)
+        for group, devices in parts:
+            group.leave(job_id, running, devices)
         running.evicting = running.evicting or evicting
         running.preemptible = running.preemptible and preemptible
-        group.enter(job_id, running, devices)
+        for group, devices in parts:
+            group.enter(job_id, running, devices)
+
+    def _parts(self, running: Running) -> list[tuple[Group, int]]:
+        """The groups that the job is in, and with how many devices in each: one, unless its gang is of several types.
+
+        A group that it has lost its last share in is still one of them.
+        """
+        if not running.groups:
+            return [(self.groups[running.group], _devices(running.shares))]
+        counted = dict.fromkeys(running.groups, 0)
+        for node_id, devices in running.shares:
+            counted[self._group_of(self._state.nodes[node_id].node).name] += devices
+        return [(self.groups[name], devices) for name, devices in counted.items()]
+
+    def _gives(self, group: Group, notice_us: int) -> bool:
+        """Whether all nodes of the group give so much notice."""
+        told = (node.node.notice_us for node in group.nodes if node is not None and node.status != "down")
+        return not self._announcing or all(given is None or given >= notice_us for given in told)
+
+    def _note_notice(self, before: Node | None, now: Node) -> None:
+        was = None if before is None else before.notice_us
+        if was != now.notice_us:
+            self._announcing += (now.notice_us is not None) - (was is not None)
+            self.version += 1
 
     def _group_of(self, node: Node) -> Group:
         name = group_name(node.pool, node.accelerator, node.dedicated_to)

@@ -3,6 +3,9 @@
 A job that doesn't fit parks its whole lane, after asking whether worse jobs would make room for it.
 """
 
+import msgspec
+
+from fabric.placement import mixture
 from fabric.placement.choice import Found, best
 from fabric.placement.cluster import Cluster
 from fabric.placement.fitting import Group
@@ -80,6 +83,9 @@ class Decisions:
         if found is not None:
             steps.append(self._place(lane, queued, *found, now_us))
             return True
+        if queued.request.mixtures and (parts := mixture.find(cluster, lane.groups, queued)) is not None:
+            steps.append(self._place_mixed(lane, queued, parts, now_us))
+            return True
         return self._waiting.may_preempt(lane, now_us=now_us) and self._preempt(lane, queued, steps, now_us)
 
     def _patient_until(self, queued: Queued, now_us: int) -> int | None:
@@ -128,6 +134,23 @@ class Decisions:
         )
         self._cluster.own(group, request.job_id, running)
         return self._placed(lane, running, group, now_us)
+
+    def _place_mixed(self, lane: Lane, queued: Queued, parts: mixture.Parts, now_us: int) -> Placed:
+        first = parts[0][0]
+        shares = [(group.shares([pick])[0], group.accelerator) for group, picks in parts for pick in picks]
+        running = Running(
+            request=queued.request,
+            seq=queued.seq,
+            rank=queued.rank,
+            group=first.name,
+            shares=tuple(share for share, _ in shares),
+            preemptible=queued.preemptible,
+            placed_at_us=now_us,
+            groups=tuple(dict.fromkeys(group.name for group, _ in parts)),
+        )
+        self._cluster.own(first, queued.request.job_id, running)
+        placed = self._placed(lane, running, first, now_us)
+        return msgspec.structs.replace(placed, kinds=tuple(kind for _, kind in shares))
 
     def _placed(self, lane: Lane, running: Running, group: Group, now_us: int) -> Placed:
         request = running.request

@@ -1,6 +1,7 @@
 """What is asked for, and what is answered: requests, placements, evictions and the reasons a job can never run.
 
-Knows nothing of nodes or of who waits. A gang is all-or-nothing: one accelerator type, one pool, every share at once.
+Knows nothing of nodes or of who waits. A gang is all-or-nothing: every share at once, and of one accelerator type in one
+pool unless the job asked for a mixture.
 """
 
 from typing import Final
@@ -50,6 +51,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     patience_us: int = 0
     """How long it would rather wait for a preferred node than run anywhere else."""
+    notice_us: int = 0
+    """It goes only where nodes give at least so much notice before they go."""
+    mixtures: tuple[tuple[str, ...], ...] = ()
+    """Types that may be one gang, where no type alone has room for it; () = a gang is of one type."""
 
     @property
     def least(self) -> int:
@@ -62,8 +67,11 @@ class Placed(msgspec.Struct, frozen=True, gc=False):
 
     job_id: JobId
     accelerator: str
+    """Of the first share; of all of them, unless `kinds` says otherwise."""
     shares: Shares
     pool: str
+    kinds: tuple[str, ...] = ()
+    """Of a gang of several types: that of each share."""
 
 
 class Evict(msgspec.Struct, frozen=True, gc=False):

@@ -7,6 +7,9 @@ owed to the job it was evicted for. Knows nothing of tokens, leases, Ray, or why
 All memory is in `PlacementState`; a planner rebuilt from an encoded copy of it decides the same from there on.
 """
 
+from collections.abc import Iterable
+
+from fabric.placement import mixture
 from fabric.placement.checks import NodeFree, assert_consistent, check, view_nodes
 from fabric.placement.cluster import Cluster
 from fabric.placement.decisions import Decisions, Step
@@ -48,6 +51,8 @@ class Planner:
         known = self._state.nodes.get(node.node_id)
         lost: tuple[JobId, ...] = ()
         if known is not None and known.node != node and known.status != "down":
+            if self._cluster.announce(known, node):
+                return lost
             lost = self.remove_node(node.node_id)
         self._cluster.add(node)
         if node.dedicated_to is not None and node.dedicated_to not in self._queue.owners:
@@ -77,6 +82,10 @@ class Planner:
     def nodes(self) -> tuple[NodeFree, ...]:
         return view_nodes(self._state)
 
+    def least_notice_us(self, nodes: Iterable[NodeId] | None = None) -> int | None:
+        """The least notice that any of these nodes (None = of all) gives before it goes; None = all give enough."""
+        return self._cluster.least_notice_us(nodes)
+
     # -- jobs ----------------------------------------------------------------------------------------------------------
 
     def check(self, request: Request) -> Unplaceable | None:
@@ -88,7 +97,9 @@ class Planner:
         queued = self._queued(request, now_us=0)
         shape = Shape.of(request)
         groups = self._cluster.groups_for(request, preemptible=queued.preemptible)
-        return any(self._cluster.find(group, shape, queued) is not None for group in groups)
+        if any(self._cluster.find(group, shape, queued) is not None for group in groups):
+            return True
+        return mixture.find(self._cluster, groups, queued) is not None
 
     def enqueue(self, request: Request, *, now_us: int) -> None:
         """The job waits from now on. After an eviction or a pause: release first, then hand the same request in again."""
@@ -119,10 +130,12 @@ class Planner:
         running = self._cluster.disown(job_id)
         if running is None:
             return False
-        if running.group in self._state.pins:
-            group = self._cluster.groups[running.group]
-            for node_id, _ in running.shares:
-                self._pins.consider(group, self._state.nodes[node_id])
+        for name in running.groups or (running.group,):
+            if name in self._state.pins:
+                group = self._cluster.groups[name]
+                for node_id, _ in running.shares:
+                    if self._cluster.bit_of(group, node_id):
+                        self._pins.consider(group, self._state.nodes[node_id])
         return True
 
     def note_started(self, job_id: JobId, *, now_us: int) -> None:

@@ -114,12 +114,12 @@ class Preemption:
         bits = 0
         for free in group.fit[least:]:
             bits |= free
-        for running in evictable:
+        for running in (*evictable, *group.leaving.values()):
             for node_id, _ in running.shares:
-                bits |= group.bits[self._state.nodes[node_id].slot]
-        for running in group.leaving.values():
-            for node_id, _ in running.shares:
-                bits |= group.bits[self._state.nodes[node_id].slot]
+                if running.groups:
+                    bits |= self._cluster.bit_of(group, node_id)
+                else:
+                    bits |= group.bits[self._state.nodes[node_id].slot]
         nodes = group.nodes_of(bits & ~group.pinned)
         return {node.slot: node for node in nodes if node.status == "up"}
 

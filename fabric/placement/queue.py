@@ -17,21 +17,28 @@ from fabric.units import AccountId, JobId, NodeId
 
 _Elastic = tuple[int, tuple[tuple[str, int], ...]] | None
 _Patient = tuple[NodeId, ...]
-LaneKey = tuple[int, int, int | None, tuple[str, ...], bool, bool, str, _Elastic, _Patient]
+_Choosy = tuple[int, tuple[tuple[str, ...], ...]] | None
+LaneKey = tuple[int, int, int | None, tuple[str, ...], bool, bool, str, _Elastic, _Choosy, _Patient]
 _Head = tuple[int, tuple[int, int], AccountId]
 _LANES_KEPT = 1024
+_ALWAYS_TOLD = 7
+"""Parts of a lane's key that its name always has; what few jobs ask for is only named where they do."""
 
 
 class Lane:
     """Waiting jobs that are alike."""
 
-    __slots__ = ("groups", "heads", "jobs", "lines", "name", "parked", "rank", "seen", "shape")
+    __slots__ = ("groups", "heads", "jobs", "lines", "mixes", "name", "parked", "rank", "seen", "shape")
 
-    def __init__(self, key: LaneKey, shape: Shape) -> None:
+    def __init__(self, key: LaneKey, shape: Shape, *, mixes: bool = False) -> None:
         self.rank = key[0]
-        told = key if key[-1] else key[:-1]
-        self.name = "|".join(map(str, told if told[-1] else told[:-1]))
+        told: tuple[object, ...] = key
+        while len(told) > _ALWAYS_TOLD and not told[-1]:
+            told = told[:-1]
+        self.name = "|".join(map(str, told))
         self.shape = shape
+        self.mixes = mixes
+        """Whether its gangs may be of several groups, so that any room counts."""
         self.jobs: OrderedDict[JobId, Queued] = OrderedDict()
         """All of them, in order of arrival, those with a claim included."""
         self.heads: list[_Head] = []
@@ -82,13 +89,14 @@ class Queue:
             request.service == "inference",
             account_id if account_id in self.owners else "",
             None if request.devices_least is None else (request.devices_least, request.speeds),
+            (request.notice_us, request.mixtures) if request.notice_us or request.mixtures else None,
             request.prefers if request.patience_us else (),
         )
         lane = self.lanes.get(key)
         if lane is None:
             if len(self.lanes) >= _LANES_KEPT:
                 self._drop_empty()
-            lane = self.lanes[key] = Lane(key, Shape.of(request))
+            lane = self.lanes[key] = Lane(key, Shape.of(request), mixes=bool(request.mixtures))
             self.named[lane.name] = lane
         return lane
 

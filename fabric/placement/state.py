@@ -21,6 +21,8 @@ class Node(msgspec.Struct, frozen=True):
     pool: str
     """reserved | dedicated | spot"""
     dedicated_to: AccountId | None = None
+    notice_us: int | None = None
+    """How long before it goes it says so; None = long enough for anybody."""
 
 
 class NodeState(msgspec.Struct):
@@ -59,6 +61,7 @@ class Running(msgspec.Struct):
     seq: int
     rank: int
     group: str
+    """Of a gang of several types: that of its first part."""
     shares: Shares
     preemptible: bool
     placed_at_us: int
@@ -69,6 +72,8 @@ class Running(msgspec.Struct):
     backfills: JobId | None = None
     """The pinned job on whose nodes it was placed."""
     evicting: bool = False
+    groups: tuple[str, ...] = ()
+    """Of a gang of several types: those of all its parts."""
 
 
 class Claim(msgspec.Struct):

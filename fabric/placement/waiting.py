@@ -36,7 +36,7 @@ class Waiting:
             if (
                 rank == INFERENCE
                 or lane.seen != version
-                or any(group.touched and group.free >= lane.shape.devices for group in lane.groups)
+                or any(group.touched and (lane.mixes or group.free >= lane.shape.devices) for group in lane.groups)
                 or self._state.blocked[lane.name].retry_at_us <= now_us
             ):
                 self.queue.wake(lane)

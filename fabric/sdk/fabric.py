@@ -102,7 +102,7 @@ class Fabric:
             job: a callable (sent by value, with its arguments), the path of a Python script, or a command as a list.
             *args: for the callable, or for the script's command line.
             tokens: the most it may burn. When that is reached it is asked to checkpoint and is parked.
-            accelerators: "H100:2", "any", or types to choose from, ["H100:2", "A100:2"]; a gang gets one type. A range
+            accelerators: "H100:2", "any", or types to choose from, ["H100:2", "A100:2"]; a gang gets one type (but see `mix`). A range
                 ("H100:2-4", "any:1-8") makes it elastic: at every start, and every resume, it takes the best there is.
             name: what people see; the callable's or the script's name if not given.
             service: training, batch or inference.
@@ -119,7 +119,9 @@ class Fabric:
             time_limit: seconds on devices, after which it is parked.
             grace: seconds it is given to checkpoint.
             devices_per_node: for gangs; packed on as few nodes as fit if not given.
-            mix: whether its own code would train on several types at once; told to it, a lease is of one type.
+            mix: what a gang may be made of where no type alone has room for it: "never" several types, those of the
+                "same-vendor" (a session's shares follow their speeds), or "islands" of any types, which train apart and meet
+                now and then (experimental: see `training.archipelago`). Its devices are charged at the mean of their weights.
             auto_park: seconds of idle devices after which it is asked to checkpoint and is parked, burning nothing.
             ranks: "node" runs it once for each node's share of the devices, "device" once for each device, as torchrun does
                 (RANK, WORLD_SIZE, LOCAL_RANK); that needs torch, and preloads it.

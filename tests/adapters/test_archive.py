@@ -1,27 +1,20 @@
 """The archive keeps bytes whole, in a directory and in a bucket alike."""
 
 import pickle
-import socket
+import tempfile
+from dataclasses import replace
 
 import boto3
 import pytest
+import stamina
 from hypothesis import given
 from hypothesis import strategies as st
-from moto.server import ThreadedMotoServer
 
-from fabric.adapters.archive import DirectoryArchive, S3Archive, S3Credentials, checked_key
+from fabric.adapters.archive import PART_BYTES, DirectoryArchive, S3Archive
+from fabric.adapters.archive_keys import checked_key
+from fabric.adapters.bucket import Place
+from fabric.adapters.bucket_clients import S3Credentials
 from fabric.errors import InvalidRequest, NotFound, Unavailable
-
-
-@pytest.fixture(scope="module")
-def moto_url():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    server.start()
-    yield f"http://127.0.0.1:{port}"
-    server.stop()
 
 
 @pytest.fixture(params=["directory", "bucket"])
@@ -34,7 +27,7 @@ def archive(request, tmp_path, monkeypatch):
     url = request.getfixturevalue("moto_url")
     bucket = f"bucket-{abs(hash(request.node.name)) % 10**8}"
     boto3.client("s3", endpoint_url=url).create_bucket(Bucket=bucket)
-    return S3Archive(bucket, prefix="fabric/x", endpoint_url=url)
+    return S3Archive(Place(bucket=bucket, prefix="fabric/x", endpoint_url=url))
 
 
 def test_what_was_put_is_got_again(archive):
@@ -44,11 +37,32 @@ def test_what_was_put_is_got_again(archive):
     assert archive.exists("jobs/a/1")
 
 
+@pytest.mark.parametrize("size", [0, 1, PART_BYTES, 2 * PART_BYTES + 17])
+def test_a_value_of_any_size_comes_into_a_file_behind_what_is_there(archive, size):
+    data = (b"0123456789abcdef" * (size // 16 + 1))[:size]
+    archive.put("k", data)
+    with tempfile.SpooledTemporaryFile(PART_BYTES) as file:
+        file.write(b"before")
+        archive.fetch("k", file)
+        file.seek(0)
+        assert file.read() == b"before" + data
+
+
+def test_what_is_larger_than_wanted_is_not_read(archive):
+    archive.put("k", b"12345")
+    assert archive.get_up_to("k", 5) == b"12345"
+    assert archive.get_up_to("k", 4) is None
+
+
 def test_what_is_not_there_is_not_found(archive):
     assert not archive.exists("jobs/none")
     with pytest.raises(NotFound) as raised:
         archive.get("jobs/none")
     assert raised.value.code == "blob_not_found"
+    with pytest.raises(NotFound):
+        archive.get_up_to("jobs/none", 10)
+    with tempfile.TemporaryFile() as file, pytest.raises(NotFound):
+        archive.fetch("jobs/none", file)
 
 
 def test_a_folder_is_listed_in_order_and_without_its_neighbours(archive):
@@ -75,21 +89,22 @@ def test_credentials_travel_with_the_archive_and_are_never_shown(monkeypatch, mo
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
     own = S3Credentials(access_key_id="AKIA", secret_access_key="very-secret", session_token="as-secret")
-    archive = S3Archive("travels", endpoint_url=moto_url, region="us-east-1", credentials=own)
-    archive._client.create_bucket(Bucket="travels")
+    archive = S3Archive(Place(bucket="travels", endpoint_url=moto_url, region="us-east-1", credentials=own))
+    archive._bucket.client.create_bucket(Bucket="travels")
     archive.put("k", b"v")
     there = pickle.loads(pickle.dumps(archive))
     assert there.get("k") == b"v"
-    assert there._client._request_signer._credentials.secret_key == "very-secret"
+    assert there._bucket.client._request_signer._credentials.secret_key == "very-secret"
     assert "secret" not in repr(own).replace("secret_access_key", "") + repr(archive)
 
 
 def test_everything_is_encrypted_at_rest_when_asked(archive):
     if isinstance(archive, DirectoryArchive):
         return
-    sealed = pickle.loads(pickle.dumps(S3Archive(**archive.place | {"sse": "aws:kms", "kms_key_id": "alias/mine"})))
+    place = replace(archive.place, sse="aws:kms", kms_key_id="alias/mine")
+    sealed = pickle.loads(pickle.dumps(S3Archive(place)))
     sealed.put("k", b"v")
-    about = sealed._client.head_object(Bucket=sealed._bucket, Key="fabric/x/k")
+    about = sealed._bucket.client.head_object(**sealed._bucket.at("k"))
     assert about["ServerSideEncryption"] == "aws:kms"
     assert about["SSEKMSKeyId"].endswith("alias/mine")
 
@@ -119,16 +134,19 @@ def test_a_damaged_copy_in_a_bucket_is_never_handed_out(archive):
     if isinstance(archive, DirectoryArchive):
         return
     archive.put("k", b"value")
-    client = archive._client
-    client.put_object(
-        Bucket=archive._bucket,
-        Key="fabric/x/k",
-        Body=b"valuE",
-        Metadata=client.head_object(Bucket=archive._bucket, Key="fabric/x/k")["Metadata"],
-    )
-    with pytest.raises(Unavailable) as raised:
+    client, at = archive._bucket.client, archive._bucket.at("k")
+    client.put_object(**at, Body=b"valuE", Metadata=client.head_object(**at)["Metadata"])
+    with stamina.set_testing(True, attempts=3), pytest.raises(Unavailable) as raised:
         archive.get("k")
     assert raised.value.code == "archive_damaged"
+
+
+def test_a_bucket_that_is_not_there_is_no_missing_value(archive):
+    if isinstance(archive, DirectoryArchive):
+        return
+    with pytest.raises(Unavailable, match="NoSuchBucket") as raised:
+        S3Archive(replace(archive.place, bucket="nowhere-at-all")).get("k")
+    assert raised.value.code == "archive_refused"
 
 
 def test_a_directory_that_can_not_be_written_says_so_and_leaves_nothing(tmp_path):
@@ -141,5 +159,5 @@ def test_a_directory_that_can_not_be_written_says_so_and_leaves_nothing(tmp_path
 def test_a_bucket_that_can_not_be_reached_is_unavailable(monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    with pytest.raises(Unavailable):
-        S3Archive("nowhere", endpoint_url="http://127.0.0.1:9").get("k")
+    with stamina.set_testing(True, attempts=3), pytest.raises(Unavailable):
+        S3Archive(Place(bucket="nowhere", endpoint_url="http://127.0.0.1:9")).get("k")

@@ -9,21 +9,12 @@ from fabric.adapters import ray_cluster, reconciler
 from fabric.adapters.archive import DirectoryArchive
 from fabric.adapters.cluster_settings import ClusterSettings
 from fabric.adapters.ray_cluster import RayCluster
-from fabric.gate.events import JobKind, LeaseFinished, LeaseOutcome, LeaseRemoved
-from fabric.gate.instructions import Lease, RemoveLease, Share, StartLease, StopLease
+from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseRemoved
+from fabric.gate.instructions import RemoveLease, Share, StartLease, StopLease
 from fabric.gate.views import LeaseView
+from tests.adapters.leases import lease_of
 
-LEASE = Lease(
-    lease_id="job-1.1",
-    job_id="job-1",
-    account_id="acme",
-    name="test",
-    kind=JobKind.FUNCTION,
-    epoch=1,
-    accelerator="H100",
-    shares=(Share("h1", 1),),
-    payload="{}",
-)
+LEASE = lease_of(shares=(Share("h1", 1),))
 START, REMOVE = StartLease(lease=LEASE), RemoveLease(lease_id=LEASE.lease_id)
 STOP = StopLease(lease_id=LEASE.lease_id, reason="evicted", deadline_us=0)
 

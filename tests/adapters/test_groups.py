@@ -7,22 +7,8 @@ import pytest
 
 from fabric.adapters import groups, reconciler
 from fabric.adapters.cluster_settings import ClusterSettings
-from fabric.adapters.nodes import Node
-from fabric.gate.events import JobKind, Pool
-from fabric.gate.instructions import Lease, Share
-
-NODE = Node(
-    node_id="h1",
-    ray_id="ray-h1",
-    address="10.0.0.1",
-    port=1,
-    accelerator="H100",
-    resource="GPU",
-    devices=4,
-    pool=Pool.SPOT,
-    dedicated_to=None,
-    has_type_resource=True,
-)
+from fabric.gate.instructions import Share
+from tests.adapters.leases import NODE, lease_of
 
 
 class Placed:
@@ -70,17 +56,7 @@ def world(monkeypatch):
 
 
 def lease(job_id="job-1"):
-    return Lease(
-        lease_id=f"{job_id}.1",
-        job_id=job_id,
-        account_id="acme",
-        name="test",
-        kind=JobKind.FUNCTION,
-        epoch=1,
-        accelerator="H100",
-        shares=(Share("h1", 2),),
-        payload="",
-    )
+    return lease_of(job_id, shares=(Share("h1", 2),))
 
 
 def removed_of(ours):

@@ -15,7 +15,7 @@ from fabric.adapters.kept_folder import step_in
 from fabric.adapters.stages import Stage, perform
 from fabric.checkpoints import Checkpoints, store_of
 from fabric.gate.events import JobKind, LeaseOutcome
-from fabric.gate.instructions import Lease
+from tests.adapters.leases import lease_of
 
 COUNTER = """
     import os, signal, sys, time
@@ -50,10 +50,7 @@ class Job:
     def stage(self, *command, env=None):
         self.epoch += 1
         payload = {"entrypoint": list(command), "env": {"FABRIC_CHECKPOINT_QUIET_S": "0.3", **(env or {})}}
-        lease = Lease(
-            lease_id=f"j.{self.epoch}", job_id="j", account_id="acme", name="n", kind=JobKind.SCRIPT, epoch=self.epoch,
-            accelerator="H100", shares=(), payload=json.dumps(payload),
-        )  # fmt: skip
+        lease = lease_of("j", epoch=self.epoch, kind=JobKind.SCRIPT, payload=json.dumps(payload))
         folder = self.tmp_path / str(self.epoch)
         here = context.Context(
             context.Place(job_id="j", attempt=self.epoch),

@@ -11,7 +11,6 @@ from fabric.adapters.cluster_settings import ClusterSettings
 from fabric.adapters.groups import Group, Seated
 from fabric.adapters.leases import Attempt
 from fabric.adapters.node_agent import Cut
-from fabric.adapters.nodes import Node
 from fabric.adapters.ranks import Ranks
 from fabric.adapters.runner import Described, Order, Seat
 from fabric.adapters.stages import JobEnd, Save
@@ -25,38 +24,17 @@ from fabric.gate.events import (
     LeaseSaved,
     LeaseStarted,
     Metered,
-    Pool,
 )
-from fabric.gate.instructions import Lease, Share
+from fabric.gate.instructions import Share
 from fabric.gate.lifecycle import StopReason
+from tests.adapters.leases import NODE, lease_of
 
-NODE = Node(
-    node_id="h1",
-    ray_id="ray-h1",
-    address="10.0.0.1",
-    port=1,
-    accelerator="H100",
-    resource="GPU",
-    devices=4,
-    pool=Pool.SPOT,
-    dedicated_to=None,
-    has_type_resource=True,
-)
 PAYLOAD = '{"inline": "cGlja2xl"}'
 
 
 def lease(kind=JobKind.FUNCTION, *, epoch=1, ranks=1):
-    return Lease(
-        lease_id=f"job-1.{epoch}",
-        job_id="job-1",
-        account_id="acme",
-        name="test",
-        kind=kind,
-        epoch=epoch,
-        accelerator="H100",
-        shares=tuple(Share("h1", 1) for _ in range(ranks)),
-        payload="" if kind is JobKind.LEASE else PAYLOAD,
-    )
+    payload = "" if kind is JobKind.LEASE else PAYLOAD
+    return lease_of(epoch=epoch, kind=kind, shares=tuple(Share("h1", 1) for _ in range(ranks)), payload=payload)
 
 
 def order_of(of, rank=0):

@@ -10,24 +10,15 @@ from fabric.adapters.line import BYTES_MAX, KEY_BYTES, Address, Broken, Line, Li
 from fabric.adapters.orders import carry_out
 from fabric.adapters.runner import Order, decode_end, decode_order, encode_end, encode_order
 from fabric.adapters.stages import JobEnd, Save
-from fabric.gate.events import JobKind, LeaseOutcome
-from fabric.gate.instructions import Lease, Share
+from fabric.gate.events import LeaseOutcome
+from fabric.gate.instructions import Share
+from tests.adapters.leases import lease_of
 
 HOST = "127.0.0.1"
 ENDED = JobEnd(outcome=LeaseOutcome.SUCCEEDED, result_ref="inline:gAVLAS4=", saves=(Save(1, 2, 3),), reusable=True)
 BY_RAY = JobEnd(outcome=LeaseOutcome.SAVED)
 ORDER = Order(
-    lease=Lease(
-        lease_id="job-1/1",
-        job_id="job-1",
-        account_id="acme",
-        name="test",
-        kind=JobKind.FUNCTION,
-        epoch=1,
-        accelerator="H100",
-        shares=(Share("h1", 2),),
-        payload="{}",
-    ),
+    lease=lease_of(shares=(Share("h1", 2),)),
     rank=0,
     master_addr=HOST,
     master_port=1,

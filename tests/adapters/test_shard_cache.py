@@ -7,7 +7,6 @@ from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from fabric import context
 from fabric.adapters.node_agent import _holdings
@@ -162,17 +161,12 @@ def test_a_machine_tells_what_its_accounts_hold_together_and_roughly(tmp_path, s
 
 
 @pytest.fixture
-def bucket():
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
+def bucket(moto_url):
     s3 = boto3.client(
-        "s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1", aws_access_key_id="k",
-        aws_secret_access_key="s",
-    )  # fmt: skip
+        "s3", endpoint_url=moto_url, region_name="us-east-1", aws_access_key_id="k", aws_secret_access_key="s"
+    )
     s3.create_bucket(Bucket="data")
-    yield s3
-    server.stop()
+    return s3
 
 
 def test_objects_are_named_by_their_etag(bucket, cache, tmp_path):

@@ -9,13 +9,11 @@ from fabric.adapters.entries import decode_entry, entries_of
 from fabric.adapters.outbox import Outbox
 from fabric.adapters.stages import JobEnd, Save
 from fabric.adapters.testimony import ERROR_CHARS_MAX, end_of, is_number, text
-from fabric.gate.events import JobKind, LeaseFinished, LeaseOutcome, LeaseSaved
-from fabric.gate.instructions import Accepted, Decision, Lease
+from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseSaved
+from fabric.gate.instructions import Accepted, Decision
+from tests.adapters.leases import lease_of
 
-LEASE = Lease(
-    lease_id="job-1.1", job_id="job-1", account_id="acme", name="n", kind=JobKind.FUNCTION, epoch=1, accelerator="H100",
-    shares=(), payload="{}",
-)  # fmt: skip
+LEASE = lease_of()
 DONE = JobEnd(outcome=LeaseOutcome.SUCCEEDED, result_ref="jobs/acme/job-1/result", saves=(Save(1, 2),), reusable=True)
 
 

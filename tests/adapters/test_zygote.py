@@ -26,7 +26,8 @@ from fabric.adapters.results import read_result
 from fabric.adapters.runner import Order, encode_order, ranks_of, stage_of
 from fabric.adapters.zygote_keeper import Zygote
 from fabric.gate.events import JobKind, LeaseOutcome
-from fabric.gate.instructions import Lease, Share
+from fabric.gate.instructions import Share
+from tests.adapters.leases import lease_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -51,10 +52,8 @@ class Runner:
 
     def stage(self, payload, kind=JobKind.FUNCTION, epoch=1):
         self.count += 1
-        lease = Lease(
-            lease_id=f"job-{os.getpid()}-{self.count}.{epoch}", job_id="j", account_id="acme", name="n", kind=kind,
-            epoch=epoch, accelerator="H100", shares=(), payload=json.dumps(payload),
-        )  # fmt: skip
+        lease_id = f"job-{os.getpid()}-{self.count}.{epoch}"
+        lease = lease_of("j", lease_id=lease_id, epoch=epoch, kind=kind, payload=json.dumps(payload))
         order = Order(
             lease=lease, rank=0, master_addr="127.0.0.1", master_port=1, work_dir=str(self.tmp_path),
         )  # fmt: skip

@@ -1,9 +1,10 @@
 """How far the CPU stand-in's reading is from the truth, quiet and beside hogs, and beside what CPU time alone would say.
 
-    python tests/bench/bench_burn.py [SPELLS]
+    python tests/bench/bench_burn.py [WINDOWS]
 
-Each worker is busy from a moment on for a part of a second, by the clock, and says how long it was until it could see that
-it was done: that is the truth, whoever else wants the cores. The meter is read while all of them pause.
+Each worker is busy, five times in a window, from a moment on for a part of a second by the clock, and says how long it was
+until it could see that it was done: that is the truth, whoever else wants the cores. The meter is read at the end of each
+window, while all of them pause. Errors are parts of a device over the window.
 """
 
 import os
@@ -27,10 +28,11 @@ for line in sys.stdin:
 """
 HOG = "while True: pass"
 PARTS = (0.2, 0.5, 0.8)
+SPELLS = 5
 
 
-def errors(*, hogs, spells):
-    """Of each spell: how far the meter, and CPU time alone, were from the truth, as parts of a device."""
+def errors(*, hogs, windows):
+    """Of each window and worker: how far the meter, and CPU time alone, were from the truth."""
     started = [subprocess.Popen([sys.executable, "-c", HOG]) for _ in range(hogs)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
     workers = {part: subprocess.Popen([sys.executable, "-c", WORKER, str(part)], **pipes) for part in PARTS}
@@ -39,17 +41,22 @@ def errors(*, hogs, spells):
         for part, worker in workers.items():
             meter.attach(str(part), devices=("0",), roots=(worker.pid,))
         ours, theirs = [], []
-        for spell in range(spells + 1):
-            cpu = {part: sum(psutil.Process(worker.pid).cpu_times()[:2]) for part, worker in workers.items()}
-            for worker in workers.values():
-                worker.stdin.write(f"{time.monotonic() + 0.2}\n")
+        for window in range(windows + 1):
+            began = time.monotonic()
+            used = {part: -cpu_s(worker) for part, worker in workers.items()}
+            truth = dict.fromkeys(PARTS, 0.0)
+            for _ in range(SPELLS):
+                at = time.monotonic() + 0.2
+                for worker in workers.values():
+                    worker.stdin.write(f"{at}\n")
+                for part, worker in workers.items():
+                    truth[part] += float(worker.stdout.readline())
+            took = time.monotonic() - began
             for part, worker in workers.items():
-                truth_s = float(worker.stdout.readline())
                 read_s = meter.read(str(part)) / 1e6
-                used_s = sum(psutil.Process(worker.pid).cpu_times()[:2]) - cpu[part]
-                if spell:  # the first one has the interpreter's start in it
-                    ours.append(abs(read_s - truth_s))
-                    theirs.append(abs(used_s - truth_s))
+                if window:  # the first one has the interpreter's start in it
+                    ours.append(abs(read_s - truth[part]) / took)
+                    theirs.append(abs(used[part] + cpu_s(worker) - truth[part]) / took)
         return sorted(ours), sorted(theirs)
     finally:
         for process in (*started, *workers.values()):
@@ -57,19 +64,23 @@ def errors(*, hogs, spells):
             process.communicate()
 
 
+def cpu_s(worker):
+    return sum(psutil.Process(worker.pid).cpu_times()[:2])
+
+
 def p99(values):
     return values[min(len(values) - 1, int(len(values) * 0.99))]
 
 
-def main(spells):
+def main(windows):
     for hogs in (0, 2 * (os.cpu_count() or 1)):
-        ours, theirs = errors(hogs=hogs, spells=spells)
+        ours, theirs = errors(hogs=hogs, windows=windows)
         print(
-            f"{hogs} hogs on {os.cpu_count()} cores, {len(ours)} spells: run + run-queue wait p50"
+            f"{hogs} hogs on {os.cpu_count()} cores, {len(ours)} readings: run + run-queue wait p50"
             f" {ours[len(ours) // 2]:.4f} p99 {p99(ours):.4f} max {ours[-1]:.4f}; CPU time alone p50"
             f" {theirs[len(theirs) // 2]:.4f} p99 {p99(theirs):.4f}"
         )
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 30)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)

@@ -30,7 +30,8 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 
-from fabric.adapters.archive import S3Credentials
+from fabric.adapters.bucket import Place
+from fabric.adapters.bucket_clients import S3Credentials
 from fabric.checkpoints import Checkpoints, DirectoryStore, S3Store
 from training import shards
 
@@ -272,7 +273,7 @@ def a_bucket() -> Iterator[S3Store]:
         [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     own = S3Credentials(access_key_id="AKIA", secret_access_key="secret")
-    store = S3Store("bench", endpoint_url=f"http://127.0.0.1:{port}", region="us-east-1", credentials=own)
+    store = S3Store(Place(bucket="bench", endpoint_url=f"http://127.0.0.1:{port}", region="us-east-1", credentials=own))
     try:
         for _ in range(200):
             time.sleep(0.1)

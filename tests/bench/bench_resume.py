@@ -3,8 +3,8 @@
     python tests/bench/bench_resume.py [ROUNDS]
 
 Cold, every attempt starts a process that imports torch. Warm, it is forked from the machine's zygote, which has. Both run
-the same script on the same nodes, in turn, in one run. The runner's own process is one of Ray's either way: new on other
-devices, kept for the account on the same ones, so both are shown.
+the same script, in turn, in one run. The runner's own process is one of Ray's either way: kept for the account on the same
+devices, new on others, so both are shown; to make the job go elsewhere, another one takes its devices while it is paused.
 """
 
 import re
@@ -12,6 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from fabric import house
@@ -19,6 +20,8 @@ from fabric.client import new_request_id
 from fabric.sdk import connect
 from fabric.wire import fabric_pb2 as pb
 
+TYPES = ["H100:4", "A100:4"]
+PLACES = ("same devices", "other devices")
 SCRIPT = """
 import time
 import torch
@@ -57,34 +60,55 @@ def measure(found, place, rounds):
         request = pb.OpenAccountRequest(request_id=new_request_id(), account_id="bench", name="b", plan="starter")
         fabric.client.call(request, pb.Accepted)
         fabric.top_up("100")
-        took = {"cold": [], "warm": []}
+        took = {f"{how}, {where}": [] for how in ("cold", "warm") for where in PLACES}
         saves = {"cold": [], "warm": []}
         for how, preload in (("warm", "torch"), ("cold", "")):
             # The first attempt of a fabric brings the zygote up, and is not counted.
             job = fabric.submit(
-                "train.py", tokens="5", accelerators="H100:1", working_dir=place, preload=preload, name=how
+                "train.py", tokens="9", accelerators=TYPES, working_dir=place, preload=preload, name=how
             )
             until(lambda job=job: job.info().step > 3)
             if how == "warm":
                 time.sleep(8)
-            for _ in range(rounds):
+            for at in range(2 * rounds):
+                was, where = job.info().accelerator, PLACES[at % 2]
                 asked = time.monotonic()
                 job.pause()
                 until(lambda job=job: job.info().state == "parked" and not job.info().lease_id)
                 saves[how].append(time.monotonic() - asked)
-                began = time.time()
-                job.resume()
-                until(lambda job=job, began=began: max(firsts(job)) > began)
-                took[how].append(max(firsts(job)) - began)
+                with beside(fabric, was if where == "other devices" else other_than(was)):
+                    began = time.time()
+                    job.resume()
+                    until(lambda job=job, began=began: max(firsts(job)) > began)
+                    took[f"{how}, {where}"].append(max(firsts(job)) - began)
+                    assert (job.info().accelerator == was) == (where == "same devices")
             print(how, job.info().timeline[-160:])
             job.cancel()
             job.wait(60)
-        for how in ("cold", "warm"):
-            told(f"resume → first step, {how}", took[how])
+        for how, seconds in took.items():
+            told(f"resume → first step, {how}", seconds)
         for how in ("cold", "warm"):
             told(f"pause → released, {how}", saves[how])
-        ratio = statistics.median(took["cold"]) / statistics.median(took["warm"])
-        print(f"warm is {ratio:.1f} times as fast")
+        for where in PLACES:
+            ratio = statistics.median(took[f"cold, {where}"]) / statistics.median(took[f"warm, {where}"])
+            print(f"{where}: warm is {ratio:.1f} times as fast")
+
+
+def other_than(kind):
+    return next(choice for choice in TYPES if not choice.startswith(kind)).partition(":")[0]
+
+
+@contextmanager
+def beside(fabric, kind):
+    """Somebody else has all devices of the kind."""
+    blocker = fabric.submit(["sleep", "600"], tokens="9", accelerators=f"{kind}:4", name="beside", preemptible=False)
+    until(lambda: blocker.info().state == "running")
+    try:
+        yield
+    finally:
+        blocker.cancel()
+        blocker.wait(60)
+        until(lambda: not blocker.info().lease_id)
 
 
 def firsts(job):
@@ -94,7 +118,7 @@ def firsts(job):
 def told(what, seconds):
     shown = " ".join(f"{each:.2f}" for each in seconds)
     print(
-        f"{what:32} p50 {statistics.median(seconds):.2f} s  min {min(seconds):.2f}  max {max(seconds):.2f}  ({shown})"
+        f"{what:40} p50 {statistics.median(seconds):.2f} s  min {min(seconds):.2f}  max {max(seconds):.2f}  ({shown})"
     )
 
 

@@ -1,29 +1,17 @@
 """A store of each kind, and the bucket server that the tests of buckets share."""
 
 import itertools
-import socket
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
-from fabric.adapters.archive import S3Credentials
+from fabric.adapters.bucket import Place
+from fabric.adapters.bucket_clients import S3Credentials
 from fabric.checkpoints import Checkpoints, DirectoryStore, S3Store
 
 JOB = "jobs/acme/j-1/checkpoint"
 OWN = S3Credentials(access_key_id="AKIA", secret_access_key="secret")
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def moto_url():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    server.start()
-    yield f"http://127.0.0.1:{port}"
-    server.stop()
 
 
 @pytest.fixture
@@ -37,7 +25,7 @@ def bucket(moto_url):
 
 @pytest.fixture
 def s3(moto_url, bucket):
-    return S3Store(bucket, prefix="fabric/x", endpoint_url=moto_url, region="us-east-1", credentials=OWN)
+    return S3Store(Place(bucket=bucket, prefix="fabric/x", endpoint_url=moto_url, region="us-east-1", credentials=OWN))
 
 
 @pytest.fixture(params=["directory", "bucket"])

@@ -17,7 +17,8 @@ import sys
 import time
 from collections import Counter
 
-from fabric.adapters.archive import S3Credentials
+from fabric.adapters.bucket import Place
+from fabric.adapters.bucket_clients import S3Credentials
 from fabric.checkpoints import Checkpoints, DirectoryStore, S3Store, checkpoints, directory, retention
 
 JOB = "jobs/acme/j-1/checkpoint"
@@ -30,7 +31,7 @@ def opened(where):
     if not where.startswith("http"):
         return DirectoryStore(where)
     url, _, bucket = where.rpartition("/")
-    return S3Store(bucket, endpoint_url=url, region="us-east-1", credentials=OWN)
+    return S3Store(Place(bucket=bucket, endpoint_url=url, region="us-east-1", credentials=OWN))
 
 
 def content(step, shard):

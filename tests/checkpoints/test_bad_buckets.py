@@ -6,7 +6,8 @@ import sys
 import pytest
 import stamina
 
-from fabric.adapters.archive import S3Credentials
+from fabric.adapters.bucket import Place
+from fabric.adapters.bucket_clients import S3Credentials
 from fabric.checkpoints import Checkpoints, S3Store
 from fabric.errors import Conflict, NotFound, Unavailable
 from tests.checkpoints.conftest import JOB, OWN
@@ -44,9 +45,10 @@ def faulty(moto_url):
 
 @pytest.fixture
 def open_store(faulty, bucket):
-    def opened(**options):
-        options = {"credentials": OWN, "part_bytes": 5 * MIB, "read_timeout_s": 20.0} | options
-        return S3Store(bucket, endpoint_url=faulty.url, region="us-east-1", **options)
+    def opened(*, part_bytes=5 * MIB, **options):
+        options = {"credentials": OWN, "read_timeout_s": 20.0} | options
+        place = Place(bucket=bucket, endpoint_url=faulty.url, region="us-east-1", **options)
+        return S3Store(place, part_bytes=part_bytes)
 
     return opened
 
@@ -137,7 +139,7 @@ def test_a_bucket_that_does_not_answer_is_given_up_on(faulty, open_store):
 
 
 def test_a_bucket_that_is_not_there_is_no_missing_value(faulty):
-    store = S3Store("nowhere-at-all", endpoint_url=faulty.url, region="us-east-1", credentials=OWN)
+    store = S3Store(Place(bucket="nowhere-at-all", endpoint_url=faulty.url, region="us-east-1", credentials=OWN))
     with pytest.raises(Unavailable, match="NoSuchBucket") as raised:
         store.get("k")
     assert raised.value.code == "store_refused"
@@ -162,7 +164,7 @@ def test_a_large_value_that_can_not_be_sent_leaves_nothing(faulty, open_store):
         store.put("large", bytes(11 * MIB))
     with pytest.raises(NotFound):
         store.get("large")
-    assert store._client.list_multipart_uploads(Bucket=store._bucket).get("Uploads", []) == []
+    assert store._bucket.client.list_multipart_uploads(Bucket=store._bucket.name).get("Uploads", []) == []
 
 
 def test_an_upload_whose_completion_was_answered_to_nobody_is_complete(faulty, open_store):
@@ -243,7 +245,7 @@ def test_everything_is_encrypted_at_rest_when_asked(open_store, save, tmp_path, 
     kept = store.keys("jobs")
     assert len(kept) == 2 + 2 + 2 + 1
     for name in kept:
-        about = store._client.head_object(Bucket=store._bucket, Key=name)
+        about = store._bucket.client.head_object(Bucket=store._bucket.name, Key=name)
         assert about["ServerSideEncryption"] == sse
         assert about.get("SSEKMSKeyId", "").endswith(key)
 

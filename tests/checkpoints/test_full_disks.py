@@ -4,11 +4,12 @@ import errno
 import resource
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
-from fabric.checkpoints import Checkpoints, DirectoryStore, directory
+from fabric.checkpoints import Checkpoints, DirectoryStore, directory, draft
 from fabric.errors import Conflict, Unavailable
 from tests.checkpoints.conftest import JOB
 
@@ -112,6 +113,39 @@ def test_whichever_call_to_the_disk_fails_what_was_acknowledged_is_whole(root, s
         if not reached:
             break
     assert failed >= 8, "there are so many calls in a save"
+
+
+def test_what_fails_while_a_large_value_goes_to_the_disk_is_told_although_the_last_sync_finds_nothing(
+    root, save, monkeypatch
+):
+    """A system tells a failed write once, to whoever syncs next: here that is the thread beside the writing."""
+    monkeypatch.setattr(directory, "_LARGE_BYTES", 1)
+    monkeypatch.setattr(directory, "_SYNC_EVERY_S", 0.0)
+    monkeypatch.setattr(draft, "_LARGE_BYTES", 1)
+    write, synced, broken = directory._write_all, threading.Event(), [False]
+
+    def writing(file, data):
+        write(file, data)
+        assert synced.wait(10)
+
+    def sync(handle):
+        first, broken[0] = broken[0], False
+        synced.set()
+        if first:
+            raise OSError(errno.EIO, "injected")
+
+    monkeypatch.setattr(directory, "_write_all", writing)
+    monkeypatch.setattr(directory.os, "fdatasync", sync)
+    first = Checkpoints(DirectoryStore(root), prefix=JOB, epoch=1)
+    save(first, 1, state=b"s" * 100_000)
+    assert first.load()[1] == {"state": b"s" * 100_000}
+    broken[0] = True
+    synced.clear()
+    with pytest.raises(Unavailable) as raised:
+        save(first, 2, state=b"t" * 100_000)
+    assert raised.value.code == "store_failed"
+    assert leftovers(root) == []
+    assert first.load()[0].step == 1
 
 
 def test_a_file_system_without_hard_links_is_found_out_before_it_is_trusted(root, save, monkeypatch):

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from fabric.adapters.archive import DirectoryArchive, S3Archive
+from fabric.adapters.bucket import Place
 from fabric.checkpoints import DirectoryStore, S3Store, store_of
 from fabric.errors import InvalidConfig, InvalidRequest, NotFound
 from tests.checkpoints.conftest import OWN
@@ -91,7 +92,9 @@ def test_a_store_is_where_its_archive_is(tmp_path, s3, moto_url, bucket):
     directory = DirectoryArchive(tmp_path / "archive")
     directory.put("k", b"v")
     assert store_of(directory).get("k") == b"v"
-    archive = S3Archive(bucket, prefix="p", endpoint_url=moto_url, region="us-east-1", credentials=OWN, sse="AES256")
+    archive = S3Archive(
+        Place(bucket=bucket, prefix="p", endpoint_url=moto_url, region="us-east-1", credentials=OWN, sse="AES256")
+    )
     archive.put("k", b"v")
     found = store_of(archive)
     assert isinstance(found, S3Store)

@@ -9,7 +9,6 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from moto.server import ThreadedMotoServer
 
 from fabric.doctor import Health, diagnose, machine, software, surroundings
 from fabric.settings import S3Archive, TlsFiles, load_cluster
@@ -246,15 +245,6 @@ def test_a_database_must_be_new_enough_durable_and_ours_to_use(facts, remedy):
     assert (remedy or "") in finding.remedy
 
 
-@pytest.fixture(scope="module")
-def s3():
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    _, port = server.get_host_and_port()
-    yield f"http://127.0.0.1:{port}"
-    server.stop()
-
-
 @pytest.fixture
 def aws(monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
@@ -262,16 +252,16 @@ def aws(monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
 
 
-def test_a_bucket_is_tried_and_left_empty(s3, aws):
-    client = boto3.client("s3", endpoint_url=s3)
+def test_a_bucket_is_tried_and_left_empty(moto_url, aws):
+    client = boto3.client("s3", endpoint_url=moto_url)
     client.create_bucket(Bucket="fabric")
-    finding = surroundings.check_s3(S3Archive(kind="s3", bucket="fabric", endpoint=s3, prefix="archive"))
+    finding = surroundings.check_s3(S3Archive(kind="s3", bucket="fabric", endpoint=moto_url, prefix="archive"))
     assert finding.health is Health.OK
     assert client.list_objects_v2(Bucket="fabric")["KeyCount"] == 0
 
 
-def test_a_bucket_that_is_not_there_or_a_store_that_does_not_answer_is_found(s3, aws, closed_port):
-    absent = S3Archive(kind="s3", bucket="nowhere", endpoint=s3)
+def test_a_bucket_that_is_not_there_or_a_store_that_does_not_answer_is_found(moto_url, aws, closed_port):
+    absent = S3Archive(kind="s3", bucket="nowhere", endpoint=moto_url)
     assert_fails(surroundings.check_s3(absent), naming="s3://nowhere", remedy="the bucket")
     silent = S3Archive(kind="s3", bucket="fabric", endpoint=f"http://127.0.0.1:{closed_port}")
     assert_fails(surroundings.check_s3(silent), naming="s3://fabric", remedy="the endpoint")
@@ -300,6 +290,8 @@ SOLD = {"fabric.io/node": "n1", "ray.io/accelerator-type": "H100", "fabric.io/po
         ([node(labels=SOLD | {"fabric.io/pool": "spott"})], Health.WARN, "fabric.io/pool=spott"),
         ([node(labels=SOLD | {"fabric.io/pool": "dedicated"})], Health.WARN, "fabric.io/dedicated-to="),
         ([node(labels=SOLD | {"fabric.io/dedicated-to": "acme"})], Health.WARN, "fabric.io/dedicated-to=acme"),
+        ([node(labels=SOLD | {"fabric.io/notice-s": "30"})], Health.OK, "1 nodes"),
+        ([node(labels=SOLD | {"fabric.io/notice-s": "30s"})], Health.WARN, "fabric.io/notice-s=30s"),
         ([node(labels=SOLD, resources={"NPU": 8.0})], Health.OK, "1 nodes"),
     ],
 )

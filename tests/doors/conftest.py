@@ -4,6 +4,7 @@ import asyncio
 import base64
 import threading
 from collections import deque
+from io import BytesIO
 
 import cloudpickle
 import pytest
@@ -31,6 +32,7 @@ from fabric.gate.events import (
     LeaseStarted,
     NodeUp,
     OpenAccount,
+    Pause,
     Pool,
     TopUp,
 )
@@ -75,6 +77,7 @@ class StandInPort:
         self.away = False
         self.lose_answers = 0
         self.run_jobs = True
+        self.pause_jobs = False
         self.explode = None
         self.log_lines = {}
         self._changed = asyncio.Condition()
@@ -126,6 +129,9 @@ class StandInPort:
             self.blobs[lease_info_key(lease.account_id, lease.job_id)] = b'{"placement_group_id": "ab", "bundles": []}'
         yield LeaseStarted(lease_id=lease.lease_id)
         if lease.kind is JobKind.LEASE:
+            return
+        if self.pause_jobs:
+            yield Pause(job_id=lease.job_id, account_id=lease.account_id)
             return
         payload = read_payload(lease.payload)
         self.log_lines[lease.job_id] = f"running {lease.name}\n".encode()
@@ -187,10 +193,15 @@ class StandInPort:
         self._reachable()
         self.blobs[key] = data
 
-    async def get_blob(self, key):
+    async def fetch_blob(self, key, into):
         if key not in self.blobs:
             raise NotFound(f"nothing under {key}")
-        return self.blobs[key]
+        into.write(self.blobs[key])
+
+    async def small_blob(self, key, *, limit_bytes):
+        kept = BytesIO()
+        await self.fetch_blob(key, kept)
+        return kept.getvalue() if len(kept.getvalue()) <= limit_bytes else None
 
     def checkpoints_of(self, account_id, job_id):
         return checkpoints_in(DirectoryArchive(self.folder / "archive"), account_id, job_id)

@@ -46,6 +46,8 @@ def test_a_parked_job_goes_back_to_a_step_and_what_came_after_is_void(house, par
     parked.roll_back(10)
     assert contents(house, parked.id) == (10, b"x" * 10)
     assert {found.step for found in parked.checkpoints()} == {10}
+    info = parked.info()
+    assert (info.step, info.saved_step, info.saved_bytes) == (10, 10, 10)
     with pytest.raises(NotFound, match="it has 10"):
         parked.roll_back(20)
 

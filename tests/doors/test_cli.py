@@ -6,10 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from fabric.adapters.cluster_settings import artifact_key
 from fabric.cli import app
-from fabric.errors import FabricError, InvalidConfig
+from fabric.errors import FabricError, InvalidConfig, Unavailable
 from fabric.profile import Profile, load_profile, profile_file, save_profile
 
 
@@ -77,9 +79,27 @@ def test_an_operators_command_is_an_operators(run, house, words, shows):
     assert shows in run(*words, key=house.root).output
 
 
-@pytest.mark.parametrize("words", [words for words, _ in OPERATORS if words[1] in {"accounts", "nodes", "leases"}])
-def test_an_operators_lists_are_json_too(run, house, words):
-    assert isinstance(json.loads(run(*words, "--json", key=house.root).output), list)
+@pytest.mark.parametrize("words", [words for words, _ in OPERATORS])
+def test_what_an_operator_is_told_is_json_too(run, house, words):
+    found = json.loads(run(*words, "--json", key=house.root).output)
+    assert isinstance(found, list) == (words[1] in {"accounts", "nodes", "leases"})
+
+
+def commands(group, *words):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, *words, name)
+        else:
+            yield " ".join([*words, name]), command
+
+
+def test_every_command_answers_programs_with_json():
+    every = dict(commands(typer.main.get_command(app)))
+    assert {"up", "doctor", "submit", "run", "logs", "top", "audit verify", "ops nodes", "keys create"} <= set(every)
+    silent = [
+        name for name, command in every.items() if "--json" not in {opt for p in command.params for opt in p.opts}
+    ]
+    assert silent == []
 
 
 def test_an_operator_acts_for_a_customer(run, house):
@@ -105,6 +125,23 @@ def test_a_script_is_submitted_and_followed_to_its_end(run, tmp_path, monkeypatc
     assert run("result", job_id).output == "None\n"
     made = json.loads(run("submit", "--tokens", 2, "--json", "--", "python", "train.py", "--json").output)
     assert made["job_id"].startswith("job-")
+
+
+def test_what_a_program_follows_is_json_on_standard_output_and_logs_beside_it(run):
+    done = run("run", "--tokens", 1, "--json", "--", "echo", "hello")
+    assert json.loads(done.stdout)["state"] == "succeeded"
+    assert "running echo hello" in done.stderr
+    made = json.loads(run("submit", "--tokens", 1, "--json", "-f", "--", "echo", "hello").stdout)
+    (piece,) = map(json.loads, run("logs", made["job_id"], "--json").stdout.splitlines())
+    assert piece == {"rank": 0, "attempt": 1, "offset": 0, "data": "running echo hello\n"}
+
+
+def test_who_follows_a_job_to_where_it_is_parked_is_told_that_it_is_not_done(run, house):
+    house.port.pause_jobs = True
+    done = run("run", "--tokens", 1, "--json", "--", "echo", "hello", code=9)
+    assert json.loads(done.stdout)["state"] == "parked"
+    assert "parked: paused" in done.stderr
+    assert "fabric raise-limit job-" in done.stderr
 
 
 def test_a_result_can_be_written_unopened(run, job, tmp_path):
@@ -204,6 +241,50 @@ def test_an_export_goes_to_a_file_or_to_standard_output(run, job, tmp_path):
     run("audit", "export", tmp_path / "export.jsonl")
     assert job.id in (tmp_path / "export.jsonl").read_text()
     assert job.id in run("audit", "export").output
+
+
+def test_an_export_that_breaks_off_is_begun_again_and_whole_or_not_there(run, job, house, tmp_path, monkeypatch):
+    whole, export = run("audit", "export").output, house.port.export
+
+    async def breaking_off(*, account_id):
+        async for line in export(account_id=account_id):
+            yield line
+        if left.pop():
+            raise Unavailable("the export was interrupted: begin it again", code="export_interrupted")
+
+    monkeypatch.setattr(house.port, "export", breaking_off)
+    left = [False, True, True]
+    run("audit", "export", tmp_path / "export.jsonl")
+    assert (tmp_path / "export.jsonl").read_text() == whole
+    left = [False, True, True]
+    assert run("audit", "export").output == whole
+    monkeypatch.setattr("fabric.client._ATTEMPTS", 2)
+    left = [True] * 100
+    assert "export_interrupted" in run("audit", "export", tmp_path / "cut.jsonl", code=8).stderr
+    assert run("audit", "export", code=8).stdout == ""
+    assert [file.name for file in tmp_path.glob("*.jsonl*")] == ["export.jsonl"]
+    assert list(tmp_path.glob(".*.draft")) == []
+
+
+@pytest.mark.parametrize("words", [("audit", "export"), ("result", "JOB", "--output"), ("artifact", "JOB", "--to")])
+def test_a_file_that_can_not_be_written_is_named_and_not_a_traceback(run, job, house, tmp_path, words):
+    house.port.blobs[artifact_key("acme", job.id, name="model")] = b"tar"
+    words = [job.id if word == "JOB" else word for word in words]
+    assert "file_unwritable" in run(*words, tmp_path / "nowhere" / "file.tar", code=2).stderr
+    run(*words, tmp_path / "file.tar")
+    if words[0] != "artifact":  # what has no suffix is a folder there
+        run(*words, "/dev/null")
+    assert (tmp_path / "file.tar").stat().st_size
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["file.tar"]
+
+
+def test_a_file_of_ones_own_that_can_not_be_read_is_named_and_not_a_traceback(run, house, tmp_path, monkeypatch):
+    profile = profile_file({"XDG_CONFIG_HOME": str(tmp_path)})
+    profile.mkdir(parents=True, mode=0o700)
+    monkeypatch.delenv("FABRIC_ADDRESS")
+    done = run("balance", code=2)
+    assert str(profile) in done.stderr
+    assert "file_unusable" in done.stderr
 
 
 def test_without_an_address_the_error_says_what_to_set(monkeypatch, tmp_path):

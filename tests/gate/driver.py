@@ -9,6 +9,7 @@ from hypothesis.stateful import (
 )
 
 from fabric.gate import Gate
+from fabric.gate.burning import ROUNDING_US, SILENCE_US
 from fabric.gate.events import (
     LeaseFinished,
     LeaseRemoved,
@@ -19,7 +20,6 @@ from fabric.gate.events import (
     Tick,
 )
 from fabric.gate.instructions import Refusal, RemoveLease, StartLease, StopLease
-from fabric.gate.leases import ROUNDING_US, SILENCE_US
 from fabric.ledger import Scope, Service, Use
 from tests.gate.oracle import Auditor, Meter, admits
 from tests.gate.world import CATALOGUE, T0, TARIFFS

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from fabric import house
+from fabric.client import new_request_id
+from fabric.sdk import connect
 from fabric.units import UHS_PER_CT
+from fabric.wire import fabric_pb2 as pb
 from tests.live.test_house import settled, wait_for_state
 
 HERE = Path(__file__).parent
@@ -74,7 +78,7 @@ def test_reserved_demand_evicts_training_which_resumes_on_another_type_and_count
     assert (info.attempts, info.accelerator, info.devices) == (2, "A100", 4)
     told = re.fullmatch(
         r"(?:WAITING \d+ s → )?RUNNING on 2 × H100 → EVICTED at step (\d+), durable in (\d+) m?s, 0 steps and"
-        r" [\d.]+ CT lost → WAITING \d+ m?s → RESUMED on 4 × A100 → SUCCEEDED",
+        r" [\d.]+ CT lost → WAITING \d+ m?s → RESUMED on 4 × A100, first step in \d+ m?s → SUCCEEDED",
         info.timeline,
     )
     assert told, info.timeline
@@ -178,3 +182,86 @@ def test_what_one_job_fetched_the_next_one_finds(acme, tmp_path):
         job = acme.submit(read, address, tokens="0.1", accelerators="H100:1", data={f"file://{tmp_path}/": 100_000})
         size, saved_us = job.result(timeout=60)
         assert (size, saved_us > 0) == (100_000, at == 1)
+
+
+def test_a_gang_of_two_kinds_trains_as_islands_and_goes_on_after_a_pause(acme):
+    """Eight devices of one kind there are not: six H100 of two pools and two A100 are two islands."""
+    job = acme.submit(
+        "train_islands.py", "0.03", working_dir=HERE, tokens="2", accelerators=["H100:8", "A100:8"], mix="islands",
+        preload="torch",
+    )  # fmt: skip
+    info = wait_until(job, lambda info: info.step >= 10)
+    assert (info.accelerator, info.devices) == ("H100+A100", 8)
+    assert sorted(info.nodes) == ["a100-spot", "h100-reserved", "h100-spot"]
+    job.pause()
+    info = wait_until(job, lambda info: info.state == "parked" and not info.lease_id)
+    assert info.saved_step >= 10
+    job.resume()
+    assert job.wait(timeout=120) == "succeeded"
+    log = "".join(job.logs())
+    assert log.count("EXPERIMENTAL: mix=islands: 2 islands (2 on H100, 1 on A100)") == 2, "once an attempt"
+    ends = dict(re.findall(r"rank (\d) on \w+ saw \d+ and ends with (\w+)", log))
+    assert len(ends) == 3
+    assert len(set(ends.values())) == 1, log
+    assert re.search(r"RUNNING on 6 × H100 \+ 2 × A100 → PAUSED at step \d+", job.info().timeline)
+    settled(job)
+    for record in acme.usage(job_id=job.id):
+        assert (record.accelerator, record.devices) == ("H100+A100", 8)
+        assert 750_000 < record.weight_ppm < 1_000_000, "the mean of eight devices, of which two weigh less"
+
+
+def test_a_job_on_a_node_that_is_drained_is_saved_and_goes_on_elsewhere_with_the_same_weights(
+    acme, running, uninterrupted
+):
+    job = acme.submit(
+        "train_small.py", STEPS, "0.05", working_dir=HERE, tokens="1", accelerators=["910B:2", "A100:2"],
+        preload="torch",
+    )  # fmt: skip
+    info = wait_until(job, lambda info: info.step >= 20)
+    assert list(info.nodes) == ["ascend-spot"]
+    with connect(running.address, house.operator_key(Path(running.state_dir)), running.ca) as operator:
+        drain = pb.DrainNodeRequest(request_id=new_request_id(), node_id="ascend-spot", grace_us=20_000_000)
+        operator.client.call(drain, pb.Accepted)
+    assert job.wait(timeout=120) == "succeeded"
+    info = job.info()
+    assert re.search(r"DRAINED at step \d+, durable in \d+ m?s, 0 steps and [\d.]+ CT lost → WAITING", info.timeline)
+    assert (info.attempts, list(info.nodes) or ["a100-spot"], info.accelerator) == (2, ["a100-spot"], "A100")
+    assert digest_in("".join(job.logs())) == uninterrupted
+
+
+HUNGRY = """
+import os, signal, sys, time
+import torch
+from fabric import context
+from training import session
+
+model = torch.nn.Linear(4, 4)
+opt = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in session(model=model, opt=opt, snapshot_every_s=0.01).steps(40):
+    model(torch.ones(4)).sum().backward()
+    opt.step()
+    time.sleep(0.02)
+    if step == 25 and context.current().attempt == 1:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when the machine's memory is used up
+print("ended from", context.current().attempt)
+"""
+
+
+def test_a_rank_that_the_kernel_kills_for_memory_is_told_as_that_and_resumes_if_its_owner_wants_it_tried_again(
+    acme, tmp_path
+):
+    (tmp_path / "hungry.py").write_text(HUNGRY)
+    once, twice = (
+        acme.submit(
+            "hungry.py", working_dir=tmp_path, tokens="0.5", accelerators="A100:1", preload="torch", max_retries=retries
+        )
+        for retries in (0, 1)
+    )
+    assert once.wait(timeout=120) == "failed"
+    assert re.search(
+        r"SIGKILL \(out of memory, most likely: this machine has \d+ GiB .* max_retries", once.info().error
+    )
+    assert once.checkpoints()[0].step > 0, "what it had saved is kept, and can be forked"
+    assert twice.wait(timeout=120) == "succeeded"
+    assert "ended from 2" in "".join(twice.logs())
+    assert twice.info().attempts == 2

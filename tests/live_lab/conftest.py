@@ -10,7 +10,6 @@ from pathlib import Path
 import boto3
 import psutil
 import pytest
-from moto.server import ThreadedMotoServer
 
 from fabric.sdk import connect
 from fabric.wire import fabric_pb2 as pb
@@ -113,30 +112,21 @@ def ray_cluster():
 
 
 @pytest.fixture(scope="package")
-def s3_endpoint():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(scope="package")
-def bucket(s3_endpoint):
+def bucket(moto_url):
     """The lab's bucket, as an administrator sees it."""
     own = {"aws_access_key_id": "admin", "aws_secret_access_key": "admin", "region_name": "us-east-1"}
-    made = boto3.resource("s3", endpoint_url=s3_endpoint, **own).Bucket("lab")
+    made = boto3.resource("s3", endpoint_url=moto_url, **own).Bucket("lab")
     made.create()
     return made
 
 
 @pytest.fixture(scope="package")
-def lab(ray_cluster, s3_endpoint, bucket, postgres_server, tmp_path_factory):
+def lab(ray_cluster, moto_url, bucket, postgres_server, tmp_path_factory):
     """A lab where the fabric is up."""
     made = Lab(
         place=tmp_path_factory.mktemp("lab"),
         **ray_cluster,
-        endpoint=s3_endpoint,
+        endpoint=moto_url,
         dsn=postgres_server.dsn.replace("fabric@", f"fabric:{PASSWORD}@"),
     )
     made.up()

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fabric.placement import Evict, Node, Placed, PlacementState, Planner, Policy, Request
+from fabric.placement import Evict, Node, Placed, PlacementState, Planner, Policy, Request, mixture
 from fabric.placement.fitting import Shape
 
 MINUTE = 60_000_000
@@ -13,7 +13,14 @@ POLICY = Policy(headroom_devices=1, bypasses_max=3, evictions_max=2)
 TYPES = ("H100", "A100")
 POOLS = (("spot", None), ("spot", None), ("reserved", None), ("dedicated", "acme"))
 NODES = [
-    Node(f"{pool}-{kind}-{at}", kind, devices, pool, owner)
+    Node(
+        f"{pool}-{kind}-{at}",
+        kind,
+        devices,
+        pool,
+        owner,
+        notice_us=MINUTE if (pool, kind) == ("spot", "A100") else None,
+    )
     for at, devices in enumerate((8, 4))
     for kind in TYPES
     for pool, owner in dict.fromkeys(POOLS)
@@ -37,6 +44,8 @@ asked = st.builds(
     speeds=st.sampled_from(((), (("H100", 1_000_000), ("A100", 315_000)))),
     prefers=st.sampled_from(((), ("spot-H100-0",), ("spot-A100-1", "reserved-A100-0"))),
     patience_us=st.sampled_from((0, 0, 0, MINUTE)),
+    notice_us=st.sampled_from((0, 0, 0, MINUTE, 2 * MINUTE)),
+    mixtures=st.sampled_from(((), (), (("H100", "A100"),))),
     account_id=st.sampled_from(("acme", "bolt", "cusp")),
     accelerators=st.sampled_from(((), ("H100",), ("A100",), ("A100", "H100"))),
     tier_rank=st.integers(0, 2),
@@ -86,6 +95,19 @@ class Placing(RuleBasedStateMachine):
     @rule(node=st.sampled_from(NODES))
     def join(self, node):
         self.lose(self.planner.add_node(node, now_us=self.now))
+
+    @rule(node=st.sampled_from(NODES), notice_us=st.sampled_from((None, MINUTE, 3 * MINUTE)))
+    def announce(self, node, notice_us):
+        """Another notice is no other node: whoever is there stays."""
+        before = {view.node_id: (view.status, view.jobs) for view in self.planner.nodes()}.get(node.node_id)
+        changed = msgspec.structs.replace(node, notice_us=notice_us)
+        self.lose(self.planner.add_node(changed, now_us=self.now))
+        now = self.planner.one._state.nodes[node.node_id]
+        assert now.node.notice_us == notice_us
+        same = msgspec.structs.replace(now.node, notice_us=None) == msgspec.structs.replace(node, notice_us=None)
+        assert same
+        if before is not None and before[0] != "down" and tuple(now.shares) != before[1]:
+            assert not now.shares, "only one that came back as something else loses what ran on it"
 
     @rule(node=st.sampled_from(NODES), pool=st.sampled_from(POOLS))
     def join_as_another(self, node, pool):
@@ -209,15 +231,23 @@ class Placing(RuleBasedStateMachine):
         nodes = {view.node_id: view for view in self.planner.nodes()}
         assert request.least <= sum(devices for _, devices in step.shares) <= request.devices
         assert len({node_id for node_id, _ in step.shares}) == len(step.shares)
-        for node_id, devices in step.shares:
+        assert not step.kinds or len(step.kinds) > 1
+        for at, (node_id, devices) in enumerate(step.shares):
             node = nodes[node_id]
             assert node.status == "up"
-            assert (node.accelerator, node.pool) == (step.accelerator, step.pool)
+            if step.kinds:
+                assert node.accelerator == step.kinds[at]
+                assert any(set(step.kinds) <= set(types) for types in request.mixtures)
+            else:
+                assert (node.accelerator, node.pool) == (step.accelerator, step.pool)
+            given_us = self.planner.one._state.nodes[node_id].node.notice_us
+            assert given_us is None or given_us >= request.notice_us
             assert node.dedicated_to in (None, request.account_id)
             assert request.devices_per_node in (None, devices)
-        assert not request.accelerators or step.accelerator in request.accelerators
-        assert (step.pool == "reserved") <= (request.service == "inference" or request.preemptible)
-        assert (request.service == "inference") <= (step.pool != "spot")
+        assert not request.accelerators or {step.accelerator, *step.kinds} <= set(request.accelerators)
+        pools = {nodes[node_id].pool for node_id, _ in step.shares}
+        assert ("reserved" in pools) <= (request.service == "inference" or request.preemptible)
+        assert (request.service == "inference") <= ("spot" not in pools)
 
     def evicted(self, step: Evict):
         victim, preemptor = self.requests[step.job_id], self.requests[step.for_job_id]
@@ -248,7 +278,9 @@ class Placing(RuleBasedStateMachine):
             request = queued.request
             if request.patience_us and request.prefers and self.now < queued.queued_at_us + request.patience_us:
                 continue
-            for group in cluster.groups_for(queued.request, preemptible=queued.preemptible):
+            groups = cluster.groups_for(queued.request, preemptible=queued.preemptible)
+            assert mixture.find(cluster, groups, queued) is None, f"{job_id} fits as a mixture"
+            for group in groups:
                 assert cluster.find(group, Shape.of(queued.request), queued) is None, f"{job_id} fits {group.name}"
 
 

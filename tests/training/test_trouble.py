@@ -91,7 +91,19 @@ def test_a_script_that_fails_in_the_middle_of_a_step_it_was_asked_to_stop_in_end
     assert resumed(attempts) == (0, uninterrupted)
 
 
-def test_a_device_that_is_too_small_is_said_to_be(attempts):
+def too_much_for_a_device():
+    raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB. GPU 0 has 10.00 GiB")
+
+
+def too_much_for_the_machine():
+    torch.empty(2**50, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("too_much", "words"),
+    [(too_much_for_a_device, "Tried to allocate 20.00 GiB"), (too_much_for_the_machine, "can't allocate memory")],
+)
+def test_a_device_or_machine_that_is_too_small_is_said_to_be(attempts, too_much, words):
     with ended_by(JobFailed, attempts.next()) as ended:
         script = Script()
         with script.session() as run:
@@ -99,9 +111,9 @@ def test_a_device_that_is_too_small_is_said_to_be(attempts):
                 script.loss(*script.batch()).backward()
                 script.opt.step()
                 if step == 2:
-                    raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB. GPU 0 has 10.00 GiB")
+                    too_much()
     assert ended.error.code == "out_of_memory"
-    assert "Tried to allocate 20.00 GiB" in ended.error.message
+    assert words in ended.error.message
     assert "virtual" in ended.error.message
 
 

@@ -70,6 +70,13 @@ def test_small_differences_move_nobody():
     assert not any(balance.observe(laps((16, 16), (1.0, 1.0 + wobble))) for wobble in (0.03, -0.03, 0.02, -0.04))
 
 
+def test_a_lap_that_something_else_held_up_moves_nobody():
+    balance = Balance((24, 8))
+    for speeds in [(3.0, 1.0), (3.0, 1.0), (1.5, 1.0), (3.0, 1.0), (3.0, 0.5), (3.0, 1.0)]:
+        balance.observe(laps(balance.shares, speeds))
+        assert balance.shares == (24, 8)
+
+
 @given(st.lists(st.lists(st.integers(0, 10**6), min_size=3, max_size=3), max_size=20))
 def test_ranks_that_hear_the_same_arrive_at_the_same_shares(heard):
     one, other = Balance((8, 8, 8)), Balance((8, 8, 8))

@@ -13,7 +13,7 @@ from tests.training.gang import crew
 from tests.training.gang.crew import Crew
 from tests.training.gang.test_losses import steps_done, wait_for
 from tests.training.gang.test_worlds import lines
-from tests.training.gang.work import EVICTED, Order
+from tests.training.gang.work import EVICTED, REFUSED, Order
 from training.gradients import Reproducible
 
 
@@ -118,7 +118,17 @@ def test_fewer_virtual_ranks_than_workers_are_refused(tmp_path):
     assert crew.run(order, world=2, doing="script") == [1, 1]
 
 
-def test_the_fast_way_trains_too(tmp_path):
-    order = Order(folder=tmp_path, steps=0, mode=Reproducible.FAST)
+def test_a_model_that_no_rank_holds_whole_is_refused_with_the_way_to_save_it(tmp_path):
+    assert crew.run(Order(folder=tmp_path, steps=0), world=2, doing="sharded_script") == [REFUSED, REFUSED]
+    for line in lines(tmp_path):
+        assert line["code"] == "sharded_model"
+        assert "training.sharded" in line["message"]
+
+
+@pytest.mark.parametrize("samples", [504, 145])
+def test_the_fast_way_trains_too(tmp_path, samples):
+    """Of 145 samples one is left for the last step, in which only one rank has something to do."""
+    order = Order(folder=tmp_path, steps=0, mode=Reproducible.FAST, samples=samples, timeout_s=20.0)
     assert crew.run(order, world=2, doing="script") == [0, 0]
-    assert durable(tmp_path) == 504 // 24
+    assert durable(tmp_path) == -(-samples // 24)
+    assert len({line["weights"] for line in lines(tmp_path) if "weights" in line}) == 1

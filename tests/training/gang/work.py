@@ -64,6 +64,11 @@ class Order:
     grace_s: float = 30.0
     balances: bool = True
     workers: int = 0
+    kinds: tuple[str, ...] = ()
+    """What devices the ranks have, and `mix` what they may be made of."""
+    mix: str = "never"
+    skips: tuple[int, ...] = ()
+    """Samples whose batch the script gives no loss for."""
 
     def path(self, name):
         return self.folder / name

@@ -2,12 +2,20 @@
 
 import functools
 import threading
+from dataclasses import dataclass, field
 from typing import Any, Final
-
-from fabric.adapters.archive import S3Credentials
 
 _OPENING: Final = threading.Lock()
 _CONNECT_TIMEOUT_S: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3Credentials:
+    """Who writes to a bucket. Shown by its id alone."""
+
+    access_key_id: str
+    secret_access_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
 
 
 def opened_client(

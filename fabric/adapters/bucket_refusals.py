@@ -31,7 +31,7 @@ def _status(error: Exception) -> int:
 
 
 def is_passing(error: Exception) -> bool:
-    """Throttling, a server's own fault, a broken or slow connection, an upload that arrived damaged."""
+    """Throttling, a server's own fault, a broken or slow connection, a value that arrived damaged, there or here."""
     import http.client  # noqa: PLC0415
 
     import urllib3  # noqa: PLC0415
@@ -42,7 +42,7 @@ def is_passing(error: Exception) -> bool:
         PartialCredentialsError,
     )
 
-    if error_code(error) in _PASSING:
+    if isinstance(error, Unavailable) or error_code(error) in _PASSING:
         return True
     if status := _status(error):
         return status >= 500 or status == 429  # noqa: PLR2004
@@ -66,28 +66,28 @@ def is_conflict(error: Exception) -> bool:
     return error_code(error) == "PreconditionFailed" or _status(error) == 412  # noqa: PLR2004
 
 
-def refused(key: str, error: Exception) -> FabricError:
-    """The error to raise when trying again is over."""
+def refused(key: str, error: Exception, *, keeper: str) -> FabricError:
+    """The error to raise when trying again is over; `keeper` is what people know the bucket as."""
     if isinstance(error, FabricError):
         return error
     if is_expired(error):
         return Unavailable(
-            f"the credentials for the store expired while {key} was on its way: what was saved before is untouched;"
-            " renew them (or give the store a `refresh`) and save again",
+            f"the credentials for the {keeper} expired while {key} was on its way: what was saved before is untouched;"
+            f" renew them (or give the {keeper} a `refresh`) and try again",
             code="credentials_expired",
             key=key,
         )
     said = error_code(error)
     if said and not is_passing(error):
         return Unavailable(
-            f"the store refuses {key} ({said}): check that the bucket is there and that its credentials may do this; what"
-            " was saved before is untouched",
-            code="store_refused",
+            f"the {keeper} refuses {key} ({said}): check that the bucket is there and that its credentials may do this;"
+            " what was saved before is untouched",
+            code=f"{keeper}_refused",
             key=key,
         )
     return Unavailable(
-        f"the store failed {MAX_ATTEMPTS} times to handle {key} ({said or type(error).__name__}: {error}): what was saved"
-        " before is untouched; save again when it is well",
-        code="store_failed",
+        f"the {keeper} failed {MAX_ATTEMPTS} times to handle {key} ({said or type(error).__name__}: {error}): what was"
+        " saved before is untouched; try again when it is well",
+        code=f"{keeper}_failed",
         key=key,
     )

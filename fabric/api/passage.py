@@ -1,14 +1,13 @@
-"""The gate port of a door that stands in the gate's own process: a call is a call, and news come with the commit.
+"""The gate port over whatever answers as the gate does: the gate in this very process, or the Ray actor of it.
 
-Blobs go to the archive by threads, never over the gate's event loop. What was begun for a client that has gone is brought
-to its end, as it would be over Ray: cancelling a call must not leave the gate with half of something.
+Blobs go to the archive by threads, never through the gate nor over its event loop. What was begun for a client that has
+gone is brought to its end: cancelling a call must not leave the gate with half of something.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from typing import Any, Final, TypeVar
+from typing import IO, Any, Final, Protocol, TypeVar
 
-from fabric.actor import GateActor
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import checkpoints_in
 from fabric.api.log_pages import log_pages
@@ -24,10 +23,24 @@ EXPORT_PAGE: Final = 500
 _T = TypeVar("_T")
 
 
-class DirectPort:
-    """A `GatePort` that is the gate."""
+class Gate(Protocol):
+    """What the gate answers to; `fabric.actor.GateActor` says what each is for."""
 
-    def __init__(self, gate: GateActor, *, archive: Archive) -> None:
+    async def decide(self, events: Sequence[AnyEvent]) -> list[Outcome]: ...
+
+    async def ask(self, question: AnyQuestion) -> AnyAnswer: ...
+
+    async def changes(self, account_id: str | None, after_revision: int, timeout_s: float) -> list[JobView]: ...
+
+    async def logs(self, job_id: str, account_id: str, offsets: dict[str, int]) -> list[LogChunk]: ...
+
+    async def export(self, account_id: str | None, start: int, count: int) -> list[bytes]: ...
+
+
+class Passage:
+    """A `GatePort`: the gate for what is decided and known, the archive for what is kept."""
+
+    def __init__(self, gate: Gate, *, archive: Archive) -> None:
         self._gate = gate
         self._archive = archive
 
@@ -46,8 +59,11 @@ class DirectPort:
     async def put_blob(self, key: str, data: bytes) -> None:
         await asyncio.to_thread(self._archive.put, key, data)
 
-    async def get_blob(self, key: str) -> bytes:
-        return await asyncio.to_thread(self._archive.get, key)
+    async def small_blob(self, key: str, *, limit_bytes: int) -> bytes | None:
+        return await asyncio.to_thread(self._archive.get_up_to, key, limit_bytes)
+
+    async def fetch_blob(self, key: str, into: IO[bytes]) -> None:
+        await asyncio.to_thread(self._archive.fetch, key, into)
 
     def checkpoints_of(self, account_id: str, job_id: str) -> Checkpoints:
         return checkpoints_in(self._archive, account_id, job_id)

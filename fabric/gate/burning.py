@@ -1,0 +1,86 @@
+"""What a lease burns: its charging session, from the first sample to the last.
+
+Samples of the node agents are charged as they come; time that nobody metered is charged as estimated once it is too long to
+be a delay. What the hold no longer covers is the operator's loss, never the customer's debt. Knows nothing of why a lease
+begins or ends.
+"""
+
+from typing import Final
+
+from fabric.charging.sessions import ChargingSession
+from fabric.gate import holds
+from fabric.gate.core import Core
+from fabric.gate.events import LeaseOutcome, Sample
+from fabric.gate.state import Job, LeaseRecord
+from fabric.gate.timeline import amended
+
+SILENCE_US: Final = 10_000_000
+"""How long a running lease may go unmetered before the gap is charged as estimated."""
+ROUNDING_US: Final = 1_000_000
+"""What the last sample may miss of the lease's time without being charged: in the customer's favour."""
+
+
+def opened(core: Core, job: Job, record: LeaseRecord) -> ChargingSession:
+    """From now on it burns."""
+    return ChargingSession.open(
+        account_id=job.account_id,
+        job_id=job.job_id,
+        lease_id=record.lease.lease_id,
+        name=job.spec.name,
+        service=job.spec.service.value,
+        accelerator=record.lease.accelerator,
+        devices=record.lease.devices,
+        weight_ppm=record.weight_ppm,
+        tariff_version=core.tariffs.version,
+        curve=core.tariffs.curve,
+        started_at_us=core.now_us,
+    )
+
+
+def charge_sample(core: Core, record: LeaseRecord, sample: Sample) -> None:
+    session = core.state.sessions[record.lease.lease_id]
+    until_us = core.now_us if record.ended_at_us is None else record.ended_at_us
+    due = session.extend(
+        seq=sample.seq,
+        window_us=sample.window_us,
+        busy_us=sample.busy_us,
+        estimated=sample.estimated,
+        now_us=until_us,
+    )
+    _charge(core, record, session, due)
+
+
+def charge_silence(core: Core, record: LeaseRecord) -> None:
+    """Nobody has metered it for too long."""
+    assert record.started_at_us is not None
+    session = core.state.sessions[record.lease.lease_id]
+    unmetered_us = core.now_us - record.started_at_us - session.metered_us
+    if unmetered_us > SILENCE_US:
+        _charge(core, record, session, session.gap(window_us=unmetered_us))
+
+
+def close(core: Core, job: Job, record: LeaseRecord, final: Sample | None, *, refunds: bool) -> None:
+    """Charge the last sample and close the record; lost work is given back if the customer didn't ask for the end."""
+    assert record.started_at_us is not None
+    assert record.ended_at_us is not None
+    if final is not None:
+        charge_sample(core, record, final)
+    session = core.state.sessions.pop(record.lease.lease_id)
+    unmetered_us = record.ended_at_us - record.started_at_us - session.metered_us
+    if unmetered_us > (0 if final is None else ROUNDING_US):
+        _charge(core, record, session, session.gap(window_us=unmetered_us))
+    if record.outcome is not LeaseOutcome.SUCCEEDED:
+        amended(job.timeline, lost_uhs=session.lost_uhs)
+    if record.outcome is LeaseOutcome.LOST and refunds:
+        holds.refund(core, job, session.refund_lost())
+    ended = record.outcome.value if record.outcome else ""
+    core.records.append(session.close(ended=ended, at_us=record.ended_at_us))
+    job.ran_us += record.ended_at_us - record.started_at_us
+
+
+def _charge(core: Core, record: LeaseRecord, session: ChargingSession, due_uhs: int) -> None:
+    """Capture what is due; what the hold no longer covers is the operator's loss, never the customer's debt."""
+    if due_uhs > 0:
+        job = core.state.jobs[record.lease.job_id]
+        session.absorb(due_uhs - holds.capture(core, job, due_uhs))
+        core.touch(job)

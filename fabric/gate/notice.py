@@ -1,0 +1,58 @@
+"""The notice that nodes give before they go, against the grace that a job was found to need.
+
+A node may be known to give less notice than others: a spot offer that is withdrawn within 30 s, a rack that is drained
+within a minute. A job whose save takes longer is not placed there while any other node could ever take it; where none can,
+it is placed all the same and told to expect that every eviction is a loss, so that it saves ahead. Either is said in its
+reason.
+"""
+
+import msgspec
+
+from fabric.gate import grace
+from fabric.gate.core import Core
+from fabric.gate.state import Job
+from fabric.placement import Request as PlacementRequest
+
+
+def heeded(core: Core, job: Job, request: PlacementRequest) -> PlacementRequest:
+    """The request, with the notice that the job needs where nodes that give less are to be left alone."""
+    needed_us = grace.needed_us(job.saves_us)
+    least_us = core.planner.least_notice_us()
+    if needed_us is None or least_us is None or least_us >= needed_us:
+        return request
+    choosy = msgspec.structs.replace(request, notice_us=needed_us)
+    return request if core.planner.check(choosy) is not None else choosy
+
+
+def waits(job: Job, request: PlacementRequest) -> str:
+    """Why a job that heeds the notice waits; "" if it doesn't."""
+    if not request.notice_us or not job.saves_us:
+        return ""
+    return f"waiting_for_capacity with {_seconds(request.notice_us)} of notice: its saves take that long"
+
+
+def given_us(core: Core, job: Job) -> int:
+    """The notice that the job gets where it is: its grace, or what one of its nodes gives if that is less."""
+    least_us = core.planner.least_notice_us(job.nodes)
+    return job.spec.grace_us if least_us is None else min(job.spec.grace_us, least_us)
+
+
+def outlasts(core: Core, job: Job) -> bool:
+    """Whether a save takes longer than the notice that the job gets where it is."""
+    needed_us = grace.needed_us(job.saves_us)
+    return needed_us is not None and needed_us > given_us(core, job)
+
+
+def short(core: Core, job: Job) -> str:
+    """What to say of a job that runs with less notice than it needs; "" if it has enough."""
+    if not outlasts(core, job):
+        return ""
+    needed_us = grace.needed_us(job.saves_us) or 0
+    return (
+        f"saves ahead: a save needs {_seconds(needed_us)} of notice and gets {_seconds(given_us(core, job))}; a longer "
+        "--grace, or nodes that give more notice, would spare that"
+    )
+
+
+def _seconds(us: int) -> str:
+    return f"{-(-us // 1_000_000)} s"

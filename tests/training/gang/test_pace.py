@@ -1,0 +1,56 @@
+"""What is known of kinds of devices: the makers' word at first, then what was measured at this very run."""
+
+import pytest
+
+from fabric.errors import InvalidRequest
+from training.mixing import Mix
+from training.pace import Pace
+
+KINDS = ("H100", "A100")
+
+
+def noted(pace, *, laps_us, shares=(12, 4), ended_us=None, times=5):
+    for _ in range(times):
+        pace.note(laps_us, shares=shares, ended_us=max(laps_us) if ended_us is None else ended_us)
+    return pace
+
+
+def test_before_its_first_step_a_gang_is_judged_by_the_makers_figures():
+    assert Pace(KINDS).admit(mix=Mix.SAME_VENDOR, count=64).efficiency >= 0.85
+    with pytest.raises(InvalidRequest) as refused:
+        Pace(KINDS).admit(mix=Mix.NEVER, count=64)
+    assert refused.value.code == "mix_not_asked"
+
+
+def test_a_gang_of_one_kind_is_not_judged():
+    assert Pace(("H100", "H100")).admit(mix=Mix.NEVER, count=2) is None
+
+
+def test_what_was_measured_goes_with_the_checkpoint_and_decides_about_the_next_attempt():
+    """Twelve micro-batches in 0.12 s beside four in 0.4 s: with so few to share out, much would be wasted."""
+    told = noted(Pace(KINDS), laps_us=(120_000, 400_000)).told()
+    assert told["speeds"] == pytest.approx({"H100": 100.0, "A100": 10.0})
+    again = Pace(("A100", "H100"))
+    again.take(told)
+    assert again.admit(mix=Mix.SAME_VENDOR, count=64).efficiency > 0.9
+    with pytest.raises(InvalidRequest) as refused:
+        again.admit(mix=Mix.SAME_VENDOR, count=4)
+    assert refused.value.code == "mix_inefficient"
+    assert "1 × H100 alone gives" in refused.value.message
+
+
+def test_communication_that_the_gang_was_seen_to_expose_counts_against_it():
+    slow = noted(Pace(KINDS), laps_us=(120_000, 120_000), ended_us=200_000)
+    with pytest.raises(InvalidRequest) as refused:
+        slow.admit(mix=Mix.SAME_VENDOR, count=16)
+    assert refused.value.code == "mix_inefficient"
+
+
+def test_waiting_for_something_else_now_and_then_is_no_communication():
+    pace = noted(Pace(KINDS), laps_us=(120_000, 120_000), ended_us=900_000)
+    noted(pace, laps_us=(120_000, 120_000), ended_us=121_000, times=1)
+    assert pace.told()["exposed_s"] == pytest.approx({"A100+H100": 0.001})
+
+
+def test_laps_that_nobody_could_tell_teach_nothing():
+    assert noted(Pace(KINDS), laps_us=(0, 400_000)).told() == {"speeds": {}, "exposed_s": {}}
