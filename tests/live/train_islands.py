@@ -18,7 +18,7 @@ model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.L
 opt = torch.optim.AdamW(model.parameters(), lr=1e-2)
 seen = 0
 with session(model=model, opt=opt) as run:
-    for x, wanted in run.batches(data, global_batch=12, virtual=6, epochs=3):
+    for x, wanted in run.batches(data, global_batch=12, virtual=6, epochs=2):
         run.step(((model(x) - wanted) ** 2).mean())
         seen += len(x)
         time.sleep(step_s)

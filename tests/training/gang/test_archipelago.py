@@ -27,9 +27,10 @@ def ended_alike(order):
     return len({line["weights"] for line in lines(order.folder) if "weights" in line}) == 1
 
 
-@pytest.mark.parametrize("samples", [504, 146])
-@pytest.mark.parametrize("mode", list(Reproducible))
-def test_islands_see_each_sample_once_and_end_with_the_same_weights(tmp_path, samples, mode):
+@pytest.mark.parametrize(
+    ("mode", "samples"), [(Reproducible.BITWISE, 146), (Reproducible.FAST, 504), (Reproducible.FAST, 146)]
+)
+def test_islands_see_each_sample_once_and_end_with_the_same_weights(tmp_path, mode, samples):
     """Of 146 samples two are left for a last step that is too short to have a part for every rank."""
     order = order_in(tmp_path / "run", samples=samples, mode=mode)
     assert crew.run(order, world=3, doing="script") == [0] * 3
@@ -38,7 +39,7 @@ def test_islands_see_each_sample_once_and_end_with_the_same_weights(tmp_path, sa
     assert ended_alike(order)
 
 
-@pytest.mark.parametrize("then", [("H100", "A100"), ("A100", "A100", "A100"), ("H100",)], ids="+".join)
+@pytest.mark.parametrize("then", [("H100", "A100"), ("A100", "A100")], ids="+".join)
 def test_islands_that_are_evicted_meet_first_and_any_gang_goes_on_from_there(tmp_path, then):
     order = order_in(tmp_path / "run", epochs=2, pause_s=0.004)
     gang = Crew(order, world=3, doing="script")
