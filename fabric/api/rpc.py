@@ -27,10 +27,16 @@ log = structlog.get_logger()
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
-PINGS_MS: Final = 10_000
+_PINGS_MS: Final = 10_000
 """How often a client may ask whether we are still there when neither says anything: ours do every 30 s. gRPC's own limit is
-five minutes, beyond which it closes their connections.
+five minutes, and it closes the connections of those who ask more often.
 """
+OPTIONS: Final = (
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", _PINGS_MS),
+)
 _STOP_GRACE_S: Final = 2.0
 _DETAILS_CHARS_MAX: Final = 400
 _ERROR_BYTES_MAX: Final = 6_000
@@ -135,15 +141,7 @@ async def serve(door: Door, *, tls: TlsPems, host: str = "127.0.0.1", port: int 
     Raises:
         Unavailable: the address is taken.
     """
-    server = grpc.aio.server(
-        options=(
-            ("grpc.max_receive_message_length", door.limits.request_bytes),
-            ("grpc.max_metadata_size", 16 * 1024),
-            ("grpc.so_reuseport", 0),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.min_ping_interval_without_data_ms", PINGS_MS),
-        )
-    )
+    server = grpc.aio.server(options=(("grpc.max_receive_message_length", door.limits.request_bytes), *OPTIONS))
     handlers = {name: _handler(door, METHODS[name], call) for name, call in CALLS.items()}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
     shown = f"[{host}]" if ":" in host else host
