@@ -30,7 +30,7 @@ from typing import Final, Self
 import structlog
 
 from fabric.errors import Unavailable
-from fabric.house.hosting import end_with_parent, ingress_file
+from fabric.house.hosting import ingress_file, tied
 from serving.haproxy import Front, binary, configuration, put_in, take_out
 
 START_S: Final = 15.0
@@ -170,9 +170,8 @@ class Ingress:
         await asyncio.to_thread(self._write)
         await self._check()
         self._process = await asyncio.create_subprocess_exec(
-            str(self._binary), "-W", "-f", str(self._file),
+            *tied([str(self._binary), "-W", "-f", str(self._file)]),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-            preexec_fn=end_with_parent,
         )  # fmt: skip
         self._reading = asyncio.create_task(self._read(self._process))
         deadline = asyncio.get_running_loop().time() + START_S

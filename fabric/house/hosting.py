@@ -6,12 +6,10 @@ the configuration file in it.
 """
 
 import asyncio
-import ctypes
 import importlib.util
 import os
-import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +26,14 @@ STOP_S: Final = 30.0
 _PAUSES_S: Final = (0.5, 1, 2, 5, 10, 30)
 """Before it is started again, each longer than the last, until it has stayed up for a while."""
 _WELL_S: Final = 60.0
-_PR_SET_PDEATHSIG: Final = 1
+_TIE: Final = """import ctypes, os, sys
+try:
+    ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGTERM
+except (OSError, AttributeError):
+    pass
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 class Hosting:
@@ -75,9 +80,8 @@ class Hosting:
     async def _start(self) -> asyncio.subprocess.Process:
         with self._log.open("ab") as out:
             return await asyncio.create_subprocess_exec(
-                sys.executable, "-m", MODULE, *self._options,
+                *tied([sys.executable, "-m", MODULE, *self._options]),
                 stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, cwd=self._place, start_new_session=True,
-                preexec_fn=end_with_parent,
             )  # fmt: skip
 
     async def _stop(self) -> None:
@@ -97,6 +101,15 @@ class Hosting:
     def _clear_away(self) -> None:
         if left := end_hosts(self._place):
             log.warning("serving_remains", processes=left)
+
+
+def tied(command: Sequence[str]) -> list[str]:
+    """The same command, whose process is told to end when the one that started it is gone, however that came about.
+
+    Said by the process itself before it becomes the command: to have Python say it between fork and exec, as `preexec_fn`,
+    runs gRPC's handlers of a fork there, which abort it now and then.
+    """
+    return [sys.executable, "-S", "-c", _TIE, str(os.getpid()), *command]
 
 
 def end_hosts(place: Path) -> int:
@@ -129,9 +142,3 @@ def _serves(words: list[str], place: Path) -> bool:
     ours = MODULE.rpartition(".")[0] + "."
     is_ours = any(before == "-m" and after.startswith(ours) for before, after in said)
     return is_ours and ("--state-dir", str(place)) in said
-
-
-def end_with_parent() -> None:
-    """Between fork and exec: be told to end when whoever started it is gone, however that came about."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

@@ -203,7 +203,9 @@ def wait_for(port, process, within_s):
 
 def start_ingress(port, behind_port, folder, stack, *, log):
     """HAProxy before the gateway, as the fabric configures it; its CPU is its own, without the gateway's."""
-    front = Front(listen=f"127.0.0.1:{port}", certificate=None, secret=SECRET, socket=folder / "orders")
+    front = Front(
+        listen=f"127.0.0.1:{port}", certificate=None, secret=SECRET, socket=folder / "orders", connections=4_096
+    )
     file = folder / "haproxy.cfg"
     file.write_text(configuration(front, [f"127.0.0.1:{behind_port}"]))
     return start([str(binary()), "-db", "-f", str(file)], stack, log=log)

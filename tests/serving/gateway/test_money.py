@@ -1,4 +1,5 @@
-"""Money through random kills: gateways and replicas die by SIGKILL while many accounts stream, and the books balance.
+"""Money through random kills: gateways, replicas and their ingress die by SIGKILL while many accounts stream, and the books
+balance.
 
 The gate, the door, the ledger's client, the meter, the outbox, the front and the gateways are the real ones; the engine is a
 stand-in that notes each token it makes in a file of its own.
@@ -13,14 +14,19 @@ import ssl
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import aiohttp
+import psutil
 import pytest
 
 from fabric.client import new_request_id
 from fabric.gate.events import OpenAccount, TopUp
 from fabric.wire import fabric_pb2 as pb
 from serving.gateway.__main__ import secret_of
+from serving.gateway.address import certificate_of
+from serving.haproxy import Front
+from serving.ingress import Ingress
 from serving.ledger import GrpcLedger
 from tests.doors.conftest import House as Doors
 from tests.serving.gateway.house import RATE, free_socket
@@ -126,19 +132,54 @@ async def customer(account, key, url, http, rng, until, seen):
                         seen[account, "words"] += raw.count(b'"content":"w')
                 elif answer.status in {402, 429}:
                     await asyncio.sleep(0.1)
-                assert call
+                assert call or answer.status in {502, 503}  # the ingress' own word
         except (aiohttp.ClientError, TimeoutError):
             seen["gone"] += 1
 
 
-async def run(doors, state_dir, seed):
+class Gateways:
+    """Two, which share a port, or stand behind an ingress."""
+
+    def __init__(self, state_dir, listen, ingress):
+        self.state_dir, self.ingress = state_dir, ingress
+        where = ("--listen", "127.0.0.1:0", "--behind-ingress") if ingress else ("--listen", listen)
+        self.arguments = (*where, "--gateways", "2", "--grace-s", "20", "--log-level", "error")
+        self.processes = [None, None]
+
+    async def start(self, place):
+        self.processes[place] = Process(self.state_dir, *self.arguments)
+        said = await self.processes[place].said()
+        if self.ingress:
+            await self.ingress.stands(place, said["address"])
+
+    async def kill(self, place):
+        self.processes[place].end(signal.SIGKILL)
+        if self.ingress:
+            await self.ingress.falls(place)
+        await self.start(place)
+
+    def end(self):
+        return [process.end() for process in self.processes if process and process.process.poll() is None]
+
+
+def ingress_at(listen, state_dir):
+    front = Front(listen=listen, certificate=None, secret=secret_of(state_dir, "ingress"), socket=Path())
+    files = certificate_of(listen, state_dir, cert=None, key=None, is_plain=False)
+    return Ingress(front, place=state_dir, certificate=files, gateways=2)
+
+
+async def run(doors, state_dir, seed, *, behind):
+    listen = f"127.0.0.1:{port()}"
+    async with ingress_at(listen, state_dir) if behind else contextlib.nullcontext() as ingress:
+        return await ran(doors, state_dir, seed, listen, ingress)
+
+
+async def ran(doors, state_dir, seed, listen, ingress):
     rng = random.Random(seed)
     replicas = [Replica(doors, state_dir, name) for name in ("r1", "r2")]
-    listen = port()
-    arguments = ("--listen", f"127.0.0.1:{listen}", "--gateways", "2", "--grace-s", "20", "--log-level", "error")
-    gateways = [Process(state_dir, *arguments) for _ in range(2)]
-    for gateway in gateways:
-        await gateway.said()
+    gateways = Gateways(state_dir, listen, ingress)
+    for place in range(2):
+        await gateways.start(place)
     ledger = GrpcLedger(doors.profile(doors.root))
     seen = Counter()
 
@@ -153,21 +194,22 @@ async def run(doors, state_dir, seed):
     async def kill():
         while not over.is_set():
             await asyncio.sleep(rng.uniform(0.7, 1.5))
-            if rng.random() < 0.6:
+            dice = rng.random()
+            if dice < 0.15 and ingress:
+                for each in psutil.Process(ingress._process.pid).children():
+                    each.kill()
+            elif dice < 0.6:
                 replica = rng.choice(replicas)
                 replica.end(signal.SIGKILL)
                 await asyncio.sleep(0.3)
                 replica.start()
             else:
-                place = rng.randrange(2)
-                gateways[place].end(signal.SIGKILL)
-                gateways[place] = Process(state_dir, *arguments)
-                await gateways[place].said()
+                await gateways.kill(rng.randrange(2))
 
     reporting = asyncio.create_task(report())
     trusted = ssl.create_default_context(cafile=str(doors.tls.ca))
     keys = {account: doors.key(account, account) for account in ACCOUNTS}
-    url = f"https://localhost:{listen}/v1/chat/completions"
+    url = f"https://{listen}/v1/chat/completions"
     try:
         connector = aiohttp.TCPConnector(limit=0, ssl=trusted, force_close=True)
         async with aiohttp.ClientSession(connector=connector) as http:
@@ -183,7 +225,7 @@ async def run(doors, state_dir, seed):
             await killing  # whoever was killed last is back
     finally:
         reporting.cancel()
-        codes = [gateway.end() for gateway in gateways if gateway.process.poll() is None]
+        codes = gateways.end()
         for replica in replicas:
             if replica.process.poll() is None:
                 await replica.answers()
@@ -192,13 +234,16 @@ async def run(doors, state_dir, seed):
     return replicas, seen, codes
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.soak), pytest.param(3, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("seed", "behind"),
+    [(1, True), *(pytest.param(seed, seed % 2 == 1, marks=pytest.mark.soak) for seed in (2, 3, 4, 5))],
+)
 async def test_whoever_dies_nothing_is_overspent_nothing_leaks_and_records_are_what_the_engine_made(
-    doors, tmp_path, seed
+    doors, tmp_path, seed, behind
 ):
     state_dir = tmp_path / "state"
     announce(doors, state_dir)
-    replicas, seen, codes = await run(doors, state_dir, seed)
+    replicas, seen, codes = await run(doors, state_dir, seed, behind=behind)
     logs = "\n".join(path.read_text()[-2_000:] for path in state_dir.glob("*.log"))
     assert codes == [0, 0, 0, 0], logs
     made = {}
