@@ -168,17 +168,14 @@ class Groups:
     def _in_the_way_of(self, lease: Lease) -> list[Group]:
         """The oldest kept groups that must go so that the lease fits on its nodes."""
         leaving: list[Group] = []
-        for share in lease.shares:
-            if not any(_devices_on(group, share.node_id) for group in self._kept):
-                continue
-            node = self._nodes.get(share.node_id)
+        for node_id in dict.fromkeys(share.node_id for share in lease.shares):
+            node = self._nodes.get(node_id)
             staying = [*self._used.values(), *(group for group in self._kept if group not in leaving)]
-            taken = sum(_devices_on(group, share.node_id) for group in staying)
-            free = (node.devices if node else 0) - taken
+            free = (node.devices if node else 0) - sum(_devices_on(group.shares, node_id) for group in staying)
             for group in self._kept:
-                if free >= share.devices:
+                if free >= _devices_on(lease.shares, node_id):
                     break
-                if group not in leaving and (given := _devices_on(group, share.node_id)):
+                if group not in leaving and (given := _devices_on(group.shares, node_id)):
                     leaving.append(group)
                     free += given
         return leaving
@@ -262,8 +259,8 @@ def group_of(placement_group_id: str, shares: Sequence[Share]) -> Group:
     return Group(placed=placed, shares=tuple(shares))
 
 
-def _devices_on(group: Group, node_id: NodeId) -> int:
-    return sum(share.devices for share in group.shares if share.node_id == node_id)
+def _devices_on(shares: Sequence[Share], node_id: NodeId) -> int:
+    return sum(share.devices for share in shares if share.node_id == node_id)
 
 
 async def _awaited(reference: Any) -> Any:

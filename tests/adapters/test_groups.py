@@ -4,6 +4,8 @@ import asyncio
 import threading
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fabric.adapters import groups, reconciler
 from fabric.adapters.cluster_settings import ClusterSettings
@@ -24,6 +26,10 @@ class Placed:
 
 @pytest.fixture
 def world(monkeypatch):
+    return table_of_ray(monkeypatch)
+
+
+def table_of_ray(monkeypatch):
     """Ray's table of groups: one is in it before the call that makes it returns."""
     table, made, returns = {}, threading.Event(), threading.Event()
     returns.set()
@@ -65,6 +71,33 @@ def removed_of(ours):
 
 def new_groups():
     return groups.Groups(nodes={"h1": NODE}, agents=None, archive=None, settings=ClusterSettings())
+
+
+devices_of = st.lists(st.integers(1, 4), min_size=1, max_size=4).filter(lambda counts: sum(counts) <= NODE.devices)
+
+
+@given(st.lists(devices_of, min_size=2, max_size=8))
+def test_kept_groups_give_way_until_all_of_a_lease_fits_and_no_further(leases):
+    """Leases of one node, one after the other, each kept: also those that have several shares there."""
+
+    async def story():
+        ours = new_groups()
+        for at, counts in enumerate(leases):
+            wanted = lease_of(f"job-{at}", shares=tuple(Share("h1", count) for count in counts))
+            kept = [group.shares for group in ours._kept]
+            group, _ = await ours.take(wanted, environment="")
+            held = [group.shares, *(each.shares for each in ours._kept)]
+            assert sum(share.devices for shares in held for share in shares) <= NODE.devices
+            assert len(kept) == len(ours._kept) or wanted.shares in kept or not fits_beside(wanted.shares, kept)
+            assert ours.keep(group)
+
+    with pytest.MonkeyPatch.context() as patch:
+        table_of_ray(patch)
+        asyncio.run(story())
+
+
+def fits_beside(shares, kept):
+    return sum(share.devices for held in (shares, *kept) for share in held) <= NODE.devices
 
 
 async def test_a_group_that_ray_has_made_but_nobody_has_heard_of_yet_is_not_a_strangers(world):
