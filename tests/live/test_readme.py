@@ -19,11 +19,26 @@ def test_the_example_runs_as_it_is_written(acme, monkeypatch, capsys):
     assert "333333283333335000000" in capsys.readouterr().out
 
 
+WORK = """
+import time
+
+
+def work():
+    end = time.monotonic() + 0.009
+    while time.monotonic() < end:
+        pass
+
+
+"""
+
+
 def test_a_script_that_saves_as_the_readme_says_goes_on_where_it_was(acme, tmp_path, monkeypatch):
-    script = blocks()[2].replace("  # ... your work ...", "; time.sleep(0.02)")
-    (tmp_path / "train.py").write_text(f"import time\n{script}print('began at', job.attempt, 'ended at', step)\n")
+    script = blocks()[2].replace("  # ... your work ...", "; work()")
+    assert "; work()" in script
+    (tmp_path / "train.py").write_text(f"{WORK}{script}print('began at', job.attempt, 'ended at', step)\n")
     monkeypatch.chdir(tmp_path)
-    job = acme.submit("train.py", tokens="0.001", accelerators="H100:4", grace=5)
+    # Busy on its one device, it is asked to save after some 6 s, with a second and a half left: a fifth of its limit.
+    job = acme.submit("train.py", tokens="0.0026", accelerators="H100:1", grace=5)
     deadline = time.monotonic() + 60
     while job.state != "parked" or job.cost().held_uhs:
         assert time.monotonic() < deadline, job.state
@@ -62,7 +77,6 @@ def test_two_changed_lines_make_a_loop_preemptible(acme, tmp_path, monkeypatch):
     (tmp_path / "train.py").write_text(f"import time\n{LOOP}{script}")
     monkeypatch.chdir(tmp_path)
     alone = acme.submit("train.py", tokens="0.1", accelerators="H100:1")
-    alone.result(timeout=120)
     job = acme.submit("train.py", tokens="0.1", accelerators="H100:1")
     deadline = time.monotonic() + 60
     while not 0 < job.info().step < 600:
@@ -74,6 +88,7 @@ def test_two_changed_lines_make_a_loop_preemptible(acme, tmp_path, monkeypatch):
         time.sleep(0.1)
     job.resume()
     job.result(timeout=120)
+    alone.result(timeout=120)
     assert last_words(job) != last_words(alone)
     assert last_words(job).split()[-1] == last_words(alone).split()[-1], "an interruption changed the result"
 

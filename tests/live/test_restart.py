@@ -9,6 +9,7 @@ from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
 
 STARTS_S = 90
+CONFIG = "name: small\nray: {mode: local, nodes: [{node: n, accelerator: H100, devices: 2}]}\n"
 
 
 def save_every_step(steps, step_s):
@@ -33,26 +34,28 @@ def wait_until(true, *, within_s):
 
 def test_what_ran_when_the_fabric_went_down_goes_on_from_its_checkpoint_when_it_is_up_again(tmp_path):
     place = tmp_path / "state"
-    first = house.up(state_dir=place, any_port=True)
+    config = tmp_path / "small.yaml"
+    config.write_text(CONFIG)
+    first = house.up(config, state_dir=place, any_port=True)
     try:
         with connect(first.address, house.operator_key(place), first.ca, account="acme") as fabric:
             opened = pb.OpenAccountRequest(request_id=new_request_id(), account_id="acme", name="Acme", plan="starter")
             fabric.client.call(opened, pb.Accepted)
             fabric.top_up("10")
-            job = fabric.submit(save_every_step, 60, 0.1, tokens="0.2", accelerators="H100:1")
+            job = fabric.submit(save_every_step, 40, 0.1, tokens="0.2", accelerators="H100:1")
             wait_until(lambda: job.cost().burned_uhs > 0, within_s=STARTS_S)
             job_id = job.id
     finally:
         house.down(place)
     assert house.running(place) is None
 
-    second = house.up(state_dir=place, any_port=True)
+    second = house.up(config, state_dir=place, any_port=True)
     try:
         assert second.verifier_key == first.verifier_key
         with connect(second.address, house.operator_key(place), second.ca, account="acme") as fabric:
             job = fabric.job(job_id)
             result = job.result(timeout=STARTS_S)
-            assert result["steps"] == 60
+            assert result["steps"] == 40
             assert result["resumed_at"] > 0
             cost = wait_until(lambda: job.cost() if job.cost().settled else None, within_s=STARTS_S)
             records = fabric.usage(job_id=job_id)
