@@ -278,7 +278,7 @@ def a_bucket() -> Iterator[S3Store]:
         for _ in range(200):
             time.sleep(0.1)
             try:
-                store._client.create_bucket(Bucket="bench")
+                store._bucket.client.create_bucket(Bucket="bench")
             except Exception:  # noqa: BLE001  # it is not up yet
                 continue
             break
