@@ -224,7 +224,7 @@ class Together:
         if agreement is None:
             return
         verdict = agreement.wait()
-        self._silent_steps = 0 if verdict.stop else _silent_steps(verdict.laps_us)
+        self._silent_steps = 0 if verdict.stop else silent_steps(verdict.laps_us)
         if self._shares is not None:
             self._pace.note(verdict.laps_us, shares=self._shares.counts(done - 2), ended_us=self._ended_us)
             self._shares.observe(done, verdict.laps_us)
@@ -274,7 +274,7 @@ class Together:
         return found
 
 
-def _silent_steps(laps_us: Sequence[int]) -> int:
+def silent_steps(laps_us: Sequence[int]) -> int:
     """How many steps to make before agreeing again: none, unless they are so quick that agreeing would be felt."""
     slowest_us = max(laps_us)
     return min(_QUICK_US // slowest_us, _SILENT_STEPS_MAX) if slowest_us and min(laps_us) else 0

@@ -15,6 +15,7 @@ from tests.training.gang.test_losses import steps_done, wait_for
 from tests.training.gang.test_worlds import lines
 from tests.training.gang.work import EVICTED, REFUSED, Order
 from training.gradients import Reproducible
+from training.together import silent_steps
 
 
 def durable(folder):
@@ -68,6 +69,14 @@ def test_a_script_is_stopped_at_random_instants_in_gangs_of_many_sizes_and_loses
         assert at_work - 1 <= durable(order.folder) <= at_work, "the step under way may be lost, and none before it"
     assert crew.run(replace(order, pause_s=0.0), world=2, doing="script") == [0, 0]
     assert order.path("digest").read_text() == undisturbed(tmp_path / "one", epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("laps_us", "steps"),
+    [((50_000, 40_000), 0), ((5_000, 4_000), 4), ((5_000, 21_000), 0), ((10, 10), 15), ((5_000, 0), 0), ((0, 0), 0)],
+)
+def test_ranks_agree_at_every_step_that_takes_its_time_and_once_in_several_quick_ones(laps_us, steps):
+    assert silent_steps(laps_us) == steps
 
 
 def test_a_script_whose_peer_hangs_ends_saved_long_before_a_collective_times_out(tmp_path):

@@ -26,8 +26,8 @@ from fabric.checkpoints import Checkpoints, DirectoryStore, Draft
 from fabric.errors import Unavailable
 from training.gang import Gang, PeerLost, Seat
 from training.gradients import Gradients, Reproducible
-from training.mixing import Balance
 from training.sharded import Sharded, restore, state_of
+from training.shares import Shares
 from training.virtual import Plan, VirtualRanks
 
 EVICTED = 75
@@ -213,7 +213,8 @@ def loop(run, gang, shelf, order):
     gradients = Gradients(run.model, virtual=virtual, gang=gang, reproducible=order.mode)
     if order.shares:
         gradients.plan = Plan(order.shares)
-    balance, lap_us, began_at = Balance(gradients.plan.shares), 0, run.step
+    shares = Shares(order.virtual, world=gang.world, rank=gang.rank, balances=bool(order.speeds) and order.balances)
+    lap_us, began_at = 0, run.step
     speed = order.speeds[gang.rank] if order.speeds else 1.0
     loss_of = losses(run.model, pause_s=order.pause_s / speed)
     while run.step < order.steps:
@@ -234,8 +235,9 @@ def loop(run, gang, shelf, order):
         )
         run.step += 1
         verdict = agreement.wait()
-        if order.speeds and order.balances and balance.observe(verdict.laps_us):
-            gradients.plan = Plan(balance.shares)
+        shares.observe(run.step, verdict.laps_us)
+        if order.speeds and order.balances:
+            gradients.plan = shares.plan(run.step, order.virtual)
         if verdict.stop and run.step < order.steps:
             gang.keep(run.step, save=lambda: save(run, gang, shelf, order), newest=shelf.newest, patience_s=0.3)
             return EVICTED
