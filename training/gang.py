@@ -5,9 +5,9 @@ Three process groups, because collectives of one group must not cross: `data` re
 group that is a deadlock). All ranks stop after the same step: each starts the reduction of a few integers when its step
 begins and looks at the result when the step is over, so agreeing costs nobody any waiting.
 
-A peer that dies makes collectives fail, one that hangs makes them wait: every rank tells the others by a heartbeat that it
-is alive, and who is silent for too long is given up, which fails the collectives of all. Both end as `PeerLost` in a rank
-whose state is whole, since parameters change only after a reduction. Then the survivors keep it (`Gang.keep`): the last
+A peer that dies makes collectives fail in those that talk to it, one that hangs makes them wait: every rank tells the
+others by a heartbeat that it is alive, and who is silent for too long is given up; who finds a peer lost tells the rest,
+which may wait for ranks that are well. All of it ends as `PeerLost` in a rank whose state is whole, since parameters change only after a reduction. Then the survivors keep it (`Gang.keep`): the last
 step is never lost while one replica lives. It does not know what is saved, nor where. (Ideas: Just-In-Time Checkpointing,
 EuroSys'24; Ray Train's replica relaxation.)
 
@@ -30,7 +30,7 @@ import torch.distributed as dist
 from fabric.errors import InvalidRequest, Unavailable
 from training.watch import BEAT_S, Watch
 
-_POLL: Final = timedelta(seconds=BEAT_S)
+_POLL: Final = timedelta(seconds=BEAT_S / 5)
 _FAREWELL_S: Final = 1.0
 """How long who keeps the meeting place stays after a meeting that failed, so that all learn who did not come."""
 
@@ -146,6 +146,10 @@ class Gang:
         """Ranks that were given up."""
         return self._watch.silent if self._watch else ()
 
+    @property
+    def _alarmed(self) -> bool:
+        return self._watch is not None and self._watch.alarmed
+
     def agree(self, *, stop: bool, lap_us: int = 0) -> Agreement:
         """Begin to agree on whether this step is the last; call it as the step begins.
 
@@ -202,13 +206,15 @@ class Gang:
             return step
         told = torch.tensor([step])
         try:
-            self.finish(dist.broadcast(told, 0, group=self.saving, async_op=True), "hearing what is kept")
+            work = dist.broadcast(told, 0, group=self.saving, async_op=True)
+            self.finish(work, "hearing what is kept", parting=True)
         except (PeerLost, RuntimeError):
             return -1
         return int(told)
 
-    def finish(self, work: Any, doing: str) -> None:
-        """Wait for a collective, but not for a peer that is silent. `PeerLost` if it fails, or never will end.
+    def finish(self, work: Any, doing: str, *, parting: bool = False) -> None:
+        """Wait for a collective, but not for a peer that is silent, nor when another rank has found one lost, unless this
+        gang is `parting` already. `PeerLost` if it fails, or never will end.
 
         A collective over gloo can't be ended from outside: it is left alone then, so end the process with `os._exit`.
         """
@@ -220,7 +226,7 @@ class Gang:
             try:
                 work.wait(_POLL)
             except RuntimeError as error:
-                if work.is_completed() or self.silent:
+                if work.is_completed() or self.silent or (self._alarmed and not parting):
                     raise self.lost(doing) from error
             else:
                 return
@@ -234,7 +240,9 @@ class Gang:
             raise self.lost(doing) from error
 
     def lost(self, doing: str) -> PeerLost:
-        """The error to raise when a collective failed."""
+        """The error to raise when a collective failed; the other ranks hear of it."""
+        if self._watch is not None:
+            self._watch.alarm()
         who = self.silent
         named = (
             f"rank {', '.join(map(str, who))} of {self.world} is silent" if who else f"a peer of {self.world} is gone"
@@ -248,7 +256,7 @@ class Gang:
     def close(self) -> None:
         """Leave. Peers that still wait for this rank will find it lost."""
         if self._watch is not None:
-            if not self.silent:
+            if not self.silent and not self._alarmed:
                 with suppress(RuntimeError):
                     dist.destroy_process_group()
             self._watch.close()

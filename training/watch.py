@@ -1,7 +1,8 @@
 """Who of a gang is still alive: each rank sends every other a datagram twice a second, and notes when it last heard one.
 
 A process that hangs, or is stopped, keeps its connections: only its silence tells. Datagrams go straight from rank to rank,
-so that no rank's end can make another look silent. Knows addresses and time, and nothing of collectives.
+so that no rank's end can make another look silent. They carry one more word: who has found a peer lost says so, for a rank
+may wait in a collective for one that is well, and itself waits no more. Knows addresses and time, and nothing of collectives.
 """
 
 import secrets
@@ -16,6 +17,7 @@ Address = tuple[str, int]
 BEAT_S: Final = 0.5
 _TOKEN_BYTES: Final = 16
 _RANK_BYTES: Final = 4
+_BEAT_BYTES: Final = _TOKEN_BYTES + _RANK_BYTES + 1
 
 
 class Watch:
@@ -37,6 +39,9 @@ class Watch:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind((host, 0))
         self._token = b""
+        self._alarm = False
+        self.alarmed = False
+        """A peer says that another one is lost."""
         self._peers: dict[int, Address] = {}
         self._heard: dict[int, float] = {}
         self._end = threading.Event()
@@ -66,24 +71,34 @@ class Watch:
         before = time.monotonic() - self._silent_s
         return tuple(rank for rank, at in self._heard.items() if at < before)
 
+    def alarm(self) -> None:
+        """Tell all peers, now and with every beat, that one is lost."""
+        if not self._alarm:
+            self._alarm = True
+            self._beat()
+
     def close(self) -> None:
         """Fall silent."""
         self._end.set()
         self._socket.close()
 
     def _speak(self) -> None:
-        beat = self._token + self._rank.to_bytes(_RANK_BYTES, "big")
         while not self._end.wait(BEAT_S):
-            for address in self._peers.values():
-                with suppress(OSError):  # it is gone, or we are: its own silence tells
-                    self._socket.sendto(beat, address)
+            self._beat()
+
+    def _beat(self) -> None:
+        beat = self._token + self._rank.to_bytes(_RANK_BYTES, "big") + bytes([self._alarm])
+        for address in self._peers.values():
+            with suppress(OSError):  # it is gone, or we are: its own silence tells
+                self._socket.sendto(beat, address)
 
     def _listen(self) -> None:
         while not self._end.is_set():
             try:
-                said, _ = self._socket.recvfrom(_TOKEN_BYTES + _RANK_BYTES + 1)
+                said, _ = self._socket.recvfrom(_BEAT_BYTES + 1)
             except OSError:
                 continue
-            rank = int.from_bytes(said[_TOKEN_BYTES:], "big")
-            if said[:_TOKEN_BYTES] == self._token and rank in self._heard:
+            rank = int.from_bytes(said[_TOKEN_BYTES:-1], "big")
+            if len(said) == _BEAT_BYTES and said[:_TOKEN_BYTES] == self._token and rank in self._heard:
                 self._heard[rank] = time.monotonic()
+                self.alarmed |= bool(said[-1])

@@ -58,6 +58,7 @@ def kill_at_random(tmp_path, *, kills, seed):
         ends = gang.end()
         assert ends == {rank: -9 if rank == victim else EVICTED for rank in range(world)}, f"kill {number}, seed {seed}"
         told = [line for line in lines(order.folder) if "lost" in line and line["durable"] > killed_at]
+        assert not [line["lost"] for line in told if "is silent" in line["lost"]], f"kill {number}: waited for nobody"
         noticed_s.append(min(line["seen"] for line in told) - killed_at)
         durable_s.append(min(line["durable"] for line in told) - killed_at)
         lost.append(steps_done(order.folder) - Shelf(order.folder).newest())
