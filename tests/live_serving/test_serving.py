@@ -1,11 +1,14 @@
 """Train, serve, bill: the official client against a model in a lease, on a real fabric."""
 
 import itertools
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 
+import httpx
 import openai
 import psutil
 import pytest
@@ -162,6 +165,38 @@ def test_what_a_job_trained_is_served_from_its_checkpoint_on_its_owners_own_cell
     while leases(service, OWNER) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert leases(service, OWNER) == []
+
+
+PORTS = """
+import json, sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="error")
+print(json.dumps([node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]]))
+"""
+
+
+def test_the_figures_of_replicas_and_engines_are_rays_by_model_and_tier_and_tell_no_account(service):
+    asked = subprocess.run(
+        [sys.executable, "-c", PORTS, service.found.ray_address], capture_output=True, text=True, timeout=60, check=True
+    )
+    ports = json.loads(asked.stdout.splitlines()[-1])
+    wanted = (
+        "fabric_replica_calls",
+        "fabric_replica_llm_tokens",
+        "fabric_replica_first_token_seconds",
+        "vllm_generation",
+    )
+    deadline = time.monotonic() + 60  # Ray's agents gather every ten seconds
+    while time.monotonic() < deadline:
+        texts = [httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text for port in ports]
+        lines = [line for text in texts for line in text.splitlines() if any(name in line for name in wanted)]
+        if all(any(name in line and "byte-lm" in line for line in lines) for name in wanted):
+            break
+        time.sleep(1)
+    for name in wanted:
+        assert any(name in line and "byte-lm" in line for line in lines), name
+    ours = [line for line in lines if line.startswith("ray_fabric_replica")]
+    assert any('tier="starter"' in line for line in ours)
+    assert not any(word in line for line in ours for word in (OWNER, "account", "key_"))
 
 
 def test_a_fabric_that_goes_down_leaves_no_process_of_an_engine(service):
