@@ -25,7 +25,7 @@ from serving.scaling import Bounds, Demand, replicas_for, wanted
 _EVERY_S: Final = 1.0
 _RETRY_S: Final = (5.0, 300.0)
 _REASON_CHARS: Final = 2_000
-_SILENT_S: Final = 60.0
+_SILENT_S: Final = 45.0
 """A replica that says nothing at all for so long is given up: restarting it in place did not help. One whose lease is lost
 with its node is given up as soon as the gate says so, and one that says that it loads its model is not silent.
 """

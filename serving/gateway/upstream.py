@@ -4,6 +4,7 @@ A replica that couldn't be reached got nothing of the request: that is `NotReach
 goes wrong later is `ReplicaLost`: the engine may have worked, so that nothing is ever sent twice behind a client's back.
 """
 
+import socket
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Final, Self
@@ -16,6 +17,12 @@ from serving.gateway.refusals import ReplicaLost, TooLarge
 CONNECT_S: Final = 5.0
 KEEP_ALIVE_S: Final = 30.0
 """Less than a replica keeps a connection open (75 s), so that no request is sent on one that is just being closed."""
+QUIET_S: Final = 5
+"""How long a connection may be silent before the kernel asks whether the other machine is there,"""
+PROBE_S: Final = 3
+"""how long it waits for an answer,"""
+PROBES: Final = 3
+"""and how often it asks."""
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 """Of an answer that is no stream: a gateway has it in memory."""
 _TRUST: Final = "x-fabric-trust"
@@ -84,7 +91,9 @@ class Upstream:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, ttl_dns_cache=60),
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=KEEP_ALIVE_S, ttl_dns_cache=60, socket_factory=_opened
+            ),
             timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=CONNECT_S, sock_read=None),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -135,6 +144,18 @@ class Upstream:
                 self._pins.clear()
             self._pins[sha256] = aiohttp.Fingerprint(bytes.fromhex(sha256))
         return self._pins[sha256]
+
+
+def _opened(address: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket that is broken when the other machine is gone without a word, while it is waited for its next token."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, QUIET_S)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_S)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, (QUIET_S + PROBES * PROBE_S) * 1_000)
+    return made
 
 
 def _lost(replica: Replica, error: Exception) -> ReplicaLost:

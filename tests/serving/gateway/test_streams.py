@@ -3,13 +3,14 @@
 import asyncio
 import json
 import signal
+import socket
 import subprocess
 import sys
 
 import aiohttp
 import pytest
 
-from serving.gateway import app, exchange
+from serving.gateway import app, exchange, server
 from serving.gateway.directory import Replica
 from serving.gateway.events import Events
 from serving.gateway.routes import route_of
@@ -233,6 +234,28 @@ async def test_while_the_fabric_is_away_streams_go_on_and_newcomers_hear_when_to
     await house.settled(house.gateway.is_ready)
     async with house.post(key=newcomer) as answer:
         assert answer.status == 200
+
+
+async def test_a_machine_that_is_gone_without_a_word_is_noticed_while_its_next_token_is_waited_for(house):
+    """The kernel asks for us: what breaks then is a replica that is lost, as by `kill -9`."""
+    async with house.post() as answer:
+        assert answer.status == 200
+    (kept,) = house.gateway.upstream._session.connector._conns.values()
+    opened = kept[0][0].transport.get_extra_info("socket")
+    assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+    quiet_s, every_s, times, at_most_ms = (opened.getsockopt(socket.IPPROTO_TCP, option) for option in options)
+    assert quiet_s + every_s * times <= 20
+    assert at_most_ms <= 20_000
+
+
+async def test_headers_that_do_not_come_are_not_waited_for(house, monkeypatch):
+    monkeypatch.setattr(server, "HEADERS_S", 0.2)
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(house.url.rpartition(":")[2]))
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n")
+    async with asyncio.timeout(10):
+        assert await reader.read() == b""
+    writer.close()
 
 
 def test_events_pass_whole_however_they_are_cut():
