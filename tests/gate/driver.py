@@ -236,12 +236,17 @@ class Driver(RuleBasedStateMachine):
         self.leases.append(lease.lease_id)
         self.outstanding[lease.lease_id] = [instruction]
         self.devices[lease.lease_id] = {share.node_id: share.devices for share in lease.shares}
-        self.weights[lease.lease_id] = self.weight(job, lease.accelerator)
-        for node_id in self.devices[lease.lease_id]:
+        kinds = [self.nodes[share.node_id][0] for share in lease.shares for _ in range(share.devices)]
+        self.weights[lease.lease_id] = sum(self.weight(job, kind) for kind in kinds) // len(kinds)
+        assert lease.accelerator == "+".join(dict.fromkeys(kinds))
+        assert len(set(kinds)) == 1 or job.spec.mix == "islands" or set(kinds) <= {"H100", "A100"}
+        for share in lease.shares:
+            node_id = share.node_id
             taken = sum(shares.get(node_id, 0) for shares in self.devices.values())
             kind, devices, pool, owner = self.nodes[node_id]
             assert taken <= devices, f"{node_id} is leased twice"
-            assert kind == lease.accelerator
+            assert kind == (share.accelerator or lease.accelerator)
+            assert kind == lease.accelerator or job.spec.mix != "never"
             assert job.spec.accelerators in ((), (kind,)) or kind in job.spec.accelerators
             assert owner in (None, job.account_id)
             assert pool is not Pool.RESERVED or job.spec.preemptible or job.spec.service == "inference"

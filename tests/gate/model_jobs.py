@@ -24,6 +24,7 @@ from fabric.gate.events import (
     Pause,
     RaiseLimit,
     Resume,
+    RolledBack,
     Sample,
     Submit,
     Tick,
@@ -52,7 +53,7 @@ class JobRules(Driver):
     @rule(
         account=accounts,
         types=st.sampled_from(TYPES),
-        gang=st.sampled_from([(1, None), (1, None), (2, None), (4, 2), (8, None), (9, 3), (40, None)]),
+        gang=st.sampled_from([(1, None), (1, None), (2, None), (4, 2), (8, None), (9, 3), (18, None), (40, None)]),
         seconds=st.sampled_from([60, 60, 300, 300, 1_500, 5_000, 5, 0]),
         hold=st.sampled_from(HoldMode),
         service=st.sampled_from(
@@ -64,6 +65,7 @@ class JobRules(Driver):
                 "grace_us": st.sampled_from([0, 10 * S, 200 * S]),
                 "max_retries": st.sampled_from([0, 1]),
                 "time_limit_us": st.sampled_from([None, None, 50 * S]),
+                "mix": st.sampled_from(["never", "never", "same-vendor", "islands"]),
             }
         ),
         keyed=st.booleans(),
@@ -130,11 +132,17 @@ class JobRules(Driver):
 class ClusterRules(Driver):
     """What happens to nodes and leases."""
 
-    @rule(node_id=st.sampled_from(list(NODES_AT_FIRST)), fewer=st.sampled_from([0, 0, 0, 1]))
-    def node_up(self, node_id, fewer):
+    @rule(
+        node_id=st.sampled_from(list(NODES_AT_FIRST)),
+        fewer=st.sampled_from([0, 0, 0, 1]),
+        notice_us=st.sampled_from([None, None, 20 * S]),
+    )
+    def node_up(self, node_id, fewer, notice_us=None):
         kind, devices, pool, owner = NODES_AT_FIRST[node_id]
         node = (kind, devices - fewer, pool, owner)
-        event = NodeUp(node_id=node_id, accelerator=kind, devices=node[1], pool=pool, dedicated_to=owner)
+        event = NodeUp(
+            node_id=node_id, accelerator=kind, devices=node[1], pool=pool, dedicated_to=owner, notice_us=notice_us
+        )
         if node != self.nodes[node_id]:
             self.clear(node_id)
         self.nodes[node_id] = node
@@ -174,7 +182,7 @@ class ClusterRules(Driver):
                 case "running":
                     self.meter(pick, seconds, 1 + pick % 2, use, 1)
                     if saved and pick % 4 == 0:
-                        self.do(LeaseSaved(lease_id=name, write_us=S))
+                        self.do(LeaseSaved(lease_id=name, write_us=(1, 40)[pick % 8 == 0] * S))
                 case "stopping":
                     outcome = LeaseOutcome.SAVED if saved else LeaseOutcome.LOST
                     self.do(LeaseFinished(lease_id=name, outcome=outcome))
@@ -221,10 +229,17 @@ class ClusterRules(Driver):
         if name := self.lease(pick, where):
             self.do(LeaseFinished(lease_id=name, outcome=outcome, error="boom\nValueError: no"))
 
-    @rule(pick=picks)
-    def save(self, pick):
+    @rule(pick=picks, write_s=st.sampled_from([1, 40]))
+    def save(self, pick, write_s):
         if name := self.lease(pick, ("running", "stopping", "removing")):
-            self.do(LeaseSaved(lease_id=name, write_us=S))
+            self.do(LeaseSaved(lease_id=name, write_us=write_s * S, restore_us=pick * S))
+
+    @precondition(lambda self: self.state.jobs)
+    @rule(pick=picks)
+    def roll_back(self, pick):
+        job = list(self.state.jobs.values())[-1 - pick % len(self.state.jobs)]
+        outcome = self.ask(RolledBack(job_id=job.job_id, account_id=job.account_id, step=pick))
+        assert isinstance(outcome, Accepted) == (job.lease_id is None)
 
     @rule(pick=picks, final=st.booleans(), seconds=st.sampled_from([0, 1, 3]))
     def land(self, pick, final, seconds):

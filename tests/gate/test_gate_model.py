@@ -49,7 +49,7 @@ class GateMachine(MoneyRules, HoldRules, JobRules, ClusterRules):
             self.money.limit[account] = credit or CATALOGUE.plan(plan).credit_limit_uhs
             self.do(TopUp(account_id=account, amount_uhs=1_000 * S))
         for node_id in NODES_AT_FIRST:
-            self.node_up(node_id, 0)
+            self.node_up(node_id, 0, 20 * S if node_id == "h1" else None)
         for account, hold in zip(ACCOUNTS, (HoldMode.FULL, HoldMode.ROLLING, HoldMode.FULL), strict=True):
             self.submit(
                 account=account,
