@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from fabric.house import end_remains, hosting
-from fabric.house.hosting import Hosting, hosts_of
+from fabric.house.hosting import Hosting, hosts_of, ingress_file
 
 ROOT = Path(__file__).parents[2]
 STARTS_HOST = """
@@ -105,6 +105,20 @@ async def test_it_ends_with_a_parent_that_is_killed_and_what_is_left_is_known(pl
     await until(lambda: not host.is_running() or host.status() == psutil.STATUS_ZOMBIE)
     assert end_remains(place) >= 1
     assert list(hosts_of(place)) == []
+
+
+async def test_an_ingress_that_is_left_behind_is_known_by_its_file(place):
+    words = ["import time; time.sleep(60)", "-f"]
+    left, other = (
+        subprocess.Popen([sys.executable, "-c", *words, str(ingress_file(where))])  # noqa: ASYNC220 - it returns at once
+        for where in (place, place / "other")
+    )
+    await until(lambda: [each.pid for each in hosts_of(place)] == [left.pid])
+    assert end_remains(place) == 1
+    left.wait(10)
+    assert other.poll() is None
+    other.kill()
+    other.wait()
 
 
 async def test_without_the_serving_package_nothing_is_started(place, monkeypatch):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from pathlib import Path
 
 import aiohttp
@@ -126,6 +127,22 @@ async def test_a_client_that_waits_in_silence_is_waited_for_and_one_that_does_no
         writer.close()
 
 
+async def test_a_reader_that_stalls_is_let_go_and_no_more_is_made_for_it(tmp_path):
+    async with house_of(tmp_path) as house, fronted(house, tmp_path, reader_s=0.5) as (_, url):
+        _, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]), limit=1_024)
+        body = json.dumps({**STREAM, "max_tokens": 10**7}).encode()
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            + f"authorization: Bearer {house.key}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+        )  # fmt: skip
+        await house.settled(lambda: house.engine.active == 1)
+        await house.settled(lambda: house.engine.active == 0, within_s=30)
+        (produced,) = house.engine.produced.values()
+        assert produced < 10**6
+        await house.settled(lambda: not house.gateway._open)
+        writer.close()
+
+
 async def test_one_address_cannot_take_all_connections(tmp_path):
     async with house_of(tmp_path) as house, fronted(house, tmp_path, per_address=4) as (_, url):
         port = int(url.rpartition(":")[2])
@@ -145,6 +162,26 @@ async def test_one_address_cannot_take_all_connections(tmp_path):
             return False
 
         await until(lets_in)
+
+
+async def test_its_own_figures_are_by_gateway_and_no_client_can_make_a_series(tmp_path):
+    metrics = f"127.0.0.1:{free_port()}"
+    async with house_of(tmp_path) as house, fronted(house, tmp_path, metrics=metrics) as (_, url):
+
+        async def series():
+            async with house.http.get(f"http://{metrics}/metrics") as answer:
+                return {line.rpartition(" ")[0] for line in (await answer.text()).splitlines() if line[:1] != "#"}
+
+        async with post(house, url) as answer:
+            assert answer.status == 200
+        before = await series()
+        assert 'haproxy_server_status{proxy="gateways",server="g0",state="UP"}' in before
+        for number in range(20):
+            async with post(house, f"{url}/made-up-{number}", key=key_of(f"made-up-{number}")) as answer:
+                assert answer.status == 404
+        assert await series() == before
+        async with house.http.get(f"http://{metrics}/anything") as answer:
+            assert answer.status == 404
 
 
 async def test_without_a_gateway_it_says_when_to_come_back(tmp_path):

@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import json
 import os
+import shutil
 import signal
 import socket
 import ssl
+import subprocess
 import sys
 from pathlib import Path
 
@@ -77,6 +80,22 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(tmp_path):
             context.wrap_socket(raw, server_hostname="localhost") as connection,
         ):
             assert connection.selected_alpn_protocol() == "h2"
+
+
+async def test_a_client_of_http_2_is_served_its_stream(tmp_path):
+    curl = shutil.which("curl")
+    if curl is None or "HTTP2" not in subprocess.run([curl, "-V"], capture_output=True, text=True, check=False).stdout:  # noqa: ASYNC221
+        pytest.skip("no curl that speaks HTTP/2")
+    files = ensure_certificate(tmp_path / "tls")
+    async with house_of(tmp_path) as house, fronted(house, tmp_path, certificate=files) as (_, url):
+        asked = await asyncio.create_subprocess_exec(
+            curl, "--http2", "-sSN", "--cacert", str(files.ca), "-H", f"authorization: Bearer {house.key}",
+            "-H", "content-type: application/json", "-d", json.dumps(STREAM), "-w", "%{http_version} %{http_code}",
+            url + "/v1/chat/completions", stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        said, _ = await asked.communicate()
+    assert said.endswith(b"data: [DONE]\n\n2 200")
+    assert said.count(b"data: {") == 7
 
 
 async def test_an_end_in_order_lets_streams_finish_and_takes_no_more(tmp_path):
