@@ -134,15 +134,20 @@ def close(core: Core, job: Job) -> None:
 
 def covered_until_us(core: Core, job: Job, record: LeaseRecord) -> int:
     """When the hold would be empty if the job burned at its worst since it was last metered."""
+    return _covered_until_us(core, job, record)[0]
+
+
+def runs_low_us(core: Core, job: Job, record: LeaseRecord) -> int:
+    """When the job is asked to checkpoint: before its hold is empty by its grace, but at most by a fifth of its limit."""
+    empty_at_us, worst_per_s = _covered_until_us(core, job, record)
+    return empty_at_us - min(job.spec.grace_us, job.limit_uhs * 1_000_000 // (MARGIN_PART * worst_per_s))
+
+
+def _covered_until_us(core: Core, job: Job, record: LeaseRecord) -> tuple[int, int]:
     assert record.started_at_us is not None
     session = core.state.sessions[record.lease.lease_id]
-    return record.started_at_us + session.metered_us + job.held_uhs * 1_000_000 // _worst_per_s(session)
-
-
-def margin_us(core: Core, job: Job, record: LeaseRecord) -> int:
-    """How long before the hold is empty the job is asked to checkpoint: its grace, but at most a fifth of its limit."""
-    worst_per_s = _worst_per_s(core.state.sessions[record.lease.lease_id])
-    return min(job.spec.grace_us, job.limit_uhs * 1_000_000 // (MARGIN_PART * worst_per_s))
+    worst_per_s = _worst_per_s(session)
+    return record.started_at_us + session.metered_us + job.held_uhs * 1_000_000 // worst_per_s, worst_per_s
 
 
 def renew(core: Core, job: Job) -> None:

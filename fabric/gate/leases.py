@@ -79,8 +79,7 @@ def watch_runway(core: Core, record: LeaseRecord) -> None:
         return
     job = core.state.jobs[record.lease.job_id]
     holds.renew(core, job)
-    empty_at_us = holds.covered_until_us(core, job, record)
-    if core.now_us >= empty_at_us - holds.margin_us(core, job, record):
+    if core.now_us >= holds.runs_low_us(core, job, record):
         at_limit = job.burned_uhs + job.held_uhs >= job.limit_uhs
         stop(core, record, StopReason.LIMIT_REACHED if at_limit else StopReason.OUT_OF_TOKENS)
 
@@ -245,13 +244,16 @@ def saved(core: Core, event: LeaseSaved) -> None:
 def overdue(core: Core) -> None:
     """Deadlines that have passed, time limits, and leases that nobody has metered for too long."""
     for record in list(core.state.leases.values()):
-        if record.state == "stopping" and record.deadline_us is not None and core.now_us >= record.deadline_us:
+        due_us = _due_us(core, record)
+        if due_us is None or due_us > core.now_us:  # else whatever a tick found would depend on who ticks
+            continue
+        if record.state == "stopping":
             finish(core, record, LeaseOutcome.LOST, error="did not end within its grace")
-        elif record.state == "running":
-            burning.charge_silence(core, record)
-            if core.now_us >= _runs_low_us(core, record):  # else whatever a tick found would depend on who ticks
-                watch_runway(core, record)
-            _watch_time_limit(core, record)
+            continue
+        burning.charge_silence(core, record)
+        if core.now_us >= holds.runs_low_us(core, core.state.jobs[record.lease.job_id], record):
+            watch_runway(core, record)
+        _watch_time_limit(core, record)
 
 
 def next_due_us(core: Core) -> int | None:
@@ -267,16 +269,11 @@ def _due_us(core: Core, record: LeaseRecord) -> int | None:
         return None
     job = core.state.jobs[record.lease.job_id]
     metered_us = core.state.sessions[record.lease.lease_id].metered_us
-    runs_low_us = _runs_low_us(core, record)
+    runs_low_us = holds.runs_low_us(core, job, record)
     silent_us = record.started_at_us + metered_us + SILENCE_US + 1
     if job.spec.time_limit_us is None:
         return min(runs_low_us, silent_us)
     return min(runs_low_us, silent_us, record.started_at_us + job.spec.time_limit_us - job.ran_us)
-
-
-def _runs_low_us(core: Core, record: LeaseRecord) -> int:
-    job = core.state.jobs[record.lease.job_id]
-    return holds.covered_until_us(core, job, record) - holds.margin_us(core, job, record)
 
 
 def _start(core: Core, job: Job, placed: Placed) -> None:
