@@ -44,6 +44,26 @@ def pytest_collection_modifyitems(config, items):
     config.hook.pytest_deselected(items=long)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Where tests run beside each other, those that share a cluster, a fabric or an engine stay together."""
+    from xdist.scheduler import LoadScopeScheduling  # there only where it is used
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return _shared_by(Path(nodeid.partition("::")[0]))
+
+    return Together(config, log)
+
+
+def _shared_by(test: Path) -> str:
+    """One engine at a time is enough for a machine, one fabric for a folder; others share what their file does."""
+    folder = test.parts[1]
+    if folder == "live_serving" or (folder == "serving" and test.name.startswith(("test_live", "test_schema"))):
+        return "engine"
+    return folder if folder.startswith("live") else str(test)
+
+
 @pytest.fixture
 def state_dir(tmp_path, monkeypatch):
     """A state directory of this test's own, which everything that reads the settings uses."""
