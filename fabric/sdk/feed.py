@@ -66,6 +66,10 @@ class Feed:
         with self._changed:
             return self._latest.get(job_id)
 
+    def note(self, job: pb.Job) -> None:
+        """What somebody was told who asked: from then on nobody is told an older state, however late the stream is."""
+        self._hear(pb.JobUpdate(job=job))
+
     def wait_for_change(self, job_id: str, *, after_revision: int, deadline: float | None) -> pb.JobUpdate | None:
         """The next update of a followed job, or None at the deadline (of `time.monotonic`)."""
         with self._changed:

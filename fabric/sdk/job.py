@@ -42,7 +42,9 @@ class Job:
 
     def info(self) -> pb.Job:
         """Everything there is to know of the job, now."""
-        return self._client.call(pb.GetJobRequest(job_id=self.id), pb.Job)
+        found = self._client.call(pb.GetJobRequest(job_id=self.id), pb.Job)
+        self._feed.note(found)
+        return found
 
     @property
     def timeline(self) -> str:

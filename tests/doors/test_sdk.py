@@ -125,6 +125,20 @@ def test_a_job_can_be_paused_resumed_and_given_more(house):
     assert isinstance(job.exception(timeout=5), JobFailed)
 
 
+def test_a_job_never_says_less_than_it_has_said_however_late_its_news(house):
+    house.port.run_jobs = False
+    fabric = house.fabric()
+    job = fabric.submit(lambda: 1, tokens=1)
+    fabric.close()  # no news from now on
+    with house.fabric() as other:
+        other.job(job.id).cancel()
+    job._client = house.client()
+    assert job.state in {"queued", "starting"}
+    assert job.cost().settled
+    assert job.state == "cancelled"
+    assert job.done()
+
+
 def test_a_quote_changes_nothing_and_says_what_would_be_held(house):
     connection = house.fabric()
     before = house.port.gate.snapshot()
