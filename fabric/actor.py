@@ -186,6 +186,7 @@ class GateActor:
         """
         if not self._writes:
             await self._writer.start()
+            self._clock.go_on_from(self._writer.at_us)
             self._writes = True
         jobs = sorted(self._writer.core.state.jobs.values(), key=lambda job: job.revision)
         self._latest = {job.job_id: job.revision for job in jobs}

@@ -1,8 +1,9 @@
 """Time as a parameter: the core is handed `now_us`, and only the shells own a clock.
 
 `SteadyClock` reads the wall once and then counts monotonic time, so that a wall clock that is set back or jumps ahead
-while the gate runs neither un-expires a lot nor charges anybody for the jump. After a restart the journal's last time
-is the floor: time never runs backwards in it.
+while the gate runs neither un-expires a lot nor charges anybody for the jump. After a restart it goes on from the
+journal's last time, if the wall says less: time neither runs backwards in a journal nor stands still in it until the
+wall has caught up, or whatever runs would be free until then and no deadline would come.
 """
 
 import time
@@ -21,11 +22,15 @@ class Clock(Protocol):
 class SteadyClock:
     """Wall time at the start plus monotonic time since."""
 
-    def __init__(self, *, not_before_us: int = 0) -> None:
-        self._origin_us = max(time.time_ns() // 1000, not_before_us) - time.monotonic_ns() // 1000
+    def __init__(self) -> None:
+        self._origin_us = time.time_ns() // 1000 - time.monotonic_ns() // 1000
 
     def now_us(self) -> Micros:
         return Micros(self._origin_us + time.monotonic_ns() // 1000)
+
+    def go_on_from(self, at_us: int) -> None:
+        """It is this late already, if not later."""
+        self._origin_us = max(self._origin_us, at_us - time.monotonic_ns() // 1000)
 
 
 class VirtualClock:

@@ -112,6 +112,11 @@ class Writer(Generic[C]):
         return self._head
 
     @property
+    def at_us(self) -> int:
+        """The time of the last entry."""
+        return self._at_us
+
+    @property
     def tree(self) -> Tree:
         """A copy of the tree, by its right edge."""
         return self._tree.copy()

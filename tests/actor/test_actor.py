@@ -1,6 +1,7 @@
 """The gate's process around its gate: coming up, coming up again, and telling of what changed. Ray is a stand-in."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -36,6 +37,24 @@ async def test_a_start_that_failed_half_way_is_finished_by_the_next_call_and_wri
     assert all(isinstance(outcome, Accepted) for outcome in await gate.decide(JOB))
     assert len(writers()) == 1
     await gate.close()
+
+
+async def test_time_goes_on_in_a_gate_that_comes_up_when_the_wall_was_set_back(world, monkeypatch):
+    first = world()
+    await first.decide(JOB)
+    await first.close()
+    now_ns = time.time_ns()
+    monkeypatch.setattr("fabric.clock.time.time_ns", lambda: now_ns - 3_600 * 10**9)
+    second = world()
+    await second.ready()
+    assert second._writer.at_us <= second._clock.now_us() < first._writer.at_us + 3_600 * 10**6
+    at_us = [second._writer.at_us]
+    for number in range(3):
+        await asyncio.sleep(0.002)
+        await second.decide([TopUp(account_id="acme", amount_uhs=1, payment_ref="p", request_id=f"again-{number}")])
+        at_us.append(second._writer.at_us)
+    await second.close()
+    assert at_us == sorted(set(at_us)), "it stood still"
 
 
 async def test_a_gate_that_comes_up_again_shows_the_jobs_that_are_not_over(world, cluster, monkeypatch):
