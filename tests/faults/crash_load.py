@@ -15,9 +15,12 @@ import signal
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 from fabric.adapters.entries import decode_entry
+from fabric.adapters.journal import Journal
+from fabric.adapters.journal_postgres import PostgresJournal
 from fabric.adapters.journal_sqlite import SqliteJournal
 from fabric.audit.merkle import ProofTree
 from fabric.audit.verify import verify_export
@@ -110,13 +113,13 @@ async def check(writer: Writer[Gate], acknowledged: dict[str, list[object]], wit
 
 
 async def live(
-    path: Path, pipe: int, seed: int, acknowledged: dict[str, list[object]], witnessed, *, last: bool
+    journal: Journal, pipe: int, seed: int, acknowledged: dict[str, list[object]], witnessed, *, last: bool
 ) -> None:
     async def carry_out(_instructions) -> None:
         pass
 
     writer = Writer(
-        SqliteJournal(path),
+        journal,
         restore=Gate.restore,
         clock=SteadyClock(),
         carry_out=carry_out,
@@ -138,7 +141,7 @@ async def live(
     )
 
 
-def born(path: Path, seed: int, acknowledged, witnessed, *, last: bool) -> tuple[int, int]:
+def born(store: Callable[[], Journal], seed: int, acknowledged, witnessed, *, last: bool) -> tuple[int, int]:
     """Fork a life: its pid, and the pipe it speaks through."""
     ours, theirs = os.pipe()
     pid = os.fork()
@@ -147,7 +150,7 @@ def born(path: Path, seed: int, acknowledged, witnessed, *, last: bool) -> tuple
         return pid, ours
     try:
         os.close(ours)
-        asyncio.run(live(path, theirs, seed, acknowledged, witnessed, last=last))
+        asyncio.run(live(store(), theirs, seed, acknowledged, witnessed, last=last))
         os._exit(0)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
         say(theirs, "FAILED", repr(error))
@@ -178,17 +181,24 @@ class Words:
         return said
 
 
-def main(*, directory: Path, lives: int, seed: int) -> dict[str, int]:
+def store_of(directory: Path, name: str, *, dsn: str) -> Callable[[], Journal]:
+    """How each life opens the journal of that name."""
+    if dsn:
+        return lambda: PostgresJournal(dsn, schema=f"crash_{name}")
+    return lambda: SqliteJournal(directory / name / "journal.sqlite")
+
+
+def main(*, directory: Path, lives: int, seed: int, dsn: str = "") -> dict[str, int]:
     dice = random.Random(seed)
     totals = {"lives": 0, "killed_starting": 0, "acknowledged": 0, "journals": 0}
     for first in range(0, lives, LIVES_A_JOURNAL):
-        path = directory / f"{first}" / "journal.sqlite"
+        store = store_of(directory, f"{seed}_{first}", dsn=dsn)
         acknowledged: dict[str, list[object]] = {}
         witnessed = (0, "")
         count = min(LIVES_A_JOURNAL, lives - first)
         for number in range(count + 1):
             last = number == count
-            pid, pipe = born(path, dice.getrandbits(32), acknowledged, witnessed, last=last)
+            pid, pipe = born(store, dice.getrandbits(32), acknowledged, witnessed, last=last)
             words = Words(pipe)
             early = not last and dice.random() < STARTUP_KILLS
             said = words.until(dice.uniform(0, 0.05)) if early else words.until(120, word="READY")
@@ -217,5 +227,6 @@ if __name__ == "__main__":
     parser.add_argument("directory", type=Path)
     parser.add_argument("--lives", type=int, default=100)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--dsn", default="", help="Of a PostgreSQL to keep the journals in, instead of files.")
     given = parser.parse_args()
-    sys.stdout.write(json.dumps(main(directory=given.directory, lives=given.lives, seed=given.seed)))
+    sys.stdout.write(json.dumps(main(directory=given.directory, lives=given.lives, seed=given.seed, dsn=given.dsn)))
