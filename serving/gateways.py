@@ -92,7 +92,7 @@ async def _follow(process: asyncio.subprocess.Process, ingress: Ingress | None, 
 
 async def _drained(ingress: Ingress, stopped: asyncio.Event) -> None:
     await stopped.wait()
-    ingress.drain()
+    await ingress.drain()
 
 
 def _ingress(serving: ServingConfig, *, listen: str, state_dir: Path) -> Ingress:

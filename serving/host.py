@@ -78,7 +78,9 @@ async def _host(given: argparse.Namespace) -> None:
     running = [
         asyncio.create_task(pool.run()),
         asyncio.create_task(
-            keep_gateways(config.serving or ServingConfig(), listen=given.listen, state_dir=state_dir, stopped=stopped)
+            keep_gateways(
+                located(config.serving, given.listen), listen=given.listen, state_dir=state_dir, stopped=stopped
+            )
         ),
     ]
     try:
@@ -90,6 +92,15 @@ async def _host(given: argparse.Namespace) -> None:
         await asyncio.to_thread(site.close)
         await ledger.close()
         client.close()
+
+
+def located(serving: ServingConfig | None, listen: str) -> ServingConfig:
+    """What the file says, where the address is the file's. Elsewhere it is beside another fabric of the same file, which
+    has its ports for metrics.
+    """
+    serving = serving or ServingConfig()
+    is_moved = serving.port != 0 and serving.listen != listen
+    return serving.model_copy(update={"admin_port": None}) if is_moved else serving
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import shutil
 import signal
 import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, Self
@@ -42,6 +42,8 @@ _SPARE_FILES: Final = 256
 _LINES_KEPT: Final = 10
 _LAST_LINES_S: Final = 2.0
 _POLL_S: Final = 0.02
+_LOOKS: Final = 50
+_SIGNALS: Final = 10
 
 _log = structlog.get_logger("ingress")
 
@@ -114,15 +116,33 @@ class Ingress:
         """
         await asyncio.to_thread(self._write)
         await self._check()
-        if self._process is not None:
-            self._process.send_signal(signal.SIGUSR2)
+        old = await self._told_by("Pid")
+        await self._signal(signal.SIGUSR2, lambda pid: pid not in {"", old}, says="Pid")
 
-    def drain(self) -> None:
+    async def drain(self) -> None:
         """Take no more connections; those that are there may finish. It isn't started again."""
         if self._keeping is not None:
             self._keeping.cancel()
-        if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(signal.SIGUSR1)
+        await self._signal(signal.SIGUSR1, lambda stopping: stopping in {"", "1"}, says="Stopping")
+
+    async def _signal(self, number: signal.Signals, is_done: Callable[[str], bool], *, says: str) -> None:
+        """Tell the master, again until it shows: one that has only just started may not hear."""
+        for _ in range(_SIGNALS):
+            if self._process is None or self._process.returncode is not None:
+                return
+            self._process.send_signal(number)
+            for _ in range(_LOOKS):
+                if is_done(await self._told_by(says)):
+                    return
+                await asyncio.sleep(_POLL_S)
+        _log.warning("ingress_does_not_hear", signal=number.name)
+
+    async def _told_by(self, name: str) -> str:
+        """One of the things that the worker says of itself; "" while there is none."""
+        with contextlib.suppress(OSError, TimeoutError):
+            lines = (await self.ask("show info")).splitlines()
+            return next((line.partition(": ")[2] for line in lines if line.startswith(f"{name}: ")), "")
+        return ""
 
     async def ask(self, order: str) -> str:
         """Give the worker an order; its answer.
@@ -223,12 +243,13 @@ class Ingress:
     async def _kill(self) -> None:
         """What should have finished has, by now."""
         process = self._process
-        if process is None:
-            return
-        if process.returncode is None:
+        for number in (*[signal.SIGTERM] * _SIGNALS, signal.SIGKILL):  # one that has only just started may not hear
+            if process is None or process.returncode is not None:
+                return
             with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-        await process.wait()
+                process.send_signal(number)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), 1.0)
 
 
 def _connections_max() -> int:

@@ -24,6 +24,7 @@ from fabric.wire import fabric_pb2 as pb
 from serving import gateways as keeping
 from serving.gateway.__main__ import secret_of
 from serving.haproxy import Front, binary
+from serving.host import located
 from serving.ingress import Ingress
 from serving.ledger import GrpcLedger
 from tests.serving import engine_standin
@@ -103,7 +104,7 @@ async def test_an_end_in_order_lets_streams_finish_and_takes_no_more(tmp_path):
         house.engine.token_s = 0.05
         async with post(house, url, {**STREAM, "max_tokens": 20}) as answer:
             await answer.content.readany()
-            ingress.drain()
+            await ingress.drain()
 
             async def is_closed():
                 try:
@@ -203,6 +204,46 @@ async def test_gateways_that_are_killed_come_back_behind_it_and_a_cut_stream_is_
         await ledger.close()
         for left in hosts_of(state_dir):
             left.send_signal(signal.SIGKILL)
+
+
+async def test_one_gateway_without_an_ingress_stands_at_the_address_itself_and_comes_back(doors, tmp_path, monkeypatch):
+    state_dir = tmp_path / "state"
+    announce(doors, state_dir)
+    monkeypatch.setattr(keeping, "PAUSE_S", 0.1)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    listen = f"127.0.0.1:{free_port()}"
+    file = ServingConfig(listen="127.0.0.1:7480", tls="plain", endpoint="http://ai.example/v1", admin_port=7481)
+    serving = located(file, listen)
+    assert (serving.has_ingress, serving.admin_port, located(file, file.listen).admin_port) == (False, None, 7481)
+    stopped, ledger = asyncio.Event(), GrpcLedger(doors.profile(doors.root))
+    kept = asyncio.create_task(keeping.keep_gateways(serving, listen=listen, state_dir=state_dir, stopped=stopped))
+    try:
+        async with aiohttp.ClientSession() as http:
+
+            async def answers():
+                assert not kept.done()
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with http.get(f"http://{listen}/v1/models") as answer:
+                        return answer.status == 401
+                return False
+
+            await until(answers)
+            (first,) = hosts_of(state_dir)
+            first.kill()
+            await until(answers)
+            (second,) = hosts_of(state_dir)
+            assert second.pid != first.pid
+            async with asyncio.timeout(30):
+                async for board in ledger.watch():
+                    if list(board.endpoints) == ["http://ai.example/v1"]:
+                        break
+        stopped.set()
+        await asyncio.wait_for(kept, 60)
+        assert list(hosts_of(state_dir)) == []
+    finally:
+        stopped.set()
+        await asyncio.wait((kept,))
+        await ledger.close()
 
 
 async def _report(ledger, address):

@@ -114,6 +114,7 @@ def test_the_charge_told_is_the_charge_made(rig, front):
         )
         raw.parse()
         told = {raw.headers["x-fabric-call"]: int(raw.headers["x-fabric-charged-uhs"])}
+        assert int(raw.headers["x-fabric-free-uhs"]) == 10**9 - sum(told.values())
         chunks = list(
             client.chat.completions.create(
                 model="byte-lm", messages=CHAT["messages"], max_tokens=7, stream=True,
