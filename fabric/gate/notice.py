@@ -1,9 +1,9 @@
 """The notice that nodes give before they go, against the grace that a job was found to need.
 
 A node may be known to give less notice than others: a spot offer that is withdrawn within 30 s, a rack that is drained
-within a minute. A job whose save takes longer is not placed there while any other node could ever take it; where none can,
-it is placed all the same and told to expect that every eviction is a loss, so that it saves ahead. Either is said in its
-reason.
+within a minute. The nodes of one type in one pool count as giving the least that any of them does. A job whose save takes
+longer is not placed there while others could ever take it; where none can, it is placed all the same and told to expect
+that every eviction is a loss, so that it saves ahead. Either is said in its reason.
 """
 
 import msgspec

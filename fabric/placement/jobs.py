@@ -52,7 +52,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     patience_us: int = 0
     """How long it would rather wait for a preferred node than run anywhere else."""
     notice_us: int = 0
-    """It goes only where nodes give at least so much notice before they go."""
+    """It goes only to pools whose nodes of the type all give at least so much notice before they go."""
     mixtures: tuple[tuple[str, ...], ...] = ()
     """Types that may be one gang, where no type alone has room for it; () = a gang is of one type."""
 
