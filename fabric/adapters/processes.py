@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 LEASE_VARIABLE: Final = "FABRIC_LEASE_ID"
+NO_LEASE_YET: Final = "-"
+"""What the variable is filled with in a process that will carry a lease's id, and doesn't yet."""
 _PROC: Final = Path("/proc")
 _SETTLED_S: Final = 3.0
 _SET_CHILD_SUBREAPER: Final = 36
@@ -121,7 +123,9 @@ def _stat(pid: int) -> list[str]:
 
 
 def _mark_of(pid: int, started_at: int) -> str:
-    """The lease whose id a process was started with, "" if none. Asked once of a process that is past its exec."""
+    """The lease whose id a process was started with, "" if none. Asked once of a process that is past its exec, and again
+    of one that is to carry an id and doesn't yet.
+    """
     known = _marks.get(pid)
     if known is not None and known[0] == started_at:
         return known[1]
@@ -132,7 +136,7 @@ def _mark_of(pid: int, started_at: int) -> str:
     name = f"{LEASE_VARIABLE}=".encode()
     mark = next((entry[len(name) :].decode() for entry in environment.split(b"\0") if entry.startswith(name)), "")
     age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - started_at * _TICK_US / 1_000_000
-    if mark or age_s > _SETTLED_S:
+    if mark.strip(NO_LEASE_YET) or (not mark and age_s > _SETTLED_S):
         if len(_marks) > _MARKS_MAX:
             _marks.clear()
         _marks[pid] = (started_at, mark)

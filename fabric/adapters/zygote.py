@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fabric.adapters.fork_words import Commission, Ended, Exited, Reported, Saved, SaveWish, StopWish, Talk
-from fabric.adapters.processes import LEASE_VARIABLE, adopt_orphans, end_all
+from fabric.adapters.processes import LEASE_VARIABLE, NO_LEASE_YET, adopt_orphans, end_all
 
 SOCKET_NAME: Final = "zygote"
 READY: Final = "ready"
@@ -39,7 +39,12 @@ _BACKLOG: Final = 64
 
 def environment_of(variables: dict[str, str]) -> dict[str, str]:
     """The zygote's own environment: with room for a lease's id, and without threads that a fork would lose."""
-    return {**variables, LEASE_VARIABLE: "-" * ROOM_FOR_ID, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    return {
+        **variables,
+        LEASE_VARIABLE: NO_LEASE_YET * ROOM_FOR_ID,
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def main(folder: str) -> int:

@@ -1,10 +1,12 @@
 """What a lease started ends with it, however it tries to stay."""
 
+import os
 import subprocess
 import sys
 import time
 
 from fabric.adapters.processes import end_all, tree_of
+from fabric.adapters.zygote import environment_of
 
 RUNNER = """
 import os, subprocess, sys, time
@@ -33,6 +35,34 @@ def finish(process):
     process.kill()
     process.wait()
     process.stdout.close()
+
+
+WILL_CARRY = """
+import sys, time
+from fabric.adapters.zygote import carry_mark
+print("started", flush=True)
+sys.stdin.readline()
+carry_mark("late.1")
+print("started", flush=True)
+time.sleep(300)
+"""
+
+
+def test_a_process_that_was_looked_at_before_it_carried_its_leases_id_is_found_by_it():
+    environment = environment_of(dict(os.environ))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", WILL_CARRY], env=environment, **pipes)
+    try:
+        process.stdout.readline()
+        assert tree_of((), lease_id="late.1") == []
+        process.stdin.write("now\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        assert tree_of((), lease_id="late.1") == [process.pid]
+        assert end_all((), lease_id="late.1")
+    finally:
+        process.stdin.close()
+        finish(process)
 
 
 def test_a_daemon_that_forgot_whose_it_is_stays_below_its_runner_and_ends_with_it():
