@@ -22,13 +22,13 @@ COUNTER = """
     folder = os.environ["FABRIC_CHECKPOINT_DIR"]
     path = os.path.join(folder, "step")
     at = int(open(path).read()) if os.path.exists(path) else 0
-    print("from", at, flush=True)
     def save(*_):
         with open(path + ".new", "w") as file:
             file.write(str(at))
         os.replace(path + ".new", path)
         sys.exit(75)
     signal.signal(signal.SIGTERM, save)
+    print("from", at, flush=True)
     while at < int(sys.argv[1]):
         time.sleep(0.02)
         at += 1
@@ -64,15 +64,18 @@ class Job:
 
     def run(self, *command, stop_after_s=None, reason="evicted", save=True, when=None, **more):
         stage = self.stage(*command, **more)
-        timer = None
+
+        def stop():
+            """So long after the command has begun to say something: a busy machine takes its time to start one."""
+            wait_until(lambda: stage.log_file.exists() and stage.log_file.stat().st_size)
+            time.sleep(stop_after_s)
+            stage.ask_to_stop(reason, seconds_left=10, save=save)
+
         if stop_after_s is not None:
-            timer = threading.Timer(stop_after_s, lambda: stage.ask_to_stop(reason, seconds_left=10, save=save))
-            timer.start()
+            threading.Thread(target=stop, daemon=True).start()
         if when is not None:
             threading.Thread(target=when, args=(stage,), daemon=True).start()
         end = perform(stage)
-        if timer is not None:
-            timer.cancel()
         return end, stage.log_file.read_text()
 
 
@@ -96,7 +99,7 @@ def wait_until(found, within_s=20):
 
 
 def test_a_command_that_says_75_goes_on_where_it_was_on_another_machine(job, counter):
-    end, _ = job.run(*counter, "10000", stop_after_s=1)
+    end, _ = job.run(*counter, "10000", stop_after_s=0.3)
     assert (end.outcome, end.again) == (LeaseOutcome.SAVED, False)
     (step,) = job.saves
     assert step > 0
@@ -155,9 +158,9 @@ def test_a_command_that_ends_well_leaves_its_folder_for_others_to_have(job):
 
 
 def test_what_a_cancelled_job_leaves_is_not_kept_unless_that_is_wanted(job, counter):
-    job.run(*counter, "10000", stop_after_s=0.7, reason="cancelled", save=False)
+    job.run(*counter, "10000", stop_after_s=0.3, reason="cancelled", save=False)
     assert job.saves == []
-    job.run(*counter, "10000", stop_after_s=0.7, reason="cancelled", save=True)
+    job.run(*counter, "10000", stop_after_s=0.3, reason="cancelled", save=True)
     assert len(job.saves) == 1
 
 
