@@ -49,6 +49,8 @@ def loss_every_us(hazards: dict[str, Hazard], pool: str, *, outlasts_notice: boo
 
     `outlasts_notice`: the job's save takes longer than the notice it gets, so that every eviction is a loss.
     """
-    known = hazards.get(pool) or Hazard()
+    known = hazards.get(pool)
+    if known is None:
+        return _FIRST_US
     losses = known.lost + (known.taken if outlasts_notice else 0)
     return max((_FIRST_US + known.leased_us) // (1 + losses), _EVERY_US_MIN)

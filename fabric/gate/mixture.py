@@ -13,13 +13,15 @@ from fabric.placement import Placed
 
 def shares(placed: Placed) -> tuple[Share, ...]:
     """The lease's shares; each says its type where they differ."""
-    kinds = placed.kinds or ("",) * len(placed.shares)
+    if not placed.kinds:
+        return tuple([Share(node_id, devices) for node_id, devices in placed.shares])
+    kinds = placed.kinds
     return tuple([Share(node_id, devices, kind) for (node_id, devices), kind in zip(placed.shares, kinds, strict=True)])
 
 
 def name(placed: Placed) -> str:
     """The type of all devices, or "H100+A100"."""
-    return "+".join(dict.fromkeys(placed.kinds)) or placed.accelerator
+    return "+".join(dict.fromkeys(placed.kinds)) if placed.kinds else placed.accelerator
 
 
 def weight_ppm(core: Core, job: Job, placed: Placed) -> int:

@@ -16,6 +16,8 @@ from fabric.placement import Request as PlacementRequest
 
 def heeded(core: Core, job: Job, request: PlacementRequest) -> PlacementRequest:
     """The request, with the notice that the job needs where nodes that give less are to be left alone."""
+    if not job.saves_us:
+        return request
     needed_us = grace.needed_us(job.saves_us)
     least_us = core.planner.least_notice_us()
     if needed_us is None or least_us is None or least_us >= needed_us:
@@ -39,13 +41,13 @@ def given_us(core: Core, job: Job) -> int:
 
 def outlasts(core: Core, job: Job) -> bool:
     """Whether a save takes longer than the notice that the job gets where it is."""
-    needed_us = grace.needed_us(job.saves_us)
+    needed_us = grace.needed_us(job.saves_us) if job.saves_us else None
     return needed_us is not None and needed_us > given_us(core, job)
 
 
 def short(core: Core, job: Job) -> str:
     """What to say of a job that runs with less notice than it needs; "" if it has enough."""
-    if not outlasts(core, job):
+    if not job.saves_us or not outlasts(core, job):
         return ""
     needed_us = grace.needed_us(job.saves_us) or 0
     return (

@@ -140,12 +140,15 @@ class Cluster:
     def own(self, group: Group, job_id: JobId, running: Running) -> None:
         """The job owns its shares, which were free."""
         nodes = self._state.nodes
+        mixed = bool(running.groups)
         for node_id, devices in running.shares:
             node = nodes[node_id]
-            at = self._group_of(node.node) if running.groups else group
-            at.shift(node, -devices)
+            (self._group_of(node.node) if mixed else group).shift(node, -devices)
             node.shares[job_id] = devices
         self._state.running[job_id] = running
+        if not mixed:
+            group.enter(job_id, running, _devices(running.shares))
+            return
         for part, devices in self._parts(running):
             part.enter(job_id, running, devices)
 
@@ -164,10 +167,11 @@ class Cluster:
         running = self._state.running.pop(job_id, None)
         if running is None:
             return None
-        nodes = self._state.nodes
+        nodes, home = self._state.nodes, self.groups[running.group]
+        mixed = bool(running.groups)
         for node_id, devices in running.shares:
             node = nodes[node_id]
-            group = self._group_of(node.node) if running.groups else self.groups[running.group]
+            group = self._group_of(node.node) if mixed else home
             del node.shares[job_id]
             if node.owed:
                 self._hand_on(group, node, devices)
