@@ -146,7 +146,13 @@ async def test_many_streams_through_losses_and_kills_settle_to_the_token(tmp_pat
                 outcomes["served"] += 1
             except InsufficientTokens:
                 outcomes["refused"] += 1
-            except (Unavailable, KeyError, OSError, asyncio.CancelledError):
+            except (
+                Unavailable,
+                KeyError,
+                OSError,
+                ValueError,
+                asyncio.CancelledError,
+            ):  # ValueError: a mapping that is closed
                 outcomes["lost with its replica"] += 1
 
     async def killer():
