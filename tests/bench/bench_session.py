@@ -4,8 +4,8 @@
     python tests/bench/bench_session.py --large    # and 1.8 GB
 
 The overhead is CPU time, in alternating blocks of the bare loop and the same loop in a session, in one process. A save is
-measured from the wish to stop until the checkpoint is durable in a directory (synced), with training under way; beside it
-`torch.save` of the same state, synced too, and how long a snapshot keeps optimizer steps waiting.
+measured from the wish to stop until the checkpoint is durable in a directory (synced), with training under way, and until the
+loop has ended (what the platform then takes to release the devices is in `bench_resume.py`); beside it `torch.save` of the same state, synced too, and how long a snapshot keeps optimizer steps waiting.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def overhead(count, width, folder):
 
 
 def save_times(width, folder):
-    """Megabytes of state, and seconds: notice to durable, snapshot's blocking, torch.save synced."""
+    """Megabytes of state, and seconds: notice to durable and to the end of the loop, snapshot's blocking, torch.save synced."""
     durable = []
     checkpoints = Checkpoints(DirectoryStore(folder / "kept"), prefix="jobs/a/j/checkpoint", epoch=1)
     job = context.Context(
@@ -95,7 +95,7 @@ def save_times(width, folder):
                 job.ask_to_stop("evicted", seconds_left=600)
             loop.body()
     except context.Saved:
-        pass
+        left_s = time.perf_counter() - asked
     finally:
         context.enter(None)
     notice_s = durable[-1][0] - asked
@@ -105,7 +105,7 @@ def save_times(width, folder):
         torch.save({"model": loop.model.state_dict(), "opt": loop.opt.state_dict()}, file)
         file.flush()
         os.fsync(file.fileno())
-    return durable[-1][1] / 2**20, notice_s, blocked_s, time.perf_counter() - began
+    return durable[-1][1] / 2**20, notice_s, left_s, blocked_s, time.perf_counter() - began
 
 
 def main():
@@ -124,14 +124,18 @@ def main():
             f"| {tensors} | {bare_ms:.2f} | {session_ms:.2f} | {1000 * added_ms:.0f} | {100 * added_ms / STEP_MS:.2f} % |"
         )
     print("\na stop, and a snapshot, over the size of the state")
-    print("| MB | notice → durable s | snapshot blocks s | torch.save, synced s | blocking against it |")
-    print("|---|---|---|---|---|")
+    print(
+        "| MB | notice → durable s | notice → left s | snapshot blocks s | torch.save, synced s | blocking against it |"
+    )
+    print("|---|---|---|---|---|---|")
     widths = [1550, 3100, 6200] + ([12_500] if large else [])
     assert all(small < big for small, big in pairwise(widths))
     for width in widths:
         with tempfile.TemporaryDirectory() as folder:
-            size, notice_s, blocked_s, torch_s = save_times(width, Path(folder))
-        print(f"| {size:.0f} | {notice_s:.3f} | {blocked_s:.3f} | {torch_s:.3f} | {blocked_s / torch_s:.2f} |")
+            size, notice_s, left_s, blocked_s, torch_s = save_times(width, Path(folder))
+        print(
+            f"| {size:.0f} | {notice_s:.3f} | {left_s:.3f} | {blocked_s:.3f} | {torch_s:.3f} | {blocked_s / torch_s:.2f} |"
+        )
 
 
 if __name__ == "__main__":
