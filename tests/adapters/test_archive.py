@@ -1,6 +1,7 @@
 """The archive keeps bytes whole, in a directory and in a bucket alike."""
 
 import pickle
+import random
 import tempfile
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from fabric.adapters.archive_keys import checked_key
 from fabric.adapters.bucket import Place
 from fabric.adapters.bucket_clients import S3Credentials
 from fabric.errors import InvalidRequest, NotFound, Unavailable
+from tests.checkpoints.faulty_bucket import DROP_BEFORE, INTERNAL, TRUNCATE, FaultyBucket
 
 
 @pytest.fixture(params=["directory", "bucket"])
@@ -139,6 +141,24 @@ def test_a_damaged_copy_in_a_bucket_is_never_handed_out(archive):
     with stamina.set_testing(True, attempts=3), pytest.raises(Unavailable) as raised:
         archive.get("k")
     assert raised.value.code == "archive_damaged"
+
+
+@pytest.mark.parametrize("fault", [TRUNCATE, DROP_BEFORE, INTERNAL])
+def test_a_download_that_breaks_off_is_begun_again_where_it_began(archive, moto_url, fault):
+    if isinstance(archive, DirectoryArchive):
+        return
+    data, faults = random.Random(1).randbytes(2 * PART_BYTES + 17), [fault, fault]
+    archive.put("k", data)
+    proxy = FaultyBucket(moto_url, fault_of=lambda request: faults.pop() if faults else None)
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(b"before")
+            S3Archive(replace(archive.place, endpoint_url=proxy.url)).fetch("k", file)
+            file.seek(0)
+            assert file.read() == b"before" + data
+        assert len(proxy.seen) == 3
+    finally:
+        proxy.stop()
 
 
 def test_a_bucket_that_is_not_there_is_no_missing_value(archive):
