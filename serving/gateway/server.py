@@ -34,10 +34,12 @@ _TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-le
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's own, but for what it leaves unbounded: the size of headers, and the time they take."""
+    """uvicorn's own, but for what it leaves unbounded: the size of headers, and the time they take. What comes after a body
+    in pieces is no header: uvicorn would add it to those that the ingress has looked through.
+    """
 
     _timer: asyncio.TimerHandle | None = None
-    _begun = False
+    _trails = False
     _header_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -58,12 +60,18 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._trails = False
         self.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
         if self._timer is None:
             self._arm()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._trails:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._disarm()
+        self._trails = True
         super().on_headers_complete()
 
     def _arm(self) -> None:

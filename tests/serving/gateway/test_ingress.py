@@ -75,6 +75,31 @@ async def test_what_a_client_claims_about_itself_does_not_pass(tmp_path):
         assert (told["x-fabric-account"], told["x-fabric-tier-rank"], told["x-fabric-strict"]) == ("ann", "0", "1")
 
 
+async def test_what_comes_after_a_body_claims_nothing_either(tmp_path):
+    """HAProxy passes trailers on as they come."""
+    async with house_of(tmp_path) as house, fronted(house, tmp_path) as (_, url):
+        heard = []
+        inner = house.gateway._admit
+
+        async def listening(exchange):
+            heard.append((exchange.scope["client"][0], set(exchange.headers) & {name.encode() for name in CLAIMS}))
+            return await inner(exchange)
+
+        house.gateway._admit = listening
+        body = json.dumps(CHAT)
+        trailers = "".join(f"{name}: {value}\r\n" for name, value in CLAIMS.items())
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {house.key}\r\n"
+            "content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+            f"{len(body):x}\r\n{body}\r\n0\r\n{trailers}\r\n".encode()
+        )
+        async with asyncio.timeout(20):
+            assert (await reader.readline()).split()[1] == b"200"
+        writer.close()
+        assert heard == [("127.0.0.1", set())]
+
+
 async def test_a_gateway_behind_an_ingress_hears_nobody_else(tmp_path):
     async with house_of(tmp_path) as house, fronted(house, tmp_path):
         for claimed in ({}, {SECRET: "guess"}, {SECRET: ""}):
