@@ -135,10 +135,12 @@ class Outbox:
         Raises:
             Unavailable: it can't be written (a full disk): the call must not begin.
         """
+        before = self._size
         self._note(Began(hold_id, call))
         if self.failing:
             self._hold_of.pop(call.call_id, None)
             self._holds[hold_id].calls.pop(call.call_id, None)
+            self._take_back(before)
             raise Unavailable(
                 f"the replica can't record calls ({self.failing}): free space in {self.path.parent}, then try again",
                 code="outbox_unwritable",
@@ -193,6 +195,7 @@ class Outbox:
                 mapped[: len(whole)] = whole
                 os.fsync(file)
                 fresh.replace(self.path)
+                _sync_folder(self.path.parent)
             except OSError:
                 os.close(file)
                 raise
@@ -222,6 +225,11 @@ class Outbox:
         self._size = end
         if self.failing:
             self._recover()
+
+    def _take_back(self, size: int) -> None:
+        """Nothing after `size` was said: a record may have fit into what room there was though others had not."""
+        self._map[size : self._size] = bytes(self._size - size)
+        self._size = size
 
     def _make_room(self, end: int) -> None:
         size = _with_room(end)
@@ -331,6 +339,15 @@ def _mapped(file: int, size: int) -> mmap.mmap:
     room = _with_room(size)
     os.posix_fallocate(file, 0, room)
     return mmap.mmap(file, room)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Or a machine that goes down finds the old file there, and what the new one had been given since is lost."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _with_room(size: int) -> int:

@@ -1,8 +1,11 @@
 """The outbox: a killed replica forgets nothing that left it, and nothing is settled twice."""
 
+import errno
 import os
 import random
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -154,6 +157,45 @@ def test_on_a_full_disk_no_call_begins_and_what_runs_is_not_lost(path):
     )
     subprocess.run([sys.executable, "-c", script, str(path)], check=True, timeout=60)
     assert progress(Outbox(path)) == {"a": 5000, "c": 0}
+
+
+def test_a_call_that_was_refused_for_a_full_disk_is_not_settled_after_a_crash(path, monkeypatch):
+    """A small record fits into the room that is left, where a large one did not."""
+    box = Outbox(path)
+    box.held(ask())
+    box.began("h1", call("a"))
+    while len(box._map) - box._size > 300:
+        box.moved("a", Usage(7, 0, 1))
+    with monkeypatch.context() as full:
+        full.setattr(os, "posix_fallocate", no_room)
+        box.closed(call("a", ended="e" * 400))
+        assert box.failing
+        for name in "bcdef":
+            with pytest.raises(Unavailable):
+                box.began("h1", call(name))
+    shutil.copy(path, path.with_name("crashed"))
+    assert progress(Outbox(path.with_name("crashed"))) == {"a": 1}
+    box.began("h1", call("g"))
+    assert progress(reopened(box)) == {"a": 0, "g": 0}
+
+
+def no_room(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_file_that_is_written_anew_is_the_one_that_a_machine_finds_when_it_comes_up(path, monkeypatch):
+    synced = []
+    fsync = os.fsync
+
+    def noting(file):
+        synced.append((stat.S_ISDIR(os.fstat(file).st_mode), path.stat().st_ino))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    box = Outbox(path)
+    box.held(ask())
+    box.compact()
+    assert synced[-1] == (True, path.stat().st_ino)
 
 
 def test_a_killed_process_had_recorded_every_output_that_left_it(path):
