@@ -1,11 +1,11 @@
 """A job's logs: from the machines while it runs, from the archive afterwards. Whoever follows a job asks again."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Final
 
 from fabric.adapters.agents import Agents
 from fabric.adapters.archive import Archive
+from fabric.adapters.clerks import aside
 from fabric.adapters.leases import Attempt
 from fabric.errors import NotFound
 from fabric.gate.views import LogChunk
@@ -46,13 +46,13 @@ class JobLogs:
                     yield LogChunk(rank=order.rank, attempt=epoch, offset=offset, data=data)
 
     async def _archived(self, prefix: str, had: Mapping[str, int]) -> AsyncIterator[LogChunk]:
-        for key in await asyncio.to_thread(self._archive.list, prefix):
+        for key in await aside(self._archive.list, prefix):
             epoch, rank = (int(part) for part in key.rsplit("/", 2)[1:])
             offset = had.get(f"{epoch}/{rank}", 0)
             if offset and offset >= self._ended_at.get(key, offset + 1):
                 continue
             try:
-                data = await asyncio.to_thread(self._archive.get, key)
+                data = await aside(self._archive.get, key)
             except NotFound:
                 continue
             self._note_end(key, len(data))

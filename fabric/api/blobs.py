@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Final, Self
 
+from fabric.adapters.clerks import aside
 from fabric.api.port import GatePort
 
 WHOLE_MAX: Final = 3
@@ -37,8 +38,8 @@ class Blobs:
         with tempfile.SpooledTemporaryFile(PART_BYTES) as kept:
             await self._port.fetch_blob(key, kept)
             kept.seek(0)
-            yield await asyncio.to_thread(kept.read, PART_BYTES)
-            while part := await asyncio.to_thread(kept.read, PART_BYTES):
+            yield await aside(kept.read, PART_BYTES)
+            while part := await aside(kept.read, PART_BYTES):
                 yield part
 
 
@@ -65,10 +66,10 @@ class Upload:
 
     async def add(self, part: bytes) -> None:
         self.size += len(part)
-        await asyncio.to_thread(self._add, part)
+        await aside(self._add, part)
 
     async def whole(self) -> bytes:
-        return await asyncio.to_thread(self._read)
+        return await aside(self._read)
 
     def _add(self, part: bytes) -> None:
         self._digest.update(part)

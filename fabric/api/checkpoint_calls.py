@@ -4,11 +4,11 @@ They lie in the archive, not in the gate, so a call here reads and writes there.
 difference: going back is for jobs that are off their devices.
 """
 
-import asyncio
 from typing import Any, Final
 
 import msgspec
 
+from fabric.adapters.clerks import aside
 from fabric.api.door import Door
 from fabric.api.job_calls import job_id_of
 from fabric.api.keys import Caller
@@ -26,7 +26,7 @@ _SHOWN_MAX: Final = 1_000
 
 async def list_checkpoints(door: Door, caller: Caller, request: pb.ListCheckpointsRequest) -> pb.ListCheckpointsReply:
     job = await door.job(request.job_id, scope=caller.scope)
-    found = await asyncio.to_thread(_of(door, job).ls)
+    found = await aside(_of(door, job).ls)
     return pb.ListCheckpointsReply(checkpoints=[_shown(manifest) for manifest in found[:_SHOWN_MAX]])
 
 
@@ -39,7 +39,7 @@ async def roll_back(door: Door, caller: Caller, request: pb.RollBackRequest) -> 
         raise Conflict(
             f"job {job.job_id} is {job.state}: pause it, roll back, then resume it", code="job_runs", state=job.state
         )
-    manifest = await asyncio.to_thread(_of(door, job).rollback, step)
+    manifest = await door.lengthy.run(caller.counted_as, _of(door, job).rollback, step)
     await door.gate.decide(
         RolledBack(
             job_id=JobId(job.job_id),
@@ -62,7 +62,8 @@ async def fork(door: Door, caller: Caller, request: pb.ForkRequest) -> pb.Submit
     owner = AccountId(job.account_id)
     made = job_id_of(owner, asked)
     step = at_least(0, "step", request.step) if request.HasField("step") else None
-    forked = await asyncio.to_thread(_forked, _of(door, job), door.port.checkpoints_of(owner, made), step)
+    source, target = _of(door, job), door.port.checkpoints_of(owner, made)
+    forked = await door.lengthy.run(caller.counted_as, _forked, source, target, step)
     event = Submit(
         job_id=made,
         account_id=owner,
@@ -78,7 +79,7 @@ async def fork(door: Door, caller: Caller, request: pb.ForkRequest) -> pb.Submit
         outcome = await door.gate.decide(event)
     except FabricError as error:
         if forked and error.http_status < 500:  # noqa: PLR2004  # it was refused, and will not be tried again as it is
-            await asyncio.to_thread(_forget, door.port.checkpoints_of(owner, made))
+            await aside(_forget, target)
         raise
     return pb.SubmitReply(job_id=made, held_uhs=outcome.held_uhs, facts_json=facts_json(outcome.facts))
 

@@ -7,6 +7,7 @@ from fabric.api.blobs import Blobs
 from fabric.api.board import Board
 from fabric.api.feed import ChangeFeed
 from fabric.api.keys import KeyRing, RateLimit, StreamLimit
+from fabric.api.lengthy import Lengthy
 from fabric.api.port import GatePort
 from fabric.clock import Clock, SteadyClock
 from fabric.errors import NotFound
@@ -60,6 +61,7 @@ class Door:
         self.gate: Decider = Batcher(port) if batched else Straight(port)
         self.feed = ChangeFeed(port)
         self.blobs = Blobs(port)
+        self.lengthy = Lengthy()
         self.board = Board(self.clock)
         self.sandbox_payments = sandbox_payments
 

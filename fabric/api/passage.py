@@ -1,6 +1,6 @@
 """The gate port over whatever answers as the gate does: the gate in this very process, or the Ray actor of it.
 
-Blobs go to the archive by threads, never through the gate nor over its event loop. What was begun for a client that has
+Blobs go to the archive by threads of their own, never through the gate nor over its event loop. What was begun for a client that has
 gone is brought to its end: cancelling a call must not leave the gate with half of something.
 """
 
@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import IO, Any, Final, Protocol, TypeVar
 
 from fabric.adapters.archive import Archive
+from fabric.adapters.clerks import aside
 from fabric.adapters.cluster_settings import checkpoints_in
 from fabric.api.log_pages import log_pages
 from fabric.checkpoints import Checkpoints
@@ -57,13 +58,13 @@ class Passage:
         return log_pages(self.ask, self._read_page, job_id, offsets=offsets, follow=follow)
 
     async def put_blob(self, key: str, data: bytes) -> None:
-        await asyncio.to_thread(self._archive.put, key, data)
+        await aside(self._archive.put, key, data)
 
     async def small_blob(self, key: str, *, limit_bytes: int) -> bytes | None:
-        return await asyncio.to_thread(self._archive.get_up_to, key, limit_bytes)
+        return await aside(self._archive.get_up_to, key, limit_bytes)
 
     async def fetch_blob(self, key: str, into: IO[bytes]) -> None:
-        await asyncio.to_thread(self._archive.fetch, key, into)
+        await aside(self._archive.fetch, key, into)
 
     def checkpoints_of(self, account_id: str, job_id: str) -> Checkpoints:
         return checkpoints_in(self._archive, account_id, job_id)

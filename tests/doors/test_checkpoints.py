@@ -1,13 +1,19 @@
 """What an owner can do with what a job has saved: look, go back, go on in another job. Through the door, and the CLI."""
 
+import asyncio
 import json
+import threading
+import time
 
 import pytest
 from typer.testing import CliRunner
 
+from fabric.api.lengthy import ASKED_MAX, EACH, Lengthy
+from fabric.checkpoints import Checkpoints
 from fabric.cli.app import app
 from fabric.errors import Conflict, InsufficientTokens, NotFound
 from fabric.wire import fabric_pb2 as pb
+from fabric.wire.service import METHODS
 
 
 @pytest.fixture
@@ -108,3 +114,61 @@ def test_the_command_line_does_the_same(house, parked, monkeypatch):
     made = json.loads(fabric("fork", parked.id, "--json"))["job_id"]
     assert contents(house, made) == (10, b"x" * 10)
     assert "rollback to step 10" in fabric("ls", parked.id)
+
+
+def test_who_reads_many_checkpoints_at_once_is_in_the_way_of_neither_the_gate_nor_others(house, parked, monkeypatch):
+    """The gate's own threads end leases, and the door may be in its process."""
+    go_on = threading.Event()
+    verify = Checkpoints.verify
+
+    def slowly(checkpoints, manifest):
+        go_on.wait(60)
+        verify(checkpoints, manifest)
+
+    monkeypatch.setattr(Checkpoints, "verify", slowly)
+    client = house.client()
+    roll_back = client._callable(METHODS["RollBack"])
+    asked = [
+        roll_back.future(
+            pb.RollBackRequest(request_id=f"r{number}", job_id=parked.id, step=10), metadata=client._metadata
+        )
+        for number in range(60)
+    ]
+    try:
+        for _ in range(600):
+            refused = [each for each in asked if each.done()]
+            if len(refused) == len(asked) - ASKED_MAX:
+                break
+            time.sleep(0.05)
+        assert {client._error(each.exception()).code for each in refused} == {"too_much_at_once"}
+        assert len(refused) == len(asked) - ASKED_MAX
+
+        async def of_the_gate():
+            return await asyncio.wait_for(asyncio.to_thread(len, "gate"), 20)
+
+        assert house.run(of_the_gate()) == 4
+        assert house.client(house.globex).put_blob(b"hello")
+    finally:
+        go_on.set()
+    assert any(each.exception(60) is None for each in asked if each not in refused)
+    assert contents(house, parked.id)[0] == 10
+
+
+async def test_work_that_nobody_waits_for_counts_until_it_is_done():
+    lengthy, go_on, begun = Lengthy(), threading.Event(), threading.Semaphore(0)
+
+    def work():
+        begun.release()
+        go_on.wait(60)
+
+    left = [asyncio.create_task(lengthy.run("account/acme", work)) for _ in range(ASKED_MAX)]
+    for _ in range(EACH):
+        await asyncio.to_thread(begun.acquire)
+    for each in left:
+        each.cancel()
+    await asyncio.wait(left)
+    mine = asyncio.create_task(lengthy.run("account/acme", len, "mine"))
+    assert await lengthy.run("account/globex", len, "theirs") == 6
+    assert not mine.done()
+    go_on.set()
+    assert await mine == 4
