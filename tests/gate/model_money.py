@@ -43,6 +43,7 @@ class MoneyRules(Driver):
         life=st.sampled_from([None, 5 * S, DAY]),
     )
     def bring_in_tokens(self, way, account, seconds, scope, life):
+        self.do(Tick())
         bought = self.entitled(account)
         name, amount = self.name("r"), seconds * S
         event = {
@@ -58,7 +59,9 @@ class MoneyRules(Driver):
         assert got == 600 * (accepted and way == "bundle")
 
     def entitled(self, account):
-        return sum(each.amount for each in self.state.accounts[account].entitlements)
+        """What bundles gave besides tokens and is still good: a purchase lets go of what isn't."""
+        given = self.state.accounts[account].entitlements
+        return sum(each.amount for each in given if each.expires_at_us > self.latest)
 
     @rule(account=accounts, offer=st.sampled_from(["monthly", "weekly", "daily"]), end=st.booleans())
     def subscribe(self, account, offer, end):
