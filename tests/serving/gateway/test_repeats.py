@@ -110,6 +110,42 @@ async def test_keys_are_bounded_in_length_and_number(files, monkeypatch):
     assert refused.value.http_status == 429
 
 
+async def test_who_has_many_answers_kept_is_in_nobodys_way(files):
+    """All gateways write into the one file, one at a time."""
+    store = files()
+    steps = [0]
+
+    def count():
+        steps[0] += 1
+        return False
+
+    async def taken(key):
+        steps[0] = 0
+        assert await begin(store, key=key) is None
+        return steps[0]
+
+    await begin(store, key="first")
+    await store._do(lambda db: db.set_progress_handler(count, 1))
+    few = await taken("second")
+    rows = [("ann", f"{number}", "", "c1", "g1", "done", 10**15, b"x" * 2_000) for number in range(3_000)]
+    await store._do(lambda db: db.executemany("INSERT INTO repeats VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows).fetchall())
+    assert await taken("third") < 2 * few
+
+
+async def test_what_is_let_go_of_counts_no_more(files, monkeypatch):
+    monkeypatch.setattr(repeats, "RECORDS_PER_ACCOUNT_MAX", 3)
+    now = [10**15]
+    store = files(now_us=lambda: now[0])
+    for number in range(9):
+        assert await begin(store, key=f"{number}") is None
+        await store.forget("ann", f"{number}")
+    assert [await begin(store, key=f"a{number}") for number in range(3)] == [None] * 3
+    now[0] += KEEP_US + 1
+    assert await begin(store, key="a0") == "too_many_idempotency_keys"
+    await store.beat()
+    assert [await begin(store, key=f"a{number}") for number in range(4)] == [None] * 3 + ["too_many_idempotency_keys"]
+
+
 async def test_where_nothing_can_be_written_the_promise_is_not_made(tmp_path, files):
     store = files()
     await begin(store)
