@@ -8,8 +8,11 @@ from fabric.errors import InvalidRequest
 from tests.training.gang import crew
 from tests.training.gang.test_worlds import lines
 from tests.training.gang.work import Net, Order, dataset
+from training.archipelago import Apart, Island
 from training.gang import Gang, Seat
+from training.gradients import Reproducible
 from training.islands import Islands
+from training.shares import Shares
 
 ALONE = Gang(Seat(), timeout_s=1.0)
 
@@ -58,3 +61,22 @@ def test_islands_that_cannot_be_are_refused(bad):
     with pytest.raises(InvalidRequest) as refused:
         Islands(Net(), ALONE, **bad)
     assert refused.value.code == "islands_invalid"
+
+
+@pytest.mark.parametrize("mode", list(Reproducible))
+def test_an_island_learns_from_the_mean_of_its_own_part_of_a_step(mode):
+    """Of four micro-batches it has two: each counts a half to it, and a quarter of the step."""
+    model, _, islands = begun()
+    again, _, _ = begun()
+    inputs, wanted = dataset()
+    island = Apart([model], Island("H100", ALONE, (0,)), Shares(4, world=2, rank=0), islands, mode)
+    island.begin(0, 4)
+    for at in range(2):
+        rows = slice(8 * at, 8 * at + 8)
+        island.forward(last=at == 1)
+        island.backward(functional.cross_entropy(model(inputs[rows]), wanted[rows]), weight=0.25)
+    island.finish()
+    functional.cross_entropy(again(inputs[:16]), wanted[:16]).backward()
+    for mine, whole in zip(model.parameters(), again.parameters(), strict=True):
+        assert (mine.grad is None) == (whole.grad is None)
+        assert mine.grad is None or torch.allclose(mine.grad, whole.grad, atol=1e-6)
