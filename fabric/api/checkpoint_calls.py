@@ -10,7 +10,7 @@ import msgspec
 
 from fabric.adapters.clerks import aside
 from fabric.api.door import Door
-from fabric.api.job_calls import job_id_of
+from fabric.api.job_calls import count_size, job_id_of
 from fabric.api.keys import Caller
 from fabric.api.messages import amount, at_least, facts_json, request_id, short
 from fabric.checkpoints import Checkpoints, Manifest
@@ -59,6 +59,7 @@ async def fork(door: Door, caller: Caller, request: pb.ForkRequest) -> pb.Submit
     spec: Any = await door.port.ask(SpecOf(job_id=JobId(job.job_id), account_id=caller.scope))
     if not isinstance(spec, JobSpec):
         raise NotFound(f"there is no job {request.job_id!r}", job=request.job_id)
+    count_size(door, caller, spec)
     owner = AccountId(job.account_id)
     made = job_id_of(owner, asked)
     step = at_least(0, "step", request.step) if request.HasField("step") else None

@@ -7,6 +7,8 @@ import re
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final
 
+import msgspec
+
 from fabric.adapters.cluster_settings import artifact_key, lease_info_key
 from fabric.adapters.results import inline_result, shown_ref
 from fabric.api.blobs import Upload
@@ -15,7 +17,7 @@ from fabric.api.keys import Caller
 from fabric.api.messages import accepted, amount, facts_json, listed, message_of, request_id, spec_of
 from fabric.api.payloads import blob_key, payload_of, recorded
 from fabric.errors import Conflict, InvalidRequest, NotFound, Unavailable
-from fabric.gate.events import Cancel, Pause, RaiseLimit, Resume, SaveNow, Submit
+from fabric.gate.events import Cancel, JobSpec, Pause, RaiseLimit, Resume, SaveNow, Submit
 from fabric.gate.lifecycle import ON_DEVICES, TERMINAL, JobState
 from fabric.gate.questions import JobsOf, QuoteOf
 from fabric.gate.views import JobView, QuoteView
@@ -26,6 +28,8 @@ from fabric.wire import fabric_pb2 as pb
 LIST_MAX: Final = 1_000
 LIST_DEFAULT: Final = 100
 CHUNK_BYTES: Final = 1024 * 1024
+COUNTED_BYTES: Final = 8 * 1024
+"""Of a job as it is recorded; each so many beyond count as a request."""
 UPLOAD_IDLE_S: Final = 30.0
 """How long an upload may wait for its next chunk."""
 ARTIFACT_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -40,15 +44,27 @@ async def submit(door: Door, caller: Caller, request: pb.SubmitRequest) -> pb.Su
     # The spec is checked before anything of the payload is kept.
     spec_of(request.spec, payload="")
     payload = await payload_of(door, account, request.payload, kind=request.spec.kind)
+    spec = spec_of(request.spec, payload=recorded(payload))
+    count_size(door, caller, spec)
     event = Submit(
         job_id=job_id,
         account_id=account,
-        spec=spec_of(request.spec, payload=recorded(payload)),
+        spec=spec,
         key_id=KeyId(caller.key_id),
         request_id=request.request_id,
     )
     outcome = await door.gate.decide(event)
     return pb.SubmitReply(job_id=job_id, held_uhs=outcome.held_uhs, facts_json=facts_json(outcome.facts))
+
+
+def count_size(door: Door, caller: Caller, spec: JobSpec) -> None:
+    """A job that takes much room in the record counts as several requests: it stands there for ever, refused or not.
+
+    Raises:
+        RateLimited: there were too many.
+    """
+    if more := len(msgspec.json.encode(spec)) // COUNTED_BYTES:
+        door.rate.spend(caller.counted_as, as_many=more)
 
 
 def job_id_of(account: str, request: str) -> JobId:

@@ -143,8 +143,8 @@ class RateLimit:
         self._monotonic = monotonic
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def spend(self, caller: str) -> None:
-        """Count one request.
+    def spend(self, caller: str, *, as_many: int = 1) -> None:
+        """Count one request, or what weighs as much as several: it may take what comes next, too.
 
         Raises:
             RateLimited: there were too many; `retry_after_s` says when to try again.
@@ -154,7 +154,7 @@ class RateLimit:
         left, seen_at = self._buckets.pop(caller, (float(burst), now))
         left = min(burst, left + (now - seen_at) * self._per_s)
         allowed = left >= 1
-        self._buckets[caller] = (left - 1 if allowed else left, now)
+        self._buckets[caller] = (left - as_many if allowed else left, now)
         if len(self._buckets) > _REMEMBERED_MAX:
             self._buckets.popitem(last=False)
         if not allowed:

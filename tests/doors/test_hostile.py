@@ -1,5 +1,6 @@
 """A customer with a valid key and a client of its own making: it gets a clear no, and nobody else notices."""
 
+import contextlib
 import threading
 
 import pytest
@@ -80,6 +81,25 @@ def test_a_job_takes_little_room_in_the_record_whatever_it_runs(house, more, cod
         submit(house.client(), **more)
     assert refusal.value.code == code
     assert house.port.batches == []
+
+
+def test_what_takes_much_room_in_the_record_counts_as_several_requests(make_house, limits):
+    """It is recorded for ever, also where it is refused for want of tokens."""
+    house = make_house(limits=limits(requests_per_s=20))
+    house.port.run_jobs = False
+    client, tried = house.client(), []
+
+    def ask_on():
+        for _ in range(30):
+            tried.append("x" * 60_000)
+            with contextlib.suppress(InsufficientTokens):
+                submit(client, limit_uhs=1_000 * UHS_PER_CT, payload=command(env={"A": tried[-1]}))
+
+    with pytest.raises(RateLimited):
+        ask_on()
+    assert len(tried) < 20
+    for _ in range(10):
+        submit(house.client(house.globex), payload=command(env={"A": "x" * 5_000}))
 
 
 @pytest.mark.parametrize("offsets", [{"1/0": -5}, {"../x": 1}, {"1": 1}, {f"{n}/0": 1 for n in range(5_000)}])
