@@ -37,6 +37,7 @@ OPTIONS: Final = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", _PINGS_MS),
 )
+LOOKS_THROUGH: Final = 10
 _STOP_GRACE_S: Final = 2.0
 _DETAILS_CHARS_MAX: Final = 400
 _ERROR_BYTES_MAX: Final = 6_000
@@ -61,19 +62,21 @@ class Call(NamedTuple):
     operators_only: bool = False
     gateways: bool = False
     """What an operator's gateways say all the time: each stands for many callers, whose limits don't hold for it."""
+    weight: int = 1
+    """As how many requests it counts: some look through all that a customer has."""
 
 
 CALLS: Final[dict[str, Call]] = {
     "Submit": Call(job_calls.submit),
     "Quote": Call(job_calls.quote),
     "GetJob": Call(job_calls.get_job),
-    "ListJobs": Call(job_calls.list_jobs),
+    "ListJobs": Call(job_calls.list_jobs, weight=LOOKS_THROUGH),
     "WatchJobs": Call(job_calls.watch_jobs),
     "Cancel": Call(job_calls.cancel),
     "Pause": Call(job_calls.pause),
     "Resume": Call(job_calls.resume),
     "SaveNow": Call(job_calls.save_now),
-    "ListCheckpoints": Call(checkpoint_calls.list_checkpoints),
+    "ListCheckpoints": Call(checkpoint_calls.list_checkpoints, weight=LOOKS_THROUGH),
     "RollBack": Call(checkpoint_calls.roll_back),
     "Fork": Call(checkpoint_calls.fork),
     "RaiseLimit": Call(job_calls.raise_limit),
@@ -86,11 +89,11 @@ CALLS: Final[dict[str, Call]] = {
     "BuyBundle": Call(money_calls.buy_bundle),
     "Subscribe": Call(money_calls.subscribe),
     "Unsubscribe": Call(money_calls.unsubscribe),
-    "Usage": Call(money_calls.usage),
-    "Statement": Call(money_calls.statement),
+    "Usage": Call(money_calls.usage, weight=LOOKS_THROUGH),
+    "Statement": Call(money_calls.statement, weight=LOOKS_THROUGH),
     "Prices": Call(money_calls.prices),
-    "Receipts": Call(money_calls.receipts),
-    "Export": Call(money_calls.export),
+    "Receipts": Call(money_calls.receipts, weight=LOOKS_THROUGH),
+    "Export": Call(money_calls.export, weight=LOOKS_THROUGH),
     "Authorize": Call(money_calls.authorize, gateways=True),
     "UpdateHold": Call(money_calls.update_hold, gateways=True),
     "SettleHold": Call(money_calls.settle_hold, gateways=True),
@@ -104,7 +107,7 @@ CALLS: Final[dict[str, Call]] = {
     "WatchServing": Call(serving_calls.watch_serving, operators_only=True, gateways=True),
     "CallerOf": Call(serving_calls.caller_of, operators_only=True, gateways=True),
     "CreateKey": Call(operator_calls.create_key),
-    "ListKeys": Call(operator_calls.list_keys),
+    "ListKeys": Call(operator_calls.list_keys, weight=LOOKS_THROUGH),
     "RevokeKey": Call(operator_calls.revoke_key),
     "OpenAccount": Call(operator_calls.open_account, operators_only=True),
     "Grant": Call(operator_calls.grant, operators_only=True),
@@ -204,7 +207,7 @@ def _streaming(door: Door, method: Method, call: Call) -> Callable[[Any, Any], A
 async def _admit(door: Door, call: Call, context: Context) -> Caller:
     caller = await _caller(door, call, context)
     if not _is_gateway(call, caller):
-        door.rate.spend(caller.counted_as)
+        door.rate.spend(caller.counted_as, as_many=call.weight)
     return caller
 
 

@@ -3,6 +3,7 @@
 Statements, receipts and past charging records are answered from the journal by whoever holds it; not here.
 """
 
+from itertools import islice
 from typing import Final, assert_never
 
 import msgspec
@@ -153,14 +154,10 @@ def _idle_us(record: LeaseRecord | None, now_us: int) -> int | None:
 
 
 def _jobs(core: Core, question: JobsOf, now_us: int) -> list[JobView]:
-    found: list[JobView] = []
-    for job in reversed(core.state.jobs.values()):
-        if len(found) >= question.limit:
-            break
-        mine = question.account_id in (None, job.account_id)
-        if mine and (not question.states or job.state.value in question.states):
-            found.append(job_view(core, job, now_us))
-    return found
+    account_id = question.account_id
+    newest = reversed(core.state.jobs.values() if account_id is None else core.jobs_of.get(account_id, []))
+    found = (job for job in newest if not question.states or job.state.value in question.states)
+    return [job_view(core, job, now_us) for job in islice(found, max(question.limit, 0))]
 
 
 def _balance(core: Core, account: Account, now_us: int, *, lots: bool) -> BalanceView:

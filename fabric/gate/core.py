@@ -51,6 +51,7 @@ class Core:
         "changed",
         "freed",
         "instructions",
+        "jobs_of",
         "now_us",
         "placeable",
         "planner",
@@ -82,6 +83,10 @@ class Core:
         """Accounts that have, or had, nodes of their own."""
         self.placeable: dict[Gang, None] = {}
         """Gangs that were found to fit into some pool as it is built: forgotten whenever a node comes, goes or changes."""
+        self.jobs_of: dict[AccountId, list[Job]] = {}
+        """Each account's jobs, oldest first: derived, so that nobody's question looks through everybody's."""
+        for job in state.jobs.values():
+            self.jobs_of.setdefault(job.account_id, []).append(job)
         self.note_prices()
         self.note_renewals()
         self.served: dict[tuple[str, str], Served] = {}
@@ -96,6 +101,11 @@ class Core:
         self.records = []
         self.freed = {}
         self.replan = False
+
+    def keep(self, job: Job) -> None:
+        """A new job, from now on."""
+        self.state.jobs[job.job_id] = job
+        self.jobs_of.setdefault(job.account_id, []).append(job)
 
     @property
     def tariffs(self) -> Tariffs:

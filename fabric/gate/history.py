@@ -11,7 +11,7 @@ from fabric.gate.lifecycle import JobState
 from fabric.units import AccountId
 
 _LOOKED_AT: Final = 10_000
-"""Of the newest jobs of all accounts: a quote is no reason to read through a year."""
+"""Of the account's newest jobs: a quote is no reason to read through a year."""
 _RUNS_MAX: Final = 100
 
 
@@ -29,8 +29,8 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
 
 def of(core: Core, account_id: AccountId, name: str) -> History:
     """What is known; nothing of a name that never succeeded."""
-    newest = islice(reversed(core.state.jobs.values()), _LOOKED_AT)
-    same = (job for job in newest if job.spec.name == name and job.account_id == account_id)
+    newest = islice(reversed(core.jobs_of.get(account_id, [])), _LOOKED_AT)
+    same = (job for job in newest if job.spec.name == name)
     runs = list(islice((job for job in same if job.state is JobState.SUCCEEDED), _RUNS_MAX))
     if not runs:
         return History()

@@ -38,7 +38,7 @@ def submit(core: Core, event: Submit) -> Outcome:
         return refusal
     if refusal := holds.take(core, job):
         return refusal
-    core.state.jobs[job.job_id] = job
+    core.keep(job)
     core.touch(job)
     requests.enqueue(core, job, request)
     return Accepted(granted_uhs=job.held_uhs, held_uhs=job.held_uhs)

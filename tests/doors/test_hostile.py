@@ -102,6 +102,18 @@ def test_what_takes_much_room_in_the_record_counts_as_several_requests(make_hous
         submit(house.client(house.globex), payload=command(env={"A": "x" * 5_000}))
 
 
+def test_what_looks_through_all_that_one_has_counts_as_several_requests(make_house, limits):
+    house = make_house(limits=limits(requests_per_s=20))
+    client = house.client()
+
+    def ask_on():
+        for _ in range(15):
+            client.call(pb.ListJobsRequest(), pb.ListJobsReply)
+
+    with pytest.raises(RateLimited):
+        ask_on()
+
+
 @pytest.mark.parametrize("offsets", [{"1/0": -5}, {"../x": 1}, {"1": 1}, {f"{n}/0": 1 for n in range(5_000)}])
 def test_a_log_is_read_from_where_a_log_can_be(house, offsets):
     job_id = submit(house.client()).job_id

@@ -3,9 +3,10 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fabric.gate import Gate
 from fabric.gate.events import CreateKey, HoldMode, NodeUp, Pool, Submit, Subscribe, TopUp
 from fabric.gate.instructions import Accepted, StartLease
-from fabric.gate.questions import QuoteOf
+from fabric.gate.questions import JobsOf, QuoteOf
 from fabric.ledger import Service
 from tests.gate.world import Clockwork, S, spec
 
@@ -65,3 +66,21 @@ def test_a_quote_is_affordable_and_not_refused_exactly_where_a_submission_is_acc
 def test_a_quote_for_nobody_is_no_quote():
     world = Clockwork()
     assert world.gate.ask(QuoteOf(account_id="nobody", spec=spec()), world.now_us) is None
+
+
+def test_a_list_and_a_quote_look_through_the_askers_own_jobs_alone():
+    """Nobody is in the way of all by asking often, however many jobs others have had."""
+    world = Clockwork("ada", "bob")
+    world.do(NodeUp(node_id="h1", accelerator="H100", devices=4, pool=Pool.SPOT))
+    for account in ("ada", "bob"):
+        world.do(TopUp(account_id=account, amount_uhs=10_000 * S))
+        for number in range(3):
+            world.do(Submit(job_id=f"{account}{number}", account_id=account, spec=spec(1 * S)))
+    gate = Gate.restore(world.gate.snapshot())
+    for number in range(3):
+        gate.state.jobs[f"bob{number}"] = None  # whoever looks at it fails
+    named = [job.job_id for job in gate.ask(JobsOf(account_id="ada", limit=2), world.now_us)]
+    assert named == ["ada2", "ada1"]
+    assert gate.ask(JobsOf(account_id="ada", states=("failed",)), world.now_us) == []
+    assert gate.ask(JobsOf(account_id="cyd"), world.now_us) == []
+    assert gate.ask(QuoteOf(account_id="ada", spec=spec(1 * S)), world.now_us).affordable
