@@ -1,6 +1,7 @@
 """A model's folder as one tar, to hand on through an archive. Plain files only, and it needs no torch."""
 
 import io
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Final
@@ -26,17 +27,30 @@ def unpacked(whole: bytes, folder: Path) -> Path:
     """The files of `packed`, into `folder`.
 
     Raises:
-        InvalidRequest: the tar holds anything but plain files with plain names (code `bad_model`).
+        InvalidRequest: the tar holds anything but plain files with plain names, or is broken (code `bad_model`).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(fileobj=io.BytesIO(whole), mode="r:") as tar:
-        for entry in tar:
-            if not entry.isfile() or "/" in entry.name or entry.name.startswith(".") or entry.size > _FILE_MAX:
-                raise InvalidRequest(
-                    f"a packed model holds plain files only, not {entry.name!r}: pack it with training.parcels.packed",
-                    code="bad_model",
-                )
-            source = tar.extractfile(entry)
-            assert source is not None
-            (folder / entry.name).write_bytes(source.read())
+    try:
+        with tarfile.open(fileobj=io.BytesIO(whole), mode="r:") as tar:
+            for entry in tar:
+                _check(entry)
+                source = tar.extractfile(entry)
+                assert source is not None
+                with (folder / entry.name).open("wb") as file:
+                    shutil.copyfileobj(source, file)
+    except tarfile.TarError as error:
+        raise _bad(f"it is no tar, or not all of one ({error})") from None
     return folder
+
+
+def _check(entry: tarfile.TarInfo) -> None:
+    """A sparse file counts as a plain one there, and may be a million times as large as the tar that it is in."""
+    plain = entry.isfile() and not entry.issparse() and entry.size <= _FILE_MAX
+    if not plain or not entry.name.isprintable() or "/" in entry.name or entry.name[:1] in ("", "."):
+        raise _bad(f"not {entry.name!r}")
+
+
+def _bad(why: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"a packed model holds plain files only: {why}. Pack it with training.parcels.packed", code="bad_model"
+    )

@@ -77,3 +77,29 @@ def test_a_packed_model_reaches_no_other_folder(tmp_path, name):
     with pytest.raises(InvalidRequest, match="plain files only"):
         unpacked(whole.getvalue(), tmp_path / "out")
     assert not (tmp_path / "evil").exists()
+
+
+def sparse(name, size):
+    """A tar of three blocks with a file of any size, all of it a hole."""
+    entry = tarfile.TarInfo(name)
+    entry.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"%011o\0" % 0 * 2
+    header[482:495] = b"\0%011o\0" % size
+    header[148:156] = b"%06o\0 " % (256 + sum(header[:148]) + sum(header[156:]))
+    return bytes(header) + bytes(2 * tarfile.BLOCKSIZE)
+
+
+def test_a_packed_model_is_never_larger_than_its_tar(tmp_path):
+    with tarfile.open(fileobj=io.BytesIO(sparse("config.json", 2**30))) as tar:
+        assert [(entry.size, entry.isfile()) for entry in tar] == [(2**30, True)]
+    with pytest.raises(InvalidRequest, match="plain files only"):
+        unpacked(sparse("config.json", 2**30), tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_broken_tar_is_no_model(folder, tmp_path):
+    for broken in (b"no tar at all" * 100, packed(folder)[: len(packed(folder)) // 2]):
+        with pytest.raises(InvalidRequest) as refusal:
+            unpacked(broken, tmp_path / "out")
+        assert refusal.value.code == "bad_model"
