@@ -156,7 +156,7 @@ class Decisions:
         request = running.request
         self._fairness.enter(request.account_id, devices=sum([devices for _, devices in running.shares]), now_us=now_us)
         self._state.groups[group.name].placed[running.rank] += 1
-        self._waiting.leave(lane, request.job_id)
+        self._waiting.leave(lane, request.job_id, placed=True)
         return Placed(request.job_id, group.accelerator, running.shares, group.pool)
 
     def _place_claimed(self, steps: list[Step], now_us: int) -> None:

@@ -121,7 +121,7 @@ class Planner:
             return False
         if job_id in self._state.claims:
             self._cluster.unclaim(job_id)
-        self._waiting.leave(self._queue.lane_of(queued), job_id)
+        self._waiting.leave(self._queue.lane_of(queued), job_id, placed=False)
         return True
 
     def release(self, job_id: JobId, *, now_us: int) -> bool:

@@ -19,14 +19,20 @@ class Waiting:
         self.queue = queue
         self.pins = pins
 
-    def leave(self, lane: Lane, job_id: JobId) -> None:
-        """The job waits no longer: its lane is not blocked, and what was reserved for it is free."""
+    def leave(self, lane: Lane, job_id: JobId, *, placed: bool) -> None:
+        """The job waits no longer, and what was reserved for it is free. Placed, it was not passed over: its lane isn't
+        blocked, or, where others of it stay parked, has been passed over by nobody since. Withdrawn, it changes nothing for
+        those.
+        """
         state = self._state
         del state.queue[job_id]
         if state.pins:
             self.pins.unpin(job_id)
         if state.blocked and (blocked := state.blocked.get(lane.name)) is not None:
-            blocked.passed_from = None
+            if not (lane.parked and len(lane.jobs) > 1):
+                blocked.passed_from = None
+            elif placed:
+                blocked.passed_from = self._placed(lane)
         self.queue.remove(lane, job_id)
 
     def wake(self, rank: int, *, now_us: int) -> None:
@@ -93,7 +99,11 @@ class Waiting:
 
     def _forget(self, now_us: int) -> None:
         blocked, named = self._state.blocked, self.queue.named
-        over = [name for name, at in blocked.items() if at.passed_from is None or name not in named]
+        over = [
+            name
+            for name, at in blocked.items()
+            if (lane := named.get(name)) is None or (at.passed_from is None and not lane.parked)
+        ]
         for name in over:
             if blocked[name].retry_at_us <= now_us:
                 del blocked[name]

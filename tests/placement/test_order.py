@@ -117,3 +117,32 @@ def test_withdrawing_a_job_takes_it_out_of_line(story):
     assert not at.planner.withdraw("a")
     assert at.planner.queue_position("a") is None
     assert at.release("runs") == ["b@h0:1"]
+
+
+def test_of_those_that_wait_in_one_lane_one_may_leave_and_the_others_are_not_forgotten(story):
+    """Nor is a plan for somebody better the end of the planner."""
+    at = story("h0 H100 8 spot")
+    at.submit("runs", 8, tier=0)
+    for name in ("leaves", "stays"):
+        at.submit(name, 4, tier=2)
+    at.planner.withdraw("leaves")
+    at.now += 2 * MINUTE
+    assert at.submit("better", 2, tier=1) == []
+    assert at.release("runs") == ["better@h0:2", "stays@h0:4"]
+
+
+def test_nobody_is_given_a_reservation_because_one_of_the_same_shape_left(story):
+    at = story("h0 H100 8 spot", bypasses_max=3)
+    for number in range(4):
+        at.submit(f"past{number}", 1)
+        at.release(f"past{number}")
+    at.submit("runs", 6)
+    for name in ("leaves", "stays"):
+        assert at.submit(name, 8) == []
+    at.planner.withdraw("leaves")
+    assert at.plan() == []
+    assert at.planner._state.pins == {}
+    assert [at.submit(f"small{number}", 1) for number in range(2)] == [["small0@h0:1"], ["small1@h0:1"]]
+    at.release("small0")
+    assert at.submit("small2", 1) == ["small2@h0:1"]
+    assert {pin.job_id for pin in at.planner._state.pins.values()} == {"stays"}
