@@ -7,6 +7,7 @@ other command is a child process in its own process group; it gets SIGTERM, and 
 """
 
 import base64
+import errno
 import io
 import os
 import runpy
@@ -215,8 +216,17 @@ def _unpacked(stage: Stage, payload: Payload) -> Path:
     folder.mkdir(exist_ok=True)
     if payload.working_dir_blob:
         with zipfile.ZipFile(io.BytesIO(stage.archive.get(payload.working_dir_blob))) as packed:
-            packed.extractall(folder)
+            for entry in packed.infolist():
+                _unpack(packed, entry, folder)
     return folder
+
+
+def _unpack(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> None:
+    """Lay a file of a zip out with the mode it was packed with, which `zipfile` forgets; the job may always write it."""
+    path = Path(packed.extract(entry, folder))
+    mode = entry.external_attr >> 16 & 0o777
+    if mode and not entry.is_dir():
+        path.chmod(mode | 0o600)
 
 
 def _run_python(stage: Stage, folder: Path, command: tuple[str, ...]) -> JobEnd:
@@ -238,10 +248,23 @@ def _run_command(stage: Stage, folder: Path, command: tuple[str, ...]) -> JobEnd
     try:
         stage.process = subprocess.Popen(command, cwd=folder, start_new_session=True)  # noqa: S603  # the job itself
     except OSError as error:
-        raise InvalidRequest(f"{command[0]} can't be run: {error.strerror}", code="script_not_found") from None
+        raise _unrunnable(folder, command[0], error) from None
     if stage.context.stop_requested:
         os.killpg(stage.process.pid, signal.SIGTERM)
     return _exited(stage, stage.process.wait())
+
+
+def _unrunnable(folder: Path, word: str, error: OSError) -> InvalidRequest:
+    """Why a command could not be started, and what helps."""
+    about, name = f"{word} can't be run: {error.strerror}", word.removeprefix("./")
+    if isinstance(error, PermissionError):
+        remedy = f"run `chmod +x {name}`, or name what runs it, such as `sh {name}`, and submit it again"
+        return InvalidRequest(f"{about}: {remedy}", code="not_executable")
+    if error.errno == errno.ENOEXEC:
+        remedy = "begin it with a line such as `#!/bin/sh`, or name what runs it"
+        return InvalidRequest(f"{about}: {remedy}", code="not_executable")
+    remedy = f": write ./{name}" if "/" not in word and (folder / word).is_file() else ""
+    return InvalidRequest(f"{about}{remedy}", code="script_not_found")
 
 
 def _exited(stage: Stage, code: object) -> JobEnd:

@@ -9,6 +9,7 @@ import inspect
 import io
 import os
 import re
+import shutil
 import sys
 import sysconfig
 import zipfile
@@ -75,7 +76,8 @@ def pack_files(command: Sequence[str], *, working_dir: str | os.PathLike[str] | 
     the modules beside it. None if there are none.
 
     Raises:
-        InvalidRequest: the script isn't there (`script_not_found`), or the directory is too large (`working_dir_too_large`).
+        InvalidRequest: the script isn't there (`script_not_found`), what is to be run is a directory (`not_a_command`) or
+            may not be run (`not_executable`), or the directory is too large (`working_dir_too_large`).
     """
     root = Path(working_dir) if working_dir is not None else Path()
     if not root.is_dir():
@@ -88,12 +90,34 @@ def pack_files(command: Sequence[str], *, working_dir: str | os.PathLike[str] | 
             code="script_not_found",
             path=script,
         )
+    _check_first(root, command)
     if working_dir is not None:
         return _zip(root, _files(root))
     named = dict.fromkeys(Path(word) for word in command if _is_own_file(word))
     if script is not None and script.endswith(".py") and _is_own_file(script):
         named |= dict.fromkeys(imported_beside(Path(script)))
     return _zip(root, iter(named)) if named else None
+
+
+def _check_first(root: Path, command: Sequence[str]) -> None:
+    """Refuse what plainly can't be run, before it is sent. A name without a slash may be a command of the nodes'."""
+    first = command[0] if command else ""
+    path = root / first
+    if not first or path.suffix == ".py" or Path(first).is_absolute() or ("/" not in first and shutil.which(first)):
+        return
+    if path.is_dir():
+        raise InvalidRequest(
+            f"{first} is a directory: give a script, and the directory with --working-dir (working_dir=)",
+            code="not_a_command",
+            path=first,
+        )
+    if path.is_file() and not os.access(path, os.X_OK):
+        raise InvalidRequest(
+            f"{first} is neither a Python script (.py) nor executable: run `chmod +x {first}`, or name what runs it, such"
+            f" as `-- sh {first}`",
+            code="not_executable",
+            path=first,
+        )
 
 
 def _script_of(command: Sequence[str]) -> str | None:

@@ -1,6 +1,8 @@
 """However a job's code ends, its end is told."""
 
 import base64
+import io
+import zipfile
 
 import cloudpickle
 import msgspec
@@ -13,14 +15,15 @@ from fabric.adapters.stages import Stage, perform
 from fabric.adapters.testimony import end_of
 from fabric.gate.events import LeaseOutcome
 from fabric.gate.instructions import Share
+from fabric.sdk.packing import pack_files
 from tests.adapters.leases import lease_of
 
 
 @pytest.fixture
 def run(tmp_path):
-    def run(function, *, loss_every_us=None, **payload):
-        inline = base64.b64encode(cloudpickle.dumps((function, (), {}))).decode()
-        told = msgspec.json.encode({"inline": inline, **payload}).decode()
+    def run(function=None, *, loss_every_us=None, **payload):
+        inline = {"inline": base64.b64encode(cloudpickle.dumps((function, (), {}))).decode()} if function else {}
+        told = msgspec.json.encode(inline | payload).decode()
         lease = lease_of(payload=told, loss_every_us=loss_every_us)
         stage = Stage(
             lease=lease, folder=tmp_path / "job", log_file=tmp_path / "job" / "log",
@@ -80,3 +83,64 @@ def test_a_rank_of_a_gang_of_several_types_knows_its_own():
     assert [accelerator_of(each) for each in of_devices] == ["H100", "H100", "A100"]
     alike = msgspec.structs.replace(lease, accelerator="A100", shares=(Share("a1", 2),))
     assert accelerator_of(msgspec.structs.replace(order, lease=alike)) == "A100"
+
+
+@pytest.fixture
+def send(run, tmp_path, monkeypatch):
+    """Pack a directory as a client does, and run a command in what the job finds of it."""
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+
+    def send(*command, packed=None):
+        packed = packed or pack_files((), working_dir=".")
+        DirectoryArchive(tmp_path / "archive").put("blobs/acme/1", packed)
+        return run(entrypoint=list(command), working_dir_blob="blobs/acme/1")
+
+    return send
+
+
+def test_an_executable_file_is_executable_in_the_job_too(send, tmp_path):
+    (tmp_path / "mine" / "count.sh").write_text("#!/bin/sh\necho one two; touch data.txt\n")
+    (tmp_path / "mine" / "count.sh").chmod(0o755)
+    (tmp_path / "mine" / "data.txt").write_text("")
+    (tmp_path / "mine" / "data.txt").chmod(0o444)
+    end, log = send("./count.sh")
+    assert (end.outcome, log) == (LeaseOutcome.SUCCEEDED, b"one two\n")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "job" / "work").iterdir()}
+    assert modes == {"count.sh": 0o755, "data.txt": 0o644}
+
+
+def test_a_zip_that_tells_no_modes_or_odd_ones_makes_nothing_that_is_more_than_a_file(send, tmp_path):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("plain.txt"), "")
+        odd = zipfile.ZipInfo("odd.sh")
+        odd.external_attr = 0o106755 << 16
+        archive.writestr(odd, "#!/bin/sh\n")
+        link = zipfile.ZipInfo("../link")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+    end, _ = send("./odd.sh", packed=out.getvalue())
+    assert end.outcome is LeaseOutcome.SUCCEEDED
+    found = {path.name: path.lstat().st_mode for path in (tmp_path / "job" / "work").iterdir()}
+    assert found["odd.sh"] == 0o100755
+    assert found["link"] == 0o100777
+    assert not found["plain.txt"] & 0o111
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "mode", "code", "remedy"),
+    [
+        ("./count.sh", "#!/bin/sh\n", 0o644, "not_executable", "chmod +x count.sh"),
+        ("./count.sh", "echo 1\n", 0o755, "not_executable", "#!/bin/sh"),
+        ("count.sh", "#!/bin/sh\n", 0o755, "script_not_found", "write ./count.sh"),
+        ("./other.sh", "#!/bin/sh\n", 0o755, "script_not_found", "No such file"),
+    ],
+)
+def test_what_can_not_be_run_says_what_would_help(send, tmp_path, command, text, mode, code, remedy):
+    (tmp_path / "mine" / "count.sh").write_text(text)
+    (tmp_path / "mine" / "count.sh").chmod(mode)
+    end, _ = send(command)
+    assert end.outcome is LeaseOutcome.FAILED
+    assert code in end.error
+    assert remedy in end.error

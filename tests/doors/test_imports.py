@@ -5,6 +5,7 @@ import zipfile
 
 import pytest
 
+from fabric.errors import InvalidRequest
 from fabric.sdk.packing import pack_files
 
 FILES = {
@@ -60,3 +61,28 @@ def test_what_cannot_be_read_is_sent_as_it_is(place, text):
 def test_what_imports_nothing_of_its_own_travels_alone(place):
     (place / "alone.py").write_text("import json, os.path\n")
     assert packed("python", "alone.py") == {"alone.py"}
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (("pieces",), "not_a_command"),
+        (("./pieces/",), "not_a_command"),
+        (("torch_notes.txt",), "not_executable"),
+        (("./torch_notes.txt", "--lr"), "not_executable"),
+    ],
+)
+@pytest.mark.parametrize("working_dir", [None, "."])
+def test_what_plainly_can_not_be_run_is_refused_before_it_is_sent(place, command, code, working_dir):
+    with pytest.raises(InvalidRequest) as refusal:
+        pack_files(command, working_dir=working_dir)
+    assert refusal.value.code == code
+
+
+def test_what_is_executable_or_may_be_a_command_of_the_nodes_is_sent(place):
+    (place / "torch_notes.txt").chmod(0o755)
+    assert packed("./torch_notes.txt") == {"torch_notes.txt"}
+    (place / "true").mkdir()
+    assert packed("true", "helper.py") == {"helper.py"}
+    assert packed("no-such-command", "helper.py") == {"helper.py"}
+    assert packed("./main.py") >= {"main.py"}
