@@ -16,13 +16,14 @@ from typing import Final
 import msgspec
 
 from fabric.adapters import sealed
+from fabric.adapters.clerks import aside
 from fabric.adapters.entries import Recorded, decode_entry
 from fabric.adapters.journal import Entry, Journal, TreeHead
 from fabric.audit import export
 from fabric.audit.checkpoint import Signer
 from fabric.audit.merkle import ProofTree, leaf_hash
 from fabric.audit.records import Receipt, Statement
-from fabric.audit.statements import Booked, Enclosed, summarise
+from fabric.audit.statements import Booked, Enclosed, Period, summarise
 from fabric.charging.records import Cdr
 from fabric.errors import Unavailable
 from fabric.gate.questions import ReceiptsOf, RecordsOf, StatementOf
@@ -75,8 +76,8 @@ class Auditor:
     async def statement(self, question: StatementOf) -> Statement:
         """The account's statement between two tree heads."""
         head = await self._grow()
-        booked = [_booked.decode(entry.leaf) async for entry in self._entries(question.account_id, head)]
-        period = summarise(booked, account_id=question.account_id, from_us=question.from_us, until_us=question.until_us)
+        leaves = [entry.leaf async for entry in self._entries(question.account_id, head)]
+        period = await aside(_period, leaves, question)
         until_size = head.size if period.next_seq is None else period.next_seq
         from_size = until_size if period.first_seq is None else period.first_seq
         return period.enclosed(
@@ -198,6 +199,12 @@ class Auditor:
                 self._tree = ProofTree()
                 raise sealed.corrupt(f"{head.size} leaf hashes do not lead to the sealed root", seq=None)
             return head
+
+
+def _period(leaves: list[bytes], question: StatementOf) -> Period:
+    """All of an account's history, which takes as long as that is: not on the event loop, which is the gate's."""
+    booked = map(_booked.decode, leaves)
+    return summarise(booked, account_id=question.account_id, from_us=question.from_us, until_us=question.until_us)
 
 
 def _withheld(entry: Entry, account_id: str | None) -> bool:

@@ -24,6 +24,8 @@ class Limits:
     """For each customer, however many keys it makes, and for each operator key."""
     streams: int = 64
     """At once: what is watched, followed, fetched and uploaded, for each customer and each operator key."""
+    histories: int = 4
+    """Of those, statements, receipts, exports and usage: each reads all that a customer ever did."""
     call_bytes: int = 192 * 2**10
     """Of one request that is not a blob: the gate remembers what it was asked."""
     request_bytes: int = 2 * 2**20
@@ -58,6 +60,7 @@ class Door:
         self.keys = KeyRing(port, clock=self.clock)
         self.rate = RateLimit(per_s=self.limits.requests_per_s)
         self.streams = StreamLimit(most=self.limits.streams)
+        self.histories = StreamLimit(most=self.limits.histories)
         self.gate: Decider = Batcher(port) if batched else Straight(port)
         self.feed = ChangeFeed(port)
         self.blobs = Blobs(port)

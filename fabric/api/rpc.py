@@ -8,7 +8,7 @@ import contextlib
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import grpc
@@ -189,8 +189,7 @@ def _streaming(door: Door, method: Method, call: Call) -> Callable[[Any, Any], A
             caller = await _admit(door, call, context)
             checked_at = time.monotonic()
             _check_size(door, call, caller, request)
-            is_counted = not _is_gateway(call, caller)
-            with door.streams.one_more(caller.counted_as) if is_counted else contextlib.nullcontext():
+            with _counted(door, call, caller):
                 async with contextlib.aclosing(call.run(door, caller, request)) as found:
                     async for answer in found:
                         if time.monotonic() - checked_at > REMEMBER_S:
@@ -202,6 +201,20 @@ def _streaming(door: Door, method: Method, call: Call) -> Callable[[Any, Any], A
             await _refuse(context, method, error)
 
     return answers
+
+
+@contextlib.contextmanager
+def _counted(door: Door, call: Call, caller: Caller) -> Iterator[None]:
+    """One stream more, for as long as it is open; of those that look through much, a few at once."""
+    if _is_gateway(call, caller):
+        yield
+        return
+    with door.streams.one_more(caller.counted_as):
+        if call.weight == 1:
+            yield
+        else:
+            with door.histories.one_more(caller.counted_as):
+                yield
 
 
 async def _admit(door: Door, call: Call, context: Context) -> Caller:

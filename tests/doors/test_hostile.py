@@ -1,5 +1,6 @@
 """A customer with a valid key and a client of its own making: it gets a clear no, and nobody else notices."""
 
+import asyncio
 import contextlib
 import threading
 
@@ -7,6 +8,7 @@ import pytest
 
 from fabric.client import new_request_id
 from fabric.errors import FabricError, InsufficientTokens, InvalidRequest, RateLimited, Unavailable
+from fabric.gate.questions import RecordsOf
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire import hash_secret, make_secret
@@ -162,6 +164,34 @@ def test_streams_are_counted_for_each_customer_until_they_are_closed(make_house,
             threading.Event().wait(0.02)
     else:
         pytest.fail("closed streams still count")
+
+
+def test_few_histories_are_read_at_once_for_one_customer(make_house, limits):
+    house = make_house(limits=limits(histories=1))
+    reading, go_on = threading.Event(), threading.Event()
+    plain = house.port.ask
+
+    async def slowly(question):
+        if isinstance(question, RecordsOf):
+            reading.set()
+            await asyncio.to_thread(go_on.wait, 60)
+        return await plain(question)
+
+    house.port.ask = slowly
+    client = house.client()
+    first = threading.Thread(target=lambda: list(client.stream(pb.UsageRequest(), pb.Cdr)))
+    first.start()
+    try:
+        assert reading.wait(60)
+        with pytest.raises(RateLimited) as refusal:
+            list(client.stream(pb.StatementRequest(), pb.Chunk))
+        assert refusal.value.code == "too_many_streams"
+        next(client.stream(pb.WatchJobsRequest(), pb.JobUpdate))
+        assert list(house.client(house.globex).stream(pb.StatementRequest(), pb.Chunk))
+    finally:
+        go_on.set()
+        first.join(60)
+    assert list(client.stream(pb.StatementRequest(), pb.Chunk))
 
 
 def test_more_keys_are_not_more_requests(make_house, limits):
