@@ -52,6 +52,7 @@ class Nest:
         while len(pids) < len(orders):
             heard = self.hear(60)
             if "rank" in heard:
+                self.codes.pop(heard["pid"], None)  # of an earlier process with the same number
                 pids[heard["rank"]] = heard["pid"]
         return pids
 
