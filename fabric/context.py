@@ -152,7 +152,7 @@ class Context:
 
     @property
     def stop_reason(self) -> str:
-        """evicted, limit_reached, out_of_tokens, cancelled, paused, drained, time_limit or idle; "" while nobody asks."""
+        """evicted, limit_reached, out_of_tokens, cancelled, paused, drained, fabric_down, time_limit or idle; "" while nobody asks."""
         return self._stop_reason
 
     @property

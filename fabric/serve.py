@@ -15,14 +15,14 @@ import socket
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import ray
 import structlog
 
-from fabric import detached, house, models
+from fabric import detached, house, models, parking
 from fabric.adapters.local_cluster import LocalCluster, LocalNode
 from fabric.adapters.stores import open_archive_of, work_dir_of
 from fabric.api.passage import Passage
@@ -137,9 +137,11 @@ class _Service:
         return f"http://{context.dashboard_url}" if context.dashboard_url else ""
 
     async def _serve(self, dashboard: str) -> None:
-        stopped = asyncio.Event()
+        stopped, hurried = asyncio.Event(), asyncio.Event()
         for name in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(name, stopped.set)
+            asyncio.get_running_loop().add_signal_handler(
+                name, lambda: hurried.set() if stopped.is_set() else stopped.set()
+            )
         opening = asyncio.create_task(self._open(dashboard))
         serving = asyncio.create_task(self._host(opening))
         stopping = asyncio.create_task(stopped.wait())
@@ -152,9 +154,34 @@ class _Service:
         await stopping
         serving.cancel()
         await asyncio.wait((serving,))
+        if isinstance(self._config.ray, RayLocal):
+            await self._park(actor, hurried)
         await door.close()
         if isinstance(self._config.ray, RayLocal) and (wrong := await detached.close(actor)):
             log.warning("gate_not_closed", error=wrong)
+
+    async def _park(self, actor: Any, hurried: asyncio.Event) -> None:
+        """Have what runs on the cluster that is ours saved before it ends, unless whoever ends it can't wait."""
+
+        def told(leases: int, within_s: float) -> None:
+            doing = f"saving what runs: {leases} left, {within_s:.0f} s at most (Ctrl-C twice, or --now, doesn't wait)"
+            tell(house.ending_file(self._state_dir), house.Step(doing=doing, within_s=within_s))
+
+        port = Passage(RemoteGate(actor), archive=open_archive_of(self._config))
+        saving = asyncio.create_task(parking.park(port, told=told))
+        hurrying = asyncio.create_task(self._hurry(hurried))
+        await asyncio.wait((saving, hurrying), return_when=asyncio.FIRST_COMPLETED)
+        saving.cancel()
+        hurrying.cancel()
+        for each in await asyncio.gather(saving, hurrying, return_exceptions=True):
+            if isinstance(each, Exception):
+                log.warning("not_parked", error=f"{type(each).__name__}: {each}")
+
+    async def _hurry(self, hurried: asyncio.Event) -> None:
+        """Until told a second time to stop, or that nobody waits for jobs."""
+        while not (hurried.is_set() or house.now_file(self._state_dir).exists()):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(hurried.wait(), parking.POLL_S)
 
     async def _host(self, opening: "asyncio.Task[tuple[Doorkeeper, Any]]") -> None:
         """Models, once the door stands open: the host of their replicas, and the tokens it spends."""
@@ -230,6 +257,7 @@ def _nothing_left(state_dir: Path) -> Iterator[None]:
     """Before: end what a fabric that was killed here has left. Afterwards: what Ray has not ended itself."""
     if ended := house.end_remains(state_dir):
         log.warning("ended_remains", processes=ended)
+    house.now_file(state_dir).unlink(missing_ok=True)
     try:
         yield
     finally:

@@ -71,26 +71,33 @@ def down(
     gate: Annotated[
         bool, typer.Option("--gate", help="Stop the gate too, where Ray was there before the fabric.")
     ] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="Don't wait for jobs to save: they go on from their last checkpoint.")
+    ] = False,
     config: Config = None,
     state_dir: StateDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Stop a fabric in order. Nothing that was booked is lost.
 
-    A local cluster ends with all that runs in it. Where a running Ray cluster was joined, the door closes, and the gate
+    On a local cluster, what runs is asked to save first, within its grace, and goes on after the next `fabric up`;
+    --now, or Ctrl-C twice, doesn't wait for that. Where a running Ray cluster was joined, the door closes, and the gate
     and the jobs go on; --gate stops the gate as well, to upgrade it or to give it another cluster file. Jobs go on even
     then, and the next `fabric up` finds them.
     """
     from fabric import house  # noqa: PLC0415
 
-    found = house.down(state_dir, gate=gate, config=config)
+    out = console()
+    found = house.down(
+        state_dir, gate=gate, config=config, now=now, say=lambda doing: None if as_json else out.print(f"… {doing}")
+    )
     name = found.name if found else None
     stays = found is not None and found.joined and not gate
     if as_json:
         print_json({"name": name, "stopped": True, "gate": "running" if stays else "stopped"})
         return
     goes_on = ": its gate and jobs go on (fabric down --gate stops the gate)" if stays else ""
-    console().print(f"{name or 'the gate'} is down{goes_on}")
+    out.print(f"{name or 'the gate'} is down{goes_on}")
 
 
 def doctor(*, config: Config = None, as_json: AsJson = False) -> None:

@@ -187,10 +187,11 @@ class NodeHolds(Event, frozen=True, kw_only=True, tag="node_holds"):
 
 
 class NodeDrain(Event, frozen=True, kw_only=True, tag="node_drain"):
-    """Nothing new here; what runs is asked to checkpoint and leaves by the deadline."""
+    """Nothing new here; what runs is asked to checkpoint and leaves by the deadline. `closing`: as the fabric goes down."""
 
     node_id: NodeId
     grace_us: int
+    closing: bool = False
 
 
 # -- jobs --------------------------------------------------------------------------------------------------------------

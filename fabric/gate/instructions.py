@@ -73,7 +73,7 @@ class StopLease(Instruction, frozen=True, kw_only=True, tag="stop_lease"):
 
     lease_id: LeaseId
     reason: str
-    """evicted | limit_reached | out_of_tokens | cancelled | paused | drained | time_limit | idle"""
+    """evicted | limit_reached | out_of_tokens | cancelled | paused | drained | fabric_down | time_limit | idle"""
     deadline_us: int
     save: bool = True
     """Whether a checkpoint is wanted. Not of a job that is cancelled, unless its owner says so."""

@@ -30,7 +30,7 @@ from fabric.units import PPM, LeaseId
 
 IDLE_BELOW_PPM: Final = 50_000
 """A lease whose devices are in use for less than this part of a window is idle in it."""
-PLATFORM_FAULT: Final = (None, StopReason.EVICTED, StopReason.DRAINED)
+PLATFORM_FAULT: Final = (None, StopReason.EVICTED, StopReason.DRAINED, StopReason.FABRIC_DOWN)
 """Stops after which work that was lost is refunded: the customer didn't ask for them."""
 
 

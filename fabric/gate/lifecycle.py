@@ -74,6 +74,8 @@ class StopReason(StrEnum):
     CANCELLED = "cancelled"
     PAUSED = "paused"
     DRAINED = "drained"
+    FABRIC_DOWN = "fabric_down"
+    """The whole fabric goes down: it goes on when that is up again."""
     TIME_LIMIT = "time_limit"
     IDLE = "idle"
     """It left its devices idle for longer than its owner wants to pay for."""
@@ -84,6 +86,7 @@ class StopReason(StrEnum):
 AFTER_STOP: Final[dict[StopReason, Trigger]] = {
     StopReason.EVICTED: Trigger.REQUEUE,
     StopReason.DRAINED: Trigger.REQUEUE,
+    StopReason.FABRIC_DOWN: Trigger.REQUEUE,
     StopReason.ASKED: Trigger.REQUEUE,
     StopReason.LIMIT_REACHED: Trigger.PARK,
     StopReason.OUT_OF_TOKENS: Trigger.PARK,

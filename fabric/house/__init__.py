@@ -2,8 +2,8 @@
 
 `up` starts the process that serves, waits until every part answers, and tells how it gets on meanwhile. The process
 holds the embedded Ray cluster (or joins a running one), makes sure that the gate actor lives, and keeps its door open.
-Its state directory says where it is; a lock there keeps a second one out. `down` stops it in order: the door, the gate
-with a snapshot, the cluster. Killed instead, nothing is lost: the journal has everything, and the next `up` ends what
+Its state directory says where it is; a lock there keeps a second one out. `down` stops it in order: the jobs, which are
+asked to save and go on after the next `up`, the door, the gate with a snapshot, the cluster. Killed instead, nothing is lost: the journal has everything, and the next `up` ends what
 the dead one left behind and goes on.
 
 On a Ray cluster that was there before (`ray: {mode: join}`) the gate and the jobs outlive the door: `down` closes the
@@ -15,7 +15,7 @@ Knows processes, files and the state directory; knows neither Ray nor the gate.
 """
 
 from fabric.house.hosting import Hosting
-from fabric.house.place import Running, Step, held, operator_key, operator_key_file, running
+from fabric.house.place import Running, Step, ending_file, held, now_file, operator_key, operator_key_file, running
 from fabric.house.process import down, up
 from fabric.house.remains import end_remains, new_session_folder
 
@@ -25,8 +25,10 @@ __all__ = [
     "Step",
     "down",
     "end_remains",
+    "ending_file",
     "held",
     "new_session_folder",
+    "now_file",
     "operator_key",
     "operator_key_file",
     "running",

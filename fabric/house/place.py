@@ -45,7 +45,7 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a start has come."""
+    """How far a start, or an end, has come."""
 
     doing: str
     error: str = ""
@@ -53,6 +53,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     http_status: int = 503
     """With `code`, which error it is."""
     up: bool = False
+    within_s: float = 0.0
+    """Of an end: how long this step may take at most."""
 
 
 def state_dir_of(given: Path | None) -> Path:
@@ -140,7 +142,7 @@ def already_up(place: Path) -> Conflict:
 
 
 def tell(steps: Path | None, step: Step) -> None:
-    """Say how far the start has come to whoever waits for it."""
+    """Say how far the start, or the end, has come to whoever waits for it."""
     if steps is not None:
         with steps.open("ab") as out:
             out.write(msgspec.json.encode(step) + b"\n")
@@ -155,6 +157,16 @@ def announce(place: Path, found: Running) -> None:
 
 def run_file(place: Path) -> Path:
     return place / "run.json"
+
+
+def ending_file(place: Path) -> Path:
+    """Where the process that serves says how far its end has come."""
+    return place / "ending.jsonl"
+
+
+def now_file(place: Path) -> Path:
+    """While it is there, an end does not wait for jobs to save."""
+    return place / "end-now"
 
 
 def operator_key_file(state_dir: Path) -> Path:

@@ -21,6 +21,7 @@ from fabric.settings import load_cluster
 UP_TIMEOUT_S: Final = 180.0
 DOWN_TIMEOUT_S: Final = 120.0
 _POLL_S: Final = 0.1
+_INTERRUPTED: Final = ("it goes down: interrupt again to end jobs that are still saving", "ending at once")
 _AT_ONCE: Final = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
 """A start that is interrupted doesn't wait half a minute for nodes on which nothing runs; Ray reads it when imported."""
 _started: Final[list["subprocess.Popen[bytes]"]] = []
@@ -67,9 +68,18 @@ def up(
 
 
 def down(
-    state_dir: Path | None = None, *, gate: bool = False, config: Path | None = None, timeout_s: float = DOWN_TIMEOUT_S
+    state_dir: Path | None = None,
+    *,
+    gate: bool = False,
+    config: Path | None = None,
+    now: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    timeout_s: float = DOWN_TIMEOUT_S,
 ) -> Running | None:
-    """Stop the fabric of this state directory in order; what ran is lost with a local cluster, its tokens are not.
+    """Stop the fabric of this state directory in order.
+
+    What runs on a local cluster is first asked to save and leave, within its grace; it goes on after the next `up`.
+    Interrupted, this goes on; interrupted again, the fabric ends without waiting for jobs; a third time it is left alone.
 
     Where it has joined a Ray cluster, only the door closes: the gate and the jobs go on. With `gate` the gate is stopped
     too, even if no door is up here; jobs go on, and the next gate finds them.
@@ -78,7 +88,9 @@ def down(
         state_dir: where its state lives, as for `up`.
         gate: stop the gate as well; an embedded cluster's always stops with it.
         config: the cluster file, where `gate` is asked for and no door is up.
-        timeout_s: how long an orderly end may take. Then it is killed, which loses nothing.
+        now: don't ask jobs to save: those that run go on from what they saved last.
+        say: is told how far the end has come.
+        timeout_s: how long an orderly end may take, beyond what jobs are given. Then it is killed, which loses nothing.
 
     Returns:
         What was up; None if only a gate was.
@@ -89,7 +101,7 @@ def down(
     place = at.state_dir_of(state_dir)
     found = at.running(place)
     if found is not None:
-        _end(psutil.Process(found.pid), timeout_s=timeout_s)
+        _end(psutil.Process(found.pid), place, now=now, say=say, timeout_s=timeout_s)
     elif recorded(place) is not None and not at.is_held(place):
         found = at.last_running(place)
     elif not (gate and config is not None):
@@ -186,23 +198,37 @@ def _end_own(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-def _end(process: psutil.Process, *, timeout_s: float) -> None:
+def _end(process: psutil.Process, place: Path, *, now: bool, say: Callable[[str], None], timeout_s: float) -> None:
     """Have it end in order; kill it when that takes too long."""
-    if not _ends(process.terminate, process, within_s=timeout_s):
-        _ends(process.kill, process, within_s=timeout_s)
-
-
-def _ends(ask: Callable[[], None], process: psutil.Process, *, within_s: float) -> bool:
-    deadline = time.monotonic() + within_s
+    steps, hurry = at.ending_file(place), at.now_file(place)
+    steps.unlink(missing_ok=True)
+    hurry.touch() if now else hurry.unlink(missing_ok=True)
+    interrupted, told = 0, 0
+    deadline = time.monotonic() + timeout_s
     try:
-        ask()
-        while process.status() != psutil.STATUS_ZOMBIE:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(_POLL_S)
-    except psutil.NoSuchProcess:
+        process.terminate()
+        while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+            try:
+                for step in _read(steps)[told:]:
+                    told += 1
+                    deadline = time.monotonic() + step.within_s + timeout_s
+                    say(step.doing)
+                time.sleep(_POLL_S)
+            except KeyboardInterrupt:
+                if interrupted == len(_INTERRUPTED):
+                    raise
+                say(_INTERRUPTED[interrupted])
+                interrupted += 1
+                if interrupted == len(_INTERRUPTED):
+                    hurry.touch()
+        if time.monotonic() >= deadline:
+            process.kill()
+            process.wait(timeout_s)
+    except (psutil.NoSuchProcess, psutil.TimeoutExpired):
         pass
-    return True
+    finally:
+        steps.unlink(missing_ok=True)
+        hurry.unlink(missing_ok=True)
 
 
 def _clear_away(place: Path) -> None:
@@ -214,5 +240,7 @@ def _clear_away(place: Path) -> None:
 
 
 def _read(steps: Path) -> list[Step]:
+    if not steps.exists():
+        return []
     whole = steps.read_bytes().rpartition(b"\n")[0]
     return [msgspec.json.decode(line, type=Step) for line in whole.splitlines()]

@@ -194,7 +194,7 @@ class Driver(RuleBasedStateMachine):
     def check_cdr(self, cdr, decision):
         meter = self.meters[cdr.lease_id]
         lost = self.outcomes.get(cdr.lease_id, "lost") == "lost"
-        if lost and self.stopped.get(cdr.lease_id) in (None, "evicted", "drained"):
+        if lost and self.stopped.get(cdr.lease_id) in (None, "evicted", "drained", "fabric_down"):
             meter.refunded = max(meter.charged - meter.durable, 0)
         refunds = sum(transfer.postings[-1].amount for transfer in decision.transfers if transfer.kind == "refund")
         assert refunds == cdr.refunded_uhs == meter.refunded

@@ -160,6 +160,18 @@ def test_a_drained_node_lets_its_jobs_save_and_takes_no_others(story):
     )
 
 
+def test_what_leaves_because_the_fabric_goes_down_saves_and_goes_on_when_its_node_is_there_again(story):
+    story.play(
+        (0, submit(), [START]),
+        (0, started(), []),
+        (10, NodeDrain(node_id="h1", grace_us=500 * S, closing=True), ["stop j.1 fabric_down by 20"]),
+        (12, saved(), []),
+        (12, finished("saved"), ["remove j.1"], "queued fabric_down"),
+        (13, removed(), [], "queued fabric_down"),
+        (90, node("h1"), [AGAIN], "starting"),
+    )
+
+
 def test_work_not_saved_within_the_grace_of_a_drain_is_given_back(story):
     story.play(
         (0, submit(), [START]),

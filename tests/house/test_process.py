@@ -1,7 +1,12 @@
 """A start that can't succeed says why in one line, and leaves nothing; no Ray is started here."""
 
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
+import threading
 
 import pytest
 from typer.testing import CliRunner
@@ -146,3 +151,67 @@ def test_the_doctor_ends_with_zero_where_nothing_fails(state_dir, file):
     findings = json.loads(run("doctor", "--config", config, "--json", code=0).stdout)
     assert {each["health"] for each in findings} <= {"ok", "warn"}
     assert not state_dir.exists()
+
+
+SERVES = """
+import os, signal, sys, time
+from pathlib import Path
+from fabric import house
+from fabric.house.place import announce, tell
+
+place, clears_s = Path(sys.argv[1]), float(sys.argv[2])
+ended = []
+signal.signal(signal.SIGTERM, lambda *_: ended.append(time.monotonic()))
+with house.held(place):
+    announce(place, house.Running(name="here", pid=os.getpid(), address="", ca="", dashboard="", ray_address="",
+                                  verifier_key="", state_dir=str(place), nodes=1))
+    print("up", flush=True)
+    while not ended:
+        time.sleep(0.01)
+    tell(house.ending_file(place), house.Step(doing="saving", within_s=60))
+    while time.monotonic() < ended[0] + clears_s and not house.now_file(place).exists():
+        time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def serves(state_dir):
+    """A process that serves from the state directory, and at its end has jobs that take so many seconds to save."""
+    started = []
+
+    def start(clears_s):
+        command = [sys.executable, "-c", SERVES, str(state_dir), str(clears_s)]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        assert started[-1].stdout.readline() == "up\n"
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_an_end_waits_for_jobs_that_save_and_says_so(serves):
+    process, said = serves(2), []
+    house.down(say=said.append, timeout_s=1)
+    assert (process.wait(5), said) == (0, ["saving"])
+
+
+def test_an_end_that_can_not_wait_ends_at_once_and_leaves_no_word_of_it(serves, state_dir):
+    process = serves(600)
+    house.down(now=True)
+    assert process.wait(5) == 0
+    assert not house.now_file(state_dir).exists()
+
+
+def test_an_end_that_is_interrupted_goes_on_and_waits_for_nobody_the_second_time(serves):
+    process, said = serves(600), []
+
+    def interrupting(doing):
+        said.append(doing)
+        if len(said) <= 2:
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    house.down(say=interrupting)
+    assert process.wait(5) == 0
+    assert ["interrupt again" in doing for doing in said] == [False, True, False]

@@ -24,7 +24,7 @@ def running(tmp_path_factory):
     place = tmp_path_factory.mktemp("house")
     found = house.up(state_dir=place, any_port=True)
     yield found
-    house.down(place)
+    house.down(place, now=True)
 
 
 def act_for(found: house.Running, account: str) -> Fabric:

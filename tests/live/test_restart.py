@@ -1,5 +1,6 @@
 """A fabric that is stopped with a job on it, and started again from the same state directory."""
 
+import re
 import time
 
 from fabric import house
@@ -12,7 +13,7 @@ STARTS_S = 90
 CONFIG = "name: small\nray: {mode: local, nodes: [{node: n, accelerator: H100, devices: 2}]}\n"
 
 
-def save_every_step(steps, step_s):
+def save_when_asked(steps, step_s):
     from fabric import context
 
     job = context.current()
@@ -20,7 +21,9 @@ def save_every_step(steps, step_s):
     while at < steps:
         time.sleep(step_s)
         at += 1
-        job.save(str(at).encode(), step=at)
+        if job.stop_requested:
+            job.save(str(at).encode(), step=at)
+            job.park()
     return {"steps": at, "resumed_at": began}
 
 
@@ -32,7 +35,7 @@ def wait_until(true, *, within_s):
     return found
 
 
-def test_what_ran_when_the_fabric_went_down_goes_on_from_its_checkpoint_when_it_is_up_again(tmp_path):
+def test_what_runs_when_the_fabric_goes_down_is_asked_to_save_and_goes_on_when_it_is_up_again(tmp_path):
     place = tmp_path / "state"
     config = tmp_path / "small.yaml"
     config.write_text(CONFIG)
@@ -42,12 +45,15 @@ def test_what_ran_when_the_fabric_went_down_goes_on_from_its_checkpoint_when_it_
             opened = pb.OpenAccountRequest(request_id=new_request_id(), account_id="acme", name="Acme", plan="starter")
             fabric.client.call(opened, pb.Accepted)
             fabric.top_up("10")
-            job = fabric.submit(save_every_step, 40, 0.1, tokens="0.2", accelerators="H100:1")
+            job = fabric.submit(save_when_asked, 40, 0.1, tokens="0.2", accelerators="H100:1")
             wait_until(lambda: job.cost().burned_uhs > 0, within_s=STARTS_S)
             job_id = job.id
     finally:
-        house.down(place)
+        said = []
+        house.down(place, say=said.append)
     assert house.running(place) is None
+    assert said
+    assert "saving what runs: 1 left" in said[0]
 
     second = house.up(config, state_dir=place, any_port=True)
     try:
@@ -57,6 +63,8 @@ def test_what_ran_when_the_fabric_went_down_goes_on_from_its_checkpoint_when_it_
             result = job.result(timeout=STARTS_S)
             assert result["steps"] == 40
             assert result["resumed_at"] > 0
+            told = rf"RUNNING on 1 × H100 → FABRIC DOWN at step {result['resumed_at']}, durable in .* → RESUMED on 1 × H100"
+            assert re.search(told, job.timeline), job.timeline
             cost = wait_until(lambda: job.cost() if job.cost().settled else None, within_s=STARTS_S)
             records = fabric.usage(job_id=job_id)
             assert sum(record.charged_uhs for record in records) == cost.burned_uhs

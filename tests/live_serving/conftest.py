@@ -102,4 +102,4 @@ def service(tmp_path_factory):
     found = house.up(config=config, state_dir=place, any_port=True)
     yield Service(found)
     with contextlib.suppress(NotFound):  # the last test of the folder took it down
-        house.down(place)
+        house.down(place, now=True)
