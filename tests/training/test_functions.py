@@ -94,7 +94,11 @@ def test_with_a_directory_a_function_goes_on_when_it_is_called_again(tmp_path, m
     assert seen == [1, 2, 3, 4, 5, 5, 6, 7, 8]
 
 
-def test_a_generator_deep_in_its_work_is_saved_at_its_last_yield_and_ended(attempts):
+def test_a_generator_deep_in_its_work_is_saved_at_its_last_yield_and_ended(attempts, monkeypatch):
+    monkeypatch.setattr(
+        "training.functions._COPY_SHARE_MAX", float("inf")
+    )  # every yield is copied, however long it takes
+
     def each(at):
         time.sleep(0.05)
         if at == 9 and attempts.count == 1:
