@@ -1,6 +1,6 @@
 """What became of a job, moment by moment, and the line in which it is told.
 
-    RUNNING on 2 × H100 → EVICTED at step 140, durable in 20 ms, 0 steps and 0.0003 CT lost → WAITING 3 s → RESUMED on 3 × A100
+    RUNNING on 2 × H100 → EVICTED at step 140, durable in 20 ms, 0 steps lost → WAITING 3 s → RESUMED on 3 × A100
 
 Kept with the job, so that a restart forgets nothing of it. Knows neither leases nor the ledger: whoever notes a moment
 says what it cost. Of a job with a very long story the beginning and the newest part are kept.
@@ -10,10 +10,11 @@ from typing import Final
 
 import msgspec
 
-from fabric.units import format_ct
+from fabric.units import CT_DECIMALS, format_ct
 
 KEPT_MAX: Final = 48
 """Moments of one job."""
+_STOPS: Final = ("stopping", "lost")
 _WAITED_US_MIN: Final = 1_000_000
 """Shorter waits before the first start are not worth a word."""
 _MS: Final = 1_000
@@ -35,7 +36,11 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
     """Of a stop: from the notice until its checkpoint was durable."""
     lost_steps: int | None = None
     lost_uhs: int | None = None
-    """What had been burned since the last durable step."""
+    """What had been burned since the last durable step, and is paid for."""
+    refunded_uhs: int | None = None
+    """The same, given back: the platform took the devices away."""
+    unsaved: bool = False
+    """Whether the job had never saved: then all that it burned is since its start."""
     restored_us: int | None = None
     """Of a resumption: from its start to its first step."""
 
@@ -54,7 +59,7 @@ def amended(moments: list[Moment], **facts: int | None) -> None:
     for at in range(len(moments) - 1, -1, -1):
         if moments[at].what in ("running", "resumed"):
             return
-        if moments[at].what in ("stopping", "lost"):
+        if moments[at].what in _STOPS:
             moments[at] = msgspec.structs.replace(moments[at], **facts)
             return
 
@@ -73,6 +78,8 @@ def told(moments: list[Moment], *, submitted_at_us: int, now_us: int) -> str:
     waited_us = (moments[0].at_us if moments else now_us) - submitted_at_us
     words = [f"WAITING {_duration(waited_us)}"] if not moments or waited_us >= _WAITED_US_MIN else []
     for at, moment in enumerate(moments):
+        if at and moment.what == "ended" and moment.why == moments[at - 1].why and moments[at - 1].what in _STOPS:
+            continue  # FAILED, or CANCELLED, at this step: it needn't be said twice
         until_us = moments[at + 1].at_us if at + 1 < len(moments) else now_us
         words.append(_said(moment, lasted_us=max(until_us - moment.at_us, 0)))
     return " → ".join(words)
@@ -94,20 +101,20 @@ def _said(moment: Moment, *, lasted_us: int) -> str:
 
 
 def _stopped(moment: Moment) -> str:
-    """`EVICTED at step 140, durable in 20 ms, 0 steps and 0.0003 CT lost`"""
+    """`EVICTED at step 140, durable in 20 ms, 0 steps lost, 0.0003 CT burned after the last save`"""
     head = (moment.why or "lost").replace("_", " ").upper()
     if moment.step is not None:
         head += f" at step {moment.step}"
     facts = [head]
     if moment.durable_us is not None:
         facts.append(f"durable in {_duration(moment.durable_us)}")
-    lost = []
     if moment.lost_steps is not None:
-        lost.append(f"{moment.lost_steps} step{'' if moment.lost_steps == 1 else 's'}")
-    if moment.lost_uhs is not None:
-        lost.append(f"{format_ct(moment.lost_uhs, round_up=True)} CT")
-    if lost:
-        facts.append(f"{' and '.join(lost)} lost")
+        facts.append(f"{moment.lost_steps} step{'' if moment.lost_steps == 1 else 's'} lost")
+    if moment.refunded_uhs:
+        facts.append(f"{format_ct(moment.refunded_uhs, decimals=CT_DECIMALS)} CT refunded")
+    if moment.lost_uhs:
+        since = ", nothing saved" if moment.unsaved else " after the last save"
+        facts.append(f"{format_ct(moment.lost_uhs, round_up=True)} CT burned{since}")
     return ", ".join(facts)
 
 

@@ -48,7 +48,7 @@ class Job:
 
     @property
     def timeline(self) -> str:
-        """What became of it, in a line: RUNNING on 2 × H100 → EVICTED at step 140, durable in 20 ms, 0 steps and ... lost → ..."""
+        """What became of it, in a line: RUNNING on 2 × H100 → EVICTED at step 140, durable in 20 ms, 0 steps lost, ... → ..."""
         return self.info().timeline
 
     def done(self) -> bool:

@@ -45,7 +45,8 @@ def test_an_evicted_job_tells_what_its_eviction_cost_and_where_it_went_on(story)
         (18, finished("succeeded", "j.2", step=600), ["remove j.2"]),
     )
     assert line(story) == (
-        "WAITING 3 s → RUNNING on 2 × H100 → DRAINED at step 140, durable in 20 ms, 0 steps and 0.0001 CT lost"
+        "WAITING 3 s → RUNNING on 2 × H100 → DRAINED at step 140, durable in 20 ms, 0 steps lost,"
+        " 0.0001 CT burned after the last save"
         " → WAITING 3 s → RESUMED on 2 × A100 → SUCCEEDED"
     )
 
@@ -60,7 +61,7 @@ def test_a_job_whose_node_dies_tells_the_steps_since_its_last_checkpoint(story):
         (15, finished("lost", step=150), ["remove j.1"]),
         (16, removed(), ["start j.2 epoch 2 on h1:1"]),
     )
-    assert "LOST at step 150, 50 steps and 0.0014 CT lost → WAITING" in line(story)
+    assert "LOST at step 150, 50 steps lost, 0.00138888 CT refunded → WAITING" in line(story)
     assert story.job().burned_uhs == 10 * S, "the lost five seconds are given back"
 
 
@@ -77,7 +78,7 @@ def test_a_worker_that_ignores_the_notice_pays_only_up_to_its_last_durable_step(
         (15, LeaseRemoved(lease_id="j.1", final=sample(0.5, seq=3), step=11), []),
     )
     assert story.job().burned_uhs == 10 * S
-    assert "DRAINED at step 11, 4 steps and" in line(story)
+    assert "DRAINED at step 11, 4 steps lost, 0.00111111 CT refunded" in line(story)
 
 
 def test_the_grace_is_learned_from_the_slowest_of_the_last_saves(story):
@@ -231,3 +232,22 @@ def test_an_elastic_job_resumes_on_what_there_is_and_pays_for_that(story):
 ])  # fmt: skip
 def test_a_range_that_makes_no_sense_is_refused(story, wanted, code):
     assert story.do(submit(**wanted)).outcome.code == code
+
+
+def test_what_fails_or_is_cancelled_says_so_once_and_what_it_burned_with_nothing_saved(story):
+    story.play(
+        (0, submit(), ["start j.1 epoch 1 on h1:1"]),
+        (0, started(), []),
+        (10, metered(10), []),
+        (10, finished("failed"), ["remove j.1"]),
+        (11, removed(), []),
+    )
+    assert line(story) == "RUNNING on 1 × H100 → FAILED, 0.0028 CT burned, nothing saved"
+    story.play(
+        (20, submit("k"), ["start k.1 epoch 1 on h1:1"]),
+        (20, started("k.1"), []),
+        (21, Cancel(job_id="k", account_id="ada", request_id="c"), ["stop k.1 cancelled by 31"]),
+        (22, finished("saved", "k.1", step=190), ["remove k.1"]),
+        job="k",
+    )
+    assert line(story, "k") == "RUNNING on 1 × H100 → CANCELLED at step 190, 190 steps lost"

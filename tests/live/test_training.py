@@ -74,8 +74,8 @@ def test_reserved_demand_evicts_training_which_resumes_on_another_type_and_count
     info = train.info()
     assert (info.attempts, info.accelerator, info.devices) == (2, "A100", 4)
     told = re.fullmatch(
-        r"(?:WAITING \d+ s → )?RUNNING on 2 × H100 → EVICTED at step (\d+), durable in (\d+) m?s, 0 steps and"
-        r" [\d.]+ CT lost → WAITING \d+ m?s → RESUMED on 4 × A100, first step in \d+ m?s → SUCCEEDED",
+        r"(?:WAITING \d+ s → )?RUNNING on 2 × H100 → EVICTED at step (\d+), durable in (\d+) m?s, 0 steps lost"
+        r"(?:, [\d.]+ CT burned after the last save)? → WAITING \d+ m?s → RESUMED on 4 × A100, first step in \d+ m?s → SUCCEEDED",
         info.timeline,
     )
     assert told, info.timeline
@@ -116,7 +116,7 @@ def test_any_command_is_paused_saved_resumed_forked_and_cancelled_with_what_it_h
     logs = "".join(job.logs())
     assert f"from {checkpoint.step}\n" in logs
     assert "".join(fork.logs()).startswith(f"from {checkpoint.step}\n")
-    assert re.search(rf"PAUSED at step {checkpoint.step}, durable in .*, 0 steps and", job.info().timeline)
+    assert re.search(rf"PAUSED at step {checkpoint.step}, durable in .*, 0 steps lost", job.info().timeline)
 
 
 def deaf(seconds):
@@ -143,7 +143,7 @@ def test_a_worker_that_ignores_the_notice_is_ended_at_its_deadline_and_pays_to_i
     others.append(acme.submit(hold, 600, tokens="2", accelerators="H100:2", service="inference"))
     wait_for_state(others[1], "running")
     info = wait_until(job, lambda info: info.state == "queued" and not info.lease_id)
-    told = re.search(r"EVICTED at step (\d+), (\d+) steps and ([\d.]+) CT lost → WAITING", info.timeline)
+    told = re.search(r"EVICTED at step (\d+), (\d+) steps lost, [\d.]+ CT refunded → WAITING", info.timeline)
     assert told, info.timeline
     assert int(told[1]) - int(told[2]) == 20
     (record,) = acme.usage(job_id=job.id)
@@ -219,7 +219,7 @@ def test_a_job_on_a_node_that_is_drained_is_saved_and_goes_on_elsewhere_with_the
     )  # with the operator's key
     assert job.wait(timeout=120) == "succeeded"
     info = job.info()
-    assert re.search(r"DRAINED at step \d+, durable in \d+ m?s, 0 steps and [\d.]+ CT lost → WAITING", info.timeline)
+    assert re.search(r"DRAINED at step \d+, durable in \d+ m?s, 0 steps lost[^→]* → WAITING", info.timeline)
     assert (info.attempts, list(info.nodes) or ["a100-spot"], info.accelerator) == (2, ["a100-spot"], "A100")
     assert digest_in("".join(job.logs())) == uninterrupted
 
