@@ -26,7 +26,7 @@ from fabric.serving_settings import ServingConfig
 from fabric.settings import load_cluster
 from serving.gateway.__main__ import secret_of
 from serving.gateways import keep_gateways
-from serving.grounds import LeasedGround
+from serving.grounds import LeasedGround, mark_of
 from serving.ledger import GrpcLedger
 from serving.notices import DoorBoard
 from serving.pool import Pool
@@ -72,8 +72,9 @@ async def _host(given: argparse.Namespace) -> None:
     door = Door(address=found.address, api_key=key, ca_pem=ca_pem)
     environment = {**os.environ, "FABRIC_STATE_DIR": str(state_dir)}
     config = await asyncio.to_thread(load_cluster, given.config, environ=environment)
-    site = ServeSite(door, ray_address=found.ray_address, archive=open_archive_of(config))
-    ground = LeasedGround(client, site, trust=secret_of(state_dir, "trust"), state_dir=state_dir / "serving")
+    trust = secret_of(state_dir, "trust")
+    site = ServeSite(door, ray_address=found.ray_address, archive=open_archive_of(config), mark=mark_of(trust))
+    ground = LeasedGround(client, site, trust=trust, state_dir=state_dir / "serving")
     pool = Pool(ground, DoorBoard(ledger, reporter="host"))
     running = [
         asyncio.create_task(pool.run()),
@@ -91,7 +92,7 @@ async def _host(given: argparse.Namespace) -> None:
         await pool.close()
         await asyncio.to_thread(site.close)
         await ledger.close()
-        client.close()
+        await asyncio.to_thread(ground.close)
 
 
 def located(serving: ServingConfig | None, listen: str) -> ServingConfig:

@@ -67,7 +67,7 @@ def offer_of(model: pb.Model) -> Offer:
 
 
 def _asked(model: pb.Model) -> Asked:
-    return Asked(offer_of(model), queued=model.waiting)
+    return Asked(offer_of(model), queued=model.waiting, changed=model.changed)
 
 
 def _replica(each: Replica) -> pb.Replica:

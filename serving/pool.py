@@ -9,6 +9,7 @@ lease back, says why with the engine's last lines, and is tried again later and 
 import asyncio
 import contextlib
 import hashlib
+import math
 import secrets
 import time
 from collections.abc import Sequence
@@ -24,6 +25,13 @@ from serving.scaling import Bounds, Demand, replicas_for, wanted
 
 _EVERY_S: Final = 1.0
 _RETRY_S: Final = (5.0, 300.0)
+_FAILURES_MAX: Final = 8
+"""So many loads that fail in a row, in some ten minutes, are not followed by another until the model is offered anew: each
+burns tokens.
+"""
+_SWEEP_EVERY_S: Final = 60.0
+NO_CAPACITY: Final = "no_capacity"
+"""The code of what is no failure of the model's: there were no devices."""
 _REASON_CHARS: Final = 2_000
 _SILENT_S: Final = 45.0
 """A replica that says nothing at all for so long is given up: restarting it in place did not help. One whose lease is lost
@@ -75,6 +83,8 @@ class Asked(msgspec.Struct, frozen=True):
     offer: Offer
     queued: int = 0
     """Calls that wait at gateways."""
+    changed: int = 0
+    """Grows whenever it is offered again or scaled."""
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,8 +117,12 @@ class Plot(Protocol):
 class Ground(Protocol):
     """Where replicas stand."""
 
+    async def sweep(self) -> None:
+        """Give back what was leased for replicas that nobody here knows, by a host that was killed for one."""
+        ...
+
     async def lease(self, offer: Offer) -> Plot:
-        """Devices for one replica; waits for them."""
+        """Devices for one replica; waits for them. Cancelled, it gives back what it has asked for."""
         ...
 
     async def start(self, replica_id: str, offer: Offer, plot: Plot) -> None:
@@ -163,6 +177,7 @@ class Model:
     failures: int = 0
     reason: str = ""
     retry_at: float = 0.0
+    changed: int = 0
     busy_at: float = 0.0
     """When more replicas than one fewer were last needed."""
 
@@ -187,6 +202,7 @@ class Pool:
     ) -> None:
         self._ground, self._board = ground, board
         self._keep_us, self._every_s, self._drain_s = keep_us, every_s, drain_s
+        self._sweep_at = 0.0
         self.models: dict[str, Model] = {}
         self.replicas: dict[str, Replica] = {}
 
@@ -200,15 +216,18 @@ class Pool:
             await asyncio.sleep(self._every_s)
 
     async def turn(self) -> None:
-        """One look at the board, and what follows from it."""
+        """One look at the board, and what follows from it. What others have left goes first: its devices may be needed."""
+        if time.monotonic() >= self._sweep_at:
+            await self._ground.sweep()
+            self._sweep_at = time.monotonic() + _SWEEP_EVERY_S
         asked = {each.offer.name: each for each in await self._board.asked()}
         for name in [name for name in self.models if name not in asked]:
             del self.models[name]
         for name, each in asked.items():
             model = self.models.setdefault(name, Model(each.offer, busy_at=time.monotonic()))
-            if model.offer.version != each.offer.version:
+            if model.offer.version != each.offer.version or model.changed != each.changed:
                 model.failures, model.reason, model.retry_at = 0, "", 0.0
-            model.offer = each.offer
+            model.offer, model.changed = each.offer, each.changed
             self._steer(model, each)
         for replica in list(self.replicas.values()):
             if replica.offer.name not in asked:
@@ -262,7 +281,7 @@ class Pool:
             if plot is None:
                 return
             replica.lease_id, replica.accelerator, replica.state = plot.lease_id, plot.accelerator, "starting"
-            await self._ground.start(replica.replica_id, replica.offer, plot)
+            await _unless(replica.leave, self._ground.start(replica.replica_id, replica.offer, plot))
             await self._watch(replica, plot)
         except Exception as error:  # noqa: BLE001 - an engine may fail with anything
             self._failed(replica, error)
@@ -307,10 +326,8 @@ class Pool:
         _log.warning("replica_failed", replica=replica.replica_id, why=replica.reason)
         model = self.models.get(replica.offer.name)
         if model is not None and model.offer.version == replica.version:
-            model.failures += 1
-            model.reason = replica.reason
-            first, longest = _RETRY_S
-            model.retry_at = time.monotonic() + min(longest, first * 2 ** (model.failures - 1))
+            model.failures += not (isinstance(error, FabricError) and error.code == NO_CAPACITY)
+            model.reason, model.retry_at = _after(model.failures, replica.reason)
 
     async def _end(self, replica: Replica, plot: Plot | None) -> None:
         if replica.state == "ready":
@@ -333,6 +350,14 @@ class Pool:
         with contextlib.suppress(FabricError):
             await self._board.say(list(self.replicas.values()), list(self.models.values()))
         _log.info("draining", replica=replica.replica_id)
+
+
+def _after(failures: int, reason: str) -> tuple[str, float]:
+    """What is said after so many failures in a row, and when it is tried again."""
+    if failures >= _FAILURES_MAX:
+        return f"given up after {failures} failures, offer or scale it to try again: {reason}"[:_REASON_CHARS], math.inf
+    first, longest = _RETRY_S
+    return reason, time.monotonic() + min(longest, first * 2 ** max(0, failures - 1))
 
 
 async def _unless(leave: asyncio.Event, work: Any) -> Any:

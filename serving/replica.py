@@ -13,7 +13,7 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,7 +42,7 @@ _LOOK_S: Final = 0.4
 _QUIET_LOOKS: Final = 5
 """So many looks in a row: what Ray says of its resources is a second old, and Serve's next start may be under way."""
 _NAMESPACE: Final = "fabric-serving"
-_APP: Final = "fabric-{}"
+_APP: Final = "fabric-{}-{}"
 
 
 class Door(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,8 +188,16 @@ class ServeSite:
     Ray is joined, and Serve's controller started, for the first replica: a fabric that serves no model has neither.
     """
 
-    def __init__(self, door: Door, *, ray_address: str, archive: Archive | None = None) -> None:
-        self._door, self._ray_address, self._archive = door, ray_address, archive
+    def __init__(self, door: Door, *, ray_address: str, archive: Archive | None = None, mark: str = "") -> None:
+        """Say where; nothing is joined yet.
+
+        Args:
+            door: for the replicas.
+            ray_address: of the cluster.
+            archive: the fabric's.
+            mark: of this host and those that were before it here, by which their applications are known.
+        """
+        self._door, self._ray_address, self._archive, self._mark = door, ray_address, archive, mark
         self._handles: dict[str, Any] = {}
         self._joining = threading.Lock()
         self._joined = False
@@ -224,7 +232,7 @@ class ServeSite:
         )
         app = deployment.bind(msgspec.json.encode(spec), msgspec.json.encode(self._door), self._archive)
         try:
-            handle = serve.run(app, name=_APP.format(spec.replica_id), route_prefix=None)
+            handle = serve.run(app, name=self._app(spec.replica_id), route_prefix=None)
             handle.open.remote().result(timeout_s=_READY_S)
         except Exception as error:  # noqa: BLE001 - Ray wraps it in whatever
             raise _own(error) from None
@@ -250,7 +258,21 @@ class ServeSite:
         if handle is not None:
             with contextlib.suppress(Exception):  # it may be gone already
                 handle.close.remote(drain_s).result(timeout_s=drain_s + (_SETTLE_S if drain_s else _LOOK_TIMEOUT_S))
-        serve.delete(_APP.format(replica_id), _blocking=True)
+        serve.delete(self._app(replica_id), _blocking=True)
+
+    def clear(self, groups: Sequence[str]) -> None:
+        """Before the first start: remove what a host that was here before has left, and wait until it is out of its
+        placement groups.
+        """
+        self._join()
+        for name in serve.status().applications:
+            if name.startswith(self._app("")):
+                serve.delete(name, _blocking=True)
+        for group in groups:
+            wait_until_vacated(group)
+
+    def _app(self, replica_id: str) -> str:
+        return _APP.format(self._mark, replica_id)
 
     def close(self) -> None:
         """End Serve, where it was started."""

@@ -126,7 +126,8 @@ class StandInPort:
 
     def _run(self, lease):
         if lease.kind is JobKind.LEASE:
-            self.blobs[lease_info_key(lease.account_id, lease.job_id)] = b'{"placement_group_id": "ab", "bundles": []}'
+            told = f'{{"lease_id": "{lease.lease_id}", "placement_group_id": "ab", "bundles": []}}'
+            self.blobs[lease_info_key(lease.account_id, lease.job_id)] = told.encode()
         yield LeaseStarted(lease_id=lease.lease_id)
         if lease.kind is JobKind.LEASE:
             return

@@ -34,6 +34,13 @@ class GroundStandIn:
         self.capacity_gate.set()
         self.rate_version = 0
         self.load, self.repriced, self.lost = {}, [], set()
+        self.loads, self.swept, self.sweeping = asyncio.Event(), 0, None
+        self.loads.set()
+
+    async def sweep(self):
+        if self.sweeping is not None:
+            raise self.sweeping
+        self.swept += 1
 
     async def lease(self, offer):
         await self.capacity_gate.wait()
@@ -43,7 +50,8 @@ class GroundStandIn:
 
     async def start(self, replica_id, offer, plot):
         if self.fails:
-            raise Unavailable(self.fails)
+            raise Unavailable(self.fails, code=self.code)
+        await self.loads.wait()
         self.running[replica_id] = offer
 
     async def look(self, replica_id):
@@ -258,4 +266,54 @@ async def test_a_replica_whose_node_is_gone_is_replaced_in_another_lease(ground,
     await turns(pool, 4)
     assert (ground.leases, len(ground.running)) == (["l2"], 1)
     assert board.said[-1][1]["m"] == ("starting", "")
+    await pool.close()
+
+
+async def test_what_another_host_has_left_is_swept_before_anything_is_leased(ground):
+    board = BoardStandIn(Asked(offer()))
+    pool = pool_of(ground, board)
+    ground.sweeping = Unavailable("the door is closed")
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            await pool.turn()
+    assert (ground.swept, ground.count) == (0, 0)
+    ground.sweeping = None
+    await turns(pool)
+    assert (ground.swept, ground.count) == (1, 1)
+    await pool.close()
+
+
+async def test_a_model_that_is_withdrawn_while_it_loads_gives_its_lease_back_at_once(ground):
+    ground.loads.clear()
+    board = BoardStandIn(Asked(offer()))
+    pool = pool_of(ground, board)
+    await turns(pool)
+    assert ground.leases == ["l1"]
+    board.models = []
+    await turns(pool)
+    assert (ground.leases, pool.replicas) == ([], {})
+    await pool.close()
+
+
+async def test_loads_that_fail_again_and_again_stop_until_the_model_is_offered_anew(ground, monkeypatch):
+    monkeypatch.setattr("serving.pool._RETRY_S", (0.0, 0.0))
+    ground.fails = "it is no model"
+    board = BoardStandIn(Asked(offer()))
+    pool = pool_of(ground, board)
+    await turns(pool, 15)
+    assert ground.count == 8
+    state, reason = board.said[-1][1]["m"]
+    assert (state, reason) == ("failed", "given up after 8 failures, offer or scale it to try again: it is no model")
+    board.models = [Asked(offer(), changed=2)]
+    await turns(pool, 2)
+    assert ground.count > 8
+    await pool.close()
+
+
+async def test_to_have_found_no_devices_is_no_failure_of_the_models(ground, monkeypatch):
+    monkeypatch.setattr("serving.pool._RETRY_S", (0.0, 0.0))
+    ground.fails, ground.code = "none came free", "no_capacity"
+    pool = pool_of(ground, BoardStandIn(Asked(offer())))
+    await turns(pool, 12)
+    assert ground.count > 8
     await pool.close()
