@@ -6,13 +6,13 @@ from fabric.api.batcher import Batcher, Decider, Straight
 from fabric.api.blobs import Blobs
 from fabric.api.board import Board
 from fabric.api.feed import ChangeFeed
-from fabric.api.keys import KeyRing, RateLimit, StreamLimit
+from fabric.api.keys import Caller, KeyRing, RateLimit, StreamLimit
 from fabric.api.lengthy import Lengthy
 from fabric.api.port import GatePort
 from fabric.clock import Clock, SteadyClock
 from fabric.errors import NotFound
-from fabric.gate.questions import JobOf
-from fabric.gate.views import JobView
+from fabric.gate.questions import BalanceOf, JobOf
+from fabric.gate.views import BalanceView, JobView
 from fabric.units import AccountId, JobId
 
 
@@ -74,6 +74,18 @@ class Door:
         if not isinstance(job, JobView):
             raise NotFound(f"there is no job {job_id!r}", job=job_id)
         return job
+
+    async def balance(self, account_id: AccountId) -> BalanceView:
+        """An account's balance, if there is such an account."""
+        found = await self.port.ask(BalanceOf(account_id=account_id))
+        if not isinstance(found, BalanceView):
+            raise NotFound(f"there is no account {account_id!r}", account=account_id)
+        return found
+
+    async def check_customer(self, caller: Caller) -> None:
+        """Whom an operator acts for is there: of nobody's things there would be none to see, which looks like an answer."""
+        if caller.operator and caller.scope is not None:
+            await self.balance(caller.scope)
 
     async def close(self) -> None:
         await self.feed.close()

@@ -82,7 +82,11 @@ class KeyRing:
         """
         key = await self._check(authorization)
         if acts_for and not key.operator:
-            raise PermissionDenied("only an operator acts for others: leave `fabric-account` out", code="operator_only")
+            raise PermissionDenied(
+                "only an operator acts for others: leave `--account` of the CLI (FABRIC_ACCOUNT), or `fabric-account` in the"
+                " metadata, out",
+                code="operator_only",
+            )
         return Caller(
             key_id=key.key_id,
             operator=key.operator,

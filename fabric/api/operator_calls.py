@@ -6,7 +6,7 @@ from typing import Any, Final
 from fabric.api.door import Door
 from fabric.api.keys import Caller
 from fabric.api.messages import accepted, amount, at_least, identifier, message_of, request_id, scope_of
-from fabric.errors import InvalidRequest, NotFound, PermissionDenied
+from fabric.errors import Conflict, InvalidRequest, NotFound, PermissionDenied
 from fabric.gate.events import ClosePeriod, CreateKey, Grant, NodeDrain, OpenAccount, RevokeKey
 from fabric.gate.questions import AccountsOf, KeyOf, KeysOf, LeasesOf, NodesOf
 from fabric.gate.views import KeyView
@@ -16,6 +16,7 @@ from fabric.wire.keys import key_id_of
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 ORIGINS: Final = ("promotion", "refund", "exchange")
+_NAMED_MAX: Final = 20
 
 
 async def create_key(door: Door, caller: Caller, request: pb.CreateKeyRequest) -> pb.CreateKeyReply:
@@ -53,6 +54,8 @@ async def create_key(door: Door, caller: Caller, request: pb.CreateKeyRequest) -
 
 async def list_keys(door: Door, caller: Caller, _: pb.ListKeysRequest) -> pb.ListKeysReply:
     keys: Any = await door.port.ask(KeysOf(account_id=caller.scope))
+    if not keys:
+        await door.check_customer(caller)
     return pb.ListKeysReply(keys=[message_of(key, pb.Key) for key in keys])
 
 
@@ -120,8 +123,22 @@ async def list_leases(door: Door, _: Caller, __: pb.ListLeasesRequest) -> pb.Lis
 
 
 async def drain_node(door: Door, _: Caller, request: pb.DrainNodeRequest) -> pb.Accepted:
-    event = NodeDrain(node_id=NodeId(request.node_id), grace_us=at_least(0, "grace_us", request.grace_us))
+    event = NodeDrain(
+        node_id=NodeId(request.node_id), grace_us=at_least(0, "grace_us", request.grace_us), undo=request.undo
+    )
+    await _check_node(door, event.node_id)
     return accepted(await door.gate.decide(event))
+
+
+async def _check_node(door: Door, node_id: NodeId) -> None:
+    nodes: Any = await door.port.ask(NodesOf())
+    states = {node.node_id: node.state for node in nodes}
+    if node_id not in states:
+        there = ", ".join(sorted(states)[:_NAMED_MAX]) or "none yet"
+        more = f" and {len(states) - _NAMED_MAX} more" if len(states) > _NAMED_MAX else ""
+        raise NotFound(f"there is no node {node_id!r}: there are {there}{more}", node=node_id)
+    if states[node_id] == "down":
+        raise Conflict(f"node {node_id} is down: it takes jobs again when it is back", code="node_down", node=node_id)
 
 
 async def close_period(door: Door, _: Caller, request: pb.ClosePeriodRequest) -> pb.Accepted:

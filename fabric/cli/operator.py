@@ -102,6 +102,16 @@ def drain(
     _done(client().call(request, pb.Accepted), f"{node_id} is draining", as_json=as_json)
 
 
+@app.command()
+def undrain(node_id: Annotated[str, typer.Argument(metavar="NODE")], *, as_json: AsJson = False) -> None:
+    """Let jobs onto a node again that is draining. What was asked to leave it still does, and may come back.
+
+    For example: fabric ops undrain h100-1
+    """
+    request = pb.DrainNodeRequest(node_id=node_id, undo=True)
+    _done(client().call(request, pb.Accepted), f"{node_id} takes jobs again", as_json=as_json)
+
+
 @app.command("close-period")
 def close_period(
     period: Annotated[str, typer.Argument(help="Its name, e.g. 2026-11.")], *, as_json: AsJson = False

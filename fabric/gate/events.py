@@ -3,8 +3,7 @@
 Events are plain frozen records, so that a journal of them replays anywhere. Those that come from a client carry a
 `request_id`: the same id with the same content gets the first answer again, forever; with other content it is a
 conflict. Amounts are µHs, times and durations µs. Events from the cluster (nodes, leases, meters) carry the lease's id,
-which names one attempt of one job, so a late word from a dead attempt changes nothing. Those of metered inference are in
-`serving_events`.
+which names one attempt, so a late word from a dead one changes nothing. Metered inference has its own: `serving_events`.
 """
 
 from enum import StrEnum
@@ -187,11 +186,12 @@ class NodeHolds(Event, frozen=True, kw_only=True, tag="node_holds"):
 
 
 class NodeDrain(Event, frozen=True, kw_only=True, tag="node_drain"):
-    """Nothing new here; what runs is asked to checkpoint and leaves by the deadline. `closing`: as the fabric goes down."""
+    """Nothing new here; what runs saves and leaves by the deadline. `closing`: the fabric goes down. `undo`: as you were."""
 
     node_id: NodeId
     grace_us: int
     closing: bool = False
+    undo: bool = False
 
 
 # -- jobs --------------------------------------------------------------------------------------------------------------

@@ -56,6 +56,10 @@ def drain(core: Core, event: NodeDrain) -> Outcome:
     """Nothing new on the node; who is there is asked to leave within the grace, or within its own if that is shorter."""
     if event.grace_us < 0:
         return refusals.invalid(f"a grace is 0 µs or more, not {event.grace_us}", code="invalid_grace")
+    if event.undo:
+        core.planner.undrain_node(event.node_id)
+        _changed(core)
+        return Accepted()
     reason = StopReason.FABRIC_DOWN if event.closing else StopReason.DRAINED
     for job_id in core.planner.drain_node(event.node_id):
         if record := _record_of(core, job_id):

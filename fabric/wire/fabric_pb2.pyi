@@ -1208,12 +1208,14 @@ class ListLeasesReply(_message.Message):
     def __init__(self, leases: _Optional[_Iterable[_Union[Lease, _Mapping]]] = ...) -> None: ...
 
 class DrainNodeRequest(_message.Message):
-    __slots__ = ("node_id", "grace_us")
+    __slots__ = ("node_id", "grace_us", "undo")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     GRACE_US_FIELD_NUMBER: _ClassVar[int]
+    UNDO_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     grace_us: int
-    def __init__(self, node_id: _Optional[str] = ..., grace_us: _Optional[int] = ...) -> None: ...
+    undo: bool
+    def __init__(self, node_id: _Optional[str] = ..., grace_us: _Optional[int] = ..., undo: _Optional[bool] = ...) -> None: ...
 
 class ClosePeriodRequest(_message.Message):
     __slots__ = ("request_id", "period")

@@ -148,10 +148,10 @@ class ClusterRules(Driver):
         self.nodes[node_id] = node
         assert isinstance(self.ask(event), Accepted)
 
-    @rule(node_id=st.sampled_from(list(NODES_AT_FIRST)), drain=st.booleans(), closing=st.booleans())
-    def node_down(self, node_id, drain, closing):
+    @rule(node_id=st.sampled_from(list(NODES_AT_FIRST)), drain=st.booleans(), closing=st.booleans(), undo=st.booleans())
+    def node_down(self, node_id, drain, closing, undo):
         if drain:
-            self.ask(NodeDrain(node_id=node_id, grace_us=5 * S, closing=closing))
+            self.ask(NodeDrain(node_id=node_id, grace_us=5 * S, closing=closing, undo=undo))
             return
         self.clear(node_id)
         self.ask(NodeDown(node_id=node_id))

@@ -172,6 +172,22 @@ def test_what_leaves_because_the_fabric_goes_down_saves_and_goes_on_when_its_nod
     )
 
 
+def test_a_drained_node_that_is_taken_back_takes_jobs_again_and_one_that_is_gone_stays_gone(story):
+    back = NodeDrain(node_id="h1", grace_us=0, undo=True)
+    story.play(
+        (0, submit(), [START]),
+        (0, started(), []),
+        (10, NodeDrain(node_id="h1", grace_us=5 * S), ["stop j.1 drained by 15"], "stopping drained"),
+        (11, back, [], "stopping drained"),
+        (12, finished("saved"), ["remove j.1"], "queued drained"),
+        (13, removed(), ["start j.2 epoch 2 on h1:1"], "starting"),
+        (14, back, [], "starting"),
+        (15, NodeDown(node_id="h1"), ["remove j.2"]),
+        (16, removed(), []),
+        (17, back, [], "queued node h1 was lost"),
+    )
+
+
 def test_work_not_saved_within_the_grace_of_a_drain_is_given_back(story):
     story.play(
         (0, submit(), [START]),
