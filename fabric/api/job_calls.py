@@ -88,6 +88,8 @@ async def list_jobs(door: Door, caller: Caller, request: pb.ListJobsRequest) -> 
     states = listed("state", request.states, [state.value for state in JobState])
     limit = min(request.limit if request.limit > 0 else LIST_DEFAULT, LIST_MAX)
     jobs: Any = await door.port.ask(JobsOf(account_id=caller.scope, states=states, limit=limit))
+    if not jobs:
+        await door.check_customer(caller)
     return pb.ListJobsReply(jobs=[_shown(job) for job in jobs])
 
 

@@ -10,7 +10,7 @@ from fabric.api.job_calls import CHUNK_BYTES, chunks
 from fabric.api.keys import Caller
 from fabric.api.messages import accepted, amount, at_least, facts_json, message_of, request_id, several, short, word
 from fabric.api.serving_calls import calls_of
-from fabric.errors import Fact, NotFound, PermissionDenied
+from fabric.errors import Fact, PermissionDenied
 from fabric.gate.events import BuyBundle, Subscribe, TopUp, Unsubscribe
 from fabric.gate.instructions import Accepted
 from fabric.gate.questions import BalanceOf, FreeOf, PricesOf, ReceiptsOf, RecordsOf, StatementOf
@@ -22,10 +22,7 @@ from fabric.wire import fabric_pb2 as pb
 
 
 async def balance(door: Door, caller: Caller, _: pb.BalanceRequest) -> pb.BalanceReply:
-    answer = await door.port.ask(BalanceOf(account_id=caller.account))
-    if not isinstance(answer, BalanceView):
-        raise NotFound(f"there is no account {caller.account!r}", account=caller.account)
-    return message_of(answer, pb.BalanceReply)
+    return message_of(await door.balance(caller.account), pb.BalanceReply)
 
 
 async def top_up(door: Door, caller: Caller, request: pb.TopUpRequest) -> pb.Accepted:
@@ -70,6 +67,7 @@ async def unsubscribe(door: Door, caller: Caller, request: pb.UnsubscribeRequest
 
 
 async def usage(door: Door, caller: Caller, request: pb.UsageRequest) -> AsyncIterator[pb.Cdr]:
+    await door.check_customer(caller)
     if request.job_id:
         await door.job(request.job_id, scope=caller.scope)
     question = RecordsOf(
@@ -84,6 +82,7 @@ async def usage(door: Door, caller: Caller, request: pb.UsageRequest) -> AsyncIt
 
 
 async def statement(door: Door, caller: Caller, request: pb.StatementRequest) -> AsyncIterator[pb.Chunk]:
+    await door.check_customer(caller)
     until_us = request.until_us if request.HasField("until_us") else None
     answer = await door.port.ask(StatementOf(account_id=caller.account, from_us=request.from_us, until_us=until_us))
     async for chunk in chunks(msgspec.json.encode(answer)):
@@ -96,6 +95,7 @@ async def prices(door: Door, _: Caller, __: pb.PricesRequest) -> AsyncIterator[p
 
 
 async def receipts(door: Door, caller: Caller, request: pb.ReceiptsRequest) -> AsyncIterator[pb.Document]:
+    await door.check_customer(caller)
     if request.job_id:
         await door.job(request.job_id, scope=caller.scope)
     answer: Any = await door.port.ask(
@@ -107,6 +107,7 @@ async def receipts(door: Door, caller: Caller, request: pb.ReceiptsRequest) -> A
 
 async def export(door: Door, caller: Caller, _: pb.ExportRequest) -> AsyncIterator[pb.Chunk]:
     """Lines are gathered into messages of a sensible size."""
+    await door.check_customer(caller)
     gathered: list[bytes] = []
     size = 0
     async for line in door.port.export(account_id=caller.scope):

@@ -1,6 +1,7 @@
 """The commands put together, and how errors end them."""
 
 import logging
+import os
 import sys
 from typing import Annotated, Any, Final
 
@@ -50,6 +51,10 @@ class Commands(typer.core.TyperGroup):
 
 
 def _ended(ctx: Any, error: FabricError) -> typer.Exit:
+    if error.code == "operator_only" and os.environ.get("FABRIC_API_KEY"):
+        error.message += (
+            ". Your key is the environment's: FABRIC_API_KEY comes before the profile, unset it to use that one's"
+        )
     print_error(error, as_json=ctx.meta[_WANTS_JSON])
     return typer.Exit(error.exit_code)
 

@@ -60,7 +60,7 @@ def register(app: typer.Typer) -> None:
 def jobs(
     *,
     state: Annotated[list[str] | None, typer.Option(help="Only these; repeat for more.")] = None,
-    limit: Annotated[int, typer.Option(help="How many, newest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 50,
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Final
 import typer
 
 from fabric.client import Client
-from fabric.errors import InvalidRequest
+from fabric.errors import InvalidRequest, NotFound
 from fabric.profile import Profile, load_profile
 from fabric.sdk import Fabric
 from fabric.wire import fabric_pb2 as pb
@@ -16,6 +16,7 @@ JobIdArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id,
 _ID_CHARS: Final = len("job-") + 20
 _BEGINNING_CHARS: Final = len("job-") + 4
 _LOOKED_AT: Final = 1_000
+_SHOWN: Final = 5
 
 
 def connected(account: str = "") -> Fabric:
@@ -32,12 +33,34 @@ def job_named(door: Client, given: str) -> str:
     """The whole id of the job whose id begins so, among the newest; what can't be completed comes back as it is.
 
     Raises:
-        InvalidRequest: several begin so.
+        InvalidRequest: several begin so, or it is too short to mean one (`ambiguous_job`).
+        NotFound: it is no id, such as a job's name.
     """
-    if not given.startswith("job-") or not _BEGINNING_CHARS <= len(given) < _ID_CHARS:
+    if not given or (given.startswith("job-") and len(given) >= _ID_CHARS):
         return given
     jobs = door.call(pb.ListJobsRequest(limit=_LOOKED_AT), pb.ListJobsReply).jobs
+    if not given.startswith("job-"):
+        raise _no_id(given, [job.job_id for job in jobs if job.name == given])
     found = [job.job_id for job in jobs if job.job_id.startswith(given)]
-    if len(found) > 1:
-        raise InvalidRequest(f"{given} is the beginning of {len(found)} jobs: give more of it", code="ambiguous_job")
+    if len(found) > 1 or (found and len(given) < _BEGINNING_CHARS):
+        raise InvalidRequest(
+            f"{given} is the beginning of {_several(len(found))}, {_such_as(found)}: give more of it",
+            code="ambiguous_job",
+        )
     return found[0] if found else given
+
+
+def _no_id(given: str, found: list[str]) -> NotFound:
+    named = f". {_several(len(found))} of that name: {_such_as(found)}" if found else ""
+    return NotFound(
+        f"there is no job {given!r}: give a job's id, job-…, or its beginning, as `fabric jobs` shows it{named}",
+        job=given,
+    )
+
+
+def _several(count: int) -> str:
+    return "1 job" if count == 1 else f"{count} jobs"
+
+
+def _such_as(found: list[str]) -> str:
+    return ", ".join(found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")

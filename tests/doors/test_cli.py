@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from fabric.adapters.cluster_settings import artifact_key
 from fabric.cli import app
-from fabric.errors import FabricError, InvalidConfig, Unavailable
-from fabric.profile import Profile, load_profile, profile_file, save_profile
+from fabric.errors import FabricError, Unavailable
+from fabric.profile import profile_file
 
 
 @pytest.fixture
@@ -61,6 +61,7 @@ OPERATORS = [
     (("ops", "open-account", "initech", "--plan", "starter"), "initech is open"),
     (("ops", "grant", "acme", "3", "--days", 7), "3 CT granted"),
     (("ops", "drain", "h1"), "draining"),
+    (("ops", "undrain", "h1"), "takes jobs again"),
     (("ops", "close-period", "2027-01"), "closed"),
 ]
 
@@ -83,6 +84,23 @@ def test_an_operators_command_is_an_operators(run, house, words, shows):
 def test_what_an_operator_is_told_is_json_too(run, house, words):
     found = json.loads(run(*words, "--json", key=house.root).output)
     assert isinstance(found, list) == (words[1] in {"accounts", "nodes", "leases"})
+
+
+@pytest.mark.parametrize("word", ["drain", "undrain"])
+def test_a_node_that_is_not_there_is_refused_and_those_that_are_named(run, house, word):
+    refused = run("ops", word, "nosuch", key=house.root, code=5).stderr
+    assert "there is no node 'nosuch': there are a1, h0, h1" in refused
+    assert "not_found" in refused
+
+
+def test_a_drained_node_is_taken_back(run, house):
+    states = []
+    for word in ("drain", "undrain", "undrain"):
+        run("ops", word, "h1", key=house.root)
+        [node] = [each for each in json.loads(run("ops", "nodes", "--json", key=house.root).output)
+                  if each["node_id"] == "h1"]  # fmt: skip
+        states.append(node["state"])
+    assert states == ["draining", "up", "up"]
 
 
 def commands(group, *words):
@@ -164,6 +182,44 @@ def test_a_job_is_known_by_the_beginning_of_its_id(run, job):
     assert json.loads(run("job", job.id[:12], "--json").output)["job_id"] == job.id
     assert run("result", job.id[:12]).output == "42\n"
     assert "not_found" in run("job", "job-0000", code=5).stderr
+
+
+@pytest.mark.parametrize("word", ["job", "pause", "logs", "result"])
+def test_a_beginning_that_many_jobs_share_is_ambiguous_and_some_are_named(run, job, house, word):
+    assert f"job- is the beginning of 1 job, {job.id}: give more" in run(word, "job-", code=2).stderr
+    house.fabric().submit(lambda: 42, tokens=2)
+    told = run(word, "job-", code=2).stderr
+    assert "is the beginning of 2 jobs" in told
+    assert job.id in told
+    assert "ambiguous_job" in told
+
+
+def test_a_jobs_name_is_no_id_and_who_gives_one_is_told_the_ids(run, job):
+    told = run("pause", "answer", code=5).stderr
+    assert "`fabric jobs`" in told
+    assert f"1 job of that name: {job.id}" in told
+    assert "of that name" not in run("usage", "--job", "nobody", code=5).stderr
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_no_jobs_at_all_can_not_be_asked_for(run, limit):
+    assert "--limit" in run("jobs", "--limit", limit, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("balance",), ("usage",), ("statement",), ("jobs",), ("keys", "ls"), ("audit", "receipts"),
+              ("audit", "export")]
+)  # fmt: skip
+def test_of_a_customer_who_is_not_there_nothing_is_shown(run, house, words):
+    assert "there is no account 'poor'" in run(*words, "-a", "poor", key=house.root, code=5).stderr
+    run(*words, "-a", "globex", key=house.root)
+
+
+def test_who_takes_the_environments_key_for_the_profiles_is_told_which_comes_first(run):
+    assert "FABRIC_API_KEY comes before the profile" in run("ops", "nodes", code=3).stderr
+    told = run("keys", "create", "-a", "poor", code=3).stderr
+    assert "leave `--account` of the CLI" in told
+    assert "FABRIC_API_KEY comes before the profile" in told
 
 
 def test_a_new_key_works_and_a_revoked_one_does_not(run):
@@ -306,57 +362,6 @@ def test_the_command_works_in_a_pipe_without_colours(house):
     )  # fmt: skip
     assert "burning" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
-
-
-# -- profiles --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def home(tmp_path):
-    return {"XDG_CONFIG_HOME": str(tmp_path)}
-
-
-def test_an_argument_comes_before_the_environment_and_that_before_the_file(home):
-    save_profile(Profile(address="file:1", api_key="file-key", ca="/file/ca"), environ=home)
-    environ = {**home, "FABRIC_ADDRESS": "env:1"}
-    found = load_profile(Profile(account="acme"), environ=environ)
-    assert (found.address, found.api_key, found.ca, found.account) == ("env:1", "file-key", "/file/ca", "acme")
-    assert load_profile(Profile(address="arg:1"), environ=environ).address == "arg:1"
-
-
-def test_profiles_are_kept_apart_and_readable_by_their_owner_alone(home):
-    save_profile(Profile(address="a:1", api_key="k1"), environ=home)
-    file = save_profile(Profile(address='b"\\:2', api_key="k2"), name="lab", environ=home)
-    assert file.stat().st_mode & 0o777 == 0o600
-    assert load_profile(environ=home).address == "a:1"
-    assert load_profile(environ={**home, "FABRIC_PROFILE": "lab"}).address == 'b"\\:2'
-
-
-@pytest.mark.parametrize(
-    ("text", "mode", "says"),
-    [
-        ("[default\n", 0o600, "not TOML"),
-        ("[default]\nadress = 'x'\n", 0o600, "allowed are address"),
-        ("[default]\naddress = 3\n", 0o600, "as strings"),
-        ("[default]\naddress = 'x'\n", 0o644, "chmod 600"),
-    ],
-)
-def test_a_profile_file_that_is_wrong_is_refused_with_the_remedy(home, text, mode, says):
-    file = profile_file(home)
-    file.parent.mkdir()
-    file.write_text(text)
-    file.chmod(mode)
-    with pytest.raises(InvalidConfig, match=says):
-        load_profile(environ=home)
-
-
-def test_a_profile_that_is_not_there_is_named(home):
-    with pytest.raises(InvalidConfig, match="no profile 'lab'"):
-        load_profile(environ={**home, "FABRIC_PROFILE": "lab"})
-
-
-def test_a_profile_never_shows_its_key():
-    assert "secret" not in repr(Profile(address="a:1", api_key="secret"))
 
 
 def test_run_follows_a_command_to_its_end_and_tells_its_story(run):
