@@ -27,11 +27,18 @@ class JobLogs:
     async def read(self, job_id: str, *, account_id: str, offsets: Mapping[str, int]) -> AsyncIterator[LogChunk]:
         """What there is beyond `offsets` ("attempt/rank" → bytes already had), in order within each rank.
 
-        The machines are asked first: a log that is moved into the archive meanwhile is found there.
+        Attempts before those that run are told first. Else the machines are asked before the archive: a log that is moved
+        there meanwhile is found there.
         """
         had = dict(offsets)
-        attempts = [attempt for attempt in self._attempts_of(job_id) if attempt.lease.account_id == account_id]
-        for read in (self._running(attempts, had), self._archived(f"jobs/{account_id}/{job_id}/logs", had)):
+        own = [attempt for attempt in self._attempts_of(job_id) if attempt.lease.account_id == account_id]
+        attempts = sorted(own, key=lambda attempt: attempt.lease.epoch)
+        first = attempts[0].lease.epoch if attempts else 1
+        prefix = f"jobs/{account_id}/{job_id}/logs"
+        reads = [self._running(attempts, had), self._archived(prefix, had)]
+        if first > 1 and not any(_epoch_of(each) >= first for each in had):
+            reads.insert(0, self._archived(prefix, had, before=first))
+        for read in reads:
             async for chunk in read:
                 had[f"{chunk.attempt}/{chunk.rank}"] = chunk.offset + len(chunk.data)
                 yield chunk
@@ -45,9 +52,13 @@ class JobLogs:
                 if data:
                     yield LogChunk(rank=order.rank, attempt=epoch, offset=offset, data=data)
 
-    async def _archived(self, prefix: str, had: Mapping[str, int]) -> AsyncIterator[LogChunk]:
+    async def _archived(
+        self, prefix: str, had: Mapping[str, int], *, before: int | None = None
+    ) -> AsyncIterator[LogChunk]:
         for key in await aside(self._archive.list, prefix):
             epoch, rank = (int(part) for part in key.rsplit("/", 2)[1:])
+            if before is not None and epoch >= before:
+                continue
             offset = had.get(f"{epoch}/{rank}", 0)
             if offset and offset >= self._ended_at.get(key, offset + 1):
                 continue
@@ -63,3 +74,8 @@ class JobLogs:
         if len(self._ended_at) >= _REMEMBERED_MAX:
             self._ended_at.clear()
         self._ended_at[key] = size
+
+
+def _epoch_of(told: str) -> int:
+    """Of which attempt an offset's "attempt/rank" speaks."""
+    return int(told.partition("/")[0])

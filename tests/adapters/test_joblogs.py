@@ -19,9 +19,9 @@ class Agents:
         return self.log[offset : offset + limit]
 
 
-def attempt(account="acme"):
+def attempt(account="acme", *, epoch=1):
     return SimpleNamespace(
-        lease=SimpleNamespace(account_id=account, epoch=1),
+        lease=SimpleNamespace(account_id=account, epoch=epoch),
         ranks=lambda: [(SimpleNamespace(rank=0, log_file="log"), "10.0.0.1")],
     )
 
@@ -49,3 +49,20 @@ async def test_what_was_read_on_the_machine_is_not_told_again_from_the_archive(t
 async def test_nobody_reads_the_log_of_another_accounts_job(tmp_path):
     logs = JobLogs(archive=DirectoryArchive(tmp_path), agents=Agents(b"secret"), attempts_of=lambda _: [attempt()])
     assert await told(logs, account="globex") == []
+
+
+async def test_what_a_job_that_was_resumed_wrote_before_is_told_first(tmp_path):
+    archive = DirectoryArchive(tmp_path)
+    for epoch in (1, 2):
+        archive.put(KEY.replace("000001", f"{epoch:06d}"), b"before\n")
+    agents = Agents(b"now\n")
+    logs = JobLogs(archive=archive, agents=agents, attempts_of=lambda _: [attempt(epoch=4), attempt(epoch=3)])
+    chunks = [chunk async for chunk in logs.read("job-1", account_id="acme", offsets={})]
+    assert [(chunk.attempt, chunk.data) for chunk in chunks] == [
+        (1, b"before\n"),
+        (2, b"before\n"),
+        (3, b"now\n"),
+        (4, b"now\n"),
+    ]
+    offsets = {f"{chunk.attempt}/0": len(chunk.data) for chunk in chunks}
+    assert await told(logs, offsets=offsets) == []
