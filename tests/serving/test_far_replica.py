@@ -152,5 +152,5 @@ class LeaseStandIn:
 async def test_a_lease_that_went_elsewhere_is_lost_to_what_stood_in_it(said, lost):
     from serving.grounds import LeasedPlot
 
-    plot = LeasedPlot(LeaseStandIn(**said), {"lease_id": "l1"}, accelerator="H100")
+    plot = LeasedPlot(LeaseStandIn(**said), {"lease_id": "l1"}, accelerator="H100", closed=lambda _: None)
     assert await plot.is_lost() is lost
