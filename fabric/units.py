@@ -60,8 +60,13 @@ def parse_ct(text: str | int | Decimal) -> Uhs:
 
 
 def format_ct(uhs: int, *, decimals: int = 4, round_up: bool = False) -> str:
-    """µHs as tokens for people: rounded down (or up) to `decimals` places, trailing zeros dropped."""
+    """µHs as tokens for people: rounded down (or up) to `decimals` places, trailing zeros dropped.
+
+    An amount so small that fewer than two digits of it would be left is given two: what isn't nothing is never shown as 0.
+    """
     rounding = ROUND_CEILING if round_up else ROUND_FLOOR
+    if uhs > 0 and not round_up:
+        decimals = max(decimals, 1 - (Decimal(uhs) / UHS_PER_CT).adjusted())
     ct = (Decimal(uhs) / UHS_PER_CT).quantize(Decimal(1).scaleb(-decimals), rounding=rounding)
     text = f"{ct:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

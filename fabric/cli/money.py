@@ -1,6 +1,7 @@
 """Commands about tokens and money."""
 
 import json
+from itertools import accumulate, pairwise
 from typing import Annotated, Any, Final
 
 import typer
@@ -152,21 +153,21 @@ def statement(
         print_json(as_strings(found))
         return
     lines = found["lines"] if every else _gathered(gathered_by_model(found["lines"], found["records"]))
+    opening, closing = found["opening"], found["closing"]
+    amounts = _adding_up([_worth(opening), *(line["amount_uhs"] for line in lines)])[1:]
+    held = _adding_up([opening["held_uhs"], *(line["held_uhs"] for line in lines)])[1:]
     rows = [
-        (moment(line["at_us"]), _what(line), line["ref"], _signed(line["amount_uhs"]), _signed(line["held_uhs"]))
-        for line in lines
+        (moment(line["at_us"]), _what(line), line["ref"], _signed(shown), _signed(shown_held))
+        for line, shown, shown_held in zip(lines, amounts, held, strict=True)
     ]
     console().print(table(f"account {found['account_id']}", ("time", "what", "about", "CT", "held CT"), rows))
     if every_call and (calls := calls_in(found["records"])):
         print_calls(calls)
-    opening, closing = found["opening"], found["closing"]
     if since:
-        print_facts({"free": f"{format_ct(opening['free_uhs'], decimals=8)} CT"}, title="opening")
+        print_facts(_balances(opening), title="opening")
     print_facts(
         {
-            "free": f"{format_ct(closing['free_uhs'], decimals=8)} CT",
-            "held": f"{format_ct(closing['held_uhs'], decimals=8)} CT",
-            "owed": f"{format_ct(closing['debt_uhs'], decimals=8)} CT",
+            **_balances(closing),
             "tree": f"{found['until_size']} entries, root {found['until_root']}",
         },
         title="closing",
@@ -281,15 +282,37 @@ def _what(line: dict[str, Any]) -> str:
     return f"{line['kind']} ×{line['count']}" if line.get("count", 1) > 1 else str(line["kind"])
 
 
-def _signed(uhs: int) -> str:
-    """All decimals, so that what is below one another can be compared; a floor would not add up."""
-    if not uhs:
+def _adding_up(amounts: list[int]) -> list[int]:
+    """Amounts in the finest decimal that is shown, so that their sums are those of the exact amounts, rounded down.
+
+    Each is the difference of two sums, so it is less than one such decimal off.
+    """
+    sums = [total // UHS_PER_DECIMAL for total in accumulate(amounts, initial=0)]
+    return [after - before for before, after in pairwise(sums)]
+
+
+def _balances(standing: dict[str, int]) -> dict[str, str]:
+    """What is free, held and owed, in the sums that the lines lead to."""
+    worth, held = _worth(standing) // UHS_PER_DECIMAL, standing["held_uhs"] // UHS_PER_DECIMAL
+    owed = -(-standing["debt_uhs"] // UHS_PER_DECIMAL)
+    parts = {"free": worth - held + owed, "held": held, "owed": owed}
+    return {name: f"{format_ct(count * UHS_PER_DECIMAL, decimals=CT_DECIMALS)} CT" for name, count in parts.items()}
+
+
+def _worth(standing: dict[str, int]) -> int:
+    return standing["free_uhs"] + standing["held_uhs"] - standing["debt_uhs"]
+
+
+def _signed(count: int) -> str:
+    """All decimals, so that what is below one another can be compared."""
+    if not count:
         return "0"
-    whole, _, decimals = format_ct(abs(uhs), decimals=CT_DECIMALS).partition(".")
-    return f"{'-' if uhs < 0 else '+'}{whole}.{decimals:0<{CT_DECIMALS}}"
+    whole, decimals = divmod(abs(count), 10**CT_DECIMALS)
+    return f"{'-' if count < 0 else '+'}{whole}.{decimals:0{CT_DECIMALS}}"
 
 
 _ANYTHING: Final = "anything"
+UHS_PER_DECIMAL: Final = UHS_PER_CT // 10**CT_DECIMALS
 _NO_CHARGES: Final[dict[str, Any]] = {"amount_uhs": 0, "held_uhs": 0, "count": 0}
 _LOT_COLUMNS: Final[dict[str, Any]] = {
     "lot": lambda lot: lot.lot_id,

@@ -3,12 +3,16 @@
 import datetime as dt
 import io
 import time
+from decimal import Decimal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from fabric.cli import money, output
 from fabric.cli.output import duration, moment, table, time_of
+from fabric.units import format_ct
 
 JOB = "job-9829cded7d97285f73b3"
 COLUMNS = ("job", "name", "why", "submitted")
@@ -85,3 +89,39 @@ def test_times_are_in_the_zone_of_whoever_reads_them_and_as_short_as_they_can_be
     assert moment(int(now.timestamp() * 1e6)) == now.strftime("%H:%M:%S")
     assert moment(int(last_year.timestamp() * 1e6)) == f"{now.year - 1}-03-04"
     assert moment(0) == moment(None) == "–"
+
+
+@pytest.mark.parametrize(
+    ("uhs", "decimals", "shown"),
+    [
+        (0, 4, "0"),
+        (331_560, 4, "0.000092"),
+        (720_000, 4, "0.0002"),
+        (72_000, 4, "0.00002"),
+        (1, 8, "0.00000000027"),
+        (1_800_000_001, 4, "0.5"),
+        (1_234_567_890, 4, "0.3429"),
+    ],
+)
+def test_an_amount_that_is_not_nothing_is_never_shown_as_nothing(uhs, decimals, shown):
+    assert format_ct(uhs, decimals=decimals) == shown
+
+
+def test_what_a_statement_shows_of_a_hold_adds_up_to_what_is_left_of_it():
+    moves = [1_800_000_000, -54_401, -1_799_945_599]
+    assert sum(moves) == 0
+    shown = money._adding_up(moves)
+    assert sum(shown) == 0
+    assert [money._signed(count) for count in shown] == ["+0.50000000", "-0.00001512", "-0.49998488"]
+
+
+@given(st.lists(st.integers(-(10**13), 10**13), max_size=30), st.integers(0, 10**13), st.integers(0, 10**13))
+def test_the_lines_of_a_statement_add_up_to_its_closing_as_they_are_shown(moves, free_uhs, debt_uhs):
+    shown = money._adding_up(moves)
+    assert sum(shown) == sum(moves) // money.UHS_PER_DECIMAL
+    for exact, count in zip(moves, shown, strict=True):
+        assert abs(exact - count * money.UHS_PER_DECIMAL) < money.UHS_PER_DECIMAL
+    standing = {"free_uhs": free_uhs, "held_uhs": 7, "debt_uhs": debt_uhs}
+    told = {name: Decimal(text.removesuffix(" CT")) for name, text in money._balances(standing).items()}
+    worth = told["free"] + told["held"] - told["owed"]
+    assert worth.scaleb(8) == money._worth(standing) // money.UHS_PER_DECIMAL
