@@ -28,7 +28,11 @@ _MTOK = 1_000_000
 
 
 class Wrong(Exception):
-    """A reason why the export proves nothing."""
+    """A reason why the export proves nothing, and its kind, as `Report.code` has it."""
+
+    def __init__(self, why: str, code: str = "not_verified") -> None:
+        super().__init__(why)
+        self.code = code
 
 
 @dataclass
@@ -36,6 +40,10 @@ class Report:
     """What was found. `ok` only if every check passed."""
 
     problem: str = ""
+    code: str = ""
+    """Of the problem: no_export | export_cut_short | another_key | not_verified"""
+    line: int = 0
+    """Of the problem: where it was met; 0 = in the whole."""
     origin: str = ""
     key: str = ""
     account: str | None = None
@@ -50,7 +58,7 @@ class Report:
 
     def __str__(self) -> str:
         if not self.ok:
-            return f"NOT VERIFIED: {self.problem}"
+            return f"NOT VERIFIED: {f'line {self.line}: ' if self.line else ''}{self.problem}"
         found = ", ".join(f"{n} {what}" for what, n in sorted(self.counts.items()))
         notes = "".join(f"\n  note    {note}" for note in self.notes)
         signed = f"  signed  {self.size} entries, root {self.root}, key {self.key}"
@@ -69,9 +77,9 @@ def verify_export(lines: Iterable[str], *, trusted_key: str | None = None, witne
     try:
         _Check(report, trusted_key, witnessed).run([line.removesuffix("\n") for line in lines])
     except Wrong as wrong:
-        report.problem = str(wrong)
+        report.problem, report.code = str(wrong), wrong.code
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        report.problem = f"the export is malformed: {type(error).__name__}: {error}"
+        report.problem, report.code = f"the export is malformed: {type(error).__name__}: {error}", "not_verified"
     return report
 
 
@@ -82,13 +90,17 @@ class _Check:
 
     def run(self, lines: list[str]) -> None:
         report = self.report
-        header, *body, last = [json.loads(line) for line in lines]
-        _require(header["format"] == "token-fabric-audit" and header["version"] == 1, "a format this can't read")
+        parsed = self._parse(lines)
+        header = parsed[0]
+        ours = isinstance(header, dict) and header.get("format") == "token-fabric-audit"
+        _require(ours and header["version"] == 1, "it does not begin as an audit export does", "no_export")
+        body, last = parsed[1:-1], parsed[-1]
         report.origin, report.account, report.key = header["origin"], header["account"], header["key"]
         trusted = self.trusted_key.strip() if self.trusted_key else report.key
-        _require(report.key == trusted, f"the export names the key {report.key}, not the trusted one")
+        _require(report.key == trusted, f"the export names the key {report.key}, not the trusted one", "another_key")
         report.notes += [] if self.trusted_key else ["compare the key with the one the operator publishes: --key"]
-        _require(set(last) == {"checkpoint"}, "the export is cut short: the last line is no checkpoint")
+        whole = set(last) == {"checkpoint"}
+        _require(whole, "the export is cut short: the last line is no checkpoint", "export_cut_short")
         report.size, root, sealed = self._open(last["checkpoint"])
         report.root = root.hex()
         digest = hashlib.sha256("".join(f"{line}\n" for line in lines[:-1]).encode()).hexdigest()
@@ -100,6 +112,21 @@ class _Check:
             self._full(body, root, (old_size, old_root))
         else:
             self._account(body, root, (old_size, old_root), since)
+
+    def _parse(self, lines: list[str]) -> list[Any]:
+        _require(any(lines), "it is empty", "no_export")
+        parsed = []
+        for self.report.line, line in enumerate(lines, 1):
+            try:
+                parsed.append(json.loads(line))
+            except (ValueError, RecursionError):
+                if self.report.line == 1:
+                    raise Wrong("this is no JSON, and no audit export", "no_export") from None
+                if self.report.line == len(lines):
+                    raise Wrong("the export is cut short within its last line", "export_cut_short") from None
+                raise Wrong("this line is no JSON") from None
+        self.report.line = 0
+        return parsed
 
     def _open(self, note: str) -> tuple[int, bytes, str]:
         """Size, root and the line after them of a checkpoint, if the key signed it for this origin."""
@@ -123,14 +150,16 @@ class _Check:
 
     def _full(self, body: list[dict[str, Any]], root: bytes, old: tuple[int, bytes]) -> None:
         """Every leaf is here: make the root from them, and audit what they say."""
-        books, (old_size, old_root) = _Books(self.report.counts), old
+        report, books, (old_size, old_root) = self.report, _Books(self.report.counts), old
         for seq, line in enumerate(body):
+            report.line = seq + 2
             _require(set(line) == {"seq", "leaf"} and line["seq"] == seq, f"entry {seq} is missing or out of order")
             if seq == old_size:
                 _require(self._root() == old_root, f"history was rewritten: another root at size {old_size}")
             leaf = base64.b64decode(line["leaf"])
             self._append(_leaf_hash(leaf))
             books.post(seq, leaf, whole=True)
+        report.line = 0
         books.calls.finish()
         _require(len(body) == self.report.size, f"{self.report.size} entries were signed, {len(body)} are here")
         _require(self._root() == root, "the entries do not hash to the signed root: one was changed")
@@ -139,7 +168,7 @@ class _Check:
     def _account(self, body: list[dict[str, Any]], root: bytes, old: tuple[int, bytes], since: Any) -> None:
         """An account's own entries: each must be proved to be in the signed tree."""
         books, before, (old_size, old_root) = _Books(self.report.counts, account=self.report.account), -1, old
-        for line in body:
+        for self.report.line, line in enumerate(body, 2):
             seq, proof = line["seq"], [bytes.fromhex(node) for node in line["proof"]]
             _require(before < seq < self.report.size, f"entry {seq} is out of order or beyond the signed tree")
             withheld = "leaf" not in line
@@ -151,6 +180,7 @@ class _Check:
                 self.report.counts["withheld entries"] += 1
             else:
                 books.post(seq, leaf, whole=False)
+        self.report.line = 0
         if not self.report.counts["withheld entries"]:
             books.calls.finish()
         if old_size in (0, self.report.size):
@@ -307,9 +337,9 @@ class _Calls:
         self.charged.add(known_as)
 
 
-def _require(holds: object, otherwise: str) -> None:
+def _require(holds: object, otherwise: str, code: str = "not_verified") -> None:
     if not holds:
-        raise Wrong(otherwise)
+        raise Wrong(otherwise, code)
 
 
 def _leaf_hash(leaf: bytes) -> bytes:

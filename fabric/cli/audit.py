@@ -5,7 +5,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -13,10 +13,17 @@ from fabric.audit.verify import verify_export
 from fabric.cli.files import drafted
 from fabric.cli.output import console, print_json, say, table
 from fabric.cli.session import AsJson, ForAccount, client, job_named
-from fabric.errors import InvalidRequest, JournalCorrupt
+from fabric.errors import InvalidRequest
 from fabric.wire import fabric_pb2 as pb
 
 app = typer.Typer(help="Proof: export the sealed log, verify it offline, read receipts.", no_args_is_help=True)
+
+_REMEDIES: Final = {
+    "no_export": "give a file that `fabric audit export FILE` has written",
+    "export_cut_short": "export it again with `fabric audit export {file}`",
+    "another_key": "check --key against the key that the operator publishes; with the right one, the export is not theirs",
+    "not_verified": "export it again; if that does not verify either, keep both files and ask the operator",
+}
 
 
 @app.command()
@@ -53,7 +60,7 @@ def verify(
     key: Annotated[str | None, typer.Option(help="The public key you trust; without it the export's own.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check an export offline: every hash, signature, sum and charge.
+    """Check an export offline: every hash, signature, sum and charge. Ends with 0 if all is well, else with 2.
 
     For example: fabric audit verify november.jsonl --key "$(cat operators-key.txt)"
     """
@@ -63,7 +70,9 @@ def verify(
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"can't read {file}: {error}", code="no_export") from None
     if report.problem:
-        raise JournalCorrupt(report.problem, file=str(file))
+        where = f"{file}, line {report.line}" if report.line else str(file)
+        about = f"{where}: {report.problem}: {_REMEDIES[report.code].format(file=file)}"
+        raise InvalidRequest(about, code=report.code, file=str(file), line=report.line or None)
     facts = {"entries": report.size, "root": report.root, "origin": report.origin, "key": report.key}
     if as_json:
         print_json({"verified": True, **facts, "counts": dict(report.counts), "notes": report.notes})

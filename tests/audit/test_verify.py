@@ -266,3 +266,34 @@ def test_it_runs_as_a_file_without_the_product(tmp_path):
     hide = f"import sys; sys.modules['fabric'] = None; sys.argv = ['verify', {str(file)!r}]; import runpy; runpy.run_path({str(copy)!r}, run_name='__main__')"
     ran = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (ran.returncode, "VERIFIED" in ran.stdout) == (0, True), ran.stderr
+
+
+async def test_what_is_wrong_is_of_a_kind_and_has_its_line(log):
+    lines = await log.export()
+    middle = len(lines) // 2
+    key = log.auditor.verifier_key
+    for changed, trusted, code, line in (
+        (lines, key, "", 0),
+        (lines, str(Signer(ORIGIN, new_private_key()).verifier), "another_key", 0),
+        (lines[:-1], key, "export_cut_short", 0),
+        (lines[:1], key, "export_cut_short", 0),
+        ([*lines[:-1], lines[-1][:20]], key, "export_cut_short", len(lines)),
+        ([*lines[:middle], lines[middle][:20]], key, "export_cut_short", middle + 1),
+        ([*lines[:middle], "{", *lines[middle:]], key, "not_verified", middle + 1),
+        ([*lines[:middle], *lines[middle + 1 :]], key, "not_verified", 0),
+        (["a,b,c", "1,2,3"], key, "no_export", 1),
+        (['{"job": 1}', '{"job": 2}'], key, "no_export", 0),
+        (["[]", "3"], key, "no_export", 0),
+        ([], key, "no_export", 0),
+        ([""], key, "no_export", 0),
+    ):
+        report = verify_export(changed, trusted_key=trusted)
+        assert (report.code, report.line) == (code, line), report.problem
+        assert bool(report.problem) == bool(code)
+
+
+def test_a_signed_entry_that_is_wrong_is_named_with_its_line():
+    header = export.header_line(origin=ORIGIN, key=str(SIGNER.verifier), account_id=None)
+    report = verify_export(sealed([header, export.entry_line(7, b"{}")], [b"{}"]))
+    assert (report.code, report.line) == ("not_verified", 2)
+    assert str(report).startswith("NOT VERIFIED: line 2: entry 0 is missing")

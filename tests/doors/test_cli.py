@@ -299,6 +299,24 @@ def test_an_export_goes_to_a_file_or_to_standard_output(run, job, tmp_path):
     assert job.id in run("audit", "export").output
 
 
+@pytest.mark.parametrize(
+    ("text", "code", "says"),
+    [
+        ("", "no_export", "it is empty: give a file that `fabric audit export FILE` has written"),
+        ("a,b\n", "no_export", ", line 1: this is no JSON"),
+        ('{"format": "token-fabric-audit", "version": 1, "origin": "o", "account": "a", "key": "k"}\n{"seq', "export_cut_short",
+         "export.jsonl, line 2: the export is cut short within its last line: export it again with"),
+        ('{"format": "token-fabric-audit", "version": 1, "origin": "o", "account": "a", "key": "k"}\n{}\n', "another_key",
+         "not the trusted one: check --key"),
+    ],
+)  # fmt: skip
+def test_an_export_that_proves_nothing_says_where_why_and_what_to_do(run, tmp_path, text, code, says):
+    (tmp_path / "export.jsonl").write_text(text)
+    told = run("audit", "verify", tmp_path / "export.jsonl", "--key", "other", code=2).stderr
+    assert says in told
+    assert code in told
+
+
 def test_an_export_that_breaks_off_is_begun_again_and_whole_or_not_there(run, job, house, tmp_path, monkeypatch):
     whole, export = run("audit", "export").output, house.port.export
 
