@@ -26,7 +26,12 @@ def up(
     local: Annotated[bool, typer.Option("--local", help="A local cluster of simulated nodes.")] = False,
     config: Config = None,
     state_dir: StateDir = None,
-    profile: Annotated[str, typer.Option(help="Under which name to keep the connection.")] = "default",
+    any_port: Annotated[
+        bool, typer.Option("--any-port", help="Listen at free ports: beside another fabric on this machine.")
+    ] = False,
+    profile: Annotated[
+        str, typer.Option(help="Under which name to keep the connection: FABRIC_PROFILE says which to use.")
+    ] = "default",
     as_json: AsJson = False,
 ) -> None:
     """Start a fabric, and keep how to reach it in the profile."""
@@ -35,7 +40,12 @@ def up(
     if local and config is not None:
         raise typer.BadParameter("choose --local or --config (FABRIC_CONFIG counts as that)")
     out = console()
-    found = house.up(config, state_dir=state_dir, say=lambda doing: None if as_json else out.print(f"… {doing}"))
+    found = house.up(
+        config,
+        state_dir=state_dir,
+        any_port=any_port,
+        say=lambda doing: None if as_json else out.print(f"… {doing}"),
+    )
     api_key = house.operator_key(Path(found.state_dir))
     file = save_profile(
         Profile(address=found.address, ca=found.ca, api_key=api_key, account=found.account), name=profile

@@ -13,10 +13,12 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from fabric import demo, house
 from fabric.demo import story
 from fabric.demo.tables import console
+from fabric.errors import FabricError
 from fabric.settings import shipped
 
 STEPS: Final = 120
 """Training steps of each job: some 12 s of one core."""
+INTERRUPTED: Final = 130
 _NEXT: Final = (
     "fabric up --local               a cluster like this, left running\n"
     "fabric topup 10                 sandbox payment\n"
@@ -28,26 +30,38 @@ _NEXT: Final = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the demo; 0 if every promise was kept."""
+    """Run the demo; 0 if every promise was kept, 130 if it was interrupted."""
     parser = argparse.ArgumentParser(prog="python -m fabric.demo", description=demo.__doc__)
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps of each job")
     parser.add_argument("--keep", action="store_true", help="leave the cluster running at the end")
     given = parser.parse_args(argv)
+    try:
+        _run(steps=given.steps, keep=given.keep)
+    except KeyboardInterrupt:
+        what = "what runs was left running" if given.keep else "everything was cleared away"
+        sys.stderr.write(f"interrupted: {what}\n")
+        return INTERRUPTED
+    except FabricError as error:
+        sys.stderr.write(f"error: {error.message} ({error.code})\n")
+        return error.exit_code
+    return 0
+
+
+def _run(*, steps: int, keep: bool) -> None:
     state_dir = Path(tempfile.mkdtemp(prefix="fabric-demo-"))
     try:
         found = _bring_up(state_dir)
         try:
-            story.tell(found, steps=given.steps)
+            story.tell(found, steps=steps)
         finally:
-            if not given.keep:
+            if not keep:
                 with console.status("cleaning up"):
                     house.down(state_dir)
     finally:
-        if not given.keep:
+        if not keep:
             shutil.rmtree(state_dir, ignore_errors=True)
-    title = f"still up at {found.address}" if given.keep else "cleaned up; try next"
+    title = f"still up at {found.address}" if keep else "cleaned up; try next"
     console.print(Panel(_NEXT, title=title, expand=False))
-    return 0
 
 
 def _bring_up(state_dir: Path) -> house.Running:

@@ -77,7 +77,10 @@ def check_port(host: str, port: int, *, name: str) -> Finding:
             probe.bind((host, port))
             probe.listen(1)
         except OSError as error:
-            remedy = f"end what listens there (`fabric down`, if it is a fabric), or set another port for {name}"
+            remedy = (
+                f"end what listens there (`fabric down`, if it is a fabric), set another port for {name}, or have"
+                " `fabric up --any-port` choose"
+            )
             return fail(name, f"{host}:{port}: {error.strerror}", remedy=remedy)
     return ok(name, f"{host}:{port} is free")
 

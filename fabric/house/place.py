@@ -137,7 +137,9 @@ def already_up(place: Path) -> Conflict:
     found = last_running(place)
     what = f"{found.name} is up already at {found.address} (pid {found.pid})" if found else "a fabric is starting"
     return Conflict(
-        f"{what} in {place}: use it, stop it with `fabric down`, or start another with --state-dir", code="already_up"
+        f"{what} in {place}: use it, stop it with `fabric down`, or start another beside it with --state-dir DIR --any-port"
+        " --profile NAME",
+        code="already_up",
     )
 
 

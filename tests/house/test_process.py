@@ -61,10 +61,20 @@ def test_a_second_start_in_one_state_directory_is_a_conflict_that_names_the_firs
         with pytest.raises(Conflict, match=r"a fabric is starting in .*: use it, stop it"):
             house.up()
         announce(state_dir, there)
-        with pytest.raises(Conflict, match=r"here is up already at 127.0.0.1:1 .*--state-dir") as raised:
+        with pytest.raises(Conflict, match=r"here is up already at 127.0.0.1:1 .*--state-dir DIR --any-port") as raised:
             house.up()
         assert house.running() == there
     assert raised.value.code == "already_up"
+
+
+def test_a_second_fabric_beside_the_first_listens_at_free_ports(state_dir, there, tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(house, "up", lambda _, **options: asked.update(options) or there)
+    monkeypatch.setattr(house, "operator_key", lambda _: "key")
+    words = ["up", "--local", "--state-dir", str(tmp_path / "other"), "--any-port", "--profile", "other"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert (asked["any_port"], asked["state_dir"]) == (True, tmp_path / "other")
 
 
 def test_a_lock_whose_holder_was_killed_is_none(state_dir, there):
