@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from fabric.adapters.archive import Archive
-from fabric.adapters.cluster_settings import artifact_key, checkpoints_in
-from fabric.checkpoints import restore_directory
+from fabric.adapters.cluster_settings import PUBLISH_IT, artifact_key, checkpoints_in
+from fabric.checkpoints import is_of_folder, restore_directory
 from fabric.errors import InvalidRequest, NotFound
 from training.parcels import unpacked
 
@@ -61,7 +61,12 @@ def _from_job(account_id: str, job_id: str, archive: Archive, cache: Path) -> Pa
     checkpoints = checkpoints_in(archive, account_id, job_id)
     manifest = checkpoints.newest()
     if manifest is None:
-        raise NotFound(f"job {job_id} has left no checkpoint: it must export into FABRIC_CHECKPOINT_DIR", job=job_id)
+        raise NotFound(f"job {job_id} has published no model and left no checkpoint: {PUBLISH_IT}", job=job_id)
+    if not is_of_folder(manifest):
+        raise InvalidRequest(
+            f"job {job_id} has published no model, and what it saved at step {manifest.step} is no folder: {PUBLISH_IT}",
+            code="no_model",
+        )
     told = hashlib.sha256(repr(manifest).encode()).hexdigest()[:16]
     folder = cache / f"job-{job_id}-{told}"
     if not folder.exists():

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -87,6 +87,13 @@ def lease_info_key(account_id: str, job_id: str) -> str:
 def result_key(account_id: str, job_id: str) -> str:
     """Where the archive keeps a function's pickled result (or exception)."""
     return f"jobs/{account_id}/{job_id}/result"
+
+
+PUBLISH_IT: Final = (
+    "have its code publish one, fabric.context.current().publish(training.parcels.packed(folder)), as training/byte_lm.py"
+    " does, and run it again"
+)
+"""The remedy where a job was to leave a model and left none."""
 
 
 def artifact_key(account_id: str, job_id: str, *, name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from fabric.adapters.cluster_settings import artifact_key, lease_info_key
+from fabric.adapters.cluster_settings import PUBLISH_IT, artifact_key, lease_info_key
 from fabric.adapters.results import inline_result, shown_ref
 from fabric.api.blobs import Upload
 from fabric.api.door import Door
@@ -168,9 +168,16 @@ async def artifact(door: Door, caller: Caller, request: pb.ArtifactRequest) -> A
     if not ARTIFACT_NAME.fullmatch(request.name):
         raise InvalidRequest("an artifact's name has 1 to 64 letters, digits, '-', '_' and '.'", code="bad_artifact")
     key = artifact_key(job.account_id, job.job_id, name=request.name)
-    async with contextlib.aclosing(door.blobs.parts(key)) as parts:
-        async for part in parts:
-            yield pb.Chunk(data=part)
+    try:
+        async with contextlib.aclosing(door.blobs.parts(key)) as parts:
+            async for part in parts:
+                yield pb.Chunk(data=part)
+    except NotFound:
+        raise NotFound(
+            f"job {job.job_id} has published nothing as {request.name!r}: {PUBLISH_IT}",
+            code="no_artifact",
+            job=job.job_id,
+        ) from None
 
 
 async def result(door: Door, caller: Caller, request: pb.ResultRequest) -> AsyncIterator[pb.Chunk]:

@@ -1,14 +1,19 @@
 """Calls about language models: what is offered, who serves it, and who asks for it."""
 
+import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from statistics import median_low
 from typing import Any, Final
 
+from fabric.adapters.clerks import aside
+from fabric.adapters.cluster_settings import PUBLISH_IT, artifact_key
 from fabric.api.door import Door
 from fabric.api.keys import Caller
 from fabric.api.messages import accepted, at_least, identifier, message_of, request_id, several, short
 from fabric.charging.rates import Rate
+from fabric.checkpoints import is_of_folder
 from fabric.errors import InvalidRequest, NotFound, PermissionDenied
+from fabric.gate.lifecycle import TERMINAL
 from fabric.gate.questions import CallerOf, ModelsOf
 from fabric.gate.serving_events import CallUsed, ModelSpec, OfferModel, RecordCalls, ScaleModel, WithdrawModel
 from fabric.gate.views import CallerView, ModelView
@@ -17,6 +22,9 @@ from fabric.wire import fabric_pb2 as pb
 
 RATES_MAX: Final = 64
 ENGINE_ARGS_MAX: Final = 64
+_JOB: Final = "job:"
+_MODEL: Final = "model"
+"""As what a job publishes one."""
 
 
 async def list_models(door: Door, caller: Caller, _: pb.ListModelsRequest) -> pb.ListModelsReply:
@@ -29,12 +37,35 @@ async def list_models(door: Door, caller: Caller, _: pb.ListModelsRequest) -> pb
 async def offer_model(door: Door, _: Caller, request: pb.OfferModelRequest) -> pb.Accepted:
     if len(request.rates) > RATES_MAX:
         raise InvalidRequest(f"a model has at most {RATES_MAX} rates, not {len(request.rates)}", code="invalid_rate")
+    await _leaves_a_model(door, request.spec.source)
     event = OfferModel(
         spec=_spec_of(request.spec),
         rates=tuple(_rate_of(rate) for rate in request.rates),
         request_id=request_id(request.request_id),
     )
     return accepted(await door.gate.decide(event))
+
+
+async def _leaves_a_model(door: Door, source: str) -> None:
+    """Refuse a job that there isn't, and one that has ended and left no model: no replica would ever load it.
+
+    Raises:
+        NotFound: there is no such job.
+        InvalidRequest: it published none, and its last checkpoint is no folder (code `no_model`).
+    """
+    if not source.startswith(_JOB):
+        return
+    job = await door.job(source.removeprefix(_JOB).rpartition("/")[2], scope=None)
+    if job.state not in TERMINAL:
+        return
+    with contextlib.suppress(NotFound):
+        await door.port.small_blob(artifact_key(job.account_id, job.job_id, name=_MODEL), limit_bytes=0)
+        return
+    saved = await aside(door.port.checkpoints_of(job.account_id, job.job_id).ls)
+    if not (saved and is_of_folder(saved[0])):
+        raise InvalidRequest(
+            f"job {job.job_id} {job.state} and has left no model: {PUBLISH_IT}", code="no_model", job=job.job_id
+        )
 
 
 async def scale_model(door: Door, _: Caller, request: pb.ScaleModelRequest) -> pb.Accepted:

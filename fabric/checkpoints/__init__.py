@@ -4,7 +4,7 @@ from fabric.checkpoints.bucket import S3Store
 from fabric.checkpoints.checkpoints import Checkpoints
 from fabric.checkpoints.directory import DirectoryStore
 from fabric.checkpoints.draft import Draft
-from fabric.checkpoints.folders import Watch, commit_directory, restore_directory
+from fabric.checkpoints.folders import Watch, commit_directory, is_of_folder, restore_directory
 from fabric.checkpoints.near import near_store
 from fabric.checkpoints.records import Manifest, Shard
 from fabric.checkpoints.stores import Store, store_of
@@ -19,6 +19,7 @@ __all__ = [
     "Store",
     "Watch",
     "commit_directory",
+    "is_of_folder",
     "near_store",
     "restore_directory",
     "store_of",

@@ -161,6 +161,11 @@ def _taken(
     )
 
 
+def is_of_folder(manifest: Manifest) -> bool:
+    """Whether a checkpoint is of a folder, and not of what a job's own code saved."""
+    return "directory" in manifest.meta
+
+
 def _walked(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
     try:
         for entry in os.scandir(folder):
@@ -206,7 +211,7 @@ def _packed(draft: Draft, folder: Path, entries: tuple[Entry, ...]) -> list[Entr
 
 def _unpack(checkpoints: Checkpoints, manifest: Manifest, folder: Path) -> None:
     """Make a new folder of it. Links come last, so that nothing is ever written through one."""
-    if "directory" not in manifest.meta:
+    if not is_of_folder(manifest):
         raise InvalidRequest(
             f"the checkpoint of step {manifest.step} is not of a directory: it was saved by the job's own code",
             code="not_a_directory_checkpoint",

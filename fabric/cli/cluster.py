@@ -131,3 +131,11 @@ def doctor(*, config: Config = None, as_json: AsJson = False) -> None:
         console().print(table("", ("", "what", "found", "remedy"), rows))
     if any(each.health is Health.FAIL for each in found):
         raise typer.Exit(1)
+
+
+def is_all_here(address: str) -> bool:
+    """Whether the fabric at this address is this machine's own, with all of its nodes."""
+    from fabric import house  # noqa: PLC0415
+
+    found = house.running()
+    return found is not None and not found.joined and found.address == address

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from fabric.cli.cluster import is_all_here
 from fabric.cli.output import console, print_json, record, say, table
 from fabric.cli.session import AsJson, ForAccount, client, job_named
 from fabric.client import Client, new_request_id
@@ -80,8 +81,9 @@ def offer(
         max_context=max_context,
         engine_args=[_engine_arg(given) for given in engine or ()],
     )
+    where = _must_be_at(door, spec.source)
     request = pb.OfferModelRequest(request_id=new_request_id(), spec=spec, rates=_rates_in(rates) if rates else [])
-    _done(door.call(request, pb.Accepted), f"{name} is offered: `fabric models` shows how it gets on", as_json)
+    _done(door.call(request, pb.Accepted), f"{name} is offered: `fabric models` shows how it gets on{where}", as_json)
 
 
 @ops.command()
@@ -126,6 +128,23 @@ def _source(door: Client, given: str) -> str:
     if kind == "job":
         return f"job:{job_named(door, name)}"
     return str(Path(given).absolute()) if Path(given).is_dir() else given
+
+
+def _must_be_at(door: Client, source: str) -> str:
+    """What to say of a folder that isn't here: nodes may be other machines.
+
+    Raises:
+        NotFound: they are not (code `no_folder`).
+    """
+    if source.startswith(("job:", "archive:")) or Path(source).is_dir():
+        return ""
+    if is_all_here(door.profile.address):
+        raise NotFound(
+            f"there is no folder {source} on this machine, where all nodes of this local fabric are: name the folder that"
+            " has the model's config.json in it, or job:ID",
+            code="no_folder",
+        )
+    return f". {source} is no folder here: it must be one on every node that is to load it"
 
 
 def _bounds(given: str) -> tuple[int, int]:

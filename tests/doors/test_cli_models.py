@@ -2,9 +2,13 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from fabric.adapters.archive import DirectoryArchive
+from fabric.adapters.cluster_settings import artifact_key, checkpoints_in
+from fabric.checkpoints import commit_directory
 from fabric.cli.calls import calls_in, gathered_by_model, print_calls
 from fabric.client import new_request_id
 from fabric.wire import fabric_pb2 as pb
@@ -56,6 +60,7 @@ def test_a_source_is_a_whole_path_or_a_whole_job_id(run, house, offered, tmp_pat
     (tmp_path / "made").mkdir()
     monkeypatch.chdir(tmp_path)
     job = house.fabric().submit(lambda: 1, tokens=1)
+    house.port.blobs[artifact_key("acme", job.id, name="model")] = b"tar"
     for given, source in (
         ("made", str(tmp_path / "made")),
         (f"job:{job.id[:10]}", f"job:{job.id}"),
@@ -64,6 +69,51 @@ def test_a_source_is_a_whole_path_or_a_whole_job_id(run, house, offered, tmp_pat
         run("ops", "models", "offer", "m", given, "--accelerator", "H100", "--rates", offered, key=house.root)
         models = json.loads(run("models", "--json", key=house.root).output)
         assert models[-1]["spec"]["source"] == source
+
+
+def test_a_job_that_there_is_not_or_that_left_no_model_is_not_offered(run, house, offered):
+    words = ("ops", "models", "offer", "m")
+    more = ("--accelerator", "H100", "--rates", offered)
+    assert "there is no job" in run(*words, "job:job-zzzz", *more, key=house.root, code=5).stderr
+    ended = house.fabric().submit(lambda: 1, tokens=1)
+    assert ended.wait(timeout=20) == "succeeded"
+    refused = run(*words, f"job:{ended.id}", *more, key=house.root, code=2).stderr
+    assert "no_model" in refused
+    assert "fabric.context.current().publish" in "".join(refused.split("\n"))
+    house.port.run_jobs = False
+    runs = house.fabric().submit(lambda: 1, tokens=1)
+    assert "is offered" in run(*words, f"job:{runs.id}", *more, key=house.root).output, "it may publish one yet"
+
+
+@pytest.mark.parametrize("kept", ["folder", "own"])
+def test_a_job_is_offered_for_the_folder_that_it_kept_but_not_for_what_its_code_saved(
+    run, house, offered, tmp_path, kept
+):
+    job = house.fabric().submit(lambda: 1, tokens=1)
+    assert job.wait(timeout=20) == "succeeded"
+    archive = DirectoryArchive(house.folder / "archive")
+    checkpoints = checkpoints_in(archive, "acme", job.id, epoch=1, attempt_id="a1")
+    checkpoints.claim()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "config.json").write_text("{}")
+    if kept == "folder":
+        commit_directory(checkpoints, tmp_path / "kept", step=1)
+    else:
+        draft = checkpoints.begin(1)
+        draft.put("state", b"weights")
+        checkpoints.commit(draft)
+    words = ("ops", "models", "offer", "m", f"job:{job.id}", "--accelerator", "H100", "--rates", offered)
+    run(*words, key=house.root, code=0 if kept == "folder" else 2)
+
+
+@pytest.mark.parametrize(("joined", "code"), [(False, 5), (True, 0)])
+def test_a_folder_that_is_not_here_is_refused_where_all_nodes_are_here_and_said_to_be_needed_elsewhere(
+    run, house, offered, tmp_path, monkeypatch, joined, code
+):
+    words = ("ops", "models", "offer", "m", "/nowhere", "--accelerator", "H100", "--rates", offered)
+    monkeypatch.setattr("fabric.house.running", lambda: SimpleNamespace(joined=joined, address=house.address))
+    done = run(*words, key=house.root, code=code)
+    assert ("no_folder" in done.stderr) if code else ("every node" in done.output)
 
 
 def test_a_model_is_scaled_and_withdrawn(run, house, offered):

@@ -66,7 +66,7 @@ def _in(folder):
     ("source", "error", "says"),
     [
         ("archive:none", NotFound, "none"),
-        ("job:ann/j9", NotFound, "j9 has left no checkpoint"),
+        ("job:ann/j9", NotFound, "j9 has published no model and left no checkpoint: have its code publish one"),
         ("/nowhere", InvalidRequest, "no config.json"),
     ],
 )
@@ -74,3 +74,14 @@ def test_what_is_no_model_is_said_so_and_leaves_nothing(archive, tmp_path, sourc
     with pytest.raises(error, match=says):
         folder_of(source, archive, cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists() or list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_job_that_saved_but_published_nothing_is_told_to_publish(archive, tmp_path):
+    checkpoints = checkpoints_in(archive, "ann", "j1", epoch=1, attempt_id="a1")
+    checkpoints.claim()
+    draft = checkpoints.begin(600)
+    draft.put("state", b"weights")
+    checkpoints.commit(draft)
+    with pytest.raises(InvalidRequest, match="saved at step 600 is no folder: have its code publish one") as refused:
+        folder_of("job:ann/j1", archive, cache=tmp_path / "cache")
+    assert refused.value.code == "no_model"
