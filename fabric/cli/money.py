@@ -10,7 +10,7 @@ from fabric.cli.calls import calls_in, gathered_by_model, print_calls, print_tot
 from fabric.cli.moments import Since, Until, parse_moment
 from fabric.cli.output import console, duration, moment, print_facts, print_json, print_records, record, say, table
 from fabric.cli.session import AsJson, ForAccount, client, job_named
-from fabric.client import new_request_id
+from fabric.client import Client, new_request_id
 from fabric.units import CT_DECIMALS, PPM, UHS_PER_CT, format_cny, format_ct, parse_ct
 from fabric.wire import fabric_pb2 as pb
 
@@ -115,7 +115,7 @@ def usage(
     as_json: AsJson = False,
 ) -> None:
     """The charging records: what ran, and what it cost. One for each time that a job was on devices, and one for each call
-    of a language model; with --json all of them.
+    of a language model; with --json all of them. A call's is there some seconds after it has ended.
 
     For example: fabric usage --since 7d --job job-9829cded
     """
@@ -130,6 +130,16 @@ def usage(
         print_records(leases, as_json=as_json, title="charging records", columns=_CDR_COLUMNS, spare=("name", "util"))
     if calls and not as_json:
         print_calls(calls) if every_call else print_totals(calls)
+    if not as_json and until_us is None:
+        _say_what_is_open(door, request.job_id)
+
+
+def _say_what_is_open(door: Client, job_id: str) -> None:
+    """A record is made when its lease is cleared away, a moment after its job has ended; charges come before it."""
+    jobs = door.call(pb.ListJobsRequest(limit=_JOBS_MAX), pb.ListJobsReply).jobs
+    still = [each for each in jobs if each.HasField("lease_id") and each.HasField("started_at_us")]
+    if found := [each.job_id for each in still if job_id in ("", each.job_id)]:
+        say(f"charged already, and recorded here when they have left their devices: {', '.join(found)}")
 
 
 def statement(
@@ -312,6 +322,7 @@ def _signed(count: int) -> str:
 
 
 _ANYTHING: Final = "anything"
+_JOBS_MAX: Final = 1_000
 UHS_PER_DECIMAL: Final = UHS_PER_CT // 10**CT_DECIMALS
 _NO_CHARGES: Final[dict[str, Any]] = {"amount_uhs": 0, "held_uhs": 0, "count": 0}
 _LOT_COLUMNS: Final[dict[str, Any]] = {

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from fabric.adapters.cluster_settings import artifact_key
 from fabric.cli import app
 from fabric.errors import FabricError, Unavailable
+from fabric.gate.events import LeaseStarted
 from fabric.profile import profile_file
 
 
@@ -122,6 +123,16 @@ def test_every_command_answers_programs_with_json():
 
 def test_an_operator_acts_for_a_customer(run, house):
     assert json.loads(run("balance", "--json", "-a", "globex", key=house.root).output)["account_id"] == "globex"
+
+
+def test_usage_names_the_jobs_whose_lease_has_no_record_yet(run, house, job):
+    assert "recorded here when" not in run("usage").output
+    house.port.run_jobs = False
+    runs = house.fabric().submit(lambda: 42, tokens=2)
+    house.port.seed(LeaseStarted(lease_id=f"{runs.id}.1"))
+    shown = run("usage").output
+    assert f"recorded here when they have left their devices: {runs.id}" in shown
+    assert runs.id not in run("usage", "--job", job.id).output
 
 
 def test_amounts_in_json_are_strings_of_uhs_and_of_tokens(run):
