@@ -351,12 +351,6 @@ def test_an_export_that_breaks_off_is_begun_again_and_whole_or_not_there(run, jo
     assert list(tmp_path.glob(".*.draft")) == []
 
 
-def test_a_job_that_published_nothing_is_said_how_to(run, job):
-    refused = run("artifact", job.id, code=5).stderr
-    assert "no_artifact" in refused
-    assert "fabric.context.current().publish" in "".join(refused.split("\n"))
-
-
 @pytest.mark.parametrize("words", [("audit", "export"), ("result", "JOB", "--output"), ("artifact", "JOB", "--to")])
 def test_a_file_that_can_not_be_written_is_named_and_not_a_traceback(run, job, house, tmp_path, words):
     house.port.blobs[artifact_key("acme", job.id, name="model")] = b"tar"

@@ -85,6 +85,14 @@ def test_a_job_that_there_is_not_or_that_left_no_model_is_not_offered(run, house
     assert "is offered" in run(*words, f"job:{runs.id}", *more, key=house.root).output, "it may publish one yet"
 
 
+def test_a_job_that_published_nothing_is_said_how_to(run, house):
+    job = house.fabric().submit(lambda: 1, tokens=1)
+    assert job.wait(timeout=20) == "succeeded"
+    refused = run("artifact", job.id, code=5).stderr
+    assert "no_artifact" in refused
+    assert "fabric.context.current().publish" in "".join(refused.split("\n"))
+
+
 @pytest.mark.parametrize("kept", ["folder", "own"])
 def test_a_job_is_offered_for_the_folder_that_it_kept_but_not_for_what_its_code_saved(
     run, house, offered, tmp_path, kept
