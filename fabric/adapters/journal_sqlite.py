@@ -7,9 +7,10 @@ SQLite's pages have no checksums, so every row read is hashed again; knows nothi
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
@@ -123,6 +124,7 @@ class SqliteJournal:
     def _take_over(self) -> int:
         self._close_writer()
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        _keep_private(self.path)
         connection = self._connect()
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
@@ -262,6 +264,18 @@ class SqliteJournal:
         connection = apsw.Connection(str(self.path), vfs=self._vfs)
         connection.set_busy_timeout(BUSY_MS)
         return connection
+
+
+def _keep_private(path: Path) -> None:
+    """Everybody's bills are read by the owner alone. SQLite gives what lies beside the file the file's own mode. One that
+    is there is not opened: to close it again would drop SQLite's locks on it.
+    """
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        for each in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
+            with suppress(FileNotFoundError, PermissionError):  # another's file has the mode that they gave it
+                each.chmod(0o600)
 
 
 def _translating(call: Callable[[], T]) -> T:

@@ -234,3 +234,20 @@ async def test_reading_and_writing_at_once_sees_only_whole_batches(journal):
     watching = asyncio.create_task(watch())
     await write(journal, entries, batch=6)
     assert await watching == 60
+
+
+@pytest.mark.parametrize("before", [None, 0o644])
+async def test_only_its_owner_reads_a_journal_in_a_file_nor_what_lies_beside_it(tmp_path, before):
+    journal = SqliteJournal(tmp_path / "journal.sqlite")
+    if before is not None:
+        await journal.open()
+        for file in tmp_path.iterdir():
+            file.chmod(before)
+    again = SqliteJournal(journal.path)
+    await again.open()
+    await write(again, [entry(seq) for seq in range(9)])
+    assert {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == dict.fromkeys(
+        ("journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm"), 0o600
+    )
+    await again.close()
+    await journal.close()
