@@ -9,6 +9,7 @@ In JSON an amount is a string of µHs (`..._uhs`) and the same in tokens (`..._c
 and stops a fabric is in `cluster`.
 """
 
+from fabric.cli import quiet  # noqa: F401  # comes before whatever imports gRPC
 from fabric.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -1,8 +1,9 @@
 """`fabric checkpoints`: what a job has saved, and what can be done with it."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from fabric.cli.output import print_json, print_records, record, say
 from fabric.cli.session import AsJson, ForAccount, JobIdArgument, client, job_named
@@ -10,7 +11,20 @@ from fabric.client import new_request_id
 from fabric.units import parse_ct
 from fabric.wire import fabric_pb2 as pb
 
-app = typer.Typer(help="What a job has saved: look, ask for one, go back to one, go on from one.", no_args_is_help=True)
+
+class _ListsByDefault(typer.core.TyperGroup):
+    """A job's id where a command is expected: its checkpoints are listed."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        words = ["ls", *args] if args and args[0].startswith("job-") else args
+        return super().resolve_command(ctx, words)
+
+
+app = typer.Typer(
+    cls=_ListsByDefault,
+    help="What a job has saved: look (`fabric checkpoints JOB`), ask for one, go back to one, go on from one.",
+    no_args_is_help=True,
+)
 Step = Annotated[int, typer.Option(help="Which one: see `fabric checkpoints ls`.")]
 _COLUMNS = {
     "step": lambda found: str(found.step),

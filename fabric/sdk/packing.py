@@ -103,7 +103,7 @@ def _check_first(root: Path, command: Sequence[str]) -> None:
     """Refuse what plainly can't be run, before it is sent. A name without a slash may be a command of the nodes'."""
     first = command[0] if command else ""
     path = root / first
-    if not first or path.suffix == ".py" or Path(first).is_absolute() or ("/" not in first and shutil.which(first)):
+    if not first or path.suffix == ".py" or ("/" not in first and shutil.which(first)):
         return
     if path.is_dir():
         raise InvalidRequest(
@@ -111,7 +111,7 @@ def _check_first(root: Path, command: Sequence[str]) -> None:
             code="not_a_command",
             path=first,
         )
-    if path.is_file() and not os.access(path, os.X_OK):
+    if not Path(first).is_absolute() and path.is_file() and not os.access(path, os.X_OK):
         raise InvalidRequest(
             f"{first} is neither a Python script (.py) nor executable: run `chmod +x {first}`, or name what runs it, such"
             f" as `-- sh {first}`",

@@ -1,9 +1,6 @@
 """The command line over a real door: what people see, what programs read, and how commands end."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import typer
@@ -212,6 +209,12 @@ def test_a_jobs_name_is_no_id_and_who_gives_one_is_told_the_ids(run, job):
     assert "of that name" not in run("usage", "--job", "nobody", code=5).stderr
 
 
+def test_the_checkpoints_of_a_job_are_listed_if_nothing_else_is_asked(run, job):
+    assert run("checkpoints", job.id).output == run("checkpoints", "ls", job.id).output
+    assert json.loads(run("checkpoints", job.id[:12], "--json").output) == []
+    assert "No such command" in run("checkpoints", "lst", job.id, code=2).stderr
+
+
 @pytest.mark.parametrize("limit", [0, -1])
 def test_no_jobs_at_all_can_not_be_asked_for(run, limit):
     assert "--limit" in run("jobs", "--limit", limit, code=2).stderr
@@ -245,6 +248,8 @@ ENDINGS = [
     (("submit", "--tokens", "0.5", "-x", "B9000:1", "--", "true"), 2, "unknown_accelerator"),
     (("quote", "--tokens", "0.5", "-x", "H100:0"), 2, "invalid_accelerators"),
     (("submit", "nowhere.py", "--tokens", "1"), 2, "script_not_found"),
+    (("submit", ".", "--tokens", "1"), 2, "not_a_command"),
+    (("run", "--tokens", "1", "--", "/usr"), 2, "not_a_command"),
     (("submit", "--tokens", "1", "--env", "A", "--", "true"), 2, "invalid_env"),
     (("submit", "--tokens", "500", "--", "true"), 4, "insufficient_tokens"),
     (("job", "job-nowhere"), 5, "not_found"),
@@ -376,21 +381,6 @@ def test_without_an_address_the_error_says_what_to_set(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     done = CliRunner().invoke(app, ["balance"])
     assert (done.exit_code, "FABRIC_ADDRESS" in done.stderr) == (2, True)
-
-
-def test_the_command_works_in_a_pipe_without_colours(house):
-    environment = {
-        **os.environ,
-        "FABRIC_ADDRESS": house.address,
-        "FABRIC_API_KEY": house.acme,
-        "FABRIC_CA": str(house.tls.ca),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", "from fabric.cli import main; main()", "top"],
-        capture_output=True, text=True, env=environment, check=True,
-    )  # fmt: skip
-    assert "burning" in done.stdout
-    assert "\x1b" not in done.stdout + done.stderr
 
 
 def test_run_follows_a_command_to_its_end_and_tells_its_story(run):
