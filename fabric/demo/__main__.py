@@ -56,7 +56,7 @@ def _run(*, steps: int, keep: bool) -> None:
         finally:
             if not keep:
                 with console.status("cleaning up"):
-                    house.down(state_dir)
+                    house.down(state_dir, now=True)  # what would be saved goes too
     finally:
         if not keep:
             shutil.rmtree(state_dir, ignore_errors=True)
