@@ -207,8 +207,10 @@ def _end(process: psutil.Process, place: Path, *, now: bool, say: Callable[[str]
     deadline = time.monotonic() + timeout_s
     try:
         process.terminate()
-        while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+        while True:
             try:
+                if process.status() == psutil.STATUS_ZOMBIE or time.monotonic() > deadline:
+                    break
                 for step in _read(steps)[told:]:
                     told += 1
                     deadline = time.monotonic() + step.within_s + timeout_s
@@ -221,7 +223,7 @@ def _end(process: psutil.Process, place: Path, *, now: bool, say: Callable[[str]
                 interrupted += 1
                 if interrupted == len(_INTERRUPTED):
                     hurry.touch()
-        if time.monotonic() >= deadline:
+        if process.status() != psutil.STATUS_ZOMBIE:
             process.kill()
             process.wait(timeout_s)
     except (psutil.NoSuchProcess, psutil.TimeoutExpired):

@@ -52,7 +52,7 @@ def main(rounds):
     try:
         measure(found, place, rounds)
     finally:
-        house.down(place / "state")
+        house.down(place / "state", now=True)
 
 
 def measure(found, place, rounds):

@@ -56,7 +56,7 @@ def a_house() -> Iterator[house.Running]:
             yield running
         finally:
             ray.shutdown()
-            house.down(Path(directory))
+            house.down(Path(directory), now=True)
 
 
 def a_customer(running: house.Running) -> Fabric:
