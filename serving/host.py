@@ -64,7 +64,7 @@ async def _host(given: argparse.Namespace) -> None:
         raise InvalidConfig(f"no fabric was ever up in {state_dir}: `fabric up` first", code="no_fabric")
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        asyncio.get_running_loop().add_signal_handler(number, _end, stopped)
     key = house.operator_key(state_dir)
     ledger = GrpcLedger(Profile(address=found.address, api_key=key, ca=found.ca))
     client = Client(Profile(address=found.address, api_key=key, ca=found.ca, account=OPERATOR))
@@ -93,6 +93,14 @@ async def _host(given: argparse.Namespace) -> None:
         await asyncio.to_thread(site.close)
         await ledger.close()
         await asyncio.to_thread(ground.close)
+
+
+def _end(stopped: asyncio.Event) -> None:
+    """It is time. Ray, once it is joined, hears of SIGTERM first: it takes it for a crash, and sets an alarm that kills the
+    process three seconds later, long before replicas are drained and leases given back.
+    """
+    signal.alarm(0)
+    stopped.set()
 
 
 def located(serving: ServingConfig | None, listen: str) -> ServingConfig:

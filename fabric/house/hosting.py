@@ -21,7 +21,7 @@ import structlog
 log = structlog.get_logger()
 
 MODULE: Final = "serving.host"
-STOP_S: Final = 30.0
+STOP_S: Final = 40.0
 """Beyond the grace that streams are given."""
 _PAUSES_S: Final = (0.5, 1, 2, 5, 10, 30)
 """Before it is started again, each longer than the last, until it has stayed up for a while."""

@@ -1,6 +1,7 @@
 """Leases of replicas, taken at a real door and a real gate: none is left behind, however its host went."""
 
 import asyncio
+import signal
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from fabric.errors import JobFailed
 from fabric.gate.events import Grant, NodeDown, NodeUp, OpenAccount, Pool
 from fabric.units import UHS_PER_CT
 from serving.grounds import LeasedGround, is_of, mark_of
+from serving.host import _end
 from serving.pool import Offer
 from tests.doors.conftest import house as house_fixture
 
@@ -142,3 +144,13 @@ async def test_a_long_name_keeps_its_mark(reserved, ground_of):
     (job,) = reserved.fabric(reserved.root, account="operator").jobs("running")
     assert is_of(job, mark_of(TRUST))
     await plot.close()
+
+
+async def test_a_host_that_is_told_to_end_outlives_the_alarm_that_ray_sets_then():
+    signal.alarm(60)
+    stopped = asyncio.Event()
+    try:
+        _end(stopped)
+        assert (signal.alarm(0), stopped.is_set()) == (0, True)
+    finally:
+        signal.alarm(0)
