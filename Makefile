@@ -19,9 +19,9 @@ help: ## Show this
 demo: setup ## Run a real job that is gated, metered and settled in tokens
 	@$(BIN)/python -m fabric.demo
 
-test: setup ## Run the tests: the pure ones, then those that start a Ray cluster or an engine, two at a time
-	$(BIN)/pytest -q -n 2 --dist loadscope --ignore=tests/bench -m "not ray and not vllm and not soak"
-	$(BIN)/pytest -q -n 2 --dist loadscope --ignore=tests/bench -m "(ray or vllm) and not soak"
+test: setup ## Run the tests: two at a time what needs no Ray cluster, then one by one what does
+	$(BIN)/pytest -q -n 2 --dist loadscope --ignore=tests/bench -m "not ray and not soak"
+	$(BIN)/pytest -q --ignore=tests/bench -m "ray and not soak"
 
 lint: setup ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

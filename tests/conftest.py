@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Where tests run beside each other, those that share a cluster, a fabric or an engine stay together."""
+    """Where tests run beside each other, those that share an engine, or a file's fixtures, stay together."""
     from xdist.scheduler import LoadScopeScheduling  # there only where it is used
 
     class Together(LoadScopeScheduling):
@@ -57,11 +57,8 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def _shared_by(test: Path) -> str:
-    """One engine at a time is enough for a machine, one fabric for a folder; others share what their file does."""
-    folder = test.parts[1]
-    if folder == "live_serving" or (folder == "serving" and test.name.startswith(("test_live", "test_schema"))):
-        return "engine"
-    return folder if folder.startswith("live") else str(test)
+    """One engine at a time is enough for a machine; others share what their file does."""
+    return "engine" if test.parts[1] == "serving" and test.name.startswith(("test_live", "test_schema")) else str(test)
 
 
 @pytest.fixture
