@@ -18,6 +18,8 @@ from fabric.units import JobId
 POLL_S: Final = 0.1
 CLEARING_S: Final = 10.0
 """Beyond the longest grace: for the last meter readings, and for what ignores the deadline to be removed."""
+ANSWER_S: Final = 30.0
+"""A gate that is silent for so long is ended as it is: the journal has everything."""
 _US_PER_S: Final = 1_000_000
 _NO_BOUND_US: Final = 2**53
 
@@ -32,6 +34,9 @@ async def park(port: GatePort, *, told: Callable[[int, float], None], pause_s: f
 
     Returns:
         how many are left.
+
+    Raises:
+        TimeoutError: the gate doesn't answer.
     """
     left = await _leases(port)
     if not left:
@@ -39,9 +44,9 @@ async def park(port: GatePort, *, told: Callable[[int, float], None], pause_s: f
     wait_s = max([await _grace_s(port, JobId(lease.job_id)) for lease in left]) + CLEARING_S
     deadline = time.monotonic() + wait_s
     told(len(left), wait_s)
-    nodes: Any = await port.ask(NodesOf())
+    nodes: Any = await asyncio.wait_for(port.ask(NodesOf()), ANSWER_S)
     drains = [NodeDrain(node_id=node.node_id, grace_us=_NO_BOUND_US, closing=True) for node in nodes]
-    await port.decide(drains)
+    await asyncio.wait_for(port.decide(drains), ANSWER_S)
     count = len(left)
     while (left := await _leases(port)) and time.monotonic() < deadline:
         if len(left) != count:
@@ -52,11 +57,11 @@ async def park(port: GatePort, *, told: Callable[[int, float], None], pause_s: f
 
 
 async def _leases(port: GatePort) -> list[LeaseView]:
-    found: Any = await port.ask(LeasesOf())
+    found: Any = await asyncio.wait_for(port.ask(LeasesOf()), ANSWER_S)
     return list(found)
 
 
 async def _grace_s(port: GatePort, job_id: JobId) -> float:
     """What the job may take; the gate holds it to that, or to less."""
-    spec = await port.ask(SpecOf(job_id=job_id))
+    spec = await asyncio.wait_for(port.ask(SpecOf(job_id=job_id)), ANSWER_S)
     return spec.grace_us / _US_PER_S if isinstance(spec, JobSpec) else 0.0

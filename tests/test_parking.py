@@ -1,5 +1,7 @@
 """What runs is asked to save before the cluster ends under it, and waited for as long as its grace allows."""
 
+import asyncio
+
 import pytest
 
 from fabric import parking
@@ -51,3 +53,11 @@ async def test_where_nothing_runs_nothing_is_said_nor_drained():
     story.do(node())
     assert await parking.park(Port(story), told=lambda *news: pytest.fail(str(news)), pause_s=0) == 0
     assert story.gate.ask(NodesOf(), story.now_us)[0].state == "up"
+
+
+async def test_a_gate_that_is_silent_keeps_nobody_from_ending(running, monkeypatch):
+    monkeypatch.setattr(parking, "ANSWER_S", 0.01)
+    port = Port(running)
+    monkeypatch.setattr(port, "ask", lambda _: asyncio.sleep(60))
+    with pytest.raises(TimeoutError):
+        await parking.park(port, told=lambda *_: None)
