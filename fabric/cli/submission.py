@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
@@ -19,6 +19,7 @@ from fabric.cli.output import (
 )
 from fabric.cli.session import AsJson, ForAccount, client, connected
 from fabric.errors import InvalidRequest
+from fabric.sdk import Fabric
 from fabric.sdk.job import Job
 from fabric.units import format_cny, format_ct
 from fabric.wire import fabric_pb2 as pb
@@ -36,6 +37,11 @@ Accelerators = Annotated[
 Hold = Annotated[
     Literal["full", "rolling"], typer.Option(help="Hold the whole limit at the start, or a part at a time.")
 ]
+Name = Annotated[str, typer.Option(help="What people see.")]
+Env = Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeat for more.")]
+TimeLimit = Annotated[float | None, typer.Option(help="Seconds on devices, then it is parked.")]
+Grace = Annotated[float | None, typer.Option(help="Seconds it is given to checkpoint.")]
+AutoPark = Annotated[float | None, typer.Option(help="Seconds of idle devices, then it is parked.")]
 
 
 def quote(
@@ -79,25 +85,26 @@ def submit(
     *,
     tokens: Tokens,
     accelerators: Accelerators = "any",
-    name: Annotated[str, typer.Option(help="What people see.")] = "",
+    name: Name = "",
     service: Annotated[str, typer.Option(help="training, batch or inference.")] = "training",
     hold: Hold = "full",
     working_dir: Annotated[
         Path | None, typer.Option(help="Sent along, without what .fabricignore names; else what the script imports.")
     ] = None,
-    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeat for more.")] = None,
+    env: Env = None,
     ray_program: Annotated[bool, typer.Option(help="It starts Ray tasks of its own, which hold the devices.")] = False,
     preemptible: Annotated[bool, typer.Option(help="Whether it may be parked for others.")] = True,
     max_retries: Annotated[int, typer.Option(help="How often its own failure is tried again.")] = 0,
-    time_limit: Annotated[float | None, typer.Option(help="Seconds on devices, then it is parked.")] = None,
-    grace: Annotated[float | None, typer.Option(help="Seconds it is given to checkpoint.")] = None,
-    auto_park: Annotated[float | None, typer.Option(help="Seconds of idle devices, then it is parked.")] = None,
+    time_limit: TimeLimit = None,
+    grace: Grace = None,
+    auto_park: AutoPark = None,
     devices_per_node: Annotated[int | None, typer.Option(help="For gangs over several nodes.")] = None,
     mix: Annotated[
-        str, typer.Option(help="never, same-vendor or islands: what its gang may be where no type alone has room.")
+        Literal["never", "same-vendor", "islands"],
+        typer.Option(help="What its gang may be where no type alone has room."),
     ] = "never",
     ranks: Annotated[
-        str, typer.Option(help="node or device: run once for each node's share, or each device.")
+        Literal["node", "device"], typer.Option(help="Run once for each node's share, or each device.")
     ] = "node",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its logs until it ends.")] = False,
     account: ForAccount = "",
@@ -108,17 +115,16 @@ def submit(
     For example: fabric submit train.py --tokens 2 --accelerators H100:1 --follow
     """
     with connected(account) as fabric:
-        work, arguments = _work_of(words)
-        made = fabric.submit(
-            work,
-            *arguments,
+        made = _submitted(
+            fabric,
+            words,
             tokens=tokens,
-            accelerators=_types(accelerators),
-            name=name or None,
+            accelerators=accelerators,
+            name=name,
             service=service,
             hold=hold,
             working_dir=working_dir,
-            env=_environment(env or []),
+            env=env,
             ray_program=ray_program,
             preemptible=preemptible,
             max_retries=max_retries,
@@ -126,8 +132,8 @@ def submit(
             grace=grace,
             auto_park=auto_park,
             devices_per_node=devices_per_node,
-            mix=_mix(mix),
-            ranks=_ranks(ranks),
+            mix=mix,
+            ranks=ranks,
         )
         if not follow:
             print_json({"job_id": made.id, "state": made.state}) if as_json else say(made.id)
@@ -140,13 +146,13 @@ def run(
     *,
     tokens: Tokens,
     accelerators: Accelerators = "any",
-    name: Annotated[str, typer.Option(help="What people see.")] = "",
+    name: Name = "",
     hold: Hold = "full",
     working_dir: Annotated[Path | None, typer.Option(help="Sent along, without what .fabricignore names.")] = None,
-    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeat for more.")] = None,
-    time_limit: Annotated[float | None, typer.Option(help="Seconds on devices, then it is parked.")] = None,
-    grace: Annotated[float | None, typer.Option(help="Seconds it is given to checkpoint.")] = None,
-    auto_park: Annotated[float | None, typer.Option(help="Seconds of idle devices, then it is parked.")] = None,
+    env: Env = None,
+    time_limit: TimeLimit = None,
+    grace: Grace = None,
+    auto_park: AutoPark = None,
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
@@ -156,16 +162,15 @@ def run(
     and to exit with 75. For example: fabric run --tokens 2 -x any:1-4 -- python train.py
     """
     with connected(account) as fabric:
-        work, arguments = _work_of(words)
-        made = fabric.submit(
-            work,
-            *arguments,
+        made = _submitted(
+            fabric,
+            words,
             tokens=tokens,
-            accelerators=_types(accelerators),
-            name=name or None,
+            accelerators=accelerators,
+            name=name,
             hold=hold,
             working_dir=working_dir,
-            env=_environment(env or []),
+            env=env,
             time_limit=time_limit,
             grace=grace,
             auto_park=auto_park,
@@ -174,6 +179,15 @@ def run(
             _follow(made, as_json=as_json)
         finally:
             print(made.info().timeline, file=sys.stderr)
+
+
+def _submitted(
+    fabric: Fabric, words: list[str], *, accelerators: str, name: str, env: list[str] | None, **more: Any
+) -> Job:
+    """Words as the SDK wants them: a Python script and its arguments, or a command, which has its own."""
+    work, arguments = (words[0], words[1:]) if words[0].endswith(".py") else (words, [])
+    pairs = _environment(env or [])
+    return fabric.submit(work, *arguments, accelerators=_types(accelerators), name=name or None, env=pairs, **more)
 
 
 def _follow(made: Job, *, as_json: bool) -> None:
@@ -199,27 +213,6 @@ def _follow(made: Job, *, as_json: bool) -> None:
         print_json(record(found))
     if found.state == "parked":
         raise typer.Exit(PARKED)
-
-
-def _work_of(words: list[str]) -> tuple[str | list[str], list[str]]:
-    """A Python script and its arguments, or a command, which has its own."""
-    return (words[0], words[1:]) if words[0].endswith(".py") else (words, [])
-
-
-def _ranks(given: str) -> Literal["node", "device"]:
-    match given:
-        case "node" | "device":
-            return given
-        case _:
-            raise InvalidRequest(f"{given!r}: --ranks is node or device", code="invalid_ranks")
-
-
-def _mix(given: str) -> Literal["never", "same-vendor", "islands"]:
-    match given:
-        case "never" | "same-vendor" | "islands":
-            return given
-        case _:
-            raise InvalidRequest(f"{given!r}: --mix is never, same-vendor or islands", code="invalid_mix")
 
 
 def _types(given: str) -> str | list[str]:

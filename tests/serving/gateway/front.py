@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 from pathlib import Path
 
+import aiohttp
+
 from serving.gateway.server import GatewayServer
 from serving.haproxy import Front
 from serving.ingress import Ingress
@@ -36,7 +38,7 @@ async def fronted(house, place, *, certificate=None, standing=True, look_s=30.0,
             stack.push_async_callback(_ended, inner, task)
             if standing:
                 await ingress.stands(number, address)
-        yield ingress, f"{'https' if certificate else 'http'}://localhost:{port}".replace("localhost", "127.0.0.1")
+        yield ingress, f"{'https' if certificate else 'http'}://127.0.0.1:{port}"
 
 
 async def _ended(server, task):
@@ -47,6 +49,14 @@ async def _ended(server, task):
 def post(house, url, body=CHAT, *, key=None, headers=None, **more):
     bearer = {"authorization": f"Bearer {key or house.key}", **(headers or {})}
     return house.http.post(url + "/v1/chat/completions", json=body, headers=bearer, **more)
+
+
+async def is_served(house, url):
+    """Whether a request gets its answer."""
+    with contextlib.suppress(aiohttp.ClientError):
+        async with post(house, url) as answer:
+            return answer.status == 200
+    return False
 
 
 async def until(met):

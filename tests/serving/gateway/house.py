@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 from dataclasses import dataclass, field
 
@@ -129,6 +130,22 @@ class House:
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
 STREAM = {**CHAT, "stream": True}
+
+
+async def stalled_until_let_go(house, url):
+    """A client that asks for very much and reads nothing, until the engine is stopped for it: its reader and writer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]), limit=1_024)
+    body = json.dumps({**STREAM, "max_tokens": 10**7}).encode()
+    writer.write(
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        + f"authorization: Bearer {house.key}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+    )  # fmt: skip
+    await house.settled(lambda: house.engine.active == 1)
+    await house.settled(lambda: house.engine.active == 0, within_s=30)
+    (produced,) = house.engine.produced.values()
+    assert produced < 10**6, "what nobody reads is not made: buffers are bounded all the way"
+    await house.settled(lambda: not house.gateway._open)
+    return reader, writer
 
 
 def free_socket() -> socket.socket:

@@ -5,7 +5,6 @@ import contextlib
 import json
 from pathlib import Path
 
-import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,8 +14,8 @@ from serving.gateway.keys import GUESSES_PER_S
 from serving.haproxy import Front, binary, configuration
 from serving.ingress import Ingress
 from tests.serving.engine_standin import EngineStandin
-from tests.serving.gateway.front import OURS, free_port, fronted, post, until
-from tests.serving.gateway.house import CHAT, STREAM, house_of, key_of, served
+from tests.serving.gateway.front import OURS, free_port, fronted, is_served, post, until
+from tests.serving.gateway.house import CHAT, STREAM, house_of, key_of, served, stalled_until_let_go
 
 
 class PacedEngine(EngineStandin):
@@ -154,17 +153,7 @@ async def test_a_client_that_waits_in_silence_is_waited_for_and_one_that_does_no
 
 async def test_a_reader_that_stalls_is_let_go_and_no_more_is_made_for_it(tmp_path):
     async with house_of(tmp_path) as house, fronted(house, tmp_path, reader_s=0.5) as (_, url):
-        _, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]), limit=1_024)
-        body = json.dumps({**STREAM, "max_tokens": 10**7}).encode()
-        writer.write(
-            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-            + f"authorization: Bearer {house.key}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
-        )  # fmt: skip
-        await house.settled(lambda: house.engine.active == 1)
-        await house.settled(lambda: house.engine.active == 0, within_s=30)
-        (produced,) = house.engine.produced.values()
-        assert produced < 10**6
-        await house.settled(lambda: not house.gateway._open)
+        _, writer = await stalled_until_let_go(house, url)
         writer.close()
 
 
@@ -180,13 +169,7 @@ async def test_one_address_cannot_take_all_connections(tmp_path):
         for _, each in held:
             each.close()
 
-        async def lets_in():
-            with contextlib.suppress(aiohttp.ClientError):
-                async with post(house, url) as answer:
-                    return answer.status == 200
-            return False
-
-        await until(lets_in)
+        await until(lambda: is_served(house, url))
 
 
 async def test_its_own_figures_are_by_gateway_and_no_client_can_make_a_series(tmp_path):

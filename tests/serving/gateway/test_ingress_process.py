@@ -29,7 +29,7 @@ from serving.ingress import Ingress
 from serving.ledger import GrpcLedger
 from tests.serving import engine_standin
 from tests.serving.engine_standin import EngineStandin
-from tests.serving.gateway.front import OURS, free_port, fronted, post, until, worker_pid
+from tests.serving.gateway.front import OURS, free_port, fronted, is_served, post, until, worker_pid
 from tests.serving.gateway.house import CHAT, STREAM, free_socket, house_of, served
 from tests.serving.gateway.test_fabric_directory import announce, doors
 
@@ -124,13 +124,7 @@ async def test_an_ingress_that_is_killed_is_started_again_and_knows_the_gateways
         for process in family:
             process.kill()
 
-        async def answers():
-            with contextlib.suppress(aiohttp.ClientError):
-                async with post(house, url) as answer:
-                    return answer.status == 200
-            return False
-
-        await until(answers)
+        await until(lambda: is_served(house, url))
         assert [each.pid for each in hosts_of(tmp_path)], "what a host leaves behind is known by its file"
 
 

@@ -14,7 +14,7 @@ from serving.gateway import app, exchange, server
 from serving.gateway.directory import Replica
 from serving.gateway.events import Events
 from serving.gateway.routes import route_of
-from tests.serving.gateway.house import CHAT, STREAM, free_socket, house_of
+from tests.serving.gateway.house import CHAT, STREAM, free_socket, house_of, stalled_until_let_go
 
 SURFACES = [
     ("/v1/chat/completions", STREAM),
@@ -145,21 +145,9 @@ async def test_a_replica_that_drains_gets_nothing_new_and_finishes_what_it_has(h
 
 async def test_a_reader_that_stalls_is_let_go(house, monkeypatch):
     monkeypatch.setattr(app, "STALL_S", 0.5)
-    port = int(house.url.rpartition(":")[2])
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1_024)
-    body = json.dumps({**STREAM, "max_tokens": 10**7}).encode()
-    writer.write(
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        + f"authorization: Bearer {house.key}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
-    )  # fmt: skip
-    await house.settled(lambda: house.engine.active == 1)
-    await house.settled(lambda: house.engine.active == 0, within_s=30)
-    (produced,) = house.engine.produced.values()
-    assert produced < 10**6  # what nobody reads is not made: buffers are bounded all the way
-    await house.settled(lambda: not house.gateway._open)
+    _, writer = await stalled_until_let_go(house, house.url)
     await house.settled(lambda: not house.servers[0]._servers[0][0].server_state.connections)
     writer.close()
-    del reader
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for(house, monkeypatch):
