@@ -3,12 +3,13 @@
     clients ──TLS──▸ HAProxy (the one public address) ──loopback──▸ gateway processes ──▸ the replica that a gateway chose
 
 Ray Serve's own HAProxy would stand between a gateway and the replicas instead. It can't: a gateway chooses the replica,
-by where the prompt's beginning is cached and whose turn it is, and a proxy that chooses again would undo it and add two or
-three milliseconds to each first token. What the kernel does when gateways share a port by SO_REUSEPORT is less than an
-ingress: it deals connections out by chance, to a process that hangs too, and closes what waits at one that ends. HAProxy
-sends a key's requests to one gateway while that one isn't busier than the others, so that rates and turns are counted in
-one place; it notices a gateway that is gone at its next connection and one that hangs in seconds; it waits through a restart; it takes a
-renewed certificate, and ends, without cutting a stream; it holds slow clients and crowds off; it speaks HTTP/2.
+by where the prompt's beginning is cached and whose turn it is, and a proxy that chooses again would undo it and add two
+or three milliseconds to each first token. What the kernel does when gateways share a port by SO_REUSEPORT is less than
+an ingress: it deals connections out by chance, to a process that hangs too, and closes what waits at one that ends.
+HAProxy sends a key's requests to one gateway while that one isn't busier than the others, so that rates and turns are
+counted in one place; it notices a gateway that is gone at its next connection and one that hangs in seconds; it waits
+through a restart; it takes a renewed certificate, and ends, without cutting a stream; it holds slow clients and crowds
+off; it speaks HTTP/2.
 
 It knows no gateway by itself: whoever runs them says where each one is. A stream ends with its gateway all the same, and
 its client hears so at once. Without one, `ingress: none`, gateways share the port as before.

@@ -1,9 +1,9 @@
 """The buffers of a model that move while it trains, such as the running statistics of normalisation layers.
 
-Which they are is seen at the first micro-batch, by their values (batch normalisation writes behind autograd's back). Each starts every micro-batch of a step from the same value and ends the
-step at the weighted mean over micro-batches; one that is not a float (a counter) ends it as the first virtual rank left
-it. So a step's buffers, like its weights, do not depend on who computed what. Buffers that no state dict keeps are caches,
-and left alone.
+Which they are is seen at the first micro-batch, by their values (batch normalisation writes behind autograd's back).
+Each starts every micro-batch of a step from the same value and ends the step at the weighted mean over micro-batches;
+one that is not a float (a counter) ends it as the first virtual rank left it. So a step's buffers, like its weights, do
+not depend on who computed what. Buffers that no state dict keeps are caches, and left alone.
 """
 
 from collections.abc import Sequence

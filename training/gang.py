@@ -6,10 +6,11 @@ group that is a deadlock). All ranks stop after the same step: each starts the r
 begins and looks at the result when the step is over, so agreeing costs nobody any waiting.
 
 A peer that dies makes collectives fail in those that talk to it, one that hangs makes them wait: every rank tells the
-others by a heartbeat that it is alive, and who is silent for too long is given up; who finds a peer lost tells the rest,
-which may wait for ranks that are well. All of it ends as `PeerLost` in a rank whose state is whole, since parameters change only after a reduction. Then the survivors keep it (`Gang.keep`): the last
-step is never lost while one replica lives. It does not know what is saved, nor where. (Ideas: Just-In-Time Checkpointing,
-EuroSys'24; Ray Train's replica relaxation.)
+others by a heartbeat that it is alive, and who is silent for too long is given up; who finds a peer lost tells the
+rest, which may wait for ranks that are well. All of it ends as `PeerLost` in a rank whose state is whole, since
+parameters change only after a reduction. Then the survivors keep it (`Gang.keep`): the last step is never lost while
+one replica lives. It does not know what is saved, nor where. (Ideas: Just-In-Time Checkpointing, EuroSys'24; Ray
+Train's replica relaxation.)
 
 On gloo this is tested; NCCL and HCCL follow torch's documented behaviour (`abort` ends a hung collective) and were not
 run here.

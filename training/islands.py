@@ -1,10 +1,10 @@
 """EXPERIMENTAL: islands that train apart and meet now and then, for kinds of devices whose collectives don't interoperate.
 
-Each island (a gang of one kind, or one process; `training.archipelago` makes them) takes `every` optimizer steps of its own on its own data. Then all compare:
-how far each has come from the last common weights, weighted by the samples it saw, is averaged through host memory over
-gloo, and an outer Nesterov step moves the common weights by that. So a link carries 1/every of the bytes, and a slower
-island does fewer steps between meetings instead of holding the others up. (DiLoCo, arXiv 2311.08105; outer learning rate
-and momentum are its defaults.)
+Each island (a gang of one kind, or one process; `training.archipelago` makes them) takes `every` optimizer steps of its
+own on its own data. Then all compare: how far each has come from the last common weights, weighted by the samples it
+saw, is averaged through host memory over gloo, and an outer Nesterov step moves the common weights by that. So a link
+carries 1/every of the bytes, and a slower island does fewer steps between meetings instead of holding the others up.
+(DiLoCo, arXiv 2311.08105; outer learning rate and momentum are its defaults.)
 
 It is another optimizer, not the same run spread out: no bits are promised, and how well it learns depends on the model.
 Weights after a meeting are the same bits on all islands. Tracked in a checkpoint, a run goes on after an eviction as it was.

@@ -1,9 +1,9 @@
 """A session among the other ranks of its gang: they stop after the same step, and one of them saves for all.
 
-Each rank starts an agreement as a step begins (as one of several does, where they are quick) and reads it as the step ends. When any of them is asked to stop, all come to
-the same boundary; rank 0's side thread saves it, the others' wait to hear so, or save in its place if it dies. When there
-is no time left for that, everyone's last boundary is offered at once and the furthest counts. When a peer is lost, so is
-its step, and nothing else.
+Each rank starts an agreement as a step begins (as one of several does, where they are quick) and reads it as the step
+ends. When any of them is asked to stop, all come to the same boundary; rank 0's side thread saves it, the others' wait
+to hear so, or save in its place if it dies. When there is no time left for that, everyone's last boundary is offered at
+once and the furthest counts. When a peer is lost, so is its step, and nothing else.
 
 It knows the session's ports (`Stop`, `Vault`, `Way`) and a gang, and not the loop.
 """

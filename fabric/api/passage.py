@@ -1,7 +1,7 @@
 """The gate port over whatever answers as the gate does: the gate in this very process, or the Ray actor of it.
 
-Blobs go to the archive by threads of their own, never through the gate nor over its event loop. What was begun for a client that has
-gone is brought to its end: cancelling a call must not leave the gate with half of something.
+Blobs go to the archive by threads of their own, never through the gate nor over its event loop. What was begun for a
+client that has gone is brought to its end: cancelling a call must not leave the gate with half of something.
 """
 
 import asyncio

@@ -3,8 +3,8 @@
 `up` starts the process that serves, waits until every part answers, and tells how it gets on meanwhile. The process
 holds the embedded Ray cluster (or joins a running one), makes sure that the gate actor lives, and keeps its door open.
 Its state directory says where it is; a lock there keeps a second one out. `down` stops it in order: the jobs, which are
-asked to save and go on after the next `up`, the door, the gate with a snapshot, the cluster. Killed instead, nothing is lost: the journal has everything, and the next `up` ends what
-the dead one left behind and goes on.
+asked to save and go on after the next `up`, the door, the gate with a snapshot, the cluster. Killed instead, nothing is
+lost: the journal has everything, and the next `up` ends what the dead one left behind and goes on.
 
 On a Ray cluster that was there before (`ray: {mode: join}`) the gate and the jobs outlive the door: `down` closes the
 door alone, jobs go on, are metered and settle, and the next `up` finds the gate where it is. `down(gate=True)` stops the

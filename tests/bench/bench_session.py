@@ -3,9 +3,10 @@
     python tests/bench/bench_session.py            # states of 28, 112 and 448 MB
     python tests/bench/bench_session.py --large    # and 1.8 GB
 
-The overhead is CPU time, in alternating blocks of the bare loop and the same loop in a session, in one process. A save is
-measured from the wish to stop until the checkpoint is durable in a directory (synced), with training under way, and until the
-loop has ended (what the platform then takes to release the devices is in `bench_resume.py`); beside it `torch.save` of the same state, synced too, and how long a snapshot keeps optimizer steps waiting.
+The overhead is CPU time, in alternating blocks of the bare loop and the same loop in a session, in one process. A save
+is measured from the wish to stop until the checkpoint is durable in a directory (synced), with training under way, and
+until the loop has ended (what the platform then takes to release the devices is in `bench_resume.py`); beside it
+`torch.save` of the same state, synced too, and how long a snapshot keeps optimizer steps waiting.
 """
 
 import argparse
