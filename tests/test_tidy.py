@@ -28,6 +28,11 @@ IMPURE = {
     "uuid",
 }
 LINES_MAX = 400
+LINES_MAX_LONGER = 560
+LONGER = {
+    "fabric/gate/events.py": "every event of the gate in one place: the vocabulary is read as a whole",
+}
+"""A concept in one place beats a short file: those that need more lines, each with its reason."""
 
 
 def tracked():
@@ -63,9 +68,11 @@ def test_there_is_something_to_look_at():
     assert {f"{path.relative_to(ROOT).parent}/" for path in CORE_FILES} >= set(CORE)
 
 
-def test_no_file_has_more_than_400_lines():
+def test_no_file_has_more_than_400_lines_but_those_that_say_why():
     lines = {at(path): len(path.read_text(encoding="utf-8").splitlines()) for path in PYTHON}
-    assert {name: count for name, count in lines.items() if count > LINES_MAX} == {}
+    bound = dict.fromkeys(LONGER, LINES_MAX_LONGER)
+    assert {name: count for name, count in lines.items() if count > bound.get(name, LINES_MAX)} == {}
+    assert set(LONGER) <= set(lines), "a file that is gone needs no leave to be long"
 
 
 def test_a_module_is_called_what_it_is():
