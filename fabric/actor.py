@@ -103,7 +103,8 @@ class GateActor:
         """Journal the prices, unless they are in force: a replay never reads today's files."""
         await self._up()
         state = self._writer.core.state
-        if (state.tariffs, state.catalogue, state.operator) == (prices.tariffs, prices.catalogue, prices.operator):
+        said = (prices.tariffs, prices.catalogue, prices.operator, prices.payments)
+        if (state.tariffs, state.catalogue, state.operator, state.payments) == said:
             return Accepted()
         (outcome,) = await self._writer.submit([prices])
         return outcome

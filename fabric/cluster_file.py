@@ -118,6 +118,8 @@ def _say(mistake: ErrorDetails, written: dict[str, Any]) -> tuple[str, str]:
             allowed = f"text that matches {facts['pattern']}"
         case _:
             allowed = mistake["msg"].removeprefix("Input should be ")
+    if mistake["loc"] and not path:  # a key that isn't written, and whose default won't do
+        return str(mistake["loc"][0]), f"found nothing; allowed: {allowed}"
     return path, f"found {_show(found, path)}; allowed: {allowed}"
 
 

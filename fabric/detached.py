@@ -21,6 +21,7 @@ from fabric.api.remote_gate import call
 from fabric.errors import Conflict, NotFound, Unavailable, error_of
 from fabric.gate.events import AnyEvent, Configure
 from fabric.gate.instructions import Outcome, Refusal
+from fabric.gate.treasury import OPERATOR
 from fabric.gatehouse import Gatehouse
 from fabric.settings import ClusterConfig, RayJoin, SqliteJournal
 
@@ -37,7 +38,10 @@ async def find_or_start(config: ClusterConfig) -> tuple[Any, str]:
         FabricError: it did not come up, and why; one that was started here is not left behind.
     """
     prices = Configure(
-        tariffs=load_tariffs(config.tariffs), catalogue=load_catalogue(config.plans), operator=config.operator
+        tariffs=load_tariffs(config.tariffs),
+        catalogue=load_catalogue(config.plans),
+        operator=config.operator,
+        payments=config.payments or OPERATOR,
     )
     found = find(config)
     actor = found or _start(config, prices)

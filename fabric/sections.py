@@ -3,7 +3,9 @@
 Also what the environment says, because a path in a file may begin with the state directory. Knows no section by itself.
 """
 
+import ipaddress
 import os
+import socket
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -40,9 +42,36 @@ def _resolve(path: Any, info: ValidationInfo) -> Path:
 def host_and_port(listen: str) -> tuple[str, int]:
     """Of an address to listen at; port 0 = any free one."""
     host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > _PORT_MAX:
+    bare = host.removeprefix("[").removesuffix("]")
+    if not bare or not port.isdecimal() or int(port) > _PORT_MAX:
         raise PydanticCustomError("listen", 'an address such as "127.0.0.1:7433" or "[::1]:7433"')
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    return bare, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody beyond this machine reaches what listens there. A name is judged by everything it resolves to; one that
+    doesn't resolve, or no name at all, is not loopback: in doubt others reach it.
+    """
+    bare = host.removeprefix("[").removesuffix("]")
+    try:
+        found = [ipaddress.ip_address(bare)]
+    except ValueError:
+        found = _addresses_of(bare)
+    return bool(found) and all(_is_loopback(address) for address in found)
+
+
+def _addresses_of(name: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    if not name:
+        return []
+    try:
+        return [ipaddress.ip_address(str(found[4][0])) for found in socket.getaddrinfo(name, None)]
+    except (OSError, ValueError):
+        return []
+
+
+def _is_loopback(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def _listen_address(listen: str) -> str:

@@ -37,7 +37,7 @@ from fabric.gate.questions import BalanceOf, KeyOf, NodesOf, PricesOf
 from fabric.house.place import announce, tell
 from fabric.sections import Settings
 from fabric.sections import TlsFiles as ConfiguredTls
-from fabric.settings import ClusterConfig, RayLocal, load_cluster
+from fabric.settings import FOR_MONEY, ClusterConfig, RayLocal, load_cluster
 from fabric.units import AccountId, KeyId
 from fabric.wire.keys import format_key, hash_secret, key_id_of, make_secret, parse_key
 
@@ -230,7 +230,10 @@ class _Service:
             config=str(self._given.config or ""),
             joined=not is_local,
             endpoint="" if serving is None else models.endpoint_of(serving),
+            giveaway=self._config.giveaway,
         )
+        if found.giveaway:
+            log.error("tokens_cost_nothing", told=found.giveaway, remedy=FOR_MONEY)
         announce(self._state_dir, found)
         tell(self._given.steps, house.Step(doing="up", up=True))
         log.info("up", address=found.address, nodes=found.nodes, dashboard=dashboard)

@@ -16,12 +16,11 @@ from fabric.charging.tariffs import canonical_accelerator
 from fabric.errors import InvalidAmount
 from fabric.gate.models import ENGINE_ARGS
 from fabric.gate.serving_events import ModelSpec
-from fabric.sections import ListenAddress, Name, Port, Seconds, Section, TlsFiles, host_and_port
+from fabric.sections import ListenAddress, Name, Port, Seconds, Section, TlsFiles, host_and_port, is_loopback
 from fabric.units import AccountId, parse_ct
 
 GATEWAYS_MAX: Final = 64
 _DECIMAL: Final = re.compile(r"\d{1,10}(\.\d{1,6})?", re.ASCII)
-_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 MODEL_PATTERN: Final = r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,126}[A-Za-z0-9])?$"
 
 
@@ -180,7 +179,7 @@ class ServingConfig(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise PydanticCustomError("twice", "every model name once; twice is {names}", {"names": ", ".join(twice)})
-        if self.tls == "plain" and self.host not in _LOOPBACK:
+        if self.tls == "plain" and not is_loopback(self.host):
             raise PydanticCustomError("plain", "tls: plain only where listen is on loopback, such as 127.0.0.1")
         return self
 

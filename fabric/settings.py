@@ -10,18 +10,41 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Discriminator, Field, PositiveInt, SecretStr, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    PositiveInt,
+    SecretStr,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from fabric.cluster_file import read_sections
 from fabric.errors import InvalidConfig
 from fabric.gate.events import Pool
-from fabric.sections import FilePath, ListenAddress, Name, Port, Seconds, Section, Settings, TlsFiles, host_and_port
+from fabric.sections import (
+    FilePath,
+    ListenAddress,
+    Name,
+    Port,
+    Seconds,
+    Section,
+    Settings,
+    TlsFiles,
+    host_and_port,
+    is_loopback,
+)
 from fabric.serving_settings import ServingConfig
 
 _SIMULATED_NODES_MAX: Final = 32
 """Each is a process of some 0.4 GB."""
+FOR_MONEY: Final = "write payments: operator into the cluster file, and book what was paid with its reference"
 
 
 def shipped(name: str) -> Path:
@@ -214,11 +237,60 @@ class ClusterConfig(Section):
     dashboard: DashboardConfig = DashboardConfig()
     tariffs: FilePath = Field(default_factory=lambda: shipped("tariffs.yaml"))
     plans: FilePath = Field(default_factory=lambda: shipped("plans.yaml"))
-    payments: Literal["sandbox"] = "sandbox"
-    """How a top-up is paid. The sandbox believes every payment: there is no other yet."""
     metering: MeteringConfig = MeteringConfig()
     signing_key: FilePath = Path("${FABRIC_STATE_DIR}/signing.key")
     """The Ed25519 key that signs checkpoints; made on the first start."""
     limits: LimitsConfig = LimitsConfig()
     serving: ServingConfig | None = None
     """Metered inference; None = none here."""
+    free_tokens_for_everyone: bool = False
+    """Says once more, where others than this machine reach the fabric, that `payments: sandbox` is meant."""
+    payments: Annotated[Literal["operator", "sandbox"] | None, Field(validate_default=True)] = None
+    """Who says that something was paid. `operator`: an operator books each payment by its reference, and customers book
+    nothing. `sandbox`: every customer is believed, so tokens cost nothing. None = `sandbox` where every listener is on
+    loopback, `operator` elsewhere; it is never None once the file is loaded.
+    """
+
+    @field_validator("payments")
+    @classmethod
+    def _is_meant(cls, given: str | None, info: ValidationInfo) -> str | None:
+        """Judged last, by the sections before it; nothing to judge where one of those is wrong."""
+        if not {"ray", "rpc", "free_tokens_for_everyone"} <= set(info.data) or "serving" not in info.data:
+            return given
+        freely: bool = info.data["free_tokens_for_everyone"]
+        if freely and given != "sandbox":
+            raise PydanticCustomError(
+                "payments", "'sandbox', where free_tokens_for_everyone is true: write both, or none"
+            )
+        if given == "operator" or freely:
+            return given
+        reached = _reached_at(info.data["rpc"], info.data["serving"], info.data["ray"])
+        if given == "sandbox" and reached:
+            raise PydanticCustomError(
+                "payments",
+                "'operator' where others than this machine reach it ({reached}): in the sandbox every customer takes"
+                " tokens for nothing. Where that is meant, add free_tokens_for_everyone: true",
+                {"reached": ", ".join(reached)},
+            )
+        return "operator" if reached else "sandbox"
+
+    @property
+    def reached_at(self) -> tuple[str, ...]:
+        """Where others than this machine reach the fabric, as the keys of this file and what they say; () = nowhere."""
+        return _reached_at(self.rpc, self.serving, self.ray)
+
+    @property
+    def giveaway(self) -> str:
+        """What is to be said loudly where somebody beyond this machine can have tokens for nothing; "" where nobody can."""
+        reached = self.reached_at if self.payments == "sandbox" else ()
+        return f"TOKENS COST NOTHING for every customer who reaches {', '.join(reached)}" if reached else ""
+
+
+def _reached_at(rpc: RpcConfig, serving: ServingConfig | None, ray: RayLocal | RayJoin) -> tuple[str, ...]:
+    found = [] if is_loopback(rpc.host) else [f"rpc.listen {rpc.listen}"]
+    if serving is not None:
+        found += [] if is_loopback(serving.host) else [f"serving.listen {serving.listen}"]
+        if serving.endpoint is not None and not is_loopback(urlsplit(serving.endpoint).hostname or ""):
+            found.append(f"serving.endpoint {serving.endpoint}")
+        found += ["serving, on the nodes of the Ray cluster that is joined"] if isinstance(ray, RayJoin) else []
+    return tuple(found)

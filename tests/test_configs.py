@@ -42,6 +42,18 @@ def test_every_cluster_file_we_ship_loads(name):
     assert load_cluster(CONFIGS / name, environ=ENVIRON).name
 
 
+def test_tokens_cost_money_in_every_file_that_others_can_reach():
+    found = {name: load_cluster(CONFIGS / name, environ=ENVIRON) for name in FABRIC_FILES}
+    assert {name: each.payments for name, each in found.items()} == {
+        "local.yaml": "sandbox",
+        "demo.yaml": "sandbox",
+        "lab.yaml": "operator",
+        "mixed-h100-a100-910b.yaml": "operator",
+        "kuberay/fabric.yaml": "operator",
+    }
+    assert not any(each.giveaway for each in found.values())
+
+
 def test_every_file_under_cluster_configs_is_tested():
     other = {"tariffs.yaml", "plans.yaml", "ray-mixed-on-prem.yaml"}
     ours = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml")}

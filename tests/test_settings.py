@@ -123,7 +123,10 @@ def test_a_cluster_file_crosses_processes(accepted):
         (JOIN + "archive: {kind: s3}", "archive.bucket: found nothing"),
         (JOIN + "archive: {kind: directory, path: 3}", "archive.path: found 3; allowed: a path"),
         (JOIN + "journal: {kind: postgres, dsn: '${NOT_SET}'}", "journal.dsn: found ${NOT_SET}, which the environment"),
-        (JOIN + "payments: stripe", "payments: found 'stripe'; allowed: 'sandbox'"),
+        (JOIN + "payments: stripe", "payments: found 'stripe'; allowed: 'operator' or 'sandbox'"),
+        (JOIN + "free_tokens_for_everyone: true", "payments: found nothing; allowed: 'sandbox'"),
+        (JOIN + "free_tokens_for_everyone: yes please", "free_tokens_for_everyone: found 'yes please'; allowed"),
+        (JOIN + "rpc: {listen: '[]:7433'}", "rpc.listen: found '[]:7433'; allowed: an address such as"),
         (JOIN + "dashboard: {port: 65536}", "dashboard.port: found 65536; allowed: less than or equal to 65535"),
         (JOIN + "rpc: {listen: '7433'}", "rpc.listen: found '7433'; allowed: an address such as"),
         (JOIN + "rpc: {listen: 'h:99999'}", "rpc.listen: found 'h:99999'; allowed: an address such as"),
@@ -153,7 +156,7 @@ def test_all_mistakes_are_named_at_once(refused):
     said = refused(JOIN + "payments: stripe\ndashboard: {port: -1}")
     assert said.splitlines() == [
         "dashboard.port: found -1; allowed: greater than or equal to 0",
-        "payments: found 'stripe'; allowed: 'sandbox'",
+        "payments: found 'stripe'; allowed: 'operator' or 'sandbox'",
     ]
 
 
@@ -168,3 +171,72 @@ def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path):
 def test_there_is_no_door_without_tls(refused, accepted, listen):
     assert "rpc.tls: found 'none'; allowed: 'auto'" in refused(JOIN + f"rpc: {{listen: '{listen}', tls: none}}")
     assert accepted(JOIN + f"rpc: {{listen: '{listen}'}}").rpc.tls == "auto"
+
+
+# -- who says that something was paid ----------------------------------------------------------------------------------
+
+LOCAL = "name: one\nray: {mode: local, nodes: [{node: n, accelerator: H100, devices: 1}]}\n"
+HERE_ONLY = ["127.0.0.1:7433", "127.9.9.9:0", "[::1]:7433", "::1:7433", "localhost:7433", "[::ffff:127.0.0.1]:7433"]
+FROM_ELSEWHERE = [
+    "0.0.0.0:7433",
+    "[::]:7433",
+    ":::7433",
+    "0:7433",
+    "10.1.2.3:7433",
+    "[fe80::1%eth0]:7433",
+    "[::ffff:0.0.0.0]:7433",
+    "fabric.example:7433",
+    "unix:7433",
+]
+ENDPOINT = "serving: {listen: '127.0.0.1:0', endpoint: 'https://models.example/v1'}"
+
+
+@pytest.mark.parametrize("listen", HERE_ONLY)
+@pytest.mark.parametrize("section", ["rpc", "serving"])
+def test_customers_are_believed_only_where_every_listener_is_on_loopback(accepted, section, listen):
+    found = accepted(LOCAL + f"{section}: {{listen: '{listen}'}}")
+    assert (found.payments, found.reached_at, found.giveaway) == ("sandbox", (), "")
+
+
+@pytest.mark.parametrize(
+    "section",
+    [f"{name}: {{listen: '{listen}'}}" for name in ("rpc", "serving") for listen in FROM_ELSEWHERE] + [ENDPOINT],
+)
+def test_where_anybody_else_reaches_a_listener_customers_book_nothing(accepted, refused, section):
+    assert accepted(LOCAL + section).payments == "operator"
+    said = refused(LOCAL + section + "\npayments: sandbox")
+    assert said.startswith("payments: found 'sandbox'; allowed: 'operator' where others")
+    assert "free_tokens_for_everyone: true" in said
+    for key in (True, False):
+        assert "payments: found" in refused(LOCAL + section + f"\npayments: {'operator' if key else 'sandbox'}"
+                                            f"\nfree_tokens_for_everyone: {str(key).lower()}")  # fmt: skip
+    meant = accepted(LOCAL + section + "\npayments: sandbox\nfree_tokens_for_everyone: true")
+    assert meant.payments == "sandbox"
+    assert meant.giveaway.startswith("TOKENS COST NOTHING for every customer who reaches ")
+
+
+def test_replicas_on_other_nodes_are_listeners_too(accepted):
+    assert accepted(JOIN + "serving: {}").payments == "operator"
+    assert accepted(JOIN).payments == "sandbox"
+
+
+def test_a_name_counts_by_everything_it_resolves_to(accepted, monkeypatch):
+    """A machine's own name is often in /etc/hosts as 127.0.1.1, and on the network as something else."""
+    answers = {
+        "both.example": ["127.0.1.1", "10.0.0.7"],
+        "here.example": ["127.0.1.1", "::1"],
+        "localhost": ["10.0.0.7"],
+    }
+
+    def resolve(name, *_):
+        return [(None, None, None, "", (address, 0)) for address in answers[name]]
+
+    monkeypatch.setattr("socket.getaddrinfo", resolve)
+    found = {name: accepted(LOCAL + f"rpc: {{listen: '{name}:1'}}").payments for name in answers}
+    assert found == {"both.example": "operator", "here.example": "sandbox", "localhost": "operator"}
+
+
+def test_the_endpoint_is_without_tls_only_where_nobody_else_reaches_it(accepted, refused):
+    assert accepted(LOCAL + "serving: {listen: '127.1.2.3:0', tls: plain}").serving.tls == "plain"
+    for listen in ("0.0.0.0:0", "localhost.example:0"):
+        assert "tls: plain only where" in refused(LOCAL + f"serving: {{listen: '{listen}', tls: plain}}")

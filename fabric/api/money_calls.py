@@ -10,11 +10,12 @@ from fabric.api.job_calls import CHUNK_BYTES, chunks
 from fabric.api.keys import Caller
 from fabric.api.messages import accepted, amount, at_least, facts_json, message_of, request_id, several, short, word
 from fabric.api.serving_calls import calls_of
-from fabric.errors import Fact, PermissionDenied
+from fabric.errors import Fact, InvalidRequest, PermissionDenied
 from fabric.gate.events import BuyBundle, Subscribe, TopUp, Unsubscribe
 from fabric.gate.instructions import Accepted
 from fabric.gate.questions import BalanceOf, FreeOf, PricesOf, ReceiptsOf, RecordsOf, StatementOf
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
+from fabric.gate.treasury import OPERATOR, SANDBOX
 from fabric.gate.views import BalanceView
 from fabric.ledger.scopes import Service, Use
 from fabric.units import AccountId, HoldId, JobId, KeyId
@@ -30,7 +31,8 @@ async def top_up(door: Door, caller: Caller, request: pb.TopUpRequest) -> pb.Acc
     event = TopUp(
         account_id=caller.account,
         amount_uhs=amount("amount_uhs", request.amount_uhs),
-        payment_ref=short("payment_ref", request.payment_ref),
+        payment_ref=_payment_ref(door, request.payment_ref),
+        channel=_channel(door),
         request_id=request_id(request.request_id),
     )
     return await _bought(door, event.account_id, await door.gate.decide(event))
@@ -41,7 +43,8 @@ async def buy_bundle(door: Door, caller: Caller, request: pb.BuyBundleRequest) -
     event = BuyBundle(
         account_id=caller.account,
         bundle=short("bundle", request.bundle),
-        payment_ref=short("payment_ref", request.payment_ref),
+        payment_ref=_payment_ref(door, request.payment_ref),
+        channel=_channel(door),
         request_id=request_id(request.request_id),
     )
     return await _bought(door, event.account_id, await door.gate.decide(event))
@@ -52,6 +55,8 @@ async def subscribe(door: Door, caller: Caller, request: pb.SubscribeRequest) ->
     event = Subscribe(
         account_id=caller.account,
         subscription=short("subscription", request.subscription),
+        payment_ref=_payment_ref(door, request.payment_ref),
+        channel=_channel(door),
         request_id=request_id(request.request_id),
     )
     return await _bought(door, event.account_id, await door.gate.decide(event))
@@ -208,8 +213,30 @@ def _hold_id(caller: Caller, given: str) -> HoldId:
 def _may_buy(door: Door, caller: Caller) -> None:
     if not (caller.operator or door.sandbox_payments):
         raise PermissionDenied(
-            "payments are confirmed by the operator here: pay, and the operator books the tokens", code="operator_only"
+            "nothing is booked here before it is paid: pay the operator, who books it with the payment's reference"
+            f" (fabric topup TOKENS --account {caller.account} --payment-ref REF, with an operator key)",
+            code="operator_only",
         )
+
+
+def _channel(door: Door) -> str:
+    """Who says that it was paid: where not every customer is believed, it is the operator who asks."""
+    return SANDBOX if door.sandbox_payments else OPERATOR
+
+
+def _payment_ref(door: Door, given: str) -> str:
+    """What a payment is called; the same whatever space stands around it.
+
+    Raises:
+        InvalidRequest: there is none, and payments are real here (`payment_ref_missing`).
+    """
+    ref = short("payment_ref", given.strip())
+    if not (ref or door.sandbox_payments):
+        raise InvalidRequest(
+            "a payment that is booked needs its reference (--payment-ref): what it is called where it was received",
+            code="payment_ref_missing",
+        )
+    return ref
 
 
 def _unrestricted(caller: Caller, what: str) -> None:

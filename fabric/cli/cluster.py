@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fabric.cli.output import console, print_facts, print_json, table
+from fabric.cli.output import console, print_facts, print_json, table, warn
 from fabric.cli.session import AsJson
 from fabric.profile import Profile, save_profile
 
@@ -35,7 +35,7 @@ def up(
     as_json: AsJson = False,
 ) -> None:
     """Start a fabric, and keep how to reach it in the profile."""
-    from fabric import house  # noqa: PLC0415  # what starts a fabric is slow to import, and only needed here
+    from fabric import house, settings  # noqa: PLC0415  # what starts a fabric is slow to import, and only needed here
 
     if local and config is not None:
         raise typer.BadParameter("choose --local or --config (FABRIC_CONFIG counts as that)")
@@ -60,6 +60,7 @@ def up(
                 "endpoint": found.endpoint,
                 "state_dir": found.state_dir,
                 "verifier_key": found.verifier_key,
+                "giveaway": found.giveaway,
                 "profile": str(file),
             }
         )
@@ -74,6 +75,8 @@ def up(
             "next": "fabric topup 10, then fabric submit train.py --tokens 2 --follow",
         }
     )
+    if found.giveaway:
+        warn(f"{found.giveaway}: {settings.FOR_MONEY}")
 
 
 def down(
@@ -129,6 +132,8 @@ def doctor(*, config: Config = None, as_json: AsJson = False) -> None:
     else:
         rows = [(each.health.value, each.name, each.found, each.remedy) for each in found]
         console().print(table("", ("", "what", "found", "remedy"), rows))
+        if config is not None and (giveaway := load_cluster(config).giveaway):
+            warn(giveaway)
     if any(each.health is Health.FAIL for each in found):
         raise typer.Exit(1)
 

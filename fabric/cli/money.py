@@ -14,6 +14,10 @@ from fabric.client import Client, new_request_id
 from fabric.units import CT_DECIMALS, PPM, UHS_PER_CT, format_cny, format_ct, parse_ct
 from fabric.wire import fabric_pb2 as pb
 
+PaymentRef = Annotated[
+    str, typer.Option(help="What the payment is called where it was received: books once for each account.")
+]
+
 
 def register(app: typer.Typer) -> None:
     for name, command in (
@@ -54,13 +58,13 @@ def balance(*, account: ForAccount = "", as_json: AsJson = False) -> None:
 def topup(
     tokens: Annotated[str, typer.Argument(help="How many, e.g. 10 or 0.5.")],
     *,
-    payment_ref: Annotated[str, typer.Option(help="What the payment is called elsewhere.")] = "",
+    payment_ref: PaymentRef = "",
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
-    """Buy tokens at the price of the account's plan.
+    """Buy tokens at the price of the account's plan. Where payments are real, an operator books them, each by its reference.
 
-    For example: fabric topup 12.5 --payment-ref INV-2026-0142
+    For example: fabric topup 12.5 --payment-ref INV-2026-0142 --account acme
     """
     request = pb.TopUpRequest(request_id=new_request_id(), amount_uhs=parse_ct(tokens), payment_ref=payment_ref)
     _bought(client(account).call(request, pb.Accepted), f"{tokens} CT bought", as_json=as_json)
@@ -69,7 +73,7 @@ def topup(
 def bundle(
     name: Annotated[str, typer.Argument(help="Its name, as `fabric plans` shows it.")],
     *,
-    payment_ref: Annotated[str, typer.Option(help="What the payment is called elsewhere.")] = "",
+    payment_ref: PaymentRef = "",
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
@@ -84,14 +88,16 @@ def bundle(
 def subscribe(
     name: Annotated[str, typer.Argument(help="Its name, as `fabric plans` shows it.")],
     *,
+    payment_ref: PaymentRef = "",
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
-    """Subscribe to tokens that come every cycle.
+    """Subscribe to tokens that come every cycle. Where an operator books payments, each booking pays one cycle: booked again
+    while the subscription runs, it pays the next one; a cycle that isn't paid isn't granted, and ends the subscription.
 
     For example: fabric subscribe professional-monthly
     """
-    request = pb.SubscribeRequest(request_id=new_request_id(), subscription=name)
+    request = pb.SubscribeRequest(request_id=new_request_id(), subscription=name, payment_ref=payment_ref)
     _bought(client(account).call(request, pb.Accepted), f"subscribed to {name}", as_json=as_json)
 
 

@@ -28,6 +28,8 @@ _STATE_STYLES: Final = {
     "starting": "yellow",
     "failed": "red",
     "down": "red",
+    "fail": "red",
+    "warn": "yellow",
     "parked": "yellow",
     "stopping": "yellow",
     "draining": "yellow",
@@ -42,6 +44,11 @@ def console() -> Console:
 def say(text: str) -> None:
     """A line for people, as it is: never broken by us, so that it can be copied."""
     console().print(text, markup=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """A line that nobody may miss, in red on standard error."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"WARNING: {text}", style="bold red"))
 
 
 def print_json(value: object) -> None:

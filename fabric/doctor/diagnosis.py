@@ -9,11 +9,19 @@ import apsw
 
 from fabric.adapters.price_files import load_catalogue, load_tariffs
 from fabric.doctor import machine, software, surroundings
-from fabric.doctor.findings import Finding, Health, fail, ok
+from fabric.doctor.findings import Finding, Health, fail, ok, warn
 from fabric.errors import InvalidConfig
 from fabric.sections import Settings, TlsFiles
 from fabric.serving_settings import ServingConfig
-from fabric.settings import ClusterConfig, DirectoryArchive, PostgresJournal, RayJoin, RayLocal, SqliteJournal
+from fabric.settings import (
+    FOR_MONEY,
+    ClusterConfig,
+    DirectoryArchive,
+    PostgresJournal,
+    RayJoin,
+    RayLocal,
+    SqliteJournal,
+)
 
 
 def diagnose(config: ClusterConfig | None = None) -> list[Finding]:
@@ -43,6 +51,7 @@ def _look_at_cluster(config: ClusterConfig) -> list[Finding]:
         machine.check_signing_key(config.signing_key),
         _check_prices(config.tariffs, name="tariffs", load=load_tariffs),
         _check_prices(config.plans, name="plans", load=load_catalogue),
+        _check_payments(config),
     ]
     if isinstance(config.rpc.tls, TlsFiles):
         findings.append(machine.check_tls(config.rpc.tls, now=now))
@@ -93,6 +102,14 @@ def _check_prices(path: Path, *, name: str, load: Callable[[Path], object]) -> F
     except InvalidConfig as error:
         return fail(name, error.message, remedy=f"let {name} name a file like those in cluster-configs/")
     return ok(name, str(path))
+
+
+def _check_payments(config: ClusterConfig) -> Finding:
+    if config.giveaway:
+        return warn("payments", f"sandbox: {config.giveaway}", remedy=FOR_MONEY)
+    if config.payments == "sandbox":
+        return ok("payments", "sandbox: every customer on this machine is believed; nobody else reaches it")
+    return ok("payments", "operator: customers book nothing, operators book each payment by its reference")
 
 
 def _last_written(config: ClusterConfig) -> dt.datetime | None:

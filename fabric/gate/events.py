@@ -67,6 +67,8 @@ class Configure(Event, frozen=True, kw_only=True, tag="configure"):
     tariffs: Tariffs
     catalogue: Catalogue
     operator: str = "op"
+    payments: str = "sandbox"
+    """Who says that something was paid: sandbox (whoever asks is believed) | operator (only what an operator books)."""
     request_id: str = ""
 
 
@@ -131,6 +133,9 @@ class TopUp(Event, frozen=True, kw_only=True, tag="top_up"):
     account_id: AccountId
     amount_uhs: int
     payment_ref: str = ""
+    """What the payment is called elsewhere: unique for ever among the account's payments of this channel."""
+    channel: str = "sandbox"
+    """Who says that it was paid: sandbox (whoever asks) | operator."""
     request_id: str = ""
 
 
@@ -140,12 +145,17 @@ class BuyBundle(Event, frozen=True, kw_only=True, tag="buy_bundle"):
     account_id: AccountId
     bundle: str
     payment_ref: str = ""
+    channel: str = "sandbox"
     request_id: str = ""
 
 
 class Subscribe(Event, frozen=True, kw_only=True, tag="subscribe"):
+    """Pays a cycle, and starts the subscription with it. Booked by an operator for one that runs, it pays the next cycle."""
+
     account_id: AccountId
     subscription: str
+    payment_ref: str = ""
+    channel: str = "sandbox"
     request_id: str = ""
 
 

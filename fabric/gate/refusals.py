@@ -86,6 +86,14 @@ def unusable_key(why: str, key_id: str, remedy: str) -> Refusal:
     )
 
 
+def not_paid() -> Refusal:
+    return Refusal(
+        code="operator_only",
+        http_status=403,
+        message="nothing is booked here before it is paid: pay the operator, who books it with the payment's reference",
+    )
+
+
 def not_found(what: str, name: str) -> Refusal:
     return Refusal(code="not_found", http_status=404, message=f"there is no {what} {name!r}", facts={what: name})
 

@@ -152,6 +152,8 @@ class SubscriptionRecord:
     ending: bool = False
     lots: list[str] = field(default_factory=list)
     """What the current cycle granted: what is left of these at its end may be carried over."""
+    ahead: list[str] = field(default_factory=list)
+    """Lots of the cycles to come that are paid already, in their order."""
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,6 +205,8 @@ class GateState:
     tariffs: Tariffs | None = None
     catalogue: Catalogue | None = None
     operator: str = "op"
+    payments: str = "sandbox"
+    """Who says that something was paid, as the last `Configure` has it."""
     now_us: int = 0
     revision: int = 0
     leases_made: int = 0

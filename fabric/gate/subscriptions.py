@@ -1,6 +1,14 @@
-"""Subscriptions: tokens that are granted every cycle, what is carried over, and what they may overflow into."""
+"""Subscriptions: tokens that are granted every cycle, what is carried over, and what they may overflow into.
+
+Where an operator books payments, a subscription lasts for the cycles that are booked: one is paid at its start, each next
+one by another booking before or while the last one runs. A cycle that nobody has paid is never granted: the subscription
+ends with the cycle before it.
+"""
+
+from typing import Final
 
 from fabric.charging import plans
+from fabric.charging.catalogue import Subscription
 from fabric.charging.plans import LotTerms
 from fabric.gate import refusals, treasury
 from fabric.gate.core import Core
@@ -10,11 +18,17 @@ from fabric.gate.state import Account, SubscriptionRecord
 from fabric.ledger import Origin
 from fabric.units import AccountId
 
+AHEAD_MAX: Final = 12
+"""How many cycles of one subscription may be paid ahead."""
+
 
 def subscribe(core: Core, event: Subscribe) -> Outcome:
     """Start now: the first cycle is granted and paid at once."""
-    if event.account_id not in core.state.accounts:
+    account = core.state.accounts.get(event.account_id)
+    if account is None:
         return refusals.not_found("account", event.account_id)
+    if refusal := treasury.unpaid(core, event):
+        return refusal
     offer = core.catalogue.subscription(event.subscription)
     if offer is None:
         known = ", ".join(each.name for each in core.catalogue.subscriptions) or "none"
@@ -23,10 +37,7 @@ def subscribe(core: Core, event: Subscribe) -> Outcome:
         )
     running = _find(core, event.account_id, event.subscription)
     if running is not None:
-        if running.ending:
-            running.ending = False
-            return Accepted()
-        return refusals.conflict(f"the account has {event.subscription!r} already", code="already_subscribed")
+        return _again(core, account, running, offer, channel=event.channel)
     record = SubscriptionRecord(
         account_id=event.account_id,
         subscription=offer.name,
@@ -34,9 +45,8 @@ def subscribe(core: Core, event: Subscribe) -> Outcome:
         index=0,
         next_at_us=plans.next_cycle_us(offer, started_at_us=core.now_us, index=0),
     )
-    account = core.state.accounts[event.account_id]
     cycle = plans.cycle_grants(offer, started_at_us=core.now_us, index=0)
-    outcome = _book(core, account, cycle.grant, record, at_us=core.now_us, paid=True)
+    outcome = _book(core, account, cycle.grant, record.lots, at_us=core.now_us, channel=event.channel)
     if isinstance(outcome, Accepted):
         core.state.subscriptions.append(record)
         core.note_renewals()
@@ -49,7 +59,38 @@ def unsubscribe(core: Core, event: Unsubscribe) -> Outcome:
     if record is None:
         return refusals.not_found("subscription", event.subscription)
     record.ending = True
-    return Accepted(facts={"ends_at_us": record.next_at_us})
+    offer = core.catalogue.subscription(record.subscription)
+    paid = 0 if offer is None else len(record.ahead)
+    ends_at_us = record.next_at_us if not paid or offer is None else _end_us(offer, record, cycles=paid)
+    return Accepted(facts={"ends_at_us": ends_at_us})
+
+
+def _again(core: Core, account: Account, record: SubscriptionRecord, offer: Subscription, *, channel: str) -> Outcome:
+    """Go on with one that was to end; where an operator books it, pay the first cycle that isn't paid yet, good from its own
+    start.
+    """
+    if channel == treasury.SANDBOX:
+        if not record.ending:
+            return refusals.conflict(f"the account has {offer.name!r} already", code="already_subscribed")
+        record.ending = False
+        return Accepted()
+    if len(record.ahead) >= AHEAD_MAX:
+        return refusals.conflict(
+            f"{AHEAD_MAX} cycles of {record.subscription!r} are paid ahead already: book the next one later",
+            code="paid_ahead",
+            limit=AHEAD_MAX,
+        )
+    index = record.index + len(record.ahead) + 1
+    cycle = plans.cycle_grants(offer, started_at_us=record.started_at_us, index=index)
+    outcome = _book(core, account, cycle.grant, record.ahead, at_us=core.now_us, channel=channel)
+    if isinstance(outcome, Accepted):
+        record.ending = False
+    return outcome
+
+
+def _end_us(offer: Subscription, record: SubscriptionRecord, *, cycles: int) -> int:
+    """When the cycle ends that is so many after the current one."""
+    return plans.next_cycle_us(offer, started_at_us=record.started_at_us, index=record.index + cycles)
 
 
 def renew(core: Core) -> None:
@@ -66,7 +107,8 @@ def renew(core: Core) -> None:
 
 def _renew(core: Core, record: SubscriptionRecord, left_uhs: int, *, at_us: int) -> None:
     offer = core.catalogue.subscription(record.subscription)
-    if record.ending or offer is None:
+    is_paid = bool(record.ahead) or (core.state.payments == treasury.SANDBOX and not record.ending)
+    if offer is None or not is_paid:
         core.state.subscriptions.remove(record)
         treasury.set_spending(core, record.account_id)
         return
@@ -78,20 +120,21 @@ def _renew(core: Core, record: SubscriptionRecord, left_uhs: int, *, at_us: int)
     cycle = plans.cycle_grants(offer, started_at_us=record.started_at_us, index=record.index, left_uhs=left_uhs)
     before, record.lots = record.lots, []
     account = core.state.accounts[record.account_id]
-    _book(core, account, cycle.grant, record, at_us=at_us, paid=True)
+    if record.ahead:
+        record.lots.append(record.ahead.pop(0))
+    else:
+        _book(core, account, cycle.grant, record.lots, at_us=at_us, channel=treasury.SANDBOX)
     if cycle.rollover is not None:
         for lot_id in before:
             core.book.retire(lot_id, now_us=at_us)
-        _book(core, account, cycle.rollover, record, at_us=at_us, paid=False)
+        _book(core, account, cycle.rollover, record.lots, at_us=at_us, channel="")
 
 
-def _book(
-    core: Core, account: Account, lot: LotTerms, record: SubscriptionRecord, *, at_us: int, paid: bool
-) -> Outcome:
-    channel = treasury.CHANNEL if paid else ""
+def _book(core: Core, account: Account, lot: LotTerms, into: list[str], *, at_us: int, channel: str) -> Outcome:
+    """Book a lot, and note it; without a channel nothing is paid for it."""
     outcome = treasury.book_lot(core, account, lot, origin=Origin.SUBSCRIPTION, channel=channel, now_us=at_us)
     if isinstance(outcome, Accepted):
-        record.lots.append(treasury.newest_lot(core))
+        into.append(treasury.newest_lot(core))
     return outcome
 
 

@@ -15,9 +15,10 @@ from fabric.gate.events import (
     Grant,
     OpenAccount,
     RevokeKey,
+    Subscribe,
     TopUp,
 )
-from fabric.gate.instructions import Accepted, Outcome
+from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.lifecycle import TERMINAL
 from fabric.gate.prices import unpriced
 from fabric.gate.state import Account, Key
@@ -26,7 +27,11 @@ from fabric.ledger.outcomes import PERIOD_CLOSED
 from fabric.ledger.scopes import Scope, Service
 from fabric.units import INT64_MAX, AccountId, format_ct
 
-CHANNEL: Final = "sandbox"
+SANDBOX: Final = "sandbox"
+"""The channel of payments that nobody has checked."""
+OPERATOR: Final = "operator"
+"""The channel of payments that an operator has booked."""
+CHANNELS: Final = (SANDBOX, OPERATOR)
 NAME_MAX: Final = 64
 LIFETIME_MAX_US: Final = 100 * 365 * plans.DAY_US
 GENEROSITY: Final = (Overflow.POSTPAID, Overflow.WALLET, Overflow.BLOCK)
@@ -40,6 +45,7 @@ def configure(core: Core, event: Configure) -> Outcome:
     if refusal := _leaves_out(core, event):
         return refusal
     core.state.tariffs, core.state.catalogue, core.state.operator = event.tariffs, event.catalogue, event.operator
+    core.state.payments = event.payments
     core.book.operator = event.operator
     core.note_prices()
     models.reprice(core)
@@ -49,6 +55,8 @@ def configure(core: Core, event: Configure) -> Outcome:
 
 
 def _leaves_out(core: Core, event: Configure) -> Outcome | None:
+    if event.payments not in CHANNELS:
+        return _incomplete("payments", f"who books them ({' or '.join(CHANNELS)})", (event.payments,))
     if missing := unpriced(event.tariffs):
         return _incomplete("tariffs", "a weight without conditions", missing)
     types = dict.fromkeys(node.accelerator for node in core.planner.nodes())
@@ -93,11 +101,30 @@ def open_account(core: Core, event: OpenAccount) -> Outcome:
     return Accepted()
 
 
+def unpaid(core: Core, event: TopUp | BuyBundle | Subscribe) -> Refusal | None:
+    """Why nothing can be booked for this payment, if nothing can."""
+    if event.channel not in CHANNELS:
+        return refusals.invalid(
+            f"there is no channel of payments {event.channel!r}: choose of {', '.join(CHANNELS)}",
+            code="invalid_channel",
+        )
+    if event.channel == SANDBOX and core.state.payments != SANDBOX:
+        return refusals.not_paid()
+    if event.channel == OPERATOR and not event.payment_ref:
+        return refusals.invalid(
+            "a payment that an operator books needs a reference: say what it is called where it was received",
+            code="payment_ref_missing",
+        )
+    return None
+
+
 def top_up(core: Core, event: TopUp) -> Outcome:
     """Tokens at the price and life of the account's plan."""
     account = core.state.accounts.get(event.account_id)
     if account is None:
         return refusals.not_found("account", event.account_id)
+    if refusal := unpaid(core, event):
+        return refusal
     if not 0 < event.amount_uhs <= INT64_MAX:
         return refusals.invalid(
             f"a top-up is of more than 0 and at most {format_ct(INT64_MAX)} tokens, not {format_ct(event.amount_uhs)}",
@@ -105,7 +132,7 @@ def top_up(core: Core, event: TopUp) -> Outcome:
             amount_uhs=min(event.amount_uhs, INT64_MAX),
         )
     bought = plans.top_up(core.plan_of(event.account_id), amount_uhs=event.amount_uhs, now_us=core.now_us)
-    return book_lot(core, account, bought, origin=Origin.TOP_UP, channel=CHANNEL, now_us=core.now_us)
+    return book_lot(core, account, bought, origin=Origin.TOP_UP, channel=event.channel, now_us=core.now_us)
 
 
 def grant(core: Core, event: Grant) -> Outcome:
@@ -137,6 +164,8 @@ def buy_bundle(core: Core, event: BuyBundle) -> Outcome:
     account = core.state.accounts.get(event.account_id)
     if account is None:
         return refusals.not_found("account", event.account_id)
+    if refusal := unpaid(core, event):
+        return refusal
     bundle = core.catalogue.bundle(event.bundle)
     if bundle is None:
         known = ", ".join(each.name for each in core.catalogue.bundles) or "none"
@@ -147,7 +176,7 @@ def buy_bundle(core: Core, event: BuyBundle) -> Outcome:
         return refusals.beyond_int64()
     first: int | None = None
     for lot in bought.lots:
-        terms = _terms(account, lot, origin=Origin.BUNDLE, channel=CHANNEL)
+        terms = _terms(account, lot, origin=Origin.BUNDLE, channel=event.channel)
         answer = _book(core, account, lot.amount_uhs, terms, now_us=core.now_us, linked_to=first)
         assert not isinstance(answer, Refused), f"{bundle.name}: {answer}"
         first = first or answer.transfer_id
@@ -158,7 +187,7 @@ def buy_bundle(core: Core, event: BuyBundle) -> Outcome:
             account.account_id,
             ref=f"{part.amount} {part.asset}",
             price_microcny=part.price_microcny,
-            channel=CHANNEL,
+            channel=event.channel,
             now_us=core.now_us,
             linked_to=first,
         )

@@ -552,12 +552,14 @@ class BuyBundleRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., bundle: _Optional[str] = ..., payment_ref: _Optional[str] = ...) -> None: ...
 
 class SubscribeRequest(_message.Message):
-    __slots__ = ("request_id", "subscription")
+    __slots__ = ("request_id", "subscription", "payment_ref")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SUBSCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    PAYMENT_REF_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     subscription: str
-    def __init__(self, request_id: _Optional[str] = ..., subscription: _Optional[str] = ...) -> None: ...
+    payment_ref: str
+    def __init__(self, request_id: _Optional[str] = ..., subscription: _Optional[str] = ..., payment_ref: _Optional[str] = ...) -> None: ...
 
 class UnsubscribeRequest(_message.Message):
     __slots__ = ("request_id", "subscription")

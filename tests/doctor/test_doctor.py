@@ -9,7 +9,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from typer.testing import CliRunner
 
+from fabric.cli import app
 from fabric.doctor import Health, diagnose, machine, software, surroundings
 from fabric.settings import S3Archive, TlsFiles, load_cluster
 
@@ -316,6 +318,27 @@ def test_what_is_not_well_always_says_what_to_do(state_dir, closed_port, tmp_pat
     unwell = {finding.name for finding in findings if finding.health is Health.FAIL}
     assert unwell == {"tariffs", "plans", "tls", "postgresql", "ray address"}
     assert [finding.name for finding in findings if (finding.health is Health.OK) != (finding.remedy == "")] == []
+
+
+@pytest.mark.parametrize(
+    ("listen", "payments", "said"),
+    [
+        ("127.0.0.1:0", "", "nobody else reaches it"),
+        ("0.0.0.0:0", "", "customers book nothing"),
+        ("0.0.0.0:0", "payments: sandbox\nfree_tokens_for_everyone: true\n", "TOKENS COST NOTHING"),
+    ],
+)
+def test_where_tokens_cost_nothing_the_doctor_says_so_in_red(tmp_path, monkeypatch, listen, payments, said):
+    file = tmp_path / "cluster.yaml"
+    nodes = "[{node: h, accelerator: H100, devices: 1}]"
+    file.write_text(f"name: x\nray: {{mode: local, nodes: {nodes}}}\nrpc: {{listen: '{listen}'}}\n{payments}")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    done = CliRunner().invoke(app, ["doctor", "--config", str(file)])
+    (finding,) = [finding for finding in diagnose(load_cluster(file)) if finding.name == "payments"]
+    assert said in finding.found
+    loud = [line for line in done.stderr.splitlines() if "TOKENS COST NOTHING" in line]
+    assert ("TOKENS" in said) == (finding.health is Health.WARN) == bool(loud)
+    assert all(f"\x1b[1;31mWARNING: {finding.found.removeprefix('sandbox: ')}" in line for line in loud)
 
 
 def test_without_a_cluster_file_the_machine_alone_is_looked_at(state_dir):

@@ -12,9 +12,11 @@ from fabric.errors import (
     NotFound,
     PermissionDenied,
 )
+from fabric.gate.events import Configure
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire.service import METHODS
+from tests.doors.conftest import CATALOGUE, TARIFFS
 
 SPEC = pb.JobSpec(name="noop", kind="script", devices=1, limit_uhs=UHS_PER_CT)
 COMMAND = pb.Payload(command=["true"])
@@ -92,14 +94,31 @@ def test_amounts_that_are_not_more_than_nothing_are_refused(house):
 
 def test_only_operators_book_payments_where_they_are_real(make_house):
     house = make_house(sandbox_payments=False)
-    for request in (
-        pb.TopUpRequest(request_id="r1", amount_uhs=1),
-        pb.BuyBundleRequest(request_id="r2", bundle="edge"),
-        pb.SubscribeRequest(request_id="r3", subscription="monthly"),
-    ):
-        with pytest.raises(PermissionDenied):
+    purchases = {"TopUp": {"amount_uhs": 1}, "BuyBundle": {"bundle": "edge"}, "Subscribe": {"subscription": "monthly"}}
+    for name, more in purchases.items():
+        kind = getattr(pb, f"{name}Request")
+        request = kind(request_id=f"r-{name}", payment_ref=f"INV-{name}", **more)
+        with pytest.raises(PermissionDenied, match="pay the operator"):
             house.client().call(request, pb.Accepted)
-        house.client(house.root, account="acme").call(request, pb.Accepted)
+        operator = house.client(house.root, account="acme")
+        with pytest.raises(InvalidRequest, match="--payment-ref"):
+            operator.call(kind(request_id=f"without-{name}", payment_ref="  ", **more), pb.Accepted)
+        operator.call(request, pb.Accepted)
+
+
+def test_where_payments_are_real_the_gate_itself_believes_no_customer(make_house):
+    """The door is one of several, and each tells who says that it was paid: that nobody has is not enough for the gate."""
+    house = make_house(sandbox_payments=True)
+    house.port.seed(Configure(tariffs=TARIFFS, catalogue=CATALOGUE, payments="operator"))
+    free_uhs = house.fabric().balance().free_uhs
+    for request in (
+        pb.TopUpRequest(request_id="r1", amount_uhs=1, payment_ref="x"),
+        pb.BuyBundleRequest(request_id="r2", bundle="edge", payment_ref="y"),
+        pb.SubscribeRequest(request_id="r3", subscription="monthly", payment_ref="z"),
+    ):
+        with pytest.raises(PermissionDenied, match="pay the operator"):
+            house.client().call(request, pb.Accepted)
+    assert house.fabric().balance().free_uhs == free_uhs
 
 
 def test_a_refusal_keeps_its_number_its_limit_and_its_remedy(house):

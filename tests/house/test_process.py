@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -54,6 +55,19 @@ def there(state_dir):
         state_dir=str(state_dir),
         nodes=1,
     )
+
+
+def test_up_says_in_red_where_tokens_cost_nothing(state_dir, there, monkeypatch):
+    giveaway = "TOKENS COST NOTHING for every customer who reaches rpc.listen 0.0.0.0:7433"
+    monkeypatch.setattr(house, "operator_key", lambda _: "fab_k_s")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(state_dir))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for said in ("", giveaway):
+        found = msgspec.structs.replace(there, giveaway=said)
+        monkeypatch.setattr(house, "up", lambda *_, found=found, **__: found)
+        done = CliRunner().invoke(app, ["up", "--local"])
+        assert (f"\x1b[1;31mWARNING: {giveaway}" in done.stderr) == bool(said), done.output + repr(done.exception)
+        assert json.loads(CliRunner().invoke(app, ["up", "--local", "--json"]).stdout)["giveaway"] == said
 
 
 def test_a_second_start_in_one_state_directory_is_a_conflict_that_names_the_first(state_dir, there):
