@@ -34,7 +34,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
-from fabric.errors import FabricError, PermissionDenied
+from fabric.errors import FabricError, Internal, PermissionDenied
 from serving.calls import Ended
 from serving.front import Front
 from serving.meter import Meter
@@ -44,6 +44,8 @@ from serving.seen import Seen, SeenByRay, Unseen
 from serving.tickets import TICKET, Ticket
 
 _TTFTS_KEPT: Final = 512
+_SALTED: Final = frozenset({"token", "embeds", "multimodal"})
+_HALVES: Final = ("encoder_prompt", "decoder_prompt")
 
 
 @dataclass(slots=True)
@@ -89,7 +91,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
         ticket = TICKET.get()
         if ticket is None:
             raise PermissionDenied("no call without a ticket", code="not_a_gateway")
-        outputs = self._metered(ticket, prompt, copy.copy(sampling_params), request_id, more)
+        outputs = self._metered(ticket, _salted(prompt, ticket), copy.copy(sampling_params), request_id, more)
         return _merged(outputs) if sampling_params.output_kind == RequestOutputKind.FINAL_ONLY else outputs
 
     def encode(
@@ -99,7 +101,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
         ticket = TICKET.get()
         if ticket is None:
             raise PermissionDenied("no call without a ticket", code="not_a_gateway")
-        return self._encoded(ticket, prompt, pooling_params, request_id, more)
+        return self._encoded(ticket, _salted(prompt, ticket), pooling_params, request_id, more)
 
     async def _metered(
         self, ticket: Ticket, prompt: Any, params: SamplingParams, request_id: str, more: dict[str, Any]
@@ -226,6 +228,27 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
                 choice.finish_reason, choice.stop_reason = "length", "balance_exhausted"
         out.outputs, out.finished = last, True
         return out
+
+
+def _salted(prompt: Any, ticket: Ticket) -> Any:
+    """The prompt with its account's salt in place of any other: what is cached of it, media included, is found again for
+    this account alone. A prompt of a form that isn't known here is not let in: it might leave its salt behind.
+
+    Raises:
+        Internal: a surface hands on something else than vLLM's renderer makes.
+    """
+    kind = prompt.get("type") if isinstance(prompt, dict) else None
+    if kind == "enc_dec":
+        return {**prompt, **{part: _salted(prompt[part], ticket) for part in _HALVES if part in prompt}}
+    if kind not in _SALTED or not ticket.salt:
+        raise Internal(
+            "a prompt came that can't be kept apart from other accounts': this is our mistake", code="unsalted"
+        )
+    salted = {**prompt, "cache_salt": ticket.salt}
+    if kind == "multimodal":
+        hashes = prompt["mm_hashes"].items()
+        salted["mm_hashes"] = {name: [f"{ticket.salt}/{each}" for each in found] for name, found in hashes}
+    return salted
 
 
 def _shorten(choice: CompletionOutput, produced: _Produced, keep: int, tokenizer: Any, params: SamplingParams) -> None:

@@ -59,6 +59,7 @@ class ForeignEngine:
         if path not in _PREFIX:
             raise NotFound(f"{path[:100]} is not offered for this model", code="not_found")
         body = _document((await receive()).get("body", b""))
+        body["cache_salt"] = ticket.salt
         choices, streams = int(body.get("n") or 1), bool(body.get("stream"))
         if streams and choices > 1:
             raise InvalidRequest("several choices are offered without stream only", code="unsupported_parameter")

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from fabric.errors import FabricError, InsufficientTokens, InvalidRequest, Unavailable
 from serving import calls
+from serving.gateway.routes import ROUTES
 from serving.tickets import TICKET, Ticket, ticket_of
 
 Message = MutableMapping[str, Any]
@@ -19,7 +20,11 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 BODY_BYTES_MAX: Final = 10 << 20
 _OPEN_PATHS: Final = frozenset({"/health"})
-_CLOSED_PREFIXES: Final = ("/invocations", "/docs", "/redoc", "/openapi", "/scale", "/load", "/server_info")
+_MODELS: Final = "/v1/models"
+_SERVED: Final = frozenset(
+    {(route.method, route.path) for route in ROUTES} | {("GET", "/metrics"), ("GET", "/metrics/")}
+)
+"""What is let through to the engine's application: what the gateway serves, and nothing else that vLLM has or will have."""
 _OURS: Final = 500
 _BEAM: Final = b"use_beam_search"
 
@@ -47,7 +52,7 @@ class Front:
         path = scope["path"]
         try:
             ticket = ticket_of(scope["headers"], trust=self._trust)
-            if path.startswith(_CLOSED_PREFIXES):
+            if not is_served(scope["method"], path):
                 raise InvalidRequest(f"nothing is served at {path[:100]}", code="not_found")
             body = await _body(receive)
             _refuse_beams(body)
@@ -61,6 +66,11 @@ class Front:
         except Exception:
             if not await answer.refused():
                 raise
+
+
+def is_served(method: str, path: str) -> bool:
+    """Whether a request gets to the engine's application."""
+    return (method, path) in _SERVED or (method == "GET" and path.startswith(f"{_MODELS}/"))
 
 
 class _Answer:

@@ -20,6 +20,7 @@ FLAGS: Final = (
     "--disable-fastapi-docs",
     "--no-enable-log-requests",
     "--disable-uvicorn-access-log",
+    "--mm-processor-cache-gb=0",  # what was made of an image would be found by its hash, whoever's it is
 )
 """What the meter and the gateway rely on, whatever else a model is started with."""
 

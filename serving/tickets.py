@@ -3,11 +3,12 @@
 The engine's application knows nothing of it; the ticket travels in a context variable from the front to the meter.
 """
 
+import hmac
 import secrets
 from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from hmac import compare_digest
+from hashlib import sha256
 
 from fabric.errors import FabricError, InvalidRequest, PermissionDenied
 from serving import calls
@@ -26,6 +27,8 @@ class Ticket:
     call_id: str
     tier_rank: int = 0
     strict: bool = False
+    salt: str = ""
+    """What marks the account's cached prompts: whatever enters the engine for this request carries it, and no other."""
     calls_begun: int = 0
     admitted: int = 0
     refusal: FabricError | None = None
@@ -56,7 +59,7 @@ def ticket_of(headers: Iterable[tuple[bytes, bytes]], *, trust: str) -> Ticket:
         InvalidRequest: the gateway named no account, or a tier that there is not.
     """
     said = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
-    if not compare_digest(said.get(calls.TRUST, "").encode(), trust.encode()):
+    if not hmac.compare_digest(said.get(calls.TRUST, "").encode(), trust.encode()):
         raise PermissionDenied("this is a replica: send requests to the gateway", code="not_a_gateway")
     account_id, key_id = said.get(calls.ACCOUNT, ""), said.get(calls.KEY, "")
     rank = said.get(calls.TIER_RANK, "0")
@@ -70,4 +73,14 @@ def ticket_of(headers: Iterable[tuple[bytes, bytes]], *, trust: str) -> Ticket:
         call_id=said.get(calls.CALL) or f"call_{secrets.token_hex(12)}",
         tier_rank=int(rank),
         strict=said.get(calls.STRICT) == "1",
+        salt=salt_of(account_id, secret=trust),
     )
+
+
+def salt_of(account_id: str, *, secret: str) -> str:
+    """What an account's cached prompts are marked with: the same at every replica, and nobody's to guess.
+
+    Without it one account could find out, by the time to the first token or by what is said and charged of cached tokens,
+    what others have asked.
+    """
+    return hmac.digest(secret.encode(), f"cache/{account_id}".encode(), sha256).hex()[:43]

@@ -113,7 +113,6 @@ async def _serve(given: argparse.Namespace) -> None:
         gateway = Gateway(
             FabricDirectory(ledger, name=name, endpoint=endpoint),
             trust=secret_of(state_dir, "trust"),
-            salt_secret=secret_of(state_dir, "salt").encode(),
             repeats_file=state_dir / "serving" / "repeats.sqlite",
             limits=Limits(requests_per_s=given.requests_per_s, wait_s=given.wait_s),
             gateways=given.gateways,

@@ -62,7 +62,6 @@ class Gateway:
         directory: Directory,
         *,
         trust: str,
-        salt_secret: bytes,
         repeats_file: Path,
         limits: Limits | None = None,
         gateways: int = 1,
@@ -74,7 +73,6 @@ class Gateway:
         Args:
             directory: what the fabric knows.
             trust: the secret that replicas know gateways by.
-            salt_secret: what accounts' cache salts are made from; the same at all gateways.
             repeats_file: where the answers of requests with an `Idempotency-Key` are kept.
             limits: what one caller may do.
             gateways: how many processes share the replicas.
@@ -92,7 +90,6 @@ class Gateway:
         self._keys = Gatekeeper(directory, monotonic=monotonic)
         self._rates = RateLimit(per_s=self.limits.requests_per_s, monotonic=monotonic)
         self._upstream = Upstream(trust=trust)
-        self._salt_secret = salt_secret
         self._repeats = Repeats(repeats_file, gateway=self.name)
         self._reading = Reading()
         self._open: set[Exchange] = set()
@@ -171,7 +168,7 @@ class Gateway:
         model = fields.model_of(body)
         has = caller.entitlement(model)
         stream = fields.wants_stream(body, exchange.route)
-        fields.rewrite(body, exchange.route, salt=fields.salt_of(caller.account_id, secret=self._salt_secret))
+        fields.rewrite(body, exchange.route)
         return Calling(
             self, exchange, caller, model=model, has=has, body=body, body_bytes=size, digest=digest, stream=stream
         )

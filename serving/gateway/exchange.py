@@ -72,7 +72,7 @@ class Exchange:
         """Whether it goes on without its client."""
         self.sending_since = 0.0
         """Since when a piece of the answer waits for its reader; 0 = none does."""
-        self.answer_headers: Headers = [(b"x-fabric-call", call_id.encode())]
+        self.answer_headers: Headers = [(b"x-fabric-call", call_id.encode()), (b"x-request-id", call_id.encode())]
         self.work: asyncio.Task[Any] | None = asyncio.current_task()
         self._receive = receive
         self._send = send

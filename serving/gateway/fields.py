@@ -4,9 +4,7 @@ A tenant must not say what only the fabric may: whose request it is, how urgent 
 id it can be aborted, what may share its cache. Such fields are taken out; headers go on only if they are in a short list.
 """
 
-import hmac
 from collections.abc import Iterator
-from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
@@ -25,7 +23,6 @@ HEADERS_PASSED_ON: Final = frozenset(
 )
 _PROMPT_BYTES_MAX: Final = BLOCK_BYTES * BLOCKS_MAX
 _ADDRESSES: Final = ("image_url", "audio_url", "video_url", "file_url", "image", "video", "source", "url")
-_SALTED: Final = frozenset({"chat", "completions", "responses"})
 _BYTES_PER_TOKEN: Final = 4
 _COMPLETION_GUESS: Final = 256
 _COMPLETION_MOST: Final = 1 << 20
@@ -57,8 +54,9 @@ def wants_stream(body: Body, route: Route) -> bool:
     return bool(stream)
 
 
-def rewrite(body: Body, route: Route, *, salt: str) -> None:
-    """Take out of the body what is not a tenant's to say, and put in what keeps tenants' caches apart.
+def rewrite(body: Body, route: Route) -> None:
+    """Take out of the body what is not a tenant's to say. What keeps tenants' caches apart is the replica's to put in, where
+    all that enters the engine passes (`serving.tickets`).
 
     Raises:
         InvalidRequest: it asks for something that would have to be kept for it, which nothing here is, or for a file
@@ -66,8 +64,6 @@ def rewrite(body: Body, route: Route, *, salt: str) -> None:
     """
     for name in TAKEN_OUT:
         body.pop(name, None)
-    if route.surface in _SALTED:
-        body["cache_salt"] = salt
     _no_remote_media(body)
     if route.surface == "responses":
         for name in ("background", "previous_response_id", "previous_input_messages", "conversation"):
@@ -109,14 +105,6 @@ def _is_remote(value: Any) -> bool:
     if isinstance(value, dict):
         return _is_remote(value.get("url"))
     return isinstance(value, str) and value.lstrip()[:5].lower() != "data:"
-
-
-def salt_of(account_id: str, *, secret: bytes) -> str:
-    """What an account's cached prompts are marked with: the same at every gateway, and nobody's to guess.
-
-    Without it one tenant could find out, by the time to the first token, what others have asked.
-    """
-    return hmac.digest(secret, f"cache/{account_id}".encode(), sha256).hex()[:43]
 
 
 def prompt_of(body: Body, route: Route) -> bytes:

@@ -27,7 +27,7 @@ async def serve(port, upstream, port_behind, secret):
     directory.show(Replica(replica_id="r1", model="tiny", address=upstream, capacity=100_000, accelerator="H100"))
     with tempfile.TemporaryDirectory() as folder:
         gateway = Gateway(
-            directory, trust="t", salt_secret=b"s", repeats_file=Path(folder) / "repeats.sqlite",
+            directory, trust="t", repeats_file=Path(folder) / "repeats.sqlite",
             limits=Limits(requests_per_s=10**6),
         )  # fmt: skip
         public, behind = (bind(f"127.0.0.1:{each}", shared=True) for each in (port, port_behind))

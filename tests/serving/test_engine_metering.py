@@ -99,7 +99,7 @@ async def answer(llm, *, balance, most=50):
     from vllm.sampling_params import SamplingParams
 
     llm.ledger.top_up("ann", balance)
-    ticket = Ticket(Payer("ann"), "k", "c1", tier_rank=1)
+    ticket = Ticket(Payer("ann"), "k", "c1", tier_rank=1, salt="s")
     TICKET.set(ticket)
     prompt = {"type": "token", "prompt_token_ids": [1, 2, 3]}
     outputs = [out async for out in llm.generate(prompt, SamplingParams(max_tokens=most), "r1")]
@@ -131,7 +131,7 @@ async def test_an_answer_cut_while_it_reasons_is_charged_for_the_reasoning_that_
 async def test_what_the_engine_would_not_have_costs_nothing(engine, raises):
     engine.raises = raises
     engine.ledger.top_up("ann", 10_000)
-    ticket = Ticket(Payer("ann"), "k", "c1")
+    ticket = Ticket(Payer("ann"), "k", "c1", salt="s")
     TICKET.set(ticket)
     from vllm.sampling_params import SamplingParams
 

@@ -77,7 +77,7 @@ async def test_a_gateway_asks_a_replica_on_another_machine_over_its_own_certific
         shown = Replica("far", Offer(name="tiny", source="/m"), "v", state="ready", accelerator="H100", standing=pinned)
         board = DoorBoard(ledger, reporter="host")
         gateway = Gateway(
-            FabricDirectory(ledger, name="g", endpoint="http://x/v1"), trust=TRUST, salt_secret=b"s",
+            FabricDirectory(ledger, name="g", endpoint="http://x/v1"), trust=TRUST,
             repeats_file=tmp_path / "repeats", limits=Limits(wait_s=5),
         )  # fmt: skip
         async with gateway.running(), served(gateway) as url, aiohttp.ClientSession() as http:

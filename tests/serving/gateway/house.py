@@ -207,7 +207,7 @@ async def house_of(
             )
         for number in range(gateways):
             gateway = Gateway(
-                directory, trust=trust, salt_secret=b"salt", repeats_file=tmp_path / "repeats.sqlite",
+                directory, trust=trust, repeats_file=tmp_path / "repeats.sqlite",
                 limits=limits or Limits(requests_per_s=100_000), gateways=gateways, name=f"g{number}", **gateway_options,
             )  # fmt: skip
             public, admin = free_socket(), free_socket() if with_admin else None

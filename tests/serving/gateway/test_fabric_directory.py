@@ -105,10 +105,10 @@ async def test_a_door_that_is_away_is_said_to_be(doors):
 
 def test_a_secret_is_made_once_and_read_by_all(tmp_path):
     first = secret_of(tmp_path, "trust")
-    assert first == secret_of(tmp_path, "trust") != secret_of(tmp_path, "salt")
+    assert first == secret_of(tmp_path, "trust") != secret_of(tmp_path, "ingress")
     assert (tmp_path / "serving" / "trust").stat().st_mode & 0o077 == 0
     assert len(first) == 64
-    assert sorted(path.name for path in (tmp_path / "serving").iterdir()) == ["salt", "trust"]
+    assert sorted(path.name for path in (tmp_path / "serving").iterdir()) == ["ingress", "trust"]
 
 
 class Process:

@@ -34,19 +34,7 @@ async def test_fields_that_only_the_fabric_may_say_are_taken_out(house):
     async with house.post(body=asked) as answer:
         assert answer.status == 200
     ((_, _, body),) = house.engine.requests
-    salt = body.pop("cache_salt")
     assert body == {**CHAT, "user": "end-user-7", "temperature": 0.1}
-    assert salt not in {1, "1"}
-
-
-async def test_each_account_has_a_salt_of_its_own_at_every_gateway_the_same(house):
-    salts = {}
-    for key_id, account in [("a1", "ann"), ("a2", "ann"), ("b1", "bob")]:
-        async with house.post(key=house.directory.add_key(key_id, account)) as answer:
-            assert answer.status == 200
-        salts[key_id] = house.engine.requests[-1][2]["cache_salt"]
-    assert salts["a1"] == salts["a2"] != salts["b1"]
-    assert "ann" not in salts["a1"]
 
 
 async def test_what_is_known_of_the_caller_goes_along(house):
