@@ -69,8 +69,9 @@ def close(core: Core, job: Job, record: LeaseRecord, final: Sample | None, *, re
     unmetered_us = record.ended_at_us - record.started_at_us - session.metered_us
     if unmetered_us > (0 if final is None else ROUNDING_US):
         _charge(core, record, session, session.gap(window_us=unmetered_us))
-    if record.outcome is LeaseOutcome.LOST and refunds:
+    if refunds:
         amended(job.timeline, refunded_uhs=session.lost_uhs)
+        job.given_back_uhs += session.lost_uhs
         holds.refund(core, job, session.refund_lost())
     elif record.outcome is not LeaseOutcome.SUCCEEDED:
         amended(job.timeline, lost_uhs=session.lost_uhs, unsaved=job.saved_at_us is None)

@@ -326,7 +326,9 @@ class LeaseOutcome(StrEnum):
     SAVED = "saved"
     """It was asked to stop, and what it had done is durable."""
     LOST = "lost"
-    """The platform took it away: a node died, a deadline passed, the lease could not be built."""
+    """The platform took it away, and saw so itself: a node died, a deadline passed, the lease could not be built."""
+    INTERRUPTED = "interrupted"
+    """By the word of the job's own process the platform failed it: its storage refused. Tried again, and not refunded."""
 
 
 class LeaseFinished(Event, frozen=True, kw_only=True, tag="lease_finished"):

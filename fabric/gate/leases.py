@@ -8,8 +8,7 @@ could be leased twice or a µHs escape.
 
 from typing import Final
 
-from fabric.gate import burning, grace, hazards, holds, mixture, notice, requests
-from fabric.gate.attempts import LOSSES_IN_A_ROW, gets_on
+from fabric.gate import attempts, burning, grace, hazards, holds, mixture, notice, requests
 from fabric.gate.burning import SILENCE_US
 from fabric.gate.core import Core
 from fabric.gate.events import (
@@ -28,10 +27,9 @@ from fabric.gate.timeline import Moment, amended, noted, restored
 from fabric.placement import Evict, Placed
 from fabric.units import PPM, LeaseId
 
+UNFINISHED: Final = (LeaseOutcome.LOST, LeaseOutcome.INTERRUPTED, LeaseOutcome.FAILED)
 IDLE_BELOW_PPM: Final = 50_000
 """A lease whose devices are in use for less than this part of a window is idle in it."""
-PLATFORM_FAULT: Final = (None, StopReason.EVICTED, StopReason.DRAINED, StopReason.FABRIC_DOWN)
-"""Stops after which work that was lost is refunded: the customer didn't ask for them."""
 
 
 def apply_plan(core: Core) -> None:
@@ -53,7 +51,6 @@ def started(core: Core, event: LeaseStarted) -> None:
         return
     job = core.state.jobs[record.lease.job_id]
     record.state, record.started_at_us = "running", core.now_us
-    job.losses = 0
     if job.started_at_us is None:
         job.started_at_us = core.now_us
     core.state.sessions[event.lease_id] = burning.opened(core, job, record)
@@ -115,11 +112,11 @@ def finished(core: Core, event: LeaseFinished) -> None:
         job = core.state.jobs[record.lease.job_id]
         outcome, error = event.outcome, event.error
         if event.again and outcome is LeaseOutcome.SAVED and record.saved and job.stopping_for is None:
-            if gets_on(job):
+            if attempts.gets_on(job):
                 job.stopping_for = StopReason.ASKED
             else:
                 outcome = LeaseOutcome.FAILED
-                error = f"{error}\nstopped {LOSSES_IN_A_ROW} times in a row at step {job.saved_step}".strip()
+                error = f"{error}\nstopped {attempts.LOSSES_IN_A_ROW} times in a row at step {job.saved_step}".strip()
         finish(core, record, outcome, error=error, result_ref=event.result_ref)
         _note_step(job, event.step or (job.saved_step if record.saved else 0))
 
@@ -128,12 +125,13 @@ def finish(core: Core, record: LeaseRecord, outcome: LeaseOutcome, *, error: str
     """The attempt is over: decide what becomes of the job, and clear the devices."""
     job = core.state.jobs[record.lease.job_id]
     never_started = record.started_at_us is None
-    if not never_started and job.stopping_for is None and outcome in (LeaseOutcome.LOST, LeaseOutcome.FAILED):
+    if not never_started and job.stopping_for is None and outcome in UNFINISHED:
         noted(job.timeline, Moment(at_us=core.now_us, what="lost", why=outcome.value))
     record.state, record.outcome, record.ended_at_us = "removing", outcome, core.now_us
     core.instructions.append(RemoveLease(lease_id=record.lease.lease_id))
     core.planner.note_leaving(job.job_id)
     core.replan = True
+    given_up = attempts.is_one_too_many(job, record, outcome)
     match outcome:
         case LeaseOutcome.SUCCEEDED:
             job.error, job.result_ref = "", result_ref
@@ -147,13 +145,17 @@ def finish(core: Core, record: LeaseRecord, outcome: LeaseOutcome, *, error: str
                 core.move(job, Trigger.REQUEUE, reason="retried")
             else:
                 core.move(job, AFTER_STOP[job.stopping_for], reason=job.stopping_for.value)
-        case LeaseOutcome.LOST if job.stopping_for is None and never_started:
-            job.losses += 1
-            job.error = error
-            given_up = job.losses >= LOSSES_IN_A_ROW
-            core.move(job, Trigger.FAILED if given_up else Trigger.REQUEUE, reason=_first_line(error))
-        case LeaseOutcome.LOST if job.stopping_for is None:
-            core.move(job, Trigger.REQUEUE, reason="node_lost")
+        case LeaseOutcome.LOST | LeaseOutcome.INTERRUPTED if given_up and _goes_on(job):
+            if job.started_at_us is None:
+                job.error = error
+                core.move(job, Trigger.FAILED, reason=_first_line(error))
+            else:
+                job.error = attempts.lost_too_often(error)
+                core.move(job, Trigger.PARK, reason=attempts.LOST_TOO_OFTEN)
+        case LeaseOutcome.LOST | LeaseOutcome.INTERRUPTED if job.stopping_for is None:
+            job.error = error if never_started else job.error
+            was_lost = outcome is LeaseOutcome.LOST and not never_started
+            core.move(job, Trigger.REQUEUE, reason="node_lost" if was_lost else _first_line(error))
         case _:
             reason = job.stopping_for or StopReason.PAUSED
             core.move(job, AFTER_STOP[reason], reason=reason.value)
@@ -176,13 +178,18 @@ def removed(core: Core, event: LeaseRemoved) -> None:
         assert record.outcome is not None
         ran_us = record.ended_at_us - record.started_at_us
         hazards.note(core.state.hazards, record.pool, ran_us=ran_us, outcome=record.outcome, reason=record.stop_reason)
-        burning.close(core, job, record, event.final, refunds=record.stop_reason in PLATFORM_FAULT)
+        burning.close(core, job, record, event.final, refunds=attempts.is_refunded(job, record))
     core.planner.release(job.job_id, now_us=core.now_us)
     core.replan = True
     del core.state.leases[event.lease_id]
     job.lease_id = None
     core.touch(job)
     after_lease(core, job)
+
+
+def _goes_on(job: Job) -> bool:
+    """Whether a job whose attempt has ended so would be queued again."""
+    return job.stopping_for is None or AFTER_STOP[job.stopping_for] is Trigger.REQUEUE
 
 
 def _note_step(job: Job, step: int) -> None:
@@ -233,6 +240,7 @@ def saved(core: Core, event: LeaseSaved) -> None:
     grace.remember(job.saves_us, took_us)
     record.saved = True
     job.saved_step, job.saved_bytes, job.saved_at_us, job.saved_on = event.step, event.bytes, core.now_us, job.nodes
+    attempts.note_save(job, session)
     if event.restore_us:
         job.restore_us = event.restore_us
         restored(job.timeline, event.restore_us)

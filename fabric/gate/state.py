@@ -80,7 +80,11 @@ class Job:
     attempts: int = 0
     failures: int = 0
     losses: int = 0
-    """Attempts in a row that the platform lost before they started."""
+    """Attempts in a row that were lost or interrupted, whether they had started or not: until one gets on."""
+    given_back_uhs: int = 0
+    """What was refunded for them."""
+    lost_step: int = 0
+    """The last step that was saved before the first of them."""
     ran_us: int = 0
     parked_limit_uhs: int = 0
     """The limit it was last stopped at: it goes on only with a higher one."""

@@ -21,7 +21,7 @@ from fabric.gate.events import (
 )
 from fabric.gate.instructions import Refusal, RemoveLease, StartLease, StopLease
 from fabric.ledger import Scope, Service, Use
-from tests.gate.oracle import Auditor, Meter, admits
+from tests.gate.oracle import Auditor, Meter, Tries, admits
 from tests.gate.world import CATALOGUE, T0, TARIFFS
 
 ACCOUNTS = ("ada", "bob", "cyd")
@@ -57,6 +57,7 @@ class Driver(RuleBasedStateMachine):
         self.money, self.tariffs = Auditor(self.policy_of), TARIFFS
         self.uses, self.clients, self.keys, self.requests = {}, [], [], []
         self.meters, self.weights, self.ended, self.stopped, self.outcomes = {}, {}, {}, {}, {}
+        self.tries = defaultdict(Tries)
         self.devices, self.outstanding, self.leases = {}, {}, []
         self.nodes = dict(NODES_AT_FIRST)
         self.open_holds, self.over = set(), set()
@@ -181,6 +182,7 @@ class Driver(RuleBasedStateMachine):
                     dues[name] += meter.gap(unseen)
             case LeaseSaved(lease_id=name) if name in self.meters and name in stood:
                 self.meters[name].durable = self.meters[name].charged
+                self.tries[self.state.leases[name].lease.job_id].saved(event.step, self.meters[name].durable)
             case LeaseStarted(lease_id=name) if stood.get(name, ("",))[0] == "starting":
                 job = self.state.jobs[self.state.leases[name].lease.job_id]
                 self.meters[name] = Meter(
@@ -194,8 +196,10 @@ class Driver(RuleBasedStateMachine):
     def check_cdr(self, cdr, decision):
         meter = self.meters[cdr.lease_id]
         lost = self.outcomes.get(cdr.lease_id, "lost") == "lost"
-        if lost and self.stopped.get(cdr.lease_id) in (None, "evicted", "drained", "fabric_down"):
+        tries = self.tries[cdr.job_id]
+        if lost and self.stopped.get(cdr.lease_id) in (None, "evicted", "drained", "fabric_down") and tries.believed():
             meter.refunded = max(meter.charged - meter.durable, 0)
+            tries.given_back += meter.refunded
         refunds = sum(transfer.postings[-1].amount for transfer in decision.transfers if transfer.kind == "refund")
         assert refunds == cdr.refunded_uhs == meter.refunded
         assert cdr.charged_uhs == meter.charged
@@ -225,6 +229,14 @@ class Driver(RuleBasedStateMachine):
                 said = isinstance(event, LeaseFinished) and event.lease_id == name
                 self.outcomes[name] = event.outcome.value if said else "lost"
                 self.ended[name] = self.latest
+                job, record = self.state.jobs[name.rpartition(".")[0]], self.state.leases.get(name)
+                asked_for = self.stopped.get(name) if record is None else record.stop_reason
+                self.tries[job.job_id].ended(
+                    self.outcomes[name],
+                    asked_for=asked_for,
+                    started=name in self.meters,
+                    saved_step=job.saved_step,
+                )
 
     def heed_start(self, instruction, lease):
         job = self.state.jobs[lease.job_id]

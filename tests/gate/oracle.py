@@ -321,3 +321,27 @@ class Meter:
     @property
     def charged(self):
         return self.rated - self.absorbed - self.refunded
+
+
+class Tries:
+    """How often in a row one job's attempts came to nothing that its owner didn't ask for, and what it got back for them."""
+
+    MOST = 5
+
+    def __init__(self):
+        self.row, self.given_back, self.step = 0, 0, 0
+
+    def ended(self, outcome, *, asked_for, started, saved_step):
+        if outcome not in ("lost", "interrupted") or asked_for not in (None, "evicted", "drained", "fabric_down"):
+            return
+        if started or asked_for is None:
+            if not self.row:
+                self.given_back, self.step = 0, saved_step
+            self.row += 1
+
+    def saved(self, step, durable):
+        if self.row and step >= self.step and durable > self.given_back:
+            self.row = self.given_back = 0
+
+    def believed(self):
+        return self.row <= self.MOST

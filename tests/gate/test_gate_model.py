@@ -147,6 +147,7 @@ class GateMachine(MoneyRules, HoldRules, JobRules, ClusterRules):
             assert (job.lease_id in self.state.leases) or job.lease_id is None
             assert job.settled == (job.state in TERMINAL and job.lease_id is None)
             assert not (job.settled and job.hold_id)
+            assert job.losses == self.tries[job.job_id].row
             assert (job.job_id in self.state.parked.get(job.account_id, ())) == (
                 job.state == "parked" and job.lease_id is None
             )
