@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import ray
@@ -111,6 +112,12 @@ class Agents:
     async def end(self, address: str, lease_id: str, *, roots: Sequence[int]) -> bool:
         """Kill what is left of a lease on a machine; whether nothing is left."""
         return bool(await self._tried(address, "end", lease_id, roots=tuple(roots)))
+
+    async def watches(self, address: str, lease_id: str) -> bool:
+        """Whether the agent there has watched the lease all the time: it would have gone with its machine, or been replaced."""
+        with suppress(AttributeError):  # an agent that is older than this question
+            return bool(await self._tried(address, "watches", lease_id))
+        return False
 
     async def kill(self, address: str, pid: int) -> None:
         await self._tried(address, "kill", pid)

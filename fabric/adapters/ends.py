@@ -12,17 +12,23 @@ SURVIVORS_S: Final = 10.0
 """How long the others may take to notice that a rank is gone, and to save what it left them with."""
 DIED: Final = "worker_died"
 """How the error of a rank begins that ended without a word: killed, out of memory, crashed."""
-_WORST_FIRST: Final = (LeaseOutcome.LOST, LeaseOutcome.FAILED, LeaseOutcome.SAVED, LeaseOutcome.SUCCEEDED)
+_WORST_FIRST: Final = (
+    LeaseOutcome.LOST,
+    LeaseOutcome.FAILED,
+    LeaseOutcome.INTERRUPTED,
+    LeaseOutcome.SAVED,
+    LeaseOutcome.SUCCEEDED,
+)
 
 
 def spoils(end: JobEnd) -> bool:
     """Whether a gang can't go on after such an end of one rank."""
-    return end.outcome in (LeaseOutcome.FAILED, LeaseOutcome.LOST)
+    return end.outcome in (LeaseOutcome.FAILED, LeaseOutcome.INTERRUPTED, LeaseOutcome.LOST)
 
 
 def died(end: JobEnd) -> bool:
     """Whether the rank ended without a word: nothing its code did or said, as far as anybody knows."""
-    return spoils(end) and (end.outcome is LeaseOutcome.LOST or end.error.startswith(DIED))
+    return spoils(end) and (end.outcome is not LeaseOutcome.FAILED or end.error.startswith(DIED))
 
 
 def together(ends: Sequence[JobEnd], *, saved: bool) -> JobEnd:
@@ -36,7 +42,7 @@ def together(ends: Sequence[JobEnd], *, saved: bool) -> JobEnd:
     if (
         survivor is not None
         and saved
-        and worst.outcome is LeaseOutcome.FAILED
+        and worst.outcome in (LeaseOutcome.FAILED, LeaseOutcome.INTERRUPTED)
         and all(died(end) for end in ends if spoils(end))
     ):
         worst = msgspec.structs.replace(survivor, again=True, error=worst.error)

@@ -13,7 +13,7 @@ from typing import Final
 import psutil
 
 from fabric.adapters.fork_words import Commission, Ended, Exited, Reported, Saved, SaveWish, StopWish, Talk
-from fabric.adapters.stages import EXIT_SAVED, JobEnd, Stage
+from fabric.adapters.stages import ENDED_UNSAVED, EXIT_SAVED, JobEnd, Stage
 from fabric.gate.events import LeaseOutcome
 
 _CONNECT_S: Final = 2.0
@@ -90,7 +90,7 @@ def _judged(code: int, *, asked: bool) -> JobEnd:
     if code >= 0:
         return JobEnd(outcome=LeaseOutcome.FAILED, error=f"worker_died: its process exited with {code}")
     if code == -signal.SIGTERM and asked:
-        return JobEnd(outcome=LeaseOutcome.LOST, error="it ended when it was asked to stop, and saved nothing")
+        return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=ENDED_UNSAVED)
     name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
     more = f" ({_out_of_memory()})" if code == -signal.SIGKILL and not asked else ""
     return JobEnd(outcome=LeaseOutcome.FAILED, error=f"worker_died: its process was ended by {name}{more}")

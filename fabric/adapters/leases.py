@@ -222,7 +222,8 @@ class Attempt:
 
     async def _until_ended(self, calls: Sequence[Any]) -> None:
         assert self.group is not None
-        self._finish(await Ranks(self.lease, self.group.runners, self.around).ended(calls))
+        ranks = Ranks(self.lease, self.group.runners, self.around, asked=lambda: self.stop_asked is not None)
+        self._finish(await ranks.ended(calls))
 
     def _finish(self, end: JobEnd) -> None:
         self.end = end

@@ -79,6 +79,10 @@ class NodeAgent:
             self._meter.attach(watch.lease_id, devices=watch.devices, roots=watch.roots)
             self._watched[watch.lease_id] = _Watched(watch)
 
+    async def watches(self, lease_id: str) -> bool:
+        """Whether it watches the lease: it does from the lease's start to its removal, unless the agent is younger."""
+        return lease_id in self._watched
+
     async def samples(self, acknowledged: dict[str, int]) -> list[Cut]:
         """One sample for every lease: the same again where the last one was not acknowledged."""
         cuts = []

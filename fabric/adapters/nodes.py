@@ -5,6 +5,7 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
+import ray
 
 from fabric.gate.events import NodeDown, NodeUp, Pool
 from fabric.units import AccountId, NodeId
@@ -86,6 +87,17 @@ async def answers(node: Node, *, within_s: float = 2.0) -> bool:
         return False
     writer.close()
     return True
+
+
+async def lives(node: Node) -> bool:
+    """Whether the node is there by all that the platform can see of it: its raylet listens, and Ray hasn't given it up."""
+    if not await answers(node):
+        return False
+    try:
+        table = await asyncio.to_thread(ray.nodes)
+    except Exception:  # noqa: BLE001  # whatever is the matter with Ray's head, it says nothing of the node
+        return True
+    return next((entry["Alive"] for entry in table if entry["NodeID"] == node.ray_id), True)
 
 
 def type_of(label: str) -> str:

@@ -1,7 +1,7 @@
 """The ranks of a lease while they run: waited for together, judged as one, their checkpoints told of meanwhile."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -10,7 +10,7 @@ import ray
 
 from fabric.adapters.ends import DIED, SURVIVORS_S, spoils, together
 from fabric.adapters.groups import Seated
-from fabric.adapters.nodes import Node, answers
+from fabric.adapters.nodes import Node, lives
 from fabric.adapters.stages import JobEnd, Save
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.testimony import end_of, is_number
@@ -30,6 +30,8 @@ class Ranks:
     lease: Lease
     runners: Sequence[Seated]
     around: Surroundings
+    asked: Callable[[], bool] = lambda: False
+    """Whether the gate has asked the lease to end."""
     reported_saves: dict[int, int] = field(default_factory=dict)
     """By rank: a gang may have any of them commit."""
 
@@ -60,19 +62,25 @@ class Ranks:
     async def _rank_end(self, rank: int, call: Any) -> JobEnd:
         runner = self.runners[rank]
         try:
-            return end_of(await call, lease=self.lease)
-        except ray.exceptions.RayActorError as error:
-            if await self._node_is_gone(runner.node, error):
-                return JobEnd(outcome=LeaseOutcome.LOST, error=f"node {runner.node.node_id} is gone")
-            return JobEnd(outcome=LeaseOutcome.FAILED, error=f"{DIED}: {_reason(error)}")
+            return end_of(await call, lease=self.lease, asked=self.asked())
         except Exception as error:  # noqa: BLE001  # a rank whose end is not understood must not keep its devices for ever
-            return JobEnd(outcome=LeaseOutcome.LOST, error=str(error)[:_ERROR_CHARS_MAX])
+            return await self._end_without_word(runner.node, error)
 
-    async def _node_is_gone(self, node: Node, error: BaseException) -> bool:
+    async def _end_without_word(self, node: Node, error: Exception) -> JobEnd:
+        """What it means that a rank's process is gone, or says what can't be heard. Its node decides, and not the error: what
+        that is, or says, may be the job's own work.
+        """
+        if await self._node_is_gone(node):
+            return JobEnd(outcome=LeaseOutcome.LOST, error=f"node {node.node_id} is gone")
+        if isinstance(error, ray.exceptions.RayActorError | ray.exceptions.RayTaskError):
+            return JobEnd(outcome=LeaseOutcome.FAILED, error=f"{DIED}: {_reason(error)}")
+        return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=str(error)[:_ERROR_CHARS_MAX])
+
+    async def _node_is_gone(self, node: Node) -> bool:
         """Whether the process went with its node. Then the node is down from now on, whatever Ray still thinks."""
         for _ in range(_NODE_PROBES):
             now = self.around.nodes.get(node.node_id)
-            if now is None or now.ray_id != node.ray_id or "node has died" in str(error) or not await answers(node):
+            if now is None or now.ray_id != node.ray_id or not await lives(node):
                 self.around.gone.add(node.ray_id)
                 return True
             await asyncio.sleep(_NODE_PROBE_S)

@@ -115,9 +115,7 @@ class RayCluster:
         gone = [i for i, view in known.items() if i not in self._attempts and view.state in ("running", "stopping")]
         for lease_id in gone:
             self._lost.add(lease_id)
-            self._outbox.put(
-                LeaseFinished(lease_id=lease_id, outcome=LeaseOutcome.LOST, error="nothing of the lease was left")
-            )
+            self._outbox.put(await self._end_of_gone(known[lease_id]))
         for lease_id in before - set(known):
             if lease_id in self._attempts:
                 self._remove_lease(lease_id)
@@ -128,6 +126,18 @@ class RayCluster:
             gone=tuple(gone),
             unleased=tuple(await self._remove_unleased()),
         )
+
+    async def _end_of_gone(self, view: LeaseView) -> LeaseFinished:
+        """How a lease ended of which nothing is left since the gate was away. Where all its machines and their agents went on,
+        nothing but its own processes has ended: that is worth another try, and no refund.
+        """
+        nodes = [self._nodes.get(share.node_id) for share in view.shares]
+        addresses = dict.fromkeys(node.address for node in nodes if node is not None)
+        watched = await asyncio.gather(*(self._agents.watches(address, view.lease_id) for address in addresses))
+        outcome, error = LeaseOutcome.LOST, "nothing of the lease was left"
+        if None not in nodes and all(watched):
+            outcome, error = LeaseOutcome.INTERRUPTED, "its processes ended, or fell silent, while the gate was away"
+        return LeaseFinished(lease_id=LeaseId(view.lease_id), outcome=outcome, error=error)
 
     async def publish(self, jobs: Sequence[JobView]) -> None:
         """Show the jobs on Ray's dashboard and in its metrics."""

@@ -255,7 +255,9 @@ class Runner:
         words = [(stage, encode_order(rank)) for stage, rank in zip(stages, ranks, strict=True)]
         crew = Crew.begin(words, zygote=order.zygote)
         if crew is None:
-            return JobEnd(outcome=LeaseOutcome.LOST, error="the machine's zygote is gone, which forks a job's ranks")
+            return JobEnd(
+                outcome=LeaseOutcome.INTERRUPTED, error="the machine's zygote is gone, which forks a job's ranks"
+            )
         stage.fork = crew
         if stage.context.stop_requested:
             left_s = stage.context.deadline_s_left() or 0.0

@@ -21,11 +21,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import cloudpickle
 import msgspec
 import ray
+import stamina
 
 from fabric import context
 from fabric.adapters.archive import Archive
@@ -43,7 +44,14 @@ LOSS_EVERY_VARIABLE: Final = "FABRIC_LOSS_EVERY_S"
 """How often, as the gate has learned, what isn't saved is lost here: a session takes snapshots accordingly."""
 _PYTHONS: Final = ("python", "python3", "python3.11")
 """`python train.py` runs in the runner itself, like `train.py`, so that the script has its `fabric.context`."""
+T = TypeVar("T")
 _ERROR_LINES: Final = 12
+ENDED_UNSAVED: Final = "it ended when it was asked to stop, and saved nothing"
+KEEP_TRYING_S: Final = 60.0
+"""How long what a job leaves is offered to a storage that is away: it was paid for, and is lost otherwise."""
+_TRY_EVERY_S: Final = 5.0
+_TRY_ONCE_S: Final = 0.01
+_OURS: Final = ("fabric.", "training.")
 
 
 class Save(NamedTuple):
@@ -57,7 +65,9 @@ class Save(NamedTuple):
 
 
 class JobEnd(msgspec.Struct, frozen=True, kw_only=True):
-    """How one rank ended."""
+    """How one rank ended. What comes from its own process never says LOST: who is to blame for that the platform saw itself,
+    or nobody (see `testimony`).
+    """
 
     outcome: LeaseOutcome
     error: str = ""
@@ -150,10 +160,10 @@ def perform(stage: Stage) -> JobEnd:
             return JobEnd(outcome=LeaseOutcome.SAVED)
         except SystemExit as exit_:
             return _exited(stage, exit_.code)
-        except Unavailable as error:
-            # The archive is away, which is our fault: nothing the job did after its last checkpoint counts.
-            return JobEnd(outcome=LeaseOutcome.LOST, error=f"{error.code}: {error.message}")
         except FabricError as error:
+            if _is_refusal_of_ours(error):
+                # Nobody else saw it: that is worth another try, and no refund.
+                return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=f"{error.code}: {error.message}")
             return JobEnd(outcome=LeaseOutcome.FAILED, error=f"{error.code}: {error.message}")
         except BaseException as error:  # noqa: BLE001  # a job may raise anything, and none of it may end the runner
             traceback.print_exc()
@@ -176,7 +186,27 @@ def _call(stage: Stage, payload: Payload) -> JobEnd:
         pickled_result = cloudpickle.dumps(result)
     except Exception as error:
         raise InvalidRequest(f"the result can't be pickled: {error}", code="result_not_picklable") from error
-    return JobEnd(outcome=LeaseOutcome.SUCCEEDED, result_ref=keep_result(stage.archive, key, pickled_result))
+    result_ref = _patiently(stage, lambda: keep_result(stage.archive, key, pickled_result))
+    return JobEnd(outcome=LeaseOutcome.SUCCEEDED, result_ref=result_ref)
+
+
+def _patiently(stage: Stage, keep: Callable[[], T]) -> T:
+    """Keep what the job leaves, as often as it takes: for a minute, or for as long as the job may stay."""
+    left_s = stage.context.deadline_s_left()
+    try_s = max(KEEP_TRYING_S if left_s is None else min(left_s, KEEP_TRYING_S), _TRY_ONCE_S)
+    for attempt in stamina.retry_context(on=Unavailable, attempts=None, timeout=try_s, wait_max=_TRY_EVERY_S):
+        with attempt:
+            return keep()
+    raise AssertionError("a retry ends with an answer or an error")
+
+
+def _is_refusal_of_ours(error: FabricError) -> bool:
+    """Whether the fabric's own code, rather than the job's, has said that something is away: the frame that raised it tells."""
+    if not isinstance(error, Unavailable) or (frame := error.__traceback__) is None:
+        return False
+    while frame.tb_next is not None:
+        frame = frame.tb_next
+    return str(frame.tb_frame.f_globals.get("__name__", "")).startswith(_OURS)
 
 
 def _run(stage: Stage, payload: Payload) -> JobEnd:
@@ -198,16 +228,20 @@ def _run(stage: Stage, payload: Payload) -> JobEnd:
         end = _exited(stage, exit_.code)
     finally:
         failed = end.outcome not in (LeaseOutcome.SAVED, LeaseOutcome.SUCCEEDED)
-        lost = _closed(kept, commit=not failed and stage.context.save_wanted)
+        lost = _closed(stage, kept, commit=not failed and stage.context.save_wanted)
     return end if failed or lost is None else lost
 
 
-def _closed(kept: KeptFolder, *, commit: bool) -> JobEnd | None:
-    """Commit what the job left, if it ended well. What can't be committed is lost, and not the job's fault."""
+def _closed(stage: Stage, kept: KeptFolder, *, commit: bool) -> JobEnd | None:
+    """Commit what the job left, if it ended well. What can't be committed for what it is has failed; where the store refuses
+    it, it is worth another try.
+    """
     try:
-        kept.close(commit=commit)
+        _patiently(stage, lambda: kept.close(commit=commit))
     except (FabricError, OSError) as error:
-        return JobEnd(outcome=LeaseOutcome.LOST, error=f"what it left could not be committed: {error}")
+        refused = isinstance(error, FabricError) and _is_refusal_of_ours(error)
+        outcome = LeaseOutcome.INTERRUPTED if refused else LeaseOutcome.FAILED
+        return JobEnd(outcome=outcome, error=f"what it left could not be committed: {error}")
     return None
 
 
@@ -274,7 +308,7 @@ def _exited(stage: Stage, code: object) -> JobEnd:
     if code == EXIT_SAVED:
         return JobEnd(outcome=LeaseOutcome.SAVED, again=not stage.context.stop_requested)
     if code in (-signal.SIGTERM, 128 + signal.SIGTERM) and stage.context.stop_requested:
-        return JobEnd(outcome=LeaseOutcome.LOST, error="it ended when it was asked to stop, and saved nothing")
+        return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=ENDED_UNSAVED)
     said = f"exit code {code}" if isinstance(code, int) else str(code)
     tail = _tail(stage.log_file)
     return JobEnd(outcome=LeaseOutcome.FAILED, error=f"{said}\n{tail}".rstrip())

@@ -12,7 +12,7 @@ from fabric.adapters.ray_cluster import RayCluster
 from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseRemoved
 from fabric.gate.instructions import RemoveLease, Share, StartLease, StopLease
 from fabric.gate.views import LeaseView
-from tests.adapters.leases import lease_of
+from tests.adapters.leases import NODE, lease_of
 
 LEASE = lease_of(shares=(Share("h1", 1),))
 START, REMOVE = StartLease(lease=LEASE), RemoveLease(lease_id=LEASE.lease_id)
@@ -109,6 +109,20 @@ async def test_a_lease_that_did_not_outlive_the_gate_is_lost_and_not_run_again(c
     (finished,) = cluster.reported
     assert isinstance(finished, LeaseFinished)
     assert finished.outcome is LeaseOutcome.LOST
+
+
+async def test_a_lease_whose_machine_never_went_was_not_lost_by_the_platform(cluster, monkeypatch):
+    """Its runner ended, or was ended by its job, while the gate was away: the agent that watched it is still there."""
+
+    async def watches(address, lease_id):
+        return (address, lease_id) == (NODE.address, LEASE.lease_id)
+
+    cluster._nodes["h1"] = NODE
+    monkeypatch.setattr(cluster._agents, "watches", watches)
+    await cluster.reconcile([view("running")])
+    await soon()
+    (finished,) = cluster.reported
+    assert finished.outcome is LeaseOutcome.INTERRUPTED
 
 
 async def test_a_lease_that_was_being_built_when_the_gate_died_is_built_again(cluster):

@@ -6,12 +6,15 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from fabric import context
+from fabric.adapters import stages
 from fabric.adapters.archive import DirectoryArchive
 from fabric.adapters.kept_folder import step_in
+from fabric.adapters.processes import kill, tree_of
 from fabric.adapters.stages import Stage, perform
 from fabric.checkpoints import Checkpoints, store_of
 from fabric.gate.events import JobKind, LeaseOutcome
@@ -171,20 +174,39 @@ def test_a_command_that_fails_commits_nothing_of_its_last_moment(job):
     assert job.saves == []
 
 
-def test_an_archive_that_refuses_loses_the_attempt_and_not_the_job(job, counter):
+def test_an_archive_that_refuses_loses_the_attempt_and_not_the_job(job, counter, monkeypatch):
+    """Nobody but the job's own process saw it, so it is worth another try: whether a refund is not for it to say."""
+    monkeypatch.setattr(stages, "KEEP_TRYING_S", 0.0)
+
     def refuse(stage):
         time.sleep(0.3)
-        stage.context.checkpoints.store.put = lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left"))
-        stage.context.checkpoints.store.put_file = stage.context.checkpoints.store.put
+        stage.context.checkpoints.store._root = Path("/proc/nowhere")
 
     job.run(*counter, "10000", stop_after_s=0.7)
     before = job.saves[:]
     end, _ = job.run(*counter, "10000", stop_after_s=0.7, when=refuse)
-    assert end.outcome is LeaseOutcome.LOST
+    assert end.outcome is LeaseOutcome.INTERRUPTED
     assert "could not be committed" in end.error
     assert job.saves == before
     _, log = job.run(*counter, str(before[-1]))
     assert log.startswith(f"from {before[-1]}\n")
+
+
+@pytest.mark.parametrize("code", [0, 75])
+def test_a_folder_that_can_not_be_committed_is_its_jobs_own_failure(job, code):
+    """Something that the command left running goes on writing there: no work of the platform's was lost."""
+    busy = "import itertools; [open('big', 'wb').write(bytes(at % 9 * 400_000)) for at in itertools.count()]"
+    leave = (
+        "import os, subprocess, sys, time; os.chdir(os.environ['FABRIC_CHECKPOINT_DIR']);"
+        f" subprocess.Popen([sys.executable, '-c', {busy!r}]); time.sleep(0.5); sys.exit({code})"
+    )
+    try:
+        end, _ = job.run(sys.executable, "-c", leave)
+    finally:
+        for pid in tree_of((), lease_id=f"j.{job.epoch}"):
+            kill(pid)
+    assert end.outcome is LeaseOutcome.FAILED
+    assert "written to while it was saved" in end.error
 
 
 def test_an_attempt_that_has_been_superseded_commits_nothing(job, counter):
@@ -197,7 +219,7 @@ def test_an_attempt_that_has_been_superseded_commits_nothing(job, counter):
     job.run(*counter, "10000", stop_after_s=0.7)
     before = job.saves[:]
     end, _ = job.run(*counter, "10000", stop_after_s=1, when=overtake)
-    assert end.outcome is LeaseOutcome.LOST
+    assert end.outcome is LeaseOutcome.FAILED
     assert "can't save" in end.error
     assert job.saves == before
 

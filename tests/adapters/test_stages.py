@@ -2,17 +2,21 @@
 
 import base64
 import io
+import threading
 import zipfile
 
 import cloudpickle
 import msgspec
 import pytest
+from ray.exceptions import ActorDiedError
 
 from fabric import context
+from fabric.adapters import stages
 from fabric.adapters.archive import DirectoryArchive
 from fabric.adapters.runner import Order, accelerator_of, ranks_of
 from fabric.adapters.stages import Stage, perform
 from fabric.adapters.testimony import end_of
+from fabric.errors import Unavailable
 from fabric.gate.events import LeaseOutcome
 from fabric.gate.instructions import Share
 from fabric.sdk.packing import pack_files
@@ -44,6 +48,45 @@ def test_what_has_no_encoding_is_printed_and_told_in_other_words(run):
     assert end.outcome is LeaseOutcome.FAILED
     assert "FileNotFoundError: caf?.txt" in end.error
     assert "caf\\udce9 汉\n".encode() in log
+
+
+class MyOwn(Unavailable):
+    """An error of ours that a job made its own."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unavailable("the archive is away", code="archive_failed"),
+        MyOwn("the archive is away"),
+        ActorDiedError(),
+        OSError(28, "No space left on device"),
+        MemoryError(),
+        KeyboardInterrupt(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_a_job_raises_is_its_own_failure(run, error):
+    def job():
+        context.current().publish(b"a day's work")
+        raise error
+
+    assert run(job)[0].outcome is LeaseOutcome.FAILED
+
+
+def test_a_result_that_no_storage_takes_is_tried_again_and_is_nobodys_fault(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "KEEP_TRYING_S", 0.0)
+    (tmp_path / "archive").write_text("not a folder")
+    end, _ = run(lambda: bytes(5_000))
+    assert end.outcome is LeaseOutcome.INTERRUPTED
+    assert "archive_failed" in end.error
+
+
+def test_a_result_waits_for_a_storage_that_comes_back(run, tmp_path):
+    (tmp_path / "archive").write_text("not a folder")
+    threading.Timer(0.3, (tmp_path / "archive").unlink).start()
+    end, _ = run(lambda: bytes(5_000))
+    assert end.outcome is LeaseOutcome.SUCCEEDED
 
 
 @pytest.mark.parametrize("env", [{"A": "x\0y"}, {"": "x"}, {"A=B": "x"}])

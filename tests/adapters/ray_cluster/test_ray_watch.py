@@ -6,9 +6,11 @@ import os
 import pickle
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 
+import msgspec
 import pytest
 import ray
 from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
@@ -18,7 +20,9 @@ from fabric import context
 from fabric.adapters.processes import tree_of
 from fabric.adapters.ray_cluster import RayCluster
 from fabric.adapters.results import read_result
+from fabric.errors import Unavailable
 from fabric.gate.events import (
+    JobKind,
     LeaseFinished,
     LeaseOutcome,
     LeaseSaved,
@@ -78,6 +82,71 @@ async def test_a_job_whose_process_dies_has_failed_by_itself(world):
     finished, _ = await world.run(world.lease(world.call(lambda: os.kill(os.getpid(), signal.SIGKILL))))
     assert finished.outcome is LeaseOutcome.FAILED
     assert finished.error.startswith("worker_died")
+
+
+def raising(made):
+    """Does the work, publishes it, and says that the platform failed."""
+    context.current().publish(b"a day's work")
+    raise made()
+
+
+def lying():
+    """Has its own runner report a loss."""
+    import gc
+
+    from fabric.adapters.runner import Runner
+
+    (runner,) = [found for found in gc.get_objects() if type(found).__name__ == Runner.__name__]
+    finish = runner._finish
+    runner._finish = lambda end, ended: finish(
+        end, msgspec.structs.replace(ended, outcome=LeaseOutcome.LOST, result_ref="")
+    )
+
+
+def breaking():
+    """Has its own runner answer with Ray's word for a node that died."""
+    import gc
+
+    from fabric.adapters.runner import Runner
+
+    class NodeDied(ray.exceptions.RayActorError):
+        def __str__(self):
+            return "The actor died because its node has died."
+
+    (runner,) = [found for found in gc.get_objects() if type(found).__name__ == Runner.__name__]
+    runner._finish = lambda end, _: end.set_exception(NodeDied())
+
+
+CHEATS = {
+    "raises Unavailable": (raising, lambda: Unavailable("the archive is away", code="archive_failed")),
+    "raises an error of Ray's": (raising, ray.exceptions.NodeDiedError),
+    "exits": (os._exit, 0),
+    "is killed by itself": (lambda: os.kill(os.getpid(), signal.SIGKILL),),
+    "ends itself as if asked": (lambda: sys.exit(-signal.SIGTERM),),
+    "lies": (lying,),
+    "breaks the answer": (breaking,),
+}
+
+
+@pytest.mark.parametrize("cheat", CHEATS.values(), ids=CHEATS)
+async def test_no_end_that_a_job_brings_about_is_the_platforms_fault(world, cheat):
+    finished, _ = await world.run(world.lease(world.call(*cheat)))
+    assert finished.outcome is LeaseOutcome.FAILED, finished.error
+    assert not [event for event in world.events if isinstance(event, NodeDown)]
+
+
+COMMANDS = {
+    "leaves a folder that is written to": 'python -c \'while 1: open("big", "wb").write(bytes(999999))\' & sleep 1; exit 75',
+    "kills its parent, the runner": "kill -9 $PPID; sleep 60",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+async def test_no_end_that_a_command_brings_about_is_the_platforms_fault(world, command):
+    line = f"cd $FABRIC_CHECKPOINT_DIR; {command}"
+    lease = world.lease({"entrypoint": ["bash", "-c", line]}, kind=JobKind.SCRIPT)
+    finished, _ = await world.run(lease)
+    assert finished.outcome is LeaseOutcome.FAILED, finished.error
 
 
 async def test_what_holds_an_accelerator_without_a_lease_is_removed_and_reported(world):
