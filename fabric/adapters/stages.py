@@ -8,7 +8,6 @@ other command is a child process in its own process group; it gets SIGTERM, and 
 
 import base64
 import errno
-import io
 import os
 import runpy
 import signal
@@ -16,7 +15,6 @@ import subprocess
 import sys
 import threading
 import traceback
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,10 +29,12 @@ import stamina
 from fabric import context
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import result_key
+from fabric.adapters.job_output import logged
 from fabric.adapters.kept_folder import FOLDER_VARIABLE, KeptFolder, quiet_s
 from fabric.adapters.payload import Payload, read_payload
 from fabric.adapters.processes import LEASE_VARIABLE
 from fabric.adapters.results import keep_result
+from fabric.adapters.working_folder import unpacked
 from fabric.errors import FabricError, InvalidRequest, Unavailable
 from fabric.gate.events import LeaseOutcome
 from fabric.gate.instructions import Lease
@@ -151,7 +151,7 @@ class RayUse:
 def perform(stage: Stage) -> JobEnd:
     """Run the job to its end; never raises."""
     stage.folder.mkdir(parents=True, exist_ok=True)
-    with _logged(stage.log_file):
+    with logged(stage.log_file):
         try:
             payload = read_payload(stage.lease.payload)
             with _as_job(stage, payload.env):
@@ -210,7 +210,7 @@ def _is_refusal_of_ours(error: FabricError) -> bool:
 
 
 def _run(stage: Stage, payload: Payload) -> JobEnd:
-    folder = _unpacked(stage, payload)
+    folder = unpacked(stage.archive, payload.working_dir_blob, into=stage.folder / "work")
     if not payload.entrypoint:
         raise InvalidRequest("the payload names neither a function nor an entry point", code="payload_invalid")
     command = (payload.entrypoint,) if isinstance(payload.entrypoint, str) else payload.entrypoint
@@ -243,24 +243,6 @@ def _closed(stage: Stage, kept: KeptFolder, *, commit: bool) -> JobEnd | None:
         outcome = LeaseOutcome.INTERRUPTED if refused else LeaseOutcome.FAILED
         return JobEnd(outcome=outcome, error=f"what it left could not be committed: {error}")
     return None
-
-
-def _unpacked(stage: Stage, payload: Payload) -> Path:
-    folder = stage.folder / "work"
-    folder.mkdir(exist_ok=True)
-    if payload.working_dir_blob:
-        with zipfile.ZipFile(io.BytesIO(stage.archive.get(payload.working_dir_blob))) as packed:
-            for entry in packed.infolist():
-                _unpack(packed, entry, folder)
-    return folder
-
-
-def _unpack(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> None:
-    """Lay a file of a zip out with the mode it was packed with, which `zipfile` forgets; the job may always write it."""
-    path = Path(packed.extract(entry, folder))
-    mode = entry.external_attr >> 16 & 0o777
-    if mode and not entry.is_dir():
-        path.chmod(mode | 0o600)
 
 
 def _run_python(stage: Stage, folder: Path, command: tuple[str, ...]) -> JobEnd:
@@ -377,35 +359,6 @@ def _restore(environment: Mapping[str, str]) -> None:
     for name in now.keys() - environment.keys():
         del os.environ[name]
     os.environ.update({name: value for name, value in environment.items() if now.get(name) != value})
-
-
-@contextmanager
-def _logged(log_file: Path) -> Iterator[None]:
-    """Everything the process and its children print goes to the job's log, also what is printed below Python."""
-    log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    streams = sys.stdout, sys.stderr
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    sys.stdout, sys.stderr = (_stream(fd) for fd in (1, 2))
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        sys.stdout, sys.stderr = streams
-        os.dup2(kept[0], 1)
-        os.dup2(kept[1], 2)
-        for fd in (log, *kept):
-            os.close(fd)
-
-
-def _stream(fd: int) -> io.TextIOWrapper:
-    """UTF-8 whatever the machine's locale, and no text that can't be printed: a file's name may have no encoding."""
-    raw = io.FileIO(fd, "w", closefd=False)
-    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
 
 
 @contextmanager

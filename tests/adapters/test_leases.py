@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import ray
 
-from fabric.adapters import ranks as ranks_module
 from fabric.adapters import survivors as survivors_module
 from fabric.adapters.cluster_settings import ClusterSettings
 from fabric.adapters.groups import Group, Seated
@@ -277,67 +276,6 @@ async def test_a_group_whose_runners_never_came_up_is_not_kept_for_the_next_leas
     assert attempt.end.outcome is LeaseOutcome.LOST
     await attempt.remove()
     assert around.groups.fate == ["destroyed"]
-
-
-@pytest.fixture
-def node_lives(monkeypatch):
-    """What the platform finds when it looks at the node itself."""
-    found = [True]
-
-    async def lives(_):
-        return found[0]
-
-    monkeypatch.setattr(ranks_module, "lives", lives)
-    return found
-
-
-async def ended(around, runner, word, **more):
-    if isinstance(word, BaseException):
-        runner.end.set_exception(word)
-    else:
-        runner.end.set_result(word)
-    return await Ranks(lease(), seated([runner]), around, **more).ended([runner.wait.remote()])
-
-
-async def test_a_rank_whose_answer_nobody_understands_ends_and_is_not_refunded(around, runners, node_lives):
-    end = await ended(around, runners[0], RuntimeError("what is this?"))
-    assert (end.outcome, end.error) == (LeaseOutcome.INTERRUPTED, "what is this?")
-
-
-class NodeDiedByMyWord(ray.exceptions.RayActorError):
-    """What a job may make up to be thought lost."""
-
-    def __str__(self):
-        return "The actor died because its node has died."
-
-
-PRETENCES = [
-    NodeDiedByMyWord(),
-    ray.exceptions.RayTaskError("run", "tb", NodeDiedByMyWord()),
-    ray.exceptions.RayTaskError("run", "tb", NodeDiedByMyWord()).as_instanceof_cause(),
-    ray.exceptions.ActorDiedError(),
-    JobEnd(outcome=LeaseOutcome.LOST, error="node h1 is gone"),
-]
-
-
-@pytest.mark.parametrize("word", PRETENCES, ids=lambda word: type(word).__name__)
-async def test_no_word_of_a_jobs_own_process_makes_its_end_the_platforms_fault(around, runners, node_lives, word):
-    end = await ended(around, runners[0], word)
-    assert end.outcome is LeaseOutcome.FAILED
-    assert around.gone == set(), "and no word of it takes a node from others"
-
-
-async def test_a_runner_that_went_with_its_node_is_the_platforms_loss(around, runners, node_lives):
-    node_lives[0] = False
-    end = await ended(around, runners[0], ray.exceptions.ActorDiedError())
-    assert (end.outcome, end.error) == (LeaseOutcome.LOST, "node h1 is gone")
-    assert around.gone == {"ray-h1"}
-
-
-@pytest.mark.parametrize(("asked", "outcome"), [(True, LeaseOutcome.LOST), (False, LeaseOutcome.INTERRUPTED)])
-async def test_only_who_was_asked_to_leave_was_lost_when_it_left_with_nothing(around, runners, asked, outcome):
-    word = JobEnd(outcome=LeaseOutcome.INTERRUPTED, error="it ended when it was asked to stop, and saved nothing")
-    assert (await ended(around, runners[0], word, asked=lambda: asked)).outcome is outcome
 
 
 DIED = JobEnd(outcome=LeaseOutcome.FAILED, error="worker_died: its process was ended by SIGKILL")
