@@ -73,7 +73,10 @@ class GateActor:
         )
         self._auditor = Auditor(self._writer.journal, origin=config.name, signing_key=signing_key.get_secret_value())
         self._cluster = RayCluster(
-            report=self._report, archive=self._archive, settings=cluster_settings(config), clock=self._clock
+            report=self._report,
+            archive=self._archive,
+            settings=cluster_settings(config, key=signing_key.get_secret_value()),
+            clock=self._clock,
         )
         self._latest: dict[JobId, int] = {}
         """Jobs by their last change, the newest last: what watchers read from."""

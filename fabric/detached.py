@@ -2,35 +2,43 @@
 
 All that the gate needs goes to it as arguments of its actor: the cluster file's sections, with the secrets in them, the
 signing key, the prices. So it may run on any node, and be started again by Ray on another, without a file or a variable
-of the operator's machine. Arguments of an actor are in no environment, page or log of Ray's; what can read Ray's control
-store or the gate's memory can read them, which is why a tenant who is not trusted needs a Ray cluster of their own.
+of the operator's machine. Ray keeps an actor's arguments where every process of the cluster can read them, so they are
+sealed: they open with the gate's secret, which comes from the signing key and is shown with every call. Who doesn't show
+it is refused (`fabric.adapters.guarded`), and before it is sent, whatever is called the gate must prove that it is.
 """
 
 import asyncio
 from typing import Any, Final
 
 import ray
+import structlog
 from pydantic import SecretBytes
+from ray.exceptions import RayActorError
+from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fabric.actor import ACTOR_NAME
+from fabric.adapters.guarded import Admitted, Stranger, ask_who, end_actor, sealed, secret_of
 from fabric.adapters.price_files import load_catalogue, load_tariffs
 from fabric.adapters.signing import load_or_create_key
+from fabric.adapters.unpickling import Refused
 from fabric.api.port import GatePort
 from fabric.api.remote_gate import call
 from fabric.errors import Conflict, NotFound, Unavailable, error_of
 from fabric.gate.events import AnyEvent, Configure
 from fabric.gate.instructions import Outcome, Refusal
 from fabric.gate.treasury import OPERATOR
-from fabric.gatehouse import Gatehouse
+from fabric.gatehouse import GatehouseActor
 from fabric.settings import ClusterConfig, RayJoin, SqliteJournal
 
 START_S: Final = 120.0
 STOP_S: Final = 30.0
 CALLS_AT_ONCE: Final = 10_000
 
+log = structlog.get_logger()
 
-async def find_or_start(config: ClusterConfig) -> tuple[Any, str]:
+
+async def find_or_start(config: ClusterConfig) -> tuple[Admitted, str]:
     """The one gate, ready to answer, with the prices of the cluster file; and the key that its checkpoints verify with.
 
     Raises:
@@ -43,7 +51,7 @@ async def find_or_start(config: ClusterConfig) -> tuple[Any, str]:
         operator=config.operator,
         payments=config.payments or OPERATOR,
     )
-    found = find(config)
+    found = await _found(config)
     actor = found or _start(config, prices)
     try:
         verifier_key = await _answer(actor.ready.remote(), within_s=START_S)
@@ -53,17 +61,60 @@ async def find_or_start(config: ClusterConfig) -> tuple[Any, str]:
         check(outcome)
     except BaseException:
         if found is None:
-            ray.kill(actor, no_restart=True)
+            ray.kill(actor.actor, no_restart=True)
         raise
     return actor, verifier_key
 
 
-def find(config: ClusterConfig) -> Any | None:
-    """The gate that runs in Ray's namespace, whether or not it answers; None if there is none."""
+async def revive(actor: Admitted, config: ClusterConfig) -> None:
+    """Start the gate again where Ray doesn't, because it was ended for good; `actor` leads to it from now on."""
+    found, _ = await find_or_start(config)
+    actor.actor = found.actor
+
+
+def is_there(config: ClusterConfig) -> bool:
+    """Whether anything is called the gate in Ray's namespace, whether or not it answers or is ours."""
+    return {"name": ACTOR_NAME, "namespace": config.ray.namespace} in list_named_actors(all_namespaces=True)
+
+
+async def _found(config: ClusterConfig) -> Admitted | None:
+    """The gate that runs there; None if there is none.
+
+    One with our secret that nobody has told it since it was started has nothing open: it is ended, and so is what a job has
+    put in its place.
+
+    Raises:
+        Conflict: what runs there was made with another secret, or is no gate at all.
+    """
+    if not is_there(config):
+        return None
+    secret = _secret(config)
     try:
-        return ray.get_actor(ACTOR_NAME, namespace=config.ray.namespace)
+        actor = Admitted(ray.get_actor(ACTOR_NAME, namespace=config.ray.namespace), secret)
+        said, nonce = await ask_who(actor, within_s=START_S)
+        if actor.is_proven(said, nonce):
+            return actor
+        is_mine = actor.is_ours(said)
     except ValueError:
         return None
+    except RayActorError as error:
+        raise Unavailable("the gate is restarting: try again", code="gate_restarting") from error
+    except (Stranger, Refused):
+        is_mine = False
+    except TimeoutError:
+        raise _silent() from None
+    if not is_mine:
+        raise Conflict(
+            f"what is called {ACTOR_NAME} in Ray's namespace {config.ray.namespace} can't prove to be this fabric's gate: it"
+            f" was started with another signing key than {config.signing_key}, or by somebody else. Use the key it was"
+            " started with; to end it whatever it is, which loses nothing that a gate has journaled: fabric down --gate"
+            " --config FILE; for a second fabric, set another ray.namespace",
+            code="other_gate",
+            sections="signing_key",
+        )
+    log.warning("gate_replaced", told="nobody had told it its secret: it was just started again, or it is none")
+    await asyncio.to_thread(end_actor, ACTOR_NAME, config.ray.namespace)
+    return None
 
 
 async def end(config: ClusterConfig) -> None:
@@ -72,20 +123,27 @@ async def end(config: ClusterConfig) -> None:
     Raises:
         NotFound: no gate runs there.
     """
-    actor = find(config)
-    if actor is None:
+    if not is_there(config):
         raise NotFound(f"no gate runs in Ray's namespace {config.ray.namespace}", code="no_gate")
-    await close(actor)
+    try:
+        actor = await _found(config)
+    except (Conflict, Unavailable) as error:
+        log.warning("gate_ended_without_a_word", code=error.code, error=error.message)
+        actor = None
+    if actor is not None:
+        await close(actor)
+    else:
+        await asyncio.to_thread(end_actor, ACTOR_NAME, config.ray.namespace)
 
 
-async def close(actor: Any) -> str:
+async def close(actor: Admitted) -> str:
     """End an actor in order; killed where it doesn't, which loses nothing. Returns what went wrong, or ""."""
     wrong = ""
     try:
         await _answer(actor.close.remote(), within_s=STOP_S)
     except Exception as error:  # noqa: BLE001 - the journal has everything
         wrong = f"{type(error).__name__}: {error}"
-    ray.kill(actor, no_restart=True)
+    ray.kill(actor.actor, no_restart=True)
     return wrong
 
 
@@ -101,28 +159,35 @@ def check(outcome: Outcome) -> None:
         raise error_of(outcome.code, outcome.http_status, outcome.message, outcome.facts)
 
 
-def _start(config: ClusterConfig, prices: Configure) -> Any:
+def _secret(config: ClusterConfig) -> bytes:
+    return secret_of(load_or_create_key(config.signing_key), f"gate {config.ray.namespace}")
+
+
+def _start(config: ClusterConfig, prices: Configure) -> Admitted:
     """On this node, so that its door is here. One whose journal is no file of this machine may be started again elsewhere."""
     elsewhere = isinstance(config.ray, RayJoin) and not isinstance(config.journal, SqliteJournal)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=elsewhere)
-    return (
-        ray.remote(Gatehouse)
+    secret = _secret(config)
+    signing_key = SecretBytes(load_or_create_key(config.signing_key))
+    closed, digest = sealed(secret, config, signing_key=signing_key, prices=prices)
+    actor = (
+        ray.remote(GatehouseActor)
         .options(
             name=ACTOR_NAME,
             namespace=config.ray.namespace,
             lifetime="detached",
-            get_if_exists=True,
             max_restarts=-1,
             max_task_retries=-1,
             max_concurrency=CALLS_AT_ONCE,
             num_cpus=0,
             scheduling_strategy=here,
         )
-        .remote(config, signing_key=SecretBytes(load_or_create_key(config.signing_key)), prices=prices)
+        .remote(closed, digest)
     )
+    return Admitted(actor, secret)
 
 
-async def _check_same(actor: Any, config: ClusterConfig) -> None:
+async def _check_same(actor: Admitted, config: ClusterConfig) -> None:
     other: list[str] = await _answer(actor.differences.remote(config), within_s=START_S)
     if other:
         raise Conflict(
@@ -138,7 +203,11 @@ async def _answer(reference: Any, *, within_s: float) -> Any:
     try:
         return await asyncio.wait_for(call(reference), within_s)
     except TimeoutError:
-        raise Unavailable(
-            f"the gate has not answered for {within_s:.0f} s: see `ray list actors`, and whether its journal can be reached",
-            code="gate_silent",
-        ) from None
+        raise _silent(within_s) from None
+
+
+def _silent(within_s: float = START_S) -> Unavailable:
+    return Unavailable(
+        f"the gate has not answered for {within_s:.0f} s: see `ray list actors`, and whether its journal can be reached",
+        code="gate_silent",
+    )

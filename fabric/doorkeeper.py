@@ -5,6 +5,7 @@ again on another machine leaves this address, and the door is then opened here, 
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
@@ -32,8 +33,20 @@ log = structlog.get_logger()
 class Doorkeeper:
     """One door. `open` it, then `close` it."""
 
-    def __init__(self, actor: Any, config: ClusterConfig, *, tls: TlsFiles) -> None:
+    def __init__(
+        self, actor: Any, config: ClusterConfig, *, tls: TlsFiles, revive: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """Say what is to be kept open; `open` begins.
+
+        Args:
+            actor: the gate's handle.
+            config: the cluster file's.
+            tls: the door's certificate.
+            revive: starts a gate that is gone for good, and leads `actor` to it. Any process of a Ray cluster may end any
+                actor of it, so that a job can end the gate in a way that Ray doesn't mend.
+        """
         self._actor = actor
+        self._revive = revive
         self._config = config
         self._terms = DoorTerms(
             node_id="" if client.ray.is_connected() else ray.get_runtime_context().get_node_id(),
@@ -98,3 +111,17 @@ class Doorkeeper:
             except FabricError as error:
                 log.warning("door_not_kept", code=error.code, error=error.message)
                 await asyncio.sleep(AGAIN_S)
+                if error.code == "gate_restarting":
+                    await self._start_again()
+
+    async def _start_again(self) -> None:
+        """Ray repeats what is asked of an actor that it starts again; what it gives up on is gone."""
+        if self._revive is None:
+            return
+        try:
+            await self._revive()
+            log.warning("gate_revived", told="it was gone: it has been started again from its journal")
+        except FabricError as error:
+            log.warning("gate_not_revived", code=error.code, error=error.message)
+        except Exception:
+            log.exception("gate_not_revived")

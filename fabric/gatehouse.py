@@ -17,6 +17,7 @@ import ray
 import structlog
 
 from fabric.actor import GateActor
+from fabric.adapters.guarded import Guarded
 from fabric.adapters.stores import open_archive_of
 from fabric.api.door import Door, Limits
 from fabric.api.passage import Passage
@@ -119,6 +120,12 @@ class Gatehouse(GateActor):
         log.warning("door_unkept", host=door.terms.host, port=door.terms.port)
         del self._doors[door.terms.host, door.terms.port]
         await door.close()
+
+
+class GatehouseActor(Guarded):
+    """What Ray runs."""
+
+    INSIDE = Gatehouse
 
 
 class _Open:

@@ -7,7 +7,6 @@ that is started again finds it where it was.
 import argparse
 import asyncio
 import ipaddress
-import logging
 import os
 import shutil
 import signal
@@ -22,9 +21,10 @@ from typing import Any, Final, NoReturn
 import ray
 import structlog
 
-from fabric import detached, house, models, parking
+from fabric import detached, house, logs, models, parking
 from fabric.adapters.local_cluster import LocalCluster, LocalNode
 from fabric.adapters.stores import open_archive_of, work_dir_of
+from fabric.adapters.unpickling import restrict_ray
 from fabric.api.passage import Passage
 from fabric.api.port import GatePort
 from fabric.api.remote_gate import RemoteGate
@@ -61,7 +61,8 @@ def main(argv: list[str] | None = None) -> int:
         "--end-gate", action="store_true", help="stop the gate of the Ray cluster that is joined, and end"
     )
     given = parser.parse_args(argv)
-    _log_to_standard_error()
+    logs.begin(Settings().log_level)
+    restrict_ray()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with house.held(given.state_dir), _nothing_left(given.state_dir), ExitStack() as stack:
@@ -118,6 +119,7 @@ class _Service:
             nodes=nodes,
             temp_dir=house.new_session_folder(self._state_dir),
             dashboard_port=self._config.dashboard.port or None,
+            token_file=house.ray_token_file(self._state_dir),
             namespace=asked.namespace,
             told=self._tell,
         )
@@ -202,12 +204,12 @@ class _Service:
 
     async def _open(self, dashboard: str) -> tuple[Doorkeeper, Any]:
         self._tell("starting the gate: reading its journal")
-        if not isinstance(self._config.ray, RayLocal) and detached.find(self._config) is None:
+        if not isinstance(self._config.ray, RayLocal) and not detached.is_there(self._config):
             _check_ports(self._config)
         actor, verifier_key = await detached.find_or_start(self._config)
         self._tell("opening the door")
         tls, rpc = _tls(self._config, self._state_dir), self._config.rpc
-        door = Doorkeeper(actor, self._config, tls=tls)
+        door = Doorkeeper(actor, self._config, tls=tls, revive=lambda: detached.revive(actor, self._config))
         await door.open()
         port = Passage(RemoteGate(actor), archive=open_archive_of(self._config))
         await _settle_in(self._config, port, self._state_dir)
@@ -223,6 +225,7 @@ class _Service:
             ca=str(tls.ca or ""),
             dashboard=dashboard,
             ray_address=ray.get_runtime_context().gcs_address,
+            ray_token=str(house.ray_token_file(self._state_dir)) if is_local else "",
             verifier_key=verifier_key,
             state_dir=str(self._state_dir),
             nodes=len(nodes),
@@ -241,14 +244,6 @@ class _Service:
 
     def _tell(self, doing: str) -> None:
         tell(self._given.steps, house.Step(doing=doing))
-
-
-def _log_to_standard_error() -> None:
-    level = logging.getLevelNamesMapping()[Settings().log_level.upper()]
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -17,7 +17,7 @@ from typing import Final
 
 import structlog
 
-from fabric import house
+from fabric import house, logs
 from fabric.adapters.stores import open_archive_of
 from fabric.client import Client
 from fabric.errors import FabricError, InvalidConfig
@@ -40,6 +40,7 @@ _log = structlog.get_logger()
 def main(argv: Sequence[str] | None = None) -> int:
     """Host until SIGTERM; 0 after an orderly end."""
     given = _parser().parse_args(argv)
+    logs.begin()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     try:
         asyncio.run(_host(given))

@@ -21,6 +21,7 @@ import msgspec
 import ray
 from ray import serve
 
+from fabric import logs
 from fabric.adapters.archive import Archive
 from fabric.api.tls import ensure_certificate
 from fabric.charging.rates import Rate
@@ -63,6 +64,8 @@ class ReplicaActor:
     """What Serve runs. Built in its event loop; `__del__` is Serve's word for an orderly end."""
 
     def __init__(self, spec: bytes, door: bytes, archive: Archive | None = None) -> None:
+        logs.plain()
+        logs.make_written_private()
         self._door = msgspec.json.decode(door, type=Door)
         self._spec = _reachable(msgspec.json.decode(spec, type=ReplicaSpec), self._door.gateways_at)
         self._archive = archive

@@ -12,14 +12,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import ClusterSettings
-from fabric.adapters.node_agent import Cut, NodeAgent, Watch
+from fabric.adapters.guarded import Admitted, Stranger, end_actor, is_ours, sealed, secret_of
+from fabric.adapters.node_agent import Cut, NodeAgentActor, Watch
 from fabric.adapters.nodes import Node
+from fabric.adapters.unpickling import Refused
 from fabric.gate.events import Sample
 from fabric.placement.locality import Holdings
 from fabric.units import LeaseId
 
 _CALL_TIMEOUT_S: Final = 15.0
 _WARM_TIMEOUT_S: Final = 150.0
+_PROOF_WITHIN_S: Final = 60.0
 _log = structlog.get_logger(__name__)
 
 
@@ -29,7 +32,7 @@ class Agents:
     def __init__(self, *, archive: Archive, settings: ClusterSettings) -> None:
         self._archive = archive
         self._settings = settings
-        self._actors: dict[str, Any] = {}
+        self._actors: dict[str, Admitted] = {}
         self._watches: dict[str, dict[str, Watch]] = {}
         self.zygotes: dict[str, str] = {}
         """By machine: the socket of its zygote, "" while that is coming up."""
@@ -132,26 +135,42 @@ class Agents:
         return {lease_id: self.acknowledged.get(lease_id, 0) for lease_id in self._watches.get(address, {})}
 
     async def _start(self, address: str, ray_id: str) -> None:
-        def start() -> Any:
-            return (
-                ray.remote(NodeAgent)
-                .options(
-                    name=f"agent-{address}",
-                    namespace=self._settings.namespace,
-                    lifetime="detached",
-                    get_if_exists=True,
-                    num_cpus=0,
-                    scheduling_strategy=NodeAffinitySchedulingStrategy(ray_id, soft=False),
-                )
-                .remote(meter=self._settings.meter, archive=self._archive)
-            )
-
-        self._actors[address] = await asyncio.to_thread(start)
+        name = f"agent-{address}"
+        secret = secret_of(self._settings.key, name)
+        found = await self._found(name, secret)
+        self._actors[address] = found or Admitted(await asyncio.to_thread(self._made, name, secret, ray_id), secret)
         for watch in list(self._watches.get(address, {}).values()):
             seq = max(watch.seq, self.acknowledged.get(watch.lease_id, 0))
             await self._tried(
                 address, "attach", Watch(lease_id=watch.lease_id, devices=watch.devices, roots=watch.roots, seq=seq)
             )
+
+    async def _found(self, name: str, secret: bytes) -> Admitted | None:
+        """The agent that runs there already. What has its name and isn't ours is ended: a job has put it there."""
+        try:
+            actor = Admitted(await asyncio.to_thread(ray.get_actor, name, self._settings.namespace), secret)
+            if await is_ours(actor, within_s=_PROOF_WITHIN_S):
+                return actor
+        except ValueError:
+            return None
+        except (Stranger, Refused, TimeoutError, ray.exceptions.RayError) as error:
+            _log.warning("agent_not_ours", name=name, why=str(error)[:200])
+        await asyncio.to_thread(end_actor, name, self._settings.namespace)
+        return None
+
+    def _made(self, name: str, secret: bytes, ray_id: str) -> Any:
+        closed, digest = sealed(secret, meter=self._settings.meter, archive=self._archive)
+        return (
+            ray.remote(NodeAgentActor)
+            .options(
+                name=name,
+                namespace=self._settings.namespace,
+                lifetime="detached",
+                num_cpus=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(ray_id, soft=False),
+            )
+            .remote(closed, digest)
+        )
 
     def _lose(self, address: str, why: BaseException) -> None:
         _log.warning("agent_lost", address=address, why=str(why)[:200])

@@ -1,6 +1,7 @@
 """What the Ray side can be told, and what it answers."""
 
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Final, Literal
@@ -17,6 +18,8 @@ class ClusterSettings:
 
     namespace: str = "fabric"
     """Ray's namespace for runners and agents."""
+    key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+    """From which the secrets of runners and agents come: with another one, those that run are not found again."""
     meter: Literal["auto", "nvml", "ascend", "cpu"] = "auto"
     """What the node agents read; auto = what the machine has, the CPU stand-in last."""
     tick_s: float = 1.0

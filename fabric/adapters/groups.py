@@ -20,9 +20,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from fabric.adapters.agents import Agents
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import ClusterSettings
+from fabric.adapters.guarded import Admitted, sealed, secret_of
 from fabric.adapters.line import Line
 from fabric.adapters.nodes import NODE_LABEL, Node
-from fabric.adapters.runner import Runner, Seat
+from fabric.adapters.runner import RunnerActor, Seat
 from fabric.gate.events import JobKind
 from fabric.gate.instructions import Lease, Share
 from fabric.units import NodeId
@@ -35,7 +36,7 @@ KEEPABLE: Final = (JobKind.FUNCTION, JobKind.SCRIPT)
 class Seated:
     """A runner in its bundle."""
 
-    actor: Any
+    actor: Admitted
     seat: Seat
     node: Node
     line: Line | None = None
@@ -117,7 +118,7 @@ class Groups:
             if isinstance(seat, Seat) and node is not None:
                 group.runners.append(Seated(actor=actor, seat=seat, node=node, line=line))
             else:
-                await asyncio.to_thread(ray.kill, actor, no_restart=True)
+                await asyncio.to_thread(ray.kill, actor.actor, no_restart=True)
         for seat in seats:
             if isinstance(seat, BaseException):
                 raise seat
@@ -128,7 +129,7 @@ class Groups:
         for runner in leaving:
             if runner.line is not None:
                 runner.line.close()
-            await asyncio.to_thread(ray.kill, runner.actor, no_restart=True)
+            await asyncio.to_thread(ray.kill, runner.actor.actor, no_restart=True)
         group.runners = []
         return leaving
 
@@ -230,13 +231,16 @@ class Groups:
     def _bundle(self, share: Share) -> dict[str, float]:
         return self._nodes[share.node_id].bundle(share.devices, cpus=self._settings.cpus_per_share)
 
-    def _start(self, group: Group, lease: Lease, bundle: int, runtime_env: dict[str, Any]) -> Any:
+    def _start(self, group: Group, lease: Lease, bundle: int, runtime_env: dict[str, Any]) -> Admitted:
         share = group.shares[bundle]
         held = self._nodes[share.node_id].held(share.devices) if lease.kind in KEEPABLE else {}
-        return (
-            ray.remote(Runner)
+        name = f"runner-{secrets.token_hex(8)}"
+        secret = secret_of(self._settings.key, name)
+        closed, digest = sealed(secret, archive=self._archive, placement_group_id=group.id, bundle=bundle)
+        actor = (
+            ray.remote(RunnerActor)
             .options(
-                name=f"runner-{secrets.token_hex(8)}",
+                name=name,
                 namespace=self._settings.namespace,
                 lifetime="detached",
                 num_cpus=0,
@@ -249,8 +253,9 @@ class Groups:
                     placement_group_capture_child_tasks=True,
                 ),
             )
-            .remote(archive=self._archive, placement_group_id=group.id, bundle=bundle)
+            .remote(closed, digest)
         )
+        return Admitted(actor, secret)
 
 
 def group_of(placement_group_id: str, shares: Sequence[Share]) -> Group:

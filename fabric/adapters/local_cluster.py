@@ -1,16 +1,18 @@
 """A Ray cluster of simulated mixed accelerators on this machine: for `fabric up --local`, demos and tests.
 
 The devices are numbers to Ray and CPU time to the meters; all else is real. Start it in the main thread of a process of
-its own choosing: the cluster ends with that process. Ray's own ports listen on every interface and ask nobody for a
-token, unless `RAY_AUTH_MODE=token` and a token are set: it is for a machine whose network you trust.
+its own choosing: the cluster ends with that process. Ray's own ports listen on every interface, and answer who knows the
+token of this cluster: it is made at the start and kept in a file that its owner alone may read. While the cluster runs, the
+environment of this process, and so of those that it starts, names the file (`RAY_AUTH_MODE`, `RAY_AUTH_TOKEN_PATH`).
 """
 
 import logging
 import os
+import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any, Final
 
 import ray
 from ray._common.utils import get_default_ray_temp_dir
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
 
 from fabric.adapters.nodes import DEDICATED_LABEL, NODE_LABEL, NOTICE_LABEL, POOL_LABEL, TYPE_LABEL
@@ -25,6 +28,9 @@ from fabric.adapters.nodes import DEDICATED_LABEL, NODE_LABEL, NOTICE_LABEL, POO
 _STORE_BYTES: Final = 80 * 1024 * 1024
 _CPUS: Final = 64
 """Logical: whatever the machine has, a simulated gang must never wait for a CPU."""
+TOKEN_NAME: Final = "token"  # noqa: S105 - a file
+"""The file beside the session, where no other is asked for."""
+_TOKEN_BYTES: Final = 32
 _ENVIRONMENT: Final = {
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
@@ -62,8 +68,11 @@ MIXED: Final = (
 class LocalCluster:
     """A running cluster, to which this process is connected."""
 
-    def __init__(self, cluster: Any, *, temp_dir: Path, owns_temp_dir: bool, dashboard_url: str) -> None:
+    def __init__(
+        self, cluster: Any, *, temp_dir: Path, owns_temp_dir: bool, dashboard_url: str, before: Mapping[str, str | None]
+    ) -> None:
         self._cluster = cluster
+        self._before = before
         self._temp_dir = temp_dir
         self._owns_temp_dir = owns_temp_dir
         self._raylets: dict[str, Any] = {}
@@ -77,6 +86,7 @@ class LocalCluster:
         temp_dir: Path | None = None,
         dashboard_port: int | None = None,
         dashboard: bool = True,
+        token_file: Path | None = None,
         namespace: str = "fabric",
         told: Callable[[str], None] = lambda _: None,
     ) -> "LocalCluster":
@@ -87,11 +97,15 @@ class LocalCluster:
             temp_dir: where Ray keeps its session; its path must be short (Ray's sockets live there). None = a new one.
             dashboard_port: None = a free one.
             dashboard: whether Ray's dashboard runs.
+            token_file: where to write the token that Ray's ports ask for; None = beside the session.
             namespace: Ray's namespace for this process.
             told: is handed a line for every step, to show progress.
         """
         folder = temp_dir or Path(tempfile.mkdtemp(prefix="fabric-"))
         port = dashboard_port or _free_port()
+        token_file = token_file or folder / TOKEN_NAME
+        _write_token(token_file)
+        before = _use_token(token_file)
         # Ray notes the address of the newest cluster there, and on a machine that never ran Ray it isn't made by anybody.
         Path(get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)
         with _environment():
@@ -112,6 +126,7 @@ class LocalCluster:
                 temp_dir=folder,
                 owns_temp_dir=temp_dir is None,
                 dashboard_url=f"http://127.0.0.1:{port}" if dashboard else "",
+                before=before,
             )
             try:
                 for node in nodes:
@@ -162,6 +177,7 @@ class LocalCluster:
         with suppress(Exception):
             ray.shutdown()
         self._cluster.shutdown()
+        _set(self._before)
         if self._owns_temp_dir:
             shutil.rmtree(self._temp_dir, ignore_errors=True)
 
@@ -175,11 +191,52 @@ def _environment() -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _put(before)
+
+
+@contextmanager
+def token_from(file: Path) -> Iterator[None]:
+    """Inside, this process and those that it starts know the token of the cluster whose token that is."""
+    before = _use_token(file)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _write_token(file: Path) -> None:
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        out.write(secrets.token_hex(_TOKEN_BYTES))
+    draft.replace(file)
+
+
+def _use_token(file: Path) -> Mapping[str, str | None]:
+    """Have Ray ask for the token and show it, in this process and those that it starts. Returns the variables as they were."""
+    wanted: dict[str, str | None] = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(file.absolute()),
+        "RAY_AUTH_TOKEN": None,
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    _set(wanted)
+    return before
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    """Ray's parts in this process look at these once, and have to be told that they have changed."""
+    _put(variables)
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _put(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _free_port() -> int:

@@ -16,6 +16,7 @@ from typing import Final, Literal
 import msgspec
 
 from fabric.adapters.archive import Archive
+from fabric.adapters.guarded import Guarded
 from fabric.adapters.meters import open_meter
 from fabric.adapters.processes import end_all, kill, tree_of
 from fabric.adapters.shard_cache import ShardCache
@@ -153,6 +154,12 @@ class NodeAgent:
             note = f"\n[{more} more bytes were not kept: print less, or write to storage]\n" if more > 0 else ""
             self._archive.put(log_key, data + note.encode())
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class NodeAgentActor(Guarded):
+    """What Ray runs."""
+
+    INSIDE = NodeAgent
 
 
 def _holdings(work_dir: Path) -> Holdings:

@@ -22,6 +22,7 @@ from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import artifact_key, cache_folder, checkpoints_in, log_key
 from fabric.adapters.crew import Crew
 from fabric.adapters.forked import Fork
+from fabric.adapters.guarded import Guarded
 from fabric.adapters.line import Address, Listener
 from fabric.adapters.processes import adopt_orphans
 from fabric.adapters.shard_cache import LIMIT_BYTES, ShardCache
@@ -289,6 +290,13 @@ class Runner:
         except ChildProcessError:
             return True
         return False
+
+
+class RunnerActor(Guarded):
+    """What Ray runs. The process is a tenant's, but what the gate alone may say to it, no other tenant can."""
+
+    INSIDE = Runner
+    TENANTS = True
 
 
 def stage_of(

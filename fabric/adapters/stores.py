@@ -56,10 +56,11 @@ def _revealed(given: ConfiguredCredentials | None) -> S3Credentials | None:
     )
 
 
-def cluster_settings(config: ClusterConfig) -> ClusterSettings:
-    """How the Ray side watches and meters."""
+def cluster_settings(config: ClusterConfig, *, key: bytes) -> ClusterSettings:
+    """How the Ray side watches and meters. `key` is the fabric's."""
     return ClusterSettings(
         namespace=config.ray.namespace,
+        key=key,
         tick_s=config.metering.tick_s,
         meter="cpu" if config.ray.mode == "local" else "auto",
         reconcile_s=0.0,

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import ray
@@ -12,10 +12,12 @@ from ray.util.placement_group import placement_group_table
 
 from fabric.adapters.cluster_settings import ClusterSettings, LeaseInfo, lease_info_key
 from fabric.adapters.groups import Group, Groups, Seated, group_of
+from fabric.adapters.guarded import Admitted, Stranger, is_ours, secret_of
 from fabric.adapters.leases import Attempt
 from fabric.adapters.nodes import Node
 from fabric.adapters.runner import Described, Order
 from fabric.adapters.surroundings import Surroundings
+from fabric.adapters.unpickling import Refused
 from fabric.errors import NotFound
 from fabric.gate.events import JobKind
 from fabric.gate.instructions import Lease
@@ -35,7 +37,7 @@ async def survivors(
     A runner that was kept warm still has its last order: its lease is unknown to the gate by now, and is removed once
     more, which gives the runner back.
     """
-    by_group: dict[str, list[tuple[Any, Described]]] = {}
+    by_group: dict[str, list[tuple[Admitted, Described]]] = {}
     for actor, described in await _runners(settings):
         by_group.setdefault(described.placement_group_id, []).append((actor, described))
     found = []
@@ -45,7 +47,7 @@ async def survivors(
         lease = _whole_lease(orders)
         if lease is None or any(share.node_id not in nodes for share in lease.shares):
             for actor, _ in members:
-                await asyncio.to_thread(ray.kill, actor, no_restart=True)
+                await asyncio.to_thread(ray.kill, actor.actor, no_restart=True)
             continue
         group = group_of(group_id, lease.shares)
         group.runners = [
@@ -92,21 +94,26 @@ def _whole_lease(orders: Sequence[Order]) -> Lease | None:
     return lease if lease is not None and len(leases) == 1 and len(orders) == len(lease.shares) else None
 
 
-async def _runners(settings: ClusterSettings) -> list[tuple[Any, Described]]:
+async def _runners(settings: ClusterSettings) -> list[tuple[Admitted, Described]]:
     named = await asyncio.to_thread(list_named_actors, all_namespaces=True)
     names = [
         entry["name"]
         for entry in named
         if entry["namespace"] == settings.namespace and entry["name"].startswith("runner-")
     ]
-    found = await asyncio.gather(*(_described(name, settings.namespace) for name in names))
+    found = await asyncio.gather(*(_described(name, settings) for name in names))
     return [runner for runner in found if runner is not None]
 
 
-async def _described(name: str, namespace: str) -> tuple[Any, Described] | None:
+async def _described(name: str, settings: ClusterSettings) -> tuple[Admitted, Described] | None:
+    """The runner and what it says; None for one that doesn't answer, or that isn't ours: a job's, with a name like ours."""
     try:
-        actor = await asyncio.to_thread(ray.get_actor, name, namespace)
+        found = await asyncio.to_thread(ray.get_actor, name, settings.namespace)
+        actor = Admitted(found, secret_of(settings.key, name))
+        if not await is_ours(actor, within_s=_ANSWER_WITHIN_S):
+            _log.warning("runner_not_ours", name=name)
+            return None
         return actor, await asyncio.wait_for(actor.describe.remote(), _ANSWER_WITHIN_S)
-    except (ValueError, TimeoutError, ray.exceptions.RayError) as error:
+    except (ValueError, Stranger, Refused, TimeoutError, ray.exceptions.RayError) as error:
         _log.warning("runner_silent", name=name, why=str(error)[:200])
         return None

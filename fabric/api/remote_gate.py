@@ -20,6 +20,7 @@ class RemoteGate:
     """A `fabric.api.passage.Gate` that asks the named actor."""
 
     def __init__(self, actor: Any) -> None:
+        """`actor` is called as a handle is: with `actor.decide.remote(...)`."""
         self._actor = actor
 
     async def decide(self, events: Sequence[AnyEvent]) -> list[Outcome]:

@@ -9,6 +9,7 @@ import stamina.instrumentation
 import typer
 import typer.core
 
+from fabric import logs
 from fabric.cli import audit, calibrate, checkpoints, cluster, jobs, keys, models, money, operator
 from fabric.cli.output import print_error
 from fabric.errors import FabricError, InvalidRequest
@@ -76,6 +77,7 @@ def start(
     *,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
 ) -> None:
+    logs.plain("DEBUG" if debug else "WARNING")
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, stream=sys.stderr)
     if not debug:
         # A retry is no news to whoever waits for the answer.

@@ -57,6 +57,7 @@ def up(
                 "address": found.address,
                 "ca": found.ca,
                 "dashboard": found.dashboard,
+                "ray_token": found.ray_token,
                 "endpoint": found.endpoint,
                 "state_dir": found.state_dir,
                 "verifier_key": found.verifier_key,
@@ -68,7 +69,9 @@ def up(
     print_facts(
         {
             "up": f"{found.name}, {found.nodes} nodes, at {found.address}",
-            "dashboard": found.dashboard or "–",
+            "dashboard": f"{found.dashboard} (it asks for the token in {found.ray_token})"
+            if found.dashboard and found.ray_token
+            else found.dashboard or "–",
             "models": found.endpoint or "–",
             "state": found.state_dir,
             "profile": f"{file} ({profile})",

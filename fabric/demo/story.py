@@ -56,7 +56,9 @@ def tell(found: house.Running, *, steps: int) -> None:
             console.print(tables.statement(fabric))
             _verify(fabric, found)
             if found.dashboard:
-                console.print(f"   on Ray's dashboard ({found.dashboard} → Jobs) each job shows its account and tokens")
+                console.print(
+                    f"   on Ray's dashboard ({found.dashboard} → Jobs, with the token in {found.ray_token}) each job shows its account and tokens"
+                )
 
 
 def _train_and_serve(fabric: Fabric, operator: Client, found: house.Running, *, key: str, steps: int) -> None:

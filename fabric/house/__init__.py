@@ -15,7 +15,17 @@ Knows processes, files and the state directory; knows neither Ray nor the gate.
 """
 
 from fabric.house.hosting import Hosting
-from fabric.house.place import Running, Step, ending_file, held, now_file, operator_key, operator_key_file, running
+from fabric.house.place import (
+    Running,
+    Step,
+    ending_file,
+    held,
+    now_file,
+    operator_key,
+    operator_key_file,
+    ray_token_file,
+    running,
+)
 from fabric.house.process import down, up
 from fabric.house.remains import end_remains, new_session_folder
 
@@ -31,6 +41,7 @@ __all__ = [
     "now_file",
     "operator_key",
     "operator_key_file",
+    "ray_token_file",
     "running",
     "up",
 ]

@@ -18,6 +18,8 @@ from typing import Final
 import psutil
 import structlog
 
+from fabric.logs import open_private
+
 log = structlog.get_logger()
 
 MODULE: Final = "serving.host"
@@ -78,7 +80,7 @@ class Hosting:
         return self._place / "serving.log"
 
     async def _start(self) -> asyncio.subprocess.Process:
-        with self._log.open("ab") as out:
+        with os.fdopen(open_private(self._log), "ab") as out:
             return await asyncio.create_subprocess_exec(
                 *tied([sys.executable, "-m", MODULE, *self._options]),
                 stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, cwd=self._place, start_new_session=True,

@@ -30,6 +30,8 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     dashboard: str
     """Address of Ray's dashboard, "" if it has none."""
     ray_address: str
+    ray_token: str = ""
+    """The file with the token that Ray and its dashboard ask for; "" where the cluster is somebody else's."""
     verifier_key: str
     """The public key that signs the journal's checkpoints: keep a copy to verify exports with."""
     state_dir: str
@@ -176,6 +178,11 @@ def now_file(place: Path) -> Path:
 def operator_key_file(state_dir: Path) -> Path:
     """Where the operator's API key is kept, readable by its owner only."""
     return state_dir / "operator.key"
+
+
+def ray_token_file(state_dir: Path) -> Path:
+    """Where the token of the embedded Ray cluster is kept, readable by its owner only: made anew at every start."""
+    return state_dir / "ray.token"
 
 
 def operator_key(state_dir: Path) -> str:

@@ -16,6 +16,7 @@ from fabric.errors import FabricError, NotFound, Unavailable, error_of
 from fabric.house import place as at
 from fabric.house.place import Running, Step
 from fabric.house.remains import end_remains, recorded
+from fabric.logs import open_private
 from fabric.settings import load_cluster
 
 UP_TIMEOUT_S: Final = 180.0
@@ -130,7 +131,7 @@ def _serve(
     os.close(descriptor)
     steps = Path(name)
     command = [sys.executable, "-m", "fabric.serve", "--state-dir", str(place), "--steps", name, *options]
-    with (place / "fabric.log").open("ab") as out:
+    with os.fdopen(open_private(place / "fabric.log"), "ab") as out:
         process = subprocess.Popen(  # noqa: S603 - our own module, no shell
             command,
             stdin=subprocess.DEVNULL,

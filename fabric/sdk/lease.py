@@ -6,9 +6,10 @@ This is the one place of the SDK that needs Ray, in a process connected to the c
     with fabric.lease(tokens="2", accelerators="H100:2") as lease:
         ray.get(step.options(**lease.options(devices=1)).remote(batch))
 
-A cluster that was started with `RAY_AUTH_MODE=token` (as those of `cluster-configs` are; a local one is where its user
-has a token) lets nobody in without its token. Ray looks for it in `RAY_AUTH_TOKEN`, in the file that
-`RAY_AUTH_TOKEN_PATH` names, then in `~/.ray/auth_token`; it lets its holder do everything, so only those get it who may.
+A cluster that was started with `RAY_AUTH_MODE=token` (as those of `cluster-configs` are, and a local one always) lets nobody
+in without its token. Set `RAY_AUTH_MODE=token` as well; Ray then looks for the token in `RAY_AUTH_TOKEN`, in the file that
+`RAY_AUTH_TOKEN_PATH` names (a local cluster's is `ray.token` in its state directory), then in `~/.ray/auth_token`. It lets
+its holder do with Ray whatever Ray can, so only those get it who may.
 """
 
 import json

@@ -18,7 +18,7 @@ from typing import Final
 import structlog
 import uvloop
 
-from fabric import house
+from fabric import house, logs
 from fabric.errors import FabricError, InvalidConfig
 from fabric.profile import Profile
 from serving.gateway.address import certificate_of, endpoint_of
@@ -144,6 +144,7 @@ async def _serve(given: argparse.Namespace) -> None:
 
 def _log_to_standard_error(level: str) -> None:
     """Lines of JSON: machines read them."""
+    logs.begin(level)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

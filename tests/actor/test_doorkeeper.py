@@ -24,7 +24,7 @@ class Gate:
 
     def __init__(self, *, here):
         self.here = here
-        self.away = 0
+        self.away, self.code = 0, "unavailable"
         self.said = []
         self.heard = asyncio.Event()
 
@@ -37,7 +37,7 @@ class Gate:
         await asyncio.sleep(0.005)
         if self.away:
             self.away -= 1
-            raise Unavailable("it is restarting")
+            raise Unavailable("it is restarting", code=self.code)
         match name:
             case "open_door":
                 return 7433 if self.here else None
@@ -64,7 +64,7 @@ def keeper(tmp_path, monkeypatch):
             "rpc": {"listen": "127.0.0.1:0"},
         }
     )
-    return lambda gate: Doorkeeper(gate, config, tls=ensure_certificate(tmp_path))
+    return lambda gate, **more: Doorkeeper(gate, config, tls=ensure_certificate(tmp_path), **more)
 
 
 async def refused_as_unknown(port, tmp_path):
@@ -106,6 +106,39 @@ async def test_a_gate_that_is_away_is_asked_until_it_is_back(keeper):
     before = len(gate.said)
     await until(lambda: not gate.away and len(gate.said) > before + 4)
     await door.close()
+
+
+@pytest.mark.parametrize("tries", [1, 3])
+async def test_a_gate_that_was_ended_for_good_is_started_again_and_kept_on(keeper, tries):
+    gate, revived = Gate(here=True), []
+
+    async def revive():
+        revived.append(len(gate.said))
+        if len(revived) < tries:
+            raise Unavailable("Ray is away")
+        gate.away = 0
+
+    door = keeper(gate, revive=revive)
+    await door.open()
+    gate.code, gate.away = "gate_restarting", 1_000_000
+    await until(lambda: len(revived) == tries)
+    await until(lambda: len(gate.said) > revived[-1] + 2)
+    await door.close()
+    assert len(revived) == tries
+
+
+async def test_a_gate_that_only_does_not_answer_is_not_started_a_second_time(keeper):
+    gate, revived = Gate(here=True), []
+
+    async def revive():
+        revived.append(1)
+
+    door = keeper(gate, revive=revive)
+    await door.open()
+    gate.away = 3
+    await until(lambda: not gate.away)
+    await door.close()
+    assert revived == []
 
 
 async def test_where_the_gate_is_elsewhere_the_door_is_opened_here_and_asks_it_over_ray(keeper, tmp_path):

@@ -9,6 +9,7 @@ import ray
 from fabric.adapters import survivors as survivors_module
 from fabric.adapters.cluster_settings import ClusterSettings
 from fabric.adapters.groups import Group, Seated
+from fabric.adapters.guarded import secret_of
 from fabric.adapters.leases import Attempt
 from fabric.adapters.node_agent import Cut
 from fabric.adapters.ranks import Ranks
@@ -28,6 +29,7 @@ from fabric.gate.events import (
 from fabric.gate.instructions import Share
 from fabric.gate.lifecycle import StopReason
 from tests.adapters.leases import NODE, lease_of
+from tests.adapters.shells import shell_of
 
 PAYLOAD = '{"inline": "cGlja2xl"}'
 
@@ -84,6 +86,16 @@ class Runner:
         self.wishes.append("save")
 
     async def _describe(self):
+        return self.described
+
+
+class Living:
+    """What is inside of an actor that outlived the gate's process."""
+
+    def __init__(self, described):
+        self.described = described
+
+    async def describe(self):
         return self.described
 
 
@@ -332,13 +344,16 @@ async def test_checkpoints_that_come_with_the_end_are_told_once(around, runners)
 )
 async def test_a_gang_is_found_again_only_if_all_its_ranks_had_their_orders(around, monkeypatch, orders, adopted):
     actors = {
-        f"runner-{rank}": Runner(
-            Described(
-                seat=Seat(pid=rank, ip="10.0.0.1", port=1, devices=()),
-                placement_group_id="00" * 18,
-                bundle=rank,
-                order=order,
-            )
+        f"runner-{rank}": shell_of(
+            Living(
+                Described(
+                    seat=Seat(pid=rank, ip="10.0.0.1", port=1, devices=()),
+                    placement_group_id="00" * 18,
+                    bundle=rank,
+                    order=order,
+                )
+            ),
+            secret_of(around.settings.key, f"runner-{rank}"),
         )
         for rank, order in enumerate(orders)
     }

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import ray
 
 from fabric import house
+from fabric.adapters.local_cluster import token_from
 from fabric.client import new_request_id
 from fabric.sdk import Fabric, Job, connect
 from fabric.wire import fabric_pb2 as pb
@@ -52,10 +53,11 @@ def a_house() -> Iterator[house.Running]:
     with tempfile.TemporaryDirectory(prefix="fabric-bench-") as directory:
         running = house.up(state_dir=Path(directory), any_port=True)
         try:
-            ray.init(address=running.ray_address, log_to_driver=False, logging_level="warning")
-            yield running
+            with token_from(Path(running.ray_token)):
+                ray.init(address=running.ray_address, log_to_driver=False, logging_level="warning")
+                yield running
+                ray.shutdown()
         finally:
-            ray.shutdown()
             house.down(Path(directory), now=True)
 
 

@@ -24,7 +24,7 @@ def cluster(tmp_path, monkeypatch):
 
 
 def a_job(config, *, epoch):
-    stage_dir = cluster_settings(config).stage_dir
+    stage_dir = cluster_settings(config, key=b"k" * 32).stage_dir
     return checkpoints_in(
         open_archive_of(config), "acme", "j-1", epoch=epoch, attempt_id=f"j-1.{epoch}", stage_dir=str(stage_dir or "")
     )

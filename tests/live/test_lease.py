@@ -1,11 +1,13 @@
 """A client's own Ray tasks and actors inside a lease, and what holds a device without one."""
 
 import time
+from pathlib import Path
 
 import pytest
 import ray
 from ray.util.placement_group import placement_group, placement_group_table
 
+from fabric.adapters.local_cluster import token_from
 from fabric.units import UHS_PER_CT
 
 GONE_S = 15
@@ -16,10 +18,11 @@ NEVER_S = 3
 
 @pytest.fixture(scope="module")
 def driver(running):
-    """This process as a client of the cluster. Ray itself finds the token of the same user, where there is one."""
-    ray.init(address=running.ray_address, log_to_driver=False, logging_level="error", configure_logging=False)
-    yield
-    ray.shutdown()
+    """This process as a client of the cluster, with its token."""
+    with token_from(Path(running.ray_token)):
+        ray.init(address=running.ray_address, log_to_driver=False, logging_level="error", configure_logging=False)
+        yield
+        ray.shutdown()
 
 
 def settled(job):

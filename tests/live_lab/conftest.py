@@ -11,6 +11,7 @@ import boto3
 import psutil
 import pytest
 
+from fabric.adapters.local_cluster import TOKEN_NAME
 from fabric.sdk import connect
 from fabric.wire import fabric_pb2 as pb
 
@@ -53,6 +54,10 @@ class Lab:
     dsn: str
     up_as: dict = field(default_factory=dict)
 
+    @property
+    def ray_token(self):
+        return Path(self.session) / TOKEN_NAME
+
     def config(self, *, prefix="archive"):
         file = self.place / f"{prefix}.yaml"
         file.write_text(CONFIG.format(prefix=prefix, endpoint=self.endpoint))
@@ -63,6 +68,8 @@ class Lab:
         environment = {
             **os.environ,
             "RAY_ADDRESS": self.ray_address,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.ray_token),
             "FABRIC_PG_DSN": self.dsn,
             "AWS_ACCESS_KEY_ID": "AKIALAB",
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,

@@ -146,7 +146,8 @@ def test_no_secret_is_where_others_look(lab):
         shown = Path(f"/proc/{process.pid}/environ").read_bytes() + " ".join(process.cmdline()).encode()
         assert SECRET not in shown, process.name()
     for page in PAGES:
-        with urllib.request.urlopen(f"{lab.dashboard}/{page}") as answer:
+        shown = {"authorization": f"Bearer {lab.ray_token.read_text()}"}
+        with urllib.request.urlopen(urllib.request.Request(f"{lab.dashboard}/{page}", headers=shown)) as answer:
             assert SECRET not in answer.read(), page
     logs = list(Path(lab.session).rglob("*.*"))
     assert len(logs) > 10

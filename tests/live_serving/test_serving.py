@@ -176,8 +176,10 @@ print(json.dumps([node["MetricsExportPort"] for node in ray.nodes() if node["Ali
 
 def test_the_figures_of_replicas_and_engines_are_rays_by_model_and_tier_and_tell_no_account(service):
     asked = subprocess.run(
-        [sys.executable, "-c", PORTS, service.found.ray_address], capture_output=True, text=True, timeout=60, check=True
-    )
+        [sys.executable, "-c", PORTS, service.found.ray_address],
+        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": service.found.ray_token},
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
     ports = json.loads(asked.stdout.splitlines()[-1])
     wanted = (
         "fabric_replica_calls",
