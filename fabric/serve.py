@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import sys
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any, Final, NoReturn
 import ray
 import structlog
 
-from fabric import detached, house, logs, models, parking
+from fabric import detached, house, logs, models, operator_keys, parking
 from fabric.adapters.local_cluster import LocalCluster, LocalNode
 from fabric.adapters.stores import open_archive_of, work_dir_of
 from fabric.adapters.unpickling import restrict_ray
@@ -32,14 +31,14 @@ from fabric.api.tls import TlsFiles, ensure_certificate
 from fabric.doctor import Finding, Health, machine, software, surroundings
 from fabric.doorkeeper import Doorkeeper
 from fabric.errors import FabricError, Unavailable
-from fabric.gate.events import CreateKey, OpenAccount
-from fabric.gate.questions import BalanceOf, KeyOf, NodesOf, PricesOf
+from fabric.gate.events import OpenAccount
+from fabric.gate.key_scopes import OF_PROCESSES
+from fabric.gate.questions import BalanceOf, NodesOf, PricesOf
 from fabric.house.place import announce, tell
 from fabric.sections import Settings
 from fabric.sections import TlsFiles as ConfiguredTls
 from fabric.settings import FOR_MONEY, ClusterConfig, RayLocal, load_cluster
-from fabric.units import AccountId, KeyId
-from fabric.wire.keys import format_key, hash_secret, key_id_of, make_secret, parse_key
+from fabric.units import AccountId
 
 OPERATOR: Final = AccountId("operator")
 """The operator's own account: its keys belong to it."""
@@ -311,30 +310,13 @@ def _is_everywhere(host: str) -> bool:
 
 
 async def _settle_in(config: ClusterConfig, port: GatePort, state_dir: Path) -> None:
-    """On the first start: the operator's account and key, and a customer for whoever runs it on one machine."""
+    """The operator's account and keys, and a customer for whoever runs it on one machine."""
     await _ensure_account(port, OPERATOR, name="The operator")
     if isinstance(config.ray, RayLocal):
         await _ensure_account(port, LOCAL_ACCOUNT, name="You, on this machine")
-    file = house.operator_key_file(state_dir)
-    known = parse_key(file.read_text()) if file.exists() else None
-    if known is not None and await port.ask(KeyOf(key_id=KeyId(known.key_id))) is not None:
-        return
-    secret, request_id = make_secret(), uuid.uuid4().hex
-    key_id = KeyId(key_id_of(OPERATOR, request_id))
-    await detached.decide(
-        port,
-        CreateKey(
-            key_id=key_id,
-            account_id=OPERATOR,
-            secret_sha256=hash_secret(secret),
-            name="made at the first start",
-            operator=True,
-            request_id=request_id,
-        ),
-    )
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as out:
-        out.write(format_key(key_id, secret) + "\n")
+    await operator_keys.ensure_root(port, OPERATOR, file=house.operator_key_file(state_dir))
+    for role in sorted(OF_PROCESSES):
+        await operator_keys.renew(port, OPERATOR, role=role, file=house.role_key_file(state_dir, role))
 
 
 async def _ensure_account(port: GatePort, account_id: AccountId, *, name: str) -> None:

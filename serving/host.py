@@ -21,6 +21,7 @@ from fabric import house, logs
 from fabric.adapters.stores import open_archive_of
 from fabric.client import Client
 from fabric.errors import FabricError, InvalidConfig
+from fabric.gate.key_scopes import KeyScope
 from fabric.profile import Profile
 from fabric.serving_settings import ServingConfig
 from fabric.settings import load_cluster
@@ -66,11 +67,11 @@ async def _host(given: argparse.Namespace) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _end, stopped)
-    key = house.operator_key(state_dir)
+    key = house.role_key(state_dir, KeyScope.HOST)
     ledger = GrpcLedger(Profile(address=found.address, api_key=key, ca=found.ca))
     client = Client(Profile(address=found.address, api_key=key, ca=found.ca, account=OPERATOR))
     ca_pem = await asyncio.to_thread(Path(found.ca).read_text) if found.ca else ""
-    door = Door(address=found.address, api_key=key, ca_pem=ca_pem)
+    door = Door(address=found.address, api_key=house.role_key(state_dir, KeyScope.REPLICA), ca_pem=ca_pem)
     environment = {**os.environ, "FABRIC_STATE_DIR": str(state_dir)}
     config = await asyncio.to_thread(load_cluster, given.config, environ=environment)
     trust = secret_of(state_dir, "trust")

@@ -1,4 +1,4 @@
-"""The ledger as meters, gateways and hosts reach it: the fabric's gRPC door, with the operator's key.
+"""The ledger as meters, gateways and hosts reach it: the fabric's gRPC door, each with a key of its own role.
 
 `GrpcLedger` is a `SliceLedger`; besides, it tells who calls, what is offered and who serves it. It repeats nothing by
 itself: whoever asks knows with which `seq` to ask again. What the door refuses arrives as the fabric's own error, and
@@ -40,7 +40,7 @@ class GrpcLedger:
         """Connect, lazily.
 
         Args:
-            profile: the door's address, its CA and an operator's key; `account` is not used.
+            profile: the door's address, its CA and the key of a replica, a gateway or the host; `account` is not used.
             timeout_s: how long an answer may take.
         """
         self._address = profile.address

@@ -25,7 +25,7 @@ _SHOWN_MAX: Final = 1_000
 
 
 async def list_checkpoints(door: Door, caller: Caller, request: pb.ListCheckpointsRequest) -> pb.ListCheckpointsReply:
-    job = await door.job(request.job_id, scope=caller.scope)
+    job = await door.job(request.job_id, caller)
     found = await aside(_of(door, job).ls)
     return pb.ListCheckpointsReply(checkpoints=[_shown(manifest) for manifest in found[:_SHOWN_MAX]])
 
@@ -33,7 +33,7 @@ async def list_checkpoints(door: Door, caller: Caller, request: pb.ListCheckpoin
 async def roll_back(door: Door, caller: Caller, request: pb.RollBackRequest) -> pb.Checkpoint:
     """The job resumes from an older checkpoint; those after it are void."""
     asked = request_id(request.request_id)
-    job = await door.job(request.job_id, scope=caller.scope)
+    job = await door.job_to_change(request.job_id, caller)
     step = at_least(0, "step", request.step)
     if job.lease_id is not None:
         raise Conflict(
@@ -55,7 +55,7 @@ async def roll_back(door: Door, caller: Caller, request: pb.RollBackRequest) -> 
 async def fork(door: Door, caller: Caller, request: pb.ForkRequest) -> pb.SubmitReply:
     """A new job of the same code that begins where another has been. Its checkpoint is there before the job is."""
     asked = request_id(request.request_id)
-    job = await door.job(request.job_id, scope=caller.scope)
+    job = await door.job_to_change(request.job_id, caller)
     spec: Any = await door.port.ask(SpecOf(job_id=JobId(job.job_id), account_id=caller.scope))
     if not isinstance(spec, JobSpec):
         raise NotFound(f"there is no job {request.job_id!r}", job=request.job_id)

@@ -11,6 +11,7 @@ from fabric.api.lengthy import Lengthy
 from fabric.api.port import GatePort
 from fabric.clock import Clock, SteadyClock
 from fabric.errors import NotFound
+from fabric.gate.key_scopes import KeyScope
 from fabric.gate.questions import BalanceOf, JobOf
 from fabric.gate.views import BalanceView, JobView
 from fabric.units import AccountId, JobId
@@ -68,11 +69,28 @@ class Door:
         self.board = Board(self.clock)
         self.sandbox_payments = sandbox_payments
 
-    async def job(self, job_id: str, *, scope: AccountId | None) -> JobView:
+    async def job(self, job_id: str, caller: Caller) -> JobView:
         """A job that the caller may see. Another's is answered like one that doesn't exist."""
-        job = await self.port.ask(JobOf(job_id=JobId(job_id), account_id=scope))
-        if not isinstance(job, JobView):
+        job = await self.port.ask(JobOf(job_id=JobId(job_id), account_id=caller.scope))
+        if not isinstance(job, JobView) or not await self.sees(caller, job):
             raise NotFound(f"there is no job {job_id!r}", job=job_id)
+        return job
+
+    async def sees(self, caller: Caller, job: JobView) -> bool:
+        """Whether a job of the account that the caller sees is the business of the caller's key."""
+        if not caller.own_jobs_only or job.key_id == caller.key_id:
+            return True
+        return caller.may(KeyScope.HOST) and await self.keys.is_operators(job.key_id)
+
+    async def job_to_change(self, job_id: str, caller: Caller) -> JobView:
+        """A job that the caller may end, pause, save and the like.
+
+        Raises:
+            NotFound: it doesn't see one.
+            PermissionDenied: it sees it, and that is all.
+        """
+        job = await self.job(job_id, caller)
+        caller.check_may_change(job)
         return job
 
     async def balance(self, account_id: AccountId) -> BalanceView:

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import re
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -16,11 +17,13 @@ from fabric.api.door import Door
 from fabric.api.keys import Caller
 from fabric.api.messages import accepted, amount, facts_json, listed, message_of, request_id, spec_of
 from fabric.api.payloads import blob_key, payload_of, recorded
-from fabric.errors import Conflict, InvalidRequest, NotFound, Unavailable
-from fabric.gate.events import Cancel, JobSpec, Pause, RaiseLimit, Resume, SaveNow, Submit
+from fabric.errors import Conflict, InvalidRequest, NotFound, PermissionDenied, Unavailable
+from fabric.gate.events import Cancel, JobKind, JobSpec, Pause, RaiseLimit, Resume, SaveNow, Submit
+from fabric.gate.key_scopes import KeyScope
 from fabric.gate.lifecycle import ON_DEVICES, TERMINAL, JobState
-from fabric.gate.questions import JobsOf, QuoteOf
+from fabric.gate.questions import JobsOf, ModelsOf, QuoteOf
 from fabric.gate.views import JobView, QuoteView
+from fabric.ledger.scopes import Service
 from fabric.units import JobId, KeyId
 from fabric.wire import INLINE_BYTES_MAX
 from fabric.wire import fabric_pb2 as pb
@@ -42,7 +45,7 @@ async def submit(door: Door, caller: Caller, request: pb.SubmitRequest) -> pb.Su
     account = caller.account
     job_id = job_id_of(account, request.request_id)
     # The spec is checked before anything of the payload is kept.
-    spec_of(request.spec, payload="")
+    _check_role(caller, spec_of(request.spec, payload=""))
     payload = await payload_of(door, account, request.payload, kind=request.spec.kind)
     spec = spec_of(request.spec, payload=recorded(payload))
     count_size(door, caller, spec)
@@ -55,6 +58,18 @@ async def submit(door: Door, caller: Caller, request: pb.SubmitRequest) -> pb.Su
     )
     outcome = await door.gate.decide(event)
     return pb.SubmitReply(job_id=job_id, held_uhs=outcome.held_uhs, facts_json=facts_json(outcome.facts))
+
+
+def _check_role(caller: Caller, spec: JobSpec) -> None:
+    """Of the serving host's key nothing is taken but leases for replicas."""
+    if not caller.may(KeyScope.JOBS_OWN, KeyScope.JOBS_ALL) and (
+        spec.kind is not JobKind.LEASE or spec.service is not Service.INFERENCE
+    ):
+        raise PermissionDenied(
+            "the serving host's key leases devices for inference, and submits no jobs: use another one",
+            code="restricted_key",
+            key_id=caller.key_id,
+        )
 
 
 def count_size(door: Door, caller: Caller, spec: JobSpec) -> None:
@@ -81,13 +96,29 @@ async def quote(door: Door, caller: Caller, request: pb.QuoteRequest) -> pb.Quot
 
 
 async def get_job(door: Door, caller: Caller, request: pb.GetJobRequest) -> pb.Job:
-    return _shown(await door.job(request.job_id, scope=caller.scope))
+    if caller.may(KeyScope.HOST) and caller.own_jobs_only and await _makes_a_model(door, request.job_id):
+        return _shown(await door.job(request.job_id, replace(caller, scopes=caller.scopes | {KeyScope.READ})))
+    return _shown(await door.job(request.job_id, caller))
+
+
+async def _makes_a_model(door: Door, job_id: str) -> bool:
+    """Whether a model that is offered was made by this job: then the serving host must know whose it is."""
+    offered: Any = await door.port.ask(ModelsOf())
+    return any(view.source.startswith("job:") and view.source.endswith(job_id) for view in offered)
 
 
 async def list_jobs(door: Door, caller: Caller, request: pb.ListJobsRequest) -> pb.ListJobsReply:
     states = listed("state", request.states, [state.value for state in JobState])
     limit = min(request.limit if request.limit > 0 else LIST_DEFAULT, LIST_MAX)
-    jobs: Any = await door.port.ask(JobsOf(account_id=caller.scope, states=states, limit=limit))
+    is_host = caller.may(KeyScope.HOST)
+    question = JobsOf(
+        account_id=caller.scope,
+        states=states,
+        limit=limit,
+        key_id=KeyId(caller.key_id) if caller.own_jobs_only and not is_host else None,
+        of_operators=caller.own_jobs_only and is_host,
+    )
+    jobs: Any = await door.port.ask(question)
     if not jobs:
         await door.check_customer(caller)
     return pb.ListJobsReply(jobs=[_shown(job) for job in jobs])
@@ -95,7 +126,7 @@ async def list_jobs(door: Door, caller: Caller, request: pb.ListJobsRequest) -> 
 
 async def watch_jobs(door: Door, caller: Caller, request: pb.WatchJobsRequest) -> AsyncIterator[pb.JobUpdate]:
     if request.job_id:
-        await door.job(request.job_id, scope=caller.scope)
+        await door.job(request.job_id, caller)
     after = request.after_revision if request.HasField("after_revision") else None
     async with contextlib.aclosing(door.feed.watch(caller.scope, after_revision=after)) as changes:
         async for change in changes:
@@ -103,18 +134,20 @@ async def watch_jobs(door: Door, caller: Caller, request: pb.WatchJobsRequest) -
                 yield pb.JobUpdate(revision=change)
                 if not request.job_id:
                     continue
-                view = await door.job(request.job_id, scope=caller.scope)
+                view = await door.job(request.job_id, caller)
             elif request.job_id and change.job_id != request.job_id:
                 continue
             else:
                 view = change
+                if not await door.sees(caller, view):
+                    continue
             yield await _update(door, view, with_result=request.results)
             if request.job_id and view.settled and view.state in TERMINAL:
                 return
 
 
 async def cancel(door: Door, caller: Caller, request: pb.CancelRequest) -> pb.Accepted:
-    job = await door.job(request.job_id, scope=caller.scope)
+    job = await door.job_to_change(request.job_id, caller)
     event = Cancel(
         job_id=_id(job), account_id=_owner(job), save=request.save, request_id=request_id(request.request_id)
     )
@@ -122,25 +155,27 @@ async def cancel(door: Door, caller: Caller, request: pb.CancelRequest) -> pb.Ac
 
 
 async def pause(door: Door, caller: Caller, request: pb.PauseRequest) -> pb.Accepted:
-    job = await door.job(request.job_id, scope=caller.scope)
+    job = await door.job_to_change(request.job_id, caller)
     event = Pause(job_id=_id(job), account_id=_owner(job), request_id=request_id(request.request_id))
     return accepted(await door.gate.decide(event))
 
 
 async def resume(door: Door, caller: Caller, request: pb.ResumeRequest) -> pb.Accepted:
-    job = await door.job(request.job_id, scope=caller.scope)
+    job = await door.job(request.job_id, caller)
+    caller.check_may_spend_on(job)
     event = Resume(job_id=_id(job), account_id=_owner(job), request_id=request_id(request.request_id))
     return accepted(await door.gate.decide(event))
 
 
 async def save_now(door: Door, caller: Caller, request: pb.SaveNowRequest) -> pb.Accepted:
-    job = await door.job(request.job_id, scope=caller.scope)
+    job = await door.job_to_change(request.job_id, caller)
     event = SaveNow(job_id=_id(job), account_id=_owner(job), request_id=request_id(request.request_id))
     return accepted(await door.gate.decide(event))
 
 
 async def raise_limit(door: Door, caller: Caller, request: pb.RaiseLimitRequest) -> pb.Accepted:
-    job = await door.job(request.job_id, scope=caller.scope)
+    job = await door.job(request.job_id, caller)
+    caller.check_may_spend_on(job)
     event = RaiseLimit(
         job_id=_id(job),
         account_id=_owner(job),
@@ -151,7 +186,7 @@ async def raise_limit(door: Door, caller: Caller, request: pb.RaiseLimitRequest)
 
 
 async def logs(door: Door, caller: Caller, request: pb.LogsRequest) -> AsyncIterator[pb.LogChunk]:
-    await door.job(request.job_id, scope=caller.scope)
+    await door.job(request.job_id, caller)
     offsets = _offsets(request.offsets.items())
     async for chunk in door.port.logs(request.job_id, offsets=offsets, follow=request.follow):
         for start in range(0, len(chunk.data), CHUNK_BYTES):
@@ -164,7 +199,7 @@ async def logs(door: Door, caller: Caller, request: pb.LogsRequest) -> AsyncIter
 
 
 async def artifact(door: Door, caller: Caller, request: pb.ArtifactRequest) -> AsyncIterator[pb.Chunk]:
-    job = await door.job(request.job_id, scope=caller.scope)
+    job = await door.job(request.job_id, caller)
     if not ARTIFACT_NAME.fullmatch(request.name):
         raise InvalidRequest("an artifact's name has 1 to 64 letters, digits, '-', '_' and '.'", code="bad_artifact")
     key = artifact_key(job.account_id, job.job_id, name=request.name)
@@ -181,7 +216,7 @@ async def artifact(door: Door, caller: Caller, request: pb.ArtifactRequest) -> A
 
 
 async def result(door: Door, caller: Caller, request: pb.ResultRequest) -> AsyncIterator[pb.Chunk]:
-    job = await door.job(request.job_id, scope=caller.scope)
+    job = await door.job(request.job_id, caller)
     key = _result_key(job)
     if not key:
         if job.state in TERMINAL:

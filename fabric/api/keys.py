@@ -16,8 +16,9 @@ from typing import Final
 from fabric.api.port import GatePort
 from fabric.clock import Clock
 from fabric.errors import InvalidRequest, PermissionDenied, RateLimited, Unauthenticated
+from fabric.gate.key_scopes import KeyScope
 from fabric.gate.questions import KeyOf
-from fabric.gate.views import KeyView
+from fabric.gate.views import JobView, KeyView
 from fabric.units import AccountId, KeyId
 from fabric.wire import hash_secret, parse_key
 
@@ -36,8 +37,49 @@ class Caller:
     """The account of the key."""
     acts_for: AccountId | None = None
     """The customer an operator acts for."""
-    restricted: bool = False
-    """Whether the key has a limit or an end: then it may work, but not make keys or holds that outlive either."""
+    scopes: frozenset[KeyScope] = frozenset()
+    """All that the key may be used for."""
+    limited: bool = False
+    """Whether the key has a limit of its own."""
+    expires_at_us: int | None = None
+
+    def may(self, *scopes: KeyScope) -> bool:
+        """Whether the key has one of these; an operator's own has all."""
+        return KeyScope.OPERATOR in self.scopes or not self.scopes.isdisjoint(scopes)
+
+    @property
+    def own_jobs_only(self) -> bool:
+        """Whether other keys' jobs are none of its business: they are answered like those that don't exist."""
+        return not self.may(KeyScope.READ, KeyScope.JOBS_ALL)
+
+    def check_may_change(self, job: JobView) -> None:
+        """Refuse to touch what was submitted with another key, but for one that is for all jobs.
+
+        Raises:
+            PermissionDenied: `restricted_key`.
+        """
+        if not self.may(KeyScope.JOBS_ALL, KeyScope.HOST) and job.key_id != self.key_id:
+            raise PermissionDenied(
+                f"job {job.job_id} was submitted with another key, and this one is for its own jobs only: use one with the"
+                f" scope {KeyScope.JOBS_ALL}",
+                code="restricted_key",
+                key_id=self.key_id,
+            )
+
+    def check_may_spend_on(self, job: JobView) -> None:
+        """Refuse to let more be spent on a job that does not count against this key's limit.
+
+        Raises:
+            PermissionDenied: `restricted_key`.
+        """
+        self.check_may_change(job)
+        if self.limited and job.key_id != self.key_id:
+            raise PermissionDenied(
+                f"job {job.job_id} was submitted with another key, so what it spends would not count against this one's"
+                " limit: use a key without a limit",
+                code="restricted_key",
+                key_id=self.key_id,
+            )
 
     @property
     def counted_as(self) -> str:
@@ -92,8 +134,15 @@ class KeyRing:
             operator=key.operator,
             home=AccountId(key.account_id),
             acts_for=AccountId(acts_for) if acts_for else None,
-            restricted=key.limit_uhs is not None or key.expires_at_us is not None,
+            scopes=frozenset(KeyScope(scope) for scope in key.scopes),
+            limited=key.limit_uhs is not None,
+            expires_at_us=key.expires_at_us,
         )
+
+    async def is_operators(self, key_id: str) -> bool:
+        """Whether it is an operator's key, of whatever role."""
+        found = await self._look_up(key_id) if key_id else None
+        return found is not None and found.operator
 
     def forget(self, key_id: str) -> None:
         """Ask the gate again about this key."""

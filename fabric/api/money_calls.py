@@ -13,6 +13,7 @@ from fabric.api.serving_calls import calls_of
 from fabric.errors import Fact, InvalidRequest, PermissionDenied
 from fabric.gate.events import BuyBundle, Subscribe, TopUp, Unsubscribe
 from fabric.gate.instructions import Accepted
+from fabric.gate.key_scopes import KeyScope
 from fabric.gate.questions import BalanceOf, FreeOf, PricesOf, ReceiptsOf, RecordsOf, StatementOf
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
 from fabric.gate.treasury import OPERATOR, SANDBOX
@@ -74,7 +75,11 @@ async def unsubscribe(door: Door, caller: Caller, request: pb.UnsubscribeRequest
 async def usage(door: Door, caller: Caller, request: pb.UsageRequest) -> AsyncIterator[pb.Cdr]:
     await door.check_customer(caller)
     if request.job_id:
-        await door.job(request.job_id, scope=caller.scope)
+        await door.job(request.job_id, caller)
+    elif not caller.may(KeyScope.READ, KeyScope.MONEY, KeyScope.JOBS_ALL):
+        raise PermissionDenied(
+            "this key sees the usage of its own jobs only: name the job", code="restricted_key", key_id=caller.key_id
+        )
     question = RecordsOf(
         account_id=caller.scope,
         job_id=JobId(request.job_id) if request.job_id else None,
@@ -102,7 +107,7 @@ async def prices(door: Door, _: Caller, __: pb.PricesRequest) -> AsyncIterator[p
 async def receipts(door: Door, caller: Caller, request: pb.ReceiptsRequest) -> AsyncIterator[pb.Document]:
     await door.check_customer(caller)
     if request.job_id:
-        await door.job(request.job_id, scope=caller.scope)
+        await door.job(request.job_id, caller)
     answer: Any = await door.port.ask(
         ReceiptsOf(account_id=caller.account, job_id=JobId(request.job_id) if request.job_id else None)
     )
@@ -129,13 +134,17 @@ async def export(door: Door, caller: Caller, _: pb.ExportRequest) -> AsyncIterat
 
 
 async def authorize(door: Door, caller: Caller, request: pb.AuthorizeRequest) -> pb.Accepted:
-    _unrestricted(caller, "take holds")
+    service = word(Service, "service", request.service or Service.INFERENCE)
+    if not caller.may(KeyScope.HOLDS) and service is not Service.INFERENCE:
+        raise PermissionDenied(
+            f"a replica's key holds for inference only, not for {service}", code="restricted_key", key_id=caller.key_id
+        )
     event = Authorize(
         hold_id=_hold_id(caller, request.hold_id),
         account_id=caller.account,
         amount_uhs=amount("amount_uhs", request.amount_uhs),
         use=Use(
-            service=word(Service, "service", request.service or Service.INFERENCE),
+            service=service,
             accelerators=several("accelerators", request.accelerators),
             models=several("models", request.models),
             operators=several("operators", request.operators),
@@ -150,7 +159,6 @@ async def authorize(door: Door, caller: Caller, request: pb.AuthorizeRequest) ->
 
 
 async def update_hold(door: Door, caller: Caller, request: pb.UpdateHoldRequest) -> pb.Accepted:
-    _unrestricted(caller, "touch holds")
     event = UpdateHold(
         hold_id=_hold_id(caller, request.hold_id),
         account_id=caller.account,
@@ -165,7 +173,6 @@ async def update_hold(door: Door, caller: Caller, request: pb.UpdateHoldRequest)
 
 
 async def settle_hold(door: Door, caller: Caller, request: pb.SettleHoldRequest) -> pb.Accepted:
-    _unrestricted(caller, "touch holds")
     event = SettleHold(
         hold_id=_hold_id(caller, request.hold_id),
         account_id=caller.account,
@@ -177,7 +184,6 @@ async def settle_hold(door: Door, caller: Caller, request: pb.SettleHoldRequest)
 
 
 async def release_hold(door: Door, caller: Caller, request: pb.ReleaseHoldRequest) -> pb.Accepted:
-    _unrestricted(caller, "touch holds")
     event = ReleaseHold(
         hold_id=_hold_id(caller, request.hold_id),
         account_id=caller.account,
@@ -237,13 +243,6 @@ def _payment_ref(door: Door, given: str) -> str:
             code="payment_ref_missing",
         )
     return ref
-
-
-def _unrestricted(caller: Caller, what: str) -> None:
-    if caller.restricted:
-        raise PermissionDenied(
-            f"a key with a limit or an end can't {what}: use one without", code="restricted_key", key_id=caller.key_id
-        )
 
 
 async def _bought(door: Door, account_id: AccountId, outcome: Accepted) -> pb.Accepted:

@@ -5,9 +5,10 @@ from typing import Any, Final
 
 from fabric.api.door import Door
 from fabric.api.keys import Caller
-from fabric.api.messages import accepted, amount, at_least, identifier, message_of, request_id, scope_of
+from fabric.api.messages import accepted, amount, at_least, identifier, message_of, request_id, scope_of, several, word
 from fabric.errors import Conflict, InvalidRequest, NotFound, PermissionDenied
 from fabric.gate.events import ClosePeriod, CreateKey, Grant, NodeDrain, OpenAccount, RevokeKey
+from fabric.gate.key_scopes import KeyScope
 from fabric.gate.questions import AccountsOf, KeyOf, KeysOf, LeasesOf, NodesOf
 from fabric.gate.views import KeyView
 from fabric.units import AccountId, KeyId, NodeId
@@ -20,13 +21,7 @@ _NAMED_MAX: Final = 20
 
 
 async def create_key(door: Door, caller: Caller, request: pb.CreateKeyRequest) -> pb.CreateKeyReply:
-    if caller.restricted:
-        raise PermissionDenied(
-            "a key with a limit or an end can't make others: use one without",
-            code="restricted_key",
-            key_id=caller.key_id,
-        )
-    if request.operator and not caller.operator:
+    if request.operator and not caller.may(KeyScope.OPERATOR):
         raise PermissionDenied("only an operator makes operator keys", code="operator_only")
     if not _SHA256.fullmatch(request.secret_sha256):
         raise InvalidRequest("secret_sha256 is 64 digits of lower-case hex", code="invalid_sha256")
@@ -44,6 +39,7 @@ async def create_key(door: Door, caller: Caller, request: pb.CreateKeyRequest) -
             if request.HasField("expires_at_us")
             else None
         ),
+        scopes=tuple(dict.fromkeys(word(KeyScope, "scope", given) for given in several("scopes", request.scopes))),
         made_with=KeyId(caller.key_id),
         request_id=request.request_id,
     )
@@ -60,13 +56,15 @@ async def list_keys(door: Door, caller: Caller, _: pb.ListKeysRequest) -> pb.Lis
 
 
 async def revoke_key(door: Door, caller: Caller, request: pb.RevokeKeyRequest) -> pb.Accepted:
-    if caller.restricted and request.key_id != caller.key_id:
-        raise PermissionDenied(
-            "a key with a limit or an end can revoke only itself", code="restricted_key", key_id=caller.key_id
-        )
     key = await door.port.ask(KeyOf(key_id=KeyId(request.key_id)))
     if not isinstance(key, KeyView) or (caller.scope is not None and _hidden(key, caller)):
         raise NotFound(f"there is no key {request.key_id!r}", key=request.key_id)
+    if key.key_id != caller.key_id and not _at_most_as_strong(key, caller):
+        raise PermissionDenied(
+            "this key can revoke itself and, with the scope keys, those that may do no more than it: use another one",
+            code="restricted_key",
+            key_id=caller.key_id,
+        )
     event = RevokeKey(
         key_id=KeyId(request.key_id),
         account_id=None if caller.operator else caller.account,
@@ -75,6 +73,14 @@ async def revoke_key(door: Door, caller: Caller, request: pb.RevokeKeyRequest) -
     answer = accepted(await door.gate.decide(event))
     door.keys.forget(request.key_id)
     return answer
+
+
+def _at_most_as_strong(key: KeyView, caller: Caller) -> bool:
+    if caller.may(KeyScope.OPERATOR):
+        return True
+    if not caller.may(KeyScope.KEYS) or not caller.scopes.issuperset(KeyScope(scope) for scope in key.scopes):
+        return False
+    return caller.expires_at_us is None or (key.expires_at_us is not None and key.expires_at_us <= caller.expires_at_us)
 
 
 def _hidden(key: KeyView, caller: Caller) -> bool:

@@ -20,6 +20,7 @@ from fabric.api.door import Door
 from fabric.api.keys import REMEMBER_S, Caller
 from fabric.api.tls import TlsPems
 from fabric.errors import FabricError, Internal, InvalidRequest, PermissionDenied, Unavailable
+from fabric.gate.key_scopes import OF_CUSTOMERS, KeyScope
 from fabric.wire import ERROR_METADATA, encode_error
 from fabric.wire.service import METHODS, SERVICE_NAME, Method
 
@@ -56,67 +57,87 @@ _STATUS: Final = {
 
 
 class Call(NamedTuple):
-    """What answers one rpc, and whether only operators may ask."""
+    """What answers one rpc, and with which keys it may be asked for."""
 
     run: Callable[[Door, Caller, Any], Any]
-    operators_only: bool = False
+    scopes: frozenset[KeyScope]
+    """Any of them will do. What is not in a key's scopes can't be done with it; the operator's own has all."""
     gateways: bool = False
     """What an operator's gateways say all the time: each stands for many callers, whose limits don't hold for it."""
     weight: int = 1
     """As how many requests it counts: some look through all that a customer has."""
 
+    @property
+    def operators_only(self) -> bool:
+        return self.scopes.isdisjoint(OF_CUSTOMERS)
+
+
+def _for(*scopes: KeyScope) -> frozenset[KeyScope]:
+    return frozenset((*scopes, KeyScope.OPERATOR))
+
+
+_ANY: Final = _for(*OF_CUSTOMERS)
+_JOBS: Final = _for(KeyScope.JOBS_OWN, KeyScope.JOBS_ALL)
+_SEE_JOBS: Final = _JOBS | {KeyScope.READ}
+_HOST: Final = frozenset((KeyScope.HOST,))
+_BOOKS: Final = _for(KeyScope.READ, KeyScope.MONEY)
+_MONEY: Final = _for(KeyScope.MONEY)
+_HOLDS: Final = _for(KeyScope.HOLDS, KeyScope.REPLICA)
+_BOARD: Final = _for(KeyScope.GATEWAY, KeyScope.HOST)
+_OPERATOR: Final = _for()
 
 CALLS: Final[dict[str, Call]] = {
-    "Submit": Call(job_calls.submit),
-    "Quote": Call(job_calls.quote),
-    "GetJob": Call(job_calls.get_job),
-    "ListJobs": Call(job_calls.list_jobs, weight=LOOKS_THROUGH),
-    "WatchJobs": Call(job_calls.watch_jobs),
-    "Cancel": Call(job_calls.cancel),
-    "Pause": Call(job_calls.pause),
-    "Resume": Call(job_calls.resume),
-    "SaveNow": Call(job_calls.save_now),
-    "ListCheckpoints": Call(checkpoint_calls.list_checkpoints, weight=LOOKS_THROUGH),
-    "RollBack": Call(checkpoint_calls.roll_back),
-    "Fork": Call(checkpoint_calls.fork),
-    "RaiseLimit": Call(job_calls.raise_limit),
-    "Logs": Call(job_calls.logs),
-    "Result": Call(job_calls.result),
-    "Artifact": Call(job_calls.artifact),
-    "PutBlob": Call(job_calls.put_blob),
-    "Balance": Call(money_calls.balance),
-    "TopUp": Call(money_calls.top_up),
-    "BuyBundle": Call(money_calls.buy_bundle),
-    "Subscribe": Call(money_calls.subscribe),
-    "Unsubscribe": Call(money_calls.unsubscribe),
-    "Usage": Call(money_calls.usage, weight=LOOKS_THROUGH),
-    "Statement": Call(money_calls.statement, weight=LOOKS_THROUGH),
-    "Prices": Call(money_calls.prices),
-    "Receipts": Call(money_calls.receipts, weight=LOOKS_THROUGH),
-    "Export": Call(money_calls.export, weight=LOOKS_THROUGH),
-    "Authorize": Call(money_calls.authorize, gateways=True),
-    "UpdateHold": Call(money_calls.update_hold, gateways=True),
-    "SettleHold": Call(money_calls.settle_hold, gateways=True),
-    "ReleaseHold": Call(money_calls.release_hold, gateways=True),
-    "RecordCalls": Call(serving_calls.record_calls, operators_only=True, gateways=True),
-    "ListModels": Call(serving_calls.list_models),
-    "OfferModel": Call(serving_calls.offer_model, operators_only=True),
-    "ScaleModel": Call(serving_calls.scale_model, operators_only=True),
-    "WithdrawModel": Call(serving_calls.withdraw_model, operators_only=True),
-    "ReportServing": Call(serving_calls.report_serving, operators_only=True, gateways=True),
-    "WatchServing": Call(serving_calls.watch_serving, operators_only=True, gateways=True),
-    "CallerOf": Call(serving_calls.caller_of, operators_only=True, gateways=True),
-    "CreateKey": Call(operator_calls.create_key),
-    "ListKeys": Call(operator_calls.list_keys, weight=LOOKS_THROUGH),
-    "RevokeKey": Call(operator_calls.revoke_key),
-    "OpenAccount": Call(operator_calls.open_account, operators_only=True),
-    "Grant": Call(operator_calls.grant, operators_only=True),
-    "ListAccounts": Call(operator_calls.list_accounts, operators_only=True),
-    "ListNodes": Call(operator_calls.list_nodes, operators_only=True),
-    "ListLeases": Call(operator_calls.list_leases, operators_only=True),
-    "DrainNode": Call(operator_calls.drain_node, operators_only=True),
-    "ClosePeriod": Call(operator_calls.close_period, operators_only=True),
+    "Submit": Call(job_calls.submit, _JOBS | _HOST),
+    "Quote": Call(job_calls.quote, _SEE_JOBS),
+    "GetJob": Call(job_calls.get_job, _SEE_JOBS | _HOST),
+    "ListJobs": Call(job_calls.list_jobs, _SEE_JOBS | _HOST, weight=LOOKS_THROUGH),
+    "WatchJobs": Call(job_calls.watch_jobs, _SEE_JOBS | _HOST),
+    "Cancel": Call(job_calls.cancel, _JOBS | _HOST),
+    "Pause": Call(job_calls.pause, _JOBS),
+    "Resume": Call(job_calls.resume, _JOBS),
+    "SaveNow": Call(job_calls.save_now, _JOBS),
+    "ListCheckpoints": Call(checkpoint_calls.list_checkpoints, _SEE_JOBS, weight=LOOKS_THROUGH),
+    "RollBack": Call(checkpoint_calls.roll_back, _JOBS),
+    "Fork": Call(checkpoint_calls.fork, _JOBS),
+    "RaiseLimit": Call(job_calls.raise_limit, _JOBS),
+    "Logs": Call(job_calls.logs, _SEE_JOBS),
+    "Result": Call(job_calls.result, _SEE_JOBS | _HOST),
+    "Artifact": Call(job_calls.artifact, _SEE_JOBS),
+    "PutBlob": Call(job_calls.put_blob, _JOBS),
+    "Balance": Call(money_calls.balance, _ANY),
+    "TopUp": Call(money_calls.top_up, _MONEY),
+    "BuyBundle": Call(money_calls.buy_bundle, _MONEY),
+    "Subscribe": Call(money_calls.subscribe, _MONEY),
+    "Unsubscribe": Call(money_calls.unsubscribe, _MONEY),
+    "Usage": Call(money_calls.usage, _SEE_JOBS | _MONEY, weight=LOOKS_THROUGH),
+    "Statement": Call(money_calls.statement, _BOOKS, weight=LOOKS_THROUGH),
+    "Prices": Call(money_calls.prices, _ANY),
+    "Receipts": Call(money_calls.receipts, _BOOKS, weight=LOOKS_THROUGH),
+    "Export": Call(money_calls.export, _BOOKS, weight=LOOKS_THROUGH),
+    "Authorize": Call(money_calls.authorize, _HOLDS, gateways=True),
+    "UpdateHold": Call(money_calls.update_hold, _HOLDS, gateways=True),
+    "SettleHold": Call(money_calls.settle_hold, _HOLDS, gateways=True),
+    "ReleaseHold": Call(money_calls.release_hold, _HOLDS, gateways=True),
+    "RecordCalls": Call(serving_calls.record_calls, _for(KeyScope.REPLICA), gateways=True),
+    "ListModels": Call(serving_calls.list_models, _ANY | _BOARD),
+    "OfferModel": Call(serving_calls.offer_model, _OPERATOR),
+    "ScaleModel": Call(serving_calls.scale_model, _OPERATOR),
+    "WithdrawModel": Call(serving_calls.withdraw_model, _OPERATOR),
+    "ReportServing": Call(serving_calls.report_serving, _BOARD, gateways=True),
+    "WatchServing": Call(serving_calls.watch_serving, _BOARD, gateways=True),
+    "CallerOf": Call(serving_calls.caller_of, _for(KeyScope.GATEWAY), gateways=True),
+    "CreateKey": Call(operator_calls.create_key, _for(KeyScope.KEYS)),
+    "ListKeys": Call(operator_calls.list_keys, _for(KeyScope.KEYS, KeyScope.READ), weight=LOOKS_THROUGH),
+    "RevokeKey": Call(operator_calls.revoke_key, _ANY),
+    "OpenAccount": Call(operator_calls.open_account, _OPERATOR),
+    "Grant": Call(operator_calls.grant, _OPERATOR),
+    "ListAccounts": Call(operator_calls.list_accounts, _OPERATOR),
+    "ListNodes": Call(operator_calls.list_nodes, _OPERATOR),
+    "ListLeases": Call(operator_calls.list_leases, _OPERATOR),
+    "DrainNode": Call(operator_calls.drain_node, _OPERATOR),
+    "ClosePeriod": Call(operator_calls.close_period, _OPERATOR),
 }
+"""Every call, what answers it, and which keys may ask for it: the one table of who may what at this door."""
 
 
 class RpcServer:
@@ -244,9 +265,19 @@ async def _caller(door: Door, call: Call, context: Context) -> Caller:
     metadata: Any = context.invocation_metadata() or ()
     headers = {key: value for key, value in metadata if isinstance(value, str)}
     caller = await door.keys.caller(headers.get("authorization", ""), acts_for=headers.get("fabric-account", ""))
-    if call.operators_only and not caller.operator:
-        raise PermissionDenied("this is the operator's: use an operator key", code="operator_only")
+    if caller.scopes.isdisjoint(call.scopes):
+        raise _not_for_this(call, caller)
     return caller
+
+
+def _not_for_this(call: Call, caller: Caller) -> PermissionDenied:
+    if call.operators_only and not caller.operator:
+        return PermissionDenied("this is the operator's: use an operator key", code="operator_only")
+    has, needed = (", ".join(sorted(scopes)) for scopes in (caller.scopes, call.scopes & OF_CUSTOMERS))
+    whose = f"use one that has {needed}" if needed else "use the operator's own"
+    return PermissionDenied(
+        f"this key is for {has}, not for this: {whose}", code="restricted_key", key_id=caller.key_id
+    )
 
 
 async def _refuse(context: Context, method: Method, error: Exception) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import replace
 from statistics import median_low
 from typing import Any, Final
 
@@ -34,10 +35,10 @@ async def list_models(door: Door, caller: Caller, _: pb.ListModelsRequest) -> pb
     return pb.ListModelsReply(models=models, endpoints=board.endpoints)
 
 
-async def offer_model(door: Door, _: Caller, request: pb.OfferModelRequest) -> pb.Accepted:
+async def offer_model(door: Door, caller: Caller, request: pb.OfferModelRequest) -> pb.Accepted:
     if len(request.rates) > RATES_MAX:
         raise InvalidRequest(f"a model has at most {RATES_MAX} rates, not {len(request.rates)}", code="invalid_rate")
-    await _leaves_a_model(door, request.spec.source)
+    await _leaves_a_model(door, caller, request.spec.source)
     event = OfferModel(
         spec=_spec_of(request.spec),
         rates=tuple(_rate_of(rate) for rate in request.rates),
@@ -46,7 +47,7 @@ async def offer_model(door: Door, _: Caller, request: pb.OfferModelRequest) -> p
     return accepted(await door.gate.decide(event))
 
 
-async def _leaves_a_model(door: Door, source: str) -> None:
+async def _leaves_a_model(door: Door, caller: Caller, source: str) -> None:
     """Refuse a job that there isn't, and one that has ended and left no model: no replica would ever load it.
 
     Raises:
@@ -55,7 +56,7 @@ async def _leaves_a_model(door: Door, source: str) -> None:
     """
     if not source.startswith(_JOB):
         return
-    job = await door.job(source.removeprefix(_JOB).rpartition("/")[2], scope=None)
+    job = await door.job(source.removeprefix(_JOB).rpartition("/")[2], replace(caller, acts_for=None))
     if job.state not in TERMINAL:
         return
     with contextlib.suppress(NotFound):

@@ -23,7 +23,17 @@ _DAYS_MAX: Final = 3_650
 def create(
     *,
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
-    limit: Annotated[str | None, typer.Option(help="The most its jobs may burn, together and ever, in tokens.")] = None,
+    limit: Annotated[
+        str | None,
+        typer.Option(help="The most that may be spent with it, by jobs and models, together and ever, in tokens."),
+    ] = None,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What it is for; repeat for more: read, jobs:own, jobs:all, models, money, holds, keys. Not given: all of"
+            " them; with --limit jobs:own and models; with --days alone read, jobs:all and models."
+        ),
+    ] = None,
     days: Annotated[float | None, typer.Option(help="How many days it is good.")] = None,
     operator: Annotated[bool, typer.Option("--operator", help="Operators: make another operator's key.")] = False,
     account: ForAccount = "",
@@ -31,7 +41,7 @@ def create(
 ) -> None:
     """Make a key. It is shown once: only its hash is kept.
 
-    For example: fabric keys create --name ci --limit 5 --days 30
+    For example: fabric keys create --name ci --scope jobs:own --limit 5 --days 30
     """
     if days is not None and not 0 < days <= _DAYS_MAX:
         raise InvalidRequest(f"--days {days:g}: give more than 0 and at most {_DAYS_MAX}", code="invalid_duration")
@@ -42,6 +52,7 @@ def create(
         name=name,
         operator=operator,
         limit_uhs=None if limit is None else parse_ct(limit),
+        scopes=scope or [],
         expires_at_us=None if days is None else time.time_ns() // 1000 + round(days * _US_PER_DAY),
     )
     key_id = client(account).call(request, pb.CreateKeyReply).key_id
@@ -54,9 +65,9 @@ def create(
 
 @app.command("ls")
 def list_keys(*, account: ForAccount = "", as_json: AsJson = False) -> None:
-    """List keys."""
+    """List keys, what each is for, and what was spent with it."""
     found = client(account).call(pb.ListKeysRequest(), pb.ListKeysReply).keys
-    print_records(found, as_json=as_json, title="keys", columns=_COLUMNS, spare=("kind", "account"))
+    print_records(found, as_json=as_json, title="keys", columns=_COLUMNS, spare=("scopes", "account"))
 
 
 @app.command()
@@ -71,12 +82,18 @@ def revoke(
     print_json({"key_id": key_id, "revoked": True}) if as_json else say(f"{key_id} is revoked")
 
 
+def _left(key: pb.Key) -> str:
+    """Of its limit: what is held for what runs is set aside already."""
+    return format_ct(max(key.limit_uhs - key.spent_uhs - key.held_uhs, 0)) if key.HasField("limit_uhs") else "–"
+
+
 _COLUMNS: Final[dict[str, Any]] = {
     "key": lambda key: key.key_id,
     "name": lambda key: key.name or "–",
     "account": lambda key: key.account_id,
-    "kind": lambda key: "operator" if key.operator else "customer",
-    "spent CT": lambda key: format_ct(key.spent_uhs),
+    "scopes": lambda key: " ".join(key.scopes),
+    "used CT": lambda key: format_ct(key.spent_uhs),
+    "left CT": _left,
     "limit CT": lambda key: format_ct(key.limit_uhs) if key.HasField("limit_uhs") else "–",
     "expires": lambda key: moment(key.expires_at_us),
     "state": lambda key: "revoked" if key.revoked else "good",

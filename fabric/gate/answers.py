@@ -10,7 +10,7 @@ import msgspec
 
 from fabric.charging.burn import REFERENCE_PPM
 from fabric.charging.rating import burn_per_s
-from fabric.gate import credit, grace, history, holds, jobs, offers, requests
+from fabric.gate import credit, grace, history, holds, jobs, keys, offers, requests
 from fabric.gate.core import Core
 from fabric.gate.events import JobSpec
 from fabric.gate.instructions import Refusal
@@ -142,6 +142,7 @@ def job_view(core: Core, job: Job, now_us: int) -> JobView:
         saved_bytes=job.saved_bytes,
         grace_needed_us=grace.needed_us(job.saves_us),
         tier=core.state.accounts[job.account_id].plan,
+        key_id=job.key_id or "",
         devices_least=job.spec.devices_least,
         idle_us=_idle_us(record, now_us),
     )
@@ -156,7 +157,13 @@ def _idle_us(record: LeaseRecord | None, now_us: int) -> int | None:
 def _jobs(core: Core, question: JobsOf, now_us: int) -> list[JobView]:
     account_id = question.account_id
     newest = reversed(core.state.jobs.values() if account_id is None else core.jobs_of.get(account_id, []))
-    found = (job for job in newest if not question.states or job.state.value in question.states)
+    found = (
+        job
+        for job in newest
+        if (not question.states or job.state.value in question.states)
+        and question.key_id in (None, job.key_id)
+        and not (question.of_operators and not keys.is_operators(core, job.key_id))
+    )
     return [job_view(core, job, now_us) for job in islice(found, max(question.limit, 0))]
 
 
@@ -277,6 +284,8 @@ def _key(key: Key) -> KeyView:
         spent_uhs=key.spent_uhs,
         expires_at_us=key.expires_at_us,
         revoked=key.revoked,
+        scopes=tuple(sorted(scope.value for scope in keys.scopes_of(key))),
+        held_uhs=key.held_uhs,
     )
 
 

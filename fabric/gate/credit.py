@@ -133,7 +133,7 @@ def _asked_before(core: Core, event: Authorize) -> Accepted | None:
 
 def _within_key(core: Core, event: Authorize, key_id: KeyId) -> int | Refusal:
     """How much may be held for the key, if not less than the least that is of use."""
-    if refusal := keys.unusable(core, key_id, account_id=event.account_id):
+    if refusal := keys.no_models(core, key_id, account_id=event.account_id):
         return refusal
     key = core.state.keys[key_id]
     left_uhs = keys.left_uhs(key)

@@ -13,6 +13,7 @@ import msgspec
 from fabric.charging.catalogue import Catalogue
 from fabric.charging.tariffs import Tariffs
 from fabric.gate.event import Event
+from fabric.gate.key_scopes import KeyScope
 from fabric.gate.serving_events import (
     Authorize,
     OfferModel,
@@ -110,8 +111,10 @@ class CreateKey(Event, frozen=True, kw_only=True, tag="create_key"):
     name: str = ""
     operator: bool = False
     limit_uhs: int | None = None
-    """The most that jobs submitted with this key may burn, together and ever."""
+    """The most that may be spent with this key, by jobs and by calls of models, together and ever."""
     expires_at_us: int | None = None
+    scopes: tuple[KeyScope, ...] = ()
+    """What it may be used for; () = what such a key always had (`key_scopes.effective`)."""
     made_with: KeyId | None = None
     """The key of whoever asks: one that was revoked a moment ago makes no successor."""
     request_id: str = ""

@@ -61,7 +61,7 @@ def why_not(core: Core, job: Job, request: PlacementRequest) -> Refusal | None:
     """What is wrong with a job as written, whatever the balance: None if nothing is."""
     if refusal := malformed(job.spec):
         return refusal
-    if job.key_id is not None and (refusal := keys.unusable(core, job.key_id, account_id=job.account_id)):
+    if job.key_id is not None and (refusal := keys.no_jobs(core, job.key_id, account_id=job.account_id)):
         return refusal
     known = core.prices.accelerators
     for name in job.spec.accelerators:

@@ -1,10 +1,30 @@
-"""Whether an API key still counts: the door looked, but what it saw may be two seconds old."""
+"""Whether an API key still counts, and for what: the door looked, but what it saw may be two seconds old."""
+
+from typing import Final
 
 from fabric.gate import refusals
 from fabric.gate.core import Core
+from fabric.gate.events import CreateKey
 from fabric.gate.instructions import Refusal
+from fabric.gate.key_scopes import KeyScope, effective
+from fabric.gate.key_scopes import unfit as unfit_scopes
 from fabric.gate.state import Key
 from fabric.units import AccountId, KeyId
+
+_JOBS: Final = frozenset((KeyScope.JOBS_OWN, KeyScope.JOBS_ALL, KeyScope.HOST, KeyScope.OPERATOR))
+_MODELS: Final = frozenset((KeyScope.MODELS, KeyScope.OPERATOR))
+
+
+def scopes_of(key: Key) -> frozenset[KeyScope]:
+    """All that the key may be used for."""
+    return effective(
+        key.scopes, operator=key.operator, limited=key.limit_uhs is not None, ends=key.expires_at_us is not None
+    )
+
+
+def is_operators(core: Core, key_id: KeyId | None) -> bool:
+    key = core.state.keys.get(key_id) if key_id else None
+    return key is not None and key.operator
 
 
 def unusable(core: Core, key_id: KeyId, *, account_id: AccountId) -> Refusal | None:
@@ -16,6 +36,66 @@ def unusable(core: Core, key_id: KeyId, *, account_id: AccountId) -> Refusal | N
         return refusals.unusable_key("revoked", key_id, "use another one")
     if key.expires_at_us is not None and key.expires_at_us <= core.now_us:
         return refusals.unusable_key("expired", key_id, "make another one")
+    return None
+
+
+def no_jobs(core: Core, key_id: KeyId, *, account_id: AccountId) -> Refusal | None:
+    """Why no job can be submitted with this key; None if one can."""
+    return unusable(core, key_id, account_id=account_id) or _lacks(core.state.keys[key_id], _JOBS, "submitting jobs")
+
+
+def no_models(core: Core, key_id: KeyId, *, account_id: AccountId) -> Refusal | None:
+    """Why no model can be called with this key; None if one can."""
+    return unusable(core, key_id, account_id=account_id) or _lacks(core.state.keys[key_id], _MODELS, "calling models")
+
+
+def _lacks(key: Key, needed: frozenset[KeyScope], what: str) -> Refusal | None:
+    if scopes_of(key) & needed:
+        return None
+    return refusals.restricted_key(f"key {key.key_id!r} is not for {what}: use one that is", key.key_id)
+
+
+def unfit(event: CreateKey) -> Refusal | None:
+    """What is wrong with a key that has these scopes; None if nothing is."""
+    scopes = frozenset(event.scopes)
+    limited, ends = event.limit_uhs is not None, event.expires_at_us is not None
+    if why := unfit_scopes(scopes, operator=event.operator, limited=limited, ends=ends):
+        return refusals.invalid(why, code="invalid_scope")
+    return None
+
+
+def may_not_make(core: Core, event: CreateKey) -> Refusal | None:
+    """Why whoever asks for a key can't make this one: it must count, be for making keys, and make none stronger."""
+    if event.made_with is None:
+        return None
+    if refusal := unusable(core, event.made_with, account_id=event.account_id):
+        return refusal
+    maker = core.state.keys[event.made_with]
+    own = scopes_of(maker)
+    if KeyScope.OPERATOR in own:
+        return None
+    if KeyScope.KEYS not in own or maker.limit_uhs is not None or event.operator:
+        return refusals.restricted_key(
+            f"key {maker.key_id!r} can't make such keys: use one that may, and that has no limit", maker.key_id
+        )
+    return _stronger(maker, event)
+
+
+def _stronger(maker: Key, event: CreateKey) -> Refusal | None:
+    """What the new key could do that its maker can't; None if there is nothing."""
+    limited, ends = event.limit_uhs is not None, event.expires_at_us is not None
+    if more := effective(event.scopes, operator=False, limited=limited, ends=ends) - scopes_of(maker):
+        names = ", ".join(sorted(scope.value for scope in more))
+        return refusals.restricted_key(
+            f"key {maker.key_id!r} can't make one that may do more than itself ({names}): name the new key's scopes",
+            maker.key_id,
+        )
+    end_us = maker.expires_at_us
+    if end_us is not None and (event.expires_at_us is None or event.expires_at_us > end_us):
+        return refusals.restricted_key(
+            f"key {maker.key_id!r} can't make one that is good for longer than itself: name an earlier end",
+            maker.key_id,
+        )
     return None
 
 

@@ -5,6 +5,7 @@ from typing import Final
 from fabric.charging.catalogue import Plan
 from fabric.gate import keys, models
 from fabric.gate.core import Core
+from fabric.gate.key_scopes import KeyScope
 from fabric.gate.state import Model
 from fabric.gate.views import CallerView, Entitlement, ModelView
 from fabric.ledger.scopes import Service, Use
@@ -40,6 +41,7 @@ def caller(core: Core, key_id: KeyId, now_us: int) -> CallerView | None:
         revoked=key.revoked,
         expires_at_us=key.expires_at_us,
         limited=left_uhs is not None,
+        may_call=KeyScope.MODELS in keys.scopes_of(key),
         plan=plan.name,
         tier_rank=tier_rank(plan),
         free_uhs=min(most_uhs, core.book.free(account_id, now_us=now_us)),

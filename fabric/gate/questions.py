@@ -39,6 +39,10 @@ class JobsOf(Question, frozen=True, kw_only=True, tag="jobs"):
     account_id: AccountId | None = None
     states: tuple[str, ...] = ()
     limit: int = 100
+    key_id: KeyId | None = None
+    """Only those that were submitted with this key."""
+    of_operators: bool = False
+    """Only those that were submitted with an operator's key."""
 
 
 class BalanceOf(Question, frozen=True, kw_only=True, tag="balance"):

@@ -94,6 +94,11 @@ def not_paid() -> Refusal:
     )
 
 
+def restricted_key(message: str, key_id: str) -> Refusal:
+    """The key counts, but not for this."""
+    return Refusal(code="restricted_key", http_status=403, message=message, facts={"key_id": key_id})
+
+
 def not_found(what: str, name: str) -> Refusal:
     return Refusal(code="not_found", http_status=404, message=f"there is no {what} {name!r}", facts={what: name})
 

@@ -16,6 +16,7 @@ from fabric.charging.tariffs import Tariffs
 from fabric.gate.events import JobSpec, LeaseOutcome
 from fabric.gate.hazards import Hazard
 from fabric.gate.instructions import Lease, Outcome
+from fabric.gate.key_scopes import KeyScope
 from fabric.gate.lifecycle import JobState, StopReason
 from fabric.gate.serving_events import ModelSpec
 from fabric.gate.timeline import Moment
@@ -59,6 +60,7 @@ class Key:
     spent_uhs: int = 0
     held_uhs: int = 0
     revoked: bool = False
+    scopes: tuple[KeyScope, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)

@@ -200,7 +200,7 @@ def create_key(core: Core, event: CreateKey) -> Outcome:
         return refusals.not_found("account", event.account_id)
     if not event.key_id:
         return refusals.invalid("a key needs an id: name one", code="invalid_key_id")
-    if event.made_with is not None and (refusal := keys.unusable(core, event.made_with, account_id=event.account_id)):
+    if refusal := keys.unfit(event) or keys.may_not_make(core, event):
         return refusal
     if event.key_id in core.state.keys:
         return refusals.conflict(f"there is a key {event.key_id!r} already", code="key_exists")
@@ -217,6 +217,7 @@ def create_key(core: Core, event: CreateKey) -> Outcome:
         operator=event.operator,
         limit_uhs=event.limit_uhs,
         expires_at_us=event.expires_at_us,
+        scopes=event.scopes,
     )
     return Accepted()
 

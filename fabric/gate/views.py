@@ -63,6 +63,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """How long the meters have seen next to no use of its devices; None = they are in use."""
     tier: str = ""
     """The plan of its account."""
+    key_id: str = ""
+    """The key it was submitted with, whose limit it counts against."""
 
 
 class LotView(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,6 +175,9 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     spent_uhs: int
     expires_at_us: int | None
     revoked: bool
+    scopes: tuple[str, ...] = ()
+    """All that it may be used for."""
+    held_uhs: int = 0
 
 
 class ModelView(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,6 +224,8 @@ class CallerView(msgspec.Struct, frozen=True, kw_only=True):
     expires_at_us: int | None
     limited: bool
     """Whether the key has a limit of its own, and so needs slices of its own."""
+    may_call: bool = True
+    """Whether the key is for calling models."""
     plan: str
     tier_rank: int
     """0 standard, 1 priority, 2 dedicated: who goes first under load."""

@@ -24,6 +24,8 @@ from fabric.house.place import (
     operator_key,
     operator_key_file,
     ray_token_file,
+    role_key,
+    role_key_file,
     running,
 )
 from fabric.house.process import down, up
@@ -42,6 +44,8 @@ __all__ = [
     "operator_key",
     "operator_key_file",
     "ray_token_file",
+    "role_key",
+    "role_key_file",
     "running",
     "up",
 ]

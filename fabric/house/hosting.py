@@ -45,7 +45,7 @@ class Hosting:
         """Say how it is started; `run` begins.
 
         Args:
-            place: the state directory, in which it finds the door and the operator's key.
+            place: the state directory, in which it finds the door, and keys that may do what it needs.
             listen: where the gateways listen, `host:port`.
             config: the cluster file; None = the one that comes with the package.
             grace_s: how long streams may take to finish at the end.

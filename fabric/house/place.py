@@ -190,6 +190,18 @@ def operator_key(state_dir: Path) -> str:
     return operator_key_file(state_dir).read_text().strip()
 
 
+def role_key_file(state_dir: Path, role: str) -> Path:
+    """Where the key of one of the operator's processes is kept, readable by its owner only: it may do what that process
+    needs and nothing else.
+    """
+    return state_dir / "keys" / f"{role}.key"
+
+
+def role_key(state_dir: Path, role: str) -> str:
+    """The key of the gateways, the replicas or the serving host of the fabric that lives in this state directory."""
+    return role_key_file(state_dir, role).read_text().strip()
+
+
 def _try_lock(file: IO[bytes]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

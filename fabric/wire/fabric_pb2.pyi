@@ -188,7 +188,7 @@ class QuoteReply(_message.Message):
     def __init__(self, accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., burn_max_uhs_per_s: _Optional[int] = ..., burn_idle_uhs_per_s: _Optional[int] = ..., hold_uhs: _Optional[int] = ..., runtime_us: _Optional[int] = ..., cost_microcny: _Optional[int] = ..., free_uhs: _Optional[int] = ..., affordable: _Optional[bool] = ..., placeable_now: _Optional[bool] = ..., refusal: _Optional[str] = ..., runs: _Optional[int] = ..., burned_p50_uhs: _Optional[int] = ..., burned_p90_uhs: _Optional[int] = ..., took_p50_us: _Optional[int] = ..., took_p90_us: _Optional[int] = ..., attempts_p90: _Optional[int] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "account_id", "name", "kind", "state", "reason", "accelerator", "devices", "nodes", "limit_uhs", "held_uhs", "burned_uhs", "burn_uhs_per_s", "utilisation_ppm", "runway_us", "attempts", "submitted_at_us", "started_at_us", "ended_at_us", "settled", "error", "result_ref", "lease_id", "revision", "step", "steps_total", "loss_micro", "throughput_milli", "eta_us", "timeline", "saved_step", "saved_at_us", "saved_bytes", "grace_needed_us", "timers", "idle_us", "devices_least", "tier")
+    __slots__ = ("job_id", "account_id", "name", "kind", "state", "reason", "accelerator", "devices", "nodes", "limit_uhs", "held_uhs", "burned_uhs", "burn_uhs_per_s", "utilisation_ppm", "runway_us", "attempts", "submitted_at_us", "started_at_us", "ended_at_us", "settled", "error", "result_ref", "lease_id", "revision", "step", "steps_total", "loss_micro", "throughput_milli", "eta_us", "timeline", "saved_step", "saved_at_us", "saved_bytes", "grace_needed_us", "timers", "idle_us", "devices_least", "tier", "key_id")
     class TimersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -234,6 +234,7 @@ class Job(_message.Message):
     IDLE_US_FIELD_NUMBER: _ClassVar[int]
     DEVICES_LEAST_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     account_id: str
     name: str
@@ -272,7 +273,8 @@ class Job(_message.Message):
     idle_us: int
     devices_least: int
     tier: str
-    def __init__(self, job_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., limit_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., burned_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., utilisation_ppm: _Optional[int] = ..., runway_us: _Optional[int] = ..., attempts: _Optional[int] = ..., submitted_at_us: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., settled: _Optional[bool] = ..., error: _Optional[str] = ..., result_ref: _Optional[str] = ..., lease_id: _Optional[str] = ..., revision: _Optional[int] = ..., step: _Optional[int] = ..., steps_total: _Optional[int] = ..., loss_micro: _Optional[int] = ..., throughput_milli: _Optional[int] = ..., eta_us: _Optional[int] = ..., timeline: _Optional[str] = ..., saved_step: _Optional[int] = ..., saved_at_us: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., grace_needed_us: _Optional[int] = ..., timers: _Optional[_Mapping[str, int]] = ..., idle_us: _Optional[int] = ..., devices_least: _Optional[int] = ..., tier: _Optional[str] = ...) -> None: ...
+    key_id: str
+    def __init__(self, job_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., limit_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., burned_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., utilisation_ppm: _Optional[int] = ..., runway_us: _Optional[int] = ..., attempts: _Optional[int] = ..., submitted_at_us: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., settled: _Optional[bool] = ..., error: _Optional[str] = ..., result_ref: _Optional[str] = ..., lease_id: _Optional[str] = ..., revision: _Optional[int] = ..., step: _Optional[int] = ..., steps_total: _Optional[int] = ..., loss_micro: _Optional[int] = ..., throughput_milli: _Optional[int] = ..., eta_us: _Optional[int] = ..., timeline: _Optional[str] = ..., saved_step: _Optional[int] = ..., saved_at_us: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., grace_needed_us: _Optional[int] = ..., timers: _Optional[_Mapping[str, int]] = ..., idle_us: _Optional[int] = ..., devices_least: _Optional[int] = ..., tier: _Optional[str] = ..., key_id: _Optional[str] = ...) -> None: ...
 
 class GetJobRequest(_message.Message):
     __slots__ = ("job_id",)
@@ -1010,7 +1012,7 @@ class CallerOfRequest(_message.Message):
     def __init__(self, key_id: _Optional[str] = ...) -> None: ...
 
 class CallerOfReply(_message.Message):
-    __slots__ = ("key_id", "account_id", "secret_sha256", "operator", "revoked", "expires_at_us", "limited", "plan", "tier_rank", "free_uhs", "models")
+    __slots__ = ("key_id", "account_id", "secret_sha256", "operator", "revoked", "expires_at_us", "limited", "plan", "tier_rank", "free_uhs", "models", "may_call")
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     SECRET_SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -1022,6 +1024,7 @@ class CallerOfReply(_message.Message):
     TIER_RANK_FIELD_NUMBER: _ClassVar[int]
     FREE_UHS_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    MAY_CALL_FIELD_NUMBER: _ClassVar[int]
     key_id: str
     account_id: str
     secret_sha256: str
@@ -1033,7 +1036,8 @@ class CallerOfReply(_message.Message):
     tier_rank: int
     free_uhs: int
     models: _containers.RepeatedCompositeFieldContainer[Entitlement]
-    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., secret_sha256: _Optional[str] = ..., operator: _Optional[bool] = ..., revoked: _Optional[bool] = ..., expires_at_us: _Optional[int] = ..., limited: _Optional[bool] = ..., plan: _Optional[str] = ..., tier_rank: _Optional[int] = ..., free_uhs: _Optional[int] = ..., models: _Optional[_Iterable[_Union[Entitlement, _Mapping]]] = ...) -> None: ...
+    may_call: bool
+    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., secret_sha256: _Optional[str] = ..., operator: _Optional[bool] = ..., revoked: _Optional[bool] = ..., expires_at_us: _Optional[int] = ..., limited: _Optional[bool] = ..., plan: _Optional[str] = ..., tier_rank: _Optional[int] = ..., free_uhs: _Optional[int] = ..., models: _Optional[_Iterable[_Union[Entitlement, _Mapping]]] = ..., may_call: _Optional[bool] = ...) -> None: ...
 
 class Entitlement(_message.Message):
     __slots__ = ("model", "free_uhs", "covered")
@@ -1046,20 +1050,22 @@ class Entitlement(_message.Message):
     def __init__(self, model: _Optional[str] = ..., free_uhs: _Optional[int] = ..., covered: _Optional[bool] = ...) -> None: ...
 
 class CreateKeyRequest(_message.Message):
-    __slots__ = ("request_id", "secret_sha256", "name", "operator", "limit_uhs", "expires_at_us")
+    __slots__ = ("request_id", "secret_sha256", "name", "operator", "limit_uhs", "expires_at_us", "scopes")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SECRET_SHA256_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     OPERATOR_FIELD_NUMBER: _ClassVar[int]
     LIMIT_UHS_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_AT_US_FIELD_NUMBER: _ClassVar[int]
+    SCOPES_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     secret_sha256: str
     name: str
     operator: bool
     limit_uhs: int
     expires_at_us: int
-    def __init__(self, request_id: _Optional[str] = ..., secret_sha256: _Optional[str] = ..., name: _Optional[str] = ..., operator: _Optional[bool] = ..., limit_uhs: _Optional[int] = ..., expires_at_us: _Optional[int] = ...) -> None: ...
+    scopes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, request_id: _Optional[str] = ..., secret_sha256: _Optional[str] = ..., name: _Optional[str] = ..., operator: _Optional[bool] = ..., limit_uhs: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., scopes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CreateKeyReply(_message.Message):
     __slots__ = ("key_id",)
@@ -1072,7 +1078,7 @@ class ListKeysRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Key(_message.Message):
-    __slots__ = ("key_id", "account_id", "name", "operator", "limit_uhs", "spent_uhs", "expires_at_us", "revoked")
+    __slots__ = ("key_id", "account_id", "name", "operator", "limit_uhs", "spent_uhs", "expires_at_us", "revoked", "scopes", "held_uhs")
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -1081,6 +1087,8 @@ class Key(_message.Message):
     SPENT_UHS_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_AT_US_FIELD_NUMBER: _ClassVar[int]
     REVOKED_FIELD_NUMBER: _ClassVar[int]
+    SCOPES_FIELD_NUMBER: _ClassVar[int]
+    HELD_UHS_FIELD_NUMBER: _ClassVar[int]
     key_id: str
     account_id: str
     name: str
@@ -1089,7 +1097,9 @@ class Key(_message.Message):
     spent_uhs: int
     expires_at_us: int
     revoked: bool
-    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., operator: _Optional[bool] = ..., limit_uhs: _Optional[int] = ..., spent_uhs: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., revoked: _Optional[bool] = ...) -> None: ...
+    scopes: _containers.RepeatedScalarFieldContainer[str]
+    held_uhs: int
+    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., operator: _Optional[bool] = ..., limit_uhs: _Optional[int] = ..., spent_uhs: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., revoked: _Optional[bool] = ..., scopes: _Optional[_Iterable[str]] = ..., held_uhs: _Optional[int] = ...) -> None: ...
 
 class ListKeysReply(_message.Message):
     __slots__ = ("keys",)

@@ -20,6 +20,7 @@ import uvloop
 
 from fabric import house, logs
 from fabric.errors import FabricError, InvalidConfig
+from fabric.gate.key_scopes import KeyScope
 from fabric.profile import Profile
 from serving.gateway.address import certificate_of, endpoint_of
 from serving.gateway.app import Gateway, Limits
@@ -108,7 +109,9 @@ async def _serve(given: argparse.Namespace) -> None:
     host, port = public.getsockname()[:2]
     endpoint = given.endpoint or endpoint_of(host, port, is_plain=files is None)
     name = given.name or f"gateway-{secrets.token_hex(8)}"
-    ledger = GrpcLedger(Profile(address=found.address, api_key=house.operator_key(state_dir), ca=found.ca))
+    ledger = GrpcLedger(
+        Profile(address=found.address, api_key=house.role_key(state_dir, KeyScope.GATEWAY), ca=found.ca)
+    )
     try:
         gateway = Gateway(
             FabricDirectory(ledger, name=name, endpoint=endpoint),

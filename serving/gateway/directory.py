@@ -34,6 +34,8 @@ class KeyFacts(msgspec.Struct, frozen=True, kw_only=True):
     operator: bool = False
     limited: bool = False
     """Whether the key has a limit of its own."""
+    may_call: bool = True
+    """Whether the key is for calling models."""
     revoked: bool = False
     expires_at_us: int | None = None
     free_uhs: int = 0

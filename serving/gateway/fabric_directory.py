@@ -1,4 +1,4 @@
-"""The fabric as a gateway's directory: asked over gRPC with the operator's key, through `serving.ledger`."""
+"""The fabric as a gateway's directory: asked over gRPC with the key of gateways, through `serving.ledger`."""
 
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -47,6 +47,7 @@ class FabricDirectory:
             tier_rank=found.tier_rank,
             operator=found.operator,
             limited=found.limited,
+            may_call=found.may_call,
             revoked=found.revoked,
             expires_at_us=found.expires_at_us if found.HasField("expires_at_us") else None,
             free_uhs=found.free_uhs,

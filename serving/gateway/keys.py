@@ -144,7 +144,7 @@ class Gatekeeper:
         Raises:
             Unauthenticated: `key_missing`, `invalid_api_key`, `key_revoked` or `key_expired`.
             RateLimited: too many keys from there were not known.
-            PermissionDenied: `operator_key`: an operator's key buys nothing.
+            PermissionDenied: `operator_key`: an operator's key buys nothing; `restricted_key`: the key is for other things.
             Unavailable: the fabric can't be asked.
         """
         given = parse_key(_presented(headers).decode("latin-1"))
@@ -166,6 +166,10 @@ class Gatekeeper:
         if key.operator:
             raise PermissionDenied(
                 f"key {key_id} is an operator's and has no tokens to spend: use a customer's key", code="operator_key"
+            )
+        if not key.may_call:
+            raise PermissionDenied(
+                f"key {key_id} is not for calling models: use one with the scope models", code="restricted_key"
             )
         return Caller(key, _RANKS - key.tier_rank)
 

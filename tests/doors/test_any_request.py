@@ -16,6 +16,7 @@ from fabric.api.rpc import CALLS
 from fabric.errors import FabricError, Internal
 from fabric.gate import Gate
 from fabric.gate.events import Configure, NodeUp, OpenAccount, Pool, TopUp
+from fabric.gate.key_scopes import OF_CUSTOMERS, OF_PROCESSES, KeyScope
 from fabric.units import UHS_PER_CT
 from fabric.wire import encode_error
 from fabric.wire.service import METHODS
@@ -27,11 +28,16 @@ WORDS = (
     "a\0b", "汉" * 70, "#", "job-1#1", "../../etc", "x" * 201, "0" * 64, '{"pip": []}', "[1]", "\U0001f600", "-", "k" * 16,
 )  # fmt: skip
 NUMBERS = (0, 1, 2, 1000, UHS_PER_CT, 60_000_000, 2**31 - 1, 2**62, 2**63 - 1, -1, -(2**31), -(2**63))
+ROOT = frozenset((KeyScope.OPERATOR,))
 CALLERS = (
-    Caller(key_id="k-acme", operator=False, home="acme"),
-    Caller(key_id="k-globex", operator=False, home="globex", restricted=True),
-    Caller(key_id="k-root", operator=True, home="op", acts_for="acme"),
-    Caller(key_id="k-root", operator=True, home="op"),
+    Caller(key_id="k-acme", operator=False, home="acme", scopes=OF_CUSTOMERS),
+    Caller(key_id="k-globex", operator=False, home="globex", scopes=frozenset((KeyScope.JOBS_OWN,)), limited=True),
+    Caller(key_id="k-root", operator=True, home="op", acts_for="acme", scopes=ROOT),
+    Caller(key_id="k-root", operator=True, home="op", scopes=ROOT),
+    *(
+        Caller(key_id="k-role", operator=True, home="op", acts_for="acme", scopes=frozenset((role,)))
+        for role in sorted(OF_PROCESSES)
+    ),
 )
 ENDLESS = ("WatchJobs", "Logs", "WatchServing")
 UNARY = sorted(name for name, method in METHODS.items() if not (method.client_streams or name in ENDLESS))
@@ -104,7 +110,7 @@ CALL = st.sampled_from(UNARY).flatmap(
 
 async def answer(door, name, caller, request):
     call = CALLS[name]
-    if call.operators_only and not caller.operator:
+    if caller.scopes.isdisjoint(call.scopes):
         return
     try:
         answered = call.run(door, caller, request)

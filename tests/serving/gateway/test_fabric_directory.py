@@ -17,6 +17,7 @@ import pytest
 from fabric import house as places
 from fabric.client import new_request_id
 from fabric.errors import Unavailable
+from fabric.gate.key_scopes import KeyScope
 from fabric.wire import fabric_pb2 as pb
 from serving.gateway.__main__ import secret_of
 from serving.gateway.fabric_directory import FabricDirectory
@@ -142,7 +143,9 @@ def announce(doors, state_dir):
         verifier_key="", state_dir=str(state_dir), nodes=1,
     )  # fmt: skip
     places.place.run_file(state_dir).write_bytes(msgspec.json.encode(running))
-    places.operator_key_file(state_dir).write_text(doors.root)
+    file = places.role_key_file(state_dir, KeyScope.GATEWAY)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(doors.key("op", "gateway", operator=True, scopes=(KeyScope.GATEWAY,)))
 
 
 async def test_two_processes_share_a_port_with_tls_and_kill_9_of_one_is_survived(doors, tmp_path, monkeypatch):

@@ -72,14 +72,16 @@ async def test_a_key_is_good_in_either_header(house):
         assert answer.status == 200
 
 
-async def test_revoked_expired_and_operators_keys_buy_nothing(house):
+async def test_keys_that_count_no_more_or_are_for_other_things_buy_nothing(house):
     house.directory.add_key("old", "ann", expires_at_us=1)
     house.directory.add_key("gone", "ann", revoked=True)
     house.directory.add_key("op", "operator", operator=True)
+    house.directory.add_key("ci", "ann", may_call=False)
     for key_id, expected in [
         ("old", (401, "key_expired")),
         ("gone", (401, "key_revoked")),
         ("op", (403, "operator_key")),
+        ("ci", (403, "restricted_key")),
     ]:
         async with house.post(key=key_of(key_id)) as answer:
             assert await refusal(answer) == expected
