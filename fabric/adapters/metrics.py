@@ -39,6 +39,9 @@ class Metrics:
         self._calls = Counter("fabric_calls", "Calls of language models.", tag_keys=_CALL_TAGS)
         self._llm_tokens = Counter("fabric_llm_tokens", "Tokens of language models.", tag_keys=(*_CALL_TAGS, "kind"))
         self._call_tokens = Counter("fabric_call_tokens_burned", "Tokens burned by calls.", tag_keys=_CALL_TAGS)
+        self._written_off = Counter(
+            "fabric_call_tokens_written_off", "Tokens that calls used and nothing covered.", tag_keys=_CALL_TAGS
+        )
         self._known: dict[str, JobView] = {}
         self._burned_uhs: dict[str, int] = {}
         self._shown: set[_Labels] = set()
@@ -68,6 +71,8 @@ class Metrics:
                     self._llm_tokens.inc(count, tags={**tags, "kind": kind})
             if each.charged_uhs:
                 self._call_tokens.inc(each.charged_uhs / _UHS_PER_CT, tags=tags)
+            if each.written_off_uhs:
+                self._written_off.inc(each.written_off_uhs / _UHS_PER_CT, tags=tags)
 
     def leases(self, count: int) -> None:
         self._leases.set(count)

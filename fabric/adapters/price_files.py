@@ -60,6 +60,7 @@ def load_catalogue(path: Path | str) -> Catalogue:
         plans=tuple(plan.built() for plan in given.plans),
         bundles=tuple(bundle.built() for bundle in given.bundles),
         subscriptions=tuple(subscription.built() for subscription in given.subscriptions),
+        settlement_hours=given.settlement_hours,
     )
 
 

@@ -12,6 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from fabric.charging.catalogue import (
     COMPUTE,
+    SETTLEMENT_HOURS,
+    SETTLEMENT_HOURS_MAX,
     Bundle,
     Component,
     Cycle,
@@ -324,3 +326,4 @@ class CatalogueFile(Section):
     plans: Annotated[tuple[PlanSection, ...], Field(strict=False)]
     bundles: Annotated[tuple[BundleSection, ...], Field(strict=False)] = ()
     subscriptions: Annotated[tuple[SubscriptionSection, ...], Field(strict=False)] = ()
+    settlement_hours: Annotated[int, Field(ge=0, le=SETTLEMENT_HOURS_MAX)] = SETTLEMENT_HOURS

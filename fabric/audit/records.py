@@ -52,6 +52,8 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     transfer_id: int
     seq: int
     """The journal entry that holds the transfer."""
+    written_off_uhs: int = 0
+    """Used by the account, and borne by the operator: in no balance."""
     flags: tuple[str, ...] = ()
 
 

@@ -105,7 +105,8 @@ def _moves(entry: Booked, account_id: str) -> Iterator[tuple[Line, Balances]]:
     for transfer in entry.transfers:
         legs = _legs(transfer, account_id)
         charged = _charged(transfer, account_id)
-        if not legs and not charged:
+        lost = _written_off(transfer, account_id)
+        if not (legs or charged or lost):
             continue
         moved = Balances(free_uhs=legs.get("available", 0), held_uhs=legs.get("held", 0), debt_uhs=-legs.get("debt", 0))
         line = Line(
@@ -117,6 +118,7 @@ def _moves(entry: Booked, account_id: str) -> Iterator[tuple[Line, Balances]]:
             cny_microcny=charged,
             transfer_id=transfer.transfer_id,
             seq=entry.seq,
+            written_off_uhs=lost,
             flags=transfer.flags,
         )
         yield line, moved
@@ -142,6 +144,12 @@ def _charged(transfer: Transfer, account_id: str) -> int:
         for posting in transfer.postings
         if posting.asset == CNY and posting.account.startswith(("cash/", "receivable/"))
     )
+
+
+def _written_off(transfer: Transfer, account_id: str) -> int:
+    """What the account used and the operator bore."""
+    mine = transfer.kind == "write_off" and transfer.account_id == account_id
+    return sum(posting.amount for posting in transfer.postings if posting.amount > 0) if mine else 0
 
 
 def _after(standing: Balances, moves: list[tuple[Line, Balances]]) -> Balances:

@@ -273,7 +273,7 @@ class _Books:
 
 
 class _Calls:
-    """Calls of language models: each charged once, by the rates that were offered, and just that taken off its hold."""
+    """Calls of language models: each charged once, by the rates that were offered; its hold or the operator bears that."""
 
     def __init__(self, counts: Counter[str]) -> None:
         self.counts = counts
@@ -282,20 +282,20 @@ class _Calls:
         self.tariffs: list[dict[str, Any]] = []
         self.heard: defaultdict[str, int] = defaultdict(int)
         self.used: Counter[str] = Counter()
-        self.captured: Counter[str] = Counter()
+        self.met: Counter[str] = Counter()  # by the customer, or by the operator where it was written off
 
     def post(self, seq: int, event: dict[str, Any], outcome: dict[str, Any], entry: dict[str, Any]) -> None:
         if event["event"] in ("configure", "offer_model") and outcome["outcome"] == "accepted":
             self._offer(event, outcome)
         for transfer in entry["transfers"]:
-            if transfer["kind"] == "capture":
-                self.captured[transfer["ref"]] += transfer["postings"][-1][2]
+            if transfer["kind"] in ("capture", "write_off"):
+                self.met[transfer["ref"]] += transfer["postings"][-1][2]
         calls = [record for record in entry["records"] if record.get("model")]
         self.counts["calls"] += len(calls)
         self.counts["charging records"] += len(entry["records"]) - len(calls)
         for call in calls:
             self._check(seq, call)
-            self.used[call["lease_id"]] += call["charged_uhs"]
+            self.used[call["lease_id"]] += call["charged_uhs"] + call.get("absorbed_uhs", 0)
         said = event["event"] in ("update_hold", "settle_hold") and outcome["outcome"] == "accepted"
         if said and event["seq"] > self.heard[event["hold_id"]]:  # an old word is answered again, and moves nothing
             self.heard[event["hold_id"]] = event["seq"]
@@ -304,7 +304,7 @@ class _Calls:
     def finish(self) -> None:
         """What was reported of each hold is what was taken off it."""
         for hold, used in self.used.items():
-            _require(used == self.captured[hold], f"hold {hold} paid {self.captured[hold]} µHs for a use of {used}")
+            _require(used == self.met[hold], f"hold {hold} paid {self.met[hold]} µHs for a use of {used}")
 
     def _offer(self, event: dict[str, Any], outcome: dict[str, Any]) -> None:
         if event["event"] == "configure":
@@ -331,7 +331,8 @@ class _Calls:
         due, rest = divmod(sum(n * rate for n, rate in zip(counts, numbers, strict=True)), _MTOK)
         due += 2 * rest > _MTOK or (2 * rest == _MTOK and due % 2)
         due = 0 if call.get("covered") else due
-        _require(call["charged_uhs"] == due, f"in entry {seq} call {name} costs {due}, not {call['charged_uhs']} µHs")
+        costs, whole = call["charged_uhs"] + call.get("absorbed_uhs", 0), 0 <= call["charged_uhs"] <= due
+        _require(costs == due and whole, f"in entry {seq} call {name} costs {due}, not {costs} µHs")
         known_as = (call["account_id"], name)
         _require(known_as not in self.charged, f"in entry {seq} call {name} is charged a second time")
         self.charged.add(known_as)

@@ -8,6 +8,8 @@ from typing import Final
 
 import msgspec
 
+SETTLEMENT_HOURS: Final = 24
+SETTLEMENT_HOURS_MAX: Final = 96
 COMPUTE: Final = "CT"
 """The asset that is compute tokens, counted in µHs; every other asset is counted in units of its own."""
 
@@ -116,6 +118,8 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
     plans: tuple[Plan, ...]
     bundles: tuple[Bundle, ...] = ()
     subscriptions: tuple[Subscription, ...] = ()
+    settlement_hours: int = SETTLEMENT_HOURS
+    """How long what a client's hold held stays set aside for its report, once the hold has lapsed."""
 
     def plan(self, name: str) -> Plan | None:
         return next((plan for plan in self.plans if plan.name == name), None)

@@ -61,7 +61,7 @@ class Spending(msgspec.Struct, frozen=True, kw_only=True):
     wallet_uhs: int
     credit_uhs: int
     uncovered_uhs: int
-    """What a new hold must not be given; what a settlement books as debt all the same."""
+    """What a new hold must not be given; what a settlement writes off."""
 
 
 def price_of(plan: Plan, *, amount_uhs: int) -> int:

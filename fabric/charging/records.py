@@ -36,7 +36,7 @@ class Cdr(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     refunded_uhs: int = 0
     """Lost work the platform caused, given back: already taken off `charged_uhs`."""
     absorbed_uhs: int = 0
-    """Used beyond what was held, and not charged: the operator's loss."""
+    """Used beyond what was held, and not charged: the operator's loss. Of a call: beyond what was free, too."""
     ended: str = ""
     """How the attempt ended: succeeded | failed | saved | lost | cancelled; how a call did: stop | length |
     balance_exhausted | client_gone | error | cancelled."""

@@ -295,6 +295,8 @@ def _gathered(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _what(line: dict[str, Any]) -> str:
+    if line.get("written_off_uhs"):
+        return f"{line['kind']} of {format_ct(line['written_off_uhs'])}, borne by the operator"
     return f"{line['kind']} ×{line['count']}" if line.get("count", 1) > 1 else str(line["kind"])
 
 

@@ -7,6 +7,8 @@ that `(hold_id, seq)` alone keeps a report from being taken twice. Nothing here 
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from msgspec.structs import replace
+
 from fabric.charging.rates import Rate, charge_uhs, miscounted
 from fabric.charging.records import Cdr
 from fabric.gate import keys, models, refusals
@@ -65,10 +67,18 @@ def bill(
     return Bill(sum(record.charged_uhs for record in records.values()), tuple(records.values()))
 
 
-def book(core: Core, billed: Bill) -> None:
-    """Write the records, and remember that these calls were charged."""
+def book(core: Core, billed: Bill, *, lost_uhs: int = 0) -> None:
+    """Write the records, and remember that these calls were charged.
+
+    Args:
+        core: for what is remembered.
+        billed: by `bill`.
+        lost_uhs: what of the charge was covered by nothing, and written off: the last calls bear it.
+    """
     if not billed.records:
         return
+    if lost_uhs:
+        billed = _absorbed(billed, lost_uhs)
     settled = core.state.calls
     for record in billed.records:
         settled.recent[f"{record.account_id}/{record.cdr_id}"] = None
@@ -93,6 +103,16 @@ def record(core: Core, event: RecordCalls) -> Outcome:
         return billed
     book(core, billed)
     return Accepted()
+
+
+def _absorbed(billed: Bill, lost_uhs: int) -> Bill:
+    records = []
+    for record in reversed(billed.records):
+        part = min(lost_uhs, record.charged_uhs)
+        lost_uhs -= part
+        kept_uhs, absorbed_uhs = record.charged_uhs - part, record.absorbed_uhs + part
+        records.append(replace(record, charged_uhs=kept_uhs, absorbed_uhs=absorbed_uhs) if part else record)
+    return Bill(billed.charged_uhs - lost_uhs, tuple(reversed(records)))
 
 
 def _known_as(account_id: AccountId, call: CallUsed) -> str:

@@ -19,7 +19,7 @@ def let_time_pass(core: Core) -> None:
     """Renew subscriptions, let holds lapse and lots expire: each dated when it fell due."""
     subscriptions.renew(core)
     core.book.sweep(now_us=core.now_us)
-    keys.let_lapse(core)
+    keys.let_go(core)
 
 
 def follow(core: Core) -> None:

@@ -27,6 +27,7 @@ class Served:
     cached_tokens: int = 0
     completion_tokens: int = 0
     charged_uhs: int = 0
+    written_off_uhs: int = 0
 
     def add(self, record: Cdr) -> None:
         self.calls += 1
@@ -34,6 +35,7 @@ class Served:
         self.cached_tokens += record.cached_tokens
         self.completion_tokens += record.completion_tokens
         self.charged_uhs += record.charged_uhs
+        self.written_off_uhs += record.absorbed_uhs
 
 
 Gang = tuple[AccountId | None, int, int | None, tuple[str, ...], str, bool, tuple[tuple[str, ...], ...]]

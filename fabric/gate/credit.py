@@ -1,6 +1,7 @@
 """Holds that clients keep themselves (an inference gateway's slices): credit control as in RFC 8506.
 
-Every word of the client carries a `seq`, so it may say it again. A hold always has a validity, so none can leak. A gateway
+Every word of the client carries a `seq`, so it may say it again. A hold always has a validity, and what it held is set
+aside for a settlement window after that, so none can leak and none that was cut off finds its tokens spent. A gateway
 reports the calls that were paid from its hold; what they cost is reckoned here, never there.
 """
 
@@ -66,7 +67,8 @@ def update(core: Core, event: UpdateHold) -> Outcome:
     if isinstance(answer, Refused):
         return refusals.from_ledger(answer)
     if is_new:
-        _note(core, hold, billed, used_uhs=event.used_uhs, held_uhs=hold.held_uhs - held_uhs)
+        lost_uhs = answer.written_off_uhs
+        _note(core, hold, billed, used_uhs=event.used_uhs, held_uhs=hold.held_uhs - held_uhs, lost_uhs=lost_uhs)
     return Accepted(granted_uhs=answer.granted_uhs, held_uhs=answer.held_uhs, final=answer.final)
 
 
@@ -81,7 +83,8 @@ def settle(core: Core, event: SettleHold) -> Outcome:
     used_uhs = event.used_uhs + billed.charged_uhs
     answer = core.book.settle(event.hold_id, seq=event.seq, used_uhs=used_uhs, now_us=core.now_us)
     if is_new and isinstance(answer, Settled):
-        _note(core, hold, billed, used_uhs=event.used_uhs, held_uhs=-held_uhs)
+        lost_uhs = answer.written_off_uhs
+        _note(core, hold, billed, used_uhs=event.used_uhs, held_uhs=-held_uhs, lost_uhs=lost_uhs)
     return _ended(answer)
 
 
@@ -122,7 +125,8 @@ def _malformed(event: Authorize) -> Refusal | None:
 
 def _asked_before(core: Core, event: Authorize) -> Accepted | None:
     """The answer again, for a hold of that name of which nothing more was said: one without a request id is known by it."""
-    hold = None if event.request_id else core.book.holds.get(event.hold_id)
+    book = core.book
+    hold = None if event.request_id else book.holds.get(event.hold_id) or book.lapsed.get(event.hold_id)
     if hold is None or hold.seq or not isinstance(hold.answer, Granted):
         return None
     if (hold.account_id, hold.use, hold.key_id) != (event.account_id, event.use, event.key_id or ""):
@@ -165,9 +169,11 @@ def _ceiling(core: Core, hold: Hold, *, used_uhs: int) -> int | None:
     return None if left_uhs is None else max(0, left_uhs - max(used_uhs - hold.held_uhs, 0))
 
 
-def _note(core: Core, hold: Hold, billed: calls.Bill, *, used_uhs: int, held_uhs: int) -> None:
-    """What was booked counts against the keys: each call its own, the rest the hold's."""
-    calls.book(core, billed)
+def _note(core: Core, hold: Hold, billed: calls.Bill, *, used_uhs: int, held_uhs: int, lost_uhs: int) -> None:
+    """What was booked counts against the keys: each call its own, the rest the hold's. What was written off does not."""
+    of_calls_uhs = min(lost_uhs, billed.charged_uhs)
+    calls.book(core, billed, lost_uhs=of_calls_uhs)
+    used_uhs -= lost_uhs - of_calls_uhs
     keys.spends(core, hold.key_id, account_id=AccountId(hold.account_id), amount_uhs=used_uhs)
     keys.holds(core, hold.key_id, held_uhs)
 
@@ -182,14 +188,14 @@ def _ended(answer: Settled | Refused) -> Outcome:
             "debt_uhs": answer.debt_uhs,
             "over_hold": answer.over_hold,
             "late": answer.late,
+            "written_off_uhs": answer.written_off_uhs,
         }
     )
 
 
 def _own(core: Core, account_id: AccountId, hold_id: str) -> Hold | None:
     """A client's hold of this account. Another tenant's, and those the gate keeps for jobs, don't exist for it."""
-    book = core.book
-    hold = book.holds.get(hold_id) or book.lapsed.get(hold_id) or book.ended.get(hold_id)
+    hold = core.book.hold(hold_id)
     return hold if hold is not None and hold.account_id == account_id and OF_JOBS not in hold_id else None
 
 

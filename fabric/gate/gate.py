@@ -155,7 +155,8 @@ class Gate:
             assert state.book.holds[hold_id].held_uhs == held_uhs, f"hold {hold_id} and its job disagree"
         for key in state.keys.values():
             held = sum(job.held_uhs for job in state.jobs.values() if job.key_id == key.key_id)
-            held += sum(hold.held_uhs for hold in state.book.holds.values() if hold.key_id == key.key_id)
+            standing = (*state.book.holds.values(), *state.book.lapsed.values())
+            held += sum(hold.held_uhs for hold in standing if hold.key_id == key.key_id)
             assert key.held_uhs == held, f"key {key.key_id} and what is held with it disagree"
         for record in state.leases.values():
             job = state.jobs[record.lease.job_id]

@@ -118,7 +118,7 @@ def spends(core: Core, key_id: str, *, account_id: AccountId, amount_uhs: int) -
         key.spent_uhs += amount_uhs
 
 
-def let_lapse(core: Core) -> None:
-    """What lapsed holds held no longer counts against their keys."""
-    for hold in core.book.take_lapsed():
+def let_go(core: Core) -> None:
+    """What was set aside for lapsed holds, and is free again, no longer counts against their keys."""
+    for hold in core.book.take_given_up():
         holds(core, hold.key_id, -hold.lapsed_uhs)

@@ -3,7 +3,7 @@
 from typing import Final
 
 from fabric.charging import plans
-from fabric.charging.catalogue import Cycle, Overflow, Restriction
+from fabric.charging.catalogue import SETTLEMENT_HOURS_MAX, Cycle, Overflow, Restriction
 from fabric.charging.plans import LotTerms
 from fabric.gate import keys, models, refusals
 from fabric.gate.core import Core
@@ -33,6 +33,7 @@ OPERATOR: Final = "operator"
 """The channel of payments that an operator has booked."""
 CHANNELS: Final = (SANDBOX, OPERATOR)
 NAME_MAX: Final = 64
+HOUR_US: Final = 3_600_000_000
 LIFETIME_MAX_US: Final = 100 * 365 * plans.DAY_US
 GENEROSITY: Final = (Overflow.POSTPAID, Overflow.WALLET, Overflow.BLOCK)
 INCLUDED_FIRST: Final = -1
@@ -47,6 +48,7 @@ def configure(core: Core, event: Configure) -> Outcome:
     core.state.tariffs, core.state.catalogue, core.state.operator = event.tariffs, event.catalogue, event.operator
     core.state.payments = event.payments
     core.book.operator = event.operator
+    core.book.settlement_window_us = event.catalogue.settlement_hours * HOUR_US
     core.note_prices()
     models.reprice(core)
     for account_id in dict.fromkeys(record.account_id for record in core.state.subscriptions):
@@ -68,6 +70,11 @@ def _leaves_out(core: Core, event: Configure) -> Outcome | None:
     plans_used = dict.fromkeys(account.plan for account in core.state.accounts.values())
     if missing := tuple(name for name in plans_used if event.catalogue.plan(name) is None):
         return _incomplete("catalogue", "a plan that accounts are on", missing)
+    if not 0 <= event.catalogue.settlement_hours <= SETTLEMENT_HOURS_MAX:
+        return refusals.invalid(
+            f"a lapsed hold is set aside for 0 to {SETTLEMENT_HOURS_MAX} hours, not {event.catalogue.settlement_hours}",
+            code="invalid_config",
+        )
     offers = event.catalogue.subscriptions
     if missing := tuple(offer.name for offer in offers if offer.cycle is Cycle.DAYS and offer.cycle_days < 1):
         return _incomplete("catalogue", "a cycle of at least one day", missing)

@@ -37,6 +37,8 @@ class Account(msgspec.Struct, kw_only=True):
     held_uhs: int = 0
     """All that its holds hold, credit included."""
     receivable_microcny: int = 0
+    written_off_uhs: int = 0
+    """Used, reported when nothing covered it any more, and borne by the operator: never owed."""
     excused_uhs: int = 0
     """How far beyond its limit the account was let: by usage that had already happened, or by a lowered limit."""
     spending: tuple[Spending, ...] = ()

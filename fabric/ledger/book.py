@@ -1,9 +1,10 @@
 """The book: double-entry accounts for compute tokens, as one plain value and the few ways to change it.
 
 Holds follow the credit control of RFC 8506: authorise, update, settle or release, each with `(hold_id, seq)`. What a client
-says it used has happened and is always booked: from what is held, then from what is free, then as debt; unless nobody
-could have used so much, because then one account would leave no room in the totals for the others. A job's own hold has
-no client and no seq: see `Holding`.
+says it used has happened and is always booked: from what is held, then from what is free, credit included; what nothing
+covers the operator writes off, so that a customer never owes what no hold or credit had allowed. Unless nobody could have
+used so much: then one account would leave no room in the totals for the others. A job's own hold has no client and no
+seq: see `Holding`.
 
 A refusal changes nothing, beyond what the time would have changed anyway. The book knows no clock, no prices and no
 placement. It is built in layers, each with one concern: Daybook (transfers) ← Vault (lots) ← Sweeping (time) ← Till
@@ -32,8 +33,8 @@ from fabric.ledger.proof import check
 from fabric.ledger.scopes import Use
 from fabric.units import INT64_MAX
 
-DEBT_UHS_MAX: Final = 2**50
-"""What a client's word can make an account owe beyond its credit limit: 312 000 tokens, one part in 8 000 of the totals."""
+WRITE_OFF_UHS_MAX: Final = 2**50
+"""What clients' words can make the operator write off for one account: 312 000 tokens, one part in 8 000 of the totals."""
 
 
 class Book(Holding, kw_only=True, dict=True):
@@ -58,6 +59,7 @@ class Book(Holding, kw_only=True, dict=True):
             hold_id: which.
             seq: counts the client's words up from 1, gaps allowed. The last one again gets its answer again.
             used_uhs: used since the last word; beyond what is held it is booked all the same, flagged over_hold.
+                What was set aside for a hold that has lapsed still covers it, and a new validity opens such a hold again.
             more_uhs: how much to hold on top of what is left.
             now_us: when.
             expires_at_us: the new validity; None leaves it.
@@ -69,7 +71,9 @@ class Book(Holding, kw_only=True, dict=True):
         if not isinstance(hold, Hold):
             return hold if isinstance(hold, Granted | Refused) else Refused(STALE_SEQ, {"seq": seq, "last_seq": seq})
         account = self.accounts[hold.account_id]
-        self._book_usage(account, hold, used_uhs=used_uhs, now_us=now_us)
+        _, lost = self._book_usage(account, hold, used_uhs=used_uhs, now_us=now_us)
+        if hold.state is HoldState.LAPSED and expires_at_us is not None:
+            self._revive(hold)
         granted = 0
         asked = more_uhs if ceiling_uhs is None else min(more_uhs, ceiling_uhs)
         if asked > 0 and asked >= min(minimum_uhs, more_uhs) and hold.state is HoldState.OPEN:
@@ -79,7 +83,7 @@ class Book(Holding, kw_only=True, dict=True):
         if expires_at_us is not None and hold.state is HoldState.OPEN:
             hold.expires_at_us = max(expires_at_us, now_us)
             self._deadlines.watch_hold(hold)
-        answer = Granted(granted, hold.held_uhs, granted < more_uhs or hold.state is not HoldState.OPEN)
+        answer = Granted(granted, hold.held_uhs, granted < more_uhs or hold.state is not HoldState.OPEN, lost)
         hold.seq, hold.answer = seq, answer
         return answer
 
@@ -109,7 +113,7 @@ class Book(Holding, kw_only=True, dict=True):
         self, hold_id: str, *, seq: int, used_uhs: int, more_uhs: int, now_us: int
     ) -> Hold | Granted | Settled | Refused:
         """The hold that a client's new word is about; or the answer to an old word, or to a bad one."""
-        hold = self.holds.get(hold_id) or self.lapsed.get(hold_id) or self.ended.get(hold_id)
+        hold = self.hold(hold_id)
         if hold is None:
             return Refused(UNKNOWN_HOLD, {"hold_id": hold_id})
         if seq <= hold.seq:
@@ -128,9 +132,9 @@ class Book(Holding, kw_only=True, dict=True):
         )
 
     def _plausible_uhs(self, hold: Hold, *, used_uhs: int, now_us: int) -> int:
-        """What a client's word about this hold is believed up to: all that is held and free, and a large debt."""
+        """What a client's word about this hold is believed up to: all that is held and free, and a large loss."""
         account = self.accounts[hold.account_id]
-        limit_uhs = hold.held_uhs + max(0, account.credit_limit_uhs + DEBT_UHS_MAX - account.owed_uhs)
+        limit_uhs = hold.held_uhs + max(0, WRITE_OFF_UHS_MAX - account.written_off_uhs)
         return limit_uhs if used_uhs <= limit_uhs else limit_uhs + free_uhs(self, account, now_us=now_us, use=hold.use)
 
     def _finish(self, hold_id: str, *, seq: int, used_uhs: int, state: HoldState, now_us: int) -> Settled | Refused:
@@ -139,29 +143,25 @@ class Book(Holding, kw_only=True, dict=True):
         if not isinstance(hold, Hold):
             return hold if isinstance(hold, Settled | Refused) else Refused(STALE_SEQ, {"seq": seq, "last_seq": seq})
         account = self.accounts[hold.account_id]
-        late = hold.state is HoldState.EXPIRED
-        over = used_uhs > (hold.lapsed_uhs if late else hold.held_uhs)
-        debt = self._book_usage(account, hold, used_uhs=used_uhs, now_us=now_us)
+        late = hold.state is not HoldState.OPEN
+        over = used_uhs > max(hold.lapsed_uhs, hold.held_uhs)
+        debt, lost = self._book_usage(account, hold, used_uhs=used_uhs, now_us=now_us)
         released = self._free(account, hold, now_us=now_us)
-        if late:
-            del self.lapsed[hold_id]
-            self.ended[hold_id] = hold
-            hold.ended_at_us = now_us
-        else:
-            self._end(hold, state=state, at_us=now_us)
-        answer = Settled(used_uhs, released, debt, over, late)
+        self._end(hold, state=state, at_us=now_us)
+        answer = Settled(used_uhs - lost, released, debt, over, late, lost)
         hold.seq, hold.answer = seq, answer
         return answer
 
-    def _book_usage(self, account: Account, hold: Hold, *, used_uhs: int, now_us: int) -> int:
-        """Held, then free, then debt. Returns what became debt."""
+    def _book_usage(self, account: Account, hold: Hold, *, used_uhs: int, now_us: int) -> tuple[int, int]:
+        """Held, then free, then written off. Returns what became debt, and what was written off."""
+        late = ("late",) * (hold.state is not HoldState.OPEN)
         covered = min(used_uhs, hold.held_uhs)
-        debt = self._capture(account, hold, amount_uhs=covered, now_us=now_us) if covered else 0
+        debt = self._capture(account, hold, amount_uhs=covered, now_us=now_us, flags=late) if covered else 0
+        lost = 0
         if used_uhs > covered:
-            late = hold.state is HoldState.EXPIRED
-            beyond = hold.lapsed_uhs if late else 0
-            over = used_uhs - covered > beyond
-            flags = ("late",) * late + ("over_hold",) * over
-            debt += self._overuse(account, hold, amount_uhs=used_uhs - covered, now_us=now_us, flags=flags)
+            beyond = hold.lapsed_uhs
+            flags = (*late, "over_hold") if used_uhs - covered > beyond else late
+            more, lost = self._overuse(account, hold, amount_uhs=used_uhs - covered, now_us=now_us, flags=flags)
+            debt += more
             hold.lapsed_uhs = max(0, beyond - used_uhs)
-        return debt
+        return debt, lost

@@ -12,7 +12,7 @@ import msgspec
 from fabric.ledger.transfers import CNY, CT, LotShare, Posting, Transfer
 
 _CUSTOMER: Final = ("available", "held", "debt")
-_TOKENS: Final = (*_CUSTOMER, "issued", "redeemed", "breakage")
+_TOKENS: Final = (*_CUSTOMER, "issued", "redeemed", "breakage", "written_off")
 _MONEY: Final = ("cash", "receivable", "revenue")
 
 
@@ -61,7 +61,7 @@ class Daybook(msgspec.Struct, kw_only=True):
         totals = self.tokens_uhs
         for name, amount in tokens.items():
             if amount:
-                totals[name] += amount
+                totals[name] = totals.get(name, 0) + amount
                 path = f"cust/{account_id}/{name}" if name in _CUSTOMER else f"op/{self.operator}/{name}"
                 postings.append(Posting(path, CT, amount))
         if money:

@@ -1,4 +1,4 @@
-"""What falls due: holds that lapse and lots that expire, soonest first.
+"""What falls due: holds that lapse, what is set aside for them, and lots that expire, soonest first.
 
 A heap that is derived from the book and never stored. Entries are not taken out when what they stand for changes; a stale
 one is recognised when it comes up, so that keeping time costs a push for each hold and nothing else.
@@ -22,25 +22,27 @@ _SLACK: Final = 4096
 
 
 class Deadlines:
-    """Deadlines of the open holds, and of the lots with something free, of a book that it reads but never changes.
+    """Deadlines of the open and the lapsed holds, and of the lots with something free, of a book that it reads but never changes.
 
     A lot with nothing free has no deadline: what is held of it and let go after its expiry goes straight to breakage.
     """
 
-    __slots__ = ("_holds", "_lots", "heap")
+    __slots__ = ("_holds", "_lapsed", "_lots", "heap")
 
-    def __init__(self, holds: Mapping[str, Hold], lots: Mapping[str, Lot]) -> None:
+    def __init__(self, holds: Mapping[str, Hold], lapsed: Mapping[str, Hold], lots: Mapping[str, Lot]) -> None:
         self._holds = holds
+        self._lapsed = lapsed
         self._lots = lots
         self.heap: list[Deadline] = []
         self._rebuild()
 
     def watch_hold(self, hold: Hold) -> None:
-        """Remember when a hold lapses, if it ever does."""
-        if hold.expires_at_us is not None:
+        """Remember when a hold lapses, if it ever does; of one that has, when it is given up."""
+        due_us = _due_us(hold)
+        if due_us is not None:
             heap = self.heap
-            heappush(heap, (hold.expires_at_us, HOLD, hold.hold_id))
-            if len(heap) > _SLACK and len(heap) > 4 * (len(self._holds) + len(self._lots)):
+            heappush(heap, (due_us, HOLD, hold.hold_id))
+            if len(heap) > _SLACK and len(heap) > 4 * (len(self._holds) + len(self._lapsed) + len(self._lots)):
                 self._rebuild()
 
     def watch_lot(self, lot: Lot) -> None:
@@ -63,16 +65,21 @@ class Deadlines:
     def _stands(self, deadline: Deadline) -> bool:
         at_us, kind, name = deadline
         if kind == HOLD:
-            hold = self._holds.get(name)
-            return hold is not None and hold.expires_at_us == at_us
+            hold = self._holds.get(name) or self._lapsed.get(name)
+            return hold is not None and _due_us(hold) == at_us
         return self._lots[name].free_uhs > 0
 
     def _rebuild(self) -> None:
         self.heap.clear()
-        self.heap += [(h.expires_at_us, HOLD, h.hold_id) for h in self._holds.values() if h.expires_at_us is not None]
+        holds = [*self._holds.values(), *self._lapsed.values()]
+        self.heap += [(due_us, HOLD, hold.hold_id) for hold in holds if (due_us := _due_us(hold)) is not None]
         self.heap += [
             (lot.expires_at_us, LOT, lot.lot_id)
             for lot in self._lots.values()
             if lot.expires_at_us is not None and lot.free_uhs
         ]
         heapify(self.heap)
+
+
+def _due_us(hold: Hold) -> int | None:
+    return hold.expires_at_us if hold.settle_by_us is None else hold.settle_by_us

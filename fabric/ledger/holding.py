@@ -60,7 +60,7 @@ class Holding(Till, kw_only=True, dict=True):
             return Refused(UNKNOWN_ACCOUNT, {"account_id": account_id})
         if amount_uhs <= 0:
             return Refused(INVALID_AMOUNT, {"amount_uhs": amount_uhs})
-        if hold_id in self.holds or hold_id in self.ended or hold_id in self.lapsed:
+        if self.hold(hold_id) is not None:
             return Refused(HOLD_EXISTS, {"hold_id": hold_id})
         hold = Hold(
             hold_id=hold_id,

@@ -14,9 +14,12 @@ from fabric.ledger.scopes import Use
 
 class HoldState(StrEnum):
     OPEN = "open"
+    LAPSED = "lapsed"
+    """Its validity is over and its client has said nothing: what it holds stays set aside for its report."""
     SETTLED = "settled"
     RELEASED = "released"
     EXPIRED = "expired"
+    """It lapsed and nobody reported in time: what it held is free again."""
 
 
 class Piece(msgspec.Struct, array_like=True, gc=False):
@@ -44,6 +47,8 @@ class Hold(msgspec.Struct, kw_only=True, gc=False):
     opened_at_us: int
     expires_at_us: int | None
     """When it lapses by itself. None = never: a job ends it."""
+    settle_by_us: int | None = None
+    """Once it has lapsed: when its settlement window ends, and with it what is set aside."""
     pieces: list[Piece]
     held_uhs: int
     captured_uhs: int = 0

@@ -40,6 +40,8 @@ class Granted(msgspec.Struct, frozen=True, tag="granted", gc=False):
     """What the hold holds now."""
     final: bool
     """Less was granted than asked: there is no more (the *final unit* of RFC 8506)."""
+    written_off_uhs: int = 0
+    """Used, and covered by nothing: the operator bears it."""
 
 
 class Settled(msgspec.Struct, frozen=True, tag="settled", gc=False):
@@ -50,11 +52,13 @@ class Settled(msgspec.Struct, frozen=True, tag="settled", gc=False):
     released_uhs: int
     """No longer held: free again, or expired where its lot has expired meanwhile."""
     debt_uhs: int = 0
-    """The part of `captured_uhs` that no lot covered."""
+    """The part of `captured_uhs` that no lot covered: met from credit."""
     over_hold: bool = False
     """More was used than was held."""
     late: bool = False
-    """The hold had already expired."""
+    """The hold's validity had already ended."""
+    written_off_uhs: int = 0
+    """Used, and covered by nothing: the operator bears it. Not in `captured_uhs`."""
 
 
 Answer = Granted | Settled | Refused

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from fabric.ledger.holds import Hold
 from fabric.ledger.vault import CREDIT, Vault
 
 
@@ -13,6 +14,11 @@ def check(book: Vault) -> None:
     """
     faults = [*_totals(book), *_lots(book), *_holds(book), *_accounts(book)]
     assert not faults, "the book is unsound:\n" + "\n".join(faults)
+
+
+def _standing(book: Vault) -> dict[str, Hold]:
+    """The holds that hold something: open, or set aside for a report."""
+    return book.holds | book.lapsed
 
 
 def _totals(book: Vault) -> Iterator[str]:
@@ -37,7 +43,7 @@ def _totals(book: Vault) -> Iterator[str]:
 
 def _lots(book: Vault) -> Iterator[str]:
     held = dict.fromkeys(book.lots, 0)
-    for hold in book.holds.values():
+    for hold in _standing(book).values():
         for piece in hold.pieces:
             if piece.lot_id != CREDIT:
                 held[piece.lot_id] += piece.held_uhs
@@ -51,7 +57,7 @@ def _lots(book: Vault) -> Iterator[str]:
 
 
 def _holds(book: Vault) -> Iterator[str]:
-    for name, hold in book.holds.items():
+    for name, hold in _standing(book).items():
         if hold.held_uhs != sum(piece.held_uhs for piece in hold.pieces):
             yield f"hold {name} holds {hold.held_uhs}, its pieces {hold.pieces}"
         if hold.captured_uhs != sum(piece.captured_uhs for piece in hold.pieces):
@@ -63,7 +69,7 @@ def _holds(book: Vault) -> Iterator[str]:
 def _accounts(book: Vault) -> Iterator[str]:
     held = dict.fromkeys(book.accounts, 0)
     on_credit = dict.fromkeys(book.accounts, 0)
-    for hold in book.holds.values():
+    for hold in _standing(book).values():
         held[hold.account_id] += hold.held_uhs
         on_credit[hold.account_id] += sum(piece.held_uhs for piece in hold.pieces if piece.lot_id == CREDIT)
     unspent: dict[str, list[str]] = {name: [] for name in book.accounts}

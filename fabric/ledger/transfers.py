@@ -2,7 +2,7 @@
 
 A `Transfer` is a set of postings that sum to zero for each asset (double entry). It is never changed; a correction is
 another transfer. Account names are paths: `cust/<id>/available`, `cust/<id>/held`, `cust/<id>/debt`, `op/<o>/issued`,
-`op/<o>/redeemed`, `op/<o>/breakage`, `cash/<channel>`, `receivable/<id>`, `op/<o>/revenue`, `suspense`.
+`op/<o>/redeemed`, `op/<o>/breakage`, `op/<o>/written_off`, `cash/<channel>`, `receivable/<id>`, `op/<o>/revenue`, `suspense`.
 """
 
 import msgspec
@@ -32,7 +32,9 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     transfer_id: int
     """Counts the ledger's transfers from 1."""
     kind: str
-    """top_up | bundle | subscription | grant | repay | hold | capture | release | refund | expire | invoice | sale | payment"""
+    """top_up | bundle | subscription | grant | repay | hold | capture | write_off | release | refund | expire | invoice |
+    sale | payment
+    """
     account_id: str
     ref: str
     """What it is about: a hold, lot, job, bundle or period id."""

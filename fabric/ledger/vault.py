@@ -31,13 +31,24 @@ class Vault(Daybook, kw_only=True, dict=True):
     holds: dict[str, Hold] = field(default_factory=dict)
     """The open ones."""
     lapsed: dict[str, Hold] = field(default_factory=dict)
-    """Expired, and not yet settled by their clients; in the order in which they expired."""
+    """No longer valid and not yet settled by their clients: what they hold is set aside."""
+    expired: dict[str, Hold] = field(default_factory=dict)
+    """Given up: nothing is set aside for them any more; in the order in which that was."""
     ended: dict[str, Hold] = field(default_factory=dict)
     """Over for good; in the order in which they ended."""
 
     def __post_init__(self) -> None:
-        self._deadlines = Deadlines(self.holds, self.lots)
-        self._just_lapsed: list[Hold] = []
+        for hold_id in [name for name, hold in self.lapsed.items() if hold.state is HoldState.EXPIRED]:
+            self.expired[hold_id] = self.lapsed.pop(hold_id)  # as snapshots had it before there was a settlement window
+        self._deadlines = Deadlines(self.holds, self.lapsed, self.lots)
+        self._just_given_up: list[Hold] = []
+
+    def hold(self, hold_id: str) -> Hold | None:
+        """A hold of that name, open or over, as long as it is remembered."""
+        for holds in (self.holds, self.ended, self.lapsed, self.expired):
+            if (found := holds.get(hold_id)) is not None:
+                return found
+        return None
 
     def _plan(self, account: Account, *, use: Use, amount_uhs: int, now_us: int) -> tuple[Plan, int]:
         """What to take of which lots for `use`, and how much is missing."""
@@ -128,30 +139,66 @@ class Vault(Daybook, kw_only=True, dict=True):
         )
         return debt
 
-    def _overuse(self, account: Account, hold: Hold, *, amount_uhs: int, now_us: int, flags: tuple[str, ...]) -> int:
-        """Available → debt, straight to redeemed: usage that happened and no hold covers. Returns what became debt."""
-        plan, debt = self._plan(account, use=hold.use, amount_uhs=amount_uhs, now_us=now_us)
+    def _overuse(
+        self, account: Account, hold: Hold, *, amount_uhs: int, now_us: int, flags: tuple[str, ...]
+    ) -> tuple[int, int]:
+        """Available, then credit, straight to redeemed: usage that happened and no hold covers. What nothing covers is the
+        operator's loss. Returns what became debt, and what was written off.
+        """
+        plan, missing = self._plan(account, use=hold.use, amount_uhs=amount_uhs, now_us=now_us)
+        debt = min(missing, account.credit_free_uhs) if account.spending_for(hold.use).credit else 0
+        lost = missing - debt
+        if amount_uhs > lost:
+            self._capture_free(
+                account, hold, plan=plan, debt_uhs=debt, amount_uhs=amount_uhs - lost, now_us=now_us, flags=flags
+            )
+        if lost:
+            self._write_off(account, ref=hold.hold_id, amount_uhs=lost, now_us=now_us, flags=flags)
+        return debt, lost
+
+    def _capture_free(
+        self,
+        account: Account,
+        hold: Hold,
+        *,
+        plan: Plan,
+        debt_uhs: int,
+        amount_uhs: int,
+        now_us: int,
+        flags: tuple[str, ...],
+    ) -> None:
         for lot, part in plan:
             lot.free_uhs -= part
             lot.captured_uhs += part
             self._drop_if_spent(account, lot)
             piece_of(hold.pieces, lot.lot_id).captured_uhs += part
-        if debt:
-            account.debt_uhs += debt
-            piece_of(hold.pieces, CREDIT).captured_uhs += debt
-            if account.owed_uhs > account.credit_limit_uhs:
-                account.excuse()
+        if debt_uhs:
+            account.debt_uhs += debt_uhs
+            piece_of(hold.pieces, CREDIT).captured_uhs += debt_uhs
         hold.captured_uhs += amount_uhs
         self._post(
             "capture",
             account_id=account.account_id,
             ref=hold.hold_id,
             at_us=now_us,
-            tokens={"available": debt - amount_uhs, "debt": -debt, "redeemed": amount_uhs},
+            tokens={"available": debt_uhs - amount_uhs, "debt": -debt_uhs, "redeemed": amount_uhs},
             lots=tuple(LotShare(lot.lot_id, part) for lot, part in plan),
             flags=flags,
         )
-        return debt
+
+    def _write_off(
+        self, account: Account, *, ref: str, amount_uhs: int, now_us: int, flags: tuple[str, ...] = ()
+    ) -> None:
+        """Written off → redeemed: used by the account, and borne by the operator."""
+        account.written_off_uhs += amount_uhs
+        self._post(
+            "write_off",
+            account_id=account.account_id,
+            ref=ref,
+            at_us=now_us,
+            tokens={"written_off": -amount_uhs, "redeemed": amount_uhs},
+            flags=flags,
+        )
 
     def _uncapture(self, account: Account, hold: Hold, *, amount_uhs: int, now_us: int) -> None:
         """Redeemed → held, last captured first: exactly the way back."""
@@ -243,13 +290,14 @@ class Vault(Daybook, kw_only=True, dict=True):
         return rest
 
     def _end(self, hold: Hold, *, state: HoldState, at_us: int) -> None:
-        """An open hold, with nothing held any more, is over."""
-        assert hold.state is HoldState.OPEN, f"hold {hold.hold_id} has ended before"
+        """A hold, with nothing held any more, is over."""
+        for standing in (self.holds, self.lapsed, self.expired):
+            standing.pop(hold.hold_id, None)
         hold.state = state
         hold.ended_at_us = at_us
+        hold.settle_by_us = None
         hold.pieces = []
-        del self.holds[hold.hold_id]
-        (self.lapsed if state is HoldState.EXPIRED else self.ended)[hold.hold_id] = hold
+        (self.expired if state is HoldState.EXPIRED else self.ended)[hold.hold_id] = hold
 
     def _break(self, lot: Lot, *, at_us: int) -> None:
         """Free → breakage: a lot has expired, and what is held of it stays good until the hold ends."""

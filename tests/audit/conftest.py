@@ -56,6 +56,7 @@ CATALOGUE = Catalogue(
             ),
         ),
     ),
+    settlement_hours=0,
 )
 USE = Use(service=Service.INFERENCE)
 

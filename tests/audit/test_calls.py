@@ -5,8 +5,11 @@ import json
 import pytest
 
 from fabric.audit.verify import verify_export
+from fabric.gate.events import Authorize, SettleHold
 from fabric.gate.questions import RecordsOf, StatementOf
-from tests.audit.conftest import calls
+from fabric.gate.serving_events import CallUsed
+from fabric.ledger.scopes import Service, Use
+from tests.audit.conftest import CT, calls
 from tests.audit.test_replay import replayed
 from tests.audit.test_verify import leaves_of, whole_export
 
@@ -84,3 +87,41 @@ async def test_a_call_that_is_charged_otherwise_than_it_was_counted_is_found(spo
     report = verify_export(tampered(leaves_of(await spoken.export()), change))
     assert not report.ok
     assert found in report.problem
+
+
+def beyond(account: str) -> list:
+    """One slice holds all that the account has; another pays for a call that nothing is left for."""
+    of = {"account_id": account}
+    use = Use(service=Service.INFERENCE, accelerators=("H100",), models=("tiny",))
+    used = CallUsed(
+        call_id="beyond", model="tiny", accelerator="H100", prompt_tokens=100, completion_tokens=33,
+        started_at_us=1_800_000_000_000_000, ended_at_us=1_800_000_000_500_000, ended="stop",
+    )  # fmt: skip
+    return [
+        Authorize(hold_id="small", amount_uhs=100, use=use, ttl_us=60_000_000, **of),
+        Authorize(hold_id="all", amount_uhs=1_000 * CT, minimum_uhs=1, use=use, ttl_us=60_000_000, **of),
+        SettleHold(hold_id="small", seq=1, calls=(used,), used_uhs=7, **of),
+    ]
+
+
+@pytest.mark.parametrize("account", [None, "acme"])
+async def test_a_write_off_is_verified_and_shown_in_the_statement(spoken, account):
+    await spoken.write(beyond("acme"))
+    report = verify_export(await spoken.export(account), trusted_key=spoken.auditor.verifier_key)
+    assert report.ok, report
+    statement = await spoken.auditor.statement(StatementOf(account_id="acme"))
+    (line,) = [line for line in statement.lines if line.kind == "write_off"]
+    (record,) = [record for record in statement.records if record.cdr_id == "beyond"]
+    assert (line.amount_uhs, line.ref, line.flags) == (0, "small", ("over_hold",))
+    assert line.written_off_uhs == record.absorbed_uhs > 0
+    assert statement.closing.debt_uhs == 0
+
+
+async def test_a_write_off_that_hides_a_charge_is_found(spoken):
+    await spoken.write(beyond("acme"))
+    leaves = leaves_of(await spoken.export())
+    entry = json.loads(leaves[-1])
+    (record,) = entry["records"]
+    record["absorbed_uhs"] += 1
+    done = json.dumps(entry, separators=(",", ":")).encode()
+    assert "costs" in verify_export(whole_export([*leaves[:-1], done])).problem

@@ -84,7 +84,7 @@ async def test_a_journal_from_before_there_were_calls_replays_to_the_same_gate(l
 async def test_a_snapshot_from_before_there_were_models_is_read(log):
     state = msgspec.msgpack.decode(log.writer.core.snapshot())
     del state["models"], state["calls"]
-    for kind in ("holds", "ended", "lapsed"):
+    for kind in ("holds", "ended", "lapsed", "expired"):
         for hold in state["book"][kind].values():
             del hold["key_id"]
     assert Gate.restore(msgspec.msgpack.encode(state)).snapshot() == log.writer.core.snapshot()

@@ -21,6 +21,7 @@ from fabric.gate.events import (
 )
 from fabric.gate.instructions import Refusal, RemoveLease, StartLease, StopLease
 from fabric.ledger import Scope, Service, Use
+from fabric.ledger.sweeping import SETTLEMENT_WINDOW_US
 from tests.gate.oracle import Auditor, Meter, Tries, admits
 from tests.gate.world import CATALOGUE, T0, TARIFFS
 
@@ -126,11 +127,18 @@ class Driver(RuleBasedStateMachine):
         return self.state.jobs[record.lease.job_id].hold_id
 
     def lapse(self):
-        """Clients' holds whose time is up: any event makes them end."""
+        """Clients' holds whose time is up: any event sets them aside, and gives them up when their window ends."""
         for hold_id, _ in self.clients:
-            hold = self.money.holds[hold_id]
-            if hold.state == "open" and hold.expires <= self.latest:
-                hold.state, hold.lapsed, hold.over_at = "lapsed", hold.held, hold.expires
+            self.let_lapse(self.money.holds[hold_id])
+
+    def let_lapse(self, hold):
+        """How much is given up, if it is now."""
+        if hold.state == "open" and hold.expires <= self.latest:
+            hold.state, hold.settle_by = "aside", hold.expires + SETTLEMENT_WINDOW_US
+        if hold.state == "aside" and hold.settle_by <= self.latest:
+            hold.state, hold.lapsed, hold.over_at = "lapsed", hold.held, hold.settle_by
+            return hold.held
+        return 0
 
     def audit(self, transfers):
         captured, emptied = defaultdict(int), {ref for ref, hold in self.money.holds.items() if not hold.held}
@@ -287,5 +295,5 @@ def difference(before, after, *, but=""):
         return {}
     one, other = msgspec.msgpack.decode(before), msgspec.msgpack.decode(after)
     for each in (one, other):
-        del each["placement"]["planned_at_us"], each["book"]["ended"], each["book"]["lapsed"]
+        del each["placement"]["planned_at_us"], each["book"]["ended"], each["book"]["expired"]
     return {name: (one[name], other[name]) for name in one if name != but and one[name] != other[name]}

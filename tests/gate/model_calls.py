@@ -60,6 +60,7 @@ WORDS = st.fixed_dictionaries(
         "more": st.sampled_from([0, 10, 400]),
         "minimum": st.sampled_from([1, 9 * S, 1_000 * S]),
         "end": st.sampled_from([False, False, False, True]),
+        "ttl": st.sampled_from([None, None, 30]),
     }
 )
 
@@ -77,10 +78,7 @@ class CallRules(Expected):
     def lapse(self):
         super().lapse()
         for hold_id, _ in self.slices:
-            hold = self.money.holds[hold_id]
-            if hold.state == "open" and hold.expires <= self.latest:
-                hold.state, hold.lapsed, hold.over_at = "lapsed", hold.held, hold.expires
-                self.key_held[self.slice_key[hold_id]] -= hold.held
+            self.key_held[self.slice_key[hold_id]] -= self.let_lapse(self.money.holds[hold_id])
 
     # -- models ------------------------------------------------------------------------------------------------------------
 
@@ -164,7 +162,7 @@ class CallRules(Expected):
         for word in words:
             self.report(**word)
 
-    def report(self, *, pick, step, given, more, minimum, end):
+    def report(self, *, pick, step, given, more, minimum, end, ttl):
         """A gateway says which calls a slice has paid for: new ones, old ones, calls that another slice has paid for."""
         self.do(Tick())
         hold_id, account = self.slices[-1 - pick % len(self.slices)]
@@ -173,13 +171,13 @@ class CallRules(Expected):
         common = {"hold_id": hold_id, "account_id": account, "seq": hold.seq + step, "calls": calls}
         bills = self.bills(account, calls)
         used, held = sum(bills.values()), hold.held
-        trial, left = copy.deepcopy(self.money), self.left_of(key)
+        trial, left, lost = copy.deepcopy(self.money), self.left_of(key), self.money.lost[account]
         if end:
             expected, event = self.expect_end(trial, hold_id, used), SettleHold(**common)
         else:
-            event = UpdateHold(**common, more_uhs=more, minimum_uhs=minimum)
+            event = UpdateHold(**common, more_uhs=more, minimum_uhs=minimum, ttl_us=ttl and ttl * S)
             room = 0 if key and self.state.keys[key].revoked else max(0, left - max(used - held, 0))
-            expected = self.expect_more(trial, hold_id, used, more=more, minimum=minimum, room=room)
+            expected = self.expect_more(trial, hold_id, used, more=more, minimum=minimum, room=room, ttl=ttl)
         outcome = self.ask(event)
         forgotten = {"ended": REMEMBER_ENDED_US, "lapsed": REMEMBER_LAPSED_US}.get(hold.state)
         if forgotten is not None and hold.over_at < self.latest - forgotten:
@@ -192,12 +190,15 @@ class CallRules(Expected):
             assert outcome.code == "hold_ended"
         else:
             assert outcome == expected
-            self.note(hold_id, account, bills)
-            self.key_spent[key] += used
+            lost = trial.lost[account] - lost
+            self.note(hold_id, account, bills, lost)
+            self.key_spent[key] += used - lost
             self.key_held[key] += self.money.holds[hold_id].held - held
             self.overspent |= {key} if used > held else set()
             hold.seq, hold.answer = hold.seq + step, ("end" if end else "update", outcome)
             hold.lapsed = max(hold.lapsed - used, 0)
+            if ttl and hold.state in ("open", "aside"):
+                hold.state, hold.expires = "open", self.latest + ttl * S
             if end:
                 hold.state, hold.over_at = "ended", self.latest
 
@@ -242,9 +243,13 @@ class CallRules(Expected):
             found[call.call_id] = 0 if call.covered else due
         return found
 
-    def note(self, hold_id, account, bills):
-        records = [(record.cdr_id, record.charged_uhs) for record in self.decisions[-1].records]
-        assert records == list(bills.items())
+    def note(self, hold_id, account, bills, lost=0):
+        """Each new call has its record; what was written off is what the last calls aren't charged."""
+        records = self.decisions[-1].records
+        assert [(record.cdr_id, record.charged_uhs + record.absorbed_uhs) for record in records] == list(bills.items())
+        assert sum(record.absorbed_uhs for record in records) == lost
+        paid = [record.charged_uhs > 0 for record in records if record.charged_uhs + record.absorbed_uhs]
+        assert paid == sorted(paid, reverse=True), "the last calls bear the loss"
         assert all(record.account_id == account for record in self.decisions[-1].records)
         for call_id, charge in bills.items():
             self.charged[account, call_id] = charge
@@ -258,9 +263,11 @@ class CallRules(Expected):
         spent = sum(job.burned_uhs + job.held_uhs for job in jobs) + self.key_spent[key] + self.key_held[key]
         return max(0, limit - spent)
 
-    def expect_more(self, trial, hold_id, used, *, more, minimum, room):
+    def expect_more(self, trial, hold_id, used, *, more, minimum, room, ttl):
         hold = trial.holds[hold_id]
         self.use_up(trial, hold_id, used)
+        if hold.state == "aside" and ttl:
+            hold.state = "open"
         free = trial.free(hold.account, hold.use, self.latest) if hold.state == "open" else 0
         granted = min(more, room, free)
         granted = granted if granted >= min(minimum, more) else 0
@@ -269,4 +276,5 @@ class CallRules(Expected):
     @invariant()
     def a_slice_pays_for_its_calls_and_for_nothing_else(self):
         for hold_id, _ in self.slices:
-            assert self.money.holds[hold_id].captured == self.billed[hold_id]
+            hold = self.money.holds[hold_id]
+            assert hold.captured + hold.lost == self.billed[hold_id]

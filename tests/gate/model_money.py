@@ -123,7 +123,7 @@ class Expected(Driver):
     """What a word about a hold must be answered, from the auditor's lists alone."""
 
     def use_up(self, trial, hold_id, used):
-        """Held, then free, then debt: returns what became debt."""
+        """Held, then free, then lost: what became debt, and what the operator lost."""
         hold = trial.holds[hold_id]
         debt, covered = 0, min(used, hold.held)
         while covered:
@@ -133,24 +133,30 @@ class Expected(Driver):
             debt += part * (lot == CREDIT)
             trial.debt[hold.account] += part * (lot == CREDIT)
             covered, used = covered - part, used - part
-        over = trial.take(hold.account, hold.use, used, self.latest, into="captured")
+        there = min(used, trial.free(hold.account, hold.use, self.latest))
+        trial.lost[hold.account] += used - there
+        over = trial.take(hold.account, hold.use, there, self.latest, into="captured")
         beyond = sum(part for lot, part in over if lot == CREDIT)
         trial.debt[hold.account] += beyond
-        return debt + beyond
+        return debt + beyond, used - there
 
-    def expect_update(self, trial, hold_id, used, more):
+    def expect_update(self, trial, hold_id, used, more, ttl):
         hold = trial.holds[hold_id]
         self.use_up(trial, hold_id, used)
+        hold.state = "open" if hold.state == "aside" and ttl else hold.state
         is_open = hold.state == "open"
         granted = min(more, trial.free(hold.account, hold.use, self.latest)) if is_open else 0
         return Accepted(granted_uhs=granted, held_uhs=hold.held + granted, final=granted < more or not is_open)
 
     def expect_end(self, trial, hold_id, used):
         hold = trial.holds[hold_id]
-        late = hold.state == "lapsed"
-        over = used > (hold.lapsed if late else hold.held)
-        debt = self.use_up(trial, hold_id, used)
-        facts = {"captured_uhs": used, "released_uhs": hold.held, "debt_uhs": debt, "over_hold": over, "late": late}
+        late = hold.state != "open"
+        over = used > (hold.lapsed if hold.state == "lapsed" else hold.held)
+        debt, lost = self.use_up(trial, hold_id, used)
+        facts = {
+            "captured_uhs": used - lost, "released_uhs": hold.held, "debt_uhs": debt, "over_hold": over, "late": late,
+            "written_off_uhs": lost,
+        }  # fmt: skip
         return Accepted(facts=facts)
 
 
@@ -205,7 +211,7 @@ class HoldRules(Expected):
         common = {"hold_id": hold_id, "account_id": account, "seq": hold.seq + step}
         trial = copy.deepcopy(self.money)
         if verb == "update":
-            expected = self.expect_update(trial, hold_id, used, more)
+            expected = self.expect_update(trial, hold_id, used, more, ttl)
             event = UpdateHold(**common, used_uhs=used, more_uhs=more, ttl_us=ttl and ttl * S)
         else:
             used = used if verb == "settle" else 0
@@ -226,5 +232,5 @@ class HoldRules(Expected):
             hold.seq, hold.answer, hold.lapsed = hold.seq + step, (kind, outcome), max(hold.lapsed - used, 0)
             if verb != "update":
                 hold.state, hold.over_at = "ended", self.latest
-            elif hold.state == "open" and ttl:
-                hold.expires = self.latest + ttl * S
+            elif hold.state in ("open", "aside") and ttl:
+                hold.state, hold.expires = "open", self.latest + ttl * S

@@ -53,8 +53,8 @@ class Lot:
 class Hold:
     def __init__(self, account, use):
         self.account, self.use = account, use
-        self.queue, self.stack = [], []
-        self.seq, self.answer, self.state, self.lapsed = 0, None, "open", 0
+        self.queue, self.stack, self.lost = [], [], 0
+        self.seq, self.answer, self.state, self.lapsed, self.settle_by = 0, None, "open", 0, None
 
     @property
     def held(self):
@@ -70,7 +70,7 @@ class Auditor:
 
     def __init__(self, policy_of):
         self.lots, self.holds = [], {}
-        self.debt, self.limit = defaultdict(int), defaultdict(int)
+        self.debt, self.limit, self.lost = defaultdict(int), defaultdict(int), defaultdict(int)
         self.receivable = defaultdict(int)
         self.policy_of = policy_of
         self.paths, self.count = defaultdict(int), 0
@@ -162,6 +162,7 @@ class Auditor:
         if transfer.ref not in self.holds:
             self.holds[transfer.ref] = Hold(account, use_of(transfer.ref))
         hold = self.holds[transfer.ref]
+        hold.state = "open" if hold.state == "aside" else hold.state
         assert (hold.state, hold.account) == ("open", account)
         assert 0 < amount <= self.free(account, hold.use, transfer.at_us), f"overdraft: {transfer}"
         parts = self.take(account, hold.use, amount, transfer.at_us, into="held")
@@ -187,11 +188,20 @@ class Auditor:
         else:
             assert not hold.queue, "what is held is used before what is free"
             assert {"over_hold", "late"} & set(transfer.flags)
+            assert amount <= self.free(account, hold.use, transfer.at_us), f"a customer is charged beyond: {transfer}"
             parts = self.take(account, hold.use, amount, transfer.at_us, into="captured")
             assert -amounts.get("debt", 0) == sum(part for lot, part in parts if lot == CREDIT)
         assert_same_lots(parts, transfer)
         self.debt[account] += sum(part for lot, part in parts if lot == CREDIT)
         hold.stack += parts
+
+    def _write_off(self, transfer, amounts, use_of, terms_of):
+        """Only when nothing is left that could pay: not in the hold, not beside it."""
+        hold, lost = self.holds[transfer.ref], amounts["redeemed"]
+        assert amounts == {"written_off": -lost, "redeemed": lost}
+        assert lost > 0 == hold.held + self.free(hold.account, hold.use, transfer.at_us)
+        self.lost[hold.account] += lost
+        hold.lost += lost
 
     def _release(self, transfer, amounts, use_of, terms_of):
         hold = self.holds[transfer.ref]

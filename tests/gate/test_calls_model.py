@@ -69,6 +69,7 @@ class CallMachine(CallRules):
         assert self.twin.snapshot() == snapshot
 
     the_gate_is_sound = GateMachine.the_gate_is_sound
+    no_account_owes_more_than_its_credit = GateMachine.no_account_owes_more_than_its_credit
     the_journal_alone_gives_every_balance = GateMachine.the_journal_alone_gives_every_balance
 
     @invariant()
@@ -92,6 +93,7 @@ class CallMachine(CallRules):
         self.now = self.latest + 50 * DAY
         self.do(Tick())
         assert not self.book.holds, "no slice leaks"
+        assert not self.book.lapsed, "nothing is set aside for ever"
         again = Gate()
         for (event, now), decision in zip(self.journal, self.decisions, strict=True):
             assert again.handle(event, now) == decision

@@ -122,18 +122,27 @@ class GateMachine(MoneyRules, HoldRules, JobRules, ClusterRules):
         assert len(self.money.lots) == len(self.book.lots)
 
     @invariant()
+    def no_account_owes_more_than_its_credit(self):
+        """So a prepaid one never owes anything, whatever was reported, in whatever order, however late."""
+        for account in ACCOUNTS:
+            view = self.gate.ask(BalanceOf(account_id=account), self.latest)
+            assert 0 <= view.debt_uhs <= self.money.limit[account]
+            assert self.book.accounts[account].written_off_uhs == self.money.lost[account]
+
+    @invariant()
     def what_is_held_is_held_for_a_job_or_a_client(self):
         owners = {job.hold_id: job for job in self.state.jobs.values() if job.hold_id is not None}
-        for hold_id, hold in self.book.holds.items():
+        for hold_id, hold in (self.book.holds | self.book.lapsed).items():
             there = self.money.holds.get(hold_id, Hold("", None))
             assert hold.held_uhs == there.held
             assert ("#" in hold_id) == (hold_id in owners)
         for hold_id in owners:
             assert hold_id in self.book.holds
-        ended = self.open_holds - set(self.book.holds)
-        assert not self.over & set(self.book.holds), "a hold that had ended is open again"
+        standing = set(self.book.holds | self.book.lapsed)
+        ended = self.open_holds - standing
+        assert not self.over & standing, "a hold that had ended is open again"
         self.over |= ended
-        self.open_holds = set(self.book.holds)
+        self.open_holds = standing
         assert all(not self.money.holds[hold_id].held for hold_id in self.over)
 
     @invariant()

@@ -1,5 +1,6 @@
 """Stories of accounts: keys with limits, credit and invoices, bundles, subscriptions and what they overflow into."""
 
+import msgspec
 import pytest
 
 from fabric.charging import plans
@@ -8,6 +9,7 @@ from fabric.gate.events import (
     Authorize,
     BuyBundle,
     ClosePeriod,
+    Configure,
     CreateKey,
     Grant,
     HoldMode,
@@ -23,7 +25,7 @@ from fabric.gate.events import (
 from fabric.gate.questions import BalanceOf, KeyOf
 from fabric.ledger import Service, Use
 from tests.gate.conftest import finished, metered, removed, started, submit, top_up
-from tests.gate.world import CATALOGUE, DAY, S, spec
+from tests.gate.world import CATALOGUE, DAY, TARIFFS, S, spec
 
 TRAINING = Use(service=Service.TRAINING)
 INFERENCE = Use(service=Service.INFERENCE)
@@ -187,9 +189,10 @@ def test_it_does_not_matter_how_often_anybody_ticked(story, stops):
     assert sum(lot.granted_uhs for lot in story.gate.state.book.lots.values() if lot.account_id == "bob") == 740 * S
 
 
-def test_what_a_lapsing_hold_gives_back_in_time_is_rolled_over_too(story):
+def test_what_a_hold_gives_back_in_time_is_rolled_over_too(story):
     story.must(Subscribe(account_id="bob", subscription="daily"))
-    story.must(hold(70, account="bob", ttl_us=DAY - S))
+    story.must(hold(70, account="bob", ttl_us=DAY // 2))
+    story.at(86_400 // 2).must(ReleaseHold(hold_id="c", account_id="bob", seq=1))
     story.at(86_400).do(Tick())
     assert story.free("bob") == 160 * S
 
@@ -235,9 +238,10 @@ def test_a_hold_and_a_usage_are_met_as_the_overflow_policy_says(story, offer, se
     if said.uncovered_uhs:
         assert outcome.facts["short_uhs"] == said.uncovered_uhs
         story.must(hold(1, account="cyd"))
-    # Usage is always booked: beyond what the policy lets in it is debt, and the wallet stays untouched where it is barred.
+    # Usage is always booked: beyond what the policy lets in it is written off, and the wallet stays untouched where it is
+    # barred.
     settled = story.must(SettleHold(hold_id="c", account_id="cyd", seq=1, used_uhs=seconds * S))
-    assert settled.facts["debt_uhs"] == said.credit_uhs + said.uncovered_uhs
+    assert (settled.facts["debt_uhs"], settled.facts["written_off_uhs"]) == (said.credit_uhs, said.uncovered_uhs)
     wallet = sum(lot.free_uhs for lot in story.gate.state.book.lots.values() if lot.terms.origin == "top_up")
     assert wallet - 1_000 * S == 1_000 * S - said.wallet_uhs
 
@@ -294,14 +298,47 @@ def test_an_extension_and_an_update_are_bound_too(story):
 # -- clients' holds --------------------------------------------------------------------------------------------------------
 
 
-def test_a_lapsed_hold_is_free_again_and_settled_late(story):
+def test_a_gateway_that_was_cut_off_finds_what_it_held_set_aside(story):
+    """Ten bought, and used behind a cut line: nobody spends them meanwhile, and nothing is owed."""
     story.must(hold(900, ttl_us=5 * S))
     assert story.at(4).do(submit(limit=200 * S)).outcome.code == "insufficient_tokens"
-    story.at(5).must(submit(limit=200 * S))
-    settled = story.at(6).must(SettleHold(hold_id="c", account_id="ada", seq=1, used_uhs=850 * S))
-    assert settled.facts == {
-        "captured_uhs": 850 * S, "released_uhs": 0, "debt_uhs": 50 * S, "over_hold": False, "late": True,
-    }  # fmt: skip
+    assert story.at(6).do(submit(limit=200 * S)).outcome.code == "insufficient_tokens"
+    settled = story.at(86_000).must(SettleHold(hold_id="c", account_id="ada", seq=1, used_uhs=850 * S))
+    assert (settled.facts["captured_uhs"], settled.facts["released_uhs"], settled.facts["late"]) == (
+        850 * S,
+        50 * S,
+        True,
+    )
+    assert story.gate.ask(BalanceOf(account_id="ada"), story.now_us).debt_uhs == 0
+    assert story.free("ada") == 150 * S
+
+
+def test_what_is_reported_after_the_window_and_is_not_free_is_written_off(story):
+    story.must(hold(900, ttl_us=5 * S))
+    story.at(86_405).must(submit(limit=200 * S))
+    decision = story.at(86_406).do(SettleHold(hold_id="c", account_id="ada", seq=1, used_uhs=850 * S))
+    facts = decision.outcome.facts
+    assert (facts["captured_uhs"], facts["written_off_uhs"], facts["debt_uhs"]) == (800 * S, 50 * S, 0)
+    capture, lost = decision.transfers
+    assert (capture.kind, lost.kind, lost.flags) == ("capture", "write_off", ("late",))
+    assert {leg.account: leg.amount for leg in lost.postings} == {
+        "op/op/written_off": -50 * S,
+        "op/op/redeemed": 50 * S,
+    }
+    assert story.gate.ask(BalanceOf(account_id="ada"), story.now_us).debt_uhs == 0
+
+
+@pytest.mark.parametrize(("hours", "free"), [(0, 1_000), (1, 100), (96, 100)])
+def test_how_long_a_lapsed_hold_is_set_aside_is_the_operators_to_say(story, hours, free):
+    catalogue = msgspec.structs.replace(CATALOGUE, settlement_hours=hours)
+    story.must(Configure(tariffs=TARIFFS, catalogue=catalogue))
+    story.must(hold(900, ttl_us=5 * S))
+    story.at(3_604).do(Tick())
+    assert story.free("ada") == free * S
+    story.at(5 + hours * 3_600).do(Tick())
+    assert story.free("ada") == 1_000 * S
+    worse = msgspec.structs.replace(CATALOGUE, settlement_hours=97)
+    assert story.do(Configure(tariffs=TARIFFS, catalogue=worse)).outcome.code == "invalid_config"
 
 
 def test_the_hold_of_a_job_is_out_of_every_clients_reach(story):

@@ -9,6 +9,7 @@ from fabric.units import UHS_PER_CT
 
 ACCOUNTS = ("ada", "bob")
 CREDIT = None
+WINDOW = 10
 
 
 def admits(scope, use):
@@ -43,7 +44,7 @@ class OracleHold:
     def __init__(self, account, use, *, expires, answer):
         self.account, self.use, self.expires, self.answer = account, use, expires, answer
         self.queue, self.stack = [], []
-        self.seq, self.state, self.lapsed = 0, "open", 0
+        self.seq, self.state, self.lapsed, self.settle_by = 0, "open", 0, None
 
     @property
     def held(self):
@@ -59,6 +60,10 @@ class Oracle:
         self.lots, self.holds = {}, {}
         self.limit = dict.fromkeys(ACCOUNTS, 0)
         self.debt = dict.fromkeys(ACCOUNTS, 0)
+        self.lost = dict.fromkeys(ACCOUNTS, 0)
+
+    def credit(self, account):
+        return max(0, self.limit[account] - self.debt[account] - self.credit_held(account))
 
     def credit_held(self, account):
         holds = [hold for hold in self.holds.values() if hold.account == account]
@@ -70,8 +75,7 @@ class Oracle:
         return sorted(lots, key=OracleLot.rank)
 
     def free(self, account, use, now):
-        credit = max(0, self.limit[account] - self.debt[account] - self.credit_held(account))
-        return sum(lot.free for lot in self.spendable(account, use, now)) + credit
+        return sum(lot.free for lot in self.spendable(account, use, now)) + self.credit(account)
 
     def take(self, account, use, *, amount, now):
         """A list of (lot, amount); what no lot has is on credit."""
@@ -122,13 +126,16 @@ class Oracle:
         return invoiced
 
     def book_usage(self, hold, used, now):
+        """Held, then free, then lost: (what became debt, what the operator lost)."""
         covered = min(used, hold.held)
         debt = self.capture(hold, covered)
-        parts = self.take(hold.account, hold.use, amount=used - covered, now=now)
+        there = min(used - covered, self.free(hold.account, hold.use, now))
+        parts = self.take(hold.account, hold.use, amount=there, now=now)
         hold.stack += parts
         beyond = sum(amount for lot, amount in parts if lot is CREDIT)
         self.debt[hold.account] += beyond
-        return debt + beyond
+        self.lost[hold.account] += used - covered - there
+        return debt + beyond, used - covered - there
 
     def end(self, hold, state, now):
         freed = hold.held
@@ -145,6 +152,7 @@ class Oracle:
             due = [
                 (h.expires, 0, name) for name, h in self.holds.items() if h.state == "open" and h.expires is not None
             ]
+            due += [(h.settle_by, 0, name) for name, h in self.holds.items() if h.state == "aside"]
             due += [
                 (lot.terms.expires_at_us, 1, name) for name, lot in self.lots.items() if lot.free and not lot.alive(now)
             ]
@@ -152,7 +160,9 @@ class Oracle:
             if not due:
                 return
             at, kind, name = min(due)
-            if kind == 0:
+            if kind == 0 and self.holds[name].state == "open":
+                self.holds[name].state, self.holds[name].settle_by = "aside", at + WINDOW
+            elif kind == 0:
                 self.holds[name].lapsed = self.holds[name].held
                 self.end(self.holds[name], "lapsed", at)
             else:

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from fabric.ledger import Book, Granted, HoldState, Refused, Scope, Settled
+from fabric.ledger.sweeping import SETTLEMENT_WINDOW_US
 from fabric.units import INT64_MAX
 
 
@@ -135,14 +136,16 @@ def test_a_refused_word_does_not_use_up_its_seq(funded, use):
         (50, Settled(50, 0), 50),
         (70, Settled(70, 0, over_hold=True), 30),
         (100, Settled(100, 0, over_hold=True), 0),
-        (130, Settled(130, 0, debt_uhs=30, over_hold=True), 0),
+        (130, Settled(100, 0, over_hold=True, written_off_uhs=30), 0),
     ],
 )
-def test_what_was_used_is_always_booked_from_held_then_free_then_as_debt(funded, use, used, answer, free):
+def test_what_was_used_is_always_booked_from_held_then_free_then_written_off(funded, use, used, answer, free):
     authorize(funded, use, 50)
     assert funded.settle("h", seq=1, used_uhs=used, now_us=1) == answer
     balance = funded.balance("ada", now_us=1)
-    assert (balance.free_uhs, balance.held_uhs, balance.debt_uhs) == (free, 0, answer.debt_uhs)
+    assert (balance.free_uhs, balance.held_uhs, balance.debt_uhs) == (free, 0, 0)
+    assert funded.tokens_uhs["redeemed"] == used
+    assert funded.tokens_uhs["written_off"] == -answer.written_off_uhs
     flagged = [transfer for transfer in funded.drain() if "over_hold" in transfer.flags]
     assert bool(flagged) == answer.over_hold
 
@@ -151,7 +154,7 @@ def test_over_hold_takes_nothing_that_is_out_of_scope(book, terms, use):
     book.grant("ada", lot_id="in", amount_uhs=10, terms=terms(), now_us=0)
     book.grant("ada", lot_id="out", amount_uhs=10, terms=terms(scope=Scope(accelerators=("910B",))), now_us=0)
     authorize(book, use, 10)
-    assert book.settle("h", seq=1, used_uhs=15, now_us=0).debt_uhs == 5
+    assert book.settle("h", seq=1, used_uhs=15, now_us=0).written_off_uhs == 5
     assert book.lots["out"].free_uhs == 10
 
 
@@ -159,19 +162,57 @@ def test_over_hold_takes_nothing_that_is_out_of_scope(book, terms, use):
 def test_a_late_settlement_is_booked_and_flagged(funded, use, used, over):
     authorize(funded, use, 50, expires=20)
     funded.sweep(now_us=20)
-    assert funded.free("ada", now_us=20) == 100
+    assert funded.free("ada", now_us=20) == 50, "what it held is set aside"
+    lost = max(0, used - 100)
     answer = funded.settle("h", seq=1, used_uhs=used, now_us=30)
-    assert answer == Settled(used, 0, max(0, used - 100), over_hold=over, late=True)
+    assert answer == Settled(used - lost, max(0, 50 - used), over_hold=over, late=True, written_off_uhs=lost)
     assert funded.settle("h", seq=2, used_uhs=used, now_us=31).code == "hold_ended"
-    assert funded.ended["h"].state is HoldState.EXPIRED
-    assert all("late" in transfer.flags for transfer in funded.drain() if transfer.kind == "capture")
+    booked = [transfer for transfer in funded.drain() if transfer.kind in ("capture", "write_off")]
+    assert all("late" in transfer.flags for transfer in booked)
+    assert funded.free("ada", now_us=31) == max(0, 100 - used)
 
 
-def test_a_late_update_is_booked_but_grants_nothing_more(funded, use):
+@pytest.mark.parametrize(("used", "over"), [(0, False), (30, False), (31, True), (130, True)])
+def test_what_comes_after_the_window_is_met_from_what_is_free_or_written_off(book, terms, use, used, over):
+    book.grant("ada", lot_id="lot", amount_uhs=100, terms=terms(), now_us=0)
+    authorize(book, use, 30, expires=20)
+    book.sweep(now_us=20 + SETTLEMENT_WINDOW_US)
+    assert book.free("ada", now_us=20 + SETTLEMENT_WINDOW_US) == 100
+    lost = max(0, used - 100)
+    answer = book.settle("h", seq=1, used_uhs=used, now_us=30 + SETTLEMENT_WINDOW_US)
+    assert answer == Settled(used - lost, 0, 0, over_hold=over, late=True, written_off_uhs=lost)
+    assert book.balance("ada", now_us=30 + SETTLEMENT_WINDOW_US).debt_uhs == 0
+
+
+def test_use_that_credit_allows_is_owed_and_what_goes_beyond_is_written_off(book, use):
+    book.set_credit_limit("ada", credit_limit_uhs=50)
+    authorize(book, use, 20)
+    answer = book.settle("h", seq=1, used_uhs=70, now_us=1)
+    assert answer == Settled(50, 0, 50, over_hold=True, written_off_uhs=20)
+    assert book.balance("ada", now_us=1).debt_uhs == 50
+
+
+def test_a_late_update_without_a_new_validity_is_booked_and_grants_nothing_more(funded, use):
     authorize(funded, use, 50, expires=20)
-    assert funded.update("h", seq=1, used_uhs=30, more_uhs=50, now_us=25, expires_at_us=99) == Granted(0, 0, final=True)
+    assert funded.update("h", seq=1, used_uhs=30, more_uhs=50, now_us=25) == Granted(0, 20, final=True)
     assert funded.settle("h", seq=2, used_uhs=30, now_us=26) == Settled(30, 0, 0, over_hold=True, late=True)
     assert funded.free("ada", now_us=26) == 40
+
+
+def test_a_late_update_with_a_new_validity_opens_the_hold_again(funded, use):
+    authorize(funded, use, 50, expires=20)
+    answer = funded.update("h", seq=1, used_uhs=30, more_uhs=5, now_us=25, expires_at_us=40)
+    assert answer == Granted(5, 25, final=False)
+    assert (funded.lapsed, funded.next_due_us()) == ({}, 40)
+    assert funded.settle("h", seq=2, used_uhs=25, now_us=26) == Settled(25, 0)
+
+
+def test_a_hold_that_was_given_up_is_not_opened_again(book, terms, use):
+    book.grant("ada", lot_id="lot", amount_uhs=100, terms=terms(), now_us=0)
+    authorize(book, use, 50, expires=20)
+    late = 20 + SETTLEMENT_WINDOW_US
+    assert book.update("h", seq=1, used_uhs=30, more_uhs=5, now_us=late, expires_at_us=2 * late) == Granted(0, 0, True)  # noqa: FBT003
+    assert (book.free("ada", now_us=late), list(book.expired)) == (70, ["h"])
 
 
 def test_an_update_renews_the_validity(funded, use):
@@ -227,4 +268,4 @@ def test_no_word_of_one_customer_leaves_another_without_room_in_the_totals(funde
     assert isinstance(funded.update("h", seq=1, used_uhs=most_uhs, more_uhs=0, now_us=1), Granted)
     assert funded.settle("h", seq=2, used_uhs=most_uhs, now_us=1).code == "implausible_usage"
     funded.authorize("bob", hold_id="b", amount_uhs=50, use=use, now_us=1, expires_at_us=None)
-    assert funded.settle("b", seq=1, used_uhs=60, now_us=1) == Settled(60, 0, 10, over_hold=True)
+    assert funded.settle("b", seq=1, used_uhs=60, now_us=1) == Settled(50, 0, over_hold=True, written_off_uhs=10)

@@ -13,7 +13,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from fabric.ledger import Book, Granted, Origin, Refused, Scope, Service, Settled, Terms, Use
 from fabric.units import UHS_PER_CT
 
-from .oracle import ACCOUNTS, Oracle, OracleHold, OracleLot
+from .oracle import ACCOUNTS, WINDOW, Oracle, OracleHold, OracleLot
 
 USES = (
     Use(service=Service.TRAINING, accelerators=("H100",)),
@@ -37,10 +37,11 @@ class BookMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.now, self.made = 0, 0
-        self.book, self.oracle = Book(operator="op"), Oracle()
+        self.book, self.oracle = Book(operator="op", settlement_window_us=WINDOW), Oracle()
         self.paths = defaultdict(int)
         self.last_transfer = 0
         self.ends = defaultdict(int)
+        self.most_credit = dict.fromkeys(ACCOUNTS, 0)
 
     @initialize(limit=st.sampled_from([0, 25]))
     def open_accounts(self, limit):
@@ -123,6 +124,7 @@ class BookMachine(RuleBasedStateMachine):
     def set_limit(self, account, limit):
         self.do(lambda: self.book.set_credit_limit(account, credit_limit_uhs=limit))
         self.oracle.limit[account] = limit
+        self.most_credit[account] = max(self.most_credit[account], limit)
 
     @rule(account=st.sampled_from(ACCOUNTS))
     def invoice(self, account):
@@ -215,14 +217,15 @@ class BookMachine(RuleBasedStateMachine):
         )
         if self.heard_before(hold, seq, answer, Granted):
             return
-        self.oracle.book_usage(hold, used, self.now)
+        _, lost = self.oracle.book_usage(hold, used, self.now)
+        hold.state = "open" if hold.state == "aside" and expires is not None else hold.state
         granted = 0
         if hold.state == "open":
             granted = (
                 more and self.oracle.extend(hold, amount=more, minimum=1 if partial else None, now=self.now)
             ) or 0
             hold.expires = hold.expires if expires is None else expires
-        assert answer == Granted(granted, hold.held, granted < more or hold.state != "open")
+        assert answer == Granted(granted, hold.held, granted < more or hold.state != "open", lost)
         hold.lapsed = max(0, hold.lapsed - used)
         hold.seq, hold.answer = seq, answer
 
@@ -240,11 +243,11 @@ class BookMachine(RuleBasedStateMachine):
         )
         if self.heard_before(hold, seq, answer, Settled):
             return
-        late = hold.state == "lapsed"
-        over = used > (hold.lapsed if late else hold.held)
-        debt = self.oracle.book_usage(hold, used, self.now)
+        late = hold.state != "open"
+        over = used > (hold.lapsed if hold.state == "lapsed" else hold.held)
+        debt, lost = self.oracle.book_usage(hold, used, self.now)
         freed = self.oracle.end(hold, "ended", self.now)
-        assert answer == Settled(used, freed, debt, over, late)
+        assert answer == Settled(used - lost, freed, debt, over, late, lost)
         hold.seq, hold.answer = seq, answer
         self.ends[name] += 1
 
@@ -294,7 +297,15 @@ class BookMachine(RuleBasedStateMachine):
     @invariant()
     def every_hold_ends_at_most_once(self):
         assert all(count == 1 for count in self.ends.values())
-        assert not set(self.book.holds) & (set(self.book.lapsed) | set(self.book.ended))
+        kept = [*self.book.holds, *self.book.lapsed, *self.book.expired, *self.book.ended]
+        assert len(kept) == len(set(kept))
+
+    @invariant()
+    def an_account_owes_no_more_than_its_credit(self):
+        """Unless its limit was lowered under it; one that never had credit never owes anything."""
+        for account in ACCOUNTS:
+            owed = self.book.accounts[account].owed_uhs
+            assert owed <= self.most_credit[account]
 
     @invariant()
     def the_oracle_agrees(self):
@@ -310,8 +321,8 @@ class BookMachine(RuleBasedStateMachine):
             booked = swept.lots[lot_id]
             assert (booked.free_uhs, booked.expired_uhs) == (lot.free, lot.expired)
         for name, hold in self.oracle.holds.items():
-            if hold.state == "open":
-                held = [(piece.lot_id, piece.held_uhs) for piece in swept.holds[name].pieces if piece.held_uhs]
+            if hold.state in ("open", "aside"):
+                held = [(piece.lot_id, piece.held_uhs) for piece in swept.hold(name).pieces if piece.held_uhs]
                 assert merged(held) == merged([(lot.lot_id if lot else "", amount) for lot, amount in hold.queue])
 
     @invariant()
@@ -329,7 +340,8 @@ class BookMachine(RuleBasedStateMachine):
             assert self.paths[f"cust/{account}/available"] == sum(lot.free_uhs for lot in lots) >= 0
             assert self.paths[f"cust/{account}/held"] == self.book.accounts[account].held_uhs >= 0
             assert self.paths[f"cust/{account}/debt"] == -self.book.accounts[account].owed_uhs <= 0
-        for name in ("issued", "redeemed", "breakage"):
+            assert self.book.accounts[account].written_off_uhs == self.oracle.lost[account]
+        for name in ("issued", "redeemed", "breakage", "written_off"):
             assert self.paths[f"op/op/{name}"] == self.book.tokens_uhs[name]
 
 

@@ -46,10 +46,10 @@ def test_an_extension_and_an_update_obey_the_same_rule(mixed, use):
     assert mixed.update("h", seq=1, used_uhs=5, more_uhs=50, now_us=1) == Granted(10, 25, final=True)
 
 
-def test_usage_beyond_the_hold_is_booked_as_debt_rather_than_taken_from_barred_lots(mixed, use):
+def test_usage_beyond_the_hold_is_written_off_rather_than_taken_from_barred_lots(mixed, use):
     mixed.set_spending("bob", spending=(OWN_LOTS,))
     hold(mixed, use, 20)
-    assert mixed.settle("h", seq=1, used_uhs=45, now_us=1) == Settled(45, 0, 15, over_hold=True, late=False)
+    assert mixed.settle("h", seq=1, used_uhs=45, now_us=1) == Settled(30, 0, over_hold=True, written_off_uhs=15)
     assert mixed.lots["wallet"].free_uhs == 50
 
 

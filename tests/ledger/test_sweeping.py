@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from fabric.ledger import Book, HoldState
-from fabric.ledger.sweeping import REMEMBER_ENDED_US, REMEMBER_LAPSED_US
+from fabric.ledger.sweeping import REMEMBER_ENDED_US, REMEMBER_LAPSED_US, SETTLEMENT_WINDOW_US
 
 
 def test_an_expired_lot_is_never_authorised_swept_or_not(funded, use):
@@ -42,19 +42,26 @@ def test_breakage_is_dated_at_expiry_and_booked_once(funded, late):
 
 
 def test_a_hold_lapses_at_its_time_and_cannot_leak(funded, use):
+    """First it is set aside, then it is given up."""
+    funded.settlement_window_us = 15
     funded.authorize("ada", hold_id="h", amount_uhs=80, use=use, now_us=0, expires_at_us=30)
     funded.drain()
     funded.sweep(now_us=29)
     assert funded.holds["h"].held_uhs == 80
+    funded.sweep(now_us=44)
+    assert (funded.lapsed["h"].held_uhs, funded.drain()) == (80, ())
+    assert funded.free("ada", now_us=44) == 20
     funded.sweep(now_us=50)
     (transfer,) = funded.drain()
-    assert (transfer.kind, transfer.at_us, transfer.flags) == ("release", 30, ("lapsed",))
-    assert (funded.lapsed["h"].state, funded.lapsed["h"].ended_at_us) == (HoldState.EXPIRED, 30)
+    assert (transfer.kind, transfer.at_us, transfer.flags) == ("release", 45, ("lapsed",))
+    assert (funded.expired["h"].state, funded.expired["h"].ended_at_us) == (HoldState.EXPIRED, 45)
     assert funded.free("ada", now_us=50) == 100
 
 
 @pytest.mark.parametrize("lapses", [99, 100, 101])
 def test_sweeping_late_gives_what_sweeping_in_time_would_have_given(funded, use, lapses):
+    funded.settlement_window_us = 1
+    lapses -= 1
     funded.authorize("ada", hold_id="h", amount_uhs=100, use=use, now_us=0, expires_at_us=lapses)
     copy = msgspec.msgpack.decode(msgspec.msgpack.encode(funded), type=Book)
     for now in range(200):
@@ -66,7 +73,8 @@ def test_sweeping_late_gives_what_sweeping_in_time_would_have_given(funded, use,
 
 
 def test_nothing_waits_for_the_sweeper(funded, use):
-    funded.authorize("ada", hold_id="h", amount_uhs=100, use=use, now_us=0, expires_at_us=30)
+    funded.settlement_window_us = 10
+    funded.authorize("ada", hold_id="h", amount_uhs=100, use=use, now_us=0, expires_at_us=20)
     answer = funded.authorize("ada", hold_id="next", amount_uhs=100, use=use, now_us=30, expires_at_us=None)
     assert answer.granted_uhs == 100
 
@@ -92,7 +100,7 @@ def test_deadlines_are_rebuilt_from_a_snapshot(funded, use):
 def test_a_validity_in_the_past_lapses_at_once_but_not_before_it_was_asked_for(funded, use):
     funded.authorize("ada", hold_id="h", amount_uhs=10, use=use, now_us=120, expires_at_us=50)
     funded.sweep(now_us=120)
-    assert funded.lapsed["h"].ended_at_us == 120
+    assert funded.lapsed["h"].settle_by_us == 120 + SETTLEMENT_WINDOW_US
 
 
 def test_deadlines_of_ended_holds_do_not_pile_up(funded, use):
@@ -110,8 +118,11 @@ def test_ended_holds_are_forgotten_in_time_and_lapsed_ones_much_later(funded, us
     assert list(funded.ended) == ["settled"]
     funded.sweep(now_us=11 + REMEMBER_ENDED_US)
     assert (list(funded.ended), list(funded.lapsed)) == ([], ["silent"])
-    funded.sweep(now_us=21 + REMEMBER_LAPSED_US)
-    assert list(funded.lapsed) == []
+    given_up = 20 + SETTLEMENT_WINDOW_US
+    funded.sweep(now_us=given_up + REMEMBER_LAPSED_US)
+    assert list(funded.expired) == ["silent"]
+    funded.sweep(now_us=given_up + REMEMBER_LAPSED_US + 1)
+    assert list(funded.expired) == []
 
 
 def test_a_lot_that_expired_under_a_hold_is_not_due_again(funded, use):
@@ -132,4 +143,4 @@ def test_an_update_cannot_make_a_hold_lapse_before_it_was_said(funded, use):
     funded.authorize("ada", hold_id="h", amount_uhs=60, use=use, now_us=0, expires_at_us=150)
     funded.update("h", seq=1, used_uhs=0, more_uhs=0, now_us=120, expires_at_us=90)
     funded.sweep(now_us=121)
-    assert (funded.lapsed["h"].ended_at_us, funded.tokens_uhs["breakage"]) == (120, 60)
+    assert (funded.lapsed["h"].settle_by_us, funded.tokens_uhs["breakage"]) == (120 + SETTLEMENT_WINDOW_US, 0)

@@ -80,8 +80,12 @@ def test_the_lots_of_a_bundle_are_linked(book, terms):
 
 
 def overdrawn(book, use, used):
+    """Owes what goes beyond its lots, whatever its limit is afterwards."""
+    limit_uhs = book.accounts["ada"].credit_limit_uhs
+    book.set_credit_limit("ada", credit_limit_uhs=used)
     book.authorize("ada", hold_id="h", amount_uhs=100, use=use, now_us=0, expires_at_us=None)
-    return book.settle("h", seq=1, used_uhs=used, now_us=0)
+    book.settle("h", seq=1, used_uhs=used, now_us=0)
+    book.set_credit_limit("ada", credit_limit_uhs=limit_uhs)
 
 
 def test_debt_beyond_the_limit_is_repaid_from_the_next_lot(funded, terms, use):
