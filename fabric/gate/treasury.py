@@ -3,7 +3,7 @@
 from typing import Final
 
 from fabric.charging import plans
-from fabric.charging.catalogue import SETTLEMENT_HOURS_MAX, Cycle, Overflow, Restriction
+from fabric.charging.catalogue import SETTLEMENT_HOURS_MAX, Catalogue, Cycle, Overflow, Restriction
 from fabric.charging.plans import LotTerms
 from fabric.gate import keys, models, refusals
 from fabric.gate.core import Core
@@ -70,12 +70,16 @@ def _leaves_out(core: Core, event: Configure) -> Outcome | None:
     plans_used = dict.fromkeys(account.plan for account in core.state.accounts.values())
     if missing := tuple(name for name in plans_used if event.catalogue.plan(name) is None):
         return _incomplete("catalogue", "a plan that accounts are on", missing)
-    if not 0 <= event.catalogue.settlement_hours <= SETTLEMENT_HOURS_MAX:
+    return _mistaken(event.catalogue)
+
+
+def _mistaken(catalogue: Catalogue) -> Outcome | None:
+    if not 0 <= catalogue.settlement_hours <= SETTLEMENT_HOURS_MAX:
         return refusals.invalid(
-            f"a lapsed hold is set aside for 0 to {SETTLEMENT_HOURS_MAX} hours, not {event.catalogue.settlement_hours}",
+            f"a lapsed hold is set aside for 0 to {SETTLEMENT_HOURS_MAX} hours, not {catalogue.settlement_hours}",
             code="invalid_config",
         )
-    offers = event.catalogue.subscriptions
+    offers = catalogue.subscriptions
     if missing := tuple(offer.name for offer in offers if offer.cycle is Cycle.DAYS and offer.cycle_days < 1):
         return _incomplete("catalogue", "a cycle of at least one day", missing)
     return None
