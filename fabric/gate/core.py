@@ -49,13 +49,13 @@ class Core:
 
     __slots__ = (
         "book",
-        "cell_owners",
         "changed",
         "freed",
         "instructions",
         "jobs_of",
         "now_us",
         "placeable",
+        "placeable_in",
         "planner",
         "plans",
         "price_list",
@@ -81,10 +81,10 @@ class Core:
         self.renewal_due_us: int | None = None
         """When a subscription renews next: derived, so that looking at the clock costs nothing."""
         self.plans: dict[str, Plan] = {}
-        self.cell_owners = {node.dedicated_to: None for node in self.planner.nodes()}
-        """Accounts that have, or had, nodes of their own."""
         self.placeable: dict[Gang, None] = {}
-        """Gangs that were found to fit into some pool as it is built: forgotten whenever a node comes, goes or changes."""
+        """Gangs that were found to fit into some pool as it is built."""
+        self.placeable_in = self.planner.layout
+        """The layout of the nodes that they were found in: with another they are forgotten."""
         self.jobs_of: dict[AccountId, list[Job]] = {}
         """Each account's jobs, oldest first: derived, so that nobody's question looks through everybody's."""
         for job in state.jobs.values():

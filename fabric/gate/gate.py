@@ -15,7 +15,19 @@ from typing import Self, assert_never
 
 import msgspec
 
-from fabric.gate import calls, consequences, credit, jobs, leases, models, nodes, refusals, subscriptions, treasury
+from fabric.gate import (
+    calls,
+    consequences,
+    credit,
+    derived,
+    jobs,
+    leases,
+    models,
+    nodes,
+    refusals,
+    subscriptions,
+    treasury,
+)
 from fabric.gate.answers import answer
 from fabric.gate.core import Core, Served
 from fabric.gate.events import (
@@ -149,7 +161,9 @@ class Gate:
         """Assert every invariant of the whole. Slow: for tests, and for an operator in doubt."""
         state = self._core.state
         state.book.check()
+        assert self._core.planner.at_rest, "an event has changed what can be done, and nobody has planned since"
         self._core.planner.check_invariants()
+        derived.assert_same(self._core)
         held_by_jobs = {job.hold_id: job.held_uhs for job in state.jobs.values() if job.hold_id is not None}
         for hold_id, held_uhs in held_by_jobs.items():
             assert state.book.holds[hold_id].held_uhs == held_uhs, f"hold {hold_id} and its job disagree"

@@ -72,7 +72,7 @@ def why_not(core: Core, job: Job, request: PlacementRequest) -> Refusal | None:
 
 def _never_fits(core: Core, request: PlacementRequest) -> Refusal | None:
     gang = (
-        request.account_id if request.account_id in core.cell_owners else None,
+        request.account_id if request.account_id in core.planner.owners else None,
         request.least,
         request.devices_per_node,
         request.accelerators,
@@ -80,6 +80,9 @@ def _never_fits(core: Core, request: PlacementRequest) -> Refusal | None:
         request.preemptible,
         request.mixtures,
     )
+    if core.placeable_in != core.planner.layout:
+        core.placeable.clear()
+        core.placeable_in = core.planner.layout
     if gang in core.placeable:
         return None
     impossible = core.planner.check(request)

@@ -37,10 +37,9 @@ def up(core: Core, event: NodeUp) -> Outcome:
         dedicated_to=event.dedicated_to,
         notice_us=event.notice_us,
     )
-    core.cell_owners[event.dedicated_to] = None
     for job_id in core.planner.add_node(node, now_us=core.now_us):
         _lose(core, job_id, event.node_id)
-    _changed(core)
+    core.replan = True
     return Accepted()
 
 
@@ -49,7 +48,7 @@ def down(core: Core, event: NodeDown) -> None:
     core.state.holdings.pop(event.node_id, None)
     for job_id in core.planner.remove_node(event.node_id):
         _lose(core, job_id, event.node_id)
-    _changed(core)
+    core.replan = True
 
 
 def drain(core: Core, event: NodeDrain) -> Outcome:
@@ -58,13 +57,13 @@ def drain(core: Core, event: NodeDrain) -> Outcome:
         return refusals.invalid(f"a grace is 0 µs or more, not {event.grace_us}", code="invalid_grace")
     if event.undo:
         core.planner.undrain_node(event.node_id)
-        _changed(core)
+        core.replan = True
         return Accepted()
     reason = StopReason.FABRIC_DOWN if event.closing else StopReason.DRAINED
     for job_id in core.planner.drain_node(event.node_id):
         if record := _record_of(core, job_id):
             leases.stop(core, record, reason, grace_us=event.grace_us)
-    _changed(core)
+    core.replan = True
     return Accepted()
 
 
@@ -74,11 +73,6 @@ def holds(core: Core, event: NodeHolds) -> Outcome:
         return refusals.not_found("node", event.node_id)
     core.state.holdings[event.node_id] = event.holdings
     return Accepted()
-
-
-def _changed(core: Core) -> None:
-    core.placeable.clear()
-    core.replan = True
 
 
 def _lose(core: Core, job_id: JobId, node_id: str) -> None:

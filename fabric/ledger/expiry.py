@@ -62,6 +62,10 @@ class Deadlines:
         due_us = self.next_us()
         return heappop(self.heap) if due_us is not None and due_us <= now_us else None
 
+    def standing(self) -> list[Deadline]:
+        """All that will fall due, soonest first."""
+        return sorted({deadline for deadline in self.heap if self._stands(deadline)})
+
     def _stands(self, deadline: Deadline) -> bool:
         at_us, kind, name = deadline
         if kind == HOLD:

@@ -10,7 +10,7 @@ from msgspec import field
 
 from fabric.ledger.accounts import Account
 from fabric.ledger.daybook import Daybook
-from fabric.ledger.expiry import Deadlines
+from fabric.ledger.expiry import Deadline, Deadlines
 from fabric.ledger.holds import Hold, HoldState, piece_of
 from fabric.ledger.lots import BurnKey, Lot, Origin, Terms, new_lot
 from fabric.ledger.scopes import Use
@@ -49,6 +49,14 @@ class Vault(Daybook, kw_only=True, dict=True):
             if (found := holds.get(hold_id)) is not None:
                 return found
         return None
+
+    def derived(self) -> tuple[list[Deadline], list[str]]:
+        """What is kept beside the fields: deadlines that stand, soonest first; and holds that nobody has asked about yet."""
+        return self._deadlines.standing(), [hold.hold_id for hold in self._just_given_up]
+
+    def derive(self) -> tuple[list[Deadline], list[str]]:
+        """The same, made anew from the fields."""
+        return Deadlines(self.holds, self.lapsed, self.lots).standing(), []
 
     def _plan(self, account: Account, *, use: Use, amount_uhs: int, now_us: int) -> tuple[Plan, int]:
         """What to take of which lots for `use`, and how much is missing."""

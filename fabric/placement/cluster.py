@@ -22,8 +22,9 @@ class Cluster:
         self._state = state
         self.groups: dict[str, Group] = {}
         self.version = 0
-        """Grows when a group appears, or nodes give another notice: what may go where has changed."""
-        self._announcing = sum(node.node.notice_us is not None for node in state.nodes.values())
+        """Grows when a group appears, or gives another notice: what may go where has changed."""
+        self.layout = 0
+        """Grows when a node comes or becomes another: what fits into an empty cluster has changed."""
         for name, at in state.groups.items():
             self.groups[name] = Group(at.pool, at.accelerator, at.owner)
         for node in state.nodes.values():
@@ -49,36 +50,38 @@ class Cluster:
         if known is not None:
             assert known.status == "down"
             self._group_of(known.node).unseat(known)
-        self._note_notice(known.node if known is not None else None, node)
         fresh = NodeState(node=node, slot=group.next_slot(), free=node.devices)
         self._state.nodes[node.node_id] = fresh
+        given_us = group.notice_us
         group.seat(fresh)
         group.touched = True
+        self.layout += 1
+        self.version += group.notice_us != given_us
 
     def announce(self, known: NodeState, node: Node) -> bool:
         """Take another notice of a node that is otherwise what it was. False if it isn't."""
         if msgspec.structs.replace(known.node, notice_us=node.notice_us) != node:
             return False
-        self._note_notice(known.node, node)
+        group = self._group_of(node)
+        self._hear(group, known.node.notice_us, -1)
         known.node = node
-        self._return(self._group_of(node), known)
+        self._hear(group, node.notice_us, 1)
+        self._return(group, known)
         return True
 
     def least_notice_us(self, nodes: Iterable[NodeId] | None = None) -> int | None:
         """The least notice that any of these nodes (None = of all that are up) gives; None = all give enough."""
-        if not self._announcing:
-            return None
-        known = self._state.nodes
-        among = known.values() if nodes is None else (known[node_id] for node_id in nodes if node_id in known)
-        told = (node.node.notice_us for node in among if node.status != "down")
+        if nodes is None:
+            told = [group.notice_us for group in self.groups.values()]
+        else:
+            among = [self._state.nodes[node_id] for node_id in nodes if node_id in self._state.nodes]
+            told = [node.node.notice_us for node in among if node.status != "down"]
         return min((notice_us for notice_us in told if notice_us is not None), default=None)
 
     def close(self, node_id: NodeId, *, status: str) -> NodeState:
         """Take no more jobs on the node."""
         node = self._state.nodes[node_id]
-        if node.status == "up":
-            self._group_of(node.node).hide(node)
-        node.status = status
+        self._turn(self._group_of(node.node), node, status)
         return node
 
     def clear(self, node: NodeState) -> None:
@@ -108,7 +111,7 @@ class Cluster:
         found = tuple(self.groups[name] for name in names if name in self.groups)
         if not request.notice_us:
             return found
-        return tuple(group for group in found if self._gives(group, request.notice_us))
+        return tuple(group for group in found if group.gives(request.notice_us))
 
     def find(self, group: Group, shape: Shape, queued: Queued) -> tuple[Picks, JobId | None] | None:
         """Room for a job, and whose pinned nodes it would backfill. Borrowers leave the headroom, and leave when wanted."""
@@ -239,11 +242,26 @@ class Cluster:
         return node.free + leaving - sum(node.owed.values())
 
     def _return(self, group: Group, node: NodeState) -> None:
-        if node.status == "up":
+        if node.status != "up":
+            self._turn(group, node, "up")
+            group.touched = True
+
+    def _turn(self, group: Group, node: NodeState, status: str) -> None:
+        """The one place where a node's status changes, and with it all that depends on it."""
+        before, node.status = node.status, status
+        if before == status:
             return
-        node.status = "up"
-        group.show(node)
-        group.touched = True
+        if before == "up":
+            group.hide(node)
+        if status == "up":
+            group.show(node)
+        if "down" in {before, status}:
+            self._hear(group, node.node.notice_us, -1 if status == "down" else 1)
+
+    def _hear(self, group: Group, notice_us: int | None, change: int) -> None:
+        given_us = group.notice_us
+        group.hear(notice_us, change)
+        self.version += group.notice_us != given_us
 
     def _hand_on(self, group: Group, node: NodeState, devices: int) -> None:
         left = devices
@@ -280,17 +298,6 @@ class Cluster:
         for node_id, devices in running.shares:
             counted[self._group_of(self._state.nodes[node_id].node).name] += devices
         return [(self.groups[name], devices) for name, devices in counted.items()]
-
-    def _gives(self, group: Group, notice_us: int) -> bool:
-        """Whether all nodes of the group give so much notice."""
-        told = (node.node.notice_us for node in group.nodes if node is not None and node.status != "down")
-        return not self._announcing or all(given is None or given >= notice_us for given in told)
-
-    def _note_notice(self, before: Node | None, now: Node) -> None:
-        was = None if before is None else before.notice_us
-        if was != now.notice_us:
-            self._announcing += (now.notice_us is not None) - (was is not None)
-            self.version += 1
 
     def _group_of(self, node: Node) -> Group:
         name = group_name(node.pool, node.accelerator, node.dedicated_to)

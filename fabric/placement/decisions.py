@@ -74,9 +74,7 @@ class Decisions:
 
     def _try_place(self, lane: Lane, queued: Queued, steps: list[Step], now_us: int) -> bool:
         cluster = self._cluster
-        if lane.seen != cluster.version:
-            lane.groups = cluster.groups_for(queued.request, preemptible=queued.preemptible)
-            lane.seen = cluster.version
+        self._waiting.find_groups(lane, queued)
         found = best(cluster, lane.groups, queued)
         if self._patient_until(queued, now_us) is not None and not (found and self._is_warm(queued, found)):
             return False

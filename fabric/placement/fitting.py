@@ -49,6 +49,8 @@ class Group:
         "loose_devices",
         "name",
         "nodes",
+        "notice_us",
+        "notices",
         "owner",
         "pinned",
         "pool",
@@ -70,6 +72,10 @@ class Group:
         self.holes: list[int] = []
         self.sizes: dict[int, int] = {}
         """How many nodes have how many devices, those that are down included: they may come back."""
+        self.notices: dict[int, int] = {}
+        """How many nodes that aren't down give which notice; those that give enough for anybody are not counted."""
+        self.notice_us: int | None = None
+        """The least notice that any of them gives; None = all give enough."""
         self.free = 0
         self.pinned = 0
         """The nodes of the group's pin, as a bitset."""
@@ -102,6 +108,8 @@ class Group:
         self.sizes[size] = self.sizes.get(size, 0) + 1
         while len(self.fit) <= size:
             self.fit.append(0)
+        if node.status != "down":
+            self.hear(node.node.notice_us, 1)
         if node.status == "up":
             self.show(node)
 
@@ -114,6 +122,18 @@ class Group:
     def find_holes(self) -> None:
         """After seating nodes at their own slots: which slots are nobody's."""
         self.holes = [slot for slot, node in enumerate(self.nodes) if node is None]
+
+    def hear(self, notice_us: int | None, change: int) -> None:
+        """One node more (or fewer, if negative) gives so much notice."""
+        if notice_us is not None:
+            self.notices[notice_us] = self.notices.get(notice_us, 0) + change
+            if not self.notices[notice_us]:
+                del self.notices[notice_us]
+            self.notice_us = min(self.notices, default=None)
+
+    def gives(self, notice_us: int) -> bool:
+        """Whether all its nodes give so much notice."""
+        return self.notice_us is None or self.notice_us >= notice_us
 
     def show(self, node: NodeState) -> None:
         self.fit[node.free] |= self.bits[node.slot]

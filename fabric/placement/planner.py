@@ -7,9 +7,9 @@ owed to the job it was evicted for. Knows nothing of tokens, leases, Ray, or why
 All memory is in `PlacementState`; a planner rebuilt from an encoded copy of it decides the same from there on.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from fabric.placement import mixture
+from fabric.placement import derived, mixture
 from fabric.placement.checks import NodeFree, assert_consistent, check, view_nodes
 from fabric.placement.cluster import Cluster
 from fabric.placement.decisions import Decisions, Step
@@ -184,8 +184,31 @@ class Planner:
         return self._decisions.next_due_us()
 
     def check_invariants(self) -> None:
-        """Raise AssertionError if the state contradicts itself."""
+        """Raise AssertionError if the state contradicts itself, or what is derived from it isn't what it says."""
         assert_consistent(self._state, self._cluster)
+        derived.assert_same(self.derived(), Planner(self._state).derived(), at_rest=self.at_rest)
+
+    def derived(self) -> derived.View:
+        """What is kept beside the state and follows from it, in a form that two planners can be compared by."""
+        return derived.view(self._cluster, self._queue, self._fairness)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether all that can be done has been planned: nothing has changed since."""
+        cluster, queue = self._cluster, self._queue
+        touched = any(group.touched for group in cluster.groups.values())
+        stale = any(lane.seen != cluster.version for lanes in queue.parked for lane in lanes.values())
+        return not touched and not stale and not any(queue.active)
+
+    @property
+    def owners(self) -> Mapping[AccountId, None]:
+        """Accounts that have, or had, nodes of their own."""
+        return self._queue.owners
+
+    @property
+    def layout(self) -> int:
+        """Grows when a node comes or becomes another: what `check` found before need not hold any more."""
+        return self._cluster.layout
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------------
 
@@ -216,3 +239,4 @@ class Planner:
             if group.owner is not None:
                 self._queue.owners[group.owner] = None
         self._queue.rebuild(skip=self._state.claims)
+        self._waiting.park_again()

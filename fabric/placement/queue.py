@@ -115,21 +115,22 @@ class Queue:
         """The job waits no longer."""
         del lane.jobs[job_id]
         if not lane.jobs:
-            if lane.parked:
-                self.wake(lane)
-            self.active[lane.rank].pop(lane.name, None)
-            _want_no_more(lane)
+            self._put_away(lane)
             lane.heads.clear()
             lane.lines.clear()
+        elif lane.parked and self._head(lane) is None:
+            self._put_away(lane)
 
     def step_out(self, lane: Lane, queued: Queued) -> None:
         """The job has a claim: it is not in line, but still of the lane."""
         line = lane.lines[queued.request.account_id]
         if line[0][1] == queued.request.job_id:
             heapq.heappop(line)
-            return
-        line.remove((queued.order, queued.request.job_id))
-        heapq.heapify(line)
+        else:
+            line.remove((queued.order, queued.request.job_id))
+            heapq.heapify(line)
+        if lane.parked and self._head(lane) is None:
+            self._put_away(lane)
 
     def next(self, rank: int) -> tuple[Lane, Queued | None]:
         """The next job of a class that may fit, or a lane with nobody in line, which is out of sight from now on."""
@@ -147,6 +148,18 @@ class Queue:
         assert best is not None
         assert best_head is not None
         return best, best.jobs[best.lines[best_head[2]][0][1]]
+
+    def first(self, lane: Lane) -> Queued | None:
+        """Who is next in the lane; None if nobody is in line."""
+        head = self._head(lane)
+        return None if head is None else lane.jobs[lane.lines[head[2]][0][1]]
+
+    def _put_away(self, lane: Lane) -> None:
+        """Nobody is in line: there is nothing to look at, and nothing is wanted."""
+        if lane.parked:
+            self.wake(lane)
+        self.active[lane.rank].pop(lane.name, None)
+        _want_no_more(lane)
 
     def _head(self, lane: Lane) -> _Head | None:
         """The key of the lane's next job. Keys only grow, so the least entry that is up to date is the least of all."""

@@ -61,6 +61,24 @@ class Waiting:
         elif blocked.retry_at_us <= now_us:
             blocked.retry_at_us = now_us + self._state.policy.retry_us
 
+    def park_again(self) -> None:
+        """After the lanes were made anew: those that the state says are blocked are out of sight, as they were.
+
+        So a planner that is rebuilt from its state looks at no lane that the one it was rebuilt from would not look at.
+        """
+        for lane in self.queue.named.values():
+            blocked = self._state.blocked.get(lane.name)
+            if blocked is None or blocked.passed_from is None or (first := self.queue.first(lane)) is None:
+                continue
+            self.find_groups(lane, first)
+            self.queue.park(lane)
+
+    def find_groups(self, lane: Lane, queued: Queued) -> None:
+        """Where the lane's jobs may go, if that has changed since it was asked last."""
+        if lane.seen != self._cluster.version:
+            lane.groups = self._cluster.groups_for(queued.request, preemptible=queued.preemptible)
+            lane.seen = self._cluster.version
+
     def may_preempt(self, lane: Lane, *, now_us: int) -> bool:
         """Whether it is time to look for victims; inference always may."""
         if lane.rank == INFERENCE:

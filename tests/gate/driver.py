@@ -3,12 +3,13 @@
 from collections import defaultdict
 
 import msgspec
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
 )
 
-from fabric.gate import Gate
+from fabric.gate import Gate, derived
 from fabric.gate.burning import ROUNDING_US, SILENCE_US
 from fabric.gate.events import (
     LeaseFinished,
@@ -45,6 +46,10 @@ WAITS = [0, 0.3, 1, 1, 4, 11, 30, 100, 400, 3_000, 100_000, 8 * 86_400, 40 * 86_
 
 accounts = st.sampled_from(ACCOUNTS)
 picks = st.integers(0, 30)
+
+
+RESTORED_EVERY = 4
+"""So many events: in `make soak` every single one, a gate is restored from its snapshot and must decide the same."""
 
 
 class Driver(RuleBasedStateMachine):
@@ -107,7 +112,10 @@ class Driver(RuleBasedStateMachine):
             before = self.gate.snapshot()
         self.lapse()
         stood = {name: (record.state, self.hold_of(record)) for name, record in self.state.leases.items()}
+        restored = Gate.restore(self.gate.snapshot()) if self.restores_now() else None
         decision = self.gate.handle(event, self.now)
+        if restored is not None:
+            self.compare(restored, event, decision)
         self.journal.append((event, self.now))
         self.decisions.append(decision)
         if before is not None:
@@ -122,6 +130,17 @@ class Driver(RuleBasedStateMachine):
             self.heed(instruction)
         self.outstanding.pop(gone, None)
         return decision
+
+    def restores_now(self):
+        return len(self.journal) % RESTORED_EVERY == 0 or settings.get_current_profile_name() == "soak"
+
+    def compare(self, restored, event, decision):
+        """One that was restored from the snapshot before the event decides the same, and knows the same then."""
+        assert restored.handle(event, self.now) == decision, "a restored gate decides otherwise"
+        assert restored.snapshot() == self.gate.snapshot()
+        derived.assert_same(self.gate._core, restored._core)
+        assert restored.next_due_us() == self.gate.next_due_us()
+        assert restored.outstanding() == self.gate.outstanding()
 
     def hold_of(self, record):
         return self.state.jobs[record.lease.job_id].hold_id

@@ -156,6 +156,25 @@ class ClusterRules(Driver):
         self.clear(node_id)
         self.ask(NodeDown(node_id=node_id))
 
+    @rule(
+        steps=st.lists(
+            st.tuples(
+                st.sampled_from(list(NODES_AT_FIRST)),
+                st.sampled_from(["up", "up", "down", "down", "drain", "undo"]),
+                st.sampled_from([None, 2 * S, 20 * S, 90 * S]),
+            ),
+            min_size=2,
+            max_size=6,
+        )
+    )
+    def come_and_go(self, steps):
+        """Nodes that give notice leave and return, with another notice or the same, while others drain."""
+        for node_id, verb, notice_us in steps:
+            if verb == "up":
+                self.node_up(node_id, 0, notice_us)
+            else:
+                self.node_down(node_id, verb != "down", closing=False, undo=verb == "undo")
+
     def clear(self, node_id):
         for shares in self.devices.values():
             shares.pop(node_id, None)

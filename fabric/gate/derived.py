@@ -1,0 +1,144 @@
+"""What the gate keeps beside its state, and what each of these follows from: the one list of them.
+
+The state alone is in a snapshot. Everything else is an index, a cache or a key that follows from it, and a gate that goes
+on must have the same of it as one that is restored at this moment, or the two decide differently and the journal can't be
+decided again. So each either is changed at the one place where what it follows from changes, or carries the version of
+that. `assert_same` compares all of it with what is made anew from the state; a test sees to it that no attribute of these
+classes is missing here.
+"""
+
+from typing import Any, Final
+
+from fabric.gate.core import Core
+from fabric.placement.derived import assert_same as assert_same_views
+
+STATE: Final = "the state, or a part of it"
+FIXED: Final = "set once"
+EVENT: Final = "of the event in hand: empty before the next one"
+WATCHERS: Final = "for whoever watches or counts; no decision reads it"
+
+DERIVED: Final[dict[str, dict[str, str]]] = {
+    "Core": {
+        "state": STATE,
+        "book": STATE,
+        "planner": "the state's placement: see Planner",
+        "now_us": "the state's now_us, which `begin` sets with it",
+        "instructions": EVENT,
+        "records": EVENT,
+        "freed": EVENT,
+        "replan": EVENT,
+        "price_list": "tariffs and operator: made anew by `note_prices` when they are set",
+        "plans": "the catalogue: made anew by `note_prices` when it is set",
+        "renewal_due_us": "the subscriptions: reckoned anew by `note_renewals` when one is made, renewed or ended",
+        "placeable": "nodes' sizes and pools: forgotten when `placeable_in` is another layout",
+        "placeable_in": "the version of `placeable`",
+        "jobs_of": "the jobs: `keep` is the one place where one is added",
+        "served": WATCHERS,
+        "changed": WATCHERS,
+    },
+    "PriceList": {
+        "_tariffs": FIXED,
+        "_operator": FIXED,
+        "_varies_by_hour": FIXED,
+        "_found": "the tariffs, by all that a weight depends on",
+        "_dearest": "the tariffs, by all that a weight depends on",
+        "accelerators": FIXED,
+        "curve": FIXED,
+    },
+    "Deadlines": {
+        "_holds": STATE,
+        "_lapsed": STATE,
+        "_lots": STATE,
+        "heap": "open and lapsed holds, and lots with something free; what no longer stands is passed over when it comes up",
+    },
+    "Planner": dict.fromkeys(
+        ("_state", "_cluster", "_fairness", "_queue", "_pins", "_preemption", "_waiting", "_decisions"), FIXED
+    ),
+    "Cluster": {
+        "_state": STATE,
+        "groups": "the state's groups, in their order",
+        "version": "a version: of where requests may go",
+        "layout": "a version: of what nodes there are, up or not",
+    },
+    "Group": {
+        "pool": FIXED,
+        "accelerator": FIXED,
+        "owner": FIXED,
+        "name": FIXED,
+        "nodes": "nodes by their slots",
+        "ids": "nodes by their slots",
+        "bits": "the slots",
+        "holes": "slots without a node",
+        "fit": "nodes that are up, by what is free: changed by `show`, `hide` and `shift` alone",
+        "sizes": "nodes' devices, of those that are down, too",
+        "free": "what `fit` says",
+        "notices": "nodes that aren't down: changed by `hear` alone",
+        "notice_us": "what `notices` says",
+        "pinned": "the pin: made anew by `mark`",
+        "loose": "running jobs: changed by `enter` and `leave` alone",
+        "loose_devices": "running jobs and their shares",
+        "leaving": "running jobs that are evicted",
+        "leaving_devices": "running jobs and their shares",
+        "reporters": "running jobs that have saved",
+        "wanted": "parked lanes of inference",
+        "touched": "set since the last plan, which clears it; a gate at rest has none",
+    },
+    "Queue": {
+        "_queued": STATE,
+        "_keys": "see Fairness",
+        "owners": "the owners of the state's groups",
+        "lanes": "waiting jobs by what is alike; an empty one may be kept",
+        "named": "the same lanes by name",
+        "active": "lanes to be looked at by the next plan; a gate at rest has none",
+        "parked": "lanes that the state says are blocked, with somebody in line",
+    },
+    "Lane": {
+        "rank": FIXED,
+        "name": FIXED,
+        "shape": FIXED,
+        "mixes": FIXED,
+        "jobs": "waiting jobs of its key, in the order of the queue",
+        "heads": "the first of each line; what no longer stands is passed over when it comes up",
+        "lines": "waiting jobs without a claim",
+        "parked": "see Queue",
+        "groups": "the cluster's groups: found anew when `seen` is another version",
+        "seen": "the version of `groups`",
+    },
+    "Fairness": {
+        "_accounts": STATE,
+        "_policy": STATE,
+        "epoch_us": "the state's epoch_us, which is set with it",
+        "keys": "what each account has used, and its weight",
+        "_factor": "the time, by `_factor_step`",
+        "_factor_step": "the version of `_factor`",
+    },
+    "Waiting": {"_state": STATE, "_cluster": FIXED, "queue": FIXED, "pins": FIXED},
+    "Reservations": {"_state": STATE, "_cluster": FIXED},
+    "Preemption": {"_state": STATE, "_cluster": FIXED, "_budget": FIXED},
+    "EvictionBudget": {"_evictions": STATE, "_max": FIXED},
+    "Decisions": dict.fromkeys(("_state", "_cluster", "_fairness", "_waiting", "_queue", "_preemption"), FIXED),
+}
+
+
+def view(core: Core) -> dict[str, Any]:
+    """All that is derived and that a decision may read, so that two gates can be compared by it."""
+    deadlines, lapsed = core.book.derived()
+    return {
+        "now_us": core.now_us,
+        "prices": core.price_list and (core.price_list.accelerators, core.price_list.curve),
+        "plans": core.plans,
+        "renewal_due_us": core.renewal_due_us,
+        "jobs_of": {account_id: [job.job_id for job in jobs] for account_id, jobs in core.jobs_of.items()},
+        "deadlines": deadlines,
+        "lapsed": lapsed,
+    } | core.planner.derived()
+
+
+def assert_same(core: Core, other: Core | None = None) -> None:
+    """Raise AssertionError if what is derived isn't what it is in `other`, or (None) in one made anew from the state."""
+    anew = view(other or Core(core.state))
+    if other is None:
+        anew["deadlines"], anew["lapsed"] = core.book.derive()
+    assert_same_views(view(core), anew, at_rest=core.planner.at_rest)
+    for gang in core.placeable if core.placeable_in == core.planner.layout else ():
+        assert gang[0] is None or gang[0] in core.planner.owners, f"{gang} has an owner without nodes"
