@@ -16,14 +16,14 @@ _INLINE: Final = "inline:"
 
 
 def keep_result(archive: Archive, key: str, data: bytes) -> str:
-    """Keep a pickled result, and say where it is; durable in the archive on return, or when what is said is.
+    """Keep a packed result, and say where it is; durable in the archive on return, or when what is said is.
 
     Raises:
         InvalidRequest: it is larger than a door can hand on.
     """
     if len(data) > RESULT_BYTES_MAX:
         raise InvalidRequest(
-            f"a result may have {RESULT_BYTES_MAX} bytes when pickled, this one has {len(data)}: write it to storage, and"
+            f"a result may have {RESULT_BYTES_MAX} bytes when packed, this one has {len(data)}: write it to storage, and"
             " return where it lies",
             code="result_too_large",
             limit_bytes=RESULT_BYTES_MAX,
@@ -40,7 +40,7 @@ def inline_result(result_ref: str) -> bytes | None:
 
 
 def read_result(archive: Archive, result_ref: str) -> bytes:
-    """The pickled result, wherever it is."""
+    """The packed result, wherever it is."""
     found = inline_result(result_ref)
     return archive.get(result_ref) if found is None else found
 

@@ -38,6 +38,7 @@ from fabric.adapters.working_folder import unpacked
 from fabric.errors import FabricError, InvalidRequest, Unavailable
 from fabric.gate.events import LeaseOutcome
 from fabric.gate.instructions import Lease
+from fabric.results import pack_error, pack_value
 
 EXIT_SAVED: Final = 75
 LOSS_EVERY_VARIABLE: Final = "FABRIC_LOSS_EVERY_S"
@@ -183,10 +184,10 @@ def _call(stage: Stage, payload: Payload) -> JobEnd:
         return JobEnd(outcome=LeaseOutcome.SUCCEEDED)
     key = result_key(stage.lease.account_id, stage.lease.job_id)
     try:
-        pickled_result = cloudpickle.dumps(result)
+        packed = pack_value(result)
     except Exception as error:
         raise InvalidRequest(f"the result can't be pickled: {error}", code="result_not_picklable") from error
-    result_ref = _patiently(stage, lambda: keep_result(stage.archive, key, pickled_result))
+    result_ref = _patiently(stage, lambda: keep_result(stage.archive, key, packed))
     return JobEnd(outcome=LeaseOutcome.SUCCEEDED, result_ref=result_ref)
 
 
@@ -303,11 +304,11 @@ def _told(error: BaseException) -> str:
 
 
 def _kept_error(stage: Stage, error: BaseException) -> str:
-    """Where the exception itself is kept, if it can be pickled."""
+    """Where the exception itself is kept, if there is room for it."""
     key = result_key(stage.lease.account_id, stage.lease.job_id)
     try:
-        return keep_result(stage.archive, key, cloudpickle.dumps(error.with_traceback(None)))
-    except Exception:  # noqa: BLE001  # an exception that can't be pickled is told as text
+        return keep_result(stage.archive, key, pack_error(error))
+    except Exception:  # noqa: BLE001  # one that can't be kept is told as text
         return ""
 
 

@@ -97,8 +97,8 @@ async def quote(door: Door, caller: Caller, request: pb.QuoteRequest) -> pb.Quot
 
 async def get_job(door: Door, caller: Caller, request: pb.GetJobRequest) -> pb.Job:
     if caller.may(KeyScope.HOST) and caller.own_jobs_only and await _makes_a_model(door, request.job_id):
-        return _shown(await door.job(request.job_id, replace(caller, scopes=caller.scopes | {KeyScope.READ})))
-    return _shown(await door.job(request.job_id, caller))
+        return _shown(await door.job(request.job_id, replace(caller, scopes=caller.scopes | {KeyScope.READ})), caller)
+    return _shown(await door.job(request.job_id, caller), caller)
 
 
 async def _makes_a_model(door: Door, job_id: str) -> bool:
@@ -121,7 +121,7 @@ async def list_jobs(door: Door, caller: Caller, request: pb.ListJobsRequest) -> 
     jobs: Any = await door.port.ask(question)
     if not jobs:
         await door.check_customer(caller)
-    return pb.ListJobsReply(jobs=[_shown(job) for job in jobs])
+    return pb.ListJobsReply(jobs=[_shown(job, caller) for job in jobs])
 
 
 async def watch_jobs(door: Door, caller: Caller, request: pb.WatchJobsRequest) -> AsyncIterator[pb.JobUpdate]:
@@ -141,7 +141,7 @@ async def watch_jobs(door: Door, caller: Caller, request: pb.WatchJobsRequest) -
                 view = change
                 if not await door.sees(caller, view):
                     continue
-            yield await _update(door, view, with_result=request.results)
+            yield await _update(door, caller, view, with_result=request.results)
             if request.job_id and view.settled and view.state in TERMINAL:
                 return
 
@@ -283,8 +283,8 @@ def _offsets(given: Iterable[tuple[str, int]]) -> dict[str, int]:
     return offsets
 
 
-async def _update(door: Door, view: JobView, *, with_result: bool) -> pb.JobUpdate:
-    update = pb.JobUpdate(revision=view.revision, job=_shown(view))
+async def _update(door: Door, caller: Caller, view: JobView, *, with_result: bool) -> pb.JobUpdate:
+    update = pb.JobUpdate(revision=view.revision, job=_shown(view, caller))
     key = _result_key(view)
     if with_result and key:
         with contextlib.suppress(NotFound):
@@ -296,9 +296,10 @@ async def _update(door: Door, view: JobView, *, with_result: bool) -> pb.JobUpda
     return update
 
 
-def _shown(view: JobView) -> pb.Job:
+def _shown(view: JobView, caller: Caller) -> pb.Job:
     """A job as its owner sees it: a result that is in its record is fetched like any other."""
     job = message_of(view, pb.Job)
+    job.shown_to_operator = caller.operator
     job.result_ref = shown_ref(job.result_ref)
     return job
 

@@ -33,7 +33,8 @@ from fabric.cli.output import (
 )
 from fabric.cli.session import AsJson, ForAccount, JobIdArgument, client, connected, job_named
 from fabric.client import new_request_id
-from fabric.errors import InvalidRequest
+from fabric.errors import InvalidRequest, PermissionDenied
+from fabric.results import shown
 from fabric.units import format_ct, parse_ct
 from fabric.wire import fabric_pb2 as pb
 
@@ -132,14 +133,19 @@ def logs(
 def result(
     job_id: JobIdArgument,
     *,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the pickle there, unopened.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it there as the job packed it.")] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Open what another key's job pickled: it runs its code.")
+    ] = False,
     timeout: Annotated[float | None, typer.Option(help="Seconds to wait for the job.")] = None,
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
     """Wait for a job and show what it returned.
 
-    For example: fabric result job-9829cded --timeout 60 --output result.pickle
+    Plain values, arrays and tensors are data. Anything else is a pickle, which runs code where it is opened: that is done
+    with the key that submitted the job, or with --trust; otherwise, and for an operator, it is told what it is.
+    For example: fabric result job-9829cded --timeout 60
     """
     with connected(account) as fabric:
         job_id = job_named(fabric.client, job_id)
@@ -151,10 +157,21 @@ def result(
             print_json({"job_id": job_id, "file": str(output)}) if as_json else say(str(output))
             return
         try:
-            value = waited.result(timeout)
+            text = shown(waited.result(timeout, trust=trust), most=None)
         except TimeoutError as error:
             raise InvalidRequest(f"{error}: give it more --timeout", code="timeout") from None
-        print_json({"job_id": job_id, "result": repr(value)}) if as_json else say(repr(value))
+        except PermissionDenied as error:
+            if error.code != "result_not_opened":
+                raise
+            if as_json:
+                print_json({"job_id": job_id, "opened": False, **error.facts})
+                return
+            say(error.message)
+            print_facts(
+                {"type": str(error.facts["type"]), "bytes": str(error.facts["bytes"]), "text": str(error.facts["text"])}
+            )
+            return
+        print_json({"job_id": job_id, "result": text}) if as_json else say(text)
 
 
 def artifact(

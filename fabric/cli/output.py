@@ -15,6 +15,7 @@ from rich.text import Text
 
 from fabric.errors import FabricError
 from fabric.units import format_cny, format_ct
+from fabric.visible import visible, visible_lines
 
 _PIPE_WIDTH: Final = 240
 _NO_LIMIT: Final = 10_000
@@ -42,8 +43,8 @@ def console() -> Console:
 
 
 def say(text: str) -> None:
-    """A line for people, as it is: never broken by us, so that it can be copied."""
-    console().print(text, markup=False, soft_wrap=True)
+    """Lines for people: never broken by us, so that they can be copied; what would steer the terminal is written out."""
+    console().print(visible_lines(text), markup=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
@@ -146,7 +147,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
             column, justify="right" if column.rpartition(" ")[2] in _TO_THE_RIGHT else "left", overflow="fold"
         )
     for row in rows:
-        made.add_row(*(Text(cell, style=_STATE_STYLES.get(cell, "")) for cell in row))
+        made.add_row(*(Text(visible(cell), style=_STATE_STYLES.get(cell, "")) for cell in row))
     return made
 
 
@@ -164,7 +165,7 @@ def print_facts(facts: Mapping[str, str], *, title: str = "") -> None:
         console().print(Text(title, style="bold"))
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
-        say(f"{name:{width}}  {value}")
+        say(f"{visible(name):{width}}  {visible(value)}")
 
 
 def print_error(error: FabricError, *, as_json: bool) -> None:
@@ -174,7 +175,7 @@ def print_error(error: FabricError, *, as_json: bool) -> None:
         print(json.dumps({"error": parts}, ensure_ascii=False), file=sys.stderr)
         return
     out = Console(stderr=True, highlight=False, soft_wrap=True)
-    out.print(Text(f"error: {error.message} ({error.code})", style="red"))
+    out.print(Text(visible_lines(f"error: {error.message} ({error.code})"), style="red"))
 
 
 def moment(at_us: int | None) -> str:

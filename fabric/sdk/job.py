@@ -2,19 +2,20 @@
 
 import asyncio
 import concurrent.futures
-import pickle
 import sys
 import time
 from collections.abc import Generator, Iterator
 from typing import Any, Final, TextIO
 
 from fabric.client import Client, new_request_id
-from fabric.errors import JobFailed
+from fabric.errors import JobFailed, NotFound, PermissionDenied
+from fabric.results import Parcel, ResultUnreadable, read_parcel
 from fabric.sdk.answers import Cost, cost_of
 from fabric.sdk.feed import ENDED, Feed
 from fabric.sdk.request import Tokens
 from fabric.units import parse_ct
 from fabric.wire import fabric_pb2 as pb
+from fabric.wire import parse_key
 
 _LOG_ENCODING: Final = "utf-8"
 _POLL_S: Final = 0.01
@@ -63,26 +64,27 @@ class Job:
         """
         return self._ended(timeout).job.state
 
-    def result(self, timeout: float | None = None) -> Any:
-        """What the function returned; None for a script. Unpickles what this account's own job produced, nothing else.
+    def result(self, timeout: float | None = None, *, trust: bool = False) -> Any:
+        """What the function returned; None for a script.
+
+        Plain values, arrays and tensors come as data. Anything else is a pickle, which runs code of the job's choice
+        where it is opened: that is done with the key that submitted the job alone, or with `trust`, and never for an operator.
 
         Raises:
             JobFailed: the job failed or was cancelled. `__cause__` is the exception itself where it can be rebuilt here.
+            PermissionDenied: the result is a pickle and was not opened (`result_not_opened`); `facts` say what it is.
             TimeoutError: it has not ended in so many seconds.
         """
-        return self._outcome(self._ended(timeout))
+        return self._outcome(self._ended(timeout), trust=trust)
 
     def artifact(self, name: str = "model") -> bytes:
         """What the job published under a name, from within, by `fabric.context`. `NotFound` if there is nothing."""
         return self._client.fetch(pb.ArtifactRequest(job_id=self.id, name=name))
 
-    def exception(self, timeout: float | None = None) -> JobFailed | None:
-        """What `result` would raise, or None."""
-        try:
-            self.result(timeout)
-        except JobFailed as error:
-            return error
-        return None
+    def exception(self, timeout: float | None = None, *, trust: bool = False) -> JobFailed | None:
+        """What `result` would raise of the job's failure, or None."""
+        update = self._ended(timeout)
+        return None if update.job.state == "succeeded" else self._failure(update, trust=trust)
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._result().__await__()
@@ -171,28 +173,79 @@ class Job:
         except concurrent.futures.TimeoutError:
             raise TimeoutError(f"job {self.id} is {self.state} after {timeout} s") from None
 
-    def _outcome(self, update: pb.JobUpdate) -> Any:
+    def _outcome(self, update: pb.JobUpdate, *, trust: bool = False) -> Any:
         job = update.job
-        if job.state == "succeeded":
-            return pickle.loads(self._result_bytes(update)) if job.result_ref else None  # noqa: S301  # our own job's
+        if job.state != "succeeded":
+            raise self._failure(update, trust=trust)
+        if not job.result_ref:
+            return None
+        parcel = read_parcel(self._result_bytes(update))
+        if parcel.is_data and not parcel.is_error:
+            return parcel.value()
+        if parcel.pickle is None or not self._opens(job, trust=trust):
+            raise self._unopened(job, parcel)
+        return parcel.unpickled()
+
+    def _failure(self, update: pb.JobUpdate, *, trust: bool) -> JobFailed:
+        """What became of the job, with its own exception as the cause: made anew, or unpickled where that may be."""
+        job = update.job
+        facts: dict[str, str] = {}
+        cause: BaseException | None = None
+        try:
+            parcel = read_parcel(self._result_bytes(update)) if job.result_ref else None
+            if parcel is not None and (parcel.is_error or not parcel.type_name):
+                facts = {"error_type": parcel.type_name, "error_text": parcel.text} if parcel.is_error else {}
+                cause = self._cause(job, parcel, trust=trust)
+        except (ResultUnreadable, NotFound):  # the text of the traceback must do
+            pass
         failure = JobFailed(
             f"job {job.job_id} {job.state}: {job.error or job.reason}",
             code="job_cancelled" if job.state == "cancelled" else "job_failed",
             job_id=job.job_id,
             state=job.state,
             reason=job.reason,
+            **facts,
         )
-        raise failure from self._cause(update)
+        failure.__cause__ = cause
+        return failure
 
-    def _cause(self, update: pb.JobUpdate) -> BaseException | None:
-        """The job's own exception, if it was kept and its class is known here."""
-        if not update.job.result_ref:
+    def _cause(self, job: pb.Job, parcel: Parcel, *, trust: bool) -> BaseException | None:
+        if parcel.is_data:
+            found = parcel.value()
+        elif parcel.pickle is not None and self._opens(job, trust=trust):
+            try:
+                found = parcel.unpickled()
+            except Exception:  # noqa: BLE001  # a foreign class, another version
+                return None
+        else:
             return None
-        try:
-            cause = pickle.loads(self._result_bytes(update))  # noqa: S301  # our own job's
-        except Exception:  # noqa: BLE001  # a foreign class, another version: the text of the traceback must do
-            return None
-        return cause if isinstance(cause, BaseException) else None
+        return found if isinstance(found, BaseException) else None
+
+    def _opens(self, job: pb.Job, *, trust: bool) -> bool:
+        """Whether a pickle of the job's may be opened here."""
+        if job.shown_to_operator or self._client.profile.account:
+            return False
+        own = parse_key(self._client.profile.api_key)
+        return trust or (own is not None and bool(job.key_id) and own.key_id == job.key_id)
+
+    def _unopened(self, job: pb.Job, parcel: Parcel) -> PermissionDenied:
+        operator = job.shown_to_operator or bool(self._client.profile.account)
+        remedy = (
+            "an operator opens none; ask the customer"
+            if operator
+            else f"use the key that submitted the job, {job.key_id or 'which is not known'}, or say trust=True (--trust) if you"
+            " trust its code as your own"
+        )
+        what = f"a pickle of {parcel.type_name or 'something'} with {parcel.size} bytes"
+        return PermissionDenied(
+            f"the result of job {job.job_id} is {what}, which runs code of the job's choice where it is opened, and was not"
+            f" opened: {remedy}",
+            code="result_not_opened",
+            job_id=job.job_id,
+            type=parcel.type_name,
+            bytes=parcel.size,
+            text=parcel.text,
+        )
 
     def _result_bytes(self, update: pb.JobUpdate) -> bytes:
         return update.result if update.HasField("result") else self._client.fetch(pb.ResultRequest(job_id=self.id))

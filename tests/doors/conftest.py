@@ -41,6 +41,7 @@ from fabric.gate.instructions import Accepted, RemoveLease, StartLease, StopLeas
 from fabric.gate.questions import JobOf, JobsOf, ReceiptsOf, RecordsOf, StatementOf
 from fabric.gate.views import LogChunk
 from fabric.profile import Profile
+from fabric.results import pack_error, pack_value
 from fabric.sdk import Fabric
 from fabric.units import UHS_PER_CT
 from fabric.wire import format_key, hash_secret
@@ -145,7 +146,7 @@ class StandInPort:
             except Exception as failure:  # noqa: BLE001  # a job may raise what it likes
                 value, error = failure, f"{type(failure).__name__}: {failure}"
         key = result_key(lease.account_id, lease.job_id)
-        result_ref = keep_result(self, key, cloudpickle.dumps(value))
+        result_ref = keep_result(self, key, pack_error(value) if error else pack_value(value))
         outcome = LeaseOutcome.FAILED if error else LeaseOutcome.SUCCEEDED
         yield LeaseFinished(lease_id=lease.lease_id, outcome=outcome, error=error, result_ref=result_ref)
 

@@ -11,6 +11,7 @@ from fabric.cli import app
 from fabric.errors import FabricError, Unavailable
 from fabric.gate.events import LeaseStarted
 from fabric.profile import profile_file
+from fabric.results import read_parcel
 
 
 @pytest.fixture
@@ -172,8 +173,8 @@ def test_who_follows_a_job_to_where_it_is_parked_is_told_that_it_is_not_done(run
 
 def test_a_result_can_be_written_unopened(run, job, tmp_path):
     assert run("result", job.id).output == "42\n"
-    run("result", job.id, "-o", tmp_path / "out.pickle")
-    assert (tmp_path / "out.pickle").read_bytes()[:1] == b"\x80"
+    run("result", job.id, "-o", tmp_path / "out")
+    assert read_parcel((tmp_path / "out").read_bytes()).value() == 42
 
 
 def test_a_job_is_stopped_resumed_and_given_more(run, house):

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import pickle
 import signal
 import sys
 import time
@@ -28,6 +27,12 @@ from fabric.gate.events import (
     LeaseStarted,
     NodeUp,
 )
+from fabric.results import read_parcel
+
+
+def value_of(world, finished):
+    return read_parcel(read_result(world.archive, finished.result_ref)).value()
+
 
 pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
@@ -45,7 +50,7 @@ async def test_a_function_runs_on_its_devices_and_its_result_is_kept(world):
     lease = world.lease(world.call(work, 6, y=7), shares=(("h1", 2),))
     finished, removed = await world.run(lease)
     assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
-    value, accelerator, gpus = pickle.loads(read_result(world.archive, finished.result_ref))
+    value, accelerator, gpus = value_of(world, finished)
     assert (value, accelerator, len(gpus)) == (42, "H100", 2)
     assert removed.final is not None
     kinds = [type(e) for e in world.events if getattr(e, "lease_id", None) == lease.lease_id]
@@ -61,7 +66,7 @@ async def test_the_next_lease_of_the_same_shape_and_account_uses_the_same_proces
     async def where(account):
         finished, _ = await world.run(world.lease(world.call(pid), shares=(("h1", 2),), account=account))
         assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
-        return pickle.loads(read_result(world.archive, finished.result_ref))
+        return value_of(world, finished)
 
     first, second, stranger = await where("acme"), await where("acme"), await where("globex")
     assert first == second
@@ -77,7 +82,7 @@ async def test_a_function_that_raises_fails_with_its_traceback_and_its_exception
     finished, _ = await world.run(world.lease(world.call(broken), shares=(("h1", 2),)))
     assert finished.outcome is LeaseOutcome.FAILED
     assert finished.error.endswith("KeyError: 'no such column'")
-    assert isinstance(pickle.loads(read_result(world.archive, finished.result_ref)), KeyError)
+    assert isinstance(value_of(world, finished), KeyError)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +139,7 @@ async def test_the_tasks_of_a_program_run_inside_its_lease(world):
     lease = world.lease(world.call(program), kind=JobKind.PROGRAM, shares=(("h1", 2),))
     finished, _ = await world.run(lease)
     assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
-    mine, theirs = pickle.loads(read_result(world.archive, finished.result_ref))
+    mine, theirs = value_of(world, finished)
     assert theirs == [mine, mine]
     _, busy_us, _ = world.metered(lease.lease_id)
     assert busy_us > 1_000_000
@@ -153,7 +158,7 @@ async def test_a_gang_runs_once_a_share_and_one_failing_rank_fails_it(world):
 
     finished, _ = await world.run(gang(None))
     assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
-    assert pickle.loads(read_result(world.archive, finished.result_ref))[:2] == ("0", "2")
+    assert value_of(world, finished)[:2] == ("0", "2")
     finished, _ = await world.run(gang(1))
     assert finished.outcome is LeaseOutcome.FAILED
     assert "rank fails" in finished.error
@@ -246,7 +251,7 @@ async def test_a_job_that_waits_half_of_the_time_is_metered_at_half(world):
         window_us, busy_us, seqs = world.metered(lease.lease_id)
         assert seqs == list(range(1, len(seqs) + 1))
         assert window_us > 3_900_000
-        return busy_us / window_us, pickle.loads(read_result(world.archive, finished.result_ref))
+        return busy_us / window_us, value_of(world, finished)
 
     busy, _ = await utilisation(1.0)
     half, (ran, wanted) = await utilisation(0.5)

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from fabric.gate.events import (
 )
 from fabric.gate.instructions import StartLease, StopLease
 from fabric.gate.views import JobView
+from fabric.results import read_parcel
 
 pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
@@ -59,7 +59,7 @@ async def test_a_job_that_is_asked_to_stop_saves_parks_and_resumes_where_it_was(
     await world.remove(lease.lease_id)
     again = world.lease(world.call(counting), job_id=lease.job_id, epoch=2)
     finished, _ = await world.run(again)
-    assert pickle.loads(read_result(world.archive, finished.result_ref)) == saved.step
+    assert read_parcel(read_result(world.archive, finished.result_ref)).value() == saved.step
 
 
 async def test_a_job_that_ignores_the_wish_is_ended_with_all_its_processes(world):
@@ -229,7 +229,7 @@ async def test_a_restarted_gate_finds_its_running_jobs_again(world):
     report = await world.cluster.reconcile([world.view(lease), world.view(world.lease({}))])
     assert len(report.gone) == 1
     finished = await world.wait(LeaseFinished, lease.lease_id)
-    assert pickle.loads(read_result(world.archive, finished.result_ref)) == "done"
+    assert read_parcel(read_result(world.archive, finished.result_ref)).value() == "done"
     await world.remove(lease.lease_id)
     window_us, _, seqs = world.metered(lease.lease_id)
     assert seqs == list(range(1, len(seqs) + 1))

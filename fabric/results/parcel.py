@@ -1,0 +1,260 @@
+"""The bytes of a result: a head that says what it is, as anybody may read it, and the value or a pickle of it behind.
+
+parcel = read_parcel(pack_value({"loss": 0.25}))
+parcel.is_data, parcel.value()                  # True, {"loss": 0.25}
+"""
+
+import builtins
+import reprlib
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from fabric.errors import InvalidRequest
+from fabric.results.plain import Damaged, NotPlain, Reader, Writer
+
+MAGIC: Final = b"FABRIC-RESULT-1\n"
+HEAD_BYTES_MAX: Final = 16 * 2**20
+"""Of what lies in no buffer: it may become some fifty times as large in memory."""
+TEXT_CHARS_MAX: Final = 2_000
+TYPE_CHARS_MAX: Final = 200
+NOTES_MAX: Final = 16
+_LENGTH_BYTES: Final = 4
+_NO_LIMIT: Final = 2**63
+_BRIEF: Final = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother = 4, 500, TEXT_CHARS_MAX
+
+
+class ResultUnreadable(InvalidRequest):
+    """These bytes are no result of ours, or need a package that isn't installed here."""
+
+    code = "result_unreadable"
+
+
+class _Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    form: str
+    """data | pickle | error"""
+    kind: str = ""
+    """The type's name: of a pickle and of an error."""
+    text: str = ""
+    """What the value's repr says of it, or the error's own text."""
+    tree: Any = None
+    """The value; of an error what it was made with, or nothing."""
+    notes: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+    """Of the buffers. A pickle is the last of them."""
+    pickled: bool = False
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Head).decode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parcel:
+    """A result, unopened."""
+
+    is_data: bool
+    """Whether its value, or the error itself, is read without running anything."""
+    is_error: bool
+    type_name: str
+    """As its maker says; "" = not said."""
+    text: str
+    """What it looks like, as its maker says: bounded, and anything may be in it."""
+    size: int
+    _tree: Any
+    _notes: tuple[str, ...]
+    _buffers: tuple[memoryview, ...]
+    _pickle: memoryview | None
+
+    def value(self) -> Any:
+        """The value, or the exception. Runs nothing: `is_data` must hold.
+
+        Raises:
+            ResultUnreadable: it is damaged, or has arrays or tensors and there is no numpy or torch here.
+        """
+        assert self.is_data, "a pickle is opened with `unpickled`"
+        try:
+            found = Reader(self._buffers).value(self._tree)
+            return _rebuilt(self.type_name, found, self._notes) if self.is_error else found
+        except ImportError as error:
+            raise ResultUnreadable(
+                f"the result has arrays or tensors, and {error.name} is not installed here: install it, or write the result"
+                " to a file with --output",
+                code="result_needs_package",
+                package=error.name,
+            ) from None
+        except Damaged as error:
+            raise ResultUnreadable(f"the result is damaged: {error}"[:TEXT_CHARS_MAX]) from None
+
+    @property
+    def pickle(self) -> memoryview | None:
+        """What only `unpickled` opens, where there is anything."""
+        return self._pickle
+
+    def unpickled(self) -> Any:
+        """The value, by running what the job's side chose: for whoever trusts the job as they trust themselves."""
+        import pickle  # noqa: PLC0415  # only where somebody decided to
+
+        assert self._pickle is not None, "there is no pickle in it"
+        return pickle.loads(self._pickle)  # noqa: S301  # the caller has checked whose it is
+
+
+def pack_value(value: Any) -> bytes:
+    """What a job returned, as data where it is made of plain values, else as a pickle that says what it is.
+
+    Raises:
+        Exception: it is neither, as cloudpickle says.
+    """
+    writer = Writer()
+    try:
+        head = _encode(_Head(form="data", tree=writer.tree(value), sizes=_sizes(writer.buffers)))
+        if len(head) <= HEAD_BYTES_MAX:
+            return _joined(head, writer.buffers)
+    except (NotPlain, RecursionError):
+        pass
+    pickled = _pickled(value)
+    head = _encode(
+        _Head(form="pickle", kind=type_name(type(value)), text=shown(value), sizes=(len(pickled),), pickled=True)
+    )
+    return _joined(head, [pickled])
+
+
+def pack_error(error: BaseException) -> bytes:
+    """What a job raised: its type and text always; what it takes to make it anew where it is a built-in one; else a pickle."""
+    writer = Writer()
+    tree: Any = None
+    pickled = b""
+    if _builtin(type_name(type(error))) is type(error):
+        try:
+            made_of = error.__reduce__()[1] if isinstance(error, OSError) else error.args
+            tree = writer.tree(made_of)
+        except (NotPlain, RecursionError):
+            writer = Writer()
+    if tree is None:
+        try:
+            pickled = _pickled(error.with_traceback(None))
+        except Exception:  # noqa: BLE001  # then its type and text must do
+            pickled = b""
+    buffers = [*writer.buffers, *([pickled] if pickled else [])]
+    notes = tuple(_fit(str(note), TEXT_CHARS_MAX) for note in getattr(error, "__notes__", ())[:NOTES_MAX])
+    head = _Head(
+        form="error",
+        kind=type_name(type(error)),
+        text=_text_of(error),
+        tree=tree,
+        notes=notes,
+        sizes=_sizes(buffers),
+        pickled=bool(pickled),
+    )
+    return _joined(_encode(head), buffers)
+
+
+def read_parcel(data: bytes | memoryview) -> Parcel:
+    """What somebody packed. Opens nothing. What was kept before there were parcels is a pickle of something.
+
+    Raises:
+        ResultUnreadable: it is damaged.
+    """
+    whole = memoryview(data)
+    if bytes(whole[: len(MAGIC)]) != MAGIC:
+        return Parcel(
+            is_data=False, is_error=False, type_name="", text="", size=len(whole), _tree=None, _notes=(), _buffers=(),
+            _pickle=whole,
+        )  # fmt: skip
+    start = len(MAGIC) + _LENGTH_BYTES
+    length = int.from_bytes(whole[len(MAGIC) : start], "little")
+    if length > HEAD_BYTES_MAX:
+        raise ResultUnreadable(f"the result is damaged: its head has {length} bytes, {HEAD_BYTES_MAX} are the most")
+    try:
+        head = _decode(whole[start : start + length])
+        buffers = tuple(_cut(whole[start + length :], head.sizes))
+    except (msgspec.MsgspecError, Damaged, RecursionError, ValueError) as error:
+        raise ResultUnreadable(f"the result is damaged: {error}"[:TEXT_CHARS_MAX]) from None
+    if head.pickled and not buffers:
+        raise ResultUnreadable("the result is damaged: it has no pickle although it says so")
+    return Parcel(
+        is_data=head.form == "data" or (head.form == "error" and head.tree is not None),
+        is_error=head.form == "error",
+        type_name=head.kind[:TYPE_CHARS_MAX],
+        text=head.text[:TEXT_CHARS_MAX],
+        size=len(whole),
+        _tree=head.tree,
+        _notes=head.notes[:NOTES_MAX],
+        _buffers=buffers,
+        _pickle=buffers[-1] if head.pickled else None,
+    )
+
+
+def type_name(kind: type) -> str:
+    return _fit(f"{kind.__module__}.{kind.__qualname__}", TYPE_CHARS_MAX)
+
+
+def shown(value: Any, *, most: int | None = TEXT_CHARS_MAX) -> str:
+    """A repr of so many characters at most, which looks into containers no further than that. Made where the value is:
+    whoever may not open it sees this.
+    """
+    try:
+        return _fit(repr(value), _NO_LIMIT) if most is None else _fit(_BRIEF.repr(value), most)
+    except Exception as error:  # noqa: BLE001  # a tenant's own repr may raise anything
+        return f"<its repr raised {_fit(type(error).__name__, TYPE_CHARS_MAX)}>"
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return _fit(str(error), TEXT_CHARS_MAX)
+    except Exception:  # noqa: BLE001  # so may an exception's own text
+        return ""
+
+
+def _fit(text: str, chars: int) -> str:
+    whole = text if len(text) <= chars else text[: chars - 1] + "…"
+    return whole.encode("utf-8", "backslashreplace").decode()
+
+
+def _pickled(value: Any) -> bytes:
+    import cloudpickle  # noqa: PLC0415  # readers need none
+
+    data: bytes = cloudpickle.dumps(value)
+    return data
+
+
+def _sizes(buffers: list[Any]) -> tuple[int, ...]:
+    return tuple(map(len, buffers))
+
+
+def _joined(head: bytes, buffers: list[Any]) -> bytes:
+    return b"".join((MAGIC, len(head).to_bytes(_LENGTH_BYTES, "little"), head, *buffers))
+
+
+def _cut(rest: memoryview, sizes: tuple[int, ...]) -> list[memoryview]:
+    if any(size < 0 for size in sizes) or sum(sizes) != len(rest):
+        raise Damaged("its parts are longer or shorter than it says")
+    cut, start = [], 0
+    for size in sizes:
+        cut.append(rest[start : start + size])
+        start += size
+    return cut
+
+
+def _builtin(name: str) -> type[BaseException] | None:
+    """The built-in exception of that name; no group, which holds others."""
+    module, _, own = name.rpartition(".")
+    found = getattr(builtins, own, None) if module == "builtins" else None
+    if isinstance(found, type) and issubclass(found, BaseException) and not issubclass(found, BaseExceptionGroup):
+        return found
+    return None
+
+
+def _rebuilt(name: str, made_of: Any, notes: tuple[str, ...]) -> BaseException:
+    kind = _builtin(name)
+    if kind is None or type(made_of) is not tuple:
+        raise Damaged(f"{name!r:.80} is no exception that is made from plain values")
+    try:
+        error = kind(*made_of)
+    except (TypeError, ValueError, OverflowError) as failure:
+        raise Damaged(f"{name} can't be made of that: {failure}") from None
+    for note in notes:
+        error.add_note(note)
+    return error
