@@ -27,7 +27,7 @@ from fabric.api.remote_gate import call
 from fabric.errors import Conflict, NotFound, Unavailable, error_of
 from fabric.gate.events import AnyEvent, Configure
 from fabric.gate.instructions import Outcome, Refusal
-from fabric.gate.treasury import OPERATOR
+from fabric.gate.payments import OPERATOR
 from fabric.gatehouse import GatehouseActor
 from fabric.settings import ClusterConfig, RayJoin, SqliteJournal
 

@@ -17,7 +17,7 @@ from fabric.errors import InvalidAmount
 from fabric.gate.models import ENGINE_ARGS
 from fabric.gate.serving_events import ModelSpec
 from fabric.sections import ListenAddress, Name, Port, Seconds, Section, TlsFiles, host_and_port, is_loopback
-from fabric.units import AccountId, parse_ct
+from fabric.units import AMOUNT_UHS_MAX, AccountId, parse_ct
 
 GATEWAYS_MAX: Final = 64
 _DECIMAL: Final = re.compile(r"\d{1,10}(\.\d{1,6})?", re.ASCII)
@@ -37,9 +37,12 @@ def _rate(given: Any) -> int:
 
 def _tokens(given: Any) -> int:
     try:
-        return parse_ct(given)
+        uhs = int(parse_ct(given))
     except InvalidAmount:
-        raise PydanticCustomError("tokens", 'tokens as a whole number or in quotes, such as "12.5"') from None
+        uhs = AMOUNT_UHS_MAX + 1
+    if uhs > AMOUNT_UHS_MAX:
+        raise PydanticCustomError("tokens", 'tokens as a whole number or in quotes, such as "12.5", up to 10000000')
+    return uhs
 
 
 def _accelerator(given: Any) -> str:

@@ -28,7 +28,7 @@ from fabric.errors import InvalidAmount
 from fabric.ledger.scopes import Service
 from fabric.sections import Name, Section
 from fabric.serving_settings import MODEL_PATTERN, RateSection
-from fabric.units import INT64_MAX, PPM, parse_ct
+from fabric.units import AMOUNT_UHS_MAX, INT64_MAX, PPM, parse_ct
 
 WEIGHT_MAX_PPM: Final = 100 * PPM
 PRICE_MAX_CNY: Final = 1_000_000_000
@@ -72,11 +72,14 @@ def _tokens(given: Any) -> int:
     if given == "0" or (given == 0 and isinstance(given, int) and not isinstance(given, bool)):
         return 0
     try:
-        return parse_ct(given)
+        uhs = int(parse_ct(given))
     except InvalidAmount:
+        uhs = AMOUNT_UHS_MAX + 1
+    if uhs > AMOUNT_UHS_MAX:
         raise PydanticCustomError(
-            "tokens", 'tokens as a whole number or in quotes, such as "12.5", with at most 8 decimals'
-        ) from None
+            "tokens", 'tokens as a whole number or in quotes, such as "12.5", with at most 8 decimals, up to 10000000'
+        )
+    return uhs
 
 
 def _some_tokens(given: Any) -> int:

@@ -10,13 +10,13 @@ from fabric.api.job_calls import CHUNK_BYTES, chunks
 from fabric.api.keys import Caller
 from fabric.api.messages import accepted, amount, at_least, facts_json, message_of, request_id, several, short, word
 from fabric.api.serving_calls import calls_of
-from fabric.errors import Fact, InvalidRequest, PermissionDenied
+from fabric.errors import InvalidRequest, PermissionDenied
 from fabric.gate.events import BuyBundle, Subscribe, TopUp, Unsubscribe
 from fabric.gate.instructions import Accepted
 from fabric.gate.key_scopes import KeyScope
+from fabric.gate.payments import OPERATOR, SANDBOX, normal
 from fabric.gate.questions import BalanceOf, FreeOf, PricesOf, ReceiptsOf, RecordsOf, StatementOf
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
-from fabric.gate.treasury import OPERATOR, SANDBOX
 from fabric.gate.views import BalanceView
 from fabric.ledger.scopes import Service, Use
 from fabric.units import AccountId, HoldId, JobId, KeyId
@@ -236,7 +236,7 @@ def _payment_ref(door: Door, given: str) -> str:
     Raises:
         InvalidRequest: there is none, and payments are real here (`payment_ref_missing`).
     """
-    ref = short("payment_ref", given.strip())
+    ref = normal(short("payment_ref", given))
     if not (ref or door.sandbox_payments):
         raise InvalidRequest(
             "a payment that is booked needs its reference (--payment-ref): what it is called where it was received",
@@ -246,17 +246,9 @@ def _payment_ref(door: Door, given: str) -> str:
 
 
 async def _bought(door: Door, account_id: AccountId, outcome: Accepted) -> pb.Accepted:
-    """A yes, with what the tokens cost, how long they are good, and what there is now. The newest lot of that size is the
-    one that was bought: of a request that is repeated much later none may be left, and then less is said.
-    """
+    """A yes, with what was paid in all, how long the tokens are good, and what there is now."""
     found = await door.port.ask(BalanceOf(account_id=account_id))
     reply = accepted(outcome)
-    if not isinstance(found, BalanceView):
-        return reply
-    same = [lot for lot in found.lots if lot.granted_uhs == outcome.granted_uhs]
-    facts: dict[str, Fact] = {**outcome.facts, "free_uhs": found.free_uhs}
-    if same:
-        newest = max(same, key=lambda lot: lot.effective_at_us)
-        facts |= {"price_microcny": newest.price_microcny, "expires_at_us": newest.expires_at_us}
-    reply.facts_json = facts_json(facts)
+    if isinstance(found, BalanceView):
+        reply.facts_json = facts_json({**outcome.facts, "free_uhs": found.free_uhs})
     return reply

@@ -5,9 +5,20 @@ from typing import Any, Final
 
 from fabric.api.door import Door
 from fabric.api.keys import Caller
-from fabric.api.messages import accepted, amount, at_least, identifier, message_of, request_id, scope_of, several, word
+from fabric.api.messages import (
+    accepted,
+    amount,
+    at_least,
+    identifier,
+    message_of,
+    request_id,
+    scope_of,
+    several,
+    short,
+    word,
+)
 from fabric.errors import Conflict, InvalidRequest, NotFound, PermissionDenied
-from fabric.gate.events import ClosePeriod, CreateKey, Grant, NodeDrain, OpenAccount, RevokeKey
+from fabric.gate.events import ClosePeriod, CreateKey, Grant, NodeDrain, OpenAccount, RevokeKey, VoidLot
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.questions import AccountsOf, KeyOf, KeysOf, LeasesOf, NodesOf
 from fabric.gate.views import KeyView
@@ -16,7 +27,7 @@ from fabric.wire import fabric_pb2 as pb
 from fabric.wire.keys import key_id_of
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
-ORIGINS: Final = ("promotion", "refund", "exchange")
+ORIGINS: Final = ("promotion", "refund")
 _NAMED_MAX: Final = 20
 
 
@@ -108,6 +119,17 @@ async def grant(door: Door, _: Caller, request: pb.GrantRequest) -> pb.Accepted:
         origin=origin,
         scope=scope_of(request.scope),
         lifetime_us=at_least(1, "lifetime_us", request.lifetime_us) if request.HasField("lifetime_us") else None,
+        request_id=request_id(request.request_id),
+    )
+    return accepted(await door.gate.decide(event))
+
+
+async def void_lot(door: Door, _: Caller, request: pb.VoidLotRequest) -> pb.Accepted:
+    event = VoidLot(
+        account_id=AccountId(request.account_id),
+        lot_id=short("lot_id", request.lot_id),
+        amount_uhs=amount("amount_uhs", request.amount_uhs) if request.HasField("amount_uhs") else None,
+        reason=short("reason", request.reason),
         request_id=request_id(request.request_id),
     )
     return accepted(await door.gate.decide(event))

@@ -6,8 +6,8 @@ import typer
 
 from fabric.cli.output import print_json, print_records, record, say
 from fabric.cli.session import AsJson, client
-from fabric.client import new_request_id
-from fabric.units import format_ct, parse_ct
+from fabric.client import facts_of, new_request_id
+from fabric.units import format_cny, format_ct, parse_ct
 from fabric.wire import fabric_pb2 as pb
 
 app = typer.Typer(help="For operators: accounts, nodes, leases, periods.", no_args_is_help=True)
@@ -51,7 +51,7 @@ def grant(
     account_id: Annotated[str, typer.Argument(metavar="ACCOUNT")],
     tokens: Annotated[str, typer.Argument(help="How many.")],
     *,
-    origin: Annotated[str, typer.Option(help="promotion, refund or exchange.")] = "promotion",
+    origin: Annotated[str, typer.Option(help="promotion or refund.")] = "promotion",
     days: Annotated[int | None, typer.Option(min=1, help="How many days they are good.")] = None,
     accelerator: Annotated[list[str] | None, typer.Option(help="Good only on these; repeat for more.")] = None,
     service: Annotated[list[str] | None, typer.Option(help="Good only for these; repeat for more.")] = None,
@@ -71,6 +71,35 @@ def grant(
         lifetime_us=None if days is None else days * _US_PER_DAY,
     )
     _done(client().call(request, pb.Accepted), f"{tokens} CT granted to {account_id}", as_json=as_json)
+
+
+@app.command()
+def void(
+    account_id: Annotated[str, typer.Argument(metavar="ACCOUNT")],
+    lot_id: Annotated[
+        str, typer.Argument(metavar="LOT", help="Its id, as `fabric balance --account ACCOUNT` shows it.")
+    ],
+    *,
+    reason: Annotated[str, typer.Option(help="Why: it is kept with the booking for ever.")],
+    tokens: Annotated[str | None, typer.Option(help="How many. Without it, all that are unused.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take back what is unused of a lot that was booked by mistake, and its part of the price. What is held or used stays.
+
+    For example: fabric ops void acme lot-17 --tokens 900 --reason "typed 1000 for 100"
+    """
+    request = pb.VoidLotRequest(
+        request_id=new_request_id(),
+        account_id=account_id,
+        lot_id=lot_id,
+        amount_uhs=None if tokens is None else parse_ct(tokens),
+        reason=reason,
+    )
+    answer = client().call(request, pb.Accepted)
+    facts = facts_of(answer)
+    voided, price = int(facts["voided_uhs"] or 0), int(facts["price_microcny"] or 0)
+    what = f"{format_ct(voided)} CT of {lot_id} voided, {format_cny(price)} CNY taken back"
+    _done(answer, what, as_json=as_json)
 
 
 @app.command()

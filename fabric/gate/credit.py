@@ -13,7 +13,7 @@ from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
 from fabric.ledger import Granted, Refused, Settled
 from fabric.ledger.holds import Hold
-from fabric.units import INT64_MAX, AccountId, KeyId
+from fabric.units import AccountId, KeyId
 
 OF_JOBS: Final = "#"
 """Marks the names of holds that the gate keeps for jobs: clients can neither make nor touch one."""
@@ -116,11 +116,7 @@ def _malformed(event: Authorize) -> Refusal | None:
         return refusals.invalid(
             f"{event.hold_id!r} can't name a hold: it needs a name without {OF_JOBS!r}", code="invalid_hold_id"
         )
-    if not 0 < event.amount_uhs <= INT64_MAX:
-        return refusals.invalid(
-            f"a hold is of more than 0 and at most {INT64_MAX} µHs, not {event.amount_uhs}", code="invalid_amount"
-        )
-    return None
+    return refusals.bad_amount("a hold is of", event.amount_uhs)
 
 
 def _asked_before(core: Core, event: Authorize) -> Accepted | None:

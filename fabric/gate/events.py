@@ -95,6 +95,17 @@ class Grant(Event, frozen=True, kw_only=True, tag="grant"):
     request_id: str = ""
 
 
+class VoidLot(Event, frozen=True, kw_only=True, tag="void_lot"):
+    """Take back what is unused of a lot that was booked by mistake; never what is held or used."""
+
+    account_id: AccountId
+    lot_id: str
+    amount_uhs: int | None = None
+    """None = all that is unused."""
+    reason: str
+    request_id: str = ""
+
+
 class ClosePeriod(Event, frozen=True, kw_only=True, tag="close_period"):
     """Seal what has been booked since the last close; postpaid debt is invoiced."""
 
@@ -380,6 +391,7 @@ AnyEvent = (
     Configure
     | OpenAccount
     | Grant
+    | VoidLot
     | ClosePeriod
     | CreateKey
     | RevokeKey

@@ -24,6 +24,7 @@ from fabric.gate import (
     leases,
     models,
     nodes,
+    payments,
     refusals,
     subscriptions,
     treasury,
@@ -59,6 +60,7 @@ from fabric.gate.events import (
     Tick,
     TopUp,
     Unsubscribe,
+    VoidLot,
 )
 from fabric.gate.instructions import Accepted, AnyInstruction, Decision, Outcome, RemoveLease, StartLease, StopLease
 from fabric.gate.pieces import pieces
@@ -251,13 +253,15 @@ class Gate:
             case RolledBack():
                 return jobs.rolled_back(core, event)
             case TopUp():
-                return treasury.top_up(core, event)
+                return payments.once(core, event, treasury.top_up)
             case BuyBundle():
-                return treasury.buy_bundle(core, event)
+                return payments.once(core, event, treasury.buy_bundle)
             case Grant():
                 return treasury.grant(core, event)
+            case VoidLot():
+                return treasury.void(core, event)
             case Subscribe():
-                return subscriptions.subscribe(core, event)
+                return payments.once(core, event, subscriptions.subscribe)
             case Unsubscribe():
                 return subscriptions.unsubscribe(core, event)
             case OpenAccount():

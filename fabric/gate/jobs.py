@@ -12,7 +12,7 @@ from fabric.gate.specs import NAME_MAX, malformed
 from fabric.gate.state import Job
 from fabric.placement import Request as PlacementRequest
 from fabric.placement import Unplaceable
-from fabric.units import INT64_MAX, AccountId, JobId, KeyId, format_ct
+from fabric.units import AMOUNT_UHS_MAX, AccountId, JobId, KeyId, format_ct
 
 GANGS_KEPT: Final = 65_536
 WAITS_FOR_CAPACITY: Final = "waiting_for_capacity"
@@ -158,10 +158,10 @@ def raise_limit(core: Core, event: RaiseLimit) -> Outcome:
     if job.state in TERMINAL:
         return _too_late(job)
     more_uhs = event.limit_uhs - job.limit_uhs
-    if more_uhs <= 0 or event.limit_uhs > INT64_MAX:
+    if more_uhs <= 0 or event.limit_uhs > AMOUNT_UHS_MAX:
         return refusals.invalid(
             f"the limit is {format_ct(job.limit_uhs)} tokens already and can only be raised, to at most"
-            f" {format_ct(INT64_MAX)}: name more",
+            f" {format_ct(AMOUNT_UHS_MAX)}: name more",
             code="invalid_amount",
             limit_uhs=job.limit_uhs,
         )

@@ -2,7 +2,7 @@
 
 from fabric.gate.instructions import Refusal
 from fabric.ledger import Refused
-from fabric.units import INT64_MAX, UHS_PER_CT, format_ct
+from fabric.units import AMOUNT_UHS_MAX, INT64_MAX, UHS_PER_CT, format_ct
 
 
 def insufficient_tokens(
@@ -65,6 +65,19 @@ def key_limit_reached(*, needed_uhs: int, left_uhs: int, limit_uhs: int) -> Refu
             f" of {format_ct(limit_uhs)}: lower tokens= or use a key with a higher limit"
         ),
         facts={"needed_uhs": needed_uhs, "left_uhs": left_uhs, "limit_uhs": limit_uhs},
+    )
+
+
+def bad_amount(what: str, amount_uhs: int) -> Refusal | None:
+    """None for an amount of tokens that makes sense; `what` begins the sentence, such as "a top-up is"."""
+    if 0 < amount_uhs <= AMOUNT_UHS_MAX:
+        return None
+    given = format_ct(min(amount_uhs, INT64_MAX)) + (" or more" if amount_uhs > INT64_MAX else "")
+    return invalid(
+        f"{what} more than 0 and at most {format_ct(AMOUNT_UHS_MAX)} tokens, not {given}",
+        code="invalid_amount",
+        amount_uhs=max(-INT64_MAX, min(amount_uhs, INT64_MAX)),
+        limit_uhs=AMOUNT_UHS_MAX,
     )
 
 

@@ -5,7 +5,6 @@ from typing import Final
 from fabric.gate import refusals
 from fabric.gate.events import JobKind, JobSpec
 from fabric.gate.instructions import Refusal
-from fabric.units import INT64_MAX, format_ct
 
 NAME_MAX: Final = 200
 DEVICES_MAX: Final = 1_000_000
@@ -25,12 +24,8 @@ def malformed(spec: JobSpec) -> Refusal | None:
         return refusals.invalid(
             f"a job's name has 1 to {NAME_MAX} characters, not {len(spec.name)}: choose another", code="invalid_name"
         )
-    if not 0 < spec.limit_uhs <= INT64_MAX:
-        return refusals.invalid(
-            f"tokens= must be more than 0 and at most {format_ct(INT64_MAX)}, not {format_ct(spec.limit_uhs)}",
-            code="invalid_amount",
-            limit_uhs=min(spec.limit_uhs, INT64_MAX),
-        )
+    if refusal := refusals.bad_amount("tokens= must be", spec.limit_uhs):
+        return refusal
     return _bad_gang(spec) or _bad_range(spec) or _bad_times(spec) or _bad_data(spec)
 
 

@@ -228,6 +228,8 @@ class GateState:
     models: dict[str, Model] = field(default_factory=dict)
     calls: SettledCalls = field(default_factory=SettledCalls)
     answered: dict[str, Answered] = field(default_factory=dict)
+    paid: dict[str, Answered] = field(default_factory=dict)
+    """What each payment has booked, by account, channel and reference: for ever."""
     hazards: dict[str, Hazard] = field(default_factory=dict)
     """How often leases are taken away or lost, by pool and type."""
     holdings: dict[NodeId, Holdings] = field(default_factory=dict)

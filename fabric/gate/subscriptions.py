@@ -10,7 +10,7 @@ from typing import Final
 from fabric.charging import plans
 from fabric.charging.catalogue import Subscription
 from fabric.charging.plans import LotTerms
-from fabric.gate import refusals, treasury
+from fabric.gate import payments, refusals, treasury
 from fabric.gate.core import Core
 from fabric.gate.events import Subscribe, Unsubscribe
 from fabric.gate.instructions import Accepted, Outcome
@@ -27,8 +27,6 @@ def subscribe(core: Core, event: Subscribe) -> Outcome:
     account = core.state.accounts.get(event.account_id)
     if account is None:
         return refusals.not_found("account", event.account_id)
-    if refusal := treasury.unpaid(core, event):
-        return refusal
     offer = core.catalogue.subscription(event.subscription)
     if offer is None:
         known = ", ".join(each.name for each in core.catalogue.subscriptions) or "none"
@@ -69,7 +67,7 @@ def _again(core: Core, account: Account, record: SubscriptionRecord, offer: Subs
     """Go on with one that was to end; where an operator books it, pay the first cycle that isn't paid yet, good from its own
     start.
     """
-    if channel == treasury.SANDBOX:
+    if channel == payments.SANDBOX:
         if not record.ending:
             return refusals.conflict(f"the account has {offer.name!r} already", code="already_subscribed")
         record.ending = False
@@ -107,7 +105,7 @@ def renew(core: Core) -> None:
 
 def _renew(core: Core, record: SubscriptionRecord, left_uhs: int, *, at_us: int) -> None:
     offer = core.catalogue.subscription(record.subscription)
-    is_paid = bool(record.ahead) or (core.state.payments == treasury.SANDBOX and not record.ending)
+    is_paid = bool(record.ahead) or (core.state.payments == payments.SANDBOX and not record.ending)
     if offer is None or not is_paid:
         core.state.subscriptions.remove(record)
         treasury.set_spending(core, record.account_id)
@@ -123,7 +121,7 @@ def _renew(core: Core, record: SubscriptionRecord, left_uhs: int, *, at_us: int)
     if record.ahead:
         record.lots.append(record.ahead.pop(0))
     else:
-        _book(core, account, cycle.grant, record.lots, at_us=at_us, channel=treasury.SANDBOX)
+        _book(core, account, cycle.grant, record.lots, at_us=at_us, channel=payments.SANDBOX)
     if cycle.rollover is not None:
         for lot_id in before:
             core.book.retire(lot_id, now_us=at_us)

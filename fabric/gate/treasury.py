@@ -3,7 +3,7 @@
 from typing import Final
 
 from fabric.charging import plans
-from fabric.charging.catalogue import SETTLEMENT_HOURS_MAX, Catalogue, Cycle, Overflow, Restriction
+from fabric.charging.catalogue import COMPUTE, SETTLEMENT_HOURS_MAX, Catalogue, Cycle, Overflow, Restriction
 from fabric.charging.plans import LotTerms
 from fabric.gate import keys, models, refusals
 from fabric.gate.core import Core
@@ -15,23 +15,19 @@ from fabric.gate.events import (
     Grant,
     OpenAccount,
     RevokeKey,
-    Subscribe,
     TopUp,
+    VoidLot,
 )
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.lifecycle import TERMINAL
+from fabric.gate.payments import CHANNELS
 from fabric.gate.prices import unpriced
 from fabric.gate.state import Account, Key
 from fabric.ledger import Origin, Refused, Spending, Terms, Transfer
-from fabric.ledger.outcomes import PERIOD_CLOSED
+from fabric.ledger.outcomes import PERIOD_CLOSED, Fact
 from fabric.ledger.scopes import Scope, Service
-from fabric.units import INT64_MAX, AccountId, format_ct
+from fabric.units import AMOUNT_UHS_MAX, INT64_MAX, AccountId, format_ct
 
-SANDBOX: Final = "sandbox"
-"""The channel of payments that nobody has checked."""
-OPERATOR: Final = "operator"
-"""The channel of payments that an operator has booked."""
-CHANNELS: Final = (SANDBOX, OPERATOR)
 NAME_MAX: Final = 64
 HOUR_US: Final = 3_600_000_000
 LIFETIME_MAX_US: Final = 100 * 365 * plans.DAY_US
@@ -39,6 +35,9 @@ GENEROSITY: Final = (Overflow.POSTPAID, Overflow.WALLET, Overflow.BLOCK)
 INCLUDED_FIRST: Final = -1
 """The priority of a subscription's own tokens: others are touched when these are used up, which is what overflow means."""
 GRANTS: Final = (Origin.PROMOTION.value, Origin.REFUND.value)
+GRANTS_LEAVE_UHS: Final = INT64_MAX // 2
+"""What grants leave of the room in the book's totals: so much can always be sold."""
+REASON_MAX: Final = 200
 
 
 def configure(core: Core, event: Configure) -> Outcome:
@@ -57,32 +56,50 @@ def configure(core: Core, event: Configure) -> Outcome:
 
 
 def _leaves_out(core: Core, event: Configure) -> Outcome | None:
-    if event.payments not in CHANNELS:
-        return _incomplete("payments", f"who books them ({' or '.join(CHANNELS)})", (event.payments,))
-    if missing := unpriced(event.tariffs):
-        return _incomplete("tariffs", "a weight without conditions", missing)
     types = dict.fromkeys(node.accelerator for node in core.planner.nodes())
     types |= dict.fromkeys(
         name for job in core.state.jobs.values() if job.state not in TERMINAL for name in job.spec.accelerators
     )
-    if missing := tuple(name for name in types if name not in event.tariffs.accelerators):
-        return _incomplete("tariffs", "a weight for what runs or waits here", missing)
     plans_used = dict.fromkeys(account.plan for account in core.state.accounts.values())
-    if missing := tuple(name for name in plans_used if event.catalogue.plan(name) is None):
-        return _incomplete("catalogue", "a plan that accounts are on", missing)
-    return _mistaken(event.catalogue)
+    offers = event.catalogue.subscriptions
+    most = format_ct(AMOUNT_UHS_MAX)
+    lacks = (
+        ("catalogue", f"an amount of at most {most} tokens in each offer", _too_large(event.catalogue)),
+        ("tariffs", "a weight without conditions", unpriced(event.tariffs)),
+        ("tariffs", "a weight for what runs or waits here", [x for x in types if x not in event.tariffs.accelerators]),
+        ("catalogue", "a plan that accounts are on", [x for x in plans_used if event.catalogue.plan(x) is None]),
+        (
+            "catalogue",
+            "a cycle of at least one day",
+            [offer.name for offer in offers if offer.cycle is Cycle.DAYS and offer.cycle_days < 1],
+        ),
+    )
+    for what, need, missing in lacks:
+        if missing:
+            return _incomplete(what, need, tuple(missing))
+    return _mistaken(event)
 
 
-def _mistaken(catalogue: Catalogue) -> Outcome | None:
-    if not 0 <= catalogue.settlement_hours <= SETTLEMENT_HOURS_MAX:
+def _mistaken(event: Configure) -> Outcome | None:
+    hours = event.catalogue.settlement_hours
+    if not 0 <= hours <= SETTLEMENT_HOURS_MAX:
         return refusals.invalid(
-            f"a lapsed hold is set aside for 0 to {SETTLEMENT_HOURS_MAX} hours, not {catalogue.settlement_hours}",
-            code="invalid_config",
+            f"a lapsed hold is set aside for 0 to {SETTLEMENT_HOURS_MAX} hours, not {hours}", code="invalid_config"
         )
-    offers = catalogue.subscriptions
-    if missing := tuple(offer.name for offer in offers if offer.cycle is Cycle.DAYS and offer.cycle_days < 1):
-        return _incomplete("catalogue", "a cycle of at least one day", missing)
+    if event.payments not in CHANNELS:
+        return refusals.invalid(
+            f"payments are believed as in {' or '.join(CHANNELS)}, not as in {event.payments!r}", code="invalid_config"
+        )
     return None
+
+
+def _too_large(catalogue: Catalogue) -> tuple[str, ...]:
+    """Offers of more than anybody can buy."""
+    found = [(plan.name, plan.credit_limit_uhs) for plan in catalogue.plans]
+    for bundle in catalogue.bundles:
+        found += [(bundle.name, part.amount) for part in bundle.components if part.asset == COMPUTE]
+    found += [(offer.name, max(offer.amount_uhs, offer.rollover_max_uhs)) for offer in catalogue.subscriptions]
+    return tuple(name for name, amount in found if amount > AMOUNT_UHS_MAX)
 
 
 def _incomplete(what: str, need: str, missing: tuple[str, ...]) -> Outcome:
@@ -112,36 +129,13 @@ def open_account(core: Core, event: OpenAccount) -> Outcome:
     return Accepted()
 
 
-def unpaid(core: Core, event: TopUp | BuyBundle | Subscribe) -> Refusal | None:
-    """Why nothing can be booked for this payment, if nothing can."""
-    if event.channel not in CHANNELS:
-        return refusals.invalid(
-            f"there is no channel of payments {event.channel!r}: choose of {', '.join(CHANNELS)}",
-            code="invalid_channel",
-        )
-    if event.channel == SANDBOX and core.state.payments != SANDBOX:
-        return refusals.not_paid()
-    if event.channel == OPERATOR and not event.payment_ref:
-        return refusals.invalid(
-            "a payment that an operator books needs a reference: say what it is called where it was received",
-            code="payment_ref_missing",
-        )
-    return None
-
-
 def top_up(core: Core, event: TopUp) -> Outcome:
     """Tokens at the price and life of the account's plan."""
     account = core.state.accounts.get(event.account_id)
     if account is None:
         return refusals.not_found("account", event.account_id)
-    if refusal := unpaid(core, event):
+    if refusal := refusals.bad_amount("a top-up is of", event.amount_uhs):
         return refusal
-    if not 0 < event.amount_uhs <= INT64_MAX:
-        return refusals.invalid(
-            f"a top-up is of more than 0 and at most {format_ct(INT64_MAX)} tokens, not {format_ct(event.amount_uhs)}",
-            code="invalid_amount",
-            amount_uhs=min(event.amount_uhs, INT64_MAX),
-        )
     bought = plans.top_up(core.plan_of(event.account_id), amount_uhs=event.amount_uhs, now_us=core.now_us)
     return book_lot(core, account, bought, origin=Origin.TOP_UP, channel=event.channel, now_us=core.now_us)
 
@@ -150,15 +144,8 @@ def grant(core: Core, event: Grant) -> Outcome:
     account = core.state.accounts.get(event.account_id)
     if account is None:
         return refusals.not_found("account", event.account_id)
-    if event.origin not in GRANTS:
-        return refusals.invalid(
-            f"{event.origin!r} can't be granted: choose of {', '.join(GRANTS)}", code="invalid_origin"
-        )
-    if event.lifetime_us is not None and not 0 < event.lifetime_us <= LIFETIME_MAX_US:
-        return refusals.invalid(
-            f"a grant's lifetime is more than 0 and at most {LIFETIME_MAX_US} µs, not {event.lifetime_us}",
-            code="invalid_lifetime",
-        )
+    if refusal := _ungrantable(core, event):
+        return refusal
     terms = Terms(
         origin=Origin(event.origin),
         tier=account.plan,
@@ -167,7 +154,60 @@ def grant(core: Core, event: Grant) -> Outcome:
         expires_at_us=None if event.lifetime_us is None else core.now_us + event.lifetime_us,
     )
     answer = _book(core, account, event.amount_uhs, terms, now_us=core.now_us)
-    return refusals.from_ledger(answer) if isinstance(answer, Refused) else Accepted(granted_uhs=event.amount_uhs)
+    if isinstance(answer, Refused):
+        return refusals.from_ledger(answer)
+    return Accepted(granted_uhs=event.amount_uhs, facts={"lot_id": newest_lot(core)})
+
+
+def _ungrantable(core: Core, event: Grant) -> Refusal | None:
+    if event.origin not in GRANTS:
+        return refusals.invalid(
+            f"{event.origin!r} can't be granted: choose of {', '.join(GRANTS)}", code="invalid_origin"
+        )
+    if refusal := refusals.bad_amount("a grant is of", event.amount_uhs):
+        return refusal
+    if not core.book.has_room_for(event.amount_uhs + GRANTS_LEAVE_UHS, price_microcny=0):
+        return refusals.conflict(
+            f"tokens given away may fill half of the books, and this would be more: {format_ct(GRANTS_LEAVE_UHS)} are kept"
+            " for what is sold. Void what was granted by mistake: fabric ops void",
+            code="grants_full",
+        )
+    if event.lifetime_us is not None and not 0 < event.lifetime_us <= LIFETIME_MAX_US:
+        return refusals.invalid(
+            f"a grant's lifetime is more than 0 and at most {LIFETIME_MAX_US} µs, not {event.lifetime_us}",
+            code="invalid_lifetime",
+        )
+    return None
+
+
+def void(core: Core, event: VoidLot) -> Outcome:
+    """Take back what is unused of a lot that was booked by mistake, with its part of the price."""
+    lot = core.book.lots.get(event.lot_id)
+    if lot is None or lot.account_id != event.account_id:
+        return refusals.not_found("lot", event.lot_id)
+    if not 0 < len(event.reason.strip()) <= REASON_MAX:
+        return refusals.invalid(f"say why, in 1 to {REASON_MAX} characters: it is kept for ever", code="invalid_reason")
+    amount_uhs = lot.free_uhs if event.amount_uhs is None else event.amount_uhs
+    if not 0 < amount_uhs <= lot.free_uhs:
+        return refusals.conflict(
+            f"of lot {lot.lot_id} {format_ct(lot.free_uhs)} tokens are unused, {format_ct(lot.held_uhs)} held and"
+            f" {format_ct(lot.captured_uhs)} used: only what is unused can be voided"
+            + (f", not {format_ct(amount_uhs)}" if event.amount_uhs is not None else ""),
+            code="not_unused",
+            free_uhs=lot.free_uhs,
+            held_uhs=lot.held_uhs,
+            captured_uhs=lot.captured_uhs,
+        )
+    ahead = next((record.ahead for record in core.state.subscriptions if lot.lot_id in record.ahead), [lot.lot_id])
+    if ahead[-1] != lot.lot_id:
+        return refusals.conflict(
+            f"later cycles than that of lot {lot.lot_id} are paid: void {ahead[-1]} first", code="not_the_last"
+        )
+    price = core.book.void(lot.lot_id, amount_uhs=amount_uhs, now_us=core.now_us)
+    for record in core.state.subscriptions:
+        if lot.lot_id in record.ahead and not lot.free_uhs:
+            record.ahead.remove(lot.lot_id)
+    return Accepted(facts={"voided_uhs": amount_uhs, "price_microcny": price})
 
 
 def buy_bundle(core: Core, event: BuyBundle) -> Outcome:
@@ -175,8 +215,6 @@ def buy_bundle(core: Core, event: BuyBundle) -> Outcome:
     account = core.state.accounts.get(event.account_id)
     if account is None:
         return refusals.not_found("account", event.account_id)
-    if refusal := unpaid(core, event):
-        return refusal
     bundle = core.catalogue.bundle(event.bundle)
     if bundle is None:
         known = ", ".join(each.name for each in core.catalogue.bundles) or "none"
@@ -203,7 +241,9 @@ def buy_bundle(core: Core, event: BuyBundle) -> Outcome:
             linked_to=first,
         )
         first = first or (sold.transfer_id if sold else None)
-    return Accepted(granted_uhs=granted_uhs)
+    paid = sum(lot.price_microcny for lot in bought.lots) + sum(part.price_microcny for part in bought.entitlements)
+    ends = [lot.expires_at_us for lot in bought.lots] + [part.expires_at_us for part in bought.entitlements]
+    return Accepted(granted_uhs=granted_uhs, facts={"price_microcny": paid, "expires_at_us": min(ends)})
 
 
 def create_key(core: Core, event: CreateKey) -> Outcome:
@@ -215,11 +255,8 @@ def create_key(core: Core, event: CreateKey) -> Outcome:
         return refusal
     if event.key_id in core.state.keys:
         return refusals.conflict(f"there is a key {event.key_id!r} already", code="key_exists")
-    if event.limit_uhs is not None and not 0 < event.limit_uhs <= INT64_MAX:
-        return refusals.invalid(
-            f"a key's limit is more than 0 and at most {format_ct(INT64_MAX)} tokens, not {format_ct(event.limit_uhs)}",
-            code="invalid_amount",
-        )
+    if event.limit_uhs is not None and (refusal := refusals.bad_amount("a key's limit is", event.limit_uhs)):
+        return refusal
     core.state.keys[event.key_id] = Key(
         key_id=event.key_id,
         account_id=event.account_id,
@@ -261,7 +298,10 @@ def close_period(core: Core, event: ClosePeriod) -> Outcome:
 def book_lot(core: Core, account: Account, lot: LotTerms, *, origin: Origin, channel: str, now_us: int) -> Outcome:
     """One lot that was bought, on its terms."""
     answer = _book(core, account, lot.amount_uhs, _terms(account, lot, origin=origin, channel=channel), now_us=now_us)
-    return refusals.from_ledger(answer) if isinstance(answer, Refused) else Accepted(granted_uhs=lot.amount_uhs)
+    if isinstance(answer, Refused):
+        return refusals.from_ledger(answer)
+    facts: dict[str, Fact] = {"price_microcny": lot.price_microcny, "expires_at_us": lot.expires_at_us}
+    return Accepted(granted_uhs=lot.amount_uhs, facts=facts)
 
 
 def set_spending(core: Core, account_id: AccountId) -> None:

@@ -47,7 +47,7 @@ BurnKey = tuple[int, int, bool, int, int, int, str]
 
 
 class Lot(msgspec.Struct, kw_only=True):
-    """Tokens of one account: granted = free + held + captured + expired, always."""
+    """Tokens of one account: granted = free + held + captured + expired + voided, always."""
 
     lot_id: str
     account_id: str
@@ -62,6 +62,8 @@ class Lot(msgspec.Struct, kw_only=True):
     held_uhs: int = 0
     captured_uhs: int = 0
     expired_uhs: int = 0
+    voided_uhs: int = 0
+    """Taken back before it was used, because it had been booked by mistake."""
 
     @property
     def burn_key(self) -> BurnKey:

@@ -48,9 +48,9 @@ def _lots(book: Vault) -> Iterator[str]:
             if piece.lot_id != CREDIT:
                 held[piece.lot_id] += piece.held_uhs
     for name, lot in book.lots.items():
-        if lot.granted_uhs != lot.free_uhs + lot.held_uhs + lot.captured_uhs + lot.expired_uhs:
+        if lot.granted_uhs != lot.free_uhs + lot.held_uhs + lot.captured_uhs + lot.expired_uhs + lot.voided_uhs:
             yield f"lot {name} has lost or gained tokens: {lot}"
-        if min(lot.free_uhs, lot.held_uhs, lot.captured_uhs, lot.expired_uhs) < 0:
+        if min(lot.free_uhs, lot.held_uhs, lot.captured_uhs, lot.expired_uhs, lot.voided_uhs) < 0:
             yield f"lot {name} is below zero: {lot}"
         if lot.held_uhs != held[name]:
             yield f"lot {name} has {lot.held_uhs} held, its holds {held[name]}"

@@ -106,6 +106,40 @@ class Till(Sweeping, kw_only=True, dict=True):
             self._repay(account, lot, now_us=now_us)
         return transfer
 
+    def void(self, lot_id: str, *, amount_uhs: int, now_us: int) -> int:
+        """Take back what nobody holds of a lot and has not used, as if it had never been sold; returns its part of the price.
+
+        However it is taken back in parts, the parts of the price add up to that of the whole.
+
+        Args:
+            lot_id: a lot of this book.
+            amount_uhs: more than 0, and at most what is free of it.
+            now_us: when.
+        """
+        lot = self.lots[lot_id]
+        assert 0 < amount_uhs <= lot.free_uhs, f"of lot {lot_id} {lot.free_uhs} are free, not {amount_uhs}"
+        account, terms = self.accounts[lot.account_id], lot.terms
+        before = _half_even(terms.price_microcny * lot.voided_uhs, lot.granted_uhs)
+        lot.free_uhs -= amount_uhs
+        lot.voided_uhs += amount_uhs
+        self._drop_if_spent(account, lot)
+        price = _half_even(terms.price_microcny * lot.voided_uhs, lot.granted_uhs) - before if terms.channel else 0
+        side = _ON_ACCOUNT if terms.channel == _ON_ACCOUNT else "cash"
+        if side == _ON_ACCOUNT:
+            price = min(price, account.receivable_microcny)
+            account.receivable_microcny -= price
+        self._post(
+            "void",
+            account_id=account.account_id,
+            ref=lot_id,
+            at_us=now_us,
+            tokens={"available": -amount_uhs, "issued": amount_uhs},
+            money={side: -price, "revenue": price},
+            channel=terms.channel,
+            lots=(LotShare(lot_id, amount_uhs),),
+        )
+        return price
+
     def has_room_for(self, amount_uhs: int, *, price_microcny: int) -> bool:
         """Whether so much can be issued and earned without going beyond 64 bits."""
         issued = amount_uhs - self.tokens_uhs["issued"]

@@ -32,8 +32,8 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     transfer_id: int
     """Counts the ledger's transfers from 1."""
     kind: str
-    """top_up | bundle | subscription | grant | repay | hold | capture | write_off | release | refund | expire | invoice |
-    sale | payment
+    """top_up | bundle | subscription | grant | repay | hold | capture | write_off | release | refund | expire | void |
+    invoice | sale | payment
     """
     account_id: str
     ref: str

@@ -1147,6 +1147,20 @@ class GrantRequest(_message.Message):
     lifetime_us: int
     def __init__(self, request_id: _Optional[str] = ..., account_id: _Optional[str] = ..., amount_uhs: _Optional[int] = ..., origin: _Optional[str] = ..., scope: _Optional[_Union[Scope, _Mapping]] = ..., lifetime_us: _Optional[int] = ...) -> None: ...
 
+class VoidLotRequest(_message.Message):
+    __slots__ = ("request_id", "account_id", "lot_id", "amount_uhs", "reason")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    LOT_ID_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_UHS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    account_id: str
+    lot_id: str
+    amount_uhs: int
+    reason: str
+    def __init__(self, request_id: _Optional[str] = ..., account_id: _Optional[str] = ..., lot_id: _Optional[str] = ..., amount_uhs: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class ListAccountsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

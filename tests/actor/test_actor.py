@@ -51,7 +51,9 @@ async def test_time_goes_on_in_a_gate_that_comes_up_when_the_wall_was_set_back(w
     at_us = [second._writer.at_us]
     for number in range(3):
         await asyncio.sleep(0.002)
-        await second.decide([TopUp(account_id="acme", amount_uhs=1, payment_ref="p", request_id=f"again-{number}")])
+        await second.decide(
+            [TopUp(account_id="acme", amount_uhs=1, payment_ref=f"p-{number}", request_id=f"again-{number}")]
+        )
         at_us.append(second._writer.at_us)
     await second.close()
     assert at_us == sorted(set(at_us)), "it stood still"

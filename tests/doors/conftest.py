@@ -8,6 +8,7 @@ from io import BytesIO
 
 import cloudpickle
 import pytest
+from typer.testing import CliRunner
 
 from fabric.adapters.archive import DirectoryArchive
 from fabric.adapters.cluster_settings import checkpoints_in, lease_info_key, result_key
@@ -19,6 +20,7 @@ from fabric.api.tls import ensure_certificate
 from fabric.audit.records import Balances, Receipt, Statement
 from fabric.charging.catalogue import Bundle, Catalogue, Component, Plan, Subscription
 from fabric.charging.tariffs import Tariffs, Weight
+from fabric.cli import app
 from fabric.client import Client
 from fabric.clock import VirtualClock
 from fabric.errors import NotFound, Unavailable
@@ -53,7 +55,10 @@ CATALOGUE = Catalogue(
         Bundle(
             name="edge",
             price_microcny=9_000_000,
-            components=(Component(asset="CT", amount=10 * UHS_PER_CT, share_microcny=9_000_000, lifetime_days=30),),
+            components=(
+                Component(asset="CT", amount=10 * UHS_PER_CT, share_microcny=6_000_000, lifetime_days=30),
+                Component(asset="5g-min", amount=60, share_microcny=3_000_000, lifetime_days=30),
+            ),
         ),
     ),
     subscriptions=(Subscription(name="monthly", plan="starter", price_microcny=4_000_000, amount_uhs=10 * UHS_PER_CT),),
@@ -307,3 +312,19 @@ def make_house(tmp_path):
 @pytest.fixture
 def limits():
     return Limits
+
+
+@pytest.fixture
+def run(house, monkeypatch, tmp_path):
+    """Run a command as a customer, or as the operator."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("FABRIC_ADDRESS", house.address)
+    monkeypatch.setenv("FABRIC_CA", str(house.tls.ca))
+
+    def command(*words, key=None, code=0):
+        monkeypatch.setenv("FABRIC_API_KEY", key or house.acme)
+        done = CliRunner().invoke(app, [str(word) for word in words])
+        assert done.exit_code == code, done.output + repr(done.exception)
+        return done
+
+    return command

@@ -15,22 +15,6 @@ from fabric.results import read_parcel
 
 
 @pytest.fixture
-def run(house, monkeypatch, tmp_path):
-    """Run a command as a customer, or as the operator."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setenv("FABRIC_ADDRESS", house.address)
-    monkeypatch.setenv("FABRIC_CA", str(house.tls.ca))
-
-    def command(*words, key=None, code=0):
-        monkeypatch.setenv("FABRIC_API_KEY", key or house.acme)
-        done = CliRunner().invoke(app, [str(word) for word in words])
-        assert done.exit_code == code, done.output + repr(done.exception)
-        return done
-
-    return command
-
-
-@pytest.fixture
 def job(house):
     made = house.fabric().submit(lambda: 42, tokens=2, name="answer")
     made.wait(timeout=20)
@@ -46,7 +30,7 @@ TABLES = [
     (("plans",), "starter"),
     (("plan",), "starter"),
     (("topup", 5), "5 CT bought"),
-    (("bundle", "edge"), "edge"),
+    (("bundle", "edge"), "bundle edge bought for 9.00 CNY"),
     (("keys", "ls"), "k-acme"),
     (("keys", "create", "--name", "ci"), "fab_"),
     (("audit", "receipts"), "entry 1"),
@@ -59,6 +43,10 @@ OPERATORS = [
     (("ops", "leases"), "no leases"),
     (("ops", "open-account", "initech", "--plan", "starter"), "initech is open"),
     (("ops", "grant", "acme", "3", "--days", 7), "3 CT granted"),
+    (
+        ("ops", "void", "acme", "lot-1", "--reason", "typed 100 for 10", "--tokens", 90),
+        "90 CT of lot-1 voided, 45.00 CNY",
+    ),
     (("ops", "drain", "h1"), "draining"),
     (("ops", "undrain", "h1"), "takes jobs again"),
     (("ops", "close-period", "2027-01"), "closed"),

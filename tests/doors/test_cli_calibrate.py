@@ -6,10 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tests.doors.test_cli import run as run_fixture
 from tests.doors.test_serving_calls import offer
-
-run = run_fixture
 
 
 class StandInEndpoint(BaseHTTPRequestHandler):

@@ -12,10 +12,8 @@ from fabric.checkpoints import commit_directory
 from fabric.cli.calls import calls_in, gathered_by_model, print_calls
 from fabric.client import new_request_id
 from fabric.wire import fabric_pb2 as pb
-from tests.doors.test_cli import run as run_fixture
 from tests.doors.test_serving_calls import call, ledger, slice_of
 
-run = run_fixture
 RATES = [
     {
         "accelerator": accelerator,

@@ -6,11 +6,14 @@ import traceback
 import pytest
 
 from fabric.cli.moments import parse_moment
+from fabric.client import facts_of
 from fabric.errors import InsufficientTokens, InvalidRequest
 from fabric.gate.events import Grant, LeaseStarted
 from fabric.ledger.scopes import Scope
 from fabric.sdk.answers import Cost
 from fabric.units import UHS_PER_CT
+from fabric.wire import fabric_pb2 as pb
+from tests.doors.conftest import CATALOGUE
 
 NOW = dt.datetime(2026, 11, 25, 12, tzinfo=dt.UTC)
 DAY_US = 86_400_000_000
@@ -23,6 +26,13 @@ def test_a_purchase_says_what_it_cost_how_long_it_is_good_and_what_there_is_now(
     assert bought.expires_at_us > house.port.clock.now_us()
     assert str(bought).startswith("12.5 CT for 6.25 CNY, good until ")
     assert str(bought).endswith("; 112.5 CT free now")
+
+
+def test_a_bundles_stated_price_is_that_of_all_its_parts(house):
+    money = house.port.gate.state.book.money_microcny
+    before = money["cash"]
+    answer = house.client().call(pb.BuyBundleRequest(request_id="r", bundle="edge"), pb.Accepted)
+    assert facts_of(answer)["price_microcny"] == CATALOGUE.bundle("edge").price_microcny == money["cash"] - before
 
 
 def test_what_is_free_for_some_uses_only_is_said_apart(house):

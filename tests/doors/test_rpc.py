@@ -94,6 +94,7 @@ EVERY_REQUEST = [
     pb.RevokeKeyRequest(request_id="r", key_id="KEY"),
     pb.OpenAccountRequest(request_id="r", account_id="new", plan="starter"),
     pb.GrantRequest(request_id="r", account_id="acme", amount_uhs=1),
+    pb.VoidLotRequest(request_id="r", account_id="acme", lot_id="lot-1", reason="a mistake"),
     pb.ListAccountsRequest(),
     pb.ListNodesRequest(),
     pb.ListLeasesRequest(),

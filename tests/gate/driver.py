@@ -62,6 +62,7 @@ class Driver(RuleBasedStateMachine):
         self.journal, self.decisions = [], []
         self.money, self.tariffs = Auditor(self.policy_of), TARIFFS
         self.uses, self.clients, self.keys, self.requests = {}, [], [], []
+        self.channel, self.references = "sandbox", {}
         self.meters, self.weights, self.ended, self.stopped, self.outcomes = {}, {}, {}, {}, {}
         self.tries = defaultdict(Tries)
         self.devices, self.outstanding, self.leases = {}, {}, []

@@ -5,6 +5,7 @@ import copy
 import msgspec
 from hypothesis import strategies as st
 from hypothesis.stateful import (
+    invariant,
     precondition,
     rule,
 )
@@ -24,6 +25,7 @@ from fabric.gate.events import (
     TopUp,
     Unsubscribe,
     UpdateHold,
+    VoidLot,
 )
 from fabric.gate.instructions import Accepted, Refusal
 from fabric.ledger.sweeping import REMEMBER_ENDED_US, REMEMBER_LAPSED_US
@@ -46,10 +48,11 @@ class MoneyRules(Driver):
         self.do(Tick())
         bought = self.entitled(account)
         name, amount = self.name("r"), seconds * S
+        more = {"channel": self.channel, "payment_ref": name, "account_id": account, "request_id": name}
         event = {
-            "top_up": TopUp(account_id=account, amount_uhs=amount, request_id=name),
+            "top_up": TopUp(amount_uhs=amount, **more),
             "grant": Grant(account_id=account, amount_uhs=amount, scope=scope, lifetime_us=life, request_id=name),
-            "bundle": BuyBundle(account_id=account, bundle="none" if seconds == 0 else "edge", request_id=name),
+            "bundle": BuyBundle(bundle="none" if seconds == 0 else "edge", **more),
         }[way]
         outcome = self.ask(event)
         self.requests.append((event, outcome))
@@ -57,6 +60,49 @@ class MoneyRules(Driver):
         assert isinstance(outcome, Accepted) == accepted
         got = self.entitled(account) - bought
         assert got == 600 * (accepted and way == "bundle")
+
+    @rule(
+        account=accounts,
+        channel=st.sampled_from(["sandbox", "operator"]),
+        ref=st.sampled_from(["P", "Q"]),
+        seconds=st.sampled_from([30, 50]),
+    )
+    def pay_by_reference(self, account, channel, ref, seconds):
+        """It books once for each account and channel, whatever request brings it, and nothing where it doesn't count."""
+        event = TopUp(
+            account_id=account, amount_uhs=seconds * S, payment_ref=ref, channel=channel, request_id=self.name("r")
+        )
+        outcome = self.ask(event)
+        booked, first = self.references.get((account, channel, ref), (None, None))
+        if channel == "sandbox" != self.channel:
+            assert outcome.code == "operator_only"
+        elif booked is None:
+            assert outcome.granted_uhs == seconds * S
+            self.references[account, channel, ref] = seconds, outcome
+        else:
+            assert outcome == first if booked == seconds else outcome.code == "payment_ref_used"
+            assert self.decisions[-1].transfers == ()
+
+    @rule(pick=picks, seconds=st.sampled_from([None, None, 1, 40, 5_000]), thief=st.booleans())
+    def void(self, pick, seconds, thief):
+        """What is unused of a lot is taken back, never what is held or used, and only from its owner."""
+        self.do(Tick())
+        if not self.money.lots:
+            return
+        lot = self.money.lots[-1 - pick % len(self.money.lots)]
+        account = ACCOUNTS[(ACCOUNTS.index(lot.account) + 1) % 3] if thief else lot.account
+        amount = None if seconds is None else seconds * S
+        wanted, ahead = lot.free if amount is None else amount, [record.ahead for record in self.state.subscriptions]
+        outcome = self.ask(VoidLot(account_id=account, lot_id=lot.lot_id, amount_uhs=amount, reason="a mistake"))
+        if thief:
+            assert outcome.code == "not_found"
+        elif not 0 < wanted <= lot.free + lot.voided:
+            assert outcome.code == "not_unused"
+        elif isinstance(outcome, Refusal):
+            assert outcome.code in ("not_unused", "not_the_last")
+            assert wanted > lot.free or any(lot.lot_id in lots for lots in ahead)
+        else:
+            assert outcome.facts["voided_uhs"] == wanted
 
     def entitled(self, account):
         """What bundles gave besides tokens and is still good: a purchase lets go of what isn't."""
@@ -71,12 +117,26 @@ class MoneyRules(Driver):
             assert isinstance(outcome, Accepted) == bool(running)
             return
         ending = [record.ending for record in running]
-        outcome = self.ask(Subscribe(account_id=account, subscription=offer))
-        if isinstance(outcome, Refusal):
+        more = {"channel": self.channel, "payment_ref": self.name("s")}
+        outcome = self.ask(Subscribe(account_id=account, subscription=offer, **more))
+        if isinstance(outcome, Refusal) and self.channel == "sandbox":
             assert (outcome.code, ending) == ("already_subscribed", [False])
+        elif isinstance(outcome, Refusal):
+            assert (outcome.code, len(running[0].ahead)) == ("paid_ahead", 12)
 
-    @rule(steep=st.booleans(), bad=st.sampled_from([None, None, "plan", "type", "weight"]))
-    def configure(self, steep, bad):
+    @invariant()
+    def nothing_is_bought_with_a_customers_word_where_that_does_not_count(self):
+        if self.channel == "operator" and not isinstance(self.journal[-1][0], Configure):
+            paid = [leg.account for transfer in self.decisions[-1].transfers for leg in transfer.postings]
+            voided = isinstance(self.journal[-1][0], VoidLot)
+            assert voided or "cash/sandbox" not in paid
+
+    @rule(
+        steep=st.booleans(),
+        bad=st.sampled_from([None, None, "plan", "type", "weight"]),
+        channel=st.sampled_from(["sandbox", "sandbox", "operator"]),
+    )
+    def configure(self, steep, bad, channel):
         """Prices change; or would, but for somebody or something that would be left without one."""
         tariffs = STEEP if steep else TARIFFS
         weights = {"type": TARIFFS.weights[1:], "weight": TARIFFS.weights[:1] + TARIFFS.weights[2:]}
@@ -84,10 +144,12 @@ class MoneyRules(Driver):
             Configure(
                 tariffs=msgspec.structs.replace(tariffs, weights=weights.get(bad, tariffs.weights)),
                 catalogue=msgspec.structs.replace(CATALOGUE, plans=CATALOGUE.plans[: 1 if bad == "plan" else 3]),
+                payments=channel,
             )
         )
         assert isinstance(outcome, Accepted) if bad is None else outcome.code == "invalid_config"
-        self.tariffs = tariffs if bad is None else self.tariffs
+        if bad is None:
+            self.tariffs, self.channel = tariffs, channel
 
     @rule(sure=st.sampled_from([False, False, False, True]))
     def close_period(self, sure):

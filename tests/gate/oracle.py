@@ -30,6 +30,7 @@ class Lot:
     def __init__(self, lot_id, account, amount, terms, granted_at):
         self.lot_id, self.account, self.amount, self.terms, self.granted_at = lot_id, account, amount, terms, granted_at
         self.free, self.held, self.captured, self.expired = amount, 0, 0, 0
+        self.voided = 0
 
     def alive(self, now):
         return self.terms.expires_at_us is None or now < self.terms.expires_at_us
@@ -146,6 +147,14 @@ class Auditor:
         self.purchases[transfer.transfer_id] = transfer.account_id
 
     _top_up = _bundle = _subscription = _grant = _granted
+
+    def _void(self, transfer, amounts, use_of, terms_of):
+        lot, (share,) = self.lot(transfer.ref), transfer.lots
+        assert share.lot_id == lot.lot_id
+        assert 0 < share.amount_uhs <= lot.free
+        assert amounts == {"available": -share.amount_uhs, "issued": share.amount_uhs}
+        lot.free -= share.amount_uhs
+        lot.voided += share.amount_uhs
 
     def _sale(self, transfer, amounts, use_of, terms_of):
         assert amounts == {}

@@ -118,7 +118,8 @@ class GateMachine(MoneyRules, HoldRules, JobRules, ClusterRules):
             there = (lot.free, lot.held, lot.captured, lot.expired)
             assert there == (booked.free_uhs, booked.held_uhs, booked.captured_uhs, booked.expired_uhs), lot.lot_id
             assert min(there) >= 0
-            assert sum(there) == lot.amount
+            assert sum(there) + lot.voided == lot.amount
+            assert lot.voided == booked.voided_uhs
         assert len(self.money.lots) == len(self.book.lots)
 
     @invariant()

@@ -120,6 +120,25 @@ class BookMachine(RuleBasedStateMachine):
         lot = self.oracle.lots[lot_id] = OracleLot(lot_id, account, amount=amount, terms=terms, now=self.now)
         self.oracle.repay(lot, self.now)
 
+    @precondition(lambda self: self.oracle.lots)
+    @rule(data=st.data(), part=st.sampled_from([1, 2, 3]))
+    def void(self, data, part):
+        """What nobody holds and nobody has used is as if it had never been sold; the price goes with it."""
+        self.sweep()
+        lot = self.oracle.lots[data.draw(st.sampled_from(list(self.oracle.lots)))]
+        self.oracle.advance(self.now)
+        amount = lot.free // part
+        if not amount:
+            return
+        issued, revenue = self.book.tokens_uhs["issued"], self.book.money_microcny["revenue"]
+        price = self.do(lambda: self.book.void(lot.lot_id, amount_uhs=amount, now_us=self.now))
+        lot.free -= amount
+        assert self.book.tokens_uhs["issued"] == issued + amount
+        assert self.book.money_microcny["revenue"] == revenue + price
+        voided = self.book.lots[lot.lot_id].voided_uhs
+        assert 0 <= price <= lot.terms.price_microcny
+        assert voided < lot.amount or price > 0 or not lot.terms.price_microcny or voided > amount
+
     @rule(account=st.sampled_from(ACCOUNTS), limit=st.sampled_from([0, 10, 30]))
     def set_limit(self, account, limit):
         self.do(lambda: self.book.set_credit_limit(account, credit_limit_uhs=limit))
