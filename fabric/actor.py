@@ -22,7 +22,7 @@ from fabric.adapters.ray_cluster import RayCluster
 from fabric.adapters.stores import cluster_settings, open_archive_of, open_journal_of
 from fabric.auditor import Auditor
 from fabric.clock import SteadyClock
-from fabric.errors import FabricError
+from fabric.errors import Conflict, FabricError, JournalCorrupt
 from fabric.gate import Gate
 from fabric.gate.core import Served
 from fabric.gate.events import AnyEvent, Configure, Metered, Sample, Tick
@@ -30,6 +30,7 @@ from fabric.gate.instructions import Accepted, AnyInstruction, Outcome, Refusal
 from fabric.gate.lifecycle import TERMINAL
 from fabric.gate.questions import AnyAnswer, AnyQuestion, JobOf, LeasesOf, ReceiptsOf, RecordsOf, StatementOf
 from fabric.gate.views import JobView, LogChunk
+from fabric.outage import Outage
 from fabric.settings import ClusterConfig
 from fabric.units import JobId
 from fabric.writer import Writer
@@ -41,6 +42,12 @@ TICK_MIN_S: Final = 0.02
 TICK_SHARE: Final = 20
 """The clock looks at every lease: with very many of them it naps so many times as long as it looked."""
 ANNOUNCE_WITHIN_S: Final = 0.02
+CHORE_S: Final = 120.0
+"""A chore that takes longer waits for something that is away, and is begun again."""
+ANSWER_S: Final = 1.0
+"""What a call waits for a gate whose last start has failed."""
+CLOSE_S: Final = 8.0
+"""What an end waits for a cluster that doesn't answer."""
 RECONCILE_S: Final = 5.0
 PUBLISH_S: Final = 1.0
 LOG_PAGE_BYTES: Final = 16 * 2**20
@@ -70,6 +77,7 @@ class GateActor:
             clock=self._clock,
             carry_out=self._carry_out,
             committed=self._note_changes,
+            recovered=self._begin_anew,
         )
         self._auditor = Auditor(self._writer.journal, origin=config.name, signing_key=signing_key.get_secret_value())
         self._cluster = RayCluster(
@@ -88,14 +96,23 @@ class GateActor:
         self._news_due: asyncio.TimerHandle | None = None
         self._starting: asyncio.Task[None] | None = None
         self._writes = False
+        self._trying: asyncio.Task[None] | None = None
+        """Comes up by itself after a start that failed, whether or not anybody calls."""
+        self._down: Outage | None = None
+        """Why it isn't up, once a start has failed."""
         self._chores: list[asyncio.Task[None]] = []
 
     # -- for the doors -------------------------------------------------------------------------------------------------
 
     async def ready(self) -> str:
         """Wait until the gate answers; then the public key that signs its checkpoints, for whoever verifies."""
-        await self._up()
+        await self._up(patient=True)
         return self._auditor.verifier_key
+
+    async def ailment(self) -> str:
+        """What is wrong with the gate, in a sentence, and what it does about it; "" if nothing is. Answers at once."""
+        outage = self._writer.outage or self._down
+        return outage.said() if outage is not None else ""
 
     async def differences(self, config: ClusterConfig) -> list[str]:
         """What of a cluster file is not what this gate was started with; of what a gate can't change while it runs."""
@@ -166,23 +183,59 @@ class GateActor:
 
     async def close(self) -> None:
         """Keep a snapshot and let go of the journal. What runs goes on running."""
-        for chore in self._chores:
-            chore.cancel()
-        await asyncio.gather(*self._chores, return_exceptions=True)
-        await self._cluster.close()
+        own = [*self._chores, *([self._trying] if self._trying is not None else [])]
+        for task in own:
+            task.cancel()
+        if own:
+            await asyncio.wait(own, timeout=CLOSE_S)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._cluster.close(), CLOSE_S)
         await self._writer.close()
 
     # -- coming up -----------------------------------------------------------------------------------------------------
 
-    async def _up(self) -> None:
+    async def _up(self, *, patient: bool = False) -> None:
+        """Be up. Where a start has failed, a call begins another one, and is told soon where that doesn't succeed."""
         if self._starting is None:
             self._starting = asyncio.ensure_future(self._start())
+        starting, down = self._starting, self._down
+        done, _ = await asyncio.wait((starting,), timeout=None if patient or down is None else ANSWER_S)
+        if not done and down is not None:
+            raise down.refusal()
         try:
-            await asyncio.shield(self._starting)
-        except BaseException:
-            if self._starting is not None and self._starting.done():
+            starting.result()
+        except Exception as error:
+            if self._starting is starting:
                 self._starting = None
+                self._try_again(error)
             raise
+        self._down = None
+
+    def _try_again(self, error: Exception) -> None:
+        """A start has failed: begin others, with pauses, until one succeeds or none ever can."""
+        if isinstance(error, JournalCorrupt | Conflict):
+            return
+        if self._down is None:
+            self._down = Outage("something that the gate needs to start", error)
+        else:
+            self._down.tried(error)
+        log.warning("start_failed", why=self._down.why, tries=self._down.tries, next_in_s=self._down.pause_s)
+        if self._trying is None or self._trying.done():
+            self._trying = asyncio.create_task(self._keep_trying())
+
+    async def _keep_trying(self) -> None:
+        while self._down is not None:
+            await asyncio.sleep(self._down.pause_s)
+            with suppress(Exception):
+                await self._up(patient=True)
+
+    def _begin_anew(self, core: Gate) -> Sequence[AnyInstruction]:
+        """The core was made anew after an outage: what landed meanwhile unheard is told, shown and carried out."""
+        jobs = sorted(core.state.jobs.values(), key=lambda job: job.revision)
+        self._latest = {job.job_id: job.revision for job in jobs}
+        self._to_publish |= {job.job_id: None for job in jobs if not job.settled}
+        self._wake_watchers()
+        return core.outstanding()
 
     async def _start(self) -> None:
         """Come up. One that fails half-way (the archive is out of reach, say) is tried again by the next call, so each
@@ -263,15 +316,24 @@ class GateActor:
 
     async def _again_and_again(self, chore: Callable[[], Awaitable[None]], pause_s: float) -> None:
         """A chore that fails is tried again at its next turn; the gate goes on."""
+        failed = ""
         while True:
             try:
-                await chore()
+                async with asyncio.timeout(CHORE_S):
+                    await chore()
             except FabricError as error:
-                log.warning("chore_failed", chore=chore.__name__, code=error.code, error=error.message)
+                if failed != error.code:
+                    log.warning("chore_failed", chore=chore.__name__, code=error.code, error=error.message)
+                failed = error.code
                 await asyncio.sleep(TICK_MAX_S)
             except Exception:
+                failed = "failed"
                 log.exception("chore_failed", chore=chore.__name__)
                 await asyncio.sleep(TICK_MAX_S)
+            else:
+                if failed:
+                    log.info("chore_works_again", chore=chore.__name__)
+                failed = ""
             await asyncio.sleep(pause_s)
 
     # -- watching ------------------------------------------------------------------------------------------------------

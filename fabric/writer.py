@@ -2,8 +2,9 @@
 
 Group commit: while one batch is being made durable, the next one gathers; a batch costs one fsync however large it is.
 What is in memory never runs ahead of the journal: when a commit fails, nobody gets an answer, and the state is rebuilt
-from the journal before anything else is decided. Starting is the same thing: newest whole snapshot, then every entry
-after it is decided again, and has to come out as it is written.
+from the journal before anything else is decided, tried until it works, whether or not anybody asks for anything; meanwhile
+callers are told at once. Starting is the same thing: newest whole snapshot, then every entry after it is decided again, and
+has to come out as it is written.
 
 Knows the journal and the core by what they promise; does not know Ray, tokens, or what an event means.
 Ideas: LMAX (one thread decides, batches are durable), TigerBeetle (the log is the truth), dask (events in, instructions out).
@@ -12,7 +13,10 @@ Ideas: LMAX (one thread decides, batches are durable), TigerBeetle (the log is t
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Final, Generic, TypeVar
+
+import structlog
 
 from fabric.adapters.entries import entries_of
 from fabric.adapters.journal import Entry, Journal, Snapshot, TreeHead
@@ -22,6 +26,7 @@ from fabric.clock import Clock
 from fabric.errors import Conflict, FabricError, Internal, JournalCorrupt, Unavailable
 from fabric.gate.events import AnyEvent
 from fabric.gate.instructions import Accepted, AnyInstruction, Outcome
+from fabric.outage import Outage
 
 BATCH_MAX: Final = 1_024
 """Events in one commit, unless a single call brings more."""
@@ -29,13 +34,23 @@ QUEUE_MAX: Final = 20_000
 """Events that may wait. Beyond, callers are told to come back."""
 SNAPSHOT_EVERY: Final = 10_000
 """Entries between snapshots at least; a long journal is snapshotted when it has grown by a twentieth."""
+PATIENCE_S: Final = 5.0
+"""A commit that takes longer keeps nobody waiting: callers are told that the journal is away, until it has answered."""
+REBUILD_PATIENCE_S: Final = 1.0
+"""A rebuild that takes longer keeps nobody waiting either."""
+JOURNAL: Final = "the journal's database"
+CLOSE_S: Final = 8.0
+"""What an end waits at most for a journal that doesn't answer, at each of its steps."""
 _GROWTH: Final = 20
 _NOTHING_TO_DO: Final = Accepted()
+_IN_DOUBT: Final = "Whether this call was written is not known, and asking again with the same request id is safe"
 
 
 C = TypeVar("C", bound=Core)
 T = TypeVar("T")
 Waiting = tuple[Sequence[AnyEvent], "asyncio.Future[list[Outcome]]"]
+
+log = structlog.get_logger()
 
 
 class Writer(Generic[C]):
@@ -49,10 +64,12 @@ class Writer(Generic[C]):
         clock: Clock,
         carry_out: Callable[[Sequence[AnyInstruction]], Awaitable[None]],
         committed: Callable[[C], None] = lambda _: None,
+        recovered: Callable[[C], Sequence[AnyInstruction]] = lambda _: (),
         idle: Callable[[C, AnyEvent, int], bool] | None = None,
         batch_max: int = BATCH_MAX,
         queue_max: int = QUEUE_MAX,
         snapshot_every: int = SNAPSHOT_EVERY,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         """Put the parts together; `start` begins.
 
@@ -63,22 +80,31 @@ class Writer(Generic[C]):
             carry_out: awaited after each commit with the instructions of the batch, which may be none; in order, one call
                 at a time, and beside the next batch, so it may `submit`. What it raises goes to the loop's handler.
             committed: called at once after each commit, while all that the core holds is durable: to look, and be quick.
+            recovered: called when the core was made anew after an outage, in which a commit may have landed that nobody heard
+                of; what it returns is carried out.
             idle: says of an event that handling it now would change nothing. Such an event is answered without being
                 handled and leaves no entry, which is safe for replay because it never touched the core. Ask it only of
                 ticks: a refusal is an answer that must be remembered.
             batch_max: events in one commit.
             queue_max: events that may wait.
             snapshot_every: entries between snapshots, at least.
+            patience_s: how long a commit may take until callers are told that the journal is away.
         """
         self._journal = journal
         self._restore = restore
         self._clock = clock
         self._carry_out = carry_out
         self._committed = committed
+        self._recovered = recovered
         self._idle = idle
         self._batch_max = batch_max
         self._queue_max = queue_max
         self._snapshot_every = snapshot_every
+        self._patience_s = patience_s
+        self._outage: Outage | None = None
+        """Why callers are turned away: the journal could not be read again, or a commit takes too long."""
+        self._why_away: FabricError | None = None
+        """What a commit failed of, until the core is there again."""
         self._core: C | None = None
         """None after a failed commit: what it was must be read from the journal first."""
         self._tree = Tree()
@@ -103,8 +129,13 @@ class Writer(Generic[C]):
     def core(self) -> C:
         """The state. Between `submit`s it may hold what is not durable yet: questions go through `look`."""
         if self._core is None:
-            raise self._ended or _unavailable("its state is being rebuilt from the journal")
+            raise self._refusal() or _unavailable("its state is being read from the journal again")
         return self._core
+
+    @property
+    def outage(self) -> Outage | None:
+        """Why nothing can be decided or looked up now; None if it can."""
+        return self._outage
 
     @property
     def head(self) -> TreeHead:
@@ -141,8 +172,8 @@ class Writer(Generic[C]):
             JournalCorrupt: the journal is damaged; nothing more will be written.
             Internal: deciding failed by our own mistake; nothing of this call was written.
         """
-        if self._ended is not None:
-            raise self._ended
+        if (refusal := self._refusal()) is not None:
+            raise refusal
         if not events:
             return []
         if self._events_waiting + len(events) > max(self._queue_max, len(events)):
@@ -159,34 +190,111 @@ class Writer(Generic[C]):
         return await answered
 
     async def look(self, question: Callable[[C], T]) -> T:
-        """Ask the core something when all that it holds is durable."""
+        """Ask the core something when all that it holds is durable.
+
+        Raises:
+            Unavailable: at once in an outage of the journal.
+        """
+        if (refusal := self._refusal()) is not None:
+            raise refusal
+        if self._between_commits.locked():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._patience_s), self._between_commits:
+                    return question(self.core)
+            raise self._refusal() or _unavailable("its journal has not answered for long")
         async with self._between_commits:
             return question(self.core)
 
     async def close(self) -> None:
-        """Write what waits, keep a snapshot, let the journal go."""
+        """Write what waits, keep a snapshot, let the journal go. Ends soon, whether or not the journal answers."""
         if self._task is not None:
             self._ended = self._ended or _unavailable("the gate is closing")
             self._wake.set()
-            await self._task
+            await _ended_within(CLOSE_S, self._task)
             self._task = None
+            self._refuse_all(self._ended)
             self._to_carry_out.put_nowait(None)
             if self._carrying_out is not None:
-                await self._carrying_out
-            if self._core is not None and self._snapshot_size < self._head.size:
-                await self._save_snapshot()
-        await self._journal.close()
+                await _ended_within(CLOSE_S, self._carrying_out)
+            if self._core is not None and self._outage is None and self._snapshot_size < self._head.size:
+                await _ended_within(CLOSE_S, asyncio.ensure_future(self._save_snapshot()))
+        await _ended_within(CLOSE_S, asyncio.ensure_future(self._journal.close()))
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         while self._ended is None or self._waiting:
+            if self._core is None:
+                await self._come_back_later()
+                continue
             if not self._waiting:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
             async with self._between_commits:
                 await self._write(self._take())
+                if self._core is None and self._ended is None:
+                    await self._come_back()
+
+    async def _come_back_later(self) -> None:
+        """Wait a while, longer each time, and try again; an end doesn't wait."""
+        if self._ended is not None:
+            self._refuse_all(self._ended)
+            return
+        self._wake.clear()
+        if self._outage is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self._outage.pause_s)
+        if self._ended is None:
+            async with self._between_commits:
+                await self._come_back()
+
+    async def _come_back(self) -> None:
+        """Make the core anew from the journal. A short try keeps callers waiting, a long one or a failed one turns them away."""
+        taking_long = Unavailable("its state is being read from the journal again", code="journal_unavailable")
+        stall = asyncio.get_running_loop().call_later(
+            REBUILD_PATIENCE_S, self._note_outage, self._why_away or taking_long
+        )
+        try:
+            await self._rebuild()
+        except Conflict as error:
+            self._end(Unavailable(error.message, code="writer_fenced", **error.facts), [])
+        except JournalCorrupt as error:
+            self._end(error, [])
+        except Exception as error:  # noqa: BLE001 - whatever it is, nothing else brings the gate back
+            outage = self._note_outage(error)
+            outage.tried(error)
+            log.warning("journal_tried", tries=outage.tries, why=outage.why, next_in_s=outage.pause_s)
+        else:
+            self._note_return()
+            self._to_carry_out.put_nowait([*self._recovered(self.core)])
+        finally:
+            stall.cancel()
+
+    def _note_outage(self, error: BaseException) -> Outage:
+        """From now on callers are turned away, those that wait included."""
+        if self._outage is None:
+            self._outage = Outage(JOURNAL, error)
+            log.error("journal_away", why=self._outage.why)
+        self._refuse_all(self._outage.refusal())
+        return self._outage
+
+    def _note_return(self) -> None:
+        if self._outage is not None:
+            log.info("journal_back", lasted_s=round(self._outage.lasted_s, 1), tries=self._outage.tries)
+        self._outage = self._why_away = None
+
+    def _refusal(self) -> FabricError | None:
+        """What callers are told; None while they are heard."""
+        if self._ended is not None:
+            return self._ended
+        return None if self._outage is None else self._outage.refusal()
+
+    def _refuse_all(self, error: FabricError) -> None:
+        """Nothing of what waits was written."""
+        _fail(self._waiting, error)
+        self._waiting.clear()
+        self._events_waiting = 0
 
     async def _act(self) -> None:
         while (instructions := await self._to_carry_out.get()) is not None:
@@ -207,28 +315,36 @@ class Writer(Generic[C]):
         return batch
 
     async def _write(self, batch: list[Waiting]) -> None:
+        stall = asyncio.get_running_loop().call_later(self._patience_s, self._stall, batch)
         try:
-            if self._core is None:
-                await self._rebuild()
             await self._decide_and_commit(batch)
         except Conflict as error:
             self._end(Unavailable(error.message, code="writer_fenced", **error.facts), batch)
         except JournalCorrupt as error:
             self._end(error, batch)
         except FabricError as error:
-            self._core = None
-            _fail(batch, error)
+            self._core, self._why_away = None, error
+            _fail(batch, Outage(JOURNAL, error).refusal(_IN_DOUBT) if isinstance(error, Unavailable) else error)
         except Exception as error:  # noqa: BLE001 - whoever waits must hear of it, and the next batch may be well
             self._core = None
             _fail(batch, Internal(f"the journal's writer failed: {error!r}"))
+        else:
+            if self._core is not None and self._outage is not None:
+                self._note_return()
+        finally:
+            stall.cancel()
+
+    def _stall(self, batch: list[Waiting]) -> None:
+        """The commit takes too long: whoever waits for it, or for the next, is told so; it may land all the same."""
+        outage = self._note_outage(Unavailable(f"a commit has had no answer for {self._patience_s:g} s"))
+        _fail(batch, outage.refusal(_IN_DOUBT))
 
     def _end(self, error: FabricError, batch: list[Waiting]) -> None:
         """Nothing more will be written here: say so to all, and keep no state that nobody journals."""
         self._ended, self._core = error, None
         _fail(batch, error)
-        _fail(self._waiting, error)
-        self._waiting.clear()
-        self._events_waiting = 0
+        self._refuse_all(error)
+        log.error("journal_ended", code=error.code, why=error.message)
 
     async def _decide_and_commit(self, batch: list[Waiting]) -> None:
         entries: list[Entry] = []
@@ -270,7 +386,15 @@ class Writer(Generic[C]):
         for entry in entries:
             tree.append(leaf_hash(entry.leaf))
         head = TreeHead(size=tree.size, root=tree.root())
-        await self._journal.append(entries, head)
+        try:
+            await self._journal.append(entries, head)
+        except (FabricError, AssertionError):
+            raise
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            raise Unavailable(
+                f"the journal can't be written: {said}", code="journal_unavailable", reason=said
+            ) from error
         self._tree, self._head = tree, head
 
     def _again(self, batch: Iterable[Waiting]) -> None:
@@ -319,6 +443,16 @@ def _fail(batch: Iterable[Waiting], error: FabricError) -> None:
     for _, answered in batch:
         if not answered.done():
             answered.set_exception(error)
+
+
+async def _ended_within(seconds: float, task: "asyncio.Task[None]") -> None:
+    """Wait for it, then cancel it; what it raises is logged."""
+    _, pending = await asyncio.wait((task,), timeout=seconds)
+    if pending:
+        task.cancel()
+        await asyncio.wait((task,), timeout=1)
+    if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("journal_not_closed", why=str(error))
 
 
 def _unavailable(why: str) -> Unavailable:

@@ -204,6 +204,8 @@ async def test_while_the_store_is_away_every_caller_is_told_and_then_it_goes_on(
         with pytest.raises(Unavailable):
             await writer.look(lambda core: core.held)
     monkeypatch.undo()
+    while writer.outage is not None:  # noqa: ASYNC110 - that it ends by itself is the claim
+        await asyncio.sleep(0.01)
     assert await writer.submit([hold()]) == [Accepted(held_uhs=1)]
 
 

@@ -16,12 +16,14 @@ import asyncpg
 from fabric.adapters import sealed
 from fabric.adapters.journal import Entry, Snapshot, TreeHead
 from fabric.audit.merkle import EMPTY_ROOT, leaf_hash
-from fabric.errors import InvalidConfig, JournalCorrupt, Unavailable
+from fabric.errors import FabricError, InvalidConfig, JournalCorrupt, Unavailable
 
 T = TypeVar("T")
 
-CONNECT_TIMEOUT_S: Final = 10.0
+CONNECT_TIMEOUT_S: Final = 3.0
 COMMAND_TIMEOUT_S: Final = 30.0
+COMMIT_TIMEOUT_S: Final = 10.0
+"""A commit that a broken network has swallowed is given up after so long, and looked for on a new connection."""
 RETRY_AFTER_S: Final = (0.1, 0.5, 1.5)
 """How long a broken connection may take to come back before a commit is given up."""
 _END_OF_TIME: Final = 2**62
@@ -133,7 +135,9 @@ class PostgresJournal:
         )
         for wait_s in (*RETRY_AFTER_S, None):
             try:
-                moved = await self._writer.call(lambda line: line.fetchval(self._sql(_APPEND), *arguments))
+                moved = await self._writer.call(
+                    lambda line: line.fetchval(self._sql(_APPEND), *arguments, timeout=COMMIT_TIMEOUT_S)
+                )
                 if moved or await self._landed(head, start=start):
                     return
             except Unavailable:
@@ -239,12 +243,19 @@ class _Line:
                 raise sealed.corrupt(f"PostgreSQL says {error}", seq=None) from error
             except asyncpg.PostgresError as error:
                 raise sealed.full(f"{type(error).__name__}: {error}") from error
+            except (FabricError, AssertionError):
+                raise
+            except Exception as error:
+                if self._connection is not None and not self._connection.is_closed():
+                    raise
+                await self._drop()  # whatever the driver makes of a line that breaks in its hands
+                raise sealed.full(f"{type(error).__name__}: {error}") from error
         return await self.call(use)
 
     async def hang_up(self) -> None:
         async with self._busy:
             if self._connection is not None and not self._connection.is_closed():
-                with suppress(*_LOST):
+                with suppress(Exception):  # it is let go whatever comes of it
                     await self._connection.close(timeout=1)
             await self._drop()
 

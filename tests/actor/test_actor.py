@@ -70,3 +70,40 @@ async def test_a_gate_that_comes_up_again_shows_the_jobs_that_are_not_over(world
     assert [view.job_id for view in cluster.made[-1].published] == ["job-1"]
     assert [type(said) for said in cluster.made[-1].carried_out] == [StartLease]
     await second.close()
+
+
+@pytest.mark.parametrize("step", ["start", "reconcile"])
+async def test_a_gate_whose_start_failed_comes_up_by_itself_and_says_meanwhile_what_is_wrong(world, cluster, step):
+    cluster.away += [step] * 3
+    gate = world()
+    with pytest.raises(Unavailable):
+        await gate.ready()
+    assert "archive is out of reach" in await gate.ailment()
+    async with asyncio.timeout(60):
+        while await gate.ailment():  # noqa: ASYNC110 - nobody calls the gate: that it comes up is the claim
+            await asyncio.sleep(0.01)
+    assert not cluster.away
+    assert all(isinstance(outcome, Accepted) for outcome in await gate.decide(JOB))
+    assert len(writers()) == 1
+    await gate.close()
+
+
+async def test_watchers_hear_of_what_landed_in_a_commit_whose_answer_was_lost(world, cluster):
+    gate = world()
+    await gate.ready()
+    append = gate._writer.journal.append
+
+    async def lose_the_answer(*batch):
+        await append(*batch)
+        gate._writer.journal.append = append
+        raise Unavailable("the answer was lost")
+
+    gate._writer.journal.append = lose_the_answer
+    with pytest.raises(Unavailable):
+        await gate.decide(JOB)
+    async with asyncio.timeout(60):
+        while not (found := await gate.changes(None, 0, 1.0)):
+            pass
+    assert [view.job_id for view in found] == ["job-1"]
+    assert [type(said) for said in cluster.made[-1].carried_out] == [StartLease]
+    await gate.close()

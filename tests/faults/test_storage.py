@@ -8,6 +8,7 @@ from collections.abc import Callable
 import apsw
 import pytest
 
+from fabric import outage
 from fabric.adapters.journal import Entry, TreeHead
 from fabric.adapters.journal_sqlite import SqliteJournal
 from fabric.audit.merkle import Tree, leaf_hash
@@ -91,6 +92,11 @@ def faults():
     disk.unregister()
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(outage, "PAUSE_S", 0.001)
+
+
 def writer_on(journal: SqliteJournal) -> Writer[Count]:
     async def carry_out(instructions):
         pass
@@ -109,6 +115,12 @@ async def acknowledged_by(writer: Writer[Count], *, calls: int = BATCHES) -> lis
         else:
             counts.append(outcome.held_uhs)
     return counts
+
+
+async def comes_back(writer: Writer[Count]) -> None:
+    """By itself: nobody calls meanwhile."""
+    while writer.outage is not None:  # noqa: ASYNC110 - that it ends by itself is the claim
+        await asyncio.sleep(0.001)
 
 
 async def stands_as_acknowledged(path, counts: list[int]) -> None:
@@ -136,6 +148,7 @@ async def test_whichever_write_or_sync_fails_what_was_acknowledged_is_there(tmp_
         counts = await acknowledged_by(writer)
         reached = faults.seen > at
         faults.arm(-1, error=error, kinds=())
+        await comes_back(writer)
         counts += await acknowledged_by(writer, calls=2)
         assert len(counts) >= 2, "it goes on once the disk is well"
         writer._ended = Unavailable("killed")
@@ -160,6 +173,7 @@ async def test_a_full_disk_is_unavailable_and_goes_on_when_there_is_room(tmp_pat
         await writer.submit([Tick()])
     assert refused.value.code == "journal_unavailable"
     writer.journal._max_pages = 4_000
+    await comes_back(writer)
     assert len(await acknowledged_by(writer, calls=5)) == 5
     await writer.close()
     await stands_as_acknowledged(path, counts)
