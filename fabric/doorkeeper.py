@@ -15,7 +15,8 @@ import structlog
 from ray.util import client
 
 from fabric.adapters.stores import open_archive_of
-from fabric.api.door import Door, Limits
+from fabric.api.door import Door
+from fabric.api.limits import Limits
 from fabric.api.passage import Passage
 from fabric.api.remote_gate import RemoteGate, call
 from fabric.api.rpc import RpcServer, serve
@@ -55,6 +56,7 @@ class Doorkeeper:
             tls=tls.read(),
             limits=Limits(
                 requests_per_s=config.limits.requests_per_s,
+                connections=config.limits.connections_per_address,
                 request_bytes=config.limits.request_bytes,
                 blob_bytes=config.limits.blob_bytes,
             ),

@@ -19,7 +19,8 @@ import structlog
 from fabric.actor import GateActor
 from fabric.adapters.guarded import Guarded
 from fabric.adapters.stores import open_archive_of
-from fabric.api.door import Door, Limits
+from fabric.api.door import Door
+from fabric.api.limits import Limits
 from fabric.api.passage import Passage
 from fabric.api.rpc import RpcServer, serve
 from fabric.api.tls import TlsPems

@@ -140,12 +140,12 @@ class ModelSection(Section):
 class GatewayLimits(Section):
     """What one caller may ask of the endpoint."""
 
-    requests_per_s: PositiveInt = 50
-    """Of one key; beyond: 429 with Retry-After."""
+    requests_per_s: PositiveInt = 100
+    """Of one account at each gateway, however many keys it makes; beyond: 429 with Retry-After."""
     wait_s: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = 120.0
     """How long a request may wait for a replica."""
     connections_per_address: PositiveInt = 4096
-    """Of one client's address at the ingress, at once; more where clients come through a load balancer."""
+    """Of one client's address, at once; more where clients come through a load balancer. One in four may be without a key."""
 
 
 class ServingConfig(Section):

@@ -213,6 +213,8 @@ class LimitsConfig(Section):
 
     requests_per_s: PositiveInt = 200
     """For each customer, however many keys it makes, and for each operator key."""
+    connections_per_address: PositiveInt = 256
+    """To the gRPC door, at once; more where clients come through a load balancer. One in four may be without a key."""
     request_bytes: Annotated[int, Field(ge=65_536, le=2**31 - 1)] = 2 * 2**20
     """Of one message on the wire."""
     blob_bytes: Annotated[int, Field(ge=65_536, le=2**40)] = 512 * 2**20

@@ -128,6 +128,7 @@ def _admin(serving: ServingConfig, number: int) -> list[str]:
 
 def _limits(serving: ServingConfig) -> list[str]:
     words = ["--grace-s", str(round(serving.grace_s)), "--requests-per-s", str(serving.limits.requests_per_s)]
+    words += ["--per-address", str(serving.limits.connections_per_address)]
     return [*words, "--wait-s", str(serving.limits.wait_s)]
 
 

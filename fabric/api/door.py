@@ -1,13 +1,13 @@
 """What every call works with: the gate behind a port, the key ring, the batcher, the feed, and the door's limits."""
 
-from dataclasses import dataclass
-
 from fabric.api.batcher import Batcher, Decider, Straight
 from fabric.api.blobs import Blobs
 from fabric.api.board import Board
+from fabric.api.connections import Connections
 from fabric.api.feed import ChangeFeed
-from fabric.api.keys import Caller, KeyRing, RateLimit, StreamLimit
+from fabric.api.keys import Caller, KeyRing
 from fabric.api.lengthy import Lengthy
+from fabric.api.limits import Limits, RateLimit, StreamLimit, Turns
 from fabric.api.port import GatePort
 from fabric.clock import Clock, SteadyClock
 from fabric.errors import NotFound
@@ -15,23 +15,6 @@ from fabric.gate.key_scopes import KeyScope
 from fabric.gate.questions import BalanceOf, JobOf
 from fabric.gate.views import BalanceView, JobView
 from fabric.units import AccountId, JobId
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What one caller may ask for."""
-
-    requests_per_s: int = 200
-    """For each customer, however many keys it makes, and for each operator key."""
-    streams: int = 64
-    """At once: what is watched, followed, fetched and uploaded, for each customer and each operator key."""
-    histories: int = 4
-    """Of those, statements, receipts, exports and usage: each reads all that a customer ever did."""
-    call_bytes: int = 192 * 2**10
-    """Of one request that is not a blob: the gate remembers what it was asked."""
-    request_bytes: int = 2 * 2**20
-    """Of one message on the wire, before anybody has looked who sends it."""
-    blob_bytes: int = 512 * 2**20
 
 
 class Door:
@@ -62,12 +45,19 @@ class Door:
         self.rate = RateLimit(per_s=self.limits.requests_per_s)
         self.streams = StreamLimit(most=self.limits.streams)
         self.histories = StreamLimit(most=self.limits.histories)
+        self.calls = StreamLimit(
+            most=self.limits.calls, what="calls in hand", remedy="wait for some to end", code="too_many_calls"
+        )
+        self.reading = Turns(at_once=self.limits.messages)
+        self.guesses = RateLimit(per_s=self.limits.guesses_per_s)
         self.gate: Decider = Batcher(port) if batched else Straight(port)
         self.feed = ChangeFeed(port)
         self.blobs = Blobs(port)
         self.lengthy = Lengthy()
         self.board = Board(self.clock)
         self.sandbox_payments = sandbox_payments
+        self.connections: Connections | None = None
+        """Who is connected, once it stands open."""
 
     async def job(self, job_id: str, caller: Caller) -> JobView:
         """A job that the caller may see. Another's is answered like one that doesn't exist."""

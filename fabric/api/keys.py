@@ -7,15 +7,14 @@ is told only to whoever has its secret. Neither secrets nor hashes appear in err
 
 import hmac
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from fabric.api.port import GatePort
 from fabric.clock import Clock
-from fabric.errors import InvalidRequest, PermissionDenied, RateLimited, Unauthenticated
+from fabric.errors import InvalidRequest, PermissionDenied, Unauthenticated
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.questions import KeyOf
 from fabric.gate.views import JobView, KeyView
@@ -24,7 +23,6 @@ from fabric.wire import hash_secret, parse_key
 
 REMEMBER_S: Final = 2.0
 _REMEMBERED_MAX: Final = 10_000
-_BURST_S: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +142,11 @@ class KeyRing:
         found = await self._look_up(key_id) if key_id else None
         return found is not None and found.operator
 
+    def remembers(self, authorization: str) -> bool:
+        """Whether this key, right or wrong, needn't be looked up."""
+        given = parse_key(authorization.partition(" ")[2])
+        return given is not None and given.key_id in self._remembered
+
     def forget(self, key_id: str) -> None:
         """Ask the gate again about this key."""
         self._remembered.pop(key_id, None)
@@ -186,62 +189,3 @@ class KeyRing:
         if len(self._remembered) > _REMEMBERED_MAX:
             self._remembered.popitem(last=False)
         return answer
-
-
-class RateLimit:
-    """A token bucket for each caller: so many requests a second, and twice that at once."""
-
-    def __init__(self, *, per_s: int, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._per_s = per_s
-        self._monotonic = monotonic
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def spend(self, caller: str, *, as_many: int = 1) -> None:
-        """Count one request, or what weighs as much as several: it may take what comes next, too.
-
-        Raises:
-            RateLimited: there were too many; `retry_after_s` says when to try again.
-        """
-        now = self._monotonic()
-        burst = self._per_s * _BURST_S
-        left, seen_at = self._buckets.pop(caller, (float(burst), now))
-        left = min(burst, left + (now - seen_at) * self._per_s)
-        allowed = left >= 1
-        self._buckets[caller] = (left - as_many if allowed else left, now)
-        if len(self._buckets) > _REMEMBERED_MAX:
-            self._buckets.popitem(last=False)
-        if not allowed:
-            raise RateLimited(
-                f"you may send {self._per_s} requests a second: try again in 1 s, or gather what you ask",
-                limit_per_s=self._per_s,
-                retry_after_s=1,
-            )
-
-
-class StreamLimit:
-    """How many streams each caller has open: an idle one costs as much memory as a busy one, and some poll the gate."""
-
-    def __init__(self, *, most: int) -> None:
-        self._most = most
-        self._open: Counter[str] = Counter()
-
-    @contextmanager
-    def one_more(self, caller: str) -> Iterator[None]:
-        """Count one stream for as long as it is open.
-
-        Raises:
-            RateLimited: `too_many_streams`.
-        """
-        if self._open[caller] >= self._most:
-            raise RateLimited(
-                f"you have {self._most} streams open, which is all you may: close one, or watch many jobs with one",
-                code="too_many_streams",
-                limit=self._most,
-            )
-        self._open[caller] += 1
-        try:
-            yield
-        finally:
-            self._open[caller] -= 1
-            if not self._open[caller]:
-                del self._open[caller]

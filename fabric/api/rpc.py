@@ -4,6 +4,7 @@ A call is a function `(door, caller, request)`. Here is what all of them have in
 often, and how what goes wrong is told.
 """
 
+import asyncio
 import contextlib
 import time
 import traceback
@@ -14,26 +15,41 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import grpc
 import grpc.aio
 import structlog
+from google.protobuf.message import DecodeError
 
 from fabric.api import checkpoint_calls, job_calls, money_calls, operator_calls, serving_calls
+from fabric.api.connections import Connections, address_of
 from fabric.api.door import Door
 from fabric.api.keys import REMEMBER_S, Caller
 from fabric.api.tls import TlsPems
-from fabric.errors import FabricError, Internal, InvalidRequest, PermissionDenied, Unavailable
+from fabric.errors import FabricError, Internal, InvalidRequest, PermissionDenied, Unauthenticated, Unavailable
 from fabric.gate.key_scopes import OF_CUSTOMERS, KeyScope
 from fabric.wire import ERROR_METADATA, encode_error
 from fabric.wire.service import METHODS, SERVICE_NAME, Method
 
 log = structlog.get_logger()
 
+Messages: TypeAlias = AsyncIterator[bytes]
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 _PINGS_MS: Final = 10_000
 """How often a client may ask whether we are still there when neither says anything: ours do every 30 s. gRPC's own limit is
 five minutes, and it closes the connections of those who ask more often.
 """
+WINDOW_BYTES: Final = 65_536
+"""What of a message is taken in before anybody asks for it: nobody does before the key is looked at."""
+HANDSHAKE_MS: Final = 10_000
+STREAMS_MAX: Final = 256
+"""On one connection: a client lets the next ones wait."""
+MESSAGE_S: Final = 15.0
+"""How long a message may take to arrive whole."""
 OPTIONS: Final = (
     ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.absolute_max_metadata_size", 16 * 1024),
+    ("grpc.max_concurrent_streams", STREAMS_MAX),
+    ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", _PINGS_MS),
@@ -147,6 +163,7 @@ class RpcServer:
     def __init__(self, server: grpc.aio.Server, door: Door, *, host: str, port: int) -> None:
         self._server = server
         self._door = door
+        self._watching = asyncio.create_task(door.connections.watch()) if door.connections is not None else None
         self.host = host
         self.port = port
 
@@ -156,6 +173,8 @@ class RpcServer:
 
     async def stop(self) -> None:
         """Let calls under way end, briefly, then close."""
+        if self._watching is not None:
+            self._watching.cancel()
         await self._server.stop(_STOP_GRACE_S)
         await self._door.close()
 
@@ -176,42 +195,44 @@ async def serve(door: Door, *, tls: TlsPems, host: str = "127.0.0.1", port: int 
         bound = 0
     if not bound:
         raise Unavailable(f"can't listen at {shown}:{port}: is it taken? Choose another port", code="address_taken")
+    door.connections = Connections(bound, per_address=door.limits.connections)
     await server.start()
     return RpcServer(server, door, host=host, port=bound)
 
 
 def _handler(door: Door, method: Method, call: Call) -> "grpc.RpcMethodHandler[Any, Any]":
-    decode: Callable[[bytes], Any] = method.request.FromString
+    """Every call as one whose client streams: gRPC hands those over before it takes in any message, and whole messages only
+    when they are asked for. On the wire it is the same.
+    """
     encode: Callable[[Any], bytes] = method.reply.SerializeToString
     if method.server_streams:
-        return grpc.unary_stream_rpc_method_handler(_streaming(door, method, call), decode, encode)
-    if method.client_streams:
-        return grpc.stream_unary_rpc_method_handler(_answering(door, method, call), decode, encode)
-    return grpc.unary_unary_rpc_method_handler(_answering(door, method, call), decode, encode)
+        return grpc.stream_stream_rpc_method_handler(_streaming(door, method, call), None, encode)
+    return grpc.stream_unary_rpc_method_handler(_answering(door, method, call), None, encode)
 
 
-def _answering(door: Door, method: Method, call: Call) -> Callable[[Any, Any], Awaitable[Any]]:
-    async def answer(request: Any, context: Context) -> Any:
+def _answering(door: Door, method: Method, call: Call) -> Callable[[Messages, Any], Awaitable[Any]]:
+    async def answer(messages: Messages, context: Context) -> Any:
         try:
             caller = await _admit(door, call, context)
-            if method.client_streams:
-                with door.streams.one_more(caller.counted_as):
-                    return await call.run(door, caller, request)
-            _check_size(door, call, caller, request)
-            return await call.run(door, caller, request)
+            with door.calls.one_more(caller.counted_as):
+                if method.client_streams:
+                    with door.streams.one_more(caller.counted_as):
+                        return await call.run(door, caller, _decoded(method, messages))
+                request = await _request(door, method, call, caller, messages)
+                return await call.run(door, caller, request)
         except Exception as error:  # noqa: BLE001  # whatever it is, the client gets an answer and we get a log
             await _refuse(context, method, error)
 
     return answer
 
 
-def _streaming(door: Door, method: Method, call: Call) -> Callable[[Any, Any], AsyncIterator[Any]]:
-    async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
+def _streaming(door: Door, method: Method, call: Call) -> Callable[[Messages, Any], AsyncIterator[Any]]:
+    async def answers(messages: Messages, context: Context) -> AsyncIterator[Any]:
         try:
             caller = await _admit(door, call, context)
             checked_at = time.monotonic()
-            _check_size(door, call, caller, request)
-            with _counted(door, call, caller):
+            with door.calls.one_more(caller.counted_as), _counted(door, call, caller):
+                request = await _request(door, method, call, caller, messages)
                 async with contextlib.aclosing(call.run(door, caller, request)) as found:
                     async for answer in found:
                         if time.monotonic() - checked_at > REMEMBER_S:
@@ -223,6 +244,38 @@ def _streaming(door: Door, method: Method, call: Call) -> Callable[[Any, Any], A
             await _refuse(context, method, error)
 
     return answers
+
+
+async def _request(door: Door, method: Method, call: Call, caller: Caller, messages: Messages) -> Any:
+    """The one message of a call, when it is the caller's turn and if it isn't long in coming.
+
+    Raises:
+        InvalidRequest: there is none, it is too large, or it is no such message.
+        Unavailable: it didn't arrive in time (`message_stalled`).
+    """
+    try:
+        async with door.reading.turn(caller.counted_as), asyncio.timeout(MESSAGE_S):
+            raw = await anext(messages)
+    except StopAsyncIteration:
+        raise InvalidRequest("a call has one message, this one has none", code="no_message") from None
+    except TimeoutError:
+        raise Unavailable(
+            f"the message did not arrive within {MESSAGE_S:g} s: send it again", code="message_stalled"
+        ) from None
+    _check_size(door, call, caller, len(raw))
+    return _message(method, raw)
+
+
+async def _decoded(method: Method, messages: Messages) -> AsyncIterator[Any]:
+    async for raw in messages:
+        yield _message(method, raw)
+
+
+def _message(method: Method, raw: bytes) -> Any:
+    try:
+        return method.request.FromString(raw)
+    except DecodeError:
+        raise InvalidRequest(f"this is no {method.request.__name__}", code="bad_message") from None
 
 
 @contextlib.contextmanager
@@ -251,8 +304,7 @@ def _is_gateway(call: Call, caller: Caller) -> bool:
     return call.gateways and caller.operator
 
 
-def _check_size(door: Door, call: Call, caller: Caller, request: Any) -> None:
-    size = request.ByteSize()
+def _check_size(door: Door, call: Call, caller: Caller, size: int) -> None:
     most = door.limits.request_bytes if _is_gateway(call, caller) else door.limits.call_bytes
     if size > most:
         raise InvalidRequest(
@@ -265,7 +317,17 @@ def _check_size(door: Door, call: Call, caller: Caller, request: Any) -> None:
 async def _caller(door: Door, call: Call, context: Context) -> Caller:
     metadata: Any = context.invocation_metadata() or ()
     headers = {key: value for key, value in metadata if isinstance(value, str)}
-    caller = await door.keys.caller(headers.get("authorization", ""), acts_for=headers.get("fabric-account", ""))
+    host, port = address_of(context.peer())
+    authorization, acts_for = headers.get("authorization", ""), headers.get("fabric-account", "")
+    if not door.keys.remembers(authorization):
+        door.guesses.check(host)
+    try:
+        caller = await door.keys.caller(authorization, acts_for=acts_for)
+    except Unauthenticated:
+        door.guesses.spend(host)
+        raise
+    if door.connections is not None:
+        door.connections.showed_key(host, port)
     if caller.scopes.isdisjoint(call.scopes):
         raise _not_for_this(call, caller)
     return caller

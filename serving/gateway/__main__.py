@@ -25,7 +25,7 @@ from fabric.profile import Profile
 from serving.gateway.address import certificate_of, endpoint_of
 from serving.gateway.app import Gateway, Limits
 from serving.gateway.fabric_directory import FabricDirectory
-from serving.gateway.server import GatewayServer, bind
+from serving.gateway.server import PER_ADDRESS, GatewayServer, bind
 from serving.ledger import GrpcLedger
 
 _SECRET_BYTES: Final = 32
@@ -88,7 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--behind-ingress", action="store_true", help="hear only the fabric's ingress, over HTTP on loopback"
     )
-    parser.add_argument("--requests-per-s", type=int, default=Limits().requests_per_s, help="of one key")
+    parser.add_argument("--requests-per-s", type=int, default=Limits().requests_per_s, help="of one account")
+    parser.add_argument("--per-address", type=int, default=PER_ADDRESS, help="connections from one address at once")
     parser.add_argument(
         "--wait-s", type=float, default=Limits().wait_s, help="how long a request may wait for a replica"
     )
@@ -130,6 +131,7 @@ async def _serve(given: argparse.Namespace) -> None:
             key=files[1] if files else None,
             grace_s=given.grace_s,
             ingress_secret=secret_of(state_dir, "ingress") if given.behind_ingress else "",
+            per_address=given.per_address,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, server.stop)

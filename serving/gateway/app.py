@@ -16,7 +16,8 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from fabric.api.keys import RateLimit
+from fabric.api.connections import Connections
+from fabric.api.limits import RateLimit
 from fabric.errors import FabricError, Internal, RateLimited, Unavailable
 from serving.gateway import bodies, fields
 from serving.gateway.admission import Pools
@@ -46,7 +47,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What one caller may do."""
 
     requests_per_s: int = 100
-    """For each key; twice as many at once."""
+    """For each account, however many keys it makes; twice as many at once."""
     wait_s: float = 600.0
     """How long a request waits for its turn, or for a model to start."""
     quiet_s: float = 5.0
@@ -85,6 +86,8 @@ class Gateway:
         self.metrics = Metrics()
         self.board = Board()
         self.board_at = -1.0
+        self.connections: Connections | None = None
+        """Who is connected, where clients come here themselves."""
         self._directory = directory
         self._monotonic = monotonic
         self._keys = Gatekeeper(directory, monotonic=monotonic)
@@ -159,7 +162,9 @@ class Gateway:
         exchange.route, named = route = route_of(scope["method"], scope["path"])
         client = scope.get("client")
         caller = await self._keys.caller(exchange.headers, host=client[0] if client else "")
-        self._rates.spend(caller.key.key_id)
+        if client and self.connections is not None:
+            self.connections.showed_key(client[0], client[1])
+        self._rates.spend(caller.account_id)
         if exchange.route.surface == "models":
             await self._tell_models(exchange, caller, named)
             return None

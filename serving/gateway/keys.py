@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final, Generic, NamedTuple, TypeVar
 
-from fabric.api.keys import RateLimit
+from fabric.api.limits import RateLimit
 from fabric.errors import NotFound, PermissionDenied, Unauthenticated, Unavailable
 from fabric.wire import hash_secret, parse_key
 from serving.gateway.directory import Directory, Entitlement, KeyFacts

@@ -18,6 +18,7 @@ import msgspec
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from fabric.api.connections import Connections
 from fabric.errors import InvalidConfig, Unavailable
 from serving.gateway.app import Gateway
 from serving.gateway.behind import Application, Behind
@@ -27,6 +28,8 @@ HEADERS_S: Final = 10.0
 """How long a request's headers may take to arrive."""
 HEADER_BYTES_MAX: Final = 65_536
 CONNECTIONS_MAX: Final = 16_384
+PER_ADDRESS: Final = 4_096
+KEYLESS_MAX: Final = 4_096
 KEEP_ALIVE_S: Final = 75
 LAST_WORDS_S: Final = 2.0
 _BACKLOG: Final = 2_048
@@ -152,6 +155,7 @@ class GatewayServer:
         key: Path | None = None,
         grace_s: int = 120,
         ingress_secret: str = "",
+        per_address: int = PER_ADDRESS,
     ) -> None:
         """Wire it up.
 
@@ -163,6 +167,7 @@ class GatewayServer:
             key: its key's file.
             grace_s: how long streams may take to finish once it goes down.
             ingress_secret: hear only an ingress that shows it; "" = hear clients.
+            per_address: connections from one client's address at once, where clients are heard: an ingress counts its own.
 
         Raises:
             InvalidConfig: plain HTTP beyond loopback, metrics beyond loopback, or files that are no certificate.
@@ -172,6 +177,8 @@ class GatewayServer:
         if admin is not None and not is_loopback(admin.getsockname()[0]):
             raise InvalidConfig("metrics are for this machine only: give a loopback address", code="admin_not_loopback")
         self._gateway = gateway
+        if not ingress_secret:
+            gateway.connections = Connections(public.getsockname()[1], per_address=per_address, keyless_max=KEYLESS_MAX)
         app: Application = Behind(gateway, secret=ingress_secret) if ingress_secret else gateway
         try:
             self._servers = [(_Server(_config(app, cert, key, grace_s=grace_s)), public)]
@@ -190,9 +197,13 @@ class GatewayServer:
         public, *others = self._servers
         async with self._gateway.running():
             beside = [asyncio.create_task(server.serve(sockets=[opened])) for server, opened in others]
+            connections = self._gateway.connections
+            watching = None if connections is None else asyncio.create_task(connections.watch())
             await public[0].serve(sockets=[public[1]])
             if left := tuple(public[0].server_state.tasks):
                 await asyncio.wait(left, timeout=LAST_WORDS_S)
+            if watching is not None:
+                watching.cancel()
             for server, _ in others:
                 server.should_exit = True
             await asyncio.gather(*beside)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fabric import gatehouse
-from fabric.api.door import Limits
+from fabric.api.limits import Limits
 from fabric.api.tls import ensure_certificate
 from fabric.client import Client
 from fabric.errors import NotFound, Unauthenticated, Unavailable

@@ -14,7 +14,8 @@ from fabric.adapters.archive import DirectoryArchive
 from fabric.adapters.cluster_settings import checkpoints_in, lease_info_key, result_key
 from fabric.adapters.payload import read_payload
 from fabric.adapters.results import keep_result
-from fabric.api.door import Door, Limits
+from fabric.api.door import Door
+from fabric.api.limits import Limits
 from fabric.api.rpc import serve
 from fabric.api.tls import ensure_certificate
 from fabric.audit.records import Balances, Receipt, Statement

@@ -40,14 +40,18 @@ class Context:
         raise Refused(decode_error(dict(trailing_metadata)[ERROR_METADATA]))
 
 
+async def said(request):
+    yield request.SerializeToString()
+
+
 async def handled(door, api_key, request):
     name = type(request).__name__.removesuffix("Request")
     method, context = METHODS[name], Context(api_key)
     try:
         if method.server_streams:
-            answers = rpc._streaming(door, method, rpc.CALLS[name])(request, context)
+            answers = rpc._streaming(door, method, rpc.CALLS[name])(said(request), context)
             return [each async for each in answers]
-        return await rpc._answering(door, method, rpc.CALLS[name])(request, context)
+        return await rpc._answering(door, method, rpc.CALLS[name])(said(request), context)
     except Refused as refusal:
         return refusal.args[0]
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from fabric.api.keys import REMEMBER_S, KeyRing, RateLimit
+from fabric.api.keys import REMEMBER_S, KeyRing
+from fabric.api.limits import RateLimit
 from fabric.clock import VirtualClock
 from fabric.errors import InsufficientTokens, InvalidRequest, NotFound, PermissionDenied, RateLimited, Unauthenticated
 from fabric.gate.events import RevokeKey

@@ -1,0 +1,173 @@
+"""Who is connected to a door, and who has to go: so many connections from an address, and not for long without a key.
+
+Neither gRPC nor an ASGI server bounds either, and a proxy before them would cost every call a hop. But the sockets are this
+process' own: they are looked through now and then, and the ones that are too many are shut down, the newest first and those
+that have shown no key before those that have. Whoever has shown one stays for as long as it likes. Where there is no
+`/proc`, nothing is looked through.
+"""
+
+import asyncio
+import ipaddress
+import os
+import socket
+import stat
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote
+
+import structlog
+
+LOOK_S: Final = 0.5
+KEYLESS_S: Final = 20.0
+"""How long a connection may stay without having shown a key."""
+KEYLESS_MAX: Final = 512
+"""Such connections at once, of all addresses together: each takes up to half a MB."""
+KEYLESS_PART: Final = 4
+"""Of those from one address, one part in this many may be without a key."""
+_SOCKETS: Final = Path("/proc/self/fd")
+_PREFIX_V6: Final = 64
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """One that is open."""
+
+    inode: int
+    """Of its socket: no other has it."""
+    host: str
+    port: int
+    descriptor: int
+
+    @property
+    def peer(self) -> tuple[str, int]:
+        return self.host, self.port
+
+
+class Connections:
+    """Those to one port of this process."""
+
+    def __init__(
+        self,
+        port: int,
+        *,
+        per_address: int,
+        keyless_s: float = KEYLESS_S,
+        keyless_max: int = KEYLESS_MAX,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`watch` begins.
+
+        Args:
+            port: where they come in.
+            per_address: from one address at once; of IPv6 a /64 counts as one.
+            keyless_s: how long one may stay without having shown a key.
+            keyless_max: so many without one, of all addresses together.
+            monotonic: seconds.
+        """
+        self._port = port
+        self._per_address = per_address
+        self._keyless_s = keyless_s
+        self._keyless_max = keyless_max
+        self._monotonic = monotonic
+        self._shown: set[tuple[str, int]] = set()
+        self._since: dict[int, float] = {}
+        self._good: set[int] = set()
+
+    def showed_key(self, host: str, port: int) -> None:
+        """Whoever is connected from there has a key that is known."""
+        self._shown.add((host, port))
+
+    async def watch(self) -> None:
+        """Look again and again, until cancelled."""
+        if not _SOCKETS.exists():
+            return
+        while True:
+            await asyncio.sleep(LOOK_S)
+            found = await asyncio.to_thread(connected_to, self._port)
+            going = self.too_many(found)
+            if going:
+                await asyncio.to_thread(shut_down, going, self._port)
+                log.warning("connections_shut_down", count=len(going), addresses=len({each.host for each in going}))
+
+    def too_many(self, found: Iterable[Connection]) -> list[Connection]:
+        """Which of those that are open have to go."""
+        now, there = self._monotonic(), {each.inode: each for each in found}
+        self._since = {inode: self._since.get(inode, now) for inode in there}
+        self._good = {inode for inode, each in there.items() if inode in self._good or each.peer in self._shown}
+        self._shown.clear()
+        going: dict[int, Connection] = {}
+        by_address: dict[str, list[Connection]] = defaultdict(list)
+        # Those stay longest that have shown a key, then those that came first.
+        for each in sorted(there.values(), key=lambda each: (each.inode not in self._good, self._since[each.inode])):
+            by_address[_network(each.host)].append(each)
+            if each.inode not in self._good and now - self._since[each.inode] >= self._keyless_s:
+                going[each.inode] = each
+        keyless_max = max(1, self._per_address // KEYLESS_PART)
+        lines = []
+        for several in by_address.values():
+            keyless = [each for each in several if each.inode not in self._good]
+            going |= {each.inode: each for each in several[self._per_address :] + keyless[keyless_max:]}
+            lines.append([each for each in keyless if each.inode not in going])
+        going |= {each.inode: each for each in _fairly(lines)[self._keyless_max :]}
+        return list(going.values())
+
+
+def connected_to(port: int) -> list[Connection]:
+    """The connections to a port of this process."""
+    found = []
+    for entry in _SOCKETS.iterdir():
+        with suppress(OSError, ValueError):
+            descriptor = int(entry.name)
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(descriptor)) as copy:
+                if copy.family in (socket.AF_INET, socket.AF_INET6) and copy.getsockname()[1] == port:
+                    host, peer_port = copy.getpeername()[:2]
+                    inode = os.fstat(copy.fileno()).st_ino
+                    found.append(Connection(inode, _plain(host), peer_port, descriptor))
+    return found
+
+
+def shut_down(going: Iterable[Connection], port: int) -> None:
+    """End them: whoever reads them finds their end."""
+    for each in going:
+        with suppress(OSError), socket.socket(fileno=os.dup(each.descriptor)) as copy:
+            # The descriptor may be another socket's by now; the inode tells.
+            if os.fstat(copy.fileno()).st_ino == each.inode and copy.getsockname()[1] == port:
+                copy.shutdown(socket.SHUT_RDWR)
+
+
+def address_of(peer: str) -> tuple[str, int]:
+    """The address in what gRPC calls a peer, `ipv4:127.0.0.1:50` or `ipv6:%5B::1%5D:50`; ("", 0) of any other."""
+    kind, _, rest = unquote(peer).partition(":")
+    host, _, port = rest.rpartition(":")
+    if kind not in ("ipv4", "ipv6") or not port.isdigit():
+        return "", 0
+    return _plain(host.strip("[]")), int(port)
+
+
+def _plain(host: str) -> str:
+    """An address as it is written shortest: IPv4 also where it comes in through a socket of IPv6."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
+
+
+def _network(host: str) -> str:
+    """What counts as one address."""
+    address = ipaddress.ip_address(host)
+    return host if address.version == 4 else str(ipaddress.ip_network((address, _PREFIX_V6), strict=False))  # noqa: PLR2004
+
+
+def _fairly(several: Iterable[list[Connection]]) -> list[Connection]:
+    """One of each, then the second of each, and so on: an address with many has most of the last."""
+    lines = [list(each) for each in several]
+    longest = max(map(len, lines), default=0)
+    return [line[turn] for turn in range(longest) for line in lines if turn < len(line)]

@@ -1,0 +1,222 @@
+"""Before a key was looked at nothing is held: no message, no memory, no connection for long; and one key holds little."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from fabric.api import rpc
+from fabric.api.connections import KEYLESS_PART, Connection, Connections, address_of
+from fabric.api.rpc import CALLS
+from fabric.client import Client
+from fabric.profile import Profile
+from fabric.wire import fabric_pb2 as pb
+from fabric.wire.service import METHODS
+from tests.doors.raw_http2 import Connection as RawConnection
+
+MB = 2**20
+PATH = METHODS["Submit"].path
+STREAMS = [2 * number + 1 for number in range(200)]
+
+
+class DoorProcess:
+    """A door in a process of its own, and what that takes of memory."""
+
+    def __init__(self, **limits):
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.doors.door_process", json.dumps(limits)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        said = json.loads(self._process.stdout.readline())
+        self.address, self.ca, self.acme, self.globex = (said[name] for name in ("address", "ca", "acme", "globex"))
+        self._opened = []
+
+    def connect(self, source=None):
+        self._opened.append(RawConnection(self.address, self.ca, source=source))
+        return self._opened[-1]
+
+    def rss(self):
+        return psutil.Process(self._process.pid).memory_info().rss
+
+    def answers(self, key):
+        client = Client(Profile(address=self.address, api_key=key, ca=self.ca))
+        try:
+            return client.call(pb.BalanceRequest(), pb.BalanceReply).free_uhs > 0
+        finally:
+            client.close()
+
+    def close(self):
+        for opened in self._opened:
+            opened.close()
+        self._process.stdin.close()
+        self._process.wait(30)
+        self._process.stdout.close()
+
+
+@pytest.fixture
+def make_door():
+    with contextlib.ExitStack() as stack:
+
+        def make(**limits):
+            return stack.enter_context(contextlib.closing(DoorProcess(**limits)))
+
+        yield make
+
+
+def test_half_sent_messages_without_a_key_take_no_memory(make_door):
+    """The attack that put 416 MB into the gate: 200 messages of 2 MiB on one connection, none of them whole."""
+    door = make_door()
+    assert door.answers(door.acme)
+    before, connection = door.rss(), door.connect()
+    for stream in STREAMS:
+        connection.call(stream, PATH)
+    sent = connection.pour(STREAMS, 2 * MB - 5, seconds=20)
+    assert connection.ended == set(STREAMS)
+    assert sent < 4 * MB
+    assert door.rss() - before < 24 * MB
+
+
+def test_half_sent_messages_with_a_key_take_a_bounded_memory_and_end(make_door):
+    door = make_door(messages=4)
+    assert door.answers(door.acme)
+    before, connection = door.rss(), door.connect()
+    for stream in STREAMS:
+        connection.call(stream, PATH, key=door.acme)
+    connection.pour(STREAMS, 2 * MB - 5, seconds=1)
+    assert door.rss() - before < 64 * MB
+    assert door.answers(door.globex)
+    deadline = time.monotonic() + 60
+    while not connection.ended and time.monotonic() < deadline:
+        connection.hear(0.2)
+    assert connection.ended, "a message that doesn't come is given up"
+
+
+def test_one_address_has_so_many_connections_and_another_is_answered(make_door):
+    door = make_door(connections=8)
+    opened = [door.connect(source="127.0.0.2") for _ in range(30)]
+    deadline = time.monotonic() + 60
+    while sum(not each.closed for each in opened) > 8 // KEYLESS_PART and time.monotonic() < deadline:
+        for each in opened:
+            each.hear(0.01)
+    assert sum(not each.closed for each in opened) <= 8 // KEYLESS_PART
+    assert door.answers(door.acme)
+
+
+# -- which connections go ----------------------------------------------------------------------------------------------
+
+
+def of(*hosts):
+    return [Connection(inode, host, 1000 + inode, inode) for inode, host in enumerate(hosts)]
+
+
+class Doorway(Connections):
+    def __init__(self, **limits):
+        self.now = 0.0
+        super().__init__(1, monotonic=lambda: self.now, **limits)
+
+    def gone(self, found):
+        return {each.inode for each in self.too_many(found)}
+
+
+def test_a_connection_without_a_key_stays_for_a_while_and_one_with_for_ever():
+    doorway, there = Doorway(per_address=100, keyless_s=20), of("1.1.1.1", "1.1.1.1")
+    assert doorway.gone(there) == set()
+    doorway.showed_key(*there[1].peer)
+    doorway.now = 19.0
+    assert doorway.gone(there) == set()
+    doorway.now = 20.0
+    assert doorway.gone(there) == {0}
+    doorway.now = 10_000.0
+    assert 1 not in doorway.gone(there)
+
+
+def test_those_with_a_key_stay_before_those_without_and_old_before_new():
+    doorway = Doorway(per_address=8)
+    first = of(*["1.1.1.1"] * 8)
+    doorway.gone(first[:6])
+    for each in first[2:]:
+        doorway.showed_key(*each.peer)
+    doorway.now = 1.0
+    assert doorway.gone(first) == set()
+    more = [*first, Connection(8, "1.1.1.1", 7, 8), Connection(9, "2.2.2.2", 7, 9)]
+    doorway.now = 2.0
+    assert doorway.gone(more) == {8}
+
+
+def test_many_addresses_share_the_room_for_those_without_a_key():
+    doorway = Doorway(per_address=400, keyless_max=10)
+    there = of(*["1.1.1.1"] * 50, "2.2.2.2", "3.3.3.3")
+    gone = doorway.gone(there)
+    assert len(gone) == 42
+    assert not gone & {50, 51}
+
+
+def test_a_network_of_ipv6_counts_as_one_address():
+    doorway = Doorway(per_address=4 * KEYLESS_PART)
+    assert len(doorway.gone(of(*[f"2001:db8::{n:x}" for n in range(10)]))) == 6
+    assert doorway.gone(of(*[f"2001:db8:{n:x}::1" for n in range(10)])) == set()
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:127.0.0.1:50", ("127.0.0.1", 50)),
+        ("ipv6:%5B::1%5D:50", ("::1", 50)),
+        ("ipv6:[::ffff:10.0.0.1]:50", ("10.0.0.1", 50)),
+        ("unix:/tmp/x", ("", 0)),
+    ],
+)
+def test_a_peer_of_grpc_is_an_address(peer, address):
+    assert address_of(peer) == address
+
+
+# -- every call --------------------------------------------------------------------------------------------------------
+
+
+class Silent:
+    """A message that was begun and doesn't come."""
+
+    asked = 0
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        self.asked += 1
+        raise AssertionError("asked for the message before the key was looked at")
+
+
+class Stranger:
+    def invocation_metadata(self):
+        return (("authorization", "Bearer fab_nobody_" + "0" * 64),)
+
+    def peer(self):
+        return "ipv4:10.0.0.1:5"
+
+    async def abort(self, code, _text, trailing_metadata):
+        raise ConnectionAbortedError(code.name)
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+async def test_no_call_asks_for_its_message_before_the_key_is_known(house, name):
+    method = METHODS[name]
+    run = (rpc._streaming if method.server_streams else rpc._answering)(house.door, method, CALLS[name])
+    with pytest.raises(ConnectionAbortedError, match="UNAUTHENTICATED"):
+        await (anext(run(Silent(), Stranger())) if method.server_streams else run(Silent(), Stranger()))
+
+
+async def test_who_tries_keys_is_told_to_wait_before_more_are_looked_up(make_house, limits):
+    house = make_house(limits=limits(guesses_per_s=5))
+    run = rpc._answering(house.door, METHODS["Balance"], CALLS["Balance"])
+    codes = []
+    for _ in range(30):
+        with pytest.raises(ConnectionAbortedError) as refusal:
+            await run(Silent(), Stranger())
+        codes.append(str(refusal.value))
+    assert codes[0] == "UNAUTHENTICATED"
+    assert codes[-1] == "RESOURCE_EXHAUSTED"
+    assert house.client().call(pb.BalanceRequest(), pb.BalanceReply).free_uhs
