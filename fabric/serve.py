@@ -22,7 +22,8 @@ import structlog
 
 from fabric import detached, house, logs, models, operator_keys, parking
 from fabric.adapters.local_cluster import LocalCluster, LocalNode
-from fabric.adapters.stores import open_archive_of, work_dir_of
+from fabric.adapters.private_folder import IDLE
+from fabric.adapters.stores import open_archive_of, with_bucket_keys, work_dir_of
 from fabric.adapters.unpickling import restrict_ray
 from fabric.api.passage import Passage
 from fabric.api.port import GatePort
@@ -119,6 +120,7 @@ class _Service:
             temp_dir=house.new_session_folder(self._state_dir),
             dashboard_port=self._config.dashboard.port or None,
             token_file=house.ray_token_file(self._state_dir),
+            idle_dir=work_dir_of(self._config) / IDLE,
             namespace=asked.namespace,
             told=self._tell,
         )
@@ -264,6 +266,8 @@ def _nothing_left(state_dir: Path) -> Iterator[None]:
 def _load(config: Path | None, state_dir: Path, *, any_port: bool) -> ClusterConfig:
     """The cluster file, with its paths below the state directory; with `any_port`, at free ports."""
     found = load_cluster(config, environ={**os.environ, "FABRIC_STATE_DIR": str(state_dir)})
+    if isinstance(found.ray, RayLocal):
+        found = with_bucket_keys(found)
     found = found.model_copy(update={"serving": models.located(found.serving, any_port=any_port)})
     if not any_port:
         return found

@@ -128,6 +128,10 @@ class Agents:
     async def tidy(self, address: str, *, folder: str, log_file: str, log_key: str) -> None:
         await self._tried(address, "tidy", folder, log_file, log_key)
 
+    async def sweep(self, *, work_dir: str, living: tuple[str, ...]) -> None:
+        """Have every machine remove what attempts have left there, whose folders are not among the `living`."""
+        await asyncio.gather(*(self._tried(address, "sweep", work_dir, living) for address in list(self._actors)))
+
     async def read_log(self, address: str, path: str, *, offset: int, limit: int) -> bytes:
         return bytes(await self._tried(address, "read_log", path, offset=offset, limit=limit) or b"")
 

@@ -9,6 +9,7 @@ from typing import Final, Literal
 import msgspec
 
 from fabric.adapters.archive import Archive
+from fabric.adapters.private_folder import CACHE
 from fabric.checkpoints import Checkpoints, near_store, store_of
 
 
@@ -116,7 +117,7 @@ def checkpoint_prefix(account_id: str, job_id: str) -> str:
 
 def cache_folder(work_dir: Path, account_id: str) -> Path:
     """Where a node keeps what an account's jobs read."""
-    return work_dir / "cache" / account_id
+    return work_dir / CACHE / account_id
 
 
 def checkpoints_in(

@@ -23,6 +23,7 @@ from ray._common.utils import get_default_ray_temp_dir
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
 
+from fabric.adapters.inheritance import passed_on
 from fabric.adapters.nodes import DEDICATED_LABEL, NODE_LABEL, NOTICE_LABEL, POOL_LABEL, TYPE_LABEL
 
 _STORE_BYTES: Final = 80 * 1024 * 1024
@@ -69,12 +70,22 @@ class LocalCluster:
     """A running cluster, to which this process is connected."""
 
     def __init__(
-        self, cluster: Any, *, temp_dir: Path, owns_temp_dir: bool, dashboard_url: str, before: Mapping[str, str | None]
+        self,
+        cluster: Any,
+        *,
+        temp_dir: Path,
+        idle_dir: Path,
+        surroundings: Mapping[str, str],
+        owned: Sequence[Path],
+        dashboard_url: str,
+        before: Mapping[str, str | None],
     ) -> None:
         self._cluster = cluster
         self._before = before
         self._temp_dir = temp_dir
-        self._owns_temp_dir = owns_temp_dir
+        self._idle_dir = idle_dir
+        self._surroundings = surroundings
+        self._owned = owned
         self._raylets: dict[str, Any] = {}
         self.dashboard_url = dashboard_url
 
@@ -87,6 +98,7 @@ class LocalCluster:
         dashboard_port: int | None = None,
         dashboard: bool = True,
         token_file: Path | None = None,
+        idle_dir: Path | None = None,
         namespace: str = "fabric",
         told: Callable[[str], None] = lambda _: None,
     ) -> "LocalCluster":
@@ -98,6 +110,7 @@ class LocalCluster:
             dashboard_port: None = a free one.
             dashboard: whether Ray's dashboard runs.
             token_file: where to write the token that Ray's ports ask for; None = beside the session.
+            idle_dir: where Ray's processes stand, and with them a job's own Ray tasks; None = a new one.
             namespace: Ray's namespace for this process.
             told: is handed a line for every step, to show progress.
         """
@@ -106,9 +119,20 @@ class LocalCluster:
         token_file = token_file or folder / TOKEN_NAME
         _write_token(token_file)
         before = _use_token(token_file)
+        # Ray's processes, and the jobs' among them, find the token where their session is, and are told of no other place.
+        own_token = folder.absolute() / TOKEN_NAME
+        if not own_token.exists():
+            own_token.write_bytes(b"")
+            own_token.chmod(0o600)
+            own_token.write_bytes(token_file.read_bytes())
+        owned = [] if idle_dir else [Path(tempfile.mkdtemp(prefix="fabric-idle-"))]
+        idle_dir = idle_dir or owned[0]
+        idle_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        surroundings = {"RAY_AUTH_TOKEN_PATH": str(own_token)}
         # Ray notes the address of the newest cluster there, and on a machine that never ran Ray it isn't made by anybody.
         Path(get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)
-        with _environment():
+        owned += [folder] if temp_dir is None else []
+        with _environment(idle_dir, surroundings):
             told("starting Ray's head")
             cluster = Cluster()
             cluster.add_node(
@@ -124,7 +148,9 @@ class LocalCluster:
             local = cls(
                 cluster,
                 temp_dir=folder,
-                owns_temp_dir=temp_dir is None,
+                idle_dir=idle_dir,
+                surroundings=surroundings,
+                owned=owned,
                 dashboard_url=f"http://127.0.0.1:{port}" if dashboard else "",
                 before=before,
             )
@@ -132,11 +158,15 @@ class LocalCluster:
                 for node in nodes:
                     told(f"starting node {node.node_id}: {node.devices} × {node.accelerator}")
                     local.add(node)
-                ray.init(address=cluster.address, namespace=namespace, log_to_driver=False, logging_level="warning")
-                cluster.wait_for_nodes(60)
             except BaseException:
                 local.stop()
                 raise
+        try:
+            ray.init(address=cluster.address, namespace=namespace, log_to_driver=False, logging_level="warning")
+            cluster.wait_for_nodes(60)
+        except BaseException:
+            local.stop()
+            raise
         return local
 
     @property
@@ -157,7 +187,7 @@ class LocalCluster:
             labels[DEDICATED_LABEL] = node.dedicated_to
         if node.notice_s is not None:
             labels[NOTICE_LABEL] = str(node.notice_s)
-        with _environment():
+        with _environment(self._idle_dir, self._surroundings):
             self._raylets[node.node_id] = self._cluster.add_node(
                 wait=False,
                 num_cpus=_CPUS,
@@ -178,20 +208,26 @@ class LocalCluster:
             ray.shutdown()
         self._cluster.shutdown()
         _set(self._before)
-        if self._owns_temp_dir:
-            shutil.rmtree(self._temp_dir, ignore_errors=True)
+        for folder in self._owned:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def _environment() -> Iterator[None]:
-    """Ray's processes inherit their settings from here; ours are as they were afterwards."""
+def _environment(folder: Path, more: Mapping[str, str]) -> Iterator[None]:
+    """Ray's processes inherit what they may know and where they stand from here, and a job inherits it from them: no secret
+    of whoever starts the fabric, and no place that is ours. This process is as it was afterwards.
+    """
     logging.getLogger("ray._private.accelerators.npu").setLevel(logging.CRITICAL)  # it looks for a real NPU, in vain
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ.update(_ENVIRONMENT)
+    before, here = dict(os.environ), Path.cwd()
+    wanted = {**passed_on(before), **_ENVIRONMENT, **more}
+    changed: dict[str, str | None] = {name: wanted.get(name) for name in {*before, *wanted}}
+    _put(changed)
+    os.chdir(folder)
     try:
         yield
     finally:
-        _put(before)
+        os.chdir(here)
+        _put({name: before.get(name) for name in changed})
 
 
 @contextmanager

@@ -6,7 +6,6 @@ gate that dies between reading and journaling a sample asks again and gets the v
 
 import asyncio
 import os
-import shutil
 import stat
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import msgspec
 from fabric.adapters.archive import Archive
 from fabric.adapters.guarded import Guarded
 from fabric.adapters.meters import open_meter
+from fabric.adapters.private_folder import CACHE, close, sweep
 from fabric.adapters.processes import end_all, kill, tree_of
 from fabric.adapters.shard_cache import ShardCache
 from fabric.adapters.zygote_keeper import Zygote
@@ -113,6 +113,10 @@ class NodeAgent:
         """Move a rank's log into the archive, unless it is empty, and remove its folder."""
         await asyncio.to_thread(self._tidy, Path(folder), Path(log_file), log_key)
 
+    async def sweep(self, work_dir: str, living: tuple[str, ...]) -> list[str]:
+        """Remove the folders that attempts have left behind; those of these names stay."""
+        return await asyncio.to_thread(sweep, Path(work_dir), living=frozenset(living))
+
     async def end(self, lease_id: str, *, roots: Sequence[int]) -> bool:
         """Kill what is left of a lease; whether nothing is left."""
         return await asyncio.to_thread(end_all, roots, lease_id=lease_id)
@@ -153,7 +157,7 @@ class NodeAgent:
             more = log_file.lstat().st_size - len(data)
             note = f"\n[{more} more bytes were not kept: print less, or write to storage]\n" if more > 0 else ""
             self._archive.put(log_key, data + note.encode())
-        shutil.rmtree(folder, ignore_errors=True)
+        close(folder)
 
 
 class NodeAgentActor(Guarded):
@@ -165,7 +169,7 @@ class NodeAgentActor(Guarded):
 def _holdings(work_dir: Path) -> Holdings:
     held: dict[str, int] = {}
     rates = []
-    for folder in (work_dir / "cache").glob("*"):
+    for folder in (work_dir / CACHE).glob("*"):
         found, rate = ShardCache(folder).holdings()
         rates.append(rate)
         for prefix, size in found.items():

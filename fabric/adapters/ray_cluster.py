@@ -19,6 +19,7 @@ from fabric.adapters.leases import Attempt
 from fabric.adapters.metrics import Metrics
 from fabric.adapters.nodes import Node, changes_between, nodes_of
 from fabric.adapters.outbox import Outbox, Report
+from fabric.adapters.private_folder import attempt_folder
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.survivors import lease_of, survivors
 from fabric.clock import Clock, SteadyClock
@@ -121,6 +122,9 @@ class RayCluster:
                 self._remove_lease(lease_id)
         self._agents.forget_all_but({*known, *self._attempts})
         self._lost.intersection_update(known)
+        work_dir = self._settings.work_dir
+        living = tuple(attempt_folder(work_dir, lease_id).name for lease_id in {*known, *self._attempts})
+        await self._agents.sweep(work_dir=str(work_dir), living=living)
         return ReconcileReport(
             reattached=tuple(i for i in self._attempts if i in known and i not in before),
             gone=tuple(gone),

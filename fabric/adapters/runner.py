@@ -24,9 +24,11 @@ from fabric.adapters.crew import Crew
 from fabric.adapters.forked import Fork
 from fabric.adapters.guarded import Guarded
 from fabric.adapters.line import Address, Listener
+from fabric.adapters.private_folder import attempt_folder
 from fabric.adapters.processes import adopt_orphans
+from fabric.adapters.ray_use import RayUse
 from fabric.adapters.shard_cache import LIMIT_BYTES, ShardCache
-from fabric.adapters.stages import JobEnd, RayUse, Save, Stage, perform
+from fabric.adapters.stages import JobEnd, Save, Stage, perform
 from fabric.adapters.standby import Standby
 from fabric.gate.events import JobKind, LeaseOutcome
 from fabric.gate.instructions import Lease
@@ -60,7 +62,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def folder(self) -> Path:
         """Where this rank's files are while it runs."""
-        return Path(self.work_dir) / self.lease.lease_id.replace("/", "_") / str(self.rank)
+        return attempt_folder(Path(self.work_dir), self.lease.lease_id) / str(self.rank)
 
     @property
     def log_file(self) -> Path:

@@ -13,25 +13,28 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import cloudpickle
 import msgspec
-import ray
 import stamina
 
 from fabric import context
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import result_key
+from fabric.adapters.inheritance import withheld
 from fabric.adapters.job_output import logged
 from fabric.adapters.kept_folder import FOLDER_VARIABLE, KeptFolder, quiet_s
 from fabric.adapters.payload import Payload, read_payload
+from fabric.adapters.private_folder import WORK, make_private, rooms_of
 from fabric.adapters.processes import LEASE_VARIABLE
 from fabric.adapters.results import keep_result
 from fabric.adapters.working_folder import unpacked
@@ -108,6 +111,8 @@ class Stage:
     """Which of how many ranks it is that share this node's devices."""
     process: "subprocess.Popen[bytes] | None" = None
     sigterm: list[Callable[[int, Any], object]] = field(default_factory=list)
+    told: frozenset[str] = frozenset()
+    """The variables in which the fabric tells the job who it is."""
     fork: "Wishes | None" = None
     """The process of its own that the job runs in, if it does."""
 
@@ -128,47 +133,34 @@ class Stage:
             threading.Thread(target=handler, args=(signal.SIGTERM, None), daemon=True).start()
 
 
-class RayUse:
-    """Notices whether a job starts Ray tasks or actors of its own."""
-
-    def __init__(self) -> None:
-        self.seen = False
-
-    def watch(self) -> None:
-        """From now on. Also makes `ray.init` and `ray.shutdown` harmless: this process is connected, and stays so."""
-        for kind in (ray.remote_function.RemoteFunction, ray.actor.ActorClass):
-            kind._remote = self._noting(kind._remote)  # noqa: SLF001  # the one place all starts pass through
-        ray.init = lambda *_args, **_options: ray.get_runtime_context()
-        ray.shutdown = lambda *_args, **_options: None
-
-    def _noting(self, start: Callable[..., Any]) -> Callable[..., Any]:
-        def noted(*args: Any, **options: Any) -> Any:
-            self.seen = True
-            return start(*args, **options)
-
-        return noted
-
-
 def perform(stage: Stage) -> JobEnd:
     """Run the job to its end; never raises."""
-    stage.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        make_private(stage.folder)
+    except (FabricError, OSError) as error:
+        return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=f"it has no folder to run in: {error}")
     with logged(stage.log_file):
-        try:
-            payload = read_payload(stage.lease.payload)
-            with _as_job(stage, payload.env):
-                return _call(stage, payload) if payload.is_call else _run(stage, payload)
-        except context.Saved:
-            return JobEnd(outcome=LeaseOutcome.SAVED)
-        except SystemExit as exit_:
-            return _exited(stage, exit_.code)
-        except FabricError as error:
-            if _is_refusal_of_ours(error):
-                # Nobody else saw it: that is worth another try, and no refund.
-                return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=f"{error.code}: {error.message}")
-            return JobEnd(outcome=LeaseOutcome.FAILED, error=f"{error.code}: {error.message}")
-        except BaseException as error:  # noqa: BLE001  # a job may raise anything, and none of it may end the runner
-            traceback.print_exc()
-            return JobEnd(outcome=LeaseOutcome.FAILED, error=_told(error), result_ref=_kept_error(stage, error))
+        return _performed(stage)
+
+
+def _performed(stage: Stage) -> JobEnd:
+    try:
+        payload = read_payload(stage.lease.payload)
+        given = frozenset({*payload.env, *payload.runtime_env.get("env_vars", {})})
+        with _as_job(stage, payload.env, given=given):
+            return _call(stage, payload) if payload.is_call else _run(stage, payload, given=given)
+    except context.Saved:
+        return JobEnd(outcome=LeaseOutcome.SAVED)
+    except SystemExit as exit_:
+        return _exited(stage, exit_.code)
+    except FabricError as error:
+        if _is_refusal_of_ours(error):
+            # Nobody else saw it: that is worth another try, and no refund.
+            return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=f"{error.code}: {error.message}")
+        return JobEnd(outcome=LeaseOutcome.FAILED, error=f"{error.code}: {error.message}")
+    except BaseException as error:  # noqa: BLE001  # a job may raise anything, and none of it may end the runner
+        traceback.print_exc()
+        return JobEnd(outcome=LeaseOutcome.FAILED, error=_told(error), result_ref=_kept_error(stage, error))
 
 
 def _call(stage: Stage, payload: Payload) -> JobEnd:
@@ -210,8 +202,8 @@ def _is_refusal_of_ours(error: FabricError) -> bool:
     return str(frame.tb_frame.f_globals.get("__name__", "")).startswith(_OURS)
 
 
-def _run(stage: Stage, payload: Payload) -> JobEnd:
-    folder = unpacked(stage.archive, payload.working_dir_blob, into=stage.folder / "work")
+def _run(stage: Stage, payload: Payload, *, given: Container[str]) -> JobEnd:
+    folder = unpacked(stage.archive, payload.working_dir_blob, into=stage.folder / WORK)
     if not payload.entrypoint:
         raise InvalidRequest("the payload names neither a function nor an entry point", code="payload_invalid")
     command = (payload.entrypoint,) if isinstance(payload.entrypoint, str) else payload.entrypoint
@@ -223,7 +215,7 @@ def _run(stage: Stage, payload: Payload) -> JobEnd:
     os.environ[FOLDER_VARIABLE] = str(kept.folder)
     end = JobEnd(outcome=LeaseOutcome.FAILED)
     try:
-        run = _run_python if command[0].endswith(".py") else _run_command
+        run = _run_python if command[0].endswith(".py") else partial(_run_command, given=given)
         end = run(stage, folder, command)
     except SystemExit as exit_:
         end = _exited(stage, exit_.code)
@@ -261,9 +253,13 @@ def _run_python(stage: Stage, folder: Path, command: tuple[str, ...]) -> JobEnd:
     return JobEnd(outcome=LeaseOutcome.SUCCEEDED)
 
 
-def _run_command(stage: Stage, folder: Path, command: tuple[str, ...]) -> JobEnd:
+def _run_command(stage: Stage, folder: Path, command: tuple[str, ...], *, given: Container[str]) -> JobEnd:
+    kept_back = {name for name in withheld(os.environ, apart=True) if name not in given and name not in stage.told}
+    environment = {name: value for name, value in os.environ.items() if name not in kept_back}
     try:
-        stage.process = subprocess.Popen(command, cwd=folder, start_new_session=True)  # noqa: S603  # the job itself
+        stage.process = subprocess.Popen(  # noqa: S603  # the job itself
+            command, cwd=folder, start_new_session=True, env=environment
+        )
     except OSError as error:
         raise _unrunnable(folder, command[0], error) from None
     if stage.context.stop_requested:
@@ -318,31 +314,39 @@ def _tail(log_file: Path) -> str:
 
 
 @contextmanager
-def _as_job(stage: Stage, variables: Mapping[str, str]) -> Iterator[None]:
+def _as_job(stage: Stage, variables: Mapping[str, str], *, given: Container[str]) -> Iterator[None]:
     """The job's environment, context, directory and arguments; afterwards the process is as it was."""
     lease, here = stage.lease, stage.context
-    environment, folder, arguments, path = dict(os.environ), os.getcwd(), sys.argv, list(sys.path)  # noqa: PTH109
+    environment, folder, arguments, path = dict(os.environ), _where(), sys.argv, list(sys.path)
+    temporary = tempfile.tempdir
     try:
+        for name in withheld(environment, apart=False):
+            if name not in given:
+                del os.environ[name]
+        work, home, tmp = rooms_of(stage.folder)
+        os.environ.update({"HOME": str(home), "TMPDIR": str(tmp)})
+        tempfile.tempdir = None  # it remembers what TMPDIR was
+        os.chdir(work)
         os.environ.update(variables)
         if lease.loss_every_us is not None and LOSS_EVERY_VARIABLE not in variables:
             os.environ[LOSS_EVERY_VARIABLE] = f"{lease.loss_every_us / 1_000_000:.6g}"
-        os.environ.update(
-            {
-                LEASE_VARIABLE: lease.lease_id,
-                "FABRIC_JOB_ID": lease.job_id,
-                "FABRIC_ATTEMPT": str(lease.epoch),
-                "FABRIC_DEVICES": ",".join(here.devices),
-                "FABRIC_ACCELERATOR": here.accelerator,
-                "FABRIC_MIX": lease.mix,
-                "RANK": str(here.rank),
-                "WORLD_SIZE": str(here.world_size),
-                "LOCAL_RANK": str(stage.local[0]),
-                "LOCAL_WORLD_SIZE": str(stage.local[1]),
-                "MASTER_ADDR": stage.master[0],
-                "MASTER_PORT": str(stage.master[1]),
-                "PYTHONUNBUFFERED": "1",
-            }
-        )
+        told = {
+            LEASE_VARIABLE: lease.lease_id,
+            "FABRIC_JOB_ID": lease.job_id,
+            "FABRIC_ATTEMPT": str(lease.epoch),
+            "FABRIC_DEVICES": ",".join(here.devices),
+            "FABRIC_ACCELERATOR": here.accelerator,
+            "FABRIC_MIX": lease.mix,
+            "RANK": str(here.rank),
+            "WORLD_SIZE": str(here.world_size),
+            "LOCAL_RANK": str(stage.local[0]),
+            "LOCAL_WORLD_SIZE": str(stage.local[1]),
+            "MASTER_ADDR": stage.master[0],
+            "MASTER_PORT": str(stage.master[1]),
+            "PYTHONUNBUFFERED": "1",
+        }
+        stage.told = frozenset({*told, LOSS_EVERY_VARIABLE, FOLDER_VARIABLE})
+        os.environ.update(told)
         if here.rank == 0 and lease.epoch > 1:
             here.begin()
         context.enter(here)
@@ -352,6 +356,15 @@ def _as_job(stage: Stage, variables: Mapping[str, str]) -> Iterator[None]:
         _restore(environment)
         os.chdir(folder)
         sys.argv, sys.path[:] = arguments, path
+        tempfile.tempdir = temporary
+
+
+def _where() -> str:
+    """The directory that the process is in; the root if that is no more."""
+    try:
+        return os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        return "/"
 
 
 def _restore(environment: Mapping[str, str]) -> None:

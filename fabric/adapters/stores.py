@@ -3,6 +3,9 @@
 import hashlib
 from pathlib import Path
 from tempfile import gettempdir
+from typing import Final
+
+from pydantic import SecretStr
 
 from fabric.adapters.archive import Archive, DirectoryArchive, S3Archive
 from fabric.adapters.bucket import Place
@@ -12,6 +15,11 @@ from fabric.adapters.journal import Journal
 from fabric.settings import ClusterConfig, PostgresJournal, SqliteJournal
 from fabric.settings import DirectoryArchive as ConfiguredDirectory
 from fabric.settings import S3Credentials as ConfiguredCredentials
+
+_KEPT_IN: Final = ("env", "shared-credentials-file", "config-file")
+"""As boto3 calls them."""
+_NAME_CHARS: Final = 16
+"""Of a fabric's name, in paths: sockets of a job's libraries lie below, and a socket's path is short."""
 
 
 def open_journal_of(config: ClusterConfig) -> Journal:
@@ -46,6 +54,27 @@ def open_archive_of(config: ClusterConfig) -> Archive:
     )
 
 
+def with_bucket_keys(config: ClusterConfig) -> ClusterConfig:
+    """The same, with the keys to its bucket that this process has from its own environment or files, where the file names
+    none: the processes of a cluster of ours inherit neither. Keys that renew themselves are left to every process.
+    """
+    archive = config.archive
+    if isinstance(archive, ConfiguredDirectory) or archive.credentials is not None:
+        return config
+    import boto3  # noqa: PLC0415  # takes 100 ms and is not needed with a directory
+
+    found = boto3.Session().get_credentials()
+    if found is None or found.method not in _KEPT_IN:
+        return config
+    keys = found.get_frozen_credentials()
+    credentials = ConfiguredCredentials(
+        access_key_id=SecretStr(str(keys.access_key)),
+        secret_access_key=SecretStr(str(keys.secret_key)),
+        session_token=SecretStr(keys.token) if keys.token else None,
+    )
+    return config.model_copy(update={"archive": archive.model_copy(update={"credentials": credentials})})
+
+
 def _revealed(given: ConfiguredCredentials | None) -> S3Credentials | None:
     if given is None:
         return None
@@ -72,4 +101,4 @@ def cluster_settings(config: ClusterConfig, *, key: bytes) -> ClusterSettings:
 def work_dir_of(config: ClusterConfig) -> Path:
     """Where this fabric's jobs keep their files while they run, on every node: no other fabric of a machine has the same."""
     whose = hashlib.sha256(f"{config.signing_key}\n{config.ray.namespace}".encode()).hexdigest()
-    return Path(gettempdir()) / f"fabric-work-{config.name}-{whose[:8]}"
+    return Path(gettempdir()) / f"fabric-work-{config.name[:_NAME_CHARS]}-{whose[:8]}"

@@ -16,6 +16,7 @@ from fabric.sections import Settings
 LOCK_WAIT_S: Final = 2.0
 """Whoever only looks takes the lock for an instant, and whoever was killed keeps it for one: so long is it asked again."""
 _POLL_S: Final = 0.05
+_OTHERS: Final = 0o077
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +75,8 @@ def prepare(place: Path) -> None:
     """
     try:
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if place.stat().st_mode & _OTHERS and place.stat().st_uid == os.geteuid():
+            place.chmod(0o700)  # keys are in it, the journal, and what jobs have left
         probe = place / f".probe-{os.getpid()}"
         probe.touch()
         probe.unlink()

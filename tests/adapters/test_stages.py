@@ -2,6 +2,9 @@
 
 import base64
 import io
+import json
+import os
+import sys
 import threading
 import zipfile
 
@@ -87,6 +90,35 @@ def test_a_result_waits_for_a_storage_that_comes_back(run, tmp_path):
     threading.Timer(0.3, (tmp_path / "archive").unlink).start()
     end, _ = run(lambda: bytes(5_000))
     assert end.outcome is LeaseOutcome.SUCCEEDED
+
+
+LOOK = (
+    "import json, os, tempfile; os.mkdir('mine'); print(json.dumps({'cwd': os.getcwd(), 'home':"
+    " os.path.expanduser('~'), 'tmp': tempfile.gettempdir(), 'env': dict(os.environ), 'mode': os.stat('.').st_mode & 0o777}))"
+)
+
+
+def look():
+    exec(LOOK)
+
+
+@pytest.mark.parametrize("kind", ["function", "command"])
+def test_a_jobs_code_works_in_a_folder_of_its_own_and_finds_no_secret(run, tmp_path, monkeypatch, kind):
+    """Whatever the process that starts it knows: where the fabric keeps its state, and whose keys."""
+    for name in ("FABRIC_API_KEY", "FABRIC_STATE_DIR", "STRIPE_KEY", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, "not yours")
+    monkeypatch.chdir(tmp_path)
+    env = {"WANDB_API_KEY": "my own"}
+    end, log = run(look, env=env) if kind == "function" else run(entrypoint=[sys.executable, "-c", LOOK], env=env)
+    assert end.outcome is LeaseOutcome.SUCCEEDED, end.error
+    seen = json.loads(log)
+    job = tmp_path / "job"
+    assert (seen["cwd"], seen["home"], seen["tmp"]) == (str(job / "work"), str(job / "home"), str(job / "tmp"))
+    assert seen["mode"] == 0o700
+    assert "not yours" not in seen["env"].values()
+    assert seen["env"]["WANDB_API_KEY"] == "my own", "what its owner gave it is its own"
+    assert not (tmp_path / "mine").exists()
+    assert (os.getcwd(), os.environ["STRIPE_KEY"]) == (str(tmp_path), "not yours")  # noqa: PTH109
 
 
 @pytest.mark.parametrize("env", [{"A": "x\0y"}, {"": "x"}, {"A=B": "x"}])

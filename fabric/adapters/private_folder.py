@@ -1,0 +1,92 @@
+"""The folders of one attempt of a job: made empty, its owner's alone, and gone when the attempt is.
+
+Below the fabric's own folder on the node lies one for each attempt, in it one for each rank, and in that what the rank
+has: where it works, its home, its temporary files, its log. What a crash has left is swept away: whatever no lease that
+lives has a name for.
+"""
+
+import os
+import shutil
+import stat
+import time
+from collections.abc import Container
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from fabric.errors import Unavailable
+
+WORK: Final = "work"
+HOME: Final = "home"
+TEMPORARY: Final = "tmp"
+CACHE: Final = "cache"
+"""What jobs have read, by account: outlives attempts."""
+IDLE: Final = "idle"
+"""Where processes of Ray's stand that no attempt has taken yet, and what is left there by them is nobody's."""
+YOUNG_S: Final = 300.0
+"""What was touched since then may be of a lease that whoever sweeps hasn't heard of."""
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+
+
+def attempt_folder(work_dir: Path, lease_id: str) -> Path:
+    """Where the files of an attempt are."""
+    return work_dir / lease_id.replace("/", "_")
+
+
+def make_private(folder: Path) -> Path:
+    """Make a folder that nobody but its owner may enter, and what it takes above it.
+
+    Raises:
+        Unavailable: `work_dir_not_ours`: somebody else has made it, or the one above it.
+    """
+    for above in (folder.parent.parent, folder.parent, folder):
+        above.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for ours in (folder.parent, folder):
+        about = ours.lstat()
+        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
+            raise Unavailable(
+                f"{ours} was made by somebody else: remove it; jobs of this fabric work there", code="work_dir_not_ours"
+            )
+    if folder.lstat().st_mode & _OTHERS:
+        folder.chmod(0o700)
+    return folder
+
+
+def rooms_of(folder: Path) -> tuple[Path, Path, Path]:
+    """Where a rank works, its home, and where its temporary files are: empty, and made anew if something was left there."""
+    rooms = folder / WORK, folder / HOME, folder / TEMPORARY
+    for room in rooms:
+        if room.is_symlink() or room.exists():
+            clear(room)
+        room.mkdir(mode=0o700)
+    return rooms
+
+
+def clear(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it; what can't be removed stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def close(folder: Path) -> None:
+    """Remove a rank's folder, and the attempt's with the last of them."""
+    clear(folder)
+    with suppress(OSError):
+        folder.parent.rmdir()
+
+
+def sweep(work_dir: Path, *, living: Container[str], younger_than_s: float = YOUNG_S) -> list[str]:
+    """Remove what attempts have left whose folders' names are not among the `living`. Returns the names."""
+    before = time.time() - younger_than_s
+    swept = []
+    for folder in (work_dir, work_dir / IDLE):
+        with suppress(OSError):
+            for entry in list(os.scandir(folder)):
+                kept = folder == work_dir and (entry.name in {CACHE, IDLE} or entry.name in living)
+                if not kept and entry.stat(follow_symlinks=False).st_mtime < before:
+                    clear(Path(entry.path))
+                    swept.append(entry.name)
+    return swept

@@ -1,0 +1,62 @@
+"""An attempt's own folders: empty at its begin, its owner's alone, gone with it, and swept where nobody was left to do it."""
+
+import os
+import time
+
+import pytest
+
+from fabric.adapters import private_folder
+from fabric.adapters.private_folder import attempt_folder, close, make_private, rooms_of, sweep
+from fabric.errors import Unavailable
+
+
+def test_nobody_but_its_owner_may_enter_it_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        folder = make_private(tmp_path / "work" / "job.1" / "0")
+        rooms = rooms_of(folder)
+    finally:
+        os.umask(before)
+    made = [folder, folder.parent, folder.parent.parent, *rooms]
+    assert {path.stat().st_mode & 0o777 for path in made} == {0o700}
+
+
+def test_a_room_is_empty_even_if_something_was_left_there(tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "old").write_text("of another attempt")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "kept").write_text("")
+    (tmp_path / "home").symlink_to(tmp_path / "elsewhere")
+    for room in rooms_of(tmp_path):
+        assert not room.is_symlink()
+        assert list(room.iterdir()) == []
+    assert (tmp_path / "elsewhere" / "kept").exists()
+
+
+def test_a_folder_that_somebody_else_has_made_is_not_worked_in(tmp_path, monkeypatch):
+    make_private(tmp_path / "work" / "job.1" / "0")
+    monkeypatch.setattr(private_folder.os, "geteuid", lambda: 12_345)
+    with pytest.raises(Unavailable, match="made by somebody else"):
+        make_private(tmp_path / "work" / "job.1" / "0")
+
+
+def test_the_attempts_folder_goes_with_its_last_rank(tmp_path):
+    ranks = [make_private(attempt_folder(tmp_path, "job/a.1") / str(rank)) for rank in range(2)]
+    close(ranks[0])
+    assert ranks[1].exists()
+    close(ranks[1])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_crash_has_left_is_swept_and_what_lives_or_is_young_is_not(tmp_path):
+    long_ago = time.time() - 3_600
+    for name in ("dead.1", "alive.1", "cache", "idle", "idle/left-by-a-task"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "dead.1" / "secret").write_text("weights")
+    (tmp_path / "young.1").mkdir()
+    for path in [tmp_path / "idle" / "left-by-a-task", *tmp_path.iterdir()]:
+        if path.name != "young.1":
+            os.utime(path, (long_ago, long_ago))
+    assert sorted(sweep(tmp_path, living={"alive.1"})) == ["dead.1", "left-by-a-task"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alive.1", "cache", "idle", "young.1"]
+    assert sweep(tmp_path / "nowhere", living=()) == []
