@@ -15,7 +15,7 @@ OPERATORS = {
     "SSH_AUTH_SOCK": "/tmp/agent",
     "PIP_INDEX_URL": "https://me:pw@packages.example/simple",
     "DATABASE": "postgresql://fabric:pw@db/fabric",
-    "XDG_CONFIG_HOME": "/root/.config",
+    "XDG_CONFIG_HOME": "/home/me/.config",
 }
 NEEDED = {
     "PATH": "/bin",
