@@ -15,7 +15,7 @@ OPERATORS = {
     "SSH_AUTH_SOCK": "/tmp/agent",
     "PIP_INDEX_URL": "https://me:pw@packages.example/simple",
     "DATABASE": "postgresql://fabric:pw@db/fabric",
-    "XDG_CONFIG_HOME": "/home/me/.config",
+    "XDG_CONFIG_HOME": "config",
 }
 NEEDED = {
     "PATH": "/bin",
