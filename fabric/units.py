@@ -76,6 +76,21 @@ def format_ct(uhs: int, *, decimals: int = 4, round_up: bool = False) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def parse_cny(text: str) -> MicroCny:
+    """Money as a person writes it ("12.50"), in 10⁻⁶ CNY.
+
+    Raises:
+        InvalidAmount: no plain positive decimal, more than 6 decimals, zero, or beyond int64.
+    """
+    plain = text.strip()
+    amount = Decimal(plain) * MICROS_PER_S if _PLAIN_DECIMAL.fullmatch(plain) else Decimal(0)
+    if not 0 < amount <= INT64_MAX or amount != int(amount):
+        raise InvalidAmount(
+            given=plain, why='write CNY as a plain positive decimal such as "12.50", with at most 6 decimals'
+        )
+    return MicroCny(int(amount))
+
+
 def format_cny(amount: int) -> str:
     """10⁻⁶ CNY as yuan with at least two decimals."""
     whole, rest = divmod(abs(amount), 1_000_000)

@@ -18,8 +18,9 @@ from fabric.api.messages import (
     word,
 )
 from fabric.errors import Conflict, InvalidRequest, NotFound, PermissionDenied
-from fabric.gate.events import ClosePeriod, CreateKey, Grant, NodeDrain, OpenAccount, RevokeKey, VoidLot
+from fabric.gate.events import ClosePeriod, CreateKey, Grant, NodeDrain, OpenAccount, RecordPayment, RevokeKey, VoidLot
 from fabric.gate.key_scopes import KeyScope
+from fabric.gate.payments import normal
 from fabric.gate.questions import AccountsOf, KeyOf, KeysOf, LeasesOf, NodesOf
 from fabric.gate.views import KeyView
 from fabric.units import AccountId, KeyId, NodeId
@@ -103,7 +104,9 @@ async def open_account(door: Door, _: Caller, request: pb.OpenAccountRequest) ->
         account_id=AccountId(identifier("account_id", request.account_id)),
         name=request.name or request.account_id,
         plan=request.plan,
-        credit_limit_uhs=at_least(0, "credit_limit_uhs", request.credit_limit_uhs),
+        credit_limit_uhs=(
+            at_least(0, "credit_limit_uhs", request.credit_limit_uhs) if request.HasField("credit_limit_uhs") else None
+        ),
         request_id=request_id(request.request_id),
     )
     return accepted(await door.gate.decide(event))
@@ -130,6 +133,16 @@ async def void_lot(door: Door, _: Caller, request: pb.VoidLotRequest) -> pb.Acce
         lot_id=short("lot_id", request.lot_id),
         amount_uhs=amount("amount_uhs", request.amount_uhs) if request.HasField("amount_uhs") else None,
         reason=short("reason", request.reason),
+        request_id=request_id(request.request_id),
+    )
+    return accepted(await door.gate.decide(event))
+
+
+async def record_payment(door: Door, _: Caller, request: pb.RecordPaymentRequest) -> pb.Accepted:
+    event = RecordPayment(
+        account_id=AccountId(request.account_id),
+        amount_microcny=at_least(1, "amount_microcny", request.amount_microcny),
+        payment_ref=normal(short("payment_ref", request.payment_ref)),
         request_id=request_id(request.request_id),
     )
     return accepted(await door.gate.decide(event))

@@ -48,7 +48,9 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     held_uhs: int
     """The change of what is held."""
     cny_microcny: int
-    """Money charged to the account by this transfer: what was paid, or became receivable."""
+    """Money charged to the account by this transfer: what was paid, or became receivable; less than 0 where a lot was voided."""
+    paid_microcny: int = 0
+    """Money that came in for invoices: it was charged by them."""
     transfer_id: int
     seq: int
     """The journal entry that holds the transfer."""

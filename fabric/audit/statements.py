@@ -105,8 +105,8 @@ def _moves(entry: Booked, account_id: str) -> Iterator[tuple[Line, Balances]]:
     for transfer in entry.transfers:
         legs = _legs(transfer, account_id)
         charged = _charged(transfer, account_id)
-        lost = _written_off(transfer, account_id)
-        if not (legs or charged or lost):
+        lost, paid = _written_off(transfer, account_id), _paid(transfer, account_id)
+        if not (legs or charged or lost or paid):
             continue
         moved = Balances(free_uhs=legs.get("available", 0), held_uhs=legs.get("held", 0), debt_uhs=-legs.get("debt", 0))
         line = Line(
@@ -116,6 +116,7 @@ def _moves(entry: Booked, account_id: str) -> Iterator[tuple[Line, Balances]]:
             amount_uhs=_worth(moved),
             held_uhs=moved.held_uhs,
             cny_microcny=charged,
+            paid_microcny=paid,
             transfer_id=transfer.transfer_id,
             seq=entry.seq,
             written_off_uhs=lost,
@@ -150,6 +151,12 @@ def _written_off(transfer: Transfer, account_id: str) -> int:
     """What the account used and the operator bore."""
     mine = transfer.kind == "write_off" and transfer.account_id == account_id
     return sum(posting.amount for posting in transfer.postings if posting.amount > 0) if mine else 0
+
+
+def _paid(transfer: Transfer, account_id: str) -> int:
+    """Money that came in for invoices."""
+    mine = transfer.kind == "payment" and transfer.account_id == account_id
+    return sum(leg.amount for leg in transfer.postings if leg.amount > 0) if mine else 0
 
 
 def _after(standing: Balances, moves: list[tuple[Line, Balances]]) -> Balances:

@@ -46,7 +46,7 @@ def balance(*, account: ForAccount = "", as_json: AsJson = False) -> None:
             "free": f"{format_ct(found.free_uhs)} CT{_bound(found)}",
             "held": f"{format_ct(found.held_uhs)} CT",
             "owned": f"{format_ct(found.posted_uhs)} CT",
-            "owed": f"{format_ct(found.debt_uhs)} CT of {format_ct(found.credit_limit_uhs)} CT credit",
+            "owed": f"{format_ct(found.debt_uhs)} CT of {format_ct(found.credit_limit_uhs)} CT credit{_unpaid(found)}",
             "runway": duration(found.runway_us if found.HasField("runway_us") else None),
         }
     )
@@ -273,6 +273,13 @@ def _bought(accepted: pb.Accepted, what: str, *, as_json: bool) -> None:
     say(f"{what}; {format_ct(facts['free_uhs'])} CT free now" if "free_uhs" in facts else what)
 
 
+def _unpaid(found: pb.BalanceReply) -> str:
+    """What was invoiced: until it is paid, it takes credit up."""
+    if not found.receivable_microcny:
+        return ""
+    return f", and {format_ct(found.invoiced_uhs)} CT in invoices of {format_cny(found.receivable_microcny)} CNY to pay"
+
+
 def _bound(found: pb.BalanceReply) -> str:
     """What of the free tokens is good for some uses only."""
     if not found.bound_uhs:
@@ -295,6 +302,8 @@ def _gathered(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _what(line: dict[str, Any]) -> str:
+    if line.get("paid_microcny"):
+        return f"{line['kind']} of {format_cny(line['paid_microcny'])} CNY"
     if line.get("written_off_uhs"):
         return f"{line['kind']} of {format_ct(line['written_off_uhs'])}, borne by the operator"
     return f"{line['kind']} ×{line['count']}" if line.get("count", 1) > 1 else str(line["kind"])

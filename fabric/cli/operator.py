@@ -7,7 +7,7 @@ import typer
 from fabric.cli.output import print_json, print_records, record, say
 from fabric.cli.session import AsJson, client
 from fabric.client import facts_of, new_request_id
-from fabric.units import format_cny, format_ct, parse_ct
+from fabric.units import format_cny, format_ct, parse_cny, parse_ct
 from fabric.wire import fabric_pb2 as pb
 
 app = typer.Typer(help="For operators: accounts, nodes, leases, periods.", no_args_is_help=True)
@@ -29,7 +29,9 @@ def open_account(
     *,
     plan: Annotated[str, typer.Option(help="A plan's name, as `fabric plans` shows it.")],
     name: Annotated[str, typer.Option(help="What people see.")] = "",
-    credit: Annotated[str | None, typer.Option(help="Tokens of credit, for postpaid plans.")] = None,
+    credit: Annotated[
+        str | None, typer.Option(help="Tokens of credit, on a postpaid plan; without it, as the plan says.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Open an account for a customer.
@@ -41,7 +43,7 @@ def open_account(
         account_id=account_id,
         name=name,
         plan=plan,
-        credit_limit_uhs=0 if credit is None else parse_ct(credit),
+        credit_limit_uhs=None if credit is None else 0 if credit.strip() == "0" else parse_ct(credit),
     )
     _done(client().call(request, pb.Accepted), f"account {account_id} is open", as_json=as_json)
 
@@ -102,6 +104,26 @@ def void(
     _done(answer, what, as_json=as_json)
 
 
+@app.command("record-payment")
+def record_payment(
+    account_id: Annotated[str, typer.Argument(metavar="ACCOUNT")],
+    cny: Annotated[str, typer.Argument(help="How much was received, in CNY.")],
+    *,
+    payment_ref: Annotated[str, typer.Option(help="What the payment is called where it was received: it books once.")],
+    as_json: AsJson = False,
+) -> None:
+    """Book money that was received for a postpaid account's invoices, the oldest first. Until then they count as credit used.
+
+    For example: fabric ops record-payment acme 1250.00 --payment-ref BANK-2026-11-30-17
+    """
+    request = pb.RecordPaymentRequest(
+        request_id=new_request_id(), account_id=account_id, amount_microcny=parse_cny(cny), payment_ref=payment_ref
+    )
+    answer = client().call(request, pb.Accepted)
+    left = int(facts_of(answer)["receivable_microcny"] or 0)
+    _done(answer, f"{cny} CNY of {account_id} booked; {format_cny(left)} CNY are still to pay", as_json=as_json)
+
+
 @app.command()
 def nodes(*, as_json: AsJson = False) -> None:
     """All nodes, and what is free on them."""
@@ -145,7 +167,8 @@ def undrain(node_id: Annotated[str, typer.Argument(metavar="NODE")], *, as_json:
 def close_period(
     period: Annotated[str, typer.Argument(help="Its name, e.g. 2026-11.")], *, as_json: AsJson = False
 ) -> None:
-    """Seal what has been booked since the last close; postpaid debt is invoiced.
+    """Seal what has been booked since the last close; postpaid debt is invoiced at the prices it was used at. Until an invoice is
+    paid (`fabric ops record-payment`) it counts against the account's credit as before.
 
     For example: fabric ops close-period 2026-11
     """
@@ -164,6 +187,7 @@ _ACCOUNT_COLUMNS: Final[dict[str, Any]] = {
     "free CT": lambda account: format_ct(account.free_uhs),
     "held CT": lambda account: format_ct(account.held_uhs),
     "owed CT": lambda account: format_ct(account.debt_uhs),
+    "unpaid CNY": lambda account: format_cny(account.receivable_microcny),
 }
 _NODE_COLUMNS: Final[dict[str, Any]] = {
     "node": lambda node: node.node_id,

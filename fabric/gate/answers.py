@@ -191,6 +191,8 @@ def _balance(core: Core, account: Account, now_us: int, *, lots: bool) -> Balanc
         held_uhs=balance.held_uhs,
         debt_uhs=balance.debt_uhs,
         credit_limit_uhs=balance.credit_limit_uhs,
+        receivable_microcny=balance.receivable_microcny,
+        invoiced_uhs=balance.invoiced_uhs,
         burn_uhs_per_s=burn,
         runway_us=reach_uhs * 1_000_000 // burn if burn else None,
         units=tuple(

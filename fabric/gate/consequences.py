@@ -11,7 +11,7 @@ from fabric.gate import jobs, keys, leases, subscriptions
 from fabric.gate.core import Core
 from fabric.units import AccountId
 
-_FREES: Final = frozenset({"top_up", "bundle", "subscription", "grant", "release", "invoice"})
+_FREES: Final = frozenset({"top_up", "bundle", "subscription", "grant", "release", "payment"})
 """Transfers that leave their account with more to hold than before."""
 
 

@@ -79,8 +79,10 @@ class OpenAccount(Event, frozen=True, kw_only=True, tag="open_account"):
     account_id: AccountId
     name: str
     plan: str
-    credit_limit_uhs: int = 0
-    """Postpaid: how far the account may go into debt. 0 = prepaid."""
+    credit_limit_uhs: int | None = msgspec.field(default=None, name="credit_uhs")
+    """Postpaid: how far the account may go into debt. None = as far as the plan says."""
+    older_limit_uhs: int = msgspec.field(default=0, name="credit_limit_uhs")
+    """What older entries say instead; in them 0 meant the plan's."""
     request_id: str = ""
 
 
@@ -107,7 +109,7 @@ class VoidLot(Event, frozen=True, kw_only=True, tag="void_lot"):
 
 
 class ClosePeriod(Event, frozen=True, kw_only=True, tag="close_period"):
-    """Seal what has been booked since the last close; postpaid debt is invoiced."""
+    """Seal what has been booked since the last close; postpaid debt is invoiced, and counts as credit until it is paid."""
 
     period: str
     request_id: str = ""
@@ -170,6 +172,16 @@ class Subscribe(Event, frozen=True, kw_only=True, tag="subscribe"):
     subscription: str
     payment_ref: str = ""
     channel: str = "sandbox"
+    request_id: str = ""
+
+
+class RecordPayment(Event, frozen=True, kw_only=True, tag="record_payment"):
+    """Money that an operator has received for a postpaid account's invoices: the oldest are paid first."""
+
+    account_id: AccountId
+    amount_microcny: int
+    payment_ref: str
+    channel: str = "operator"
     request_id: str = ""
 
 
@@ -399,6 +411,7 @@ AnyEvent = (
     | BuyBundle
     | Subscribe
     | Unsubscribe
+    | RecordPayment
     | Authorize
     | UpdateHold
     | SettleHold

@@ -17,6 +17,7 @@ import msgspec
 
 from fabric.gate import (
     calls,
+    configuration,
     consequences,
     credit,
     derived,
@@ -51,6 +52,7 @@ from fabric.gate.events import (
     OpenAccount,
     Pause,
     RaiseLimit,
+    RecordPayment,
     Resume,
     RevokeKey,
     RolledBack,
@@ -262,6 +264,8 @@ class Gate:
                 return treasury.void(core, event)
             case Subscribe():
                 return payments.once(core, event, subscriptions.subscribe)
+            case RecordPayment():
+                return payments.once(core, event, treasury.record_payment)
             case Unsubscribe():
                 return subscriptions.unsubscribe(core, event)
             case OpenAccount():
@@ -271,7 +275,7 @@ class Gate:
             case RevokeKey():
                 return treasury.revoke_key(core, event)
             case Configure():
-                return treasury.configure(core, event)
+                return configuration.configure(core, event)
             case ClosePeriod():
                 return treasury.close_period(core, event)
             case NodeUp():

@@ -12,7 +12,7 @@ import msgspec
 
 from fabric.gate import refusals
 from fabric.gate.core import Core
-from fabric.gate.events import BuyBundle, Subscribe, TopUp
+from fabric.gate.events import BuyBundle, RecordPayment, Subscribe, TopUp
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.state import Answered
 
@@ -23,7 +23,7 @@ OPERATOR: Final = "operator"
 CHANNELS: Final = (SANDBOX, OPERATOR)
 REF_MAX: Final = 200
 
-Payment = TypeVar("Payment", TopUp, BuyBundle, Subscribe)
+Payment = TypeVar("Payment", TopUp, BuyBundle, Subscribe, RecordPayment)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -53,7 +53,7 @@ def normal(ref: str) -> str:
     return " ".join(ref.split())
 
 
-def _unpaid(core: Core, event: TopUp | BuyBundle | Subscribe) -> Refusal | None:
+def _unpaid(core: Core, event: TopUp | BuyBundle | Subscribe | RecordPayment) -> Refusal | None:
     """Why nothing can be booked for this payment, if nothing can."""
     if event.channel not in CHANNELS:
         return refusals.invalid(

@@ -3,33 +3,29 @@
 from typing import Final
 
 from fabric.charging import plans
-from fabric.charging.catalogue import COMPUTE, SETTLEMENT_HOURS_MAX, Catalogue, Cycle, Overflow, Restriction
+from fabric.charging.catalogue import Mode, Overflow, Plan, Restriction
 from fabric.charging.plans import LotTerms
-from fabric.gate import keys, models, refusals
+from fabric.gate import keys, refusals
 from fabric.gate.core import Core
 from fabric.gate.events import (
     BuyBundle,
     ClosePeriod,
-    Configure,
     CreateKey,
     Grant,
     OpenAccount,
+    RecordPayment,
     RevokeKey,
     TopUp,
     VoidLot,
 )
 from fabric.gate.instructions import Accepted, Outcome, Refusal
-from fabric.gate.lifecycle import TERMINAL
-from fabric.gate.payments import CHANNELS
-from fabric.gate.prices import unpriced
 from fabric.gate.state import Account, Key
 from fabric.ledger import Origin, Refused, Spending, Terms, Transfer
 from fabric.ledger.outcomes import PERIOD_CLOSED, Fact
 from fabric.ledger.scopes import Scope, Service
-from fabric.units import AMOUNT_UHS_MAX, INT64_MAX, AccountId, format_ct
+from fabric.units import AMOUNT_UHS_MAX, INT64_MAX, AccountId, format_cny, format_ct
 
 NAME_MAX: Final = 64
-HOUR_US: Final = 3_600_000_000
 LIFETIME_MAX_US: Final = 100 * 365 * plans.DAY_US
 GENEROSITY: Final = (Overflow.POSTPAID, Overflow.WALLET, Overflow.BLOCK)
 INCLUDED_FIRST: Final = -1
@@ -38,73 +34,6 @@ GRANTS: Final = (Origin.PROMOTION.value, Origin.REFUND.value)
 GRANTS_LEAVE_UHS: Final = INT64_MAX // 2
 """What grants leave of the room in the book's totals: so much can always be sold."""
 REASON_MAX: Final = 200
-
-
-def configure(core: Core, event: Configure) -> Outcome:
-    """Prices and plans from now on; refused where that would leave somebody or something without one."""
-    if refusal := _leaves_out(core, event):
-        return refusal
-    core.state.tariffs, core.state.catalogue, core.state.operator = event.tariffs, event.catalogue, event.operator
-    core.state.payments = event.payments
-    core.book.operator = event.operator
-    core.book.settlement_window_us = event.catalogue.settlement_hours * HOUR_US
-    core.note_prices()
-    models.reprice(core)
-    for account_id in dict.fromkeys(record.account_id for record in core.state.subscriptions):
-        set_spending(core, account_id)
-    return Accepted()
-
-
-def _leaves_out(core: Core, event: Configure) -> Outcome | None:
-    types = dict.fromkeys(node.accelerator for node in core.planner.nodes())
-    types |= dict.fromkeys(
-        name for job in core.state.jobs.values() if job.state not in TERMINAL for name in job.spec.accelerators
-    )
-    plans_used = dict.fromkeys(account.plan for account in core.state.accounts.values())
-    offers = event.catalogue.subscriptions
-    most = format_ct(AMOUNT_UHS_MAX)
-    lacks = (
-        ("catalogue", f"an amount of at most {most} tokens in each offer", _too_large(event.catalogue)),
-        ("tariffs", "a weight without conditions", unpriced(event.tariffs)),
-        ("tariffs", "a weight for what runs or waits here", [x for x in types if x not in event.tariffs.accelerators]),
-        ("catalogue", "a plan that accounts are on", [x for x in plans_used if event.catalogue.plan(x) is None]),
-        (
-            "catalogue",
-            "a cycle of at least one day",
-            [offer.name for offer in offers if offer.cycle is Cycle.DAYS and offer.cycle_days < 1],
-        ),
-    )
-    for what, need, missing in lacks:
-        if missing:
-            return _incomplete(what, need, tuple(missing))
-    return _mistaken(event)
-
-
-def _mistaken(event: Configure) -> Outcome | None:
-    hours = event.catalogue.settlement_hours
-    if not 0 <= hours <= SETTLEMENT_HOURS_MAX:
-        return refusals.invalid(
-            f"a lapsed hold is set aside for 0 to {SETTLEMENT_HOURS_MAX} hours, not {hours}", code="invalid_config"
-        )
-    if event.payments not in CHANNELS:
-        return refusals.invalid(
-            f"payments are believed as in {' or '.join(CHANNELS)}, not as in {event.payments!r}", code="invalid_config"
-        )
-    return None
-
-
-def _too_large(catalogue: Catalogue) -> tuple[str, ...]:
-    """Offers of more than anybody can buy."""
-    found = [(plan.name, plan.credit_limit_uhs) for plan in catalogue.plans]
-    for bundle in catalogue.bundles:
-        found += [(bundle.name, part.amount) for part in bundle.components if part.asset == COMPUTE]
-    found += [(offer.name, max(offer.amount_uhs, offer.rollover_max_uhs)) for offer in catalogue.subscriptions]
-    return tuple(name for name, amount in found if amount > AMOUNT_UHS_MAX)
-
-
-def _incomplete(what: str, need: str, missing: tuple[str, ...]) -> Outcome:
-    names = ", ".join(missing)
-    return refusals.invalid(f"the {what} lack {need}: add {names}", code="invalid_config", missing=names)
 
 
 def open_account(core: Core, event: OpenAccount) -> Outcome:
@@ -119,7 +48,10 @@ def open_account(core: Core, event: OpenAccount) -> Outcome:
             f"{event.account_id[:NAME_MAX]!r} can't be an account id: use 1 to {NAME_MAX} of A-Z, a-z, 0-9, '-' and '_'",
             code="invalid_account_id",
         )
-    limit_uhs = event.credit_limit_uhs or plan.credit_limit_uhs
+    if refusal := _bad_credit(core, event, plan):
+        return refusal
+    said = event.older_limit_uhs or plan.credit_limit_uhs
+    limit_uhs = said if event.credit_limit_uhs is None else event.credit_limit_uhs
     refused = core.book.open_account(event.account_id, now_us=core.now_us, credit_limit_uhs=limit_uhs)
     if refused is not None:
         return refusals.from_ledger(refused)
@@ -127,6 +59,24 @@ def open_account(core: Core, event: OpenAccount) -> Outcome:
         account_id=event.account_id, name=event.name or event.account_id, plan=plan.name, opened_at_us=core.now_us
     )
     return Accepted()
+
+
+def _bad_credit(core: Core, event: OpenAccount, plan: Plan) -> Refusal | None:
+    limit_uhs = event.credit_limit_uhs or 0
+    if not 0 <= limit_uhs <= AMOUNT_UHS_MAX:
+        return refusals.invalid(
+            f"a credit limit is 0 to {AMOUNT_UHS_MAX} µHs ({format_ct(AMOUNT_UHS_MAX)} tokens), not {limit_uhs}",
+            code="invalid_amount",
+        )
+    if limit_uhs and plan.mode is Mode.PREPAID:
+        postpaid = ", ".join(each.name for each in core.catalogue.plans if each.mode is Mode.POSTPAID) or "none here"
+        return refusals.invalid(
+            f"plan {plan.name!r} is prepaid, so an account on it has no credit: leave the credit of {format_ct(limit_uhs)}"
+            f" tokens out, or choose a postpaid plan ({postpaid})",
+            code="prepaid_plan",
+            plan=plan.name,
+        )
+    return None
 
 
 def top_up(core: Core, event: TopUp) -> Outcome:
@@ -276,6 +226,38 @@ def revoke_key(core: Core, event: RevokeKey) -> Outcome:
         return refusals.not_found("key", event.key_id)
     key.revoked = True
     return Accepted()
+
+
+def record_payment(core: Core, event: RecordPayment) -> Outcome:
+    """Money for invoices. What they counted against the credit limit can be used again."""
+    account = core.book.accounts.get(event.account_id)
+    if account is None:
+        return refusals.not_found("account", event.account_id)
+    owed = account.receivable_microcny
+    if not 0 < event.amount_microcny <= owed:
+        given = min(max(event.amount_microcny, -INT64_MAX), INT64_MAX)
+        return refusals.invalid(
+            f"account {event.account_id} has invoices of {format_cny(owed)} CNY to pay: a payment is of more than 0 and at most"
+            f" that, not of {format_cny(given)}. What is paid ahead is a top-up",
+            code="invalid_amount",
+            amount_microcny=given,
+            receivable_microcny=owed,
+        )
+    paid = core.book.pay(
+        event.account_id,
+        amount_microcny=event.amount_microcny,
+        channel=event.channel,
+        payment_ref=event.payment_ref,
+        now_us=core.now_us,
+    )
+    if isinstance(paid, Refused):
+        return refusals.from_ledger(paid)
+    left: dict[str, Fact] = {
+        "paid_microcny": event.amount_microcny,
+        "receivable_microcny": account.receivable_microcny,
+        "invoiced_uhs": account.invoiced_uhs,
+    }
+    return Accepted(facts=left)
 
 
 def close_period(core: Core, event: ClosePeriod) -> Outcome:

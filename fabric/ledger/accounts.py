@@ -24,6 +24,31 @@ FREELY = Spending()
 """Any lot whose scope admits the use, then credit."""
 
 
+class Priced(msgspec.Struct, array_like=True, gc=False):
+    """Debt that was used at a price which is no longer in force."""
+
+    amount_uhs: int
+    microcny_per_ct: int
+
+
+class Invoice(msgspec.Struct, kw_only=True, gc=False):
+    """What was used on credit, at its price, and isn't paid in full."""
+
+    invoice_id: str
+    amount_uhs: int
+    price_microcny: int
+    paid_microcny: int = 0
+
+    @property
+    def unpaid_microcny(self) -> int:
+        return self.price_microcny - self.paid_microcny
+
+    @property
+    def unpaid_uhs(self) -> int:
+        """The tokens that nobody has paid for: as much of them as of the price, rounded up."""
+        return -(-self.amount_uhs * self.unpaid_microcny // self.price_microcny)
+
+
 class Account(msgspec.Struct, kw_only=True):
     """The lots themselves are the book's; an account keeps the ids of those with anything free or held."""
 
@@ -32,6 +57,10 @@ class Account(msgspec.Struct, kw_only=True):
     credit_limit_uhs: int = 0
     debt_uhs: int = 0
     """Used and covered by no lot: not yet invoiced or repaid."""
+    priced: list[Priced] = []
+    """The part of the debt that was used at earlier prices, oldest first; the rest is at the price in force."""
+    invoices: list[Invoice] = []
+    """Those that aren't paid in full, oldest first: they count against the credit limit."""
     credit_held_uhs: int = 0
     """Held and covered by no lot: debt as soon as it is captured."""
     held_uhs: int = 0
@@ -57,13 +86,50 @@ class Account(msgspec.Struct, kw_only=True):
     @property
     def credit_free_uhs(self) -> int:
         """The virtual last lot."""
-        return max(0, self.credit_limit_uhs - self.debt_uhs - self.credit_held_uhs)
+        return max(0, self.credit_limit_uhs - self.exposed_uhs)
 
     @property
     def owed_uhs(self) -> int:
         """Minus the balance of `cust/<id>/debt`: used on credit, or held on it."""
         return self.debt_uhs + self.credit_held_uhs
 
+    @property
+    def invoiced_uhs(self) -> int:
+        """What is invoiced and not paid."""
+        return sum(invoice.unpaid_uhs for invoice in self.invoices) if self.invoices else 0
+
+    @property
+    def exposed_uhs(self) -> int:
+        """All that counts against the credit limit: what is owed, and what is invoiced and not paid."""
+        return self.owed_uhs + self.invoiced_uhs
+
     def excuse(self) -> None:
-        """Accept the debt as it stands: it came from usage that had happened, or the limit was lowered under it."""
-        self.excused_uhs = max(0, self.owed_uhs - self.credit_limit_uhs)
+        """Accept what is owed as it stands: the limit was lowered under it."""
+        self.excused_uhs = max(0, self.exposed_uhs - self.credit_limit_uhs)
+
+    def set_price(self, microcny_per_ct: int) -> None:
+        """Say what the debt that has no price yet was used at, because what is used from now on has another."""
+        unpriced_uhs = self.debt_uhs - sum(each.amount_uhs for each in self.priced)
+        if unpriced_uhs:
+            self.priced.append(Priced(unpriced_uhs, microcny_per_ct))
+
+    def lower_debt(self, amount_uhs: int, *, newest_first: bool) -> None:
+        """Owe less: what was used last where use is taken back, what was used first where it is paid for."""
+        unpriced_uhs = self.debt_uhs - sum(each.amount_uhs for each in self.priced)
+        self.debt_uhs -= amount_uhs
+        left_uhs = amount_uhs - min(amount_uhs, unpriced_uhs) if newest_first else amount_uhs
+        while left_uhs and self.priced:
+            priced = self.priced[-1 if newest_first else 0]
+            part = min(left_uhs, priced.amount_uhs)
+            priced.amount_uhs -= part
+            left_uhs -= part
+            if not priced.amount_uhs:
+                self.priced.remove(priced)
+
+    def settle(self, amount_microcny: int) -> None:
+        """Put a payment to the oldest invoices."""
+        for invoice in self.invoices:
+            part = min(amount_microcny, invoice.unpaid_microcny)
+            invoice.paid_microcny += part
+            amount_microcny -= part
+        self.invoices = [invoice for invoice in self.invoices if invoice.unpaid_microcny]

@@ -38,6 +38,7 @@ def balance(vault: Vault, account: Account, *, now_us: int) -> Balance:
         credit_limit_uhs=account.credit_limit_uhs,
         credit_free_uhs=account.credit_free_uhs,
         receivable_microcny=account.receivable_microcny,
+        invoiced_uhs=account.invoiced_uhs,
         lots=tuple(
             LotBalance(
                 lot_id=lot.lot_id,

@@ -97,5 +97,7 @@ class Balance(msgspec.Struct, frozen=True, kw_only=True):
     credit_free_uhs: int
     receivable_microcny: int
     """Invoiced and not yet paid."""
+    invoiced_uhs: int = 0
+    """What that was used for: it counts against the credit limit until it is paid."""
     lots: tuple[LotBalance, ...]
     """In burn order."""

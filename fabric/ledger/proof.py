@@ -12,7 +12,7 @@ def check(book: Vault) -> None:
     Raises:
         AssertionError: naming every invariant that is broken. That is always our own mistake.
     """
-    faults = [*_totals(book), *_lots(book), *_holds(book), *_accounts(book)]
+    faults = [*_totals(book), *_lots(book), *_holds(book), *_accounts(book), *_credit(book)]
     assert not faults, "the book is unsound:\n" + "\n".join(faults)
 
 
@@ -83,7 +83,17 @@ def _accounts(book: Vault) -> Iterator[str]:
             yield f"account {name} has {account.credit_held_uhs} held on credit, its holds {on_credit[name]}"
         if min(account.debt_uhs, account.credit_held_uhs, account.receivable_microcny) < 0:
             yield f"account {name} is below zero: {account}"
-        if account.owed_uhs > account.credit_limit_uhs + account.excused_uhs:
-            yield f"account {name} owes {account.owed_uhs}, beyond {account.credit_limit_uhs} + {account.excused_uhs}"
         if account.burning != unspent[name]:
             yield f"account {name} burns {account.burning}, the order is {unspent[name]}"
+
+
+def _credit(book: Vault) -> Iterator[str]:
+    for name, account in book.accounts.items():
+        if account.exposed_uhs > account.credit_limit_uhs + account.excused_uhs:
+            yield f"account {name} owes {account.exposed_uhs}, beyond {account.credit_limit_uhs} + {account.excused_uhs}"
+        if sum(invoice.unpaid_microcny for invoice in account.invoices) > account.receivable_microcny:
+            yield f"account {name} has {account.receivable_microcny} receivable, its invoices more: {account.invoices}"
+        if min((invoice.unpaid_microcny for invoice in account.invoices), default=1) <= 0:
+            yield f"account {name} keeps an invoice that is paid: {account.invoices}"
+        if sum(each.amount_uhs for each in account.priced) > account.debt_uhs:
+            yield f"account {name} owes {account.debt_uhs}, and more at earlier prices: {account.priced}"

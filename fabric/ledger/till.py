@@ -6,7 +6,7 @@ It books both sides of a purchase in one transfer: tokens from `issued` to the c
 
 from typing import Final
 
-from fabric.ledger.accounts import Account, Spending
+from fabric.ledger.accounts import Account, Invoice, Spending
 from fabric.ledger.daybook import Period
 from fabric.ledger.lots import Lot, Origin, Terms, new_lot
 from fabric.ledger.outcomes import (
@@ -102,7 +102,7 @@ class Till(Sweeping, kw_only=True, dict=True):
             lots=(LotShare(lot_id, amount_uhs),),
             linked_to=linked_to,
         )
-        if account.owed_uhs > account.credit_limit_uhs and not lot.restricted and lot.effective_at_us <= now_us:
+        if account.exposed_uhs > account.credit_limit_uhs and not lot.restricted and lot.effective_at_us <= now_us:
             self._repay(account, lot, now_us=now_us)
         return transfer
 
@@ -126,7 +126,8 @@ class Till(Sweeping, kw_only=True, dict=True):
         price = _half_even(terms.price_microcny * lot.voided_uhs, lot.granted_uhs) - before if terms.channel else 0
         side = _ON_ACCOUNT if terms.channel == _ON_ACCOUNT else "cash"
         if side == _ON_ACCOUNT:
-            price = min(price, account.receivable_microcny)
+            invoiced = sum(invoice.unpaid_microcny for invoice in account.invoices)
+            price = min(price, account.receivable_microcny - invoiced)
             account.receivable_microcny -= price
         self._post(
             "void",
@@ -157,12 +158,12 @@ class Till(Sweeping, kw_only=True, dict=True):
         return None
 
     def _repay(self, account: Account, lot: Lot, *, now_us: int) -> None:
-        amount = min(lot.free_uhs, account.debt_uhs, account.owed_uhs - account.credit_limit_uhs)
+        amount = min(lot.free_uhs, account.debt_uhs, account.exposed_uhs - account.credit_limit_uhs)
         if amount <= 0:
             return
         lot.free_uhs -= amount
         lot.captured_uhs += amount
-        account.debt_uhs -= amount
+        account.lower_debt(amount, newest_first=False)
         account.excuse()
         self._drop_if_spent(account, lot)
         self._post(
@@ -174,12 +175,23 @@ class Till(Sweeping, kw_only=True, dict=True):
             lots=(LotShare(lot.lot_id, amount),),
         )
 
+    def set_price(self, account_id: str, *, microcny_per_ct: int) -> None:
+        """Say at what price the account used what it owes so far, because the price changes now."""
+        self.accounts[account_id].set_price(microcny_per_ct)
+
     def close_invoice(
         self, account_id: str, *, invoice_id: str, microcny_per_ct: int, now_us: int
     ) -> Transfer | Refused | None:
-        """Sell the customer what it used on credit: debt becomes a receivable. None if it owes nothing.
+        """Sell the customer what it used on credit, at the price of its time: debt becomes a receivable. None if it owes nothing.
 
-        What is held on credit is not invoiced before it is captured. The price is rounded half-even to 10⁻⁶ CNY.
+        Nothing is forgiven: until it is paid, the invoice counts against the credit limit as the debt did. What is held on
+        credit is not invoiced before it is captured. The price is rounded half-even to 10⁻⁶ CNY, but never to nothing.
+
+        Args:
+            account_id: whose debt.
+            invoice_id: what the invoice is called.
+            microcny_per_ct: the price in force, of what was used since `set_price` was last said.
+            now_us: when.
         """
         account = self.accounts.get(account_id)
         if account is None:
@@ -187,14 +199,18 @@ class Till(Sweeping, kw_only=True, dict=True):
         debt = account.debt_uhs
         if not debt:
             return None
-        price = _half_even(debt * microcny_per_ct, UHS_PER_CT)
-        issued = debt - self.tokens_uhs["issued"]
         if microcny_per_ct < 0:
             return Refused(INVALID_AMOUNT, {"microcny_per_ct": microcny_per_ct})
+        unpriced = debt - sum(each.amount_uhs for each in account.priced)
+        exact = unpriced * microcny_per_ct + sum(each.amount_uhs * each.microcny_per_ct for each in account.priced)
+        price = max(_half_even(exact, UHS_PER_CT), min(exact, 1))
+        issued = debt - self.tokens_uhs["issued"]
         if issued > INT64_MAX or price - self.money_microcny["revenue"] > INT64_MAX:
             return Refused(BEYOND_INT64, {"debt_uhs": debt, "price_microcny": price})
-        account.debt_uhs = 0
+        account.lower_debt(debt, newest_first=False)
         account.receivable_microcny += price
+        if price:
+            account.invoices.append(Invoice(invoice_id=invoice_id, amount_uhs=debt, price_microcny=price))
         account.excuse()
         return self._post(
             "invoice",
@@ -232,7 +248,7 @@ class Till(Sweeping, kw_only=True, dict=True):
     def pay(
         self, account_id: str, *, amount_microcny: int, channel: str, payment_ref: str, now_us: int
     ) -> Transfer | Refused:
-        """Money for invoices: receivable becomes cash. At most what is receivable."""
+        """Money for invoices, the oldest first: receivable becomes cash. At most what is receivable."""
         account = self.accounts.get(account_id)
         if account is None:
             return Refused(UNKNOWN_ACCOUNT, {"account_id": account_id})
@@ -240,6 +256,8 @@ class Till(Sweeping, kw_only=True, dict=True):
             facts = {"amount_microcny": amount_microcny, "receivable_microcny": account.receivable_microcny}
             return Refused(INVALID_AMOUNT, {**facts})
         account.receivable_microcny -= amount_microcny
+        account.settle(amount_microcny)
+        account.excuse()
         return self._post(
             "payment",
             account_id=account_id,

@@ -221,7 +221,7 @@ class Vault(Daybook, kw_only=True, dict=True):
             piece.captured_uhs -= part
             if piece.lot_id == CREDIT:
                 owed = min(part, account.debt_uhs)
-                account.debt_uhs -= owed
+                account.lower_debt(owed, newest_first=True)
                 account.credit_held_uhs += owed
                 piece.held_uhs += owed
                 invoiced += part - owed

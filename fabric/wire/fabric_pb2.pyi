@@ -494,7 +494,7 @@ class Lot(_message.Message):
     def __init__(self, lot_id: _Optional[str] = ..., origin: _Optional[str] = ..., granted_uhs: _Optional[int] = ..., free_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., effective_at_us: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., scope: _Optional[str] = ..., price_microcny: _Optional[int] = ...) -> None: ...
 
 class BalanceReply(_message.Message):
-    __slots__ = ("account_id", "name", "plan", "tier", "posted_uhs", "free_uhs", "held_uhs", "debt_uhs", "credit_limit_uhs", "burn_uhs_per_s", "runway_us", "lots", "bound_uhs", "units")
+    __slots__ = ("account_id", "name", "plan", "tier", "posted_uhs", "free_uhs", "held_uhs", "debt_uhs", "credit_limit_uhs", "burn_uhs_per_s", "runway_us", "lots", "bound_uhs", "units", "receivable_microcny", "invoiced_uhs")
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
@@ -509,6 +509,8 @@ class BalanceReply(_message.Message):
     LOTS_FIELD_NUMBER: _ClassVar[int]
     BOUND_UHS_FIELD_NUMBER: _ClassVar[int]
     UNITS_FIELD_NUMBER: _ClassVar[int]
+    RECEIVABLE_MICROCNY_FIELD_NUMBER: _ClassVar[int]
+    INVOICED_UHS_FIELD_NUMBER: _ClassVar[int]
     account_id: str
     name: str
     plan: str
@@ -523,7 +525,9 @@ class BalanceReply(_message.Message):
     lots: _containers.RepeatedCompositeFieldContainer[Lot]
     bound_uhs: int
     units: _containers.RepeatedCompositeFieldContainer[Units]
-    def __init__(self, account_id: _Optional[str] = ..., name: _Optional[str] = ..., plan: _Optional[str] = ..., tier: _Optional[str] = ..., posted_uhs: _Optional[int] = ..., free_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., debt_uhs: _Optional[int] = ..., credit_limit_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., runway_us: _Optional[int] = ..., lots: _Optional[_Iterable[_Union[Lot, _Mapping]]] = ..., bound_uhs: _Optional[int] = ..., units: _Optional[_Iterable[_Union[Units, _Mapping]]] = ...) -> None: ...
+    receivable_microcny: int
+    invoiced_uhs: int
+    def __init__(self, account_id: _Optional[str] = ..., name: _Optional[str] = ..., plan: _Optional[str] = ..., tier: _Optional[str] = ..., posted_uhs: _Optional[int] = ..., free_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., debt_uhs: _Optional[int] = ..., credit_limit_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., runway_us: _Optional[int] = ..., lots: _Optional[_Iterable[_Union[Lot, _Mapping]]] = ..., bound_uhs: _Optional[int] = ..., units: _Optional[_Iterable[_Union[Units, _Mapping]]] = ..., receivable_microcny: _Optional[int] = ..., invoiced_uhs: _Optional[int] = ...) -> None: ...
 
 class Units(_message.Message):
     __slots__ = ("asset", "amount", "expires_at_us")
@@ -1160,6 +1164,18 @@ class VoidLotRequest(_message.Message):
     amount_uhs: int
     reason: str
     def __init__(self, request_id: _Optional[str] = ..., account_id: _Optional[str] = ..., lot_id: _Optional[str] = ..., amount_uhs: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class RecordPaymentRequest(_message.Message):
+    __slots__ = ("request_id", "account_id", "amount_microcny", "payment_ref")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_MICROCNY_FIELD_NUMBER: _ClassVar[int]
+    PAYMENT_REF_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    account_id: str
+    amount_microcny: int
+    payment_ref: str
+    def __init__(self, request_id: _Optional[str] = ..., account_id: _Optional[str] = ..., amount_microcny: _Optional[int] = ..., payment_ref: _Optional[str] = ...) -> None: ...
 
 class ListAccountsRequest(_message.Message):
     __slots__ = ()

@@ -95,6 +95,7 @@ EVERY_REQUEST = [
     pb.OpenAccountRequest(request_id="r", account_id="new", plan="starter"),
     pb.GrantRequest(request_id="r", account_id="acme", amount_uhs=1),
     pb.VoidLotRequest(request_id="r", account_id="acme", lot_id="lot-1", reason="a mistake"),
+    pb.RecordPaymentRequest(request_id="r", account_id="acme", amount_microcny=1, payment_ref="p"),
     pb.ListAccountsRequest(),
     pb.ListNodesRequest(),
     pb.ListLeasesRequest(),

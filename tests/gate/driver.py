@@ -60,7 +60,8 @@ class Driver(RuleBasedStateMachine):
         self.gate, self.twin = Gate(), None
         self.now, self.latest, self.made = T0, T0, 0
         self.journal, self.decisions = [], []
-        self.money, self.tariffs = Auditor(self.policy_of), TARIFFS
+        self.money, self.tariffs = Auditor(self.policy_of, self.price_of), TARIFFS
+        self.catalogue = CATALOGUE
         self.uses, self.clients, self.keys, self.requests = {}, [], [], []
         self.channel, self.references = "sandbox", {}
         self.meters, self.weights, self.ended, self.stopped, self.outcomes = {}, {}, {}, {}, {}
@@ -92,6 +93,9 @@ class Driver(RuleBasedStateMachine):
         if not policies or "postpaid" in policies:
             return None, True
         return (None if "wallet" in policies else {"subscription"}), False
+
+    def price_of(self, account):
+        return self.catalogue.plan(self.state.accounts[account].plan).price_microcny_per_ct
 
     # -- handing in --------------------------------------------------------------------------------------------------------
 
@@ -163,11 +167,14 @@ class Driver(RuleBasedStateMachine):
     def audit(self, transfers):
         captured, emptied = defaultdict(int), {ref for ref, hold in self.money.holds.items() if not hold.held}
         for transfer in transfers:
+            owed = self.money.owes(transfer.account_id)
             self.money.apply(
                 transfer,
                 use_of=lambda ref: self.uses[ref.partition("#")[0]],
                 terms_of=lambda lot_id: self.book.lots[lot_id].terms,
             )
+            if self.money.owes(transfer.account_id) < owed:
+                assert transfer.kind in ("payment", "repay", "refund"), f"forgiven: {transfer}"
             if transfer.kind == "capture":
                 captured[transfer.ref] += transfer.postings[-1].amount
                 if not self.money.holds[transfer.ref].held:

@@ -17,6 +17,7 @@ from fabric.gate.events import (
     Configure,
     CreateKey,
     Grant,
+    RecordPayment,
     ReleaseHold,
     RevokeKey,
     SettleHold,
@@ -104,6 +105,22 @@ class MoneyRules(Driver):
         else:
             assert outcome.facts["voided_uhs"] == wanted
 
+    @rule(account=accounts, share=st.sampled_from([1, 2, 3, 0, -1]), again=st.booleans())
+    def pay_invoices(self, account, share, again):
+        """Whole, in part, nothing, or too much; and said twice it is paid once."""
+        self.do(Tick())
+        due = self.money.due(account)
+        amount = due + 1 if share < 0 else due // share if share else 0
+        event = RecordPayment(account_id=account, amount_microcny=amount, payment_ref=self.name("b"))
+        outcome = self.ask(event)
+        if not 0 < amount <= due:
+            assert outcome.code == "invalid_amount"
+            return
+        assert outcome.facts["receivable_microcny"] == due - amount == self.money.due(account)
+        if again:
+            assert self.ask(event) == outcome
+            assert self.decisions[-1].transfers == ()
+
     def entitled(self, account):
         """What bundles gave besides tokens and is still good: a purchase lets go of what isn't."""
         given = self.state.accounts[account].entitlements
@@ -135,21 +152,28 @@ class MoneyRules(Driver):
         steep=st.booleans(),
         bad=st.sampled_from([None, None, "plan", "type", "weight"]),
         channel=st.sampled_from(["sandbox", "sandbox", "operator"]),
+        dear=st.booleans(),
     )
-    def configure(self, steep, bad, channel):
+    def configure(self, steep, bad, channel, dear):
         """Prices change; or would, but for somebody or something that would be left without one."""
         tariffs = STEEP if steep else TARIFFS
+        prices = [plan.price_microcny_per_ct * (3 if dear else 1) for plan in CATALOGUE.plans]
+        dearer = [
+            msgspec.structs.replace(plan, price_microcny_per_ct=price)
+            for plan, price in zip(CATALOGUE.plans, prices, strict=True)
+        ]
+        catalogue = msgspec.structs.replace(CATALOGUE, plans=tuple(dearer[: 1 if bad == "plan" else 3]))
         weights = {"type": TARIFFS.weights[1:], "weight": TARIFFS.weights[:1] + TARIFFS.weights[2:]}
         outcome = self.ask(
             Configure(
                 tariffs=msgspec.structs.replace(tariffs, weights=weights.get(bad, tariffs.weights)),
-                catalogue=msgspec.structs.replace(CATALOGUE, plans=CATALOGUE.plans[: 1 if bad == "plan" else 3]),
+                catalogue=catalogue,
                 payments=channel,
             )
         )
         assert isinstance(outcome, Accepted) if bad is None else outcome.code == "invalid_config"
         if bad is None:
-            self.tariffs, self.channel = tariffs, channel
+            self.tariffs, self.channel, self.catalogue = tariffs, channel, catalogue
 
     @rule(sure=st.sampled_from([False, False, False, True]))
     def close_period(self, sure):

@@ -69,22 +69,49 @@ class Hold:
 class Auditor:
     """Lots as a list, holds as a dict of queues."""
 
-    def __init__(self, policy_of):
+    def __init__(self, policy_of, price_of=lambda account: 0):
         self.lots, self.holds = [], {}
+        self.price_of = price_of
+        self.at_price, self.invoices = defaultdict(list), defaultdict(list)
         self.debt, self.limit, self.lost = defaultdict(int), defaultdict(int), defaultdict(int)
-        self.receivable = defaultdict(int)
         self.policy_of = policy_of
         self.paths, self.count = defaultdict(int), 0
         self.purchases = {}
 
     def __deepcopy__(self, memo):
         """A trial of its own, by the same policy: who asks is not copied with it."""
-        made = Auditor(self.policy_of)
+        made = Auditor(self.policy_of, self.price_of)
         memo[id(self)] = made
-        vars(made).update(
-            {name: copy.deepcopy(value, memo) for name, value in vars(self).items() if name != "policy_of"}
-        )
+        asked = ("policy_of", "price_of")
+        vars(made).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items() if name not in asked})
         return made
+
+    # -- what is owed ----------------------------------------------------------------------------------------------------
+
+    def owe(self, account, amount):
+        """Used on credit, at the price in force."""
+        if amount:
+            self.debt[account] += amount
+            self.at_price[account].append((self.price_of(account), amount))
+
+    def owe_less(self, account, amount, *, newest):
+        self.debt[account] -= amount
+        while amount:
+            price, there = self.at_price[account].pop(-1 if newest else 0)
+            if there > amount:
+                self.at_price[account].insert(len(self.at_price[account]) if newest else 0, (price, there - amount))
+            amount -= min(there, amount)
+
+    def unpaid(self, account):
+        """Tokens in invoices: as much of each as of its price isn't paid."""
+        return sum(-(-amount * (price - paid) // price) for amount, price, paid in self.invoices[account])
+
+    def due(self, account):
+        """Money in invoices."""
+        return sum(price - paid for _, price, paid in self.invoices[account])
+
+    def owes(self, account):
+        return self.debt[account] + self.unpaid(account)
 
     def lot(self, lot_id):
         return next(lot for lot in self.lots if lot.lot_id == lot_id)
@@ -100,7 +127,7 @@ class Auditor:
             and lot.terms.effective_at_us <= now
             and (origins is None or lot.terms.origin in origins)
         ]
-        owed = self.debt[account] + self.on_credit(account)
+        owed = self.owes(account) + self.on_credit(account)
         return sorted(lots, key=Lot.rank), max(0, self.limit[account] - owed) if credit else 0
 
     def on_credit(self, account):
@@ -164,7 +191,7 @@ class Auditor:
         assert 0 < amount <= min(lot.free, self.debt[lot.account])
         lot.free -= amount
         lot.captured += amount
-        self.debt[lot.account] -= amount
+        self.owe_less(lot.account, amount, newest=False)
 
     def _hold(self, transfer, amounts, use_of, terms_of):
         account, amount = transfer.account_id, amounts["held"]
@@ -201,7 +228,7 @@ class Auditor:
             parts = self.take(account, hold.use, amount, transfer.at_us, into="captured")
             assert -amounts.get("debt", 0) == sum(part for lot, part in parts if lot == CREDIT)
         assert_same_lots(parts, transfer)
-        self.debt[account] += sum(part for lot, part in parts if lot == CREDIT)
+        self.owe(account, sum(part for lot, part in parts if lot == CREDIT))
         hold.stack += parts
 
     def _write_off(self, transfer, amounts, use_of, terms_of):
@@ -251,7 +278,7 @@ class Auditor:
             amount -= part
             if lot_id == CREDIT:
                 owed = min(part, self.debt[hold.account])
-                self.debt[hold.account] -= owed
+                self.owe_less(hold.account, owed, newest=True)
                 back.append((CREDIT, owed))
                 assert part - owed == sum(n for lot, n in shares.items() if lot.startswith("refund/"))
             else:
@@ -268,8 +295,27 @@ class Auditor:
         )
 
     def _invoice(self, transfer, amounts, use_of, terms_of):
-        assert amounts["debt"] == self.debt[transfer.account_id]
-        self.debt[transfer.account_id] = 0
+        account, debt = transfer.account_id, amounts["debt"]
+        assert debt == self.debt[account]
+        exact = sum(Fraction(price * amount, UHS_PER_CT) for price, amount in self.at_price[account])
+        (price,) = [leg.amount for leg in transfer.postings if leg.account == f"receivable/{account}"] or (0,)
+        assert price == (max(round(exact), 1) if exact else 0)
+        before = self.owes(account)
+        self.owe_less(account, debt, newest=False)
+        if price:
+            self.invoices[account].append([debt, price, 0])
+        assert self.owes(account) == before or not price, "a close forgave something"
+
+    def _payment(self, transfer, amounts, use_of, terms_of):
+        account = transfer.account_id
+        (amount,) = [-leg.amount for leg in transfer.postings if leg.account == f"receivable/{account}"]
+        assert amounts == {}
+        assert 0 < amount <= self.due(account)
+        for invoice in self.invoices[account]:
+            part = min(amount, invoice[1] - invoice[2])
+            invoice[2] += part
+            amount -= part
+        self.invoices[account] = [invoice for invoice in self.invoices[account] if invoice[1] > invoice[2]]
 
 
 def refilled(queue, back, *, new):

@@ -22,13 +22,14 @@ from tests.gate.world import CATALOGUE, CONFIGURE, DAY, S
 class CallMachine(CallRules):
     """What gateways, an operator and time may do."""
 
-    @initialize(credit=st.sampled_from([0, 500 * S]))
+    @initialize(credit=st.sampled_from([None, 0, 500 * S]))
     def open_for_business(self, credit):
         self.do(CONFIGURE)
         self.do(NodeUp(node_id="h1", accelerator="H100", devices=1, pool=Pool.RESERVED))
         for account, plan in zip(ACCOUNTS, ("starter", "pro", "post"), strict=True):
-            self.do(OpenAccount(account_id=account, name=account, plan=plan, credit_limit_uhs=credit))
-            self.money.limit[account] = credit or CATALOGUE.plan(plan).credit_limit_uhs
+            own = credit if plan == "post" else None
+            self.do(OpenAccount(account_id=account, name=account, plan=plan, credit_limit_uhs=own))
+            self.money.limit[account] = CATALOGUE.plan(plan).credit_limit_uhs if own is None else own
             self.do(TopUp(account_id=account, amount_uhs=1_000 * S))
         self.offer_at(PRICES[0])
         for account in ACCOUNTS:

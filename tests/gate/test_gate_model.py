@@ -39,14 +39,18 @@ from tests.gate.world import CATALOGUE, CONFIGURE, TARIFFS, S
 class GateMachine(MoneyRules, HoldRules, JobRules, ClusterRules):
     """What may happen, and what the answer must be."""
 
-    @initialize(seconds=st.sampled_from([0, 20 * 86_400]), credit=st.sampled_from([0, 500 * S]))
+    @initialize(seconds=st.sampled_from([0, 20 * 86_400]), credit=st.sampled_from([None, 0, 500 * S]))
     def open_for_business(self, seconds, credit):
         self.now += seconds * S
         assert self.do(OpenAccount(account_id="early", name="", plan="starter")).outcome.code == "not_configured"
         self.do(CONFIGURE)
         for account, plan in zip(ACCOUNTS, ("starter", "pro", "post"), strict=True):
-            self.do(OpenAccount(account_id=account, name=account, plan=plan, credit_limit_uhs=credit))
-            self.money.limit[account] = credit or CATALOGUE.plan(plan).credit_limit_uhs
+            own = credit if plan == "post" else None
+            if credit and own is None:
+                on_credit = OpenAccount(account_id=account, name=account, plan=plan, credit_limit_uhs=credit)
+                assert self.do(on_credit).outcome.code == "prepaid_plan"
+            self.do(OpenAccount(account_id=account, name=account, plan=plan, credit_limit_uhs=own))
+            self.money.limit[account] = CATALOGUE.plan(plan).credit_limit_uhs if own is None else own
             self.do(TopUp(account_id=account, amount_uhs=1_000 * S))
         for node_id in NODES_AT_FIRST:
             self.node_up(node_id, 0, 20 * S if node_id == "h1" else None)
@@ -127,7 +131,9 @@ class GateMachine(MoneyRules, HoldRules, JobRules, ClusterRules):
         """So a prepaid one never owes anything, whatever was reported, in whatever order, however late."""
         for account in ACCOUNTS:
             view = self.gate.ask(BalanceOf(account_id=account), self.latest)
-            assert 0 <= view.debt_uhs <= self.money.limit[account]
+            assert 0 <= view.debt_uhs + view.invoiced_uhs <= self.money.limit[account]
+            assert view.invoiced_uhs == self.money.unpaid(account)
+            assert view.receivable_microcny == self.money.due(account)
             assert self.book.accounts[account].written_off_uhs == self.money.lost[account]
 
     @invariant()

@@ -8,7 +8,6 @@ from fabric.charging.catalogue import Overflow
 from fabric.gate.events import (
     Authorize,
     BuyBundle,
-    ClosePeriod,
     Configure,
     CreateKey,
     Grant,
@@ -82,48 +81,6 @@ def test_a_key_that_is_not_ones_own_or_not_valid_any_more_pays_for_nothing(story
     story.must(CreateKey(key_id="k2", account_id="bob", secret_sha256=""))
     story.must(CreateKey(key_id="k3", account_id="ada", secret_sha256="", expires_at_us=story.now_us))
     assert story.do(Submit(job_id="j", account_id="ada", spec=spec(), key_id=key)).outcome.code == code
-
-
-# -- credit ----------------------------------------------------------------------------------------------------------------
-
-
-def test_what_was_used_on_credit_is_invoiced_at_the_close_and_can_be_used_again(story):
-    story.must(OpenAccount(account_id="cyd", name="Cyd", plan="post", credit_limit_uhs=500 * S))
-    story.play(
-        (0, submit(account="cyd", limit=400 * S), ["start j.1 epoch 1 on h1:1"]),
-        (0, started(), []),
-        (300, metered(300), []),
-        (300, finished("succeeded"), ["remove j.1"]),
-        (300, removed(), []),
-    )
-    assert (story.gate.state.book.accounts["cyd"].debt_uhs, story.free("cyd")) == (300 * S, 200 * S)
-    decision = story.do(ClosePeriod(period="2023-11"))
-    price = 300 * 400_000 // 3_600
-    assert moved(decision) == [
-        (
-            "invoice",
-            {
-                ("op/op/issued", "CT"): -300 * S,
-                ("cust/cyd/debt", "CT"): 300 * S,
-                ("receivable/cyd", "CNY"): price,
-                ("op/op/revenue", "CNY"): -price,
-            },
-        )
-    ]
-    assert story.free("cyd") == 500 * S
-    assert story.do(ClosePeriod(period="2023-11")).outcome.code == "period_closed"
-
-
-def test_a_close_lets_a_job_go_on_that_had_used_up_its_credit(story):
-    story.must(OpenAccount(account_id="cyd", name="Cyd", plan="post", credit_limit_uhs=600 * S))
-    story.play(
-        (0, submit(account="cyd", limit=900 * S, hold=HoldMode.ROLLING), ["start j.1 epoch 1 on h1:1"]),
-        (0, started(), []),
-        (595, metered(595), ["stop j.1 out_of_tokens by 600"]),
-        (595, finished("saved"), ["remove j.1"]),
-        (595, removed(), [], "parked out_of_tokens"),
-        (600, ClosePeriod(period="p"), ["start j.2 epoch 2 on h1:1"], "starting"),
-    )
 
 
 # -- bundles ---------------------------------------------------------------------------------------------------------------
@@ -226,7 +183,7 @@ OFFERS = {"weekly": Overflow.BLOCK, "monthly": Overflow.WALLET, "daily": Overflo
 @pytest.mark.parametrize("seconds", [90, 700, 701, 1_700, 2_600, 3_600, 9_999])
 def test_a_hold_and_a_usage_are_met_as_the_overflow_policy_says(story, offer, seconds):
     """A thousand in the wallet, two hundred of credit, and what the subscription grants."""
-    story.must(OpenAccount(account_id="cyd", name="", plan="starter", credit_limit_uhs=200 * S))
+    story.must(OpenAccount(account_id="cyd", name="", plan="post", credit_limit_uhs=200 * S))
     story.must(Subscribe(account_id="cyd", subscription=offer))
     included = story.free("cyd") - 200 * S
     story.must(top_up(1_000, "cyd"))

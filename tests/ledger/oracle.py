@@ -60,14 +60,22 @@ class Oracle:
         self.lots, self.holds = {}, {}
         self.limit = dict.fromkeys(ACCOUNTS, 0)
         self.debt = dict.fromkeys(ACCOUNTS, 0)
+        self.invoices = {name: [] for name in ACCOUNTS}
         self.lost = dict.fromkeys(ACCOUNTS, 0)
 
     def credit(self, account):
-        return max(0, self.limit[account] - self.debt[account] - self.credit_held(account))
+        return max(0, self.limit[account] - self.debt[account] - self.credit_held(account) - self.unpaid(account))
 
     def credit_held(self, account):
         holds = [hold for hold in self.holds.values() if hold.account == account]
         return sum(amount for hold in holds for lot, amount in hold.queue if lot is CREDIT)
+
+    def unpaid(self, account):
+        """Tokens in invoices: as much of each as of its price isn't paid."""
+        return sum(-(-amount * (price - paid) // price) for amount, price, paid in self.invoices[account])
+
+    def due(self, account):
+        return sum(price - paid for _, price, paid in self.invoices[account])
 
     def spendable(self, account, use, now):
         lots = [lot for lot in self.lots.values() if lot.account == account and lot.alive(now)]
@@ -170,7 +178,8 @@ class Oracle:
                 self.lots[name].free = 0
 
     def repay(self, lot, now):
-        over = self.debt[lot.account] + self.credit_held(lot.account) - self.limit[lot.account]
+        owed = self.debt[lot.account] + self.credit_held(lot.account) + self.unpaid(lot.account)
+        over = owed - self.limit[lot.account]
         if lot.terms.scope == Scope() and lot.terms.effective_at_us <= now:
             part = max(0, min(lot.free, self.debt[lot.account], over))
             lot.free -= part

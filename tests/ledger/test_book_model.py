@@ -4,6 +4,7 @@ After every step the two agree, the book is sound, and its transfers alone give 
 """
 
 from collections import defaultdict
+from fractions import Fraction
 
 import msgspec
 from hypothesis import settings
@@ -145,14 +146,35 @@ class BookMachine(RuleBasedStateMachine):
         self.oracle.limit[account] = limit
         self.most_credit[account] = max(self.most_credit[account], limit)
 
-    @rule(account=st.sampled_from(ACCOUNTS))
-    def invoice(self, account):
+    @rule(account=st.sampled_from(ACCOUNTS), per_ct=st.sampled_from([0, 1, UHS_PER_CT // 3, UHS_PER_CT]))
+    def invoice(self, account, per_ct):
+        """Debt becomes an invoice, and counts as much as before until it is paid, unless tokens cost nothing."""
+        self.sweep()
         debt = self.oracle.debt[account]
+        before = self.book.accounts[account].exposed_uhs
         answer = self.do(
-            lambda: self.book.close_invoice(account, invoice_id="i", microcny_per_ct=UHS_PER_CT, now_us=self.now)
+            lambda: self.book.close_invoice(account, invoice_id="i", microcny_per_ct=per_ct, now_us=self.now)
         )
         assert (answer is None) == (debt == 0)
         self.oracle.debt[account] = 0
+        if debt and per_ct:
+            self.oracle.invoices[account].append([debt, max(1, round(Fraction(debt * per_ct, UHS_PER_CT))), 0])
+        assert self.book.accounts[account].exposed_uhs == (before if per_ct else before - debt)
+
+    @rule(account=st.sampled_from(ACCOUNTS), share=st.sampled_from([1, 2, 3]))
+    def pay(self, account, share):
+        amount = self.oracle.due(account) // share
+        answer = self.do(
+            lambda: self.book.pay(
+                account, amount_microcny=amount, channel="bank", payment_ref=self.name("p"), now_us=self.now
+            )
+        )
+        assert isinstance(answer, Refused) == (amount == 0)
+        for invoice in self.oracle.invoices[account]:
+            part = min(amount, invoice[1] - invoice[2])
+            invoice[2] += part
+            amount -= part
+        self.oracle.invoices[account] = [each for each in self.oracle.invoices[account] if each[1] > each[2]]
 
     # -- holds ---------------------------------------------------------------------------------------------------------
 
@@ -323,7 +345,7 @@ class BookMachine(RuleBasedStateMachine):
     def an_account_owes_no_more_than_its_credit(self):
         """Unless its limit was lowered under it; one that never had credit never owes anything."""
         for account in ACCOUNTS:
-            owed = self.book.accounts[account].owed_uhs
+            owed = self.book.accounts[account].exposed_uhs
             assert owed <= self.most_credit[account]
 
     @invariant()
@@ -335,6 +357,8 @@ class BookMachine(RuleBasedStateMachine):
                 swept.sweep(now_us=self.now)
                 assert swept.free(account, now_us=self.now, use=use) == self.oracle.free(account, use, self.now)
             assert swept.accounts[account].debt_uhs == self.oracle.debt[account]
+            assert swept.accounts[account].invoiced_uhs == self.oracle.unpaid(account)
+            assert swept.accounts[account].receivable_microcny == self.oracle.due(account)
             assert swept.accounts[account].credit_held_uhs == self.oracle.credit_held(account)
         for lot_id, lot in self.oracle.lots.items():
             booked = swept.lots[lot_id]

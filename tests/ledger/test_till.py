@@ -147,7 +147,8 @@ def test_an_invoice_turns_debt_into_a_receivable_rounded_half_even(book, use, de
         "op/op/revenue": -charged,
     }
     balance = book.balance("ada", now_us=1)
-    assert (balance.debt_uhs, balance.credit_free_uhs, balance.receivable_microcny) == (0, debt, charged)
+    assert (balance.debt_uhs, balance.credit_free_uhs, balance.receivable_microcny) == (0, 0, charged)
+    assert balance.invoiced_uhs == debt
     assert book.close_invoice("ada", invoice_id="again", microcny_per_ct=price, now_us=2) is None
 
 
@@ -157,6 +158,8 @@ def test_what_is_only_held_on_credit_is_not_invoiced(book, use):
     assert book.close_invoice("ada", invoice_id="i", microcny_per_ct=1, now_us=1) is None
     book.capture("h", amount_uhs=30, now_us=1)
     book.close_invoice("ada", invoice_id="i", microcny_per_ct=1, now_us=1)
+    assert book.free("ada", now_us=1) == 20
+    book.pay("ada", amount_microcny=1, channel="bank", payment_ref="p", now_us=1)
     assert book.free("ada", now_us=1) == 50
 
 

@@ -1,0 +1,106 @@
+"""Configuration: prices, plans and policy from now on, and what would go wrong with them.
+
+Whoever runs, waits or owes now was given a price, a plan and credit: none of these is taken away by a change.
+"""
+
+from typing import Final
+
+from fabric.charging.catalogue import COMPUTE, SETTLEMENT_HOURS_MAX, Catalogue, Cycle, Mode
+from fabric.gate import models, refusals, treasury
+from fabric.gate.core import Core
+from fabric.gate.events import Configure
+from fabric.gate.instructions import Accepted, Outcome
+from fabric.gate.lifecycle import TERMINAL
+from fabric.gate.payments import CHANNELS
+from fabric.gate.prices import unpriced
+from fabric.units import AMOUNT_UHS_MAX, format_ct
+
+HOUR_US: Final = 3_600_000_000
+
+
+def configure(core: Core, event: Configure) -> Outcome:
+    """Prices and plans from now on; refused where that would leave somebody or something without one."""
+    if refusal := _leaves_out(core, event):
+        return refusal
+    _fix_prices(core, event.catalogue)
+    core.state.tariffs, core.state.catalogue, core.state.operator = event.tariffs, event.catalogue, event.operator
+    core.state.payments = event.payments
+    core.book.operator = event.operator
+    core.book.settlement_window_us = event.catalogue.settlement_hours * HOUR_US
+    core.note_prices()
+    models.reprice(core)
+    for account_id in dict.fromkeys(record.account_id for record in core.state.subscriptions):
+        treasury.set_spending(core, account_id)
+    return Accepted()
+
+
+def _fix_prices(core: Core, catalogue: Catalogue) -> None:
+    """What was used on credit so far keeps the price of its time."""
+    for account_id, account in core.state.accounts.items():
+        before, after = core.plan_of(account_id), catalogue.plan(account.plan)
+        if after is not None and after.price_microcny_per_ct != before.price_microcny_per_ct:
+            core.book.set_price(account_id, microcny_per_ct=before.price_microcny_per_ct)
+
+
+def _stay_postpaid(core: Core, catalogue: Catalogue) -> list[str]:
+    """Plans that would become prepaid under accounts with credit."""
+    found = []
+    for plan in core.plans.values() if core.state.catalogue is not None else ():
+        after = catalogue.plan(plan.name)
+        if plan.mode is Mode.POSTPAID and after is not None and after.mode is Mode.PREPAID:
+            mine = [each.account_id for each in core.state.accounts.values() if each.plan == plan.name]
+            found += [plan.name] if any(core.book.accounts[name].credit_limit_uhs for name in mine) else []
+    return found
+
+
+def _leaves_out(core: Core, event: Configure) -> Outcome | None:
+    types = dict.fromkeys(node.accelerator for node in core.planner.nodes())
+    types |= dict.fromkeys(
+        name for job in core.state.jobs.values() if job.state not in TERMINAL for name in job.spec.accelerators
+    )
+    plans_used = dict.fromkeys(account.plan for account in core.state.accounts.values())
+    offers = event.catalogue.subscriptions
+    most = format_ct(AMOUNT_UHS_MAX)
+    lacks = (
+        ("catalogue", f"an amount of at most {most} tokens in each offer", _too_large(event.catalogue)),
+        ("tariffs", "a weight without conditions", unpriced(event.tariffs)),
+        ("tariffs", "a weight for what runs or waits here", [x for x in types if x not in event.tariffs.accelerators]),
+        ("catalogue", "a plan that accounts are on", [x for x in plans_used if event.catalogue.plan(x) is None]),
+        ("catalogue", "a postpaid plan for accounts that have credit", _stay_postpaid(core, event.catalogue)),
+        (
+            "catalogue",
+            "a cycle of at least one day",
+            [offer.name for offer in offers if offer.cycle is Cycle.DAYS and offer.cycle_days < 1],
+        ),
+    )
+    for what, need, missing in lacks:
+        if missing:
+            return _incomplete(what, need, tuple(missing))
+    return _mistaken(event)
+
+
+def _mistaken(event: Configure) -> Outcome | None:
+    hours = event.catalogue.settlement_hours
+    if not 0 <= hours <= SETTLEMENT_HOURS_MAX:
+        return refusals.invalid(
+            f"a lapsed hold is set aside for 0 to {SETTLEMENT_HOURS_MAX} hours, not {hours}", code="invalid_config"
+        )
+    if event.payments not in CHANNELS:
+        return refusals.invalid(
+            f"payments are believed as in {' or '.join(CHANNELS)}, not as in {event.payments!r}", code="invalid_config"
+        )
+    return None
+
+
+def _too_large(catalogue: Catalogue) -> tuple[str, ...]:
+    """Offers of more than anybody can buy."""
+    found = [(plan.name, plan.credit_limit_uhs) for plan in catalogue.plans]
+    for bundle in catalogue.bundles:
+        found += [(bundle.name, part.amount) for part in bundle.components if part.asset == COMPUTE]
+    found += [(offer.name, max(offer.amount_uhs, offer.rollover_max_uhs)) for offer in catalogue.subscriptions]
+    return tuple(name for name, amount in found if amount > AMOUNT_UHS_MAX)
+
+
+def _incomplete(what: str, need: str, missing: tuple[str, ...]) -> Outcome:
+    names = ", ".join(missing)
+    return refusals.invalid(f"the {what} lack {need}: add {names}", code="invalid_config", missing=names)
