@@ -307,7 +307,9 @@ class GateActor:
     async def _publish(self) -> None:
         await self._cluster.publish(await self._writer.look(lambda _: self._unpublished()))
         served = await self._writer.look(self._newly_served)
-        if served and (metrics := self._cluster.metrics) is not None:
+        open_usage = await self._writer.look(lambda core: len(core.state.open_usage))
+        if (metrics := self._cluster.metrics) is not None:
+            metrics.open_usage(open_usage)
             metrics.calls(served)
 
     async def _reconcile(self) -> None:

@@ -115,6 +115,10 @@ class SliceLedger(Protocol):
         """Capture what `calls` used and give the rest back. Late, after the hold's end, is accepted too."""
         ...
 
+    async def keep(self, *, hold_id: str, account_id: str, call: Call, code: str, reason: str) -> None:
+        """Have one call kept as open that was refused in every other way, with what it was refused with."""
+        ...
+
     async def record(self, *, account_id: str, calls: Sequence[Call]) -> None:
         """Calls that the account's own lease covers: they need no hold. Repeated, they are recorded once."""
         ...

@@ -109,6 +109,11 @@ class GrpcLedger:
         request = pb.RecordCallsRequest(calls=[_message(call) for call in calls])
         await self._call(request, pb.Accepted, account_id=account_id)
 
+    async def keep(self, *, hold_id: str, account_id: str, call: Call, code: str, reason: str) -> None:
+        """As `SliceLedger`."""
+        request = pb.KeepUsageRequest(hold_id=hold_id, call=_message(call), code=code, reason=reason)
+        await self._call(request, pb.Accepted, account_id=account_id)
+
     # -- who calls, what is offered, who serves --------------------------------------------------------------------------
 
     async def caller(self, key_id: str) -> pb.CallerOfReply | None:

@@ -16,13 +16,16 @@ import structlog
 from fabric.errors import FabricError, InsufficientTokens, Internal, NotFound, Unavailable
 from fabric.units import format_ct
 from serving.calls import Call, Ended, Granted, SliceLedger, Usage
-from serving.metering import Metering, OpenCall, Short
+from serving.metering import Metering
 from serving.outbox import Outbox
-from serving.slices import Ask, Payer
+from serving.slices import Ask, OpenCall, Payer, Short
 
 _TICK_S: Final = 0.1
 _RETRY_S: Final = (0.05, 2.0)
 """First and longest pause before a message is repeated."""
+_FAILURES_MAX: Final = 20
+"""A message that the ledger fails over so often in a row is taken apart, like one that it refuses."""
+_COMPLAIN_US: Final = 60_000_000
 PATIENCE_S: Final = 10.0
 """How long a call waits for a ledger that can't be reached."""
 
@@ -57,11 +60,14 @@ class Meter:
         self._sending: dict[tuple[str, int], asyncio.Task[FabricError | None]] = {}
         self._known_holds: set[str] = set()
         self._ticking: asyncio.Task[None] | None = None
+        self._complain_at_us = 0
 
     async def start(self) -> None:
         """Begin: first of all what an earlier process left unsettled."""
         for ask in self.outbox.unsettled:
-            self._send(ask, recovered=True)
+            self._known_holds.add(ask.hold_id)
+            self.book.recover(ask)
+        self._send_due()
         self._ticking = asyncio.create_task(self._tick())
 
     def check(self) -> None:
@@ -78,8 +84,7 @@ class Meter:
         for ask in self.book.leave(self._clock()):
             self._send(ask)
         while (self.book.unsettled() or self._sending) and time.monotonic() < deadline:
-            for ask in self.book.due(self._clock()):
-                self._send(ask)
+            self._send_due()
             await asyncio.sleep(0.01)
         if self._ticking is not None:
             self._ticking.cancel()
@@ -207,21 +212,33 @@ class Meter:
                 code="ledger_unreachable",
             ) from None
 
-    def _send(self, ask: Ask, *, recovered: bool = False) -> asyncio.Task[FabricError | None]:
-        self._known_holds.add(ask.hold_id)
-        self.outbox.held(ask)
-        task = asyncio.create_task(self._deliver(ask, recovered=recovered))
+    def unreported(self) -> int:
+        """Ended calls that the ledger should have heard of long since."""
+        return self.book.unreported(self._clock())
+
+    def _send_due(self) -> None:
+        for ask in self.book.due(self._clock()):
+            self._send(ask)
+
+    def _send(self, ask: Ask) -> asyncio.Task[FabricError | None]:
+        if ask.kind != "keep":
+            self._known_holds.add(ask.hold_id)
+            self.outbox.held(ask)
+        task = asyncio.create_task(self._deliver(ask))
         self._sending[_name(ask)] = task
         task.add_done_callback(lambda _: self._sending.pop(_name(ask), None))
         return task
 
-    async def _deliver(self, ask: Ask, *, recovered: bool) -> FabricError | None:
+    async def _deliver(self, ask: Ask) -> FabricError | None:
         pause_s, longest_s = self._retry_s
+        failures = 0
         while True:
             try:
                 granted = await self._tell(ask)
             except FabricError as error:
-                if not _is_final_word(error, ask):
+                failures += type(error) is Internal
+                if not _is_final_word(error, ask) and failures < _FAILURES_MAX:
+                    self._complain(ask, error)
                     await asyncio.sleep(pause_s)
                     pause_s = min(longest_s, 2 * pause_s)
                     continue
@@ -232,7 +249,7 @@ class Meter:
                 await asyncio.sleep(self._retry_s[1])
                 continue
             self.book.granted(ask, granted, now_us=self._clock())
-            over = ask.kind == "settle" or (ask.kind == "record" and (recovered or not self.book.knows(ask.hold_id)))
+            over = ask.kind == "settle" or (ask.kind == "record" and not self.book.knows(ask.hold_id))
             self.outbox.acknowledged(ask, over=over)
             if over:
                 self._known_holds.discard(ask.hold_id)
@@ -266,24 +283,46 @@ class Meter:
                 await ledger.settle(hold_id=ask.hold_id, account_id=account_id, seq=ask.seq, calls=ask.calls)
             case "record":
                 await ledger.record(account_id=account_id, calls=ask.calls)
+            case "keep":
+                (call,) = ask.calls
+                await ledger.keep(
+                    hold_id=ask.hold_id, account_id=account_id, call=call, code=ask.code, reason=ask.reason
+                )
         return Granted(0, final=False)
 
     def _refused(self, ask: Ask, error: FabricError) -> None:
-        self.book.refused(ask, gone=not isinstance(error, InsufficientTokens), now_us=self._clock())
+        nothing_to_say = ask.kind == "settle" and not ask.calls
+        if nothing_to_say:  # a hold that the ledger doesn't know: it was never granted
+            self.book.granted(ask, Granted(0, final=False), now_us=self._clock())
+            self.outbox.acknowledged(ask, over=True)
+            return
+        gone = not isinstance(error, InsufficientTokens)
+        self.book.refused(ask, gone=gone, now_us=self._clock(), code=error.code, reason=str(error))
         if ask.kind == "authorize":
             self.outbox.forget(ask.hold_id)
             self._known_holds.discard(ask.hold_id)
-        elif ask.kind == "settle":  # a hold that the ledger doesn't know: it was never granted
-            self.book.granted(ask, Granted(0, final=False), now_us=self._clock())
-            self.outbox.acknowledged(ask, over=True)
-        if not isinstance(error, InsufficientTokens):
-            _log.warning("the ledger refused", kind=ask.kind, hold=ask.hold_id, code=error.code, why=str(error))
+        if gone:
+            _log.warning(
+                "the ledger refused",
+                kind=ask.kind,
+                hold=ask.hold_id,
+                calls=[call.call_id for call in ask.calls[:1]] if len(ask.calls) == 1 else len(ask.calls),
+                code=error.code,
+                why=str(error),
+            )
+
+    def _complain(self, ask: Ask, error: FabricError) -> None:
+        """Use that can't be reported is told of, now and then: what holds it up may be for an operator to mend."""
+        if ask.calls and self._clock() >= self._complain_at_us:
+            self._complain_at_us = self._clock() + _COMPLAIN_US
+            _log.warning(
+                "use is not reported yet", kind=ask.kind, hold=ask.hold_id, calls=len(ask.calls), why=str(error)
+            )
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
-            for ask in self.book.due(self._clock()):
-                self._send(ask)
+            self._send_due()
             try:
                 await asyncio.to_thread(self.outbox.sync)
             except OSError as error:
@@ -291,7 +330,7 @@ class Meter:
 
 
 def _name(ask: Ask) -> tuple[str, int]:
-    return ask.hold_id, ask.seq
+    return (ask.calls[0].call_id if ask.kind == "keep" else ask.hold_id), ask.seq
 
 
 def insufficient(short: Short, *, prompt_tokens: int, said: FabricError | None) -> InsufficientTokens:
@@ -312,12 +351,12 @@ def insufficient(short: Short, *, prompt_tokens: int, said: FabricError | None) 
 
 
 def _is_final_word(error: FabricError, ask: Ask) -> bool:
-    """Whether asking again can't change the answer. A settlement is repeated whatever the ledger says, but for a hold
-    that it doesn't know: usage that happened is not given up.
+    """Whether saying the same again can't change the answer. Then a report is taken apart, and never given up. A key that
+    counts no more is for the operator to renew: what is used is reported as soon as it is.
     """
-    if error.http_status in {429, 500, 503}:
-        return False
-    return ask.kind in {"authorize", "update"} or isinstance(error, NotFound)
+    if error.http_status in {401, 403, 429, 500, 503}:
+        return error.http_status in {401, 403} and not ask.calls and ask.kind in {"authorize", "update"}
+    return True
 
 
 def steady_clock() -> Callable[[], int]:

@@ -5,41 +5,16 @@ has one `Metering`. What it promises, at every instant: what its calls can be ch
 a call is charged once, for what the engine produced and never for more; what is not used goes back.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
 from fabric.errors import Conflict
 from serving.calls import Call, Ended, Granted, Usage
-from serving.slices import Ask, Charge, Payer, Slice, Terms, affordable, size_uhs, worst_uhs
+from serving.reports import RefusedCalls, first_report, unreported
+from serving.slices import Ask, Charge, OpenCall, Payer, Short, Slice, Terms, affordable, size_uhs, worst_uhs
 
 _FOR_EVER_US: Final = 2**62
 _QUIET_US: Final = 1_000_000
 """An account that gave less than was asked for isn't asked again before this, unless a call waits for it."""
-
-
-@dataclass(slots=True)
-class OpenCall:
-    """A call in the engine. `paid` of its completion tokens are covered by the slice; `wants` is the most it may get."""
-
-    call_id: str
-    payer: Payer
-    key_id: str
-    usage: Usage
-    wants: int
-    paid: int
-    bound_uhs: int
-    started_at_us: int
-    piece: Slice
-    rate_version: int
-    charge: Charge
-
-
-@dataclass(frozen=True, slots=True)
-class Short:
-    """Not covered yet: ask for `need_uhs`, then try again. `free_uhs` was available."""
-
-    need_uhs: int
-    free_uhs: int
 
 
 class Metering:
@@ -67,6 +42,7 @@ class Metering:
         self._slices: dict[Payer, Slice] = {}
         self._leaving: dict[str, Slice] = {}
         """Slices not spent from any more, by hold id, until they are settled."""
+        self._refused = RefusedCalls(self.terms)
         self._count = 0
 
     @property
@@ -227,7 +203,8 @@ class Metering:
             if piece.until_us and piece.asked is None and self._is_over(piece, now_us):
                 self._retire(piece)
         pieces = [*self._slices.values(), *self._leaving.values()]
-        return [ask for piece in pieces if piece.asked is None and (ask := self._due(piece, now_us))]
+        asks = [ask for piece in pieces if piece.asked is None and (ask := self._due(piece, now_us))]
+        return asks + self._refused.due(now_us)
 
     def leave(self, now_us: int) -> list[Ask]:
         """Give back every slice: the replica ends. Those with open calls follow as `due` when these have ended."""
@@ -235,11 +212,23 @@ class Metering:
             self._retire(piece)
         return self.due(now_us)
 
+    def recover(self, ask: Ask) -> None:
+        """Take over what an earlier process left: a hold, and calls of it that were never reported, or never answered."""
+        used_uhs = sum(map(self.charge_of, ask.calls))
+        piece = Slice(ask.payer, ask.hold_id, held_uhs=used_uhs, spent_uhs=used_uhs, seq=ask.seq - 1)
+        piece.until_us, piece.ended = 1, list(ask.calls)
+        self._leaving[ask.hold_id] = piece
+
     def granted(self, ask: Ask, answer: Granted, *, now_us: int) -> None:
         """The ledger did as asked."""
+        if ask.kind == "keep":
+            self._refused.kept(ask)
+            return
         piece = self._answered(ask)
         if piece is None:
             return
+        if ask.calls:
+            piece.report_calls_max = None
         if ask.kind == "settle" or (ask.kind == "record" and piece.open_calls == 0 and not piece.ended):
             self._leaving.pop(ask.hold_id, None)
         if ask.kind in {"settle", "record"}:
@@ -254,8 +243,15 @@ class Metering:
         if ask.amount_uhs and piece.final:
             piece.quiet_until_us = now_us + _QUIET_US
 
-    def refused(self, ask: Ask, *, gone: bool = False, now_us: int) -> None:
-        """The ledger would not: the account has too little; or, with `gone`, the hold is no more (it ran out)."""
+    def refused(self, ask: Ask, *, gone: bool = False, now_us: int, code: str = "", reason: str = "") -> None:
+        """The ledger would not: the account has too little; or, with `gone`, the hold is no more (it ran out).
+
+        Use that was reported is never given up: a report that can't be taken is halved until the call at fault is alone,
+        and that one is to be kept as open by the ledger.
+        """
+        if ask.kind == "keep":
+            self._refused.again(ask, now_us)
+            return
         piece = self._answered(ask)
         if piece is None:
             return
@@ -265,7 +261,12 @@ class Metering:
             if self._slices.get(piece.payer) is piece:
                 del self._slices[piece.payer]
             return
-        piece.ended[:0] = ask.calls
+        at_fault = gone and bool(ask.calls) and (ask.kind != "update" or piece.hold_id in self._leaving)
+        if at_fault and len(ask.calls) == 1:
+            self._keep(piece, ask, code, reason)
+        else:
+            piece.ended[:0] = ask.calls
+            piece.report_calls_max = len(ask.calls) // 2 if at_fault else piece.report_calls_max
         piece.final = True
         piece.quiet_until_us = now_us + _QUIET_US
         if gone:
@@ -285,7 +286,12 @@ class Metering:
 
     def unsettled(self) -> bool:
         """Whether the ledger has still to hear of anything."""
-        return bool(self._slices or self._leaving)
+        return bool(self._slices or self._leaving or self._refused)
+
+    def unreported(self, now_us: int) -> int:
+        """Ended calls that should have been reported long since: refused, or asked of a ledger that doesn't answer."""
+        pieces = [*self._slices.values(), *self._leaving.values()]
+        return len(self._refused) + unreported(pieces, now_us)
 
     def exposure_uhs(self) -> tuple[int, int]:
         """(what calls may be charged that the ledger has not captured, what it holds for them), over all slices."""
@@ -307,6 +313,7 @@ class Metering:
             if piece.available_uhs(now_us, terms.margin_us) * terms.renew_part < size:
                 return self._more(piece, need_uhs=0, least_uhs=0, now_us=now_us)
         stale = bool(piece.ended) and now_us - piece.report_since_us >= terms.report_us
+        stale = stale or len(piece.ended) >= terms.report_calls
         old = now_us >= piece.until_us - terms.ttl_us // 2
         return self._update(piece, now_us) if stale or old else None
 
@@ -321,7 +328,7 @@ class Metering:
 
     def _update(self, piece: Slice, now_us: int, *, more_uhs: int = 0, minimum_uhs: int = 0) -> Ask:
         piece.seq += 1
-        calls, piece.ended = tuple(piece.ended), []
+        calls = self._report(piece)
         if piece.payer.covered:
             return self._ask(piece, Ask("record", piece.hold_id, piece.payer, piece.seq, calls, asked_at_us=now_us))
         return self._ask(
@@ -329,11 +336,29 @@ class Metering:
         )
 
     def _settle(self, piece: Slice, now_us: int) -> Ask:
-        if piece.payer.covered:
+        if piece.payer.covered or len(piece.ended) > len(self._first_report(piece)):
             return self._update(piece, now_us)
         piece.seq += 1
-        calls, piece.ended = tuple(piece.ended), []
+        calls = self._report(piece)
         return self._ask(piece, Ask("settle", piece.hold_id, piece.payer, piece.seq, calls, asked_at_us=now_us))
+
+    def _report(self, piece: Slice) -> tuple[Call, ...]:
+        """What the next message says: no more than the ledger takes. The rest follows."""
+        calls = self._first_report(piece)
+        del piece.ended[: len(calls)]
+        return calls
+
+    def _first_report(self, piece: Slice) -> tuple[Call, ...]:
+        calls_max = piece.report_calls_max or self.terms.report_calls
+        return first_report(piece.ended, calls_max=calls_max, bytes_max=self.terms.report_bytes)
+
+    def _keep(self, piece: Slice, ask: Ask, code: str, reason: str) -> None:
+        """Refused by itself, a call's charge is no longer its slice's."""
+        charged_uhs = self.charge_of(ask.calls[0])
+        piece.spent_uhs -= charged_uhs
+        piece.held_uhs -= charged_uhs
+        piece.report_calls_max = None
+        self._refused.add(ask, code=code, reason=reason)
 
     def _ask(self, piece: Slice, ask: Ask) -> Ask:
         piece.asked = ask

@@ -87,5 +87,6 @@ def _replica(each: Replica) -> pb.Replica:
     if standing is not None:
         said.address, said.tls_fingerprint = standing.address, standing.tls_sha256
         said.running, said.waiting, said.capacity = standing.running, standing.waiting, standing.capacity
+        said.unreported_calls = standing.unreported_calls
         said.ttft_p50_us, said.ttft_p99_us = standing.ttft_p50_us, standing.ttft_p99_us
     return said

@@ -66,7 +66,7 @@ class Closed(msgspec.Struct, frozen=True, array_like=True, tag="c"):
 
 
 class Acknowledged(msgspec.Struct, frozen=True, array_like=True, tag="k"):
-    """The ledger has these calls; `over`: and the hold is settled."""
+    """The ledger has these calls; `over`: and the hold is settled, whatever calls of it are left."""
 
     hold_id: str
     seq: int
@@ -82,6 +82,8 @@ _DECODER: Final = msgspec.msgpack.Decoder(Record)
 class _Hold:
     held: Held
     calls: dict[str, Call] = field(default_factory=dict)
+    over: bool = False
+    """Settled, but for calls that the ledger has refused and not kept as open yet."""
 
 
 class Outbox:
@@ -154,7 +156,9 @@ class Outbox:
         self._note(Closed(call))
 
     def acknowledged(self, ask: Ask, *, over: bool) -> None:
-        """The ledger has answered this message. `over`: nothing more will be said of its hold."""
+        """The ledger has answered this message. `over`: the hold is settled, and what is left of it are calls that the
+        ledger has refused: they stay here until it keeps them.
+        """
         ids = tuple(call.call_id for call in ask.calls)
         self._note(Acknowledged(ask.hold_id, ask.seq, ids, over))
         if self._size > self._compact_at and not self.failing:
@@ -274,7 +278,8 @@ class Outbox:
         for call_id in record.call_ids:
             self._hold_of.pop(call_id, None)
             hold.calls.pop(call_id, None)
-        if record.over:
+        hold.over = hold.over or record.over
+        if hold.over and not hold.calls:
             del self._holds[record.hold_id]
 
     def _calls_with(self, call_id: str) -> dict[str, Call] | None:
@@ -286,6 +291,8 @@ class Outbox:
         for hold_id, hold in self._holds.items():
             records.append(hold.held)
             records.extend(Began(hold_id, call) for call in hold.calls.values())
+            if hold.over:
+                records.append(Acknowledged(hold_id, 0, (), over=True))
         return records
 
     def _left(self) -> list[Ask]:

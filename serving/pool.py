@@ -99,6 +99,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     ttft_p99_us: int = 0
     rate_version: int = 0
     """By which rates its calls are charged."""
+    unreported_calls: int = 0
+    """Ended, and not taken by the ledger for a minute: they are in its outbox."""
 
 
 class Plot(Protocol):

@@ -102,6 +102,7 @@ class ReplicaActor:
                 rate_version=listener.meter.book.rate_version,
                 ttft_p50_us=load["ttft_p50_us"],
                 ttft_p99_us=load["ttft_p99_us"],
+                unreported_calls=listener.meter.unreported(),
             )
         )
 

@@ -36,6 +36,9 @@ class Terms:
         margin_us: a slice is not used any more so long before it ends.
         report_us: ended calls are reported within this time while the slice is in use.
         idle_us: a slice that no call uses is settled and given back after this time.
+        report_calls: in one message at most, well below what the ledger takes.
+        report_bytes: of calls in one message at most, as their names and counts come to.
+        retry_us: how soon what the ledger would not even keep is offered to it again; doubled each time, up to an hour.
     """
 
     grant_tokens: int = 256
@@ -46,16 +49,20 @@ class Terms:
     margin_us: int = 5_000_000
     report_us: int = 5_000_000
     idle_us: int = 2_000_000
+    report_calls: int = 500
+    report_bytes: int = 256 << 10
+    retry_us: int = 5_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
     """One message to the ledger. Sent again unchanged until it is answered: the ledger carries it out once.
 
-    `record` is for calls that cost nothing and need no hold.
+    `record` is for calls that cost nothing and need no hold; `keep` has one call kept as open that was refused in every
+    other way, with what it was refused with.
     """
 
-    kind: Literal["authorize", "update", "settle", "record"]
+    kind: Literal["authorize", "update", "settle", "record", "keep"]
     hold_id: str
     payer: Payer
     seq: int
@@ -63,6 +70,8 @@ class Ask:
     amount_uhs: int = 0
     minimum_uhs: int = 0
     asked_at_us: int = 0
+    code: str = ""
+    reason: str = ""
 
 
 @dataclass(slots=True)
@@ -95,6 +104,8 @@ class Slice:
     burned_at_us: int = 0
     quiet_until_us: int = 0
     """No unneeded renewal before this: the account gave nothing a moment ago."""
+    report_calls_max: int | None = None
+    """Fewer in a message than the terms say: a report was refused, and which of its calls is at fault is being found."""
 
     def available_uhs(self, now_us: int, margin_us: int) -> int:
         """What may still be granted to calls."""
@@ -104,6 +115,31 @@ class Slice:
         """Note that so much was used; what is older than a horizon fades, by halves."""
         self.burned_uhs = faded(self.burned_uhs, now_us - self.burned_at_us, horizon_us) + uhs
         self.burned_at_us = now_us
+
+
+@dataclass(slots=True)
+class OpenCall:
+    """A call in the engine. `paid` of its completion tokens are covered by the slice; `wants` is the most it may get."""
+
+    call_id: str
+    payer: Payer
+    key_id: str
+    usage: Usage
+    wants: int
+    paid: int
+    bound_uhs: int
+    started_at_us: int
+    piece: Slice
+    rate_version: int
+    charge: Charge
+
+
+@dataclass(frozen=True, slots=True)
+class Short:
+    """Not covered yet: ask for `need_uhs`, then try again. `free_uhs` was available."""
+
+    need_uhs: int
+    free_uhs: int
 
 
 _HALVES: Final = 40

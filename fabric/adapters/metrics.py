@@ -42,6 +42,7 @@ class Metrics:
         self._written_off = Counter(
             "fabric_call_tokens_written_off", "Tokens that calls used and nothing covered.", tag_keys=_CALL_TAGS
         )
+        self._open_usage = Gauge("fabric_open_usage", "Calls that could not be charged and wait for an operator.")
         self._known: dict[str, JobView] = {}
         self._burned_uhs: dict[str, int] = {}
         self._shown: set[_Labels] = set()
@@ -73,6 +74,10 @@ class Metrics:
                 self._call_tokens.inc(each.charged_uhs / _UHS_PER_CT, tags=tags)
             if each.written_off_uhs:
                 self._written_off.inc(each.written_off_uhs / _UHS_PER_CT, tags=tags)
+
+    def open_usage(self, count: int) -> None:
+        """Calls that were used, and are neither charged nor written off: for an operator to close."""
+        self._open_usage.set(count)
 
     def leases(self, count: int) -> None:
         self._leases.set(count)

@@ -21,7 +21,8 @@ from fabric.errors import Conflict, InvalidRequest, NotFound, PermissionDenied
 from fabric.gate.events import ClosePeriod, CreateKey, Grant, NodeDrain, OpenAccount, RecordPayment, RevokeKey, VoidLot
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.payments import normal
-from fabric.gate.questions import AccountsOf, KeyOf, KeysOf, LeasesOf, NodesOf
+from fabric.gate.questions import AccountsOf, KeyOf, KeysOf, LeasesOf, NodesOf, OpenUsageOf
+from fabric.gate.serving_events import SettleUsage, WriteOffUsage
 from fabric.gate.views import KeyView
 from fabric.units import AccountId, KeyId, NodeId
 from fabric.wire import fabric_pb2 as pb
@@ -161,6 +162,21 @@ async def list_nodes(door: Door, _: Caller, __: pb.ListNodesRequest) -> pb.ListN
 async def list_leases(door: Door, _: Caller, __: pb.ListLeasesRequest) -> pb.ListLeasesReply:
     leases: Any = await door.port.ask(LeasesOf())
     return pb.ListLeasesReply(leases=[message_of(lease, pb.Lease) for lease in leases])
+
+
+async def list_open_usage(door: Door, _: Caller, __: pb.ListOpenUsageRequest) -> pb.ListOpenUsageReply:
+    usage: Any = await door.port.ask(OpenUsageOf())
+    unreported = sum(replica.unreported_calls for replica in door.board.shown().replicas)
+    return pb.ListOpenUsageReply(usage=[message_of(each, pb.OpenUsage) for each in usage], unreported_calls=unreported)
+
+
+async def close_usage(door: Door, _: Caller, request: pb.CloseUsageRequest) -> pb.Accepted:
+    account_id, call_id = AccountId(short("account_id", request.account_id)), short("call_id", request.call_id)
+    known_as, reason = request_id(request.request_id), short("reason", request.reason)
+    event: SettleUsage | WriteOffUsage = SettleUsage(account_id=account_id, call_id=call_id, request_id=known_as)
+    if request.write_off:
+        event = WriteOffUsage(account_id=account_id, call_id=call_id, reason=reason, request_id=known_as)
+    return accepted(await door.gate.decide(event))
 
 
 async def drain_node(door: Door, _: Caller, request: pb.DrainNodeRequest) -> pb.Accepted:

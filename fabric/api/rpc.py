@@ -135,6 +135,7 @@ CALLS: Final[dict[str, Call]] = {
     "SettleHold": Call(money_calls.settle_hold, _HOLDS, gateways=True),
     "ReleaseHold": Call(money_calls.release_hold, _HOLDS, gateways=True),
     "RecordCalls": Call(serving_calls.record_calls, _for(KeyScope.REPLICA), gateways=True),
+    "KeepUsage": Call(serving_calls.keep_usage, _for(KeyScope.REPLICA), gateways=True),
     "ListModels": Call(serving_calls.list_models, _ANY | _BOARD),
     "OfferModel": Call(serving_calls.offer_model, _OPERATOR),
     "ScaleModel": Call(serving_calls.scale_model, _OPERATOR),
@@ -154,6 +155,8 @@ CALLS: Final[dict[str, Call]] = {
     "ListLeases": Call(operator_calls.list_leases, _OPERATOR),
     "DrainNode": Call(operator_calls.drain_node, _OPERATOR),
     "ClosePeriod": Call(operator_calls.close_period, _OPERATOR),
+    "ListOpenUsage": Call(operator_calls.list_open_usage, _OPERATOR),
+    "CloseUsage": Call(operator_calls.close_usage, _OPERATOR),
 }
 """Every call, what answers it, and which keys may ask for it: the one table of who may what at this door."""
 

@@ -1,6 +1,7 @@
 """Calls about language models: what is offered, who serves it, and who asks for it."""
 
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 from statistics import median_low
@@ -10,19 +11,29 @@ from fabric.adapters.clerks import aside
 from fabric.adapters.cluster_settings import PUBLISH_IT, artifact_key
 from fabric.api.door import Door
 from fabric.api.keys import Caller
-from fabric.api.messages import accepted, at_least, identifier, message_of, request_id, several, short
+from fabric.api.messages import NAME_CHARS_MAX, accepted, at_least, identifier, message_of, request_id, several, short
 from fabric.charging.rates import Rate
 from fabric.checkpoints import is_of_folder
 from fabric.errors import InvalidRequest, NotFound, PermissionDenied
 from fabric.gate.lifecycle import TERMINAL
 from fabric.gate.questions import CallerOf, ModelsOf
-from fabric.gate.serving_events import CallUsed, ModelSpec, OfferModel, RecordCalls, ScaleModel, WithdrawModel
+from fabric.gate.serving_events import (
+    CallUsed,
+    KeepUsage,
+    ModelSpec,
+    OfferModel,
+    RecordCalls,
+    ScaleModel,
+    WithdrawModel,
+)
 from fabric.gate.views import CallerView, ModelView
-from fabric.units import AccountId, KeyId
+from fabric.units import AccountId, HoldId, KeyId
 from fabric.wire import fabric_pb2 as pb
 
 RATES_MAX: Final = 64
 ENGINE_ARGS_MAX: Final = 64
+REASON_CHARS_MAX: Final = 500
+_DIGEST_CHARS: Final = 24
 _JOB: Final = "job:"
 _MODEL: Final = "model"
 """As what a job publishes one."""
@@ -92,6 +103,18 @@ async def record_calls(door: Door, caller: Caller, request: pb.RecordCallsReques
     return accepted(await door.gate.decide(event))
 
 
+async def keep_usage(door: Door, caller: Caller, request: pb.KeepUsageRequest) -> pb.Accepted:
+    """Whatever it says is taken as it was said: this is the last way in which a meter can report a call."""
+    event = KeepUsage(
+        account_id=caller.account,
+        hold_id=HoldId(_clipped(request.hold_id)),
+        call=_as_said(request.call),
+        code=_clipped(request.code),
+        reason=request.reason[:REASON_CHARS_MAX],
+    )
+    return accepted(await door.gate.decide(event))
+
+
 async def report_serving(door: Door, _: Caller, request: pb.ReportServingRequest) -> pb.ReportServingReply:
     identifier("reporter", request.reporter)
     door.board.report(request)
@@ -138,6 +161,33 @@ def _call_of(call: pb.Call) -> CallUsed:
         rate_version=at_least(0, "rate_version", call.rate_version),
         covered=call.covered,
     )
+
+
+def _as_said(call: pb.Call) -> CallUsed:
+    """A call with whatever is wrong with it, but no name longer than the gate keeps."""
+    return CallUsed(
+        call_id=_clipped(call.call_id),
+        model=_clipped(call.model),
+        accelerator=_clipped(call.accelerator),
+        prompt_tokens=call.prompt_tokens,
+        cached_tokens=call.cached_tokens,
+        completion_tokens=call.completion_tokens,
+        reasoning_tokens=call.reasoning_tokens,
+        started_at_us=call.started_at_us,
+        ended_at_us=call.ended_at_us,
+        ended=_clipped(call.ended),
+        key_id=KeyId(_clipped(call.key_id)) if call.key_id else None,
+        rate_version=call.rate_version,
+        covered=call.covered,
+    )
+
+
+def _clipped(name: str) -> str:
+    """A name as it is, or what is left of a longer one with a digest, so that no two become one."""
+    if len(name) <= NAME_CHARS_MAX:
+        return name
+    digest = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:_DIGEST_CHARS]
+    return f"{name[: NAME_CHARS_MAX - _DIGEST_CHARS - 1]}~{digest}"
 
 
 def _spec_of(spec: pb.ModelSpec) -> ModelSpec:

@@ -1,10 +1,11 @@
 """Commands for operators."""
 
+import json
 from typing import Annotated, Any, Final
 
 import typer
 
-from fabric.cli.output import print_json, print_records, record, say
+from fabric.cli.output import moment, print_json, print_records, record, say
 from fabric.cli.session import AsJson, client
 from fabric.client import facts_of, new_request_id
 from fabric.units import format_cny, format_ct, parse_cny, parse_ct
@@ -176,6 +177,40 @@ def close_period(
     _done(client().call(request, pb.Accepted), f"period {period} is closed", as_json=as_json)
 
 
+@app.command()
+def usage(
+    account_id: Annotated[str | None, typer.Argument(metavar="ACCOUNT", help="Whose call to close.")] = None,
+    call_id: Annotated[str | None, typer.Argument(metavar="CALL", help="Its id, as the list shows it.")] = None,
+    *,
+    settle: Annotated[bool, typer.Option("--settle", help="Charge it by the rates there are now.")] = False,
+    write_off: Annotated[bool, typer.Option("--write-off", help="Bear it yourself.")] = False,
+    reason: Annotated[str, typer.Option(help="Why it is written off.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Calls that were used and could not be charged: list them, or close one by hand.
+
+    What is settled is met from what the account has free, and the rest is written off. For example, once the model it was
+    of has a rate again: fabric ops usage acme chatcmpl-7 --settle
+    """
+    if account_id is None or call_id is None:
+        if account_id is not None or settle or write_off:
+            raise typer.BadParameter("name the account and the call")
+        found = client().call(pb.ListOpenUsageRequest(), pb.ListOpenUsageReply)
+        print_records(found.usage, as_json=as_json, title="open usage", columns=_USAGE_COLUMNS)
+        if found.unreported_calls and not as_json:
+            say(f"{found.unreported_calls} calls more are still with their replicas, which go on reporting them")
+        return
+    if settle == write_off:
+        raise typer.BadParameter("say either --settle or --write-off")
+    request = pb.CloseUsageRequest(
+        request_id=new_request_id(), account_id=account_id, call_id=call_id, write_off=write_off, reason=reason
+    )
+    accepted = client().call(request, pb.Accepted)
+    facts = json.loads(accepted.facts_json or "{}")
+    charged, lost = (format_ct(facts.get(name, 0)) for name in ("captured_uhs", "written_off_uhs"))
+    _done(accepted, f"call {call_id} is closed: {charged} CT charged, {lost} CT written off", as_json=as_json)
+
+
 def _done(accepted: pb.Accepted, what: str, *, as_json: bool) -> None:
     print_json(record(accepted)) if as_json else say(what)
 
@@ -188,6 +223,13 @@ _ACCOUNT_COLUMNS: Final[dict[str, Any]] = {
     "held CT": lambda account: format_ct(account.held_uhs),
     "owed CT": lambda account: format_ct(account.debt_uhs),
     "unpaid CNY": lambda account: format_cny(account.receivable_microcny),
+}
+_USAGE_COLUMNS: Final[dict[str, Any]] = {
+    "account": lambda usage: usage.account_id,
+    "call": lambda usage: usage.call.call_id,
+    "model": lambda usage: usage.call.model,
+    "since": lambda usage: moment(usage.kept_at_us),
+    "why": lambda usage: f"{usage.code}: {usage.reason}",
 }
 _NODE_COLUMNS: Final[dict[str, Any]] = {
     "node": lambda node: node.node_id,

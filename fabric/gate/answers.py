@@ -28,6 +28,7 @@ from fabric.gate.questions import (
     LeasesOf,
     ModelsOf,
     NodesOf,
+    OpenUsageOf,
     Prices,
     PricesOf,
     QuoteOf,
@@ -38,7 +39,17 @@ from fabric.gate.questions import (
 )
 from fabric.gate.state import Account, Job, Key, LeaseRecord
 from fabric.gate.timeline import told
-from fabric.gate.views import BalanceView, JobView, KeyView, LeaseView, LotView, NodeView, QuoteView, UnitsView
+from fabric.gate.views import (
+    BalanceView,
+    JobView,
+    KeyView,
+    LeaseView,
+    LotView,
+    NodeView,
+    OpenUsageView,
+    QuoteView,
+    UnitsView,
+)
 from fabric.ledger import LotBalance
 from fabric.ledger.scopes import ANYTHING
 from fabric.units import PPM, UHS_PER_CT, JobId
@@ -92,6 +103,11 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
                 )
                 for record in state.leases.values()
                 if question.account_id in (None, record.account_id)
+            ]
+        case OpenUsageOf():
+            return [
+                OpenUsageView(**{name: getattr(each, name) for name in OpenUsageView.__struct_fields__})
+                for each in state.open_usage.values()
             ]
         case PricesOf():
             return Prices(tariffs=core.tariffs, catalogue=core.catalogue)

@@ -55,16 +55,26 @@ def bill(
             f"a report has at most {CALLS_MAX} calls, not {len(calls)}: split it", code="too_many_calls"
         )
     records: dict[str, Cdr] = {}
-    settled = core.state.calls
     for call in calls:
         known_as = _known_as(account_id, call)
-        if known_as in records or known_as in settled.recent or known_as in settled.older:
+        if known_as in records or was_charged(core, account_id, call):
             continue
         record = _rated(core, call, account_id=account_id, hold_id=hold_id, key_id=key_id or call.key_id or "")
         if isinstance(record, Refusal):
             return record
         records[known_as] = record
     return Bill(sum(record.charged_uhs for record in records.values()), tuple(records.values()))
+
+
+def was_charged(core: Core, account_id: AccountId, call: CallUsed) -> bool:
+    """Whether a call of that name was charged, or written off, as far as is remembered."""
+    settled, known_as = core.state.calls, _known_as(account_id, call)
+    return known_as in settled.recent or known_as in settled.older
+
+
+def close_unrated(core: Core, account_id: AccountId, call: CallUsed) -> None:
+    """Remember a call that has no charge and never will."""
+    core.state.calls.recent[_known_as(account_id, call)] = None
 
 
 def book(core: Core, billed: Bill, *, lost_uhs: int = 0) -> None:

@@ -7,7 +7,7 @@ reports the calls that were paid from its hold; what they cost is reckoned here,
 
 from typing import Final
 
-from fabric.gate import calls, keys, refusals
+from fabric.gate import calls, keys, refusals, usage
 from fabric.gate.core import Core
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
@@ -47,6 +47,9 @@ def authorize(core: Core, event: Authorize) -> Outcome:
 def update(core: Core, event: UpdateHold) -> Outcome:
     if event.ttl_us is not None and not 0 < event.ttl_us <= TTL_MAX_US:
         return _bad_ttl(event.ttl_us)
+    if _is_over(core, event):
+        outcome = _late(core, event)
+        return Accepted(final=True) if isinstance(outcome, Accepted) else outcome
     hold = _own(core, event.account_id, event.hold_id)
     if hold is None:
         return refusals.not_found("hold", event.hold_id)
@@ -73,6 +76,8 @@ def update(core: Core, event: UpdateHold) -> Outcome:
 
 
 def settle(core: Core, event: SettleHold) -> Outcome:
+    if _is_over(core, event):
+        return _late(core, event)
     hold = _own(core, event.account_id, event.hold_id)
     if hold is None:
         return refusals.not_found("hold", event.hold_id)
@@ -143,6 +148,26 @@ def _within_key(core: Core, event: Authorize, key_id: KeyId) -> int | Refusal:
     if left_uhs < least_uhs:
         return refusals.key_limit_reached(needed_uhs=least_uhs, left_uhs=left_uhs, limit_uhs=key.limit_uhs or 0)
     return left_uhs
+
+
+def _is_over(core: Core, event: UpdateHold | SettleHold) -> bool:
+    """Whether calls are reported of a hold that has ended for good, or that nobody remembers: they were used all the same."""
+    if not event.calls or event.used_uhs or OF_JOBS in event.hold_id:
+        return False
+    hold = core.book.hold(event.hold_id)
+    if hold is None:
+        return event.account_id in core.state.accounts
+    return hold.account_id == event.account_id and event.hold_id in core.book.ended and event.seq > hold.seq
+
+
+def _late(core: Core, event: UpdateHold | SettleHold) -> Accepted | Refusal:
+    """Calls reported of a hold that is over."""
+    hold = core.book.hold(event.hold_id)
+    key_id = "" if hold is None else hold.key_id
+    billed = calls.bill(core, event.calls, account_id=event.account_id, hold_id=event.hold_id, key_id=key_id)
+    if isinstance(billed, Refusal):
+        return billed
+    return usage.charge(core, billed, account_id=event.account_id, hold_id=event.hold_id)
 
 
 def _bill(core: Core, event: UpdateHold | SettleHold, hold: Hold) -> calls.Bill | Refusal:

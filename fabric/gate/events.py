@@ -16,13 +16,16 @@ from fabric.gate.event import Event
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.serving_events import (
     Authorize,
+    KeepUsage,
     OfferModel,
     RecordCalls,
     ReleaseHold,
     ScaleModel,
     SettleHold,
+    SettleUsage,
     UpdateHold,
     WithdrawModel,
+    WriteOffUsage,
 )
 from fabric.ledger.scopes import ANYTHING, Scope, Service
 from fabric.placement.locality import Dataset, Holdings
@@ -417,6 +420,9 @@ AnyEvent = (
     | SettleHold
     | ReleaseHold
     | RecordCalls
+    | KeepUsage
+    | SettleUsage
+    | WriteOffUsage
     | OfferModel
     | ScaleModel
     | WithdrawModel

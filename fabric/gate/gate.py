@@ -29,6 +29,7 @@ from fabric.gate import (
     refusals,
     subscriptions,
     treasury,
+    usage,
 )
 from fabric.gate.answers import answer
 from fabric.gate.core import Core, Served
@@ -69,13 +70,16 @@ from fabric.gate.pieces import pieces
 from fabric.gate.questions import AnyAnswer, AnyQuestion
 from fabric.gate.serving_events import (
     Authorize,
+    KeepUsage,
     OfferModel,
     RecordCalls,
     ReleaseHold,
     ScaleModel,
     SettleHold,
+    SettleUsage,
     UpdateHold,
     WithdrawModel,
+    WriteOffUsage,
 )
 from fabric.gate.state import Answered, GateState
 from fabric.ledger import Book
@@ -221,6 +225,8 @@ class Gate:
                 return credit.release(core, event)
             case RecordCalls():
                 return calls.record(core, event)
+            case KeepUsage() | SettleUsage() | WriteOffUsage():
+                return usage.decide(core, event)
             case OfferModel():
                 return models.offer(core, event)
             case ScaleModel():

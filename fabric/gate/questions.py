@@ -11,7 +11,17 @@ from fabric.charging.catalogue import Catalogue
 from fabric.charging.records import Cdr
 from fabric.charging.tariffs import Tariffs
 from fabric.gate.events import JobSpec
-from fabric.gate.views import BalanceView, CallerView, JobView, KeyView, LeaseView, ModelView, NodeView, QuoteView
+from fabric.gate.views import (
+    BalanceView,
+    CallerView,
+    JobView,
+    KeyView,
+    LeaseView,
+    ModelView,
+    NodeView,
+    OpenUsageView,
+    QuoteView,
+)
 from fabric.units import AccountId, HoldId, JobId, KeyId
 
 
@@ -129,6 +139,10 @@ class LeasesOf(Question, frozen=True, kw_only=True, tag="leases"):
     account_id: AccountId | None = None
 
 
+class OpenUsageOf(Question, frozen=True, kw_only=True, tag="open_usage"):
+    """→ list[OpenUsageView], oldest first: calls that were used and are neither charged nor written off"""
+
+
 class PricesOf(Question, frozen=True, kw_only=True, tag="prices"):
     """→ Prices"""
 
@@ -157,6 +171,7 @@ AnyQuestion = (
     | ModelsOf
     | NodesOf
     | LeasesOf
+    | OpenUsageOf
     | PricesOf
 )
 AnyAnswer = (
@@ -176,6 +191,7 @@ AnyAnswer = (
     | list[ModelView]
     | list[NodeView]
     | list[LeaseView]
+    | list[OpenUsageView]
     | int
     | None
 )

@@ -56,6 +56,11 @@ def from_ledger(refused: Refused, *, remedy: str = "") -> Refusal:
             return invalid(f"{refused.code.replace('_', ' ')}: {said}", code=refused.code, **facts)
 
 
+def unavailable(message: str, *, code: str) -> Refusal:
+    """Not now: asked again later, the answer may be another."""
+    return Refusal(code=code, http_status=503, message=message)
+
+
 def key_limit_reached(*, needed_uhs: int, left_uhs: int, limit_uhs: int) -> Refusal:
     return Refusal(
         code="key_limit_reached",

@@ -135,6 +135,36 @@ class ReleaseHold(Event, frozen=True, kw_only=True, tag="release_hold"):
     seq: int
 
 
+class KeepUsage(Event, frozen=True, kw_only=True, tag="keep_usage"):
+    """A call that its meter could report in no other way: kept as open, until an operator settles it or writes it off.
+
+    Whatever it says is kept as it was said. `code` and `reason` are what the report was refused with.
+    """
+
+    account_id: AccountId
+    hold_id: HoldId
+    call: CallUsed
+    code: str = ""
+    reason: str = ""
+
+
+class SettleUsage(Event, frozen=True, kw_only=True, tag="settle_usage"):
+    """Charge an open call now that it can be: from what is free, and what isn't is written off."""
+
+    account_id: AccountId
+    call_id: str
+    request_id: str = ""
+
+
+class WriteOffUsage(Event, frozen=True, kw_only=True, tag="write_off_usage"):
+    """Let the operator bear an open call, and close it."""
+
+    account_id: AccountId
+    call_id: str
+    reason: str = ""
+    request_id: str = ""
+
+
 class RecordCalls(Event, frozen=True, kw_only=True, tag="record_calls"):
     """Calls that no hold pays for, because the account's own lease does: recorded. All of them are `covered`."""
 

@@ -18,7 +18,7 @@ from fabric.gate.hazards import Hazard
 from fabric.gate.instructions import Lease, Outcome
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.lifecycle import JobState, StopReason
-from fabric.gate.serving_events import ModelSpec
+from fabric.gate.serving_events import CallUsed, ModelSpec
 from fabric.gate.timeline import Moment
 from fabric.ledger import Book
 from fabric.placement import PlacementState
@@ -195,6 +195,17 @@ class SettledCalls:
     """When `recent` was begun."""
 
 
+class OpenUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that was used and is neither charged nor written off yet."""
+
+    account_id: AccountId
+    hold_id: str
+    call: CallUsed
+    code: str
+    reason: str
+    kept_at_us: int
+
+
 class Answered(msgspec.Struct, frozen=True, array_like=True):
     """The answer a request id got, and what it asked: kept forever."""
 
@@ -227,6 +238,8 @@ class GateState:
     subscriptions: list[SubscriptionRecord] = field(default_factory=list)
     models: dict[str, Model] = field(default_factory=dict)
     calls: SettledCalls = field(default_factory=SettledCalls)
+    open_usage: dict[str, OpenUsage] = field(default_factory=dict)
+    """Calls that were used and could not be charged, by account and call, oldest first."""
     answered: dict[str, Answered] = field(default_factory=dict)
     paid: dict[str, Answered] = field(default_factory=dict)
     """What each payment has booked, by account, channel and reference: for ever."""

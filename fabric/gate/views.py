@@ -5,6 +5,7 @@ import msgspec
 from fabric.charging.rates import Rate
 from fabric.charging.records import Cdr
 from fabric.gate.instructions import Share
+from fabric.gate.serving_events import CallUsed
 
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +137,18 @@ class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
     """starting | running | stopping | removing"""
     sampled: int = 0
     """The last sample of it that was charged: meters that were lost go on counting from there."""
+
+
+class OpenUsageView(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that was used and is neither charged nor written off."""
+
+    account_id: str
+    hold_id: str
+    call: CallUsed
+    code: str
+    """What its report was refused with."""
+    reason: str
+    kept_at_us: int
 
 
 class QuoteView(msgspec.Struct, frozen=True, kw_only=True):

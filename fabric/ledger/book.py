@@ -23,6 +23,7 @@ from fabric.ledger.outcomes import (
     IMPLAUSIBLE_USAGE,
     INVALID_AMOUNT,
     STALE_SEQ,
+    UNKNOWN_ACCOUNT,
     UNKNOWN_HOLD,
     Balance,
     Granted,
@@ -95,6 +96,35 @@ class Book(Holding, kw_only=True, dict=True):
         """Free all that is still held, end the hold."""
         return self._finish(hold_id, seq=seq, used_uhs=0, state=HoldState.RELEASED, now_us=now_us)
 
+    def charge_late(self, hold_id: str, *, used_uhs: int, now_us: int) -> Settled | Refused:
+        """Book use that no word of the hold's client told of, such as one that is heard of when the hold has ended.
+
+        From what it holds, if it still does, then from what is free; the rest is written off. The hold must be known.
+        """
+        self._catch_up(now_us)
+        hold = self.hold(hold_id)
+        assert hold is not None, f"there is no hold {hold_id}"
+        if refused := self._unbelievable(hold, used_uhs=used_uhs, now_us=now_us):
+            return refused
+        late, over = hold.state is not HoldState.OPEN, used_uhs > hold.held_uhs
+        debt, lost = self._book_usage(self.accounts[hold.account_id], hold, used_uhs=used_uhs, now_us=now_us)
+        if hold_id in self.ended:
+            hold.pieces = []
+        return Settled(used_uhs - lost, 0, debt, over, late, lost)
+
+    def write_off(self, account_id: str, *, ref: str, amount_uhs: int, now_us: int) -> Refused | None:
+        """Book use that no hold is known for any more: the operator bears it."""
+        self._catch_up(now_us)
+        account = self.accounts.get(account_id)
+        if account is None:
+            return Refused(UNKNOWN_ACCOUNT, {"account_id": account_id})
+        limit_uhs = WRITE_OFF_UHS_MAX - account.written_off_uhs
+        if amount_uhs > min(limit_uhs, INT64_MAX - self.tokens_uhs["redeemed"]):
+            return Refused(IMPLAUSIBLE_USAGE, {"used_uhs": amount_uhs, "limit_uhs": limit_uhs})
+        if amount_uhs > 0:
+            self._write_off(account, ref=ref, amount_uhs=amount_uhs, now_us=now_us, flags=("late", "no_hold"))
+        return None
+
     def free(self, account_id: str, *, now_us: int, use: Use | None = None) -> int:
         """What a hold for `use` could get now, credit included; 0 for an unknown account."""
         account = self.accounts.get(account_id)
@@ -122,14 +152,15 @@ class Book(Holding, kw_only=True, dict=True):
             return Refused(HOLD_ENDED, {"hold_id": hold_id, "state": hold.state.value})
         if used_uhs < 0 or more_uhs < 0:
             return Refused(INVALID_AMOUNT, {"used_uhs": used_uhs, "more_uhs": more_uhs})
+        return self._unbelievable(hold, used_uhs=used_uhs, now_us=now_us) or hold
+
+    def _unbelievable(self, hold: Hold, *, used_uhs: int, now_us: int) -> Refused | None:
         if used_uhs > INT64_MAX - self.tokens_uhs["redeemed"]:
             return Refused(BEYOND_INT64, {"used_uhs": used_uhs, "limit_uhs": INT64_MAX})
         limit_uhs = self._plausible_uhs(hold, used_uhs=used_uhs, now_us=now_us)
-        return (
-            hold
-            if used_uhs <= limit_uhs
-            else Refused(IMPLAUSIBLE_USAGE, {"used_uhs": used_uhs, "limit_uhs": limit_uhs})
-        )
+        if used_uhs > limit_uhs:
+            return Refused(IMPLAUSIBLE_USAGE, {"used_uhs": used_uhs, "limit_uhs": limit_uhs})
+        return None
 
     def _plausible_uhs(self, hold: Hold, *, used_uhs: int, now_us: int) -> int:
         """What a client's word about this hold is believed up to: all that is held and free, and a large loss."""

@@ -777,6 +777,60 @@ class RecordCallsRequest(_message.Message):
     calls: _containers.RepeatedCompositeFieldContainer[Call]
     def __init__(self, calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ...) -> None: ...
 
+class KeepUsageRequest(_message.Message):
+    __slots__ = ("hold_id", "call", "code", "reason")
+    HOLD_ID_FIELD_NUMBER: _ClassVar[int]
+    CALL_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    hold_id: str
+    call: Call
+    code: str
+    reason: str
+    def __init__(self, hold_id: _Optional[str] = ..., call: _Optional[_Union[Call, _Mapping]] = ..., code: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ListOpenUsageRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class OpenUsage(_message.Message):
+    __slots__ = ("account_id", "hold_id", "call", "code", "reason", "kept_at_us")
+    ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    HOLD_ID_FIELD_NUMBER: _ClassVar[int]
+    CALL_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    KEPT_AT_US_FIELD_NUMBER: _ClassVar[int]
+    account_id: str
+    hold_id: str
+    call: Call
+    code: str
+    reason: str
+    kept_at_us: int
+    def __init__(self, account_id: _Optional[str] = ..., hold_id: _Optional[str] = ..., call: _Optional[_Union[Call, _Mapping]] = ..., code: _Optional[str] = ..., reason: _Optional[str] = ..., kept_at_us: _Optional[int] = ...) -> None: ...
+
+class ListOpenUsageReply(_message.Message):
+    __slots__ = ("usage", "unreported_calls")
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    UNREPORTED_CALLS_FIELD_NUMBER: _ClassVar[int]
+    usage: _containers.RepeatedCompositeFieldContainer[OpenUsage]
+    unreported_calls: int
+    def __init__(self, usage: _Optional[_Iterable[_Union[OpenUsage, _Mapping]]] = ..., unreported_calls: _Optional[int] = ...) -> None: ...
+
+class CloseUsageRequest(_message.Message):
+    __slots__ = ("request_id", "account_id", "call_id", "write_off", "reason")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    WRITE_OFF_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    account_id: str
+    call_id: str
+    write_off: bool
+    reason: str
+    def __init__(self, request_id: _Optional[str] = ..., account_id: _Optional[str] = ..., call_id: _Optional[str] = ..., write_off: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class Rate(_message.Message):
     __slots__ = ("model", "version", "accelerator", "input_uhs_per_mtok", "cached_uhs_per_mtok", "output_uhs_per_mtok", "reasoning_uhs_per_mtok")
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -932,7 +986,7 @@ class ReportServingReply(_message.Message):
     def __init__(self) -> None: ...
 
 class Replica(_message.Message):
-    __slots__ = ("replica_id", "model", "version", "state", "reason", "address", "tls_fingerprint", "accelerator", "dedicated_to", "lease_id", "running", "waiting", "capacity", "ttft_p50_us", "ttft_p99_us", "started_at_us", "kv_used_ppm")
+    __slots__ = ("replica_id", "model", "version", "state", "reason", "address", "tls_fingerprint", "accelerator", "dedicated_to", "lease_id", "running", "waiting", "capacity", "ttft_p50_us", "ttft_p99_us", "started_at_us", "kv_used_ppm", "unreported_calls")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -950,6 +1004,7 @@ class Replica(_message.Message):
     TTFT_P99_US_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_US_FIELD_NUMBER: _ClassVar[int]
     KV_USED_PPM_FIELD_NUMBER: _ClassVar[int]
+    UNREPORTED_CALLS_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     model: str
     version: str
@@ -967,7 +1022,8 @@ class Replica(_message.Message):
     ttft_p99_us: int
     started_at_us: int
     kv_used_ppm: int
-    def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., address: _Optional[str] = ..., tls_fingerprint: _Optional[str] = ..., accelerator: _Optional[str] = ..., dedicated_to: _Optional[str] = ..., lease_id: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., capacity: _Optional[int] = ..., ttft_p50_us: _Optional[int] = ..., ttft_p99_us: _Optional[int] = ..., started_at_us: _Optional[int] = ..., kv_used_ppm: _Optional[int] = ...) -> None: ...
+    unreported_calls: int
+    def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., address: _Optional[str] = ..., tls_fingerprint: _Optional[str] = ..., accelerator: _Optional[str] = ..., dedicated_to: _Optional[str] = ..., lease_id: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., capacity: _Optional[int] = ..., ttft_p50_us: _Optional[int] = ..., ttft_p99_us: _Optional[int] = ..., started_at_us: _Optional[int] = ..., kv_used_ppm: _Optional[int] = ..., unreported_calls: _Optional[int] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
     __slots__ = ("model", "state", "reason", "wanted")

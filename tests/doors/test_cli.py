@@ -50,6 +50,7 @@ OPERATORS = [
     (("ops", "drain", "h1"), "draining"),
     (("ops", "undrain", "h1"), "takes jobs again"),
     (("ops", "close-period", "2027-01"), "closed"),
+    (("ops", "usage"), "no open usage"),
 ]
 
 

@@ -49,7 +49,7 @@ def test_a_key_of_a_process_may_ask_for_what_that_needs_alone(house, role):
     allowed = {name for name, call in rpc.CALLS.items() if role in call.scopes}
     assert allowed == {
         KeyScope.GATEWAY: {"CallerOf", "ListModels", "ReportServing", "WatchServing"},
-        KeyScope.REPLICA: {"Authorize", "UpdateHold", "SettleHold", "ReleaseHold", "RecordCalls"},
+        KeyScope.REPLICA: {"Authorize", "UpdateHold", "SettleHold", "ReleaseHold", "RecordCalls", "KeepUsage"},
         KeyScope.HOST: {
             "Submit", "GetJob", "ListJobs", "WatchJobs", "Cancel", "Result", "ListModels", "ReportServing", "WatchServing",
         },

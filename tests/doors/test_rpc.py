@@ -82,6 +82,7 @@ EVERY_REQUEST = [
     pb.SettleHoldRequest(hold_id="HOLD", seq=1, used_uhs=1),
     pb.ReleaseHoldRequest(hold_id="HOLD", seq=1),
     pb.RecordCallsRequest(calls=[pb.Call(call_id="c", model="m", accelerator="H100", covered=True)]),
+    pb.KeepUsageRequest(hold_id="h", call=pb.Call(call_id="c")),
     pb.ListModelsRequest(),
     pb.OfferModelRequest(request_id="r", spec=pb.ModelSpec(name="m", source="/m"), rates=[pb.Rate()]),
     pb.ScaleModelRequest(request_id="r", model="m", replicas_max=1),
@@ -101,6 +102,8 @@ EVERY_REQUEST = [
     pb.ListLeasesRequest(),
     pb.DrainNodeRequest(node_id="h0"),
     pb.ClosePeriodRequest(request_id="r", period="2027-01"),
+    pb.ListOpenUsageRequest(),
+    pb.CloseUsageRequest(request_id="r", account_id="acme", call_id="c", write_off=True),
 ]
 NAMES = {type(request).__name__.removesuffix("Request"): request for request in EVERY_REQUEST}
 

@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 from grpc._cython import cygrpc
 
@@ -288,3 +289,33 @@ def test_every_option_is_one_that_grpc_knows():
     named = [name for options in (rpc.OPTIONS, client._OPTIONS, serving_ledger._OPTIONS) for name, _ in options]
     assert "grpc.http2.min_ping_interval_without_data_ms" in named
     assert [name for name in named if name.encode() not in library] == []
+
+
+async def test_a_call_that_can_not_be_charged_is_kept_as_it_was_said_and_closed_by_hand(house):
+    """No rate, a count below zero, a name longer than any: the door's last word about use is never no."""
+    offer(house)
+    door = ledger(house)
+    odd = {
+        "gone": call("gone", model="gone"),
+        "less": msgspec.structs.replace(call("less"), usage=Usage(-1, 5, -7, 9)),
+        "long": call("x" * 5_000, model="m" * 5_000),
+    }
+    for each in odd.values():
+        with pytest.raises(InvalidRequest) as refusal:
+            await door.settle(hold_id="slice-1", account_id="acme", seq=1, calls=[each])
+        kept = {"call": each, "code": refusal.value.code, "reason": str(refusal.value)}
+        for _ in range(2):
+            await door.keep(hold_id="slice-1", account_id="acme", **kept)
+    operator = house.client(house.root)
+    found = operator.call(pb.ListOpenUsageRequest(), pb.ListOpenUsageReply).usage
+    assert [each.call.call_id[:4] for each in found] == ["gone", "less", "xxxx"]
+    assert (found[1].call.prompt_tokens, found[1].call.completion_tokens) == (-1, -7)
+    assert all(len(each.call.call_id) <= 200 and each.code and each.reason for each in found)
+    for number, each in enumerate(found):
+        request = pb.CloseUsageRequest(account_id="acme", call_id=each.call.call_id, request_id=f"close-{number}")
+        with pytest.raises(InvalidRequest):
+            operator.call(request, pb.Accepted)
+        request.write_off, request.request_id = True, f"write-off-{number}"
+        operator.call(request, pb.Accepted)
+    assert not operator.call(pb.ListOpenUsageRequest(), pb.ListOpenUsageReply).usage
+    await door.close()

@@ -4,6 +4,7 @@ import copy
 from collections import defaultdict
 from fractions import Fraction
 
+import msgspec
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
@@ -11,16 +12,20 @@ from fabric.charging.rates import Rate
 from fabric.gate.calls import GENERATION_US
 from fabric.gate.events import Tick
 from fabric.gate.instructions import Accepted
+from fabric.gate.questions import OpenUsageOf
 from fabric.gate.serving_events import (
     Authorize,
     CallUsed,
+    KeepUsage,
     ModelSpec,
     OfferModel,
     RecordCalls,
     ScaleModel,
     SettleHold,
+    SettleUsage,
     UpdateHold,
     WithdrawModel,
+    WriteOffUsage,
 )
 from fabric.ledger import Service, Use
 from fabric.ledger.sweeping import REMEMBER_ENDED_US, REMEMBER_LAPSED_US
@@ -72,7 +77,7 @@ class CallRules(Expected):
         super().__init__()
         self.slices, self.prices = [], []
         self.slice_key, self.slice_made = {}, {}
-        self.charged, self.billed, self.recorded = {}, defaultdict(int), []
+        self.charged, self.billed, self.recorded, self.open = {}, defaultdict(int), [], {}
         self.key_held, self.key_spent, self.overspent = defaultdict(int), defaultdict(int), set()
 
     def lapse(self):
@@ -180,7 +185,10 @@ class CallRules(Expected):
             expected = self.expect_more(trial, hold_id, used, more=more, minimum=minimum, room=room, ttl=ttl)
         outcome = self.ask(event)
         forgotten = {"ended": REMEMBER_ENDED_US, "lapsed": REMEMBER_LAPSED_US}.get(hold.state)
-        if forgotten is not None and hold.over_at < self.latest - forgotten:
+        is_forgotten = forgotten is not None and hold.over_at < self.latest - forgotten
+        if calls and (is_forgotten or (step > 0 and hold.state == "ended")):
+            self.report_of_what_is_over(hold_id, account, bills, end=end, forgotten=is_forgotten, lost_before=lost)
+        elif is_forgotten:
             assert outcome.code == "not_found"
         elif step <= 0:
             again = step == 0 and hold.answer[0] == ("end" if end else "update")
@@ -201,6 +209,50 @@ class CallRules(Expected):
                 hold.state, hold.expires = "open", self.latest + ttl * S
             if end:
                 hold.state, hold.over_at = "ended", self.latest
+
+    def report_of_what_is_over(self, hold_id, account, bills, *, end, forgotten, lost_before):
+        """What was used is met from what is free, or written off where nobody knows of the hold any more."""
+        decision, due = self.decisions[-1], sum(bills.values())
+        lost = self.money.lost[account] - lost_before
+        assert lost == due if forgotten else 0 <= lost <= due
+        facts = {"captured_uhs": due - lost, "written_off_uhs": lost, "late": True}
+        assert decision.outcome == (Accepted(facts=facts) if end else Accepted(final=True))
+        self.note(None if forgotten else hold_id, account, bills, lost)
+        self.key_spent[None if forgotten else self.slice_key[hold_id]] += due - lost
+        self.overspent |= {self.slice_key[hold_id]} if due > lost else set()
+
+    @rule(account=accounts, given=CALLS, broken=st.booleans())
+    def keep_open(self, account, given, broken):
+        """Calls that were refused in every other way, some of which can never be charged."""
+        calls = [self.call(*each) for each in given]
+        if broken:
+            calls = [msgspec.structs.replace(call, cached_tokens=call.prompt_tokens + 1) for call in calls]
+        for call in calls:
+            self.ask(KeepUsage(account_id=account, hold_id="somewhere", call=call, code="x"))
+            if (account, call.call_id) not in self.charged:
+                self.open.setdefault((account, call.call_id), call)
+
+    @precondition(lambda self: self.open)
+    @rule(pick=picks, write_off=st.booleans())
+    def close_by_hand(self, pick, write_off):
+        """What was kept is charged or written off once, unless it was charged on another way since."""
+        account, call_id = sorted(self.open)[pick % len(self.open)]
+        call, kind = self.open[account, call_id], WriteOffUsage if write_off else SettleUsage
+        outcome = self.ask(kind(account_id=account, call_id=call_id))
+        broken = call.cached_tokens > call.prompt_tokens and (account, call_id) not in self.charged
+        if broken and not write_off:
+            assert outcome.code == "invalid_call"
+            return
+        bills = {} if broken else self.bills(account, (call,))
+        self.note(None, account, bills, sum(bills.values()))
+        del self.open[account, call_id]
+        if broken:
+            self.charged[account, call_id] = 0
+
+    @invariant()
+    def what_could_not_be_charged_is_listed(self):
+        listed = self.gate.ask(OpenUsageOf(), self.latest)
+        assert {(each.account_id, each.call.call_id): each.call for each in listed} == self.open
 
     @precondition(lambda self: self.prices)
     @rule(account=accounts, given=CALLS)

@@ -233,8 +233,12 @@ class Auditor:
 
     def _write_off(self, transfer, amounts, use_of, terms_of):
         """Only when nothing is left that could pay: not in the hold, not beside it."""
-        hold, lost = self.holds[transfer.ref], amounts["redeemed"]
+        lost = amounts["redeemed"]
         assert amounts == {"written_off": -lost, "redeemed": lost}
+        if "no_hold" in transfer.flags:
+            self.lost[transfer.account_id] += lost
+            return
+        hold = self.holds[transfer.ref]
         assert lost > 0 == hold.held + self.free(hold.account, hold.use, transfer.at_us)
         self.lost[hold.account] += lost
         hold.lost += lost

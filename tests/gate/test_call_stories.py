@@ -37,11 +37,11 @@ def offer(name="tiny", price=PRICE, **more):
     return OfferModel(spec=spec, rates=() if price is None else (rate(*price),))
 
 
-def call(call_id="c", *, prompt=100, cached=0, completion=10, began=None, **more):
+def call(call_id="c", *, prompt=100, cached=0, completion=10, began=None, ended=1_700_000_001 * S, **more):
     return CallUsed(
         call_id=call_id, model=more.pop("model", "tiny"), accelerator=more.pop("accelerator", "H100"), prompt_tokens=prompt,
         cached_tokens=cached, completion_tokens=completion, started_at_us=1_700_000_000 * S if began is None else began,
-        ended_at_us=1_700_000_001 * S, ended="stop", **more,
+        ended_at_us=ended, ended="stop", **more,
     )  # fmt: skip
 
 

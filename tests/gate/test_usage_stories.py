@@ -2,9 +2,13 @@
 
 import pytest
 
-from fabric.gate.events import CreateKey, TopUp
+from fabric.gate import usage
+from fabric.gate.events import CreateKey, ReleaseHold, Tick, TopUp
+from fabric.gate.instructions import Accepted
+from fabric.gate.questions import OpenUsageOf
+from fabric.gate.serving_events import KeepUsage, SettleUsage, WriteOffUsage
 from tests.gate.test_call_stories import COST, call, free, hold, key_of, offer, say
-from tests.gate.world import Clockwork, S
+from tests.gate.world import DAY, Clockwork, S
 
 
 @pytest.fixture
@@ -25,3 +29,95 @@ def test_what_was_written_off_is_in_the_calls_records_and_not_the_keys(world):
     assert decision.outcome.facts["written_off_uhs"] == COST
     assert key_of(world) == (COST, 0)
     assert [transfer.kind for transfer in decision.transfers] == ["capture", "write_off"]
+
+
+# -- holds that are over -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_a_call_of_a_hold_that_has_ended_is_charged_from_what_is_free(world, end):
+    hold(world)
+    world.do(ReleaseHold(hold_id="s", account_id="ada", seq=1))
+    decision = say(world, call("a"), seq=2, end=end)
+    assert isinstance(decision.outcome, Accepted)
+    assert [(one.charged_uhs, one.absorbed_uhs) for one in decision.records] == [(COST, 0)]
+    assert [(one.kind, one.flags) for one in decision.transfers] == [("capture", ("late", "over_hold"))]
+    assert free(world) == 1_000 * S - COST
+    assert say(world, call("a"), seq=3, end=end).records == (), "it is charged once"
+
+
+@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize("days", [0, 40])
+def test_a_call_of_a_hold_that_nobody_remembers_is_written_off(world, end, days):
+    hold(world)
+    world.at(days * 86_400).do(Tick())
+    began = world.now_us - S
+    decision = say(world, call("a", began=began, ended=began), seq=1, end=end, hold_id="s" if days else "unheard")
+    assert isinstance(decision.outcome, Accepted)
+    assert [(one.charged_uhs, one.absorbed_uhs) for one in decision.records] == [(0, COST)]
+    assert [(one.kind, one.flags) for one in decision.transfers] == [("write_off", ("late", "no_hold"))]
+
+
+def test_nobody_reports_calls_of_another_accounts_hold_or_of_a_jobs(world):
+    hold(world)
+    assert say(world, call("a"), seq=1, account="bob").outcome.code == "not_found"
+    assert say(world, call("a"), seq=1, hold_id="j#1").outcome.code == "not_found"
+    assert say(world, call("a"), seq=1, account="nobody", hold_id="x").outcome.code == "not_found"
+
+
+# -- what could not be charged -------------------------------------------------------------------------------------------
+
+
+def keep(bad, **more):
+    return KeepUsage(account_id="ada", hold_id="s", call=bad, code="unknown_rate", reason="offer it", **more)
+
+
+def kept(world):
+    return [each.call.call_id for each in world.gate.ask(OpenUsageOf(), world.now_us)]
+
+
+def test_what_can_not_be_charged_is_kept_open_until_it_can(world):
+    hold(world)
+    unrated = call("a", model="gone")
+    assert say(world, unrated, seq=1).outcome.code == "unknown_rate"
+    for _ in range(2):
+        assert isinstance(world.do(keep(unrated)).outcome, Accepted)
+    say(world, seq=2, end=True)
+    assert kept(world) == ["a"]
+    assert world.do(SettleUsage(account_id="ada", call_id="a")).outcome.code == "unknown_rate"
+    world.do(offer("gone"))
+    decision = world.do(SettleUsage(account_id="ada", call_id="a", request_id="r"))
+    assert [(one.cdr_id, one.charged_uhs) for one in decision.records] == [("a", COST)]
+    assert (kept(world), free(world)) == ([], 1_000 * S - COST)
+    assert world.do(SettleUsage(account_id="ada", call_id="a")).outcome.code == "not_found"
+    assert isinstance(world.do(keep(unrated)).outcome, Accepted)
+    assert kept(world) == [], "it was charged"
+
+
+def test_what_can_be_charged_and_is_written_off_is_booked_as_that(world):
+    world.do(keep(call("a")))
+    decision = world.do(WriteOffUsage(account_id="ada", call_id="a", reason="a goodwill"))
+    assert [(one.charged_uhs, one.absorbed_uhs) for one in decision.records] == [(0, COST)]
+    assert [transfer.kind for transfer in decision.transfers] == ["write_off"]
+    assert (kept(world), free(world)) == ([], 1_000 * S)
+
+
+def test_what_never_can_be_charged_is_closed_by_writing_it_off(world):
+    world.do(keep(call("a", cached=101)))
+    assert world.do(SettleUsage(account_id="ada", call_id="a")).outcome.code == "invalid_call"
+    decision = world.do(WriteOffUsage(account_id="ada", call_id="a"))
+    assert (decision.outcome.facts["written_off_uhs"], decision.records, kept(world)) == (0, (), [])
+
+
+def test_open_usage_has_a_bound_beyond_which_its_meter_keeps_it(world, monkeypatch):
+    monkeypatch.setattr(usage, "OPEN_MAX", 2)
+    outcomes = [world.do(keep(call(name))).outcome for name in "abc"]
+    assert [getattr(each, "http_status", None) for each in outcomes] == [None, None, 503]
+    assert kept(world) == ["a", "b"]
+
+
+def test_open_usage_outlives_a_restart(world):
+    world.do(keep(call("a")))
+    world.at(DAY // S).do(Tick())
+    again = type(world.gate).restore(world.gate.snapshot())
+    assert [each.call.call_id for each in again.ask(OpenUsageOf(), world.now_us)] == ["a"]

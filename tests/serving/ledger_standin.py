@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 
-from fabric.errors import InsufficientTokens, NotFound, Unavailable
+from fabric.errors import InsufficientTokens, InvalidRequest, NotFound, Unavailable
 from serving.calls import Granted
 
 
@@ -21,6 +21,12 @@ class LedgerStandIn:
         self.messages = Counter()
         self.late = Counter()
         """What was reported after its hold had run out: the account may owe it."""
+        self.calls_max = 1_000
+        self.faulty = set()
+        """Calls that it refuses, with whatever is reported beside them."""
+        self.open = {}
+        """Calls that it could not charge and keeps."""
+        self.keeps = True
         self.reachable = True
         self.delay_s = 0.0
 
@@ -52,6 +58,8 @@ class LedgerStandIn:
             )
         if ask.kind == "record":
             return self.do_record(payer.account_id, ask.calls)
+        if ask.kind == "keep":
+            return self.do_keep(ask.calls[0], ask.code)
         return self.do_settle(ask.hold_id, payer.account_id, ask.seq, ask.calls)
 
     def expire(self):
@@ -80,9 +88,13 @@ class LedgerStandIn:
         self.messages["update"] += 1
         if (hold_id, seq) in self.answers:
             return self.answers[hold_id, seq]
+        self._look_at(calls)
         hold = self.holds[hold_id]
-        if hold["over"]:
+        if hold["over"] and not calls:
             raise NotFound(f"hold {hold_id} ended", code="hold_ended")
+        if hold["over"]:
+            self._capture(hold, calls)
+            return self._answer(hold_id, seq, final=True)
         self._capture(hold, calls)
         give = self._give(account_id, more)
         give = 0 if give < minimum else give
@@ -96,6 +108,7 @@ class LedgerStandIn:
         self.messages["settle"] += 1
         if (hold_id, seq) in self.answers or hold_id not in self.holds:
             return
+        self._look_at(calls)
         hold = self.holds[hold_id]
         self._capture(hold, calls)
         self.free[account_id] += hold["uhs"]
@@ -106,10 +119,25 @@ class LedgerStandIn:
 
     def do_record(self, account_id, calls):
         self.messages["record"] += 1
+        self._look_at(calls)
         for call in calls:
             assert (call.account_id, call.covered) == (account_id, True)
             self.charged.setdefault(call.call_id, 0)
             self.calls.setdefault(call.call_id, call)
+
+    def do_keep(self, call, code):
+        self.messages["keep"] += 1
+        if not self.keeps:
+            raise InvalidRequest("not even that", code="refused")
+        assert code, "it says what the report was refused with"
+        if call.call_id not in self.charged:
+            self.open[call.call_id] = call
+
+    def _look_at(self, calls):
+        if len(calls) > self.calls_max:
+            raise InvalidRequest(f"{len(calls)} calls: split them", code="too_many_calls")
+        if bad := [call.call_id for call in calls if call.call_id in self.faulty and call.call_id not in self.charged]:
+            raise InvalidRequest(f"call {bad[0]} can't be right", code="invalid_call")
 
     def _give(self, account_id, amount):
         return max(0, min(amount, self.free[account_id]))
@@ -151,6 +179,10 @@ class LedgerStandIn:
     async def record(self, *, account_id, calls):
         await self._travel()
         self.do_record(account_id, calls)
+
+    async def keep(self, *, hold_id, account_id, call, code, reason):
+        await self._travel()
+        self.do_keep(call, code)
 
     async def _travel(self):
         await asyncio.sleep(self.delay_s)

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fabric.charging.rounding import half_even
-from fabric.errors import InsufficientTokens, NotFound
+from fabric.errors import InsufficientTokens, InvalidRequest, NotFound
 from serving.calls import Call, Usage
-from serving.metering import Metering, Short
-from serving.slices import Ask, Payer, Terms
+from serving.metering import Metering
+from serving.slices import Ask, Payer, Short, Terms
 
 from .ledger_standin import LedgerStandIn
 
@@ -43,18 +43,22 @@ class Replica:
             model="m",
             accelerator="H100",
             charge=charge,
-            terms=Terms(grant_tokens=16),
+            terms=Terms(grant_tokens=16, report_calls=3),
         )
 
     def record(self, ask):
-        self.recorded.setdefault(ask.hold_id, {"payer": ask.payer, "seq": ask.seq, "calls": {}})["seq"] = ask.seq
+        if ask.kind != "keep":
+            kept = self.recorded.setdefault(ask.hold_id, {"payer": ask.payer, "seq": ask.seq, "calls": {}})
+            kept["seq"] = ask.seq
         self.flying.append(ask)
 
     def acknowledge(self, ask):
         kept = self.recorded.get(ask.hold_id)
         for call in ask.calls if kept else ():
             kept["calls"].pop(call.call_id, None)
-        if ask.kind == "settle" or (ask.kind == "record" and kept and not kept["calls"]):
+        if kept and (ask.kind == "settle" or (ask.kind == "record" and not self.meter.knows(ask.hold_id))):
+            kept["over"] = True
+        if kept and not kept["calls"] and kept.get("over"):
             self.recorded.pop(ask.hold_id, None)
 
     def kill(self):
@@ -69,11 +73,10 @@ class Replica:
             )
             for hold_id, kept in self.recorded.items()
         ]
-        for ask in left:
-            self.recorded[ask.hold_id]["seq"] = ask.seq
         self.start()
-        self.flying = left
-        return left
+        self.flying = []
+        for ask in left:
+            self.meter.recover(ask)
 
 
 class Serving(RuleBasedStateMachine):
@@ -81,6 +84,7 @@ class Serving(RuleBasedStateMachine):
         super().__init__()
         self.now = 1_000_000_000
         self.ledger = LedgerStandIn(charge, clock=lambda: self.now)
+        self.ledger.calls_max = 2
         self.replicas = [Replica("r1"), Replica("r2")]
         self.engine = {}
         self.delivered = {}
@@ -207,10 +211,22 @@ class Serving(RuleBasedStateMachine):
         replica.kill()
         self.engine = {call_id: where for call_id, where in self.engine.items() if where[0] is not replica}
 
+    @rule(keeps=st.booleans())
+    def the_ledger_keeps_what_it_can_not_charge(self, keeps):
+        self.ledger.keeps = keeps
+
+    @precondition(lambda self: self.delivered)
+    @rule(data=st.data())
+    def a_call_will_be_refused(self, data):
+        """Whatever is reported with it is refused too."""
+        call_id = data.draw(st.sampled_from(sorted(self.delivered)))
+        if call_id not in self.ledger.charged:
+            self.ledger.faulty.add(call_id)
+
     def _tell(self, ask):
         try:
             return self.ledger.do(ask)
-        except (InsufficientTokens, NotFound) as error:
+        except (InsufficientTokens, InvalidRequest, NotFound) as error:
             return error
 
     def _deliver(self, replica, ask):
@@ -218,7 +234,8 @@ class Serving(RuleBasedStateMachine):
         replica.flying.remove(ask)
         meter = replica.meter
         if isinstance(answer, Exception):
-            meter.refused(ask, gone=isinstance(answer, NotFound), now_us=self.now)
+            gone = not isinstance(answer, InsufficientTokens)
+            meter.refused(ask, gone=gone, now_us=self.now, code=answer.code, reason=str(answer))
             if ask.kind == "authorize":
                 replica.recorded.pop(ask.hold_id, None)
         else:
@@ -256,16 +273,21 @@ class Serving(RuleBasedStateMachine):
     def teardown(self):
         for call_id in sorted(self.engine):
             self._end(call_id, "cancelled")
+        self.ledger.keeps = True
         for replica in self.replicas:
-            for _ in range(6):
-                self.now += 3_000_000
+            for _ in range(40 + 12 * len(self.delivered)):
+                self.now += 1_000_000 if replica.meter.unreported(0) == 0 else 3_600_000_000
                 for ask in [*replica.flying]:
                     self._deliver(replica, ask)
                 for ask in replica.meter.due(self.now):
                     replica.record(ask)
             assert not replica.meter.unsettled(), "a slice leaked"
         for call_id, usage in self.delivered.items():
-            assert call_id in self.ledger.calls, "a call was not settled"
+            if call_id in self.ledger.open:
+                assert call_id in self.ledger.faulty
+                assert self.ledger.open[call_id].usage == usage
+                continue
+            assert call_id in self.ledger.calls, "a call was neither settled nor is it open"
             call = self.ledger.calls[call_id]
             assert call.usage == usage
             exact = Fraction(
@@ -278,7 +300,8 @@ class Serving(RuleBasedStateMachine):
                 1_000_000,
             )
             assert abs(self.ledger.charged[call_id] - exact) <= Fraction(1, 2)
-        assert set(self.ledger.calls) == set(self.delivered)
+        assert not set(self.ledger.calls) & set(self.ledger.open), "a call is charged and open"
+        assert set(self.ledger.calls) | set(self.ledger.open) == set(self.delivered)
         for account_id in ACCOUNTS:
             assert self.ledger.held(account_id) == 0
 
