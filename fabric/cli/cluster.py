@@ -10,6 +10,8 @@ from fabric.cli.session import AsJson
 from fabric.profile import Profile, save_profile
 
 StateDir = Annotated[Path | None, typer.Option(help="Where its state lives.")]
+NEXT = "fabric topup 10, then fabric submit train.py --tokens 2 --follow"
+NEXT_WITH_CUSTOMERS = "fabric ops open-account acme --plan starter, then fabric topup 10 --account acme --payment-ref INV-1 when it has paid"
 Config = Annotated[
     Path | None,
     typer.Option(envvar="FABRIC_CONFIG", show_envvar=True, help="A cluster file; without one, a local cluster."),
@@ -75,7 +77,7 @@ def up(
             "models": found.endpoint or "–",
             "state": found.state_dir,
             "profile": f"{file} ({profile})",
-            "next": "fabric topup 10, then fabric submit train.py --tokens 2 --follow",
+            "next": NEXT if found.account else NEXT_WITH_CUSTOMERS,
         }
     )
     if found.giveaway:

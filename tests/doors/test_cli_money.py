@@ -1,0 +1,92 @@
+"""Money at an operator's command line: accounts with credit, what they pay, and what was booked by mistake."""
+
+import json
+
+import msgspec
+import pytest
+
+from fabric.charging.catalogue import Mode, Plan
+from fabric.gate.events import Authorize, Configure, SettleHold
+from fabric.ledger.scopes import Service, Use
+from fabric.units import UHS_PER_CT
+from tests.doors.conftest import CATALOGUE, TARIFFS
+
+USE = Use(service=Service.INFERENCE)
+POSTPAID = Plan(
+    name="on-account",
+    tier_rank=0,
+    price_microcny_per_ct=400_000,
+    lifetime_days=30,
+    mode=Mode.POSTPAID,
+    credit_limit_uhs=20 * UHS_PER_CT,
+)
+
+
+@pytest.fixture
+def operator(house, run):
+    """Commands of an operator, where there is a postpaid plan and payments are real."""
+    catalogue = msgspec.structs.replace(CATALOGUE, plans=(*CATALOGUE.plans, POSTPAID))
+    house.port.seed(Configure(tariffs=TARIFFS, catalogue=catalogue, payments="operator"))
+    house.door.sandbox_payments = False
+
+    def command(*words, code=0):
+        return run(*words, key=house.root, code=code)
+
+    return command
+
+
+def use_up(house, account, tokens):
+    used_uhs = tokens * UHS_PER_CT
+    house.port.seed(
+        Authorize(hold_id="h", account_id=account, amount_uhs=used_uhs, use=USE, ttl_us=60_000_000),
+        SettleHold(hold_id="h", account_id=account, seq=1, used_uhs=used_uhs),
+    )
+
+
+def test_an_account_on_credit_from_its_first_call_to_its_paid_invoice(house, operator):
+    operator("ops", "open-account", "cyd", "--plan", "on-account", "--credit", 10)
+    use_up(house, "cyd", 5)
+    operator("ops", "close-period", "2023-11")
+    shown = operator("balance", "--account", "cyd").output
+    assert "0 CT of 10 CT credit, and 5 CT in invoices of 2.00 CNY to pay" in shown
+    assert "2.00" in operator("ops", "accounts").output
+    paid = ("ops", "record-payment", "cyd", "1.50", "--payment-ref", "BANK-1")
+    assert "1.50 CNY of cyd booked; 0.50 CNY are still to pay" in operator(*paid).output
+    assert "0.50 CNY are still to pay" in operator(*paid).output, "said twice it is booked once"
+    too_much = operator("ops", "record-payment", "cyd", "0.51", "--payment-ref", "BANK-2", code=2)
+    assert "0.50 CNY to pay" in too_much.stderr
+    balance = json.loads(operator("balance", "--account", "cyd", "--json").output)
+    assert (balance["receivable_cny"], balance["invoiced_ct"]) == ("0.50", "1.25")
+
+
+def test_credit_is_what_was_said_and_never_on_a_prepaid_plan(operator):
+    for account, words, credit in (("a", (), "20"), ("b", ("--credit", "0"), "0"), ("c", ("--credit", "7.5"), "7.5")):
+        operator("ops", "open-account", account, "--plan", "on-account", *words)
+        balance = json.loads(operator("balance", "--account", account, "--json").output)
+        assert balance["credit_limit_ct"] == credit
+    refused = operator("ops", "open-account", "d", "--plan", "starter", "--credit", "5", code=2).stderr
+    assert "plan 'starter' is prepaid" in refused
+    assert "choose a postpaid plan (on-account)" in refused
+    operator("ops", "open-account", "d", "--plan", "starter", "--credit", "0")
+
+
+def test_an_operator_books_each_payment_for_an_account_by_its_reference(operator, run):
+    assert "pay the operator" in run("topup", 5, code=3).stderr
+    assert "--payment-ref" in operator("topup", 5, "--account", "acme", code=2).stderr
+    bought = ("topup", 5, "--account", "acme", "--payment-ref")
+    assert "5 CT bought for 2.50 CNY" in operator(*bought, "INV-1").output
+    assert "105 CT free now" in operator(*bought, "INV-1").output
+    assert "booked before" in operator("topup", 6, *bought[2:], "INV-1", code=6).stderr
+    assert "subscribed to monthly for 4.00 CNY" in operator(
+        "subscribe", "monthly", "--account", "acme", "--payment-ref", "INV-2"
+    ).output  # fmt: skip
+
+
+def test_what_is_unused_of_a_mistake_is_taken_back_and_why_is_kept(house, operator):
+    reason = ("--reason", "typed 100 for 10")
+    operator("topup", 100, "--account", "acme", "--payment-ref", "INV-3")
+    lot = json.loads(operator("balance", "--account", "acme", "--json").output)["lots"][-1]["lot_id"]
+    done = operator("ops", "void", "acme", lot, "--tokens", 90, *reason).output
+    assert f"90 CT of {lot} voided, 45.00 CNY taken back" in done
+    assert "10 tokens are unused" in operator("ops", "void", "acme", lot, "--tokens", 11, *reason, code=6).stderr
+    assert "there is no lot" in operator("ops", "void", "globex", lot, *reason, code=5).stderr
