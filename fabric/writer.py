@@ -377,7 +377,8 @@ class Writer(Generic[C]):
         if self._idle is not None and self._idle(core, event, at_us):
             return _NOTHING_TO_DO
         decision = core.handle(event, at_us)
-        entries += entries_of(self._head.size + len(entries), at_us=at_us, event=event, decision=decision)
+        if decision.kept:
+            entries += entries_of(self._head.size + len(entries), at_us=at_us, event=event, decision=decision)
         instructions += decision.instructions
         return decision.outcome
 

@@ -1,8 +1,7 @@
 """The independent verifier: does an audit export prove what it says?
 
 A second implementation, on purpose: it imports nothing of the product, only the standard library and `cryptography`, so
-that whoever doubts a bill can read these lines, copy this file, and run it anywhere, offline.
-
+that whoever doubts a bill can read these lines, copy this file, and run it anywhere, offline:
     python verify.py EXPORT [--key VERIFIER_KEY] [--witnessed OLDER_CHECKPOINT]
 
 Without --key it shows that the export is whole and unchanged since *somebody* signed it; with the operator's published
@@ -23,8 +22,8 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-_EMPTY = hashlib.sha256().digest()
-_MTOK = 1_000_000
+_EMPTY, _MTOK = hashlib.sha256().digest(), 1_000_000
+_REMEMBERED_US, _REMEMBERED = 32 * 86_400_000_000, 32_768
 
 
 class Wrong(Exception):
@@ -61,8 +60,8 @@ class Report:
             return f"NOT VERIFIED: {f'line {self.line}: ' if self.line else ''}{self.problem}"
         found = ", ".join(f"{n} {what}" for what, n in sorted(self.counts.items()))
         notes = "".join(f"\n  note    {note}" for note in self.notes)
-        signed = f"  signed  {self.size} entries, root {self.root}, key {self.key}"
-        return f"VERIFIED {self.origin} {self.account or ''}\n{signed}\n  found   {found}{notes}"
+        signed = f"{self.origin} {self.account or ''}\n  signed  {self.size} entries, root {self.root}, key {self.key}"
+        return f"VERIFIED {signed}\n  found   {found}{notes}"
 
 
 def verify_export(lines: Iterable[str], *, trusted_key: str | None = None, witnessed: str | None = None) -> Report:
@@ -208,10 +207,9 @@ class _Books:
 
     def __init__(self, counts: Counter[str], *, account: str | None = None) -> None:
         self.counts, self.account = counts, account
-        self.balances: defaultdict[tuple[str, str], int] = defaultdict(int)
-        self.held: defaultdict[str, int] = defaultdict(int)
+        self.held, self.balances = defaultdict[str, int](int), defaultdict[tuple[str, str], int](int)
+        self.requests: defaultdict[str, dict[Any, tuple[Any, Any, int]]] = defaultdict(dict)
         self.ended: set[str] = set()
-        self.requests: dict[str, tuple[Any, Any]] = {}
         self.calls = _Calls(counts)
         self.transfer_id = self.at_us = 0
 
@@ -232,14 +230,16 @@ class _Books:
             self.ended.add(event["hold_id"])
 
     def _request(self, seq: int, event: dict[str, Any], outcome: dict[str, Any], transfers: list[Any]) -> None:
-        """The same request id gets the first answer again, and moves nothing."""
-        known_as = f"{event.get('account_id') or ''}/{event.get('request_id', '')}"
-        first, answer = self.requests.setdefault(known_as, (event, outcome))
-        if first is event or not event.get("request_id"):
-            return
-        _require(not transfers, f"entry {seq} books request {event['request_id']} a second time")
-        same = outcome == answer if event == first else outcome["outcome"] == "refused"
-        _require(same, f"entry {seq} answers request {event['request_id']} otherwise than before")
+        """A request id that got a yes gets it again for 32 days, and moves nothing; a refused one is decided anew."""
+        name, known = event.get("request_id"), self.requests[event.get("account_id") or ""]
+        first, answer, at_us = known.get(name, (event, outcome, 0))
+        if first is not event and self.at_us - at_us < _REMEMBERED_US:
+            _require(not transfers, f"entry {seq} books request {name} a second time")
+            same = outcome == answer if event == first else outcome["outcome"] == "refused"
+            _require(same, f"entry {seq} answers request {name} otherwise than before")
+        elif name and outcome["outcome"] == "accepted":
+            known |= {name: (event, outcome, self.at_us)}
+            known.pop(next(iter(known)) if len(known) > _REMEMBERED else None, None)
 
     def _transfer(self, seq: int, transfer: dict[str, Any], *, whole: bool) -> None:
         number, ref = transfer["transfer_id"], transfer["ref"]

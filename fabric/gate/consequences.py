@@ -15,6 +15,12 @@ _FREES: Final = frozenset({"top_up", "bundle", "subscription", "grant", "release
 """Transfers that leave their account with more to hold than before."""
 
 
+def nothing_is_due(core: Core) -> bool:
+    """Whether `let_time_pass` has nothing to do now."""
+    dues = (core.renewal_due_us, core.book.next_due_us())
+    return all(due is None or due > core.now_us for due in dues)
+
+
 def let_time_pass(core: Core) -> None:
     """Renew subscriptions, let holds lapse and lots expire: each dated when it fell due."""
     subscriptions.renew(core)

@@ -48,6 +48,7 @@ class Core:
     """State, ledger and planner, with the instructions and records of the current event."""
 
     __slots__ = (
+        "answers_of",
         "book",
         "changed",
         "freed",
@@ -89,6 +90,8 @@ class Core:
         """Each account's jobs, oldest first: derived, so that nobody's question looks through everybody's."""
         for job in state.jobs.values():
             self.jobs_of.setdefault(job.account_id, []).append(job)
+        self.answers_of: dict[str, dict[str, None]] = {}
+        """Each account's answers that are remembered, oldest first: derived, so that one can't have too many."""
         self.note_prices()
         self.note_renewals()
         self.served: dict[tuple[str, str], Served] = {}

@@ -21,6 +21,7 @@ from fabric.gate import (
     consequences,
     credit,
     derived,
+    idempotency,
     jobs,
     leases,
     models,
@@ -81,7 +82,7 @@ from fabric.gate.serving_events import (
     WithdrawModel,
     WriteOffUsage,
 )
-from fabric.gate.state import Answered, GateState
+from fabric.gate.state import GateState
 from fabric.ledger import Book
 from fabric.placement import PlacementState
 from fabric.units import JobId
@@ -95,6 +96,7 @@ class Gate:
 
     def __init__(self, state: GateState | None = None) -> None:
         self._core = Core(state or GateState(book=Book(), placement=PlacementState()))
+        idempotency.index(self._core)
 
     @property
     def state(self) -> GateState:
@@ -108,17 +110,22 @@ class Gate:
             event: what happened.
             now_us: µs since the epoch. A time before the last one counts as the last one.
         """
-        core = self._core
+        core, before_us = self._core, self._core.state.now_us
         core.begin(now_us)
         request_id: str = getattr(event, "request_id", "")
-        if not request_id:
-            return self._decide(event)
-        known_as = f"{getattr(event, 'account_id', None) or ''}/{request_id}"
-        digest = hashlib.sha256(_encode(event)).digest()
-        if before := core.state.answered.get(known_as):
-            return Decision(outcome=before.outcome if before.digest == digest else _reused(request_id))
+        name = idempotency.known_as(getattr(event, "account_id", None), request_id)
+        digest = hashlib.sha256(_encode(event)).digest() if request_id else b""
+        if request_id and (before := idempotency.recall(core, name, now_us=core.now_us)):
+            core.now_us = core.state.now_us = before_us
+            return Decision(outcome=before.outcome if before.digest == digest else _reused(request_id), kept=False)
+        is_quiet = consequences.nothing_is_due(core)
         decision = self._decide(event)
-        core.state.answered[known_as] = Answered(digest, decision.outcome)
+        if isinstance(decision.outcome, Accepted):
+            if request_id:
+                idempotency.remember(core, name, digest=digest, outcome=decision.outcome)
+        elif is_quiet and not (decision.transfers or decision.records or decision.instructions):
+            core.now_us = core.state.now_us = before_us
+            return Decision(outcome=decision.outcome, kept=False)
         return decision
 
     def ask(self, question: AnyQuestion, now_us: int) -> AnyAnswer:

@@ -122,3 +122,5 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     transfers: tuple[Transfer, ...] = ()
     records: tuple[Cdr, ...] = ()
     instructions: tuple[AnyInstruction, ...] = ()
+    kept: bool = True
+    """False = nothing has changed, not even what time it is: the journal needs nothing of it."""

@@ -207,10 +207,11 @@ class OpenUsage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answered(msgspec.Struct, frozen=True, array_like=True):
-    """The answer a request id got, and what it asked: kept forever."""
+    """The yes that a request id got, what it asked, and when."""
 
     digest: bytes
     outcome: Outcome
+    at_us: int = 0
 
 
 @dataclass(slots=True, kw_only=True)

@@ -28,6 +28,7 @@ from fabric.gate.events import (
     UpdateHold,
     VoidLot,
 )
+from fabric.gate.idempotency import REMEMBERED_US
 from fabric.gate.instructions import Accepted, Refusal
 from fabric.ledger.sweeping import REMEMBER_ENDED_US, REMEMBER_LAPSED_US
 from tests.gate.driver import ACCOUNTS, SCOPES, USES, Driver, accounts, picks
@@ -196,8 +197,12 @@ class MoneyRules(Driver):
     @precondition(lambda self: self.requests)
     @rule(pick=picks, changed=st.booleans())
     def say_it_again(self, pick, changed):
-        """A request id with the same content gets the first answer for ever, with other content a conflict."""
+        """A yes is said again for 32 days to the same content, and is a conflict with other content."""
         event, outcome = self.requests[pick % len(self.requests)]
+        answered = self.state.answered.get(f"{event.account_id}/{event.request_id}")
+        assert answered is None or isinstance(outcome, Accepted), "a refusal is not remembered"
+        if answered is None or max(self.now, self.latest) - answered.at_us >= REMEMBERED_US:
+            return
         if changed:
             event = TopUp(account_id=event.account_id, amount_uhs=7 * S, request_id=event.request_id)
         again = self.ask(event)

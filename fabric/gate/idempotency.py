@@ -1,0 +1,61 @@
+"""Answers that are given again: to a request id with the same content, for 32 days; with other content it is a conflict.
+
+Only a yes is remembered. A refusal that changed nothing leaves no trace at all: asked again, it is decided again. Time is
+the journal's, so that a replay forgets what the live gate forgot. What must not happen twice even later has a name of its
+own: jobs, keys and holds their ids, payments their references.
+"""
+
+from typing import Final
+
+from fabric.gate.core import Core
+from fabric.gate.instructions import Outcome
+from fabric.gate.state import Answered
+
+REMEMBERED_US: Final = 32 * 86_400_000_000
+EACH_MAX: Final = 32_768
+"""Of one account; beyond, its oldest are forgotten sooner. At the door's own rate that is minutes: longer than anybody tries."""
+
+
+def known_as(account_id: str | None, request_id: str) -> str:
+    return f"{account_id or ''}/{request_id}"
+
+
+def recall(core: Core, name: str, *, now_us: int) -> Answered | None:
+    """What was answered to it, if that is remembered."""
+    found = core.state.answered.get(name)
+    return found if found is not None and now_us - found.at_us < REMEMBERED_US else None
+
+
+def remember(core: Core, name: str, *, digest: bytes, outcome: Outcome) -> None:
+    """Remember an answer from now on, and forget those that are old enough."""
+    answered = core.state.answered
+    while answered:
+        oldest = next(iter(answered))
+        if core.now_us - answered[oldest].at_us < REMEMBERED_US:
+            break
+        _forget(core, oldest)
+    answered[name] = Answered(digest, outcome, core.now_us)
+    own = core.answers_of.setdefault(_account_of(name), {})
+    own[name] = None
+    if len(own) > EACH_MAX:
+        _forget(core, next(iter(own)))
+
+
+def index(core: Core) -> None:
+    """Which answers are whose, oldest first. Those from before answers had a time count from when the state was made."""
+    for name, each in core.state.answered.items():
+        if not each.at_us:
+            core.state.answered[name] = Answered(each.digest, each.outcome, core.state.now_us)
+        core.answers_of.setdefault(_account_of(name), {})[name] = None
+
+
+def _forget(core: Core, name: str) -> None:
+    del core.state.answered[name]
+    account_id = _account_of(name)
+    del core.answers_of[account_id][name]
+    if not core.answers_of[account_id]:
+        del core.answers_of[account_id]
+
+
+def _account_of(name: str) -> str:
+    return name.partition("/")[0]
