@@ -24,7 +24,7 @@ from fabric.adapters.signing import load_or_create_key
 from fabric.adapters.unpickling import Refused
 from fabric.api.port import GatePort
 from fabric.api.remote_gate import call
-from fabric.errors import Conflict, NotFound, Unavailable, error_of
+from fabric.errors import Conflict, FabricError, NotFound, Unavailable, error_of
 from fabric.gate.events import AnyEvent, Configure
 from fabric.gate.instructions import Outcome, Refusal
 from fabric.gate.payments import OPERATOR
@@ -33,6 +33,7 @@ from fabric.settings import ClusterConfig, RayJoin, SqliteJournal
 
 START_S: Final = 120.0
 STOP_S: Final = 30.0
+AILMENT_S: Final = 5.0
 CALLS_AT_ONCE: Final = 10_000
 
 log = structlog.get_logger()
@@ -134,6 +135,15 @@ async def end(config: ClusterConfig) -> None:
         await close(actor)
     else:
         await asyncio.to_thread(end_actor, ACTOR_NAME, config.ray.namespace)
+
+
+async def ailment(actor: Admitted) -> str:
+    """What is wrong with the gate, in a sentence; "" if nothing is. Answers soon, whatever the gate does."""
+    try:
+        said: str = await _answer(actor.ailment.remote(), within_s=AILMENT_S)
+    except Exception as error:  # noqa: BLE001 - whatever it is, that is what is wrong
+        return error.message if isinstance(error, FabricError) else f"{type(error).__name__}: {error}"
+    return said
 
 
 async def close(actor: Admitted) -> str:

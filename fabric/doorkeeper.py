@@ -25,6 +25,8 @@ from fabric.errors import FabricError
 from fabric.gatehouse import DoorTerms
 from fabric.settings import ClusterConfig
 
+CLOSE_S: Final = 15.0
+"""What an end waits at most for a gate that doesn't close its door."""
 AGAIN_S: Final = 0.5
 """Between two tries to reach a gate that is away."""
 
@@ -90,8 +92,8 @@ class Doorkeeper:
         if self._here is not None:
             await self._here.stop()
         else:
-            with suppress(FabricError):
-                await call(self._actor.close_door.remote(self._terms))
+            with suppress(FabricError, TimeoutError):
+                await asyncio.wait_for(call(self._actor.close_door.remote(self._terms)), CLOSE_S)
 
     async def _open_here(self) -> None:
         terms = self._terms
@@ -115,6 +117,9 @@ class Doorkeeper:
                 await asyncio.sleep(AGAIN_S)
                 if error.code == "gate_restarting":
                     await self._start_again()
+            except Exception:
+                log.exception("door_not_kept")  # tried again all the same: a door that nobody keeps any more closes
+                await asyncio.sleep(AGAIN_S)
 
     async def _start_again(self) -> None:
         """Ray repeats what is asked of an actor that it starts again; what it gives up on is gone."""

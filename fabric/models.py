@@ -10,7 +10,6 @@ import structlog
 
 from fabric.api.port import GatePort
 from fabric.detached import decide
-from fabric.errors import FabricError
 from fabric.gate.events import Grant
 from fabric.gate.questions import BalanceOf, ModelsOf
 from fabric.gate.serving_events import OfferModel
@@ -44,8 +43,8 @@ async def keep_funded(port: GatePort, account_id: AccountId, funds_uhs: int) -> 
         await asyncio.sleep(FUND_EVERY_S)
         try:
             await fund(port, account_id, funds_uhs)
-        except FabricError as error:
-            log.warning("not_funded", code=error.code, error=error.message)
+        except Exception as error:  # noqa: BLE001 - the next turn may find the gate well
+            log.warning("not_funded", error=f"{type(error).__name__}: {error}")
 
 
 async def fund(port: GatePort, account_id: AccountId, funds_uhs: int) -> None:

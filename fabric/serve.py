@@ -35,7 +35,7 @@ from fabric.errors import FabricError, Unavailable
 from fabric.gate.events import OpenAccount
 from fabric.gate.key_scopes import OF_PROCESSES
 from fabric.gate.questions import BalanceOf, NodesOf, PricesOf
-from fabric.house.place import announce, tell
+from fabric.house.place import HEALTH_S, announce, note_health, tell
 from fabric.sections import Settings
 from fabric.sections import TlsFiles as ConfiguredTls
 from fabric.settings import FOR_MONEY, ClusterConfig, RayLocal, load_cluster
@@ -154,7 +154,9 @@ class _Service:
             await asyncio.wait((opening, serving))
             raise KeyboardInterrupt
         door, actor = opening.result()
+        watching = asyncio.create_task(self._watch_health(actor))
         await stopping
+        watching.cancel()
         serving.cancel()
         await asyncio.wait((serving,))
         if isinstance(self._config.ray, RayLocal):
@@ -162,6 +164,18 @@ class _Service:
         await door.close()
         if isinstance(self._config.ray, RayLocal) and (wrong := await detached.close(actor)):
             log.warning("gate_not_closed", error=wrong)
+
+    async def _watch_health(self, actor: Any) -> None:
+        """Keep in the state directory what is wrong with the gate, for a second start to say."""
+        told = ""
+        while True:
+            ailment = await detached.ailment(actor)
+            if ailment and not told:
+                log.warning("gate_ails", what=ailment)
+            told = ailment
+            with suppress(OSError):
+                note_health(self._state_dir, ailment)
+            await asyncio.sleep(HEALTH_S)
 
     async def _park(self, actor: Any, hurried: asyncio.Event) -> None:
         """Have what runs on the cluster that is ours saved before it ends, unless whoever ends it can't wait."""

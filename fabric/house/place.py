@@ -17,6 +17,9 @@ LOCK_WAIT_S: Final = 2.0
 """Whoever only looks takes the lock for an instant, and whoever was killed keeps it for one: so long is it asked again."""
 _POLL_S: Final = 0.05
 _OTHERS: Final = 0o077
+HEALTH_S: Final = 3.0
+"""How often the process that serves says how the gate is."""
+SILENT_S: Final = 60.0
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,11 +146,39 @@ def already_up(place: Path) -> Conflict:
     """The error for a second start in one state directory."""
     found = last_running(place)
     what = f"{found.name} is up already at {found.address} (pid {found.pid})" if found else "a fabric is starting"
+    if found is not None and (wrong := ailment(place)):
+        return Conflict(
+            f"{what} in {place}, but is not well: {wrong}. It goes on by itself as soon as it can; `fabric down` ends it all"
+            " the same (--now: without waiting for jobs)",
+            code="already_up",
+            ailment=wrong,
+        )
     return Conflict(
         f"{what} in {place}: use it, stop it with `fabric down`, or start another beside it with --state-dir DIR --any-port"
         " --profile NAME",
         code="already_up",
     )
+
+
+def note_health(place: Path, ailment: str) -> None:
+    """Say that the process is there, and what is wrong with the gate; "" if nothing is."""
+    draft = _health_file(place).with_suffix(".new")
+    draft.write_text(ailment)
+    draft.replace(_health_file(place))
+
+
+def ailment(place: Path) -> str:
+    """What is wrong with the fabric that is up here, by its own last word; "" if nothing is known to be."""
+    try:
+        silent_s = time.time() - _health_file(place).stat().st_mtime
+        said = _health_file(place).read_text()
+    except FileNotFoundError:
+        return ""
+    return said or (f"its process has said nothing for {silent_s:.0f} s" if silent_s > SILENT_S else "")
+
+
+def _health_file(place: Path) -> Path:
+    return place / "health"
 
 
 def tell(steps: Path | None, step: Step) -> None:

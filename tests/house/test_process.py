@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from fabric import house
 from fabric.cli import app
 from fabric.errors import Conflict, InvalidConfig, NotFound, Unavailable
-from fabric.house.place import announce, is_held
+from fabric.house.place import announce, is_held, note_health
 
 LOCAL = (
     "name: here\nray: {{mode: local, nodes: [{{node: n, accelerator: H100, devices: 1}}]}}\n"
@@ -55,6 +55,21 @@ def there(state_dir):
         state_dir=str(state_dir),
         nodes=1,
     )
+
+
+def test_a_second_start_says_what_is_wrong_with_the_first(state_dir, there):
+    """Already up is no help to whoever starts it because it doesn't answer."""
+    with house.held(state_dir):
+        announce(state_dir, there)
+        note_health(state_dir, "the journal's database is away since 40 s")
+        with pytest.raises(
+            Conflict, match=r"not well: the journal's database is away .*`fabric down` ends it"
+        ) as raised:
+            house.up()
+        assert raised.value.facts["ailment"] == "the journal's database is away since 40 s"
+        note_health(state_dir, "")
+        with pytest.raises(Conflict, match=r"is up already at .*: use it"):
+            house.up()
 
 
 def test_up_says_in_red_where_tokens_cost_nothing(state_dir, there, monkeypatch):
