@@ -10,7 +10,7 @@ import asyncio
 import gc
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeGuard
 
@@ -18,20 +18,23 @@ import structlog
 from pydantic import SecretBytes
 
 from fabric.adapters.archive import Archive
+from fabric.adapters.entries import by_account
 from fabric.adapters.ray_cluster import RayCluster
 from fabric.adapters.stores import cluster_settings, open_archive_of, open_journal_of
 from fabric.auditor import Auditor
+from fabric.chores import again_and_again
 from fabric.clock import SteadyClock
-from fabric.errors import Conflict, FabricError, JournalCorrupt
+from fabric.errors import Conflict, JournalCorrupt
 from fabric.gate import Gate
 from fabric.gate.core import Served
-from fabric.gate.events import AnyEvent, Configure, Metered, Sample, Tick
+from fabric.gate.events import AnyEvent, Configure, Tick
 from fabric.gate.instructions import Accepted, AnyInstruction, Outcome, Refusal
 from fabric.gate.lifecycle import TERMINAL
 from fabric.gate.questions import AnyAnswer, AnyQuestion, JobOf, LeasesOf, ReceiptsOf, RecordsOf, StatementOf
 from fabric.gate.views import JobView, LogChunk
 from fabric.outage import Outage
 from fabric.settings import ClusterConfig
+from fabric.start_terms import Jumps, StartTerms, check_clock
 from fabric.units import JobId
 from fabric.writer import Writer
 
@@ -42,8 +45,8 @@ TICK_MIN_S: Final = 0.02
 TICK_SHARE: Final = 20
 """The clock looks at every lease: with very many of them it naps so many times as long as it looked."""
 ANNOUNCE_WITHIN_S: Final = 0.02
-CHORE_S: Final = 120.0
-"""A chore that takes longer waits for something that is away, and is begun again."""
+IDLE_TICKS: Final = 24
+"""So many entries tell of an idle time as long as a start may find the clock ahead."""
 ANSWER_S: Final = 1.0
 """What a call waits for a gate whose last start has failed."""
 CLOSE_S: Final = 8.0
@@ -96,6 +99,9 @@ class GateActor:
         self._news_due: asyncio.TimerHandle | None = None
         self._starting: asyncio.Task[None] | None = None
         self._writes = False
+        self._terms = StartTerms()
+        self._time_is_right = False
+        self._jumps = Jumps(self._clock, limit_us=config.clock.ahead_max_us)
         self._trying: asyncio.Task[None] | None = None
         """Comes up by itself after a start that failed, whether or not anybody calls."""
         self._down: Outage | None = None
@@ -109,15 +115,26 @@ class GateActor:
         await self._up(patient=True)
         return self._auditor.verifier_key
 
+    async def prepare(self, terms: StartTerms) -> None:
+        """Start like that.
+
+        Raises:
+            Conflict: it has started already.
+        """
+        if self._writes and self._time_is_right:
+            raise Conflict(
+                "the gate runs already, so --replay-from and --accept-time come too late: stop it first, with fabric down"
+                " --gate --config FILE",
+                code="gate_runs",
+            )
+        self._terms = terms
+
     async def ailment(self) -> str:
         """What is wrong with the gate, in a sentence, and what it does about it; "" if nothing is. Answers at once."""
         outage = self._writer.outage or self._down
-        return outage.said() if outage is not None else ""
-
-    async def differences(self, config: ClusterConfig) -> list[str]:
-        """What of a cluster file is not what this gate was started with; of what a gate can't change while it runs."""
-        sections = ("name", "journal", "archive", "metering")
-        return [name for name in sections if getattr(self._config, name) != getattr(config, name)]
+        if outage is not None:
+            return outage.said()
+        return self._jumps.said() if self._time_is_right else ""
 
     async def price(self, prices: Configure) -> Outcome:
         """Journal the prices, unless they are in force: a replay never reads today's files."""
@@ -214,7 +231,7 @@ class GateActor:
     def _try_again(self, error: Exception) -> None:
         """A start has failed: begin others, with pauses, until one succeeds or none ever can."""
         if isinstance(error, JournalCorrupt | Conflict):
-            return
+            return  # no try by itself helps
         if self._down is None:
             self._down = Outage("something that the gate needs to start", error)
         else:
@@ -242,9 +259,10 @@ class GateActor:
         step either can be taken twice or isn't.
         """
         if not self._writes:
-            await self._writer.start()
-            self._clock.go_on_from(self._writer.at_us)
+            await self._writer.start(replay_from=self._terms.replay_from)
             self._writes = True
+        if not self._time_is_right:
+            self._check_time()
         jobs = sorted(self._writer.core.state.jobs.values(), key=lambda job: job.revision)
         self._latest = {job.job_id: job.revision for job in jobs}
         self._to_publish = {job.job_id: None for job in jobs if not job.settled}
@@ -256,7 +274,7 @@ class GateActor:
         await self._cluster.carry_out(outstanding)
         gc.freeze()  # what was replayed stays: the collector needn't look through it again and again
         self._chores = [
-            asyncio.create_task(self._again_and_again(chore, pause_s))
+            asyncio.create_task(again_and_again(chore, pause_s, failed_pause_s=TICK_MAX_S))
             for chore, pause_s in (
                 (self._tick, TICK_MIN_S),
                 (self._reconcile, RECONCILE_S),
@@ -265,10 +283,20 @@ class GateActor:
         ]
         log.info("gate_up", entries=self._writer.head.size, outstanding=len(outstanding))
 
+    def _check_time(self) -> None:
+        """Go by the wall from now on, unless it is implausibly far ahead of the journal; asked again at every try."""
+        self._clock.read_anew()
+        if self._writer.head.size and not self._terms.accept_time:
+            check_clock(self._clock.now_us(), last_us=self._writer.at_us, limit_us=self._config.clock.ahead_max_us)
+        self._clock.go_on_from(self._writer.at_us)
+        self._time_is_right = True
+
     # -- what goes on by itself ----------------------------------------------------------------------------------------
 
     async def _report(self, events: Sequence[AnyEvent]) -> list[Outcome]:
-        return await self._submit([part for event in events for part in self._by_account(event)])
+        return await self._submit(
+            [part for event in events for part in by_account(event, self._writer.core.state.leases)]
+        )
 
     async def _submit(self, events: Sequence[AnyEvent]) -> list[Outcome]:
         began = time.monotonic()
@@ -278,26 +306,19 @@ class GateActor:
             metrics.committed((time.monotonic() - began) * 1_000)
         return outcomes
 
-    def _by_account(self, event: AnyEvent) -> Sequence[AnyEvent]:
-        """One metering event for each account, so that an entry of the journal tells nobody about another."""
-        if not isinstance(event, Metered):
-            return (event,)
-        leases = self._writer.core.state.leases
-        samples: dict[str, list[Sample]] = {}
-        for sample in event.samples:
-            if record := leases.get(sample.lease_id):
-                samples.setdefault(record.account_id, []).append(sample)
-        return [Metered(samples=tuple(own)) for own in samples.values()]
-
     async def _carry_out(self, instructions: Sequence[AnyInstruction]) -> None:
         if instructions:
             await self._cluster.carry_out(instructions)
 
     async def _tick(self) -> None:
-        """A Tick whenever something is due, and none when nothing is: the journal holds no idle time."""
+        """A Tick whenever something is due, and now and then when nothing is, so that a start can tell an idle time from a
+        clock that was set.
+        """
         due_us, looked_s = await self._writer.look(_next_due)
         now_us = self._clock.now_us()
-        if due_us is not None and due_us <= now_us:
+        self._jumps.look()
+        idle = now_us - self._writer.at_us > self._config.clock.ahead_max_us // IDLE_TICKS
+        if idle or (due_us is not None and due_us <= now_us):
             await self._report([Tick()])
             await asyncio.sleep(looked_s * TICK_SHARE)
             return
@@ -315,28 +336,6 @@ class GateActor:
     async def _reconcile(self) -> None:
         leases: Any = await self._writer.look(lambda core: core.ask(LeasesOf(), self._clock.now_us()))
         await self._cluster.reconcile(leases)
-
-    async def _again_and_again(self, chore: Callable[[], Awaitable[None]], pause_s: float) -> None:
-        """A chore that fails is tried again at its next turn; the gate goes on."""
-        failed = ""
-        while True:
-            try:
-                async with asyncio.timeout(CHORE_S):
-                    await chore()
-            except FabricError as error:
-                if failed != error.code:
-                    log.warning("chore_failed", chore=chore.__name__, code=error.code, error=error.message)
-                failed = error.code
-                await asyncio.sleep(TICK_MAX_S)
-            except Exception:
-                failed = "failed"
-                log.exception("chore_failed", chore=chore.__name__)
-                await asyncio.sleep(TICK_MAX_S)
-            else:
-                if failed:
-                    log.info("chore_works_again", chore=chore.__name__)
-                failed = ""
-            await asyncio.sleep(pause_s)
 
     # -- watching ------------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,15 @@ class SteadyClock:
     """Wall time at the start plus monotonic time since."""
 
     def __init__(self) -> None:
-        self._origin_us = time.time_ns() // 1000 - time.monotonic_ns() // 1000
+        self._origin_us = _wall_us() - time.monotonic_ns() // 1000
+
+    def read_anew(self) -> None:
+        """Begin with the wall as it is now. Only for a clock that nobody has gone by yet."""
+        self._origin_us = _wall_us() - time.monotonic_ns() // 1000
+
+    def wall_ahead_us(self) -> int:
+        """How far the wall is ahead of this clock: what it was set, or has jumped, since this one began."""
+        return _wall_us() - self.now_us()
 
     def now_us(self) -> Micros:
         return Micros(self._origin_us + time.monotonic_ns() // 1000)
@@ -31,6 +39,10 @@ class SteadyClock:
     def go_on_from(self, at_us: int) -> None:
         """It is this late already, if not later."""
         self._origin_us = max(self._origin_us, at_us - time.monotonic_ns() // 1000)
+
+
+def _wall_us() -> int:
+    return time.time_ns() // 1000
 
 
 class VirtualClock:

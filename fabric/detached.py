@@ -30,8 +30,11 @@ from fabric.gate.instructions import Outcome, Refusal
 from fabric.gate.payments import OPERATOR
 from fabric.gatehouse import GatehouseActor
 from fabric.settings import ClusterConfig, RayJoin, SqliteJournal
+from fabric.start_terms import StartTerms
 
 START_S: Final = 120.0
+REPLAY_S: Final = 6 * 3_600.0
+"""A whole journal may be decided again."""
 STOP_S: Final = 30.0
 AILMENT_S: Final = 5.0
 CALLS_AT_ONCE: Final = 10_000
@@ -39,8 +42,12 @@ CALLS_AT_ONCE: Final = 10_000
 log = structlog.get_logger()
 
 
-async def find_or_start(config: ClusterConfig) -> tuple[Admitted, str]:
+async def find_or_start(config: ClusterConfig, terms: StartTerms | None = None) -> tuple[Admitted, str]:
     """The one gate, ready to answer, with the prices of the cluster file; and the key that its checkpoints verify with.
+
+    Args:
+        config: the cluster file.
+        terms: what the operator says about its start; None = nothing, it may run already.
 
     Raises:
         Conflict: the gate that runs was started with another journal, archive, ...: the message says what to do.
@@ -55,7 +62,10 @@ async def find_or_start(config: ClusterConfig) -> tuple[Admitted, str]:
     found = await _found(config)
     actor = found or _start(config, prices)
     try:
-        verifier_key = await _answer(actor.ready.remote(), within_s=START_S)
+        if terms is not None:
+            await _answer(actor.prepare.remote(terms), within_s=START_S)
+        long = terms is not None and terms.replay_from is not None
+        verifier_key = await _answer(actor.ready.remote(), within_s=REPLAY_S if long else START_S)
         if found is not None:
             await _check_same(actor, config)
         outcome: Outcome = await _answer(actor.price.remote(prices), within_s=START_S)

@@ -39,6 +39,7 @@ from fabric.house.place import HEALTH_S, announce, note_health, tell
 from fabric.sections import Settings
 from fabric.sections import TlsFiles as ConfiguredTls
 from fabric.settings import FOR_MONEY, ClusterConfig, RayLocal, load_cluster
+from fabric.start_terms import StartTerms
 from fabric.units import AccountId
 
 OPERATOR: Final = AccountId("operator")
@@ -56,6 +57,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, help="cluster file; the one-machine cluster if not given")
     parser.add_argument("--state-dir", type=Path, required=True)
     parser.add_argument("--any-port", action="store_true", help="listen at free ports, not at those in the file")
+    parser.add_argument(
+        "--replay-from", type=int, help="start from a snapshot after at most so many entries; 0: from none"
+    )
+    parser.add_argument("--accept-time", action="store_true", help="the clock is right, however far ahead it is")
     parser.add_argument("--steps", type=Path, help="where to say how far the start has come, in lines of JSON")
     parser.add_argument(
         "--end-gate", action="store_true", help="stop the gate of the Ray cluster that is joined, and end"
@@ -221,7 +226,10 @@ class _Service:
         self._tell("starting the gate: reading its journal")
         if not isinstance(self._config.ray, RayLocal) and not detached.is_there(self._config):
             _check_ports(self._config)
-        actor, verifier_key = await detached.find_or_start(self._config)
+        given = self._given
+        asked = given.accept_time or given.replay_from is not None
+        terms = StartTerms(replay_from=given.replay_from, accept_time=given.accept_time) if asked else None
+        actor, verifier_key = await detached.find_or_start(self._config, terms)
         self._tell("opening the door")
         tls, rpc = _tls(self._config, self._state_dir), self._config.rpc
         door = Doorkeeper(actor, self._config, tls=tls, revive=lambda: detached.revive(actor, self._config))

@@ -208,6 +208,17 @@ class MeteringConfig(Section):
         return round(self.tick_s * 1_000_000)
 
 
+class ClockConfig(Section):
+    ahead_max_h: PositiveInt = 24
+    """How far a start may find the clock ahead of the journal's last entry. Beyond, `fabric up` asks whether the clock is
+    right: what falls due by a wrong one has fallen due for ever.
+    """
+
+    @property
+    def ahead_max_us(self) -> int:
+        return self.ahead_max_h * 3_600_000_000
+
+
 class LimitsConfig(Section):
     """What one caller may ask for, so that a mistake of one doesn't stop the others."""
 
@@ -240,6 +251,7 @@ class ClusterConfig(Section):
     tariffs: FilePath = Field(default_factory=lambda: shipped("tariffs.yaml"))
     plans: FilePath = Field(default_factory=lambda: shipped("plans.yaml"))
     metering: MeteringConfig = MeteringConfig()
+    clock: ClockConfig = ClockConfig()
     signing_key: FilePath = Path("${FABRIC_STATE_DIR}/signing.key")
     """The Ed25519 key that signs checkpoints; made on the first start."""
     limits: LimitsConfig = LimitsConfig()

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from fabric.adapters.entries import decode_entry
+from fabric.adapters.journal import Snapshot
 from fabric.adapters.journal_sqlite import SqliteJournal
 from fabric.audit.merkle import Tree, leaf_hash
 from fabric.clock import VirtualClock
@@ -176,6 +177,73 @@ async def test_a_core_that_decides_otherwise_than_it_did_is_found_out_and_named(
     with pytest.raises(JournalCorrupt) as found:
         await world.start(restore=lambda state: Counting(state, skew=1))
     assert (found.value.code, found.value.facts["seq"]) == ("replay_differs", 0)
+
+
+async def keep_wrong_snapshot(journal, *, size: int, held: int) -> None:
+    """One that is whole, and says something that the journal doesn't lead to."""
+    tree = Tree()
+    tree.extend(await journal.leaf_hashes(0, size))
+    state = msgspec.msgpack.encode((held, size))
+    await journal.save_snapshot(Snapshot(size=size, root=tree.root(), edge=tree.edge, state=state))
+
+
+async def snapshots_of(journal) -> list[int]:
+    sizes: list[int] = []
+    while (found := await journal.load_snapshot(at_most=sizes[-1] - 1 if sizes else None)) is not None:
+        sizes.append(found.size)
+    return sizes
+
+
+async def test_a_snapshot_that_does_not_lead_to_the_end_is_passed_over_for_an_older_one(world):
+    writer = await world.start(snapshot_every=4)
+    for _ in range(10):
+        await writer.submit([hold()])
+    await keep_wrong_snapshot(writer.journal, size=9, held=3)
+    again = await world.start()
+    assert (again.core.held, again.core.handled) == (10, 10)
+    assert await snapshots_of(again.journal) == [9, 8, 4], "nothing was deleted"
+
+
+async def test_a_snapshot_that_can_not_be_read_is_passed_over_even_for_none(world):
+    writer = await world.start()
+    await writer.submit([hold()])
+    tree = Tree()
+    tree.extend(await writer.journal.leaf_hashes(0, 1))
+    await writer.journal.save_snapshot(Snapshot(size=1, root=tree.root(), edge=tree.edge, state=b"\xc1 of the future"))
+    again = await world.start()
+    assert again.core.held == 1
+
+
+async def test_a_start_that_fails_on_replay_names_a_command_that_starts(world):
+    """All snapshots are wrong; deciding the whole journal again is right, and deletes none of them."""
+    writer = await world.start()
+    for _ in range(10):
+        await writer.submit([hold()])
+    for size in (5, 8):
+        await keep_wrong_snapshot(writer.journal, size=size, held=77)
+    stuck = Writer(Journal(world.path), restore=Counting, clock=world.clock, carry_out=world.carry_out)
+    with pytest.raises(JournalCorrupt, match=r"`fabric up --replay-from 0` \(the whole journal\)") as failed:
+        await stuck.start()
+    assert failed.value.code == "replay_differs"
+    assert "entry 8, entry 5; 10 entries are there, and nothing was changed or deleted" in failed.value.message
+    await stuck.start(replay_from=0)
+    world.open.append(stuck)
+    assert (stuck.core.held, stuck.head.size) == (10, 10)
+    assert await snapshots_of(stuck.journal) == [8, 5]
+    assert await stuck.submit([hold()]) == [Accepted(held_uhs=11)]
+
+
+async def test_a_start_from_a_chosen_snapshot_that_fails_names_the_others(world):
+    writer = await world.start(snapshot_every=4)
+    for _ in range(10):
+        await writer.submit([hold()])
+    await keep_wrong_snapshot(writer.journal, size=9, held=3)
+    stuck = Writer(Journal(world.path), restore=Counting, clock=world.clock, carry_out=world.carry_out)
+    with pytest.raises(JournalCorrupt, match=r"--replay-from 8` .* or `fabric up --replay-from 4` .* --replay-from 0`"):
+        await stuck.start(replay_from=9)
+    await stuck.start(replay_from=5)
+    world.open.append(stuck)
+    assert stuck.core.handled == 10
 
 
 async def test_when_a_commit_fails_nobody_is_answered_and_memory_does_not_run_ahead(world):

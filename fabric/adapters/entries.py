@@ -8,6 +8,7 @@ several (a sweep, a meter reading of many leases), the event's own entry is foll
 another account. They are committed together, and read in order they are the whole decision.
 """
 
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import Final
@@ -16,9 +17,11 @@ import msgspec
 
 from fabric.adapters.journal import Entry
 from fabric.charging.records import Cdr
-from fabric.gate.events import AnyEvent
+from fabric.gate.events import AnyEvent, Metered, Sample
 from fabric.gate.instructions import Decision, Outcome
+from fabric.gate.state import LeaseRecord
 from fabric.ledger.transfers import Transfer
+from fabric.units import LeaseId
 
 _CUSTOMER: Final = "cust/"
 _whose: Final = attrgetter("account_id")
@@ -55,6 +58,17 @@ def entries_of(seq: int, *, at_us: int, event: AnyEvent, decision: Decision) -> 
         )
         return [Entry(seq=seq, leaf=leaf, accounts=_accounts(own, transfers))]
     return _split(seq, at_us=at_us, event=event, decision=decision, own=own)
+
+
+def by_account(event: AnyEvent, leases: Mapping[LeaseId, LeaseRecord]) -> Sequence[AnyEvent]:
+    """The event, or one metering event for each account, so that an entry of the journal tells nobody about another."""
+    if not isinstance(event, Metered):
+        return (event,)
+    samples: dict[str, list[Sample]] = {}
+    for sample in event.samples:
+        if record := leases.get(sample.lease_id):
+            samples.setdefault(record.account_id, []).append(sample)
+    return [Metered(samples=tuple(own)) for own in samples.values()]
 
 
 def decode_entry(leaf: bytes) -> Recorded:

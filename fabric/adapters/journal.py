@@ -62,8 +62,8 @@ class Journal(Protocol):
     async def save_snapshot(self, snapshot: Snapshot) -> None:
         """Keep a snapshot; the newest few are kept, older ones dropped."""
 
-    async def load_snapshot(self) -> Snapshot | None:
-        """The newest snapshot that is whole and agrees with the journal's own hashes, or None."""
+    async def load_snapshot(self, *, at_most: int | None = None) -> Snapshot | None:
+        """The newest snapshot (after at most so many entries) that is whole and agrees with the journal's own hashes, or None."""
 
     async def close(self) -> None:
         """Let go."""

@@ -179,9 +179,11 @@ class PostgresJournal:
 
         await self._writer.call(save)
 
-    async def load_snapshot(self) -> Snapshot | None:
-        query = "SELECT size, root, edge, state, digest FROM {schema}.snapshots ORDER BY size DESC"
-        rows = await self._reader.call(_fetch(self._sql(query)), again=True)
+    async def load_snapshot(self, *, at_most: int | None = None) -> Snapshot | None:
+        query = "SELECT size, root, edge, state, digest FROM {schema}.snapshots WHERE size <= $1 ORDER BY size DESC"
+        rows = await self._reader.call(
+            _fetch(self._sql(query), _END_OF_TIME if at_most is None else at_most), again=True
+        )
         hashes = await self.leaf_hashes(0, rows[0][0]) if rows else []
         for size, root, edge, state, digest in rows:
             snapshot = Snapshot(size=size, root=root, edge=sealed.split_edge(edge), state=state)

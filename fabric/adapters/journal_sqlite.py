@@ -107,8 +107,8 @@ class SqliteJournal:
     async def save_snapshot(self, snapshot: Snapshot) -> None:
         await self._in(self._writing, self._save_snapshot, snapshot)
 
-    async def load_snapshot(self) -> Snapshot | None:
-        return await self._in(self._reading, self._load_snapshot)
+    async def load_snapshot(self, *, at_most: int | None = None) -> Snapshot | None:
+        return await self._in(self._reading, self._load_snapshot, _END_OF_TIME if at_most is None else at_most)
 
     async def close(self) -> None:
         await self._in(self._reading, self._close_reader)
@@ -238,8 +238,9 @@ class SqliteJournal:
         )
         return sealed.in_order(found, start=start)
 
-    def _load_snapshot(self) -> Snapshot | None:
-        sizes = [size for (size,) in self._read_from().execute("SELECT size FROM snapshots ORDER BY size DESC")]
+    def _load_snapshot(self, at_most: int) -> Snapshot | None:
+        query = "SELECT size FROM snapshots WHERE size <= ? ORDER BY size DESC"
+        sizes = [size for (size,) in self._read_from().execute(query, (at_most,))]
         hashes = self._leaf_hashes(0, sizes[0]) if sizes else []
         for size in sizes:
             found = self._read_from().execute("SELECT root, edge, state, digest FROM snapshots WHERE size = ?", (size,))

@@ -6,7 +6,7 @@ what an event means.
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Final, Protocol
 
 from fabric.adapters.entries import Recorded, decode_entry, entries_of
 from fabric.adapters.journal import Entry
@@ -14,7 +14,8 @@ from fabric.errors import JournalCorrupt
 from fabric.gate.events import AnyEvent
 from fabric.gate.instructions import Decision
 
-_SHOWN = 2_000
+REPLAY_DIFFERS: Final = "replay_differs"
+_SHOWN: Final = 2_000
 
 
 class Core(Protocol):
@@ -78,9 +79,8 @@ def read_entry(entry: Entry) -> Recorded:
 
 def _differs(seq: int, *, written: bytes, decided: bytes) -> JournalCorrupt:
     return JournalCorrupt(
-        f"entry {seq} comes out differently when it is decided again: start the version that wrote it, or report this with"
-        " the journal",
-        code="replay_differs",
+        f"entry {seq} comes out differently when it is decided again",
+        code=REPLAY_DIFFERS,
         seq=seq,
         written=written.decode(errors="replace")[:_SHOWN],
         decided=decided.decode(errors="replace")[:_SHOWN],

@@ -1,5 +1,6 @@
 """Commands that start, stop and examine a whole fabric: the only ones that reach beyond the wire."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from fabric.cli.output import console, print_facts, print_json, table, warn
 from fabric.cli.session import AsJson
+from fabric.errors import Unavailable
 from fabric.profile import Profile, save_profile
 
 StateDir = Annotated[Path | None, typer.Option(help="Where its state lives.")]
@@ -34,20 +36,46 @@ def up(
     profile: Annotated[
         str, typer.Option(help="Under which name to keep the connection: FABRIC_PROFILE says which to use.")
     ] = "default",
+    accept_time: Annotated[
+        bool, typer.Option("--accept-time", help="The clock is right, however far it is ahead of the journal.")
+    ] = False,
+    replay_from: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Start from the newest snapshot at or before this entry of the journal; 0: from none."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start a fabric, and keep how to reach it in the profile."""
+    """Start a fabric, and keep how to reach it in the profile.
+
+    Where the clock is more than a day (clock.ahead_max_h) ahead of the journal's last entry, it asks whether the clock is
+    right, and --accept-time answers. Where the journal can't be decided again from its newest snapshot, --replay-from
+    starts from an older one, or with 0 from the whole journal; nothing is deleted.
+    """
     from fabric import house, settings  # noqa: PLC0415  # what starts a fabric is slow to import, and only needed here
 
     if local and config is not None:
         raise typer.BadParameter("choose --local or --config (FABRIC_CONFIG counts as that)")
     out = console()
-    found = house.up(
-        config,
-        state_dir=state_dir,
-        any_port=any_port,
-        say=lambda doing: None if as_json else out.print(f"… {doing}"),
-    )
+
+    def start(*, accept_time: bool) -> house.Running:
+        return house.up(
+            config,
+            state_dir=state_dir,
+            any_port=any_port,
+            replay_from=replay_from,
+            accept_time=accept_time,
+            say=lambda doing: None if as_json else out.print(f"… {doing}"),
+        )
+
+    try:
+        found = start(accept_time=accept_time)
+    except Unavailable as error:
+        if error.code != "clock_ahead" or as_json or not sys.stdin.isatty():
+            raise
+        typer.confirm(error.message, abort=True)
+        found = start(accept_time=True)
     api_key = house.operator_key(Path(found.state_dir))
     file = save_profile(
         Profile(address=found.address, ca=found.ca, api_key=api_key, account=found.account), name=profile

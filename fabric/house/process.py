@@ -20,6 +20,7 @@ from fabric.logs import open_private
 from fabric.settings import load_cluster
 
 UP_TIMEOUT_S: Final = 180.0
+REPLAY_TIMEOUT_S: Final = 6 * 3_600.0
 DOWN_TIMEOUT_S: Final = 120.0
 _POLL_S: Final = 0.1
 _INTERRUPTED: Final = ("it goes down: interrupt again to end jobs that are still saving", "ending at once")
@@ -34,6 +35,8 @@ def up(
     *,
     state_dir: Path | None = None,
     any_port: bool = False,
+    replay_from: int | None = None,
+    accept_time: bool = False,
     say: Callable[[str], None] = lambda _: None,
     timeout_s: float = UP_TIMEOUT_S,
 ) -> Running:
@@ -45,6 +48,9 @@ def up(
         config: the cluster file; None = the one-machine cluster that comes with the package.
         state_dir: where its state lives; None = `FABRIC_STATE_DIR`, or the user's state directory.
         any_port: listen at free ports instead of those in the file, beside another fabric on the same machine.
+        replay_from: start the gate from its newest snapshot after at most so many entries of the journal; 0 = decide the
+            whole journal again, which may take long. None = from the newest snapshot that leads to the journal's end.
+        accept_time: the clock is right, however far it is ahead of the journal's last entry.
         say: is told each step of the start as it begins.
         timeout_s: how long the start may take.
 
@@ -61,6 +67,10 @@ def up(
     _started[:] = [process for process in _started if process.poll() is None]
     at.run_file(place).unlink(missing_ok=True)
     options = [*_config_option(config), *(["--any-port"] if any_port else [])]
+    options += ["--accept-time"] if accept_time else []
+    if replay_from is not None:
+        options += ["--replay-from", str(replay_from)]
+        timeout_s = max(timeout_s, REPLAY_TIMEOUT_S)
     _serve(place, options, doing="come up", say=say, timeout_s=timeout_s)
     found = at.running(place)
     if found is None:

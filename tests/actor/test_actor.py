@@ -6,9 +6,10 @@ import time
 import pytest
 
 from fabric import actor as actor_module
-from fabric.errors import Unavailable
+from fabric.errors import Conflict, Unavailable
 from fabric.gate.events import JobKind, JobSpec, NodeUp, OpenAccount, Pool, Submit, TopUp
 from fabric.gate.instructions import Accepted, StartLease
+from fabric.start_terms import StartTerms
 from fabric.units import UHS_PER_CT
 
 JOB = [
@@ -106,4 +107,92 @@ async def test_watchers_hear_of_what_landed_in_a_commit_whose_answer_was_lost(wo
             pass
     assert [view.job_id for view in found] == ["job-1"]
     assert [type(said) for said in cluster.made[-1].carried_out] == [StartLease]
+    await gate.close()
+
+
+HOUR_US = 3_600_000_000
+
+
+@pytest.fixture
+def wall(monkeypatch):
+    """The machine's clock, set ahead by so many hours."""
+    read = time.time_ns
+
+    def set_ahead(hours):
+        monkeypatch.setattr("fabric.clock.time.time_ns", lambda: read() + hours * 3_600 * 10**9)
+
+    return set_ahead
+
+
+async def test_a_clock_a_year_ahead_at_a_start_is_a_question_and_decides_nothing(world, wall):
+    first = world()
+    await first.decide(JOB)
+    await first.close()
+    wall(365 * 24)
+    second = world()
+    with pytest.raises(
+        Unavailable, match=r"clock right\? It says .* 365.0 days after .* fabric up --accept-time"
+    ) as asked:
+        await second.ready()
+    assert asked.value.code == "clock_ahead"
+    with pytest.raises(Unavailable):
+        await second.decide(JOB)
+    assert second._writer.head.size == first._writer.head.size
+    await second.prepare(StartTerms(accept_time=True))
+    await second.ready()
+    assert second._clock.now_us() > first._writer.at_us + 364 * 24 * HOUR_US
+    with pytest.raises(Conflict, match="fabric down"):
+        await second.prepare(StartTerms(accept_time=True))
+    await second.close()
+
+
+async def test_a_gate_whose_clock_is_set_right_comes_up_by_itself(world, wall):
+    first = world()
+    await first.decide(JOB)
+    await first.close()
+    wall(30 * 24)
+    second = world()
+    with pytest.raises(Unavailable):
+        await second.ready()
+    wall(0)
+    async with asyncio.timeout(60):
+        while await second.ailment():  # noqa: ASYNC110 - nobody calls
+            await asyncio.sleep(0.01)
+    await second.ready()
+    assert second._clock.now_us() < first._writer.at_us + HOUR_US
+    await second.close()
+
+
+@pytest.mark.parametrize("hours", [0, 5, 23])
+async def test_a_start_after_less_than_a_day_asks_nothing(world, wall, hours):
+    first = world()
+    await first.decide(JOB)
+    await first.close()
+    wall(hours)
+    second = world()
+    await second.ready()
+    await second.close()
+
+
+async def test_a_clock_that_jumps_while_the_gate_runs_is_told_of_and_not_followed(world, wall):
+    gate = world()
+    await gate.decide(JOB)
+    before_us = gate._clock.now_us()
+    wall(400 * 24)
+    assert gate._clock.now_us() < before_us + HOUR_US
+    assert "clock is 400.0 days ahead of the gate's, which goes on as if it had not jumped" in await gate.ailment()
+    wall(0)
+    assert not await gate.ailment()
+    await gate.close()
+
+
+async def test_an_idle_gate_says_now_and_then_that_it_is_there(world, monkeypatch):
+    """So that a start after a long idle time finds a last entry that is not old."""
+    monkeypatch.setattr(actor_module, "IDLE_TICKS", 24 * 3_600_000)  # a tick for each ms of idle time
+    gate = world()
+    await gate.ready()
+    size = gate._writer.head.size
+    async with asyncio.timeout(60):
+        while gate._writer.head.size < size + 3:  # noqa: ASYNC110 - nobody calls
+            await asyncio.sleep(0.01)
     await gate.close()
