@@ -30,7 +30,16 @@ from fabric.gate.core import Served
 from fabric.gate.events import AnyEvent, Configure, Tick
 from fabric.gate.instructions import Accepted, AnyInstruction, Outcome, Refusal
 from fabric.gate.lifecycle import TERMINAL
-from fabric.gate.questions import AnyAnswer, AnyQuestion, JobOf, LeasesOf, ReceiptsOf, RecordsOf, StatementOf
+from fabric.gate.questions import (
+    AnyAnswer,
+    AnyQuestion,
+    CheckpointOf,
+    JobOf,
+    LeasesOf,
+    ReceiptsOf,
+    RecordsOf,
+    StatementOf,
+)
 from fabric.gate.views import JobView, LogChunk
 from fabric.outage import Outage
 from fabric.settings import ClusterConfig
@@ -157,6 +166,8 @@ class GateActor:
         match question:
             case StatementOf():
                 return await self._auditor.statement(question)
+            case CheckpointOf():
+                return await self._auditor.sealed()
             case ReceiptsOf():
                 return await self._auditor.receipts(question)
             case RecordsOf():
@@ -193,10 +204,10 @@ class GateActor:
                 break
         return page
 
-    async def export(self, account_id: str | None, start: int, count: int) -> list[bytes]:
+    async def export(self, account_id: str | None, since: int | None, start: int, count: int) -> list[bytes]:
         """A page of the audit export, in lines; [] after the last."""
         await self._up()
-        return await self._auditor.export_page(account_id, start=start, count=count)
+        return await self._auditor.export_page(account_id, since=since, start=start, count=count)
 
     async def close(self) -> None:
         """Keep a snapshot and let go of the journal. What runs goes on running."""

@@ -17,15 +17,15 @@ import msgspec
 
 from fabric.adapters import sealed
 from fabric.adapters.clerks import aside
-from fabric.adapters.entries import Recorded, decode_entry
+from fabric.adapters.entries import EVERYBODY, Recorded, decode_entry
 from fabric.adapters.journal import Entry, Journal, TreeHead
 from fabric.audit import export
 from fabric.audit.checkpoint import Signer
 from fabric.audit.merkle import ProofTree, leaf_hash
-from fabric.audit.records import Receipt, Statement
+from fabric.audit.records import Receipt, Sealed, Statement
 from fabric.audit.statements import Booked, Enclosed, Period, summarise
 from fabric.charging.records import Cdr
-from fabric.errors import Unavailable
+from fabric.errors import Conflict, Unavailable
 from fabric.gate.questions import ReceiptsOf, RecordsOf, StatementOf
 
 EXPORT_FORGOTTEN_S: Final = 120.0
@@ -61,7 +61,7 @@ class Auditor:
         self._tree = ProofTree()
         self._growing = asyncio.Lock()
         self._beginning = asyncio.Lock()
-        self._exports: dict[str | None, _Export] = {}
+        self._exports: dict[tuple[str | None, int | None], _Export] = {}
 
     @property
     def verifier_key(self) -> str:
@@ -72,6 +72,10 @@ class Auditor:
         """The signed note of the newest tree head."""
         head = await self._grow()
         return self._signer.checkpoint(size=head.size, root=head.root)
+
+    async def sealed(self) -> Sealed:
+        """The same, with the key."""
+        return Sealed(note=await self.checkpoint(), key=self.verifier_key)
 
     async def statement(self, question: StatementOf) -> Statement:
         """The account's statement between two tree heads."""
@@ -105,6 +109,7 @@ class Auditor:
                 proof=tuple(node.hex() for node in self._tree.inclusion(entry.seq, size=head.size)),
                 tree_size=head.size,
                 checkpoint=note,
+                key=self.verifier_key,
             )
             async for entry in self._entries(question.account_id, head)
             if question.job_id is None or _is_about(decode_entry(entry.leaf), question.job_id)
@@ -119,13 +124,16 @@ class Auditor:
             yield line
         yield self._last_line(head, digest.hexdigest())
 
-    async def export_page(self, account_id: str | None, *, start: int, count: int) -> list[bytes]:
+    async def export_page(
+        self, account_id: str | None, *, start: int, count: int, since: int | None = None
+    ) -> list[bytes]:
         """Lines start..start+count of the export; [] after the last. Begin at 0 and ask for each page in turn.
 
         Raises:
+            Conflict: `since` is more than the log has: code `checkpoint_ahead`.
             Unavailable: with code `export_interrupted`: the gate was restarted meanwhile, or `start` was never reached.
         """
-        current = await self._current_export(account_id, begin=start == 0)
+        current = await self._current_export(account_id, since, begin=start == 0)
         if start not in current.at:
             raise Unavailable("the export was interrupted: begin it again", code="export_interrupted", start=start)
         seq, digest = current.at[start]
@@ -133,16 +141,18 @@ class Auditor:
             current.readers -= 1
             return []
         lines = [self._header(account_id)] if start == 0 else []
-        async for entry in self._entries(account_id, current.head, start=seq):
+        async for entry in self._exported(account_id, current.head, start=seq):
             if len(lines) >= count:
                 break
             lines.append(self._entry_line(entry, account_id, current.head))
             seq = entry.seq + 1
         else:
             seq = current.head.size
+        is_last = len(lines) < count
+        lines += self._grown(account_id, since, current.head) if is_last else []
         digest = digest.copy()
         digest.update(b"".join(lines))
-        if len(lines) < count:
+        if is_last:
             lines.append(self._last_line(current.head, digest.hexdigest()))
             seq = current.head.size + 1
         current.at[start + len(lines)] = seq, digest
@@ -150,26 +160,48 @@ class Auditor:
 
     async def _lines(self, account_id: str | None, head: TreeHead, since: int | None) -> AsyncIterator[bytes]:
         yield self._header(account_id)
-        async for entry in self._entries(account_id, head):
+        async for entry in self._exported(account_id, head):
             yield self._entry_line(entry, account_id, head)
-        if since is not None and account_id is not None:
-            yield export.consistency_line(since, proof=self._tree.consistency(since, size=head.size))
+        for line in self._grown(account_id, since, head):
+            yield line
+
+    def _grown(self, account_id: str | None, since: int | None, head: TreeHead) -> list[bytes]:
+        """What shows that the log only grew; whoever has all entries needs no such line."""
+        if since is None or account_id is None:
+            return []
+        return [export.consistency_line(since, proof=self._tree.consistency(since, size=head.size))]
 
     def _last_line(self, head: TreeHead, digest: str) -> bytes:
         return export.checkpoint_line(
             self._signer.checkpoint(size=head.size, root=head.root, more=(export.seal(digest),))
         )
 
-    async def _current_export(self, account_id: str | None, *, begin: bool) -> _Export:
+    async def _current_export(self, account_id: str | None, since: int | None, *, begin: bool) -> _Export:
         async with self._beginning:
             now = time.monotonic()
-            current = self._exports.get(account_id)
+            current = self._exports.get((account_id, since))
             unread = current is None or current.readers <= 0 or now - current.used_at > EXPORT_FORGOTTEN_S
             if current is None or (begin and unread):
-                current = self._exports[account_id] = _Export(head=await self._grow(), used_at=now)
+                head = await self._grow()
+                if since is not None and since > head.size:
+                    raise Conflict(
+                        f"the checkpoint seals {since} entries and this log has {head.size}: it is of another log, or this one"
+                        " was cut. Keep both",
+                        code="checkpoint_ahead",
+                        sealed=since,
+                        entries=head.size,
+                    )
+                self._forget_exports(now)
+                current = self._exports[account_id, since] = _Export(head=head, used_at=now)
             current.readers += begin
             current.used_at = now
             return current
+
+    def _forget_exports(self, now: float) -> None:
+        """What nobody reads any more: a caller may name as many sizes as it likes."""
+        for name, one in list(self._exports.items()):
+            if one.readers <= 0 or now - one.used_at > EXPORT_FORGOTTEN_S:
+                del self._exports[name]
 
     def _header(self, account_id: str | None) -> bytes:
         return export.header_line(origin=self._signer.verifier.name, key=self.verifier_key, account_id=account_id)
@@ -184,6 +216,23 @@ class Auditor:
 
     def _entries(self, account_id: str | None, head: TreeHead, *, start: int = 0) -> AsyncIterator[Entry]:
         return self._journal.read(start, head.size, account=account_id)
+
+    async def _exported(self, account_id: str | None, head: TreeHead, *, start: int = 0) -> AsyncIterator[Entry]:
+        """The account's entries and, where they lie between, those that tell everybody the prices."""
+        if account_id is None:
+            async for entry in self._entries(None, head, start=start):
+                yield entry
+            return
+        prices = self._entries(EVERYBODY, head, start=start)
+        price = await anext(prices, None)
+        async for entry in self._entries(account_id, head, start=start):
+            while price is not None and price.seq < entry.seq:
+                yield price
+                price = await anext(prices, None)
+            yield entry
+        while price is not None:
+            yield price
+            price = await anext(prices, None)
 
     async def _grow(self) -> TreeHead:
         """The newest head, with the tree grown to it.
@@ -209,7 +258,7 @@ def _period(leaves: list[bytes], question: StatementOf) -> Period:
 
 def _withheld(entry: Entry, account_id: str | None) -> bool:
     """Whether the entry's content would tell this account about another."""
-    return account_id is not None and any(other != account_id for other in entry.accounts)
+    return account_id is not None and any(other not in (account_id, EVERYBODY) for other in entry.accounts)
 
 
 def _asked_for(record: Cdr, question: RecordsOf) -> bool:

@@ -28,10 +28,11 @@ IMPURE = {
     "uuid",
 }
 LINES_MAX = 400
-LINES_MAX_LONGER = 560
+LINES_MAX_LONGER = 660
 LONGER = {
     "tests/gate/oracle.py": "the auditor and the meter that the gate is held against: one naive reading of all its rules",
     "tests/ledger/test_book_model.py": "one machine over everything that can happen to the book",
+    "fabric/audit/verify.py": "one file that a stranger copies, reads to its end and runs without the product",
     "fabric/gate/events.py": "every event of the gate in one place: the vocabulary is read as a whole",
     "fabric/writer.py": "deciding, committing and coming back after an outage are one machine with one lock",
 }

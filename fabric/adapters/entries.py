@@ -17,7 +17,7 @@ import msgspec
 
 from fabric.adapters.journal import Entry
 from fabric.charging.records import Cdr
-from fabric.gate.events import AnyEvent, Metered, Sample
+from fabric.gate.events import AnyEvent, Configure, Metered, Sample
 from fabric.gate.instructions import Decision, Outcome
 from fabric.gate.state import LeaseRecord
 from fabric.ledger.transfers import Transfer
@@ -45,10 +45,14 @@ _encode: Final = msgspec.json.Encoder().encode
 _decoder: Final = msgspec.json.Decoder(Recorded)
 
 
+EVERYBODY: Final = "*"
+"""Whose the entries are that tell prices: every account's export holds them. No account is called so."""
+
+
 def entries_of(seq: int, *, at_us: int, event: AnyEvent, decision: Decision) -> list[Entry]:
     """The entries of one decision, from `seq` on: the event's own, and one for each run of another account's."""
     transfers, records = decision.transfers, decision.records
-    own: str | None = getattr(event, "account_id", None)
+    own: str | None = EVERYBODY if isinstance(event, Configure) else getattr(event, "account_id", None)
     others = {one.account_id for one in transfers} | {one.account_id for one in records}
     if own is None and len(others) == 1:
         (own,) = others

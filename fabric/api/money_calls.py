@@ -15,7 +15,7 @@ from fabric.gate.events import BuyBundle, Subscribe, TopUp, Unsubscribe
 from fabric.gate.instructions import Accepted
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.payments import OPERATOR, SANDBOX, normal
-from fabric.gate.questions import BalanceOf, FreeOf, PricesOf, ReceiptsOf, RecordsOf, StatementOf
+from fabric.gate.questions import BalanceOf, CheckpointOf, FreeOf, PricesOf, ReceiptsOf, RecordsOf, StatementOf
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
 from fabric.gate.views import BalanceView
 from fabric.ledger.scopes import Service, Use
@@ -115,12 +115,18 @@ async def receipts(door: Door, caller: Caller, request: pb.ReceiptsRequest) -> A
         yield pb.Document(json=msgspec.json.encode(receipt))
 
 
-async def export(door: Door, caller: Caller, _: pb.ExportRequest) -> AsyncIterator[pb.Chunk]:
+async def log_checkpoint(door: Door, _: Caller, __: pb.LogCheckpointRequest) -> pb.LogCheckpointReply:
+    sealed: Any = await door.port.ask(CheckpointOf())
+    return message_of(sealed, pb.LogCheckpointReply)
+
+
+async def export(door: Door, caller: Caller, request: pb.ExportRequest) -> AsyncIterator[pb.Chunk]:
     """Lines are gathered into messages of a sensible size."""
     await door.check_customer(caller)
+    since = at_least(0, "since_size", request.since_size) if request.HasField("since_size") else None
     gathered: list[bytes] = []
     size = 0
-    async for line in door.port.export(account_id=caller.scope):
+    async for line in door.port.export(account_id=caller.scope, since=since):
         whole = line if line.endswith(b"\n") else line + b"\n"
         gathered.append(whole)
         size += len(whole)

@@ -35,7 +35,7 @@ class Gate(Protocol):
 
     async def logs(self, job_id: str, account_id: str, offsets: dict[str, int]) -> list[LogChunk]: ...
 
-    async def export(self, account_id: str | None, start: int, count: int) -> list[bytes]: ...
+    async def export(self, account_id: str | None, since: int | None, start: int, count: int) -> list[bytes]: ...
 
 
 class Passage:
@@ -69,9 +69,9 @@ class Passage:
     def checkpoints_of(self, account_id: str, job_id: str) -> Checkpoints:
         return checkpoints_in(self._archive, account_id, job_id)
 
-    async def export(self, *, account_id: str | None) -> AsyncIterator[bytes]:
+    async def export(self, *, account_id: str | None, since: int | None = None) -> AsyncIterator[bytes]:
         start = 0
-        while lines := await _to_its_end(self._gate.export(account_id, start, EXPORT_PAGE)):
+        while lines := await _to_its_end(self._gate.export(account_id, since, start, EXPORT_PAGE)):
             for line in lines:
                 yield line
             start += len(lines)

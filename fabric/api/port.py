@@ -39,5 +39,5 @@ class GatePort(Protocol):
     def checkpoints_of(self, account_id: str, job_id: str) -> Checkpoints:
         """Where a job's checkpoints are. Its methods block."""
 
-    def export(self, *, account_id: str | None) -> AsyncIterator[bytes]:
+    def export(self, *, account_id: str | None, since: int | None = None) -> AsyncIterator[bytes]:
         """The audit export, a line of JSON at a time: what `fabric audit verify` checks offline."""

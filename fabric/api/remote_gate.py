@@ -39,8 +39,8 @@ class RemoteGate:
         page: list[LogChunk] = await call(self._actor.logs.remote(job_id, account_id, offsets))
         return page
 
-    async def export(self, account_id: str | None, start: int, count: int) -> list[bytes]:
-        lines: list[bytes] = await call(self._actor.export.remote(account_id, start, count))
+    async def export(self, account_id: str | None, since: int | None, start: int, count: int) -> list[bytes]:
+        lines: list[bytes] = await call(self._actor.export.remote(account_id, since, start, count))
         return lines
 
 

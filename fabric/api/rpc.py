@@ -130,6 +130,7 @@ CALLS: Final[dict[str, Call]] = {
     "Prices": Call(money_calls.prices, _ANY),
     "Receipts": Call(money_calls.receipts, _BOOKS, weight=LOOKS_THROUGH),
     "Export": Call(money_calls.export, _BOOKS, weight=LOOKS_THROUGH),
+    "LogCheckpoint": Call(money_calls.log_checkpoint, _BOOKS),
     "Authorize": Call(money_calls.authorize, _HOLDS, gateways=True),
     "UpdateHold": Call(money_calls.update_hold, _HOLDS, gateways=True),
     "SettleHold": Call(money_calls.settle_hold, _HOLDS, gateways=True),

@@ -22,6 +22,17 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     tree_size: int
     checkpoint: str
     """The signed note of that tree size."""
+    key: str = ""
+    """The public key that signed it, by its own word."""
+
+
+class Sealed(msgspec.Struct, frozen=True, kw_only=True):
+    """The log as it is now: whoever keeps the note can show later that nothing before it was rewritten."""
+
+    note: str
+    """The signed checkpoint."""
+    key: str
+    """The public key that signed it, as it is published."""
 
 
 class Balances(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,28 +1,37 @@
 """The independent verifier: does an audit export prove what it says?
 
 A second implementation, on purpose: it imports nothing of the product, only the standard library and `cryptography`, so
-that whoever doubts a bill can read these lines, copy this file, and run it anywhere, offline:
-    python verify.py EXPORT [--key VERIFIER_KEY] [--witnessed OLDER_CHECKPOINT]
+that whoever doubts a bill can read these lines, copy this file, and run it anywhere, offline.
 
-Without --key it shows that the export is whole and unchanged since *somebody* signed it; with the operator's published
-key, that the operator did. With a checkpoint that was kept earlier it also shows that nothing before it was rewritten.
+    python verify.py EXPORT --key VERIFIER_KEY [--witnessed OLDER_CHECKPOINT]
+    python verify.py RECEIPTS --receipts --key VERIFIER_KEY [--witnessed OLDER_CHECKPOINT]
+
+Without --key it shows that the export is whole and unchanged since *somebody* signed it, and ends with 3; with the
+operator's published key, that the operator did. With a checkpoint that was kept earlier it also shows that nothing before
+it was rewritten. What the entries say is reckoned again: no charge but by counters, rates and curve, no capture without a
+hold, no lot that expires before its time.
 """
 
 import argparse
 import base64
 import hashlib
 import json
+import math
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-_EMPTY, _MTOK = hashlib.sha256().digest(), 1_000_000
+_EMPTY = hashlib.sha256().digest()
+_MTOK = _PPM = 1_000_000
+_DAY_US = 86_400_000_000
+_INT64 = range(-(2**63), 2**63)
 _REMEMBERED_US, _REMEMBERED = 32 * 86_400_000_000, 32_768
 
 
@@ -50,6 +59,8 @@ class Report:
     root: str = ""
     counts: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    trusted: bool = False
+    """Whether it was signed with the key that the reader trusts, and not only with the one that it names itself."""
 
     @property
     def ok(self) -> bool:
@@ -60,8 +71,9 @@ class Report:
             return f"NOT VERIFIED: {f'line {self.line}: ' if self.line else ''}{self.problem}"
         found = ", ".join(f"{n} {what}" for what, n in sorted(self.counts.items()))
         notes = "".join(f"\n  note    {note}" for note in self.notes)
-        signed = f"{self.origin} {self.account or ''}\n  signed  {self.size} entries, root {self.root}, key {self.key}"
-        return f"VERIFIED {signed}\n  found   {found}{notes}"
+        signed = f"  signed  {self.size} entries, root {self.root}, key {self.key}"
+        said = "VERIFIED" if self.trusted else "WHOLE, BUT NOT VERIFIED: no trusted key was given,"
+        return f"{said} {self.origin} {self.account or ''}\n{signed}\n  found   {found}{notes}"
 
 
 def verify_export(lines: Iterable[str], *, trusted_key: str | None = None, witnessed: str | None = None) -> Report:
@@ -72,9 +84,30 @@ def verify_export(lines: Iterable[str], *, trusted_key: str | None = None, witne
         trusted_key: the operator's verifier key, `<name>+<key id>+<base64>`. None = the one in the export.
         witnessed: the note of an older checkpoint of the same log, to find out whether history was rewritten.
     """
-    report = Report()
+    return _reported(_Check(Report(), trusted_key, witnessed), [line.removesuffix("\n") for line in lines])
+
+
+def verify_receipts(text: str, *, trusted_key: str | None = None, witnessed: str | None = None) -> Report:
+    """Check receipts, as a JSON list or one of them: that each entry is in the log that its checkpoint seals."""
+    return _reported(_Receipts(Report(), trusted_key, witnessed), [text])
+
+
+def size_of(note: str) -> int:
+    """How many entries a checkpoint seals, by its own word.
+
+    Raises:
+        Wrong: it is no checkpoint.
+    """
+    lines = note.split("\n")
+    sized = len(lines) > 4 and lines[1].isascii() and lines[1].isdecimal() and int(lines[1]) in _INT64  # noqa: PLR2004
+    _require(sized, "this is no checkpoint: `fabric audit checkpoint FILE` writes one", "no_checkpoint")
+    return int(lines[1])
+
+
+def _reported(check: "_Check", lines: list[str]) -> Report:
+    report = check.report
     try:
-        _Check(report, trusted_key, witnessed).run([line.removesuffix("\n") for line in lines])
+        check.run(lines)
     except Wrong as wrong:
         report.problem, report.code = str(wrong), wrong.code
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
@@ -84,7 +117,9 @@ def verify_export(lines: Iterable[str], *, trusted_key: str | None = None, witne
 
 class _Check:
     def __init__(self, report: Report, trusted_key: str | None, witnessed: str | None) -> None:
-        self.report, self.trusted_key, self.witnessed = report, trusted_key, witnessed
+        self.report, self.trusted_key = report, trusted_key
+        self.witnessed = witnessed.rstrip("\n") + "\n" if witnessed else None
+        report.trusted = bool(trusted_key)
         self.edge: list[tuple[int, bytes]] = []
 
     def run(self, lines: list[str]) -> None:
@@ -94,10 +129,8 @@ class _Check:
         ours = isinstance(header, dict) and header.get("format") == "token-fabric-audit"
         _require(ours and header["version"] == 1, "it does not begin as an audit export does", "no_export")
         body, last = parsed[1:-1], parsed[-1]
-        report.origin, report.account, report.key = header["origin"], header["account"], header["key"]
-        trusted = self.trusted_key.strip() if self.trusted_key else report.key
-        _require(report.key == trusted, f"the export names the key {report.key}, not the trusted one", "another_key")
-        report.notes += [] if self.trusted_key else ["compare the key with the one the operator publishes: --key"]
+        report.origin, report.account = header["origin"], header["account"]
+        self._trust(header["key"])
         whole = set(last) == {"checkpoint"}
         _require(whole, "the export is cut short: the last line is no checkpoint", "export_cut_short")
         report.size, root, sealed = self._open(last["checkpoint"])
@@ -112,12 +145,18 @@ class _Check:
         else:
             self._account(body, root, (old_size, old_root), since)
 
+    def _trust(self, key: str) -> None:
+        trusted = self.trusted_key.strip() if self.trusted_key else key
+        _require(key == trusted, f"it names the key {key}, not the trusted one", "another_key")
+        self.report.key = key
+        self.report.notes += [] if self.trusted_key else ["compare the key with the one the operator publishes: --key"]
+
     def _parse(self, lines: list[str]) -> list[Any]:
         _require(any(lines), "it is empty", "no_export")
         parsed = []
         for self.report.line, line in enumerate(lines, 1):
             try:
-                parsed.append(json.loads(line))
+                parsed.append(_loads(line))
             except (ValueError, RecursionError):
                 if self.report.line == 1:
                     raise Wrong("this is no JSON, and no audit export", "no_export") from None
@@ -210,12 +249,13 @@ class _Books:
         self.held, self.balances = defaultdict[str, int](int), defaultdict[tuple[str, str], int](int)
         self.requests: defaultdict[str, dict[Any, tuple[Any, Any, int]]] = defaultdict(dict)
         self.ended: set[str] = set()
-        self.calls = _Calls(counts)
+        self.opened: set[str] = set()
+        self.calls, self.leases, self.lots = _Calls(counts), _Leases(counts), _Lots()
         self.transfer_id = self.at_us = 0
 
     def post(self, seq: int, leaf: bytes, *, whole: bool) -> None:
         """Add an entry; `whole` says that none is missing before it."""
-        entry = json.loads(leaf)
+        entry = _loads(leaf)
         _require(entry["seq"] == seq, f"entry {seq} says that it is number {entry['seq']}")
         _require(entry["at_us"] >= self.at_us, f"in entry {seq} time runs backwards")
         self.at_us = entry["at_us"]
@@ -223,9 +263,13 @@ class _Books:
         event, outcome = entry["event"] or {"event": ""}, entry["outcome"] or {"outcome": ""}
         self.counts["refusals"] += outcome["outcome"] == "refused"
         self._request(seq, event, outcome, entry["transfers"])
+        self.leases.learn(event, outcome)
+        self.lots.learn(event, outcome)
         for transfer in entry["transfers"]:
             self._transfer(seq, transfer, whole=whole)
+            self.lots.post(seq, transfer, event, whole=whole or not self.counts["withheld entries"])
         self.calls.post(seq, event, outcome, entry)
+        self.leases.post(seq, entry)
         if event["event"] in ("settle_hold", "release_hold") and outcome["outcome"] == "accepted":
             self.ended.add(event["hold_id"])
 
@@ -256,6 +300,11 @@ class _Books:
             held += amount if account.startswith("cust/") and account.endswith("/held") else 0
         _require(not any(sums.values()), f"the postings of transfer {number} do not sum to zero: {dict(sums)}")
         _require(not held or ref not in self.ended, f"transfer {number} moves hold {ref}, which had ended")
+        self.opened |= {ref} if transfer["kind"] == "hold" else set()
+        if transfer["kind"] in ("capture", "refund") and (whole or not self.counts["withheld entries"]):
+            _require(
+                ref in self.opened, f"in entry {seq} transfer {number} is a {transfer['kind']} without a hold: {ref}"
+            )
         self.held[ref] += held
         if whole or not self.counts["withheld entries"]:  # what is withheld may explain what is missing
             self._above_zero(transfer, ref, whole=whole)
@@ -338,6 +387,186 @@ class _Calls:
         self.charged.add(known_as)
 
 
+class _Leases:
+    """Leases of devices: each record once, and charged by its counters, a weight and a curve that were in force."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        self.counts = counts
+        self.tariffs: dict[int, list[dict[str, Any]]] = {}
+        self.recorded: set[tuple[str, str]] = set()
+
+    def learn(self, event: dict[str, Any], outcome: dict[str, Any]) -> None:
+        if event["event"] == "configure" and outcome["outcome"] == "accepted":
+            self.tariffs.setdefault(event["tariffs"]["version"], []).append(event["tariffs"])
+
+    def post(self, seq: int, entry: dict[str, Any]) -> None:
+        for record in entry["records"]:
+            if record.get("model"):
+                continue
+            name = f"in entry {seq} the record of lease {record['lease_id']}"
+            known_as = (record["account_id"], record["cdr_id"])
+            _require(known_as not in self.recorded, f"{name} is a second one")
+            self.recorded.add(known_as)
+            self._check(name, record)
+
+    def _check(self, name: str, record: dict[str, Any]) -> None:
+        devices, bands = record["devices"], record.get("bands", [])
+        metered, estimated = record["metered_us"], record["estimated_us"]
+        counters = [*(number for band in bands for number in band), metered, estimated, devices]
+        possible = min(counters) >= 0 and all(busy <= device for device, busy in bands)
+        possible = possible and sum(device for device, _ in bands) == devices * (metered - estimated)
+        _require(possible, f"{name} has counters that can't be: {counters}")
+        ran = record["ended_at_us"] - record["started_at_us"]
+        _require(metered <= ran, f"{name} is metered for {metered} µs and lasted {ran}")
+        due = record["charged_uhs"] + record.get("refunded_uhs", 0) + record.get("absorbed_uhs", 0)
+        _require(0 <= record["charged_uhs"] <= due, f"{name} gives back more than it took")
+        in_force = self.tariffs.get(record["tariff_version"])
+        if in_force is None:
+            self.counts["charges that could not be reckoned again"] += 1
+            return
+        kinds = record["accelerator"].split("+")
+        weights = [w["ppm"] for tariffs in in_force for w in tariffs["weights"] if w["accelerator"] in kinds]
+        weight = record["weight_ppm"]
+        offered = weight in weights or (len(kinds) > 1 and weights and min(weights) <= weight <= max(weights))
+        _require(offered, f"{name} has the weight {weight}, and {sorted(set(weights))} were offered")
+        reckoned = {_burned(bands, estimated * devices, weight, tariffs["curve"]["points"]) for tariffs in in_force}
+        _require(
+            due in reckoned, f"{name} is charged {due} µHs, and its counters, rate and curve make {sorted(reckoned)}"
+        )
+
+
+def _burned(bands: list[list[int]], unknown: int, weight: int, points: list[list[int]]) -> int:
+    """Device-time × weight × f(utilisation), f linear between the points, half-even once; what is unknown counts as f = 1."""
+    _require(len(bands) < len(points), "a record has more bands than its curve")
+    scale = math.lcm(*(right[0] - left[0] for left, right in pairwise(points)))
+    total = unknown * _PPM * scale
+    for (device, busy), (left, low), (right, high) in zip(bands, points, points[1:], strict=False):
+        total += low * device * scale + (high - low) * (scale // (right - left)) * (busy * _PPM - left * device)
+    due, rest = divmod(weight * total, _PPM * _PPM * scale)
+    return due + (2 * rest > _PPM * _PPM * scale or (2 * rest == _PPM * _PPM * scale and due % 2))
+
+
+class _Lots:
+    """Lots: none gives more than it was granted, and none expires before the time that it was sold for."""
+
+    def __init__(self) -> None:
+        self.catalogue: dict[str, Any] = {}
+        self.plans: dict[str, str] = {}
+        self.left: Counter[str] = Counter()
+        self.good_until: dict[str, int] = {}
+
+    def learn(self, event: dict[str, Any], outcome: dict[str, Any]) -> None:
+        if outcome["outcome"] != "accepted":
+            return
+        if event["event"] == "configure":
+            self.catalogue = event["catalogue"]
+        elif event["event"] == "open_account":
+            self.plans[event["account_id"]] = event["plan"]
+
+    def post(self, seq: int, transfer: dict[str, Any], event: dict[str, Any], *, whole: bool) -> None:
+        kind, shares = transfer["kind"], transfer["lots"]
+        issued = any(account.endswith("/issued") and amount < 0 for account, _, amount in transfer["postings"])
+        for lot, amount in shares:
+            name = f"in entry {seq} lot {lot} of {transfer['account_id']}"
+            lot_of = f"{transfer['account_id']}/{lot}"
+            if issued and kind != "invoice":
+                self.left[lot_of] += amount
+                self._sold(lot_of, transfer, event)
+            elif kind in ("capture", "expire", "repay"):
+                self.left[lot_of] -= amount
+                _require(
+                    not whole or self.left[lot_of] >= 0 or lot.startswith("refund/"), f"{name} gives more than it had"
+                )
+            elif kind == "refund":
+                self.left[lot_of] += amount
+            if kind == "expire":
+                early = self.good_until.get(lot_of, 0) - transfer["at_us"]
+                _require(early <= 0, f"{name} expired {early} µs early")
+
+    def _sold(self, lot: str, transfer: dict[str, Any], event: dict[str, Any]) -> None:
+        """The earliest that it may expire, where the export says what it was sold for."""
+        said, days = event["event"], None
+        if said == "top_up":
+            plan = self.plans.get(transfer["account_id"])
+            days = next(
+                (each["lifetime_days"] for each in self.catalogue.get("plans", ()) if each["name"] == plan), None
+            )
+        elif said == "buy_bundle":
+            sold = (each for each in self.catalogue.get("bundles", ()) if each["name"] == event["bundle"])
+            parts = [part for each in sold for part in each["components"] if part["asset"] == "CT"]
+            days = min((part["lifetime_days"] for part in parts), default=None)
+        elif said == "grant":
+            self.good_until[lot] = transfer["at_us"] + (event["lifetime_us"] or _INT64.stop)
+        if days is not None:
+            self.good_until[lot] = transfer["at_us"] + days * _DAY_US
+
+
+class _Receipts(_Check):
+    """Single entries of an account, each with the proof that it is in the log."""
+
+    def run(self, lines: list[str]) -> None:
+        try:
+            found = _loads(lines[0])
+        except (ValueError, RecursionError):
+            raise Wrong("this is no JSON, and no receipt", "no_export") from None
+        receipts = found if isinstance(found, list) else [found]
+        wanted = {"seq", "leaf", "leaf_hash", "proof", "tree_size", "checkpoint"}
+        _require(
+            receipts and all(isinstance(one, dict) and wanted <= set(one) for one in receipts),
+            "no receipt",
+            "no_export",
+        )
+        old_size, old_root = 0, b""
+        for receipt in receipts:
+            note = receipt["checkpoint"]
+            self._trust(receipt.get("key") or self.trusted_key or "")
+            self.report.origin = note.split("\n")[0]
+            self.report.size, root, _ = self._open(note)
+            self.report.root = root.hex()
+            if self.witnessed:
+                old_size, old_root, _ = self._open(self.witnessed)
+            same = old_size != self.report.size or old_root == root
+            _require(same, f"the log was forked at size {old_size}")
+            self._receipt(receipt, root)
+        if old_size not in (0, self.report.size):
+            self.report.notes.append("that nothing was rewritten since shows an export: fabric audit export --since")
+        self.report.notes = list(dict.fromkeys(self.report.notes))
+
+    def _receipt(self, receipt: dict[str, Any], root: bytes) -> None:
+        seq, proof = receipt["seq"], [bytes.fromhex(node) for node in receipt["proof"]]
+        _require(receipt["tree_size"] == self.report.size, f"the receipt of entry {seq} is of another tree")
+        _require(0 <= seq < self.report.size, f"entry {seq} is beyond the signed tree")
+        digest = bytes.fromhex(receipt["leaf_hash"])
+        if receipt["leaf"]:
+            leaf = base64.b64decode(receipt["leaf"], validate=True)
+            _require(_leaf_hash(leaf) == digest, f"entry {seq} is not what its receipt was given for")
+            _require(_loads(leaf)["seq"] == seq, f"entry {seq} says that it is another")
+        _require(_included(digest, seq, self.report.size, proof) == root, f"the proof of entry {seq} is wrong")
+        self.report.counts["entries" if receipt["leaf"] else "withheld entries"] += 1
+
+
+def _loads(text: str | bytes) -> Any:
+    """JSON in which every key stands once, and every number is a whole one of 64 bits: else two readers may differ."""
+    return json.loads(
+        text, object_pairs_hook=_once, parse_int=_int64, parse_float=_no_number, parse_constant=_no_number
+    )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    _require(len(found) == len(pairs), f"a key stands twice: {sorted(key for key, _ in pairs)}"[:200])
+    return found
+
+
+def _int64(digits: str) -> int:
+    _require(len(digits) <= 20 and int(digits) in _INT64, f"a number is beyond 64 bits: {digits[:30]}")  # noqa: PLR2004
+    return int(digits)
+
+
+def _no_number(text: str) -> Any:
+    raise Wrong(f"a number is no integer: {text[:30]}")
+
+
 def _require(holds: object, otherwise: str, code: str = "not_verified") -> None:
     if not holds:
         raise Wrong(otherwise, code)
@@ -378,21 +607,25 @@ def _consistent(old: int, size: int, proof: Sequence[bytes], known: bytes | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Verify a file and print what was found; 0 = verified, 1 = not, 2 = it can't be read."""
-    parser = argparse.ArgumentParser(description="Verify an audit export, offline.")
-    parser.add_argument("export", type=Path)
+    """Verify a file and print what was found; 0 = verified, 1 = not, 2 = it can't be read, 3 = whole, but no key was given."""
+    parser = argparse.ArgumentParser(description="Verify an audit export, or receipts, offline.")
+    parser.add_argument("export", type=Path, help="the export; with --receipts, the file of receipts")
+    parser.add_argument("--receipts", action="store_true", help="the file has receipts")
     parser.add_argument("--key", help="the operator's published verifier key: <name>+<key id>+<base64>")
     parser.add_argument("--witnessed", type=Path, help="a file with an older checkpoint of the same log")
     given = parser.parse_args(argv)
     try:
-        lines = given.export.read_bytes().decode().removesuffix("\n").split("\n")
+        text = given.export.read_bytes().decode().removesuffix("\n")
         witnessed = given.witnessed.read_text(encoding="utf-8") if given.witnessed else None
     except (OSError, UnicodeDecodeError) as error:
         print(f"can't read it: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    report = verify_export(lines, trusted_key=given.key, witnessed=witnessed)
+    if given.receipts:
+        report = verify_receipts(text, trusted_key=given.key, witnessed=witnessed)
+    else:
+        report = verify_export(text.split("\n"), trusted_key=given.key, witnessed=witnessed)
     print(report)  # noqa: T201
-    return 0 if report.ok else 1
+    return 1 if not report.ok else 0 if report.trusted else 3
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from fabric.errors import FabricError, InvalidRequest
 INTERRUPTED: Final = 130
 _WANTS_JSON: Final = "fabric.wants_json"
 EPILOG: Final = (
-    "Exit codes: 0 done · 1 our own mistake, and of doctor that something fails · 2 the request can't succeed as written, or an export proves nothing · 3 no valid key, or not allowed ·"
+    "Exit codes: 0 done · 1 our own mistake, and of doctor that something fails · 2 the request can't succeed as written, or an export proves nothing · 3 no valid key, or not allowed, and of audit verify that no --key was given ·"
     " 4 not enough tokens · 5 no such thing · 6 conflict · 7 the job failed · 8 try again later · 9 the job that was followed is parked · 130 interrupted"
 )
 

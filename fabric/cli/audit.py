@@ -9,15 +9,22 @@ from typing import Annotated, Final
 
 import typer
 
-from fabric.audit.verify import verify_export
+from fabric.audit.verify import Report, Wrong, size_of, verify_export, verify_receipts
 from fabric.cli.files import drafted
 from fabric.cli.output import console, print_json, say, table
 from fabric.cli.session import AsJson, ForAccount, client, job_named
 from fabric.errors import InvalidRequest
+from fabric.visible import visible_lines
 from fabric.wire import fabric_pb2 as pb
 
 app = typer.Typer(help="Proof: export the sealed log, verify it offline, read receipts.", no_args_is_help=True)
 
+TrustedKey = Annotated[str | None, typer.Option("--key", help="The public key you trust; without it the file's own.")]
+Witnessed = Annotated[
+    Path | None, typer.Option("--witnessed", help="An older checkpoint of the same log, which you kept.")
+]
+NO_KEY_GIVEN: Final = 3
+"""How a check ends that shows a whole file, signed with a key that nobody has vouched for."""
 _REMEDIES: Final = {
     "no_export": "give a file that `fabric audit export FILE` has written",
     "export_cut_short": "export it again with `fabric audit export {file}`",
@@ -30,54 +37,119 @@ _REMEDIES: Final = {
 def export(
     file: Annotated[Path | None, typer.Argument(help="Where to write it; standard output if not given.")] = None,
     *,
+    since: Annotated[
+        Path | None, typer.Option(help="A checkpoint you kept: it shows that the log only grew since.")
+    ] = None,
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
     """Everything that is sealed about the account, as JSON lines: all of it, or nothing.
 
-    For example: fabric audit export november.jsonl
+    For example: fabric audit export november.jsonl --since october.checkpoint
     """
+    wanted = pb.ExportRequest()
+    if since is not None:
+        wanted.since_size = _size_of(since)
     door = client(account)
     if file is None:
         with tempfile.TemporaryFile() as out:
-            door.fetch_into(pb.ExportRequest(), out)
+            door.fetch_into(wanted, out)
             out.seek(0)
             shutil.copyfileobj(out, sys.stdout.buffer)
         return
     with drafted(file) as out:
-        door.fetch_into(pb.ExportRequest(), out)
+        door.fetch_into(wanted, out)
         size = out.tell()
     if as_json:
         print_json({"file": str(file), "bytes": size})
     else:
-        say(f"written to {file}: check it with `fabric audit verify {file}`")
+        also = f" --witnessed {since}" if since is not None else ""
+        say(f"written to {file}: check it with `fabric audit verify {file} --key THE-OPERATORS-KEY{also}`")
+
+
+@app.command()
+def checkpoint(
+    file: Annotated[Path | None, typer.Argument(help="Where to keep it; standard output if not given.")] = None,
+    *,
+    account: ForAccount = "",
+    as_json: AsJson = False,
+) -> None:
+    """The signed checkpoint of the whole log as it is now: keep it, and nobody can rewrite what it seals.
+
+    For example: fabric audit checkpoint october.checkpoint
+    """
+    sealed = client(account).call(pb.LogCheckpointRequest(), pb.LogCheckpointReply)
+    if file is not None:
+        with drafted(file) as out:
+            out.write(sealed.note.encode())
+    if as_json:
+        print_json({"checkpoint": sealed.note, "key": sealed.key, "file": str(file) if file else None})
+    elif file is None:
+        sys.stdout.write(visible_lines(sealed.note))
+    else:
+        say(f"written to {file}: later, `fabric audit export --since {file}` shows that nothing of it was rewritten")
 
 
 @app.command()
 def verify(
     file: Annotated[Path, typer.Argument(help="An export.")],
     *,
-    key: Annotated[str | None, typer.Option(help="The public key you trust; without it the export's own.")] = None,
+    key: TrustedKey = None,
+    witnessed: Witnessed = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check an export offline: every hash, signature, sum and charge. Ends with 0 if all is well, else with 2.
+    """Check an export offline: every hash, signature, sum and charge. Ends with 0 if all is well and --key has signed it,
+    with 3 if it is whole and no key was given, else with 2.
 
-    For example: fabric audit verify november.jsonl --key "$(cat operators-key.txt)"
+    For example: fabric audit verify november.jsonl --key "$(cat operators-key.txt)" --witnessed october.checkpoint
     """
-    try:
-        with file.open(encoding="utf-8") as lines:
-            report = verify_export(lines, trusted_key=key)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"can't read {file}: {error}", code="no_export") from None
+    report = verify_export(_read(file).split("\n"), trusted_key=key, witnessed=_read(witnessed) if witnessed else None)
+    _tell(report, file, as_json=as_json)
+
+
+@app.command()
+def verify_receipt(
+    file: Annotated[Path, typer.Argument(help="Receipts, as `fabric audit receipts --json` has written them.")],
+    *,
+    key: TrustedKey = None,
+    witnessed: Witnessed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check receipts offline: each entry's hash, its proof and the signature of its checkpoint. Ends as `verify` does.
+
+    For example: fabric audit verify-receipt receipts.json --key "$(cat operators-key.txt)"
+    """
+    report = verify_receipts(_read(file), trusted_key=key, witnessed=_read(witnessed) if witnessed else None)
+    _tell(report, file, as_json=as_json)
+
+
+def _tell(report: Report, file: Path, *, as_json: bool) -> None:
     if report.problem:
         where = f"{file}, line {report.line}" if report.line else str(file)
         about = f"{where}: {report.problem}: {_REMEDIES[report.code].format(file=file)}"
         raise InvalidRequest(about, code=report.code, file=str(file), line=report.line or None)
     facts = {"entries": report.size, "root": report.root, "origin": report.origin, "key": report.key}
     if as_json:
-        print_json({"verified": True, **facts, "counts": dict(report.counts), "notes": report.notes})
+        whole = {"verified": report.trusted, "whole": True}
+        print_json({**whole, **facts, "counts": dict(report.counts), "notes": report.notes})
     else:
         say(str(report))
+    if not report.trusted:
+        raise typer.Exit(NO_KEY_GIVEN)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"can't read {file}: {error}", code="no_export") from None
+
+
+def _size_of(file: Path) -> int:
+    try:
+        return size_of(_read(file))
+    except Wrong as wrong:
+        raise InvalidRequest(f"{file}: {wrong}", code=wrong.code, file=str(file)) from None
 
 
 @app.command()
@@ -102,4 +174,4 @@ def receipts(
         for receipt in found
     ]
     console().print(table("", ("entry", "", "leaf", "hashes"), rows, spare=("", "hashes")))
-    say("each whole, with its checkpoint: fabric audit receipts --json")
+    say("each whole, with its checkpoint: fabric audit receipts --json > FILE; then fabric audit verify-receipt FILE")

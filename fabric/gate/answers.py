@@ -20,6 +20,7 @@ from fabric.gate.questions import (
     AnyQuestion,
     BalanceOf,
     CallerOf,
+    CheckpointOf,
     FreeOf,
     JobOf,
     JobsOf,
@@ -111,7 +112,7 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
             ]
         case PricesOf():
             return Prices(tariffs=core.tariffs, catalogue=core.catalogue)
-        case StatementOf() | ReceiptsOf() | RecordsOf():
+        case StatementOf() | ReceiptsOf() | CheckpointOf() | RecordsOf():
             raise TypeError(f"{type(question).__name__} is answered from the journal")
         case _:
             assert_never(question)

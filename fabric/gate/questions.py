@@ -6,7 +6,7 @@ Another tenant's job is answered like one that doesn't exist.
 
 import msgspec
 
-from fabric.audit.records import Receipt, Statement
+from fabric.audit.records import Receipt, Sealed, Statement
 from fabric.charging.catalogue import Catalogue
 from fabric.charging.records import Cdr
 from fabric.charging.tariffs import Tariffs
@@ -96,6 +96,10 @@ class ReceiptsOf(Question, frozen=True, kw_only=True, tag="receipts"):
     job_id: JobId | None = None
 
 
+class CheckpointOf(Question, frozen=True, kw_only=True, tag="checkpoint"):
+    """→ Sealed: the newest signed checkpoint"""
+
+
 class QuoteOf(Question, frozen=True, kw_only=True, tag="quote"):
     """→ QuoteView | None"""
 
@@ -164,6 +168,7 @@ AnyQuestion = (
     | RecordsOf
     | StatementOf
     | ReceiptsOf
+    | CheckpointOf
     | QuoteOf
     | KeyOf
     | KeysOf
@@ -181,6 +186,7 @@ AnyAnswer = (
     | KeyView
     | CallerView
     | Statement
+    | Sealed
     | QuoteView
     | Prices
     | list[JobView]

@@ -676,8 +676,22 @@ class ReceiptsRequest(_message.Message):
     def __init__(self, job_id: _Optional[str] = ...) -> None: ...
 
 class ExportRequest(_message.Message):
+    __slots__ = ("since_size",)
+    SINCE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    since_size: int
+    def __init__(self, since_size: _Optional[int] = ...) -> None: ...
+
+class LogCheckpointRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class LogCheckpointReply(_message.Message):
+    __slots__ = ("note", "key")
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    note: str
+    key: str
+    def __init__(self, note: _Optional[str] = ..., key: _Optional[str] = ...) -> None: ...
 
 class AuthorizeRequest(_message.Message):
     __slots__ = ("request_id", "hold_id", "amount_uhs", "service", "accelerators", "models", "operators", "ttl_us", "minimum_uhs", "key_id")

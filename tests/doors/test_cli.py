@@ -326,8 +326,8 @@ def test_an_export_that_proves_nothing_says_where_why_and_what_to_do(run, tmp_pa
 def test_an_export_that_breaks_off_is_begun_again_and_whole_or_not_there(run, job, house, tmp_path, monkeypatch):
     whole, export = run("audit", "export").output, house.port.export
 
-    async def breaking_off(*, account_id):
-        async for line in export(account_id=account_id):
+    async def breaking_off(*, account_id, since=None):
+        async for line in export(account_id=account_id, since=since):
             yield line
         if left.pop():
             raise Unavailable("the export was interrupted: begin it again", code="export_interrupted")

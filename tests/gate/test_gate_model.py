@@ -17,6 +17,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from fabric.adapters.entries import entries_of
+from fabric.audit.verify import verify_export
 from fabric.gate import Gate
 from fabric.gate.events import (
     HoldMode,
@@ -29,6 +31,7 @@ from fabric.gate.events import (
 )
 from fabric.gate.questions import BalanceOf, JobOf
 from fabric.ledger import Service
+from tests.audit.test_verify import SIGNER, whole_export
 from tests.gate.driver import ACCOUNTS, NODES_AT_FIRST, TERMINAL, WAITS
 from tests.gate.model_jobs import ClusterRules, JobRules
 from tests.gate.model_money import HoldRules, MoneyRules
@@ -224,6 +227,16 @@ class GateMachine(MoneyRules, HoldRules, JobRules, ClusterRules):
         for (event, now), decision in zip(self.journal, self.decisions, strict=True):
             assert again.handle(event, now) == decision
         assert again.snapshot() == self.gate.snapshot()
+        self.verify()
+
+    def verify(self):
+        """Whoever doubts a bill finds nothing wrong with what was decided."""
+        leaves, at_us = [], 0
+        for (event, now), decision in zip(self.journal, self.decisions, strict=True):
+            at_us = max(at_us, now)
+            leaves += [each.leaf for each in entries_of(len(leaves), at_us=at_us, event=event, decision=decision)]
+        report = verify_export(whole_export(leaves), trusted_key=str(SIGNER.verifier))
+        assert report.ok, report
 
 
 TestTheWholeCore = GateMachine.TestCase
