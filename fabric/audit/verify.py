@@ -472,7 +472,7 @@ class _Lots:
             if issued and kind != "invoice":
                 self.left[lot_of] += amount
                 self._sold(lot_of, transfer, event)
-            elif kind in ("capture", "expire", "repay"):
+            elif kind in ("capture", "expire", "repay", "void"):
                 self.left[lot_of] -= amount
                 _require(
                     not whole or self.left[lot_of] >= 0 or lot.startswith("refund/"), f"{name} gives more than it had"
