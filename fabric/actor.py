@@ -164,14 +164,8 @@ class GateActor:
         """Look something up."""
         await self._up()
         match question:
-            case StatementOf():
-                return await self._auditor.statement(question)
-            case CheckpointOf():
-                return await self._auditor.sealed()
-            case ReceiptsOf():
-                return await self._auditor.receipts(question)
-            case RecordsOf():
-                return await self._auditor.records(question)
+            case StatementOf() | CheckpointOf() | ReceiptsOf() | RecordsOf():
+                return await self._auditor.answer(question)
             case _:
                 found = await self._writer.look(lambda core: core.ask(question, self._clock.now_us()))
         if isinstance(found, JobView):

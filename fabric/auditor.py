@@ -26,7 +26,7 @@ from fabric.audit.records import Receipt, Sealed, Statement
 from fabric.audit.statements import Booked, Enclosed, Period, summarise
 from fabric.charging.records import Cdr
 from fabric.errors import Conflict, Unavailable
-from fabric.gate.questions import ReceiptsOf, RecordsOf, StatementOf
+from fabric.gate.questions import CheckpointOf, ReceiptsOf, RecordsOf, StatementOf
 
 EXPORT_FORGOTTEN_S: Final = 120.0
 """An export whose reader has gone is kept this long."""
@@ -76,6 +76,20 @@ class Auditor:
     async def sealed(self) -> Sealed:
         """The same, with the key."""
         return Sealed(note=await self.checkpoint(), key=self.verifier_key)
+
+    async def answer(
+        self, question: StatementOf | CheckpointOf | ReceiptsOf | RecordsOf
+    ) -> Statement | Sealed | list[Receipt] | list[Cdr]:
+        """What is asked of the journal."""
+        match question:
+            case StatementOf():
+                return await self.statement(question)
+            case CheckpointOf():
+                return await self.sealed()
+            case ReceiptsOf():
+                return await self.receipts(question)
+            case RecordsOf():
+                return await self.records(question)
 
     async def statement(self, question: StatementOf) -> Statement:
         """The account's statement between two tree heads."""
