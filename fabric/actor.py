@@ -30,16 +30,7 @@ from fabric.gate.core import Served
 from fabric.gate.events import AnyEvent, Configure, Tick
 from fabric.gate.instructions import Accepted, AnyInstruction, Outcome, Refusal
 from fabric.gate.lifecycle import TERMINAL
-from fabric.gate.questions import (
-    AnyAnswer,
-    AnyQuestion,
-    CheckpointOf,
-    JobOf,
-    LeasesOf,
-    ReceiptsOf,
-    RecordsOf,
-    StatementOf,
-)
+from fabric.gate.questions import AnyAnswer, AnyQuestion, FromJournal, JobOf, LeasesOf
 from fabric.gate.views import JobView, LogChunk
 from fabric.outage import Outage
 from fabric.settings import ClusterConfig
@@ -163,11 +154,9 @@ class GateActor:
     async def ask(self, question: AnyQuestion) -> AnyAnswer:
         """Look something up."""
         await self._up()
-        match question:
-            case StatementOf() | CheckpointOf() | ReceiptsOf() | RecordsOf():
-                return await self._auditor.answer(question)
-            case _:
-                found = await self._writer.look(lambda core: core.ask(question, self._clock.now_us()))
+        if isinstance(question, FromJournal):
+            return await self._auditor.answer(question)
+        found = await self._writer.look(lambda core: core.ask(question, self._clock.now_us()))
         if isinstance(found, JobView):
             return self._cluster.told_by(found)
         return [self._cluster.told_by(each) for each in found] if _are_jobs(found) else found

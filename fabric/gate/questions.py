@@ -158,6 +158,8 @@ class Prices(msgspec.Struct, frozen=True, kw_only=True):
     catalogue: Catalogue
 
 
+FromJournal = StatementOf | CheckpointOf | ReceiptsOf | RecordsOf
+"""What the journal alone answers."""
 AnyQuestion = (
     JobOf
     | SpecOf
