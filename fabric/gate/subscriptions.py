@@ -36,6 +36,8 @@ def subscribe(core: Core, event: Subscribe) -> Outcome:
     running = _find(core, event.account_id, event.subscription)
     if running is not None:
         return _again(core, account, running, offer, channel=event.channel)
+    if refusal := treasury.full(core, account, offer.amount_uhs):
+        return refusal
     record = SubscriptionRecord(
         account_id=event.account_id,
         subscription=offer.name,
@@ -78,6 +80,8 @@ def _again(core: Core, account: Account, record: SubscriptionRecord, offer: Subs
             code="paid_ahead",
             limit=AHEAD_MAX,
         )
+    if refusal := treasury.full(core, account, offer.amount_uhs):
+        return refusal
     index = record.index + len(record.ahead) + 1
     cycle = plans.cycle_grants(offer, started_at_us=record.started_at_us, index=index)
     outcome = _book(core, account, cycle.grant, record.ahead, at_us=core.now_us, channel=channel)

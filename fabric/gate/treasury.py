@@ -84,17 +84,33 @@ def top_up(core: Core, event: TopUp) -> Outcome:
     account = core.state.accounts.get(event.account_id)
     if account is None:
         return refusals.not_found("account", event.account_id)
-    if refusal := refusals.bad_amount("a top-up is of", event.amount_uhs):
+    refusal = refusals.bad_amount("a top-up is of", event.amount_uhs) or full(core, account, event.amount_uhs)
+    if refusal is not None:
         return refusal
     bought = plans.top_up(core.plan_of(event.account_id), amount_uhs=event.amount_uhs, now_us=core.now_us)
     return book_lot(core, account, bought, origin=Origin.TOP_UP, channel=event.channel, now_us=core.now_us)
+
+
+def full(core: Core, account: Account, more_uhs: int) -> Refusal | None:
+    """Why the account can't be given so much more, if it can't: no account alone fills the books."""
+    lots = (core.book.lots[lot_id] for lot_id in core.book.accounts[account.account_id].burning)
+    owned_uhs = sum(lot.free_uhs + lot.held_uhs for lot in lots)
+    if owned_uhs + more_uhs <= AMOUNT_UHS_MAX:
+        return None
+    return refusals.conflict(
+        f"account {account.account_id} owns {format_ct(owned_uhs)} tokens and may own {format_ct(AMOUNT_UHS_MAX)}: book at most"
+        f" {format_ct(max(0, AMOUNT_UHS_MAX - owned_uhs))} now, and more when some are used",
+        code="account_full",
+        owned_uhs=owned_uhs,
+        limit_uhs=AMOUNT_UHS_MAX,
+    )
 
 
 def grant(core: Core, event: Grant) -> Outcome:
     account = core.state.accounts.get(event.account_id)
     if account is None:
         return refusals.not_found("account", event.account_id)
-    if refusal := _ungrantable(core, event):
+    if refusal := _ungrantable(core, event) or full(core, account, event.amount_uhs):
         return refusal
     terms = Terms(
         origin=Origin(event.origin),
@@ -171,6 +187,8 @@ def buy_bundle(core: Core, event: BuyBundle) -> Outcome:
         return refusals.invalid(f"there is no bundle {event.bundle!r}: choose of {known}", code="unknown_bundle")
     bought = plans.bundle_grants(bundle, now_us=core.now_us)
     granted_uhs = sum(lot.amount_uhs for lot in bought.lots)
+    if refusal := full(core, account, granted_uhs):
+        return refusal
     if not core.book.has_room_for(granted_uhs, price_microcny=bundle.price_microcny):
         return refusals.beyond_int64()
     first: int | None = None

@@ -15,6 +15,7 @@ from fabric.gate.events import (
     Unsubscribe,
     VoidLot,
 )
+from fabric.gate.instructions import Accepted
 from fabric.gate.questions import BalanceOf
 from fabric.units import AMOUNT_UHS_MAX, INT64_MAX
 from tests.gate.conftest import submit, top_up
@@ -204,20 +205,37 @@ def test_no_booking_fills_the_books(story):
         for amount in (AMOUNT_UHS_MAX + 1, 2**62, INT64_MAX, INT64_MAX + 1, 2**70):
             assert story.do(kind(account_id="ada", amount_uhs=amount)).outcome.code == "invalid_amount"
     assert AMOUNT_UHS_MAX < INT64_MAX // 250
-    story.must(TopUp(account_id="ada", amount_uhs=AMOUNT_UHS_MAX))
+    story.must(TopUp(account_id="bob", amount_uhs=AMOUNT_UHS_MAX))
+
+
+@pytest.mark.parametrize(
+    "way", [*PURCHASES, Grant(account_id="ada", amount_uhs=100 * S)], ids=lambda way: type(way).__name__
+)
+def test_no_account_alone_fills_the_books_however_often_it_buys(story, way):
+    """And what it can't be sold any more can still be sold to everybody else."""
+    story.must(TopUp(account_id="ada", amount_uhs=AMOUNT_UHS_MAX - 1_000 * S))
+    refusal = story.do(way).outcome
+    assert (refusal.code, refusal.facts["limit_uhs"]) == ("account_full", AMOUNT_UHS_MAX)
+    assert "book at most 0 now" in refusal.message
+    story.must(msgspec.structs.replace(way, account_id="bob"))
+    story.must(submit(limit=700 * S))
+    assert story.do(way).outcome.code == "account_full", "what is held is owned too"
+    lots = story.gate.state.book.lots
+    story.must(VoidLot(account_id="ada", lot_id=list(lots)[1], reason="too much"))
+    story.must(way)
 
 
 def test_what_is_given_away_leaves_room_for_what_is_sold(story):
-    outcomes = [story.do(Grant(account_id="ada", amount_uhs=AMOUNT_UHS_MAX)).outcome for _ in range(130)]
+    names = [f"a{number}" for number in range(130)]
+    for name in names:
+        story.must(OpenAccount(account_id=name, name="", plan="starter"))
+    outcomes = [story.do(Grant(account_id=name, amount_uhs=AMOUNT_UHS_MAX)).outcome for name in names]
     assert outcomes[-1].code == "grants_full"
-    for _ in range(100):
-        story.must(TopUp(account_id="bob", amount_uhs=AMOUNT_UHS_MAX))
-    lots = [lot.lot_id for lot in story.gate.state.book.lots.values() if lot.terms.origin == "promotion"]
-    story.must(VoidLot(account_id="ada", lot_id=lots[0], reason="too generous"))
-    assert story.do(Grant(account_id="ada", amount_uhs=S)).outcome.code == "grants_full"
-    for lot_id in lots[1:101]:
-        story.must(VoidLot(account_id="ada", lot_id=lot_id, reason="too generous"))
-    story.must(Grant(account_id="ada", amount_uhs=S))
+    given = [name for name, outcome in zip(names, outcomes, strict=True) if isinstance(outcome, Accepted)]
+    assert len(given) == INT64_MAX // 2 // AMOUNT_UHS_MAX
+    story.must(TopUp(account_id="bob", amount_uhs=AMOUNT_UHS_MAX))
+    story.must(VoidLot(account_id=given[0], lot_id=outcomes[0].facts["lot_id"], reason="too generous"))
+    story.must(Grant(account_id=given[0], amount_uhs=S))
 
 
 def test_no_offer_is_of_more_than_can_be_booked(story):
