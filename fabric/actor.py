@@ -227,7 +227,7 @@ class GateActor:
         if isinstance(error, JournalCorrupt | Conflict):
             return  # no try by itself helps
         if self._down is None:
-            self._down = Outage("something that the gate needs to start", error)
+            self._down = Outage("something that the gate needs to start", error, code="gate_starting")
         else:
             self._down.tried(error)
         log.warning("start_failed", why=self._down.why, tries=self._down.tries, next_in_s=self._down.pause_s)

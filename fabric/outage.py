@@ -17,9 +17,10 @@ _SHOWN: Final = 300
 class Outage:
     """One outage, from its first failure on."""
 
-    def __init__(self, what: str, error: BaseException) -> None:
-        """Say what is away, as it is called in a sentence, and how that was noticed."""
+    def __init__(self, what: str, error: BaseException, *, code: str = "journal_unavailable") -> None:
+        """Say what is away, as it is called in a sentence, how that was noticed, and the code of what callers are told."""
         self._what = what
+        self._code = code
         self._began = self._tried = time.monotonic()
         self.tries = 0
         self.error = error
@@ -32,6 +33,11 @@ class Outage:
     def pause_s(self) -> float:
         """How long to wait until the next try."""
         return min(PAUSE_S * (1 << min(self.tries, 16)), PAUSE_S_MAX)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for another try."""
+        return time.monotonic() - self._tried >= self.pause_s
 
     @property
     def why(self) -> str:
@@ -58,7 +64,7 @@ class Outage:
         return Unavailable(
             f"the gate can't answer now: {self.said()}. {more or 'Nothing of this call was done'}: retry in a"
             " moment. Where it stays away, start it, or free space",
-            code="journal_unavailable",
+            code=self._code,
             away=self._what,
             reason=self.why,
             lasted_s=round(self.lasted_s),

@@ -11,7 +11,8 @@ import io
 import os
 import secrets
 import shutil
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO, Final, Protocol
 
@@ -80,11 +81,11 @@ class DirectoryArchive:
             ) from error
 
     def get(self, key: str) -> bytes:
-        with self._opened(key) as kept:
+        with self._opened(key) as kept, _in_our_words(key):
             return kept.read()
 
     def get_up_to(self, key: str, limit_bytes: int) -> bytes | None:
-        with self._opened(key) as kept:
+        with self._opened(key) as kept, _in_our_words(key):
             return kept.read() if os.fstat(kept.fileno()).st_size <= limit_bytes else None
 
     def fetch(self, key: str, into: IO[bytes]) -> None:
@@ -92,7 +93,8 @@ class DirectoryArchive:
             shutil.copyfileobj(kept, into, PART_BYTES)
 
     def exists(self, key: str) -> bool:
-        return self._path(key).is_file()
+        with _in_our_words(key):
+            return self._path(key).is_file()
 
     def list(self, prefix: str) -> "list[str]":
         folder = self._path(prefix) if prefix else self._root
@@ -100,11 +102,13 @@ class DirectoryArchive:
         return sorted(path.relative_to(self._root).as_posix() for path in found)
 
     def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        with _in_our_words(key):
+            self._path(key).unlink(missing_ok=True)
 
     def _opened(self, key: str) -> BinaryIO:
         try:
-            return self._path(key).open("rb")
+            with _in_our_words(key, but=(FileNotFoundError, IsADirectoryError, NotADirectoryError)):
+                return self._path(key).open("rb")
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise _not_kept(key) from None
 
@@ -173,6 +177,21 @@ class S3Archive:
             return True
 
         return self._bucket.retried(read, key=key)
+
+
+@contextmanager
+def _in_our_words(key: str, *, but: tuple[type[OSError], ...] = ()) -> Iterator[None]:
+    """A disk that fails, or a share that is away, is an archive that is away: safe to ask again."""
+    try:
+        yield
+    except but:
+        raise
+    except OSError as error:
+        raise Unavailable(
+            f"the archive can't be read at {key}: {error.strerror or error}; try again when it is well",
+            code="archive_failed",
+            key=key,
+        ) from error
 
 
 def _not_kept(key: str) -> NotFound:
