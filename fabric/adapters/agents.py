@@ -100,6 +100,10 @@ class Agents:
         found = await self._tried(address, "holdings", work_dir)
         return found if isinstance(found, Holdings) else None
 
+    async def has_environment(self, address: str, folder: str) -> bool:
+        """Whether the machine has a job's packages installed."""
+        return bool(await self._tried(address, "has_environment", folder))
+
     async def detach(self, address: str, lease_id: str) -> list[Cut]:
         """Stop watching a lease's share: the samples that aren't acknowledged yet."""
         self._watches.get(address, {}).pop(lease_id, None)

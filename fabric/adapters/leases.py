@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -13,6 +14,7 @@ import structlog
 
 from fabric.adapters.agents import merged
 from fabric.adapters.cluster_settings import BundleInfo, LeaseInfo, lease_info_key
+from fabric.adapters.environments import environment_folder, python_of
 from fabric.adapters.groups import KEEPABLE, Group, Seated
 from fabric.adapters.node_agent import Cut, Watch
 from fabric.adapters.orders import carry_out
@@ -89,7 +91,11 @@ class Attempt:
         assert self.group is not None
         self.around.outbox.put(LeaseStarted(lease_id=self.lease.lease_id))
         await self._attach()
-        await self._until_ended([runner.actor.wait.remote() for runner in self.group.runners])
+        calls = [runner.actor.wait.remote() for runner in self.group.runners]
+        if not any(order.furnishes for order in self.orders):
+            await self._until_ended(calls)
+        elif await self._is_furnished(calls):
+            await self._until_ended(self._begun())
 
     async def watch_again(self) -> None:
         """Have the agents watch a bare lease that survived the gate's restart."""
@@ -146,9 +152,11 @@ class Attempt:
         if lease.kind is JobKind.LEASE:
             await self._publish_info(self.group)
             return
+        wanted = payload.environment
+        folder = environment_folder(around.settings.work_dir, lease.account_id, wanted.digest) if wanted else None
+        is_there = folder is not None and await self._has(folder)
         if not self.reused:
-            marks = {} if lease.kind in KEEPABLE else {**payload.env, LEASE_VARIABLE: str(lease.lease_id)}
-            await around.groups.seat(self.group, lease, runtime_env=runtime_env_of(payload, extra=marks))
+            await self._seat(payload, folder if is_there else None)
         if payload.forks:
             around.agents.warm_up()
         zygotes = around.agents.zygotes if payload.forks else {}
@@ -167,8 +175,59 @@ class Attempt:
                 zygote=zygotes.get(runner.node.address, ""),
                 stage_dir=str(around.settings.stage_dir or ""),
                 per_device=payload.per_device,
+                environment=str(folder or ""),
+                furnishes=folder is not None and not is_there,
             )
             for rank, runner in enumerate(self.group.runners)
+        ]
+
+    async def _has(self, folder: Path) -> bool:
+        """Whether the job's packages are on every machine of the lease."""
+        nodes = self.around.nodes
+        addresses = dict.fromkeys(nodes[share.node_id].address for share in self.lease.shares)
+        return all(await asyncio.gather(*(self.around.agents.has_environment(a, str(folder)) for a in addresses)))
+
+    async def _seat(self, payload: Payload, environment: Path | None) -> None:
+        """Start the runners; with an environment, in its interpreter, and known by the lease's mark from their start."""
+        assert self.group is not None
+        mark = {LEASE_VARIABLE: str(self.lease.lease_id)}
+        marks = {} if self.lease.kind in KEEPABLE else {**payload.env, **mark}
+        python = ""
+        if environment is not None:
+            python, marks = str(python_of(environment)), {**marks, **mark}
+        wanted = runtime_env_of(payload, extra=marks, python=python)
+        await self.around.groups.seat(self.group, self.lease, runtime_env=wanted)
+
+    async def _is_furnished(self, calls: Sequence[Any]) -> bool:
+        """Wait until the job's packages are installed, by the runners that sit in the group, and seat others that have them.
+        Meanwhile the devices are held, metered and paid for. If it can't be done, says how the attempt ended.
+        """
+        group = self.group
+        assert group is not None
+        end = await Ranks(self.lease, group.runners, self.around).ended(calls)
+        if end.outcome is not LeaseOutcome.SUCCEEDED:
+            self._finish(end)
+            return False
+        try:
+            async with asyncio.timeout(self.around.settings.start_timeout_s):
+                await self._seat_again(group)
+        except Exception as error:  # noqa: BLE001  # as at the start: the platform failed, and not the job
+            _log.warning("lease_not_built", lease_id=self.lease.lease_id, why=str(error)[:500])
+            self._finish(JobEnd(outcome=LeaseOutcome.LOST, error=f"the lease could not be built: {error}"[:500]))
+            return False
+        return True
+
+    async def _seat_again(self, group: Group) -> None:
+        """What the installation has left running ends with its runners."""
+        agents, lease_id = self.around.agents, str(self.lease.lease_id)
+        roots = {address: self.roots(address) for address in self.addresses}
+        await asyncio.gather(*(agents.end(a, lease_id, roots=pids) for a, pids in roots.items()))
+        await self.around.groups.dismiss(group)
+        await self._seat(read_payload(self.lease.payload), Path(self.orders[0].environment))
+        first = group.runners[0].seat
+        self.orders = [
+            msgspec.structs.replace(order, furnishes=False, master_addr=first.ip, master_port=first.port)
+            for order in self.orders
         ]
 
     async def _publish_info(self, group: Group) -> None:
@@ -195,14 +254,28 @@ class Attempt:
         if not self.reused:
             await self._attach()
         self.around.outbox.put(LeaseStarted(lease_id=self.lease.lease_id), within_s=_STARTED_WITHIN_S)
-        calls = [carry_out(order, runner) for runner, order in zip(group.runners, self.orders, strict=True)]
+        calls = self._begun()
+        await self._ask_again_to_stop()
+        if not calls:
+            return
+        if any(order.furnishes for order in self.orders):
+            if not await self._is_furnished(calls):
+                return
+            calls = self._begun()
+            await self._ask_again_to_stop()
+        # A kept runner is known to the meters, which count what it does from its last lease on: no need to wait for them.
+        await asyncio.gather(self._until_ended(calls), *([self._attach()] if self.reused else []))
+
+    def _begun(self) -> list[Any]:
+        """Every rank's order, on its way."""
+        runners = self.group.runners if self.group is not None else ()
+        return [carry_out(order, runner) for runner, order in zip(runners, self.orders, strict=True)]
+
+    async def _ask_again_to_stop(self) -> None:
+        """A wish that came before there was anybody to hear it."""
         if self.stop_asked is not None:
             reason, at, save = self.stop_asked
             await self.ask_to_stop(reason, seconds_left=max(0.0, at - time.monotonic()), save=save)
-        if not calls:
-            return
-        # A kept runner is known to the meters, which count what it does from its last lease on: no need to wait for them.
-        await asyncio.gather(self._until_ended(calls), *([self._attach()] if self.reused else []))
 
     async def _attach(self) -> None:
         """Have the agents watch the lease: all its devices on one machine are one share there."""

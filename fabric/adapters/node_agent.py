@@ -15,6 +15,7 @@ from typing import Final, Literal
 import msgspec
 
 from fabric.adapters.archive import Archive
+from fabric.adapters.environments import is_ready
 from fabric.adapters.guarded import Guarded
 from fabric.adapters.meters import open_meter
 from fabric.adapters.private_folder import CACHE, close, sweep
@@ -69,6 +70,10 @@ class NodeAgent:
         if self._zygote is None:
             self._zygote = Zygote()
         return await self._zygote.socket()
+
+    async def has_environment(self, folder: str) -> bool:
+        """Whether packages were installed there to their end."""
+        return await asyncio.to_thread(is_ready, Path(folder))
 
     async def holdings(self, work_dir: str) -> Holdings:
         """What this machine's caches hold of datasets, and how fast the rest comes."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from fabric.adapters.environments import Environment, environment_of
 from fabric.errors import InvalidRequest
 
 
@@ -35,6 +36,11 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return self.ranks == "device"
 
     @property
+    def environment(self) -> Environment | None:
+        """Packages of its own, if it wants any."""
+        return environment_of(self.runtime_env, files=self.working_dir_blob)
+
+    @property
     def forks(self) -> bool:
         """Whether it runs in a process forked from the machine's zygote: not with packages of its own."""
         return self.preload == "torch" and not set(self.runtime_env) - {"env_vars"}
@@ -61,10 +67,10 @@ def inlined(pickled: bytes) -> str:
     return base64.b64encode(pickled).decode("ascii")
 
 
-def runtime_env_of(payload: Payload, *, extra: Mapping[str, str]) -> dict[str, Any]:
-    """Ray's runtime_env for the runner: the payload's own, with `extra` variables over it."""
-    wanted = dict(payload.runtime_env)
-    variables = {**wanted.get("env_vars", {}), **extra}
-    if variables:
-        wanted["env_vars"] = variables
-    return wanted
+def runtime_env_of(payload: Payload, *, extra: Mapping[str, str], python: str = "") -> dict[str, Any]:
+    """Ray's runtime_env for the runner: variables, with `extra` over them, and with `python` the interpreter. Nothing for
+    which Ray would run anything of the tenant's.
+    """
+    variables = {**payload.runtime_env.get("env_vars", {}), **extra}
+    wanted: dict[str, Any] = {"env_vars": variables} if variables else {}
+    return {**wanted, "py_executable": python} if python else wanted

@@ -1,9 +1,17 @@
-"""Whether a job uses Ray for work of its own, and what it must not do with the connection that is there already."""
+"""What a job does with Ray in its runner's process: noticed, and kept to what is the lease's.
 
-from collections.abc import Callable
-from typing import Any
+A courtesy and no fence: it tells a program what it may not do where it would do it. What a job does in spite of it is found
+by the reconciler and the node agents.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import ray
+
+from fabric.errors import InvalidRequest
+
+_INSTALLS: Final = ("pip", "uv", "conda", "image_uri", "container")
 
 
 class RayUse:
@@ -20,8 +28,19 @@ class RayUse:
         ray.shutdown = lambda *_args, **_options: None
 
     def _noting(self, start: Callable[..., Any]) -> Callable[..., Any]:
-        def noted(*args: Any, **options: Any) -> Any:
+        def noted(handle: Any, *args: Any, **options: Any) -> Any:
             self.seen = True
-            return start(*args, **options)
+            _check(options.get("runtime_env"))
+            return start(handle, *args, **options)
 
         return noted
+
+
+def _check(runtime_env: Any) -> None:
+    """Refuse to have Ray install packages, which it would do outside of the lease."""
+    if isinstance(runtime_env, Mapping) and any(runtime_env.get(name) for name in _INSTALLS):
+        raise InvalidRequest(
+            "packages are installed for a whole job, not for one of its tasks or actors: submit it with"
+            ' runtime_env={"pip": [...]}, and all of them have these',
+            code="invalid_runtime_env",
+        )

@@ -28,7 +28,7 @@ from fabric.adapters.private_folder import attempt_folder
 from fabric.adapters.processes import adopt_orphans
 from fabric.adapters.ray_use import RayUse
 from fabric.adapters.shard_cache import LIMIT_BYTES, ShardCache
-from fabric.adapters.stages import JobEnd, Save, Stage, perform
+from fabric.adapters.stages import JobEnd, Save, Stage, furnish, perform
 from fabric.adapters.standby import Standby
 from fabric.gate.events import JobKind, LeaseOutcome
 from fabric.gate.instructions import Lease
@@ -49,6 +49,10 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """The socket of the machine's zygote, if the job wants to be forked from it."""
     stage_dir: str = ""
     """Where checkpoints are staged on this node; "" = nowhere."""
+    environment: str = ""
+    """The folder of the packages that the job wants; "" = it wants none."""
+    furnishes: bool = False
+    """Whether these are to be installed now, and the job is not to be run yet."""
     per_device: bool = False
     """Whether the job has a rank for each device. Then `rank` is the first of this runner's until it is among `ranks_of`."""
     local: tuple[int, int] | None = None
@@ -207,7 +211,7 @@ class Runner:
                 ended = self._perform(stage, order)
             except BaseException as error:  # noqa: BLE001 - or the job would never end, and burn on
                 ended = JobEnd(outcome=LeaseOutcome.FAILED, error=f"the job could not be run: {type(error).__name__}")
-            may_stay = order.lease.kind is JobKind.FUNCTION or stage.fork is not None
+            may_stay = not order.environment and (order.lease.kind is JobKind.FUNCTION or stage.fork is not None)
             reusable = may_stay and self._left_nothing(before)
             if stage.context.checkpoints is not None and ended.outcome is LeaseOutcome.SUCCEEDED:
                 stage.context.checkpoints.forget_near()
@@ -232,6 +236,8 @@ class Runner:
 
     def _perform(self, stage: Stage, order: Order) -> JobEnd:
         """Run the job: in processes of its own if it wants that and there is a zygote, else here."""
+        if order.furnishes:
+            return furnish(stage, Path(order.environment))
         if order.per_device:
             return self._perform_all(stage, order)
         if order.zygote:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from fabric.adapters.environments import check_variables, environment_of
 from fabric.adapters.payload import Payload, inlined
 from fabric.api.door import Door
 from fabric.errors import InvalidRequest
@@ -22,8 +23,6 @@ PAYLOAD_CHARS_MAX: Final = 64 * 1024
 """Of a payload without its function: command, variables and runtime_env are in the job's record for ever."""
 PRELOADS: Final = ("", "torch")
 RANKS: Final = ("", "node", "device")
-RUNTIME_ENV_KEYS: Final = ("pip", "uv", "conda", "env_vars", "config")
-"""Of Ray's runtime_env, what can't reach beyond the job's own processes."""
 
 
 async def payload_of(door: Door, account: str, given: pb.Payload, *, kind: str) -> Payload:
@@ -55,7 +54,7 @@ async def payload_of(door: Door, account: str, given: pb.Payload, *, kind: str) 
         entrypoint=tuple(given.command),
         working_dir_blob=blob_key(account, _sha256(given.working_dir_sha256)) if given.working_dir_sha256 else "",
         env=dict(given.env),
-        runtime_env=_runtime_env(given.runtime_env_json),
+        runtime_env=_runtime_env(given.runtime_env_json, forks=given.ranks == "device"),
         preload=_preload(given.preload, kind=kind),
         ranks=_ranks(given.ranks, preload=given.preload),
     )
@@ -90,7 +89,7 @@ def _ranks(given: str, *, preload: str) -> str:
     return "" if given == "node" else given
 
 
-def _runtime_env(text: str) -> dict[str, Any]:
+def _runtime_env(text: str, *, forks: bool) -> dict[str, Any]:
     try:
         given = msgspec.json.decode(text or "{}", type=dict[str, Any])
         msgspec.convert(given.get("env_vars", {}), dict[str, str])
@@ -99,12 +98,12 @@ def _runtime_env(text: str) -> dict[str, Any]:
             "runtime_env is a JSON object, and its env_vars are text by name", code="invalid_runtime_env"
         ) from None
     _check_process((), given.get("env_vars", {}))
-    unknown = [key for key in given if key not in RUNTIME_ENV_KEYS]
-    if unknown:
+    check_variables(given.get("env_vars", {}))
+    if environment_of(given) is not None and forks:
         raise InvalidRequest(
-            f"runtime_env may not have {unknown[0]!r}: allowed are {', '.join(RUNTIME_ENV_KEYS)}; files go with working_dir=",
-            code="invalid_runtime_env",
-            given=str(unknown[0])[:100],
+            "a rank for each device is forked from a process that has torch, and has no packages of its own: leave pip and uv"
+            " out, or ranks",
+            code="invalid_ranks",
         )
     return given
 

@@ -112,7 +112,8 @@ class Fabric:
                 beside it that it imports.
             env: environment variables. They stay in the job's record, in exports of it and, for programs, on Ray's dashboard:
                 no place for secrets.
-            runtime_env: Ray's (pip, uv, conda, env_vars, config).
+            runtime_env: in Ray's words: pip or uv (a list of packages), env_vars, config.setup_timeout_seconds. Packages are
+                installed on the job's own devices, at its cost, and are there for the account's next job with the same ones.
             ray_program: the job starts Ray tasks and actors of its own, and those hold the devices.
             preemptible: whether it may be parked for others; otherwise it may wait longer.
             max_retries: how often its own failure is tried again.

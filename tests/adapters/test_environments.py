@@ -1,0 +1,187 @@
+"""Packages of a job's own: what may be asked for, and that what is installed is held within its account and its lease."""
+
+import json
+import subprocess
+
+import pytest
+
+from fabric.adapters import environments
+from fabric.adapters.environments import (
+    Environment,
+    build,
+    build_command,
+    environment_folder,
+    environment_of,
+    is_ready,
+    python_of,
+)
+from fabric.adapters.payload import Payload, runtime_env_of
+from fabric.errors import InvalidRequest
+
+PACKAGE = "from setuptools import setup\nsetup(name='parcel', version='1.0', py_modules=['parcel'])\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "packages", "options"),
+    [
+        ({"pip": ["numpy==2.0", "emoji"]}, ("numpy==2.0", "emoji"), ()),
+        ({"pip": {"packages": ["emoji"], "pip_check": False}}, ("emoji",), ()),
+        ({"uv": {"packages": ["emoji"], "uv_pip_install_options": ["--no-cache"]}}, ("emoji",), ("--no-cache",)),
+        ({"uv": ["emoji"], "env_vars": {"A": "b"}, "config": {"setup_timeout_seconds": 30}}, ("emoji",), ()),
+    ],
+    ids=["pip", "pip in full", "uv in full", "with the rest"],
+)
+def test_packages_are_named_as_ray_has_them(given, packages, options):
+    wanted = environment_of(given)
+    assert (wanted.packages, wanted.options) == (packages, options)
+
+
+@pytest.mark.parametrize("given", [{}, {"env_vars": {"A": "b"}}, {"pip": []}, {"config": {}}])
+def test_a_job_that_names_no_package_has_no_environment_of_its_own(given):
+    assert environment_of(given) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"conda": "base"}, "use pip or uv"),
+        ({"working_dir": "/etc"}, "working_dir="),
+        ({"py_modules": ["/etc"]}, "working_dir="),
+        ({"py_executable": "sh -c evil"}, "pip or uv"),
+        ({"image_uri": "evil"}, "a Ray cluster of your own"),
+        ({"container": {"image": "evil"}}, "a Ray cluster of your own"),
+        ({"worker_process_setup_hook": "evil"}, "beginning of your function"),
+        ({"nsight": "default"}, "allowed are pip, uv, env_vars, config"),
+        ({"java_jars": ["x"]}, "allowed are"),
+        ({"pip": "/etc/requirements.txt"}, '"-r"'),
+        ({"pip": ["a"], "uv": ["a"]}, "one of them"),
+        ({"pip": {"packages": ["a"], "pip_version": "==1"}}, "allowed are packages"),
+        ({"pip": [1]}, "list of texts"),
+        ({"pip": [["a"]]}, "list of texts"),
+        ({"pip": ["a"] * 201}, "200"),
+        ({"pip": ["a" * 1001]}, "1000"),
+        ({"pip": ["a\0b"]}, "NUL"),
+        ({"pip": ["a"], "config": {"setup_timeout_seconds": 10**9}}, "3600"),
+        ({"config": {"setup_timeout_seconds": True}}, "3600"),
+        ({"config": {"log_files": ["/etc/passwd"]}}, "nothing else"),
+    ],
+)
+def test_what_cannot_be_held_within_a_lease_is_refused_with_its_remedy(given, said):
+    with pytest.raises(InvalidRequest) as refused:
+        environment_of(given)
+    assert said in refused.value.message
+    assert refused.value.code == "invalid_runtime_env"
+
+
+@pytest.mark.parametrize("name", ["FABRIC_LEASE_ID", "RAY_AUTH_TOKEN", "LD_PRELOAD", "PYTHONSTARTUP"])
+def test_a_variable_that_is_the_platforms_is_refused(name):
+    with pytest.raises(InvalidRequest, match=name):
+        environments.check_variables({"MINE": "1", name: "x"})
+
+
+def test_ray_is_told_of_nothing_that_it_would_install():
+    payload = Payload(runtime_env={"pip": ["evil"], "env_vars": {"A": "b"}, "config": {"setup_timeout_seconds": 5}})
+    assert runtime_env_of(payload, extra={"M": "1"}) == {"env_vars": {"A": "b", "M": "1"}}
+    assert runtime_env_of(Payload(runtime_env={"pip": ["evil"]}), extra={}) == {}
+
+
+def test_the_same_packages_of_two_accounts_are_two_folders(tmp_path):
+    digest = Environment(tool="pip", packages=("a",)).digest
+    assert environment_folder(tmp_path, "a", digest) != environment_folder(tmp_path, "b", digest)
+
+
+@pytest.mark.parametrize(
+    ("more", "is_same"),
+    [
+        ({}, True),
+        ({"packages": ("b",)}, False),
+        ({"options": ("-U",)}, False),
+        ({"within_s": 5}, True),
+        ({"files": "x"}, False),
+    ],
+)
+def test_what_differs_in_what_is_installed_is_another_environment(more, is_same):
+    first = {"tool": "pip", "packages": ("a",)}
+    assert (Environment(**first).digest == Environment(**{**first, **more}).digest) is is_same
+
+
+def test_files_of_the_working_directory_count_only_where_a_package_names_one():
+    assert environment_of({"pip": ["emoji==2.0"]}, files="blobs/a/1").files == ""
+    for word in ("./parcel", "-r", "git+https://example.org/a"):
+        assert environment_of({"pip": [word]}, files="blobs/a/1").files == "blobs/a/1"
+
+
+def run_in(folder, code):
+    return subprocess.run([python_of(folder), "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def parcel(tmp_path):
+    """A package that leaves a trace each time it is installed."""
+    folder = tmp_path / "parcel"
+    folder.mkdir()
+    trace = tmp_path / "installed"
+    (folder / "setup.py").write_text(f"open({str(trace)!r}, 'a').write('x')\n{PACKAGE}")
+    (folder / "parcel.py").write_text("VALUE = 7\n")
+    return folder, trace
+
+
+def wanted_of(folder):
+    return Environment(tool="pip", packages=(str(folder),), options=("--no-build-isolation", "--no-deps", "--no-index"))
+
+
+def test_what_is_built_has_its_own_packages_and_the_fabrics(tmp_path, parcel):
+    folder, trace = parcel
+    made = environment_folder(tmp_path, "acme", "d1")
+    assert not is_ready(made)
+    assert build(made, wanted_of(folder)) == 0
+    assert is_ready(made)
+    done = run_in(made, "import parcel, fabric, ray, sys; print(parcel.VALUE, sys.prefix)")
+    assert done.stdout.split() == ["7", str(made)], done.stderr
+    installed = trace.read_text()
+    assert build(made, wanted_of(folder)) == 0
+    assert trace.read_text() == installed, "the second one found it built"
+    other = environment_folder(tmp_path, "other", "d1")
+    assert not is_ready(other)
+
+
+def test_what_could_not_be_built_is_not_taken_for_built(tmp_path):
+    made = environment_folder(tmp_path, "acme", "d1")
+    broken = Environment(tool="pip", packages=("no-such-package-here",), options=("--no-index",))
+    done = subprocess.run(
+        build_command(made), input=json.dumps({"tool": "pip", "packages": broken.packages, "options": broken.options}),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert not is_ready(made)
+    assert not made.exists()
+
+
+def test_an_account_keeps_the_environments_it_used_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(environments, "_installed", lambda folder, wanted: 0)
+    wanted = Environment(tool="pip", packages=("a",))
+    made = [environment_folder(tmp_path, "acme", f"d{at}") for at in range(environments.KEPT)]
+    for at, folder in enumerate(made):
+        build(folder, wanted)
+        (folder / ".ready").touch()
+        import os
+
+        os.utime(folder / ".ready", (at, at))
+    is_ready(made[0])
+    build(environment_folder(tmp_path, "acme", "new"), wanted)
+    assert [is_ready(folder) for folder in made[:3]] == [True, False, True]
+
+
+def test_one_that_a_process_runs_with_is_not_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(environments, "_installed", lambda folder, wanted: 0)
+    monkeypatch.setattr(environments, "KEPT", 1)
+    made = [environment_folder(tmp_path, "acme", f"d{at}") for at in range(3)]
+    build(made[0], Environment(tool="pip", packages=("a",)))
+    user = subprocess.Popen([python_of(made[0]), "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        build(made[1], Environment(tool="pip", packages=("a",)))
+        assert is_ready(made[0])
+    finally:
+        user.communicate(b"\n")
+    build(made[2], Environment(tool="pip", packages=("a",)))
+    assert not is_ready(made[0])
