@@ -6,13 +6,14 @@ from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+import msgspec
 import ray
 import structlog
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import ClusterSettings
-from fabric.adapters.guarded import Admitted, Stranger, end_actor, is_ours, sealed, secret_of
+from fabric.adapters.guarded import Admitted, Stranger, actor_id_of, end_actor, is_ours, sealed, secret_of
 from fabric.adapters.node_agent import Cut, NodeAgentActor, Watch
 from fabric.adapters.nodes import Node
 from fabric.adapters.unpickling import Refused
@@ -126,6 +127,22 @@ class Agents:
             return bool(await self._tried(address, "watches", lease_id))
         return False
 
+    def actors(self) -> set[str]:
+        """Ray's ids of the agents. From any thread."""
+        return {actor_id_of(actor) for actor in list(self._actors.values())}
+
+    async def claimed(self) -> dict[str, set[int]]:
+        """By machine: the processes that are counted to a lease."""
+        addresses = list(self._actors)
+        answers = await asyncio.gather(*(self._tried(address, "claimed") for address in addresses))
+        return {address: set(found) for address, found in zip(addresses, answers, strict=True) if found}
+
+    async def end_strays(self) -> dict[str, list[int]]:
+        """Have every machine end what has outlived its lease; the numbers of those processes, by machine."""
+        addresses = list(self._actors)
+        answers = await asyncio.gather(*(self._tried(address, "end_strays") for address in addresses))
+        return {address: list(found) for address, found in zip(addresses, answers, strict=True) if found}
+
     async def kill(self, address: str, pid: int) -> None:
         await self._tried(address, "kill", pid)
 
@@ -149,9 +166,7 @@ class Agents:
         self._actors[address] = found or Admitted(await asyncio.to_thread(self._made, name, secret, ray_id), secret)
         for watch in list(self._watches.get(address, {}).values()):
             seq = max(watch.seq, self.acknowledged.get(watch.lease_id, 0))
-            await self._tried(
-                address, "attach", Watch(lease_id=watch.lease_id, devices=watch.devices, roots=watch.roots, seq=seq)
-            )
+            await self._tried(address, "attach", msgspec.structs.replace(watch, seq=seq))
 
     async def _found(self, name: str, secret: bytes) -> Admitted | None:
         """The agent that runs there already. What has its name and isn't ours is ended: a job has put it there."""

@@ -25,6 +25,7 @@ from typing import Any, Final
 
 import msgspec
 
+from fabric.adapters.private_folder import ENVIRONMENTS
 from fabric.errors import InvalidRequest
 
 TOOLS: Final = ("pip", "uv")
@@ -134,7 +135,7 @@ def check_variables(variables: Mapping[str, str]) -> None:
 
 def environment_folder(work_dir: Path, account_id: str, digest: str) -> Path:
     """Where a node keeps it: below the account's own folder."""
-    return work_dir / "environments" / account_id / digest
+    return work_dir / ENVIRONMENTS / account_id / digest
 
 
 def python_of(folder: Path) -> Path:

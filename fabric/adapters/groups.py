@@ -20,14 +20,17 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from fabric.adapters.agents import Agents
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import ClusterSettings
-from fabric.adapters.guarded import Admitted, sealed, secret_of
+from fabric.adapters.guarded import Admitted, actor_id_of, sealed, secret_of
 from fabric.adapters.line import Line
 from fabric.adapters.nodes import NODE_LABEL, Node
+from fabric.adapters.processes import LEASE_VARIABLE
+from fabric.adapters.reconciler import is_vacant
 from fabric.adapters.runner import RunnerActor, Seat
 from fabric.gate.events import JobKind
 from fabric.gate.instructions import Lease, Share
 from fabric.units import NodeId
 
+RUNNER_PREFIX: Final = "runner-"
 KEEPABLE: Final = (JobKind.FUNCTION, JobKind.SCRIPT)
 """Kinds whose devices are held by the runners alone: their groups are empty once the runners are gone."""
 
@@ -39,6 +42,8 @@ class Seated:
     actor: Admitted
     seat: Seat
     node: Node
+    name: str = ""
+    """The actor's, by which what it starts over Ray is known: its environment begins with it."""
     line: Line | None = None
     """The short way to it, where there is one."""
 
@@ -73,6 +78,7 @@ class Groups:
         self._kept: list[Group] = []
         self._count = itertools.count(1)
         self._ours: set[str] = set()
+        self._actors: set[str] = set()
 
     def ours(self) -> set[str]:
         """The ids of all groups of ours, and the names of those being made, which have no id yet. From any thread: a
@@ -80,10 +86,19 @@ class Groups:
         """
         return self._ours.copy()
 
+    def used(self) -> set[str]:
+        """The ids of the groups that a lease is in. From any thread."""
+        return set(self._used)
+
+    def actors(self) -> set[str]:
+        """Ray's ids of our runners. From any thread."""
+        return self._actors.copy()
+
     def adopt(self, group: Group) -> None:
         """A group that was ours before a restart, in use."""
         self._ours.add(group.id)
         self._used[group.id] = group
+        self._actors |= {actor_id_of(runner.actor) for runner in group.runners}
 
     async def take(self, lease: Lease, *, environment: str, forks: bool = False) -> tuple[Group, bool]:
         """A group of the lease's shape, and whether runners of this tenant sit in it already, clean for a function or for
@@ -107,16 +122,16 @@ class Groups:
 
     async def seat(self, group: Group, lease: Lease, *, runtime_env: Mapping[str, Any]) -> None:
         """Start a runner in every bundle, and wait until they answer."""
-        actors = [
+        started = [
             await asyncio.to_thread(self._start, group, lease, bundle, dict(runtime_env))
             for bundle in range(len(group.shares))
         ]
-        seats = await asyncio.gather(*(_awaited(actor.seat.remote()) for actor in actors), return_exceptions=True)
+        seats = await asyncio.gather(*(_awaited(actor.seat.remote()) for _, actor in started), return_exceptions=True)
         lines = await asyncio.gather(*(Line.open(seat.line if isinstance(seat, Seat) else None) for seat in seats))
         nodes = [self._nodes.get(share.node_id) for share in group.shares]
-        for actor, seat, node, line in zip(actors, seats, nodes, lines, strict=True):
+        for (name, actor), seat, node, line in zip(started, seats, nodes, lines, strict=True):
             if isinstance(seat, Seat) and node is not None:
-                group.runners.append(Seated(actor=actor, seat=seat, node=node, line=line))
+                group.runners.append(Seated(actor=actor, seat=seat, node=node, name=name, line=line))
             else:
                 await asyncio.to_thread(ray.kill, actor.actor, no_restart=True)
         for seat in seats:
@@ -130,6 +145,7 @@ class Groups:
             if runner.line is not None:
                 runner.line.close()
             await asyncio.to_thread(ray.kill, runner.actor.actor, no_restart=True)
+            self._actors.discard(actor_id_of(runner.actor))
         group.runners = []
         return leaving
 
@@ -196,9 +212,10 @@ class Groups:
         except BaseException:
             await asyncio.shield(self.destroy(group))
             raise
-        if not all(gone):
+        vacant = all(gone) and await asyncio.to_thread(is_vacant, group.id)
+        if not vacant:
             await self.destroy(group)
-        return all(gone)
+        return vacant
 
     async def _made(self, lease: Lease) -> Group:
         name = f"fabric/{lease.account_id}/{lease.job_id}/{lease.epoch}"
@@ -231,10 +248,11 @@ class Groups:
     def _bundle(self, share: Share) -> dict[str, float]:
         return self._nodes[share.node_id].bundle(share.devices, cpus=self._settings.cpus_per_share)
 
-    def _start(self, group: Group, lease: Lease, bundle: int, runtime_env: dict[str, Any]) -> Admitted:
+    def _start(self, group: Group, lease: Lease, bundle: int, runtime_env: dict[str, Any]) -> tuple[str, Admitted]:
         share = group.shares[bundle]
         held = self._nodes[share.node_id].held(share.devices) if lease.kind in KEEPABLE else {}
-        name = f"runner-{secrets.token_hex(8)}"
+        name = f"{RUNNER_PREFIX}{secrets.token_hex(8)}"
+        variables = {LEASE_VARIABLE: name, **runtime_env.get("env_vars", {})}
         secret = secret_of(self._settings.key, name)
         closed, digest = sealed(secret, archive=self._archive, placement_group_id=group.id, bundle=bundle)
         actor = (
@@ -246,7 +264,7 @@ class Groups:
                 num_cpus=0,
                 num_gpus=held.pop("GPU", 0),
                 resources=held,
-                runtime_env=runtime_env or None,
+                runtime_env={**runtime_env, "env_vars": variables},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     group.placed,
                     placement_group_bundle_index=bundle,
@@ -255,7 +273,9 @@ class Groups:
             )
             .remote(closed, digest)
         )
-        return Admitted(actor, secret)
+        admitted = Admitted(actor, secret)
+        self._actors.add(actor_id_of(admitted))
+        return name, admitted
 
 
 def group_of(placement_group_id: str, shares: Sequence[Share]) -> Group:

@@ -145,8 +145,9 @@ async def _awaited(reference: Any) -> Any:
 class Admitted:
     """An actor's handle, and the secret that goes with it: called as the handle itself would be."""
 
-    def __init__(self, actor: Any, secret: bytes) -> None:
+    def __init__(self, actor: Any, secret: bytes, *, name: str = "") -> None:
         self.actor = actor
+        self.name = name
         self._secret = secret
 
     def __repr__(self) -> str:
@@ -178,6 +179,12 @@ class _Method:
 
     def remote(self, *arguments: Any, **options: Any) -> Any:
         return self._admitted.send(self._name, *arguments, **options)
+
+
+def actor_id_of(admitted: Admitted) -> str:
+    """Ray's id of it, in hexadecimal."""
+    found = getattr(admitted.actor, "_actor_id", None)
+    return str(found.hex()) if found is not None else ""
 
 
 def end_actor(name: str, namespace: str) -> None:

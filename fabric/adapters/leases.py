@@ -284,7 +284,12 @@ class Attempt:
             devices = tuple(device for runner in here for device in runner.seat.devices) or self._devices_at(address)
             roots = tuple(runner.seat.pid for runner in here)
             with suppress(KeyError, TimeoutError, ray.exceptions.RayError):
-                watch = Watch(lease_id=str(self.lease.lease_id), devices=devices, roots=roots)
+                watch = Watch(
+                    lease_id=str(self.lease.lease_id),
+                    devices=devices,
+                    roots=roots,
+                    marks=tuple(runner.name for runner in here if runner.name),
+                )
                 await self.around.agents.attach(address, watch)
 
     def _devices_at(self, address: str) -> tuple[str, ...]:

@@ -17,9 +17,10 @@ import msgspec
 from fabric.adapters.archive import Archive
 from fabric.adapters.environments import is_ready
 from fabric.adapters.guarded import Guarded
+from fabric.adapters.members import Members
 from fabric.adapters.meters import open_meter
 from fabric.adapters.private_folder import CACHE, close, sweep
-from fabric.adapters.processes import end_all, kill, tree_of
+from fabric.adapters.processes import end_all, kill
 from fabric.adapters.shard_cache import ShardCache
 from fabric.adapters.zygote_keeper import Zygote
 from fabric.placement.locality import Holdings
@@ -35,6 +36,8 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
     lease_id: str
     devices: tuple[str, ...]
     roots: tuple[int, ...]
+    marks: tuple[str, ...] = ()
+    """What else, beside the lease's id, the environment of its processes may have begun with."""
     seq: int = 0
     """The last sample already reported."""
 
@@ -63,6 +66,7 @@ class NodeAgent:
         self._meter = open_meter(meter)
         self._archive = archive
         self._watched: dict[str, _Watched] = {}
+        self._members = Members()
         self._zygote: Zygote | None = None
 
     async def warm(self) -> str:
@@ -82,6 +86,7 @@ class NodeAgent:
     async def attach(self, watch: Watch) -> None:
         """Watch a lease from now on; one that is watched already goes on as it was."""
         if watch.lease_id not in self._watched:
+            self._members.follow(watch.lease_id, watch.roots, marks=watch.marks)
             self._meter.attach(watch.lease_id, devices=watch.devices, roots=watch.roots)
             self._watched[watch.lease_id] = _Watched(watch)
 
@@ -92,9 +97,10 @@ class NodeAgent:
     async def samples(self, acknowledged: dict[str, int]) -> list[Cut]:
         """One sample for every lease: the same again where the last one was not acknowledged."""
         cuts = []
+        members = self._members.all()
         for lease_id, watched in self._watched.items():
             if watched.pending is None or watched.pending.seq <= acknowledged.get(lease_id, 0):
-                self._cut(watched)
+                self._cut(watched, members=members.get(lease_id, []))
             if watched.pending is not None:
                 cuts.append(watched.pending)
         return cuts
@@ -108,11 +114,12 @@ class NodeAgent:
         processes is what takes time, so they are looked at once where only the runners are there.
         """
         watched = self._watched.get(lease_id)
-        members = tree_of(watched.watch.roots, lease_id=lease_id) if watched is not None else None
+        members = self._members.of(lease_id) if watched is not None else None
         cuts = self._detach(lease_id, acknowledged=acknowledged, members=members)
         if watched is not None and members is not None and set(members) <= set(watched.watch.roots):
+            self._members.forget(lease_id)
             return cuts, True
-        return cuts, await self.end(lease_id, roots=())
+        return cuts, await self._end(lease_id, roots=() if watched is None else watched.watch.roots, spare=True)
 
     async def tidy(self, folder: str, log_file: str, log_key: str) -> None:
         """Move a rank's log into the archive, unless it is empty, and remove its folder."""
@@ -124,7 +131,30 @@ class NodeAgent:
 
     async def end(self, lease_id: str, *, roots: Sequence[int]) -> bool:
         """Kill what is left of a lease; whether nothing is left."""
-        return await asyncio.to_thread(end_all, roots, lease_id=lease_id)
+        return await self._end(lease_id, roots=roots)
+
+    async def claimed(self) -> list[int]:
+        """The processes that are counted to a lease."""
+        return [pid for pids in self._members.all().values() for pid in pids]
+
+    async def end_strays(self) -> list[int]:
+        """Kill what has outlived its lease: what came from a runner and belongs to no lease that is watched."""
+        strays = await asyncio.to_thread(self._members.strays)
+        for pid in strays:
+            kill(pid)
+        return strays
+
+    async def _end(self, lease_id: str, *, roots: Sequence[int], spare: bool = False) -> bool:
+        """Kill what is left of a lease, but for its runners where these are to be spared."""
+        self._members.follow(lease_id, roots)
+
+        def left() -> list[int]:
+            return [pid for pid in self._members.of(lease_id) if not (spare and pid in roots)]
+
+        gone = await asyncio.to_thread(end_all, () if spare else roots, lease_id=lease_id, find=left)
+        if lease_id not in self._watched:
+            self._members.forget(lease_id)
+        return gone
 
     async def kill(self, pid: int) -> None:
         """Kill a process that holds an accelerator without a lease."""
@@ -139,7 +169,7 @@ class NodeAgent:
         if watched is None:
             return []
         cuts = [watched.pending] if watched.pending is not None and watched.pending.seq > acknowledged else []
-        self._cut(watched, members=members)
+        self._cut(watched, members=self._members.of(lease_id) if members is None else members)
         self._meter.detach(lease_id)
         if watched.pending is not None and watched.pending not in cuts:
             cuts.append(watched.pending)

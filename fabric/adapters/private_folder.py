@@ -21,6 +21,8 @@ HOME: Final = "home"
 TEMPORARY: Final = "tmp"
 CACHE: Final = "cache"
 """What jobs have read, by account: outlives attempts."""
+ENVIRONMENTS: Final = "environments"
+"""Where jobs' packages are installed, by account: outlives attempts."""
 IDLE: Final = "idle"
 """Where processes of Ray's stand that no attempt has taken yet, and what is left there by them is nobody's."""
 YOUNG_S: Final = 300.0
@@ -85,7 +87,7 @@ def sweep(work_dir: Path, *, living: Container[str], younger_than_s: float = YOU
     for folder in (work_dir, work_dir / IDLE):
         with suppress(OSError):
             for entry in list(os.scandir(folder)):
-                kept = folder == work_dir and (entry.name in {CACHE, IDLE} or entry.name in living)
+                kept = folder == work_dir and (entry.name in {CACHE, ENVIRONMENTS, IDLE} or entry.name in living)
                 if not kept and entry.stat(follow_symlinks=False).st_mtime < before:
                     clear(Path(entry.path))
                     swept.append(entry.name)

@@ -8,7 +8,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -24,6 +24,26 @@ _marks: dict[int, tuple[int, str]] = {}
 _TICK_US: Final = 1_000_000 // os.sysconf("SC_CLK_TCK")
 
 
+class Identity(NamedTuple):
+    """A process, whatever becomes of its number."""
+
+    pid: int
+    started_at: int
+
+
+class Seen(NamedTuple):
+    """A living process, as one look shows it."""
+
+    pid: int
+    parent: int
+    session: int
+    started_at: int
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(self.pid, self.started_at)
+
+
 class CpuUsage(NamedTuple):
     threads_us: dict[int, int]
     """By living thread: how long it ran or waited for a core."""
@@ -33,20 +53,28 @@ class CpuUsage(NamedTuple):
     """How long children ran that ended and were waited for."""
 
 
+def all_processes() -> list[Seen]:
+    """All that live; no zombies."""
+    return [seen for pid in _all_pids() if (seen := seen_of(pid)) is not None]
+
+
+def seen_of(pid: int) -> Seen | None:
+    """One of them; None if it doesn't live."""
+    try:
+        fields = _stat(pid)
+    except (OSError, ValueError):
+        return None
+    return None if fields[0] in "ZX" else Seen(pid, int(fields[1]), int(fields[3]), int(fields[19]))
+
+
 def tree_of(roots: Sequence[int], *, lease_id: str) -> list[int]:
     """The roots that live, all that descends from them, and all that carries the lease's id, by number; no zombies."""
     children: dict[int, list[int]] = {}
     waiting = []
-    for pid in _all_pids():
-        try:
-            fields = _stat(pid)
-        except (OSError, ValueError):
-            continue
-        if fields[0] in "ZX":
-            continue
-        children.setdefault(int(fields[1]), []).append(pid)
-        if pid in roots or _mark_of(pid, int(fields[19])) == lease_id:
-            waiting.append(pid)
+    for seen in all_processes():
+        children.setdefault(seen.parent, []).append(seen.pid)
+        if seen.pid in roots or mark_of(seen.pid, seen.started_at) == lease_id:
+            waiting.append(seen.pid)
     found: set[int] = set()
     while waiting:
         pid = waiting.pop()
@@ -77,15 +105,18 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def end_all(roots: Sequence[int], *, lease_id: str, timeout_s: float = 10.0) -> bool:
-    """Kill the lease's processes until none is left. Whether that succeeded within the timeout.
+def end_all(
+    roots: Sequence[int], *, lease_id: str, timeout_s: float = 10.0, find: Callable[[], Sequence[int]] | None = None
+) -> bool:
+    """Kill the lease's processes until none is left. Whether that succeeded within the timeout. `find` says which they are;
+    None = the roots, what descends from them, and what carries the mark.
 
     First all are made to stand still, so that none starts another; the roots go last, because they hold the others.
     One that keeps forking and ending faster than /proc can be read gets away: only a container of its own would hold it.
     """
     give_up_at = time.monotonic() + timeout_s
     still: set[int] = set()
-    while pids := tree_of(roots, lease_id=lease_id):
+    while pids := (tree_of(roots, lease_id=lease_id) if find is None else find()):
         for pid in (moving := [pid for pid in pids if pid not in still]):
             kill(pid, signal.SIGSTOP)
         still.update(moving)
@@ -122,7 +153,7 @@ def _stat(pid: int) -> list[str]:
     return _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
 
 
-def _mark_of(pid: int, started_at: int) -> str:
+def mark_of(pid: int, started_at: int) -> str:
     """The lease whose id a process was started with, "" if none. Asked once of a process that is past its exec, and again
     of one that is to carry an id and doesn't yet.
     """

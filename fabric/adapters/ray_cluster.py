@@ -56,6 +56,12 @@ class RayCluster:
             settings=settings,
             gone=set(),
         )
+        here = ray.get_runtime_context() if ray.is_initialized() else None
+        self._runaways = reconciler.Runaways(
+            job_id=here.get_job_id() if here is not None else "",
+            actors=lambda: {*self._groups.actors(), *self._agents.actors(), (here and here.get_actor_id()) or ""},
+            used=self._groups.used,
+        )
         self._attempts: dict[LeaseId, Attempt] = {}
         self._by_job: dict[str, list[Attempt]] = {}
         self._reads_data = False
@@ -283,7 +289,13 @@ class RayCluster:
             asyncio.run_coroutine_threadsafe(self._agents.kill(address, pid), loop)
 
         nodes = list(self._nodes.values())
-        found = await asyncio.to_thread(reconciler.remove_unleased, self._groups.ours, nodes, kill=kill)
+        self._runaways.claimed = await self._agents.claimed()
+        found = await asyncio.to_thread(
+            reconciler.remove_unleased, self._groups.ours, nodes, kill=kill, runaways=self._runaways
+        )
+        for address, pids in (await self._agents.end_strays()).items():
+            _log.warning("strays_ended", address=address, processes=len(pids))
+            found += [Unleased(kind="process", id=str(pid), name=address) for pid in pids]
         if self._metrics is not None:
             self._metrics.removed_unleased(len(found))
         return found

@@ -23,12 +23,13 @@ from fabric.adapters.cluster_settings import artifact_key, cache_folder, checkpo
 from fabric.adapters.crew import Crew
 from fabric.adapters.forked import Fork
 from fabric.adapters.guarded import Guarded
+from fabric.adapters.installation import furnish
 from fabric.adapters.line import Address, Listener
 from fabric.adapters.private_folder import attempt_folder
 from fabric.adapters.processes import adopt_orphans
 from fabric.adapters.ray_use import RayUse
 from fabric.adapters.shard_cache import LIMIT_BYTES, ShardCache
-from fabric.adapters.stages import JobEnd, Save, Stage, furnish, perform
+from fabric.adapters.stages import JobEnd, Save, Stage, perform
 from fabric.adapters.standby import Standby
 from fabric.gate.events import JobKind, LeaseOutcome
 from fabric.gate.instructions import Lease

@@ -30,7 +30,6 @@ import stamina
 from fabric import context
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import result_key
-from fabric.adapters.environments import build_command
 from fabric.adapters.inheritance import withheld
 from fabric.adapters.job_output import logged
 from fabric.adapters.kept_folder import FOLDER_VARIABLE, KeptFolder, quiet_s
@@ -162,42 +161,6 @@ def _performed(stage: Stage) -> JobEnd:
     except BaseException as error:  # noqa: BLE001  # a job may raise anything, and none of it may end the runner
         traceback.print_exc()
         return JobEnd(outcome=LeaseOutcome.FAILED, error=_told(error), result_ref=_kept_error(stage, error))
-
-
-def furnish(stage: Stage, folder: Path) -> JobEnd:
-    """Install the job's packages into a folder, in processes of the lease's; never raises."""
-    try:
-        make_private(stage.folder)
-    except (FabricError, OSError) as error:
-        return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=f"it has no folder to run in: {error}")
-    with logged(stage.log_file):
-        try:
-            return _furnished(stage, read_payload(stage.lease.payload), folder)
-        except FabricError as error:
-            return JobEnd(outcome=LeaseOutcome.FAILED, error=f"{error.code}: {error.message}")
-        except BaseException as error:  # noqa: BLE001  # whatever went wrong, the runner says how the attempt ended
-            return JobEnd(outcome=LeaseOutcome.FAILED, error=f"runtime_env_failed: {_told(error)}")
-
-
-def _furnished(stage: Stage, payload: Payload, folder: Path) -> JobEnd:
-    wanted = payload.environment
-    assert wanted is not None, "a job without packages of its own is run as it is"
-    work, home, temporary = rooms_of(stage.folder)
-    unpacked(stage.archive, payload.working_dir_blob if wanted.files else "", into=work)
-    given = {**payload.runtime_env.get("env_vars", {}), **payload.env}
-    kept_back = set(withheld(os.environ, apart=True)) - given.keys()
-    rooms = {"HOME": str(home), "TMPDIR": str(temporary), LEASE_VARIABLE: str(stage.lease.lease_id)}
-    environment = {name: value for name, value in os.environ.items() if name not in kept_back} | given | rooms
-    stage.process = subprocess.Popen(  # noqa: S603  # our own module; what it runs is the tenant's
-        build_command(folder), cwd=work, stdin=subprocess.PIPE, start_new_session=True, env=environment
-    )
-    if stage.context.stop_requested:
-        os.killpg(stage.process.pid, signal.SIGTERM)
-    stage.process.communicate(msgspec.json.encode(wanted))
-    end = _exited(stage, stage.process.returncode)
-    if end.outcome is not LeaseOutcome.FAILED:
-        return end
-    return msgspec.structs.replace(end, error=f"runtime_env_failed: {end.error}")
 
 
 def _call(stage: Stage, payload: Payload) -> JobEnd:

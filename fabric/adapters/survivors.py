@@ -51,7 +51,7 @@ async def survivors(
             continue
         group = group_of(group_id, lease.shares)
         group.runners = [
-            Seated(actor=actor, seat=described.seat, node=nodes[share.node_id])
+            Seated(actor=actor, seat=described.seat, node=nodes[share.node_id], name=actor.name)
             for (actor, described), share in zip(members, lease.shares, strict=True)
         ]
         groups.adopt(group)
@@ -109,7 +109,7 @@ async def _described(name: str, settings: ClusterSettings) -> tuple[Admitted, De
     """The runner and what it says; None for one that doesn't answer, or that isn't ours: a job's, with a name like ours."""
     try:
         found = await asyncio.to_thread(ray.get_actor, name, settings.namespace)
-        actor = Admitted(found, secret_of(settings.key, name))
+        actor = Admitted(found, secret_of(settings.key, name), name=name)
         if not await is_ours(actor, within_s=_ANSWER_WITHIN_S):
             _log.warning("runner_not_ours", name=name)
             return None

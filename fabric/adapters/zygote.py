@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fabric.adapters.fork_words import Commission, Ended, Exited, Reported, Saved, SaveWish, StopWish, Talk
+from fabric.adapters.members import carry_trace, join_group
 from fabric.adapters.processes import LEASE_VARIABLE, NO_LEASE_YET, adopt_orphans, end_all
 
 SOCKET_NAME: Final = "zygote"
@@ -94,6 +95,8 @@ def _stem(connection: socket.socket) -> int:
     os.setsid()
     adopt_orphans()
     carry_mark(said.lease_id)
+    carry_trace(said.trace)
+    join_group(said.group)
     job = os.fork()
     if job == 0:
         os._exit(_job(talk, said))

@@ -17,7 +17,8 @@ from setuptools import setup
 here = Path({place!r})
 if sys.argv[1] not in ("egg_info", "dist_info"):
     (here / "installs").open("a").write("x")
-    subprocess.Popen([sys.executable, "-c", "import time\\ntime.sleep({sleeps})"], start_new_session=True, env={{}})
+    subprocess.Popen([sys.executable, "-c", "import time\\ntime.sleep({sleeps})"], start_new_session=True, env={{}},
+                     stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + {busy}
     while time.monotonic() < until:
         pass

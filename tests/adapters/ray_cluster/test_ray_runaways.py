@@ -1,0 +1,98 @@
+"""What a job starts over Ray ends with its lease: detached actors, and tasks and actors outside of its placement group."""
+
+import asyncio
+import os
+import time
+
+import pytest
+import ray
+
+from fabric.gate.events import JobKind, LeaseFinished, LeaseOutcome
+
+pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module")]
+
+
+def detached(name, told, *, outside, forged):
+    """A job that leaves an actor behind which keeps a core busy."""
+    import os
+    import threading
+    import time
+    from pathlib import Path
+
+    import ray
+
+    class Leech:
+        def begin(self, told):
+            Path(told).write_text(str(os.getpid()))
+
+            def burn():
+                while True:
+                    time.sleep(0.001)
+
+            threading.Thread(target=burn, daemon=True).start()
+            return os.getpid()
+
+    options = {"name": name, "lifetime": "detached", "num_cpus": 0, "max_restarts": -1, "namespace": "leeches"}
+    if outside:
+        options["scheduling_strategy"] = "DEFAULT"
+    if forged:
+        options["runtime_env"] = {"env_vars": {"FABRIC_LEASE_ID": "another.1"}}
+    leech = ray.remote(Leech).options(**options).remote()
+    return ray.get(leech.begin.remote(told))
+
+
+@pytest.mark.parametrize("kind", [JobKind.FUNCTION, JobKind.PROGRAM])
+@pytest.mark.parametrize("outside", [False, True], ids=["in its group", "outside of its group"])
+@pytest.mark.parametrize("forged", [False, True], ids=["marked", "with another's mark"])
+async def test_a_detached_actor_of_a_job_ends_with_its_lease(world, tmp_path, kind, outside, forged):
+    name = f"leech-{os.getpid()}-{time.monotonic_ns()}"
+    payload = world.call(detached, name, str(tmp_path / "told"), outside=outside, forged=forged)
+    finished, _ = await world.run(world.lease(payload, kind=kind))
+    assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
+    deadline = time.monotonic() + 40
+    while is_alive(name):
+        assert time.monotonic() < deadline, "the actor has outlived its lease"
+        await world.cluster.reconcile([])
+        await asyncio.sleep(0.5)
+    await asyncio.sleep(1)
+    assert not is_alive(name), "Ray has started it again"
+
+
+def is_alive(name):
+    try:
+        return bool(ray.get_actor(name, namespace="leeches"))
+    except ValueError:
+        return False
+
+
+async def test_an_actor_outside_of_its_group_is_metered_to_the_lease_while_that_runs(world, tmp_path):
+    def burns():
+        import time
+
+        import ray
+
+        @ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")
+        class Burner:
+            def burn(self):
+                until = time.monotonic() + 4
+                while time.monotonic() < until:
+                    pass
+
+        ray.get(Burner.remote().burn.remote())
+
+    lease = world.lease(world.call(burns))
+    await world.run(lease)
+    _, busy_us, _ = world.metered(lease.lease_id)
+    assert busy_us > 2_000_000
+
+
+async def test_what_is_ours_is_never_taken_for_a_runaway(world):
+    lease = world.lease(world.call(time.sleep, 6))
+    await world.start(lease)
+    for _ in range(3):
+        report = await world.cluster.reconcile([world.view(lease)])
+        assert report.unleased == ()
+        await asyncio.sleep(0.5)
+    finished = await world.wait(LeaseFinished, lease.lease_id)
+    assert finished.outcome is LeaseOutcome.SUCCEEDED
+    await world.remove(lease.lease_id)
