@@ -256,6 +256,7 @@ class _Service:
             config=str(self._given.config or ""),
             joined=not is_local,
             endpoint="" if serving is None else models.endpoint_of(serving),
+            payments=self._config.payments or "",
             giveaway=self._config.giveaway,
         )
         if found.giveaway:

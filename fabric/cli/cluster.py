@@ -105,7 +105,7 @@ def up(
             "models": found.endpoint or "–",
             "state": found.state_dir,
             "profile": f"{file} ({profile})",
-            "next": NEXT if found.account else NEXT_WITH_CUSTOMERS,
+            "next": NEXT if found.account and found.payments != "operator" else NEXT_WITH_CUSTOMERS,
         }
     )
     if found.giveaway:

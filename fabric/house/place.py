@@ -48,6 +48,8 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     """Whether its Ray cluster was there before it, and stays."""
     endpoint: str = ""
     """The base URL for OpenAI's clients, "" where no models are served."""
+    payments: str = ""
+    """Who says that something was paid: operator | sandbox."""
     giveaway: str = ""
     """Says that tokens cost nothing where others reach it; "" where they don't."""
 

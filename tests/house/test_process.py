@@ -78,10 +78,11 @@ def test_up_says_in_red_where_tokens_cost_nothing(state_dir, there, monkeypatch)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(state_dir))
     monkeypatch.setenv("FORCE_COLOR", "1")
     for said in ("", giveaway):
-        found = msgspec.structs.replace(there, giveaway=said)
+        found = msgspec.structs.replace(there, giveaway=said, account="local", payments="" if said else "operator")
         monkeypatch.setattr(house, "up", lambda *_, found=found, **__: found)
         done = CliRunner().invoke(app, ["up", "--local"])
         assert (f"\x1b[1;31mWARNING: {giveaway}" in done.stderr) == bool(said), done.output + repr(done.exception)
+        assert ("--payment-ref" in done.stdout) == (not said), "what comes next is what will be accepted"
         assert json.loads(CliRunner().invoke(app, ["up", "--local", "--json"]).stdout)["giveaway"] == said
 
 
