@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from heapq import nsmallest
 from typing import Any, Final, TypeGuard
 
 import structlog
@@ -31,11 +32,11 @@ from fabric.gate.events import AnyEvent, Configure, Tick
 from fabric.gate.instructions import Accepted, AnyInstruction, Outcome, Refusal
 from fabric.gate.lifecycle import TERMINAL
 from fabric.gate.questions import AnyAnswer, AnyQuestion, FromJournal, JobOf, LeasesOf
-from fabric.gate.views import JobView, LogChunk
+from fabric.gate.views import CHANGES_MAX, JobView, LogChunk
 from fabric.outage import Outage
 from fabric.settings import ClusterConfig
 from fabric.start_terms import Jumps, StartTerms, check_clock
-from fabric.units import JobId
+from fabric.units import AccountId, JobId
 from fabric.writer import Writer
 
 ACTOR_NAME: Final = "gate"
@@ -53,8 +54,8 @@ CLOSE_S: Final = 8.0
 """What an end waits for a cluster that doesn't answer."""
 RECONCILE_S: Final = 5.0
 PUBLISH_S: Final = 1.0
-LOG_PAGE_BYTES: Final = 16 * 2**20
-"""What the gate takes into its memory of a log at once."""
+LOG_PAGE_BYTES: Final = 2**20
+"""What the gate takes into its memory of a log at once, for each that reads one."""
 
 log = structlog.get_logger()
 
@@ -162,7 +163,7 @@ class GateActor:
         return [self._cluster.told_by(each) for each in found] if _are_jobs(found) else found
 
     async def changes(self, account_id: str | None, after_revision: int, timeout_s: float) -> list[JobView]:
-        """Jobs that changed after a revision, oldest change first; waits for one, then gives []."""
+        """Jobs that changed after a revision, oldest change first, a page of them; waits for one, then gives []."""
         await self._up()
         deadline = asyncio.get_running_loop().time() + timeout_s
         while True:
@@ -365,14 +366,16 @@ class GateActor:
         return served if is_known else {}
 
     def _changed_since(self, account_id: str | None, after_revision: int) -> list[JobView]:
-        jobs = self._writer.core.state.jobs
+        core = self._writer.core
+        if account_id is not None:
+            own = (job for job in core.jobs_of(AccountId(account_id)) if job.revision > after_revision)
+            return self._views(job.job_id for job in nsmallest(CHANGES_MAX, own, key=lambda job: job.revision))
         newer: list[JobId] = []
         for job_id, revision in reversed(self._latest.items()):
             if revision <= after_revision:
                 break
-            if account_id in (None, jobs[job_id].account_id):
-                newer.append(job_id)
-        return self._views(reversed(newer))
+            newer.append(job_id)
+        return self._views(newer[: -CHANGES_MAX - 1 : -1])
 
     def _views(self, job_ids: Any) -> list[JobView]:
         core, now_us = self._writer.core, self._clock.now_us()

@@ -61,6 +61,7 @@ class Doorkeeper:
                 connections=config.limits.connections_per_address,
                 request_bytes=config.limits.request_bytes,
                 blob_bytes=config.limits.blob_bytes,
+                blobs_bytes=config.limits.blobs_bytes,
             ),
             sandbox_payments=config.payments == "sandbox",
         )

@@ -230,6 +230,8 @@ class LimitsConfig(Section):
     """Of one message on the wire."""
     blob_bytes: Annotated[int, Field(ge=65_536, le=2**40)] = 512 * 2**20
     """A pickled function, a working directory or a result."""
+    blobs_bytes: Annotated[int, Field(ge=2**20, le=2**50)] = 16 * 2**30
+    """All that an account keeps of those; one without tokens or credit 64 MiB at most."""
 
 
 class ClusterConfig(Section):

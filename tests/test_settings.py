@@ -115,7 +115,10 @@ def test_a_cluster_file_crosses_processes(accepted):
         ("name: a\nray: {}", "ray.mode: found nothing; allowed: the kind of this section"),
         ("name: a\nray: {mode: jion}", "ray.mode: found 'jion'; allowed: 'local', 'join'"),
         (JOIN + "rya: 1", "the file: found rya; allowed: archive, clock, dashboard"),
-        (JOIN + "limits: {request_per_s: 1}", "limits: found request_per_s; allowed: blob_bytes, request_bytes"),
+        (
+            JOIN + "limits: {request_per_s: 1}",
+            "limits: found request_per_s; allowed: blob_bytes, blobs_bytes, connections_per_",
+        ),
         (JOIN + "limits: {requests_per_s: '5'}", "limits.requests_per_s: found '5'; allowed: a valid integer"),
         (JOIN + "limits: {requests_per_s: 0}", "limits.requests_per_s: found 0; allowed: greater than 0"),
         (JOIN + "metering: {tick_s: .inf}", "metering.tick_s: found inf"),

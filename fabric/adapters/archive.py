@@ -14,16 +14,26 @@ import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import IO, BinaryIO, Final, Protocol
+from typing import IO, BinaryIO, Final, NamedTuple, Protocol
 
 from fabric.adapters.archive_keys import checked_key
 from fabric.adapters.bucket import Bucket, Place
+from fabric.adapters.bucket_refusals import is_beyond_end
 from fabric.errors import NotFound, Unavailable
 
 PART_BYTES: Final = 1024 * 1024
 """Of a value that is passed on to a file."""
 _SHA256: Final = "fabric-sha256"
 """Under which name a bucket keeps what we found a value to be."""
+
+
+class Kept(NamedTuple):
+    """What is kept under a key."""
+
+    key: str
+    bytes: int
+    at_us: int
+    """When it was put there."""
 
 
 class Archive(Protocol):
@@ -38,6 +48,9 @@ class Archive(Protocol):
     def get_up_to(self, key: str, limit_bytes: int) -> bytes | None:
         """The same, if there are no more than that; what is larger isn't read, and None."""
 
+    def get_range(self, key: str, offset: int, limit_bytes: int) -> bytes:
+        """A part of it, unchecked: so many bytes from an offset on, fewer at its end, none beyond."""
+
     def fetch(self, key: str, into: IO[bytes]) -> None:
         """The same, written to a file from where it stands on: whole and checked on return, in memory only in parts."""
 
@@ -46,6 +59,9 @@ class Archive(Protocol):
 
     def list(self, prefix: str) -> "list[str]":
         """All keys below `prefix/`, in order; `prefix` is a key itself, or "" for all."""
+
+    def kept(self, prefix: str) -> tuple[Kept, ...]:
+        """What is kept below `prefix/`, as `list` names it."""
 
     def delete(self, key: str) -> None:
         """Forget the key; fine if it isn't there."""
@@ -88,6 +104,11 @@ class DirectoryArchive:
         with self._opened(key) as kept, _in_our_words(key):
             return kept.read() if os.fstat(kept.fileno()).st_size <= limit_bytes else None
 
+    def get_range(self, key: str, offset: int, limit_bytes: int) -> bytes:
+        with self._opened(key) as kept:
+            kept.seek(offset)
+            return kept.read(limit_bytes)
+
     def fetch(self, key: str, into: IO[bytes]) -> None:
         with self._opened(key) as kept:
             shutil.copyfileobj(kept, into, PART_BYTES)
@@ -100,6 +121,14 @@ class DirectoryArchive:
         folder = self._path(prefix) if prefix else self._root
         found = (Path(where, name) for where, _, names in os.walk(folder) for name in names if name[0] != ".")
         return sorted(path.relative_to(self._root).as_posix() for path in found)
+
+    def kept(self, prefix: str) -> tuple[Kept, ...]:
+        found = []
+        for key in self.list(prefix):
+            with suppress(FileNotFoundError):  # it is gone meanwhile
+                seen = self._path(key).stat()
+                found.append(Kept(key, seen.st_size, seen.st_mtime_ns // 1_000))
+        return tuple(found)
 
     def delete(self, key: str) -> None:
         with _in_our_words(key):
@@ -142,6 +171,20 @@ class S3Archive:
         kept = io.BytesIO()
         return kept.getvalue() if self._read(key, kept, limit_bytes=limit_bytes) else None
 
+    def get_range(self, key: str, offset: int, limit_bytes: int) -> bytes:
+        at, part = self._bucket.at(key), f"bytes={offset}-{offset + limit_bytes - 1}"
+
+        def read() -> bytes:
+            try:
+                with closing(self._bucket.client.get_object(**at, Range=part)["Body"]) as body:
+                    return bytes(body.read())
+            except Exception as error:
+                if is_beyond_end(error):
+                    return b""
+                raise
+
+        return self._bucket.retried(read, key=key)
+
     def fetch(self, key: str, into: IO[bytes]) -> None:
         self._read(key, into)
 
@@ -154,6 +197,18 @@ class S3Archive:
 
     def list(self, prefix: str) -> "list[str]":
         return self._bucket.keys(prefix)
+
+    def kept(self, prefix: str) -> tuple[Kept, ...]:
+        bucket = self._bucket
+        found = bucket.pages("list_objects_v2", "Contents", key=prefix, Prefix=bucket.below(prefix))
+        return tuple(
+            Kept(
+                each["Key"].removeprefix(bucket.prefix),
+                each["Size"],
+                round(each["LastModified"].timestamp()) * 1_000_000,
+            )
+            for each in found
+        )
 
     def delete(self, key: str) -> None:
         self._bucket.call("delete_object", key)

@@ -51,6 +51,11 @@ def is_passing(error: Exception) -> bool:
     return isinstance(error, BotoCoreError | OSError | urllib3.exceptions.HTTPError | http.client.HTTPException)
 
 
+def is_beyond_end(error: Exception) -> bool:
+    """A part was asked for that begins where the value has ended."""
+    return _status(error) == 416  # noqa: PLR2004
+
+
 def is_expired(error: Exception) -> bool:
     """The credentials were good once."""
     return error_code(error) in _EXPIRED

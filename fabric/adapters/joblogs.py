@@ -22,7 +22,7 @@ class JobLogs:
         self._agents = agents
         self._attempts_of = attempts_of
         self._ended_at: dict[str, int] = {}
-        """How long the archived logs are that were read last: what was read to its end isn't fetched again."""
+        """How long the archived logs are whose end was read: it isn't asked for again."""
 
     async def read(self, job_id: str, *, account_id: str, offsets: Mapping[str, int]) -> AsyncIterator[LogChunk]:
         """What there is beyond `offsets` ("attempt/rank" → bytes already had), in order within each rank.
@@ -62,13 +62,17 @@ class JobLogs:
             offset = had.get(f"{epoch}/{rank}", 0)
             if offset and offset >= self._ended_at.get(key, offset + 1):
                 continue
-            try:
-                data = await aside(self._archive.get, key)
-            except NotFound:
-                continue
-            self._note_end(key, len(data))
-            for at in range(offset, len(data), _CHUNK_BYTES):
-                yield LogChunk(rank=rank, attempt=epoch, offset=at, data=data[at : at + _CHUNK_BYTES])
+            while True:
+                try:
+                    data = await aside(self._archive.get_range, key, offset, _CHUNK_BYTES)
+                except NotFound:
+                    break
+                if data:
+                    yield LogChunk(rank=rank, attempt=epoch, offset=offset, data=data)
+                offset += len(data)
+                if len(data) < _CHUNK_BYTES:
+                    self._note_end(key, offset)
+                    break
 
     def _note_end(self, key: str, size: int) -> None:
         if len(self._ended_at) >= _REMEMBERED_MAX:

@@ -1,35 +1,149 @@
 """Blobs between clients and the archive: large ones on disk, in memory only a few.
 
 The door shares its process, and maybe the gate's, with everybody's calls. So whatever takes time or room with the size of
-a blob (hashing, disks, the archive) happens in threads, and however many come at once, the memory they take is bounded.
+a blob (hashing, disks, the archive) happens in threads, and however many come at once, the memory they take is bounded. An
+account keeps so many bytes and no more, what is coming in included; what none of its jobs needs any more goes.
 """
 
 import asyncio
 import hashlib
+import math
 import tempfile
-from collections.abc import AsyncGenerator
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
+from fabric.adapters.archive import Kept
 from fabric.adapters.clerks import aside
+from fabric.api.limits import Limits
 from fabric.api.port import GatePort
+from fabric.errors import RateLimited
+from fabric.gate.questions import BalanceOf, BlobsOf
+from fabric.gate.views import BalanceView
+from fabric.units import AccountId
 
 WHOLE_MAX: Final = 3
 """Blobs in memory at once, on their way from the disk to the archive."""
 PART_BYTES: Final = 1024 * 1024
 
 
+DAY_US: Final = 86_400_000_000
+UNUSED_US: Final = DAY_US
+"""How long a blob is kept that no job names."""
+USED_US: Final = 30 * DAY_US
+"""How long one is kept that ended jobs name: one of them may be forked."""
+LOOKED_S: Final = 600.0
+"""How long it is believed what an account keeps."""
+ASKED_S: Final = 10.0
+"""How long it is believed that an account has tokens."""
+EXPIRE_S: Final = 3_600.0
+"""How often an account that keeps all it may is looked through for what nobody needs any more."""
+_NEARLY_FULL: Final = 8
+"""Less than one part in this many is left."""
+_ACCOUNTS_MAX: Final = 10_000
+
+
+class Room:
+    """What one account keeps, and how much more it may."""
+
+    def __init__(self, account: AccountId) -> None:
+        self.account = account
+        self.kept: dict[str, Kept] = {}
+        self.coming = self.most = 0
+        self.looked_at = self.asked_at = self.expired_at = -math.inf
+        self.lock = asyncio.Lock()
+
+    @property
+    def left(self) -> int:
+        return self.most - self.coming - sum(each.bytes for each in self.kept.values())
+
+    def take(self, size: int) -> None:
+        """Set so much aside for what is coming in.
+
+        Raises:
+            RateLimited: `blobs_full`.
+        """
+        if size > self.left:
+            raise RateLimited(
+                f"the account keeps {self.most - self.left} bytes in blobs, and may {self.most}: what no job needs goes"
+                " after a day; read large data from where it lies, and without tokens, top up first",
+                code="blobs_full",
+                limit_bytes=self.most,
+            )
+        self.coming += size
+
+
 class Blobs:
     """What a door does with blobs."""
 
-    def __init__(self, port: GatePort) -> None:
+    def __init__(
+        self,
+        port: GatePort,
+        *,
+        limits: Limits,
+        now_us: Callable[[], int],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._port = port
+        self._limits = limits
+        self._now_us = now_us
+        self._monotonic = monotonic
         self._whole = asyncio.Semaphore(WHOLE_MAX)
+        self._rooms: OrderedDict[str, Room] = OrderedDict()
+
+    @asynccontextmanager
+    async def upload(self, account: AccountId) -> AsyncIterator["Upload"]:
+        """A blob that is coming: what has come counts until it is kept, or given up."""
+        room = await self._room(account)
+        with Upload(room) as upload:
+            try:
+                yield upload
+            finally:
+                room.coming -= upload.size
 
     async def keep(self, key: str, upload: "Upload") -> None:
         """Put what has come into the archive."""
         async with self._whole:
             await self._port.put_blob(key, await upload.whole())
+        upload.room.kept[key] = Kept(key, upload.size, self._now_us())
+
+    async def _room(self, account: AccountId) -> Room:
+        room = self._rooms.setdefault(account, Room(account))
+        self._rooms.move_to_end(account)
+        if len(self._rooms) > _ACCOUNTS_MAX:
+            self._rooms.popitem(last=False)
+        async with room.lock:
+            now = self._monotonic()
+            if now - room.looked_at > LOOKED_S:
+                room.kept = {each.key: each for each in await self._port.kept_blobs(f"blobs/{account}")}
+                room.looked_at = now
+            if now - room.asked_at > ASKED_S or room.most < self._limits.blobs_bytes:
+                room.most, room.asked_at = await self._most(account), now
+            if room.left < room.most // _NEARLY_FULL and now - room.expired_at > EXPIRE_S:
+                room.expired_at = now
+                await self._expire(room)
+        return room
+
+    async def _most(self, account: AccountId) -> int:
+        balance = await self._port.ask(BalanceOf(account_id=account))
+        funded = isinstance(balance, BalanceView) and balance.posted_uhs + balance.credit_limit_uhs > 0
+        most = self._limits.blobs_bytes
+        return most if funded else min(most, self._limits.blobs_bytes_without_tokens)
+
+    async def _expire(self, room: Room) -> None:
+        """Let go of what no job has named for a day, and of what jobs named that ended long ago."""
+        uses: Any = await self._port.ask(BlobsOf(account_id=room.account))
+        now_us, needed_us = self._now_us(), dict[str, int]()
+        for use in uses:
+            until_us = now_us + 1 if use.ended_at_us is None else use.ended_at_us + USED_US
+            needed_us[use.key] = max(until_us, needed_us.get(use.key, 0))
+        for key, kept in list(room.kept.items()):
+            if max(kept.at_us + UNUSED_US, needed_us.get(key, 0)) <= now_us:
+                await self._port.delete_blob(key)
+                del room.kept[key]
 
     async def parts(self, key: str) -> AsyncGenerator[bytes, None]:
         """All of it in order, at the reader's pace; at least one part. `NotFound` if there is none. Of what the archive
@@ -46,8 +160,9 @@ class Blobs:
 class Upload:
     """A blob that is coming, on disk."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: Room) -> None:
         self.size = 0
+        self.room = room
         self._digest = hashlib.sha256()
         self._received = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
 
@@ -65,6 +180,7 @@ class Upload:
         return self._digest.hexdigest()
 
     async def add(self, part: bytes) -> None:
+        self.room.take(len(part))
         self.size += len(part)
         await aside(self._add, part)
 

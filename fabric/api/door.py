@@ -43,6 +43,7 @@ class Door:
         self.clock = clock or SteadyClock()
         self.keys = KeyRing(port, clock=self.clock)
         self.rate = RateLimit(per_s=self.limits.requests_per_s)
+        self.bytes = RateLimit(per_s=self.limits.log_bytes_per_s)
         self.streams = StreamLimit(most=self.limits.streams)
         self.histories = StreamLimit(most=self.limits.histories)
         self.calls = StreamLimit(
@@ -52,7 +53,7 @@ class Door:
         self.guesses = RateLimit(per_s=self.limits.guesses_per_s)
         self.gate: Decider = Batcher(port) if batched else Straight(port)
         self.feed = ChangeFeed(port)
-        self.blobs = Blobs(port)
+        self.blobs = Blobs(port, limits=self.limits, now_us=self.clock.now_us)
         self.lengthy = Lengthy()
         self.board = Board(self.clock)
         self.sandbox_payments = sandbox_payments

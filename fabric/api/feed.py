@@ -7,13 +7,14 @@ view of each job.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
-from typing import Final
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, Final
 
 import structlog
 
 from fabric.api.port import GatePort
-from fabric.gate.views import JobView
+from fabric.gate.questions import RevisionOf
+from fabric.gate.views import CHANGES_MAX, JobView
 
 log = structlog.get_logger()
 
@@ -52,10 +53,16 @@ class ChangeFeed:
         self._caught_up = asyncio.Event()
         self._revision = 0
 
-    async def watch(self, account_id: str | None, *, after_revision: int | None) -> AsyncGenerator[int | JobView, None]:
+    async def watch(
+        self,
+        account_id: str | None,
+        *,
+        after_revision: int | None,
+        pace: Callable[[], Awaitable[None]] | None = None,
+    ) -> AsyncGenerator[int | JobView, None]:
         """The revision from which on the stream misses nothing, then every change, oldest first.
 
-        With `after_revision` the changes since then come first.
+        With `after_revision` the changes since then come first, a page after the other; `pace` is awaited before each.
         """
         watcher = _Watcher(account_id)
         self._watchers.append(watcher)
@@ -65,10 +72,14 @@ class ChangeFeed:
             sent = self._revision if after_revision is None else after_revision
             yield sent
             if after_revision is not None:
-                backlog = await self._port.changes(account_id=account_id, after_revision=after_revision, timeout_s=0)
-                for view in backlog:
-                    sent = max(sent, view.revision)
-                    yield view
+                backlog: list[JobView] | None = None
+                while backlog is None or len(backlog) >= CHANGES_MAX:
+                    if pace is not None:
+                        await pace()
+                    backlog = await self._port.changes(account_id=account_id, after_revision=sent, timeout_s=0)
+                    for view in backlog:
+                        sent = max(sent, view.revision)
+                        yield view
             while True:
                 for view in sorted(await watcher.take(), key=_revision_of):
                     if view.revision > sent:
@@ -93,17 +104,19 @@ class ChangeFeed:
         while self._watchers:
             caught_up = self._caught_up.is_set()
             try:
-                waits = _POLL_S if caught_up else 0.0
-                views = await self._port.changes(account_id=None, after_revision=self._revision, timeout_s=waits)
+                if not caught_up:
+                    found: Any = await self._port.ask(RevisionOf())
+                    self._revision = found
+                    self._caught_up.set()
+                views = await self._port.changes(account_id=None, after_revision=self._revision, timeout_s=_POLL_S)
             except Exception as error:  # noqa: BLE001  # watchers are kept waiting, never left behind
                 log.warning("feed_interrupted", error=f"{type(error).__name__}: {error}")
                 await asyncio.sleep(_PAUSE_S)
                 continue
             for view in views:
                 self._revision = max(self._revision, view.revision)
-                for watcher in self._watchers if caught_up else ():
+                for watcher in self._watchers:
                     watcher.offer(view)
-            self._caught_up.set()
 
 
 def _revision_of(view: JobView) -> int:

@@ -12,7 +12,6 @@ import msgspec
 
 from fabric.adapters.cluster_settings import PUBLISH_IT, artifact_key, lease_info_key
 from fabric.adapters.results import inline_result, shown_ref
-from fabric.api.blobs import Upload
 from fabric.api.door import Door
 from fabric.api.keys import Caller
 from fabric.api.messages import accepted, amount, facts_json, listed, message_of, request_id, spec_of
@@ -33,6 +32,8 @@ LIST_DEFAULT: Final = 100
 CHUNK_BYTES: Final = 1024 * 1024
 COUNTED_BYTES: Final = 8 * 1024
 """Of a job as it is recorded; each so many beyond count as a request."""
+PAGE_COUNTS: Final = 25
+"""As how many requests a page counts of what has changed since."""
 UPLOAD_IDLE_S: Final = 30.0
 """How long an upload may wait for its next chunk."""
 ARTIFACT_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -128,7 +129,12 @@ async def watch_jobs(door: Door, caller: Caller, request: pb.WatchJobsRequest) -
     if request.job_id:
         await door.job(request.job_id, caller)
     after = request.after_revision if request.HasField("after_revision") else None
-    async with contextlib.aclosing(door.feed.watch(caller.scope, after_revision=after)) as changes:
+
+    async def pace() -> None:
+        await door.rate.pace(caller.counted_as, as_many=PAGE_COUNTS)
+
+    watching = door.feed.watch(caller.scope, after_revision=after, pace=pace)
+    async with contextlib.aclosing(watching) as changes:
         async for change in changes:
             if isinstance(change, int):
                 yield pb.JobUpdate(revision=change)
@@ -189,6 +195,7 @@ async def logs(door: Door, caller: Caller, request: pb.LogsRequest) -> AsyncIter
     await door.job(request.job_id, caller)
     offsets = _offsets(request.offsets.items())
     async for chunk in door.port.logs(request.job_id, offsets=offsets, follow=request.follow):
+        await door.bytes.pace(caller.counted_as, as_many=len(chunk.data))
         for start in range(0, len(chunk.data), CHUNK_BYTES):
             yield pb.LogChunk(
                 rank=chunk.rank,
@@ -234,7 +241,7 @@ async def result(door: Door, caller: Caller, request: pb.ResultRequest) -> Async
 async def put_blob(door: Door, caller: Caller, request: AsyncIterator[pb.Chunk]) -> pb.PutBlobReply:
     account, limit = caller.account, door.limits.blob_bytes
     expected = ""
-    with Upload() as upload:
+    async with door.blobs.upload(account) as upload:
         async for chunk in _in_time(request):
             expected = expected or chunk.sha256
             if upload.size + len(chunk.data) > limit:

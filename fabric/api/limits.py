@@ -16,6 +16,7 @@ from fabric.errors import RateLimited
 
 _REMEMBERED_MAX: Final = 10_000
 _BURST_S: Final = 2
+_PACE_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +37,18 @@ class Limits:
     """Keys that nobody here knows, for each address."""
     connections: int = 256
     """From one address at once: of IPv6 a /64 counts as one. With a load balancer before the door, all come from its own."""
+    log_bytes_per_s: int = 32 * 2**20
+    """Of logs; beyond, the reader waits."""
     call_bytes: int = 192 * 2**10
     """Of one request that is not a blob: the gate remembers what it was asked."""
     request_bytes: int = 2 * 2**20
     """Of one message on the wire, before anybody has looked who sends it."""
     blob_bytes: int = 512 * 2**20
+    """Of one blob."""
+    blobs_bytes: int = 16 * 2**30
+    """Of all blobs that an account keeps, those included that are coming in."""
+    blobs_bytes_without_tokens: int = 64 * 2**20
+    """The same, of an account that has neither tokens nor credit."""
 
 
 class RateLimit:
@@ -50,6 +58,14 @@ class RateLimit:
         self._per_s = per_s
         self._monotonic = monotonic
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    async def pace(self, caller: str, *, as_many: int) -> None:
+        """Count as `spend` does, and wait where that would refuse."""
+        while True:
+            try:
+                return self.spend(caller, as_many=as_many)
+            except RateLimited:
+                await asyncio.sleep(_PACE_S)
 
     def check(self, caller: str) -> None:
         """Refuse one who has spent too many already; counts nothing.

@@ -11,7 +11,7 @@ from typing import IO, Any, Final, Protocol, TypeVar, TypeVarTuple, Unpack
 
 import structlog
 
-from fabric.adapters.archive import Archive
+from fabric.adapters.archive import Archive, Kept
 from fabric.adapters.clerks import aside
 from fabric.adapters.cluster_settings import checkpoints_in
 from fabric.api.log_pages import log_pages
@@ -71,6 +71,12 @@ class Passage:
 
     async def put_blob(self, key: str, data: bytes) -> None:
         await self._archived(self._archive.put, key, data)
+
+    async def kept_blobs(self, prefix: str) -> tuple[Kept, ...]:
+        return await aside(self._archive.kept, prefix)
+
+    async def delete_blob(self, key: str) -> None:
+        await aside(self._archive.delete, key)
 
     async def small_blob(self, key: str, *, limit_bytes: int) -> bytes | None:
         return await self._archived(self._archive.get_up_to, key, limit_bytes)

@@ -14,6 +14,7 @@ from fabric.adapters.environments import check_variables, environment_of
 from fabric.adapters.payload import Payload, inlined
 from fabric.api.door import Door
 from fabric.errors import InvalidRequest
+from fabric.units import AccountId
 from fabric.wire import INLINE_BYTES_MAX
 from fabric.wire import fabric_pb2 as pb
 
@@ -25,7 +26,7 @@ PRELOADS: Final = ("", "torch")
 RANKS: Final = ("", "node", "device")
 
 
-async def payload_of(door: Door, account: str, given: pb.Payload, *, kind: str) -> Payload:
+async def payload_of(door: Door, account: AccountId, given: pb.Payload, *, kind: str) -> Payload:
     """What the runner is told. Every key in it is made here, from the caller's account."""
     ways = sum(map(bool, (given.function, given.function_sha256, given.command)))
     if ways != (0 if kind == "lease" else 1):
@@ -45,7 +46,9 @@ async def payload_of(door: Door, account: str, given: pb.Payload, *, kind: str) 
             inline = inlined(given.function)
         else:
             blob = blob_key(account, hashlib.sha256(given.function).hexdigest())
-            await door.port.put_blob(blob, given.function)
+            async with door.blobs.upload(account) as upload:
+                await upload.add(given.function)
+                await door.blobs.keep(blob, upload)
     elif given.function_sha256:
         blob = blob_key(account, _sha256(given.function_sha256))
     return Payload(

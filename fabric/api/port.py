@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from typing import IO, Protocol
 
+from fabric.adapters.archive import Kept
 from fabric.checkpoints import Checkpoints
 from fabric.gate.events import AnyEvent
 from fabric.gate.instructions import Outcome
@@ -22,13 +23,21 @@ class GatePort(Protocol):
         """Look something up."""
 
     async def changes(self, *, account_id: str | None, after_revision: int, timeout_s: float) -> list[JobView]:
-        """Jobs that changed after a revision, oldest change first; waits up to the timeout for one, then []."""
+        """Jobs that changed after a revision, oldest change first, at most `CHANGES_MAX`; waits up to the timeout for one,
+        then [].
+        """
 
     def logs(self, job_id: str, *, offsets: dict[str, int], follow: bool) -> AsyncIterator[LogChunk]:
         """A job's logs, from `offsets` ("attempt/rank" → bytes already had) on; with `follow` until the job ends."""
 
     async def put_blob(self, key: str, data: bytes) -> None:
         """Keep a payload (a pickled function, a zipped working directory) or a result in the archive."""
+
+    async def kept_blobs(self, prefix: str) -> tuple[Kept, ...]:
+        """What the archive keeps below a key: how large each is, and since when."""
+
+    async def delete_blob(self, key: str) -> None:
+        """Forget one; fine if it isn't there."""
 
     async def fetch_blob(self, key: str, into: IO[bytes]) -> None:
         """Write one to a file: whole on return. `NotFound` if there is none."""

@@ -4,13 +4,16 @@ import datetime as dt
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import apsw
 
 from fabric.adapters.price_files import load_catalogue, load_tariffs
+from fabric.api.limits import Limits
 from fabric.doctor import machine, software, surroundings
 from fabric.doctor.findings import Finding, Health, fail, ok, warn
 from fabric.errors import InvalidConfig
+from fabric.gate.keys import GOOD_MAX
 from fabric.sections import Settings, TlsFiles
 from fabric.serving_settings import ServingConfig
 from fabric.settings import (
@@ -22,6 +25,8 @@ from fabric.settings import (
     RayLocal,
     SqliteJournal,
 )
+
+_MIB: Final = 2**20
 
 
 def diagnose(config: ClusterConfig | None = None) -> list[Finding]:
@@ -52,6 +57,7 @@ def _look_at_cluster(config: ClusterConfig) -> list[Finding]:
         _check_prices(config.tariffs, name="tariffs", load=load_tariffs),
         _check_prices(config.plans, name="plans", load=load_catalogue),
         _check_payments(config),
+        _tell_limits(config),
     ]
     if isinstance(config.rpc.tls, TlsFiles):
         findings.append(machine.check_tls(config.rpc.tls, now=now))
@@ -110,6 +116,19 @@ def _check_payments(config: ClusterConfig) -> Finding:
     if config.payments == "sandbox":
         return ok("payments", "sandbox: every customer on this machine is believed; nobody else reaches it")
     return ok("payments", "operator: customers book nothing, operators book each payment by its reference")
+
+
+def _tell_limits(config: ClusterConfig) -> Finding:
+    """What one customer, and one address, may ask for here."""
+    limits, others = config.limits, Limits()
+    said = [
+        f"an account: {limits.requests_per_s} requests a second, {others.calls} calls, {others.streams} streams",
+        f"{others.log_bytes_per_s // _MIB} MiB of logs a second, {limits.blobs_bytes // _MIB} MiB of blobs",
+        f"({others.blobs_bytes_without_tokens // _MIB} without tokens), {GOOD_MAX} keys",
+    ]
+    if config.serving is not None:
+        said.append(f"{config.serving.limits.requests_per_s} requests a second of models at each gateway")
+    return ok("limits", f"{', '.join(said)}; an address: {limits.connections_per_address} connections")
 
 
 def _last_written(config: ClusterConfig) -> dt.datetime | None:

@@ -3,6 +3,7 @@
 Statements, receipts and past charging records are answered from the journal by whoever holds it; not here.
 """
 
+import re
 from itertools import islice
 from typing import Final, assert_never
 
@@ -14,11 +15,14 @@ from fabric.gate import credit, grace, history, holds, jobs, keys, offers, reque
 from fabric.gate.core import Core
 from fabric.gate.events import JobSpec
 from fabric.gate.instructions import Refusal
+from fabric.gate.lifecycle import TERMINAL
 from fabric.gate.questions import (
     AccountsOf,
     AnyAnswer,
     AnyQuestion,
     BalanceOf,
+    BlobsOf,
+    BlobUse,
     CallerOf,
     CheckpointOf,
     FreeOf,
@@ -35,6 +39,7 @@ from fabric.gate.questions import (
     QuoteOf,
     ReceiptsOf,
     RecordsOf,
+    RevisionOf,
     SpecOf,
     StatementOf,
 )
@@ -55,6 +60,8 @@ from fabric.ledger import LotBalance
 from fabric.ledger.scopes import ANYTHING
 from fabric.units import PPM, UHS_PER_CT, JobId
 
+_BLOB: Final = re.compile(r'"(blobs/[^"\\]+)"')
+"""A key of the archive in a payload, which is JSON."""
 BURNING: Final = ("running", "stopping")
 """States of a lease in which its devices are in use."""
 
@@ -71,6 +78,8 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
             return job.spec if job is not None and question.account_id in (None, job.account_id) else None
         case JobsOf():
             return _jobs(core, question, now_us)
+        case RevisionOf():
+            return state.revision
         case BalanceOf():
             account = state.accounts.get(question.account_id)
             return None if account is None else _balance(core, account, now_us, lots=True)
@@ -78,13 +87,20 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
             return credit.free_uhs(core, question.account_id, question.hold_id, now_us)
         case AccountsOf():
             return [_balance(core, account, now_us, lots=False) for account in state.accounts.values()]
+        case BlobsOf():
+            return [
+                BlobUse(key=key, ended_at_us=job.ended_at_us if job.state in TERMINAL else None)
+                for job in core.jobs_of.get(question.account_id, ())
+                for key in _BLOB.findall(job.spec.payload)
+            ]
         case QuoteOf():
             return _quote(core, question, now_us)
         case KeyOf():
             key = state.keys.get(question.key_id)
             return None if key is None else _key(key)
         case KeysOf():
-            return [_key(key) for key in state.keys.values() if question.account_id in (None, key.account_id)]
+            asked = question.account_id
+            return [_key(key) for key in (state.keys.values() if asked is None else core.keys_of.get(asked, ()))]
         case CallerOf():
             return offers.caller(core, question.key_id, now_us)
         case ModelsOf():

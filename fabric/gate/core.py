@@ -12,7 +12,7 @@ from fabric.charging.tariffs import Tariffs
 from fabric.gate.instructions import AnyInstruction
 from fabric.gate.lifecycle import TERMINAL, TRANSITIONS, JobState, Trigger
 from fabric.gate.prices import PriceList
-from fabric.gate.state import GateState, Job
+from fabric.gate.state import GateState, Job, Key
 from fabric.gate.timeline import Moment, noted
 from fabric.placement import Planner
 from fabric.units import AccountId, JobId
@@ -54,6 +54,7 @@ class Core:
         "freed",
         "instructions",
         "jobs_of",
+        "keys_of",
         "now_us",
         "placeable",
         "placeable_in",
@@ -90,6 +91,10 @@ class Core:
         """Each account's jobs, oldest first: derived, so that nobody's question looks through everybody's."""
         for job in state.jobs.values():
             self.jobs_of.setdefault(job.account_id, []).append(job)
+        self.keys_of: dict[AccountId, list[Key]] = {}
+        """Each account's keys, revoked ones too: derived, so that nobody's question looks through everybody's."""
+        for key in state.keys.values():
+            self.keys_of.setdefault(key.account_id, []).append(key)
         self.answers_of: dict[str, dict[str, None]] = {}
         """Each account's answers that are remembered, oldest first: derived, so that one can't have too many."""
         self.note_prices()
@@ -111,6 +116,11 @@ class Core:
         """A new job, from now on."""
         self.state.jobs[job.job_id] = job
         self.jobs_of.setdefault(job.account_id, []).append(job)
+
+    def keep_key(self, key: Key) -> None:
+        """A new key, from now on."""
+        self.state.keys[key.key_id] = key
+        self.keys_of.setdefault(key.account_id, []).append(key)
 
     @property
     def tariffs(self) -> Tariffs:

@@ -10,7 +10,7 @@ RFC 8506 (two-phase credit control), Borg (one code base for the live and the si
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Self, assert_never
 
 import msgspec
@@ -82,10 +82,10 @@ from fabric.gate.serving_events import (
     WithdrawModel,
     WriteOffUsage,
 )
-from fabric.gate.state import GateState
+from fabric.gate.state import GateState, Job
 from fabric.ledger import Book
 from fabric.placement import PlacementState
-from fabric.units import JobId
+from fabric.units import AccountId, JobId
 
 _encode = msgspec.json.Encoder().encode
 _ACCEPTED = Accepted()
@@ -161,6 +161,10 @@ class Gate:
                     )
                 )
         return tuple(said)
+
+    def jobs_of(self, account_id: AccountId) -> Sequence[Job]:
+        """An account's jobs, oldest first. For looking at."""
+        return self._core.jobs_of.get(account_id, ())
 
     def take_changed(self) -> tuple[JobId, ...]:
         """Ids of the jobs that changed since the last call, in order: for those who watch."""

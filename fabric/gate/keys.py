@@ -11,6 +11,10 @@ from fabric.gate.key_scopes import unfit as unfit_scopes
 from fabric.gate.state import Key
 from fabric.units import AccountId, KeyId
 
+GOOD_MAX: Final = 256
+"""Keys of one account that are neither revoked nor expired."""
+EVER_MAX: Final = 4_096
+"""Keys of one account, whatever became of them: what was done with a key is told for ever."""
 _JOBS: Final = frozenset((KeyScope.JOBS_OWN, KeyScope.JOBS_ALL, KeyScope.HOST, KeyScope.OPERATOR))
 _MODELS: Final = frozenset((KeyScope.MODELS, KeyScope.OPERATOR))
 
@@ -95,6 +99,27 @@ def _stronger(maker: Key, event: CreateKey) -> Refusal | None:
         return refusals.restricted_key(
             f"key {maker.key_id!r} can't make one that is good for longer than itself: name an earlier end",
             maker.key_id,
+        )
+    return None
+
+
+def too_many(core: Core, event: CreateKey) -> Refusal | None:
+    """Why the account can't have one more; operators' keys are not counted."""
+    if event.operator:
+        return None
+    own = [key for key in core.keys_of.get(event.account_id, ()) if not key.operator]
+    good = sum(1 for key in own if not (key.revoked or (key.expires_at_us or core.now_us + 1) <= core.now_us))
+    if good >= GOOD_MAX:
+        return refusals.conflict(
+            f"the account has {good} keys that are good, which is all it may have: revoke some (`fabric keys revoke`)",
+            code="too_many_keys",
+            limit=GOOD_MAX,
+        )
+    if len(own) >= EVER_MAX:
+        return refusals.conflict(
+            f"the account has made {len(own)} keys, which is all it may: ask the operator for another account",
+            code="too_many_keys",
+            limit=EVER_MAX,
         )
     return None
 

@@ -55,6 +55,10 @@ class JobsOf(Question, frozen=True, kw_only=True, tag="jobs"):
     """Only those that were submitted with an operator's key."""
 
 
+class RevisionOf(Question, frozen=True, kw_only=True, tag="revision"):
+    """→ int: of the job that changed last"""
+
+
 class BalanceOf(Question, frozen=True, kw_only=True, tag="balance"):
     """→ BalanceView | None"""
 
@@ -98,6 +102,20 @@ class ReceiptsOf(Question, frozen=True, kw_only=True, tag="receipts"):
 
 class CheckpointOf(Question, frozen=True, kw_only=True, tag="checkpoint"):
     """→ Sealed: the newest signed checkpoint"""
+
+
+class BlobsOf(Question, frozen=True, kw_only=True, tag="blobs"):
+    """→ list[BlobUse]: what the account's jobs name of what it keeps"""
+
+    account_id: AccountId
+
+
+class BlobUse(msgspec.Struct, frozen=True, kw_only=True):
+    """That a job needs a blob."""
+
+    key: str
+    ended_at_us: int | None
+    """Of the job; None = it may run again."""
 
 
 class QuoteOf(Question, frozen=True, kw_only=True, tag="quote"):
@@ -164,6 +182,7 @@ AnyQuestion = (
     JobOf
     | SpecOf
     | JobsOf
+    | RevisionOf
     | BalanceOf
     | FreeOf
     | AccountsOf
@@ -171,6 +190,7 @@ AnyQuestion = (
     | StatementOf
     | ReceiptsOf
     | CheckpointOf
+    | BlobsOf
     | QuoteOf
     | KeyOf
     | KeysOf
@@ -191,6 +211,7 @@ AnyAnswer = (
     | Sealed
     | QuoteView
     | Prices
+    | list[BlobUse]
     | list[JobView]
     | list[BalanceView]
     | list[Cdr]

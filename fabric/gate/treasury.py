@@ -219,21 +219,23 @@ def create_key(core: Core, event: CreateKey) -> Outcome:
         return refusals.not_found("account", event.account_id)
     if not event.key_id:
         return refusals.invalid("a key needs an id: name one", code="invalid_key_id")
-    if refusal := keys.unfit(event) or keys.may_not_make(core, event):
+    if refusal := keys.unfit(event) or keys.may_not_make(core, event) or keys.too_many(core, event):
         return refusal
     if event.key_id in core.state.keys:
         return refusals.conflict(f"there is a key {event.key_id!r} already", code="key_exists")
     if event.limit_uhs is not None and (refusal := refusals.bad_amount("a key's limit is", event.limit_uhs)):
         return refusal
-    core.state.keys[event.key_id] = Key(
-        key_id=event.key_id,
-        account_id=event.account_id,
-        secret_sha256=event.secret_sha256,
-        name=event.name,
-        operator=event.operator,
-        limit_uhs=event.limit_uhs,
-        expires_at_us=event.expires_at_us,
-        scopes=event.scopes,
+    core.keep_key(
+        Key(
+            key_id=event.key_id,
+            account_id=event.account_id,
+            secret_sha256=event.secret_sha256,
+            name=event.name,
+            operator=event.operator,
+            limit_uhs=event.limit_uhs,
+            expires_at_us=event.expires_at_us,
+            scopes=event.scopes,
+        )
     )
     return Accepted()
 

@@ -1,11 +1,16 @@
 """What the gate shows: questions and answers that change nothing. Amounts in µHs, times and durations in µs."""
 
+from typing import Final
+
 import msgspec
 
 from fabric.charging.rates import Rate
 from fabric.charging.records import Cdr
 from fabric.gate.instructions import Share
 from fabric.gate.serving_events import CallUsed
+
+CHANGES_MAX: Final = 128
+"""Jobs in one answer about what has changed: whoever wants more asks again."""
 
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):

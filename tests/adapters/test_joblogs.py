@@ -66,3 +66,25 @@ async def test_what_a_job_that_was_resumed_wrote_before_is_told_first(tmp_path):
     ]
     offsets = {f"{chunk.attempt}/0": len(chunk.data) for chunk in chunks}
     assert await told(logs, offsets=offsets) == []
+
+
+async def test_of_a_log_in_the_archive_only_what_is_new_is_read(tmp_path):
+    """One that follows at its own pace made us read all of it again for every page."""
+    archive, read = DirectoryArchive(tmp_path), []
+    archive.put(KEY, bytes(range(256)) * 4_096)
+    plain = archive.get_range
+    archive.get_range = lambda key, offset, size: read.append((offset, data := plain(key, offset, size))) or data
+    archive.get = None
+    logs = JobLogs(archive=archive, agents=Agents(), attempts_of=lambda _: [])
+    had = 0
+    while True:
+        chunks = logs.read("job-1", account_id="acme", offsets={"1/0": had} if had else {})
+        first = await anext(chunks, None)
+        await chunks.aclose()
+        if first is None:
+            break
+        assert first.offset == had
+        had += len(first.data)
+    assert had == 256 * 4_096
+    assert sum(len(data) for _, data in read) == had
+    assert max(len(data) for _, data in read) <= 256 * 1_024

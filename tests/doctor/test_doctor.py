@@ -387,3 +387,14 @@ def test_what_serving_needs_is_looked_at_with_the_rest(tmp_path):
     assert found["model m"] is Health.FAIL
     assert "serving" in found
     assert "model n" not in found
+
+
+def test_the_doctor_says_what_one_account_and_one_address_may_ask_for(tmp_path):
+    file = tmp_path / "x.yaml"
+    nodes = "[{node: a, accelerator: H100, devices: 1}]"
+    file.write_text(
+        f"name: x\nray: {{mode: local, nodes: {nodes}}}\nlimits: {{requests_per_s: 77, blobs_bytes: 2097152}}\n"
+    )
+    (finding,) = [finding for finding in diagnose(load_cluster(file)) if finding.name == "limits"]
+    for said in ("77 requests a second", "2 MiB of blobs", "256 keys", "256 connections"):
+        assert said in finding.found

@@ -10,7 +10,7 @@ import cloudpickle
 import pytest
 from typer.testing import CliRunner
 
-from fabric.adapters.archive import DirectoryArchive
+from fabric.adapters.archive import DirectoryArchive, Kept
 from fabric.adapters.cluster_settings import checkpoints_in, lease_info_key, result_key
 from fabric.adapters.payload import read_payload
 from fabric.adapters.results import keep_result
@@ -42,7 +42,7 @@ from fabric.gate.events import (
 from fabric.gate.gate import Gate
 from fabric.gate.instructions import Accepted, RemoveLease, StartLease, StopLease
 from fabric.gate.questions import CheckpointOf, JobOf, JobsOf, ReceiptsOf, RecordsOf, StatementOf
-from fabric.gate.views import LogChunk
+from fabric.gate.views import CHANGES_MAX, LogChunk
 from fabric.profile import Profile
 from fabric.results import pack_error, pack_value
 from fabric.sdk import Fabric
@@ -79,7 +79,7 @@ class StandInPort:
         self.clock = VirtualClock(START_US)
         self.gate = Gate()
         self.records = []
-        self.blobs = {}
+        self.blobs, self.put_at = {}, {}
         self.batches = []
         self.away = False
         self.lose_answers = 0
@@ -193,7 +193,7 @@ class StandInPort:
     def _since(self, account_id, after_revision):
         newer = [job_id for job_id, revision in self._latest.items() if revision > after_revision]
         views = [self.gate.ask(JobOf(job_id=job_id), self.clock.now_us()) for job_id in newer]
-        return [view for view in views if account_id in (None, view.account_id)]
+        return [view for view in views if account_id in (None, view.account_id)][:CHANGES_MAX]
 
     async def logs(self, job_id, *, offsets, follow):
         data = self.log_lines.get(job_id, b"")[offsets.get("1/0", 0) :]
@@ -201,7 +201,14 @@ class StandInPort:
 
     async def put_blob(self, key, data):
         self._reachable()
-        self.blobs[key] = data
+        self.blobs[key], self.put_at[key] = data, self.clock.now_us()
+
+    async def kept_blobs(self, prefix):
+        kept = {key: data for key, data in self.blobs.items() if key.startswith(f"{prefix}/")}
+        return [Kept(key, len(data), self.put_at.get(key, 0)) for key, data in kept.items()]
+
+    async def delete_blob(self, key):
+        self.blobs.pop(key, None)
 
     async def fetch_blob(self, key, into):
         if key not in self.blobs:

@@ -5,7 +5,8 @@ import hashlib
 
 import pytest
 
-from fabric.api.blobs import PART_BYTES, WHOLE_MAX, Blobs, Upload
+from fabric.api.blobs import PART_BYTES, WHOLE_MAX, Blobs
+from fabric.api.limits import Limits
 from fabric.errors import NotFound
 
 
@@ -24,6 +25,12 @@ class Port:
             raise NotFound(key)
         into.write(self.kept[key])
 
+    async def kept_blobs(self, prefix):
+        return ()
+
+    async def ask(self, question):
+        return None
+
     async def _held(self):
         self.now += 1
         self.most = max(self.most, self.now)
@@ -31,11 +38,15 @@ class Port:
         self.now -= 1
 
 
+def blobs_of(port):
+    return Blobs(port, limits=Limits(), now_us=lambda: 1)
+
+
 @pytest.mark.parametrize("size", [0, 1, PART_BYTES, PART_BYTES + 1, 3 * PART_BYTES + 17])
 async def test_a_blob_comes_out_as_it_went_in(size):
     data = (b"0123456789abcdef" * (size // 16 + 1))[:size]
-    blobs = Blobs(Port())
-    with Upload() as upload:
+    blobs = blobs_of(Port())
+    async with blobs.upload("acme") as upload:
         for start in range(0, size, 300_000):
             await upload.add(data[start : start + 300_000])
         assert (upload.size, upload.sha256) == (size, hashlib.sha256(data).hexdigest())
@@ -48,10 +59,10 @@ async def test_a_blob_comes_out_as_it_went_in(size):
 
 async def test_only_few_blobs_are_in_memory_at_once():
     port = Port()
-    blobs = Blobs(port)
+    blobs = blobs_of(port)
 
     async def keep(number):
-        with Upload() as upload:
+        async with blobs.upload("acme") as upload:
             await upload.add(b"x")
             await blobs.keep(f"b{number}", upload)
 
@@ -62,7 +73,7 @@ async def test_only_few_blobs_are_in_memory_at_once():
 async def test_a_slow_reader_of_a_large_blob_keeps_nobody_from_theirs():
     port = Port()
     port.kept["large"] = bytes(2 * PART_BYTES)
-    blobs = Blobs(port)
+    blobs = blobs_of(port)
     slow = [blobs.parts("large") for _ in range(12)]
     for reader in slow:
         assert len(await anext(reader)) == PART_BYTES
@@ -73,4 +84,4 @@ async def test_a_slow_reader_of_a_large_blob_keeps_nobody_from_theirs():
 
 async def test_what_is_not_there_is_said_to_be():
     with pytest.raises(NotFound):
-        await anext(Blobs(Port()).parts("none"))
+        await anext(blobs_of(Port()).parts("none"))

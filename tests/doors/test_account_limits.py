@@ -1,0 +1,131 @@
+"""What one account may take, however many keys it makes: keys, blobs, logs, pages of changes; nobody else notices."""
+
+import pytest
+
+from fabric.api.blobs import UNUSED_US, USED_US
+from fabric.api.job_calls import blob_key
+from fabric.errors import Conflict, InsufficientTokens, RateLimited
+from fabric.gate.events import Cancel, OpenAccount
+from fabric.gate.views import CHANGES_MAX
+from fabric.units import UHS_PER_CT
+from fabric.wire import fabric_pb2 as pb
+from tests.doors.test_keys import create
+from tests.doors.test_rpc import ask, submit
+
+KB = 1_000
+DAY_S = 86_400
+
+
+def refused_submit(client, number):
+    with pytest.raises(InsufficientTokens):
+        submit(
+            client,
+            request_id=f"r{number}",
+            limit_uhs=10**6 * UHS_PER_CT,
+            payload=pb.Payload(command=["true"], env={"A": "x" * 60 * KB}),
+        )
+
+
+def test_an_account_has_so_many_good_keys_and_revoking_makes_room(house, monkeypatch):
+    monkeypatch.setattr("fabric.gate.keys.GOOD_MAX", 5)
+    monkeypatch.setattr("fabric.gate.keys.EVER_MAX", 8)
+    client = house.client()
+    made = [create(client, request_id=f"k{number}") for number in range(4)]
+    with pytest.raises(Conflict) as refusal:
+        create(client, request_id="more")
+    assert (refusal.value.code, refusal.value.facts["limit"]) == ("too_many_keys", 5)
+    create(house.client(house.globex))
+    for number in range(3):
+        key_id = made[number].split("_")[1]
+        ask(client, pb.RevokeKeyRequest(request_id=f"x{number}", key_id=key_id))
+        create(client, request_id=f"again{number}")
+    ask(client, pb.RevokeKeyRequest(request_id="x", key_id=made[3].split("_")[1]))
+    with pytest.raises(Conflict) as refusal:
+        create(client, request_id="still-more")
+    assert refusal.value.facts["limit"] == 8
+    assert create(house.client(house.root), operator=True), "the operator's are not counted"
+
+
+def test_refused_submits_leave_nothing_behind(house):
+    client, state = house.client(), house.port.gate.state
+    before = house.port.gate.snapshot()
+    for number in range(5):
+        refused_submit(client, number)
+    assert house.port.gate.snapshot() == before
+    assert not state.answered
+
+
+def test_an_account_without_tokens_keeps_few_blobs_and_one_with_many(make_house, limits):
+    house = make_house(limits=limits(blobs_bytes_without_tokens=100 * KB, blobs_bytes=1_000 * KB))
+    house.port.seed(OpenAccount(account_id="poor", name="Poor", plan="starter"))
+    poor, rich = house.client(house.key("poor", "poor")), house.client()
+    for _ in range(2):
+        poor.put_blob(b"a" * 40 * KB)
+    with pytest.raises(RateLimited) as refusal:
+        poor.put_blob(b"b" * 70 * KB)
+    assert refusal.value.code == "blobs_full"
+    assert len([key for key in house.port.blobs if key.startswith("blobs/poor/")]) == 1
+    for number in range(15):
+        rich.put_blob(bytes([number]) * 60 * KB)
+    with pytest.raises(RateLimited):
+        rich.put_blob(b"z" * 200 * KB)
+    assert rich.put_blob(b"y" * 30 * KB), "what was given up no longer counts"
+
+
+def test_a_blob_that_no_job_needs_goes_and_one_that_a_job_may_need_stays(make_house, limits):
+    house = make_house(limits=limits(blobs_bytes=200 * KB))
+    house.port.run_jobs = False
+    client = house.client()
+    unused, used, ended = (client.put_blob(letter * 60 * KB) for letter in (b"u", b"j", b"e"))
+    submit(client, payload=pb.Payload(command=["true"], working_dir_sha256=used))
+    over = submit(client, payload=pb.Payload(command=["true"], working_dir_sha256=ended)).job_id
+    house.port.seed(Cancel(job_id=over, account_id="acme"))
+    with pytest.raises(RateLimited):
+        client.put_blob(b"n" * 60 * KB)
+
+    def kept():
+        return {sha for sha in (unused, used, ended) if blob_key("acme", sha) in house.port.blobs}
+
+    assert kept() == {unused, used, ended}
+    house.port.clock.advance(us=UNUSED_US + 1)
+    house.door.blobs._rooms.clear()
+    client.put_blob(b"n" * 60 * KB)
+    assert kept() == {used, ended}
+    house.port.clock.advance(us=USED_US)
+    house.door.blobs._rooms.clear()
+    client.put_blob(b"m" * 60 * KB)
+    assert kept() == {used}
+
+
+def test_what_changed_since_comes_a_page_at_a_time_and_whole(house):
+    house.port.run_jobs = False
+    client, asked = house.client(house.root, account="acme"), []
+    count = CHANGES_MAX + 50
+    made = {submit(client, limit_uhs=UHS_PER_CT // 100).job_id for _ in range(count)}
+    plain = house.port.changes
+
+    async def counted(**given):
+        found = await plain(**given)
+        asked.append(len(found))
+        return found
+
+    house.port.changes = counted
+    stream = client.stream(pb.WatchJobsRequest(after_revision=0), pb.JobUpdate)
+    assert not next(stream).HasField("job")
+    assert {next(stream).job.job_id for _ in range(count)} == made
+    more = submit(client, limit_uhs=UHS_PER_CT // 100).job_id
+    assert next(stream).job.job_id == more
+    stream.cancel()
+    assert max(asked) <= CHANGES_MAX
+
+
+async def test_who_reads_faster_than_it_may_waits_and_is_not_refused(limits):
+    from fabric.api.limits import RateLimit
+
+    now = [0.0]
+    rate = RateLimit(per_s=1_000_000, monotonic=lambda: now[0])
+    for _ in range(3):
+        now[0] += 100.0
+        await rate.pace("acme", as_many=5_000_000)
+    with pytest.raises(RateLimited):
+        rate.spend("acme")
