@@ -308,7 +308,8 @@ class _Books:
         self.held[ref] += held
         if whole or not self.counts["withheld entries"]:  # what is withheld may explain what is missing
             self._above_zero(transfer, ref, whole=whole)
-        if held < 0 and transfer["kind"] in ("release", "expire") and self.held[ref] == 0:
+        goes_on = {"anew", "carried"} & set(transfer["flags"])  # a lot of it expired, and it may hold others
+        if held < 0 and transfer["kind"] in ("release", "expire") and self.held[ref] == 0 and not goes_on:
             self.ended.add(ref)
         if not self.held[ref]:
             del self.held[ref]

@@ -7,9 +7,9 @@ back in line, and where tokens have become free, jobs that waited for them go on
 
 from typing import Final
 
-from fabric.gate import jobs, keys, leases, subscriptions
+from fabric.gate import credit, holds, jobs, keys, leases, subscriptions
 from fabric.gate.core import Core
-from fabric.units import AccountId
+from fabric.units import AccountId, JobId
 
 _FREES: Final = frozenset({"top_up", "bundle", "subscription", "grant", "release", "payment"})
 """Transfers that leave their account with more to hold than before."""
@@ -26,6 +26,13 @@ def let_time_pass(core: Core) -> None:
     subscriptions.renew(core)
     core.book.sweep(now_us=core.now_us)
     keys.let_go(core)
+    for hold, short_uhs in core.book.take_shrunk():
+        job = core.state.jobs.get(JobId(hold.hold_id.rpartition(credit.OF_JOBS)[0]))
+        if job is None or job.hold_id != hold.hold_id:
+            keys.holds(core, hold.key_id, -short_uhs)
+        else:
+            holds.shrink(core, job, short_uhs)
+            jobs.park_expired(core, job)
 
 
 def follow(core: Core) -> None:

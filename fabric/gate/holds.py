@@ -77,7 +77,27 @@ def take(core: Core, job: Job) -> Refusal | None:
         return refusals.from_ledger(answer, remedy="tokens=")
     job.hold_id, job.holds = hold_id, job.holds + 1
     _held(job, key, wanted)
+    core.book.wait(hold_id, now_us=core.now_us)
     return None
+
+
+def wait(core: Core, job: Job) -> int:
+    """The job is on no lease (any more): no expired lot is kept good for it. How much less it holds for that."""
+    assert job.hold_id is not None
+    short_uhs = core.book.wait(job.hold_id, now_us=core.now_us)
+    shrink(core, job, short_uhs)
+    return short_uhs
+
+
+def run(core: Core, job: Job) -> None:
+    """The job has a lease: what it holds stays good until that ends."""
+    assert job.hold_id is not None
+    core.book.run(job.hold_id)
+
+
+def shrink(core: Core, job: Job, short_uhs: int) -> None:
+    """Lots have expired of which its hold had so much, and nothing else covers it."""
+    _held(job, core.state.keys.get(job.key_id) if job.key_id else None, -short_uhs)
 
 
 def within_key(core: Core, job: Job, amount_uhs: int) -> int:

@@ -16,7 +16,8 @@ from fabric.units import AMOUNT_UHS_MAX, AccountId, JobId, KeyId, format_ct
 
 GANGS_KEPT: Final = 65_536
 WAITS_FOR_CAPACITY: Final = "waiting_for_capacity"
-WAITS_FOR_TOKENS: Final = (StopReason.OUT_OF_TOKENS.value, StopReason.LIMIT_REACHED.value)
+NEEDS_TOKENS: Final = (StopReason.OUT_OF_TOKENS.value, StopReason.TOKENS_EXPIRED.value)
+WAITS_FOR_TOKENS: Final = (*NEEDS_TOKENS, StopReason.LIMIT_REACHED.value)
 
 
 def submit(core: Core, event: Submit) -> Outcome:
@@ -186,12 +187,19 @@ def resume_waiting(core: Core, account_id: AccountId) -> None:
     """
     for job_id in tuple(core.state.parked.get(account_id, ())):
         job = core.state.jobs[job_id]
-        wanted = job.resume_asked or job.reason == StopReason.OUT_OF_TOKENS
+        wanted = job.resume_asked or job.reason in NEEDS_TOKENS
         raised = job.reason == StopReason.LIMIT_REACHED and job.limit_uhs > job.parked_limit_uhs
         if not (wanted or raised) or _requeue(core, job) is None:
             continue
         if job.resume_asked or raised:
             _wait_for_tokens(core, job)
+
+
+def park_expired(core: Core, job: Job) -> None:
+    """Tokens that it held in the queue have expired and there are no others: it waits for some without a hold."""
+    _withdraw(core, job)
+    core.move(job, Trigger.PARK, reason=StopReason.TOKENS_EXPIRED.value)
+    leases.after_lease(core, job)
 
 
 def _save_now(core: Core, job: Job) -> Outcome:

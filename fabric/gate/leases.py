@@ -203,10 +203,11 @@ def after_lease(core: Core, job: Job) -> None:
     """What becomes of a job that has no lease (any more): back to the queue, parked without a hold, or settled."""
     if job.state is JobState.QUEUED:
         holds.renew(core, job)
-        if job.held_uhs:
+        expired = holds.wait(core, job) > 0
+        if job.held_uhs and not expired:
             requests.enqueue(core, job)
             return
-        _park_empty(core, job)
+        _park_empty(core, job, expired=expired)
     holds.close(core, job)
     core.touch(job)
     if job.state is JobState.PARKED:
@@ -215,12 +216,13 @@ def after_lease(core: Core, job: Job) -> None:
         job.settled = True
 
 
-def _park_empty(core: Core, job: Job) -> None:
+def _park_empty(core: Core, job: Job, *, expired: bool) -> None:
     """Nothing runs that is not covered: a job that should go on and has nothing left waits for tokens or a limit."""
     at_limit = job.burned_uhs >= job.limit_uhs
     if at_limit:
         job.parked_limit_uhs = job.limit_uhs
-    reason = StopReason.LIMIT_REACHED if at_limit else StopReason.OUT_OF_TOKENS
+    lacking = StopReason.TOKENS_EXPIRED if expired else StopReason.OUT_OF_TOKENS
+    reason = StopReason.LIMIT_REACHED if at_limit else lacking
     core.move(job, Trigger.PARK, reason=reason.value)
 
 
@@ -310,6 +312,7 @@ def _start(core: Core, job: Job, placed: Placed) -> None:
         pool=pool,
     )
     job.lease_id, job.accelerator = lease.lease_id, lease.accelerator
+    holds.run(core, job)
     core.move(job, Trigger.PLACE, reason=notice.short(core, job))
     core.instructions.append(StartLease(lease=lease))
 

@@ -71,6 +71,8 @@ class StopReason(StrEnum):
     EVICTED = "evicted"
     LIMIT_REACHED = "limit_reached"
     OUT_OF_TOKENS = "out_of_tokens"
+    TOKENS_EXPIRED = "tokens_expired"
+    """What it held while it waited in the queue has expired, and nothing else covered it."""
     CANCELLED = "cancelled"
     PAUSED = "paused"
     DRAINED = "drained"
@@ -90,6 +92,7 @@ AFTER_STOP: Final[dict[StopReason, Trigger]] = {
     StopReason.ASKED: Trigger.REQUEUE,
     StopReason.LIMIT_REACHED: Trigger.PARK,
     StopReason.OUT_OF_TOKENS: Trigger.PARK,
+    StopReason.TOKENS_EXPIRED: Trigger.PARK,
     StopReason.PAUSED: Trigger.PARK,
     StopReason.TIME_LIMIT: Trigger.PARK,
     StopReason.IDLE: Trigger.PARK,

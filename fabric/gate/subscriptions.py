@@ -129,7 +129,8 @@ def _renew(core: Core, record: SubscriptionRecord, left_uhs: int, *, at_us: int)
     if cycle.rollover is not None:
         for lot_id in before:
             core.book.retire(lot_id, now_us=at_us)
-        _book(core, account, cycle.rollover, record.lots, at_us=at_us, channel="")
+        if isinstance(_book(core, account, cycle.rollover, record.lots, at_us=at_us, channel=""), Accepted):
+            core.book.carry(before, record.lots[-1], now_us=at_us)
 
 
 def _book(core: Core, account: Account, lot: LotTerms, into: list[str], *, at_us: int, channel: str) -> Outcome:
@@ -141,8 +142,9 @@ def _book(core: Core, account: Account, lot: LotTerms, into: list[str], *, at_us
 
 
 def _left_uhs(core: Core, record: SubscriptionRecord) -> int:
-    """What is free of the cycle that ends now, an instant before it does."""
-    return sum(core.book.lots[lot_id].free_uhs for lot_id in record.lots)
+    """What is left of the cycle that ends now, an instant before it does: free, or held and not used yet."""
+    lots = (core.book.lots[lot_id] for lot_id in record.lots)
+    return sum(lot.free_uhs + lot.held_uhs for lot in lots)
 
 
 def _find(core: Core, account_id: AccountId, subscription: str) -> SubscriptionRecord | None:

@@ -23,7 +23,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     """queued | starting | running | stopping | parked | succeeded | failed | cancelled"""
     reason: str
-    """Why it is where it is: waiting_for_capacity, limit_reached, out_of_tokens, paused, the error's first line, ..."""
+    """Why it is where it is: waiting_for_capacity, limit_reached, out_of_tokens, tokens_expired, paused, the error's first line, ..."""
     accelerator: str
     """The type it runs on, or the types it waits for, joined by '|'."""
     devices: int

@@ -75,15 +75,14 @@ class Book(Holding, kw_only=True, dict=True):
         _, lost = self._book_usage(account, hold, used_uhs=used_uhs, now_us=now_us)
         if hold.state is HoldState.LAPSED and expires_at_us is not None:
             self._revive(hold)
+        if expires_at_us is not None and hold.state is HoldState.OPEN:
+            self._renew(hold, expires_at_us=expires_at_us, now_us=now_us)
         granted = 0
         asked = more_uhs if ceiling_uhs is None else min(more_uhs, ceiling_uhs)
         if asked > 0 and asked >= min(minimum_uhs, more_uhs) and hold.state is HoldState.OPEN:
             least = max(1, min(minimum_uhs, asked))
             more = self._hold_more(account, hold, amount_uhs=asked, minimum_uhs=least, now_us=now_us)
             granted = more.granted_uhs if isinstance(more, Granted) else 0
-        if expires_at_us is not None and hold.state is HoldState.OPEN:
-            hold.expires_at_us = max(expires_at_us, now_us)
-            self._deadlines.watch_hold(hold)
         answer = Granted(granted, hold.held_uhs, granted < more_uhs or hold.state is not HoldState.OPEN, lost)
         hold.seq, hold.answer = seq, answer
         return answer

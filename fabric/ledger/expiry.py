@@ -24,7 +24,8 @@ _SLACK: Final = 4096
 class Deadlines:
     """Deadlines of the open and the lapsed holds, and of the lots with something free, of a book that it reads but never changes.
 
-    A lot with nothing free has no deadline: what is held of it and let go after its expiry goes straight to breakage.
+    A lot with nothing free has no deadline: what is held of it and let go after its expiry goes straight to breakage. An
+    open hold's deadline may be that of a lot of which it holds something that it can't keep beyond that.
     """
 
     __slots__ = ("_holds", "_lapsed", "_lots", "heap")
@@ -86,4 +87,8 @@ class Deadlines:
 
 
 def _due_us(hold: Hold) -> int | None:
-    return hold.expires_at_us if hold.settle_by_us is None else hold.settle_by_us
+    if hold.settle_by_us is not None:
+        return hold.settle_by_us
+    if hold.stale_at_us is None or hold.expires_at_us is None:
+        return hold.expires_at_us if hold.stale_at_us is None else hold.stale_at_us
+    return min(hold.expires_at_us, hold.stale_at_us)

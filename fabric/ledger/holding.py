@@ -112,6 +112,22 @@ class Holding(Till, kw_only=True, dict=True):
             self._uncapture(self.accounts[hold.account_id], hold, amount_uhs=part, now_us=now_us)
         return max(part, 0)
 
+    def wait(self, hold_id: str, *, now_us: int) -> int:
+        """Nothing runs on the open hold (any more): of lots that expire it holds anew what is good. How much less it holds."""
+        self._catch_up(now_us)
+        hold = self.holds[hold_id]
+        hold.waiting = True
+        short = self._hold_anew(hold, now_us=now_us)
+        if short:
+            self._just_shrunk.pop()
+        return short
+
+    def run(self, hold_id: str) -> None:
+        """Something runs on the open hold: what it holds stays good until that ends."""
+        hold = self.holds[hold_id]
+        hold.waiting, hold.stale_at_us = False, None
+        self._deadlines.watch_hold(hold)
+
     def close(self, hold_id: str, *, now_us: int) -> int:
         """Free what is left and end the open hold; returns how much that was."""
         self._catch_up(now_us)
@@ -133,6 +149,8 @@ class Holding(Till, kw_only=True, dict=True):
             return Refused(BEYOND_INT64, {"amount_uhs": amount_uhs, "limit_uhs": INT64_MAX})
         if not missing and not credit:
             self._take(account, hold, plan=plan, credit_uhs=0, now_us=now_us)
+            if hold.waiting:
+                self._watch(hold)
             return Granted(amount_uhs, hold.held_uhs, False)  # noqa: FBT003
         if missing and (minimum_uhs is None or granted < max(1, minimum_uhs)):
             needed = amount_uhs if minimum_uhs is None else minimum_uhs
@@ -150,4 +168,6 @@ class Holding(Till, kw_only=True, dict=True):
             )
         flags = ("final",) if missing else ()
         self._take(account, hold, plan=plan, credit_uhs=credit, now_us=now_us, flags=flags)
+        if hold.waiting:
+            self._watch(hold)
         return Granted(granted, hold.held_uhs, missing > 0)

@@ -29,6 +29,8 @@ class Piece(msgspec.Struct, array_like=True, gc=False):
     """"" = on credit."""
     held_uhs: int
     captured_uhs: int = 0
+    good_until_us: int | None = None
+    """Set once its lot has expired and the hold was renewed since: it stays good no longer than it would have without."""
 
 
 def piece_of(pieces: list[Piece], lot_id: str) -> Piece:
@@ -60,5 +62,9 @@ class Hold(msgspec.Struct, kw_only=True, gc=False):
     ended_at_us: int | None = None
     lapsed_uhs: int = 0
     """What it still held when it expired: a late settlement is measured against it."""
+    waiting: bool = False
+    """Nothing runs on it yet: what it holds of a lot is good as long as the lot is."""
+    stale_at_us: int | None = None
+    """When a part of what it holds stops being good, and is held anew of what is."""
     key_id: str = ""
     """The API key whose limit it counts against; the ledger only remembers it."""

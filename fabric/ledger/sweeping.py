@@ -3,15 +3,19 @@
 A hold whose validity is over lapses: what it holds stays set aside, and can't be spent, until its client reports or its
 settlement window ends. Only then is it free again. So a client that was cut off finds covered what it used.
 
+A lot is good at most until the use ends that held it when it expired. A hold that nothing runs on keeps no lot beyond its
+expiry, and one that is renewed keeps it no longer than it would have without: it is held anew of what is good, if there is.
+
 Availability filters on time, so sweeping late never lets anybody spend what has expired; it is only when breakage is
 booked and lapsed holds are given back.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from fabric.ledger.expiry import HOLD
 from fabric.ledger.holds import Hold, HoldState
-from fabric.ledger.vault import Vault
+from fabric.ledger.vault import CREDIT, Vault
 
 _DAY_US: Final = 86_400_000_000
 REMEMBER_ENDED_US: Final = _DAY_US
@@ -33,8 +37,11 @@ class Sweeping(Vault, kw_only=True, dict=True):
         while (due := self._deadlines.pop(now_us)) is not None:
             at_us, kind, name = due
             if kind == HOLD:
-                if name in self.holds:
-                    self._lapse(self.holds[name], at_us=at_us)
+                hold = self.holds.get(name)
+                if hold is not None and hold.stale_at_us is not None and hold.stale_at_us <= at_us:
+                    self._hold_anew(hold, now_us=at_us)
+                elif hold is not None:
+                    self._lapse(hold, at_us=at_us)
                 else:
                     self._give_up(self.lapsed[name], at_us=at_us)
             elif self.lots[name].free_uhs:
@@ -46,6 +53,75 @@ class Sweeping(Vault, kw_only=True, dict=True):
         """The holds that were given up since the last call, for whoever keeps count of them elsewhere."""
         given_up, self._just_given_up = self._just_given_up, []
         return given_up
+
+    def take_shrunk(self) -> list[tuple[Hold, int]]:
+        """The holds that hold less since the last call, because a lot expired and nothing else covered it; and how much."""
+        shrunk, self._just_shrunk = self._just_shrunk, []
+        return shrunk
+
+    def carry(self, lot_ids: Sequence[str], into: str, *, now_us: int) -> None:
+        """Let what is held of lots be held of another one of their account, as far as that is free."""
+        lot = self.lots[into]
+        account = self.accounts[lot.account_id]
+        if not any(self.lots[lot_id].held_uhs for lot_id in lot_ids):
+            return
+        for hold in (*self.holds.values(), *self.lapsed.values()):
+            if hold.account_id != account.account_id or not lot.free_uhs:
+                continue
+            room, parts = lot.free_uhs, []
+            for piece in hold.pieces:
+                if piece.lot_id in lot_ids and piece.held_uhs and room:
+                    part = min(piece.held_uhs, room)
+                    parts.append((piece, part))
+                    room -= part
+            if parts:
+                carried = self._expire_held(account, hold, parts=parts, now_us=now_us, flags=("carried",))
+                self._take(account, hold, plan=[(lot, carried)], credit_uhs=0, now_us=now_us, flags=("carried",))
+                self._watch(hold)
+
+    def _hold_anew(self, hold: Hold, *, now_us: int) -> int:
+        """Hold of good lots, or on credit, what it holds of expired ones that it can't keep; how much it holds less."""
+        account = self.accounts[hold.account_id]
+        parts = [
+            (piece, piece.held_uhs)
+            for piece in hold.pieces
+            if piece.held_uhs
+            and piece.lot_id != CREDIT
+            and not self.lots[piece.lot_id].alive(now_us)
+            and (hold.waiting or (piece.good_until_us is not None and piece.good_until_us <= now_us))
+        ]
+        short = 0
+        if parts:
+            lost = self._expire_held(account, hold, parts=parts, now_us=now_us, flags=("anew",))
+            plan, missing = self._plan(account, use=hold.use, amount_uhs=lost, now_us=now_us)
+            credit = min(missing, account.credit_free_uhs) if account.spending_for(hold.use).credit else 0
+            short = missing - credit
+            if lost > short:
+                self._take(account, hold, plan=plan, credit_uhs=credit, now_us=now_us, flags=("anew",))
+            if short:
+                self._just_shrunk.append((hold, short))
+        self._watch(hold)
+        return short
+
+    def _watch(self, hold: Hold) -> None:
+        """Reckon anew when a part of what an open hold holds stops being good."""
+        times = []
+        for piece in hold.pieces:
+            if piece.held_uhs and piece.lot_id != CREDIT:
+                until = self.lots[piece.lot_id].expires_at_us if hold.waiting else piece.good_until_us
+                times += [] if until is None else [until]
+        hold.stale_at_us = min(times, default=None)
+        self._deadlines.watch_hold(hold)
+
+    def _renew(self, hold: Hold, *, expires_at_us: int, now_us: int) -> None:
+        """A new validity. What is held of lots that have expired is good no longer than the old one."""
+        before_us = now_us if hold.expires_at_us is None else max(hold.expires_at_us, now_us)
+        for piece in hold.pieces:
+            dead = piece.held_uhs and piece.lot_id != CREDIT and not self.lots[piece.lot_id].alive(now_us)
+            if dead and piece.good_until_us is None:
+                piece.good_until_us = before_us
+        hold.expires_at_us = max(expires_at_us, now_us)
+        self._watch(hold)
 
     def retire(self, lot_id: str, *, now_us: int) -> None:
         """Let what is free of a lot expire before its time: something else stands in its place."""

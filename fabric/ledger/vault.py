@@ -5,17 +5,24 @@ never asks whether a move is allowed: that was decided before it is made.
 """
 
 from bisect import insort
+from typing import Final
 
 from msgspec import field
+from msgspec.structs import replace
 
 from fabric.ledger.accounts import Account
 from fabric.ledger.daybook import Daybook
 from fabric.ledger.expiry import Deadline, Deadlines
-from fabric.ledger.holds import Hold, HoldState, piece_of
+from fabric.ledger.holds import Hold, HoldState, Piece, piece_of
 from fabric.ledger.lots import BurnKey, Lot, Origin, Terms, new_lot
 from fabric.ledger.scopes import Use
 from fabric.ledger.transfers import LotShare
 
+_DAY_US: Final = 86_400_000_000
+REFUND_MARGIN_US: Final = _DAY_US
+"""A lot that is good for less than this is no place for a refund."""
+REFUND_LIFE_US: Final = 30 * _DAY_US
+"""How long a refund is good that found its lot gone, or nearly."""
 CREDIT = ""
 """The lot id of what no lot covers."""
 
@@ -34,6 +41,7 @@ class Vault(Daybook, kw_only=True, dict=True):
     """No longer valid and not yet settled by their clients: what they hold is set aside."""
     expired: dict[str, Hold] = field(default_factory=dict)
     """Given up: nothing is set aside for them any more; in the order in which that was."""
+    refund_margin_us: int = REFUND_MARGIN_US
     ended: dict[str, Hold] = field(default_factory=dict)
     """Over for good; in the order in which they ended."""
 
@@ -42,6 +50,7 @@ class Vault(Daybook, kw_only=True, dict=True):
             self.expired[hold_id] = self.lapsed.pop(hold_id)  # as snapshots had it before there was a settlement window
         self._deadlines = Deadlines(self.holds, self.lapsed, self.lots)
         self._just_given_up: list[Hold] = []
+        self._just_shrunk: list[tuple[Hold, int]] = []
 
     def hold(self, hold_id: str) -> Hold | None:
         """A hold of that name, open or over, as long as it is remembered."""
@@ -52,7 +61,8 @@ class Vault(Daybook, kw_only=True, dict=True):
 
     def derived(self) -> tuple[list[Deadline], list[str]]:
         """What is kept beside the fields: deadlines that stand, soonest first; and holds that nobody has asked about yet."""
-        return self._deadlines.standing(), [hold.hold_id for hold in self._just_given_up]
+        unasked = [*self._just_given_up, *(hold for hold, _ in self._just_shrunk)]
+        return self._deadlines.standing(), [hold.hold_id for hold in unasked]
 
     def derive(self) -> tuple[list[Deadline], list[str]]:
         """The same, made anew from the fields."""
@@ -213,13 +223,16 @@ class Vault(Daybook, kw_only=True, dict=True):
         shares: list[LotShare] = []
         missing = amount_uhs
         invoiced = 0
+        late: list[tuple[Lot, int]] = []
         for piece in reversed(hold.pieces):
             part = min(piece.captured_uhs, missing)
             if not part:
                 continue
             missing -= part
             piece.captured_uhs -= part
-            if piece.lot_id == CREDIT:
+            if piece.lot_id != CREDIT and not self.lots[piece.lot_id].alive(now_us + self.refund_margin_us):
+                late.append((self.lots[piece.lot_id], part))
+            elif piece.lot_id == CREDIT:
                 owed = min(part, account.debt_uhs)
                 account.lower_debt(owed, newest_first=True)
                 account.credit_held_uhs += owed
@@ -233,8 +246,20 @@ class Vault(Daybook, kw_only=True, dict=True):
                 self._burn_again(account, lot)
                 shares.append(LotShare(piece.lot_id, part))
         assert missing == 0, f"hold {hold.hold_id} has captured {missing} µHs less than is refunded"
+        for lot, part in late:
+            terms = replace(
+                lot.terms,
+                origin=Origin.REFUND,
+                effective_at_us=now_us,
+                expires_at_us=now_us + REFUND_LIFE_US,
+                price_microcny=0,
+                parent_lots=(lot.lot_id,),
+                channel="",
+            )
+            shares.insert(0, self._refund_lot(account, hold, amount_uhs=part, terms=terms, now_us=now_us))
         if invoiced:
-            shares.insert(0, self._refund_invoiced(account, hold, amount_uhs=invoiced, now_us=now_us))
+            terms = Terms(origin=Origin.REFUND, tier="", effective_at_us=now_us, expires_at_us=None)
+            shares.insert(0, self._refund_lot(account, hold, amount_uhs=invoiced, terms=terms, now_us=now_us))
         account.held_uhs += amount_uhs
         hold.held_uhs += amount_uhs
         hold.captured_uhs -= amount_uhs
@@ -247,10 +272,13 @@ class Vault(Daybook, kw_only=True, dict=True):
             lots=tuple(reversed(shares)),
         )
 
-    def _refund_invoiced(self, account: Account, hold: Hold, *, amount_uhs: int, now_us: int) -> LotShare:
-        """Debt that was invoiced or repaid since can't be forgiven again: its refund is a lot of its own."""
+    def _refund_lot(self, account: Account, hold: Hold, *, amount_uhs: int, terms: Terms, now_us: int) -> LotShare:
+        """A refund as a lot of its own: of debt that was invoiced or repaid since, which can't be forgiven again; and of a
+        lot in which it could hardly be spent any more.
+        """
         lot_id = f"refund/{hold.hold_id}/{self.count + 1}"
-        terms = Terms(origin=Origin.REFUND, tier="", effective_at_us=now_us, expires_at_us=None)
+        while lot_id in self.lots:
+            lot_id += "+"
         lot = new_lot(account.account_id, lot_id=lot_id, amount_uhs=amount_uhs, terms=terms, now_us=now_us)
         lot.free_uhs, lot.held_uhs = 0, amount_uhs
         self.lots[lot_id] = lot
@@ -297,13 +325,39 @@ class Vault(Daybook, kw_only=True, dict=True):
             self._post("expire", account_id=name, ref=ref, at_us=now_us, tokens=tokens, lots=tuple(broken))
         return rest
 
+    def _expire_held(
+        self, account: Account, hold: Hold, *, parts: list[tuple[Piece, int]], now_us: int, flags: tuple[str, ...]
+    ) -> int:
+        """Held → breakage: so much of these pieces of the hold. Returns how much that is."""
+        shares = []
+        for piece, part in parts:
+            lot = self.lots[piece.lot_id]
+            piece.held_uhs -= part
+            lot.held_uhs -= part
+            lot.expired_uhs += part
+            shares.append(LotShare(piece.lot_id, part))
+            self._drop_if_spent(account, lot)
+        lost = sum(share.amount_uhs for share in shares)
+        hold.held_uhs -= lost
+        account.held_uhs -= lost
+        self._post(
+            "expire",
+            account_id=account.account_id,
+            ref=hold.hold_id,
+            at_us=now_us,
+            tokens={"held": -lost, "breakage": lost},
+            lots=tuple(shares),
+            flags=flags,
+        )
+        return lost
+
     def _end(self, hold: Hold, *, state: HoldState, at_us: int) -> None:
         """A hold, with nothing held any more, is over."""
         for standing in (self.holds, self.lapsed, self.expired):
             standing.pop(hold.hold_id, None)
         hold.state = state
         hold.ended_at_us = at_us
-        hold.settle_by_us = None
+        hold.settle_by_us = hold.stale_at_us = None
         hold.pieces = []
         (self.expired if state is HoldState.EXPIRED else self.ended)[hold.hold_id] = hold
 

@@ -8,6 +8,7 @@ import copy
 from collections import defaultdict
 from fractions import Fraction
 
+from fabric.ledger.vault import REFUND_MARGIN_US
 from fabric.units import PPM, UHS_PER_CT
 
 CREDIT = ""
@@ -201,6 +202,14 @@ class Auditor:
         hold.state = "open" if hold.state == "aside" else hold.state
         assert (hold.state, hold.account) == ("open", account)
         assert 0 < amount <= self.free(account, hold.use, transfer.at_us), f"overdraft: {transfer}"
+        if "carried" in transfer.flags:
+            (share,) = transfer.lots
+            lot = self.lot(share.lot_id)
+            assert share.amount_uhs == amount <= lot.free
+            assert (lot.terms.origin, lot.terms.price_microcny) == ("subscription", 0), "what was rolled over"
+            lot.free, lot.held = lot.free - amount, lot.held + amount
+            hold.queue += [(lot.lot_id, amount)]
+            return
         parts = self.take(account, hold.use, amount, transfer.at_us, into="held")
         assert_same_lots(parts, transfer)
         assert -amounts.get("debt", 0) == sum(amount for lot, amount in parts if lot == CREDIT)
@@ -257,23 +266,34 @@ class Auditor:
     def _expire(self, transfer, amounts, use_of, terms_of):
         lost = amounts["breakage"]
         if transfer.ref in self.holds and "held" in amounts:
-            hold = self.holds[transfer.ref]
-            assert all(lot != CREDIT and not self.lot(lot).alive(transfer.at_us) for lot, _ in hold.queue)
-            assert lost == hold.held
-            for lot_id, part in hold.queue:
-                self.lot(lot_id).held -= part
-                self.lot(lot_id).expired += part
-            hold.queue = []
+            self._expire_held(transfer, lost)
             return
         lot = self.lot(transfer.ref)
         assert lost == lot.free
         assert lot.terms.origin == "subscription" or not lot.alive(transfer.at_us)
         lot.free, lot.expired = 0, lot.expired + lost
 
+    def _expire_held(self, transfer, lost):
+        """Only of lots that have expired, or whose subscription goes on with others; what is left of one, or what is named."""
+        hold = self.holds[transfer.ref]
+        shares = {share.lot_id: share.amount_uhs for share in transfer.lots}
+        assert sum(shares.values()) == lost
+        for lot_id, part in shares.items():
+            lot = self.lot(lot_id)
+            assert not lot.alive(transfer.at_us) or lot.terms.origin == "subscription"
+            lot.held, lot.expired = lot.held - part, lot.expired + part
+        left = []
+        for lot_id, part in hold.queue:
+            gone = min(part, shares.get(lot_id, 0))
+            shares[lot_id] = shares.get(lot_id, 0) - gone
+            left += [(lot_id, part - gone)] if part > gone else []
+        hold.queue = left
+        assert not any(shares.values()), "no more than it held"
+
     def _refund(self, transfer, amounts, use_of, terms_of):
         hold, amount = self.holds[transfer.ref], amounts["held"]
         shares = {share.lot_id: share.amount_uhs for share in transfer.lots}
-        back = []
+        back, anew = [], 0
         while amount:
             lot_id, there = hold.stack.pop()
             part = min(there, amount)
@@ -284,11 +304,14 @@ class Auditor:
                 owed = min(part, self.debt[hold.account])
                 self.owe_less(hold.account, owed, newest=True)
                 back.append((CREDIT, owed))
-                assert part - owed == sum(n for lot, n in shares.items() if lot.startswith("refund/"))
+                anew += part - owed
+            elif not self.lot(lot_id).alive(transfer.at_us + REFUND_MARGIN_US):
+                anew += part
             else:
                 self.lot(lot_id).captured -= part
                 self.lot(lot_id).held += part
                 back.append((lot_id, part))
+        assert anew == sum(n for lot, n in shares.items() if lot.startswith("refund/"))
         for lot_id, part in shares.items():
             if lot_id.startswith("refund/"):
                 lot = Lot(lot_id, hold.account, part, terms_of(lot_id), transfer.at_us)

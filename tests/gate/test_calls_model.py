@@ -71,6 +71,7 @@ class CallMachine(CallRules):
 
     the_gate_is_sound = GateMachine.the_gate_is_sound
     no_account_owes_more_than_its_credit = GateMachine.no_account_owes_more_than_its_credit
+    no_lot_outlives_its_expiry_but_under_what_runs = GateMachine.no_lot_outlives_its_expiry_but_under_what_runs
     the_journal_alone_gives_every_balance = GateMachine.the_journal_alone_gives_every_balance
 
     @invariant()

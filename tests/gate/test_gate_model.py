@@ -31,11 +31,12 @@ from fabric.gate.events import (
 )
 from fabric.gate.questions import BalanceOf, JobOf
 from fabric.ledger import Service
+from fabric.ledger.sweeping import SETTLEMENT_WINDOW_US
 from tests.audit.test_verify import SIGNER, whole_export
 from tests.gate.driver import ACCOUNTS, NODES_AT_FIRST, TERMINAL, WAITS
 from tests.gate.model_jobs import ClusterRules, JobRules
 from tests.gate.model_money import HoldRules, MoneyRules
-from tests.gate.oracle import Hold
+from tests.gate.oracle import CREDIT, Hold
 from tests.gate.world import CATALOGUE, CONFIGURE, TARIFFS, S
 
 
@@ -138,6 +139,18 @@ class GateMachine(MoneyRules, HoldRules, JobRules, ClusterRules):
             assert view.invoiced_uhs == self.money.unpaid(account)
             assert view.receivable_microcny == self.money.due(account)
             assert self.book.accounts[account].written_off_uhs == self.money.lost[account]
+
+    @invariant()
+    def no_lot_outlives_its_expiry_but_under_what_runs(self):
+        """A queued job holds nothing that has expired; a client's hold keeps it a validity and a settlement window at most."""
+        for hold_id in self.book.holds | self.book.lapsed:
+            job = self.state.jobs.get(hold_id.partition("#")[0]) if "#" in hold_id else None
+            for lot_id in [lot_id for lot_id, amount in self.money.holds[hold_id].queue if amount and lot_id != CREDIT]:
+                expires = self.money.lot(lot_id).terms.expires_at_us
+                if job is None:
+                    assert expires is None or self.latest < expires + 3_600 * S + SETTLEMENT_WINDOW_US
+                elif job.lease_id is None:
+                    assert expires is None or self.latest < expires
 
     @invariant()
     def what_is_held_is_held_for_a_job_or_a_client(self):

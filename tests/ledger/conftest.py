@@ -43,7 +43,7 @@ def use():
 @pytest.fixture
 def book():
     """One prepaid account, "ada", without a token; sound at the end of every test."""
-    book = Book(operator="op")
+    book = Book(operator="op", refund_margin_us=10)
     assert book.open_account("ada", now_us=0) is None
     yield book
     book.check()

@@ -10,6 +10,7 @@ from fabric.units import UHS_PER_CT
 ACCOUNTS = ("ada", "bob")
 CREDIT = None
 WINDOW = 10
+MARGIN = 3
 
 
 def admits(scope, use):
@@ -45,6 +46,7 @@ class OracleHold:
         self.account, self.use, self.expires, self.answer = account, use, expires, answer
         self.queue, self.stack = [], []
         self.seq, self.state, self.lapsed, self.settle_by = 0, "open", 0, None
+        self.waiting, self.good_until = False, {}
 
     @property
     def held(self):
@@ -116,8 +118,9 @@ class Oracle:
         self.debt[hold.account] += debt
         return debt
 
-    def refund(self, hold, amount):
-        invoiced = 0
+    def refund(self, hold, amount, now):
+        """Into the lots that it came from; how much of it goes into lots of its own, one after the other."""
+        invoiced, late = 0, []
         while amount:
             lot, there = hold.stack.pop()
             part = min(there, amount)
@@ -129,9 +132,40 @@ class Oracle:
                 self.debt[hold.account] -= owed
                 invoiced += part - owed
                 part = owed
+            elif not lot.alive(now + MARGIN):
+                late.append(part)
+                part = 0
             if part:
                 hold.queue.insert(0, (lot, part))
-        return invoiced
+        return late + [invoiced] * (invoiced > 0)
+
+    def hold_anew(self, hold, now):
+        """Of what is good, what it held of lots that have expired and that it can't keep."""
+        kept, lost = [], 0
+        for lot, amount in hold.queue:
+            dead = lot is not CREDIT and not lot.alive(now)
+            until = hold.good_until.get(lot.lot_id) if dead else None
+            if dead and (hold.waiting or (until is not None and until <= now)):
+                lot.expired, lost = lot.expired + amount, lost + amount
+            else:
+                kept.append((lot, amount))
+        hold.queue = kept
+        there = min(lost, self.free(hold.account, hold.use, now))
+        hold.queue += self.take(hold.account, hold.use, amount=there, now=now)
+        return lost - there
+
+    def stale_at(self, hold):
+        if hold.waiting:
+            times = [lot.terms.expires_at_us for lot, _ in hold.queue if lot is not CREDIT]
+        else:
+            times = [hold.good_until.get(lot.lot_id) for lot, _ in hold.queue if lot is not CREDIT]
+        return min((time for time in times if time is not None), default=None)
+
+    def renew(self, hold, expires, now):
+        for lot, _ in hold.queue:
+            if lot is not CREDIT and not lot.alive(now):
+                hold.good_until.setdefault(lot.lot_id, max(hold.expires, now) if hold.expires is not None else now)
+        hold.state, hold.expires = "open", max(expires, now)
 
     def book_usage(self, hold, used, now):
         """Held, then free, then lost: (what became debt, what the operator lost)."""
@@ -160,6 +194,11 @@ class Oracle:
             due = [
                 (h.expires, 0, name) for name, h in self.holds.items() if h.state == "open" and h.expires is not None
             ]
+            due += [
+                (stale, -1, name)
+                for name, h in self.holds.items()
+                if h.state == "open" and (stale := self.stale_at(h)) is not None
+            ]
             due += [(h.settle_by, 0, name) for name, h in self.holds.items() if h.state == "aside"]
             due += [
                 (lot.terms.expires_at_us, 1, name) for name, lot in self.lots.items() if lot.free and not lot.alive(now)
@@ -168,7 +207,9 @@ class Oracle:
             if not due:
                 return
             at, kind, name = min(due)
-            if kind == 0 and self.holds[name].state == "open":
+            if kind == -1:
+                self.hold_anew(self.holds[name], at)
+            elif kind == 0 and self.holds[name].state == "open":
                 self.holds[name].state, self.holds[name].settle_by = "aside", at + WINDOW
             elif kind == 0:
                 self.holds[name].lapsed = self.holds[name].held

@@ -14,7 +14,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from fabric.ledger import Book, Granted, Origin, Refused, Scope, Service, Settled, Terms, Use
 from fabric.units import UHS_PER_CT
 
-from .oracle import ACCOUNTS, WINDOW, Oracle, OracleHold, OracleLot
+from .oracle import ACCOUNTS, MARGIN, WINDOW, Oracle, OracleHold, OracleLot
 
 USES = (
     Use(service=Service.TRAINING, accelerators=("H100",)),
@@ -38,7 +38,7 @@ class BookMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.now, self.made = 0, 0
-        self.book, self.oracle = Book(operator="op", settlement_window_us=WINDOW), Oracle()
+        self.book, self.oracle = Book(operator="op", settlement_window_us=WINDOW, refund_margin_us=MARGIN), Oracle()
         self.paths = defaultdict(int)
         self.last_transfer = 0
         self.ends = defaultdict(int)
@@ -259,13 +259,13 @@ class BookMachine(RuleBasedStateMachine):
         if self.heard_before(hold, seq, answer, Granted):
             return
         _, lost = self.oracle.book_usage(hold, used, self.now)
-        hold.state = "open" if hold.state == "aside" and expires is not None else hold.state
+        if hold.state in ("open", "aside") and expires is not None:
+            self.oracle.renew(hold, expires, self.now)
         granted = 0
         if hold.state == "open":
             granted = (
                 more and self.oracle.extend(hold, amount=more, minimum=1 if partial else None, now=self.now)
             ) or 0
-            hold.expires = hold.expires if expires is None else expires
         assert answer == Granted(granted, hold.held, granted < more or hold.state != "open", lost)
         hold.lapsed = max(0, hold.lapsed - used)
         hold.seq, hold.answer = seq, answer
@@ -293,6 +293,25 @@ class BookMachine(RuleBasedStateMachine):
         self.ends[name] += 1
 
     @precondition(lambda self: self.book.holds)
+    @rule(data=st.data(), runs=st.booleans())
+    def wait_or_run(self, data, runs):
+        """Something runs on a hold from now on, or nothing does any more."""
+        self.sweep()
+        if not self.book.holds:
+            return
+        name = data.draw(st.sampled_from(list(self.book.holds)))
+        hold = self.oracle.holds[name]
+        hold.waiting = not runs
+        if runs:
+            self.book.run(name)
+            hold.good_until = {}
+            for piece in self.book.holds[name].pieces:
+                piece.good_until_us = None
+        else:
+            short = self.do(lambda: self.book.wait(name, now_us=self.now))
+            assert short == self.oracle.hold_anew(hold, self.now)
+
+    @precondition(lambda self: self.book.holds)
     @rule(data=st.data(), verb=st.sampled_from(["capture", "capture", "refund", "extend", "close"]), amount=amounts)
     def meter(self, data, verb, amount):
         self.sweep()
@@ -308,7 +327,7 @@ class BookMachine(RuleBasedStateMachine):
         elif verb == "refund":
             part = min(amount, hold.captured)
             assert self.do(lambda: self.book.refund(name, amount_uhs=amount, now_us=self.now)) == part
-            self.adopt_refund(hold, self.oracle.refund(hold, part))
+            self.adopt_refund(hold, self.oracle.refund(hold, part, self.now))
         elif verb == "extend":
             answer = self.do(lambda: self.book.extend(name, amount_uhs=amount, now_us=self.now, minimum_uhs=5))
             granted = self.oracle.extend(hold, amount=amount, minimum=5, now=self.now)
@@ -319,15 +338,16 @@ class BookMachine(RuleBasedStateMachine):
             assert self.do(lambda: self.book.close(name, now_us=self.now)) == self.oracle.end(hold, "ended", self.now)
             self.ends[name] += 1
 
-    def adopt_refund(self, hold, invoiced):
-        """A refund of invoiced debt is a new lot, all of it held."""
+    def adopt_refund(self, hold, amounts):
+        """A refund of invoiced debt, or of a lot that is hardly good any more, is a new lot, all of it held."""
         new = [lot for lot_id, lot in self.book.lots.items() if lot_id not in self.oracle.lots]
-        assert sum(lot.held_uhs for lot in new) == invoiced
+        assert [lot.held_uhs for lot in new] == amounts
         for made in new:
-            lot = OracleLot(made.lot_id, hold.account, amount=invoiced, terms=made.terms, now=self.now)
+            lot = OracleLot(made.lot_id, hold.account, amount=made.granted_uhs, terms=made.terms, now=self.now)
+            assert lot.alive(self.now + MARGIN)
             lot.free = 0
             self.oracle.lots[lot.lot_id] = lot
-            hold.queue.append((lot, invoiced))
+            hold.queue.append((lot, made.held_uhs))
 
     # -- what is always so ---------------------------------------------------------------------------------------------
 
