@@ -5,7 +5,6 @@ import base64
 import io
 import json
 import os
-import pickle
 import signal
 import socket
 import time
@@ -27,6 +26,7 @@ from fabric.adapters.runner import Order, encode_order, ranks_of, stage_of
 from fabric.adapters.zygote_keeper import Zygote
 from fabric.gate.events import JobKind, LeaseOutcome
 from fabric.gate.instructions import Share
+from fabric.results import read_parcel
 from tests.adapters.leases import lease_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -76,7 +76,7 @@ class Runner:
 
     def value(self, end):
         assert end.outcome is LeaseOutcome.SUCCEEDED, end.error
-        return pickle.loads(read_result(self.archive, end.result_ref))
+        return read_parcel(read_result(self.archive, end.result_ref)).value()
 
 
 @pytest.fixture
