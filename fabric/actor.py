@@ -25,7 +25,7 @@ from fabric.adapters.stores import cluster_settings, open_archive_of, open_journ
 from fabric.auditor import Auditor
 from fabric.chores import again_and_again
 from fabric.clock import SteadyClock
-from fabric.errors import Conflict, JournalCorrupt
+from fabric.errors import Conflict, JournalCorrupt, Unavailable
 from fabric.gate import Gate
 from fabric.gate.core import Served
 from fabric.gate.events import AnyEvent, Configure, Tick
@@ -35,7 +35,7 @@ from fabric.gate.questions import AnyAnswer, AnyQuestion, FromJournal, JobOf, Le
 from fabric.gate.views import CHANGES_MAX, JobView, LogChunk
 from fabric.outage import Outage
 from fabric.settings import ClusterConfig
-from fabric.start_terms import Jumps, StartTerms, check_clock
+from fabric.start_terms import CLOCK_AHEAD, Jumps, StartTerms, check_clock
 from fabric.units import AccountId, JobId
 from fabric.writer import Writer
 
@@ -134,7 +134,8 @@ class GateActor:
         """What is wrong with the gate, in a sentence, and what it does about it; "" if nothing is. Answers at once."""
         outage = self._writer.outage or self._down
         if outage is not None:
-            return outage.said()
+            asks = isinstance(outage.error, Unavailable) and outage.error.code == CLOCK_AHEAD
+            return str(outage.error) if asks else outage.said()
         return self._jumps.said() if self._time_is_right else ""
 
     async def price(self, prices: Configure) -> Outcome:

@@ -72,7 +72,7 @@ def up(
     try:
         found = start(accept_time=accept_time)
     except Unavailable as error:
-        if error.code != "clock_ahead" or as_json or not sys.stdin.isatty():
+        if error.code != "clock_ahead" or as_json or not _is_a_person():
             raise
         typer.confirm(error.message, abort=True)
         found = start(accept_time=True)
@@ -110,6 +110,11 @@ def up(
     )
     if found.giveaway:
         warn(f"{found.giveaway}: {settings.FOR_MONEY}")
+
+
+def _is_a_person() -> bool:
+    """Whether somebody is there who can be asked."""
+    return sys.stdin.isatty()
 
 
 def down(

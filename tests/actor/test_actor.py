@@ -154,6 +154,7 @@ async def test_a_gate_whose_clock_is_set_right_comes_up_by_itself(world, wall):
     second = world()
     with pytest.raises(Unavailable):
         await second.ready()
+    assert "fabric up --accept-time" in await second.ailment()
     wall(0)
     async with asyncio.timeout(60):
         while await second.ailment():  # noqa: ASYNC110 - nobody calls

@@ -107,6 +107,45 @@ def test_a_second_fabric_beside_the_first_listens_at_free_ports(state_dir, there
     assert (asked["any_port"], asked["state_dir"]) == (True, tmp_path / "other")
 
 
+@pytest.mark.parametrize(("answer", "asked"), [("y\n", [False, True]), ("n\n", [False])])
+def test_a_clock_that_is_far_ahead_is_a_question_to_whoever_starts_the_fabric(
+    there, tmp_path, monkeypatch, answer, asked
+):
+    accepted = []
+
+    def up(_, *, accept_time, **__):
+        accepted.append(accept_time)
+        if not accept_time:
+            raise Unavailable("is this machine's clock right?", code="clock_ahead")
+        return there
+
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(house, "up", up)
+    monkeypatch.setattr(house, "operator_key", lambda _: "key")
+    monkeypatch.setattr("fabric.cli.cluster._is_a_person", lambda: True)
+    done = CliRunner().invoke(app, ["up", "--local"], input=answer)
+    assert "is this machine's clock right? [y/N]" in done.output
+    assert accepted == asked
+    assert (done.exit_code == 0) == (answer == "y\n")
+
+
+def test_without_anybody_to_ask_a_clock_far_ahead_ends_the_start_and_an_option_answers(there, tmp_path, monkeypatch):
+    given = []
+
+    def up(_, **options):
+        given.append((options["accept_time"], options["replay_from"]))
+        if not options["accept_time"]:
+            raise Unavailable("is this machine's clock right?", code="clock_ahead")
+        return there
+
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(house, "up", up)
+    monkeypatch.setattr(house, "operator_key", lambda _: "key")
+    assert CliRunner().invoke(app, ["up", "--local"]).exit_code != 0
+    assert CliRunner().invoke(app, ["up", "--local", "--accept-time", "--replay-from", "0"]).exit_code == 0
+    assert given == [(False, None), (True, 0)]
+
+
 def test_a_lock_whose_holder_was_killed_is_none(state_dir, there):
     with house.held(state_dir):
         announce(state_dir, there)

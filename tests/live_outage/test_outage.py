@@ -47,6 +47,8 @@ def test_a_fabric_comes_back_when_its_database_does_and_goes_down_without_it(tmp
             assert job.result(timeout=WITHIN_S) is None
             assert fabric.submit(pow, 2, 3, tokens="0.1", accelerators="H100:1").result(timeout=WITHIN_S) == 8
             wait_until(lambda: not ailment(place))
+            running = fabric.submit(time.sleep, 600, tokens="1", accelerators="H100:1")
+            wait_until(lambda: running.state == "running")
             postgres_server.stop()
             wait_until(lambda: "database is away" in ailment(place))
         house.down(place)
