@@ -427,8 +427,7 @@ class Tries:
         if outcome not in ("lost", "interrupted") or asked_for not in (None, "evicted", "drained", "fabric_down"):
             return
         if started or asked_for is None:
-            if not self.row:
-                self.given_back, self.step = 0, saved_step
+            self.step = self.step if self.row else saved_step
             self.row += 1
 
     def saved(self, step, durable):

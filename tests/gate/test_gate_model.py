@@ -215,7 +215,9 @@ class GateMachine(MoneyRules, HoldRules, JobRules, ClusterRules):
     def a_balance_shows_what_there_is(self):
         for account in ACCOUNTS:
             view = self.gate.ask(BalanceOf(account_id=account), self.now)
-            lots = [lot for lot in self.money.lots if lot.account == account and lot.alive(self.now)]
+            now = max(self.now, self.latest)
+            lots = [lot for lot in self.money.lots if lot.account == account and lot.alive(now)]
+            lots = [lot for lot in lots if lot.terms.effective_at_us <= now]
             assert view.free_uhs == sum(lot.free for lot in lots)
             assert view.debt_uhs == self.money.debt[account]
         for job_id in list(self.state.jobs)[-2:]:
