@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import ClusterSettings
 from fabric.adapters.guarded import Admitted, Stranger, actor_id_of, end_actor, is_ours, sealed, secret_of
-from fabric.adapters.node_agent import Cut, NodeAgentActor, Watch
+from fabric.adapters.node_agent import Cut, NodeAgentActor, Sight, Watch
 from fabric.adapters.nodes import Node
 from fabric.adapters.unpickling import Refused
 from fabric.gate.events import Sample
@@ -43,11 +43,16 @@ class Agents:
 
     async def cover(self, nodes: Iterable[Node]) -> None:
         """Have an agent on every machine of these nodes."""
-        by_address: dict[str, str] = {}
+        by_address: dict[str, list[Node]] = {}
         for node in nodes:
-            by_address.setdefault(node.address, node.ray_id)
-        missing = [(address, ray_id) for address, ray_id in by_address.items() if address not in self._actors]
-        await asyncio.gather(*(self._start(address, ray_id) for address, ray_id in missing))
+            by_address.setdefault(node.address, []).append(node)
+        missing = [(address, there) for address, there in by_address.items() if address not in self._actors]
+        await asyncio.gather(
+            *(
+                self._start(address, there[0].ray_id, by_cpu=all(node.by_cpu for node in there))
+                for address, there in missing
+            )
+        )
 
     async def attach(self, address: str, watch: Watch) -> None:
         """Watch a lease's share; an agent that isn't there now is told when it is."""
@@ -95,6 +100,11 @@ class Agents:
                 by_lease.setdefault(cut.lease_id, []).append(cut)
         machines = Counter(lease_id for watches in self._watches.values() for lease_id in watches)
         return {lease_id: cuts for lease_id, cuts in by_lease.items() if len(cuts) == machines[lease_id]}
+
+    async def sight(self, address: str) -> Sight | None:
+        """Which devices the machine's agent can read now; None if it doesn't say."""
+        found = await self._tried(address, "sight")
+        return found if isinstance(found, Sight) else None
 
     async def holdings(self, address: str, *, work_dir: str) -> Holdings | None:
         """What the machine holds of datasets; None if it doesn't say."""
@@ -159,11 +169,13 @@ class Agents:
     def _known(self, address: str) -> dict[str, int]:
         return {lease_id: self.acknowledged.get(lease_id, 0) for lease_id in self._watches.get(address, {})}
 
-    async def _start(self, address: str, ray_id: str) -> None:
+    async def _start(self, address: str, ray_id: str, *, by_cpu: bool) -> None:
         name = f"agent-{address}"
         secret = secret_of(self._settings.key, name)
         found = await self._found(name, secret)
-        self._actors[address] = found or Admitted(await asyncio.to_thread(self._made, name, secret, ray_id), secret)
+        self._actors[address] = found or Admitted(
+            await asyncio.to_thread(self._made, name, secret, ray_id, by_cpu), secret
+        )
         for watch in list(self._watches.get(address, {}).values()):
             seq = max(watch.seq, self.acknowledged.get(watch.lease_id, 0))
             await self._tried(address, "attach", msgspec.structs.replace(watch, seq=seq))
@@ -181,8 +193,9 @@ class Agents:
         await asyncio.to_thread(end_actor, name, self._settings.namespace)
         return None
 
-    def _made(self, name: str, secret: bytes, ray_id: str) -> Any:
-        closed, digest = sealed(secret, meter=self._settings.meter, archive=self._archive)
+    def _made(self, name: str, secret: bytes, ray_id: str, by_cpu: bool) -> Any:
+        meter = "cpu" if by_cpu else self._settings.meter
+        closed, digest = sealed(secret, meter=meter, archive=self._archive)
         return (
             ray.remote(NodeAgentActor)
             .options(
@@ -228,6 +241,7 @@ def merged(cuts: Iterable[Cut]) -> list[Sample]:
             seq=seq,
             window_us=max(cut.window_us for cut in same),
             busy_us=sum(cut.busy_us for cut in same),
+            estimated=any(cut.estimated for cut in same),
         )
         for seq, same in sorted(by_seq.items())
     ]

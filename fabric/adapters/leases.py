@@ -293,10 +293,10 @@ class Attempt:
                 await self.around.agents.attach(address, watch)
 
     def _devices_at(self, address: str) -> tuple[str, ...]:
-        """Which devices those are, where nobody told: Ray gives a group's tasks any of the node's."""
+        """So many, of which nobody can tell which they are, nor read them: Ray gives a group's tasks any of the node's."""
         nodes = self.around.nodes
         shares = [s for s in self.lease.shares if s.node_id in nodes and nodes[s.node_id].address == address]
-        return tuple(str(i) for i in range(sum(share.devices for share in shares)))
+        return tuple(f"any:{i}" for i in range(sum(share.devices for share in shares)))
 
     async def _until_ended(self, calls: Sequence[Any]) -> None:
         assert self.group is not None

@@ -24,7 +24,7 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from ray.cluster_utils import Cluster
 
 from fabric.adapters.inheritance import passed_on
-from fabric.adapters.nodes import DEDICATED_LABEL, NODE_LABEL, NOTICE_LABEL, POOL_LABEL, TYPE_LABEL
+from fabric.adapters.nodes import BY_CPU, DEDICATED_LABEL, METER_LABEL, NODE_LABEL, NOTICE_LABEL, POOL_LABEL, TYPE_LABEL
 
 _STORE_BYTES: Final = 80 * 1024 * 1024
 _CPUS: Final = 64
@@ -182,7 +182,7 @@ class LocalCluster:
     def add(self, node: LocalNode) -> None:
         """Add a simulated node."""
         kind = "NPU" if node.accelerator.startswith("910") else "GPU"
-        labels = {NODE_LABEL: node.node_id, POOL_LABEL: node.pool, TYPE_LABEL: node.accelerator}
+        labels = {NODE_LABEL: node.node_id, POOL_LABEL: node.pool, TYPE_LABEL: node.accelerator, METER_LABEL: BY_CPU}
         if node.dedicated_to:
             labels[DEDICATED_LABEL] = node.dedicated_to
         if node.notice_s is not None:

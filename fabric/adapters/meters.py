@@ -1,27 +1,40 @@
 """Meters: how much of its devices' time a lease uses, read by the platform and never by the tenant.
 
 Three real ones behind one protocol. `NvmlGauge` and `AscendGauge` read the device's own utilisation, which a
-`GaugeMeter` integrates at several hertz, so that short bursts between two reads count. `CpuMeter` is the stand-in where
-there is no accelerator: what the lease's processes ran or waited to run on the machine's cores (waiting for a core counts,
+`GaugeMeter` integrates at several hertz, so that short bursts between two reads count; what can't be read counts as in
+use, and as estimated. `CpuMeter` is the stand-in where devices are simulated, or declared to have no counter: what the lease's processes ran or waited to run on the machine's cores (waiting for a core counts,
 or a busy neighbour would make a job look idle). Nothing here knows prices, leases' owners or Ray.
 """
 
-import importlib
-import re
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
+import structlog
+
+from fabric.adapters.ascend import AscendGauge, parse_npu_smi
+from fabric.adapters.nvml import NvmlGauge
 from fabric.adapters.processes import CpuUsage, cpu_of, tree_of
 
-_NPU_HEAD = re.compile(r"\|\s*(\d+)\s+\S+\s*\|\s*\S+\s*\|\s*[\d.]+\s+\d+")
-_NPU_CHIP = re.compile(r"\|\s*\d+\s*(?:\d+\s*)?\|\s*[0-9A-Fa-f:.]+\s*\|\s*(\d+)\s")
+__all__ = [
+    "AscendGauge",
+    "CpuMeter",
+    "Gauge",
+    "GaugeMeter",
+    "LateGauge",
+    "Meter",
+    "NvmlGauge",
+    "open_meter",
+    "parse_npu_smi",
+]
+
 _PERCENT: Final = 100
 _NOTHING: Final = CpuUsage({}, 0, 0)
+LOOK_AGAIN_S: Final = 10.0
+MeterKind = Literal["auto", "nvml", "ascend", "cpu"]
+_log = structlog.get_logger(__name__)
 
 
 class Meter(Protocol):
@@ -36,23 +49,97 @@ class Meter(Protocol):
         `members` are the lease's processes, where the caller has looked for them a moment ago.
         """
 
+    def is_estimated(self, lease_id: str) -> bool:
+        """Whether a device could not be read for some of the time that `read` told of last: it counts as in use then."""
+
+    def readable(self, devices: Sequence[str] | None = None) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """Of these devices, or of all, those that can be read now and those that can't; None where none has a counter by
+        declaration.
+        """
+
     def detach(self, lease_id: str) -> None:
         """End; fine if it isn't attached."""
 
 
 Gauge = Callable[[], Mapping[str, int]]
-"""Reads the utilisation of every device of the node, in percent, by the device's number."""
+"""Reads the utilisation of the node's devices, in percent, by a name of its own for each. One that can't be read is missing.
+
+It may have `name_of`, from whatever a device is called to its name, or None; and `names`, of all that there are.
+"""
+
+
+class LateGauge:
+    """The first of several gauges that finds a device, whenever that is: a driver may come up after whoever reads it."""
+
+    def __init__(self, kinds: Sequence[Callable[[], Any]], *, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._kinds = kinds
+        self._clock_s = clock_s
+        self._found: Any = None
+        self._look_at_s = 0.0
+        self.why: list[str] = []
+        """Why none was found, when one was last looked for."""
+
+    def __call__(self) -> Mapping[str, int]:
+        if self._found is None and self._clock_s() >= self._look_at_s:
+            self._look_at_s = self._clock_s() + LOOK_AGAIN_S
+            self._found = self._look()
+        return self._found() if self._found is not None else {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._found.names if self._found is not None else ()
+
+    def name_of(self, said: str) -> str | None:
+        return self._found.name_of(said) if self._found is not None else None
+
+    def _look(self) -> Any:
+        why = []
+        for kind in self._kinds:
+            try:
+                gauge = kind()
+                gauge()
+            except Exception as error:  # noqa: BLE001  # no library, driver or device: each vendor has an error class for each
+                why.append(f"{getattr(kind, '__name__', kind)}: {type(error).__name__}: {error}"[:200])
+                continue
+            if gauge.names:
+                return gauge
+        if why != self.why:
+            _log.warning("no_gauge", why=why)
+            self.why = why
+        return None
+
+
+class _Reading(NamedTuple):
+    """What had been counted of a device at some time."""
+
+    busy_us: float = 0.0
+    read_us: int = 0
+    """For how long it could be read."""
+
+
+class _GaugeLease:
+    def __init__(self, devices: Sequence[str]) -> None:
+        self.devices = tuple(devices)
+        self.before: dict[str, _Reading] = {}
+        self.total_us = 0
+        self.rest_us = 0.0
+        self.estimated = False
 
 
 class GaugeMeter:
-    """Integrates a utilisation gauge. Between two readings a device counts with the later one."""
+    """Integrates a utilisation gauge. Between two readings a device counts with the later one, and one that can't be read as
+    in use all the time: a tenant, or a broken driver, gains nothing by keeping a counter from being read.
+    """
 
     def __init__(self, gauge: Gauge, *, period_s: float = 0.2, clock_us: Callable[[], int] | None = None) -> None:
         self._gauge = gauge
+        self._name_of: Callable[[str], str | None] = getattr(gauge, "name_of", None) or (lambda said: said)
         self._clock_us = clock_us or _monotonic_us
-        self._busy_us: dict[str, float] = {}
+        self._counted: dict[str, _Reading] = {}
+        self._readable: frozenset[str] = frozenset()
+        self._total_us = 0
         self._read_at_us = self._clock_us()
-        self._leases: dict[str, tuple[Sequence[str], float]] = {}
+        self._leases: dict[str, _GaugeLease] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
         if period_s > 0:
@@ -61,117 +148,75 @@ class GaugeMeter:
     def attach(self, lease_id: str, *, devices: Sequence[str], roots: Sequence[int]) -> None:
         del roots
         self.sample()
-        self._leases[lease_id] = (tuple(devices), self._sum(devices))
+        lease = self._leases[lease_id] = _GaugeLease(devices)
+        self._count(lease)
+        lease.rest_us, lease.estimated = 0.0, False
 
     def read(self, lease_id: str, *, members: Sequence[int] | None = None) -> int:  # noqa: ARG002 - a gauge needs none
-        if lease_id not in self._leases:
+        lease = self._leases.get(lease_id)
+        if lease is None:
             return 0
         self.sample()
-        devices, before = self._leases[lease_id]
-        now = self._sum(devices)
-        self._leases[lease_id] = (devices, before + int(now - before))
-        return int(now - before)
+        used_us = self._count(lease) + lease.rest_us
+        lease.rest_us = used_us - int(used_us)
+        return int(used_us)
+
+    def is_estimated(self, lease_id: str) -> bool:
+        lease = self._leases.get(lease_id)
+        return lease is not None and lease.estimated
 
     def detach(self, lease_id: str) -> None:
         self._leases.pop(lease_id, None)
 
+    def readable(self, devices: Sequence[str] | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        self.sample()
+        said = tuple(devices) if devices is not None else tuple(getattr(self._gauge, "names", self._readable))
+        seen = [name for name in said if self._name_of(name) in self._readable]
+        return tuple(seen), tuple(name for name in said if name not in seen)
+
     def sample(self) -> None:
         """Read the gauge once and add what it says about the time since the last reading."""
         with self._lock:
-            percents = self._gauge()
+            try:
+                percents = self._gauge()
+            except Exception as error:  # noqa: BLE001  # whatever is the matter, nothing could be read
+                if self._readable:
+                    _log.warning("gauge_unreadable", why=f"{type(error).__name__}: {error}"[:200])
+                percents = {}
             now_us = self._clock_us()
-            elapsed_us = now_us - self._read_at_us
+            elapsed_us = max(now_us - self._read_at_us, 0)
             self._read_at_us = now_us
+            self._total_us += elapsed_us
+            self._readable = frozenset(percents)
             for device, percent in percents.items():
-                self._busy_us[device] = self._busy_us.get(device, 0.0) + elapsed_us * min(percent, _PERCENT) / _PERCENT
+                before = self._counted.get(device, _Reading())
+                busy_us = before.busy_us + elapsed_us * min(max(percent, 0), _PERCENT) / _PERCENT
+                self._counted[device] = _Reading(busy_us, before.read_us + elapsed_us)
 
     def close(self) -> None:
         self._closed.set()
 
-    def _sum(self, devices: Sequence[str]) -> float:
-        return sum(self._busy_us.get(device, 0.0) for device in devices)
+    def _count(self, lease: _GaugeLease) -> float:
+        """What its devices were in use since the last count; for as long as one could not be read, all of the time."""
+        with self._lock:
+            passed_us, lease.total_us = self._total_us - lease.total_us, self._total_us
+            used_us, unread_us = 0.0, 0
+            for said in lease.devices:
+                name = self._name_of(said)
+                now = self._counted.get(name, _Reading()) if name is not None else _Reading()
+                before = lease.before.get(said)
+                lease.before[said] = now
+                if name is None or before is None:
+                    before = now
+                missing_us = max(passed_us - (now.read_us - before.read_us), 0)
+                unread_us += missing_us
+                used_us += max(now.busy_us - before.busy_us, 0.0) + missing_us
+        lease.estimated = unread_us > 0
+        return used_us
 
     def _watch(self, period_s: float) -> None:
         while not self._closed.wait(period_s):
             self.sample()
-
-
-class NvmlGauge:
-    """NVIDIA: the share of time the multiprocessors were busy between two readings (GPM, Hopper and later); else the mean of
-    all samples the driver took since the last reading, so that nothing is gained by being idle when somebody looks.
-    """
-
-    def __init__(self, nvml: Any = None) -> None:
-        if nvml is None:
-            nvml = importlib.import_module("pynvml")  # only where there is a driver
-        self._nvml = nvml
-        nvml.nvmlInit()
-        self._handles = {str(i): nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())}
-        self._last: dict[str, Any] = {}
-        self._seen_us: dict[str, int] = {}
-
-    def __call__(self) -> dict[str, int]:
-        return {device: self._percent(device, handle) for device, handle in self._handles.items()}
-
-    def _percent(self, device: str, handle: Any) -> int:
-        try:
-            return self._percent_by_gpm(device, handle)
-        except self._nvml.NVMLError:
-            return self._percent_by_samples(device, handle)
-
-    def _percent_by_samples(self, device: str, handle: Any) -> int:
-        """The mean of what the driver sampled (several times a second, kept by it) since we last asked."""
-        nvml, seen_us = self._nvml, self._seen_us.get(device, 0)
-        fresh: list[Any] = []
-        with suppress(nvml.NVMLError, AttributeError):
-            _, samples = nvml.nvmlDeviceGetSamples(handle, nvml.NVML_GPU_UTILIZATION_SAMPLES, seen_us)
-            fresh = [sample for sample in samples if sample.timeStamp > seen_us]
-            self._seen_us[device] = max((sample.timeStamp for sample in fresh), default=seen_us)
-        if seen_us and fresh:
-            mean: int = round(sum(sample.sampleValue.uiVal for sample in fresh) / len(fresh))
-            return mean
-        return int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
-
-    def _percent_by_gpm(self, device: str, handle: Any) -> int:
-        nvml = self._nvml
-        if not nvml.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice:
-            return self._percent_by_samples(device, handle)
-        sample = nvml.nvmlGpmSampleAlloc()
-        nvml.nvmlGpmSampleGet(handle, sample)
-        before, self._last[device] = self._last.get(device), sample
-        if before is None:
-            return int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
-        wanted = nvml.c_nvmlGpmMetricsGet_t()
-        wanted.version = nvml.NVML_GPM_METRICS_GET_VERSION
-        wanted.numMetrics = 1
-        wanted.sample1, wanted.sample2 = before, sample
-        wanted.metrics[0].metricId = nvml.NVML_GPM_METRIC_SM_UTIL
-        nvml.nvmlGpmMetricsGet(wanted)
-        nvml.nvmlGpmSampleFree(before)
-        return round(float(wanted.metrics[0].value))
-
-
-class AscendGauge:
-    """Huawei Ascend: AICore utilisation as `npu-smi info` prints it, one call for all NPUs of the node."""
-
-    def __init__(self, run: Callable[[], str] | None = None) -> None:
-        self._run = run or _npu_smi
-
-    def __call__(self) -> dict[str, int]:
-        return parse_npu_smi(self._run())
-
-
-def parse_npu_smi(printed: str) -> dict[str, int]:
-    """AICore percent by NPU number, from the table of `npu-smi info`: two lines an NPU, the second with the figure."""
-    percents: dict[str, int] = {}
-    npu = ""
-    for line in printed.splitlines():
-        if npu and (chip := _NPU_CHIP.match(line)):
-            percents[npu] = int(chip[1])
-            npu = ""
-        elif head := _NPU_HEAD.match(line):
-            npu = head[1]
-    return percents
 
 
 class CpuMeter:
@@ -206,6 +251,12 @@ class CpuMeter:
         # A counter may be a scheduler tick ahead of the clock; that much is carried on, more than that is a real excess.
         lease.carried_us = min(max(0, used_us - limit_us), 10_000)
         return max(0, min(used_us, limit_us))
+
+    def is_estimated(self, lease_id: str) -> bool:  # noqa: ARG002 - the kernel always tells
+        return False
+
+    def readable(self, devices: Sequence[str] | None = None) -> None:
+        """The devices are numbers, or said to have no counter."""
 
     def detach(self, lease_id: str) -> None:
         lease = self._leases.pop(lease_id, None)
@@ -251,25 +302,21 @@ class _CpuLease:
         self.ended_us = 0
 
 
-def open_meter(kind: Literal["auto", "nvml", "ascend", "cpu"]) -> Meter:
-    """The meter asked for; auto takes what the machine has."""
-    if kind == "nvml" or (kind == "auto" and _has_nvml()):
-        return GaugeMeter(NvmlGauge())
-    if kind == "ascend" or (kind == "auto" and shutil.which("npu-smi")):
-        return GaugeMeter(AscendGauge(), period_s=1.0)
-    return CpuMeter()
-
-
-def _has_nvml() -> bool:
-    try:
-        return bool(NvmlGauge()())
-    except Exception:  # noqa: BLE001  # no library, no driver, no device: NVML has an error class for each
-        return False
-
-
-def _npu_smi() -> str:
-    command = [shutil.which("npu-smi") or "npu-smi", "info"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout  # noqa: S603
+def open_meter(kind: MeterKind) -> Meter:
+    """The meter asked for; auto takes what the machine has. Only where `cpu` is asked for, because the devices are numbers
+    or have no counter, is the processors' time taken for theirs: where a counter is missing that should be there, nothing
+    can be read.
+    """
+    match kind:
+        case "cpu":
+            return CpuMeter()
+        case "nvml":
+            return GaugeMeter(LateGauge([NvmlGauge]))
+        case "ascend":
+            return GaugeMeter(LateGauge([AscendGauge]), period_s=1.0)
+        case "auto":
+            is_ascend = shutil.which("npu-smi") is not None
+            return GaugeMeter(LateGauge([NvmlGauge, AscendGauge]), period_s=1.0 if is_ascend else 0.2)
 
 
 def _monotonic_us() -> int:

@@ -35,6 +35,11 @@ class Metrics:
         self._commit_ms = Histogram(
             "fabric_commit_ms", "From handing events in to their durable answers.", boundaries=_COMMIT_BOUNDS_MS
         )
+        self._unreadable = Gauge(
+            "fabric_devices_unreadable",
+            "Devices whose use can't be read: charged as estimated, and not sold.",
+            tag_keys=("accelerator",),
+        )
         self._unleased = Counter("fabric_unleased_removed", "Unleased uses of accelerators that were removed.")
         self._calls = Counter("fabric_calls", "Calls of language models.", tag_keys=_CALL_TAGS)
         self._llm_tokens = Counter("fabric_llm_tokens", "Tokens of language models.", tag_keys=(*_CALL_TAGS, "kind"))
@@ -46,6 +51,7 @@ class Metrics:
         self._known: dict[str, JobView] = {}
         self._burned_uhs: dict[str, int] = {}
         self._shown: set[_Labels] = set()
+        self._unreadable_kinds: set[str] = set()
 
     def jobs(self, jobs: Sequence[JobView]) -> None:
         """Jobs that changed; one that is settled will not change again, and is forgotten."""
@@ -81,6 +87,15 @@ class Metrics:
 
     def leases(self, count: int) -> None:
         self._leases.set(count)
+
+    def unreadable(self, found: Sequence[tuple[str, int]]) -> None:
+        """By node: the type of its devices, and how many of them can't be read."""
+        counts: Tally[str] = Tally(dict.fromkeys(self._unreadable_kinds, 0))
+        for kind, count in found:
+            counts[kind] += count
+        for kind, count in counts.items():
+            self._unreadable.set(count, tags={"accelerator": kind})
+        self._unreadable_kinds.update(counts)
 
     def decided(self, outcomes: Mapping[str, int]) -> None:
         """So many events were accepted, refused, ..."""

@@ -10,7 +10,7 @@ import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
@@ -18,7 +18,7 @@ from fabric.adapters.archive import Archive
 from fabric.adapters.environments import is_ready
 from fabric.adapters.guarded import Guarded
 from fabric.adapters.members import Members
-from fabric.adapters.meters import open_meter
+from fabric.adapters.meters import MeterKind, open_meter
 from fabric.adapters.private_folder import CACHE, close, sweep
 from fabric.adapters.processes import end_all, kill
 from fabric.adapters.shard_cache import ShardCache
@@ -26,6 +26,7 @@ from fabric.adapters.zygote_keeper import Zygote
 from fabric.placement.locality import Holdings
 
 _ROUGHLY_BYTES: Final = 2**20
+VISIBLE: Final = ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES")
 LOG_BYTES_MAX: Final = 64 * 2**20
 """Of one rank's log of one attempt: its beginning. More would fill the memory of whoever hands it on."""
 
@@ -49,6 +50,17 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
     window_us: int
     busy_us: int
+    estimated: bool = False
+    """A device could not be read for some of the window."""
+
+
+class Sight(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of the devices that the machine's node gives away can be read now, by the names it gives them."""
+
+    readable: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
+    declared: bool = False
+    """None has a counter, by declaration."""
 
 
 class _Watched:
@@ -62,9 +74,10 @@ class _Watched:
 class NodeAgent:
     """One a machine. Async, so that ticks, logs and endings don't wait for each other."""
 
-    def __init__(self, *, meter: Literal["auto", "nvml", "ascend", "cpu"], archive: Archive) -> None:
+    def __init__(self, *, meter: MeterKind, archive: Archive) -> None:
         self._meter = open_meter(meter)
         self._archive = archive
+        self._given = given_devices()
         self._watched: dict[str, _Watched] = {}
         self._members = Members()
         self._zygote: Zygote | None = None
@@ -78,6 +91,11 @@ class NodeAgent:
     async def has_environment(self, folder: str) -> bool:
         """Whether packages were installed there to their end."""
         return await asyncio.to_thread(is_ready, Path(folder))
+
+    async def sight(self) -> Sight:
+        """Which devices can be read now."""
+        found = await asyncio.to_thread(self._meter.readable, self._given)
+        return Sight(declared=True) if found is None else Sight(readable=found[0], unreadable=found[1])
 
     async def holdings(self, work_dir: str) -> Holdings:
         """What this machine's caches hold of datasets, and how fast the rest comes."""
@@ -184,7 +202,13 @@ class NodeAgent:
         busy_us = min(self._meter.read(watch.lease_id, members=members), max(1, len(watch.devices)) * window_us)
         watched.seq += 1
         watched.cut_at_ns += window_us * 1000
-        watched.pending = Cut(lease_id=watch.lease_id, seq=watched.seq, window_us=window_us, busy_us=busy_us)
+        watched.pending = Cut(
+            lease_id=watch.lease_id,
+            seq=watched.seq,
+            window_us=window_us,
+            busy_us=busy_us,
+            estimated=self._meter.is_estimated(watch.lease_id),
+        )
 
     def _tidy(self, folder: Path, log_file: Path, log_key: str) -> None:
         data = _read(log_file, 0, LOG_BYTES_MAX)
@@ -199,6 +223,17 @@ class NodeAgentActor(Guarded):
     """What Ray runs."""
 
     INSIDE = NodeAgent
+
+
+def given_devices(pid: int | None = None) -> tuple[str, ...] | None:
+    """The devices that Ray may give away here, as the node's own process was told; None = all there are."""
+    try:
+        entries = Path(f"/proc/{pid or os.getppid()}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    told = dict(entry.decode(errors="replace").partition("=")[::2] for entry in entries)
+    words = [word.strip() for name in VISIBLE for word in told.get(name, "").split(",") if word.strip()]
+    return tuple(words) or None
 
 
 def _holdings(work_dir: Path) -> Holdings:

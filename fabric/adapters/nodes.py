@@ -16,6 +16,9 @@ DEDICATED_LABEL: Final = "fabric.io/dedicated-to"
 TYPE_LABEL: Final = "ray.io/accelerator-type"
 NOTICE_LABEL: Final = "fabric.io/notice-s"
 """Seconds between the notice that the node goes and its going, where that is less than any job could need."""
+METER_LABEL: Final = "fabric.io/meter"
+"""`cpu`: the devices are simulated, or have no counter: the processors' time is taken for theirs."""
+BY_CPU: Final = "cpu"
 DEVICE_RESOURCES: Final = ("GPU", "NPU")
 _NOTICE_DIGITS_MAX: Final = 9
 _OUR_NAMES: Final = (("Ascend910B", "910B"), ("910B", "910B"), ("H100", "H100"), ("A100", "A100"))
@@ -39,6 +42,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     has_type_resource: bool
     """Whether the node also offers a resource named for its type."""
     notice_us: int | None = None
+    by_cpu: bool = False
+    """Whether it is declared to have no counters."""
 
     def bundle(self, devices: int, *, cpus: float) -> dict[str, float]:
         """The resources of a lease's share here."""
@@ -125,6 +130,7 @@ def _node_of(entry: Mapping[str, Any]) -> Node | None:
         dedicated_to=AccountId(labels[DEDICATED_LABEL]) if DEDICATED_LABEL in labels else None,
         has_type_resource=resources.get(accelerator, 0) >= 1,
         notice_us=notice_us_of(labels),
+        by_cpu=labels.get(METER_LABEL) == BY_CPU,
     )
 
 

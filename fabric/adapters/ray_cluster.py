@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, assert_never
 
 import ray
@@ -17,7 +17,9 @@ from fabric.adapters.joblogs import JobLogs
 from fabric.adapters.jobs_page import JobsPage
 from fabric.adapters.leases import Attempt
 from fabric.adapters.metrics import Metrics
-from fabric.adapters.nodes import Node, changes_between, nodes_of
+from fabric.adapters.node_agent import Sight
+from fabric.adapters.nodes import Node, nodes_of
+from fabric.adapters.offering import Offering, readable
 from fabric.adapters.outbox import Outbox, Report
 from fabric.adapters.private_folder import attempt_folder
 from fabric.adapters.surroundings import Surroundings
@@ -67,6 +69,9 @@ class RayCluster:
         self._reads_data = False
         self._held: dict[str, Holdings] = {}
         """By machine: what it said last that it holds."""
+        self._offering = Offering()
+        self._unreadable: dict[NodeId, tuple[tuple[str, ...], int, str]] = {}
+        """By node: the devices that its agent can't read, how many those are, and of which type."""
         self._lost: set[LeaseId] = set()
         """Leases that were reported as lost: not started again, although a gate that hasn't heard yet may say so."""
         self._logs = JobLogs(archive=archive, agents=self._agents, attempts_of=self._attempts_of)
@@ -233,12 +238,30 @@ class RayCluster:
 
     async def _look_at_nodes(self) -> None:
         now = nodes_of(await asyncio.to_thread(ray.nodes), gone=self._around.gone)
-        changes = changes_between(self._nodes, now)
         self._nodes.clear()
         self._nodes.update(now)
-        for change in changes:
+        await self._agents.cover(now.values())
+        busy = {share.node_id for attempt in self._attempts.values() for share in attempt.lease.shares}
+        for change in self._offering.changes(now, await self._sights(now.values()), busy=busy):
             self._outbox.put(change)
-        await self._agents.cover(self._nodes.values())
+
+    async def _sights(self, nodes: Iterable[Node]) -> dict[str, Sight | None]:
+        """What the agents can read, by machine, where devices have counters that can be read, or should have."""
+        with_counters = [node for node in nodes if not node.by_cpu]
+        addresses = list(dict.fromkeys(node.address for node in with_counters))
+        found = dict(zip(addresses, await asyncio.gather(*(map(self._agents.sight, addresses))), strict=True))
+        unreadable = {
+            node.node_id: (sight.unreadable, short, node.accelerator)
+            for node in with_counters
+            if (sight := found[node.address]) is not None and (short := node.devices - (readable(node, sight) or 0)) > 0
+        }
+        if unreadable != self._unreadable:
+            told = {node_id: f"{short}: {', '.join(names)}" for node_id, (names, short, _) in unreadable.items()}
+            _log.warning("devices_unreadable", devices=told, remedy="run `fabric doctor` on the node")
+            self._unreadable = unreadable
+        if self._metrics is not None and with_counters:
+            self._metrics.unreadable([(kind, short) for _, short, kind in unreadable.values()])
+        return found
 
     async def _find_survivors(self) -> None:
         for lease, group, orders in await survivors(self._nodes, self._groups, self._settings):

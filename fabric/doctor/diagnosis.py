@@ -45,6 +45,7 @@ def _look_at_machine() -> list[Finding]:
         software.check_sqlite(apsw.sqlite_lib_version()),
         machine.check_shared_memory(machine.free_shared_memory()),
         *machine.check_accelerators(tools),
+        *machine.check_meters(tools, machine.ask_counters()),
     ]
 
 
@@ -96,7 +97,8 @@ def _look_at_ray(ray: RayLocal | RayJoin, *, dashboard: int) -> list[Finding]:
     if reached.health is Health.FAIL:
         return [reached]
     try:
-        return [reached, *surroundings.check_labels(surroundings.ask_ray(ray.address))]
+        nodes = surroundings.ask_ray(ray.address)
+        return [reached, *surroundings.check_labels(nodes), *surroundings.check_declared(nodes)]
     except Exception as error:  # noqa: BLE001 (whatever keeps Ray from answering is the finding)
         remedy = "check that it is the same Ray and Python, and that `ray get-auth-token` says the cluster's token here"
         return [reached, fail("ray cluster", str(error).partition("\n")[0] or type(error).__name__, remedy=remedy)]

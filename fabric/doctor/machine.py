@@ -10,12 +10,13 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import psutil
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from fabric.adapters.meters import AscendGauge, LateGauge, NvmlGauge
 from fabric.doctor.findings import Finding, fail, ok, warn
 from fabric.sections import TlsFiles
 
@@ -32,6 +33,16 @@ _NOT_AFTER: Final = dt.datetime(2100, 1, 1, tzinfo=dt.UTC)
 _RENEW: Final = dt.timedelta(days=30)
 _MODEL_FILES: Final = ("config.json", "*.safetensors", "tokenizer*")
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_READINGS: Final = 2
+
+
+class Counters(NamedTuple):
+    """Which devices' use can be read, by the names the vendor's counters have for them."""
+
+    readable: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
+    why: str = ""
+    """Why none could be looked at."""
 
 
 def check_clock(now: dt.datetime, *, last_written: dt.datetime | None = None) -> Finding:
@@ -164,6 +175,36 @@ def check_accelerators(tools: dict[str, str | None]) -> list[Finding]:
             remedy = f"run {tool} and mend the driver it complains about"
             findings.append(fail(kind, f"{tool} is there and lists no device", remedy=remedy))
     return findings
+
+
+def check_meters(tools: dict[str, str | None], seen: dict[str, Counters]) -> list[Finding]:
+    """Whether what is charged for can be read, of what the vendors' tools list; `seen` as `ask_counters` found it."""
+    findings = []
+    for tool, kind in (("nvidia-smi", "NVIDIA counters"), ("npu-smi", "Ascend counters")):
+        if tools.get(tool) is None:
+            continue
+        found = seen[tool]
+        if found.unreadable or not found.readable:
+            names = ", ".join(found.unreadable) or "none of its devices"
+            remedy = (
+                "they are not sold until they can be read, and what runs on them is charged as estimated: install"
+                " nvidia-ml-py where the node agent runs, let its user ask the driver, and restart the driver"
+            )
+            findings.append(fail(kind, f"can't be read: {names}{found.why and f' ({found.why})'}", remedy=remedy))
+        else:
+            findings.append(ok(kind, f"{len(found.readable)} devices can be read"))
+    return findings
+
+
+def ask_counters() -> dict[str, Counters]:
+    """Reads every device twice: some counters tell only what happened between two readings."""
+    found = {}
+    for tool, kind in (("nvidia-smi", NvmlGauge), ("npu-smi", AscendGauge)):
+        gauge = LateGauge([kind])
+        percents = [gauge() for _ in range(_READINGS)][-1] if shutil.which(tool) else {}
+        unreadable = tuple(name for name in gauge.names if name not in percents)
+        found[tool] = Counters(readable=tuple(percents), unreadable=unreadable, why="; ".join(gauge.why))
+    return found
 
 
 def ask_tools() -> dict[str, str | None]:

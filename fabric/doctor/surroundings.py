@@ -8,8 +8,10 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from fabric.adapters.nodes import (
+    BY_CPU,
     DEDICATED_LABEL,
     DEVICE_RESOURCES,
+    METER_LABEL,
     NODE_LABEL,
     NOTICE_LABEL,
     POOL_LABEL,
@@ -106,6 +108,20 @@ def check_labels(nodes: Sequence[Mapping[str, Any]]) -> list[Finding]:
         return [fail("node labels", f"none of {len(alive)} nodes has a GPU or NPU", remedy=remedy)]
     findings = [finding for node in with_devices if (finding := _check_node(node)) is not None]
     return findings or [ok("node labels", f"{len(with_devices)} nodes with devices, all labelled")]
+
+
+def check_declared(nodes: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """Which nodes are declared to have no counters: right for simulated devices, and money lost for others."""
+    said = [(node["Labels"].get(NODE_LABEL, ""), node["Labels"].get(METER_LABEL)) for node in nodes if node["Alive"]]
+    odd = [f"{name}={word}" for name, word in said if word not in (None, BY_CPU)]
+    findings = []
+    if odd:
+        remedy = f"write {METER_LABEL}={BY_CPU} on simulated nodes alone, and leave it out elsewhere"
+        findings.append(warn("node meters", f"{METER_LABEL} means nothing on {', '.join(odd)}", remedy=remedy))
+    if named := [name for name, word in said if word == BY_CPU]:
+        found = f"charged by their processors' time, as their label {METER_LABEL} says: {', '.join(named)}"
+        findings.append(ok("node meters", found))
+    return findings
 
 
 def ask_ray(address: str) -> list[Mapping[str, Any]]:

@@ -225,11 +225,14 @@ class NodeHolds(Event, frozen=True, kw_only=True, tag="node_holds"):
 
 
 class NodeDrain(Event, frozen=True, kw_only=True, tag="node_drain"):
-    """Nothing new here; what runs saves and leaves by the deadline. `closing`: the fabric goes down. `undo`: as you were."""
+    """Nothing new here; what runs saves and leaves by the deadline. `closing`: the fabric goes down. `cordon`: what runs stays.
+    `undo`: as you were.
+    """
 
     node_id: NodeId
     grace_us: int
     closing: bool = False
+    cordon: bool = False
     undo: bool = False
 
 

@@ -52,11 +52,17 @@ def down(core: Core, event: NodeDown) -> None:
 
 
 def drain(core: Core, event: NodeDrain) -> Outcome:
-    """Nothing new on the node; who is there is asked to leave within the grace, or within its own if that is shorter."""
+    """Nothing new on the node; who is there is asked to leave within the grace, or within its own if that is shorter; with a
+    cordon nobody is asked.
+    """
     if event.grace_us < 0:
         return refusals.invalid(f"a grace is 0 µs or more, not {event.grace_us}", code="invalid_grace")
     if event.undo:
         core.planner.undrain_node(event.node_id)
+        core.replan = True
+        return Accepted()
+    if event.cordon:
+        core.planner.cordon_node(event.node_id)
         core.replan = True
         return Accepted()
     reason = StopReason.FABRIC_DOWN if event.closing else StopReason.DRAINED

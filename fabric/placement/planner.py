@@ -79,6 +79,12 @@ class Planner:
             self.note_leaving(job_id)
         return tuple(node.shares)
 
+    def cordon_node(self, node_id: NodeId) -> None:
+        """Nothing new on the node; who has a share there stays."""
+        node = self._state.nodes.get(node_id)
+        if node is not None and node.status == "up":
+            self._close(node_id, status="draining")
+
     def undrain_node(self, node_id: NodeId) -> None:
         """The node takes jobs again if it was draining. Who was asked to leave it still leaves."""
         node = self._state.nodes.get(node_id)

@@ -30,7 +30,7 @@ from fabric.gate.events import (
     Tick,
 )
 from fabric.gate.holds import QUANTUM_US, RENEW_BELOW
-from fabric.gate.instructions import Accepted, Refusal
+from fabric.gate.instructions import Accepted, Refusal, StopLease
 from fabric.gate.questions import QuoteOf
 from fabric.ledger import Service, Use
 from tests.gate.driver import (
@@ -148,10 +148,19 @@ class ClusterRules(Driver):
         self.nodes[node_id] = node
         assert isinstance(self.ask(event), Accepted)
 
-    @rule(node_id=st.sampled_from(list(NODES_AT_FIRST)), drain=st.booleans(), closing=st.booleans(), undo=st.booleans())
-    def node_down(self, node_id, drain, closing, undo):
+    @rule(
+        node_id=st.sampled_from(list(NODES_AT_FIRST)),
+        drain=st.booleans(),
+        closing=st.booleans(),
+        cordon=st.booleans(),
+        undo=st.booleans(),
+    )
+    def node_down(self, node_id, drain, closing, cordon, undo):
         if drain:
-            self.ask(NodeDrain(node_id=node_id, grace_us=5 * S, closing=closing, undo=undo))
+            decision = self.do(NodeDrain(node_id=node_id, grace_us=5 * S, closing=closing, cordon=cordon, undo=undo))
+            assert not (cordon and any(isinstance(each, StopLease) for each in decision.instructions)), (
+                "what runs stays"
+            )
             return
         self.clear(node_id)
         self.ask(NodeDown(node_id=node_id))

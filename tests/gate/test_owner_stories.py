@@ -87,3 +87,14 @@ def test_a_time_limit_parks_and_a_resume_gives_it_again(story):
         (60, metered(27, "j.2"), []),
         (63, Tick(), ["stop j.2 time_limit by 73"]),
     )
+
+
+def test_a_cordon_lets_what_runs_stay_and_takes_nothing_new(story):
+    story.play(
+        (0, submit(), ["start j.1 epoch 1 on h1:1"]),
+        (0, started(), []),
+        (1, NodeDrain(node_id="h1", grace_us=0, cordon=True), []),
+        (2, submit("k"), []),
+        (3, NodeDrain(node_id="h1", grace_us=0, undo=True), ["start k.1 epoch 1 on h1:1"]),
+    )
+    assert story.job().state == "running"

@@ -1,0 +1,97 @@
+"""Which nodes the gate is told of, and with how many devices: what can't be metered isn't sold.
+
+A node is offered with the devices that its agent can read. When one can't be read any more, nothing new is put on the
+node; what runs there stays, and is charged as estimated. The node is offered again with what can be read as soon as
+nothing runs on it: to tell the gate another number before would end what runs. Simulated nodes, and those that are
+declared to have no counter, are offered as they are. Pure: it is told what is seen, and says what happened.
+"""
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from fabric.adapters.node_agent import Sight
+from fabric.adapters.nodes import Node, changes_between
+from fabric.gate.events import NodeDown, NodeDrain, NodeUp
+from fabric.units import NodeId
+
+Change = NodeUp | NodeDown | NodeDrain
+
+
+@dataclass(slots=True)
+class Offering:
+    """What the gate knows of the nodes, as far as this process has told it."""
+
+    offered: dict[NodeId, Node] = field(default_factory=dict)
+    cordoned: set[NodeId] = field(default_factory=set)
+    """Takes nothing new."""
+    withheld: set[NodeId] = field(default_factory=set)
+    """Is there, and the gate knows that it isn't to be had."""
+
+    def changes(
+        self, there: Mapping[NodeId, Node], sights: Mapping[str, Sight | None], *, busy: Container[NodeId]
+    ) -> list[Change]:
+        """What to tell the gate now.
+
+        Args:
+            there: the nodes that are there.
+            sights: what the agents say they can read, by machine; None or missing = it doesn't say.
+            busy: nodes on which something runs.
+        """
+        told = [self._withdraw(node_id) for node_id in list(self.offered) if node_id not in there]
+        for node_id, node in there.items():
+            before = self.offered.get(node_id)
+            if before is not None and before.ray_id != node.ray_id:
+                told.append(self._withdraw(node_id))
+                before = None
+            count = readable(node, sights.get(node.address))
+            if count is not None:
+                told += self._change(node, before, count, is_busy=node_id in busy)
+        for known in (self.cordoned, self.withheld):
+            known.intersection_update(there)
+        return told
+
+    def _change(self, node: Node, before: Node | None, count: int, *, is_busy: bool) -> list[Change]:
+        node_id = node.node_id
+        if before is not None and before.devices == count:
+            if node_id not in self.cordoned:
+                return []
+            self.cordoned.discard(node_id)
+            return [NodeDrain(node_id=node_id, grace_us=0, undo=True)]
+        if (
+            count < (node.devices if before is None else before.devices)
+            and node_id not in self.cordoned | self.withheld
+        ):
+            # Of a node that is new here the gate may know from before a restart, with leases on it.
+            return [self._cordon(node_id)]
+        if is_busy and (before is not None or count < node.devices):
+            return []
+        if count:
+            return self._offer(msgspec.structs.replace(node, devices=count))
+        return [] if node_id in self.withheld else [self._withdraw(node_id)]
+
+    def _offer(self, node: Node) -> list[Change]:
+        self.offered[node.node_id] = node
+        self.cordoned.discard(node.node_id)
+        self.withheld.discard(node.node_id)
+        return [*changes_between({}, {node.node_id: node})]
+
+    def _withdraw(self, node_id: NodeId) -> Change:
+        self.offered.pop(node_id, None)
+        self.cordoned.discard(node_id)
+        self.withheld.add(node_id)
+        return NodeDown(node_id=node_id)
+
+    def _cordon(self, node_id: NodeId) -> Change:
+        self.cordoned.add(node_id)
+        return NodeDrain(node_id=node_id, grace_us=0, cordon=True)
+
+
+def readable(node: Node, sight: Sight | None) -> int | None:
+    """How many of a node's devices can be metered; None if nobody says."""
+    if node.by_cpu:
+        return node.devices
+    if sight is None:
+        return None
+    return node.devices if sight.declared else min(len(sight.readable), node.devices)
