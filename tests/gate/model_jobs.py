@@ -182,7 +182,7 @@ class ClusterRules(Driver):
             if verb == "up":
                 self.node_up(node_id, 0, notice_us)
             else:
-                self.node_down(node_id, verb != "down", closing=False, undo=verb == "undo")
+                self.node_down(node_id, verb != "down", closing=False, cordon=False, undo=verb == "undo")
 
     def clear(self, node_id):
         for shares in self.devices.values():
