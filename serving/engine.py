@@ -10,13 +10,14 @@ its first output (an async generator runs when it is first asked), so a refusal 
 import asyncio
 import contextlib
 import copy
+import pickle
 import time
 from argparse import Namespace
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
@@ -34,17 +35,20 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
-from fabric.errors import FabricError, Internal, PermissionDenied
+from fabric.errors import FabricError, Internal, InvalidRequest, PermissionDenied
 from serving.calls import Ended
 from serving.front import Front
+from serving.grammars import Grammars
 from serving.meter import Meter
 from serving.options import FLAGS
 from serving.reaper import Reaper, watch
 from serving.seen import Seen, SeenByRay, Unseen
 from serving.tickets import TICKET, Ticket
 
+_Output = TypeVar("_Output")
 _TTFTS_KEPT: Final = 512
 _SALTED: Final = frozenset({"token", "embeds", "multimodal"})
+_SHAPES: Final = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 _HALVES: Final = ("encoder_prompt", "decoder_prompt")
 
 
@@ -58,7 +62,9 @@ class _Produced:
     cached: int | None = None
     tokens: int = 0
 
-    def add(self, out: RequestOutput) -> None:
+    def add(self, out: RequestOutput, *, only_prompt: bool = False) -> None:
+        if only_prompt:
+            _blank(out)
         if self.cached is None:
             self.cached = out.num_cached_tokens
         for choice in out.outputs:
@@ -79,6 +85,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
     """vLLM's engine, each of whose calls is paid for. `meter` is set once it is there."""
 
     meter: Meter
+    grammars: Grammars
     ttfts_us: "deque[int]"
     seen: Seen
     reasoner: Any = None
@@ -91,7 +98,9 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
         ticket = TICKET.get()
         if ticket is None:
             raise PermissionDenied("no call without a ticket", code="not_a_gateway")
-        outputs = self._metered(ticket, _salted(prompt, ticket), copy.copy(sampling_params), request_id, more)
+        outputs = _in_turn(
+            ticket, self._metered(ticket, _salted(prompt, ticket), copy.copy(sampling_params), request_id, more)
+        )
         return _merged(outputs) if sampling_params.output_kind == RequestOutputKind.FINAL_ONLY else outputs
 
     def encode(
@@ -101,16 +110,16 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
         ticket = TICKET.get()
         if ticket is None:
             raise PermissionDenied("no call without a ticket", code="not_a_gateway")
-        return self._encoded(ticket, _salted(prompt, ticket), pooling_params, request_id, more)
+        return _in_turn(ticket, self._encoded(ticket, _salted(prompt, ticket), pooling_params, request_id, more))
 
     async def _metered(
         self, ticket: Ticket, prompt: Any, params: SamplingParams, request_id: str, more: dict[str, Any]
     ) -> AsyncGenerator[RequestOutput, None]:
         began_us, choices = time.monotonic_ns() // 1_000, params.n or 1
         length = extract_prompt_len(self.model_config, prompt)
-        most = params.max_tokens or self.model_config.max_model_len - length
+        most = 0 if ticket.only_prompt else params.max_tokens or self.model_config.max_model_len - length
         try:
-            call_id = await self._admit(ticket, length, most * choices)
+            call_id = await self._admit(ticket, length, most * choices, params)
         except FabricError as error:
             if not ticket.admitted:
                 raise NotAdmitted(error.message) from None
@@ -128,7 +137,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
                 if not produced.ids:
                     self._note_first(ticket, time.monotonic_ns() // 1_000 - began_us)
                 before = produced.tokens
-                produced.add(out)
+                produced.add(out, only_prompt=ticket.only_prompt)
                 total = produced.tokens
                 paid = self.meter.advance(call_id, completion=total, cached=produced.cached or 0)
                 if paid < total:
@@ -147,7 +156,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
             raise
         finally:
             self._count_reasoning(call_id, produced)
-            self._end(ticket, call_id, ended, made=bool(produced.ids))
+            self._end(ticket, call_id, ended, made=produced.tokens > 0)
             await engine.aclose()
 
     async def _encoded(
@@ -175,18 +184,48 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
             self._end(ticket, call_id, ended, made=False)
             await engine.aclose()
 
-    async def _admit(self, ticket: Ticket, prompt_tokens: int, wants: int) -> str:
-        call_id = ticket.next_call_id()
+    async def _admit(self, ticket: Ticket, prompt_tokens: int, wants: int, params: SamplingParams | None = None) -> str:
+        """Have the call paid for, and then what shapes its answer looked at: who has no tokens has nothing compiled."""
+        call_id, is_open = ticket.next_call_id(), False
         try:
             await self.meter.open(
                 call_id, payer=ticket.payer, key_id=ticket.key_id, prompt_tokens=prompt_tokens, wants=wants
             )
-        except FabricError as error:
-            ticket.refusal = ticket.refusal or error
+            is_open = True
+            ticket.opened += 1
+            if params is not None:
+                await self._shape(ticket, params)
+        except BaseException as error:
+            if is_open:
+                self.meter.book.void(call_id)  # the engine has not heard of it
+                self._end(ticket, call_id, "error" if isinstance(error, FabricError) else "client_gone", made=False)
+            if isinstance(error, FabricError):
+                ticket.refusal = ticket.refusal or error
             raise
         ticket.admitted += 1
         ticket.left_uhs = self.meter.book.left_uhs(ticket.payer)
         return call_id
+
+    async def _shape(self, ticket: Ticket, params: SamplingParams) -> None:
+        """Let the engine compile only what is known to be a grammar, and an affordable one. Its own check of it, on this
+        event loop and for every request anew, is left out (`Engine.open`).
+
+        Raises:
+            FabricError: as `Grammars.check`.
+        """
+        wanted = params.structured_outputs
+        if wanted is None or wanted.all_constraints_none():
+            return
+        asked = {name: value for name in _SHAPES if (value := getattr(wanted, name)) is not None}
+        if len(asked) != 1 or asked.get("json_object") is False:
+            raise InvalidRequest(
+                f"one thing may shape an answer, not {', '.join(sorted(asked))}", code="invalid_grammar"
+            )
+        verdict = await self.grammars.check(ticket.payer.account_id, asked)
+        wanted = params.structured_outputs = copy.copy(wanted)
+        wanted._backend = verdict.backend  # noqa: SLF001 - as vLLM's own check leaves it
+        if verdict.grammar:
+            wanted.choice, wanted.grammar = None, verdict.grammar
 
     def _count_reasoning(self, call_id: str, produced: _Produced) -> None:
         """Which of the answer's tokens were reasoning: known for sure only at its end."""
@@ -203,7 +242,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
         self.seen.began(model=self.meter.book.model, tier_rank=ticket.tier_rank, seconds=took_us / 1e6)
 
     def _end(self, ticket: Ticket, call_id: str, ended: Any, *, made: bool) -> None:
-        if ended == "error" and not made:  # the engine would not have it, for a grammar that is none, say
+        if ended == "error" and not made:  # the engine would not have it, or failed before it gave a token
             self.meter.book.void(call_id)
         call, charged_uhs = self.meter.end(call_id, ended)
         ticket.ended.append(call)
@@ -263,6 +302,12 @@ def _shorten(choice: CompletionOutput, produced: _Produced, keep: int, tokenizer
         choice.logprobs = choice.logprobs[:keep]
 
 
+def _blank(out: RequestOutput) -> None:
+    """The prompt's own output, without the token that the engine made though none was wanted."""
+    for choice in out.outputs:
+        choice.token_ids, choice.text, choice.logprobs = [], "", None
+
+
 def _empty(index: int) -> CompletionOutput:
     return CompletionOutput(index=index, text="", token_ids=[], cumulative_logprob=None, logprobs=None)
 
@@ -279,6 +324,13 @@ def _nothing(request_id: str, prompt: Any, choices: int) -> RequestOutput:
 def _why(out: RequestOutput) -> Ended:
     reasons = {choice.finish_reason for choice in out.outputs}
     return "error" if "error" in reasons else "length" if "length" in reasons else "stop"
+
+
+async def _in_turn(ticket: Ticket, outputs: AsyncGenerator[_Output, None]) -> AsyncGenerator[_Output, None]:
+    """One prompt of a request, when fewer of it are in the engine than may be at a time."""
+    async with ticket.turns, contextlib.aclosing(outputs):
+        async for out in outputs:
+            yield out
 
 
 async def _merged(outputs: AsyncIterator[RequestOutput]) -> AsyncGenerator[RequestOutput, None]:
@@ -307,7 +359,7 @@ class Engine:
 
     def __init__(self, llm: MeteredAsyncLLM, app: FastAPI, meter: Meter, reaper: Reaper, *, trust: str) -> None:
         self.llm, self.meter = llm, meter
-        self.app = Front(app, trust=trust)
+        self.app = Front(app, trust=trust, afford=meter.afford)
         self._reaper = reaper
 
     @classmethod
@@ -317,13 +369,18 @@ class Engine:
         """
         args = parsed(argv)
         reaper = watch()
+        grammars: Grammars | None = None
         try:
             config = AsyncEngineArgs.from_cli_args(args).create_engine_config(
                 usage_context=UsageContext.OPENAI_API_SERVER
             )
+            grammars = Grammars(pickle.dumps((config.model_config, config.structured_outputs_config)))
+            starting = asyncio.create_task(grammars.start())
             llm = await asyncio.to_thread(_started, config, in_ray=in_ray)
+            await starting
             reaper.tell()
-            llm.meter, llm.ttfts_us = meter, deque(maxlen=_TTFTS_KEPT)
+            llm.meter, llm.ttfts_us, llm.grammars = meter, deque(maxlen=_TTFTS_KEPT), grammars
+            llm.input_processor.structured_outputs_config = None  # it was looked at (`_shape`) before it came there
             llm.seen = SeenByRay() if in_ray else Unseen()
             if name := args.structured_outputs_config.reasoning_parser:
                 llm.reasoner = ReasoningParserManager.get_reasoning_parser(name)(llm.get_tokenizer())
@@ -331,6 +388,8 @@ class Engine:
             app = build_app(args, tasks, llm.model_config)
             await init_app_state(llm, app.state, args, tasks)
         except BaseException:
+            if grammars is not None:
+                await grammars.close()
             reaper.close()
             raise
         app.state.server = SimpleNamespace(should_exit=False)  # vLLM's handler of a dead engine sets it
@@ -344,7 +403,7 @@ class Engine:
 
     def load(self) -> dict[str, int]:
         """Calls that are open, and the time to the first token of recent ones, in µs."""
-        ttfts = sorted(self.llm.ttfts_us)
+        ttfts = sorted(self.llm.ttfts_us.copy())  # at once: another thread asks
         return {
             "running": len(self.meter.book.calls),
             "ttft_p50_us": ttfts[len(ttfts) // 2] if ttfts else 0,
@@ -354,6 +413,7 @@ class Engine:
     async def close(self) -> bool:
         """Settle, and end every process of the engine; whether the ledger knows of all calls."""
         settled = await self.meter.close(for_good=True)
+        await self.llm.grammars.close()
         await asyncio.to_thread(self.llm.shutdown)
         await asyncio.to_thread(self._reaper.close)
         return settled

@@ -70,6 +70,7 @@ class ForeignEngine:
             call_id, payer=ticket.payer, key_id=ticket.key_id, prompt_tokens=prompt, wants=max(1, wants) * choices
         )
         ticket.admitted += 1
+        ticket.opened += 1
         ticket.left_uhs = self.meter.book.left_uhs(ticket.payer)
         call = _Call(self, path, body, ticket, call_id, wants=max(1, wants), choices=choices)
         await (call.stream(send) if streams else call.whole(send))
@@ -175,6 +176,8 @@ class _Call:
             return True
         chunk = json.loads(data)
         usage, meter = chunk.get("usage") or {}, self.engine.meter
+        if self.call_id not in meter.book.calls:
+            return True
         total, cached = usage.get("completion_tokens", 0), _cached(usage)
         before = meter.book.calls[self.call_id].usage
         paid = meter.advance(self.call_id, completion=total, cached=max(cached, before.cached_tokens))
@@ -187,8 +190,10 @@ class _Call:
         reasons = {choice.get("finish_reason") for choice in chunk.get("choices", ())} - {None}
         if reasons:
             self.ended = "length" if "length" in reasons else "stop"
-        if not chunk.get("choices") and not wished.get("include_usage"):
-            return True
+        if not chunk.get("choices"):
+            self._end()  # that was all: what it costs is known, and said beside the usage
+            if not wished.get("include_usage"):
+                return True
         if not wished.get("continuous_usage_stats") and chunk.get("choices"):
             chunk["usage"] = None
         await send(
@@ -217,6 +222,8 @@ class _Call:
         return {"X-Request-Id": self.call_id, "X-Vllm-Priority": str(-self.ticket.tier_rank)}
 
     def _end(self) -> None:
+        if self.call_id not in self.engine.meter.book.calls:
+            return
         call, charged_uhs = self.engine.meter.end(self.call_id, self.ended)
         self.ticket.ended.append(call)
         self.ticket.charged_uhs += charged_uhs

@@ -9,16 +9,18 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from fabric.errors import FabricError, InsufficientTokens, InvalidRequest, Unavailable
+from fabric.units import CT_DECIMALS, format_ct
 from serving import calls
-from serving.gateway.routes import ROUTES
+from serving.gateway.routes import ROUTES, route_of
+from serving.limits import BODY_BYTES_MAX
 from serving.tickets import TICKET, Ticket, ticket_of
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
+Afford = Callable[[Ticket], Awaitable[None]]
 
-BODY_BYTES_MAX: Final = 10 << 20
 _OPEN_PATHS: Final = frozenset({"/health"})
 _MODELS: Final = "/v1/models"
 _SERVED: Final = frozenset(
@@ -26,6 +28,12 @@ _SERVED: Final = frozenset(
 )
 """What is let through to the engine's application: what the gateway serves, and nothing else that vLLM has or will have."""
 _OURS: Final = 500
+_USAGE: Final = b'"usage"'
+_DATA: Final = b"data: "
+_STREAM: Final = b"text/event-stream"
+_LAST_EVENTS: Final = frozenset({"message_delta", "response.completed", "response.incomplete"})
+_ECHO: Final = b'"echo"'
+_COMPLETIONS: Final = "/v1/completions"
 _BEAM: Final = b"use_beam_search"
 
 
@@ -34,11 +42,12 @@ class Front:
 
     Args:
         trust: the secret that gateways send.
+        afford: raises where an account has nothing to spend; asked before what makes work and costs nothing.
     """
 
-    def __init__(self, app: App, *, trust: str) -> None:
+    def __init__(self, app: App, *, trust: str, afford: Afford | None = None) -> None:
         assert trust, "a replica without a secret would be open to all"
-        self._app, self._trust = app, trust
+        self._app, self._trust, self._afford = app, trust, afford
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in _OPEN_PATHS):
@@ -56,6 +65,9 @@ class Front:
                 raise InvalidRequest(f"nothing is served at {path[:100]}", code="not_found")
             body = await _body(receive)
             _refuse_beams(body)
+            ticket.only_prompt = path == _COMPLETIONS and _wants_only_prompt(body)
+            if self._afford is not None and is_free(scope["method"], path):
+                await self._afford(ticket)
         except FabricError as error:
             await _refuse(send, error, path=path)
             return
@@ -73,6 +85,11 @@ def is_served(method: str, path: str) -> bool:
     return (method, path) in _SERVED or (method == "GET" and path.startswith(f"{_MODELS}/"))
 
 
+def is_free(method: str, path: str) -> bool:
+    """Whether a request makes the engine's process work for nothing: it counts tokens, say."""
+    return method == "POST" and is_served(method, path) and not route_of(method, path)[0].metered
+
+
 class _Answer:
     """One answer on its way out."""
 
@@ -80,6 +97,7 @@ class _Answer:
         self._send, self._ticket, self._path = send, ticket, path
         self._kept: list[Message] | None = []
         self._refused = False
+        self._is_stream = False
 
     async def send(self, message: Message) -> None:
         if self._refused:
@@ -106,22 +124,58 @@ class _Answer:
         await _refuse(self._send, self._ticket.refusal, path=self._path, call_id=self._ticket.call_id)
         return True
 
+    @property
+    def _is_booked(self) -> bool:
+        """Whether all calls of the request have ended, so that what it costs is known."""
+        return bool(self._ticket.ended) and len(self._ticket.ended) == self._ticket.opened
+
     def _begun(self, message: Message) -> Message:
         headers = [*message.get("headers", ()), (calls.CALL.encode(), self._ticket.call_id.encode())]
-        if self._ticket.ended and len(self._ticket.ended) == self._ticket.admitted:
+        self._is_stream = any(name == b"content-type" and _STREAM in value for name, value in headers)
+        if self._is_booked and not self._is_stream:
             headers.append((calls.CHARGED_UHS.encode(), str(self._ticket.charged_uhs).encode()))
         if self._ticket.left_uhs is not None:
             headers.append((calls.FREE_UHS.encode(), str(self._ticket.left_uhs).encode()))
         return {**message, "headers": headers}
 
     def _ended(self, message: Message) -> Message:
-        """With the error event that strict clients asked for, before the end of a stream that was cut."""
+        """With what was booked beside the usage of a stream, and the error event that strict clients asked for, before the
+        end of one that was cut.
+        """
         body = message.get("body", b"")
+        if self._is_stream and _USAGE in body and self._is_booked:
+            body = b"\n".join(_stated(line, self._ticket) for line in body.split(b"\n"))
+            message = {**message, "body": body}
         if not (self._ticket.cut and self._ticket.strict and b"data: [DONE]" in body):
             return message
         error = InsufficientTokens("the account has no more compute tokens: top up to go on")
         event = b"data: " + json.dumps(_document(error, path=self._path)).encode() + b"\n\n"
         return {**message, "body": body.replace(b"data: [DONE]", event + b"data: [DONE]")}
+
+
+def _stated(line: bytes, ticket: Ticket) -> bytes:
+    """A line of a stream with, where it is the last word on usage, what the meter has booked."""
+    if not line.startswith(_DATA) or _USAGE not in line:
+        return line
+    try:
+        said = json.loads(line.removeprefix(_DATA))
+    except ValueError:
+        return line
+    if not isinstance(said, dict) or not _is_last_word(said):
+        return line
+    charged = {
+        "charged_uhs": str(ticket.charged_uhs),
+        "charged_ct": format_ct(ticket.charged_uhs, decimals=CT_DECIMALS),
+    }
+    fabric = json.dumps({"call": ticket.call_id, **charged}, separators=(",", ":")).encode()
+    return line.rstrip().removesuffix(b"}") + b',"fabric":' + fabric + b"}"
+
+
+def _is_last_word(said: dict[str, Any]) -> bool:
+    """Whether an event tells the usage of a whole answer: OpenAI's chunk without choices, or the other surfaces' last."""
+    if said.get("type") in _LAST_EVENTS:
+        return True
+    return "type" not in said and said.get("choices") == [] and bool(said.get("usage"))
 
 
 async def _body(receive: Receive) -> bytes:
@@ -167,6 +221,17 @@ def _refuse_beams(body: bytes) -> None:
             code="unsupported_parameter",
             param="use_beam_search",
         )
+
+
+def _wants_only_prompt(body: bytes) -> bool:
+    """Whether nothing is to be written: the engine makes a token all the same, which nobody gets."""
+    if _ECHO not in body:
+        return False
+    try:
+        document = json.loads(body)
+    except ValueError:
+        return False
+    return isinstance(document, dict) and bool(document.get("echo")) and document.get("max_tokens") == 0
 
 
 async def _refuse(send: Send, error: FabricError, *, path: str, call_id: str = "") -> None:

@@ -19,6 +19,7 @@ from serving.calls import Call, Ended, Granted, SliceLedger, Usage
 from serving.metering import Metering
 from serving.outbox import Outbox
 from serving.slices import Ask, OpenCall, Payer, Short
+from serving.tickets import Ticket
 
 _TICK_S: Final = 0.1
 _RETRY_S: Final = (0.05, 2.0)
@@ -107,6 +108,22 @@ class Meter:
             InsufficientTokens: the account, or the key's limit, doesn't cover the prompt and one token.
             Unavailable: the ledger can't be reached, or calls can't be recorded.
         """
+        call = await self._covered(call_id, payer=payer, key_id=key_id, prompt_tokens=prompt_tokens, wants=wants)
+        self._record(call)
+        return call
+
+    async def afford(self, ticket: Ticket) -> None:
+        """Let pass who could pay for a prompt of one token: what costs nothing is done for those alone.
+
+        Raises:
+            InsufficientTokens: as `open`.
+            Unavailable: as `open`.
+        """
+        call_id = f"{ticket.call_id}/afford"
+        await self._covered(call_id, payer=ticket.payer, key_id=ticket.key_id, prompt_tokens=1, wants=0)
+        self.book.abandon(call_id)
+
+    async def _covered(self, call_id: str, *, payer: Payer, key_id: str, prompt_tokens: int, wants: int) -> OpenCall:
         deadline = time.monotonic() + self._patience_s
         while True:
             now = self._clock()
@@ -114,7 +131,6 @@ class Meter:
                 call_id, payer=payer, key_id=key_id, prompt_tokens=prompt_tokens, wants=wants, now_us=now
             )
             if isinstance(got, OpenCall):
-                self._record(got)
                 return got
             asked = set(self._sending)
             ask = self.book.need(payer, got, now)
@@ -126,7 +142,6 @@ class Meter:
                     call_id, payer=payer, key_id=key_id, prompt_tokens=prompt_tokens, wants=wants, now_us=self._clock()
                 )
                 if isinstance(again, OpenCall):
-                    self._record(again)
                     return again
                 raise insufficient(again, prompt_tokens=prompt_tokens, said=error)
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from serving.limits import CHOICES_MAX
+
 QUIET: Final = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
@@ -12,6 +14,16 @@ QUIET: Final = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
 }
 """The environment of every engine: it tells nobody of its use and downloads nothing."""
+BOUND: Final = {
+    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
+    "VLLM_MEDIA_CACHE": "",
+    "VLLM_MEDIA_CONNECTOR": "http",
+    "VLLM_MAX_IMAGE_PIXELS": str(64 << 20),
+    "VLLM_MAX_N_SEQUENCES": str(CHOICES_MAX),
+}
+"""Of every engine too, whatever else is in the environment: nothing is fetched, and what a request makes is bounded."""
+NOWHERE: Final = "media.invalid"
+"""The one host that media may be fetched from: the top-level domain is reserved, and never there."""
 ON_CPU: Final = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """On a machine without accelerators: fewer processes, and threads that may run on any core."""
 FLAGS: Final = (
@@ -20,6 +32,9 @@ FLAGS: Final = (
     "--disable-fastapi-docs",
     "--no-enable-log-requests",
     "--disable-uvicorn-access-log",
+    "--structured-outputs-config.backend=xgrammar",  # an engine has one, whatever a request asks for
+    f"--allowed-media-domains={NOWHERE}",
+    "--allowed-local-media-path=",
     "--mm-processor-cache-gb=0",  # what was made of an image would be found by its hash, whoever's it is
 )
 """What the meter and the gateway rely on, whatever else a model is started with."""
@@ -41,5 +56,6 @@ def arguments(
 
 def set_environment(*, on_cpu: bool) -> None:
     """What vLLM reads from the environment, before it starts its processes."""
+    os.environ.update(BOUND)
     for name, value in {**QUIET, **(ON_CPU if on_cpu else {})}.items():
         os.environ.setdefault(name, value)

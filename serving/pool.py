@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 from fabric.charging.rates import Rate, rate_for
-from fabric.errors import FabricError
+from fabric.errors import FabricError, Unavailable
 from serving.scaling import Bounds, Demand, replicas_for, wanted
 
 _EVERY_S: Final = 1.0
@@ -40,6 +40,12 @@ with its node is given up as soon as the gate says so, and one that says that it
 _LOADING_S: Final = 900.0
 LOADING: Final = "loading"
 """The code of what a replica says until its model is loaded."""
+BUSY: Final = "busy"
+"""The code of a replica that is there and doesn't get round to an answer."""
+_BUSY_US: Final = 5_000_000
+"""A replica whose engine's loop hasn't come round for so long gets nothing new; its streams stay."""
+STUCK_S: Final = 300.0
+"""One that is busy for so long is taken for dead."""
 
 _log = structlog.get_logger()
 
@@ -101,6 +107,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """By which rates its calls are charged."""
     unreported_calls: int = 0
     """Ended, and not taken by the ledger for a minute: they are in its outbox."""
+    behind_us: int = 0
+    """How long its engine's event loop has not come round."""
 
 
 class Plot(Protocol):
@@ -291,7 +299,9 @@ class Pool:
             await self._end(replica, plot)
 
     async def _watch(self, replica: Replica, plot: Plot) -> None:
-        """Look at it until it is to leave. Serve restarts it in place when it dies: meanwhile it isn't ready."""
+        """Look at it until it is to leave. Serve restarts it in place when it dies: meanwhile it isn't ready. One that is
+        busy isn't either, and is waited for.
+        """
         heard_at = served_at = time.monotonic()
         while not replica.leave.is_set():
             try:
@@ -299,20 +309,35 @@ class Pool:
                 await self._keep_priced(replica, replica.standing)
             except Exception as error:
                 replica.state, replica.reason = "starting", f"restarting: {error}"[:_REASON_CHARS]
-                now = time.monotonic()
-                if isinstance(error, FabricError) and error.code == LOADING:
+                now, code = time.monotonic(), error.code if isinstance(error, FabricError) else ""
+                if code == LOADING:
                     heard_at = now
-                if now - heard_at > _SILENT_S or now - served_at > _LOADING_S or await plot.is_lost():
+                if (
+                    now - heard_at > (STUCK_S if code == BUSY else _SILENT_S)
+                    or now - served_at > _LOADING_S
+                    or await plot.is_lost()
+                ):
                     raise
             else:
-                heard_at = served_at = time.monotonic()
+                heard_at = time.monotonic()
+                behind_us = replica.standing.behind_us
+                if behind_us > _BUSY_US:
+                    replica.state, replica.reason = "starting", f"busy: no answer for {behind_us // 1_000_000} s"
+                    if heard_at - served_at > _LOADING_S:
+                        raise Unavailable(replica.reason, code="stuck")
+                    await self._pause(replica)
+                    continue
+                served_at = heard_at
                 if replica.state != "ready":
                     replica.state, replica.reason = "ready", ""
                     replica.started_at_us = time.time_ns() // 1_000
                     if (model := self.models.get(replica.offer.name)) is not None:
                         model.failures, model.reason = 0, ""
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(replica.leave.wait(), self._every_s)
+            await self._pause(replica)
+
+    async def _pause(self, replica: Replica) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(replica.leave.wait(), self._every_s)
 
     async def _keep_priced(self, replica: Replica, standing: Standing) -> None:
         """Rates may change while it serves, and a restart in place begins with those of its start."""

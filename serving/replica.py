@@ -13,7 +13,7 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,10 +27,11 @@ from fabric.api.tls import ensure_certificate
 from fabric.charging.rates import Rate
 from fabric.errors import FabricError, Unavailable
 from fabric.profile import Profile
+from serving.event_thread import EventThread
 from serving.ledger import GrpcLedger
 from serving.leftovers import settle_left
 from serving.listener import Listener, ReplicaSpec
-from serving.pool import LOADING, Standing
+from serving.pool import BUSY, LOADING, STUCK_S, Standing
 from serving.sources import folder_of
 
 _BUNDLE_SHARE: Final = 0.001
@@ -38,6 +39,7 @@ _LINES_KEPT: Final = 30
 _READY_S: Final = 900
 _HEALTH_EVERY_S: Final = 5
 _LOOK_TIMEOUT_S: Final = 5.0
+_CHECK_S: Final = 10.0
 _SETTLE_S: Final = 30.0
 _LOOK_S: Final = 0.4
 _QUIET_LOOKS: Final = 5
@@ -61,7 +63,9 @@ class Door(msgspec.Struct, frozen=True, kw_only=True):
 
 @serve.deployment
 class ReplicaActor:
-    """What Serve runs. Built in its event loop; `__del__` is Serve's word for an orderly end."""
+    """What Serve runs. Built in its event loop; `__del__` is Serve's word for an orderly end. The engine and its listener
+    have a loop of their own, so that Serve and the pool have an answer while that one is busy.
+    """
 
     def __init__(self, spec: bytes, door: bytes, archive: Archive | None = None) -> None:
         logs.plain()
@@ -70,6 +74,7 @@ class ReplicaActor:
         self._spec = _reachable(msgspec.json.decode(spec, type=ReplicaSpec), self._door.gateways_at)
         self._archive = archive
         self._listener: Listener | None = None
+        self._thread = EventThread("engine")
         self._opening: asyncio.Task[None] | None = None
         self._settling: asyncio.Task[int] | None = None
         self._failure = ""
@@ -103,45 +108,73 @@ class ReplicaActor:
                 ttft_p50_us=load["ttft_p50_us"],
                 ttft_p99_us=load["ttft_p99_us"],
                 unreported_calls=listener.meter.unreported(),
+                behind_us=round(self._thread.behind_s() * 1e6),
             )
         )
 
-    def reprice(self, rate: bytes) -> None:
+    async def reprice(self, rate: bytes) -> None:
         """Other rates for calls that begin from now on; after a restart too."""
         self._spec = msgspec.structs.replace(self._spec, rate=msgspec.json.decode(rate, type=Rate))
         if self._listener is not None:
-            self._listener.reprice(self._spec.rate)
+            await self._thread.run(_repriced(self._listener, self._spec.rate))
 
     async def check_health(self) -> None:
-        """Serve asks this every few seconds; an error has the replica restarted in place. After a restart nobody calls
-        `open`: it opens itself.
+        """Serve asks this every few seconds; an error has the replica restarted in place. One that is busy is not: its loop
+        is waited for, for minutes. After a restart nobody calls `open`: it opens itself.
         """
         if self._opening is None:
             self._opening = asyncio.create_task(self._open())
         if self._opening.done() and self._opening.exception() is not None:
             raise Unavailable(self._failure, code="load_failed")
         if self._listener is not None:
-            await self._listener.engine.check()
+            await checked(self._thread, self._listener.engine.check)
 
     async def close(self, drain_s: float) -> bool:
         """Let calls end, settle them, end the engine; whether the ledger knows all of it."""
         listener, self._listener = self._listener, None
-        return True if listener is None else await listener.close(drain_s=drain_s)
+        if listener is None:
+            return True
+        settled = await self._thread.run(listener.close(drain_s=drain_s))
+        await self._thread.stop()
+        return settled
 
     async def __del__(self) -> None:
         await self.close(drain_s=0.0)
 
     async def _open(self) -> None:
         log, profile = _prepared(self._spec, self._door)
-        ledger = GrpcLedger(profile)
         try:
             folder = await asyncio.to_thread(folder_of, self._spec.folder, self._archive, cache=log.parent / "models")
+            self._thread.start()
             with _output_to(log):
-                self._listener = await Listener.open(msgspec.structs.replace(self._spec, folder=str(folder)), ledger)
-            self._settling = asyncio.create_task(settle_left(log.parent, ledger))
+                await self._thread.run(self._listen(folder, log.parent, profile))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - an engine may fail with anything
             self._failure = f"{self._spec.model} could not be loaded: {_plain(error)}\n{_last_lines(log)}".rstrip()
             raise Unavailable(self._failure, code="load_failed") from None
+
+    async def _listen(self, folder: Path, state_dir: Path, profile: Profile) -> None:
+        """In the engine's loop."""
+        ledger = GrpcLedger(profile)
+        self._listener = await Listener.open(msgspec.structs.replace(self._spec, folder=str(folder)), ledger)
+        self._settling = asyncio.create_task(settle_left(state_dir, ledger))
+
+
+async def _repriced(listener: Listener, rate: Rate) -> None:
+    listener.reprice(rate)
+
+
+async def checked(thread: EventThread, check: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Raise what `check` raises in an engine's loop; or nothing, where that loop is busy, unless it is so for too long.
+
+    Raises:
+        Unavailable: the loop doesn't come round any more (code `stuck`).
+        FabricError: as `check`; or the loop has ended.
+    """
+    behind_s = thread.behind_s()
+    if behind_s > STUCK_S:
+        raise Unavailable(f"the engine's event loop has not come round for {behind_s:.0f} s", code="stuck")
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(thread.run(check()), _CHECK_S)
 
 
 def _prepared(spec: ReplicaSpec, door: Door) -> tuple[Path, Profile]:
@@ -245,6 +278,8 @@ class ServeSite:
     def look(self, replica_id: str) -> Standing:
         try:
             said = self._handles[replica_id].look.remote().result(timeout_s=_LOOK_TIMEOUT_S)
+        except TimeoutError:
+            raise Unavailable(f"no answer in {_LOOK_TIMEOUT_S:g} s", code=BUSY) from None
         except Exception as error:  # noqa: BLE001 - Ray wraps it in whatever
             raise _own(error) from None
         return msgspec.json.decode(said, type=Standing)

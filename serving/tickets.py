@@ -3,18 +3,21 @@
 The engine's application knows nothing of it; the ticket travels in a context variable from the front to the meter.
 """
 
+import asyncio
 import hmac
 import secrets
 from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import Final
 
 from fabric.errors import FabricError, InvalidRequest, PermissionDenied
 from serving import calls
 from serving.calls import Call
 from serving.slices import Payer
 
+_DIGITS: Final = 6
 TICKET: ContextVar["Ticket | None"] = ContextVar("ticket", default=None)
 
 
@@ -29,16 +32,26 @@ class Ticket:
     strict: bool = False
     salt: str = ""
     """What marks the account's cached prompts: whatever enters the engine for this request carries it, and no other."""
+    at_once: int = 1
+    """How many of its prompts the engine may have at a time: as many as the gateway has seats for."""
     calls_begun: int = 0
     admitted: int = 0
     refusal: FabricError | None = None
     """Why it was not admitted: the answer is this error, whatever the application makes of it."""
+    opened: int = 0
+    """Calls that the meter has begun for it, those it ended at once included."""
+    only_prompt: bool = False
+    """Nothing is to be written for it."""
     cut: bool = False
     """It ended because the account had no more."""
     charged_uhs: int = 0
     left_uhs: int | None = None
     """What the account can still spend, as far as the ledger has said."""
     ended: list[Call] = field(default_factory=list)
+    turns: asyncio.Semaphore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.turns = asyncio.Semaphore(self.at_once)
 
     def next_call_id(self) -> str:
         """The first call has the request's own id; each further one a number behind it."""
@@ -73,8 +86,13 @@ def ticket_of(headers: Iterable[tuple[bytes, bytes]], *, trust: str) -> Ticket:
         call_id=said.get(calls.CALL) or f"call_{secrets.token_hex(12)}",
         tier_rank=int(rank),
         strict=said.get(calls.STRICT) == "1",
+        at_once=_at_once(said.get(calls.AT_ONCE, "")),
         salt=salt_of(account_id, secret=trust),
     )
+
+
+def _at_once(said: str) -> int:
+    return max(1, int(said)) if said.isdecimal() and said.isascii() and len(said) < _DIGITS else 1
 
 
 def salt_of(account_id: str, *, secret: str) -> str:

@@ -20,20 +20,25 @@ WAITING_MAX: Final = 4_096
 WAITING_PER_ACCOUNT_MAX: Final = 256
 _ROOM_PERCENT: Final = 112
 """A little more than a replica works on at once, so that it never waits for the next request to cross the wire."""
+VISITS_MAX: Final = 8
+"""Requests that only count tokens, of one gateway at one replica at once."""
 SUSPECT_S: Final = 2.0
 """How long a replica that couldn't be reached is left alone, unless the board says sooner that it is ready."""
 
 
 class Seat:
-    """A request's place at a replica. Give it back once, by `leave`."""
+    """A request's place at a replica, as wide as the answers that are written for it at a time. Give it back once, by
+    `leave`.
+    """
 
-    __slots__ = ("_left", "_pool", "is_lost", "lost", "replica", "ticket")
+    __slots__ = ("_left", "_pool", "is_lost", "lost", "replica", "ticket", "width")
 
-    def __init__(self, pool: "Pool", ticket: Ticket, replica: Replica) -> None:
+    def __init__(self, pool: "Pool", ticket: Ticket, replica: Replica, *, width: int = 1) -> None:
         self._pool = pool
         self._left = False
         self.ticket = ticket
         self.replica = replica
+        self.width = width
         self.is_lost = False
         """Whether the replica is known to be gone."""
         self.lost: Callable[[], None] | None = None
@@ -53,13 +58,26 @@ class Seat:
 class _Berth:
     """A replica as its pool sees it."""
 
-    __slots__ = ("replica", "seats", "suspect_until", "window")
+    __slots__ = ("replica", "seats", "suspect_until", "visits", "window")
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
         self.window = 1
         self.seats: set[Seat] = set()
         self.suspect_until = 0.0
+        self.visits = 0
+
+    @property
+    def taken(self) -> int:
+        """How much of the window is."""
+        return sum(seat.width for seat in self.seats)
+
+    def width(self, ticket: Ticket) -> int:
+        """How much of the window a request gets: what it asks for, but no more than half, so that a long list of prompts
+        leaves room for others; the answers to one prompt begin together, and take what there is.
+        """
+        half = -(-self.window // 2)
+        return min(self.window, max(ticket.apart, min(ticket.sequences, half)))
 
 
 class Pool:
@@ -72,10 +90,12 @@ class Pool:
         self._queue = FairQueue(now_us=self._now_us())
         self._calls: dict[Ticket, tuple[asyncio.Future[Seat], Trail, int]] = {}
         self._trails = Trails()
+        self._next: Ticket | None = None
+        """Whose turn it is, while there isn't room enough for it: nobody is let past."""
 
     @property
     def waiting(self) -> int:
-        return len(self._queue)
+        return len(self._calls)
 
     @property
     def seated(self) -> int:
@@ -92,11 +112,12 @@ class Pool:
     def seat_now(self, ticket: Ticket, trail: Trail) -> Seat | None:
         """A seat, where nobody waits and there is one; else None."""
         self._queue.decay(self._now_us())
-        replica_id = None if self._queue else self._choose(trail)
+        replica_id = None if self._calls else self._choose(ticket, trail)
         if replica_id is None:
             return None
         self._queue.charge(ticket.account, ticket.cost)
-        return self._sit(ticket, replica_id, trail)
+        berth = self._berths[replica_id]
+        return self._sit(ticket, berth, trail, width=berth.width(ticket))
 
     async def wait(self, ticket: Ticket, trail: Trail) -> Seat:
         """Wait for a seat. Cancelling the wait leaves the line, and costs nothing.
@@ -115,17 +136,29 @@ class Pool:
         except asyncio.CancelledError:
             self._calls.pop(ticket, None)
             self._queue.drop(ticket)
+            if self._next is ticket:
+                self._next = None
+                self._queue.charge(ticket.account, -ticket.cost)
+                self.pump()
             if future.done() and not future.cancelled():
                 future.result().leave(tokens=0)
             raise
 
     def visit(self, ticket: Ticket) -> Seat | None:
-        """A seat at the least busy replica, beyond its window: for what takes the engine no time."""
-        ready = [berth for berth in self._berths.values() if self._open(berth)]
+        """A seat at the least busy replica, beyond its window: for what takes the engine little time. Only some may be
+        there at once; whoever comes later waits in line.
+        """
+        ready = [berth for berth in self._berths.values() if self._open(berth) and berth.visits < VISITS_MAX]
         if not ready:
             return None
-        berth = min(ready, key=lambda berth: len(berth.seats))
-        return self._sit(ticket, berth.replica.replica_id, ())
+        berth = min(ready, key=lambda berth: (berth.visits, berth.taken))
+        berth.visits += 1
+        return self._sit(ticket, berth, (), width=0)
+
+    @property
+    def widest(self) -> int:
+        """The most answers to one prompt that a replica here begins together; 0 = none is known."""
+        return max((berth.replica.capacity for berth in self._berths.values()), default=0)
 
     def oldest_us(self) -> int:
         """How long the first in line has waited."""
@@ -158,24 +191,30 @@ class Pool:
 
     def pump(self) -> None:
         """Seat whom there is room for."""
-        while self._queue:
-            if not any(self._has_room(berth) for berth in self._berths.values()):
-                return
-            ticket = self._queue.take(self._now_us())
+        while self._calls:
+            if self._next is None:
+                if not any(self._has_room(berth) for berth in self._berths.values()):
+                    return
+                self._next = self._queue.take(self._now_us())
+            ticket = self._next
             assert ticket is not None
+            replica_id = self._choose(ticket, self._calls[ticket][1])
+            if replica_id is None:
+                return
+            self._next = None
             future, trail, _ = self._calls.pop(ticket)
-            replica_id = self._choose(trail)
-            assert replica_id is not None, "there is room"
             if future.done():  # left in this very moment
                 self._queue.charge(ticket.account, -ticket.cost)
             else:
-                future.set_result(self._sit(ticket, replica_id, trail))
+                berth = self._berths[replica_id]
+                future.set_result(self._sit(ticket, berth, trail, width=berth.width(ticket)))
 
     def left(self, seat: Seat, tokens: int | None) -> None:
         """A seat was given back."""
         berth = self._berths.get(seat.replica.replica_id)
-        if berth is not None:
+        if berth is not None and seat in berth.seats:
             berth.seats.discard(seat)
+            berth.visits -= seat.width == 0
         if tokens is not None:
             self._queue.charge(seat.ticket.account, tokens - seat.ticket.cost)
         self.pump()
@@ -185,7 +224,7 @@ class Pool:
         room = -(-berth.replica.capacity * _ROOM_PERCENT // 100)
         if self._gateways == 1:
             return room
-        others = max(0, berth.replica.running + berth.replica.waiting - len(berth.seats))
+        others = max(0, berth.replica.running + berth.replica.waiting - berth.taken)
         return max(1, -(-room // self._gateways), room - others)
 
     def _check_room(self, account: str) -> None:
@@ -205,23 +244,22 @@ class Pool:
                 retry_after_s=5,
             )
 
-    def _choose(self, trail: Trail) -> str | None:
+    def _choose(self, ticket: Ticket, trail: Trail) -> str | None:
         loads = {
-            replica_id: max(len(berth.seats), berth.replica.running + berth.replica.waiting)
+            replica_id: max(berth.taken, berth.replica.running + berth.replica.waiting)
             for replica_id, berth in self._berths.items()
-            if self._has_room(berth)
+            if self._has_room(berth, width=berth.width(ticket))
         }
         return self._trails.choose(trail, loads) if loads else None
 
-    def _sit(self, ticket: Ticket, replica_id: str, trail: Trail) -> Seat:
-        berth = self._berths[replica_id]
-        seat = Seat(self, ticket, berth.replica)
+    def _sit(self, ticket: Ticket, berth: _Berth, trail: Trail, *, width: int) -> Seat:
+        seat = Seat(self, ticket, berth.replica, width=width)
         berth.seats.add(seat)
-        self._trails.remember(trail, replica_id)
+        self._trails.remember(trail, berth.replica.replica_id)
         return seat
 
-    def _has_room(self, berth: _Berth) -> bool:
-        return len(berth.seats) < berth.window and self._open(berth)
+    def _has_room(self, berth: _Berth, *, width: int = 1) -> bool:
+        return berth.taken + width <= berth.window and self._open(berth)
 
     def _open(self, berth: _Berth) -> bool:
         return berth.replica.state == "ready" and berth.suspect_until <= self._monotonic()

@@ -19,7 +19,7 @@ import structlog
 from fabric.api.connections import Connections
 from fabric.api.limits import RateLimit
 from fabric.errors import FabricError, Internal, RateLimited, Unavailable
-from serving.gateway import bodies, fields
+from serving.gateway import bodies, bounds, fields
 from serving.gateway.admission import Pools
 from serving.gateway.calling import Calling
 from serving.gateway.directory import Board, Directory, ModelFacts, QueueLength
@@ -30,6 +30,7 @@ from serving.gateway.refusals import JSON, HeadersTooLarge, WrongType
 from serving.gateway.repeats import BEAT_S, Repeats
 from serving.gateway.routes import Route, route_of
 from serving.gateway.upstream import Upstream
+from serving.limits import COUNTED_BYTES_PER_S
 
 STALL_S: Final = 60.0
 """How long a reader may let a piece of its answer wait."""
@@ -40,6 +41,8 @@ REPORT_S: Final = 1.0
 FRESH_S: Final = 10.0
 HEADER_BYTES_MAX: Final = 32 * 1024
 _RETRY_S: Final = 0.5
+_PARSED_HERE_BYTES: Final = 64 * 1024
+"""A larger body is read on another thread: others' streams go on meanwhile."""
 _log = structlog.get_logger("gateway")
 
 
@@ -92,6 +95,7 @@ class Gateway:
         self._monotonic = monotonic
         self._keys = Gatekeeper(directory, monotonic=monotonic)
         self._rates = RateLimit(per_s=self.limits.requests_per_s, monotonic=monotonic)
+        self._counted = RateLimit(per_s=COUNTED_BYTES_PER_S, monotonic=monotonic)
         self._upstream = Upstream(trust=trust)
         self._repeats = Repeats(repeats_file, gateway=self.name)
         self._reading = Reading()
@@ -168,15 +172,37 @@ class Gateway:
         if exchange.route.surface == "models":
             await self._tell_models(exchange, caller, named)
             return None
-        body, size, digest = await self._read(exchange, route[0])
+        body, body_bytes, digest = await self._read(exchange, route[0])
         exchange.watch()
+        size = bounds.check(body, exchange.route, body_bytes=body_bytes)
+        if not exchange.route.metered:
+            self._spend_counted(caller.account_id, body_bytes)
         model = fields.model_of(body)
         has = caller.entitlement(model)
         stream = fields.wants_stream(body, exchange.route)
         fields.rewrite(body, exchange.route)
         return Calling(
-            self, exchange, caller, model=model, has=has, body=body, body_bytes=size, digest=digest, stream=stream
+            self,
+            exchange,
+            caller,
+            model=model,
+            has=has,
+            body=body,
+            body_bytes=body_bytes,
+            size=size,
+            digest=digest,
+            stream=stream,
         )
+
+    def _spend_counted(self, account_id: str, body_bytes: int) -> None:
+        """What is done for nothing is bounded in bytes, not only in requests."""
+        try:
+            self._counted.spend(account_id, as_many=body_bytes)
+        except RateLimited:
+            raise RateLimited(
+                f"you may have {COUNTED_BYTES_PER_S} bytes a second counted or converted here: try again in 1 s",
+                code="too_much_counted", limit=COUNTED_BYTES_PER_S, retry_after_s=1,
+            ) from None  # fmt: skip
 
     async def _read(self, exchange: Exchange, route: Route) -> tuple[bodies.Body, int, bytes]:
         kind = exchange.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
@@ -186,7 +212,8 @@ class Gateway:
         if encoding != b"identity":
             raise WrongType("send the body as it is, without a content-encoding")
         raw = await exchange.body(self._reading)
-        return bodies.parse(raw), len(raw), route.path.encode() + b"\n" + raw
+        body = bodies.parse(raw) if len(raw) <= _PARSED_HERE_BYTES else await asyncio.to_thread(bodies.parse, raw)
+        return body, len(raw), route.path.encode() + b"\n" + raw
 
     async def _tell_models(self, exchange: Exchange, caller: Caller, named: str) -> None:
         if named:

@@ -6,14 +6,12 @@ to the engine is written anew from what was read here.
 
 import json
 import math
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from fabric.errors import InvalidRequest
-
-DEPTH_MAX: Final = 64
-"""Of lists and objects in one another; a tool's JSON schema has about ten."""
+from serving.limits import DEPTH_MAX
 
 Body = dict[str, Any]
 

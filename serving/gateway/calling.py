@@ -11,11 +11,12 @@ from collections.abc import Awaitable
 from hashlib import sha256
 from typing import Final, Protocol
 
-from fabric.errors import FabricError, Unavailable
+from fabric.errors import FabricError, InvalidRequest, Unavailable
 from serving import calls
 from serving.gateway import bodies, fields
 from serving.gateway.admission import Pools, Seat
 from serving.gateway.affinity import Trail, trail_of
+from serving.gateway.bounds import Size
 from serving.gateway.directory import Board, Entitlement
 from serving.gateway.exchange import Exchange
 from serving.gateway.fairness import Ticket
@@ -76,6 +77,7 @@ class Calling:
         has: Entitlement,
         body: bodies.Body,
         body_bytes: int,
+        size: Size,
         digest: bytes,
         stream: bool,
     ) -> None:
@@ -87,7 +89,8 @@ class Calling:
         self._route = exchange.route
         self._has = has
         self._body = body
-        self._cost = fields.cost_of(body, body_bytes=body_bytes)
+        self._cost = fields.cost_of(body, body_bytes=body_bytes, sequences=size.sequences)
+        self._size = size
         self._digest = digest
         self._stream = stream
         self._key = exchange.headers.get(b"idempotency-key", b"").decode("latin-1") if self._route.metered else ""
@@ -155,14 +158,12 @@ class Calling:
         for _ in range(TRIES_MAX):
             seat = await self._turn()
             self._passage.served = None
-            model = self._house.board.models.get(self.model)
-            self._passage.rates = model.rates if model is not None else ()
             try:
                 if seat.is_lost:
                     continue
                 answer = await self._ask(seat, body)
                 try:
-                    await self._passage.pass_on(answer, accelerator=seat.replica.accelerator)
+                    await self._passage.pass_on(answer)
                 finally:
                     answer.close()
             except NotReached:
@@ -182,7 +183,15 @@ class Calling:
     async def _turn(self) -> Seat:
         pool, covered = self._house.pools.of(self.model, self.caller.account_id)
         self._passage.covered = covered
-        ticket = Ticket(self.caller.account_id, rank=self.caller.rank, cost=self._cost)
+        size = self._size
+        if pool.widest and size.choices > pool.widest:
+            raise InvalidRequest(
+                f"`n` is {size.choices}, a replica of {self.model} writes {pool.widest} answers at once: ask for at most as many",
+                code="limit_exceeded", param="n", number=size.choices, limit=pool.widest,
+            )  # fmt: skip
+        ticket = Ticket(
+            self.caller.account_id, rank=self.caller.rank, cost=self._cost, sequences=size.sequences, apart=size.choices
+        )
         trail: Trail = ()
         if self._route.metered:
             prompt = fields.prompt_of(self._body, self._route)
@@ -257,13 +266,13 @@ class Calling:
         self._asked = True
         try:
             return await self._house.upstream.send(
-                seat.replica, method=self._route.method, path=self._route.path, headers=self._headers(), body=body
+                seat.replica, method=self._route.method, path=self._route.path, headers=self._headers(seat), body=body
             )
         except NotReached:
             self._asked = False
             raise
 
-    def _headers(self) -> dict[str, str]:
+    def _headers(self, seat: Seat) -> dict[str, str]:
         """What goes on: a few of the client's headers, and those that only gateways may send."""
         given = self._exchange.headers
         headers = {name.decode(): given[name].decode("latin-1") for name in fields.HEADERS_PASSED_ON if name in given}
@@ -277,6 +286,7 @@ class Calling:
             calls.KEY_LIMITED: "1" if self.caller.key.limited else "0",
             calls.TIER_RANK: str(self.caller.key.tier_rank),
             calls.CALL: self._exchange.call_id,
+            calls.AT_ONCE: str(max(1, seat.width // self._size.choices)),
             calls.STRICT: "1" if strict else "0",
             calls.COVERED: "1" if self._passage.covered else "0",
         }

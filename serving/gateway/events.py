@@ -1,11 +1,10 @@
 """Server-sent events on their way through: whole events only, and whether the last one said that it was the last.
 
-Bytes pass as they are; only the usage chunk that a client asked for is given a `fabric` field. An event is held back until
-it is whole, so that an error can be put behind it when the replica dies in the middle of the next.
+Bytes pass as they are; what a call costs is in them already, as its replica's meter has booked it. An event is held back
+until it is whole, so that an error can be put behind it when the replica dies in the middle of the next.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -16,8 +15,6 @@ EVENT_BYTES_MAX: Final = 8 * 1024 * 1024
 _END: Final = b"\n\n"
 _USAGE: Final = b'"usage":{'
 _ERROR: Final = b'data: {"error"'
-
-Remark = Callable[["Usage"], Mapping[str, Any]]
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -81,9 +78,8 @@ def usage_of(body: bytes | memoryview) -> Usage | None:
 class Events:
     """One stream."""
 
-    def __init__(self, route: Route, *, remark: Remark | None = None) -> None:
+    def __init__(self, route: Route) -> None:
         self._ends = tuple(mark for mark in (route.last, route.ends) if mark)
-        self._remark = remark
         self._rest = b""
         self.count = 0
         self.ended = False
@@ -111,19 +107,11 @@ class Events:
         last = data.rfind(_END, 0, -len(_END))
         start = last + len(_END) if last >= 0 else 0
         self.ended = data.startswith(self._ends, start) or data.startswith(_ERROR, start)
-        return self._annotate(data) if _USAGE in data else data
+        if _USAGE in data:
+            self._count(data)
+        return data
 
-    def _annotate(self, data: bytes) -> bytes:
-        events = data.split(_END)
-        for place, event in enumerate(events):
-            if _USAGE not in event:
-                continue
-            head, mark, said = event.partition(b"data: ")
-            usage = usage_of(said)
-            if usage is None:
-                continue
-            self.usage = usage
-            if self._remark is not None and b'"choices":[]' in said and said.endswith(b"}"):
-                remark = msgspec.json.encode(self._remark(usage))
-                events[place] = head + mark + said[:-1] + b',"fabric":' + remark + b"}"
-        return _END.join(events)
+    def _count(self, data: bytes) -> None:
+        for event in data.split(_END):
+            if _USAGE in event and (usage := usage_of(event.partition(b"data: ")[2])) is not None:
+                self.usage = usage

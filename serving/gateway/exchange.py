@@ -15,13 +15,13 @@ from serving.calls import FREE_UHS
 from serving.gateway import refusals
 from serving.gateway.refusals import JSON, Headers, TooLarge, TooSlow
 from serving.gateway.routes import Route
+from serving.limits import BODY_BYTES_MAX
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-BODY_BYTES_MAX: Final = 10 * 1024 * 1024
 BODIES_BYTES_MAX: Final = 256 * 1024 * 1024
 """Of all bodies that are being read at one gateway."""
 BODY_IDLE_S: Final = 10.0

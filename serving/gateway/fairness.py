@@ -25,14 +25,18 @@ _SLACK: Final = 64
 class Ticket:
     """One request in line."""
 
-    __slots__ = ("account", "cost", "due", "order", "rank", "waiting")
+    __slots__ = ("account", "apart", "cost", "due", "order", "rank", "sequences", "waiting")
 
-    def __init__(self, account: str, *, rank: int, cost: int) -> None:
+    def __init__(self, account: str, *, rank: int, cost: int, sequences: int = 1, apart: int = 1) -> None:
         self.account = account
         self.rank = rank
         """The tier's: lower goes first."""
         self.cost = max(1, cost)
         """What it will take, in LLM tokens, as far as can be told before."""
+        self.sequences = sequences
+        """How many answers an engine writes for it,"""
+        self.apart = apart
+        """and how many of them, those to one prompt, can't be written one after another."""
         self.order = 0
         self.due = 0
         self.waiting = False

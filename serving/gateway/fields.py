@@ -4,25 +4,24 @@ A tenant must not say what only the fabric may: whose request it is, how urgent 
 id it can be aborted, what may share its cache. Such fields are taken out; headers go on only if they are in a short list.
 """
 
-from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
 
 from fabric.errors import InvalidRequest
+from serving.gateway import media
 from serving.gateway.affinity import BLOCK_BYTES, BLOCKS_MAX
 from serving.gateway.bodies import Body
 from serving.gateway.routes import Route
 
 TAKEN_OUT: Final = (
     "priority", "request_id", "session_id", "cache_salt", "kv_transfer_params", "ec_transfer_params", "vllm_xargs",
-    "mm_payload", "return_mm_kwargs", "routed_experts_prompt_start", "data_parallel_rank",
+    "mm_payload", "return_mm_kwargs", "mm_processor_kwargs", "media_io_kwargs", "routed_experts_prompt_start", "data_parallel_rank",
 )  # fmt: skip
 HEADERS_PASSED_ON: Final = frozenset(
     {b"accept", b"anthropic-version", b"anthropic-beta", b"traceparent", b"tracestate"}
 )
 _PROMPT_BYTES_MAX: Final = BLOCK_BYTES * BLOCKS_MAX
-_ADDRESSES: Final = ("image_url", "audio_url", "video_url", "file_url", "image", "video", "source", "url")
 _BYTES_PER_TOKEN: Final = 4
 _COMPLETION_GUESS: Final = 256
 _COMPLETION_MOST: Final = 1 << 20
@@ -64,7 +63,7 @@ def rewrite(body: Body, route: Route) -> None:
     """
     for name in TAKEN_OUT:
         body.pop(name, None)
-    _no_remote_media(body)
+    media.check(body)
     if route.surface == "responses":
         for name in ("background", "previous_response_id", "previous_input_messages", "conversation"):
             if body.pop(name, None):
@@ -74,37 +73,6 @@ def rewrite(body: Body, route: Route) -> None:
                     param=name,
                 )
         body["store"] = False
-
-
-def _no_remote_media(body: Body) -> None:
-    """An engine that fetches what a tenant names would reach whatever the operator's machines reach."""
-    for field in ("messages", "input"):
-        for message in _listed(body.get(field)):
-            for part in _parts(message):
-                if any(_is_remote(part.get(name)) for name in _ADDRESSES):
-                    raise InvalidRequest(
-                        "files are not fetched from addresses here: send them in the request, as `data:...;base64,...`",
-                        code="remote_media",
-                        param=field,
-                    )
-
-
-def _parts(message: Any) -> Iterator[Body]:
-    """A message's content parts, with those in tool results and batches of messages."""
-    if isinstance(message, list):
-        for each in message:
-            yield from _parts(each)
-    elif isinstance(message, dict):
-        yield message
-        content = message.get("content")
-        if isinstance(content, list):
-            yield from _parts(content)
-
-
-def _is_remote(value: Any) -> bool:
-    if isinstance(value, dict):
-        return _is_remote(value.get("url"))
-    return isinstance(value, str) and value.lstrip()[:5].lower() != "data:"
 
 
 def prompt_of(body: Body, route: Route) -> bytes:
@@ -129,7 +97,7 @@ def prompt_of(body: Body, route: Route) -> bytes:
     return bytes(text[:_PROMPT_BYTES_MAX])
 
 
-def cost_of(body: Body, *, body_bytes: int) -> int:
+def cost_of(body: Body, *, body_bytes: int, sequences: int) -> int:
     """About how many LLM tokens a request will take, to give turns by until it is known."""
     asked = next(
         (
@@ -139,9 +107,7 @@ def cost_of(body: Body, *, body_bytes: int) -> int:
         ),
         _COMPLETION_GUESS,
     )
-    choices = body.get("n")
-    times = choices if isinstance(choices, int) and choices > 0 else 1
-    return body_bytes // _BYTES_PER_TOKEN + min(max(asked, 1) * min(times, _COMPLETION_MOST), _COMPLETION_MOST)
+    return body_bytes // _BYTES_PER_TOKEN + min(max(asked, 1) * sequences, _COMPLETION_MOST)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -4,10 +4,9 @@ Bytes pass as the engine gave them. Before the last of them, how it ended is wri
 """
 
 import time
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable
+from typing import Final, Protocol
 
-from fabric.charging.rates import Rate, charge_uhs, rate_for
 from fabric.errors import PermissionDenied
 from fabric.units import CT_DECIMALS, format_ct
 from serving import calls
@@ -58,14 +57,12 @@ class Passage:
         self._metrics = metrics
         self._keep = keep
         self._note = note
-        self.rates: Sequence[Rate] = ()
-        """Those in force when the call went to its replica: a call keeps the rates it began with."""
         self.covered = False
         """Whether the account's own lease covers the call."""
         self.served: int | None = None
         """LLM tokens so far, where they can be told."""
 
-    async def pass_on(self, answer: Answer, *, accelerator: str) -> None:
+    async def pass_on(self, answer: Answer) -> None:
         """Send it on, all of it, with what the replica says is still free.
 
         Raises:
@@ -78,7 +75,7 @@ class Passage:
         if answer.status >= _OK:
             await self._refusal(answer)
         elif answer.is_stream:
-            await self._stream(answer, accelerator)
+            await self._stream(answer)
         else:
             await self._whole(answer)
 
@@ -99,9 +96,9 @@ class Passage:
         self._began()
         await self._exchange.answer(answer.status, headers, said)
 
-    async def _stream(self, answer: Answer, accelerator: str) -> None:
+    async def _stream(self, answer: Answer) -> None:
         exchange = self._exchange
-        events = Events(self._route, remark=lambda usage: self._remark(usage, accelerator))
+        events = Events(self._route)
         if not exchange.begun:
             await exchange.begin(answer.status, SSE)
         pieces: list[bytes] = []
@@ -154,15 +151,6 @@ class Passage:
             await self._exchange.more(mark + b"data: " + body + b"\n\n", last=True)
         else:
             await self._exchange.answer(status, headers, body)
-
-    def _remark(self, usage: Usage, accelerator: str) -> Mapping[str, Any]:
-        """What the usage chunk of a stream says beside the usage: the same as the headers of an answer in one piece."""
-        said: dict[str, Any] = {"call": self._exchange.call_id}
-        rate = rate_for(self.rates, accelerator=accelerator)
-        if self.covered or rate is not None:
-            charged = 0 if self.covered or rate is None else charge_uhs(rate, usage)
-            said |= {"charged_uhs": str(charged), "charged_ct": format_ct(charged, decimals=CT_DECIMALS)}
-        return said
 
     def _began(self) -> None:
         seconds = time.monotonic() - self._exchange.started_at

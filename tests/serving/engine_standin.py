@@ -151,6 +151,10 @@ class _Form:
         options = body.get("stream_options")
         self.usage_wanted = isinstance(options, dict) and options.get("include_usage")
 
+    def fabric(self, prompt, wanted):
+        """What a replica's front says of the charge."""
+        return {"call": self.call, "charged_uhs": str(prompt + 2 * wanted), "charged_ct": "0"}
+
     def event(self, **said):
         return b"data: " + json.dumps(said, separators=(",", ":")).encode() + b"\n\n"
 
@@ -178,7 +182,11 @@ class _chat(_Form):  # noqa: N801
     def end(self, prompt, wanted):
         last = self.event(**self.head(self.chunk), choices=[self.choice("", "length")])
         usage = (
-            self.event(**self.head(self.chunk), choices=[], usage=_usage(prompt, wanted)) if self.usage_wanted else b""
+            self.event(
+                **self.head(self.chunk), choices=[], usage=_usage(prompt, wanted), fabric=self.fabric(prompt, wanted)
+            )
+            if self.usage_wanted
+            else b""
         )
         return last + usage + b"data: [DONE]\n\n"
 

@@ -51,6 +51,7 @@ class MeteredStandin(EngineStandin):
             ticket.refusal = error
             raise NotAdmitted from None
         ticket.admitted += 1
+        ticket.opened += 1
         os.write(self.engine_log, f"{call} {prompt} prompt\n".encode())
 
     async def made(self, call, count):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from serving import options
+
 ROOT = Path(importlib.util.find_spec("vllm").origin).parent
 
 
@@ -81,10 +83,45 @@ def test_stop_reason_reaches_the_client():
 
 
 @pytest.mark.parametrize(
-    "flag", ["enable_prompt_tokens_details", "disable_fastapi_docs", "kv_cache_memory_bytes", "scheduling_policy"]
+    "flag",
+    [
+        "allowed_media_domains",
+        "allowed_local_media_path",
+        "mm_processor_cache_gb",
+        "enable_prompt_tokens_details",
+        "disable_fastapi_docs",
+        "kv_cache_memory_bytes",
+        "scheduling_policy",
+    ],
 )
 def test_the_flags_we_set_exist(flag):
     said = (ROOT / "entrypoints/launchers/cli_args.py").read_text(encoding="utf-8")
     said += (ROOT / "engine/arg_utils.py").read_text(encoding="utf-8")
     said += (ROOT / "entrypoints/serve/utils/api_utils.py").read_text(encoding="utf-8")
     assert flag in said
+
+
+def test_what_is_fetched_is_bounded_by_the_options_that_we_set():
+    """`tests/serving/gateway/test_refusals.py` holds that they are set."""
+    connector = functions("multimodal/media/connector.py")
+    for name in ("load_from_url", "load_from_url_async"):
+        text = ast.unparse(connector[name])
+        assert "_assert_url_in_allowed_media_domains" in text
+        assert "allow_redirects=envs.VLLM_MEDIA_URL_ALLOW_REDIRECTS" in text
+    assert "if allowed_local_media_path is None:" in ast.unparse(connector["_load_file_url"])
+    said = (ROOT / "envs.py").read_text(encoding="utf-8")
+    for name in options.BOUND:
+        assert f'"{name}"' in said
+
+
+def test_a_grammar_is_looked_at_by_us_alone_and_only_by_what_the_engine_has():
+    """Our own check stands before the engine's, which is left out by this attribute; the backend is the one we try with."""
+    text = (ROOT / "v1/engine/input_processor.py").read_text(encoding="utf-8")
+    assert text.count("self.structured_outputs_config") == 2
+    params = functions("sampling_params.py")["_validate_structured_outputs"]
+    first = ast.unparse(params.body[0])
+    assert " ".join(first.split()) == (
+        "if structured_outputs_config is None or self.structured_outputs is None: return"
+    )
+    assert "StructuredOutputManager" in (ROOT / "v1/structured_output/__init__.py").read_text(encoding="utf-8")
+    assert any(flag.endswith("backend=xgrammar") for flag in options.FLAGS)

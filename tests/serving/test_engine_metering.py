@@ -3,11 +3,13 @@
 `AsyncLLM.generate` is replaced by what it would yield; everything from there on is ours, with vLLM's real parsers.
 """
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
 
 from fabric.charging.rates import Rate, charge_uhs
+from fabric.errors import InvalidRequest
 from serving.meter import Meter
 from serving.metering import Metering
 from serving.outbox import Outbox
@@ -58,7 +60,7 @@ async def engine(tmp_path, monkeypatch):
 
     class Llm(MeteredAsyncLLM):
         def __init__(self):
-            self.seen, self.ttfts_us, self.yields, self.raises = SeenStandIn(), [], [], None
+            self.seen, self.ttfts_us, self.yields, self.raises, self.ends = SeenStandIn(), [], [], None, "stop"
             self.model_config = SimpleNamespace(max_model_len=512, is_encoder_decoder=False)
 
         def __del__(self):
@@ -75,7 +77,7 @@ async def engine(tmp_path, monkeypatch):
         made = 0
         for number, ids in enumerate(self.yields):
             made += len(ids)
-            end = "stop" if number == len(self.yields) - 1 else None
+            end = self.ends if number == len(self.yields) - 1 else None
             out = CompletionOutput(0, TokenizerStandIn().decode(ids), list(ids), None, None, finish_reason=end)
             yield RequestOutput(request_id, None, [1, 2, 3], None, [out], end is not None, num_cached_tokens=0)
 
@@ -154,3 +156,74 @@ async def test_what_is_still_free_is_told_with_what_the_slice_has_left(engine):
     engine.yields = [(5, 6)]
     _, _, ticket = await answer(engine, balance=10_000)
     assert ticket.left_uhs == 10_000 - 3 * IN - 2 * OUT
+
+
+async def test_an_error_that_the_engine_makes_before_its_first_token_costs_nothing(engine):
+    """As it does where a grammar can't be compiled: an output without tokens, that ends with an error."""
+    engine.yields, engine.ends = [()], "error"
+    given, call, ticket = await answer(engine, balance=10_000)
+    assert (given, call.ended, call.usage.prompt_tokens, ticket.charged_uhs) == ([], "error", 0, 0)
+
+
+class GrammarsStandIn:
+    def __init__(self, outcome):
+        self.outcome, self.asked = outcome, []
+
+    async def check(self, account_id, grammar):
+        self.asked.append((account_id, grammar))
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        if self.outcome is None:
+            await asyncio.Event().wait()
+        return self.outcome
+
+
+def shaped(**how):
+    from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+
+    return SamplingParams(max_tokens=5, structured_outputs=StructuredOutputsParams(**how))
+
+
+async def test_a_grammar_that_is_refused_is_the_answer_and_costs_nothing(engine):
+    from serving.engine import NotAdmitted
+
+    engine.grammars = GrammarsStandIn(InvalidRequest("too costly", code="grammar_too_costly"))
+    engine.yields = [(5, 6)]
+    engine.ledger.top_up("ann", 10_000)
+    ticket = Ticket(Payer("ann"), "k", "c1", salt="s")
+    TICKET.set(ticket)
+    with pytest.raises(NotAdmitted):
+        async for _ in engine.generate({"type": "token", "prompt_token_ids": [1, 2, 3]}, shaped(regex="a"), "r1"):
+            pass
+    assert (ticket.refusal.code, ticket.admitted, ticket.charged_uhs) == ("grammar_too_costly", 0, 0)
+    (call,) = ticket.ended
+    assert (call.ended, call.usage.prompt_tokens) == ("error", 0)
+    assert engine.grammars.asked == [("ann", {"regex": "a"})]
+
+
+async def test_who_leaves_while_a_grammar_is_compiled_is_charged_nothing(engine):
+    engine.grammars, engine.yields = GrammarsStandIn(None), [(5, 6)]
+    engine.ledger.top_up("ann", 10_000)
+    ticket = Ticket(Payer("ann"), "k", "c1", salt="s")
+    TICKET.set(ticket)
+    outputs = engine.generate({"type": "token", "prompt_token_ids": [1, 2, 3]}, shaped(regex="a"), "r1")
+    asked = asyncio.create_task(anext(outputs))
+    async with asyncio.timeout(20):
+        while not engine.grammars.asked:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    (call,) = ticket.ended
+    assert (call.ended, call.usage.prompt_tokens, ticket.charged_uhs) == ("client_gone", 0, 0)
+
+
+async def test_who_has_no_tokens_has_no_grammar_compiled(engine):
+    from serving.engine import NotAdmitted
+
+    engine.grammars = GrammarsStandIn(None)
+    ticket = Ticket(Payer("ann"), "k", "c1", salt="s")
+    TICKET.set(ticket)
+    with pytest.raises(NotAdmitted):
+        await anext(engine.generate({"type": "token", "prompt_token_ids": [1, 2, 3]}, shaped(regex="a"), "r1"))
+    assert (engine.grammars.asked, ticket.refusal.http_status) == ([], 402)

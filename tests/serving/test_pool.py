@@ -33,7 +33,7 @@ class GroundStandIn:
         self.code, self.undrained = "unavailable", []
         self.capacity_gate.set()
         self.rate_version = 0
-        self.load, self.repriced, self.lost = {}, [], set()
+        self.load, self.repriced, self.lost, self.behind_us = {}, [], set(), 0
         self.loads, self.swept, self.sweeping = asyncio.Event(), 0, None
         self.loads.set()
 
@@ -62,6 +62,7 @@ class GroundStandIn:
             capacity=4,
             running=self.load.get(replica_id, 0),
             rate_version=self.rate_version,
+            behind_us=self.behind_us,
         )
 
     async def reprice(self, replica_id, rate):
@@ -215,6 +216,35 @@ async def test_a_replica_that_loads_again_is_waited_for_and_one_that_is_silent_i
     assert "l1" not in ground.leases
     assert len(ground.running) == 1
     assert ground.undrained, "what is broken is not asked to drain"
+    await pool.close()
+
+
+async def test_a_replica_that_is_busy_gets_nothing_new_and_is_not_given_up(ground, monkeypatch):
+    monkeypatch.setattr("serving.pool._SILENT_S", 0.02)
+    board = BoardStandIn(Asked(offer()))
+    pool = pool_of(ground, board)
+    await turns(pool)
+    for busy, code, behind_us in [(True, "busy", 0), (False, "", 60_000_000)]:
+        ground.silent, ground.code, ground.behind_us = busy, code, behind_us
+        await turns(pool, 10)
+        assert [state for _, state in board.said[-1][0]] == ["starting"], (
+            "gateways keep its streams and send nothing new"
+        )
+        ground.silent, ground.behind_us = False, 0
+        await turns(pool, 2)
+        assert [state for _, state in board.said[-1][0]] == ["ready"]
+    assert (ground.count, ground.stopped) == (1, [])
+    await pool.close()
+
+
+async def test_one_that_is_busy_for_minutes_is_taken_for_dead(ground, monkeypatch):
+    monkeypatch.setattr("serving.pool.STUCK_S", 0.05)
+    monkeypatch.setattr("serving.pool._RETRY_S", (10.0, 10.0))
+    pool = pool_of(ground, BoardStandIn(Asked(offer())))
+    await turns(pool)
+    ground.silent, ground.code = True, "busy"
+    await turns(pool, 10)
+    assert ground.leases == []
     await pool.close()
 
 

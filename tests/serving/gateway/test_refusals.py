@@ -10,7 +10,7 @@ import pytest
 from yarl import URL
 
 from serving.gateway.directory import Entitlement
-from serving.gateway.exchange import BODY_BYTES_MAX
+from serving.limits import BODY_BYTES_MAX
 from tests.serving.gateway.house import CHAT, STREAM, house_of, key_of
 
 UNGUARDED = [
@@ -259,38 +259,6 @@ async def test_responses_that_would_have_to_be_kept_are_refused(house):
     async with house.post("/v1/responses", body={**base, "store": True}) as answer:
         assert answer.status == 200
     assert [body["store"] for _, _, body in house.engine.requests] == [False]
-
-
-REMOTE = [
-    {
-        "messages": [
-            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}]}
-        ]
-    },
-    {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "file:///etc/passwd"}]}]},
-    {"messages": [[{"role": "user", "content": [{"type": "audio_url", "audio_url": {"url": "HTTPS://x/"}}]}]]},
-    {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "http://x"}}]}]},
-    {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": [{"image_url": "http://x"}]}]}]},
-    {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]},
-    {"input": [{"type": "input_image", "image_url": "ftp://x"}]},
-]
-
-
-async def test_nothing_is_fetched_from_an_address_that_a_tenant_names(house):
-    for body in REMOTE:
-        path = "/v1/responses" if "input" in body else "/v1/chat/completions"
-        async with house.post(path, body={"model": "tiny", **body}) as answer:
-            assert await refusal(answer) == (400, "remote_media"), body
-    assert house.engine.requests == []
-    inline = [
-        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
-        {"type": "text", "text": "http://x"},
-    ]
-    tools = [
-        {"type": "function", "function": {"name": "f", "parameters": {"properties": {"url": {"const": "http://x"}}}}}
-    ]
-    async with house.post(body={**CHAT, "messages": [{"role": "user", "content": inline}], "tools": tools}) as answer:
-        assert answer.status == 200
 
 
 SMUGGLED = [

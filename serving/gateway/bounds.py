@@ -1,0 +1,151 @@
+"""Whether a request stays within `serving.limits`: looked at before it waits for its turn, and costs nothing.
+
+It reads a body by the names that the surfaces have in common, so that a limit holds for all of them. What a field means is
+the engine's to check; here it is only how much of it there is.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from fabric.errors import InvalidRequest
+from serving import limits
+from serving.gateway.bodies import Body
+from serving.gateway.refusals import TooLarge
+from serving.gateway.routes import Route
+from serving.grammars import too_large
+
+_NUMBERS: Final = (
+    ("n", limits.CHOICES_MAX), ("best_of", limits.CHOICES_MAX),
+    ("logprobs", limits.LOGPROBS_MAX), ("top_logprobs", limits.LOGPROBS_MAX), ("prompt_logprobs", limits.LOGPROBS_MAX),
+)  # fmt: skip
+_LISTS: Final = (
+    ("stop", limits.STOPS_MAX), ("stop_sequences", limits.STOPS_MAX), ("stop_token_ids", limits.STOPS_MAX),
+    ("bad_words", limits.BAD_WORDS_MAX), ("logit_bias", limits.BIASES_MAX), ("tools", limits.TOOLS_MAX),
+    ("allowed_token_ids", limits.TOKEN_IDS_MAX), ("logprob_token_ids", limits.TOKEN_IDS_MAX),
+)  # fmt: skip
+_PROMPTS: Final = {"chat": "messages", "completions": "prompt", "embeddings": "input", "tokens": "prompt"}
+_TEXTS: Final = ("stop", "stop_sequences", "bad_words")
+_SHAPES: Final = (
+    "response_format", "structured_outputs", "text", "output_config", "guided_json", "guided_regex", "guided_choice",
+    "guided_grammar", "structural_tag", "tool_choice",
+)  # fmt: skip
+_PATTERNS: Final = frozenset({"pattern", "regex", "guided_regex", "patternProperties"})
+
+
+class Size(NamedTuple):
+    """How much an engine is asked to do at once."""
+
+    choices: int
+    prompts: int
+
+    @property
+    def sequences(self) -> int:
+        return self.choices * self.prompts
+
+
+def check(body: Body, route: Route, *, body_bytes: int) -> Size:
+    """How much a request asks for, where it isn't too much.
+
+    Raises:
+        InvalidRequest: a number, a list or a text in it is beyond its limit (`limit_exceeded`).
+        TooLarge: the whole of it, or what shapes its answer, is.
+    """
+    if not route.metered and body_bytes > limits.COUNTED_BYTES_MAX:
+        raise TooLarge(
+            f"the body has {body_bytes} bytes, at most {limits.COUNTED_BYTES_MAX} may come to {route.path}: send it in parts",
+            bytes=body_bytes, limit=limits.COUNTED_BYTES_MAX,
+        )  # fmt: skip
+    _check_amounts(body)
+    _check_shapes(body)
+    size = Size(_choices(body), _prompts(body, route))
+    if size.prompts > limits.PROMPTS_MAX:
+        raise _beyond(_PROMPTS.get(route.surface, "prompt"), size.prompts, limits.PROMPTS_MAX, what="entries")
+    if size.sequences > limits.SEQUENCES_MAX:
+        raise InvalidRequest(
+            f"{size.prompts} prompts with {size.choices} answers each are {size.sequences}, at most"
+            f" {limits.SEQUENCES_MAX} may be asked for at once: send several requests",
+            code="limit_exceeded", param="n", number=size.sequences, limit=limits.SEQUENCES_MAX,
+        )  # fmt: skip
+    return size
+
+
+def _check_amounts(body: Body) -> None:
+    for name, most in _NUMBERS:
+        value = body.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > most:
+            raise _beyond(name, value, most)
+    for name, most in _LISTS:
+        value = body.get(name)
+        if isinstance(value, list | dict) and len(value) > most:
+            raise _beyond(name, len(value), most, what="entries")
+    for name in _TEXTS:
+        for text in _texts(body.get(name)):
+            if len(text) > limits.STOP_CHARS_MAX:
+                raise _beyond(name, len(text), limits.STOP_CHARS_MAX, what="characters in one entry")
+
+
+def _check_shapes(body: Body) -> None:
+    tools = body.get("tools")
+    if isinstance(tools, list | dict) and (size := _bytes_of(tools)) > limits.TOOLS_BYTES_MAX:
+        raise TooLarge(
+            f"the tools have {size} bytes, at most {limits.TOOLS_BYTES_MAX} may come: send fewer or shorter ones",
+            param="tools", bytes=size, limit=limits.TOOLS_BYTES_MAX,
+        )  # fmt: skip
+    for name in _SHAPES:
+        value = body.get(name)
+        if value is not None and (size := _bytes_of(value)) > limits.GRAMMAR_BYTES_MAX:
+            raise too_large(size)
+    for pattern in _patterns({name: body[name] for name in (*_SHAPES, "tools") if name in body}):
+        if len(pattern) > limits.PATTERN_CHARS_MAX:
+            raise _beyond("pattern", len(pattern), limits.PATTERN_CHARS_MAX, what="characters")
+
+
+def _patterns(value: Any) -> Iterator[str]:
+    """Every regular expression in what shapes an answer, wherever it is."""
+    layer = [value]
+    while layer:
+        whole = layer.pop()
+        if isinstance(whole, dict):
+            for name, part in whole.items():
+                if name in _PATTERNS:
+                    yield from (part if isinstance(part, dict) else _texts(part))
+                if isinstance(part, dict | list):
+                    layer.append(part)
+        elif isinstance(whole, list):
+            layer.extend(part for part in whole if isinstance(part, dict | list))
+
+
+def _choices(body: Body) -> int:
+    asked = [body.get(name) for name in ("n", "best_of")]
+    return max([1, *(each for each in asked if isinstance(each, int))])
+
+
+def _prompts(body: Body, route: Route) -> int:
+    """As the engine counts them: a list of numbers is one prompt of tokens, a list of lists are several."""
+    given = body.get(_PROMPTS.get(route.surface, ""))
+    if not isinstance(given, list):
+        return 1
+    if route.surface == "chat":
+        return max(1, sum(isinstance(each, list) for each in given))
+    return 1 if all(isinstance(each, int) for each in given) else max(1, len(given))
+
+
+def _texts(value: Any) -> list[str]:
+    return [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
+
+
+def _bytes_of(value: Any) -> int:
+    try:
+        return len(msgspec.json.encode(value))
+    except (UnicodeEncodeError, OverflowError, msgspec.MsgspecError):
+        return 0  # refused when it is written
+
+
+def _beyond(name: str, number: int, most: int, *, what: str = "") -> InvalidRequest:
+    counted = f"has {number} {what}" if what else f"is {number}"
+    return InvalidRequest(
+        f"`{name}` {counted}, at most {most} may be asked for: ask for less, or send several requests",
+        code="limit_exceeded", param=name, number=number, limit=most,
+    )  # fmt: skip

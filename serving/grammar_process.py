@@ -1,0 +1,181 @@
+"""The process in which a grammar is compiled before an engine hears of it: `python -c ...`, by `serving.grammars`.
+
+It loads vLLM's own compiler once, then forks for each grammar: the fork has a limit on processor time and memory, and
+whatever the grammar does to it ends there. It reads `number spec` lines and writes one line of JSON for each.
+"""
+
+import base64
+import contextlib
+import os
+import pickle
+import re
+import resource
+import select
+import signal
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any, Final
+
+import msgspec
+
+from serving import limits
+from serving.grammars import Verdict
+
+_TICK_S: Final = 0.02
+_OUT_OF_MEMORY: Final = 3
+_PLACE: Final = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")
+_BASE: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def main() -> None:
+    """Answer until the other end is gone."""
+    os.environ.update(_BASE)
+    out = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # what libraries print is no answer
+    compiler = Compiler.made(pickle.loads(base64.b64decode(sys.stdin.buffer.readline())))  # noqa: S301 - our parent's
+    out.write(b"{}\n")
+    _serve(compiler, out)
+
+
+def _serve(compiler: "Compiler", out: Any) -> None:
+    source, rest = sys.stdin.fileno(), b""
+    running: dict[int, tuple[bytes, float]] = {}
+    os.set_blocking(source, False)
+    while True:
+        ready, _, _ = select.select([source], [], [], _TICK_S if running else None)
+        if ready:
+            data = os.read(source, 1 << 20)
+            if not data:
+                return
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                number, _, spec = line.partition(b" ")
+                running[_forked(compiler, number, spec, out)] = (number, time.monotonic())
+        _reap(running, out)
+
+
+def _forked(compiler: "Compiler", number: bytes, spec: bytes, out: Any) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        _limit()
+        verdict = compiler.verdict(msgspec.json.decode(base64.b64decode(spec)))
+        spent = time.process_time()
+        out.write(_line(number, msgspec.structs.replace(verdict, cpu_s=round(spent, 3))))
+        status = 0
+    except MemoryError:
+        status = _OUT_OF_MEMORY
+    finally:
+        os._exit(status)
+
+
+def _limit() -> None:
+    """For this fork: SIGPROF ends it when its processor time is used up."""
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, limits.GRAMMAR_CPU_S)
+    with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123
+        (kib,) = (int(line.split()[1]) for line in status if line.startswith("VmData"))
+    most = (kib << 10) + limits.GRAMMAR_MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)  # a warning for each part of a schema is nobody's to read
+    os.dup2(null, 1)
+
+
+def _reap(running: dict[int, tuple[bytes, float]], out: Any) -> None:
+    for pid, (number, began) in list(running.items()):
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if not done and time.monotonic() - began > limits.GRAMMAR_WALL_S:
+            os.kill(pid, signal.SIGKILL)
+            done, status = os.waitpid(pid, 0)
+            out.write(_line(number, Verdict(over="time", cpu_s=limits.GRAMMAR_CPU_S)))
+        elif done and status:
+            over = "time" if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF else "memory"
+            out.write(_line(number, Verdict(over=over, cpu_s=limits.GRAMMAR_CPU_S)))
+        if done:
+            del running[pid]
+
+
+def _line(number: bytes, verdict: Verdict) -> bytes:
+    return b'{"number":%s,"verdict":%s}\n' % (number, msgspec.json.encode(verdict))
+
+
+class Compiler:
+    """vLLM's own check and compiler of grammars, as the engine has them."""
+
+    def __init__(self, model_config: Any, config: Any, tokenizer: Any, backend: Any) -> None:
+        self._model_config, self._config = model_config, config
+        self._tokenizer, self._backend = tokenizer, backend
+
+    @classmethod
+    def made(cls, setup: tuple[Any, Any]) -> "Compiler":
+        """From an engine's configuration of its model and of structured outputs."""
+        from vllm.tokenizers import cached_tokenizer_from_config  # noqa: PLC0415
+        from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend  # noqa: PLC0415
+
+        model_config, config = setup
+        tokenizer = cached_tokenizer_from_config(model_config=model_config)
+        whole = SimpleNamespace(structured_outputs_config=config, model_config=model_config, speculative_config=None)
+        backend = XgrammarBackend(whole, tokenizer=tokenizer, vocab_size=model_config.get_vocab_size())
+        return cls(model_config, config, tokenizer, backend)
+
+    def verdict(self, given: dict[str, Any]) -> Verdict:
+        """What comes of it; takes as long as it takes."""
+        from vllm.sampling_params import SamplingParams, StructuredOutputsParams  # noqa: PLC0415
+        from vllm.v1.structured_output.request import get_structured_output_key  # noqa: PLC0415
+
+        try:
+            params = SamplingParams(structured_outputs=StructuredOutputsParams(**given))
+            params._validate_structured_outputs(self._model_config, self._config, self._tokenizer)  # noqa: SLF001
+            wanted = params.structured_outputs
+            grammar = self._backend.compile_grammar(*get_structured_output_key(wanted))
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a compiler may find fault in any way
+            if "bad_alloc" in str(error):
+                raise MemoryError from None
+            return Verdict(why=_plain(error))
+        if _slowest_step_s(grammar, self._backend) > limits.GRAMMAR_STEP_S:
+            return Verdict(over="step")
+        replaced = wanted.grammar if given.get("choice") is not None else ""
+        return Verdict(backend=wanted._backend, grammar=replaced or "")  # noqa: SLF001
+
+
+def _slowest_step_s(grammar: Any, backend: Any) -> float:
+    """The processor time that the slowest of some steps takes: what an engine would wait for at each token."""
+    mask, slowest = backend.allocate_token_bitmask(1), 0.0
+    for step in range(limits.GRAMMAR_STEPS):
+        began = time.thread_time()
+        grammar.fill_bitmask(mask, 0)
+        slowest = max(slowest, time.thread_time() - began)
+        token = _allowed(mask, step)
+        if token is None or slowest > limits.GRAMMAR_STEP_S:
+            break
+        began = time.thread_time()
+        with contextlib.suppress(RuntimeError):
+            grammar.accept_tokens("", [token])
+        slowest = max(slowest, time.thread_time() - began)
+        if grammar.is_terminated():
+            break
+    return slowest
+
+
+def _allowed(mask: Any, step: int) -> int | None:
+    """One of the tokens that may come next, another one at each step."""
+    words = [(at, int(word) & 0xFFFFFFFF) for at, word in enumerate(mask[0].tolist()) if word]
+    if not words:
+        return None
+    at, word = words[step % len(words)]
+    bits = [bit for bit in range(32) if word >> bit & 1]
+    return at * 32 + bits[step % len(bits)]
+
+
+def _plain(error: Exception) -> str:
+    """A compiler's words without the place in its source."""
+    cause = error.__cause__
+    said = str(error) if cause is None or str(cause) in str(error) else f"{error} {cause}"
+    return " ".join(_PLACE.sub("", said).split())[:1_000]

@@ -1,0 +1,209 @@
+"""What a request may ask for: each limit holds on every surface, and what is beyond it reaches no replica."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving import limits
+from serving.gateway.admission import Pool
+from serving.gateway.bounds import Size, check
+from serving.gateway.directory import Replica
+from serving.gateway.fairness import Ticket
+from serving.gateway.routes import ROUTES
+from tests.serving.gateway.house import CHAT, STREAM
+
+POSTS = [route for route in ROUTES if route.method == "POST"]
+LONG = "a" * (limits.PATTERN_CHARS_MAX + 1)
+WIDE = {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(8_000)}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+# What is asked for, and how the answer calls it.
+TOO_MUCH = [
+    ({"n": limits.CHOICES_MAX + 1}, "n"),
+    ({"n": 4_000}, "n"),
+    ({"n": 10**400}, "n"),
+    ({"best_of": 4_000}, "best_of"),
+    ({"logprobs": 21}, "logprobs"),
+    ({"top_logprobs": 10_000}, "top_logprobs"),
+    ({"prompt_logprobs": 100}, "prompt_logprobs"),
+    ({"stop": ["x"] * (limits.STOPS_MAX + 1)}, "stop"),
+    ({"stop": "x" * (limits.STOP_CHARS_MAX + 1)}, "stop"),
+    ({"stop_sequences": ["x" * 5_000]}, "stop_sequences"),
+    ({"stop_token_ids": list(range(1_000))}, "stop_token_ids"),
+    ({"bad_words": ["x"] * 1_000}, "bad_words"),
+    ({"logit_bias": {str(n): 1 for n in range(2_000)}}, "logit_bias"),
+    ({"allowed_token_ids": list(range(5_000))}, "allowed_token_ids"),
+    ({"tools": [TOOL] * (limits.TOOLS_MAX + 1)}, "tools"),
+    ({"tools": [{**TOOL, "function": {"name": "f", "parameters": WIDE}}] * 3}, "tools"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": WIDE}}}, "grammar"),
+    ({"structured_outputs": {"json": WIDE}}, "grammar"),
+    ({"structured_outputs": {"choice": ["x" * 100] * 2_000}}, "grammar"),
+    ({"structured_outputs": {"regex": LONG}}, "pattern"),
+    ({"guided_regex": LONG}, "pattern"),
+    ({"guided_grammar": "x" * 200_000}, "grammar"),
+    ({"text": {"format": {"type": "json_schema", "name": "a", "schema": WIDE}}}, "grammar"),
+    ({"text": {"format": {"type": "json_schema", "schema": {"items": [{"pattern": LONG}]}}}}, "pattern"),
+    ({"output_config": {"format": {"schema": {"patternProperties": {LONG: {}}}}}}, "pattern"),
+    ({"tools": [{"name": "f", "input_schema": {"properties": {"a": {"pattern": LONG}}}}]}, "pattern"),
+]
+
+
+@pytest.mark.parametrize(("asked", "named"), TOO_MUCH, ids=lambda value: str(value)[:60])
+async def test_what_is_beyond_a_limit_is_told_number_and_limit_and_reaches_no_replica(house, asked, named):
+    for route in POSTS:
+        body = {"model": "tiny", "messages": [], "prompt": "x", "input": "x", **asked}
+        async with house.post(route.path, body=body) as answer:
+            said = (await answer.json())["error"]
+            assert answer.status in {400, 413}, route.path
+            assert said["code"] in {"limit_exceeded", "request_too_large", "grammar_too_large"} or (
+                route.surface == "anthropic"
+            )
+            assert any(character.isdigit() for character in said["message"])
+            assert named in said["message"]
+    assert house.engine.requests == []
+
+
+PROMPTS = [
+    ("/v1/completions", "prompt", ["x"] * 1_025),
+    ("/v1/completions", "prompt", [[1]] * 1_025),
+    ("/v1/embeddings", "input", ["x"] * 1_025),
+    ("/v1/chat/completions/batch", "messages", [[{"role": "user", "content": "x"}]] * 1_025),
+    ("/tokenize", "prompt", ["x"] * 1_025),
+]
+
+
+@pytest.mark.parametrize(("path", "field", "prompts"), PROMPTS, ids=[f"{path} {name}" for path, name, _ in PROMPTS])
+async def test_a_list_of_prompts_is_bounded_and_with_n_both_together_are(house, path, field, prompts):
+    async with house.post(path, body={"model": "tiny", field: prompts}) as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (400, "limit_exceeded")
+    async with house.post(path, body={"model": "tiny", field: prompts[:100], "n": 20}) as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (400, "limit_exceeded")
+    assert house.engine.requests == []
+
+
+async def test_n_beyond_what_a_replica_writes_at_once_is_refused(house):
+    house.directory.show(Replica(replica_id="r1", model="tiny", address="http://127.0.0.1:9", capacity=16))
+    await house.settled(lambda: house.gateway.pools.of("tiny", "ann")[0].widest == 16)
+    async with house.post(body={**CHAT, "n": 17}) as answer:
+        said = (await answer.json())["error"]
+        assert (answer.status, said["code"], said["fabric"]["limit"]) == (400, "limit_exceeded", 16)
+
+
+ROUTE = next(route for route in ROUTES if route.path == "/v1/completions")
+
+
+def test_a_prompt_of_token_ids_is_one_and_lists_of_them_are_several():
+    for prompt, count in [("x", 1), ([1, 2, 3], 1), (["a", "b"], 2), ([[1, 2], [3]], 2), ([], 1), (None, 1)]:
+        assert check({"prompt": prompt, "n": 2}, ROUTE, body_bytes=9) == Size(2, count)
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers(max_value=20) | st.text(max_size=3),
+        lambda each: st.lists(each, max_size=3),
+        max_leaves=9,
+    )
+)
+def test_whatever_is_in_a_field_the_bounds_are_counted_or_told(value):
+    names = (
+        "n",
+        "prompt",
+        "stop",
+        "tools",
+        "logit_bias",
+        "response_format",
+        "best_of",
+        "structured_outputs",
+        "logprobs",
+    )
+    for name in names:
+        assert check({name: value}, ROUTE, body_bytes=9).sequences >= 1
+
+
+async def test_what_nobody_pays_for_is_bounded_in_bytes_and_at_once(house):
+    for path in ("/tokenize", "/detokenize", "/v1/messages/count_tokens"):
+        async with house.post(path, body={"model": "tiny", "prompt": "x" * (limits.COUNTED_BYTES_MAX + 1)}) as answer:
+            assert answer.status == 413, path
+    statuses = []
+    for _ in range(5):
+        async with house.post("/tokenize", body={"model": "tiny", "prompt": "x" * (1_000 << 10)}) as answer:
+            statuses.append(answer.status)
+            if answer.status == 429:
+                assert (await answer.json())["error"]["code"] == "too_much_counted"
+                assert answer.headers["retry-after"]
+    assert statuses[:2] == [200, 200]
+    assert 429 in statuses
+    async with house.post() as answer:
+        assert answer.status == 200, "answers are another matter"
+
+
+def pool_of(*capacities):
+    pool = Pool(monotonic=lambda: 0.0)
+    pool.update(
+        [Replica(replica_id=f"r{n}", model="m", address="a", capacity=each) for n, each in enumerate(capacities)]
+    )
+    return pool
+
+
+async def test_a_request_takes_as_many_seats_as_answers_are_written_for_it():
+    pool = pool_of(16)
+    wide = pool.seat_now(Ticket("ann", rank=2, cost=1, sequences=16, apart=16), ())
+    assert wide.width == 16
+    narrow = [pool.seat_now(Ticket("bob", rank=2, cost=1), ()) for _ in range(3)]
+    assert [seat is not None for seat in narrow] == [True, True, False]
+    wide.leave()
+    assert pool.seat_now(Ticket("bob", rank=2, cost=1), ()) is not None
+
+
+async def test_a_long_list_of_prompts_leaves_half_of_a_replica_to_others():
+    pool = pool_of(16)
+    assert pool.seat_now(Ticket("ann", rank=2, cost=1, sequences=1_000), ()).width == 9
+    assert all(pool.seat_now(Ticket("bob", rank=2, cost=1), ()) for _ in range(9))
+
+
+async def test_who_needs_many_seats_gets_them_though_others_need_few():
+    pool = pool_of(4)
+    seats = [pool.seat_now(Ticket("bob", rank=2, cost=1), ()) for _ in range(5)]
+    wide = asyncio.ensure_future(pool.wait(Ticket("ann", rank=2, cost=1, sequences=4, apart=4), ()))
+    await asyncio.sleep(0)
+    later = [asyncio.ensure_future(pool.wait(Ticket("bob", rank=2, cost=1), ())) for _ in range(8)]
+    await asyncio.sleep(0)
+    for seat in seats[:4]:
+        seat.leave()
+    await asyncio.sleep(0)
+    assert wide.done()
+    assert sum(each.done() for each in later) <= 1
+    wide.result().leave()
+    for _ in range(9):
+        await asyncio.sleep(0)
+        for each in later:
+            if each.done():
+                each.result().leave()
+    assert all(each.done() for each in later)
+
+
+async def test_whose_turn_it_is_may_leave_and_the_next_is_seated():
+    pool = pool_of(4)
+    seats = [pool.seat_now(Ticket("bob", rank=2, cost=1), ()) for _ in range(5)]
+    wide = asyncio.ensure_future(pool.wait(Ticket("ann", rank=2, cost=7, sequences=4, apart=4), ()))
+    await asyncio.sleep(0)
+    seats[0].leave()
+    other = asyncio.ensure_future(pool.wait(Ticket("cem", rank=2, cost=1), ()))
+    await asyncio.sleep(0)
+    assert not other.done()
+    wide.cancel()
+    await asyncio.wait([wide, other], timeout=10)
+    assert other.done()
+    assert pool.waiting == 0
+
+
+async def test_a_replica_is_told_how_many_prompts_may_be_in_the_engine_at_a_time(house):
+    asked = {"model": "tiny", "prompt": ["x"] * 300, "n": 2, "max_tokens": 1}
+    async with house.post("/v1/completions", body=asked) as answer:
+        assert answer.status == 200
+    assert house.engine.requests[-1][1]["x-fabric-at-once"] == "18"
+    async with house.post(body=STREAM) as answer:
+        assert answer.status == 200
+    assert house.engine.requests[-1][1]["x-fabric-at-once"] == "1"

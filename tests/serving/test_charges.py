@@ -1,0 +1,99 @@
+"""What a client is told of a charge is what the meter booked, or nothing: one source, at the replica's front."""
+
+import json
+
+import httpx
+import pytest
+
+from serving.calls import Call, Usage
+from serving.front import Front
+from serving.tickets import TICKET
+
+TRUST = "t"
+HEADERS = {"x-fabric-trust": TRUST, "x-fabric-account": "ann", "x-fabric-call": "c1"}
+
+
+def call(number):
+    return Call(f"c1.{number}", "ann", "k", "m", "CPU", Usage(3), 0, 0, "stop")
+
+
+class App:
+    """Ends so many calls of those it began before it sends the last of its lines."""
+
+    def __init__(self, lines, *, opened=1, ended=1, kind=b"text/event-stream; charset=utf-8"):
+        self.lines, self.opened, self.ended, self.kind = lines, opened, ended, kind
+
+    async def __call__(self, scope, receive, send):
+        ticket = TICKET.get()
+        ticket.admitted = ticket.opened = self.opened
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", self.kind)]})
+        for number, line in enumerate(self.lines):
+            if number == len(self.lines) - 1:
+                for each in range(self.ended):
+                    ticket.ended.append(call(each))
+                    ticket.charged_uhs += 4_316
+            more = number < len(self.lines) - 1
+            await send({"type": "http.response.body", "body": line, "more_body": more})
+
+
+async def answer(app, path="/v1/completions", body=None):
+    transport = httpx.ASGITransport(Front(app, trust=TRUST))
+    async with httpx.AsyncClient(transport=transport, base_url="http://r") as http:
+        return await http.post(path, json=body or {"model": "m"}, headers=HEADERS)
+
+
+CHUNK = b'data: {"id":"x","choices":[{"index":0,"text":"a"}],"usage":{"prompt_tokens":9,"completion_tokens":1}}\n\n'
+LAST = {
+    "openai": b'data: {"id":"x","choices":[],"usage":{"prompt_tokens":9}}\n\ndata: [DONE]\n\n',
+    "anthropic": b'event: message_delta\ndata: {"type":"message_delta","delta":{},"usage":{"output_tokens":2}}\n\n',
+    "responses": b'event: response.completed\ndata: {"type":"response.completed","response":{"usage":{}}}\n\n',
+    "responses cut": b'event: response.incomplete\ndata: {"type":"response.incomplete","response":{"usage":{}}}\n\n',
+}
+
+
+@pytest.mark.parametrize("surface", LAST)
+async def test_a_stream_says_once_what_was_booked_for_all_its_calls(surface):
+    said = await answer(App([CHUNK, LAST[surface]], opened=2, ended=2))
+    documents = [json.loads(line[6:]) for line in said.text.splitlines() if line.startswith("data: {")]
+    (stated,) = [each["fabric"] for each in documents if "fabric" in each]
+    assert stated == {"call": "c1", "charged_uhs": "8632", "charged_ct": stated["charged_ct"]}
+    assert "fabric" in documents[-1]
+    assert said.text.replace(json.dumps(stated, separators=(",", ":")), "").replace(',"fabric":', "") == (
+        (CHUNK + LAST[surface]).decode()
+    )
+
+
+async def test_what_is_not_booked_yet_is_not_stated():
+    said = await answer(App([CHUNK, LAST["openai"]], opened=3, ended=2))
+    assert "fabric" not in said.text
+    said = await answer(App([b'{"usage":{}}'], opened=3, ended=2, kind=b"application/json"))
+    assert "x-fabric-charged-uhs" not in said.headers
+    said = await answer(App([b'{"usage":{}}'], opened=2, ended=2, kind=b"application/json"))
+    assert (said.headers["x-fabric-charged-uhs"], said.text) == ("8632", '{"usage":{}}')
+
+
+async def test_what_a_model_writes_is_never_taken_for_the_usage():
+    text = json.dumps({"choices": [{"text": 'data: {"choices":[],"usage":{"a":1}}'}]}).encode()
+    lines = [b"data: " + text + b"\n\n", b'data: {"usage": not json\n\n', b'data: ["usage"]\n\n']
+    said = await answer(App([*lines, b"data: [DONE]\n\n"]))
+    assert "fabric" not in said.text
+
+
+@pytest.mark.parametrize(
+    ("body", "only"),
+    [
+        ({"echo": True, "max_tokens": 0}, True), ({"echo": True, "max_tokens": 1}, False), ({"max_tokens": 0}, False),
+        ({"echo": False, "max_tokens": 0}, False), ({"echo": True}, False), ({"prompt": '"echo"', "max_tokens": 0}, False),
+    ],
+)  # fmt: skip
+async def test_who_wants_the_prompt_alone_is_known_before_it_is_paid_for(body, only):
+    seen = []
+
+    class Watched(App):
+        async def __call__(self, scope, receive, send):
+            seen.append(TICKET.get().only_prompt)
+            await super().__call__(scope, receive, send)
+
+    await answer(Watched([b"{}"], kind=b"application/json"), body=body)
+    await answer(Watched([b"{}"], kind=b"application/json"), path="/v1/chat/completions", body=body)
+    assert seen == [only, False]
