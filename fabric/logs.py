@@ -5,6 +5,7 @@ A library that shows them by default (structlog does, where rich is installed) i
 says so when it begins.
 """
 
+import io
 import logging
 import os
 import stat
@@ -12,9 +13,11 @@ import sys
 from collections.abc import MutableMapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import structlog
+
+from fabric.visible import visible, visible_lines
 
 PRIVATE: Final = 0o600
 UMASK: Final = 0o077
@@ -30,9 +33,7 @@ def plain(level: str = "INFO") -> None:
             structlog.processors.StackInfoRenderer(),
             structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False),
             _shown,
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-            ),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_traceback),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
@@ -69,9 +70,17 @@ def open_private(path: Path) -> int:
     return descriptor
 
 
+def _traceback(out: TextIO, about: Any) -> None:
+    """In lines that begin with a bar: none of them, whatever the error's text has in it, can be taken for an entry."""
+    written = io.StringIO()
+    structlog.dev.plain_traceback(written, about)
+    lines = visible_lines(written.getvalue()).splitlines()
+    out.write("\n" + "\n".join(f"  | {line}" for line in lines if line))
+
+
 def _shown(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Control characters, which come with what others say, as their names."""
     for name, value in event.items():
-        if isinstance(value, str) and not value.isprintable():
-            event[name] = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
+        if isinstance(value, str) and name != "stack":
+            event[name] = visible(value)
     return event

@@ -23,9 +23,21 @@ def visible(text: str, *, keep: str = "") -> str:
     )
 
 
+def visible_json(text: str) -> str:
+    """The same for JSON, which then says just what it said: what is to be seen is an escape of JSON's own."""
+    if _PLAIN.fullmatch(text):
+        return text
+    return "".join(letter if letter == "\n" or _is_seen(letter) else _json_escape(letter) for letter in text)
+
+
 def visible_lines(text: str) -> str:
     """The same for text of several lines."""
     return visible(text, keep="\n\t")
+
+
+def _json_escape(letter: str) -> str:
+    pair = letter.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{pair[at : at + 4]}" for at in range(0, len(pair), 4))
 
 
 def _is_seen(letter: str) -> bool:

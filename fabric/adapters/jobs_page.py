@@ -13,6 +13,7 @@ from ray.dashboard.modules.job.common import JobInfo, JobInfoStorageClient, JobS
 
 from fabric.gate.views import JobView
 from fabric.units import format_ct
+from fabric.visible import visible
 
 _AT_ONCE: Final = 500
 _STATUS: Final = {
@@ -44,9 +45,9 @@ class JobsPage:
 
 def told(job: JobView) -> str:
     """A job in a line: "acme · H100×2 · running · held 4.2 CT · burned 1.1 CT"."""
-    words = [job.account_id, f"{job.accelerator or 'any'}×{job.devices}", job.state]
+    words = [visible(job.account_id), f"{job.accelerator or 'any'}×{job.devices}", job.state]
     if job.reason:
-        words.append(job.reason)
+        words.append(visible(job.reason))
     words += [
         f"held {format_ct(job.held_uhs, round_up=True)} CT",
         f"burned {format_ct(job.burned_uhs, round_up=True)} CT",
@@ -58,12 +59,12 @@ def entry_of(job: JobView) -> Any:
     """The job as Ray's table has it."""
     return JobInfo(
         status=_STATUS.get(job.state, JobStatus.PENDING),
-        entrypoint=job.name or job.kind,
+        entrypoint=visible(job.name) or job.kind,
         message=told(job),
         start_time=(job.started_at_us or job.submitted_at_us) // 1000,
         end_time=job.ended_at_us // 1000 if job.ended_at_us is not None else None,
         metadata={
-            "account": job.account_id,
+            "account": visible(job.account_id),
             "accelerator": f"{job.accelerator}:{job.devices}",
             "tokens_limit": format_ct(job.limit_uhs),
             "tokens_held": format_ct(job.held_uhs, round_up=True),

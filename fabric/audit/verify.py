@@ -130,6 +130,7 @@ class _Check:
         _require(ours and header["version"] == 1, "it does not begin as an audit export does", "no_export")
         body, last = parsed[1:-1], parsed[-1]
         report.origin, report.account = header["origin"], header["account"]
+        _require(f"{report.origin}{report.account}".isprintable(), "its names have control characters")
         self._trust(header["key"])
         whole = set(last) == {"checkpoint"}
         _require(whole, "the export is cut short: the last line is no checkpoint", "export_cut_short")

@@ -11,7 +11,7 @@ import typer
 
 from fabric.audit.verify import Report, Wrong, size_of, verify_export, verify_receipts
 from fabric.cli.files import drafted
-from fabric.cli.output import console, print_json, say, table
+from fabric.cli.output import console, print_json, say, say_lines, table
 from fabric.cli.session import AsJson, ForAccount, client, job_named
 from fabric.errors import InvalidRequest
 from fabric.visible import visible_lines
@@ -133,7 +133,7 @@ def _tell(report: Report, file: Path, *, as_json: bool) -> None:
         whole = {"verified": report.trusted, "whole": True}
         print_json({**whole, **facts, "counts": dict(report.counts), "notes": report.notes})
     else:
-        say(str(report))
+        say_lines(str(report))
     if not report.trusted:
         raise typer.Exit(NO_KEY_GIVEN)
 

@@ -1,6 +1,5 @@
 """Commands about jobs."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -29,12 +28,14 @@ from fabric.cli.output import (
     print_records,
     record,
     say,
+    say_lines,
     time_of,
 )
 from fabric.cli.session import AsJson, ForAccount, JobIdArgument, client, connected, job_named
 from fabric.client import new_request_id
 from fabric.errors import InvalidRequest, PermissionDenied
 from fabric.results import shown
+from fabric.sdk.job import is_own
 from fabric.units import format_ct, parse_ct
 from fabric.wire import fabric_pb2 as pb
 
@@ -109,21 +110,27 @@ def logs(
     job_id: JobIdArgument,
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Control characters as they are, of another key's job too; not for operators.")
+    ] = False,
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
     """What a job has written, in all its attempts; the lines of a gang say which rank wrote them.
 
+    Control characters of a job that was submitted with this key do what they do; others' are written out.
     With --json, an object a line for each piece as it comes: attempt, rank, offset and text.
     For example: fabric logs job-9829cded --follow
     """
     door = client(account)
-    pieces = door.logs(job_named(door, job_id), follow=follow)
+    job_id = job_named(door, job_id)
+    pieces = door.logs(job_id, follow=follow)
     if as_json:
         for piece in pieces:
-            print(json.dumps(record(piece) | {"data": piece.data.decode(errors="replace")}), flush=True)
+            print_json(record(piece) | {"data": piece.data.decode(errors="replace")}, indent=None)
         return
-    lines = LogLines(headed=sys.stdout.isatty())
+    found = door.call(pb.GetJobRequest(job_id=job_id), pb.Job)
+    lines = LogLines(headed=sys.stdout.isatty(), raw=is_own(found, door.profile, trust=raw))
     for chunk in pieces:
         sys.stdout.writelines(lines.take(attempt=chunk.attempt, rank=chunk.rank, data=chunk.data))
         sys.stdout.flush()
@@ -171,7 +178,7 @@ def result(
                 {"type": str(error.facts["type"]), "bytes": str(error.facts["bytes"]), "text": str(error.facts["text"])}
             )
             return
-        print_json({"job_id": job_id, "result": text}) if as_json else say(text)
+        print_json({"job_id": job_id, "result": text}) if as_json else say_lines(text)
 
 
 def artifact(

@@ -60,7 +60,8 @@ def create(
     if as_json:
         print_json({"key_id": key_id, "api_key": api_key})
     else:
-        say(f"{api_key}\nKeep it now: it is not shown again.")
+        say(api_key)
+        say("Keep it now: it is not shown again.")
 
 
 @app.command("ls")

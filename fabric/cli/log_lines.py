@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Final
 
+from fabric.visible import visible_lines
+
 _LONG: Final = 16 * 1024
 """A line that is longer is shown in pieces, not held back."""
 
@@ -10,9 +12,12 @@ _LONG: Final = 16 * 1024
 class LogLines:
     """Takes pieces of logs as they come, and gives them back as they can be read."""
 
-    def __init__(self, *, headed: bool) -> None:
-        """With `headed`, each attempt after the first begins with a line that says so."""
+    def __init__(self, *, headed: bool, raw: bool = True) -> None:
+        """With `headed`, each attempt after the first begins with a line that says so; without `raw`, controls are written
+        out.
+        """
         self._headed = headed
+        self._raw = raw
         self._open: dict[tuple[int, int], bytes] = {}
         self._attempt = 1
         self._several = False
@@ -40,4 +45,5 @@ class LogLines:
 
     def _named(self, rank: int, line: bytes) -> str:
         text = line.decode("utf-8", errors="replace")
+        text = text if self._raw else visible_lines(text.replace("\r\n", "\n"))
         return f"[rank {rank}] {text}" if self._several else text

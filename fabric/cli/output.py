@@ -15,7 +15,7 @@ from rich.text import Text
 
 from fabric.errors import FabricError
 from fabric.units import format_cny, format_ct
-from fabric.visible import visible, visible_lines
+from fabric.visible import visible, visible_json, visible_lines
 
 _PIPE_WIDTH: Final = 240
 _NO_LIMIT: Final = 10_000
@@ -37,23 +37,50 @@ _STATE_STYLES: Final = {
 }
 
 
+class _Console(Console):
+    """Where all that commands say goes through: of text that others chose, what would steer a terminal is written out."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(_shown(each) for each in objects), **{"markup": False, **options})
+
+
+def _shown(thing: Any) -> Any:
+    if isinstance(thing, str):
+        return visible_lines(thing)
+    return Text(visible_lines(thing.plain), style=thing.style) if isinstance(thing, Text) else thing
+
+
 def console() -> Console:
     """Standard output as it is now: colours and the terminal's width for people, plain wide lines in a pipe."""
-    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+    return _Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
 
 
 def say(text: str) -> None:
-    """Lines for people: never broken by us, so that they can be copied; what would steer the terminal is written out."""
-    console().print(visible_lines(text), markup=False, soft_wrap=True)
+    """A line for people: never broken by us, so that it can be copied, nor by what is in it."""
+    console().print(visible(text), soft_wrap=True)
+
+
+def say_lines(text: str) -> None:
+    """Text of several lines."""
+    console().print(text, soft_wrap=True)
+
+
+def tell(text: str) -> None:
+    """The same beside the command's answer: on standard error."""
+    _errors().print(visible(text))
 
 
 def warn(text: str) -> None:
     """A line that nobody may miss, in red on standard error."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"WARNING: {text}", style="bold red"))
+    _errors().print(Text(f"WARNING: {text}", style="bold red"))
 
 
-def print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+def _errors() -> Console:
+    return _Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(value: object, *, indent: int | None = 2) -> None:
+    print(visible_json(json.dumps(value, indent=indent, ensure_ascii=False)), flush=True)
 
 
 def record(message: Message) -> dict[str, Any]:
@@ -141,7 +168,14 @@ def _narrower(
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
+    made = Table(
+        title=Text(visible(title)) if title else None,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+        title_style="bold",
+    )
     for column in columns:
         made.add_column(
             column, justify="right" if column.rpartition(" ")[2] in _TO_THE_RIGHT else "left", overflow="fold"
@@ -169,13 +203,13 @@ def print_facts(facts: Mapping[str, str], *, title: str = "") -> None:
 
 
 def print_error(error: FabricError, *, as_json: bool) -> None:
-    """One line on standard error."""
+    """One line on standard error; what a job's own error has more of them is set in, and is none of ours."""
     if as_json:
         parts = {"code": error.code, "http_status": error.http_status, "message": error.message, "facts": error.facts}
-        print(json.dumps({"error": parts}, ensure_ascii=False), file=sys.stderr)
+        print(visible_json(json.dumps({"error": parts}, ensure_ascii=False)), file=sys.stderr)
         return
-    out = Console(stderr=True, highlight=False, soft_wrap=True)
-    out.print(Text(visible_lines(f"error: {error.message} ({error.code})"), style="red"))
+    said = f"error: {error.message} ({error.code})".replace("\n", "\n  ")
+    _errors().print(Text(said, style="red"))
 
 
 def moment(at_us: int | None) -> str:

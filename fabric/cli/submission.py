@@ -16,6 +16,7 @@ from fabric.cli.output import (
     print_json,
     record,
     say,
+    tell,
 )
 from fabric.cli.session import AsJson, ForAccount, client, connected
 from fabric.errors import InvalidRequest
@@ -178,7 +179,7 @@ def run(
         try:
             _follow(made, as_json=as_json)
         finally:
-            print(made.info().timeline, file=sys.stderr)
+            tell(made.info().timeline)
 
 
 def _submitted(
@@ -194,19 +195,16 @@ def _follow(made: Job, *, as_json: bool) -> None:
     """Show a job's logs until it ends or is parked; raise what it failed with. With JSON, standard output is the job as
     it ended, and the logs go where words for people do.
     """
-    print(made.id, file=sys.stderr)
+    tell(made.id)
     try:
         made.print_logs(follow=True, file=sys.stderr if as_json else sys.stdout)
     except KeyboardInterrupt:
-        print(f"\n{made.id} goes on: `fabric logs {made.id} -f`, `fabric cancel {made.id}`", file=sys.stderr)
+        tell(f"{made.id} goes on: `fabric logs {made.id} -f`, `fabric cancel {made.id}`")
         raise
     found = made.info()
     if found.state == "parked":
         why = found.reason.replace("_", " ")
-        print(
-            f"parked: {why}. `fabric raise-limit {made.id} TOKENS`, a top-up or `fabric resume` lets it go on",
-            file=sys.stderr,
-        )
+        tell(f"parked: {why}. `fabric raise-limit {made.id} TOKENS`, a top-up or `fabric resume` lets it go on")
     else:
         made.result()
     if as_json:

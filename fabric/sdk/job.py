@@ -9,11 +9,13 @@ from typing import Any, Final, TextIO
 
 from fabric.client import Client, new_request_id
 from fabric.errors import JobFailed, NotFound, PermissionDenied
+from fabric.profile import Profile
 from fabric.results import Parcel, ResultUnreadable, read_parcel
 from fabric.sdk.answers import Cost, cost_of
 from fabric.sdk.feed import ENDED, Feed
 from fabric.sdk.request import Tokens
 from fabric.units import parse_ct
+from fabric.visible import visible_lines
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire import parse_key
 
@@ -143,9 +145,10 @@ class Job:
                 yield chunk.data.decode(_LOG_ENCODING, errors="replace")
 
     def print_logs(self, *, follow: bool = True, file: TextIO | None = None) -> None:
-        """Write the logs to a file, or to standard output."""
+        """Write the logs to a file, or to standard output; of another key's job with control characters written out."""
+        raw = is_own(self.info(), self._client.profile)
         for text in self.logs(follow=follow):
-            print(text, end="", file=file or sys.stdout, flush=True)
+            print(text if raw else visible_lines(text), end="", file=file or sys.stdout, flush=True)
 
     def cost(self) -> Cost:
         """What the job has burned so far. Of a job that has ended it waits for the final charge, which takes some ms."""
@@ -199,7 +202,7 @@ class Job:
         except (ResultUnreadable, NotFound):  # the text of the traceback must do
             pass
         failure = JobFailed(
-            f"job {job.job_id} {job.state}: {job.error or job.reason}",
+            visible_lines(f"job {job.job_id} {job.state}: {job.error or job.reason}"),
             code="job_cancelled" if job.state == "cancelled" else "job_failed",
             job_id=job.job_id,
             state=job.state,
@@ -223,10 +226,7 @@ class Job:
 
     def _opens(self, job: pb.Job, *, trust: bool) -> bool:
         """Whether a pickle of the job's may be opened here."""
-        if job.shown_to_operator or self._client.profile.account:
-            return False
-        own = parse_key(self._client.profile.api_key)
-        return trust or (own is not None and bool(job.key_id) and own.key_id == job.key_id)
+        return is_own(job, self._client.profile, trust=trust)
 
     def _unopened(self, job: pb.Job, parcel: Parcel) -> PermissionDenied:
         operator = job.shown_to_operator or bool(self._client.profile.account)
@@ -249,6 +249,16 @@ class Job:
 
     def _result_bytes(self, update: pb.JobUpdate) -> bytes:
         return update.result if update.HasField("result") else self._client.fetch(pb.ResultRequest(job_id=self.id))
+
+
+def is_own(job: pb.Job, profile: Profile, *, trust: bool = False) -> bool:
+    """Whether what the job made may do here what it likes: it was submitted with this key, or is trusted all the same. For
+    an operator, who sees what customers' jobs made, never.
+    """
+    if job.shown_to_operator or profile.account:
+        return False
+    own = parse_key(profile.api_key)
+    return trust or (own is not None and bool(job.key_id) and own.key_id == job.key_id)
 
 
 def _deadline(timeout: float | None) -> float | None:

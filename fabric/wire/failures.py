@@ -4,6 +4,7 @@ import json
 from typing import Final
 
 from fabric.errors import FabricError, error_of
+from fabric.visible import visible_lines
 
 ERROR_METADATA: Final = "fabric-error-bin"
 
@@ -20,6 +21,6 @@ def encode_error(error: FabricError) -> bytes:
 
 
 def decode_error(data: bytes) -> FabricError:
-    """The error as its own class again."""
+    """The error as its own class again; its text may tell of what others chose, and is fit for a terminal."""
     parts = json.loads(data)
-    return error_of(parts["code"], parts["http_status"], parts["message"], parts["facts"])
+    return error_of(parts["code"], parts["http_status"], visible_lines(parts["message"]), parts["facts"])
