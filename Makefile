@@ -11,7 +11,7 @@ export UV_TORCH_BACKEND := cpu
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench soak proto clean
+.PHONY: help setup demo test lint bench soak proto lock sbom release clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,28 @@ soak: setup ## Run the long tests: a thousand crashes, many random histories
 
 proto: setup ## Generate fabric/wire/*_pb2* from fabric.proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. fabric/wire/fabric.proto
+
+# What a release installs, with the hash of every file, and no address: where from is the installer's choice. `base` is
+# what every node needs, `cpu` and `gpu` the extras. The cpu lock names torch's own CPU build (+cpu), which PyPI doesn't
+# have: it comes from torch's index or a wheelhouse. Made on Linux on x86-64, and good there.
+LOCK := $(BIN)/uv pip compile -q pyproject.toml --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	--no-emit-index-url
+
+lock: setup ## Write locks/*.txt: all that a release installs, with hashes
+	$(LOCK) -o locks/base.txt
+	$(LOCK) --extra cpu -o locks/cpu.txt
+	env -u UV_TORCH_BACKEND $(LOCK) --extra gpu -o locks/gpu.txt
+
+sbom: setup ## Write dist/sbom-*.cdx.json: what is in a release, in CycloneDX
+	mkdir -p dist
+	for lock in base cpu gpu; do \
+	  $(BIN)/uv tool run -q --from "cyclonedx-bom>=7" cyclonedx-py requirements --pyproject pyproject.toml \
+	    --output-reproducible --of JSON -o dist/sbom-$$lock.cdx.json locks/$$lock.txt || exit 1; done
+
+release: sbom ## Build the wheel, and put it beside its locks, SBOMs and their hashes into dist/
+	$(BIN)/uv build -q --wheel -o dist
+	cp locks/base.txt dist/lock-base.txt; cp locks/cpu.txt dist/lock-cpu.txt; cp locks/gpu.txt dist/lock-gpu.txt
+	cd dist && sha256sum *.whl *.txt *.cdx.json > SHA256SUMS
 
 clean: ## Remove what the tools left behind; the environment stays
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build *.egg-info

@@ -155,7 +155,9 @@ class Resources(Part):
 
 class Container(Part):
     name: DnsName
-    image: Annotated[str, StringConstraints(pattern=r"^[a-z0-9./-]+:[a-z0-9.-]+$")]
+    image: Annotated[
+        str, StringConstraints(pattern=r"^[a-z0-9.-]+\.[a-z]+/[a-z0-9./-]+:[a-z0-9.-]+(@sha256:[0-9a-f]{64})?$")
+    ]
     command: list[str] = []
     args: list[str] = []
     env: list[Env] = []
