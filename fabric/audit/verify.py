@@ -385,8 +385,9 @@ class _Calls:
         costs, whole = call["charged_uhs"] + call.get("absorbed_uhs", 0), 0 <= call["charged_uhs"] <= due
         _require(costs == due and whole, f"in entry {seq} call {name} costs {due}, not {costs} µHs")
         known_as = (call["account_id"], name)
-        _require(known_as not in self.charged, f"in entry {seq} call {name} is charged a second time")
-        self.charged.add(known_as)
+        if call["charged_uhs"] or not call.get("absorbed_uhs"):  # what the operator bears may be told of again
+            _require(known_as not in self.charged, f"in entry {seq} call {name} is charged a second time")
+            self.charged.add(known_as)
 
 
 class _Leases:

@@ -1,10 +1,11 @@
 """Calls of language models: rated here, by the rates their model was offered at, and recorded one by one.
 
-The meter says what was counted, never what it costs. A call is charged once: its id is remembered for days, and beyond
-that `(hold_id, seq)` alone keeps a report from being taken twice. Nothing here holds or captures; see `credit`.
+The meter says what was counted, never what it costs. A call is charged once: its id is remembered for days, by account,
+so that no account's calls make another's forgotten. A call that ended days ago, before what is remembered, can't be told
+from one that was charged: it is recorded, and the operator bears it. Nothing here holds or captures; see `credit`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from msgspec.structs import replace
@@ -15,14 +16,17 @@ from fabric.gate import keys, models, refusals
 from fabric.gate.core import Core, Served
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.serving_events import CallUsed, RecordCalls
+from fabric.gate.state import SettledCalls
 from fabric.units import AccountId
 
 CALLS_MAX: Final = 1_000
 """In one report."""
 ID_CHARS_MAX: Final = 128
-GENERATION_US: Final = 3 * 86_400_000_000
-GENERATION_CALLS: Final = 100_000
-"""An id is remembered for at least three days, or until so many other calls were charged."""
+GENERATION_US: Final = 4 * 86_400_000_000
+GENERATION_CALLS: Final = 500_000
+"""An id is remembered for at least four days, or until so many other calls of its account were charged. A call that ended
+longer ago, and before what is remembered, is written off.
+"""
 _SERVICE: Final = "inference"
 
 
@@ -31,13 +35,21 @@ class Bill(NamedTuple):
 
     charged_uhs: int
     records: tuple[Cdr, ...]
+    too_late_uhs: int = 0
+    """Of calls that ended before anybody remembers: not in `charged_uhs`, and to be written off."""
 
 
 NOTHING: Final = Bill(0, ())
 
 
 def bill(
-    core: Core, calls: Sequence[CallUsed], *, account_id: AccountId, hold_id: str, key_id: str = ""
+    core: Core,
+    calls: Sequence[CallUsed],
+    *,
+    account_id: AccountId,
+    hold_id: str,
+    key_id: str = "",
+    kept: bool = False,
 ) -> Bill | Refusal:
     """Rate what was not charged before. Changes nothing: `book` does, once the tokens are captured.
 
@@ -47,6 +59,7 @@ def bill(
         account_id: who pays.
         hold_id: what from; "" = the account's own lease.
         key_id: the hold's own key, if it has one: all its calls count against that.
+        kept: they were kept as open, so none was charged, however long ago it ended.
     """
     if not calls:
         return NOTHING
@@ -55,6 +68,7 @@ def bill(
             f"a report has at most {CALLS_MAX} calls, not {len(calls)}: split it", code="too_many_calls"
         )
     records: dict[str, Cdr] = {}
+    known_since_us = 0 if kept else _chargeable_since_us(core, account_id)
     for call in calls:
         known_as = _known_as(account_id, call)
         if known_as in records or was_charged(core, account_id, call):
@@ -62,19 +76,47 @@ def bill(
         record = _rated(core, call, account_id=account_id, hold_id=hold_id, key_id=key_id or call.key_id or "")
         if isinstance(record, Refusal):
             return record
-        records[known_as] = record
-    return Bill(sum(record.charged_uhs for record in records.values()), tuple(records.values()))
+        too_late = call.ended_at_us < known_since_us
+        records[known_as] = replace(record, charged_uhs=0, absorbed_uhs=record.charged_uhs) if too_late else record
+    charged_uhs, too_late_uhs = (
+        sum(getattr(record, name) for record in records.values()) for name in ("charged_uhs", "absorbed_uhs")
+    )
+    return Bill(charged_uhs, tuple(records.values()), too_late_uhs)
 
 
 def was_charged(core: Core, account_id: AccountId, call: CallUsed) -> bool:
     """Whether a call of that name was charged, or written off, as far as is remembered."""
-    settled, known_as = core.state.calls, _known_as(account_id, call)
-    return known_as in settled.recent or known_as in settled.older
+    before, known_as = core.state.calls, _known_as(account_id, call)
+    if known_as in before.recent or known_as in before.older:
+        return True
+    settled = core.state.calls_of.get(account_id)
+    return settled is not None and (call.call_id in settled.recent or call.call_id in settled.older)
+
+
+def _chargeable_since_us(core: Core, account_id: AccountId) -> int:
+    """What ended before then comes too late: it may have been charged, and be forgotten since."""
+    settled, days_ago_us = core.state.calls_of.get(account_id), core.now_us - GENERATION_US
+    return days_ago_us if settled is None else min(settled.known_since_us, days_ago_us)
+
+
+def _remember(core: Core, account_id: AccountId, call_ids: Iterable[str]) -> None:
+    """These were charged now."""
+    calls_of, now_us = core.state.calls_of, core.now_us
+    settled = calls_of.get(account_id)
+    if settled is None:
+        settled = calls_of[account_id] = SettledCalls(since_us=now_us, known_since_us=now_us - GENERATION_US)
+    settled.recent.update(dict.fromkeys(call_ids))
+    if len(settled.recent) >= GENERATION_CALLS or now_us - settled.since_us >= GENERATION_US:
+        del calls_of[account_id]
+        calls_of[account_id] = SettledCalls(older=settled.recent, since_us=now_us, known_since_us=settled.since_us)
+    oldest = next(iter(calls_of))
+    if now_us - calls_of[oldest].since_us >= 2 * GENERATION_US:
+        del calls_of[oldest]
 
 
 def close_unrated(core: Core, account_id: AccountId, call: CallUsed) -> None:
     """Remember a call that has no charge and never will."""
-    core.state.calls.recent[_known_as(account_id, call)] = None
+    _remember(core, account_id, (call.call_id,))
 
 
 def book(core: Core, billed: Bill, *, lost_uhs: int = 0) -> None:
@@ -89,15 +131,14 @@ def book(core: Core, billed: Bill, *, lost_uhs: int = 0) -> None:
         return
     if lost_uhs:
         billed = _absorbed(billed, lost_uhs)
-    settled = core.state.calls
+    account_id = AccountId(billed.records[0].account_id)
     for record in billed.records:
-        settled.recent[f"{record.account_id}/{record.cdr_id}"] = None
+        core.state.open_usage.pop(f"{account_id}/{record.cdr_id}", None)
         plan = core.state.accounts[AccountId(record.account_id)].plan
         core.served.setdefault((record.model, plan), Served()).add(record)
         keys.spends(core, record.key_id, account_id=AccountId(record.account_id), amount_uhs=record.charged_uhs)
     core.records.extend(billed.records)
-    if len(settled.recent) >= GENERATION_CALLS or core.now_us - settled.since_us >= GENERATION_US:
-        settled.older, settled.recent, settled.since_us = settled.recent, {}, core.now_us
+    _remember(core, account_id, (record.cdr_id for record in billed.records))
 
 
 def record(core: Core, event: RecordCalls) -> Outcome:
@@ -122,7 +163,7 @@ def _absorbed(billed: Bill, lost_uhs: int) -> Bill:
         lost_uhs -= part
         kept_uhs, absorbed_uhs = record.charged_uhs - part, record.absorbed_uhs + part
         records.append(replace(record, charged_uhs=kept_uhs, absorbed_uhs=absorbed_uhs) if part else record)
-    return Bill(billed.charged_uhs - lost_uhs, tuple(reversed(records)))
+    return Bill(billed.charged_uhs, tuple(reversed(records)), billed.too_late_uhs)
 
 
 def _known_as(account_id: AccountId, call: CallUsed) -> str:

@@ -192,6 +192,7 @@ def _ceiling(core: Core, hold: Hold, *, used_uhs: int) -> int | None:
 
 def _note(core: Core, hold: Hold, billed: calls.Bill, *, used_uhs: int, held_uhs: int, lost_uhs: int) -> None:
     """What was booked counts against the keys: each call its own, the rest the hold's. What was written off does not."""
+    usage.write_off_too_late(core, billed, account_id=AccountId(hold.account_id), hold_id=hold.hold_id)
     of_calls_uhs = min(lost_uhs, billed.charged_uhs)
     calls.book(core, billed, lost_uhs=of_calls_uhs)
     used_uhs -= lost_uhs - of_calls_uhs

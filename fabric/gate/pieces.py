@@ -26,13 +26,25 @@ def pieces(value: Any, *, entries: int = ENTRIES) -> Iterator[bytes]:
         for name in names:
             yield _encode(name)
             yield from pieces(getattr(value, name), entries=entries)
-    elif isinstance(value, dict) and len(value) > entries:
+    elif isinstance(value, dict) and (len(value) > entries or any(_is_large(each, entries) for each in value.values())):
         yield _map_header(len(value))
         left = iter(value.items())
         while some := dict(islice(left, entries)):
-            yield _encode(some)[len(_map_header(len(some))) :]
+            if any(_is_large(each, entries) for each in some.values()):
+                for name, each in some.items():
+                    yield _encode(name)
+                    yield from pieces(each, entries=entries)
+            else:
+                yield _encode(some)[len(_map_header(len(some))) :]
     else:
         yield _encode(value)
+
+
+def _is_large(value: Any, entries: int) -> bool:
+    """Whether a record has a dictionary of many entries itself."""
+    if not is_dataclass(value):
+        return False
+    return any(isinstance(each := getattr(value, name.name), dict) and len(each) > entries for name in fields(value))
 
 
 def _fields_of(value: Any) -> tuple[str, ...] | None:

@@ -187,12 +187,14 @@ class Model:
 
 @dataclass(slots=True, kw_only=True)
 class SettledCalls:
-    """Ids of calls that were charged, in two generations, so that forgetting the oldest costs nothing."""
+    """Ids of one account's calls that were charged, in two generations, so that forgetting the oldest costs nothing."""
 
     recent: dict[str, None] = field(default_factory=dict)
     older: dict[str, None] = field(default_factory=dict)
     since_us: int = 0
     """When `recent` was begun."""
+    known_since_us: int = 0
+    """Every id that was charged since then is here."""
 
 
 class OpenUsage(msgspec.Struct, frozen=True, kw_only=True):
@@ -239,6 +241,9 @@ class GateState:
     subscriptions: list[SubscriptionRecord] = field(default_factory=list)
     models: dict[str, Model] = field(default_factory=dict)
     calls: SettledCalls = field(default_factory=SettledCalls)
+    """Of all accounts together, as it was before each had its own: asked, and never added to."""
+    calls_of: dict[AccountId, SettledCalls] = field(default_factory=dict)
+    """By account, in the order in which their `recent` was begun."""
     open_usage: dict[str, OpenUsage] = field(default_factory=dict)
     """Calls that were used and could not be charged, by account and call, oldest first."""
     answered: dict[str, Answered] = field(default_factory=dict)

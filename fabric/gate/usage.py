@@ -76,12 +76,12 @@ def _close(core: Core, found: OpenUsage, *, bears: str) -> Outcome:
     account_id = found.account_id
     if account_id not in core.state.accounts:
         return refusals.not_found("account", account_id)
-    billed = calls.bill(core, (found.call,), account_id=account_id, hold_id=found.hold_id)
+    billed = calls.bill(core, (found.call,), account_id=account_id, hold_id=found.hold_id, kept=True)
     if isinstance(billed, Refusal):
         return billed
     booked = charge(core, billed, account_id=account_id, hold_id=found.hold_id, bears=bears)
     if not isinstance(booked, Refusal):
-        del core.state.open_usage[_known_as(account_id, found.call.call_id)]
+        core.state.open_usage.pop(_known_as(account_id, found.call.call_id), None)
     return booked
 
 
@@ -111,8 +111,20 @@ def charge(
         if refused is not None:
             return refusals.from_ledger(refused)
         captured_uhs, lost_uhs = 0, amount_uhs
+    if refusal := write_off_too_late(core, billed, account_id=account_id, hold_id=hold_id):
+        return refusal
     calls.book(core, billed, lost_uhs=lost_uhs)
+    lost_uhs += billed.too_late_uhs
     return Accepted(facts={"captured_uhs": captured_uhs, "written_off_uhs": lost_uhs, "late": True})
+
+
+def write_off_too_late(core: Core, billed: calls.Bill, *, account_id: AccountId, hold_id: str) -> Refusal | None:
+    """Book at the operator's cost what was reported after anybody could tell whether it had been charged."""
+    amount_uhs = billed.too_late_uhs
+    refused = core.book.write_off(
+        account_id, ref=hold_id, amount_uhs=amount_uhs, now_us=core.now_us, flags=("late", "forgotten")
+    )
+    return None if refused is None else refusals.from_ledger(refused)
 
 
 def _find(core: Core, account_id: AccountId, call_id: str) -> OpenUsage | Refusal:

@@ -111,8 +111,10 @@ class Book(Holding, kw_only=True, dict=True):
             hold.pieces = []
         return Settled(used_uhs - lost, 0, debt, over, late, lost)
 
-    def write_off(self, account_id: str, *, ref: str, amount_uhs: int, now_us: int) -> Refused | None:
-        """Book use that no hold is known for any more: the operator bears it."""
+    def write_off(
+        self, account_id: str, *, ref: str, amount_uhs: int, now_us: int, flags: tuple[str, ...] = ("late", "no_hold")
+    ) -> Refused | None:
+        """Book use that no hold is known for any more, or that may have been charged before: the operator bears it."""
         self._catch_up(now_us)
         account = self.accounts.get(account_id)
         if account is None:
@@ -121,7 +123,7 @@ class Book(Holding, kw_only=True, dict=True):
         if amount_uhs > min(limit_uhs, INT64_MAX - self.tokens_uhs["redeemed"]):
             return Refused(IMPLAUSIBLE_USAGE, {"used_uhs": amount_uhs, "limit_uhs": limit_uhs})
         if amount_uhs > 0:
-            self._write_off(account, ref=ref, amount_uhs=amount_uhs, now_us=now_us, flags=("late", "no_hold"))
+            self._write_off(account, ref=ref, amount_uhs=amount_uhs, now_us=now_us, flags=flags)
         return None
 
     def free(self, account_id: str, *, now_us: int, use: Use | None = None) -> int:

@@ -44,4 +44,4 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     linked_to: int | None = None
     """Transfers of one purchase stand or fall together: the id of the first of them."""
     flags: tuple[str, ...] = ()
-    """late | over_hold | no_hold | anew | carried | estimated | final | lapsed"""
+    """late | over_hold | no_hold | forgotten | anew | carried | estimated | final | lapsed"""

@@ -129,7 +129,7 @@ class Bench:
 def _call(call_id: str) -> CallUsed:
     return CallUsed(
         call_id=call_id, model="m", accelerator="H100", prompt_tokens=1_024, cached_tokens=128, completion_tokens=200,
-        started_at_us=10**15, ended_at_us=10**15 + 1, ended="stop", key_id="k0123456789abcde",
+        started_at_us=10**16, ended_at_us=10**16 + 1, ended="stop", key_id="k0123456789abcde",
     )  # fmt: skip
 
 

@@ -30,6 +30,8 @@ from serving.calls import Call, Usage
 from serving.ledger import GrpcLedger
 
 S = 1_000_000
+NOW_US = 1_700_000_000_000_000
+"""When the house begins."""
 RATES = [
     pb.Rate(
         input_uhs_per_mtok=40 * S,
@@ -50,7 +52,7 @@ def call(call_id="c1", *, prompt=100, cached=0, completion=10, model="tiny", **m
     usage = Usage(prompt_tokens=prompt, cached_tokens=cached, completion_tokens=completion)
     return Call(
         call_id=call_id, account_id="acme", key_id="k-acme", model=model, accelerator="H100", usage=usage,
-        started_at_us=1, ended_at_us=2, ended="stop", **more,
+        started_at_us=NOW_US - 1, ended_at_us=NOW_US, ended="stop", **more,
     )  # fmt: skip
 
 

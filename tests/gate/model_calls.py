@@ -245,7 +245,7 @@ class CallRules(Expected):
             return
         bills = {} if broken else self.bills(account, (call,))
         self.note(None, account, bills, sum(bills.values()))
-        del self.open[account, call_id]
+        self.open.pop((account, call_id), None)
         if broken:
             self.charged[account, call_id] = 0
 
@@ -305,6 +305,7 @@ class CallRules(Expected):
         assert all(record.account_id == account for record in self.decisions[-1].records)
         for call_id, charge in bills.items():
             self.charged[account, call_id] = charge
+            self.open.pop((account, call_id), None)
             self.billed[hold_id] += charge
 
     def left_of(self, key):

@@ -118,7 +118,7 @@ def test_a_call_is_remembered_for_days_and_memory_stays_bounded(world, monkeypat
     for at in range(10):
         hold(world, f"s{at}", amount=20 * S)
         say(world, call(f"c{at}"), seq=1, hold_id=f"s{at}", end=True)
-    memory = world.gate.state.calls
+    memory = world.gate.state.calls_of["ada"]
     assert len(memory.recent) + len(memory.older) <= 6
     hold(world, "again")
     assert say(world, call("c9"), call("c7"), seq=1, hold_id="again").records == ()

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from fabric.gate.gate import Gate
 from fabric.gate.pieces import pieces
+from fabric.gate.state import SettledCalls
 from tests.gate.conftest import submit, top_up
 
 
@@ -28,6 +29,14 @@ def test_a_dictionary_of_any_size_is_the_same(count):
     found = list(pieces(record, entries=10))
     assert b"".join(found) == msgspec.msgpack.encode(record)
     assert max(map(len, found)) < 200
+
+
+def test_a_large_dictionary_within_a_record_within_a_dictionary_is_cut_too():
+    known = {f"call-{number}": None for number in range(1_000)}
+    calls_of = {f"a{number}": SettledCalls(recent=known if number % 3 else {}, since_us=number) for number in range(25)}
+    found = list(pieces(calls_of, entries=10))
+    assert b"".join(found) == msgspec.msgpack.encode(calls_of)
+    assert max(map(len, found)) < 500
 
 
 def test_a_gates_snapshot_is_its_state(story):

@@ -2,13 +2,14 @@
 
 import pytest
 
+from fabric.gate import calls as gate_calls
 from fabric.gate import usage
 from fabric.gate.events import CreateKey, ReleaseHold, Tick, TopUp
 from fabric.gate.instructions import Accepted
 from fabric.gate.questions import OpenUsageOf
 from fabric.gate.serving_events import KeepUsage, SettleUsage, WriteOffUsage
 from tests.gate.test_call_stories import COST, call, free, hold, key_of, offer, say
-from tests.gate.world import DAY, Clockwork, S
+from tests.gate.world import DAY, T0, Clockwork, S
 
 
 @pytest.fixture
@@ -63,6 +64,68 @@ def test_nobody_reports_calls_of_another_accounts_hold_or_of_a_jobs(world):
     assert say(world, call("a"), seq=1, account="bob").outcome.code == "not_found"
     assert say(world, call("a"), seq=1, hold_id="j#1").outcome.code == "not_found"
     assert say(world, call("a"), seq=1, account="nobody", hold_id="x").outcome.code == "not_found"
+
+
+# -- once, and for how long -----------------------------------------------------------------------------------------------
+
+
+def later(world, days, call_id, *, ended_days, account="ada", hold_id="again"):
+    """A call that ended on a day, reported on another one with a hold of its own."""
+    world.at(days * 86_400)
+    hold(world, hold_id, account=account, amount=10 * COST)
+    ended = T0 + round(ended_days * 86_400) * S
+    return say(world, call(call_id, began=ended, ended=ended), seq=1, hold_id=hold_id, account=account, end=True)
+
+
+def test_a_busy_neighbour_makes_nobody_elses_calls_forgotten(world, monkeypatch):
+    monkeypatch.setattr(gate_calls, "GENERATION_CALLS", 3)
+    world.do(TopUp(account_id="bob", amount_uhs=1_000 * S))
+    hold(world)
+    say(world, call("a"), seq=1, end=True)
+    for number in range(20):
+        hold(world, f"b{number}", account="bob", amount=COST)
+        say(world, call(f"b{number}"), seq=1, hold_id=f"b{number}", account="bob", end=True)
+    assert later(world, 0, "a", ended_days=0).records == ()
+
+
+@pytest.mark.parametrize("days", [1, 3.9, 5, 7, 9, 20, 40])
+def test_a_call_is_charged_once_however_much_later_it_is_said_again(world, days):
+    """As long as it is remembered it is known; after that it is the operator's."""
+    later(world, 0.5, "a", ended_days=0.4, hold_id="first")
+    for day in (2, 4.1, 6, 8.2, 10):
+        if day < days:
+            later(world, day, f"x{day}", ended_days=day - 0.1, hold_id=f"x{day}")
+    world.at(days * 86_400).do(TopUp(account_id="ada", amount_uhs=100 * S))
+    before = free(world)
+    decision = later(world, days, "a", ended_days=0.4)
+    assert sum(record.charged_uhs for record in decision.records) == 0
+    assert free(world) == before
+    booked = [(one.kind, one.flags) for one in decision.transfers if one.kind in ("capture", "write_off")]
+    assert booked in ([], [("write_off", ("late", "forgotten"))])
+
+
+def test_use_that_is_reported_within_days_is_charged_and_what_is_later_is_written_off(world):
+    hold(world)
+    decisions = [
+        later(world, 3.9, "a", ended_days=0.1, hold_id="s1"),
+        later(world, 5, "b", ended_days=0.1, hold_id="s2"),
+    ]
+    found = [(one.charged_uhs, one.absorbed_uhs) for decision in decisions for one in decision.records]
+    assert found == [(COST, 0), (COST, 0)], "all that was charged since it ended is remembered"
+    for day in (20, 25):
+        later(world, day, f"x{day}", ended_days=day, hold_id=f"x{day}")
+    world.at(30.5 * 86_400).do(TopUp(account_id="ada", amount_uhs=100 * S))
+    late = later(world, 31, "c", ended_days=5, hold_id="s3")
+    assert [(one.charged_uhs, one.absorbed_uhs) for one in late.records] == [(0, COST)]
+    assert ("write_off", ("late", "forgotten")) in [(one.kind, one.flags) for one in late.transfers]
+
+
+def test_what_is_remembered_of_idle_accounts_is_let_go(world):
+    hold(world)
+    say(world, call("a"), seq=1, end=True)
+    world.do(TopUp(account_id="bob", amount_uhs=1_000 * S))
+    later(world, 9, "b", ended_days=9, account="bob")
+    assert set(world.gate.state.calls_of) == {"bob"}
 
 
 # -- what could not be charged -------------------------------------------------------------------------------------------
