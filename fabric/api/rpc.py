@@ -219,11 +219,12 @@ def _answering(door: Door, method: Method, call: Call) -> Callable[[Messages, An
     async def answer(messages: Messages, context: Context) -> Any:
         try:
             caller = await _admit(door, call, context)
-            with door.calls.one_more(caller.counted_as):
+            counted_as = _counted_as(call, caller, context)
+            with door.calls.one_more(counted_as):
                 if method.client_streams:
                     with door.streams.one_more(caller.counted_as):
                         return await call.run(door, caller, _decoded(method, messages))
-                request = await _request(door, method, call, caller, messages)
+                request = await _request(door, method, call, caller, messages=messages, counted_as=counted_as)
                 return await call.run(door, caller, request)
         except Exception as error:  # noqa: BLE001  # whatever it is, the client gets an answer and we get a log
             await _refuse(context, method, error)
@@ -235,9 +236,9 @@ def _streaming(door: Door, method: Method, call: Call) -> Callable[[Messages, An
     async def answers(messages: Messages, context: Context) -> AsyncIterator[Any]:
         try:
             caller = await _admit(door, call, context)
-            checked_at = time.monotonic()
-            with door.calls.one_more(caller.counted_as), _counted(door, call, caller):
-                request = await _request(door, method, call, caller, messages)
+            checked_at, counted_as = time.monotonic(), _counted_as(call, caller, context)
+            with door.calls.one_more(counted_as), _counted(door, call, caller):
+                request = await _request(door, method, call, caller, messages=messages, counted_as=counted_as)
                 async with contextlib.aclosing(call.run(door, caller, request)) as found:
                     async for answer in found:
                         if time.monotonic() - checked_at > REMEMBER_S:
@@ -251,7 +252,9 @@ def _streaming(door: Door, method: Method, call: Call) -> Callable[[Messages, An
     return answers
 
 
-async def _request(door: Door, method: Method, call: Call, caller: Caller, messages: Messages) -> Any:
+async def _request(
+    door: Door, method: Method, call: Call, caller: Caller, *, messages: Messages, counted_as: str
+) -> Any:
     """The one message of a call, when it is the caller's turn and if it isn't long in coming.
 
     Raises:
@@ -259,7 +262,7 @@ async def _request(door: Door, method: Method, call: Call, caller: Caller, messa
         Unavailable: it didn't arrive in time (`message_stalled`).
     """
     try:
-        async with door.reading.turn(caller.counted_as), asyncio.timeout(MESSAGE_S):
+        async with door.reading.turn(counted_as), asyncio.timeout(MESSAGE_S):
             raw = await anext(messages)
     except StopAsyncIteration:
         raise InvalidRequest("a call has one message, this one has none", code="no_message") from None
@@ -302,6 +305,11 @@ async def _admit(door: Door, call: Call, context: Context) -> Caller:
     if not _is_gateway(call, caller):
         door.rate.spend(caller.counted_as, as_many=call.weight)
     return caller
+
+
+def _counted_as(call: Call, caller: Caller, context: Context) -> str:
+    """Whose calls in hand are counted together: of processes that share a key, each connection's."""
+    return f"{caller.counted_as}@{context.peer()}" if _is_gateway(call, caller) else caller.counted_as
 
 
 def _is_gateway(call: Call, caller: Caller) -> bool:

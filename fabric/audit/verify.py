@@ -283,8 +283,10 @@ class _Books:
             same = outcome == answer if event == first else outcome["outcome"] == "refused"
             _require(same, f"entry {seq} answers request {name} otherwise than before")
         elif name and outcome["outcome"] == "accepted":
-            known |= {name: (event, outcome, self.at_us)}
-            known.pop(next(iter(known)) if len(known) > _REMEMBERED else None, None)
+            known.pop(name, None)
+            known[name] = (event, outcome, self.at_us)
+            if len(known) > _REMEMBERED:
+                del known[next(iter(known))]
 
     def _transfer(self, seq: int, transfer: dict[str, Any], *, whole: bool) -> None:
         number, ref = transfer["transfer_id"], transfer["ref"]

@@ -1,7 +1,7 @@
 """What can happen to the gate: the only way to change its state.
 
 Events are plain frozen records, so that a journal of them replays anywhere. Those that come from a client carry a
-`request_id`: the same id with the same content gets the first answer again, forever; with other content it is a
+`request_id`: for 32 days the same id with the same content gets its yes again; with other content it is a
 conflict. Amounts are µHs, times and durations µs. Events from the cluster (nodes, leases, meters) carry the lease's id,
 which names one attempt, so a late word from a dead one changes nothing. Metered inference has its own: `serving_events`.
 """

@@ -181,3 +181,22 @@ def test_a_bucket_that_can_not_be_reached_is_unavailable(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     with stamina.set_testing(True, attempts=3), pytest.raises(Unavailable):
         S3Archive(Place(bucket="nowhere", endpoint_url="http://127.0.0.1:9")).get("k")
+
+
+def test_a_part_of_a_value_is_read_alone_and_beyond_its_end_is_nothing(archive):
+    archive.put("k", b"0123456789")
+    assert archive.get_range("k", 3, 4) == b"3456"
+    assert archive.get_range("k", 8, 4) == b"89"
+    assert archive.get_range("k", 10, 4) == archive.get_range("k", 99, 4) == b""
+    with pytest.raises(NotFound):
+        archive.get_range("none", 0, 4)
+
+
+def test_what_is_kept_is_told_with_its_size_and_since_when(archive):
+    assert archive.kept("blobs/a") == ()
+    archive.put("blobs/a/1", b"123")
+    archive.put("blobs/a/2", b"")
+    archive.put("blobs/b/1", b"x")
+    kept = archive.kept("blobs/a")
+    assert [(each.key, each.bytes) for each in kept] == [("blobs/a/1", 3), ("blobs/a/2", 0)]
+    assert all(each.at_us > 1_700_000_000_000_000 for each in kept)

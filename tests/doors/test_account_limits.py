@@ -1,11 +1,15 @@
 """What one account may take, however many keys it makes: keys, blobs, logs, pages of changes; nobody else notices."""
 
+import asyncio
+import threading
+
 import pytest
 
 from fabric.api.blobs import UNUSED_US, USED_US
 from fabric.api.job_calls import blob_key
 from fabric.errors import Conflict, InsufficientTokens, RateLimited
 from fabric.gate.events import Cancel, OpenAccount
+from fabric.gate.key_scopes import KeyScope
 from fabric.gate.views import CHANGES_MAX
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
@@ -129,3 +133,30 @@ async def test_who_reads_faster_than_it_may_waits_and_is_not_refused(limits):
         await rate.pace("acme", as_many=5_000_000)
     with pytest.raises(RateLimited):
         rate.spend("acme")
+
+
+def test_replicas_that_share_a_key_are_not_counted_together(make_house, limits):
+    house = make_house(limits=limits(calls=1, messages=1))
+    key = house.key("op", "replica", operator=True, scopes=(KeyScope.REPLICA,))
+    waiting, go_on = threading.Event(), threading.Event()
+    plain = house.port.decide
+
+    async def slowly(events):
+        waiting.set()
+        await asyncio.to_thread(go_on.wait, 60)
+        return await plain(events)
+
+    def hold(name):
+        request = pb.AuthorizeRequest(hold_id=name, amount_uhs=1, minimum_uhs=1, ttl_us=10**9)
+        return house.client(key, account="acme").call(request, pb.Accepted).granted_uhs
+
+    house.port.decide = slowly
+    first = threading.Thread(target=hold, args=("a",))
+    first.start()
+    try:
+        assert waiting.wait(60)
+        house.port.decide = plain
+        assert hold("b") == 1
+    finally:
+        go_on.set()
+        first.join(60)
