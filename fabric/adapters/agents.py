@@ -195,7 +195,7 @@ class Agents:
 
     def _made(self, name: str, secret: bytes, ray_id: str, by_cpu: bool) -> Any:
         meter = "cpu" if by_cpu else self._settings.meter
-        closed, digest = sealed(secret, meter=meter, archive=self._archive)
+        closed, digest = sealed(secret, meter=meter, archive=self._archive, owns_cluster=self._settings.own_cluster)
         return (
             ray.remote(NodeAgentActor)
             .options(

@@ -21,6 +21,9 @@ class ClusterSettings:
     """Ray's namespace for runners and agents."""
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     """From which the secrets of runners and agents come: with another one, those that run are not found again."""
+    own_cluster: bool = False
+    """Whether the Ray cluster is the fabric's own: nobody else's work is on it, nor anything that Ray installs or starts for
+    others."""
     meter: Literal["auto", "nvml", "ascend", "cpu"] = "auto"
     """What the node agents read; auto = what the machine has, the CPU stand-in last."""
     tick_s: float = 1.0

@@ -82,6 +82,13 @@ class Members:
                 if seen.identity not in self._containers and seen.pid != os.getpid():
                     self._contain(seen.identity)
 
+    def contain(self, pids: Iterable[int]) -> None:
+        """Find what comes of a process that may start nothing: all of it is strays."""
+        with self._lock:
+            for seen in filter(None, map(seen_of, pids)):
+                if seen.identity not in self._containers and seen.pid != os.getpid():
+                    self._contain(seen.identity)
+
     def of(self, lease_id: str) -> list[int]:
         """Its living processes, by number; [] of one that isn't followed."""
         return self.all().get(lease_id, [])

@@ -21,6 +21,7 @@ from fabric.adapters.members import Members
 from fabric.adapters.meters import MeterKind, open_meter
 from fabric.adapters.private_folder import CACHE, close, sweep
 from fabric.adapters.processes import end_all, kill
+from fabric.adapters.ray_processes import installers
 from fabric.adapters.shard_cache import ShardCache
 from fabric.adapters.zygote_keeper import Zygote
 from fabric.placement.locality import Holdings
@@ -74,7 +75,9 @@ class _Watched:
 class NodeAgent:
     """One a machine. Async, so that ticks, logs and endings don't wait for each other."""
 
-    def __init__(self, *, meter: MeterKind, archive: Archive) -> None:
+    def __init__(self, *, meter: MeterKind, archive: Archive, owns_cluster: bool = False) -> None:
+        """Nothing is watched yet. On a cluster of the fabric's own nothing but leases may have Ray install anything."""
+        self._owns_cluster = owns_cluster
         self._meter = open_meter(meter)
         self._archive = archive
         self._given = given_devices()
@@ -115,6 +118,8 @@ class NodeAgent:
     async def samples(self, acknowledged: dict[str, int]) -> list[Cut]:
         """One sample for every lease: the same again where the last one was not acknowledged."""
         cuts = []
+        if self._owns_cluster:
+            await self.end_strays()
         members = self._members.all()
         for lease_id, watched in self._watched.items():
             if watched.pending is None or watched.pending.seq <= acknowledged.get(lease_id, 0):
@@ -156,7 +161,11 @@ class NodeAgent:
         return [pid for pids in self._members.all().values() for pid in pids]
 
     async def end_strays(self) -> list[int]:
-        """Kill what has outlived its lease: what came from a runner and belongs to no lease that is watched."""
+        """Kill what has outlived its lease: what came from a runner and belongs to no lease that is watched. On a cluster of
+        our own also what Ray installs for a job: that is done within the lease, or not at all.
+        """
+        if self._owns_cluster:
+            self._members.contain(installers())
         strays = await asyncio.to_thread(self._members.strays)
         for pid in strays:
             kill(pid)

@@ -63,6 +63,7 @@ class RayCluster:
             job_id=here.get_job_id() if here is not None else "",
             actors=lambda: {*self._groups.actors(), *self._agents.actors(), (here and here.get_actor_id()) or ""},
             used=self._groups.used,
+            own_cluster=settings.own_cluster,
         )
         self._attempts: dict[LeaseId, Attempt] = {}
         self._by_job: dict[str, list[Attempt]] = {}

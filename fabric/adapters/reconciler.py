@@ -18,6 +18,8 @@ from fabric.adapters.cluster_settings import Unleased
 from fabric.adapters.nodes import DEVICE_RESOURCES, Node
 
 _TABLE_ROWS: Final = 10_000
+_SUPERVISOR: Final = "JobSupervisor"
+"""What Ray's jobs API starts for a command, outside of any lease."""
 _log = structlog.get_logger(__name__)
 
 
@@ -33,6 +35,8 @@ class Runaways:
     """The ids of placement groups that a lease is in."""
     claimed: Mapping[str, set[int]] = field(default_factory=dict)
     """By machine: the processes that an agent counts to a lease."""
+    own_cluster: bool = False
+    """Whether nobody but us may start anything through Ray: then its jobs, by their supervisors, are nobody's."""
     suspected: set[str] = field(default_factory=set)
     """What was found the last time. Only what is found twice is removed: what is ours may be younger than what we know."""
 
@@ -64,6 +68,7 @@ def remove_unleased(
     addresses = {node.ray_id: node.address for node in nodes}
     names = {node.ray_id: str(node.node_id) for node in nodes}
     suspected: set[str] = set()
+    own_cluster = runaways is not None and runaways.own_cluster
 
     def is_runaway(own_id: str, **facts: Any) -> bool:
         if runaways is None or not runaways.is_one(own_id=own_id, **facts):
@@ -73,7 +78,7 @@ def remove_unleased(
 
     found = [
         *_groups(ours, wanted),
-        *_actors(ours, wanted, names, addresses=addresses, is_runaway=is_runaway),
+        *_actors(ours, wanted, names, addresses=addresses, is_runaway=is_runaway, own_cluster=own_cluster),
         *_tasks(ours, wanted, names, addresses=addresses, kill=kill, is_runaway=is_runaway),
     ]
     if runaways is not None:
@@ -114,6 +119,7 @@ def _actors(
     *,
     addresses: Mapping[str, str],
     is_runaway: Callable[..., bool],
+    own_cluster: bool,
 ) -> list[Unleased]:
     actors = list_actors(_here(), filters=[("state", "!=", "DEAD")], detail=True, limit=_TABLE_ROWS)
     known = ours()
@@ -121,6 +127,7 @@ def _actors(
     for actor in actors:
         is_foreign = actor.state == "ALIVE" and actor.placement_group_id not in known
         has_device = is_foreign and _holds([actor.required_resources or {}], wanted)
+        has_device = has_device or (own_cluster and actor.class_name == _SUPERVISOR)
         at = (addresses.get(actor.node_id, ""), actor.pid)
         if not has_device and not is_runaway(
             actor.actor_id, job_id=actor.job_id, group_id=actor.placement_group_id, at=at

@@ -90,6 +90,7 @@ def cluster_settings(config: ClusterConfig, *, key: bytes) -> ClusterSettings:
     return ClusterSettings(
         namespace=config.ray.namespace,
         key=key,
+        own_cluster=config.ray.mode == "local",
         tick_s=config.metering.tick_s,
         meter="cpu" if config.ray.mode == "local" else "auto",
         reconcile_s=0.0,

@@ -277,3 +277,13 @@ async def test_a_crowd_that_keeps_forking_out_of_its_lease_is_ended(runner, tmp_
     await asyncio.sleep(0.5)
     assert await agent.end("job-1.1", roots=(process.pid,))
     assert [seen.pid for seen in all_processes() if trace_of(seen.pid) == number] == []
+
+
+def test_all_that_comes_of_a_process_that_may_start_nothing_is_a_stray(runner):
+    members = Members()
+    told = runner.tell()
+    process = runner(escaping(told, environ="{}"))
+    members.contain([process.pid])
+    begin(process)
+    escaped = pid_in(told)
+    assert members.strays() == [escaped]

@@ -127,3 +127,50 @@ def test_a_ray_programs_tasks_have_the_jobs_packages(acme, tmp_path):
     job = acme.submit(program, tokens="0.3", accelerators="H100:1", runtime_env=package(tmp_path), ray_program=True)
     assert job.result(timeout=180) == 7
     settled(job)
+
+
+def test_a_job_cannot_have_ray_install_or_run_anything_beside_its_lease(acme, tmp_path):
+    """Past what its own process is told: a driver of its own asks Ray's agent, and Ray's jobs API, which has its token."""
+    sleeps = 86_400 + int(time.time()) % 1_000 + 1_000
+    wanted = package(tmp_path, sleeps=sleeps)
+    marker = 86_400 + int(time.time()) % 1_000 + 3_000
+
+    def attack(wanted, marker):
+        import subprocess
+        import sys
+
+        import ray
+
+        gcs = ray.get_runtime_context().gcs_address
+        code = (
+            "import json, sys, ray\n"
+            "ray.init(address=sys.argv[1], log_to_driver=False, logging_level='error', configure_logging=False)\n"
+            "task = ray.remote(num_cpus=0)(lambda: 1).options(runtime_env=json.loads(sys.argv[2]))\n"
+            "print(ray.get(task.remote(), timeout=60))\n"
+        )
+        api = (
+            "import sys, time, ray\n"
+            "from ray.job_submission import JobSubmissionClient\n"
+            "client = JobSubmissionClient('http://' + sys.argv[2])\n"
+            "client.submit_job(entrypoint=sys.argv[3])\n"
+            "time.sleep(20)\n"
+        )
+        import json
+
+        dashboard = ray._private.worker.get_dashboard_url()
+        found = []
+        for script, given in ((code, [json.dumps(wanted)]), (api, [dashboard, f"sleep {marker}"])):
+            done = subprocess.run(
+                [sys.executable, "-c", script, gcs, *given], capture_output=True, text=True, check=False
+            )
+            found.append((done.returncode, done.stdout, done.stderr[-300:]))
+        return found
+
+    job = acme.submit(attack, wanted, marker, tokens="0.3", accelerators="A100:1")
+    (installed, said, _), (_, _, trouble) = job.result(timeout=200)
+    settled(job)
+    assert (installed != 0, said) == (True, "")
+    deadline = time.monotonic() + 60
+    while daemons(sleeps) or [each for each in psutil.process_iter() if f"sleep {marker}" in " ".join(_words(each))]:
+        assert time.monotonic() < deadline, f"something goes on beside the lease {trouble}"
+        time.sleep(0.5)
