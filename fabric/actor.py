@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import copy
 from heapq import nsmallest
 from typing import Any, Final, TypeGuard
 
@@ -25,7 +26,7 @@ from fabric.adapters.stores import cluster_settings, open_archive_of, open_journ
 from fabric.auditor import Auditor
 from fabric.chores import again_and_again
 from fabric.clock import SteadyClock
-from fabric.errors import Conflict, JournalCorrupt, Unavailable
+from fabric.errors import Conflict, FabricError, JournalCorrupt, Unavailable
 from fabric.gate import Gate
 from fabric.gate.core import Served
 from fabric.gate.events import AnyEvent, Configure, Tick
@@ -35,7 +36,7 @@ from fabric.gate.questions import AnyAnswer, AnyQuestion, FromJournal, JobOf, Le
 from fabric.gate.views import CHANGES_MAX, JobView, LogChunk
 from fabric.outage import Outage
 from fabric.settings import ClusterConfig
-from fabric.start_terms import CLOCK_AHEAD, Jumps, StartTerms, check_clock
+from fabric.start_terms import CLOCK_AHEAD, IDLE_TICKS, Jumps, StartTerms, check_clock
 from fabric.units import AccountId, JobId
 from fabric.writer import Writer
 
@@ -46,8 +47,6 @@ TICK_MIN_S: Final = 0.02
 TICK_SHARE: Final = 20
 """The clock looks at every lease: with very many of them it naps so many times as long as it looked."""
 ANNOUNCE_WITHIN_S: Final = 0.02
-IDLE_TICKS: Final = 24
-"""So many entries tell of an idle time as long as a start may find the clock ahead."""
 ANSWER_S: Final = 1.0
 """What a call waits for a gate whose last start has failed."""
 CLOSE_S: Final = 8.0
@@ -107,6 +106,7 @@ class GateActor:
         """Comes up by itself after a start that failed, whether or not anybody calls."""
         self._down: Outage | None = None
         """Why it isn't up, once a start has failed."""
+        self._stuck: FabricError | None = None  # why no start can succeed before somebody does something
         self._chores: list[asyncio.Task[None]] = []
 
     # -- for the doors -------------------------------------------------------------------------------------------------
@@ -129,6 +129,7 @@ class GateActor:
                 code="gate_runs",
             )
         self._terms = terms
+        self._stuck = None
 
     async def ailment(self) -> str:
         """What is wrong with the gate, in a sentence, and what it does about it; "" if nothing is. Answers at once."""
@@ -136,6 +137,8 @@ class GateActor:
         if outage is not None:
             asks = isinstance(outage.error, Unavailable) and outage.error.code == CLOCK_AHEAD
             return str(outage.error) if asks else outage.said()
+        if ended := self._stuck or self._writer.ended:
+            return ended.message
         return self._jumps.said() if self._time_is_right else ""
 
     async def price(self, prices: Configure) -> Outcome:
@@ -196,10 +199,9 @@ class GateActor:
 
     async def close(self) -> None:
         """Keep a snapshot and let go of the journal. What runs goes on running."""
-        own = [*self._chores, *([self._trying] if self._trying is not None else [])]
-        for task in own:
-            task.cancel()
-        if own:
+        if own := [*self._chores, *([self._trying] if self._trying is not None else [])]:
+            for task in own:
+                task.cancel()
             await asyncio.wait(own, timeout=CLOSE_S)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._cluster.close(), CLOSE_S)
@@ -209,6 +211,8 @@ class GateActor:
 
     async def _up(self, *, patient: bool = False) -> None:
         """Be up. Where a start has failed, a call begins another one, and is told soon where that doesn't succeed."""
+        if self._stuck is not None and not patient:
+            raise copy(self._stuck)
         if self._starting is None:
             self._starting = asyncio.ensure_future(self._start())
         starting, down = self._starting, self._down
@@ -222,12 +226,13 @@ class GateActor:
                 self._starting = None
                 self._try_again(error)
             raise
-        self._down = None
+        self._down = self._stuck = None
 
     def _try_again(self, error: Exception) -> None:
         """A start has failed: begin others, with pauses, until one succeeds or none ever can."""
         if isinstance(error, JournalCorrupt | Conflict):
-            return  # no try by itself helps
+            self._down, self._stuck = None, error
+            return
         if self._down is None:
             self._down = Outage("something that the gate needs to start", error, code="gate_starting")
         else:

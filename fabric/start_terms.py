@@ -14,6 +14,8 @@ from fabric.clock import SteadyClock
 from fabric.errors import Unavailable
 
 CLOCK_AHEAD: Final = "clock_ahead"
+IDLE_TICKS: Final = 24
+"""So many entries tell of an idle time as long as a start may find the clock ahead."""
 _HOUR_US: Final = 3_600_000_000
 _DAYS_FROM_H: Final = 48
 _JUMP_US: Final = 60_000_000

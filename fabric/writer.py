@@ -142,6 +142,11 @@ class Writer(Generic[C]):
         return self._outage
 
     @property
+    def ended(self) -> FabricError | None:
+        """Why nothing more will be written here; None while something may be."""
+        return self._ended
+
+    @property
     def head(self) -> TreeHead:
         """The last committed tree head."""
         return self._head

@@ -191,7 +191,8 @@ def tell(steps: Path | None, step: Step) -> None:
 
 
 def announce(place: Path, found: Running) -> None:
-    """From now on `running` finds it."""
+    """From now on `running` finds it, and nothing is wrong with it."""
+    note_health(place, "")
     draft = run_file(place).with_suffix(".new")
     draft.write_bytes(msgspec.json.encode(found))
     draft.replace(run_file(place))

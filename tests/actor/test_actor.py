@@ -6,7 +6,7 @@ import time
 import pytest
 
 from fabric import actor as actor_module
-from fabric.errors import Conflict, Unavailable
+from fabric.errors import Conflict, JournalCorrupt, Unavailable
 from fabric.gate.events import JobKind, JobSpec, NodeUp, OpenAccount, Pool, Submit, TopUp
 from fabric.gate.instructions import Accepted, StartLease
 from fabric.start_terms import StartTerms
@@ -197,3 +197,31 @@ async def test_an_idle_gate_says_now_and_then_that_it_is_there(world, monkeypatc
         while gate._writer.head.size < size + 3:  # noqa: ASYNC110 - nobody calls
             await asyncio.sleep(0.01)
     await gate.close()
+
+
+async def test_a_gate_that_can_not_be_replayed_says_so_at_once_and_is_not_replayed_for_every_call(world, monkeypatch):
+    first = world()
+    await first.decide(JOB)
+    await first.close()
+    second, starts = world(), []
+
+    async def differs(*, replay_from=None):
+        starts.append(replay_from)
+        raise JournalCorrupt(
+            "entry 3 comes out differently: start with `fabric up --replay-from 0`", code="replay_differs"
+        )
+
+    start = second._writer.start
+    monkeypatch.setattr(second._writer, "start", differs)
+    with pytest.raises(JournalCorrupt):
+        await second.ready()
+    for _ in range(3):
+        with pytest.raises(JournalCorrupt, match="--replay-from 0"):
+            await second.decide(JOB)
+    assert starts == [None]
+    assert "--replay-from 0" in await second.ailment()
+    monkeypatch.setattr(second._writer, "start", start)
+    await second.prepare(StartTerms(replay_from=0))
+    await second.ready()
+    assert not await second.ailment()
+    await second.close()
