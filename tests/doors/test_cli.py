@@ -71,7 +71,7 @@ def test_an_operators_command_is_an_operators(run, house, words, shows):
 @pytest.mark.parametrize("words", [words for words, _ in OPERATORS])
 def test_what_an_operator_is_told_is_json_too(run, house, words):
     found = json.loads(run(*words, "--json", key=house.root).output)
-    assert isinstance(found, list) == (words[1] in {"accounts", "nodes", "leases"})
+    assert isinstance(found, list) == (words[1] in {"accounts", "nodes", "leases", "usage"})
 
 
 @pytest.mark.parametrize("word", ["drain", "undrain"])
