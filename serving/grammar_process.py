@@ -6,6 +6,7 @@ whatever the grammar does to it ends there. It reads `number spec` lines and wri
 
 import base64
 import contextlib
+import json
 import os
 import pickle
 import re
@@ -62,7 +63,7 @@ def _forked(compiler: "Compiler", number: bytes, spec: bytes, out: Any) -> int:
     status = 1
     try:
         _limit()
-        verdict = compiler.verdict(msgspec.json.decode(base64.b64decode(spec)))
+        verdict = compiler.verdict(json.loads(base64.b64decode(spec)))
         spent = time.process_time()
         out.write(_line(number, msgspec.structs.replace(verdict, cpu_s=round(spent, 3))))
         status = 0
@@ -139,21 +140,28 @@ class Compiler:
             if "bad_alloc" in str(error):
                 raise MemoryError from None
             return Verdict(why=_plain(error))
-        if _slowest_step_s(grammar, self._backend) > limits.GRAMMAR_STEP_S:
+        slowest_s, leads_on = _tried(grammar, self._backend)
+        if slowest_s > limits.GRAMMAR_STEP_S:
             return Verdict(over="step")
+        if not leads_on:
+            return Verdict(why="it leads to where nothing may follow, so that no answer fits it")
         replaced = wanted.grammar if given.get("choice") is not None else ""
         return Verdict(backend=wanted._backend, grammar=replaced or "")  # noqa: SLF001
 
 
-def _slowest_step_s(grammar: Any, backend: Any) -> float:
-    """The processor time that the slowest of some steps takes: what an engine would wait for at each token."""
+def _tried(grammar: Any, backend: Any) -> tuple[float, bool]:
+    """The processor time that the slowest of some steps takes, which an engine would wait for at each token; and whether
+    there was a way on from each: an engine fails where there is none.
+    """
     mask, slowest = backend.allocate_token_bitmask(1), 0.0
     for step in range(limits.GRAMMAR_STEPS):
         began = time.thread_time()
         grammar.fill_bitmask(mask, 0)
         slowest = max(slowest, time.thread_time() - began)
         token = _allowed(mask, step)
-        if token is None or slowest > limits.GRAMMAR_STEP_S:
+        if token is None:
+            return slowest, bool(step) and grammar.matcher.is_completed()
+        if slowest > limits.GRAMMAR_STEP_S:
             break
         began = time.thread_time()
         with contextlib.suppress(RuntimeError):
@@ -161,7 +169,7 @@ def _slowest_step_s(grammar: Any, backend: Any) -> float:
         slowest = max(slowest, time.thread_time() - began)
         if grammar.is_terminated():
             break
-    return slowest
+    return slowest, True
 
 
 def _allowed(mask: Any, step: int) -> int | None:

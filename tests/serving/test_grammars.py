@@ -58,10 +58,9 @@ async def test_a_grammar_that_is_too_large_is_not_even_looked_at(grammars):
     assert grammars._process is None
 
 
-@pytest.mark.parametrize("value", [{"maximum": 10**400}, {"pattern": "\ud800"}], ids=["a number", "half a character"])
-async def test_what_cannot_be_passed_on_is_no_grammar(grammars, value):
+async def test_what_cannot_be_passed_on_is_no_grammar(grammars):
     with pytest.raises(InvalidRequest, match="passed on"):
-        await grammars.check("ann", {"json": value})
+        await grammars.check("ann", {"json": {"pattern": "\ud800"}})
 
 
 async def test_an_account_has_a_share_of_processor_time_and_it_comes_back(grammars):
