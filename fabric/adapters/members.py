@@ -63,6 +63,8 @@ class Members:
             groups_at: where control groups are made; None = where this process is, if that can be.
         """
         self._groups_at = groups_at if groups_at is not None else own_group()
+        for left in self._groups_at.glob(f"{_GROUP_PREFIX}*") if self._groups_at is not None else ():
+            _removed(left)  # an agent that was killed has left them; one with somebody in it stays
         self._families: dict[str, _Family] = {}
         self._containers: dict[Identity, Container] = {}
         self._traces: dict[Identity, int] = {}

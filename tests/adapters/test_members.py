@@ -287,3 +287,14 @@ def test_all_that_comes_of_a_process_that_may_start_nothing_is_a_stray(runner):
     begin(process)
     escaped = pid_in(told)
     assert members.strays() == [escaped]
+
+
+def test_control_groups_that_an_agent_has_left_go_with_the_next_one_and_those_in_use_stay(runner):
+    where = groups("a control group") or own_group()
+    left = where / f"fabric-{os.getpid()}-0"
+    left.mkdir()
+    process = runner("")
+    Members().follow("job-1.1", (process.pid,))
+    assert not left.exists()
+    Members()
+    assert [path for path in where.glob(f"fabric-{process.pid}-*") if path.exists()]
