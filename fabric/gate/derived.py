@@ -9,6 +9,7 @@ classes is missing here.
 
 from typing import Any, Final
 
+from fabric.gate import idempotency
 from fabric.gate.core import Core
 from fabric.placement.derived import assert_same as assert_same_views
 
@@ -33,6 +34,8 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "placeable": "nodes' sizes and pools: forgotten when `placeable_in` is another layout",
         "placeable_in": "the version of `placeable`",
         "jobs_of": "the jobs: `keep` is the one place where one is added",
+        "keys_of": "the keys: `keep_key` is the one place where one is added",
+        "answers_of": "the answers, in their order: `idempotency` is the one place where one comes or goes",
         "served": WATCHERS,
         "changed": WATCHERS,
     },
@@ -129,6 +132,8 @@ def view(core: Core) -> dict[str, Any]:
         "plans": core.plans,
         "renewal_due_us": core.renewal_due_us,
         "jobs_of": {account_id: [job.job_id for job in jobs] for account_id, jobs in core.jobs_of.items()},
+        "keys_of": {account_id: [key.key_id for key in keys] for account_id, keys in core.keys_of.items()},
+        "answers_of": {account_id: list(names) for account_id, names in core.answers_of.items()},
         "deadlines": deadlines,
         "lapsed": lapsed,
     } | core.planner.derived()
@@ -136,7 +141,10 @@ def view(core: Core) -> dict[str, Any]:
 
 def assert_same(core: Core, other: Core | None = None) -> None:
     """Raise AssertionError if what is derived isn't what it is in `other`, or (None) in one made anew from the state."""
-    anew = view(other or Core(core.state))
+    made = other or Core(core.state)
+    if other is None:
+        idempotency.index(made)
+    anew = view(made)
     if other is None:
         anew["deadlines"], anew["lapsed"] = core.book.derive()
     assert_same_views(view(core), anew, at_rest=core.planner.at_rest)
