@@ -24,6 +24,7 @@ from fabric.api.limits import Limits
 from fabric.api.passage import Passage
 from fabric.api.rpc import RpcServer, serve
 from fabric.api.tls import TlsPems
+from fabric.settings import ClusterConfig
 
 KEEP_S: Final = 20.0
 """How long a keeper's call lasts."""
@@ -88,6 +89,11 @@ class Gatehouse(GateActor):
         async with self._opening:
             if (door := self._doors.get((terms.host, terms.port))) is not None:
                 await self._close(door)
+
+    async def differences(self, config: ClusterConfig) -> list[str]:
+        """What of a cluster file is not what this gate was started with; of what a gate can't change while it runs."""
+        sections = ("name", "journal", "archive", "metering")
+        return [name for name in sections if getattr(self._config, name) != getattr(config, name)]
 
     async def close(self) -> None:
         """Close all doors, then the gate."""
