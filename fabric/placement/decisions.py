@@ -79,6 +79,8 @@ class Decisions:
         if self._patient_until(queued, now_us) is not None and not (found and self._is_warm(queued, found)):
             return False
         if found is not None:
+            if found[0].owner is None and lane.rank == INFERENCE and self._await_own(lane, queued, now_us):
+                return True
             steps.append(self._place(lane, queued, *found, now_us))
             return True
         if queued.request.mixtures and (parts := mixture.find(cluster, lane.groups, queued)) is not None:
@@ -104,6 +106,14 @@ class Decisions:
             if evictions is not None:
                 self._claimed(lane, queued)
                 steps.extend(evictions)
+                return True
+        return False
+
+    def _await_own(self, lane: Lane, queued: Queued, now_us: int) -> bool:
+        """A model stays where it is placed: it rather waits for a node of its account's own that is being left."""
+        for group in lane.groups:
+            if group.owner is not None and self._preemption.take_over(queued, group, now_us=now_us):
+                self._claimed(lane, queued)
                 return True
         return False
 

@@ -54,6 +54,13 @@ class Preemption:
             now_us=now_us,
         )
 
+    def take_over(self, queued: Queued, group: Group, *, now_us: int) -> bool:
+        """Claim what those give back who are leaving by themselves; False if that, and what is free, is not enough."""
+        if not group.leaving_devices or group.leaving_devices + group.free < queued.request.least:
+            return False
+        nodes = self._nodes_of(group, [], group.least(Shape.of(queued.request)))
+        return self._choose(queued, group, nodes, [], reason="", now_us=now_us) is not None
+
     def complete(self, queued: Queued, group: Group, pin: Pin, *, now_us: int) -> list[Evict] | None:
         """Evict backfillers (and worse classes) on a pinned job's nodes, if that completes them."""
         nodes = [self._state.nodes[node_id] for node_id in pin.nodes]

@@ -184,3 +184,30 @@ def test_an_eviction_names_its_reason(story):
     at.submit("borrows", 8)
     at.queue("serves", 8, service="inference")
     assert at.planner.plan(now_us=at.now) == (Evict("borrows", "serves", "reclaimed"),)
+
+
+@pytest.mark.parametrize("each", [None, 1])
+def test_a_model_waits_for_its_owners_own_cell_that_is_being_left(story, each):
+    at = story("e0 H100 1 dedicated acme", "r0 H100 8 reserved")
+    assert at.submit("trains", 1, account="acme", tier=0) == ["trains@e0:1"]
+    at.planner.note_leaving("trains")
+    assert at.submit("serves", 1, account="acme", tier=0, each=each, service="inference", preemptible=False) == []
+    assert at.submit("another", 1, account="acme", tier=0, service="inference") == ["another@r0:1"]
+    assert at.release("trains") == ["serves@e0:1"]
+
+
+def test_a_model_does_not_wait_for_a_cell_that_somebody_stays_on(story):
+    at = story("e0 H100 2 dedicated acme", "r0 H100 8 reserved")
+    at.submit("stays", 1, account="acme", tier=0)
+    at.submit("leaves", 1, account="acme", tier=0)
+    at.planner.note_leaving("leaves")
+    assert at.submit("serves", 2, account="acme", tier=0, service="inference") == ["serves@r0:2"]
+
+
+def test_a_model_whose_cell_went_down_while_it_waited_goes_elsewhere(story):
+    at = story("e0 H100 1 dedicated acme", "r0 H100 8 reserved")
+    at.submit("trains", 1, account="acme", tier=0)
+    at.planner.note_leaving("trains")
+    assert at.submit("serves", 1, account="acme", tier=0, service="inference") == []
+    at.planner.remove_node("e0")
+    assert at.plan() == ["serves@r0:1"]
