@@ -1,23 +1,57 @@
-"""Whoever calls the gate's actor calls what it has: Ray finds out only when it is called."""
+"""Whoever calls an actor of ours calls what it has, with what that takes: Ray finds out only when it is called."""
 
-import re
+import ast
+import inspect
 from pathlib import Path
 
 import pytest
 
 import fabric
+from fabric.adapters.node_agent import NodeAgent
+from fabric.adapters.runner import Runner
 from fabric.gatehouse import Gatehouse
 
-CALLERS = ("detached.py", "doorkeeper.py", "serve.py", "api/remote_gate.py")
-_CALLED = re.compile(r"\b(?:self\._)?_?(?:actor|gate)\.(\w+)\.remote\(")
+CALLERS = {
+    "detached.py": Gatehouse,
+    "doorkeeper.py": Gatehouse,
+    "api/remote_gate.py": Gatehouse,
+    "adapters/leases.py": Runner,
+    "adapters/groups.py": Runner,
+    "adapters/survivors.py": Runner,
+    "adapters/ranks.py": Runner,
+    "adapters/orders.py": Runner,
+    "adapters/agents.py": NodeAgent,
+}
+SHELLS = {"who", "call"}
+BY_NAME = {"_tried", "_call"}
+"""They take an address and a method's name, and are told besides how long to wait."""
+
+
+def calls_in(caller):
+    """Every method that is called there, with its arguments."""
+    for node in ast.walk(ast.parse((Path(fabric.__file__).parent / caller).read_text())):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        arguments, options = node.args, {each.arg for each in node.keywords}
+        if node.func.attr == "remote" and isinstance(node.func.value, ast.Attribute):
+            yield node.func.value.attr, arguments, options
+        elif node.func.attr in BY_NAME and isinstance(arguments[1], ast.Constant):
+            yield arguments[1].value, arguments[2:], options - {"within_s"}
 
 
 @pytest.mark.parametrize("caller", CALLERS)
-def test_every_method_that_is_called_is_there(caller):
-    called = set(_CALLED.findall((Path(fabric.__file__).parent / caller).read_text()))
-    assert {name for name in called if not hasattr(Gatehouse, name)} == set()
+def test_every_method_that_is_called_is_there_and_takes_what_it_is_given(caller):
+    called = list(calls_in(caller))
+    assert called
+    for name, arguments, options in called:
+        method = getattr(CALLERS[caller], name, None)
+        assert method is not None, f"{caller} calls {name}, which {CALLERS[caller].__name__} doesn't have"
+        if not any(isinstance(each, ast.Starred) for each in arguments) and None not in options:
+            inspect.signature(method).bind(None, *arguments, **dict.fromkeys(options))
 
 
-def test_the_calls_are_found():
-    called = _CALLED.findall((Path(fabric.__file__).parent / "detached.py").read_text())
-    assert {"ready", "price", "differences"} <= set(called)
+def test_no_caller_of_an_actor_is_left_out():
+    package = Path(fabric.__file__).parent
+    files = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    calling = {file for file in files if {name for name, _, _ in calls_in(file)} - SHELLS}
+    assert calling == set(CALLERS)
