@@ -56,6 +56,7 @@ class Client:
         self._metadata = (*metadata, ("fabric-account", profile.account)) if profile.account else tuple(metadata)
         self._callables: dict[str, Any] = {}
         self._has_answered = False
+        self._closed = False
 
     def call(self, request: Message, reply: type[Reply], *, timeout_s: float = CALL_TIMEOUT_S) -> Reply:
         """One request, one answer, repeated while the fabric is away.
@@ -132,6 +133,7 @@ class Client:
         return sha256
 
     def close(self) -> None:
+        self._closed = True
         self._channel.close()
 
     def _repeated(self, once: Callable[[], Answer], *, timeout_s: float | None = None) -> Answer:
@@ -155,6 +157,8 @@ class Client:
         raise AssertionError("stamina either returns or raises")
 
     def _callable(self, method: Method) -> Any:
+        if self._closed:
+            raise closed(self.profile.address)
         if method.name not in self._callables:
             kind = {
                 (False, False): self._channel.unary_unary,
@@ -205,6 +209,13 @@ def _chunks(data: bytes, *, sha256: str) -> Iterator[pb.Chunk]:
     yield pb.Chunk(data=data[:CHUNK_BYTES], sha256=sha256)
     for start in range(CHUNK_BYTES, len(data), CHUNK_BYTES):
         yield pb.Chunk(data=data[start : start + CHUNK_BYTES])
+
+
+def closed(address: str) -> InvalidRequest:
+    """What is said of a connection that is used after it was closed."""
+    return InvalidRequest(
+        f"this connection to {address} was closed: make another one with fabric.connect()", code="connection_closed"
+    )
 
 
 def read_ca(path: str) -> bytes | None:

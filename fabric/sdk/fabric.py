@@ -3,6 +3,7 @@
 import atexit
 import datetime as dt
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -280,6 +281,7 @@ def _command_of(job: str | os.PathLike[str] | Sequence[str], args: Sequence[obje
 
 
 _current: Fabric | None = None
+_connected: "weakref.WeakSet[Fabric]" = weakref.WeakSet()
 
 
 def connect(
@@ -287,7 +289,8 @@ def connect(
 ) -> Fabric:
     """Connect, and make this the connection that `fabric.submit` and its like use.
 
-    What isn't given comes from the environment, then from the profile file (`fabric.profile`). `account` is for
+    One that was made before stays as it is, for whoever has it: a program may have several, and closes those that it needs
+    no longer. What isn't given comes from the environment, then from the profile file (`fabric.profile`). `account` is for
     operators, who act for a customer with it. Nothing is sent yet.
 
     Raises:
@@ -295,9 +298,8 @@ def connect(
     """
     global _current  # noqa: PLW0603  # one default connection for a process, as people expect of `connect`
     given = Profile(address=address or "", api_key=api_key or "", ca=ca or "", account=account or "")
-    if _current is not None:
-        _current.close()
     _current = Fabric(Client(load_profile(given)))
+    _connected.add(_current)
     return _current
 
 
@@ -308,5 +310,5 @@ def current() -> Fabric:
 
 @atexit.register
 def _close() -> None:
-    if _current is not None:
-        _current.close()
+    for fabric in list(_connected):
+        fabric.close()

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Final
 
-from fabric.client import Client, Stream
+from fabric.client import Client, Stream, closed
 from fabric.errors import FabricError, Unavailable
 from fabric.wire import fabric_pb2 as pb
 
@@ -79,6 +79,8 @@ class Feed:
                     return update
                 if self._failure is not None:
                     raise self._failure
+                if self._closed:
+                    raise closed(self._client.profile.address)
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return None
@@ -87,6 +89,7 @@ class Feed:
     def close(self) -> None:
         with self._changed:
             self._closed = True
+            self._changed.notify_all()
             stream, thread = self._stream, self._thread
         if stream is not None:
             stream.cancel()
@@ -95,6 +98,8 @@ class Feed:
 
     def _start(self) -> None:
         with self._changed:
+            if self._closed:
+                raise closed(self._client.profile.address)
             if self._thread is None or not self._thread.is_alive():
                 self._failure = None
                 self._thread = threading.Thread(target=self._read, name="fabric-feed", daemon=True)

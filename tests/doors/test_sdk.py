@@ -289,6 +289,26 @@ def test_the_public_surface_is_this_and_no_more():
         _ = fabric.nothing_of_that_name
 
 
+def test_a_program_may_have_two_connections_that_connect_made(house):
+    with (
+        fabric.connect(house.address, house.acme, str(house.tls.ca)) as first,
+        fabric.connect(house.address, house.globex, str(house.tls.ca)) as second,
+    ):
+        assert second.balance().account_id == "globex"
+        assert first.submit(pow, 2, 3, tokens=1).result(timeout=30) == 8
+        assert first.balance().account_id == "acme"
+
+
+def test_a_connection_that_was_closed_says_so_at_once(house):
+    connection = house.fabric()
+    job = connection.submit(pow, 2, 3, tokens=1)
+    connection.close()
+    for use in (connection.balance, job.cancel, lambda: connection.submit(pow, 2, 3, tokens=1)):
+        with pytest.raises(InvalidRequest, match="was closed") as refused:
+            use()
+        assert refused.value.code == "connection_closed"
+
+
 def test_the_connection_of_the_module_is_the_one_that_connect_made(house):
     with fabric.connect(house.address, house.acme, str(house.tls.ca)):
         assert fabric.submit(max, 1, 2, tokens="0.1").result(timeout=20) == 2
