@@ -18,6 +18,7 @@ from fabric.gate.payments import OPERATOR, SANDBOX, normal
 from fabric.gate.questions import BalanceOf, CheckpointOf, FreeOf, PricesOf, ReceiptsOf, RecordsOf, StatementOf
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
 from fabric.gate.views import BalanceView
+from fabric.ledger.own_holds import OWN
 from fabric.ledger.scopes import Service, Use
 from fabric.units import AccountId, HoldId, JobId, KeyId
 from fabric.wire import fabric_pb2 as pb
@@ -219,7 +220,7 @@ def _hold_id(caller: Caller, given: str) -> HoldId:
     """Names of holds are each account's own; what an operator's gateway holds is out of its customer's reach, and what
     holds a job up is out of everybody's.
     """
-    return HoldId(f"{'gateway' if caller.operator else 'own'}:{caller.account}:{request_id(given)}")
+    return HoldId(f"{'gateway:' if caller.operator else OWN}{caller.account}:{request_id(given)}")
 
 
 def _may_buy(door: Door, caller: Caller) -> None:

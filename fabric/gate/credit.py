@@ -13,6 +13,7 @@ from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
 from fabric.ledger import Granted, Refused, Settled
 from fabric.ledger.holds import Hold
+from fabric.ledger.own_holds import OWN, STANDING_MAX
 from fabric.units import AccountId, KeyId
 
 OF_JOBS: Final = "#"
@@ -22,7 +23,7 @@ TTL_MAX_US: Final = 86_400_000_000
 
 
 def authorize(core: Core, event: Authorize) -> Outcome:
-    if known := _malformed(event) or _asked_before(core, event):
+    if known := _malformed(event) or _asked_before(core, event) or _too_many(core, event):
         return known
     within_uhs = None if event.key_id is None else _within_key(core, event, event.key_id)
     if isinstance(within_uhs, Refusal):
@@ -122,6 +123,18 @@ def _malformed(event: Authorize) -> Refusal | None:
             f"{event.hold_id!r} can't name a hold: it needs a name without {OF_JOBS!r}", code="invalid_hold_id"
         )
     return refusals.bad_amount("a hold is of", event.amount_uhs)
+
+
+def _too_many(core: Core, event: Authorize) -> Refusal | None:
+    """Why the customer can't keep one more hold of its own."""
+    if not event.hold_id.startswith(OWN) or core.book.own_standing(event.account_id) < STANDING_MAX:
+        return None
+    return refusals.conflict(
+        f"account {event.account_id} has {STANDING_MAX} holds that are neither settled nor released, which is all it may:"
+        " settle some, or hold more with each",
+        code="too_many_holds",
+        limit=STANDING_MAX,
+    )
 
 
 def _asked_before(core: Core, event: Authorize) -> Accepted | None:

@@ -54,6 +54,10 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "_lots": STATE,
         "heap": "open and lapsed holds, and lots with something free; what no longer stands is passed over when it comes up",
     },
+    "OwnHolds": {
+        "standing": "open and lapsed holds: changed where a hold begins or ends",
+        "over": "ended and expired holds: changed where one ends or is forgotten",
+    },
     "Planner": dict.fromkeys(
         ("_state", "_cluster", "_fairness", "_queue", "_pins", "_preemption", "_waiting", "_decisions"), FIXED
     ),
@@ -125,7 +129,7 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
 
 def view(core: Core) -> dict[str, Any]:
     """All that is derived and that a decision may read, so that two gates can be compared by it."""
-    deadlines, lapsed = core.book.derived()
+    deadlines, lapsed, own_holds = core.book.derived()
     return {
         "now_us": core.now_us,
         "prices": core.price_list and (core.price_list.accelerators, core.price_list.curve),
@@ -136,6 +140,7 @@ def view(core: Core) -> dict[str, Any]:
         "answers_of": {account_id: list(names) for account_id, names in core.answers_of.items()},
         "deadlines": deadlines,
         "lapsed": lapsed,
+        "own_holds": own_holds,
     } | core.planner.derived()
 
 
@@ -146,7 +151,7 @@ def assert_same(core: Core, other: Core | None = None) -> None:
         idempotency.index(made)
     anew = view(made)
     if other is None:
-        anew["deadlines"], anew["lapsed"] = core.book.derive()
+        anew["deadlines"], anew["lapsed"], anew["own_holds"] = core.book.derive()
     assert_same_views(view(core), anew, at_rest=core.planner.at_rest)
     for gang in core.placeable if core.placeable_in == core.planner.layout else ():
         assert gang[0] is None or gang[0] in core.planner.owners, f"{gang} has an owner without nodes"

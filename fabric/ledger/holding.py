@@ -80,6 +80,7 @@ class Holding(Till, kw_only=True, dict=True):
                 answer = Granted(answer.granted_uhs, answer.held_uhs, True)  # noqa: FBT003
             hold.answer = answer
             self.holds[hold_id] = hold
+            self._own.began(hold)
             self._deadlines.watch_hold(hold)
         return answer
 

@@ -46,8 +46,8 @@ class Sweeping(Vault, kw_only=True, dict=True):
                     self._give_up(self.lapsed[name], at_us=at_us)
             elif self.lots[name].free_uhs:
                 self._break(self.lots[name], at_us=at_us)
-        _forget(self.ended, before_us=now_us - REMEMBER_ENDED_US)
-        _forget(self.expired, before_us=now_us - REMEMBER_LAPSED_US)
+        self._forget(self.ended, before_us=now_us - REMEMBER_ENDED_US)
+        self._forget(self.expired, before_us=now_us - REMEMBER_LAPSED_US)
 
     def take_given_up(self) -> list[Hold]:
         """The holds that were given up since the last call, for whoever keeps count of them elsewhere."""
@@ -155,13 +155,13 @@ class Sweeping(Vault, kw_only=True, dict=True):
         if heap and heap[0][0] <= now_us:
             self.sweep(now_us=now_us)
 
-
-def _forget(holds: dict[str, Hold], *, before_us: int) -> None:
-    """Drop the oldest; they stand in the order in which they ended."""
-    gone = []
-    for hold_id, hold in holds.items():
-        if hold.ended_at_us is None or hold.ended_at_us >= before_us:
-            break
-        gone.append(hold_id)
-    for hold_id in gone:
-        del holds[hold_id]
+    def _forget(self, holds: dict[str, Hold], *, before_us: int) -> None:
+        """Drop the oldest; they stand in the order in which they ended."""
+        gone = []
+        for hold in holds.values():
+            if hold.ended_at_us is None or hold.ended_at_us >= before_us:
+                break
+            gone.append(hold)
+        for hold in gone:
+            del holds[hold.hold_id]
+            self._own.forgotten(hold)

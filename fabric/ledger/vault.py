@@ -15,6 +15,7 @@ from fabric.ledger.daybook import Daybook
 from fabric.ledger.expiry import Deadline, Deadlines
 from fabric.ledger.holds import Hold, HoldState, Piece, piece_of
 from fabric.ledger.lots import BurnKey, Lot, Origin, Terms, new_lot
+from fabric.ledger.own_holds import OwnHolds
 from fabric.ledger.scopes import Use
 from fabric.ledger.transfers import LotShare
 
@@ -49,6 +50,7 @@ class Vault(Daybook, kw_only=True, dict=True):
         for hold_id in [name for name, hold in self.lapsed.items() if hold.state is HoldState.EXPIRED]:
             self.expired[hold_id] = self.lapsed.pop(hold_id)  # as snapshots had it before there was a settlement window
         self._deadlines = Deadlines(self.holds, self.lapsed, self.lots)
+        self._own = self._own_holds()
         self._just_given_up: list[Hold] = []
         self._just_shrunk: list[tuple[Hold, int]] = []
 
@@ -59,14 +61,24 @@ class Vault(Daybook, kw_only=True, dict=True):
                 return found
         return None
 
-    def derived(self) -> tuple[list[Deadline], list[str]]:
-        """What is kept beside the fields: deadlines that stand, soonest first; and holds that nobody has asked about yet."""
-        unasked = [*self._just_given_up, *(hold for hold, _ in self._just_shrunk)]
-        return self._deadlines.standing(), [hold.hold_id for hold in unasked]
+    def own_standing(self, account_id: str) -> int:
+        """How many holds that the customer keeps itself are open, or set aside for its report."""
+        return self._own.standing[account_id]
 
-    def derive(self) -> tuple[list[Deadline], list[str]]:
+    def derived(self) -> tuple[list[Deadline], list[str], dict[str, object]]:
+        """What is kept beside the fields: deadlines that stand, soonest first; holds that nobody has asked about yet; and
+        those that customers keep.
+        """
+        unasked = [*self._just_given_up, *(hold for hold, _ in self._just_shrunk)]
+        return self._deadlines.standing(), [hold.hold_id for hold in unasked], self._own.view()
+
+    def derive(self) -> tuple[list[Deadline], list[str], dict[str, object]]:
         """The same, made anew from the fields."""
-        return Deadlines(self.holds, self.lapsed, self.lots).standing(), []
+        return Deadlines(self.holds, self.lapsed, self.lots).standing(), [], self._own_holds().view()
+
+    def _own_holds(self) -> OwnHolds:
+        standing, over = (*self.holds.values(), *self.lapsed.values()), (*self.ended.values(), *self.expired.values())
+        return OwnHolds(standing, over)
 
     def _plan(self, account: Account, *, use: Use, amount_uhs: int, now_us: int) -> tuple[Plan, int]:
         """What to take of which lots for `use`, and how much is missing."""
@@ -353,13 +365,17 @@ class Vault(Daybook, kw_only=True, dict=True):
 
     def _end(self, hold: Hold, *, state: HoldState, at_us: int) -> None:
         """A hold, with nothing held any more, is over."""
+        stood = hold.hold_id in self.holds or hold.hold_id in self.lapsed
         for standing in (self.holds, self.lapsed, self.expired):
             standing.pop(hold.hold_id, None)
         hold.state = state
         hold.ended_at_us = at_us
         hold.settle_by_us = hold.stale_at_us = None
         hold.pieces = []
-        (self.expired if state is HoldState.EXPIRED else self.ended)[hold.hold_id] = hold
+        over = self.expired if state is HoldState.EXPIRED else self.ended
+        over[hold.hold_id] = hold
+        for forgotten in self._own.ended(hold, stood=stood):
+            del over[forgotten]
 
     def _break(self, lot: Lot, *, at_us: int) -> None:
         """Free → breakage: a lot has expired, and what is held of it stays good until the hold ends."""
