@@ -11,7 +11,7 @@ import math
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Final, Self
@@ -44,6 +44,10 @@ EXPIRE_S: Final = 3_600.0
 _NEARLY_FULL: Final = 8
 """Less than one part in this many is left."""
 _ACCOUNTS_MAX: Final = 10_000
+BLOB_COUNTS_AS: Final = 32 * 1024
+"""What a blob counts for at least: each is a name in the archive and in memory. What is smaller goes in the request itself,
+but for working directories.
+"""
 
 
 class Room:
@@ -52,13 +56,29 @@ class Room:
     def __init__(self, account: AccountId) -> None:
         self.account = account
         self.kept: dict[str, Kept] = {}
-        self.coming = self.most = 0
+        self.kept_bytes = self.coming = self.most = 0
         self.looked_at = self.asked_at = self.expired_at = -math.inf
         self.lock = asyncio.Lock()
 
     @property
     def left(self) -> int:
-        return self.most - self.coming - sum(each.bytes for each in self.kept.values())
+        return self.most - self.coming - self.kept_bytes
+
+    def look(self, found: Iterable[Kept]) -> None:
+        """So much is kept, and no more."""
+        self.kept = {each.key: each for each in found}
+        self.kept_bytes = sum(map(_counts, self.kept.values()))
+
+    def keep(self, kept: Kept) -> None:
+        """One more, or the same again."""
+        self.drop(kept.key)
+        self.kept[kept.key] = kept
+        self.kept_bytes += _counts(kept)
+
+    def drop(self, key: str) -> None:
+        """One less, if it is there."""
+        gone = self.kept.pop(key, None)
+        self.kept_bytes -= 0 if gone is None else _counts(gone)
 
     def take(self, size: int) -> None:
         """Set so much aside for what is coming in.
@@ -68,12 +88,16 @@ class Room:
         """
         if size > self.left:
             raise RateLimited(
-                f"the account keeps {self.most - self.left} bytes in blobs, and may {self.most}: what no job needs goes"
-                " after a day; read large data from where it lies, and without tokens, top up first",
+                f"the account keeps {self.most - self.left} bytes in blobs, each counted as {BLOB_COUNTS_AS} at"
+                f" least, and may {self.most}: what no job needs goes after a day; read large data from where it lies, and without tokens, top up first",
                 code="blobs_full",
                 limit_bytes=self.most,
             )
         self.coming += size
+
+
+def _counts(kept: Kept) -> int:
+    return max(kept.bytes, BLOB_COUNTS_AS)
 
 
 class Blobs:
@@ -100,15 +124,16 @@ class Blobs:
         room = await self._room(account)
         with Upload(room) as upload:
             try:
+                upload.reserve(BLOB_COUNTS_AS)
                 yield upload
             finally:
-                room.coming -= upload.size
+                room.coming -= upload.reserved
 
     async def keep(self, key: str, upload: "Upload") -> None:
         """Put what has come into the archive."""
         async with self._whole:
             await self._port.put_blob(key, await upload.whole())
-        upload.room.kept[key] = Kept(key, upload.size, self._now_us())
+        upload.room.keep(Kept(key, upload.size, self._now_us()))
 
     async def _room(self, account: AccountId) -> Room:
         room = self._rooms.setdefault(account, Room(account))
@@ -118,7 +143,7 @@ class Blobs:
         async with room.lock:
             now = self._monotonic()
             if now - room.looked_at > LOOKED_S:
-                room.kept = {each.key: each for each in await self._port.kept_blobs(f"blobs/{account}")}
+                room.look(await self._port.kept_blobs(f"blobs/{account}"))
                 room.looked_at = now
             if now - room.asked_at > ASKED_S or room.most < self._limits.blobs_bytes:
                 room.most, room.asked_at = await self._most(account), now
@@ -143,7 +168,7 @@ class Blobs:
         for key, kept in list(room.kept.items()):
             if max(kept.at_us + UNUSED_US, needed_us.get(key, 0)) <= now_us:
                 await self._port.delete_blob(key)
-                del room.kept[key]
+                room.drop(key)
 
     async def parts(self, key: str) -> AsyncGenerator[bytes, None]:
         """All of it in order, at the reader's pace; at least one part. `NotFound` if there is none. Of what the archive
@@ -161,7 +186,7 @@ class Upload:
     """A blob that is coming, on disk."""
 
     def __init__(self, room: Room) -> None:
-        self.size = 0
+        self.size = self.reserved = 0
         self.room = room
         self._digest = hashlib.sha256()
         self._received = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
@@ -179,8 +204,14 @@ class Upload:
         """Of what has come so far, in hex."""
         return self._digest.hexdigest()
 
+    def reserve(self, size: int) -> None:
+        """Set room aside for so much in all."""
+        if size > self.reserved:
+            self.room.take(size - self.reserved)
+            self.reserved = size
+
     async def add(self, part: bytes) -> None:
-        self.room.take(len(part))
+        self.reserve(self.size + len(part))
         self.size += len(part)
         await aside(self._add, part)
 
