@@ -16,7 +16,7 @@ import grpc
 import stamina
 from google.protobuf.message import Message
 
-from fabric.errors import FabricError, Internal, InvalidConfig, InvalidRequest, Unavailable
+from fabric.errors import FabricError, Internal, InvalidConfig, InvalidRequest, RateLimited, Unavailable
 from fabric.profile import Profile
 from fabric.wire import ERROR_METADATA, decode_error
 from fabric.wire import fabric_pb2 as pb
@@ -31,6 +31,8 @@ _MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
 _ATTEMPTS: Final = 6
 _ATTEMPTS_ONCE_KNOWN: Final = 20
 """Half a minute."""
+_PACED_S: Final = 60.0
+"""How long a client that asks too fast waits for its turn, each time."""
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
     ("grpc.keepalive_time_ms", 30_000),
@@ -48,8 +50,15 @@ def new_request_id() -> str:
 class Client:
     """A connection. Threads may share it; close it when done."""
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(self, profile: Profile, *, paced: bool = False) -> None:
+        """Nothing is connected yet.
+
+        Args:
+            profile: where to, and with which key.
+            paced: wait where the door says that it is asked too fast, and ask again: it has done nothing then.
+        """
         self.profile = profile
+        self._paced = paced
         credentials = grpc.ssl_channel_credentials(root_certificates=read_ca(profile.ca))
         self._channel = grpc.secure_channel(profile.address, credentials, options=_OPTIONS)
         metadata = [("authorization", f"Bearer {profile.api_key}")]
@@ -141,7 +150,7 @@ class Client:
         that was killed is back in seconds. What comes out in the end, an answer or a refusal, looks as if tried once.
         """
         try:
-            answer = once()
+            answer = self._in_turn(once)
         except Unavailable:
             pass
         else:
@@ -151,10 +160,22 @@ class Client:
         try:
             for attempt in stamina.retry_context(on=Unavailable, attempts=attempts, timeout=timeout_s, wait_max=2.0):
                 with attempt:
-                    return once()
+                    return self._in_turn(once)
         except FabricError as error:
             raise error.with_traceback(None) from None
         raise AssertionError("stamina either returns or raises")
+
+    def _in_turn(self, once: Callable[[], Answer]) -> Answer:
+        """What it answers, once the door has time for it."""
+        until = time.monotonic() + _PACED_S
+        while True:
+            try:
+                return once()
+            except RateLimited as error:
+                wait_s = error.facts.get("retry_after_s")
+                if not self._paced or not isinstance(wait_s, int) or time.monotonic() + wait_s > until:
+                    raise
+            time.sleep(wait_s)
 
     def _callable(self, method: Method) -> Any:
         if self._closed:

@@ -26,7 +26,7 @@ def connected(account: str = "") -> Fabric:
 
 def client(account: str = "") -> Client:
     """The bare client, for calls the SDK has no name for."""
-    return Client(load_profile(Profile(account=account)))
+    return Client(load_profile(Profile(account=account)), paced=True)
 
 
 def job_named(door: Client, given: str) -> str:

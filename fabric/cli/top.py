@@ -18,7 +18,7 @@ _JOBS_MAX: Final = 30
 
 def top(
     *,
-    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between looks.")] = 1.0,
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between looks.")] = 3.0,
     once: Annotated[bool, typer.Option("--once", help="Look once.")] = False,
     account: ForAccount = "",
     as_json: AsJson = False,

@@ -298,7 +298,7 @@ def connect(
     """
     global _current  # noqa: PLW0603  # one default connection for a process, as people expect of `connect`
     given = Profile(address=address or "", api_key=api_key or "", ca=ca or "", account=account or "")
-    _current = Fabric(Client(load_profile(given)))
+    _current = Fabric(Client(load_profile(given), paced=True))
     _connected.add(_current)
     return _current
 
