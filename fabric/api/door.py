@@ -45,9 +45,14 @@ class Door:
         self.rate = RateLimit(per_s=self.limits.requests_per_s)
         self.bytes = RateLimit(per_s=self.limits.log_bytes_per_s)
         self.streams = StreamLimit(most=self.limits.streams)
-        self.histories = StreamLimit(most=self.limits.histories)
+        self.updates = RateLimit(per_s=self.limits.updates_per_s)
+        self.histories = StreamLimit(most=self.limits.histories, retry_after_s=1)
         self.calls = StreamLimit(
-            most=self.limits.calls, what="calls in hand", remedy="wait for some to end", code="too_many_calls"
+            most=self.limits.calls,
+            what="calls in hand",
+            remedy="wait for some to end",
+            code="too_many_calls",
+            retry_after_s=1,
         )
         self.reading = Turns(at_once=self.limits.messages)
         self.guesses = RateLimit(per_s=self.limits.guesses_per_s)

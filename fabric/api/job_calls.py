@@ -147,6 +147,7 @@ async def watch_jobs(door: Door, caller: Caller, request: pb.WatchJobsRequest) -
                 view = change
                 if not await door.sees(caller, view):
                     continue
+            await door.updates.pace(caller.counted_as, as_many=1)
             yield await _update(door, caller, view, with_result=request.results)
             if request.job_id and view.settled and view.state in TERMINAL:
                 return

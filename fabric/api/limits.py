@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from fabric.errors import RateLimited
+from fabric.errors import Fact, RateLimited
 
 _REMEMBERED_MAX: Final = 10_000
 _BURST_S: Final = 2
@@ -25,7 +25,7 @@ class Limits:
 
     requests_per_s: int = 200
     """For each customer, however many keys it makes, and for each operator key."""
-    streams: int = 64
+    streams: int = 128
     """At once: what is watched, followed, fetched and uploaded, for each customer and each operator key."""
     histories: int = 4
     """Of those, statements, receipts, exports and usage: each reads all that a customer ever did."""
@@ -37,6 +37,8 @@ class Limits:
     """Keys that nobody here knows, for each address."""
     connections: int = 256
     """From one address at once: of IPv6 a /64 counts as one. With a load balancer before the door, all come from its own."""
+    updates_per_s: int = 2_000
+    """Of jobs, over all that is watched; beyond, each stream has the last state of a job a little later."""
     log_bytes_per_s: int = 32 * 2**20
     """Of logs; beyond, the reader waits."""
     call_bytes: int = 192 * 2**10
@@ -46,7 +48,7 @@ class Limits:
     blob_bytes: int = 512 * 2**20
     """Of one blob."""
     blobs_bytes: int = 16 * 2**30
-    """Of all blobs that an account keeps, those included that are coming in."""
+    """Of all blobs that an account keeps, those included that are coming in; a small one counts as 32 KiB."""
     blobs_bytes_without_tokens: int = 64 * 2**20
     """The same, of an account that has neither tokens nor credit."""
 
@@ -108,8 +110,10 @@ class StreamLimit:
         what: str = "streams open",
         remedy: str = "close one, or watch many jobs with one",
         code: str = "too_many_streams",
+        retry_after_s: int | None = None,
     ) -> None:
         self._most = most
+        self._facts: dict[str, Fact] = {} if retry_after_s is None else {"retry_after_s": retry_after_s}
         self._what, self._remedy, self._code = what, remedy, code
         self._open: Counter[str] = Counter()
 
@@ -125,6 +129,7 @@ class StreamLimit:
                 f"you have {self._most} {self._what}, which is all you may: {self._remedy}",
                 code=self._code,
                 limit=self._most,
+                **self._facts,
             )
         self._open[caller] += 1
         try:

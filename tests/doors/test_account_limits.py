@@ -5,8 +5,11 @@ import threading
 
 import pytest
 
-from fabric.api.blobs import UNUSED_US, USED_US
+from fabric.api import job_calls
+from fabric.api.blobs import BLOB_COUNTS_AS, UNUSED_US, USED_US
 from fabric.api.job_calls import blob_key
+from fabric.api.limits import RateLimit
+from fabric.client import Client
 from fabric.errors import Conflict, InsufficientTokens, RateLimited
 from fabric.gate.events import Cancel, OpenAccount
 from fabric.gate.key_scopes import KeyScope
@@ -102,6 +105,21 @@ def test_a_blob_that_no_job_needs_goes_and_one_that_a_job_may_need_stays(make_ho
     assert kept() == {used}
 
 
+def test_many_small_blobs_fill_an_account_as_few_large_ones_do(make_house, limits):
+    """A name in the archive and in the door's memory costs as much as it does, however little stands under it."""
+    house = make_house(limits=limits(blobs_bytes=10 * BLOB_COUNTS_AS))
+    client = house.client()
+    for number in (0, 1, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9):
+        client.put_blob(bytes([number]))
+    with pytest.raises(RateLimited) as refusal:
+        client.put_blob(b"one more")
+    assert refusal.value.code == "blobs_full"
+    assert len([key for key in house.port.blobs if key.startswith("blobs/acme/")]) == 10
+    house.port.clock.advance(us=UNUSED_US + 1)
+    house.door.blobs._rooms.clear()
+    assert client.put_blob(b"one more"), "what no job needs has gone"
+
+
 def test_what_changed_since_comes_a_page_at_a_time_and_whole(house):
     house.port.run_jobs = False
     client, asked = house.client(house.root, account="acme"), []
@@ -124,9 +142,61 @@ def test_what_changed_since_comes_a_page_at_a_time_and_whole(house):
     assert max(asked) <= CHANGES_MAX
 
 
-async def test_who_reads_faster_than_it_may_waits_and_is_not_refused(limits):
-    from fabric.api.limits import RateLimit
+def test_a_client_that_asks_too_fast_waits_for_its_turn(make_house, limits):
+    """A loop that submits a thousand jobs is no attack, and nobody who wrote it expects a refusal in its middle."""
+    house = make_house(limits=limits(requests_per_s=10))
+    house.port.run_jobs = False
+    client = Client(house.profile(house.acme), paced=True)
+    try:
+        made = {submit(client, limit_uhs=UHS_PER_CT // 100).job_id for _ in range(35)}
+        assert len(made) == 35
+        assert {job.job_id for job in client.call(pb.ListJobsRequest(), pb.ListJobsReply).jobs} == made
+    finally:
+        client.close()
 
+
+def test_what_many_streams_are_told_of_one_accounts_jobs_has_a_bound(house, monkeypatch):
+    """Each change is told to each stream: who opens many and changes much has the last state of each job, later."""
+    house.port.run_jobs = False
+    now, told, client = [0.0], [], house.client()
+    house.door.updates = RateLimit(per_s=10, monotonic=lambda: now[0])
+    plain = job_calls._update
+
+    async def counted(*given, **more):
+        told.append(given)
+        return await plain(*given, **more)
+
+    monkeypatch.setattr(job_calls, "_update", counted)
+    streams = [client.stream(pb.WatchJobsRequest(), pb.JobUpdate) for _ in range(4)]
+    for stream in streams:
+        next(stream)
+    jobs = [submit(client, limit_uhs=UHS_PER_CT // 100).job_id for _ in range(15)]
+    for job_id in jobs:
+        ask(client, pb.CancelRequest(request_id=job_id, job_id=job_id))
+    ask(house.client(house.globex), pb.BalanceRequest())
+    assert len(told) <= 20, "time stands still, and so much is said at once"
+    over = threading.Event()
+
+    def let_time_pass():
+        while not over.wait(0.01):
+            now[0] += 1.0
+
+    passing = threading.Thread(target=let_time_pass)
+    passing.start()
+    try:
+        for stream in streams:
+            left = set(jobs)
+            while left:
+                update = next(stream)
+                left -= {update.job.job_id} if update.job.state == "cancelled" else set()
+            stream.cancel()
+    finally:
+        over.set()
+        passing.join(60)
+    assert len(told) < 2 * len(jobs) * len(streams), "of what has changed again meanwhile, the last state alone is told"
+
+
+async def test_who_reads_faster_than_it_may_waits_and_is_not_refused(limits):
     now = [0.0]
     rate = RateLimit(per_s=1_000_000, monotonic=lambda: now[0])
     for _ in range(3):
