@@ -7,7 +7,7 @@ a job answers for its own, and a gateway's are as many as it has slices.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from fabric.ledger.holds import Hold, HoldState
@@ -23,13 +23,13 @@ OVER_MAX: Final = 32_768
 class OwnHolds:
     """Kept up by the vault, which says whenever a hold begins, ends or is forgotten."""
 
-    def __init__(self, standing: Iterable[Hold], over: Iterable[Hold]) -> None:
-        """From the holds of a vault, those that are over in the order in which they ended."""
+    def __init__(self, standing: Iterable[Mapping[str, Hold]], over: Iterable[Mapping[str, Hold]]) -> None:
+        """From the holds of a vault by name, those that are over in the order in which they ended."""
         self.standing: Counter[str] = Counter()
         self.over: dict[tuple[str, bool], dict[str, None]] = {}
-        for hold in standing:
+        for hold in (hold for holds in standing for hold in holds.values()):
             self.began(hold)
-        for hold in over:
+        for hold in (hold for holds in over for hold in holds.values()):
             if hold.hold_id.startswith(OWN):
                 self.over.setdefault(_place(hold), {})[hold.hold_id] = None
 

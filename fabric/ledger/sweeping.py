@@ -49,6 +49,10 @@ class Sweeping(Vault, kw_only=True, dict=True):
         self._forget(self.ended, before_us=now_us - REMEMBER_ENDED_US)
         self._forget(self.expired, before_us=now_us - REMEMBER_LAPSED_US)
 
+    def own_standing(self, account_id: str) -> int:
+        """How many holds that the customer keeps itself are open, or set aside for its report."""
+        return self._own.standing[account_id]
+
     def take_given_up(self) -> list[Hold]:
         """The holds that were given up since the last call, for whoever keeps count of them elsewhere."""
         given_up, self._just_given_up = self._just_given_up, []

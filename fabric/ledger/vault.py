@@ -50,7 +50,7 @@ class Vault(Daybook, kw_only=True, dict=True):
         for hold_id in [name for name, hold in self.lapsed.items() if hold.state is HoldState.EXPIRED]:
             self.expired[hold_id] = self.lapsed.pop(hold_id)  # as snapshots had it before there was a settlement window
         self._deadlines = Deadlines(self.holds, self.lapsed, self.lots)
-        self._own = self._own_holds()
+        self._own = OwnHolds((self.holds, self.lapsed), (self.ended, self.expired))
         self._just_given_up: list[Hold] = []
         self._just_shrunk: list[tuple[Hold, int]] = []
 
@@ -61,10 +61,6 @@ class Vault(Daybook, kw_only=True, dict=True):
                 return found
         return None
 
-    def own_standing(self, account_id: str) -> int:
-        """How many holds that the customer keeps itself are open, or set aside for its report."""
-        return self._own.standing[account_id]
-
     def derived(self) -> tuple[list[Deadline], list[str], dict[str, object]]:
         """What is kept beside the fields: deadlines that stand, soonest first; holds that nobody has asked about yet; and
         those that customers keep.
@@ -74,11 +70,8 @@ class Vault(Daybook, kw_only=True, dict=True):
 
     def derive(self) -> tuple[list[Deadline], list[str], dict[str, object]]:
         """The same, made anew from the fields."""
-        return Deadlines(self.holds, self.lapsed, self.lots).standing(), [], self._own_holds().view()
-
-    def _own_holds(self) -> OwnHolds:
-        standing, over = (*self.holds.values(), *self.lapsed.values()), (*self.ended.values(), *self.expired.values())
-        return OwnHolds(standing, over)
+        own = OwnHolds((self.holds, self.lapsed), (self.ended, self.expired))
+        return Deadlines(self.holds, self.lapsed, self.lots).standing(), [], own.view()
 
     def _plan(self, account: Account, *, use: Use, amount_uhs: int, now_us: int) -> tuple[Plan, int]:
         """What to take of which lots for `use`, and how much is missing."""
