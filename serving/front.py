@@ -11,7 +11,7 @@ from typing import Any, Final
 from fabric.errors import FabricError, InsufficientTokens, InvalidRequest, Unavailable
 from fabric.units import CT_DECIMALS, format_ct
 from serving import calls
-from serving.gateway.routes import ROUTES, route_of
+from serving.gateway.routes import ROUTES
 from serving.limits import BODY_BYTES_MAX
 from serving.tickets import TICKET, Ticket, ticket_of
 
@@ -42,7 +42,7 @@ class Front:
 
     Args:
         trust: the secret that gateways send.
-        afford: raises where an account has nothing to spend; asked before what makes work and costs nothing.
+        afford: raises where an account has nothing to spend; asked before a request makes any work.
     """
 
     def __init__(self, app: App, *, trust: str, afford: Afford | None = None) -> None:
@@ -64,10 +64,10 @@ class Front:
             if not is_served(scope["method"], path):
                 raise InvalidRequest(f"nothing is served at {path[:100]}", code="not_found")
             body = await _body(receive)
+            if self._afford is not None and makes_work(scope["method"], path):
+                await self._afford(ticket)
             _refuse_beams(body)
             ticket.only_prompt = path == _COMPLETIONS and _wants_only_prompt(body)
-            if self._afford is not None and is_free(scope["method"], path):
-                await self._afford(ticket)
         except FabricError as error:
             await _refuse(send, error, path=path)
             return
@@ -85,9 +85,11 @@ def is_served(method: str, path: str) -> bool:
     return (method, path) in _SERVED or (method == "GET" and path.startswith(f"{_MODELS}/"))
 
 
-def is_free(method: str, path: str) -> bool:
-    """Whether a request makes the engine's process work for nothing: it counts tokens, say."""
-    return method == "POST" and is_served(method, path) and not route_of(method, path)[0].metered
+def makes_work(method: str, path: str) -> bool:
+    """Whether a request makes the engine's process work before a call is opened, or without one: a body is read, a chat is
+    written out by its template, a prompt becomes tokens.
+    """
+    return method == "POST" and is_served(method, path)
 
 
 class _Answer:

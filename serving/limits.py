@@ -14,6 +14,16 @@ COUNTED_BYTES_PER_S: Final = 1 << 20
 """Of such requests, for each account at each gateway; twice as many at once."""
 DEPTH_MAX: Final = 64
 """Of lists and objects in one another; a tool's JSON schema has about ten."""
+VALUES_MAX: Final = 65_536
+"""Of texts, lists, objects and the like in one request, numbers in lists apart: about 20,000 messages. What an engine does
+with each of them, its event loop does.
+"""
+CHARS_PER_TOKEN_MAX: Final = 32
+"""Of a prompt's text, for each token of the model's context: what is longer can't fit, and isn't made tokens to find out."""
+CONTEXT_GUESS: Final = 128 << 10
+"""Tokens of the context of a model whose operator didn't say."""
+CHARS_ALWAYS: Final = 256 << 10
+"""Of text that may come however small the context is: it may be shortened to fit (`truncate_prompt_tokens`)."""
 
 CHOICES_MAX: Final = 128
 """`n`: answers to one prompt, which an engine begins all at once."""

@@ -113,7 +113,7 @@ class Meter:
         return call
 
     async def afford(self, ticket: Ticket) -> None:
-        """Let pass who could pay for a prompt of one token: what costs nothing is done for those alone.
+        """Let pass who could pay for a prompt of one token: nothing is read, rendered or counted for anybody else.
 
         Raises:
             InsufficientTokens: as `open`.

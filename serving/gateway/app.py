@@ -179,6 +179,9 @@ class Gateway:
             self._spend_counted(caller.account_id, body_bytes)
         model = fields.model_of(body)
         has = caller.entitlement(model)
+        if exchange.route.metered:
+            facts = self.board.models.get(model)
+            bounds.check_text(body, size, max_context=facts.max_context if facts is not None else None)
         stream = fields.wants_stream(body, exchange.route)
         fields.rewrite(body, exchange.route)
         return Calling(

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from fabric.errors import InvalidRequest
-from serving.limits import DEPTH_MAX
+from serving.limits import DEPTH_MAX, VALUES_MAX
 
 Body = dict[str, Any]
 
@@ -20,7 +20,7 @@ def parse(body: bytes) -> Body:
     """The object a request's body is.
 
     Raises:
-        InvalidRequest: `invalid_json`, with where and why.
+        InvalidRequest: `invalid_json`, with where and why; `limit_exceeded` where it has too many parts.
     """
     try:
         text = body.decode("utf-8")
@@ -35,8 +35,7 @@ def parse(body: bytes) -> Body:
         raise _invalid(str(error)) from None
     if not isinstance(value, dict):
         raise _invalid(f"it is {_kind(value)}, where an object belongs")
-    if _deeper(value, DEPTH_MAX):
-        raise _invalid(f"it nests deeper than {DEPTH_MAX} levels")
+    _check_shape(value)
     return value
 
 
@@ -72,19 +71,31 @@ def _finite(text: str) -> float:
     return number
 
 
-def _deeper(value: Any, levels: int) -> bool:
-    """Whether lists and objects are in one another more than `levels` deep."""
-    layer = [value]
-    for _ in range(levels):
-        layer = [
-            part
-            for whole in layer
-            for part in (whole.values() if isinstance(whole, dict) else whole)
-            if isinstance(part, dict | list)
-        ]
-        if not layer:
-            return False
-    return True
+def _check_shape(value: Any) -> None:
+    """Let pass what is neither too deep nor made of too many parts. Numbers in lists count for nothing: a prompt may be
+    tokens.
+    """
+    layer, count = [value], 0
+    for _ in range(DEPTH_MAX):
+        inner: list[Any] = []
+        for whole in layer:
+            if isinstance(whole, dict):
+                count += len(whole)
+                inner.extend(part for part in whole.values() if isinstance(part, dict | list))
+            else:
+                parts = [part for part in whole if not isinstance(part, int | float)]
+                count += len(parts)
+                inner.extend(part for part in parts if isinstance(part, dict | list))
+        if count > VALUES_MAX:
+            raise InvalidRequest(
+                f"the request has more than {VALUES_MAX} messages, texts and other values: send fewer, or put several into"
+                " one text",
+                code="limit_exceeded", limit=VALUES_MAX,
+            )  # fmt: skip
+        if not inner:
+            return
+        layer = inner
+    raise _invalid(f"it nests deeper than {DEPTH_MAX} levels")
 
 
 def _kind(value: Any) -> str:

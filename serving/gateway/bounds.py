@@ -34,6 +34,10 @@ _SHAPES: Final = (
 _PATTERNS: Final = frozenset({"pattern", "regex", "guided_regex", "patternProperties"})
 
 
+_PROMPT_FIELDS: Final = ("prompt", "input", "messages", "system", "instructions", "documents")
+_TEXT_FIELDS: Final = frozenset({"text", "content", "output", "arguments", "thinking", "reasoning_content"})
+
+
 class Size(NamedTuple):
     """How much an engine is asked to do at once."""
 
@@ -69,6 +73,44 @@ def check(body: Body, route: Route, *, body_bytes: int) -> Size:
             code="limit_exceeded", param="n", number=size.sequences, limit=limits.SEQUENCES_MAX,
         )  # fmt: skip
     return size
+
+
+def check_text(body: Body, size: Size, *, max_context: int | None) -> None:
+    """Let pass a prompt that may fit into the model's context, or be shortened to.
+
+    An engine turns all of a text into tokens before it shortens or refuses it, one request after the other.
+
+    Args:
+        body: the request's.
+        size: what `check` found.
+        max_context: tokens; None = not known.
+
+    Raises:
+        TooLarge: it has too many characters.
+    """
+    context = max_context or limits.CONTEXT_GUESS
+    most = max(limits.CHARS_ALWAYS, limits.CHARS_PER_TOKEN_MAX * context * size.prompts)
+    count = sum(_characters(body.get(name)) for name in _PROMPT_FIELDS)
+    if count > most:
+        raise TooLarge(
+            f"the prompt has {count} characters, at most {most} may come to a model with a context of {context} tokens:"
+            " shorten it",
+            number=count, limit=most, max_context=context,
+        )  # fmt: skip
+
+
+def _characters(value: Any) -> int:
+    """Of all text in a field of a prompt; images and the like have fields of other names."""
+    count, layer = 0, [value]
+    while layer:
+        part = layer.pop()
+        if isinstance(part, str):
+            count += len(part)
+        elif isinstance(part, list):
+            layer.extend(each for each in part if isinstance(each, str | list | dict))
+        elif isinstance(part, dict):
+            layer.extend(inner for name, inner in part.items() if name in _TEXT_FIELDS)
+    return count
 
 
 def _check_amounts(body: Body) -> None:

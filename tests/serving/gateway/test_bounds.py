@@ -1,14 +1,17 @@
 """What a request may ask for: each limit holds on every surface, and what is beyond it reaches no replica."""
 
 import asyncio
+import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serving import limits
 from serving.gateway.admission import Pool
-from serving.gateway.bounds import Size, check
+from serving.gateway.bodies import parse
+from serving.gateway.bounds import Size, check, check_text
 from serving.gateway.directory import Replica
 from serving.gateway.fairness import Ticket
 from serving.gateway.routes import ROUTES
@@ -207,3 +210,64 @@ async def test_a_replica_is_told_how_many_prompts_may_be_in_the_engine_at_a_time
     async with house.post(body=STREAM) as answer:
         assert answer.status == 200
     assert house.engine.requests[-1][1]["x-fabric-at-once"] == "1"
+
+
+CONTEXT = 20_000
+LETTERS = "x" * (CONTEXT * limits.CHARS_PER_TOKEN_MAX + 1)
+PART = {"type": "text", "text": LETTERS}
+TOO_LONG = [
+    {"prompt": LETTERS, "input": LETTERS, "messages": [{"role": "user", "content": LETTERS}]},
+    {"prompt": [LETTERS], "input": [LETTERS], "messages": [{"role": "user", "content": [PART]}]},
+    {"prompt": [LETTERS[:-9], 1], "input": [{"role": "user", "content": [PART]}], "messages": [{"content": [PART, LETTERS]}]},
+    {"system": LETTERS, "instructions": LETTERS, "documents": [PART], "messages": [], "prompt": "x", "input": "x"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", TOO_LONG, ids=range(len(TOO_LONG)))
+@pytest.mark.parametrize("shortened", [{}, {"truncate_prompt_tokens": 4}, {"truncate_prompt_tokens": -1}], ids=str)
+async def test_a_text_that_can_never_fit_is_not_made_tokens(house, asked, shortened):
+    facts = house.directory.models["tiny"]
+    house.directory.models["tiny"] = msgspec.structs.replace(facts, max_context=CONTEXT)
+    house.directory.change()
+    await house.settled(lambda: house.gateway.board.models["tiny"].max_context == CONTEXT)
+    refused, metered = 0, [route for route in POSTS if route.metered]
+    for route in metered:
+        async with house.post(route.path, body={"model": "tiny", "max_tokens": 1, **asked, **shortened}) as answer:
+            refused += answer.status == 413
+            if answer.status == 413:
+                assert (await answer.json())["error"]["message"]
+    assert refused >= 5
+    assert all(len(str(body)) < len(LETTERS) for _, _, body in house.engine.requests)
+
+
+def test_a_text_that_may_be_shortened_and_one_for_each_prompt_pass():
+    check_text({"input": "x" * limits.CHARS_ALWAYS}, Size(1, 1), max_context=512)
+    check_text({"prompt": [LETTERS[:-1]] * 12}, Size(3, 12), max_context=CONTEXT)
+    check_text({"prompt": LETTERS}, Size(1, 1), max_context=None)
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + LETTERS}}
+    check_text(
+        {"messages": [{"role": "user", "content": [image, {"type": "text", "text": "what?"}]}]},
+        Size(1, 1),
+        max_context=9,
+    )
+    check_text({"prompt": [1] * 10**6}, Size(1, 1), max_context=9)
+
+
+PARTS = [
+    {"messages": [{"role": "user", "content": "a"}] * 30_000}, {"messages": [{"role": "user", "content": ["a"] * 70_000}]},
+    {"metadata": {str(n): "a" for n in range(70_000)}}, {"input": [[]] * 70_000}, {"prompt": [None] * 70_000},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", PARTS, ids=lambda asked: f"{next(iter(asked))}")
+async def test_no_request_has_more_parts_than_an_event_loop_can_walk(house, asked):
+    for route in POSTS:
+        async with house.post(route.path, body={"model": "tiny", **asked}) as answer:
+            said = (await answer.json())["error"]
+            assert answer.status == 400
+            assert str(limits.VALUES_MAX) in said["message"]
+    assert not house.engine.requests
+
+
+def test_a_prompt_of_many_tokens_is_few_parts():
+    assert len(parse(json.dumps({"prompt": list(range(200_000))}).encode())["prompt"]) == 200_000
