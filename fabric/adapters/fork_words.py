@@ -22,9 +22,6 @@ class Commission(msgspec.Struct, frozen=True, kw_only=True, tag="commission"):
     """Pickled."""
     lease_id: str
     devices: tuple[str, ...]
-    trace: int = 0
-    """The runner's limit and control group, by which what comes from it is found: see `members`."""
-    group: str = ""
     environment: dict[str, str]
     """The runner's: its devices are in it."""
 

@@ -13,7 +13,6 @@ from typing import Final
 import psutil
 
 from fabric.adapters.fork_words import Commission, Ended, Exited, Reported, Saved, SaveWish, StopWish, Talk
-from fabric.adapters.members import group_of_self, trace_of
 from fabric.adapters.stages import ENDED_UNSAVED, EXIT_SAVED, JobEnd, Stage
 from fabric.gate.events import LeaseOutcome
 
@@ -44,8 +43,6 @@ class Fork:
                 archive=pickle.dumps(stage.archive),
                 lease_id=stage.lease.lease_id,
                 devices=devices,
-                trace=trace_of(os.getpid()),
-                group=group_of_self(),
                 environment=dict(os.environ),
             )
         )

@@ -5,8 +5,10 @@ environment and its arguments. So a lease's runners are marked, before they run 
 handed down to whatever they start and that none of this takes away:
 
 - a **control group** of their own, where the machine has cgroups v2 and lets us make one: the kernel's own list;
-- a **limit** with a number that no other runner has. It limits nothing of use (the real-time budget of a process that
-  never is real-time), every child inherits it over fork and exec, and only a privileged process could raise it again;
+- a pair of **limits** with a number that no other runner has. They limit nothing of use (the real-time budget of a process
+  that never is real-time, and one that the kernel doesn't know any more), every child inherits them over fork and exec,
+  and only a privileged process could raise one again. Anybody may lower one, but their sum is fixed: so nobody comes by
+  another's number, and who has broken the pair is known for that;
 - the lease's **mark** in the environment that a process was started with.
 
 And all processes are looked at once a tick, and it is remembered who was seen below whom and who began which session. A
@@ -28,8 +30,11 @@ from fabric.adapters.processes import Identity, Seen, all_processes, mark_of, se
 
 TRACE_BASE: Final = 1 << 61
 """Limits from here to twice that are ours."""
+BROKEN: Final = -1
+"""In the place of a number: there was one, and the process has lowered a limit."""
+_SUM: Final = 3 * TRACE_BASE
 _NO_LIMIT: Final = "unlimited"
-_LIMIT_LINE: Final = b"Max realtime timeout"
+_LIMIT_LINES: Final = {resource.RLIMIT_RTTIME: b"Max realtime timeout", resource.RLIMIT_RSS: b"Max resident set"}
 _GROUP_PREFIX: Final = "fabric-"
 _TRACES_MAX: Final = 50_000
 _ENDED_MAX: Final = 10_000
@@ -40,7 +45,7 @@ class Container:
     """What a runner was put into: what comes from it is found by this."""
 
     trace: int
-    """The number of its limit; 0 = it could not be given one."""
+    """The number of its limits; 0 = it could not be given one."""
     group: Path | None
     """Its control group; None = it could not be given one."""
 
@@ -123,9 +128,25 @@ class Members:
                 for pid, seen in now.items()
                 if pid not in claimed | spared
                 and (
-                    pid in grouped or self._trace_of(seen) in ours - {0} or mark_of(pid, seen.started_at) in self._ended
+                    pid in grouped
+                    or self._trace_of(seen) in ours - {0}
+                    or mark_of(pid, seen.started_at) in self._ended
+                    or self._has_broken_out(seen, now)
                 )
             ]
+
+    def _has_broken_out(self, seen: Seen, now: Mapping[int, Seen]) -> bool:
+        """Whether it has lowered a limit of some runner's, and left whatever was below that runner. One that stayed is the
+        affair of whoever follows the runner, which may be another agent.
+        """
+        if self._trace_of(seen) != BROKEN:
+            return False
+        above = now.get(seen.parent)
+        while above is not None:
+            if self._trace_of(above) > 0:
+                return False
+            above = now.get(above.parent)
+        return True
 
     def _clear_away(self, living: set[Identity]) -> None:
         """Forget runners that are gone."""
@@ -226,42 +247,56 @@ def new_trace() -> int:
 
 
 def trace_of(pid: int) -> int:
-    """The number that a process carries as its limit; 0 = none of ours."""
+    """The number that a process carries as its limits; 0 = none of ours, `BROKEN` = no longer."""
+    found = _hard_limits(pid)
+    number, rest = found.get(resource.RLIMIT_RTTIME), found.get(resource.RLIMIT_RSS)
+    if number is None or rest is None:
+        return 0
+    return number if TRACE_BASE <= number < 2 * TRACE_BASE and number + rest == _SUM else BROKEN
+
+
+def _hard_limits(pid: int) -> dict[int, int]:
+    """Those of the pair that a process has."""
     try:
         lines = Path(f"/proc/{pid}/limits").read_bytes().splitlines()
     except OSError:
-        return 0
+        return {}
+    found = {}
     for line in lines:
-        if line.startswith(_LIMIT_LINE):
-            hard = line[len(_LIMIT_LINE) :].split()[1].decode()
-            number = 0 if hard == _NO_LIMIT else int(hard)
-            return number if TRACE_BASE <= number < 2 * TRACE_BASE else 0
-    return 0
+        for limit, name in _LIMIT_LINES.items():
+            if line.startswith(name) and (hard := line[len(name) :].split()[1].decode()) != _NO_LIMIT:
+                found[limit] = int(hard)
+    return found
 
 
 def carry_trace(trace: int) -> None:
-    """Have this process, and all that comes of it, carry a number as a limit. Fine if that can't be."""
-    if trace:
+    """Have this process, and all that comes of it, carry a number as its limits. Fine if that can't be."""
+    if trace > 0:
         with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_RTTIME, (trace, trace))
+            _carry(os.getpid(), trace)
 
 
-def own_group() -> Path | None:
-    """The control group (v2) of this process, as a folder; None where there is none."""
+def _carry(pid: int, trace: int) -> None:
+    for limit, number in ((resource.RLIMIT_RTTIME, trace), (resource.RLIMIT_RSS, _SUM - trace)):
+        resource.prlimit(pid, limit, (number, number))
+
+
+def own_group(pid: int | None = None) -> Path | None:
+    """The control group (v2) of this process or another, as a folder; None where there is none."""
     with suppress(OSError, StopIteration, IndexError):
         mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         mounted = next(words[4] for words in mounts if words[words.index("-") + 1] == "cgroup2")
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = Path(f"/proc/{pid or 'self'}/cgroup").read_text().splitlines()
         inside = next(line[3:] for line in lines if line.startswith("0::"))
         folder = Path(mounted) / inside.lstrip("/")
         return folder if os.access(folder, os.W_OK) else None
     return None
 
 
-def group_of_self() -> str:
-    """The control group of ours that this process is in; "" = none."""
-    folder = own_group()
-    return str(folder) if folder is not None and folder.name.startswith(_GROUP_PREFIX) else ""
+def group_of(pid: int) -> str:
+    """The control group of ours that a process is in; "" = none."""
+    folder = own_group(pid)
+    return str(folder) if folder is not None and _GROUP_PREFIX in str(folder) else ""
 
 
 def join_group(group: str) -> None:
@@ -273,11 +308,11 @@ def join_group(group: str) -> None:
 
 def _traced(pid: int) -> int:
     """Give a process a number, unless it has one."""
-    if already := trace_of(pid):
+    if (already := trace_of(pid)) > 0:
         return already
     trace = new_trace()
     with suppress(OSError, ValueError):
-        resource.prlimit(pid, resource.RLIMIT_RTTIME, (trace, trace))
+        _carry(pid, trace)
         return trace
     return 0
 

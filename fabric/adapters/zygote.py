@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from fabric.adapters.fork_words import Commission, Ended, Exited, Reported, Saved, SaveWish, StopWish, Talk
-from fabric.adapters.members import carry_trace, join_group
-from fabric.adapters.processes import LEASE_VARIABLE, NO_LEASE_YET, adopt_orphans, end_all
+from fabric.adapters.members import BROKEN, carry_trace, group_of, join_group, trace_of
+from fabric.adapters.processes import LEASE_VARIABLE, NO_LEASE_YET, adopt_orphans, end_all, seen_of
 
 SOCKET_NAME: Final = "zygote"
 READY: Final = "ready"
@@ -36,6 +36,8 @@ _IMPORTS: Final = (
 )  # fmt: skip
 _LOOK_S: Final = 1.0
 _BACKLOG: Final = 64
+_CREDENTIALS: Final = 12
+"""Bytes: a process, its user, its group."""
 
 
 def environment_of(variables: dict[str, str]) -> dict[str, str]:
@@ -87,7 +89,19 @@ def _reap() -> None:
 
 
 def _stem(connection: socket.socket) -> int:
-    """Stand above one job: found by the lease's id, until nothing of it is left."""
+    """Stand above one job: found by the lease's id, until nothing of it is left.
+
+    The socket is open to all of this user's processes, a job's among them. So whose the fork is doesn't depend on a word of
+    whoever asks: it is where that process is, by its control group and its limits.
+    """
+    asker = int.from_bytes(
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS)[:4], sys.byteorder
+    )
+    trace, group = trace_of(asker), group_of(asker)
+    if trace == BROKEN or seen_of(asker) is None:
+        return 1
+    join_group(group)
+    carry_trace(trace)
     talk = Talk(connection)
     said = talk.hear()
     if not isinstance(said, Commission):
@@ -95,8 +109,6 @@ def _stem(connection: socket.socket) -> int:
     os.setsid()
     adopt_orphans()
     carry_mark(said.lease_id)
-    carry_trace(said.trace)
-    join_group(said.group)
     job = os.fork()
     if job == 0:
         os._exit(_job(talk, said))

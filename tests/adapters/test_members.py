@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from fabric.adapters import members as members_module
 from fabric.adapters.archive import DirectoryArchive
-from fabric.adapters.members import Members, own_group, trace_of
+from fabric.adapters.members import Members, new_trace, own_group, trace_of
 from fabric.adapters.node_agent import NodeAgent, Watch
 from fabric.adapters.processes import LEASE_VARIABLE, all_processes, kill
 
@@ -52,6 +53,7 @@ WAYS = {
     "in another folder with other words and no environment": {"environ": "{}", "argv": '["sh", "-c", code]'},
     "with another's mark": {"environ": "{'FABRIC_LEASE_ID': 'other.1'}"},
 }
+LOWER = "import resource\nresource.setrlimit(resource.RLIMIT_{which}, ({to}, {to}))\n"
 
 
 def escaping(told, *, leave="", environ="dict(os.environ)", argv="[sys.executable, '-c', code]"):
@@ -159,6 +161,54 @@ def test_a_job_cannot_have_another_pay_for_what_it_marks_as_theirs(runner):
     escaped = pid_in(told)
     assert escaped in members.of("attacker.1")
     assert members.of("victim.1") == [victim.pid]
+
+
+def lowering(job, **limits):
+    """The same job, after its process has lowered limits: nobody needs a privilege for that."""
+    return "".join(LOWER.format(which=which, to=to) for which, to in limits.items()) + job
+
+
+@pytest.mark.parametrize("to", [{"RTTIME": 5}, {"RSS": 5}, {"RTTIME": 5, "RSS": 5}, {"RTTIME": 2**61 + 1}])
+def test_a_process_that_has_lowered_its_limits_and_left_is_a_stray(runner, to):
+    members = Members(groups_at=Path("/nonexistent"))
+    told = runner.tell()
+    attacker, other = runner(lowering(escaping(told, environ="{}"), **to)), runner("")
+    members.follow("attacker.1", (attacker.pid,))
+    members.follow("other.1", (other.pid,))
+    begin(attacker)
+    escaped = pid_in(told)
+    assert members.of("other.1") == [other.pid]
+    assert escaped in [*members.strays(), *members.of("attacker.1")]
+
+
+def test_a_process_that_has_lowered_its_limits_and_stayed_is_no_stray(runner):
+    """`ulimit -m` in a job's script, seen by the agent of the job and by that of another fabric on the machine."""
+    members, others = (Members(groups_at=Path("/nonexistent")) for _ in range(2))
+    told = runner.tell()
+    job = f"import subprocess\nsubprocess.run(['sh', '-c', 'ulimit -m 5; echo $$ > {told}; sleep 60; true'])"
+    process = runner(job)
+    members.follow("job-1.1", (process.pid,))
+    begin(process)
+    lowered = pid_in(told)
+    assert others.strays() == []
+    assert lowered in members.of("job-1.1")
+    assert members.strays() == []
+
+
+def test_a_job_cannot_have_another_pay_by_taking_on_its_limit(runner, monkeypatch):
+    members = Members(groups_at=Path("/nonexistent"))
+    told = runner.tell()
+    number = new_trace()
+    monkeypatch.setattr(members_module, "new_trace", iter((number, number + 7)).__next__)
+    victim = runner("")
+    members.follow("victim.1", (victim.pid,))
+    lower = trace_of(victim.pid)
+    attacker = runner(lowering(escaping(told, environ="{}"), RTTIME=lower))
+    members.follow("attacker.1", (attacker.pid,))
+    begin(attacker)
+    escaped = pid_in(told)
+    assert members.of("victim.1") == [victim.pid]
+    assert escaped in [*members.strays(), *members.of("attacker.1")]
 
 
 def test_what_a_mark_alone_tells_of_is_a_member_too():
