@@ -54,6 +54,8 @@ class Attempt:
     info: LeaseInfo | None = None
     end: JobEnd | None = None
     reused: bool = False
+    own_start: bool = False
+    """Whether code of the tenant's may run in the start of its runners: in an interpreter with its packages or variables."""
     addresses: tuple[str, ...] = ()
     stop_asked: tuple[str, float, bool] | None = None
     """(why, when it must have ended by the monotonic clock, whether a checkpoint is wanted)"""
@@ -72,12 +74,8 @@ class Attempt:
             self._finish(JobEnd(outcome=LeaseOutcome.FAILED, error=f"{error.code}: {error.message}"))
         except ray.exceptions.RuntimeEnvSetupError as error:
             self._finish(JobEnd(outcome=LeaseOutcome.FAILED, error=f"runtime_env_failed: {error}"))
-        except TimeoutError:
-            limit_s = self.around.settings.start_timeout_s
-            self._finish(JobEnd(outcome=LeaseOutcome.LOST, error=f"the lease could not be built within {limit_s:g} s"))
-        except Exception as error:  # noqa: BLE001  # whatever Ray raises here, the platform failed and not the job
-            _log.warning("lease_not_built", lease_id=self.lease.lease_id, why=str(error)[:500])
-            self._finish(JobEnd(outcome=LeaseOutcome.LOST, error=f"the lease could not be built: {error}"[:500]))
+        except Exception as error:  # noqa: BLE001  # whatever Ray raises here
+            self._not_built(error)
         else:
             await self._run()
 
@@ -196,6 +194,10 @@ class Attempt:
         if environment is not None:
             python, marks = str(python_of(environment)), {**marks, **mark}
         wanted = runtime_env_of(payload, extra=marks, python=python)
+        if python or set(wanted.get("env_vars", {})) - set(mark):
+            # An interpreter runs what its variables and packages name before anything of ours: that is in the lease.
+            self.own_start = True
+            self.around.outbox.put(LeaseStarted(lease_id=self.lease.lease_id))
         await self.around.groups.seat(self.group, self.lease, runtime_env=wanted)
 
     async def _is_furnished(self, calls: Sequence[Any]) -> bool:
@@ -211,9 +213,8 @@ class Attempt:
         try:
             async with asyncio.timeout(self.around.settings.start_timeout_s):
                 await self._seat_again(group)
-        except Exception as error:  # noqa: BLE001  # as at the start: the platform failed, and not the job
-            _log.warning("lease_not_built", lease_id=self.lease.lease_id, why=str(error)[:500])
-            self._finish(JobEnd(outcome=LeaseOutcome.LOST, error=f"the lease could not be built: {error}"[:500]))
+        except Exception as error:  # noqa: BLE001  # as at the start
+            self._not_built(error)
             return False
         return True
 
@@ -229,6 +230,15 @@ class Attempt:
             msgspec.structs.replace(order, furnishes=False, master_addr=first.ip, master_port=first.port)
             for order in self.orders
         ]
+
+    def _not_built(self, error: Exception) -> None:
+        """The platform failed, and not the job; but where code of the tenant's ran in the start, nobody can tell."""
+        why = f": {error}"
+        if isinstance(error, TimeoutError):
+            why = f" within {self.around.settings.start_timeout_s:g} s"
+        _log.warning("lease_not_built", lease_id=self.lease.lease_id, why=why[:500])
+        outcome = LeaseOutcome.INTERRUPTED if self.own_start else LeaseOutcome.LOST
+        self._finish(JobEnd(outcome=outcome, error=f"the lease could not be built{why}"[:500]))
 
     async def _publish_info(self, group: Group) -> None:
         """Tell the client of a bare lease how to schedule into it."""
@@ -253,7 +263,8 @@ class Attempt:
         assert group is not None
         if not self.reused:
             await self._attach()
-        self.around.outbox.put(LeaseStarted(lease_id=self.lease.lease_id), within_s=_STARTED_WITHIN_S)
+        if not self.own_start:
+            self.around.outbox.put(LeaseStarted(lease_id=self.lease.lease_id), within_s=_STARTED_WITHIN_S)
         calls = self._begun()
         await self._ask_again_to_stop()
         if not calls:

@@ -1,6 +1,7 @@
 """Each stage of a lease's life where the gate may die or Ray may fail, with neither."""
 
 import asyncio
+import json
 from dataclasses import replace
 
 import pytest
@@ -106,12 +107,14 @@ class Groups:
         self.runners = runners
         self.built = asyncio.Event()
         self.built.set()
-        self.fate, self.failures = [], 0
+        self.fate, self.failures, self.error = [], 0, None
 
     async def take(self, lease, *, environment, forks=False):
         return Group(placed=None, shares=lease.shares), False
 
     async def seat(self, group, lease, *, runtime_env):
+        if self.error is not None:
+            raise self.error
         await self.built.wait()
         group.runners = seated(self.runners)
 
@@ -140,6 +143,9 @@ class Agents:
 
     async def attach(self, address, watch):
         pass
+
+    async def has_environment(self, address, folder):
+        return True
 
     async def detach(self, address, lease_id):
         cuts, self.unread = self.unread, []
@@ -288,6 +294,33 @@ async def test_a_group_whose_runners_never_came_up_is_not_kept_for_the_next_leas
     assert attempt.end.outcome is LeaseOutcome.LOST
     await attempt.remove()
     assert around.groups.fate == ["destroyed"]
+
+
+OWN_START = {  # with these a runner's interpreter first runs what its tenant likes: `sitecustomize`, a `.pth` file
+    "variables": ({"runtime_env": {"env_vars": {"PYTHONPATH": "/tmp/mine"}}}, JobKind.FUNCTION),
+    "packages": ({"runtime_env": {"pip": ["mine"]}}, JobKind.FUNCTION),
+    "a program's variables": ({"env": {"PYTHONPATH": "/tmp/mine"}}, JobKind.PROGRAM),
+}
+
+
+@pytest.mark.parametrize(("more", "kind"), OWN_START.values(), ids=OWN_START)
+@pytest.mark.parametrize("how", ["never", "with an error"])
+async def test_a_start_in_which_a_tenants_code_runs_is_charged_and_not_refunded(around, more, kind, how):
+    around.groups.built.clear()
+    around.groups.error = None if how == "never" else ray.exceptions.ActorDiedError()
+    of = lease_of(kind=kind, shares=(Share("h1", 1),), payload=json.dumps({"inline": "cGlja2xl", **more}))
+    attempt = Attempt(lease=of, around=replace(around, settings=ClusterSettings(start_timeout_s=0.05)))
+    await attempt.start()
+    assert [type(event) for event in around.outbox.events] == [LeaseStarted, LeaseFinished]
+    assert attempt.end.outcome is LeaseOutcome.INTERRUPTED
+
+
+async def test_a_start_in_which_no_code_of_a_tenant_runs_is_the_platforms_affair(around):
+    around.groups.error = ray.exceptions.ActorDiedError()
+    attempt = Attempt(lease=lease_of(payload='{"inline": "cGlja2xl", "env": {"A": "1"}}'), around=around)
+    await attempt.start()
+    assert [type(event) for event in around.outbox.events] == [LeaseFinished]
+    assert attempt.end.outcome is LeaseOutcome.LOST
 
 
 DIED = JobEnd(outcome=LeaseOutcome.FAILED, error="worker_died: its process was ended by SIGKILL")
