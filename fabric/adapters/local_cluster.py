@@ -32,6 +32,8 @@ _CPUS: Final = 64
 TOKEN_NAME: Final = "token"  # noqa: S105 - a file
 """The file beside the session, where no other is asked for."""
 _TOKEN_BYTES: Final = 32
+_SESSIONS: Final = "r"
+"""Where Ray keeps its sessions, below the cluster's folder: a short name, because sockets live there."""
 _ENVIRONMENT: Final = {
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
@@ -106,7 +108,8 @@ class LocalCluster:
 
         Args:
             nodes: what to simulate.
-            temp_dir: where Ray keeps its session; its path must be short (Ray's sockets live there). None = a new one.
+            temp_dir: a folder that becomes its owner's alone, below which Ray keeps its session; its path must be short (Ray's
+                sockets live there). None = a new one.
             dashboard_port: None = a free one.
             dashboard: whether Ray's dashboard runs.
             token_file: where to write the token that Ray's ports ask for; None = beside the session.
@@ -114,7 +117,12 @@ class LocalCluster:
             namespace: Ray's namespace for this process.
             told: is handed a line for every step, to show progress.
         """
-        folder = temp_dir or Path(tempfile.mkdtemp(prefix="fabric-"))
+        private = temp_dir or Path(tempfile.mkdtemp(prefix="fabric-"))
+        private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private.chmod(0o700)
+        # Ray opens its own folder, and the sockets and logs in it, to everybody: so it lies in one that nobody else enters.
+        folder = private / _SESSIONS
+        folder.mkdir(exist_ok=True)
         port = dashboard_port or _free_port()
         token_file = token_file or folder / TOKEN_NAME
         _write_token(token_file)
@@ -131,7 +139,7 @@ class LocalCluster:
         surroundings = {"RAY_AUTH_TOKEN_PATH": str(own_token)}
         # Ray notes the address of the newest cluster there, and on a machine that never ran Ray it isn't made by anybody.
         Path(get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)
-        owned += [folder] if temp_dir is None else []
+        owned += [private] if temp_dir is None else []
         with _environment(idle_dir, surroundings):
             told("starting Ray's head")
             cluster = Cluster()

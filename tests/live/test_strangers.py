@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fabric.house.remains import recorded
 from fabric.units import UHS_PER_CT
 from tests.live.test_house import gate_pid, settled
 
@@ -79,6 +80,13 @@ def test_the_token_is_readable_by_its_owner_alone(running):
     token = Path(running.ray_token)
     assert token.stat().st_mode & 0o777 == 0o600
     assert len(token.read_text()) >= 64
+
+
+def test_nobody_else_on_the_machine_can_enter_what_the_cluster_keeps(running):
+    """Ray makes its folder, and the sockets and logs in it, anybody's."""
+    folder = recorded(Path(running.state_dir))
+    assert list(folder.glob("*/session_*/sockets/raylet*"))
+    assert folder.stat().st_mode & 0o077 == 0
 
 
 def test_a_job_in_the_cluster_is_refused_by_the_gate_and_the_agents(acme, tmp_path):
