@@ -12,11 +12,11 @@ from fabric.adapters.clerks import aside
 from fabric.api.door import Door
 from fabric.api.job_calls import count_size, job_id_of
 from fabric.api.keys import Caller
-from fabric.api.messages import amount, at_least, facts_json, request_id, short
+from fabric.api.messages import amount, at_least, facts_json, job_name, request_id
 from fabric.checkpoints import Checkpoints, Manifest
 from fabric.errors import Conflict, FabricError, NotFound
 from fabric.gate.events import JobSpec, RolledBack, Submit
-from fabric.gate.questions import SpecOf
+from fabric.gate.questions import JobOf, SpecOf
 from fabric.gate.views import JobView
 from fabric.units import AccountId, JobId, KeyId
 from fabric.wire import fabric_pb2 as pb
@@ -60,20 +60,23 @@ async def fork(door: Door, caller: Caller, request: pb.ForkRequest) -> pb.Submit
     if not isinstance(spec, JobSpec):
         raise NotFound(f"there is no job {request.job_id!r}", job=request.job_id)
     count_size(door, caller, spec)
-    owner = AccountId(job.account_id)
+    owner = caller.account
+    name = job_name(request.name) if request.name else spec.name
     made = job_id_of(owner, asked)
     step = at_least(0, "step", request.step) if request.HasField("step") else None
     source, target = _of(door, job), door.port.checkpoints_of(owner, made)
-    forked = await door.lengthy.run(caller.counted_as, _forked, source, target, step)
+    # Of a job that there is already nothing is touched: the gate says whether it is this fork, or what it is.
+    is_there = isinstance(await door.port.ask(JobOf(job_id=made, account_id=owner)), JobView)
+    forked = not is_there and await door.lengthy.run(caller.counted_as, _forked, source, target, step)
     event = Submit(
         job_id=made,
         account_id=owner,
         spec=msgspec.structs.replace(
             spec,
             limit_uhs=amount("limit_uhs", request.limit_uhs) if request.limit_uhs else spec.limit_uhs,
-            name=short("name", request.name) or spec.name,
+            name=name,
         ),
-        key_id=KeyId(caller.key_id) if owner == caller.account else None,
+        key_id=KeyId(caller.key_id),
         request_id=asked,
     )
     try:

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from fabric.api.lengthy import ASKED_MAX, EACH, Lengthy
 from fabric.checkpoints import Checkpoints
 from fabric.cli.app import app
-from fabric.errors import Conflict, InsufficientTokens, NotFound
+from fabric.errors import Conflict, InsufficientTokens, InvalidRequest, NotFound
+from fabric.gate.key_scopes import KeyScope
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire.service import METHODS
 
@@ -89,6 +90,41 @@ def test_a_fork_that_the_account_cannot_cover_leaves_nothing_behind(house, job):
     with pytest.raises(InsufficientTokens):
         job.fork(tokens=10_000)
     assert {path for path in house.folder.glob("archive/jobs/acme/*") if any(path.rglob("*"))} == before
+
+
+def test_a_fork_never_writes_where_another_job_saves(house, job):
+    """A job's place follows from its request id, which may be guessed: also by a key that is for its own jobs alone."""
+    other = house.fabric().submit(pow, 2, 3, tokens=1, name="nightly", request_id="nightly")
+    key = house.key("acme", "own", scopes=(KeyScope.JOBS_OWN,))
+    mine = house.fabric(key).submit(pow, 2, 3, tokens=1, name="mine")
+    draft = house.port.checkpoints_of("acme", mine.id).begin(5)
+    draft.put("state", b"poison")
+    house.port.checkpoints_of("acme", mine.id).commit(draft)
+    kept = house.port.checkpoints_of("acme", other.id)
+    copies, plain = [], kept.store.__class__.delete_folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept.store.__class__, "delete_folder", lambda *given: (copies.append(given), plain(*given)))
+        with pytest.raises(Conflict) as refusal:
+            house.client(key).call(pb.ForkRequest(request_id="nightly", job_id=mine.id), pb.SubmitReply)
+    assert refusal.value.code == "request_id_reused"
+    assert not copies, "nothing was put there that had to be taken away"
+    assert not kept.ls()
+
+
+def test_an_operator_who_names_no_customer_forks_nothing(house, job):
+    before = sorted((house.folder / "archive").rglob("*"))
+    with pytest.raises(InvalidRequest) as refusal:
+        house.client(house.root).call(pb.ForkRequest(request_id="f", job_id=job.id), pb.SubmitReply)
+    assert refusal.value.code == "account_required"
+    assert sorted((house.folder / "archive").rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2J", "line\nbreak", "\u202egnp.exe"])
+def test_a_fork_has_a_name_as_any_job_has(house, job, name):
+    with pytest.raises(InvalidRequest) as refusal:
+        house.client().call(pb.ForkRequest(request_id="f", job_id=job.id, name=name), pb.SubmitReply)
+    assert refusal.value.code == "invalid_name"
+    assert len(house.port.gate.state.jobs) == 1
 
 
 def test_a_job_without_checkpoints_cannot_be_forked(house):
