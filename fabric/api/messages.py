@@ -7,6 +7,7 @@ far as it can be without the gate: the gate never sees a value that isn't of its
 import functools
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, TypeVar
@@ -17,6 +18,7 @@ from google.protobuf.message import Message
 from fabric.errors import Fact, InvalidAmount, InvalidRequest
 from fabric.gate.events import HoldMode, JobKind, JobSpec
 from fabric.gate.instructions import Accepted
+from fabric.gate.payments import normal
 from fabric.ledger.scopes import Scope, Service
 from fabric.placement.locality import Dataset
 from fabric.units import INT64_MAX
@@ -57,7 +59,7 @@ def spec_of(spec: pb.JobSpec, *, payload: str) -> JobSpec:
         InvalidRequest: an unknown word, a count below 1, a name that is too long, ...
     """
     return JobSpec(
-        name=_name(spec.name),
+        name=job_name(spec.name),
         kind=word(JobKind, "kind", spec.kind or JobKind.FUNCTION),
         service=word(Service, "service", spec.service or Service.TRAINING),
         accelerators=several("accelerators", spec.accelerators),
@@ -118,6 +120,14 @@ def short(field: str, given: str) -> str:
     return given
 
 
+def reference(field: str, given: str) -> str:
+    """What somebody else calls a payment, in one form however it was pasted: without what nobody sees, spaces and dashes of
+    one kind, letters that differ in nothing but their form as one.
+    """
+    seen = (char for char in unicodedata.normalize("NFKC", short(field, given)) if unicodedata.category(char) != "Cf")
+    return normal("".join("-" if unicodedata.category(char) == "Pd" else char for char in seen))
+
+
 def several(field: str, given: Sequence[str]) -> tuple[str, ...]:
     """A few names."""
     if len(given) > NAMES_MAX:
@@ -163,7 +173,8 @@ def listed(field: str, given: Sequence[str], allowed: Sequence[str]) -> tuple[st
     return tuple(given)
 
 
-def _name(given: str) -> str:
+def job_name(given: str) -> str:
+    """A name that can be shown."""
     if not given or len(given) > NAME_CHARS_MAX or not given.isprintable():
         raise InvalidRequest(
             f"a job's name has 1 to {NAME_CHARS_MAX} printable characters, this one has {len(given)}",

@@ -8,13 +8,24 @@ import msgspec
 from fabric.api.door import Door
 from fabric.api.job_calls import CHUNK_BYTES, chunks
 from fabric.api.keys import Caller
-from fabric.api.messages import accepted, amount, at_least, facts_json, message_of, request_id, several, short, word
+from fabric.api.messages import (
+    accepted,
+    amount,
+    at_least,
+    facts_json,
+    message_of,
+    reference,
+    request_id,
+    several,
+    short,
+    word,
+)
 from fabric.api.serving_calls import calls_of
 from fabric.errors import InvalidRequest, PermissionDenied
 from fabric.gate.events import BuyBundle, Subscribe, TopUp, Unsubscribe
 from fabric.gate.instructions import Accepted
 from fabric.gate.key_scopes import KeyScope
-from fabric.gate.payments import OPERATOR, SANDBOX, normal
+from fabric.gate.payments import OPERATOR, SANDBOX
 from fabric.gate.questions import BalanceOf, CheckpointOf, FreeOf, PricesOf, ReceiptsOf, RecordsOf, StatementOf
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
 from fabric.gate.views import BalanceView
@@ -243,7 +254,7 @@ def _payment_ref(door: Door, given: str) -> str:
     Raises:
         InvalidRequest: there is none, and payments are real here (`payment_ref_missing`).
     """
-    ref = normal(short("payment_ref", given))
+    ref = reference("payment_ref", given)
     if not (ref or door.sandbox_payments):
         raise InvalidRequest(
             "a payment that is booked needs its reference (--payment-ref): what it is called where it was received",

@@ -11,6 +11,7 @@ from fabric.api.messages import (
     at_least,
     identifier,
     message_of,
+    reference,
     request_id,
     scope_of,
     several,
@@ -20,7 +21,6 @@ from fabric.api.messages import (
 from fabric.errors import Conflict, InvalidRequest, NotFound, PermissionDenied
 from fabric.gate.events import ClosePeriod, CreateKey, Grant, NodeDrain, OpenAccount, RecordPayment, RevokeKey, VoidLot
 from fabric.gate.key_scopes import KeyScope
-from fabric.gate.payments import normal
 from fabric.gate.questions import AccountsOf, KeyOf, KeysOf, LeasesOf, NodesOf, OpenUsageOf
 from fabric.gate.serving_events import SettleUsage, WriteOffUsage
 from fabric.gate.views import KeyView
@@ -143,7 +143,7 @@ async def record_payment(door: Door, _: Caller, request: pb.RecordPaymentRequest
     event = RecordPayment(
         account_id=AccountId(request.account_id),
         amount_microcny=at_least(1, "amount_microcny", request.amount_microcny),
-        payment_ref=normal(short("payment_ref", request.payment_ref)),
+        payment_ref=reference("payment_ref", request.payment_ref),
         request_id=request_id(request.request_id),
     )
     return accepted(await door.gate.decide(event))

@@ -19,6 +19,19 @@ NOW = dt.datetime(2026, 11, 25, 12, tzinfo=dt.UTC)
 DAY_US = 86_400_000_000
 
 
+@pytest.mark.parametrize(
+    "again", ["PAY\u200b-1", "\ufeffPAY-1", "PAY\u00a0-1", "PAY\u20111", "\uff30\uff21\uff39-1", "PAY-1\u00ad"]
+)
+def test_a_reference_is_the_same_however_it_was_pasted(make_house, again):
+    """What comes from a bank's page has characters that nobody sees, or forms of letters that look alike."""
+    house = make_house()
+    client, once = house.client(house.root, account="acme"), "PAY -1" if "\u00a0" in again else "PAY-1"
+    for number, ref in enumerate((once, again)):
+        client.call(pb.TopUpRequest(request_id=f"r{number}", amount_uhs=UHS_PER_CT, payment_ref=ref), pb.Accepted)
+    lots = client.call(pb.BalanceRequest(), pb.BalanceReply).lots
+    assert sum(lot.granted_uhs for lot in lots) == 101 * UHS_PER_CT
+
+
 def test_a_purchase_says_what_it_cost_how_long_it_is_good_and_what_there_is_now(house):
     bought = house.fabric().top_up("12.5")
     assert (bought.bought_uhs, bought.price_microcny) == (12.5 * UHS_PER_CT, 6_250_000)
