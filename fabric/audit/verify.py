@@ -250,6 +250,7 @@ class _Books:
         self.held, self.balances = defaultdict[str, int](int), defaultdict[tuple[str, str], int](int)
         self.requests: defaultdict[str, dict[Any, tuple[Any, Any, int]]] = defaultdict(dict)
         self.ended: set[str] = set()
+        self.ending = (0, "")  # the entry that ends a hold, and which: those that continue it may move it still
         self.opened: set[str] = set()
         self.calls, self.leases, self.lots = _Calls(counts), _Leases(counts), _Lots()
         self.transfer_id = self.at_us = 0
@@ -264,6 +265,9 @@ class _Books:
         event, outcome = entry["event"] or {"event": ""}, entry["outcome"] or {"outcome": ""}
         self.counts["refusals"] += outcome["outcome"] == "refused"
         self._request(seq, event, outcome, entry["transfers"])
+        if self.ending[1] and entry.get("continues") != self.ending[0]:
+            self.ended.add(self.ending[1])
+            self.ending = (0, "")
         self.leases.learn(event, outcome)
         self.lots.learn(event, outcome)
         for transfer in entry["transfers"]:
@@ -272,7 +276,7 @@ class _Books:
         self.calls.post(seq, event, outcome, entry)
         self.leases.post(seq, entry)
         if event["event"] in ("settle_hold", "release_hold") and outcome["outcome"] == "accepted":
-            self.ended.add(event["hold_id"])
+            self.ending = (seq, event["hold_id"])
 
     def _request(self, seq: int, event: dict[str, Any], outcome: dict[str, Any], transfers: list[Any]) -> None:
         """A request id that got a yes gets it again for 32 days, and moves nothing; a refused one is decided anew."""

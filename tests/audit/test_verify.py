@@ -14,6 +14,8 @@ from fabric.audit import export, verify
 from fabric.audit.checkpoint import Signer, new_private_key
 from fabric.audit.merkle import ProofTree, leaf_hash
 from fabric.audit.verify import main, verify_export
+from fabric.gate.events import Authorize, SettleHold
+from tests.audit.conftest import CT, USE
 
 KEY = bytes(range(32))
 ORIGIN = "fabric.example/test"
@@ -194,6 +196,19 @@ async def test_a_hold_that_ends_twice_is_found(log):
         json.dumps({**last, "transfers": [*last["transfers"], again]}, separators=(",", ":")).encode(),
     ]
     assert "which had ended" in verify_export(whole_export(forged)).problem
+
+
+async def test_a_hold_that_lapses_with_anothers_just_before_it_is_settled_is_no_fault(log):
+    """One decision, several entries: its own ends the hold, and the next ones give back and capture what it held."""
+    for account in ("beta", "acme"):
+        await log.write(
+            [Authorize(hold_id=f"{account}-late", account_id=account, amount_uhs=CT, use=USE, ttl_us=60_000_000)]
+        )
+    log.clock.advance(seconds=3_600)
+    await log.write([SettleHold(hold_id="acme-late", account_id="acme", seq=1, used_uhs=CT // 2)])
+    for account in (None, "acme", "beta"):
+        report = verify_export(await log.export(account), trusted_key=log.auditor.verifier_key)
+        assert report.ok, report
 
 
 async def test_a_request_that_is_booked_twice_or_answered_otherwise_is_found(log):
