@@ -470,7 +470,8 @@ class Writer(Generic[C]):
             f"`fabric up --replay-from {size}` ({f'from the snapshot at entry {size}' if size else 'the whole journal'})"
             for size in left
         )
-        remedy = f"start with {ways}" if left else "start the version that wrote it, or report this with the journal"
+        first = f"start with {ways}. Where another version wrote it" if left else "if another version wrote it"
+        remedy = f"{first}, start that one, end it with `fabric down`, and start this one then; or report this with the journal"
         facts = error.facts if isinstance(error, JournalCorrupt) else {}
         return JournalCorrupt(
             f"{error}. Replayed from {where}; {head.size} entries are there, and nothing was changed or deleted: {remedy}",

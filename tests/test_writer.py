@@ -233,6 +233,18 @@ async def test_a_start_that_fails_on_replay_names_a_command_that_starts(world):
     assert await stuck.submit([hold()]) == [Accepted(held_uhs=11)]
 
 
+async def test_a_journal_of_a_version_that_decided_otherwise_names_a_way_that_works(world):
+    await (await world.start()).submit([hold()])
+    other = {"restore": lambda state: Counting(state, skew=1), "clock": world.clock, "carry_out": world.carry_out}
+    stuck = Writer(Journal(world.path), **other)
+    for replay_from in (None, 0):
+        with pytest.raises(JournalCorrupt, match="another version wrote it, start that one, end it with `fabric down`"):
+            await stuck.start(replay_from=replay_from)
+    await (await world.start()).close()
+    upgraded = await world.start(restore=other["restore"])
+    assert (upgraded.core.held, upgraded.head.size) == (1, 1)
+
+
 async def test_a_start_from_a_chosen_snapshot_that_fails_names_the_others(world):
     writer = await world.start(snapshot_every=4)
     for _ in range(10):

@@ -8,11 +8,13 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final, Protocol
 
+from msgspec.structs import replace
+
 from fabric.adapters.entries import Recorded, decode_entry, entries_of
 from fabric.adapters.journal import Entry
 from fabric.errors import JournalCorrupt
 from fabric.gate.events import AnyEvent
-from fabric.gate.instructions import Decision
+from fabric.gate.instructions import Accepted, Decision
 
 REPLAY_DIFFERS: Final = "replay_differs"
 _SHOWN: Final = 2_000
@@ -50,7 +52,7 @@ class Replay:
             decision = self._core.handle(recorded.event, recorded.at_us)
             self._expected.extend(entries_of(entry.seq, at_us=recorded.at_us, event=recorded.event, decision=decision))
         again = self._expected.popleft() if self._expected else None
-        if again is None or (again.leaf != entry.leaf and decode_entry(again.leaf) != recorded):
+        if again is None or (again.leaf != entry.leaf and not _is_said_by(recorded, decode_entry(again.leaf))):
             seq = again.seq if again else entry.seq
             raise _differs(seq, written=entry.leaf, decided=again.leaf if again else b"")
         return decision
@@ -75,6 +77,15 @@ def read_entry(entry: Entry) -> Recorded:
     if recorded.seq != entry.seq:
         raise JournalCorrupt(f"entry {entry.seq} says that it is number {recorded.seq}", seq=entry.seq)
     return recorded
+
+
+def _is_said_by(written: Recorded, decided: Recorded) -> bool:
+    """Whether it is the same decision. A newer version may state more facts of it: all that was stated must be the same."""
+    before, now = written.outcome, decided.outcome
+    if isinstance(before, Accepted) and isinstance(now, Accepted):
+        known = {name: fact for name, fact in now.facts.items() if name in before.facts}
+        decided = replace(decided, outcome=replace(now, facts=known))
+    return decided == written
 
 
 def _differs(seq: int, *, written: bytes, decided: bytes) -> JournalCorrupt:

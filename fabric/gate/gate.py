@@ -9,7 +9,6 @@ Ideas: dask's worker state machine (events in, instructions out), TigerBeetle (i
 RFC 8506 (two-phase credit control), Borg (one code base for the live and the simulated world).
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Self, assert_never
 
@@ -21,6 +20,7 @@ from fabric.gate import (
     consequences,
     credit,
     derived,
+    holds,
     idempotency,
     jobs,
     leases,
@@ -87,7 +87,6 @@ from fabric.ledger import Book
 from fabric.placement import PlacementState
 from fabric.units import AccountId, JobId
 
-_encode = msgspec.json.Encoder().encode
 _ACCEPTED = Accepted()
 
 
@@ -97,6 +96,7 @@ class Gate:
     def __init__(self, state: GateState | None = None) -> None:
         self._core = Core(state or GateState(book=Book(), placement=PlacementState()))
         idempotency.index(self._core)
+        holds.note_waiting(self._core)
 
     @property
     def state(self) -> GateState:
@@ -114,7 +114,7 @@ class Gate:
         core.begin(now_us)
         request_id: str = getattr(event, "request_id", "")
         name = idempotency.known_as(getattr(event, "account_id", None), request_id)
-        digest = hashlib.sha256(_encode(event)).digest() if request_id else b""
+        digest = idempotency.digest_of(event) if request_id else b""
         if request_id and (before := idempotency.recall(core, name, now_us=core.now_us)):
             core.now_us = core.state.now_us = before_us
             return Decision(outcome=before.outcome if before.digest == digest else _reused(request_id), kept=False)

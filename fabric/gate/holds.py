@@ -89,6 +89,14 @@ def wait(core: Core, job: Job) -> int:
     return short_uhs
 
 
+def note_waiting(core: Core) -> None:
+    """Of a snapshot from before holds knew whether anything runs on them: those of jobs on no lease wait."""
+    for job in core.state.jobs.values():
+        hold = core.book.holds.get(job.hold_id) if job.hold_id and job.lease_id is None else None
+        if hold is not None and not hold.waiting:
+            core.book.note_waiting(hold, now_us=core.now_us)
+
+
 def run(core: Core, job: Job) -> None:
     """The job has a lease: what it holds stays good until that ends."""
     assert job.hold_id is not None

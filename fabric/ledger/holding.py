@@ -123,6 +123,14 @@ class Holding(Till, kw_only=True, dict=True):
             self._just_shrunk.pop()
         return short
 
+    def note_waiting(self, hold: Hold, *, now_us: int) -> None:
+        """Nothing has run on the open hold for long: the next event, not before, lets go of what it holds of expired lots."""
+        hold.waiting = True
+        self._watch(hold)
+        if hold.stale_at_us is not None and hold.stale_at_us < now_us:
+            hold.stale_at_us = now_us
+            self._deadlines.watch_hold(hold)
+
     def run(self, hold_id: str) -> None:
         """Something runs on the open hold: what it holds stays good until that ends."""
         hold = self.holds[hold_id]

@@ -81,6 +81,28 @@ async def test_a_journal_from_before_there_were_calls_replays_to_the_same_gate(l
     assert replayed(old).snapshot() == log.writer.core.snapshot()
 
 
+def with_facts(entry, change):
+    """The entry with other facts in its answer."""
+    said = json.loads(entry.leaf)
+    change(said["outcome"]["facts"])
+    return msgspec.structs.replace(entry, leaf=json.dumps(said, separators=(",", ":")).encode())
+
+
+async def test_a_decision_that_is_told_with_more_facts_is_the_same(log):
+    """A gate that was killed before an upgrade has decided so, though its version stated less of it."""
+    entries = await entries_of(log)
+    told = [
+        at for at, entry in enumerate(entries) if b'"price_microcny":' in entry.leaf and b'"facts":{"' in entry.leaf
+    ]
+    assert told
+    older = [with_facts(entry, dict.clear) if at in told else entry for at, entry in enumerate(entries)]
+    assert replayed(older).snapshot() == log.writer.core.snapshot()
+    at = told[0]
+    entries[at] = with_facts(entries[at], lambda facts: facts.update(price_microcny=facts["price_microcny"] + 1))
+    with pytest.raises(JournalCorrupt, match=f"entry {at} "):
+        replayed(entries)
+
+
 async def test_a_snapshot_from_before_there_were_models_is_read(log):
     state = msgspec.msgpack.decode(log.writer.core.snapshot())
     del state["models"], state["calls"], state["calls_of"]

@@ -1,12 +1,14 @@
 """Stories of lots that expire while they are held: good until what runs on them ends, and not a day longer."""
 
+import msgspec
 import pytest
 
+from fabric.gate import Gate
 from fabric.gate.events import Grant, HoldMode, NodeDown, Subscribe, Tick
 from fabric.gate.serving_events import Authorize, SettleHold, UpdateHold
 from fabric.ledger import Origin, Scope, Service, Use
 from tests.gate.conftest import Story, finished, metered, node, removed, started, submit, top_up
-from tests.gate.world import DAY, S
+from tests.gate.world import DAY, T0, S
 
 DAYS_30 = 30 * 86_400
 USE = Use(service=Service.INFERENCE, accelerators=("H100",))
@@ -55,6 +57,28 @@ def test_a_queued_job_whose_tokens_expired_waits_for_others_and_never_starts_on_
     assert story.job().attempts == 0
     story.must(top_up(500))
     assert (story.job().state, story.job().attempts) == ("starting", 1)
+
+
+@pytest.mark.parametrize("upgraded_at", [3_600, DAYS_30 + 3_600])
+def test_after_an_upgrade_a_queued_job_keeps_no_expired_lot_either(story, upgraded_at):
+    """Older snapshots don't say that nothing runs on its hold: it is held anew of what is good, once it must be."""
+    busy(story)
+    story.must(submit(limit=400 * S))
+    story.must(granted(5_000, 300))
+    state = msgspec.msgpack.decode(story.gate.snapshot())
+    state["now_us"] = T0 + upgraded_at * S
+    for hold in state["book"]["holds"].values():
+        del hold["waiting"], hold["stale_at_us"]
+    for name, lot in state["book"]["lots"].items():
+        if upgraded_at > DAYS_30 and lot["account_id"] == "ada" and lot["free_uhs"] and name == "lot-1":
+            lot["expired_uhs"], lot["free_uhs"] = lot["free_uhs"], 0
+    story.gate = Gate.restore(msgspec.msgpack.encode(state))
+    again = Gate.restore(story.gate.snapshot())
+    decision = story.gate.handle(Tick(), T0 + (DAYS_30 + 7_200) * S)
+    assert again.handle(Tick(), T0 + (DAYS_30 + 7_200) * S) == decision
+    moves = [(one.kind, one.flags) for one in decision.transfers if one.ref == "j#1"]
+    assert moves == [("expire", ("anew",)), ("hold", ("anew",))]
+    assert (story.job().state, story.job().held_uhs) == ("queued", 400 * S)
 
 
 def test_what_runs_keeps_its_lot_until_its_lease_ends(story):

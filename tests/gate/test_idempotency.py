@@ -1,10 +1,12 @@
 """What is remembered of requests: a yes for 32 days, a no not at all; and what is no news leaves no trace."""
 
+import hashlib
+
 import msgspec
 import pytest
 
 from fabric.gate import Gate
-from fabric.gate.events import Cancel, Grant, Submit, TopUp
+from fabric.gate.events import BuyBundle, Cancel, CreateKey, Grant, OpenAccount, Submit, Subscribe, TopUp
 from fabric.gate.idempotency import EACH_MAX, REMEMBERED_US
 from fabric.gate.instructions import Accepted, Refusal
 from fabric.gate.state import Answered
@@ -85,6 +87,44 @@ def test_answers_of_an_older_snapshot_count_from_when_it_was_made(story):
     assert older.state.answered["ada/r"] == story.gate.state.answered["ada/r"]
     assert isinstance(older.state.answered["ada/r"], Answered)
     assert older.handle(named(1), story.now_us).transfers == ()
+
+
+BEFORE = (
+    (
+        TopUp(account_id="ada", amount_uhs=5 * S, request_id="r"),
+        b'{"event":"top_up","account_id":"ada","amount_uhs":5000000,"payment_ref":"","request_id":"r"}',
+    ),
+    (
+        BuyBundle(account_id="ada", bundle="small", request_id="r"),
+        b'{"event":"buy_bundle","account_id":"ada","bundle":"small","payment_ref":"","request_id":"r"}',
+    ),
+    (
+        Subscribe(account_id="ada", subscription="flat", request_id="r"),
+        b'{"event":"subscribe","account_id":"ada","subscription":"flat","request_id":"r"}',
+    ),
+    (
+        CreateKey(key_id="k", account_id="ada", secret_sha256="s", request_id="r"),
+        (
+            b'{"event":"create_key","key_id":"k","account_id":"ada","secret_sha256":"s","name":"","operator":false,'
+            b'"limit_uhs":null,"expires_at_us":null,"made_with":null,"request_id":"r"}'
+        ),
+    ),
+    (
+        OpenAccount(account_id="ada", name="Ada", plan="pro", request_id="r"),
+        b'{"event":"open_account","account_id":"ada","name":"Ada","plan":"pro","credit_limit_uhs":0,"request_id":"r"}',
+    ),
+)
+"""Requests, and how they were written before their events had more fields."""
+
+
+@pytest.mark.parametrize(("event", "written"), BEFORE, ids=[type(event).__name__ for event, _ in BEFORE])
+def test_a_request_that_is_repeated_after_an_upgrade_gets_its_first_answer(story, event, written):
+    first = Answered(hashlib.sha256(written).digest(), Accepted(granted_uhs=7))
+    state = msgspec.msgpack.decode(story.gate.snapshot())
+    state["answered"] = {"ada/r": msgspec.msgpack.decode(msgspec.msgpack.encode(first))[:2]}
+    upgraded = Gate.restore(msgspec.msgpack.encode(state))
+    decision = upgraded.handle(event, story.now_us)
+    assert (decision.outcome, decision.transfers) == (first.outcome, ())
 
 
 @pytest.mark.parametrize("kept", [True, False])
