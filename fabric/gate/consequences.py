@@ -17,8 +17,8 @@ _FREES: Final = frozenset({"top_up", "bundle", "subscription", "grant", "release
 
 def nothing_is_due(core: Core) -> bool:
     """Whether `let_time_pass` has nothing to do now."""
-    dues = (core.renewal_due_us, core.book.next_due_us())
-    return all(due is None or due > core.now_us for due in dues)
+    now_us, renewal_us, due_us = core.now_us, core.renewal_due_us, core.book.next_due_us()
+    return (renewal_us is None or renewal_us > now_us) and (due_us is None or due_us > now_us)
 
 
 def let_time_pass(core: Core) -> None:
