@@ -23,7 +23,8 @@ import structlog
 from fabric.errors import FabricError, InvalidRequest, RateLimited, Unavailable
 from serving import limits
 
-_START_S: Final = 120.0
+_START_S: Final = 600.0
+"""It loads what an engine does; on a machine that is very busy that takes minutes, and it would begin anew each time."""
 _LINE_MAX: Final = 1 << 20
 _SCRIPT: Final = "import sys; sys.path[:0] = sys.argv[1:]; from serving.grammar_process import main; main()"
 

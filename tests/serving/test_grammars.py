@@ -2,11 +2,12 @@
 
 import asyncio
 import sys
+import time
 
 import pytest
 
 from fabric.errors import InvalidRequest, RateLimited, Unavailable
-from serving import limits
+from serving import grammar_process, limits
 from serving.grammars import Grammars
 
 SCRIPT = """
@@ -101,3 +102,21 @@ async def test_a_process_that_does_not_start_is_said_to_be_away():
     with pytest.raises(Unavailable, match="can't be compiled now"):
         await broken.check("ann", {"regex": "a"})
     await broken.close()
+
+
+class SlowAtFirst:
+    """A grammar whose first look costs a new process as much as its memory does, and the next ones nothing."""
+
+    def __init__(self, slow):
+        self.slow = slow
+
+    def fill_bitmask(self, _mask, _at):
+        self.slow -= 1
+        until = time.thread_time() + 2 * limits.GRAMMAR_STEP_S
+        while self.slow >= 0 and time.thread_time() < until:
+            pass
+
+
+def test_a_grammar_is_slow_where_it_stays_slow_not_at_its_first_look():
+    assert grammar_process._filled_in(SlowAtFirst(1), None) < limits.GRAMMAR_STEP_S
+    assert grammar_process._filled_in(SlowAtFirst(10**6), None) > limits.GRAMMAR_STEP_S
