@@ -276,7 +276,9 @@ class Auditor:
     def _expire_held(self, transfer, lost):
         """Only of lots that have expired, or whose subscription goes on with others; what is left of one, or what is named."""
         hold = self.holds[transfer.ref]
-        shares = {share.lot_id: share.amount_uhs for share in transfer.lots}
+        shares = defaultdict(int)
+        for share in transfer.lots:  # a hold may have several parts of a lot
+            shares[share.lot_id] += share.amount_uhs
         assert sum(shares.values()) == lost
         for lot_id, part in shares.items():
             lot = self.lot(lot_id)
