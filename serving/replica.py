@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import secrets
 import ssl
 import sys
 import threading
@@ -23,6 +24,7 @@ from ray import serve
 
 from fabric import logs
 from fabric.adapters.archive import Archive
+from fabric.adapters.guarded import Admitted, Guarded, sealed
 from fabric.api.tls import ensure_certificate
 from fabric.charging.rates import Rate
 from fabric.errors import FabricError, Unavailable
@@ -35,6 +37,7 @@ from serving.pool import BUSY, LOADING, STUCK_S, Standing
 from serving.sources import folder_of
 
 _BUNDLE_SHARE: Final = 0.001
+_SECRET_BYTES: Final = 32
 _LINES_KEPT: Final = 30
 _READY_S: Final = 900
 _HEALTH_EVERY_S: Final = 5
@@ -61,36 +64,31 @@ class Door(msgspec.Struct, frozen=True, kw_only=True):
     gateways_at: str = ""
 
 
-@serve.deployment
-class ReplicaActor:
-    """What Serve runs. Built in its event loop; `__del__` is Serve's word for an orderly end. The engine and its listener
-    have a loop of their own, so that Serve and the pool have an answer while that one is busy.
+class Opened:
+    """What is in a replica's actor. Made in its event loop, and begins at once to load its model: also where Serve has
+    restarted the actor in place, and the pool looks at it. The engine and its listener have a loop of their own, so that
+    Serve and the pool have an answer while that one is busy.
     """
 
-    def __init__(self, spec: bytes, door: bytes, archive: Archive | None = None) -> None:
-        logs.plain()
-        logs.make_written_private()
-        self._door = msgspec.json.decode(door, type=Door)
-        self._spec = _reachable(msgspec.json.decode(spec, type=ReplicaSpec), self._door.gateways_at)
-        self._archive = archive
+    def __init__(self, spec: ReplicaSpec, door: Door, archive: Archive | None = None) -> None:
+        self._door, self._archive = door, archive
+        self._spec = _reachable(spec, door.gateways_at)
         self._listener: Listener | None = None
         self._thread = EventThread("engine")
-        self._opening: asyncio.Task[None] | None = None
         self._settling: asyncio.Task[int] | None = None
         self._failure = ""
+        self._opening = asyncio.create_task(self._open())
 
     async def open(self) -> bytes:
-        """Load the model, if that hasn't begun; the `Standing` when it is ready.
+        """Wait until the model is loaded; the `Standing`.
 
         Raises:
             Unavailable: it could not be loaded; the message ends with the engine's last lines.
         """
-        if self._opening is None:
-            self._opening = asyncio.create_task(self._open())
         await asyncio.shield(self._opening)
-        return self.look()
+        return await self.look()
 
-    def look(self) -> bytes:
+    async def look(self) -> bytes:
         """The `Standing`, as JSON."""
         listener = self._listener
         if listener is None:
@@ -120,10 +118,8 @@ class ReplicaActor:
 
     async def check_health(self) -> None:
         """Serve asks this every few seconds; an error has the replica restarted in place. One that is busy is not: its loop
-        is waited for, for minutes. After a restart nobody calls `open`: it opens itself.
+        is waited for, for minutes.
         """
-        if self._opening is None:
-            self._opening = asyncio.create_task(self._open())
         if self._opening.done() and self._opening.exception() is not None:
             raise Unavailable(self._failure, code="load_failed")
         if self._listener is not None:
@@ -137,9 +133,6 @@ class ReplicaActor:
         settled = await self._thread.run(listener.close(drain_s=drain_s))
         await self._thread.stop()
         return settled
-
-    async def __del__(self) -> None:
-        await self.close(drain_s=0.0)
 
     async def _open(self) -> None:
         log, profile = _prepared(self._spec, self._door)
@@ -157,6 +150,30 @@ class ReplicaActor:
         ledger = GrpcLedger(profile)
         self._listener = await Listener.open(msgspec.structs.replace(self._spec, folder=str(folder)), ledger)
         self._settling = asyncio.create_task(settle_left(state_dir, ledger))
+
+
+@serve.deployment
+class ReplicaActor(Guarded):
+    """What Serve runs. What it is started with is kept in Ray's store, where jobs can read it: so it is sealed, and only who
+    knows the replica's secret can have anything of it. `__del__` is Serve's word for an orderly end.
+    """
+
+    INSIDE = Opened
+    TENANTS = True
+    """Serve's own pickles name classes of Serve."""
+
+    def __init__(self, closed: bytes, digest: bytes) -> None:
+        super().__init__(closed, digest)
+        logs.make_written_private()
+
+    async def check_health(self) -> None:
+        """As `Opened` has it; nothing is wrong before anybody has told the secret."""
+        if self._inside is not None:
+            await self._inside.check_health()
+
+    async def __del__(self) -> None:
+        if self._inside is not None:
+            await self._inside.close(drain_s=0.0)
 
 
 async def _repriced(listener: Listener, rate: Rate) -> None:
@@ -235,7 +252,7 @@ class ServeSite:
             mark: of this host and those that were before it here, by which their applications are known.
         """
         self._door, self._ray_address, self._archive, self._mark = door, ray_address, archive, mark
-        self._handles: dict[str, Any] = {}
+        self._handles: dict[str, Admitted] = {}
         self._joining = threading.Lock()
         self._joined = False
 
@@ -267,9 +284,10 @@ class ServeSite:
             graceful_shutdown_timeout_s=20,
             ray_actor_options={**options, "runtime_env": {"env_vars": variables}},
         )
-        app = deployment.bind(msgspec.json.encode(spec), msgspec.json.encode(self._door), self._archive)
+        secret = secrets.token_bytes(_SECRET_BYTES)
+        app = deployment.bind(*sealed(secret, spec, self._door, self._archive))
         try:
-            handle = serve.run(app, name=self._app(spec.replica_id), route_prefix=None)
+            handle = Admitted(serve.run(app, name=self._app(spec.replica_id), route_prefix=None), secret)
             handle.open.remote().result(timeout_s=_READY_S)
         except Exception as error:  # noqa: BLE001 - Ray wraps it in whatever
             raise _own(error) from None
