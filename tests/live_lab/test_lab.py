@@ -117,8 +117,18 @@ def test_a_gate_is_stopped_only_when_asked_and_the_next_one_finds_its_jobs(lab):
         assert_billed(fabric, job)
 
 
+def test_a_door_with_another_signing_key_is_not_let_in_front_of_this_gate(lab):
+    other = lab.run("up", "--config", lab.config(), "--state-dir", lab.place / "stranger", code=6)["error"]
+    assert other["code"] == "other_gate"
+    assert "another signing key" in other["message"]
+    assert "fabric down --gate" in other["message"]
+
+
 def test_a_door_with_another_archive_is_not_let_in_front_of_this_gate(lab):
-    other = lab.run("up", "--config", lab.config(prefix="other"), "--state-dir", lab.place / "other", code=6)["error"]
+    config = lab.config(prefix="other")
+    with config.open("a") as file:
+        file.write(f"signing_key: {lab.place / 'state' / 'signing.key'}\n")
+    other = lab.run("up", "--config", config, "--state-dir", lab.place / "other", code=6)["error"]
     assert other["code"] == "other_gate"
     assert "another archive" in other["message"]
     assert "fabric down --gate" in other["message"]
