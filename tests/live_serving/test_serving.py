@@ -115,6 +115,10 @@ def _runs_replica(process, lease):
         return False
 
 
+def _is_engine(process):
+    return "EngineCore" in process.name() or "VLLM" in process.name()
+
+
 def test_a_model_that_cannot_be_loaded_says_why_and_gives_its_lease_back(service, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     rates = [pb.Rate(input_uhs_per_mtok=1, cached_uhs_per_mtok=1, output_uhs_per_mtok=1, reasoning_uhs_per_mtok=1)]
@@ -205,7 +209,8 @@ def test_a_fabric_that_goes_down_leaves_no_process_of_an_engine(service):
     """The last test of this folder."""
     service.until({"ready"})
     family = psutil.Process(service.found.pid).children(recursive=True)
-    engines = [each for each in psutil.process_iter() if "EngineCore" in each.name() or "VLLM" in each.name()]
+    assert any(_is_engine(each) for each in family)
+    engines = [each for each in psutil.process_iter() if _is_engine(each) and each.ppid() == 1]
     house.down(service.place)
     _, alive = psutil.wait_procs([*family, *engines], timeout=20)
     ours = [each for each in alive if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
