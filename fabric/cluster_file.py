@@ -50,7 +50,8 @@ def read_yaml(file: Path) -> Any:
     try:
         return yaml.load(file.read_text(encoding="utf-8"), Loader=_OnceOnlyLoader)  # noqa: S506 (it is a SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidConfig(f"{file}: can't be read: {error}", file=str(file), path="") from None
+        why = getattr(error, "strerror", None) or error  # without the file's name once more
+        raise InvalidConfig(f"{file}: can't be read: {why}", file=str(file), path="") from None
     except yaml.YAMLError as error:
         raise InvalidConfig(f"{file}: is not valid YAML: {_in_one_line(error)}", file=str(file), path="") from None
 

@@ -142,7 +142,8 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"can't read {file}: {error}", code="no_export") from None
+        why = getattr(error, "strerror", None) or error  # without the file's name once more
+        raise InvalidRequest(f"can't read {file}: {why}", code="no_export") from None
 
 
 def _size_of(file: Path) -> int:

@@ -11,7 +11,7 @@ from fabric.client import facts_of, new_request_id
 from fabric.units import format_cny, format_ct, parse_cny, parse_ct
 from fabric.wire import fabric_pb2 as pb
 
-app = typer.Typer(help="For operators: accounts, nodes, leases, periods.", no_args_is_help=True)
+app = typer.Typer(help="For operators: accounts, payments, nodes, leases, periods, models.", no_args_is_help=True)
 
 _US_PER_S: Final = 1_000_000
 _US_PER_DAY: Final = 86_400 * _US_PER_S

@@ -125,8 +125,9 @@ def _tell_limits(config: ClusterConfig) -> Finding:
     limits, others = config.limits, Limits()
     said = [
         f"an account: {limits.requests_per_s} requests a second, {others.calls} calls, {others.streams} streams",
-        f"{others.log_bytes_per_s // _MIB} MiB of logs a second, {limits.blobs_bytes // _MIB} MiB of blobs",
-        f"({others.blobs_bytes_without_tokens // _MIB} without tokens), {GOOD_MAX} keys",
+        f"{others.log_bytes_per_s // _MIB} MiB of logs a second",
+        f"{limits.blobs_bytes // _MIB} MiB of blobs ({others.blobs_bytes_without_tokens // _MIB} MiB without tokens)",
+        f"{GOOD_MAX} keys",
     ]
     if config.serving is not None:
         said.append(f"{config.serving.limits.requests_per_s} requests a second of models at each gateway")

@@ -231,7 +231,8 @@ class Job:
     def _unopened(self, job: pb.Job, parcel: Parcel) -> PermissionDenied:
         operator = job.shown_to_operator or bool(self._client.profile.account)
         remedy = (
-            "an operator opens none; ask the customer"
+            "an operator opens none; ask the customer, or submit such a job, and read it, with a key of the account's"
+            " (`fabric keys create`)"
             if operator
             else f"use the key that submitted the job, {job.key_id or 'which is not known'}, or say trust=True (--trust) if you"
             " trust its code as your own"

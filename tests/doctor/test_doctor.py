@@ -396,5 +396,5 @@ def test_the_doctor_says_what_one_account_and_one_address_may_ask_for(tmp_path):
         f"name: x\nray: {{mode: local, nodes: {nodes}}}\nlimits: {{requests_per_s: 77, blobs_bytes: 2097152}}\n"
     )
     (finding,) = [finding for finding in diagnose(load_cluster(file)) if finding.name == "limits"]
-    for said in ("77 requests a second", "2 MiB of blobs", "256 keys", "256 connections"):
+    for said in ("77 requests a second", "2 MiB of blobs (64 MiB without tokens), 256", "256 keys", "256 connections"):
         assert said in finding.found

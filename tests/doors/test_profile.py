@@ -50,5 +50,15 @@ def test_a_profile_that_is_not_there_is_named(home):
         load_profile(environ={**home, "FABRIC_PROFILE": "lab"})
 
 
+def test_a_missing_key_is_asked_for_from_where_the_address_is(home):
+    with pytest.raises(InvalidConfig, match=r"no address given: set FABRIC_ADDRESS.* or run `fabric up --local`"):
+        load_profile(environ=home)
+    with pytest.raises(InvalidConfig) as away:
+        load_profile(environ={**home, "FABRIC_ADDRESS": "lab:7433"})
+    assert away.value.code == "no_api_key"
+    assert "set FABRIC_API_KEY to a key of your account at lab:7433" in away.value.message
+    assert "fabric up" not in away.value.message
+
+
 def test_a_profile_never_shows_its_key():
     assert "secret" not in repr(Profile(address="a:1", api_key="secret"))
