@@ -103,6 +103,7 @@ def up(
             if found.dashboard and found.ray_token
             else found.dashboard or "–",
             "models": found.endpoint or "–",
+            "signs": f"{found.verifier_key} (publish it: customers verify exports with --key)",
             "state": found.state_dir,
             "profile": f"{file} ({profile})",
             "next": NEXT if found.account and found.payments != "operator" else NEXT_WITH_CUSTOMERS,
