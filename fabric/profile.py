@@ -59,7 +59,9 @@ def load_profile(given: Profile | None = None, *, environ: Mapping[str, str] = o
     for missing in ("address", "api_key"):
         if not getattr(merged, missing):
             started = f", or run `fabric up --local`, which writes {profile_file(environ)}"
-            elsewhere = f" to a key of your account at {merged.address}: whoever runs it makes one by `fabric keys create`"
+            elsewhere = (
+                f" to a key of your account at {merged.address}: whoever runs it makes one by `fabric keys create`"
+            )
             raise InvalidConfig(
                 f"no {missing} given: set FABRIC_{missing.upper()}{elsewhere if merged.address else started}",
                 code=f"no_{missing}",

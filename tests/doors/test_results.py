@@ -83,7 +83,9 @@ def test_nobody_but_the_key_that_submitted_opens_an_exception(readers, raised, m
 
 def test_an_operator_opens_no_pickle_however_much_it_trusts(readers, returned, raised, mark):
     for who in ("an operator", "an operator for the customer"):
-        with pytest.raises(PermissionDenied, match=r"an operator opens none.*a key of the account's.*fabric keys create"):
+        with pytest.raises(
+            PermissionDenied, match=r"an operator opens none.*a key of the account's.*fabric keys create"
+        ):
             readers[who].job(returned).result(timeout=20, trust=True)
         assert readers[who].job(raised).exception(timeout=20, trust=True).__cause__ is None
     assert not mark.exists()
