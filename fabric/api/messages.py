@@ -177,7 +177,8 @@ def job_name(given: str) -> str:
     """A name that can be shown."""
     if not given or len(given) > NAME_CHARS_MAX or not given.isprintable():
         raise InvalidRequest(
-            f"a job's name has 1 to {NAME_CHARS_MAX} printable characters, this one has {len(given)}",
+            f"a job's name has 1 to {NAME_CHARS_MAX} characters, each printable and in one line: this one has {len(given)},"
+            f" and {sum(not letter.isprintable() for letter in given)} that can't be printed. Choose another name",
             code="invalid_name",
         )
     return given

@@ -264,11 +264,15 @@ def _us(moment: dt.datetime) -> int:
 
 
 def _name_of(job: Work) -> str:
+    """A name that the fabric takes, whatever the command or the function: in one line, of what can be printed."""
     if callable(job):
-        return str(getattr(job, "__name__", type(job).__name__))
-    if isinstance(job, str | os.PathLike):
-        return os.path.basename(job)  # noqa: PTH119  # of a path that may be on another machine
-    return " ".join(job)[:80]
+        whole = str(getattr(job, "__name__", type(job).__name__))
+    elif isinstance(job, str | os.PathLike):
+        whole = os.path.basename(job)  # noqa: PTH119  # of a path that may be on another machine
+    else:
+        whole = " ".join(map(str, job))
+    seen = "".join(letter if letter.isprintable() else " " for letter in whole)
+    return " ".join(seen.split())[:_NAME_CHARS].rstrip() or "job"
 
 
 def _command_of(job: str | os.PathLike[str] | Sequence[str], args: Sequence[object]) -> list[str]:
@@ -280,6 +284,7 @@ def _command_of(job: str | os.PathLike[str] | Sequence[str], args: Sequence[obje
     return command
 
 
+_NAME_CHARS = 80
 _current: Fabric | None = None
 _connected: "weakref.WeakSet[Fabric]" = weakref.WeakSet()
 

@@ -83,7 +83,7 @@ def pack_files(command: Sequence[str], *, working_dir: str | os.PathLike[str] | 
     if not root.is_dir():
         raise InvalidRequest(f"there is no directory {root}", code="working_dir_not_found", path=str(root))
     script = _script_of(command)
-    if script is not None and not (root / script).is_file():
+    if script is not None and not _is_file(root / script):
         where = f" in {root}" if working_dir is not None else ""
         raise InvalidRequest(
             f"there is no script {script!r}{where}: give its path from the working directory",
@@ -105,13 +105,13 @@ def _check_first(root: Path, command: Sequence[str]) -> None:
     path = root / first
     if not first or path.suffix == ".py" or ("/" not in first and shutil.which(first)):
         return
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112  # as in _is_file
         raise InvalidRequest(
             f"{first} is a directory: give a script, and the directory with --working-dir (working_dir=)",
             code="not_a_command",
             path=first,
         )
-    if not Path(first).is_absolute() and path.is_file() and not os.access(path, os.X_OK):
+    if not Path(first).is_absolute() and _is_file(path) and not os.access(path, os.X_OK):
         raise InvalidRequest(
             f"{first} is neither a Python script (.py) nor executable: run `chmod +x {first}`, or name what runs it, such"
             f" as `-- sh {first}`",
@@ -131,7 +131,12 @@ def _script_of(command: Sequence[str]) -> str | None:
 
 def _is_own_file(word: str) -> bool:
     path = Path(word)
-    return not path.is_absolute() and ".." not in path.parts and path.is_file()
+    return not path.is_absolute() and ".." not in path.parts and _is_file(path)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file. A word may be any text, such as that of `python -c`, which is longer than a name may be."""
+    return os.path.isfile(path)  # noqa: PTH113  # Path.is_file raises OSError for what can't be a file's name
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -212,6 +212,37 @@ def test_accelerators_that_make_no_sense_are_refused(given, code):
     assert refusal.value.code == code
 
 
+@pytest.mark.parametrize(
+    ("work", "name"),
+    [
+        (
+            ["python", "-c", "import time\nfor _ in range(3):\n\ttime.sleep(1)\n"],
+            "python -c import time for _ in range(3)",
+        ),
+        (["sh", "-c", "echo \x1b[2J\u00a0"], "sh -c echo [2J"),
+        (["\n"], "job"),
+        (["echo", "word" * 100], "echo word"),
+        (type("T" * 300, (), {"__call__": lambda _: None})(), "TTT"),
+    ],
+)
+def test_a_job_without_a_name_is_given_one_that_is_good(house, work, name):
+    named = house.fabric().submit(work, tokens=1).info().name
+    assert named.startswith(name)
+    assert named.isprintable()
+
+
+@pytest.mark.parametrize(
+    "command", [["python", "-c", "pass\n" * 1000], ["sh", "-c", "x" * 300], ["x" * 300], ["./" + "y" * 300]]
+)
+def test_a_word_of_a_command_may_be_longer_than_a_files_name(house, command):
+    assert house.fabric().submit(command, tokens=1).info().state
+
+
+def test_a_script_that_no_file_can_be_is_said_not_to_be_there(house):
+    with pytest.raises(InvalidRequest, match="there is no script"):
+        house.fabric().submit(["python", "x" * 300], tokens=1)
+
+
 def test_what_cannot_be_pickled_is_named(house):
     lock = threading.Lock()
     with pytest.raises(InvalidRequest, match=r"argument 1 \(lock\)") as refusal:
