@@ -10,7 +10,6 @@ from fabric.adapters.cluster_settings import artifact_key
 from fabric.cli import app
 from fabric.errors import FabricError, Unavailable
 from fabric.gate.events import LeaseStarted
-from fabric.house import Running
 from fabric.profile import profile_file
 from fabric.results import read_parcel
 
@@ -372,26 +371,6 @@ def test_without_an_address_the_error_says_what_to_set(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     done = CliRunner().invoke(app, ["balance"])
     assert (done.exit_code, "FABRIC_ADDRESS" in done.stderr) == (2, True)
-
-
-def test_a_start_shows_the_key_that_exports_are_verified_with(monkeypatch, tmp_path):
-    """An operator publishes it: no customer should have to take it from the export that it is to verify."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    up = Running(
-        name="lab",
-        pid=1,
-        address="lab:7433",
-        ca="",
-        dashboard="",
-        ray_address="",
-        verifier_key="lab+1234+key",
-        state_dir=str(tmp_path),
-        nodes=1,
-    )
-    monkeypatch.setattr("fabric.house.up", lambda *_, **__: up)
-    monkeypatch.setattr("fabric.house.operator_key", lambda _: "fab_k1_2")
-    done = CliRunner().invoke(app, ["up"])
-    assert "lab+1234+key (publish it: customers verify exports with --key)" in done.stdout
 
 
 def test_run_follows_a_command_to_its_end_and_tells_its_story(run):
