@@ -5,14 +5,16 @@ the gate while the job runs in a thread of its own (not the main thread: see `st
 behind it may serve the same account again; whether it did is looked at here and said in `JobEnd.reusable`.
 """
 
+import _thread
 import asyncio
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import ray
@@ -98,6 +100,8 @@ def accelerator_of(order: Order) -> str:
     return (of_rank[order.rank] if order.rank < len(of_rank) else "") or lease.accelerator
 
 
+_LOOKS: Final = 3
+_LOOK_S: Final = 0.002
 encode_order: Final = msgspec.msgpack.Encoder().encode
 decode_order: Final = msgspec.msgpack.Decoder(Order).decode
 encode_end: Final = msgspec.msgpack.Encoder().encode
@@ -204,7 +208,7 @@ class Runner:
         self._began, self._restore_us = time.monotonic(), 0
         self._reported.clear()
         self._stage = self._set(order, loop)
-        before = frozenset(threading.enumerate())
+        before = threads_now()
         stage = self._stage
 
         def work() -> None:
@@ -290,15 +294,38 @@ class Runner:
         self._reported.set()
         self._next = Standby()
 
-    def _left_nothing(self, before: frozenset[threading.Thread]) -> bool:
+    def _left_nothing(self, before: "Threads") -> bool:
         """Whether the job left no thread, no child process and no Ray work behind in this process."""
-        if self._ray_use.seen or not before.issuperset(set(threading.enumerate()) - {threading.current_thread()}):
+        if self._ray_use.seen or threads_beside(before):
             return False
         try:
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return True
         return False
+
+
+class Threads(NamedTuple):
+    """What runs in this process, whoever started it: `threading` doesn't know of all."""
+
+    started: int
+    """Of those that Python started: one that is within a function in C shows no frame."""
+    running: frozenset[int]
+    """Those that run Python."""
+
+
+def threads_now() -> Threads:
+    return Threads(_thread._count(), frozenset(sys._current_frames()))  # noqa: SLF001
+
+
+def threads_beside(before: Threads) -> bool:
+    """Whether this process has threads beside those that it had before, and the one that asks."""
+    for _ in range(_LOOKS):
+        now = threads_now()
+        if now.started <= before.started and now.running <= before.running | {threading.get_ident()}:
+            return False
+        time.sleep(_LOOK_S)  # one of Ray's own calls back for a moment
+    return True
 
 
 class RunnerActor(Guarded):
