@@ -260,6 +260,10 @@ def deep(levels):
         parcel_of(None, b"x", sizes=[2]),
         MAGIC + b"\xff\xff\xff\xff",
         MAGIC,
+        parcel_of(["int", b"\x01" * 5_000]),
+        parcel_of(["fraction", b"\x01" * 5_000, b"\x03" * 5_000]),
+        parcel_of(["datetime", "2026-01-01T00:00:00", 0, "America"]),
+        parcel_of(["datetime", "2026-01-01T00:00:00", 0, "x" * 5_000]),
     ],
 )
 def test_a_forged_parcel_is_refused(packed):

@@ -207,7 +207,7 @@ class Reader:
             return self._value(tree, DEPTH_MAX + 2)
         except Damaged:
             raise
-        except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
+        except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, OSError) as error:
             raise Damaged(f"{type(error).__name__}: {error}") from None
 
     def _value(self, tree: Any, depth: int) -> Any:
@@ -290,7 +290,7 @@ def _zoned(kind: Any, text: str, fold: int, zone: Any) -> Any:
 
 
 _READERS: Final[dict[str, Callable[..., Any]]] = {
-    "int": lambda _, data: int.from_bytes(data, "little", signed=True),
+    "int": lambda _, data: _int_of(data),
     "text": lambda _, data: data.decode("utf-8", "surrogatepass"),
     "bytes": lambda reader, at: bytes(reader._taken(at)),  # noqa: SLF001
     "bytearray": lambda reader, at: bytearray(reader._taken(at)),  # noqa: SLF001
@@ -301,9 +301,7 @@ _READERS: Final[dict[str, Callable[..., Any]]] = {
     "time": lambda _, *parts: _zoned(dt.time, *parts),
     "timedelta": lambda _, days, seconds, us: dt.timedelta(days=days, seconds=seconds, microseconds=us),
     "decimal": lambda _, text: Decimal(text[: _DIGITS_MAX + 1]),
-    "fraction": lambda _, above, below: Fraction(
-        int.from_bytes(above, "little", signed=True), int.from_bytes(below, "little", signed=True)
-    ),
+    "fraction": lambda _, above, below: Fraction(_int_of(above), _int_of(below)),
     "complex": lambda _, real, imaginary: complex(float(real), float(imaginary)),
     "uuid": lambda _, data: UUID(bytes=data),
     "range": lambda _, start, stop, step: range(start, stop, step),
@@ -311,6 +309,13 @@ _READERS: Final[dict[str, Callable[..., Any]]] = {
     "scalar": lambda reader, name, shape, at: reader._array(name, shape, at)[()],  # noqa: SLF001
     "tensor": Reader._tensor,  # noqa: SLF001
 }
+
+
+def _int_of(data: bytes) -> int:
+    """As long as `Writer` makes them: what is done with one takes time with the square of that."""
+    if len(data) > _DIGITS_MAX + 1:
+        raise Damaged(f"an integer of {len(data)} bytes, {_DIGITS_MAX} are the most")
+    return int.from_bytes(data, "little", signed=True)
 
 
 def _bytes_of_int(value: int) -> bytes:
