@@ -68,6 +68,7 @@ def bill(
             f"a report has at most {CALLS_MAX} calls, not {len(calls)}: split it", code="too_many_calls"
         )
     records: dict[str, Cdr] = {}
+    charged_uhs = too_late_uhs = 0
     known_since_us = 0 if kept else _chargeable_since_us(core, account_id)
     for call in calls:
         known_as = _known_as(account_id, call)
@@ -76,11 +77,12 @@ def bill(
         record = _rated(core, call, account_id=account_id, hold_id=hold_id, key_id=key_id or call.key_id or "")
         if isinstance(record, Refusal):
             return record
-        too_late = call.ended_at_us < known_since_us
-        records[known_as] = replace(record, charged_uhs=0, absorbed_uhs=record.charged_uhs) if too_late else record
-    charged_uhs, too_late_uhs = (
-        sum(getattr(record, name) for record in records.values()) for name in ("charged_uhs", "absorbed_uhs")
-    )
+        if call.ended_at_us < known_since_us:
+            too_late_uhs += record.charged_uhs
+            record = replace(record, charged_uhs=0, absorbed_uhs=record.charged_uhs)
+        else:
+            charged_uhs += record.charged_uhs
+        records[known_as] = record
     return Bill(charged_uhs, tuple(records.values()), too_late_uhs)
 
 
@@ -105,7 +107,8 @@ def _remember(core: Core, account_id: AccountId, call_ids: Iterable[str]) -> Non
     settled = calls_of.get(account_id)
     if settled is None:
         settled = calls_of[account_id] = SettledCalls(since_us=now_us, known_since_us=now_us - GENERATION_US)
-    settled.recent.update(dict.fromkeys(call_ids))
+    for call_id in call_ids:
+        settled.recent[call_id] = None
     if len(settled.recent) >= GENERATION_CALLS or now_us - settled.since_us >= GENERATION_US:
         del calls_of[account_id]
         calls_of[account_id] = SettledCalls(older=settled.recent, since_us=now_us, known_since_us=settled.since_us)
@@ -133,12 +136,13 @@ def book(core: Core, billed: Bill, *, lost_uhs: int = 0) -> None:
         billed = _absorbed(billed, lost_uhs)
     account_id = AccountId(billed.records[0].account_id)
     for record in billed.records:
-        core.state.open_usage.pop(f"{account_id}/{record.cdr_id}", None)
+        if core.state.open_usage:
+            core.state.open_usage.pop(f"{account_id}/{record.cdr_id}", None)
         plan = core.state.accounts[AccountId(record.account_id)].plan
         core.served.setdefault((record.model, plan), Served()).add(record)
         keys.spends(core, record.key_id, account_id=AccountId(record.account_id), amount_uhs=record.charged_uhs)
     core.records.extend(billed.records)
-    _remember(core, account_id, (record.cdr_id for record in billed.records))
+    _remember(core, account_id, [record.cdr_id for record in billed.records])
 
 
 def record(core: Core, event: RecordCalls) -> Outcome:

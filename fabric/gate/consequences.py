@@ -17,14 +17,16 @@ _FREES: Final = frozenset({"top_up", "bundle", "subscription", "grant", "release
 
 def nothing_is_due(core: Core) -> bool:
     """Whether `let_time_pass` has nothing to do now."""
-    now_us, renewal_us, due_us = core.now_us, core.renewal_due_us, core.book.next_due_us()
-    return (renewal_us is None or renewal_us > now_us) and (due_us is None or due_us > now_us)
+    renewal_us = core.renewal_due_us
+    return (renewal_us is None or renewal_us > core.now_us) and not core.book.is_due(core.now_us)
 
 
 def let_time_pass(core: Core) -> None:
     """Renew subscriptions, let holds lapse and lots expire: each dated when it fell due."""
     subscriptions.renew(core)
     core.book.sweep(now_us=core.now_us)
+    if not core.book.unasked:
+        return
     keys.let_go(core)
     for hold, short_uhs in core.book.take_shrunk():
         job = core.state.jobs.get(JobId(hold.hold_id.rpartition(credit.OF_JOBS)[0]))

@@ -165,7 +165,7 @@ def _within_key(core: Core, event: Authorize, key_id: KeyId) -> int | Refusal:
 
 def _is_over(core: Core, event: UpdateHold | SettleHold) -> bool:
     """Whether calls are reported of a hold that has ended for good, or that nobody remembers: they were used all the same."""
-    if not event.calls or event.used_uhs or OF_JOBS in event.hold_id:
+    if not event.calls or event.used_uhs or event.hold_id in core.book.holds or OF_JOBS in event.hold_id:
         return False
     hold = core.book.hold(event.hold_id)
     if hold is None:
@@ -205,7 +205,8 @@ def _ceiling(core: Core, hold: Hold, *, used_uhs: int) -> int | None:
 
 def _note(core: Core, hold: Hold, billed: calls.Bill, *, used_uhs: int, held_uhs: int, lost_uhs: int) -> None:
     """What was booked counts against the keys: each call its own, the rest the hold's. What was written off does not."""
-    usage.write_off_too_late(core, billed, account_id=AccountId(hold.account_id), hold_id=hold.hold_id)
+    if billed.too_late_uhs:
+        usage.write_off_too_late(core, billed, account_id=AccountId(hold.account_id), hold_id=hold.hold_id)
     of_calls_uhs = min(lost_uhs, billed.charged_uhs)
     calls.book(core, billed, lost_uhs=of_calls_uhs)
     used_uhs -= lost_uhs - of_calls_uhs

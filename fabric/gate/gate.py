@@ -113,11 +113,13 @@ class Gate:
         core, before_us = self._core, self._core.state.now_us
         core.begin(now_us)
         request_id: str = getattr(event, "request_id", "")
-        name = idempotency.known_as(getattr(event, "account_id", None), request_id)
-        digest = idempotency.digest_of(event) if request_id else b""
-        if request_id and (before := idempotency.recall(core, name, now_us=core.now_us)):
-            core.now_us = core.state.now_us = before_us
-            return Decision(outcome=before.outcome if before.digest == digest else _reused(request_id), kept=False)
+        name, digest = "", b""
+        if request_id:
+            name = idempotency.known_as(getattr(event, "account_id", None), request_id)
+            digest = idempotency.digest_of(event)
+            if before := idempotency.recall(core, name, now_us=core.now_us):
+                core.now_us = core.state.now_us = before_us
+                return Decision(outcome=before.outcome if before.digest == digest else _reused(request_id), kept=False)
         is_quiet = consequences.nothing_is_due(core)
         decision = self._decide(event)
         if isinstance(decision.outcome, Accepted):

@@ -151,7 +151,7 @@ class Holding(Till, kw_only=True, dict=True):
         if amount_uhs > INT64_MAX:
             return Refused(BEYOND_INT64, {"amount_uhs": amount_uhs, "limit_uhs": INT64_MAX})
         plan, missing = self._plan(account, use=hold.use, amount_uhs=amount_uhs, now_us=now_us)
-        credit = min(missing, account.credit_free_uhs) if account.spending_for(hold.use).credit else 0
+        credit = min(missing, account.credit_free_uhs) if missing and account.spending_for(hold.use).credit else 0
         missing -= credit
         granted = amount_uhs - missing
         if granted > INT64_MAX - self.tokens_uhs["held"]:

@@ -53,6 +53,11 @@ class Sweeping(Vault, kw_only=True, dict=True):
         """How many holds that the customer keeps itself are open, or set aside for its report."""
         return self._own.standing[account_id]
 
+    @property
+    def unasked(self) -> bool:
+        """Whether there are holds that were given up, or hold less, and that nobody has asked about."""
+        return bool(self._just_given_up or self._just_shrunk)
+
     def take_given_up(self) -> list[Hold]:
         """The holds that were given up since the last call, for whoever keeps count of them elsewhere."""
         given_up, self._just_given_up = self._just_given_up, []
@@ -131,6 +136,10 @@ class Sweeping(Vault, kw_only=True, dict=True):
         """Let what is free of a lot expire before its time: something else stands in its place."""
         if self.lots[lot_id].free_uhs:
             self._break(self.lots[lot_id], at_us=now_us)
+
+    def is_due(self, now_us: int) -> bool:
+        """Whether a hold lapses or a lot expires by now."""
+        return self._deadlines.is_due(now_us)
 
     def next_due_us(self) -> int | None:
         """When the next hold lapses or lot expires."""

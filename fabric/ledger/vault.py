@@ -56,10 +56,9 @@ class Vault(Daybook, kw_only=True, dict=True):
 
     def hold(self, hold_id: str) -> Hold | None:
         """A hold of that name, open or over, as long as it is remembered."""
-        for holds in (self.holds, self.ended, self.lapsed, self.expired):
-            if (found := holds.get(hold_id)) is not None:
-                return found
-        return None
+        return (
+            self.holds.get(hold_id) or self.ended.get(hold_id) or self.lapsed.get(hold_id) or self.expired.get(hold_id)
+        )
 
     def derived(self) -> tuple[list[Deadline], list[str], dict[str, object]]:
         """What is kept beside the fields: deadlines that stand, soonest first; holds that nobody has asked about yet; and
