@@ -119,8 +119,8 @@ class Oracle:
         return debt
 
     def refund(self, hold, amount, now):
-        """Into the lots that it came from; how much of it goes into lots of its own, one after the other."""
-        invoiced, late = 0, []
+        """Into the lots that it came from; how much of it goes into lots of its own, one for each that it came from."""
+        invoiced, late = 0, {}
         while amount:
             lot, there = hold.stack.pop()
             part = min(there, amount)
@@ -133,11 +133,11 @@ class Oracle:
                 invoiced += part - owed
                 part = owed
             elif not lot.alive(now + MARGIN):
-                late.append(part)
+                late[lot.lot_id] = late.get(lot.lot_id, 0) + part
                 part = 0
             if part:
                 hold.queue.insert(0, (lot, part))
-        return late + [invoiced] * (invoiced > 0)
+        return [*late.values()] + [invoiced] * (invoiced > 0)
 
     def hold_anew(self, hold, now):
         """Of what is good, what it held of lots that have expired and that it can't keep."""

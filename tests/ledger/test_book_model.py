@@ -142,6 +142,7 @@ class BookMachine(RuleBasedStateMachine):
 
     @rule(account=st.sampled_from(ACCOUNTS), limit=st.sampled_from([0, 10, 30]))
     def set_limit(self, account, limit):
+        self.sweep()
         self.do(lambda: self.book.set_credit_limit(account, credit_limit_uhs=limit))
         self.oracle.limit[account] = limit
         self.most_credit[account] = max(self.most_credit[account], limit)
@@ -301,14 +302,14 @@ class BookMachine(RuleBasedStateMachine):
             return
         name = data.draw(st.sampled_from(list(self.book.holds)))
         hold = self.oracle.holds[name]
-        hold.waiting = not runs
         if runs:
             self.book.run(name)
-            hold.good_until = {}
+            hold.waiting, hold.good_until = False, {}
             for piece in self.book.holds[name].pieces:
                 piece.good_until_us = None
         else:
             short = self.do(lambda: self.book.wait(name, now_us=self.now))
+            hold.waiting = True
             assert short == self.oracle.hold_anew(hold, self.now)
 
     @precondition(lambda self: self.book.holds)

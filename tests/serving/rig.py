@@ -118,6 +118,13 @@ class Rig:
             self.ledger.top_up(name, uhs if uhs is not None else prompt * IN + completion * OUT)
         return name
 
+    def free_again(self, account, *, within_s=20.0):
+        """What the account has free when nothing of it is held any more: a slice is given back a moment after a refusal."""
+        until = time.monotonic() + within_s
+        while self.ledger.held(account) and time.monotonic() < until:
+            time.sleep(0.05)
+        return self.ledger.free[account]
+
     def settled(self, account, *, calls=1, within_s=15.0):
         """The account's calls when they are all settled and nothing is held any more."""
         until = time.monotonic() + within_s

@@ -117,13 +117,6 @@ class Stream:
             self.failed = error
 
 
-def free_again(rig, account):
-    until = time.monotonic() + 20
-    while rig.ledger.held(account) and time.monotonic() < until:
-        time.sleep(0.05)
-    return rig.ledger.free[account]
-
-
 def test_no_schema_or_grammar_stops_the_engine_and_what_is_refused_costs_nothing(rig):
     statuses = {}
     with Stream(rig) as other:
@@ -134,7 +127,7 @@ def test_no_schema_or_grammar_stops_the_engine_and_what_is_refused_costs_nothing
             statuses[number] = answer.status_code
             if answer.status_code == 400:
                 assert answer.json()["error"]["message"]
-                assert free_again(rig, account) == 1_000_000, shape
+                assert rig.free_again(account) == 1_000_000, shape
             assert httpx.get(rig.address + "/health", timeout=30).status_code == 200
         before = other.events
         until = time.monotonic() + 30
@@ -158,7 +151,7 @@ def test_the_schema_that_stopped_a_replica_is_refused_in_every_spelling(rig):
             message = answer.json()["error"]["message"]
             assert "s to compile" in message or "tool" in message, (path, message)
     spent = sum(rig.ledger.charged[call.call_id] for call in rig.ledger.calls.values() if call.account_id == account)
-    assert free_again(rig, account) == 1_000_000 - spent
+    assert rig.free_again(account) == 1_000_000 - spent
 
 
 def test_a_good_schema_shapes_the_answer_on_every_surface(rig):
@@ -198,7 +191,7 @@ def test_what_counts_tokens_is_for_who_has_some_and_takes_none(rig, path, body):
     poor, rich = rig.account(uhs=0), rig.account(uhs=1_000_000)
     assert rig.post(path, poor, body).status_code == 402
     assert rig.post(path, rich, body).status_code == 200
-    assert free_again(rig, rich) == 1_000_000
+    assert rig.free_again(rich) == 1_000_000
     assert [call for call in rig.ledger.calls.values() if call.account_id == rich] == []
 
 

@@ -54,7 +54,7 @@ def test_without_tokens_every_surface_answers_402_before_anything_is_sent(rig, s
     else:
         assert (error["type"], error["code"]) == ("insufficient_quota", "insufficient_quota")
         assert error["fabric"]["needed_uhs"] == prompt * IN + OUT
-    assert rig.ledger.free[account] == prompt * IN + OUT - 1
+    assert rig.free_again(account) == prompt * IN + OUT - 1
 
 
 @pytest.mark.parametrize("stream", [False, True])
