@@ -24,8 +24,7 @@ def nothing_is_due(core: Core) -> bool:
 def let_time_pass(core: Core) -> None:
     """Renew subscriptions, let holds lapse and lots expire: each dated when it fell due."""
     subscriptions.renew(core)
-    core.book.sweep(now_us=core.now_us)
-    if not core.book.unasked:
+    if not core.book.sweep(now_us=core.now_us):
         return
     keys.let_go(core)
     for hold, short_uhs in core.book.take_shrunk():

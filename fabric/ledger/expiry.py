@@ -60,15 +60,11 @@ class Deadlines:
 
     def pop(self, now_us: int) -> Deadline | None:
         """The next thing that has fallen due by `now_us`."""
-        if not self.heap or self.heap[0][0] > now_us:
-            return None
         due_us = self.next_us()
         return heappop(self.heap) if due_us is not None and due_us <= now_us else None
 
     def is_due(self, now_us: int) -> bool:
         """Whether anything has fallen due by `now_us`."""
-        if not self.heap or self.heap[0][0] > now_us:
-            return False
         due_us = self.next_us()
         return due_us is not None and due_us <= now_us
 

@@ -134,8 +134,10 @@ class Holding(Till, kw_only=True, dict=True):
     def run(self, hold_id: str) -> None:
         """Something runs on the open hold: what it holds stays good until that ends."""
         hold = self.holds[hold_id]
-        hold.waiting, hold.stale_at_us = False, None
-        self._deadlines.watch_hold(hold)
+        hold.waiting = False
+        if hold.stale_at_us is not None:
+            hold.stale_at_us = None
+            self._deadlines.watch_hold(hold)
 
     def close(self, hold_id: str, *, now_us: int) -> int:
         """Free what is left and end the open hold; returns how much that was."""

@@ -32,9 +32,13 @@ class Sweeping(Vault, kw_only=True, dict=True):
     settlement_window_us: int = SETTLEMENT_WINDOW_US
     """Of holds that lapse from now on."""
 
-    def sweep(self, *, now_us: int) -> None:
-        """Let holds lapse and lots expire that are due by now, each dated when it fell due; doing it again is nothing."""
-        while (due := self._deadlines.pop(now_us)) is not None:
+    def sweep(self, *, now_us: int) -> bool:
+        """Let holds lapse and lots expire that are due by now, each dated when it fell due; doing it again is nothing.
+
+        Returns whether there are holds that were given up, or hold less, and that nobody has asked about.
+        """
+        heap = self._deadlines.heap
+        while heap and heap[0][0] <= now_us and (due := self._deadlines.pop(now_us)) is not None:
             at_us, kind, name = due
             if kind == HOLD:
                 hold = self.holds.get(name)
@@ -46,17 +50,15 @@ class Sweeping(Vault, kw_only=True, dict=True):
                     self._give_up(self.lapsed[name], at_us=at_us)
             elif self.lots[name].free_uhs:
                 self._break(self.lots[name], at_us=at_us)
-        self._forget(self.ended, before_us=now_us - REMEMBER_ENDED_US)
-        self._forget(self.expired, before_us=now_us - REMEMBER_LAPSED_US)
+        if self.ended:
+            self._forget(self.ended, before_us=now_us - REMEMBER_ENDED_US)
+        if self.expired:
+            self._forget(self.expired, before_us=now_us - REMEMBER_LAPSED_US)
+        return bool(self._just_given_up or self._just_shrunk)
 
     def own_standing(self, account_id: str) -> int:
         """How many holds that the customer keeps itself are open, or set aside for its report."""
         return self._own.standing[account_id]
-
-    @property
-    def unasked(self) -> bool:
-        """Whether there are holds that were given up, or hold less, and that nobody has asked about."""
-        return bool(self._just_given_up or self._just_shrunk)
 
     def take_given_up(self) -> list[Hold]:
         """The holds that were given up since the last call, for whoever keeps count of them elsewhere."""
@@ -119,8 +121,10 @@ class Sweeping(Vault, kw_only=True, dict=True):
             if piece.held_uhs and piece.lot_id != CREDIT:
                 until = self.lots[piece.lot_id].expires_at_us if hold.waiting else piece.good_until_us
                 times += [] if until is None else [until]
-        hold.stale_at_us = min(times, default=None)
-        self._deadlines.watch_hold(hold)
+        stale_at_us = min(times, default=None)
+        if stale_at_us != hold.stale_at_us:
+            hold.stale_at_us = stale_at_us
+            self._deadlines.watch_hold(hold)
 
     def _renew(self, hold: Hold, *, expires_at_us: int, now_us: int) -> None:
         """A new validity. What is held of lots that have expired is good no longer than the old one."""
@@ -131,6 +135,7 @@ class Sweeping(Vault, kw_only=True, dict=True):
                 piece.good_until_us = before_us
         hold.expires_at_us = max(expires_at_us, now_us)
         self._watch(hold)
+        self._deadlines.watch_hold(hold)
 
     def retire(self, lot_id: str, *, now_us: int) -> None:
         """Let what is free of a lot expire before its time: something else stands in its place."""
@@ -139,7 +144,8 @@ class Sweeping(Vault, kw_only=True, dict=True):
 
     def is_due(self, now_us: int) -> bool:
         """Whether a hold lapses or a lot expires by now."""
-        return self._deadlines.is_due(now_us)
+        heap = self._deadlines.heap
+        return bool(heap) and heap[0][0] <= now_us and self._deadlines.is_due(now_us)
 
     def next_due_us(self) -> int | None:
         """When the next hold lapses or lot expires."""

@@ -15,7 +15,7 @@ from fabric.ledger.daybook import Daybook
 from fabric.ledger.expiry import Deadline, Deadlines
 from fabric.ledger.holds import Hold, HoldState, Piece, piece_of
 from fabric.ledger.lots import BurnKey, Lot, Origin, Terms, new_lot
-from fabric.ledger.own_holds import OwnHolds
+from fabric.ledger.own_holds import OWN, OwnHolds
 from fabric.ledger.scopes import Use
 from fabric.ledger.transfers import LotShare
 
@@ -366,8 +366,9 @@ class Vault(Daybook, kw_only=True, dict=True):
         hold.pieces = []
         over = self.expired if state is HoldState.EXPIRED else self.ended
         over[hold.hold_id] = hold
-        for forgotten in self._own.ended(hold, stood=stood):
-            del over[forgotten]
+        if hold.hold_id.startswith(OWN):
+            for forgotten in self._own.ended(hold, stood=stood):
+                del over[forgotten]
 
     def _break(self, lot: Lot, *, at_us: int) -> None:
         """Free → breakage: a lot has expired, and what is held of it stays good until the hold ends."""
