@@ -13,10 +13,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
+import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -117,6 +119,10 @@ class PostgresServer:
     def kill(self) -> None:
         """As a crash would: every process of it at once."""
         assert self.process is not None
+        # A backend outlives its postmaster for a moment, and would still take a commit.
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self.process.kill()
         self.process.wait()
 

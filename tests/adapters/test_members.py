@@ -185,7 +185,7 @@ def test_a_process_that_has_lowered_its_limits_and_stayed_is_no_stray(runner):
     """`ulimit -m` in a job's script, seen by the agent of the job and by that of another fabric on the machine."""
     members, others = (Members(groups_at=Path("/nonexistent")) for _ in range(2))
     told = runner.tell()
-    job = f"import subprocess\nsubprocess.run(['sh', '-c', 'ulimit -m 5; echo $$ > {told}; sleep 60; true'])"
+    job = f"import subprocess\nsubprocess.run(['sh', '-c', 'ulimit -m 5; echo $$ > {told}; exec sleep 60'])"
     process = runner(job)
     members.follow("job-1.1", (process.pid,))
     begin(process)

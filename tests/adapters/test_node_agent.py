@@ -69,7 +69,8 @@ async def test_what_is_no_plain_file_is_no_log(agent, archive, folder, tmp_path,
     assert not archive.exists(KEY)
 
 
-async def test_processes_are_looked_at_once_where_a_lease_leaves_only_its_runner(agent, monkeypatch):
+async def test_processes_are_looked_at_once_where_a_lease_leaves_only_its_runner(agent, process, monkeypatch):
+    runner = process("-c", "import time; time.sleep(120)")
     looks = []
     look = processes.all_processes
 
@@ -79,7 +80,7 @@ async def test_processes_are_looked_at_once_where_a_lease_leaves_only_its_runner
 
     monkeypatch.setattr(members, "all_processes", all_processes)
     monkeypatch.setattr(processes, "all_processes", all_processes)
-    await agent.attach(Watch(lease_id="job-1.1", devices=("0",), roots=(os.getpid(),)))
+    await agent.attach(Watch(lease_id="job-1.1", devices=("0",), roots=(runner.pid,)))
     (cut,), clear = await agent.release("job-1.1", acknowledged=0)
     assert (cut.lease_id, cut.seq, clear) == ("job-1.1", 1, True)
     assert len(looks) == 1

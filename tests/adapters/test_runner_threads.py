@@ -1,6 +1,7 @@
 """Whether a function has left a thread behind in its runner, which then serves nobody else and ends with the lease."""
 
 import _thread
+import multiprocessing
 import threading
 import time
 
@@ -35,7 +36,7 @@ def test_a_thread_that_a_function_leaves_is_found_however_it_was_started(start):
         over.set()
 
 
-def test_a_thread_that_runs_no_python_is_found_too():
+def a_thread_that_runs_no_python_is_found():
     before = threads_now()
     lock = _thread.allocate_lock()
     lock.acquire()
@@ -46,3 +47,9 @@ def test_a_thread_that_runs_no_python_is_found_too():
         assert threads_beside(before)
     finally:
         lock.release()
+
+
+def test_a_thread_that_runs_no_python_is_found_too():
+    """In a process of its own: of this one, threads of other tests may end meanwhile."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.apply(a_thread_that_runs_no_python_is_found)

@@ -244,8 +244,8 @@ async def test_a_keys_requests_meet_at_one_gateway(tmp_path):
 async def test_a_large_body_passes_and_one_too_large_is_told_so(tmp_path):
     async with house_of(tmp_path) as house, fronted(house, tmp_path) as (_, url):
         for size, status in ((9 * 2**20, 200), (11 * 2**20, 413)):
-            body = {**CHAT, "messages": [{"role": "user", "content": "x" * size}]}
-            async with post(house, url, body) as answer:
+            data, headers = json.dumps(CHAT).encode().ljust(size), {"content-type": "application/json"}
+            async with post(house, url, None, data=data, headers=headers) as answer:
                 assert answer.status == status
 
 
