@@ -97,9 +97,11 @@ class PostgresServer:
         return f"postgresql://fabric@127.0.0.1:{self.port}/postgres"
 
     def run(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [str(self.programs / program), *arguments]
+        # As another user by `setpriv`: Popen(user=...) forks, and gRPC's handlers of a fork may end the child where a client is open.
+        other = ["setpriv", f"--reuid={self.user}", "--"] if self.user is not None else []
+        command = [*other, str(self.programs / program), *arguments]
         with (self.directory / "log").open("ab") as log:
-            return subprocess.Popen(command, user=self.user, stdout=log, stderr=log, cwd=self.directory)
+            return subprocess.Popen(command, stdout=log, stderr=log, cwd=self.directory)
 
     def create(self) -> None:
         initdb = self.run("initdb", "-D", str(self.directory / "data"), "-U", "fabric", "-A", "trust", "-E", "UTF8")
