@@ -133,7 +133,7 @@ class GateActor:
 
     async def ailment(self) -> str:
         """What is wrong with the gate, in a sentence, and what it does about it; "" if nothing is. Answers at once."""
-        outage = self._writer.outage or self._down
+        outage = self._writer.outage or self._down or self._cluster.outage
         if outage is not None:
             asks = isinstance(outage.error, Unavailable) and outage.error.code == CLOCK_AHEAD
             return str(outage.error) if asks else outage.said()

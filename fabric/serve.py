@@ -36,6 +36,7 @@ from fabric.gate.events import OpenAccount
 from fabric.gate.key_scopes import OF_PROCESSES
 from fabric.gate.questions import BalanceOf, NodesOf, PricesOf
 from fabric.house.place import HEALTH_S, announce, note_health, tell
+from fabric.outage import Outage
 from fabric.sections import Settings
 from fabric.sections import TlsFiles as ConfiguredTls
 from fabric.settings import FOR_MONEY, ClusterConfig, RayLocal, load_cluster
@@ -47,6 +48,8 @@ OPERATOR: Final = AccountId("operator")
 LOCAL_ACCOUNT: Final = AccountId("local")
 """The customer that a one-machine fabric opens for whoever started it."""
 INTERRUPTED: Final = 130
+MEND_S: Final = 0.5
+"""How often it looks whether all of a cluster of its own is there."""
 
 log = structlog.get_logger()
 
@@ -95,6 +98,10 @@ class _Service:
         self._stack = stack
         self._state_dir: Path = given.state_dir
         self._config = _load(given.config, given.state_dir, any_port=given.any_port)
+        self._cluster: LocalCluster | None = None
+        """The Ray cluster that is ours."""
+        self._mending = ""
+        """What can't be mended of it."""
 
     def run(self) -> None:
         if isinstance(self._config.ray, RayLocal) and not self._given.end_gate:
@@ -131,6 +138,7 @@ class _Service:
         )
         self._stack.callback(shutil.rmtree, work_dir_of(self._config), ignore_errors=True)
         self._stack.callback(cluster.stop)
+        self._cluster = cluster
         return cluster.dashboard_url
 
     def _join(self, address: str, *, namespace: str) -> str:
@@ -159,9 +167,10 @@ class _Service:
             await asyncio.wait((opening, serving))
             raise KeyboardInterrupt
         door, actor = opening.result()
-        watching = asyncio.create_task(self._watch_health(actor))
+        watching = [asyncio.create_task(self._watch_health(actor)), asyncio.create_task(self._watch_cluster())]
         await stopping
-        watching.cancel()
+        for watch in watching:
+            watch.cancel()
         serving.cancel()
         await asyncio.wait((serving,))
         if isinstance(self._config.ray, RayLocal):
@@ -174,13 +183,32 @@ class _Service:
         """Keep in the state directory what is wrong with the gate, for a second start to say."""
         told = ""
         while True:
-            ailment = await detached.ailment(actor)
+            ailment = self._mending or await detached.ailment(actor)
             if ailment and not told:
                 log.warning("gate_ails", what=ailment)
             told = ailment
             with suppress(OSError):
                 note_health(self._state_dir, ailment)
             await asyncio.sleep(HEALTH_S)
+
+    async def _watch_cluster(self) -> None:
+        """Start again what has ended of the cluster that is ours; what can't be is tried again, with pauses."""
+        outage: Outage | None = None
+        while self._cluster is not None:
+            await asyncio.sleep(MEND_S if outage is None else outage.pause_s)
+            try:
+                for found in self._cluster.mend():
+                    log.warning("ray_ended", told=found)
+                if self._cluster.away:
+                    table = await asyncio.to_thread(ray.nodes)
+                    self._cluster.return_nodes({node["NodeID"] for node in table if node["Alive"]})
+            except Exception as error:
+                outage = outage or Outage("a part of Ray", error, code="ray_away")
+                outage.tried(error)
+                self._mending = outage.said()
+                log.exception("ray_not_mended", tries=outage.tries)
+            else:
+                outage, self._mending = None, ""
 
     async def _park(self, actor: Any, hurried: asyncio.Event) -> None:
         """Have what runs on the cluster that is ours saved before it ends, unless whoever ends it can't wait."""

@@ -68,8 +68,8 @@ class Attempt:
         """Build the lease, run the job, report how it ended."""
         try:
             payload = read_payload(self.lease.payload)
-            async with asyncio.timeout(self.around.settings.start_timeout_s):
-                await self._build(payload)
+            await self.around.control.back()
+            await self.around.control.within(self.around.settings.start_timeout_s, self._build(payload))
         except InvalidRequest as error:
             self._finish(JobEnd(outcome=LeaseOutcome.FAILED, error=f"{error.code}: {error.message}"))
         except ray.exceptions.RuntimeEnvSetupError as error:
@@ -211,8 +211,7 @@ class Attempt:
             self._finish(end)
             return False
         try:
-            async with asyncio.timeout(self.around.settings.start_timeout_s):
-                await self._seat_again(group)
+            await self.around.control.within(self.around.settings.start_timeout_s, self._seat_again(group))
         except Exception as error:  # noqa: BLE001  # as at the start
             self._not_built(error)
             return False

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import ray
 from ray._common.utils import get_default_ray_temp_dir
+from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
 
@@ -32,9 +33,16 @@ _CPUS: Final = 64
 TOKEN_NAME: Final = "token"  # noqa: S105 - a file
 """The file beside the session, where no other is asked for."""
 _TOKEN_BYTES: Final = 32
+_CONTROL_STORE: Final = "gcs"
+"""Where Ray keeps its control store, below the cluster's folder: killed, it is started again with all that it knew."""
 _SESSIONS: Final = "r"
 """Where Ray keeps its sessions, below the cluster's folder: a short name, because sockets live there."""
+AWAY_S: Final = 24 * 3_600
+"""For how long Ray's processes, and with them jobs, outlive its control store: it comes back, or the cluster is ended."""
+_PATIENCE: Final = {"RAY_gcs_rpc_server_reconnect_timeout_s": str(AWAY_S)}
+"""Each process reads it before it has heard anything from the control store, so that it can't be told from there."""
 _ENVIRONMENT: Final = {
+    **_PATIENCE,
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
     "RAY_worker_cap_enabled": "0",
@@ -89,6 +97,9 @@ class LocalCluster:
         self._surroundings = surroundings
         self._owned = owned
         self._raylets: dict[str, Any] = {}
+        self._nodes: dict[str, LocalNode] = {}
+        self._away: dict[str, LocalNode] = {}
+        """By Ray's id of what has ended: what is to come back."""
         self.dashboard_url = dashboard_url
 
     @classmethod
@@ -152,6 +163,7 @@ class LocalCluster:
                 include_log_monitor=False,
                 no_monitor=True,
                 temp_dir=str(folder),
+                _system_config=_kept_in(private / _CONTROL_STORE),
             )
             local = cls(
                 cluster,
@@ -190,6 +202,7 @@ class LocalCluster:
     def add(self, node: LocalNode) -> None:
         """Add a simulated node."""
         kind = "NPU" if node.accelerator.startswith("910") else "GPU"
+        self._nodes[node.node_id] = node
         labels = {NODE_LABEL: node.node_id, POOL_LABEL: node.pool, TYPE_LABEL: node.accelerator, METER_LABEL: BY_CPU}
         if node.dedicated_to:
             labels[DEDICATED_LABEL] = node.dedicated_to
@@ -208,7 +221,41 @@ class LocalCluster:
 
     def kill(self, node_id: str) -> None:
         """Take a node away without notice."""
+        del self._nodes[node_id]
         self._cluster.remove_node(self._raylets.pop(node_id), allow_graceful=False)
+
+    def mend(self) -> list[str]:
+        """Start Ray's control store again where it has ended by itself: nodes and jobs go on meanwhile. Take away nodes that
+        have ended; `return_nodes` brings them back. Call it in the main thread. Says what was found.
+        """
+        told = []
+        head = self._cluster.head_node
+        if (ended := _ended(head, PROCESS_TYPE_GCS_SERVER)) is not None:
+            head.kill_gcs_server(check_alive=False)
+            with _environment(self._idle_dir, self._surroundings):
+                head.start_gcs_server()
+            told.append(f"Ray's control store had ended with {ended}, and was started again")
+        for node in list(self._nodes.values()):
+            raylet = self._raylets[node.node_id]
+            if (ended := _ended(raylet, PROCESS_TYPE_RAYLET)) is not None:
+                self.kill(node.node_id)
+                self._away[raylet.node_id] = node
+                told.append(f"Ray's node {node.node_id} had ended with {ended}: it is started again")
+        return told
+
+    @property
+    def away(self) -> bool:
+        """Whether nodes have ended that are to come back."""
+        return bool(self._away)
+
+    def return_nodes(self, alive: Collection[str]) -> None:
+        """Start nodes that have ended again, once Ray knows that they had: two of one name would be taken for each other.
+
+        Args:
+            alive: the nodes that Ray takes for alive, by its ids.
+        """
+        for ray_id in [each for each in self._away if each not in alive]:
+            self.add(self._away.pop(ray_id))
 
     def stop(self) -> None:
         """End the cluster and all that runs in it."""
@@ -248,6 +295,18 @@ def token_from(file: Path) -> Iterator[None]:
         _set(before)
 
 
+def _ended(node: Any, kind: str) -> int | None:
+    """What a node's process of that kind has ended with; None while it runs."""
+    (started,) = node.all_processes[kind]
+    ended: int | None = started.process.poll()
+    return ended
+
+
+def _kept_in(folder: Path) -> dict[str, Any]:
+    """Ray's own settings with which its control store survives its process."""
+    return {"gcs_storage": "rocksdb", "gcs_storage_path": str(folder)}
+
+
 def _write_token(file: Path) -> None:
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
@@ -257,8 +316,11 @@ def _write_token(file: Path) -> None:
 
 
 def _use_token(file: Path) -> Mapping[str, str | None]:
-    """Have Ray ask for the token and show it, in this process and those that it starts. Returns the variables as they were."""
+    """Have Ray ask for the token and show it, in this process and those that it starts, and wait for its control store.
+    Returns the variables as they were.
+    """
     wanted: dict[str, str | None] = {
+        **_PATIENCE,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(file.absolute()),
         "RAY_AUTH_TOKEN": None,

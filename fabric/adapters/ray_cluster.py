@@ -28,6 +28,7 @@ from fabric.clock import Clock, SteadyClock
 from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseRemoved, Metered, NodeHolds
 from fabric.gate.instructions import AnyInstruction, Lease, RemoveLease, SaveLease, StartLease, StopLease
 from fabric.gate.views import JobView, LeaseView, LogChunk
+from fabric.outage import Outage
 from fabric.placement.locality import Holdings
 from fabric.units import LeaseId, NodeId
 
@@ -163,6 +164,11 @@ class RayCluster:
             await self._page.show(jobs)
 
     @property
+    def outage(self) -> Outage | None:
+        """Since when nothing new can be started, and why; None while it can."""
+        return self._around.control.outage
+
+    @property
     def metrics(self) -> Metrics | None:
         """Where the gate may tell of its decisions and commits; None when metrics are off, or before `start`."""
         return self._metrics
@@ -238,7 +244,7 @@ class RayCluster:
         return tuple(self._by_job.get(job_id, ()))
 
     async def _look_at_nodes(self) -> None:
-        now = nodes_of(await asyncio.to_thread(ray.nodes), gone=self._around.gone)
+        now = nodes_of(await self._around.control.nodes(), gone=self._around.gone)
         self._nodes.clear()
         self._nodes.update(now)
         await self._agents.cover(now.values())

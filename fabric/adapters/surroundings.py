@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from fabric.adapters.agents import Agents
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import ClusterSettings
+from fabric.adapters.control_store import ControlStore
 from fabric.adapters.groups import Groups
 from fabric.adapters.newest import Newest
 from fabric.adapters.nodes import Node
@@ -25,4 +26,5 @@ class Surroundings:
     settings: ClusterSettings
     gone: set[str]
     """Ray's ids of nodes that were seen to be gone."""
+    control: ControlStore = field(default_factory=ControlStore)
     progress: Newest = field(default_factory=Newest)
