@@ -12,15 +12,16 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
+from urllib.parse import urlsplit
 
 import ray
 import structlog
 
-from fabric import detached, house, logs, models, operator_keys, parking
+from fabric import detached, house, logs, models, operator_keys, parking, recovery
 from fabric.adapters.local_cluster import LocalCluster, LocalNode
 from fabric.adapters.private_folder import IDLE
 from fabric.adapters.stores import open_archive_of, with_bucket_keys, work_dir_of
@@ -36,7 +37,6 @@ from fabric.gate.events import OpenAccount
 from fabric.gate.key_scopes import OF_PROCESSES
 from fabric.gate.questions import BalanceOf, NodesOf, PricesOf
 from fabric.house.place import HEALTH_S, announce, note_health, tell
-from fabric.outage import Outage
 from fabric.sections import Settings
 from fabric.sections import TlsFiles as ConfiguredTls
 from fabric.settings import FOR_MONEY, ClusterConfig, RayLocal, load_cluster
@@ -48,8 +48,6 @@ OPERATOR: Final = AccountId("operator")
 LOCAL_ACCOUNT: Final = AccountId("local")
 """The customer that a one-machine fabric opens for whoever started it."""
 INTERRUPTED: Final = 130
-MEND_S: Final = 0.5
-"""How often it looks whether all of a cluster of its own is there."""
 
 log = structlog.get_logger()
 
@@ -64,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         "--replay-from", type=int, help="start from a snapshot after at most so many entries; 0: from none"
     )
     parser.add_argument("--accept-time", action="store_true", help="the clock is right, however far ahead it is")
+    parser.add_argument("--ports", type=int, nargs=3, help="of the door, the dashboard and the models: it begins again")
     parser.add_argument("--steps", type=Path, help="where to say how far the start has come, in lines of JSON")
     parser.add_argument(
         "--end-gate", action="store_true", help="stop the gate of the Ray cluster that is joined, and end"
@@ -79,15 +78,22 @@ def main(argv: list[str] | None = None) -> int:
         log.error("ended", code=error.code, error=error.message)  # noqa: TRY400 - expected: no traceback
         step = house.Step(doing="", error=error.message, code=error.code, http_status=error.http_status)
         tell(given.steps, step)
-        return error.exit_code
+        if given.ports is None or error.code == "already_up":
+            return error.exit_code
     except KeyboardInterrupt:
         log.info("interrupted")
         return INTERRUPTED
     except Exception as error:
         log.exception("ended")
         tell(given.steps, house.Step(doing="", error=f"{type(error).__name__}: {error}"))
-        return 1
-    return 0
+        if given.ports is None:
+            return 1
+    else:
+        return 0
+    try:
+        recovery.try_again(given)
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 class _Service:
@@ -97,11 +103,10 @@ class _Service:
         self._given = given
         self._stack = stack
         self._state_dir: Path = given.state_dir
-        self._config = _load(given.config, given.state_dir, any_port=given.any_port)
+        self._config = _load(given.config, given.state_dir, any_port=given.any_port, ports=given.ports)
         self._cluster: LocalCluster | None = None
         """The Ray cluster that is ours."""
-        self._mending = ""
-        """What can't be mended of it."""
+        self._recovery: recovery.Recovery | None = None
 
     def run(self) -> None:
         if isinstance(self._config.ray, RayLocal) and not self._given.end_gate:
@@ -138,7 +143,7 @@ class _Service:
         )
         self._stack.callback(shutil.rmtree, work_dir_of(self._config), ignore_errors=True)
         self._stack.callback(cluster.stop)
-        self._cluster = cluster
+        self._cluster, self._recovery = cluster, recovery.Recovery(cluster)
         return cluster.dashboard_url
 
     def _join(self, address: str, *, namespace: str) -> str:
@@ -167,10 +172,13 @@ class _Service:
             await asyncio.wait((opening, serving))
             raise KeyboardInterrupt
         door, actor = opening.result()
-        watching = [asyncio.create_task(self._watch_health(actor)), asyncio.create_task(self._watch_cluster())]
-        await stopping
-        for watch in watching:
-            watch.cancel()
+        watching = asyncio.create_task(self._watch_health(actor))
+        mending = [asyncio.create_task(self._recovery.run())] if self._recovery is not None else []
+        await asyncio.wait((stopping, *mending), return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            self._begin_again(mending[0].result(), door=door.port, dashboard=urlsplit(dashboard).port or 0)
+        for each in (watching, *mending):
+            each.cancel()
         serving.cancel()
         await asyncio.wait((serving,))
         if isinstance(self._config.ray, RayLocal):
@@ -183,7 +191,8 @@ class _Service:
         """Keep in the state directory what is wrong with the gate, for a second start to say."""
         told = ""
         while True:
-            ailment = self._mending or await detached.ailment(actor)
+            wrong = self._recovery.wrong if self._recovery is not None else ""
+            ailment = wrong or await detached.ailment(actor)
             if ailment and not told:
                 log.warning("gate_ails", what=ailment)
             told = ailment
@@ -191,24 +200,19 @@ class _Service:
                 note_health(self._state_dir, ailment)
             await asyncio.sleep(HEALTH_S)
 
-    async def _watch_cluster(self) -> None:
-        """Start again what has ended of the cluster that is ours; what can't be is tried again, with pauses."""
-        outage: Outage | None = None
-        while self._cluster is not None:
-            await asyncio.sleep(MEND_S if outage is None else outage.pause_s)
-            try:
-                for found in self._cluster.mend():
-                    log.warning("ray_ended", told=found)
-                if self._cluster.away:
-                    table = await asyncio.to_thread(ray.nodes)
-                    self._cluster.return_nodes({node["NodeID"] for node in table if node["Alive"]})
-            except Exception as error:
-                outage = outage or Outage("a part of Ray", error, code="ray_away")
-                outage.tried(error)
-                self._mending = outage.said()
-                log.exception("ray_not_mended", tries=outage.tries)
-            else:
-                outage, self._mending = None, ""
+    def _begin_again(self, why: str, *, door: int, dashboard: int) -> NoReturn:
+        """Become a new process, at the same addresses, which ends what is left and starts all anew: the gate from its journal,
+        jobs from what they saved last. Its number stays, so that whoever ends it finds it.
+        """
+        log.error("begins_again", why=why)
+        with suppress(OSError):
+            note_health(
+                self._state_dir, f"{why}: everything is started again, and jobs go on from what they saved last"
+            )
+        assert self._cluster is not None
+        self._cluster.leave()
+        models_at = self._config.serving.port if self._config.serving else 0
+        recovery.begin_again(self._given, ports=(door, dashboard, models_at))
 
     async def _park(self, actor: Any, hurried: asyncio.Event) -> None:
         """Have what runs on the cluster that is ours saved before it ends, unless whoever ends it can't wait."""
@@ -314,17 +318,26 @@ def _nothing_left(state_dir: Path) -> Iterator[None]:
         house.end_remains(state_dir)
 
 
-def _load(config: Path | None, state_dir: Path, *, any_port: bool) -> ClusterConfig:
-    """The cluster file, with its paths below the state directory; with `any_port`, at free ports."""
+def _load(config: Path | None, state_dir: Path, *, any_port: bool, ports: Sequence[int] | None = None) -> ClusterConfig:
+    """The cluster file, with its paths below the state directory; with `any_port`, at free ports; with `ports`, at those."""
     found = load_cluster(config, environ={**os.environ, "FABRIC_STATE_DIR": str(state_dir)})
     if isinstance(found.ray, RayLocal):
         found = with_bucket_keys(found)
     found = found.model_copy(update={"serving": models.located(found.serving, any_port=any_port)})
-    if not any_port:
+    if not any_port and ports is None:
         return found
-    rpc = found.rpc.model_copy(update={"listen": f"{found.rpc.listen.rpartition(':')[0]}:0"})
-    dashboard = found.dashboard.model_copy(update={"port": 0})
-    return found.model_copy(update={"rpc": rpc, "dashboard": dashboard})
+    at, dashboard_at, models_at = ports or (0, 0, 0)
+    rpc = found.rpc.model_copy(update={"listen": _moved(found.rpc.listen, at)})
+    dashboard = found.dashboard.model_copy(update={"port": dashboard_at})
+    serving = found.serving
+    if serving is not None and models_at:
+        serving = serving.model_copy(update={"listen": _moved(serving.listen, models_at)})
+    return found.model_copy(update={"rpc": rpc, "dashboard": dashboard, "serving": serving})
+
+
+def _moved(listen: str, port: int) -> str:
+    """The same host, at another port."""
+    return f"{listen.rpartition(':')[0]}:{port}"
 
 
 def _check_ports(config: ClusterConfig) -> None:

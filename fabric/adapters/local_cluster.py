@@ -244,6 +244,11 @@ class LocalCluster:
         return told
 
     @property
+    def is_gone(self) -> bool:
+        """Whether its head has ended, and with it the node on which the gate is: only a new cluster can go on."""
+        return _ended(self._cluster.head_node, PROCESS_TYPE_RAYLET) is not None
+
+    @property
     def away(self) -> bool:
         """Whether nodes have ended that are to come back."""
         return bool(self._away)
@@ -256,6 +261,10 @@ class LocalCluster:
         """
         for ray_id in [each for each in self._away if each not in alive]:
             self.add(self._away.pop(ray_id))
+
+    def leave(self) -> None:
+        """Have this process' environment as it was. What runs goes on running."""
+        _set(self._before)
 
     def stop(self) -> None:
         """End the cluster and all that runs in it."""

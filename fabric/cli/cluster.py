@@ -153,14 +153,18 @@ def down(
 
 
 def doctor(*, config: Config = None, as_json: AsJson = False) -> None:
-    """Say what is missing on this machine or beyond, and how to mend it.
+    """Say what is missing on this machine or beyond, and how to mend it; and how the fabric is that is up here.
 
     Ends with 0 if nothing fails (a warning is no failure), with 1 if something does: `fabric up` will not work then.
     """
-    from fabric.doctor import Health, diagnose  # noqa: PLC0415
+    from fabric.doctor import Finding, Health, diagnose  # noqa: PLC0415
+    from fabric.house import condition  # noqa: PLC0415
     from fabric.settings import load_cluster  # noqa: PLC0415
 
     found = diagnose(load_cluster(config) if config is not None else None)
+    if (said := condition()) is not None:
+        health = Health.WARN if said.remedy else Health.OK
+        found.append(Finding(name="fabric", health=health, found=said.found, remedy=said.remedy))
     if as_json:
         print_json(
             [

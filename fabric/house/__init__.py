@@ -16,8 +16,10 @@ Knows processes, files and the state directory; knows neither Ray nor the gate.
 
 from fabric.house.hosting import Hosting
 from fabric.house.place import (
+    Condition,
     Running,
     Step,
+    condition,
     ending_file,
     held,
     now_file,
@@ -32,9 +34,11 @@ from fabric.house.process import down, up
 from fabric.house.remains import end_remains, new_session_folder
 
 __all__ = [
+    "Condition",
     "Hosting",
     "Running",
     "Step",
+    "condition",
     "down",
     "end_remains",
     "ending_file",

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, NamedTuple
 
 import msgspec
 
@@ -177,6 +177,34 @@ def ailment(place: Path) -> str:
     except FileNotFoundError:
         return ""
     return said or (f"its process has said nothing for {silent_s:.0f} s" if silent_s > SILENT_S else "")
+
+
+class Condition(NamedTuple):
+    """How a fabric is, for people."""
+
+    found: str
+    remedy: str = ""
+    """What to do; "" where nothing is to be done."""
+
+
+def condition(state_dir: Path | None = None) -> Condition | None:
+    """How the fabric is that is up in this state directory, or was until it ended unexpectedly; None if there is none."""
+    place = state_dir_of(state_dir)
+    found = last_running(place)
+    if found is None:
+        return None
+    where = f"{found.name}, at {found.address}"
+    if not is_held(place):
+        return Condition(
+            f"{where}, has ended, and not in order: {place / 'fabric.log'} tells why",
+            "fabric up brings everything back, and jobs go on from what they saved last",
+        )
+    if wrong := ailment(place):
+        return Condition(
+            f"{where}, is up, but is not well: {wrong}",
+            "it goes on by itself as soon as it can; to end it: fabric down, and with --now without waiting for jobs",
+        )
+    return Condition(f"{where}, is up and well")
 
 
 def _health_file(place: Path) -> Path:

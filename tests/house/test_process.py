@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from fabric import house
+from fabric import doctor, house
 from fabric.cli import app
 from fabric.errors import Conflict, InvalidConfig, NotFound, Unavailable
 from fabric.house.place import announce, is_held, note_health
@@ -70,6 +70,33 @@ def test_a_second_start_says_what_is_wrong_with_the_first(state_dir, there):
         note_health(state_dir, "")
         with pytest.raises(Conflict, match=r"is up already at .*: use it"):
             house.up()
+
+
+@pytest.mark.parametrize(
+    ("is_up", "wrong", "said", "remedy"),
+    [
+        (True, "", "is up and well", ""),
+        (
+            True,
+            "Ray's control store is away since 9 s",
+            "not well: Ray's control store is away since 9 s",
+            "fabric down",
+        ),
+        (False, "", "has ended, and not in order", "fabric up brings everything back"),
+    ],
+)
+def test_the_doctor_says_how_the_fabric_is(state_dir, there, monkeypatch, is_up, wrong, said, remedy):
+    monkeypatch.setattr(doctor, "diagnose", lambda _: [])
+    assert json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout) == []
+    with house.held(state_dir):
+        announce(state_dir, there)
+        note_health(state_dir, wrong)
+        done = CliRunner().invoke(app, ["doctor", "--json"]) if is_up else None
+    (row,) = json.loads((done or CliRunner().invoke(app, ["doctor", "--json"])).stdout)
+    assert row["name"] == "fabric"
+    assert said in row["found"]
+    assert remedy in row["remedy"]
+    assert row["health"] == ("warn" if remedy else "ok")
 
 
 def test_up_says_in_red_where_tokens_cost_nothing(state_dir, there, monkeypatch):
