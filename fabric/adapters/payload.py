@@ -22,6 +22,8 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     args: tuple[str, ...] = ()
     working_dir_blob: str = ""
     """Archive key of a zip."""
+    python_path: tuple[str, ...] = ()
+    """The folders of it from which a function imports modules."""
     runtime_env: dict[str, Any] = {}
     """Ray's runtime environment, for the runner and what it starts."""
     env: dict[str, str] = {}

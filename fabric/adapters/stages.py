@@ -6,7 +6,6 @@ thread: `signal.signal` is accepted but only a SIGTERM handler is ever called, w
 other command is a child process in its own process group; it gets SIGTERM, and says by exit code 75 that it has saved.
 """
 
-import base64
 import errno
 import os
 import runpy
@@ -15,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import traceback
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,13 +21,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-import cloudpickle
 import msgspec
 import stamina
 
 from fabric import context
+from fabric.adapters import function_call
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import result_key
+from fabric.adapters.error_text import error_text, shortened
 from fabric.adapters.inheritance import withheld
 from fabric.adapters.job_output import logged
 from fabric.adapters.kept_folder import FOLDER_VARIABLE, KeptFolder, quiet_s
@@ -37,11 +36,11 @@ from fabric.adapters.payload import Payload, read_payload
 from fabric.adapters.private_folder import WORK, make_private, rooms_of
 from fabric.adapters.processes import LEASE_VARIABLE
 from fabric.adapters.results import keep_result
-from fabric.adapters.working_folder import unpacked
+from fabric.adapters.working_folder import forget_modules, unpacked
 from fabric.errors import FabricError, InvalidRequest, Unavailable
 from fabric.gate.events import LeaseOutcome
 from fabric.gate.instructions import Lease
-from fabric.results import pack_error, pack_value
+from fabric.results import pack_error
 
 EXIT_SAVED: Final = 75
 LOSS_EVERY_VARIABLE: Final = "FABRIC_LOSS_EVERY_S"
@@ -140,7 +139,10 @@ def perform(stage: Stage) -> JobEnd:
     except (FabricError, OSError) as error:
         return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=f"it has no folder to run in: {error}")
     with logged(stage.log_file):
-        return _performed(stage)
+        try:
+            return _performed(stage)
+        finally:
+            forget_modules(stage.folder)
 
 
 def _performed(stage: Stage) -> JobEnd:
@@ -159,26 +161,17 @@ def _performed(stage: Stage) -> JobEnd:
             return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=f"{error.code}: {error.message}")
         return JobEnd(outcome=LeaseOutcome.FAILED, error=f"{error.code}: {error.message}")
     except BaseException as error:  # noqa: BLE001  # a job may raise anything, and none of it may end the runner
-        traceback.print_exc()
-        return JobEnd(outcome=LeaseOutcome.FAILED, error=_told(error), result_ref=_kept_error(stage, error))
+        told = error_text(error)
+        sys.stderr.write(f"{told}\n")
+        return JobEnd(outcome=LeaseOutcome.FAILED, error=shortened(told), result_ref=_kept_error(stage, error))
 
 
 def _call(stage: Stage, payload: Payload) -> JobEnd:
-    try:
-        pickled = base64.b64decode(payload.inline) if payload.inline else stage.archive.get(payload.blob)
-        function, args, kwargs = cloudpickle.loads(pickled)
-    except FabricError:
-        raise
-    except Exception as error:
-        raise InvalidRequest(f"the function can't be unpickled here: {_told(error)}", code="unpicklable") from error
-    result = function(*args, **kwargs)
+    result = function_call.call(payload, stage.archive, folder=stage.folder / WORK)
     if stage.context.rank != 0:
         return JobEnd(outcome=LeaseOutcome.SUCCEEDED)
+    packed = function_call.packed(result)
     key = result_key(stage.lease.account_id, stage.lease.job_id)
-    try:
-        packed = pack_value(result)
-    except Exception as error:
-        raise InvalidRequest(f"the result can't be pickled: {error}", code="result_not_picklable") from error
     result_ref = _patiently(stage, lambda: keep_result(stage.archive, key, packed))
     return JobEnd(outcome=LeaseOutcome.SUCCEEDED, result_ref=result_ref)
 
@@ -291,12 +284,6 @@ def _exited(stage: Stage, code: object) -> JobEnd:
     said = f"exit code {code}" if isinstance(code, int) else str(code)
     tail = _tail(stage.log_file)
     return JobEnd(outcome=LeaseOutcome.FAILED, error=f"{said}\n{tail}".rstrip())
-
-
-def _told(error: BaseException) -> str:
-    """The last lines of the traceback, its own error line always among them."""
-    lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
-    return "\n".join(lines[-_ERROR_LINES:])
 
 
 def _kept_error(stage: Stage, error: BaseException) -> str:

@@ -1,8 +1,13 @@
 """The folder that a job works in: what its owner sent along, laid out."""
 
+import importlib
 import io
+import os
+import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from fabric.adapters.archive import Archive
 
@@ -23,3 +28,35 @@ def _unpack(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> No
     mode = entry.external_attr >> 16 & 0o777
     if mode and not entry.is_dir():
         path.chmod(mode | 0o600)
+
+
+def import_from(folder: Path, parts: Sequence[str]) -> None:
+    """Let the job's own modules be found, before those that are installed, by this process and by those that it starts."""
+    places = [os.path.normpath(folder / part) for part in parts]
+    sys.path[:0] = places
+    os.environ["PYTHONPATH"] = os.pathsep.join([*places, *filter(None, [os.environ.get("PYTHONPATH")])])
+    importlib.invalidate_caches()
+
+
+def forget_modules(folder: Path) -> None:
+    """Let go of what was imported from the folder: the next job of this process brings its own, maybe of the same names."""
+    gone = [
+        name
+        for name, module in list(sys.modules.items())
+        if any(Path(place).is_relative_to(folder) for place in _places_of(module))
+    ]
+    for name in gone:
+        sys.modules.pop(name, None)
+    for place in [place for place in sys.path_importer_cache if Path(place).is_relative_to(folder)]:
+        del sys.path_importer_cache[place]
+
+
+def _places_of(module: ModuleType) -> list[str]:
+    """Where a module came from: its file, or the folders of a namespace."""
+    file = getattr(module, "__file__", None)
+    if isinstance(file, str):
+        return [file]
+    try:
+        return [str(place) for place in getattr(module, "__path__", ())]
+    except (KeyError, TypeError):  # a namespace whose parent is gone; what a module may have under the name
+        return []

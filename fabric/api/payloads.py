@@ -5,7 +5,8 @@ What no machine could start is refused here too, before tokens are held for it.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 import msgspec
@@ -22,6 +23,7 @@ JOURNALED_BYTES_MAX: Final = 4 * 1024
 """A pickle up to this size rides in the job's own record: that saves the archive a write and the runner a read."""
 PAYLOAD_CHARS_MAX: Final = 64 * 1024
 """Of a payload without its function: command, variables and runtime_env are in the job's record for ever."""
+PATH_FOLDERS_MAX: Final = 256
 PRELOADS: Final = ("", "torch")
 RANKS: Final = ("", "node", "device")
 
@@ -56,6 +58,7 @@ async def payload_of(door: Door, account: AccountId, given: pb.Payload, *, kind:
         inline=inline,
         entrypoint=tuple(given.command),
         working_dir_blob=blob_key(account, _sha256(given.working_dir_sha256)) if given.working_dir_sha256 else "",
+        python_path=_python_path(given.python_path),
         env=dict(given.env),
         runtime_env=_runtime_env(given.runtime_env_json, forks=given.ranks == "device"),
         preload=_preload(given.preload, kind=kind),
@@ -69,6 +72,19 @@ def _sha256(given: str) -> str:
             "name a blob by the sha256 that PutBlob answered, in lower-case hex", code="invalid_sha256"
         )
     return given
+
+
+def _python_path(given: Sequence[str]) -> tuple[str, ...]:
+    parts = [PurePosixPath(each).parts for each in given]
+    if (
+        len(given) > PATH_FOLDERS_MAX
+        or any("\0" in each or each[:1] == "/" for each in given)
+        or any(".." in each for each in parts)
+    ):
+        raise InvalidRequest(
+            f"python_path names up to {PATH_FOLDERS_MAX} folders inside the working directory", code="invalid_payload"
+        )
+    return tuple(given)
 
 
 def _preload(given: str, *, kind: str) -> str:

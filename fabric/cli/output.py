@@ -199,7 +199,8 @@ def print_facts(facts: Mapping[str, str], *, title: str = "") -> None:
         console().print(Text(title, style="bold"))
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
-        say(f"{visible(name):{width}}  {visible(value)}")
+        lines = [visible(line) for line in value.split("\n")]
+        say(f"{visible(name):{width}}  " + f"\n{'':{width}}  ".join(lines))
 
 
 def print_error(error: FabricError, *, as_json: bool) -> None:

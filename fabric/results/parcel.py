@@ -122,7 +122,9 @@ def pack_value(value: Any) -> bytes:
 
 
 def pack_error(error: BaseException) -> bytes:
-    """What a job raised: its type and text always; what it takes to make it anew where it is a built-in one; else a pickle."""
+    """What a job raised: its type and text always; what it takes to make it anew where it is a built-in one; where it isn't,
+    or has causes, a pickle.
+    """
     writer = Writer()
     tree: Any = None
     pickled = b""
@@ -132,11 +134,8 @@ def pack_error(error: BaseException) -> bytes:
             tree = writer.tree(made_of)
         except (NotPlain, RecursionError):
             writer = Writer()
-    if tree is None:
-        try:
-            pickled = _pickled(error.with_traceback(None))
-        except Exception:  # noqa: BLE001  # then its type and text must do
-            pickled = b""
+    if tree is None or error.__cause__ is not None or error.__context__ is not None:
+        pickled = _pickled_error(error)
     buffers = [*writer.buffers, *([pickled] if pickled else [])]
     notes = tuple(_fit(str(note), TEXT_CHARS_MAX) for note in getattr(error, "__notes__", ())[:NOTES_MAX])
     head = _Head(
@@ -214,10 +213,15 @@ def _fit(text: str, chars: int) -> str:
 
 
 def _pickled(value: Any) -> bytes:
-    import cloudpickle  # noqa: PLC0415  # readers need none
+    from fabric.results import exceptions  # noqa: PLC0415  # readers of data need no cloudpickle
 
-    data: bytes = cloudpickle.dumps(value)
-    return data
+    return exceptions.pickled(value)
+
+
+def _pickled_error(error: BaseException) -> bytes:
+    from fabric.results import exceptions  # noqa: PLC0415  # as above
+
+    return exceptions.pickled_error(error)
 
 
 def _sizes(buffers: list[Any]) -> tuple[int, ...]:

@@ -15,9 +15,10 @@ from fabric.errors import InvalidRequest
 from fabric.profile import Profile, load_profile
 from fabric.sdk.answers import Balance, Purchase, Quote, balance_of, purchase_of, quote_of
 from fabric.sdk.feed import Feed
+from fabric.sdk.functions import pack_call
 from fabric.sdk.job import Job
 from fabric.sdk.lease import Lease
-from fabric.sdk.packing import pack_files, pickle_call, preload_for, script_command
+from fabric.sdk.packing import pack_files, preload_for, script_command
 from fabric.sdk.request import Accelerators, Seconds, Tokens, build_spec
 from fabric.units import parse_ct
 from fabric.wire import INLINE_BYTES_MAX
@@ -100,7 +101,8 @@ class Fabric:
         """Hold tokens for a job and queue it.
 
         Args:
-            job: a callable (sent by value, with its arguments), the path of a Python script, or a command as a list.
+            job: a callable (with its arguments, and the modules and packages of your own that it reaches; `async def` runs to its
+                end), the path of a Python script, or a command as a list.
             *args: for the callable, or for the script's command line.
             tokens: the most it may burn. When that is reached it is asked to checkpoint and is parked.
             accelerators: "H100:2", "any", or types to choose from, ["H100:2", "A100:2"]; a gang gets one type (but see `mix`). A range
@@ -109,8 +111,8 @@ class Fabric:
             service: training, batch or inference.
             hold: "full" holds the whole limit at the start, "rolling" a part at a time.
             kwargs: keyword arguments for the callable.
-            working_dir: sent along as a zip, without what `.fabricignore` names; without one, a script takes along the modules
-                beside it that it imports.
+            working_dir: sent along as a zip, without what `.fabricignore` names: a function's modules are imported from it, and
+                files are read below it. Without one, a script takes along the modules beside it that it imports.
             env: environment variables. They stay in the job's record, in exports of it and, for programs, on Ray's dashboard:
                 no place for secrets.
             runtime_env: in Ray's words: pip or uv (a list of packages), env_vars, config.setup_timeout_seconds. Packages are
@@ -235,12 +237,14 @@ class Fabric:
     ) -> pb.Payload:
         payload = pb.Payload()
         if callable(job):
-            pickled = pickle_call(job, args, kwargs)
-            files = pack_files((), working_dir=working_dir) if working_dir is not None else None
-            if len(pickled) <= INLINE_BYTES_MAX:
-                payload.function = pickled
+            sent = pack_files((), working_dir=working_dir) if working_dir is not None else None
+            call = pack_call(job, args, kwargs, working_dir=working_dir, sent=sent)
+            files = call.files
+            payload.python_path.extend(call.python_path)
+            if len(call.pickled) <= INLINE_BYTES_MAX:
+                payload.function = call.pickled
             else:
-                payload.function_sha256 = self.client.put_blob(pickled)
+                payload.function_sha256 = self.client.put_blob(call.pickled)
         else:
             if kwargs:
                 raise InvalidRequest("kwargs= are for functions: give a script its options as arguments")

@@ -5,6 +5,7 @@ import concurrent.futures
 import sys
 import time
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from typing import Any, Final, TextIO
 
 from fabric.client import Client, new_request_id
@@ -213,15 +214,12 @@ class Job:
         return failure
 
     def _cause(self, job: pb.Job, parcel: Parcel, *, trust: bool) -> BaseException | None:
-        if parcel.is_data:
-            found = parcel.value()
-        elif parcel.pickle is not None and self._opens(job, trust=trust):
-            try:
+        """The exception with its own causes where they may be opened; else itself, where it is data."""
+        if parcel.pickle is not None and self._opens(job, trust=trust):
+            with suppress(Exception):  # a foreign class, another version
                 found = parcel.unpickled()
-            except Exception:  # noqa: BLE001  # a foreign class, another version
-                return None
-        else:
-            return None
+                return found if isinstance(found, BaseException) else None
+        found = parcel.value() if parcel.is_data else None
         return found if isinstance(found, BaseException) else None
 
     def _opens(self, job: pb.Job, *, trust: bool) -> bool:

@@ -1,24 +1,17 @@
-"""From a function, a script or a command to bytes that run elsewhere. Says no before anything is sent.
+"""From a script or a command to bytes that run elsewhere. Says no before anything is sent. Functions: see `functions`.
 
-Functions are pickled by value, so the far side needs neither the caller's module nor its checkout; modules that were
-installed are named, not sent. A script travels with its working directory, or where none is given with the modules beside
-it that it imports.
+A script travels with its working directory, or where none is given with the modules beside it that it imports.
 """
 
-import inspect
 import io
 import os
 import re
 import shutil
-import sys
-import sysconfig
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Final
-
-import cloudpickle
+from typing import Final
 
 from fabric.errors import InvalidRequest
 from fabric.sdk.imports import imported_beside
@@ -28,32 +21,6 @@ EXCLUDES: Final = (".git", ".hg", "__pycache__", "*.pyc", ".venv", "venv", "node
 """Never sent with a working directory, besides what its `.fabricignore` names (one pattern a line)."""
 _IMPORTED: Final = re.compile(r"^\s*(?:import|from)\s+(\w+)", re.MULTILINE)
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
-
-
-def pickle_call(function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]) -> bytes:
-    """The call as bytes.
-
-    Raises:
-        InvalidRequest: something in it can't be pickled (`unpicklable`, naming it).
-    """
-    module = inspect.getmodule(function)
-    by_value = module if module is not None and _is_local(module.__name__, getattr(module, "__file__", None)) else None
-    if by_value is not None and by_value.__name__ in cloudpickle.list_registry_pickle_by_value():
-        by_value = None
-    if by_value is not None:
-        cloudpickle.register_pickle_by_value(by_value)
-    try:
-        return _dumps((function, tuple(args), dict(kwargs)))
-    except Exception as error:  # noqa: BLE001  # pickling calls the objects' own code, which raises what it likes
-        culprit = _culprit(function, args, kwargs)
-        raise InvalidRequest(
-            f"{culprit} can't be pickled ({error}): create it inside the function, or pass what it is made from",
-            code="unpicklable",
-            object=culprit,
-        ) from None
-    finally:
-        if by_value is not None:
-            cloudpickle.unregister_pickle_by_value(by_value)
 
 
 def script_command(script: str | os.PathLike[str], args: Sequence[object]) -> list[str]:
@@ -174,32 +141,3 @@ def _zip(root: Path, paths: Iterator[Path]) -> bytes:
             entry.external_attr = (file.stat().st_mode & 0o777) << 16
             archive.writestr(entry, file.read_bytes())
     return out.getvalue()
-
-
-def _is_local(name: str, file: str | None) -> bool:
-    """Whether a module is the caller's own: not built in, not the standard library, not installed."""
-    if name == "__main__" or file is None:
-        return False
-    installed = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return name in sys.modules and not any(Path(file).is_relative_to(place) for place in installed if place)
-
-
-def _dumps(value: object) -> bytes:
-    data: bytes = cloudpickle.dumps(value)
-    return data
-
-
-def _culprit(function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]) -> str:
-    """The first thing that can't be pickled on its own, as the caller would call it."""
-    suspects: dict[str, Any] = {f"argument {index}": value for index, value in enumerate(args)}
-    suspects |= {f"argument {name}=": value for name, value in kwargs.items()}
-    if inspect.isfunction(function):
-        variables = inspect.getclosurevars(function)
-        used = {**variables.nonlocals, **variables.globals}
-        suspects |= {f"variable {name!r} of {function.__qualname__}": value for name, value in used.items()}
-    for title, value in suspects.items():
-        try:
-            _dumps(value)
-        except Exception:  # noqa: BLE001  # pickling calls the objects' own code, which raises what it likes
-            return f"{title} ({type(value).__name__})"
-    return f"the function {getattr(function, '__qualname__', function)!r}"

@@ -1,18 +1,24 @@
 """The SDK over a real door and a real gate."""
 
 import asyncio
+import base64
 import importlib
+import io
 import json
 import subprocess
 import sys
 import threading
+import zipfile
 from decimal import Decimal
 
 import pytest
 
 import fabric
+from fabric.adapters.payload import read_payload
 from fabric.errors import InsufficientTokens, InvalidAmount, InvalidRequest, JobFailed, NotFound
-from fabric.sdk.packing import pack_files, pickle_call
+from fabric.gate.events import Submit
+from fabric.sdk.functions import pickle_call
+from fabric.sdk.packing import pack_files
 from fabric.sdk.request import parse_accelerators
 
 
@@ -253,15 +259,20 @@ def test_what_cannot_be_pickled_is_named(house):
     assert house.port.batches == []
 
 
-def test_a_function_of_ones_own_module_travels_by_value(tmp_path, monkeypatch):
+def test_a_function_of_ones_own_module_runs_where_the_module_is_not(house, tmp_path, monkeypatch):
     (tmp_path / "my_own_module.py").write_text("HALF = 21\ndef double():\n    return 2 * HALF\n")
     monkeypatch.syspath_prepend(tmp_path)
     my_own_module = importlib.import_module("my_own_module")
-    (tmp_path / "call.pickle").write_bytes(pickle_call(my_own_module.double, (), {}))
-    code = "import pickle, sys; f, a, k = pickle.load(open(sys.argv[1], 'rb')); print(f(*a, **k))"
-    ran = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "call.pickle"], capture_output=True, text=True, cwd="/", check=True
-    )
+    house.port.run_jobs = False
+    house.fabric().submit(my_own_module.double, tokens=1)
+    [asked] = [event for batch in house.port.batches for event in batch if isinstance(event, Submit)]
+    payload = read_payload(asked.spec.payload)
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "call.pickle").write_bytes(base64.b64decode(payload.inline))
+    with zipfile.ZipFile(io.BytesIO(house.port.blobs[payload.working_dir_blob])) as files:
+        files.extractall(tmp_path / "far")
+    code = "import pickle; f, a, k = pickle.load(open('call.pickle', 'rb')); print(f(*a, **k))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path / "far", check=True)
     assert ran.stdout == "42\n"
 
 

@@ -1,0 +1,247 @@
+"""From a function with its arguments to bytes that run elsewhere, and the files of its own modules that go with them.
+
+Says no before anything is sent, and by name: to what can't leave its process, to what is too large, and to what would run
+differently there without a word.
+"""
+
+import inspect
+import io
+import os
+import sys
+import threading
+import types
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import cloudpickle
+
+from fabric.errors import InvalidRequest
+from fabric.sdk.project import Project, Standing, changed_globals, standing_of
+from fabric.sdk.unpicklable import Unsendable, culprit_of, heaviest, refuse_unsendable, remedy_for
+
+CALL_BYTES_MAX: Final = 512 * 1024 * 1024
+"""Of a function with its arguments."""
+FILES_BYTES_MAX: Final = 256 * 1024 * 1024
+"""Of the modules that go with it, and of a working directory with them."""
+_OTHER_ROOTS: Final = ".modules"
+_BIGGEST: Final = 5
+_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
+_pickling: Final = threading.RLock()
+"""What travels by value is registered with cloudpickle for the whole process."""
+
+
+class PackedCall(NamedTuple):
+    """A call as it is sent."""
+
+    pickled: bytes
+    files: bytes | None
+    """A zip of the working directory and of the modules that go along; None = none do."""
+    python_path: tuple[str, ...]
+    """The folders of it from which its modules are imported."""
+
+
+def pack_call(
+    function: Callable[..., object],
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    *,
+    working_dir: str | os.PathLike[str] | None = None,
+    sent: bytes | None = None,
+) -> PackedCall:
+    """The call as bytes, and its modules. `sent` is a zip of the working directory, if there is one.
+
+    Raises:
+        InvalidRequest: something in it can't be pickled (`unpicklable`, naming it), or is too large (`arguments_too_large`,
+            `modules_too_large`); or the function yields (`generator`); or a module is called like one of Python's.
+    """
+    _check_kind(function)
+    project = Project()
+    pickled = _pickled(function, args, kwargs, project)
+    if not project.files:
+        return PackedCall(pickled, sent, (".",) if sent is not None else ())
+    project.check()
+    _warn_of_changes(function)
+    given = Path(working_dir).absolute() if working_dir is not None else None
+    folders = _folders_of(project, given)
+    return PackedCall(pickled, _zip(project, folders, sent), tuple(dict.fromkeys((".", *folders.values()))))
+
+
+def pickle_call(function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]) -> bytes:
+    """The call as bytes, without the modules of its own that it names."""
+    return _pickled(function, args, kwargs, Project())
+
+
+def _check_kind(function: Callable[..., object]) -> None:
+    """Refuse what gives its values one at a time: there is nobody there to take them."""
+    inner: Any = function
+    while isinstance(inner, partial):
+        inner = inner.func
+    called = inner if isinstance(inner, type) or inspect.isroutine(inner) else type(inner).__call__
+    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+        name = getattr(inner, "__qualname__", type(inner).__qualname__)
+        raise InvalidRequest(
+            f"{name} is a generator, which hands out its values one at a time: submit a function that returns them, such as"
+            f" `lambda: list({getattr(inner, '__name__', name)}(...))`, or one that writes them to storage as they come",
+            code="generator",
+        )
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Notes on its way which modules of the caller's own are reached, and how."""
+
+    def __init__(self, file: Any, project: Project) -> None:
+        super().__init__(file)
+        self._project = project
+        self.registered: list[types.ModuleType] = []
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, types.FunctionType | type):
+            self._note(obj, str(getattr(obj, "__module__", None) or ""))
+        elif isinstance(obj, types.ModuleType):
+            self._note_module(obj.__name__)
+        else:
+            refuse_unsendable(obj)
+        return super().reducer_override(obj)
+
+    def _note(self, obj: Any, module: str) -> None:
+        standing = self._note_module(module, reach=_is_found_in(module, obj))
+        if isinstance(obj, types.FunctionType) and (standing is Standing.VALUE or not _is_found_in(module, obj)):
+            self._project.reach_from(obj.__code__, package=str(obj.__globals__.get("__package__") or ""))
+
+    def _note_module(self, name: str, *, reach: bool = True) -> Standing:
+        standing = standing_of(name)
+        if standing is Standing.VALUE and name not in cloudpickle.list_registry_pickle_by_value():
+            cloudpickle.register_pickle_by_value(sys.modules[name])
+            self.registered.append(sys.modules[name])
+        elif standing is Standing.FILE and reach:
+            self._project.reach(name)
+        return standing
+
+
+class _TooLarge(Exception):
+    """It goes beyond the limit."""
+
+
+class _Bounded(io.BytesIO):
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        if self.tell() + size > CALL_BYTES_MAX:
+            raise _TooLarge
+        return super().write(data)
+
+
+def _pickled(
+    function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object], project: Project
+) -> bytes:
+    try:
+        return _dumps((function, tuple(args), dict(kwargs)), project)
+    except _TooLarge:
+        title, size = heaviest(function, args, kwargs)
+        raise InvalidRequest(
+            f"the function and its arguments may have {CALL_BYTES_MAX >> 20} MiB, and have more; {title} has"
+            f" {size / 2**20:,.0f} MiB: write it to storage, and pass where it lies, or make it inside the function",
+            code="arguments_too_large",
+            limit_bytes=CALL_BYTES_MAX,
+        ) from None
+    except InvalidRequest:
+        raise
+    except Exception as error:  # noqa: BLE001  # pickling calls the objects' own code, which raises what it likes
+        title, culprit = culprit_of(function, args, kwargs, goes=partial(_goes, project))
+        said = str(error) if not isinstance(error, Unsendable) else error.why
+        raise InvalidRequest(
+            f"{title} can't be pickled ({said}): {remedy_for(culprit)}", code="unpicklable", object=title
+        ) from None
+
+
+def _goes(project: Project, value: object) -> bool:
+    try:
+        _dumps(value, project)
+    except _TooLarge:
+        return True
+    except Exception:  # noqa: BLE001  # as above
+        return False
+    return True
+
+
+def _dumps(value: object, project: Project) -> bytes:
+    out = _Bounded()
+    with _pickling:
+        pickler = _Pickler(out, project)
+        try:
+            pickler.dump(value)
+        finally:
+            for module in pickler.registered:
+                cloudpickle.unregister_pickle_by_value(module)
+    return out.getvalue()
+
+
+def _is_found_in(module: str, obj: Any) -> bool:
+    """Whether it is what its module has under its name."""
+    found: Any = sys.modules.get(module)
+    for part in str(getattr(obj, "__qualname__", "")).split("."):
+        found = getattr(found, part, None)
+    return found is obj and module != "__main__"
+
+
+def _warn_of_changes(function: Callable[..., object]) -> None:
+    inner: Any = inspect.unwrap(function.func if isinstance(function, partial) else function)
+    if isinstance(inner, types.FunctionType) and standing_of(inner.__module__) is Standing.FILE:
+        for name in changed_globals(inner):
+            warnings.warn(
+                f"{inner.__module__}.{name} was changed since its module was imported: the job imports the module anew, and"
+                " sees what its file says; pass what you changed as an argument",
+                stacklevel=5,
+            )
+
+
+def _folders_of(project: Project, working_dir: Path | None) -> dict[Path, str]:
+    """Where what is imported from each folder here lies there: as below the working directory, or in a folder of its own."""
+    order = {os.path.realpath(place or "."): at for at, place in reversed(list(enumerate(sys.path)))}
+    roots = sorted(
+        set(project.files.values()), key=lambda root: (order.get(os.path.realpath(root), len(order)), str(root))
+    )
+    folders: dict[Path, str] = {}
+    for root in roots:
+        if working_dir is not None and root.is_relative_to(working_dir):
+            folders[root] = root.relative_to(working_dir).as_posix()
+        elif working_dir is None and not folders:
+            folders[root] = "."
+        else:
+            folders[root] = f"{_OTHER_ROOTS}/{len(folders)}"
+    return folders
+
+
+def _zip(project: Project, folders: Mapping[Path, str], sent: bytes | None) -> bytes:
+    """Same files, same bytes. What is in the working directory's zip already stays as it is there."""
+    sizes = {file: file.stat().st_size for file in project.files}
+    out = io.BytesIO()
+    out.write(sent or b"")
+    with zipfile.ZipFile(out, "a", zipfile.ZIP_DEFLATED) as archive:
+        names = set(archive.namelist())
+        total = sum(sizes.values()) + sum(entry.file_size for entry in archive.infolist())
+        if total > FILES_BYTES_MAX:
+            raise _too_large(sizes, total)
+        for file, root in sorted(project.files.items()):
+            name = Path(folders[root], file.relative_to(root)).as_posix()
+            if name not in names:
+                entry = zipfile.ZipInfo(name, _EPOCH)
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                entry.external_attr = (file.stat().st_mode & 0o777) << 16
+                archive.writestr(entry, file.read_bytes())
+    return out.getvalue()
+
+
+def _too_large(sizes: Mapping[Path, int], total: int) -> InvalidRequest:
+    biggest = sorted(sizes.items(), key=lambda pair: -pair[1])[:_BIGGEST]
+    told = ", ".join(f"{file} ({size / 2**20:,.1f} MiB)" for file, size in biggest)
+    return InvalidRequest(
+        f"the modules that the function needs have {total / 2**20:,.0f} MiB with the files beside them, and"
+        f" {FILES_BYTES_MAX >> 20} MiB may go along; the biggest are {told}: name what the job doesn't need in a .fabricignore"
+        " beside them, or read large data from where it lies",
+        code="modules_too_large",
+        limit_bytes=FILES_BYTES_MAX,
+    )

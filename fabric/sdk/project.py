@@ -1,0 +1,400 @@
+"""What a function needs of the caller's own modules: found by what it reaches, and sent along as files.
+
+A module of the caller's own is one that is neither the standard library's nor installed: beside the script, below a folder
+on `sys.path`, or of an editable install. Where it can be imported by its name it travels as a file and is imported there,
+so that a class, an enum or an exception is the same one for all modules there, and the caller's own when it comes back. A
+package travels whole, with the data in it; a module alone takes along what it imports, and where it speaks of `__file__`,
+the files beside it that it names. What runs as `__main__`, or was imported in another way than from a file (by pytest, by
+`exec`), is pickled by value.
+
+Never sent: hidden files, keys and what `.fabricignore` names. Nothing is imported or run here to find this out.
+"""
+
+import ast
+import dis
+import importlib.machinery
+import importlib.util
+import os
+import site
+import sys
+import sysconfig
+import types
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from fnmatch import fnmatch
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from fabric.errors import InvalidRequest
+
+SECRETS: Final = (
+    "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "*.keystore", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*",
+    "credentials*.json", "client_secret*.json", "service-account*.json", "service_account*.json",
+)  # fmt: skip
+"""Files that hold keys by their names; so do hidden ones, such as `.env` and `.netrc`."""
+_LEFT_OUT: Final = ("__pycache__", "*.pyc", "*.egg-info", "node_modules", "venv", *SECRETS)
+_OURS: Final = frozenset({"fabric", "training", "serving"})
+_IN_USE: Final = frozenset({*_OURS, "ray", "cloudpickle", "msgspec", "psutil", "grpc", "stamina", "structlog"})
+"""What a job's process has imported before the job's own code is reached."""
+_FILE_LOADERS: Final = (
+    importlib.machinery.SourceFileLoader,
+    importlib.machinery.SourcelessFileLoader,
+    importlib.machinery.ExtensionFileLoader,
+)
+_PACKAGE: Final = "__init__.py"
+_NAME_CHARS: Final = 200
+
+
+class Standing(Enum):
+    """How what a module has in it travels."""
+
+    INSTALLED = "named: it is installed there too, or pickled by value in any case"
+    FILE = "named, and its file goes along"
+    VALUE = "by value: nothing can import it by its name"
+
+
+def standing_of(name: str) -> Standing:
+    """How what is in a module of that name travels."""
+    module = sys.modules.get(name)
+    if module is None or name == "__main__":
+        return Standing.INSTALLED
+    file = getattr(module, "__file__", None)
+    if file is None:
+        return Standing.VALUE if _is_made_up(name) else Standing.INSTALLED
+    if not is_local(name, file):
+        return Standing.INSTALLED
+    spec = getattr(module, "__spec__", None)
+    loader = getattr(spec, "loader", None) or getattr(module, "__loader__", None)
+    is_plain = isinstance(loader, _FILE_LOADERS) and _root_of(name, Path(file)) is not None
+    return Standing.FILE if is_plain else Standing.VALUE
+
+
+def is_local(name: str, file: str) -> bool:
+    """Whether a module of the name in the file is the caller's own: not ours, nor the standard library's, nor installed."""
+    path = _real(file)
+    if any(path.startswith(place) for place in _installed()):
+        return False
+    if {"site-packages", "dist-packages"} & set(Path(file).parts):
+        return False
+    return not (name.partition(".")[0] in _OURS and path.startswith(_our_root()))
+
+
+class Project:
+    """The files that a function reaches, by where they lie among the modules there."""
+
+    def __init__(self) -> None:
+        self.files: dict[Path, Path] = {}
+        """Each file, and the folder from which it is imported."""
+        self._seen: set[str] = set()
+        self._trees: set[Path] = set()
+        self._waiting: list[tuple[str, bool, Path]] = []
+
+    def reach(self, name: str) -> None:
+        """A module that can be imported by its name, and what it imports."""
+        if name not in self._seen:
+            self._follow(name)
+        self._close()
+
+    def reach_from(self, code: types.CodeType, *, package: str) -> None:
+        """What a function that travels by value imports when it runs."""
+        for name in _imported_by(code, package):
+            self._follow(name)
+        self._close()
+
+    def _close(self) -> None:
+        while self._waiting:
+            name, is_package, file = self._waiting.pop()
+            for imported in imported_names(file, package=name if is_package else name.rpartition(".")[0]):
+                self._follow(imported)
+
+    def _follow(self, name: str) -> None:
+        """A dotted name that something imports; it may be of an attribute rather than a module."""
+        if name in self._seen:
+            return
+        self._seen.add(name)
+        top, *rest = name.split(".")
+        for found in _places_of(top):
+            if found.is_file():
+                self._take_module(top, found)
+            elif (found / _PACKAGE).is_file():
+                self._take_tree(top, found, root=found.parent)
+            else:
+                self._descend([top], rest, found, root=found.parent)
+
+    def _descend(self, above: list[str], rest: list[str], folder: Path, *, root: Path) -> None:
+        """Into a namespace package, of which only what is named belongs to the caller."""
+        if not rest:
+            return
+        below, module = folder / rest[0], folder / f"{rest[0]}.py"
+        name = ".".join([*above, rest[0]])
+        if (below / _PACKAGE).is_file():
+            self._take_tree(name, below, root=root)
+        elif module.is_file():
+            self._take_module(name, module, root=root)
+        elif below.is_dir():
+            self._descend([*above, rest[0]], rest[1:], below, root=root)
+
+    def _take_module(self, name: str, file: Path, *, root: Path | None = None) -> None:
+        root = root or file.parent
+        if file in self.files:
+            return
+        self.files[file] = root
+        if file.suffix == ".py":
+            self._waiting.append((name, False, file))
+            for beside in _named_beside(file):
+                for path in _tree(beside) if beside.is_dir() else (beside,):
+                    self.files.setdefault(path, root)
+
+    def _take_tree(self, name: str, folder: Path, *, root: Path) -> None:
+        if folder in self._trees:
+            return
+        self._trees.add(folder)
+        for file in _tree(folder):
+            self.files.setdefault(file, root)
+            if file.suffix == ".py":
+                inner = file.relative_to(folder).with_suffix("").parts
+                is_package = inner[-1] == "__init__"
+                dotted = ".".join([name, *(inner[:-1] if is_package else inner)])
+                self._waiting.append((dotted, is_package, file))
+
+    def check(self) -> None:
+        """Refuse modules by whose names a job's process knows others.
+
+        Raises:
+            InvalidRequest: `module_name_taken`.
+        """
+        tops = {file.relative_to(root).parts[0] for file, root in self.files.items()}
+        names = {top.partition(".")[0] for top in tops}
+        for name in sorted(names & (sys.stdlib_module_names | _IN_USE)):
+            owner = "token-fabric's own" if name in _IN_USE else "the standard library's"
+            raise InvalidRequest(
+                f"your module {name!r} has the name of {owner}, which a job's process has imported before yours: rename it",
+                code="module_name_taken",
+                module=name,
+            )
+
+
+def imported_names(file: Path, *, package: str) -> tuple[str, ...]:
+    """The dotted names that a Python file imports anywhere in it, as absolute ones."""
+    try:
+        about = file.stat()
+    except OSError:
+        return ()
+    return _imported_in(file, about.st_mtime_ns, about.st_size, package)
+
+
+@lru_cache(maxsize=4096)
+def _imported_in(file: Path, _mtime_ns: int, _size: int, package: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_names_in(_parsed(file), package)))
+
+
+def _parsed(file: Path) -> ast.AST:
+    try:
+        return ast.parse(file.read_bytes(), filename=str(file))
+    except (SyntaxError, ValueError, OSError, RecursionError):
+        return ast.Module(body=[], type_ignores=[])  # it says so itself when it runs
+
+
+def _names_in(tree: ast.AST, package: str) -> Iterator[str]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                yield from _from(module or "", [alias.name for alias in names], level, package)
+            case ast.Call(func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__")):
+                yield from (
+                    argument.value
+                    for argument in node.args[:1]
+                    if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+                )
+
+
+def _from(module: str, names: Iterable[str], level: int, package: str) -> Iterator[str]:
+    base = module
+    if level:
+        above = package.split(".") if package else []
+        kept = above[: len(above) - level + 1]
+        base = ".".join([*kept, *([module] if module else [])])
+    if base:
+        yield base
+        yield from (f"{base}.{name}" for name in names if name != "*")
+
+
+def _imported_by(code: types.CodeType, package: str) -> Iterator[str]:
+    """What the bytecode imports, that of inner functions included."""
+    before: list[Any] = []
+    for step in dis.get_instructions(code):
+        if step.opname == "IMPORT_NAME":
+            level, names = (before[-2], before[-1]) if len(before) > 1 else (0, None)
+            known = names if isinstance(names, tuple) else ()
+            yield from _from(str(step.argval or ""), known, level if isinstance(level, int) else 0, package)
+        before = [*before[-1:], step.argval]
+    by_name = not {"import_module", "__import__"}.isdisjoint(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _imported_by(constant, package)
+        elif by_name and isinstance(constant, str) and all(word.isidentifier() for word in constant.split(".")):
+            yield constant
+
+
+def _places_of(top: str) -> Iterator[Path]:
+    """Where a top-level module of the caller's own lies: a file, or folders of a package; nothing if it is none."""
+    if top in {"__main__", "__mp_main__"}:
+        return
+    module = sys.modules.get(top)
+    try:
+        spec = getattr(module, "__spec__", None) or importlib.util.find_spec(top)
+    except (ImportError, ValueError, AttributeError):
+        return
+    if spec is None:
+        return
+    if spec.submodule_search_locations is not None:
+        yield from (Path(place) for place in spec.submodule_search_locations if is_local(top, str(place)))
+    elif spec.has_location and spec.origin and is_local(top, spec.origin) and isinstance(spec.loader, _FILE_LOADERS):
+        yield Path(spec.origin)
+
+
+def _root_of(name: str, file: Path) -> Path | None:
+    """The folder from which a module is imported; None if its file doesn't lie as its name says."""
+    parts = name.split(".")
+    shown = (*file.parent.parts, file.name.partition(".")[0])
+    inner = shown[:-1] if shown[-1] == "__init__" else shown
+    if list(inner[-len(parts) :]) != parts:
+        return None
+    return Path(*inner[: -len(parts)])
+
+
+def _tree(folder: Path) -> list[Path]:
+    """The files of a folder that may be sent, in order."""
+    found: list[Path] = []
+    entered: set[str] = set()
+    patterns = (*_LEFT_OUT, *_ignored_in(folder), *_ignored_in(folder.parent))
+    for where, folders, names in os.walk(folder, followlinks=True):
+        real = _real(where)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        here = Path(where)
+        folders[:] = sorted(name for name in folders if _may_go(here / name, folder, patterns))
+        found.extend(here / name for name in sorted(names) if _may_go(here / name, folder, patterns))
+    return found
+
+
+def _may_go(path: Path, folder: Path, patterns: Iterable[str]) -> bool:
+    if path.name.startswith("."):
+        return False
+    inner, outer = path.relative_to(folder).as_posix(), path.relative_to(folder.parent).as_posix()
+    if any(fnmatch(each, pattern) for pattern in patterns for each in (path.name, inner, outer)):
+        return False
+    return path.is_dir() or path.is_file()
+
+
+def _ignored_in(folder: Path) -> list[str]:
+    try:
+        lines = (folder / ".fabricignore").read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    return [line.strip().strip("/") for line in lines if line.strip() and not line.startswith(("#", "!"))]
+
+
+def _named_beside(file: Path) -> list[Path]:
+    """The files and folders beside a module that its text names, if it looks for what lies beside it."""
+    tree = _parsed(file)
+    if not any(
+        isinstance(node, ast.Name) and node.id in {"__file__", "resources", "__spec__"} for node in ast.walk(tree)
+    ):
+        return []
+    words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    found = (file.parent / word for word in sorted(words) if _is_inner(word))
+    return [path for path in found if path.exists() and path != file and _may_go(path, file.parent, _LEFT_OUT)]
+
+
+def _is_inner(word: str) -> bool:
+    names = word.split("/")
+    return (
+        len(word) < _NAME_CHARS
+        and "\0" not in word
+        and not any(name in {"", ".", ".."} or name[0] == "." for name in names)
+    )
+
+
+def _is_made_up(name: str) -> bool:
+    """Whether a module, and the package that it is in, came from no file, and are no part of Python either."""
+    top = sys.modules.get(name.partition(".")[0])
+    spec = getattr(top, "__spec__", None)
+    return (
+        spec is None
+        and getattr(top, "__file__", None) is None
+        and getattr(top, "__path__", None) is None
+        and name not in sys.builtin_module_names
+    )
+
+
+@cache
+def _installed() -> tuple[str, ...]:
+    kinds = ("stdlib", "platstdlib", "purelib", "platlib")
+    places = [*(sysconfig.get_path(kind) for kind in kinds), site.getusersitepackages()]
+    return tuple(_real(place) + os.sep for place in dict.fromkeys(places) if place)
+
+
+@cache
+def _our_root() -> str:
+    return _real(Path(__file__).parents[2]) + os.sep
+
+
+@lru_cache(maxsize=8192)
+def _real(path: str | Path) -> str:
+    return os.path.realpath(path)
+
+
+def changed_globals(function: types.FunctionType) -> list[str]:
+    """Which of the names that a function uses have in its module another value now than the module's file gives them: those
+    that the file defines once, as a constant, a function or a class.
+    """
+    file = getattr(sys.modules.get(function.__module__), "__file__", None)
+    if not file or not file.endswith(".py"):
+        return []
+    given = _defined_in(_parsed(Path(file)))
+    used = {name for name in _names_of(function.__code__) if name in given and name in function.__globals__}
+    return sorted(name for name in used if _is_other(given[name], function.__globals__[name], function.__module__))
+
+
+def _defined_in(tree: ast.AST) -> dict[str, ast.AST]:
+    found: list[tuple[str, ast.AST]] = []
+    for node in getattr(tree, "body", ()):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                found.append((name, value))
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+                found.append((name, value))
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                found.append((name, node))
+    stored = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    times = Counter([*stored, *(name for name, node in found if not isinstance(node, ast.expr))])
+    rebound = {name for node in ast.walk(tree) if isinstance(node, ast.Global) for name in node.names}
+    return {name: node for name, node in found if times[name] == 1 and name not in rebound}
+
+
+def _names_of(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names_of(constant)
+
+
+def _is_other(node: ast.AST, value: object, module: str) -> bool:
+    if isinstance(node, ast.expr):
+        try:
+            given = ast.literal_eval(node)
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            return False
+        return isinstance(given, bool | int | float | str | bytes | None) and (type(given), given) != (
+            type(value),
+            value,
+        )
+    decorated = bool(getattr(node, "decorator_list", ()))
+    return not decorated and getattr(value, "__module__", module) != module

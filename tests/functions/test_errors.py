@@ -1,0 +1,250 @@
+"""What a customer sees of an error: their own frames, all its causes, and the exception itself."""
+
+import traceback
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fabric.adapters.error_text import error_text, shortened
+from fabric.errors import NotFound
+from fabric.results import pack_error, pack_value, read_parcel
+
+LIB = {
+    "app/__init__.py": "",
+    "app/deep.py": """
+        SECRET = "s3cr3t-value"
+        def divide(password):
+            return 1 / 0
+        def outer(password):
+            try:
+                divide(password)
+            except ZeroDivisionError as error:
+                error.add_note("a note of the customer's")
+                raise KeyError("not there") from error
+        def group():
+            errors = []
+            for word in ("one", "two"):
+                try: int(word)
+                except ValueError as error: errors.append(error)
+            raise ExceptionGroup("several", errors)
+        async def later(password):
+            return outer(password)
+    """,
+}
+TELL = """from tests.functions.afar import submitted
+from app import deep
+job = submitted(deep.{0}, *{1})
+print(job["end"]["error"])
+print("LOG")
+print(job["log"])
+"""
+
+
+@pytest.mark.parametrize("name", ["outer", "later"])
+def test_the_customers_frames_and_the_whole_chain_are_told(project, name):
+    told = project(LIB | {"main.py": TELL.format(name, ("s3cr3t-value",))})
+    record, log = told.split("LOG\n")
+    for text in (record, log):
+        lines = text.splitlines()
+        assert lines[0] == "Traceback (most recent call last):"
+        assert "app/deep.py" in lines[1], "the first frame is the customer's own"
+        assert "ZeroDivisionError: division by zero" in text
+        assert "a note of the customer's" in text
+        assert "direct cause" in text
+        assert text.rstrip().endswith("KeyError: 'not there'")
+        assert "return 1 / 0" in text
+        assert "fabric/" not in text, "no frame of ours"
+        assert "asyncio" not in text
+        assert "s3cr3t" not in text, "no variable's value"
+
+
+def test_each_exception_of_a_group_is_told(project):
+    record = project(LIB | {"main.py": TELL.format("group", ())}).split("LOG\n")[0]
+    assert "ExceptionGroup: several (2 sub-exceptions)" in record
+    assert "invalid literal for int() with base 10: 'one'" in record
+    assert "invalid literal for int() with base 10: 'two'" in record
+
+
+def test_what_a_module_raises_when_it_is_imported_is_told_with_its_line(project):
+    files = {
+        "broken.py": "import os\nif 'AFAR_CALLER' not in os.environ: raise RuntimeError('no model here')\ndef job(): pass",
+        "main.py": "import os\nos.environ['AFAR_CALLER'] = '1'\nfrom broken import job\n"
+        "from tests.functions.afar import submitted\nprint(submitted(job)['end']['error'])",
+    }
+    told = project(files)
+    assert told.startswith("unpicklable: the function can't be unpickled here: Traceback")
+    assert "broken.py" in told
+    assert "RuntimeError: no model here" in told
+    assert "fabric/" not in told
+
+
+def test_a_package_that_nodes_do_not_have_is_named_with_the_remedy(project, tmp_path):
+    files = {"lib/only_here/__init__.py": "def f(): pass", "main.py": (
+        "import sys, types\nmodule = types.ModuleType('only_here'); module.__file__ = sys.prefix + '/lib/python3.11/site-packages/x.py'\n"
+        "exec('def f(): pass', vars(module)); sys.modules['only_here'] = module\n"
+        "from tests.functions.afar import submitted\nprint(submitted(module.f)['end']['error'])"
+    )}  # fmt: skip
+    told = project(files)
+    assert told.startswith("module_not_found: the function needs the module 'only_here', which is not on the node")
+    assert "runtime_env={'pip': ['only_here']}" in told
+    assert "working_dir=" in told
+
+
+class TwoParts(Exception):
+    def __init__(self, code, *, at):
+        super().__init__(f"code {code}")
+        self.code, self.at = code, at
+
+
+class Prefixed(ValueError):
+    def __init__(self, text):
+        super().__init__("prefix: " + text)
+
+
+class WithSlots(Exception):
+    __slots__ = ("place",)
+
+    def __init__(self, place):
+        super().__init__()
+        self.place = place
+
+
+class Errno(OSError):
+    def __init__(self, where):
+        super().__init__(28, "No space left", where)
+        self.where = where
+
+
+class Reduced(Exception):
+    def __init__(self, one, two):
+        super().__init__(one)
+        self.two = two
+
+    def __reduce__(self):
+        return Reduced, (self.args[0], self.two)
+
+
+class WronglyReduced(TwoParts):
+    def __reduce__(self):
+        return WronglyReduced, self.args
+
+
+class HasLock(Exception):
+    def __init__(self, text):
+        super().__init__(text, Path(__file__).open())
+        self.text, self.file = text, self.args[1]
+        self.file.close()
+
+
+class NoText(Exception):
+    def __str__(self):
+        raise RuntimeError("it has no text")
+
+
+def raised_by_a_job(error):
+    raise error
+
+
+RAISED = [
+    (TwoParts(3, at="x"), lambda e: (e.code, e.at, str(e)) == (3, "x", "code 3")),
+    (Prefixed("a"), lambda e: str(e) == "prefix: a"),
+    (WithSlots("here"), lambda e: e.place == "here"),
+    (Errno("f"), lambda e: (e.errno, e.filename, e.where, str(e)) == (28, "f", "f", "[Errno 28] No space left: 'f'")),
+    (Reduced(1, 2), lambda e: e.two == 2),
+    (WronglyReduced(3, at="x"), lambda e: (e.code, e.at) == (3, "x")),
+    (HasLock("a"), lambda e: e.text == "a" and "TextIOWrapper" in e.file and "TextIOWrapper" in e.args[1]),
+    (NoText(1), lambda e: e.args == (1,)),
+    (NotFound("no such", code="x", at=1), lambda e: (e.code, e.facts) == ("x", {"at": 1})),
+    (ExceptionGroup("g", [TwoParts(1, at=2), KeyError(1)]), lambda e: e.exceptions[0].at == 2),
+    (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), lambda e: e.object == b"\xff"),
+    (ImportError("no", name="n", path="p"), lambda e: (e.name, e.path) == ("n", "p")),
+    (SystemExit(3), lambda e: e.code == 3),
+]
+
+
+@pytest.mark.parametrize(("error", "same"), RAISED, ids=lambda value: type(value).__name__)
+def test_any_exception_is_remade_with_its_causes(error, same):
+    """However it is made: the original error is never hidden behind one of making it."""
+    for wrapped in (error, [error]):
+        found = read_parcel(pack_value(wrapped)).unpickled()
+        found = found[0] if isinstance(found, list) else found
+        assert type(found) is type(error)
+        assert same(found)
+    try:
+        try:
+            raised_by_a_job(error)
+        except BaseException as cause:
+            cause.add_note("noted")
+            raise TwoParts(9, at="top") from cause
+    except TwoParts as raised:
+        found = read_parcel(pack_error(raised)).unpickled()
+    assert (type(found), found.at) == (TwoParts, "top")
+    assert same(found.__cause__)
+    assert found.__cause__.__notes__ == ["noted"]
+    assert found.__suppress_context__
+
+
+def test_a_built_in_error_comes_with_its_causes_and_is_data_for_others():
+    try:
+        try:
+            raised_by_a_job(TwoParts(1, at=2))
+        except TwoParts:
+            {}["missing"]
+    except KeyError as raised:
+        parcel = read_parcel(pack_error(raised))
+    assert isinstance(parcel.value(), KeyError)
+    assert parcel.unpickled().__context__.at == 2
+
+
+def test_a_circle_of_causes_is_told_and_kept():
+    one, two = KeyError(1), ValueError(2)
+    one.__context__, two.__context__ = two, one
+    assert "ValueError: 2" in error_text(one)
+    found = read_parcel(pack_error(one)).unpickled()
+    assert found.__context__.__context__ is found
+
+
+def test_a_chain_beyond_all_depth_is_told():
+    error = ValueError("first")
+    for number in range(3_000):
+        nearer = ValueError(number)
+        nearer.__cause__ = error
+        error = nearer
+    assert read_parcel(pack_error(error)).value().args == (2999,)
+    assert error_text(error).endswith("ValueError: 2999")
+
+
+def test_our_own_errors_inside_are_told_by_the_customers_line():
+    def job():
+        raise NotFound("there is no such artifact", code="no_artifact")
+
+    try:
+        job()
+    except NotFound as error:
+        lines = error_text(error).splitlines()
+    assert lines[-1].endswith("there is no such artifact")
+    assert any("in job" in line for line in lines)
+
+
+@given(st.text(max_size=400), st.integers(80, 200))
+def test_a_shortened_error_keeps_its_first_and_last_words(middle, chars):
+    text = f"Traceback\n{middle}\nValueError: the end"
+    told = shortened(text, chars)
+    assert told.startswith("Traceback")
+    assert told.endswith("ValueError: the end")
+    assert len(told) <= max(chars + 80, len(text) if len(text) <= chars else 0)
+
+
+def test_a_recursion_without_end_is_told_in_few_lines():
+    def down(n):
+        return down(n + 1)
+
+    try:
+        down(0)
+    except RecursionError as error:
+        told = error_text(error)
+    assert "Previous line repeated" in told
+    assert len(told.splitlines()) < 40
+    assert traceback.format_exc().strip() == "NoneType: None"
