@@ -94,11 +94,28 @@ class Parcel:
         return self._pickle
 
     def unpickled(self) -> Any:
-        """The value, by running what the job's side chose: for whoever trusts the job as they trust themselves."""
-        import pickle  # noqa: PLC0415  # only where somebody decided to
+        """The value, by running what the job's side chose: for whoever trusts the job as they trust themselves.
+
+        Raises:
+            ResultUnreadable: it needs a module that isn't here, or raises where it is opened.
+        """
+        from fabric.results import unpickling  # noqa: PLC0415  # only where somebody decided to
 
         assert self._pickle is not None, "there is no pickle in it"
-        return pickle.loads(self._pickle)  # noqa: S301  # the caller has checked whose it is
+        try:
+            return unpickling.unpickled(self._pickle)
+        except ModuleNotFoundError as error:
+            raise ResultUnreadable(
+                f"the result is of {self.type_name or 'a class'}, and the module {error.name!r} is not here: read it where the"
+                f" module can be imported (PYTHONPATH), or write it to a file with --output. It is {self.text or 'not shown'}",
+                code="result_needs_package",
+                package=error.name,
+            ) from None
+        except Exception as error:
+            raise ResultUnreadable(
+                f"the result, of {self.type_name or 'a class'}, can't be opened here ({type(error).__name__}: {error}). It is"
+                f" {self.text or 'not shown'}"
+            ) from error
 
 
 def pack_value(value: Any) -> bytes:

@@ -13,7 +13,7 @@ import types
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -30,6 +30,7 @@ FILES_BYTES_MAX: Final = 256 * 1024 * 1024
 _OTHER_ROOTS: Final = ".modules"
 _BIGGEST: Final = 5
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
+_Cached: Final[Any] = type(lru_cache(abs))
 _pickling: Final = threading.RLock()
 """What travels by value is registered with cloudpickle for the whole process."""
 
@@ -103,6 +104,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             self._note(obj, str(getattr(obj, "__module__", None) or ""))
         elif isinstance(obj, types.ModuleType):
             self._note_module(obj.__name__)
+        elif isinstance(obj, _Cached):
+            return self._cached(obj)
         else:
             refuse_unsendable(obj)
         return super().reducer_override(obj)
@@ -112,6 +115,13 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if isinstance(obj, types.FunctionType) and (standing is Standing.VALUE or not _is_found_in(module, obj)):
             self._project.reach_from(obj.__code__, package=str(obj.__globals__.get("__package__") or ""))
 
+    def _cached(self, obj: Any) -> Any:
+        """A function with a cache, which pickles itself by its name: that is of no use where nothing has the name."""
+        module = str(getattr(obj, "__module__", None) or "")
+        if _is_found_in(module, obj) and self._note_module(module) is not Standing.VALUE:
+            return NotImplemented
+        return cached_anew, (obj.__wrapped__, obj.cache_parameters())
+
     def _note_module(self, name: str, *, reach: bool = True) -> Standing:
         standing = standing_of(name)
         if standing is Standing.VALUE and name not in cloudpickle.list_registry_pickle_by_value():
@@ -120,6 +130,11 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         elif standing is Standing.FILE and reach:
             self._project.reach(name)
         return standing
+
+
+def cached_anew(function: Callable[..., object], parameters: Mapping[str, Any]) -> Any:
+    """A function with an empty cache of the same kind."""
+    return lru_cache(**parameters)(function)
 
 
 class _TooLarge(Exception):

@@ -133,7 +133,7 @@ class WronglyReduced(TwoParts):
 
 class HasLock(Exception):
     def __init__(self, text):
-        super().__init__(text, Path(__file__).open())
+        super().__init__(text, Path(__file__).open())  # noqa: SIM115
         self.text, self.file = text, self.args[1]
         self.file.close()
 

@@ -267,3 +267,50 @@ def test_a_global_that_was_changed_since_the_import_is_warned_of(project):
     assert "settings.RATE was changed since its module was imported" in ran.stderr
     assert "settings.help was changed" in ran.stderr
     assert "MODE" not in ran.stderr
+
+
+def test_a_class_of_the_program_is_its_own_in_a_later_run_too(project):
+    """A result that is read by the same program, started again."""
+    main = """
+        import enum, dataclasses, pathlib, sys
+        from fabric.adapters.archive import DirectoryArchive
+        from fabric.adapters.results import read_result
+        from fabric.results import read_parcel
+        from tests.functions.afar import submitted
+        class Color(enum.Enum):
+            RED = 1
+        @dataclasses.dataclass
+        class Point:
+            x: int
+            color: Color = Color.RED
+            def twice(self): return 2 * self.x
+            class Inner: pass
+        def job(): return [Point(1), Point.Inner(), Color.RED, Point]
+        if len(sys.argv) == 1:
+            done = submitted(job)
+            print(done["archive"], done["end"]["result_ref"])
+        else:
+            point, inner, color, kind = read_parcel(read_result(DirectoryArchive(pathlib.Path(sys.argv[1])), sys.argv[2])).unpickled()
+            print(type(point) is Point, point == Point(1), type(inner) is Point.Inner, color is Color.RED, kind is Point)
+            print(point.color is Color.RED, point.twice(), len(Color))
+    """
+    kept = project({"main.py": main}).split()
+    assert project({}, "main.py", *kept) == "True True True True True\nTrue 2 1\n"
+
+
+def test_a_result_whose_module_is_not_here_says_which_and_what_to_do(project):
+    read = """
+        import pathlib, sys
+        from fabric.adapters.archive import DirectoryArchive
+        from fabric.adapters.results import read_result
+        from fabric.errors import InvalidRequest
+        from fabric.results import read_parcel
+        try: read_parcel(read_result(DirectoryArchive(pathlib.Path(sys.argv[1])), sys.argv[2])).unpickled()
+        except InvalidRequest as error: print(error.code, error.message)
+    """
+    main = "from app.names import Point\nfrom app.jobs import move\nfrom tests.functions.afar import submitted\n"
+    main += "done = submitted(move, Point(1))\nprint(done['archive'], done['end']['result_ref'])"
+    kept = project(APP | {"main.py": main, "elsewhere/read.py": read}).split()
+    told = project({}, "read.py", *kept, cwd="elsewhere")
+    assert told.startswith("result_needs_package the result is of app.names.Point, and the module 'app' is not here")
+    assert "Point(x=2, color=<Color.BLUE: 2>)" in told
