@@ -11,7 +11,7 @@ import msgspec
 
 from fabric.adapters.environments import build_command
 from fabric.adapters.inheritance import withheld
-from fabric.adapters.job_output import logged
+from fabric.adapters.job_output import end_of_log, logged
 from fabric.adapters.payload import Payload, read_payload
 from fabric.adapters.private_folder import make_private, rooms_of
 from fabric.adapters.processes import LEASE_VARIABLE
@@ -69,5 +69,5 @@ def _judged(stage: Stage, code: int) -> JobEnd:
         return JobEnd(outcome=LeaseOutcome.SUCCEEDED)
     if stage.context.stop_requested and code in (-signal.SIGTERM, 128 + signal.SIGTERM):
         return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=ENDED_UNSAVED)
-    tail = "\n".join(stage.log_file.read_text(errors="replace").splitlines()[-_TOLD_LINES:])
+    tail = end_of_log(stage.log_file, _TOLD_LINES)
     return JobEnd(outcome=LeaseOutcome.FAILED, error=f"runtime_env_failed: exit code {code}\n{tail}".rstrip())

@@ -4,8 +4,13 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
+
+from fabric.log_text import last_lines
+
+_END_BYTES: Final = 64 * 2**10
 
 
 @contextmanager
@@ -29,6 +34,15 @@ def logged(log_file: Path) -> Iterator[None]:
         os.dup2(kept[1], 2)
         for fd in (log, *kept):
             os.close(fd)
+
+
+def end_of_log(log_file: Path, lines: int) -> str:
+    """The last lines that a job has printed, of a part of its log that is read at once."""
+    sys.stdout.flush()
+    with suppress(OSError), log_file.open("rb") as log:
+        log.seek(max(0, log.seek(0, os.SEEK_END) - _END_BYTES))
+        return last_lines(log.read(_END_BYTES), lines)
+    return ""
 
 
 def _stream(fd: int) -> io.TextIOWrapper:

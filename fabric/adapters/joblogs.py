@@ -1,11 +1,13 @@
 """A job's logs: from the machines while it runs, from the archive afterwards. Whoever follows a job asks again."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Final
 
 from fabric.adapters.agents import Agents
 from fabric.adapters.archive import Archive
 from fabric.adapters.clerks import aside
+from fabric.adapters.kept_log import Piece, pieces_of
 from fabric.adapters.leases import Attempt
 from fabric.errors import NotFound
 from fabric.gate.views import LogChunk
@@ -55,24 +57,35 @@ class JobLogs:
     async def _archived(
         self, prefix: str, had: Mapping[str, int], *, before: int | None = None
     ) -> AsyncIterator[LogChunk]:
-        for key in await aside(self._archive.list, prefix):
-            epoch, rank = (int(part) for part in key.rsplit("/", 2)[1:])
-            if before is not None and epoch >= before:
+        for (epoch, rank), pieces in pieces_of(await aside(self._archive.list, prefix)).items():
+            if (before is not None and epoch >= before) or pieces[0].start:
                 continue
             offset = had.get(f"{epoch}/{rank}", 0)
-            if offset and offset >= self._ended_at.get(key, offset + 1):
+            last = pieces[-1].key
+            if offset and offset >= self._ended_at.get(last, offset + 1):
                 continue
-            while True:
-                try:
-                    data = await aside(self._archive.get_range, key, offset, _CHUNK_BYTES)
-                except NotFound:
-                    break
-                if data:
-                    yield LogChunk(rank=rank, attempt=epoch, offset=offset, data=data)
-                offset += len(data)
-                if len(data) < _CHUNK_BYTES:
-                    self._note_end(key, offset)
-                    break
+            for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
+                if following is not None and offset >= following.start:
+                    continue
+                offset = max(offset, piece.start)
+                async with aclosing(self._of_piece(piece, offset)) as parts:
+                    async for data in parts:
+                        yield LogChunk(rank=rank, attempt=epoch, offset=offset, data=data)
+                        offset += len(data)
+            self._note_end(last, offset)
+
+    async def _of_piece(self, piece: Piece, offset: int) -> AsyncGenerator[bytes]:
+        """What a piece has from an offset of its log on."""
+        while True:
+            try:
+                data = await aside(self._archive.get_range, piece.key, offset - piece.start, _CHUNK_BYTES)
+            except NotFound:
+                return
+            if data:
+                yield data
+            offset += len(data)
+            if len(data) < _CHUNK_BYTES:
+                return
 
     def _note_end(self, key: str, size: int) -> None:
         if len(self._ended_at) >= _REMEMBERED_MAX:

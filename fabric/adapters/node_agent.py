@@ -6,7 +6,6 @@ gate that dies between reading and journaling a sample asks again and gets the v
 
 import asyncio
 import os
-import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import msgspec
 from fabric.adapters.archive import Archive
 from fabric.adapters.environments import is_ready
 from fabric.adapters.guarded import Guarded
+from fabric.adapters.kept_log import keep_log, read_part
 from fabric.adapters.members import Members
 from fabric.adapters.meters import MeterKind, open_meter
 from fabric.adapters.private_folder import CACHE, close, sweep
@@ -28,8 +28,6 @@ from fabric.placement.locality import Holdings
 
 _ROUGHLY_BYTES: Final = 2**20
 VISIBLE: Final = ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES")
-LOG_BYTES_MAX: Final = 64 * 2**20
-"""Of one rank's log of one attempt: its beginning. More would fill the memory of whoever hands it on."""
 
 
 class Watch(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,7 +187,7 @@ class NodeAgent:
 
     async def read_log(self, path: str, *, offset: int, limit: int) -> bytes:
         """Up to `limit` bytes of a running job's log."""
-        return await asyncio.to_thread(_read, Path(path), offset, limit)
+        return await asyncio.to_thread(read_part, Path(path), offset, limit)
 
     def _detach(self, lease_id: str, *, acknowledged: int, members: Sequence[int] | None = None) -> list[Cut]:
         watched = self._watched.pop(lease_id, None)
@@ -220,11 +218,7 @@ class NodeAgent:
         )
 
     def _tidy(self, folder: Path, log_file: Path, log_key: str) -> None:
-        data = _read(log_file, 0, LOG_BYTES_MAX)
-        if data:
-            more = log_file.lstat().st_size - len(data)
-            note = f"\n[{more} more bytes were not kept: print less, or write to storage]\n" if more > 0 else ""
-            self._archive.put(log_key, data + note.encode())
+        keep_log(self._archive, log_file, log_key)
         close(folder)
 
 
@@ -259,16 +253,3 @@ def _holdings(work_dir: Path) -> Holdings:
     step = 10 ** max(len(str(rate)) - 2, 0)
     rough = {prefix: size // _ROUGHLY_BYTES * _ROUGHLY_BYTES for prefix, size in held.items()}
     return Holdings(bytes_by_prefix=rough, rate_bytes_per_s=rate // step * step)
-
-
-def _read(path: Path, offset: int, limit: int) -> bytes:
-    """A part of a plain file; nothing of what isn't one, because what a job leaves there need not be its log."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return b""
-    with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            return b""
-        file.seek(offset)
-        return file.read(limit)

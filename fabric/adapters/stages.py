@@ -30,7 +30,7 @@ from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import result_key
 from fabric.adapters.error_text import error_text, shortened
 from fabric.adapters.inheritance import withheld
-from fabric.adapters.job_output import logged
+from fabric.adapters.job_output import end_of_log, logged
 from fabric.adapters.kept_folder import FOLDER_VARIABLE, KeptFolder, quiet_s
 from fabric.adapters.payload import Payload, read_payload
 from fabric.adapters.private_folder import WORK, make_private, rooms_of
@@ -282,7 +282,7 @@ def _exited(stage: Stage, code: object) -> JobEnd:
     if code in (-signal.SIGTERM, 128 + signal.SIGTERM) and stage.context.stop_requested:
         return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=ENDED_UNSAVED)
     said = f"exit code {code}" if isinstance(code, int) else str(code)
-    tail = _tail(stage.log_file)
+    tail = end_of_log(stage.log_file, _ERROR_LINES)
     return JobEnd(outcome=LeaseOutcome.FAILED, error=f"{said}\n{tail}".rstrip())
 
 
@@ -293,11 +293,6 @@ def _kept_error(stage: Stage, error: BaseException) -> str:
         return keep_result(stage.archive, key, pack_error(error))
     except Exception:  # noqa: BLE001  # one that can't be kept is told as text
         return ""
-
-
-def _tail(log_file: Path) -> str:
-    sys.stdout.flush()
-    return "\n".join(log_file.read_text(errors="replace").splitlines()[-_ERROR_LINES:])
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Commands about jobs."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,7 @@ from fabric.cli.output import (
 from fabric.cli.session import AsJson, ForAccount, JobIdArgument, client, connected, job_named
 from fabric.client import new_request_id
 from fabric.errors import InvalidRequest, PermissionDenied
+from fabric.log_text import LogText
 from fabric.results import shown
 from fabric.sdk.job import is_own
 from fabric.units import format_ct, parse_ct
@@ -126,8 +128,7 @@ def logs(
     job_id = job_named(door, job_id)
     pieces = door.logs(job_id, follow=follow)
     if as_json:
-        for piece in pieces:
-            print_json(record(piece) | {"data": piece.data.decode(errors="replace")}, indent=None)
+        _print_pieces(pieces)
         return
     found = door.call(pb.GetJobRequest(job_id=job_id), pb.Job)
     lines = LogLines(headed=sys.stdout.isatty(), raw=is_own(found, door.profile, trust=raw))
@@ -135,6 +136,16 @@ def logs(
         sys.stdout.writelines(lines.take(attempt=chunk.attempt, rank=chunk.rank, data=chunk.data))
         sys.stdout.flush()
     sys.stdout.writelines(lines.rest())
+
+
+def _print_pieces(pieces: Iterable[pb.LogChunk]) -> None:
+    """An object a line. A character that comes in two pieces is told with its last byte."""
+    texts = LogText()
+    for piece in pieces:
+        text = texts.take(attempt=piece.attempt, rank=piece.rank, data=piece.data)
+        print_json(record(piece) | {"data": text}, indent=None)
+    for attempt, rank, text in texts.rest():
+        print_json({"rank": rank, "attempt": attempt, "offset": None, "data": text}, indent=None)
 
 
 def result(

@@ -10,6 +10,7 @@ from typing import Any, Final, TextIO
 
 from fabric.client import Client, new_request_id
 from fabric.errors import JobFailed, NotFound, PermissionDenied
+from fabric.log_text import LogText, with_line_ends
 from fabric.profile import Profile
 from fabric.results import Parcel, ResultUnreadable, read_parcel
 from fabric.sdk.answers import Cost, cost_of
@@ -20,7 +21,6 @@ from fabric.visible import visible_lines
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire import parse_key
 
-_LOG_ENCODING: Final = "utf-8"
 _POLL_S: Final = 0.01
 SETTLES_S: Final = 10.0
 """How long `cost` waits for the last meter reading of a job that has ended."""
@@ -141,15 +141,17 @@ class Job:
 
     def logs(self, *, follow: bool = False) -> Iterator[str]:
         """What the job has written, in pieces; with `follow` until it ends."""
+        texts = LogText()
         for chunk in self._client.logs(self.id, follow=follow):
-            if chunk.data:
-                yield chunk.data.decode(_LOG_ENCODING, errors="replace")
+            if text := texts.take(attempt=chunk.attempt, rank=chunk.rank, data=chunk.data):
+                yield text
+        yield from (text for _, _, text in texts.rest())
 
     def print_logs(self, *, follow: bool = True, file: TextIO | None = None) -> None:
         """Write the logs to a file, or to standard output; of another key's job with control characters written out."""
         raw = is_own(self.info(), self._client.profile)
         for text in self.logs(follow=follow):
-            print(text if raw else visible_lines(text), end="", file=file or sys.stdout, flush=True)
+            print(text if raw else visible_lines(with_line_ends(text)), end="", file=file or sys.stdout, flush=True)
 
     def cost(self) -> Cost:
         """What the job has burned so far. Of a job that has ended it waits for the final charge, which takes some ms."""

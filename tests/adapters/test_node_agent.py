@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fabric.adapters import members, node_agent, processes
+from fabric.adapters import kept_log, members, processes
 from fabric.adapters.archive import DirectoryArchive
 from fabric.adapters.node_agent import NodeAgent, Watch
 from fabric.adapters.processes import LEASE_VARIABLE
@@ -44,13 +44,20 @@ async def test_a_log_is_kept_and_its_folder_removed(agent, archive, folder):
     assert archive.get(KEY) == b"hello\n"
 
 
-async def test_of_a_log_without_end_the_beginning_is_kept_and_it_says_so(agent, archive, folder, monkeypatch):
-    monkeypatch.setattr(node_agent, "LOG_BYTES_MAX", 1_000)
-    (folder / "log").write_bytes(b"y\n" * 5_000)
+async def test_of_a_log_without_end_its_beginning_and_its_end_are_kept(agent, archive, folder, monkeypatch):
+    monkeypatch.setattr(kept_log, "LOG_BYTES_MAX", 1_000)
+    lines = b"".join(b"line %05d\n" % number for number in range(5_000))
+    (folder / "log").write_bytes(lines)
     await tidied(agent, folder)
-    kept = archive.get(KEY)
-    assert kept.startswith(b"y\n" * 500)
-    assert kept[1_000:] == b"\n[9000 more bytes were not kept: print less, or write to storage]\n"
+    head, [end] = archive.get(KEY), [key for key in archive.list(KEY.rsplit("/", 1)[0]) if key != KEY]
+    assert lines.startswith(head)
+    assert head.endswith(b"\n")
+    note, _, tail = archive.get(end).partition(b"\n")
+    assert lines.endswith(tail)
+    assert 990 < len(head) + len(tail) + 22 <= 1_022
+    left_out = len(lines) - len(head) - len(tail)
+    told = f"[… {left_out // 11:,} lines, {left_out:,} bytes were left out here: print less, or write to storage …]"
+    assert note.decode() == told
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link", "endless", "nothing"])
