@@ -23,10 +23,15 @@ test: setup ## Run the tests: two at a time what needs no Ray cluster, then one 
 	$(BIN)/pytest -q -n 2 --dist loadscope --ignore=tests/bench -m "not ray and not soak"
 	$(BIN)/pytest -q --ignore=tests/bench -m "ray and not soak"
 
+# What a client imports, which runs on Python 3.10 too.
+CLIENT := -p fabric.cli -p fabric.sdk -p fabric.transport -p fabric.wire -p fabric.results -p fabric.checkpoints \
+	$(addprefix -m fabric.,client context errors extras parcels profile progress units visible audit.verify) -m fabric
+
 lint: setup ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 --follow-imports=silent $(CLIENT)
 	$(BIN)/lint-imports --no-cache
 
 bench: setup ## Measure speed, as ratios within one run
@@ -38,27 +43,29 @@ soak: setup ## Run the long tests: a thousand crashes, many random histories
 proto: setup ## Generate fabric/wire/*_pb2* from fabric.proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. fabric/wire/fabric.proto
 
-# What a release installs, with the hash of every file, and no address: where from is the installer's choice. `base` is
-# what every node needs, `cpu` and `gpu` the extras. The cpu lock names torch's own CPU build (+cpu), which PyPI doesn't
-# have: it comes from torch's index or a wheelhouse. Made on Linux on x86-64, and good there.
-LOCK := $(BIN)/uv pip compile -q pyproject.toml --python-version 3.11 --generate-hashes --no-header --no-annotate \
+# What a release installs, with the hash of every file, and no address: where from is the installer's choice. `client` is
+# the package alone, on any system and Python; `base` is what every node needs, `cpu` and `gpu` the extras. The cpu lock names
+# torch's own CPU build (+cpu), which PyPI doesn't have: it comes from torch's index or a wheelhouse. These three are made on
+# Linux on x86-64, and good there.
+LOCK := $(BIN)/uv pip compile -q pyproject.toml --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url
 
 lock: setup ## Write locks/*.txt: all that a release installs, with hashes
-	$(LOCK) -o locks/base.txt
-	$(LOCK) --extra cpu -o locks/cpu.txt
-	env -u UV_TORCH_BACKEND $(LOCK) --extra gpu -o locks/gpu.txt
+	$(LOCK) --universal --python-version 3.10 -o locks/client.txt
+	$(LOCK) --python-version 3.11 --extra cluster -o locks/base.txt
+	$(LOCK) --python-version 3.11 --extra cpu -o locks/cpu.txt
+	env -u UV_TORCH_BACKEND $(LOCK) --python-version 3.11 --extra gpu -o locks/gpu.txt
 
 sbom: setup ## Write dist/sbom-*.cdx.json: what is in a release, in CycloneDX
 	mkdir -p dist
-	for lock in base cpu gpu; do \
+	for lock in client base cpu gpu; do \
 	  $(BIN)/uv tool run -q --from "cyclonedx-bom>=7" cyclonedx-py requirements --pyproject pyproject.toml \
 	    --output-reproducible --of JSON -o dist/sbom-$$lock.cdx.json locks/$$lock.txt || exit 1; done
 
-release: sbom ## Build the wheel, and put it beside its locks, SBOMs and their hashes into dist/
-	$(BIN)/uv build -q --wheel -o dist
-	cp locks/base.txt dist/lock-base.txt; cp locks/cpu.txt dist/lock-cpu.txt; cp locks/gpu.txt dist/lock-gpu.txt
-	cd dist && sha256sum *.whl *.txt *.cdx.json > SHA256SUMS
+release: sbom ## Build the wheel and the source archive, and put it beside its locks, SBOMs and their hashes into dist/
+	$(BIN)/uv build -q -o dist
+	cp locks/client.txt dist/lock-client.txt; cp locks/base.txt dist/lock-base.txt; cp locks/cpu.txt dist/lock-cpu.txt; cp locks/gpu.txt dist/lock-gpu.txt
+	cd dist && sha256sum *.whl *.tar.gz *.txt *.cdx.json > SHA256SUMS
 
 clean: ## Remove what the tools left behind; the environment stays
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build *.egg-info

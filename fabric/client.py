@@ -6,18 +6,18 @@ be reached or the gate is away, which is safe because everything that changes so
 
 import hashlib
 import json
+import random
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar, cast
 
-import grpc
-import stamina
 from google.protobuf.message import Message
 
 from fabric.errors import FabricError, Internal, InvalidConfig, InvalidRequest, RateLimited, Unavailable
 from fabric.profile import Profile
+from fabric.transport import Trust, channel_to, failures, status_of
 from fabric.wire import ERROR_METADATA, decode_error
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire.service import METHODS, Method
@@ -27,19 +27,13 @@ Answer = TypeVar("Answer")
 
 CHUNK_BYTES: Final = 1024 * 1024
 CALL_TIMEOUT_S: Final = 30.0
-_MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
 _ATTEMPTS: Final = 6
 _ATTEMPTS_ONCE_KNOWN: Final = 20
 """Half a minute."""
 _PACED_S: Final = 60.0
 """How long a client that asks too fast waits for its turn, each time."""
-_OPTIONS: Final = (
-    ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-)
+_PAUSE_S: Final = 0.1
+_PAUSE_MAX_S: Final = 2.0
 
 
 def new_request_id() -> str:
@@ -59,8 +53,9 @@ class Client:
         """
         self.profile = profile
         self._paced = paced
-        credentials = grpc.ssl_channel_credentials(root_certificates=read_ca(profile.ca))
-        self._channel = grpc.secure_channel(profile.address, credentials, options=_OPTIONS)
+        self._channel = channel_to(profile.address, Trust(read_ca(profile.ca)))
+        self.failures = failures()
+        """What a call raises that fails."""
         metadata = [("authorization", f"Bearer {profile.api_key}")]
         self._metadata = (*metadata, ("fabric-account", profile.account)) if profile.account else tuple(metadata)
         self._callables: dict[str, Any] = {}
@@ -78,7 +73,7 @@ class Client:
         def once() -> Reply:
             try:
                 return cast("Reply", send(request, metadata=self._metadata, timeout=timeout_s))
-            except grpc.RpcError as error:
+            except self.failures as error:
                 raise self._error(error) from None
 
         return self._repeated(once, timeout_s=timeout_s)
@@ -135,7 +130,7 @@ class Client:
         def once() -> None:
             try:
                 send(_chunks(data, sha256=sha256), metadata=self._metadata)
-            except grpc.RpcError as error:
+            except self.failures as error:
                 raise self._error(error) from None
 
         self._repeated(once)
@@ -157,13 +152,18 @@ class Client:
             self._has_answered = True
             return answer
         attempts = _ATTEMPTS_ONCE_KNOWN if self._has_answered else _ATTEMPTS
-        try:
-            for attempt in stamina.retry_context(on=Unavailable, attempts=attempts, timeout=timeout_s, wait_max=2.0):
-                with attempt:
-                    return self._in_turn(once)
-        except FabricError as error:
-            raise error.with_traceback(None) from None
-        raise AssertionError("stamina either returns or raises")
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        for attempt in range(attempts):
+            pause_s = min(_PAUSE_MAX_S, _PAUSE_S * 2**attempt) * random.uniform(0.5, 1)  # noqa: S311  # so that many don't come at once
+            try:
+                return self._in_turn(once)
+            except Unavailable as error:
+                if attempt + 1 == attempts or (until is not None and time.monotonic() + pause_s > until):
+                    raise error.with_traceback(None) from None
+            except FabricError as error:
+                raise error.with_traceback(None) from None
+            time.sleep(pause_s)
+        raise AssertionError("the last attempt either returns or raises")
 
     def _in_turn(self, once: Callable[[], Answer]) -> Answer:
         """What it answers, once the door has time for it."""
@@ -193,7 +193,7 @@ class Client:
             )
         return self._callables[method.name]
 
-    def _error(self, error: grpc.RpcError) -> FabricError:
+    def _error(self, error: Exception) -> FabricError:
         return error_of_call(error, address=self.profile.address)
 
 
@@ -207,7 +207,7 @@ class Stream(Iterator[Reply]):
     def __next__(self) -> Reply:
         try:
             return cast("Reply", next(self._call))
-        except grpc.RpcError as error:
+        except self._client.failures as error:
             raise self._client._error(error) from None  # noqa: SLF001  # the two are one thing in two classes
 
     def cancel(self) -> None:
@@ -243,7 +243,7 @@ def read_ca(path: str) -> bytes | None:
     if not path:
         return None
     try:
-        return Path(path).expanduser().read_bytes()
+        pem = Path(path).expanduser().read_bytes()
     except OSError as error:
         raise InvalidConfig(
             f"can't read the CA certificate {path}: {error.strerror}. Set FABRIC_CA to the ca.pem of the fabric's state"
@@ -251,6 +251,13 @@ def read_ca(path: str) -> bytes | None:
             code="no_ca",
             path=path,
         ) from None
+    if b"-----BEGIN CERTIFICATE-----" not in pem:
+        raise InvalidConfig(
+            f"{path} holds no certificate: set FABRIC_CA to the ca.pem of the fabric's state directory",
+            code="no_ca",
+            path=path,
+        )
+    return pem
 
 
 def error_of_call(error: Any, *, address: str) -> FabricError:
@@ -259,24 +266,24 @@ def error_of_call(error: Any, *, address: str) -> FabricError:
     for key, value in metadata:
         if key == ERROR_METADATA:
             return decode_error(value)
-    return _transport_error(error.code(), error.details() or "", address=address)
+    return _transport_error(status_of(error), error.details() or "", address=address)
 
 
-def _transport_error(code: grpc.StatusCode, details: str, *, address: str) -> FabricError:
-    match code:
-        case grpc.StatusCode.UNAVAILABLE if "certificate" in details.lower():
+def _transport_error(status: str, details: str, *, address: str) -> FabricError:
+    match status:
+        case "UNAVAILABLE" if "certificate" in details.lower():
             return InvalidConfig(
                 f"the certificate of {address} can't be trusted: set FABRIC_CA to the fabric's ca.pem",
                 code="tls_untrusted",
                 address=address,
             )
-        case grpc.StatusCode.UNAVAILABLE:
+        case "UNAVAILABLE":
             return Unavailable(f"can't reach the fabric at {address}: is it up? Try `fabric doctor`", address=address)
-        case grpc.StatusCode.DEADLINE_EXCEEDED:
+        case "DEADLINE_EXCEEDED":
             return Unavailable(f"the fabric at {address} did not answer in time", code="timeout", address=address)
-        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+        case "RESOURCE_EXHAUSTED":
             return InvalidRequest(f"too large for one message: {details}", code="too_large")
-        case grpc.StatusCode.CANCELLED:
+        case "CANCELLED":
             return Unavailable("the call was cancelled", code="cancelled")
         case _:
-            return Internal(f"the fabric at {address} failed: {code.name}: {details}", code="transport")
+            return Internal(f"the fabric at {address} failed: {status}: {details}", code="transport")

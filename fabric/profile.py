@@ -8,13 +8,18 @@ owner may read it.
 
 import json
 import os
-import tomllib
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Final
 
 from fabric.errors import InvalidConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 DEFAULT_PROFILE: Final = "default"
 _OTHERS_MAY: Final = 0o077
@@ -106,12 +111,12 @@ def _from_file(file: Path, *, name: str, must_exist: bool) -> Profile:
 
 
 def _read(file: Path) -> dict[str, dict[str, str]]:
-    if file.stat().st_mode & _OTHERS_MAY:
+    if os.name == "posix" and file.stat().st_mode & _OTHERS_MAY:  # elsewhere these bits say nothing of others
         raise InvalidConfig(
             f"{file} holds keys and others may read it: run `chmod 600 {file}`", code="profile_readable"
         )
     try:
-        profiles = tomllib.loads(file.read_text())
+        profiles: dict[str, dict[str, str]] = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidConfig(f"{file} is not TOML: {error}", file=str(file)) from None
     for title, table in profiles.items():

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from fabric.client import error_of_call, read_ca
 from fabric.errors import NotFound
 from fabric.profile import Profile
+from fabric.transport import options_for, parse_target, proxy_for, written
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire.service import METHODS
 from serving.calls import Call, Granted
@@ -46,7 +47,9 @@ class GrpcLedger:
         self._address = profile.address
         self._timeout_s = timeout_s
         credentials = grpc.ssl_channel_credentials(root_certificates=read_ca(profile.ca))
-        self._channel = grpc.aio.secure_channel(profile.address, credentials, options=_OPTIONS)
+        target = parse_target(profile.address)
+        options = options_for(_OPTIONS, proxy_for(target))
+        self._channel = grpc.aio.secure_channel(written(target), credentials, options=options)
         self._key = ("authorization", f"Bearer {profile.api_key}")
         self._callables: dict[str, Any] = {}
 

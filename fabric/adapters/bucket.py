@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-import stamina
-
 from fabric.adapters.archive_keys import checked_key
 from fabric.adapters.bucket_clients import S3Credentials, forget_credentials, opened_client
 from fabric.adapters.bucket_refusals import MAX_ATTEMPTS, is_expired, is_missing, is_passing, refused
@@ -120,6 +118,8 @@ class Bucket:
         """
         renewed = False
         try:
+            import stamina  # noqa: PLC0415  # a client that has no bucket has no need of it
+
             for attempt in stamina.retry_context(on=is_passing, attempts=MAX_ATTEMPTS, wait_initial=0.1, wait_max=2.0):
                 with attempt:
                     try:

@@ -7,7 +7,6 @@ others wait. Knows where shards come from only by a function that writes one.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import secrets
@@ -153,10 +152,18 @@ class ShardCache:
         """While nobody else has this lock, in any process; a process that dies lets go of it."""
         handle = os.open(self.root / name, os.O_CREAT | os.O_RDWR, 0o600)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            _lock(handle)
             yield
         finally:
             os.close(handle)
+
+
+def _lock(handle: int) -> None:
+    """Waits for the others. Elsewhere than on POSIX there are none: no node of a cluster is there, only a script on trial."""
+    with contextlib.suppress(ImportError):
+        import fcntl  # noqa: PLC0415
+
+        fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def _link(shard: Path, to: Path) -> None:

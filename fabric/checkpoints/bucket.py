@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -128,7 +128,7 @@ class S3Store:
             self._bucket.retried(send, key=prefix)
 
     def tidy(self, prefix: str) -> None:
-        self._abort_uploads(prefix, before=datetime.now(UTC) - timedelta(seconds=STALE_S))
+        self._abort_uploads(prefix, before=datetime.now(timezone.utc) - timedelta(seconds=STALE_S))
 
     def _put_whole(self, key: str, view: memoryview) -> None:
         self._bucket.call("put_object", key, Body=bytes(view), ChecksumSHA256=_sha256(view), **self._bucket.sealing)

@@ -1,17 +1,18 @@
 """The commands put together, and how errors end them."""
 
+import importlib.metadata
 import logging
 import os
 import sys
 from typing import Annotated, Any, Final
 
-import stamina.instrumentation
 import typer
 import typer.core
 
-from fabric import logs
+from fabric import extras
 from fabric.cli import audit, calibrate, checkpoints, cluster, jobs, keys, models, money, operator
-from fabric.cli.output import print_error
+from fabric.cli.output import print_error, say
+from fabric.cli.plain_logs import log_plainly
 from fabric.errors import FabricError, InvalidRequest
 
 INTERRUPTED: Final = 130
@@ -41,6 +42,12 @@ class Commands(typer.core.TyperGroup):
             raise _ended(ctx, error) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
+        except ModuleNotFoundError as error:
+            if extras.is_ours(error.name) or ctx.params.get("debug"):
+                raise
+            raise _ended(
+                ctx, extras.missing(error.name or "", by=f"fabric {ctx.invoked_subcommand or ''}".strip())
+            ) from None
         except BrokenPipeError:
             sys.stderr.close()
             raise typer.Exit(0) from None
@@ -66,22 +73,28 @@ app = typer.Typer(
     help="Compute sold as tokens: submit jobs, watch them burn, prove every charge.",
     epilog=EPILOG,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        say(f"token-fabric {importlib.metadata.version('token-fabric')}")
+        raise typer.Exit
 
 
 @app.callback()
 def start(
     *,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+    version: Annotated[  # noqa: ARG001  # it has been answered when this is called
+        bool, typer.Option("--version", "-V", help="Say which version this is.", is_eager=True, callback=_say_version)
+    ] = False,
 ) -> None:
-    logs.plain("DEBUG" if debug else "WARNING")
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, stream=sys.stderr)
-    if not debug:
-        # A retry is no news to whoever waits for the answer.
-        stamina.instrumentation.set_on_retry_hooks([])
+    if debug:
+        log_plainly()
 
 
 for module in (cluster, jobs, money, models):

@@ -5,11 +5,10 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
-from fabric.audit.verify import Report, Wrong, size_of, verify_export, verify_receipts
 from fabric.cli.files import drafted
 from fabric.cli.output import console, print_json, say, say_lines, table
 from fabric.cli.session import AsJson, ForAccount, client, job_named
@@ -103,6 +102,8 @@ def verify(
 
     For example: fabric audit verify november.jsonl --key "$(cat operators-key.txt)" --witnessed october.checkpoint
     """
+    from fabric.audit.verify import verify_export  # noqa: PLC0415  # it needs cryptography, which a client alone has not
+
     report = verify_export(_read(file).split("\n"), trusted_key=key, witnessed=_read(witnessed) if witnessed else None)
     _tell(report, file, as_json=as_json)
 
@@ -119,11 +120,13 @@ def verify_receipt(
 
     For example: fabric audit verify-receipt receipts.json --key "$(cat operators-key.txt)"
     """
+    from fabric.audit.verify import verify_receipts  # noqa: PLC0415
+
     report = verify_receipts(_read(file), trusted_key=key, witnessed=_read(witnessed) if witnessed else None)
     _tell(report, file, as_json=as_json)
 
 
-def _tell(report: Report, file: Path, *, as_json: bool) -> None:
+def _tell(report: Any, file: Path, *, as_json: bool) -> None:
     if report.problem:
         where = f"{file}, line {report.line}" if report.line else str(file)
         about = f"{where}: {report.problem}: {_REMEDIES[report.code].format(file=file)}"
@@ -147,6 +150,8 @@ def _read(file: Path) -> str:
 
 
 def _size_of(file: Path) -> int:
+    from fabric.audit.verify import Wrong, size_of  # noqa: PLC0415
+
     try:
         return size_of(_read(file))
     except Wrong as wrong:

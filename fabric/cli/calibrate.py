@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Final
 
-import aiohttp
 import typer
 
 from fabric.cli.output import console, print_facts, print_json, record, table
+from fabric.cli.plain_logs import log_plainly
 from fabric.cli.session import AsJson, client
 from fabric.client import Client, new_request_id
 from fabric.errors import FabricError, InvalidRequest, NotFound, Unavailable, error_of
+from fabric.extras import needed
 from fabric.units import PPM, format_ct
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire.keys import format_key, hash_secret, make_secret
@@ -57,6 +58,8 @@ def serving(
     For example: fabric calibrate serving qwen3-8b --streams 64 --json > rates.json
     then: fabric ops models offer qwen3-8b /models/qwen3-8b --rates rates.json
     """
+    needed("aiohttp", by="fabric calibrate")
+    log_plainly()
     from serving import calibrate  # noqa: PLC0415 - only needed here
 
     door = client()
@@ -136,6 +139,8 @@ def _weight_ppm(door: Client, accelerator: str) -> int:
 async def _measured(
     door: Client, key: str, url: str, model: str, *, streams: int, prompt: int, answer: int, seconds: float
 ) -> Any:
+    import aiohttp  # noqa: PLC0415  # a client alone has it not
+
     from serving import calibrate  # noqa: PLC0415
 
     trust = ssl.create_default_context(cafile=door.profile.ca or None) if url.startswith("https") else False
@@ -152,14 +157,14 @@ async def _measured(
         )
 
 
-async def _ask(
-    session: aiohttp.ClientSession, url: str, model: str, prompt_tokens: int, answer_tokens: int
-) -> tuple[int, int, int]:
+async def _ask(session: Any, url: str, model: str, prompt_tokens: int, answer_tokens: int) -> tuple[int, int, int]:
     """One completion of a prompt that nobody had before; what the engine counted.
 
     Raises:
         FabricError: the endpoint's own error, or `Unavailable`.
     """
+    import aiohttp  # noqa: PLC0415
+
     words = [random.randrange(1, _WORDS) for _ in range(prompt_tokens)]  # noqa: S311 - to differ, not to be secret
     body = {"model": model, "prompt": words, "max_tokens": answer_tokens, "min_tokens": answer_tokens, "temperature": 0}
     try:

@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from fabric.cli.output import console, print_facts, print_json, table, warn
+from fabric.cli.plain_logs import log_plainly
 from fabric.cli.session import AsJson
 from fabric.errors import Unavailable
+from fabric.extras import check_cluster_python
 from fabric.profile import Profile, save_profile
 
 StateDir = Annotated[Path | None, typer.Option(help="Where its state lives.")]
@@ -53,6 +55,8 @@ def up(
     right, and --accept-time answers. Where the journal can't be decided again from its newest snapshot, --replay-from
     starts from an older one, or with 0 from the whole journal; nothing is deleted.
     """
+    check_cluster_python(by="fabric up")
+    log_plainly()
     from fabric import house, settings  # noqa: PLC0415  # what starts a fabric is slow to import, and only needed here
 
     if local and config is not None:
@@ -137,6 +141,7 @@ def down(
     and the jobs go on; --gate stops the gate as well, to upgrade it or to give it another cluster file. Jobs go on even
     then, and the next `fabric up` finds them.
     """
+    log_plainly()
     from fabric import house  # noqa: PLC0415
 
     out = console()
@@ -157,13 +162,14 @@ def doctor(*, config: Config = None, as_json: AsJson = False) -> None:
 
     Ends with 0 if nothing fails (a warning is no failure), with 1 if something does: `fabric up` will not work then.
     """
+    log_plainly()
     from fabric.doctor import Finding, Health, diagnose  # noqa: PLC0415
     from fabric.house import condition  # noqa: PLC0415
     from fabric.settings import load_cluster  # noqa: PLC0415
 
     found = diagnose(load_cluster(config) if config is not None else None)
     if (said := condition()) is not None:
-        health = Health.WARN if said.remedy else Health.OK
+        health = Health("warn" if said.remedy else "ok")
         found.append(Finding(name="fabric", health=health, found=said.found, remedy=said.remedy))
     if as_json:
         print_json(

@@ -206,7 +206,7 @@ def artifact(
 
     For example: fabric artifact job-1f2e --to my-model/
     """
-    from training.parcels import unpacked  # noqa: PLC0415  # a package of its own
+    from fabric.parcels import unpacked  # noqa: PLC0415  # only needed here
 
     door, place = client(account), to or Path(f"{name}.tar")
     wanted = pb.ArtifactRequest(job_id=job_named(door, job_id), name=name)

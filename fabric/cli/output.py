@@ -217,7 +217,7 @@ def moment(at_us: int | None) -> str:
     """A time for a table: today's without its date, this year's without its year."""
     if not at_us:
         return "–"
-    at, now = _local(at_us), dt.datetime.now(tz=dt.UTC).astimezone()
+    at, now = _local(at_us), dt.datetime.now(tz=dt.timezone.utc).astimezone()
     if at.date() == now.date():
         return at.strftime("%H:%M:%S")
     return at.strftime("%d %b %H:%M" if at.year == now.year else "%Y-%m-%d")
@@ -229,7 +229,7 @@ def time_of(at_us: int | None) -> str:
 
 
 def _local(at_us: int) -> dt.datetime:
-    return dt.datetime.fromtimestamp(at_us / 1_000_000, tz=dt.UTC).astimezone()
+    return dt.datetime.fromtimestamp(at_us / 1_000_000, tz=dt.timezone.utc).astimezone()
 
 
 def duration(us: int | None) -> str:

@@ -138,5 +138,5 @@ def _set(error: BaseException, given: tuple[Any, list[str], BaseException | None
     elif state is not None:
         error.__setstate__(state)
     if notes:
-        error.__notes__ = notes
+        setattr(error, "__notes__", notes)  # noqa: B010  # as add_note does, which Python 3.10 has not
     error.__cause__, error.__context__, error.__suppress_context__ = cause, context, suppressed

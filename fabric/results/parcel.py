@@ -22,6 +22,8 @@ TYPE_CHARS_MAX: Final = 200
 NOTES_MAX: Final = 16
 _LENGTH_BYTES: Final = 4
 _NO_LIMIT: Final = 2**63
+_GROUP: Final[Any] = getattr(builtins, "BaseExceptionGroup", ())
+"""None before Python 3.11."""
 _BRIEF: Final = reprlib.Repr()
 _BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother = 4, 500, TEXT_CHARS_MAX
 
@@ -263,7 +265,7 @@ def _builtin(name: str) -> type[BaseException] | None:
     """The built-in exception of that name; no group, which holds others."""
     module, _, own = name.rpartition(".")
     found = getattr(builtins, own, None) if module == "builtins" else None
-    if isinstance(found, type) and issubclass(found, BaseException) and not issubclass(found, BaseExceptionGroup):
+    if isinstance(found, type) and issubclass(found, BaseException) and not issubclass(found, _GROUP):
         return found
     return None
 
@@ -276,6 +278,6 @@ def _rebuilt(name: str, made_of: Any, notes: tuple[str, ...]) -> BaseException:
         error = kind(*made_of)
     except (TypeError, ValueError, OverflowError) as failure:
         raise Damaged(f"{name} can't be made of that: {failure}") from None
-    for note in notes:
-        error.add_note(note)
+    if notes:
+        setattr(error, "__notes__", list(notes))  # noqa: B010  # as add_note does, which Python 3.10 has not
     return error

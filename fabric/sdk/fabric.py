@@ -6,12 +6,13 @@ import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import msgspec
 
 from fabric.client import Client, facts_of, new_request_id
 from fabric.errors import InvalidRequest
+from fabric.extras import needed
 from fabric.profile import Profile, load_profile
 from fabric.sdk.answers import Balance, Purchase, Quote, balance_of, purchase_of, quote_of
 from fabric.sdk.feed import Feed
@@ -34,7 +35,7 @@ class Fabric:
         self.client = client
         self._feed = Feed(client)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Fabric":  # noqa: PYI034  # Self is not there before Python 3.11
         return self
 
     def __exit__(
@@ -181,7 +182,8 @@ class Fabric:
         service: str = "training",
         preemptible: bool = True,
     ) -> Lease:
-        """Devices for this process' own Ray tasks and actors, as a context manager."""
+        """Devices for this process' own Ray tasks and actors, as a context manager. Needs Ray: `token-fabric[cluster]`."""
+        needed("ray", by="fabric.lease")
         spec = build_spec(
             name=name,
             kind="lease",

@@ -16,7 +16,7 @@ import json
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from fabric.client import Client
 from fabric.errors import FabricError, JobFailed, Unavailable
@@ -38,7 +38,7 @@ class Lease:
         self._timeout_s = timeout_s
         self._document: dict[str, Any] | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Lease":  # noqa: PYI034  # as of Fabric
         self.open()
         return self
 

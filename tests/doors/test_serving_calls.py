@@ -7,7 +7,6 @@ import msgspec
 import pytest
 from grpc._cython import cygrpc
 
-from fabric import client
 from fabric.api import rpc
 from fabric.api.board import REPORTERS_MAX, Board
 from fabric.client import new_request_id
@@ -23,6 +22,7 @@ from fabric.errors import (
 )
 from fabric.gate.events import CreateKey
 from fabric.profile import Profile
+from fabric.transport import choice
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
 from serving import ledger as serving_ledger
@@ -288,7 +288,7 @@ async def test_what_is_free_within_a_keys_limit_is_what_the_limit_leaves(house):
 def test_every_option_is_one_that_grpc_knows():
     """It says nothing of one that it doesn't: the door's limit of pings had such a name, and closed quiet connections."""
     library = Path(cygrpc.__file__).read_bytes()
-    named = [name for options in (rpc.OPTIONS, client._OPTIONS, serving_ledger._OPTIONS) for name, _ in options]
+    named = [name for options in (rpc.OPTIONS, choice.OPTIONS, serving_ledger._OPTIONS) for name, _ in options]
     assert "grpc.http2.min_ping_interval_without_data_ms" in named
     assert [name for name in named if name.encode() not in library] == []
 

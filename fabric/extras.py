@@ -1,0 +1,58 @@
+"""What a client that is installed alone doesn't have, and which extra of the package brings it."""
+
+import importlib.util
+import sys
+from typing import Final
+
+from fabric.errors import InvalidRequest
+
+CLUSTER_PYTHON: Final = (3, 11)
+"""What all processes of a cluster run: objects travel between them pickled."""
+_EXTRA_OF: Final = {"cryptography": "audit", "torch": "train"}
+_OURS: Final = frozenset({"fabric", "serving", "training"})
+
+
+def needed(package: str, *, by: str) -> None:
+    """Say so now, if it isn't there.
+
+    Raises:
+        InvalidRequest: it isn't (`needs_extra`).
+    """
+    if importlib.util.find_spec(package) is None:
+        raise missing(package, by=by)
+
+
+def missing(package: str, *, by: str) -> InvalidRequest:
+    """What is said where a package is missing."""
+    top = package.partition(".")[0]
+    extra = _EXTRA_OF.get(top, "cluster")
+    return InvalidRequest(
+        f"{by} needs the package {top}, which a client alone doesn't have: install token-fabric with the extra {extra},"
+        f" token-fabric[{extra}]",
+        code="needs_extra",
+        package=top,
+        extra=extra,
+    )
+
+
+def is_ours(package: str | None) -> bool:
+    """Whether a module that was not found should have been: a mistake of ours, and no missing package."""
+    return package is None or package.partition(".")[0] in _OURS
+
+
+def check_cluster_python(*, by: str) -> None:
+    """Refuse what starts a cluster under another Python than its processes have.
+
+    Raises:
+        InvalidRequest: it is another (`wrong_python`).
+    """
+    if sys.version_info[:2] != CLUSTER_PYTHON:
+        raise InvalidRequest(
+            f"{by} needs Python {_dotted(CLUSTER_PYTHON)}, and this is {_dotted(sys.version_info[:2])}: a client runs on 3.10 to"
+            f" 3.14, a cluster on {_dotted(CLUSTER_PYTHON)} alone; install token-fabric[cluster] there",
+            code="wrong_python",
+        )
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
