@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from typing import Final
+from typing import Any, Final
 
 import h2.config
 import h2.connection
@@ -153,7 +153,7 @@ class Connection(asyncio.Protocol):
         elif isinstance(event, h2.events.StreamReset):
             self._forget(event.stream_id)
             code = event.error_code
-            call.end(CallFailed(_OF_RESET.get(code, Status.INTERNAL), f"the call was reset by the other side ({code})"))  # type: ignore[call-overload]
+            call.end(CallFailed(_OF_RESET.get(code, Status.INTERNAL), f"the call was reset by the other side ({code})"))
 
     def _data(self, event: h2.events.DataReceived, call: Exchange | None) -> None:
         if call is None:
@@ -219,5 +219,5 @@ class Connection(asyncio.Protocol):
         self._timer = self._loop.call_later(self._keepalive_s / 3, self._keep)
 
 
-def _plain(headers: object) -> Headers:
-    return [(bytes(name), bytes(value)) for name, value in headers]  # type: ignore[attr-defined]
+def _plain(headers: Any) -> Headers:
+    return [(bytes(name), bytes(value)) for name, value in headers]
