@@ -12,14 +12,20 @@
 
 Outside the fabric `current()` is a job that is never asked to stop, remembers nothing and has one rank, so the same
 script runs unchanged on a laptop. It does not know Ray, nor where the archive is.
+
+A script or command of a job is a process of its own. In it, and in any process that it starts, `current()` links to the
+job over the socket that FABRIC_CONTEXT names. Where `torchrun` or another launcher has made ranks, each is the rank that its
+environment tells of.
 """
 
 import hashlib
+import os
 import re
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from operator import index
 from pathlib import Path
 from typing import Final, NoReturn
@@ -41,8 +47,18 @@ _ARTIFACT_BYTES_MAX: Final = 512 * 2**20
 """The one shard that `save` writes."""
 
 
-class Saved(BaseException):
-    """The state is durable, so the attempt may end here. Not an `Exception`: a job's own handlers let it pass."""
+EXIT_SAVED: Final = 75
+"""With this code a process says that what counts is saved, and that it wants to be queued anew."""
+LINK_VARIABLE: Final = "FABRIC_CONTEXT"
+
+
+class Saved(SystemExit):
+    """The state is durable, so the attempt may end here. Not an `Exception`: a job's own handlers let it pass. A process
+    that it ends has the exit code 75.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_SAVED)
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +83,7 @@ class Context:
         checkpoints: Checkpoints | None = None,
         on_saved: Callable[[int, int, int], None] | None = None,
         on_report: Callable[[], None] | None = None,
+        on_listen: Callable[[], None] | None = None,
         publish: Callable[[str, bytes], None] | None = None,
         cache: ShardCache | None = None,
         prefixes: Sequence[str] = (),
@@ -79,6 +96,7 @@ class Context:
             checkpoints: where it saves; None = nowhere.
             on_saved: told of every durable checkpoint: (step, µs it took to write, bytes).
             on_report: told that there is news of its progress, at most every `REPORT_S` seconds.
+            on_listen: told, once, that the job's code looks whether it should stop.
             publish: keeps what the job publishes, by name; None = nothing is kept.
             cache: what the node keeps of what jobs read; None = nothing.
             prefixes: of the job's datasets.
@@ -90,6 +108,7 @@ class Context:
         self._checkpoints = checkpoints
         self._on_saved = on_saved
         self._on_report = on_report
+        self._on_listen = on_listen
         self._publish = publish
         if checkpoints is not None:
             checkpoints.on_durable = lambda manifest, took_us: self.durable(
@@ -148,6 +167,7 @@ class Context:
     @property
     def stop_requested(self) -> bool:
         """Whether the fabric asks the job to save and end: look at it at every step."""
+        self._listen()
         return self._stop.is_set()
 
     @property
@@ -191,7 +211,13 @@ class Context:
 
     def wait_for_stop(self, timeout_s: float) -> bool:
         """Sleep, but wake as soon as the job is asked to stop."""
+        self._listen()
         return self._stop.wait(timeout_s)
+
+    def _listen(self) -> None:
+        if self._on_listen is not None:
+            told, self._on_listen = self._on_listen, None
+            told()
 
     def save(self, data: bytes, *, step: int = 0) -> None:
         """Keep the job's state: durable on return, and what was burned so far is never lost work. Rank 0 saves.
@@ -306,10 +332,15 @@ class Context:
 
 _OUTSIDE: Final = Context(Place())
 _running: Context = _OUTSIDE
+_leave_link: Callable[[], None] | None = None
+"""In a process that is linked to a job: what a child that is forked from it does to be linked by itself."""
+_linking = threading.Lock()
 
 
 def current() -> Context:
     """The job this process runs for."""
+    if _running is _OUTSIDE and LINK_VARIABLE in os.environ:
+        _link(os.environ[LINK_VARIABLE])
     return _running
 
 
@@ -317,3 +348,27 @@ def enter(context: Context | None) -> None:
     """For the runner: from now on this process runs for that job (None: for nobody)."""
     global _running  # noqa: PLW0603  # one process runs one job at a time, and all its threads must see it
     _running = context or _OUTSIDE
+
+
+def _link(address: str) -> None:
+    global _running, _leave_link  # noqa: PLW0603  # as above
+    from fabric.adapters.context_link import left_behind, linked  # noqa: PLC0415  # it makes contexts of this module's
+
+    with _linking:
+        if _running is not _OUTSIDE:
+            return
+        if (found := linked(address)) is not None:
+            _running, talk = found
+            _leave_link = partial(left_behind, talk)
+
+
+def _forked() -> None:
+    """A child that was forked from a linked process is another process of the job's."""
+    global _running, _leave_link, _linking  # noqa: PLW0603  # as above
+    _linking = threading.Lock()
+    if _leave_link is not None:
+        _leave_link()
+        _running, _leave_link = _OUTSIDE, None
+
+
+os.register_at_fork(after_in_child=_forked)

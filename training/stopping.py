@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from types import FrameType
 from typing import Any, Final, Protocol
 
@@ -141,6 +142,7 @@ class SignalStop:
         self._listens = threading.current_thread() is threading.main_thread()
         if self._listens:
             self._before = signal.signal(signal.SIGTERM, self._note)
+            _listening.add(self)
 
     @property
     def reason(self) -> str:
@@ -169,6 +171,11 @@ class SignalStop:
         _exit_saved()
 
     def close(self) -> None:
+        _listening.discard(self)
+        self.listen_no_more()
+
+    def listen_no_more(self) -> None:
+        """Leave the signal to whoever had it before; in a child that was forked from this process, too."""
         if self._listens:
             signal.signal(signal.SIGTERM, self._before if self._before is not None else signal.SIG_DFL)
 
@@ -177,6 +184,19 @@ class SignalStop:
         self._deadline = time.monotonic() + float(grace) if grace else None
         self._reason = "terminated"
         self._came.set()
+
+
+_listening: "weakref.WeakSet[SignalStop]" = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    """A child that was forked has no run: SIGTERM ends it, as it does any process."""
+    for stop in list(_listening):
+        stop.listen_no_more()
+    _listening.clear()
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 def _exit_saved() -> None:

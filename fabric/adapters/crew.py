@@ -11,7 +11,7 @@ from typing import Self
 
 from fabric.adapters.ends import SURVIVORS_S, spoils, together
 from fabric.adapters.forked import Fork
-from fabric.adapters.stages import JobEnd, Stage
+from fabric.adapters.stage import JobEnd, Stage
 from fabric.gate.events import LeaseOutcome
 
 

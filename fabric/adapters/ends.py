@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from fabric.adapters.stages import JobEnd
+from fabric.adapters.stage import JobEnd
 from fabric.gate.events import LeaseOutcome
 
 SURVIVORS_S: Final = 10.0

@@ -13,7 +13,9 @@ from typing import Final
 import psutil
 
 from fabric.adapters.fork_words import Commission, Ended, Exited, Reported, Saved, SaveWish, StopWish, Talk
-from fabric.adapters.stages import ENDED_UNSAVED, EXIT_SAVED, JobEnd, Stage
+from fabric.adapters.stage import JobEnd, Stage
+from fabric.adapters.stages import ENDED_UNSAVED
+from fabric.context import EXIT_SAVED
 from fabric.gate.events import LeaseOutcome
 
 _CONNECT_S: Final = 2.0

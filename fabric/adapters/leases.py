@@ -22,7 +22,7 @@ from fabric.adapters.payload import Payload, read_payload, runtime_env_of
 from fabric.adapters.processes import LEASE_VARIABLE
 from fabric.adapters.ranks import Ranks
 from fabric.adapters.runner import Order, ranks_of
-from fabric.adapters.stages import JobEnd
+from fabric.adapters.stage import JobEnd
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.testimony import text
 from fabric.errors import InvalidRequest

@@ -13,7 +13,7 @@ from typing import Any, Final
 from fabric.adapters.groups import Seated
 from fabric.adapters.line import Broken
 from fabric.adapters.runner import Order, decode_end, encode_order
-from fabric.adapters.stages import JobEnd
+from fabric.adapters.stage import JobEnd
 
 LINE_ALONE_S: Final = 1.0
 

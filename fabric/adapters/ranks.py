@@ -11,7 +11,7 @@ import ray
 from fabric.adapters.ends import DIED, SURVIVORS_S, spoils, together
 from fabric.adapters.groups import Seated
 from fabric.adapters.nodes import Node, lives
-from fabric.adapters.stages import JobEnd, Save
+from fabric.adapters.stage import JobEnd, Save
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.testimony import end_of, is_number
 from fabric.gate.events import LeaseOutcome, LeaseSaved

@@ -5,16 +5,14 @@ the gate while the job runs in a thread of its own (not the main thread: see `st
 behind it may serve the same account again; whether it did is looked at here and said in `JobEnd.reusable`.
 """
 
-import _thread
 import asyncio
 import os
+import pickle
 import socket
-import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 import ray
@@ -22,6 +20,8 @@ import ray
 from fabric import context
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import artifact_key, cache_folder, checkpoints_in, log_key
+from fabric.adapters.context_host import storage_variables
+from fabric.adapters.context_link import Invitation
 from fabric.adapters.crew import Crew
 from fabric.adapters.forked import Fork
 from fabric.adapters.guarded import Guarded
@@ -31,8 +31,10 @@ from fabric.adapters.private_folder import attempt_folder
 from fabric.adapters.processes import adopt_orphans
 from fabric.adapters.ray_use import RayUse
 from fabric.adapters.shard_cache import LIMIT_BYTES, ShardCache
-from fabric.adapters.stages import JobEnd, Save, Stage, perform
+from fabric.adapters.stage import JobEnd, Save, Stage
+from fabric.adapters.stages import perform
 from fabric.adapters.standby import Standby
+from fabric.adapters.threads import Threads, threads_beside, threads_now
 from fabric.gate.events import JobKind, LeaseOutcome
 from fabric.gate.instructions import Lease
 from fabric.progress import Progress
@@ -100,8 +102,6 @@ def accelerator_of(order: Order) -> str:
     return (of_rank[order.rank] if order.rank < len(of_rank) else "") or lease.accelerator
 
 
-_LOOKS: Final = 3
-_LOOK_S: Final = 0.002
 encode_order: Final = msgspec.msgpack.Encoder().encode
 decode_order: Final = msgspec.msgpack.Decoder(Order).decode
 encode_end: Final = msgspec.msgpack.Encoder().encode
@@ -294,7 +294,7 @@ class Runner:
         self._reported.set()
         self._next = Standby()
 
-    def _left_nothing(self, before: "Threads") -> bool:
+    def _left_nothing(self, before: Threads) -> bool:
         """Whether the job left no thread, no child process and no Ray work behind in this process."""
         if self._ray_use.seen or threads_beside(before):
             return False
@@ -303,29 +303,6 @@ class Runner:
         except ChildProcessError:
             return True
         return False
-
-
-class Threads(NamedTuple):
-    """What runs in this process, whoever started it: `threading` doesn't know of all."""
-
-    started: int
-    """Of those that Python started: one that is within a function in C shows no frame."""
-    running: frozenset[int]
-    """Those that run Python."""
-
-
-def threads_now() -> Threads:
-    return Threads(_thread._count(), frozenset(sys._current_frames()))  # noqa: SLF001
-
-
-def threads_beside(before: Threads) -> bool:
-    """Whether this process has threads beside those that it had before, and the one that asks."""
-    for _ in range(_LOOKS):
-        now = threads_now()
-        if now.started <= before.started and now.running <= before.running | {threading.get_ident()}:
-            return False
-        time.sleep(_LOOK_S)  # one of Ray's own calls back for a moment
-    return True
 
 
 class RunnerActor(Guarded):
@@ -354,12 +331,13 @@ def stage_of(
         devices=devices,
         accelerator=accelerator_of(order),
     )
+    attempt_id, cache = lease.lease_id.replace("/", "_"), cache_folder(Path(order.work_dir), lease.account_id)
     checkpoints = checkpoints_in(
         archive,
         lease.account_id,
         lease.job_id,
         epoch=lease.epoch,
-        attempt_id=lease.lease_id.replace("/", "_"),
+        attempt_id=attempt_id,
         stage_dir=order.stage_dir,
     )
     return Stage(
@@ -373,12 +351,23 @@ def stage_of(
             on_saved=on_saved,
             on_report=on_report,
             publish=lambda name, data: archive.put(artifact_key(lease.account_id, lease.job_id, name=name), data),
-            cache=ShardCache(cache_folder(Path(order.work_dir), lease.account_id), limit_bytes=order.cache_bytes),
+            cache=ShardCache(cache, limit_bytes=order.cache_bytes),
             prefixes=lease.data,
             folder=order.folder / "data",
         ),
         master=(order.master_addr, order.master_port),
         local=order.local or (0, 1),
+        invitation=Invitation(
+            place=place,
+            attempt_id=attempt_id,
+            archive=pickle.dumps(archive),
+            stage_dir=order.stage_dir,
+            cache=str(cache),
+            cache_bytes=order.cache_bytes,
+            prefixes=lease.data,
+            folder=str(order.folder / "data"),
+            storage=storage_variables(),
+        ),
     )
 
 

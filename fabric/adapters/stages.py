@@ -1,33 +1,31 @@
-"""How a job's code is set up, run and judged, in the runner's process.
+"""How a job's code is set up, run and judged.
 
-A function is called in the runner. A Python script runs there too (`__main__`, its own arguments and directory), so that
-`ray.init()` in it finds the connection that is already there and all it starts is captured into the lease. It runs in a
-thread: `signal.signal` is accepted but only a SIGTERM handler is ever called, when the fabric asks the job to stop. Any
-other command is a child process in its own process group; it gets SIGTERM, and says by exit code 75 that it has saved.
+A function is called in this process, the runner's. A script or a command is a program of its own (`program`): its processes
+find the job's context over a socket, get a signal as the notice to stop, and say by exit code 75 that they have saved. Only
+a Python script that uses Ray runs here too, so that `ray.init()` in it finds the connection that is already there and all it
+starts is captured into the lease. It runs in a thread: `signal.signal` is accepted but only a SIGTERM handler is ever
+called, when the fabric asks the job to stop.
 """
 
 import errno
 import os
 import runpy
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 import stamina
 
 from fabric import context
 from fabric.adapters import function_call
-from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import result_key
+from fabric.adapters.context_host import ContextHost
 from fabric.adapters.error_text import error_text, shortened
 from fabric.adapters.inheritance import withheld
 from fabric.adapters.job_output import end_of_log, logged
@@ -35,18 +33,20 @@ from fabric.adapters.kept_folder import FOLDER_VARIABLE, KeptFolder, quiet_s
 from fabric.adapters.payload import Payload, read_payload
 from fabric.adapters.private_folder import WORK, make_private, rooms_of
 from fabric.adapters.processes import LEASE_VARIABLE
+from fabric.adapters.program import Exit, Program, shell_code
 from fabric.adapters.results import keep_result
+from fabric.adapters.stage import JobEnd, Stage
+from fabric.adapters.stop_notice import SIGNAL_VARIABLE, signal_number
 from fabric.adapters.working_folder import forget_modules, unpacked
 from fabric.errors import FabricError, InvalidRequest, Unavailable
 from fabric.gate.events import LeaseOutcome
-from fabric.gate.instructions import Lease
+from fabric.imports import uses
 from fabric.results import pack_error
 
-EXIT_SAVED: Final = 75
 LOSS_EVERY_VARIABLE: Final = "FABRIC_LOSS_EVERY_S"
 """How often, as the gate has learned, what isn't saved is lost here: a session takes snapshots accordingly."""
 _PYTHONS: Final = ("python", "python3", "python3.11")
-"""`python train.py` runs in the runner itself, like `train.py`, so that the script has its `fabric.context`."""
+"""By these names a job means the interpreter that has its packages."""
 T = TypeVar("T")
 _ERROR_LINES: Final = 12
 ENDED_UNSAVED: Final = "it ended when it was asked to stop, and saved nothing"
@@ -55,81 +55,6 @@ KEEP_TRYING_S: Final = 60.0
 _TRY_EVERY_S: Final = 5.0
 _TRY_ONCE_S: Final = 0.01
 _OURS: Final = ("fabric.", "training.")
-
-
-class Save(NamedTuple):
-    """A checkpoint that became durable."""
-
-    step: int
-    write_us: int
-    size: int = 0
-    restore_us: int = 0
-    """From the attempt's start to its first step; 0 = not known."""
-
-
-class JobEnd(msgspec.Struct, frozen=True, kw_only=True):
-    """How one rank ended. What comes from its own process never says LOST: who is to blame for that the platform saw itself,
-    or nobody (see `testimony`).
-    """
-
-    outcome: LeaseOutcome
-    error: str = ""
-    result_ref: str = ""
-    saves: tuple[Save, ...] = ()
-    step: int = 0
-    """The last one it reported."""
-    again: bool = False
-    """It ended by itself to be queued anew: exit code 75 while nobody had asked it to stop."""
-    reusable: bool = False
-    """Whether the process may run another function of the same account."""
-    used_ray: bool = False
-    """Whether the job started Ray tasks or actors: then its placement group can't be kept."""
-
-
-class Wishes(Protocol):
-    """Whoever hands the fabric's wishes on to a job's own process."""
-
-    def ask_to_stop(self, reason: str, *, seconds_left: float, save: bool) -> None:
-        """Save, and end."""
-
-    def ask_to_save(self) -> None:
-        """Save, and go on."""
-
-
-@dataclass(slots=True)
-class Stage:
-    """Everything one rank of one attempt runs with."""
-
-    lease: Lease
-    folder: Path
-    log_file: Path
-    archive: Archive
-    context: context.Context
-    master: tuple[str, int]
-    local: tuple[int, int] = (0, 1)
-    """Which of how many ranks it is that share this node's devices."""
-    process: "subprocess.Popen[bytes] | None" = None
-    sigterm: list[Callable[[int, Any], object]] = field(default_factory=list)
-    told: frozenset[str] = frozenset()
-    """The variables in which the fabric tells the job who it is."""
-    fork: "Wishes | None" = None
-    """The process of its own that the job runs in, if it does."""
-
-    def ask_to_save(self) -> None:
-        """Set the job's flag."""
-        self.context.ask_to_save()
-        if self.fork is not None:
-            self.fork.ask_to_save()
-
-    def ask_to_stop(self, reason: str, *, seconds_left: float, save: bool) -> None:
-        """Set the job's flag, and signal whoever listens to signals instead."""
-        self.context.ask_to_stop(reason, seconds_left=seconds_left, save=save)
-        if self.fork is not None:
-            self.fork.ask_to_stop(reason, seconds_left=seconds_left, save=save)
-        if self.process is not None and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGTERM)
-        for handler in self.sigterm:
-            threading.Thread(target=handler, args=(signal.SIGTERM, None), daemon=True).start()
 
 
 def perform(stage: Stage) -> JobEnd:
@@ -203,19 +128,36 @@ def _run(stage: Stage, payload: Payload, *, given: Container[str]) -> JobEnd:
     command += payload.args
     if len(command) > 1 and command[0] in _PYTHONS and command[1].endswith(".py"):
         command = command[1:]
+    script = _script_in(folder, command)
     kept = KeptFolder(stage.folder / "checkpoint", stage.context, quiet_s=quiet_s())
     kept.open()
     os.environ[FOLDER_VARIABLE] = str(kept.folder)
     end = JobEnd(outcome=LeaseOutcome.FAILED)
     try:
-        run = _run_python if command[0].endswith(".py") else partial(_run_command, given=given)
-        end = run(stage, folder, command)
+        if script is not None and not stage.forks_scripts and uses(script, "ray"):
+            end = _run_here(stage, folder, script, command)
+        else:
+            end = _run_program(stage, folder, script, command, given=given)
     except SystemExit as exit_:
         end = _exited(stage, exit_.code)
     finally:
         failed = end.outcome not in (LeaseOutcome.SAVED, LeaseOutcome.SUCCEEDED)
-        lost = _closed(stage, kept, commit=not failed and stage.context.save_wanted)
+        own_saves = stage.host is not None and stage.host.saves > 0
+        lost = _closed(stage, kept, commit=not failed and not own_saves and stage.context.save_wanted)
     return end if failed or lost is None else lost
+
+
+def _script_in(folder: Path, command: tuple[str, ...]) -> Path | None:
+    """The Python script that is to be run; None if it is another command."""
+    if not command[0].endswith(".py"):
+        return None
+    script = folder / command[0]
+    if not script.is_file():
+        there = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
+        raise InvalidRequest(
+            f"{command[0]} is not in the working directory, which has: {there}", code="script_not_found"
+        )
+    return script
 
 
 def _closed(stage: Stage, kept: KeptFolder, *, commit: bool) -> JobEnd | None:
@@ -231,13 +173,7 @@ def _closed(stage: Stage, kept: KeptFolder, *, commit: bool) -> JobEnd | None:
     return None
 
 
-def _run_python(stage: Stage, folder: Path, command: tuple[str, ...]) -> JobEnd:
-    script = folder / command[0]
-    if not script.is_file():
-        there = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
-        raise InvalidRequest(
-            f"{command[0]} is not in the working directory, which has: {there}", code="script_not_found"
-        )
+def _run_here(stage: Stage, folder: Path, script: Path, command: tuple[str, ...]) -> JobEnd:
     os.chdir(folder)
     sys.argv = list(command)
     sys.path.insert(0, str(script.parent))
@@ -246,18 +182,46 @@ def _run_python(stage: Stage, folder: Path, command: tuple[str, ...]) -> JobEnd:
     return JobEnd(outcome=LeaseOutcome.SUCCEEDED)
 
 
-def _run_command(stage: Stage, folder: Path, command: tuple[str, ...], *, given: Container[str]) -> JobEnd:
-    kept_back = {name for name in withheld(os.environ, apart=True) if name not in given and name not in stage.told}
-    environment = {name: value for name, value in os.environ.items() if name not in kept_back}
-    try:
-        stage.process = subprocess.Popen(  # noqa: S603  # the job itself
-            command, cwd=folder, start_new_session=True, env=environment
-        )
-    except OSError as error:
-        raise _unrunnable(folder, command[0], error) from None
-    if stage.context.stop_requested:
-        os.killpg(stage.process.pid, signal.SIGTERM)
-    return _exited(stage, stage.process.wait())
+def _run_program(
+    stage: Stage, folder: Path, script: Path | None, command: tuple[str, ...], *, given: Container[str]
+) -> JobEnd:
+    """Run a script or a command as processes of its own."""
+    stage.host = ContextHost(stage.context, stage.invitation, address=stage.folder / "context")
+    with stage.host as host:
+        environment = {**_environment_of(stage, is_script=script is not None, given=given), **host.variables}
+        program = Program(stage.context, host, number=signal_number(environment.get(SIGNAL_VARIABLE, "")))
+        if script is not None and stage.forks_scripts:
+            program.fork(script, command, folder=folder, environment=environment)
+        else:
+            words = (sys.executable, *command) if script is not None else command
+            try:
+                program.execute(words, folder=folder, environment=environment)
+            except OSError as error:
+                raise _unrunnable(folder, words[0], error) from None
+        stage.program = program
+        if stage.context.stop_requested:
+            program.ask_to_stop()
+        return _ended(stage, program.wait())
+
+
+def _environment_of(stage: Stage, *, is_script: bool, given: Container[str]) -> dict[str, str]:
+    """What a program finds in its environment: `python` is the interpreter that has its packages."""
+    taken = {name for name in withheld(os.environ, apart=not is_script) if name not in given and name not in stage.told}
+    found = {name: value for name, value in os.environ.items() if name not in taken}
+    own = str(Path(sys.executable).parent)
+    places = [place for place in found.get("PATH", os.defpath).split(os.pathsep) if place != own]
+    return {"PYTHONIOENCODING": "utf-8:backslashreplace", **found, "PATH": os.pathsep.join([own, *places])}
+
+
+def _ended(stage: Stage, exit_: Exit) -> JobEnd:
+    """What it means how a program ended. Once it was asked to stop, all but success is for the notice's sake."""
+    code, asked = exit_.code, stage.context.stop_requested
+    if asked and exit_.has_saved:
+        return JobEnd(outcome=LeaseOutcome.SAVED, exit_code=shell_code(code))
+    end = _exited(stage, code)
+    if asked and end.outcome is LeaseOutcome.FAILED:
+        end = JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=f"{ENDED_UNSAVED} (exit code {shell_code(code)})")
+    return msgspec.structs.replace(end, exit_code=shell_code(code))
 
 
 def _unrunnable(folder: Path, word: str, error: OSError) -> InvalidRequest:
@@ -277,13 +241,20 @@ def _exited(stage: Stage, code: object) -> JobEnd:
     """What an exit code means. One that was asked to stop and let the signal end it has not failed, but saved nothing."""
     if code in (0, None):
         return JobEnd(outcome=LeaseOutcome.SUCCEEDED)
-    if code == EXIT_SAVED:
+    if code == context.EXIT_SAVED:
         return JobEnd(outcome=LeaseOutcome.SAVED, again=not stage.context.stop_requested)
     if code in (-signal.SIGTERM, 128 + signal.SIGTERM) and stage.context.stop_requested:
         return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=ENDED_UNSAVED)
-    said = f"exit code {code}" if isinstance(code, int) else str(code)
+    said = _said_of(code)
     tail = end_of_log(stage.log_file, _ERROR_LINES)
     return JobEnd(outcome=LeaseOutcome.FAILED, error=f"{said}\n{tail}".rstrip())
+
+
+def _said_of(code: object) -> str:
+    if not isinstance(code, int):
+        return str(code)
+    by = f", ended by {signal.Signals(-code).name}" if -code in signal.valid_signals() else ""
+    return f"exit code {shell_code(code)}{by}"
 
 
 def _kept_error(stage: Stage, error: BaseException) -> str:

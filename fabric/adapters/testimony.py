@@ -12,7 +12,7 @@ import msgspec
 
 from fabric.adapters.cluster_settings import result_key
 from fabric.adapters.results import JOURNALED_BYTES_MAX, inline_result
-from fabric.adapters.stages import JobEnd
+from fabric.adapters.stage import JobEnd
 from fabric.gate.events import LeaseOutcome
 from fabric.gate.instructions import Lease
 from fabric.units import INT64_MAX

@@ -158,7 +158,7 @@ def _job(talk: Talk, commission: Commission) -> int:
         on_saved=lambda step, write_us, size: talk.say(Saved(step=step, write_us=write_us, size=size)),
         on_report=lambda: talk.say(Reported(progress=stage.context.progress)),
     )
-    stage.context.owns_process = True
+    stage.context.owns_process = stage.forks_scripts = True
     threading.Thread(target=_listen, args=(talk, stage), name="fabric-wishes", daemon=True).start()
     end = perform(stage)
     talk.say(Reported(progress=stage.context.progress))
@@ -169,12 +169,12 @@ def _job(talk: Talk, commission: Commission) -> int:
 
 
 def _listen(talk: Talk, stage: Any) -> None:
-    """Hand the fabric's wishes to the job. A script that listens to SIGTERM gets one."""
+    """Hand the fabric's wishes to the job. A function that listens to SIGTERM gets one."""
     while (said := talk.hear()) is not None:
         match said:
             case StopWish():
                 stage.ask_to_stop(said.reason, seconds_left=said.seconds_left, save=said.save)
-                if stage.process is None and callable(signal.getsignal(signal.SIGTERM)):
+                if stage.program is None and callable(signal.getsignal(signal.SIGTERM)):
                     os.kill(os.getpid(), signal.SIGTERM)
             case SaveWish():
                 stage.ask_to_save()

@@ -42,6 +42,10 @@ Name = Annotated[str, typer.Option(help="What people see.")]
 Env = Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeat for more.")]
 TimeLimit = Annotated[float | None, typer.Option(help="Seconds on devices, then it is parked.")]
 Grace = Annotated[float | None, typer.Option(help="Seconds it is given to checkpoint.")]
+StopSignal = Annotated[
+    Literal["TERM", "INT", "HUP", "USR1", "USR2"],
+    typer.Option(help="Which signal its program gets as the notice to save."),
+]
 AutoPark = Annotated[float | None, typer.Option(help="Seconds of idle devices, then it is parked.")]
 
 
@@ -98,6 +102,7 @@ def submit(
     max_retries: Annotated[int, typer.Option(help="How often its own failure is tried again.")] = 0,
     time_limit: TimeLimit = None,
     grace: Grace = None,
+    stop_signal: StopSignal = "TERM",
     auto_park: AutoPark = None,
     devices_per_node: Annotated[int | None, typer.Option(help="For gangs over several nodes.")] = None,
     mix: Annotated[
@@ -131,6 +136,7 @@ def submit(
             max_retries=max_retries,
             time_limit=time_limit,
             grace=grace,
+            stop_signal=stop_signal,
             auto_park=auto_park,
             devices_per_node=devices_per_node,
             mix=mix,
@@ -153,6 +159,7 @@ def run(
     env: Env = None,
     time_limit: TimeLimit = None,
     grace: Grace = None,
+    stop_signal: StopSignal = "TERM",
     auto_park: AutoPark = None,
     account: ForAccount = "",
     as_json: AsJson = False,
@@ -160,7 +167,7 @@ def run(
     """Run any command preemptibly, and show what it prints until it ends, through every eviction.
 
     What it writes to the folder $FABRIC_CHECKPOINT_DIR is kept, and there again when it resumes. SIGTERM asks it to save
-    and to exit with 75. For example: fabric run --tokens 2 -x any:1-4 -- python train.py
+    and to exit with 75: of a tree such as `bash train.sh` or torchrun, whoever catches it gets it. For example: fabric run --tokens 2 -x any:1-4 -- python train.py
     """
     with connected(account) as fabric:
         made = _submitted(
@@ -174,6 +181,7 @@ def run(
             env=env,
             time_limit=time_limit,
             grace=grace,
+            stop_signal=stop_signal,
             auto_park=auto_park,
         )
         try:

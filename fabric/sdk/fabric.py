@@ -20,7 +20,7 @@ from fabric.sdk.functions import pack_call
 from fabric.sdk.job import Job
 from fabric.sdk.lease import Lease
 from fabric.sdk.packing import pack_files, preload_for, script_command
-from fabric.sdk.request import Accelerators, Seconds, Tokens, build_spec
+from fabric.sdk.request import STOP_SIGNAL_VARIABLE, Accelerators, Seconds, Tokens, build_spec, stop_signal_of
 from fabric.units import parse_ct
 from fabric.wire import INLINE_BYTES_MAX
 from fabric.wire import fabric_pb2 as pb
@@ -90,6 +90,7 @@ class Fabric:
         max_retries: int = 0,
         time_limit: Seconds | None = None,
         grace: Seconds | None = None,
+        stop_signal: str = "TERM",
         devices_per_node: int | None = None,
         mix: Literal["never", "same-vendor", "islands"] = "never",
         auto_park: Seconds | None = None,
@@ -123,6 +124,7 @@ class Fabric:
             max_retries: how often its own failure is tried again.
             time_limit: seconds on devices, after which it is parked.
             grace: seconds it is given to checkpoint.
+            stop_signal: which signal a program gets as the notice to save: TERM, INT, HUP, USR1 or USR2.
             devices_per_node: for gangs; packed on as few nodes as fit if not given.
             mix: what a gang may be made of where no type alone has room for it: "never" several types, those of the
                 "same-vendor" (a session's shares follow their speeds), or "islands" of any types, which train apart and meet
@@ -161,6 +163,8 @@ class Fabric:
         )
         payload = self._pack(job, args, kwargs or {}, working_dir)
         payload.env.update(env or {})
+        if stop_signal_of(stop_signal) != "TERM":
+            payload.env[STOP_SIGNAL_VARIABLE] = stop_signal_of(stop_signal)
         payload.preload = (
             preload if preload is not None else preload_for(list(payload.command), working_dir=working_dir)
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from fabric.errors import InvalidRequest
-from fabric.sdk.imports import imported_beside
+from fabric.imports import imported_beside
 
 WORKING_DIR_BYTES_MAX: Final = 256 * 1024 * 1024
 EXCLUDES: Final = (".git", ".hg", "__pycache__", "*.pyc", ".venv", "venv", "node_modules", ".mypy_cache", ".ruff_cache")

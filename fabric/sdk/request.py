@@ -14,6 +14,8 @@ Tokens = int | str | Decimal
 Seconds = int | float
 
 ANY: Final = "any"
+STOP_SIGNALS: Final = ("TERM", "INT", "HUP", "USR1", "USR2")
+STOP_SIGNAL_VARIABLE: Final = "FABRIC_STOP_SIGNAL"
 _ACCELERATOR: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})(?::(-?\d{1,9})(?:-(\d{1,9}))?)?", re.ASCII)
 _SECONDS_MAX: Final = 10 * 366 * 86_400
 
@@ -78,6 +80,18 @@ def duration_us(name: str, seconds: Seconds) -> int:
             given=str(seconds),
         )
     return round(seconds * 1_000_000)
+
+
+def stop_signal_of(given: str) -> str:
+    """The signal by which a job's program is told to save: "USR1" or "SIGUSR1"."""
+    short = given.upper().removeprefix("SIG") if isinstance(given, str) else ""
+    if short not in STOP_SIGNALS:
+        raise InvalidRequest(
+            f"stop_signal={given!r}: choose one of {', '.join(STOP_SIGNALS)}",
+            code="invalid_stop_signal",
+            given=str(given),
+        )
+    return short
 
 
 def count(name: str, given: int | None, *, at_least: int) -> int | None:

@@ -10,7 +10,7 @@ from fabric.adapters.cluster_settings import ClusterSettings
 from fabric.adapters.groups import Seated
 from fabric.adapters.ranks import Ranks
 from fabric.adapters.runner import Seat
-from fabric.adapters.stages import JobEnd
+from fabric.adapters.stage import JobEnd
 from fabric.adapters.surroundings import Surroundings
 from fabric.gate.events import LeaseOutcome
 from fabric.gate.instructions import Share

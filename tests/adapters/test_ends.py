@@ -3,7 +3,7 @@
 import pytest
 
 from fabric.adapters.ends import together
-from fabric.adapters.stages import JobEnd
+from fabric.adapters.stage import JobEnd
 from fabric.gate.events import LeaseOutcome
 
 DONE = JobEnd(outcome=LeaseOutcome.SUCCEEDED, result_ref="r", step=9)

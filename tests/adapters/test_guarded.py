@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from fabric.adapters.guarded import Admitted, Stranger, Who, ask_who, is_ours, sealed, secret_of
 from fabric.adapters.line import Address
 from fabric.adapters.runner import Described, Seat
-from fabric.adapters.stages import JobEnd, Save
+from fabric.adapters.stage import JobEnd, Save
 from fabric.adapters.unpickling import Refused, loads
 from fabric.errors import InsufficientTokens, PermissionDenied
 from fabric.gate.events import JobKind, LeaseOutcome, Tick

@@ -15,7 +15,8 @@ from fabric.adapters import stages
 from fabric.adapters.archive import DirectoryArchive
 from fabric.adapters.kept_folder import step_in
 from fabric.adapters.processes import kill, tree_of
-from fabric.adapters.stages import Stage, perform
+from fabric.adapters.stage import Stage
+from fabric.adapters.stages import perform
 from fabric.checkpoints import Checkpoints, store_of
 from fabric.gate.events import JobKind, LeaseOutcome
 from tests.adapters.leases import lease_of
@@ -126,7 +127,7 @@ def test_a_quiet_folder_is_committed_while_the_command_runs_on(job):
     runner = threading.Thread(target=lambda: ended.append(perform(stage)))
     runner.start()
     wait_until(lambda: job.saves == [3])
-    stage.process.kill()
+    kill(stage.program.pid)
     runner.join()
     assert ended[0].outcome is LeaseOutcome.FAILED
     _, log = job.run(sys.executable, "-c", "import os; print(os.listdir(os.environ['FABRIC_CHECKPOINT_DIR']))")
@@ -148,7 +149,7 @@ def test_a_checkpoint_is_made_when_it_is_asked_for(job):
     stage.context.ask_to_save()
     wait_until(lambda: job.saves)
     assert not stage.context.save_requested
-    stage.process.kill()
+    kill(stage.program.pid)
     runner.join()
 
 

@@ -15,7 +15,7 @@ from fabric.adapters.leases import Attempt
 from fabric.adapters.node_agent import Cut
 from fabric.adapters.ranks import Ranks
 from fabric.adapters.runner import Described, Order, Seat
-from fabric.adapters.stages import JobEnd, Save
+from fabric.adapters.stage import JobEnd, Save
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.survivors import survivors
 from fabric.gate.events import (

@@ -9,7 +9,7 @@ from fabric.adapters import orders as orders_module
 from fabric.adapters.line import BYTES_MAX, KEY_BYTES, Address, Broken, Line, Listener
 from fabric.adapters.orders import carry_out
 from fabric.adapters.runner import Order, decode_end, decode_order, encode_end, encode_order
-from fabric.adapters.stages import JobEnd, Save
+from fabric.adapters.stage import JobEnd, Save
 from fabric.gate.events import LeaseOutcome
 from fabric.gate.instructions import Share
 from tests.adapters.leases import lease_of

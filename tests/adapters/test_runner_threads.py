@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from fabric.adapters.runner import threads_beside, threads_now
+from fabric.adapters.threads import threads_beside, threads_now
 
 
 def by_threading(work):

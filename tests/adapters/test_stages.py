@@ -17,7 +17,8 @@ from fabric import context
 from fabric.adapters import stages
 from fabric.adapters.archive import DirectoryArchive
 from fabric.adapters.runner import Order, accelerator_of, ranks_of
-from fabric.adapters.stages import Stage, perform
+from fabric.adapters.stage import Stage
+from fabric.adapters.stages import perform
 from fabric.adapters.testimony import end_of
 from fabric.errors import Unavailable
 from fabric.gate.events import LeaseOutcome

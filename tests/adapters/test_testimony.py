@@ -7,7 +7,7 @@ import pytest
 
 from fabric.adapters.entries import decode_entry, entries_of
 from fabric.adapters.outbox import Outbox
-from fabric.adapters.stages import JobEnd, Save
+from fabric.adapters.stage import JobEnd, Save
 from fabric.adapters.testimony import ERROR_CHARS_MAX, end_of, is_number, text
 from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseSaved
 from fabric.gate.instructions import Accepted, Decision

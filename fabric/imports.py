@@ -24,6 +24,12 @@ def imported_beside(script: Path) -> list[Path]:
     return sorted(found.keys() - {script})
 
 
+def uses(script: Path, package: str) -> bool:
+    """Whether a script, or a module beside it that it imports, imports a package."""
+    files = [script, *imported_beside(script)]
+    return any(name.partition(".")[0] == package for file in files for name in _imported_names(file))
+
+
 def _imported_names(file: Path) -> Iterator[str]:
     """Dotted names, absolute ones: a package is taken whole, and so are its relative imports."""
     try:

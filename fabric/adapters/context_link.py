@@ -1,0 +1,174 @@
+"""How a process that a job's program has started finds the job's context: over a socket that its environment names.
+
+    FABRIC_CONTEXT=/…/context python train.py        # fabric.context.current() is the job, in any process below its program
+
+The process that runs the program (`context_host`) says who and where the job is; the linked process saves by itself, and
+tells of it; wishes to save and to stop come the other way. Loads neither Ray nor the gate's words.
+"""
+
+import os
+import pickle
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from fabric import context
+from fabric.adapters.archive import Archive
+from fabric.adapters.cluster_settings import artifact_key, checkpoints_in
+from fabric.adapters.shard_cache import ShardCache
+from fabric.adapters.talk import Talk
+from fabric.progress import Progress
+
+_CONNECT_S: Final = 10.0
+_PATH_CHARS_MAX: Final = 100
+"""What the kernel takes as a socket's path is hardly longer."""
+
+
+class StopWish(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
+    reason: str
+    seconds_left: float
+    save: bool
+
+
+class SaveWish(msgspec.Struct, frozen=True, kw_only=True, tag="save"):
+    pass
+
+
+class Saved(msgspec.Struct, frozen=True, kw_only=True, tag="saved"):
+    step: int
+    write_us: int
+    size: int
+
+
+class Reported(msgspec.Struct, frozen=True, kw_only=True, tag="reported"):
+    progress: Progress
+
+
+class Listening(msgspec.Struct, frozen=True, kw_only=True, tag="listening"):
+    """The process looks whether it should stop: so it needs no signal."""
+
+
+class Invitation(msgspec.Struct, frozen=True, kw_only=True, tag="invitation"):
+    """The first word: all that a context is made of."""
+
+    place: context.Place
+    attempt_id: str
+    archive: bytes
+    """Pickled."""
+    stage_dir: str
+    cache: str
+    cache_bytes: int
+    prefixes: tuple[str, ...]
+    folder: str
+    storage: dict[str, str] = {}
+    """What the environment says of the right to the storage, for a process whose own doesn't."""
+    stop: StopWish | None = None
+    """It was asked to stop already."""
+
+
+Told = Invitation | StopWish | SaveWish
+_decode = msgspec.msgpack.Decoder(Told).decode
+
+
+def linked(address: str) -> tuple[context.Context, Talk[Told]] | None:
+    """The job's context for this process; None if nobody answers there."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(_CONNECT_S)
+        reach(connection.connect, Path(address))
+        talk = Talk(connection, _decode)
+        said = talk.hear()
+        connection.settimeout(None)
+    except OSError:
+        connection.close()
+        return None
+    if not isinstance(said, Invitation):
+        connection.close()
+        return None
+    made = _context_of(said, talk)
+    threading.Thread(target=_listen, args=(talk, made), name="fabric-wishes", daemon=True).start()
+    return made, talk
+
+
+def reach(call: Callable[[str], None], path: Path) -> None:
+    """Bind or connect to a path that may be longer than a socket's."""
+    if len(os.fsencode(path)) <= _PATH_CHARS_MAX:
+        call(str(path))
+        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        call(f"/proc/self/fd/{folder}/{path.name}")
+    finally:
+        os.close(folder)
+
+
+def _context_of(said: Invitation, talk: Talk[Told]) -> context.Context:
+    for name, value in said.storage.items():
+        os.environ.setdefault(name, value)
+    archive: Archive = pickle.loads(said.archive)  # noqa: S301  # from the process that started the job's program
+    place = _placed(said.place)
+    checkpoints = checkpoints_in(
+        archive,
+        place.account_id,
+        place.job_id,
+        epoch=place.attempt,
+        attempt_id=said.attempt_id,
+        stage_dir=said.stage_dir,
+    )
+    made = context.Context(
+        place,
+        checkpoints=checkpoints,
+        on_saved=lambda step, write_us, size: talk.say(Saved(step=step, write_us=write_us, size=size)),
+        on_report=lambda: talk.say(Reported(progress=made.progress)),
+        on_listen=lambda: talk.say(Listening()),
+        publish=lambda name, data: archive.put(artifact_key(place.account_id, place.job_id, name=name), data),
+        cache=ShardCache(Path(said.cache), limit_bytes=said.cache_bytes),
+        prefixes=said.prefixes,
+        folder=Path(said.folder),
+    )
+    made.owns_process = True
+    if said.stop is not None:
+        _ask(made, said.stop)
+    return made
+
+
+def _placed(place: context.Place) -> context.Place:
+    """Where a launcher (torchrun) has made ranks of its own, this process is the one that its environment tells of."""
+    rank, world = _number("RANK", place.rank), _number("WORLD_SIZE", place.world_size)
+    if (rank, world) == (place.rank, place.world_size):
+        return place
+    devices, here, at = place.devices, _number("LOCAL_WORLD_SIZE", 1), _number("LOCAL_RANK", 0)
+    if here == len(devices) and 0 <= at < here:
+        devices = devices[at : at + 1]
+    return msgspec.structs.replace(place, rank=rank, world_size=world, devices=devices)
+
+
+def _number(name: str, otherwise: int) -> int:
+    said = os.environ.get(name, "")
+    return int(said) if said.isdecimal() else otherwise
+
+
+def _listen(talk: Talk[Told], made: context.Context) -> None:
+    while (said := talk.hear()) is not None:
+        match said:
+            case StopWish():
+                _ask(made, said)
+            case SaveWish():
+                made.ask_to_save()
+            case _:
+                pass
+
+
+def _ask(made: context.Context, wish: StopWish) -> None:
+    made.ask_to_stop(wish.reason, seconds_left=wish.seconds_left, save=wish.save)
+
+
+def left_behind(talk: Talk[Told]) -> None:
+    """In a child that was forked from a linked process: the link is its parent's."""
+    with suppress(OSError):
+        talk.close()

@@ -1,0 +1,239 @@
+"""A job's script or command: processes of its own, started here, given the notice to stop, and waited for to their end.
+
+A command is executed. A script of a job that is glad to find torch imported is forked instead, from a process that has it,
+and is otherwise what `python script.py` is: its own main thread and `__main__`, with signals, `atexit`, threads and
+`multiprocessing` as there.
+"""
+
+import atexit
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any, Final, NamedTuple, NoReturn, Protocol
+
+from fabric import context
+from fabric.adapters.processes import kill
+from fabric.adapters.stop_notice import Notice, exit_code_of, notice_for, standing
+
+_LOOK_S: Final = 0.05
+_SHELL_BASE: Final = 128
+_FLUSH_FAILED: Final = 120
+
+
+class Host(Protocol):
+    """Where the program's processes find the job's context."""
+
+    saves: int
+
+    def listening(self) -> frozenset[int]: ...
+
+    def ask_to_stop(self, reason: str, *, seconds_left: float, save: bool) -> None: ...
+
+
+class Exit(NamedTuple):
+    """How a program ended."""
+
+    code: int
+    """Of its first process; negative = the signal that ended it."""
+    has_saved: bool
+    """Whether it was asked to stop, and said that what counts is saved."""
+
+
+class Program:
+    """One job's."""
+
+    def __init__(self, job: context.Context, host: Host, *, number: int = signal.SIGTERM) -> None:
+        """Nothing runs yet.
+
+        Args:
+            job: who asks it to stop.
+            host: where its processes hear of that.
+            number: the signal that the others get.
+        """
+        self._job, self._host, self._number = job, host, number
+        self._pid = 0
+        self._executed: subprocess.Popen[bytes] | None = None
+        self._ended = threading.Event()
+        self._has_saved = False
+        self._asked = threading.Lock()
+        self._is_asked = False
+        self._saves_before = 0
+
+    @property
+    def pid(self) -> int:
+        """Of its first process; 0 = nothing runs yet."""
+        return self._pid
+
+    def execute(self, command: Sequence[str], *, folder: Path, environment: Mapping[str, str]) -> None:
+        """Start a command.
+
+        Raises:
+            OSError: it can't be.
+        """
+        self._executed = subprocess.Popen(  # noqa: S603  # the job itself
+            command, cwd=folder, start_new_session=True, env=dict(environment)
+        )
+        self._pid = self._executed.pid
+
+    def fork(self, script: Path, arguments: Sequence[str], *, folder: Path, environment: Mapping[str, str]) -> None:
+        """Start a Python script in a copy of this process, of which it keeps what is imported, and nothing else."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._pid = os.fork()
+        if self._pid == 0:
+            _become(script, [str(word) for word in arguments], folder=folder, environment=environment)
+
+    def ask_to_stop(self) -> None:
+        """Hand the job's notice on to whoever of the program can save; once."""
+        with self._asked:
+            if self._is_asked or not self._pid or self._ended.is_set():
+                return
+            self._is_asked = True
+        self._saves_before = self._host.saves
+        found = standing(self._pid, number=self._number, listening=self._host.listening())
+        notice = notice_for(found, root=self._pid)
+        for pid in notice.halted:
+            kill(pid, signal.SIGSTOP)
+        left_s = self._job.deadline_s_left() or 0.0
+        self._host.ask_to_stop(self._job.stop_reason, seconds_left=left_s, save=self._job.save_wanted)
+        for pid in notice.signalled:
+            kill(pid, self._number if notice.told else signal.SIGTERM)
+        if notice.halted:
+            threading.Thread(target=self._attend, args=(notice,), name="fabric-notice", daemon=True).start()
+
+    def wait(self) -> Exit:
+        """Its end."""
+        if self._executed is not None:
+            code = self._executed.wait()
+        else:
+            code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        self._ended.set()
+        saved = self._is_asked and (self._has_saved or self._host.saves > self._saves_before)
+        return Exit(code, saved)
+
+    def _attend(self, notice: Notice) -> None:
+        """Wait until all have ended that were told, whom nobody waits for while their parents are halted."""
+        codes: dict[int, int | None] = {}
+        while len(codes) < len(notice.told) and not self._ended.wait(_LOOK_S):
+            for pid in notice.told - codes.keys():
+                code = exit_code_of(pid)
+                if code is not None or not Path(f"/proc/{pid}").exists():
+                    codes[pid] = code
+        self._has_saved = context.EXIT_SAVED in codes.values()
+        number = self._number
+        now = {each.pid: each for each in standing(self._pid, number=number, listening=frozenset())}
+        waking = [now[pid] for pid in notice.halted if pid in now]
+        if self._has_saved and not any(each.catches and not each.is_launcher for each in waking):
+            for pid in now:
+                kill(pid)
+            return
+        for each in waking:
+            if each.catches:
+                kill(each.pid, number)
+            kill(each.pid, signal.SIGCONT)
+
+
+def shell_code(code: int) -> int:
+    """An exit code as a shell tells it: 128 and the number of a signal that ended it."""
+    return _SHELL_BASE - code if code < 0 else code
+
+
+def _become(script: Path, arguments: list[str], *, folder: Path, environment: Mapping[str, str]) -> NoReturn:
+    """Be what `python script` would be; never returns."""
+    code = 1
+    try:
+        os.setsid()
+        _close_all()
+        _start_anew(script, arguments, folder=folder, environment=environment)
+        code = _main(script)
+    except BaseException:  # noqa: BLE001  # nothing of what is above may run in this copy
+        with suppress(BaseException):
+            traceback.print_exc()
+    os._exit(code)
+
+
+def _close_all() -> None:
+    """Keep the standard streams alone."""
+    for entry in list(os.scandir("/proc/self/fd")):
+        if int(entry.name) > 2:  # noqa: PLR2004
+            with suppress(OSError):
+                os.close(int(entry.name))
+
+
+def _start_anew(script: Path, arguments: list[str], *, folder: Path, environment: Mapping[str, str]) -> None:
+    """What would be new in a new interpreter."""
+    context.enter(None)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = [*arguments]
+    sys.path.insert(0, str(script.parent))
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    process: Any = sys.modules.get("multiprocessing.process")
+    if process is not None:
+        process.ORIGINAL_DIR = str(folder)
+        process.current_process().authkey = os.urandom(32)
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed()
+
+
+def _main(script: Path) -> int:
+    """Run the script as `__main__`, and end as an interpreter does; the exit code."""
+    module = ModuleType("__main__")
+    module.__file__ = str(script)
+    module.__loader__ = SourceFileLoader("__main__", str(script))
+    module.__dict__["__builtins__"] = sys.modules["builtins"]
+    sys.modules["__main__"] = module
+    code = 0
+    try:
+        compiled = compile(script.read_bytes(), str(script), "exec", dont_inherit=True)
+        _run(compiled, module)
+    except BaseException as error:  # noqa: BLE001  # as at an interpreter's top
+        code = _uncaught(error)
+    return _finalized(code)
+
+
+def _run(compiled: CodeType, module: ModuleType) -> None:
+    exec(compiled, module.__dict__)  # noqa: S102  # the job's script
+
+
+def _uncaught(error: BaseException) -> int:
+    """What an interpreter does with what nobody has caught."""
+    if isinstance(error, SystemExit):
+        if error.code is None or isinstance(error.code, int):
+            return (error.code or 0) & 0xFF
+        print(error.code, file=sys.stderr)  # noqa: T201  # as Python does
+        return 1
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") == __name__:
+        trace = trace.tb_next
+    sys.excepthook(type(error), error.with_traceback(trace), trace)
+    return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _finalized(code: int) -> int:
+    """Wait for threads, run what was registered for the exit, and flush."""
+    threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001  # what an interpreter calls first at its end
+    atexit._run_exitfuncs()  # noqa: SLF001
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            code = code or _FLUSH_FAILED
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+        time.sleep(1)
+    return code

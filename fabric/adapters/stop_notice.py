@@ -1,0 +1,136 @@
+"""Which processes of a job's program get the notice to stop, and which wait meanwhile.
+
+A program may be one process or a tree: `bash train.sh`, `torchrun`, a pipe into `tee`. Who can save gets the notice: whoever
+looks for it through the job's context, and else the outermost that catches the signal. Who only stands above them (a shell,
+`make`, a launcher) would pass the signal on too early, die of it, or go on with its next line: it is halted, until those
+below have ended. If nobody can save, all get the signal, and it ends them. Knows processes as /proc shows them; Linux only.
+"""
+
+import os
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from fabric.adapters.processes import all_processes
+
+SIGNAL_VARIABLE: Final = "FABRIC_STOP_SIGNAL"
+"""Which signal a job's program gets as the notice; "" = TERM."""
+SIGNALS: Final = ("TERM", "INT", "HUP", "USR1", "USR2")
+_SHELLS: Final = frozenset(("bash", "dash", "sh", "zsh", "ksh", "mksh", "ash", "busybox", "fish"))
+_LAUNCHERS: Final = frozenset((
+    "torchrun", "torch.distributed.run", "torch.distributed.launch", "accelerate", "accelerate.commands.launch",
+    "deepspeed", "mpirun", "mpiexec", "orterun", "horovodrun",
+))  # fmt: skip
+_WORDS_LOOKED_AT: Final = 5
+_EXIT_CODE: Final = 49
+"""Where /proc/pid/stat has it, counted from the state on."""
+
+
+class Standing(NamedTuple):
+    """One process of a program."""
+
+    pid: int
+    parent: int
+    catches: bool = False
+    """Whether it has a handler for the signal."""
+    listens: bool = False
+    """Whether it looks through the job's context whether it should stop."""
+    is_shell: bool = False
+    """A shell runs its trap only when the command has ended that it waits for."""
+    is_launcher: bool = False
+    """It starts the ranks that save, ends them all when one has ended, and can't save itself."""
+
+
+class Notice(NamedTuple):
+    """Who gets it."""
+
+    told: frozenset[int]
+    """Who can save, by the context or by the signal: what they end with counts."""
+    signalled: frozenset[int]
+    halted: frozenset[int]
+    """Who stands above those that are told."""
+
+
+def notice_for(processes: Iterable[Standing], *, root: int) -> Notice:
+    """Who of a program gets the notice; `root` is its first process."""
+    by_pid = {process.pid: process for process in processes}
+    children: dict[int, list[int]] = {}
+    for process in by_pid.values():
+        children.setdefault(process.parent if process.parent in by_pid else root, []).append(process.pid)
+    children[root] = [pid for pid in children.get(root, ()) if pid != root]
+    told: set[int] = set()
+    signalled: set[int] = set()
+    halted: set[int] = set()
+    waiting = [root] if root in by_pid else children[root]
+    while waiting:
+        pid = waiting.pop()
+        process, below = by_pid[pid], _below(pid, children)
+        linked = any(by_pid[each].listens for each in below)
+        if process.listens:
+            told.add(pid)
+            signalled |= {pid} if process.catches else set()
+        elif (
+            process.catches and not linked and not (process.is_launcher and any(by_pid[each].catches for each in below))
+        ):
+            told.add(pid)
+            signalled |= {pid, *below} if process.is_shell else {pid}
+        elif linked or any(by_pid[each].catches for each in below):
+            halted.add(pid)
+            waiting += children.get(pid, ())
+    return Notice(frozenset(told), frozenset(signalled if told else by_pid), frozenset(halted))
+
+
+def standing(root: int, *, number: int, listening: frozenset[int]) -> list[Standing]:
+    """The processes of a program: its first, what descends from it, and what is in its session."""
+    now = {seen.pid: seen for seen in all_processes()}
+    children: dict[int, list[int]] = {}
+    for seen in now.values():
+        children.setdefault(seen.parent, []).append(seen.pid)
+    waiting = [root, *(pid for pid, seen in now.items() if seen.session == root)]
+    found = {pid for start in waiting for pid in (start, *_below(start, children)) if pid in now}
+    return [_looked_at(pid, now[pid].parent, number=number, listens=pid in listening) for pid in sorted(found)]
+
+
+def exit_code_of(pid: int) -> int | None:
+    """How a process ended that nobody has waited for yet: as Popen tells it; None if it lives, or is gone for good."""
+    with suppress(OSError, ValueError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        if fields[0] in "ZX":
+            return os.waitstatus_to_exitcode(int(fields[_EXIT_CODE]))
+    return None
+
+
+def signal_number(name: str) -> int:
+    """The signal of a name such as USR1 or SIGUSR1; SIGTERM for one that is none of `SIGNALS`."""
+    short = name.upper().removeprefix("SIG")
+    return int(getattr(signal, f"SIG{short}")) if short in SIGNALS else int(signal.SIGTERM)
+
+
+def _below(pid: int, children: Mapping[int, Sequence[int]]) -> set[int]:
+    found: set[int] = set()
+    waiting = list(children.get(pid, ()))
+    while waiting:
+        below = waiting.pop()
+        if below not in found and below != pid:
+            found.add(below)
+            waiting += children.get(below, ())
+    return found
+
+
+def _looked_at(pid: int, parent: int, *, number: int, listens: bool) -> Standing:
+    caught, words = 0, []
+    with suppress(OSError, ValueError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        caught = int(next(line for line in lines if line.startswith("SigCgt:")).split()[1], 16)
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:_WORDS_LOOKED_AT]
+    names = {word.rpartition("/")[2] for word in words}
+    return Standing(
+        pid=pid,
+        parent=parent,
+        catches=bool(caught >> (number - 1) & 1),
+        listens=listens,
+        is_shell=bool(words) and words[0].rpartition("/")[2].lstrip("-") in _SHELLS,
+        is_launcher=not _LAUNCHERS.isdisjoint(names),
+    )
