@@ -6,12 +6,11 @@ from typing import Final
 import msgspec
 
 from fabric.adapters.stage import JobEnd
+from fabric.adapters.stages import DIED
 from fabric.gate.events import LeaseOutcome
 
 SURVIVORS_S: Final = 10.0
 """How long the others may take to notice that a rank is gone, and to save what it left them with."""
-DIED: Final = "worker_died"
-"""How the error of a rank begins that ended without a word: killed, out of memory, crashed."""
 _WORST_FIRST: Final = (
     LeaseOutcome.LOST,
     LeaseOutcome.FAILED,

@@ -10,11 +10,9 @@ import signal
 import socket
 from typing import Final
 
-import psutil
-
 from fabric.adapters.fork_words import Commission, Ended, Exited, Reported, Saved, SaveWish, StopWish, Talk
 from fabric.adapters.stage import JobEnd, Stage
-from fabric.adapters.stages import ENDED_UNSAVED
+from fabric.adapters.stages import ENDED_UNSAVED, out_of_memory
 from fabric.context import EXIT_SAVED
 from fabric.gate.events import LeaseOutcome
 
@@ -76,15 +74,6 @@ class Fork:
         return end or JobEnd(outcome=LeaseOutcome.FAILED, error="worker_died: its process is gone without a word")
 
 
-def _out_of_memory() -> str:
-    """What a kill that nobody owns up to means, and what there is against it."""
-    gib = psutil.virtual_memory().total / 2**30
-    return (
-        f"out of memory, most likely: this machine has {gib:.0f} GiB for all of its jobs. Use smaller micro-batches or fewer "
-        "reader processes, or nodes with more memory; with max_retries it resumes from its last checkpoint"
-    )
-
-
 def _judged(code: int, *, asked: bool) -> JobEnd:
     """What an end without a word means."""
     if code == EXIT_SAVED:
@@ -94,5 +83,5 @@ def _judged(code: int, *, asked: bool) -> JobEnd:
     if code == -signal.SIGTERM and asked:
         return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=ENDED_UNSAVED)
     name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
-    more = f" ({_out_of_memory()})" if code == -signal.SIGKILL and not asked else ""
+    more = f" ({out_of_memory()})" if code == -signal.SIGKILL and not asked else ""
     return JobEnd(outcome=LeaseOutcome.FAILED, error=f"worker_died: its process was ended by {name}{more}")

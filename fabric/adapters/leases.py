@@ -323,6 +323,7 @@ class Attempt:
                 result_ref=end.result_ref,
                 step=end.step,
                 again=end.again,
+                exit_code=end.exit_code,
             )
         )
 

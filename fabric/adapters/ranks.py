@@ -8,10 +8,11 @@ from typing import Any, Final
 
 import ray
 
-from fabric.adapters.ends import DIED, SURVIVORS_S, spoils, together
+from fabric.adapters.ends import SURVIVORS_S, spoils, together
 from fabric.adapters.groups import Seated
 from fabric.adapters.nodes import Node, lives
 from fabric.adapters.stage import JobEnd, Save
+from fabric.adapters.stages import DIED
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.testimony import end_of, is_number
 from fabric.gate.events import LeaseOutcome, LeaseSaved

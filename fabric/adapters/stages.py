@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
+import psutil
 import stamina
 
 from fabric import context
@@ -49,6 +50,8 @@ _PYTHONS: Final = ("python", "python3", "python3.11")
 """By these names a job means the interpreter that has its packages."""
 T = TypeVar("T")
 _ERROR_LINES: Final = 12
+DIED: Final = "worker_died"
+"""How the error of a rank begins that ended without a word: killed, out of memory, crashed."""
 ENDED_UNSAVED: Final = "it ended when it was asked to stop, and saved nothing"
 KEEP_TRYING_S: Final = 60.0
 """How long what a job leaves is offered to a storage that is away: it was paid for, and is lost otherwise."""
@@ -253,8 +256,20 @@ def _exited(stage: Stage, code: object) -> JobEnd:
 def _said_of(code: object) -> str:
     if not isinstance(code, int):
         return str(code)
-    by = f", ended by {signal.Signals(-code).name}" if -code in signal.valid_signals() else ""
-    return f"exit code {shell_code(code)}{by}"
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
+    more = f" ({out_of_memory()})" if code == -signal.SIGKILL else ""
+    return f"{DIED}: its process was ended by {name}, exit code {shell_code(code)}{more}"
+
+
+def out_of_memory() -> str:
+    """What a kill that nobody owns up to means, and what there is against it."""
+    gib = psutil.virtual_memory().total / 2**30
+    return (
+        f"out of memory, most likely: this machine has {gib:.0f} GiB for all of its jobs. Use smaller micro-batches or fewer "
+        "reader processes, or nodes with more memory; with max_retries it resumes from its last checkpoint"
+    )
 
 
 def _kept_error(stage: Stage, error: BaseException) -> str:

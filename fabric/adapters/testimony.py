@@ -43,6 +43,7 @@ def end_of(said: object, *, lease: Lease, asked: bool = False) -> JobEnd:
         error=text(error),
         result_ref=end.result_ref if _is_result_of(lease, end.result_ref) else "",
         step=end.step if is_number(end.step) else 0,
+        exit_code=end.exit_code if is_number(end.exit_code) else None,
     )
 
 

@@ -156,7 +156,11 @@ async def watch_jobs(door: Door, caller: Caller, request: pb.WatchJobsRequest) -
 async def cancel(door: Door, caller: Caller, request: pb.CancelRequest) -> pb.Accepted:
     job = await door.job_to_change(request.job_id, caller)
     event = Cancel(
-        job_id=_id(job), account_id=_owner(job), save=request.save, request_id=request_id(request.request_id)
+        at_once=not request.save,
+        job_id=_id(job),
+        account_id=_owner(job),
+        save=request.save,
+        request_id=request_id(request.request_id),
     )
     return accepted(await door.gate.decide(event))
 

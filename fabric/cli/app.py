@@ -13,13 +13,13 @@ from fabric import extras
 from fabric.cli import audit, calibrate, checkpoints, cluster, jobs, keys, models, money, operator
 from fabric.cli.output import print_error, say
 from fabric.cli.plain_logs import log_plainly
-from fabric.errors import FabricError, InvalidRequest
+from fabric.errors import FabricError, InvalidRequest, JobFailed
 
 INTERRUPTED: Final = 130
 _WANTS_JSON: Final = "fabric.wants_json"
 EPILOG: Final = (
     "Exit codes: 0 done · 1 our own mistake, and of doctor that something fails · 2 the request can't succeed as written, or an export proves nothing · 3 no valid key, or not allowed, and of audit verify that no --key was given ·"
-    " 4 not enough tokens · 5 no such thing · 6 conflict · 7 the job failed · 8 try again later · 9 the job that was followed is parked · 130 interrupted"
+    " 4 not enough tokens · 5 no such thing · 6 conflict · 7 the job failed, where it has no exit code of its own (a script or command that is followed, or whose result is asked for, gives its own: 128 and the number of a signal) · 8 try again later · 9 the job that was followed is parked · 130 interrupted"
 )
 
 
@@ -64,7 +64,8 @@ def _ended(ctx: Any, error: FabricError) -> typer.Exit:
             ". Your key is the environment's: FABRIC_API_KEY comes before the profile, unset it to use that one's"
         )
     print_error(error, as_json=ctx.meta[_WANTS_JSON])
-    return typer.Exit(error.exit_code)
+    own = error.facts.get("exit_code") if isinstance(error, JobFailed) else None
+    return typer.Exit(own if isinstance(own, int) and own else error.exit_code)
 
 
 app = typer.Typer(

@@ -27,6 +27,15 @@ def where(found: pb.Job) -> str:
     return f"{found.devices} × {found.accelerator}"
 
 
+def ran(found: pb.Job) -> str:
+    """`1: h1 × 2, 12:00:01 to 12:00:09, evicted; 2: …`"""
+    return "; ".join(
+        f"{stay.attempt}: {', '.join(stay.nodes)} ({stay.accelerator}), {moment(optional(stay, 'started_at_us'))}"
+        f" to {moment(optional(stay, 'ended_at_us'))}{f', {stay.ended}' if stay.ended else ''}"
+        for stay in found.ran
+    )
+
+
 def utilisation(found: pb.Job) -> str:
     return percent(min(found.utilisation_ppm, PPM)) if found.state == "running" else "–"
 

@@ -14,6 +14,7 @@ from fabric.cli.job_columns import (
     idle,
     per_second,
     progress,
+    ran,
     saved,
     timers,
     utilisation,
@@ -102,6 +103,8 @@ def job(job_id: JobIdArgument, *, account: ForAccount = "", as_json: AsJson = Fa
         "submitted": time_of(found.submitted_at_us),
         "started": time_of(optional(found, "started_at_us")),
         "ended": time_of(optional(found, "ended_at_us")),
+        "ran": ran(found) or "–",
+        "exit code": str(found.exit_code) if found.HasField("exit_code") else "–",
         "settled": "yes" if found.settled else "not yet",
         "error": found.error or "–",
     }

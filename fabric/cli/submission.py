@@ -210,15 +210,13 @@ def _follow(made: Job, *, as_json: bool) -> None:
         tell(f"{made.id} goes on: `fabric logs {made.id} -f`, `fabric cancel {made.id}`")
         raise
     found = made.info()
-    if found.state == "parked":
-        why = found.reason.replace("_", " ")
-        tell(f"parked: {why}. `fabric raise-limit {made.id} TOKENS`, a top-up or `fabric resume` lets it go on")
-    else:
-        made.result()
     if as_json:
         print_json(record(found))
     if found.state == "parked":
+        why = found.reason.replace("_", " ")
+        tell(f"parked: {why}. `fabric raise-limit {made.id} TOKENS`, a top-up or `fabric resume` lets it go on")
         raise typer.Exit(PARKED)
+    made.result()
 
 
 def _types(given: str) -> str | list[str]:

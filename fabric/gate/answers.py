@@ -151,8 +151,8 @@ def job_view(core: Core, job: Job, now_us: int) -> JobView:
         state=job.state.value,
         reason=job.reason,
         accelerator=job.accelerator or "|".join(job.spec.accelerators) or "any",
-        devices=record.lease.devices if record is not None else job.spec.devices,
-        nodes=job.nodes if job.lease_id else (),
+        devices=_devices(job, record),
+        nodes=job.nodes if job.lease_id or job.state in TERMINAL else (),
         limit_uhs=job.limit_uhs,
         held_uhs=job.held_uhs,
         burned_uhs=job.burned_uhs,
@@ -178,7 +178,16 @@ def job_view(core: Core, job: Job, now_us: int) -> JobView:
         key_id=job.key_id or "",
         devices_least=job.spec.devices_least,
         idle_us=_idle_us(record, now_us),
+        exit_code=job.exit_code,
+        ran=tuple(job.ran),
     )
+
+
+def _devices(job: Job, record: LeaseRecord | None) -> int:
+    """What it runs on, or ran on at its end; else what it wants."""
+    if record is not None:
+        return record.lease.devices
+    return job.ran[-1].devices if job.state in TERMINAL and job.ran else job.spec.devices
 
 
 def _idle_us(record: LeaseRecord | None, now_us: int) -> int | None:

@@ -284,6 +284,8 @@ class Cancel(Event, frozen=True, kw_only=True, tag="cancel"):
     account_id: AccountId
     save: bool = False
     """Whether its last state is worth a checkpoint: then it gets its grace to write one."""
+    at_once: bool = False
+    """Whether it ends without a notice, as nobody wants what it would save. Older cancellations gave all of the grace."""
     request_id: str = ""
 
 
@@ -375,6 +377,8 @@ class LeaseFinished(Event, frozen=True, kw_only=True, tag="lease_finished"):
     """The last step the job reported: what a loss is reckoned from. The job's own word, good for telling only."""
     again: bool = False
     """It ended of its own will, saved, and asks to be queued anew (exit code 75)."""
+    exit_code: int | None = None
+    """Of a script or command that ended by itself, as a shell tells it."""
 
 
 class LeaseSaved(Event, frozen=True, kw_only=True, tag="lease_saved"):

@@ -5,7 +5,18 @@ from typing import Final
 
 from fabric.gate import holds, keys, leases, refusals, requests
 from fabric.gate.core import Core
-from fabric.gate.events import Cancel, HoldMode, JobSpec, Pause, RaiseLimit, Resume, RolledBack, SaveNow, Submit
+from fabric.gate.events import (
+    Cancel,
+    HoldMode,
+    JobKind,
+    JobSpec,
+    Pause,
+    RaiseLimit,
+    Resume,
+    RolledBack,
+    SaveNow,
+    Submit,
+)
 from fabric.gate.instructions import Accepted, Outcome, Refusal, SaveLease
 from fabric.gate.lifecycle import AFTER_STOP, TERMINAL, JobState, StopReason, Trigger
 from fabric.gate.specs import NAME_MAX, malformed
@@ -115,7 +126,7 @@ def cancel(core: Core, event: Cancel) -> Outcome:
     """End it, with a checkpoint of its last state if that is wanted."""
 
     def act(core: Core, job: Job) -> Outcome:
-        return _cancel(core, job, save=event.save)
+        return _cancel(core, job, save=event.save, at_once=event.at_once)
 
     return _with_job(core, event.job_id, event.account_id, act)
 
@@ -220,11 +231,15 @@ def _save_now(core: Core, job: Job) -> Outcome:
     return Accepted(held_uhs=job.held_uhs, facts={"saved_step": job.saved_step})
 
 
-def _cancel(core: Core, job: Job, *, save: bool) -> Outcome:
+def _cancel(core: Core, job: Job, *, save: bool, at_once: bool) -> Outcome:
     match job.state:
         case JobState.STARTING | JobState.RUNNING | JobState.STOPPING:
             assert job.lease_id is not None
-            leases.stop(core, core.state.leases[job.lease_id], StopReason.CANCELLED, save=save)
+            record = core.state.leases[job.lease_id]
+            if at_once and not save and job.spec.kind is not JobKind.LEASE:
+                leases.end_now(core, record, StopReason.CANCELLED)
+            else:
+                leases.stop(core, record, StopReason.CANCELLED, save=save)
         case JobState.QUEUED | JobState.PARKED:
             _withdraw(core, job)
             _unpark(core, job)

@@ -8,7 +8,7 @@ could be leased twice or a µHs escape.
 
 from typing import Final
 
-from fabric.gate import attempts, burning, grace, hazards, holds, mixture, notice, requests
+from fabric.gate import attempts, burning, grace, hazards, holds, mixture, notice, requests, stays
 from fabric.gate.burning import SILENCE_US
 from fabric.gate.core import Core
 from fabric.gate.events import (
@@ -53,6 +53,7 @@ def started(core: Core, event: LeaseStarted) -> None:
     record.state, record.started_at_us = "running", core.now_us
     if job.started_at_us is None:
         job.started_at_us = core.now_us
+    stays.started(job.ran, at_us=core.now_us)
     core.state.sessions[event.lease_id] = burning.opened(core, job, record)
     core.planner.note_started(job.job_id, now_us=core.now_us)
     core.move(job, Trigger.STARTED, reason=notice.short(core, job))
@@ -106,6 +107,14 @@ def stop(
     )
 
 
+def end_now(core: Core, record: LeaseRecord, reason: StopReason) -> None:
+    """End it without a notice: nobody wants what it would save."""
+    if record.state != "removing":
+        core.state.jobs[record.lease.job_id].stopping_for = record.stop_reason = reason
+        record.stop_unsaved = True
+        finish(core, record, LeaseOutcome.LOST)
+
+
 def finished(core: Core, event: LeaseFinished) -> None:
     record = core.state.leases.get(event.lease_id)
     if record is not None and record.state != "removing":
@@ -117,6 +126,7 @@ def finished(core: Core, event: LeaseFinished) -> None:
             else:
                 outcome = LeaseOutcome.FAILED
                 error = f"{error}\nstopped {attempts.LOSSES_IN_A_ROW} times in a row at step {job.saved_step}".strip()
+        job.exit_code = event.exit_code
         finish(core, record, outcome, error=error, result_ref=event.result_ref)
         _note_step(job, event.step or (job.saved_step if record.saved else 0))
 
@@ -128,6 +138,7 @@ def finish(core: Core, record: LeaseRecord, outcome: LeaseOutcome, *, error: str
     if not never_started and job.stopping_for is None and outcome in UNFINISHED:
         noted(job.timeline, Moment(at_us=core.now_us, what="lost", why=outcome.value))
     record.state, record.outcome, record.ended_at_us = "removing", outcome, core.now_us
+    stays.ended(job.ran, at_us=core.now_us, how=record.stop_reason.value if record.stop_reason else outcome.value)
     core.instructions.append(RemoveLease(lease_id=record.lease.lease_id))
     core.planner.note_leaving(job.job_id)
     core.replan = True
@@ -312,6 +323,8 @@ def _start(core: Core, job: Job, placed: Placed) -> None:
         pool=pool,
     )
     job.lease_id, job.accelerator = lease.lease_id, lease.accelerator
+    job.exit_code = None
+    stays.placed(job.ran, lease)
     holds.run(core, job)
     core.move(job, Trigger.PLACE, reason=notice.short(core, job))
     core.instructions.append(StartLease(lease=lease))

@@ -19,6 +19,7 @@ from fabric.gate.instructions import Lease, Outcome
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.lifecycle import JobState, StopReason
 from fabric.gate.serving_events import CallUsed, ModelSpec
+from fabric.gate.stays import Stay
 from fabric.gate.timeline import Moment
 from fabric.ledger import Book
 from fabric.placement import PlacementState
@@ -99,11 +100,15 @@ class Job:
     settled: bool = False
     error: str = ""
     result_ref: str = ""
+    exit_code: int | None = None
+    """Of a script or command that has ended by itself, in the newest attempt."""
     accelerator: str = ""
     nodes: tuple[NodeId, ...] = ()
     revision: int = 0
     timeline: list[Moment] = field(default_factory=list)
     """What became of it, for people."""
+    ran: list[Stay] = field(default_factory=list)
+    """Where its attempts were."""
     step: int = 0
     """The last step it told of, by the end of its last attempt."""
     saved_step: int = 0

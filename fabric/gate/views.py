@@ -8,6 +8,7 @@ from fabric.charging.rates import Rate
 from fabric.charging.records import Cdr
 from fabric.gate.instructions import Share
 from fabric.gate.serving_events import CallUsed
+from fabric.gate.stays import Stay
 
 CHANGES_MAX: Final = 128
 """Jobs in one answer about what has changed: whoever wants more asks again."""
@@ -28,6 +29,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """The type it runs on, or the types it waits for, joined by '|'."""
     devices: int
     nodes: tuple[str, ...]
+    """Where it is, or was when it ended."""
     limit_uhs: int
     held_uhs: int
     burned_uhs: int
@@ -71,6 +73,10 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """The plan of its account."""
     key_id: str = ""
     """The key it was submitted with, whose limit it counts against."""
+    exit_code: int | None = None
+    """Of a script or command that ended by itself."""
+    ran: tuple[Stay, ...] = ()
+    """Where its attempts were, the first and the newest of them."""
 
 
 class LotView(msgspec.Struct, frozen=True, kw_only=True):

@@ -195,7 +195,7 @@ class Job:
     def _failure(self, update: pb.JobUpdate, *, trust: bool) -> JobFailed:
         """What became of the job, with its own exception as the cause: made anew, or unpickled where that may be."""
         job = update.job
-        facts: dict[str, str] = {}
+        facts: dict[str, str | int] = {}
         cause: BaseException | None = None
         try:
             parcel = read_parcel(self._result_bytes(update)) if job.result_ref else None
@@ -204,6 +204,8 @@ class Job:
                 cause = self._cause(job, parcel, trust=trust)
         except (ResultUnreadable, NotFound):  # the text of the traceback must do
             pass
+        if job.HasField("exit_code"):
+            facts["exit_code"] = job.exit_code
         failure = JobFailed(
             visible_lines(f"job {job.job_id} {job.state}: {job.error or job.reason}"),
             code="job_cancelled" if job.state == "cancelled" else "job_failed",

@@ -190,7 +190,7 @@ class QuoteReply(_message.Message):
     def __init__(self, accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., burn_max_uhs_per_s: _Optional[int] = ..., burn_idle_uhs_per_s: _Optional[int] = ..., hold_uhs: _Optional[int] = ..., runtime_us: _Optional[int] = ..., cost_microcny: _Optional[int] = ..., free_uhs: _Optional[int] = ..., affordable: _Optional[bool] = ..., placeable_now: _Optional[bool] = ..., refusal: _Optional[str] = ..., runs: _Optional[int] = ..., burned_p50_uhs: _Optional[int] = ..., burned_p90_uhs: _Optional[int] = ..., took_p50_us: _Optional[int] = ..., took_p90_us: _Optional[int] = ..., attempts_p90: _Optional[int] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "account_id", "name", "kind", "state", "reason", "accelerator", "devices", "nodes", "limit_uhs", "held_uhs", "burned_uhs", "burn_uhs_per_s", "utilisation_ppm", "runway_us", "attempts", "submitted_at_us", "started_at_us", "ended_at_us", "settled", "error", "result_ref", "lease_id", "revision", "step", "steps_total", "loss_micro", "throughput_milli", "eta_us", "timeline", "saved_step", "saved_at_us", "saved_bytes", "grace_needed_us", "timers", "idle_us", "devices_least", "tier", "key_id", "shown_to_operator")
+    __slots__ = ("job_id", "account_id", "name", "kind", "state", "reason", "accelerator", "devices", "nodes", "limit_uhs", "held_uhs", "burned_uhs", "burn_uhs_per_s", "utilisation_ppm", "runway_us", "attempts", "submitted_at_us", "started_at_us", "ended_at_us", "settled", "error", "result_ref", "lease_id", "revision", "step", "steps_total", "loss_micro", "throughput_milli", "eta_us", "timeline", "saved_step", "saved_at_us", "saved_bytes", "grace_needed_us", "timers", "idle_us", "devices_least", "tier", "key_id", "shown_to_operator", "exit_code", "ran")
     class TimersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -238,6 +238,8 @@ class Job(_message.Message):
     TIER_FIELD_NUMBER: _ClassVar[int]
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
     SHOWN_TO_OPERATOR_FIELD_NUMBER: _ClassVar[int]
+    EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
+    RAN_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     account_id: str
     name: str
@@ -278,7 +280,27 @@ class Job(_message.Message):
     tier: str
     key_id: str
     shown_to_operator: bool
-    def __init__(self, job_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., limit_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., burned_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., utilisation_ppm: _Optional[int] = ..., runway_us: _Optional[int] = ..., attempts: _Optional[int] = ..., submitted_at_us: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., settled: _Optional[bool] = ..., error: _Optional[str] = ..., result_ref: _Optional[str] = ..., lease_id: _Optional[str] = ..., revision: _Optional[int] = ..., step: _Optional[int] = ..., steps_total: _Optional[int] = ..., loss_micro: _Optional[int] = ..., throughput_milli: _Optional[int] = ..., eta_us: _Optional[int] = ..., timeline: _Optional[str] = ..., saved_step: _Optional[int] = ..., saved_at_us: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., grace_needed_us: _Optional[int] = ..., timers: _Optional[_Mapping[str, int]] = ..., idle_us: _Optional[int] = ..., devices_least: _Optional[int] = ..., tier: _Optional[str] = ..., key_id: _Optional[str] = ..., shown_to_operator: _Optional[bool] = ...) -> None: ...
+    exit_code: int
+    ran: _containers.RepeatedCompositeFieldContainer[Stay]
+    def __init__(self, job_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., limit_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., burned_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., utilisation_ppm: _Optional[int] = ..., runway_us: _Optional[int] = ..., attempts: _Optional[int] = ..., submitted_at_us: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., settled: _Optional[bool] = ..., error: _Optional[str] = ..., result_ref: _Optional[str] = ..., lease_id: _Optional[str] = ..., revision: _Optional[int] = ..., step: _Optional[int] = ..., steps_total: _Optional[int] = ..., loss_micro: _Optional[int] = ..., throughput_milli: _Optional[int] = ..., eta_us: _Optional[int] = ..., timeline: _Optional[str] = ..., saved_step: _Optional[int] = ..., saved_at_us: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., grace_needed_us: _Optional[int] = ..., timers: _Optional[_Mapping[str, int]] = ..., idle_us: _Optional[int] = ..., devices_least: _Optional[int] = ..., tier: _Optional[str] = ..., key_id: _Optional[str] = ..., shown_to_operator: _Optional[bool] = ..., exit_code: _Optional[int] = ..., ran: _Optional[_Iterable[_Union[Stay, _Mapping]]] = ...) -> None: ...
+
+class Stay(_message.Message):
+    __slots__ = ("attempt", "accelerator", "devices", "nodes", "started_at_us", "ended_at_us", "ended")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    ENDED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    attempt: int
+    accelerator: str
+    devices: int
+    nodes: _containers.RepeatedScalarFieldContainer[str]
+    started_at_us: int
+    ended_at_us: int
+    ended: str
+    def __init__(self, attempt: _Optional[int] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., ended: _Optional[str] = ...) -> None: ...
 
 class GetJobRequest(_message.Message):
     __slots__ = ("job_id",)

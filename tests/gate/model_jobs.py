@@ -119,6 +119,7 @@ class JobRules(Driver):
         job = list(self.state.jobs.values())[-1 - pick % len(self.state.jobs)]
         account = ACCOUNTS[(ACCOUNTS.index(job.account_id) + 1) % 3] if thief and pick % 3 == 0 else job.account_id
         extra = {"limit_uhs": job.limit_uhs + 200 * S} if verb is RaiseLimit else {}
+        extra |= {"at_once": pick % 2 == 0} if verb is Cancel else {}
         ended = job.state in TERMINAL
         outcome = self.ask(verb(job_id=job.job_id, account_id=account, **extra))
         if account != job.account_id:

@@ -3,7 +3,9 @@
 import pytest
 
 from fabric.gate.events import Cancel, NodeDown, NodeDrain, Pause, RaiseLimit, Resume, Tick
-from tests.gate.conftest import finished, metered, removed, started, submit, top_up
+from fabric.gate.instructions import Refusal
+from fabric.gate.questions import JobOf
+from tests.gate.conftest import finished, metered, node, removed, started, submit, top_up
 from tests.gate.world import S
 
 START = "start j.1 epoch 1 on h1:1"
@@ -98,3 +100,51 @@ def test_a_cordon_lets_what_runs_stay_and_takes_nothing_new(story):
         (3, NodeDrain(node_id="h1", grace_us=0, undo=True), ["start k.1 epoch 1 on h1:1"]),
     )
     assert story.job().state == "running"
+
+
+NOW = Cancel(job_id="j", account_id="ada", at_once=True)
+
+
+def test_a_cancellation_that_saves_nothing_ends_at_once(story):
+    story.play(
+        *TO_RUNNING,
+        (5, NOW, ["remove j.1"], "cancelled cancelled"),
+        (5, finished("failed", error="late"), [], "cancelled cancelled"),
+        (6, removed(), [], "cancelled cancelled"),
+    )
+    assert story.job().settled
+
+
+def test_a_cancellation_at_once_ends_what_is_stopping_too(story):
+    story.play(*TO_STOPPING, (6, NOW, ["remove j.1"], "cancelled cancelled"))
+    assert isinstance(story.do(NOW).outcome, Refusal)
+
+
+def test_a_job_that_has_ended_tells_where_each_attempt_ran_and_its_exit_code(story):
+    story.must(node("a1", "A100", 3))
+    story.must(submit(types=("H100", "A100"), devices=4, devices_least=1))
+    story.do(started())
+    story.play((3, NodeDrain(node_id="h1", grace_us=9 * S), ["stop j.1 drained by 12"]))
+    story.do(finished("saved", exit_code=75))
+    story.do(removed())
+    story.do(started("j.2"))
+    story.play((9, finished("failed", "j.2", exit_code=3), ["remove j.2"]))
+    story.do(removed("j.2"))
+    seen = story.gate.ask(JobOf(job_id="j"), story.now_us)
+    assert (seen.state, seen.settled, seen.exit_code) == ("failed", True, 3)
+    assert seen.nodes == ("a1",)
+    assert seen.devices == seen.ran[-1].devices, "what it ran on, not what it asked for at most"
+    assert [(stay.attempt, stay.nodes, stay.accelerator, stay.ended) for stay in seen.ran] == [
+        (1, ("h1 × 4",), "H100", "drained"), (2, (f"a1 × {seen.devices}",), "A100", "failed"),
+    ]  # fmt: skip
+    assert all(stay.started_at_us < stay.ended_at_us for stay in seen.ran)
+
+
+def test_a_job_with_very_many_attempts_keeps_its_first_and_its_newest(story):
+    story.must(submit(max_retries=1_000))
+    for at in range(1, 60):
+        story.do(started(f"j.{at}"))
+        story.play((at, finished("failed", f"j.{at}", exit_code=1), [f"remove j.{at}"]))
+        story.do(removed(f"j.{at}"))
+    kept = [stay.attempt for stay in story.gate.ask(JobOf(job_id="j"), story.now_us).ran]
+    assert (kept[0], kept[-1], len(kept)) == (1, 60, 32)
