@@ -86,6 +86,7 @@ class StandInPort:
         self.run_jobs = True
         self.pause_jobs = False
         self.explode = None
+        self.exit_code = 0
         self.log_lines = {}
         self._changed = asyncio.Condition()
         self._latest = {}
@@ -151,10 +152,15 @@ class StandInPort:
                 value = function(*args, **kwargs)
             except Exception as failure:  # noqa: BLE001  # a job may raise what it likes
                 value, error = failure, f"{type(failure).__name__}: {failure}"
+        elif self.exit_code:
+            error = f"exit code {self.exit_code}"
+        exit_code = None if payload.is_call else self.exit_code
         key = result_key(lease.account_id, lease.job_id)
-        result_ref = keep_result(self, key, pack_error(value) if error else pack_value(value))
+        result_ref = "" if self.exit_code else keep_result(self, key, pack_error(value) if error else pack_value(value))
         outcome = LeaseOutcome.FAILED if error else LeaseOutcome.SUCCEEDED
-        yield LeaseFinished(lease_id=lease.lease_id, outcome=outcome, error=error, result_ref=result_ref)
+        yield LeaseFinished(
+            lease_id=lease.lease_id, outcome=outcome, error=error, result_ref=result_ref, exit_code=exit_code
+        )
 
     def put(self, key, data):
         self.blobs[key] = data
