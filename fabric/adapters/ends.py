@@ -9,7 +9,7 @@ from fabric.adapters.stage import JobEnd
 from fabric.adapters.stages import DIED
 from fabric.gate.events import LeaseOutcome
 
-SURVIVORS_S: Final = 10.0
+SURVIVORS_S: Final = 20.0
 """How long the others may take to notice that a rank is gone, and to save what it left them with."""
 _WORST_FIRST: Final = (
     LeaseOutcome.LOST,
