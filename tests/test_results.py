@@ -281,3 +281,22 @@ def test_large_results_take_about_their_own_size():
     assert len(pack_value(numbers)) < 8 * len(numbers) + 200
     assert read_parcel(pack_value(tuple(numbers))).value() == tuple(numbers)
     assert read_parcel(pack_value([Decimal(1), Fraction(1, 3), uuid.UUID(int=3), range(3), 2**70])).is_data
+
+
+def test_a_result_with_code_of_another_python_is_told_and_not_run(monkeypatch):
+    class Loss:
+        def __repr__(self):
+            return "<loss>"
+
+    monkeypatch.setattr("fabric.results.parcel._PYTHON", "3.9")
+    packed = pack_value(Loss())
+    monkeypatch.undo()
+    parcel = read_parcel(packed)
+    assert parcel.python == "3.9"
+    with pytest.raises(ResultUnreadable, match=r"3\.9.*<loss>") as failure:
+        parcel.unpickled()
+    assert failure.value.code == "result_other_python"
+
+
+def test_a_result_without_code_is_read_by_any_python():
+    assert read_parcel(pack_value(slice(1, 2))).python == ""

@@ -5,6 +5,7 @@ What no machine could start is refused here too, before tokens are held for it.
 """
 
 import hashlib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -35,6 +36,7 @@ async def payload_of(door: Door, account: AccountId, given: pb.Payload, *, kind:
         wanted = "no payload" if kind == "lease" else "a function or a command, and one of them"
         raise InvalidRequest(f"a job of kind {kind!r} has {wanted}", code="invalid_payload")
     _check_process(given.command, given.env)
+    _check_python(given.python)
     blob = inline = ""
     if given.function:
         if len(given.function) > INLINE_BYTES_MAX:
@@ -64,6 +66,20 @@ async def payload_of(door: Door, account: AccountId, given: pb.Payload, *, kind:
         preload=_preload(given.preload, kind=kind),
         ranks=_ranks(given.ranks, preload=given.preload),
     )
+
+
+def _check_python(given: str) -> None:
+    """Code that was pickled runs on the minor version of Python that made it, and on no other."""
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if given not in ("", here):
+        raise InvalidRequest(
+            f"the function was pickled by Python {given[:16]}, and the fabric's nodes run Python {here}, which can't run its code:"
+            f" use Python {here}, or put the function into a module beside your script (it travels as source then), or"
+            " submit a script",
+            code="other_python",
+            python=given[:16],
+            nodes_python=here,
+        )
 
 
 def _sha256(given: str) -> str:

@@ -6,6 +6,7 @@ parcel.is_data, parcel.value()                  # True, {"loss": 0.25}
 
 import builtins
 import reprlib
+import sys
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +22,9 @@ TEXT_CHARS_MAX: Final = 2_000
 TYPE_CHARS_MAX: Final = 200
 NOTES_MAX: Final = 16
 _LENGTH_BYTES: Final = 4
+_PYTHON: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
+_PYTHON_CHARS: Final = 16
+_BY_VALUE: Final = b"cloudpickle.cloudpickle"
 _NO_LIMIT: Final = 2**63
 _GROUP: Final[Any] = getattr(builtins, "BaseExceptionGroup", ())
 """None before Python 3.11."""
@@ -47,6 +51,8 @@ class _Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sizes: tuple[int, ...] = ()
     """Of the buffers. A pickle is the last of them."""
     pickled: bool = False
+    python: str = ""
+    """The Python whose code is in the pickle, "3.11"; "" = none's."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -69,6 +75,8 @@ class Parcel:
     _notes: tuple[str, ...]
     _buffers: tuple[memoryview, ...]
     _pickle: memoryview | None
+    python: str = ""
+    """Of a pickle: the minor version of Python whose code it holds, which alone can run it; "" = any can."""
 
     def value(self) -> Any:
         """The value, or the exception. Runs nothing: `is_data` must hold.
@@ -104,6 +112,13 @@ class Parcel:
         from fabric.results import unpickling  # noqa: PLC0415  # only where somebody decided to
 
         assert self._pickle is not None, "there is no pickle in it"
+        if self.python not in ("", _PYTHON):
+            raise ResultUnreadable(
+                f"the result, of {self.type_name or 'a class'}, holds code of Python {self.python}, and this is Python {_PYTHON}: read it"
+                f" with {self.python}, or have its class in a module of its own. It is {self.text or 'not shown'}",
+                code="result_other_python",
+                python=self.python,
+            )
         try:
             return unpickling.unpickled(self._pickle)
         except ModuleNotFoundError as error:
@@ -135,7 +150,14 @@ def pack_value(value: Any) -> bytes:
         pass
     pickled = _pickled(value)
     head = _encode(
-        _Head(form="pickle", kind=type_name(type(value)), text=shown(value), sizes=(len(pickled),), pickled=True)
+        _Head(
+            form="pickle",
+            kind=type_name(type(value)),
+            text=shown(value),
+            sizes=(len(pickled),),
+            pickled=True,
+            python=_python_of(pickled),
+        )
     )
     return _joined(head, [pickled])
 
@@ -165,6 +187,7 @@ def pack_error(error: BaseException) -> bytes:
         notes=notes,
         sizes=_sizes(buffers),
         pickled=bool(pickled),
+        python=_python_of(pickled),
     )
     return _joined(_encode(head), buffers)
 
@@ -202,7 +225,13 @@ def read_parcel(data: bytes | memoryview) -> Parcel:
         _notes=head.notes[:NOTES_MAX],
         _buffers=buffers,
         _pickle=buffers[-1] if head.pickled else None,
+        python=head.python[:_PYTHON_CHARS],
     )
+
+
+def _python_of(pickled: bytes) -> str:
+    """Whose code is in it, if there is any: what cloudpickle sends by value."""
+    return _PYTHON if _BY_VALUE in pickled else ""
 
 
 def type_name(kind: type) -> str:

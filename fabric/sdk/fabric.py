@@ -247,6 +247,7 @@ class Fabric:
             call = pack_call(job, args, kwargs, working_dir=working_dir, sent=sent)
             files = call.files
             payload.python_path.extend(call.python_path)
+            payload.python = call.python
             if len(call.pickled) <= INLINE_BYTES_MAX:
                 payload.function = call.pickled
             else:

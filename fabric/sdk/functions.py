@@ -35,6 +35,10 @@ _pickling: Final = threading.RLock()
 """What travels by value is registered with cloudpickle for the whole process."""
 
 
+_BY_VALUE: Final = b"cloudpickle.cloudpickle"
+"""What is in a pickle that holds code, which is good for one minor version of Python alone."""
+
+
 class PackedCall(NamedTuple):
     """A call as it is sent."""
 
@@ -43,6 +47,11 @@ class PackedCall(NamedTuple):
     """A zip of the working directory and of the modules that go along; None = none do."""
     python_path: tuple[str, ...]
     """The folders of it from which its modules are imported."""
+
+    @property
+    def python(self) -> str:
+        """The Python that alone can read it; "" = any can."""
+        return f"{sys.version_info.major}.{sys.version_info.minor}" if _BY_VALUE in self.pickled else ""
 
 
 def pack_call(

@@ -95,7 +95,7 @@ class Dataset(_message.Message):
     def __init__(self, prefix: _Optional[str] = ..., bytes: _Optional[int] = ..., region: _Optional[str] = ...) -> None: ...
 
 class Payload(_message.Message):
-    __slots__ = ("function", "function_sha256", "command", "working_dir_sha256", "python_path", "env", "runtime_env_json", "preload", "ranks")
+    __slots__ = ("function", "function_sha256", "command", "working_dir_sha256", "python", "python_path", "env", "runtime_env_json", "preload", "ranks")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +107,7 @@ class Payload(_message.Message):
     FUNCTION_SHA256_FIELD_NUMBER: _ClassVar[int]
     COMMAND_FIELD_NUMBER: _ClassVar[int]
     WORKING_DIR_SHA256_FIELD_NUMBER: _ClassVar[int]
+    PYTHON_FIELD_NUMBER: _ClassVar[int]
     PYTHON_PATH_FIELD_NUMBER: _ClassVar[int]
     ENV_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_ENV_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -116,12 +117,13 @@ class Payload(_message.Message):
     function_sha256: str
     command: _containers.RepeatedScalarFieldContainer[str]
     working_dir_sha256: str
+    python: str
     python_path: _containers.RepeatedScalarFieldContainer[str]
     env: _containers.ScalarMap[str, str]
     runtime_env_json: str
     preload: str
     ranks: str
-    def __init__(self, function: _Optional[bytes] = ..., function_sha256: _Optional[str] = ..., command: _Optional[_Iterable[str]] = ..., working_dir_sha256: _Optional[str] = ..., python_path: _Optional[_Iterable[str]] = ..., env: _Optional[_Mapping[str, str]] = ..., runtime_env_json: _Optional[str] = ..., preload: _Optional[str] = ..., ranks: _Optional[str] = ...) -> None: ...
+    def __init__(self, function: _Optional[bytes] = ..., function_sha256: _Optional[str] = ..., command: _Optional[_Iterable[str]] = ..., working_dir_sha256: _Optional[str] = ..., python: _Optional[str] = ..., python_path: _Optional[_Iterable[str]] = ..., env: _Optional[_Mapping[str, str]] = ..., runtime_env_json: _Optional[str] = ..., preload: _Optional[str] = ..., ranks: _Optional[str] = ...) -> None: ...
 
 class SubmitRequest(_message.Message):
     __slots__ = ("request_id", "spec", "payload")

@@ -155,6 +155,38 @@ def test_a_program_with_a_client_alone_submits_and_waits(alone, house, tmp_path)
     assert (code, out.strip()) == (0, "succeeded None"), err
 
 
+BY_VALUE = """
+import fabric, sys
+fabric.connect()
+def twice(x):
+    return 2 * x
+try:
+    print(fabric.submit(twice, 21, tokens="1").result(30))
+except fabric.errors.InvalidRequest as error:
+    print(error.code, error)
+"""
+
+
+def test_a_function_of_another_python_is_refused_at_submit_with_both_versions(alone, house):
+    here, there = ".".join(map(str, sys.version_info[:2])), alone.parents[1].name[2:6]
+    _, out, err = run(alone, "python", "-c", BY_VALUE, house=house)
+    if there == here:
+        assert out.strip() == "42", err
+        return
+    assert out.startswith("other_python "), err
+    assert f"Python {there}" in out
+    assert f"use Python {here}" in out
+    assert not house.client().call(pb.ListJobsRequest(), pb.ListJobsReply).jobs
+
+
+def test_a_function_without_code_of_its_own_is_sent_from_any_python(alone, house):
+    program = (
+        "import fabric, operator; fabric.connect(); print(fabric.submit(operator.add, 40, 2, tokens='1').result(30))"
+    )
+    code, out, err = run(alone, "python", "-c", program, house=house)
+    assert (code, out.strip()) == (0, "42"), err
+
+
 @pytest.mark.parametrize(
     ("words", "extra"),
     [
