@@ -74,5 +74,5 @@ clean: ## Remove what the tools left behind; the environment stays
 setup: .venv/$(HARDWARE) ## Make the environment in .venv
 .venv/$(HARDWARE): pyproject.toml
 	$(PYTHON) -m venv .venv && $(BIN)/pip install -q uv
-	$(BIN)/uv pip install -q --python $(BIN)/python -e ".[$(HARDWARE)]" --group dev
+	$(BIN)/uv pip install -q --python $(BIN)/python -e ".[$(HARDWARE)]" --group dev --group strangers
 	touch $@

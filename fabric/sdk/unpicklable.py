@@ -124,7 +124,7 @@ def _variables(function: types.FunctionType) -> Iterator[tuple[str, object]]:
 
 
 def _innermost(value: object, goes: Callable[[object], bool], *, depth: int, seen: set[int]) -> tuple[str, object]:
-    if depth == 0 or id(value) in seen:
+    if depth == 0 or id(value) in seen or remedy_for(value) is not _ELSE:
         return "", value
     seen.add(id(value))
     for count, (step, child) in enumerate(_children(value)):

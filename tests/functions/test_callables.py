@@ -180,7 +180,7 @@ exec("class Thing:\n    pass\ndef make():\n    return Thing()", vars(MODULE))
 UNSENDABLE = [
     (threading.Lock, "lock", "create it inside the function"),
     (threading.RLock, "RLock", "create it inside the function"),
-    (threading.Event, "lock", "create it inside the function"),
+    (threading.Event, "Event", "create it inside the function"),
     (lambda: socket.socket(socket.AF_UNIX), "socket", "connect inside the function"),
     (lambda: sqlite3.connect(":memory:"), "Connection", "connect inside the function"),
     (lambda: open(__file__), "TextIOWrapper", "pass its path and open it inside the function"),  # noqa: SIM115, PTH123
