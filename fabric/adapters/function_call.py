@@ -61,7 +61,10 @@ def _loaded(pickled: bytes) -> Any:
         )
         raise InvalidRequest(f"{about}\n{shortened(error_text(error))}", code="module_not_found") from error
     except Exception as error:
-        about = f"the function can't be unpickled here: {shortened(error_text(error))}"
+        about = (
+            "the function can't be unpickled here. What __main__ defines travels by value: where that can't be, define it in a"
+            f" module of your own, beside the script, which goes along as a file\n{shortened(error_text(error))}"
+        )
         raise InvalidRequest(about, code="unpicklable") from error
 
 

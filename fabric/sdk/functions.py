@@ -21,7 +21,7 @@ import cloudpickle
 
 from fabric.errors import InvalidRequest
 from fabric.sdk.project import Project, Standing, changed_globals, standing_of
-from fabric.sdk.unpicklable import Unsendable, culprit_of, heaviest, refuse_unsendable, remedy_for
+from fabric.sdk.unpicklable import Unsendable, culprit_of, heaviest, refuse_unmakeable, refuse_unsendable, remedy_for
 
 CALL_BYTES_MAX: Final = 512 * 1024 * 1024
 """Of a function with its arguments."""
@@ -121,7 +121,11 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def _note(self, obj: Any, module: str) -> None:
         standing = self._note_module(module, reach=_is_found_in(module, obj))
-        if isinstance(obj, types.FunctionType) and (standing is Standing.VALUE or not _is_found_in(module, obj)):
+        if standing is not Standing.VALUE and _is_found_in(module, obj):
+            return
+        if isinstance(obj, type):
+            refuse_unmakeable(obj)
+        else:
             self._project.reach_from(obj.__code__, package=str(obj.__globals__.get("__package__") or ""))
 
     def _cached(self, obj: Any) -> Any:

@@ -25,6 +25,8 @@ _REMEDIES: Final[tuple[tuple[tuple[str, ...], str], ...]] = (
     (_SHELLS, "IPython's magics and its `!` don't run in a job: use subprocess"),
     (("Tensor", "Parameter"), "pass x.cpu(), and move it to the job's device inside the function"),
 )
+_WHOLE_ONLY: Final = frozenset({"StructMeta", "DeclarativeMeta", "DeclarativeAttributeIntercept", "ModelBase"})
+"""Metaclasses, of msgspec, SQLAlchemy and Django, for which a class without its fields is none."""
 _ELSE: Final = "create it inside the function, or pass what it is made from"
 
 
@@ -51,7 +53,19 @@ def refuse_unsendable(value: object) -> None:
             raise Unsendable(f"it lies on this machine's {device}")
 
 
+def refuse_unmakeable(kind: type) -> None:
+    """A class that would go by value, and can't be made anew from its parts.
+
+    Raises:
+        Unsendable: its metaclass wants all of it at once.
+    """
+    if {each.__name__ for each in inspect.getmro(type(kind))} & _WHOLE_ONLY:
+        raise Unsendable(f"a class of {type(kind).__module__.partition('.')[0]} is made in one piece")
+
+
 def remedy_for(culprit: object) -> str:
+    if isinstance(culprit, type):
+        return f"define {culprit.__qualname__} in a module of your own, beside the script, and import it: that goes along as a file"
     kinds = {kind.__name__ for kind in type(culprit).__mro__}
     if isinstance(culprit, types.MethodType):
         kinds |= {kind.__name__ for kind in type(culprit.__self__).__mro__}
@@ -147,5 +161,8 @@ def _children(value: object) -> Iterator[tuple[str, object]]:
         yield ".__self__", value.__self__
     elif isinstance(value, functools.partial):
         yield from ((f" {title}", child) for title, child in _parts_of_call(value))
-    elif not isinstance(value, type | types.ModuleType):
+    elif isinstance(value, type):
+        yield from ((f", its base {base.__qualname__}", base) for base in value.__bases__)
+    elif not isinstance(value, types.ModuleType):
+        yield ", its class", type(value)
         yield from ((f".{name}", child) for name, child in list(getattr(value, "__dict__", {}).items()))
