@@ -3,9 +3,11 @@
 `commit_directory` takes the folder as it is at one moment, or says that it was being written to; `restore_directory`
 makes it again as it was. Small files share a shard, large ones have their own. Modes and times of modification are kept,
 links that stay within the folder too; what can't be kept (a socket, a link that leaves the folder) is named in the
-manifest. Owners, hard links and extended attributes are not kept.
+manifest. Of a file with holes what it holds is kept, and its holes come back. Owners, hard links, extended attributes and
+set-user-id bits are not kept.
 """
 
+import errno
 import os
 import secrets
 import shutil
@@ -14,38 +16,36 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from typing import IO, Any, Final
 
 import msgspec
 
 from fabric.checkpoints.checkpoints import Checkpoints
 from fabric.checkpoints.draft import Draft
+from fabric.checkpoints.holes import Extent, extents_of, is_sparse
+from fabric.checkpoints.listing import (
+    LARGE,
+    LISTING,
+    LISTING_BYTES_MAX,
+    PACK,
+    RIGHTS,
+    SPARSE,
+    Entry,
+    check_shards,
+    entries_of,
+    parts_of,
+    path_of,
+    read,
+    target_of,
+)
 from fabric.checkpoints.records import Manifest
-from fabric.errors import CheckpointDamaged, Conflict, FabricError, InvalidRequest
+from fabric.errors import CheckpointDamaged, Conflict, FabricError, InvalidRequest, Unavailable
 
 SMALL_BYTES: Final = 2**20
 """Files below this share shards."""
 PACK_BYTES: Final = 64 * 2**20
-_LISTING: Final = "listing"
 _TRIES: Final = 3
 _NAMED_MAX: Final = 20
-
-
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing in the folder."""
-
-    path: str
-    """Relative, percent-encoded: a file's name may be any bytes."""
-    kind: str
-    """folder | file | link"""
-    mode: int = 0
-    mtime_ns: int = 0
-    size: int = 0
-    target: str = ""
-    """Where a link leads, percent-encoded."""
-    shard: str = ""
-    offset: int = 0
 
 
 @dataclass(slots=True)
@@ -77,24 +77,6 @@ class Watch:
     def restored(self) -> None:
         """The folder is what was committed last, and nobody has begun to write to it."""
         self._committed = entries_of(self.folder)[0]
-
-
-def entries_of(folder: Path) -> tuple[tuple[Entry, ...], tuple[str, ...]]:
-    """What the folder holds, in order of path, and the paths of what can't be kept. A folder that isn't there is empty."""
-    found, left_out = [], []
-    for path, about in _walked(folder):
-        name = quote_from_bytes(os.fsencode(path.relative_to(folder)))
-        mode, mtime_ns = stat.S_IMODE(about.st_mode), about.st_mtime_ns
-        if stat.S_ISDIR(about.st_mode):
-            found.append(Entry(path=name, kind="folder", mode=mode))
-        elif stat.S_ISREG(about.st_mode):
-            found.append(Entry(path=name, kind="file", mode=mode, mtime_ns=mtime_ns, size=about.st_size))
-        elif stat.S_ISLNK(about.st_mode) and _stays(path, folder):
-            target = quote_from_bytes(os.fsencode(path.readlink()))
-            found.append(Entry(path=name, kind="link", target=target))
-        else:
-            left_out.append(name)
-    return tuple(sorted(found, key=lambda entry: entry.path)), tuple(sorted(left_out))
 
 
 def commit_directory(
@@ -151,7 +133,7 @@ def _taken(
         if entries_of(folder)[0] != entries:
             checkpoints.abandon(draft)
             continue
-        draft.put(_LISTING, msgspec.json.encode(placed))
+        draft.put(LISTING, _listing_of(placed))
         about = {"directory": {"entries": len(entries), "left_out": list(left_out[:_NAMED_MAX])}}
         return checkpoints.commit(draft, meta={**(meta or {}), **about}), entries
     raise Conflict(
@@ -161,52 +143,89 @@ def _taken(
     )
 
 
+def _listing_of(placed: list[Entry]) -> bytes:
+    listing = msgspec.json.encode(placed)
+    if len(listing) > LISTING_BYTES_MAX:
+        raise InvalidRequest(
+            f"the names in the folder take {len(listing)} bytes, and may take {LISTING_BYTES_MAX}: use fewer or shorter ones",
+            code="checkpoint_too_many_files",
+            limit_bytes=LISTING_BYTES_MAX,
+        )
+    return listing
+
+
 def is_of_folder(manifest: Manifest) -> bool:
     """Whether a checkpoint is of a folder, and not of what a job's own code saved."""
     return "directory" in manifest.meta
-
-
-def _walked(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    try:
-        for entry in os.scandir(folder):
-            about = entry.stat(follow_symlinks=False)
-            yield Path(entry.path), about
-            if stat.S_ISDIR(about.st_mode):
-                yield from _walked(Path(entry.path))
-    except FileNotFoundError:
-        return
-
-
-def _stays(path: Path, folder: Path) -> bool:
-    """Whether a link leads to a place within the folder, by a relative path."""
-    target = path.readlink()
-    reached = os.path.normpath(path.parent / target)
-    return not target.is_absolute() and Path(reached).is_relative_to(os.path.normpath(folder))
 
 
 def _packed(draft: Draft, folder: Path, entries: tuple[Entry, ...]) -> list[Entry]:
     """Put the contents of all files; the entries, with where their contents are."""
     placed, pack, number = [], bytearray(), 0
     for at, entry in enumerate(entries):
-        path = folder / os.fsdecode(unquote_to_bytes(entry.path))
+        path = folder / path_of(entry)
         if entry.kind != "file":
             placed.append(entry)
         elif entry.size >= SMALL_BYTES:
-            shard = draft.put(f"file-{at:08d}", path)
-            if shard.size != entry.size:
-                raise Conflict(f"{path} changed while it was saved", code="file_changed")
-            placed.append(msgspec.structs.replace(entry, shard=shard.name))
+            placed.append(_put_large(draft, path, entry, at=at))
         else:
-            data = path.read_bytes()
+            with _opened(path) as file:
+                data = file.read(entry.size + 1)
             if len(data) != entry.size:
-                raise Conflict(f"{path} changed while it was saved", code="file_changed")
+                raise _changed(path)
             if pack and len(pack) + len(data) > PACK_BYTES:
-                draft.put(f"pack-{number:06d}", bytes(pack))
+                draft.put(f"{PACK}{number:06d}", bytes(pack))
                 pack, number = bytearray(), number + 1
-            placed.append(msgspec.structs.replace(entry, shard=f"pack-{number:06d}", offset=len(pack)))
+            placed.append(msgspec.structs.replace(entry, shard=f"{PACK}{number:06d}", offset=len(pack)))
             pack += data
-    draft.put(f"pack-{number:06d}", bytes(pack))
+    draft.put(f"{PACK}{number:06d}", bytes(pack))
     return placed
+
+
+def _put_large(draft: Draft, path: Path, entry: Entry, *, at: int) -> Entry:
+    """Put a file into a shard of its own; of one with holes, what it holds, into as many as it takes."""
+    with _opened(path) as file:
+        if is_sparse(os.fstat(file.fileno())):
+            extents = extents_of(file.fileno(), entry.size)
+            for number, part in enumerate(_parts(file, extents, path)):
+                draft.put(f"{SPARSE}{at:08d}-{number:06d}", part)
+            return msgspec.structs.replace(entry, shard=f"{SPARSE}{at:08d}", extents=extents)
+    shard = draft.put(f"{LARGE}{at:08d}", path)
+    if shard.size != entry.size:
+        raise _changed(path)
+    return msgspec.structs.replace(entry, shard=shard.name)
+
+
+def _parts(file: IO[bytes], extents: tuple[Extent, ...], path: Path) -> Iterator[bytes]:
+    """What lies in the extents, one after the other, in parts that fit the memory."""
+    part = bytearray()
+    for start, length in extents:
+        file.seek(start)
+        left = length
+        while left:
+            data = file.read(min(left, PACK_BYTES - len(part)))
+            if not data:
+                raise _changed(path)
+            part += data
+            left -= len(data)
+            if len(part) == PACK_BYTES:
+                yield bytes(part)
+                part = bytearray()
+    if part:
+        yield bytes(part)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """A plain file, open: nothing else that has come into its place."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise _changed(path)
+    return os.fdopen(handle, "rb", buffering=0)
+
+
+def _changed(path: Path) -> Conflict:
+    return Conflict(f"{path} changed while it was saved", code="file_changed")
 
 
 def _unpack(checkpoints: Checkpoints, manifest: Manifest, folder: Path) -> None:
@@ -216,49 +235,108 @@ def _unpack(checkpoints: Checkpoints, manifest: Manifest, folder: Path) -> None:
             f"the checkpoint of step {manifest.step} is not of a directory: it was saved by the job's own code",
             code="not_a_directory_checkpoint",
         )
+    check_shards(manifest)
+    entries = read(checkpoints.read(manifest, LISTING), manifest)
+    _check_room(manifest, folder)
     try:
-        entries = msgspec.json.decode(checkpoints.read(manifest, _LISTING), type=list[Entry])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CheckpointDamaged(f"the listing of step {manifest.step} says nothing: {error}") from None
+        folder.mkdir(parents=True)
+        _make(checkpoints, manifest, folder, entries)
+        _touch(folder, entries)
+        _cut_loose(folder, entries)
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise _no_room(manifest, folder) from error
+        raise CheckpointDamaged(f"the checkpoint of step {manifest.step} can't be made here: {error}") from error
+
+
+def _make(checkpoints: Checkpoints, manifest: Manifest, folder: Path, entries: list[Entry]) -> None:
     packs: dict[str, bytes] = {}
-    folder.mkdir(parents=True)
-    for entry in sorted(entries, key=lambda entry: (entry.kind == "link", entry.path.count("/"))):
-        path = folder / _safe(entry.path)
+    parts = parts_of(manifest)
+    for entry in entries:
+        path = folder / path_of(entry)
         if entry.kind == "folder":
             path.mkdir()
         elif entry.kind == "link":
-            path.symlink_to(os.fsdecode(unquote_to_bytes(entry.target)))
-            if not _stays(path, folder):
-                path.unlink()
-        elif entry.shard.startswith("file-"):
+            path.symlink_to(target_of(entry))
+        elif entry.shard.startswith(LARGE):
             checkpoints.fetch(manifest, entry.shard, path)
+        elif entry.shard.startswith(SPARSE):
+            held = (checkpoints.read(manifest, name) for name in parts.get(entry.shard, ()))
+            _make_sparse(path, entry, held)
+        elif not entry.shard:
+            path.touch()
         else:
             if entry.shard not in packs:
                 packs = {entry.shard: checkpoints.read(manifest, entry.shard)}
-            path.write_bytes(packs[entry.shard][entry.offset : entry.offset + entry.size])
-    _touch(folder, entries)
+            data = packs[entry.shard][entry.offset : entry.offset + entry.size]
+            if len(data) != entry.size:
+                raise CheckpointDamaged(f"{entry.shard} of step {manifest.step} ends before {entry.path[:200]!r} does")
+            path.write_bytes(data)
+
+
+def _make_sparse(path: Path, entry: Entry, held: Iterator[bytes]) -> None:
+    """Write what the file holds to where it was, and leave its holes."""
+    data = memoryview(b"")
+    with path.open("xb", buffering=0) as file:
+        for start, length in entry.extents:
+            file.seek(start)
+            left = length
+            while left:
+                data = data or memoryview(next(held))
+                written = file.write(data[:left])
+                data, left = data[written:], left - written
+        file.truncate(entry.size)
 
 
 def _touch(folder: Path, entries: list[Entry]) -> None:
     """Modes and times, those of folders after what is in them."""
     for entry in sorted(entries, key=lambda entry: entry.path.count("/"), reverse=True):
-        path = folder / _safe(entry.path)
+        path = folder / path_of(entry)
         if entry.kind != "link":
-            path.chmod(entry.mode)
+            path.chmod(entry.mode & RIGHTS)
         if entry.kind == "file":
             os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
 
 
-def _safe(path: str) -> Path:
-    """The path of an entry, which leads nowhere but into the folder.
+def _cut_loose(folder: Path, entries: list[Entry]) -> None:
+    """Remove links that lead out of the folder, be it over others."""
+    inside = folder.resolve()
+    for entry in entries:
+        path = folder / path_of(entry)
+        if entry.kind == "link":
+            try:
+                stays = not target_of(entry).is_absolute() and path.resolve().is_relative_to(inside)
+            except RuntimeError:  # it leads to itself
+                stays = True
+            if not stays:
+                path.unlink()
+
+
+def _check_room(manifest: Manifest, folder: Path) -> None:
+    """Begin nothing that the disk can't hold.
 
     Raises:
-        CheckpointDamaged: it would; the listing was not written by this module.
+        Unavailable: `node_full`.
     """
-    found = Path(os.fsdecode(unquote_to_bytes(path)))
-    if found.is_absolute() or not found.parts or ".." in found.parts or "\0" in str(found):
-        raise CheckpointDamaged(f"the listing names {path}, which is not in the folder")
-    return found
+    if manifest.bytes > _free_bytes(folder):
+        raise _no_room(manifest, folder)
+
+
+def _no_room(manifest: Manifest, folder: Path) -> Unavailable:
+    free = _free_bytes(folder)
+    return Unavailable(
+        f"the checkpoint of step {manifest.step} has {manifest.bytes} bytes, and {free} are free at {folder}: free some"
+        " space there, or let the job go to another node",
+        code="node_full",
+        size_bytes=manifest.bytes,
+        free_bytes=free,
+    )
+
+
+def _free_bytes(folder: Path) -> int:
+    """Where the folder is, or will be."""
+    there = next(above for above in (folder, *folder.parents) if above.exists())
+    return shutil.disk_usage(there).free
 
 
 def _swap(new: Path, folder: Path) -> None:
