@@ -20,7 +20,7 @@ environment tells of.
 
 import hashlib
 import os
-import re
+import sys
 import tempfile
 import threading
 import time
@@ -32,18 +32,17 @@ from typing import Final, NoReturn
 
 import msgspec
 
+from fabric.adapters import artifacts
 from fabric.adapters.shard_cache import ShardCache
 from fabric.adapters.shard_sources import source_of
-from fabric.checkpoints import Checkpoints
+from fabric.checkpoints import Checkpoints, Manifest
 from fabric.checkpoints.checkpoints import STEP_MAX
-from fabric.errors import InvalidRequest
+from fabric.checkpoints.single import save_one
 from fabric.progress import Progress, Reports
 
 REPORT_S: Final = 0.25
 """A job's news are passed on at most this often, however often it tells."""
 _STATE: Final = "state"
-_ARTIFACT: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", re.ASCII)
-_ARTIFACT_BYTES_MAX: Final = 512 * 2**20
 """The one shard that `save` writes."""
 
 
@@ -84,6 +83,7 @@ class Context:
         on_saved: Callable[[int, int, int], None] | None = None,
         on_report: Callable[[], None] | None = None,
         on_listen: Callable[[], None] | None = None,
+        on_refused: Callable[[str], None] | None = None,
         publish: Callable[[str, bytes], None] | None = None,
         cache: ShardCache | None = None,
         prefixes: Sequence[str] = (),
@@ -97,6 +97,7 @@ class Context:
             on_saved: told of every durable checkpoint: (step, µs it took to write, bytes).
             on_report: told that there is news of its progress, at most every `REPORT_S` seconds.
             on_listen: told, once, that the job's code looks whether it should stop.
+            on_refused: told when a save is not kept for want of room.
             publish: keeps what the job publishes, by name; None = nothing is kept.
             cache: what the node keeps of what jobs read; None = nothing.
             prefixes: of the job's datasets.
@@ -109,11 +110,12 @@ class Context:
         self._on_saved = on_saved
         self._on_report = on_report
         self._on_listen = on_listen
+        self._on_refused = on_refused
         self._publish = publish
         if checkpoints is not None:
-            checkpoints.on_durable = lambda manifest, took_us: self.durable(
-                step=manifest.step, write_us=took_us, size=manifest.bytes
-            )
+            checkpoints.on_durable = self._committed
+            if checkpoints.quota is not None:
+                checkpoints.quota.on_refused = self.refuse
         self._stop = threading.Event()
         self._stop_reason = ""
         self._save_wanted = True
@@ -127,6 +129,9 @@ class Context:
         self._folder = folder
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._saved_us = 0
+        self.refused = ""
+        """Why the last save was not kept, if that was for want of room: what ends now is parked, and goes on from the one
+        before."""
 
     @property
     def _fetched(self) -> Path:
@@ -226,36 +231,55 @@ class Context:
             Conflict: a newer attempt of this job has begun; this one is over.
             TypeError: the step is not a whole number.
             OverflowError: it is negative, or has more than 64 bits.
+            RateLimited: the account keeps all it may; InvalidRequest: `data` is larger than a checkpoint may be. What was
+                saved before is kept.
         """
         step = int(index(step))
         if not 0 <= step <= STEP_MAX:
             raise OverflowError(f"step {step}: count from 0 to at most {STEP_MAX}")
         if self._checkpoints is None or self.rank != 0:
             return
-        draft = self._checkpoints.begin(step)
-        draft.put(_STATE, data)
-        self._checkpoints.commit(draft, world=self.world_size)
+        save_one(self._checkpoints, _STATE, data, step=step, world=self.world_size)
 
     def durable(self, *, step: int, write_us: int, size: int) -> None:
         """A checkpoint is durable, so the fabric may count on it. Said by whatever `checkpoints` commits."""
         self._save_asked.clear()
+        self.refused = ""
         if self._on_saved is not None:
             self._on_saved(step, write_us, size)
+
+    def refuse(self, message: str) -> None:
+        """A save was not kept for want of room. Said by whatever saves; the job's owner sees it while the job runs."""
+        self.refused = message
+        if self._on_refused is not None:
+            self._on_refused(message)
+        self.warn(f"what was done since the last checkpoint is not saved: {message}")
+
+    def warn(self, message: str) -> None:
+        """For the platform: what the job's owner should see to while there is time; "" = nothing any more."""
+        with self._reporting:
+            if not self._reports.warn(message):
+                return
+        if message:
+            print(f"fabric: warning: {message}", file=sys.stderr, flush=True)  # noqa: T201  # into the job's own log
+        if self._on_report is not None and self.rank == 0:
+            self._on_report()
+
+    def _committed(self, manifest: Manifest, took_us: int) -> None:
+        self.durable(step=manifest.step, write_us=took_us, size=manifest.bytes)
+        quota = self._checkpoints.quota if self._checkpoints is not None else None
+        self.warn(quota.warning(manifest.bytes) if quota is not None else "")
 
     def publish(self, data: bytes, *, name: str = "model") -> None:
         """Keep what the job has made under a name, for whoever may see the job: `fabric artifact`, or a model to be offered
         as `job:ID` (see `training.parcels`). Said again, it replaces what was there. Rank 0 publishes.
 
         Raises:
-            InvalidRequest: the name is not 1 to 64 letters, digits, '-', '_' and '.', or `data` has more than 512 MiB.
+            InvalidRequest: the name is not 1 to 64 letters, digits, '-', '_' and '.', `data` has more than 512 MiB, or the
+                job has published under as many names as it may.
+            RateLimited: the account keeps all it may.
         """
-        if not _ARTIFACT.fullmatch(name) or len(data) > _ARTIFACT_BYTES_MAX:
-            raise InvalidRequest(
-                f"{name[:64]!r} with {len(data)} bytes can't be published: name it with 1 to 64 letters, digits, '-', '_' and"
-                f" '.', and keep what has more than {_ARTIFACT_BYTES_MAX} bytes on storage of your own",
-                code="bad_artifact",
-                limit_bytes=_ARTIFACT_BYTES_MAX,
-            )
+        artifacts.check(name, data)
         if self._publish is not None and self.rank == 0:
             self._publish(name, data)
 
@@ -314,7 +338,7 @@ class Context:
 
     def relay(self, progress: Progress) -> None:
         """For the runner: what the process told that the job runs in."""
-        self._reports.latest = progress
+        self._reports.relay(progress)
         if self._on_report is not None:
             self._on_report()
 

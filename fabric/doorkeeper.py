@@ -62,6 +62,8 @@ class Doorkeeper:
                 request_bytes=config.limits.request_bytes,
                 blob_bytes=config.limits.blob_bytes,
                 blobs_bytes=config.limits.blobs_bytes,
+                archive_bytes=config.storage.account_bytes,
+                archive_values=config.storage.account_values,
             ),
             sandbox_payments=config.payments == "sandbox",
         )

@@ -14,6 +14,7 @@ import msgspec
 
 TIMERS: Final = ("waiting_data", "collective", "checkpoint", "idle", "staging_saved")
 """What a job may say its time goes into, in seconds since its attempt began."""
+WARNING_CHARS_MAX: Final = 1_000
 _NUMBER_MAX: Final = 2.0**62
 _PACE_S: Final = 60.0
 """How far back the pace reaches from which the rest is reckoned."""
@@ -29,6 +30,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     throughput_milli: int = 0
     eta_us: int | None = None
     timers: dict[str, int] = {}
+    warning: str = ""
+    """What its owner should see to while there is time, in the platform's words; "" = nothing."""
 
 
 class Reports:
@@ -38,6 +41,7 @@ class Reports:
         self.latest = Progress()
         self.count = 0
         """How often it has told."""
+        self._warning = ""
         self._marks: deque[tuple[float, int]] = deque(maxlen=_MARKS_MAX)
 
     def take(self, said: Mapping[str, object], *, now_s: float | None = None) -> None:
@@ -57,9 +61,21 @@ class Reports:
             loss_micro=before.loss_micro if "loss" not in said else None if loss is None else _clipped(loss * 1e6),
             throughput_milli=_whole(said.get("throughput"), 1000, before.throughput_milli),
             eta_us=self._eta_us(step, total),
+            warning=before.warning,
             timers={**before.timers, **{name: _whole(said[name], 1_000_000, 0) for name in TIMERS if name in said}},
         )
         self.count += 1
+
+    def warn(self, message: str) -> bool:
+        """From now on this is what its owner is told; "" = nothing any more. Whether that is new."""
+        message, before = message[:WARNING_CHARS_MAX], self._warning
+        self._warning = message
+        self.latest = msgspec.structs.replace(self.latest, warning=message)
+        return message != before
+
+    def relay(self, told: Progress) -> None:
+        """What another process told of the job, which knows nothing of what this one warns of."""
+        self.latest = msgspec.structs.replace(told, warning=told.warning or self._warning)
 
     def _mark(self, now_s: float, step: int) -> None:
         marks = self._marks

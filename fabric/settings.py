@@ -234,6 +234,19 @@ class LimitsConfig(Section):
     """All that an account keeps of those; one without tokens or credit 64 MiB at most."""
 
 
+class StorageConfig(Section):
+    """What the jobs of one account may keep in the archive, together. Where there is no more room, what was saved before
+    stays, and the job is parked when it ends.
+    """
+
+    account_bytes: Annotated[int, Field(ge=2**20, le=2**60)] = 2**40
+    """Checkpoints, results, logs, what was published."""
+    account_values: Annotated[int, Field(ge=1_000, le=10**9)] = 500_000
+    """In how many values."""
+    checkpoint_bytes: Annotated[int, Field(ge=2**20, le=2**50)] = 256 * 2**30
+    """Of one checkpoint, as it is stored: holes in files are not."""
+
+
 class ClusterConfig(Section):
     """One fabric. Paths are absolute once it is loaded."""
 
@@ -257,6 +270,7 @@ class ClusterConfig(Section):
     signing_key: FilePath = Path("${FABRIC_STATE_DIR}/signing.key")
     """The Ed25519 key that signs checkpoints; made on the first start."""
     limits: LimitsConfig = LimitsConfig()
+    storage: StorageConfig = StorageConfig()
     serving: ServingConfig | None = None
     """Metered inference; None = none here."""
     free_tokens_for_everyone: bool = False

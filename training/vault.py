@@ -4,14 +4,14 @@ Loading never runs code from a checkpoint: it holds tensors and plain containers
 """
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from fabric import context
 from fabric.checkpoints import Checkpoints, DirectoryStore
 from fabric.checkpoints.directory import Buffer
-from fabric.errors import CheckpointDamaged, Conflict, FabricError
+from fabric.checkpoints.single import save_one
+from fabric.errors import CheckpointDamaged, Conflict
 
 DIRECTORY_VARIABLE: Final = "FABRIC_CHECKPOINT_DIR"
 FORMAT: Final = "fabric-session"
@@ -54,14 +54,7 @@ class Kept:
         self._checkpoints = checkpoints
 
     def save(self, data: Buffer, *, step: int) -> None:
-        draft = self._checkpoints.begin(step)
-        try:
-            draft.put(_SHARD, data)
-            self._checkpoints.commit(draft, meta={"made_by": FORMAT})
-        except FabricError:
-            with suppress(FabricError):  # what could not be written may not be deletable either; a sweep finds it
-                self._checkpoints.abandon(draft)
-            raise
+        save_one(self._checkpoints, _SHARD, data, step=step, meta={"made_by": FORMAT})
 
     def load(self) -> bytes | None:
         found = self._checkpoints.load()

@@ -36,6 +36,19 @@ class Kept(NamedTuple):
     """When it was put there."""
 
 
+class Stored(NamedTuple):
+    """How much is kept."""
+
+    bytes: int
+    values: int
+
+    def __add__(self, other: "Stored") -> "Stored":  # type: ignore[override]  # no tuple's sum, on purpose
+        return Stored(self.bytes + other.bytes, self.values + other.values)
+
+    def __sub__(self, other: "Stored") -> "Stored":
+        return Stored(self.bytes - other.bytes, self.values - other.values)
+
+
 class Archive(Protocol):
     """Bytes by key. Raises `InvalidRequest` for a malformed key, `Unavailable` when the store can't be reached."""
 
@@ -62,6 +75,9 @@ class Archive(Protocol):
 
     def kept(self, prefix: str) -> tuple[Kept, ...]:
         """What is kept below `prefix/`, as `list` names it."""
+
+    def stored(self, prefix: str) -> Stored:
+        """How much that is, together."""
 
     def delete(self, key: str) -> None:
         """Forget the key; fine if it isn't there."""
@@ -129,6 +145,16 @@ class DirectoryArchive:
                 seen = self._path(key).stat()
                 found.append(Kept(key, seen.st_size, seen.st_mtime_ns // 1_000))
         return tuple(found)
+
+    def stored(self, prefix: str) -> Stored:
+        size = values = 0
+        for where, _, names in os.walk(self._path(prefix)):
+            for name in names:
+                if name[0] != ".":
+                    with suppress(FileNotFoundError):  # it is gone meanwhile
+                        size += Path(where, name).lstat().st_size
+                        values += 1
+        return Stored(size, values)
 
     def delete(self, key: str) -> None:
         with _in_our_words(key):
@@ -209,6 +235,12 @@ class S3Archive:
             )
             for each in found
         )
+
+    def stored(self, prefix: str) -> Stored:
+        found = self._bucket.pages(
+            "list_objects_v2", "Contents", key=prefix, Prefix=self._bucket.below(prefix), of="Size"
+        )
+        return Stored(sum(found), len(found))
 
     def delete(self, key: str) -> None:
         self._bucket.call("delete_object", key)

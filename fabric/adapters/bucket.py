@@ -100,12 +100,12 @@ class Bucket:
         """How the names of all keys below a key begin."""
         return self.prefix + (f"{checked_key(prefix)}/" if prefix else "")
 
-    def pages(self, operation: str, part: str, *, key: str, **arguments: Any) -> list[Any]:
-        """One part of every page of a listing, as one list."""
+    def pages(self, operation: str, part: str, *, key: str, of: str = "", **arguments: Any) -> list[Any]:
+        """One part of every page of a listing, as one list; of each entry only what is called `of`, if that is given."""
 
         def read() -> list[Any]:
             pages = self.client.get_paginator(operation).paginate(Bucket=self.name, **arguments)
-            return [entry for page in pages for entry in page.get(part, ())]
+            return [entry[of] if of else entry for page in pages for entry in page.get(part, ())]
 
         return self.retried(read, key=key)
 

@@ -1,6 +1,7 @@
 """What the Ray side can be told, and what it answers."""
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import gettempdir
@@ -9,6 +10,7 @@ from typing import Final, Literal
 import msgspec
 
 from fabric.adapters.archive import Archive
+from fabric.adapters.archive_quota import ArchiveLimits, ArchiveQuota
 from fabric.adapters.private_folder import CACHE
 from fabric.checkpoints import Checkpoints, near_store, store_of
 
@@ -44,6 +46,8 @@ class ClusterSettings:
     """Where, on every node, checkpoints are staged before they are sent to the archive: memory or NVMe. None = nowhere."""
     cache_bytes: int = 64 * 2**30
     """The most that a node keeps of what the jobs of one account read."""
+    limits: ArchiveLimits = field(default_factory=ArchiveLimits)
+    """How much an account's jobs may keep in the archive."""
     metrics: bool = True
 
 
@@ -108,6 +112,17 @@ def artifact_key(account_id: str, job_id: str, *, name: str) -> str:
     return f"jobs/{account_id}/{job_id}/artifacts/{name}"
 
 
+def publisher(archive: Archive, account_id: str, job_id: str, *, quota: ArchiveQuota) -> Callable[[str, bytes], None]:
+    """What keeps what a job publishes under a name, as long as there is room."""
+
+    def publish(name: str, data: bytes) -> None:
+        quota.check_artifact(job_id, name)
+        with quota.room(len(data)):
+            archive.put(artifact_key(account_id, job_id, name=name), data)
+
+    return publish
+
+
 def log_key(account_id: str, job_id: str, *, epoch: int, rank: int) -> str:
     """Where the archive keeps a rank's log once its attempt has ended."""
     return f"jobs/{account_id}/{job_id}/logs/{epoch:06d}/{rank:06d}"
@@ -124,7 +139,14 @@ def cache_folder(work_dir: Path, account_id: str) -> Path:
 
 
 def checkpoints_in(
-    archive: Archive, account_id: str, job_id: str, *, epoch: int = 0, attempt_id: str = "", stage_dir: str = ""
+    archive: Archive,
+    account_id: str,
+    job_id: str,
+    *,
+    epoch: int = 0,
+    attempt_id: str = "",
+    stage_dir: str = "",
+    quota: ArchiveQuota | None = None,
 ) -> Checkpoints:
     """A job's checkpoints: nothing of another account's can be read or written through them."""
     return Checkpoints(
@@ -134,4 +156,5 @@ def checkpoints_in(
         epoch=epoch,
         attempt_id=attempt_id,
         local=near_store(Path(stage_dir)) if stage_dir else None,
+        quota=quota,
     )

@@ -15,14 +15,15 @@ from typing import Final, Self
 
 import msgspec
 
-from fabric.adapters.context_link import Invitation, Listening, Reported, Saved, SaveWish, StopWish, reach
+from fabric.adapters.context_link import Invitation, Listening, NoRoom, Reported, Saved, SaveWish, StopWish, reach
 from fabric.adapters.talk import Talk
 from fabric.context import LINK_VARIABLE, Context
 
 _BACKLOG: Final = 64
+_WHY_CHARS_MAX: Final = 1_000
 _CREDENTIALS: Final = 12
 """Bytes: a process, its user, its group."""
-Said = Saved | Reported | Listening
+Said = Saved | Reported | NoRoom | Listening
 _decode = msgspec.msgpack.Decoder(Said).decode
 
 
@@ -136,6 +137,8 @@ class ContextHost:
                 self._context.durable(step=said.step, write_us=said.write_us, size=said.size)
             case Reported():
                 self._context.relay(said.progress)
+            case NoRoom():
+                self._context.refused = said.why[:_WHY_CHARS_MAX]
             case Listening():
                 with self._lock:
                     self._listening.add(pid)

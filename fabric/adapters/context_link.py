@@ -19,7 +19,8 @@ import msgspec
 
 from fabric import context
 from fabric.adapters.archive import Archive
-from fabric.adapters.cluster_settings import artifact_key, checkpoints_in
+from fabric.adapters.archive_quota import ArchiveLimits, ArchiveQuota
+from fabric.adapters.cluster_settings import checkpoints_in, publisher
 from fabric.adapters.shard_cache import ShardCache
 from fabric.adapters.talk import Talk
 from fabric.progress import Progress
@@ -49,6 +50,12 @@ class Reported(msgspec.Struct, frozen=True, kw_only=True, tag="reported"):
     progress: Progress
 
 
+class NoRoom(msgspec.Struct, frozen=True, kw_only=True, tag="no_room"):
+    """A save was not kept for want of room."""
+
+    why: str
+
+
 class Listening(msgspec.Struct, frozen=True, kw_only=True, tag="listening"):
     """The process looks whether it should stop: so it needs no signal."""
 
@@ -63,6 +70,7 @@ class Invitation(msgspec.Struct, frozen=True, kw_only=True, tag="invitation"):
     stage_dir: str
     cache: str
     cache_bytes: int
+    limits: ArchiveLimits = ArchiveLimits()
     prefixes: tuple[str, ...]
     folder: str
     storage: dict[str, str] = {}
@@ -112,6 +120,7 @@ def _context_of(said: Invitation, talk: Talk[Told]) -> context.Context:
         os.environ.setdefault(name, value)
     archive: Archive = pickle.loads(said.archive)  # noqa: S301  # from the process that started the job's program
     place = _placed(said.place)
+    quota = ArchiveQuota(archive, place.account_id, said.limits)
     checkpoints = checkpoints_in(
         archive,
         place.account_id,
@@ -119,6 +128,7 @@ def _context_of(said: Invitation, talk: Talk[Told]) -> context.Context:
         epoch=place.attempt,
         attempt_id=said.attempt_id,
         stage_dir=said.stage_dir,
+        quota=quota,
     )
     made = context.Context(
         place,
@@ -126,7 +136,8 @@ def _context_of(said: Invitation, talk: Talk[Told]) -> context.Context:
         on_saved=lambda step, write_us, size: talk.say(Saved(step=step, write_us=write_us, size=size)),
         on_report=lambda: talk.say(Reported(progress=made.progress)),
         on_listen=lambda: talk.say(Listening()),
-        publish=lambda name, data: archive.put(artifact_key(place.account_id, place.job_id, name=name), data),
+        on_refused=lambda why: talk.say(NoRoom(why=why)),
+        publish=publisher(archive, place.account_id, place.job_id, quota=quota),
         cache=ShardCache(Path(said.cache), limit_bytes=said.cache_bytes),
         prefixes=said.prefixes,
         folder=Path(said.folder),

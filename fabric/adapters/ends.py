@@ -13,6 +13,7 @@ SURVIVORS_S: Final = 20.0
 """How long the others may take to notice that a rank is gone, and to save what it left them with."""
 _WORST_FIRST: Final = (
     LeaseOutcome.LOST,
+    LeaseOutcome.NO_ROOM,
     LeaseOutcome.FAILED,
     LeaseOutcome.INTERRUPTED,
     LeaseOutcome.SAVED,
@@ -22,11 +23,13 @@ _WORST_FIRST: Final = (
 
 def spoils(end: JobEnd) -> bool:
     """Whether a gang can't go on after such an end of one rank."""
-    return end.outcome in (LeaseOutcome.FAILED, LeaseOutcome.INTERRUPTED, LeaseOutcome.LOST)
+    return end.outcome not in (LeaseOutcome.SAVED, LeaseOutcome.SUCCEEDED)
 
 
 def died(end: JobEnd) -> bool:
     """Whether the rank ended without a word: nothing its code did or said, as far as anybody knows."""
+    if end.outcome is LeaseOutcome.NO_ROOM:
+        return False
     return spoils(end) and (end.outcome is not LeaseOutcome.FAILED or end.error.startswith(DIED))
 
 

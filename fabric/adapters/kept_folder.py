@@ -13,8 +13,9 @@ from typing import Final
 
 import structlog
 
+from fabric.adapters.archive_quota import NO_ROOM
 from fabric.checkpoints import Checkpoints, Watch, restore_directory
-from fabric.checkpoints.folders import entries_of
+from fabric.checkpoints.listing import entries_of
 from fabric.context import Context
 from fabric.errors import FabricError, InvalidRequest
 
@@ -23,6 +24,7 @@ QUIET_VARIABLE: Final = "FABRIC_CHECKPOINT_QUIET_S"
 QUIET_S: Final = 2.0
 """For so long the command must not have written, or what is committed might be half of something."""
 _LOOK_S: Final = 0.25
+_AGAIN_S: Final = 5.0
 _STEP_FILE: Final = "step"
 _STEP_BYTES_MAX: Final = 32
 _log = structlog.get_logger(__name__)
@@ -65,6 +67,7 @@ class KeptFolder:
         Raises:
             Unavailable: the store refuses; what was committed before is untouched.
             Conflict: a newer attempt has begun, or something still writes to the folder.
+            RateLimited, InvalidRequest: there is no room for it (see `NO_ROOM`).
         """
         self._closed.set()
         if self._thread is not None:
@@ -82,6 +85,9 @@ class KeptFolder:
             except (FabricError, OSError) as error:
                 # There will be another moment; whether the last one counts is said when the command has ended.
                 _log.warning("folder_not_committed", why=str(error)[:500])
+                if isinstance(error, FabricError) and error.code in NO_ROOM:
+                    self._context.refuse(error.message)
+                self._closed.wait(_AGAIN_S)  # whatever is in its way isn't gone the next moment
 
     def _commit(self, checkpoints: Checkpoints) -> None:
         self._watch.commit(checkpoints, step=step_in(self.folder))

@@ -170,6 +170,7 @@ class Attempt:
                 master_port=first.port,
                 work_dir=str(around.settings.work_dir),
                 cache_bytes=around.settings.cache_bytes,
+                limits=around.settings.limits,
                 zygote=zygotes.get(runner.node.address, ""),
                 stage_dir=str(around.settings.stage_dir or ""),
                 per_device=payload.per_device,

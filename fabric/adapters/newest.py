@@ -4,8 +4,9 @@ from typing import Any, Final
 
 import msgspec
 
+from fabric.adapters.testimony import text
 from fabric.gate.views import JobView
-from fabric.progress import Progress
+from fabric.progress import WARNING_CHARS_MAX, Progress
 from fabric.units import INT64_MAX
 
 _REMEMBERED_MAX: Final = 4_096
@@ -42,4 +43,6 @@ class Newest:
         facts: dict[str, Any] = {name: getattr(told, name) for name in _FIELDS}
         if view.state not in ("running", "stopping"):
             facts |= {"eta_us": None, "throughput_milli": 0}
+        else:
+            facts["warning"] = text(told.warning[:WARNING_CHARS_MAX])
         return msgspec.structs.replace(view, step=max(told.step, view.step), **facts)

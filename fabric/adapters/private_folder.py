@@ -65,12 +65,35 @@ def rooms_of(folder: Path) -> tuple[Path, Path, Path]:
 
 
 def clear(path: Path) -> None:
-    """Remove a file, a link, or a folder with all that is in it; what can't be removed stays."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+    """Remove a file, a link, or a folder with all that is in it, however deep and whatever its modes; what can't be removed
+    stays.
+    """
+    if not path.is_dir() or path.is_symlink():
         with suppress(OSError):
             path.unlink()
+        return
+    with suppress(RecursionError):
+        shutil.rmtree(path, ignore_errors=True)
+    if path.exists():
+        _flatten(path)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _flatten(path: Path) -> None:
+    """Move all folders below it up into it, and let its owner into them: then no path is too long, and no tree too deep."""
+    waiting, number = [path], 0
+    while waiting:
+        folder = waiting.pop()
+        with suppress(OSError):
+            folder.chmod(0o700)
+            for entry in list(os.scandir(folder)):
+                if entry.is_dir(follow_symlinks=False):
+                    number += 1
+                    above = path / f".fabric-{number}"
+                    with suppress(OSError):
+                        Path(entry.path).chmod(0o700)
+                        Path(entry.path).rename(above)
+                        waiting.append(above)
 
 
 def close(folder: Path) -> None:

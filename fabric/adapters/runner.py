@@ -19,7 +19,8 @@ import ray
 
 from fabric import context
 from fabric.adapters.archive import Archive
-from fabric.adapters.cluster_settings import artifact_key, cache_folder, checkpoints_in, log_key
+from fabric.adapters.archive_quota import ArchiveLimits, ArchiveQuota
+from fabric.adapters.cluster_settings import cache_folder, checkpoints_in, log_key, publisher
 from fabric.adapters.context_host import storage_variables
 from fabric.adapters.context_link import Invitation
 from fabric.adapters.crew import Crew
@@ -50,6 +51,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     work_dir: str
     cache_bytes: int = LIMIT_BYTES
     """The most that the node keeps of what the account's jobs read."""
+    limits: ArchiveLimits = ArchiveLimits()
+    """How much the account's jobs may keep in the archive."""
     zygote: str = ""
     """The socket of the machine's zygote, if the job wants to be forked from it."""
     stage_dir: str = ""
@@ -332,6 +335,7 @@ def stage_of(
         accelerator=accelerator_of(order),
     )
     attempt_id, cache = lease.lease_id.replace("/", "_"), cache_folder(Path(order.work_dir), lease.account_id)
+    quota = ArchiveQuota(archive, lease.account_id, order.limits)
     checkpoints = checkpoints_in(
         archive,
         lease.account_id,
@@ -339,6 +343,7 @@ def stage_of(
         epoch=lease.epoch,
         attempt_id=attempt_id,
         stage_dir=order.stage_dir,
+        quota=quota,
     )
     return Stage(
         lease=lease,
@@ -350,7 +355,7 @@ def stage_of(
             checkpoints=checkpoints,
             on_saved=on_saved,
             on_report=on_report,
-            publish=lambda name, data: archive.put(artifact_key(lease.account_id, lease.job_id, name=name), data),
+            publish=publisher(archive, lease.account_id, lease.job_id, quota=quota),
             cache=ShardCache(cache, limit_bytes=order.cache_bytes),
             prefixes=lease.data,
             folder=order.folder / "data",
@@ -364,6 +369,7 @@ def stage_of(
             stage_dir=order.stage_dir,
             cache=str(cache),
             cache_bytes=order.cache_bytes,
+            limits=order.limits,
             prefixes=lease.data,
             folder=str(order.folder / "data"),
             storage=storage_variables(),

@@ -25,6 +25,7 @@ import stamina
 
 from fabric import context
 from fabric.adapters import function_call
+from fabric.adapters.archive_quota import NO_ROOM
 from fabric.adapters.cluster_settings import result_key
 from fabric.adapters.context_host import ContextHost
 from fabric.adapters.error_text import error_text, shortened
@@ -68,9 +69,20 @@ def perform(stage: Stage) -> JobEnd:
         return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=f"it has no folder to run in: {error}")
     with logged(stage.log_file):
         try:
-            return _performed(stage)
+            return _or_parked(stage, _performed(stage))
         finally:
             forget_modules(stage.folder)
+
+
+def _or_parked(stage: Stage, end: JobEnd) -> JobEnd:
+    """A job of which something was not saved for want of room is not over, however its attempt ended, unless that went well:
+    it goes on from the checkpoint before, once there is room.
+    """
+    refused = stage.context.refused
+    if not refused or end.outcome is LeaseOutcome.SUCCEEDED:
+        return end
+    error = end.error if refused in end.error else f"{end.error}\n{refused}".strip()
+    return msgspec.structs.replace(end, outcome=LeaseOutcome.NO_ROOM, error=error, again=False)
 
 
 def _performed(stage: Stage) -> JobEnd:
@@ -170,6 +182,9 @@ def _closed(stage: Stage, kept: KeptFolder, *, commit: bool) -> JobEnd | None:
     try:
         _patiently(stage, lambda: kept.close(commit=commit))
     except (FabricError, OSError) as error:
+        if isinstance(error, FabricError) and error.code in NO_ROOM:
+            stage.context.refuse(error.message)
+            return JobEnd(outcome=LeaseOutcome.NO_ROOM, error=f"what it left could not be committed: {error}")
         refused = isinstance(error, FabricError) and _is_refusal_of_ours(error)
         outcome = LeaseOutcome.INTERRUPTED if refused else LeaseOutcome.FAILED
         return JobEnd(outcome=outcome, error=f"what it left could not be committed: {error}")

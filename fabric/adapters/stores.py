@@ -8,6 +8,7 @@ from typing import Final
 from pydantic import SecretStr
 
 from fabric.adapters.archive import Archive, DirectoryArchive, S3Archive
+from fabric.adapters.archive_quota import ArchiveLimits
 from fabric.adapters.bucket import Place
 from fabric.adapters.bucket_clients import S3Credentials
 from fabric.adapters.cluster_settings import ClusterSettings
@@ -94,8 +95,19 @@ def cluster_settings(config: ClusterConfig, *, key: bytes) -> ClusterSettings:
         tick_s=config.metering.tick_s,
         meter="cpu" if config.ray.mode == "local" else "auto",
         reconcile_s=0.0,
+        limits=archive_limits(config),
         work_dir=work_dir_of(config),
         stage_dir=config.staging.path / work_dir_of(config).name if config.staging else None,
+    )
+
+
+def archive_limits(config: ClusterConfig) -> ArchiveLimits:
+    """How much an account's jobs may keep."""
+    storage = config.storage
+    return ArchiveLimits(
+        account_bytes=storage.account_bytes,
+        account_values=storage.account_values,
+        checkpoint_bytes=storage.checkpoint_bytes,
     )
 
 

@@ -4,18 +4,21 @@ They lie in the archive, not in the gate, so a call here reads and writes there.
 difference: going back is for jobs that are off their devices.
 """
 
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
+from fabric.adapters.archive import Stored
 from fabric.adapters.clerks import aside
 from fabric.api.door import Door
 from fabric.api.job_calls import count_size, job_id_of
 from fabric.api.keys import Caller
 from fabric.api.messages import amount, at_least, facts_json, job_name, request_id
 from fabric.checkpoints import Checkpoints, Manifest
-from fabric.errors import Conflict, FabricError, NotFound
+from fabric.errors import Conflict, FabricError, InvalidRequest, NotFound
 from fabric.gate.events import JobSpec, RolledBack, Submit
+from fabric.gate.lifecycle import TERMINAL, JobState
 from fabric.gate.questions import JobOf, SpecOf
 from fabric.gate.views import JobView
 from fabric.units import AccountId, JobId, KeyId
@@ -52,6 +55,41 @@ async def roll_back(door: Door, caller: Caller, request: pb.RollBackRequest) -> 
     return _shown(manifest)
 
 
+async def delete(door: Door, caller: Caller, request: pb.DeleteCheckpointsRequest) -> pb.DeleteCheckpointsReply:
+    """Delete all but the newest ones of a job that is parked; of one that has ended also those, and the rest if wanted."""
+    request_id(request.request_id)
+    job = await door.job_to_change(request.job_id, caller)
+    keep = 0 if request.everything else at_least(0, "keep", request.keep)
+    has_ended = job.state in TERMINAL and job.settled
+    if not has_ended and (job.lease_id is not None or job.state != JobState.PARKED):
+        raise Conflict(
+            f"job {job.job_id} is {job.state}: pause it, or wait for its end, and delete then",
+            code="job_runs",
+            state=job.state,
+        )
+    if not has_ended and (keep < 1 or request.everything):
+        raise InvalidRequest(
+            f"job {job.job_id} is parked and resumes from what it saved: keep at least 1, or cancel it first",
+            code="keep_invalid",
+        )
+    deleted = await door.lengthy.run(
+        caller.counted_as, partial(_deleted, _of(door, job), keep=keep, everything=request.everything)
+    )
+    door.shares.forget(AccountId(job.account_id))
+    left = await aside(_of(door, job).ls)
+    return pb.DeleteCheckpointsReply(deleted_bytes=deleted, left=len(left))
+
+
+def _deleted(checkpoints: Checkpoints, *, keep: int, everything: bool) -> int:
+    """Delete them; how many bytes that were."""
+    if keep:
+        return sum(found.bytes for found in checkpoints.thin(keep=keep))
+    weight = sum(found.bytes for found in checkpoints.ls())
+    job_prefix = checkpoints.prefix.rpartition("/")[0]
+    checkpoints.store.delete_folder(job_prefix if everything else checkpoints.prefix)
+    return weight
+
+
 async def fork(door: Door, caller: Caller, request: pb.ForkRequest) -> pb.SubmitReply:
     """A new job of the same code that begins where another has been. Its checkpoint is there before the job is."""
     asked = request_id(request.request_id)
@@ -67,6 +105,9 @@ async def fork(door: Door, caller: Caller, request: pb.ForkRequest) -> pb.Submit
     source, target = _of(door, job), door.port.checkpoints_of(owner, made)
     # Of a job that there is already nothing is touched: the gate says whether it is this fork, or what it is.
     is_there = isinstance(await door.port.ask(JobOf(job_id=made, account_id=owner)), JobView)
+    if not is_there:
+        found = await aside(source.ls)
+        await door.shares.check(owner, more=Stored(max((each.bytes for each in found), default=0), 1))
     forked = not is_there and await door.lengthy.run(caller.counted_as, _forked, source, target, step)
     event = Submit(
         job_id=made,

@@ -1,5 +1,6 @@
 """What every call works with: the gate behind a port, the key ring, the batcher, the feed, and the door's limits."""
 
+from fabric.api.archive_shares import ArchiveShares
 from fabric.api.batcher import Batcher, Decider, Straight
 from fabric.api.blobs import Blobs
 from fabric.api.board import Board
@@ -59,6 +60,7 @@ class Door:
         self.gate: Decider = Batcher(port) if batched else Straight(port)
         self.feed = ChangeFeed(port)
         self.blobs = Blobs(port, limits=self.limits, now_us=self.clock.now_us)
+        self.shares = ArchiveShares(port, limits=self.limits)
         self.lengthy = Lengthy()
         self.board = Board(self.clock)
         self.sandbox_payments = sandbox_payments

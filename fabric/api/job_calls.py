@@ -50,6 +50,7 @@ async def submit(door: Door, caller: Caller, request: pb.SubmitRequest) -> pb.Su
     payload = await payload_of(door, account, request.payload, kind=request.spec.kind)
     spec = spec_of(request.spec, payload=recorded(payload))
     count_size(door, caller, spec)
+    await door.shares.check(account)
     event = Submit(
         job_id=job_id,
         account_id=account,

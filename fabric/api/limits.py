@@ -49,6 +49,10 @@ class Limits:
     """Of one blob."""
     blobs_bytes: int = 16 * 2**30
     """Of all blobs that an account keeps, those included that are coming in; a small one counts as 32 KiB."""
+    archive_bytes: int = 2**40
+    """All that an account's jobs keep in the archive: who keeps more starts no further job."""
+    archive_values: int = 500_000
+    """In how many values."""
     blobs_bytes_without_tokens: int = 64 * 2**20
     """The same, of an account that has neither tokens nor credit."""
 

@@ -11,7 +11,7 @@ from typing import IO, Any, Final, Protocol, TypeVar, TypeVarTuple, Unpack
 
 import structlog
 
-from fabric.adapters.archive import Archive, Kept
+from fabric.adapters.archive import Archive, Kept, Stored
 from fabric.adapters.clerks import aside
 from fabric.adapters.cluster_settings import checkpoints_in
 from fabric.api.log_pages import log_pages
@@ -74,6 +74,9 @@ class Passage:
 
     async def kept_blobs(self, prefix: str) -> tuple[Kept, ...]:
         return await aside(self._archive.kept, prefix)
+
+    async def archive_stored(self, prefix: str) -> Stored:
+        return await self._archived(self._archive.stored, prefix)
 
     async def delete_blob(self, key: str) -> None:
         await aside(self._archive.delete, key)

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from typing import IO, Protocol
 
-from fabric.adapters.archive import Kept
+from fabric.adapters.archive import Kept, Stored
 from fabric.checkpoints import Checkpoints
 from fabric.gate.events import AnyEvent
 from fabric.gate.instructions import Outcome
@@ -35,6 +35,9 @@ class GatePort(Protocol):
 
     async def kept_blobs(self, prefix: str) -> tuple[Kept, ...]:
         """What the archive keeps below a key: how large each is, and since when."""
+
+    async def archive_stored(self, prefix: str) -> Stored:
+        """How much that is, together."""
 
     async def delete_blob(self, key: str) -> None:
         """Forget one; fine if it isn't there."""

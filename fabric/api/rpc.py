@@ -114,6 +114,7 @@ CALLS: Final[dict[str, Call]] = {
     "SaveNow": Call(job_calls.save_now, _JOBS),
     "ListCheckpoints": Call(checkpoint_calls.list_checkpoints, _SEE_JOBS, weight=LOOKS_THROUGH),
     "RollBack": Call(checkpoint_calls.roll_back, _JOBS),
+    "DeleteCheckpoints": Call(checkpoint_calls.delete, _JOBS, weight=LOOKS_THROUGH),
     "Fork": Call(checkpoint_calls.fork, _JOBS),
     "RaiseLimit": Call(job_calls.raise_limit, _JOBS),
     "Logs": Call(job_calls.logs, _SEE_JOBS),

@@ -28,17 +28,17 @@ from fabric.checkpoints import moving, retention
 from fabric.checkpoints.claiming import Writer, admitted, claim_after
 from fabric.checkpoints.directory import DirectoryStore
 from fabric.checkpoints.draft import Draft
-from fabric.checkpoints.log import Log, View
+from fabric.checkpoints.log import Log
 from fabric.checkpoints.records import (
     Manifest,
-    Retirement,
     Shard,
+    check_model,
     other_version,
     plain_meta,
 )
 from fabric.checkpoints.shelf import Shelf
-from fabric.checkpoints.stores import Store
-from fabric.errors import CheckpointDamaged, Conflict, FabricError, InvalidRequest
+from fabric.checkpoints.stores import Quota, Store
+from fabric.errors import CheckpointDamaged, FabricError, InvalidRequest
 
 STEP_MAX: Final = 2**63 - 1
 _KEPT: Final = 2
@@ -64,6 +64,7 @@ class Checkpoints:
         keep: int = _KEPT,
         every: int = 0,
         tenant: str = "",
+        quota: Quota | None = None,
         on_durable: Callable[[Manifest, int], None] | None = None,
     ) -> None:
         """Nothing is read or written yet.
@@ -79,6 +80,7 @@ class Checkpoints:
             keep: how many stay, the newest ones, at least 1.
             every: besides, those whose step is a multiple of this stay; 0 = none.
             tenant: a prefix that `prefix` and the target of a fork must lie below; "" = any.
+            quota: how much may be kept; None = no bound.
             on_durable: told of every commit, with the µs from `begin` on.
         """
         retention.check_policy(keep=keep, every=every)
@@ -91,6 +93,7 @@ class Checkpoints:
         self.model = model
         self.keep = keep
         self.every = every
+        self.quota = quota
         self.on_durable = on_durable
         self.passed_over: tuple[str, ...] = ()
         """What the last look for the newest one found damaged, and why."""
@@ -128,7 +131,7 @@ class Checkpoints:
             self.claim()
         id_ = f"{self.epoch:08d}-{step}-{token or secrets.token_hex(6)}-{self.writer.attempt}"
         self._began[id_] = time.monotonic_ns()
-        return Draft(self.store, prefix=self.prefix, id=checked_key(id_), step=step, local=self.local)
+        return Draft(self.store, prefix=self.prefix, id=checked_key(id_), step=step, local=self.local, quota=self.quota)
 
     def stage(self, draft: Draft, *, meta: Mapping[str, Any] | None = None, world: int = 1) -> Manifest:
         """Make a draft whose shards are all on this machine survive the process, not the machine: see `staged`."""
@@ -148,9 +151,11 @@ class Checkpoints:
 
         Raises:
             Conflict: another attempt has begun (`fenced`): this one is over, and nothing was committed.
-            Unavailable: the store refuses; what was committed before is untouched.
+            Unavailable: the store refuses; InvalidRequest: it is too large. What was committed before is untouched.
         """
         found = {*draft.shards, *shards}
+        if self.quota is not None:
+            self.quota.check_checkpoint(sum(shard.size for shard in found))
         manifest = self._manifest(draft, found, slot=0, meta=meta, world=world)
         if draft.is_staged and len(found) == len(draft.shards):
             self.claim()
@@ -204,7 +209,7 @@ class Checkpoints:
         """The newest that `check` does not call damaged (by raising `CheckpointDamaged`); raises like `newest`."""
         view, bad = self.log.view(), dict[int, str]()
         while (manifest := next((one for one in view.manifests if one.slot not in bad), None)) is not None:
-            self._same_model(manifest)
+            check_model(manifest, self.model)
             try:
                 check(manifest)
             except CheckpointDamaged as error:
@@ -254,7 +259,7 @@ class Checkpoints:
         found = self.shelf.staged()
         if found is None:
             return None
-        self._same_model(found)
+        check_model(found, self.model)
         parent, draft = self.log.view().tip
         return found if found.slot == parent and found.draft != draft else None
 
@@ -315,10 +320,27 @@ class Checkpoints:
         before = self.log.view().manifests
         if retention.staying(before, keep=keep, every=every) == before:
             return ()
-        self.log.append(lambda view: self._retirement(view, keep=keep, every=every))
+        self.log.append(
+            lambda view: retention.retirement(view, self.writer, prefix=self.prefix, keep=keep, every=every)
+        )
         retention.clear(self.log, self.shelf, self.log.seen)
         left = {found.slot for found in self.log.seen.manifests}
         return tuple(found for found in before if found.slot not in left)
+
+    def thin(self, *, keep: int) -> tuple[Manifest, ...]:
+        """The same from outside of all attempts, for a job that is off its devices.
+
+        Raises:
+            Conflict: an attempt has begun meanwhile; nothing was deleted.
+        """
+        retention.check_policy(keep=keep, every=0)
+        view = self.log.view()
+        before, claim = view.manifests, view.claim
+        if len(before) <= keep:
+            return ()
+        self.log.append(lambda view: moving.thinned(view, keep=keep, claim=claim, prefix=self.prefix))
+        retention.clear(self.log, self.shelf, self.log.seen)
+        return before[keep:]
 
     def sweep(self) -> tuple[str, ...]:
         """Delete what ended attempts left, committed or not, and never what the running one writes; which drafts."""
@@ -354,17 +376,6 @@ class Checkpoints:
         self.settled(made)
         return made
 
-    def _retirement(self, view: View, *, keep: int, every: int) -> Retirement:
-        claim = admitted(view, self.writer)
-        return Retirement(
-            prefix=self.prefix,
-            slot=view.head + 1,
-            epoch=self.writer.epoch,
-            attempt=self.writer.attempt,
-            writer=self.writer.id,
-            stands=retention.stands(claim, retention.staying(view.manifests, keep=keep, every=every)),
-        )
-
     def _manifest(
         self, draft: Draft, shards: Iterable[Shard], *, slot: int, meta: Mapping[str, Any] | None, world: int
     ) -> Manifest:
@@ -387,13 +398,3 @@ class Checkpoints:
             model=self.model,
             meta=plain_meta(meta),
         )
-
-    def _same_model(self, manifest: Manifest) -> None:
-        if self.model and manifest.model and self.model != manifest.model:
-            raise Conflict(
-                f"the checkpoint of step {manifest.step} is of {manifest.model}, this job trains {self.model}: resume with"
-                " the model it was saved from, or start another job",
-                code="checkpoint_of_another_model",
-                found=manifest.model,
-                wanted=self.model,
-            )

@@ -2,14 +2,16 @@
 
 import hashlib
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from fabric.adapters.archive_keys import checked_key
 from fabric.checkpoints.directory import Buffer, DirectoryStore
 from fabric.checkpoints.records import Shard
-from fabric.checkpoints.stores import Store
+from fabric.checkpoints.stores import Quota, Store
 from fabric.errors import CheckpointDamaged, Conflict, Unavailable
 
 _PARALLEL: Final = 4
@@ -20,12 +22,23 @@ _LARGE_BYTES: Final = 16 * 2**20
 class Draft:
     """The shards of one rank. With a local tier they are staged there first, and sent to the store by `upload`."""
 
-    def __init__(self, store: Store, *, prefix: str, id: str, step: int, local: DirectoryStore | None = None) -> None:  # noqa: A002
+    def __init__(
+        self,
+        store: Store,
+        *,
+        prefix: str,
+        id: str,  # noqa: A002
+        step: int,
+        local: DirectoryStore | None = None,
+        quota: Quota | None = None,
+    ) -> None:
         self.id = id
         self.step = step
         self._store = store
         self._local = local
         self._prefix = prefix
+        self._quota = quota
+        self._bytes = 0
         self._shards: dict[str, Shard] = {}
         self._staged: dict[str, Shard] = {}
         self._lock = threading.Lock()
@@ -43,25 +56,42 @@ class Draft:
         Raises:
             Conflict: the name was used already.
             Unavailable: no room, or the store refuses; nothing that was saved before is touched.
+            RateLimited: the account keeps all it may; InvalidRequest: the checkpoint is larger than one may be. The same.
         """
         key = checked_key(f"{self._prefix}/data/{self.id}/{name}")
         with self._lock:
             if name in self._shards:
                 raise Conflict(f"shard {name!r} was put already", code="shard_exists", name=name)
-        near = self._local is not None
-        try:
-            digest, size = _put(self._local or self._store, key, data)
-        except Unavailable as error:
-            if self._local is None or error.code != "store_full":
-                raise
-            near = False  # what doesn't fit near goes to the store at once
-            digest, size = _put(self._store, key, data)
+        with self._room(data):
+            near, digest, size = self._kept(key, data)
         shard = Shard(name=name, key=f"data/{self.id}/{name}", size=size, sha256=digest)
         with self._lock:
             self._shards[name] = shard
             if near:
                 self._staged[name] = shard
         return shard
+
+    @contextmanager
+    def _room(self, data: Buffer | Path) -> Iterator[None]:
+        if self._quota is None:
+            yield
+            return
+        size = data.stat().st_size if isinstance(data, Path) else memoryview(data).nbytes
+        with self._lock:
+            self._quota.check_checkpoint(self._bytes + size)
+            self._bytes += size
+        with self._quota.room(size):
+            yield
+
+    def _kept(self, key: str, data: Buffer | Path) -> tuple[bool, str, int]:
+        """Keep it, near if there is room; whether it is only near, its sha256 and its size."""
+        if self._local is not None:
+            try:
+                return True, *_put(self._local, key, data)
+            except Unavailable as error:
+                if error.code != "store_full":
+                    raise  # else it doesn't fit near, and goes to the store at once
+        return False, *_put(self._store, key, data)
 
     @property
     def is_staged(self) -> bool:

@@ -6,7 +6,7 @@ import msgspec
 
 from fabric.adapters.archive_keys import checked_key
 from fabric.checkpoints.log import Log, View
-from fabric.checkpoints.records import Manifest
+from fabric.checkpoints.records import Claim, Manifest, Retirement
 from fabric.checkpoints.shelf import Shelf
 from fabric.errors import Conflict, NotFound, PermissionDenied
 
@@ -55,6 +55,27 @@ def rolled_back(view: View, target: Manifest) -> Manifest:
             sorted(found.slot for found in view.standing if not isinstance(found, Manifest) or found.slot < target.slot)
         ),
         origin=f"rollback to step {target.step}",
+    )
+
+
+def thinned(view: View, *, keep: int, claim: Claim | None, prefix: str) -> Retirement:
+    """The record that voids all but the newest `keep`. It would fence whoever runs, so none may have begun since `claim`.
+
+    Raises:
+        Conflict: one has (`job_runs`).
+    """
+    if view.claim != claim:
+        raise Conflict("an attempt of the job has begun: pause it, and delete then", code="job_runs")
+    stay = {found.slot for found in view.manifests[:keep]}
+    return Retirement(
+        prefix=prefix,
+        slot=view.head + 1,
+        epoch=max((found.epoch for found in view.standing), default=0),
+        attempt="thinned",
+        writer=secrets.token_hex(6),
+        stands=tuple(
+            sorted(found.slot for found in view.standing if not isinstance(found, Manifest) or found.slot in stay)
+        ),
     )
 
 

@@ -150,6 +150,22 @@ def other_version(prefix: str, *, found: int) -> Conflict:
     )
 
 
+def check_model(manifest: Manifest, model: str) -> None:
+    """Refuse a checkpoint that says that it is of something else; "" = not said.
+
+    Raises:
+        Conflict: `checkpoint_of_another_model`.
+    """
+    if model and manifest.model and model != manifest.model:
+        raise Conflict(
+            f"the checkpoint of step {manifest.step} is of {manifest.model}, this job trains {model}: resume with the model"
+            " it was saved from, or start another job",
+            code="checkpoint_of_another_model",
+            found=manifest.model,
+            wanted=model,
+        )
+
+
 def plain_meta(meta: Mapping[str, Any] | None) -> dict[str, Any]:
     """`meta` as it will be read back, every number exactly; tuples become lists.
 

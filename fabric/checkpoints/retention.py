@@ -9,8 +9,9 @@ from typing import Final
 
 import msgspec
 
+from fabric.checkpoints.claiming import Writer, admitted
 from fabric.checkpoints.log import Log, View
-from fabric.checkpoints.records import Claim, Manifest
+from fabric.checkpoints.records import Claim, Manifest, Retirement
 from fabric.checkpoints.shelf import Shelf
 from fabric.errors import InvalidRequest
 
@@ -41,6 +42,19 @@ def after(view: View, manifest: Manifest, *, claim: Claim, keep: int, every: int
 def stands(claim: Claim, stay: tuple[Manifest, ...]) -> tuple[int, ...]:
     """The slots of the claim that counts and of the checkpoints that stay."""
     return tuple(sorted((claim.slot, *(found.slot for found in stay))))
+
+
+def retirement(view: View, writer: Writer, *, prefix: str, keep: int, every: int) -> Retirement:
+    """The record of an attempt by which all others go; raises like `admitted`."""
+    claim = admitted(view, writer)
+    return Retirement(
+        prefix=prefix,
+        slot=view.head + 1,
+        epoch=writer.epoch,
+        attempt=writer.attempt,
+        writer=writer.id,
+        stands=stands(claim, staying(view.manifests, keep=keep, every=every)),
+    )
 
 
 def clear(log: Log, shelf: Shelf, view: View) -> None:

@@ -9,7 +9,8 @@ Both stores, a directory and a bucket, keep the same promises; everything above 
 Keys are checked by the archive's rules, so none leaves the store. Every method blocks, and may be called from any thread.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,22 @@ from fabric.adapters.archive import Archive, DirectoryArchive, S3Archive
 from fabric.checkpoints.bucket import S3Store
 from fabric.checkpoints.directory import Buffer, DirectoryStore
 from fabric.errors import InvalidConfig
+
+
+class Quota(Protocol):
+    """How much may be kept, and how large a checkpoint may be (see `fabric.adapters.archive_quota`)."""
+
+    on_refused: Callable[[str], None]
+    """Told what a refusal says."""
+
+    def room(self, size: int) -> AbstractContextManager[None]:
+        """Set room aside for a value while it is written; raises `RateLimited` if there is none."""
+
+    def check_checkpoint(self, size: int) -> None:
+        """Raises `InvalidRequest` if a checkpoint of that size isn't kept."""
+
+    def warning(self, size: int) -> str:
+        """What is to be said after a checkpoint of that size, while there is still room; "" = nothing."""
 
 
 class Store(Protocol):

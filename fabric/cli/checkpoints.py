@@ -68,6 +68,33 @@ def rollback(job_id: JobIdArgument, *, step: Step, account: ForAccount = "", as_
 
 
 @app.command()
+def rm(
+    job_id: JobIdArgument,
+    *,
+    keep: Annotated[
+        int, typer.Option(min=0, help="How many of the newest ones stay; 0 only if the job has ended.")
+    ] = 1,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Its logs, its result and what it published, too, if the job has ended.")
+    ] = False,
+    account: ForAccount = "",
+    as_json: AsJson = False,
+) -> None:
+    """Delete what a job that is parked, or has ended, doesn't need any more: it counts against what the account may keep.
+
+    For example: fabric checkpoints rm JOB --keep 0
+    """
+    door = client(account)
+    job_id = job_named(door, job_id)
+    request = pb.DeleteCheckpointsRequest(
+        request_id=new_request_id(), job_id=job_id, keep=0 if everything else keep, everything=everything
+    )
+    found = door.call(request, pb.DeleteCheckpointsReply)
+    said = f"{found.deleted_bytes:,} bytes deleted, {found.left} checkpoints left"
+    print_json({"job_id": job_id, **record(found)}) if as_json else say(said)
+
+
+@app.command()
 def fork(
     job_id: JobIdArgument,
     *,

@@ -23,6 +23,11 @@ def why(found: pb.Job) -> str:
     return "" if found.reason == found.state else found.reason
 
 
+def warned(found: pb.Job) -> str:
+    """That there is something to see to while the job runs."""
+    return "warning: see `fabric job`" if found.warning else ""
+
+
 def where(found: pb.Job) -> str:
     return f"{found.devices} × {found.accelerator}"
 
@@ -96,7 +101,7 @@ JOB_COLUMNS: Final[dict[str, Any]] = {
     "job": lambda found: found.job_id,
     "name": lambda found: found.name,
     "state": lambda found: found.state,
-    "why": lambda found: why(found) or "–",
+    "why": lambda found: why(found) or warned(found) or "–",
     "on": where,
     "burned CT": lambda found: format_ct(found.burned_uhs),
     "limit CT": lambda found: format_ct(found.limit_uhs),
@@ -113,5 +118,5 @@ TOP_COLUMNS: Final[dict[str, Any]] = {
     "limit CT": lambda found: format_ct(found.limit_uhs),
     "runway": lambda found: duration(optional(found, "runway_us")),
     "progress": progress,
-    "why": lambda found: found.reason if found.state != "running" else "",
+    "why": lambda found: found.reason if found.state != "running" else warned(found),
 }

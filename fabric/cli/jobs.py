@@ -99,6 +99,7 @@ def job(job_id: JobIdArgument, *, account: ForAccount = "", as_json: AsJson = Fa
         "so far": found.timeline,
         "progress": progress(found),
         "time goes into": timers(found) or "–",
+        **({"warning": found.warning} if found.warning else {}),
         "last saved": saved(found),
         "submitted": time_of(found.submitted_at_us),
         "started": time_of(optional(found, "started_at_us")),

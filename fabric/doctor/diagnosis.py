@@ -24,9 +24,11 @@ from fabric.settings import (
     RayJoin,
     RayLocal,
     SqliteJournal,
+    StorageConfig,
 )
 
 _MIB: Final = 2**20
+_GIB: Final = 2**30
 
 
 def diagnose(config: ClusterConfig | None = None) -> list[Finding]:
@@ -59,6 +61,7 @@ def _look_at_cluster(config: ClusterConfig) -> list[Finding]:
         _check_prices(config.plans, name="plans", load=load_catalogue),
         _check_payments(config),
         _tell_limits(config),
+        _tell_storage(config.storage),
     ]
     if isinstance(config.rpc.tls, TlsFiles):
         findings.append(machine.check_tls(config.rpc.tls, now=now))
@@ -132,6 +135,15 @@ def _tell_limits(config: ClusterConfig) -> Finding:
     if config.serving is not None:
         said.append(f"{config.serving.limits.requests_per_s} requests a second of models at each gateway")
     return ok("limits", f"{', '.join(said)}; an address: {limits.connections_per_address} connections")
+
+
+def _tell_storage(storage: StorageConfig) -> Finding:
+    """What the jobs of one customer may keep here."""
+    return ok(
+        "storage",
+        f"an account's jobs keep {storage.account_bytes / _GIB:,.6g} GiB in {storage.account_values:,} values, and"
+        f" {storage.checkpoint_bytes / _GIB:,.6g} GiB in one checkpoint",
+    )
 
 
 def _last_written(config: ClusterConfig) -> dt.datetime | None:

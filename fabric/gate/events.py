@@ -363,6 +363,8 @@ class LeaseOutcome(StrEnum):
     """The platform took it away, and saw so itself: a node died, a deadline passed, the lease could not be built."""
     INTERRUPTED = "interrupted"
     """By the word of the job's own process the platform failed it: its storage refused. Tried again, and not refunded."""
+    NO_ROOM = "no_room"
+    """What it had to save is more than its account may keep. Parked with what it saved before, and not refunded."""
 
 
 class LeaseFinished(Event, frozen=True, kw_only=True, tag="lease_finished"):
@@ -390,6 +392,13 @@ class LeaseSaved(Event, frozen=True, kw_only=True, tag="lease_saved"):
     bytes: int = 0
     restore_us: int = 0
     """From the attempt's start to its first step, as its runner saw it; 0 = not known."""
+
+
+class LeaseTooLarge(Event, frozen=True, kw_only=True, tag="lease_too_large"):
+    """What an attempt has on a node's disk is more than others can spare: it is asked to save, and parked."""
+
+    lease_id: LeaseId
+    error: str = ""
 
 
 class LeaseRemoved(Event, frozen=True, kw_only=True, tag="lease_removed"):
@@ -447,6 +456,7 @@ AnyEvent = (
     | LeaseStarted
     | LeaseFinished
     | LeaseSaved
+    | LeaseTooLarge
     | LeaseRemoved
     | Metered
     | Tick

@@ -46,6 +46,7 @@ from fabric.gate.events import (
     LeaseRemoved,
     LeaseSaved,
     LeaseStarted,
+    LeaseTooLarge,
     Metered,
     NodeDown,
     NodeDrain,
@@ -225,7 +226,7 @@ class Gate:
             instructions=tuple(core.instructions),
         )
 
-    def _apply(self, event: AnyEvent) -> Outcome:  # noqa: C901, PLR0911, PLR0912 - a table, in the order of likelihood
+    def _apply(self, event: AnyEvent) -> Outcome:  # noqa: C901, PLR0911, PLR0912, PLR0915 - a table, in the order of likelihood
         core = self._core
         match event:
             case Authorize():
@@ -258,6 +259,8 @@ class Gate:
                 leases.saved(core, event)
             case LeaseRemoved():
                 leases.removed(core, event)
+            case LeaseTooLarge():
+                leases.too_large(core, event)
             case Tick():
                 leases.overdue(core)
                 core.replan = True

@@ -17,6 +17,7 @@ from fabric.gate.events import (
     LeaseRemoved,
     LeaseSaved,
     LeaseStarted,
+    LeaseTooLarge,
     Metered,
     Sample,
 )
@@ -27,7 +28,7 @@ from fabric.gate.timeline import Moment, amended, noted, restored
 from fabric.placement import Evict, Placed
 from fabric.units import PPM, LeaseId
 
-UNFINISHED: Final = (LeaseOutcome.LOST, LeaseOutcome.INTERRUPTED, LeaseOutcome.FAILED)
+UNFINISHED: Final = (LeaseOutcome.LOST, LeaseOutcome.INTERRUPTED, LeaseOutcome.NO_ROOM, LeaseOutcome.FAILED)
 IDLE_BELOW_PPM: Final = 50_000
 """A lease whose devices are in use for less than this part of a window is idle in it."""
 
@@ -115,6 +116,15 @@ def end_now(core: Core, record: LeaseRecord, reason: StopReason) -> None:
         finish(core, record, LeaseOutcome.LOST)
 
 
+def too_large(core: Core, event: LeaseTooLarge) -> None:
+    """It takes room that others need: it saves, and waits for its owner."""
+    record = core.state.leases.get(event.lease_id)
+    if record is None or record.state not in ("starting", "running"):
+        return
+    core.state.jobs[record.lease.job_id].error = event.error
+    stop(core, record, StopReason.NO_ROOM)
+
+
 def finished(core: Core, event: LeaseFinished) -> None:
     record = core.state.leases.get(event.lease_id)
     if record is not None and record.state != "removing":
@@ -135,8 +145,7 @@ def finish(core: Core, record: LeaseRecord, outcome: LeaseOutcome, *, error: str
     """The attempt is over: decide what becomes of the job, and clear the devices."""
     job = core.state.jobs[record.lease.job_id]
     never_started = record.started_at_us is None
-    if not never_started and job.stopping_for is None and outcome in UNFINISHED:
-        noted(job.timeline, Moment(at_us=core.now_us, what="lost", why=outcome.value))
+    _note_loss(core, job, record, outcome)
     record.state, record.outcome, record.ended_at_us = "removing", outcome, core.now_us
     stays.ended(job.ran, at_us=core.now_us, how=record.stop_reason.value if record.stop_reason else outcome.value)
     core.instructions.append(RemoveLease(lease_id=record.lease.lease_id))
@@ -168,11 +177,25 @@ def finish(core: Core, record: LeaseRecord, outcome: LeaseOutcome, *, error: str
             was_lost = outcome is LeaseOutcome.LOST and not never_started
             core.move(job, Trigger.REQUEUE, reason="node_lost" if was_lost else _first_line(error))
         case _:
+            if outcome is LeaseOutcome.NO_ROOM:
+                _note_no_room(job, error)
             reason = job.stopping_for or StopReason.PAUSED
             core.move(job, AFTER_STOP[reason], reason=reason.value)
     job.stopping_for = None
     if job.state in TERMINAL:
         job.ended_at_us = core.now_us
+
+
+def _note_loss(core: Core, job: Job, record: LeaseRecord, outcome: LeaseOutcome) -> None:
+    if record.started_at_us is not None and job.stopping_for is None and outcome in UNFINISHED:
+        noted(job.timeline, Moment(at_us=core.now_us, what="lost", why=outcome.value))
+
+
+def _note_no_room(job: Job, error: str) -> None:
+    """It would be stopped again for the same: it waits for its owner, unless that has said what is to become of it."""
+    job.error = error
+    if _goes_on(job):
+        job.stopping_for = StopReason.NO_ROOM
 
 
 def removed(core: Core, event: LeaseRemoved) -> None:

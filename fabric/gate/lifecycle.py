@@ -81,6 +81,8 @@ class StopReason(StrEnum):
     TIME_LIMIT = "time_limit"
     IDLE = "idle"
     """It left its devices idle for longer than its owner wants to pay for."""
+    NO_ROOM = "no_room"
+    """It keeps more than its account may keep, or than its node's disk can spare."""
     ASKED = "asked"
     """It wanted to: it saved, ended and asked to be queued anew."""
 
@@ -96,6 +98,7 @@ AFTER_STOP: Final[dict[StopReason, Trigger]] = {
     StopReason.PAUSED: Trigger.PARK,
     StopReason.TIME_LIMIT: Trigger.PARK,
     StopReason.IDLE: Trigger.PARK,
+    StopReason.NO_ROOM: Trigger.PARK,
     StopReason.CANCELLED: Trigger.CANCELLED,
 }
 """What becomes of a job that stopped because it was asked to."""

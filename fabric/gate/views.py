@@ -66,6 +66,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """The notice it needs to save, learned from its saves; None until it has made one."""
     timers: dict[str, int] = {}
     """Where its time goes, by its own word, in µs: waiting_data, collective, checkpoint, idle. Explains, never bills."""
+    warning: str = ""
+    """What its owner should see to while there is time: that the archive takes no more of it, for instance."""
     devices_least: int | None = None
     idle_us: int | None = None
     """How long the meters have seen next to no use of its devices; None = they are in use."""

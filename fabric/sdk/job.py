@@ -122,6 +122,16 @@ class Job:
         """Let it resume from an older checkpoint; those after it are void. `Conflict` unless it is paused or parked."""
         self._client.call(pb.RollBackRequest(request_id=new_request_id(), job_id=self.id, step=step), pb.Checkpoint)
 
+    def delete_checkpoints(self, *, keep: int = 1, everything: bool = False) -> int:
+        """Delete all but the newest `keep`, of a job that is parked or has ended; how many bytes that were.
+
+        Of one that has ended none need stay, and with `everything` its logs, its result and what it published go, too.
+        """
+        request = pb.DeleteCheckpointsRequest(
+            request_id=new_request_id(), job_id=self.id, keep=keep, everything=everything
+        )
+        return int(self._client.call(request, pb.DeleteCheckpointsReply).deleted_bytes)
+
     def fork(self, *, step: int | None = None, tokens: Tokens | None = None, name: str = "") -> "Job":
         """A new job of the same code that begins with a copy of the newest checkpoint, or of a step's."""
         request = pb.ForkRequest(

@@ -192,7 +192,7 @@ class QuoteReply(_message.Message):
     def __init__(self, accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., burn_max_uhs_per_s: _Optional[int] = ..., burn_idle_uhs_per_s: _Optional[int] = ..., hold_uhs: _Optional[int] = ..., runtime_us: _Optional[int] = ..., cost_microcny: _Optional[int] = ..., free_uhs: _Optional[int] = ..., affordable: _Optional[bool] = ..., placeable_now: _Optional[bool] = ..., refusal: _Optional[str] = ..., runs: _Optional[int] = ..., burned_p50_uhs: _Optional[int] = ..., burned_p90_uhs: _Optional[int] = ..., took_p50_us: _Optional[int] = ..., took_p90_us: _Optional[int] = ..., attempts_p90: _Optional[int] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "account_id", "name", "kind", "state", "reason", "accelerator", "devices", "nodes", "limit_uhs", "held_uhs", "burned_uhs", "burn_uhs_per_s", "utilisation_ppm", "runway_us", "attempts", "submitted_at_us", "started_at_us", "ended_at_us", "settled", "error", "result_ref", "lease_id", "revision", "step", "steps_total", "loss_micro", "throughput_milli", "eta_us", "timeline", "saved_step", "saved_at_us", "saved_bytes", "grace_needed_us", "timers", "idle_us", "devices_least", "tier", "key_id", "shown_to_operator", "exit_code", "ran")
+    __slots__ = ("job_id", "account_id", "name", "kind", "state", "reason", "accelerator", "devices", "nodes", "limit_uhs", "held_uhs", "burned_uhs", "burn_uhs_per_s", "utilisation_ppm", "runway_us", "attempts", "submitted_at_us", "started_at_us", "ended_at_us", "settled", "error", "result_ref", "lease_id", "revision", "step", "steps_total", "loss_micro", "throughput_milli", "eta_us", "timeline", "saved_step", "saved_at_us", "saved_bytes", "grace_needed_us", "timers", "warning", "idle_us", "devices_least", "tier", "key_id", "shown_to_operator", "exit_code", "ran")
     class TimersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -235,6 +235,7 @@ class Job(_message.Message):
     SAVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     GRACE_NEEDED_US_FIELD_NUMBER: _ClassVar[int]
     TIMERS_FIELD_NUMBER: _ClassVar[int]
+    WARNING_FIELD_NUMBER: _ClassVar[int]
     IDLE_US_FIELD_NUMBER: _ClassVar[int]
     DEVICES_LEAST_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
@@ -277,6 +278,7 @@ class Job(_message.Message):
     saved_bytes: int
     grace_needed_us: int
     timers: _containers.ScalarMap[str, int]
+    warning: str
     idle_us: int
     devices_least: int
     tier: str
@@ -284,7 +286,7 @@ class Job(_message.Message):
     shown_to_operator: bool
     exit_code: int
     ran: _containers.RepeatedCompositeFieldContainer[Stay]
-    def __init__(self, job_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., limit_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., burned_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., utilisation_ppm: _Optional[int] = ..., runway_us: _Optional[int] = ..., attempts: _Optional[int] = ..., submitted_at_us: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., settled: _Optional[bool] = ..., error: _Optional[str] = ..., result_ref: _Optional[str] = ..., lease_id: _Optional[str] = ..., revision: _Optional[int] = ..., step: _Optional[int] = ..., steps_total: _Optional[int] = ..., loss_micro: _Optional[int] = ..., throughput_milli: _Optional[int] = ..., eta_us: _Optional[int] = ..., timeline: _Optional[str] = ..., saved_step: _Optional[int] = ..., saved_at_us: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., grace_needed_us: _Optional[int] = ..., timers: _Optional[_Mapping[str, int]] = ..., idle_us: _Optional[int] = ..., devices_least: _Optional[int] = ..., tier: _Optional[str] = ..., key_id: _Optional[str] = ..., shown_to_operator: _Optional[bool] = ..., exit_code: _Optional[int] = ..., ran: _Optional[_Iterable[_Union[Stay, _Mapping]]] = ...) -> None: ...
+    def __init__(self, job_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., limit_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., burned_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., utilisation_ppm: _Optional[int] = ..., runway_us: _Optional[int] = ..., attempts: _Optional[int] = ..., submitted_at_us: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., settled: _Optional[bool] = ..., error: _Optional[str] = ..., result_ref: _Optional[str] = ..., lease_id: _Optional[str] = ..., revision: _Optional[int] = ..., step: _Optional[int] = ..., steps_total: _Optional[int] = ..., loss_micro: _Optional[int] = ..., throughput_milli: _Optional[int] = ..., eta_us: _Optional[int] = ..., timeline: _Optional[str] = ..., saved_step: _Optional[int] = ..., saved_at_us: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., grace_needed_us: _Optional[int] = ..., timers: _Optional[_Mapping[str, int]] = ..., warning: _Optional[str] = ..., idle_us: _Optional[int] = ..., devices_least: _Optional[int] = ..., tier: _Optional[str] = ..., key_id: _Optional[str] = ..., shown_to_operator: _Optional[bool] = ..., exit_code: _Optional[int] = ..., ran: _Optional[_Iterable[_Union[Stay, _Mapping]]] = ...) -> None: ...
 
 class Stay(_message.Message):
     __slots__ = ("attempt", "accelerator", "devices", "nodes", "started_at_us", "ended_at_us", "ended")
@@ -409,6 +411,26 @@ class RollBackRequest(_message.Message):
     job_id: str
     step: int
     def __init__(self, request_id: _Optional[str] = ..., job_id: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
+
+class DeleteCheckpointsRequest(_message.Message):
+    __slots__ = ("request_id", "job_id", "keep", "everything")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    EVERYTHING_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    job_id: str
+    keep: int
+    everything: bool
+    def __init__(self, request_id: _Optional[str] = ..., job_id: _Optional[str] = ..., keep: _Optional[int] = ..., everything: _Optional[bool] = ...) -> None: ...
+
+class DeleteCheckpointsReply(_message.Message):
+    __slots__ = ("deleted_bytes", "left")
+    DELETED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    deleted_bytes: int
+    left: int
+    def __init__(self, deleted_bytes: _Optional[int] = ..., left: _Optional[int] = ...) -> None: ...
 
 class ForkRequest(_message.Message):
     __slots__ = ("request_id", "job_id", "step", "limit_uhs", "name")

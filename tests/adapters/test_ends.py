@@ -10,6 +10,7 @@ DONE = JobEnd(outcome=LeaseOutcome.SUCCEEDED, result_ref="r", step=9)
 SAVED = JobEnd(outcome=LeaseOutcome.SAVED, step=8)
 RAISED = JobEnd(outcome=LeaseOutcome.FAILED, error="ValueError: no", result_ref="e")
 DIED = JobEnd(outcome=LeaseOutcome.FAILED, error="worker_died: its process was ended by SIGKILL")
+NO_ROOM = JobEnd(outcome=LeaseOutcome.NO_ROOM, error="the archive takes no 5 bytes more")
 LOST = JobEnd(outcome=LeaseOutcome.LOST, error="node h1 is gone")
 
 
@@ -25,6 +26,9 @@ LOST = JobEnd(outcome=LeaseOutcome.LOST, error="node h1 is gone")
         ((RAISED, DIED, SAVED), LeaseOutcome.FAILED, False),
         ((DIED, DONE), LeaseOutcome.FAILED, False),
         ((LOST, SAVED), LeaseOutcome.LOST, False),
+        ((NO_ROOM, SAVED), LeaseOutcome.NO_ROOM, False),
+        ((DIED, RAISED, NO_ROOM), LeaseOutcome.NO_ROOM, False),
+        ((NO_ROOM, LOST), LeaseOutcome.LOST, False),
     ],
 )
 def test_a_gang_ends_as_its_worst_rank_unless_others_outlived_the_dead_and_saved(ends, outcome, again):

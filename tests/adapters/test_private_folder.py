@@ -6,7 +6,7 @@ import time
 import pytest
 
 from fabric.adapters import private_folder
-from fabric.adapters.private_folder import attempt_folder, close, make_private, rooms_of, sweep
+from fabric.adapters.private_folder import attempt_folder, clear, close, make_private, rooms_of, sweep
 from fabric.errors import Unavailable
 
 
@@ -60,3 +60,21 @@ def test_what_a_crash_has_left_is_swept_and_what_lives_or_is_young_is_not(tmp_pa
     assert sorted(sweep(tmp_path, living={"alive.1"})) == ["dead.1", "left-by-a-task"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alive.1", "cache", "idle", "young.1"]
     assert sweep(tmp_path / "nowhere", living=()) == []
+
+
+@pytest.mark.parametrize("depth", [3, 1200, 6000])
+def test_no_folder_is_too_deep_or_too_closed_to_be_removed(tmp_path, depth):
+    left = tmp_path / "left"
+    left.mkdir()
+    here = os.getcwd()  # noqa: PTH109
+    os.chdir(left)
+    try:
+        for _ in range(depth):
+            os.mkdir("d")  # noqa: PTH102
+            os.chdir("d")
+            os.close(os.open("file", os.O_CREAT))
+        os.chmod(".", 0)  # noqa: PTH101
+    finally:
+        os.chdir(here)
+    clear(left)
+    assert not left.exists()

@@ -7,7 +7,8 @@ import socket
 import pytest
 
 from fabric.checkpoints import Checkpoints, DirectoryStore, Watch, commit_directory, restore_directory
-from fabric.checkpoints.folders import PACK_BYTES, SMALL_BYTES, entries_of
+from fabric.checkpoints.folders import PACK_BYTES, SMALL_BYTES
+from fabric.checkpoints.listing import entries_of
 from fabric.errors import CheckpointDamaged, Conflict, InvalidRequest
 
 JOB = "jobs/acme/j-1/checkpoint"

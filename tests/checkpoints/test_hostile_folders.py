@@ -6,6 +6,7 @@ import stat
 import msgspec
 import pytest
 
+from fabric.adapters.private_folder import clear
 from fabric.checkpoints import Checkpoints, DirectoryStore, commit_directory, folders, listing, restore_directory
 from fabric.checkpoints.folders import PACK_BYTES
 from fabric.checkpoints.listing import Entry, entries_of
@@ -124,9 +125,13 @@ def test_a_folder_deeper_than_python_can_call_is_kept_or_refused(folder, job):
             os.chdir("d")
     finally:
         os.chdir(here)
-    with pytest.raises(InvalidRequest) as raised:
-        commit_directory(job(), folder)
+    try:
+        with pytest.raises(InvalidRequest) as raised:
+            commit_directory(job(), folder)
+    finally:
+        clear(folder)
     assert raised.value.code == "checkpoint_too_deep"
+    assert not folder.exists()
 
 
 HOSTILE = {

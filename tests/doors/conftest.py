@@ -10,7 +10,7 @@ import cloudpickle
 import pytest
 from typer.testing import CliRunner
 
-from fabric.adapters.archive import DirectoryArchive, Kept
+from fabric.adapters.archive import DirectoryArchive, Kept, Stored
 from fabric.adapters.cluster_settings import checkpoints_in, lease_info_key, result_key
 from fabric.adapters.payload import read_payload
 from fabric.adapters.results import keep_result
@@ -212,6 +212,11 @@ class StandInPort:
     async def kept_blobs(self, prefix):
         kept = {key: data for key, data in self.blobs.items() if key.startswith(f"{prefix}/")}
         return [Kept(key, len(data), self.put_at.get(key, 0)) for key, data in kept.items()]
+
+    async def archive_stored(self, prefix):
+        size = sum(len(data) for key, data in self.blobs.items() if key.startswith(f"{prefix}/"))
+        values = sum(key.startswith(f"{prefix}/") for key in self.blobs)
+        return Stored(size, values) + DirectoryArchive(self.folder / "archive").stored(prefix)
 
     async def delete_blob(self, key):
         self.blobs.pop(key, None)

@@ -61,6 +61,7 @@ EVERY_REQUEST = [
     pb.ResumeRequest(request_id="r", job_id="JOB"),
     pb.ListCheckpointsRequest(job_id="JOB"),
     pb.RollBackRequest(request_id="r", job_id="JOB", step=3),
+    pb.DeleteCheckpointsRequest(request_id="r", job_id="JOB", keep=1),
     pb.ForkRequest(request_id="r", job_id="JOB"),
     pb.SaveNowRequest(request_id="r", job_id="JOB"),
     pb.RaiseLimitRequest(request_id="r", job_id="JOB", limit_uhs=2 * UHS_PER_CT),

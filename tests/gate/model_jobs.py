@@ -17,6 +17,7 @@ from fabric.gate.events import (
     LeaseRemoved,
     LeaseSaved,
     LeaseStarted,
+    LeaseTooLarge,
     Metered,
     NodeDown,
     NodeDrain,
@@ -258,6 +259,11 @@ class ClusterRules(Driver):
         if name := self.lease(pick, where):
             self.do(LeaseFinished(lease_id=name, outcome=outcome, error="boom\nValueError: no"))
 
+    @rule(pick=picks)
+    def take_too_much_room(self, pick):
+        if name := self.lease(pick, ("starting", "running", "stopping", "removing")):
+            self.do(LeaseTooLarge(lease_id=name, error="its folder has 9 bytes"))
+
     @rule(pick=picks, write_s=st.sampled_from([1, 40]))
     def save(self, pick, write_s):
         if name := self.lease(pick, ("running", "stopping", "removing")):
@@ -299,6 +305,7 @@ class ClusterRules(Driver):
                 lambda name: LeaseSaved(lease_id=name),
                 lambda name: LeaseFinished(lease_id=name, outcome=LeaseOutcome.FAILED),
                 lambda name: LeaseRemoved(lease_id=name),
+                lambda name: LeaseTooLarge(lease_id=name),
                 lambda name: Metered(samples=(Sample(lease_id=name, seq=99, window_us=S, busy_us=S),)),
             ]
         ),
