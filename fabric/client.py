@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 
 from fabric.errors import FabricError, Internal, InvalidConfig, InvalidRequest, RateLimited, Unavailable
 from fabric.profile import Profile
-from fabric.transport import Trust, channel_to, failures, status_of
+from fabric.transport import Trust, channel_to, failures, status_of, tells_of_silence
 from fabric.wire import ERROR_METADATA, decode_error
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire.service import METHODS, Method
@@ -34,6 +34,9 @@ _PACED_S: Final = 60.0
 """How long a client that asks too fast waits for its turn, each time."""
 _PAUSE_S: Final = 0.1
 _PAUSE_MAX_S: Final = 2.0
+_SILENT_S: Final = 5.0
+"""How long a call goes on trying where nobody answers."""
+GATE_SILENT: Final = "gate_silent"
 
 
 def new_request_id() -> str:
@@ -60,6 +63,8 @@ class Client:
         self._metadata = (*metadata, ("fabric-account", profile.account)) if profile.account else tuple(metadata)
         self._callables: dict[str, Any] = {}
         self._has_answered = False
+        self._is_silent = False
+        """Whether the last that was heard is that nobody answers."""
         self._closed = False
 
     def call(self, request: Message, reply: type[Reply], *, timeout_s: float = CALL_TIMEOUT_S) -> Reply:
@@ -142,26 +147,39 @@ class Client:
 
     def _repeated(self, once: Callable[[], Answer], *, timeout_s: float | None = None) -> Answer:
         """What it answers, tried again while the fabric is away: for longer where it has answered before, because a gate
-        that was killed is back in seconds. What comes out in the end, an answer or a refusal, looks as if tried once.
+        that was killed is back in seconds; and not for long where it is there and doesn't answer. What comes out in the end,
+        an answer or a refusal, looks as if tried once.
         """
+        began = time.monotonic()
+        was_silent = self._is_silent
+
+        def helps(error: Unavailable) -> bool:
+            self._is_silent = error.code == GATE_SILENT
+            return not (self._is_silent and (was_silent or time.monotonic() - began >= _SILENT_S))
+
         try:
             answer = self._in_turn(once)
-        except Unavailable:
-            pass
+        except Unavailable as error:
+            if not helps(error):
+                raise
         else:
-            self._has_answered = True
+            self._has_answered, self._is_silent = True, False
             return answer
         attempts = _ATTEMPTS_ONCE_KNOWN if self._has_answered else _ATTEMPTS
         until = None if timeout_s is None else time.monotonic() + timeout_s
         for attempt in range(attempts):
             pause_s = min(_PAUSE_MAX_S, _PAUSE_S * 2**attempt) * random.uniform(0.5, 1)  # noqa: S311  # so that many don't come at once
             try:
-                return self._in_turn(once)
+                answer = self._in_turn(once)
             except Unavailable as error:
-                if attempt + 1 == attempts or (until is not None and time.monotonic() + pause_s > until):
+                late = attempt + 1 == attempts or (until is not None and time.monotonic() + pause_s > until)
+                if late or not helps(error):
                     raise error.with_traceback(None) from None
             except FabricError as error:
                 raise error.with_traceback(None) from None
+            else:
+                self._is_silent = False
+                return answer
             time.sleep(pause_s)
         raise AssertionError("the last attempt either returns or raises")
 
@@ -271,14 +289,8 @@ def error_of_call(error: Any, *, address: str) -> FabricError:
 
 def _transport_error(status: str, details: str, *, address: str) -> FabricError:
     match status:
-        case "UNAVAILABLE" if "certificate" in details.lower():
-            return InvalidConfig(
-                f"the certificate of {address} can't be trusted: set FABRIC_CA to the fabric's ca.pem",
-                code="tls_untrusted",
-                address=address,
-            )
         case "UNAVAILABLE":
-            return Unavailable(f"can't reach the fabric at {address}: is it up? Try `fabric doctor`", address=address)
+            return _not_reached(details, address=address)
         case "DEADLINE_EXCEEDED":
             return Unavailable(f"the fabric at {address} did not answer in time", code="timeout", address=address)
         case "RESOURCE_EXHAUSTED":
@@ -287,3 +299,26 @@ def _transport_error(status: str, details: str, *, address: str) -> FabricError:
             return Unavailable("the call was cancelled", code="cancelled")
         case _:
             return Internal(f"the fabric at {address} failed: {status}: {details}", code="transport")
+
+
+def _not_reached(details: str, *, address: str) -> FabricError:
+    if "certificate" in details.lower():
+        return InvalidConfig(
+            f"the certificate of {address} can't be trusted: set FABRIC_CA to the fabric's ca.pem",
+            code="tls_untrusted",
+            address=address,
+        )
+    if tells_of_silence(details):
+        return silent(address, "doesn't answer")
+    return Unavailable(f"can't reach the fabric at {address}: is it up? Try `fabric doctor`", address=address)
+
+
+def silent(address: str, what: str) -> Unavailable:
+    """The error for a gate of which nothing is heard."""
+    return Unavailable(
+        f"the gate at {address} {what}: it hangs, or the network to it swallows what is sent. Whether this call was carried"
+        " out is not known, and asking again with the same request id is safe: retry in a moment; if it stays so, `fabric"
+        " doctor` on its machine says what is wrong",
+        code=GATE_SILENT,
+        address=address,
+    )

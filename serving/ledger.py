@@ -5,6 +5,7 @@ itself: whoever asks knows with which `seq` to ask again. What the door refuses 
 `Unavailable` means that it could not be reached or did not answer: then it may or may not have been carried out.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final, TypeVar, cast
 
@@ -12,10 +13,10 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from fabric.client import error_of_call, read_ca
+from fabric.client import error_of_call, read_ca, silent
 from fabric.errors import NotFound
 from fabric.profile import Profile
-from fabric.transport import options_for, parse_target, proxy_for, written
+from fabric.transport import keepalive, options_for, parse_target, proxy_for, written
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire.service import METHODS
 from serving.calls import Call, Granted
@@ -25,13 +26,9 @@ Reply = TypeVar("Reply", bound=Message)
 TIMEOUT_S: Final = 5.0
 _SERVICE: Final = "inference"
 _MESSAGE_BYTES_MAX: Final = 16 * 2**20
-_OPTIONS: Final = (
-    ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-)
+_OPTIONS: Final = (("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX), *keepalive.CLIENT)
+BOARD_S: Final = 5.0
+"""The board comes every second: a door that says nothing for so long has fallen silent."""
 
 
 class GrpcLedger:
@@ -136,12 +133,19 @@ class GrpcLedger:
         await self._call(said, pb.ReportServingReply)
 
     async def watch(self) -> AsyncIterator[pb.ServingBoard]:
-        """The board, whenever it has changed and at least every second; ends with `Unavailable` when the door goes."""
+        """The board, whenever it has changed and at least every second; ends with `Unavailable` when the door goes, or says
+        nothing any more.
+        """
+        call = self._callable("WatchServing")(pb.WatchServingRequest(), metadata=(self._key,))
         try:
-            async for board in self._callable("WatchServing")(pb.WatchServingRequest(), metadata=(self._key,)):
+            while (board := await asyncio.wait_for(call.read(), BOARD_S)) is not grpc.aio.EOF:
                 yield board
+        except TimeoutError:
+            raise silent(self._address, f"has said nothing of its replicas for {BOARD_S:g} s") from None
         except grpc.aio.AioRpcError as error:
             raise error_of_call(error, address=self._address) from None
+        finally:
+            call.cancel()
 
     async def close(self) -> None:
         await self._channel.close()

@@ -24,6 +24,7 @@ from fabric.api.keys import REMEMBER_S, Caller
 from fabric.api.tls import TlsPems
 from fabric.errors import FabricError, Internal, InvalidRequest, PermissionDenied, Unauthenticated, Unavailable
 from fabric.gate.key_scopes import OF_CUSTOMERS, KeyScope
+from fabric.transport import keepalive
 from fabric.wire import ERROR_METADATA, encode_error
 from fabric.wire.service import METHODS, SERVICE_NAME, Method
 
@@ -32,10 +33,6 @@ log = structlog.get_logger()
 Messages: TypeAlias = AsyncIterator[bytes]
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
-_PINGS_MS: Final = 10_000
-"""How often a client may ask whether we are still there when neither says anything: ours do every 30 s. gRPC's own limit is
-five minutes, and it closes the connections of those who ask more often.
-"""
 WINDOW_BYTES: Final = 65_536
 """What of a message is taken in before anybody asks for it: nobody does before the key is looked at."""
 HANDSHAKE_MS: Final = 10_000
@@ -51,8 +48,7 @@ OPTIONS: Final = (
     ("grpc.http2.bdp_probe", 0),
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
     ("grpc.so_reuseport", 0),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", _PINGS_MS),
+    *keepalive.SERVER,
 )
 LOOKS_THROUGH: Final = 10
 _STOP_GRACE_S: Final = 2.0

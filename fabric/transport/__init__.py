@@ -5,6 +5,7 @@ that is installed alone has no grpcio, which is larger than all else together; a
 """
 
 from fabric.transport.choice import Trust, channel_to, failures, options_for, status_of, written
+from fabric.transport.keepalive import tells_of_silence
 from fabric.transport.target import Proxy, Target, parse_target, proxy_for
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "parse_target",
     "proxy_for",
     "status_of",
+    "tells_of_silence",
     "written",
 ]

@@ -3,16 +3,13 @@
 import importlib.util
 from typing import Any, Final, NamedTuple
 
+from fabric.transport import keepalive
 from fabric.transport.target import Proxy, Target, parse_target, proxy_for
 
 MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
-KEEPALIVE_S: Final = 30
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    *keepalive.CLIENT,
     ("grpc.enable_http_proxy", 0),  # which one, if any, is said below
 )
 

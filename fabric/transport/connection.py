@@ -12,13 +12,14 @@ import h2.events
 import h2.exceptions
 import h2.settings
 
+from fabric.transport import keepalive
 from fabric.transport.exchange import Exchange, Headers
 from fabric.transport.failure import CallFailed, Status
 
 _STREAM_WINDOW: Final = 2 * 2**20
 _WINDOW: Final = 16 * 2**20
 _HEADER_BYTES_MAX: Final = 256 * 1024
-_PING_ANSWER_S: Final = 20.0
+_PING_ANSWER_S: Final = keepalive.PONG_MS / 1_000
 _OF_RESET: Final = {
     h2.errors.ErrorCodes.REFUSED_STREAM: Status.UNAVAILABLE,
     h2.errors.ErrorCodes.CANCEL: Status.CANCELLED,
@@ -207,12 +208,12 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
 
     def _keep(self) -> None:
-        """Now and then: whether the other side is still there."""
+        """Now and then, where a call waits: whether the other side is still there."""
         now = time.monotonic()
         if self._pinged_at is not None and now - self._pinged_at > _PING_ANSWER_S:
             self.lose("keepalive: the other side does not answer any more")
             return
-        if self._pinged_at is None and now - self._heard_at >= self._keepalive_s:
+        if self._calls and self._pinged_at is None and now - self._heard_at >= self._keepalive_s:
             self._pinged_at = now
             self._h2.ping(b"alive...")
             self._flush()

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
-from fabric.transport.choice import KEEPALIVE_S, MESSAGE_BYTES_MAX, written
+from fabric.transport import keepalive
+from fabric.transport.choice import MESSAGE_BYTES_MAX, written
 from fabric.transport.connection import Connection
 from fabric.transport.exchange import Exchange, Headers, encoded
 from fabric.transport.failure import CallFailed, Metadata, Status
@@ -23,7 +24,7 @@ from fabric.transport.tunnel import tunnel
 Serialize = Callable[[Any], bytes]
 Deserialize = Callable[[bytes], Any]
 
-CONNECT_S: Final = 20.0
+CONNECT_S: Final = keepalive.CONNECT_MS / 1_000
 _CLOSE_S: Final = 2.0
 _USER_AGENT: Final = "token-fabric-python"
 
@@ -129,12 +130,14 @@ class Channel:
 
     async def _connect(self) -> Connection:
         def made() -> Connection:
-            return Connection(self._loop, keepalive_s=KEEPALIVE_S)
+            return Connection(self._loop, keepalive_s=keepalive.PING_MS / 1_000)
 
         try:
             self._connection = await asyncio.wait_for(self._connect_by(made), CONNECT_S)
         except (asyncio.TimeoutError, TimeoutError):  # two things before Python 3.11
-            raise CallFailed(Status.UNAVAILABLE, f"no connection in {CONNECT_S:.0f} s") from None
+            raise CallFailed(
+                Status.UNAVAILABLE, f"no connection: handshake timed out after {CONNECT_S:.0f} s"
+            ) from None
         except ssl.SSLCertVerificationError as error:
             raise CallFailed(Status.UNAVAILABLE, f"certificate verify failed: {error.verify_message}") from None
         except OSError as error:
