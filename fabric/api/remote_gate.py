@@ -4,8 +4,9 @@ While the actor restarts, Ray itself retries the calls under way; what it gives 
 clients may retry.
 """
 
+import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
@@ -14,6 +15,13 @@ from fabric.gate.events import AnyEvent
 from fabric.gate.instructions import Outcome
 from fabric.gate.questions import AnyAnswer, AnyQuestion
 from fabric.gate.views import JobView, LogChunk
+from fabric.outage import Outage
+
+LOOK_S: Final = 2.0
+"""How long a call waits until it is asked whether the gate is there."""
+PULSE_S: Final = 5.0
+"""How long the answer to that may take."""
+_IN_DOUBT: Final = "Whether this call was carried out is not known, and asking again with the same request id is safe"
 
 
 class RemoteGate:
@@ -22,26 +30,75 @@ class RemoteGate:
     def __init__(self, actor: Any) -> None:
         """`actor` is called as a handle is: with `actor.decide.remote(...)`."""
         self._actor = actor
+        self._pulse = Pulse(actor)
 
     async def decide(self, events: Sequence[AnyEvent]) -> list[Outcome]:
-        outcomes: list[Outcome] = await call(self._actor.decide.remote(list(events)))
+        outcomes: list[Outcome] = await self._pulse.answer(self._actor.decide, list(events))
         return outcomes
 
     async def ask(self, question: AnyQuestion) -> AnyAnswer:
-        found: AnyAnswer = await call(self._actor.ask.remote(question))
+        found: AnyAnswer = await self._pulse.answer(self._actor.ask, question)
         return found
 
     async def changes(self, account_id: str | None, after_revision: int, timeout_s: float) -> list[JobView]:
-        views: list[JobView] = await call(self._actor.changes.remote(account_id, after_revision, timeout_s))
+        views: list[JobView] = await self._pulse.answer(self._actor.changes, account_id, after_revision, timeout_s)
         return views
 
     async def logs(self, job_id: str, account_id: str, offsets: dict[str, int]) -> list[LogChunk]:
-        page: list[LogChunk] = await call(self._actor.logs.remote(job_id, account_id, offsets))
+        page: list[LogChunk] = await self._pulse.answer(self._actor.logs, job_id, account_id, offsets)
         return page
 
     async def export(self, account_id: str | None, since: int | None, start: int, count: int) -> list[bytes]:
-        lines: list[bytes] = await call(self._actor.export.remote(account_id, since, start, count))
+        lines: list[bytes] = await self._pulse.answer(self._actor.export, account_id, since, start, count)
         return lines
+
+
+class Pulse:
+    """Whether the gate's process answers at all: looked at while somebody waits for it, and until it does where it didn't.
+
+    A gate that thinks for long says at once that it is there; one that hangs, or is beyond a network that is away, doesn't.
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+        self._looking: asyncio.Task[None] | None = None
+        self._outage: Outage | None = None
+
+    async def answer(self, method: Any, *given: Any) -> Any:
+        """What the gate answers, however long it takes; nobody waits for one that is silent.
+
+        Raises:
+            Unavailable: `gate_silent`, or what `call` raises.
+        """
+        if self._outage is not None:
+            raise self._outage.refusal(_IN_DOUBT)
+        asking = asyncio.ensure_future(call(method.remote(*given)))
+        try:
+            while not (await asyncio.wait((asking,), timeout=LOOK_S))[0]:
+                if self._looking is None:
+                    self._looking = asyncio.create_task(self._look())
+                await asyncio.wait((asking, self._looking), timeout=PULSE_S, return_when=asyncio.FIRST_COMPLETED)
+                if self._outage is not None and not asking.done():
+                    raise self._outage.refusal(_IN_DOUBT)
+            return asking.result()
+        finally:
+            asking.cancel()
+
+    async def _look(self) -> None:
+        try:
+            while True:
+                try:
+                    await asyncio.wait_for(call(self._actor.ailment.remote()), PULSE_S)
+                except TimeoutError:
+                    silent = TimeoutError(f"its process has not answered for {PULSE_S:g} s: it starts again, or hangs")
+                    self._outage = self._outage or Outage("the gate", silent, code="gate_silent")
+                    self._outage.tried(silent)
+                except FabricError:
+                    return  # who waits hears of it
+                else:
+                    return
+        finally:
+            self._outage = self._looking = None
 
 
 async def call(reference: Any) -> Any:

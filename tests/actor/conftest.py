@@ -22,7 +22,7 @@ class StandInCluster:
     away: ClassVar = deque()
 
     def __init__(self, *, report, archive, settings, clock):
-        self.metrics = None
+        self.metrics = self.outage = None
         self.carried_out, self.published, self.shown = [], [], asyncio.Event()
         StandInCluster.made.append(self)
 
