@@ -16,8 +16,9 @@ from google.protobuf.message import Message
 from fabric.client import error_of_call, read_ca, silent
 from fabric.errors import NotFound
 from fabric.profile import Profile
-from fabric.transport import keepalive, options_for, parse_target, proxy_for, written
+from fabric.transport import options_for, parse_target, proxy_for, written
 from fabric.wire import fabric_pb2 as pb
+from fabric.wire import keepalive
 from fabric.wire.service import METHODS
 from serving.calls import Call, Granted
 

@@ -24,8 +24,7 @@ from fabric.api.keys import REMEMBER_S, Caller
 from fabric.api.tls import TlsPems
 from fabric.errors import FabricError, Internal, InvalidRequest, PermissionDenied, Unauthenticated, Unavailable
 from fabric.gate.key_scopes import OF_CUSTOMERS, KeyScope
-from fabric.transport import keepalive
-from fabric.wire import ERROR_METADATA, encode_error
+from fabric.wire import ERROR_METADATA, encode_error, keepalive
 from fabric.wire.service import METHODS, SERVICE_NAME, Method
 
 log = structlog.get_logger()

@@ -5,8 +5,8 @@ that is installed alone has no grpcio, which is larger than all else together; a
 """
 
 from fabric.transport.choice import Trust, channel_to, failures, options_for, status_of, written
-from fabric.transport.keepalive import tells_of_silence
 from fabric.transport.target import Proxy, Target, parse_target, proxy_for
+from fabric.wire.keepalive import tells_of_silence
 
 __all__ = [
     "Proxy",

@@ -3,8 +3,8 @@
 import importlib.util
 from typing import Any, Final, NamedTuple
 
-from fabric.transport import keepalive
 from fabric.transport.target import Proxy, Target, parse_target, proxy_for
+from fabric.wire import keepalive
 
 MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
 OPTIONS: Final = (

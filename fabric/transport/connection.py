@@ -12,9 +12,9 @@ import h2.events
 import h2.exceptions
 import h2.settings
 
-from fabric.transport import keepalive
 from fabric.transport.exchange import Exchange, Headers
 from fabric.transport.failure import CallFailed, Status
+from fabric.wire import keepalive
 
 _STREAM_WINDOW: Final = 2 * 2**20
 _WINDOW: Final = 16 * 2**20

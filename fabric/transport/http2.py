@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
-from fabric.transport import keepalive
 from fabric.transport.choice import MESSAGE_BYTES_MAX, written
 from fabric.transport.connection import Connection
 from fabric.transport.exchange import Exchange, Headers, encoded
 from fabric.transport.failure import CallFailed, Metadata, Status
 from fabric.transport.target import Proxy, Target
 from fabric.transport.tunnel import tunnel
+from fabric.wire import keepalive
 
 Serialize = Callable[[Any], bytes]
 Deserialize = Callable[[bytes], Any]

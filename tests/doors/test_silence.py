@@ -20,8 +20,9 @@ from fabric.client import Client, new_request_id
 from fabric.errors import Unavailable
 from fabric.profile import Profile
 from fabric.sdk import Fabric
-from fabric.transport import keepalive
+from fabric.transport import choice
 from fabric.wire import fabric_pb2 as pb
+from fabric.wire import keepalive
 from serving import ledger as serving_ledger
 from serving.ledger import GrpcLedger
 from tests.relay import Relay
@@ -30,6 +31,14 @@ FOR_EVER_S = 600.0
 """A client that would wait so long is told much sooner, or the test doesn't end in time."""
 
 pytestmark = pytest.mark.timeout(200)
+
+
+@pytest.fixture(params=["grpcio", "plain HTTP/2"])
+def either(request, monkeypatch):
+    """With either of the two transports of clients."""
+    if request.param != "grpcio":
+        pytest.importorskip("h2")
+        monkeypatch.setattr(choice, "has_grpcio", lambda: False)
 
 
 @pytest.fixture
@@ -84,7 +93,7 @@ def until_it_ends(stream):
         list(stream)
 
 
-def test_a_gate_that_hangs_is_named_and_asked_again_until_it_goes_on(apart):
+def test_a_gate_that_hangs_is_named_and_asked_again_until_it_goes_on(either, apart):
     process, said = apart
     client = Client(Profile(address=said["address"], api_key=said["acme"], ca=said["ca"]))
     balance(client)
@@ -102,7 +111,7 @@ def test_a_gate_that_hangs_is_named_and_asked_again_until_it_goes_on(apart):
         each.close()
 
 
-def test_a_network_that_swallows_everything_is_noticed_and_nothing_is_booked_twice(house, relay, far):
+def test_a_network_that_swallows_everything_is_noticed_and_nothing_is_booked_twice(either, house, relay, far):
     """Whether the call was lost on its way, or its answer was."""
     before = balance(far).free_uhs
     for lost in range(2):
@@ -146,7 +155,7 @@ def test_an_answer_that_takes_its_time_is_not_taken_for_silence(house, far):
     assert len(asked) == 1
 
 
-def test_who_waits_for_a_job_hears_of_its_end_though_the_network_was_away(house, relay):
+def test_who_waits_for_a_job_hears_of_its_end_though_the_network_was_away(either, house, relay):
     """The stream it listens to has died without a word."""
     house.port.run_jobs = False
     with Fabric(Client(through(relay, house.profile(house.acme)))) as fabric:
