@@ -34,6 +34,7 @@ class Agents:
         self._archive = archive
         self._settings = settings
         self._actors: dict[str, Admitted] = {}
+        self._making: set[str] = set()
         self._watches: dict[str, dict[str, Watch]] = {}
         self.zygotes: dict[str, str] = {}
         """By machine: the socket of its zygote, "" while that is coming up."""
@@ -138,8 +139,8 @@ class Agents:
         return False
 
     def actors(self) -> set[str]:
-        """Ray's ids of the agents. From any thread."""
-        return {actor_id_of(actor) for actor in list(self._actors.values())}
+        """Ray's ids of the agents, and the names of those that aren't ours to call yet. From any thread."""
+        return {*self._making, *(actor_id_of(actor) for actor in list(self._actors.values()))}
 
     async def claimed(self) -> dict[str, set[int]]:
         """By machine: the processes that are counted to a lease."""
@@ -172,10 +173,14 @@ class Agents:
     async def _start(self, address: str, ray_id: str, *, by_cpu: bool) -> None:
         name = f"agent-{address}"
         secret = secret_of(self._settings.key, name)
-        found = await self._found(name, secret)
-        self._actors[address] = found or Admitted(
-            await asyncio.to_thread(self._made, name, secret, ray_id, by_cpu), secret
-        )
+        self._making.add(name)
+        try:
+            found = await self._found(name, secret)
+            self._actors[address] = found or Admitted(
+                await asyncio.to_thread(self._made, name, secret, ray_id, by_cpu), secret
+            )
+        finally:
+            self._making.discard(name)
         for watch in list(self._watches.get(address, {}).values()):
             seq = max(watch.seq, self.acknowledged.get(watch.lease_id, 0))
             await self._tried(address, "attach", msgspec.structs.replace(watch, seq=seq))

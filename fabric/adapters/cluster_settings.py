@@ -32,8 +32,8 @@ class ClusterSettings:
     """How often meters are read."""
     watch_s: float = 1.0
     """How often nodes are looked at."""
-    reconcile_s: float = 10.0
-    """How often unleased use is looked for; 0 = only when asked."""
+    reconcile_s: float = 0.5
+    """How often unleased use is looked for, which must be found within 2 s; 0 = only when asked."""
     warm_s: float = 30.0
     """How long a released placement group is kept for the next lease of its shape; 0 = not at all."""
     start_timeout_s: float = 120.0

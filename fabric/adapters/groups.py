@@ -91,7 +91,7 @@ class Groups:
         return set(self._used)
 
     def actors(self) -> set[str]:
-        """Ray's ids of our runners. From any thread."""
+        """Ray's ids of our runners, and the names of those being made, which have no id yet. From any thread."""
         return self._actors.copy()
 
     def adopt(self, group: Group) -> None:
@@ -252,6 +252,7 @@ class Groups:
         share = group.shares[bundle]
         held = self._nodes[share.node_id].held(share.devices) if lease.kind in KEEPABLE else {}
         name = f"{RUNNER_PREFIX}{secrets.token_hex(8)}"
+        self._actors.add(name)
         variables = {LEASE_VARIABLE: name, **runtime_env.get("env_vars", {})}
         secret = secret_of(self._settings.key, name)
         closed, digest = sealed(secret, archive=self._archive, placement_group_id=group.id, bundle=bundle)
@@ -275,6 +276,7 @@ class Groups:
         )
         admitted = Admitted(actor, secret)
         self._actors.add(actor_id_of(admitted))
+        self._actors.discard(name)
         return name, admitted
 
 

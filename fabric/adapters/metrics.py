@@ -41,6 +41,9 @@ class Metrics:
             tag_keys=("accelerator",),
         )
         self._unleased = Counter("fabric_unleased_removed", "Unleased uses of accelerators that were removed.")
+        self._looks_failed = Gauge(
+            "fabric_unleased_failures", "Tables and items that could not be had when unleased use was looked for."
+        )
         self._calls = Counter("fabric_calls", "Calls of language models.", tag_keys=_CALL_TAGS)
         self._llm_tokens = Counter("fabric_llm_tokens", "Tokens of language models.", tag_keys=(*_CALL_TAGS, "kind"))
         self._call_tokens = Counter("fabric_call_tokens_burned", "Tokens burned by calls.", tag_keys=_CALL_TAGS)
@@ -108,6 +111,10 @@ class Metrics:
     def removed_unleased(self, count: int) -> None:
         if count:
             self._unleased.inc(count)
+
+    def looks_failed(self, count: int) -> None:
+        """So many failures since the gate's start."""
+        self._looks_failed.set(count)
 
     def _show(self) -> None:
         held: Tally[_Labels] = Tally(dict.fromkeys(self._shown, 0))

@@ -8,7 +8,6 @@ from typing import Any, assert_never
 import ray
 import structlog
 
-from fabric.adapters import reconciler
 from fabric.adapters.agents import Agents, merged
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import ClusterSettings, LeaseInfo, ReconcileReport, Unleased
@@ -22,6 +21,7 @@ from fabric.adapters.nodes import Node, nodes_of
 from fabric.adapters.offering import Offering, readable
 from fabric.adapters.outbox import Outbox, Report
 from fabric.adapters.private_folder import attempt_folder
+from fabric.adapters.reconciler import Ours, Reconciler
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.survivors import lease_of, survivors
 from fabric.clock import Clock, SteadyClock
@@ -60,12 +60,18 @@ class RayCluster:
             gone=set(),
         )
         here = ray.get_runtime_context() if ray.is_initialized() else None
-        self._runaways = reconciler.Runaways(
-            job_id=here.get_job_id() if here is not None else "",
-            actors=lambda: {*self._groups.actors(), *self._agents.actors(), (here and here.get_actor_id()) or ""},
-            used=self._groups.used,
-            own_cluster=settings.own_cluster,
+        self._reconciler = Reconciler(
+            Ours(
+                groups=self._groups.ours,
+                used=self._groups.used,
+                actors=lambda: {*self._groups.actors(), *self._agents.actors(), (here and here.get_actor_id()) or ""},
+                job_id=here.get_job_id() if here is not None else "",
+                cluster=settings.own_cluster,
+            )
         )
+        self._looking = asyncio.Lock()
+        self._looks: asyncio.Task[None] | None = None
+        """Looks for unleased use: from the first comparison with the leases on, which says what is ours."""
         self._attempts: dict[LeaseId, Attempt] = {}
         self._by_job: dict[str, list[Attempt]] = {}
         self._reads_data = False
@@ -96,7 +102,6 @@ class RayCluster:
             (self._read_meters, self._settings.tick_s),
             (self._groups.expire, self._settings.watch_s),
             (self._look_at_caches, _CACHES_S),
-            (self._sweep, self._settings.reconcile_s),
         ):
             if period_s > 0:
                 self._begin(_every(period_s, loop))
@@ -135,13 +140,16 @@ class RayCluster:
                 self._remove_lease(lease_id)
         self._agents.forget_all_but({*known, *self._attempts})
         self._lost.intersection_update(known)
+        if self._looks is None and self._settings.reconcile_s > 0:
+            self._looks = self._begin(_every(self._settings.reconcile_s, self._look_for_unleased))
+            self._begin(_every(self._settings.watch_s, self._end_strays))
         work_dir = self._settings.work_dir
         living = tuple(attempt_folder(work_dir, lease_id).name for lease_id in {*known, *self._attempts})
         await self._agents.sweep(work_dir=str(work_dir), living=living)
         return ReconcileReport(
             reattached=tuple(i for i in self._attempts if i in known and i not in before),
             gone=tuple(gone),
-            unleased=tuple(await self._remove_unleased()),
+            unleased=(*await self._remove_unleased(), *await self._end_strays()),
         )
 
     async def _end_of_gone(self, view: LeaseView) -> LeaseFinished:
@@ -309,8 +317,16 @@ class RayCluster:
             for node_id in node_ids:
                 self._outbox.put(NodeHolds(node_id=node_id, holdings=found))
 
-    async def _sweep(self) -> None:
+    async def _look_for_unleased(self) -> None:
         await self._remove_unleased()
+
+    async def _end_strays(self) -> list[Unleased]:
+        found = []
+        for address, pids in (await self._agents.end_strays()).items():
+            _log.warning("strays_ended", address=address, processes=len(pids))
+            found += [Unleased(kind="process", id=str(pid), name=address) for pid in pids]
+        self._count(found)
+        return found
 
     async def _remove_unleased(self) -> list[Unleased]:
         loop = asyncio.get_running_loop()
@@ -318,17 +334,17 @@ class RayCluster:
         def kill(address: str, pid: int) -> None:
             asyncio.run_coroutine_threadsafe(self._agents.kill(address, pid), loop)
 
-        nodes = list(self._nodes.values())
-        self._runaways.claimed = await self._agents.claimed()
-        found = await asyncio.to_thread(
-            reconciler.remove_unleased, self._groups.ours, nodes, kill=kill, runaways=self._runaways
-        )
-        for address, pids in (await self._agents.end_strays()).items():
-            _log.warning("strays_ended", address=address, processes=len(pids))
-            found += [Unleased(kind="process", id=str(pid), name=address) for pid in pids]
+        async with self._looking:
+            look = await asyncio.to_thread(self._reconciler.look, list(self._nodes.values()), kill=kill)
+            claimed = await self._agents.claimed() if look.suspects else {}
+            found = await asyncio.to_thread(self._reconciler.end, look, claimed=claimed, kill=kill)
+        self._count(found)
+        return found
+
+    def _count(self, found: Sequence[Unleased]) -> None:
         if self._metrics is not None:
             self._metrics.removed_unleased(len(found))
-        return found
+            self._metrics.looks_failed(self._reconciler.health.failures)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(work)
@@ -342,7 +358,7 @@ class RayCluster:
             _log.error("task_failed", exc_info=error)
 
 
-async def _every(period_s: float, do: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def _every(period_s: float, do: Callable[[], Coroutine[Any, Any, object]]) -> None:
     """Do it every period; one that fails is logged and tried again."""
     while True:
         began = time.monotonic()

@@ -1,177 +1,372 @@
-"""Finds what runs without a lease, and removes it: the ledger's word against Ray's.
+"""Finds what runs without a lease, and ends it: the ledger's word against Ray's.
 
-That is what holds an accelerator outside of our placement groups, whoever started it; and what a job has started over Ray
-that no lease holds any more, or never did: a detached actor, a task outside of the job's placement group. What of this runs
-in a process that an agent counts to a lease ends with the lease, and is left alone until then.
+That is what holds an accelerator outside of our placement groups, whoever started it: an actor, restarted or detached or of
+another namespace, a task and its retries, a placement group. And what a job has started over Ray that no lease holds any
+more, or never did. What of this runs in a process that an agent counts to a lease ends with the lease, and is left alone
+until then.
+
+A look costs three questions to the control store; raylets are asked only where more devices are held than placement groups
+hold there. Every item is ended on its own: one that can't be, or a table that doesn't answer, keeps nothing from the rest.
+Such failures are counted and told. A Ray job that takes devices again and again is ended as a whole.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-import ray
+import grpc
+import msgspec
 import structlog
-from ray.util.placement_group import PlacementGroup, PlacementGroupID, placement_group_table, remove_placement_group
-from ray.util.state import list_actors, list_tasks
 
 from fabric.adapters.cluster_settings import Unleased
 from fabric.adapters.nodes import DEVICE_RESOURCES, Node
+from fabric.adapters.ray_tables import ActorRow, GroupRow, JobRow, RayTables, WorkerRow
 
-_TABLE_ROWS: Final = 10_000
+HEALTH_KEY: Final = "reconciler"
+"""Under which the control store keeps how the looks go: for `fabric doctor`."""
+HEALTH_EVERY_S: Final = 5.0
+TAKES_AGAIN: Final = 3
+"""So often may a Ray job be found to hold a device without a lease within `_WITHIN_S`, before it is ended as a whole."""
+_WITHIN_S: Final = 30.0
+_SUSPECT_S: Final = 0.8
+"""How long something without a lease must have been seen: what is ours may be younger than what we know."""
 _SUPERVISOR: Final = "JobSupervisor"
 """What Ray's jobs API starts for a command, outside of any lease."""
+_NODES_AT_ONCE: Final = 16
+_NODES_IN_TURN: Final = 32
+"""So many nodes, beside those that hold too much, are looked at each time for tasks that hold no device."""
+_EPSILON: Final = 1e-6
+_WHY: Final = (
+    "{kind} {name} held an accelerator without a lease and was ended: submit the program with ray_program=True, or"
+    " schedule it with the options of a fabric.lease()"
+)
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(slots=True)
-class Runaways:
-    """What of our own Ray job's is to be looked for: jobs' actors and tasks that no lease holds."""
+class Tables(Protocol):
+    """What is asked of Ray: see `RayTables`."""
 
-    job_id: str
-    """The gate's; what its runners start has the same."""
-    actors: Callable[[], set[str]]
-    """The ids of actors that are ours."""
-    used: Callable[[], set[str]]
-    """The ids of placement groups that a lease is in."""
-    claimed: Mapping[str, set[int]] = field(default_factory=dict)
-    """By machine: the processes that an agent counts to a lease."""
-    own_cluster: bool = False
+    def groups(self) -> list[GroupRow]: ...
+    def actors(self) -> list[ActorRow]: ...
+    def free(self) -> dict[str, Mapping[str, float]]: ...
+    def workers(self, address: str, port: int) -> list[WorkerRow]: ...
+    def workers_apart(self, node_id: str) -> tuple[list[WorkerRow], list[int]]: ...
+    def job(self, job_id: str) -> JobRow | None: ...
+    def kill_actor(self, actor_id: str) -> None: ...
+    def remove_group(self, group_id: str) -> None: ...
+    def end_job(self, job_id: str) -> None: ...
+    def tell_job(self, job_id: str, text: str) -> None: ...
+    def put(self, key: str, value: bytes) -> None: ...
+
+
+class Health(msgspec.Struct, kw_only=True):
+    """How the looks go, as `fabric doctor` reads it."""
+
+    looks: int = 0
+    removed: int = 0
+    failures: int = 0
+    """Items and tables that could not be had, ever."""
+    failing: int = 0
+    """How many looks before now had a failure, without one between that had none."""
+    last_failure: str = ""
+    at_s: int = 0
+    """When it was written: seconds of the epoch."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Ours:
+    """What is the fabric's own, asked after Ray was: so nothing new of ours is taken for a stranger's."""
+
+    groups: Callable[[], set[str]]
+    """The ids of our placement groups, and the names of those being made."""
+    used: Callable[[], set[str]] = set
+    """The ids of those that a lease is in."""
+    actors: Callable[[], set[str]] = set
+    """The ids of our actors, and the names of those being made."""
+    job_id: str = ""
+    """The gate's Ray job; what its runners start has the same."""
+    cluster: bool = False
     """Whether nobody but us may start anything through Ray: then its jobs, by their supervisors, are nobody's."""
-    suspected: set[str] = field(default_factory=set)
-    """What was found the last time. Only what is found twice is removed: what is ours may be younger than what we know."""
-
-    def is_one(self, *, job_id: str, own_id: str, group_id: str | None, at: tuple[str, int | None]) -> bool:
-        """Whether it is run by a job, in no lease's group, and by no process that is counted to a lease."""
-        if job_id != self.job_id or own_id in self.actors() or (group_id or "") in self.used():
-            return False
-        address, pid = at
-        return pid not in self.claimed.get(address, ())
 
 
-def remove_unleased(
-    ours: Callable[[], set[str]],
-    nodes: Sequence[Node],
-    *,
-    kill: Callable[[str, int], None],
-    runaways: Runaways | None = None,
-) -> list[Unleased]:
-    """Remove what no lease holds. Blocks: run it in a thread.
+class Kill(Protocol):
+    """Ends a process of a node, by the node's address and the process' number."""
 
-    Args:
-        ours: the ids of our placement groups and the names of those being made. Asked again after Ray was, so that a new
-            one isn't taken for foreign.
-        nodes: the nodes that are sold.
-        kill: ends a process of a node, by the node's address and the process' number.
-        runaways: what to look for beside uses of accelerators; remembers what is suspected.
-    """
-    wanted = {*DEVICE_RESOURCES, *(node.accelerator for node in nodes)}
-    addresses = {node.ray_id: node.address for node in nodes}
-    names = {node.ray_id: str(node.node_id) for node in nodes}
-    suspected: set[str] = set()
-    own_cluster = runaways is not None and runaways.own_cluster
+    def __call__(self, address: str, pid: int) -> None: ...
 
-    def is_runaway(own_id: str, **facts: Any) -> bool:
-        if runaways is None or not runaways.is_one(own_id=own_id, **facts):
-            return False
-        suspected.add(own_id)
-        return own_id in runaways.suspected
 
-    found = [
-        *_groups(ours, wanted),
-        *_actors(ours, wanted, names, addresses=addresses, is_runaway=is_runaway, own_cluster=own_cluster),
-        *_tasks(ours, wanted, names, addresses=addresses, kill=kill, is_runaway=is_runaway),
-    ]
-    if runaways is not None:
-        runaways.suspected = suspected
-    for unleased in found:
-        _log.warning("unleased_use_removed", kind=unleased.kind, id=unleased.id, name=unleased.name)
-    return found
+@dataclass(slots=True)
+class Suspect:
+    """Something of a job's that no lease holds, as it seems, and that holds no device."""
+
+    found: Unleased
+    address: str
+    pid: int
+    job_id: str
+    end: Callable[[], None]
+
+
+@dataclass(slots=True)
+class Look:
+    """What one look has found."""
+
+    unleased: list[tuple[Unleased, str, Callable[[], None]]] = field(default_factory=list)
+    """(what it is, the Ray job it is of, how it is ended)"""
+    suspects: list[Suspect] = field(default_factory=list)
+
+
+class Reconciler:
+    """Remembers between looks who is suspected, and who has taken devices before."""
+
+    def __init__(self, ours: Ours, *, tables: Callable[[], Tables] = RayTables.here) -> None:
+        """Nothing is asked yet. `tables` is called at the first look, and after a failure of all of them."""
+        self._ours = ours
+        self._open = tables
+        self._tables: Tables | None = None
+        self._suspected: dict[str, float] = {}
+        self._taken: dict[str, list[float]] = {}
+        self._turn = 0
+        self._told_at = -HEALTH_EVERY_S
+        self._failed = 0
+        self.health = Health()
+
+    def look(self, nodes: Sequence[Node], *, kill: Kill) -> Look:
+        """Ask Ray. Blocks: run it in a thread."""
+        look, self._failed = Look(), 0
+        with self._attempt("connect"):
+            self._tables = self._tables or self._open()
+        if self._tables is not None:
+            seen = _Seen(nodes)
+            groups = self._asked(self._tables.groups) or []
+            actors = self._asked(self._tables.actors) or []
+            self._look_at_groups(look, groups, seen)
+            self._look_at_actors(look, actors, seen, kill)
+            mine = self._ours.actors()
+            self._look_at_workers(look, groups, seen, kill, spared={row.pid for row in actors if row.id in mine})
+        return look
+
+    def end(self, look: Look, *, claimed: Mapping[str, set[int]], kill: Kill) -> list[Unleased]:
+        """End what a look has found. Blocks.
+
+        Args:
+            look: what was found.
+            claimed: by machine, the processes that an agent counts to a lease.
+            kill: ends a process.
+        """
+        removed = []
+        for found, job_id, do in look.unleased:
+            with self._attempt(f"end {found.kind} {found.id[:16]}"):
+                do()
+                removed.append(found)
+                _log.warning("unleased_use_removed", kind=found.kind, id=found.id, name=found.name, ray_job=job_id)
+            if job_id not in ("", self._ours.job_id):
+                with self._attempt(f"tell Ray job {job_id}"):
+                    self._known.tell_job(job_id, _WHY.format(kind=found.kind, name=found.name or found.id))
+            with self._attempt(f"end Ray job {job_id}"):
+                self._note_taken(job_id, kill)
+        removed += self._end_suspects(look, claimed)
+        self._tell(len(removed))
+        return removed
+
+    def _look_at_groups(self, look: Look, groups: Sequence[GroupRow], seen: "_Seen") -> None:
+        known = self._ours.groups()
+        for row in groups:
+            if known.isdisjoint((row.id, row.name)) and any(seen.holds(bundle) for _, bundle in row.bundles):
+                found = Unleased(kind="placement_group", id=row.id, name=row.name)
+                look.unleased.append((found, row.job_id, lambda row=row: self._known.remove_group(row.id)))  # type: ignore[misc]
+
+    def _look_at_actors(self, look: Look, actors: Sequence[ActorRow], seen: "_Seen", kill: Kill) -> None:
+        known, mine = self._ours.groups(), self._ours.actors()
+        for row in actors:
+            if not mine.isdisjoint((row.id, row.name)):
+                continue
+            address = seen.addresses.get(row.node_id, "")
+            name = row.class_name.rpartition(".")[2] or row.name
+            found = Unleased(kind="actor", id=row.id, name=name, node_id=seen.names.get(row.node_id, ""))
+
+            def end(row: ActorRow = row, address: str = address) -> None:
+                self._known.kill_actor(row.id)
+                if address and row.pid:
+                    kill(address, row.pid)
+
+            holds = row.is_alive and row.group_id not in known and seen.holds(row.required)
+            if holds or (self._ours.cluster and row.class_name == _SUPERVISOR):
+                look.unleased.append((found, row.job_id, end))
+            elif row.job_id == self._ours.job_id and row.group_id not in self._ours.used():
+                look.suspects.append(Suspect(found, address, row.pid, row.job_id, end))
+
+    def _look_at_workers(
+        self, look: Look, groups: Sequence[GroupRow], seen: "_Seen", kill: Kill, *, spared: set[int]
+    ) -> None:
+        """Tasks, by the processes that run them."""
+        full, others = self._nodes_to_ask(groups, seen)
+        wanted = [*full, *others]
+        if not wanted:
+            return
+        with ThreadPoolExecutor(min(len(wanted), _NODES_AT_ONCE)) as pool:
+            rows = list(pool.map(self._workers_of, wanted))
+        known, actors = self._ours.groups(), {found.id for found, _, _ in look.unleased if found.kind == "actor"}
+        for node, found in zip(wanted, rows, strict=True):
+            if found is None and node in full:
+                found = self._workers_apart(look, node, kill, spared=spared)  # noqa: PLW2901
+            for row in found or ():
+                if row.actor_id in actors:
+                    continue
+                takes = seen.holds(row.held) and known.isdisjoint(row.group_ids)
+                self._take_worker(look, node, row, takes, kill)
+
+    def _workers_apart(self, look: Look, node: Node, kill: Kill, *, spared: set[int]) -> list[WorkerRow]:
+        """Where a raylet is silent, because a worker of its stands still, and somebody holds what isn't leased: that is the
+        one, unless a lease is charged for it.
+        """
+        asked = self._asked(lambda: self._known.workers_apart(node.ray_id), what=f"workers of {node.node_id}")
+        rows, silent = asked or ([], [])
+        for pid in set(silent) - spared:
+            found = Unleased(
+                kind="task", id=f"{node.address} {pid}", name="that stands still", node_id=str(node.node_id)
+            )
+            look.suspects.append(
+                Suspect(found, node.address, pid, "", lambda at=node.address, pid=pid: kill(at, pid))  # type: ignore[misc]
+            )
+        return list(rows)
+
+    def _take_worker(self, look: Look, node: Node, row: WorkerRow, takes: bool, kill: Kill) -> None:
+        kind = "actor" if row.actor_id else "task"
+        unleased = Unleased(kind=kind, id=row.actor_id or str(row.pid), name=str(row.pid), node_id=str(node.node_id))
+
+        def end() -> None:
+            if row.actor_id:
+                self._known.kill_actor(row.actor_id)
+            kill(node.address, row.pid)
+
+        is_task = row.runs and not row.actor_id
+        if takes:
+            look.unleased.append((unleased, row.job_id, end))
+        elif is_task and row.job_id == self._ours.job_id and self._ours.used().isdisjoint(row.group_ids):
+            look.suspects.append(Suspect(unleased, node.address, row.pid, row.job_id, end))
+
+    def _nodes_to_ask(self, groups: Sequence[GroupRow], seen: "_Seen") -> tuple[list[Node], list[Node]]:
+        """Those where more is held than placement groups hold; and some others, in turn."""
+        free = self._asked(self._known.free)
+        by_id = {node.ray_id: node for node in seen.nodes}
+        if free is None:
+            return list(seen.nodes), []
+        in_groups: dict[str, dict[str, float]] = {node_id: {} for node_id in by_id}
+        for row in groups:
+            for node_id, bundle in row.bundles:
+                held = in_groups.get(node_id, {})
+                for name, amount in bundle.items():
+                    held[name] = held.get(name, 0.0) + amount
+        found = {}
+        for node_id, node in by_id.items():
+            left = free.get(node_id, {})
+            for name in node.held(node.devices):
+                if node.devices - left.get(name, 0.0) > in_groups[node_id].get(name, 0.0) + _EPSILON:
+                    found[node_id] = node
+        in_turn = [
+            seen.nodes[(self._turn + at) % len(seen.nodes)] for at in range(min(_NODES_IN_TURN, len(seen.nodes)))
+        ]
+        self._turn += _NODES_IN_TURN
+        return list(found.values()), [node for node in in_turn if node.ray_id not in found]
+
+    def _workers_of(self, node: Node) -> list[WorkerRow] | None:
+        found: list[WorkerRow] | None = self._asked(
+            lambda: self._known.workers(node.address, node.port), what=f"workers of {node.node_id}"
+        )
+        return found
+
+    def _end_suspects(self, look: Look, claimed: Mapping[str, set[int]]) -> list[Unleased]:
+        """What is seen for some time, and in no process that is counted to a lease."""
+        now, before, removed = time.monotonic(), self._suspected, []
+        self._suspected = {}
+        for suspect in look.suspects:
+            if suspect.pid in claimed.get(suspect.address, ()):
+                continue
+            key = suspect.found.id
+            self._suspected[key] = before.get(key, now)
+            if now - self._suspected[key] < _SUSPECT_S:
+                continue
+            with self._attempt(f"end {suspect.found.kind} {key[:16]}"):
+                suspect.end()
+                removed.append(suspect.found)
+                _log.warning("runaway_ended", kind=suspect.found.kind, id=key, name=suspect.found.name)
+        return removed
+
+    def _note_taken(self, job_id: str, kill: Kill) -> None:
+        """A program that has what it lost started again, by retries or in a loop, is ended itself."""
+        now = time.monotonic()
+        recent = [at for at in self._taken.get(job_id, ()) if now - at < _WITHIN_S]
+        if not recent or now - recent[-1] > _SUSPECT_S / 4:  # all that one look finds counts once
+            recent.append(now)
+        self._taken = {key: times for key, times in self._taken.items() if now - times[-1] < _WITHIN_S}
+        self._taken[job_id] = recent
+        if len(recent) < TAKES_AGAIN or job_id in ("", self._ours.job_id):
+            return
+        row = self._known.job(job_id)
+        _log.warning("ray_job_ended", ray_job=job_id, times=len(recent), why="it takes devices without a lease")
+        self._known.end_job(job_id)
+        if row is not None and not row.is_over and row.driver_address:
+            kill(row.driver_address, row.driver_pid)
+
+    @property
+    def _known(self) -> Tables:
+        assert self._tables is not None
+        return self._tables
+
+    def _asked(self, ask: Callable[[], Any], *, what: str = "") -> Any:
+        """The answer; None, and the failure noted, if there is none."""
+        with self._attempt(what or getattr(ask, "__name__", "ask")):
+            return ask()
+        return None
+
+    @contextmanager
+    def _attempt(self, what: str) -> Iterator[None]:
+        """One item: what goes wrong with it is counted, and keeps nothing from the others."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  # whatever it is
+            said = f"{error.code().name}: {error.details()}" if isinstance(error, grpc.Call) else repr(error)
+            self._failed += 1
+            self.health.failures += 1
+            self.health.last_failure = f"{what}: {said}"[:300]
+            _log.warning("unleased_use_not_looked_at", what=what, why=said[:300])
+
+    def _tell(self, removed: int) -> None:
+        """Keep how it goes where `fabric doctor` finds it."""
+        health = self.health
+        health.looks += 1
+        health.removed += removed
+        health.failing = health.failing + 1 if self._failed else 0
+        if self._tables is None or time.monotonic() - self._told_at < HEALTH_EVERY_S:
+            return
+        self._told_at = time.monotonic()
+        health.at_s = int(time.time())
+        with self._attempt("tell"):
+            self._known.put(HEALTH_KEY, msgspec.json.encode(health))
+        if self._failed and health.failing > 1:
+            self._tables = None  # the control store may have moved
+
+
+class _Seen:
+    """The nodes that are sold, by Ray's ids, and what counts as their devices."""
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self.nodes = tuple(nodes)
+        self.addresses = {node.ray_id: node.address for node in nodes}
+        self.names = {node.ray_id: str(node.node_id) for node in nodes}
+        self._wanted = {*DEVICE_RESOURCES, *(node.accelerator for node in nodes)}
+
+    def holds(self, resources: Mapping[str, float]) -> bool:
+        return any(amount > 0 and name in self._wanted for name, amount in resources.items())
 
 
 def is_vacant(group_id: str) -> bool:
     """Whether no actor is left in a placement group. Blocks."""
     try:
-        left = list_actors(_here(), filters=[("placement_group_id", "=", group_id)], detail=True, limit=_TABLE_ROWS)
+        return all(actor.group_id != group_id for actor in RayTables.here().actors())
     except Exception:  # noqa: BLE001 - Ray's tables are away: then nobody knows
         _log.exception("group_not_looked_at", group=group_id)
         return False
-    return all(actor.state == "DEAD" for actor in left)
-
-
-def _groups(ours: Callable[[], set[str]], wanted: set[str]) -> list[Unleased]:
-    table = placement_group_table()
-    known = ours()
-    removed = []
-    for group_id, entry in table.items():
-        if entry["state"] == "REMOVED" or not known.isdisjoint((group_id, entry["name"])):
-            continue
-        if not _holds(entry["bundles"].values(), wanted):
-            continue
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group_id))))
-        removed.append(Unleased(kind="placement_group", id=group_id, name=entry["name"]))
-    return removed
-
-
-def _actors(
-    ours: Callable[[], set[str]],
-    wanted: set[str],
-    names: Mapping[str, str],
-    *,
-    addresses: Mapping[str, str],
-    is_runaway: Callable[..., bool],
-    own_cluster: bool,
-) -> list[Unleased]:
-    actors = list_actors(_here(), filters=[("state", "!=", "DEAD")], detail=True, limit=_TABLE_ROWS)
-    known = ours()
-    removed = []
-    for actor in actors:
-        is_foreign = actor.state == "ALIVE" and actor.placement_group_id not in known
-        has_device = is_foreign and _holds([actor.required_resources or {}], wanted)
-        has_device = has_device or (own_cluster and actor.class_name == _SUPERVISOR)
-        at = (addresses.get(actor.node_id, ""), actor.pid)
-        if not has_device and not is_runaway(
-            actor.actor_id, job_id=actor.job_id, group_id=actor.placement_group_id, at=at
-        ):
-            continue
-        worker = ray._private.worker.global_worker  # noqa: SLF001  # an unnamed actor of others has no handle to kill
-        worker.core_worker.kill_actor(ray.ActorID(bytes.fromhex(actor.actor_id)), True)  # noqa: FBT003
-        removed.append(
-            Unleased(kind="actor", id=actor.actor_id, name=actor.class_name, node_id=names.get(actor.node_id, ""))
-        )
-    return removed
-
-
-def _tasks(
-    ours: Callable[[], set[str]],
-    wanted: set[str],
-    names: Mapping[str, str],
-    *,
-    addresses: Mapping[str, str],
-    kill: Callable[[str, int], None],
-    is_runaway: Callable[..., bool],
-) -> list[Unleased]:
-    tasks = list_tasks(
-        _here(), filters=[("state", "=", "RUNNING"), ("type", "=", "NORMAL_TASK")], detail=True, limit=_TABLE_ROWS
-    )
-    known = ours()
-    removed = []
-    for task in tasks:
-        has_device = task.placement_group_id not in known and _holds([task.required_resources or {}], wanted)
-        at = (addresses.get(task.node_id, ""), task.worker_pid)
-        if not has_device and not is_runaway(task.task_id, job_id=task.job_id, group_id=task.placement_group_id, at=at):
-            continue
-        if task.node_id in addresses and task.worker_pid:
-            kill(addresses[task.node_id], task.worker_pid)
-            removed.append(
-                Unleased(kind="task", id=task.task_id, name=task.name or "", node_id=names.get(task.node_id, ""))
-            )
-    return removed
-
-
-def _here() -> str:
-    """The cluster we are in: asked for none, Ray's tables look for one on the machine, and fail or err where there are more."""
-    return str(ray.get_runtime_context().gcs_address)
-
-
-def _holds(resources: Any, wanted: set[str]) -> bool:
-    return any(amount > 0 and name in wanted for bundle in resources for name, amount in bundle.items())

@@ -94,7 +94,6 @@ def cluster_settings(config: ClusterConfig, *, key: bytes) -> ClusterSettings:
         own_cluster=config.ray.mode == "local",
         tick_s=config.metering.tick_s,
         meter="cpu" if config.ray.mode == "local" else "auto",
-        reconcile_s=0.0,
         limits=archive_limits(config),
         work_dir=work_dir_of(config),
         stage_dir=config.staging.path / work_dir_of(config).name if config.staging else None,

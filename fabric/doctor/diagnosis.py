@@ -1,7 +1,9 @@
 """All checks in order: the machine first, then what a cluster file needs beyond it."""
 
 import datetime as dt
+import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -34,7 +36,7 @@ _GIB: Final = 2**30
 def diagnose(config: ClusterConfig | None = None) -> list[Finding]:
     """Look at this machine and, with a cluster file, at everything it names. Takes seconds; blocks; changes nothing."""
     findings = _look_at_machine()
-    return findings + (_look_at_cluster(config) if config is not None else [_state_dir()])
+    return findings + (_look_at_cluster(config) if config is not None else [_state_dir(), *_look_at_local()])
 
 
 def _look_at_machine() -> list[Finding]:
@@ -100,11 +102,22 @@ def _look_at_ray(ray: RayLocal | RayJoin, *, dashboard: int) -> list[Finding]:
     if reached.health is Health.FAIL:
         return [reached]
     try:
-        nodes = surroundings.ask_ray(ray.address)
-        return [reached, *surroundings.check_labels(nodes), *surroundings.check_declared(nodes)]
+        nodes, control_store = surroundings.ask_ray(ray.address)
+        looks = surroundings.check_reconciler(surroundings.ask_reconciler(control_store), now_s=time.time())
+        return [reached, *surroundings.check_labels(nodes), *surroundings.check_declared(nodes), *looks]
     except Exception as error:  # noqa: BLE001 (whatever keeps Ray from answering is the finding)
         remedy = "check that it is the same Ray and Python, and that `ray get-auth-token` says the cluster's token here"
         return [reached, fail("ray cluster", str(error).partition("\n")[0] or type(error).__name__, remedy=remedy)]
+
+
+def _look_at_local() -> list[Finding]:
+    """The local fabric that is up here, if one is."""
+    try:
+        run = json.loads((Settings().state_dir / "run.json").read_bytes())
+        said = surroundings.ask_reconciler(run["ray_address"], token_file=Path(run["ray_token"]))
+        return surroundings.check_reconciler(said, now_s=time.time())
+    except Exception:  # noqa: BLE001 (it isn't up, or not to be reached: that is for `fabric status` to say)
+        return []
 
 
 def _check_prices(path: Path, *, name: str, load: Callable[[Path], object]) -> Finding:

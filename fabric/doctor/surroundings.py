@@ -4,8 +4,12 @@ import asyncio
 import secrets
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
+
+import msgspec
 
 from fabric.adapters.nodes import (
     BY_CPU,
@@ -23,6 +27,7 @@ from fabric.gate.events import Pool
 from fabric.settings import S3Archive
 
 _TIMEOUT_S: Final = 5
+_SILENT_LOOKS: Final = 12
 _POSTGRES_MIN: Final = 130_000
 _PRECONDITION_FAILED: Final = 412
 
@@ -124,17 +129,51 @@ def check_declared(nodes: Sequence[Mapping[str, Any]]) -> list[Finding]:
     return findings
 
 
-def ask_ray(address: str) -> list[Mapping[str, Any]]:
-    """The nodes of a running cluster; this process joins it only as long as it takes to ask."""
+def ask_ray(address: str) -> tuple[list[Mapping[str, Any]], str]:
+    """The nodes of a running cluster, and where its control store is; this process joins it only as long as that takes."""
     import ray  # noqa: PLC0415 (slow to import, and needed only here)
 
     if ray.is_initialized():
-        return list(ray.nodes())
+        return list(ray.nodes()), str(ray.get_runtime_context().gcs_address)
     ray.init(address=address, log_to_driver=False, logging_level="error")
     try:
-        return list(ray.nodes())
+        return list(ray.nodes()), str(ray.get_runtime_context().gcs_address)
     finally:
         ray.shutdown()
+
+
+def ask_reconciler(address: str, *, token_file: Path | None = None) -> bytes:
+    """What the gate has last said of its looks for unleased use: b"" = nothing.
+
+    Args:
+        address: the cluster's control store.
+        token_file: the token that it asks for; None = this process' own.
+    """
+    from fabric.adapters.local_cluster import token_from  # noqa: PLC0415 (slow to import, and needed only here)
+    from fabric.adapters.ray_tables import RayTables  # noqa: PLC0415
+    from fabric.adapters.reconciler import HEALTH_KEY  # noqa: PLC0415
+
+    with token_from(token_file) if token_file is not None else nullcontext():
+        return RayTables(address).get(HEALTH_KEY)
+
+
+def check_reconciler(said: bytes, *, now_s: float) -> list[Finding]:
+    """How the gate's looks for accelerators that are used without a lease go, by its own last word."""
+    from fabric.adapters.reconciler import HEALTH_EVERY_S, Health  # noqa: PLC0415
+
+    if not said:
+        return []
+    health = msgspec.json.decode(said, type=Health)
+    silent_s = now_s - health.at_s
+    remedy = (
+        "look for unleased_use_not_looked_at in the gate's log; until it is mended, devices may be used without a lease"
+    )
+    if silent_s > _SILENT_LOOKS * HEALTH_EVERY_S:
+        return [warn("unleased use", f"nobody has looked for it for {silent_s:.0f} s", remedy=remedy)]
+    found = f"{health.removed} uses ended, {health.failures} failures in {health.looks} looks"
+    if health.failing:
+        return [warn("unleased use", f"{found}; the last: {health.last_failure}", remedy=remedy)]
+    return [ok("unleased use", found)]
 
 
 def _check_node(node: Mapping[str, Any]) -> Finding | None:

@@ -5,10 +5,11 @@ from typing import ClassVar
 
 import pytest
 
-from fabric.adapters import ray_cluster, reconciler
+from fabric.adapters import ray_cluster
 from fabric.adapters.archive import DirectoryArchive
 from fabric.adapters.cluster_settings import ClusterSettings
 from fabric.adapters.ray_cluster import RayCluster
+from fabric.adapters.reconciler import Look, Reconciler
 from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseRemoved
 from fabric.gate.instructions import RemoveLease, Share, StartLease, StopLease
 from fabric.gate.views import LeaseView
@@ -56,7 +57,8 @@ class Attempt:
 async def cluster(tmp_path, monkeypatch):
     monkeypatch.setattr(ray_cluster, "Attempt", Attempt)
     monkeypatch.setattr(Attempt, "told", [])
-    monkeypatch.setattr(reconciler, "remove_unleased", lambda *_, **__: [])
+    monkeypatch.setattr(Reconciler, "look", lambda *_, **__: Look())
+    monkeypatch.setattr(Reconciler, "end", lambda *_, **__: [])
     reported = []
 
     async def report(events):

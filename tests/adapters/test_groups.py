@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fabric.adapters import groups, reconciler
+from fabric.adapters import groups
 from fabric.adapters.cluster_settings import ClusterSettings
+from fabric.adapters.ray_tables import GroupRow
+from fabric.adapters.reconciler import Ours, Reconciler
 from fabric.gate.instructions import Share
 from tests.adapters.leases import NODE, lease_of
 
@@ -51,13 +53,7 @@ def table_of_ray(monkeypatch):
 
     monkeypatch.setattr(groups, "placement_group", make)
     monkeypatch.setattr(groups, "remove_placement_group", remove)
-    monkeypatch.setattr(reconciler, "placement_group_table", lambda: dict(table))
-    monkeypatch.setattr(reconciler, "PlacementGroupID", bytes.hex)
-    monkeypatch.setattr(reconciler, "PlacementGroup", lambda key: key)
-    monkeypatch.setattr(reconciler, "remove_placement_group", remove)
-    monkeypatch.setattr(reconciler, "list_actors", lambda *_, **__: [])
-    monkeypatch.setattr(reconciler, "list_tasks", lambda *_, **__: [])
-    monkeypatch.setattr(reconciler, "_here", lambda: "here")
+    monkeypatch.setattr(groups, "is_vacant", lambda _: True)
     return table, made, returns
 
 
@@ -65,8 +61,52 @@ def lease(job_id="job-1"):
     return lease_of(job_id, shares=(Share("h1", 2),))
 
 
-def removed_of(ours):
-    return reconciler.remove_unleased(ours, [NODE], kill=lambda *_: None)
+class Tables:
+    """Ray's, of which only the groups have rows."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def groups(self):
+        return [
+            GroupRow(
+                id=key,
+                name=entry["name"],
+                job_id="02000000",
+                bundles=tuple((NODE.ray_id, bundle) for bundle in entry["bundles"].values()),
+                is_placed=True,
+            )
+            for key, entry in self.table.items()
+            if entry["state"] != "REMOVED"
+        ]
+
+    def actors(self):
+        return []
+
+    def free(self):
+        return {}
+
+    def workers(self, address, port):
+        return []
+
+    def job(self, job_id):
+        return None
+
+    def remove_group(self, group_id):
+        self.table[group_id]["state"] = "REMOVED"
+
+    def tell_job(self, job_id, text):
+        return
+
+    put = tell_job
+
+
+def removed_of(ours, table):
+    looking = Reconciler(Ours(groups=ours), tables=lambda: Tables(table))
+    look = looking.look([NODE], kill=lambda *_: None)
+    found = looking.end(look, claimed={}, kill=lambda *_: None)
+    assert looking.health.failures == 0, looking.health
+    return found
 
 
 def new_groups():
@@ -101,26 +141,27 @@ def fits_beside(shares, kept):
 
 
 async def test_a_group_that_ray_has_made_but_nobody_has_heard_of_yet_is_not_a_strangers(world):
-    _, made, returns = world
+    table, made, returns = world
     returns.clear()
     ours = new_groups()
     taking = asyncio.create_task(ours.take(lease(), environment=""))
     await asyncio.to_thread(made.wait, 10)
-    assert await asyncio.to_thread(removed_of, ours.ours) == []
+    assert await asyncio.to_thread(removed_of, ours.ours, table) == []
     returns.set()
     group, _ = await taking
     assert ours.ours() == {group.id}
-    assert removed_of(ours.ours) == []
+    assert removed_of(ours.ours, table) == []
 
 
 async def test_a_group_stays_ours_while_it_is_used_kept_and_used_again(world):
+    table, _, _ = world
     ours = new_groups()
     group, _ = await ours.take(lease(), environment="")
     assert ours.keep(group)
-    assert removed_of(ours.ours) == []
+    assert removed_of(ours.ours, table) == []
     again, _ = await ours.take(lease("job-2"), environment="")
     assert again is group
-    assert removed_of(ours.ours) == []
+    assert removed_of(ours.ours, table) == []
     await ours.destroy(group)
     assert ours.ours() == set()
 
@@ -144,4 +185,4 @@ async def test_a_group_of_somebody_elses_is_removed(world):
     table, _, _ = world
     table["ab"] = {"state": "CREATED", "name": "foreign", "bundles": {0: {"GPU": 1}}}
     table["cd"] = {"state": "CREATED", "name": "harmless", "bundles": {0: {"CPU": 1}}}
-    assert [use.name for use in removed_of(new_groups().ours)] == ["foreign"]
+    assert [use.name for use in removed_of(new_groups().ours, table)] == ["foreign"]

@@ -1,0 +1,134 @@
+"""What other programs of the cluster take without a lease is found and ended, whatever it is and whatever goes wrong."""
+
+import asyncio
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from fabric.adapters.cluster_settings import ClusterSettings
+from fabric.adapters.ray_cluster import RayCluster
+from fabric.adapters.ray_tables import RayTables
+from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseStarted
+from tests.adapters.ray_cluster.squatters import WAYS
+
+pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+
+DEADLINE_S = 30
+QUIET_S = 4
+"""Longer than a retry, or a restart, takes to come back."""
+
+
+def held(world):
+    """How many devices are held outside of what is ours, by the name Ray gives them."""
+    tables, ours = RayTables.here(), world.cluster._groups.ours()
+    free = tables.free()
+    found = {}
+    for node in world.cluster._nodes.values():
+        mine = sum(
+            bundle.get(node.resource, 0)
+            for row in tables.groups()
+            if row.id in ours
+            for node_id, bundle in row.bundles
+            if node_id == node.ray_id
+        )
+        left = free.get(node.ray_id, {})
+        found[node.node_id] = max(node.devices - left.get(name, 0) - mine for name in node.held(1))
+    return {node_id: count for node_id, count in found.items() if count > 0}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def watched(world):
+    """The same cluster as a gate watches it: all the time."""
+    watching = RayCluster(
+        report=world.report,
+        archive=world.archive,
+        settings=ClusterSettings(**{**vars_of(world.settings), "reconcile_s": 0.5, "metrics": False}),
+    )
+    before, world.cluster = world.cluster, watching
+    await before.close()
+    await watching.start()
+    await watching.reconcile([])
+    yield world
+
+
+def vars_of(settings):
+    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def squat(watched, tmp_path):
+    """Starts a program that takes a device in some way; returns when it has it."""
+    started = []
+
+    async def begin(way):
+        process = await asyncio.to_thread(
+            subprocess.Popen,
+            [
+                sys.executable,
+                str(Path(__file__).with_name("squatters.py")),
+                watched.local.address,
+                way,
+                str(tmp_path / "told"),
+            ],
+            stdout=subprocess.PIPE,
+        )
+        started.append(process)
+        # Before it says so, it may have been told already that it was ended.
+        while (said := await asyncio.to_thread(process.stdout.readline)) != b"holds\n":
+            assert said, "it has ended, and held nothing"
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+async def until_nothing_is_held(world):
+    deadline = time.monotonic() + DEADLINE_S
+    quiet_since = None
+    while quiet_since is None or time.monotonic() < quiet_since + QUIET_S:
+        found = await asyncio.to_thread(held, world)
+        quiet_since = None if found else quiet_since or time.monotonic()
+        assert time.monotonic() < deadline, f"held without a lease: {found}"
+        await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_what_another_program_takes_without_a_lease_is_ended_for_good(watched, squat, way):
+    await squat(way)
+    await until_nothing_is_held(watched)
+
+
+async def test_a_failure_with_one_item_keeps_nothing_from_the_rest(watched, squat, monkeypatch):
+    """Ending actors fails; what else is held is ended all the same, and the failure is counted."""
+
+    def fail(*_):
+        raise ValueError("something that nobody thought of")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RayTables, "kill_actor", fail)
+        await squat("task with retries")
+        await squat("placement group")
+        await until_nothing_is_held(watched)
+        await squat("detached actor of another namespace")
+        await asyncio.sleep(1)
+        assert watched.cluster._reconciler.health.failures > 0
+    await until_nothing_is_held(watched)
+
+
+async def test_a_leased_job_goes_on_while_others_are_ended(watched, squat):
+    lease = watched.lease(watched.call(time.sleep, 6))
+    await watched.start(lease)
+    await watched.wait(LeaseStarted, lease.lease_id)
+    await squat("restartable actor")
+    await squat("task in a placement group")
+    await until_nothing_is_held(watched)
+    finished = await watched.wait(LeaseFinished, lease.lease_id)
+    assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
+    await watched.remove(lease.lease_id)

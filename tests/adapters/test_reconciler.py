@@ -1,0 +1,200 @@
+"""What the reconciler ends, and that one failure keeps nothing from the rest. Without Ray."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fabric.adapters.ray_tables import ActorRow, GroupRow, JobRow, WorkerRow
+from fabric.adapters.reconciler import HEALTH_KEY, TAKES_AGAIN, Health, Ours, Reconciler
+from tests.adapters.leases import NODE
+
+GATE, STRANGER = "01000000", "02000000"
+GPU = {"GPU": 1.0}
+AT = NODE.ray_id
+
+
+def actor(name, /, **facts):
+    row = ActorRow(name, "", "Hog", STRANGER, "", AT, 7, is_alive=True, required=GPU)
+    return row._replace(**facts)
+
+
+def group(name, /, **facts):
+    return GroupRow(name, name, STRANGER, ((AT, GPU),), is_placed=True)._replace(**facts)
+
+
+def worker(pid, **facts):
+    return WorkerRow(pid, STRANGER, "", runs=True, held=GPU, group_ids=frozenset())._replace(**facts)
+
+
+class Tables:
+    """Ray's tables, with rows of the test's; remembers what was ended. What is named in `broken` fails."""
+
+    def __init__(self, *, groups=(), actors=(), workers=(), apart=((), ()), free=None, broken=()):
+        self.rows = {"groups": list(groups), "actors": list(actors), "workers": list(workers)}
+        self.apart = apart
+        self.left = {AT: {"GPU": 0.0, "H100": 4.0}} if free is None else free
+        self.broken = set(broken)
+        self.ended = []
+        self.kept = {}
+
+    def answer(self, name, *, of=""):
+        if not self.broken.isdisjoint((name, f"{name} {of}")):
+            raise KeyError("something that nobody thought of")
+
+    def groups(self):
+        self.answer("groups")
+        return self.rows["groups"]
+
+    def actors(self):
+        self.answer("actors")
+        return self.rows["actors"]
+
+    def free(self):
+        self.answer("free")
+        return self.left
+
+    def workers(self, address, port):
+        self.answer("workers")
+        return self.rows["workers"]
+
+    def workers_apart(self, node_id):
+        self.answer("workers_apart")
+        return self.apart
+
+    def job(self, job_id):
+        self.answer("job")
+        return JobRow(job_id, 99, "10.0.0.9", is_over=False)
+
+    def kill_actor(self, actor_id):
+        self.answer("kill_actor", of=actor_id)
+        self.ended.append(actor_id)
+
+    def remove_group(self, group_id):
+        self.answer("remove_group", of=group_id)
+        self.ended.append(group_id)
+
+    def end_job(self, job_id):
+        self.answer("end_job")
+        self.ended.append(f"job {job_id}")
+
+    def tell_job(self, job_id, text):
+        self.answer("tell_job")
+
+    def put(self, key, value):
+        self.answer("put")
+        self.kept[key] = value
+
+
+def ended_by(tables, *, looks=1, claimed=None, ours=None):
+    """What was ended: rows by their names, processes by their numbers; and how the looks went."""
+    ended = tables.ended
+
+    def kill(address, pid):
+        tables.answer("kill", of=str(pid))
+        ended.append(f"{address} {pid}")
+
+    looking = Reconciler(ours or Ours(groups=set, job_id=GATE), tables=lambda: tables)
+    for _ in range(looks):
+        looking.end(looking.look([NODE], kill=kill), claimed=claimed or {}, kill=kill)
+    return ended, looking.health
+
+
+HELD = {
+    "an actor": ({"actors": [actor("a")]}, ["a", "10.0.0.1 7"]),
+    "an actor that isn't there yet": ({"actors": [actor("a", is_alive=False)]}, []),
+    "an actor in a group of ours": ({"actors": [actor("a", group_id="ours")]}, []),
+    "an actor of ours": ({"actors": [actor("mine")]}, []),
+    "an actor of ours that has no id yet": ({"actors": [actor("b", name="mine")]}, []),
+    "an actor without a device": ({"actors": [actor("a", required={"CPU": 1.0})]}, []),
+    "a type's resource": ({"actors": [actor("a", required={"H100": 0.5})]}, ["a", "10.0.0.1 7"]),
+    "a placement group": ({"groups": [group("g")]}, ["g"]),
+    "one that waits": ({"groups": [group("g", is_placed=False, bundles=(("", GPU),))]}, ["g"]),
+    "one of ours": ({"groups": [group("ours")]}, []),
+    "one of ours that is being made": ({"groups": [group("x", name="ours")]}, []),
+    "one without a device": ({"groups": [group("g", bundles=((AT, {"CPU": 1.0}),))]}, []),
+    "a task": ({"workers": [worker(5)]}, ["10.0.0.1 5"]),
+    "a task in a group of ours": ({"workers": [worker(5, group_ids=frozenset({"ours"}))]}, []),
+    "a task in a stranger's group": ({"workers": [worker(5, group_ids=frozenset({"x"}))]}, ["10.0.0.1 5"]),
+    "a task without a device": ({"workers": [worker(5, held={"CPU": 1.0})]}, []),
+    "a task of a raylet that is silent": ({"broken": ["workers"], "apart": ([worker(6)], [])}, ["10.0.0.1 6"]),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_what_holds_a_device_without_a_lease_is_ended_and_nothing_else(name):
+    rows, wanted = HELD[name]
+    ours = Ours(groups=lambda: {"ours"}, actors=lambda: {"mine"}, job_id=GATE)
+    ended, _ = ended_by(Tables(**rows), ours=ours)
+    assert ended == wanted
+
+
+PARTS = (
+    "groups", "actors", "free", "workers", "workers_apart", "job", "tell_job", "put", "end_job",
+    "kill_actor a1", "kill_actor a2", "remove_group g1", "remove_group g2", "kill 11", "kill 12",
+)  # fmt: skip
+
+
+@given(st.sets(st.sampled_from(PARTS)))
+def test_whatever_fails_the_rest_is_ended_and_the_failures_are_counted(broken):
+    tables = Tables(
+        groups=[group("g1"), group("g2")],
+        actors=[actor("a1", pid=21), actor("a2", pid=22)],
+        workers=[worker(11), worker(12)],
+        broken=broken,
+    )
+    ended, health = ended_by(tables)
+    wanted = {name for name in ("a1", "a2") if not broken & {"actors", f"kill_actor {name}"}}
+    wanted |= {name for name in ("g1", "g2") if not broken & {"groups", f"remove_group {name}"}}
+    wanted |= {f"10.0.0.1 {pid}" for pid in (11, 12) if not broken & {"workers", f"kill {pid}"}}
+    assert wanted <= set(ended)
+    always = {"groups", "actors", "free", "workers", "tell_job", "put"}
+    assert (health.failures > 0) >= bool(broken & always)
+    assert (health.failures > 0) <= bool(broken)
+
+
+def test_a_failure_is_told_where_doctor_finds_it_and_forgotten_when_it_is_over():
+    tables = Tables(actors=[actor("a")], broken=["kill_actor"])
+    _, health = ended_by(tables)
+    told = msgspec.json.decode(tables.kept[HEALTH_KEY], type=Health)
+    assert (told.failures, told.failing) == (1, 1)
+    assert "nobody thought of" in told.last_failure
+    assert health == told
+
+
+def test_a_ray_job_that_takes_devices_again_and_again_is_ended_with_its_driver(monkeypatch):
+    now = iter(range(1_000))
+    monkeypatch.setattr("fabric.adapters.reconciler.time.monotonic", lambda: next(now))
+    ended, _ = ended_by(Tables(workers=[worker(5)]), looks=TAKES_AGAIN)
+    assert ended == [*["10.0.0.1 5"] * TAKES_AGAIN, f"job {STRANGER}", "10.0.0.9 99"]
+
+
+def test_the_gates_own_ray_job_is_never_ended_as_a_whole(monkeypatch):
+    now = iter(range(1_000))
+    monkeypatch.setattr("fabric.adapters.reconciler.time.monotonic", lambda: next(now))
+    ended, _ = ended_by(Tables(workers=[worker(5, job_id=GATE)]), looks=TAKES_AGAIN)
+    assert ended == ["10.0.0.1 5"] * TAKES_AGAIN
+
+
+def test_what_a_job_has_started_without_a_device_is_ended_unless_a_lease_is_charged_for_it(monkeypatch):
+    now = iter(range(1_000))
+    monkeypatch.setattr("fabric.adapters.reconciler.time.monotonic", lambda: next(now))
+    rows = {
+        "actors": [actor("a", job_id=GATE, required={}, pid=31), actor("b", job_id=GATE, required={}, pid=32)],
+        "workers": [worker(33, job_id=GATE, held={}), worker(34, job_id=GATE, held={})],
+    }
+    ended, _ = ended_by(Tables(**rows), looks=2, claimed={"10.0.0.1": {32, 34}})
+    assert ended == ["a", "10.0.0.1 31", "10.0.0.1 33"]
+    once, _ = ended_by(Tables(**rows), looks=1)
+    assert once == []
+
+
+def test_a_process_that_stands_still_on_a_node_where_too_much_is_held_is_ended(monkeypatch):
+    now = iter(range(1_000))
+    monkeypatch.setattr("fabric.adapters.reconciler.time.monotonic", lambda: next(now))
+    silent = {"broken": ["workers"], "apart": ([], [41, 42])}
+    ended, _ = ended_by(Tables(**silent), looks=2, claimed={"10.0.0.1": {42}})
+    assert ended == ["10.0.0.1 41"]
+    nothing_is_missing = {AT: {"GPU": 4.0, "H100": 4.0}}
+    spared, _ = ended_by(Tables(**silent, free=nothing_is_missing), looks=2)
+    assert spared == []
