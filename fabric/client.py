@@ -27,6 +27,8 @@ Answer = TypeVar("Answer")
 
 CHUNK_BYTES: Final = 1024 * 1024
 CALL_TIMEOUT_S: Final = 30.0
+_ASKED_FIRST_BYTES: Final = 256 * 1024
+"""Of what is larger it is asked first whether it is there."""
 _ATTEMPTS: Final = 6
 _ATTEMPTS_ONCE_KNOWN: Final = 20
 """Half a minute."""
@@ -66,6 +68,7 @@ class Client:
         self._is_silent = False
         """Whether the last that was heard is that nobody answers."""
         self._closed = False
+        self.on_sent: Callable[[int, int], None] = lambda _sent, _of: None
 
     def call(self, request: Message, reply: type[Reply], *, timeout_s: float = CALL_TIMEOUT_S) -> Reply:
         """One request, one answer, repeated while the fabric is away.
@@ -128,17 +131,27 @@ class Client:
                 return
 
     def put_blob(self, data: bytes) -> str:
-        """Keep bytes in the fabric's archive, under the account; answers their sha256, by which to name them."""
+        """Keep bytes in the fabric's archive, under the account; answers their sha256, by which to name them. What is there
+        already isn't sent again; `on_sent` is told how far it is: (bytes sent, of how many).
+        """
         sha256 = hashlib.sha256(data).hexdigest()
         send = self._callable(METHODS["PutBlob"])
 
-        def once() -> None:
+        def once(chunks: Callable[[], Iterator[pb.Chunk]]) -> None:
             try:
-                send(_chunks(data, sha256=sha256), metadata=self._metadata)
+                send(chunks(), metadata=self._metadata)
             except self.failures as error:
                 raise self._error(error) from None
 
-        self._repeated(once)
+        if len(data) > _ASKED_FIRST_BYTES:
+            try:
+                self._repeated(lambda: once(lambda: iter([pb.Chunk(sha256=sha256)])))
+            except InvalidRequest as error:
+                if error.code != "blob_corrupt":  # it has another one: none at all
+                    raise
+            else:
+                return sha256
+        self._repeated(lambda: once(lambda: _chunks(data, sha256=sha256, told=self.on_sent)))
         return sha256
 
     def close(self) -> None:
@@ -244,10 +257,12 @@ def _method_of(request: Message, reply: type[Message]) -> Method:
     return method
 
 
-def _chunks(data: bytes, *, sha256: str) -> Iterator[pb.Chunk]:
+def _chunks(data: bytes, *, sha256: str, told: Callable[[int, int], None]) -> Iterator[pb.Chunk]:
     yield pb.Chunk(data=data[:CHUNK_BYTES], sha256=sha256)
     for start in range(CHUNK_BYTES, len(data), CHUNK_BYTES):
+        told(start, len(data))
         yield pb.Chunk(data=data[start : start + CHUNK_BYTES])
+    told(len(data), len(data))
 
 
 def closed(address: str) -> InvalidRequest:

@@ -135,6 +135,11 @@ class Blobs:
             await self._port.put_blob(key, await upload.whole())
         upload.room.keep(Kept(key, upload.size, self._now_us()))
 
+    def fresh(self, room: Room, key: str) -> Kept | None:
+        """What is kept under a key, if it stays for long enough that a job can be made that names it."""
+        kept = room.kept.get(key)
+        return kept if kept is not None and self._now_us() - kept.at_us < UNUSED_US // 2 else None
+
     async def _room(self, account: AccountId) -> Room:
         room = self._rooms.setdefault(account, Room(account))
         self._rooms.move_to_end(account)

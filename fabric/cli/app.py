@@ -16,6 +16,8 @@ from fabric.cli.plain_logs import log_plainly
 from fabric.errors import FabricError, InvalidRequest, JobFailed
 
 INTERRUPTED: Final = 130
+_WITH_WORDS: Final = ("submit", "run")
+"""Commands that are given the words of others."""
 _WANTS_JSON: Final = "fabric.wants_json"
 EPILOG: Final = (
     "Exit codes: 0 done · 1 our own mistake, and of doctor that something fails · 2 the request can't succeed as written, or an export proves nothing · 3 no valid key, or not allowed, and of audit verify that no --key was given ·"
@@ -56,6 +58,19 @@ class Commands(typer.core.TyperGroup):
                 raise
             about = f"{error.filename}: {error.strerror}"
             raise _ended(ctx, InvalidRequest(about, code="file_unusable", path=str(error.filename))) from None
+        except Exception as error:
+            _point_at_dashes(error)
+            raise
+
+
+def _point_at_dashes(error: Exception) -> None:
+    """An option that isn't ours may be meant for the job. (Typer has no public name for the error.)"""
+    command, option = getattr(getattr(error, "ctx", None), "info_name", ""), getattr(error, "option_name", "")
+    if command in _WITH_WORDS and option and type(error).__name__ == "NoSuchOption":
+        said = (
+            f"{getattr(error, 'message', '')}. What is the job's own comes after --, and its options are not read here"
+        )
+        error.message = f"{said}: `fabric {command} --tokens 1 -- train.py {option} ...`"  # type: ignore[attr-defined]
 
 
 def _ended(ctx: Any, error: FabricError) -> typer.Exit:

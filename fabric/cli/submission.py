@@ -18,6 +18,8 @@ from fabric.cli.output import (
     say,
     tell,
 )
+from fabric.cli.packages import runtime_env_of
+from fabric.cli.sending import Sending
 from fabric.cli.session import AsJson, ForAccount, client, connected
 from fabric.errors import InvalidRequest
 from fabric.sdk import Fabric
@@ -25,6 +27,7 @@ from fabric.sdk.job import Job
 from fabric.units import format_cny, format_ct
 from fabric.wire import fabric_pb2 as pb
 
+_NAMED: Final = 5
 PARKED: Final = 9
 """How a command ends that followed a job until it was parked: not done, and nothing to be ashamed of."""
 
@@ -40,6 +43,13 @@ Hold = Annotated[
 ]
 Name = Annotated[str, typer.Option(help="What people see.")]
 Env = Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeat for more.")]
+Pip = Annotated[
+    list[str] | None, typer.Option("--pip", help="A package that it needs, e.g. numpy==2.1; repeat for more.")
+]
+Requirements = Annotated[Path | None, typer.Option("--requirements", "-r", help="A file of packages, as pip has it.")]
+RuntimeEnv = Annotated[
+    str, typer.Option(help='In Ray\'s words, JSON or a file of it: {"pip": [...], "env_vars": {...}}.')
+]
 TimeLimit = Annotated[float | None, typer.Option(help="Seconds on devices, then it is parked.")]
 Grace = Annotated[float | None, typer.Option(help="Seconds it is given to checkpoint.")]
 StopSignal = Annotated[
@@ -94,9 +104,13 @@ def submit(
     service: Annotated[str, typer.Option(help="training, batch or inference.")] = "training",
     hold: Hold = "full",
     working_dir: Annotated[
-        Path | None, typer.Option(help="Sent along, without what .fabricignore names; else what the script imports.")
+        Path | None,
+        typer.Option(help="Sent along, without what .gitignore and .fabricignore name; else what the script imports."),
     ] = None,
     env: Env = None,
+    pip: Pip = None,
+    requirements: Requirements = None,
+    runtime_env: RuntimeEnv = "",
     ray_program: Annotated[bool, typer.Option(help="It starts Ray tasks of its own, which hold the devices.")] = False,
     preemptible: Annotated[bool, typer.Option(help="Whether it may be parked for others.")] = True,
     max_retries: Annotated[int, typer.Option(help="How often its own failure is tried again.")] = 0,
@@ -131,6 +145,7 @@ def submit(
             hold=hold,
             working_dir=working_dir,
             env=env,
+            runtime_env=runtime_env_of(runtime_env, requirements=requirements, pip=pip or []),
             ray_program=ray_program,
             preemptible=preemptible,
             max_retries=max_retries,
@@ -155,8 +170,13 @@ def run(
     accelerators: Accelerators = "any",
     name: Name = "",
     hold: Hold = "full",
-    working_dir: Annotated[Path | None, typer.Option(help="Sent along, without what .fabricignore names.")] = None,
+    working_dir: Annotated[
+        Path | None, typer.Option(help="Sent along, without what .gitignore and .fabricignore name.")
+    ] = None,
     env: Env = None,
+    pip: Pip = None,
+    requirements: Requirements = None,
+    runtime_env: RuntimeEnv = "",
     time_limit: TimeLimit = None,
     grace: Grace = None,
     stop_signal: StopSignal = "TERM",
@@ -179,6 +199,7 @@ def run(
             hold=hold,
             working_dir=working_dir,
             env=env,
+            runtime_env=runtime_env_of(runtime_env, requirements=requirements, pip=pip or []),
             time_limit=time_limit,
             grace=grace,
             stop_signal=stop_signal,
@@ -196,7 +217,14 @@ def _submitted(
     """Words as the SDK wants them: a Python script and its arguments, or a command, which has its own."""
     work, arguments = (words[0], words[1:]) if words[0].endswith(".py") else (words, [])
     pairs = _environment(env or [])
-    return fabric.submit(work, *arguments, accelerators=_types(accelerators), name=name or None, env=pairs, **more)
+    fabric.client.on_sent = Sending()
+    made = fabric.submit(work, *arguments, accelerators=_types(accelerators), name=name or None, env=pairs, **more)
+    if fabric.left_out:
+        names, more_of_it = ", ".join(fabric.left_out[:_NAMED]), "" if len(fabric.left_out) <= _NAMED else ", …"
+        tell(
+            f"not sent, because .gitignore names it: {names}{more_of_it}; `!{fabric.left_out[0]}` in .fabricignore sends it"
+        )
+    return made
 
 
 def _follow(made: Job, *, as_json: bool) -> None:

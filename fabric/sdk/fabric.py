@@ -19,7 +19,7 @@ from fabric.sdk.feed import Feed
 from fabric.sdk.functions import pack_call
 from fabric.sdk.job import Job
 from fabric.sdk.lease import Lease
-from fabric.sdk.packing import pack_files, preload_for, script_command
+from fabric.sdk.packing import pack_files, pack_program, script_command
 from fabric.sdk.request import STOP_SIGNAL_VARIABLE, Accelerators, Seconds, Tokens, build_spec, stop_signal_of
 from fabric.units import parse_ct
 from fabric.wire import INLINE_BYTES_MAX
@@ -34,6 +34,7 @@ class Fabric:
     def __init__(self, client: Client) -> None:
         self.client = client
         self._feed = Feed(client)
+        self._left_out: tuple[str, ...] = ()
 
     def __enter__(self) -> "Fabric":  # noqa: PYI034  # Self is not there before Python 3.11
         return self
@@ -42,6 +43,11 @@ class Fabric:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What of the working directory sent last stayed because a `.gitignore` names it."""
+        return self._left_out
 
     def close(self) -> None:
         """Let go of the connection. Jobs go on running."""
@@ -113,7 +119,7 @@ class Fabric:
             service: training, batch or inference.
             hold: "full" holds the whole limit at the start, "rolling" a part at a time.
             kwargs: keyword arguments for the callable.
-            working_dir: sent along as a zip, without what `.fabricignore` names: a function's modules are imported from it, and
+            working_dir: sent along as a zip, without what `.gitignore` and `.fabricignore` name: a function's modules are imported from it, and
                 files are read below it. Without one, a script takes along the modules beside it that it imports.
             env: environment variables. They stay in the job's record, in exports of it and, for programs, on Ray's dashboard:
                 no place for secrets.
@@ -165,9 +171,8 @@ class Fabric:
         payload.env.update(env or {})
         if stop_signal_of(stop_signal) != "TERM":
             payload.env[STOP_SIGNAL_VARIABLE] = stop_signal_of(stop_signal)
-        payload.preload = (
-            preload if preload is not None else preload_for(list(payload.command), working_dir=working_dir)
-        )
+        if preload is not None:
+            payload.preload = preload
         if ranks == "device":
             payload.ranks, payload.preload = ranks, "torch"
         if runtime_env:
@@ -255,9 +260,11 @@ class Fabric:
         else:
             if kwargs:
                 raise InvalidRequest("kwargs= are for functions: give a script its options as arguments")
-            command = _command_of(job, args)
-            files = pack_files(command, working_dir=working_dir)
-            payload.command.extend(command)
+            packed = pack_program(_command_of(job, args), working_dir=working_dir)
+            files = packed.files
+            payload.command.extend(packed.command)
+            payload.preload = packed.preload
+            self._left_out = packed.left_out
         if files is not None:
             payload.working_dir_sha256 = self.client.put_blob(files)
         return payload

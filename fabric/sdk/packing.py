@@ -8,19 +8,20 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
-from fnmatch import fnmatch
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from fabric.errors import InvalidRequest
-from fabric.imports import imported_beside
+from fabric.imports import imported_beside, uses
+from fabric.sdk.sent_files import listed
 
 WORKING_DIR_BYTES_MAX: Final = 256 * 1024 * 1024
-EXCLUDES: Final = (".git", ".hg", "__pycache__", "*.pyc", ".venv", "venv", "node_modules", ".mypy_cache", ".ruff_cache")
-"""Never sent with a working directory, besides what its `.fabricignore` names (one pattern a line)."""
 _IMPORTED: Final = re.compile(r"^\s*(?:import|from)\s+(\w+)", re.MULTILINE)
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
+_MSDOS_FOLDER: Final = 0x10
+_INTERPRETERS: Final = frozenset(("bash", "sh", "dash", "zsh", "node", "perl", "ruby", "Rscript", "julia", "php"))
+"""Of which the first word that is no option, and is a file, is the script."""
 
 
 def script_command(script: str | os.PathLike[str], args: Sequence[object]) -> list[str]:
@@ -28,42 +29,95 @@ def script_command(script: str | os.PathLike[str], args: Sequence[object]) -> li
     return ["python", os.fspath(script), *(str(arg) for arg in args)]
 
 
-def preload_for(command: Sequence[str], *, working_dir: str | os.PathLike[str] | None) -> str:
-    """What a Python script is glad to find imported: torch, if it names it (or `training`) and doesn't use Ray."""
-    script = _script_of(command)
-    path = (Path(working_dir) if working_dir is not None else Path()) / (script or "")
-    if script is None or not script.endswith(".py") or not path.is_file():
-        return ""
-    imported = set(_IMPORTED.findall(path.read_text(errors="replace")))
-    return "torch" if imported & {"torch", "training"} and "ray" not in imported else ""
+def preload_for(script: Path) -> str:
+    """What a Python script is glad to find imported: torch, if it names it (or `training`), and neither it nor a module
+    beside it uses Ray.
+    """
+    imported = set(_IMPORTED.findall(script.read_text(errors="replace")))
+    return "torch" if imported & {"torch", "training"} and not uses(script, "ray") else ""
+
+
+class Packed(NamedTuple):
+    """A command, and what it is sent with."""
+
+    files: bytes | None
+    """A zip; None = nothing goes along."""
+    command: list[str]
+    """With its script by the name under which that is sent."""
+    preload: str = ""
+    left_out: tuple[str, ...] = ()
+    """What of the working directory stays because a `.gitignore` names it."""
 
 
 def pack_files(command: Sequence[str], *, working_dir: str | os.PathLike[str] | None) -> bytes | None:
-    """A zip of the working directory; without one, of the files that the command names and of what its script imports of
-    the modules beside it. None if there are none.
+    """`pack_program`'s files alone."""
+    return pack_program(command, working_dir=working_dir).files
+
+
+def pack_program(command: Sequence[str], *, working_dir: str | os.PathLike[str] | None) -> Packed:
+    """A command with a zip of the working directory; without one, of the files that it names and of what its script imports
+    of the modules beside it. A script that lies elsewhere, named by `/abs/x.py` or `../x.py`, is sent from there.
 
     Raises:
-        InvalidRequest: the script isn't there (`script_not_found`), what is to be run is a directory (`not_a_command`) or
-            may not be run (`not_executable`), or the directory is too large (`working_dir_too_large`).
+        InvalidRequest: the script isn't there (`script_not_found`) or outside of the working directory given
+            (`script_outside`), what is to be run is a directory (`not_a_command`) or may not be run (`not_executable`), or
+            the directory is too large (`working_dir_too_large`).
     """
     root = Path(working_dir) if working_dir is not None else Path()
     if not root.is_dir():
         raise InvalidRequest(f"there is no directory {root}", code="working_dir_not_found", path=str(root))
     script = _script_of(command)
-    if script is not None and not _is_file(root / script):
+    place = None if script is None else _place_of(script, root, is_given=working_dir is not None)
+    if place is not None and script is not None:
+        command = [place.name if word == script else word for word in command]
+    elif script is not None:
         where = f" in {root}" if working_dir is not None else ""
         raise InvalidRequest(
             f"there is no script {script!r}{where}: give its path from the working directory",
             code="script_not_found",
             path=script,
         )
-    _check_first(root, command)
+    if place is None or place.folder == root:
+        _check_first(root, command)
+    is_python = place is not None and place.name.endswith(".py")
+    preload = preload_for(place.folder / place.name) if place is not None and is_python else ""
     if working_dir is not None:
-        return _zip(root, _files(root))
-    named = dict.fromkeys(Path(word) for word in command if _is_own_file(word))
-    if script is not None and script.endswith(".py") and _is_own_file(script):
-        named |= dict.fromkeys(imported_beside(Path(script)))
-    return _zip(root, iter(named)) if named else None
+        found = listed(root)
+        entries = {path.as_posix(): root / path for path in found.files}
+        return Packed(_zip(root, entries, empty=found.empty), list(command), preload, tuple(found.left_out))
+    named = {Path(word).as_posix(): Path(word) for word in command if _is_own_file(word)}
+    if place is not None:
+        named[place.name] = place.folder / place.name
+        if is_python:
+            beside = imported_beside(place.folder / place.name)
+            named |= {path.relative_to(place.folder).as_posix(): path for path in beside}
+    return Packed(_zip(root, dict(sorted(named.items()))) if named else None, list(command), preload)
+
+
+class _Place(NamedTuple):
+    """Where a script is: its name is a path from the folder."""
+
+    folder: Path
+    name: str
+
+
+def _place_of(script: str, root: Path, *, is_given: bool) -> _Place | None:
+    """Where the script is that a command names; None if there is none."""
+    own = Path(script)
+    if not own.is_absolute() and ".." not in own.parts and _is_file(root / own):
+        return _Place(root, own.as_posix())
+    if not _is_file(own):
+        return None
+    path, top = Path(os.path.abspath(own)), Path(os.path.abspath(root))  # noqa: PTH100  # links stay as they are named
+    if path.is_relative_to(top):
+        return _Place(root, path.relative_to(top).as_posix())
+    if is_given:
+        raise InvalidRequest(
+            f"{script} is not in the working directory {root}, so it would not be sent: give one that has it",
+            code="script_outside",
+            path=script,
+        )
+    return _Place(path.parent, path.name)
 
 
 def _check_first(root: Path, command: Sequence[str]) -> None:
@@ -88,11 +142,15 @@ def _check_first(root: Path, command: Sequence[str]) -> None:
 
 
 def _script_of(command: Sequence[str]) -> str | None:
-    """The Python script that a command runs, if it plainly runs one."""
+    """The script that a command runs, if it plainly runs one."""
     if command and Path(command[0]).name.startswith("python"):
         first = next((word for word in command[1:] if not word.startswith("-")), None)
         flags = command[1 : command.index(first)] if first is not None else ()
         return None if {"-m", "-c"} & set(flags) else first
+    if command and Path(command[0]).name in _INTERPRETERS:
+        first = next((word for word in command[1:] if not word.startswith("-")), None)
+        flags = command[1 : command.index(first)] if first is not None else ()
+        return None if {"-c", "-e", "-m"} & set(flags) or first is None or not _is_file(Path(first)) else first
     return command[0] if command and command[0].endswith((".py", ".sh")) else None
 
 
@@ -106,28 +164,15 @@ def _is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113  # Path.is_file raises OSError for what can't be a file's name
 
 
-def _files(root: Path) -> Iterator[Path]:
-    ignore_file = root / ".fabricignore"
-    extra = ignore_file.read_text().split("\n") if ignore_file.is_file() else []
-    patterns = (*EXCLUDES, *(line.strip().rstrip("/") for line in extra if line.strip() and line[0] != "#"))
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not _excluded(Path(folder, name).relative_to(root), patterns))
-        for name in sorted(names):
-            path = Path(folder, name).relative_to(root)
-            if not _excluded(path, patterns) and (root / path).is_file():
-                yield path
-
-
-def _excluded(path: Path, patterns: Sequence[str]) -> bool:
-    return any(fnmatch(path.name, pattern) or fnmatch(path.as_posix(), pattern) for pattern in patterns)
-
-
-def _zip(root: Path, paths: Iterator[Path]) -> bytes:
+def _zip(root: Path, entries: Mapping[str, Path], *, empty: Sequence[Path] = ()) -> bytes:
     """Same files, same bytes: times are left out, so that an unchanged directory is not sent twice."""
     out, total = io.BytesIO(), 0
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in paths:
-            file = root / path
+        for folder in empty:
+            there = zipfile.ZipInfo(f"{folder.as_posix()}/", _EPOCH)
+            there.external_attr = (0o40755 << 16) | _MSDOS_FOLDER
+            archive.writestr(there, b"")
+        for name, file in entries.items():
             total += file.stat().st_size
             if total > WORKING_DIR_BYTES_MAX:
                 raise InvalidRequest(
@@ -136,7 +181,7 @@ def _zip(root: Path, paths: Iterator[Path]) -> bytes:
                     code="working_dir_too_large",
                     limit_bytes=WORKING_DIR_BYTES_MAX,
                 )
-            entry = zipfile.ZipInfo(path.as_posix(), _EPOCH)
+            entry = zipfile.ZipInfo(name, _EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = (file.stat().st_mode & 0o777) << 16
             archive.writestr(entry, file.read_bytes())
