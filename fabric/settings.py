@@ -235,7 +235,7 @@ class LimitsConfig(Section):
 
 
 class StorageConfig(Section):
-    """What the jobs of one account may keep in the archive, together. Where there is no more room, what was saved before
+    """What the jobs of one account may keep in the archive, together, and on nodes' disks. Where there is no more room, what was saved before
     stays, and the job is parked when it ends.
     """
 
@@ -245,6 +245,11 @@ class StorageConfig(Section):
     """In how many values."""
     checkpoint_bytes: Annotated[int, Field(ge=2**20, le=2**50)] = 256 * 2**30
     """Of one checkpoint, as it is stored: holes in files are not."""
+    attempt_bytes: Annotated[int, Field(ge=2**20, le=2**50)] = 2**40
+    """What one attempt may have on one node's disk: one that has more, or the most where the disk is nearly full, is asked to
+    save, and parked.
+    """
+    attempt_files: Annotated[int, Field(ge=1_000, le=10**9)] = 2_000_000
 
 
 class ClusterConfig(Section):

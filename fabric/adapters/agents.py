@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import ClusterSettings
+from fabric.adapters.disk_watch import DiskLimits
 from fabric.adapters.guarded import Admitted, Stranger, actor_id_of, end_actor, is_ours, sealed, secret_of
 from fabric.adapters.node_agent import Cut, NodeAgentActor, Sight, Watch
 from fabric.adapters.nodes import Node
@@ -22,6 +23,7 @@ from fabric.placement.locality import Holdings
 from fabric.units import LeaseId
 
 _CALL_TIMEOUT_S: Final = 15.0
+_COUNT_TIMEOUT_S: Final = 120.0
 _WARM_TIMEOUT_S: Final = 150.0
 _PROOF_WITHIN_S: Final = 60.0
 _log = structlog.get_logger(__name__)
@@ -163,6 +165,13 @@ class Agents:
     async def sweep(self, *, work_dir: str, living: tuple[str, ...]) -> None:
         """Have every machine remove what attempts have left there, whose folders are not among the `living`."""
         await asyncio.gather(*(self._tried(address, "sweep", work_dir, living) for address in list(self._actors)))
+
+    async def too_large(
+        self, address: str, *, work_dir: str, folders: tuple[str, ...], limits: DiskLimits
+    ) -> dict[str, str]:
+        """Of these folders of attempts, those that take too much of the machine's disk, and why that is too much."""
+        found = await self._tried(address, "too_large", work_dir, folders, limits, within_s=_COUNT_TIMEOUT_S)
+        return found if isinstance(found, dict) else {}
 
     async def read_log(self, address: str, path: str, *, offset: int, limit: int) -> bytes:
         return bytes(await self._tried(address, "read_log", path, offset=offset, limit=limit) or b"")

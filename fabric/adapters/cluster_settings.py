@@ -11,6 +11,7 @@ import msgspec
 
 from fabric.adapters.archive import Archive
 from fabric.adapters.archive_quota import ArchiveLimits, ArchiveQuota
+from fabric.adapters.disk_watch import DiskLimits
 from fabric.adapters.private_folder import CACHE
 from fabric.checkpoints import Checkpoints, near_store, store_of
 
@@ -48,6 +49,8 @@ class ClusterSettings:
     """The most that a node keeps of what the jobs of one account read."""
     limits: ArchiveLimits = field(default_factory=ArchiveLimits)
     """How much an account's jobs may keep in the archive."""
+    disk: DiskLimits = field(default_factory=DiskLimits)
+    """What one attempt may have on one node's disk."""
     metrics: bool = True
 
 

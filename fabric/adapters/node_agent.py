@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from fabric.adapters.archive import Archive
+from fabric.adapters.disk_watch import DiskLimits, DiskWatch
 from fabric.adapters.environments import is_ready
 from fabric.adapters.guarded import Guarded
 from fabric.adapters.kept_log import keep_log, read_part
@@ -82,6 +83,7 @@ class NodeAgent:
         self._watched: dict[str, _Watched] = {}
         self._members = Members()
         self._zygote: Zygote | None = None
+        self._disk = DiskWatch()
 
     async def warm(self) -> str:
         """Have a zygote ready; its socket. "" if it can't be had."""
@@ -145,6 +147,10 @@ class NodeAgent:
     async def tidy(self, folder: str, log_file: str, log_key: str) -> None:
         """Move a rank's log into the archive, unless it is empty, and remove its folder."""
         await asyncio.to_thread(self._tidy, Path(folder), Path(log_file), log_key)
+
+    async def too_large(self, work_dir: str, folders: tuple[str, ...], limits: DiskLimits) -> dict[str, str]:
+        """Of these folders of attempts, those that take too much of the disk, and why that is too much."""
+        return await asyncio.to_thread(self._disk.too_large, Path(work_dir), folders, limits)
 
     async def sweep(self, work_dir: str, living: tuple[str, ...]) -> list[str]:
         """Remove the folders that attempts have left behind; those of these names stay."""

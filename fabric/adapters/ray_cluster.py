@@ -25,7 +25,7 @@ from fabric.adapters.reconciler import Ours, Reconciler
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.survivors import lease_of, survivors
 from fabric.clock import Clock, SteadyClock
-from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseRemoved, Metered, NodeHolds
+from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseRemoved, LeaseTooLarge, Metered, NodeHolds
 from fabric.gate.instructions import AnyInstruction, Lease, RemoveLease, SaveLease, StartLease, StopLease
 from fabric.gate.views import JobView, LeaseView, LogChunk
 from fabric.outage import Outage
@@ -35,6 +35,7 @@ from fabric.units import LeaseId, NodeId
 __all__ = ["ClusterSettings", "LeaseInfo", "RayCluster", "ReconcileReport", "Unleased"]
 
 _CACHES_S = 10.0
+_DISKS_S = 5.0
 _log = structlog.get_logger(__name__)
 
 
@@ -102,6 +103,7 @@ class RayCluster:
             (self._read_meters, self._settings.tick_s),
             (self._groups.expire, self._settings.watch_s),
             (self._look_at_caches, _CACHES_S),
+            (self._look_at_disks, _DISKS_S),
         ):
             if period_s > 0:
                 self._begin(_every(period_s, loop))
@@ -316,6 +318,27 @@ class RayCluster:
             self._held[address] = found
             for node_id in node_ids:
                 self._outbox.put(NodeHolds(node_id=node_id, holdings=found))
+
+    async def _look_at_disks(self) -> None:
+        """Tell of attempts that take more of a machine's disk than others can spare."""
+        by_address: dict[str, dict[str, LeaseId]] = {}
+        for lease_id, attempt in self._attempts.items():
+            if attempt.removal is None:
+                for address in attempt.addresses:
+                    folder = attempt_folder(self._settings.work_dir, lease_id).name
+                    by_address.setdefault(address, {})[folder] = lease_id
+        await asyncio.gather(*(self._look_at_disk(address, there) for address, there in by_address.items()))
+
+    async def _look_at_disk(self, address: str, there: Mapping[str, LeaseId]) -> None:
+        found = await self._agents.too_large(
+            address,
+            work_dir=str(self._settings.work_dir),
+            folders=tuple(there),
+            limits=self._settings.disk,
+        )
+        for folder, why in found.items():
+            _log.warning("attempt_too_large", lease_id=there[folder], why=why)
+            self._outbox.put(LeaseTooLarge(lease_id=there[folder], error=why))
 
     async def _look_for_unleased(self) -> None:
         await self._remove_unleased()

@@ -12,6 +12,7 @@ from fabric.adapters.archive_quota import ArchiveLimits
 from fabric.adapters.bucket import Place
 from fabric.adapters.bucket_clients import S3Credentials
 from fabric.adapters.cluster_settings import ClusterSettings
+from fabric.adapters.disk_watch import DiskLimits
 from fabric.adapters.journal import Journal
 from fabric.settings import ClusterConfig, PostgresJournal, SqliteJournal
 from fabric.settings import DirectoryArchive as ConfiguredDirectory
@@ -95,6 +96,7 @@ def cluster_settings(config: ClusterConfig, *, key: bytes) -> ClusterSettings:
         tick_s=config.metering.tick_s,
         meter="cpu" if config.ray.mode == "local" else "auto",
         limits=archive_limits(config),
+        disk=DiskLimits(attempt_bytes=config.storage.attempt_bytes, attempt_files=config.storage.attempt_files),
         work_dir=work_dir_of(config),
         stage_dir=config.staging.path / work_dir_of(config).name if config.staging else None,
     )

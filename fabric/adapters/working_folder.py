@@ -3,13 +3,19 @@
 import importlib
 import io
 import os
+import shutil
 import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Final
 
 from fabric.adapters.archive import Archive
+from fabric.errors import InvalidRequest, Unavailable
+
+SIZE_MAX: Final = 16 * 2**30
+FILES_MAX: Final = 100_000
 
 
 def unpacked(archive: Archive, blob: str, *, into: Path) -> Path:
@@ -17,9 +23,36 @@ def unpacked(archive: Archive, blob: str, *, into: Path) -> Path:
     into.mkdir(exist_ok=True)
     if blob:
         with zipfile.ZipFile(io.BytesIO(archive.get(blob))) as packed:
+            _check_size(packed, into)
             for entry in packed.infolist():
                 _unpack(packed, entry, into)
     return into
+
+
+def _check_size(packed: zipfile.ZipFile, folder: Path) -> None:
+    """Lay nothing out that the node can't hold: a small zip may say that it has as much as it likes, and no more is read.
+
+    Raises:
+        InvalidRequest: `working_dir_too_large`.
+        Unavailable: `node_full`.
+    """
+    entries = packed.infolist()
+    size = sum(entry.file_size for entry in entries)
+    if size > SIZE_MAX or len(entries) > FILES_MAX:
+        raise InvalidRequest(
+            f"the working directory has {size:,} bytes in {len(entries):,} files when unpacked, and may have {SIZE_MAX:,} in"
+            f" {FILES_MAX:,}: leave out what the job doesn't need, and read large data from where it lies",
+            code="working_dir_too_large",
+            limit_bytes=SIZE_MAX,
+            limit_files=FILES_MAX,
+        )
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise Unavailable(
+            f"the working directory has {size:,} bytes, and {free:,} are free on the node",
+            code="node_full",
+            free_bytes=free,
+        )
 
 
 def _unpack(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> None:

@@ -155,7 +155,8 @@ def _tell_storage(storage: StorageConfig) -> Finding:
     return ok(
         "storage",
         f"an account's jobs keep {storage.account_bytes / _GIB:,.6g} GiB in {storage.account_values:,} values, and"
-        f" {storage.checkpoint_bytes / _GIB:,.6g} GiB in one checkpoint",
+        f" {storage.checkpoint_bytes / _GIB:,.6g} GiB in one checkpoint; an attempt has {storage.attempt_bytes / _GIB:,.6g} GiB"
+        f" in {storage.attempt_files:,} files on a node",
     )
 
 
