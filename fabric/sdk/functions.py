@@ -243,23 +243,42 @@ def _folders_of(project: Project, working_dir: Path | None) -> dict[Path, str]:
     return folders
 
 
+class _Entry(NamedTuple):
+    """A file as it goes along: another one where any of this differs."""
+
+    name: str
+    file: Path
+    mode: int
+    size: int
+    changed_ns: int
+
+
 def _zip(project: Project, folders: Mapping[Path, str], sent: bytes | None) -> bytes:
     """Same files, same bytes. What is in the working directory's zip already stays as it is there."""
-    sizes = {file: file.stat().st_size for file in project.files}
+    entries = []
+    for file, root in sorted(project.files.items()):
+        about = file.stat()
+        name = Path(folders[root], file.relative_to(root)).as_posix()
+        entries.append(_Entry(name, file, about.st_mode & 0o777, about.st_size, about.st_mtime_ns))
+    return _zipped(tuple(entries), sent)
+
+
+@lru_cache(maxsize=1)
+def _zipped(entries: tuple[_Entry, ...], sent: bytes | None) -> bytes:
+    """One is remembered: many jobs of one project are submitted in a row."""
     out = io.BytesIO()
     out.write(sent or b"")
     with zipfile.ZipFile(out, "a", zipfile.ZIP_DEFLATED) as archive:
         names = set(archive.namelist())
-        total = sum(sizes.values()) + sum(entry.file_size for entry in archive.infolist())
+        new = [entry for entry in entries if entry.name not in names]
+        total = sum(entry.size for entry in new) + sum(entry.file_size for entry in archive.infolist())
         if total > FILES_BYTES_MAX:
-            raise _too_large(sizes, total)
-        for file, root in sorted(project.files.items()):
-            name = Path(folders[root], file.relative_to(root)).as_posix()
-            if name not in names:
-                entry = zipfile.ZipInfo(name, _EPOCH)
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                entry.external_attr = (file.stat().st_mode & 0o777) << 16
-                archive.writestr(entry, file.read_bytes())
+            raise _too_large({entry.file: entry.size for entry in new}, total)
+        for entry in new:
+            info = zipfile.ZipInfo(entry.name, _EPOCH)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = entry.mode << 16
+            archive.writestr(info, entry.file.read_bytes())
     return out.getvalue()
 
 

@@ -36,8 +36,15 @@ SECRETS: Final = (
 """Files that hold keys by their names; so do hidden ones, such as `.env` and `.netrc`."""
 _LEFT_OUT: Final = ("__pycache__", "*.pyc", "*.egg-info", "node_modules", "venv", *SECRETS)
 _OURS: Final = frozenset({"fabric", "training", "serving"})
-_IN_USE: Final = frozenset({*_OURS, "ray", "cloudpickle", "msgspec", "psutil", "grpc", "stamina", "structlog"})
-"""What a job's process has imported before the job's own code is reached."""
+IN_USE: Final = frozenset((
+    *_OURS, "aiohttp", "annotated_types", "attr", "attrs", "certifi", "charset_normalizer", "click", "cloudpickle", "colorama",
+    "colorful", "colorful_orig", "cryptography", "cython_runtime", "filelock", "grpc", "idna", "jsonpointer", "jsonschema",
+    "jsonschema_specifications", "msgpack", "msgspec", "numpy", "packaging", "psutil", "pydantic", "pydantic_core",
+    "pydantic_settings", "pygments", "ray", "referencing", "requests", "rfc3339_validator", "rich", "rpds", "six", "sniffio",
+    "stamina", "structlog", "tenacity", "torch", "tornado", "tqdm", "typing_extensions", "typing_inspection", "urllib3",
+    "uvloop", "wcwidth", "yaml",
+))  # fmt: skip
+"""What a job's process may have imported before the job's own code is reached."""
 _FILE_LOADERS: Final = (
     importlib.machinery.SourceFileLoader,
     importlib.machinery.SourcelessFileLoader,
@@ -167,8 +174,9 @@ class Project:
         """
         tops = {file.relative_to(root).parts[0] for file, root in self.files.items()}
         names = {top.partition(".")[0] for top in tops}
-        for name in sorted(names & (sys.stdlib_module_names | _IN_USE)):
-            owner = "token-fabric's own" if name in _IN_USE else "the standard library's"
+        for name in sorted(names & (sys.stdlib_module_names | IN_USE)):
+            owner = "the standard library's" if name in sys.stdlib_module_names else f"another one, {name}"
+            owner = "token-fabric's own" if name in _OURS else owner
             raise InvalidRequest(
                 f"your module {name!r} has the name of {owner}, which a job's process has imported before yours: rename it",
                 code="module_name_taken",
@@ -191,6 +199,15 @@ def _imported_in(file: Path, _mtime_ns: int, _size: int, package: str) -> tuple[
 
 
 def _parsed(file: Path) -> ast.AST:
+    try:
+        about = file.stat()
+    except OSError:
+        return ast.Module(body=[], type_ignores=[])
+    return _parsed_as(file, about.st_mtime_ns, about.st_size)
+
+
+@lru_cache(maxsize=32)
+def _parsed_as(file: Path, _mtime_ns: int, _size: int) -> ast.AST:
     try:
         return ast.parse(file.read_bytes(), filename=str(file))
     except (SyntaxError, ValueError, OSError, RecursionError):
