@@ -20,7 +20,8 @@ from typing import Any, Final, NamedTuple
 import cloudpickle
 
 from fabric.errors import InvalidRequest
-from fabric.sdk.project import Project, Standing, changed_globals, standing_of
+from fabric.sdk.project import Project, Standing, standing_of
+from fabric.sdk.source import changed_globals
 from fabric.sdk.unpicklable import Unsendable, culprit_of, heaviest, refuse_unmakeable, refuse_unsendable, remedy_for
 
 CALL_BYTES_MAX: Final = 512 * 1024 * 1024

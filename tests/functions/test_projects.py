@@ -1,11 +1,6 @@
 """A function takes along the modules of its project, whatever the project looks like."""
 
-import subprocess
-import sys
-
 import pytest
-
-from fabric.sdk.project import IN_USE
 
 APP = {
     "app/__init__.py": "",
@@ -319,93 +314,3 @@ def test_a_result_whose_module_is_not_here_says_which_and_what_to_do(project):
     told = project({}, "read.py", *kept, cwd="elsewhere")
     assert told.startswith("result_needs_package the result is of app.names.Point, and the module 'app' is not here")
     assert "Point(x=2, color=<Color.BLUE: 2>)" in told
-
-
-def test_the_names_that_a_jobs_process_has_taken_are_known():
-    """A module of the caller's own by such a name would be another one there, without a word."""
-    look = "import sys, fabric.adapters.runner; print(*{name.partition('.')[0] for name in sys.modules})"
-    there = set(subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout.split())
-    assert {name for name in there - IN_USE - sys.stdlib_module_names if not name.startswith("_")} <= {"google"}
-
-
-def test_a_test_of_pytest_submits_what_it_defines_and_imports(project):
-    text = """
-        import dataclasses
-        from app.names import Color, Point
-        from app.util import helper
-        from tests.functions.afar import call
-        @dataclasses.dataclass
-        class Own:
-            x: int
-        def job(own, color):
-            assert color is Color.RED
-            return Own(helper(own.x)), Point(1)
-        def test_it():
-            own, point = call(job, Own(1), Color.RED)
-            assert type(own) is Own and own.x == 2 and point == Point(1)
-    """
-    for mode in ("importlib", "prepend"):
-        command = ["-m", "pytest", "-q", f"--import-mode={mode}", "-p", "no:cacheprovider", "checks/test_mine.py"]
-        assert "1 passed" in project(APP | {"checks/test_mine.py": text, "pytest.ini": "[pytest]\n"}, *command)
-
-
-def test_a_process_that_was_spawned_submits_what_main_defines(project):
-    main = (
-        CALL
-        + """
-import multiprocessing
-from app.names import Color
-class Own: pass
-def job(): return Own(), Color.RED
-def work():
-    own, color = call(job)
-    print(type(own) is Own, color is Color.RED, flush=True)
-if __name__ == "__main__":
-    for how in ("spawn", "fork"):
-        process = multiprocessing.get_context(how).Process(target=work)
-        process.start(); process.join()
-"""
-    )
-    assert project(APP | {"main.py": main}) == "True True\nTrue True\n"
-
-
-def test_an_editable_installation_goes_along_however_it_is_found(project):
-    """By a finder of its own, as setuptools installs one, from a folder that is not on the path."""
-    main = """
-import importlib.util, sys
-class Finder:
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        if name == "app":
-            return importlib.util.spec_from_file_location(
-                name, "elsewhere/app/__init__.py", submodule_search_locations=["elsewhere/app"])
-sys.meta_path.append(Finder)
-"""
-    main = main.replace('"elsewhere', 'sys.path[0] + "/elsewhere') + CALL
-    main += "from app.jobs import move\nfrom app.names import *\nprint(call(move, Point(1)).x)"
-    assert project({f"elsewhere/{name}": text for name, text in APP.items()} | {"main.py": main}) == "2\n"
-
-
-def test_a_link_to_a_package_goes_along_as_what_it_points_to(project):
-    project(APP | {"main.py": "", "data/real.txt": "real"})
-    (project.folder / "linked").mkdir()
-    (project.folder / "app").rename(project.folder / "elsewhere")
-    (project.folder / "app").symlink_to("elsewhere")
-    (project.folder / "elsewhere" / "data").symlink_to("../data")
-    (project.folder / "elsewhere" / "again").symlink_to(".")
-    main = CALL + "from importlib import resources\nfrom app.util import helper\n"
-    main += "print(call(lambda: (helper(1), resources.files('app').joinpath('data/real.txt').read_text())))"
-    assert project({"main.py": main}) == "(2, 'real')\n"
-
-
-def test_many_jobs_of_one_project_are_packed_once_until_a_file_changes(project):
-    main = """
-import pathlib, time, zipfile
-from app.util import helper
-from fabric.sdk.functions import pack_call
-first, second = (pack_call(helper, (n,), {}) for n in range(2))
-print(first.files is second.files, first.pickled == second.pickled)
-pathlib.Path("app/names.py").write_text("class Color: pass")
-print(pack_call(helper, (1,), {}).files == first.files)
-"""
-    assert project(APP | {"main.py": main}) == "True False\nFalse\n"
