@@ -7,8 +7,7 @@ the same two points depends only on their sums: that is what makes a charge inde
 """
 
 import math
-from bisect import bisect_left
-from functools import lru_cache
+from functools import cached_property
 from itertools import pairwise
 from typing import Final
 
@@ -33,7 +32,7 @@ class Flaw(msgspec.Struct, frozen=True):
     allowed: str
 
 
-class BurnCurve(msgspec.Struct, frozen=True):
+class BurnCurve(msgspec.Struct, frozen=True, dict=True):
     """f as points (utilisation_ppm, f_ppm), from 0 to 100 % utilisation.
 
     Raises:
@@ -51,14 +50,14 @@ class BurnCurve(msgspec.Struct, frozen=True):
         """Evaluate f to the nearest ppm: for people. Charges are reckoned without this rounding."""
         utilisation_ppm = min(max(utilisation_ppm, 0), PPM)
         band = self.band_of(busy_us=utilisation_ppm, device_us=PPM)
-        return half_even(self.scaled(band, busy_us=utilisation_ppm, device_us=PPM), PPM * self.scale)
+        return half_even(self.scaled(band, busy_us=utilisation_ppm, device_us=PPM), self.unit)
 
     @property
     def floor_ppm(self) -> int:
         """What an idle device burns."""
         return self.points[0][1]
 
-    @property
+    @cached_property
     def max_ppm(self) -> int:
         """What a device burns at most: the rate that holds are reckoned with."""
         return self.points[-1][1]
@@ -68,21 +67,35 @@ class BurnCurve(msgspec.Struct, frozen=True):
         """How many linear pieces there are."""
         return len(self.points) - 1
 
-    @property
-    def scale(self) -> int:
-        """The common denominator of every f, whatever the utilisation: the lcm of the bands' widths."""
-        return _scale_of(self.points)
+    @cached_property
+    def unit(self) -> int:
+        """The least common denominator of device x f, whatever the utilisation."""
+        return self._lines[0]
+
+    @cached_property
+    def _lines(self) -> tuple[int, tuple[tuple[int, int], ...]]:
+        """The unit, and of each band how many of it a µs of a device adds, and a µs of its use."""
+        widths = math.lcm(*(right - left for (left, _), (right, _) in pairwise(self.points)))
+        lines: list[tuple[int, int]] = []
+        for (left, low), (right, high) in pairwise(self.points):
+            times = widths // (right - left)
+            lines.append(((low * (right - left) - (high - low) * left) * times, (high - low) * times * PPM))
+        common = math.gcd(widths * PPM, *(factor for line in lines for factor in line))
+        return widths * PPM // common, tuple((device // common, busy // common) for device, busy in lines)
 
     def band_of(self, *, busy_us: int, device_us: int) -> int:
         """The linear piece that busy / device lies in; on a border the lower one (both give the same f there)."""
-        return bisect_left(self.points, busy_us * PPM, lo=1, hi=self.bands, key=lambda point: point[0] * device_us) - 1
+        points, busy = self.points, busy_us * PPM
+        last = len(points) - 2
+        at = 0
+        while at < last and points[at + 1][0] * device_us < busy:
+            at += 1
+        return at
 
     def scaled(self, band: int, *, busy_us: int, device_us: int) -> int:
-        """Exactly device x f(busy / device) x 10⁶ x `scale`, for windows of one band taken together."""
-        (left, low), (right, high) = self.points[band], self.points[band + 1]
-        scale = self.scale
-        steps = scale // (right - left)
-        return low * device_us * scale + (high - low) * steps * (busy_us * PPM - left * device_us)
+        """Exactly device x f(busy / device) x `unit`, for windows of one band taken together."""
+        per_device, per_busy = self._lines[1][band]
+        return per_device * device_us + per_busy * busy_us
 
 
 def flaws_of(points: tuple[tuple[int, int], ...]) -> tuple[Flaw, ...]:
@@ -109,11 +122,6 @@ def ratio(ppm: int) -> str:
     whole, rest = divmod(abs(ppm), PPM)
     text = f"{whole}.{rest:06d}".rstrip("0").rstrip(".")
     return f"-{text}" if ppm < 0 else text
-
-
-@lru_cache(maxsize=256)
-def _scale_of(points: tuple[tuple[int, int], ...]) -> int:
-    return math.lcm(*(right - left for (left, _), (right, _) in pairwise(points)))
 
 
 def _flaws_of_step(at: int, before: tuple[int, int], point: tuple[int, int]) -> list[Flaw]:

@@ -7,7 +7,8 @@ from which anybody can reckon the charge again.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Final
 
 import msgspec
 
@@ -15,8 +16,10 @@ from fabric.charging.burn import REFERENCE_PPM, BurnCurve
 from fabric.charging.rounding import half_even, up
 from fabric.units import MICROS_PER_S, PPM
 
+_PPM_SQUARED: Final = PPM * PPM
 
-class Band(msgspec.Struct, array_like=True):
+
+class Band(msgspec.Struct, array_like=True, gc=False):
     """What was metered at utilisations of one linear piece of the burn curve."""
 
     device_us: int = 0
@@ -25,13 +28,12 @@ class Band(msgspec.Struct, array_like=True):
     """Device-time in use."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Meter:
+class Meter(msgspec.Struct, kw_only=True, gc=False):
     """One metering stream: one weight, one curve, any number of devices."""
 
     weight_ppm: int
     curve: BurnCurve
-    bands: list[Band] = field(default_factory=list)
+    bands: list[Band] = []
     estimated_device_us: int = 0
     """Device-time of which nothing is known: rated as f = 1."""
     rated_uhs: int = 0
@@ -68,20 +70,27 @@ class Meter:
 
 def total_uhs(bands: Sequence[Band], *, estimated_device_us: int, weight_ppm: int, curve: BurnCurve) -> int:
     """The charge of everything metered, rounded once, half-even."""
-    scale = curve.scale
-    scaled = estimated_device_us * PPM * scale
+    unit = curve.unit
+    scaled = estimated_device_us * unit
     for at, band in enumerate(bands):
-        scaled += curve.scaled(at, busy_us=band.busy_us, device_us=band.device_us)
-    return half_even(weight_ppm * scaled, PPM * PPM * scale)
+        if band.device_us or band.busy_us:
+            scaled += curve.scaled(at, busy_us=band.busy_us, device_us=band.device_us)
+    return half_even(weight_ppm * scaled, PPM * unit)
 
 
 def hold_for(*, devices: int, duration_us: int, weight_ppm: int, curve: BurnCurve) -> int:
     """The most that so many devices can burn in so long, rounded up: no metering of it ever comes to more."""
-    return up(devices * max(duration_us, 0) * weight_ppm * curve.max_ppm, PPM * PPM)
+    return up(devices * max(duration_us, 0) * weight_ppm * curve.max_ppm, _PPM_SQUARED)
+
+
+@lru_cache(maxsize=4096)
+def worst_per_s(devices: int, weight_ppm: int, max_ppm: int) -> int:
+    """The most that so many devices burn in a second, rounded up, and at least 1: asked of every sample."""
+    return max(up(devices * MICROS_PER_S * weight_ppm * max_ppm, _PPM_SQUARED), 1)
 
 
 def burn_per_s(*, devices: int, weight_ppm: int, curve: BurnCurve, utilisation_ppm: int = REFERENCE_PPM) -> int:
     """µHs a second at a steady utilisation: for people."""
     busy = min(max(utilisation_ppm, 0), PPM)
     scaled = curve.scaled(curve.band_of(busy_us=busy, device_us=PPM), busy_us=busy, device_us=PPM)
-    return half_even(devices * weight_ppm * scaled * MICROS_PER_S, PPM * PPM * PPM * curve.scale)
+    return half_even(devices * weight_ppm * scaled * MICROS_PER_S, PPM * PPM * curve.unit)

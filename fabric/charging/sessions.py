@@ -5,13 +5,12 @@ absorbed by the operator. It charges nothing twice, never more time than has pas
 nobody saw as f = 1. It keeps the weight and curve it was opened with. Does not know holds: whoever asks captures.
 """
 
-from dataclasses import dataclass, field
 from typing import Final, Self
 
 import msgspec
 
 from fabric.charging.burn import REFERENCE_PPM, BurnCurve
-from fabric.charging.rating import Meter, burn_per_s
+from fabric.charging.rating import Meter, burn_per_s, worst_per_s
 from fabric.charging.records import Cdr
 from fabric.charging.rounding import half_even
 from fabric.units import MICROS_PER_S, PPM
@@ -20,7 +19,7 @@ RECENT_US: Final = 5_000_000
 """How far back the burn and utilisation that people see reach."""
 
 
-class Window(msgspec.Struct, frozen=True, array_like=True):
+class Window(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One window as it was charged."""
 
     window_us: int
@@ -28,8 +27,7 @@ class Window(msgspec.Struct, frozen=True, array_like=True):
     charged_uhs: int
 
 
-@dataclass(slots=True, kw_only=True)
-class ChargingSession:
+class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
     """The meter of one lease. Create it with `open`."""
 
     account_id: str
@@ -54,7 +52,7 @@ class ChargingSession:
     absorbed_uhs: int = 0
     durable_uhs: int = 0
     """What had been charged when the last checkpoint became durable."""
-    recent: list[Window] = field(default_factory=list)
+    recent: list[Window] = []
 
     @classmethod
     def open(
@@ -168,6 +166,11 @@ class ChargingSession:
     def lost_uhs(self) -> int:
         """Charged since the last durable mark: what a loss of the lease now would give back."""
         return max(self.charged_uhs - self.durable_uhs, 0)
+
+    @property
+    def worst_uhs_per_s(self) -> int:
+        """What it burns at most in a second, by the weight and curve it was opened with; at least 1."""
+        return worst_per_s(self.devices, self.meter.weight_ppm, self.meter.curve.max_ppm)
 
     @property
     def burn_uhs_per_s(self) -> int:
