@@ -15,17 +15,14 @@ _FREES: Final = frozenset({"top_up", "bundle", "subscription", "grant", "release
 """Transfers that leave their account with more to hold than before."""
 
 
-def nothing_is_due(core: Core) -> bool:
-    """Whether `let_time_pass` has nothing to do now."""
-    renewal_us = core.renewal_due_us
-    return (renewal_us is None or renewal_us > core.now_us) and not core.book.is_due(core.now_us)
-
-
-def let_time_pass(core: Core) -> None:
-    """Renew subscriptions, let holds lapse and lots expire: each dated when it fell due."""
+def let_time_pass(core: Core) -> bool:
+    """Renew subscriptions, let holds lapse and lots expire: each dated when it fell due. Whether anything had."""
+    now_us, renewal_us = core.now_us, core.renewal_due_us
+    if (renewal_us is None or renewal_us > now_us) and not core.book.is_due(now_us):
+        return False
     subscriptions.renew(core)
-    if not core.book.sweep(now_us=core.now_us):
-        return
+    if not core.book.sweep(now_us=now_us):
+        return True
     keys.let_go(core)
     for hold, short_uhs in core.book.take_shrunk():
         job = core.state.jobs.get(JobId(hold.hold_id.rpartition(credit.OF_JOBS)[0]))
@@ -34,6 +31,7 @@ def let_time_pass(core: Core) -> None:
         else:
             holds.shrink(core, job, short_uhs)
             jobs.park_expired(core, job)
+    return True
 
 
 def follow(core: Core) -> None:
@@ -50,3 +48,5 @@ def follow(core: Core) -> None:
             jobs.resume_waiting(core, account_id)
     if core.replan:
         leases.apply_plan(core)
+    for job in core.held:
+        holds.wait_if_queued(core, job)

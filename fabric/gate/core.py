@@ -49,9 +49,11 @@ class Core:
 
     __slots__ = (
         "answers_of",
+        "answers_until_us",
         "book",
         "changed",
         "freed",
+        "held",
         "instructions",
         "jobs_of",
         "keys_of",
@@ -77,6 +79,8 @@ class Core:
         self.records: list[Cdr] = []
         self.freed: dict[AccountId, None] = {}
         """Accounts that have more free tokens than before this event: their waiting jobs may go on."""
+        self.held: list[Job] = []
+        """Jobs for which tokens were held in this event."""
         self.replan = False
         """Whether who waits or what is free has changed: the planner is asked once, when all is said."""
         self.price_list: PriceList | None = None
@@ -97,6 +101,8 @@ class Core:
             self.keys_of.setdefault(key.account_id, []).append(key)
         self.answers_of: dict[str, dict[str, None]] = {}
         """Each account's answers that are remembered, oldest first: derived, so that one can't have too many."""
+        self.answers_until_us = 0
+        """No answer is forgotten before; 0 = look anew."""
         self.note_prices()
         self.note_renewals()
         self.served: dict[tuple[str, str], Served] = {}
@@ -106,10 +112,16 @@ class Core:
 
     def begin(self, now_us: int) -> None:
         """Clear the desk. Time never runs backwards in here, whatever the caller's clock does."""
-        self.now_us = self.state.now_us = max(now_us, self.state.now_us)
-        self.instructions = []
-        self.records = []
-        self.freed = {}
+        state = self.state
+        self.now_us = state.now_us = max(now_us, state.now_us)
+        if self.instructions:
+            self.instructions = []
+        if self.records:
+            self.records = []
+        if self.freed:
+            self.freed = {}
+        if self.held:
+            self.held = []
         self.replan = False
 
     def keep(self, job: Job) -> None:
@@ -161,9 +173,9 @@ class Core:
 
     def _moment(self, job: Job) -> Moment:
         if job.state in TERMINAL:
-            return Moment(at_us=self.now_us, what="ended", why=job.state.value)
+            return Moment(at_us=self.now_us, what="ended", why=str(job.state))
         if job.state is not JobState.RUNNING:
-            what = "waiting" if job.state is JobState.QUEUED else job.state.value
+            what = "waiting" if job.state is JobState.QUEUED else str(job.state)
             return Moment(at_us=self.now_us, what=what, why=job.reason)
         assert job.lease_id is not None
         lease = self.state.leases[job.lease_id].lease

@@ -114,18 +114,18 @@ class Gate:
         core, before_us = self._core, self._core.state.now_us
         core.begin(now_us)
         request_id: str = getattr(event, "request_id", "")
-        name, digest = "", b""
+        name = ""
         if request_id:
             name = idempotency.known_as(getattr(event, "account_id", None), request_id)
-            digest = idempotency.digest_of(event)
             if before := idempotency.recall(core, name, now_us=core.now_us):
                 core.now_us = core.state.now_us = before_us
-                return Decision(outcome=before.outcome if before.digest == digest else _reused(request_id), kept=False)
-        is_quiet = consequences.nothing_is_due(core)
+                same = before.digest == idempotency.digest_of(event)
+                return Decision(outcome=before.outcome if same else _reused(request_id), kept=False)
+        is_quiet = not consequences.let_time_pass(core)
         decision = self._decide(event)
         if isinstance(decision.outcome, Accepted):
             if request_id:
-                idempotency.remember(core, name, digest=digest, outcome=decision.outcome)
+                idempotency.remember(core, name, event, outcome=decision.outcome)
         elif is_quiet and not (decision.transfers or decision.records or decision.instructions):
             core.now_us = core.state.now_us = before_us
             return Decision(outcome=decision.outcome, kept=False)
@@ -216,14 +216,13 @@ class Gate:
 
     def _decide(self, event: AnyEvent) -> Decision:
         core = self._core
-        consequences.let_time_pass(core)
         outcome = self._apply(event)
         consequences.follow(core)
         return Decision(
             outcome=outcome,
             transfers=core.book.drain(),
-            records=tuple(core.records),
-            instructions=tuple(core.instructions),
+            records=tuple(core.records) if core.records else (),
+            instructions=tuple(core.instructions) if core.instructions else (),
         )
 
     def _apply(self, event: AnyEvent) -> Outcome:  # noqa: C901, PLR0911, PLR0912, PLR0915 - a table, in the order of likelihood
@@ -237,33 +236,27 @@ class Gate:
                 return credit.settle(core, event)
             case ReleaseHold():
                 return credit.release(core, event)
-            case RecordCalls():
-                return calls.record(core, event)
-            case KeepUsage() | SettleUsage() | WriteOffUsage():
-                return usage.decide(core, event)
-            case OfferModel():
-                return models.offer(core, event)
-            case ScaleModel():
-                return models.scale(core, event)
-            case WithdrawModel():
-                return models.withdraw(core, event)
-            case Submit():
-                return jobs.submit(core, event)
             case Metered():
                 leases.metered(core, event)
+            case Submit():
+                return jobs.submit(core, event)
             case LeaseStarted():
                 leases.started(core, event)
             case LeaseFinished():
                 leases.finished(core, event)
-            case LeaseSaved():
-                leases.saved(core, event)
             case LeaseRemoved():
                 leases.removed(core, event)
+            case LeaseSaved():
+                leases.saved(core, event)
             case LeaseTooLarge():
                 leases.too_large(core, event)
             case Tick():
                 leases.overdue(core)
                 core.replan = True
+            case RecordCalls():
+                return calls.record(core, event)
+            case KeepUsage() | SettleUsage() | WriteOffUsage():
+                return usage.decide(core, event)
             case Cancel():
                 return jobs.cancel(core, event)
             case Pause():
@@ -290,6 +283,12 @@ class Gate:
                 return payments.once(core, event, treasury.record_payment)
             case Unsubscribe():
                 return subscriptions.unsubscribe(core, event)
+            case OfferModel():
+                return models.offer(core, event)
+            case ScaleModel():
+                return models.scale(core, event)
+            case WithdrawModel():
+                return models.withdraw(core, event)
             case OpenAccount():
                 return treasury.open_account(core, event)
             case CreateKey():

@@ -8,7 +8,6 @@ grace at the worst burn, and its deadline is the moment when the hold would be e
 from typing import Final
 
 from fabric.charging.rating import hold_for
-from fabric.charging.sessions import ChargingSession
 from fabric.gate import refusals
 from fabric.gate.core import Core
 from fabric.gate.events import HoldMode, JobSpec
@@ -77,7 +76,7 @@ def take(core: Core, job: Job) -> Refusal | None:
         return refusals.from_ledger(answer, remedy="tokens=")
     job.hold_id, job.holds = hold_id, job.holds + 1
     _held(job, key, wanted)
-    core.book.wait(hold_id, now_us=core.now_us)
+    core.held.append(job)
     return None
 
 
@@ -87,6 +86,12 @@ def wait(core: Core, job: Job) -> int:
     short_uhs = core.book.wait(job.hold_id, now_us=core.now_us)
     shrink(core, job, short_uhs)
     return short_uhs
+
+
+def wait_if_queued(core: Core, job: Job) -> None:
+    """The job was not placed in the event in which its tokens were held: they wait with it."""
+    if job.lease_id is None and job.hold_id is not None:
+        core.book.note_waiting(core.book.holds[job.hold_id], now_us=core.now_us)
 
 
 def note_waiting(core: Core) -> None:
@@ -162,38 +167,28 @@ def close(core: Core, job: Job) -> None:
 
 def covered_until_us(core: Core, job: Job, record: LeaseRecord) -> int:
     """When the hold would be empty if the job burned at its worst since it was last metered."""
-    return _covered_until_us(core, job, record)[0]
+    assert record.started_at_us is not None
+    session = core.state.sessions[record.lease.lease_id]
+    return record.started_at_us + session.metered_us + job.held_uhs * 1_000_000 // session.worst_uhs_per_s
 
 
 def runs_low_us(core: Core, job: Job, record: LeaseRecord) -> int:
     """When the job is asked to checkpoint: before its hold is empty by its grace, but at most by a fifth of its limit."""
-    empty_at_us, worst_per_s = _covered_until_us(core, job, record)
-    return empty_at_us - min(job.spec.grace_us, job.limit_uhs * 1_000_000 // (MARGIN_PART * worst_per_s))
-
-
-def _covered_until_us(core: Core, job: Job, record: LeaseRecord) -> tuple[int, int]:
-    assert record.started_at_us is not None
-    session = core.state.sessions[record.lease.lease_id]
-    worst_per_s = _worst_per_s(session)
-    return record.started_at_us + session.metered_us + job.held_uhs * 1_000_000 // worst_per_s, worst_per_s
+    worst_per_s = core.state.sessions[record.lease.lease_id].worst_uhs_per_s
+    margin_us = min(job.spec.grace_us, job.limit_uhs * 1_000_000 // (MARGIN_PART * worst_per_s))
+    return covered_until_us(core, job, record) - margin_us
 
 
 def renew(core: Core, job: Job) -> None:
     """Ask for the next quantum of a rolling hold when a fifth or less is left of this one."""
     if job.spec.hold is not HoldMode.ROLLING:
         return
+    left_uhs = job.limit_uhs - job.burned_uhs - job.held_uhs
+    if left_uhs <= 0:
+        return
     quantum = quantum_uhs(core, job)
-    more = min(quantum, job.limit_uhs - job.burned_uhs - job.held_uhs)
-    if more > 0 and job.held_uhs * RENEW_BELOW <= quantum:
-        extend(core, job, amount_uhs=more, minimum_uhs=1)
-
-
-def _worst_per_s(session: ChargingSession) -> int:
-    """What the lease burns at most in a second, by the weight and curve it was opened with."""
-    meter = session.meter
-    return max(
-        hold_for(devices=session.devices, duration_us=1_000_000, weight_ppm=meter.weight_ppm, curve=meter.curve), 1
-    )
+    if job.held_uhs * RENEW_BELOW <= quantum:
+        extend(core, job, amount_uhs=min(quantum, left_uhs), minimum_uhs=1)
 
 
 def _key_refuses(key: Key, amount_uhs: int) -> Refusal | None:

@@ -54,16 +54,15 @@ def recall(core: Core, name: str, *, now_us: int) -> Answered | None:
     return found if found is not None and now_us - found.at_us < REMEMBERED_US else None
 
 
-def remember(core: Core, name: str, *, digest: bytes, outcome: Outcome) -> None:
+def remember(core: Core, name: str, event: AnyEvent, *, outcome: Outcome) -> None:
     """Remember an answer from now on, and forget those that are old enough."""
-    answered = core.state.answered
-    while answered:
-        oldest = next(iter(answered))
-        if core.now_us - answered[oldest].at_us < REMEMBERED_US:
-            break
-        _forget(core, oldest)
-    answered[name] = Answered(digest, outcome, core.now_us)
-    own = core.answers_of.setdefault(_account_of(name), {})
+    if core.now_us >= core.answers_until_us:
+        _forget_old(core)
+    core.state.answered[name] = Answered(digest_of(event), outcome, core.now_us)
+    account_id = _account_of(name)
+    own = core.answers_of.get(account_id)
+    if own is None:
+        own = core.answers_of[account_id] = {}
     own[name] = None
     if len(own) > EACH_MAX:
         _forget(core, next(iter(own)))
@@ -75,6 +74,19 @@ def index(core: Core) -> None:
         if not each.at_us:
             core.state.answered[name] = Answered(each.digest, each.outcome, core.state.now_us)
         core.answers_of.setdefault(_account_of(name), {})[name] = None
+
+
+def _forget_old(core: Core) -> None:
+    """They stand in the order of their times, so what comes in later is forgotten later than all of them."""
+    answered = core.state.answered
+    core.answers_until_us = core.now_us + REMEMBERED_US
+    while answered:
+        oldest = next(iter(answered))
+        until_us = answered[oldest].at_us + REMEMBERED_US
+        if core.now_us < until_us:
+            core.answers_until_us = until_us
+            break
+        _forget(core, oldest)
 
 
 def _forget(core: Core, name: str) -> None:

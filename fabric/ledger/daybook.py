@@ -14,6 +14,8 @@ from fabric.ledger.transfers import CNY, CT, LotShare, Posting, Transfer
 _CUSTOMER: Final = ("available", "held", "debt")
 _TOKENS: Final = (*_CUSTOMER, "issued", "redeemed", "breakage", "written_off")
 _MONEY: Final = ("cash", "receivable", "revenue")
+_MOVES: Final = {"hold": ("available", "held"), "capture": ("held", "redeemed"), "release": ("held", "available")}
+"""What most transfers are, where no credit is in it: out of one class of a customer's, into another."""
 
 
 class Period(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +83,39 @@ class Daybook(msgspec.Struct, kw_only=True):
         self.pending.append(transfer)
         return transfer
 
+    def _move(
+        self,
+        kind: str,
+        account_id: str,
+        ref: str,
+        amount_uhs: int,
+        at_us: int,
+        *,
+        lots: tuple[LotShare, ...],
+        flags: tuple[str, ...],
+    ) -> None:
+        """Book tokens out of one class of account into another, as the kind has it: balanced, however it is called."""
+        assert amount_uhs > 0, f"{kind} {ref} moves {amount_uhs} µHs"
+        out_of, into = _MOVES[kind]
+        totals = self.tokens_uhs
+        totals[out_of] -= amount_uhs
+        totals[into] += amount_uhs
+        taken = f"cust/{account_id}/{out_of}"
+        given = f"cust/{account_id}/{into}" if into in _CUSTOMER else f"op/{self.operator}/{into}"
+        self.count += 1
+        self.pending.append(
+            Transfer(
+                transfer_id=self.count,
+                kind=kind,
+                account_id=account_id,
+                ref=ref,
+                at_us=at_us,
+                postings=(Posting(taken, CT, -amount_uhs), Posting(given, CT, amount_uhs)),
+                lots=lots,
+                flags=flags,
+            )
+        )
+
     def _money_legs(self, kind: str, *, account_id: str, money: Mapping[str, int], channel: str) -> list[Posting]:
         assert sum(money.values()) == 0, f"{kind} for {account_id} makes or loses money: {money}"
         paths = {
@@ -94,6 +129,8 @@ class Daybook(msgspec.Struct, kw_only=True):
 
     def drain(self) -> tuple[Transfer, ...]:
         """The transfers since the last drain, oldest first."""
+        if not self.pending:
+            return ()
         drained = tuple(self.pending)
         self.pending.clear()
         return drained

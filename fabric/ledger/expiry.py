@@ -41,10 +41,9 @@ class Deadlines:
         """Remember when a hold lapses, if it ever does; of one that has, when it is given up."""
         due_us = _due_us(hold)
         if due_us is not None:
-            heap = self.heap
-            heappush(heap, (due_us, HOLD, hold.hold_id))
-            if len(heap) > _SLACK and len(heap) > 4 * (len(self._holds) + len(self._lapsed) + len(self._lots)):
-                self._rebuild()
+            heappush(self.heap, (due_us, HOLD, hold.hold_id))
+            if len(self.heap) > _SLACK:
+                self._rebuild_if_stale()
 
     def watch_lot(self, lot: Lot) -> None:
         """Remember when a lot that has something free (again) expires, if it ever does."""
@@ -78,6 +77,10 @@ class Deadlines:
             hold = self._holds.get(name) or self._lapsed.get(name)
             return hold is not None and _due_us(hold) == at_us
         return self._lots[name].free_uhs > 0
+
+    def _rebuild_if_stale(self) -> None:
+        if len(self.heap) > 4 * (len(self._holds) + len(self._lapsed) + len(self._lots)):
+            self._rebuild()
 
     def _rebuild(self) -> None:
         self.heap.clear()

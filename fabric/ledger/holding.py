@@ -18,6 +18,7 @@ from fabric.ledger.outcomes import (
     Granted,
     Refused,
 )
+from fabric.ledger.own_holds import OWN
 from fabric.ledger.scopes import Use
 from fabric.ledger.till import Till
 from fabric.units import INT64_MAX
@@ -60,7 +61,7 @@ class Holding(Till, kw_only=True, dict=True):
             return Refused(UNKNOWN_ACCOUNT, {"account_id": account_id})
         if amount_uhs <= 0:
             return Refused(INVALID_AMOUNT, {"amount_uhs": amount_uhs})
-        if self.hold(hold_id) is not None:
+        if hold_id in self.holds or hold_id in self.ended or hold_id in self.lapsed or hold_id in self.expired:
             return Refused(HOLD_EXISTS, {"hold_id": hold_id})
         hold = Hold(
             hold_id=hold_id,
@@ -80,8 +81,10 @@ class Holding(Till, kw_only=True, dict=True):
                 answer = Granted(answer.granted_uhs, answer.held_uhs, True)  # noqa: FBT003
             hold.answer = answer
             self.holds[hold_id] = hold
-            self._own.began(hold)
-            self._deadlines.watch_hold(hold)
+            if hold_id.startswith(OWN):
+                self._own.began(hold)
+            if expires_at_us is not None:
+                self._deadlines.watch_hold(hold)
         return answer
 
     def capture(self, hold_id: str, *, amount_uhs: int, now_us: int, flags: tuple[str, ...] = ()) -> int:
@@ -124,7 +127,7 @@ class Holding(Till, kw_only=True, dict=True):
         return short
 
     def note_waiting(self, hold: Hold, *, now_us: int) -> None:
-        """Nothing has run on the open hold for long: the next event, not before, lets go of what it holds of expired lots."""
+        """Nothing runs on the open hold: from the next event on, not before, it lets go of what it holds of expired lots."""
         hold.waiting = True
         self._watch(hold)
         if hold.stale_at_us is not None and hold.stale_at_us < now_us:
@@ -134,10 +137,13 @@ class Holding(Till, kw_only=True, dict=True):
     def run(self, hold_id: str) -> None:
         """Something runs on the open hold: what it holds stays good until that ends."""
         hold = self.holds[hold_id]
+        if not hold.waiting:
+            return
         hold.waiting = False
         if hold.stale_at_us is not None:
             hold.stale_at_us = None
-            self._deadlines.watch_hold(hold)
+            if hold.expires_at_us is not None:
+                self._deadlines.watch_hold(hold)
 
     def close(self, hold_id: str, *, now_us: int) -> int:
         """Free what is left and end the open hold; returns how much that was."""

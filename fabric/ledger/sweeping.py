@@ -11,11 +11,13 @@ booked and lapsed holds are given back.
 """
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Final
 
 from fabric.ledger.expiry import HOLD
 from fabric.ledger.holds import Hold, HoldState
 from fabric.ledger.vault import CREDIT, Vault
+from fabric.units import INT64_MAX
 
 _DAY_US: Final = 86_400_000_000
 REMEMBER_ENDED_US: Final = _DAY_US
@@ -37,8 +39,7 @@ class Sweeping(Vault, kw_only=True, dict=True):
 
         Returns whether there are holds that were given up, or hold less, and that nobody has asked about.
         """
-        heap = self._deadlines.heap
-        while heap and heap[0][0] <= now_us and (due := self._deadlines.pop(now_us)) is not None:
+        while (due := self._deadlines.pop(now_us)) is not None:
             at_us, kind, name = due
             if kind == HOLD:
                 hold = self.holds.get(name)
@@ -50,10 +51,10 @@ class Sweeping(Vault, kw_only=True, dict=True):
                     self._give_up(self.lapsed[name], at_us=at_us)
             elif self.lots[name].free_uhs:
                 self._break(self.lots[name], at_us=at_us)
-        if self.ended:
+        if self._forgets_at_us <= now_us:
             self._forget(self.ended, before_us=now_us - REMEMBER_ENDED_US)
-        if self.expired:
             self._forget(self.expired, before_us=now_us - REMEMBER_LAPSED_US)
+            self._forgets_at_us = self._next_forgotten_us()
         return bool(self._just_given_up or self._just_shrunk)
 
     def own_standing(self, account_id: str) -> int:
@@ -116,12 +117,12 @@ class Sweeping(Vault, kw_only=True, dict=True):
 
     def _watch(self, hold: Hold) -> None:
         """Reckon anew when a part of what an open hold holds stops being good."""
-        times = []
+        stale_at_us: int | None = None
         for piece in hold.pieces:
             if piece.held_uhs and piece.lot_id != CREDIT:
                 until = self.lots[piece.lot_id].expires_at_us if hold.waiting else piece.good_until_us
-                times += [] if until is None else [until]
-        stale_at_us = min(times, default=None)
+                if until is not None and (stale_at_us is None or until < stale_at_us):
+                    stale_at_us = until
         if stale_at_us != hold.stale_at_us:
             hold.stale_at_us = stale_at_us
             self._deadlines.watch_hold(hold)
@@ -143,9 +144,14 @@ class Sweeping(Vault, kw_only=True, dict=True):
             self._break(self.lots[lot_id], at_us=now_us)
 
     def is_due(self, now_us: int) -> bool:
-        """Whether a hold lapses or a lot expires by now."""
+        """Whether `sweep` has anything to do by now, or anything to tell that nobody has asked about."""
         heap = self._deadlines.heap
-        return bool(heap) and heap[0][0] <= now_us and self._deadlines.is_due(now_us)
+        if heap and heap[0][0] <= now_us and self._deadlines.is_due(now_us):
+            return True
+        if self._forgets_at_us <= now_us:
+            self._forgets_at_us = self._next_forgotten_us()
+            return self._forgets_at_us <= now_us
+        return bool(self._just_given_up or self._just_shrunk)
 
     def next_due_us(self) -> int | None:
         """When the next hold lapses or lot expires."""
@@ -174,8 +180,17 @@ class Sweeping(Vault, kw_only=True, dict=True):
         if heap and heap[0][0] <= now_us:
             self.sweep(now_us=now_us)
 
+    def _next_forgotten_us(self) -> int:
+        """When the next hold that is over is forgotten; they stand in the order in which they ended."""
+        next_us = INT64_MAX
+        for holds, remember_us in ((self.ended, REMEMBER_ENDED_US), (self.expired, REMEMBER_LAPSED_US)):
+            for hold in islice(holds.values(), 1):
+                if hold.ended_at_us is not None:
+                    next_us = min(next_us, hold.ended_at_us + remember_us + 1)
+        return next_us
+
     def _forget(self, holds: dict[str, Hold], *, before_us: int) -> None:
-        """Drop the oldest; they stand in the order in which they ended."""
+        """Drop the oldest."""
         gone = []
         for hold in holds.values():
             if hold.ended_at_us is None or hold.ended_at_us >= before_us:

@@ -51,6 +51,8 @@ class Vault(Daybook, kw_only=True, dict=True):
             self.expired[hold_id] = self.lapsed.pop(hold_id)  # as snapshots had it before there was a settlement window
         self._deadlines = Deadlines(self.holds, self.lapsed, self.lots)
         self._own = OwnHolds((self.holds, self.lapsed), (self.ended, self.expired))
+        self._forgets_at_us = 0
+        """No hold that is over is forgotten before; 0 = look anew."""
         self._just_given_up: list[Hold] = []
         self._just_shrunk: list[tuple[Hold, int]] = []
 
@@ -102,23 +104,16 @@ class Vault(Daybook, kw_only=True, dict=True):
             taken += amount
             piece_of(pieces, lot.lot_id).held_uhs += amount
             shares.append(LotShare(lot.lot_id, amount))
-        tokens = {"available": -taken, "held": taken}
-        if credit_uhs:
-            tokens = {"available": -taken, "debt": -credit_uhs, "held": taken + credit_uhs}
-            account.credit_held_uhs += credit_uhs
-            piece_of(pieces, CREDIT).held_uhs += credit_uhs
-            taken += credit_uhs
-        hold.held_uhs += taken
-        account.held_uhs += taken
-        self._post(
-            "hold",
-            account_id=account.account_id,
-            ref=hold.hold_id,
-            at_us=now_us,
-            tokens=tokens,
-            lots=tuple(shares),
-            flags=flags,
-        )
+        hold.held_uhs += taken + credit_uhs
+        account.held_uhs += taken + credit_uhs
+        name, ref = account.account_id, hold.hold_id
+        if not credit_uhs:
+            self._move("hold", name, ref, taken, now_us, lots=tuple(shares), flags=flags)
+            return
+        account.credit_held_uhs += credit_uhs
+        piece_of(pieces, CREDIT).held_uhs += credit_uhs
+        tokens = {"available": -taken, "debt": -credit_uhs, "held": taken + credit_uhs}
+        self._post("hold", account_id=name, ref=ref, at_us=now_us, tokens=tokens, lots=tuple(shares), flags=flags)
 
     def _capture(
         self, account: Account, hold: Hold, *, amount_uhs: int, now_us: int, flags: tuple[str, ...] = ()
@@ -150,15 +145,7 @@ class Vault(Daybook, kw_only=True, dict=True):
         account.held_uhs -= amount_uhs
         hold.held_uhs -= amount_uhs
         hold.captured_uhs += amount_uhs
-        self._post(
-            "capture",
-            account_id=account.account_id,
-            ref=hold.hold_id,
-            at_us=now_us,
-            tokens={"held": -amount_uhs, "redeemed": amount_uhs},
-            lots=tuple(shares),
-            flags=flags,
-        )
+        self._move("capture", account.account_id, hold.hold_id, amount_uhs, now_us, lots=tuple(shares), flags=flags)
         return debt
 
     def _overuse(
@@ -320,8 +307,11 @@ class Vault(Daybook, kw_only=True, dict=True):
         hold.held_uhs = 0
         account.held_uhs -= rest
         account.credit_held_uhs -= credit
-        name, ref, lost = account.account_id, hold.hold_id, sum(share.amount_uhs for share in broken)
-        if rest > lost:
+        name, ref = account.account_id, hold.hold_id
+        lost = sum([share.amount_uhs for share in broken]) if broken else 0
+        if not (lost or credit):
+            self._move("release", name, ref, rest, now_us, lots=tuple(freed), flags=flags)
+        elif rest > lost:
             tokens = {"held": lost - rest, "available": rest - lost - credit, "debt": credit}
             self._post("release", account_id=name, ref=ref, at_us=now_us, tokens=tokens, lots=tuple(freed), flags=flags)
         if lost:
@@ -357,18 +347,23 @@ class Vault(Daybook, kw_only=True, dict=True):
 
     def _end(self, hold: Hold, *, state: HoldState, at_us: int) -> None:
         """A hold, with nothing held any more, is over."""
-        stood = hold.hold_id in self.holds or hold.hold_id in self.lapsed
-        for standing in (self.holds, self.lapsed, self.expired):
-            standing.pop(hold.hold_id, None)
+        hold_id = hold.hold_id
+        stood = self.holds.pop(hold_id, None) or self.lapsed.pop(hold_id, None)
+        if stood is None and hold_id in self.expired:
+            del self.expired[hold_id]
+            self._forgets_at_us = 0
         hold.state = state
         hold.ended_at_us = at_us
         hold.settle_by_us = hold.stale_at_us = None
-        hold.pieces = []
+        hold.pieces.clear()
         over = self.expired if state is HoldState.EXPIRED else self.ended
-        over[hold.hold_id] = hold
-        if hold.hold_id.startswith(OWN):
-            for forgotten in self._own.ended(hold, stood=stood):
+        if not over:
+            self._forgets_at_us = 0
+        over[hold_id] = hold
+        if hold_id.startswith(OWN):
+            for forgotten in self._own.ended(hold, stood=stood is not None):
                 del over[forgotten]
+                self._forgets_at_us = 0
 
     def _break(self, lot: Lot, *, at_us: int) -> None:
         """Free → breakage: a lot has expired, and what is held of it stays good until the hold ends."""

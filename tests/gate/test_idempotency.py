@@ -9,7 +9,9 @@ from fabric.gate import Gate
 from fabric.gate.events import BuyBundle, Cancel, CreateKey, Grant, OpenAccount, Submit, Subscribe, TopUp
 from fabric.gate.idempotency import EACH_MAX, REMEMBERED_US
 from fabric.gate.instructions import Accepted, Refusal
+from fabric.gate.serving_events import Authorize, ReleaseHold
 from fabric.gate.state import Answered
+from fabric.ledger.scopes import Service, Use
 from tests.gate.conftest import submit, top_up
 from tests.gate.world import S, spec
 
@@ -57,6 +59,19 @@ def test_a_refusal_after_something_fell_due_is_kept(story):
     assert decision.kept
     assert [transfer.kind for transfer in decision.transfers] == ["expire"]
     assert not story.gate.state.answered.get("ada/big")
+
+
+def test_a_refusal_at_which_a_hold_is_forgotten_is_kept(story):
+    """Forgetting is an effect of time, too: what the live gate forgets, a replay must forget at the same event."""
+    use = Use(service=Service.INFERENCE)
+    story.must(Authorize(hold_id="h", account_id="ada", amount_uhs=S, use=use, ttl_us=60 * S))
+    story.must(ReleaseHold(hold_id="h", account_id="ada", seq=1))
+    story.at(86_400)
+    decision = story.do(too_dear())
+    assert (decision.kept, list(story.gate.state.book.ended)) == (False, ["h"]), "it is remembered for a day"
+    story.at(86_400 + 1)
+    decision = story.do(too_dear())
+    assert (decision.kept, list(story.gate.state.book.ended)) == (True, [])
 
 
 def test_one_account_has_so_many_answers_and_takes_no_room_from_another(story, monkeypatch):

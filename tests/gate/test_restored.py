@@ -247,7 +247,7 @@ def test_every_attribute_beside_the_state_is_listed_as_derived():
         assert held == set(DERIVED[kind.__name__]), (
             f"{kind.__name__}: list in fabric.gate.derived what it is derived from"
         )
-    assert set(vars(core.book)) == {"_deadlines", "_own", "_just_given_up", "_just_shrunk"}
+    assert set(vars(core.book)) == {"_deadlines", "_own", "_forgets_at_us", "_just_given_up", "_just_shrunk"}
 
 
 def next_request(at):
