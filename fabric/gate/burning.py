@@ -27,7 +27,7 @@ def opened(core: Core, job: Job, record: LeaseRecord) -> ChargingSession:
         job_id=job.job_id,
         lease_id=record.lease.lease_id,
         name=job.spec.name,
-        service=job.spec.service.value,
+        service=str(job.spec.service),
         accelerator=record.lease.accelerator,
         devices=record.lease.devices,
         weight_ppm=record.weight_ppm,
@@ -75,7 +75,7 @@ def close(core: Core, job: Job, record: LeaseRecord, final: Sample | None, *, re
         holds.refund(core, job, session.refund_lost())
     elif record.outcome is not LeaseOutcome.SUCCEEDED:
         amended(job.timeline, lost_uhs=session.lost_uhs, unsaved=job.saved_at_us is None)
-    ended = record.outcome.value if record.outcome else ""
+    ended = str(record.outcome) if record.outcome else ""
     core.records.append(session.close(ended=ended, at_us=record.ended_at_us))
     job.ran_us += record.ended_at_us - record.started_at_us
 

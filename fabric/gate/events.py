@@ -239,7 +239,7 @@ class NodeDrain(Event, frozen=True, kw_only=True, tag="node_drain"):
 # -- jobs --------------------------------------------------------------------------------------------------------------
 
 
-class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a job needs. The payload is opaque to the gate."""
 
     name: str

@@ -13,12 +13,11 @@ SLACK_US: Final = 500_000
 """For the notice to arrive and the processes to end."""
 
 
-def remember(saves_us: list[int], took_us: int) -> None:
-    """One more save, as long as it took."""
-    saves_us.append(max(took_us, 0))
-    del saves_us[:-REMEMBERED]
+def with_one_more(saves_us: tuple[int, ...], took_us: int) -> tuple[int, ...]:
+    """The last few saves, and one that took so long."""
+    return (*saves_us, max(took_us, 0))[-REMEMBERED:]
 
 
-def needed_us(saves_us: list[int]) -> int | None:
+def needed_us(saves_us: tuple[int, ...]) -> int | None:
     """The notice that is enough for a save, or None while nothing is known."""
     return max(saves_us) * 3 // 2 + SLACK_US if saves_us else None

@@ -13,7 +13,7 @@ from fabric.ledger.transfers import Transfer
 from fabric.units import AccountId, JobId, LeaseId, NodeId
 
 
-class Share(msgspec.Struct, frozen=True):
+class Share(msgspec.Struct, frozen=True, gc=False):
     """So many devices of one node."""
 
     node_id: NodeId
@@ -22,7 +22,7 @@ class Share(msgspec.Struct, frozen=True):
     """Where it isn't the lease's: of a gang of several types."""
 
 
-class Lease(msgspec.Struct, frozen=True, kw_only=True):
+class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Devices for one attempt of one job: what a placement group is made from."""
 
     lease_id: LeaseId
@@ -46,11 +46,13 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def devices(self) -> int:
         """All of them together."""
-        return sum(share.devices for share in self.shares)
+        return sum([share.devices for share in self.shares])
 
     @property
     def on(self) -> str:
         """`3 × A100`, or `2 × H100 + 1 × A100`."""
+        if len(self.shares) == 1:
+            return f"{self.shares[0].devices} × {self.shares[0].accelerator or self.accelerator}"
         counts: dict[str, int] = {}
         for share in self.shares:
             kind = share.accelerator or self.accelerator
@@ -103,7 +105,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", ta
     facts: dict[str, str | int | bool | None] = {}
 
 
-class Accepted(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="accepted"):
+class Accepted(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="accepted", gc=False):
     """Yes. For holds: how much was granted, and whether that was the last of it."""
 
     granted_uhs: int = 0

@@ -57,7 +57,7 @@ def started(core: Core, event: LeaseStarted) -> None:
     stays.started(job.ran, at_us=core.now_us)
     core.state.sessions[event.lease_id] = burning.opened(core, job, record)
     core.planner.note_started(job.job_id, now_us=core.now_us)
-    core.move(job, Trigger.STARTED, reason=notice.short(core, job))
+    core.move(job, Trigger.STARTED, reason=notice.short(core, job) if job.saves_us else "")
     watch_runway(core, record)
 
 
@@ -273,7 +273,7 @@ def saved(core: Core, event: LeaseSaved) -> None:
         durable_us = core.now_us - record.stop_asked_at_us
         took_us = max(took_us, durable_us)
         amended(job.timeline, durable_us=durable_us)
-    grace.remember(job.saves_us, took_us)
+    job.saves_us = grace.with_one_more(job.saves_us, took_us)
     record.saved = True
     job.saved_step, job.saved_bytes, job.saved_at_us, job.saved_on = event.step, event.bytes, core.now_us, job.nodes
     attempts.note_save(job, session)
@@ -337,7 +337,9 @@ def _start(core: Core, job: Job, placed: Placed) -> None:
         payload=job.spec.payload,
         data=tuple([each.prefix for each in job.spec.data]),
         mix=job.spec.mix,
-        loss_every_us=hazards.loss_every_us(core.state.hazards, pool, outlasts_notice=notice.outlasts(core, job)),
+        loss_every_us=hazards.loss_every_us(
+            core.state.hazards, pool, outlasts_notice=bool(job.saves_us) and notice.outlasts(core, job)
+        ),
     )
     core.state.leases[lease.lease_id] = LeaseRecord(
         lease=lease,
@@ -349,7 +351,7 @@ def _start(core: Core, job: Job, placed: Placed) -> None:
     job.exit_code = None
     stays.placed(job.ran, lease)
     holds.run(core, job)
-    core.move(job, Trigger.PLACE, reason=notice.short(core, job))
+    core.move(job, Trigger.PLACE, reason=notice.short(core, job) if job.saves_us else "")
     core.instructions.append(StartLease(lease=lease))
 
 

@@ -1,7 +1,8 @@
 """Everything the gate remembers, as plain data: what a snapshot holds.
 
 Nothing here refers to another object but by id, so that encoding and decoding it gives the same state. What can be
-derived (who waits in which queue, which nodes have room) is rebuilt from it.
+derived (who waits in which queue, which nodes have room) is rebuilt from it. So a record is a tree: those of which there
+are many are kept out of the collector's sight (`gc=False`), which would look through all of them again and again.
 """
 
 from dataclasses import dataclass, field
@@ -64,8 +65,7 @@ class Key:
     scopes: tuple[KeyScope, ...] = ()
 
 
-@dataclass(slots=True, kw_only=True)
-class Job:
+class Job(msgspec.Struct, kw_only=True, gc=False):
     """A job from its submission on; kept after its end, for its owner to look at."""
 
     job_id: JobId
@@ -105,9 +105,9 @@ class Job:
     accelerator: str = ""
     nodes: tuple[NodeId, ...] = ()
     revision: int = 0
-    timeline: list[Moment] = field(default_factory=list)
+    timeline: list[Moment] = []
     """What became of it, for people."""
-    ran: list[Stay] = field(default_factory=list)
+    ran: list[Stay] = []
     """Where its attempts were."""
     step: int = 0
     """The last step it told of, by the end of its last attempt."""
@@ -119,14 +119,13 @@ class Job:
     again_step: int = -1
     """The farthest step at which an attempt ended by itself to be queued anew, and how many since then got no farther."""
     again_in_a_row: int = 0
-    saves_us: list[int] = field(default_factory=list)
+    saves_us: tuple[int, ...] = ()
     """How long its last saves took: what its grace is learned from."""
     restore_us: int = 0
     """From its last start to the first step, as its runner saw it; 0 = not known."""
 
 
-@dataclass(slots=True, kw_only=True)
-class LeaseRecord:
+class LeaseRecord(msgspec.Struct, kw_only=True, gc=False):
     """A lease from its placement until nothing of it is left."""
 
     lease: Lease
@@ -213,7 +212,7 @@ class OpenUsage(msgspec.Struct, frozen=True, kw_only=True):
     kept_at_us: int
 
 
-class Answered(msgspec.Struct, frozen=True, array_like=True):
+class Answered(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The yes that a request id got, what it asked, and when."""
 
     digest: bytes

@@ -12,7 +12,7 @@ from fabric.gate.instructions import Lease
 KEPT_MAX: Final = 32
 
 
-class Stay(msgspec.Struct, frozen=True, kw_only=True):
+class Stay(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One attempt on its devices."""
 
     attempt: int

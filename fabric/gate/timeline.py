@@ -21,7 +21,7 @@ _MS: Final = 1_000
 _S: Final = 1_000_000
 
 
-class Moment(msgspec.Struct, frozen=True, kw_only=True):
+class Moment(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One thing that happened to a job. Of what isn't known, or makes no sense here, nothing is said."""
 
     at_us: int

@@ -17,7 +17,7 @@ class Service(StrEnum):
     INFERENCE = "inference"
 
 
-class Use(msgspec.Struct, frozen=True, kw_only=True):
+class Use(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a hold is for: one service, and every accelerator, model or operator that it may end up on."""
 
     service: Service
@@ -26,7 +26,7 @@ class Use(msgspec.Struct, frozen=True, kw_only=True):
     operators: tuple[str, ...] = ()
 
 
-class Scope(msgspec.Struct, frozen=True, kw_only=True):
+class Scope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a lot may be spent on; () is no restriction."""
 
     services: tuple[Service, ...] = ()

@@ -41,7 +41,7 @@ class NodeState(msgspec.Struct):
     """Devices that go to these claims when they are released, first come first served."""
 
 
-class Queued(msgspec.Struct):
+class Queued(msgspec.Struct, gc=False):
     """A job that waits."""
 
     request: Request
@@ -54,7 +54,7 @@ class Queued(msgspec.Struct):
     """(submitted_at_us, seq): the line within one account."""
 
 
-class Running(msgspec.Struct):
+class Running(msgspec.Struct, gc=False):
     """A job that owns devices."""
 
     request: Request
