@@ -11,15 +11,17 @@ from fabric.placement import locality
 
 def enqueue(core: Core, job: Job, request: PlacementRequest | None = None) -> None:
     """The job waits for devices from now on, and says for which if not any would do."""
-    found = notice.heeded(core, job, request or request_of(core, job))
-    job.reason = notice.waits(job, found) or job.reason
+    found = request or request_of(core, job)
+    if job.saves_us:
+        found = notice.heeded(core, job, found)
+        job.reason = notice.waits(job, found) or job.reason
     core.planner.enqueue(found, now_us=core.now_us)
     core.replan = True
 
 
 def request_of(core: Core, job: Job) -> PlacementRequest:
     spec = job.spec
-    warm, saves_us = locality.warmest(spec.data, core.state.holdings, devices=spec.devices)
+    warm, saves_us = locality.warmest(spec.data, core.state.holdings, devices=spec.devices) if spec.data else ((), 0)
     return PlacementRequest(
         job_id=job.job_id,
         account_id=job.account_id,
@@ -27,14 +29,14 @@ def request_of(core: Core, job: Job) -> PlacementRequest:
         devices_per_node=spec.devices_per_node,
         accelerators=spec.accelerators,
         tier_rank=core.plan_of(job.account_id).tier_rank,
-        service=spec.service.value,
+        service=str(spec.service),
         preemptible=spec.preemptible,
         grace_us=spec.grace_us,
         submitted_at_us=job.submitted_at_us,
         devices_least=spec.devices_least,
         speeds=() if spec.devices_least is None else _speeds(core, job),
-        prefers=job.saved_on + tuple(node_id for node_id in warm if node_id not in job.saved_on),
-        patience_us=locality.patience_us(estimate_us=spec.estimate_us, saves_us=saves_us),
+        prefers=job.saved_on + tuple([node_id for node_id in warm if node_id not in job.saved_on]),
+        patience_us=locality.patience_us(estimate_us=spec.estimate_us, saves_us=saves_us) if saves_us else 0,
         mixtures=_mixtures(core, job),
     )
 

@@ -47,7 +47,7 @@ def _bad_range(spec: JobSpec) -> Refusal | None:
 
 
 def _bad_data(spec: JobSpec) -> Refusal | None:
-    if len(spec.data) > DATASETS_MAX or len({each.prefix for each in spec.data}) < len(spec.data):
+    if spec.data and (len(spec.data) > DATASETS_MAX or len({each.prefix for each in spec.data}) < len(spec.data)):
         return refusals.invalid(
             f"a job names up to {DATASETS_MAX} datasets, each once; this one {len(spec.data)}", code="invalid_data"
         )

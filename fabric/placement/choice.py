@@ -17,18 +17,17 @@ Found = tuple[Picks, JobId | None]
 """Room for a job, and whose pinned nodes it would backfill."""
 
 
-def best(cluster: Cluster, groups: Sequence[Group], queued: Queued) -> tuple[Group, Found] | None:
-    """The best of what is free; None if the job fits nowhere as it must."""
+def best(cluster: Cluster, groups: Sequence[Group], queued: Queued, least: Shape) -> tuple[Group, Found] | None:
+    """The best of what is free; None if the job fits nowhere as it must, which is `least`."""
     request = queued.request
     # What lies there is worth a wait, so it is worth another type, too.
     if request.patience_us and (warm := _warmest(cluster, groups, queued)):
         return warm
     if request.devices_least is None:
-        least = Shape.of(request)
         for group in groups:
             found = cluster.find(group, least, queued)
             if found is not None:
-                return group, _preferred(cluster, group, least, queued) or found
+                return group, (_preferred(cluster, group, least, queued) if request.prefers else None) or found
         return None
     return _best_size(cluster, groups, queued)
 

@@ -43,26 +43,17 @@ class Decisions:
     def plan(self, *, now_us: int) -> tuple[Step, ...]:
         """Everything that can be done now."""
         steps: list[Step] = []
-        state, queue = self._state, self._queue
+        state = self._state
         state.planned_at_us = now_us
         if state.claims:
             self._place_claimed(steps, now_us)
         if state.pins:
             self._serve_pins(steps, now_us)
-        blocked = False
-        for rank, active in enumerate(queue.active):
-            if queue.parked[rank]:
-                self._waiting.wake(rank, now_us=now_us)
-            while active:
-                lane, queued = queue.next(rank)
-                if queued is not None and not self._try_place(lane, queued, steps, now_us):
-                    self._waiting.park(lane, now_us=now_us, until_us=self._patient_until(queued, now_us))
-            if queue.parked[rank]:
-                blocked = True
-        if blocked:
+        if (any(self._queue.active) or any(self._queue.parked)) and self._place_waiting(steps, now_us):
             self._pin_overdue(steps, now_us)
         for group in self._cluster.groups.values():
-            group.touched = False
+            if group.touched:
+                group.touched = False
         return tuple(steps)
 
     def next_due_us(self) -> int | None:
@@ -72,11 +63,27 @@ class Decisions:
             dues += self._preemption.dues(pin)
         return min((due for due in dues if due > self._state.planned_at_us), default=None)
 
+    def _place_waiting(self, steps: list[Step], now_us: int) -> bool:
+        """Whoever waits and fits, the best class first. Whether anybody still waits."""
+        queue, blocked = self._queue, False
+        for rank, active in enumerate(queue.active):
+            if queue.parked[rank]:
+                self._waiting.wake(rank, now_us=now_us)
+            while active:
+                lane, queued = queue.next(rank)
+                if queued is not None and not self._try_place(lane, queued, steps, now_us):
+                    self._waiting.park(lane, now_us=now_us, until_us=self._patient_until(queued, now_us))
+            if queue.parked[rank]:
+                blocked = True
+        return blocked
+
     def _try_place(self, lane: Lane, queued: Queued, steps: list[Step], now_us: int) -> bool:
         cluster = self._cluster
-        self._waiting.find_groups(lane, queued)
-        found = best(cluster, lane.groups, queued)
-        if self._patient_until(queued, now_us) is not None and not (found and self._is_warm(queued, found)):
+        if lane.seen != cluster.version:
+            self._waiting.find_groups(lane, queued)
+        found = best(cluster, lane.groups, queued, lane.shape)
+        is_patient = queued.request.patience_us and self._patient_until(queued, now_us) is not None
+        if is_patient and not (found and self._is_warm(queued, found)):
             return False
         if found is not None:
             if found[0].owner is None and lane.rank == INFERENCE and self._await_own(lane, queued, now_us):
@@ -162,7 +169,8 @@ class Decisions:
 
     def _placed(self, lane: Lane, running: Running, group: Group, now_us: int) -> Placed:
         request = running.request
-        self._fairness.enter(request.account_id, devices=sum([devices for _, devices in running.shares]), now_us=now_us)
+        devices = sum([devices for _, devices in running.shares])
+        self._fairness.enter(request.account_id, devices=devices, now_us=now_us)
         self._state.groups[group.name].placed[running.rank] += 1
         self._waiting.leave(lane, request.job_id, placed=True)
         return Placed(request.job_id, group.accelerator, running.shares, group.pool)
@@ -196,7 +204,7 @@ class Decisions:
             queued = self._state.queue[pin.job_id]
             lane = self._queue.lane_of(queued)
             group = self._cluster.groups[name]
-            found = best(self._cluster, (group,), queued)
+            found = best(self._cluster, (group,), queued, lane.shape)
             if found is not None:
                 placed = self._place(lane, queued, *found, now_us)
                 self._cluster.settle(pin.job_id)
