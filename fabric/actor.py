@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from copy import copy
 from heapq import nsmallest
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 import structlog
 from pydantic import SecretBytes
@@ -24,15 +24,16 @@ from fabric.adapters.entries import by_account
 from fabric.adapters.ray_cluster import RayCluster
 from fabric.adapters.stores import cluster_settings, open_archive_of, open_journal_of
 from fabric.auditor import Auditor
-from fabric.chores import again_and_again
+from fabric.chores import again_and_again, next_due
 from fabric.clock import SteadyClock
 from fabric.errors import Conflict, FabricError, JournalCorrupt, Unavailable
 from fabric.gate import Gate
 from fabric.gate.core import Served
-from fabric.gate.events import AnyEvent, Configure, Tick
+from fabric.gate.events import AnyEvent, Configure, ForgetJobs, Tick
 from fabric.gate.instructions import Accepted, AnyInstruction, Outcome, Refusal
+from fabric.gate.jobs import UNRUN_KEPT
 from fabric.gate.lifecycle import TERMINAL
-from fabric.gate.questions import AnyAnswer, AnyQuestion, FromJournal, JobOf, LeasesOf
+from fabric.gate.questions import AnyAnswer, AnyQuestion, FromJournal, JobOf, LeasesOf, are_jobs
 from fabric.gate.views import CHANGES_MAX, JobView, LogChunk
 from fabric.outage import Outage
 from fabric.settings import ClusterConfig
@@ -42,6 +43,7 @@ from fabric.writer import Writer
 
 ACTOR_NAME: Final = "gate"
 TICK_MAX_S: Final = 1.0
+FORGET_S: Final = 5.0
 """The longest nap of the clock: new deadlines are noticed at least this often."""
 TICK_MIN_S: Final = 0.02
 TICK_SHARE: Final = 20
@@ -164,7 +166,7 @@ class GateActor:
         found = await self._writer.look(lambda core: core.ask(question, self._clock.now_us()))
         if isinstance(found, JobView):
             return self._cluster.told_by(found)
-        return [self._cluster.told_by(each) for each in found] if _are_jobs(found) else found
+        return [self._cluster.told_by(each) for each in found] if are_jobs(found) else found
 
     async def changes(self, account_id: str | None, after_revision: int, timeout_s: float) -> list[JobView]:
         """Jobs that changed after a revision, oldest change first, a page of them; waits for one, then gives []."""
@@ -278,6 +280,7 @@ class GateActor:
             asyncio.create_task(again_and_again(chore, pause_s, failed_pause_s=TICK_MAX_S))
             for chore, pause_s in (
                 (self._tick, TICK_MIN_S),
+                (self._forget, FORGET_S),
                 (self._reconcile, RECONCILE_S),
                 (self._publish, PUBLISH_S),
             )
@@ -315,7 +318,7 @@ class GateActor:
         """A Tick whenever something is due, and now and then when nothing is, so that a start can tell an idle time from a
         clock that was set.
         """
-        due_us, looked_s = await self._writer.look(_next_due)
+        due_us, looked_s = await self._writer.look(next_due)
         now_us = self._clock.now_us()
         self._jumps.look()
         idle = now_us - self._writer.at_us > self._config.clock.ahead_max_us // IDLE_TICKS
@@ -325,6 +328,13 @@ class GateActor:
             return
         wait_s = TICK_MAX_S if due_us is None else (due_us - now_us) / 1_000_000
         await asyncio.sleep(max(min(wait_s, TICK_MAX_S), looked_s * TICK_SHARE))
+
+    async def _forget(self) -> None:
+        """Have the gate let go of jobs that never ran, of accounts that have ended many."""
+        for account_id in await self._writer.look(lambda core: core.crowded()):
+            await self._report([ForgetJobs(account_id=account_id, keep=UNRUN_KEPT)])
+            there = self._writer.core.state.jobs
+            self._latest = {job_id: revision for job_id, revision in self._latest.items() if job_id in there}
 
     async def _publish(self) -> None:
         await self._cluster.publish(await self._writer.look(lambda _: self._unpublished()))
@@ -347,9 +357,10 @@ class GateActor:
         changed = core.take_changed()
         for job_id in changed:
             self._latest.pop(job_id, None)
-            self._latest[job_id] = core.state.jobs[job_id].revision
-            self._to_publish[job_id] = None
-        if any(core.state.jobs[job_id].state in TERMINAL for job_id in changed):
+            if job_id in core.state.jobs:
+                self._latest[job_id] = core.state.jobs[job_id].revision
+                self._to_publish[job_id] = None
+        if any(core.state.jobs[job_id].state in TERMINAL for job_id in changed if job_id in core.state.jobs):
             self._wake_watchers()
         elif changed and self._news_due is None:
             self._news_due = asyncio.get_running_loop().call_later(ANNOUNCE_WITHIN_S, self._wake_watchers)
@@ -387,13 +398,3 @@ class GateActor:
         core, now_us = self._writer.core, self._clock.now_us()
         asked: list[Any] = [core.ask(JobOf(job_id=job_id), now_us) for job_id in job_ids if job_id in core.state.jobs]
         return [self._cluster.told_by(view) for view in asked]
-
-
-def _next_due(core: Gate) -> tuple[int | None, float]:
-    """When a tick has something to do, and how long it took to find out."""
-    began = time.monotonic()
-    return core.next_due_us(), time.monotonic() - began
-
-
-def _are_jobs(found: AnyAnswer) -> TypeGuard[list[JobView]]:
-    return isinstance(found, list) and bool(found) and isinstance(found[0], JobView)

@@ -1,12 +1,14 @@
 """Chores: what goes on by itself for as long as the gate lives, whatever fails or hangs meanwhile."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
 
 from fabric.errors import FabricError
+from fabric.gate import Gate
 
 CHORE_S: Final = 120.0
 """A chore that takes longer waits for something that is away, and is begun again."""
@@ -35,3 +37,9 @@ async def again_and_again(chore: Callable[[], Awaitable[None]], pause_s: float, 
                 log.info("chore_works_again", chore=chore.__name__)
             failed = ""
         await asyncio.sleep(pause_s)
+
+
+def next_due(core: Gate) -> tuple[int | None, float]:
+    """When a tick has something to do, and how long it took to find out."""
+    began = time.monotonic()
+    return core.next_due_us(), time.monotonic() - began

@@ -68,6 +68,7 @@ class Core:
         "replan",
         "served",
         "state",
+        "unrun_of",
     )
 
     def __init__(self, state: GateState) -> None:
@@ -93,8 +94,12 @@ class Core:
         """The layout of the nodes that they were found in: with another they are forgotten."""
         self.jobs_of: dict[AccountId, list[Job]] = {}
         """Each account's jobs, oldest first: derived, so that nobody's question looks through everybody's."""
+        self.unrun_of: dict[AccountId, int] = {}
+        """How many of them ended without ever having run: derived, so that whoever forgets those needn't count."""
         for job in state.jobs.values():
             self.jobs_of.setdefault(job.account_id, []).append(job)
+            if job.has_ended_unrun:
+                self.unrun_of[job.account_id] = self.unrun_of.get(job.account_id, 0) + 1
         self.keys_of: dict[AccountId, list[Key]] = {}
         """Each account's keys, revoked ones too: derived, so that nobody's question looks through everybody's."""
         for key in state.keys.values():
@@ -128,6 +133,27 @@ class Core:
         """A new job, from now on."""
         self.state.jobs[job.job_id] = job
         self.jobs_of.setdefault(job.account_id, []).append(job)
+
+    def settle(self, job: Job) -> None:
+        """Nothing of it is left to be charged."""
+        if not job.settled:
+            job.settled = True
+            if job.has_ended_unrun:
+                self.unrun_of[job.account_id] = self.unrun_of.get(job.account_id, 0) + 1
+
+    def forget(self, job_ids: dict[JobId, None], account_id: AccountId) -> None:
+        """These jobs, which have ended without ever having run, are as if they had never been."""
+        if not job_ids:
+            return
+        for job_id in job_ids:
+            del self.state.jobs[job_id]
+            self.changed.pop(job_id, None)
+        left = [job for job in self.jobs_of.pop(account_id) if job.job_id not in job_ids]
+        if left:
+            self.jobs_of[account_id] = left
+        self.unrun_of[account_id] -= len(job_ids)
+        if not self.unrun_of[account_id]:
+            del self.unrun_of[account_id]
 
     def keep_key(self, key: Key) -> None:
         """A new key, from now on."""

@@ -414,6 +414,15 @@ class Metered(Event, frozen=True, kw_only=True, tag="metered"):
     samples: tuple[Sample, ...]
 
 
+class ForgetJobs(Event, frozen=True, kw_only=True, tag="forget_jobs"):
+    """Of an account's jobs that ended without ever having run, all but the newest go: nothing was charged for them, and they
+    left nothing.
+    """
+
+    account_id: AccountId
+    keep: int
+
+
 class Tick(Event, frozen=True, kw_only=True, tag="tick"):
     """Time has passed: deadlines, expiry, subscriptions, waiting bounds."""
 
@@ -457,6 +466,7 @@ AnyEvent = (
     | LeaseFinished
     | LeaseSaved
     | LeaseTooLarge
+    | ForgetJobs
     | LeaseRemoved
     | Metered
     | Tick

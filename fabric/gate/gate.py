@@ -41,6 +41,7 @@ from fabric.gate.events import (
     ClosePeriod,
     Configure,
     CreateKey,
+    ForgetJobs,
     Grant,
     LeaseFinished,
     LeaseRemoved,
@@ -169,6 +170,10 @@ class Gate:
         """An account's jobs, oldest first. For looking at."""
         return self._core.jobs_of.get(account_id, ())
 
+    def crowded(self) -> tuple[AccountId, ...]:
+        """Accounts with more jobs that never ran than are kept."""
+        return tuple(account_id for account_id, count in self._core.unrun_of.items() if count > jobs.UNRUN_MAX)
+
     def take_changed(self) -> tuple[JobId, ...]:
         """Ids of the jobs that changed since the last call, in order: for those who watch."""
         changed, self._core.changed = tuple(self._core.changed), {}
@@ -250,6 +255,8 @@ class Gate:
                 leases.saved(core, event)
             case LeaseTooLarge():
                 leases.too_large(core, event)
+            case ForgetJobs():
+                jobs.forget(core, event)
             case Tick():
                 leases.overdue(core)
                 core.replan = True

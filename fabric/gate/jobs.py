@@ -7,6 +7,7 @@ from fabric.gate import holds, keys, leases, refusals, requests
 from fabric.gate.core import Core
 from fabric.gate.events import (
     Cancel,
+    ForgetJobs,
     HoldMode,
     JobKind,
     JobSpec,
@@ -29,6 +30,12 @@ GANGS_KEPT: Final = 65_536
 WAITS_FOR_CAPACITY: Final = "waiting_for_capacity"
 NEEDS_TOKENS: Final = (StopReason.OUT_OF_TOKENS.value, StopReason.TOKENS_EXPIRED.value)
 WAITS_FOR_TOKENS: Final = (*NEEDS_TOKENS, StopReason.LIMIT_REACHED.value)
+
+
+UNRUN_MAX: Final = 4_096
+"""Jobs of one account that ended without ever having run: beyond, its oldest are forgotten."""
+UNRUN_KEPT: Final = 3_072
+"""Of those, when some are forgotten."""
 
 
 def submit(core: Core, event: Submit) -> Outcome:
@@ -189,6 +196,13 @@ def raise_limit(core: Core, event: RaiseLimit) -> Outcome:
             return refusal
     core.touch(job)
     return Accepted(granted_uhs=more_uhs, held_uhs=job.held_uhs)
+
+
+def forget(core: Core, event: ForgetJobs) -> None:
+    """Let go of jobs that ended without ever having run, but the newest; what ran stays for its owner to look at."""
+    own = core.jobs_of.get(event.account_id, [])
+    unrun = [job.job_id for job in own if job.has_ended_unrun]
+    core.forget(dict.fromkeys(unrun[: max(len(unrun) - max(event.keep, 0), 0)]), event.account_id)
 
 
 def resume_waiting(core: Core, account_id: AccountId) -> None:

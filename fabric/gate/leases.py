@@ -247,7 +247,7 @@ def after_lease(core: Core, job: Job) -> None:
     if job.state is JobState.PARKED:
         core.state.parked.setdefault(job.account_id, []).append(job.job_id)
     else:
-        job.settled = True
+        core.settle(job)
 
 
 def _park_empty(core: Core, job: Job, *, expired: bool) -> None:

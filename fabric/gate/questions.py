@@ -4,6 +4,8 @@
 Another tenant's job is answered like one that doesn't exist.
 """
 
+from typing import TypeGuard
+
 import msgspec
 
 from fabric.audit.records import Receipt, Sealed, Statement
@@ -224,3 +226,7 @@ AnyAnswer = (
     | int
     | None
 )
+
+
+def are_jobs(found: AnyAnswer) -> TypeGuard[list[JobView]]:
+    return isinstance(found, list) and bool(found) and isinstance(found[0], JobView)

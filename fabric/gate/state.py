@@ -124,6 +124,11 @@ class Job(msgspec.Struct, kw_only=True, gc=False):
     restore_us: int = 0
     """From its last start to the first step, as its runner saw it; 0 = not known."""
 
+    @property
+    def has_ended_unrun(self) -> bool:
+        """Whether it is over, and never ran: it cost nothing, and left nothing."""
+        return self.settled and self.started_at_us is None
+
 
 class LeaseRecord(msgspec.Struct, kw_only=True, gc=False):
     """A lease from its placement until nothing of it is left."""

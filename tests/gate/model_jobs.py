@@ -11,6 +11,7 @@ from hypothesis.stateful import (
 
 from fabric.gate.events import (
     Cancel,
+    ForgetJobs,
     HoldMode,
     LeaseFinished,
     LeaseOutcome,
@@ -258,6 +259,10 @@ class ClusterRules(Driver):
     def end(self, pick, outcome, where):
         if name := self.lease(pick, where):
             self.do(LeaseFinished(lease_id=name, outcome=outcome, error="boom\nValueError: no"))
+
+    @rule(account=st.sampled_from(ACCOUNTS), keep=st.integers(0, 2))
+    def forget(self, account, keep):
+        self.do(ForgetJobs(account_id=account, keep=keep))
 
     @rule(pick=picks)
     def take_too_much_room(self, pick):
