@@ -17,12 +17,14 @@ import site
 import sys
 import sysconfig
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from enum import Enum
 from fnmatch import fnmatch
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Final
+
+from pathspec import GitIgnoreSpec
 
 from fabric.errors import InvalidRequest
 from fabric.sdk.source import imported_by, imported_names, words_of
@@ -211,10 +213,16 @@ def _root_of(name: str, file: Path) -> Path | None:
 
 
 def _tree(folder: Path) -> list[Path]:
-    """The files of a folder that may be sent, in order."""
+    """The files of a folder that may be sent, in order. Of its `.fabricignore`, and of that beside it, as for git."""
     found: list[Path] = []
     entered: set[str] = set()
-    patterns = (*_LEFT_OUT, *_ignored_in(folder), *_ignored_in(folder.parent))
+    rules = [(base, _ignored_in(base)) for base in (folder.parent, folder)]
+
+    def goes(path: Path) -> bool:
+        said = [spec.check_file(_within(path, base)).include for base, spec in rules]
+        told = [each for each in said if each is not None]
+        return _may_go(path) and not (told and told[-1])
+
     for where, folders, names in os.walk(folder, followlinks=True):
         real = _real(where)
         if real in entered:
@@ -222,32 +230,31 @@ def _tree(folder: Path) -> list[Path]:
             continue
         entered.add(real)
         here = Path(where)
-        folders[:] = sorted(name for name in folders if _may_go(here / name, folder, patterns))
-        found.extend(here / name for name in sorted(names) if _may_go(here / name, folder, patterns))
+        folders[:] = sorted(name for name in folders if goes(here / name))
+        found.extend(here / name for name in sorted(names) if goes(here / name) and (here / name).is_file())
     return found
 
 
-def _may_go(path: Path, folder: Path, patterns: Iterable[str]) -> bool:
-    if path.name.startswith("."):
-        return False
-    inner, outer = path.relative_to(folder).as_posix(), path.relative_to(folder.parent).as_posix()
-    if any(fnmatch(each, pattern) for pattern in patterns for each in (path.name, inner, outer)):
-        return False
-    return path.is_dir() or path.is_file()
+def _within(path: Path, base: Path) -> str:
+    return path.relative_to(base).as_posix() + ("/" if path.is_dir() else "")
 
 
-def _ignored_in(folder: Path) -> list[str]:
+def _may_go(path: Path) -> bool:
+    return not path.name.startswith(".") and not any(fnmatch(path.name, pattern) for pattern in _LEFT_OUT)
+
+
+def _ignored_in(folder: Path) -> GitIgnoreSpec:
     try:
-        lines = (folder / ".fabricignore").read_text(errors="replace").splitlines()
+        lines = (folder / ".fabricignore").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return []
-    return [line.strip().strip("/") for line in lines if line.strip() and not line.startswith(("#", "!"))]
+        lines = []
+    return GitIgnoreSpec.from_lines(lines)
 
 
 def _named_beside(file: Path) -> list[Path]:
     """The files and folders beside a module that its text names, if it looks for what lies beside it."""
     found = (file.parent / word for word in words_of(file, asking=_LOOKS_BESIDE) if _is_inner(word))
-    return [path for path in found if path.exists() and path != file and _may_go(path, file.parent, _LEFT_OUT)]
+    return [path for path in found if path.exists() and path != file and _may_go(path)]
 
 
 def _is_inner(word: str) -> bool:

@@ -165,7 +165,9 @@ def test_data_that_a_module_names_beside_itself_goes_along(project):
 def test_secrets_hidden_files_and_what_is_ignored_never_go(project):
     secrets = [".env", "app/.env", "app/.netrc", "app/server.key", "app/tls.pem", "app/id_rsa", "app/credentials.json"]
     files = APP | dict.fromkeys([*secrets, "app/.git/config", "app/cache/x.bin", "app/ok.txt"], "x")
+    files |= dict.fromkeys(["app/one.bin", "app/two.bin"], "x")
     files[".fabricignore"] = "app/cache\n"
+    files["app/.fabricignore"] = "*.bin\n!two.bin\n!.env\n!server.key\n"
     files["main.py"] = CALL + (
         "import os\nfrom app.util import helper\n"
         "def job():\n"
@@ -173,7 +175,7 @@ def test_secrets_hidden_files_and_what_is_ignored_never_go(project):
         "    return sorted(n for w, _, names in os.walk('.') for n in names if not n.endswith(('.py', '.pyc')))\n"
         "print(call(job))"
     )
-    assert project(files) == "['ok.txt']\n"
+    assert project(files) == "['ok.txt', 'two.bin']\n"
 
 
 def test_a_working_directory_is_laid_out_for_functions_and_imported_from(project):
