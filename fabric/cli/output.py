@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, Final
 
 from google.protobuf.message import Message
@@ -194,13 +195,13 @@ _TO_THE_RIGHT: Final = frozenset({"CT", "CT/h", "CT/s", "CNY", "devices", "free"
 
 
 def print_facts(facts: Mapping[str, str], *, title: str = "") -> None:
-    """Names and values, one a line."""
+    """Names and values, one a line; what a value has more of them is set in below it."""
     if title:
         console().print(Text(title, style="bold"))
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
-        lines = [visible(line) for line in value.split("\n")]
-        say(f"{visible(name):{width}}  " + f"\n{'':{width}}  ".join(lines))
+        for shown, line in zip_longest([visible(name)], value.split("\n"), fillvalue=""):
+            say(f"{shown:{width}}  {visible(line)}")
 
 
 def print_error(error: FabricError, *, as_json: bool) -> None:

@@ -125,3 +125,16 @@ def test_the_lines_of_a_statement_add_up_to_its_closing_as_they_are_shown(moves,
     told = {name: Decimal(text.removesuffix(" CT")) for name, text in money._balances(standing).items()}
     worth = told["free"] + told["held"] - told["owed"]
     assert worth.scaleb(8) == money._worth(standing) // money.UHS_PER_DECIMAL
+
+
+def test_a_value_of_several_lines_is_set_in_and_can_pass_for_no_other_fact(capsys):
+    from fabric.cli.output import print_facts
+
+    print_facts({"job": "j-1", "error": "Traceback:\n  held  9 CT\n\x1b[2Jend", "held": "1 CT"})
+    assert capsys.readouterr().out.splitlines() == [
+        "job    j-1",
+        "error  Traceback:",
+        "         held  9 CT",
+        "       \\x1b[2Jend",
+        "held   1 CT",
+    ]

@@ -1,9 +1,11 @@
 """Functions of projects on a real cluster: programs that were written for no fabric, in processes of their own."""
 
 import os
+import random
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -131,3 +133,66 @@ def test_the_last_lines_are_told_however_a_job_ends(acme, end):
         assert "\N{REPLACEMENT CHARACTER}" not in told
         assert told.startswith("0 汉字あ한\n1 汉字あ한\n")
         assert "19999 汉字あ한\nthe last line" in told
+
+
+def fitted(folds):
+    """Of scikit-learn and xgboost, with processes of joblib's: nothing of it knows the fabric."""
+    from pathlib import Path
+
+    import numpy as np
+    import xgboost
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.model_selection import cross_val_score
+
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(300, 5))
+    y = (x.sum(axis=1) > 0).astype(int)
+    Path("begun").touch()
+    scores = [
+        cross_val_score(RandomForestClassifier(50, random_state=fold, n_jobs=2), x, y, cv=3, n_jobs=2).mean()
+        for fold in range(folds)
+    ]
+    booster = xgboost.train({"max_depth": 2, "nthread": 1}, xgboost.DMatrix(x, y), num_boost_round=10)
+    print("fitted", flush=True)
+    return scores, booster.predict(xgboost.DMatrix(x[:3])).tolist()
+
+
+def until(job, *states):
+    deadline = time.monotonic() + 240
+    while job.state not in states:
+        assert time.monotonic() < deadline, (job.id, job.state)
+        time.sleep(0.05)
+    return job.state
+
+
+def test_what_others_wrote_ends_the_same_plain_and_paused_at_random_instants(acme):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("xgboost")
+    plain = acme.submit(fitted, 4, tokens="1").result(timeout=240)
+    delays = [random.uniform(0.1, 3.0) for _ in range(2)]
+    job = acme.submit(fitted, 4, tokens="1", grace=2.0)
+    for delay in delays:
+        until(job, "running", "succeeded")
+        time.sleep(delay)
+        if job.state == "running":
+            job.pause()
+        if until(job, "parked", "succeeded") == "parked":
+            job.resume()
+    assert job.result(timeout=240) == plain, delays
+    assert job.cost().settled
+
+
+def test_a_functions_error_is_shown_whole_by_the_commands(program, running, tmp_path):
+    files = APP | {
+        "main.py": "import fabric\nfrom app.jobs import fail\njob = fabric.submit(fail, tokens='0.2')\nprint(job.id, job.wait(120))"
+    }
+    job_id, state = program(files).split()
+    assert state == "failed"
+    shown = program(
+        {"main.py": f"import sys\nsys.argv = ['fabric', 'job', '{job_id}']\nfrom fabric.cli import main\nmain()"}
+    )
+    lines = [line.strip() for line in shown.splitlines()]
+    assert "Traceback (most recent call last):" in shown
+    assert "KeyError: 'missing'" in lines
+    assert "app.names.Bad: code 7 at sea" in lines
+    assert "\\n" not in shown
