@@ -1,13 +1,13 @@
 """Commands about tokens and money."""
 
 import json
-from itertools import accumulate, pairwise
 from typing import Annotated, Any, Final
 
 import typer
 
 from fabric.cli.calls import calls_in, gathered_by_model, print_calls, print_totals
 from fabric.cli.moments import Since, Until, parse_moment
+from fabric.cli.offers import parts_of, terms_of
 from fabric.cli.output import console, duration, moment, print_facts, print_json, print_records, record, say, table
 from fabric.cli.session import AsJson, ForAccount, client, job_named
 from fabric.client import Client, new_request_id
@@ -170,12 +170,14 @@ def statement(
         return
     lines = found["lines"] if every else _gathered(gathered_by_model(found["lines"], found["records"]))
     opening, closing = found["opening"], found["closing"]
-    amounts = _adding_up([_worth(opening), *(line["amount_uhs"] for line in lines)])[1:]
-    held = _adding_up([opening["held_uhs"], *(line["held_uhs"] for line in lines)])[1:]
+    amounts, left = _rounded(_worth(opening), [line["amount_uhs"] for line in lines])
+    held, left_held = _rounded(opening["held_uhs"], [line["held_uhs"] for line in lines])
     rows = [
         (moment(line["at_us"]), _what(line), line["ref"], _signed(shown), _signed(shown_held))
         for line, shown, shown_held in zip(lines, amounts, held, strict=True)
     ]
+    if left or left_held:
+        rows.append(("", "rounding", "what the lines leave out", _signed(left), _signed(left_held)))
     console().print(table(f"account {found['account_id']}", ("time", "what", "about", "CT", "held CT"), rows))
     if every_call and (calls := calls_in(found["records"])):
         print_calls(calls)
@@ -213,12 +215,19 @@ def plans(*, account: ForAccount = "", as_json: AsJson = False) -> None:
         for each in found["tariffs"]["weights"]
     ]
     console().print(table("burn of one device at 80 %", ("accelerator", "CT/h", "where"), weights))
-    for kind in ("bundles", "subscriptions"):
-        if catalogue.get(kind):
-            offers = [
-                (each["name"], format_cny(each["price_microcny"]), each.get("title", "")) for each in catalogue[kind]
-            ]
-            console().print(table(kind, ("name", "CNY", "what"), offers))
+    if catalogue.get("bundles"):
+        bundles = [
+            (each["name"], format_cny(each["price_microcny"]), *parts_of(each), each.get("title", ""))
+            for each in catalogue["bundles"]
+        ]
+        console().print(table("bundles", ("bundle", "CNY", "gives", "life", "what"), bundles, spare=("what",)))
+    if catalogue.get("subscriptions"):
+        subscriptions = [
+            (each["name"], format_cny(each["price_microcny"]), *terms_of(each), each["plan"], each.get("title", ""))
+            for each in catalogue["subscriptions"]
+        ]
+        columns = ("subscription", "CNY", "CT", "each", "life", "carried over", "used up", "plan", "what")
+        console().print(table("subscriptions", columns, subscriptions, spare=("what",)))
 
 
 def plan(*, account: ForAccount = "", as_json: AsJson = False) -> None:
@@ -309,13 +318,13 @@ def _what(line: dict[str, Any]) -> str:
     return f"{line['kind']} ×{line['count']}" if line.get("count", 1) > 1 else str(line["kind"])
 
 
-def _adding_up(amounts: list[int]) -> list[int]:
-    """Amounts in the finest decimal that is shown, so that their sums are those of the exact amounts, rounded down.
-
-    Each is the difference of two sums, so it is less than one such decimal off.
+def _rounded(opening: int, amounts: list[int]) -> tuple[list[int], int]:
+    """Amounts in the finest decimal that is shown, each as `fabric usage` has it, and what is missing to the sum of the
+    exact ones.
     """
-    sums = [total // UHS_PER_DECIMAL for total in accumulate(amounts, initial=0)]
-    return [after - before for before, after in pairwise(sums)]
+    shown = [(abs(each) // UHS_PER_DECIMAL) * (1 if each > 0 else -1) for each in amounts]
+    total = (opening + sum(amounts)) // UHS_PER_DECIMAL - opening // UHS_PER_DECIMAL
+    return shown, total - sum(shown)
 
 
 def _balances(standing: dict[str, int]) -> dict[str, str]:

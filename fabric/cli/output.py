@@ -210,7 +210,8 @@ def print_error(error: FabricError, *, as_json: bool) -> None:
         parts = {"code": error.code, "http_status": error.http_status, "message": error.message, "facts": error.facts}
         print(visible_json(json.dumps({"error": parts}, ensure_ascii=False)), file=sys.stderr)
         return
-    said = f"error: {error.message} ({error.code})".replace("\n", "\n  ")
+    code = "" if f"({error.code})" in error.message else f" ({error.code})"
+    said = f"error: {error.message}{code}".replace("\n", "\n  ")
     _errors().print(Text(said, style="red"))
 
 

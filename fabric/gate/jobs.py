@@ -1,6 +1,6 @@
 """What an owner can ask for a job: submit, cancel, pause, resume, raise its limit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from fabric.gate import holds, keys, leases, refusals, requests
@@ -115,18 +115,41 @@ def _never_fits(core: Core, request: PlacementRequest) -> Refusal | None:
 
 def unplaceable(impossible: Unplaceable) -> Refusal:
     facts = impossible.facts
-    match impossible.code:
-        case "unknown_accelerator":
-            return refusals.unknown_accelerator(str(facts.get("given", "")), (str(facts.get("known", "")),))
+    if impossible.code == "unknown_accelerator":
+        return refusals.unknown_accelerator(str(facts.get("given", "")), (str(facts.get("known", "")),))
+    return refusals.invalid(_why_never(impossible.code, facts), code=impossible.code, **facts)
+
+
+def _why_never(code: str, facts: Mapping[str, str | int]) -> str:
+    devices, each = facts.get("devices"), facts.get("devices_per_node")
+    match code:
+        case "gang_too_large" if "on_a_node" in facts:
+            return (
+                f"a gang of {devices} can never be placed with {each} on each node: no node that it may have, such as those of"
+                f" {facts.get('accelerator')}, has more than {facts['on_a_node']}: ask for fewer with devices_per_node="
+                " (--devices-per-node), or leave that out"
+            )
+        case "gang_too_large" if facts.get("largest") == 0:
+            return (
+                f"a gang of {devices} can never be placed: such a job may have no device of {facts.get('accelerator')} here,"
+                " because all are kept free for inference: ask for another type"
+            )
         case "gang_too_large":
-            return refusals.invalid(
-                f"a gang of {facts.get('devices')} can never be placed: the largest that fits is "
-                f"{facts.get('largest')} × {facts.get('accelerator')}: ask for fewer devices or another type",
-                code="gang_too_large",
-                **facts,
+            return (
+                f"a gang of {devices} can never be placed: the largest that fits is {facts.get('largest')} ×"
+                f" {facts.get('accelerator')}: ask for fewer devices or another type"
+            )
+        case "uneven_gang":
+            return (
+                f"a gang of {devices} can't be split evenly over nodes of {each}: ask for a multiple of that, or leave"
+                " devices_per_node= (--devices-per-node) out"
             )
         case _:
-            return refusals.invalid(f"no pool here takes such a job ({impossible.code})", code=impossible.code, **facts)
+            kind = "preemptible" if facts.get("preemptible") else "not preemptible"
+            return (
+                f"no pool here takes a job for {facts.get('service')} that is {kind}; there are: {facts.get('pools') or 'none'}."
+                " Choose another service= (--service), or let it be preemptible"
+            )
 
 
 def cancel(core: Core, event: Cancel) -> Outcome:

@@ -85,6 +85,9 @@ def _too_large(request: Request, state: PlacementState, groups: Sequence[Group])
         "largest": max(largest, 0),
         "accelerator": best.accelerator,
     }
+    on_a_node = max((size for group in groups for size, count in group.sizes.items() if count), default=0)
+    if request.devices_per_node is not None and on_a_node < request.devices_per_node:
+        sizes |= {"devices_per_node": request.devices_per_node, "on_a_node": on_a_node}
     return Unplaceable("gang_too_large", sizes)
 
 

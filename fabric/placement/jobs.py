@@ -86,7 +86,8 @@ class Evict(msgspec.Struct, frozen=True, gc=False):
 class Unplaceable(msgspec.Struct, frozen=True):
     """Why a request can never run here as it is written.
 
-    `unknown_accelerator` {given, known} · `gang_too_large` {devices, largest, accelerator} · `no_pool_for` {service,
+    `unknown_accelerator` {given, known} · `gang_too_large` {devices, largest, accelerator}, and {devices_per_node,
+    on_a_node} if no node has so many · `no_pool_for` {service,
     preemptible, pools} · `uneven_gang` {devices, devices_per_node}.
     """
 

@@ -90,3 +90,18 @@ def test_what_is_unused_of_a_mistake_is_taken_back_and_why_is_kept(house, operat
     assert f"90 CT of {lot} voided, 45.00 CNY taken back" in done
     assert "10 tokens are unused" in operator("ops", "void", "acme", lot, "--tokens", 11, *reason, code=6).stderr
     assert "there is no lot" in operator("ops", "void", "globex", lot, *reason, code=5).stderr
+
+
+def test_plans_say_what_is_given_how_often_for_how_long_and_what_becomes_of_the_rest(run):
+    text = " ".join(run("plans").output.split())
+    assert "edge 9.00 10 CT + 60 5g-min 30 d" in text
+    assert "monthly 4.00 10 month its cycle nothing other tokens are used starter" in text
+
+
+def test_a_code_is_said_once_and_a_count_of_nothing_never(run):
+    told = run("submit", "--tokens", 1, "--service", "inference", "--", "true", code=2).stderr
+    assert told.count("no_pool_for") == 1
+    assert "Choose another service" in told
+    told = run("submit", "--tokens", 1, "-x", "H100:64", "--devices-per-node", 64, "--", "true", code=2).stderr
+    assert "with 64 on each node" in told
+    assert "0 ×" not in told

@@ -110,15 +110,24 @@ def test_an_amount_that_is_not_nothing_is_never_shown_as_nothing(uhs, decimals, 
 def test_what_a_statement_shows_of_a_hold_adds_up_to_what_is_left_of_it():
     moves = [1_800_000_000, -54_401, -1_799_945_599]
     assert sum(moves) == 0
-    shown = money._adding_up(moves)
-    assert sum(shown) == 0
-    assert [money._signed(count) for count in shown] == ["+0.50000000", "-0.00001512", "-0.49998488"]
+    shown, left = money._rounded(0, moves)
+    assert sum(shown) + left == 0
+    assert [money._signed(count) for count in shown] == ["+0.50000000", "-0.00001511", "-0.49998488"]
+    assert money._signed(left) == "-0.00000001"
+
+
+@given(st.integers(400, 10**13))
+def test_a_statement_shows_an_amount_as_usage_does(uhs):
+    (shown,), _ = money._rounded(0, [-uhs])
+    assert Decimal(money._signed(shown)) == -Decimal(format_ct(uhs, decimals=8))
 
 
 @given(st.lists(st.integers(-(10**13), 10**13), max_size=30), st.integers(0, 10**13), st.integers(0, 10**13))
 def test_the_lines_of_a_statement_add_up_to_its_closing_as_they_are_shown(moves, free_uhs, debt_uhs):
-    shown = money._adding_up(moves)
-    assert sum(shown) == sum(moves) // money.UHS_PER_DECIMAL
+    opening = free_uhs - debt_uhs
+    shown, left = money._rounded(opening, moves)
+    closing = opening // money.UHS_PER_DECIMAL + sum(shown) + left
+    assert closing == (opening + sum(moves)) // money.UHS_PER_DECIMAL
     for exact, count in zip(moves, shown, strict=True):
         assert abs(exact - count * money.UHS_PER_DECIMAL) < money.UHS_PER_DECIMAL
     standing = {"free_uhs": free_uhs, "held_uhs": 7, "debt_uhs": debt_uhs}
