@@ -13,9 +13,8 @@
 Outside the fabric `current()` is a job that is never asked to stop, remembers nothing and has one rank, so the same
 script runs unchanged on a laptop. It does not know Ray, nor where the archive is.
 
-A script or command of a job is a process of its own. In it, and in any process that it starts, `current()` links to the
-job over the socket that FABRIC_CONTEXT names. Where `torchrun` or another launcher has made ranks, each is the rank that its
-environment tells of.
+In any process of a job's script or command `current()` links to the job over the socket that FABRIC_CONTEXT names; where a
+launcher such as `torchrun` has made ranks, each is the rank that its environment tells of.
 """
 
 import hashlib
@@ -210,6 +209,11 @@ class Context:
             self._told_at = now
         self._on_report()
 
+    def tell(self) -> None:
+        """For whoever ends this process: pass on what was told last."""
+        if self._on_report is not None and self.rank == 0 and self._reports.count:
+            self._on_report()
+
     def deadline_s_left(self) -> float | None:
         """Seconds until the job is ended anyway; None while nobody asks it to stop."""
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
@@ -220,8 +224,8 @@ class Context:
         return self._stop.wait(timeout_s)
 
     def _listen(self) -> None:
-        if self._on_listen is not None:
-            told, self._on_listen = self._on_listen, None
+        told, self._on_listen = self._on_listen, None
+        if told is not None:
             told()
 
     def save(self, data: bytes, *, step: int = 0) -> None:
@@ -357,7 +361,6 @@ class Context:
 _OUTSIDE: Final = Context(Place())
 _running: Context = _OUTSIDE
 _leave_link: Callable[[], None] | None = None
-"""In a process that is linked to a job: what a child that is forked from it does to be linked by itself."""
 _linking = threading.Lock()
 
 
@@ -379,16 +382,14 @@ def _link(address: str) -> None:
     from fabric.adapters.context_link import left_behind, linked  # noqa: PLC0415  # it makes contexts of this module's
 
     with _linking:
-        if _running is not _OUTSIDE:
-            return
-        if (found := linked(address)) is not None:
+        if _running is _OUTSIDE and (found := linked(address)) is not None:
             _running, talk = found
             _leave_link = partial(left_behind, talk)
 
 
 def _forked() -> None:
     """A child that was forked from a linked process is another process of the job's."""
-    global _running, _leave_link, _linking  # noqa: PLW0603  # as above
+    global _running, _leave_link, _linking  # noqa: PLW0603
     _linking = threading.Lock()
     if _leave_link is not None:
         _leave_link()

@@ -6,6 +6,7 @@ The process that runs the program (`context_host`) says who and where the job is
 tells of it; wishes to save and to stop come the other way. Loads neither Ray nor the gate's words.
 """
 
+import atexit
 import os
 import pickle
 import socket
@@ -100,6 +101,7 @@ def linked(address: str) -> tuple[context.Context, Talk[Told]] | None:
         return None
     made = _context_of(said, talk)
     threading.Thread(target=_listen, args=(talk, made), name="fabric-wishes", daemon=True).start()
+    atexit.register(made.tell)
     return made, talk
 
 

@@ -54,6 +54,8 @@ class Ranks:
         finally:
             for task in (*saves, progress, *ranks):
                 task.cancel()
+        if ranks[0].done() and (said := ranks[0].result().progress) is not None:
+            self.around.progress.note(self.lease.job_id, said)
         for rank, task in enumerate(ranks):
             if task.done():
                 for save in task.result().saves[self.reported_saves.get(rank, 0) :]:

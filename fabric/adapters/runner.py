@@ -223,8 +223,10 @@ class Runner:
             reusable = may_stay and self._left_nothing(before)
             if stage.context.checkpoints is not None and ended.outcome is LeaseOutcome.SUCCEEDED:
                 stage.context.checkpoints.forget_near()
-            step = stage.context.progress.step
-            final = msgspec.structs.replace(ended, reusable=reusable, used_ray=self._ray_use.seen, step=step)
+            told = stage.context.progress
+            final = msgspec.structs.replace(
+                ended, reusable=reusable, used_ray=self._ray_use.seen, step=told.step, progress=told
+            )
             loop.call_soon_threadsafe(self._finish, end, final)
 
         self._next.begin(work)

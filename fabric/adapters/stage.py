@@ -18,6 +18,7 @@ from fabric.adapters.context_link import Invitation
 from fabric.adapters.program import Program
 from fabric.gate.events import LeaseOutcome
 from fabric.gate.instructions import Lease
+from fabric.progress import Progress
 
 
 class Save(NamedTuple):
@@ -47,6 +48,8 @@ class JobEnd(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the process may run another function of the same account."""
     used_ray: bool = False
     """Whether the job started Ray tasks or actors: then its placement group can't be kept."""
+    progress: Progress | None = None
+    """What it told last of how far it was: of a short job nobody has asked before."""
     exit_code: int | None = None
     """Of a script or command that has ended by itself, as a shell tells it; None = it didn't, or it is a function."""
 

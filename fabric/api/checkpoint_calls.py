@@ -42,6 +42,13 @@ async def roll_back(door: Door, caller: Caller, request: pb.RollBackRequest) -> 
         raise Conflict(
             f"job {job.job_id} is {job.state}: pause it, roll back, then resume it", code="job_runs", state=job.state
         )
+    if job.state in TERMINAL:
+        raise Conflict(
+            f"job {job.job_id} has {job.state} and resumes no more, so nothing of it is made void: begin a new job at step {step}"
+            f" with `fabric checkpoints fork {job.job_id} --step {step}` (`job.fork(step={step})`)",
+            code="job_ended",
+            state=job.state,
+        )
     manifest = await door.lengthy.run(caller.counted_as, _of(door, job).rollback, step)
     await door.gate.decide(
         RolledBack(

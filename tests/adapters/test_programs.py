@@ -369,3 +369,14 @@ def test_what_a_script_finds_in_its_environment_is_no_secret_of_ours(machine, mo
     seen = json.loads(log)
     assert "not yours" not in seen.values()
     assert (seen["WANDB_API_KEY"], seen["RANK"], seen["FABRIC_ATTEMPT"]) == ("mine", "0", "1")
+
+
+def test_what_a_short_script_tells_last_is_heard_however_short_it_is(machine):
+    attempt = machine.begin("python", "x.py", files=script("""
+        from fabric import context
+        for step in range(1, 4):
+            context.current().report(step=step, staging_saved=step / 2)
+    """))  # fmt: skip
+    assert attempt.ended()[0].outcome is SUCCEEDED
+    assert attempt.stage.context.progress.step == 3
+    assert attempt.stage.context.progress.timers["staging_saved"] == 1_500_000

@@ -12,6 +12,7 @@ from fabric.api.lengthy import ASKED_MAX, EACH, Lengthy
 from fabric.checkpoints import Checkpoints
 from fabric.cli.app import app
 from fabric.errors import Conflict, InsufficientTokens, InvalidRequest, NotFound
+from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseStarted
 from fabric.gate.key_scopes import KeyScope
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire.service import METHODS
@@ -57,6 +58,18 @@ def test_a_parked_job_goes_back_to_a_step_and_what_came_after_is_void(house, par
     assert (info.step, info.saved_step, info.saved_bytes) == (10, 10, 10)
     with pytest.raises(NotFound, match="it has 10"):
         parked.roll_back(20)
+
+
+@pytest.mark.parametrize("outcome", [LeaseOutcome.SUCCEEDED, LeaseOutcome.FAILED])
+def test_of_a_job_that_has_ended_nothing_is_made_void(house, job, outcome):
+    lease_id = job.info().lease_id
+    house.port.seed(LeaseStarted(lease_id=lease_id))
+    house.port._apply([LeaseFinished(lease_id=lease_id, outcome=outcome, error="e")])
+    assert job.info().settled
+    with pytest.raises(Conflict, match="checkpoints fork") as refusal:
+        job.roll_back(10)
+    assert refusal.value.code == "job_ended"
+    assert job.checkpoints()[0].step == 20
 
 
 def test_a_job_on_its_devices_is_not_rolled_back_under_its_feet(job):
