@@ -396,4 +396,5 @@ def _forked() -> None:
         _running, _leave_link = _OUTSIDE, None
 
 
-os.register_at_fork(after_in_child=_forked)
+if hasattr(os, "register_at_fork"):  # on Windows nothing forks
+    os.register_at_fork(after_in_child=_forked)
