@@ -34,6 +34,7 @@ _ATTEMPTS_ONCE_KNOWN: Final = 20
 """Half a minute."""
 _PACED_S: Final = 60.0
 """How long a client that asks too fast waits for its turn, each time."""
+_PAGE: Final = 1_000
 _PAUSE_S: Final = 0.1
 _PAUSE_MAX_S: Final = 2.0
 _SILENT_S: Final = 5.0
@@ -111,6 +112,19 @@ class Client:
     def collect(self, request: Message, reply: type[Reply]) -> list[Reply]:
         """All that a call streams, repeated while the fabric is away."""
         return self._repeated(lambda: list(self.stream(request, reply)))
+
+    def jobs(self, wanted: pb.ListJobsRequest, *, most: int | None) -> tuple[list[pb.Job], str]:
+        """Jobs page by page, so many at most (None = all there are), and after which one there are more ("" = none)."""
+        found: list[pb.Job] = []
+        asked = pb.ListJobsRequest()
+        asked.CopyFrom(wanted)
+        while True:
+            asked.limit = _PAGE if most is None else min(_PAGE, most - len(found))
+            reply = self.call(asked, pb.ListJobsReply)
+            found += reply.jobs
+            if not reply.next or (most is not None and len(found) >= most):
+                return found, reply.next
+            asked.after = reply.next
 
     def logs(self, job_id: str, *, follow: bool = False) -> Iterator[pb.LogChunk]:
         """A job's logs as they come; where the fabric was away meanwhile, it goes on from what has come."""

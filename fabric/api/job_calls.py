@@ -14,7 +14,17 @@ from fabric.adapters.cluster_settings import PUBLISH_IT, artifact_key, lease_inf
 from fabric.adapters.results import inline_result, shown_ref
 from fabric.api.door import Door
 from fabric.api.keys import Caller
-from fabric.api.messages import accepted, amount, facts_json, listed, message_of, request_id, spec_of
+from fabric.api.messages import (
+    accepted,
+    amount,
+    facts_json,
+    listed,
+    message_of,
+    request_id,
+    several,
+    short,
+    spec_of,
+)
 from fabric.api.payloads import blob_key, payload_of, recorded
 from fabric.errors import Conflict, InvalidRequest, NotFound, PermissionDenied, Unavailable
 from fabric.gate.events import Cancel, JobKind, JobSpec, Pause, RaiseLimit, Resume, SaveNow, Submit
@@ -58,7 +68,12 @@ async def submit(door: Door, caller: Caller, request: pb.SubmitRequest) -> pb.Su
         key_id=KeyId(caller.key_id),
         request_id=request.request_id,
     )
-    outcome = await door.gate.decide(event)
+    try:
+        outcome = await door.gate.decide(event)
+    except Conflict as error:
+        if error.code == "request_id_reused":
+            error.message += f". It has submitted job {job_id}: `fabric job {job_id}` shows that one"
+        raise
     return pb.SubmitReply(job_id=job_id, held_uhs=outcome.held_uhs, facts_json=facts_json(outcome.facts))
 
 
@@ -110,20 +125,43 @@ async def _makes_a_model(door: Door, job_id: str) -> bool:
 
 
 async def list_jobs(door: Door, caller: Caller, request: pb.ListJobsRequest) -> pb.ListJobsReply:
+    if request.of_request:
+        return pb.ListJobsReply(jobs=[await _of_request(door, caller, request.of_request)])
     states = listed("state", request.states, [state.value for state in JobState])
+    if request.after:
+        await door.job(request.after, caller)
     limit = min(request.limit if request.limit > 0 else LIST_DEFAULT, LIST_MAX)
     is_host = caller.may(KeyScope.HOST)
     question = JobsOf(
         account_id=caller.scope,
         states=states,
-        limit=limit,
+        limit=limit + 1,
+        name=short("name", request.name),
+        tags=several("tags", request.tags),
+        from_us=max(request.from_us, 0),
+        until_us=request.until_us if request.HasField("until_us") else None,
+        beginning=short("beginning", request.beginning),
+        after=JobId(request.after) if request.after else None,
         key_id=KeyId(caller.key_id) if caller.own_jobs_only and not is_host else None,
         of_operators=caller.own_jobs_only and is_host,
     )
     jobs: Any = await door.port.ask(question)
     if not jobs:
         await door.check_customer(caller)
-    return pb.ListJobsReply(jobs=[_shown(job, caller) for job in jobs])
+    following = jobs[limit - 1].job_id if len(jobs) > limit else ""
+    return pb.ListJobsReply(jobs=[_shown(job, caller) for job in jobs[:limit]], next=following)
+
+
+async def _of_request(door: Door, caller: Caller, given: str) -> pb.Job:
+    """The job that the account has submitted with this request id."""
+    request_id(given)
+    job_id = job_id_of(caller.account, given)
+    try:
+        return _shown(await door.job(job_id, caller), caller)
+    except NotFound:
+        raise NotFound(
+            f"no job was submitted with the request id {given!r}: submit it, with the same id", code="no_such_request"
+        ) from None
 
 
 async def watch_jobs(door: Door, caller: Caller, request: pb.WatchJobsRequest) -> AsyncIterator[pb.JobUpdate]:

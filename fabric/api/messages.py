@@ -29,6 +29,9 @@ Word = TypeVar("Word", bound=StrEnum)
 
 NAME_CHARS_MAX: Final = 200
 NAMES_MAX: Final = 32
+TAGS_MAX: Final = 16
+TAG_CHARS_MAX: Final = 64
+_TAG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=/@+-]{0,63}", re.ASCII)
 GRACE_US: Final = 30_000_000
 _ID: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}", re.ASCII)
@@ -81,8 +84,19 @@ def spec_of(spec: pb.JobSpec, *, payload: str) -> JobSpec:
             for given in spec.data[:NAMES_MAX]
         ),
         estimate_us=at_least(1, "estimate_us", spec.estimate_us) if spec.HasField("estimate_us") else None,
+        tags=_tags(spec.tags),
         mix=short("mix", spec.mix) or "never",
     )
+
+
+def _tags(given: Sequence[str]) -> tuple[str, ...]:
+    if len(given) > TAGS_MAX or not all(map(_TAG.fullmatch, given)):
+        raise InvalidRequest(
+            f"tags are at most {TAGS_MAX}, each of 1 to {TAG_CHARS_MAX} letters, digits and ._:=/@+-, the first a letter or a"
+            " digit, such as exp7 or owner=li",
+            code="invalid_tags",
+        )
+    return tuple(dict.fromkeys(given))
 
 
 def scope_of(scope: pb.Scope) -> Scope:

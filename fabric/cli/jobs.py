@@ -22,6 +22,7 @@ from fabric.cli.job_columns import (
     why,
 )
 from fabric.cli.log_lines import LogLines
+from fabric.cli.moments import Since, Until, parse_moment
 from fabric.cli.output import (
     duration,
     optional,
@@ -31,6 +32,7 @@ from fabric.cli.output import (
     record,
     say,
     say_lines,
+    tell,
     time_of,
 )
 from fabric.cli.session import AsJson, ForAccount, JobIdArgument, client, connected, job_named
@@ -65,16 +67,37 @@ def register(app: typer.Typer) -> None:
 def jobs(
     *,
     state: Annotated[list[str] | None, typer.Option(help="Only these; repeat for more.")] = None,
+    name: Annotated[str, typer.Option(help="Only those of this name, or 'train*' for what begins so.")] = "",
+    tag: Annotated[
+        list[str] | None, typer.Option(help="Only those with this tag; repeat for those that have all.")
+    ] = None,
+    since: Since = "",
+    until: Until = "",
+    request_id: Annotated[str, typer.Option(help="Only the one that was submitted with it.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 50,
+    every: Annotated[bool, typer.Option("--all", help="All there are.")] = False,
+    after: Annotated[str, typer.Option(metavar="JOB", help="The page that begins after this job.")] = "",
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first.
 
-    For example: fabric jobs --state running --state parked
+    For example: fabric jobs --state running --state parked --name 'train*' --tag exp7 --since 7d
     """
-    found = client(account).call(pb.ListJobsRequest(states=state or [], limit=limit), pb.ListJobsReply).jobs
+    door = client(account)
+    wanted = pb.ListJobsRequest(
+        states=state or [],
+        name=name,
+        tags=tag or [],
+        from_us=parse_moment(since) or 0,
+        until_us=parse_moment(until),
+        after=job_named(door, after),
+        of_request=request_id,
+    )
+    found, following = door.jobs(wanted, most=None if every else limit)
     print_records(found, as_json=as_json, title="jobs", columns=JOB_COLUMNS, spare=("submitted", "limit CT", "why"))
+    if following:
+        tell(f"there are more: fabric jobs --after {following} shows the next {limit}, --all shows all")
 
 
 def job(job_id: JobIdArgument, *, account: ForAccount = "", as_json: AsJson = False) -> None:
@@ -87,6 +110,7 @@ def job(job_id: JobIdArgument, *, account: ForAccount = "", as_json: AsJson = Fa
     facts = {
         "job": found.job_id,
         "name": found.name,
+        "tags": " ".join(found.tags) or "–",
         "state": found.state + (f": {said}" if (said := why(found)) else ""),
         "on": where(found),
         "burned": f"{format_ct(found.burned_uhs, decimals=8)} of {format_ct(found.limit_uhs)} CT",

@@ -15,7 +15,7 @@ ForAccount = Annotated[str, typer.Option("--account", "-a", help="Operators: the
 JobIdArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or its beginning.")]
 _ID_CHARS: Final = len("job-") + 20
 _BEGINNING_CHARS: Final = len("job-") + 4
-_LOOKED_AT: Final = 1_000
+_LOOKED_AT: Final = 20
 _SHOWN: Final = 5
 
 
@@ -30,7 +30,7 @@ def client(account: str = "") -> Client:
 
 
 def job_named(door: Client, given: str) -> str:
-    """The whole id of the job whose id begins so, among the newest; what can't be completed comes back as it is.
+    """The whole id of the job whose id begins so; what can't be completed comes back as it is.
 
     Raises:
         InvalidRequest: several begin so, or it is too short to mean one (`ambiguous_job`).
@@ -38,10 +38,12 @@ def job_named(door: Client, given: str) -> str:
     """
     if not given or (given.startswith("job-") and len(given) >= _ID_CHARS):
         return given
-    jobs = door.call(pb.ListJobsRequest(limit=_LOOKED_AT), pb.ListJobsReply).jobs
     if not given.startswith("job-"):
-        raise _no_id(given, [job.job_id for job in jobs if job.name == given])
-    found = [job.job_id for job in jobs if job.job_id.startswith(given)]
+        named = door.call(pb.ListJobsRequest(name=given.rstrip("*"), limit=_LOOKED_AT), pb.ListJobsReply).jobs
+        raise _no_id(given, [job.job_id for job in named] if given.rstrip("*") else [])
+    found = [
+        job.job_id for job in door.call(pb.ListJobsRequest(beginning=given, limit=_LOOKED_AT), pb.ListJobsReply).jobs
+    ]
     if len(found) > 1 or (found and len(given) < _BEGINNING_CHARS):
         raise InvalidRequest(
             f"{given} is the beginning of {_several(len(found))}, {_such_as(found)}: give more of it",
@@ -59,6 +61,8 @@ def _no_id(given: str, found: list[str]) -> NotFound:
 
 
 def _several(count: int) -> str:
+    if count >= _LOOKED_AT:
+        return f"more than {_LOOKED_AT - 1} jobs"
     return "1 job" if count == 1 else f"{count} jobs"
 
 

@@ -21,6 +21,7 @@ from fabric.cli.output import (
 from fabric.cli.packages import runtime_env_of
 from fabric.cli.sending import Sending
 from fabric.cli.session import AsJson, ForAccount, client, connected
+from fabric.client import new_request_id
 from fabric.errors import InvalidRequest
 from fabric.sdk import Fabric
 from fabric.sdk.job import Job
@@ -42,6 +43,13 @@ Hold = Annotated[
     Literal["full", "rolling"], typer.Option(help="Hold the whole limit at the start, or a part at a time.")
 ]
 Name = Annotated[str, typer.Option(help="What people see.")]
+Tag = Annotated[list[str] | None, typer.Option(help="A word to find it by, such as exp7; repeat for more.")]
+RequestId = Annotated[
+    str,
+    typer.Option(
+        help="Names the intention: said again, with the same content, it finds the job that it has submitted."
+    ),
+]
 Env = Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeat for more.")]
 Pip = Annotated[
     list[str] | None, typer.Option("--pip", help="A package that it needs, e.g. numpy==2.1; repeat for more.")
@@ -101,6 +109,7 @@ def submit(
     tokens: Tokens,
     accelerators: Accelerators = "any",
     name: Name = "",
+    tag: Tag = None,
     service: Annotated[str, typer.Option(help="training, batch or inference.")] = "training",
     hold: Hold = "full",
     working_dir: Annotated[
@@ -126,6 +135,7 @@ def submit(
     ranks: Annotated[
         Literal["node", "device"], typer.Option(help="Run once for each node's share, or each device.")
     ] = "node",
+    request_id: RequestId = "",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its logs until it ends.")] = False,
     account: ForAccount = "",
     as_json: AsJson = False,
@@ -141,6 +151,8 @@ def submit(
             tokens=tokens,
             accelerators=accelerators,
             name=name,
+            tags=tag or [],
+            request_id=request_id,
             service=service,
             hold=hold,
             working_dir=working_dir,
@@ -169,6 +181,7 @@ def run(
     tokens: Tokens,
     accelerators: Accelerators = "any",
     name: Name = "",
+    tag: Tag = None,
     hold: Hold = "full",
     working_dir: Annotated[
         Path | None, typer.Option(help="Sent along, without what .gitignore and .fabricignore name.")
@@ -181,6 +194,7 @@ def run(
     grace: Grace = None,
     stop_signal: StopSignal = "TERM",
     auto_park: AutoPark = None,
+    request_id: RequestId = "",
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
@@ -196,6 +210,8 @@ def run(
             tokens=tokens,
             accelerators=accelerators,
             name=name,
+            tags=tag or [],
+            request_id=request_id,
             hold=hold,
             working_dir=working_dir,
             env=env,
@@ -212,13 +228,33 @@ def run(
 
 
 def _submitted(
-    fabric: Fabric, words: list[str], *, accelerators: str, name: str, env: list[str] | None, **more: Any
+    fabric: Fabric,
+    words: list[str],
+    *,
+    accelerators: str,
+    name: str,
+    env: list[str] | None,
+    request_id: str,
+    **more: Any,
 ) -> Job:
     """Words as the SDK wants them: a Python script and its arguments, or a command, which has its own."""
     work, arguments = (words[0], words[1:]) if words[0].endswith(".py") else (words, [])
     pairs = _environment(env or [])
     fabric.client.on_sent = Sending()
-    made = fabric.submit(work, *arguments, accelerators=_types(accelerators), name=name or None, env=pairs, **more)
+    intention = request_id or new_request_id()
+    try:
+        made = fabric.submit(
+            work,
+            *arguments,
+            accelerators=_types(accelerators),
+            name=name or None,
+            env=pairs,
+            request_id=intention,
+            **more,
+        )
+    except KeyboardInterrupt:
+        tell(f"it may have been submitted all the same: `fabric jobs --request-id {intention}` looks")
+        raise
     if fabric.left_out:
         names, more_of_it = ", ".join(fabric.left_out[:_NAMED]), "" if len(fabric.left_out) <= _NAMED else ", …"
         tell(

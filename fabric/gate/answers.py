@@ -4,14 +4,13 @@ Statements, receipts and past charging records are answered from the journal by 
 """
 
 import re
-from itertools import islice
 from typing import Final, assert_never
 
 import msgspec
 
 from fabric.charging.burn import REFERENCE_PPM
 from fabric.charging.rating import burn_per_s
-from fabric.gate import credit, grace, history, holds, jobs, keys, offers, requests
+from fabric.gate import credit, grace, history, holds, jobs, keys, listing, offers, requests
 from fabric.gate.core import Core
 from fabric.gate.events import JobSpec
 from fabric.gate.instructions import Refusal
@@ -77,7 +76,7 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
             job = state.jobs.get(question.job_id)
             return job.spec if job is not None and question.account_id in (None, job.account_id) else None
         case JobsOf():
-            return _jobs(core, question, now_us)
+            return [job_view(core, job, now_us) for job in listing.jobs(core, question)]
         case RevisionOf():
             return state.revision
         case BalanceOf():
@@ -179,6 +178,7 @@ def job_view(core: Core, job: Job, now_us: int) -> JobView:
         devices_least=job.spec.devices_least,
         idle_us=_idle_us(record, now_us),
         exit_code=job.exit_code,
+        tags=job.spec.tags,
         ran=tuple(job.ran),
     )
 
@@ -194,19 +194,6 @@ def _idle_us(record: LeaseRecord | None, now_us: int) -> int | None:
     if record is None or record.state != "running" or record.idle_since_us is None:
         return None
     return max(now_us - record.idle_since_us, 0)
-
-
-def _jobs(core: Core, question: JobsOf, now_us: int) -> list[JobView]:
-    account_id = question.account_id
-    newest = reversed(core.state.jobs.values() if account_id is None else core.jobs_of.get(account_id, []))
-    found = (
-        job
-        for job in newest
-        if (not question.states or job.state.value in question.states)
-        and question.key_id in (None, job.key_id)
-        and not (question.of_operators and not keys.is_operators(core, job.key_id))
-    )
-    return [job_view(core, job, now_us) for job in islice(found, max(question.limit, 0))]
 
 
 def _balance(core: Core, account: Account, now_us: int, *, lots: bool) -> BalanceView:

@@ -267,6 +267,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What it reads: nodes that hold it already are better."""
     estimate_us: int | None = None
     """How long its owner thinks it runs: bounds how long it waits for a warmer node. None = it never waits for one."""
+    tags: tuple[str, ...] = ()
+    """Words that its owner finds it by."""
     mix: str = "never"
     """Of what its gang may be where no type alone has room: never (one type) | same-vendor | islands (any types)."""
 

@@ -6,12 +6,12 @@ own: jobs, keys and holds their ids, payments their references.
 """
 
 import hashlib
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from fabric.gate.core import Core
-from fabric.gate.events import AnyEvent, BuyBundle, CreateKey, OpenAccount, Subscribe, TopUp
+from fabric.gate.events import AnyEvent, BuyBundle, CreateKey, OpenAccount, Submit, Subscribe, TopUp
 from fabric.gate.instructions import Outcome
 from fabric.gate.state import Answered
 
@@ -26,6 +26,7 @@ _LATER: Final[dict[type[msgspec.Struct], tuple[str, ...]]] = {
     Subscribe: ("payment_ref", "channel"),
     TopUp: ("channel",),
 }
+_LATER_OF_A_JOB: Final = ("tags",)
 """Fields that came when answers were remembered already. An event that says nothing in them is the one from before."""
 _LEFT_OUT: Final = {
     kind: [field for field in msgspec.structs.fields(kind) if field.name in names] for kind, names in _LATER.items()
@@ -35,6 +36,8 @@ _encode: Final = msgspec.json.Encoder().encode
 
 def digest_of(event: AnyEvent) -> bytes:
     """What was asked: the same for the same content, in the next version too."""
+    if isinstance(event, Submit):
+        return hashlib.sha256(_encode(_as_before(event))).digest()
     if type(event) not in _LEFT_OUT:
         return hashlib.sha256(_encode(event)).digest()
     said = msgspec.to_builtins(event)
@@ -42,6 +45,15 @@ def digest_of(event: AnyEvent) -> bytes:
         if getattr(event, field.name) == field.default:
             del said[field.encode_name]
     return hashlib.sha256(_encode(said)).digest()
+
+
+def _as_before(event: Submit) -> Any:
+    """A submission without what came later and says nothing."""
+    said = msgspec.to_builtins(event)
+    for name in _LATER_OF_A_JOB:
+        if not getattr(event.spec, name):
+            del said["spec"][name]
+    return said
 
 
 def known_as(account_id: str | None, request_id: str) -> str:

@@ -55,6 +55,17 @@ class JobsOf(Question, frozen=True, kw_only=True, tag="jobs"):
     """Only those that were submitted with this key."""
     of_operators: bool = False
     """Only those that were submitted with an operator's key."""
+    name: str = ""
+    """As it is, or with a `*` at its end what begins so; "" = any."""
+    tags: tuple[str, ...] = ()
+    """All of them."""
+    from_us: int = 0
+    until_us: int | None = None
+    """When it was submitted: at or after, and before."""
+    beginning: str = ""
+    """Of the job's id."""
+    after: JobId | None = None
+    """Only those that were submitted before this one."""
 
 
 class RevisionOf(Question, frozen=True, kw_only=True, tag="revision"):

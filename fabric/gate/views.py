@@ -77,6 +77,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """The key it was submitted with, whose limit it counts against."""
     exit_code: int | None = None
     """Of a script or command that ended by itself."""
+    tags: tuple[str, ...] = ()
     ran: tuple[Stay, ...] = ()
     """Where its attempts were, the first and the newest of them."""
 

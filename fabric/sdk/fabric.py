@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from fabric.client import Client, facts_of, new_request_id
-from fabric.errors import InvalidRequest
+from fabric.errors import InvalidRequest, Unavailable
 from fabric.extras import needed
 from fabric.profile import Profile, load_profile
 from fabric.sdk.answers import Balance, Purchase, Quote, balance_of, purchase_of, quote_of
@@ -20,7 +20,16 @@ from fabric.sdk.functions import pack_call
 from fabric.sdk.job import Job
 from fabric.sdk.lease import Lease
 from fabric.sdk.packing import pack_files, pack_program, script_command
-from fabric.sdk.request import STOP_SIGNAL_VARIABLE, Accelerators, Seconds, Tokens, build_spec, stop_signal_of
+from fabric.sdk.request import (
+    STOP_SIGNAL_VARIABLE,
+    Accelerators,
+    Seconds,
+    Tokens,
+    build_spec,
+    count,
+    stop_signal_of,
+    tags_of,
+)
 from fabric.units import parse_ct
 from fabric.wire import INLINE_BYTES_MAX
 from fabric.wire import fabric_pb2 as pb
@@ -85,6 +94,7 @@ class Fabric:
         tokens: Tokens,
         accelerators: Accelerators = "any",
         name: str | None = None,
+        tags: Sequence[str] = (),
         service: str = "training",
         hold: Literal["full", "rolling"] = "full",
         kwargs: Mapping[str, object] | None = None,
@@ -116,6 +126,7 @@ class Fabric:
             accelerators: "H100:2", "any", or types to choose from, ["H100:2", "A100:2"]; a gang gets one type (but see `mix`). A range
                 ("H100:2-4", "any:1-8") makes it elastic: at every start, and every resume, it takes the best there is.
             name: what people see; the callable's or the script's name if not given.
+            tags: up to 16 words to find it by, such as "exp7" or "owner=li".
             service: training, batch or inference.
             hold: "full" holds the whole limit at the start, "rolling" a part at a time.
             kwargs: keyword arguments for the callable.
@@ -143,7 +154,7 @@ class Fabric:
             preload: "torch" forks it from a process that has torch imported: it starts in a fraction of a second, in a
                 process of its own that has no connection to Ray. None = so if it is a script that imports torch, and not
                 ray; "" = never.
-            request_id: name the intention yourself, to repeat it after a crash of your own.
+            request_id: name the intention yourself, to repeat it after a crash of your own, or where no answer came.
 
         Raises:
             InvalidRequest: unpicklable, no such script, a count below 1, ...: nothing was sent.
@@ -153,6 +164,7 @@ class Fabric:
         spec = build_spec(
             name=name or _name_of(job),
             kind="program" if ray_program else "function" if callable(job) else "script",
+            tags=tags,
             tokens=tokens,
             accelerators=accelerators,
             service=service,
@@ -205,13 +217,34 @@ class Fabric:
         )
         return Lease(self.client, self._submit(spec, pb.Payload(), request_id=None), timeout_s=timeout)
 
-    def job(self, job_id: str) -> Job:
-        """A job that was submitted before. `NotFound` if there is none of that id in the account."""
+    def job(self, job_id: str = "", *, request_id: str = "") -> Job:
+        """A job that was submitted before, by its id or by the request id that submitted it. `NotFound` if there is none."""
+        if (job_id == "") == (request_id == ""):
+            raise InvalidRequest("name a job by its id, or by request_id=, and not by both", code="which_job")
+        if request_id:
+            job_id = self.client.call(pb.ListJobsRequest(of_request=request_id), pb.ListJobsReply).jobs[0].job_id
         return Job(self.client, self._feed, job_id)
 
-    def jobs(self, *states: str, limit: int = 100) -> list[pb.Job]:
-        """The account's jobs, newest first."""
-        return list(self.client.call(pb.ListJobsRequest(states=states, limit=limit), pb.ListJobsReply).jobs)
+    def jobs(
+        self,
+        *states: str,
+        name: str = "",
+        tags: Sequence[str] = (),
+        since: dt.datetime | None = None,
+        until: dt.datetime | None = None,
+        limit: int | None = 100,
+    ) -> list[pb.Job]:
+        """The account's jobs, newest first: of these states, of a name ("train*" = that begins so), with all of these tags,
+        submitted at or after `since` and before `until`. `limit` None = all there are, asked for page by page.
+        """
+        wanted = pb.ListJobsRequest(
+            states=states,
+            name=name,
+            tags=tags_of(tags),
+            from_us=0 if since is None else _us(since),
+            until_us=None if until is None else _us(until),
+        )
+        return self.client.jobs(wanted, most=count("limit", limit, at_least=1))[0]
 
     def balance(self) -> Balance:
         """What the account owns."""
@@ -272,8 +305,21 @@ class Fabric:
     def _submit(self, spec: pb.JobSpec, payload: pb.Payload, *, request_id: str | None) -> Job:
         request = pb.SubmitRequest(request_id=request_id or new_request_id(), spec=spec, payload=payload)
         with self._feed.expecting():
-            reply = self.client.call(request, pb.SubmitReply)
+            try:
+                reply = self.client.call(request, pb.SubmitReply)
+            except Unavailable as error:
+                raise _unanswered(error, request.request_id) from None
             return Job(self.client, self._feed, reply.job_id, fresh=request_id is None)
+
+
+def _unanswered(error: Unavailable, request_id: str) -> Unavailable:
+    """What is said where a submission was sent and may have been taken."""
+    return Unavailable(
+        f"{error.message}. Whether the job was submitted is not known: submit it again with request_id={request_id!r}"
+        " (--request-id), which submits it once however often it is sent; fabric.job(request_id=...) looks whether it is there",
+        code=error.code,
+        **{**error.facts, "request_id": request_id},
+    )
 
 
 def _us(moment: dt.datetime) -> int:

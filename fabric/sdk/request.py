@@ -105,6 +105,13 @@ def count(name: str, given: int | None, *, at_least: int) -> int | None:
     return given
 
 
+def tags_of(given: Sequence[str]) -> list[str]:
+    """Words to find jobs by; what each may be is the fabric's to say."""
+    if isinstance(given, str) or not all(isinstance(tag, str) for tag in given):
+        raise InvalidRequest('tags are a list of words, such as ["exp7", "owner=li"]', code="invalid_tags")
+    return list(given)
+
+
 def build_spec(
     *,
     name: str,
@@ -122,6 +129,7 @@ def build_spec(
     auto_park: Seconds | None = None,
     data: Mapping[str, int] | None = None,
     estimate: Seconds | None = None,
+    tags: Sequence[str] = (),
 ) -> pb.JobSpec:
     """The spec of a job, checked."""
     wanted = parse_accelerators(accelerators)
@@ -141,6 +149,7 @@ def build_spec(
         grace_us=None if grace is None else duration_us("grace", grace),
         time_limit_us=None if time_limit is None else duration_us("time_limit", time_limit),
         max_retries=count("max_retries", max_retries, at_least=0) or 0,
+        tags=tags_of(tags),
         mix=mix,
         data=[pb.Dataset(prefix=prefix, bytes=size) for prefix, size in (data or {}).items()],
         estimate_us=None if estimate is None else duration_us("estimate", estimate),
