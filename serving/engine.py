@@ -10,6 +10,7 @@ its first output (an async generator runs when it is first asked), so a refusal 
 import asyncio
 import contextlib
 import copy
+import json
 import pickle
 import time
 from argparse import Namespace
@@ -29,7 +30,7 @@ from vllm.exceptions import GenerationError
 from vllm.outputs import STREAM_FINISHED, CompletionOutput, PoolingRequestOutput, RequestOutput
 from vllm.reasoning import ReasoningParserManager
 from vllm.renderers.inputs.preprocess import extract_prompt_len
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -38,7 +39,7 @@ from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 from fabric.errors import FabricError, Internal, InvalidRequest, PermissionDenied
 from serving.calls import Ended
 from serving.front import Front
-from serving.grammars import Grammars
+from serving.grammars import COMMON, Grammars
 from serving.meter import Meter
 from serving.options import FLAGS
 from serving.reaper import Reaper, watch
@@ -118,8 +119,9 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
         began_us, choices = time.monotonic_ns() // 1_000, params.n or 1
         length = extract_prompt_len(self.model_config, prompt)
         most = 0 if ticket.only_prompt else params.max_tokens or self.model_config.max_model_len - length
+        kept = contextlib.ExitStack()
         try:
-            call_id = await self._admit(ticket, length, most * choices, params)
+            call_id = await self._admit(ticket, length, most * choices, params, kept)
         except FabricError as error:
             if not ticket.admitted:
                 raise NotAdmitted(error.message) from None
@@ -155,6 +157,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
             ended = "error"
             raise
         finally:
+            kept.close()
             self._count_reasoning(call_id, produced)
             self._end(ticket, call_id, ended, made=produced.tokens > 0)
             await engine.aclose()
@@ -184,8 +187,17 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
             self._end(ticket, call_id, ended, made=False)
             await engine.aclose()
 
-    async def _admit(self, ticket: Ticket, prompt_tokens: int, wants: int, params: SamplingParams | None = None) -> str:
-        """Have the call paid for, and then what shapes its answer looked at: who has no tokens has nothing compiled."""
+    async def _admit(
+        self,
+        ticket: Ticket,
+        prompt_tokens: int,
+        wants: int,
+        params: SamplingParams | None = None,
+        kept: contextlib.ExitStack | None = None,
+    ) -> str:
+        """Have the call paid for, and then what shapes its answer looked at: who has no tokens has nothing compiled. `kept`
+        is closed when the call is over.
+        """
         call_id, is_open = ticket.next_call_id(), False
         try:
             await self.meter.open(
@@ -193,8 +205,8 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
             )
             is_open = True
             ticket.opened += 1
-            if params is not None:
-                await self._shape(ticket, params)
+            if params is not None and kept is not None:
+                await self._shape(ticket, params, kept)
         except BaseException as error:
             if is_open:
                 self.meter.book.void(call_id)  # the engine has not heard of it
@@ -206,7 +218,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
         ticket.left_uhs = self.meter.book.left_uhs(ticket.payer)
         return call_id
 
-    async def _shape(self, ticket: Ticket, params: SamplingParams) -> None:
+    async def _shape(self, ticket: Ticket, params: SamplingParams, kept: contextlib.ExitStack) -> None:
         """Let the engine compile only what is known to be a grammar, and an affordable one. Its own check of it, on this
         event loop and for every request anew, is left out (`Engine.open`).
 
@@ -221,7 +233,9 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
             raise InvalidRequest(
                 f"one thing may shape an answer, not {', '.join(sorted(asked))}", code="invalid_grammar"
             )
-        verdict = await self.grammars.check(ticket.payer.account_id, asked)
+        account_id = ticket.payer.account_id
+        verdict = await self.grammars.check(account_id, asked)
+        kept.enter_context(self.grammars.running.one_more(account_id, verdict.size))
         wanted = params.structured_outputs = copy.copy(wanted)
         wanted._backend = verdict.backend  # noqa: SLF001 - as vLLM's own check leaves it
         if verdict.grammar:
@@ -385,6 +399,8 @@ class Engine:
             if name := args.structured_outputs_config.reasoning_parser:
                 llm.reasoner = ReasoningParserManager.get_reasoning_parser(name)(llm.get_tokenizer())
             tasks = await llm.get_supported_tasks()
+            if "generate" in tasks:
+                await _warmed(llm)
             app = build_app(args, tasks, llm.model_config)
             await init_app_state(llm, app.state, args, tasks)
         except BaseException:
@@ -427,6 +443,19 @@ def _started(config: Any, *, in_ray: bool) -> MeteredAsyncLLM:
         stat_loggers=[RayPrometheusStatLogger] if in_ray else None,
     )
     return llm
+
+
+async def _warmed(llm: MeteredAsyncLLM) -> None:
+    """Have the engine do once what takes it long the first time: alternatives of tokens, and what schemas have in common.
+    Nobody asked for it, so that nobody pays.
+    """
+    shapes = [None, *(StructuredOutputsParams(json=json.dumps(schema), _backend="xgrammar") for schema in COMMON)]
+    for number, shape in enumerate(shapes):
+        params = SamplingParams(max_tokens=1, temperature=0.7, logprobs=1, structured_outputs=shape)
+        with contextlib.suppress(Exception):  # what can't be done beforehand is done, or refused, when it is asked for
+            prompt = {"type": "token", "prompt_token_ids": [0, 0]}
+            async for _ in AsyncLLM.generate(llm, prompt, params, f"warm-{number}"):
+                pass
 
 
 def parsed(argv: Sequence[str]) -> Namespace:

@@ -1,11 +1,13 @@
 """The process in which a grammar is compiled before an engine hears of it: `python -c ...`, by `serving.grammars`.
 
-It loads vLLM's own compiler once, then forks for each grammar: the fork has a limit on processor time and memory, and
-whatever the grammar does to it ends there. It reads `number spec` lines and writes one line of JSON for each.
+It loads vLLM's own compiler once and has it compile what most schemas have in common, which is most of the work; then it
+forks for each grammar, so that each begins with that. The fork has a limit on processor time and memory, and whatever the
+grammar does to it ends there. It reads `number spec` lines and writes one line of JSON for each.
 """
 
 import base64
 import contextlib
+import gc
 import json
 import os
 import pickle
@@ -21,13 +23,23 @@ from typing import Any, Final
 import msgspec
 
 from serving import limits
-from serving.grammars import Verdict
+from serving.grammars import COMMON, Verdict
 
 _TICK_S: Final = 0.02
 _OUT_OF_MEMORY: Final = 3
 _STEP_TRIES: Final = 3
 _PLACE: Final = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")
-_BASE: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+_BASE: Final = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_REGEX_COMPILATION_TIMEOUT_S": "0",  # a fork's limit is on all that it does
+}
+_FAULTS: Final = {
+    "per_rule_fsm_hashes": "a part of one of its patterns is repeated more than 128 times, which can't be compiled: repeat it"
+    " fewer times, or limit the text by `maxLength` in place of a pattern",
+}
+"""The compiler's own mistakes, by what it says of them, and what to do."""
 
 
 def main() -> None:
@@ -35,7 +47,10 @@ def main() -> None:
     os.environ.update(_BASE)
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what libraries print is no answer
+    os.nice(limits.GRAMMAR_NICE)
     compiler = Compiler.made(pickle.loads(base64.b64decode(sys.stdin.buffer.readline())))  # noqa: S301 - our parent's
+    compiler.warm()
+    gc.freeze()  # a fork shares what it doesn't write to
     out.write(b"{}\n")
     _serve(compiler, out)
 
@@ -116,6 +131,8 @@ class Compiler:
     @classmethod
     def made(cls, setup: tuple[Any, Any]) -> "Compiler":
         """From an engine's configuration of its model and of structured outputs."""
+        import vllm.sampling_params  # noqa: PLC0415 - before the forks, each of which would do it again
+        import vllm.v1.structured_output.request  # noqa: F401, PLC0415
         from vllm.tokenizers import cached_tokenizer_from_config  # noqa: PLC0415
         from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend  # noqa: PLC0415
 
@@ -124,6 +141,16 @@ class Compiler:
         whole = SimpleNamespace(structured_outputs_config=config, model_config=model_config, speculative_config=None)
         backend = XgrammarBackend(whole, tokenizer=tokenizer, vocab_size=model_config.get_vocab_size())
         return cls(model_config, config, tokenizer, backend)
+
+    def warm(self) -> None:
+        """Compile what schemas have in common: the compiler keeps what it found for each rule, and forks begin with that."""
+        from vllm.v1.structured_output.backend_types import StructuredOutputOptions  # noqa: PLC0415
+
+        for schema in COMMON:
+            with contextlib.suppress(
+                Exception
+            ):  # what can't be made beforehand is made, or refused, when it is asked for
+                self._backend.compile_grammar(StructuredOutputOptions.JSON, json.dumps(schema))
 
     def verdict(self, given: dict[str, Any]) -> Verdict:
         """What comes of it; takes as long as it takes."""
@@ -141,34 +168,54 @@ class Compiler:
             if "bad_alloc" in str(error):
                 raise MemoryError from None
             return Verdict(why=_plain(error))
-        slowest_s, leads_on = _tried(grammar, self._backend)
-        if slowest_s > limits.GRAMMAR_STEP_S:
+        size = grammar.ctx.memory_size_bytes
+        if size > limits.GRAMMAR_COMPILED_BYTES:
+            return Verdict(over="size")
+        is_slow, leads_on = _tried(grammar, self._backend)
+        if is_slow:
             return Verdict(over="step")
         if not leads_on:
             return Verdict(why="it leads to where nothing may follow, so that no answer fits it")
         replaced = wanted.grammar if given.get("choice") is not None else ""
-        return Verdict(backend=wanted._backend, grammar=replaced or "")  # noqa: SLF001
+        return Verdict(backend=wanted._backend, grammar=replaced or "", size=size)  # noqa: SLF001
 
 
-def _tried(grammar: Any, backend: Any) -> tuple[float, bool]:
-    """The processor time that the slowest of some steps takes, which an engine would wait for at each token; and whether
-    there was a way on from each: an engine fails where there is none.
+def _tried(grammar: Any, backend: Any) -> tuple[bool, bool]:
+    """Whether what may come next takes too long to say, which an engine would wait for at each token; and whether there was
+    a way on from each: an engine fails where there is none.
     """
-    mask, slowest = backend.allocate_token_bitmask(1), 0.0
+    mask, pace = backend.allocate_token_bitmask(1), Pace()
     for step in range(limits.GRAMMAR_STEPS):
-        slowest = max(slowest, _filled_in(grammar, mask))
+        pace.took(_filled_in(grammar, mask))
         token = _allowed(mask, step)
         if token is None:
-            return slowest, bool(step) and grammar.matcher.is_completed()
-        if slowest > limits.GRAMMAR_STEP_S:
+            return pace.is_slow, bool(step) and grammar.matcher.is_completed()
+        if pace.is_slow:
             break
         began = time.thread_time()
         with contextlib.suppress(RuntimeError):
             grammar.accept_tokens("", [token])
-        slowest = max(slowest, time.thread_time() - began)
+        pace.took(time.thread_time() - began, steps=0)
         if grammar.is_terminated():
             break
-    return slowest, True
+    return pace.is_slow, True
+
+
+class Pace:
+    """How long the steps of a grammar take: one may be slow now and then, all of them may not."""
+
+    def __init__(self) -> None:
+        self._steps, self._slowest_s, self._sum_s = 0, 0.0, 0.0
+
+    def took(self, seconds: float, *, steps: int = 1) -> None:
+        """One more step."""
+        self._steps += steps
+        self._slowest_s, self._sum_s = max(self._slowest_s, seconds), self._sum_s + seconds
+
+    @property
+    def is_slow(self) -> bool:
+        mean = limits.GRAMMAR_STEP_S + self._steps * limits.GRAMMAR_STEP_MEAN_S
+        return self._slowest_s > limits.GRAMMAR_STEP_S or self._sum_s > mean
 
 
 def _filled_in(grammar: Any, mask: Any) -> float:
@@ -185,10 +232,12 @@ def _filled_in(grammar: Any, mask: Any) -> float:
 
 def _allowed(mask: Any, step: int) -> int | None:
     """One of the tokens that may come next, another one at each step."""
-    words = [(at, int(word) & 0xFFFFFFFF) for at, word in enumerate(mask[0].tolist()) if word]
-    if not words:
+    words = mask[0].numpy()
+    (there,) = words.nonzero()
+    if not len(there):
         return None
-    at, word = words[step % len(words)]
+    at = int(there[step % len(there)])
+    word = int(words[at]) & 0xFFFFFFFF
     bits = [bit for bit in range(32) if word >> bit & 1]
     return at * 32 + bits[step % len(bits)]
 
@@ -196,5 +245,8 @@ def _allowed(mask: Any, step: int) -> int | None:
 def _plain(error: Exception) -> str:
     """A compiler's words without the place in its source."""
     cause = error.__cause__
+    for mark, ours in _FAULTS.items():
+        if mark in f"{error} {cause}":
+            return ours
     said = str(error) if cause is None or str(cause) in str(error) else f"{error} {cause}"
     return " ".join(_PLACE.sub("", said).split())[:1_000]

@@ -3,8 +3,9 @@
 A JSON schema of a few lines may take minutes to compile, and an engine that compiles it serves nobody meanwhile. So each
 is compiled first, and tried with some tokens, in a process of its own with a limit on processor time and memory
 (`serving.grammar_process`). What came of it is remembered: an engine only ever compiles what is known to be affordable, and
-what is not is refused at once when it is sent again. No two grammars of one account are compiled at the same time, and an
-account that has used up its share of processor time waits, so that one can't keep the others' from being looked at.
+what is not is refused at once when it is sent again. No two grammars of one account are compiled at the same time; accounts
+whose grammars take long share one place, and one that has used up its time must wait: none keeps the others' from being
+looked at. What the engine has in memory of them is bounded too (`Running`).
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import hashlib
 import sys
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -28,6 +29,25 @@ _START_S: Final = 600.0
 _LINE_MAX: Final = 1 << 20
 _SCRIPT: Final = "import sys; sys.path[:0] = sys.argv[1:]; from serving.grammar_process import main; main()"
 
+COMMON: Final = (
+    {
+        "type": "object",
+        "properties": {
+            "a": {"type": "string"}, "b": {"type": "integer"}, "c": {"type": "number"}, "d": {"type": "boolean"},
+            "e": {"type": "array", "items": {"type": "string"}}, "f": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        },
+        "required": ["a", "b", "c", "d", "e", "f"],
+        "additionalProperties": False,
+    },
+    {"type": "object"},
+    {"type": "object", "properties": {"a": {"type": "string", "maxLength": 5_000}}, "required": ["a"]},
+    {"type": "object", "properties": {
+        name: {"type": "string", "format": name}
+        for name in ("date", "time", "date-time", "email", "uuid", "uri", "ipv4", "ipv6", "hostname", "duration")
+    }},
+)  # fmt: skip
+"""Of most schemas. Texts of a greatest length are what takes long: those of any length have most in common."""
+
 _log = structlog.get_logger()
 
 
@@ -37,6 +57,8 @@ class Verdict(msgspec.Struct, frozen=True):
     backend: str = ""
     grammar: str = ""
     """What replaces a list of choices, where it was one."""
+    size: int = 0
+    """Of the compiled grammar, in bytes."""
     why: str = ""
     over: str = ""
     cpu_s: float = 0.0
@@ -67,7 +89,10 @@ class Grammars:
         self._monotonic = monotonic
         self._known: OrderedDict[bytes, Verdict] = OrderedDict()
         self._asking: dict[bytes, asyncio.Task[Verdict]] = {}
+        self._kept_bytes = 0
         self._room = asyncio.Semaphore(limits.GRAMMARS_AT_ONCE)
+        self._room_of_much = asyncio.Semaphore(limits.GRAMMARS_AT_ONCE - 1)
+        self.running = Running()
         self._lines: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._waiting: dict[str, int] = {}
         self._used: dict[str, tuple[float, float]] = {}
@@ -142,9 +167,10 @@ class Grammars:
 
     async def _find(self, account_id: str, spec: bytes) -> Verdict:
         try:
-            async with self._lines[account_id], self._room:
+            async with self._lines[account_id], self._place(account_id), self._room:
                 verdict = await self._ask(spec)
-                self._used[account_id] = (self._used_s(account_id) + verdict.cpu_s, self._monotonic())
+                counts_s = verdict.cpu_s * (limits.GRAMMAR_REFUSED_COUNTS if verdict.over else 1)
+                self._used[account_id] = (self._used_s(account_id) + counts_s, self._monotonic())
                 return verdict
         finally:
             self._waiting[account_id] -= 1
@@ -153,12 +179,18 @@ class Grammars:
                 for other in [other for other in self._used if not self._used_s(other)]:
                     del self._used[other]
 
+    def _place(self, account_id: str) -> contextlib.AbstractAsyncContextManager[Any]:
+        """One among those that use much, for one that does."""
+        return self._room_of_much if self._used_s(account_id) > limits.GRAMMAR_MUCH_S else contextlib.nullcontext()
+
     def _found(self, key: bytes, done: asyncio.Task[Verdict]) -> None:
         del self._asking[key]
         if not done.cancelled() and done.exception() is None:
             self._known[key] = done.result()
-            if len(self._known) > limits.GRAMMARS_KEPT:
-                self._known.popitem(last=False)
+            self._kept_bytes += _bytes_of(done.result())
+            while self._kept_bytes > limits.GRAMMARS_KEPT_BYTES:
+                _, dropped = self._known.popitem(last=False)
+                self._kept_bytes -= _bytes_of(dropped)
 
     # -- the process -----------------------------------------------------------------------------------------------------
 
@@ -235,6 +267,44 @@ class Grammars:
             self._reading.cancel()
 
 
+class Running:
+    """How much of compiled grammars an engine has in memory for the answers that it writes."""
+
+    def __init__(self) -> None:
+        self._by_account: dict[str, int] = {}
+        self._all = 0
+
+    @contextlib.contextmanager
+    def one_more(self, account_id: str, size: int) -> Iterator[None]:
+        """While an answer is written by a grammar of `size` bytes.
+
+        Raises:
+            RateLimited: `too_many_grammars`: it is more than may be at a time.
+        """
+        mine = self._by_account.get(account_id, 0)
+        if mine and (
+            mine + size > limits.GRAMMARS_RUNNING_BYTES or self._all + size > 4 * limits.GRAMMARS_RUNNING_BYTES
+        ):
+            raise RateLimited(
+                f"the schemas and grammars of your answers that are being written have {mine >> 20} MiB when compiled, at"
+                f" most {limits.GRAMMARS_RUNNING_BYTES >> 20} MiB may: send this one when some are answered",
+                code="too_many_grammars", limit=limits.GRAMMARS_RUNNING_BYTES, retry_after_s=1,
+            )  # fmt: skip
+        self._by_account[account_id] = mine + size
+        self._all += size
+        try:
+            yield
+        finally:
+            self._all -= size
+            self._by_account[account_id] -= size
+            if not self._by_account[account_id]:
+                del self._by_account[account_id]
+
+
+def _bytes_of(verdict: Verdict) -> int:
+    return 400 + len(verdict.why) + len(verdict.grammar)
+
+
 def too_large(size: int) -> InvalidRequest:
     """A grammar that isn't even looked at."""
     return InvalidRequest(
@@ -246,11 +316,13 @@ def too_large(size: int) -> InvalidRequest:
 def _refusal(verdict: Verdict) -> InvalidRequest:
     if verdict.why:
         return InvalidRequest(f"the schema or grammar can't be used: {verdict.why[:1_000]}", code="invalid_grammar")
+    parts = "repeat counts, nesting, or alternatives"
     number, remedy = {
-        "time": (f"more than {limits.GRAMMAR_CPU_S:g} s to compile", "repeat counts, nesting, or alternatives"),
-        "memory": (f"more than {limits.GRAMMAR_MEMORY_BYTES >> 20} MiB", "repeat counts, nesting, or alternatives"),
+        "time": (f"more than {limits.GRAMMAR_CPU_S:g} s to compile", parts),
+        "memory": (f"more than {limits.GRAMMAR_MEMORY_BYTES >> 20} MiB", parts),
+        "size": (f"more than {limits.GRAMMAR_COMPILED_BYTES >> 20} MiB once it is compiled", parts),
         "step": (
-            f"more than {limits.GRAMMAR_STEP_S * 1000:g} ms for each token",
+            f"more than {limits.GRAMMAR_STEP_S * 1000:g} ms for a token, or {limits.GRAMMAR_STEP_MEAN_S * 1000:g} ms for each",
             "rules that can be read in many ways",
         ),
     }[verdict.over]

@@ -55,21 +55,35 @@ TOKEN_IDS_MAX: Final = 4_096
 MEDIA_MAX: Final = 32
 """Images, sounds and films in one request, each sent in it as `data:`."""
 
-GRAMMAR_CPU_S: Final = 5.0
-"""Processor time, over all threads, in which a grammar must be compiled and tried."""
-GRAMMAR_WALL_S: Final = 60.0
+GRAMMAR_CPU_S: Final = 15.0
+"""Processor time, over all threads, in which a grammar must be compiled and tried: some times what the dearest honest ones
+take with a vocabulary of 128,000 tokens.
+"""
+GRAMMAR_WALL_S: Final = 120.0
 GRAMMAR_MEMORY_BYTES: Final = 1 << 30
 """Beyond what the process that compiles it has before."""
-GRAMMAR_STEP_S: Final = 0.02
-"""Processor time in which such a grammar says what may follow a token."""
+GRAMMAR_COMPILED_BYTES: Final = 64 << 20
+"""Of what comes of it, which the engine has in memory while it writes answers by it."""
+GRAMMAR_STEP_S: Final = 0.1
+"""Processor time in which such a grammar says what may follow a token, at its slowest,"""
+GRAMMAR_STEP_MEAN_S: Final = 0.01
+"""and on the average of the tokens that it is tried with: so long others wait for each token."""
 GRAMMAR_STEPS: Final = 256
 """Tokens that a grammar is tried with."""
+GRAMMAR_NICE: Final = 5
+"""How much less urgent compiling is than the answers that are being written."""
 GRAMMARS_AT_ONCE: Final = 2
 """That a replica compiles at once, no two of them for one account."""
-GRAMMARS_WAITING_MAX: Final = 16
+GRAMMARS_WAITING_MAX: Final = 64
 """Grammars of one account that wait to be compiled at a replica."""
-GRAMMAR_BUDGET_S: Final = 30.0
+GRAMMAR_BUDGET_S: Final = 120.0
 """Processor time that one account's new grammars may take at a replica in `GRAMMAR_BUDGET_PER_S`; then it must wait."""
-GRAMMAR_BUDGET_PER_S: Final = 60.0
-GRAMMARS_KEPT: Final = 4_096
+GRAMMAR_BUDGET_PER_S: Final = 120.0
+GRAMMAR_REFUSED_COUNTS: Final = 4
+"""How much more the time counts of one that costs too much."""
+GRAMMAR_MUCH_S: Final = 20.0
+"""An account that has used more of its time than this shares one place with the others that have: one is left for the rest."""
+GRAMMARS_KEPT_BYTES: Final = 16 << 20
 """Outcomes that a replica remembers."""
+GRAMMARS_RUNNING_BYTES: Final = 1 << 30
+"""Of compiled grammars by which an engine writes answers at a time, for each account; four times as many for all."""

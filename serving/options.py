@@ -20,12 +20,20 @@ BOUND: Final = {
     "VLLM_MEDIA_CONNECTOR": "http",
     "VLLM_MAX_IMAGE_PIXELS": str(64 << 20),
     "VLLM_MAX_N_SEQUENCES": str(CHOICES_MAX),
+    "VLLM_XGRAMMAR_CACHE_MB": "512",
+    "VLLM_REGEX_COMPILATION_TIMEOUT_S": "120",  # whether it can be afforded was found out before (`serving.grammars`)
 }
 """Of every engine too, whatever else is in the environment: nothing is fetched, and what a request makes is bounded."""
 NOWHERE: Final = "media.invalid"
 """The one host that media may be fetched from: the top-level domain is reserved, and never there."""
-ON_CPU: Final = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-"""On a machine without accelerators: fewer processes, and threads that may run on any core."""
+ON_CPU: Final = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "TORCHDYNAMO_DISABLE": "1",
+}
+"""On a machine without accelerators: fewer processes, threads that may run on any core, and nothing that is compiled anew
+when it is first asked for (alternatives of tokens took half a minute).
+"""
 FLAGS: Final = (
     "--enable-prompt-tokens-details",
     "--scheduling-policy=priority",

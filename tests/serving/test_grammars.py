@@ -8,7 +8,7 @@ import pytest
 
 from fabric.errors import InvalidRequest, RateLimited, Unavailable
 from serving import grammar_process, limits
-from serving.grammars import Grammars
+from serving.grammars import Grammars, Running
 
 SCRIPT = """
 import base64, json, sys, time
@@ -42,7 +42,7 @@ async def test_what_came_of_a_grammar_is_remembered_good_or_bad(grammars, capfd)
         assert (await grammars.check("ann", {"regex": "a"})).backend == "b"
         with pytest.raises(InvalidRequest, match="no") as bad:
             await grammars.check("bob", {"regex": "bad"})
-        with pytest.raises(InvalidRequest, match="5 s to compile") as dear:
+        with pytest.raises(InvalidRequest, match="15 s to compile") as dear:
             await grammars.check("cem", {"regex": "dear"})
     assert (bad.value.code, dear.value.code) == ("invalid_grammar", "grammar_too_costly")
     assert capfd.readouterr().err.count("asked") == 3
@@ -65,17 +65,57 @@ async def test_what_cannot_be_passed_on_is_no_grammar(grammars):
 
 
 async def test_an_account_has_a_share_of_processor_time_and_it_comes_back(grammars):
-    for number in range(6):
+    for number in range(round(limits.GRAMMAR_BUDGET_S / (limits.GRAMMAR_REFUSED_COUNTS * 5.0))):
         with pytest.raises(InvalidRequest):
             await grammars.check("ann", {"regex": f"dear{number}"})
     with pytest.raises(RateLimited) as refused:
-        await grammars.check("ann", {"regex": "dear6"})
+        await grammars.check("ann", {"regex": "one more that is dear"})
     assert refused.value.facts["retry_after_s"] >= 1
     assert (await grammars.check("bob", {"regex": "another's"})).is_accepted
     with pytest.raises(InvalidRequest):
         await grammars.check("ann", {"regex": "dear0"})  # known: costs nothing
     grammars.now[0] += refused.value.facts["retry_after_s"]
     assert (await grammars.check("ann", {"regex": "cheap"})).is_accepted
+
+
+async def test_what_costs_too_much_counts_more_than_what_is_taken(grammars):
+    for number in range(100):
+        assert (await grammars.check("ann", {"regex": f"a{number}"})).is_accepted
+    assert 9.0 < grammars._used_s("ann") < 10.1
+    with pytest.raises(InvalidRequest):
+        await grammars.check("eve", {"regex": "dear"})
+    assert grammars._used_s("eve") == 5.0 * limits.GRAMMAR_REFUSED_COUNTS
+
+
+async def test_accounts_that_use_much_share_a_place_and_leave_one_to_the_rest(grammars):
+    for name in ("eve", "mallory", "trudy"):
+        grammars._used[name] = (limits.GRAMMAR_MUCH_S + 1, 0.0)
+    much = [
+        asyncio.ensure_future(grammars.check(name, {"regex": f"slow {name}"})) for name in ("eve", "mallory", "trudy")
+    ]
+    await grammars.check("ann", {"regex": "a"})
+    assert sum(each.done() for each in much) < 3
+    await asyncio.gather(*much)
+
+
+async def test_what_is_remembered_is_bounded_in_bytes(grammars, monkeypatch):
+    monkeypatch.setattr(limits, "GRAMMARS_KEPT_BYTES", 2_000)
+    for number in range(12):
+        await grammars.check("ann", {"regex": f"a{number}"})
+    assert grammars._kept_bytes <= 2_000
+    assert 1 <= len(grammars._known) < 12
+
+
+def test_what_an_engine_has_in_memory_of_grammars_is_bounded_for_each_account():
+    running, most = Running(), limits.GRAMMARS_RUNNING_BYTES
+    with running.one_more("ann", most - 10), running.one_more("ann", 10):
+        with pytest.raises(RateLimited), running.one_more("ann", 1):
+            pass
+        with running.one_more("bob", most):
+            pass
+    with running.one_more("ann", most):
+        assert running._all == most
+    assert (running._all, running._by_account) == (0, {})
 
 
 async def test_grammars_of_one_account_wait_for_each_other_and_no_other_account_does(grammars):
@@ -115,6 +155,15 @@ class SlowAtFirst:
         until = time.thread_time() + 2 * limits.GRAMMAR_STEP_S
         while self.slow >= 0 and time.thread_time() < until:
             pass
+
+
+def test_one_slow_step_is_let_pass_and_slow_ones_all_the_while_are_not():
+    once, always, very = grammar_process.Pace(), grammar_process.Pace(), grammar_process.Pace()
+    for step in range(200):
+        once.took(0.05 if step == 100 else 0.001)
+        always.took(0.015)
+    very.took(limits.GRAMMAR_STEP_S * 1.1)
+    assert (once.is_slow, always.is_slow, very.is_slow) == (False, True, True)
 
 
 def test_a_grammar_is_slow_where_it_stays_slow_not_at_its_first_look():
