@@ -21,6 +21,7 @@ from fabric.units import AMOUNT_UHS_MAX, AccountId, parse_ct
 
 GATEWAYS_MAX: Final = 64
 _DECIMAL: Final = re.compile(r"\d{1,10}(\.\d{1,6})?", re.ASCII)
+ORIGIN_PATTERN: Final = r"^(\*|https?://[^\s/?#]+/?)$"
 MODEL_PATTERN: Final = r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,126}[A-Za-z0-9])?$"
 
 
@@ -165,6 +166,12 @@ class ServingConfig(Section):
         Discriminator(lambda given: "files" if isinstance(given, dict | TlsFiles) else "word"),
     ] = "auto"
     """`auto`: the fabric's own certificate. `plain`: HTTP without it, on loopback only."""
+    origins: Annotated[
+        tuple[Annotated[str, Field(pattern=ORIGIN_PATTERN)], ...], Field(strict=False, max_length=100)
+    ] = ()
+    """Whose pages may ask from a browser (CORS), such as `https://app.example`; `*` = all. A key in a page is everybody's who
+    opens it. None = no page may.
+    """
     admin_port: Port | None = None
     """Metrics for Prometheus, on loopback: of the first gateway, the next ones one higher each, then the ingress. None =
     none.

@@ -129,6 +129,7 @@ def _admin(serving: ServingConfig, number: int) -> list[str]:
 def _limits(serving: ServingConfig) -> list[str]:
     words = ["--grace-s", str(round(serving.grace_s)), "--requests-per-s", str(serving.limits.requests_per_s)]
     words += ["--per-address", str(serving.limits.connections_per_address)]
+    words += [word for origin in serving.origins for word in ("--origin", origin)]
     return [*words, "--wait-s", str(serving.limits.wait_s)]
 
 

@@ -63,6 +63,9 @@ class Front:
     reader_s: float = READER_S
 
 
+_UNIQUE_ID: Final = "%{+X}o%rt%Ts%pid%rc"
+
+
 def configuration(front: Front, gateways: Sequence[str]) -> str:
     """The configuration file, with each gateway's `host:port` in its slot; "" = not there."""
     parts = [_global(front), _defaults(front), _public(front), _gateways(front, gateways)]
@@ -147,6 +150,9 @@ def _public(front: Front) -> str:
     stick-table type ipv6 size 100k expire 60s store conn_cur
     tcp-request connection track-sc0 src
     tcp-request connection reject if {{ sc_conn_cur(0) gt {front.per_address} }}
+    # What HAProxy says itself has an id too; a gateway's answer keeps its own.
+    unique-id-format {_UNIQUE_ID}
+    http-after-response set-header x-request-id %[unique-id] unless {{ res.hdr(x-request-id) -m found }}
     http-request set-var(txn.key) req.hdr(authorization)
     http-request set-var(txn.key) req.hdr(x-api-key) if !{{ var(txn.key) -m found }}
     http-request set-var(txn.strict) req.hdr(x-fabric-strict)

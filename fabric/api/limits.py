@@ -82,6 +82,13 @@ class RateLimit:
         if caller in self._buckets:
             self.spend(caller, as_many=0)
 
+    def left(self, caller: str) -> tuple[int, int, float]:
+        """How many requests may come at once, how many may now, and in how many seconds as many may as ever."""
+        burst = self._per_s * _BURST_S
+        left, seen_at = self._buckets.get(caller, (float(burst), 0.0))
+        left = min(burst, left + (self._monotonic() - seen_at) * self._per_s)
+        return burst, max(0, int(left)), max(0.0, (burst - left) / self._per_s)
+
     def spend(self, caller: str, *, as_many: int = 1) -> None:
         """Count one request, or what weighs as much as several: it may take what comes next, too.
 

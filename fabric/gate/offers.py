@@ -44,6 +44,7 @@ def caller(core: Core, key_id: KeyId, now_us: int) -> CallerView | None:
         may_call=KeyScope.MODELS in keys.scopes_of(key),
         plan=plan.name,
         tier_rank=tier_rank(plan),
+        price_microcny_per_ct=plan.price_microcny_per_ct,
         free_uhs=min(most_uhs, core.book.free(account_id, now_us=now_us)),
         models=tuple(
             Entitlement(

@@ -260,6 +260,8 @@ class CallerView(msgspec.Struct, frozen=True, kw_only=True):
     plan: str
     tier_rank: int
     """0 standard, 1 priority, 2 dedicated: who goes first under load."""
+    price_microcny_per_ct: int = 0
+    """What a token costs on the account's plan."""
     free_uhs: int
     """Whatever it is good for, within the key's limit."""
     models: tuple[Entitlement, ...]

@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         "--behind-ingress", action="store_true", help="hear only the fabric's ingress, over HTTP on loopback"
     )
     parser.add_argument("--requests-per-s", type=int, default=Limits().requests_per_s, help="of one account")
+    parser.add_argument("--origin", action="append", default=[], help="whose pages may ask from a browser; * = all")
     parser.add_argument("--per-address", type=int, default=PER_ADDRESS, help="connections from one address at once")
     parser.add_argument(
         "--wait-s", type=float, default=Limits().wait_s, help="how long a request may wait for a replica"
@@ -120,6 +121,7 @@ async def _serve(given: argparse.Namespace) -> None:
             repeats_file=state_dir / "serving" / "repeats.sqlite",
             limits=Limits(requests_per_s=given.requests_per_s, wait_s=given.wait_s),
             gateways=given.gateways,
+            origins=given.origin,
             name=name,
         )
         admin = bind(given.admin, shared=False) if given.admin else None

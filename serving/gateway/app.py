@@ -19,14 +19,16 @@ import structlog
 from fabric.api.connections import Connections
 from fabric.api.limits import RateLimit
 from fabric.errors import FabricError, Internal, RateLimited, Unavailable
-from serving.gateway import bodies, bounds, fields
+from serving.gateway import bodies, bounds, encodings, fields
 from serving.gateway.admission import Pools
+from serving.gateway.browsers import Origins
 from serving.gateway.calling import Calling
+from serving.gateway.cards import card
 from serving.gateway.directory import Board, Directory, ModelFacts, QueueLength
 from serving.gateway.exchange import ClientGone, Exchange, ReaderStalled, Reading, Receive, Scope, Send
 from serving.gateway.keys import Caller, Gatekeeper
 from serving.gateway.metrics import Metrics
-from serving.gateway.refusals import JSON, HeadersTooLarge, WrongType
+from serving.gateway.refusals import JSON, Headers, HeadersTooLarge, WrongType
 from serving.gateway.repeats import BEAT_S, Repeats
 from serving.gateway.routes import Route, route_of
 from serving.gateway.upstream import Upstream
@@ -43,6 +45,8 @@ HEADER_BYTES_MAX: Final = 32 * 1024
 _RETRY_S: Final = 0.5
 _PARSED_HERE_BYTES: Final = 64 * 1024
 """A larger body is read on another thread: others' streams go on meanwhile."""
+_UNPACKED_AT_ONCE: Final = 4
+_ID_CHARS_MAX: Final = 512
 _log = structlog.get_logger("gateway")
 
 
@@ -69,6 +73,7 @@ class Gateway:
         repeats_file: Path,
         limits: Limits | None = None,
         gateways: int = 1,
+        origins: Sequence[str] = (),
         name: str = "",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -80,6 +85,7 @@ class Gateway:
             repeats_file: where the answers of requests with an `Idempotency-Key` are kept.
             limits: what one caller may do.
             gateways: how many processes share the replicas.
+            origins: whose pages may ask from a browser; `*` = all.
             name: this process, unique among all that ever ran.
             monotonic: seconds.
         """
@@ -96,9 +102,11 @@ class Gateway:
         self._keys = Gatekeeper(directory, monotonic=monotonic)
         self._rates = RateLimit(per_s=self.limits.requests_per_s, monotonic=monotonic)
         self._counted = RateLimit(per_s=COUNTED_BYTES_PER_S, monotonic=monotonic)
+        self._origins = Origins(origins)
         self._upstream = Upstream(trust=trust)
         self._repeats = Repeats(repeats_file, gateway=self.name)
         self._reading = Reading()
+        self._unpacking = asyncio.Semaphore(_UNPACKED_AT_ONCE)
         self._open: set[Exchange] = set()
         self._open_by_account: dict[str, int] = {}
 
@@ -128,6 +136,7 @@ class Gateway:
         if scope["type"] != "http":
             return
         exchange = Exchange(scope, receive, send, call_id=f"c{secrets.token_hex(12)}")
+        exchange.answer_headers += [*self._origins.headers(exchange.headers), *_echoed(exchange.headers)]
         self._open.add(exchange)
         model, rank = "", 2
         try:
@@ -163,12 +172,14 @@ class Gateway:
         """Everything before the turn; None: it is answered already."""
         scope = exchange.scope
         _check_headers(scope["headers"])
+        if scope["method"] == "OPTIONS" and await self._told_browser(exchange):
+            return None
         exchange.route, named = route = route_of(scope["method"], scope["path"])
         client = scope.get("client")
         caller = await self._keys.caller(exchange.headers, host=client[0] if client else "")
         if client and self.connections is not None:
             self.connections.showed_key(client[0], client[1])
-        self._rates.spend(caller.account_id)
+        exchange.answer_headers += self._may_ask(caller)
         if exchange.route.surface == "models":
             await self._tell_models(exchange, caller, named)
             return None
@@ -179,8 +190,9 @@ class Gateway:
             self._spend_counted(caller.account_id, body_bytes)
         model = fields.model_of(body)
         has = caller.entitlement(model)
+        facts = self.board.models.get(model)
         if exchange.route.metered:
-            facts = self.board.models.get(model)
+            bounds.check_tools(body, exchange.route, calls_tools=facts is None or facts.calls_tools)
             bounds.check_text(body, size, max_context=facts.max_context if facts is not None else None)
         stream = fields.wants_stream(body, exchange.route)
         fields.rewrite(body, exchange.route)
@@ -211,21 +223,50 @@ class Gateway:
         kind = exchange.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if kind != b"application/json":
             raise WrongType(f"send JSON: `content-type: application/json`, not {kind.decode('latin-1')[:60]!r}")
-        encoding = exchange.headers.get(b"content-encoding", b"identity").strip().lower()
-        if encoding != b"identity":
-            raise WrongType("send the body as it is, without a content-encoding")
+        encoding = encodings.named(exchange.headers.get(b"content-encoding", b""))
         raw = await exchange.body(self._reading)
+        if encoding:
+            async with self._unpacking:
+                raw = await asyncio.to_thread(encodings.unpacked, raw, encoding)
         body = bodies.parse(raw) if len(raw) <= _PARSED_HERE_BYTES else await asyncio.to_thread(bodies.parse, raw)
         return body, len(raw), route.path.encode() + b"\n" + raw
 
     async def _tell_models(self, exchange: Exchange, caller: Caller, named: str) -> None:
         if named:
             caller.entitlement(named)
-            said: dict[str, Any] = _card(self.board.models.get(named) or ModelFacts(name=named))
+            said = self._card(caller, named)
         else:
-            cards = [_card(self.board.models.get(name) or ModelFacts(name=name)) for name in sorted(caller.callable())]
-            said = {"object": "list", "data": cards}
+            said = {"object": "list", "data": [self._card(caller, name) for name in sorted(caller.callable())]}
         await exchange.answer(200, [JSON], msgspec.json.encode(said))
+
+    def _card(self, caller: Caller, name: str) -> dict[str, Any]:
+        model = self.board.models.get(name) or ModelFacts(name=name)
+        return card(model, price_microcny_per_ct=caller.key.price_microcny_per_ct)
+
+    async def _told_browser(self, exchange: Exchange) -> bool:
+        """Answer a browser that asks whether a page of its may; whether it was answered."""
+        method = exchange.headers.get(b"access-control-request-method", b"").decode("latin-1")
+        exchange.route, _ = route_of(method, exchange.scope["path"])
+        told = self._origins.preflight(exchange.headers, method=exchange.route.method)
+        if told is None:
+            return False
+        exchange.answer_headers = [each for each in exchange.answer_headers if each not in told]
+        await exchange.answer(204, told, b"")
+        return True
+
+    def _may_ask(self, caller: Caller) -> Headers:
+        """Count a request; what its answer says of those that may still come, in OpenAI's headers.
+
+        Raises:
+            RateLimited: there were too many.
+        """
+        self._rates.spend(caller.account_id)
+        most, left, full_s = self._rates.left(caller.account_id)
+        return [
+            (b"x-ratelimit-limit-requests", str(most).encode()),
+            (b"x-ratelimit-remaining-requests", str(left).encode()),
+            (b"x-ratelimit-reset-requests", f"{full_s:.3f}s".encode()),
+        ]
 
     @contextlib.contextmanager
     def one_more_of(self, account_id: str) -> Iterator[None]:
@@ -333,17 +374,7 @@ def _check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
         raise HeadersTooLarge(f"the headers have {size} bytes, at most {HEADER_BYTES_MAX} may come", bytes=size)
 
 
-def _card(model: ModelFacts) -> dict[str, Any]:
-    """A model as `GET /v1/models` shows it: vLLM's own fields, and the price beside them."""
-    rates = [msgspec.to_builtins(rate) for rate in model.rates]
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": model.created_at_us // 1_000_000,
-        "owned_by": "token-fabric",
-        "root": model.name,
-        "parent": None,
-        "max_model_len": model.max_context,
-        "permission": [],
-        "fabric": {"state": model.state, "rates": rates},
-    }
+def _echoed(headers: dict[bytes, bytes]) -> Headers:
+    """A client's own id for its request, which it finds again in its log."""
+    given = headers.get(b"x-client-request-id", b"")
+    return [(b"x-client-request-id", given)] if given.isascii() and 0 < len(given) <= _ID_CHARS_MAX else []

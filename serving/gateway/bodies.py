@@ -4,6 +4,7 @@ Doubled keys, `NaN`, lone surrogates, numbers that no double holds and nesting b
 to the engine is written anew from what was read here.
 """
 
+import codecs
 import json
 import math
 from typing import Any
@@ -23,7 +24,7 @@ def parse(body: bytes) -> Body:
         InvalidRequest: `invalid_json`, with where and why; `limit_exceeded` where it has too many parts.
     """
     try:
-        text = body.decode("utf-8")
+        text = body.removeprefix(codecs.BOM_UTF8).decode("utf-8")
         value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise _invalid(f"byte {error.start} is not UTF-8") from None

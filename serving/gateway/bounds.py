@@ -12,6 +12,7 @@ import msgspec
 from fabric.errors import InvalidRequest
 from serving import limits
 from serving.gateway.bodies import Body
+from serving.gateway.phrases import TOOLS
 from serving.gateway.refusals import TooLarge
 from serving.gateway.routes import Route
 from serving.grammars import too_large
@@ -26,6 +27,8 @@ _LISTS: Final = (
     ("allowed_token_ids", limits.TOKEN_IDS_MAX), ("logprob_token_ids", limits.TOKEN_IDS_MAX),
 )  # fmt: skip
 _PROMPTS: Final = {"chat": "messages", "completions": "prompt", "embeddings": "input", "tokens": "prompt"}
+_FORCED: Final = {"chat": {"required", "function"}, "anthropic": {"any", "tool"}}
+"""Choices of a tool that shape the answer, by surface: the engine needs to find none in it."""
 _TEXTS: Final = ("stop", "stop_sequences", "bad_words")
 _SHAPES: Final = (
     "response_format", "structured_outputs", "text", "output_config", "guided_json", "guided_regex", "guided_choice",
@@ -73,6 +76,26 @@ def check(body: Body, route: Route, *, body_bytes: int) -> Size:
             code="limit_exceeded", param="n", number=size.sequences, limit=limits.SEQUENCES_MAX,
         )  # fmt: skip
     return size
+
+
+def check_tools(body: Body, route: Route, *, calls_tools: bool) -> None:
+    """Let pass tools that the model can call, or that the request has it call: an engine that finds no calls in what a model
+    writes would refuse them in its operator's words, or leave them out and say nothing.
+
+    Raises:
+        InvalidRequest: `tools_not_offered`.
+    """
+    choice = body.get("tool_choice")
+    if calls_tools or not body.get("tools") or choice == "none" or _kind_of(choice) == "none":
+        return
+    if route.surface in _FORCED and _kind_of(choice) in _FORCED[route.surface]:
+        return
+    raise InvalidRequest(TOOLS, code="tools_not_offered", param="tools")
+
+
+def _kind_of(choice: object) -> str:
+    kind = choice.get("type") if isinstance(choice, dict) else choice
+    return kind if isinstance(kind, str) else ""
 
 
 def check_text(body: Body, size: Size, *, max_context: int | None) -> None:

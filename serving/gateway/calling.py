@@ -18,6 +18,7 @@ from serving.gateway.admission import Pools, Seat
 from serving.gateway.affinity import Trail, trail_of
 from serving.gateway.bounds import Size
 from serving.gateway.directory import Board, Entitlement
+from serving.gateway.events import keep_alive
 from serving.gateway.exchange import Exchange
 from serving.gateway.fairness import Ticket
 from serving.gateway.keys import Caller
@@ -29,8 +30,6 @@ from serving.gateway.upstream import Answer, NotReached, Upstream
 
 TRIES_MAX: Final = 3
 """How many replicas are asked when they can't be reached."""
-WAITING: Final = b": waiting for a turn\n\n"
-"""A comment, which every reader of events skips."""
 HOPE_S: Final = 15.0
 """How long it is waited for somebody to serve at all: so long may the fabric's own processes take to come back."""
 _LOOK_S: Final = 5.0
@@ -252,7 +251,7 @@ class Calling:
     async def _keep_alive(self) -> None:
         if not self._exchange.begun:
             await self._exchange.begin(200, SSE)
-        await self._exchange.more(WAITING)
+        await self._exchange.more(keep_alive(self._route, self._exchange.headers, self._exchange.call_id, self.model))
 
     def _replica_lost(self) -> None:
         self._house.metrics.lost(self.model)

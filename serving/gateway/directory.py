@@ -40,6 +40,8 @@ class KeyFacts(msgspec.Struct, frozen=True, kw_only=True):
     expires_at_us: int | None = None
     free_uhs: int = 0
     """What is free for whatever use."""
+    price_microcny_per_ct: int = 0
+    """Of a compute token, on the account's plan; 0 = not known."""
     models: dict[str, Entitlement] = {}
     """Every model that the account may ask for, by name."""
 
@@ -52,6 +54,10 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     max_context: int | None = None
     rates: tuple[Rate, ...] = ()
     """In force, one for each type of accelerator."""
+    calls_tools: bool = False
+    """Whether its engine finds calls of tools in what the model writes."""
+    reasons: bool = False
+    """Whether its engine tells reasoning from answers."""
     state: str = ""
     """ready | starting | idle (none runs, a call starts one) | draining | failed | waiting (nobody serves)."""
     why: str = ""

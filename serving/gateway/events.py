@@ -4,7 +4,9 @@ Bytes pass as they are; what a call costs is in them already, as its replica's m
 until it is whole, so that an error can be put behind it when the replica dies in the middle of the next.
 """
 
-from typing import Final
+import time
+from collections.abc import Mapping
+from typing import Any, Final
 
 import msgspec
 
@@ -12,6 +14,13 @@ from serving.gateway.refusals import ReplicaLost
 from serving.gateway.routes import Route
 
 EVENT_BYTES_MAX: Final = 8 * 1024 * 1024
+WAITING: Final = b": waiting for a turn\n\n"
+"""A comment, which most readers of events skip."""
+_PING: Final = b'event: ping\ndata: {"type":"ping"}\n\n'
+_CHUNKS: Final = "x-fabric-keep-alive"
+"""`chunk`: a client's word that it would break on a comment."""
+_BREAK: Final = (b"openai/go",)
+"""Clients that are known to, by the beginning of what they call themselves."""
 _END: Final = b"\n\n"
 _USAGE: Final = b'"usage":{'
 _ERROR: Final = b'data: {"error"'
@@ -63,6 +72,25 @@ class _Outer(msgspec.Struct, frozen=True):
 
 
 _DECODER: Final = msgspec.json.Decoder(_Outer)
+
+
+def keep_alive(route: Route, headers: Mapping[bytes, bytes], call_id: str, model: str) -> bytes:
+    """What a stream says while nothing has been written yet: each protocol's own word for it, or a comment."""
+    if route.surface == "anthropic":
+        return _PING
+    wants = headers.get(_CHUNKS.encode(), b"").strip().lower() == b"chunk"
+    if not (wants or headers.get(b"user-agent", b"").lower().startswith(_BREAK)):
+        return WAITING
+    empty: dict[str, Any]
+    if route.surface == "chat":
+        kind, name, empty = "chat.completion.chunk", "chatcmpl", {"delta": {}}
+    elif route.surface == "completions":
+        kind, name, empty = "text_completion", "cmpl", {"text": ""}
+    else:
+        return WAITING
+    choice = {"index": 0, **empty, "logprobs": None, "finish_reason": None}
+    said = {"id": f"{name}-{call_id}", "object": kind, "created": int(time.time()), "model": model, "choices": [choice]}
+    return b"data: " + msgspec.json.encode(said) + _END
 
 
 def usage_of(body: bytes | memoryview) -> Usage | None:

@@ -51,6 +51,7 @@ class FabricDirectory:
             revoked=found.revoked,
             expires_at_us=found.expires_at_us if found.HasField("expires_at_us") else None,
             free_uhs=found.free_uhs,
+            price_microcny_per_ct=found.price_microcny_per_ct,
             models={
                 each.model: Entitlement(model=each.model, free_uhs=each.free_uhs, covered=each.covered)
                 for each in found.models
@@ -89,11 +90,14 @@ class FabricDirectory:
 
 
 def _model(model: pb.Model) -> ModelFacts:
+    options = {option.name: option.value for option in model.spec.engine_args}
     return ModelFacts(
         name=model.name,
         created_at_us=model.offered_at_us,
         max_context=model.max_context if model.HasField("max_context") else None,
         rates=tuple(_rate(rate) for rate in model.rates),
+        calls_tools=options.get("enable-auto-tool-choice") == "true" and bool(options.get("tool-call-parser")),
+        reasons=bool(options.get("reasoning-parser")),
         state=model.state,
         why=model.reason,
     )

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Final
 import msgspec
 
 from fabric.errors import FabricError, InsufficientTokens, InvalidRequest, RateLimited, Unavailable
+from serving.gateway import phrases
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -82,6 +83,7 @@ _ANTHROPIC_TYPES: Final = {
 }
 _CODES: Final = {"insufficient_tokens": "insufficient_quota", "unauthenticated": "invalid_api_key"}
 _SERVER: Final = 500
+_PAYMENT: Final = 402
 
 
 def type_of(status: int) -> str:
@@ -147,23 +149,31 @@ def as_event(error: FabricError, surface: str) -> bytes:
             return b"data: " + msgspec.json.encode(openai_error(error)) + b"\n\n"
 
 
+def _in_our_words(status: int, message: str, param: Any) -> tuple[str, str | None, Any]:
+    if status >= _SERVER:
+        return "the engine failed at this request: it is charged nothing, and may be sent again", "engine_failed", None
+    said = phrases.told(message)
+    return said.message, said.code, said.param or param
+
+
 def retold(status: int, body: bytes, *, anthropic: bool) -> bytes:
-    """An engine's own no with a string for a code, as OpenAI's schema asks; what isn't such a body is given a generic one."""
+    """An engine's own no in our words, with a string for a code, as OpenAI's schema asks. What our own front says stays."""
     try:
         said = msgspec.json.decode(body)
         inner = said.get("error", said)
         message = inner["message"]
     except (msgspec.DecodeError, AttributeError, KeyError, TypeError):
         inner, message = {}, f"the engine answered {status}"
+    code, param, facts = inner.get("code"), inner.get("param"), inner.get("fabric")
+    if not (isinstance(code, str) or facts is not None or (anthropic and status == _PAYMENT)):  # not from our own front
+        message, code, param = _in_our_words(status, str(message), param)
     if anthropic:
         kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= _SERVER else "invalid_request_error")
         return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": message}})
-    code = inner.get("code")
     retelling = {
         "message": message,
         "type": type_of(status),
-        "param": inner.get("param"),
+        "param": param,
         "code": code if isinstance(code, str) else None,
     }
-    facts = inner.get("fabric")
     return msgspec.json.encode({"error": {**retelling, "fabric": facts} if facts else retelling})

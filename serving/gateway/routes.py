@@ -60,6 +60,6 @@ def route_of(method: str, path: str) -> tuple[Route, str]:
         route, named = _MODEL, path.removeprefix(_MODEL_PREFIX)
     if route is None:
         raise UnknownRoute(f"nothing is served at {path[:100]}: see GET /v1/models, POST /v1/chat/completions")
-    if method != route.method:
+    if method != route.method and not (method == "HEAD" and route.method == "GET"):
         raise WrongMethod(f"{route.path} answers {route.method}, not {method[:20]}", allow=route.method)
     return route, named

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import ipaddress
 import resource
+import secrets
 import socket
 import ssl
 from collections.abc import Iterator
@@ -33,7 +34,6 @@ KEYLESS_MAX: Final = 4_096
 KEEP_ALIVE_S: Final = 75
 LAST_WORDS_S: Final = 2.0
 _BACKLOG: Final = 2_048
-_TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -58,8 +58,22 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._timer is not None:  # headers are still to come
             self._header_bytes += len(data)
             if self._header_bytes > HEADER_BYTES_MAX and not self.transport.is_closing():
-                self.transport.write(_TOO_LARGE)
-                self.transport.close()
+                self._refuse(431, "Request Header Fields Too Large", "headers_too_large", "the headers are too large")
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no request at all."""
+        self._refuse(400, "Bad Request", "invalid_http", msg)
+
+    def _refuse(self, status: int, words: str, code: str, message: str) -> None:
+        """Before the application hears of it: with an id all the same, for whoever looks for it."""
+        body = msgspec.json.encode(
+            {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
+        )
+        call_id = f"c{secrets.token_hex(12)}"
+        head = f"HTTP/1.1 {status} {words}\r\nx-request-id: {call_id}\r\nx-fabric-call: {call_id}\r\n"
+        head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(head.encode() + body)
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -28,15 +28,7 @@ DOUBLED = (
 TAGS = {"structures": [{"begin": f"<f{n}>", "schema": REPEATED, "end": "</f>"} for n in range(40)], "triggers": ["<f"]}
 
 
-def nested(depth):
-    schema = {"type": "string"}
-    for level in range(depth):
-        first = {"type": "object", "properties": {f"a{level}": schema}, "required": [f"a{level}"]}
-        schema = {"oneOf": [first, {"type": "object", "properties": {"b": {"type": "integer"}}}]}
-    return schema
-
-
-HARMFUL = [{"json": REPEATED}, {"json": nested(14)}, {"grammar": DOUBLED}, {"structural_tag": json.dumps(TAGS)}]
+HARMFUL = [{"json": REPEATED}, {"grammar": DOUBLED}, {"structural_tag": json.dumps(TAGS)}]
 
 
 @pytest.fixture(scope="module")

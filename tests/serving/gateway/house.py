@@ -190,7 +190,7 @@ async def house_of(
     """A directory with a model, a key and replicas, and gateways before them."""
     directory = DirectoryStandin()
     directory.models[model] = ModelFacts(
-        name=model, created_at_us=1_700_000_000_000_000, max_context=512, rates=(RATE,), state="ready"
+        name=model, created_at_us=1_700_000_000_000_000, max_context=512, rates=(RATE,), state="ready", calls_tools=True
     )
     house = House(directory)
     house.key = directory.add_key("k1", "ann")

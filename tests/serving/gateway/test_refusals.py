@@ -158,7 +158,7 @@ BAD_JSON = [
     (b'{"model": "tiny", "temperature": 1e999}', "double"),
     (b'{"model": "tiny", "seed": ' + b"9" * 5000 + b"}", "digits"),
     (b'{"model": "tiny", "prompt": "\xff\xfe"}', "UTF-8"),
-    (b'\xef\xbb\xbf{"model": "tiny"}', ""),
+    (b'\xef\xbb\xbf\xef\xbb\xbf{"model": "tiny"}', ""),
     (b'{"model": "tiny", "prompt": "\\ud800"}', "passed on"),
     (b'{"model": "tiny", "x": ' + b"[" * 100 + b"]" * 100 + b"}", "nests"),
     (b'{"model": "tiny", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nests"),
@@ -187,8 +187,8 @@ async def test_what_does_not_stream_says_so(house):
             assert await refusal(answer) == (400, "no_stream")
 
 
-async def test_only_json_as_it_is_comes_in(house):
-    for headers in ({"content-type": "text/plain"}, {"content-type": "application/json", "content-encoding": "gzip"}):
+async def test_only_json_comes_in(house):
+    for headers in ({"content-type": "text/plain"}, {"content-type": "application/json", "content-encoding": "compress"}):
         async with house.post(json=None, data=b"{}", headers=headers) as answer:
             assert await refusal(answer) == (415, "unsupported_media_type")
 

@@ -1,0 +1,65 @@
+"""What an engine says when it refuses, in words for whoever asked: no option of its command line, no path of its source.
+
+An engine's words come and go with its versions. Of what isn't known here only the part that names nothing of the operator's
+is told; `tests/serving/test_engine_contract.py` holds the known ones to what the engine says now.
+"""
+
+import re
+from typing import Final, NamedTuple
+
+TOOLS: Final = (
+    'this model calls no tools of its own accord: leave `tools` out, set `tool_choice` to one function or to "required"'
+    " (of /v1/chat/completions), or call a model whose `capabilities` in GET /v1/models say `tools`"
+)
+_WORDS_MAX: Final = 1_000
+
+
+class Phrase(NamedTuple):
+    """A refusal in our words."""
+
+    message: str
+    code: str | None = None
+    param: str | None = None
+
+
+_KNOWN: Final = (
+    (re.compile(r"tool choice requires|enable-auto-tool-choice|tool-call-parser", re.IGNORECASE), Phrase(TOOLS, "tools_not_offered", "tools")),
+    (
+        re.compile(r"chat template", re.IGNORECASE),
+        Phrase("this model has no template for chats: send a text to /v1/completions", "no_chat_template", "messages"),
+    ),
+)  # fmt: skip
+_CONTEXT: Final = re.compile(r"context length is (?:only )?(\d+) tokens")
+_TOO_LONG: Final = re.compile(
+    r"maximum (?:context|model) length|context length|max_model_len|longer than the maximum", re.IGNORECASE
+)
+_SENTENCE: Final = re.compile(r"(?<=[.!?])\s+|\s*\((?=[^)]*--)")
+_OPERATORS: Final = re.compile(
+    r"(?<![\w-])--[a-z][a-z-]+|\bVLLM_\w+|/[\w.-]+/[\w./-]+\.py|\bhttps?://\S+", re.IGNORECASE
+)
+
+
+def told(message: str) -> Phrase:
+    """An engine's refusal of what was asked, as it is told."""
+    if _TOO_LONG.search(message):
+        return _too_long(message)
+    for pattern, phrase in _KNOWN:
+        if pattern.search(message):
+            return phrase
+    parts = [part for part in _SENTENCE.split(message) if part and not _OPERATORS.search(part)]
+    said = " ".join(" ".join(parts).split())[:_WORDS_MAX]
+    return Phrase(said or "the engine doesn't take this request: leave out what isn't in OpenAI's own reference")
+
+
+def _too_long(message: str) -> Phrase:
+    found = _CONTEXT.search(message)
+    numbers = f"of {found[1]} tokens " if found else ""
+    asked = re.search(r"(?:requested|passed) (?:at least )?(\d+)", message)
+    more = re.search(r"(?:contains|and) at least (\d+) input", message)
+    said = f" (it asks for {asked[1]}{f' and has {more[1]} or more' if more else ''})" if asked else ""
+    return Phrase(
+        f"the prompt and the answer that is asked for don't fit into the model's context {numbers}together{said}: shorten the"
+        " prompt, or ask for fewer tokens (`max_tokens`)",
+        "context_length_exceeded",
+        "messages",
+    )
