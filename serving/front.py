@@ -4,9 +4,12 @@ Raw ASGI. It holds the beginning of each answer back until the meter has admitte
 tokens is answered by a real 402, on every surface and for streams too. It knows no engine.
 """
 
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
+
+import msgspec
 
 from fabric.errors import FabricError, InsufficientTokens, InvalidRequest, Unavailable
 from fabric.units import CT_DECIMALS, format_ct
@@ -28,12 +31,19 @@ _SERVED: Final = frozenset(
 )
 """What is let through to the engine's application: what the gateway serves, and nothing else that vLLM has or will have."""
 _OURS: Final = 500
+_REFUSED: Final = 400
+_START_AND_BODY: Final = 2
+_COST_DECIMALS: Final = 12
 _USAGE: Final = b'"usage"'
 _DATA: Final = b"data: "
 _STREAM: Final = b"text/event-stream"
 _LAST_EVENTS: Final = frozenset({"message_delta", "response.completed", "response.incomplete"})
 _ECHO: Final = b'"echo"'
 _COMPLETIONS: Final = "/v1/completions"
+_CHUNKED: Final = frozenset({_COMPLETIONS, "/v1/chat/completions"})
+_DONE: Final = b"data: [DONE]"
+_FINISHED: Final = b'"finish_reason":"'
+_EVENT_END: Final = b"\n\n"
 _BEAM: Final = b"use_beam_search"
 
 
@@ -100,6 +110,8 @@ class _Answer:
         self._kept: list[Message] | None = []
         self._refused = False
         self._is_stream = False
+        self._last = b""
+        """An event with the end of an answer in it: kept back until what comes next is known."""
 
     async def send(self, message: Message) -> None:
         if self._refused:
@@ -113,6 +125,8 @@ class _Answer:
         whole = message["type"] == "http.response.body" and not message.get("more_body", False)
         if whole or (self._ticket.decided and message["type"] == "http.response.body"):
             kept, self._kept = self._kept, None
+            if whole and len(kept) == _START_AND_BODY:
+                kept = self._whole(*kept)
             for each in kept:
                 await self._send(self._begun(each) if each["type"] == "http.response.start" else self._ended(each))
 
@@ -131,9 +145,18 @@ class _Answer:
         """Whether all calls of the request have ended, so that what it costs is known."""
         return bool(self._ticket.ended) and len(self._ticket.ended) == self._ticket.opened
 
+    def _whole(self, start: Message, body: Message) -> list[Message]:
+        """An answer in one piece, with what it costs in its usage."""
+        if not self._is_booked or start["status"] >= _REFUSED or _is_stream(start):
+            return [start, body]
+        said = _costed(body["body"], self._ticket)
+        length = (b"content-length", str(len(said)).encode())
+        headers = [each for each in start.get("headers", ()) if each[0].lower() != b"content-length"]
+        return [{**start, "headers": [*headers, length]}, {**body, "body": said}]
+
     def _begun(self, message: Message) -> Message:
         headers = [*message.get("headers", ()), (calls.CALL.encode(), self._ticket.call_id.encode())]
-        self._is_stream = any(name == b"content-type" and _STREAM in value for name, value in headers)
+        self._is_stream = _is_stream(message)
         if self._is_booked and not self._is_stream:
             headers.append((calls.CHARGED_UHS.encode(), str(self._ticket.charged_uhs).encode()))
         if self._ticket.left_uhs is not None:
@@ -145,6 +168,9 @@ class _Answer:
         end of one that was cut.
         """
         body = message.get("body", b"")
+        if self._is_stream and self._path in _CHUNKED:
+            body = self._with_charge(body, is_last=not message.get("more_body", False))
+            message = {**message, "body": body}
         if self._is_stream and _USAGE in body and self._is_booked:
             body = b"\n".join(_stated(line, self._ticket) for line in body.split(b"\n"))
             message = {**message, "body": body}
@@ -152,25 +178,75 @@ class _Answer:
             return message
         error = InsufficientTokens("the account has no more compute tokens: top up to go on")
         event = b"data: " + json.dumps(_document(error, path=self._path)).encode() + b"\n\n"
-        return {**message, "body": body.replace(b"data: [DONE]", event + b"data: [DONE]")}
+        return {**message, "body": body.replace(_DONE, event + _DONE)}
+
+    def _with_charge(self, body: bytes, *, is_last: bool) -> bytes:
+        """Events of a stream in chunks. One with the end of an answer is kept until the next comes: if that is the stream's
+        end, no chunk with the usage was asked for, and it says itself what was booked.
+        """
+        if not self._last and _FINISHED not in body:
+            return body
+        out = []
+        for event in body.split(_EVENT_END):
+            if event.startswith(_DONE) and self._last and self._is_booked:
+                out.append(_costed_line(self._last.removesuffix(_EVENT_END), self._ticket) + _EVENT_END)
+            elif event:
+                out.append(self._last)
+            self._last = event + _EVENT_END if _FINISHED in event else self._last if not event else b""
+            if event and not self._last:
+                out.append(event + _EVENT_END)
+        if is_last:
+            out.append(self._last)
+            self._last = b""
+        return b"".join(out)
 
 
 def _stated(line: bytes, ticket: Ticket) -> bytes:
     """A line of a stream with, where it is the last word on usage, what the meter has booked."""
-    if not line.startswith(_DATA) or _USAGE not in line:
+    if not line.startswith(_DATA) or _USAGE not in line or not _is_last_word(_read(line)):
         return line
-    try:
+    return _costed_line(line, ticket)
+
+
+def _read(line: bytes) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
         said = json.loads(line.removeprefix(_DATA))
-    except ValueError:
-        return line
-    if not isinstance(said, dict) or not _is_last_word(said):
-        return line
-    charged = {
-        "charged_uhs": str(ticket.charged_uhs),
-        "charged_ct": format_ct(ticket.charged_uhs, decimals=CT_DECIMALS),
-    }
-    fabric = json.dumps({"call": ticket.call_id, **charged}, separators=(",", ":")).encode()
-    return line.rstrip().removesuffix(b"}") + b',"fabric":' + fabric + b"}"
+        if isinstance(said, dict):
+            return said
+    return {}
+
+
+def _costed_line(line: bytes, ticket: Ticket) -> bytes:
+    return _DATA + _costed(line.removeprefix(_DATA).rstrip(), ticket)
+
+
+def _costed(body: bytes, ticket: Ticket) -> bytes:
+    """A document with what the meter has booked: `fabric` beside everything, and `usage.cost` in compute tokens, as
+    OpenRouter's clients read it. All else stays as the engine wrote it.
+    """
+    try:
+        said = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        inner = msgspec.json.decode(said["response"], type=dict[str, msgspec.Raw]) if "response" in said else said
+        if "usage" in inner and (usage := msgspec.json.decode(inner["usage"], type=dict[str, msgspec.Raw] | None)):
+            inner["usage"] = msgspec.Raw(msgspec.json.encode({**usage, **_cost(ticket)}))
+    except msgspec.MsgspecError:
+        return body
+    if inner is not said:
+        said["response"] = msgspec.Raw(msgspec.json.encode(inner))
+    ct = format_ct(ticket.charged_uhs, decimals=CT_DECIMALS)
+    fabric = {"call": ticket.call_id, "charged_uhs": str(ticket.charged_uhs), "charged_ct": ct}
+    return msgspec.json.encode({**said, "fabric": fabric})
+
+
+def _cost(ticket: Ticket) -> dict[str, Any]:
+    """A number in decimals that is written, never reckoned, as one."""
+    ct = format_ct(ticket.charged_uhs, decimals=_COST_DECIMALS, round_up=True)
+    details = {"unit": "compute_tokens", "charged_uhs": str(ticket.charged_uhs)}
+    return {"cost": msgspec.Raw(ct.replace(",", "").encode()), "cost_details": details}
+
+
+def _is_stream(start: Message) -> bool:
+    return any(name == b"content-type" and _STREAM in value for name, value in start.get("headers", ()))
 
 
 def _is_last_word(said: dict[str, Any]) -> bool:

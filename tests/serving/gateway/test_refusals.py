@@ -188,7 +188,10 @@ async def test_what_does_not_stream_says_so(house):
 
 
 async def test_only_json_comes_in(house):
-    for headers in ({"content-type": "text/plain"}, {"content-type": "application/json", "content-encoding": "compress"}):
+    for headers in (
+        {"content-type": "text/plain"},
+        {"content-type": "application/json", "content-encoding": "compress"},
+    ):
         async with house.post(json=None, data=b"{}", headers=headers) as answer:
             assert await refusal(answer) == (415, "unsupported_media_type")
 
