@@ -28,6 +28,9 @@ CHARGED_UHS: Final = "x-fabric-charged-uhs"
 FREE_UHS: Final = "x-fabric-free-uhs"
 """What the account can still spend on this model, what is held for it here included."""
 
+CALLS_PATH: Final = "/fabric/calls/"
+"""Where a replica tells a gateway what a call cost."""
+
 Ended = Literal["stop", "length", "balance_exhausted", "client_gone", "error", "cancelled"]
 
 

@@ -6,12 +6,13 @@ tokens is answered by a real 402, on every surface and for streams too. It knows
 
 import contextlib
 import json
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 import msgspec
 
-from fabric.errors import FabricError, InsufficientTokens, InvalidRequest, Unavailable
+from fabric.errors import FabricError, InsufficientTokens, InvalidRequest, NotFound, Unavailable
 from fabric.units import CT_DECIMALS, format_ct
 from serving import calls
 from serving.gateway.routes import ROUTES
@@ -33,6 +34,7 @@ _SERVED: Final = frozenset(
 _OURS: Final = 500
 _REFUSED: Final = 400
 _START_AND_BODY: Final = 2
+_TICKETS_MAX: Final = 8_192
 _COST_DECIMALS: Final = 12
 _USAGE: Final = b'"usage"'
 _DATA: Final = b"data: "
@@ -58,6 +60,8 @@ class Front:
     def __init__(self, app: App, *, trust: str, afford: Afford | None = None) -> None:
         assert trust, "a replica without a secret would be open to all"
         self._app, self._trust, self._afford = app, trust, afford
+        self._tickets: OrderedDict[str, Ticket] = OrderedDict()
+        """Of the last requests: what they cost may be asked for by whoever left before it was known."""
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in _OPEN_PATHS):
@@ -71,6 +75,9 @@ class Front:
         path = scope["path"]
         try:
             ticket = ticket_of(scope["headers"], trust=self._trust)
+            if path.startswith(calls.CALLS_PATH) and scope["method"] == "GET":
+                await self._tell_charge(send, ticket, path.removeprefix(calls.CALLS_PATH))
+                return
             if not is_served(scope["method"], path):
                 raise InvalidRequest(f"nothing is served at {path[:100]}", code="not_found")
             body = await _body(receive)
@@ -83,11 +90,24 @@ class Front:
             return
         answer = _Answer(send, ticket, path=path)
         TICKET.set(ticket)
+        if makes_work(scope["method"], path):
+            self._tickets[ticket.call_id] = ticket
+            if len(self._tickets) > _TICKETS_MAX:
+                self._tickets.popitem(last=False)
         try:
             await self._app(scope, _again(body, receive), answer.send)
         except Exception:
             if not await answer.refused():
                 raise
+
+    async def _tell_charge(self, send: Send, asking: Ticket, call_id: str) -> None:
+        found = self._tickets.get(call_id)
+        if found is None or found.payer.account_id != asking.payer.account_id:
+            raise NotFound(f"call {call_id[:100]} is not known here")
+        body = msgspec.json.encode({"charged_uhs": str(found.charged_uhs) if found.is_booked else None})
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
 
 def is_served(method: str, path: str) -> bool:
@@ -143,7 +163,7 @@ class _Answer:
     @property
     def _is_booked(self) -> bool:
         """Whether all calls of the request have ended, so that what it costs is known."""
-        return bool(self._ticket.ended) and len(self._ticket.ended) == self._ticket.opened
+        return self._ticket.is_booked
 
     def _whole(self, start: Message, body: Message) -> list[Message]:
         """An answer in one piece, with what it costs in its usage."""
@@ -234,7 +254,7 @@ def _costed(body: bytes, ticket: Ticket) -> bytes:
     if inner is not said:
         said["response"] = msgspec.Raw(msgspec.json.encode(inner))
     ct = format_ct(ticket.charged_uhs, decimals=CT_DECIMALS)
-    fabric = {"call": ticket.call_id, "charged_uhs": str(ticket.charged_uhs), "charged_ct": ct}
+    fabric = {"call": ticket.call_id, "charged_uhs": str(ticket.charged_uhs), "charged_ct": ct, **ticket.llm_tokens()}
     return msgspec.json.encode({**said, "fabric": fabric})
 
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from fabric.errors import FabricError, InvalidRequest, PermissionDenied
 from serving import calls
-from serving.calls import Call
+from serving.calls import Call, Usage
 from serving.slices import Payer
 
 _DIGITS: Final = 6
@@ -57,6 +57,16 @@ class Ticket:
         """The first call has the request's own id; each further one a number behind it."""
         self.calls_begun += 1
         return self.call_id if self.calls_begun == 1 else f"{self.call_id}.{self.calls_begun}"
+
+    @property
+    def is_booked(self) -> bool:
+        """Whether all its calls have ended, so that what it costs is known."""
+        return bool(self.ended) and len(self.ended) == self.opened
+
+    def llm_tokens(self) -> dict[str, int]:
+        """Of all its calls that have ended."""
+        used = [call.usage for call in self.ended]
+        return {name: sum(getattr(usage, name) for usage in used) for name in Usage.__struct_fields__}
 
     @property
     def decided(self) -> bool:

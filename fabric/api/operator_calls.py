@@ -52,6 +52,8 @@ async def create_key(door: Door, caller: Caller, request: pb.CreateKeyRequest) -
             if request.HasField("expires_at_us")
             else None
         ),
+        requests_per_min=at_least(0, "requests_per_min", request.requests_per_min),
+        tokens_per_min=at_least(0, "tokens_per_min", request.tokens_per_min),
         scopes=tuple(dict.fromkeys(word(KeyScope, "scope", given) for given in several("scopes", request.scopes))),
         made_with=KeyId(caller.key_id),
         request_id=request.request_id,

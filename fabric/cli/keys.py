@@ -34,6 +34,8 @@ def create(
             " them; with --limit jobs:own and models; with --days alone read, jobs:all and models."
         ),
     ] = None,
+    rpm: Annotated[int, typer.Option(min=0, help="Calls of models a minute; 0 = no limit of its own.")] = 0,
+    tpm: Annotated[int, typer.Option(min=0, help="LLM tokens of such calls a minute; 0 = no limit of its own.")] = 0,
     days: Annotated[float | None, typer.Option(help="How many days it is good.")] = None,
     operator: Annotated[bool, typer.Option("--operator", help="Operators: make another operator's key.")] = False,
     account: ForAccount = "",
@@ -53,6 +55,8 @@ def create(
         operator=operator,
         limit_uhs=None if limit is None else parse_ct(limit),
         scopes=scope or [],
+        requests_per_min=rpm,
+        tokens_per_min=tpm,
         expires_at_us=None if days is None else time.time_ns() // 1000 + round(days * _US_PER_DAY),
     )
     key_id = client(account).call(request, pb.CreateKeyReply).key_id
@@ -68,7 +72,7 @@ def create(
 def list_keys(*, account: ForAccount = "", as_json: AsJson = False) -> None:
     """List keys, what each is for, and what was spent with it."""
     found = client(account).call(pb.ListKeysRequest(), pb.ListKeysReply).keys
-    print_records(found, as_json=as_json, title="keys", columns=_COLUMNS, spare=("scopes", "account"))
+    print_records(found, as_json=as_json, title="keys", columns=_COLUMNS, spare=("a minute", "scopes", "account"))
 
 
 @app.command()
@@ -88,6 +92,12 @@ def _left(key: pb.Key) -> str:
     return format_ct(max(key.limit_uhs - key.spent_uhs - key.held_uhs, 0)) if key.HasField("limit_uhs") else "–"
 
 
+def _rates(key: pb.Key) -> str:
+    """Requests and LLM tokens."""
+    parts = [f"{key.requests_per_min} calls"] * bool(key.requests_per_min)
+    return ", ".join([*parts, *[f"{key.tokens_per_min} tokens"] * bool(key.tokens_per_min)]) or "–"
+
+
 _COLUMNS: Final[dict[str, Any]] = {
     "key": lambda key: key.key_id,
     "name": lambda key: key.name or "–",
@@ -96,6 +106,7 @@ _COLUMNS: Final[dict[str, Any]] = {
     "used CT": lambda key: format_ct(key.spent_uhs),
     "left CT": _left,
     "limit CT": lambda key: format_ct(key.limit_uhs) if key.HasField("limit_uhs") else "–",
+    "a minute": _rates,
     "expires": lambda key: moment(key.expires_at_us),
     "state": lambda key: "revoked" if key.revoked else "good",
 }

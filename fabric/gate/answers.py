@@ -313,6 +313,8 @@ def _key(key: Key) -> KeyView:
         operator=key.operator,
         limit_uhs=key.limit_uhs,
         spent_uhs=key.spent_uhs,
+        requests_per_min=key.requests_per_min,
+        tokens_per_min=key.tokens_per_min,
         expires_at_us=key.expires_at_us,
         revoked=key.revoked,
         scopes=tuple(sorted(scope.value for scope in keys.scopes_of(key))),

@@ -128,6 +128,10 @@ class CreateKey(Event, frozen=True, kw_only=True, tag="create_key"):
     operator: bool = False
     limit_uhs: int | None = None
     """The most that may be spent with this key, by jobs and by calls of models, together and ever."""
+    requests_per_min: int = 0
+    """Calls of models in a minute; 0 = no limit of its own."""
+    tokens_per_min: int = 0
+    """LLM tokens of such calls in a minute."""
     expires_at_us: int | None = None
     scopes: tuple[KeyScope, ...] = ()
     """What it may be used for; () = what such a key always had (`key_scopes.effective`)."""

@@ -21,7 +21,7 @@ EACH_MAX: Final = 32_768
 
 _LATER: Final[dict[type[msgspec.Struct], tuple[str, ...]]] = {
     BuyBundle: ("channel",),
-    CreateKey: ("scopes",),
+    CreateKey: ("scopes", "requests_per_min", "tokens_per_min"),
     OpenAccount: ("credit_limit_uhs",),
     Subscribe: ("payment_ref", "channel"),
     TopUp: ("channel",),

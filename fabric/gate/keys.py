@@ -15,6 +15,8 @@ GOOD_MAX: Final = 256
 """Keys of one account that are neither revoked nor expired."""
 EVER_MAX: Final = 4_096
 """Keys of one account, whatever became of them: what was done with a key is told for ever."""
+RATE_MAX: Final = 1_000_000_000
+"""Calls of models, or LLM tokens, with one key a minute."""
 _JOBS: Final = frozenset((KeyScope.JOBS_OWN, KeyScope.JOBS_ALL, KeyScope.HOST, KeyScope.OPERATOR))
 _MODELS: Final = frozenset((KeyScope.MODELS, KeyScope.OPERATOR))
 
@@ -65,6 +67,10 @@ def unfit(event: CreateKey) -> Refusal | None:
     limited, ends = event.limit_uhs is not None, event.expires_at_us is not None
     if why := unfit_scopes(scopes, operator=event.operator, limited=limited, ends=ends):
         return refusals.invalid(why, code="invalid_scope")
+    if not (0 <= event.requests_per_min <= RATE_MAX and 0 <= event.tokens_per_min <= RATE_MAX):
+        return refusals.invalid(
+            f"a key may have 0 (no limit) to {RATE_MAX} calls and tokens a minute", code="invalid_rate"
+        )
     return None
 
 

@@ -45,6 +45,11 @@ def caller(core: Core, key_id: KeyId, now_us: int) -> CallerView | None:
         plan=plan.name,
         tier_rank=tier_rank(plan),
         price_microcny_per_ct=plan.price_microcny_per_ct,
+        name=key.name,
+        limit_uhs=key.limit_uhs,
+        spent_uhs=key.spent_uhs,
+        requests_per_min=key.requests_per_min,
+        tokens_per_min=key.tokens_per_min,
         free_uhs=min(most_uhs, core.book.free(account_id, now_us=now_us)),
         models=tuple(
             Entitlement(

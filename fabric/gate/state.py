@@ -59,6 +59,8 @@ class Key:
     operator: bool
     limit_uhs: int | None
     expires_at_us: int | None
+    requests_per_min: int = 0
+    tokens_per_min: int = 0
     spent_uhs: int = 0
     held_uhs: int = 0
     revoked: bool = False

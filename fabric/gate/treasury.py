@@ -233,6 +233,8 @@ def create_key(core: Core, event: CreateKey) -> Outcome:
             name=event.name,
             operator=event.operator,
             limit_uhs=event.limit_uhs,
+            requests_per_min=event.requests_per_min,
+            tokens_per_min=event.tokens_per_min,
             expires_at_us=event.expires_at_us,
             scopes=event.scopes,
         )

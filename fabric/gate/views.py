@@ -204,6 +204,8 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     operator: bool
     limit_uhs: int | None
     spent_uhs: int
+    requests_per_min: int = 0
+    tokens_per_min: int = 0
     expires_at_us: int | None
     revoked: bool
     scopes: tuple[str, ...] = ()
@@ -262,6 +264,12 @@ class CallerView(msgspec.Struct, frozen=True, kw_only=True):
     """0 standard, 1 priority, 2 dedicated: who goes first under load."""
     price_microcny_per_ct: int = 0
     """What a token costs on the account's plan."""
+    name: str = ""
+    """The key's."""
+    limit_uhs: int | None = None
+    spent_uhs: int = 0
+    requests_per_min: int = 0
+    tokens_per_min: int = 0
     free_uhs: int
     """Whatever it is good for, within the key's limit."""
     models: tuple[Entitlement, ...]

@@ -1156,7 +1156,7 @@ class CallerOfRequest(_message.Message):
     def __init__(self, key_id: _Optional[str] = ...) -> None: ...
 
 class CallerOfReply(_message.Message):
-    __slots__ = ("key_id", "account_id", "secret_sha256", "operator", "revoked", "expires_at_us", "limited", "plan", "tier_rank", "free_uhs", "models", "may_call", "price_microcny_per_ct")
+    __slots__ = ("key_id", "account_id", "secret_sha256", "operator", "revoked", "expires_at_us", "limited", "plan", "tier_rank", "free_uhs", "models", "may_call", "price_microcny_per_ct", "name", "limit_uhs", "spent_uhs", "requests_per_min", "tokens_per_min")
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     SECRET_SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -1170,6 +1170,11 @@ class CallerOfReply(_message.Message):
     MODELS_FIELD_NUMBER: _ClassVar[int]
     MAY_CALL_FIELD_NUMBER: _ClassVar[int]
     PRICE_MICROCNY_PER_CT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_UHS_FIELD_NUMBER: _ClassVar[int]
+    SPENT_UHS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_PER_MIN_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_MIN_FIELD_NUMBER: _ClassVar[int]
     key_id: str
     account_id: str
     secret_sha256: str
@@ -1183,7 +1188,12 @@ class CallerOfReply(_message.Message):
     models: _containers.RepeatedCompositeFieldContainer[Entitlement]
     may_call: bool
     price_microcny_per_ct: int
-    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., secret_sha256: _Optional[str] = ..., operator: _Optional[bool] = ..., revoked: _Optional[bool] = ..., expires_at_us: _Optional[int] = ..., limited: _Optional[bool] = ..., plan: _Optional[str] = ..., tier_rank: _Optional[int] = ..., free_uhs: _Optional[int] = ..., models: _Optional[_Iterable[_Union[Entitlement, _Mapping]]] = ..., may_call: _Optional[bool] = ..., price_microcny_per_ct: _Optional[int] = ...) -> None: ...
+    name: str
+    limit_uhs: int
+    spent_uhs: int
+    requests_per_min: int
+    tokens_per_min: int
+    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., secret_sha256: _Optional[str] = ..., operator: _Optional[bool] = ..., revoked: _Optional[bool] = ..., expires_at_us: _Optional[int] = ..., limited: _Optional[bool] = ..., plan: _Optional[str] = ..., tier_rank: _Optional[int] = ..., free_uhs: _Optional[int] = ..., models: _Optional[_Iterable[_Union[Entitlement, _Mapping]]] = ..., may_call: _Optional[bool] = ..., price_microcny_per_ct: _Optional[int] = ..., name: _Optional[str] = ..., limit_uhs: _Optional[int] = ..., spent_uhs: _Optional[int] = ..., requests_per_min: _Optional[int] = ..., tokens_per_min: _Optional[int] = ...) -> None: ...
 
 class Entitlement(_message.Message):
     __slots__ = ("model", "free_uhs", "covered")
@@ -1196,7 +1206,7 @@ class Entitlement(_message.Message):
     def __init__(self, model: _Optional[str] = ..., free_uhs: _Optional[int] = ..., covered: _Optional[bool] = ...) -> None: ...
 
 class CreateKeyRequest(_message.Message):
-    __slots__ = ("request_id", "secret_sha256", "name", "operator", "limit_uhs", "expires_at_us", "scopes")
+    __slots__ = ("request_id", "secret_sha256", "name", "operator", "limit_uhs", "expires_at_us", "scopes", "requests_per_min", "tokens_per_min")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SECRET_SHA256_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -1204,6 +1214,8 @@ class CreateKeyRequest(_message.Message):
     LIMIT_UHS_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_AT_US_FIELD_NUMBER: _ClassVar[int]
     SCOPES_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_PER_MIN_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_MIN_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     secret_sha256: str
     name: str
@@ -1211,7 +1223,9 @@ class CreateKeyRequest(_message.Message):
     limit_uhs: int
     expires_at_us: int
     scopes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, request_id: _Optional[str] = ..., secret_sha256: _Optional[str] = ..., name: _Optional[str] = ..., operator: _Optional[bool] = ..., limit_uhs: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., scopes: _Optional[_Iterable[str]] = ...) -> None: ...
+    requests_per_min: int
+    tokens_per_min: int
+    def __init__(self, request_id: _Optional[str] = ..., secret_sha256: _Optional[str] = ..., name: _Optional[str] = ..., operator: _Optional[bool] = ..., limit_uhs: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., scopes: _Optional[_Iterable[str]] = ..., requests_per_min: _Optional[int] = ..., tokens_per_min: _Optional[int] = ...) -> None: ...
 
 class CreateKeyReply(_message.Message):
     __slots__ = ("key_id",)
@@ -1224,7 +1238,7 @@ class ListKeysRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Key(_message.Message):
-    __slots__ = ("key_id", "account_id", "name", "operator", "limit_uhs", "spent_uhs", "expires_at_us", "revoked", "scopes", "held_uhs")
+    __slots__ = ("key_id", "account_id", "name", "operator", "limit_uhs", "spent_uhs", "expires_at_us", "revoked", "scopes", "held_uhs", "requests_per_min", "tokens_per_min")
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -1235,6 +1249,8 @@ class Key(_message.Message):
     REVOKED_FIELD_NUMBER: _ClassVar[int]
     SCOPES_FIELD_NUMBER: _ClassVar[int]
     HELD_UHS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_PER_MIN_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_MIN_FIELD_NUMBER: _ClassVar[int]
     key_id: str
     account_id: str
     name: str
@@ -1245,7 +1261,9 @@ class Key(_message.Message):
     revoked: bool
     scopes: _containers.RepeatedScalarFieldContainer[str]
     held_uhs: int
-    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., operator: _Optional[bool] = ..., limit_uhs: _Optional[int] = ..., spent_uhs: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., revoked: _Optional[bool] = ..., scopes: _Optional[_Iterable[str]] = ..., held_uhs: _Optional[int] = ...) -> None: ...
+    requests_per_min: int
+    tokens_per_min: int
+    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., operator: _Optional[bool] = ..., limit_uhs: _Optional[int] = ..., spent_uhs: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., revoked: _Optional[bool] = ..., scopes: _Optional[_Iterable[str]] = ..., held_uhs: _Optional[int] = ..., requests_per_min: _Optional[int] = ..., tokens_per_min: _Optional[int] = ...) -> None: ...
 
 class ListKeysReply(_message.Message):
     __slots__ = ("keys",)

@@ -121,6 +121,7 @@ async def _serve(given: argparse.Namespace) -> None:
             repeats_file=state_dir / "serving" / "repeats.sqlite",
             limits=Limits(requests_per_s=given.requests_per_s, wait_s=given.wait_s),
             gateways=given.gateways,
+            rate_shares=1 if given.behind_ingress else given.gateways,
             origins=given.origin,
             name=name,
         )

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import structlog
@@ -23,11 +23,13 @@ from serving.gateway import bodies, bounds, encodings, fields
 from serving.gateway.admission import Pools
 from serving.gateway.browsers import Origins
 from serving.gateway.calling import Calling
-from serving.gateway.cards import card
-from serving.gateway.directory import Board, Directory, ModelFacts, QueueLength
+from serving.gateway.directory import Board, Directory, QueueLength
 from serving.gateway.exchange import ClientGone, Exchange, ReaderStalled, Reading, Receive, Scope, Send
+from serving.gateway.generations import Generation, Generations
 from serving.gateway.keys import Caller, Gatekeeper
+from serving.gateway.lookups import look_up
 from serving.gateway.metrics import Metrics
+from serving.gateway.rates import KeyRates
 from serving.gateway.refusals import JSON, Headers, HeadersTooLarge, WrongType
 from serving.gateway.repeats import BEAT_S, Repeats
 from serving.gateway.routes import Route, route_of
@@ -73,6 +75,7 @@ class Gateway:
         repeats_file: Path,
         limits: Limits | None = None,
         gateways: int = 1,
+        rate_shares: int = 1,
         origins: Sequence[str] = (),
         name: str = "",
         monotonic: Callable[[], float] = time.monotonic,
@@ -85,6 +88,7 @@ class Gateway:
             repeats_file: where the answers of requests with an `Idempotency-Key` are kept.
             limits: what one caller may do.
             gateways: how many processes share the replicas.
+            rate_shares: how many gateways a key's requests are dealt out to.
             origins: whose pages may ask from a browser; `*` = all.
             name: this process, unique among all that ever ran.
             monotonic: seconds.
@@ -103,6 +107,8 @@ class Gateway:
         self._rates = RateLimit(per_s=self.limits.requests_per_s, monotonic=monotonic)
         self._counted = RateLimit(per_s=COUNTED_BYTES_PER_S, monotonic=monotonic)
         self._origins = Origins(origins)
+        self._key_rates = KeyRates(shares=rate_shares, monotonic=monotonic)
+        self.generations = Generations(repeats_file.with_name("generations.sqlite"))
         self._upstream = Upstream(trust=trust)
         self._repeats = Repeats(repeats_file, gateway=self.name)
         self._reading = Reading()
@@ -123,13 +129,16 @@ class Gateway:
     async def running(self) -> AsyncIterator["Gateway"]:
         """Everything that goes on beside the requests, for as long as the context lasts."""
         async with self._upstream, asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work()) for work in (self._follow, self._report, self._sweep, self._beat)]
+            tasks = [
+                group.create_task(work()) for work in (self._follow, self._report, self._sweep, self._beat, self._keep)
+            ]
             try:
                 yield self
             finally:
                 for task in tasks:
                     task.cancel()
         self._repeats.close()
+        self.generations.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -180,9 +189,15 @@ class Gateway:
         if client and self.connections is not None:
             self.connections.showed_key(client[0], client[1])
         exchange.answer_headers += self._may_ask(caller)
-        if exchange.route.surface == "models":
-            await self._tell_models(exchange, caller, named)
+        if exchange.route.surface in {"models", "account"}:
+            said = await look_up(
+                exchange, caller, named, board=self.board, generations=self.generations, upstream=self._upstream
+            )
+            await exchange.answer(200, [JSON], msgspec.json.encode(said))
             return None
+        own = self._key_rates.spend(caller.key)
+        told = {name for name, _ in own}
+        exchange.answer_headers = [*(each for each in exchange.answer_headers if each[0] not in told), *own]
         body, body_bytes, digest = await self._read(exchange, route[0])
         exchange.watch()
         size = bounds.check(body, exchange.route, body_bytes=body_bytes)
@@ -231,17 +246,16 @@ class Gateway:
         body = bodies.parse(raw) if len(raw) <= _PARSED_HERE_BYTES else await asyncio.to_thread(bodies.parse, raw)
         return body, len(raw), route.path.encode() + b"\n" + raw
 
-    async def _tell_models(self, exchange: Exchange, caller: Caller, named: str) -> None:
-        if named:
-            caller.entitlement(named)
-            said = self._card(caller, named)
-        else:
-            said = {"object": "list", "data": [self._card(caller, name) for name in sorted(caller.callable())]}
-        await exchange.answer(200, [JSON], msgspec.json.encode(said))
+    def noted(self, caller: Caller, one: Generation) -> None:
+        """A call is over: keep what it cost, and count its tokens."""
+        self.generations.note(one)
+        self._key_rates.used(caller.key, one.prompt_tokens + one.completion_tokens)
 
-    def _card(self, caller: Caller, name: str) -> dict[str, Any]:
-        model = self.board.models.get(name) or ModelFacts(name=name)
-        return card(model, price_microcny_per_ct=caller.key.price_microcny_per_ct)
+    async def _keep(self) -> None:
+        while True:
+            with _only_said("generations"):
+                await self.generations.flush()
+            await asyncio.sleep(REPORT_S)
 
     async def _told_browser(self, exchange: Exchange) -> bool:
         """Answer a browser that asks whether a page of its may; whether it was answered."""

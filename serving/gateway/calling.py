@@ -11,9 +11,11 @@ from collections.abc import Awaitable
 from hashlib import sha256
 from typing import Final, Protocol
 
+import msgspec
+
 from fabric.errors import FabricError, InvalidRequest, Unavailable
 from serving import calls
-from serving.gateway import bodies, fields
+from serving.gateway import accounts, bodies, fields
 from serving.gateway.admission import Pools, Seat
 from serving.gateway.affinity import Trail, trail_of
 from serving.gateway.bounds import Size
@@ -21,6 +23,7 @@ from serving.gateway.directory import Board, Entitlement
 from serving.gateway.events import keep_alive
 from serving.gateway.exchange import Exchange
 from serving.gateway.fairness import Ticket
+from serving.gateway.generations import Generation
 from serving.gateway.keys import Caller
 from serving.gateway.metrics import Metrics
 from serving.gateway.passing import SSE, Passage
@@ -60,6 +63,7 @@ class House(Protocol):
     def upstream(self) -> Upstream: ...
     @property
     def repeats(self) -> Repeats: ...
+    def noted(self, caller: Caller, one: Generation) -> None: ...
     def one_more_of(self, account_id: str) -> contextlib.AbstractContextManager[None]: ...
 
 
@@ -157,6 +161,7 @@ class Calling:
         for _ in range(TRIES_MAX):
             seat = await self._turn()
             self._passage.served = None
+            began_us = accounts.now_us()
             try:
                 if seat.is_lost:
                     continue
@@ -172,10 +177,41 @@ class Calling:
                 return
             finally:
                 seat.leave(tokens=self._passage.served)
+                if self._asked and self._route.metered:
+                    self._note_generation(seat, began_us)
         raise Unavailable(
             f"none of {TRIES_MAX} replicas of {self.model} could be reached: try again in 1 s",
             code="replicas_unreachable",
         )
+
+    def _note_generation(self, seat: Seat, began_us: int) -> None:
+        """What it cost, as far as that is known; who leaves early, and what breaks, asks for it later."""
+        booked, refused = self._passage.booked, self._passage.refused
+        replica = seat.replica
+        one = Generation(
+            call_id=self._exchange.call_id,
+            account_id=self.caller.account_id,
+            key_id=self.caller.key.key_id,
+            model=self.model,
+            at_us=began_us,
+            took_us=accounts.now_us() - began_us,
+            streamed=self._stream,
+            status=self._exchange.status,
+            ended="whole" if booked is not None else "refused" if refused else "client_gone",
+            charged_uhs=int(booked.charged_uhs) if booked is not None else 0 if refused else None,
+            replica_id=replica.replica_id,
+            address=replica.address,
+            tls_sha256=replica.tls_sha256,
+        )
+        if booked is not None:
+            one = msgspec.structs.replace(
+                one,
+                prompt_tokens=booked.prompt_tokens,
+                cached_tokens=booked.cached_tokens,
+                completion_tokens=booked.completion_tokens,
+                reasoning_tokens=booked.reasoning_tokens,
+            )
+        self._house.noted(self.caller, one)
 
     # -- the turn ----------------------------------------------------------------------------------------------------------
 

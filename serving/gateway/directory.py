@@ -40,6 +40,13 @@ class KeyFacts(msgspec.Struct, frozen=True, kw_only=True):
     expires_at_us: int | None = None
     free_uhs: int = 0
     """What is free for whatever use."""
+    name: str = ""
+    limit_uhs: int | None = None
+    """Of its own, ever."""
+    spent_uhs: int = 0
+    requests_per_min: int = 0
+    """0 = no limit of its own."""
+    tokens_per_min: int = 0
     price_microcny_per_ct: int = 0
     """Of a compute token, on the account's plan; 0 = not known."""
     models: dict[str, Entitlement] = {}

@@ -23,6 +23,7 @@ _BREAK: Final = (b"openai/go",)
 """Clients that are known to, by the beginning of what they call themselves."""
 _END: Final = b"\n\n"
 _USAGE: Final = b'"usage":{'
+_FABRIC: Final = b'"fabric":{"call":'
 _ERROR: Final = b'data: {"error"'
 
 
@@ -63,6 +64,31 @@ class _Usage(msgspec.Struct, frozen=True):
 
 class _Inner(msgspec.Struct, frozen=True):
     usage: _Usage | None = None
+
+
+class Booked(msgspec.Struct, frozen=True):
+    """What a replica says that it has booked for a request."""
+
+    charged_uhs: str
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+class _WithBooked(msgspec.Struct, frozen=True):
+    fabric: Booked | None = None
+
+
+_BOOKED: Final = msgspec.json.Decoder(_WithBooked)
+
+
+def booked_of(body: bytes | memoryview) -> Booked | None:
+    """What an answer or an event says of its charge."""
+    try:
+        return _BOOKED.decode(body).fabric
+    except msgspec.MsgspecError:
+        return None
 
 
 class _Outer(msgspec.Struct, frozen=True):
@@ -113,6 +139,7 @@ class Events:
         self.ended = False
         """Whether the last event said that it was the last."""
         self.usage: Usage | None = None
+        self.booked: Booked | None = None
 
     def feed(self, data: bytes) -> bytes:
         """What may be sent on, now that `data` came.
@@ -137,6 +164,9 @@ class Events:
         self.ended = data.startswith(self._ends, start) or data.startswith(_ERROR, start)
         if _USAGE in data:
             self._count(data)
+        if _FABRIC in data:
+            for event in data.split(_END):
+                self.booked = self.booked or booked_of(event.partition(b"data: ")[2])
         return data
 
     def _count(self, data: bytes) -> None:

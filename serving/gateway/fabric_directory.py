@@ -51,6 +51,11 @@ class FabricDirectory:
             revoked=found.revoked,
             expires_at_us=found.expires_at_us if found.HasField("expires_at_us") else None,
             free_uhs=found.free_uhs,
+            name=found.name,
+            limit_uhs=found.limit_uhs if found.HasField("limit_uhs") else None,
+            spent_uhs=found.spent_uhs,
+            requests_per_min=found.requests_per_min,
+            tokens_per_min=found.tokens_per_min,
             price_microcny_per_ct=found.price_microcny_per_ct,
             models={
                 each.model: Entitlement(model=each.model, free_uhs=each.free_uhs, covered=each.covered)

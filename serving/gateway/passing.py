@@ -11,7 +11,7 @@ from fabric.errors import PermissionDenied
 from fabric.units import CT_DECIMALS, format_ct
 from serving import calls
 from serving.gateway import refusals
-from serving.gateway.events import Events, Usage, usage_of
+from serving.gateway.events import Booked, Events, Usage, booked_of, usage_of
 from serving.gateway.exchange import Exchange
 from serving.gateway.keys import Caller
 from serving.gateway.metrics import Metrics
@@ -61,6 +61,9 @@ class Passage:
         """Whether the account's own lease covers the call."""
         self.served: int | None = None
         """LLM tokens so far, where they can be told."""
+        self.refused = False
+        self.booked: Booked | None = None
+        """What the replica says that it has booked."""
 
     async def pass_on(self, answer: Answer) -> None:
         """Send it on, all of it, with what the replica says is still free.
@@ -90,6 +93,7 @@ class Passage:
                 (b"x-fabric-charged-ct", format_ct(int(charged), decimals=CT_DECIMALS).encode()),
             ]
         self._count(usage_of(said))
+        self.booked = booked_of(said)
         if self._exchange.begun:  # keep-alives went out, yet the engine answers in one piece
             raise ReplicaLost("the engine did not stream", code="no_stream")
         await self._note(Kept(answer.status, [*headers, *self._exchange.answer_headers], said), worked=True)
@@ -117,6 +121,7 @@ class Passage:
                 pieces.append(whole)
                 kept_bytes += len(whole)
         self._count(events.usage)
+        self.booked = events.booked
         if not events.ended:
             raise ReplicaLost(
                 "the replica ended this stream before it was done: send the request again", code="cut_off"
@@ -130,7 +135,7 @@ class Passage:
         """The engine's or the meter's own no, in OpenAI's form."""
         said, status = await answer.whole(), answer.status
         answer.release()
-        self.served = 0
+        self.served, self.refused = 0, True
         await self._note(None, worked=status >= _SERVER and status != _BUSY)
         if status == _PAYMENT_REQUIRED and self._caller.bound_elsewhere(self._model):
             raise PermissionDenied(

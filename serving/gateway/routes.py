@@ -8,7 +8,7 @@ from typing import Final, Literal, NamedTuple
 
 from serving.gateway.refusals import UnknownRoute, WrongMethod
 
-Surface = Literal["chat", "completions", "responses", "anthropic", "embeddings", "tokens", "models"]
+Surface = Literal["chat", "completions", "responses", "anthropic", "embeddings", "tokens", "models", "account"]
 
 
 class Route(NamedTuple):
@@ -43,13 +43,19 @@ _POSTS: Final = (
 )  # fmt: skip
 _MODELS: Final = Route("GET", "/v1/models", "models", metered=False)
 _MODEL: Final = Route("GET", "/v1/models/{model}", "models", metered=False)
+CREDITS: Final = Route("GET", "/v1/credits", "account", metered=False)
+KEY: Final = Route("GET", "/v1/key", "account", metered=False)
+GENERATION: Final = Route("GET", "/v1/generations/{id}", "account", metered=False)
 ROUTES: Final = (*_POSTS, _MODELS, _MODEL)
-_BY_PATH: Final = {route.path: route for route in (*_POSTS, _MODELS)}
+"""What replicas serve; the gateway itself the rest."""
+_BY_PATH: Final = {route.path: route for route in (*_POSTS, _MODELS, CREDITS, KEY)}
+_BY_PATH["/v1/generation"] = GENERATION
+_GENERATION_PREFIX: Final = "/v1/generations/"
 _MODEL_PREFIX: Final = "/v1/models/"
 
 
 def route_of(method: str, path: str) -> tuple[Route, str]:
-    """What is asked for, and of which model where the path says so.
+    """What is asked for, and of which model or call where the path says so.
 
     Raises:
         UnknownRoute: nothing is served there.
@@ -58,6 +64,8 @@ def route_of(method: str, path: str) -> tuple[Route, str]:
     route, named = _BY_PATH.get(path), ""
     if route is None and path.startswith(_MODEL_PREFIX) and len(path) > len(_MODEL_PREFIX):
         route, named = _MODEL, path.removeprefix(_MODEL_PREFIX)
+    if route is None and path.startswith(_GENERATION_PREFIX):
+        route, named = GENERATION, path.removeprefix(_GENERATION_PREFIX)
     if route is None:
         raise UnknownRoute(f"nothing is served at {path[:100]}: see GET /v1/models, POST /v1/chat/completions")
     if method != route.method and not (method == "HEAD" and route.method == "GET"):

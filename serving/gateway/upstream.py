@@ -10,8 +10,12 @@ from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
+import msgspec
 
+from fabric.errors import Unavailable
+from serving.calls import ACCOUNT, CALLS_PATH
 from serving.gateway.directory import Replica
+from serving.gateway.generations import Generation
 from serving.gateway.refusals import ReplicaLost, TooLarge
 
 CONNECT_S: Final = 5.0
@@ -27,6 +31,12 @@ ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 """Of an answer that is no stream: a gateway has it in memory."""
 _TRUST: Final = "x-fabric-trust"
 _READ_BYTES: Final = 64 * 1024
+
+
+class _Charge(msgspec.Struct, frozen=True):
+    """As `serving.front` tells it."""
+
+    charged_uhs: str | None
 
 
 class NotReached(Exception):
@@ -137,6 +147,25 @@ class Upstream:
         except (aiohttp.ClientError, OSError) as error:
             raise _lost(replica, error) from None
         return Answer(response, replica)
+
+    async def charge(self, one: Generation) -> int | None:
+        """What a call cost whose client left; None: it is not booked yet, or its replica is gone.
+
+        Raises:
+            Unavailable: the replica can't be asked now.
+        """
+        replica = Replica(replica_id=one.replica_id, model=one.model, address=one.address, tls_sha256=one.tls_sha256)
+        path = f"{CALLS_PATH}{one.call_id}"
+        try:
+            answer = await self.send(replica, method="GET", path=path, headers={ACCOUNT: one.account_id}, body=None)
+            said = msgspec.json.decode(await answer.whole(), type=_Charge)
+            answer.release()
+        except (NotReached, ReplicaLost, msgspec.MsgspecError):
+            raise Unavailable(
+                "what this call cost is known to its replica alone, which does not answer: look into `fabric usage`",
+                code="charge_unknown",
+            ) from None
+        return int(said.charged_uhs) if said.charged_uhs is not None else None
 
     def _pin(self, sha256: str) -> aiohttp.Fingerprint:
         if sha256 not in self._pins:

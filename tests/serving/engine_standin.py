@@ -42,6 +42,9 @@ class EngineStandin:
         if headers.get("x-fabric-trust") != (self.trust or TRUST):
             await _json(send, 403, {"error": {"message": "no trust", "type": "x", "code": 403}})
             return
+        if scope["path"].startswith("/fabric/calls/"):
+            await _json(send, 200, {"charged_uhs": "77"})
+            return
         raw = b""
         while True:
             message = await receive()
@@ -117,7 +120,9 @@ class EngineStandin:
             given += 1
         charged = await self.over(call, "length")
         charged = prompt + 2 * given if charged is None else charged
-        whole = make(body, call).whole(" ".join(f"w{k}" for k in range(given)), prompt, given)
+        form = make(body, call)
+        whole = form.whole(" ".join(f"w{k}" for k in range(given)), prompt, given)
+        whole["fabric"] = {**form.fabric(prompt, given), "charged_uhs": str(charged)}
         await _json(send, 200, whole, [(b"x-fabric-charged-uhs", str(charged).encode())])
 
     async def _stream(self, make, body, call, send, prompt, wanted):
@@ -153,7 +158,8 @@ class _Form:
 
     def fabric(self, prompt, wanted):
         """What a replica's front says of the charge."""
-        return {"call": self.call, "charged_uhs": str(prompt + 2 * wanted), "charged_ct": "0"}
+        tokens = {"prompt_tokens": prompt, "cached_tokens": 0, "completion_tokens": wanted, "reasoning_tokens": 0}
+        return {"call": self.call, "charged_uhs": str(prompt + 2 * wanted), "charged_ct": "0", **tokens}
 
     def event(self, **said):
         return b"data: " + json.dumps(said, separators=(",", ":")).encode() + b"\n\n"
@@ -180,7 +186,8 @@ class _chat(_Form):  # noqa: N801
         return self.event(**self.head(self.chunk), choices=[self.choice(text)])
 
     def end(self, prompt, wanted):
-        last = self.event(**self.head(self.chunk), choices=[self.choice("", "length")])
+        stated = {} if self.usage_wanted else {"fabric": self.fabric(prompt, wanted)}
+        last = self.event(**self.head(self.chunk), choices=[self.choice("", "length")], **stated)
         usage = (
             self.event(
                 **self.head(self.chunk), choices=[], usage=_usage(prompt, wanted), fabric=self.fabric(prompt, wanted)
@@ -230,7 +237,12 @@ class _response(_Form):  # noqa: N801
         )
 
     def end(self, prompt, wanted):
-        return self.named("response.completed", response=self.whole("", prompt, wanted), sequence_number=2)
+        return self.named(
+            "response.completed",
+            response=self.whole("", prompt, wanted),
+            sequence_number=2,
+            fabric=self.fabric(prompt, wanted),
+        )
 
 
 class _message(_Form):  # noqa: N801
@@ -252,9 +264,9 @@ class _message(_Form):  # noqa: N801
 
     def end(self, prompt, wanted):
         usage = {"input_tokens": prompt, "output_tokens": wanted}
-        return self.named("message_delta", delta={"stop_reason": "max_tokens"}, usage=usage) + self.named(
-            "message_stop"
-        )
+        return self.named(
+            "message_delta", delta={"stop_reason": "max_tokens"}, usage=usage, fabric=self.fabric(prompt, wanted)
+        ) + self.named("message_stop")
 
 
 def _usage(prompt, wanted):

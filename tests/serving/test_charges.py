@@ -56,7 +56,8 @@ async def test_a_stream_says_once_what_was_booked_for_all_its_calls(surface):
     said = await answer(App([CHUNK, LAST[surface]], opened=2, ended=2))
     documents = [json.loads(line[6:]) for line in said.text.splitlines() if line.startswith("data: {")]
     (stated,) = [each["fabric"] for each in documents if "fabric" in each]
-    assert stated == {"call": "c1", "charged_uhs": "8632", "charged_ct": stated["charged_ct"]}
+    tokens = {"prompt_tokens": 6, "cached_tokens": 0, "completion_tokens": 0, "reasoning_tokens": 0}
+    assert stated == {"call": "c1", "charged_uhs": "8632", "charged_ct": stated["charged_ct"], **tokens}
     assert "fabric" in documents[-1]
     usage = documents[-1].get("usage") or documents[-1]["response"]["usage"]
     if surface in {"openai", "anthropic"}:
