@@ -95,11 +95,14 @@ def flaw_of(rate: Rate) -> str:
 
 def miscounted(used: Counted) -> str:
     """What is wrong with the counts of a call, "" if nothing is."""
+    if (
+        0 <= used.cached_tokens <= used.prompt_tokens <= LLM_TOKENS_MAX
+        and 0 <= used.reasoning_tokens <= used.completion_tokens <= LLM_TOKENS_MAX
+    ):
+        return ""
     counts = (used.prompt_tokens, used.cached_tokens, used.completion_tokens, used.reasoning_tokens)
     if any(not 0 <= count <= LLM_TOKENS_MAX for count in counts):
         return f"{counts}: a call counts 0 to {LLM_TOKENS_MAX} LLM tokens of each kind"
     if used.cached_tokens > used.prompt_tokens:
         return f"{used.cached_tokens} cached of {used.prompt_tokens} prompt tokens"
-    if used.reasoning_tokens > used.completion_tokens:
-        return f"{used.reasoning_tokens} reasoning of {used.completion_tokens} completion tokens"
-    return ""
+    return f"{used.reasoning_tokens} reasoning of {used.completion_tokens} completion tokens"

@@ -8,7 +8,7 @@ use in each band of the burn curve, and what part of it was estimated. For a cal
 import msgspec
 
 
-class Cdr(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Cdr(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One attempt of one job, or one call, rated. Times and durations in µs, amounts in µHs.
 
     A call's has its own id as `cdr_id`, no `job_id`, the hold that paid as `lease_id`, and no devices.

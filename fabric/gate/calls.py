@@ -71,8 +71,7 @@ def bill(
     charged_uhs = too_late_uhs = 0
     known_since_us = 0 if kept else _chargeable_since_us(core, account_id)
     for call in calls:
-        known_as = _known_as(account_id, call)
-        if known_as in records or was_charged(core, account_id, call):
+        if call.call_id in records or was_charged(core, account_id, call):
             continue
         record = _rated(core, call, account_id=account_id, hold_id=hold_id, key_id=key_id or call.key_id or "")
         if isinstance(record, Refusal):
@@ -82,15 +81,17 @@ def bill(
             record = replace(record, charged_uhs=0, absorbed_uhs=record.charged_uhs)
         else:
             charged_uhs += record.charged_uhs
-        records[known_as] = record
+        records[call.call_id] = record
     return Bill(charged_uhs, tuple(records.values()), too_late_uhs)
 
 
 def was_charged(core: Core, account_id: AccountId, call: CallUsed) -> bool:
     """Whether a call of that name was charged, or written off, as far as is remembered."""
-    before, known_as = core.state.calls, _known_as(account_id, call)
-    if known_as in before.recent or known_as in before.older:
-        return True
+    before = core.state.calls
+    if before.recent or before.older:
+        known_as = _known_as(account_id, call)
+        if known_as in before.recent or known_as in before.older:
+            return True
     settled = core.state.calls_of.get(account_id)
     return settled is not None and (call.call_id in settled.recent or call.call_id in settled.older)
 
@@ -135,12 +136,15 @@ def book(core: Core, billed: Bill, *, lost_uhs: int = 0) -> None:
     if lost_uhs:
         billed = _absorbed(billed, lost_uhs)
     account_id = AccountId(billed.records[0].account_id)
+    plan, open_usage = core.state.accounts[account_id].plan, core.state.open_usage
     for record in billed.records:
-        if core.state.open_usage:
-            core.state.open_usage.pop(f"{account_id}/{record.cdr_id}", None)
-        plan = core.state.accounts[AccountId(record.account_id)].plan
-        core.served.setdefault((record.model, plan), Served()).add(record)
-        keys.spends(core, record.key_id, account_id=AccountId(record.account_id), amount_uhs=record.charged_uhs)
+        if open_usage:
+            open_usage.pop(f"{account_id}/{record.cdr_id}", None)
+        served = core.served.get((record.model, plan))
+        if served is None:
+            served = core.served[record.model, plan] = Served()
+        served.add(record)
+        keys.spends(core, record.key_id, account_id=account_id, amount_uhs=record.charged_uhs)
     core.records.extend(billed.records)
     _remember(core, account_id, [record.cdr_id for record in billed.records])
 

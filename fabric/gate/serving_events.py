@@ -65,7 +65,7 @@ class WithdrawModel(Event, frozen=True, kw_only=True, tag="withdraw_model"):
 # -- holds and calls ---------------------------------------------------------------------------------------------------
 
 
-class CallUsed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class CallUsed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One call of a language model that ended, as its meter counted it: the gate rates it."""
 
     call_id: str
