@@ -4,7 +4,7 @@ import asyncio
 import concurrent.futures
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final, TextIO
 
@@ -217,7 +217,7 @@ class Job:
         if job.HasField("exit_code"):
             facts["exit_code"] = job.exit_code
         failure = JobFailed(
-            visible_lines(f"job {job.job_id} {job.state}: {job.error or job.reason}"),
+            visible_lines(f"job {job.job_id} {job.state}: {_summary(job.error or job.reason, facts)}"),
             code="job_cancelled" if job.state == "cancelled" else "job_failed",
             job_id=job.job_id,
             state=job.state,
@@ -272,6 +272,14 @@ def is_own(job: pb.Job, profile: Profile, *, trust: bool = False) -> bool:
         return False
     own = parse_key(profile.api_key)
     return trust or (own is not None and bool(job.key_id) and own.key_id == job.key_id)
+
+
+def _summary(error: str, facts: Mapping[str, str | int]) -> str:
+    """What is told of a failure: its first line says what it was, where a traceback begins with other words."""
+    if not error.startswith("Traceback") or "error_type" not in facts:
+        return error
+    name, text = str(facts["error_type"]).removeprefix("builtins."), str(facts["error_text"])
+    return f"{name}: {text.partition(chr(10))[0]}\n{error}"
 
 
 def _deadline(timeout: float | None) -> float | None:

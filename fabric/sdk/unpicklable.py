@@ -23,6 +23,8 @@ _REMEDIES: Final[tuple[tuple[tuple[str, ...], str], ...]] = (
         "pass the function and its arguments, as in submit(f, x), and not what f(x) gives",
     ),
     (_SHELLS, "IPython's magics and its `!` don't run in a job: use subprocess"),
+    (("ObjectRef", "BaseID"), "pass its value, ray.get(x)"),
+    (("ActorHandle",), "make the actor inside the function"),
     (("Tensor", "Parameter"), "pass x.cpu(), and move it to the job's device inside the function"),
 )
 _WHOLE_ONLY: Final = frozenset({"StructMeta", "DeclarativeMeta", "DeclarativeAttributeIntercept", "ModelBase"})
@@ -42,10 +44,13 @@ def refuse_unsendable(value: object) -> None:
     """What a pickler would take, and what is of no use elsewhere.
 
     Raises:
-        Unsendable: an open file, or a tensor on a device of this machine.
+        Unsendable: an open file, a tensor on a device of this machine, an object or an actor of its Ray cluster.
     """
     if isinstance(value, io.TextIOWrapper) and value not in (sys.stdout, sys.stderr):
         raise Unsendable("an open file is this machine's")
+    ray = sys.modules.get("ray")
+    if ray is not None and isinstance(value, (ray.ObjectRef, ray.actor.ActorHandle)):
+        raise Unsendable("it is of this program's own Ray cluster")
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, getattr(torch, "Tensor", ())):
         device = str(getattr(getattr(value, "device", None), "type", "cpu"))

@@ -270,6 +270,36 @@ def test_a_tensor_on_a_device_of_this_machine_is_refused():
     assert call(lambda x: x.sum().item(), torch.ones(3)) == 3.0
 
 
+@pytest.mark.parametrize(("value", "remedy"), [("ref", "pass its value, ray.get"), ("actor", "make the actor inside")])
+def test_what_belongs_to_another_ray_cluster_is_refused(value, remedy):
+    ray = pytest.importorskip("ray")
+    made = ray.ObjectRef(b"x" * 28) if value == "ref" else object.__new__(ray.actor.ActorHandle)
+    if value == "actor":
+        vars(made).update(_ray_weak_ref=True, _method_shells={})
+    with pytest.raises(InvalidRequest, match=rf"argument 0\['x'\] .*this program's own Ray cluster.*{remedy}"):
+        pack_call(len, ({"x": made},), {})
+
+
+def test_a_log_has_what_is_printed_in_the_order_in_which_it_was_printed():
+    def job():
+        import os
+        import subprocess
+        import sys
+
+        for number in range(50):
+            print("out", number)
+            print("err", number, file=sys.stderr)
+            os.write(1, f"raw {number}\n".encode())
+            sys.stdout.buffer.write(b"bytes %d\n" % number)
+            sys.stdout.flush()
+        subprocess.run(["sh", "-c", "echo child; echo 汉 >&2"], check=True)
+        print("\xff".encode("latin-1").decode("utf-8", "surrogateescape"), end="")
+
+    log = submitted(job)["log"]
+    expected = "".join(f"out {n}\nerr {n}\nraw {n}\nbytes {n}\n" for n in range(50)) + "child\n汉\n\\udcff"
+    assert log == expected
+
+
 def test_threads_may_pack_at_once_whatever_travels_by_value(monkeypatch):
     import sys
 
