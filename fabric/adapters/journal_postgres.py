@@ -7,6 +7,7 @@ that breaks in the middle of a commit leaves the answer open; then the head is r
 
 import asyncio
 import re
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
@@ -21,9 +22,16 @@ from fabric.errors import FabricError, InvalidConfig, JournalCorrupt, Unavailabl
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_S: Final = 3.0
-COMMAND_TIMEOUT_S: Final = 30.0
-COMMIT_TIMEOUT_S: Final = 10.0
-"""A commit that a broken network has swallowed is given up after so long, and looked for on a new connection."""
+COMMAND_TIMEOUT_S: Final = 5.0
+"""A short command or a commit that a broken network has swallowed is given up after so long, and on a new connection it is
+tried again, or looked for."""
+LONG_TIMEOUT_S: Final = 30.0
+"""What moves a snapshot, or what is known of all entries."""
+IDLE_MS: Final = 5_000
+"""A transaction of which nothing more is heard is given up by the server: a take-over that a network has swallowed must not
+hold its locks against the next."""
+SILENT_S: Final = 10
+"""Neither end of a connection waits longer for the other to confirm that it has received something."""
 RETRY_AFTER_S: Final = (0.1, 0.5, 1.5)
 """How long a broken connection may take to come back before a commit is given up."""
 _END_OF_TIME: Final = 2**62
@@ -37,8 +45,11 @@ _LOST: Final = (
 )
 _DAMAGED: Final = (asyncpg.DataCorruptedError, asyncpg.IndexCorruptedError)
 
-_DURABLE: Final = """
-SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'
+_BEGIN: Final = f"""
+SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
+SELECT set_config('idle_in_transaction_session_timeout', '{IDLE_MS}', false),
+  set_config('tcp_user_timeout', '{SILENT_S * 1000}', false), set_config('tcp_keepalives_idle', '{SILENT_S // 2}', false),
+  set_config('tcp_keepalives_interval', '2', false), set_config('tcp_keepalives_count', '3', false)
 """
 _SCHEMA: Final = """
 CREATE SCHEMA IF NOT EXISTS {schema};
@@ -135,9 +146,7 @@ class PostgresJournal:
         )
         for wait_s in (*RETRY_AFTER_S, None):
             try:
-                moved = await self._writer.call(
-                    lambda line: line.fetchval(self._sql(_APPEND), *arguments, timeout=COMMIT_TIMEOUT_S)
-                )
+                moved = await self._writer.call(lambda line: line.fetchval(self._sql(_APPEND), *arguments))
                 if moved or await self._landed(head, start=start):
                     return
             except Unavailable:
@@ -173,9 +182,9 @@ class PostgresJournal:
 
         async def save(line: asyncpg.Connection) -> None:
             async with line.transaction():
-                if await line.fetchval(self._sql(_SNAPSHOT), self._epoch, *row) is None:
+                if await line.fetchval(self._sql(_SNAPSHOT), self._epoch, *row, timeout=LONG_TIMEOUT_S) is None:
                     raise sealed.fenced(epoch=self._epoch, found=(await self._head(line))[0])
-                await line.execute(self._sql(_FORGET), sealed.SNAPSHOTS_KEPT)
+                await line.execute(self._sql(_FORGET), sealed.SNAPSHOTS_KEPT, timeout=LONG_TIMEOUT_S)
 
         await self._writer.call(save)
 
@@ -265,7 +274,8 @@ class _Line:
         if self._connection is None or self._connection.is_closed():
             line = await asyncpg.connect(self._dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=COMMAND_TIMEOUT_S)
             self._connection = line
-            await line.execute(_DURABLE)
+            await line.execute(_BEGIN)
+            _notice_silence(line)
         return self._connection
 
     async def _drop(self) -> None:
@@ -276,7 +286,23 @@ class _Line:
 
 def _fetch(query: str, *arguments: Any) -> Callable[[asyncpg.Connection], Awaitable[list[Any]]]:
     async def fetch(line: asyncpg.Connection) -> list[Any]:
-        rows: list[Any] = await line.fetch(query, *arguments)
+        rows: list[Any] = await line.fetch(query, *arguments, timeout=LONG_TIMEOUT_S)
         return rows
 
     return fetch
+
+
+def _notice_silence(line: asyncpg.Connection) -> None:
+    """Have the kernel give up a connection whose other end confirms nothing any more; a socket on this machine has no need."""
+    opened = line._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg has no word for it
+    if opened is None or opened.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", SILENT_S // 2),
+        ("TCP_KEEPINTVL", 2),
+        ("TCP_KEEPCNT", 3),
+        ("TCP_USER_TIMEOUT", SILENT_S * 1_000),
+    ):
+        if hasattr(socket, name):
+            opened.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
