@@ -14,7 +14,7 @@ import ray
 import structlog
 from ray.util import client
 
-from fabric.adapters.stores import open_archive_of
+from fabric.adapters.stores import SOON_S, open_archive_of
 from fabric.api.door import Door
 from fabric.api.limits import Limits
 from fabric.api.passage import Passage
@@ -101,7 +101,7 @@ class Doorkeeper:
     async def _open_here(self) -> None:
         terms = self._terms
         door = Door(
-            Passage(RemoteGate(self._actor), archive=open_archive_of(self._config)),
+            Passage(RemoteGate(self._actor), archive=open_archive_of(self._config, answers_s=SOON_S)),
             limits=terms.limits,
             sandbox_payments=terms.sandbox_payments,
         )

@@ -18,7 +18,7 @@ import structlog
 
 from fabric.actor import GateActor
 from fabric.adapters.guarded import Guarded
-from fabric.adapters.stores import open_archive_of
+from fabric.adapters.stores import SOON_S, open_archive_of
 from fabric.api.door import Door
 from fabric.api.limits import Limits
 from fabric.api.passage import Passage
@@ -109,7 +109,7 @@ class Gatehouse(GateActor):
             log.warning("gate_not_up", error=f"{type(error).__name__}: {error}")
 
     async def _open(self, terms: DoorTerms) -> int:
-        port = Passage(self, archive=open_archive_of(self._config))
+        port = Passage(self, archive=open_archive_of(self._config, answers_s=SOON_S))
         inside = Door(port, limits=terms.limits, sandbox_payments=terms.sandbox_payments, batched=False)
         server = await serve(inside, tls=terms.tls, host=terms.host, port=terms.port)
         door = self._doors[terms.host, server.port] = _Open(replace(terms, port=server.port), server)

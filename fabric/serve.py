@@ -24,7 +24,7 @@ import structlog
 from fabric import detached, house, logs, models, operator_keys, parking, recovery
 from fabric.adapters.local_cluster import LocalCluster, LocalNode
 from fabric.adapters.private_folder import IDLE
-from fabric.adapters.stores import open_archive_of, with_bucket_keys, work_dir_of
+from fabric.adapters.stores import SOON_S, open_archive_of, with_bucket_keys, work_dir_of
 from fabric.adapters.unpickling import restrict_ray
 from fabric.api.passage import Passage
 from fabric.api.port import GatePort
@@ -221,7 +221,7 @@ class _Service:
             doing = f"saving what runs: {leases} left, {within_s:.0f} s at most (Ctrl-C twice, or --now, doesn't wait)"
             tell(house.ending_file(self._state_dir), house.Step(doing=doing, within_s=within_s))
 
-        port = Passage(RemoteGate(actor), archive=open_archive_of(self._config))
+        port = Passage(RemoteGate(actor), archive=open_archive_of(self._config, answers_s=SOON_S))
         saving = asyncio.create_task(parking.park(port, told=told))
         hurrying = asyncio.create_task(self._hurry(hurried))
         await asyncio.wait((saving, hurrying), return_when=asyncio.FIRST_COMPLETED)
@@ -243,7 +243,7 @@ class _Service:
         await asyncio.wait((opening,))
         if config is None or opening.cancelled() or opening.exception() is not None:
             return
-        port = Passage(RemoteGate(opening.result()[1]), archive=open_archive_of(self._config))
+        port = Passage(RemoteGate(opening.result()[1]), archive=open_archive_of(self._config, answers_s=SOON_S))
         hosting = house.Hosting(
             self._state_dir, listen=config.listen, config=self._given.config, grace_s=config.grace_s
         )
@@ -266,7 +266,7 @@ class _Service:
         tls, rpc = _tls(self._config, self._state_dir), self._config.rpc
         door = Doorkeeper(actor, self._config, tls=tls, revive=lambda: detached.revive(actor, self._config))
         await door.open()
-        port = Passage(RemoteGate(actor), archive=open_archive_of(self._config))
+        port = Passage(RemoteGate(actor), archive=open_archive_of(self._config, answers_s=SOON_S))
         await _settle_in(self._config, port, self._state_dir)
         serving = self._config.serving
         if serving is not None:

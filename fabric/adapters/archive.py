@@ -82,6 +82,9 @@ class Archive(Protocol):
     def delete(self, key: str) -> None:
         """Forget the key; fine if it isn't there."""
 
+    def look(self, within_s: float) -> None:
+        """Ask once whether it answers at all; `Unavailable` if it doesn't, in roughly that time."""
+
 
 class DirectoryArchive:
     """An archive in a directory. A value appears by rename, after it and its directory were synced."""
@@ -159,6 +162,10 @@ class DirectoryArchive:
     def delete(self, key: str) -> None:
         with _in_our_words(key):
             self._path(key).unlink(missing_ok=True)
+
+    def look(self, within_s: float) -> None:  # noqa: ARG002 - a directory can't be asked to be quick
+        with _in_our_words("", but=(FileNotFoundError,)), suppress(FileNotFoundError):
+            self._root.stat()
 
     def _opened(self, key: str) -> BinaryIO:
         try:
@@ -244,6 +251,9 @@ class S3Archive:
 
     def delete(self, key: str) -> None:
         self._bucket.call("delete_object", key)
+
+    def look(self, within_s: float) -> None:
+        self._bucket.look(within_s)
 
     def _read(self, key: str, into: IO[bytes], *, limit_bytes: int | None = None) -> bool:
         """Whether the value, checked, is in the file now: one beyond the limit isn't."""

@@ -60,6 +60,7 @@ class Bucket:
             self.sealing["SSEKMSKeyId"] = place.kms_key_id
         self._keeper = keeper
         self._opened: tuple[int, Any] | None = None
+        self._looking: tuple[int, float, Any] | None = None
 
     def __repr__(self) -> str:
         return f"s3://{self.name}/{self.prefix}"
@@ -84,6 +85,28 @@ class Bucket:
             )
             self._opened = (os.getpid(), client)
         return self._opened[1]
+
+    def look(self, within_s: float) -> None:
+        """Ask once whether it answers at all; a no is an answer.
+
+        Raises:
+            Unavailable: it doesn't, or not in that time.
+        """
+        if self._looking is None or self._looking[:2] != (os.getpid(), within_s):
+            place = self.place
+            client = opened_client(
+                endpoint_url=place.endpoint_url,
+                region=place.region,
+                credentials=place.credentials,
+                read_timeout_s=within_s,
+                connect_timeout_s=within_s,
+            )
+            self._looking = (os.getpid(), within_s, client)
+        try:
+            self._looking[2].head_object(Bucket=self.name, Key=f"{self.prefix}look")
+        except Exception as error:
+            if is_passing(error):
+                raise refused("look", error, keeper=self._keeper) from error
 
     def call(self, operation: str, key: str, **arguments: Any) -> Any:
         """What the bucket answers to a request about one key, tried as `retried` does."""

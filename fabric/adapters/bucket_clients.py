@@ -19,12 +19,22 @@ class S3Credentials:
 
 
 def opened_client(
-    *, endpoint_url: str | None, region: str | None, credentials: S3Credentials | None, read_timeout_s: float
+    *,
+    endpoint_url: str | None,
+    region: str | None,
+    credentials: S3Credentials | None,
+    read_timeout_s: float,
+    connect_timeout_s: float = _CONNECT_TIMEOUT_S,
 ) -> Any:
     """A client that tries each request once: trying again is the caller's business."""
     from botocore.config import Config  # noqa: PLC0415  # not needed with a directory
 
-    once = Config(connect_timeout=_CONNECT_TIMEOUT_S, read_timeout=read_timeout_s, retries={"total_max_attempts": 1})
+    once = Config(
+        connect_timeout=connect_timeout_s,
+        read_timeout=read_timeout_s,
+        tcp_keepalive=True,
+        retries={"total_max_attempts": 1},
+    )
     with _OPENING:
         return _session().client(
             "s3",

@@ -20,6 +20,10 @@ from fabric.settings import S3Credentials as ConfiguredCredentials
 
 _KEPT_IN: Final = ("env", "shared-credentials-file", "config-file")
 """As boto3 calls them."""
+ANSWERS_S: Final = 60.0
+"""What whoever has time gives a bucket."""
+SOON_S: Final = 15.0
+"""What a door does, of which clients wait for an answer."""
 _NAME_CHARS: Final = 16
 """Of a fabric's name, in paths: sockets of a job's libraries lie below, and a socket's path is short."""
 
@@ -38,8 +42,13 @@ def open_journal_of(config: ClusterConfig) -> Journal:
             return Postgres(dsn.get_secret_value())
 
 
-def open_archive_of(config: ClusterConfig) -> Archive:
-    """The archive. It pickles with its credentials: that is how agents and runners come by them."""
+def open_archive_of(config: ClusterConfig, *, answers_s: float = ANSWERS_S) -> Archive:
+    """The archive. It pickles with its credentials: that is how agents and runners come by them.
+
+    Args:
+        config: the cluster file's.
+        answers_s: how long a bucket may say nothing until a request to it counts as failed.
+    """
     archive = config.archive
     if isinstance(archive, ConfiguredDirectory):
         return DirectoryArchive(archive.path)
@@ -52,6 +61,7 @@ def open_archive_of(config: ClusterConfig) -> Archive:
             credentials=_revealed(archive.credentials),
             sse=archive.sse,
             kms_key_id=archive.kms_key_id,
+            read_timeout_s=answers_s,
         )
     )
 

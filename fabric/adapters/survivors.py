@@ -18,7 +18,7 @@ from fabric.adapters.nodes import Node
 from fabric.adapters.runner import Described, Order
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.unpickling import Refused
-from fabric.errors import NotFound
+from fabric.errors import NotFound, Unavailable
 from fabric.gate.events import JobKind
 from fabric.gate.instructions import Lease
 from fabric.gate.views import LeaseView
@@ -26,6 +26,8 @@ from fabric.units import AccountId, JobId, LeaseId, NodeId
 
 _ANSWER_WITHIN_S: Final = 15.0
 """A runner that is silent for longer counts as dead, and its job as lost: a busy machine must not get that far."""
+_ARCHIVE_S: Final = 15.0
+"""A start of the gate that needs the archive and doesn't hear from it fails, says so, and is tried again."""
 _log = structlog.get_logger(__name__)
 
 
@@ -63,9 +65,12 @@ async def lease_of(view: LeaseView, around: Surroundings) -> Attempt | None:
     """A bare lease whose placement group is still there, to be watched again; None if it is gone or had runners."""
     key = lease_info_key(AccountId(view.account_id), JobId(view.job_id))
     try:
-        info = msgspec.json.decode(await asyncio.to_thread(around.archive.get, key), type=LeaseInfo)
+        kept = await asyncio.wait_for(asyncio.to_thread(around.archive.get, key), _ARCHIVE_S)
+        info = msgspec.json.decode(kept, type=LeaseInfo)
     except NotFound:
         return None
+    except TimeoutError:
+        raise Unavailable(f"the archive has not answered for {_ARCHIVE_S:g} s", code="archive_away") from None
     group = group_of(info.placement_group_id, view.shares)
     table = await asyncio.to_thread(placement_group_table, group.placed)
     if info.lease_id != view.lease_id or table.get("state") != "CREATED":

@@ -29,7 +29,7 @@ _SHOWN_MAX: Final = 1_000
 
 async def list_checkpoints(door: Door, caller: Caller, request: pb.ListCheckpointsRequest) -> pb.ListCheckpointsReply:
     job = await door.job(request.job_id, caller)
-    found = await aside(_of(door, job).ls)
+    found = await door.port.from_archive(aside(_of(door, job).ls))
     return pb.ListCheckpointsReply(checkpoints=[_shown(manifest) for manifest in found[:_SHOWN_MAX]])
 
 
@@ -83,7 +83,7 @@ async def delete(door: Door, caller: Caller, request: pb.DeleteCheckpointsReques
         caller.counted_as, partial(_deleted, _of(door, job), keep=keep, everything=request.everything)
     )
     door.shares.forget(AccountId(job.account_id))
-    left = await aside(_of(door, job).ls)
+    left = await door.port.from_archive(aside(_of(door, job).ls))
     return pb.DeleteCheckpointsReply(deleted_bytes=deleted, left=len(left))
 
 
@@ -113,7 +113,7 @@ async def fork(door: Door, caller: Caller, request: pb.ForkRequest) -> pb.Submit
     # Of a job that there is already nothing is touched: the gate says whether it is this fork, or what it is.
     is_there = isinstance(await door.port.ask(JobOf(job_id=made, account_id=owner)), JobView)
     if not is_there:
-        found = await aside(source.ls)
+        found = await door.port.from_archive(aside(source.ls))
         await door.shares.check(owner, more=Stored(max((each.bytes for each in found), default=0), 1))
     forked = not is_there and await door.lengthy.run(caller.counted_as, _forked, source, target, step)
     event = Submit(
@@ -131,7 +131,7 @@ async def fork(door: Door, caller: Caller, request: pb.ForkRequest) -> pb.Submit
         outcome = await door.gate.decide(event)
     except FabricError as error:
         if forked and error.http_status < 500:  # noqa: PLR2004  # it was refused, and will not be tried again as it is
-            await aside(_forget, target)
+            await door.port.from_archive(aside(_forget, target))
         raise
     return pb.SubmitReply(job_id=made, held_uhs=outcome.held_uhs, facts_json=facts_json(outcome.facts))
 

@@ -5,33 +5,23 @@ client that has gone is brought to its end: cancelling a call must not leave the
 """
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import IO, Any, Final, Protocol, TypeVar, TypeVarTuple, Unpack
-
-import structlog
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import IO, Any, Final, Protocol, TypeVar
 
 from fabric.adapters.archive import Archive, Kept, Stored
-from fabric.adapters.clerks import aside
 from fabric.adapters.cluster_settings import checkpoints_in
+from fabric.api.archive_watch import ArchiveWatch
 from fabric.api.log_pages import log_pages
 from fabric.checkpoints import Checkpoints
-from fabric.errors import Unavailable
 from fabric.gate.events import AnyEvent
 from fabric.gate.instructions import Outcome
 from fabric.gate.questions import AnyAnswer, AnyQuestion
 from fabric.gate.views import JobView, LogChunk
-from fabric.outage import Outage
 
-SLOW_S: Final = 1.0
-"""A call to the archive that fails sooner makes nobody wait: no other is spared it."""
 EXPORT_PAGE: Final = 500
 """Lines: each page is made on the gate's event loop."""
 
 _T = TypeVar("_T")
-_Given = TypeVarTuple("_Given")
-
-log = structlog.get_logger()
 
 
 class Gate(Protocol):
@@ -54,8 +44,7 @@ class Passage:
     def __init__(self, gate: Gate, *, archive: Archive) -> None:
         self._gate = gate
         self._archive = archive
-        self._away: Outage | None = None
-        """Of the archive, where a failure took long: callers don't wait for one each."""
+        self._watch = ArchiveWatch(archive)
 
     async def decide(self, events: Sequence[AnyEvent]) -> list[Outcome]:
         return await self._gate.decide(events)
@@ -70,25 +59,28 @@ class Passage:
         return log_pages(self.ask, self._read_page, job_id, offsets=offsets, follow=follow)
 
     async def put_blob(self, key: str, data: bytes) -> None:
-        await self._archived(self._archive.put, key, data)
+        await self._watch.ask(self._archive.put, key, data)
 
     async def kept_blobs(self, prefix: str) -> tuple[Kept, ...]:
-        return await aside(self._archive.kept, prefix)
+        return await self._watch.ask(self._archive.kept, prefix)
 
     async def archive_stored(self, prefix: str) -> Stored:
-        return await self._archived(self._archive.stored, prefix)
+        return await self._watch.ask(self._archive.stored, prefix)
 
     async def delete_blob(self, key: str) -> None:
-        await aside(self._archive.delete, key)
+        await self._watch.ask(self._archive.delete, key)
 
     async def small_blob(self, key: str, *, limit_bytes: int) -> bytes | None:
-        return await self._archived(self._archive.get_up_to, key, limit_bytes)
+        return await self._watch.ask(self._archive.get_up_to, key, limit_bytes)
 
     async def fetch_blob(self, key: str, into: IO[bytes]) -> None:
-        await self._archived(self._archive.fetch, key, into)
+        await self._watch.ask(self._archive.fetch, key, into)
 
     def checkpoints_of(self, account_id: str, job_id: str) -> Checkpoints:
         return checkpoints_in(self._archive, account_id, job_id)
+
+    async def from_archive(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return await self._watch.wait_for(work)
 
     async def export(self, *, account_id: str | None, since: int | None = None) -> AsyncIterator[bytes]:
         start = 0
@@ -97,29 +89,8 @@ class Passage:
                 yield line
             start += len(lines)
 
-    async def _archived(self, call: Callable[[Unpack[_Given]], _T], *given: *_Given) -> _T:
-        """Ask the archive. While it is away one call at a time tries it, with pauses; all others are told at once."""
-        if self._away is not None:
-            if not self._away.is_due:
-                raise self._away.refusal()
-            self._away.tried(self._away.error)
-        began = time.monotonic()
-        try:
-            found = await aside(call, *given)
-        except Unavailable as error:
-            if self._away is not None:
-                self._away.tried(error)
-            elif time.monotonic() - began >= SLOW_S:
-                self._away = Outage("the archive", error, code="archive_away")
-                log.warning("archive_away", why=self._away.why)
-            raise
-        if self._away is not None:
-            log.info("archive_back", lasted_s=round(self._away.lasted_s, 1), tries=self._away.tries)
-            self._away = None
-        return found
-
     async def _read_page(self, job_id: str, account_id: str, offsets: dict[str, int]) -> list[LogChunk]:
-        return await _to_its_end(self._gate.logs(job_id, account_id, offsets))
+        return await self._watch.wait_for(self._gate.logs(job_id, account_id, offsets))
 
 
 async def _to_its_end(call: Coroutine[Any, Any, _T]) -> _T:

@@ -1,7 +1,7 @@
 """What a door needs of the gate, so that the doors know neither Ray nor the journal."""
 
-from collections.abc import AsyncIterator, Sequence
-from typing import IO, Protocol
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import IO, Any, Protocol, TypeVar
 
 from fabric.adapters.archive import Kept, Stored
 from fabric.checkpoints import Checkpoints
@@ -11,6 +11,8 @@ from fabric.gate.questions import AnyAnswer, AnyQuestion
 from fabric.gate.views import JobView, LogChunk
 
 __all__ = ["GatePort", "LogChunk"]
+
+T = TypeVar("T")
 
 
 class GatePort(Protocol):
@@ -50,6 +52,9 @@ class GatePort(Protocol):
 
     def checkpoints_of(self, account_id: str, job_id: str) -> Checkpoints:
         """Where a job's checkpoints are. Its methods block."""
+
+    async def from_archive(self, work: Coroutine[Any, Any, T]) -> T:
+        """What some work comes to that asks the archive; `Unavailable` soon where that doesn't answer. The work goes on."""
 
     def export(self, *, account_id: str | None, since: int | None = None) -> AsyncIterator[bytes]:
         """The audit export, a line of JSON at a time: what `fabric audit verify` checks offline."""

@@ -73,7 +73,7 @@ async def _leaves_a_model(door: Door, caller: Caller, source: str) -> None:
     with contextlib.suppress(NotFound):
         await door.port.small_blob(artifact_key(job.account_id, job.job_id, name=_MODEL), limit_bytes=0)
         return
-    saved = await aside(door.port.checkpoints_of(job.account_id, job.job_id).ls)
+    saved = await door.port.from_archive(aside(door.port.checkpoints_of(job.account_id, job.job_id).ls))
     if not (saved and is_of_folder(saved[0])):
         raise InvalidRequest(
             f"job {job.job_id} {job.state} and has left no model: {PUBLISH_IT}", code="no_model", job=job.job_id

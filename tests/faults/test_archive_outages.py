@@ -13,7 +13,7 @@ from fabric.adapters import bucket
 from fabric.adapters.archive import DirectoryArchive, S3Archive
 from fabric.adapters.bucket import Place
 from fabric.adapters.bucket_clients import S3Credentials
-from fabric.api import passage
+from fabric.api import archive_watch
 from fabric.api.passage import Passage
 from fabric.errors import Unavailable
 
@@ -62,7 +62,7 @@ class Counted(S3Archive):
 @pytest.fixture
 def archive(store, monkeypatch):
     monkeypatch.setattr(bucket, "MAX_ATTEMPTS", 2)
-    monkeypatch.setattr(passage, "SLOW_S", 0.0)
+    monkeypatch.setattr(archive_watch, "SLOW_S", 0.0)
     monkeypatch.setattr(outage, "PAUSE_S", 0.3)
     key = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "us-east-1"}
     boto3.client("s3", endpoint_url=store.url, **key).create_bucket(Bucket="outages")

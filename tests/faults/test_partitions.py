@@ -10,9 +10,15 @@ import random
 import time
 from contextlib import suppress
 
+import boto3
 import pytest
 
+from fabric.adapters.archive import S3Archive
+from fabric.adapters.bucket import Place
+from fabric.adapters.bucket_clients import S3Credentials
 from fabric.adapters.journal_postgres import PostgresJournal
+from fabric.adapters.stores import SOON_S
+from fabric.api.passage import Passage
 from fabric.clock import SteadyClock
 from fabric.errors import Unavailable
 from fabric.gate import Gate
@@ -154,6 +160,79 @@ async def test_what_a_former_connection_left_open_blocks_nobody(writer, relay, s
         await asyncio.wait_for(comes_through(writer, [top_up(f"lost {number}")]), BACK_WITHIN_S)
         print(f"back after {time.monotonic() - began:.1f} s")
     assert await free(writer) == UHS_PER_CT + 3
+
+
+@pytest.fixture
+def bucket(moto_url):
+    """A bucket beyond a network."""
+    key = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "us-east-1"}
+    boto3.client("s3", endpoint_url=moto_url, **key).create_bucket(Bucket="apart")
+    with Relay(int(moto_url.rpartition(":")[2])) as relay:
+        credentials = S3Credentials(access_key_id="a", secret_access_key="b")
+        place = Place(
+            bucket="apart",
+            endpoint_url=f"http://127.0.0.1:{relay.port}",
+            region="us-east-1",
+            credentials=credentials,
+            read_timeout_s=SOON_S,
+        )
+        yield relay, Passage(None, archive=S3Archive(place))
+
+
+@pytest.mark.parametrize("clients", [0, 30])
+@pytest.mark.parametrize(
+    ("seed", "longest_s"), [(1, 5), (2, 10), *(pytest.param(seed, 120, marks=pytest.mark.soak) for seed in (3, 4, 5))]
+)
+async def test_an_archive_beyond_a_network_that_swallows_everything_is_in_use_again_soon(
+    bucket, seed, longest_s, clients
+):
+    """Though each thread that clients have waits for it: more of them ask than there are."""
+    print("seed", seed)
+    relay, port = bucket
+    chance = random.Random(seed)
+    kept, stopped, slowest = {}, asyncio.Event(), 0.0
+
+    async def client(number):
+        nonlocal slowest
+        while not stopped.is_set():
+            key, began = f"jobs/ada/{number}/{len(kept)}", time.monotonic()
+            with suppress(Unavailable):
+                await port.put_blob(key, key.encode())
+                kept[key] = await port.small_blob(key, limit_bytes=99)
+            slowest = max(slowest, time.monotonic() - began)
+            await asyncio.sleep(0.01)
+
+    await port.put_blob("jobs/first", b"first")
+    load = [asyncio.ensure_future(client(number)) for number in range(clients)]
+    await asyncio.sleep(chance.random())
+    relay.cut("silent")
+    ends = time.monotonic() + max(0.6, chance.random()) * longest_s
+    with pytest.raises(Unavailable, match="the archive is away"):
+        await asyncio.wait_for(port.small_blob("jobs/first", limit_bytes=9), BACK_WITHIN_S)
+    told = await asyncio.gather(
+        *(port.put_blob("jobs/more", b"more") for _ in range(40)),
+        port.kept_blobs("jobs"),
+        port.delete_blob("jobs/first"),
+        port.from_archive(asyncio.sleep(0)),
+        return_exceptions=True,
+    )
+    assert {(type(each), each.code) for each in told} == {(Unavailable, "archive_away")}
+    await asyncio.sleep(max(0, ends - time.monotonic()))
+    relay.mend()
+    began = time.monotonic()
+    async with asyncio.timeout(BACK_WITHIN_S):
+        while True:
+            with suppress(Unavailable):
+                assert await port.small_blob("jobs/first", limit_bytes=9) == b"first"
+                break
+            await asyncio.sleep(0.05)
+        heard = len(kept)
+        while len(kept) < heard + clients:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    print(f"silent, {clients} clients: back after {time.monotonic() - began:.1f} s, slowest answer {slowest:.1f} s")
+    stopped.set()
+    await asyncio.gather(*load)
+    assert all(key.encode() == data for key, data in kept.items())
 
 
 class Interrupted(PostgresJournal):
