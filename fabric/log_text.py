@@ -4,9 +4,15 @@ Of lines only the last words count: what a progress bar has written over with `\
 """
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
+_TRACEBACK: Final = ("Traceback (most recent call last):", "  + Exception Group Traceback (most recent call last):")
+_TRACEBACK_LINES: Final = 60
+_CHAINED: Final = (
+    "The above exception was the direct cause of the following exception:",
+    "During handling of the above exception, another exception occurred:",
+)
 _DECODER: Final = codecs.getincrementaldecoder("utf-8")
 
 
@@ -36,7 +42,25 @@ def with_line_ends(text: str) -> str:
 
 
 def last_lines(data: bytes, count: int) -> str:
-    """The last lines of a log's end, as a terminal would show them in the end."""
+    """The last lines of a log's end, as a terminal would show them in the end; more of them where a traceback ends it, so that
+    all its causes are among them.
+    """
     text = data.decode("utf-8", errors="replace").replace("\r\n", "\n")
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.rstrip("\r\n").split("\n")]
-    return "\n".join(lines[-count:])
+    start = max(0, len(lines) - count)
+    begun = _begin_of_chain(lines, len(lines) - count - _TRACEBACK_LINES)
+    return "\n".join(lines[start if begun is None else min(start, begun) :])
+
+
+def _begin_of_chain(lines: Sequence[str], least: int) -> int | None:
+    """Where the traceback begins that is the last, and no further up than that, with those of its causes before it."""
+    begin, at = None, len(lines)
+    while True:
+        found = next((n for n in range(at - 1, -1, -1) if lines[n].startswith(_TRACEBACK)), None)
+        if found is None or (begin is None and found < least):
+            return begin
+        begin = found
+        before = next((n for n in range(found - 1, -1, -1) if lines[n].strip()), None)
+        if before is None or lines[before] not in _CHAINED:
+            return begin
+        at = before

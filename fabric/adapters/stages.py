@@ -265,7 +265,7 @@ def _exited(stage: Stage, code: object) -> JobEnd:
         return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=ENDED_UNSAVED)
     said = _said_of(code)
     tail = end_of_log(stage.log_file, _ERROR_LINES)
-    return JobEnd(outcome=LeaseOutcome.FAILED, error=f"{said}\n{tail}".rstrip())
+    return JobEnd(outcome=LeaseOutcome.FAILED, error=f"{said}\n{shortened(tail)}".rstrip())
 
 
 def _said_of(code: object) -> str:

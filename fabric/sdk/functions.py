@@ -12,6 +12,7 @@ import threading
 import types
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -28,6 +29,7 @@ CALL_BYTES_MAX: Final = 512 * 1024 * 1024
 """Of a function with its arguments."""
 FILES_BYTES_MAX: Final = 256 * 1024 * 1024
 """Of the modules that go with it, and of a working directory with them."""
+FILES_MAX: Final = 20_000
 _OTHER_ROOTS: Final = ".modules"
 _BIGGEST: Final = 5
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
@@ -78,7 +80,14 @@ def pack_call(
     _warn_of_changes(function)
     given = Path(working_dir).absolute() if working_dir is not None else None
     folders = _folders_of(project, given)
-    return PackedCall(pickled, _zip(project, folders, sent), tuple(dict.fromkeys((".", *folders.values()))))
+    try:
+        files = _zip(project, folders, sent)
+    except (OSError, UnicodeError) as error:
+        raise InvalidRequest(
+            f"a file that goes along with the function can't be read ({error}): mend it, or name it in a .fabricignore",
+            code="file_unusable",
+        ) from None
+    return PackedCall(pickled, files, tuple(dict.fromkeys((".", *folders.values()))))
 
 
 def pickle_call(function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]) -> bytes:
@@ -256,6 +265,14 @@ class _Entry(NamedTuple):
 
 def _zip(project: Project, folders: Mapping[Path, str], sent: bytes | None) -> bytes:
     """Same files, same bytes. What is in the working directory's zip already stays as it is there."""
+    if len(project.files) > FILES_MAX:
+        folder, count = Counter(file.parent for file in project.files).most_common(1)[0]
+        raise InvalidRequest(
+            f"the function needs {len(project.files):,} files of its modules' folders, {FILES_MAX:,} are the most; {count:,} are in"
+            f" {folder}: name what the job doesn't need in a .fabricignore beside them",
+            code="modules_too_large",
+            limit=FILES_MAX,
+        )
     entries = []
     for file, root in sorted(project.files.items()):
         about = file.stat()

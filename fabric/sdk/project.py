@@ -52,6 +52,7 @@ _FILE_LOADERS: Final = (
 )
 _PACKAGE: Final = "__init__.py"
 _NAME_CHARS: Final = 200
+_ABOVE_MOST: Final = 6
 _LOOKS_BESIDE: Final = frozenset({"__file__", "resources", "__spec__"})
 
 
@@ -213,10 +214,12 @@ def _root_of(name: str, file: Path) -> Path | None:
 
 
 def _tree(folder: Path) -> list[Path]:
-    """The files of a folder that may be sent, in order. Of its `.fabricignore`, and of that beside it, as for git."""
+    """The files of a folder that may be sent, in order. The `.fabricignore` in it, and those above it in its project, are
+    read as git reads its own.
+    """
     found: list[Path] = []
     entered: set[str] = set()
-    rules = [(base, _ignored_in(base)) for base in (folder.parent, folder)]
+    rules = [(base, _ignored_in(base)) for base in _bases_of(folder)]
 
     def goes(path: Path) -> bool:
         said = [spec.check_file(_within(path, base)).include for base, spec in rules]
@@ -233,6 +236,13 @@ def _tree(folder: Path) -> list[Path]:
         folders[:] = sorted(name for name in folders if goes(here / name))
         found.extend(here / name for name in sorted(names) if goes(here / name) and (here / name).is_file())
     return found
+
+
+def _bases_of(folder: Path) -> list[Path]:
+    """The folder and those above it up to its project's own, which is a repository or has a pyproject.toml; one, if none is."""
+    above = list(folder.parents)[:_ABOVE_MOST]
+    marked = (n for n, base in enumerate(above) if (base / ".git").exists() or (base / "pyproject.toml").is_file())
+    return [*reversed(above[: next(marked, 0) + 1]), folder]
 
 
 def _within(path: Path, base: Path) -> str:

@@ -71,6 +71,8 @@ def imported_by(code: types.CodeType, package: str) -> Iterator[str]:
     """What the bytecode imports, that of inner functions included."""
     before: list[Any] = []
     for step in dis.get_instructions(code):
+        if step.opname == "EXTENDED_ARG":
+            continue
         if step.opname == "IMPORT_NAME":
             level, names = (before[-2], before[-1]) if len(before) > 1 else (0, None)
             known = names if isinstance(names, tuple) else ()

@@ -95,3 +95,49 @@ pathlib.Path("app/names.py").write_text("class Color: pass")
 print(pack_call(helper, (1,), {}).files == first.files)
 """
     assert project(APP | {"main.py": main}) == "True False\nFalse\n"
+
+
+def test_an_import_far_down_a_long_function_is_seen(project):
+    """Its bytecode has longer arguments."""
+    lines = "\n".join(f"    x{n} = 'text {n}'; y{n} = x{n}.upper" for n in range(400))
+    main = CALL + f"def job(x):\n{lines}\n    from app.util import helper\n    return helper(x)\nprint(call(job, 41))"
+    assert project(APP | {"main.py": main}) == "42\n"
+
+
+REFUSED = """
+from fabric.errors import InvalidRequest
+from app.util import helper
+import fabric.sdk.functions as functions
+{0}
+try: functions.pack_call(helper, (1,), {{}})
+except InvalidRequest as error: print(error.code, error.message)
+"""
+
+
+def test_too_many_files_and_files_that_cannot_be_read_are_refused(project):
+    files = APP | {f"app/data/{n}.txt": "" for n in range(30)}
+    told = project(files | {"main.py": REFUSED.format("functions.FILES_MAX = 20")})
+    assert told.startswith(
+        "modules_too_large the function needs 34 files of its modules' folders, 20 are the most; 30 are in"
+    )
+    vanished = "import os; from pathlib import Path\nfunctions._warn_of_changes = lambda _: os.unlink('app/data/3.txt')"
+    told = project({"main.py": REFUSED.format(vanished)})
+    assert told.startswith("file_unusable a file that goes along with the function can't be read")
+    assert "3.txt" in told
+
+
+def test_the_ignore_file_of_a_repository_holds_for_packages_below_it(project):
+    files = {f"src/{name}": text for name, text in APP.items()}
+    files |= {
+        "src/app/big.bin": "x",
+        "src/app/more.bin": "x",
+        "pyproject.toml": "",
+        ".fabricignore": "src/app/big.bin\n",
+    }
+    files["main.py"] = CALL + "import os\nfrom app.util import helper\nimport app\n"
+    files["main.py"] += (
+        "def job():\n    helper(1)\n    return sorted(n for n in os.listdir(app.__path__[0]) if n[:8] != '__pycach')\n"
+    )
+    files["main.py"] += "print(call(job), call(job, working_dir='.'))"
+    there = "['__init__.py', 'jobs.py', 'more.bin', 'names.py', 'util.py']"
+    assert project(files, path=["src"]) == f"{there} {there}\n"

@@ -1,5 +1,7 @@
 """What a customer sees of an error: their own frames, all its causes, and the exception itself."""
 
+import subprocess
+import sys
 import traceback
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from fabric.adapters.error_text import error_text, shortened
 from fabric.errors import NotFound
+from fabric.log_text import last_lines
 from fabric.results import pack_error, pack_value, read_parcel
 
 LIB = {
@@ -249,3 +252,34 @@ def test_a_recursion_without_end_is_told_in_few_lines():
     assert "Previous line repeated" in told
     assert len(told.splitlines()) < 40
     assert traceback.format_exc().strip() == "NoneType: None"
+
+
+SCRIPT = """
+import sys
+print("早い", "x" * 100)
+def deep(n): return 1 / n
+def middle():
+    try: deep(0)
+    except ZeroDivisionError as error: raise KeyError("second") from error
+def outer():
+    try: middle()
+    except KeyError: raise {0}
+outer()
+"""
+
+
+@pytest.mark.parametrize(
+    "raised", ["RuntimeError('third')", "ExceptionGroup('third', [ValueError(n) for n in range(5)])"]
+)
+def test_of_a_scripts_error_all_causes_are_among_its_last_lines(tmp_path, raised):
+    (tmp_path / "x.py").write_text("import logging\nlogging.error('before')\n" + SCRIPT.format(raised))
+    ran = subprocess.run([sys.executable, tmp_path / "x.py"], capture_output=True, check=False)
+    told = last_lines(b"said\n" * 9 + ran.stdout + b"ERROR before\n" + ran.stderr, 12)
+    assert told.startswith("Traceback (most recent call last):\n")
+    for words in ("in deep", "ZeroDivisionError: division by zero", "KeyError: 'second'", "third"):
+        assert words in told
+
+
+def test_a_traceback_long_before_the_end_is_not_taken_for_the_error():
+    text = "Traceback (most recent call last):\n  old\nKeyError: 1\n" + "went on\n" * 100 + "Killed\n"
+    assert last_lines(text.encode(), 3) == "went on\nwent on\nKilled"
