@@ -34,6 +34,7 @@ _SHAPES: Final = (
     "response_format", "structured_outputs", "text", "output_config", "guided_json", "guided_regex", "guided_choice",
     "guided_grammar", "structural_tag", "tool_choice",
 )  # fmt: skip
+_SHAPED: Final = (*_SHAPES, "tools")
 _PATTERNS: Final = frozenset({"pattern", "regex", "guided_regex", "patternProperties"})
 
 
@@ -113,7 +114,7 @@ def check_text(body: Body, size: Size, *, max_context: int | None) -> None:
     """
     context = max_context or limits.CONTEXT_GUESS
     most = max(limits.CHARS_ALWAYS, limits.CHARS_PER_TOKEN_MAX * context * size.prompts)
-    count = sum(_characters(body.get(name)) for name in _PROMPT_FIELDS)
+    count = sum([_characters(body[name]) for name in _PROMPT_FIELDS if name in body])
     if count > most:
         raise TooLarge(
             f"the prompt has {count} characters, at most {most} may come to a model with a context of {context} tokens:"
@@ -138,15 +139,19 @@ def _characters(value: Any) -> int:
 
 def _check_amounts(body: Body) -> None:
     for name, most in _NUMBERS:
-        value = body.get(name)
+        if name not in body:
+            continue
+        value = body[name]
         if isinstance(value, int) and not isinstance(value, bool) and value > most:
             raise _beyond(name, value, most)
     for name, most in _LISTS:
-        value = body.get(name)
+        if name not in body:
+            continue
+        value = body[name]
         if isinstance(value, list | dict) and len(value) > most:
             raise _beyond(name, len(value), most, what="entries")
     for name in _TEXTS:
-        for text in _texts(body.get(name)):
+        for text in _texts(body[name]) if name in body else ():
             if len(text) > limits.STOP_CHARS_MAX:
                 raise _beyond(name, len(text), limits.STOP_CHARS_MAX, what="characters in one entry")
 
@@ -162,7 +167,8 @@ def _check_shapes(body: Body) -> None:
         value = body.get(name)
         if value is not None and (size := _bytes_of(value)) > limits.GRAMMAR_BYTES_MAX:
             raise too_large(size)
-    for pattern in _patterns({name: body[name] for name in (*_SHAPES, "tools") if name in body}):
+    shapes = {name: body[name] for name in _SHAPED if name in body}
+    for pattern in _patterns(shapes) if shapes else ():
         if len(pattern) > limits.PATTERN_CHARS_MAX:
             raise _beyond("pattern", len(pattern), limits.PATTERN_CHARS_MAX, what="characters")
 
