@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from fabric.client import new_request_id
+from fabric.errors import Unavailable
 from fabric.gate.events import OpenAccount, TopUp
 from fabric.wire import fabric_pb2 as pb
 from serving.gateway.__main__ import secret_of
@@ -34,6 +35,7 @@ from tests.serving.gateway.test_fabric_directory import Process, announce
 
 ACCOUNTS = {"rich": 10**9, "middling": 30_000, "poor": 2_500, "broke": 1}
 SECONDS = 8
+PATIENCE_S = 30
 
 
 def port():
@@ -119,7 +121,8 @@ async def customer(account, key, url, http, rng, until, seen):
         headers = {"authorization": f"Bearer {key}"}
         if rng.random() < 0.2:
             headers["idempotency-key"] = f"{account}-{rng.random()}"
-        leave_after_s = rng.random() * 0.3 if rng.random() < 0.2 else 30
+        leave_after_s = rng.random() * 0.3 if rng.random() < 0.2 else PATIENCE_S
+        began = loop.time()
         try:
             async with asyncio.timeout(leave_after_s), http.post(url, json=body, headers=headers) as answer:
                 raw = await answer.read()
@@ -134,7 +137,7 @@ async def customer(account, key, url, http, rng, until, seen):
                     await asyncio.sleep(0.1)
                 assert call or answer.status in {502, 503}  # the ingress' own word
         except (aiohttp.ClientError, TimeoutError):
-            seen["gone"] += 1
+            seen["gone" if leave_after_s < PATIENCE_S or loop.time() - began < PATIENCE_S else "hung"] += 1
 
 
 class Gateways:
@@ -168,13 +171,14 @@ def ingress_at(listen, state_dir):
     return Ingress(front, place=state_dir, certificate=files, gateways=2)
 
 
-async def run(doors, state_dir, seed, *, behind):
+async def run(doors, state_dir, seed, *, behind, seconds=SECONDS, harm=None):
     listen = f"127.0.0.1:{port()}"
     async with ingress_at(listen, state_dir) if behind else contextlib.nullcontext() as ingress:
-        return await ran(doors, state_dir, seed, listen, ingress)
+        return await ran(doors, state_dir, seed, listen, ingress, seconds=seconds, harm=harm)
 
 
-async def ran(doors, state_dir, seed, listen, ingress):
+async def ran(doors, state_dir, seed, listen, ingress, *, seconds, harm):
+    """What happens when customers ask and `harm` is done; by default, processes are killed."""
     rng = random.Random(seed)
     replicas = [Replica(doors, state_dir, name) for name in ("r1", "r2")]
     gateways = Gateways(state_dir, listen, ingress)
@@ -186,7 +190,8 @@ async def ran(doors, state_dir, seed, listen, ingress):
     async def report():
         while True:
             shown = [replica.shown() for replica in replicas]
-            await ledger.report(pb.ReportServingRequest(reporter="host", replicas=shown))
+            with contextlib.suppress(Unavailable):
+                await ledger.report(pb.ReportServingRequest(reporter="host", replicas=shown))
             await asyncio.sleep(0.2)
 
     over = asyncio.Event()
@@ -213,13 +218,13 @@ async def ran(doors, state_dir, seed, listen, ingress):
     try:
         connector = aiohttp.TCPConnector(limit=0, ssl=trusted, force_close=True)
         async with aiohttp.ClientSession(connector=connector) as http:
-            until = asyncio.get_running_loop().time() + SECONDS
+            until = asyncio.get_running_loop().time() + seconds
             customers = [
                 customer(account, keys[account], url, http, random.Random(f"{seed}/{account}/{number}"), until, seen)
                 for account in ACCOUNTS
                 for number in range(3)
             ]
-            killing = asyncio.create_task(kill())
+            killing = asyncio.create_task(kill() if harm is None else harm(over, rng))
             await asyncio.gather(*customers)
             over.set()
             await killing  # whoever was killed last is back
@@ -246,6 +251,10 @@ async def test_whoever_dies_nothing_is_overspent_nothing_leaks_and_records_are_w
     replicas, seen, codes = await run(doors, state_dir, seed, behind=behind)
     logs = "\n".join(path.read_text()[-2_000:] for path in state_dir.glob("*.log"))
     assert codes == [0, 0, 0, 0], logs
+    is_booked_once_and_right(doors, replicas, seen)
+
+
+def is_booked_once_and_right(doors, replicas, seen):
     made = {}
     for replica in replicas:
         for call, counts in replica.engine_counts().items():
