@@ -29,6 +29,7 @@ from fabric.adapters.guarded import Guarded
 from fabric.adapters.installation import furnish
 from fabric.adapters.line import Address, Listener
 from fabric.adapters.private_folder import attempt_folder
+from fabric.adapters.process_state import HooksWatch, ProcessState, left_in, state_now
 from fabric.adapters.processes import adopt_orphans
 from fabric.adapters.ray_use import RayUse
 from fabric.adapters.shard_cache import LIMIT_BYTES, ShardCache
@@ -143,6 +144,11 @@ class Runner:
         adopt_orphans()
         self._ray_use = RayUse()
         self._ray_use.watch()
+        self._hooks = HooksWatch()
+        self._hooks.watch()
+        self._threads: Threads | None = None
+        self._state: ProcessState | None = None
+        """Before its first job."""
         self._order: Order | None = None
         self._stage: Stage | None = None
         self._end: asyncio.Future[JobEnd] | None = None
@@ -211,7 +217,8 @@ class Runner:
         self._began, self._restore_us = time.monotonic(), 0
         self._reported.clear()
         self._stage = self._set(order, loop)
-        before = threads_now()
+        self._threads = before = threads_now(self._threads)
+        self._state = self._state or state_now()
         stage = self._stage
 
         def work() -> None:
@@ -300,8 +307,11 @@ class Runner:
         self._next = Standby()
 
     def _left_nothing(self, before: Threads) -> bool:
-        """Whether the job left no thread, no child process and no Ray work behind in this process."""
-        if self._ray_use.seen or threads_beside(before):
+        """Whether the job left no thread, no child process, no Ray work and nothing else behind in this process that goes on,
+        or holds something, without it.
+        """
+        assert self._state is not None
+        if self._ray_use.seen or self._hooks.seen or threads_beside(before) or left_in(self._state):
             return False
         try:
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)

@@ -1,6 +1,7 @@
 """How jobs of every kind run inside their leases, on a real cluster."""
 
 import asyncio
+import ctypes
 import os
 import signal
 import sys
@@ -73,6 +74,30 @@ async def test_the_next_lease_of_the_same_shape_and_account_uses_the_same_proces
     assert stranger[0] != first[0]
     assert stranger[1] == first[1]
     assert not is_there(first[0])
+
+
+async def test_a_process_is_kept_for_as_long_as_jobs_leave_nothing_in_it(world):
+    """A thread that C has started, which Python knows nothing of, would go on in the next lease, or in none."""
+
+    def pid(leave):
+        if leave:
+            library = ctypes.CDLL(None)
+            sleep = ctypes.cast(library.sleep, ctypes.c_void_p)
+            ctypes.CDLL("libpthread.so.0").pthread_create(
+                ctypes.byref(ctypes.c_ulong()), None, sleep, ctypes.c_void_p(600)
+            )
+        return os.getpid()
+
+    async def where(*, leave=False):
+        finished, _ = await world.run(world.lease(world.call(pid, leave), shares=(("h1", 2),)))
+        assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
+        return value_of(world, finished)
+
+    pids = [await where() for _ in range(8)]
+    assert len(set(pids)) <= 2, "hardly ever is one given up for nothing"
+    left = await where(leave=True)
+    assert await where() != left
+    assert not is_there(left)
 
 
 async def test_a_function_that_raises_fails_with_its_traceback_and_its_exception(world):
