@@ -150,11 +150,17 @@ def down(
     )
     name = found.name if found else None
     stays = found is not None and found.joined and not gate
+    left = house.unsettled_calls(house.place.state_dir_of(state_dir))
     if as_json:
-        print_json({"name": name, "stopped": True, "gate": "running" if stays else "stopped"})
+        print_json({"name": name, "stopped": True, "gate": "running" if stays else "stopped", "unsettled_calls": left})
         return
     goes_on = ": its gate and jobs go on (fabric down --gate stops the gate)" if stays else ""
     out.print(f"{name or 'the gate'} is down{goes_on}")
+    if left:
+        out.print(
+            f"{left} calls of models are not settled yet: what they used is kept here, and is charged after the next `fabric"
+            " up`. What they held stays set aside until then"
+        )
 
 
 def doctor(*, config: Config = None, as_json: AsJson = False) -> None:

@@ -32,6 +32,7 @@ from fabric.house.place import (
 )
 from fabric.house.process import down, up
 from fabric.house.remains import end_remains, new_session_folder
+from fabric.house.unsettled import unsettled_calls
 
 __all__ = [
     "Condition",
@@ -51,5 +52,6 @@ __all__ = [
     "role_key",
     "role_key_file",
     "running",
+    "unsettled_calls",
     "up",
 ]

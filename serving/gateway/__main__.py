@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Final
@@ -19,7 +20,7 @@ import structlog
 import uvloop
 
 from fabric import house, logs
-from fabric.errors import FabricError, InvalidConfig
+from fabric.errors import FabricError, InvalidConfig, Unavailable
 from fabric.gate.key_scopes import KeyScope
 from fabric.profile import Profile
 from serving.gateway.address import certificate_of, endpoint_of
@@ -125,7 +126,7 @@ async def _serve(given: argparse.Namespace) -> None:
             origins=given.origin,
             name=name,
         )
-        admin = bind(given.admin, shared=False) if given.admin else None
+        admin = _bound_admin(given.admin) if given.admin else None
         server = GatewayServer(
             gateway,
             public,
@@ -148,6 +149,15 @@ async def _serve(given: argparse.Namespace) -> None:
         await server.serve()
     finally:
         await ledger.close()
+
+
+def _bound_admin(address: str) -> socket.socket | None:
+    """Where metrics are read; None where somebody else listens: whoever is served doesn't wait for that."""
+    try:
+        return bind(address, shared=False)
+    except Unavailable as error:
+        structlog.get_logger("gateway").warning("no_metrics", code=error.code, error=error.message)
+        return None
 
 
 def _log_to_standard_error(level: str) -> None:
