@@ -18,9 +18,9 @@ from fabric.units import MICROS_PER_S, AccountId
 
 ENGINE_ARGS: Final = frozenset(
     {
-        "block-size", "chat-template", "dtype", "enable-auto-tool-choice", "enable-chunked-prefill",
+        "block-size", "chat-template", "convert", "dtype", "enable-auto-tool-choice", "enable-chunked-prefill",
         "enable-prefix-caching", "enforce-eager", "gpu-memory-utilization", "kv-cache-dtype", "kv-cache-memory-bytes",
-        "load-format", "max-num-batched-tokens", "max-num-seqs", "quantization", "reasoning-parser", "seed",
+        "load-format", "max-num-batched-tokens", "max-num-seqs", "quantization", "reasoning-parser", "runner", "seed",
         "swap-space", "tool-call-parser",
     }
 )  # fmt: skip

@@ -26,7 +26,13 @@ _LISTS: Final = (
     ("bad_words", limits.BAD_WORDS_MAX), ("logit_bias", limits.BIASES_MAX), ("tools", limits.TOOLS_MAX),
     ("allowed_token_ids", limits.TOKEN_IDS_MAX), ("logprob_token_ids", limits.TOKEN_IDS_MAX),
 )  # fmt: skip
-_PROMPTS: Final = {"chat": "messages", "completions": "prompt", "embeddings": "input", "tokens": "prompt"}
+_PROMPTS: Final = {
+    "chat": "messages",
+    "completions": "prompt",
+    "embeddings": "input",
+    "rerank": "documents",
+    "tokens": "prompt",
+}
 _FORCED: Final = {"chat": {"required", "function"}, "anthropic": {"any", "tool"}}
 """Choices of a tool that shape the answer, by surface: the engine needs to find none in it."""
 _TEXTS: Final = ("stop", "stop_sequences", "bad_words")
@@ -38,7 +44,7 @@ _SHAPED: Final = (*_SHAPES, "tools")
 _PATTERNS: Final = frozenset({"pattern", "regex", "guided_regex", "patternProperties"})
 
 
-_PROMPT_FIELDS: Final = ("prompt", "input", "messages", "system", "instructions", "documents")
+_PROMPT_FIELDS: Final = ("prompt", "input", "messages", "system", "instructions", "documents", "query")
 _TEXT_FIELDS: Final = frozenset({"text", "content", "output", "arguments", "thinking", "reasoning_content"})
 
 

@@ -64,6 +64,8 @@ def rewrite(body: Body, route: Route) -> None:
     for name in TAKEN_OUT:
         body.pop(name, None)
     media.check(body)
+    if route.surface == "rerank":
+        _check_texts(body)
     if route.surface == "responses":
         for name in ("background", "previous_response_id", "previous_input_messages", "conversation"):
             if body.pop(name, None):
@@ -73,6 +75,21 @@ def rewrite(body: Body, route: Route) -> None:
                     param=name,
                 )
         body["store"] = False
+
+
+def _check_texts(body: Body) -> None:
+    """What is ranked is text: a document is no place for an image that would be fetched.
+
+    Raises:
+        InvalidRequest: `not_text`.
+    """
+    documents = body.get("documents")
+    listed = documents if isinstance(documents, list) else [documents]
+    if not (isinstance(body.get("query"), str) and listed and all(isinstance(each, str) for each in listed)):
+        raise InvalidRequest(
+            "`query` must be a text, and `documents` a list of texts: send the text of each", code="not_text",
+            param="documents",
+        )  # fmt: skip
 
 
 def prompt_of(body: Body, route: Route) -> bytes:

@@ -8,7 +8,9 @@ from typing import Final, Literal, NamedTuple
 
 from serving.gateway.refusals import UnknownRoute, WrongMethod
 
-Surface = Literal["chat", "completions", "responses", "anthropic", "embeddings", "tokens", "models", "account"]
+Surface = Literal[
+    "chat", "completions", "responses", "anthropic", "embeddings", "rerank", "tokens", "models", "account"
+]
 
 
 class Route(NamedTuple):
@@ -38,6 +40,7 @@ _POSTS: Final = (
     Route("POST", "/v1/messages", "anthropic", metered=True, streams=True, last=b"event: message_stop"),
     Route("POST", "/v1/messages/count_tokens", "anthropic", metered=False),
     Route("POST", "/v1/embeddings", "embeddings", metered=True),
+    Route("POST", "/v1/rerank", "rerank", metered=True),
     Route("POST", "/tokenize", "tokens", metered=False),
     Route("POST", "/detokenize", "tokens", metered=False),
 )  # fmt: skip

@@ -86,6 +86,11 @@ class EngineStandin:
         if path in {"/tokenize", "/detokenize", "/v1/messages/count_tokens"}:
             await _json(send, 200, {"count": 3, "tokens": [1, 2, 3], "input_tokens": 3})
             return
+        if path == "/v1/rerank":
+            results = [{"index": 0, "document": {"text": body["documents"][0]}, "relevance_score": 0.5}]
+            usage = {"prompt_tokens": 3, "total_tokens": 3}
+            await _json(send, 200, {"id": "score-1", "model": body["model"], "results": results, "usage": usage})
+            return
         if path == "/v1/embeddings":
             usage = {"prompt_tokens": 3, "total_tokens": 3}
             data = [{"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}]

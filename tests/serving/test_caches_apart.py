@@ -17,6 +17,7 @@ CLAIMS = {
     ("POST", "/v1/responses"): "generate",
     ("POST", "/v1/messages"): "generate",
     ("POST", "/v1/embeddings"): "encode",
+    ("POST", "/v1/rerank"): "encode",
     ("POST", "/v1/messages/count_tokens"): READS_NO_CACHE,
     ("POST", "/tokenize"): READS_NO_CACHE,
     ("POST", "/detokenize"): READS_NO_CACHE,

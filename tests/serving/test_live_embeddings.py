@@ -34,6 +34,20 @@ def test_an_embedding_costs_its_prompts(pooling, given):
     assert pooling.ledger.free[account] == 1_000_000 - tokens * IN
 
 
+def test_a_ranking_costs_the_query_and_its_documents(pooling):
+    account = pooling.account(uhs=1_000_000)
+    body = {"model": "byte-lm", "query": "def main", "documents": ["def main", "import os", "x"], "top_n": 2}
+    answer = pooling.post("/v1/rerank", account, body)
+    assert answer.status_code == 200, answer.text
+    said = answer.json()
+    assert said["results"][0]["index"] == 0
+    assert len(said["results"]) == 2
+    calls = pooling.settled(account, calls=4)
+    spent = sum(call.usage.prompt_tokens for call in calls)
+    assert said["usage"]["prompt_tokens"] == said["fabric"]["prompt_tokens"] == spent
+    assert pooling.ledger.free[account] == 1_000_000 - spent * IN == 1_000_000 - int(said["fabric"]["charged_uhs"])
+
+
 def test_an_embedding_without_tokens_is_a_402(pooling):
     account = pooling.account(uhs=10 * IN - 1)
     answer = pooling.post("/v1/embeddings", account, {"model": "byte-lm", "input": "some text"})

@@ -301,3 +301,22 @@ async def test_others_are_kept_alive_by_a_comment(quick):
     piece, rest = await kept_alive(quick, "/v1/chat/completions", STREAM)
     assert piece == events.WAITING
     assert b"[DONE]" in rest
+
+
+async def test_texts_are_ranked_and_nothing_else_is(house):
+    body = {"model": "tiny", "query": "x", "documents": ["a", "b"], "top_n": 1}
+    async with house.post("/v1/rerank", body=body) as answer:
+        assert (await answer.json())["results"][0]["relevance_score"] == 0.5
+    image = {"content": [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}]}
+    for given in (
+        {"documents": [image]},
+        {"documents": []},
+        {"documents": None},
+        {"query": image},
+        {"documents": image},
+    ):
+        async with house.post("/v1/rerank", body={**body, **given}) as answer:
+            assert answer.status == 400, given
+    async with house.post("/v1/rerank", body={**body, "documents": ["x"] * 1_025}) as answer:
+        assert (await answer.json())["error"]["code"] == "limit_exceeded"
+    assert len(house.engine.requests) == 1
