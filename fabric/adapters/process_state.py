@@ -24,7 +24,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -33,13 +33,13 @@ SOCKETS_MORE: Final = 32
 """So many more sockets and pipes than at the start are no sign of anything."""
 MEMORY_MORE: Final = 2**30
 """So many more bytes than at the start are what libraries take that a job has loaded."""
-_STATUS: Final = ("Umask", "Uid", "Gid", "Groups", "SigIgn", "SigCgt", "CapEff", "NoNewPrivs", "Seccomp")
+_STATUS: Final = ("VmRSS", "Umask", "Uid", "Gid", "Groups", "SigIgn", "SigCgt", "CapEff", "NoNewPrivs", "Seccomp")
+_KIB: Final = 1024
 _THREADS_OWN: Final = 1 << 31 | 1 << 32
 """The signals by which the C library cancels threads and changes their users: caught from the first that needs them."""
 _LIMITS: Final = tuple(value for name, value in vars(resource).items() if name.startswith("RLIMIT_"))
 _SIGNALS: Final = tuple(signal.valid_signals())
 _TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
-_PAGE: Final = resource.getpagesize()
 
 
 class ProcessState(NamedTuple):
@@ -50,23 +50,25 @@ class ProcessState(NamedTuple):
     limits: tuple[tuple[int, int], ...]
     scheduling: tuple[Any, ...]
     hooks: tuple[Any, ...]
-    files: frozenset[str]
+    files: Mapping[str, str]
+    """By descriptor: what is open, "" for what is no file."""
     sockets: int
     memory: int
 
 
-def state_now() -> ProcessState:
-    """The state of this process."""
-    files, sockets = _opened()
+def state_now(known: "ProcessState | None" = None) -> ProcessState:
+    """The state of this process; descriptors that are known are not looked up again."""
+    files, sockets = _opened({} if known is None else known.files)
+    status, memory = _status()
     return ProcessState(
-        status=_status(),
+        status=status,
         signals=tuple(id(signal.getsignal(number)) for number in _SIGNALS),
         limits=tuple(resource.getrlimit(limit) for limit in _LIMITS),
         scheduling=(os.getpriority(os.PRIO_PROCESS, 0), frozenset(os.sched_getaffinity(0))),
         hooks=_hooks(),
         files=files,
         sockets=sockets,
-        memory=int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE,
+        memory=memory,
     )
 
 
@@ -74,7 +76,7 @@ def left_in(before: ProcessState) -> str:
     """What a job has left in this process that another must not find; "" = nothing."""
     if any(any(signal.getitimer(timer)) for timer in _TIMERS) or _kernel_timers():
         return "a timer"
-    now = state_now()
+    now = state_now(before)
     for what, was, found in (
         ("a signal's handler", before.signals, now.signals),
         ("another status", before.status, now.status),
@@ -84,7 +86,7 @@ def left_in(before: ProcessState) -> str:
     ):
         if was != found:
             return what
-    if now.files - before.files:
+    if any(name and descriptor not in before.files for descriptor, name in now.files.items()):
         return "an open file"
     if now.sockets > before.sockets + SOCKETS_MORE:
         return "open sockets"
@@ -111,11 +113,13 @@ class HooksWatch:
         return noted
 
 
-def _status() -> tuple[str, ...]:
+def _status() -> tuple[tuple[str, ...], int]:
+    """What the kernel says of the process: its rights and signals, and the bytes of memory it has."""
     lines = (line.partition(":") for line in Path("/proc/self/status").read_text().splitlines())
     told = {name: said.strip() for name, _, said in lines if name in _STATUS}
     told["SigCgt"] = f"{int(told['SigCgt'], 16) & ~_THREADS_OWN:x}"
-    return tuple(told.values())
+    memory = int(told.pop("VmRSS", "0").split()[0]) * _KIB
+    return tuple(told.values()), memory
 
 
 def _kernel_timers() -> bool:
@@ -138,14 +142,15 @@ def _hooks() -> tuple[Any, ...]:
     )
 
 
-def _opened() -> tuple[frozenset[str], int]:
-    """Open files, by descriptor and name, and how much else is open."""
-    files, others = [], 0
+def _opened(known: Mapping[str, str]) -> tuple[dict[str, str], int]:
+    """What is open, by descriptor, with its name where it is a file; and how much of it is none."""
+    found = {}
     for entry in os.listdir("/proc/self/fd"):  # noqa: PTH208  # a third of the time
+        if entry in known:
+            found[entry] = known[entry]
+            continue
         with suppress(OSError):
             name = os.readlink(f"/proc/self/fd/{entry}")  # noqa: PTH115
-            if name.startswith("/") and not name.startswith(("/dev/", "/proc/", "/sys/")):
-                files.append(f"{entry} {name}")
-            else:
-                others += 1
-    return frozenset(files), others
+            is_file = name.startswith("/") and not name.startswith(("/dev/", "/proc/", "/sys/"))
+            found[entry] = name if is_file else ""
+    return found, sum(not name for name in found.values())

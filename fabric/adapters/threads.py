@@ -22,17 +22,25 @@ class Threads(NamedTuple):
     """Of those that Python started: one that is within a function in C shows no frame."""
     running: frozenset[int]
     """Those that run Python."""
-    tasks: Mapping[str, str] = MappingProxyType({})
+    tasks: Mapping[str, "Task"] = MappingProxyType({})
     """All of them, as the kernel numbers them: one that Python knows nothing of may have been started by a library, or by a
-    job. Since when each is there is looked up when it is new, so that a number that is used again is told apart.
+    job.
     """
+
+
+class Task(NamedTuple):
+    """A thread, told apart from a later one of the same number."""
+
+    inode: int
+    """Of its place in /proc: another for another thread, and cheap to look at, but it may change while the thread goes on."""
+    since: str
+    """When it was started, in the kernel's ticks: looked up where the other says too little."""
 
 
 def threads_now(known: Threads | None = None) -> Threads:
     """The threads of now; what is known of them already is not looked up again, which takes most of the time."""
-    before: Mapping[str, str] = {} if known is None else known.tasks
-    tasks = {name: before.get(name) or _since(name) for name in os.listdir("/proc/self/task")}  # noqa: PTH208
-    return Threads(_thread._count(), frozenset(sys._current_frames()), tasks)  # noqa: SLF001
+    before: Mapping[str, Task] = {} if known is None else known.tasks
+    return Threads(_thread._count(), frozenset(sys._current_frames()), _tasks(before))  # noqa: SLF001
 
 
 def threads_beside(before: Threads) -> bool:
@@ -48,9 +56,18 @@ def _beside(before: Threads) -> bool:
     now = Threads(_thread._count(), frozenset(sys._current_frames()))  # noqa: SLF001
     if now.started > before.started or now.running - before.running - {threading.get_ident()}:
         return True
-    mine = str(threading.get_native_id())
-    tasks = os.listdir("/proc/self/task")  # noqa: PTH208
-    return any(name != mine and (name not in before.tasks or _since(name) != before.tasks[name]) for name in tasks)
+    tasks = _tasks(before.tasks)
+    tasks.pop(str(threading.get_native_id()), None)
+    return any(name not in before.tasks or task.since != before.tasks[name].since for name, task in tasks.items())
+
+
+def _tasks(known: Mapping[str, Task]) -> dict[str, Task]:
+    found = {}
+    with os.scandir("/proc/self/task") as entries:
+        for entry in entries:
+            there, inode = known.get(entry.name), entry.inode()
+            found[entry.name] = there if there and there.inode == inode else Task(inode, _since(entry.name))
+    return found
 
 
 def _since(task: str) -> str:
