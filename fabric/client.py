@@ -32,6 +32,8 @@ _ASKED_FIRST_BYTES: Final = 256 * 1024
 _ATTEMPTS: Final = 6
 _ATTEMPTS_ONCE_KNOWN: Final = 20
 """Half a minute."""
+_FOLLOWS_AWAY_S: Final = 600.0
+"""How long whoever follows a job waits for a fabric that is away."""
 _PACED_S: Final = 60.0
 """How long a client that asks too fast waits for its turn, each time."""
 _PAGE: Final = 1_000
@@ -126,23 +128,40 @@ class Client:
                 return found, reply.next
             asked.after = reply.next
 
-    def logs(self, job_id: str, *, follow: bool = False) -> Iterator[pb.LogChunk]:
-        """A job's logs as they come; where the fabric was away meanwhile, it goes on from what has come."""
+    def logs(
+        self, job_id: str, *, follow: bool = False, on_away: Callable[[Unavailable], None] | None = None
+    ) -> Iterator[pb.LogChunk]:
+        """A job's logs as they come; where the fabric was away meanwhile, it goes on from what has come.
+
+        With `follow` it ends when the job has ended or is parked, and then with all that was written. A fabric that is away is
+        waited for, and `on_away` told once each time.
+        """
         have: dict[str, int] = {}
+        away_since: float | None = None
         failures = 0
         while True:
             try:
                 for chunk in self.stream(pb.LogsRequest(job_id=job_id, offsets=have, follow=follow), pb.LogChunk):
                     have[f"{chunk.attempt}/{chunk.rank}"] = chunk.offset + len(chunk.data)
-                    failures = 0
+                    failures, away_since = 0, None
                     yield chunk
-            except Unavailable:
-                failures += 1
-                if failures >= (_ATTEMPTS_ONCE_KNOWN if have else _ATTEMPTS):
+                if not follow or self._is_over(job_id):
+                    return
+                away_since, failures = None, 1  # the stream has ended, and the job has not
+            except Unavailable as error:
+                now, failures = time.monotonic(), failures + 1
+                if away_since is None:
+                    away_since = now
+                    if on_away is not None:
+                        on_away(error)
+                if self._closed or (now - away_since >= _FOLLOWS_AWAY_S if follow else failures >= self._attempts()):
                     raise
-                time.sleep(min(2.0, 0.1 * 2**failures))
-            else:
-                return
+            time.sleep(min(_PAUSE_MAX_S, _PAUSE_S * 2**failures))
+
+    def _is_over(self, job_id: str) -> bool:
+        """Whether nothing more will be written: the job has ended for good, or is parked."""
+        job = self.call(pb.GetJobRequest(job_id=job_id), pb.Job)
+        return job.settled or (job.state == "parked" and not job.HasField("lease_id"))
 
     def put_blob(self, data: bytes) -> str:
         """Keep bytes in the fabric's archive, under the account; answers their sha256, by which to name them. What is there
@@ -192,7 +211,7 @@ class Client:
         else:
             self._has_answered, self._is_silent = True, False
             return answer
-        attempts = _ATTEMPTS_ONCE_KNOWN if self._has_answered else _ATTEMPTS
+        attempts = self._attempts()
         until = None if timeout_s is None else time.monotonic() + timeout_s
         for attempt in range(attempts):
             pause_s = min(_PAUSE_MAX_S, _PAUSE_S * 2**attempt) * random.uniform(0.5, 1)  # noqa: S311  # so that many don't come at once
@@ -209,6 +228,10 @@ class Client:
                 return answer
             time.sleep(pause_s)
         raise AssertionError("the last attempt either returns or raises")
+
+    def _attempts(self) -> int:
+        """How often it is tried: more where it is known that there is a fabric, which comes back."""
+        return _ATTEMPTS_ONCE_KNOWN if self._has_answered else _ATTEMPTS
 
     def _in_turn(self, once: Callable[[], Answer]) -> Answer:
         """What it answers, once the door has time for it."""
@@ -277,6 +300,11 @@ def _chunks(data: bytes, *, sha256: str, told: Callable[[int, int], None]) -> It
         told(start, len(data))
         yield pb.Chunk(data=data[start : start + CHUNK_BYTES])
     told(len(data), len(data))
+
+
+def _is_the_doors(error: Unavailable) -> bool:
+    """Whether a door has said so, whose gate is away; not the transport, which found none."""
+    return "address" not in error.facts and error.code not in {"cancelled", "timeout"}
 
 
 def closed(address: str) -> InvalidRequest:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from fabric.cli.files import drafted
-from fabric.cli.output import console, print_json, say, say_lines, table
+from fabric.cli.output import console, print_json, say, say_lines, table, tell
 from fabric.cli.session import AsJson, ForAccount, client, job_named
 from fabric.errors import InvalidRequest
 from fabric.visible import visible_lines
@@ -180,4 +180,4 @@ def receipts(
         for receipt in found
     ]
     console().print(table("", ("entry", "", "leaf", "hashes"), rows, spare=("", "hashes")))
-    say("each whole, with its checkpoint: fabric audit receipts --json > FILE; then fabric audit verify-receipt FILE")
+    tell("each whole, with its checkpoint: fabric audit receipts --json > FILE; then fabric audit verify-receipt FILE")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fabric.cli.output import console, print_facts, print_json, table, warn
+from fabric.cli.output import console, print_facts, print_json, say, table, tell, warn
 from fabric.cli.plain_logs import log_plainly
 from fabric.cli.session import AsJson
 from fabric.errors import Unavailable
@@ -61,7 +61,6 @@ def up(
 
     if local and config is not None:
         raise typer.BadParameter("choose --local or --config (FABRIC_CONFIG counts as that)")
-    out = console()
 
     def start(*, accept_time: bool) -> house.Running:
         return house.up(
@@ -70,7 +69,7 @@ def up(
             any_port=any_port,
             replay_from=replay_from,
             accept_time=accept_time,
-            say=lambda doing: None if as_json else out.print(f"… {doing}"),
+            say=lambda doing: None if as_json else tell(f"… {doing}"),
         )
 
     try:
@@ -144,9 +143,8 @@ def down(
     log_plainly()
     from fabric import house  # noqa: PLC0415
 
-    out = console()
     found = house.down(
-        state_dir, gate=gate, config=config, now=now, say=lambda doing: None if as_json else out.print(f"… {doing}")
+        state_dir, gate=gate, config=config, now=now, say=lambda doing: None if as_json else tell(f"… {doing}")
     )
     name = found.name if found else None
     stays = found is not None and found.joined and not gate
@@ -155,9 +153,9 @@ def down(
         print_json({"name": name, "stopped": True, "gate": "running" if stays else "stopped", "unsettled_calls": left})
         return
     goes_on = ": its gate and jobs go on (fabric down --gate stops the gate)" if stays else ""
-    out.print(f"{name or 'the gate'} is down{goes_on}")
+    say(f"{name or 'the gate'} is down{goes_on}")
     if left:
-        out.print(
+        say(
             f"{left} calls of models are not settled yet: what they used is kept here, and is charged after the next `fabric"
             " up`. What they held stays set aside until then"
         )

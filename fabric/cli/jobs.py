@@ -35,7 +35,7 @@ from fabric.cli.output import (
     tell,
     time_of,
 )
-from fabric.cli.session import AsJson, ForAccount, JobIdArgument, client, connected, job_named
+from fabric.cli.session import AsJson, ForAccount, JobIdArgument, client, connected, job_named, tell_away
 from fabric.client import new_request_id
 from fabric.errors import InvalidRequest, PermissionDenied
 from fabric.log_text import LogText
@@ -154,7 +154,7 @@ def logs(
     """
     door = client(account)
     job_id = job_named(door, job_id)
-    pieces = door.logs(job_id, follow=follow)
+    pieces = door.logs(job_id, follow=follow, on_away=tell_away if follow else None)
     if as_json:
         _print_pieces(pieces)
         return

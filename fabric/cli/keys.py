@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from fabric.cli.output import moment, print_json, print_records, say
+from fabric.cli.output import moment, print_json, print_records, say, tell
 from fabric.cli.session import AsJson, ForAccount, client
 from fabric.client import new_request_id
 from fabric.errors import InvalidRequest
@@ -65,7 +65,7 @@ def create(
         print_json({"key_id": key_id, "api_key": api_key})
     else:
         say(api_key)
-        say("Keep it now: it is not shown again.")
+        tell("Keep it now: it is not shown again.")
 
 
 @app.command("ls")

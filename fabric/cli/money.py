@@ -8,7 +8,18 @@ import typer
 from fabric.cli.calls import calls_in, gathered_by_model, print_calls, print_totals
 from fabric.cli.moments import Since, Until, parse_moment
 from fabric.cli.offers import parts_of, terms_of
-from fabric.cli.output import console, duration, moment, print_facts, print_json, print_records, record, say, table
+from fabric.cli.output import (
+    console,
+    duration,
+    moment,
+    print_facts,
+    print_json,
+    print_records,
+    record,
+    say,
+    table,
+    tell,
+)
 from fabric.cli.session import AsJson, ForAccount, client, job_named
 from fabric.client import Client, new_request_id
 from fabric.units import CT_DECIMALS, PPM, UHS_PER_CT, format_cny, format_ct, parse_ct
@@ -145,7 +156,7 @@ def _say_what_is_open(door: Client, job_id: str) -> None:
     jobs = door.call(pb.ListJobsRequest(limit=_JOBS_MAX), pb.ListJobsReply).jobs
     still = [each for each in jobs if each.HasField("lease_id") and each.HasField("started_at_us")]
     if found := [each.job_id for each in still if job_id in ("", each.job_id)]:
-        say(f"charged already, and recorded here when they have left their devices: {', '.join(found)}")
+        tell(f"charged already, and recorded here when they have left their devices: {', '.join(found)}")
 
 
 def statement(

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from fabric.cli.output import moment, print_json, print_records, record, say
+from fabric.cli.output import moment, print_json, print_records, record, say, tell
 from fabric.cli.session import AsJson, client
 from fabric.client import facts_of, new_request_id
 from fabric.units import format_cny, format_ct, parse_cny, parse_ct
@@ -198,7 +198,7 @@ def usage(
         found = client().call(pb.ListOpenUsageRequest(), pb.ListOpenUsageReply)
         print_records(found.usage, as_json=as_json, title="open usage", columns=_USAGE_COLUMNS)
         if found.unreported_calls and not as_json:
-            say(f"{found.unreported_calls} calls more are still with their replicas, which go on reporting them")
+            tell(f"{found.unreported_calls} calls more are still with their replicas, which go on reporting them")
         return
     if settle == write_off:
         raise typer.BadParameter("say either --settle or --write-off")

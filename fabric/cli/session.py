@@ -4,8 +4,9 @@ from typing import Annotated, Final
 
 import typer
 
+from fabric.cli.output import tell
 from fabric.client import Client
-from fabric.errors import InvalidRequest, NotFound
+from fabric.errors import FabricError, InvalidRequest, NotFound
 from fabric.profile import Profile, load_profile
 from fabric.sdk import Fabric
 from fabric.wire import fabric_pb2 as pb
@@ -27,6 +28,11 @@ def connected(account: str = "") -> Fabric:
 def client(account: str = "") -> Client:
     """The bare client, for calls the SDK has no name for."""
     return Client(load_profile(Profile(account=account)), paced=True)
+
+
+def tell_away(error: FabricError) -> None:
+    """Said once where a job is followed, and the fabric does not answer for a while."""
+    tell(f"waiting for the fabric: {error.message} (Ctrl-C ends this; the job goes on)")
 
 
 def job_named(door: Client, given: str) -> str:

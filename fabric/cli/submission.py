@@ -20,9 +20,9 @@ from fabric.cli.output import (
 )
 from fabric.cli.packages import runtime_env_of
 from fabric.cli.sending import Sending
-from fabric.cli.session import AsJson, ForAccount, client, connected
+from fabric.cli.session import AsJson, ForAccount, client, connected, tell_away
 from fabric.client import new_request_id
-from fabric.errors import InvalidRequest
+from fabric.errors import InvalidRequest, Unavailable
 from fabric.sdk import Fabric
 from fabric.sdk.job import Job
 from fabric.units import format_cny, format_ct
@@ -221,10 +221,7 @@ def run(
             stop_signal=stop_signal,
             auto_park=auto_park,
         )
-        try:
-            _follow(made, as_json=as_json)
-        finally:
-            tell(made.info().timeline)
+        _follow(made, as_json=as_json, timeline=True)
 
 
 def _submitted(
@@ -263,17 +260,19 @@ def _submitted(
     return made
 
 
-def _follow(made: Job, *, as_json: bool) -> None:
+def _follow(made: Job, *, as_json: bool, timeline: bool = False) -> None:
     """Show a job's logs until it ends or is parked; raise what it failed with. With JSON, standard output is the job as
     it ended, and the logs go where words for people do.
     """
     tell(made.id)
     try:
-        made.print_logs(follow=True, file=sys.stderr if as_json else sys.stdout)
-    except KeyboardInterrupt:
+        made.print_logs(follow=True, file=sys.stderr if as_json else sys.stdout, on_away=tell_away)
+        found = made.info()
+    except (KeyboardInterrupt, Unavailable):
         tell(f"{made.id} goes on: `fabric logs {made.id} -f`, `fabric cancel {made.id}`")
         raise
-    found = made.info()
+    if timeline:
+        tell(found.timeline)
     if as_json:
         print_json(record(found))
     if found.state == "parked":

@@ -34,6 +34,7 @@ class Feed:
         self._thread: threading.Thread | None = None
         self._stream: Stream[pb.JobUpdate] | None = None
         self._closed = False
+        self._ending = threading.Event()
 
     @contextmanager
     def expecting(self) -> Iterator[None]:
@@ -89,6 +90,7 @@ class Feed:
     def close(self) -> None:
         with self._changed:
             self._closed = True
+            self._ending.set()
             self._changed.notify_all()
             stream, thread = self._stream, self._thread
         if stream is not None:
@@ -122,7 +124,7 @@ class Feed:
                     self._hear(update)
                     pause_s = _PAUSE_S
             except Unavailable:
-                time.sleep(pause_s)
+                self._ending.wait(pause_s)
                 pause_s = min(pause_s * 2, _PAUSE_MAX_S)
             except FabricError as error:
                 self._fail(error)

@@ -4,12 +4,12 @@ import asyncio
 import concurrent.futures
 import sys
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final, TextIO
 
 from fabric.client import Client, new_request_id
-from fabric.errors import JobFailed, NotFound, PermissionDenied
+from fabric.errors import JobFailed, NotFound, PermissionDenied, Unavailable
 from fabric.log_text import LogText, with_line_ends
 from fabric.profile import Profile
 from fabric.results import Parcel, ResultUnreadable, read_parcel
@@ -149,18 +149,24 @@ class Job:
         request = pb.RaiseLimitRequest(request_id=new_request_id(), job_id=self.id, limit_uhs=parse_ct(tokens))
         self._client.call(request, pb.Accepted)
 
-    def logs(self, *, follow: bool = False) -> Iterator[str]:
-        """What the job has written, in pieces; with `follow` until it ends."""
+    def logs(self, *, follow: bool = False, on_away: Callable[[Unavailable], None] | None = None) -> Iterator[str]:
+        """What the job has written, in pieces; with `follow` until it ends. `on_away` is told where the fabric is waited for."""
         texts = LogText()
-        for chunk in self._client.logs(self.id, follow=follow):
+        for chunk in self._client.logs(self.id, follow=follow, on_away=on_away):
             if text := texts.take(attempt=chunk.attempt, rank=chunk.rank, data=chunk.data):
                 yield text
         yield from (text for _, _, text in texts.rest())
 
-    def print_logs(self, *, follow: bool = True, file: TextIO | None = None) -> None:
+    def print_logs(
+        self,
+        *,
+        follow: bool = True,
+        file: TextIO | None = None,
+        on_away: Callable[[Unavailable], None] | None = None,
+    ) -> None:
         """Write the logs to a file, or to standard output; of another key's job with control characters written out."""
         raw = is_own(self.info(), self._client.profile)
-        for text in self.logs(follow=follow):
+        for text in self.logs(follow=follow, on_away=on_away):
             print(text if raw else visible_lines(with_line_ends(text)), end="", file=file or sys.stdout, flush=True)
 
     def cost(self) -> Cost:

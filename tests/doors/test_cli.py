@@ -339,6 +339,7 @@ def test_an_export_that_breaks_off_is_begun_again_and_whole_or_not_there(run, jo
     left = [False, True, True]
     assert run("audit", "export").output == whole
     monkeypatch.setattr("fabric.client._ATTEMPTS", 2)
+    monkeypatch.setattr("fabric.client._ATTEMPTS_ONCE_KNOWN", 2)
     left = [True] * 100
     assert "export_interrupted" in run("audit", "export", tmp_path / "cut.jsonl", code=8).stderr
     assert run("audit", "export", code=8).stdout == ""

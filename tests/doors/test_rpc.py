@@ -259,6 +259,7 @@ def test_plaintext_is_not_answered(house):
 
 def test_an_authority_that_is_not_trusted_is_named_with_the_remedy(house, tmp_path, monkeypatch):
     monkeypatch.setattr("fabric.client._ATTEMPTS", 1)
+    monkeypatch.setattr("fabric.client._ATTEMPTS_ONCE_KNOWN", 1)
     other = ensure_certificate(tmp_path / "other")
     client = Client(Profile(address=house.address, api_key=house.acme, ca=str(other.ca)))
     with pytest.raises(FabricError) as failure:
