@@ -72,13 +72,13 @@ def pack_call(
             `modules_too_large`); or the function yields (`generator`); or a module is called like one of Python's.
     """
     _check_kind(function)
-    project = Project()
+    given = Path(working_dir).absolute() if working_dir is not None else None
+    project = Project(given)
     pickled = _pickled(function, args, kwargs, project)
     if not project.files:
         return PackedCall(pickled, sent, (".",) if sent is not None else ())
     project.check()
     _warn_of_changes(function)
-    given = Path(working_dir).absolute() if working_dir is not None else None
     folders = _folders_of(project, given)
     try:
         files = _zip(project, folders, sent)

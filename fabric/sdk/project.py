@@ -53,6 +53,7 @@ _FILE_LOADERS: Final = (
 _PACKAGE: Final = "__init__.py"
 _NAME_CHARS: Final = 200
 _ABOVE_MOST: Final = 6
+_PROJECT_MARKS: Final = (".git", "pyproject.toml")
 _LOOKS_BESIDE: Final = frozenset({"__file__", "resources", "__spec__"})
 
 
@@ -93,7 +94,8 @@ def is_local(name: str, file: str) -> bool:
 class Project:
     """The files that a function reaches, by where they lie among the modules there."""
 
-    def __init__(self) -> None:
+    def __init__(self, working_dir: Path | None = None) -> None:
+        self._working_dir = working_dir
         self.files: dict[Path, Path] = {}
         """Each file, and the folder from which it is imported."""
         self._seen: set[str] = set()
@@ -153,14 +155,14 @@ class Project:
         if file.suffix == ".py":
             self._waiting.append((name, False, file))
             for beside in _named_beside(file):
-                for path in _tree(beside) if beside.is_dir() else (beside,):
+                for path in _tree(beside, self._working_dir) if beside.is_dir() else (beside,):
                     self.files.setdefault(path, root)
 
     def _take_tree(self, name: str, folder: Path, *, root: Path) -> None:
         if folder in self._trees:
             return
         self._trees.add(folder)
-        for file in _tree(folder):
+        for file in _tree(folder, self._working_dir):
             self.files.setdefault(file, root)
             if file.suffix == ".py":
                 inner = file.relative_to(folder).with_suffix("").parts
@@ -213,13 +215,13 @@ def _root_of(name: str, file: Path) -> Path | None:
     return Path(*inner[: -len(parts)])
 
 
-def _tree(folder: Path) -> list[Path]:
+def _tree(folder: Path, top: Path | None) -> list[Path]:
     """The files of a folder that may be sent, in order. The `.fabricignore` in it, and those above it in its project, are
     read as git reads its own.
     """
     found: list[Path] = []
     entered: set[str] = set()
-    rules = [(base, _ignored_in(base)) for base in _bases_of(folder)]
+    rules = [(base, _ignored_in(base)) for base in _bases_of(folder, top)]
 
     def goes(path: Path) -> bool:
         said = [spec.check_file(_within(path, base)).include for base, spec in rules]
@@ -238,10 +240,14 @@ def _tree(folder: Path) -> list[Path]:
     return found
 
 
-def _bases_of(folder: Path) -> list[Path]:
-    """The folder and those above it up to its project's own, which is a repository or has a pyproject.toml; one, if none is."""
+def _bases_of(folder: Path, top: Path | None) -> list[Path]:
+    """The folder and those above it up to its project's own, which is the working directory, a repository, or has a
+    pyproject.toml; one, if none is.
+    """
     above = list(folder.parents)[:_ABOVE_MOST]
-    marked = (n for n, base in enumerate(above) if (base / ".git").exists() or (base / "pyproject.toml").is_file())
+    marked = (
+        n for n, base in enumerate(above) if base == top or any((base / mark).exists() for mark in _PROJECT_MARKS)
+    )
     return [*reversed(above[: next(marked, 0) + 1]), folder]
 
 

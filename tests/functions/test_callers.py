@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from fabric.sdk.project import IN_USE
 from tests.functions.test_projects import APP, CALL
 
@@ -126,7 +128,8 @@ def test_too_many_files_and_files_that_cannot_be_read_are_refused(project):
     assert "3.txt" in told
 
 
-def test_the_ignore_file_of_a_repository_holds_for_packages_below_it(project):
+@pytest.mark.parametrize("marked", [True, False])
+def test_the_ignore_file_of_a_project_holds_for_packages_below_it(project, marked):
     files = {f"src/{name}": text for name, text in APP.items()}
     files |= {
         "src/app/big.bin": "x",
@@ -139,5 +142,8 @@ def test_the_ignore_file_of_a_repository_holds_for_packages_below_it(project):
         "def job():\n    helper(1)\n    return sorted(n for n in os.listdir(app.__path__[0]) if n[:8] != '__pycach')\n"
     )
     files["main.py"] += "print(call(job), call(job, working_dir='.'))"
+    if not marked:  # then it is the working directory's
+        files.pop("pyproject.toml")
+        files["main.py"] = files["main.py"].replace("call(job), ", "call(job, working_dir='.'), ")
     there = "['__init__.py', 'jobs.py', 'more.bin', 'names.py', 'util.py']"
     assert project(files, path=["src"]) == f"{there} {there}\n"
