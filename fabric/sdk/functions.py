@@ -13,7 +13,8 @@ import types
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -72,9 +73,10 @@ def pack_call(
             `modules_too_large`); or the function yields (`generator`); or a module is called like one of Python's.
     """
     _check_kind(function)
-    given = Path(working_dir).absolute() if working_dir is not None else None
+    given = Path(os.path.normpath(Path(working_dir).absolute())) if working_dir is not None else None
     project = Project(given)
-    pickled = _pickled(function, args, kwargs, project)
+    with _main_in(given):
+        pickled = _pickled(function, args, kwargs, project)
     if not project.files:
         return PackedCall(pickled, sent, (".",) if sent is not None else ())
     project.check()
@@ -93,6 +95,33 @@ def pack_call(
 def pickle_call(function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]) -> bytes:
     """The call as bytes, without the modules of its own that it names."""
     return _pickled(function, args, kwargs, Project())
+
+
+class _There(str):
+    """The path of a file of the working directory: what it is here, and there that of the file that was sent."""
+
+    __slots__ = ("inner",)
+    inner: str
+
+    def __reduce__(self) -> tuple[Callable[[str], str], tuple[str]]:
+        return os.path.abspath, (self.inner,)
+
+
+@contextmanager
+def _main_in(working_dir: Path | None) -> Iterator[None]:
+    """Let functions of `__main__` find by `__file__` what is sent with it."""
+    known = vars(sys.modules["__main__"])
+    file = known.get("__file__")
+    path = Path(file).absolute() if isinstance(file, str) and working_dir is not None else None
+    if path is None or working_dir is None or not path.is_relative_to(working_dir):
+        yield
+        return
+    known["__file__"] = there = _There(file)
+    there.inner = path.relative_to(working_dir).as_posix()
+    try:
+        yield
+    finally:
+        known["__file__"] = file
 
 
 def _check_kind(function: Callable[..., object]) -> None:

@@ -147,3 +147,21 @@ def test_the_ignore_file_of_a_project_holds_for_packages_below_it(project, marke
         files["main.py"] = files["main.py"].replace("call(job), ", "call(job, working_dir='.'), ")
     there = "['__init__.py', 'jobs.py', 'more.bin', 'names.py', 'util.py']"
     assert project(files, path=["src"]) == f"{there} {there}\n"
+
+
+def test_what_lies_beside_the_script_is_found_by_file_in_the_working_directory(project):
+    main = (
+        CALL
+        + """
+from pathlib import Path
+def job():
+    here = Path(__file__).parent
+    return (here / "data" / "x.txt").read_text(), here.name, type(__file__).__name__, __file__
+print(call(job, working_dir="..")[:3], type(__file__) is str)
+away = call(job, working_dir="..")[3]
+print(away != __file__, away.endswith("scripts/main.py"))
+"""
+    )
+    assert project({"scripts/main.py": main, "scripts/data/x.txt": "x"}, "main.py", cwd="scripts") == (
+        "('x', 'scripts', 'str') True\nTrue True\n"
+    )
