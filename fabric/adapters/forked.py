@@ -56,6 +56,11 @@ class Fork:
 
     def perform(self, stage: Stage) -> JobEnd:
         """Hear the job to its end; never raises."""
+        end = self.heard(stage)
+        return end or JobEnd(outcome=LeaseOutcome.FAILED, error="worker_died: its process is gone without a word")
+
+    def heard(self, stage: Stage) -> JobEnd | None:
+        """What the process says of the job's end, or whoever stands above it; None if it is gone without a word."""
         end: JobEnd | None = None
         while (said := self._talk.hear()) is not None:
             match said:
@@ -66,15 +71,15 @@ class Fork:
                 case Ended():
                     end = said.end
                 case Exited():
-                    end = end or _judged(said.code, asked=stage.context.stop_requested)
+                    end = end or judged(said.code, asked=stage.context.stop_requested)
                     break
                 case _:
                     break
         self._talk.close()
-        return end or JobEnd(outcome=LeaseOutcome.FAILED, error="worker_died: its process is gone without a word")
+        return end
 
 
-def _judged(code: int, *, asked: bool) -> JobEnd:
+def judged(code: int, *, asked: bool) -> JobEnd:
     """What an end without a word means."""
     if code == EXIT_SAVED:
         return JobEnd(outcome=LeaseOutcome.SAVED, again=not asked)

@@ -31,7 +31,7 @@ from fabric.gate.instructions import Lease, Share
 from fabric.units import NodeId
 
 RUNNER_PREFIX: Final = "runner-"
-KEEPABLE: Final = (JobKind.FUNCTION, JobKind.SCRIPT)
+KEEPABLE: Final = (JobKind.FUNCTION, JobKind.SCRIPT, JobKind.PROGRAM)
 """Kinds whose devices are held by the runners alone: their groups are empty once the runners are gone."""
 
 

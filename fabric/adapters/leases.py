@@ -21,6 +21,7 @@ from fabric.adapters.orders import carry_out
 from fabric.adapters.payload import Payload, read_payload, runtime_env_of
 from fabric.adapters.processes import LEASE_VARIABLE
 from fabric.adapters.ranks import Ranks
+from fabric.adapters.ray_hosts import new_word
 from fabric.adapters.runner import Order, ranks_of
 from fabric.adapters.stage import JobEnd
 from fabric.adapters.surroundings import Surroundings
@@ -162,10 +163,13 @@ class Attempt:
         self.addresses = _addresses(self.group.runners)
         if payload.per_device:
             zygotes = {address: await around.agents.zygote_of(address) for address in self.addresses}
+        joins = lease.kind is JobKind.PROGRAM and len(lease.shares) > 1 and not payload.per_device
+        ray_word = new_word() if joins else ""
         self.orders = [
             Order(
                 lease=lease,
                 rank=rank,
+                ray_word=ray_word,
                 master_addr=first.ip,
                 master_port=first.port,
                 work_dir=str(around.settings.work_dir),
@@ -173,6 +177,8 @@ class Attempt:
                 limits=around.settings.limits,
                 zygote=zygotes.get(runner.node.address, ""),
                 stage_dir=str(around.settings.stage_dir or ""),
+                devices_are=runner.node.resource,
+                devices_of_node=runner.node.devices,
                 per_device=payload.per_device,
                 environment=str(folder or ""),
                 furnishes=folder is not None and not is_there,
@@ -190,7 +196,7 @@ class Attempt:
         """Start the runners; with an environment, in its interpreter, and known by the lease's mark from their start."""
         assert self.group is not None
         mark = {LEASE_VARIABLE: str(self.lease.lease_id)}
-        marks = {} if self.lease.kind in KEEPABLE else {**payload.env, **mark}
+        marks = {**payload.env, **mark} if self.lease.kind is JobKind.PROGRAM else {}
         python = ""
         if environment is not None:
             python, marks = str(python_of(environment)), {**marks, **mark}

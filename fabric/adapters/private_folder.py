@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from fabric.adapters.lease_ray_settings import unlink_folder
 from fabric.errors import Unavailable
 
 WORK: Final = "work"
@@ -98,6 +99,7 @@ def _flatten(path: Path) -> None:
 
 def close(folder: Path) -> None:
     """Remove a rank's folder, and the attempt's with the last of them."""
+    unlink_folder(folder)
     clear(folder)
     with suppress(OSError):
         folder.parent.rmdir()
@@ -112,6 +114,8 @@ def sweep(work_dir: Path, *, living: Container[str], younger_than_s: float = YOU
             for entry in list(os.scandir(folder)):
                 kept = folder == work_dir and (entry.name in {CACHE, ENVIRONMENTS, IDLE} or entry.name in living)
                 if not kept and entry.stat(follow_symlinks=False).st_mtime < before:
+                    for rank in Path(entry.path).iterdir() if entry.is_dir(follow_symlinks=False) else ():
+                        unlink_folder(rank)
                     clear(Path(entry.path))
                     swept.append(entry.name)
     return swept

@@ -12,104 +12,51 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 import msgspec
+import psutil
 import ray
 
 from fabric import context
 from fabric.adapters.archive import Archive
-from fabric.adapters.archive_quota import ArchiveLimits, ArchiveQuota
-from fabric.adapters.cluster_settings import cache_folder, checkpoints_in, log_key, publisher
+from fabric.adapters.archive_quota import ArchiveQuota
+from fabric.adapters.cluster_settings import cache_folder, checkpoints_in, publisher
 from fabric.adapters.context_host import storage_variables
 from fabric.adapters.context_link import Invitation
 from fabric.adapters.crew import Crew
 from fabric.adapters.forked import Fork
 from fabric.adapters.guarded import Guarded
 from fabric.adapters.installation import furnish
+from fabric.adapters.lease_ray_settings import lease_ray
 from fabric.adapters.line import Address, Listener
-from fabric.adapters.private_folder import attempt_folder
+from fabric.adapters.payload import read_payload
+from fabric.adapters.private_folder import make_private
 from fabric.adapters.process_state import HooksWatch, ProcessState, left_in, state_now
 from fabric.adapters.processes import adopt_orphans
+from fabric.adapters.rank_order import (
+    Order,
+    accelerator_of,
+    decode_end,
+    decode_order,
+    encode_end,
+    encode_order,
+    ranks_of,
+)
+from fabric.adapters.ray_hosts import Meeting, host
 from fabric.adapters.ray_use import RayUse
-from fabric.adapters.shard_cache import LIMIT_BYTES, ShardCache
-from fabric.adapters.stage import JobEnd, Save, Stage
+from fabric.adapters.shard_cache import ShardCache
+from fabric.adapters.spawned import Spawned
+from fabric.adapters.stage import JobEnd, Save, Stage, Wishes
 from fabric.adapters.stages import perform
 from fabric.adapters.standby import Standby
 from fabric.adapters.threads import Threads, threads_beside, threads_now
 from fabric.gate.events import JobKind, LeaseOutcome
-from fabric.gate.instructions import Lease
 from fabric.progress import Progress
 
-
-class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """One rank's part of a lease."""
-
-    lease: Lease
-    rank: int
-    master_addr: str
-    master_port: int
-    work_dir: str
-    cache_bytes: int = LIMIT_BYTES
-    """The most that the node keeps of what the account's jobs read."""
-    limits: ArchiveLimits = ArchiveLimits()
-    """How much the account's jobs may keep in the archive."""
-    zygote: str = ""
-    """The socket of the machine's zygote, if the job wants to be forked from it."""
-    stage_dir: str = ""
-    """Where checkpoints are staged on this node; "" = nowhere."""
-    environment: str = ""
-    """The folder of the packages that the job wants; "" = it wants none."""
-    furnishes: bool = False
-    """Whether these are to be installed now, and the job is not to be run yet."""
-    per_device: bool = False
-    """Whether the job has a rank for each device. Then `rank` is the first of this runner's until it is among `ranks_of`."""
-    local: tuple[int, int] | None = None
-    """Which of how many ranks of this runner it is, once they are told apart."""
-
-    @property
-    def world_size(self) -> int:
-        shares = self.lease.shares
-        return sum(share.devices for share in shares) if self.per_device else len(shares)
-
-    @property
-    def folder(self) -> Path:
-        """Where this rank's files are while it runs."""
-        return attempt_folder(Path(self.work_dir), self.lease.lease_id) / str(self.rank)
-
-    @property
-    def log_file(self) -> Path:
-        return self.folder / "log"
-
-    @property
-    def log_key(self) -> str:
-        lease = self.lease
-        return log_key(lease.account_id, lease.job_id, epoch=lease.epoch, rank=self.rank)
-
-
-def ranks_of(order: Order) -> tuple[Order, ...]:
-    """The ranks that a runner with this order has: one, or one for each device of its share, numbered over all shares."""
-    if not order.per_device or order.local is not None:
-        return (order,)
-    before = sum(share.devices for share in order.lease.shares[: order.rank])
-    count = order.lease.shares[order.rank].devices
-    return tuple(msgspec.structs.replace(order, rank=before + at, local=(at, count)) for at in range(count))
-
-
-def accelerator_of(order: Order) -> str:
-    """The type of the rank's devices: the lease's, or its share's where they differ."""
-    lease = order.lease
-    if order.per_device:
-        of_rank = [share.accelerator for share in lease.shares for _ in range(share.devices)]
-    else:
-        of_rank = [share.accelerator for share in lease.shares]
-    return (of_rank[order.rank] if order.rank < len(of_rank) else "") or lease.accelerator
-
-
-encode_order: Final = msgspec.msgpack.Encoder().encode
-decode_order: Final = msgspec.msgpack.Decoder(Order).decode
-encode_end: Final = msgspec.msgpack.Encoder().encode
-decode_end: Final = msgspec.msgpack.Decoder(JobEnd).decode
+__all__ = [
+    "Described", "Order", "Runner", "RunnerActor", "Seat", "accelerator_of", "decode_end", "decode_order", "encode_end",
+    "encode_order", "ranks_of", "stage_of",
+]  # fmt: skip
 
 
 class Seat(msgspec.Struct, frozen=True, kw_only=True):
@@ -226,7 +173,9 @@ class Runner:
                 ended = self._perform(stage, order)
             except BaseException as error:  # noqa: BLE001 - or the job would never end, and burn on
                 ended = JobEnd(outcome=LeaseOutcome.FAILED, error=f"the job could not be run: {type(error).__name__}")
-            may_stay = not order.environment and (order.lease.kind is JobKind.FUNCTION or stage.fork is not None)
+            kind = order.lease.kind
+            is_one = kind is JobKind.FUNCTION or (kind is not JobKind.PROGRAM and stage.fork is not None)
+            may_stay = is_one and not order.environment
             reusable = may_stay and self._left_nothing(before)
             if stage.context.checkpoints is not None and ended.outcome is LeaseOutcome.SUCCEEDED:
                 stage.context.checkpoints.forget_near()
@@ -249,7 +198,10 @@ class Runner:
 
         first = ranks_of(order)[0]
         devices = self._devices if first.local is None else self._devices[:1]
-        return stage_of(first, archive=self._archive, devices=devices, on_saved=on_saved, on_report=on_report)
+        stage = stage_of(first, archive=self._archive, devices=devices, on_saved=on_saved, on_report=on_report)
+        if stage.own_ray is not None:
+            stage.own_ray = msgspec.structs.replace(stage.own_ray, group=self._placement_group_id)
+        return stage
 
     def _perform(self, stage: Stage, order: Order) -> JobEnd:
         """Run the job: in processes of its own if it wants that and there is a zygote, else here."""
@@ -261,10 +213,32 @@ class Runner:
             fork = Fork.begin(stage, zygote=order.zygote, order=encode_order(order), devices=self._devices)
             if fork is not None:
                 stage.fork = fork
-                if stage.context.stop_requested:
-                    left_s = stage.context.deadline_s_left() or 0.0
-                    fork.ask_to_stop(stage.context.stop_reason, seconds_left=left_s, save=stage.context.save_wanted)
+                _hand_on_stop(stage, fork)
                 return fork.perform(stage)
+        if order.ray_word and order.rank > 0:
+            return host(stage, word=order.ray_word)
+        if order.ray_word:
+            return self._perform_with_hosts(stage, order)
+        return self._perform_apart(stage, order)
+
+    def _perform_with_hosts(self, stage: Stage, order: Order) -> JobEnd:
+        """Run a program here, while the other ranks have their nodes join its Ray."""
+        shares, bell = order.lease.shares, make_private(stage.folder) / "ranks"
+        assert stage.own_ray is not None
+        words = f"{sum(share.devices for share in shares)} × {order.lease.accelerator} on {len(shares)} nodes"
+        stage.own_ray = msgspec.structs.replace(stage.own_ray, lease=words, nodes=len(shares), bell=str(bell))
+        meeting = Meeting(port=order.master_port, word=order.ray_word, bell=bell)
+        try:
+            return self._perform_apart(stage, order)
+        finally:
+            meeting.close()
+
+    def _perform_apart(self, stage: Stage, order: Order) -> JobEnd:
+        """Run the job: a function that uses Ray in a process of its own."""
+        if order.lease.kind is JobKind.PROGRAM and read_payload(order.lease.payload).is_call:
+            stage.fork = spawned = Spawned.start(stage, order=encode_order(order), devices=self._devices)
+            _hand_on_stop(stage, spawned)
+            return spawned.perform(stage)
         return perform(stage)
 
     def _perform_all(self, stage: Stage, order: Order) -> JobEnd:
@@ -285,9 +259,7 @@ class Runner:
                 outcome=LeaseOutcome.INTERRUPTED, error="the machine's zygote is gone, which forks a job's ranks"
             )
         stage.fork = crew
-        if stage.context.stop_requested:
-            left_s = stage.context.deadline_s_left() or 0.0
-            crew.ask_to_stop(stage.context.stop_reason, seconds_left=left_s, save=stage.context.save_wanted)
+        _hand_on_stop(stage, crew)
         return crew.perform(lambda: bool(self._saves))
 
     def _note_save(self, save: Save) -> None:
@@ -325,6 +297,13 @@ class RunnerActor(Guarded):
 
     INSIDE = Runner
     TENANTS = True
+
+
+def _hand_on_stop(stage: Stage, to: Wishes) -> None:
+    """A wish that came before there was anybody to hear it."""
+    if stage.context.stop_requested:
+        left_s = stage.context.deadline_s_left() or 0.0
+        to.ask_to_stop(stage.context.stop_reason, seconds_left=left_s, save=stage.context.save_wanted)
 
 
 def stage_of(
@@ -374,6 +353,15 @@ def stage_of(
         ),
         master=(order.master_addr, order.master_port),
         local=order.local or (0, 1),
+        own_ray=lease_ray(
+            accelerator=place.accelerator,
+            kind=order.devices_are,
+            devices=len(devices),
+            share=len(devices) / max(order.devices_of_node, len(devices), 1),
+            folder=order.folder,
+            memory_bytes=psutil.virtual_memory().total,
+            cores=os.cpu_count() or 1,
+        ),
         invitation=Invitation(
             place=place,
             attempt_id=attempt_id,

@@ -3,11 +3,9 @@
 import os
 import signal
 import subprocess
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -15,6 +13,7 @@ from fabric import context
 from fabric.adapters.archive import Archive
 from fabric.adapters.context_host import ContextHost
 from fabric.adapters.context_link import Invitation
+from fabric.adapters.lease_ray_settings import LeaseRay
 from fabric.adapters.program import Program
 from fabric.gate.events import LeaseOutcome
 from fabric.gate.instructions import Lease
@@ -78,13 +77,14 @@ class Stage:
     """Which of how many ranks it is that share this node's devices."""
     invitation: Invitation | None = None
     """What processes of its program make their context of; None = they have none."""
+    own_ray: LeaseRay | None = None
+    """What Ray is, in processes that are the job's alone; None = there is none."""
     forks_scripts: bool = False
     """Whether a script may be forked from this process, which has imported torch and done nothing else."""
     process: "subprocess.Popen[bytes] | None" = None
     """What installs the job's packages."""
     program: Program | None = None
     host: ContextHost | None = None
-    sigterm: list[Callable[[int, Any], object]] = field(default_factory=list)
     told: frozenset[str] = frozenset()
     """The variables in which the fabric tells the job who it is."""
     fork: "Wishes | None" = None
@@ -107,5 +107,3 @@ class Stage:
             self.program.ask_to_stop()
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
-        for handler in self.sigterm:
-            threading.Thread(target=handler, args=(signal.SIGTERM, None), daemon=True).start()

@@ -1,23 +1,19 @@
 """How a job's code is set up, run and judged.
 
-A function is called in this process, the runner's. A script or a command is a program of its own (`program`): its processes
-find the job's context over a socket, get a signal as the notice to stop, and say by exit code 75 that they have saved. Only
-a Python script that uses Ray runs here too, so that `ray.init()` in it finds the connection that is already there and all it
-starts is captured into the lease. It runs in a thread: `signal.signal` is accepted but only a SIGTERM handler is ever
-called, when the fabric asks the job to stop.
+A function is called in this process: the runner's, or one that is the job's alone where it uses Ray or torch. A script or a
+command is a program of its own (`program`): its processes find the job's context over a socket, get a signal as the notice
+to stop, and say by exit code 75 that they have saved. In processes of the job's own Ray is the lease's (`lease_ray`).
 """
 
 import errno
 import os
-import runpy
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 import psutil
@@ -32,6 +28,7 @@ from fabric.adapters.error_text import error_text, shortened
 from fabric.adapters.inheritance import withheld
 from fabric.adapters.job_output import end_of_log, logged
 from fabric.adapters.kept_folder import FOLDER_VARIABLE, KeptFolder, quiet_s
+from fabric.adapters.lease_ray_settings import variables_for
 from fabric.adapters.payload import Payload, read_payload
 from fabric.adapters.private_folder import WORK, make_private, rooms_of
 from fabric.adapters.processes import LEASE_VARIABLE
@@ -42,7 +39,6 @@ from fabric.adapters.stop_notice import SIGNAL_VARIABLE, signal_number
 from fabric.adapters.working_folder import forget_modules, unpacked
 from fabric.errors import FabricError, InvalidRequest, Unavailable
 from fabric.gate.events import LeaseOutcome
-from fabric.imports import uses
 from fabric.results import pack_error
 
 LOSS_EVERY_VARIABLE: Final = "FABRIC_LOSS_EVERY_S"
@@ -149,10 +145,7 @@ def _run(stage: Stage, payload: Payload, *, given: Container[str]) -> JobEnd:
     os.environ[FOLDER_VARIABLE] = str(kept.folder)
     end = JobEnd(outcome=LeaseOutcome.FAILED)
     try:
-        if script is not None and not stage.forks_scripts and uses(script, "ray"):
-            end = _run_here(stage, folder, script, command)
-        else:
-            end = _run_program(stage, folder, script, command, given=given)
+        end = _run_program(stage, folder, script, command, given=given)
     except SystemExit as exit_:
         end = _exited(stage, exit_.code)
     finally:
@@ -191,15 +184,6 @@ def _closed(stage: Stage, kept: KeptFolder, *, commit: bool) -> JobEnd | None:
     return None
 
 
-def _run_here(stage: Stage, folder: Path, script: Path, command: tuple[str, ...]) -> JobEnd:
-    os.chdir(folder)
-    sys.argv = list(command)
-    sys.path.insert(0, str(script.parent))
-    with _signals_noted(stage):
-        runpy.run_path(str(script), run_name="__main__")
-    return JobEnd(outcome=LeaseOutcome.SUCCEEDED)
-
-
 def _run_program(
     stage: Stage, folder: Path, script: Path | None, command: tuple[str, ...], *, given: Container[str]
 ) -> JobEnd:
@@ -228,7 +212,8 @@ def _environment_of(stage: Stage, *, is_script: bool, given: Container[str]) -> 
     found = {name: value for name, value in os.environ.items() if name not in taken}
     own = str(Path(sys.executable).parent)
     places = [place for place in found.get("PATH", os.defpath).split(os.pathsep) if place != own]
-    return {"PYTHONIOENCODING": "utf-8:backslashreplace", **found, "PATH": os.pathsep.join([own, *places])}
+    made = {"PYTHONIOENCODING": "utf-8:backslashreplace", **found, "PATH": os.pathsep.join([own, *places])}
+    return variables_for(stage.own_ray, made, given=given) if stage.own_ray is not None else made
 
 
 def _ended(stage: Stage, exit_: Exit) -> JobEnd:
@@ -330,6 +315,8 @@ def _as_job(stage: Stage, variables: Mapping[str, str], *, given: Container[str]
         }
         stage.told = frozenset({*told, LOSS_EVERY_VARIABLE, FOLDER_VARIABLE})
         os.environ.update(told)
+        if here.owns_process and stage.own_ray is not None:
+            _be_in_own_ray(variables_for(stage.own_ray, os.environ, given=given))
         if here.rank == 0 and lease.epoch > 1:
             here.begin()
         context.enter(here)
@@ -340,6 +327,16 @@ def _as_job(stage: Stage, variables: Mapping[str, str], *, given: Container[str]
         os.chdir(folder)
         sys.argv, sys.path[:] = arguments, path
         tempfile.tempdir = temporary
+
+
+def _be_in_own_ray(variables: Mapping[str, str]) -> None:
+    """In a process that is the job's alone: what Ray is from now on is the lease's."""
+    from fabric.adapters.lease_ray import install  # noqa: PLC0415  # it imports Ray
+
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update(variables)
+    install()
 
 
 def _where() -> str:
@@ -356,22 +353,3 @@ def _restore(environment: Mapping[str, str]) -> None:
     for name in now.keys() - environment.keys():
         del os.environ[name]
     os.environ.update({name: value for name, value in environment.items() if now.get(name) != value})
-
-
-@contextmanager
-def _signals_noted(stage: Stage) -> Iterator[None]:
-    """Lets a script set signal handlers although it isn't on the main thread."""
-    original = signal.signal
-
-    def noted(number: int, handler: Any) -> Any:
-        if threading.current_thread() is threading.main_thread():
-            return original(number, handler)
-        if number == signal.SIGTERM and callable(handler):
-            stage.sigterm[:] = [handler]
-        return signal.SIG_DFL
-
-    signal.signal = noted  # type: ignore[assignment]  # looser than the original, for handlers it ignores
-    try:
-        yield
-    finally:
-        signal.signal = original

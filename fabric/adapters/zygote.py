@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fabric.adapters.fork_words import Commission, Ended, Exited, Reported, Saved, SaveWish, StopWish, Talk
+from fabric.adapters.lease_ray_settings import told_ray
 from fabric.adapters.members import BROKEN, carry_trace, group_of, join_group, trace_of
 from fabric.adapters.processes import LEASE_VARIABLE, NO_LEASE_YET, adopt_orphans, end_all, seen_of
 
@@ -145,10 +146,15 @@ def carry_mark(lease_id: str) -> None:
 
 
 def _job(talk: Talk, commission: Commission) -> int:
+    os.setsid()
+    return work(talk, commission, forks_scripts=True)
+
+
+def work(talk: Talk, commission: Commission, *, forks_scripts: bool = False) -> int:
+    """Run a job in this process, which is its alone; the exit code."""
     from fabric.adapters.runner import decode_order, stage_of  # noqa: PLC0415  # imported by the zygote, once
     from fabric.adapters.stages import perform  # noqa: PLC0415
 
-    os.setsid()
     os.environ.clear()
     os.environ.update(commission.environment)
     stage = stage_of(
@@ -158,7 +164,8 @@ def _job(talk: Talk, commission: Commission) -> int:
         on_saved=lambda step, write_us, size: talk.say(Saved(step=step, write_us=write_us, size=size)),
         on_report=lambda: talk.say(Reported(progress=stage.context.progress)),
     )
-    stage.context.owns_process = stage.forks_scripts = True
+    stage.own_ray = told_ray(commission.environment) or stage.own_ray
+    stage.context.owns_process, stage.forks_scripts = True, forks_scripts
     threading.Thread(target=_listen, args=(talk, stage), name="fabric-wishes", daemon=True).start()
     end = perform(stage)
     talk.say(Reported(progress=stage.context.progress))

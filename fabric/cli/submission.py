@@ -120,7 +120,9 @@ def submit(
     pip: Pip = None,
     requirements: Requirements = None,
     runtime_env: RuntimeEnv = "",
-    ray_program: Annotated[bool, typer.Option(help="It starts Ray tasks of its own, which hold the devices.")] = False,
+    ray_program: Annotated[
+        bool, typer.Option(help="On several nodes it runs once, and its Ray has all of them.")
+    ] = False,
     preemptible: Annotated[bool, typer.Option(help="Whether it may be parked for others.")] = True,
     max_retries: Annotated[int, typer.Option(help="How often its own failure is tried again.")] = 0,
     time_limit: TimeLimit = None,

@@ -20,6 +20,7 @@ from fabric.sdk.functions import pack_call
 from fabric.sdk.job import Job
 from fabric.sdk.lease import Lease
 from fabric.sdk.packing import pack_files, pack_program, script_command
+from fabric.sdk.ray_use import needs_own_ray
 from fabric.sdk.request import (
     STOP_SIGNAL_VARIABLE,
     Accelerators,
@@ -136,7 +137,8 @@ class Fabric:
                 no place for secrets.
             runtime_env: in Ray's words: pip or uv (a list of packages), env_vars, config.setup_timeout_seconds. Packages are
                 installed on the job's own devices, at its cost, and are there for the account's next job with the same ones.
-            ray_program: the job starts Ray tasks and actors of its own, and those hold the devices.
+            ray_program: the function has a Ray of its own, made of the devices that the job gets: its tasks, actors, placement
+                groups and Ray's libraries hold them. So it is also where its code uses one of these; scripts always have one.
             preemptible: whether it may be parked for others; otherwise it may wait longer.
             max_retries: how often its own failure is tried again.
             time_limit: seconds on devices, after which it is parked.
@@ -163,7 +165,7 @@ class Fabric:
         """
         spec = build_spec(
             name=name or _name_of(job),
-            kind="program" if ray_program else "function" if callable(job) else "script",
+            kind=_kind_of(job, ray_program=ray_program),
             tags=tags,
             tokens=tokens,
             accelerators=accelerators,
@@ -325,6 +327,12 @@ def _unanswered(error: Unavailable, request_id: str) -> Unavailable:
 def _us(moment: dt.datetime) -> int:
     """µs since the epoch; a moment without a time zone is this machine's."""
     return round(moment.timestamp() * 1_000_000)
+
+
+def _kind_of(job: Work, *, ray_program: bool) -> str:
+    if ray_program or (callable(job) and needs_own_ray(job)):
+        return "program"
+    return "function" if callable(job) else "script"
 
 
 def _name_of(job: Work) -> str:

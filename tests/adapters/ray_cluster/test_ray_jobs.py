@@ -157,14 +157,16 @@ async def test_the_tasks_of_a_program_run_inside_its_lease(world):
             end = time.monotonic() + 1.0
             while time.monotonic() < end:
                 pass
-            return get_current_placement_group().id.hex()
+            return ray.get_runtime_context().get_placement_group_id()
 
-        return get_current_placement_group().id.hex(), ray.get([inside.remote() for _ in range(2)])
+        mine = ray.get_runtime_context().get_placement_group_id()
+        return mine, ray.get([inside.remote() for _ in range(2)])
 
     lease = world.lease(world.call(program), kind=JobKind.PROGRAM, shares=(("h1", 2),))
     finished, _ = await world.run(lease)
     assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
     mine, theirs = value_of(world, finished)
+    assert mine
     assert theirs == [mine, mine]
     _, busy_us, _ = world.metered(lease.lease_id)
     assert busy_us > 1_000_000

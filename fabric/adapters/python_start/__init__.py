@@ -1,0 +1,1 @@
+"""Its folder goes into PYTHONPATH of jobs: see `sitecustomize`."""

@@ -1,0 +1,81 @@
+"""A function that uses Ray: called in a process of its own, started for it, in which Ray is the lease's.
+
+The runner is a process of the fabric's Ray cluster, and no process can be of two. What they say to each other is what a
+runner says to a process that was forked for its job.
+"""
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from typing import Any, Final, Self
+
+import msgspec
+
+from fabric.adapters.fork_words import Commission, Talk
+from fabric.adapters.forked import Fork, judged
+from fabric.adapters.job_output import end_of_log
+from fabric.adapters.lease_ray_settings import variables_for
+from fabric.adapters.stage import JobEnd, Stage
+
+_TOLD_LINES: Final = 12
+
+
+class Spawned(Fork):
+    """The conversation with one job's process, which is this one's child."""
+
+    def __init__(self, talk: Talk, process: "subprocess.Popen[bytes]") -> None:
+        super().__init__(talk)
+        self._process = process
+
+    @classmethod
+    def start(cls, stage: Stage, *, order: bytes, devices: tuple[str, ...]) -> Self:
+        """Start the process; what it has to do it is told when it is there."""
+        assert stage.own_ray is not None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        environment = variables_for(stage.own_ray, os.environ)
+        with theirs:
+            process = subprocess.Popen(  # noqa: S603  # our own module; what it calls is the tenant's
+                [sys.executable, "-m", "fabric.adapters.spawned", str(theirs.fileno())],
+                env=environment,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        talk = Talk(ours)
+        talk.say(
+            Commission(
+                order=order,
+                archive=pickle.dumps(stage.archive),
+                lease_id=stage.lease.lease_id,
+                devices=devices,
+                environment=environment,
+            )
+        )
+        return cls(talk, process)
+
+    def perform(self, stage: Stage) -> JobEnd:
+        """Hear the job to its end; never raises."""
+        end = self.heard(stage)
+        code = self._process.wait()
+        if end is not None:
+            return end
+        end = judged(code, asked=stage.context.stop_requested)
+        said = end_of_log(stage.log_file, _TOLD_LINES) if code > 0 and stage.log_file.exists() else ""
+        return msgspec.structs.replace(end, error=f"{end.error}\n{said}".rstrip()) if said else end
+
+
+def main(descriptor: str) -> int:
+    """Call one function."""
+    from fabric.adapters.zygote import work  # noqa: PLC0415  # it imports much
+
+    talk = Talk(socket.socket(fileno=int(descriptor)))
+    said: Any = talk.hear()
+    return work(talk, said) if isinstance(said, Commission) else 1
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # it has said all; threads that it left are not waited for, and its Ray ends with it

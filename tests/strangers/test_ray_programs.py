@@ -1,0 +1,274 @@
+"""What Ray ships as examples, and small programs of its libraries with devices: as they are, and evicted at any moment.
+
+The examples are read from the installed package when a test runs.
+"""
+
+import asyncio
+import random
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from fabric.adapters.results import read_result
+from fabric.gate.events import JobKind, LeaseFinished, LeaseOutcome, LeaseStarted
+from fabric.gate.instructions import StopLease
+from fabric.results import read_parcel
+from tests.adapters.ray_cluster.conftest import local, world  # noqa: F401  # fixtures
+
+pytest.importorskip("pyarrow", reason="install the group `strangers`")
+pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(500)]
+
+RAY = Path(ray.__file__).parent
+WITHIN_S = 400
+EXAMPLES = {
+    "tune": ("tune/examples/tune_basic_example.py", "--smoke-test"),
+    "tune with checkpoints": ("tune/examples/custom_func_checkpointing.py", "--smoke-test"),
+    "train": ("train/examples/pytorch/torch_linear_example.py", "--smoke-test"),
+    "rllib": ("rllib/examples/envs/custom_gym_env.py", "--stop-iters=1", "--num-env-runners=1"),
+}
+
+
+async def logs_of(world, lease):  # noqa: F811
+    chunks = [chunk async for chunk in world.cluster.logs(lease.job_id, account_id="acme", offsets={})]
+    return b"".join(chunk.data for chunk in chunks).decode(errors="replace")
+
+
+def script_of(world, name, text, *words):  # noqa: F811
+    key = f"example-{time.monotonic_ns()}"
+    world.archive.put(key, world.zipped(**{name.replace(".", "__"): text}))
+    return {"entrypoint": [name, *words], "working_dir_blob": key}
+
+
+def example(world, name):  # noqa: F811
+    path, *words = EXAMPLES[name]
+    return script_of(world, "example.py", (RAY / path).read_text(), *words)
+
+
+async def ended(world, lease):  # noqa: F811
+    finished = await world.wait(LeaseFinished, lease.lease_id, within_s=WITHIN_S)
+    await world.remove(lease.lease_id)
+    return finished
+
+
+async def evict(world, lease, *, after_s, grace_s=4):  # noqa: F811
+    """Start it, ask it to stop after a while, and take the lease away at the end of its grace; how it ended."""
+    await world.start(lease)
+    await world.wait(LeaseStarted, lease.lease_id)
+    await asyncio.sleep(after_s)
+    deadline_us = time.time_ns() // 1000 + grace_s * 1_000_000
+    await world.cluster.carry_out([StopLease(lease_id=lease.lease_id, reason="evicted", deadline_us=deadline_us)])
+    try:
+        finished = await world.wait(LeaseFinished, lease.lease_id, within_s=grace_s)
+    except TimeoutError:
+        finished = None
+    await world.remove(lease.lease_id)
+    return finished
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+async def test_an_example_of_rays_runs_as_it_is(world, name):  # noqa: F811
+    lease = world.lease(example(world, name), kind=JobKind.SCRIPT, shares=(("h1", 2),))
+    await world.start(lease)
+    finished = await ended(world, lease)
+    assert finished.outcome is LeaseOutcome.SUCCEEDED, (finished.error, await logs_of(world, lease))
+
+
+@pytest.mark.parametrize("name", ["tune with checkpoints", "train"])
+async def test_an_example_that_is_evicted_at_any_moment_runs_to_its_end_again(world, name):  # noqa: F811
+    after_s = random.uniform(0.0, 15.0)
+    first = world.lease(example(world, name), kind=JobKind.SCRIPT)
+    finished = await evict(world, first, after_s=after_s)
+    told = f"evicted after {after_s:.2f} s"
+    if finished is not None and finished.outcome is LeaseOutcome.SUCCEEDED:
+        return
+    assert finished is None or finished.outcome is LeaseOutcome.INTERRUPTED, (told, finished.error)
+    payload = example(world, name)
+    again = world.lease(payload, kind=JobKind.SCRIPT, job_id=first.job_id, epoch=2)
+    await world.start(again)
+    finished = await ended(world, again)
+    assert finished.outcome is LeaseOutcome.SUCCEEDED, (told, finished.error, await logs_of(world, again))
+    assert (await world.cluster.reconcile([])).unleased == ()
+
+
+RESUMES = """
+    import json, os, sys, time
+    from pathlib import Path
+
+    from ray import tune
+
+    FOLDER = Path(os.environ["FABRIC_CHECKPOINT_DIR"])
+
+    def objective(config):
+        import tempfile
+        found, at = tune.get_checkpoint(), 0
+        if found:
+            with found.as_directory() as folder:
+                at = json.loads((Path(folder) / "at").read_text())
+        print("from", config["x"], at, flush=True)
+        for step in range(at, 12):
+            time.sleep(0.3)
+            with tempfile.TemporaryDirectory() as folder:
+                (Path(folder) / "at").write_text(json.dumps(step + 1))
+                tune.report({"score": config["x"] * step, "step": step}, checkpoint=tune.Checkpoint.from_directory(folder))
+
+    trainable = tune.with_resources(objective, {"cpu": 1, "gpu": 1})
+    if tune.Tuner.can_restore(str(FOLDER / "run")):
+        tuner = tune.Tuner.restore(str(FOLDER / "run"), trainable, resume_unfinished=True, restart_errored=True)
+    else:
+        tuner = tune.Tuner(
+            trainable, param_space={"x": tune.grid_search([1, 2, 3])},
+            run_config=tune.RunConfig(name="run", storage_path=str(FOLDER)),
+        )
+    results = tuner.fit()
+    assert not results.errors, results.errors
+    print("best", results.get_best_result("score", "max").metrics["score"])
+"""
+
+
+async def test_a_sweep_that_is_evicted_goes_on_from_its_checkpoints(world):  # noqa: F811
+    payload = script_of(world, "sweep.py", textwrap.dedent(RESUMES))
+    first = world.lease(payload, kind=JobKind.SCRIPT, shares=(("h1", 2),))
+    await world.start(first)
+    await world.wait(LeaseStarted, first.lease_id)
+    async with asyncio.timeout(WITHIN_S):
+        while "from" not in await logs_of(world, first):  # noqa: ASYNC110
+            await asyncio.sleep(0.5)
+    await asyncio.sleep(random.uniform(2.0, 6.0))
+    deadline_us = time.time_ns() // 1000 + 20_000_000
+    await world.cluster.carry_out([StopLease(lease_id=first.lease_id, reason="evicted", deadline_us=deadline_us)])
+    await ended(world, first)
+    again = world.lease(payload, kind=JobKind.SCRIPT, shares=(("h1", 2),), job_id=first.job_id, epoch=2)
+    await world.start(again)
+    finished = await ended(world, again)
+    said = await logs_of(world, again)
+    assert finished.outcome is LeaseOutcome.SUCCEEDED, (finished.error, said)
+    assert "best 33" in said
+
+
+def tune_on_devices():
+    from ray import tune
+
+    def objective(config):
+        import ray
+
+        tune.report({"score": config["x"], "gpus": ray.get_gpu_ids()})
+
+    trainable = tune.with_resources(objective, tune.PlacementGroupFactory([{"CPU": 1, "GPU": 1, "H100": 1}]))
+    results = tune.Tuner(trainable, param_space={"x": tune.grid_search([1, 2, 3, 4])}).fit()
+    return sorted((found.metrics["score"], len(found.metrics["gpus"])) for found in results)
+
+
+def train_on_devices():
+    import ray.train
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    def loop():
+        import torch
+        import torch.distributed as dist
+
+        total = torch.ones(1)
+        dist.all_reduce(total)
+        ray.train.report({"ranks": total.item(), "gpus": len(ray.get_gpu_ids())})
+
+    scaling = ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1, "GPU": 1, "H100": 1})
+    result = TorchTrainer(loop, torch_config=TorchConfig(backend="gloo"), scaling_config=scaling).fit()
+    return result.metrics["ranks"], result.metrics["gpus"]
+
+
+def data_on_devices():
+    import ray.data
+
+    class Double:
+        def __call__(self, batch):
+            batch["gpus"] = [len(ray.get_gpu_ids())] * len(batch["id"])
+            batch["id"] = batch["id"] * 2
+            return batch
+
+    found = ray.data.range(40).map_batches(Double, num_gpus=1, concurrency=2, batch_size=5).take_all()
+    return sum(row["id"] for row in found), {row["gpus"] for row in found}
+
+
+def rllib_on_devices():
+    from ray.rllib.algorithms.ppo import PPOConfig
+
+    config = (
+        PPOConfig()
+        .environment("CartPole-v1")
+        .env_runners(num_env_runners=1, custom_resources_per_env_runner={"H100": 1})
+        .training(train_batch_size=200, minibatch_size=50, num_epochs=1)
+    )
+    algorithm = config.build_algo()
+    found = algorithm.train()
+    algorithm.stop()
+    return found["training_iteration"], found["env_runners"]["num_env_steps_sampled"] >= 200
+
+
+def joblib_on_ray():
+    import joblib
+    from ray.util.joblib import register_ray
+
+    register_ray()
+    with joblib.parallel_backend("ray", n_jobs=2):
+        return joblib.Parallel()(joblib.delayed(pow)(n, 2) for n in range(5))
+
+
+def dask_on_ray():
+    import dask
+    import ray
+    from ray.util.dask import ray_dask_get
+
+    ray.init(log_to_driver=False)
+    parts = [dask.delayed(pow)(n, 2) for n in range(5)]
+    return dask.delayed(sum)(parts).compute(scheduler=ray_dask_get)
+
+
+WITH_DEVICES = {
+    "tune": (tune_on_devices, [(1, 1), (2, 1), (3, 1), (4, 1)]),
+    "train": (train_on_devices, (2.0, 1)),
+    "data": (data_on_devices, (1560, {1})),
+    "rllib": (rllib_on_devices, (1, True)),
+    "joblib": (joblib_on_ray, [0, 1, 4, 9, 16]),
+    "dask": (dask_on_ray, 30),
+}
+
+
+@pytest.mark.parametrize("name", WITH_DEVICES)
+async def test_a_library_of_rays_has_the_leases_devices(world, name):  # noqa: F811
+    if name == "dask":
+        pytest.importorskip("dask")
+    program, wanted = WITH_DEVICES[name]
+    lease = world.lease(world.call(program), kind=JobKind.PROGRAM, shares=(("h1", 2),))
+    await world.start(lease)
+    finished = await ended(world, lease)
+    assert finished.outcome is LeaseOutcome.SUCCEEDED, (finished.error, await logs_of(world, lease))
+    assert read_parcel(read_result(world.archive, finished.result_ref)).value() == wanted
+
+
+def wide_trials():
+    from ray import tune
+
+    trainable = tune.with_resources(lambda config: {"score": 1}, {"cpu": 1, "gpu": 2})
+    results = tune.Tuner(trainable, param_space={"x": tune.grid_search([1, 2])}).fit()
+    if results.errors:
+        raise results.errors[0]
+
+
+def wide_workers():
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    scaling = ScalingConfig(num_workers=3, resources_per_worker={"CPU": 1, "GPU": 1})
+    TorchTrainer(lambda: None, torch_config=TorchConfig(backend="gloo"), scaling_config=scaling).fit()
+
+
+@pytest.mark.parametrize("program", [wide_trials, wide_workers])
+async def test_a_library_that_asks_for_more_than_the_lease_has_never_hangs(world, program):  # noqa: F811
+    lease = world.lease(world.call(program), kind=JobKind.PROGRAM, shares=(("h1", 1),))
+    await world.start(lease)
+    finished = await ended(world, lease)
+    assert finished.outcome is LeaseOutcome.FAILED
+    assert "lease, 1 × H100, has" in finished.error, (finished.error, await logs_of(world, lease))
