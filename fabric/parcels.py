@@ -9,6 +9,8 @@ from typing import Final
 from fabric.errors import InvalidRequest
 
 _FILE_MAX: Final = 64 << 30
+_NAME_BYTES_MAX: Final = 255
+FILES_MAX: Final = 10_000
 
 
 def packed(folder: Path) -> bytes:
@@ -32,22 +34,27 @@ def unpacked(whole: bytes, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with tarfile.open(fileobj=io.BytesIO(whole), mode="r:") as tar:
-            for entry in tar:
+            for count, entry in enumerate(tar, 1):
                 _check(entry)
+                if count > FILES_MAX:
+                    raise _bad(f"more than {FILES_MAX} files")
                 source = tar.extractfile(entry)
                 assert source is not None
-                with (folder / entry.name).open("wb") as file:
+                with (folder / entry.name).open("xb") as file:
                     shutil.copyfileobj(source, file)
-    except tarfile.TarError as error:
-        raise _bad(f"it is no tar, or not all of one ({error})") from None
+    except FileExistsError:
+        raise _bad("the same name twice") from None
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError, LookupError) as error:
+        raise _bad(f"it is no tar, or not all of one ({str(error)[:200]})") from None
     return folder
 
 
 def _check(entry: tarfile.TarInfo) -> None:
     """A sparse file counts as a plain one there, and may be a million times as large as the tar that it is in."""
-    plain = entry.isfile() and not entry.issparse() and entry.size <= _FILE_MAX
-    if not plain or not entry.name.isprintable() or "/" in entry.name or entry.name[:1] in ("", "."):
-        raise _bad(f"not {entry.name!r}")
+    plain = entry.isfile() and not entry.issparse() and 0 <= entry.size <= _FILE_MAX
+    named = entry.name.isprintable() and "/" not in entry.name and entry.name[:1] not in ("", ".")
+    if not plain or not named or len(entry.name.encode(errors="replace")) > _NAME_BYTES_MAX:
+        raise _bad(f"not {entry.name[:200]!r}")
 
 
 def _bad(why: str) -> InvalidRequest:

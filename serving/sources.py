@@ -16,6 +16,7 @@ from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import PUBLISH_IT, artifact_key, checkpoints_in
 from fabric.checkpoints import is_of_folder, restore_directory
 from fabric.errors import InvalidRequest, NotFound
+from serving.model_data import check_data
 from training.parcels import unpacked
 
 ARCHIVE: Final = "archive:"
@@ -35,14 +36,16 @@ def folder_of(source: str, archive: Archive | None, *, cache: Path) -> Path:
         cache: a folder of ours.
 
     Raises:
-        InvalidRequest: there is no model in it (code `bad_source`).
+        InvalidRequest: there is no model in it (code `bad_source`), or one that somebody made holds code (`bad_model`).
         NotFound: there is nothing by that name.
     """
     if source.startswith(ARCHIVE):
-        return _model_in(_from_archive(source.removeprefix(ARCHIVE), _needed(archive, source), cache), source)
+        return check_data(
+            _model_in(_from_archive(source.removeprefix(ARCHIVE), _needed(archive, source), cache), source)
+        )
     if source.startswith(JOB):
         account_id, _, job_id = source.removeprefix(JOB).partition("/")
-        return _model_in(_from_job(account_id, job_id, _needed(archive, source), cache), source)
+        return check_data(_model_in(_from_job(account_id, job_id, _needed(archive, source), cache), source))
     return _model_in(Path(source), source)
 
 
