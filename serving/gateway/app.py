@@ -265,7 +265,8 @@ class Gateway:
         if told is None:
             return False
         exchange.answer_headers = [each for each in exchange.answer_headers if each not in told]
-        await exchange.answer(204, told, b"")
+        await exchange.begin(204, told)
+        await exchange.more(b"", last=True)
         return True
 
     def _may_ask(self, caller: Caller) -> Headers:

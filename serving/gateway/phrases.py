@@ -52,14 +52,15 @@ def told(message: str) -> Phrase:
 
 
 def _too_long(message: str) -> Phrase:
+    """Begins with the words by which OpenAI's clients know it, where they look at no code."""
     found = _CONTEXT.search(message)
-    numbers = f"of {found[1]} tokens " if found else ""
+    numbers = f"is {found[1]} tokens" if found else "is less than that"
     asked = re.search(r"(?:requested|passed) (?:at least )?(\d+)", message)
     more = re.search(r"(?:contains|and) at least (\d+) input", message)
-    said = f" (it asks for {asked[1]}{f' and has {more[1]} or more' if more else ''})" if asked else ""
+    said = f" (asked for are {asked[1]}{f', and the prompt has {more[1]} or more' if more else ''})" if asked else ""
     return Phrase(
-        f"the prompt and the answer that is asked for don't fit into the model's context {numbers}together{said}: shorten the"
-        " prompt, or ask for fewer tokens (`max_tokens`)",
+        f"this model's maximum context length {numbers}, for the prompt and the answer together{said}: shorten the prompt, or"
+        " ask for fewer tokens (`max_tokens`)",
         "context_length_exceeded",
         "messages",
     )

@@ -1,5 +1,6 @@
 """What clients that nobody here wrote expect of an OpenAI-compatible endpoint: headers, methods, bodies, words."""
 
+import asyncio
 import gzip
 import io
 import json
@@ -64,6 +65,7 @@ async def test_a_browser_of_a_named_origin_may_ask_and_read(open_house):
     }
     async with open_house.http.options(open_house.url + "/v1/chat/completions", headers=ask) as answer:
         assert answer.status == 204
+        assert not {"content-length", "transfer-encoding"} & set(answer.headers)
         assert answer.headers["access-control-allow-origin"] == "https://app.example"
         assert "POST" in answer.headers["access-control-allow-methods"]
         assert answer.headers["access-control-allow-headers"] == "authorization, x-stainless-os"
@@ -320,3 +322,50 @@ async def test_texts_are_ranked_and_nothing_else_is(house):
     async with house.post("/v1/rerank", body={**body, "documents": ["x"] * 1_025}) as answer:
         assert (await answer.json())["error"]["code"] == "limit_exceeded"
     assert len(house.engine.requests) == 1
+
+
+def request(house, path, body, method="POST"):
+    raw = b"" if body is None else json.dumps(body).encode()
+    head = f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nauthorization: Bearer {house.key}\r\n"
+    return f"{head}content-length: {len(raw)}\r\n\r\n".encode() + raw
+
+
+async def status_of_next(reader, *, has_body=True):
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)).lower()
+    if b"transfer-encoding: chunked" in head:
+        while size := int((await reader.readline()).strip(), 16):
+            await reader.readexactly(size + 2)
+        await reader.readexactly(2)
+    elif has_body:
+        await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+    return int(head.split()[1])
+
+
+async def test_one_connection_is_good_for_many_requests_at_once_whatever_becomes_of_each(house):
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(house.url.rpartition(":")[2]))
+    asked = [
+        ("POST", "/v1/chat/completions", CHAT, 200), ("POST", "/v1/chat/completions", STREAM, 200), ("HEAD", "/v1/models", None, 200),
+        ("POST", "/v1/chat/completions", {"model": "no"}, 404), ("GET", "/nowhere", None, 404), ("OPTIONS", "/v1/models", None, 405),
+        ("GET", "/v1/credits", None, 200), ("POST", "/v1/chat/completions", {**CHAT, "n": 10**6}, 400), ("POST", "/v1/messages", CHAT, 200),
+    ] * 3  # fmt: skip
+    writer.write(b"".join(request(house, path, body, method) for method, path, body, _ in asked))
+    assert [await status_of_next(reader, has_body=method != "HEAD") for method, *_ in asked] == [
+        each[3] for each in asked
+    ]
+    writer.close()
+    await house.settled(lambda: not house.gateway._open)
+
+
+@pytest.mark.parametrize("junk", [
+    b"\x16\x03\x01junk\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\ncontent-length: -5\r\n\r\n",
+    b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\ncontent-length: 4\r\n\r\n", b"\xff" * 100 + b"\r\n\r\n",
+])  # fmt: skip
+async def test_what_is_no_request_is_answered_with_an_id_too(house, junk):
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(house.url.rpartition(":")[2]))
+    writer.write(junk)
+    said = await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    head, _, body = said.partition(b"\r\n\r\n")
+    assert int(head.split()[1]) in {400, 431}
+    assert b"x-request-id: c" in head
+    assert json.loads(body)["error"]["code"] in {"invalid_http", "headers_too_large"}
