@@ -14,10 +14,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import ClusterSettings
 from fabric.adapters.disk_watch import DiskLimits
+from fabric.adapters.environments import Environment
 from fabric.adapters.guarded import Admitted, Stranger, actor_id_of, end_actor, is_ours, sealed, secret_of
 from fabric.adapters.node_agent import Cut, NodeAgentActor, Sight, Watch
 from fabric.adapters.nodes import Node
 from fabric.adapters.unpickling import Refused
+from fabric.adapters.wheels import Prepared
 from fabric.gate.events import Sample
 from fabric.placement.locality import Holdings
 from fabric.units import LeaseId
@@ -117,6 +119,12 @@ class Agents:
     async def has_environment(self, address: str, folder: str) -> bool:
         """Whether the machine has a job's packages installed."""
         return bool(await self._tried(address, "has_environment", folder))
+
+    async def prepare(self, address: str, folder: str, wanted: Environment, *, within_s: float) -> Prepared:
+        """Have a machine install a job's packages, if wheels are enough."""
+        waits_s = within_s + _CALL_TIMEOUT_S
+        found = await self._tried(address, "prepare", folder, wanted, within_s=waits_s, for_s=within_s)
+        return found if isinstance(found, Prepared) else Prepared()
 
     async def detach(self, address: str, lease_id: str) -> list[Cut]:
         """Stop watching a lease's share: the samples that aren't acknowledged yet."""

@@ -1,7 +1,8 @@
 """Packages of a job's own: what may be asked for, and how they are installed.
 
-Installing a package runs its author's code, so it is done by the lease's own processes: metered, charged from when the devices
-are held, in the job's log, stopped when the job is, and ended with the lease. Ray's own way, an agent on every node that
+Installing a package may run its author's code. Where it doesn't, because all of them are wheels, a node agent does it before the
+devices burn (`wheels`). Else it is done by the lease's own processes: metered, charged from when the devices are held, in the
+job's log, stopped when the job is, and ended with the lease. Ray's own way, an agent on every node that
 answers to no lease, is never asked. What was installed is kept on the node for the account's next job with the same
 packages, by a digest of them, and for nobody else.
 
@@ -33,6 +34,8 @@ PACKAGES_MAX: Final = 200
 WORD_CHARS_MAX: Final = 1_000
 BUILD_S: Final = 600
 BUILD_S_MAX: Final = 3_600
+WHEELS_ONLY: Final = ("--only-binary", ":all:")
+"""Options of both tools: nothing of a package's is run to install it."""
 KEPT: Final = 8
 """Environments of an account on a node: the ones used last."""
 _READY: Final = ".ready"
@@ -253,7 +256,10 @@ def _refused(message: str, *, given: str) -> InvalidRequest:
 
 def main(arguments: Sequence[str]) -> int:
     """Build the environment that is told on standard input."""
-    return build(Path(arguments[0]), msgspec.json.decode(sys.stdin.buffer.read(), type=Environment))
+    wanted = msgspec.json.decode(sys.stdin.buffer.read(), type=Environment)
+    if "--wheels" in arguments[1:]:
+        wanted = msgspec.structs.replace(wanted, options=(*WHEELS_ONLY, *wanted.options))
+    return build(Path(arguments[0]), wanted)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from fabric.adapters.groups import KEEPABLE, Group, Seated
 from fabric.adapters.node_agent import Cut, Watch
 from fabric.adapters.orders import carry_out
 from fabric.adapters.payload import Payload, read_payload, runtime_env_of
+from fabric.adapters.preparation import prepared
 from fabric.adapters.processes import LEASE_VARIABLE
 from fabric.adapters.ranks import Ranks
 from fabric.adapters.ray_hosts import new_word
@@ -70,6 +71,7 @@ class Attempt:
         try:
             payload = read_payload(self.lease.payload)
             await self.around.control.back()
+            await prepared(self.lease, payload, self.around)
             await self.around.control.within(self.around.settings.start_timeout_s, self._build(payload))
         except InvalidRequest as error:
             self._finish(JobEnd(outcome=LeaseOutcome.FAILED, error=f"{error.code}: {error.message}"))

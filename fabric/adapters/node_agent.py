@@ -15,7 +15,7 @@ import msgspec
 
 from fabric.adapters.archive import Archive
 from fabric.adapters.disk_watch import DiskLimits, DiskWatch
-from fabric.adapters.environments import is_ready
+from fabric.adapters.environments import Environment, is_ready
 from fabric.adapters.guarded import Guarded
 from fabric.adapters.kept_log import keep_log, read_part
 from fabric.adapters.members import Members
@@ -24,6 +24,7 @@ from fabric.adapters.private_folder import CACHE, close, sweep
 from fabric.adapters.processes import end_all, kill
 from fabric.adapters.ray_processes import installers
 from fabric.adapters.shard_cache import ShardCache
+from fabric.adapters.wheels import AT_ONCE, Prepared, prepare
 from fabric.adapters.zygote_keeper import Zygote
 from fabric.placement.locality import Holdings
 
@@ -83,6 +84,7 @@ class NodeAgent:
         self._watched: dict[str, _Watched] = {}
         self._members = Members()
         self._zygote: Zygote | None = None
+        self._preparing = asyncio.Semaphore(AT_ONCE)
         self._disk = DiskWatch()
 
     async def warm(self) -> str:
@@ -94,6 +96,11 @@ class NodeAgent:
     async def has_environment(self, folder: str) -> bool:
         """Whether packages were installed there to their end."""
         return await asyncio.to_thread(is_ready, Path(folder))
+
+    async def prepare(self, folder: str, wanted: Environment, *, for_s: float) -> Prepared:
+        """Have packages installed there before a job's devices burn, if wheels are enough."""
+        async with self._preparing:
+            return await prepare(Path(folder), wanted, within_s=for_s)
 
     async def sight(self) -> Sight:
         """Which devices can be read now."""

@@ -1,7 +1,10 @@
 """Packages of a job's own: what may be asked for, and that what is installed is held within its account and its lease."""
 
+import io
 import json
 import subprocess
+import tarfile
+import zipfile
 
 import pytest
 
@@ -16,6 +19,7 @@ from fabric.adapters.environments import (
     python_of,
 )
 from fabric.adapters.payload import Payload, runtime_env_of
+from fabric.adapters.wheels import Prepared, is_plain, prepare
 from fabric.errors import InvalidRequest
 
 PACKAGE = "from setuptools import setup\nsetup(name='parcel', version='1.0', py_modules=['parcel'])\n"
@@ -185,3 +189,92 @@ def test_one_that_a_process_runs_with_is_not_forgotten(tmp_path, monkeypatch):
         user.communicate(b"\n")
     build(made[2], Environment(tool="pip", packages=("a",)))
     assert not is_ready(made[0])
+
+
+# -- before the devices burn -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("packages", "options", "variables", "plain"),
+    [
+        (["numpy==2.0", "rich[all]>=13 ; python_version > '3.8'"], [], {}, True),
+        (["a"], ["--index-url", "https://x/simple", "--extra-index-url=https://y", "--pre", "--no-deps"], {"A": "b"}, True),
+        (["./parcel"], [], {}, False),
+        (["a @ https://x/a.tar.gz"], [], {}, False),
+        (["git+https://x/a"], [], {}, False),
+        (["-r", "requirements.txt"], [], {}, False),
+        (["-e", "."], [], {}, False),
+        (["a"], ["--no-binary", ":all:"], {}, False),
+        (["a"], ["--find-links", "/etc"], {}, False),
+        (["a"], ["--index-url", "file:///etc"], {}, False),
+        (["a"], ["--index-url"], {}, False),
+        (["a"], ["--target=/etc"], {}, False),
+        (["a"], ["--log", "/etc/x"], {}, False),
+        (["a"], [], {"PIP_CONFIG_FILE": "/x"}, False),
+        (["a"], [], {"uv_index_url": "https://x"}, False),
+    ],
+)  # fmt: skip
+def test_only_names_from_an_index_are_installed_before_the_devices_burn(packages, options, variables, plain):
+    wanted = Environment(tool="pip", packages=tuple(packages), options=tuple(options))
+    assert is_plain(wanted, variables) is plain
+
+
+def wheel_of(folder, name="parcel", version="1.0"):
+    """A wheel made by hand, in a folder that pip may look into."""
+    about = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as out:
+        out.writestr(f"{name}.py", "VALUE = 7\n")
+        out.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        out.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        out.writestr(f"{about}/RECORD", "")
+
+
+def sdist_of(folder, trace, name="source"):
+    """A package that runs code to be installed, and leaves a trace."""
+    with tarfile.open(folder / f"{name}-1.0.tar.gz", "w:gz") as out:
+        for file, text in (
+            (
+                "setup.py",
+                f"open({str(trace)!r}, 'a').write('x')\nfrom setuptools import setup\nsetup(name={name!r}, version='1.0')\n",
+            ),
+            ("PKG-INFO", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"),
+        ):
+            about = tarfile.TarInfo(f"{name}-1.0/{file}")
+            about.size = len(text)
+            out.addfile(about, io.BytesIO(text.encode()))
+
+
+async def test_a_package_that_must_be_built_is_left_to_the_lease_and_runs_nothing(tmp_path, monkeypatch):
+    wheels, trace = tmp_path / "wheels", tmp_path / "trace"
+    wheels.mkdir()
+    sdist_of(wheels, trace)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    wanted = Environment(tool="pip", packages=("source",), options=("--no-index",))
+    made = environment_folder(tmp_path, "acme", wanted.digest)
+    assert await prepare(made, wanted, within_s=120) == Prepared()
+    assert not is_ready(made)
+    assert not trace.exists()
+
+
+async def test_wheels_are_installed_and_what_no_index_has_is_said(tmp_path, monkeypatch):
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    wheel_of(wheels)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    found = {}
+    for name in ("parcel==1.0", "parcel>=2", "no-such-package-here", "other ; python_version < '3'"):
+        wanted = Environment(tool="pip", packages=(name,), options=("--no-index",))
+        made = environment_folder(tmp_path, "acme", wanted.digest)
+        found[name] = await prepare(made, wanted, within_s=120)
+        assert is_ready(made) is found[name].done
+    assert found["parcel==1.0"].done
+    assert found["other ; python_version < '3'"].done
+    assert "parcel>=2 can't be had from the package index" in found["parcel>=2"].missing
+    assert "no-such-package-here can't be had" in found["no-such-package-here"].missing
+
+
+async def test_what_takes_too_long_is_left_to_the_lease(tmp_path):
+    wanted = Environment(tool="pip", packages=("parcel",), options=("--no-index",))
+    made = environment_folder(tmp_path, "acme", wanted.digest)
+    assert await prepare(made, wanted, within_s=0.05) == Prepared()
+    assert not is_ready(made)

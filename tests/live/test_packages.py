@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -72,13 +73,41 @@ def test_what_a_job_installs_is_paid_for_and_ends_with_it_and_is_there_for_the_n
     assert settled(again).burned_uhs < cost.burned_uhs
 
 
-def test_packages_that_cannot_be_installed_fail_the_job_and_say_why(acme):
+def test_packages_that_cannot_be_had_end_the_job_with_the_reason_and_it_burns_nothing(acme):
     missing = {"pip": {"packages": ["no-such-package-here"], "pip_install_options": ["--no-index"]}}
     job = acme.submit(value, tokens="0.1", accelerators="A100:1", runtime_env=missing)
+    with pytest.raises(JobFailed, match="runtime_env_failed: no-such-package-here can't be had"):
+        job.result(timeout=120)
+    assert settled(job).burned_uhs == 0
+    assert acme.usage(job_id=job.id) == []
+
+
+def test_packages_that_cannot_be_built_fail_the_job_and_say_why(acme, tmp_path):
+    (tmp_path / "setup.py").write_text("raise SystemExit('it can not be built')")
+    broken = {"pip": {"packages": [str(tmp_path)], "pip_install_options": OPTIONS}}
+    job = acme.submit(value, tokens="0.1", accelerators="A100:1", runtime_env=broken)
     with pytest.raises(JobFailed, match="runtime_env_failed"):
         job.result(timeout=120)
     settled(job)
-    assert "no-such-package-here" in "".join(job.logs())
+    assert "it can not be built" in "".join(job.logs())
+
+
+def test_a_gang_on_several_nodes_of_one_machine_installs_once_and_copies_nothing(acme, tmp_path):
+    """Nodes that share a folder don't get into each other's way."""
+    wanted = package(tmp_path)
+    job = acme.submit(
+        ["python", "-c", "import parcel, sys, torch; print(parcel.VALUE, sys.prefix)"], tokens="0.5",
+        accelerators="H100:4", devices_per_node=2, runtime_env=wanted,
+    )  # fmt: skip
+    job.result(timeout=240)
+    said = {line for line in "".join(job.logs()).splitlines() if line.startswith("7 ")}
+    settled(job)
+    assert len(said) == 1
+    (line,) = said
+    folder = Path(line.split()[1])
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert sum(path.stat().st_size for path in files) < 2**20
+    assert (tmp_path / "installs").read_text().count("x") <= 3, "setup.py runs a few times to install once"
 
 
 def test_a_job_that_is_cancelled_while_it_installs_ends(acme, tmp_path):
