@@ -6,6 +6,8 @@ This is the one place of the SDK that needs Ray, in a process connected to the c
     with fabric.lease(tokens="2", accelerators="H100:2") as lease:
         ray.get(step.options(**lease.options(devices=1)).remote(batch))
 
+When its tokens end, or it is ended in another way, `ray.get` of what runs in it raises `LeaseEnded` (`fabric.sdk.lease_end`).
+
 A cluster that was started with `RAY_AUTH_MODE=token` (as those of `cluster-configs` are, and a local one always) lets nobody
 in without its token. Set `RAY_AUTH_MODE=token` as well; Ray then looks for the token in `RAY_AUTH_TOKEN`, in the file that
 `RAY_AUTH_TOKEN_PATH` names (a local cluster's is `ray.token` in its state directory), then in `~/.ray/auth_token`. It lets
@@ -13,8 +15,10 @@ its holder do with Ray whatever Ray can, so only those get it who may.
 """
 
 import json
+import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final
 
@@ -26,6 +30,7 @@ from fabric.wire import fabric_pb2 as pb
 
 _START_S: Final = 600.0
 _NOT_DEVICES: Final = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
+_OVER: Final = frozenset({"parked", *ENDED})
 _ENDING: Final = frozenset({"stopping", "parked", *ENDED})
 
 
@@ -37,6 +42,7 @@ class Lease:
         self._client = client
         self._timeout_s = timeout_s
         self._document: dict[str, Any] | None = None
+        self._going: Any = None
 
     def __enter__(self) -> "Lease":  # noqa: PYI034  # as of Fabric
         self.open()
@@ -59,10 +65,14 @@ class Lease:
         except BaseException:
             self.close()
             raise
+        if "ray" in sys.modules:
+            self._watch(self._document["placement_group_id"])
 
     def close(self) -> None:
         """Give the devices back. What runs in them ends."""
         self._document = None
+        if self._going is not None:
+            self._going.end("it was closed")
         try:
             self.job.cancel()
         except FabricError as error:
@@ -87,6 +97,7 @@ class Lease:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: PLC0415
 
         document = self._open_document()
+        self._watch(document["placement_group_id"])
         bundles = document["bundles"]
         assert 0 <= bundle < len(bundles), f"the lease has bundles 0 to {len(bundles) - 1}"
         wanted = devices if devices is not None else bundles[bundle]["devices"]
@@ -103,6 +114,29 @@ class Lease:
         if own := {name: wanted for name in resources if name not in _NOT_DEVICES}:
             options["resources"] = own
         return options
+
+    def _watch(self, placement_group_id: str) -> None:
+        """Have what this process runs in the lease end with it."""
+        if self._going is None:
+            from fabric.sdk import lease_end  # noqa: PLC0415  # Ray only where used
+
+            self._going = lease_end.opened(self.job.id, placement_group_id)
+            threading.Thread(target=self._until_over, args=(lease_end.tell,), name="fabric-lease", daemon=True).start()
+
+    def _until_over(self, tell: Callable[[Any, str], None]) -> None:
+        try:
+            for job in self.job.events():
+                if self._going.over:
+                    return
+                if job.state in _OVER:
+                    break
+        except FabricError:  # nobody says any more: `stop_requested` will say so too
+            return
+        why = (job.reason or job.state).replace("_", " ")
+        tell(
+            self._going,
+            f"lease {self.job.id} has ended, {why}: `fabric raise-limit` or a top-up gives the next one more tokens",
+        )
 
     @property
     def bundles(self) -> int:

@@ -108,3 +108,29 @@ def test_a_foreign_placement_group_with_a_device_is_removed_and_a_leased_job_is_
     assert job.result(timeout=60) == "done"
     assert settled(job).burned_uhs > 0
     assert job.info().attempts == 1
+
+
+def test_what_runs_in_a_lease_whose_tokens_end_gets_an_error_that_says_so(acme, driver):
+    """Ray alone would try it again in the placement group that is gone, for ever."""
+
+    @ray.remote(max_retries=-1)
+    def forever(at):
+        time.sleep(1_000)
+
+    @ray.remote(max_restarts=-1, max_task_retries=-1)
+    class Worker:
+        def forever(self):
+            time.sleep(1_000)
+
+    lease = acme.lease(tokens="0.01", accelerators="H100:2", timeout=60)
+    lease.open()
+    options = lease.options(devices=1)
+    worker = Worker.options(**options).remote()
+    running = [worker.forever.remote(), *(forever.options(**options).remote(at) for at in range(3))]
+    for reference in running:
+        with pytest.raises(ray.exceptions.RayError, match=rf"lease {lease.job.id} .*(limit reached|tokens)"):
+            ray.get(reference, timeout=120)
+    with pytest.raises(ray.exceptions.RayError, match="is over"):
+        ray.get(forever.options(**options).remote(9), timeout=30)
+    lease.close()
+    settled(lease.job)
