@@ -196,7 +196,8 @@ def _in_child() -> None:
     _listening.clear()
 
 
-os.register_at_fork(after_in_child=_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def _exit_saved() -> None:

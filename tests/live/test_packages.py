@@ -96,8 +96,8 @@ def test_a_gang_on_several_nodes_of_one_machine_installs_once_and_copies_nothing
     """Nodes that share a folder don't get into each other's way."""
     wanted = package(tmp_path)
     job = acme.submit(
-        ["python", "-c", "import parcel, sys, torch; print(parcel.VALUE, sys.prefix)"], tokens="0.5",
-        accelerators="H100:4", devices_per_node=2, runtime_env=wanted,
+        ["python", "-c", "import parcel, sys, torch; print(parcel.VALUE, sys.prefix)"], tokens="2",
+        accelerators=["H100:6", "A100:6"], mix="same-vendor", runtime_env=wanted,
     )  # fmt: skip
     job.result(timeout=240)
     said = {line for line in "".join(job.logs()).splitlines() if line.startswith("7 ")}
