@@ -23,7 +23,7 @@ import cloudpickle
 
 from fabric.errors import InvalidRequest
 from fabric.sdk.project import Project, Standing, standing_of
-from fabric.sdk.source import changed_globals
+from fabric.sdk.source import changed_globals, plain_code
 from fabric.sdk.unpicklable import Unsendable, culprit_of, heaviest, refuse_unmakeable, refuse_unsendable, remedy_for
 
 CALL_BYTES_MAX: Final = 512 * 1024 * 1024
@@ -150,6 +150,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, types.FunctionType | type):
             self._note(obj, str(getattr(obj, "__module__", None) or ""))
+            obj = _as_written(obj) if isinstance(obj, types.FunctionType) else obj
         elif isinstance(obj, types.ModuleType):
             self._note_module(obj.__name__)
         elif isinstance(obj, _Cached):
@@ -187,6 +188,21 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 def cached_anew(function: Callable[..., object], parameters: Mapping[str, Any]) -> Any:
     """A function with an empty cache of the same kind."""
     return lru_cache(**parameters)(function)
+
+
+def _as_written(function: types.FunctionType) -> types.FunctionType:
+    """The function with the code that its file has; itself in general."""
+    code = plain_code(function.__code__)
+    if code is function.__code__:
+        return function
+    written = types.FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    written.__kwdefaults__, written.__qualname__ = function.__kwdefaults__, function.__qualname__
+    written.__module__, written.__doc__ = function.__module__, function.__doc__
+    written.__annotations__ = function.__annotations__
+    vars(written).update(vars(function))
+    return written
 
 
 class _TooLarge(Exception):

@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+_REWRITTEN: Final = frozenset({"@pytest_ar", "@py_assert"})
 
 
 def imported_names(file: Path, *, package: str) -> tuple[str, ...]:
@@ -84,6 +86,29 @@ def imported_by(code: types.CodeType, package: str) -> Iterator[str]:
             yield from imported_by(constant, package)
         elif by_name and isinstance(constant, str) and all(word.isidentifier() for word in constant.split(".")):
             yield constant
+
+
+def plain_code(code: types.CodeType) -> types.CodeType:
+    """The code of a function as its file has it, where pytest has rewritten its asserts: nodes have no pytest."""
+    if _REWRITTEN.isdisjoint(_names_of(code)):
+        return code
+    try:
+        whole = compile(Path(code.co_filename).read_bytes(), code.co_filename, "exec", dont_inherit=True)
+    except (OSError, SyntaxError, ValueError):
+        return code
+    same = [each for each in _codes_in(whole) if _place(each) == _place(code)]
+    return same[0] if len(same) == 1 else code
+
+
+def _place(code: types.CodeType) -> tuple[Any, ...]:
+    return code.co_name, code.co_firstlineno, code.co_freevars, code.co_argcount, code.co_kwonlyargcount
+
+
+def _codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield constant
+            yield from _codes_in(constant)
 
 
 def words_of(file: Path, *, asking: frozenset[str]) -> list[str]:

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import io
 import logging
+import pickletools
 import socket
 import sqlite3
 import threading
@@ -101,6 +102,28 @@ CALLS = [
 @pytest.mark.parametrize(("function", "args", "value"), CALLS, ids=lambda value: getattr(value, "__qualname__", ""))
 def test_whatever_can_be_called_runs_as_here(function, args, value):
     assert call(function, *args) == value
+
+
+def asserting(x, *, least=0):
+    assert x > least, f"{x} is too little"
+    return [each for each in (x,) if asserts_inside(each)]
+
+
+def asserts_inside(x):
+    def inner():
+        assert x
+        return True
+
+    return inner()
+
+
+def test_a_function_of_a_test_needs_no_pytest_where_it_runs():
+    """pytest rewrites asserts, and these then need pytest."""
+    packed = pack_call(asserting, (1,), {"least": 0})
+    named = {argument for _, argument, _ in pickletools.genops(packed.pickled) if isinstance(argument, str)}
+    assert not {name for name in named if "pytest" in name and "/" not in name}
+    assert call(asserting, 1) == [1]
+    assert "AssertionError: 0 is too little" in submitted(asserting, 0)["end"]["error"]
 
 
 def test_a_coroutine_that_is_returned_runs_to_its_end():
