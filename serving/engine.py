@@ -418,10 +418,11 @@ class Engine:
         await self.llm.check_health()
 
     def load(self) -> dict[str, int]:
-        """Calls that are open, and the time to the first token of recent ones, in µs."""
+        """Calls that are open, how many tokens one may have, and the time to the first token of recent ones, in µs."""
         ttfts = sorted(self.llm.ttfts_us.copy())  # at once: another thread asks
         return {
             "running": len(self.meter.book.calls),
+            "max_context": self.llm.model_config.max_model_len,
             "ttft_p50_us": ttfts[len(ttfts) // 2] if ttfts else 0,
             "ttft_p99_us": ttfts[len(ttfts) * 99 // 100] if ttfts else 0,
         }

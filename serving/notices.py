@@ -88,5 +88,6 @@ def _replica(each: Replica) -> pb.Replica:
         said.address, said.tls_fingerprint = standing.address, standing.tls_sha256
         said.running, said.waiting, said.capacity = standing.running, standing.waiting, standing.capacity
         said.unreported_calls = standing.unreported_calls
+        said.max_context = standing.max_context
         said.ttft_p50_us, said.ttft_p99_us = standing.ttft_p50_us, standing.ttft_p99_us
     return said

@@ -101,6 +101,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     running: int = 0
     waiting: int = 0
     capacity: int = 16
+    max_context: int = 0
+    """Tokens of its engine's context; 0 = it didn't say."""
     ttft_p50_us: int = 0
     ttft_p99_us: int = 0
     rate_version: int = 0

@@ -102,6 +102,7 @@ class Opened:
                 tls_sha256=_fingerprint(self._spec.tls),
                 running=load["running"],
                 capacity=_capacity(self._spec),
+                max_context=load["max_context"],
                 rate_version=listener.meter.book.rate_version,
                 ttft_p50_us=load["ttft_p50_us"],
                 ttft_p99_us=load["ttft_p99_us"],

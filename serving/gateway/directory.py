@@ -82,6 +82,8 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     tls_sha256: str = ""
     """The certificate it must show, as hex; "" = plain HTTP, on this machine only."""
     accelerator: str = ""
+    max_context: int = 0
+    """Tokens of its engine's context; 0 = it didn't say."""
     capacity: int = 16
     """How many requests it works on at once."""
     running: int = 0

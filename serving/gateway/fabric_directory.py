@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
+import msgspec
 import structlog
 
 from fabric.charging.rates import Rate
@@ -69,8 +70,11 @@ class FabricDirectory:
         async for board in self._ledger.watch():
             if time.monotonic() - asked_at > MODELS_S:
                 models, asked_at = await self._models(), time.monotonic()
-            replicas = (_replica(replica) for replica in board.replicas)
-            yield Board(models=models, replicas=tuple(replica for replica in replicas if self._may_be_asked(replica)))
+            replicas = tuple(_replica(replica) for replica in board.replicas)
+            yield Board(
+                models=_with_contexts(models, replicas),
+                replicas=tuple(replica for replica in replicas if self._may_be_asked(replica)),
+            )
 
     async def report(self, queues: Sequence[QueueLength]) -> None:
         """As `Directory`."""
@@ -108,6 +112,20 @@ def _model(model: pb.Model) -> ModelFacts:
     )
 
 
+def _with_contexts(models: dict[str, ModelFacts], replicas: Sequence[Replica]) -> dict[str, ModelFacts]:
+    """What an operator didn't say of a model's context, its replicas do."""
+    said: dict[str, int] = {}
+    for replica in replicas:
+        if replica.max_context:
+            said[replica.model] = min(replica.max_context, said.get(replica.model, replica.max_context))
+    return {
+        name: msgspec.structs.replace(model, max_context=said[name])
+        if model.max_context is None and name in said
+        else model
+        for name, model in models.items()
+    }
+
+
 def _rate(rate: pb.Rate) -> Rate:
     return Rate(
         model=rate.model,
@@ -128,6 +146,7 @@ def _replica(replica: pb.Replica) -> Replica:
         state=_STATES.get(replica.state, "gone"),
         tls_sha256=replica.tls_fingerprint.replace(":", "").lower(),
         accelerator=replica.accelerator,
+        max_context=replica.max_context,
         capacity=max(1, replica.capacity),
         running=replica.running,
         waiting=replica.waiting,

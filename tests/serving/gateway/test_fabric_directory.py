@@ -20,7 +20,8 @@ from fabric.errors import Unavailable
 from fabric.gate.key_scopes import KeyScope
 from fabric.wire import fabric_pb2 as pb
 from serving.gateway.__main__ import secret_of
-from serving.gateway.fabric_directory import FabricDirectory
+from serving.gateway.directory import ModelFacts, Replica
+from serving.gateway.fabric_directory import FabricDirectory, _model, _with_contexts
 from serving.ledger import GrpcLedger
 from tests.doors.conftest import House as Doors
 from tests.serving import engine_standin
@@ -240,3 +241,31 @@ def test_a_start_that_would_be_unsafe_is_refused(doors, tmp_path, arguments, cod
     assert f'"code": "{code}"' in (tmp_path / "state" / "gateway.log").read_text()
     process.process.stdout.close()
     process.log.close()
+
+
+def test_a_context_that_the_operator_did_not_say_is_the_least_of_the_replicas():
+    models = {
+        "said": ModelFacts(name="said", max_context=100),
+        "tiny": ModelFacts(name="tiny"),
+        "idle": ModelFacts(name="idle"),
+    }
+    replicas = [
+        Replica(replica_id=f"r{number}", model=model, address="x", max_context=context)
+        for number, (model, context) in enumerate([("tiny", 512), ("tiny", 256), ("tiny", 0), ("said", 7)])
+    ]
+    found = _with_contexts(models, replicas)
+    assert {name: each.max_context for name, each in found.items()} == {"said": 100, "tiny": 256, "idle": None}
+
+
+def test_what_a_model_can_do_is_read_from_the_options_of_its_engine():
+    def offered(**options):
+        spec = pb.ModelSpec(
+            name="m",
+            engine_args=[pb.EngineArg(name=name.replace("_", "-"), value=value) for name, value in options.items()],
+        )
+        return _model(pb.Model(name="m", spec=spec))
+
+    assert not offered().calls_tools
+    assert not offered(enable_auto_tool_choice="true").calls_tools
+    assert offered(enable_auto_tool_choice="true", tool_call_parser="hermes").calls_tools
+    assert (offered(reasoning_parser="qwen3").reasons, offered().reasons) == (True, False)
