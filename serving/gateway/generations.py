@@ -19,6 +19,7 @@ KEEP_US: Final = 24 * 3_600_000_000
 FRESH_MAX: Final = 20_000
 """In memory, until they are written; beyond, the oldest are not."""
 ROWS_MAX: Final = 2_000_000
+PRUNE_US: Final = 60_000_000
 _BUSY_MS: Final = 5_000
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS generations (call TEXT PRIMARY KEY, account TEXT NOT NULL, at_us INTEGER NOT NULL, said BLOB NOT NULL)
@@ -63,6 +64,7 @@ class Generations:
         self._fresh: OrderedDict[str, Generation] = OrderedDict()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="generations")
         self._opened: apsw.Connection | None = None
+        self._pruned_us = 0
 
     def note(self, one: Generation) -> None:
         """Keep one; it is written with the next others."""
@@ -112,8 +114,16 @@ class Generations:
         with connection:
             rows = [(one.call_id, one.account_id, one.at_us, msgspec.msgpack.encode(one)) for one in batch]
             connection.executemany("INSERT OR REPLACE INTO generations VALUES (?, ?, ?, ?)", rows)
-            connection.execute("DELETE FROM generations WHERE at_us < ?", (self._now_us() - KEEP_US,))
-            count = next(iter(connection.execute("SELECT count(*) FROM generations")))[0]
+        now_us = self._now_us()
+        if now_us - self._pruned_us >= PRUNE_US:
+            self._pruned_us = now_us
+            self._prune(connection, now_us)
+
+    def _prune(self, connection: apsw.Connection, now_us: int) -> None:
+        """Forget what is old, and the oldest where there are too many."""
+        with connection:
+            connection.execute("DELETE FROM generations WHERE at_us < ?", (now_us - KEEP_US,))
+            (count,) = next(iter(connection.execute("SELECT count(*) FROM generations")))
             if count > ROWS_MAX:
                 connection.execute(_DROP_OLDEST, (count - ROWS_MAX,))
 

@@ -167,3 +167,14 @@ def test_a_key_that_was_revoked_a_moment_ago_makes_no_successor(house):
         create(client)
     assert refusal.value.code == "key_revoked"
     assert create(house.client(), request_id="again")
+
+
+def test_a_key_may_have_calls_and_llm_tokens_a_minute(house):
+    made = parse_key(create(house.client(), requests_per_min=60, tokens_per_min=90_000)).key_id
+    (key,) = [each for each in house.client().call(pb.ListKeysRequest(), pb.ListKeysReply).keys if each.key_id == made]
+    assert (key.requests_per_min, key.tokens_per_min) == (60, 90_000)
+    with pytest.raises(InvalidRequest):
+        create(house.client(), request_id="negative", requests_per_min=-1)
+    with pytest.raises(InvalidRequest) as refusal:
+        create(house.client(), request_id="huge", tokens_per_min=10**12)
+    assert refusal.value.code == "invalid_rate"

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from serving.gateway import generations
 from serving.gateway.generations import Generation, Generations
 from tests.serving.gateway.house import CHAT, STREAM, house_of
 
@@ -107,6 +108,21 @@ async def test_calls_are_told_after_a_restart_and_forgotten_in_time(tmp_path):
     assert await second.find("ann", "c1") is None
     assert second._fresh == {}
     second.close()
+
+
+async def test_no_more_calls_are_kept_than_may_be(tmp_path, monkeypatch):
+    monkeypatch.setattr(generations, "ROWS_MAX", 3)
+    kept = Generations(tmp_path / "g.sqlite", now_us=lambda: 10**15)
+    for number in range(6):
+        kept.note(
+            Generation(
+                call_id=f"c{number}", account_id="ann", key_id="k", model="m", at_us=10**15 + number, took_us=1, streamed=False,
+                status=200, ended="whole",
+            )
+        )  # fmt: skip
+    await kept.flush()
+    assert [await kept.find("ann", f"c{number}") is not None for number in range(6)] == [False] * 3 + [True] * 3
+    kept.close()
 
 
 async def test_a_key_has_its_requests_a_minute_and_others_of_the_account_go_on(house):
