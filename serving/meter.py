@@ -27,8 +27,10 @@ _RETRY_S: Final = (0.05, 2.0)
 _FAILURES_MAX: Final = 20
 """A message that the ledger fails over so often in a row is taken apart, like one that it refuses."""
 _COMPLAIN_US: Final = 60_000_000
-PATIENCE_S: Final = 10.0
-"""How long a call waits for a ledger that can't be reached."""
+PATIENCE_S: Final = 5.0
+"""How long calls wait for a ledger that can't be reached, from when that began: later ones are told at once."""
+_LOOK_S: Final = 0.5
+"""How often a call that waits looks whether the ledger is known to be away by now."""
 
 _log = structlog.get_logger()
 
@@ -38,7 +40,7 @@ class Meter:
 
     Args:
         retry_s: first and longest pause before a message is repeated.
-        patience_s: how long a call waits for the ledger.
+        patience_s: how long calls wait for a ledger that can't be reached, from when that began.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class Meter:
         self._ledger = ledger
         self._clock = clock or steady_clock()
         self._retry_s, self._patience_s = retry_s, patience_s
+        self._away_at: float | None = None
+        """Since when no message has reached the ledger; None while they do."""
         self._sending: dict[tuple[str, int], asyncio.Task[FabricError | None]] = {}
         self._known_holds: set[str] = set()
         self._ticking: asyncio.Task[None] | None = None
@@ -219,13 +223,17 @@ class Meter:
     async def _answer_to(self, ask: Ask, deadline: float) -> FabricError | None:
         """Send, or wait for the answer to what is under way. The error that the ledger answered with, if it did."""
         sending = self._sending.get(_name(ask)) or self._send(ask)
-        try:
-            return await asyncio.wait_for(asyncio.shield(sending), max(0.0, deadline - time.monotonic()))
-        except TimeoutError:
-            raise Unavailable(
-                "the ledger can't be reached, and what is held for this account is used up: try again in a moment",
-                code="ledger_unreachable",
-            ) from None
+        while True:
+            until = deadline if self._away_at is None else min(deadline, self._away_at + self._patience_s)
+            left_s = max(0.0, until - time.monotonic())
+            if (await asyncio.wait((sending,), timeout=min(left_s, _LOOK_S)))[0]:
+                return sending.result()
+            if left_s <= 0:
+                raise Unavailable(
+                    "the ledger can't be reached (the fabric's gate is away, hangs, or is beyond a network that is), and what"
+                    " is held for this account is used up: try again in a moment",
+                    code="ledger_unreachable",
+                )
 
     def unreported(self) -> int:
         """Ended calls that the ledger should have heard of long since."""
@@ -252,6 +260,7 @@ class Meter:
                 granted = await self._tell(ask)
             except FabricError as error:
                 failures += type(error) is Internal
+                self._away_at = (self._away_at or time.monotonic()) if isinstance(error, Unavailable) else None
                 if not _is_final_word(error, ask) and failures < _FAILURES_MAX:
                     self._complain(ask, error)
                     await asyncio.sleep(pause_s)
@@ -263,6 +272,7 @@ class Meter:
                 _log.warning("a message to the ledger failed", kind=ask.kind, hold=ask.hold_id, why=repr(error))
                 await asyncio.sleep(self._retry_s[1])
                 continue
+            self._away_at = None
             self.book.granted(ask, granted, now_us=self._clock())
             over = ask.kind == "settle" or (ask.kind == "record" and not self.book.knows(ask.hold_id))
             self.outbox.acknowledged(ask, over=over)

@@ -58,7 +58,13 @@ class MeteredStandin(EngineStandin):
         os.write(self.engine_log, f"{call} {count} made\n".encode())
         paid = self.meter.advance(call, completion=count, cached=0)
         if paid < count:
-            paid = await self.meter.extend(call, completion=count, cached=0)
+            try:
+                paid = await self.meter.extend(call, completion=count, cached=0)
+            except FabricError:
+                await self.over(
+                    call, "error"
+                )  # as the engine does: what was paid for is charged, and the stream breaks off
+                raise asyncio.CancelledError from None
         if paid < count:
             TICKET.get().cut = True
             self.cut_at[call] = paid

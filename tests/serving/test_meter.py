@@ -1,6 +1,7 @@
 """The meter at work on an engine that is a counter: many accounts and streams, a ledger that fails, restarts."""
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
 
@@ -201,6 +202,29 @@ async def test_while_the_ledger_is_away_a_call_goes_on_within_what_is_held_and_t
     ledger.reachable = True
     assert await meter.close(timeout_s=5)
     assert ledger.calls["c"].usage.completion_tokens == affordable
+
+
+async def test_once_the_ledger_is_known_to_be_away_calls_are_told_at_once(tmp_path):
+    """Those that came first have waited for it; those that follow, one after the other, don't."""
+    ledger = LedgerStandIn(charge)
+    for number in range(30):
+        ledger.top_up(f"a{number}", 10_000)
+    meter = (await Replica(tmp_path / "r", ledger, lambda: S).start()).meter
+    meter._patience_s = 2.0
+    ledger.reachable = False
+    async with asyncio.timeout(30):
+        for number in range(30):
+            with pytest.raises(Unavailable, match="can't be reached"):
+                await meter.open(f"c{number}", payer=Payer(f"a{number}"), key_id="", prompt_tokens=10, wants=10)
+    ledger.reachable = True
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(Unavailable):
+                await meter.open("last", payer=Payer("a1"), key_id="", prompt_tokens=10, wants=10)
+                break
+            await asyncio.sleep(0.01)
+    meter.end("last", "stop")
+    assert await meter.close(timeout_s=5)
 
 
 async def test_a_refusal_names_the_number_the_limit_and_the_remedy(tmp_path):
