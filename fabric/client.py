@@ -10,15 +10,14 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import IO, Any, Final, TypeVar, cast
 
 from google.protobuf.message import Message
 
-from fabric.errors import FabricError, Internal, InvalidConfig, InvalidRequest, RateLimited, Unavailable
+from fabric.errors import FabricError, InvalidRequest, RateLimited, Unavailable
+from fabric.failed_calls import GATE_SILENT, check_sendable, closed, error_of_call, read_ca
 from fabric.profile import Profile
-from fabric.transport import Trust, channel_to, failures, status_of, tells_of_silence
-from fabric.wire import ERROR_METADATA, decode_error
+from fabric.transport import Trust, channel_to, failures
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire.service import METHODS, Method
 
@@ -41,7 +40,6 @@ _PAUSE_S: Final = 0.1
 _PAUSE_MAX_S: Final = 2.0
 _SILENT_S: Final = 5.0
 """How long a call goes on trying where nobody answers."""
-GATE_SILENT: Final = "gate_silent"
 
 
 def new_request_id() -> str:
@@ -59,6 +57,7 @@ class Client:
             profile: where to, and with which key.
             paced: wait where the door says that it is asked too fast, and ask again: it has done nothing then.
         """
+        check_sendable(profile)
         self.profile = profile
         self._paced = paced
         self._channel = channel_to(profile.address, Trust(read_ca(profile.ca)))
@@ -305,77 +304,3 @@ def _chunks(data: bytes, *, sha256: str, told: Callable[[int, int], None]) -> It
 def _is_the_doors(error: Unavailable) -> bool:
     """Whether a door has said so, whose gate is away; not the transport, which found none."""
     return "address" not in error.facts and error.code not in {"cancelled", "timeout"}
-
-
-def closed(address: str) -> InvalidRequest:
-    """What is said of a connection that is used after it was closed."""
-    return InvalidRequest(
-        f"this connection to {address} was closed: make another one with fabric.connect()", code="connection_closed"
-    )
-
-
-def read_ca(path: str) -> bytes | None:
-    if not path:
-        return None
-    try:
-        pem = Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise InvalidConfig(
-            f"can't read the CA certificate {path}: {error.strerror}. Set FABRIC_CA to the ca.pem of the fabric's state"
-            " directory",
-            code="no_ca",
-            path=path,
-        ) from None
-    if b"-----BEGIN CERTIFICATE-----" not in pem:
-        raise InvalidConfig(
-            f"{path} holds no certificate: set FABRIC_CA to the ca.pem of the fabric's state directory",
-            code="no_ca",
-            path=path,
-        )
-    return pem
-
-
-def error_of_call(error: Any, *, address: str) -> FabricError:
-    """The typed error behind a failed call: the door's own where it sent one, else what the transport says."""
-    metadata: Any = error.trailing_metadata() or ()
-    for key, value in metadata:
-        if key == ERROR_METADATA:
-            return decode_error(value)
-    return _transport_error(status_of(error), error.details() or "", address=address)
-
-
-def _transport_error(status: str, details: str, *, address: str) -> FabricError:
-    match status:
-        case "UNAVAILABLE":
-            return _not_reached(details, address=address)
-        case "DEADLINE_EXCEEDED":
-            return Unavailable(f"the fabric at {address} did not answer in time", code="timeout", address=address)
-        case "RESOURCE_EXHAUSTED":
-            return InvalidRequest(f"too large for one message: {details}", code="too_large")
-        case "CANCELLED":
-            return Unavailable("the call was cancelled", code="cancelled")
-        case _:
-            return Internal(f"the fabric at {address} failed: {status}: {details}", code="transport")
-
-
-def _not_reached(details: str, *, address: str) -> FabricError:
-    if "certificate" in details.lower():
-        return InvalidConfig(
-            f"the certificate of {address} can't be trusted: set FABRIC_CA to the fabric's ca.pem",
-            code="tls_untrusted",
-            address=address,
-        )
-    if tells_of_silence(details):
-        return silent(address, "doesn't answer")
-    return Unavailable(f"can't reach the fabric at {address}: is it up? Try `fabric doctor`", address=address)
-
-
-def silent(address: str, what: str) -> Unavailable:
-    """The error for a gate of which nothing is heard."""
-    return Unavailable(
-        f"the gate at {address} {what}: it hangs, or the network to it swallows what is sent. Whether this call was carried"
-        " out is not known, and asking again with the same request id is safe: retry in a moment; if it stays so, `fabric"
-        " doctor` on its machine says what is wrong",
-        code=GATE_SILENT,
-        address=address,
-    )

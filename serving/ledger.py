@@ -13,8 +13,8 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from fabric.client import error_of_call, read_ca, silent
 from fabric.errors import NotFound
+from fabric.failed_calls import error_of_call, read_ca, silent
 from fabric.profile import Profile
 from fabric.transport import options_for, parse_target, proxy_for, written
 from fabric.wire import fabric_pb2 as pb

@@ -11,6 +11,7 @@ import typer.core
 
 from fabric import extras
 from fabric.cli import audit, calibrate, checkpoints, cluster, jobs, keys, models, money, operator
+from fabric.cli.outlets import OUTPUT_FAILED, leave_output, prepare_output, unwritten
 from fabric.cli.output import print_error, say
 from fabric.cli.plain_logs import log_plainly
 from fabric.errors import FabricError, InvalidRequest, JobFailed
@@ -25,42 +26,78 @@ EPILOG: Final = (
 )
 
 
+_UsageError: Final[Any] = typer.BadParameter.__mro__[1]
+"""What typer raises for words that it can't read; it has no public name there."""
+
+
 class Commands(typer.core.TyperGroup):
     """A group in which an expected error is one line and an exit code."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         own_words = args[: args.index("--")] if "--" in args else args
         wants_json = "--json" in own_words
-        context = super().make_context(info_name, args, parent, **extra)
+        try:
+            context = super().make_context(info_name, args, parent, **extra)
+        except _UsageError as error:
+            if _shows_help(error):
+                raise
+            print_error(_usage(error), as_json=wants_json)
+            raise typer.Exit(InvalidRequest.exit_code) from None
         context.meta[_WANTS_JSON] = wants_json
         return context
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except FabricError as error:
-            if ctx.params.get("debug"):
-                raise
-            raise _ended(ctx, error) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
-        except ModuleNotFoundError as error:
-            if extras.is_ours(error.name) or ctx.params.get("debug"):
-                raise
-            raise _ended(
-                ctx, extras.missing(error.name or "", by=f"fabric {ctx.invoked_subcommand or ''}".strip())
-            ) from None
         except BrokenPipeError:
-            sys.stderr.close()
+            leave_output()
             raise typer.Exit(0) from None
-        except OSError as error:
-            if error.filename is None or ctx.params.get("debug"):
+        except _UsageError as error:
+            if _shows_help(error):
                 raise
-            about = f"{error.filename}: {error.strerror}"
-            raise _ended(ctx, InvalidRequest(about, code="file_unusable", path=str(error.filename))) from None
-        except Exception as error:
             _point_at_dashes(error)
-            raise
+            raise _ended(ctx, _usage(error)) from None
+        except Exception as error:
+            told = None if ctx.params.get("debug") else _told(error, command=ctx.invoked_subcommand or "")
+            if told is None:
+                raise
+            raise _ended(ctx, told) from None
+
+
+def _told(error: Exception, *, command: str) -> FabricError | None:
+    """What is said of it in a line; None = it is a mistake of ours, and is shown whole."""
+    match error:
+        case FabricError():
+            return error
+        case ModuleNotFoundError() if not extras.is_ours(error.name):
+            return extras.missing(error.name or "", by=f"fabric {command}".strip())
+        case OSError() if error.errno in OUTPUT_FAILED:
+            leave_output()
+            return unwritten(error)
+        case OSError() if error.filename is not None:
+            about = f"{error.filename}: {error.strerror}"
+            return InvalidRequest(about, code="file_unusable", path=str(error.filename))
+        case UnicodeEncodeError():
+            return InvalidRequest(
+                "a word, or a file's name, has bytes that are no text here: use a locale of UTF-8, such as LC_ALL=C.UTF-8",
+                code="no_text",
+            )
+        case _:
+            return None
+
+
+def _shows_help(error: Any) -> bool:
+    """Whether it is no mistake: a group alone says what it has."""
+    return type(error).__name__ == "NoArgsIsHelpError"
+
+
+def _usage(error: Any) -> InvalidRequest:
+    """Words that can't be read as a command, in one line."""
+    said, where = error.format_message().strip(), error.ctx.command_path if error.ctx is not None else "fabric"
+    stop = " " if said.endswith((".", "?")) else ". "
+    return InvalidRequest(f"{said}{stop}`{where} --help` says what there is", code="usage")
 
 
 def _point_at_dashes(error: Exception) -> None:
@@ -125,4 +162,19 @@ operator.app.add_typer(models.ops, name="models")
 
 def main() -> None:
     """Run the command line."""
-    app()
+    prepare_output()
+    try:
+        app()
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):
+            leave_output()
+            raise SystemExit(0) from None
+        if isinstance(ended.__context__, OSError) and ended.__context__.errno in OUTPUT_FAILED:
+            leave_output()
+        raise
+    except OSError as error:  # of a page of help, which is written before there is a command
+        if error.errno not in OUTPUT_FAILED:
+            raise
+        leave_output()
+        print_error(unwritten(error), as_json=False)
+        raise SystemExit(InvalidRequest.exit_code) from None

@@ -14,6 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from fabric.cli.outlets import can_show
 from fabric.errors import FabricError
 from fabric.units import format_cny, format_ct
 from fabric.visible import visible, visible_json, visible_lines
@@ -81,7 +82,13 @@ def _errors() -> Console:
 
 
 def print_json(value: object, *, indent: int | None = 2) -> None:
-    print(visible_json(json.dumps(value, indent=indent, ensure_ascii=False)), flush=True)
+    print(_json_text(value, sys.stdout, indent=indent), flush=True)
+
+
+def _json_text(value: object, stream: Any, *, indent: int | None = None) -> str:
+    """With letters as they are where the stream has them, else as JSON's escapes."""
+    text = visible_json(json.dumps(value, indent=indent, ensure_ascii=False))
+    return text if can_show(text, stream) else json.dumps(value, indent=indent)
 
 
 def record(message: Message) -> dict[str, Any]:
@@ -208,7 +215,7 @@ def print_error(error: FabricError, *, as_json: bool) -> None:
     """One line on standard error; what a job's own error has more of them is set in, and is none of ours."""
     if as_json:
         parts = {"code": error.code, "http_status": error.http_status, "message": error.message, "facts": error.facts}
-        print(visible_json(json.dumps({"error": parts}, ensure_ascii=False)), file=sys.stderr)
+        print(_json_text({"error": parts}, sys.stderr), file=sys.stderr)
         return
     code = "" if f"({error.code})" in error.message else f" ({error.code})"
     said = f"error: {error.message}{code}".replace("\n", "\n  ")
