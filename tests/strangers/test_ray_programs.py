@@ -172,11 +172,11 @@ def train_on_devices():
 
         total = torch.ones(1)
         dist.all_reduce(total)
-        ray.train.report({"ranks": total.item(), "gpus": len(ray.get_gpu_ids())})
+        ray.train.report({"ranks": total.item()})
 
-    scaling = ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1, "GPU": 1, "H100": 1})
+    scaling = ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1, "H100": 1})
     result = TorchTrainer(loop, torch_config=TorchConfig(backend="gloo"), scaling_config=scaling).fit()
-    return result.metrics["ranks"], result.metrics["gpus"]
+    return result.metrics["ranks"]
 
 
 def data_on_devices():
@@ -228,7 +228,7 @@ def dask_on_ray():
 
 WITH_DEVICES = {
     "tune": (tune_on_devices, [(1, 1), (2, 1), (3, 1), (4, 1)]),
-    "train": (train_on_devices, (2.0, 1)),
+    "train": (train_on_devices, 2.0),
     "data": (data_on_devices, (1560, {1})),
     "rllib": (rllib_on_devices, (1, True)),
     "joblib": (joblib_on_ray, [0, 1, 4, 9, 16]),
@@ -261,7 +261,7 @@ def wide_workers():
     from ray.train import ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    scaling = ScalingConfig(num_workers=3, resources_per_worker={"CPU": 1, "GPU": 1})
+    scaling = ScalingConfig(num_workers=3, resources_per_worker={"CPU": 1, "H100": 1})
     TorchTrainer(lambda: None, torch_config=TorchConfig(backend="gloo"), scaling_config=scaling).fit()
 
 
