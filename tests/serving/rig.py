@@ -98,7 +98,7 @@ class Rig:
         }
 
     def post(self, path, account, body, **said):
-        return httpx.post(self.address + path, json=body, headers=self.headers(account, **said), timeout=60)
+        return httpx.post(self.address + path, json=body, headers=self.headers(account, **said), timeout=180)
 
     def events(self, path, account, body, **said):
         """The data lines of a stream, decoded; the last is "[DONE]" where the surface has it."""

@@ -10,7 +10,7 @@ import pytest
 
 from serving import limits
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 ASK = {"model": "byte-lm", "prompt": "def main(argument):", "temperature": 0, "max_tokens": 4}
 CHAT = {"model": "byte-lm", "messages": [{"role": "user", "content": "hi"}], "temperature": 0, "max_tokens": 4}
