@@ -73,15 +73,19 @@ def import_from(folder: Path, parts: Sequence[str]) -> None:
 
 def forget_modules(folder: Path) -> None:
     """Let go of what was imported from the folder: the next job of this process brings its own, maybe of the same names."""
+    within = f"{folder}{os.sep}"
+    looked_in = [place for place in list(sys.path_importer_cache) if place.startswith(within)]
+    if not looked_in:
+        return  # nothing was imported from there: there are thousands of modules to look at
     gone = [
         name
         for name, module in list(sys.modules.items())
-        if any(Path(place).is_relative_to(folder) for place in _places_of(module))
+        if any(place.startswith(within) for place in _places_of(module))
     ]
     for name in gone:
         sys.modules.pop(name, None)
-    for place in [place for place in sys.path_importer_cache if Path(place).is_relative_to(folder)]:
-        del sys.path_importer_cache[place]
+    for place in looked_in:
+        sys.path_importer_cache.pop(place, None)
 
 
 def _places_of(module: ModuleType) -> list[str]:
