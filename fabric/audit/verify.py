@@ -32,6 +32,13 @@ _EMPTY = hashlib.sha256().digest()
 _MTOK = _PPM = 1_000_000
 _DAY_US = 86_400_000_000
 _INT64 = range(-(2**63), 2**63)
+_PLACES = {"cust": ("available", "held", "debt"), "op": ("issued", "redeemed", "breakage", "written_off", "revenue")}
+_PLACES |= dict.fromkeys(("receivable", "cash", "suspense"), ("",))
+_ISSUES = {"top_up", "bundle", "subscription", "grant"}
+_MOVES = {"hold", "release", "capture", "refund", "expire", "void"}
+_KINDS = _ISSUES | _MOVES | {"repay", "write_off", "invoice", "sale", "payment"}
+_BY = {("redeemed", True): {"capture", "write_off"}, ("redeemed", False): {"refund"}, ("breakage", True): {"expire"},
+       ("issued", False): _ISSUES | {"invoice"}}  # fmt: skip
 _REMEMBERED_US, _REMEMBERED = 32 * 86_400_000_000, 32_768
 
 
@@ -110,7 +117,7 @@ def _reported(check: "_Check", lines: list[str]) -> Report:
         check.run(lines)
     except Wrong as wrong:
         report.problem, report.code = str(wrong), wrong.code
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         report.problem, report.code = f"the export is malformed: {type(error).__name__}: {error}", "not_verified"
     return report
 
@@ -309,9 +316,9 @@ class _Books:
         _require(not held or ref not in self.ended, f"transfer {number} moves hold {ref}, which had ended")
         self.opened |= {ref} if transfer["kind"] == "hold" else set()
         if transfer["kind"] in ("capture", "refund") and (whole or not self.counts["withheld entries"]):
-            _require(
-                ref in self.opened, f"in entry {seq} transfer {number} is a {transfer['kind']} without a hold: {ref}"
-            )
+            what = f"in entry {seq} transfer {number} is a {transfer['kind']} without a hold: {ref}"
+            _require(ref in self.opened, what)
+        self._places(transfer)
         self.held[ref] += held
         if whole or not self.counts["withheld entries"]:  # what is withheld may explain what is missing
             self._above_zero(transfer, ref, whole=whole)
@@ -320,6 +327,15 @@ class _Books:
             self.ended.add(ref)
         if not self.held[ref]:
             del self.held[ref]
+
+    def _places(self, transfer: dict[str, Any]) -> None:
+        """A customer's tokens are on accounts that there are, of its own, and leave them as what they are said to."""
+        kind, owner = transfer["kind"], transfer["account_id"]
+        for account, _, amount in transfer["postings"]:
+            root, middle, leaf = (*account.split("/", 2), "", "")[:3]
+            fits = leaf in _PLACES.get(root, ()) and (middle == owner or root not in ("cust", "receivable"))
+            fits &= kind in _BY.get((leaf, amount > 0), _KINDS) and kind in _KINDS
+            _require(fits, f"transfer {transfer['transfer_id']}, a {kind} of {owner}, books on {account}")
 
     def _above_zero(self, transfer: dict[str, Any], ref: str, *, whole: bool) -> None:
         for account, asset, _ in transfer["postings"]:
@@ -463,6 +479,7 @@ class _Lots:
         self.plans: dict[str, str] = {}
         self.left: Counter[str] = Counter()
         self.good_until: dict[str, int] = {}
+        self.on_credit: set[str] = set()
 
     def learn(self, event: dict[str, Any], outcome: dict[str, Any]) -> None:
         if outcome["outcome"] != "accepted":
@@ -483,23 +500,29 @@ class _Lots:
                 self._sold(lot_of, transfer, event)
             elif kind in ("capture", "expire", "repay", "void"):
                 self.left[lot_of] -= amount
-                _require(
-                    not whole or self.left[lot_of] >= 0 or lot.startswith("refund/"), f"{name} gives more than it had"
-                )
+                covered = not whole or self.left[lot_of] >= 0 or lot.startswith("refund/")
+                _require(covered, f"{name} gives more than it had")
             elif kind == "refund":
                 self.left[lot_of] += amount
             if kind == "expire":
                 early = self.good_until.get(lot_of, 0) - transfer["at_us"]
                 _require(early <= 0, f"{name} expired {early} µs early")
+        moved = sum(amount for _, asset, amount in transfer["postings"] if asset == "CT" and amount > 0)
+        lots = sum(amount if amount >= 0 else _INT64.stop for _, amount in shares)
+        self.on_credit |= {transfer["account_id"] for name, _, _ in transfer["postings"] if name.endswith("/debt")}
+        exact = issued or (whole and kind in _MOVES and transfer["account_id"] not in self.on_credit)
+        same = lots <= moved if not exact or kind == "invoice" else lots == moved
+        _require(same, f"in entry {seq} a {kind} moves {moved}, and its lots {lots}")
+        if kind in ("top_up", "grant") and event["event"] == kind:
+            asked = (event["account_id"], event["amount_uhs"]) == (transfer["account_id"], moved)
+            _require(asked, f"entry {seq} books {moved}, asked for is {event['amount_uhs']} for {event['account_id']}")
 
     def _sold(self, lot: str, transfer: dict[str, Any], event: dict[str, Any]) -> None:
         """The earliest that it may expire, where the export says what it was sold for."""
         said, days = event["event"], None
         if said == "top_up":
-            plan = self.plans.get(transfer["account_id"])
-            days = next(
-                (each["lifetime_days"] for each in self.catalogue.get("plans", ()) if each["name"] == plan), None
-            )
+            plans = {each["name"]: each["lifetime_days"] for each in self.catalogue.get("plans", ())}
+            days = plans.get(self.plans.get(transfer["account_id"]))
         elif said == "buy_bundle":
             sold = (each for each in self.catalogue.get("bundles", ()) if each["name"] == event["bundle"])
             parts = [part for each in sold for part in each["components"] if part["asset"] == "CT"]
@@ -520,11 +543,8 @@ class _Receipts(_Check):
             raise Wrong("this is no JSON, and no receipt", "no_export") from None
         receipts = found if isinstance(found, list) else [found]
         wanted = {"seq", "leaf", "leaf_hash", "proof", "tree_size", "checkpoint"}
-        _require(
-            receipts and all(isinstance(one, dict) and wanted <= set(one) for one in receipts),
-            "no receipt",
-            "no_export",
-        )
+        fit = receipts and all(isinstance(one, dict) and wanted <= set(one) for one in receipts)
+        _require(fit, "no receipt", "no_export")
         old_size, old_root = 0, b""
         for receipt in receipts:
             note = receipt["checkpoint"]
@@ -556,9 +576,8 @@ class _Receipts(_Check):
 
 def _loads(text: str | bytes) -> Any:
     """JSON in which every key stands once, and every number is a whole one of 64 bits: else two readers may differ."""
-    return json.loads(
-        text, object_pairs_hook=_once, parse_int=_int64, parse_float=_no_number, parse_constant=_no_number
-    )
+    numbers: Any = {"parse_int": _int64, "parse_float": _no_number, "parse_constant": _no_number}
+    return json.loads(text, object_pairs_hook=_once, **numbers)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -629,10 +648,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, UnicodeDecodeError) as error:
         print(f"can't read it: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    if given.receipts:
-        report = verify_receipts(text, trusted_key=given.key, witnessed=witnessed)
-    else:
-        report = verify_export(text.split("\n"), trusted_key=given.key, witnessed=witnessed)
+    told: Any = (verify_receipts, text) if given.receipts else (verify_export, text.split("\n"))
+    report: Report = told[0](told[1], trusted_key=given.key, witnessed=witnessed)
     print(report)  # noqa: T201
     return 1 if not report.ok else 0 if report.trusted else 3
 
