@@ -8,14 +8,17 @@ again: it becomes a new one, at the same addresses, which ends what is left and 
 import argparse
 import asyncio
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, NoReturn
 
 import ray
 import structlog
 
+from fabric import house
 from fabric.adapters.local_cluster import LocalCluster
 from fabric.errors import Unavailable
 from fabric.outage import Outage
@@ -26,6 +29,8 @@ TRIES: Final = 8
 """After so many in a row that failed, in about 15 s, a new cluster is started."""
 AGAIN_S: Final = 5.0
 """Between two tries to start everything anew."""
+SILENT_S: Final = 5.0
+"""An end doesn't wait longer for a control store that says nothing."""
 ASK_S: Final = 60.0
 """How long Ray may take to say which nodes it takes for alive."""
 
@@ -68,6 +73,20 @@ class Recovery:
         if self._cluster.away:
             table = await asyncio.wait_for(asyncio.to_thread(ray.nodes), ASK_S)
             self._cluster.return_nodes({node["NodeID"] for node in table if node["Alive"]})
+
+
+async def end_if_silent(place: Path, work_dir: Path) -> None:
+    """What ends in order asks the control store much, and would wait for it: where that doesn't answer, end at once, with all
+    processes of the cluster that is ours.
+    """
+    asking = asyncio.ensure_future(asyncio.to_thread(ray.nodes))
+    done, _ = await asyncio.wait((asking,), timeout=SILENT_S)
+    if done and asking.exception() is None:
+        return
+    log.warning("ray_silent", told="Ray doesn't answer: its processes are ended without a word to it")
+    house.end_remains(place)
+    shutil.rmtree(work_dir, ignore_errors=True)
+    os._exit(0)
 
 
 def begin_again(given: argparse.Namespace, *, ports: Sequence[int]) -> NoReturn:

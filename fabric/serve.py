@@ -184,8 +184,11 @@ class _Service:
         if isinstance(self._config.ray, RayLocal):
             await self._park(actor, hurried)
         await door.close()
-        if isinstance(self._config.ray, RayLocal) and (wrong := await detached.close(actor)):
+        if not isinstance(self._config.ray, RayLocal):
+            return
+        if wrong := await detached.close(actor):
             log.warning("gate_not_closed", error=wrong)
+        await recovery.end_if_silent(self._state_dir, work_dir_of(self._config))
 
     async def _watch_health(self, actor: Any) -> None:
         """Keep in the state directory what is wrong with the gate, for a second start to say."""

@@ -74,6 +74,8 @@ class Memory(Generic[Answer]):
         self._monotonic = monotonic
         self._known: OrderedDict[str, tuple[float, Answer]] = OrderedDict()
         self._asking: dict[str, asyncio.Task[Answer]] = {}
+        self._away: Unavailable | None = None
+        """Why the fabric could not be asked last: one at a time tries it then, and the others are told at once."""
 
     def has(self, name: str) -> bool:
         """Whether it would be answered without asking once more."""
@@ -92,6 +94,8 @@ class Memory(Generic[Answer]):
             if now - found[0] >= REFRESH_S and name not in self._asking:
                 self._start(name, ask)
             return found[1]
+        if self._away is not None and self._asking and name not in self._asking:
+            raise Unavailable(self._away.message, code=self._away.code, **self._away.facts)
         task = self._asking.get(name) or self._start(name, ask)
         return await asyncio.shield(task)
 
@@ -106,7 +110,12 @@ class Memory(Generic[Answer]):
         try:
             answer = await asyncio.wait_for(ask(), _ASK_S)
         except TimeoutError:
-            raise Unavailable("the fabric did not answer in time: try again", code="timeout") from None
+            self._away = Unavailable("the fabric's gate did not answer in time: try again", code="timeout")
+            raise self._away from None
+        except Unavailable as error:
+            self._away = error
+            raise
+        self._away = None
         self._known[name] = (asked_at, answer)
         self._known.move_to_end(name)
         if len(self._known) > _REMEMBERED_MAX:
