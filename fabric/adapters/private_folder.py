@@ -8,9 +8,10 @@ lives has a name for.
 import os
 import shutil
 import stat
+import tempfile
 import time
-from collections.abc import Container
-from contextlib import suppress
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,8 @@ ENVIRONMENTS: Final = "environments"
 """Where jobs' packages are installed, by account: outlives attempts."""
 IDLE: Final = "idle"
 """Where processes of Ray's stand that no attempt has taken yet, and what is left there by them is nobody's."""
+_SHORT_CHARS: Final = 64
+_SYSTEMS_OWN: Final = Path("/tmp")  # noqa: S108  # the folder made in it is nobody else's
 YOUNG_S: Final = 300.0
 """What was touched since then may be of a lease that whoever sweeps hasn't heard of."""
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
@@ -63,6 +66,25 @@ def rooms_of(folder: Path) -> tuple[Path, Path, Path]:
             clear(room)
         room.mkdir(mode=0o700)
     return rooms
+
+
+@contextmanager
+def short_name(folder: Path) -> Iterator[Path]:
+    """A path to a folder that leaves room for the sockets that programs make below it, of whose paths the kernel takes few
+    characters: a link to it, where its own is longer.
+    """
+    if len(os.fsencode(folder)) <= _SHORT_CHARS:
+        yield folder
+        return
+    place = Path(tempfile.mkdtemp(prefix="fabric-", dir=_SYSTEMS_OWN if _SYSTEMS_OWN.is_dir() else None))
+    link = place / "t"
+    link.symlink_to(folder)
+    try:
+        yield link
+    finally:
+        with suppress(OSError):
+            link.unlink()
+            place.rmdir()
 
 
 def clear(path: Path) -> None:

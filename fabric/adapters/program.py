@@ -80,7 +80,7 @@ class Program:
             OSError: it can't be.
         """
         self._executed = subprocess.Popen(  # noqa: S603  # the job itself
-            command, cwd=folder, start_new_session=True, env=dict(environment)
+            command, cwd=folder, stdin=subprocess.DEVNULL, start_new_session=True, env=dict(environment)
         )
         self._pid = self._executed.pid
 

@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -30,7 +30,7 @@ from fabric.adapters.job_output import end_of_log, logged
 from fabric.adapters.kept_folder import FOLDER_VARIABLE, KeptFolder, quiet_s
 from fabric.adapters.lease_ray_settings import variables_for
 from fabric.adapters.payload import Payload, read_payload
-from fabric.adapters.private_folder import WORK, make_private, rooms_of
+from fabric.adapters.private_folder import WORK, make_private, rooms_of, short_name
 from fabric.adapters.processes import LEASE_VARIABLE
 from fabric.adapters.program import Exit, Program, shell_code
 from fabric.adapters.results import keep_result
@@ -286,13 +286,14 @@ def _as_job(stage: Stage, variables: Mapping[str, str], *, given: Container[str]
     """The job's environment, context, directory and arguments; afterwards the process is as it was."""
     lease, here = stage.lease, stage.context
     environment, folder, arguments, path = dict(os.environ), _where(), sys.argv, list(sys.path)
-    temporary = tempfile.tempdir
+    temporary, rooms = tempfile.tempdir, ExitStack()
     try:
         for name in withheld(environment, apart=False):
             if name not in given:
                 del os.environ[name]
         work, home, tmp = rooms_of(stage.folder)
-        os.environ.update({"HOME": str(home), "TMPDIR": str(tmp)})
+        short = rooms.enter_context(short_name(tmp))
+        os.environ.update({"HOME": str(home), "TMPDIR": str(short)})
         tempfile.tempdir = None  # it remembers what TMPDIR was
         os.chdir(work)
         os.environ.update(variables)
@@ -327,6 +328,7 @@ def _as_job(stage: Stage, variables: Mapping[str, str], *, given: Container[str]
         os.chdir(folder)
         sys.argv, sys.path[:] = arguments, path
         tempfile.tempdir = temporary
+        rooms.close()
 
 
 def _be_in_own_ray(variables: Mapping[str, str]) -> None:

@@ -19,7 +19,7 @@ from fabric.gate.events import JobKind
 from fabric.gate.instructions import Share
 from tests.adapters.leases import lease_of
 
-WITHIN_S = 60
+WITHIN_S = 150
 
 
 class Zygotes:
