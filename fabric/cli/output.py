@@ -72,6 +72,11 @@ def tell(text: str) -> None:
     _errors().print(visible(text))
 
 
+def tell_over(text: str, *, done: bool) -> None:
+    """On a terminal, over what was told this way before."""
+    print(f"\r{visible(text)}", end="\n" if done else "", file=sys.stderr, flush=True)
+
+
 def warn(text: str) -> None:
     """A line that nobody may miss, in red on standard error."""
     _errors().print(Text(f"WARNING: {text}", style="bold red"))

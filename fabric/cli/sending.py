@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Final
 
-from fabric.cli.output import tell
+from fabric.cli.output import tell, tell_over
 
 _PATIENCE_S: Final = 1.0
 _EVERY_S: Final = 2.0
@@ -25,6 +25,6 @@ class Sending:
         self._has_said, self._said_at = True, now
         said = f"sending files: {sent / _MIB:.0f} of {of / _MIB:.0f} MiB"
         if sys.stderr.isatty():
-            print(f"\r{said}", end="\n" if sent == of else "", file=sys.stderr, flush=True)
+            tell_over(said, done=sent == of)
         else:
             tell(said)
