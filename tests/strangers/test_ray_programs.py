@@ -1,11 +1,8 @@
-"""What Ray ships as examples, and small programs of its libraries with devices: as they are, and evicted at any moment.
+"""What Ray ships as examples, and small programs of its libraries with devices, as they are.
 
 The examples are read from the installed package when a test runs.
 """
 
-import asyncio
-import random
-import textwrap
 import time
 from pathlib import Path
 
@@ -13,8 +10,7 @@ import pytest
 import ray
 
 from fabric.adapters.results import read_result
-from fabric.gate.events import JobKind, LeaseFinished, LeaseOutcome, LeaseStarted
-from fabric.gate.instructions import StopLease
+from fabric.gate.events import JobKind, LeaseFinished, LeaseOutcome
 from fabric.results import read_parcel
 from tests.adapters.ray_cluster.conftest import local, world  # noqa: F401  # fixtures
 
@@ -27,7 +23,6 @@ EXAMPLES = {
     "tune": ("tune/examples/tune_basic_example.py", "--smoke-test"),
     "tune with checkpoints": ("tune/examples/custom_func_checkpointing.py", "--smoke-test"),
     "train": ("train/examples/pytorch/torch_linear_example.py", "--smoke-test"),
-    "rllib": ("rllib/examples/envs/custom_gym_env.py", "--stop-iters=1", "--num-env-runners=1"),
 }
 
 
@@ -53,99 +48,12 @@ async def ended(world, lease):  # noqa: F811
     return finished
 
 
-async def evict(world, lease, *, after_s, grace_s=4):  # noqa: F811
-    """Start it, ask it to stop after a while, and take the lease away at the end of its grace; how it ended."""
-    await world.start(lease)
-    await world.wait(LeaseStarted, lease.lease_id)
-    await asyncio.sleep(after_s)
-    deadline_us = time.time_ns() // 1000 + grace_s * 1_000_000
-    await world.cluster.carry_out([StopLease(lease_id=lease.lease_id, reason="evicted", deadline_us=deadline_us)])
-    try:
-        finished = await world.wait(LeaseFinished, lease.lease_id, within_s=grace_s)
-    except TimeoutError:
-        finished = None
-    await world.remove(lease.lease_id)
-    return finished
-
-
 @pytest.mark.parametrize("name", EXAMPLES)
 async def test_an_example_of_rays_runs_as_it_is(world, name):  # noqa: F811
     lease = world.lease(example(world, name), kind=JobKind.SCRIPT, shares=(("h1", 2),))
     await world.start(lease)
     finished = await ended(world, lease)
     assert finished.outcome is LeaseOutcome.SUCCEEDED, (finished.error, await logs_of(world, lease))
-
-
-@pytest.mark.parametrize("name", ["tune with checkpoints", "train"])
-async def test_an_example_that_is_evicted_at_any_moment_runs_to_its_end_again(world, name):  # noqa: F811
-    after_s = random.uniform(0.0, 15.0)
-    first = world.lease(example(world, name), kind=JobKind.SCRIPT)
-    finished = await evict(world, first, after_s=after_s)
-    told = f"evicted after {after_s:.2f} s"
-    if finished is not None and finished.outcome is LeaseOutcome.SUCCEEDED:
-        return
-    assert finished is None or finished.outcome is LeaseOutcome.INTERRUPTED, (told, finished.error)
-    payload = example(world, name)
-    again = world.lease(payload, kind=JobKind.SCRIPT, job_id=first.job_id, epoch=2)
-    await world.start(again)
-    finished = await ended(world, again)
-    assert finished.outcome is LeaseOutcome.SUCCEEDED, (told, finished.error, await logs_of(world, again))
-    assert (await world.cluster.reconcile([])).unleased == ()
-
-
-RESUMES = """
-    import json, os, sys, time
-    from pathlib import Path
-
-    from ray import tune
-
-    FOLDER = Path(os.environ["FABRIC_CHECKPOINT_DIR"])
-
-    def objective(config):
-        import tempfile
-        found, at = tune.get_checkpoint(), 0
-        if found:
-            with found.as_directory() as folder:
-                at = json.loads((Path(folder) / "at").read_text())
-        print("from", config["x"], at, flush=True)
-        for step in range(at, 12):
-            time.sleep(0.3)
-            with tempfile.TemporaryDirectory() as folder:
-                (Path(folder) / "at").write_text(json.dumps(step + 1))
-                tune.report({"score": config["x"] * step, "step": step}, checkpoint=tune.Checkpoint.from_directory(folder))
-
-    trainable = tune.with_resources(objective, {"cpu": 1, "gpu": 1})
-    if tune.Tuner.can_restore(str(FOLDER / "run")):
-        tuner = tune.Tuner.restore(str(FOLDER / "run"), trainable, resume_unfinished=True, restart_errored=True)
-    else:
-        tuner = tune.Tuner(
-            trainable, param_space={"x": tune.grid_search([1, 2, 3])},
-            run_config=tune.RunConfig(name="run", storage_path=str(FOLDER)),
-        )
-    results = tuner.fit()
-    assert not results.errors, results.errors
-    print("best", results.get_best_result("score", "max").metrics["score"])
-"""
-
-
-async def test_a_sweep_that_is_evicted_goes_on_from_its_checkpoints(world):  # noqa: F811
-    payload = script_of(world, "sweep.py", textwrap.dedent(RESUMES))
-    first = world.lease(payload, kind=JobKind.SCRIPT, shares=(("h1", 2),))
-    await world.start(first)
-    await world.wait(LeaseStarted, first.lease_id)
-    async with asyncio.timeout(WITHIN_S):
-        while "from" not in await logs_of(world, first):  # noqa: ASYNC110
-            await asyncio.sleep(0.5)
-    await asyncio.sleep(random.uniform(2.0, 6.0))
-    deadline_us = time.time_ns() // 1000 + 20_000_000
-    await world.cluster.carry_out([StopLease(lease_id=first.lease_id, reason="evicted", deadline_us=deadline_us)])
-    await ended(world, first)
-    again = world.lease(payload, kind=JobKind.SCRIPT, shares=(("h1", 2),), job_id=first.job_id, epoch=2)
-    await world.start(again)
-    finished = await ended(world, again)
-    said = await logs_of(world, again)
-    assert finished.outcome is LeaseOutcome.SUCCEEDED, (finished.error, said)
-    assert "best 33" in said
 
 
 def tune_on_devices():
