@@ -3,7 +3,7 @@
 Model names come from the fabric's list and tiers from its plans, so that no client can make a new series.
 """
 
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -12,6 +12,26 @@ from serving.gateway.events import Usage
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _TIERS: Final = {0: "enterprise", 1: "professional", 2: "starter"}
+_KEPT_MAX: Final = 10_000
+
+Kind = TypeVar("Kind", Counter, Histogram)
+
+
+class _Series(Generic[Kind]):
+    """The series of a metric by model, rank and what else tells them apart: each is looked for once, not for each request."""
+
+    def __init__(self, metric: Kind) -> None:
+        self._metric: Kind = metric
+        self._kept: dict[tuple[str | int, ...], Kind] = {}
+
+    def of(self, model: str, rank: int, *more: str) -> Kind:
+        """The one of a model and a rank."""
+        found = self._kept.get((model, rank, *more))
+        if found is None:
+            if len(self._kept) >= _KEPT_MAX:
+                self._kept.clear()
+            found = self._kept[(model, rank, *more)] = self._metric.labels(model, tier_of(rank), *more)
+        return found
 
 
 class Metrics:
@@ -21,8 +41,11 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         where = ["model", "tier"]
         self._requests = Counter("fabric_gateway_requests", "Ended", [*where, "status"], registry=registry)
+        self._ended = _Series(self._requests)
         self._refusals = Counter("fabric_gateway_refusals", "Refused here, by why", ["code"], registry=registry)
-        self._tokens = Counter("fabric_gateway_llm_tokens", "Told by answers", [*where, "kind"], registry=registry)
+        self._tokens = _Series(
+            Counter("fabric_gateway_llm_tokens", "Told by answers", [*where, "kind"], registry=registry)
+        )
         self._first = _seconds("fabric_gateway_first_byte_seconds", "Until the answer begins", registry)
         self._queued = _seconds("fabric_gateway_queue_seconds", "In line", registry)
         self._lost = Counter("fabric_gateway_replica_lost", "Cut off by a replica's end", ["model"], registry=registry)
@@ -34,7 +57,7 @@ class Metrics:
 
     def ended(self, *, model: str, rank: int, status: int) -> None:
         """A request ended; `status` 499 is a client that left."""
-        self._requests.labels(model, tier_of(rank), f"{status // 100}xx").inc()
+        self._ended.of(model, rank, f"{status // 100}xx").inc()
 
     def refused(self, code: str) -> None:
         """A request was refused here."""
@@ -42,11 +65,11 @@ class Metrics:
 
     def began(self, *, model: str, rank: int, seconds: float) -> None:
         """The answer's first byte left."""
-        self._first.labels(model, tier_of(rank)).observe(seconds)
+        self._first.of(model, rank).observe(seconds)
 
     def seated(self, *, model: str, rank: int, seconds: float) -> None:
         """A request left the line for a replica."""
-        self._queued.labels(model, tier_of(rank)).observe(seconds)
+        self._queued.of(model, rank).observe(seconds)
 
     def lost(self, model: str) -> None:
         """A replica went away in the middle."""
@@ -54,14 +77,15 @@ class Metrics:
 
     def used(self, *, model: str, rank: int, usage: Usage) -> None:
         """An answer told its usage."""
-        kinds = {
-            "prompt": usage.prompt_tokens,
-            "cached": usage.cached_tokens,
-            "completion": usage.completion_tokens,
-            "reasoning": usage.reasoning_tokens,
-        }
-        for kind, tokens in kinds.items():
-            self._tokens.labels(model, tier_of(rank), kind).inc(max(0, tokens))
+        for kind, tokens in (
+            ("prompt", usage.prompt_tokens),
+            ("cached", usage.cached_tokens),
+            ("completion", usage.completion_tokens),
+            ("reasoning", usage.reasoning_tokens),
+        ):
+            series = self._tokens.of(model, rank, kind)
+            if tokens > 0:
+                series.inc(tokens)
 
     def exposition(self, pools: Pools, *, open_requests: int, board_age_s: float) -> bytes:
         """Everything as text."""
@@ -82,5 +106,5 @@ def tier_of(rank: int) -> str:
     return _TIERS.get(rank, "other")
 
 
-def _seconds(name: str, what: str, registry: CollectorRegistry) -> Histogram:
-    return Histogram(name, what, ["model", "tier"], buckets=_SECONDS, registry=registry)
+def _seconds(name: str, what: str, registry: CollectorRegistry) -> _Series[Histogram]:
+    return _Series(Histogram(name, what, ["model", "tier"], buckets=_SECONDS, registry=registry))
