@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
@@ -31,6 +32,8 @@ KEYLESS_PART: Final = 4
 """Of those from one address, one part in this many may be without a key."""
 _SOCKETS: Final = Path("/proc/self/fd")
 _PREFIX_V6: Final = 64
+_LOOKED_AT_HERE: Final = 256
+_NETWORKS_KEPT: Final = 16_384
 
 log = structlog.get_logger()
 
@@ -88,9 +91,11 @@ class Connections:
         """Look again and again, until cancelled."""
         if not _SOCKETS.exists():
             return
+        look = Sockets(self._port).look
         while True:
             await asyncio.sleep(LOOK_S)
-            found = await asyncio.to_thread(connected_to, self._port)
+            # A thread costs more than a short look, and a long look would hold up all that this process does.
+            found = look() if len(self._since) < _LOOKED_AT_HERE else await asyncio.to_thread(look)
             going = self.too_many(found)
             if going:
                 await asyncio.to_thread(shut_down, going, self._port)
@@ -119,20 +124,37 @@ class Connections:
         return list(going.values())
 
 
-def connected_to(port: int) -> list[Connection]:
-    """The connections to a port of this process."""
-    found = []
-    for entry in _SOCKETS.iterdir():
-        with suppress(OSError, ValueError):
-            descriptor = int(entry.name)
-            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                continue
-            with socket.socket(fileno=os.dup(descriptor)) as copy:
-                if copy.family in (socket.AF_INET, socket.AF_INET6) and copy.getsockname()[1] == port:
-                    host, peer_port = copy.getpeername()[:2]
-                    inode = os.fstat(copy.fileno()).st_ino
-                    found.append(Connection(inode, _plain(host), peer_port, descriptor))
-    return found
+class Sockets:
+    """The connections to a port of this process. Each socket is asked once who is at its other end; only its inode later."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._known: dict[int, tuple[str, int] | None] = {}
+        """By inode: the peer; None = it is no connection to the port."""
+
+    def look(self) -> list[Connection]:
+        """Those that are open now."""
+        known, found = {}, []
+        for name in os.listdir(_SOCKETS):  # noqa: PTH208 - twice a second: numbers, not paths
+            with suppress(OSError, ValueError):
+                descriptor = int(name)
+                status = os.fstat(descriptor)
+                if not stat.S_ISSOCK(status.st_mode):
+                    continue
+                inode = status.st_ino
+                known[inode] = peer = self._known[inode] if inode in self._known else self._ask(descriptor)
+                if peer is not None:
+                    found.append(Connection(inode, *peer, descriptor))
+        self._known = known
+        return found
+
+    def _ask(self, descriptor: int) -> tuple[str, int] | None:
+        """Raises OSError of a socket that isn't connected, or not yet: it is asked again."""
+        with socket.socket(fileno=os.dup(descriptor)) as copy:
+            if copy.family not in (socket.AF_INET, socket.AF_INET6) or copy.getsockname()[1] != self._port:
+                return None
+            host, peer_port = copy.getpeername()[:2]
+            return _plain(host), peer_port
 
 
 def shut_down(going: Iterable[Connection], port: int) -> None:
@@ -160,6 +182,7 @@ def _plain(host: str) -> str:
     return str(mapped or address)
 
 
+@lru_cache(_NETWORKS_KEPT)
 def _network(host: str) -> str:
     """What counts as one address."""
     address = ipaddress.ip_address(host)
