@@ -160,18 +160,21 @@ def _bound_admin(address: str) -> socket.socket | None:
         return None
 
 
+_LINES: Final = json.JSONEncoder(default=repr)
+
+
 def _log_to_standard_error(level: str) -> None:
-    """Lines of JSON: machines read them."""
+    """Lines of JSON, each in one write: machines read them."""
     logs.begin(level)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
+            structlog.processors.JSONRenderer(lambda said, **_: _LINES.encode(said)),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
 

@@ -196,8 +196,9 @@ class Gateway:
             await exchange.answer(200, [JSON], msgspec.json.encode(said))
             return None
         own = self._key_rates.spend(caller.key)
-        told = {name for name, _ in own}
-        exchange.answer_headers = [*(each for each in exchange.answer_headers if each[0] not in told), *own]
+        if own:
+            told = {name for name, _ in own}
+            exchange.answer_headers = [*(each for each in exchange.answer_headers if each[0] not in told), *own]
         body, body_bytes, digest = await self._read(exchange, route[0])
         exchange.watch()
         size = bounds.check(body, exchange.route, body_bytes=body_bytes)
@@ -208,7 +209,8 @@ class Gateway:
         facts = self.board.models.get(model)
         if exchange.route.metered:
             bounds.check_tools(body, exchange.route, calls_tools=facts is None or facts.calls_tools)
-            bounds.check_text(body, size, max_context=facts.max_context if facts is not None else None)
+            max_context = facts.max_context if facts is not None else None
+            bounds.check_text(body, size, max_context=max_context, body_bytes=body_bytes)
         stream = fields.wants_stream(body, exchange.route)
         fields.rewrite(body, exchange.route)
         return Calling(
@@ -278,9 +280,9 @@ class Gateway:
         self._rates.spend(caller.account_id)
         most, left, full_s = self._rates.left(caller.account_id)
         return [
-            (b"x-ratelimit-limit-requests", str(most).encode()),
-            (b"x-ratelimit-remaining-requests", str(left).encode()),
-            (b"x-ratelimit-reset-requests", f"{full_s:.3f}s".encode()),
+            (b"x-ratelimit-limit-requests", b"%d" % most),
+            (b"x-ratelimit-remaining-requests", b"%d" % left),
+            (b"x-ratelimit-reset-requests", b"%.3fs" % full_s),
         ]
 
     @contextlib.contextmanager
@@ -384,7 +386,7 @@ def _only_said(what: str) -> Iterator[None]:
 
 
 def _check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
-    size = sum(len(name) + len(value) for name, value in headers)
+    size = sum([len(name) + len(value) for name, value in headers])
     if size > HEADER_BYTES_MAX:
         raise HeadersTooLarge(f"the headers have {size} bytes, at most {HEADER_BYTES_MAX} may come", bytes=size)
 

@@ -41,6 +41,8 @@ _SHAPES: Final = (
     "guided_grammar", "structural_tag", "tool_choice",
 )  # fmt: skip
 _SHAPED: Final = (*_SHAPES, "tools")
+_COUNTED: Final = frozenset({*dict(_NUMBERS), *dict(_LISTS), *_TEXTS, *_SHAPED})
+"""A body with none of them has nothing of which there may be too much, but for its prompt."""
 _PATTERNS: Final = frozenset({"pattern", "regex", "guided_regex", "patternProperties"})
 
 
@@ -71,9 +73,13 @@ def check(body: Body, route: Route, *, body_bytes: int) -> Size:
             f"the body has {body_bytes} bytes, at most {limits.COUNTED_BYTES_MAX} may come to {route.path}: send it in parts",
             bytes=body_bytes, limit=limits.COUNTED_BYTES_MAX,
         )  # fmt: skip
-    _check_amounts(body)
-    _check_shapes(body)
-    size = Size(_choices(body), _prompts(body, route))
+    if _COUNTED.isdisjoint(body):
+        choices = 1
+    else:
+        _check_amounts(body)
+        _check_shapes(body)
+        choices = _choices(body)
+    size = Size(choices, _prompts(body, route))
     if size.prompts > limits.PROMPTS_MAX:
         raise _beyond(_PROMPTS.get(route.surface, "prompt"), size.prompts, limits.PROMPTS_MAX, what="entries")
     if size.sequences > limits.SEQUENCES_MAX:
@@ -105,7 +111,7 @@ def _kind_of(choice: object) -> str:
     return kind if isinstance(kind, str) else ""
 
 
-def check_text(body: Body, size: Size, *, max_context: int | None) -> None:
+def check_text(body: Body, size: Size, *, max_context: int | None, body_bytes: int | None = None) -> None:
     """Let pass a prompt that may fit into the model's context, or be shortened to.
 
     An engine turns all of a text into tokens before it shortens or refuses it, one request after the other.
@@ -114,12 +120,15 @@ def check_text(body: Body, size: Size, *, max_context: int | None) -> None:
         body: the request's.
         size: what `check` found.
         max_context: tokens; None = not known.
+        body_bytes: of all of it, where known: each character has one or more of them, so that most bodies need no count.
 
     Raises:
         TooLarge: it has too many characters.
     """
     context = max_context or limits.CONTEXT_GUESS
     most = max(limits.CHARS_ALWAYS, limits.CHARS_PER_TOKEN_MAX * context * size.prompts)
+    if body_bytes is not None and body_bytes <= most:
+        return
     count = sum([_characters(body[name]) for name in _PROMPT_FIELDS if name in body])
     if count > most:
         raise TooLarge(

@@ -133,7 +133,7 @@ class Events:
     """One stream."""
 
     def __init__(self, route: Route) -> None:
-        self._ends = tuple(mark for mark in (route.last, route.ends) if mark)
+        self._ends = (*(mark for mark in (route.last, route.ends) if mark), _ERROR)
         self._rest = b""
         self.count = 0
         self.ended = False
@@ -158,10 +158,10 @@ class Events:
                 raise ReplicaLost(f"the replica sent an event beyond {EVENT_BYTES_MAX >> 20} MiB", code="bad_stream")
             if not data:
                 return b""
-        self.count += data.count(_END)
-        last = data.rfind(_END, 0, -len(_END))
-        start = last + len(_END) if last >= 0 else 0
-        self.ended = data.startswith(self._ends, start) or data.startswith(_ERROR, start)
+        count = data.count(_END)
+        self.count += count
+        start = 0 if count == 1 else data.rfind(_END, 0, -len(_END)) + len(_END)
+        self.ended = data.startswith(self._ends, start)
         if _USAGE in data:
             self._count(data)
         if _FABRIC in data:

@@ -33,6 +33,10 @@ _THROWN_AWAY_BYTES_MAX: Final = 32 * 1024 * 1024
 _THROW_AWAY_S: Final = 5.0
 ABORT: Final = "fabric.abort"
 """In the scope: cuts the connection at once, whatever is still to be written."""
+WATCH: Final = "fabric.watch"
+"""In the scope: calls back when the client leaves before its answer is whole."""
+TOGETHER: Final = "fabric.together"
+"""In the scope: holds what is written of an answer, until all of it is there."""
 _FREE: Final = FREE_UHS.encode()
 CLIENT_GONE: Final = 499
 """What nginx calls it; nobody is there to hear it."""
@@ -78,7 +82,6 @@ class Exchange:
         self._send = send
         self._read = False
         self._reason: Exception | None = None
-        self._watcher: asyncio.Task[None] | None = None
 
     @property
     def anthropic(self) -> bool:
@@ -124,23 +127,31 @@ class Exchange:
             reading.bytes -= size
 
     async def _next(self, within_s: float) -> Message:
+        late = asyncio.get_running_loop().call_later(within_s, self._body_is_late)
         try:
-            async with asyncio.timeout(within_s):
-                message = await self._receive()
-        except TimeoutError:
-            raise TooSlow(
-                f"the body did not come: each piece may take {BODY_IDLE_S:.0f} s, all of it {BODY_S:.0f} s"
-            ) from None
+            message = await self._receive()
+        finally:
+            late.cancel()
         if message["type"] == "http.disconnect":
             raise ClientGone
         return message
+
+    def _body_is_late(self) -> None:
+        self.interrupt(
+            TooSlow(f"the body did not come: each piece may take {BODY_IDLE_S:.0f} s, all of it {BODY_S:.0f} s")
+        )
 
     # -- out -------------------------------------------------------------------------------------------------------------
 
     async def answer(self, status: int, headers: Headers, body: bytes) -> None:
         """Answer in one piece."""
-        await self.begin(status, [*headers, (b"content-length", str(len(body)).encode())])
-        await self.more(body, last=True)
+        together = self.scope[TOGETHER]
+        together(begins=True)
+        try:
+            await self.begin(status, [*headers, (b"content-length", b"%d" % len(body))])
+            await self.more(body, last=True)
+        finally:
+            together(begins=False)
 
     async def begin(self, status: int, headers: Headers) -> None:
         """Say the status and the headers."""
@@ -195,15 +206,11 @@ class Exchange:
 
     def watch(self) -> None:
         """From here on, a client that leaves interrupts the work. The body must have been read."""
-        self._watcher = asyncio.create_task(self._watch())
+        self.scope[WATCH](self._client_left)
 
-    async def _watch(self) -> None:
-        while not self.done:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                if not self.stays:
-                    self.interrupt(ClientGone())
-                return
+    def _client_left(self) -> None:
+        if not self.stays:
+            self.interrupt(ClientGone())
 
     def interrupt(self, reason: Exception) -> None:
         """End what the request waits for, with a reason."""
@@ -230,8 +237,6 @@ class Exchange:
     def close(self) -> None:
         """No more of this."""
         self.work = None
-        if self._watcher is not None:
-            self._watcher.cancel()
 
 
 def _too_large(size: int) -> TooLarge:

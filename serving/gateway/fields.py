@@ -18,6 +18,7 @@ TAKEN_OUT: Final = (
     "priority", "request_id", "session_id", "cache_salt", "kv_transfer_params", "ec_transfer_params", "vllm_xargs",
     "mm_payload", "return_mm_kwargs", "mm_processor_kwargs", "media_io_kwargs", "routed_experts_prompt_start", "data_parallel_rank",
 )  # fmt: skip
+_TAKEN_OUT: Final = frozenset(TAKEN_OUT)
 HEADERS_PASSED_ON: Final = frozenset(
     {b"accept", b"anthropic-version", b"anthropic-beta", b"traceparent", b"tracestate"}
 )
@@ -61,8 +62,8 @@ def rewrite(body: Body, route: Route) -> None:
         InvalidRequest: it asks for something that would have to be kept for it, which nothing here is, or for a file
             to be fetched from an address.
     """
-    for name in TAKEN_OUT:
-        body.pop(name, None)
+    for name in _TAKEN_OUT.intersection(body):
+        del body[name]
     media.check(body)
     if route.surface == "rerank":
         _check_texts(body)
@@ -116,14 +117,11 @@ def prompt_of(body: Body, route: Route) -> bytes:
 
 def cost_of(body: Body, *, body_bytes: int, sequences: int) -> int:
     """About how many LLM tokens a request will take, to give turns by until it is known."""
-    asked = next(
-        (
-            body[name]
-            for name in ("max_completion_tokens", "max_tokens", "max_output_tokens")
-            if isinstance(body.get(name), int)
-        ),
-        _COMPLETION_GUESS,
-    )
+    asked = _COMPLETION_GUESS
+    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
+        if isinstance(body.get(name), int):
+            asked = body[name]
+            break
     return body_bytes // _BYTES_PER_TOKEN + min(max(asked, 1) * sequences, _COMPLETION_MOST)
 
 

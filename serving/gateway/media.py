@@ -16,6 +16,7 @@ _ADDRESSES: Final = (
     "image_url", "audio_url", "video_url", "file_url", "image", "video", "audio", "file", "source", "input_image",
     "input_audio", "input_video", "input_file", "input_image_mask", "file_data",
 )  # fmt: skip
+_NAMES: Final = frozenset(_ADDRESSES)
 _EXACT: Final = frozenset({"url", "uri", "image_url", "audio_url", "video_url", "file_url"})
 """Of these a text that isn't `data:` is an address, whatever it begins with."""
 _PARTS: Final = frozenset({*_ADDRESSES, "document", "image_embeds", "audio_embeds", "video_embeds"})
@@ -34,14 +35,19 @@ def check(body: Body) -> None:
     """
     count = 0
     for field, whole in body.items():
-        layer = [] if field in _DATA else [whole]
+        if field in _DATA or not isinstance(whole, dict | list):
+            continue
+        layer: list[Any] = [whole]
         while layer:
             part = layer.pop()
-            if isinstance(part, list):
-                layer.extend(part)
-            elif isinstance(part, dict):
-                count += _is_medium(part, field)
-                layer.extend(inner for name, inner in part.items() if _is_walked(name, part))
+            if isinstance(part, dict):
+                if not (_NAMES.isdisjoint(part) and part.get("type") is None):
+                    count += _is_medium(part, field)
+                for name, inner in part.items():
+                    if isinstance(inner, dict | list) and _is_walked(name, part):
+                        layer.append(inner)
+            else:
+                layer += [inner for inner in part if isinstance(inner, dict | list)]
     if count > MEDIA_MAX:
         raise InvalidRequest(
             f"the request has {count} images, sounds, films or files, at most {MEDIA_MAX} may come: send fewer",
@@ -55,15 +61,14 @@ def _is_walked(name: str, part: Body) -> bool:
 
 def _is_medium(part: Body, field: str) -> bool:
     """Whether a part of a body is an image or the like; nested ones, such as `{"image_url": {"url": ...}}`, count once."""
-    if any(_is_remote(part.get(name), exact=name in _EXACT) for name in _ADDRESSES if name in part):
+    named = _NAMES.intersection(part)
+    if any(_is_remote(part[name], exact=name in _EXACT) for name in named):
         raise InvalidRequest(
             "files are not fetched from addresses here: send them in the request, as `data:...;base64,...`",
             code="remote_media", param=field,
         )  # fmt: skip
     kind = part.get("type")
-    is_medium = (isinstance(kind, str) and kind in _PARTS) or any(
-        isinstance(part.get(name), dict) for name in _ADDRESSES
-    )
+    is_medium = (isinstance(kind, str) and kind in _PARTS) or any(isinstance(part[name], dict) for name in named)
     if is_medium and part.get("uuid") is not None:
         raise InvalidRequest(
             "media are not found again by a `uuid` here: send them in each request", code="media_uuid", param=field

@@ -18,7 +18,7 @@ from serving.gateway.metrics import Metrics
 from serving.gateway.refusals import JSON, Headers, ReplicaLost
 from serving.gateway.repeats import KEPT_BYTES_MAX, Kept
 from serving.gateway.routes import Route
-from serving.gateway.upstream import Answer
+from serving.gateway.upstream import BROKEN, Answer
 
 SSE: Final[Headers] = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 _OK: Final = 300
@@ -107,7 +107,13 @@ class Passage:
             await exchange.begin(answer.status, SSE)
         pieces: list[bytes] = []
         kept_bytes = 0
-        while data := await answer.piece():
+        while True:
+            try:
+                data = await answer.read()
+            except BROKEN as error:
+                raise answer.lost(error) from None
+            if not data:
+                break
             whole = events.feed(data)
             if not whole:
                 continue

@@ -33,6 +33,8 @@ class KeyRates:
         Raises:
             RateLimited: `requests_per_minute` or `tokens_per_minute`.
         """
+        if not (key.requests_per_min or key.tokens_per_min):
+            return []
         limits = [(kind, most) for kind in _KINDS if (most := self._most(key, kind))]
         for kind, most in limits:
             self._check(key.key_id, kind, most)

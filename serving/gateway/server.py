@@ -11,19 +11,20 @@ import resource
 import secrets
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from fabric.api.connections import Connections
 from fabric.errors import InvalidConfig, Unavailable
 from serving.gateway.app import Gateway
 from serving.gateway.behind import Application, Behind
-from serving.gateway.exchange import ABORT, Receive, Scope, Send
+from serving.gateway.exchange import ABORT, TOGETHER, WATCH, Receive, Scope, Send
 
 HEADERS_S: Final = 10.0
 """How long a request's headers may take to arrive."""
@@ -34,16 +35,58 @@ KEYLESS_MAX: Final = 4_096
 KEEP_ALIVE_S: Final = 75
 LAST_WORDS_S: Final = 2.0
 _BACKLOG: Final = 2_048
+_JOINED_BYTES_MAX: Final = 64 * 1024
+"""What is put together before it is written: beyond, copying costs more than another write."""
+
+
+class Held:
+    """A connection's transport while an answer is written whose head and body leave in one write."""
+
+    __slots__ = ("_pieces", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._pieces: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self._pieces.append(data)
+
+    def let_go(self) -> asyncio.Transport:
+        """Write what is held; the transport itself."""
+        pieces, self._pieces = self._pieces, []
+        if sum(map(len, pieces)) <= _JOINED_BYTES_MAX:
+            pieces = [b"".join(pieces)]
+        for piece in pieces:
+            self._transport.write(piece)
+        return self._transport
+
+    def close(self) -> None:
+        self.let_go().close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+
+def _hold(cycle: RequestResponseCycle, *, begins: bool) -> None:
+    """What is written of an answer from its begin to its end leaves at once."""
+    if begins:
+        cycle.transport = Held(cycle.transport)  # type: ignore[assignment]
+    elif isinstance(cycle.transport, Held):
+        cycle.transport = cycle.transport.let_go()
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's own, but for what it leaves unbounded: the size of headers, and the time they take. What comes after a body
     in pieces is no header: uvicorn would add it to those that the ingress has looked through.
+
+    It tells of a client that leaves without a task that waits for it, and writes the head and the body of an answer at once.
     """
 
     _timer: asyncio.TimerHandle | None = None
     _trails = False
     _header_bytes = 0
+    _is_lost = False
+    _gone: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -52,6 +95,22 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         super().connection_lost(exc)
+        self._is_lost = True
+        gone, self._gone = self._gone, None
+        if gone is not None:
+            gone()
+
+    def watch(self, gone: Callable[[], None]) -> None:
+        """Call back when the client leaves before its answer is whole. The request must have been read."""
+        if self._is_lost:
+            gone()
+        else:
+            self._gone = gone
+            self.flow.resume_reading()  # what isn't read tells of no end
+
+    def on_response_complete(self) -> None:
+        self._gone = None
+        super().on_response_complete()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -78,7 +137,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._trails = False
-        self.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+        own: Scope = self.scope  # type: ignore[assignment]
+        own[ABORT], own[WATCH] = self.transport.abort, self.watch
         if self._timer is None:
             self._arm()
 
@@ -90,6 +150,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._disarm()
         self._trails = True
         super().on_headers_complete()
+        own: Scope = self.scope  # type: ignore[assignment]
+        own[TOGETHER] = partial(_hold, self.cycle)
 
     def _arm(self) -> None:
         self._header_bytes = 0

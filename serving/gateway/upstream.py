@@ -5,7 +5,7 @@ goes wrong later is `ReplicaLost`: the engine may have worked, so that nothing i
 """
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Final, Self
 
@@ -29,6 +29,8 @@ PROBES: Final = 3
 """and how often it asks."""
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 """Of an answer that is no stream: a gateway has it in memory."""
+BROKEN: Final = (aiohttp.ClientError, OSError)
+"""What a connection that broke raises."""
 _TRUST: Final = "x-fabric-trust"
 _READ_BYTES: Final = 64 * 1024
 
@@ -49,20 +51,15 @@ class Answer:
     def __init__(self, response: aiohttp.ClientResponse, replica: Replica) -> None:
         self._response = response
         self._replica = replica
+        self.read: Callable[[], Awaitable[bytes]] = response.content.readany
+        """What has come since, at least a byte; b"" is the end. Raises `BROKEN`, of which `lost` tells."""
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
         self.is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
 
-    async def piece(self) -> bytes:
-        """What has come since, at least a byte; b"" is the end.
-
-        Raises:
-            ReplicaLost: the connection broke before the end.
-        """
-        try:
-            return await self._response.content.readany()
-        except (aiohttp.ClientError, OSError) as error:
-            raise _lost(self._replica, error) from None
+    def lost(self, error: Exception) -> ReplicaLost:
+        """The connection broke before the end."""
+        return _lost(self._replica, error)
 
     async def whole(self) -> bytes:
         """All of it.
@@ -72,14 +69,17 @@ class Answer:
             TooLarge: it is beyond `ANSWER_BYTES_MAX`.
         """
         pieces, size = [], 0
-        while piece := await self.piece():
-            size += len(piece)
-            if size > ANSWER_BYTES_MAX:
-                raise TooLarge(
-                    f"the answer is beyond {ANSWER_BYTES_MAX >> 20} MiB: ask for fewer tokens or logprobs, or for a stream",
-                    code="answer_too_large",
-                )
-            pieces.append(piece)
+        try:
+            while piece := await self.read():
+                size += len(piece)
+                if size > ANSWER_BYTES_MAX:
+                    raise TooLarge(
+                        f"the answer is beyond {ANSWER_BYTES_MAX >> 20} MiB: ask for fewer tokens or logprobs, or for a stream",
+                        code="answer_too_large",
+                    )
+                pieces.append(piece)
+        except BROKEN as error:
+            raise self.lost(error) from None
         return b"".join(pieces)
 
     def close(self) -> None:
@@ -144,7 +144,7 @@ class Upstream:
             aiohttp.ConnectionTimeoutError,
         ) as error:
             raise NotReached(str(error)) from None
-        except (aiohttp.ClientError, OSError) as error:
+        except BROKEN as error:
             raise _lost(replica, error) from None
         return Answer(response, replica)
 

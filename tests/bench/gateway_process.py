@@ -4,14 +4,13 @@ Usage: gateway_process.py PORT UPSTREAM PORT_BEHIND SECRET. At the second port i
 """
 
 import asyncio
-import logging
 import sys
 import tempfile
 from pathlib import Path
 
-import structlog
 import uvloop
 
+from serving.gateway.__main__ import _log_to_standard_error
 from serving.gateway.app import Gateway, Limits
 from serving.gateway.directory import ModelFacts, Replica
 from serving.gateway.server import GatewayServer, bind
@@ -38,17 +37,7 @@ async def serve(port, upstream, port_behind, secret):
 
 
 def main():
-    # As in production, a line for each request, to wherever standard error goes.
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
+    _log_to_standard_error("info")  # as in production, a line for each request
     uvloop.run(serve(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]))
 
 
