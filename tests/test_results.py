@@ -300,3 +300,15 @@ def test_a_result_with_code_of_another_python_is_told_and_not_run(monkeypatch):
 
 def test_a_result_without_code_is_read_by_any_python():
     assert read_parcel(pack_value(slice(1, 2))).python == ""
+
+
+def test_a_zone_where_the_system_knows_none_says_which_package_has_them(monkeypatch):
+    parcel = read_parcel(pack_value(dt.datetime(2026, 1, 1, tzinfo=zoneinfo.ZoneInfo("Asia/Shanghai"))))
+
+    def unknown(key):
+        raise zoneinfo.ZoneInfoNotFoundError(key)
+
+    monkeypatch.setattr("fabric.results.plain.zoneinfo.ZoneInfo", unknown)
+    monkeypatch.setattr("fabric.results.plain.zoneinfo.available_timezones", set)
+    with pytest.raises(ResultUnreadable, match="tzdata"):
+        parcel.value()

@@ -39,8 +39,8 @@ def top(
 
 def _unended(door: Any) -> list[pb.Job]:
     states = ("running", "stopping", "starting", "parked", "queued")
-    reply = door.call(pb.ListJobsRequest(states=states, limit=500), pb.ListJobsReply)
-    return sorted(reply.jobs, key=lambda found: (states.index(found.state), -found.burn_uhs_per_s))
+    found, _ = door.jobs(pb.ListJobsRequest(states=states), most=None)
+    return sorted(found, key=lambda job: (states.index(job.state), -job.burn_uhs_per_s))
 
 
 def _top_view(found: list[pb.Job]) -> Group:

@@ -90,7 +90,7 @@ class Parcel:
             return _rebuilt(self.type_name, found, self._notes) if self.is_error else found
         except ImportError as error:
             raise ResultUnreadable(
-                f"the result has arrays or tensors, and {error.name} is not installed here: install it, or write the result"
+                f"the result has values that need {error.name}, which is not installed here: install it, or write the result"
                 " to a file with --output",
                 code="result_needs_package",
                 package=error.name,

@@ -280,12 +280,22 @@ def _shape(shape: list[int]) -> list[int]:
     return shape
 
 
+def _zone_named(key: Any) -> dt.tzinfo:
+    """A zone by its name, where the system knows zones: Windows does not, and the package tzdata does."""
+    try:
+        return zoneinfo.ZoneInfo(key)
+    except zoneinfo.ZoneInfoNotFoundError:
+        if zoneinfo.available_timezones():
+            raise Damaged(f"there is no time zone {key!r:.80}") from None
+        raise ModuleNotFoundError("no time zones here", name="tzdata") from None
+
+
 def _zoned(kind: Any, text: str, fold: int, zone: Any) -> Any:
     tz: dt.tzinfo | None = None
     if type(zone) is int:
         tz = dt.timezone(dt.timedelta(microseconds=zone))
     elif zone is not None:
-        tz = zoneinfo.ZoneInfo(zone)
+        tz = _zone_named(zone)
     return kind.fromisoformat(text).replace(tzinfo=tz, fold=fold)
 
 

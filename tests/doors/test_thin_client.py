@@ -150,7 +150,7 @@ def test_a_client_alone_submits_and_reads_what_it_gets(alone, house, tmp_path):
 
 def test_a_program_with_a_client_alone_submits_and_waits(alone, house, tmp_path):
     (tmp_path / "train.py").write_text("print('hello')\n")
-    program = "import fabric; fabric.connect(); job = fabric.submit('train.py', tokens='1'); print(job.wait(30), job.result())"
+    program = "import fabric.context, fabric.parcels; fabric.connect(); job = fabric.submit('train.py', tokens='1'); print(job.wait(30), job.result())"
     code, out, err = run(alone, "python", "-c", program, house=house, cwd=tmp_path)
     assert (code, out.strip()) == (0, "succeeded None"), err
 
