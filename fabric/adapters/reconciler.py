@@ -131,17 +131,19 @@ class Reconciler:
         self._turn = 0
         self._told_at = -HEALTH_EVERY_S
         self._failed = 0
+        self._classes: dict[str, str] = {}
         self.health = Health()
 
     def look(self, nodes: Sequence[Node], *, kill: Kill) -> Look:
         """Ask Ray. Blocks: run it in a thread."""
-        look, self._failed = Look(), 0
+        look, self._failed, self._classes = Look(), 0, {}
         with self._attempt("connect"):
             self._tables = self._tables or self._open()
         if self._tables is not None:
             seen = _Seen(nodes)
             groups = self._asked(self._tables.groups) or []
             actors = self._asked(self._tables.actors) or []
+            self._classes = {row.id: row.class_name.rpartition(".")[2] for row in actors}
             self._look_at_groups(look, groups, seen)
             self._look_at_actors(look, actors, seen, kill)
             mine = self._ours.actors()
@@ -235,7 +237,8 @@ class Reconciler:
 
     def _take_worker(self, look: Look, node: Node, row: WorkerRow, takes: bool, kill: Kill) -> None:
         kind = "actor" if row.actor_id else "task"
-        unleased = Unleased(kind=kind, id=row.actor_id or str(row.pid), name=str(row.pid), node_id=str(node.node_id))
+        name = self._classes.get(row.actor_id, str(row.pid))
+        unleased = Unleased(kind=kind, id=row.actor_id or str(row.pid), name=name, node_id=str(node.node_id))
 
         def end() -> None:
             if row.actor_id:
