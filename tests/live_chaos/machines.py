@@ -1,0 +1,75 @@
+"""A Ray cluster whose nodes come and go by words on standard input, and which tells which devices are taken.
+
+Reads `kill NODE` and `add NODE`, answers each with a line, and ends with its standard input. Writes to the file that it is
+given, some times a second, the clock and how many devices of each node Ray has given to somebody outside any lease.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import ray
+from ray._private.state import available_resources_per_node, total_resources_per_node
+from ray.util import placement_group_table
+
+from fabric.adapters.local_cluster import LocalCluster, LocalNode
+from fabric.adapters.nodes import NODE_LABEL
+
+NODES = {
+    node.node_id: node
+    for node in (
+        LocalNode(node_id="h100-1", accelerator="H100", devices=4),
+        LocalNode(node_id="h100-2", accelerator="H100", devices=2),
+        LocalNode(node_id="a100-1", accelerator="A100", devices=4),
+        LocalNode(node_id="910b-1", accelerator="910B", devices=8),
+    )
+}
+EVERY_S = 0.25
+OURS = "fabric/"
+"""What the names of the gate's placement groups begin with."""
+
+
+def taken():
+    """Devices by node that Ray has given to somebody in no group of the gate's, which keeps its groups a while."""
+    names = {each["NodeID"]: each["Labels"].get(NODE_LABEL, "") for each in ray.nodes() if each["Alive"]}
+    free, found = available_resources_per_node(), {}
+    for node_id, total in total_resources_per_node().items():
+        node = NODES.get(names.get(node_id, ""))
+        if node is not None and node_id in free:
+            found[node.node_id] = total.get(node.accelerator, 0) - free[node_id].get(node.accelerator, 0)
+    for group in placement_group_table().values():
+        if group["state"] in {"CREATED", "RESCHEDULING"} and group["name"].startswith(OURS):
+            for bundle, node_id in group["bundles_to_node_id"].items():
+                node = NODES.get(names.get(node_id, ""))
+                if node is not None and node.node_id in found:
+                    found[node.node_id] -= group["bundles"][bundle].get(node.accelerator, 0)
+    return {node_id: round(devices, 3) for node_id, devices in found.items() if devices > 0}
+
+
+def watch(file):
+    with file.open("a") as out:
+        while True:
+            try:
+                print(json.dumps([time.time(), taken()]), file=out, flush=True)
+            except Exception as error:  # noqa: BLE001 - the next look may go well
+                print(json.dumps([time.time(), {}, repr(error)]), file=out, flush=True)
+            time.sleep(EVERY_S)
+
+
+if __name__ == "__main__":
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # Ray prints what it has to say of a dead node
+    cluster = LocalCluster.start(nodes=list(NODES.values()), namespace="theirs")
+    threading.Thread(target=watch, args=(Path(sys.argv[1]),), daemon=True).start()
+    print(cluster.address, cluster.folder, file=answers, flush=True)
+    for line in sys.stdin:
+        what, name = line.split()
+        if what == "kill":
+            cluster.kill(name)
+        else:
+            cluster.add(NODES[name])
+        print("done", file=answers, flush=True)
+    cluster.stop()

@@ -1,0 +1,251 @@
+"""Mixed jobs on machines that come and go, paused, cancelled, drained and orphaned of their gate at random instants.
+
+Whatever happens: every job comes to what it must come to, is charged once, and nothing runs or holds a device afterwards.
+`CHAOS_JOBS=300` makes an hour of it, `CHAOS_SEED` another one.
+"""
+
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from contextlib import suppress
+
+import psutil
+import pytest
+
+from fabric.audit.verify import verify_export
+from fabric.client import new_request_id
+from fabric.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from fabric.units import UHS_PER_CT
+from fabric.wire import fabric_pb2 as pb
+from tests.live_chaos.machines import NODES
+from tests.live_chaos.work import KINDS, TOKENS
+
+JOBS = int(os.environ.get("CHAOS_JOBS", "40"))
+SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.randrange(1, 10_000)
+AT_ONCE = 10
+CREDIT = 1_000
+ENDS_S = 900
+"""In which all jobs must have ended after the last blow."""
+TELLS_S = 30
+ENDED = {"succeeded", "failed", "cancelled"}
+MARK = "CHAOS_OF"
+ACCELERATORS = ("H100:1", "A100:1", "910B:1", "any", "any:1-2", ["H100:1-2", "A100:1-2"])
+
+
+class Chaos:
+    """One run: what was submitted, and what was done to it."""
+
+    def __init__(self, place, seed):
+        self.place = place
+        self.dice = random.Random(seed)
+        self.fabric = place.customer(str(CREDIT))
+        self.operator = place.connect("")
+        self.mark = new_request_id()
+        self.jobs = {}
+        """job -> (kind, seed, cancelled)"""
+        self.cancelled = set()
+        self.paused = []
+        self.drained = []
+        self.gone = []
+        self.blows = Counter()
+
+    def tried(self, act, *arguments, **options):
+        """What a caller would do: ask again while the gate is away, and take a no for a no."""
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                return act(*arguments, **options)
+            except Unavailable:
+                assert time.monotonic() < deadline, "the gate did not come back"
+                time.sleep(0.5)
+            except (Conflict, NotFound, InvalidRequest):
+                return None
+
+    def submit(self):
+        kind, seed = self.dice.choice(KINDS), self.dice.randrange(1, 1_000)
+        options = {
+            "tokens": TOKENS,
+            "accelerators": "H100:1" if kind.name == "squats" else self.dice.choice(ACCELERATORS),
+            "name": kind.name,
+            "env": {MARK: self.mark},
+            "grace": 10,
+            "request_id": new_request_id(),
+        }
+        job = self.tried(kind.submit, self.fabric, seed, options)
+        assert job is not None
+        self.jobs[job.id] = (job, kind, seed)
+
+    def going(self):
+        return [job for job, *_ in self.jobs.values() if job.state not in ENDED]
+
+    def some(self):
+        found = [job for job in self.going() if job.id not in self.paused]
+        return self.dice.choice(found) if found else None
+
+    def blow(self):
+        """Do one bad thing, or undo one."""
+        what = self.dice.choices(
+            ("pause", "resume", "cancel", "drain", "undrain", "kill node", "add node", "kill gate", "save"),
+            (5, 6, 2, 2, 4, 1, 3, 1, 3),
+        )[0]
+        done = getattr(self, what.replace(" ", "_"))()
+        self.blows[what] += bool(done)
+
+    def pause(self):
+        if (job := self.some()) is None:
+            return False
+        self.tried(job.pause)
+        self.paused.append(job.id)
+        return True
+
+    def resume(self):
+        if not self.paused:
+            return False
+        job = self.jobs[self.paused[0]][0]
+        if job.state == "parked":
+            self.tried(job.resume)
+        if job.state != "stopping":
+            self.paused.pop(0)
+        return True
+
+    def cancel(self):
+        if (job := self.some()) is None:
+            return False
+        self.cancelled.add(job.id)
+        self.tried(job.cancel, save=self.dice.random() < 0.5)
+        return True
+
+    def save(self):
+        if (job := self.some()) is None:
+            return False
+        self.tried(job.save_now)
+        return True
+
+    def drain(self):
+        node = self.dice.choice([*NODES])
+        if len(self.drained) + len(self.gone) > 1 or node in self.drained + self.gone:
+            return False
+        asked = pb.DrainNodeRequest(node_id=node, grace_us=self.dice.randrange(1, 10) * 1_000_000)
+        self.tried(self.operator.client.call, asked, pb.Accepted)
+        self.drained.append(node)
+        return True
+
+    def undrain(self):
+        if not self.drained:
+            return False
+        self.tried(self.operator.client.call, pb.DrainNodeRequest(node_id=self.drained.pop(0), undo=True), pb.Accepted)
+        return True
+
+    def kill_node(self):
+        node = self.dice.choice([*NODES])
+        if len(self.drained) + len(self.gone) > 1 or node in self.drained + self.gone:
+            return False
+        self.place.say("kill", node)
+        self.gone.append(node)
+        return True
+
+    def add_node(self):
+        if not self.gone:
+            return False
+        self.place.say("add", self.gone.pop(0))
+        return True
+
+    def kill_gate(self):
+        for gate in self.place.gates():
+            with suppress(ProcessLookupError):
+                os.kill(gate, signal.SIGKILL)
+        return True
+
+    def end_all(self):
+        """No more blows; everything goes on to its end."""
+        while self.gone:
+            self.add_node()
+        while self.drained:
+            self.undrain()
+        told = time.monotonic()
+        deadline = told + ENDS_S
+        while going := self.going():
+            assert time.monotonic() < deadline, [
+                (job.id, self.jobs[job.id][1].name, job.state, self.tried(job.info).reason) for job in going
+            ]
+            for job in going:
+                if job.state == "parked":
+                    self.tried(job.resume)
+            if time.monotonic() - told > TELLS_S:
+                told = time.monotonic()
+                print([(job.id, self.jobs[job.id][1].name, self.tried(job.info).timeline) for job in going], flush=True)
+            time.sleep(0.5)
+
+    def squatted(self):
+        """How long, in seconds, some of each node's devices were taken outside every lease, at the longest."""
+        longest, since = Counter(), {}
+        for line in self.place.taken.read_text().splitlines():
+            clock, nodes, *_ = json.loads(line)
+            since = {node: since.get(node, clock) for node in nodes}
+            for node, began in since.items():
+                longest[node] = max(longest[node], clock - began)
+        return longest
+
+
+def marked(mark):
+    """Processes that carry the mark of this run's jobs."""
+    found = []
+    for each in psutil.process_iter():
+        with suppress(psutil.Error):
+            if each.environ().get(MARK) == mark:
+                found.append(each)
+    return found
+
+
+@pytest.mark.timeout(7_200)
+def test_whatever_happens_every_job_comes_to_its_end_once_and_leaves_nothing(place):
+    print(f"CHAOS_SEED={SEED} CHAOS_JOBS={JOBS}")
+    chaos = Chaos(place, SEED)
+    began = time.monotonic()
+    while len(chaos.jobs) < JOBS:
+        if len(chaos.going()) < AT_ONCE:
+            chaos.submit()
+        chaos.blow()
+        time.sleep(chaos.dice.random())
+    chaos.end_all()
+    kinds = Counter(kind.name for _, kind, _ in chaos.jobs.values())
+    print(f"{len(chaos.jobs)} jobs in {time.monotonic() - began:.0f} s: {dict(kinds)}; blows: {dict(chaos.blows)}")
+    for job, kind, seed in chaos.jobs.values():
+        if job.id in chaos.cancelled and job.state == "cancelled":
+            continue
+        try:
+            kind.check(job, seed)
+        except Exception as error:
+            info = job.info()
+            raise AssertionError(f"{job.id} {kind.name} {seed}: {info.state} {info.timeline} {info.error}") from error
+    charged = 0
+    for job, *_ in chaos.jobs.values():
+        deadline = time.monotonic() + 120
+        while not (cost := chaos.tried(job.cost)).settled:
+            assert time.monotonic() < deadline, f"{job.id} is {job.state} and not settled"
+            time.sleep(0.2)
+        records = chaos.fabric.usage(job_id=job.id)
+        assert sum(record.charged_uhs for record in records) == cost.burned_uhs
+        assert cost.burned_uhs <= UHS_PER_CT // 2
+        charged += cost.burned_uhs
+    balance = chaos.fabric.balance()
+    assert (balance.held_uhs, balance.free_uhs) == (0, CREDIT * UHS_PER_CT - charged)
+    assert not chaos.operator.client.call(pb.ListLeasesRequest(), pb.ListLeasesReply).leases
+    lines = chaos.fabric.client.fetch(pb.ExportRequest()).decode().splitlines()
+    report = verify_export(lines, trusted_key=place.found.verifier_key)
+    assert report.ok, report.problem
+    deadline = time.monotonic() + 30
+    while left := marked(chaos.mark):
+        assert time.monotonic() < deadline, [each.cmdline() for each in left if each.is_running()]
+        time.sleep(0.5)
+    while json.loads(place.taken.read_text().splitlines()[-1])[1]:
+        assert time.monotonic() < deadline, "devices are taken although nothing runs"
+        time.sleep(0.5)
+    longest = chaos.squatted()
+    print(
+        f"devices taken without a lease, longest stretch by node, s: { {k: round(v, 1) for k, v in longest.items()} }"
+    )
+    assert not [node for node, seconds in longest.items() if seconds > 10]
