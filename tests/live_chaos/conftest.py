@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,21 @@ from fabric.sdk import connect
 from fabric.wire import fabric_pb2 as pb
 
 HERE = Path(__file__).parent
-CONFIG = 'name: chaos\nray: {mode: join, address: "%s"}\nrpc: {listen: "127.0.0.1:0"}\n'
+CONFIG = """
+name: chaos
+ray: {{mode: join, address: "{address}"}}
+rpc: {{listen: "127.0.0.1:0"}}
+serving:
+  listen: 127.0.0.1:0
+  tls: plain
+  models:
+    - name: byte-lm
+      source: {model}
+      accelerators: [H100]
+      replicas: {{min: 1, max: 1}}
+      max_context: 512
+      rates: [{{input: 40, cached: 4, output: 400}}]
+"""
 GATE = "ray::Gatehouse"
 
 
@@ -25,6 +40,7 @@ def pytest_collection_modifyitems(items):
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.ray)
             item.add_marker(pytest.mark.soak)
+            item.add_marker(pytest.mark.vllm)
 
 
 @dataclass
@@ -49,6 +65,17 @@ class Place:
         key = house.operator_key(Path(self.found.state_dir))
         return connect(self.found.address, key, self.found.ca, account=account)
 
+    def wait_for_model(self, within_s=300):
+        """Until it answers."""
+        with self.connect("") as operator:
+            deadline = time.monotonic() + within_s
+            while True:
+                models = operator.client.call(pb.ListModelsRequest(), pb.ListModelsReply).models
+                if any(model.state == "ready" for model in models):
+                    return
+                assert time.monotonic() < deadline, models
+                time.sleep(0.5)
+
     def say(self, what, node):
         """`kill` or `add` a node."""
         print(what, node, file=self.machines.stdin, flush=True)
@@ -71,6 +98,10 @@ def _name(process):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
+    from training import byte_lm
+
+    model = tmp_path / "model"
+    byte_lm.train(steps=20, export_to=str(model), directory=tmp_path / "run")
     taken = tmp_path / "taken"
     machines = subprocess.Popen(
         [sys.executable, str(HERE / "machines.py"), str(taken)],
@@ -82,7 +113,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(Path(folder) / TOKEN_NAME))
     config = tmp_path / "chaos.yaml"
-    config.write_text(CONFIG % address)
+    config.write_text(CONFIG.format(address=address, model=model))
     found = house.up(config, state_dir=tmp_path / "state", any_port=True)
     made = Place(found, machines, taken)
     yield made

@@ -23,6 +23,7 @@ NODES = {
     for node in (
         LocalNode(node_id="h100-1", accelerator="H100", devices=4),
         LocalNode(node_id="h100-2", accelerator="H100", devices=2),
+        LocalNode(node_id="serves-1", accelerator="H100", devices=1, pool="reserved"),
         LocalNode(node_id="a100-1", accelerator="A100", devices=4),
         LocalNode(node_id="910b-1", accelerator="910B", devices=8),
     )

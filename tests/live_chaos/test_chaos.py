@@ -20,6 +20,7 @@ from fabric.client import new_request_id
 from fabric.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
+from tests.live_chaos.calls import Callers
 from tests.live_chaos.machines import NODES
 from tests.live_chaos.work import KINDS, TOKENS
 
@@ -203,7 +204,9 @@ def marked(mark):
 @pytest.mark.timeout(7_200)
 def test_whatever_happens_every_job_comes_to_its_end_once_and_leaves_nothing(place):
     print(f"CHAOS_SEED={SEED} CHAOS_JOBS={JOBS}")
-    chaos = Chaos(place, SEED)
+    chaos, callers = Chaos(place, SEED), Callers(place, SEED)
+    place.wait_for_model()
+    callers.begin()
     began = time.monotonic()
     while len(chaos.jobs) < JOBS:
         if len(chaos.going()) < AT_ONCE:
@@ -211,6 +214,7 @@ def test_whatever_happens_every_job_comes_to_its_end_once_and_leaves_nothing(pla
         chaos.blow()
         time.sleep(chaos.dice.random())
     chaos.end_all()
+    callers.end()
     kinds = Counter(kind.name for _, kind, _ in chaos.jobs.values())
     print(f"{len(chaos.jobs)} jobs in {time.monotonic() - began:.0f} s: {dict(kinds)}; blows: {dict(chaos.blows)}")
     for job, kind, seed in chaos.jobs.values():
@@ -233,7 +237,11 @@ def test_whatever_happens_every_job_comes_to_its_end_once_and_leaves_nothing(pla
         charged += cost.burned_uhs
     balance = chaos.fabric.balance()
     assert (balance.held_uhs, balance.free_uhs) == (0, CREDIT * UHS_PER_CT - charged)
-    assert not chaos.operator.client.call(pb.ListLeasesRequest(), pb.ListLeasesReply).leases
+    leases = chaos.operator.client.call(pb.ListLeasesRequest(), pb.ListLeasesReply).leases
+    assert not [lease for lease in leases if lease.account_id == balance.account_id]
+    calls = callers.check()
+    print(f"{calls} calls booked; {dict(callers.ends)}")
+    assert calls
     lines = chaos.fabric.client.fetch(pb.ExportRequest()).decode().splitlines()
     report = verify_export(lines, trusted_key=place.found.verifier_key)
     assert report.ok, report.problem

@@ -1,10 +1,13 @@
 """What the chaos runs: small jobs of many kinds, each with what it must come to whatever happens to it on the way."""
 
+import asyncio
 import sys
 import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
 
 from fabric.errors import JobFailed
 
@@ -116,6 +119,29 @@ def leaves_an_actor(seed):
     return "left"
 
 
+async def comes_later(seed):
+    await asyncio.sleep(seed % 4)
+    return -seed
+
+
+def fits(seed):
+    """What a user of scikit-learn sends: a bound method's result, with a model of theirs."""
+    from sklearn.linear_model import LogisticRegression
+
+    numbers = np.random.default_rng(seed).normal(size=(100, 3))
+    model = LogisticRegression().fit(numbers, numbers[:, 0] > 0)
+    time.sleep(seed % 3)
+    return model
+
+
+def reads_data(seed):
+    """Ray Data on the lease's devices."""
+    import ray
+
+    rows = ray.data.range(seed % 50 + 1).map(lambda row: {"id": row["id"] * 2})
+    return sum(row["id"] for row in rows.take_all())
+
+
 TRAP = textwrap.dedent(
     """\
     trap 'echo told; kill $child; exit 0' USR1
@@ -129,6 +155,24 @@ SCRIPT = (
     "import atexit, os, signal, time; atexit.register(print, 'bye', {seed}); signal.alarm(600); time.sleep({wait});"
     " print('hello', {seed})"
 )
+
+
+WRAPPED = """
+    set -eu
+    run() { "$1" -c "import time; time.sleep({wait}); print('inner', {seed})"; }
+    run "$1" | tee /dev/stderr
+    true && "$1" -c "import sys; sys.exit({code})"
+"""
+
+
+def predicts(job, seed):
+    model = job.result(timeout=1, trust=True)
+    assert model.predict([[3.0, 0, 0], [-3.0, 0, 0]]).tolist() == [True, False]
+
+
+def _wrapped(fabric, seed, options):
+    script = WRAPPED.replace("{wait}", str(seed % 4)).replace("{seed}", str(seed)).replace("{code}", str(seed % 3))
+    return fabric.submit(["bash", "-c", script, "wrapper", sys.executable], **options)
 
 
 def _function(function, **more):
@@ -145,6 +189,10 @@ KINDS = (
         _function(uses_ray, ray_program=True),
         returns(lambda seed: sum(number * number for number in range(seed % 7))),
     ),
+    Work("later", _function(comes_later), returns(lambda seed: -seed)),
+    Work("fits", _function(fits), predicts),
+    Work("data", _function(reads_data, ray_program=True), returns(lambda seed: (seed % 50) * (seed % 50 + 1))),
+    Work("wrapped", _wrapped, exits(lambda seed: seed % 3)),
     Work("squats", _function(leaves_an_actor, ray_program=True), returns(lambda seed: "left")),
     Work(
         "traps",

@@ -1,0 +1,92 @@
+"""Calls of a language model beside the chaos: whole ones, streams, and some that are cut by their caller."""
+
+import random
+import threading
+import time
+from collections import Counter
+
+import openai
+
+from fabric.client import new_request_id
+from fabric.units import UHS_PER_CT
+from fabric.wire import fabric_pb2 as pb
+from fabric.wire import format_key, hash_secret, make_secret
+
+MODEL = "byte-lm"
+PROMPTS = ("import os", "def main(", "x", "return " * 20)
+INPUT, OUTPUT = 40, 400
+"""µHs for a token."""
+
+
+class Callers:
+    """A customer that calls until it is told to stop."""
+
+    def __init__(self, place, seed, *, tokens="5"):
+        self.fabric = place.customer(tokens)
+        self.credit = int(tokens) * UHS_PER_CT
+        self.dice = random.Random(seed)
+        secret = make_secret()
+        asked = pb.CreateKeyRequest(request_id=new_request_id(), secret_sha256=hash_secret(secret), name="calls")
+        made = self.fabric.client.call(asked, pb.CreateKeyReply)
+        key = format_key(made.key_id, secret)
+        self.client = openai.OpenAI(base_url=place.found.endpoint, api_key=key, max_retries=2, timeout=60)
+        self.told = Counter()
+        """What whole answers said they used: (prompt, completion) -> how often."""
+        self.ends = Counter()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def begin(self):
+        self._thread.start()
+
+    def end(self):
+        self._over.set()
+        self._thread.join()
+
+    def _run(self):
+        while not self._over.wait(self.dice.random()):
+            how = self.dice.choice(("whole", "stream", "cut"))
+            try:
+                self.ends[how] += bool(getattr(self, f"_{how}")())
+            except openai.APIError as error:
+                self.ends[type(error).__name__] += 1
+
+    def _asked(self, **options):
+        return self.client.completions.create(
+            model=MODEL, prompt=self.dice.choice(PROMPTS), max_tokens=self.dice.randrange(1, 60),
+            extra_body={"ignore_eos": True}, **options,
+        )  # fmt: skip
+
+    def _whole(self):
+        return self._note(self._asked().usage)
+
+    def _stream(self):
+        *_, last = self._asked(stream=True, stream_options={"include_usage": True})
+        return last.usage is not None and self._note(last.usage)
+
+    def _cut(self):
+        stream = self._asked(stream=True)
+        for _, _ in zip(range(self.dice.randrange(10)), stream, strict=False):
+            pass
+        stream.close()
+        return True
+
+    def _note(self, usage):
+        self.told[usage.prompt_tokens, usage.completion_tokens] += 1
+        return True
+
+    def check(self):
+        """What was told was booked, once, and nothing else was taken."""
+        deadline = time.monotonic() + 60
+        while (balance := self.fabric.balance()).held_uhs:
+            assert time.monotonic() < deadline, f"{balance.held_uhs} µHs are held for calls that are over"
+            time.sleep(0.5)
+        records = [cdr for cdr in self.fabric.client.stream(pb.UsageRequest(), pb.Cdr) if cdr.model]
+        assert len({cdr.cdr_id for cdr in records}) == len(records)
+        for cdr in records:
+            fresh = cdr.prompt_tokens - cdr.cached_tokens
+            assert cdr.charged_uhs <= fresh * INPUT + cdr.cached_tokens * INPUT + cdr.completion_tokens * OUTPUT
+        booked = Counter((cdr.prompt_tokens, cdr.completion_tokens) for cdr in records)
+        assert not self.told - booked, "told and not booked"
+        assert balance.free_uhs == self.credit - sum(cdr.charged_uhs for cdr in records)
+        return len(records)
