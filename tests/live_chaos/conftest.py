@@ -58,7 +58,7 @@ class Place:
         fabric = self.connect(account)
         opening = pb.OpenAccountRequest(request_id=new_request_id(), account_id=account, name="C", plan="professional")
         fabric.client.call(opening, pb.Accepted)
-        fabric.top_up(tokens)
+        fabric.top_up(tokens, payment_ref=account)
         return fabric
 
     def connect(self, account):
@@ -77,9 +77,11 @@ class Place:
                 time.sleep(0.5)
 
     def say(self, what, node):
-        """`kill` or `add` a node."""
+        """`kill` or `add` a node; whether that was done."""
         print(what, node, file=self.machines.stdin, flush=True)
-        assert self.machines.stdout.readline() == "done\n"
+        answer = self.machines.stdout.readline()
+        assert answer in {"done\n", "no\n"}
+        return answer == "done\n"
 
     def processes(self):
         """All of the cluster."""

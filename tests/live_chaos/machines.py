@@ -1,6 +1,6 @@
 """A Ray cluster whose nodes come and go by words on standard input, and which tells which devices are taken.
 
-Reads `kill NODE` and `add NODE`, answers each with a line, and ends with its standard input. Writes to the file that it is
+Reads `kill NODE` and `add NODE`, answers each with a line (`no` for the node that this process itself is connected by), and ends with its standard input. Writes to the file that it is
 given, some times a second, the clock and how many devices of each node Ray has given to somebody outside any lease.
 """
 
@@ -68,9 +68,11 @@ if __name__ == "__main__":
     print(cluster.address, cluster.folder, file=answers, flush=True)
     for line in sys.stdin:
         what, name = line.split()
-        if what == "kill":
-            cluster.kill(name)
-        else:
+        here = ray.get_runtime_context().get_node_id()
+        mine = next(each["Labels"].get(NODE_LABEL) for each in ray.nodes() if each["NodeID"] == here)
+        if what == "add":
             cluster.add(NODES[name])
-        print("done", file=answers, flush=True)
+        elif name != mine:
+            cluster.kill(name)
+        print("no" if (what, name) == ("kill", mine) else "done", file=answers, flush=True)
     cluster.stop()

@@ -144,9 +144,9 @@ class Chaos:
         node = self.dice.choice([*NODES])
         if len(self.drained) + len(self.gone) > 1 or node in self.drained + self.gone:
             return False
-        self.place.say("kill", node)
-        self.gone.append(node)
-        return True
+        if done := self.place.say("kill", node):
+            self.gone.append(node)
+        return done
 
     def add_node(self):
         if not self.gone:
