@@ -115,7 +115,6 @@ class Driver(RuleBasedStateMachine):
         due, before = self.gate.next_due_us(), None
         if isinstance(event, Tick) and (due is None or due > self.latest):
             before = self.gate.snapshot()
-        self.lapse()
         stood = {name: (record.state, self.hold_of(record)) for name, record in self.state.leases.items()}
         restored = Gate.restore(self.gate.snapshot()) if self.restores_now() else None
         decision = self.gate.handle(event, self.now)
@@ -150,16 +149,18 @@ class Driver(RuleBasedStateMachine):
     def hold_of(self, record):
         return self.state.jobs[record.lease.job_id].hold_id
 
-    def lapse(self):
-        """Clients' holds whose time is up: any event sets them aside, and gives them up when their window ends."""
+    def lapse(self, until):
+        """Clients' holds whose time is up by then: they are set aside, and given up when their window ends."""
         for hold_id, _ in self.clients:
-            self.let_lapse(self.money.holds[hold_id])
+            if hold_id in self.money.holds:
+                self.let_lapse(self.money.holds[hold_id], until)
 
-    def let_lapse(self, hold):
-        """How much is given up, if it is now."""
-        if hold.state == "open" and hold.expires <= self.latest:
+    def let_lapse(self, hold, until=None):
+        """How much is given up, if it is by then, or now."""
+        until = self.latest if until is None else until
+        if hold.state == "open" and hold.expires <= until:
             hold.state, hold.settle_by = "aside", hold.expires + SETTLEMENT_WINDOW_US
-        if hold.state == "aside" and hold.settle_by <= self.latest:
+        if hold.state == "aside" and hold.settle_by <= until:
             hold.state, hold.lapsed, hold.over_at = "lapsed", hold.held, hold.settle_by
             return hold.held
         return 0
@@ -167,6 +168,7 @@ class Driver(RuleBasedStateMachine):
     def audit(self, transfers):
         captured, emptied = defaultdict(int), {ref for ref, hold in self.money.holds.items() if not hold.held}
         for transfer in transfers:
+            self.lapse(transfer.at_us)
             owed = self.money.owes(transfer.account_id)
             self.money.apply(
                 transfer,
@@ -179,6 +181,7 @@ class Driver(RuleBasedStateMachine):
                 captured[transfer.ref] += transfer.postings[-1].amount
                 if not self.money.holds[transfer.ref].held:
                     emptied.add(transfer.ref)
+        self.lapse(self.latest)
         return captured, emptied
 
     # -- charges, by meters of our own -------------------------------------------------------------------------------------

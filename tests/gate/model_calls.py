@@ -80,10 +80,10 @@ class CallRules(Expected):
         self.charged, self.billed, self.recorded, self.open = {}, defaultdict(int), [], {}
         self.key_held, self.key_spent, self.overspent = defaultdict(int), defaultdict(int), set()
 
-    def lapse(self):
-        super().lapse()
+    def lapse(self, until):
+        super().lapse(until)
         for hold_id, _ in self.slices:
-            self.key_held[self.slice_key[hold_id]] -= self.let_lapse(self.money.holds[hold_id])
+            self.key_held[self.slice_key[hold_id]] -= self.let_lapse(self.money.holds[hold_id], until)
 
     # -- models ------------------------------------------------------------------------------------------------------------
 
