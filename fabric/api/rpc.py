@@ -35,6 +35,8 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 WINDOW_BYTES: Final = 65_536
 """What of a message is taken in before anybody asks for it: nobody does before the key is looked at."""
 HANDSHAKE_MS: Final = 10_000
+CONNECTIONS_MAX: Final = 2_048
+"""At once: what comes beyond is closed as it is taken, and the oldest without a key make room (`connections`)."""
 STREAMS_MAX: Final = 256
 """On one connection: a client lets the next ones wait."""
 MESSAGE_S: Final = 15.0
@@ -47,6 +49,7 @@ OPTIONS: Final = (
     ("grpc.http2.bdp_probe", 0),
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
     ("grpc.so_reuseport", 0),
+    ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
     *keepalive.SERVER,
 )
 LOOKS_THROUGH: Final = 10

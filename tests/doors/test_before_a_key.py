@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -42,6 +43,9 @@ class DoorProcess:
     def rss(self):
         return psutil.Process(self._process.pid).memory_info().rss
 
+    def descriptors(self):
+        return psutil.Process(self._process.pid).num_fds()
+
     def answers(self, key):
         client = Client(Profile(address=self.address, api_key=key, ca=self.ca))
         try:
@@ -78,6 +82,31 @@ def test_half_sent_messages_without_a_key_take_no_memory(make_door):
     assert connection.ended == set(STREAMS)
     assert sent < 4 * MB
     assert door.rss() - before < 24 * MB
+
+
+def test_a_flood_of_half_handshakes_meets_a_bound_as_it_comes_in(make_door):
+    """Faster than anybody looks at who is there: thousands of connections from many addresses, half a hello on each."""
+    door = make_door()
+    assert door.answers(door.acme)
+    before, most, opened = door.rss(), 0, []
+    hello = bytes([22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]) + bytes(100)
+    host, _, port = door.address.rpartition(":")
+    with contextlib.ExitStack() as stack:
+        for number in range(8_000):
+            half = stack.enter_context(socket.socket())
+            half.settimeout(5)
+            with contextlib.suppress(OSError):
+                half.bind((f"127.0.{number % 40 + 1}.{number % 200 + 1}", 0))
+                half.connect((host, int(port)))
+                half.send(hello)
+            opened.append(half)
+            if len(opened) > 4_000:
+                opened.pop(0).close()
+            if number % 200 == 0:
+                most = max(most, door.descriptors())
+        assert most <= rpc.CONNECTIONS_MAX + 200
+        assert door.rss() - before < 400 * MB
+        assert door.answers(door.acme)
 
 
 def test_half_sent_messages_with_a_key_take_a_bounded_memory_and_end(make_door):
