@@ -123,7 +123,7 @@ class Client:
             asked.limit = _PAGE if most is None else min(_PAGE, most - len(found))
             reply = self.call(asked, pb.ListJobsReply)
             found += reply.jobs
-            if not reply.next or (most is not None and len(found) >= most):
+            if not reply.next or reply.next == asked.after or (most is not None and len(found) >= most):
                 return found, reply.next
             asked.after = reply.next
 

@@ -37,8 +37,8 @@ SECRETS: Final = (
 _LEFT_OUT: Final = ("__pycache__", "*.pyc", "*.egg-info", "node_modules", "venv", *SECRETS)
 _OURS: Final = frozenset({"fabric", "training", "serving"})
 IN_USE: Final = frozenset((
-    *_OURS, "aiohttp", "annotated_types", "attr", "attrs", "certifi", "charset_normalizer", "click", "cloudpickle", "colorama",
-    "colorful", "colorful_orig", "cryptography", "cython_runtime", "filelock", "grpc", "idna", "jsonpointer", "jsonschema",
+    *_OURS, "aiohttp", "annotated_types", "attr", "attrs", "brotli", "certifi", "charset_normalizer", "click", "cloudpickle", "colorama",
+    "colorful", "colorful_orig", "cryptography", "cython_runtime", "filelock", "grpc", "grpc_reflection", "grpc_tools", "idna", "jsonpointer", "jsonschema",
     "jsonschema_specifications", "msgpack", "msgspec", "numpy", "packaging", "psutil", "pydantic", "pydantic_core",
     "pydantic_settings", "pygments", "ray", "referencing", "requests", "rfc3339_validator", "rich", "rpds", "six", "sniffio",
     "stamina", "structlog", "tenacity", "torch", "tornado", "tqdm", "typing_extensions", "typing_inspection", "urllib3",

@@ -56,7 +56,10 @@ def check(body: Body) -> None:
 
 
 def _is_walked(name: str, part: Body) -> bool:
-    return name not in _DATA and not (name == "input" and part.get("type") in _WRITTEN)
+    if name != "input":
+        return name not in _DATA
+    kind = part.get("type")
+    return not (isinstance(kind, str) and kind in _WRITTEN)
 
 
 def _is_medium(part: Body, field: str) -> bool:

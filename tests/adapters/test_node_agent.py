@@ -78,6 +78,7 @@ async def test_what_is_no_plain_file_is_no_log(agent, archive, folder, tmp_path,
 
 async def test_processes_are_looked_at_once_where_a_lease_leaves_only_its_runner(agent, process, monkeypatch):
     runner = process("-c", "import time; time.sleep(120)")
+    lease_id = f"job-{runner.pid}.1"  # no other test's, whose processes might carry the same mark
     looks = []
     look = processes.all_processes
 
@@ -87,9 +88,9 @@ async def test_processes_are_looked_at_once_where_a_lease_leaves_only_its_runner
 
     monkeypatch.setattr(members, "all_processes", all_processes)
     monkeypatch.setattr(processes, "all_processes", all_processes)
-    await agent.attach(Watch(lease_id="job-1.1", devices=("0",), roots=(runner.pid,)))
-    (cut,), clear = await agent.release("job-1.1", acknowledged=0)
-    assert (cut.lease_id, cut.seq, clear) == ("job-1.1", 1, True)
+    await agent.attach(Watch(lease_id=lease_id, devices=("0",), roots=(runner.pid,)))
+    (cut,), clear = await agent.release(lease_id, acknowledged=0)
+    assert (cut.lease_id, cut.seq, clear) == (lease_id, 1, True)
     assert len(looks) == 1
 
 

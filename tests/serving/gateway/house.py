@@ -16,7 +16,7 @@ from fabric.wire import hash_secret
 from fabric.wire.keys import format_key
 from serving.gateway.app import Gateway, Limits
 from serving.gateway.directory import Board, Entitlement, KeyFacts, ModelFacts, Replica
-from serving.gateway.server import GatewayServer, bind
+from serving.gateway.server import BoundedProtocol, GatewayServer, bind
 from tests.serving.engine_standin import TRUST, EngineStandin
 
 SECRET = "s" * 64
@@ -154,12 +154,13 @@ def free_socket() -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def served(app, *, certificate=None):
-    """An ASGI application at an address of its own; yields its URL."""
+    """An ASGI application at an address of its own, by the protocol that a gateway is served by; yields its URL."""
     opened = free_socket()
     tls = {"ssl_certfile": certificate.cert, "ssl_keyfile": certificate.key} if certificate else {}
     config = uvicorn.Config(
-        app, **tls, log_config=None, access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=1
-    )
+        app, **tls, http=BoundedProtocol, log_config=None, access_log=False, lifespan="off", ws="none",
+        timeout_graceful_shutdown=1,
+    )  # fmt: skip
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext
     task = asyncio.create_task(server.serve(sockets=[opened]))

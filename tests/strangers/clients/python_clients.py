@@ -97,6 +97,7 @@ def use_pydantic_ai():
 def use_instructor():
     import instructor
     import openai
+    from instructor.exceptions import IncompleteOutputException
     from pydantic import BaseModel
 
     class Answer(BaseModel):
@@ -116,7 +117,7 @@ def use_instructor():
                 seed=seed,
                 temperature=1.5,
             )
-        except instructor.core.exceptions.IncompleteOutputException:
+        except IncompleteOutputException:
             continue
         return {"whole": type(answer.yes).__name__}
     return {"whole": "incomplete"}
