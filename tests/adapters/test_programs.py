@@ -181,8 +181,9 @@ def test_a_script_below_any_wrapper_saves_and_is_resumed(executing, command):
     assert "training is over" not in log
     step = executing.saves[-1][0]
     again = executing.begin(*command, files=files)
-    again.until(f"from {step} ")
-    assert again.stop()[0].outcome is SAVED
+    again.until(lambda: f"from {step} " in again.log and again.stage.context.progress.step > step)
+    end, log = again.stop()
+    assert end.outcome is SAVED, (end, log)
 
 
 def test_a_forked_script_saves_parks_and_is_resumed(machine):
