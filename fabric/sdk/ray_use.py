@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from types import CodeType, ModuleType
 from typing import Any, Final
 
+from fabric.sdk.project import is_local
+
 _PACKAGE: Final = "ray"
 _NEEDS_OWN: Final = frozenset({
     "tune", "train", "data", "rllib", "placement_group", "num_gpus", "accelerator_type", "joblib", "register_ray", "dask",
@@ -93,9 +95,8 @@ def _is_rays(found: Any) -> bool:
 
 
 def _is_of_a_project(module: ModuleType) -> bool:
-    """Whether it is neither installed nor Python's own."""
     file = getattr(module, "__file__", None) or ""
-    return bool(file) and "site-packages" not in file and not file.startswith((sys.prefix, sys.base_prefix))
+    return bool(file) and is_local(module.__name__, file)
 
 
 def _top(name: Any) -> str:

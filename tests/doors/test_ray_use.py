@@ -73,6 +73,13 @@ def no_ray(train, num_gpus=1):
     return {"num_gpus": num_gpus, "train": train}
 
 
+def asks_its_context():
+    import fabric
+    from fabric import context
+
+    return fabric, context.current().stop_requested
+
+
 NEEDS = [calls_it, sweeps, groups, nested, through_another, Called(), with_a_cell(), functools.partial(sweeps)]
 
 
@@ -81,6 +88,6 @@ def test_a_function_that_needs_a_ray_of_its_own_is_known_by_its_code(job):
     assert needs_own_ray(job)
 
 
-@pytest.mark.parametrize("job", [looks_around, plain_tasks, no_ray, len, str, print])
+@pytest.mark.parametrize("job", [looks_around, plain_tasks, no_ray, asks_its_context, len, str, print])
 def test_other_functions_are_left_in_their_runners(job):
     assert not needs_own_ray(job)
