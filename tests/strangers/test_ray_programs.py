@@ -69,24 +69,6 @@ def tune_on_devices():
     return sorted((found.metrics["score"], len(found.metrics["gpus"])) for found in results)
 
 
-def train_on_devices():
-    import ray.train
-    from ray.train import ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    def loop():
-        import torch
-        import torch.distributed as dist
-
-        total = torch.ones(1)
-        dist.all_reduce(total)
-        ray.train.report({"ranks": total.item()})
-
-    scaling = ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1, "H100": 1})
-    result = TorchTrainer(loop, torch_config=TorchConfig(backend="gloo"), scaling_config=scaling).fit()
-    return result.metrics["ranks"]
-
-
 def data_on_devices():
     import ray.data
 
@@ -136,7 +118,6 @@ def dask_on_ray():
 
 WITH_DEVICES = {
     "tune": (tune_on_devices, [(1, 1), (2, 1), (3, 1), (4, 1)]),
-    "train": (train_on_devices, 2.0),
     "data": (data_on_devices, (1560, {1})),
     "rllib": (rllib_on_devices, (1, True)),
     "joblib": (joblib_on_ray, [0, 1, 4, 9, 16]),
