@@ -20,7 +20,8 @@ import structlog
 
 from fabric.adapters.entries import entries_of
 from fabric.adapters.journal import Entry, Journal, Snapshot, TreeHead
-from fabric.adapters.replay import REPLAY_DIFFERS, Core, Replay, read_entry
+from fabric.adapters.replay import Core
+from fabric.adapters.restoring import restored
 from fabric.audit.merkle import Tree, leaf_hash
 from fabric.clock import Clock
 from fabric.errors import Conflict, FabricError, Internal, JournalCorrupt, Unavailable
@@ -51,10 +52,6 @@ T = TypeVar("T")
 Waiting = tuple[Sequence[AnyEvent], "asyncio.Future[list[Outcome]]"]
 
 log = structlog.get_logger()
-
-
-class _Unreadable(Exception):
-    """A snapshot of another version."""
 
 
 class Writer(Generic[C]):
@@ -431,77 +428,12 @@ class Writer(Generic[C]):
         except (Unavailable, Conflict):
             return
 
-    # -- replay --------------------------------------------------------------------------------------------------------
-
     async def _rebuild(self, replay_from: int | None = None) -> None:
-        """The core and the tree as the journal has them, under a new epoch. Snapshots are a cache: one that doesn't lead to
-        the journal's end is passed over for an older one, and stays where it is.
-        """
-        await self._journal.open()
-        head = await self._journal.head()
-        snapshot = await self._journal.load_snapshot(at_most=replay_from)
-        tried: list[int] = []
-        while True:
-            try:
-                await self._replay(head, snapshot)
-            except (JournalCorrupt, _Unreadable) as error:
-                if isinstance(error, JournalCorrupt) and error.code != REPLAY_DIFFERS:
-                    raise
-                tried.append(snapshot.size if snapshot else 0)
-                log.error("replay_failed", snapshot=tried[-1], why=str(error))  # noqa: TRY400 - expected: no traceback
-                older = await self._journal.load_snapshot(at_most=tried[-1] - 1) if tried[-1] else None
-                unreadable = isinstance(error, _Unreadable) and snapshot is not None
-                if replay_from is not None or (older is None and not unreadable):
-                    raise await self._stuck(error, head, tried) from error
-                snapshot = older
-            else:
-                break
-        if tried or replay_from is not None:
-            log.warning("replayed", snapshot=self._snapshot_size, entries=head.size, passed_over=tried)
-
-    async def _stuck(self, error: JournalCorrupt | _Unreadable, head: TreeHead, tried: list[int]) -> JournalCorrupt:
-        """No start from there: say from where else one can be tried."""
-        kept: list[int] = []
-        while (found := await self._journal.load_snapshot(at_most=kept[-1] - 1 if kept else None)) is not None:
-            kept.append(found.size)
-        left = [size for size in (*kept, 0) if size not in tried]
-        where = ", ".join(f"entry {size}" if size else "its very beginning" for size in tried)
-        ways = " or ".join(
-            f"`fabric up --replay-from {size}` ({f'from the snapshot at entry {size}' if size else 'the whole journal'})"
-            for size in left
-        )
-        first = f"start with {ways}. Where another version wrote it" if left else "if another version wrote it"
-        remedy = f"{first}, start that one, end it with `fabric down`, and start this one then; or report this with the journal"
-        facts = error.facts if isinstance(error, JournalCorrupt) else {}
-        return JournalCorrupt(
-            f"{error}. Replayed from {where}; {head.size} entries are there, and nothing was changed or deleted: {remedy}",
-            code=REPLAY_DIFFERS,
-            **facts,
-        )
-
-    async def _replay(self, head: TreeHead, snapshot: Snapshot | None) -> None:
-        """Decide again what follows a snapshot.
-
-        Raises:
-            JournalCorrupt: it comes out otherwise than it is written.
-        """
-        try:
-            core = self._restore(snapshot.state if snapshot else None)
-        except Exception as error:
-            raise _Unreadable(f"the snapshot can't be read by this version: {error}") from error
-        tree = Tree(size=snapshot.size, edge=snapshot.edge) if snapshot else Tree()
-        start, replay, last = tree.size, Replay(core), None
-        async for entry in self._journal.read(max(0, start - 1), head.size):
-            last = entry
-            if entry.seq >= start:
-                replay.feed(entry)
-                tree.append(leaf_hash(entry.leaf))
-        replay.finish()
-        self._at_us = max(self._at_us, read_entry(last).at_us if last else 0)
-        if TreeHead(size=tree.size, root=tree.root()) != head:
-            raise JournalCorrupt(f"the journal's entries do not lead to its sealed root at size {head.size}", seq=None)
-        self._core, self._tree, self._head = core, tree, head
-        self._snapshot_size = start
+        """The core and the tree as the journal has them, under a new epoch."""
+        found = await restored(self._journal, self._restore, replay_from=replay_from)
+        self._at_us = max(self._at_us, found.at_us)
+        self._core, self._tree, self._head = found.core, found.tree, found.head
+        self._snapshot_size = found.snapshot_size
 
 
 def _fail(batch: Iterable[Waiting], error: FabricError) -> None:
