@@ -3,8 +3,7 @@
 Group commit: while one batch is being made durable, the next one gathers; a batch costs one fsync however large it is.
 What is in memory never runs ahead of the journal: when a commit fails, nobody gets an answer, and the state is rebuilt
 from the journal before anything else is decided, tried until it works, whether or not anybody asks for anything; meanwhile
-callers are told at once. Starting is the same thing: newest whole snapshot, then every entry after it is decided again, and
-has to come out as it is written.
+callers are told at once. Starting is the same thing (`fabric.adapters.restoring`).
 
 Knows the journal and the core by what they promise; does not know Ray, tokens, or what an event means.
 Ideas: LMAX (one thread decides, batches are durable), TigerBeetle (the log is the truth), dask (events in, instructions out).

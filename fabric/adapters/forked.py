@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import socket
+from collections.abc import Mapping
 from typing import Final
 
 from fabric.adapters.fork_words import Commission, Ended, Exited, Reported, Saved, SaveWish, StopWish, Talk
@@ -37,15 +38,7 @@ class Fork:
             connection.close()
             return None
         talk = Talk(connection)
-        talk.say(
-            Commission(
-                order=order,
-                archive=pickle.dumps(stage.archive),
-                lease_id=stage.lease.lease_id,
-                devices=devices,
-                environment=dict(os.environ),
-            )
-        )
+        talk.say(commission_for(stage, order=order, devices=devices, environment=os.environ))
         return cls(talk)
 
     def ask_to_stop(self, reason: str, *, seconds_left: float, save: bool) -> None:
@@ -77,6 +70,19 @@ class Fork:
                     break
         self._talk.close()
         return end
+
+
+def commission_for(
+    stage: Stage, *, order: bytes, devices: tuple[str, ...], environment: Mapping[str, str]
+) -> Commission:
+    """What a process that is to do a job is told first."""
+    return Commission(
+        order=order,
+        archive=pickle.dumps(stage.archive),
+        lease_id=stage.lease.lease_id,
+        devices=devices,
+        environment=dict(environment),
+    )
 
 
 def judged(code: int, *, asked: bool) -> JobEnd:

@@ -5,7 +5,6 @@ runner says to a process that was forked for its job.
 """
 
 import os
-import pickle
 import socket
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from fabric.adapters.fork_words import Commission, Talk
-from fabric.adapters.forked import Fork, judged
+from fabric.adapters.forked import Fork, commission_for, judged
 from fabric.adapters.job_output import end_of_log
 from fabric.adapters.lease_ray_settings import variables_for
 from fabric.adapters.stage import JobEnd, Stage
@@ -43,15 +42,7 @@ class Spawned(Fork):
                 start_new_session=True,
             )
         talk = Talk(ours)
-        talk.say(
-            Commission(
-                order=order,
-                archive=pickle.dumps(stage.archive),
-                lease_id=stage.lease.lease_id,
-                devices=devices,
-                environment=environment,
-            )
-        )
+        talk.say(commission_for(stage, order=order, devices=devices, environment=environment))
         return cls(talk, process)
 
     def perform(self, stage: Stage) -> JobEnd:
