@@ -6,12 +6,13 @@ own: jobs, keys and holds their ids, payments their references.
 """
 
 import hashlib
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
 
 from fabric.gate.core import Core
-from fabric.gate.events import AnyEvent, BuyBundle, CreateKey, OpenAccount, Submit, Subscribe, TopUp
+from fabric.gate.events import AnyEvent, BuyBundle, Cancel, CreateKey, OpenAccount, Submit, Subscribe, TopUp
 from fabric.gate.instructions import Outcome
 from fabric.gate.state import Answered
 
@@ -21,39 +22,41 @@ EACH_MAX: Final = 32_768
 
 _LATER: Final[dict[type[msgspec.Struct], tuple[str, ...]]] = {
     BuyBundle: ("channel",),
+    Cancel: ("at_once",),
     CreateKey: ("scopes", "requests_per_min", "tokens_per_min"),
     OpenAccount: ("credit_limit_uhs",),
+    Submit: ("spec.tags",),
     Subscribe: ("payment_ref", "channel"),
     TopUp: ("channel",),
 }
-_LATER_OF_A_JOB: Final = ("tags",)
-"""Fields that came when answers were remembered already. An event that says nothing in them is the one from before."""
-_LEFT_OUT: Final = {
-    kind: [field for field in msgspec.structs.fields(kind) if field.name in names] for kind, names in _LATER.items()
-}
+"""Fields that came when answers were remembered already, and those of a record in a field. An event that says nothing in
+them is the one from before.
+"""
 _encode: Final = msgspec.json.Encoder().encode
 
 
 def digest_of(event: AnyEvent) -> bytes:
     """What was asked: the same for the same content, in the next version too."""
-    if isinstance(event, Submit):
-        return hashlib.sha256(_encode(_as_before(event))).digest()
-    if type(event) not in _LEFT_OUT:
+    later = _LATER.get(type(event))
+    if later is None:
         return hashlib.sha256(_encode(event)).digest()
     said = msgspec.to_builtins(event)
-    for field in _LEFT_OUT[type(event)]:
-        if getattr(event, field.name) == field.default:
-            del said[field.encode_name]
+    for path in later:
+        _leave_out_unsaid(event, said, path)
     return hashlib.sha256(_encode(said)).digest()
 
 
-def _as_before(event: Submit) -> Any:
-    """A submission without what came later and says nothing."""
-    said = msgspec.to_builtins(event)
-    for name in _LATER_OF_A_JOB:
-        if not getattr(event.spec, name):
-            del said["spec"][name]
-    return said
+def _leave_out_unsaid(record: msgspec.Struct, said: dict[str, Any], path: str) -> None:
+    *above, name = path.split(".")
+    for step in above:
+        record, said = getattr(record, step), said[step]
+    if getattr(record, name) == _default_of(type(record), name):
+        del said[name]
+
+
+@lru_cache
+def _default_of(kind: type[msgspec.Struct], name: str) -> Any:
+    return next(field.default for field in msgspec.structs.fields(kind) if field.name == name)
 
 
 def known_as(account_id: str | None, request_id: str) -> str:
