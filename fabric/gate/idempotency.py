@@ -50,13 +50,14 @@ def _leave_out_unsaid(record: msgspec.Struct, said: dict[str, Any], path: str) -
     *above, name = path.split(".")
     for step in above:
         record, said = getattr(record, step), said[step]
-    if getattr(record, name) == _default_of(type(record), name):
-        del said[name]
+    field = _field(type(record), name)
+    if getattr(record, name) == field.default:
+        del said[field.encode_name]
 
 
 @lru_cache
-def _default_of(kind: type[msgspec.Struct], name: str) -> Any:
-    return next(field.default for field in msgspec.structs.fields(kind) if field.name == name)
+def _field(kind: type[msgspec.Struct], name: str) -> msgspec.structs.FieldInfo:
+    return next(field for field in msgspec.structs.fields(kind) if field.name == name)
 
 
 def known_as(account_id: str | None, request_id: str) -> str:
