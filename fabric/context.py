@@ -95,7 +95,7 @@ class Context:
             checkpoints: where it saves; None = nowhere.
             on_saved: told of every durable checkpoint: (step, µs it took to write, bytes).
             on_report: told that there is news of its progress, at most every `REPORT_S` seconds.
-            on_listen: told, once, that the job's code looks whether it should stop.
+            on_listen: told, once, that the job's code looks whether it should stop, or has to do with checkpoints.
             on_refused: told when a save is not kept for want of room.
             publish: keeps what the job publishes, by name; None = nothing is kept.
             cache: what the node keeps of what jobs read; None = nothing.
@@ -241,9 +241,9 @@ class Context:
         step = int(index(step))
         if not 0 <= step <= STEP_MAX:
             raise OverflowError(f"step {step}: count from 0 to at most {STEP_MAX}")
-        if self._checkpoints is None or self.rank != 0:
+        if self.checkpoints is None or self.rank != 0:
             return
-        save_one(self._checkpoints, _STATE, data, step=step, world=self.world_size)
+        save_one(self.checkpoints, _STATE, data, step=step, world=self.world_size)
 
     def durable(self, *, step: int, write_us: int, size: int) -> None:
         """A checkpoint is durable, so the fabric may count on it. Said by whatever `checkpoints` commits."""
@@ -295,7 +295,7 @@ class Context:
             Conflict: they are of another version.
             InvalidRequest: the last one was not made by `save`.
         """
-        if self._checkpoints is None or (found := self._checkpoints.load()) is None:
+        if self.checkpoints is None or (found := self.checkpoints.load()) is None:
             return None
         manifest, shards = found
         return shards[manifest.shard(_STATE).name]
@@ -303,6 +303,7 @@ class Context:
     @property
     def checkpoints(self) -> Checkpoints | None:
         """The job's checkpoints, for code that saves in shards; None outside the fabric. One rank commits."""
+        self._listen()  # who has to do with them can save, and isn't ended before it has looked whether it should stop
         return self._checkpoints
 
     def fetch(self, address: str) -> Path:
@@ -352,8 +353,7 @@ class Context:
 
     def ask_to_stop(self, reason: str, *, seconds_left: float, save: bool = True) -> None:
         """For the runner: the fabric wants the job to end."""
-        self._stop_reason = reason
-        self._save_wanted = save
+        self._stop_reason, self._save_wanted = reason, save
         self._deadline = time.monotonic() + seconds_left
         self._stop.set()
 
