@@ -254,7 +254,8 @@ def test_a_rank_that_the_kernel_kills_for_memory_is_told_as_that_and_resumes_if_
     )
     assert once.wait(timeout=120) == "failed"
     assert re.search(
-        r"SIGKILL \(out of memory, most likely: this machine has \d+ GiB .* max_retries", once.info().error
+        r"SIGKILL, exit code 137 \(out of memory, most likely: this machine has \d+ GiB .* max_retries",
+        once.info().error,
     )
     assert once.checkpoints()[0].step > 0, "what it had saved is kept, and can be forked"
     assert twice.wait(timeout=120) == "succeeded"

@@ -46,19 +46,26 @@ def fabric(place):
         yield fabric
 
 
+def parts(place, name):
+    """Ray's processes of that name that run, each with what it was started with."""
+    for process in psutil.Process(house.running(place).pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # one that has ended and waits to be collected is none either
+            if process.name() == name:
+                yield process, " ".join(process.cmdline())
+
+
 def part(place, name, *, of=""):
     """Ray's process of that name, of a node with that accelerator."""
-    own = psutil.Process(house.running(place).pid).children(recursive=True)
-    (found,) = [process for process in own if process.name() == name and of in " ".join(process.cmdline())]
+    (found,) = [process for process, line in parts(place, name) if of in line]
     return found
 
 
 def head(place):
     """The raylet on whose node the gate is: it has no accelerators."""
-    own = psutil.Process(house.running(place).pid).children(recursive=True)
-    raylets = [process for process in own if process.name() == "raylet"]
     return next(
-        each for each in raylets if not {"H100", "A100"} & set(" ".join(each.cmdline()).replace('"', ",").split(","))
+        raylet
+        for raylet, line in parts(place, "raylet")
+        if not {"H100", "A100"} & set(line.replace('"', ",").split(","))
     )
 
 
