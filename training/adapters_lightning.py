@@ -4,19 +4,21 @@
 
     fit(trainer, module, loader)  # instead of trainer.fit(module, loader)
 
-At the end of the batch in which the fabric asks for it, Lightning's own checkpoint is written and committed, and the next
-attempt resumes from it. Two things that Lightning leaves out of its checkpoints are added: random numbers, and the place
-within an epoch, for which the loader is wrapped (`Resumable`). The loader must know its length, because for others
-Lightning reads one batch ahead. `lightning` and `pytorch_lightning` are both fine.
+Before the next batch is fetched after the fabric asks for it, Lightning's own checkpoint is written and committed, and the
+next attempt resumes from it. There all of the batch before is over, the validation and the end of the epoch after it too,
+so an epoch's last batch is a place like any other. Three things that Lightning leaves out of its checkpoints are added:
+random numbers, the place within an epoch, for which the loader is wrapped (`Resumable`), and gradients that are still being
+accumulated. The loader must know its length, because for others Lightning reads one batch ahead. `lightning` and
+`pytorch_lightning` are both fine. A validation that is under way is finished before the save: keep it shorter than the grace.
 """
 
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fabric.errors import InvalidRequest
 from training import randomness
@@ -41,13 +43,14 @@ def fit(
     """
     run = FolderRun(directory)
     with tempfile.TemporaryDirectory(prefix="fabric-lightning-") as folder:
-        callback = callback_of(run, Path(folder) / "checkpoint")
+        source = Resumable(loader)
+        callback = callback_of(run, Path(folder) / "checkpoint", trainer, source)
         trainer.callbacks.append(callback)
         try:
             resumed = run.restored(Path(folder) / "resumed")
             if resumed is not None:
                 options["ckpt_path"] = str(resumed / _FILE)
-            trainer.fit(module, Resumable(loader), **options)
+            trainer.fit(module, source, **options)
         finally:
             trainer.callbacks.remove(callback)
             run.close()
@@ -68,7 +71,10 @@ class Resumable:
                 code="dataset_unusable",
             )
         self._loader = loader
-        self._given = 0
+        self.given = 0
+        """Batches of the epoch under way that were given out."""
+        self.before_batch: Callable[[], None] = lambda: None
+        """Called before each batch, when nothing of the one before is left to do."""
         self._at_start: dict[str, Any] = {}
         self._resumes: dict[str, Any] | None = None
 
@@ -82,18 +88,22 @@ class Resumable:
         resumes, self._resumes = self._resumes, None
         if resumes is not None:
             randomness.restore(resumes["at_start"])
-        self._at_start, self._given = randomness.capture(), 0
+        self._at_start, self.given = randomness.capture(), 0
         batches = iter(self._loader)
         if resumes is not None:
-            self._given = sum(1 for _ in islice(batches, resumes["given"]))
+            self.given = sum(1 for _ in islice(batches, resumes["given"]))
             randomness.restore(resumes["now"])
-        for batch in batches:
-            self._given += 1
+        while True:
+            self.before_batch()
+            batch = next(batches, _END)
+            if batch is _END:
+                return
+            self.given += 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
         kept: dict[str, Any] = plain(
-            {"given": self._given, "at_start": self._at_start, "now": randomness.capture()}, "loader"
+            {"given": self.given, "at_start": self._at_start, "now": randomness.capture()}, "loader"
         )
         return kept
 
@@ -101,24 +111,79 @@ class Resumable:
         self._resumes = restored(state)
 
 
-def callback_of(run: FolderRun, folder: Path) -> Any:
-    """The Lightning `Callback` for a run, which writes its checkpoints into `folder`."""
+_END: Final = object()
+
+
+def callback_of(run: FolderRun, folder: Path, trainer: Any, source: Resumable) -> Any:
+    """The Lightning `Callback` for a run of this trainer, which writes its checkpoints into `folder`."""
     lightning = sys.modules.get("lightning.pytorch") or sys.modules["pytorch_lightning"]
 
     class Fabric(lightning.Callback):  # type: ignore[misc, name-defined]  # whichever of both the script uses
         """Saves when the fabric asks, and tells how far it is."""
 
+        def __init__(self) -> None:
+            self._gradients: dict[str, Any] = {}
+            self._has_new = False
+            source.before_batch = self._between
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
+            _give_back(pl_module, self._gradients)
+
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-            step = trainer.global_step
+            self._has_new = True
             loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-            run.job.report({"step": step, "loss": loss, **_total(trainer)})
-            if run.is_save_wanted:
+            run.job.report({"step": trainer.global_step, "loss": loss, **_total(trainer)})
+            _leave_if_unwanted(run)
+
+        def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+            if self._is_between and _is_counted_again(trainer.fit_loop):
+                checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"gradients": _partial_gradients(trainer) if self._is_between else {}}
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            self._gradients = state_dict["gradients"]
+
+        _is_between = False
+        """Whether what is saved is saved here, and not by a callback of the script's in the midst of a batch."""
+
+        def _between(self) -> None:
+            if self._has_new and run.is_save_wanted:
                 folder.mkdir(exist_ok=True)
+                self._is_between = True
                 trainer.save_checkpoint(folder / _FILE)
-                run.keep(folder, step=step)
+                self._is_between = self._has_new = False
+                run.keep(folder, step=trainer.global_step)
             run.leave_if_asked()
 
     return Fabric()
+
+
+def _leave_if_unwanted(run: FolderRun) -> None:
+    """Who is asked to stop and needs no save need not wait for a place to save at."""
+    if not run.is_save_wanted:
+        run.leave_if_asked()
+
+
+def _give_back(module: Any, gradients: dict[str, Any]) -> None:
+    for name, weight in module.named_parameters():
+        if (kept := gradients.pop(name, None)) is not None:
+            weight.grad = kept.to(weight.device)
+
+
+def _is_counted_again(loop: Any) -> bool:
+    """Whether Lightning, which passes over a validation that is over when it resumes, counts the step before it once more."""
+    epoch = loop.epoch_loop
+    return epoch._should_check_val_fx(loop._data_fetcher) and not epoch._should_accumulate()  # noqa: SLF001
+
+
+def _partial_gradients(trainer: Any) -> dict[str, Any]:
+    """What was accumulated for an optimizer step that is still to come; who steps by hand may have some at any time."""
+    module = trainer.lightning_module
+    if module.automatic_optimization and not trainer.fit_loop._should_accumulate():  # noqa: SLF001
+        return {}
+    return {name: weight.grad.clone() for name, weight in module.named_parameters() if weight.grad is not None}
 
 
 def _total(trainer: Any) -> dict[str, int]:

@@ -55,29 +55,44 @@ def hugging_face(folder, *, each=lambda step: None, **options):
     return torch.cat([weight.detach().reshape(-1) for weight in model.parameters()])
 
 
-def lightning(folder, *, each=lambda step: None):
+def lightning(folder, *, each=lambda step: None, epochs=None, batches=6, validates=False, **options):
     import pytorch_lightning
 
     class Module(pytorch_lightning.LightningModule):
         def __init__(self):
             super().__init__()
             self.net = Net()
+            self.ends = 0
 
         def training_step(self, batch, batch_idx):
-            each(self.global_step)
-            return self.net(*batch)["loss"]
+            each(self.global_step if epochs is None else self.trainer.fit_loop.total_batch_idx)
+            self.log("seen", 1.0)
+            return self.net(*batch)["loss"] + 0.01 * torch.rand(())
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val", self.net(*batch)["loss"] + torch.rand(()))
 
         def configure_optimizers(self):
-            return torch.optim.AdamW(self.parameters(), lr=1e-2)
+            opt = torch.optim.AdamW(self.parameters(), lr=1e-2)
+            return [opt], [torch.optim.lr_scheduler.ExponentialLR(opt, 0.8)]
 
     pytorch_lightning.seed_everything(0, verbose=False)
     module = Module()
+    length = {"max_steps": STEPS} if epochs is None else {"max_epochs": epochs}
     trainer = pytorch_lightning.Trainer(
-        max_steps=STEPS, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=str(folder), barebones=False,
+        **length, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=str(folder), barebones=False, **options,
     )  # fmt: skip
-    adapters_lightning.fit(trainer, module, DataLoader(TensorDataset(*samples()), batch_size=4, shuffle=True))
-    return torch.cat([weight.detach().reshape(-1) for weight in module.parameters()])
+    data = TensorDataset(*samples())
+    loader = DataLoader(data, batch_size=24 // batches, shuffle=True)
+    if validates:
+        options = {"val_dataloaders": DataLoader(data, batch_size=8)}
+        adapters_lightning.fit(trainer, module, loader, **options)
+    else:
+        adapters_lightning.fit(trainer, module, loader)
+    counts = [trainer.global_step, trainer.current_epoch, trainer.fit_loop.epoch_loop._batches_that_stepped]
+    rate = trainer.optimizers[0].param_groups[0]["lr"]
+    return torch.cat([*(weight.detach().reshape(-1) for weight in module.parameters()), torch.tensor([*counts, rate])])
 
 
 FRAMEWORKS = [
@@ -101,6 +116,30 @@ def test_a_trainer_that_is_evicted_ends_with_the_same_weights(tmp_path, train):
 
     assert torch.equal(attempts.run(work), whole)
     assert attempts.saves == [3, 8]
+
+
+@needs("pytorch_lightning")
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"validates": True, "val_check_interval": 4, "accumulate_grad_batches": 3}, id="accumulation"),
+    ],
+)
+def test_a_trainer_evicted_at_every_batch_of_three_epochs_ends_the_same(tmp_path, options):
+    options = {"epochs": 3, "batches": 8, **options}
+    whole = lightning(tmp_path / "whole", **options)
+    attempts, computed = Attempts(tmp_path / "kept"), []
+
+    def work(job):
+        def each(batch):
+            computed.append(batch)
+            stopped(job)
+
+        return lightning(tmp_path / f"attempt-{attempts.count}", each=each, **options)
+
+    assert torch.equal(attempts.run(work), whole)
+    assert computed == list(range(24)), "each batch is computed once"
 
 
 @pytest.mark.parametrize("train", FRAMEWORKS)
