@@ -12,25 +12,22 @@ import secrets
 import shutil
 import socket
 import tempfile
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 import ray
 from ray._common.utils import get_default_ray_temp_dir
-from ray._private import services
 from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
-from ray._raylet import AuthenticationTokenLoader, Config, GcsClient, NodeID  # type: ignore[attr-defined]
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
 
 from fabric.adapters.inheritance import passed_on
+from fabric.adapters.node_start import START_S, start_node
 from fabric.adapters.nodes import BY_CPU, DEDICATED_LABEL, METER_LABEL, NODE_LABEL, NOTICE_LABEL, POOL_LABEL, TYPE_LABEL
 
-_log = logging.getLogger(__name__)
 _STORE_BYTES: Final = 80 * 1024 * 1024
 _CPUS: Final = 64
 """Logical: whatever the machine has, a simulated gang must never wait for a CPU."""
@@ -43,13 +40,8 @@ _SESSIONS: Final = "r"
 """Where Ray keeps its sessions, below the cluster's folder: a short name, because sockets live there."""
 AWAY_S: Final = 24 * 3_600
 """For how long Ray's processes, and with them jobs, outlive its control store: it comes back, or the cluster is ended."""
-_START_S: Final = 180
-"""For how long a node may start on a machine that is busy with other things."""
-_STARTS: Final = 3
-"""How often a node is started whose raylet ends while it starts, as when another process has taken its port."""
-_LOOK_S: Final = 0.1
 _PATIENCE: Final = {
-    "RAY_agent_register_timeout_ms": str(1000 * _START_S),
+    "RAY_agent_register_timeout_ms": str(1000 * START_S),
     "RAY_gcs_rpc_server_reconnect_timeout_s": str(AWAY_S),
 }
 """Each process reads it before it has heard anything from the control store, so that it can't be told from there."""
@@ -166,7 +158,7 @@ class LocalCluster:
         with _environment(idle_dir, surroundings):
             told("starting Ray's head")
             cluster = Cluster()
-            _start_node(
+            start_node(
                 cluster,
                 num_cpus=_CPUS,
                 object_store_memory=_STORE_BYTES,
@@ -221,7 +213,7 @@ class LocalCluster:
         if node.notice_s is not None:
             labels[NOTICE_LABEL] = str(node.notice_s)
         with _environment(self._idle_dir, self._surroundings):
-            self._raylets[node.node_id] = _start_node(
+            self._raylets[node.node_id] = start_node(
                 self._cluster,
                 num_cpus=_CPUS,
                 num_gpus=node.devices if kind == "GPU" else 0,
@@ -286,57 +278,6 @@ class LocalCluster:
         _set(self._before)
         for folder in self._owned:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _start_node(cluster: Cluster, **wanted: Any) -> Any:
-    """Start a node and wait until Ray knows it: as long as its raylet starts, and again where that has ended instead."""
-    this = psutil.Process()
-    for tries_left in reversed(range(_STARTS)):
-        before = this.children()
-        try:
-            with _patience():
-                return cluster.add_node(wait=False, **wanted)
-        except Exception as error:
-            for left in set(this.children()) - set(before):
-                left.kill()
-            if not tries_left:
-                raise
-            _log.warning("a node of Ray did not start, once more: %s", error)
-    raise AssertionError("unreachable")
-
-
-@contextmanager
-def _patience() -> Iterator[None]:
-    """Ray gives a node 30 s to appear, a number in its code: on a busy machine it takes longer. Inside, it may take
-    `_START_S` while its raylet runs.
-    """
-    ask = services.get_node
-    give_up_at = time.monotonic() + _START_S
-
-    def ask_once_it_is_there(gcs_address: str, node_id: str) -> Any:
-        store = GcsClient(address=gcs_address)
-        while store.check_alive([NodeID.from_hex(node_id)], timeout=_START_S) != [True]:
-            if not _has_raylet(node_id):
-                raise ChildProcessError("its raylet has ended")
-            if time.monotonic() > give_up_at:
-                raise TimeoutError(f"it has not appeared within {_START_S} s")
-            time.sleep(_LOOK_S)
-        return ask(gcs_address, node_id)
-
-    services.get_node = ask_once_it_is_there
-    try:
-        yield
-    finally:
-        services.get_node = ask
-
-
-def _has_raylet(node_id: str) -> bool:
-    """Whether the raylet of that node, a child of this process, runs."""
-    for process in psutil.Process().children():
-        with suppress(psutil.NoSuchProcess):
-            if process.name() == PROCESS_TYPE_RAYLET and node_id in " ".join(process.cmdline()):
-                return True
-    return False
 
 
 @contextmanager

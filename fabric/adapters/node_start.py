@@ -1,0 +1,71 @@
+"""Starts a node of a Ray cluster on this machine, and waits for it as long as its raylet starts. Knows nothing of its labels."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+import psutil
+from ray._private import services
+from ray._private.ray_constants import PROCESS_TYPE_RAYLET
+from ray._raylet import GcsClient, NodeID  # type: ignore[attr-defined]
+from ray.cluster_utils import Cluster
+
+_log = logging.getLogger(__name__)
+START_S: Final = 180
+"""For how long a node may start on a machine that is busy with other things."""
+_STARTS: Final = 3
+"""How often a node is started whose raylet ends while it starts, as when another process has taken its port."""
+_LOOK_S: Final = 0.1
+
+
+def start_node(cluster: Cluster, **wanted: Any) -> Any:
+    """Start a node and wait until Ray knows it: as long as its raylet starts, and again where that has ended instead."""
+    this = psutil.Process()
+    for tries_left in reversed(range(_STARTS)):
+        before = this.children()
+        try:
+            with _patience():
+                return cluster.add_node(wait=False, **wanted)
+        except Exception as error:
+            for left in set(this.children()) - set(before):
+                left.kill()
+            if not tries_left:
+                raise
+            _log.warning("a node of Ray did not start, once more: %s", error)
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Ray gives a node 30 s to appear, a number in its code: on a busy machine it takes longer. Inside, it may take
+    `START_S` while its raylet runs.
+    """
+    ask = services.get_node
+    give_up_at = time.monotonic() + START_S
+
+    def ask_once_it_is_there(gcs_address: str, node_id: str) -> Any:
+        store = GcsClient(address=gcs_address)
+        while store.check_alive([NodeID.from_hex(node_id)], timeout=START_S) != [True]:
+            if not _has_raylet(node_id):
+                raise ChildProcessError("its raylet has ended")
+            if time.monotonic() > give_up_at:
+                raise TimeoutError(f"it has not appeared within {START_S} s")
+            time.sleep(_LOOK_S)
+        return ask(gcs_address, node_id)
+
+    services.get_node = ask_once_it_is_there
+    try:
+        yield
+    finally:
+        services.get_node = ask
+
+
+def _has_raylet(node_id: str) -> bool:
+    """Whether the raylet of that node, a child of this process, runs."""
+    for process in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if process.name() == PROCESS_TYPE_RAYLET and node_id in " ".join(process.cmdline()):
+                return True
+    return False
