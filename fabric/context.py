@@ -83,6 +83,7 @@ class Context:
         on_report: Callable[[], None] | None = None,
         on_listen: Callable[[], None] | None = None,
         on_refused: Callable[[str], None] | None = None,
+        on_leave: Callable[[str], None] | None = None,
         publish: Callable[[str, bytes], None] | None = None,
         cache: ShardCache | None = None,
         prefixes: Sequence[str] = (),
@@ -97,6 +98,7 @@ class Context:
             on_report: told that there is news of its progress, at most every `REPORT_S` seconds.
             on_listen: told, once, that the job's code looks whether it should stop, or has to do with checkpoints.
             on_refused: told when a save is not kept for want of room.
+            on_leave: told why the attempt ends, if nobody has asked it to.
             publish: keeps what the job publishes, by name; None = nothing is kept.
             cache: what the node keeps of what jobs read; None = nothing.
             prefixes: of the job's datasets.
@@ -110,6 +112,7 @@ class Context:
         self._on_report = on_report
         self._on_listen = on_listen
         self._on_refused = on_refused
+        self._on_leave = on_leave
         self._publish = publish
         if checkpoints is not None:
             checkpoints.on_durable = self._committed
@@ -131,6 +134,8 @@ class Context:
         self.refused = ""
         """Why the last save was not kept, if that was for want of room: what ends now is parked, and goes on from the one
         before."""
+        self.leaves_for = ""
+        """Why the attempt ends, if nobody has asked it to."""
 
     @property
     def _fetched(self) -> Path:
@@ -258,6 +263,12 @@ class Context:
         if self._on_refused is not None:
             self._on_refused(message)
         self.warn(f"what was done since the last checkpoint is not saved: {message}")
+
+    def leave(self, why: str) -> None:
+        """Say why this attempt ends, which nobody has asked it to. Said by whatever ends it; the job's owner is told."""
+        self.leaves_for = why
+        if self._on_leave is not None:
+            self._on_leave(why)
 
     def warn(self, message: str) -> None:
         """For the platform: what the job's owner should see to while there is time; "" = nothing any more."""

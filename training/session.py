@@ -352,6 +352,7 @@ class Run:
             if not self._peers.is_loss(lost):
                 raise
             say(lost.message)
+            self._job.leave(f"{lost.code}: {lost.message}")
             self._peers.end()
             self._keep_last()
             raise self._ending() from lost

@@ -15,7 +15,17 @@ from typing import Final, Self
 
 import msgspec
 
-from fabric.adapters.context_link import Invitation, Listening, NoRoom, Reported, Saved, SaveWish, StopWish, reach
+from fabric.adapters.context_link import (
+    Invitation,
+    Leaving,
+    Listening,
+    NoRoom,
+    Reported,
+    Saved,
+    SaveWish,
+    StopWish,
+    reach,
+)
 from fabric.adapters.talk import Talk
 from fabric.context import LINK_VARIABLE, Context
 
@@ -23,7 +33,7 @@ _BACKLOG: Final = 64
 _WHY_CHARS_MAX: Final = 1_000
 _CREDENTIALS: Final = 12
 """Bytes: a process, its user, its group."""
-Said = Saved | Reported | NoRoom | Listening
+Said = Saved | Reported | NoRoom | Leaving | Listening
 _decode = msgspec.msgpack.Decoder(Said).decode
 
 
@@ -139,6 +149,8 @@ class ContextHost:
                 self._context.relay(said.progress)
             case NoRoom():
                 self._context.refused = said.why[:_WHY_CHARS_MAX]
+            case Leaving():
+                self._context.leave(said.why[:_WHY_CHARS_MAX])
             case Listening():
                 with self._lock:
                     self._listening.add(pid)

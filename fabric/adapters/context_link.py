@@ -57,6 +57,12 @@ class NoRoom(msgspec.Struct, frozen=True, kw_only=True, tag="no_room"):
     why: str
 
 
+class Leaving(msgspec.Struct, frozen=True, kw_only=True, tag="leaving"):
+    """The process ends the attempt, which nobody has asked it to."""
+
+    why: str
+
+
 class Listening(msgspec.Struct, frozen=True, kw_only=True, tag="listening"):
     """The process looks whether it should stop: so it needs no signal."""
 
@@ -139,6 +145,7 @@ def _context_of(said: Invitation, talk: Talk[Told]) -> context.Context:
         on_report=lambda: talk.say(Reported(progress=made.progress)),
         on_listen=lambda: talk.say(Listening()),
         on_refused=lambda why: talk.say(NoRoom(why=why)),
+        on_leave=lambda why: talk.say(Leaving(why=why)),
         publish=publisher(archive, place.account_id, place.job_id, quota=quota),
         cache=ShardCache(Path(said.cache), limit_bytes=said.cache_bytes),
         prefixes=said.prefixes,

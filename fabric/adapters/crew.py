@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Self
 
-from fabric.adapters.ends import SURVIVORS_S, spoils, together
+from fabric.adapters.ends import earliest, together
 from fabric.adapters.forked import Fork
 from fabric.adapters.stage import JobEnd, Stage
 from fabric.gate.events import LeaseOutcome
@@ -51,8 +51,7 @@ class Crew:
         give_up_at: float | None = None
         with self._ended:
             while len(self._ends) < len(self._members):
-                if give_up_at is None and any(spoils(end) for end in self._ends.values()):
-                    give_up_at = time.monotonic() + SURVIVORS_S
+                give_up_at = earliest(give_up_at, self._ends.values(), now=time.monotonic())
                 left_s = None if give_up_at is None else give_up_at - time.monotonic()
                 if left_s is not None and left_s <= 0:
                     break

@@ -1,6 +1,6 @@
 """How the ends of several ranks make one: a gang ends as its worst rank does, but for peers that outlived one and saved."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -11,6 +11,8 @@ from fabric.gate.events import LeaseOutcome
 
 SURVIVORS_S: Final = 20.0
 """How long the others may take to notice that a rank is gone, and to save what it left them with."""
+STRAGGLERS_S: Final = 120.0
+"""How long a rank may stay that stalls or still saves, after another one has saved and left though nobody had asked it to."""
 _WORST_FIRST: Final = (
     LeaseOutcome.LOST,
     LeaseOutcome.NO_ROOM,
@@ -24,6 +26,19 @@ _WORST_FIRST: Final = (
 def spoils(end: JobEnd) -> bool:
     """Whether a gang can't go on after such an end of one rank."""
     return end.outcome not in (LeaseOutcome.SAVED, LeaseOutcome.SUCCEEDED)
+
+
+def patience_s(end: JobEnd) -> float | None:
+    """How long the rest of a gang may go on after such an end of one rank; None = as long as it likes."""
+    if spoils(end):
+        return SURVIVORS_S
+    return STRAGGLERS_S if end.outcome is LeaseOutcome.SAVED and end.again else None
+
+
+def earliest(give_up_at: float | None, ends: Iterable[JobEnd], *, now: float) -> float | None:
+    """When the rest of a gang is given up, of which these ranks have ended by now; None = never."""
+    times = [now + patience for end in ends if (patience := patience_s(end)) is not None]
+    return min([*times, *([] if give_up_at is None else [give_up_at])], default=None)
 
 
 def died(end: JobEnd) -> bool:
@@ -50,6 +65,7 @@ def together(ends: Sequence[JobEnd], *, saved: bool) -> JobEnd:
         worst = msgspec.structs.replace(survivor, again=True, error=worst.error)
     return msgspec.structs.replace(
         worst,
+        error=worst.error or next((end.error for end in ends if end.outcome is worst.outcome and end.error), ""),
         result_ref=worst.result_ref or (ends[0].result_ref if worst.outcome is LeaseOutcome.SUCCEEDED else ""),
         reusable=all(end.reusable for end in ends),
         used_ray=any(end.used_ray for end in ends),

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import ray
 
-from fabric.adapters.ends import SURVIVORS_S, spoils, together
+from fabric.adapters.ends import earliest, together
 from fabric.adapters.groups import Seated
 from fabric.adapters.nodes import Node, lives
 from fabric.adapters.stage import JobEnd, Save
@@ -48,8 +48,8 @@ class Ranks:
                 done, waiting = await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
                 if not done:
                     break
-                if give_up_at is None and any(spoils(rank.result()) for rank in done):
-                    give_up_at = asyncio.get_running_loop().time() + SURVIVORS_S
+                now = asyncio.get_running_loop().time()
+                give_up_at = earliest(give_up_at, [rank.result() for rank in done], now=now)
             ends = [rank.result() for rank in ranks if rank.done()]
         finally:
             for task in (*saves, progress, *ranks):

@@ -88,7 +88,7 @@ def _performed(stage: Stage) -> JobEnd:
         with _as_job(stage, payload.env, given=given):
             return _call(stage, payload) if payload.is_call else _run(stage, payload, given=given)
     except context.Saved:
-        return JobEnd(outcome=LeaseOutcome.SAVED)
+        return _saved(stage)
     except SystemExit as exit_:
         return _exited(stage, exit_.code)
     except FabricError as error:
@@ -245,12 +245,18 @@ def _exited(stage: Stage, code: object) -> JobEnd:
     if code in (0, None):
         return JobEnd(outcome=LeaseOutcome.SUCCEEDED)
     if code == context.EXIT_SAVED:
-        return JobEnd(outcome=LeaseOutcome.SAVED, again=not stage.context.stop_requested)
+        return _saved(stage)
     if code in (-signal.SIGTERM, 128 + signal.SIGTERM) and stage.context.stop_requested:
         return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=ENDED_UNSAVED)
     said = _said_of(code)
     tail = end_of_log(stage.log_file, _ERROR_LINES)
     return JobEnd(outcome=LeaseOutcome.FAILED, error=f"{said}\n{shortened(tail)}".rstrip())
+
+
+def _saved(stage: Stage) -> JobEnd:
+    """It says that what counts is saved; why it ended is told where nobody had asked it to."""
+    again = not stage.context.stop_requested
+    return JobEnd(outcome=LeaseOutcome.SAVED, again=again, error=stage.context.leaves_for if again else "")
 
 
 def _said_of(code: object) -> str:

@@ -20,11 +20,18 @@ PLATFORM_FAULT: Final = (None, StopReason.EVICTED, StopReason.DRAINED, StopReaso
 
 
 def gets_on(job: Job) -> bool:
-    """Whether a job that asks to be queued anew is worth it: it has got farther, or has not tried too often."""
+    """Whether a job that ended saved, though nobody asked it to, is worth another try: it has got farther, or has not tried
+    too often.
+    """
     farther = job.saved_step > job.again_step
     job.again_step = max(job.again_step, job.saved_step)
     job.again_in_a_row = 0 if farther else job.again_in_a_row + 1
     return job.again_in_a_row < LOSSES_IN_A_ROW
+
+
+def stopped_too_often(job: Job, error: str) -> str:
+    """What the owner of a job is told that asked to be queued anew too often: the reason it gave last, if any, first."""
+    return f"{error}\nstopped {LOSSES_IN_A_ROW} times in a row at step {job.saved_step}".strip()
 
 
 def is_one_too_many(job: Job, record: LeaseRecord, outcome: LeaseOutcome) -> bool:

@@ -364,7 +364,7 @@ class LeaseOutcome(StrEnum):
     FAILED = "failed"
     """The job's own code raised, exited non-zero or died."""
     SAVED = "saved"
-    """It was asked to stop, and what it had done is durable."""
+    """What it had done is durable. Where nobody had asked it to stop, it is queued anew."""
     LOST = "lost"
     """The platform took it away, and saw so itself: a node died, a deadline passed, the lease could not be built."""
     INTERRUPTED = "interrupted"

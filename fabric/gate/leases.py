@@ -130,12 +130,11 @@ def finished(core: Core, event: LeaseFinished) -> None:
     if record is not None and record.state != "removing":
         job = core.state.jobs[record.lease.job_id]
         outcome, error = event.outcome, event.error
-        if event.again and outcome is LeaseOutcome.SAVED and record.saved and job.stopping_for is None:
+        if outcome is LeaseOutcome.SAVED and job.stopping_for is None:
             if attempts.gets_on(job):
                 job.stopping_for = StopReason.ASKED
             else:
-                outcome = LeaseOutcome.FAILED
-                error = f"{error}\nstopped {attempts.LOSSES_IN_A_ROW} times in a row at step {job.saved_step}".strip()
+                outcome, error = LeaseOutcome.FAILED, attempts.stopped_too_often(job, error)
         job.exit_code = event.exit_code
         finish(core, record, outcome, error=error, result_ref=event.result_ref)
         _note_step(job, event.step or (job.saved_step if record.saved else 0))
@@ -179,8 +178,9 @@ def finish(core: Core, record: LeaseRecord, outcome: LeaseOutcome, *, error: str
         case _:
             if outcome is LeaseOutcome.NO_ROOM:
                 _note_no_room(job, error)
-            reason = job.stopping_for or StopReason.PAUSED
-            core.move(job, AFTER_STOP[reason], reason=reason.value)
+            assert job.stopping_for is not None  # so PAUSED is only what somebody paused
+            why = _first_line(error) if job.stopping_for is StopReason.ASKED else ""
+            core.move(job, AFTER_STOP[job.stopping_for], reason=why or job.stopping_for.value)
     job.stopping_for = None
     if job.state in TERMINAL:
         job.ended_at_us = core.now_us

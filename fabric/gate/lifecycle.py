@@ -75,6 +75,7 @@ class StopReason(StrEnum):
     """What it held while it waited in the queue has expired, and nothing else covered it."""
     CANCELLED = "cancelled"
     PAUSED = "paused"
+    """Its owner paused it; nothing else does."""
     DRAINED = "drained"
     FABRIC_DOWN = "fabric_down"
     """The whole fabric goes down: it goes on when that is up again."""
@@ -84,7 +85,7 @@ class StopReason(StrEnum):
     NO_ROOM = "no_room"
     """It keeps more than its account may keep, or than its node's disk can spare."""
     ASKED = "asked"
-    """It wanted to: it saved, ended and asked to be queued anew."""
+    """It wanted to: it saved and ended, which nobody had asked it to, and is queued anew."""
 
 
 AFTER_STOP: Final[dict[StopReason, Trigger]] = {

@@ -103,3 +103,18 @@ async def test_a_runner_that_went_with_its_node_is_the_platforms_loss(around, no
 async def test_only_who_was_asked_to_leave_was_lost_when_it_left_with_nothing(around, asked, outcome):
     word = JobEnd(outcome=LeaseOutcome.INTERRUPTED, error="it ended when it was asked to stop, and saved nothing")
     assert (await ended(around, word, asked=lambda: asked)).outcome is outcome
+
+
+async def test_a_rank_that_stalls_for_good_does_not_keep_its_gang(around, monkeypatch):
+    """The other one has given it up, saved and left, which nobody had asked it to."""
+    monkeypatch.setattr("fabric.adapters.ends.STRAGGLERS_S", 0.05)
+    stalls, left = (asyncio.get_running_loop().create_future() for _ in range(2))
+    said = JobEnd(outcome=LeaseOutcome.SAVED, again=True, error="peer_lost: rank 0 of 2 is silent")
+    left.set_result(said)
+    seats = [
+        Seated(actor=Runner(), seat=Seat(pid=100 + rank, ip="10.0.0.1", port=1, devices=("0",)), node=NODE)
+        for rank in range(2)
+    ]
+    gang = Ranks(lease_of(shares=(Share("h1", 1), Share("h1", 1))), seats, around)
+    end = await asyncio.wait_for(gang.ended([stalls, left]), 30)
+    assert (end.outcome, end.again, end.error) == (said.outcome, True, said.error)

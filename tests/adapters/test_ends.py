@@ -2,7 +2,7 @@
 
 import pytest
 
-from fabric.adapters.ends import together
+from fabric.adapters.ends import STRAGGLERS_S, SURVIVORS_S, earliest, patience_s, together
 from fabric.adapters.stage import JobEnd
 from fabric.gate.events import LeaseOutcome
 
@@ -39,6 +39,20 @@ def test_a_gang_ends_as_its_worst_rank_unless_others_outlived_the_dead_and_saved
 
 def test_why_a_rank_died_is_told_where_the_others_saved():
     assert "SIGKILL" in together((SAVED, DIED), saved=True).error
+
+
+def test_why_a_gang_ended_that_nobody_asked_to_is_told_by_whichever_rank_knows():
+    knows = JobEnd(outcome=LeaseOutcome.SAVED, again=True, error="peer_lost: rank 1 of 2 is silent")
+    assert together((SAVED, knows), saved=True).error == together((knows, SAVED), saved=True).error == knows.error
+    assert together((SAVED, DIED, knows), saved=True).error == DIED.error
+
+
+def test_only_an_end_that_the_others_can_not_outlive_bounds_their_time():
+    own_will = JobEnd(outcome=LeaseOutcome.SAVED, again=True)
+    assert [patience_s(end) for end in (DONE, SAVED, own_will, DIED)] == [None, None, STRAGGLERS_S, SURVIVORS_S]
+    assert earliest(None, [DONE, SAVED], now=5.0) is None
+    assert earliest(7.0, [own_will, DIED], now=5.0) == 7.0
+    assert earliest(None, [own_will, DIED], now=5.0) == 5.0 + SURVIVORS_S
 
 
 def test_the_result_is_rank_zeros():

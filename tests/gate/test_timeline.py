@@ -132,7 +132,7 @@ def test_a_job_that_ends_saved_and_asks_to_go_on_is_queued_anew(story):
         (5, finished("saved", again=True), ["remove j.1"], "queued asked"),
         (6, removed(), ["start j.2 epoch 2 on h1:1"]),
         (6, started("j.2"), []),
-        (7, finished("saved", "j.2", again=True), ["remove j.2"], "parked paused"),
+        (7, finished("saved", "j.2", again=True), ["remove j.2"], "queued asked"),
     )
 
 

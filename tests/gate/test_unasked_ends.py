@@ -1,0 +1,99 @@
+"""Stories of attempts that end though nobody asked them to: the job goes on, with a bound and a reason, and is never paused."""
+
+import itertools
+
+import pytest
+
+from fabric.gate import Gate
+from fabric.gate.attempts import LOSSES_IN_A_ROW
+from fabric.gate.events import LeaseSaved, NodeDrain, Pause, Resume
+from fabric.gate.instructions import StartLease
+from tests.gate.conftest import finished, removed, started, submit
+from tests.gate.world import S
+
+SILENT = "peer_lost: rank 1 of 2 is silent"
+PAUSE = Pause(job_id="j", account_id="ada")
+DRAIN = NodeDrain(node_id="h1", grace_us=30 * S)
+OUTCOMES = ("succeeded", "failed", "saved", "lost", "interrupted", "no_room")
+WISHES = ("nobody", "pause", "drain", "drain, pause", "pause, resume")
+
+
+def saved_at(step, lease="j.1"):
+    return LeaseSaved(lease_id=lease, step=step, write_us=1_000, bytes=64)
+
+
+def attempt(story, number, *, step=0, error=SILENT, **more):
+    """One that ends saved, as a session does that has lost a peer."""
+    lease = f"j.{number}"
+    story.do(started(lease))
+    if step:
+        story.do(saved_at(step, lease))
+    story.do(finished("saved", lease, error=error, **more))
+    return story.do(removed(lease)).instructions
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("step", [0, 5], ids=["nothing new saved", "saved"])
+def test_a_gang_that_gave_up_a_silent_rank_is_queued_anew(story, again, step):
+    story.do(submit())
+    (start,) = attempt(story, 1, step=step, again=again)
+    assert isinstance(start, StartLease)
+    assert story.job().state.value == "starting"
+    assert any(moment.why == SILENT for moment in story.job().timeline)
+
+
+def test_an_end_that_nobody_asked_for_says_why_while_the_job_waits(story):
+    story.do(submit())
+    story.do(started())
+    story.play((0, finished("saved", error=f"Traceback\n{SILENT}"), ["remove j.1"], f"queued {SILENT}"))
+
+
+def test_one_that_gives_no_reason_is_said_to_have_asked_for_it(story):
+    story.do(submit())
+    story.play((0, started(), []), (0, finished("saved"), ["remove j.1"], "queued asked"))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_gang_that_stalls_for_ever_is_not_tried_for_ever(story, again):
+    """A start of the gate forgets none of the tries."""
+    story.do(submit(limit=500 * S))
+    tries = 0
+    while story.job().state.value == "starting":
+        tries += 1
+        assert tries <= LOSSES_IN_A_ROW + 1
+        attempt(story, tries, step=5, again=again)
+        story.gate = Gate.restore(story.gate.snapshot())
+    assert story.job().state.value == "failed"
+    assert "times in a row at step 5" in story.job().error
+    assert SILENT in story.job().error
+
+
+def test_a_gang_that_stalls_now_and_then_gets_to_its_end(story):
+    story.do(submit(limit=900 * S))
+    for number in range(1, 4 * LOSSES_IN_A_ROW):
+        assert attempt(story, number, step=number)
+    assert story.job().state.value == "starting"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "again", "step", "wish"),
+    list(itertools.product(OUTCOMES, (False, True), (0, 5), WISHES)),
+)
+def test_paused_is_only_what_somebody_paused(story, outcome, again, step, wish):
+    """However an attempt ends, and whatever was asked of it before."""
+    story.do(submit())
+    story.do(started())
+    wishes = {"pause": PAUSE, "drain": DRAIN, "resume": Resume(job_id="j", account_id="ada")}
+    for word in wish.split(", "):
+        if word in wishes:
+            story.do(wishes[word])
+    if step:
+        story.do(saved_at(step))
+    story.do(finished(outcome, again=again, error="why"))
+    story.do(removed())
+    job = story.job()
+    if "pause" not in wish:
+        assert job.reason != "paused"
+        assert not (job.state.value == "parked" and not job.reason)
+    if outcome == "saved" and "pause" not in wish:
+        assert job.state.value in ("queued", "starting")
