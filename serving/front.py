@@ -15,6 +15,7 @@ import msgspec
 from fabric.errors import FabricError, InsufficientTokens, InvalidRequest, NotFound, Unavailable
 from fabric.units import CT_DECIMALS, format_ct
 from serving import calls
+from serving.acceptor import KEY_SHOWN
 from serving.gateway.routes import ROUTES
 from serving.limits import BODY_BYTES_MAX
 from serving.tickets import TICKET, Ticket, ticket_of
@@ -75,6 +76,8 @@ class Front:
         path = scope["path"]
         try:
             ticket = ticket_of(scope["headers"], trust=self._trust)
+            if KEY_SHOWN in scope:
+                scope[KEY_SHOWN]()
             if path.startswith(calls.CALLS_PATH) and scope["method"] == "GET":
                 await self._tell_charge(send, ticket, path.removeprefix(calls.CALLS_PATH))
                 return

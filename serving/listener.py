@@ -5,29 +5,29 @@ re-raised SIGTERM would end the process before the engine's own processes are go
 """
 
 import asyncio
-import contextlib
 import os
 import socket
 import time
-from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
-import uvicorn
 
 from fabric.charging.rates import Rate, charge_uhs
 from fabric.errors import Conflict
 from serving import options
+from serving.acceptor import Bounds
 from serving.calls import SliceLedger
+from serving.http_server import HttpServer
 from serving.meter import Meter
 from serving.metering import Metering
 from serving.outbox import Outbox
 from serving.slices import Terms
 
 _BACKLOG: Final = 2048
-_KEEP_ALIVE_S: Final = 75
+_BOUNDS: Final = Bounds(most=16_384, per_address=16_384, keyless=2_048, keyless_per_address=2_048)
+"""All gateways of a host have one address, and each shows its secret at once."""
 _OUTBOX_WAIT_S: Final = 45.0
 
 
@@ -77,7 +77,7 @@ class Listener:
     def __init__(self, spec: ReplicaSpec, engine: Running, meter: Meter) -> None:
         self.spec, self.engine, self.meter = spec, engine, meter
         self.address = ""
-        self._server: _Server | None = None
+        self._server: HttpServer | None = None
         self._serving: asyncio.Task[None] | None = None
 
     @classmethod
@@ -112,18 +112,8 @@ class Listener:
         listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((spec.host, 0))
-        certificate, key = spec.tls or (None, None)
-        config = uvicorn.Config(
-            self.engine.app,
-            backlog=_BACKLOG,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=1,
-            ssl_certfile=certificate,
-            ssl_keyfile=key,
-        )
-        self._server = _Server(config)
+        listening.listen(_BACKLOG)
+        self._server = HttpServer(self.engine.app, bounds=_BOUNDS, tls=spec.tls, grace_s=1, lifespan="auto")
         self._serving = asyncio.create_task(self._server.serve(sockets=[listening]))
         while not self._server.started and not self._serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)
@@ -150,14 +140,6 @@ class Listener:
             self._server.should_exit = True
             await self._serving
         return await self.engine.close()
-
-
-class _Server(uvicorn.Server):
-    """uvicorn that leaves the process's signals alone."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
 
 
 def open_meter(spec: ReplicaSpec, ledger: SliceLedger, outbox: Outbox) -> Meter:

@@ -16,9 +16,9 @@ from typing import Final
 import msgspec
 import structlog
 
-from fabric.api.connections import Connections
 from fabric.api.limits import RateLimit
 from fabric.errors import FabricError, Internal, RateLimited, Unavailable
+from serving.acceptor import KEY_SHOWN
 from serving.gateway import bodies, bounds, encodings, fields
 from serving.gateway.admission import Pools
 from serving.gateway.browsers import Origins
@@ -99,8 +99,6 @@ class Gateway:
         self.metrics = Metrics()
         self.board = Board()
         self.board_at = -1.0
-        self.connections: Connections | None = None
-        """Who is connected, where clients come here themselves."""
         self._directory = directory
         self._monotonic = monotonic
         self._keys = Gatekeeper(directory, monotonic=monotonic)
@@ -186,8 +184,8 @@ class Gateway:
         exchange.route, named = route = route_of(scope["method"], scope["path"])
         client = scope.get("client")
         caller = await self._keys.caller(exchange.headers, host=client[0] if client else "")
-        if client and self.connections is not None:
-            self.connections.showed_key(client[0], client[1])
+        if KEY_SHOWN in scope:
+            scope[KEY_SHOWN]()
         exchange.answer_headers += self._may_ask(caller)
         if exchange.route.surface in {"models", "account"}:
             said = await look_up(

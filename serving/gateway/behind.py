@@ -9,6 +9,7 @@ from hmac import compare_digest
 from typing import Final
 
 from fabric.errors import PermissionDenied
+from serving.acceptor import KEY_SHOWN
 from serving.gateway import refusals
 from serving.gateway.exchange import Receive, Scope, Send
 from serving.gateway.refusals import JSON
@@ -42,7 +43,10 @@ class Behind:
         if not compare_digest(said.get(SECRET.encode(), b""), self._secret):
             no = PermissionDenied("this is a gateway behind an ingress: send requests there", code="not_the_ingress")
             await _answer(send, no.http_status, refusals.encode(no, anthropic=False))
-        elif scope["path"] == ALIVE:
+            return
+        if KEY_SHOWN in scope:
+            scope[KEY_SHOWN]()
+        if scope["path"] == ALIVE:
             await _answer(send, 200, b"{}")
         else:
             scope["client"] = (said.get(CLIENT.encode(), b"").decode("latin-1"), 0)

@@ -1,178 +1,37 @@
 """A gateway's sockets: the public one, which several processes share, and the operator's own, on loopback.
 
-Around uvicorn: bounds on what may arrive before a request is one, TLS wherever the socket is more than loopback, and an
-orderly end, in which no new connection is taken, streams finish, and what doesn't finish in time hears of it.
+Around `serving.http_server`: how many may be connected, TLS wherever the socket is more than loopback, and an orderly end, in which no new connection is taken, streams finish, and what doesn't finish in time hears of it.
 """
 
 import asyncio
-import contextlib
 import ipaddress
-import resource
-import secrets
 import socket
 import ssl
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from fabric.api.connections import Connections
 from fabric.errors import InvalidConfig, Unavailable
+from serving.acceptor import Bounds, raise_limit_of_files
 from serving.gateway.app import Gateway
 from serving.gateway.behind import Application, Behind
-from serving.gateway.exchange import ABORT, TOGETHER, WATCH, Receive, Scope, Send
+from serving.gateway.exchange import Receive, Scope, Send
+from serving.http_server import HttpServer
 
-HEADERS_S: Final = 10.0
-"""How long a request's headers may take to arrive."""
-HEADER_BYTES_MAX: Final = 65_536
 CONNECTIONS_MAX: Final = 16_384
 PER_ADDRESS: Final = 4_096
-KEYLESS_MAX: Final = 4_096
-KEEP_ALIVE_S: Final = 75
+KEYLESS_MAX: Final = 2_048
+"""Connections that have shown no key: each takes up to 100 kB."""
+KEYLESS_PART: Final = 4
+"""Of those from one address, one part in this many may be without a key."""
 LAST_WORDS_S: Final = 2.0
 _BACKLOG: Final = 2_048
-_JOINED_BYTES_MAX: Final = 64 * 1024
-"""What is put together before it is written: beyond, copying costs more than another write."""
-
-
-class Held:
-    """A connection's transport while an answer is written whose head and body leave in one write."""
-
-    __slots__ = ("_pieces", "_transport")
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._pieces: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        self._pieces.append(data)
-
-    def let_go(self) -> asyncio.Transport:
-        """Write what is held; the transport itself."""
-        pieces, self._pieces = self._pieces, []
-        if sum(map(len, pieces)) <= _JOINED_BYTES_MAX:
-            pieces = [b"".join(pieces)]
-        for piece in pieces:
-            self._transport.write(piece)
-        return self._transport
-
-    def close(self) -> None:
-        self.let_go().close()
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-
-def _hold(cycle: RequestResponseCycle, *, begins: bool) -> None:
-    """What is written of an answer from its begin to its end leaves at once."""
-    if begins:
-        cycle.transport = Held(cycle.transport)  # type: ignore[assignment]
-    elif isinstance(cycle.transport, Held):
-        cycle.transport = cycle.transport.let_go()
-
-
-class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's own, but for what it leaves unbounded: the size of headers, and the time they take. What comes after a body
-    in pieces is no header: uvicorn would add it to those that the ingress has looked through.
-
-    It tells of a client that leaves without a task that waits for it, and writes the head and the body of an answer at once.
-    """
-
-    _timer: asyncio.TimerHandle | None = None
-    _trails = False
-    _header_bytes = 0
-    _is_lost = False
-    _gone: Callable[[], None] | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._arm()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
-        super().connection_lost(exc)
-        self._is_lost = True
-        gone, self._gone = self._gone, None
-        if gone is not None:
-            gone()
-
-    def watch(self, gone: Callable[[], None]) -> None:
-        """Call back when the client leaves before its answer is whole. The request must have been read."""
-        if self._is_lost:
-            gone()
-        else:
-            self._gone = gone
-            self.flow.resume_reading()  # what isn't read tells of no end
-
-    def on_response_complete(self) -> None:
-        self._gone = None
-        super().on_response_complete()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._timer is not None:  # headers are still to come
-            self._header_bytes += len(data)
-            if self._header_bytes > HEADER_BYTES_MAX and not self.transport.is_closing():
-                self._refuse(431, "Request Header Fields Too Large", "headers_too_large", "the headers are too large")
-
-    def send_400_response(self, msg: str) -> None:
-        """What is no request at all."""
-        self._refuse(400, "Bad Request", "invalid_http", msg)
-
-    def _refuse(self, status: int, words: str, code: str, message: str) -> None:
-        """Before the application hears of it: with an id all the same, for whoever looks for it."""
-        body = msgspec.json.encode(
-            {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
-        )
-        call_id = f"c{secrets.token_hex(12)}"
-        head = f"HTTP/1.1 {status} {words}\r\nx-request-id: {call_id}\r\nx-fabric-call: {call_id}\r\n"
-        head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        self.transport.write(head.encode() + body)
-        self.transport.close()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._trails = False
-        own: Scope = self.scope  # type: ignore[assignment]
-        own[ABORT], own[WATCH] = self.transport.abort, self.watch
-        if self._timer is None:
-            self._arm()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._trails:
-            super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        self._disarm()
-        self._trails = True
-        super().on_headers_complete()
-        own: Scope = self.scope  # type: ignore[assignment]
-        own[TOGETHER] = partial(_hold, self.cycle)
-
-    def _arm(self) -> None:
-        self._header_bytes = 0
-        self._timer = self.loop.call_later(HEADERS_S, self._late)
-
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _late(self) -> None:
-        self._timer = None
-        self.transport.close()
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to whoever runs it: uvicorn would raise them again at its end, before we are done."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+_ADMIN: Final = Bounds(most=256, per_address=256, keyless=64, keyless_per_address=64)
+_BEHIND: Final = Bounds(
+    most=CONNECTIONS_MAX, per_address=CONNECTIONS_MAX, keyless=KEYLESS_MAX, keyless_per_address=KEYLESS_MAX
+)
+"""Of the ingress, which has one address and shows its secret at once; its own clients it counts itself."""
 
 
 def bind(listen: str, *, shared: bool) -> socket.socket:
@@ -232,6 +91,7 @@ class GatewayServer:
         grace_s: int = 120,
         ingress_secret: str = "",
         per_address: int = PER_ADDRESS,
+        keyless_max: int = KEYLESS_MAX,
     ) -> None:
         """Wire it up.
 
@@ -244,6 +104,7 @@ class GatewayServer:
             grace_s: how long streams may take to finish once it goes down.
             ingress_secret: hear only an ingress that shows it; "" = hear clients.
             per_address: connections from one client's address at once, where clients are heard: an ingress counts its own.
+            keyless_max: connections that have shown no key, of all addresses together.
 
         Raises:
             InvalidConfig: plain HTTP beyond loopback, metrics beyond loopback, or files that are no certificate.
@@ -253,13 +114,15 @@ class GatewayServer:
         if admin is not None and not is_loopback(admin.getsockname()[0]):
             raise InvalidConfig("metrics are for this machine only: give a loopback address", code="admin_not_loopback")
         self._gateway = gateway
-        if not ingress_secret:
-            gateway.connections = Connections(public.getsockname()[1], per_address=per_address, keyless_max=KEYLESS_MAX)
         app: Application = Behind(gateway, secret=ingress_secret) if ingress_secret else gateway
+        keyless = max(1, per_address // KEYLESS_PART)
+        bounds = Bounds(most=CONNECTIONS_MAX, per_address=per_address, keyless=keyless_max, keyless_per_address=keyless)
         try:
-            self._servers = [(_Server(_config(app, cert, key, grace_s=grace_s)), public)]
+            tls = None if cert is None else (str(cert), None if key is None else str(key))
+            inner = HttpServer(app, bounds=_BEHIND if ingress_secret else bounds, tls=tls, grace_s=grace_s)
+            self._servers = [(inner, public)]
             if admin is not None:
-                self._servers.append((_Server(_config(Admin(gateway), None, None, grace_s=1)), admin))
+                self._servers.append((HttpServer(Admin(gateway), bounds=_ADMIN, grace_s=1), admin))
         except (OSError, ssl.SSLError) as error:
             raise InvalidConfig(f"{cert} and {key} are no certificate and its key: {error}", code="no_tls") from None
 
@@ -269,17 +132,13 @@ class GatewayServer:
 
     async def serve(self) -> None:
         """Until told to stop, and until what was going on then is done."""
-        _raise_limit_of_files()
+        raise_limit_of_files()
         public, *others = self._servers
         async with self._gateway.running():
             beside = [asyncio.create_task(server.serve(sockets=[opened])) for server, opened in others]
-            connections = self._gateway.connections
-            watching = None if connections is None else asyncio.create_task(connections.watch())
             await public[0].serve(sockets=[public[1]])
             if left := tuple(public[0].server_state.tasks):
                 await asyncio.wait(left, timeout=LAST_WORDS_S)
-            if watching is not None:
-                watching.cancel()
             for server, _ in others:
                 server.should_exit = True
             await asyncio.gather(*beside)
@@ -317,31 +176,3 @@ class Admin:
                 return 200, b"application/json", msgspec.json.encode(said)
             case _:
                 return 404, b"text/plain", b"/metrics, /health, /ready or /lines\n"
-
-
-def _config(app: Any, cert: Path | None, key: Path | None, *, grace_s: int) -> uvicorn.Config:
-    config = uvicorn.Config(
-        app,
-        http=BoundedProtocol,
-        ws="none",
-        lifespan="off",
-        loop="uvloop",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=grace_s,
-        limit_concurrency=CONNECTIONS_MAX,
-        ssl_certfile=cert,
-        ssl_keyfile=key,
-    )
-    config.load()
-    return config
-
-
-def _raise_limit_of_files() -> None:
-    """Each stream is two sockets."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

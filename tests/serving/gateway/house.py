@@ -16,7 +16,8 @@ from fabric.wire import hash_secret
 from fabric.wire.keys import format_key
 from serving.gateway.app import Gateway, Limits
 from serving.gateway.directory import Board, Entitlement, KeyFacts, ModelFacts, Replica
-from serving.gateway.server import BoundedProtocol, GatewayServer, bind
+from serving.gateway.server import GatewayServer, bind
+from serving.http_server import BoundedProtocol
 from tests.serving.engine_standin import TRUST, EngineStandin
 
 SECRET = "s" * 64
@@ -186,6 +187,7 @@ async def house_of(
     trust=TRUST,
     model="tiny",
     with_admin=False,
+    server_options=None,
     **gateway_options,
 ):
     """A directory with a model, a key and replicas, and gateways before them."""
@@ -212,7 +214,7 @@ async def house_of(
                 limits=limits or Limits(requests_per_s=100_000), gateways=gateways, name=f"g{number}", **gateway_options,
             )  # fmt: skip
             public, admin = free_socket(), free_socket() if with_admin else None
-            server = GatewayServer(gateway, public, admin=admin, grace_s=5)
+            server = GatewayServer(gateway, public, admin=admin, grace_s=5, **(server_options or {}))
             house.urls.append(f"http://127.0.0.1:{public.getsockname()[1]}")
             house.admin = f"http://127.0.0.1:{admin.getsockname()[1]}" if admin else ""
             house.gateways.append(gateway)

@@ -10,7 +10,8 @@ import sys
 import aiohttp
 import pytest
 
-from serving.gateway import app, exchange, server
+from serving import http_server
+from serving.gateway import app, exchange
 from serving.gateway.directory import Replica
 from serving.gateway.events import Events
 from serving.gateway.routes import route_of
@@ -238,7 +239,7 @@ async def test_a_machine_that_is_gone_without_a_word_is_noticed_while_its_next_t
 
 
 async def test_headers_that_do_not_come_are_not_waited_for(house, monkeypatch):
-    monkeypatch.setattr(server, "HEADERS_S", 0.2)
+    monkeypatch.setattr(http_server, "HEADERS_S", 0.2)
     reader, writer = await asyncio.open_connection("127.0.0.1", int(house.url.rpartition(":")[2]))
     writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n")
     async with asyncio.timeout(10):

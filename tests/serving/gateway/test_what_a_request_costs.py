@@ -12,7 +12,7 @@ from fabric.errors import InvalidRequest
 from serving.gateway import bodies, bounds, media
 from serving.gateway.bounds import Size, check_text
 from serving.gateway.refusals import TooLarge
-from serving.gateway.server import _JOINED_BYTES_MAX, Held
+from serving.http_server import _JOINED_BYTES_MAX, Held
 from serving.limits import DEPTH_MAX
 from tests.serving.gateway.house import STREAM
 
