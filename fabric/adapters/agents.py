@@ -19,6 +19,7 @@ from fabric.adapters.guarded import Admitted, Stranger, actor_id_of, end_actor, 
 from fabric.adapters.node_agent import Cut, NodeAgentActor, Sight, Watch
 from fabric.adapters.nodes import Node
 from fabric.adapters.unpickling import Refused
+from fabric.adapters.watchdog import Known
 from fabric.adapters.wheels import Prepared
 from fabric.gate.events import Sample
 from fabric.placement.locality import Holdings
@@ -28,6 +29,9 @@ _CALL_TIMEOUT_S: Final = 15.0
 _COUNT_TIMEOUT_S: Final = 120.0
 _WARM_TIMEOUT_S: Final = 150.0
 _PROOF_WITHIN_S: Final = 60.0
+_HEARS_S: Final = 2.0
+WATCHDOGS: Final = 2
+"""So many agents look for unleased use while the gate is silent: each asks for all of Ray's tables."""
 _log = structlog.get_logger(__name__)
 
 
@@ -43,6 +47,7 @@ class Agents:
         self.zygotes: dict[str, str] = {}
         """By machine: the socket of its zygote, "" while that is coming up."""
         self._warming: list[asyncio.Future[None]] = []
+        self._watchdogs: set[str] = set()
         self.acknowledged: dict[str, int] = {}
         """By lease: the last sample the gate has journaled."""
 
@@ -151,6 +156,15 @@ class Agents:
     def actors(self) -> set[str]:
         """Ray's ids of the agents, and the names of those that aren't ours to call yet. From any thread."""
         return {*self._making, *(actor_id_of(actor) for actor in list(self._actors.values()))}
+
+    async def be_heard(self, known: Known | None) -> None:
+        """Say to some agents that the gate is there, and what is its own, `known` but for the address; None: that it goes."""
+        chosen = set(sorted(self._actors)[:WATCHDOGS]) if known is not None else set()
+        told: dict[str, Known | None] = dict.fromkeys(self._watchdogs - chosen)
+        if known is not None:
+            told |= {address: msgspec.structs.replace(known, address=address) for address in chosen}
+        self._watchdogs = chosen
+        await asyncio.gather(*(self._tried(address, "hear", said, within_s=_HEARS_S) for address, said in told.items()))
 
     async def claimed(self) -> dict[str, set[int]]:
         """By machine: the processes that are counted to a lease."""

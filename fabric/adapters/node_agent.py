@@ -24,6 +24,7 @@ from fabric.adapters.private_folder import CACHE, close, sweep
 from fabric.adapters.processes import end_all, kill
 from fabric.adapters.ray_processes import installers
 from fabric.adapters.shard_cache import ShardCache
+from fabric.adapters.watchdog import Known, Watchdog
 from fabric.adapters.wheels import AT_ONCE, Prepared, prepare
 from fabric.adapters.zygote_keeper import Zygote
 from fabric.placement.locality import Holdings
@@ -86,6 +87,8 @@ class NodeAgent:
         self._zygote: Zygote | None = None
         self._preparing = asyncio.Semaphore(AT_ONCE)
         self._disk = DiskWatch()
+        self._watchdog = Watchdog(kill=kill)
+        self._watching: asyncio.Task[None] | None = None
 
     async def warm(self) -> str:
         """Have a zygote ready; its socket. "" if it can't be had."""
@@ -170,6 +173,14 @@ class NodeAgent:
     async def claimed(self) -> list[int]:
         """The processes that are counted to a lease."""
         return [pid for pids in self._members.all().values() for pid in pids]
+
+    async def hear(self, known: Known | None) -> None:
+        """The gate is there, and says what is its own: while it is silent, what holds an accelerator and is none of that is
+        ended from here. None: it goes in order, or has another agent do this.
+        """
+        self._watchdog.hear(known)
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watchdog.run())
 
     async def end_strays(self) -> list[int]:
         """Kill what has outlived its lease: what came from a runner and belongs to no lease that is watched. On a cluster of

@@ -24,6 +24,7 @@ from fabric.adapters.private_folder import attempt_folder
 from fabric.adapters.reconciler import Ours, Reconciler
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.survivors import lease_of, survivors
+from fabric.adapters.watchdog import known_of
 from fabric.clock import Clock, SteadyClock
 from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseRemoved, LeaseTooLarge, Metered, NodeHolds
 from fabric.gate.instructions import AnyInstruction, Lease, RemoveLease, SaveLease, StartLease, StopLease
@@ -61,15 +62,14 @@ class RayCluster:
             gone=set(),
         )
         here = ray.get_runtime_context() if ray.is_initialized() else None
-        self._reconciler = Reconciler(
-            Ours(
-                groups=self._groups.ours,
-                used=self._groups.used,
-                actors=lambda: {*self._groups.actors(), *self._agents.actors(), (here and here.get_actor_id()) or ""},
-                job_id=here.get_job_id() if here is not None else "",
-                cluster=settings.own_cluster,
-            )
+        self._ours = Ours(
+            groups=self._groups.ours,
+            used=self._groups.used,
+            actors=lambda: {*self._groups.actors(), *self._agents.actors(), (here and here.get_actor_id()) or ""},
+            job_id=here.get_job_id() if here is not None else "",
+            cluster=settings.own_cluster,
         )
+        self._reconciler = Reconciler(self._ours)
         self._looking = asyncio.Lock()
         self._looks: asyncio.Task[None] | None = None
         """Looks for unleased use: from the first comparison with the leases on, which says what is ours."""
@@ -145,6 +145,7 @@ class RayCluster:
         if self._looks is None and self._settings.reconcile_s > 0:
             self._looks = self._begin(_every(self._settings.reconcile_s, self._look_for_unleased))
             self._begin(_every(self._settings.watch_s, self._end_strays))
+            self._begin(_every(self._settings.reconcile_s, self._be_heard))
         work_dir = self._settings.work_dir
         living = tuple(attempt_folder(work_dir, lease_id).name for lease_id in {*known, *self._attempts})
         await self._agents.sweep(work_dir=str(work_dir), living=living)
@@ -201,6 +202,7 @@ class RayCluster:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._agents.be_heard(None)
         await self._groups.close()
         await self._outbox.close()
 
@@ -342,6 +344,9 @@ class RayCluster:
 
     async def _look_for_unleased(self) -> None:
         await self._remove_unleased()
+
+    async def _be_heard(self) -> None:
+        await self._agents.be_heard(known_of(self._ours, self._nodes.values()))
 
     async def _end_strays(self) -> list[Unleased]:
         found = []

@@ -121,9 +121,16 @@ class Look:
 class Reconciler:
     """Remembers between looks who is suspected, and who has taken devices before."""
 
-    def __init__(self, ours: Ours, *, tables: Callable[[], Tables] = RayTables.here) -> None:
-        """Nothing is asked yet. `tables` is called at the first look, and after a failure of all of them."""
+    def __init__(self, ours: Ours, *, tables: Callable[[], Tables] = RayTables.here, tells: bool = True) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            ours: what is the fabric's own.
+            tables: called at the first look, and after a failure of all of them.
+            tells: whether it keeps how it goes for `fabric doctor`.
+        """
         self._ours = ours
+        self._tells = tells
         self._open = tables
         self._tables: Tables | None = None
         self._suspected: dict[str, float] = {}
@@ -343,7 +350,7 @@ class Reconciler:
         health.looks += 1
         health.removed += removed
         health.failing = health.failing + 1 if self._failed else 0
-        if self._tables is None or time.monotonic() - self._told_at < HEALTH_EVERY_S:
+        if not self._tells or self._tables is None or time.monotonic() - self._told_at < HEALTH_EVERY_S:
             return
         self._told_at = time.monotonic()
         health.at_s = int(time.time())

@@ -81,7 +81,10 @@ async def squat(watched, tmp_path):
         # Before it says so, it may have been told already that it was ended, or have been ended as a whole.
         while (said := await asyncio.to_thread(process.stdout.readline)) != b"holds\n":
             if not said:
-                assert watched.cluster._reconciler.health.removed > removed, "it has ended, and held nothing"
+                is_silent = not [task for task in watched.cluster._tasks if not task.done()]
+                assert is_silent or watched.cluster._reconciler.health.removed > removed, (
+                    "it has ended, and held nothing"
+                )
                 break
         return process
 
@@ -132,6 +135,46 @@ async def test_a_leased_job_goes_on_while_others_are_ended(watched, squat):
     await squat("restartable actor")
     await squat("task in a placement group")
     await until_nothing_is_held(watched)
+    finished = await watched.wait(LeaseFinished, lease.lease_id)
+    assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
+    await watched.remove(lease.lease_id)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def silent(watched):
+    """Its gate is gone, as if killed: nothing that it did is done any more. Another one comes afterwards."""
+    killed = watched.cluster
+    await asyncio.sleep(1.5)  # it was heard
+    for task in list(killed._tasks):
+        task.cancel()
+    yield watched
+    watched.cluster = RayCluster(report=watched.report, archive=watched.archive, settings=killed._settings)
+    await watched.cluster.start()
+    await watched.cluster.reconcile([])
+    await killed.close()
+
+
+@pytest.mark.parametrize(
+    "way", ["detached actor of another namespace", "task with retries", "task in a placement group"]
+)
+async def test_what_is_taken_while_the_gate_is_dead_is_ended_too(silent, squat, way):
+    await squat(way)
+    await until_nothing_is_held(silent)
+
+
+async def test_a_leased_job_goes_on_while_the_gate_is_dead_and_others_are_ended(watched, squat):
+    lease = watched.lease(watched.call(time.sleep, 12))
+    await watched.start(lease)
+    await watched.wait(LeaseStarted, lease.lease_id)
+    runners = {row.id for row in RayTables.here().actors() if row.group_id in watched.cluster._groups.used()}
+    await asyncio.sleep(1.5)
+    watching = [task for task in watched.cluster._tasks if "_every" in repr(task.get_coro())]
+    for task in watching:
+        task.cancel()
+    await squat("restartable actor")
+    await until_nothing_is_held(watched)
+    assert runners
+    assert runners <= {row.id for row in RayTables.here().actors()}
     finished = await watched.wait(LeaseFinished, lease.lease_id)
     assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
     await watched.remove(lease.lease_id)

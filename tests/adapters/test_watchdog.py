@@ -1,0 +1,153 @@
+"""What an agent's watchdog ends while the gate is silent, and what it leaves alone. Without Ray."""
+
+import asyncio
+
+import pytest
+
+from fabric.adapters.agents import WATCHDOGS, Agents
+from fabric.adapters.cluster_settings import ClusterSettings
+from fabric.adapters.reconciler import HEALTH_KEY
+from fabric.adapters.watchdog import SILENT_S, STOPS_S, Known, Watchdog
+from tests.adapters.leases import NODE
+from tests.adapters.test_reconciler import GATE, HELD, STRANGER, Tables, actor, group, worker
+
+KNOWN = Known(address="10.0.0.1", nodes=(NODE,), groups=("ours",), actors=("mine",), job_id=GATE)
+
+
+class Silence:
+    """A watchdog whose gate was heard at second 0, and its clock."""
+
+    def __init__(self, tables, *, known=KNOWN):
+        self.now_s, self.tables = 0.0, tables
+        self.dog = Watchdog(
+            kill=lambda pid: tables.ended.append(f"10.0.0.1 {pid}"),
+            tables=lambda: tables,
+            now=lambda: self.now_s,
+        )
+        self.dog.hear(known)
+
+    def after(self, seconds):
+        """What it has ended when the gate has been silent for so long."""
+        self.now_s = seconds
+        if self.dog.is_due:
+            self.dog.look()
+        return self.tables.ended
+
+
+def silent(rows, **options):
+    return Silence(Tables(**rows), **options).after(SILENT_S)
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_silent_gates_agents_end_what_the_gate_would_have_ended(name):
+    rows, wanted = HELD[name]
+    assert silent(rows) == wanted
+
+
+def test_nothing_is_ended_while_the_gate_is_heard():
+    silence = Silence(Tables(actors=[actor("a")]))
+    for second in range(5):
+        assert silence.after(second * SILENT_S / 2) == []
+        silence.dog.hear(KNOWN)
+
+
+def test_what_a_gate_had_just_begun_is_spared():
+    begun = group("new", name="fabric/H100/1-abc", job_id=GATE)
+    inside = actor("runner", group_id="new", job_id=GATE)
+    at_work = worker(5, group_ids=frozenset({"new"}), job_id=GATE)
+    assert silent({"groups": [begun], "actors": [inside], "workers": [at_work]}) == []
+
+
+def test_a_strangers_group_is_ended_whatever_its_name():
+    assert silent({"groups": [group("g", name="fabric/H100/1-abc", job_id=STRANGER)]}) == ["g"]
+
+
+def test_a_process_of_another_machine_is_left_to_the_gate():
+    far = KNOWN.__class__(**{**{name: getattr(KNOWN, name) for name in KNOWN.__struct_fields__}, "address": "10.0.0.2"})
+    assert silent({"workers": [worker(5)], "actors": [actor("a")]}, known=far) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [
+        ("groups", group("new", name="fabric/x", job_id=GATE)),
+        ("actors", actor("r", group_id="new", job_id=GATE)),
+        ("workers", worker(5, group_ids=frozenset({"new"}), job_id=GATE)),
+    ],
+)
+def test_what_a_gate_begins_while_its_agents_look_is_spared(table, row):
+    """It is there, and was late; or another one comes up. The group is seen first when it is in use."""
+    tables = Tables()
+    ask = getattr(tables, table)
+
+    def begun_meanwhile(*about):
+        tables.rows["groups"] = [group("new", name="fabric/x", job_id=GATE)]
+        tables.rows[table] = [row]
+        return ask(*about)
+
+    setattr(tables, table, begun_meanwhile)
+    assert Silence(tables).after(SILENT_S) == []
+
+
+def test_what_stands_still_is_left_to_the_gate(monkeypatch):
+    """Nobody but the gate knows which runners are on their way."""
+    monkeypatch.setattr("fabric.adapters.reconciler._SUSPECT_S", 0.0)
+    silence = Silence(Tables(broken=["workers"], apart=([], [8])))
+    assert silence.after(SILENT_S) == silence.after(SILENT_S + 1) == []
+
+
+@pytest.mark.parametrize("what", ["told", "long silent", "never heard"])
+def test_a_watchdog_stands_down(what):
+    silence = Silence(Tables(actors=[actor("a")]), known=None if what == "never heard" else KNOWN)
+    if what == "told":
+        silence.dog.hear(None)
+    assert silence.after(STOPS_S if what == "long silent" else SILENT_S * 2) == []
+
+
+def test_a_gate_that_is_heard_while_its_agents_look_decides_itself():
+    tables = Tables(actors=[actor("a")])
+    silence = Silence(tables)
+    ask = tables.actors
+
+    def heard_meanwhile():
+        silence.dog.hear(KNOWN)
+        return ask()
+
+    tables.actors = heard_meanwhile
+    assert silence.after(SILENT_S) == []
+
+
+def test_doctor_hears_of_the_gates_looks_alone():
+    silence = Silence(Tables(actors=[actor("a")]))
+    silence.after(SILENT_S)
+    assert HEALTH_KEY not in silence.tables.kept
+
+
+def test_a_control_store_that_is_away_is_asked_again():
+    tables = Tables(actors=[actor("a")], broken=["groups"])
+    silence = Silence(tables)
+    with pytest.raises(KeyError):
+        silence.after(SILENT_S)
+    assert tables.ended == []
+    tables.broken.clear()
+    assert silence.after(SILENT_S + 1) == ["a", "10.0.0.1 7"]
+
+
+def test_a_few_agents_are_told_and_whoever_is_chosen_no_more_stands_down(monkeypatch):
+    agents, told = Agents(archive=None, settings=ClusterSettings()), []
+
+    async def tried(address, method, known, **_):
+        told.append((address, method, known and known.address))
+
+    monkeypatch.setattr(agents, "_tried", tried)
+    agents._actors = dict.fromkeys("dcba")
+    asyncio.run(agents.be_heard(KNOWN))
+    assert sorted(told) == [("a", "hear", "a"), ("b", "hear", "b")]
+    assert len(told) == WATCHDOGS
+    told.clear()
+    agents._actors = dict.fromkeys("dcb")
+    asyncio.run(agents.be_heard(KNOWN))
+    assert sorted(told, key=str) == [("a", "hear", None), ("b", "hear", "b"), ("c", "hear", "c")]
+    told.clear()
+    asyncio.run(agents.be_heard(None))
+    assert sorted(told) == [("b", "hear", None), ("c", "hear", None)]
