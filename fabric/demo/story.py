@@ -1,5 +1,6 @@
 """The demo's story, told by a customer and, for what only an operator may do, by the operator."""
 
+import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,10 @@ MODEL: Final = "byte-lm"
 ASKED: Final = "import os\nimport sys\n\ndef main("
 ANSWER_TOKENS: Final = 48
 SETTLED_S: Final = 30.0
+STRANGER: Final = "ray.experimental.job.example_job.demo_script"
+"""A program that comes with Ray: it calls `ray.init()`, and has an actor do three steps of a second each."""
+STRANGER_SAYS: Final = "DONE"
+_LINES_SHOWN: Final = 4
 _REFRESH_S: Final = 0.25
 
 
@@ -52,7 +57,10 @@ def tell(found: house.Running, *, steps: int) -> None:
 
             _train_and_serve(fabric, operator, found, key=key, steps=steps)
 
-            heading(7, "The bill, and its proof")
+            heading(7, "A program that nobody here wrote, as it is")
+            _run_stranger(fabric)
+
+            heading(8, "The bill, and its proof")
             console.print(tables.statement(fabric))
             _verify(fabric, found)
             if found.dashboard:
@@ -185,6 +193,31 @@ def _settled(fabric: Fabric) -> pb.Cdr:
                 return record
         time.sleep(_REFRESH_S)
     raise AssertionError(f"the call is not settled after {SETTLED_S:g} s")
+
+
+def stranger() -> Path:
+    """The file of `STRANGER`, in the package that it comes with."""
+    found = importlib.util.find_spec(STRANGER)
+    assert found is not None, f"{STRANGER} is not installed"
+    assert found.origin is not None, f"{STRANGER} is no file"
+    return Path(found.origin)
+
+
+def _run_stranger(fabric: Fabric) -> None:
+    """What was written for Ray, and for no fabric: the Ray that it starts is made of its lease's devices, and ends with it."""
+    script = stranger()
+    job = fabric.submit(script, tokens=LIMIT_CT, accelerators="910B:1", name="rays-example")
+    with _shown(fabric, [job]) as refresh:
+        while not (job.done() and job.cost().settled):
+            refresh("")
+    said = "".join(job.logs()).strip().splitlines()
+    assert job.state == "succeeded", f"{script.name}: {job.info().error}"
+    assert said, f"{script.name} said nothing"
+    assert STRANGER_SAYS in said[-1], f"{script.name} said {said[-1]!r}"
+    console.print(f"   {STRANGER}, of the installed package ray, said:")
+    for line in said[-_LINES_SHOWN:]:
+        console.print(f"      {line}", markup=False, highlight=False, style="dim")
+    console.print(tables.paid(fabric, job))
 
 
 def _refused(fabric: Fabric, work: Callable[..., Any]) -> None:

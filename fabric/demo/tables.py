@@ -71,6 +71,13 @@ def results(fabric: Fabric, jobs: Sequence[Job]) -> Table:
     return shown
 
 
+def paid(fabric: Fabric, job: Job) -> str:
+    """What was paid for a job, and for what."""
+    records, cost = fabric.usage(job_id=job.id), job.cost()
+    ran = " + ".join(_ran(each) for each in records)
+    return f"   paid for {ran}: {format_ct(cost.burned_uhs, decimals=6)} CT of {fabric.balance().free_ct} free"
+
+
 def learned(job: Job) -> str:
     result = job.result()
     return f"{result['bits_per_byte_before']:.2f} → {result['bits_per_byte_after']:.2f} bits per byte"

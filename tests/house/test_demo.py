@@ -1,8 +1,13 @@
 """The demo clears up after itself however it ends; nothing is started here."""
 
+import ast
+from pathlib import Path
+
 import pytest
 
+import fabric
 from fabric.demo import __main__ as demo
+from fabric.demo import story
 from fabric.errors import Unavailable
 
 
@@ -41,3 +46,11 @@ def test_a_demo_that_is_kept_and_interrupted_says_what_it_left(ended, capsys):
 def test_a_demo_that_can_not_start_ends_with_the_errors_code_and_no_traceback(ended, capsys):
     assert ended(up=Unavailable("can't listen", code="address_taken")) == (8, 0, False)
     assert capsys.readouterr().err == "error: can't listen (address_taken)\n"
+
+
+def test_the_demo_runs_a_program_that_comes_with_a_package_of_others():
+    script = story.stranger()
+    assert not script.is_relative_to(Path(fabric.__file__).parents[1]) or "site-packages" in script.parts
+    assert "__main__" in {
+        node.value for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Constant)
+    }
