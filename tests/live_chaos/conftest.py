@@ -17,6 +17,7 @@ from fabric.sdk import connect
 from fabric.wire import fabric_pb2 as pb
 
 HERE = Path(__file__).parent
+SQUATTERS = HERE.parent / "adapters" / "ray_cluster" / "squatters.py"
 CONFIG = """
 name: chaos
 ray: {{mode: join, address: "{address}"}}
@@ -48,9 +49,12 @@ class Place:
     """The fabric, and what can be done to the machines under it."""
 
     found: house.Running
+    address: str
+    """Of the Ray cluster."""
     machines: subprocess.Popen
     taken: Path
-    """A line for each look at which devices Ray has given away: [clock, {node: devices}]."""
+    """A line for each look at which devices Ray has given away outside of leases: [clock, {node: devices}, holders]; without
+    an answer of Ray's, [clock, null, why]."""
 
     def customer(self, tokens):
         """A connection that acts for a new customer with so many tokens."""
@@ -82,6 +86,17 @@ class Place:
         answer = self.machines.stdout.readline()
         assert answer in {"done\n", "no\n"}
         return answer == "done\n"
+
+    def stranger(self, way):
+        """A program that is none of ours, on the same cluster; it takes a device in this way."""
+        command = [
+            sys.executable,
+            str(SQUATTERS),
+            self.address,
+            way,
+            str(self.taken.with_name(f"told-{time.monotonic_ns()}")),
+        ]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def processes(self):
         """All of the cluster."""
@@ -117,7 +132,7 @@ def place(tmp_path, monkeypatch):
     config = tmp_path / "chaos.yaml"
     config.write_text(CONFIG.format(address=address, model=model))
     found = house.up(config, state_dir=tmp_path / "state", any_port=True)
-    made = Place(found, machines, taken)
+    made = Place(found, address, machines, taken)
     yield made
     house.down(tmp_path / "state", gate=True, now=True)
     left = made.gates()

@@ -1,7 +1,8 @@
 """A Ray cluster whose nodes come and go by words on standard input, and which tells which devices are taken.
 
 Reads `kill NODE` and `add NODE`, answers each with a line (`no` for the node that this process itself is connected by), and ends with its standard input. Writes to the file that it is
-given, some times a second, the clock and how many devices of each node Ray has given to somebody outside any lease.
+given, some times a second, the clock, how many devices of each node Ray has given to somebody outside any lease, and who that
+is: nobody, where Ray has not seen yet that they are free.
 """
 
 import json
@@ -16,7 +17,8 @@ from ray._private.state import available_resources_per_node, total_resources_per
 from ray.util import placement_group_table
 
 from fabric.adapters.local_cluster import LocalCluster, LocalNode
-from fabric.adapters.nodes import NODE_LABEL
+from fabric.adapters.nodes import DEVICE_RESOURCES, NODE_LABEL
+from fabric.adapters.ray_tables import RayTables
 
 NODES = {
     node.node_id: node
@@ -28,9 +30,15 @@ NODES = {
         LocalNode(node_id="910b-1", accelerator="910B", devices=8),
     )
 }
+SERVES = "serves-1"
 EVERY_S = 0.25
 OURS = "fabric/"
 """What the names of the gate's placement groups begin with."""
+
+
+def names_of(node):
+    """What Ray calls its devices."""
+    return (*DEVICE_RESOURCES, node.accelerator)
 
 
 def taken():
@@ -40,23 +48,47 @@ def taken():
     for node_id, total in total_resources_per_node().items():
         node = NODES.get(names.get(node_id, ""))
         if node is not None and node_id in free:
-            found[node.node_id] = total.get(node.accelerator, 0) - free[node_id].get(node.accelerator, 0)
+            found[node.node_id] = {name: total.get(name, 0) - free[node_id].get(name, 0) for name in names_of(node)}
     for group in placement_group_table().values():
         if group["state"] in {"CREATED", "RESCHEDULING"} and group["name"].startswith(OURS):
             for bundle, node_id in group["bundles_to_node_id"].items():
                 node = NODES.get(names.get(node_id, ""))
-                if node is not None and node.node_id in found:
-                    found[node.node_id] -= group["bundles"][bundle].get(node.accelerator, 0)
-    return {node_id: round(devices, 3) for node_id, devices in found.items() if devices > 0}
+                for name in found.get(node.node_id, ()) if node is not None else ():
+                    found[node.node_id][name] -= group["bundles"][bundle].get(name, 0)
+    most = {node_id: round(max(devices.values()), 3) for node_id, devices in found.items()}
+    return {node_id: devices for node_id, devices in most.items() if devices > 0}
+
+
+def holders(tables, nodes):
+    """Whoever holds devices on these nodes in no group of the gate's: [node, what it is, who]."""
+    kinds, found = {name for node in NODES.values() for name in names_of(node)}, []
+    names = {each["NodeID"]: each["Labels"].get(NODE_LABEL, "") for each in ray.nodes() if each["Alive"]}
+    groups = tables.groups()
+    ours = {row.id for row in groups if row.name.startswith(OURS)}
+    for row in groups:
+        if row.id not in ours and any(not kinds.isdisjoint(bundle) for _, bundle in row.bundles):
+            found += [[names.get(node_id, ""), "group", row.name or row.id] for node_id, _ in row.bundles]
+    for row in tables.actors():
+        if row.is_alive and row.group_id not in ours and not kinds.isdisjoint(row.required):
+            found.append([names.get(row.node_id, ""), "actor", f"{row.class_name} {row.name} {row.pid}"])
+    for each in ray.nodes():
+        name = each["Labels"].get(NODE_LABEL, "")
+        if each["Alive"] and name in nodes:
+            rows = tables.workers(each["NodeManagerAddress"], each["NodeManagerPort"])
+            held = [row for row in rows if not kinds.isdisjoint(row.held) and ours.isdisjoint(row.group_ids)]
+            found += [[name, "worker", f"{row.pid} {sorted(row.group_ids)}"] for row in held]
+    return [each for each in found if each[0] in nodes]
 
 
 def watch(file):
+    tables = RayTables.here()
     with file.open("a") as out:
         while True:
             try:
-                print(json.dumps([time.time(), taken()]), file=out, flush=True)
+                nodes = taken()
+                print(json.dumps([time.time(), nodes, holders(tables, nodes) if nodes else []]), file=out, flush=True)
             except Exception as error:  # noqa: BLE001 - the next look may go well
-                print(json.dumps([time.time(), {}, repr(error)]), file=out, flush=True)
+                print(json.dumps([time.time(), None, repr(error)[:300]]), file=out, flush=True)
             time.sleep(EVERY_S)
 
 
