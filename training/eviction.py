@@ -9,10 +9,10 @@ import threading
 import time
 from typing import Final, Protocol
 
-from fabric.errors import FabricError, JobFailed
+from fabric.errors import FabricError, InvalidRequest, JobFailed
 from training.cadence import LOSS_EVERY_S, Choice, choice_at_stop, snapshot_interval_s
 from training.progress import say
-from training.saver import Save
+from training.saver import Save, unreadable
 from training.stopping import Stop
 
 _LOOK_S: Final = 0.05
@@ -150,8 +150,10 @@ class Watch:
             FabricError
         ) as failed:  # a full disk or a bucket out of reach: the one before still counts, try again later
             say(f"no snapshot: {failed.message}")
-            if failed.code == "fenced":
+            if failed.code == "fenced" or _is_of_the_state(failed):
                 self.failed = failed
+        except Exception as error:  # noqa: BLE001  # a script's own state_dict() may raise anything
+            self.failed = unreadable(error)
         self._snapshot_at = time.monotonic()
 
     def _leave(self) -> None:
@@ -192,11 +194,24 @@ class Watch:
             if failed.code == "changed_outside":
                 self._at_boundary.set()
                 self._over.wait(self._stop.seconds_left())
+                return
+            self._stop.note_unsaved(failed if isinstance(failed, InvalidRequest) and _is_of_the_state(failed) else None)
+            return
+        except Exception as error:  # noqa: BLE001
+            unread = unreadable(error)
+            say(f"{reason}: {unread.message}")
+            self._stop.note_unsaved(unread)
             return
         if saved is None:
             say(f"{reason}: the step was not over after {seconds_left:.1f} s; {self._saver.kept}")
+            self._stop.note_unsaved(None)
             return
         self.last = saved
         lost = self._saver.newest_step - saved.step
         took_ms = 1000 * (time.monotonic() - asked)
         say(f"{reason} at step {saved.step}: durable in {took_ms:.0f} ms, {lost} step{'' if lost == 1 else 's'} lost")
+
+
+def _is_of_the_state(failed: FabricError) -> bool:
+    """Whether the state itself can't be kept, rather than the place for it being away."""
+    return failed.code in {"untrackable_state", "state_not_kept"}

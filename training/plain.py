@@ -28,6 +28,20 @@ def shared(tensor: Any) -> Any:
     return tensor.detach()
 
 
+def is_plain(tensor: Any) -> bool:
+    """Whether it is dense, and no subclass with a life of its own."""
+    from training.shards import is_dense  # noqa: PLC0415  # needs torch, which not every job loads
+
+    return is_dense(tensor)
+
+
+def not_finite(tensor: Any) -> int:
+    """How many of its values are infinite or not a number."""
+    if tensor.numel() == 0 or bool(tensor.sum().isfinite()):  # either would make the sum so, at half the cost
+        return 0
+    return int(tensor.numel() - tensor.isfinite().sum())
+
+
 def plain(value: Any, path: str, *, tensor: Callable[[Any], Any] = clone) -> Any:
     """The value as what can be kept, tensors taken by `tensor`.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, Protocol
 
 from fabric.errors import Conflict, InvalidRequest
-from training.plain import clone, plain, restored, shared
+from training.plain import clone, is_plain, not_finite, plain, restored, shared
 
 Taken = Callable[[Any], Any]
 
@@ -89,6 +89,20 @@ class Registry:
     def weights(self) -> dict[int, str]:
         """The weights' names by where they lie in memory."""
         return {address: name for tracked in self._tracked.values() for address, name in tracked.weights().items()}
+
+    def not_finite(self) -> dict[str, int]:
+        """How many values of each weight are not finite; those without any are left out."""
+        modules = [tracked for tracked in self._tracked.values() if isinstance(tracked, _Module)]
+        return {name: count for module in modules for name, count in module.not_finite().items()}
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether nothing trains the weight of that name."""
+        named = ((own, module.module) for own, module in self._tracked.items() if isinstance(module, _Module))
+        return any(
+            not weight.requires_grad and f"{own}.{key}" == name
+            for own, module in named
+            for key, weight in module.named_parameters()
+        )
 
     def load(self, states: Mapping[str, Any]) -> None:
         """Bring all tracked objects back to the states of a checkpoint.
@@ -174,6 +188,7 @@ class _Module:
             for key in part._buffers  # noqa: SLF001  # named_buffers() walks the whole module at every step
             if key not in part._non_persistent_buffers_set  # noqa: SLF001
         ]
+        self._are_dense = True
         self._slots: dict[str, Any] = {}
         self._shapes: list[tuple[str, Any]] = []
         self._extra = [key for key in module.state_dict() if key.endswith("_extra_state")]
@@ -182,8 +197,9 @@ class _Module:
     def copied(self) -> Any:
         buffers = {path: part._buffers[key] for path, part, key in self._buffers if part._buffers[key] is not None}  # noqa: SLF001
         shapes = [(path, buffer.shape) for path, buffer in buffers.items()]
-        if shapes != self._shapes:
+        if shapes != self._shapes or not self._are_dense:
             self._shapes = shapes
+            self._are_dense = all(is_plain(buffer) for buffer in buffers.values())
             self._slots = {path: clone(buffer) for path, buffer in buffers.items()}
         elif buffers:  # into the same memory: who reads the copy before holds the boundary, so nobody does now
             sys.modules["torch"]._foreach_copy_(list(self._slots.values()), list(buffers.values()))
@@ -208,7 +224,16 @@ class _Module:
 
     def weights(self) -> dict[int, str]:
         named = self.module.named_parameters()
-        return {weight.data_ptr(): f"{self._name}.{key}" for key, weight in named if weight.is_floating_point()}
+        return {
+            weight.data_ptr(): f"{self._name}.{key}"
+            for key, weight in named
+            if weight.is_floating_point() and is_plain(weight)
+        }
+
+    def not_finite(self) -> dict[str, int]:
+        named = self.module.named_parameters()
+        found = {f"{self._name}.{key}": weight.detach() for key, weight in named if weight.is_floating_point()}
+        return {name: count for name, weight in found.items() if is_plain(weight) and (count := not_finite(weight))}
 
 
 class _Optimizer:

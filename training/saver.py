@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from fabric.errors import JobFailed
+from fabric.errors import FabricError, InvalidRequest, JobFailed
 from training import randomness
 from training.boundary import Boundary
 from training.cadence import smoothed
-from training.plain import plain, restored
+from training.plain import not_finite, plain, restored
 from training.registry import Registry
 from training.vault import Vault, decoded, gathered, planned
 
@@ -54,6 +54,8 @@ class Saver:
         self._registry, self._boundary, self._vault = registry, boundary, vault
         self._writing = threading.Lock()
         self._memory: memoryview | None = None
+        self._excused: dict[str, int] = {}
+        """How many values of a weight are infinite because the script wants them so."""
         self.moment: Moment | None = None
         self.durable_step: int | None = None
         self.save_s: float | None = None
@@ -117,6 +119,29 @@ class Saver:
         self.durable_step = state["step"]
         return {key: restored(value) for key, value in state.items()}
 
+    def rehearse(self, *, excuses: Callable[[str], bool]) -> None:
+        """All of a save but the writing: what can't be kept is named now, and not at an eviction.
+
+        Weights that hold infinities, as masks do, are noted if `excuses` says so of their name; more of them are divergence.
+
+        Raises:
+            InvalidRequest: `untrackable_state` or `state_not_kept`.
+            JobFailed: `not_finite`.
+        """
+        if not self._vault.is_kept:
+            return
+        try:
+            planned({"objects": self._registry.whole(self._registry.copied())})
+        except FabricError:
+            raise
+        except Exception as error:
+            raise unreadable(error) from error
+        found = self._registry.not_finite()
+        self._excused |= {name: count for name, count in found.items() if excuses(name)}
+        bad = next((name for name, count in found.items() if count > self._excused.get(name, 0)), None)
+        if bad is not None:
+            raise self._diverged(self.newest_step, bad)
+
     def save(self, *, timeout_s: float | None = None, leaving: bool = False) -> Save | None:
         """Make the last boundary durable; None if a step was half done for longer than `timeout_s`.
 
@@ -172,15 +197,27 @@ class Saver:
         return _Copy(data, plan, self._registry.weights())
 
     def _keep(self, moment: Moment, copy: "_Copy") -> None:
-        bad = "the loss" if self.poisoned() else copy.not_finite()
+        bad = "the loss" if self.poisoned() else copy.not_finite(self._excused)
         if bad is not None:
-            raise JobFailed(
-                f"at step {moment.step} {bad} is not finite, so it isn't saved: {self.kept}",
-                code="not_finite",
-                step=moment.step,
-                kept_step=self.durable_step,
-            )
+            raise self._diverged(moment.step, bad)
         self._vault.save(copy.data, step=moment.step)
+
+    def _diverged(self, step: int, what: str) -> JobFailed:
+        return JobFailed(
+            f"at step {step} {what} is not finite, so it isn't saved: {self.kept}",
+            code="not_finite",
+            step=step,
+            kept_step=self.durable_step,
+        )
+
+
+def unreadable(error: Exception) -> InvalidRequest:
+    """What to say of a state that does not let itself be read."""
+    return InvalidRequest(
+        f"the state of this run can't be read for a checkpoint ({type(error).__name__}: {error}): see what state_dict() of "
+        "each tracked object does, or leave the object out",
+        code="untrackable_state",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +228,8 @@ class _Copy:
     plan: Any
     weights: dict[int, str]
 
-    def not_finite(self) -> str | None:
-        """The name of a weight that isn't finite; None = all are. Buffers may hold anything."""
+    def not_finite(self, excused: dict[str, int]) -> str | None:
+        """The name of a weight that has more infinities than are `excused`; None = none has. Buffers may hold anything."""
         torch = sys.modules["torch"]
         for tensor, offset in zip(self.plan.tensors, self.plan.offsets, strict=True):
             name = self.weights.get(tensor.data_ptr())
@@ -200,7 +237,7 @@ class _Copy:
                 continue
             start = len(self.plan.head) + offset
             copy = torch.frombuffer(self.data, dtype=tensor.dtype, count=tensor.numel(), offset=start)
-            if not bool(copy.isfinite().all()):
+            if not_finite(copy) > excused.get(name, 0):
                 return name
         return None
 

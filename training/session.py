@@ -87,7 +87,8 @@ def session(
             island for each kind, which meet now and then); None = FABRIC_MIX.
 
     Raises:
-        InvalidRequest: `untrackable_state`: something given here has no state that can be kept; named.
+        InvalidRequest: `untrackable_state`, `state_not_kept`: something given here has no state that can be kept; named. What
+            comes with the first step, such as an optimizer's own state, is looked at after that.
         Unavailable: `gang_incomplete`: not all ranks came.
         Conflict: `checkpoint_of_another_run` or `checkpoint_of_another_kind`: resume with what was saved.
     """
@@ -142,6 +143,8 @@ class Run:
         )
         self._kept, self._undo = self._saver.load() or {}, list[Callable[[], None]]()
         self.done = self.resumed_at = int(self._kept.get("step", 0))
+        self._saver.rehearse(excuses=lambda _name: True)
+        self._is_rehearsed = False
         beside = job.checkpoints if peers.takes_snapshots else None
         self._trackers = Trackers(folder_of(directory), run=job.job_id or "run", step=self.done, beside=beside)
         self._saver.after_save = self._trackers.keep
@@ -330,6 +333,9 @@ class Run:
         self._boundary.change()
         self.done += 1
         self._saver.capture(self.done, self._cursor_of())
+        if not self._is_rehearsed:  # optimizers make their states in their first step
+            self._is_rehearsed = True
+            self._saver.rehearse(excuses=self.state.is_frozen)
         self._boundary.close()
         self._guarded(lambda: self._peers.end_step(self.done))
         self._watch.at_boundary()

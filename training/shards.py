@@ -5,12 +5,16 @@
 
 A shard is a head (what the containers are, and which tensor is where) and the tensors' bytes as they lie in memory. It is
 not a pickle, so loading a stranger's shard can be refused but can't run code. What can be kept: None, bool, int of any
-size, float, str, bytes, list, tuple, dict with keys of those, and dense tensors of any dtype; anything else is refused
-where it is saved, by its name in the state. Tensors that share memory as a whole (tied weights) still do after loading.
+size, float, str, bytes, list, tuple, dict with keys of those, and tensors; anything else is refused where it is saved, by its
+name in the state. Dense tensors of any dtype are their bytes. Sparse and quantized ones and subclasses are what `torch.save`
+makes of them, if torch also loads it with `weights_only`, which runs nothing but what the process itself has registered.
+Tensors that share memory as a whole (tied weights) still do after loading.
 Nothing of a device but the values is kept, so what was saved on one kind can be loaded on another.
 """
 
 import hashlib
+import io
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -72,9 +76,8 @@ def plan(state: Any) -> Plan:
     found: dict[tuple[Any, ...], int] = {}
     planned, laid, end = Plan(b""), list[_Tensor](), 0
 
-    def place(tensor: torch.Tensor, where: str) -> int:
+    def place(detached: torch.Tensor) -> int:
         nonlocal end
-        detached = _checked(tensor, where)
         identity = (
             detached.data_ptr(),
             detached.dtype,
@@ -152,7 +155,7 @@ def fingerprint(state: Mapping[str, Any], *, name: str = "") -> str:
     )
 
 
-def _packed(value: Any, where: str, place: Any, depth: int) -> Any:
+def _packed(value: Any, where: str, place: Any, depth: int) -> Any:  # a table
     """A tree of [tag, ...]: nothing in it is taken for what it isn't."""
     if depth > _DEPTH_MAX:
         raise _not_kept(where, value, f"is nested more than {_DEPTH_MAX} deep")
@@ -161,7 +164,7 @@ def _packed(value: Any, where: str, place: Any, depth: int) -> Any:
     if type(value) is int:
         return value if _INT_MIN <= value <= _INT_MAX else ["i", str(value)]
     if isinstance(value, torch.Tensor):
-        return ["t", place(value, where)]
+        return ["t", place(_bytewise(value))] if is_dense(value) else ["o", place(_pickled(value, where))]
     if type(value) in {list, tuple, torch.Size}:
         tag = "l" if type(value) is list else "u"
         return [tag, [_packed(item, f"{where}[{at}]", place, depth + 1) for at, item in enumerate(value)]]
@@ -178,9 +181,11 @@ def _packed(value: Any, where: str, place: Any, depth: int) -> Any:
     raise _not_kept(where, value, "is not a tensor or a plain value")
 
 
-def _unpacked(node: Any, tensors: list[torch.Tensor], depth: int) -> Any:
+def _unpacked(node: Any, tensors: list[torch.Tensor], depth: int) -> Any:  # noqa: PLR0911  # a table
     if not isinstance(node, list):
         return node
+    if node[:1] == ["o"]:
+        return _unpickled(node, tensors)
     if depth > _DEPTH_MAX + 1:
         raise _damaged("its head is nested too deep")
     match node:
@@ -222,14 +227,58 @@ def _tensor(view: memoryview, body: int, about: _Tensor, device: str | torch.dev
     return raw.view(dtype).reshape(about.shape).to(device)
 
 
-def _checked(tensor: torch.Tensor, where: str) -> torch.Tensor:
-    """The tensor, detached, if its bytes are all there is to it."""
-    if tensor.is_sparse or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise _not_kept(where, tensor, "is sparse, quantized or without data")
-    if type(tensor) not in {torch.Tensor, torch.nn.Parameter, torch.nn.Buffer}:
-        raise _not_kept(where, tensor, "is a subclass of Tensor: keep its local part")
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether its bytes are all there is to it."""
+    return (
+        type(tensor) in {torch.Tensor, torch.nn.Parameter, torch.nn.Buffer}
+        and tensor.layout == torch.strided
+        and not (tensor.is_quantized or tensor.is_meta)
+    )
+
+
+def _bytewise(tensor: torch.Tensor) -> torch.Tensor:
     found = tensor.detach()
     return found.resolve_conj().resolve_neg() if found.is_complex() else found
+
+
+_proven: Final[set[tuple[Any, ...]]] = set()
+"""Kinds of tensors that torch was seen to load again: a kind is tried when it is first met, and that is in a rehearsal."""
+
+
+def _pickled(tensor: torch.Tensor, where: str) -> torch.Tensor:
+    if tensor.is_meta:
+        raise _not_kept(where, tensor, "is without data")
+    whole = io.BytesIO()
+    kind = (type(tensor), tensor.layout, tensor.is_quantized)
+    try:
+        torch.save(tensor.detach(), whole)
+        if kind not in _proven:
+            whole.seek(0)
+            torch.load(whole, weights_only=True)
+            _proven.add(kind)
+    except (pickle.PickleError, RuntimeError, TypeError, AttributeError, NotImplementedError, ValueError) as error:
+        raise _not_kept(
+            where,
+            tensor,
+            f"is none that torch loads with weights_only ({type(error).__name__}). Register what it is made of by "
+            "torch.serialization.add_safe_globals([...]) if you trust it, or leave it out",
+        ) from error
+    return torch.frombuffer(whole.getbuffer(), dtype=torch.uint8).clone()
+
+
+def _unpickled(node: list[Any], tensors: list[torch.Tensor]) -> torch.Tensor:
+    match node:
+        case ["o", int(number)] if 0 <= number < len(tensors):
+            held = tensors[number]
+        case _:
+            raise _damaged("its head holds what no dump writes")
+    try:
+        found = torch.load(io.BytesIO(held.cpu().numpy().tobytes()), weights_only=True, map_location=held.device)
+    except (pickle.PickleError, RuntimeError, EOFError) as error:
+        raise _damaged(f"torch does not load one of them here ({str(error).splitlines()[0]})") from error
+    if not isinstance(found, torch.Tensor):
+        raise _damaged("it holds something else where its head says a tensor")
+    return found
 
 
 def _name_of(dtype: torch.dtype) -> str:

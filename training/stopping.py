@@ -1,8 +1,8 @@
 """Who asks a run to stop, and how it leaves: one thing for eviction, parking, drain, limits and cancelling.
 
 Inside the fabric it is the job's context. A plain process that was given a directory for its checkpoints listens for
-SIGTERM and leaves with exit code 75, which `fabric run`, Slurm and others take for "saved, queue me again". Otherwise
-nobody asks.
+SIGTERM and leaves with exit code 75, which `fabric run`, Slurm and others take for "saved, queue me again", or with 1 if the save
+failed. Otherwise nobody asks.
 """
 
 import ctypes
@@ -16,8 +16,11 @@ from types import FrameType
 from typing import Any, Final, Protocol
 
 from fabric import context
+from fabric.errors import InvalidRequest
 
 EXIT_SAVED: Final = 75
+EXIT_UNSAVED: Final = 1
+"""Of a process that was to save and could not: whoever started it should look before it is queued again."""
 GRACE_VARIABLE: Final = "FABRIC_GRACE_S"
 """Seconds between the signal and the end, for a process that is told by a signal."""
 
@@ -41,6 +44,9 @@ class Stop(Protocol):
     def is_snapshot_wanted(self) -> bool:
         """Whether a checkpoint is asked for while the run goes on."""
 
+    def note_unsaved(self, why: InvalidRequest | None) -> None:
+        """The save for this stop failed: the run does not end as saved. `why` if no other attempt would fare better."""
+
     def ending(self) -> BaseException:
         """What the training thread raises to end the run by itself."""
 
@@ -61,11 +67,21 @@ def stop_of(job: context.Context, *, is_kept: bool) -> Stop:
     return SignalStop() if is_kept else NoStop()
 
 
+def _kind_of(error: InvalidRequest) -> type[InvalidRequest]:
+    """A class that makes this very error: an exception comes to another thread as a class."""
+
+    def made(self: InvalidRequest) -> None:
+        InvalidRequest.__init__(self, error.message, code=error.code, **error.facts)
+
+    return type("InvalidRequest", (InvalidRequest,), {"__init__": made})
+
+
 class JobStop:
     """The wish of the fabric, through the job's context."""
 
     def __init__(self, job: context.Context) -> None:
         self._job = job
+        self._unkept: InvalidRequest | None = None
 
     @property
     def reason(self) -> str:
@@ -83,16 +99,21 @@ class JobStop:
     def is_snapshot_wanted(self) -> bool:
         return self._job.save_requested
 
+    def note_unsaved(self, why: InvalidRequest | None) -> None:
+        """The fabric counts what became durable; a job whose state can't be kept has failed."""
+        self._unkept = why
+
     def ending(self) -> BaseException:
-        return context.Saved()
+        return self._unkept or context.Saved()
 
     def depart(self, thread: int) -> None:
-        """Raise `Saved` in the job's thread at its next line of Python."""
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(context.Saved))
+        """Raise what ends it in the job's thread at its next line of Python."""
+        kind = context.Saved if self._unkept is None else _kind_of(self._unkept)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(kind))
 
     def end_process(self) -> None:
         if self._job.owns_process:
-            _exit_saved()
+            _exit(EXIT_SAVED)
 
     def close(self) -> None:
         """Nothing to undo."""
@@ -118,6 +139,9 @@ class NoStop:
     def is_snapshot_wanted(self) -> bool:
         return False
 
+    def note_unsaved(self, why: InvalidRequest | None) -> None:
+        """Nobody asked."""
+
     def ending(self) -> BaseException:
         return context.Saved()
 
@@ -138,6 +162,7 @@ class SignalStop:
         self._reason = ""
         self._came = threading.Event()
         self._deadline: float | None = None
+        self._exit = EXIT_SAVED
         self._before: Any = None
         self._listens = threading.current_thread() is threading.main_thread()
         if self._listens:
@@ -160,15 +185,18 @@ class SignalStop:
     def is_snapshot_wanted(self) -> bool:
         return False
 
+    def note_unsaved(self, why: InvalidRequest | None) -> None:  # noqa: ARG002  # it was said
+        self._exit = EXIT_UNSAVED
+
     def ending(self) -> BaseException:
-        return SystemExit(EXIT_SAVED)
+        return SystemExit(self._exit)
 
     def depart(self, thread: int) -> None:  # noqa: ARG002  # all of the process ends
         """End the process here and now: what counts is durable."""
-        _exit_saved()
+        _exit(self._exit)
 
     def end_process(self) -> None:
-        _exit_saved()
+        _exit(self._exit)
 
     def close(self) -> None:
         _listening.discard(self)
@@ -200,7 +228,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
 
 
-def _exit_saved() -> None:
+def _exit(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(EXIT_SAVED)
+    os._exit(code)

@@ -341,6 +341,9 @@ class _Agreed:
     def is_snapshot_wanted(self) -> bool:
         return self._together.gang.rank == 0 and self._inner.is_snapshot_wanted()
 
+    def note_unsaved(self, why: InvalidRequest | None) -> None:
+        self._inner.note_unsaved(why)
+
     def ending(self) -> BaseException:
         return self._inner.ending()
 
