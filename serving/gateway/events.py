@@ -1,6 +1,6 @@
 """Server-sent events on their way through: whole events only, and whether the last one said that it was the last.
 
-Bytes pass as they are; what a call costs is in them already, as its replica's meter has booked it. An event is held back
+Bytes pass as they are, but for an engine's error, which is told in our words; what a call costs is in them already, as its replica's meter has booked it. An event is held back
 until it is whole, so that an error can be put behind it when the replica dies in the middle of the next.
 """
 
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from serving.gateway.refusals import ReplicaLost
+from serving.gateway.refusals import ReplicaLost, retold_event
 from serving.gateway.routes import Route
 
 EVENT_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -24,7 +24,8 @@ _BREAK: Final = (b"openai/go",)
 _END: Final = b"\n\n"
 _USAGE: Final = b'"usage":{'
 _FABRIC: Final = b'"fabric":{"call":'
-_ERROR: Final = b'data: {"error"'
+_ERROR: Final = b'"error"'
+"""A field of that name; in what an answer says, the marks would have strokes before them."""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -133,7 +134,8 @@ class Events:
     """One stream."""
 
     def __init__(self, route: Route) -> None:
-        self._ends = (*(mark for mark in (route.last, route.ends) if mark), _ERROR)
+        self._ends = tuple(mark for mark in (route.last, route.ends) if mark)
+        self._surface = route.surface
         self._rest = b""
         self.count = 0
         self.ended = False
@@ -162,12 +164,22 @@ class Events:
         self.count += count
         start = 0 if count == 1 else data.rfind(_END, 0, -len(_END)) + len(_END)
         self.ended = data.startswith(self._ends, start)
+        if _ERROR in data:
+            data = self._retold(data)
         if _USAGE in data:
             self._count(data)
         if _FABRIC in data:
             for event in data.split(_END):
                 self.booked = self.booked or booked_of(event.partition(b"data: ")[2])
         return data
+
+    def _retold(self, data: bytes) -> bytes:
+        """With errors in our words. An error ends a stream too: a client has nothing more to learn."""
+        events = [event + _END for event in data.split(_END)[:-1]]
+        for number, event in enumerate(events):
+            if _ERROR in event and (told := retold_event(event, self._surface)) is not None:
+                events[number], self.ended = told, True
+        return b"".join(events)
 
     def _count(self, data: bytes) -> None:
         for event in data.split(_END):

@@ -9,6 +9,7 @@
         ├── WrongType      415
         └── HeadersTooLarge 431
     FabricError
+    ├── EngineFailed       500  the engine did, at this request
     └── ReplicaLost        502  the replica went away while it answered
 
 `code` is a string, as OpenAI's schema has it. `fabric` beside it carries the facts: numbers and limits for machines.
@@ -63,6 +64,11 @@ class ReplicaLost(FabricError):
     http_status: ClassVar[int] = 502
 
 
+class EngineFailed(FabricError):
+    code = "engine_failed"
+    http_status: ClassVar[int] = 500
+
+
 _OPENAI_TYPES: Final = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -82,6 +88,10 @@ _ANTHROPIC_TYPES: Final = {
     503: "overloaded_error",
 }
 _CODES: Final = {"insufficient_tokens": "insufficient_quota", "unauthenticated": "invalid_api_key"}
+_OWN: Final = frozenset({"insufficient_quota", "billing_error"})
+"""Types of what our own front says in a stream."""
+_DATA: Final = b"data: "
+BROKE_OFF: Final = "the engine failed while it wrote this answer: what came of it is charged, and it may be sent again"
 _SERVER: Final = 500
 _PAYMENT: Final = 402
 
@@ -154,6 +164,27 @@ def _in_our_words(status: int, message: str, param: Any) -> tuple[str, str | Non
         return "the engine failed at this request: it is charged nothing, and may be sent again", "engine_failed", None
     said = phrases.told(message)
     return said.message, said.code, said.param or param
+
+
+def retold_event(event: bytes, surface: str) -> bytes | None:
+    """An event by which an engine ends a stream it can't go on with, in our words and in the client's protocol; None where it
+    is none, or says what our own front said.
+    """
+    try:
+        said: dict[str, Any] = msgspec.json.decode(event.partition(_DATA)[2])
+        inner: Any = (said.get("response") or said).get("error") or (said if said.get("type") == "error" else None)
+        message = str(inner["message"])
+    except (msgspec.DecodeError, AttributeError, KeyError, TypeError):
+        return None
+    code = inner.get("code")
+    if "fabric" in inner or inner.get("type") in _OWN:
+        return None
+    status = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdecimal()) else _SERVER
+    if status >= _SERVER:
+        return as_event(EngineFailed(BROKE_OFF), surface)
+    told = phrases.told(message)
+    known_as, param = told.code or "invalid_request", told.param or inner.get("param")
+    return as_event(InvalidRequest(told.message, code=known_as, param=param), surface)
 
 
 def retold(status: int, body: bytes, *, anthropic: bool) -> bytes:

@@ -14,7 +14,7 @@ from serving import http_server
 from serving.gateway import app, exchange
 from serving.gateway.directory import Replica
 from serving.gateway.events import Events
-from serving.gateway.routes import route_of
+from serving.gateway.routes import ROUTES, route_of
 from tests.serving.gateway.house import CHAT, STREAM, free_socket, house_of, stalled_until_let_go
 
 SURFACES = [
@@ -66,6 +66,63 @@ async def test_a_replica_that_breaks_is_an_error_event_and_never_a_clean_end(hou
             assert "[DONE]" not in events[-1]
             assert sum("w2" in event for event in events) == 1  # what came is there
         setattr(house.engine, break_with, None)
+
+
+RAW = {
+    "a failure": ("CUDA error: an illegal memory access at /usr/lib/vllm/v1/worker.py", 500, "the engine failed", "engine_failed"),
+    "a length": ("This model's maximum context length is 512 tokens.", 400, "maximum context length is 512", "context_length_exceeded"),
+    "an option": ("The engine says no. Start it with --enable-auto-tool-choice.", 400, "calls no tools", "tools_not_offered"),
+}  # fmt: skip
+WRITTEN = {
+    "openai": lambda said, code: f'data: {{"error": {{"message": {json.dumps(said)}, "type": "X", "param": null, "code": {code}}}}}',
+    "responses": lambda said, code: 'event: error\ndata: '
+    f'{{"type": "error", "code": "{code}", "message": {json.dumps(said)}, "param": null, "sequence_number": 7}}',
+    "failed": lambda said, code: 'event: response.failed\ndata: '
+    f'{{"type": "response.failed", "response": {{"id": "r", "error": {{"code": "server_error", "message": {json.dumps(said)}}}}}}}',
+    "messages": lambda said, code: 'event: error\ndata: '
+    f'{{"type": "error", "error": {{"type": "internal_error", "message": {json.dumps(said)}}}}}',
+}  # fmt: skip
+FORMS = [
+    ("/v1/chat/completions", "openai"), ("/v1/completions", "openai"), ("/v1/responses", "openai"),
+    ("/v1/responses", "responses"), ("/v1/responses", "failed"), ("/v1/messages", "messages"), ("/v1/messages", "openai"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("cut", [0, 20])
+@pytest.mark.parametrize("what", RAW)
+@pytest.mark.parametrize(("path", "form"), FORMS)
+def test_an_engines_error_in_a_stream_is_told_in_our_words(path, form, what, cut):
+    raw, status, told, code = RAW[what]
+    route, _ = route_of("POST", path)
+    events = Events(route)
+    sent = b'data: {"choices": [{"index": 0, "text": "an \\"error\\" of mine"}]}\n\n'
+    written = WRITTEN[form](raw, status).encode() + b"\n\n"
+    more = b"data: [DONE]\n\n" if route.surface in {"chat", "completions"} else b""
+    whole = sent + written + more
+    out = b"".join(events.feed(piece) for piece in (whole[: len(sent) + cut], whole[len(sent) + cut :]) if piece)
+    assert out.startswith(sent), "what an answer says is the answer's"
+    assert out.endswith(more)
+    (error,) = [event for event in events_of(out) if '"message"' in event]
+    inner = error_of(error)
+    if form in {"responses", "failed", "messages"} and status < 500:
+        assert told in inner["message"] or "the engine failed" in inner["message"]
+    else:
+        assert told in inner["message"]
+        assert inner.get("code") in {code, None}
+    for word in ("--enable", "/usr/lib", "CUDA"):
+        assert word.encode() not in out
+    assert events.ended, "nothing is put behind it"
+    assert error.startswith("event: error\n") == (route.surface in {"responses", "anthropic"})
+
+
+def test_what_our_own_front_says_in_a_stream_stays_as_it_is():
+    events = Events(route_of("POST", "/v1/chat/completions")[0])
+    own = b'data: {"error": {"message": "no more compute tokens: top up", "code": "insufficient_quota", "fabric": {}}}\n\n'
+    assert events.feed(own + b"data: [DONE]\n\n") == own + b"data: [DONE]\n\n"
+
+
+def test_every_surface_that_streams_has_its_engines_errors_told_in_our_words():
+    assert {path for path, _ in FORMS} == {route.path for route in ROUTES if route.streams}
 
 
 async def test_a_replica_that_breaks_before_an_answer_in_one_piece_is_502(house):
