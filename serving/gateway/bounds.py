@@ -11,6 +11,7 @@ import msgspec
 
 from fabric.errors import InvalidRequest
 from serving import limits
+from serving.gateway import texts
 from serving.gateway.bodies import Body
 from serving.gateway.phrases import TOOLS
 from serving.gateway.refusals import TooLarge
@@ -30,7 +31,9 @@ _PROMPTS: Final = {
     "chat": "messages",
     "completions": "prompt",
     "embeddings": "input",
+    "embed": "texts",
     "rerank": "documents",
+    "score": "text_1",
     "tokens": "prompt",
 }
 _FORCED: Final = {"chat": {"required", "function"}, "anthropic": {"any", "tool"}}
@@ -46,7 +49,10 @@ _COUNTED: Final = frozenset({*dict(_NUMBERS), *dict(_LISTS), *_TEXTS, *_SHAPED})
 _PATTERNS: Final = frozenset({"pattern", "regex", "guided_regex", "patternProperties"})
 
 
-_PROMPT_FIELDS: Final = ("prompt", "input", "messages", "system", "instructions", "documents", "query")
+_PROMPT_FIELDS: Final = (
+    "prompt", "input", "messages", "system", "instructions", "documents", "query", "instruction", "texts", "text_1", "text_2",
+    "queries", "items", "data_1", "data_2",
+)  # fmt: skip
 _TEXT_FIELDS: Final = frozenset({"text", "content", "output", "arguments", "thinking", "reasoning_content"})
 
 
@@ -210,6 +216,8 @@ def _choices(body: Body) -> int:
 
 def _prompts(body: Body, route: Route) -> int:
     """As the engine counts them: a list of numbers is one prompt of tokens, a list of lists are several."""
+    if route.surface in {"score", "embed"}:
+        return texts.count_of(body, route)
     given = body.get(_PROMPTS.get(route.surface, ""))
     if not isinstance(given, list):
         return 1

@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from fabric.errors import InvalidRequest
-from serving.gateway import media
+from serving.gateway import media, texts
 from serving.gateway.affinity import BLOCK_BYTES, BLOCKS_MAX
 from serving.gateway.bodies import Body
 from serving.gateway.routes import Route
@@ -65,8 +65,7 @@ def rewrite(body: Body, route: Route) -> None:
     for name in _TAKEN_OUT.intersection(body):
         del body[name]
     media.check(body)
-    if route.surface == "rerank":
-        _check_texts(body)
+    texts.check(body, route)
     if route.surface == "responses":
         for name in ("background", "previous_response_id", "previous_input_messages", "conversation"):
             if body.pop(name, None):
@@ -76,21 +75,6 @@ def rewrite(body: Body, route: Route) -> None:
                     param=name,
                 )
         body["store"] = False
-
-
-def _check_texts(body: Body) -> None:
-    """What is ranked is text: a document is no place for an image that would be fetched.
-
-    Raises:
-        InvalidRequest: `not_text`.
-    """
-    documents = body.get("documents")
-    listed = documents if isinstance(documents, list) else [documents]
-    if not (isinstance(body.get("query"), str) and listed and all(isinstance(each, str) for each in listed)):
-        raise InvalidRequest(
-            "`query` must be a text, and `documents` a list of texts: send the text of each", code="not_text",
-            param="documents",
-        )  # fmt: skip
 
 
 def prompt_of(body: Body, route: Route) -> bytes:

@@ -7,10 +7,10 @@ import time
 from collections.abc import Awaitable
 from typing import Final, Protocol
 
-from fabric.errors import PermissionDenied
+from fabric.errors import InvalidRequest, PermissionDenied
 from fabric.units import CT_DECIMALS, format_ct
 from serving import calls
-from serving.gateway import refusals
+from serving.gateway import phrases, refusals
 from serving.gateway.events import Booked, Events, Usage, booked_of, usage_of
 from serving.gateway.exchange import Exchange
 from serving.gateway.keys import Caller
@@ -22,6 +22,9 @@ from serving.gateway.upstream import BROKEN, Answer
 
 SSE: Final[Headers] = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 _OK: Final = 300
+_NOT_FOUND: Final = 404
+_NO_ROUTE: Final = b'{"detail":"Not Found"}'
+"""What the engine's application says of a path that it hasn't: by what its model can do it has some and not others."""
 _PAYMENT_REQUIRED: Final = 402
 _RATE: Final = 429
 _SERVER: Final = 500
@@ -150,6 +153,10 @@ class Passage:
                 code="tokens_bound_elsewhere",
                 free_uhs=self._caller.key.free_uhs,
                 param="model",
+            )
+        if status == _NOT_FOUND and said == _NO_ROUTE:
+            raise InvalidRequest(
+                phrases.unable(self._model, self._route.surface), code="not_offered_by_model", param="model"
             )
         headers: Headers = [JSON]
         if status == _PAYMENT_REQUIRED:

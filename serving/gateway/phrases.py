@@ -25,10 +25,18 @@ class Phrase(NamedTuple):
 _KNOWN: Final = (
     (re.compile(r"tool choice requires|enable-auto-tool-choice|tool-call-parser", re.IGNORECASE), Phrase(TOOLS, "tools_not_offered", "tools")),
     (
+        re.compile(r"matryoshka", re.IGNORECASE),
+        Phrase("this model's embeddings have one length: leave `dimensions` out", "dimensions_not_offered", "dimensions"),
+    ),
+    (
         re.compile(r"chat template", re.IGNORECASE),
         Phrase("this model has no template for chats: send a text to /v1/completions", "no_chat_template", "messages"),
     ),
 )  # fmt: skip
+_ABILITIES: Final = {
+    "chat": "holds no chats", "completions": "writes no text", "responses": "holds no chats", "anthropic": "holds no chats",
+    "embeddings": "makes no embeddings", "embed": "makes no embeddings", "rerank": "ranks nothing", "score": "scores nothing",
+}  # fmt: skip
 _CONTEXT: Final = re.compile(r"context length is (?:only )?(\d+) tokens")
 _TOO_LONG: Final = re.compile(
     r"maximum (?:context|model) length|context length|max_model_len|longer than the maximum", re.IGNORECASE
@@ -37,6 +45,12 @@ _SENTENCE: Final = re.compile(r"(?<=[.!?])\s+|\s*\((?=[^)]*--)")
 _OPERATORS: Final = re.compile(
     r"(?<![\w-])--[a-z][a-z-]+|\bVLLM_\w+|/[\w.-]+/[\w./-]+\.py|\bhttps?://\S+", re.IGNORECASE
 )
+
+
+def unable(model: str, surface: str) -> str:
+    """A model's engine has nothing at a path that others have."""
+    doing = _ABILITIES.get(surface, "does not do this")
+    return f"{model} {doing}: call another model for that, see GET /v1/models, or send {model} what it is for"
 
 
 def told(message: str) -> Phrase:

@@ -9,7 +9,17 @@ from typing import Final, Literal, NamedTuple
 from serving.gateway.refusals import UnknownRoute, WrongMethod
 
 Surface = Literal[
-    "chat", "completions", "responses", "anthropic", "embeddings", "rerank", "tokens", "models", "account"
+    "chat",
+    "completions",
+    "responses",
+    "anthropic",
+    "embeddings",
+    "embed",
+    "rerank",
+    "score",
+    "tokens",
+    "models",
+    "account",
 ]
 
 
@@ -40,7 +50,10 @@ _POSTS: Final = (
     Route("POST", "/v1/messages", "anthropic", metered=True, streams=True, last=b"event: message_stop"),
     Route("POST", "/v1/messages/count_tokens", "anthropic", metered=False),
     Route("POST", "/v1/embeddings", "embeddings", metered=True),
+    Route("POST", "/v2/embed", "embed", metered=True),
     Route("POST", "/v1/rerank", "rerank", metered=True),
+    Route("POST", "/v2/rerank", "rerank", metered=True),
+    Route("POST", "/v1/score", "score", metered=True),
     Route("POST", "/tokenize", "tokens", metered=False),
     Route("POST", "/detokenize", "tokens", metered=False),
 )  # fmt: skip

@@ -86,15 +86,8 @@ class EngineStandin:
         if path in {"/tokenize", "/detokenize", "/v1/messages/count_tokens"}:
             await _json(send, 200, {"count": 3, "tokens": [1, 2, 3], "input_tokens": 3})
             return
-        if path == "/v1/rerank":
-            results = [{"index": 0, "document": {"text": body["documents"][0]}, "relevance_score": 0.5}]
-            usage = {"prompt_tokens": 3, "total_tokens": 3}
-            await _json(send, 200, {"id": "score-1", "model": body["model"], "results": results, "usage": usage})
-            return
-        if path == "/v1/embeddings":
-            usage = {"prompt_tokens": 3, "total_tokens": 3}
-            data = [{"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}]
-            await _json(send, 200, {"object": "list", "data": data, "model": body["model"], "usage": usage})
+        if (pooled := _pooled(path, body)) is not None:
+            await _json(send, 200, pooled)
             return
         await asyncio.sleep(self.first_s)
         wanted = body.get("max_tokens") or body.get("max_completion_tokens") or body.get("max_output_tokens") or 4
@@ -286,6 +279,23 @@ async def _gone(receive, work):
 
 async def _piece(send, data):
     await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+def _pooled(path, body):
+    """What is answered of texts that are embedded, scored or ranked."""
+    usage = {"prompt_tokens": 3, "total_tokens": 3}
+    if path in {"/v1/rerank", "/v2/rerank"}:
+        results = [{"index": 0, "document": {"text": body["documents"][0]}, "relevance_score": 0.5}]
+        return {"id": "score-1", "model": body["model"], "results": results, "usage": usage}
+    if path == "/v1/score":
+        data = [{"index": 0, "object": "score", "score": 0.5}]
+        return {"object": "list", "data": data, "model": body["model"], "usage": usage}
+    if path == "/v2/embed":
+        return {"id": "embd-1", "embeddings": {"float": [[0.5, 0.25]]}, "texts": body["texts"]}
+    if path == "/v1/embeddings":
+        data = [{"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}]
+        return {"object": "list", "data": data, "model": body["model"], "usage": usage}
+    return None
 
 
 async def _json(send, status, said, headers=()):

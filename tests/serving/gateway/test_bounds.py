@@ -72,6 +72,7 @@ PROMPTS = [
     ("/v1/completions", "prompt", ["x"] * 1_025),
     ("/v1/completions", "prompt", [[1]] * 1_025),
     ("/v1/embeddings", "input", ["x"] * 1_025),
+    ("/v2/embed", "texts", ["x"] * 1_025),
     ("/v1/chat/completions/batch", "messages", [[{"role": "user", "content": "x"}]] * 1_025),
     ("/tokenize", "prompt", ["x"] * 1_025),
 ]

@@ -1,17 +1,14 @@
 """The gateway before the real engine: nothing is lost or added on any surface, and official clients see vLLM's own answers."""
 
-import asyncio
 import re
-import threading
 
 import httpx
 import openai
 import pytest
 
 from serving.gateway import phrases
-from serving.gateway.directory import Replica
-from tests.serving.gateway.house import house_of
-from tests.serving.rig import RATE, TRUST
+from tests.serving.gateway.live_front import before
+from tests.serving.rig import RATE
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
 
@@ -43,27 +40,9 @@ SURFACES = {
 
 @pytest.fixture(scope="module")
 def front(rig, tmp_path_factory):
-    """A gateway before the session's engine, in a thread of its own."""
-    loop, ready, end, found = asyncio.new_event_loop(), threading.Event(), asyncio.Event(), {}
-
-    async def serve():
-        async with house_of(tmp_path_factory.mktemp("front"), replicas=0, trust=TRUST, model="byte-lm") as house:
-            account = rig.account(uhs=10**12)
-            house.key = house.directory.add_key("live", account, tier_rank=1)
-            replica = Replica(replica_id="live", model="byte-lm", address=rig.address, accelerator="CPU", capacity=16)
-            house.directory.show(replica)
-            found["house"], found["account"] = house, account
-            await house.settled(lambda: house.gateway.pools.of("byte-lm", account)[0].replicas)
-            ready.set()
-            await end.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
-    thread.start()
-    assert ready.wait(30)
-    yield found["house"]
-    loop.call_soon_threadsafe(end.set)
-    thread.join(30)
-    loop.close()
+    """A gateway before the session's engine."""
+    with before(rig, tmp_path_factory.mktemp("front")) as house:
+        yield house
 
 
 def plain(text):
