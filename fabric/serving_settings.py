@@ -99,6 +99,8 @@ class ModelSection(Section):
     """What clients ask for."""
     source: Annotated[str, Field(min_length=1, max_length=500)]
     """A directory on the nodes, `archive:KEY`, or `job:ID` of the job that made it."""
+    parent: Annotated[str, Field(pattern=MODEL_PATTERN)] | None = None
+    """The model that this one is a LoRA adapter of: it runs in that one's replicas, which need the engine's `enable-lora`."""
     accelerators: Annotated[tuple[Accelerator, ...], Field(strict=False)] = ()
     """Best first; none = any."""
     devices: Annotated[int, Field(ge=1, le=64)] = 1
@@ -108,7 +110,7 @@ class ModelSection(Section):
     """The account whose own cell it runs on, and who alone sees it."""
     max_context: Annotated[int, Field(ge=1)] | None = None
     rates: Annotated[tuple[RateSection, ...], Field(strict=False)] = ()
-    """None = those of the tariffs."""
+    """None = those of the tariffs; of an adapter, its parent's."""
     engine: dict[str, str | int | bool] = Field(default_factory=dict)
     """Options of the engine, such as max-num-seqs."""
 
@@ -124,6 +126,7 @@ class ModelSection(Section):
         return ModelSpec(
             name=self.name,
             source=self.source,
+            parent=self.parent or "",
             accelerators=self.accelerators,
             devices=self.devices,
             replicas_min=self.replicas.min,

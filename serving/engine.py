@@ -10,13 +10,15 @@ its first output (an async generator runs when it is first asked), so a refusal 
 import asyncio
 import contextlib
 import copy
+import itertools
 import json
 import pickle
 import time
 from argparse import Namespace
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, TypeVar
 
@@ -27,6 +29,7 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.exceptions import GenerationError
+from vllm.lora.request import LoRARequest
 from vllm.outputs import STREAM_FINISHED, CompletionOutput, PoolingRequestOutput, RequestOutput
 from vllm.reasoning import ReasoningParserManager
 from vllm.renderers.inputs.preprocess import extract_prompt_len
@@ -36,7 +39,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
-from fabric.errors import FabricError, Internal, InvalidRequest, PermissionDenied
+from fabric.errors import FabricError, Internal, InvalidRequest, NotFound, PermissionDenied
 from serving.calls import Ended
 from serving.front import Front
 from serving.grammars import COMMON, Grammars
@@ -50,6 +53,7 @@ _Output = TypeVar("_Output")
 _TTFTS_KEPT: Final = 512
 _SALTED: Final = frozenset({"token", "embeds", "multimodal"})
 _SHAPES: Final = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+_INPUT_TYPES: Final = ("search_document", "search_query", "classification", "clustering")
 _HALVES: Final = ("encoder_prompt", "decoder_prompt")
 
 
@@ -76,6 +80,37 @@ class _Produced:
                 self.finished.add(choice.index)
 
 
+@dataclass(slots=True, eq=False)
+class _Loaded:
+    """A model that the engine answers for: its own (no request), or an adapter."""
+
+    name: str
+    meter: Meter
+    request: LoRARequest | None = None
+    """As the engine knows it: under a name that no other version of it has."""
+    calls: int = 0
+    dropped: bool = False
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    """It was dropped, and its last call has ended."""
+
+    @contextlib.contextmanager
+    def one_more(self, ticket: Ticket) -> Iterator[None]:
+        """A call of it: its meter stays open for as long.
+
+        Raises:
+            NotAdmitted: it was dropped.
+        """
+        if self.dropped:
+            raise _withdrawn(self.name, ticket)
+        self.calls += 1
+        try:
+            yield
+        finally:
+            self.calls -= 1
+            if self.dropped and not self.calls:
+                self.over.set()
+
+
 class NotAdmitted(GenerationError):  # type: ignore[misc]
     """A call that isn't paid for: vLLM's own kind of error, so that its streams end without a trace in the log. The
     answer that the client gets is the ticket's refusal.
@@ -83,9 +118,10 @@ class NotAdmitted(GenerationError):  # type: ignore[misc]
 
 
 class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-checked here
-    """vLLM's engine, each of whose calls is paid for. `meter` is set once it is there."""
+    """vLLM's engine, each of whose calls is paid for. What it answers for is set once it is there."""
 
-    meter: Meter
+    own: _Loaded
+    adapters: dict[str, _Loaded]
     grammars: Grammars
     ttfts_us: "deque[int]"
     seen: Seen
@@ -99,9 +135,9 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
         ticket = TICKET.get()
         if ticket is None:
             raise PermissionDenied("no call without a ticket", code="not_a_gateway")
-        outputs = _in_turn(
-            ticket, self._metered(ticket, _salted(prompt, ticket), copy.copy(sampling_params), request_id, more)
-        )
+        model = self._model_of(ticket, more)
+        params, salted = copy.copy(sampling_params), _salted(prompt, ticket)
+        outputs = _in_turn(ticket, model, self._metered(ticket, salted, params, request_id, more, meter=model.meter))
         return _merged(outputs) if sampling_params.output_kind == RequestOutputKind.FINAL_ONLY else outputs
 
     def encode(
@@ -111,17 +147,42 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
         ticket = TICKET.get()
         if ticket is None:
             raise PermissionDenied("no call without a ticket", code="not_a_gateway")
-        return _in_turn(ticket, self._encoded(ticket, _salted(prompt, ticket), pooling_params, request_id, more))
+        model, salted = self._model_of(ticket, more), _salted(prompt, ticket)
+        return _in_turn(
+            ticket, model, self._encoded(ticket, salted, pooling_params, request_id, more, meter=model.meter)
+        )
+
+    def _model_of(self, ticket: Ticket, more: dict[str, Any]) -> _Loaded:
+        """What is asked, by the adapter that vLLM's surface found for the name; the engine's own word for it goes on.
+
+        Raises:
+            NotAdmitted: it was dropped just now.
+        """
+        asked = more.get("lora_request")
+        if asked is None:
+            return self.own
+        model = self.adapters.get(asked.lora_name)
+        if model is None:
+            raise _withdrawn(asked.lora_name, ticket)
+        more["lora_request"] = model.request
+        return model
 
     async def _metered(
-        self, ticket: Ticket, prompt: Any, params: SamplingParams, request_id: str, more: dict[str, Any]
+        self,
+        ticket: Ticket,
+        prompt: Any,
+        params: SamplingParams,
+        request_id: str,
+        more: dict[str, Any],
+        *,
+        meter: Meter,
     ) -> AsyncGenerator[RequestOutput, None]:
         began_us, choices = time.monotonic_ns() // 1_000, params.n or 1
         length = extract_prompt_len(self.model_config, prompt)
         most = 0 if ticket.only_prompt else params.max_tokens or self.model_config.max_model_len - length
         kept = contextlib.ExitStack()
         try:
-            call_id = await self._admit(ticket, length, most * choices, params, kept)
+            call_id = await self._admit(ticket, length, most * choices, params, kept, meter=meter)
         except FabricError as error:
             if not ticket.admitted:
                 raise NotAdmitted(error.message) from None
@@ -137,13 +198,13 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
                 if out is STREAM_FINISHED:
                     continue
                 if not produced.ids:
-                    self._note_first(ticket, time.monotonic_ns() // 1_000 - began_us)
+                    self._note_first(ticket, meter, time.monotonic_ns() // 1_000 - began_us)
                 before = produced.tokens
                 produced.add(out, only_prompt=ticket.only_prompt)
                 total = produced.tokens
-                paid = self.meter.advance(call_id, completion=total, cached=produced.cached or 0)
+                paid = meter.advance(call_id, completion=total, cached=produced.cached or 0)
                 if paid < total:
-                    paid = await self.meter.extend(call_id, completion=total, cached=produced.cached or 0)
+                    paid = await meter.extend(call_id, completion=total, cached=produced.cached or 0)
                 if paid < total:
                     ticket.cut, ended = True, "balance_exhausted"
                     yield self._cut(out, produced, keep=paid - before, params=params)
@@ -158,15 +219,15 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
             raise
         finally:
             kept.close()
-            self._count_reasoning(call_id, produced)
-            self._end(ticket, call_id, ended, made=produced.tokens > 0)
+            self._count_reasoning(meter, call_id, produced)
+            self._end(ticket, meter, call_id, ended, made=produced.tokens > 0)
             await engine.aclose()
 
     async def _encoded(
-        self, ticket: Ticket, prompt: Any, params: Any, request_id: str, more: dict[str, Any]
+        self, ticket: Ticket, prompt: Any, params: Any, request_id: str, more: dict[str, Any], *, meter: Meter
     ) -> AsyncGenerator[PoolingRequestOutput[Any], None]:
         try:
-            call_id = await self._admit(ticket, extract_prompt_len(self.model_config, prompt), 0)
+            call_id = await self._admit(ticket, extract_prompt_len(self.model_config, prompt), 0, meter=meter)
         except FabricError as error:
             raise NotAdmitted(error.message) from None
         more["priority"] = -ticket.tier_rank
@@ -174,7 +235,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
         engine = super().encode(prompt, params, request_id, **more)
         try:
             async for out in engine:
-                self.meter.advance(call_id, completion=0, cached=out.num_cached_tokens or 0)
+                meter.advance(call_id, completion=0, cached=out.num_cached_tokens or 0)
                 ended = "stop" if out.finished else "client_gone"
                 yield out
         except GeneratorExit:
@@ -184,7 +245,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
             ended = "error"
             raise
         finally:
-            self._end(ticket, call_id, ended, made=False)
+            self._end(ticket, meter, call_id, ended, made=False)
             await engine.aclose()
 
     async def _admit(
@@ -194,13 +255,15 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
         wants: int,
         params: SamplingParams | None = None,
         kept: contextlib.ExitStack | None = None,
+        *,
+        meter: Meter,
     ) -> str:
         """Have the call paid for, and then what shapes its answer looked at: who has no tokens has nothing compiled. `kept`
         is closed when the call is over.
         """
         call_id, is_open = ticket.next_call_id(), False
         try:
-            await self.meter.open(
+            await meter.open(
                 call_id, payer=ticket.payer, key_id=ticket.key_id, prompt_tokens=prompt_tokens, wants=wants
             )
             is_open = True
@@ -209,13 +272,15 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
                 await self._shape(ticket, params, kept)
         except BaseException as error:
             if is_open:
-                self.meter.book.void(call_id)  # the engine has not heard of it
-                self._end(ticket, call_id, "error" if isinstance(error, FabricError) else "client_gone", made=False)
+                meter.book.void(call_id)  # the engine has not heard of it
+                self._end(
+                    ticket, meter, call_id, "error" if isinstance(error, FabricError) else "client_gone", made=False
+                )
             if isinstance(error, FabricError):
                 ticket.refusal = ticket.refusal or error
             raise
         ticket.admitted += 1
-        ticket.left_uhs = self.meter.book.left_uhs(ticket.payer)
+        ticket.left_uhs = meter.book.left_uhs(ticket.payer)
         return call_id
 
     async def _shape(self, ticket: Ticket, params: SamplingParams, kept: contextlib.ExitStack) -> None:
@@ -241,27 +306,27 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
         if verdict.grammar:
             wanted.choice, wanted.grammar = None, verdict.grammar
 
-    def _count_reasoning(self, call_id: str, produced: _Produced) -> None:
+    def _count_reasoning(self, meter: Meter, call_id: str, produced: _Produced) -> None:
         """Which of the answer's tokens were reasoning: known for sure only at its end."""
         if self.reasoner is None:
             return
         reasoning = 0
         with contextlib.suppress(Exception):  # a parser's mistake must not leave a call unsettled
             reasoning = sum(self.reasoner.count_reasoning_tokens(ids) for ids in produced.ids.values())
-        kept = self.meter.book.calls[call_id].usage
-        self.meter.advance(call_id, completion=kept.completion_tokens, cached=kept.cached_tokens, reasoning=reasoning)
+        kept = meter.book.calls[call_id].usage
+        meter.advance(call_id, completion=kept.completion_tokens, cached=kept.cached_tokens, reasoning=reasoning)
 
-    def _note_first(self, ticket: Ticket, took_us: int) -> None:
+    def _note_first(self, ticket: Ticket, meter: Meter, took_us: int) -> None:
         self.ttfts_us.append(took_us)
-        self.seen.began(model=self.meter.book.model, tier_rank=ticket.tier_rank, seconds=took_us / 1e6)
+        self.seen.began(model=meter.book.model, tier_rank=ticket.tier_rank, seconds=took_us / 1e6)
 
-    def _end(self, ticket: Ticket, call_id: str, ended: Any, *, made: bool) -> None:
+    def _end(self, ticket: Ticket, meter: Meter, call_id: str, ended: Any, *, made: bool) -> None:
         if ended == "error" and not made:  # the engine would not have it, or failed before it gave a token
-            self.meter.book.void(call_id)
-        call, charged_uhs = self.meter.end(call_id, ended)
+            meter.book.void(call_id)
+        call, charged_uhs = meter.end(call_id, ended)
         ticket.ended.append(call)
         ticket.charged_uhs += charged_uhs
-        ticket.left_uhs = self.meter.book.left_uhs(ticket.payer)
+        ticket.left_uhs = meter.book.left_uhs(ticket.payer)
         self.seen.ended(call, tier_rank=ticket.tier_rank, charged_uhs=charged_uhs)
 
     def _cut(self, out: RequestOutput, produced: _Produced, *, keep: int, params: SamplingParams) -> RequestOutput:
@@ -340,11 +405,22 @@ def _why(out: RequestOutput) -> Ended:
     return "error" if "error" in reasons else "length" if "length" in reasons else "stop"
 
 
-async def _in_turn(ticket: Ticket, outputs: AsyncGenerator[_Output, None]) -> AsyncGenerator[_Output, None]:
+async def _in_turn(
+    ticket: Ticket, model: _Loaded, outputs: AsyncGenerator[_Output, None]
+) -> AsyncGenerator[_Output, None]:
     """One prompt of a request, when fewer of it are in the engine than may be at a time."""
-    async with ticket.turns, contextlib.aclosing(outputs):
-        async for out in outputs:
-            yield out
+    with model.one_more(ticket):
+        async with ticket.turns, contextlib.aclosing(outputs):
+            async for out in outputs:
+                yield out
+
+
+def _withdrawn(name: str, ticket: Ticket) -> NotAdmitted:
+    """The answer to a call of an adapter that is no longer there."""
+    ticket.refusal = ticket.refusal or NotFound(
+        f"the model {name!r} was withdrawn: see GET /v1/models", code="model_not_found", param="model"
+    )
+    return NotAdmitted(ticket.refusal.message)
 
 
 async def _merged(outputs: AsyncIterator[RequestOutput]) -> AsyncGenerator[RequestOutput, None]:
@@ -373,7 +449,9 @@ class Engine:
 
     def __init__(self, llm: MeteredAsyncLLM, app: FastAPI, meter: Meter, reaper: Reaper, *, trust: str) -> None:
         self.llm, self.meter = llm, meter
-        self.app = Front(app, trust=trust, afford=meter.afford)
+        self.app = Front(app, trust=trust, afford=self._afford)
+        self._served = app.state.openai_serving_models.lora_requests
+        self._versions = itertools.count(1)
         self._reaper = reaper
 
     @classmethod
@@ -393,7 +471,8 @@ class Engine:
             llm = await asyncio.to_thread(_started, config, in_ray=in_ray)
             await starting
             reaper.tell()
-            llm.meter, llm.ttfts_us, llm.grammars = meter, deque(maxlen=_TTFTS_KEPT), grammars
+            llm.own, llm.adapters = _Loaded(meter.book.model, meter), {}
+            llm.ttfts_us, llm.grammars = deque(maxlen=_TTFTS_KEPT), grammars
             llm.input_processor.structured_outputs_config = None  # it was looked at (`_shape`) before it came there
             llm.seen = SeenByRay() if in_ray else Unseen()
             if name := args.structured_outputs_config.reasoning_parser:
@@ -410,18 +489,55 @@ class Engine:
             raise
         app.state.server = SimpleNamespace(should_exit=False)  # vLLM's handler of a dead engine sets it
         _add_model_route(app)
+        _take_input_types(app)
         return cls(llm, app, meter, reaper, trust=trust)
 
     async def check(self) -> None:
         """Raises where the engine is dead (vLLM's own error) or the meter is."""
-        self.meter.check()
+        for model in (self.llm.own, *self.llm.adapters.values()):
+            model.meter.check()
         await self.llm.check_health()
+
+    async def load_adapter(self, name: str, folder: Path, meter: Meter) -> None:
+        """As `serving.lora.Host`. What is cached of a prompt is found again by the folder too, so that each has its own."""
+        number = next(self._versions)
+        request = LoRARequest(lora_name=f"{name}#{number}", lora_int_id=number, lora_path=str(folder))
+        try:
+            await self.llm.add_lora(request)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                await self.llm.remove_lora(number)
+            raise
+        if (model := self.llm.adapters.get(name)) is None:
+            model = self.llm.adapters[name] = _Loaded(name, meter)
+        model.request = request
+        self._served[name] = LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(folder))
+
+    def drop_adapter(self, name: str) -> Awaitable[None]:
+        """As `serving.lora.Host`."""
+        del self._served[name]
+        model = self.llm.adapters.pop(name)
+        model.dropped = True
+        if not model.calls:
+            model.over.set()
+        return self._over(model)
+
+    async def _over(self, model: _Loaded) -> None:
+        await model.over.wait()
+        if model.request is not None:
+            with contextlib.suppress(Exception):  # the engine forgets it in time, when others need its place
+                await self.llm.remove_lora(model.request.lora_int_id)
+
+    async def _afford(self, ticket: Ticket) -> None:
+        model = self.llm.adapters.get(ticket.model, self.llm.own)
+        with model.one_more(ticket):
+            await model.meter.afford(ticket)
 
     def load(self) -> dict[str, int]:
         """Calls that are open, how many tokens one may have, and the time to the first token of recent ones, in µs."""
         ttfts = sorted(self.llm.ttfts_us.copy())  # at once: another thread asks
         return {
-            "running": len(self.meter.book.calls),
+            "running": len(self.meter.book.calls) + sum(each.calls for each in self.llm.adapters.values()),
             "max_context": self.llm.model_config.max_model_len,
             "ttft_p50_us": ttfts[len(ttfts) // 2] if ttfts else 0,
             "ttft_p99_us": ttfts[len(ttfts) * 99 // 100] if ttfts else 0,
@@ -469,6 +585,15 @@ def parsed(argv: Sequence[str]) -> Namespace:
     args: Namespace = parser.parse_args([*argv, *FLAGS])
     validate_parsed_serve_args(args)
     return args
+
+
+def _take_input_types(app: FastAPI) -> None:
+    """Cohere's clients always say what texts are for. A model that tells none of it apart embeds all of them alike, and is
+    asked all the same.
+    """
+    serving = getattr(app.state, "serving_embedding", None)
+    if serving is not None and serving.io_processor.task_instructions is None:
+        serving.io_processor.task_instructions = dict.fromkeys(_INPUT_TYPES, "")
 
 
 def _add_model_route(app: FastAPI) -> None:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import structlog
 
 from fabric.charging.rates import Rate
@@ -26,6 +27,7 @@ from fabric.sdk.feed import ENDED
 from fabric.sdk.lease import Lease
 from fabric.wire import fabric_pb2 as pb
 from serving.listener import ReplicaSpec
+from serving.lora import Adapter
 from serving.pool import NO_CAPACITY, Offer, Standing
 from serving.replica import ServeSite, options_in, wait_until_vacated
 from serving.sources import JOB
@@ -124,6 +126,13 @@ class LeasedGround:
 
     async def reprice(self, replica_id: str, rate: Rate) -> None:
         await asyncio.to_thread(self._site.reprice, replica_id, rate)
+
+    async def adapt(self, replica_id: str, adapters: Sequence[Adapter]) -> None:
+        located = [
+            msgspec.structs.replace(each, source=await asyncio.to_thread(self._source, each.source))
+            for each in adapters
+        ]
+        await asyncio.to_thread(self._site.adapt, replica_id, located)
 
     async def stop(self, replica_id: str, *, drain: bool = True) -> None:
         await asyncio.to_thread(self._site.stop, replica_id, drain_s=_DRAIN_S if drain else 0.0)

@@ -87,3 +87,7 @@ GRAMMARS_KEPT_BYTES: Final = 16 << 20
 """Outcomes that a replica remembers."""
 GRAMMARS_RUNNING_BYTES: Final = 1 << 30
 """Of compiled grammars by which an engine writes answers at a time, for each account; four times as many for all."""
+
+ADAPTER_BYTES_MAX: Final = 2 << 30
+"""Of a LoRA adapter's weights: each is kept on the node, and some of them in the engine's memory."""
+ADAPTER_TENSORS_MAX: Final = 65_536

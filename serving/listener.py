@@ -8,6 +8,7 @@ import asyncio
 import os
 import socket
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -18,12 +19,16 @@ from fabric.charging.rates import Rate, charge_uhs
 from fabric.errors import Conflict
 from serving import options
 from serving.acceptor import Bounds
+from serving.adapter_files import taken_over
 from serving.calls import SliceLedger
 from serving.http_server import HttpServer
+from serving.lora import Adapter, Adapters, Host, meter_id, rank_max
 from serving.meter import Meter
 from serving.metering import Metering
 from serving.outbox import Outbox
 from serving.slices import Terms
+
+Fetch = Callable[[str], Path]
 
 _BACKLOG: Final = 2048
 _BOUNDS: Final = Bounds(most=16_384, per_address=16_384, keyless=2_048, keyless_per_address=2_048)
@@ -42,6 +47,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
         trust: the secret of our gateways.
         tls: certificate and key files; without them only loopback is listened on.
         in_ray: whether Ray runs the process, and takes its figures.
+        adapters: those that it has from the start.
     """
 
     replica_id: str
@@ -59,9 +65,10 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     tls: tuple[str, str] | None = None
     in_ray: bool = False
     terms: Terms = Terms()
+    adapters: tuple[Adapter, ...] = ()
 
 
-class Running(Protocol):
+class Running(Host, Protocol):
     """An engine, as the listener sees it."""
 
     app: Any
@@ -77,12 +84,20 @@ class Listener:
     def __init__(self, spec: ReplicaSpec, engine: Running, meter: Meter) -> None:
         self.spec, self.engine, self.meter = spec, engine, meter
         self.address = ""
+        self.adapters: Adapters | None = None
+        """Where its engine takes any."""
         self._server: HttpServer | None = None
         self._serving: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, spec: ReplicaSpec, ledger: SliceLedger) -> "Listener":
-        """Settle what an earlier process left, load the model, and listen. Takes as long as the engine's start."""
+    async def open(cls, spec: ReplicaSpec, ledger: SliceLedger, *, fetch: Fetch | None = None) -> "Listener":
+        """Settle what an earlier process left, load the model, and listen. Takes as long as the engine's start.
+
+        Args:
+            spec: what is served.
+            ledger: pays for it.
+            fetch: the folder on this node of where an adapter comes from; None = it is one.
+        """
         options.set_environment(on_cpu=spec.on_cpu)
         from serving import engine  # noqa: PLC0415 - vLLM takes ten seconds to import
 
@@ -102,6 +117,10 @@ class Listener:
             await meter.close(timeout_s=1.0)
             raise
         listener = cls(spec, running, meter)
+        if "--enable-lora" in spec.engine_args:
+            listener.adapters = _adapters_of(spec, running, ledger, fetch or Path)
+            listener.adapters.want(spec.adapters)
+            await listener.adapters.settled()
         await listener._listen()
         return listener
 
@@ -124,14 +143,22 @@ class Listener:
 
     def reprice(self, rate: Rate) -> None:
         """Other rates for calls that begin from now on."""
-        self.meter.book.reprice(partial(charge_uhs, rate), rate_version=rate.version)
+        _reprice(self.meter, rate)
+
+    @property
+    def meters(self) -> tuple[Meter, ...]:
+        """Of the model, and of its adapters."""
+        return (self.meter, *(self.adapters.meters if self.adapters is not None else ()))
+
+    def _calls(self) -> int:
+        return sum(len(meter.book.calls) for meter in self.meters)
 
     async def drain(self, *, timeout_s: float) -> bool:
         """Wait until the running calls have ended; whether they did. Gateways send nothing new to who drains."""
         deadline = time.monotonic() + timeout_s
-        while self.meter.book.calls and time.monotonic() < deadline:  # noqa: ASYNC110 - rare, and the meter stays simple
+        while self._calls() and time.monotonic() < deadline:  # noqa: ASYNC110 - rare, and the meter stays simple
             await asyncio.sleep(0.05)
-        return not self.meter.book.calls
+        return not self._calls()
 
     async def close(self, *, drain_s: float = 30.0) -> bool:
         """Let calls end, settle them, and leave no process behind; whether the ledger knows all of it."""
@@ -139,7 +166,8 @@ class Listener:
         if self._server is not None and self._serving is not None:
             self._server.should_exit = True
             await self._serving
-        return await self.engine.close()
+        settled = self.adapters is None or await self.adapters.close()
+        return await self.engine.close() and settled
 
 
 def open_meter(spec: ReplicaSpec, ledger: SliceLedger, outbox: Outbox) -> Meter:
@@ -153,6 +181,32 @@ def open_meter(spec: ReplicaSpec, ledger: SliceLedger, outbox: Outbox) -> Meter:
         rate_version=spec.rate.version,
     )
     return Meter(book, outbox, ledger)
+
+
+def _reprice(meter: Meter, rate: Rate) -> None:
+    meter.book.reprice(partial(charge_uhs, rate), rate_version=rate.version)
+
+
+def _adapters_of(spec: ReplicaSpec, engine: Host, ledger: SliceLedger, fetch: Fetch) -> Adapters:
+    def folder_of(adapter: Adapter) -> Path:
+        return taken_over(
+            fetch(adapter.source),
+            name=adapter.name,
+            parent=spec.model,
+            base=Path(spec.folder),
+            rank_max=rank_max(spec.engine_args),
+            cache=Path(spec.state_dir) / "adapters",
+            is_ours=adapter.is_ours,
+        )
+
+    async def meter_of(adapter: Adapter) -> Meter:
+        named = meter_id(spec.replica_id, adapter.name)
+        own = msgspec.structs.replace(spec, replica_id=named, model=adapter.name, rate=adapter.rate)
+        meter = open_meter(own, ledger, await _opened(own))
+        await meter.start()
+        return meter
+
+    return Adapters(engine, fetch=folder_of, meter=meter_of, reprice=_reprice)
 
 
 async def _opened(spec: ReplicaSpec) -> Outbox:

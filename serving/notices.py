@@ -43,6 +43,7 @@ def offer_of(model: pb.Model) -> Offer:
     return Offer(
         name=model.name,
         source=spec.source,
+        parent=spec.parent,
         accelerators=tuple(spec.accelerators),
         devices=max(1, spec.devices),
         replicas_min=spec.replicas_min,
@@ -89,5 +90,6 @@ def _replica(each: Replica) -> pb.Replica:
         said.running, said.waiting, said.capacity = standing.running, standing.waiting, standing.capacity
         said.unreported_calls = standing.unreported_calls
         said.max_context = standing.max_context
+        said.adapters.extend(each.name for each in standing.adapters if each.serves)
         said.ttft_p50_us, said.ttft_p99_us = standing.ttft_p50_us, standing.ttft_p99_us
     return said

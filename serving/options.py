@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,9 @@ BOUND: Final = {
     "VLLM_REGEX_COMPILATION_TIMEOUT_S": "120",  # whether it can be afforded was found out before (`serving.grammars`)
 }
 """Of every engine too, whatever else is in the environment: nothing is fetched, and what a request makes is bounded."""
+_AT_ONCE: Final = "--max-loras"
+_KEPT: Final = "--max-cpu-loras"
+_ADAPTERS: Final = {_AT_ONCE: 4, _KEPT: 16}
 NOWHERE: Final = "media.invalid"
 """The one host that media may be fetched from: the top-level domain is reserved, and never there."""
 ON_CPU: Final = {
@@ -41,6 +45,8 @@ FLAGS: Final = (
     "--no-enable-log-requests",
     "--disable-uvicorn-access-log",
     "--structured-outputs-config.backend=xgrammar",  # an engine has one, whatever a request asks for
+    # Blanks that a schema doesn't ask for are no model's to write: a weak one writes them to the end, and nothing that parses.
+    "--structured-outputs-config.disable_any_whitespace=true",
     f"--allowed-media-domains={NOWHERE}",
     "--allowed-local-media-path=",
     "--mm-processor-cache-gb=0",  # what was made of an image would be found by its hash, whoever's it is
@@ -59,7 +65,19 @@ def arguments(
         argv += ["--kv-cache-memory-bytes", str(kv_bytes)]
     if on_cpu:
         argv += ["--enforce-eager", "--dtype", "float32"]
-    return [*argv, *more]
+    return [*argv, *more, *_for_adapters(more)]
+
+
+def _for_adapters(more: Sequence[str]) -> list[str]:
+    """How many adapters an engine writes with at a time, and has in memory, where its operator doesn't say: by its own
+    default it is one, for which all others wait.
+    """
+    if "--enable-lora" not in more:
+        return []
+    said = {name: int(value) for name, value in pairwise(more) if name in _ADAPTERS and value.isdecimal()}
+    at_once = said.get(_AT_ONCE, min(_ADAPTERS[_AT_ONCE], said.get(_KEPT, _ADAPTERS[_KEPT])))
+    wanted = {_AT_ONCE: at_once, _KEPT: said.get(_KEPT, max(_ADAPTERS[_KEPT], at_once))}
+    return [word for name, value in wanted.items() if name not in said for word in (name, str(value))]
 
 
 def set_environment(*, on_cpu: bool) -> None:

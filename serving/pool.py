@@ -21,6 +21,7 @@ import structlog
 
 from fabric.charging.rates import Rate, rate_for
 from fabric.errors import FabricError, Unavailable
+from serving.lora import Adapter, AdapterStanding
 from serving.scaling import Bounds, Demand, replicas_for, wanted
 
 _EVERY_S: Final = 1.0
@@ -55,6 +56,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     source: str
+    parent: str = ""
+    """The model in whose replicas it runs, where it is an adapter."""
     accelerators: tuple[str, ...] = ()
     devices: int = 1
     replicas_min: int = 0
@@ -111,6 +114,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """Ended, and not taken by the ledger for a minute: they are in its outbox."""
     behind_us: int = 0
     """How long its engine's event loop has not come round."""
+    adapters: tuple[AdapterStanding, ...] = ()
 
 
 class Plot(Protocol):
@@ -144,6 +148,10 @@ class Ground(Protocol):
     async def look(self, replica_id: str) -> Standing: ...
     async def reprice(self, replica_id: str, rate: Rate) -> None:
         """Other rates for calls that begin from now on."""
+        ...
+
+    async def adapt(self, replica_id: str, adapters: Sequence[Adapter]) -> None:
+        """Have it load these adapters and no others; comes back before they are."""
         ...
 
     async def stop(self, replica_id: str, *, drain: bool = True) -> None:
@@ -240,9 +248,12 @@ class Pool:
             if model.offer.version != each.offer.version or model.changed != each.changed:
                 model.failures, model.reason, model.retry_at = 0, "", 0.0
             model.offer, model.changed = each.offer, each.changed
-            self._steer(model, each)
+            if each.offer.parent:
+                model.wanted = sum(replica.counts for replica in self._of(each.offer.parent))
+            else:
+                self._steer(model, each)
         for replica in list(self.replicas.values()):
-            if replica.offer.name not in asked:
+            if replica.offer.name not in asked or asked[replica.offer.name].offer.parent:
                 replica.leave.set()
         await self._board.say(list(self.replicas.values()), list(self.models.values()))
 
@@ -259,7 +270,7 @@ class Pool:
     def _steer(self, model: Model, asked: Asked) -> None:
         """Start, keep or drain replicas of one model."""
         now, version = time.monotonic(), model.offer.version
-        mine = [each for each in self.replicas.values() if each.offer.name == model.offer.name]
+        mine = self._of(model.offer.name)
         current = [each for each in mine if each.counts and each.version == version]
         demand = _demand(mine, asked, counted=len(current))
         if replicas_for(demand) >= max(1, len(current)):
@@ -278,6 +289,9 @@ class Pool:
             for old in mine:
                 if old.version != version:
                     old.leave.set()
+
+    def _of(self, name: str) -> list[Replica]:
+        return [each for each in self.replicas.values() if each.offer.name == name]
 
     def _begin(self, model: Model) -> None:
         replica_id = f"{model.offer.name}-{secrets.token_hex(4)}"
@@ -309,6 +323,7 @@ class Pool:
             try:
                 replica.standing = await self._ground.look(replica.replica_id)
                 await self._keep_priced(replica, replica.standing)
+                await self._keep_adapted(replica, replica.standing)
             except Exception as error:
                 replica.state, replica.reason = "starting", f"restarting: {error}"[:_REASON_CHARS]
                 now, code = time.monotonic(), error.code if isinstance(error, FabricError) else ""
@@ -349,6 +364,25 @@ class Pool:
         rate = model.offer.rate(replica.accelerator)
         if rate.version != standing.rate_version:
             await self._ground.reprice(replica.replica_id, rate)
+
+    async def _keep_adapted(self, replica: Replica, standing: Standing) -> None:
+        """Adapters come, change and go while it serves; after a restart in place it has none."""
+        wanted: list[Adapter] = []
+        for model in self.models.values():
+            if model.offer.parent == replica.offer.name:
+                try:
+                    rate = model.offer.rate(replica.accelerator)
+                except FabricError as error:
+                    model.reason = error.message
+                else:
+                    version, source = str(model.changed), model.offer.source
+                    wanted.append(Adapter(name=model.offer.name, source=source, version=version, rate=rate))
+        if {each.mark for each in wanted} != {each.mark for each in standing.adapters}:
+            await self._ground.adapt(replica.replica_id, wanted)
+        for each in standing.adapters:
+            known = self.models.get(each.name)
+            if known is not None and each.version == str(known.changed):
+                known.reason = each.failure
 
     def _failed(self, replica: Replica, error: Exception) -> None:
         replica.state, replica.reason = "failed", str(error)[-_REASON_CHARS:]

@@ -11,10 +11,10 @@ import hashlib
 import os
 import secrets
 import ssl
-import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,16 +29,18 @@ from fabric.api.tls import ensure_certificate
 from fabric.charging.rates import Rate
 from fabric.errors import FabricError, Unavailable
 from fabric.profile import Profile
+from serving.adapter_files import CONFIG
 from serving.event_thread import EventThread
 from serving.ledger import GrpcLedger
 from serving.leftovers import settle_left
 from serving.listener import Listener, ReplicaSpec
+from serving.lora import Adapter
 from serving.pool import BUSY, LOADING, STUCK_S, Standing
+from serving.replica_log import last_lines, output_to
 from serving.sources import folder_of
 
 _BUNDLE_SHARE: Final = 0.001
 _SECRET_BYTES: Final = 32
-_LINES_KEPT: Final = 30
 _READY_S: Final = 900
 _HEALTH_EVERY_S: Final = 5
 _LOOK_TIMEOUT_S: Final = 5.0
@@ -106,8 +108,9 @@ class Opened:
                 rate_version=listener.meter.book.rate_version,
                 ttft_p50_us=load["ttft_p50_us"],
                 ttft_p99_us=load["ttft_p99_us"],
-                unreported_calls=listener.meter.unreported(),
+                unreported_calls=sum(meter.unreported() for meter in listener.meters),
                 behind_us=round(self._thread.behind_s() * 1e6),
+                adapters=listener.adapters.standing() if listener.adapters is not None else (),
             )
         )
 
@@ -116,6 +119,11 @@ class Opened:
         self._spec = msgspec.structs.replace(self._spec, rate=msgspec.json.decode(rate, type=Rate))
         if self._listener is not None:
             await self._thread.run(_repriced(self._listener, self._spec.rate))
+
+    async def adapt(self, adapters: bytes) -> None:
+        """These adapters and no others, as soon as may be."""
+        if self._listener is not None:
+            await self._thread.run(_adapted(self._listener, msgspec.json.decode(adapters, type=tuple[Adapter, ...])))
 
     async def check_health(self) -> None:
         """Serve asks this every few seconds; an error has the replica restarted in place. One that is busy is not: its loop
@@ -140,16 +148,19 @@ class Opened:
         try:
             folder = await asyncio.to_thread(folder_of, self._spec.folder, self._archive, cache=log.parent / "models")
             self._thread.start()
-            with _output_to(log):
+            with output_to(log):
                 await self._thread.run(self._listen(folder, log.parent, profile))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - an engine may fail with anything
-            self._failure = f"{self._spec.model} could not be loaded: {_plain(error)}\n{_last_lines(log)}".rstrip()
+            said = f"{type(error).__name__}: {error}"[:500]
+            self._failure = f"{self._spec.model} could not be loaded: {said}\n{last_lines(log)}".rstrip()
             raise Unavailable(self._failure, code="load_failed") from None
 
     async def _listen(self, folder: Path, state_dir: Path, profile: Profile) -> None:
         """In the engine's loop."""
         ledger = GrpcLedger(profile)
-        self._listener = await Listener.open(msgspec.structs.replace(self._spec, folder=str(folder)), ledger)
+        fetch = partial(folder_of, archive=self._archive, cache=state_dir / "models", sought=CONFIG)
+        spec = msgspec.structs.replace(self._spec, folder=str(folder))
+        self._listener = await Listener.open(spec, ledger, fetch=fetch)
         self._settling = asyncio.create_task(settle_left(state_dir, ledger))
 
 
@@ -179,6 +190,11 @@ class ReplicaActor(Guarded):
 
 async def _repriced(listener: Listener, rate: Rate) -> None:
     listener.reprice(rate)
+
+
+async def _adapted(listener: Listener, adapters: Sequence[Adapter]) -> None:
+    if listener.adapters is not None:
+        listener.adapters.want(adapters)
 
 
 async def checked(thread: EventThread, check: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -305,8 +321,15 @@ class ServeSite:
 
     def reprice(self, replica_id: str, rate: Rate) -> None:
         """Tell it other rates."""
+        self._tell(self._handles[replica_id].reprice, rate)
+
+    def adapt(self, replica_id: str, adapters: Sequence[Adapter]) -> None:
+        """Tell it which adapters are wanted."""
+        self._tell(self._handles[replica_id].adapt, adapters)
+
+    def _tell(self, method: Any, what: object) -> None:
         try:
-            self._handles[replica_id].reprice.remote(msgspec.json.encode(rate)).result(timeout_s=10)
+            method.remote(msgspec.json.encode(what)).result(timeout_s=10)
         except Exception as error:  # noqa: BLE001 - Ray wraps it in whatever
             raise _own(error) from None
 
@@ -362,30 +385,6 @@ def _capacity(spec: ReplicaSpec) -> int:
         if name == "--max-num-seqs":
             return int(value)
     return 16 if spec.on_cpu else 128
-
-
-@contextlib.contextmanager
-def _output_to(log: Path) -> Iterator[None]:
-    """Standard output and error of this process and its children, also to a file of the replica's own from here on."""
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.close(file)
-    yield
-
-
-def _last_lines(log: Path) -> str:
-    with contextlib.suppress(OSError):
-        lines = log.read_text(errors="replace").splitlines()
-        telling = [line for line in lines if line.strip() and " INFO " not in line]
-        return "\n".join(telling[-_LINES_KEPT:])
-    return ""
-
-
-def _plain(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:500]
 
 
 def _own(error: BaseException) -> FabricError:

@@ -27,26 +27,28 @@ _COMPLETE: Final = "config.json"
 """Written last by whoever exports a model."""
 
 
-def folder_of(source: str, archive: Archive | None, *, cache: Path) -> Path:
-    """The folder of a model on this node; what comes out of the archive is kept in `cache`.
+def folder_of(source: str, archive: Archive | None, *, cache: Path, sought: str = _COMPLETE) -> Path:
+    """The folder of a model, or of an adapter, on this node; what comes out of the archive is kept in `cache`.
 
     Args:
         source: a path, `archive:KEY`, or `job:ACCOUNT/ID`.
         archive: the fabric's; needed for the last two.
         cache: a folder of ours.
+        sought: the file by which a folder is known for one, written last.
 
     Raises:
         InvalidRequest: there is no model in it (code `bad_source`), or one that somebody made holds code (`bad_model`).
         NotFound: there is nothing by that name.
     """
     if source.startswith(ARCHIVE):
-        return check_data(
-            _model_in(_from_archive(source.removeprefix(ARCHIVE), _needed(archive, source), cache), source)
-        )
-    if source.startswith(JOB):
+        found = _from_archive(source.removeprefix(ARCHIVE), _needed(archive, source), cache)
+    elif source.startswith(JOB):
         account_id, _, job_id = source.removeprefix(JOB).partition("/")
-        return check_data(_model_in(_from_job(account_id, job_id, _needed(archive, source), cache), source))
-    return _model_in(Path(source), source)
+        found = _from_job(account_id, job_id, _needed(archive, source), cache)
+    else:
+        return _model_in(Path(source), source, sought)
+    folder = _model_in(found, source, sought)
+    return check_data(folder) if sought == _COMPLETE else folder  # of an adapter only data is taken over
 
 
 def _from_archive(key: str, archive: Archive, cache: Path) -> Path:
@@ -89,10 +91,15 @@ def _made(folder: Path, fill: Callable[[Path], object]) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _model_in(folder: Path, source: str) -> Path:
+def _model_in(folder: Path, source: str, sought: str) -> Path:
     for place in (folder, folder / "model"):
-        if (place / _COMPLETE).is_file():
+        if (place / sought).is_file():
             return place
+    if sought != _COMPLETE:
+        raise InvalidRequest(
+            f"there is no adapter in {source}: it has no {sought}. Save one there with peft's save_pretrained",
+            code="bad_source",
+        )
     raise InvalidRequest(
         f"there is no model in {source}: it has no {_COMPLETE}. Export one there (training.export.export_llama)",
         code="bad_source",

@@ -29,6 +29,8 @@ class Ticket:
     key_id: str
     call_id: str
     tier_rank: int = 0
+    model: str = ""
+    """What is asked for, where the gateway says so: an adapter, or the replica's own."""
     strict: bool = False
     salt: str = ""
     """What marks the account's cached prompts: whatever enters the engine for this request carries it, and no other."""
@@ -95,6 +97,7 @@ def ticket_of(headers: Iterable[tuple[bytes, bytes]], *, trust: str) -> Ticket:
         key_id=key_id,
         call_id=said.get(calls.CALL) or f"call_{secrets.token_hex(12)}",
         tier_rank=int(rank),
+        model=said.get(calls.MODEL, ""),
         strict=said.get(calls.STRICT) == "1",
         at_once=_at_once(said.get(calls.AT_ONCE, "")),
         salt=salt_of(account_id, secret=trust),

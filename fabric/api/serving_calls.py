@@ -16,6 +16,7 @@ from fabric.charging.rates import Rate
 from fabric.checkpoints import is_of_folder
 from fabric.errors import InvalidRequest, NotFound, PermissionDenied
 from fabric.gate.lifecycle import TERMINAL
+from fabric.gate.lora import rates_of_parent
 from fabric.gate.questions import CallerOf, ModelsOf
 from fabric.gate.serving_events import (
     CallUsed,
@@ -50,9 +51,13 @@ async def offer_model(door: Door, caller: Caller, request: pb.OfferModelRequest)
     if len(request.rates) > RATES_MAX:
         raise InvalidRequest(f"a model has at most {RATES_MAX} rates, not {len(request.rates)}", code="invalid_rate")
     await _leaves_a_model(door, caller, request.spec.source)
+    spec, rates = _spec_of(request.spec), tuple(_rate_of(rate) for rate in request.rates)
+    if spec.parent and not rates:
+        offered: Any = await door.port.ask(ModelsOf())
+        rates = rates_of_parent(offered, spec.parent)
     event = OfferModel(
-        spec=_spec_of(request.spec),
-        rates=tuple(_rate_of(rate) for rate in request.rates),
+        spec=spec,
+        rates=rates,
         request_id=request_id(request.request_id),
     )
     return accepted(await door.gate.decide(event))
@@ -196,6 +201,7 @@ def _spec_of(spec: pb.ModelSpec) -> ModelSpec:
     return ModelSpec(
         name=short("name", spec.name),
         source=spec.source,
+        parent=short("parent", spec.parent) if spec.parent else "",
         accelerators=several("accelerators", spec.accelerators),
         devices=spec.devices or 1,
         replicas_min=spec.replicas_min,
@@ -221,8 +227,11 @@ def _rate_of(rate: pb.Rate) -> Rate:
 
 
 def _model(view: ModelView, board: pb.ServingBoard, *, to_operator: bool) -> pb.Model:
-    """What is offered, beside how it gets on."""
-    replicas = [replica for replica in board.replicas if replica.model == view.name]
+    """What is offered, beside how it gets on. An adapter's replicas are those of its parent that have loaded it."""
+    home = view.parent or view.name
+    replicas = [replica for replica in board.replicas if replica.model == home]
+    if view.parent:
+        replicas = [each for each in replicas if view.name in each.adapters or each.state != "ready"]
     status = next((each for each in board.models if each.model == view.name), None)
     queues = [queue for queue in board.queues if queue.model == view.name]
     first_tokens_us = [each.ttft_p50_us for each in replicas if each.state == "ready" and each.HasField("ttft_p50_us")]

@@ -53,25 +53,33 @@ def offer(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What clients ask for.")],
     source: Annotated[str, typer.Argument(help="A directory on the nodes, archive:KEY, or job:ID of what made it.")],
     *,
+    adapter_of: Annotated[str, typer.Option(help="It is a LoRA adapter of this model, and runs in its replicas.")] = "",
     accelerator: Annotated[list[str] | None, typer.Option(help="Where it may run, best first; repeat.")] = None,
     devices: Annotated[int, typer.Option(min=1, help="Of one replica.")] = 1,
     replicas: Annotated[str, typer.Option(help="How many, or from..to; from 0: none while nobody asks.")] = "1",
     ttft_ms: Annotated[int | None, typer.Option(min=1, help="Milliseconds to the first token to keep to.")] = None,
-    dedicated_to: Annotated[str, typer.Option(help="Only for this account, on its own cell.")] = "",
+    dedicated_to: Annotated[
+        str, typer.Option(help="Only for this account, on its own cell; an adapter's parent stays where it is.")
+    ] = "",
     max_context: Annotated[int | None, typer.Option(min=1, help="LLM tokens; by default the model's own.")] = None,
     engine: Annotated[list[str] | None, typer.Option(help="An engine option as name=value; repeat.")] = None,
     rates: Annotated[Path | None, typer.Option(help="Rates, as `fabric calibrate serving --json` writes them.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Offer a model, or replace one that is offered. Without --rates the tariffs' rates hold.
+    """Offer a model, or replace one that is offered. Without --rates the tariffs' rates hold; for an adapter its parent's.
 
     For example: fabric ops models offer qwen3-8b /models/qwen3-8b --accelerator H100 --replicas 1..4
+
+    An adapter is a folder with adapter_config.json and adapter_model.safetensors, as peft saves it. Its parent must have
+    been offered with --engine enable-lora, and --engine max-lora-rank=N for a rank above 16:
+    fabric ops models offer qwen3-8b-law /models/law --adapter-of qwen3-8b
     """
     door = client()
     least, most = _bounds(replicas)
     spec = pb.ModelSpec(
         name=name,
         source=_source(door, source),
+        parent=adapter_of,
         accelerators=accelerator or [],
         devices=devices,
         replicas_min=least,
@@ -201,7 +209,9 @@ def _rate(line: dict[str, Any]) -> pb.Rate:
 
 def _rows(model: pb.Model) -> Iterator[tuple[str, ...]]:
     """One for each type of accelerator that has a rate of its own; how the model gets on stands in the first."""
-    own = "" if not model.dedicated_to else f" (of {model.dedicated_to})"
+    told = [f"adapter of {model.parent}"] if model.parent else []
+    told += [f"of {model.dedicated_to}"] if model.dedicated_to else []
+    own = f" ({', '.join(told)})" if told else ""
     for at, rate in enumerate(_in_order(model)):
         shown = (
             f"{model.name}{own}",

@@ -8,7 +8,7 @@ import re
 from typing import Final
 
 from fabric.charging.rates import Rate, flaw_of, rate_for
-from fabric.gate import refusals
+from fabric.gate import lora, refusals
 from fabric.gate.core import Core
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.serving_events import CallUsed, ModelSpec, OfferModel, ScaleModel, WithdrawModel
@@ -19,9 +19,9 @@ from fabric.units import MICROS_PER_S, AccountId
 ENGINE_ARGS: Final = frozenset(
     {
         "block-size", "chat-template", "convert", "dtype", "enable-auto-tool-choice", "enable-chunked-prefill",
-        "enable-prefix-caching", "enforce-eager", "gpu-memory-utilization", "kv-cache-dtype", "kv-cache-memory-bytes",
-        "load-format", "max-num-batched-tokens", "max-num-seqs", "quantization", "reasoning-parser", "runner", "seed",
-        "swap-space", "tool-call-parser",
+        "enable-lora", "enable-prefix-caching", "enforce-eager", "gpu-memory-utilization", "kv-cache-dtype",
+        "kv-cache-memory-bytes", "load-format", "max-cpu-loras", "max-lora-rank", "max-loras", "max-num-batched-tokens",
+        "max-num-seqs", "quantization", "reasoning-parser", "runner", "seed", "swap-space", "tool-call-parser",
     }
 )  # fmt: skip
 """Options of the engine that an offer may set. None of them runs code, opens a port, or changes what is metered."""
@@ -40,7 +40,7 @@ def offer(core: Core, event: OfferModel) -> Outcome:
     if refusal := _malformed(core, spec):
         return refusal
     rates = _stamped(event.rates, spec.name) if event.rates else _from_tariffs(core, spec.name)
-    if refusal := _bad_rates(spec, rates):
+    if refusal := _bad_rates(core, spec, rates):
         return refusal
     model = core.state.models.get(spec.name)
     if model is None:
@@ -57,6 +57,8 @@ def scale(core: Core, event: ScaleModel) -> Outcome:
     model = core.state.models.get(event.model)
     if model is None or model.withdrawn:
         return _unknown(event.model)
+    if model.spec.parent:
+        return lora.runs_elsewhere(model.spec)
     spec = _scaled(model.spec, replicas_min=event.replicas_min, replicas_max=event.replicas_max)
     if refusal := _bad_numbers(spec):
         return refusal
@@ -69,6 +71,8 @@ def withdraw(core: Core, event: WithdrawModel) -> Outcome:
     model = core.state.models.get(event.model)
     if model is None or model.withdrawn:
         return _unknown(event.model)
+    if refusal := lora.keeps(core, model.spec.name):
+        return refusal
     model.withdrawn = True
     model.changed += 1
     return Accepted(facts={"model": event.model})
@@ -79,7 +83,7 @@ def reprice(core: Core) -> None:
     for model in core.state.models.values():
         if model.follows_tariffs and not model.withdrawn:
             rates = _from_tariffs(core, model.spec.name)
-            if not _bad_rates(model.spec, rates):
+            if not _bad_rates(core, model.spec, rates):
                 _price(core, model, rates)
 
 
@@ -143,6 +147,7 @@ def _scaled(spec: ModelSpec, *, replicas_min: int, replicas_max: int) -> ModelSp
     return ModelSpec(
         name=spec.name,
         source=spec.source,
+        parent=spec.parent,
         accelerators=spec.accelerators,
         devices=spec.devices,
         replicas_min=replicas_min,
@@ -175,7 +180,7 @@ def _malformed(core: Core, spec: ModelSpec) -> Refusal | None:
             return refusals.unknown_accelerator(name, tuple(core.prices.accelerators))
     if spec.dedicated_to is not None and spec.dedicated_to not in core.state.accounts:
         return refusals.not_found("account", spec.dedicated_to)
-    return _bad_engine_args(spec) or _bad_numbers(spec)
+    return _bad_engine_args(spec) or _bad_numbers(spec) or lora.misfit(core, spec)
 
 
 def _bad_engine_args(spec: ModelSpec) -> Refusal | None:
@@ -207,7 +212,7 @@ def _bad_numbers(spec: ModelSpec) -> Refusal | None:
     return None
 
 
-def _bad_rates(spec: ModelSpec, rates: tuple[Rate, ...]) -> Refusal | None:
+def _bad_rates(core: Core, spec: ModelSpec, rates: tuple[Rate, ...]) -> Refusal | None:
     if not rates:
         return refusals.invalid(
             f"there are no rates for {spec.name!r}: give some (`fabric calibrate serving` measures them), or add it to the"
@@ -223,7 +228,8 @@ def _bad_rates(spec: ModelSpec, rates: tuple[Rate, ...]) -> Refusal | None:
             return refusals.invalid(
                 f"{rate.accelerator or 'any accelerator'} has two rates: give one", code="invalid_rate", model=spec.name
             )
-    for name in spec.accelerators or ("",):
+    home = core.state.models[spec.parent].spec if spec.parent else spec
+    for name in home.accelerators or ("",):
         if rate_for(rates, accelerator=name) is None:
             return refusals.invalid(
                 f"there is no rate for {spec.name!r} on {name or 'any accelerator'}: add one", code="no_rates"

@@ -3,7 +3,7 @@
 from typing import Final
 
 from fabric.charging.catalogue import Plan
-from fabric.gate import keys, models
+from fabric.gate import keys, lora, models
 from fabric.gate.core import Core
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.state import Model
@@ -54,17 +54,23 @@ def caller(core: Core, key_id: KeyId, now_us: int) -> CallerView | None:
         models=tuple(
             Entitlement(
                 model=model.spec.name,
-                free_uhs=min(most_uhs, core.book.free(account_id, now_us=now_us, use=use_of(model))),
-                covered=model.spec.dedicated_to == account_id,
+                free_uhs=min(most_uhs, core.book.free(account_id, now_us=now_us, use=use_of(home, model.spec.name))),
+                covered=home.spec.dedicated_to == account_id,
             )
             for model in offered
+            for home in (lora.home_of(core, model),)
         ),
     )
 
 
-def use_of(model: Model) -> Use:
-    """What a hold for the model is for, wherever its replica runs."""
-    return Use(service=Service.INFERENCE, accelerators=model.spec.accelerators, models=(model.spec.name,))
+def use_of(home: Model, name: str) -> Use:
+    """What a hold for a model of that name is for, wherever its replica runs.
+
+    Args:
+        home: whose replicas serve it.
+        name: the model's.
+    """
+    return Use(service=Service.INFERENCE, accelerators=home.spec.accelerators, models=(name,))
 
 
 def tier_rank(plan: Plan) -> int:
@@ -79,6 +85,7 @@ def _view(model: Model, *, price_microcny: int) -> ModelView:
     return ModelView(
         name=spec.name,
         source=spec.source,
+        parent=spec.parent,
         accelerators=spec.accelerators,
         devices=spec.devices,
         replicas_min=spec.replicas_min,

@@ -20,6 +20,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What clients ask for."""
     source: str
     """A directory, `archive:<key>`, `job:<job id>`, or a name of a model hub."""
+    parent: str = ""
+    """The offered model that this one is a LoRA adapter of: the parent's replicas serve it, beside the parent itself."""
     accelerators: tuple[str, ...] = ()
     """Types in order of preference; () = any."""
     devices: int = 1
@@ -30,7 +32,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     ttft_objective_us: int | None = None
     """Time to first token that more replicas are started to keep."""
     dedicated_to: AccountId | None = None
-    """Only this account sees it; its own lease pays for the devices."""
+    """Only this account sees it; its own lease pays for the devices. Of an adapter: it pays like anybody for a parent that
+    isn't its own.
+    """
     max_context: int | None = None
     """LLM tokens; None = what the model says of itself."""
     engine_args: tuple[tuple[str, str], ...] = ()

@@ -218,6 +218,8 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     source: str
+    parent: str = ""
+    """The model that it is an adapter of."""
     accelerators: tuple[str, ...]
     devices: int
     replicas_min: int

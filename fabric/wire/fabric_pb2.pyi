@@ -940,7 +940,7 @@ class EngineArg(_message.Message):
     def __init__(self, name: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
 
 class ModelSpec(_message.Message):
-    __slots__ = ("name", "source", "accelerators", "devices", "replicas_min", "replicas_max", "ttft_objective_us", "dedicated_to", "max_context", "engine_args")
+    __slots__ = ("name", "source", "accelerators", "devices", "replicas_min", "replicas_max", "ttft_objective_us", "dedicated_to", "max_context", "engine_args", "parent")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     ACCELERATORS_FIELD_NUMBER: _ClassVar[int]
@@ -951,6 +951,7 @@ class ModelSpec(_message.Message):
     DEDICATED_TO_FIELD_NUMBER: _ClassVar[int]
     MAX_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     ENGINE_ARGS_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
     name: str
     source: str
     accelerators: _containers.RepeatedScalarFieldContainer[str]
@@ -961,7 +962,8 @@ class ModelSpec(_message.Message):
     dedicated_to: str
     max_context: int
     engine_args: _containers.RepeatedCompositeFieldContainer[EngineArg]
-    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., accelerators: _Optional[_Iterable[str]] = ..., devices: _Optional[int] = ..., replicas_min: _Optional[int] = ..., replicas_max: _Optional[int] = ..., ttft_objective_us: _Optional[int] = ..., dedicated_to: _Optional[str] = ..., max_context: _Optional[int] = ..., engine_args: _Optional[_Iterable[_Union[EngineArg, _Mapping]]] = ...) -> None: ...
+    parent: str
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., accelerators: _Optional[_Iterable[str]] = ..., devices: _Optional[int] = ..., replicas_min: _Optional[int] = ..., replicas_max: _Optional[int] = ..., ttft_objective_us: _Optional[int] = ..., dedicated_to: _Optional[str] = ..., max_context: _Optional[int] = ..., engine_args: _Optional[_Iterable[_Union[EngineArg, _Mapping]]] = ..., parent: _Optional[str] = ...) -> None: ...
 
 class OfferModelRequest(_message.Message):
     __slots__ = ("request_id", "spec", "rates")
@@ -998,7 +1000,7 @@ class ListModelsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "state", "reason", "replicas_ready", "replicas", "running", "waiting", "ttft_p50_us", "rates", "rate_version", "price_microcny_per_ct", "dedicated_to", "max_context", "offered_at_us", "changed", "replicas_min", "replicas_max", "accelerators", "devices", "spec")
+    __slots__ = ("name", "state", "reason", "replicas_ready", "replicas", "running", "waiting", "ttft_p50_us", "rates", "rate_version", "price_microcny_per_ct", "dedicated_to", "max_context", "offered_at_us", "changed", "replicas_min", "replicas_max", "accelerators", "devices", "spec", "parent")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -1019,6 +1021,7 @@ class Model(_message.Message):
     ACCELERATORS_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: str
     reason: str
@@ -1039,7 +1042,8 @@ class Model(_message.Message):
     accelerators: _containers.RepeatedScalarFieldContainer[str]
     devices: int
     spec: ModelSpec
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., replicas_ready: _Optional[int] = ..., replicas: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., ttft_p50_us: _Optional[int] = ..., rates: _Optional[_Iterable[_Union[Rate, _Mapping]]] = ..., rate_version: _Optional[int] = ..., price_microcny_per_ct: _Optional[int] = ..., dedicated_to: _Optional[str] = ..., max_context: _Optional[int] = ..., offered_at_us: _Optional[int] = ..., changed: _Optional[int] = ..., replicas_min: _Optional[int] = ..., replicas_max: _Optional[int] = ..., accelerators: _Optional[_Iterable[str]] = ..., devices: _Optional[int] = ..., spec: _Optional[_Union[ModelSpec, _Mapping]] = ...) -> None: ...
+    parent: str
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., replicas_ready: _Optional[int] = ..., replicas: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., ttft_p50_us: _Optional[int] = ..., rates: _Optional[_Iterable[_Union[Rate, _Mapping]]] = ..., rate_version: _Optional[int] = ..., price_microcny_per_ct: _Optional[int] = ..., dedicated_to: _Optional[str] = ..., max_context: _Optional[int] = ..., offered_at_us: _Optional[int] = ..., changed: _Optional[int] = ..., replicas_min: _Optional[int] = ..., replicas_max: _Optional[int] = ..., accelerators: _Optional[_Iterable[str]] = ..., devices: _Optional[int] = ..., spec: _Optional[_Union[ModelSpec, _Mapping]] = ..., parent: _Optional[str] = ...) -> None: ...
 
 class ListModelsReply(_message.Message):
     __slots__ = ("models", "endpoints")
@@ -1068,7 +1072,7 @@ class ReportServingReply(_message.Message):
     def __init__(self) -> None: ...
 
 class Replica(_message.Message):
-    __slots__ = ("replica_id", "model", "version", "state", "reason", "address", "tls_fingerprint", "accelerator", "dedicated_to", "lease_id", "running", "waiting", "capacity", "ttft_p50_us", "ttft_p99_us", "started_at_us", "kv_used_ppm", "unreported_calls", "max_context")
+    __slots__ = ("replica_id", "model", "version", "state", "reason", "address", "tls_fingerprint", "accelerator", "dedicated_to", "lease_id", "running", "waiting", "capacity", "ttft_p50_us", "ttft_p99_us", "started_at_us", "kv_used_ppm", "unreported_calls", "max_context", "adapters")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -1088,6 +1092,7 @@ class Replica(_message.Message):
     KV_USED_PPM_FIELD_NUMBER: _ClassVar[int]
     UNREPORTED_CALLS_FIELD_NUMBER: _ClassVar[int]
     MAX_CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     model: str
     version: str
@@ -1107,7 +1112,8 @@ class Replica(_message.Message):
     kv_used_ppm: int
     unreported_calls: int
     max_context: int
-    def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., address: _Optional[str] = ..., tls_fingerprint: _Optional[str] = ..., accelerator: _Optional[str] = ..., dedicated_to: _Optional[str] = ..., lease_id: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., capacity: _Optional[int] = ..., ttft_p50_us: _Optional[int] = ..., ttft_p99_us: _Optional[int] = ..., started_at_us: _Optional[int] = ..., kv_used_ppm: _Optional[int] = ..., unreported_calls: _Optional[int] = ..., max_context: _Optional[int] = ...) -> None: ...
+    adapters: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., address: _Optional[str] = ..., tls_fingerprint: _Optional[str] = ..., accelerator: _Optional[str] = ..., dedicated_to: _Optional[str] = ..., lease_id: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., capacity: _Optional[int] = ..., ttft_p50_us: _Optional[int] = ..., ttft_p99_us: _Optional[int] = ..., started_at_us: _Optional[int] = ..., kv_used_ppm: _Optional[int] = ..., unreported_calls: _Optional[int] = ..., max_context: _Optional[int] = ..., adapters: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
     __slots__ = ("model", "state", "reason", "wanted")

@@ -148,7 +148,7 @@ class Pool:
         """A seat at the least busy replica, beyond its window: for what takes the engine little time. Only some may be
         there at once; whoever comes later waits in line.
         """
-        ready = [berth for berth in self._berths.values() if self._open(berth) and berth.visits < VISITS_MAX]
+        ready = [berth for berth in self._suited(ticket) if self._open(berth) and berth.visits < VISITS_MAX]
         if not ready:
             return None
         berth = min(ready, key=lambda berth: (berth.visits, berth.taken))
@@ -159,6 +159,11 @@ class Pool:
     def widest(self) -> int:
         """The most answers to one prompt that a replica here begins together; 0 = none is known."""
         return max((berth.replica.capacity for berth in self._berths.values()), default=0)
+
+    def lacks(self, adapter: str) -> bool:
+        """Whether there are replicas that could serve, and none of them has loaded the adapter."""
+        ready = [berth.replica for berth in self._berths.values() if self._open(berth)]
+        return bool(ready) and not any(adapter in replica.adapters for replica in ready)
 
     def oldest_us(self) -> int:
         """How long the first in line has waited."""
@@ -246,11 +251,18 @@ class Pool:
 
     def _choose(self, ticket: Ticket, trail: Trail) -> str | None:
         loads = {
-            replica_id: max(berth.taken, berth.replica.running + berth.replica.waiting)
-            for replica_id, berth in self._berths.items()
+            berth.replica.replica_id: max(berth.taken, berth.replica.running + berth.replica.waiting)
+            for berth in self._suited(ticket)
             if self._has_room(berth, width=berth.width(ticket))
         }
         return self._trails.choose(trail, loads) if loads else None
+
+    def _suited(self, ticket: Ticket) -> Iterable[_Berth]:
+        """Those that have what is asked for; where none has it any more, all: one says so, and nobody waits behind it."""
+        if not ticket.adapter:
+            return self._berths.values()
+        suited = [berth for berth in self._berths.values() if ticket.adapter in berth.replica.adapters]
+        return suited or self._berths.values()
 
     def _sit(self, ticket: Ticket, berth: _Berth, trail: Trail, *, width: int) -> Seat:
         seat = Seat(self, ticket, berth.replica, width=width)

@@ -16,7 +16,7 @@ import msgspec
 from fabric.errors import FabricError, InvalidRequest, Unavailable
 from serving import calls
 from serving.gateway import accounts, bodies, fields
-from serving.gateway.admission import Pools, Seat
+from serving.gateway.admission import Pool, Pools, Seat
 from serving.gateway.affinity import Trail, trail_of
 from serving.gateway.bounds import Size
 from serving.gateway.directory import Board, Entitlement
@@ -36,6 +36,7 @@ TRIES_MAX: Final = 3
 HOPE_S: Final = 15.0
 """How long it is waited for somebody to serve at all: so long may the fabric's own processes take to come back."""
 _LOOK_S: Final = 5.0
+_LOADED_S: Final = 0.25
 _TRUE: Final = frozenset({b"1", b"true"})
 
 
@@ -216,8 +217,12 @@ class Calling:
     # -- the turn ----------------------------------------------------------------------------------------------------------
 
     async def _turn(self) -> Seat:
-        pool, covered = self._house.pools.of(self.model, self.caller.account_id)
+        home = self._house.board.home_of(self.model)
+        pool, covered = self._house.pools.of(home, self.caller.account_id)
         self._passage.covered = covered
+        adapter = self.model if home != self.model else ""
+        if adapter:
+            await self._until_loaded(pool)
         size = self._size
         if pool.widest and size.choices > pool.widest:
             raise InvalidRequest(
@@ -225,13 +230,14 @@ class Calling:
                 code="limit_exceeded", param="n", number=size.choices, limit=pool.widest,
             )  # fmt: skip
         ticket = Ticket(
-            self.caller.account_id, rank=self.caller.rank, cost=self._cost, sequences=size.sequences, apart=size.choices
-        )
+            self.caller.account_id, rank=self.caller.rank, cost=self._cost, sequences=size.sequences, apart=size.choices,
+            adapter=adapter,
+        )  # fmt: skip
         trail: Trail = ()
         if self._route.metered:
             prompt = fields.prompt_of(self._body, self._route)
             hint = self._body.get("prompt_cache_key")
-            apart = f"{self.caller.account_id}/{hint if isinstance(hint, str) else ''}"
+            apart = f"{self.caller.account_id}/{adapter}/{hint if isinstance(hint, str) else ''}"
             trail = trail_of(prompt, root=sha256(apart.encode("utf-8", "replace")).digest())
         began = time.monotonic()
         seat = pool.seat_now(ticket, trail) if self._route.metered else pool.visit(ticket)
@@ -240,6 +246,15 @@ class Calling:
         self._house.metrics.seated(model=self.model, rank=self.caller.rank, seconds=time.monotonic() - began)
         seat.lost = self._replica_lost
         return seat
+
+    async def _until_loaded(self, pool: Pool) -> None:
+        """Wait for an adapter that was offered just now, while its parent's replicas have not loaded it."""
+        waited_s = 0.0
+        while pool.lacks(self.model):
+            self._may_wait(HOPE_S - waited_s, waited_s=waited_s)
+            await asyncio.sleep(_LOADED_S)
+            waited_s += _LOADED_S
+        self._may_wait(self._house.limits.wait_s, waited_s=0.0)
 
     async def _in_line(self, turn: Awaitable[Seat]) -> Seat:
         """Wait; a stream says every now and then that it still does."""
@@ -318,6 +333,7 @@ class Calling:
             "x-request-id": self._exchange.call_id,
             calls.ACCOUNT: self.caller.account_id,
             calls.KEY: self.caller.key.key_id,
+            calls.MODEL: self.model,
             calls.KEY_LIMITED: "1" if self.caller.key.limited else "0",
             calls.TIER_RANK: str(self.caller.key.tier_rank),
             calls.CALL: self._exchange.call_id,

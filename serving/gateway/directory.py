@@ -57,6 +57,8 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """A model that is offered."""
 
     name: str
+    parent: str = ""
+    """The model in whose replicas it runs, where it is an adapter."""
     created_at_us: int = 0
     max_context: int | None = None
     rates: tuple[Rate, ...] = ()
@@ -90,6 +92,8 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int = 0
     dedicated_to: str = ""
     """The account whose own it is: nobody else's requests go there, and the account's are covered by its lease."""
+    adapters: frozenset[str] = frozenset()
+    """Models that it serves beside its own."""
 
 
 class Board(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +101,11 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
 
     models: dict[str, ModelFacts] = {}
     replicas: tuple[Replica, ...] = ()
+
+    def home_of(self, name: str) -> str:
+        """The model whose replicas serve it: its parent, or itself."""
+        model = self.models.get(name)
+        return name if model is None else model.parent or name
 
 
 class QueueLength(NamedTuple):

@@ -72,7 +72,7 @@ class FabricDirectory:
                 models, asked_at = await self._models(), time.monotonic()
             replicas = tuple(_replica(replica) for replica in board.replicas)
             yield Board(
-                models=_with_contexts(models, replicas),
+                models=_as_their_parents(_with_contexts(models, replicas)),
                 replicas=tuple(replica for replica in replicas if self._may_be_asked(replica)),
             )
 
@@ -102,6 +102,7 @@ def _model(model: pb.Model) -> ModelFacts:
     options = {option.name: option.value for option in model.spec.engine_args}
     return ModelFacts(
         name=model.name,
+        parent=model.parent,
         created_at_us=model.offered_at_us,
         max_context=model.max_context if model.HasField("max_context") else None,
         rates=tuple(_rate(rate) for rate in model.rates),
@@ -124,6 +125,17 @@ def _with_contexts(models: dict[str, ModelFacts], replicas: Sequence[Replica]) -
         else model
         for name, model in models.items()
     }
+
+
+def _as_their_parents(models: dict[str, ModelFacts]) -> dict[str, ModelFacts]:
+    """What adapters can do is what their parents can."""
+    found = dict(models)
+    for name, model in models.items():
+        if (parent := models.get(model.parent)) is not None:
+            found[name] = msgspec.structs.replace(
+                model, max_context=parent.max_context, calls_tools=parent.calls_tools, reasons=parent.reasons
+            )
+    return found
 
 
 def _rate(rate: pb.Rate) -> Rate:
@@ -151,4 +163,5 @@ def _replica(replica: pb.Replica) -> Replica:
         running=replica.running,
         waiting=replica.waiting,
         dedicated_to=replica.dedicated_to,
+        adapters=frozenset(replica.adapters),
     )

@@ -25,10 +25,14 @@ _SLACK: Final = 64
 class Ticket:
     """One request in line."""
 
-    __slots__ = ("account", "apart", "cost", "due", "order", "rank", "sequences", "waiting")
+    __slots__ = ("account", "adapter", "apart", "cost", "due", "order", "rank", "sequences", "waiting")
 
-    def __init__(self, account: str, *, rank: int, cost: int, sequences: int = 1, apart: int = 1) -> None:
+    def __init__(
+        self, account: str, *, rank: int, cost: int, sequences: int = 1, apart: int = 1, adapter: str = ""
+    ) -> None:
         self.account = account
+        self.adapter = adapter
+        """What it asks for, where that is not what all replicas serve."""
         self.rank = rank
         """The tier's: lower goes first."""
         self.cost = max(1, cost)

@@ -30,6 +30,7 @@ serving:
       accelerators: [H100]
       replicas: {{min: 1, max: 1}}
       max_context: 512
+      engine: {{enable-lora: true, max-lora-rank: 8}}
       rates: [{{input: 40, cached: 4, output: 400}}]
 """
 
@@ -66,6 +67,14 @@ class Service:
                 return model
             time.sleep(0.5)
         raise AssertionError(f"{model}\n{(self.place / 'serving.log').read_text()[-4000:]}")
+
+    def offer(self, name, source, *, rates=(), **said):
+        spec = pb.ModelSpec(name=name, source=str(source), **said)
+        request = pb.OfferModelRequest(request_id=new_request_id(), spec=spec, rates=rates)
+        return self.operator.call(request, pb.Accepted)
+
+    def withdraw(self, name):
+        return self.operator.call(pb.WithdrawModelRequest(request_id=new_request_id(), model=name), pb.Accepted)
 
     def customer(self, tokens, *, account="", plan="starter"):
         """A new account with so many compute tokens, and a key of it."""

@@ -12,6 +12,8 @@ class LedgerStandIn:
 
     def __init__(self, charge, *, clock=lambda: 0, free_told=True):
         self.charge, self.clock, self.free_told = charge, clock, free_told
+        self.charge_of = {}
+        """By the model, where one has its own."""
         self.free = Counter()
         self.deposited = Counter()
         self.holds = {}
@@ -147,7 +149,7 @@ class LedgerStandIn:
             assert call.account_id == hold["account"]
             if call.call_id in self.charged:
                 continue
-            uhs = 0 if call.covered else self.charge(call.usage)
+            uhs = 0 if call.covered else self.charge_of.get(call.model, self.charge)(call.usage)
             self.charged[call.call_id], self.calls[call.call_id] = uhs, call
             from_hold = min(uhs, hold["uhs"])
             hold["uhs"] -= from_hold

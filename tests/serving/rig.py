@@ -37,8 +37,9 @@ PROCESS = Path(__file__).parent / "replica_process.py"
 class Rig:
     """The replica's process, its ledger, and requests as a gateway would send them."""
 
-    def __init__(self, folder, state_dir, *, engine_args=(), terms=QUICK):
+    def __init__(self, folder, state_dir, *, engine_args=(), terms=QUICK, adapters=()):
         self.ledger = LedgerStandIn(partial(charge_uhs, RATE), clock=lambda: time.time_ns() // 1_000)
+        self.ledger.charge_of = {each.name: partial(charge_uhs, each.rate) for each in adapters}
         self.wire = LedgerServer(self.ledger)
         self.spec = ReplicaSpec(
             replica_id="r1",
@@ -53,6 +54,7 @@ class Rig:
             on_cpu=True,
             engine_args=engine_args,
             terms=terms,
+            adapters=adapters,
         )
         self.process, self.address, self.lines = None, "", []
 

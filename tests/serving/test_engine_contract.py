@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fabric.gate import lora
 from serving import options
 
 ROOT = Path(importlib.util.find_spec("vllm").origin).parent
@@ -92,6 +93,8 @@ def test_stop_reason_reaches_the_client():
         "disable_fastapi_docs",
         "kv_cache_memory_bytes",
         "scheduling_policy",
+        "enable_lora",
+        "max_lora_rank",
     ],
 )
 def test_the_flags_we_set_exist(flag):
@@ -112,6 +115,38 @@ def test_what_is_fetched_is_bounded_by_the_options_that_we_set():
     said = (ROOT / "envs.py").read_text(encoding="utf-8")
     for name in options.BOUND:
         assert f'"{name}"' in said
+
+
+def test_adapters_are_loaded_and_told_apart_as_we_rely_on():
+    """Calls carry an adapter by keyword; its surfaces find it by name; what is cached is found again by its folder too."""
+    engine = functions("v1/engine/async_llm.py")
+    for name in ("generate", "encode"):
+        assert "lora_request" in names(engine[name])
+    assert names(engine["add_lora"]) == ["self", "lora_request"]
+    assert names(engine["remove_lora"]) == ["self", "lora_id"]
+    surfaces = ast.unparse(functions("entrypoints/serve/engine/serving.py")["_maybe_get_adapters"])
+    assert "self.models.lora_requests[request.model]" in surfaces
+    keys = ast.unparse(functions("v1/core/kv_cache_utils.py")["_gen_lora_extra_hash_keys"])
+    assert "lora_request.lora_name, lora_request.lora_path" in keys
+
+
+def test_the_engine_takes_the_ranks_that_an_offer_may_name():
+    text = (ROOT / "config/lora.py").read_text(encoding="utf-8")
+    assert f"MaxLoRARanks = Literal[{', '.join(lora.RANKS)}]" in text
+    assert f"max_lora_rank: MaxLoRARanks = {lora.RANK_DEFAULT}" in text
+
+
+def test_a_model_without_instructions_for_texts_takes_empty_ones():
+    kinds = functions("entrypoints/pooling/embed/io_processor.py")
+    assert "input_type not in self.task_instructions" in ast.unparse(kinds["_validate_input_type"])
+    assert "self.task_instructions.get(input_type) or None" in ast.unparse(kinds["_get_task_instruction_prefix"])
+    serving = (ROOT / "entrypoints/pooling/embed/serving.py").read_text(encoding="utf-8")
+    assert "io_processor: EmbedIOProcessor" in serving
+
+
+def test_json_has_no_blanks_that_nobody_asked_for():
+    assert "disable_any_whitespace: bool" in (ROOT / "config/structured_outputs.py").read_text(encoding="utf-8")
+    assert any(flag.endswith("disable_any_whitespace=true") for flag in options.FLAGS)
 
 
 def test_a_grammar_is_looked_at_by_us_alone_and_only_by_what_the_engine_has():

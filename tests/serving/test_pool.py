@@ -6,6 +6,7 @@ import pytest
 
 from fabric.charging.rates import Rate
 from fabric.errors import Unavailable
+from serving.lora import AdapterStanding
 from serving.pool import Asked, Offer, Pool, Standing
 
 RATE = Rate(input_uhs_per_mtok=1, cached_uhs_per_mtok=1, output_uhs_per_mtok=1, reasoning_uhs_per_mtok=1)
@@ -36,6 +37,7 @@ class GroundStandIn:
         self.load, self.repriced, self.lost, self.behind_us = {}, [], set(), 0
         self.loads, self.swept, self.sweeping = asyncio.Event(), 0, None
         self.loads.set()
+        self.adapters, self.adapted, self.unfit = (), [], {}
 
     async def sweep(self):
         if self.sweeping is not None:
@@ -63,7 +65,18 @@ class GroundStandIn:
             running=self.load.get(replica_id, 0),
             rate_version=self.rate_version,
             behind_us=self.behind_us,
+            adapters=self.adapters,
         )
+
+    async def adapt(self, replica_id, adapters):
+        self.adapted.append([(each.name, each.source, each.version) for each in adapters])
+        self.adapters = tuple(
+            AdapterStanding(
+                name=each.name, version=each.version, rate_version=each.rate.version,
+                failure=self.unfit.get(each.name, ""), serves=each.name not in self.unfit,
+            )
+            for each in adapters
+        )  # fmt: skip
 
     async def reprice(self, replica_id, rate):
         self.repriced.append(rate)

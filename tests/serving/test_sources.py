@@ -6,6 +6,7 @@ from fabric.adapters.archive import DirectoryArchive
 from fabric.adapters.cluster_settings import artifact_key, checkpoints_in
 from fabric.checkpoints import commit_directory
 from fabric.errors import InvalidRequest, NotFound
+from serving.adapter_files import CONFIG, WEIGHTS
 from serving.sources import folder_of
 from training.parcels import packed
 
@@ -85,3 +86,21 @@ def test_a_job_that_saved_but_published_nothing_is_told_to_publish(archive, tmp_
     with pytest.raises(InvalidRequest, match="saved at step 600 is no folder: have its code publish one") as refused:
         folder_of("job:ann/j1", archive, cache=tmp_path / "cache")
     assert refused.value.code == "no_model"
+
+
+@pytest.mark.parametrize("source", ["archive:lora/law.tar", "job:ada/j-1", "folder"])
+def test_an_adapter_comes_from_wherever_a_model_does(archive, tmp_path, source):
+    folder = tmp_path / "law"
+    folder.mkdir()
+    for name in (CONFIG, WEIGHTS, "training_args.bin"):  # what is taken over of it, `taken_over` says
+        (folder / name).write_bytes(b"{}")
+    archive.put("lora/law.tar", packed(folder))
+    archive.put(artifact_key("ada", "j-1", name="model"), packed(folder))
+    asked = str(folder) if source == "folder" else source
+    found = folder_of(asked, archive, cache=tmp_path / "cache", sought=CONFIG)
+    assert {CONFIG, WEIGHTS} <= set(names(found))
+
+
+def test_a_model_is_no_adapter(model, tmp_path):
+    with pytest.raises(InvalidRequest, match="there is no adapter in"):
+        folder_of(str(model), None, cache=tmp_path / "cache", sought=CONFIG)

@@ -22,7 +22,7 @@ async def test_nothing_a_client_claims_reaches_the_replica(house):
     assert ours == {
         "x-fabric-trust": TRUST, "x-fabric-account": "ann", "x-fabric-key": "k1", "x-fabric-key-limited": "0",
         "x-fabric-tier-rank": "0", "x-fabric-call": call, "x-fabric-strict": "0", "x-fabric-covered": "0",
-        "x-request-id": call, "x-fabric-at-once": "1",
+        "x-request-id": call, "x-fabric-at-once": "1", "x-fabric-model": "tiny",
     }  # fmt: skip
     assert set(headers) - set(ours) == {"host", "accept", "content-type", "content-length"}
     assert house.key not in str(headers)

@@ -1,0 +1,25 @@
+"""How an engine is started: what its operator says, and what is good where nothing is said."""
+
+from pathlib import Path
+
+import pytest
+
+from serving.options import arguments
+
+ENABLED = ("--enable-lora",)
+CASES = [
+    ((), {}),
+    (("--max-num-seqs", "4"), {}),
+    (ENABLED, {"--max-loras": "4", "--max-cpu-loras": "16"}),
+    ((*ENABLED, "--max-loras", "64"), {"--max-loras": "64", "--max-cpu-loras": "64"}),
+    ((*ENABLED, "--max-cpu-loras", "2"), {"--max-loras": "2", "--max-cpu-loras": "2"}),
+    (("--max-loras", "1", *ENABLED, "--max-cpu-loras", "3"), {"--max-loras": "1", "--max-cpu-loras": "3"}),
+]
+
+
+@pytest.mark.parametrize(("more", "expected"), CASES)
+def test_an_engine_with_adapters_has_several_at_once_and_more_at_hand(more, expected):
+    argv = arguments(Path("/m"), name="m", max_context=None, kv_bytes=None, on_cpu=False, more=more)
+    found = {name: argv[at + 1] for at, name in enumerate(argv) if name in {"--max-loras", "--max-cpu-loras"}}
+    assert found == expected
+    assert all(argv.count(name) == 1 for name in found)
