@@ -22,17 +22,18 @@ from tests.live_serving.conftest import OWNER
 TEXT = "import os"
 PROMPT = len(TEXT) + 1
 IN, OUT = 40, 400
+SECOND = "lab/byte-lm"
 
 
 def client_of(service, key):
     return openai.OpenAI(base_url=service.found.endpoint, api_key=key, max_retries=0, timeout=60)
 
 
-def records(client, *, at_least=1):
+def records(client, *, at_least=1, of=None):
     """The account's calls as the statement has them, once they are there."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        calls = [cdr for cdr in client.stream(pb.UsageRequest(), pb.Cdr) if cdr.model]
+        calls = [cdr for cdr in client.stream(pb.UsageRequest(), pb.Cdr) if cdr.model and of in {None, cdr.model}]
         if len(calls) >= at_least:
             return calls
         time.sleep(0.2)
@@ -171,11 +172,50 @@ def test_what_a_job_trained_is_served_from_its_checkpoint_on_its_owners_own_cell
     assert leases(service, OWNER) == []
 
 
+def test_two_models_stand_beside_each_other_on_one_node(service):
+    """Until the last test of this folder: what follows is true of both."""
+    service.until({"ready"})
+    before = leases(service)
+    rates = [
+        pb.Rate(
+            input_uhs_per_mtok=10**6, output_uhs_per_mtok=3 * 10**6, cached_uhs_per_mtok=0, reasoning_uhs_per_mtok=0
+        )
+    ]
+    spec = {"accelerators": ["H100"], "max_context": 256, "replicas_min": 1, "replicas_max": 1}
+    service.offer(SECOND, service.place / "model", rates=rates, **spec)
+    account, key = service.customer("1")
+    with client_of(service, key) as client:
+        while service.model(SECOND) is None or service.model(SECOND).state != "ready":
+            client.completions.create(model="byte-lm", prompt=TEXT, max_tokens=20)  # the first goes on while it loads
+            time.sleep(0.5)
+            service.until({"ready", "starting", "idle", "waiting"}, name=SECOND)
+        first = client.completions.create(model="byte-lm", prompt=TEXT, max_tokens=7)
+        second = client.completions.create(model=SECOND, prompt=TEXT, max_tokens=7)
+        assert (first.model, second.model) == ("byte-lm", SECOND)
+        contexts = {card.id: card.model_extra["max_model_len"] for card in client.models.list()}
+    assert (contexts["byte-lm"], contexts[SECOND]) == (512, 256)
+    (cdr,) = records(account, of=SECOND)
+    assert cdr.charged_uhs == PROMPT + 3 * second.usage.completion_tokens
+    both = leases(service)
+    assert [lease.job_id for lease in before] == [
+        lease.job_id for lease in both if lease.job_id in {each.job_id for each in before}
+    ]
+    assert len(both) == 2
+    assert {tuple(lease.nodes) for lease in both} == {("h100-reserved",)}
+    logs = sorted(path.name.rpartition("-")[0] for path in (service.place / "serving").glob("*.log"))
+    assert {"byte-lm", SECOND.replace("/", "_")} <= set(logs)
+
+
 PORTS = """
 import json, sys, ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="error")
 print(json.dumps([node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]]))
 """
+
+
+def _tells(lines, name, model):
+    """Whether a figure is told of that model, and not only of one with a longer name."""
+    return any(name in line and f'="{model}"' in line for line in lines)
 
 
 def test_the_figures_of_replicas_and_engines_are_rays_by_model_and_tier_and_tell_no_account(service):
@@ -195,11 +235,12 @@ def test_the_figures_of_replicas_and_engines_are_rays_by_model_and_tier_and_tell
     while time.monotonic() < deadline:
         texts = [httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text for port in ports]
         lines = [line for text in texts for line in text.splitlines() if any(name in line for name in wanted)]
-        if all(any(name in line and "byte-lm" in line for line in lines) for name in wanted):
+        if all(_tells(lines, name, model) for name in wanted for model in ("byte-lm", SECOND)):
             break
         time.sleep(1)
     for name in wanted:
-        assert any(name in line and "byte-lm" in line for line in lines), name
+        for model in ("byte-lm", SECOND):
+            assert _tells(lines, name, model), (name, model)
     ours = [line for line in lines if line.startswith("ray_fabric_replica")]
     assert any('tier="starter"' in line for line in ours)
     assert not any(word in line for line in ours for word in (OWNER, "account", "key_"))
@@ -209,7 +250,7 @@ def test_a_fabric_that_goes_down_leaves_no_process_of_an_engine(service):
     """The last test of this folder."""
     service.until({"ready"})
     family = psutil.Process(service.found.pid).children(recursive=True)
-    assert any(_is_engine(each) for each in family)
+    assert sum(_is_engine(each) for each in family) >= 2, "of both models"
     engines = [each for each in psutil.process_iter() if _is_engine(each) and each.ppid() == 1]
     house.down(service.place)
     _, alive = psutil.wait_procs([*family, *engines], timeout=20)
