@@ -95,32 +95,32 @@ def use_pydantic_ai():
 
 
 def use_instructor():
+    from typing import Literal
+
     import instructor
     import openai
-    from instructor.exceptions import IncompleteOutputException
     from pydantic import BaseModel
+
+    class Place(BaseModel):
+        city: Literal["Beijing", "Shanghai"]
+        is_capital: bool
 
     class Answer(BaseModel):
         yes: bool
+        first: Place
+        second: Place
 
-    client = instructor.from_openai(
-        openai.OpenAI(base_url=f"{URL}/v1", api_key=KEY, max_retries=0), mode=instructor.Mode.JSON_SCHEMA
-    )
-    for seed in range(5):  # a model of some seconds' training may write blanks to the end
-        try:
-            answer = client.chat.completions.create(
-                model=MODEL,
-                messages=ASK,
-                response_model=Answer,
-                max_tokens=200,
-                max_retries=0,
-                seed=seed,
-                temperature=1.5,
-            )
-        except IncompleteOutputException:
-            continue
-        return {"whole": type(answer.yes).__name__}
-    return {"whole": "incomplete"}
+    said = {}
+    for mode in (instructor.Mode.JSON_SCHEMA, instructor.Mode.TOOLS):
+        client = instructor.from_openai(openai.OpenAI(base_url=f"{URL}/v1", api_key=KEY, max_retries=0), mode=mode)
+        asked = {"model": MODEL, "messages": ASK, "response_model": Answer, "max_tokens": 200, "max_retries": 0}
+        answer = client.chat.completions.create(**asked, temperature=1.5, seed=1)
+        said[mode.name] = [
+            type(answer.yes).__name__,
+            type(answer.first).__name__,
+            type(answer.second.is_capital).__name__,
+        ]
+    return said
 
 
 if __name__ == "__main__":
