@@ -8,7 +8,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -84,6 +84,20 @@ def tree_of(roots: Sequence[int], *, lease_id: str) -> list[int]:
     return sorted(found - {os.getpid()})
 
 
+def below(root: int, pids: Iterable[int]) -> list[int]:
+    """Those of the processes that descend from `root`."""
+    parents = {seen.pid: seen.parent for seen in all_processes()}
+
+    def descends(pid: int) -> bool:
+        while (parent := parents.get(pid)) is not None:
+            if parent == root:
+                return True
+            pid = parent
+        return False
+
+    return [pid for pid in pids if descends(pid)]
+
+
 def cpu_of(pid: int) -> CpuUsage | None:
     """One reading, or None if the process is gone."""
     try:
@@ -131,6 +145,11 @@ def end_all(
     return True
 
 
+def are_still(pids: Iterable[int]) -> bool:
+    """Whether all threads of all of these that live stand still."""
+    return all(_thread_state(thread.path) in "TtZX" for pid in pids for thread in _threads(pid))
+
+
 def is_there(pid: int) -> bool:
     """Whether a process has this number."""
     return (_PROC / str(pid)).exists()
@@ -142,6 +161,20 @@ def kill(pid: int, with_signal: int = signal.SIGKILL) -> None:
         os.kill(pid, with_signal)
     except (ProcessLookupError, PermissionError):
         return
+
+
+def _threads(pid: int) -> list["os.DirEntry[str]"]:
+    try:
+        return list(os.scandir(f"/proc/{pid}/task"))
+    except OSError:
+        return []
+
+
+def _thread_state(path: str) -> str:
+    try:
+        return _text(f"{path}/stat").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return "X"
 
 
 def _all_pids() -> list[int]:

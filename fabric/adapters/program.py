@@ -13,18 +13,22 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 from fabric import context
-from fabric.adapters.processes import kill
+from fabric.adapters.freeze import frozen
+from fabric.adapters.processes import LEASE_VARIABLE, below, end_all, kill, tree_of
 from fabric.adapters.stop_notice import Notice, exit_code_of, notice_for, standing
 
 _LOOK_S: Final = 0.05
+_WAIT_SHARE: Final = 1 / 3
+_WAIT_S_MAX: Final = 10.0
+"""How long, and for which part of its grace, a program that can't save is let go on until what it keeps is whole."""
 _SHELL_BASE: Final = 128
 _FLUSH_FAILED: Final = 120
 
@@ -51,15 +55,29 @@ class Exit(NamedTuple):
 class Program:
     """One job's."""
 
-    def __init__(self, job: context.Context, host: Host, *, number: int = signal.SIGTERM) -> None:
+    def __init__(
+        self,
+        job: context.Context,
+        host: Host,
+        *,
+        number: int = signal.SIGTERM,
+        is_at_rest: Callable[[Collection[int]], bool] = lambda _: True,
+    ) -> None:
         """Nothing runs yet.
 
         Args:
             job: who asks it to stop.
             host: where its processes hear of that.
             number: the signal that the others get.
+            is_at_rest: whether what it keeps is whole, while these processes stand still.
         """
         self._job, self._host, self._number = job, host, number
+        self._is_at_rest = is_at_rest
+        self._lease_id = ""
+        self._standing_still = threading.Lock()
+        """Taken by whoever has halted processes that somebody else could wake."""
+        self.is_whole = False
+        """Whether what it keeps is whole, if the notice's signal has ended it: it could save, or was ended at such a moment."""
         self._pid = 0
         self._executed: subprocess.Popen[bytes] | None = None
         self._ended = threading.Event()
@@ -82,12 +100,13 @@ class Program:
         self._executed = subprocess.Popen(  # noqa: S603  # the job itself
             command, cwd=folder, stdin=subprocess.DEVNULL, start_new_session=True, env=dict(environment)
         )
-        self._pid = self._executed.pid
+        self._pid, self._lease_id = self._executed.pid, environment.get(LEASE_VARIABLE, "")
 
     def fork(self, script: Path, arguments: Sequence[str], *, folder: Path, environment: Mapping[str, str]) -> None:
         """Start a Python script in a copy of this process, of which it keeps what is imported, and nothing else."""
         sys.stdout.flush()
         sys.stderr.flush()
+        self._lease_id = environment.get(LEASE_VARIABLE, "")
         self._pid = os.fork()
         if self._pid == 0:
             _become(script, [str(word) for word in arguments], folder=folder, environment=environment)
@@ -99,16 +118,23 @@ class Program:
                 return
             self._is_asked = True
         self._saves_before = self._host.saves
-        found = standing(self._pid, number=self._number, listening=self._host.listening())
-        notice = notice_for(found, root=self._pid)
-        for pid in notice.halted:
-            kill(pid, signal.SIGSTOP)
-        left_s = self._job.deadline_s_left() or 0.0
-        self._host.ask_to_stop(self._job.stop_reason, seconds_left=left_s, save=self._job.save_wanted)
-        for pid in notice.signalled:
-            kill(pid, self._number if notice.told else signal.SIGTERM)
-        if notice.halted:
-            threading.Thread(target=self._attend, args=(notice,), name="fabric-notice", daemon=True).start()
+        threading.Thread(target=self._hand_on, name="fabric-notice", daemon=True).start()
+
+    def processes(self) -> list[int]:
+        """All that live of it, wherever they have gone to below this process."""
+        if not self._pid:
+            return []
+        return below(os.getpid(), tree_of((self._pid,), lease_id=self._lease_id))
+
+    @contextmanager
+    def frozen(self) -> Iterator[frozenset[int]]:
+        """Inside, its processes stand still; yields which they are."""
+        with self._standing_still, frozen(self.processes) as pids:
+            yield pids
+
+    def end_rest(self) -> None:
+        """Its first process has ended: end what that has left."""
+        end_all((), lease_id=self._lease_id, find=self.processes)
 
     def wait(self) -> Exit:
         """Its end."""
@@ -120,6 +146,38 @@ class Program:
         saved = self._is_asked and (self._has_saved or self._host.saves > self._saves_before)
         return Exit(code, saved)
 
+    def _hand_on(self) -> None:
+        with self._standing_still:
+            found = standing(self._pid, number=self._number, listening=self._host.listening())
+            notice = notice_for(found, root=self._pid)
+            for pid in notice.halted:
+                kill(pid, signal.SIGSTOP)
+        left_s = self._job.deadline_s_left() or 0.0
+        self._host.ask_to_stop(self._job.stop_reason, seconds_left=left_s, save=self._job.save_wanted)
+        if not notice.told:
+            self._end_at_rest(left_s)
+            return
+        self.is_whole = True
+        for pid in notice.signalled:
+            kill(pid, self._number)
+        if notice.halted:
+            self._attend(notice)
+
+    def _end_at_rest(self, left_s: float) -> None:
+        """Nobody can save: end all, when what the program keeps is whole."""
+        give_up_at = time.monotonic() + (min(left_s * _WAIT_SHARE, _WAIT_S_MAX) if self._job.save_wanted else 0.0)
+        while not self._ended.is_set():
+            is_last = time.monotonic() >= give_up_at
+            with self.frozen() as pids:
+                self.is_whole = self._job.save_wanted and self._is_at_rest(pids)
+                if self.is_whole or is_last:
+                    found = standing(self._pid, number=self._number, listening=frozenset())
+                    for each in found:
+                        # Ray's own would tell others what they die of, and these would write it down.
+                        kill(each.pid, signal.SIGKILL if each.is_ray else signal.SIGTERM)
+                    return
+            self._ended.wait(_LOOK_S)
+
     def _attend(self, notice: Notice) -> None:
         """Wait until all have ended that were told, whom nobody waits for while their parents are halted."""
         codes: dict[int, int | None] = {}
@@ -130,16 +188,17 @@ class Program:
                     codes[pid] = code
         self._has_saved = context.EXIT_SAVED in codes.values()
         number = self._number
-        now = {each.pid: each for each in standing(self._pid, number=number, listening=frozenset())}
-        waking = [now[pid] for pid in notice.halted if pid in now]
-        if self._has_saved and not any(each.catches and not each.is_launcher for each in waking):
-            for pid in now:
-                kill(pid)
-            return
-        for each in waking:
-            if each.catches:
-                kill(each.pid, number)
-            kill(each.pid, signal.SIGCONT)
+        with self._standing_still:
+            now = {each.pid: each for each in standing(self._pid, number=number, listening=frozenset())}
+            waking = [now[pid] for pid in notice.halted if pid in now]
+            if self._has_saved and not any(each.catches and not each.is_launcher for each in waking):
+                for pid in now:
+                    kill(pid)
+                return
+            for each in waking:
+                if each.catches:
+                    kill(each.pid, number)
+                kill(each.pid, signal.SIGCONT)
 
 
 def shell_code(code: int) -> int:

@@ -27,7 +27,7 @@ from fabric.adapters.context_host import ContextHost
 from fabric.adapters.error_text import error_text, shortened
 from fabric.adapters.inheritance import withheld
 from fabric.adapters.job_output import end_of_log, logged
-from fabric.adapters.kept_folder import FOLDER_VARIABLE, KeptFolder, quiet_s
+from fabric.adapters.kept_folder import FOLDER_VARIABLE, KeptFolder, every_s, quiet_s
 from fabric.adapters.lease_ray_settings import variables_for
 from fabric.adapters.payload import Payload, read_payload
 from fabric.adapters.private_folder import WORK, make_private, rooms_of, short_name
@@ -49,7 +49,11 @@ T = TypeVar("T")
 _ERROR_LINES: Final = 12
 DIED: Final = "worker_died"
 """How the error of a rank begins that ended without a word: killed, out of memory, crashed."""
+ENDED_COMMITTED: Final = "it ended when it was asked to stop; its folder was committed as it was then"
 ENDED_UNSAVED: Final = "it ended when it was asked to stop, and saved nothing"
+_BY_SIGNAL: Final = tuple(
+    128 + number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+)
 KEEP_TRYING_S: Final = 60.0
 """How long what a job leaves is offered to a storage that is away: it was paid for, and is lost otherwise."""
 _TRY_EVERY_S: Final = 5.0
@@ -140,19 +144,31 @@ def _run(stage: Stage, payload: Payload, *, given: Container[str]) -> JobEnd:
     if len(command) > 1 and command[0] in _PYTHONS and command[1].endswith(".py"):
         command = command[1:]
     script = _script_in(folder, command)
-    kept = KeptFolder(stage.folder / "checkpoint", stage.context, quiet_s=quiet_s())
+    kept = KeptFolder(stage.folder / "checkpoint", stage.context, quiet_s=quiet_s(), every_s=every_s())
     kept.open()
     os.environ[FOLDER_VARIABLE] = str(kept.folder)
     end = JobEnd(outcome=LeaseOutcome.FAILED)
     try:
-        end = _run_program(stage, folder, script, command, given=given)
+        end = _run_program(stage, folder, script, command, kept, given=given)
     except SystemExit as exit_:
         end = _exited(stage, exit_.code)
     finally:
         failed = end.outcome not in (LeaseOutcome.SAVED, LeaseOutcome.SUCCEEDED)
         own_saves = stage.host is not None and stage.host.saves > 0
-        lost = _closed(stage, kept, commit=not failed and not own_saves and stage.context.save_wanted)
+        keeps = not own_saves and stage.context.save_wanted
+        is_left = keeps and end.outcome is LeaseOutcome.INTERRUPTED and _is_whole(stage, end)
+        lost = _closed(stage, kept, commit=keeps and (is_left or not failed))
+    if is_left and lost is None and kept.has_committed:
+        return msgspec.structs.replace(end, error=ENDED_COMMITTED)
     return end if failed or lost is None else lost
+
+
+def _is_whole(stage: Stage, end: JobEnd) -> bool:
+    """Whether what a program has left that was ended by the notice is no half of something. Nothing writes to it any more."""
+    if stage.program is None or not stage.context.stop_requested:
+        return False
+    stage.program.end_rest()
+    return stage.program.is_whole and end.exit_code in _BY_SIGNAL
 
 
 def _script_in(folder: Path, command: tuple[str, ...]) -> Path | None:
@@ -185,13 +201,20 @@ def _closed(stage: Stage, kept: KeptFolder, *, commit: bool) -> JobEnd | None:
 
 
 def _run_program(
-    stage: Stage, folder: Path, script: Path | None, command: tuple[str, ...], *, given: Container[str]
+    stage: Stage,
+    folder: Path,
+    script: Path | None,
+    command: tuple[str, ...],
+    kept: KeptFolder,
+    *,
+    given: Container[str],
 ) -> JobEnd:
     """Run a script or a command as processes of its own."""
     stage.host = ContextHost(stage.context, stage.invitation, address=stage.folder / "context")
     with stage.host as host:
         environment = {**_environment_of(stage, is_script=script is not None, given=given), **host.variables}
-        program = Program(stage.context, host, number=signal_number(environment.get(SIGNAL_VARIABLE, "")))
+        number = signal_number(environment.get(SIGNAL_VARIABLE, ""))
+        program = Program(stage.context, host, number=number, is_at_rest=kept.is_at_rest)
         if script is not None and stage.forks_scripts:
             program.fork(script, command, folder=folder, environment=environment)
         else:
@@ -200,10 +223,12 @@ def _run_program(
                 program.execute(words, folder=folder, environment=environment)
             except OSError as error:
                 raise _unrunnable(folder, words[0], error) from None
-        stage.program = program
+        stage.program, kept.freeze = program, program.frozen
         if stage.context.stop_requested:
             program.ask_to_stop()
-        return _ended(stage, program.wait())
+        exit_ = program.wait()
+        kept.freeze = None
+        return _ended(stage, exit_)
 
 
 def _environment_of(stage: Stage, *, is_script: bool, given: Container[str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ below have ended. If nobody can save, all get the signal, and it ends them. Know
 """
 
 import os
+import re
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +25,10 @@ _LAUNCHERS: Final = frozenset((
     "deepspeed", "mpirun", "mpiexec", "orterun", "horovodrun",
 ))  # fmt: skip
 _WORDS_LOOKED_AT: Final = 5
+_RAYS_OWN: Final = frozenset(("raylet", "gcs_server"))
+_RAYS_WORKERS: Final = ("ray::", "ray-dashboard-")
+"""How Ray's processes of Python name themselves, once they can."""
+_IN_RAY: Final = re.compile(r"/ray/(_private|dashboard|autoscaler|util/client)/.*\.py$")
 _EXIT_CODE: Final = 49
 """Where /proc/pid/stat has it, counted from the state on."""
 
@@ -41,6 +46,13 @@ class Standing(NamedTuple):
     """A shell runs its trap only when the command has ended that it waits for."""
     is_launcher: bool = False
     """It starts the ranks that save, ends them all when one has ended, and can't save itself."""
+    is_ray: bool = False
+    """One of Ray's own: it ends at the signal and takes along what runs over it, and saves at most by the context."""
+
+    @property
+    def hears(self) -> bool:
+        """Whether it may save at the signal."""
+        return self.catches and not self.is_ray
 
 
 class Notice(NamedTuple):
@@ -70,14 +82,12 @@ def notice_for(processes: Iterable[Standing], *, root: int) -> Notice:
         linked = any(by_pid[each].listens for each in below)
         if process.listens:
             told.add(pid)
-            signalled |= {pid} if process.catches else set()
-        elif (
-            process.catches and not linked and not (process.is_launcher and any(by_pid[each].catches for each in below))
-        ):
+            signalled |= {pid} if process.hears else set()
+        elif process.hears and not linked and not (process.is_launcher and any(by_pid[each].hears for each in below)):
             told.add(pid)
             signalled |= {pid, *below} if process.is_shell else {pid}
-        elif linked or any(by_pid[each].catches for each in below):
-            halted.add(pid)
+        elif linked or any(by_pid[each].hears for each in below):
+            halted |= set() if process.is_ray else {pid}
             waiting += children.get(pid, ())
     return Notice(frozenset(told), frozenset(signalled if told else by_pid), frozenset(halted))
 
@@ -133,4 +143,12 @@ def _looked_at(pid: int, parent: int, *, number: int, listens: bool) -> Standing
         listens=listens,
         is_shell=bool(words) and words[0].rpartition("/")[2].lstrip("-") in _SHELLS,
         is_launcher=not _LAUNCHERS.isdisjoint(names),
+        is_ray=is_rays(words),
     )
+
+
+def is_rays(words: Sequence[str]) -> bool:
+    """Whether a process with this command line is one of Ray's own: of its control store, its nodes, its workers."""
+    first = words[0] if words else ""
+    name = first.rpartition("/")[2]
+    return name in _RAYS_OWN or first.startswith(_RAYS_WORKERS) or any(_IN_RAY.search(word) for word in words)

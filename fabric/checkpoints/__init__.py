@@ -2,6 +2,7 @@
 
 from fabric.checkpoints.bucket import S3Store
 from fabric.checkpoints.checkpoints import Checkpoints
+from fabric.checkpoints.cut import Cut
 from fabric.checkpoints.directory import DirectoryStore
 from fabric.checkpoints.draft import Draft
 from fabric.checkpoints.folders import Watch, commit_directory, is_of_folder, restore_directory
@@ -11,6 +12,7 @@ from fabric.checkpoints.stores import Store, store_of
 
 __all__ = [
     "Checkpoints",
+    "Cut",
     "DirectoryStore",
     "Draft",
     "Manifest",

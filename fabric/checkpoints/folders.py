@@ -13,7 +13,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -21,6 +21,7 @@ from typing import IO, Any, Final
 import msgspec
 
 from fabric.checkpoints.checkpoints import Checkpoints
+from fabric.checkpoints.cut import Cut
 from fabric.checkpoints.draft import Draft
 from fabric.checkpoints.holes import Extent, extents_of, is_sparse
 from fabric.checkpoints.listing import (
@@ -69,9 +70,31 @@ class Watch:
         """Whether it holds something that isn't what was committed last, quiet or not."""
         return entries_of(self.folder)[0] not in {self._committed, ()}
 
+    @property
+    def is_unsaved(self) -> bool:
+        """Whether the last look has shown something that isn't what was committed last."""
+        return self._seen not in {self._committed, ()}
+
     def commit(self, checkpoints: Checkpoints, *, step: int = 0, meta: Mapping[str, Any] | None = None) -> Manifest:
         """`commit_directory`; what is written to the folder from its reading on counts as changed."""
         manifest, self._committed = _taken(checkpoints, self.folder, step=step, meta=meta)
+        return manifest
+
+    def commit_cut(self, checkpoints: Checkpoints, cut: Cut, *, step: int = 0) -> Manifest:
+        """Commit what the folder held when the cut was finished: durable on return.
+
+        Raises:
+            Conflict: this attempt is fenced.
+            Unavailable: the store refuses; what was committed before is untouched.
+        """
+        draft = checkpoints.begin(step)
+        try:
+            placed = _packed(draft, cut.place, cut.entries)
+        except (FabricError, OSError):
+            checkpoints.abandon(draft)
+            raise
+        manifest = _committed(checkpoints, draft, placed, cut.left_out)
+        self._committed = cut.entries
         return manifest
 
     def restored(self) -> None:
@@ -121,7 +144,7 @@ def _taken(
         entries, left_out = entries_of(folder)
         draft = checkpoints.begin(step)
         try:
-            placed = _packed(draft, folder, entries)
+            placed = _packed(draft, lambda entry: folder / path_of(entry), entries)
         except (OSError, Conflict) as error:
             checkpoints.abandon(draft)
             if isinstance(error, Conflict) and error.code != "file_changed":
@@ -133,14 +156,25 @@ def _taken(
         if entries_of(folder)[0] != entries:
             checkpoints.abandon(draft)
             continue
-        draft.put(LISTING, _listing_of(placed))
-        about = {"directory": {"entries": len(entries), "left_out": list(left_out[:_NAMED_MAX])}}
-        return checkpoints.commit(draft, meta={**(meta or {}), **about}), entries
+        return _committed(checkpoints, draft, placed, left_out, meta=meta), entries
     raise Conflict(
         f"{folder} was written to while it was saved, {_TRIES} times: write files beside their place and rename them, and"
         " be quiet for a moment after a save",
         code="directory_busy",
     )
+
+
+def _committed(
+    checkpoints: Checkpoints,
+    draft: Draft,
+    placed: list[Entry],
+    left_out: tuple[str, ...],
+    *,
+    meta: Mapping[str, Any] | None = None,
+) -> Manifest:
+    draft.put(LISTING, _listing_of(placed))
+    about = {"directory": {"entries": len(placed), "left_out": list(left_out[:_NAMED_MAX])}}
+    return checkpoints.commit(draft, meta={**(meta or {}), **about})
 
 
 def _listing_of(placed: list[Entry]) -> bytes:
@@ -159,14 +193,15 @@ def is_of_folder(manifest: Manifest) -> bool:
     return "directory" in manifest.meta
 
 
-def _packed(draft: Draft, folder: Path, entries: tuple[Entry, ...]) -> list[Entry]:
-    """Put the contents of all files; the entries, with where their contents are."""
+def _packed(draft: Draft, place: Callable[[Entry], Path], entries: tuple[Entry, ...]) -> list[Entry]:
+    """Put the contents of all files, each read from its place; the entries, with where their contents are."""
     placed, pack, number = [], bytearray(), 0
     for at, entry in enumerate(entries):
-        path = folder / path_of(entry)
         if entry.kind != "file":
             placed.append(entry)
-        elif entry.size >= SMALL_BYTES:
+            continue
+        path = place(entry)
+        if entry.size >= SMALL_BYTES:
             placed.append(_put_large(draft, path, entry, at=at))
         else:
             with _opened(path) as file:

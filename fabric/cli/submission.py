@@ -203,7 +203,7 @@ def run(
     """Run any command preemptibly, and show what it prints until it ends, through every eviction.
 
     What it writes to the folder $FABRIC_CHECKPOINT_DIR is kept, and there again when it resumes. SIGTERM asks it to save
-    and to exit with 75: of a tree such as `bash train.sh` or torchrun, whoever catches it gets it. For example: fabric run --tokens 2 -x any:1-4 -- python train.py
+    and to exit with 75; one that doesn't catch it is ended when no file there is half written: of a tree such as `bash train.sh` or torchrun, whoever catches it gets it. For example: fabric run --tokens 2 -x any:1-4 -- python train.py
     """
     with connected(account) as fabric:
         made = _submitted(

@@ -307,7 +307,13 @@ def test_torchrun_is_halted_until_its_ranks_have_saved(executing):
 def tree(*given):
     """From words: pid, parent, and what it is."""
     words = [line.split() for line in given]
-    kinds = {"catches": "catches", "listens": "listens", "shell": "is_shell", "launcher": "is_launcher"}
+    kinds = {
+        "catches": "catches",
+        "listens": "listens",
+        "shell": "is_shell",
+        "launcher": "is_launcher",
+        "ray": "is_ray",
+    }
     return [Standing(int(pid), int(parent), **{kinds[each]: True for each in what}) for pid, parent, *what in words]
 
 
@@ -330,6 +336,12 @@ def tree(*given):
         (["1 0 catches launcher", "2 1", "3 1"], [1], [1], []),
         (["1 0 shell", "2 1", "3 2 listens", "4 3"], [3], [], [1, 2]),
         (["1 0 shell", "9 0 listens"], [9], [], [1]),
+        (["1 0", "2 1 catches ray", "3 2 catches ray"], [], [1, 2, 3], []),
+        (["1 0 shell", "2 1", "3 2 catches ray"], [], [1, 2, 3], []),
+        (["1 0 catches", "2 1 catches ray", "3 2 catches ray"], [1], [1], []),
+        (["1 0 shell", "2 1 catches", "3 2 catches ray"], [2], [2], [1]),
+        (["1 0", "2 1 catches ray", "3 2 listens catches ray"], [3], [], [1]),
+        (["1 0", "2 1 catches ray", "3 2 catches ray", "4 3 catches"], [4], [4], [1]),
     ],
 )  # fmt: skip
 def test_the_notice_goes_to_who_can_save_and_halts_who_stands_above(given, told, signalled, halted):
