@@ -27,7 +27,8 @@ from tests.live_chaos.work import KINDS, TOKENS
 
 JOBS = int(os.environ.get("CHAOS_JOBS", "40"))
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.randrange(1, 10_000)
-AT_ONCE = 10
+AT_ONCE = max(2, min(10, JOBS // 4))
+"""So that a short run has its blows, too: there is one between two looks for room."""
 CREDIT = 1_000
 ENDS_S = 900
 """In which all jobs must have ended after the last blow."""
