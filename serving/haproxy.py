@@ -21,6 +21,12 @@ SILENT_S: Final = 3_600
 """How long a gateway may say nothing, beyond what a request may wait for its turn."""
 DRAIN_S: Final = 1_800
 """How long a worker that was replaced may finish its streams."""
+KNOWN_S: Final = 3_600
+"""How long an address counts as one from which a key was shown."""
+KNOWN_PART: Final = 4
+"""Of all connections, one part in this many is for those addresses only."""
+ADMITTED: Final = "x-ratelimit-limit-requests"
+"""A header that a gateway's answer has where the request's key was known, and no other answer."""
 _BUFFER_BYTES: Final = 65_536
 _SLOT: Final = "127.0.0.1:9"
 """Where a gateway that isn't there yet would be: nobody is asked while it is disabled."""
@@ -42,7 +48,8 @@ class Front:
         secret: what gateways know the ingress by; one word.
         socket: where it takes orders, a Unix socket's path.
         connections: all it takes at once; beyond, they wait in the kernel's line.
-        per_address: of one client's address; beyond, they are refused.
+        per_address: of one client's address, of IPv6 a /64; beyond, they are refused.
+        keyless_per_address: of an address from which no key was shown lately.
         wait_s: how long a gateway may let a request wait for its turn.
         threads: of the process.
         metrics: `host:port` on loopback for Prometheus; "" = none.
@@ -56,6 +63,7 @@ class Front:
     socket: Path
     connections: int = 16_384
     per_address: int = 4_096
+    keyless_per_address: int = 128
     wait_s: float = 600.0
     threads: int = 1
     metrics: str = ""
@@ -147,9 +155,14 @@ def _public(front: Front) -> str:
     return f"""frontend public
     bind {front.listen}{tls}
     maxconn {front.connections}
-    stick-table type ipv6 size 100k expire 60s store conn_cur
-    tcp-request connection track-sc0 src
+    # Addresses from which a key was shown lately are known by the tag. The others have few connections each, and leave a part of
+    # all free: whoever holds thousands of half handshakes keeps no customer out.
+    stick-table type ipv6 size 100k expire {KNOWN_S}s store conn_cur,gpt0
+    tcp-request connection track-sc0 src,ipmask(32,64)
     tcp-request connection reject if {{ sc_conn_cur(0) gt {front.per_address} }}
+    tcp-request connection reject if {{ sc_conn_cur(0) gt {front.keyless_per_address} }} {{ sc_get_gpt0(0) eq 0 }}
+    tcp-request connection reject if {{ fe_conn gt {front.connections - front.connections // KNOWN_PART} }} {{ sc_get_gpt0(0) eq 0 }}
+    http-response sc-set-gpt0(0) 1 if {{ res.hdr({ADMITTED}) -m found }}
     # What HAProxy says itself has an id too; a gateway's answer keeps its own.
     unique-id-format {_UNIQUE_ID}
     http-after-response set-header x-request-id %[unique-id] unless {{ res.hdr(x-request-id) -m found }}

@@ -51,10 +51,10 @@ def post(house, url, body=CHAT, *, key=None, headers=None, **more):
     return house.http.post(url + "/v1/chat/completions", json=body, headers=bearer, **more)
 
 
-async def is_served(house, url):
+async def is_served(house, url, **more):
     """Whether a request gets its answer."""
     with contextlib.suppress(aiohttp.ClientError):
-        async with post(house, url) as answer:
+        async with post(house, url, **more) as answer:
             return answer.status == 200
     return False
 

@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -81,6 +82,63 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(tmp_path):
             context.wrap_socket(raw, server_hostname="localhost") as connection,
         ):
             assert connection.selected_alpn_protocol() == "h2"
+
+
+def open_ones(strangers):
+    """Those that weren't closed."""
+    found = []
+    for stranger in strangers:
+        stranger.settimeout(0)
+        try:
+            if stranger.recv(1):
+                found.append(stranger)
+        except BlockingIOError:
+            found.append(stranger)
+        except OSError:
+            pass
+    return found
+
+
+def strangers(url, addresses, stack):
+    """A connection from each address, with half a handshake on it."""
+    opened = []
+    for address in addresses:
+        opened.append(stack.enter_context(socket.socket()))
+        opened[-1].bind((address, 0))
+        with contextlib.suppress(OSError):
+            opened[-1].connect(("127.0.0.1", int(url.rpartition(":")[2])))
+            opened[-1].settimeout(0)
+            opened[-1].send(bytes([22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]) + bytes(100))
+    return opened
+
+
+async def test_whoever_showed_a_key_is_served_beside_a_crowd_that_shows_none(tmp_path):
+    files = ensure_certificate(tmp_path / "tls")
+    tls = ssl.create_default_context(cafile=str(files.ca))
+    async with house_of(tmp_path) as house, fronted(house, tmp_path, certificate=files, connections=40) as (_, url):
+        await until(partial(is_served, house, url, ssl=tls, headers={"connection": "close"}))
+        with contextlib.ExitStack() as stack:
+            addresses = [f"127.0.1.{number}" for number in range(1, 101)]
+            crowd = await asyncio.to_thread(strangers, url, addresses, stack)
+            await until(partial(is_served, house, url, ssl=tls))
+            assert 0 < len(open_ones(crowd)) <= 30
+
+
+async def test_an_address_without_a_key_has_few_connections_and_with_one_more(tmp_path):
+    files = ensure_certificate(tmp_path / "tls")
+    tls = ssl.create_default_context(cafile=str(files.ca))
+    limits = {"connections": 400, "keyless_per_address": 8, "per_address": 20}
+    async with house_of(tmp_path) as house, fronted(house, tmp_path, certificate=files, **limits) as (_, url):
+        for least, most in ((1, 8), (9, 20)):
+            with contextlib.ExitStack() as stack:
+                crowd = await asyncio.to_thread(strangers, url, ["127.0.0.1"] * 30, stack)
+
+                async def is_bounded(crowd=crowd, most=most):
+                    return len(open_ones(crowd)) <= most
+
+                await until(is_bounded)
+                assert len(open_ones(crowd)) >= least
+            await until(partial(is_served, house, url, ssl=tls, headers={"connection": "close"}))
 
 
 async def test_a_client_of_http_2_is_served_its_stream(tmp_path):
