@@ -20,6 +20,8 @@ BYTES_MAX: Final = 4 * 2**20
 """Of a question or an answer."""
 OPEN_S: Final = 2.0
 KEY_BYTES: Final = 32
+STRANGERS_MAX: Final = 64
+"""Connections that haven't shown the key: the oldest makes way, and the gate shows it at once."""
 _LENGTH_BYTES: Final = 4
 
 Answer = Callable[[bytes], Awaitable[bytes]]
@@ -98,6 +100,7 @@ class Listener:
         self._answer = answer
         self._key = secrets.token_bytes(KEY_BYTES)
         self._server: asyncio.Server | None = None
+        self._strangers: dict[asyncio.StreamWriter, None] = {}
 
     async def address(self, host: str) -> Address | None:
         """Where it listens, from the first time it is asked; None where it may not or can't."""
@@ -111,14 +114,22 @@ class Listener:
         return Address(host=host, port=self._server.sockets[0].getsockname()[1], key=self._key)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._strangers[writer] = None
+        if len(self._strangers) > STRANGERS_MAX:
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            oldest.transport.abort()
         try:
             async with asyncio.timeout(OPEN_S):
                 shown = await reader.readexactly(KEY_BYTES)
+            if hmac.compare_digest(shown, self._key):
+                self._strangers.pop(writer, None)
             while hmac.compare_digest(shown, self._key):
                 writer.write(_framed(await self._answer(await _read(reader))))
         except (OSError, EOFError, ValueError):
             pass  # the other end hears that the line is gone, and asks over Ray
         finally:
+            self._strangers.pop(writer, None)
             writer.close()
 
 

@@ -31,6 +31,11 @@ from fabric.gate.events import LeaseOutcome
 
 JOIN_S: Final = 90.0
 """How long ranks wait for each other."""
+HELLO_S: Final = 10.0
+"""How long the next piece of a rank's first word may take."""
+STRANGERS_MAX: Final = 128
+"""Connections that haven't said a word that is ours: the oldest makes way, and ranks say theirs at once."""
+_WORDS_BYTES_MAX: Final = 16_384
 _RETRY_S: Final = 0.2
 _END_S: Final = 5.0
 _BACKLOG: Final = 64
@@ -70,6 +75,7 @@ class Meeting:
         self._bell = bell
         self._ranks: list[Talk[Said]] = []
         self._head: Head | None = None
+        self._strangers: dict[Talk[Said], None] = {}
         self._lock = threading.Lock()
         self._door = socket.create_server(("", port), backlog=_BACKLOG)
         self._inside = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -86,13 +92,21 @@ class Meeting:
                 listener.shutdown(socket.SHUT_RDWR)
             listener.close()
         with self._lock:
-            ranks, self._ranks = self._ranks, []
-        for talk in ranks:
+            known, self._ranks, self._strangers = [*self._ranks, *self._strangers], [], {}
+        for talk in known:
             talk.end()
         self._bell.unlink(missing_ok=True)
 
     def _join(self, talk: Talk[Said]) -> None:
+        with self._lock:
+            self._strangers[talk] = None
+            if len(self._strangers) > STRANGERS_MAX:
+                oldest = next(iter(self._strangers))
+                del self._strangers[oldest]
+                oldest.end()
         said = talk.hear()
+        with self._lock:
+            self._strangers.pop(talk, None)
         if not isinstance(said, Hello) or not hmac.compare_digest(said.word, self._word):
             talk.end()
             return
@@ -107,6 +121,7 @@ class Meeting:
                 self._head = said
                 for rank in self._ranks:
                     rank.say(said)
+        talk.close()
 
 
 def ring(bell: str, head: Head) -> None:
@@ -196,4 +211,6 @@ def _serve(listener: socket.socket, meet: Callable[[Talk[Said]], None]) -> None:
             connection, _ = listener.accept()
         except OSError:
             return
-        threading.Thread(target=meet, args=(Talk(connection, _decode),), name="fabric-rank", daemon=True).start()
+        connection.settimeout(HELLO_S if connection.family != socket.AF_UNIX else None)
+        talk = Talk(connection, _decode, word_bytes_max=_WORDS_BYTES_MAX)
+        threading.Thread(target=meet, args=(talk,), name="fabric-rank", daemon=True).start()

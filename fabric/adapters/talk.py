@@ -17,9 +17,12 @@ Word = TypeVar("Word")
 class Talk(Generic[Word]):
     """One end of a conversation. Any thread may say something; one thread hears."""
 
-    def __init__(self, connection: socket.socket, decode: Callable[[bytes], Word]) -> None:
-        """Over a connection that is open; `decode` says what the other side may say."""
+    def __init__(
+        self, connection: socket.socket, decode: Callable[[bytes], Word], *, word_bytes_max: int = _FRAME_BYTES_MAX
+    ) -> None:
+        """Over a connection that is open; `decode` says what the other side may say, and `word_bytes_max` how long a word."""
         self._connection = connection
+        self._word_bytes_max = word_bytes_max
         self._decode = decode
         self._saying = threading.Lock()
 
@@ -35,7 +38,7 @@ class Talk(Generic[Word]):
     def hear(self) -> Word | None:
         """The next word; None when the other side is gone, or says what it shouldn't."""
         head = self._read(_LENGTH_BYTES)
-        if head is None or not 0 < (length := int.from_bytes(head, "big")) <= _FRAME_BYTES_MAX:
+        if head is None or not 0 < (length := int.from_bytes(head, "big")) <= self._word_bytes_max:
             return None
         data = self._read(length)
         try:

@@ -1,12 +1,13 @@
 """The line between the gate and a runner: what it carries, whom it lets in, and that it is never the only way."""
 
 import asyncio
+import contextlib
 from types import SimpleNamespace
 
 import pytest
 
 from fabric.adapters import orders as orders_module
-from fabric.adapters.line import BYTES_MAX, KEY_BYTES, Address, Broken, Line, Listener
+from fabric.adapters.line import BYTES_MAX, KEY_BYTES, STRANGERS_MAX, Address, Broken, Line, Listener
 from fabric.adapters.orders import carry_out
 from fabric.adapters.runner import Order, decode_end, decode_order, encode_end, encode_order
 from fabric.adapters.stage import JobEnd, Save
@@ -48,7 +49,8 @@ async def _closed(monkeypatch):
     yield
     for each in (*(writer for _, writer in opened), *listening):
         each.close()
-        await each.wait_closed()
+        with contextlib.suppress(ConnectionResetError):
+            await each.wait_closed()
     await asyncio.sleep(0.01)
 
 
@@ -77,6 +79,14 @@ async def test_a_line_that_cannot_be_opened_is_none(address, unused_tcp_port):
 async def test_there_is_no_line_where_rays_connections_are_encrypted(monkeypatch):
     monkeypatch.setenv("RAY_USE_TLS", "1")
     assert await Listener(echo).address(HOST) is None
+
+
+async def test_many_who_show_no_key_are_few_at_once_and_the_gate_gets_in(address):
+    strangers = [await asyncio.open_connection(HOST, address.port) for _ in range(3 * STRANGERS_MAX)]
+    line = await Line.open(address)
+    assert await line.ask(b"one") == b"heard one"
+    assert sum(not reader.at_eof() for reader, _ in strangers) <= STRANGERS_MAX
+    assert await line.ask(b"two") == b"heard two"
 
 
 async def test_a_key_is_not_shown(address):
