@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from fabric.errors import Conflict, InvalidRequest
 from training import randomness
+from training.plain import plain, restored
 from training.portions import Portion
 from training.virtual import Micro, VirtualRanks, reseed
 
@@ -250,12 +251,11 @@ class Streamed:
                 step += 1
 
     def cursor(self) -> dict[str, Any]:
-        where = getattr(self._data, "state_dict", None)
-        return {"epoch": self._epoch, "seen": self._seen} | ({"source": where()} if callable(where) else {})
+        return {"epoch": self._epoch, "seen": self._seen} | _place_of(self._data)
 
     def _opened(self, cursor: dict[str, Any]) -> Iterator[Any]:
         if "source" in cursor and hasattr(self._data, "load_state_dict"):
-            self._data.load_state_dict(cursor["source"])
+            self._data.load_state_dict(restored(cursor["source"]))
             return iter(self._data)
         source = iter(self._data)
         passed = sum(1 for _ in islice(source, self._seen))
@@ -304,19 +304,19 @@ class Batches:
             step += 1
 
     def cursor(self) -> dict[str, Any]:
-        where = getattr(self._data, "state_dict", None)
-        source = {"source": where()} if callable(where) else {}
-        return {"epoch": self._epoch, "given": self._given, "random": self._random_at_start} | source
+        return {"epoch": self._epoch, "given": self._given, "random": self._random_at_start} | _place_of(self._data)
 
     def _begun(self) -> Iterator[Any]:
         self._random_at_start = randomness.capture()
+        if getattr(self._data, "persistent_workers", False):  # their random numbers would go on from epochs long past
+            vars(self._data)["_iterator"] = None  # each epoch begins with new ones, whether it is resumed or not
         return iter(self._data)
 
     def _reopened(self, cursor: dict[str, Any]) -> Iterator[Any]:
         """The epoch that was under way, at the batch after the last one seen; generators end as they are now."""
         now = randomness.capture()
         if "source" in cursor and hasattr(self._data, "load_state_dict"):
-            self._data.load_state_dict(cursor["source"])
+            self._data.load_state_dict(restored(cursor["source"]))
             source = iter(self._data)
         else:
             randomness.restore(cursor["random"])
@@ -333,6 +333,12 @@ class Batches:
 
 
 _END: Final = object()
+
+
+def _place_of(data: Any) -> dict[str, Any]:
+    """Where the data say they are, copied: what they hand out may go on living."""
+    where = getattr(data, "state_dict", None)
+    return {"source": plain(where(), "the data's state_dict()")} if callable(where) else {}
 
 
 def shared(ranks: VirtualRanks, share: Share, step: int, size: int) -> tuple[list[Micro], int]:

@@ -48,8 +48,8 @@ class Saves(Protocol):
     def kept(self) -> str:
         """What there is to resume from, in words."""
 
-    def save(self, *, timeout_s: float | None = None, leaving: bool = False) -> Save | None:
-        """Make the newest boundary durable; None if there is none in time."""
+    def save(self, *, timeout_s: float | None = None, leaving: bool = False, at_boundary: bool = False) -> Save | None:
+        """Make the newest boundary durable; None if there is none in time. `at_boundary`: it is now, in this thread."""
 
     def leave(self) -> None:
         """No further step begins."""
@@ -108,9 +108,17 @@ class Watch:
             raise self.failed
         if self._at_boundary.is_set():
             self._at_boundary.clear()
-            self.last = self._saver.save(leaving=self._stop.wait(0))
+            self._save_here()
         if self._stop.wait(0):
             self._saver.await_leave()
+
+    def _save_here(self) -> None:
+        """What is changed at any time is whole at a boundary, and only there."""
+        asked, is_stop = time.monotonic(), self._stop.wait(0)
+        self.last = self._saver.save(leaving=is_stop, at_boundary=True)
+        if is_stop and self.last is not None:
+            took_ms = 1000 * (time.monotonic() - asked)
+            say(f"{self._stop.reason} at step {self.last.step}: durable in {took_ms:.0f} ms, 0 steps lost")
 
     def close(self) -> None:
         """The run is over, or leaves by itself: nobody is ended from here any more."""

@@ -184,7 +184,13 @@ class States:
             if self._is_wanted or self.step == 1 or self._copy_s <= idle_s * _COPY_SHARE_MAX:
                 self._take_copy()
 
-    def save(self, *, timeout_s: float | None = None, leaving: bool = False) -> Save | None:
+    def save(
+        self,
+        *,
+        timeout_s: float | None = None,
+        leaving: bool = False,
+        at_boundary: bool = False,  # noqa: ARG002
+    ) -> Save | None:
         """Make the newest state durable: that of the last yield, or, if it wasn't copied, of the next one in time."""
         began = time.monotonic()
         with self._writing:

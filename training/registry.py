@@ -8,7 +8,7 @@ noticed by torch's version counters and named. Knows nothing of files, threads o
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, Protocol
 
 from fabric.errors import Conflict, InvalidRequest
@@ -89,6 +89,19 @@ class Registry:
     def weights(self) -> dict[int, str]:
         """The weights' names by where they lie in memory."""
         return {address: name for tracked in self._tracked.values() for address, name in tracked.weights().items()}
+
+    def digests(self) -> dict[str, Any]:
+        """By module, what changes when a weight does, however it was changed."""
+        return {name: tracked.digest() for name, tracked in self._tracked.items() if isinstance(tracked, _Module)}
+
+    def untrained(self, optimizers: Iterable[Any]) -> str | None:
+        """A module that has weights to be trained while no optimizer is tracked; None = there is none."""
+        if any(True for _ in optimizers):
+            return None
+        modules = ((name, tracked.module) for name, tracked in self._tracked.items() if isinstance(tracked, _Module))
+        return next(
+            (name for name, module in modules if any(weight.requires_grad for weight in module.parameters())), None
+        )
 
     def not_finite(self) -> dict[str, int]:
         """How many values of each weight are not finite; those without any are left out."""
@@ -230,6 +243,11 @@ class _Module:
             if weight.is_floating_point() and is_plain(weight)
         }
 
+    def digest(self) -> list[tuple[str, int]]:
+        torch = sys.modules["torch"]
+        dense = [weight.detach() for weight in self._weights if is_plain(weight) and weight.numel()]
+        return [(str(weight.sum(dtype=_sums(weight)).item()), torch.hash_tensor(weight).item()) for weight in dense]
+
     def not_finite(self) -> dict[str, int]:
         named = self.module.named_parameters()
         found = {f"{self._name}.{key}": weight.detach() for key, weight in named if weight.is_floating_point()}
@@ -324,6 +342,12 @@ class _Values(_Stateful):
     def load(self, state: Any) -> None:
         self._value.clear()
         self._value.update(restored(state))
+
+
+def _sums(tensor: Any) -> Any:
+    """What its values are added up in."""
+    torch = sys.modules["torch"]
+    return torch.float64 if tensor.is_floating_point() and tensor.device.type != "mps" else None
 
 
 _SIMPLE = frozenset({bool, int, float, str, type(None)})

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fabric.errors import FabricError, InvalidRequest, JobFailed
@@ -32,6 +32,8 @@ class Moment:
     copied: dict[str, Any]
     random: dict[str, Any]
     versions: dict[str, list[int]]
+    variables: dict[str, Any] = field(default_factory=dict)
+    """What the loop's body hands on to the next."""
     device_event: Any = None
 
 
@@ -65,6 +67,9 @@ class Saver:
         self.poisoned: Callable[[], bool] = lambda: False
         """Whether a loss since the last save was not finite, for who only knows it late (a device computes ahead)."""
 
+        self.unannounced: Callable[[], str | None] = lambda: None
+        """What changes at times that nobody tells: it is saved by the training thread, at boundaries."""
+
         self.learned: Callable[[], dict[str, Any]] = dict
         """What the run has learned of what it runs on: kept beside its state, and no part of it."""
 
@@ -96,7 +101,12 @@ class Saver:
         """No further step begins."""
         self._boundary.leave()
 
-    def capture(self, step: int, cursor: dict[str, Any]) -> None:
+    @property
+    def has_changed(self) -> bool:
+        """Whether weights were changed since the last boundary, by whatever."""
+        return self.moment is not None and self._registry.changed_since(self.moment.versions) is not None
+
+    def capture(self, step: int, cursor: dict[str, Any], variables: Callable[[], dict[str, Any]] = dict) -> None:
         """Remember this boundary: `step` steps are complete. Costs nothing where nothing is kept."""
         if not self._vault.is_kept:
             return
@@ -106,6 +116,7 @@ class Saver:
             copied=self._registry.copied(),
             random=randomness.capture(),
             versions=self._registry.versions(),
+            variables=variables(),
             device_event=_recorded(),
         )
 
@@ -142,11 +153,11 @@ class Saver:
         if bad is not None:
             raise self._diverged(self.newest_step, bad)
 
-    def save(self, *, timeout_s: float | None = None, leaving: bool = False) -> Save | None:
+    def save(self, *, timeout_s: float | None = None, leaving: bool = False, at_boundary: bool = False) -> Save | None:
         """Make the last boundary durable; None if a step was half done for longer than `timeout_s`.
 
         A snapshot copies the state and lets training go on while it is written; who is `leaving` writes it where it lies,
-        and no further step begins.
+        and no further step begins. `at_boundary`: this is the training thread, and the boundary is now.
 
         Raises:
             JobFailed: `not_finite` or `changed_outside`: this state must not replace the one before.
@@ -158,7 +169,7 @@ class Saver:
                 if not held or self.moment is None:
                     return None
                 moment, held_at = self.moment, time.monotonic()
-                copy = self._copied(moment)
+                copy = self._copied(moment, at_boundary=at_boundary)
                 if leaving:
                     self._keep(moment, copy)
                     self._boundary.leave()
@@ -171,9 +182,10 @@ class Saver:
         self.after_save()
         return Save(step=moment.step, bytes=len(copy.data), took_s=took_s, blocked_s=blocked_s)
 
-    def _copied(self, moment: Moment) -> "_Copy":
+    def _copied(self, moment: Moment, *, at_boundary: bool) -> "_Copy":
         """The whole state at the moment as bytes on the host: one copy, into memory that is used again."""
-        if (changed := self._registry.changed_since(moment.versions)) is not None:
+        unannounced = None if at_boundary else self.unannounced()
+        if (changed := self._registry.changed_since(moment.versions) or unannounced) is not None:
             raise JobFailed(
                 f"{changed} was changed outside of an optimizer's step after step {moment.step}, so that step can't be "
                 "saved any more: change it after the optimizer's step and before the loop's body ends",
@@ -187,6 +199,7 @@ class Saver:
                 "cursor": plain(moment.cursor, "cursor"),
                 "random": plain(moment.random, "random"),
                 "learned": plain(self.learned(), "learned"),
+                "variables": moment.variables,
                 "objects": self._registry.whole(moment.copied),
             }
         )

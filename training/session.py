@@ -1,4 +1,4 @@
-"""A session: two lines that make any torch loop one that can be evicted at any instant and loses nothing.
+"""A session: two lines that make a torch loop over steps one that can be evicted at any instant and loses nothing.
 
     from training import session
 
@@ -24,9 +24,13 @@ Each sample is seen exactly once an epoch, in any sequence of evictions. `virtua
 Outside the fabric the same script runs unchanged: it keeps nothing, or what `directory=` or FABRIC_CHECKPOINT_DIR names;
 then SIGTERM saves and ends it with exit code 75, and starting it again resumes it.
 
-What a script must keep to: weights change in the optimizer's step (or after it, before the loop's body ends); what else
-has state is tracked by `extra`; a loader of its own is given to `run.batches`, or follows the step's number. An evaluation
-belongs at the top of the body, or inside `with run.evaluation()`.
+A loop of epochs over a loader becomes one over `run.batches(loader, epochs=N)`, in which a body may call `opt.step()` itself.
+
+What a script must keep to: what has state is tracked, by `extra` what has no place of its own; a loader of its own is given to
+`run.batches`, or follows the step's number. Plain variables and batches that a body hands on to the next (as when the next
+batch is drawn ahead) are kept too. Weights change in a tracked optimizer's step, or after it before the body ends; others are
+noticed, said, and saved at the ends of bodies only. An evaluation belongs at the top of the body, or inside
+`with run.evaluation()`.
 """
 
 import math
@@ -43,6 +47,7 @@ from training.boundary import Boundary, watch_changes
 from training.cadence import LOSS_EVERY_S
 from training.eviction import Watch
 from training.feeding import Feeding
+from training.loop_variables import LoopVariables, caller
 from training.measuring import untouched
 from training.peers import Peers, joined
 from training.progress import Progress, say
@@ -52,6 +57,7 @@ from training.stepping import Stepping, is_out_of_memory, out_of_memory
 from training.stopping import stop_of
 from training.timers import Timers
 from training.trackers import Trackers, folder_of
+from training.weight_watch import WeightWatch
 
 LOSS_EVERY_VARIABLE: Final = "FABRIC_LOSS_EVERY_S"
 
@@ -145,6 +151,10 @@ class Run:
         self.done = self.resumed_at = int(self._kept.get("step", 0))
         self._saver.rehearse(excuses=lambda _name: True)
         self._is_rehearsed = False
+        self._variables = LoopVariables(registry.weights())
+        self._weights = WeightWatch(registry, is_needed=vault.is_kept)
+        self._weights.changed = registry.untrained(optimizers)
+        self._saver.unannounced = lambda: self._weights.changed
         beside = job.checkpoints if peers.takes_snapshots else None
         self._trackers = Trackers(folder_of(directory), run=job.job_id or "run", step=self.done, beside=beside)
         self._saver.after_save = self._trackers.keep
@@ -158,6 +168,7 @@ class Run:
         """The numbers of the steps that are still to be done, up to `total` in all (None = until the script breaks off)."""
         self._open()
         try:
+            self._variables.begin(caller(), self._kept.get("variables", {}))
             self._begin(total)
             while total is None or self.done < total:
                 yield self.done
@@ -210,6 +221,7 @@ class Run:
         feed = feed_of(data, ranks, share=share, epochs=epochs, shuffle=shuffle, collate=collate, workers=workers)
         self._open()
         try:
+            self._variables.begin(caller(), self._kept.get("variables", {}))
             self._begin(feed.steps_total, feed.cursor)
             portions = feed.portions(self.done, self._kept.get("cursor", {}))
             while (portion := self._feeding.next(portions)) is not None:
@@ -234,7 +246,11 @@ class Run:
 
     def boundary(self) -> None:
         """The step is complete here, rather than at the end of the loop's body: nothing tracked may change after it."""
-        if self._optimizers and not self._boundary.is_changing:
+        if (
+            self._optimizers
+            and not self._boundary.is_changing
+            and not (self._weights.look() or self._saver.has_changed)
+        ):
             self.done += 1  # no optimizer has stepped: gradients may be half collected, so the boundary before stays
             self._pass_on(0)
         else:
@@ -271,7 +287,7 @@ class Run:
             self._peers.end()
             if self._saver.has_new and not self._boundary.is_changing:
                 with self.timers.within("checkpoint"):
-                    self._saver.save()
+                    self._saver.save(at_boundary=True)
         self._end()
 
     def __enter__(self) -> Self:
@@ -292,7 +308,7 @@ class Run:
         if (change := self._peers.conclude()) is not None:
             self._boundary.change()
             change()
-            self._saver.capture(self.done, self._cursor_of())
+            self._saver.capture(self.done, self._cursor_of(), self._variables.now)
             self._boundary.close()
 
     def _pass_over(self) -> None:
@@ -321,22 +337,30 @@ class Run:
         if "random" in self._kept:
             randomness.restore(self._kept["random"])
         self._total, self._cursor_of = total, cursor_of
-        self._undo = [watch_changes(optimizer, self._boundary.change) for optimizer in self._optimizers]
-        self._saver.capture(self.done, self._kept.get("cursor", {}))
+        self._undo = [watch_changes(optimizer, self._change) for optimizer in self._optimizers]
+        self._saver.capture(self.done, self._kept.get("cursor", {}), self._variables.now)
+        self._weights.note()
         self._peers.check_resumed(self.done, self._kept.get("learned", {}))
         self._watch.start()
         self._watch.at_boundary()
         self._peers.begin_step()
 
+    def _change(self) -> None:
+        """An optimizer is about to change something, or a body has ended."""
+        if not self._boundary.is_changing:
+            self._weights.look()
+        self._boundary.change()
+
     def _close(self, *, samples: int) -> None:
         """The step's boundary. Savers may have it from here on."""
-        self._boundary.change()
+        self._change()
         self.done += 1
-        self._saver.capture(self.done, self._cursor_of())
+        self._saver.capture(self.done, self._cursor_of(), self._variables.now)
         if not self._is_rehearsed:  # optimizers make their states in their first step
             self._is_rehearsed = True
             self._saver.rehearse(excuses=self.state.is_frozen)
         self._boundary.close()
+        self._weights.note()
         self._guarded(lambda: self._peers.end_step(self.done))
         self._watch.at_boundary()
         self._pass_on(samples)
@@ -369,7 +393,7 @@ class Run:
             return
         if self._saver.has_new and not self._boundary.is_changing:
             try:
-                self._saver.save()
+                self._saver.save(at_boundary=not (self._weights.look() or self._saver.has_changed))
             except FabricError as failed:  # it isn't good, or can't be kept: the one before stays
                 say(failed.message)
 
