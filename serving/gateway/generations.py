@@ -28,7 +28,10 @@ CREATE INDEX IF NOT EXISTS generations_by_age ON generations (at_us);
 """
 
 
-_DROP_OLDEST: Final = "DELETE FROM generations WHERE call IN (SELECT call FROM generations ORDER BY at_us LIMIT ?)"
+_BY_ACCOUNT: Final = "SELECT account, count(*) FROM generations GROUP BY account ORDER BY 2 DESC"
+_DROP_OLDEST: Final = (
+    "DELETE FROM generations WHERE call IN (SELECT call FROM generations WHERE account = ? ORDER BY at_us LIMIT ?)"
+)
 
 Done = TypeVar("Done")
 
@@ -120,12 +123,16 @@ class Generations:
             self._prune(connection, now_us)
 
     def _prune(self, connection: apsw.Connection, now_us: int) -> None:
-        """Forget what is old, and the oldest where there are too many."""
+        """Forget what is old, and where there are too many, the oldest of the accounts that have most."""
         with connection:
             connection.execute("DELETE FROM generations WHERE at_us < ?", (now_us - KEEP_US,))
             (count,) = next(iter(connection.execute("SELECT count(*) FROM generations")))
             if count > ROWS_MAX:
-                connection.execute(_DROP_OLDEST, (count - ROWS_MAX,))
+                of = list(connection.execute(_BY_ACCOUNT))
+                most = _level([each for _, each in of], ROWS_MAX)
+                for account, each in of:
+                    if each > most:
+                        connection.execute(_DROP_OLDEST, (account, each - most))
 
     def _read(self, call_id: str) -> Generation | None:
         for (said,) in self._connection().execute("SELECT said FROM generations WHERE call = ?", (call_id,)):
@@ -136,3 +143,14 @@ class Generations:
         if self._opened is not None:
             self._opened.close()
             self._opened = None
+
+
+def _level(counts: list[int], room: int) -> int:
+    """How many each may have at most, so that all have room; `counts` falls."""
+    left = room
+    for place, count in enumerate(reversed(counts)):
+        share = left // (len(counts) - place)
+        if count > share:
+            return share
+        left -= count
+    return max(counts, default=0)

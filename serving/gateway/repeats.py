@@ -21,7 +21,10 @@ from fabric.errors import Conflict, InvalidRequest, RateLimited, Unavailable
 
 KEEP_US: Final = 24 * 3_600_000_000
 KEPT_BYTES_MAX: Final = 8 * 1024 * 1024
-"""Of one answer. A larger one is not kept: its repeat hears that it was answered."""
+"""Of one answer. A larger one, or one beyond the next bounds, is not kept: its repeat hears that it was answered."""
+KEPT_BYTES_PER_ACCOUNT_MAX: Final = 256 * 1024 * 1024
+"""Of all answers of an account: they lie on the disk that the fabric's journal is on."""
+KEPT_BYTES_IN_ALL_MAX: Final = 8 * 1024 * 1024 * 1024
 BEAT_S: Final = 5.0
 DEAD_US: Final = 20_000_000
 """A gateway whose heart didn't beat for so long runs no more."""
@@ -47,6 +50,15 @@ END;
 CREATE TRIGGER IF NOT EXISTS one_less AFTER DELETE ON repeats BEGIN
     UPDATE kept SET records = records - 1 WHERE account = old.account;
     DELETE FROM kept WHERE account = old.account AND records <= 0;
+END;
+CREATE TABLE IF NOT EXISTS kept_bytes (account TEXT PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS answered AFTER UPDATE OF answer ON repeats BEGIN
+    INSERT INTO kept_bytes VALUES (new.account, coalesce(length(new.answer), 0)) ON CONFLICT (account)
+    DO UPDATE SET bytes = max(0, bytes + coalesce(length(new.answer), 0) - coalesce(length(old.answer), 0));
+END;
+CREATE TRIGGER IF NOT EXISTS let_go AFTER DELETE ON repeats WHEN old.answer IS NOT NULL BEGIN
+    UPDATE kept_bytes SET bytes = max(0, bytes - length(old.answer)) WHERE account = old.account;
+    DELETE FROM kept_bytes WHERE account = old.account AND bytes <= 0;
 END;
 CREATE TABLE IF NOT EXISTS gateways (gateway TEXT PRIMARY KEY, seen_us INTEGER NOT NULL) WITHOUT ROWID;
 """
@@ -179,12 +191,24 @@ class Repeats:
             )  # fmt: skip
 
     async def _end(self, account_id: str, key: str, state: str, answer: bytes | None) -> None:
-        await self._do(
-            lambda db: db.execute(
-                "UPDATE repeats SET state = ?, answer = ? WHERE account = ? AND key = ? AND gateway = ?",
-                (state, answer, account_id, _hashed(key), self._gateway),
-            ).fetchall()
-        )
+        def work(db: apsw.Connection) -> None:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                has_room = answer is None or _has_room(db, account_id, len(answer))
+                db.execute(
+                    "UPDATE repeats SET state = ?, answer = ? WHERE account = ? AND key = ? AND gateway = ?",
+                    (
+                        state if has_room else "large",
+                        answer if has_room else None,
+                        account_id,
+                        _hashed(key),
+                        self._gateway,
+                    ),
+                ).fetchall()
+            finally:
+                db.execute("COMMIT")
+
+        await self._do(work)
 
     async def _do(self, work: Callable[[apsw.Connection], Done]) -> Done:
         def on_thread() -> Done:
@@ -199,6 +223,13 @@ class Repeats:
                 "what an Idempotency-Key promises can't be kept now: try again, or leave it out",
                 code="idempotency_unavailable", why=type(error).__name__,
             ) from None  # fmt: skip
+
+
+def _has_room(db: apsw.Connection, account_id: str, size: int) -> bool:
+    """Whether an answer of so many bytes may be kept beside the account's others, and beside all others."""
+    kept: dict[str, int] = dict(db.execute("SELECT account, bytes FROM kept_bytes"))
+    own = kept.get(account_id, 0)
+    return own + size <= KEPT_BYTES_PER_ACCOUNT_MAX and sum(kept.values()) + size <= KEPT_BYTES_IN_ALL_MAX
 
 
 def _open(file: Path) -> apsw.Connection:

@@ -3,6 +3,8 @@
 import asyncio
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from serving.gateway import generations
 from serving.gateway.generations import Generation, Generations
@@ -123,6 +125,32 @@ async def test_no_more_calls_are_kept_than_may_be(tmp_path, monkeypatch):
     await kept.flush()
     assert [await kept.find("ann", f"c{number}") is not None for number in range(6)] == [False] * 3 + [True] * 3
     kept.close()
+
+
+async def test_who_calls_most_is_forgotten_first_and_nobody_elses_calls(tmp_path, monkeypatch):
+    monkeypatch.setattr(generations, "ROWS_MAX", 7)
+    kept = Generations(tmp_path / "g.sqlite", now_us=lambda: 10**15)
+    named = [("bob", "b0"), ("cy", "c0"), ("cy", "c1"), *(("ann", f"a{number}") for number in range(20))]
+    for place, (account, call) in enumerate(named):
+        kept.note(
+            Generation(
+                call_id=call, account_id=account, key_id="k", model="m", at_us=10**15 + place, took_us=1, streamed=False,
+                status=200, ended="whole",
+            )
+        )  # fmt: skip
+    await kept.flush()
+    left = [call for account, call in named if await kept.find(account, call) is not None]
+    assert left == ["b0", "c0", "c1", "a16", "a17", "a18", "a19"]
+    kept.close()
+
+
+@given(counts=st.lists(st.integers(1, 50), max_size=8), room=st.integers(1, 100))
+def test_a_level_leaves_no_more_than_there_is_room_for(counts, room):
+    counts = sorted(counts, reverse=True)
+    most = generations._level(counts, room)
+    left = sum(min(count, most) for count in counts)
+    assert left <= room
+    assert left > room - len(counts) or left == sum(counts)
 
 
 async def test_a_key_has_its_requests_a_minute_and_others_of_the_account_go_on(house):

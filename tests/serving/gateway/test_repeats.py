@@ -4,6 +4,7 @@ import asyncio
 
 import aiohttp
 import apsw
+import msgspec
 import pytest
 
 from fabric.errors import FabricError
@@ -144,6 +145,26 @@ async def test_what_is_let_go_of_counts_no_more(files, monkeypatch):
     assert await begin(store, key="a0") == "too_many_idempotency_keys"
     await store.beat()
     assert [await begin(store, key=f"a{number}") for number in range(4)] == [None] * 3 + ["too_many_idempotency_keys"]
+
+
+async def test_the_answers_of_an_account_take_so_much_of_the_disk_and_no_more(files, monkeypatch):
+    """Few tokens buy answers of megabytes, 100,000 of which could be kept for each account, beside the journal."""
+    size = len(msgspec.msgpack.encode(ANSWER))
+    monkeypatch.setattr(repeats, "KEPT_BYTES_PER_ACCOUNT_MAX", 2 * size)
+    monkeypatch.setattr(repeats, "KEPT_BYTES_IN_ALL_MAX", 3 * size)
+    now = [10**15]
+    store = files(now_us=lambda: now[0])
+
+    async def again(account, key):
+        assert await begin(store, key=key, account=account) is None
+        await store.finish(account, key, ANSWER)
+        return await begin(store, key=key, account=account)
+
+    assert [await again("ann", f"{number}") for number in range(3)] == [ANSWER, ANSWER, "idempotency_not_kept"]
+    assert [await again("bob", f"{number}") for number in range(2)] == [ANSWER, "idempotency_not_kept"]
+    now[0] += KEEP_US + 1
+    await store.beat()
+    assert [await again("ann", f"{number}") for number in range(3)] == [ANSWER, ANSWER, "idempotency_not_kept"]
 
 
 async def test_where_nothing_can_be_written_the_promise_is_not_made(tmp_path, files):
