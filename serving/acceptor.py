@@ -11,7 +11,6 @@ accepts by itself: see `fabric.api.connections`.
 
 import asyncio
 import contextlib
-import ipaddress
 import resource
 import socket
 import ssl
@@ -19,10 +18,11 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
 import structlog
+
+from fabric.api.connections import network_of
 
 KEY_SHOWN: Final = "fabric.key_shown"
 """In the scope of a request: says that its connection has shown a key that is known."""
@@ -37,8 +37,6 @@ _NO_FILES_S: Final = 0.2
 _ROOM_PART: Final = 16
 """When there is no room, one part in so many is made free at once: to choose costs more than to close."""
 _SPARE_FILES: Final = 256
-_PREFIX_V6: Final = 64
-_NETWORKS_KEPT: Final = 16_384
 
 _log = structlog.get_logger("acceptor")
 
@@ -322,14 +320,3 @@ def raise_limit_of_files() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-@lru_cache(_NETWORKS_KEPT)
-def network_of(host: str) -> str:
-    """What counts as one address: of IPv6 a /64; IPv4 also where it comes in through a socket of IPv6."""
-    address = ipaddress.ip_address(host.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is None:
-            return str(ipaddress.ip_network((address, _PREFIX_V6), strict=False))
-        address = address.ipv4_mapped
-    return str(address)

@@ -111,7 +111,7 @@ class Connections:
         by_address: dict[str, list[Connection]] = defaultdict(list)
         # Those stay longest that have shown a key, then those that came first.
         for each in sorted(there.values(), key=lambda each: (each.inode not in self._good, self._since[each.inode])):
-            by_address[_network(each.host)].append(each)
+            by_address[network_of(each.host)].append(each)
             if each.inode not in self._good and now - self._since[each.inode] >= self._keyless_s:
                 going[each.inode] = each
         keyless_max = max(1, self._per_address // KEYLESS_PART)
@@ -183,10 +183,16 @@ def _plain(host: str) -> str:
 
 
 @lru_cache(_NETWORKS_KEPT)
-def _network(host: str) -> str:
-    """What counts as one address."""
-    address = ipaddress.ip_address(host)
-    return host if address.version == 4 else str(ipaddress.ip_network((address, _PREFIX_V6), strict=False))  # noqa: PLR2004
+def network_of(host: str) -> str:
+    """What counts as one address wherever addresses are counted: of IPv6 a /64, which is one customer's; what is no address
+    is itself.
+    """
+    try:
+        plain = _plain(host)
+    except ValueError:
+        return host
+    address = ipaddress.ip_address(plain)
+    return plain if address.version == 4 else str(ipaddress.ip_network((address, _PREFIX_V6), strict=False))  # noqa: PLR2004
 
 
 def _fairly(several: Iterable[list[Connection]]) -> list[Connection]:

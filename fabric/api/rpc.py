@@ -18,7 +18,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from fabric.api import checkpoint_calls, job_calls, money_calls, operator_calls, serving_calls
-from fabric.api.connections import Connections, address_of
+from fabric.api.connections import Connections, address_of, network_of
 from fabric.api.door import Door
 from fabric.api.keys import REMEMBER_S, Caller
 from fabric.api.tls import TlsPems
@@ -332,11 +332,11 @@ async def _caller(door: Door, call: Call, context: Context) -> Caller:
     host, port = address_of(context.peer())
     authorization, acts_for = headers.get("authorization", ""), headers.get("fabric-account", "")
     if not door.keys.remembers(authorization):
-        door.guesses.check(host)
+        door.guesses.check(network_of(host))
     try:
         caller = await door.keys.caller(authorization, acts_for=acts_for)
     except Unauthenticated:
-        door.guesses.spend(host)
+        door.guesses.spend(network_of(host))
         raise
     if door.connections is not None:
         door.connections.showed_key(host, port)

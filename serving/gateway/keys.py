@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final, Generic, NamedTuple, TypeVar
 
+from fabric.api.connections import network_of
 from fabric.api.limits import RateLimit
 from fabric.errors import NotFound, PermissionDenied, Unauthenticated, Unavailable
 from fabric.wire import hash_secret, parse_key
@@ -159,7 +160,7 @@ class Gatekeeper:
         given = parse_key(_presented(headers).decode("latin-1"))
         key_id = given.key_id if given else ""
         if given and not self._keys.has(key_id):
-            self._guesses.spend(host)
+            self._guesses.spend(network_of(host))
         key = await self._keys.get(key_id, lambda: self._directory.key(key_id)) if given else None
         expected = key.secret_sha256 if key else ""
         if not (given and key and hmac.compare_digest(hash_secret(given.secret), expected)):

@@ -220,11 +220,14 @@ class Silent:
 
 
 class Stranger:
+    def __init__(self, peer="ipv4:10.0.0.1:5"):
+        self._peer = peer
+
     def invocation_metadata(self):
         return (("authorization", "Bearer fab_nobody_" + "0" * 64),)
 
     def peer(self):
-        return "ipv4:10.0.0.1:5"
+        return self._peer
 
     async def abort(self, code, _text, trailing_metadata):
         raise ConnectionAbortedError(code.name)
@@ -238,13 +241,15 @@ async def test_no_call_asks_for_its_message_before_the_key_is_known(house, name)
         await (anext(run(Silent(), Stranger())) if method.server_streams else run(Silent(), Stranger()))
 
 
-async def test_who_tries_keys_is_told_to_wait_before_more_are_looked_up(make_house, limits):
+@pytest.mark.parametrize("peer", ["ipv4:10.0.0.1:{}", "ipv6:%5B2001:db8::{}%5D:5"])
+async def test_who_tries_keys_is_told_to_wait_before_more_are_looked_up(make_house, limits, peer):
+    """From whichever address of its network."""
     house = make_house(limits=limits(guesses_per_s=5))
     run = rpc._answering(house.door, METHODS["Balance"], CALLS["Balance"])
     codes = []
-    for _ in range(30):
+    for number in range(1, 31):
         with pytest.raises(ConnectionAbortedError) as refusal:
-            await run(Silent(), Stranger())
+            await run(Silent(), Stranger(peer.format(number)))
         codes.append(str(refusal.value))
     assert codes[0] == "UNAUTHENTICATED"
     assert codes[-1] == "RESOURCE_EXHAUSTED"

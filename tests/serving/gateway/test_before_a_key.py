@@ -15,8 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.acceptor import Bounds, Guest, Guests, network_of
+from fabric.api.connections import network_of
+from fabric.errors import FabricError
+from serving.acceptor import Bounds, Guest, Guests
 from serving.gateway.app import Gateway, Limits
+from serving.gateway.keys import GUESSES_PER_S, Gatekeeper
 from serving.gateway.server import KEYLESS_PART
 from serving.http_server import PIPELINED_MAX
 from tests.serving.gateway.house import CHAT, house_of, key_of
@@ -80,6 +83,18 @@ async def test_more_keys_are_not_more_requests(tmp_path):
             ) as answer:  # fmt: skip
                 statuses.add(answer.status)
         assert 429 in statuses
+
+
+async def test_who_tries_keys_from_many_addresses_of_one_network_is_one_who_tries(house):
+    """A /64 of IPv6 has more addresses than anybody remembers: each would have guesses of its own."""
+    gatekeeper = Gatekeeper(house.directory, monotonic=lambda: 0.0)
+    codes = set()
+    for number in range(2 * GUESSES_PER_S + 1):
+        key = f"fab_nobody{number}_{'0' * 64}".encode()
+        with pytest.raises(FabricError) as refusal:
+            await gatekeeper.caller({b"x-api-key": key}, host=f"2001:db8::{number:x}")
+        codes.add(refusal.value.http_status)
+    assert codes == {401, 429}
 
 
 async def test_few_requests_wait_behind_one_that_is_not_answered(house):
@@ -243,6 +258,7 @@ def test_who_shows_no_key_for_too_long_is_late_and_who_did_never():
         ("2001:db8::1", "2001:db8::ffff:1", True),
         ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
         ("fe80::1%eth0", "fe80::2", True),
+        ("", "10.0.0.1", False),
     ],
 )
 def test_a_network_of_ipv6_counts_as_one_address(one, other, same):
