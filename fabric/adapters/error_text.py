@@ -11,6 +11,8 @@ TOLD_CHARS_MAX: Final = 6_000
 """Of an error in its job's record. All of it is in the job's log."""
 _HEAD_PART: Final = 3
 _OURS: Final = Path(__file__).resolve().parents[1]
+_CALL: Final = "function_call.py"
+"""Where a job's function is called."""
 _CALLERS: Final = frozenset({"runpy.py", "runners.py", "base_events.py", "cloudpickle.py"})
 _DEPTH: Final = 100
 
@@ -35,9 +37,11 @@ def shortened(text: str, chars: int = TOLD_CHARS_MAX) -> str:
 def _keep_own(told: traceback.TracebackException, depth: int) -> None:
     if depth == 0:
         return
-    kept = [frame for frame in told.stack if not _is_ours(frame)]
+    kept = [frame for frame in told.stack or () if not _is_ours(frame)]
     if kept and len(kept) < len(told.stack):
         told.stack = traceback.StackSummary.from_list(kept)
+    elif not kept and told.stack and Path(told.stack[-1].filename).name == _CALL:
+        told.stack = None  # type: ignore[assignment]  # what was called is none of Python's: then it prints the error alone
     for cause in (told.__cause__, told.__context__, *(getattr(told, "exceptions", None) or ())):
         if cause is not None:
             _keep_own(cause, depth - 1)

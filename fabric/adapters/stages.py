@@ -252,6 +252,12 @@ def _ended(stage: Stage, exit_: Exit) -> JobEnd:
     return msgspec.structs.replace(end, exit_code=shell_code(code))
 
 
+_NOT_THERE: Final = (
+    "it is neither a command of the node's nor a file that was sent: send its folder with --working-dir (working_dir=), or name"
+    " the package that has it with --pip (runtime_env=)"
+)
+
+
 def _unrunnable(folder: Path, word: str, error: OSError) -> InvalidRequest:
     """Why a command could not be started, and what helps."""
     about, name = f"{word} can't be run: {error.strerror}", word.removeprefix("./")
@@ -261,8 +267,8 @@ def _unrunnable(folder: Path, word: str, error: OSError) -> InvalidRequest:
     if error.errno == errno.ENOEXEC:
         remedy = "begin it with a line such as `#!/bin/sh`, or name what runs it"
         return InvalidRequest(f"{about}: {remedy}", code="not_executable")
-    remedy = f": write ./{name}" if "/" not in word and (folder / word).is_file() else ""
-    return InvalidRequest(f"{about}{remedy}", code="script_not_found")
+    remedy = f"write ./{name}" if "/" not in word and (folder / word).is_file() else _NOT_THERE
+    return InvalidRequest(f"{about}: {remedy}", code="script_not_found")
 
 
 def _exited(stage: Stage, code: object) -> JobEnd:

@@ -211,7 +211,9 @@ def test_a_zip_that_tells_no_modes_or_odd_ones_makes_nothing_that_is_more_than_a
         ("./count.sh", "#!/bin/sh\n", 0o644, "not_executable", "chmod +x count.sh"),
         ("./count.sh", "echo 1\n", 0o755, "not_executable", "#!/bin/sh"),
         ("count.sh", "#!/bin/sh\n", 0o755, "script_not_found", "write ./count.sh"),
-        ("./other.sh", "#!/bin/sh\n", 0o755, "script_not_found", "No such file"),
+        ("./other.sh", "#!/bin/sh\n", 0o755, "script_not_found", "send its folder with --working-dir"),
+        ("./other.sh", "", 0o755, "script_not_found", "No such file"),
+        ("nosuchcommand", "", 0o755, "script_not_found", "or name the package that has it with --pip"),
     ],
 )
 def test_what_can_not_be_run_says_what_would_help(send, tmp_path, command, text, mode, code, remedy):

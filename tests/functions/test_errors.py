@@ -63,6 +63,15 @@ def test_the_customers_frames_and_the_whole_chain_are_told(project, name):
         assert "s3cr3t" not in text, "no variable's value"
 
 
+@pytest.mark.parametrize("call", ["open, 'nothing/there'", "functools.partial(int, 'no'),", "[].index, 7"])
+def test_what_is_called_and_has_no_frames_of_its_own_is_told_without_ours(project, call):
+    main = f"import functools\nfrom tests.functions.afar import submitted\njob = submitted({call})\n"
+    told = project({"main.py": main + "print(job['end']['error'])\nprint(job['log'])"})
+    assert "Error: " in told
+    assert "fabric/" not in told
+    assert "Traceback" not in told
+
+
 def test_each_exception_of_a_group_is_told(project):
     record = project(LIB | {"main.py": TELL.format("group", ())}).split("LOG\n")[0]
     assert "ExceptionGroup: several (2 sub-exceptions)" in record
