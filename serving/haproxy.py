@@ -27,6 +27,7 @@ KNOWN_PART: Final = 4
 """Of all connections, one part in this many is for those addresses only."""
 ADMITTED: Final = "x-ratelimit-limit-requests"
 """A header that a gateway's answer has where the request's key was known, and no other answer."""
+_OURS: Final = 500
 _BUFFER_BYTES: Final = 65_536
 _SLOT: Final = "127.0.0.1:9"
 """Where a gateway that isn't there yet would be: nobody is asked while it is disabled."""
@@ -35,6 +36,12 @@ _REFUSALS: Final = (
     (502, "gateway_lost", "the gateway went away before it answered; what was produced until then is charged", ""),
     (503, "no_gateway", "no gateway can be reached just now: try again in 2 s", "2"),
     (504, "gateway_silent", "the gateway said nothing for too long", ""),
+)
+_TOO_MANY: Final = (
+    429,
+    "too_many_without_a_key",
+    "too many requests came from your address without a key: try again in 10 s",
+    "10",
 )
 
 
@@ -50,6 +57,7 @@ class Front:
         connections: all it takes at once; beyond, they wait in the kernel's line.
         per_address: of one client's address, of IPv6 a /64; beyond, they are refused.
         keyless_per_address: of an address from which no key was shown lately.
+        keyless_requests: in 10 s from such an address, on whatever connections: one of HTTP/2 carries many at once.
         wait_s: how long a gateway may let a request wait for its turn.
         threads: of the process.
         metrics: `host:port` on loopback for Prometheus; "" = none.
@@ -64,6 +72,7 @@ class Front:
     connections: int = 16_384
     per_address: int = 4_096
     keyless_per_address: int = 128
+    keyless_requests: int = 2_000
     wait_s: float = 600.0
     threads: int = 1
     metrics: str = ""
@@ -157,11 +166,12 @@ def _public(front: Front) -> str:
     maxconn {front.connections}
     # Addresses from which a key was shown lately are known by the tag. The others have few connections each, and leave a part of
     # all free: whoever holds thousands of half handshakes keeps no customer out.
-    stick-table type ipv6 size 100k expire {KNOWN_S}s store conn_cur,gpt0
+    stick-table type ipv6 size 100k expire {KNOWN_S}s store conn_cur,gpt0,http_req_rate(10s)
     tcp-request connection track-sc0 src,ipmask(32,64)
     tcp-request connection reject if {{ sc_conn_cur(0) gt {front.per_address} }}
     tcp-request connection reject if {{ sc_conn_cur(0) gt {front.keyless_per_address} }} {{ sc_get_gpt0(0) eq 0 }}
     tcp-request connection reject if {{ fe_conn gt {front.connections - front.connections // KNOWN_PART} }} {{ sc_get_gpt0(0) eq 0 }}
+    http-request return {_no(*_TOO_MANY)} if {{ sc_http_req_rate(0) gt {front.keyless_requests} }} {{ sc_get_gpt0(0) eq 0 }}
     http-response sc-set-gpt0(0) 1 if {{ res.hdr({ADMITTED}) -m found }}
     # What HAProxy says itself has an id too; a gateway's answer keeps its own.
     unique-id-format {_UNIQUE_ID}
@@ -210,10 +220,15 @@ def _metrics(listen: str) -> str:
 
 def _refusal(status: int, code: str, message: str, retry_after: str) -> str:
     """HAProxy's own no, in OpenAI's form. What is no request yet (400, 408) gets HAProxy's own words: it has no others."""
-    body = json.dumps({"error": {"message": message, "type": "server_error", "param": None, "code": code}})
+    return f"    http-error {_no(status, code, message, retry_after)}"
+
+
+def _no(status: int, code: str, message: str, retry_after: str) -> str:
+    kind = "server_error" if status >= _OURS else "rate_limit_error"
+    body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
     assert "'" not in body, "it stands between quotes of HAProxy's"
     retry = f" hdr retry-after {retry_after}" if retry_after else ""
-    return f"    http-error status {status} content-type application/json string '{body}'{retry}"
+    return f"status {status} content-type application/json string '{body}'{retry}"
 
 
 def _quoted(path: Path) -> str:

@@ -141,6 +141,24 @@ async def test_an_address_without_a_key_has_few_connections_and_with_one_more(tm
             await until(partial(is_served, house, url, ssl=tls, headers={"connection": "close"}))
 
 
+async def test_requests_without_a_key_are_few_from_an_address_and_others_are_served(tmp_path):
+    """One connection of HTTP/2 carries a hundred at once, each of which would hold a gateway's connection."""
+    async with house_of(tmp_path) as house, fronted(house, tmp_path, keyless_requests=20) as (_, url):
+        await until(partial(is_served, house, url))
+        stranger = aiohttp.TCPConnector(local_addr=("127.0.0.9", 0))
+        statuses = []
+        async with aiohttp.ClientSession(connector=stranger) as strange:
+            for _ in range(60):
+                async with strange.post(url + "/v1/chat/completions", json=CHAT) as answer:
+                    statuses.append(answer.status)
+            async with strange.get(url + "/v1/models") as answer:
+                assert (await answer.json())["error"]["code"] == "too_many_without_a_key"
+                assert answer.headers["retry-after"]
+        assert statuses[:10] == [401] * 10
+        assert 429 in statuses
+        assert all([await is_served(house, url) for _ in range(60)])
+
+
 async def test_a_client_of_http_2_is_served_its_stream(tmp_path):
     curl = shutil.which("curl")
     if curl is None or "HTTP2" not in subprocess.run([curl, "-V"], capture_output=True, text=True, check=False).stdout:  # noqa: ASYNC221
