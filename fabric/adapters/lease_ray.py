@@ -129,7 +129,10 @@ class _Own:
             # Another process of the job has started it: what was asked for fits, and can't be changed any more.
             found = self._init(address=known, **options)
         else:
-            found = self._init(address="local", **self._with_defaults(asked, options))
+            from fabric.adapters.node_start import started  # noqa: PLC0415  # most processes start none
+
+            defaults = self._with_defaults(asked, options)
+            found = started(lambda: self._init(address="local", **defaults))
             os.environ[_ADDRESS] = ray.get_runtime_context().gcs_address
             self._has_started = True
             if self._settings.bell:

@@ -11,6 +11,8 @@ import msgspec
 
 VARIABLE: Final = "FABRIC_RAY"
 """In a job's environment: what its lease has, as JSON."""
+START_S: Final = 180
+"""For how long a node of Ray may start on a machine that is busy with other things. Ray's own limits are 30 and 60 s."""
 TOKEN: Final = "token"  # noqa: S105  # a file
 _START_FOLDER: Final = Path(__file__).with_name("python_start")
 """Goes into PYTHONPATH: what is there has every Python of the job look for Ray."""
@@ -88,6 +90,10 @@ def variables_for(own: LeaseRay, environment: Mapping[str, str], *, given: Conta
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
         "RAY_worker_cap_enabled": "0",
+        "RAY_agent_register_timeout_ms": str(1000 * START_S),
+        "RAY_gcs_server_port_wait_time_s": str(START_S),
+        "RAY_gcs_server_request_timeout_seconds": str(START_S),
+        "RAY_worker_register_timeout_seconds": str(START_S),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -1,10 +1,12 @@
-"""Starts a node of a Ray cluster on this machine, and waits for it as long as its raylet starts. Knows nothing of its labels."""
+"""Starts a node of a Ray cluster on this machine, and waits for it as long as its raylet starts. Knows nothing of its labels,
+nor whose cluster it is: the fabric's own, or that of a job's program.
+"""
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import psutil
 from ray._private import services
@@ -12,9 +14,11 @@ from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray._raylet import GcsClient, NodeID  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
 
+from fabric.adapters.lease_ray_settings import START_S
+from fabric.adapters.stop_notice import is_rays
+
+__all__ = ["START_S", "patience", "start_node", "started"]
 _log = logging.getLogger(__name__)
-START_S: Final = 180
-"""For how long a node may start on a machine that is busy with other things."""
 _STARTS: Final = 3
 """How often a node is started whose raylet ends while it starts, as when another process has taken its port."""
 _LOOK_S: Final = 0.1
@@ -22,15 +26,27 @@ _LOOK_S: Final = 0.1
 
 def start_node(cluster: Cluster, **wanted: Any) -> Any:
     """Start a node and wait until Ray knows it: as long as its raylet starts, and again where that has ended instead."""
+    return started(lambda: cluster.add_node(wait=False, **wanted), again_on=Exception)
+
+
+T = TypeVar("T")
+
+
+def started(start: Callable[[], T], *, again_on: type[Exception] = ChildProcessError) -> T:
+    """Start a node of this process, with patience, and once more where that fails as by `again_on`: what has started of it is
+    ended before.
+    """
     this = psutil.Process()
     for tries_left in reversed(range(_STARTS)):
         before = this.children()
         try:
-            with _patience():
-                return cluster.add_node(wait=False, **wanted)
-        except Exception as error:
+            with patience():
+                return start()
+        except again_on as error:
             for left in set(this.children()) - set(before):
-                left.kill()
+                with suppress(psutil.NoSuchProcess):
+                    if is_rays(left.cmdline()):
+                        left.kill()
             if not tries_left:
                 raise
             _log.warning("a node of Ray did not start, once more: %s", error)
@@ -38,7 +54,7 @@ def start_node(cluster: Cluster, **wanted: Any) -> Any:
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
+def patience() -> Iterator[None]:
     """Ray gives a node 30 s to appear, a number in its code: on a busy machine it takes longer. Inside, it may take
     `START_S` while its raylet runs.
     """

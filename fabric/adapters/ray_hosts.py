@@ -23,13 +23,13 @@ import msgspec
 
 from fabric.adapters.context_link import reach
 from fabric.adapters.job_output import logged
-from fabric.adapters.lease_ray_settings import LeaseRay, variables_for
+from fabric.adapters.lease_ray_settings import START_S, LeaseRay, variables_for
 from fabric.adapters.private_folder import make_private
 from fabric.adapters.stage import JobEnd, Stage
 from fabric.adapters.talk import Talk
 from fabric.gate.events import LeaseOutcome
 
-JOIN_S: Final = 90.0
+JOIN_S: Final = 90.0 + START_S
 """How long ranks wait for each other."""
 HELLO_S: Final = 10.0
 """How long the next piece of a rank's first word may take."""
