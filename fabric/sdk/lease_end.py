@@ -2,7 +2,7 @@
 
 Ray itself would wait: it tries a task again in a placement group that is gone, for ever. So what this process starts in a
 lease is noted, and cancelled when that is over, however it ended; what is started later is cancelled at once. `ray.get` then
-says why. Needs Ray, and is imported where that is.
+says why. What would be started beside a lease is refused (`lease_bounds`). Needs Ray, and is imported where that is.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from typing import Any, Final
 import ray
 
 from fabric.errors import JobFailed
+from fabric.sdk.lease_bounds import refuse_outside, watch_groups
 
 _NOTED_MAX: Final = 100_000
 _leases: Final[dict[str, "Going"]] = {}
@@ -78,6 +79,10 @@ class Going:
             _ended(handle)
         self._cancel(ray.ObjectRef(each) for each in tasks)
 
+    @property
+    def lease_id(self) -> str:
+        return self._lease_id
+
     def error(self) -> LeaseEnded:
         """What is said of it."""
         return LeaseEnded(f"lease {self._lease_id} is over: {self.over}", lease_id=self._lease_id)
@@ -123,13 +128,21 @@ def _watch_ray() -> None:
         actor._remote = _noting(actor._remote, Going.actor)  # noqa: SLF001
         method._remote = _noting_calls(method._remote)  # noqa: SLF001
         ray.get = _saying(ray.get)
+        watch_groups(_held)
+
+
+def _held() -> str:
+    """The id of a lease that this process holds, "" if none."""
+    return next((going.lease_id for going in list(_leases.values()) if not going.over), "")
 
 
 def _noting(start: Callable[..., Any], note: Callable[[Going, Any], None]) -> Callable[..., Any]:
     def noted(self: Any, *arguments: Any, **options: Any) -> Any:
-        made = start(self, *arguments, **options)
         given = options.get("scheduling_strategy") or getattr(self, "_default_options", {}).get("scheduling_strategy")
         group = getattr(given, "placement_group", None)
+        if (group is None or group.id.hex() not in _leases) and (held := _held()):
+            refuse_outside(held, self, options)
+        made = start(self, *arguments, **options)
         if group is not None and (going := _leases.get(group.id.hex())) is not None:
             note(going, made)
         return made

@@ -1,6 +1,8 @@
 """A client's own Ray tasks and actors inside a lease, and what holds a device without one."""
 
+import re
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,50 @@ def test_a_programs_own_actors_hold_devices_of_its_lease(acme):
     assert lease
     assert groups == [lease, lease]
     settled(job)
+
+
+def sweep():
+    from ray import tune
+
+    trainable = tune.with_resources(lambda config: {"score": config["x"]}, {"cpu": 1, "gpu": 1})
+    tune.Tuner(trainable, param_space={"x": tune.grid_search([1, 2])}).fit()
+
+
+def train():
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    TorchTrainer(lambda: None, scaling_config=ScalingConfig(num_workers=2)).fit()
+
+
+def data():
+    import ray.data
+
+    class Same:
+        def __call__(self, batch):
+            return batch
+
+    ray.data.range(10).map_batches(Same, num_gpus=1, concurrency=1, batch_size=5).take_all()
+
+
+def actor():
+    @ray.remote(num_gpus=1)
+    class Worker:
+        pass
+
+    Worker.remote()
+
+
+@pytest.mark.parametrize("program", [sweep, train, data, actor, lambda: placement_group([{"GPU": 1}])])
+def test_what_would_run_beside_a_clients_lease_is_refused_with_the_remedy(acme, driver, program):
+    with acme.lease(tokens="0.1", accelerators="H100:1", timeout=60) as lease:
+        before = set(placement_group_table())
+        with pytest.raises(Exception) as caught:  # noqa: PT011  # a library may have something to say itself, and then ours
+            program()
+        said = "".join(traceback.format_exception(caught.value))
+        assert re.search(rf"would run outside of lease {lease.job.id}.*submit the whole program", said), said
+        assert set(placement_group_table()) == before
+    settled(lease.job)
 
 
 def test_a_foreign_placement_group_with_a_device_is_removed_and_a_leased_job_is_not_touched(acme, driver):
