@@ -69,6 +69,30 @@ def tune_on_devices():
     return sorted((found.metrics["score"], len(found.metrics["gpus"])) for found in results)
 
 
+def train_on_devices():
+    import tempfile
+
+    import ray.train
+    from ray.train import Checkpoint, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    def loop():
+        import torch
+        import torch.distributed as dist
+
+        total = torch.ones(1)
+        dist.all_reduce(total)
+        with tempfile.TemporaryDirectory() as folder:
+            # Ray keeps metrics that come with a checkpoint.
+            ray.train.report({"ranks": total.item()}, checkpoint=Checkpoint.from_directory(folder))
+        return dist.get_backend(), total.item()
+
+    scaling = ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1, "H100": 1})
+    torch_config, run_config = TorchConfig(backend="gloo"), RunConfig(name="run")
+    result = TorchTrainer(loop, torch_config=torch_config, scaling_config=scaling, run_config=run_config).fit()
+    return *result.return_value, result.metrics["ranks"]
+
+
 def data_on_devices():
     import ray.data
 
@@ -118,6 +142,7 @@ def dask_on_ray():
 
 WITH_DEVICES = {
     "tune": (tune_on_devices, [(1, 1), (2, 1), (3, 1), (4, 1)]),
+    "train": (train_on_devices, ("gloo", 2.0, 2.0)),
     "data": (data_on_devices, (1560, {1})),
     "rllib": (rllib_on_devices, (1, True)),
     "joblib": (joblib_on_ray, [0, 1, 4, 9, 16]),
