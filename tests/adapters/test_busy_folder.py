@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from fabric.adapters.freeze import Position, Rest, Writing
 from fabric.adapters.kept_folder import EVERY_VARIABLE, QUIET_VARIABLE
 from fabric.adapters.processes import all_processes, kill
 from fabric.checkpoints import restore_directory
 from fabric.gate.events import LeaseOutcome
 from tests.adapters.programs import Machine
 
+MIB = 2**20
 SOON = {EVERY_VARIABLE: "0.5", QUIET_VARIABLE: "60"}
 NEVER = {EVERY_VARIABLE: "1000", QUIET_VARIABLE: "1000"}
 
@@ -228,6 +230,36 @@ def test_holes_links_and_what_can_not_be_kept_are_as_in_a_quiet_folder(machine, 
     assert (about.st_size, about.st_blocks * 512 < 2**20) == (2**40, True)
     assert (folder / "link").readlink() == Path("large")
     assert ((folder / "sub").stat().st_mode & 0o777, (folder / "large").stat().st_size) == (0o750, 3_000_000)
+
+
+def first_rest_s(position_at, *, looks=100):
+    """When a folder is found at rest first in which one file is open, or none, as `position_at` has it; it is looked at ten
+    times a second.
+    """
+    rest, one = Rest(), Writing(1, 4, 99)
+    for look in range(looks):
+        position = position_at(look)
+        if rest.is_at_rest({} if position is None else {one: position}, now=look / 10):
+            return look / 10
+    return None
+
+
+@pytest.mark.parametrize(
+    ("position_at", "expected"),
+    [
+        (lambda look: None, 0.0),
+        (lambda look: None if look == 4 else Position(look, 9, 0.0), 0.4),
+        (lambda look: Position(100, 100, 3.0), 1.0),
+        (lambda look: Position(100 * look + 1, 100 * look + 1, 0.0), 1.0),
+        (lambda look: Position(MIB * look + 1, MIB * look + 1, 0.0), None),
+        (lambda look: Position(MIB * look + 1, MIB * look + 1, 0.0 if look < 30 else 0.6), 3.0),
+        (lambda look: Position(look % 7 * 100, 700, 0.0), None),
+        (lambda look: Position(0, 0, look / 10), 5.0),
+    ],
+    ids=["closed", "closed once", "untouched", "a log", "a large save", "a save that ends", "in place", "just opened"],
+)
+def test_a_folder_is_at_rest_when_no_file_in_it_is_half_written(position_at, expected):
+    assert first_rest_s(position_at) == expected
 
 
 @pytest.mark.soak
