@@ -237,6 +237,8 @@ for step in session(model=model, opt=opt, snapshot_every_s=0.01).steps(40):
     opt.step()
     time.sleep(0.02)
     if step == 25 and context.current().attempt == 1:
+        while not os.path.exists(sys.argv[1]):
+            time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when the machine's memory is used up
 print("ended from", context.current().attempt)
 """
@@ -246,12 +248,20 @@ def test_a_rank_that_the_kernel_kills_for_memory_is_told_as_that_and_resumes_if_
     acme, tmp_path
 ):
     (tmp_path / "hungry.py").write_text(HUNGRY)
+    used_up = tmp_path / "used_up"
     once, twice = (
         acme.submit(
-            "hungry.py", working_dir=tmp_path, tokens="0.5", accelerators="A100:1", preload="torch", max_retries=retries
+            ["hungry.py", str(used_up)],
+            working_dir=tmp_path,
+            tokens="0.5",
+            accelerators="A100:1",
+            preload="torch",
+            max_retries=retries,
         )
         for retries in (0, 1)
     )
+    wait_until(once, lambda info: once.checkpoints())
+    used_up.touch()
     assert once.wait(timeout=120) == "failed"
     assert re.search(
         r"SIGKILL, exit code 137 \(out of memory, most likely: this machine has \d+ GiB .* max_retries",
