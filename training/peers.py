@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from fabric import context
+from fabric import context, launched
 from fabric.errors import FabricError
 from training.registry import Registry
 from training.stepping import Alone, Way
@@ -112,6 +112,8 @@ class Nobody:
 
 def joined(job: context.Context, *, mix: str | None) -> Peers:
     """The ranks that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT tell of, once all have come."""
+    if not job.job_id:
+        launched.adopt(os.environ)
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         return Nobody()
     from training.together import Together  # noqa: PLC0415  # needs torch

@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from fabric import context
+from fabric import context, launched
 from fabric.adapters.archive import Archive
 from fabric.adapters.archive_quota import ArchiveLimits, ArchiveQuota
 from fabric.adapters.cluster_settings import checkpoints_in, publisher
@@ -158,7 +158,8 @@ def _context_of(said: Invitation, talk: Talk[Told]) -> context.Context:
 
 
 def _placed(place: context.Place) -> context.Place:
-    """Where a launcher (torchrun) has made ranks of its own, this process is the one that its environment tells of."""
+    """Where a launcher has made ranks of its own, this process is the one that its environment tells of."""
+    launched.adopt(os.environ, node=place.rank, nodes=place.world_size)
     rank, world = _number("RANK", place.rank), _number("WORLD_SIZE", place.world_size)
     if (rank, world) == (place.rank, place.world_size):
         return place

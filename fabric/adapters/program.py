@@ -191,7 +191,7 @@ class Program:
         with self._standing_still:
             now = {each.pid: each for each in standing(self._pid, number=number, listening=frozenset())}
             waking = [now[pid] for pid in notice.halted if pid in now]
-            if self._has_saved and not any(each.catches and not each.is_launcher for each in waking):
+            if self._has_saved and not any(each.catches and each.pid not in notice.launchers for each in waking):
                 for pid in now:
                     kill(pid)
                 return

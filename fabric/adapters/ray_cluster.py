@@ -21,6 +21,7 @@ from fabric.adapters.nodes import Node, nodes_of
 from fabric.adapters.offering import Offering, readable
 from fabric.adapters.outbox import Outbox, Report
 from fabric.adapters.private_folder import attempt_folder
+from fabric.adapters.ray_drains import Drains, draining, now_us
 from fabric.adapters.reconciler import Ours, Reconciler
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.survivors import lease_of, survivors
@@ -78,7 +79,7 @@ class RayCluster:
         self._reads_data = False
         self._held: dict[str, Holdings] = {}
         """By machine: what it said last that it holds."""
-        self._offering = Offering()
+        self._offering, self._drains = Offering(), Drains()
         self._unreadable: dict[NodeId, tuple[tuple[str, ...], int, str]] = {}
         """By node: the devices that its agent can't read, how many those are, and of which type."""
         self._lost: set[LeaseId] = set()
@@ -261,7 +262,11 @@ class RayCluster:
         self._nodes.update(now)
         await self._agents.cover(now.values())
         busy = {share.node_id for attempt in self._attempts.values() for share in attempt.lease.shares}
-        for change in self._offering.changes(now, await self._sights(now.values()), busy=busy):
+        sights, deadlines = await self._sights(now.values()), await draining()
+        for change in (
+            *self._offering.changes(now, sights, busy=busy),
+            *self._drains.changes(now, deadlines, now_us=now_us()),
+        ):
             self._outbox.put(change)
 
     async def _sights(self, nodes: Iterable[Node]) -> dict[str, Sight | None]:

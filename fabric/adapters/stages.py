@@ -212,7 +212,7 @@ def _run_program(
     """Run a script or a command as processes of its own."""
     stage.host = ContextHost(stage.context, stage.invitation, address=stage.folder / "context")
     with stage.host as host:
-        environment = {**_environment_of(stage, is_script=script is not None, given=given), **host.variables}
+        environment = {**_environment_of(stage, command, is_script=script is not None, given=given), **host.variables}
         number = signal_number(environment.get(SIGNAL_VARIABLE, ""))
         program = Program(stage.context, host, number=number, is_at_rest=kept.is_at_rest)
         if script is not None and stage.forks_scripts:
@@ -231,14 +231,31 @@ def _run_program(
         return _ended(stage, exit_)
 
 
-def _environment_of(stage: Stage, *, is_script: bool, given: Container[str]) -> dict[str, str]:
+def _environment_of(
+    stage: Stage, command: tuple[str, ...], *, is_script: bool, given: Container[str]
+) -> dict[str, str]:
     """What a program finds in its environment: `python` is the interpreter that has its packages."""
     taken = {name for name in withheld(os.environ, apart=not is_script) if name not in given and name not in stage.told}
     found = {name: value for name, value in os.environ.items() if name not in taken}
     own = str(Path(sys.executable).parent)
     places = [place for place in found.get("PATH", os.defpath).split(os.pathsep) if place != own]
+    if not any("--standalone" in word for word in command):
+        found = {**_for_launchers(stage, given=given), **found}
     made = {"PYTHONIOENCODING": "utf-8:backslashreplace", **found, "PATH": os.pathsep.join([own, *places])}
     return variables_for(stage.own_ray, made, given=given) if stage.own_ray is not None else made
+
+
+def _for_launchers(stage: Stage, *, given: Container[str]) -> dict[str, str]:
+    """By what torch's launchers, started on each node of a gang, find each other without an option."""
+    if stage.context.world_size == 1 or stage.local[1] > 1:
+        return {}
+    said = {
+        "PET_NNODES": str(stage.context.world_size),
+        "PET_NODE_RANK": str(stage.context.rank),
+        "PET_MASTER_ADDR": stage.master[0],
+        "PET_MASTER_PORT": str(stage.master[1]),
+    }
+    return {name: value for name, value in said.items() if name not in given}
 
 
 def _ended(stage: Stage, exit_: Exit) -> JobEnd:

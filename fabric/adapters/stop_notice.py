@@ -1,7 +1,8 @@
 """Which processes of a job's program get the notice to stop, and which wait meanwhile.
 
 A program may be one process or a tree: `bash train.sh`, `torchrun`, a pipe into `tee`. Who can save gets the notice: whoever
-looks for it through the job's context, and else the outermost that catches the signal. Who only stands above them (a shell,
+looks for it through the job's context, and else the outermost that catches the signal and launches no ranks: whoever gives
+those below it another place in a world than its own is a launcher, by whatever name. Who only stands above them (a shell,
 `make`, a launcher) would pass the signal on too early, die of it, or go on with its next line: it is halted, until those
 below have ended. If nobody can save, all get the signal, and it ends them. Knows processes as /proc shows them; Linux only.
 """
@@ -24,6 +25,11 @@ _LAUNCHERS: Final = frozenset((
     "torchrun", "torch.distributed.run", "torch.distributed.launch", "accelerate", "accelerate.commands.launch",
     "deepspeed", "mpirun", "mpiexec", "orterun", "horovodrun",
 ))  # fmt: skip
+_PLACES: Final = (
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "HOROVOD_RANK", "SLURM_PROCID",
+    "ACCELERATE_PROCESS_INDEX", "NODE_RANK", "TORCHELASTIC_RUN_ID",
+)  # fmt: skip
+"""By these variables launchers tell a process which rank it is."""
 _WORDS_LOOKED_AT: Final = 5
 _RAYS_OWN: Final = frozenset(("raylet", "gcs_server"))
 _RAYS_WORKERS: Final = ("ray::", "ray-dashboard-")
@@ -45,14 +51,24 @@ class Standing(NamedTuple):
     is_shell: bool = False
     """A shell runs its trap only when the command has ended that it waits for."""
     is_launcher: bool = False
-    """It starts the ranks that save, ends them all when one has ended, and can't save itself."""
+    """It starts the ranks that save, ends them all when one has ended, and can't save itself. Known by its name; others are
+    known by the places that they give.
+    """
     is_ray: bool = False
     """One of Ray's own: it ends at the signal and takes along what runs over it, and saves at most by the context."""
+    place: tuple[tuple[str, str], ...] = ()
+    """What its environment said of its rank when it was started."""
 
     @property
     def hears(self) -> bool:
         """Whether it may save at the signal."""
         return self.catches and not self.is_ray
+
+    def launches(self, others: Iterable["Standing"]) -> bool:
+        """Whether one of them has a place that isn't its own, and can save."""
+        return any(
+            (other.hears or other.listens) and (self.is_launcher or other.place != self.place) for other in others
+        )
 
 
 class Notice(NamedTuple):
@@ -63,6 +79,8 @@ class Notice(NamedTuple):
     signalled: frozenset[int]
     halted: frozenset[int]
     """Who stands above those that are told."""
+    launchers: frozenset[int] = frozenset()
+    """Who of these has nothing to do but to start ranks: its exit code is of no interest."""
 
 
 def notice_for(processes: Iterable[Standing], *, root: int) -> Notice:
@@ -73,6 +91,7 @@ def notice_for(processes: Iterable[Standing], *, root: int) -> Notice:
         children.setdefault(process.parent if process.parent in by_pid else root, []).append(process.pid)
     children[root] = [pid for pid in children.get(root, ()) if pid != root]
     told: set[int] = set()
+    launchers: set[int] = set()
     signalled: set[int] = set()
     halted: set[int] = set()
     waiting = [root] if root in by_pid else children[root]
@@ -83,13 +102,15 @@ def notice_for(processes: Iterable[Standing], *, root: int) -> Notice:
         if process.listens:
             told.add(pid)
             signalled |= {pid} if process.hears else set()
-        elif process.hears and not linked and not (process.is_launcher and any(by_pid[each].hears for each in below)):
+        elif process.hears and not linked and not process.launches(by_pid[each] for each in below):
             told.add(pid)
             signalled |= {pid, *below} if process.is_shell else {pid}
         elif linked or any(by_pid[each].hears for each in below):
             halted |= set() if process.is_ray else {pid}
+            if not process.is_ray and process.launches(by_pid[each] for each in below):
+                launchers.add(pid)
             waiting += children.get(pid, ())
-    return Notice(frozenset(told), frozenset(signalled if told else by_pid), frozenset(halted))
+    return Notice(frozenset(told), frozenset(signalled if told else by_pid), frozenset(halted), frozenset(launchers))
 
 
 def standing(root: int, *, number: int, listening: frozenset[int]) -> list[Standing]:
@@ -138,6 +159,7 @@ def _looked_at(pid: int, parent: int, *, number: int, listens: bool) -> Standing
     names = {word.rpartition("/")[2] for word in words}
     return Standing(
         pid=pid,
+        place=_place_of(pid),
         parent=parent,
         catches=bool(caught >> (number - 1) & 1),
         listens=listens,
@@ -152,3 +174,11 @@ def is_rays(words: Sequence[str]) -> bool:
     first = words[0] if words else ""
     name = first.rpartition("/")[2]
     return name in _RAYS_OWN or first.startswith(_RAYS_WORKERS) or any(_IN_RAY.search(word) for word in words)
+
+
+def _place_of(pid: int) -> tuple[tuple[str, str], ...]:
+    with suppress(OSError):
+        variables = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+        found = dict(variable.partition("=")[::2] for variable in variables)
+        return tuple((name, found[name]) for name in _PLACES if name in found)
+    return ()

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import os
+import socket
 import threading
 import time
 import zipfile
@@ -20,6 +21,12 @@ from fabric.gate.instructions import Share
 from tests.adapters.leases import lease_of
 
 WITHIN_S = 150
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 class Zygotes:
@@ -54,7 +61,12 @@ class Machine:
         self.archive = DirectoryArchive(folder / "archive")
         self.saves, self.leases = [], []
 
-    def begin(self, *command, files=None, env=None, job_id="job-1"):
+    def begin(self, *command, **more):
+        (attempt,) = self.begin_gang(*command, **more)
+        return attempt
+
+    def begin_gang(self, *command, files=None, env=None, job_id="job-1", nodes=1):
+        """A rank for each node, all of which are this machine."""
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w") as out:
             for name, text in (files or {}).items():
@@ -64,15 +76,20 @@ class Machine:
         epoch = len(self.leases) + 1
         lease = lease_of(
             job_id, epoch=epoch, lease_id=f"{job_id}-{os.getpid()}-{id(self)}.{epoch}", kind=JobKind.SCRIPT,
-            payload=json.dumps(payload), shares=(Share("h1", 2),),
+            payload=json.dumps(payload), shares=tuple(Share(f"h{at + 1}", 2) for at in range(nodes)),
         )  # fmt: skip
         self.leases.append(lease)
-        order = Order(lease=lease, rank=0, master_addr="127.0.0.1", master_port=1, work_dir=str(self.folder / "work"))
-        stage = stage_of(
-            order, archive=self.archive, devices=("0", "1"), on_saved=lambda *facts: self.saves.append(facts),
-            on_report=lambda: None,
-        )  # fmt: skip
-        return Attempt(stage, order, zygote=self.zygote)
+        attempts, port = [], free_port()
+        for rank in range(nodes):
+            order = Order(
+                lease=lease, rank=rank, master_addr="127.0.0.1", master_port=port, work_dir=str(self.folder / "work")
+            )
+            stage = stage_of(
+                order, archive=self.archive, devices=("0", "1"), on_saved=lambda *facts: self.saves.append(facts),
+                on_report=lambda: None,
+            )  # fmt: skip
+            attempts.append(Attempt(stage, order, zygote=self.zygote))
+        return attempts
 
     def run(self, *command, **more):
         return self.begin(*command, **more).ended()
@@ -115,6 +132,9 @@ class Attempt:
         """Give the notice, and hear how it ends."""
         self.stage.ask_to_stop(reason, seconds_left=seconds_left, save=True)
         return self.ended()
+
+    def ask_to_stop(self, *, seconds_left=WITHIN_S):
+        self.stage.ask_to_stop("evicted", seconds_left=seconds_left, save=True)
 
     def ended(self):
         self.thread.join(WITHIN_S)
