@@ -7,7 +7,7 @@ said it already. A launcher on each node of a lease that knows nothing of the ot
 MPI's, and is refused if it is torch's: two trainings would take themselves for the job.
 """
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Container, Mapping, MutableMapping, Sequence
 from typing import Final, NamedTuple
 
 from fabric.errors import InvalidRequest
@@ -60,6 +60,29 @@ def adopt(environment: MutableMapping[str, str], *, node: int = 0, nodes: int = 
         said = (rank, world, local_rank, local_world)
         environment.update(zip(_OURS, map(str, said), strict=True))
         return
+
+
+def meeting_of(
+    master: tuple[str, int], *, node: int, nodes: int, command: Sequence[str] = (), given: Container[str] = ()
+) -> dict[str, str]:
+    """The variables by which torch's launchers, started on each of several nodes, find each other without an option.
+
+    Args:
+        master: where they meet: (address, port).
+        node: which of the nodes this is.
+        nodes: how many there are.
+        command: what is started. One that says --standalone would wait for others where they never come.
+        given: variables that the job has set itself.
+    """
+    if nodes == 1 or any("--standalone" in word for word in command):
+        return {}
+    said = {
+        "PET_NNODES": str(nodes),
+        "PET_NODE_RANK": str(node),
+        "PET_MASTER_ADDR": master[0],
+        "PET_MASTER_PORT": str(master[1]),
+    }
+    return {name: value for name, value in said.items() if name not in given}
 
 
 def _is_said(environment: Mapping[str, str], *, node: int, nodes: int) -> bool:

@@ -3,7 +3,7 @@
 import pytest
 
 from fabric.errors import InvalidRequest
-from fabric.launched import adopt
+from fabric.launched import adopt, meeting_of
 
 NODE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 
@@ -60,3 +60,14 @@ def test_torchrun_for_each_node_alone_is_refused_with_the_remedy():
         adopt(found, node=0, nodes=2)
     assert refused.value.code == "launched_apart"
     adopt({**found, "GROUP_WORLD_SIZE": "2"}, node=0, nodes=2)
+
+
+def test_torchs_launchers_meet_over_the_nodes_of_a_job_unless_told_otherwise():
+    gang = {"node": 1, "nodes": 2}
+    said = meeting_of(("10.0.0.1", 7), **gang)
+    assert said == {
+        "PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "10.0.0.1", "PET_MASTER_PORT": "7",
+    }  # fmt: skip
+    assert meeting_of(("10.0.0.1", 7), node=0, nodes=1) == {}
+    assert meeting_of(("10.0.0.1", 7), **gang, command=("sh", "-c", "torchrun --standalone x.py")) == {}
+    assert "PET_NNODES" not in meeting_of(("10.0.0.1", 7), **gang, given=("PET_NNODES",))

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -29,6 +29,11 @@ _LOOK_S: Final = 0.05
 _WAIT_SHARE: Final = 1 / 3
 _WAIT_S_MAX: Final = 10.0
 """How long, and for which part of its grace, a program that can't save is let go on until what it keeps is whole."""
+_SERVE_AFTER_S: Final = 2.0
+"""A save that takes longer than this may need a launcher that is halted: for a store that it keeps, or a last barrier. Then it
+is let go on for a moment, and again after twice the time: a rank that ends in such a moment would have it end the others.
+"""
+_SERVE_S: Final = 0.05
 _SHELL_BASE: Final = 128
 _FLUSH_FAILED: Final = 120
 
@@ -181,11 +186,15 @@ class Program:
     def _attend(self, notice: Notice) -> None:
         """Wait until all have ended that were told, whom nobody waits for while their parents are halted."""
         codes: dict[int, int | None] = {}
+        began, serve_after_s = time.monotonic(), _SERVE_AFTER_S
         while len(codes) < len(notice.told) and not self._ended.wait(_LOOK_S):
             for pid in notice.told - codes.keys():
                 code = exit_code_of(pid)
                 if code is not None or not Path(f"/proc/{pid}").exists():
                     codes[pid] = code
+            if not codes and notice.launchers and time.monotonic() - began >= serve_after_s:
+                self._let_serve(notice.launchers)
+                serve_after_s *= 2
         self._has_saved = context.EXIT_SAVED in codes.values()
         number = self._number
         with self._standing_still:
@@ -199,6 +208,15 @@ class Program:
                 if each.catches:
                     kill(each.pid, number)
                 kill(each.pid, signal.SIGCONT)
+
+    def _let_serve(self, launchers: Iterable[int]) -> None:
+        """Halt launchers no longer for a moment. Only while all ranks live: one that ends would have them end the rest."""
+        with self._standing_still:
+            for pid in launchers:
+                kill(pid, signal.SIGCONT)
+            self._ended.wait(_SERVE_S)
+            for pid in launchers:
+                kill(pid, signal.SIGSTOP)
 
 
 def shell_code(code: int) -> int:

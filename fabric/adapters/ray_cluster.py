@@ -21,7 +21,7 @@ from fabric.adapters.nodes import Node, nodes_of
 from fabric.adapters.offering import Offering, readable
 from fabric.adapters.outbox import Outbox, Report
 from fabric.adapters.private_folder import attempt_folder
-from fabric.adapters.ray_drains import Drains, draining, now_us
+from fabric.adapters.ray_drains import Drains
 from fabric.adapters.reconciler import Ours, Reconciler
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.survivors import lease_of, survivors
@@ -262,11 +262,8 @@ class RayCluster:
         self._nodes.update(now)
         await self._agents.cover(now.values())
         busy = {share.node_id for attempt in self._attempts.values() for share in attempt.lease.shares}
-        sights, deadlines = await self._sights(now.values()), await draining()
-        for change in (
-            *self._offering.changes(now, sights, busy=busy),
-            *self._drains.changes(now, deadlines, now_us=now_us()),
-        ):
+        sights, drains = await self._sights(now.values()), await self._drains.look(now)
+        for change in (*self._offering.changes(now, sights, busy=busy), *drains):
             self._outbox.put(change)
 
     async def _sights(self, nodes: Iterable[Node]) -> dict[str, Sight | None]:

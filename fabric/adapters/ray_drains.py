@@ -1,7 +1,7 @@
 """Notices that Ray gives of nodes that will go: a spot reclaim, an autoscaler, KubeRay or `ray drain-node` drains a node, with
 a deadline at which its machine is gone. To the gate that is an operator's drain: what runs there saves and leaves in time.
 
-Asked where Ray Train asks too; Ray has no public way to it. Pure but for `draining`.
+Asked where Ray Train asks too; Ray has no public way to it. Pure but for `draining` and `look`.
 """
 
 import asyncio
@@ -34,17 +34,16 @@ async def draining() -> dict[str, int]:
     return {ray_id: 1_000 * deadline_ms for ray_id, deadline_ms in found.items()}
 
 
-def now_us() -> int:
-    """By the clock that Ray's deadlines are of."""
-    return time.time_ns() // 1_000
-
-
 class Drains:
     """What the gate was told of them, as far as this process has told it."""
 
     def __init__(self) -> None:
         self._told: dict[NodeId, tuple[str, int]] = {}
         """(Ray's id of the node, when it will be gone)."""
+
+    async def look(self, there: Mapping[NodeId, Node]) -> list[NodeDrain]:
+        """Ask Ray, and say what to tell the gate now."""
+        return list(self.changes(there, await draining(), now_us=time.time_ns() // 1_000))
 
     def changes(
         self, there: Mapping[NodeId, Node], deadlines: Mapping[str, int], *, now_us: int
@@ -54,7 +53,7 @@ class Drains:
         Args:
             there: the nodes that are there.
             deadlines: as `draining` has them.
-            now_us: by the same clock.
+            now_us: by the clock that Ray's deadlines are of.
         """
         for node_id, node in there.items():
             told, deadline_us = self._told.get(node_id), deadlines.get(node.ray_id)

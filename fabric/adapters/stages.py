@@ -39,6 +39,7 @@ from fabric.adapters.stop_notice import SIGNAL_VARIABLE, signal_number
 from fabric.adapters.working_folder import forget_modules, unpacked
 from fabric.errors import FabricError, InvalidRequest, Unavailable
 from fabric.gate.events import LeaseOutcome
+from fabric.launched import meeting_of
 from fabric.results import pack_error
 
 LOSS_EVERY_VARIABLE: Final = "FABRIC_LOSS_EVERY_S"
@@ -239,23 +240,10 @@ def _environment_of(
     found = {name: value for name, value in os.environ.items() if name not in taken}
     own = str(Path(sys.executable).parent)
     places = [place for place in found.get("PATH", os.defpath).split(os.pathsep) if place != own]
-    if not any("--standalone" in word for word in command):
-        found = {**_for_launchers(stage, given=given), **found}
+    nodes = stage.context.world_size if stage.local[1] == 1 else 1
+    found = {**meeting_of(stage.master, node=stage.context.rank, nodes=nodes, command=command, given=given), **found}
     made = {"PYTHONIOENCODING": "utf-8:backslashreplace", **found, "PATH": os.pathsep.join([own, *places])}
     return variables_for(stage.own_ray, made, given=given) if stage.own_ray is not None else made
-
-
-def _for_launchers(stage: Stage, *, given: Container[str]) -> dict[str, str]:
-    """By what torch's launchers, started on each node of a gang, find each other without an option."""
-    if stage.context.world_size == 1 or stage.local[1] > 1:
-        return {}
-    said = {
-        "PET_NNODES": str(stage.context.world_size),
-        "PET_NODE_RANK": str(stage.context.rank),
-        "PET_MASTER_ADDR": stage.master[0],
-        "PET_MASTER_PORT": str(stage.master[1]),
-    }
-    return {name: value for name, value in said.items() if name not in given}
 
 
 def _ended(stage: Stage, exit_: Exit) -> JobEnd:
@@ -302,7 +290,6 @@ def _exited(stage: Stage, code: object) -> JobEnd:
 
 
 def _saved(stage: Stage) -> JobEnd:
-    """It says that what counts is saved; why it ended is told where nobody had asked it to."""
     again = not stage.context.stop_requested
     return JobEnd(outcome=LeaseOutcome.SAVED, again=again, error=stage.context.leaves_for if again else "")
 

@@ -92,6 +92,35 @@ def test_a_launcher_that_nobody_knows_waits_until_its_ranks_have_saved(executing
         assert "more" not in log
 
 
+SERVE = LAUNCH.replace(
+    "ranks = []",
+    """ranks = []
+import socket, threading
+listener = socket.create_server(("127.0.0.1", 0))
+os.environ["SERVED_AT"] = str(listener.getsockname()[1])
+def serve():
+    while True:
+        listener.accept()[0].sendall(b"yes")
+threading.Thread(target=serve, daemon=True).start()
+""",
+)
+ASKS = FILES.replace(
+    "time.sleep(0.5)  #",
+    """import socket
+assert socket.create_connection(("127.0.0.1", int(os.environ["SERVED_AT"]))).recv(9) == b"yes"
+time.sleep(0.5)  #""",
+).replace('if rank == "0":', 'if rank == "2":')
+
+
+def test_a_launcher_that_waits_still_serves_its_ranks_what_they_need_to_save(executing):
+    """torchrun keeps their store, and MPI's their last barrier."""
+    attempt = executing.begin("python", "launch.py", files={"launch.py": SERVE, "x.py": ASKS})
+    attempt.until(lambda: attempt.log.count("at 0 rank") == 2)
+    end, log = attempt.stop(seconds_left=60)
+    assert end.outcome is SAVED, (end, log)
+    assert log.count("wrote") == 2
+
+
 @NO_MPI
 def test_mpirun_waits_until_its_ranks_have_saved(executing):
     code = FILES.replace('os.environ["RANK"]', 'os.environ["OMPI_COMM_WORLD_RANK"]')

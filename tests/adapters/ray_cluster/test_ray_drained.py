@@ -57,7 +57,7 @@ async def test_a_gang_on_a_node_that_ray_drains_saves_and_leaves_before_the_dead
     drain(world.cluster._nodes["n1"].ray_id, within_s=60)
     notice = await world.wait(NodeDrain)
     assert notice.node_id == "n1"
-    assert not (notice.cordon or notice.undo)
+    assert not any((notice.cordon, notice.undo))
     assert 0 < notice.grace_us < 60_000_000
     deadline_us = world.cluster._clock.now_us() + notice.grace_us
     stop = StopLease(
