@@ -17,7 +17,7 @@ import ssl
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
@@ -51,6 +51,7 @@ class Bounds:
         keyless: of all that haven't shown a key.
         keyless_per_address: of these from one address.
         keyless_s: how long one may stay without having shown a key.
+        address_part: of all, one address may have one part in this many, where that is less.
     """
 
     most: int
@@ -58,6 +59,20 @@ class Bounds:
     keyless: int
     keyless_per_address: int
     keyless_s: float = 20.0
+    address_part: int = 1
+
+    def within(self, most: int) -> "Bounds":
+        """The same where there can't be more than `most`: nobody's part is more than there is."""
+        most = min(self.most, most)
+        per_address = min(self.per_address, max(1, most // self.address_part))
+        keyless = min(self.keyless, most)
+        return replace(
+            self,
+            most=most,
+            per_address=per_address,
+            keyless=keyless,
+            keyless_per_address=min(self.keyless_per_address, per_address, keyless),
+        )
 
 
 class Served(asyncio.Protocol):

@@ -25,6 +25,8 @@ KNOWN_S: Final = 3_600
 """How long an address counts as one from which a key was shown."""
 KNOWN_PART: Final = 4
 """Of all connections, one part in this many is for those addresses only."""
+ADDRESS_PART: Final = 4
+"""Of all connections, one address may have one part in this many at most."""
 ADMITTED: Final = "x-ratelimit-limit-requests"
 """A header that a gateway's answer has where the request's key was known, and no other answer."""
 _OURS: Final = 500
@@ -71,7 +73,7 @@ class Front:
     socket: Path
     connections: int = 16_384
     per_address: int = 4_096
-    keyless_per_address: int = 128
+    keyless_per_address: int = 512
     keyless_requests: int = 2_000
     wait_s: float = 600.0
     threads: int = 1
@@ -168,7 +170,7 @@ def _public(front: Front) -> str:
     # all free: whoever holds thousands of half handshakes keeps no customer out.
     stick-table type ipv6 size 100k expire {KNOWN_S}s store conn_cur,gpt0,http_req_rate(10s)
     tcp-request connection track-sc0 src,ipmask(32,64)
-    tcp-request connection reject if {{ sc_conn_cur(0) gt {front.per_address} }}
+    tcp-request connection reject if {{ sc_conn_cur(0) gt {_per_address(front)} }}
     tcp-request connection reject if {{ sc_conn_cur(0) gt {front.keyless_per_address} }} {{ sc_get_gpt0(0) eq 0 }}
     tcp-request connection reject if {{ fe_conn gt {front.connections - front.connections // KNOWN_PART} }} {{ sc_get_gpt0(0) eq 0 }}
     http-request return {_no(*_TOO_MANY)} if {{ sc_http_req_rate(0) gt {front.keyless_requests} }} {{ sc_get_gpt0(0) eq 0 }}
@@ -189,6 +191,11 @@ def _public(front: Front) -> str:
     http-request set-header {SECRET} {front.secret}
     default_backend gateways
 """
+
+
+def _per_address(front: Front) -> int:
+    """Less than all of them: where few files may be open, too, one address keeps nobody out."""
+    return min(front.per_address, max(1, front.connections // ADDRESS_PART))
 
 
 def _gateways(front: Front, gateways: Sequence[str]) -> str:

@@ -10,7 +10,6 @@ import logging
 import secrets
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -215,7 +214,7 @@ class HttpServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Take connections, as many as there may be."""
         await super().startup(sockets=[])
-        bounds = replace(self._bounds, most=files_for(self._bounds.most))
+        bounds = self._bounds.within(files_for(self._bounds.most))
         for listening in sockets or ():
             acceptor = Acceptor(listening, self._protocol, tls=self.config.ssl, bounds=bounds)
             acceptor.open()

@@ -25,6 +25,8 @@ KEYLESS_MAX: Final = 2_048
 """Connections that have shown no key: each takes up to 100 kB."""
 KEYLESS_PART: Final = 4
 """Of those from one address, one part in this many may be without a key."""
+ADDRESS_PART: Final = 4
+"""Of all connections, one address may have one part in this many at most: also where few files may be open."""
 LAST_WORDS_S: Final = 2.0
 _BACKLOG: Final = 2_048
 _ADMIN: Final = Bounds(most=256, per_address=256, keyless=64, keyless_per_address=64)
@@ -116,7 +118,13 @@ class GatewayServer:
         self._gateway = gateway
         app: Application = Behind(gateway, secret=ingress_secret) if ingress_secret else gateway
         keyless = max(1, per_address // KEYLESS_PART)
-        bounds = Bounds(most=CONNECTIONS_MAX, per_address=per_address, keyless=keyless_max, keyless_per_address=keyless)
+        bounds = Bounds(
+            most=CONNECTIONS_MAX,
+            per_address=per_address,
+            keyless=keyless_max,
+            keyless_per_address=keyless,
+            address_part=ADDRESS_PART,
+        )
         try:
             tls = None if cert is None else (str(cert), None if key is None else str(key))
             inner = HttpServer(app, bounds=_BEHIND if ingress_secret else bounds, tls=tls, grace_s=grace_s)

@@ -265,6 +265,22 @@ def test_a_network_of_ipv6_counts_as_one_address(one, other, same):
     assert (network_of(one) == network_of(other)) is same
 
 
+@given(
+    bounds=st.builds(
+        Bounds, most=st.integers(1, 20_000), per_address=st.integers(1, 20_000), keyless=st.integers(1, 20_000),
+        keyless_per_address=st.integers(1, 20_000), address_part=st.just(4),
+    ),
+    files=st.integers(1, 20_000),
+)  # fmt: skip
+def test_where_few_files_may_be_open_no_address_has_them_all(bounds, files):
+    """With 1,024 files there were 384 connections, and 4,096 of them for each address."""
+    found = bounds.within(files)
+    assert found.most <= files
+    assert found.per_address <= max(1, found.most // 4)
+    assert found.keyless_per_address <= min(found.keyless, found.per_address)
+    assert found.keyless <= found.most
+
+
 STEPS = st.lists(st.tuples(st.sampled_from(["come", "come", "come", "show", "go"]), st.integers(0, 5)), max_size=120)
 
 

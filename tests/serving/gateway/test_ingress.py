@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -269,6 +270,8 @@ def test_every_configuration_has_each_gateway_once_and_the_secret_nowhere_a_clie
         (f"g{number}", not address) for number, address in enumerate(gateways)
     ]
     assert not any(OURS in line for line in text.splitlines() if "http-error" in line or "return" in line)
+    (per_address,) = re.findall(r"reject if { sc_conn_cur\(0\) gt (\d+) }$", text, re.MULTILINE)
+    assert int(per_address) <= max(1, connections // 4)
     assert text.index("del-header x-fabric-") < text.index(f"set-header {SECRET}")
 
 
