@@ -32,6 +32,7 @@ from serving.gateway.metrics import Metrics
 from serving.gateway.rates import KeyRates
 from serving.gateway.refusals import JSON, Headers, HeadersTooLarge, WrongType
 from serving.gateway.repeats import BEAT_S, Repeats
+from serving.gateway.request_lines import RequestLines
 from serving.gateway.routes import Route, route_of
 from serving.gateway.upstream import Upstream
 from serving.limits import COUNTED_BYTES_PER_S
@@ -110,6 +111,7 @@ class Gateway:
         self._upstream = Upstream(trust=trust)
         self._repeats = Repeats(repeats_file, gateway=self.name)
         self._reading = Reading()
+        self._lines = RequestLines(monotonic=monotonic)
         self._unpacking = asyncio.Semaphore(_UNPACKED_AT_ONCE)
         self._open: set[Exchange] = set()
         self._open_by_account: dict[str, int] = {}
@@ -171,7 +173,7 @@ class Gateway:
             exchange.close()
             self._open.discard(exchange)
             self.metrics.ended(model=model, rank=rank, status=exchange.status)
-            self._say(exchange, model)
+            self._lines.say(exchange, model)
 
     # -- who may -----------------------------------------------------------------------------------------------------------
 
@@ -184,6 +186,7 @@ class Gateway:
         exchange.route, named = route = route_of(scope["method"], scope["path"])
         client = scope.get("client")
         caller = await self._keys.caller(exchange.headers, host=client[0] if client else "")
+        exchange.showed_key = True
         if KEY_SHOWN in scope:
             scope[KEY_SHOWN]()
         exchange.answer_headers += self._may_ask(caller)
@@ -318,18 +321,6 @@ class Gateway:
         exchange.ended = error.code
         await exchange.refuse(error)
 
-    def _say(self, exchange: Exchange, model: str) -> None:
-        """A line for each request: no prompt, no key, no answer."""
-        _log.info(
-            "request",
-            call=exchange.call_id,
-            path=exchange.route.path if exchange.route else "-",
-            model=model,
-            status=exchange.status,
-            ended=exchange.ended,
-            ms=round((time.monotonic() - exchange.started_at) * 1000, 1),
-        )
-
     # -- beside the requests ---------------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
@@ -360,6 +351,7 @@ class Gateway:
         """Let go of readers that stall: they hold a seat that others wait for."""
         while True:
             await asyncio.sleep(LOOK_S)
+            self._lines.catch_up()
             stalled = time.monotonic() - STALL_S
             for exchange in tuple(self._open):
                 if 0 < exchange.sending_since < stalled:

@@ -72,6 +72,7 @@ class Exchange:
         self.begun = False
         """Whether the answer's status is out: a refusal now is an event, or a broken connection."""
         self.done = False
+        self.showed_key = False
         self.stays = False
         """Whether it goes on without its client."""
         self.sending_since = 0.0

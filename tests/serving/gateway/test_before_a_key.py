@@ -12,6 +12,7 @@ from functools import cache
 
 import psutil
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from fabric.errors import FabricError
 from serving.acceptor import Bounds, Guest, Guests
 from serving.gateway.app import Gateway, Limits
 from serving.gateway.keys import GUESSES_PER_S, Gatekeeper
+from serving.gateway.request_lines import KEYLESS_LINES_MAX, KEYLESS_WINDOW_S
 from serving.gateway.server import KEYLESS_PART
 from serving.http_server import PIPELINED_MAX
 from tests.serving.gateway.house import CHAT, house_of, key_of
@@ -95,6 +97,27 @@ async def test_who_tries_keys_from_many_addresses_of_one_network_is_one_who_trie
             await gatekeeper.caller({b"x-api-key": key}, host=f"2001:db8::{number:x}")
         codes.add(refusal.value.http_status)
     assert codes == {401, 429}
+
+
+async def test_whoever_shows_no_key_writes_few_lines_and_a_customer_one_for_each_request(tmp_path):
+    """The log is on the journal's disk."""
+    now = [1_000.0]
+    async with house_of(tmp_path, monotonic=lambda: now[0]) as house:
+        with structlog.testing.capture_logs() as said:
+            for _ in range(3 * KEYLESS_LINES_MAX):
+                async with house.post(key="nobody") as answer:
+                    assert answer.status == 401
+            for _ in range(5):
+                async with house.post() as answer:
+                    assert answer.status == 200
+            now[0] += KEYLESS_WINDOW_S
+            async with house.post(key="nobody") as answer:
+                assert answer.status == 401
+            await house.settled(lambda: sum(line["event"] == "request" for line in said) >= KEYLESS_LINES_MAX + 6)
+    lines = [line["status"] for line in said if line["event"] == "request"]
+    assert (lines.count(401), lines.count(200)) == (KEYLESS_LINES_MAX + 1, 5)
+    (counted,) = [line for line in said if line["event"] == "requests_without_a_key"]
+    assert counted["count"] == 3 * KEYLESS_LINES_MAX
 
 
 async def test_few_requests_wait_behind_one_that_is_not_answered(house):
