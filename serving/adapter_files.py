@@ -6,7 +6,6 @@ shapes are looked at here, by what the files say of their tensors, not only by w
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -83,8 +82,11 @@ def taken_over(
                 digest.update(hashlib.file_digest(copy, "sha256").digest())
         _check_tensors(name, fresh / WEIGHTS, _ranks(name, fresh / CONFIG), _modules_of(base), parent=parent)
         kept = cache / f"adapter-{digest.hexdigest()[:32]}"
-        if not kept.exists():
-            os.rename(fresh, kept)  # noqa: PTH104 - Path.rename replaces nothing here either, and this says so
+        try:
+            fresh.rename(kept)
+        except OSError:  # another replica of this node has just brought the same one
+            if not kept.is_dir():
+                raise
         return kept
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

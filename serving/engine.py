@@ -54,6 +54,8 @@ _TTFTS_KEPT: Final = 512
 _SALTED: Final = frozenset({"token", "embeds", "multimodal"})
 _SHAPES: Final = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 _INPUT_TYPES: Final = ("search_document", "search_query", "classification", "clustering")
+_ABILITIES: Final = (("text", "/v1/completions"), ("embeddings", "/v1/embeddings"), ("scores", "/v1/score"))
+"""What a model can be asked for, by a path that vLLM has for it alone."""
 _HALVES: Final = ("encoder_prompt", "decoder_prompt")
 
 
@@ -450,6 +452,8 @@ class Engine:
     def __init__(self, llm: MeteredAsyncLLM, app: FastAPI, meter: Meter, reaper: Reaper, *, trust: str) -> None:
         self.llm, self.meter = llm, meter
         self.app = Front(app, trust=trust, afford=self._afford)
+        paths = {getattr(route, "path", "") for route in app.routes}
+        self.abilities = tuple(ability for ability, path in _ABILITIES if path in paths)
         self._served = app.state.openai_serving_models.lora_requests
         self._versions = itertools.count(1)
         self._reaper = reaper

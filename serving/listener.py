@@ -72,6 +72,7 @@ class Running(Host, Protocol):
     """An engine, as the listener sees it."""
 
     app: Any
+    abilities: tuple[str, ...]
 
     async def check(self) -> None: ...
     def load(self) -> dict[str, int]: ...

@@ -90,6 +90,7 @@ def _replica(each: Replica) -> pb.Replica:
         said.running, said.waiting, said.capacity = standing.running, standing.waiting, standing.capacity
         said.unreported_calls = standing.unreported_calls
         said.max_context = standing.max_context
+        said.abilities.extend(standing.abilities)
         said.adapters.extend(each.name for each in standing.adapters if each.serves)
         said.ttft_p50_us, said.ttft_p99_us = standing.ttft_p50_us, standing.ttft_p99_us
     return said

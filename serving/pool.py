@@ -115,6 +115,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     behind_us: int = 0
     """How long its engine's event loop has not come round."""
     adapters: tuple[AdapterStanding, ...] = ()
+    abilities: tuple[str, ...] = ()
+    """What its model can be asked for: text, embeddings, scores."""
 
 
 class Plot(Protocol):

@@ -110,6 +110,7 @@ class Opened:
                 ttft_p99_us=load["ttft_p99_us"],
                 unreported_calls=sum(meter.unreported() for meter in listener.meters),
                 behind_us=round(self._thread.behind_s() * 1e6),
+                abilities=listener.engine.abilities,
                 adapters=listener.adapters.standing() if listener.adapters is not None else (),
             )
         )

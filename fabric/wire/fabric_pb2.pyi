@@ -1072,7 +1072,7 @@ class ReportServingReply(_message.Message):
     def __init__(self) -> None: ...
 
 class Replica(_message.Message):
-    __slots__ = ("replica_id", "model", "version", "state", "reason", "address", "tls_fingerprint", "accelerator", "dedicated_to", "lease_id", "running", "waiting", "capacity", "ttft_p50_us", "ttft_p99_us", "started_at_us", "kv_used_ppm", "unreported_calls", "max_context", "adapters")
+    __slots__ = ("replica_id", "model", "version", "state", "reason", "address", "tls_fingerprint", "accelerator", "dedicated_to", "lease_id", "running", "waiting", "capacity", "ttft_p50_us", "ttft_p99_us", "started_at_us", "kv_used_ppm", "unreported_calls", "max_context", "adapters", "abilities")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -1093,6 +1093,7 @@ class Replica(_message.Message):
     UNREPORTED_CALLS_FIELD_NUMBER: _ClassVar[int]
     MAX_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    ABILITIES_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     model: str
     version: str
@@ -1113,7 +1114,8 @@ class Replica(_message.Message):
     unreported_calls: int
     max_context: int
     adapters: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., address: _Optional[str] = ..., tls_fingerprint: _Optional[str] = ..., accelerator: _Optional[str] = ..., dedicated_to: _Optional[str] = ..., lease_id: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., capacity: _Optional[int] = ..., ttft_p50_us: _Optional[int] = ..., ttft_p99_us: _Optional[int] = ..., started_at_us: _Optional[int] = ..., kv_used_ppm: _Optional[int] = ..., unreported_calls: _Optional[int] = ..., max_context: _Optional[int] = ..., adapters: _Optional[_Iterable[str]] = ...) -> None: ...
+    abilities: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., address: _Optional[str] = ..., tls_fingerprint: _Optional[str] = ..., accelerator: _Optional[str] = ..., dedicated_to: _Optional[str] = ..., lease_id: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., capacity: _Optional[int] = ..., ttft_p50_us: _Optional[int] = ..., ttft_p99_us: _Optional[int] = ..., started_at_us: _Optional[int] = ..., kv_used_ppm: _Optional[int] = ..., unreported_calls: _Optional[int] = ..., max_context: _Optional[int] = ..., adapters: _Optional[_Iterable[str]] = ..., abilities: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
     __slots__ = ("model", "state", "reason", "wanted")

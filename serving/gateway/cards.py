@@ -16,6 +16,7 @@ _ALWAYS: Final = (
     "frequency_penalty", "logit_bias", "logprobs", "max_tokens", "min_p", "presence_penalty", "repetition_penalty",
     "response_format", "seed", "stop", "structured_outputs", "temperature", "top_k", "top_logprobs", "top_p",
 )  # fmt: skip
+_ABILITIES: Final = ("text", "embeddings", "scores")
 _KINDS: Final = (
     ("prompt", "input_uhs_per_mtok"), ("completion", "output_uhs_per_mtok"), ("input_cache_read", "cached_uhs_per_mtok"),
     ("internal_reasoning", "reasoning_uhs_per_mtok"),
@@ -40,7 +41,7 @@ def card(model: ModelFacts, *, price_microcny_per_ct: int) -> dict[str, Any]:
         "max_model_len": model.max_context,
         "context_length": model.max_context,
         "permission": [],
-        "capabilities": {"tools": model.calls_tools, "structured_outputs": True, "reasoning": model.reasons},
+        "capabilities": _capabilities(model),
         "supported_parameters": sorted((*_ALWAYS, *tools, *(("reasoning",) if model.reasons else ()))),
         "fabric": {"state": model.state, "rates": [msgspec.to_builtins(rate) for rate in model.rates]},
     }
@@ -49,6 +50,19 @@ def card(model: ModelFacts, *, price_microcny_per_ct: int) -> dict[str, Any]:
         if price_microcny_per_ct:
             said["pricing"] = {"currency": "CNY", **_prices(model.rates, per_ct=price_microcny_per_ct)}
     return said
+
+
+def _capabilities(model: ModelFacts) -> dict[str, bool]:
+    """What it can be asked for, as far as that is known: before its first replica has started nobody knows."""
+    if not model.abilities:
+        return {"tools": model.calls_tools, "structured_outputs": True, "reasoning": model.reasons}
+    writes = "text" in model.abilities
+    return {
+        **{ability: ability in model.abilities for ability in _ABILITIES},
+        "tools": writes and model.calls_tools,
+        "structured_outputs": writes,
+        "reasoning": writes and model.reasons,
+    }
 
 
 def _prices(rates: Sequence[Rate], *, per_ct: int) -> dict[str, str]:

@@ -63,6 +63,8 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     max_context: int | None = None
     rates: tuple[Rate, ...] = ()
     """In force, one for each type of accelerator."""
+    abilities: frozenset[str] = frozenset()
+    """Of text, embeddings and scores those that it can be asked for; none = no replica has said."""
     calls_tools: bool = False
     """Whether its engine finds calls of tools in what the model writes."""
     reasons: bool = False
@@ -94,6 +96,8 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     """The account whose own it is: nobody else's requests go there, and the account's are covered by its lease."""
     adapters: frozenset[str] = frozenset()
     """Models that it serves beside its own."""
+    abilities: frozenset[str] = frozenset()
+    """What its model can be asked for."""
 
 
 class Board(msgspec.Struct, frozen=True, kw_only=True):

@@ -72,7 +72,7 @@ class FabricDirectory:
                 models, asked_at = await self._models(), time.monotonic()
             replicas = tuple(_replica(replica) for replica in board.replicas)
             yield Board(
-                models=_as_their_parents(_with_contexts(models, replicas)),
+                models=_as_their_parents(_with_abilities(_with_contexts(models, replicas), replicas)),
                 replicas=tuple(replica for replica in replicas if self._may_be_asked(replica)),
             )
 
@@ -127,13 +127,26 @@ def _with_contexts(models: dict[str, ModelFacts], replicas: Sequence[Replica]) -
     }
 
 
+def _with_abilities(models: dict[str, ModelFacts], replicas: Sequence[Replica]) -> dict[str, ModelFacts]:
+    """What a model can be asked for its replicas say."""
+    said = {replica.model: replica.abilities for replica in replicas if replica.abilities}
+    return {
+        name: msgspec.structs.replace(model, abilities=said[name]) if name in said else model
+        for name, model in models.items()
+    }
+
+
 def _as_their_parents(models: dict[str, ModelFacts]) -> dict[str, ModelFacts]:
     """What adapters can do is what their parents can."""
     found = dict(models)
     for name, model in models.items():
         if (parent := models.get(model.parent)) is not None:
             found[name] = msgspec.structs.replace(
-                model, max_context=parent.max_context, calls_tools=parent.calls_tools, reasons=parent.reasons
+                model,
+                max_context=parent.max_context,
+                abilities=parent.abilities,
+                calls_tools=parent.calls_tools,
+                reasons=parent.reasons,
             )
     return found
 
@@ -164,4 +177,5 @@ def _replica(replica: pb.Replica) -> Replica:
         waiting=replica.waiting,
         dedicated_to=replica.dedicated_to,
         adapters=frozenset(replica.adapters),
+        abilities=frozenset(replica.abilities),
     )

@@ -50,7 +50,7 @@ _OPERATORS: Final = re.compile(
 def unable(model: str, surface: str) -> str:
     """A model's engine has nothing at a path that others have."""
     doing = _ABILITIES.get(surface, "does not do this")
-    return f"{model} {doing}: call another model for that, see GET /v1/models, or send {model} what it is for"
+    return f"{model} {doing}: call a model for that whose `capabilities` in GET /v1/models say it, or send {model} what it is for"
 
 
 def told(message: str) -> Phrase:

@@ -47,6 +47,8 @@ def test_an_adapter_is_offered_named_priced_answered_and_billed_as_its_own_model
             512,
             None,
         )
+        can = {name: cards["law"]["capabilities"][name] for name in ("text", "embeddings", "scores")}
+        assert can == {"text": True, "embeddings": False, "scores": False}
         assert float(cards["law"]["pricing_ct"]["completion"]) > float(cards["byte-lm"]["pricing_ct"]["completion"])
         answer, base = ask(client, "law"), ask(client, "byte-lm")
         assert (answer.model, base.model) == ("law", "byte-lm")

@@ -25,6 +25,7 @@ async def main():
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.set)
     listener = await Listener.open(spec, WireLedger(int(sys.argv[2])))
+    sys.stdout.write(f"abilities {' '.join(listener.engine.abilities)}\n")
     sys.stdout.write(f"serving {listener.address}\n")
     sys.stdout.flush()
     await asked.wait()

@@ -105,6 +105,11 @@ def test_openais_client_gets_the_same_vectors_as_floats_and_as_base64(pooling, c
     assert sum(pooling.ledger.charged[call.call_id] for call in calls) == 3 * tokens * IN
 
 
+def test_the_models_engine_says_what_it_can_be_asked_for(pooling):
+    """By the paths that vLLM has for it."""
+    assert "abilities embeddings scores" in " ".join(pooling.lines)
+
+
 def test_a_batch_has_the_vectors_of_its_texts_one_by_one(client):
     many = client.embeddings.create(model="byte-lm", input=TEXTS * 20, encoding_format="float").data
     one = client.embeddings.create(model="byte-lm", input=TEXTS[1], encoding_format="float").data[0]
@@ -157,7 +162,7 @@ WRITES = {
 
 @pytest.mark.parametrize("path", WRITES)
 def test_a_model_that_only_embeds_says_that_it_writes_nothing(pooling, client, path):
-    with pytest.raises(openai.BadRequestError, match=r"byte-lm (holds no chats|writes no text): call another model"):
+    with pytest.raises(openai.BadRequestError, match=r"byte-lm (holds no chats|writes no text): call a model for that"):
         client.post(path, body={"model": "byte-lm", **WRITES[path]}, cast_to=object)
     assert pooling.free_again(client.account) == 1_000_000
 

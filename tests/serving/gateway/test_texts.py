@@ -1,7 +1,10 @@
 """Embeddings, scores and rankings: what goes to the engine, what doesn't, and what is said of a model that can't."""
 
+import msgspec
 import pytest
 
+from serving.gateway.directory import ModelFacts, Replica
+from serving.gateway.fabric_directory import _with_abilities
 from serving.gateway.routes import ROUTES
 
 IMAGE = {"content": [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}]}
@@ -63,6 +66,27 @@ async def test_every_way_to_ask_for_scores_is_bounded_and_of_texts(house, first,
     async with house.post("/v1/score", body={"model": "tiny", first: "x", second: "y"}) as answer:
         assert answer.status == 200
     assert len(house.engine.requests) == 1
+
+
+async def test_a_models_card_says_what_it_can_be_asked_for(house):
+    for abilities, told in (
+        (set(), {"tools": True, "structured_outputs": True, "reasoning": False}),
+        ({"text"}, {"text": True, "embeddings": False, "scores": False, "tools": True, "structured_outputs": True, "reasoning": False}),
+        ({"embeddings", "scores"}, {"text": False, "embeddings": True, "scores": True, "tools": False, "structured_outputs": False, "reasoning": False}),
+    ):  # fmt: skip
+        model = house.directory.models["tiny"]
+        house.directory.models["tiny"] = msgspec.structs.replace(model, abilities=frozenset(abilities))
+        house.directory.change()
+        await house.settled(lambda said=abilities: house.gateway.board.models["tiny"].abilities == said)
+        async with house.get("/v1/models/tiny") as answer:
+            assert (await answer.json())["capabilities"] == told
+
+
+def test_what_a_model_can_be_asked_for_its_replicas_say():
+    models = {name: ModelFacts(name=name) for name in ("tiny", "other")}
+    replicas = [Replica(replica_id="r", model="tiny", address="", abilities=frozenset({"text"}))]
+    found = _with_abilities(models, replicas)
+    assert (found["tiny"].abilities, found["other"].abilities) == ({"text"}, frozenset())
 
 
 METERED = [route for route in ROUTES if route.metered]
