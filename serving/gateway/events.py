@@ -76,6 +76,11 @@ class Booked(msgspec.Struct, frozen=True):
     completion_tokens: int = 0
     reasoning_tokens: int = 0
 
+    @property
+    def usage(self) -> Usage:
+        """Where an answer has no other place that tells it, as Cohere's."""
+        return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.reasoning_tokens)
+
 
 class _WithBooked(msgspec.Struct, frozen=True):
     fabric: Booked | None = None

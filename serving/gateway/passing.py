@@ -95,8 +95,8 @@ class Passage:
                 (b"x-fabric-charged-uhs", charged.encode()),
                 (b"x-fabric-charged-ct", format_ct(int(charged), decimals=CT_DECIMALS).encode()),
             ]
-        self._count(usage_of(said))
         self.booked = booked_of(said)
+        self._count(usage_of(said) or (self.booked.usage if self.booked is not None else None))
         if self._exchange.begun:  # keep-alives went out, yet the engine answers in one piece
             raise ReplicaLost("the engine did not stream", code="no_stream")
         await self._note(Kept(answer.status, [*headers, *self._exchange.answer_headers], said), worked=True)

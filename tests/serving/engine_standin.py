@@ -291,7 +291,8 @@ def _pooled(path, body):
         data = [{"index": 0, "object": "score", "score": 0.5}]
         return {"object": "list", "data": data, "model": body["model"], "usage": usage}
     if path == "/v2/embed":
-        return {"id": "embd-1", "embeddings": {"float": [[0.5, 0.25]]}, "texts": body["texts"]}
+        booked = {"call": "c", "charged_uhs": "3", "charged_ct": "0", "prompt_tokens": 3}
+        return {"id": "embd-1", "embeddings": {"float": [[0.5, 0.25]]}, "texts": body["texts"], "fabric": booked}
     if path == "/v1/embeddings":
         data = [{"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}]
         return {"object": "list", "data": data, "model": body["model"], "usage": usage}

@@ -40,6 +40,16 @@ async def test_texts_are_embedded_scored_and_ranked(house, path):
     assert (asked, body) == (path, {"model": "tiny", **GOOD[path]})
 
 
+@pytest.mark.parametrize("path", GOOD)
+async def test_what_was_read_is_counted_whatever_form_the_answer_has(house, path):
+    async with house.post(path, body={"model": "tiny", **GOOD[path]}) as answer:
+        assert answer.status == 200
+    await house.settled(lambda: b'kind="prompt"' in house.gateway.exposition())
+    told = house.gateway.exposition().decode().splitlines()
+    (line,) = [each for each in told if "_total{" in each and 'kind="prompt"' in each]
+    assert float(line.rpartition(" ")[2]) == 3
+
+
 @pytest.mark.parametrize(("path", "flaw"), BAD)
 async def test_what_is_no_text_goes_to_no_engine(house, path, flaw):
     async with house.post(path, body={"model": "tiny", **GOOD[path], **flaw}) as answer:
