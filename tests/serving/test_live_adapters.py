@@ -1,4 +1,6 @@
-"""LoRA adapters in a real engine: each is metered as a model of its own, and what is cached by one is no other's."""
+"""LoRA adapters in a real engine: each is metered as a model of its own, and what is cached by one is no other's. An engine of its
+own, so it runs with the long tests; `tests/live_serving/test_adapters` has the rest.
+"""
 
 import msgspec
 import pytest
@@ -8,7 +10,7 @@ from serving.lora import Adapter
 from .adapter_maker import make_adapter
 from .rig import CACHED, IN, OUT, RATE, Rig
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.vllm, pytest.mark.soak, pytest.mark.timeout(400)]
 
 DEARER = msgspec.structs.replace(RATE, output_uhs_per_mtok=3 * OUT * 10**6, version=7)
 TEXT = "".join(chr(97 + (n * 7) % 26) for n in range(300))
