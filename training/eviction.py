@@ -45,6 +45,10 @@ class Saves(Protocol):
         """Whether a newer boundary is on its way."""
 
     @property
+    def needs_boundary(self) -> bool:
+        """Whether only the thread that works can save, between two steps."""
+
+    @property
     def kept(self) -> str:
         """What there is to resume from, in words."""
 
@@ -106,7 +110,8 @@ class Watch:
         """For the training thread, at each boundary: save here if the side thread can't, and hear why it could not."""
         if self.failed is not None:
             raise self.failed
-        if self._at_boundary.is_set():
+        is_here = self._saver.needs_boundary and self._stop.wait(0) and self._stop.is_save_wanted()
+        if is_here or self._at_boundary.is_set():
             self._at_boundary.clear()
             self._save_here()
         if self._stop.wait(0):

@@ -171,6 +171,10 @@ class States:
         return True
 
     @property
+    def needs_boundary(self) -> bool:
+        return False
+
+    @property
     def kept(self) -> str:
         return "nothing was saved before" if self.durable_step is None else f"step {self.durable_step} is kept"
 

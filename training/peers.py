@@ -23,8 +23,8 @@ class Peers(Protocol):
     def takes_snapshots(self) -> bool:
         """Whether this rank saves between stops."""
 
-    def vault(self, job: context.Context, directory: str | os.PathLike[str] | None) -> Vault:
-        """Where checkpoints go."""
+    def vault(self, job: context.Context, directory: str | os.PathLike[str] | None, *, number: int) -> Vault:
+        """Where checkpoints of the job's session of that number go."""
 
     def stop(self, own: Stop, *, save_s: Callable[[], float | None]) -> Stop:
         """The wish to stop that counts, from this process's own; `save_s` tells how long a save takes."""
@@ -66,8 +66,8 @@ class Nobody:
     share: Callable[[int, int], range] | None = None
     takes_snapshots = True
 
-    def vault(self, job: context.Context, directory: str | os.PathLike[str] | None) -> Vault:
-        return opened(job, directory)
+    def vault(self, job: context.Context, directory: str | os.PathLike[str] | None, *, number: int) -> Vault:
+        return opened(job, directory, number=number)
 
     def stop(self, own: Stop, *, save_s: Callable[[], float | None]) -> Stop:  # noqa: ARG002
         return own

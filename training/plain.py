@@ -18,6 +18,10 @@ _TAGS: Final = frozenset({_ARRAY, _DTYPE, _SET})
 _DEPTH_MAX: Final = 64
 
 
+Taken = Callable[[Any], Any]
+"""How a tensor is taken into what is kept."""
+
+
 def clone(tensor: Any) -> Any:
     """A copy that later changes don't reach, on the same device."""
     return tensor.detach().clone()

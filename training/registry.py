@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from typing import Any, Protocol
 
 from fabric.errors import Conflict, InvalidRequest
-from training.plain import clone, is_plain, not_finite, plain, restored, shared
-
-Taken = Callable[[Any], Any]
+from training.optimizer_state import OptimizerState
+from training.plain import Taken, clone, is_plain, not_finite, plain, restored, shared
 
 
 class Tracked(Protocol):
@@ -61,13 +60,30 @@ class Registry:
             raise Conflict(
                 f"this run tracks something called {name!r} already: name this one differently", code="name_taken"
             )
-        tracked = _tracked(name, value)
+        tracked = _tracked(name, value, self._named)
         tracked.copied()  # what can't be kept is named now, not at the first eviction
         self._tracked[name] = tracked
 
     def modules(self) -> list[Any]:
         """The modules among what is tracked."""
         return [tracked.module for tracked in self._tracked.values() if isinstance(tracked, _Module)]
+
+    def _named(self) -> dict[str, Any]:
+        """All weights by name."""
+        modules = ((own, tracked.module) for own, tracked in self._tracked.items() if isinstance(tracked, _Module))
+        return {f"{own}.{key}": weight for own, module in modules for key, weight in module.named_parameters()}
+
+    def frozen(self) -> list[str]:
+        """The weights that nothing trains."""
+        modules = ((own, tracked) for own, tracked in self._tracked.items() if isinstance(tracked, _Module))
+        return [f"{own}.{key}" for own, module in modules for key, weight in module.named if not weight.requires_grad]
+
+    def freeze(self, frozen: Iterable[str]) -> None:
+        """Train all weights but these: a script that sets weights free as it goes does not do it again."""
+        frozen = set(frozen)
+        for name, weight in self._named().items():
+            if weight.is_leaf and weight.requires_grad == (name in frozen):
+                weight.requires_grad_(name not in frozen)
 
     def copied(self) -> dict[str, Any]:
         """The part of every state that is copied at a boundary."""
@@ -110,12 +126,7 @@ class Registry:
 
     def is_frozen(self, name: str) -> bool:
         """Whether nothing trains the weight of that name."""
-        named = ((own, module.module) for own, module in self._tracked.items() if isinstance(module, _Module))
-        return any(
-            not weight.requires_grad and f"{own}.{key}" == name
-            for own, module in named
-            for key, weight in module.named_parameters()
-        )
+        return name in self.frozen()
 
     def load(self, states: Mapping[str, Any]) -> None:
         """Bring all tracked objects back to the states of a checkpoint.
@@ -146,7 +157,7 @@ class Registry:
                 ) from error
 
 
-def _tracked(name: str, value: Any) -> Tracked:  # noqa: PLR0911  # a table
+def _tracked(name: str, value: Any, named: Callable[[], dict[str, Any]]) -> Tracked:  # noqa: PLR0911  # a table
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.nn.Module):
         _refuse_sharded(name, value)
@@ -163,7 +174,9 @@ def _tracked(name: str, value: Any) -> Tracked:  # noqa: PLR0911  # a table
         if _is_ours(name):
             return _Replaced(name, value)
         return (
-            _Optimizer(name, value) if isinstance(groups, list) and hasattr(value, "state") else _Stateful(name, value)
+            OptimizerState(name, value, named)
+            if isinstance(groups, list) and hasattr(value, "state")
+            else _Stateful(name, value)
         )
     if isinstance(value, MutableMapping):
         return _Values(name, value)
@@ -205,7 +218,8 @@ class _Module:
         self._slots: dict[str, Any] = {}
         self._shapes: list[tuple[str, Any]] = []
         self._extra = [key for key in module.state_dict() if key.endswith("_extra_state")]
-        self._weights = list(module.parameters())
+        self.named = list(module.named_parameters())
+        self._weights = [weight for _, weight in self.named]
 
     def copied(self) -> Any:
         buffers = {path: part._buffers[key] for path, part, key in self._buffers if part._buffers[key] is not None}  # noqa: SLF001
@@ -252,42 +266,6 @@ class _Module:
         named = self.module.named_parameters()
         found = {f"{self._name}.{key}": weight.detach() for key, weight in named if weight.is_floating_point()}
         return {name: count for name, weight in found.items() if is_plain(weight) and (count := not_finite(weight))}
-
-
-class _Optimizer:
-    """Moments live, hyperparameters copied: a script may set the learning rate in any line."""
-
-    def __init__(self, name: str, optimizer: Any) -> None:
-        self._name, self._optimizer = name, optimizer
-
-    def copied(self) -> Any:
-        groups = self._optimizer.param_groups
-        return [
-            {
-                key: value if type(value) in _SIMPLE else plain(value, f"{self._name}.param_groups[{at}].{key}")
-                for key, value in group.items()
-                if key != "params"
-            }
-            for at, group in enumerate(groups)
-        ]
-
-    def live(self, copied: Any, *, tensor: Taken) -> Any:
-        whole = self._optimizer.state_dict()
-        groups = [
-            {**plain(group, f"{self._name}.param_groups"), **kept}
-            for group, kept in zip(whole["param_groups"], copied, strict=True)
-        ]
-        rest = {key: part for key, part in whole.items() if key != "param_groups"}
-        return {**plain(rest, self._name, tensor=tensor), "param_groups": groups}
-
-    def load(self, state: Any) -> None:
-        self._optimizer.load_state_dict(restored(state))
-
-    def versions(self) -> list[int]:
-        return []
-
-    def weights(self) -> dict[int, str]:
-        return {}
 
 
 class _Stateful:
@@ -348,9 +326,6 @@ def _sums(tensor: Any) -> Any:
     """What its values are added up in."""
     torch = sys.modules["torch"]
     return torch.float64 if tensor.is_floating_point() and tensor.device.type != "mps" else None
-
-
-_SIMPLE = frozenset({bool, int, float, str, type(None)})
 
 
 def _is_ours(name: str) -> bool:

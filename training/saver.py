@@ -34,6 +34,7 @@ class Moment:
     versions: dict[str, list[int]]
     variables: dict[str, Any] = field(default_factory=dict)
     """What the loop's body hands on to the next."""
+    frozen: list[str] = field(default_factory=list)
     device_event: Any = None
 
 
@@ -89,6 +90,11 @@ class Saver:
         return self._boundary.is_changing
 
     @property
+    def needs_boundary(self) -> bool:
+        """Whether only the training thread can save, at a boundary."""
+        return self.unannounced() is not None
+
+    @property
     def kept(self) -> str:
         """What there is to resume from, in words."""
         return "nothing was saved before" if self.durable_step is None else f"step {self.durable_step} is kept"
@@ -117,6 +123,7 @@ class Saver:
             random=randomness.capture(),
             versions=self._registry.versions(),
             variables=variables(),
+            frozen=self._registry.frozen(),
             device_event=_recorded(),
         )
 
@@ -126,6 +133,8 @@ class Saver:
         if data is None:
             return None
         state = decoded(data)
+        if (frozen := state.pop("frozen", None)) is not None:
+            self._registry.freeze(frozen)
         self._registry.load(state.pop("objects"))
         self.durable_step = state["step"]
         return {key: restored(value) for key, value in state.items()}
@@ -200,6 +209,7 @@ class Saver:
                 "random": plain(moment.random, "random"),
                 "learned": plain(self.learned(), "learned"),
                 "variables": moment.variables,
+                "frozen": moment.frozen,
                 "objects": self._registry.whole(moment.copied),
             }
         )

@@ -36,7 +36,7 @@ noticed, said, and saved at the ends of bodies only. An evaluation belongs at th
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -47,7 +47,7 @@ from training.boundary import Boundary, watch_changes
 from training.cadence import LOSS_EVERY_S
 from training.eviction import Watch
 from training.feeding import Feeding
-from training.loop_variables import LoopVariables, caller
+from training.loop_variables import LoopVariables, caller, has_left
 from training.measuring import untouched
 from training.peers import Peers, joined
 from training.progress import Progress, say
@@ -57,6 +57,7 @@ from training.stepping import Stepping, is_out_of_memory, out_of_memory
 from training.stopping import stop_of
 from training.timers import Timers
 from training.trackers import Trackers, folder_of
+from training.vault import session_number
 from training.weight_watch import WeightWatch
 
 LOSS_EVERY_VARIABLE: Final = "FABRIC_LOSS_EVERY_S"
@@ -135,7 +136,7 @@ class Run:
         self.done = 0
         """Steps that are complete, counted from the very first attempt."""
         self._job, self._stepping, self._optimizers, self._peers = job, stepping, optimizers, peers
-        vault = peers.vault(job, directory)
+        vault = peers.vault(job, directory, number=session_number(job))
         self._stop = peers.stop(stop_of(job, is_kept=vault.is_kept), save_s=lambda: self._saver.save_s)
         self._boundary = Boundary(self._ending)
         self._saver = Saver(registry, self._boundary, vault)
@@ -176,6 +177,9 @@ class Run:
                     self.boundary()
                 self._closed_early = False
             self.finish()
+        except GeneratorExit:
+            self._broken_off(is_error=not has_left(caller()))
+            raise
         finally:
             self._leave_loop()
 
@@ -302,6 +306,19 @@ class Run:
         self._leave_loop()
         if is_out_of_memory(error):
             raise out_of_memory(error, step=self.done, kept=self._saver.kept) from error
+
+    def _broken_off(self, *, is_error: bool) -> None:
+        """The script has left its loop in a body. By `break` that was its last; an error leaves a step half done."""
+        if not self._boundary.is_changing or self._is_over:
+            return
+        if is_error:
+            say(f"step {self.done} was half done when the script failed, and can't be kept; {self._saver.kept}")
+            return
+        self.done += 1
+        self._saver.capture(self.done, self._cursor_of(), self._variables.now)
+        with suppress(SystemExit):  # asked to stop as well: the step is kept, and the script ends when it will
+            self._boundary.close()
+        self._weights.note()
 
     def _conclude(self) -> None:
         """What the ranks still do to the weights together after the last step, as part of it."""

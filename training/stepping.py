@@ -7,9 +7,12 @@ loss is looked at one step later, because waiting for it would idle the device; 
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from fabric.errors import JobFailed
+
+_LEFT_OUT_MAX: Final = 30
+"""So many steps in a row a scaler may leave out: from 65,536 it has halved itself to nothing by then."""
 
 
 class Way(Protocol):
@@ -63,8 +66,12 @@ class Alone:
 class Finite:
     """Looks at losses: at once on the CPU, one step late on a device."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, leaves_out: bool = False) -> None:
+        """`leaves_out`: a scaler leaves out steps whose gradients are infinite, so some losses may be, but not all."""
         self._late: tuple[int, Any] | None = None
+        self._leaves_out = leaves_out
+        self._bad: list[int] = []
+        """Steps in a row whose loss was not finite."""
 
     def look(self, loss: Any, *, step: int) -> None:
         """Take this step's loss.
@@ -76,18 +83,27 @@ class Finite:
         if hasattr(loss, "detach") and loss.device.type != "cpu":
             self._late = (step, loss.detach().clone())
         elif not math.isfinite(value := float(loss.detach() if hasattr(loss, "detach") else loss)):
-            raise _diverged(step, value)
+            self._note(step, value)
+        elif step not in self._bad:
+            self._bad.clear()
+
+    def _note(self, step: int, value: float) -> None:
+        self._bad += [step] if step not in self._bad else []
+        if not self._leaves_out or len(self._bad) > _LEFT_OUT_MAX:
+            raise _diverged(step, value, len(self._bad))
 
     def settle(self) -> None:
         """Look at the one that is still to be looked at."""
         late, self._late = self._late, None
         if late is not None and not math.isfinite(value := float(late[1])):
-            raise _diverged(late[0], value)
+            self._note(late[0], value)
+        elif late is not None and late[0] not in self._bad:
+            self._bad.clear()
 
     def is_poisoned(self) -> bool:
         """Whether the newest loss is not finite: then its step must not be kept."""
         late = self._late
-        return late is not None and not math.isfinite(float(late[1]))
+        return not self._leaves_out and late is not None and not math.isfinite(float(late[1]))
 
 
 class Stepping:
@@ -105,7 +121,7 @@ class Stepping:
         self._optimizers, self._scheduler, self._scaler = list(optimizers), scheduler, scaler
         self._clip_norm, self._before_update = clip_norm, before_update
         self.way: Way = Alone()
-        self.finite = Finite()
+        self.finite = Finite(leaves_out=scaler is not None and scaler.is_enabled())
 
     def add(self, loss: Any, *, step: int, weight: float) -> None:
         """Backward of a micro-batch's mean loss, whose samples are `weight` of the step's."""
@@ -142,9 +158,10 @@ class Stepping:
             clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], self._clip_norm)
 
 
-def _diverged(step: int, value: float) -> JobFailed:
+def _diverged(step: int, value: float, in_a_row: int) -> JobFailed:
+    many = f" ({in_a_row} in a row: the scaler can't mend that)" if in_a_row > 1 else ""
     return JobFailed(
-        f"the loss of step {step} is {value}: nothing was changed by it, and the state before it is kept. Lower the learning "
+        f"the loss of step {step} is {value}{many}: nothing was changed by it, and the state before it is kept. Lower the learning "
         "rate, clip the gradients or look at that step's data, and resume",
         code="loss_not_finite",
         step=step,

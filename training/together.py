@@ -119,11 +119,11 @@ class Together:
         self._islands = self._archipelago.islands(modules, every=_islands_every())
         return {TRACKED_AS: self._islands}
 
-    def vault(self, job: context.Context, directory: str | os.PathLike[str] | None) -> Vault:
+    def vault(self, job: context.Context, directory: str | os.PathLike[str] | None, *, number: int) -> Vault:
         """Where the gang's checkpoints go; in a directory, rank 0 claims it for all."""
         named = directory if directory is not None else os.environ.get(vault.DIRECTORY_VARIABLE)
         if job.checkpoints is not None:
-            checkpoints = job.checkpoints
+            checkpoints = vault.of_session(job.checkpoints, number)
         elif named:
             checkpoints = Checkpoints(DirectoryStore(Path(named)), prefix=vault.PREFIX)
             if self.gang.rank == 0:

@@ -4,6 +4,7 @@ Loading never runs code from a checkpoint: it holds tensors and plain containers
 """
 
 import os
+import weakref
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -64,10 +65,42 @@ class Kept:
         return shards[manifest.shard(_SHARD).name]
 
 
-def opened(job: context.Context, directory: str | os.PathLike[str] | None) -> Vault:
-    """The vault for this process: the job's, the directory's (also named by `FABRIC_CHECKPOINT_DIR`), or none."""
+def opened(job: context.Context, directory: str | os.PathLike[str] | None, *, number: int = 0) -> Vault:
+    """The vault for this process: the job's, the directory's (also named by `FABRIC_CHECKPOINT_DIR`), or none.
+
+    `number`: of the session in its job, which may have several.
+    """
     checkpoints = checkpoints_of(job, directory)
-    return Nowhere() if checkpoints is None else Kept(checkpoints)
+    return Nowhere() if checkpoints is None else Kept(of_session(checkpoints, number))
+
+
+_counted: Final["weakref.WeakKeyDictionary[context.Context, int]"] = weakref.WeakKeyDictionary()
+
+
+def session_number(job: context.Context) -> int:
+    """How many sessions this attempt of the job has opened before; a script that is alone has its directory for each."""
+    if not job.job_id:
+        return 0
+    number = _counted.get(job, 0)
+    _counted[job] = number + 1
+    return number
+
+
+def of_session(checkpoints: Checkpoints, number: int) -> Checkpoints:
+    """Where a job's session keeps its state: its first one where the job does, each other one below that."""
+    if number == 0:
+        return checkpoints
+    return Checkpoints(
+        checkpoints.store,
+        prefix=f"{checkpoints.prefix}/sessions/{number:04d}",
+        epoch=checkpoints.epoch,
+        attempt_id=checkpoints.writer.attempt,
+        local=checkpoints.local,
+        keep=checkpoints.keep,
+        tenant=checkpoints.tenant,
+        quota=checkpoints.quota,
+        on_durable=checkpoints.on_durable,
+    )
 
 
 def checkpoints_of(job: context.Context, directory: str | os.PathLike[str] | None) -> Checkpoints | None:
