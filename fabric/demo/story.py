@@ -32,7 +32,7 @@ SETTLED_S: Final = 30.0
 STRANGER: Final = "torch.utils.benchmark.examples.simple_timeit"
 """A program that comes with torch, and measures how long an addition takes."""
 STRANGER_SAYS: Final = "Run: "
-_LINES_SHOWN: Final = 4
+_LINES_SHOWN: Final = 8
 _REFRESH_S: Final = 0.25
 
 
@@ -214,7 +214,7 @@ def _run_stranger(fabric: Fabric) -> None:
     assert job.state == "succeeded", f"{script.name}: {job.info().error}"
     assert STRANGER_SAYS in said, f"{script.name} said {said!r}"
     console.print(f"   {STRANGER} said at its end:")
-    for line in said.strip().splitlines()[-_LINES_SHOWN:]:
+    for line in said.strip().split("\n\n")[-1].splitlines()[:_LINES_SHOWN]:
         console.print(f"      {line}", markup=False, highlight=False, style="dim")
     console.print(tables.paid(fabric, job))
 
