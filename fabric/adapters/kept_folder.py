@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -36,7 +36,7 @@ EVERY_S: Final = 30.0
 _SHARE_OF_TIME: Final = 10
 _LOOK_S: Final = 0.25
 _AGAIN_S: Final = 5.0
-_BUSY_S: Final = 0.05
+_BUSY_S: Final = 0.005
 _LAST_SHARE: Final = 1 / 4
 """In the last part of its grace a command that goes on is committed as it is,"""
 _LAST_S_MIN: Final = 1.5
@@ -48,7 +48,14 @@ _STEP_BYTES_MAX: Final = 32
 _log = structlog.get_logger(__name__)
 
 
-Freeze = Callable[[], AbstractContextManager[Collection[int]]]
+class Processes(Protocol):
+    """The command's."""
+
+    def processes(self) -> Collection[int]:
+        """All that live."""
+
+    def frozen(self) -> AbstractContextManager[Collection[int]]:
+        """Inside, all of them stand still."""
 
 
 class KeptFolder:
@@ -56,8 +63,8 @@ class KeptFolder:
 
     def __init__(self, folder: Path, context: Context, *, quiet_s: float = QUIET_S, every_s: float = EVERY_S) -> None:
         self.folder = folder
-        self.freeze: Freeze | None = None
-        """Makes the command's processes stand still; None while none runs."""
+        self.command: Processes | None = None
+        """Whoever writes to it; None while nobody does."""
         self.has_committed = False
         """Whether its newest commit was made after the command was asked to stop."""
         self._context = context
@@ -147,7 +154,7 @@ class KeptFolder:
 
     def _cut(self, checkpoints: Checkpoints) -> None:
         """Commit what the folder holds at one moment, at which no file is half written."""
-        if self.freeze is None:
+        if (command := self.command) is None:
             self._commit(checkpoints)
             return
         began, beside = time.monotonic(), self.folder.with_name(f".{self.folder.name}.cut")
@@ -155,26 +162,28 @@ class KeptFolder:
         try:
             cut = Cut(self.folder, beside=beside, go_on=self._may_go_on())
             cut.copy()
-            step = self._finished(cut, self.freeze)
+            step = self._finished(cut, command)
             self._watch.commit_cut(checkpoints, cut, step=step)
         except Unavailable as error:
             if error.code != "node_full":
                 raise
-            with self.freeze():
+            with command.frozen():
                 self._commit(checkpoints)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         self._note(began)
 
-    def _finished(self, cut: Cut, freeze: Freeze) -> int:
+    def _finished(self, cut: Cut, command: Processes) -> int:
         """Finish the cut at a good moment; the step that the folder tells of then."""
         give_up_at = time.monotonic() + _WAIT_S
         rest = Rest()
         while True:
-            with freeze() as pids:
-                if rest.is_at_rest(written_by(pids, self.folder), now=time.monotonic()):
-                    cut.finish()
-                    return step_in(self.folder)
+            # A look costs less than a freeze, and most of them find something half written.
+            if rest.is_at_rest(written_by(command.processes(), self.folder), now=time.monotonic()):
+                with command.frozen() as pids:
+                    if rest.is_at_rest(written_by(pids, self.folder), now=time.monotonic()):
+                        cut.finish()
+                        return step_in(self.folder)
             if time.monotonic() > give_up_at or self._closed.wait(_BUSY_S):
                 raise Conflict(
                     f"in {self.folder} files are half written all the time: write them beside their place and rename them",

@@ -26,7 +26,8 @@ from fabric.adapters.processes import LEASE_VARIABLE, below, end_all, kill, tree
 from fabric.adapters.stop_notice import Notice, exit_code_of, notice_for, standing
 
 _LOOK_S: Final = 0.05
-_WAIT_SHARE: Final = 1 / 3
+_LOOK_CLOSELY_S: Final = 0.005
+_WAIT_SHARE: Final = 1 / 2
 _WAIT_S_MAX: Final = 10.0
 """How long, and for which part of its grace, a program that can't save is let go on until what it keeps is whole."""
 _SERVE_AFTER_S: Final = 2.0
@@ -173,6 +174,10 @@ class Program:
         give_up_at = time.monotonic() + (min(left_s * _WAIT_SHARE, _WAIT_S_MAX) if self._job.save_wanted else 0.0)
         while not self._ended.is_set():
             is_last = time.monotonic() >= give_up_at
+            # A look costs less than a freeze, and most of them find something half written.
+            if not is_last and self._job.save_wanted and not self._is_at_rest(self.processes()):
+                self._ended.wait(_LOOK_CLOSELY_S)
+                continue
             with self.frozen() as pids:
                 self.is_whole = self._job.save_wanted and self._is_at_rest(pids)
                 if self.is_whole or is_last:
@@ -181,7 +186,6 @@ class Program:
                         # Ray's own would tell others what they die of, and these would write it down.
                         kill(each.pid, signal.SIGKILL if each.is_ray else signal.SIGTERM)
                     return
-            self._ended.wait(_LOOK_S)
 
     def _attend(self, notice: Notice) -> None:
         """Wait until all have ended that were told, whom nobody waits for while their parents are halted."""

@@ -224,11 +224,11 @@ def _run_program(
                 program.execute(words, folder=folder, environment=environment)
             except OSError as error:
                 raise _unrunnable(folder, words[0], error) from None
-        stage.program, kept.freeze = program, program.frozen
+        stage.program = kept.command = program
         if stage.context.stop_requested:
             program.ask_to_stop()
         exit_ = program.wait()
-        kept.freeze = None
+        kept.command = None
         return _ended(stage, exit_)
 
 

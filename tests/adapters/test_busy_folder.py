@@ -265,14 +265,15 @@ def test_a_folder_is_at_rest_when_no_file_in_it_is_half_written(position_at, exp
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(40))
 def test_a_program_goes_on_from_what_it_wrote_however_often_it_is_stopped(machine, seed):
-    draw, last = random.Random(seed), 0
+    draw, last, told = random.Random(seed), 0, []
     env = {EVERY_VARIABLE: str(draw.uniform(0.1, 2)), QUIET_VARIABLE: str(draw.choice([0.3, 60]))}
     for _ in range(6):
         attempt = begin(machine, IN_PLACE, env=env)
         attempt.until("from ")
         time.sleep(draw.uniform(0, 1.5))
-        end, log = attempt.stop(seconds_left=draw.uniform(3, 20))
+        end, log = attempt.stop(seconds_left=draw.uniform(6, 20))
         assert end.outcome is LeaseOutcome.INTERRUPTED, log
         found = [int(word) for word in log.split() if word.isdigit()]
-        assert found[0] >= last, (seed, last, log)
+        assert found[0] >= last, (seed, last, told, log)
+        told.append(end.error)
         last = found[-1]
