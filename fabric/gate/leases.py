@@ -133,6 +133,7 @@ def finished(core: Core, event: LeaseFinished) -> None:
         if outcome is LeaseOutcome.SAVED and job.stopping_for is None:
             if attempts.gets_on(job):
                 job.stopping_for = StopReason.ASKED
+                noted(job.timeline, Moment(at_us=core.now_us, what="lost", why=_code(error) or StopReason.ASKED.value))
             else:
                 outcome, error = LeaseOutcome.FAILED, attempts.stopped_too_often(job, error)
         job.exit_code = event.exit_code
@@ -376,6 +377,12 @@ def _watch_idleness(core: Core, record: LeaseRecord, sample: Sample) -> None:
     dwell_us = core.state.jobs[record.lease.job_id].spec.auto_park_us
     if dwell_us is not None and core.now_us - record.idle_since_us >= dwell_us:
         stop(core, record, StopReason.IDLE)
+
+
+def _code(error: str) -> str:
+    """`peer_lost` of `peer_lost: rank 1 of 2 is silent`; "" where it begins with no code."""
+    code = _first_line(error).partition(":")[0]
+    return code if code.replace("_", "").isalpha() and code.islower() else ""
 
 
 def _first_line(error: str) -> str:

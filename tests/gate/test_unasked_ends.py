@@ -1,6 +1,7 @@
 """Stories of attempts that end though nobody asked them to: the job goes on, with a bound and a reason, and is never paused."""
 
 import itertools
+import re
 
 import pytest
 
@@ -8,6 +9,7 @@ from fabric.gate import Gate
 from fabric.gate.attempts import LOSSES_IN_A_ROW
 from fabric.gate.events import LeaseSaved, NodeDrain, Pause, Resume
 from fabric.gate.instructions import StartLease
+from fabric.gate.timeline import told
 from tests.gate.conftest import finished, removed, started, submit
 from tests.gate.world import S
 
@@ -46,6 +48,18 @@ def test_an_end_that_nobody_asked_for_says_why_while_the_job_waits(story):
     story.do(submit())
     story.do(started())
     story.play((0, finished("saved", error=f"Traceback\n{SILENT}"), ["remove j.1"], f"queued {SILENT}"))
+
+
+def test_its_story_tells_why_an_attempt_ended_and_that_nothing_is_lost(story):
+    """Whatever it says: a line that begins with no code of ours is no word of the story."""
+    story.do(submit())
+    attempt(story, 1, step=5)
+    attempt(story, 2, step=6, error="")
+    attempt(story, 3, step=7, error="Traceback\nValueError: rank 1")
+    line = told(story.job().timeline, submitted_at_us=story.now_us, now_us=story.now_us)
+    assert re.findall(r"([A-Z ]+) at step (\d), 0 steps lost", line) == [
+        (" PEER LOST", "5"), (" ASKED", "6"), (" ASKED", "7"),
+    ]  # fmt: skip
 
 
 def test_one_that_gives_no_reason_is_said_to_have_asked_for_it(story):
