@@ -37,7 +37,7 @@ _PROMPTS: Final = {
     "tokens": "prompt",
 }
 _FORCED: Final = {"chat": {"required", "function"}, "anthropic": {"any", "tool"}}
-"""Choices of a tool that shape the answer, by surface: the engine needs to find none in it."""
+"""Choices of a tool that shape the answer, by surface: some engines take them that find no calls of their own accord."""
 _TEXTS: Final = ("stop", "stop_sequences", "bad_words")
 _SHAPES: Final = (
     "response_format", "structured_outputs", "text", "output_config", "guided_json", "guided_regex", "guided_choice",

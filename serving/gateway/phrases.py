@@ -8,8 +8,8 @@ import re
 from typing import Final, NamedTuple
 
 TOOLS: Final = (
-    'this model calls no tools of its own accord: leave `tools` out, set `tool_choice` to one function or to "required"'
-    " (of /v1/chat/completions), or call a model whose `capabilities` in GET /v1/models say `tools`"
+    "this model calls no tools: leave `tools` out and have a schema shape its answer (`response_format`), or call a model whose"
+    " `capabilities` in GET /v1/models say `tools`"
 )
 _WORDS_MAX: Final = 1_000
 

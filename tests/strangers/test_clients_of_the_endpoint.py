@@ -67,7 +67,7 @@ EXPECTED = {
     "litellm": {"whole": 5, "stream": 5, "long": "context_length_exceeded"},
     "langchain": {"whole": 5, "stream": 5},
     "pydantic_ai": {"whole": 5, "stream": True},
-    "instructor": {"JSON_SCHEMA": ["bool", "Place", "bool"], "TOOLS": ["bool", "Place", "bool"]},
+    "instructor": {"schema": ["bool", "Place", "bool"], "tools": True},
 }  # fmt: skip
 
 
