@@ -155,7 +155,8 @@ def admit(
         exposed_alone_s: the same for a gang of one kind, which has its own fast links.
 
     Raises:
-        InvalidRequest: code `mix_not_asked`, `mix_across_vendors` or `mix_inefficient`, with the better alternative.
+        InvalidRequest: code `mix_not_asked`, `mix_across_vendors` or `mix_inefficient`, with the better alternative. A gang
+            that wastes much and is still faster than any of its kinds alone is admitted.
     """
     kinds = Counter({member.accelerator: 0 for member in members})
     for member in members:
@@ -175,7 +176,8 @@ def admit(
             code="mix_across_vendors",
         )
     found = forecast(members, count, exposed_s=exposed_s)
-    if len(kinds) > 1 and mix is Mix.SAME_VENDOR and found.efficiency < EFFICIENCY_MIN:
+    is_slow = len(kinds) > 1 and mix is Mix.SAME_VENDOR and found.efficiency < EFFICIENCY_MIN
+    if is_slow and best_alone(members, count, exposed_s=exposed_alone_s).speed > found.speed:
         raise InvalidRequest(
             f"a gang of {_named(kinds)} would run at {found.efficiency:.0%} of its workers' speed, under the "
             f"{EFFICIENCY_MIN:.0%} it must reach: {_alternative(members, count, exposed_alone_s, against=found.speed)}",
@@ -191,10 +193,15 @@ def _named(kinds: Mapping[str, int]) -> str:
 
 def _alternative(members: Sequence[Member], count: int, exposed_s: float, *, against: float = 0.0) -> str:
     """The fastest of the gangs of one kind, against the gang that was asked for where that is known."""
+    best = best_alone(members, count, exposed_s=exposed_s)
+    than = f"gives {best.speed / against:.2f} × this" if against else "is the fastest"
+    return f"{best.count} × {best.accelerator} alone {than}"
+
+
+def best_alone(members: Sequence[Member], count: int, *, exposed_s: float = 0.0) -> Member:
+    """The fastest of the gangs of one kind that these workers hold; its speed is the whole gang's."""
     alone: dict[str, list[Member]] = {}
     for member in members:
         alone.setdefault(member.accelerator, []).append(member)
     speed, kind = max((forecast(gang, count, exposed_s=exposed_s).speed, kind) for kind, gang in alone.items())
-    workers = sum(member.count for member in alone[kind])
-    than = f"gives {speed / against:.2f} × this" if against else "is the fastest"
-    return f"{workers} × {kind} alone {than}"
+    return Member(accelerator=kind, speed=speed, count=sum(member.count for member in alone[kind]))

@@ -8,6 +8,7 @@ slowest rank's computing is the exposed communication of gangs that are mixed as
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from fabric.errors import InvalidRequest
 from training.mixing import REFERENCE_SPEEDS, Forecast, Member, Mix, admit
 
 _SMOOTHING: Final = 0.3
@@ -52,6 +53,18 @@ class Pace:
         """What an earlier attempt has learned; all ranks take the same."""
         self._speeds = {str(kind): float(speed) for kind, speed in told.get("speeds", {}).items() if speed > 0}
         self._exposed_s = {str(name): float(took) for name, took in told.get("exposed_s", {}).items() if took >= 0}
+
+    def check(self, *, mix: Mix, count: int) -> None:
+        """Whether such a gang may be at all, however fast: nobody knows yet whether it resumes, and how it shares its work.
+
+        Raises:
+            InvalidRequest: `mix_not_asked` or `mix_across_vendors`.
+        """
+        try:
+            self.admit(mix=mix, count=count)
+        except InvalidRequest as refused:
+            if refused.code != "mix_inefficient":
+                raise
 
     def admit(self, *, mix: Mix, count: int) -> Forecast | None:
         """Whether such a gang is worth it, by what is known; None if all devices are of one kind.

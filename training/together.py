@@ -93,7 +93,7 @@ class Together:
         together = cls(gang, mix=asked)
         kinds = together._everyones(job.accelerator or os.environ.get(KIND_VARIABLE, ""))
         together._pace = Pace(kinds)
-        together._pace.admit(mix=asked, count=fitting_count(seat.world, 1 << 16))
+        together._pace.check(mix=asked, count=fitting_count(seat.world, 1 << 16))
         if asked is Mix.ISLANDS:
             together._part(kinds)
         return together
@@ -179,7 +179,9 @@ class Together:
         return self._pace.told()
 
     def check_resumed(self, step: int, learned: Mapping[str, Any]) -> None:
-        """All ranks must go on from the same step, and a gang of several kinds must be worth it as measured before.
+        """All ranks must go on from the same step, and a new gang of several kinds must be worth it.
+
+        A resumed one goes on however slow it is: its work was paid for, and which devices it got was not its own choice.
 
         Raises:
             Conflict: `resumed_apart`: one of them could not read the newest checkpoint.
@@ -195,7 +197,7 @@ class Together:
             self._islands.begin()
         self._pace.take(learned)
         if self._shares is not None:
-            self._pace.admit(mix=self._mix, count=self._shares.count)
+            self._judge(self._shares.count, is_resumed=step > 0)
         steps = self._everyones(step)
         if len(set(steps)) > 1:
             raise Conflict(
@@ -203,6 +205,17 @@ class Together:
                 "checkpoint. Look at their logs, and start another attempt",
                 code="resumed_apart",
             )
+
+    def _judge(self, count: int, *, is_resumed: bool) -> None:
+        try:
+            self._pace.admit(mix=self._mix, count=count)
+        except InvalidRequest as slow:
+            if not is_resumed or slow.code != "mix_inefficient":
+                raise
+            if self.gang.rank == 0:
+                say(
+                    f"{slow.message}. It goes on all the same: to wait for better, pause it and resume it with that one kind"
+                )
 
     def begin_step(self) -> None:
         """A step begins: say whether this rank was asked to stop, and how long it computed in the one before."""

@@ -118,3 +118,33 @@ def test_an_h100_beside_a_910b_in_equal_shares_wastes_half():
     found = forecast([Member(accelerator="H100", speed=3.17), Member(accelerator="910B", speed=1.0)], 32)
     assert efficiency((16, 16), (3.17, 1.0)) == pytest.approx(0.48, abs=0.005)
     assert found.efficiency > 0.95
+
+
+def refusal(members, **options):
+    try:
+        admit(members, mix=Mix.SAME_VENDOR, **options)
+    except InvalidRequest as refused:
+        return refused.code
+    return None
+
+
+@given(
+    st.floats(0.1, 10), st.floats(0.1, 10), st.integers(1, 4), st.integers(1, 4), st.integers(0, 20), st.floats(0, 5)
+)
+def test_a_gang_is_refused_for_speed_only_if_a_part_of_it_is_faster(fast, slow, many, few, more, exposed_s):
+    members = [
+        Member(accelerator="H100", speed=fast, count=many),
+        Member(accelerator="A100", speed=slow, count=few),
+    ]
+    count = many + few + more
+    found = forecast(members, count, exposed_s=exposed_s)
+    is_slower = found.speed < max(forecast([member], count).speed for member in members)
+    is_refused = is_slower and found.efficiency < EFFICIENCY_MIN
+    assert refusal(members, count=count, exposed_s=exposed_s) == ("mix_inefficient" if is_refused else None)
+
+
+def test_four_fast_and_four_slow_workers_that_beat_the_fast_alone_are_admitted():
+    members = [Member(accelerator="H100", speed=1.0, count=4), Member(accelerator="A100", speed=0.32, count=4)]
+    found = admit(members, mix=Mix.SAME_VENDOR, count=16, exposed_s=0.6)
+    assert found.efficiency < EFFICIENCY_MIN
+    assert found.speed > forecast(members[:1], 16).speed

@@ -5,6 +5,8 @@ import pytest
 from fabric.errors import InvalidRequest
 from training.mixing import Mix
 from training.pace import Pace
+from training.shares import Shares
+from training.together import Together
 
 KINDS = ("H100", "A100")
 
@@ -54,3 +56,42 @@ def test_waiting_for_something_else_now_and_then_is_no_communication():
 
 def test_laps_that_nobody_could_tell_teach_nothing():
     assert noted(Pace(KINDS), laps_us=(0, 400_000)).told() == {"speeds": {}, "exposed_s": {}}
+
+
+class Alone:
+    """The one rank of a gang that is looked at."""
+
+    world, rank = 2, 0
+
+
+def resumed(monkeypatch, *, step, mix=Mix.SAME_VENDOR, shares=4):
+    """A rank of H100 + A100, with what was learned of them, at the step it would go on from."""
+    told = noted(Pace(KINDS), laps_us=(120_000, 400_000)).told()
+    rank = Together(Alone, mix=mix)
+    rank._pace = Pace(KINDS)
+    rank._shares = Shares(shares, world=2, rank=0)
+    monkeypatch.setattr(rank, "_everyones", lambda own: [own, own])
+    rank.check_resumed(step, told)
+
+
+def test_a_gang_that_ran_goes_on_after_a_pause_however_slow_it_is(monkeypatch, capsys):
+    resumed(monkeypatch, step=7)
+    assert "1 × H100 alone gives" in capsys.readouterr().err
+
+
+def test_a_fork_that_begins_with_what_was_learned_goes_on_too(monkeypatch):
+    resumed(monkeypatch, step=1)
+
+
+def test_a_new_gang_that_is_not_worth_it_is_refused(monkeypatch):
+    with pytest.raises(InvalidRequest) as refused:
+        resumed(monkeypatch, step=0)
+    assert refused.value.code == "mix_inefficient"
+
+
+@pytest.mark.parametrize(("kinds", "code"), [(KINDS, "mix_not_asked"), (("H100", "910B"), "mix_across_vendors")])
+def test_what_may_not_be_at_all_is_refused_before_anything_is_known(kinds, code):
+    with pytest.raises(InvalidRequest) as refused:
+        Pace(kinds).check(mix=Mix.NEVER if code == "mix_not_asked" else Mix.SAME_VENDOR, count=8)
+    assert refused.value.code == code
+    Pace(KINDS).check(mix=Mix.SAME_VENDOR, count=3)
