@@ -241,6 +241,10 @@ def test_whatever_happens_every_job_comes_to_its_end_once_and_leaves_nothing(pla
     callers.end()
     kinds = Counter(kind.name for _, kind, _ in chaos.jobs.values())
     print(f"{len(chaos.jobs)} jobs in {time.monotonic() - began:.0f} s: {dict(kinds)}; blows: {dict(chaos.blows)}")
+    longest, who = chaos.squatted()
+    print(
+        f"devices held without a lease, longest by node, s: { {k: (round(v, 1), who[k]) for k, v in longest.items()} }"
+    )
     for job, kind, seed in chaos.jobs.values():
         if job.id in chaos.cancelled and job.state == "cancelled":
             continue
@@ -276,8 +280,4 @@ def test_whatever_happens_every_job_comes_to_its_end_once_and_leaves_nothing(pla
     while json.loads(place.taken.read_text().splitlines()[-1])[1] != {}:
         assert time.monotonic() < deadline, "devices are taken although nothing runs"
         time.sleep(0.5)
-    longest, who = chaos.squatted()
-    print(
-        f"devices held without a lease, longest by node, s: { {k: (round(v, 1), who[k]) for k, v in longest.items()} }"
-    )
     assert not {node: who[node] for node, seconds in longest.items() if seconds > UNLEASED_S}
