@@ -84,7 +84,7 @@ def stated(answer, text):
     return int(told[0]["fabric"]["charged_uhs"]) if told else None
 
 
-@pytest.mark.parametrize("seed", [1])
+@pytest.mark.parametrize("seed", [1, pytest.param(0, marks=pytest.mark.soak)])
 def test_whatever_is_asked_what_is_stated_is_booked_and_recorded(rig, front, seed):
     rng = random.Random(seed)
     account = rig.account(uhs=10**12)
