@@ -16,6 +16,7 @@ from typing import Any, Final
 import ray
 import structlog
 
+from fabric import quiet  # noqa: F401  # comes before whatever imports gRPC
 from fabric.actor import GateActor
 from fabric.adapters.guarded import Guarded
 from fabric.adapters.stores import SOON_S, open_archive_of

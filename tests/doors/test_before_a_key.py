@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -27,10 +28,11 @@ STREAMS = [2 * number + 1 for number in range(200)]
 class DoorProcess:
     """A door in a process of its own, and what that takes of memory."""
 
-    def __init__(self, **limits):
+    def __init__(self, *, errors=None, **limits):
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.doors.door_process", json.dumps(limits)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+            env={name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"},  # commands set it
         )  # fmt: skip
         said = json.loads(self._process.stdout.readline())
         self.address, self.ca, self.acme, self.globex = (said[name] for name in ("address", "ca", "acme", "globex"))
@@ -107,6 +109,35 @@ def test_a_flood_of_half_handshakes_meets_a_bound_as_it_comes_in(make_door):
         assert most <= rpc.CONNECTIONS_MAX + 200
         assert door.rss() - before < 400 * MB
         assert door.answers(door.acme)
+
+
+def test_handshakes_that_fail_write_nothing_into_the_log(make_door, tmp_path):
+    """The log is on the journal's disk, and a stranger has thousands of handshakes a second."""
+    with (tmp_path / "errors").open("wb") as errors:
+        door = make_door(errors=errors)
+        host, _, port = door.address.rpartition(":")
+        for _ in range(20):
+            with socket.create_connection((host, int(port)), 20) as stranger:
+                stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                with contextlib.suppress(ConnectionResetError):
+                    stranger.recv(100)
+        assert door.answers(door.acme)
+    assert b"andshake" not in (tmp_path / "errors").read_bytes()
+
+
+@pytest.mark.parametrize("module", ["fabric.gatehouse", "fabric.doorkeeper"])
+def test_a_process_with_a_door_says_so_before_grpc_is_there(module):
+    look = (
+        "import importlib, importlib.abc, os, sys\n"
+        "class Finder(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'grpc': print(os.environ.get('GRPC_VERBOSITY'))\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        f"importlib.import_module({module!r})\n"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    said = subprocess.run([sys.executable, "-c", look], env=env, capture_output=True, text=True, check=True)
+    assert said.stdout == "ERROR\n"
 
 
 def test_half_sent_messages_with_a_key_take_a_bounded_memory_and_end(make_door):
