@@ -138,8 +138,7 @@ class Fabric:
             runtime_env: in Ray's words: pip or uv (a list of packages), env_vars, config.setup_timeout_seconds. Packages are
                 installed on the job's own devices, at its cost, and are there for the account's next job with the same ones.
             ray_program: the function has a Ray of its own, made of the devices that the job gets: its tasks, actors, placement
-                groups and Ray's libraries hold them. So it is also where its code uses one of these,
-                or asks what Ray has (`ray.cluster_resources()`); scripts always have one.
+                groups and Ray's libraries hold them. So it is also where its code uses one of these; scripts always have one.
             preemptible: whether it may be parked for others; otherwise it may wait longer.
             max_retries: how often its own failure is tried again.
             time_limit: seconds on devices, after which it is parked.

@@ -57,24 +57,6 @@ def with_a_cell():
     return inner
 
 
-def sizes_itself():
-    import ray
-
-    return ray.cluster_resources()["CPU"]
-
-
-def asks_what_is_free():
-    from ray import available_resources
-
-    return available_resources()
-
-
-def counts_nodes():
-    import ray
-
-    return len(ray.nodes())
-
-
 def looks_around():
     from ray.util import list_named_actors
 
@@ -98,10 +80,7 @@ def asks_its_context():
     return fabric, context.current().stop_requested
 
 
-NEEDS = [
-    calls_it, sweeps, groups, nested, through_another, Called(), with_a_cell(), functools.partial(sweeps), sizes_itself,
-    asks_what_is_free, counts_nodes,
-]  # fmt: skip
+NEEDS = [calls_it, sweeps, groups, nested, through_another, Called(), with_a_cell(), functools.partial(sweeps)]
 
 
 @pytest.mark.parametrize("job", NEEDS, ids=lambda job: getattr(job, "__name__", type(job).__name__))
