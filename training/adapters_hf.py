@@ -10,9 +10,11 @@ is committed too. Loss, step and total go to `fabric top`. Outside the fabric, `
 FABRIC_CHECKPOINT_DIR is set.
 """
 
+import json
 import os
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from training.folder_run import FolderRun
 
@@ -31,11 +33,36 @@ def train(trainer: Any, *, directory: str | os.PathLike[str] | None = None, **op
     try:
         resumed = run.restored(Path(trainer.args.output_dir) / "checkpoint-fabric")
         if resumed is not None:
+            _bring_back_best(resumed, Path(trainer.args.output_dir))
             options["resume_from_checkpoint"] = str(resumed)
         return trainer.train(**options)
     finally:
         trainer.remove_callback(callback)
         run.close()
+
+
+_BEST: Final = "fabric-best"
+_STATE: Final = "trainer_state.json"
+
+
+def _take_best_along(folder: Path, best: str | None) -> None:
+    """`load_best_model_at_end` looks for an older checkpoint's model at the end, which another node has not."""
+    if best is None or not Path(best).is_dir() or Path(best).resolve() == folder.resolve():
+        return
+    left_out = shutil.ignore_patterns("optimizer*", "scheduler*", "rng_state*", _BEST)
+    shutil.copytree(best, folder / _BEST, ignore=left_out, dirs_exist_ok=True)
+
+
+def _bring_back_best(resumed: Path, output: Path) -> None:
+    """Put the best model where `Trainer` looks for it, if that place is not on this node."""
+    state = json.loads((resumed / _STATE).read_text(encoding="utf-8"))
+    best = state.get("best_model_checkpoint")
+    if not best or Path(best).is_dir():
+        return
+    place = output / Path(best).name
+    shutil.copytree(resumed / _BEST if (resumed / _BEST).is_dir() else resumed, place, dirs_exist_ok=True)
+    state["best_model_checkpoint"] = str(place)
+    (resumed / _STATE).write_text(json.dumps(state), encoding="utf-8")
 
 
 def callback_of(run: FolderRun) -> Any:
@@ -53,7 +80,9 @@ def callback_of(run: FolderRun) -> Any:
             run.job.report(step=state.global_step, steps_total=state.max_steps)
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            run.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}", step=state.global_step)
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            _take_best_along(folder, state.best_model_checkpoint)
+            run.keep(folder, step=state.global_step)
             run.leave_if_asked()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002

@@ -2,6 +2,7 @@
 
 import importlib.util
 import random
+import shutil
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ class Net(nn.Module):
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
-def hugging_face(folder, *, each=lambda step: None, **options):
+def hugging_face(folder, *, each=lambda step: None, best=None):
     from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
     class Each(TrainerCallback):
@@ -47,11 +48,19 @@ def hugging_face(folder, *, each=lambda step: None, **options):
     set_seed(0)
     model = Net()
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=4, save_strategy="no", report_to=[],
-        logging_steps=1, disable_tqdm=True, learning_rate=1e-2, use_cpu=True, seed=0, **options,
+        output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=4, report_to=[], logging_steps=1,
+        disable_tqdm=True, learning_rate=1e-2, use_cpu=True, seed=0, **(best or {"save_strategy": "no"}),
+        **({"metric_for_best_model": "eval_worse", "greater_is_better": False} if best else {}),
     )  # fmt: skip
     data = [{"x": x, "labels": y} for x, y in zip(*samples(), strict=True)]
-    adapters_hf.train(Trainer(model=model, args=arguments, train_dataset=data, callbacks=[Each()]))
+
+    class Worse(Trainer):
+        def evaluate(self, *given, **options):
+            metrics = {"eval_worse": float(self.state.global_step)}
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
+    adapters_hf.train(Worse(model=model, args=arguments, train_dataset=data, eval_dataset=data, callbacks=[Each()]))
     return torch.cat([weight.detach().reshape(-1) for weight in model.parameters()])
 
 
@@ -158,6 +167,26 @@ def test_how_far_a_trainer_is_can_be_seen(tmp_path, train):
         train(tmp_path)
     assert (job.progress.step, job.progress.steps_total) == (STEPS, STEPS)
     assert job.progress.loss_micro > 0
+
+
+@needs("transformers", "accelerate")
+def test_the_best_model_of_an_evicted_trainer_is_found_on_another_node(tmp_path):
+    """It is of step 4 (the metric gets worse from there on), and the trainer is evicted after step 7."""
+    best = {"eval_strategy": "steps", "eval_steps": 4, "save_steps": 4, "load_best_model_at_end": True}
+    whole = hugging_face(tmp_path / "whole", best=best)
+    attempts, stops = Attempts(tmp_path / "kept"), [7]
+
+    def work(job):
+        def each(step):
+            if stops and step == stops[0]:
+                stopped(job)
+                stops.pop(0)
+
+        folder = tmp_path / f"attempt-{attempts.count}"
+        shutil.rmtree(tmp_path / f"attempt-{attempts.count - 1}", ignore_errors=True)
+        return hugging_face(folder, each=each, best=best)
+
+    assert torch.equal(attempts.run(work), whole)
 
 
 @needs("transformers", "accelerate")
