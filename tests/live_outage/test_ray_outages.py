@@ -122,7 +122,7 @@ def test_a_killed_control_store_comes_back_and_jobs_notice_nothing(place, fabric
         others.append(fabric.submit(pow, 2, 5, tokens="0.1", accelerators="A100:2"))
         others.append(fabric.submit(pow, 2, 5, tokens="0.1", accelerators="H100:1"))
         assert [job.result(timeout=WITHIN_S) for job in others[-2:]] == [32, 32]
-        assert part(place, "gcs_server").pid != store.pid
+        wait_until(lambda killed=store.pid: any(each.pid != killed for each, _ in parts(place, "gcs_server")))
     assert running.result(timeout=WITHIN_S) == {"at": 60, "starts": 1}
     all_is_booked(fabric, place, [running, *others])
 
