@@ -23,7 +23,7 @@ from serving.gateway.exchange import ABORT, TOGETHER, WATCH, Scope
 HEADERS_S: Final = 10.0
 """How long a request's headers may take to arrive."""
 HEADER_BYTES_MAX: Final = 65_536
-PIPELINED_MAX: Final = 16
+PIPELINED_MAX: Final = 32
 """Requests of one connection that wait until an earlier one is answered."""
 KEEP_ALIVE_S: Final = 75
 _JOINED_BYTES_MAX: Final = 64 * 1024
