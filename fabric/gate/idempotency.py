@@ -14,6 +14,7 @@ import msgspec
 from fabric.gate.core import Core
 from fabric.gate.events import AnyEvent, BuyBundle, Cancel, CreateKey, OpenAccount, Submit, Subscribe, TopUp
 from fabric.gate.instructions import Outcome
+from fabric.gate.serving_events import OfferModel
 from fabric.gate.state import Answered
 
 REMEMBERED_US: Final = 32 * 86_400_000_000
@@ -24,6 +25,7 @@ _LATER: Final[dict[type[msgspec.Struct], tuple[str, ...]]] = {
     BuyBundle: ("channel",),
     Cancel: ("at_once",),
     CreateKey: ("scopes", "requests_per_min", "tokens_per_min"),
+    OfferModel: ("spec.parent",),
     OpenAccount: ("credit_limit_uhs",),
     Submit: ("spec.tags",),
     Subscribe: ("payment_ref", "channel"),

@@ -118,6 +118,7 @@ def test_a_prompt_that_cannot_be_salted_is_not_let_in(prompt):
     TICKET.set(ticket("ann"))
     llm = object.__new__(MeteredAsyncLLM)
     llm.shutdown = lambda *_, **__: None
+    llm.own = None
     for enter in (MeteredAsyncLLM.generate, MeteredAsyncLLM.encode):
         with pytest.raises(Internal):
             enter(llm, prompt, None, "r")
