@@ -83,7 +83,7 @@ class _Produced:
 
 
 @dataclass(slots=True, eq=False)
-class _Loaded:
+class Loaded:
     """A model that the engine answers for: its own (no request), or an adapter."""
 
     name: str
@@ -122,8 +122,8 @@ class NotAdmitted(GenerationError):  # type: ignore[misc]
 class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-checked here
     """vLLM's engine, each of whose calls is paid for. What it answers for is set once it is there."""
 
-    own: _Loaded
-    adapters: dict[str, _Loaded]
+    own: Loaded
+    adapters: dict[str, Loaded]
     grammars: Grammars
     ttfts_us: "deque[int]"
     seen: Seen
@@ -154,7 +154,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
             ticket, model, self._encoded(ticket, salted, pooling_params, request_id, more, meter=model.meter)
         )
 
-    def _model_of(self, ticket: Ticket, more: dict[str, Any]) -> _Loaded:
+    def _model_of(self, ticket: Ticket, more: dict[str, Any]) -> Loaded:
         """What is asked, by the adapter that vLLM's surface found for the name; the engine's own word for it goes on.
 
         Raises:
@@ -408,7 +408,7 @@ def _why(out: RequestOutput) -> Ended:
 
 
 async def _in_turn(
-    ticket: Ticket, model: _Loaded, outputs: AsyncGenerator[_Output, None]
+    ticket: Ticket, model: Loaded, outputs: AsyncGenerator[_Output, None]
 ) -> AsyncGenerator[_Output, None]:
     """One prompt of a request, when fewer of it are in the engine than may be at a time."""
     with model.one_more(ticket):
@@ -475,7 +475,7 @@ class Engine:
             llm = await asyncio.to_thread(_started, config, in_ray=in_ray)
             await starting
             reaper.tell()
-            llm.own, llm.adapters = _Loaded(meter.book.model, meter), {}
+            llm.own, llm.adapters = Loaded(meter.book.model, meter), {}
             llm.ttfts_us, llm.grammars = deque(maxlen=_TTFTS_KEPT), grammars
             llm.input_processor.structured_outputs_config = None  # it was looked at (`_shape`) before it came there
             llm.seen = SeenByRay() if in_ray else Unseen()
@@ -513,7 +513,7 @@ class Engine:
                 await self.llm.remove_lora(number)
             raise
         if (model := self.llm.adapters.get(name)) is None:
-            model = self.llm.adapters[name] = _Loaded(name, meter)
+            model = self.llm.adapters[name] = Loaded(name, meter)
         model.request = request
         self._served[name] = LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(folder))
 
@@ -526,7 +526,7 @@ class Engine:
             model.over.set()
         return self._over(model)
 
-    async def _over(self, model: _Loaded) -> None:
+    async def _over(self, model: Loaded) -> None:
         await model.over.wait()
         if model.request is not None:
             with contextlib.suppress(Exception):  # the engine forgets it in time, when others need its place

@@ -56,7 +56,7 @@ class SeenStandIn:
 async def engine(tmp_path, monkeypatch):
     from vllm.reasoning import ReasoningParserManager
 
-    from serving.engine import MeteredAsyncLLM
+    from serving.engine import Loaded, MeteredAsyncLLM
 
     class Llm(MeteredAsyncLLM):
         def __init__(self):
@@ -89,6 +89,7 @@ async def engine(tmp_path, monkeypatch):
     )  # fmt: skip
     llm = Llm()
     llm.meter = Meter(book, Outbox(tmp_path / "r.outbox"), ledger, retry_s=(0.001, 0.01))
+    llm.own, llm.adapters = Loaded("m", llm.meter), {}
     llm.reasoner = ReasoningParserManager.get_reasoning_parser("deepseek_r1")(TokenizerStandIn())
     llm.ledger = ledger
     await llm.meter.start()
