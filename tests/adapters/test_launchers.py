@@ -149,13 +149,15 @@ for batch in run.batches(data, global_batch=4, virtual=4, epochs=None):
 @pytest.mark.parametrize(
     ("command", "nodes", "ranks"),
     [
-        pytest.param(MPIRUN, 1, 2, marks=NO_MPI, id="mpirun"),
+        pytest.param(MPIRUN, 1, 2, marks=[NO_MPI, pytest.mark.soak], id="mpirun"),
         pytest.param(MPIRUN, 2, 4, marks=NO_MPI, id="mpirun on each of two nodes"),
-        pytest.param(["torchrun", "--nproc-per-node", "1", "x.py"], 2, 2, id="torchrun, two nodes"),
+        pytest.param(
+            ["torchrun", "--nproc-per-node", "1", "x.py"], 2, 2, marks=pytest.mark.soak, id="torchrun, two nodes"
+        ),
         pytest.param(
             ["bash", "-c", "torchrun --nproc-per-node 2 x.py; echo more"], 2, 4, id="bash, torchrun, two nodes"
         ),
-        pytest.param(["accelerate", "launch", "--cpu", "x.py"], 1, 1, id="accelerate launch"),
+        pytest.param(["accelerate", "launch", "--cpu", "x.py"], 1, 1, marks=pytest.mark.soak, id="accelerate launch"),
     ],
 )
 def test_the_ranks_of_a_launcher_are_one_session_that_parks_and_goes_on(nodes_of_one, command, nodes, ranks):
