@@ -36,7 +36,11 @@ KILLED = 'process.kill(); print("it is killed", flush=True)'
 
 
 @pytest.mark.parametrize(
-    ("what", "said"), [(HELD, "it stands still"), (KILLED, "it is killed")], ids=["slow", "killed"]
+    ("what", "said"),
+    [
+        pytest.param(HELD, "it stands still", marks=pytest.mark.soak, id="slow"),
+        pytest.param(KILLED, "it is killed", id="killed"),
+    ],
 )
 def test_a_program_whose_raylet_is_slow_or_ends_as_it_starts_runs(machine, what, said):
     """Slow is longer than Ray waits by itself: 30 s."""
