@@ -44,7 +44,7 @@ TIMEOUT_VARIABLE: Final = "FABRIC_GANG_TIMEOUT_S"
 _TIMEOUT_S: Final = 300.0
 SILENT_VARIABLE: Final = "FABRIC_GANG_SILENT_S"
 """A rank that hangs, or whose machine is gone, is given up after so long."""
-_SILENT_S: Final = 20.0
+SILENT_S: Final = 20.0
 _PATIENCE_S: Final = 2.0
 _QUICK_US: Final = 20_000
 """Steps are quick while so much time holds several: ranks then agree once in it."""
@@ -88,7 +88,7 @@ class Together:
         gang = Gang.open(
             seat, backend="gloo" if asked is Mix.ISLANDS else None,
             timeout_s=float(os.environ.get(TIMEOUT_VARIABLE) or _TIMEOUT_S),
-            silent_s=float(os.environ.get(SILENT_VARIABLE) or _SILENT_S),
+            silent_s=float(os.environ.get(SILENT_VARIABLE) or SILENT_S),
         )  # fmt: skip
         together = cls(gang, mix=asked)
         kinds = together._everyones(job.accelerator or os.environ.get(KIND_VARIABLE, ""))

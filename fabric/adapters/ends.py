@@ -9,8 +9,12 @@ from fabric.adapters.stage import JobEnd
 from fabric.adapters.stages import DIED
 from fabric.gate.events import LeaseOutcome
 
-SURVIVORS_S: Final = 20.0
-"""How long the others may take to notice that a rank is gone, and to save what it left them with."""
+SURVIVORS_S: Final = 60.0
+"""How long the others may take to notice that a rank is gone, by its silence if need be (20 s), and to save what it left them
+with.
+"""
+SPOILED_S: Final = 20.0
+"""How long they may go on after one that ended by its own code: it said so, and they may have heard it."""
 STRAGGLERS_S: Final = 120.0
 """How long a rank may stay that stalls or still saves, after another one has saved and left though nobody had asked it to."""
 _WORST_FIRST: Final = (
@@ -31,7 +35,7 @@ def spoils(end: JobEnd) -> bool:
 def patience_s(end: JobEnd) -> float | None:
     """How long the rest of a gang may go on after such an end of one rank; None = as long as it likes."""
     if spoils(end):
-        return SURVIVORS_S
+        return SURVIVORS_S if died(end) else SPOILED_S
     return STRAGGLERS_S if end.outcome is LeaseOutcome.SAVED and end.again else None
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from fabric.adapters.ends import STRAGGLERS_S, SURVIVORS_S, earliest, patience_s, together
+from fabric.adapters.ends import SPOILED_S, STRAGGLERS_S, SURVIVORS_S, earliest, patience_s, together
 from fabric.adapters.stage import JobEnd
 from fabric.gate.events import LeaseOutcome
+from training.together import SILENT_S
 
 DONE = JobEnd(outcome=LeaseOutcome.SUCCEEDED, result_ref="r", step=9)
 SAVED = JobEnd(outcome=LeaseOutcome.SAVED, step=8)
@@ -50,6 +51,7 @@ def test_why_a_gang_ended_that_nobody_asked_to_is_told_by_whichever_rank_knows()
 def test_only_an_end_that_the_others_can_not_outlive_bounds_their_time():
     own_will = JobEnd(outcome=LeaseOutcome.SAVED, again=True)
     assert [patience_s(end) for end in (DONE, SAVED, own_will, DIED)] == [None, None, STRAGGLERS_S, SURVIVORS_S]
+    assert [patience_s(end) for end in (LOST, RAISED, NO_ROOM)] == [SURVIVORS_S, SPOILED_S, SPOILED_S]
     assert earliest(None, [DONE, SAVED], now=5.0) is None
     assert earliest(7.0, [own_will, DIED], now=5.0) == 7.0
     assert earliest(None, [own_will, DIED], now=5.0) == 5.0 + SURVIVORS_S
@@ -62,3 +64,7 @@ def test_the_result_is_rank_zeros():
 
 def test_a_gang_that_saved_nothing_new_before_a_rank_died_has_failed():
     assert together((DIED, SAVED), saved=False).outcome is LeaseOutcome.FAILED
+
+
+def test_who_outlives_a_rank_has_time_to_save_after_it_has_noticed_by_silence():
+    assert SURVIVORS_S >= 2 * SILENT_S
