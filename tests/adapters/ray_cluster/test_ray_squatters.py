@@ -59,6 +59,11 @@ def vars_of(settings):
     return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
 
 
+def says_that_it_holds(process):
+    """Waits for it; False = it has ended without."""
+    return b"holds\n" in iter(process.stdout.readline, b"")
+
+
 @pytest_asyncio.fixture(loop_scope="module")
 async def squat(watched, tmp_path):
     """Starts a program that takes a device in some way; returns when it has it."""
@@ -78,14 +83,15 @@ async def squat(watched, tmp_path):
             stdout=subprocess.PIPE,
         )
         started.append(process)
-        # Before it says so, it may have been told already that it was ended, or have been ended as a whole.
-        while (said := await asyncio.to_thread(process.stdout.readline)) != b"holds\n":
-            if not said:
-                is_silent = not [task for task in watched.cluster._tasks if not task.done()]
-                assert is_silent or watched.cluster._reconciler.health.removed > removed, (
-                    "it has ended, and held nothing"
-                )
-                break
+        # Before it says so, it may have been told already that it was ended, or have been ended as a whole, or again and again.
+        said = asyncio.ensure_future(asyncio.to_thread(says_that_it_holds, process))
+        while not (await asyncio.wait({said}, timeout=0.2))[0]:
+            if watched.cluster._reconciler.health.removed > removed:
+                return process
+        is_silent = not [task for task in watched.cluster._tasks if not task.done()]
+        assert said.result() or is_silent or watched.cluster._reconciler.health.removed > removed, (
+            "it has ended, and held nothing"
+        )
         return process
 
     yield begin
