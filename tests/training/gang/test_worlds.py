@@ -50,7 +50,9 @@ def through_worlds(tmp_path, *, changes, seed):
 
 def check_worlds(tmp_path, *, changes, seed=SEED):
     worlds, want, order = through_worlds(tmp_path, changes=changes, seed=seed)
-    said = lines(order.folder)
+    said = [
+        line for line in lines(order.folder) if "did" in line
+    ]  # a busy machine's peer may be lost, and is noted, too
     assert (order.folder / "digest").read_text() == want, f"seed {seed}: worlds {worlds}"
     assert len(worlds) > changes * 0.8
     done = Counter((line["did"], vrank) for line in said for vrank in line["vranks"])
