@@ -10,11 +10,8 @@ else ifeq ($(HARDWARE),cpu)
 export UV_TORCH_BACKEND := cpu
 endif
 
-SHELL       := bash
-.SHELLFLAGS := -o pipefail -ec
-
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test tests-ray tests-others lint bench soak proto lock sbom release clean
+.PHONY: help setup demo test lint bench soak proto lock sbom release clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,15 +19,9 @@ help: ## Show this
 demo: setup ## Run a real job that is gated, metered and settled in tokens
 	@$(BIN)/python -m fabric.demo
 
-test: setup ## Run the tests: one by one what needs a Ray cluster, which mostly waits, and beside it all others
-	@$(MAKE) --no-print-directory --keep-going --jobs=2 tests-ray tests-others
-
-# Lines of two runs at once: each says whose it is.
-tests-ray:
-	@$(BIN)/pytest -q --ignore=tests/bench -m "ray and not soak" 2>&1 | sed -u 's/^/ray    | /'
-
-tests-others:
-	@$(BIN)/pytest -q -n 2 --dist loadscope --ignore=tests/bench -m "not ray and not soak" 2>&1 | sed -u 's/^/others | /'
+test: setup ## Run the tests: two at a time what needs no Ray cluster, then one by one what does
+	$(BIN)/pytest -q -n 2 --dist loadscope --ignore=tests/bench -m "not ray and not soak"
+	$(BIN)/pytest -q --ignore=tests/bench -m "ray and not soak"
 
 # What a client imports, which runs on Python 3.10 too.
 CLIENT := -p fabric.cli -p fabric.sdk -p fabric.transport -p fabric.wire -p fabric.results -p fabric.checkpoints \

@@ -46,7 +46,7 @@ PROGRAMS = {
     "dask's tests of its threads": ([*TESTS_OF, "dask.tests.test_threaded"], r"^(\d+) passed"),
 }
 """name -> (a module that is a file to be run, or what follows `python -m`; what it says at its end)"""
-SHORT = ("joblib_processes", "dask_graphs", "tables", "a benchmark of torch", "joblib's tests of its hashes")
+SHORT = ("joblib_processes", "dask_graphs", "joblib's tests of its hashes")
 """Those of the normal run."""
 
 

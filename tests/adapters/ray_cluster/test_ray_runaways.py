@@ -43,7 +43,10 @@ def detached(name, told, *, outside, forged):
 
 @pytest.mark.parametrize("kind", [JobKind.FUNCTION, JobKind.PROGRAM])
 @pytest.mark.parametrize("outside", [False, True], ids=["in its group", "outside of its group"])
-@pytest.mark.parametrize("forged", [False, True], ids=["marked", "with another's mark"])
+@pytest.mark.parametrize(
+    "forged",
+    [pytest.param(False, marks=pytest.mark.soak, id="marked"), pytest.param(True, id="with another's mark")],
+)
 async def test_a_detached_actor_of_a_job_ends_with_its_lease(world, tmp_path, kind, outside, forged):
     name = f"leech-{os.getpid()}-{time.monotonic_ns()}"
     payload = world.call(detached, name, str(tmp_path / "told"), outside=outside, forged=forged)

@@ -17,6 +17,15 @@ from tests.adapters.ray_cluster.squatters import WAYS
 
 pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
+SHORT = {
+    "restartable actor",
+    "detached actor of another namespace",
+    "task with retries",
+    "task that stands still",
+    "detached placement group",
+    "placement groups in a loop",
+}
+"""Ways of the normal run: one for each thing that Ray would bring back."""
 DEADLINE_S = 30
 QUIET_S = 4
 """Longer than a retry, or a restart, takes to come back."""
@@ -111,7 +120,7 @@ async def until_nothing_is_held(world):
         await asyncio.sleep(0.1)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [way if way in SHORT else pytest.param(way, marks=pytest.mark.soak) for way in WAYS])
 async def test_what_another_program_takes_without_a_lease_is_ended_for_good(watched, squat, way):
     await squat(way)
     await until_nothing_is_held(watched)
@@ -161,7 +170,12 @@ async def silent(watched):
 
 
 @pytest.mark.parametrize(
-    "way", ["detached actor of another namespace", "task with retries", "task in a placement group"]
+    "way",
+    [
+        "detached actor of another namespace",
+        pytest.param("task with retries", marks=pytest.mark.soak),
+        "task in a placement group",
+    ],
 )
 async def test_what_is_taken_while_the_gate_is_dead_is_ended_too(silent, squat, way):
     await squat(way)
