@@ -99,10 +99,14 @@ def begin_again(given: argparse.Namespace, *, ports: Sequence[int]) -> NoReturn:
     config = [] if given.config is None else ["--config", str(given.config)]
     options = ["--state-dir", str(given.state_dir), *config, *(["--any-port"] if given.any_port else [])]
     options += ["--ports", *map(str, ports)]
+    if given.lock is not None:
+        os.set_inheritable(given.lock, True)  # noqa: FBT003 - positional there
+        options += ["--lock", str(given.lock)]
     os.execv(sys.executable, [sys.executable, "-m", "fabric.serve", *options])  # noqa: S606 - our own module, no shell
 
 
 def try_again(given: argparse.Namespace) -> NoReturn:
     """One that has begun again, and failed, does so until it succeeds or somebody else serves from its state directory."""
+    given.lock = None
     time.sleep(AGAIN_S)
     begin_again(given, ports=given.ports)

@@ -63,6 +63,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--accept-time", action="store_true", help="the clock is right, however far ahead it is")
     parser.add_argument("--ports", type=int, nargs=3, help="of the door, the dashboard and the models: it begins again")
+    parser.add_argument(
+        "--lock", type=int, help="the state directory's, kept open by the process that this one was before"
+    )
     parser.add_argument("--steps", type=Path, help="where to say how far the start has come, in lines of JSON")
     parser.add_argument(
         "--end-gate", action="store_true", help="stop the gate of the Ray cluster that is joined, and end"
@@ -72,7 +75,8 @@ def main(argv: list[str] | None = None) -> int:
     restrict_ray()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with house.held(given.state_dir), _nothing_left(given.state_dir), ExitStack() as stack:
+        with house.held(given.state_dir, kept=given.lock) as given.lock, ExitStack() as stack:
+            stack.enter_context(_nothing_left(given.state_dir))
             _Service(given, stack).run()
     except FabricError as error:
         log.error("ended", code=error.code, error=error.message)  # noqa: TRY400 - expected: no traceback
@@ -90,10 +94,9 @@ def main(argv: list[str] | None = None) -> int:
             return 1
     else:
         return 0
-    try:
+    with suppress(KeyboardInterrupt):
         recovery.try_again(given)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    return INTERRUPTED
 
 
 class _Service:
@@ -204,14 +207,11 @@ class _Service:
             await asyncio.sleep(HEALTH_S)
 
     def _begin_again(self, why: str, *, door: int, dashboard: int) -> NoReturn:
-        """Become a new process, at the same addresses, which ends what is left and starts all anew: the gate from its journal,
-        jobs from what they saved last. Its number stays, so that whoever ends it finds it.
-        """
+        """Become a process, at the same addresses, that ends what is left and starts anew from journal and checkpoints."""
         log.error("begins_again", why=why)
         with suppress(OSError):
-            note_health(
-                self._state_dir, f"{why}: everything is started again, and jobs go on from what they saved last"
-            )
+            told = f"{why}: everything is started again, and jobs go on from what they saved last"
+            note_health(self._state_dir, told)
         assert self._cluster is not None
         self._cluster.leave()
         models_at = self._config.serving.port if self._config.serving else 0

@@ -128,20 +128,27 @@ def last_running(place: Path) -> Running | None:
 
 
 @contextmanager
-def held(place: Path) -> Iterator[None]:
-    """Be the only one who serves from this state directory.
+def held(place: Path, *, kept: int | None = None) -> Iterator[int]:
+    """Be the only one who serves from this state directory. Yields the lock's file descriptor: a process that becomes another
+    one (`execv`) may leave it open for that, so that nobody comes between them.
+
+    Args:
+        place: the state directory.
+        kept: the descriptor that the process before this one has left open.
 
     Raises:
         Conflict: somebody does already.
     """
     prepare(place)
-    with (place / "run.lock").open("wb") as lock:
+    if kept is not None:
+        os.set_inheritable(kept, False)  # noqa: FBT003 - positional there
+    with (place / "run.lock").open("wb") if kept is None else os.fdopen(kept, "wb") as lock:
         deadline = time.monotonic() + LOCK_WAIT_S
         while not _try_lock(lock):
             if time.monotonic() > deadline:
                 raise already_up(place)
             time.sleep(_POLL_S)
-        yield
+        yield lock.fileno()
 
 
 def already_up(place: Path) -> Conflict:

@@ -1,5 +1,7 @@
 """An end waits for a control store of Ray's that answers, and not for one that doesn't."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 import ray
 
 from fabric import house, recovery
+from fabric.house.place import is_held
 
 
 class Ended(BaseException):
@@ -42,3 +45,39 @@ async def test_where_ray_says_nothing_all_of_it_is_ended_at_once(ended, monkeypa
     goes.set()
     assert ended == [Path(tmp_path)]
     assert not (tmp_path / "work").exists()
+
+
+AGAIN = """
+import argparse, os, sys
+from pathlib import Path
+from fabric import house, recovery
+
+place, kept = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None
+with house.held(place, kept=kept) as lock:
+    print("held", lock, flush=True)
+    sys.stdin.readline()
+    if kept is None:
+        os.execv = lambda program, words: execv(program, [program, __file__, str(place), words[words.index("--lock") + 1]])
+        recovery.begin_again(argparse.Namespace(config=None, state_dir=place, any_port=False, lock=lock), ports=(1, 2, 3))
+    assert not os.get_inheritable(lock)
+"""
+
+
+def test_nobody_comes_between_a_fabric_and_itself_as_it_begins_again(tmp_path):
+    script = tmp_path / "again.py"
+    script.write_text(AGAIN.replace("import argparse", "from os import execv\nimport argparse"))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, script, tmp_path], **pipes) as process:
+        assert process.stdout.readline().startswith("held")
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+        free = 0
+        said = threading.Thread(target=process.stdout.readline)
+        said.start()
+        while said.is_alive():
+            free += not is_held(tmp_path)
+        assert not free
+        process.stdin.write("end\n")
+        process.stdin.flush()
+        assert process.wait(60) == 0
+        assert not is_held(tmp_path)
