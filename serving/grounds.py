@@ -109,7 +109,7 @@ class LeasedGround:
         try:
             lease = await asyncio.shield(asking)
             await _until_there(lease)
-            await asyncio.to_thread(lease.open)
+            await asyncio.to_thread(lease.open, bound=False)  # Serve's own actors stand beside it
             job = await asyncio.to_thread(lease.job.info)
         except BaseException:
             await self._give_back(await asking)

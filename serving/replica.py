@@ -282,7 +282,11 @@ class ServeSite:
                 ray.init(address=self._ray_address, namespace=_NAMESPACE, log_to_driver=False, configure_logging=False)
             except (ConnectionError, RuntimeError, ValueError, OSError) as error:
                 raise Unavailable(f"can't join Ray at {self._ray_address}: {error}", code="ray_unreachable") from error
-            serve.start(http_options={"location": "NoServer"})
+            try:
+                serve.start(http_options={"location": "NoServer"})
+            except BaseException:
+                ray.shutdown()  # so that the next one can join again
+                raise
             self._door = msgspec.structs.replace(self._door, gateways_at=ray.util.get_node_ip_address())
             self._joined = True
 

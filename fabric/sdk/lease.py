@@ -43,6 +43,7 @@ class Lease:
         self._timeout_s = timeout_s
         self._document: dict[str, Any] | None = None
         self._going: Any = None
+        self._bound = True
 
     def __enter__(self) -> "Lease":  # noqa: PYI034  # as of Fabric
         self.open()
@@ -53,13 +54,18 @@ class Lease:
     ) -> None:
         self.close()
 
-    def open(self) -> None:
+    def open(self, *, bound: bool = True) -> None:
         """Wait until the devices are there.
+
+        Args:
+            bound: refuse this process what would run over Ray beside the lease. False is for a program that sees to it
+                itself where all it starts has its place, as the host of Ray Serve's actors does.
 
         Raises:
             JobFailed: the lease ended before it began.
             Unavailable: the devices did not come free in time; the lease is given up.
         """
+        self._bound = bound
         try:
             self._document = self._wait_for_devices()
         except BaseException:
@@ -120,7 +126,7 @@ class Lease:
         if self._going is None:
             from fabric.sdk import lease_end  # noqa: PLC0415  # Ray only where used
 
-            self._going = lease_end.opened(self.job.id, placement_group_id)
+            self._going = lease_end.opened(self.job.id, placement_group_id, bound=self._bound)
             threading.Thread(target=self._until_over, args=(lease_end.tell,), name="fabric-lease", daemon=True).start()
 
     def _until_over(self, tell: Callable[[Any, str], None]) -> None:

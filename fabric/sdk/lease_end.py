@@ -34,7 +34,9 @@ class LeaseEnded(JobFailed, ray.exceptions.RayError):  # type: ignore[misc]  # R
 class Going:
     """What this process has going in one lease."""
 
-    def __init__(self, lease_id: str) -> None:
+    def __init__(self, lease_id: str, *, bound: bool = True) -> None:
+        self.bound = bound
+        """Whether what would run beside it is refused."""
         self.over = ""
         """Why it is over; "" while it isn't."""
         self.told = False
@@ -98,10 +100,10 @@ class Going:
                 ray.cancel(reference, force=True)
 
 
-def opened(lease_id: str, placement_group_id: str) -> Going:
-    """From now on what this process starts in that placement group is noted."""
+def opened(lease_id: str, placement_group_id: str, *, bound: bool = True) -> Going:
+    """From now on what this process starts in that placement group is noted; and where it is `bound`, the rest refused."""
     _watch_ray()
-    return _leases.setdefault(placement_group_id, Going(lease_id))
+    return _leases.setdefault(placement_group_id, Going(lease_id, bound=bound))
 
 
 def tell(going: Going, why: str) -> None:
@@ -132,8 +134,8 @@ def _watch_ray() -> None:
 
 
 def _held() -> str:
-    """The id of a lease that this process holds, "" if none."""
-    return next((going.lease_id for going in list(_leases.values()) if not going.over), "")
+    """The id of a lease that this process holds and is bound to, "" if none."""
+    return next((going.lease_id for going in list(_leases.values()) if going.bound and not going.over), "")
 
 
 def _noting(start: Callable[..., Any], note: Callable[[Going, Any], None]) -> Callable[..., Any]:

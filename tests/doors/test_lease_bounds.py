@@ -57,6 +57,13 @@ def test_what_a_library_of_rays_starts_is_refused_also_without_a_device(started,
     assert started == []
 
 
+def test_who_sees_to_the_places_itself_is_refused_nothing(started):
+    lease_end._leases["ab" * 18].bound = False
+    for made in (library("ray.serve.z", lambda: None), library("ray.serve.z", type("Worker", (), {}))):
+        ray.remote(num_gpus=1)(made).remote()
+    assert len(started) == 2
+
+
 def test_small_things_without_a_device_are_left_alone(started):
     ray.remote(function).remote()
     ray.remote(num_cpus=1, memory=100)(function).remote()
