@@ -29,7 +29,7 @@ from fabric.wire import fabric_pb2 as pb
 from serving.listener import ReplicaSpec
 from serving.lora import Adapter
 from serving.pool import NO_CAPACITY, Offer, Standing
-from serving.replica import ServeSite, options_in, wait_until_vacated
+from serving.serve_site import ServeSite, options_in, wait_until_vacated
 from serving.sources import JOB
 
 _STANDS: Final = ("running", "stopping")

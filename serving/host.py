@@ -31,7 +31,8 @@ from serving.grounds import LeasedGround, mark_of
 from serving.ledger import GrpcLedger
 from serving.notices import DoorBoard
 from serving.pool import Pool
-from serving.replica import Door, ServeSite
+from serving.replica import Door
+from serving.serve_site import ServeSite
 
 OPERATOR: Final = "operator"
 

@@ -35,7 +35,6 @@ LONGER = {
     "fabric/audit/verify.py": "one file that a stranger copies, reads to its end and runs without the product",
     "fabric/context.py": "all that a job's own code may ask of the fabric is one object",
     "fabric/gate/events.py": "every event of the gate in one place: the vocabulary is read as a whole",
-    "serving/engine.py": "what is relied on in the engine is in one module, so that one contract's test holds it",
     "training/session.py": "a loop under way, from its first boundary to its end, is one machine",
     "serving/pool.py": "a replica's whole life, from its lease to its end, is one machine",
     "fabric/writer.py": "deciding, committing and coming back after an outage are one machine with one lock",

@@ -1,4 +1,4 @@
-"""What `serving.engine` relies on in the vLLM that is installed: read from its signatures and sources, not started."""
+"""What the engine with its meter relies on in the vLLM that is installed: read from its signatures and sources, not started."""
 
 import ast
 import importlib.metadata

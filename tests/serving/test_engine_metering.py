@@ -56,7 +56,7 @@ class SeenStandIn:
 async def engine(tmp_path, monkeypatch):
     from vllm.reasoning import ReasoningParserManager
 
-    from serving.engine import Loaded, MeteredAsyncLLM
+    from serving.metered import Loaded, MeteredAsyncLLM
 
     class Llm(MeteredAsyncLLM):
         def __init__(self):
@@ -186,7 +186,7 @@ def shaped(**how):
 
 
 async def test_a_grammar_that_is_refused_is_the_answer_and_costs_nothing(engine):
-    from serving.engine import NotAdmitted
+    from serving.metered import NotAdmitted
 
     engine.grammars = GrammarsStandIn(InvalidRequest("too costly", code="grammar_too_costly"))
     engine.yields = [(5, 6)]
@@ -220,7 +220,7 @@ async def test_who_leaves_while_a_grammar_is_compiled_is_charged_nothing(engine)
 
 
 async def test_who_has_no_tokens_has_no_grammar_compiled(engine):
-    from serving.engine import NotAdmitted
+    from serving.metered import NotAdmitted
 
     engine.grammars = GrammarsStandIn(None)
     ticket = Ticket(Payer("ann"), "k", "c1", salt="s")

@@ -6,9 +6,10 @@ import pytest
 from fabric.adapters.guarded import Admitted
 from fabric.charging.rates import Rate
 from fabric.errors import PermissionDenied
-from serving import replica
+from serving import serve_site
 from serving.listener import ReplicaSpec
-from serving.replica import Door, ReplicaActor, ServeSite
+from serving.replica import Door, ReplicaActor
+from serving.serve_site import ServeSite
 from tests.adapters.shells import Handle
 
 KEY, TRUST, PASSWORD = "fk_replica_key", "gateways-trust", "bucket-password"
@@ -56,7 +57,7 @@ class Shell(ReplicaActor.func_or_class):
 def kept(monkeypatch):
     """What Serve keeps of a replica."""
     site = Site()
-    monkeypatch.setattr(replica.serve, "run", site.run)
+    monkeypatch.setattr(serve_site.serve, "run", site.run)
     door = Door(address="d:1", api_key=KEY, ca_pem="")
     opened = ServeSite(door, ray_address="r", archive={"secret": PASSWORD})
     opened._joined = True
