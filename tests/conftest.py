@@ -20,6 +20,7 @@ from pathlib import Path
 import asyncpg
 import psutil
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 NO_POSTGRES = "PostgreSQL's server programs are missing: install Debian's package postgresql to run these tests"
@@ -61,6 +62,14 @@ def pytest_xdist_make_scheduler(config, log):
 def _shared_by(test: Path) -> str:
     """One engine at a time is enough for a machine; others share what their file does."""
     return "engine" if test.parts[1] == "serving" and test.name.startswith(("test_live", "test_schema")) else str(test)
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before():
+    """How this process logs is the process': a command run within it sets it, and later tests' lines would be gone."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 @pytest.fixture
