@@ -1,6 +1,7 @@
 """A process with an engine in it: vLLM's own application around an engine whose calls are paid for.
 
-This, `serving.metered` and `serving.outputs` are what relies on vLLM; tests/serving/test_engine_contract.py holds it to that.
+This, `serving.metered`, `serving.outputs` and `serving.grammar_process` are what relies on vLLM, held to what they rely on by
+tests/serving/test_engine_contract.py.
 """
 
 import asyncio
@@ -141,7 +142,7 @@ class Engine:
         """Calls that are open, how many tokens one may have, and the time to the first token of recent ones, in µs."""
         ttfts = sorted(self.llm.ttfts_us.copy())  # at once: another thread asks
         return {
-            "running": len(self.meter.book.calls) + sum(each.calls for each in self.llm.adapters.values()),
+            "running": len(self.meter.book.calls) + sum(each.calls for each in tuple(self.llm.adapters.values())),
             "max_context": self.llm.model_config.max_model_len,
             "ttft_p50_us": ttfts[len(ttfts) // 2] if ttfts else 0,
             "ttft_p99_us": ttfts[len(ttfts) * 99 // 100] if ttfts else 0,

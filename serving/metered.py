@@ -109,13 +109,15 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
         )
 
     def _model_of(self, ticket: Ticket, more: dict[str, Any]) -> Loaded:
-        """What is asked, by the adapter that vLLM's surface found for the name; the engine's own word for it goes on.
+        """What is asked, by the adapter that vLLM's surface found for the name; the engine's own word for it goes on. One
+        that vLLM found for anything else but the model asked for, as the type of a part of a message, isn't meant.
 
         Raises:
             NotAdmitted: it was dropped just now.
         """
         asked = more.get("lora_request")
-        if asked is None:
+        if asked is None or asked.lora_name != ticket.model:
+            more["lora_request"] = None
             return self.own
         model = self.adapters.get(asked.lora_name)
         if model is None:

@@ -1,7 +1,7 @@
 """What a replica counts for its operator: by model and tier, never by account, key or call.
 
 Models come from the offer and tiers from the gateway, so nobody outside can make a new series. The engine's own figures
-go the same way (`serving.metered`), and all of them with Ray's to Prometheus.
+go the same way (`serving.engine`), and all of them with Ray's to Prometheus.
 """
 
 from typing import Final, Protocol

@@ -228,3 +228,14 @@ async def test_who_has_no_tokens_has_no_grammar_compiled(engine):
     with pytest.raises(NotAdmitted):
         await anext(engine.generate({"type": "token", "prompt_token_ids": [1, 2, 3]}, shaped(regex="a"), "r1"))
     assert (engine.grammars.asked, ticket.refusal.http_status) == ([], 402)
+
+
+async def test_an_adapter_that_was_not_asked_for_neither_answers_nor_charges(engine):
+    """vLLM takes one whose name is the type of a message's part, whoever asks for whatever."""
+    from serving.metered import Loaded
+
+    law = engine.adapters["text"] = Loaded("text", engine.meter, request="as loaded")
+    for asked, answers, goes_on in (("m", engine.own, None), ("", engine.own, None), ("text", law, "as loaded")):
+        more = {"lora_request": SimpleNamespace(lora_name="text")}
+        assert engine._model_of(Ticket(Payer("ann"), "k", "c1", model=asked, salt="s"), more) is answers
+        assert more["lora_request"] == goes_on
