@@ -52,8 +52,11 @@ def check(body: Body, route: Route) -> None:
 
 
 def form_of(body: Body) -> Form | None:
-    """Which way a request for scores says what is compared."""
-    return next((form for form in _SCORED if form.first in body and form.second in body), None)
+    """Which way a request for scores says what is compared; None where it says it in none, or in parts of several: an engine
+    might read others than were looked at.
+    """
+    said = {name for form in _SCORED for name in form if body.get(name) is not None}
+    return next((form for form in _SCORED if said == set(form)), None)
 
 
 def count_of(body: Body, route: Route) -> int:

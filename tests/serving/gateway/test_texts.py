@@ -78,6 +78,15 @@ async def test_every_way_to_ask_for_scores_is_bounded_and_of_texts(house, first,
     assert len(house.engine.requests) == 1
 
 
+@pytest.mark.parametrize("others", [{"queries": "x", "documents": ["y"]}, {"data_2": [IMAGE]}, {"items": "y"}])
+async def test_a_request_for_scores_says_in_one_way_what_is_compared(house, others):
+    """An engine takes the first form that it finds, which need not be the one that was looked at."""
+    async with house.post("/v1/score", body={"model": "tiny", **GOOD["/v1/score"], **others}) as answer:
+        said = (await answer.json())["error"]
+        assert (answer.status, said["code"]) in {(400, "not_text"), (400, "remote_media")}
+    assert house.engine.requests == []
+
+
 async def test_a_models_card_says_what_it_can_be_asked_for(house):
     for abilities, told in (
         (set(), {"tools": True, "structured_outputs": True, "reasoning": False}),
