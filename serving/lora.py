@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -17,12 +18,15 @@ import msgspec
 import structlog
 
 from fabric.charging.rates import Rate
-from fabric.errors import FabricError
+from fabric.errors import FabricError, InvalidRequest
 from serving.meter import Meter
 from serving.sources import ARCHIVE, JOB
 
 RANK: Final = "--max-lora-rank"
 RANK_DEFAULT: Final = 16
+AGAIN_S: Final = 15.0
+"""How long until one that could not be loaded is tried again, where that may pass; doubled each time."""
+_AGAIN_MAX_S: Final = 600.0
 _REASON_CHARS: Final = 2_000
 
 _log = structlog.get_logger()
@@ -105,12 +109,19 @@ class Adapters:
         self._wanted: dict[str, Adapter] = {}
         self._meters: dict[str, Meter] = {}
         self._standing: dict[str, AdapterStanding] = {}
+        self._due: set[str] = set()
+        """Those that failed and are to be tried again now."""
+        self._later: dict[str, tuple[float, asyncio.TimerHandle]] = {}
+        """After how long those that failed are tried again, and what waits for that."""
         self._working: asyncio.Task[None] | None = None
         self._ending: dict[asyncio.Task[None], Meter] = {}
 
     def want(self, adapters: Sequence[Adapter]) -> None:
         """These and no others, as soon as may be."""
         self._wanted = {each.name: each for each in adapters}
+        self._begin()
+
+    def _begin(self) -> None:
         if self._working is None or self._working.done():
             self._working = asyncio.create_task(self._work())
 
@@ -129,6 +140,8 @@ class Adapters:
 
     async def close(self) -> bool:
         """Settle the calls of all of them; whether the ledger knows of them."""
+        for _, timer in self._later.values():
+            timer.cancel()
         if self._working is not None:
             self._working.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -141,8 +154,10 @@ class Adapters:
     async def _work(self) -> None:
         while (step := self._next()) is not None:
             name, adapter = step
+            self._due.discard(name)
             if adapter is None:
                 del self._standing[name]
+                self._forget(name)
                 self._drop(name)
                 continue
             try:
@@ -150,6 +165,26 @@ class Adapters:
             except Exception as error:  # noqa: BLE001 - an engine may fail with anything, and the others are wanted too
                 _log.warning("adapter_failed", name=name, why=str(error)[:_REASON_CHARS])
                 self._standing[name] = _failed(adapter, error, serves=name in self._meters)
+                if not isinstance(error, InvalidRequest):  # what it is doesn't pass; all else may
+                    self._try_later(name)
+            else:
+                self._forget(name)
+
+    def _try_later(self, name: str) -> None:
+        after_s, timer = self._later.get(name, (AGAIN_S / 2, None))
+        if timer is not None:
+            timer.cancel()
+        after_s = min(2 * after_s, _AGAIN_MAX_S)
+        self._later[name] = after_s, asyncio.get_running_loop().call_later(after_s, self._again, name)
+
+    def _again(self, name: str) -> None:
+        self._due.add(name)
+        self._begin()
+
+    def _forget(self, name: str) -> None:
+        _, timer = self._later.pop(name, (0.0, None))
+        if timer is not None:
+            timer.cancel()
 
     def _next(self) -> tuple[str, Adapter | None] | None:
         """What to do: drop one, or bring one."""
@@ -158,15 +193,15 @@ class Adapters:
                 return name, None
         for adapter in self._wanted.values():
             has = self._standing.get(adapter.name)
-            if has is None or has.mark != adapter.mark:
+            if has is None or has.mark != adapter.mark or adapter.name in self._due:
                 return adapter.name, adapter
         return None
 
     async def _bring(self, adapter: Adapter) -> None:
         has, meter = self._standing.get(adapter.name), self._meters.get(adapter.name)
-        if meter is not None and has is not None and has.version == adapter.version and not has.failure:
-            self._reprice(meter, adapter.rate)
-        else:
+        if meter is not None:
+            self._reprice(meter, adapter.rate)  # whichever version answers: its price is what is shown
+        if meter is None or has is None or has.version != adapter.version or has.failure:
             folder = await asyncio.to_thread(self._fetch, adapter)
             fresh = meter or await self._open(adapter)
             try:
@@ -175,8 +210,9 @@ class Adapters:
                 if meter is None:
                     await fresh.close(for_good=True)
                 raise
-            self._meters[adapter.name] = fresh
-            self._reprice(fresh, adapter.rate)
+            if meter is None:
+                self._meters[adapter.name] = fresh
+                self._reprice(fresh, adapter.rate)
         self._standing[adapter.name] = AdapterStanding(
             name=adapter.name, version=adapter.version, rate_version=adapter.rate.version
         )
@@ -191,8 +227,9 @@ class Adapters:
 
 
 async def _end(over: Awaitable[None], meter: Meter) -> None:
+    """Settle its calls, however long the ledger is away: until then they are among those that it doesn't know of."""
     await over
-    await meter.close(for_good=True)
+    await meter.close(timeout_s=math.inf, for_good=True)
 
 
 def meter_id(replica_id: str, adapter: str) -> str:

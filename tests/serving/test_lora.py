@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from fabric.charging.rates import Rate
-from fabric.errors import InvalidRequest
+from fabric.errors import InvalidRequest, Unavailable
+from serving import lora
 from serving.lora import Adapter, Adapters, meter_id, rank_max
 
 RATE = Rate(version=1, input_uhs_per_mtok=1, cached_uhs_per_mtok=1, output_uhs_per_mtok=1, reasoning_uhs_per_mtok=1)
@@ -16,8 +17,9 @@ class MeterStandIn:
     def __init__(self, name):
         self.name, self.rate, self.closed = name, None, False
 
-    async def close(self, *, for_good=False):
+    async def close(self, *, timeout_s=10.0, for_good=False):
         assert for_good
+        self.patience_s = timeout_s
         self.closed = True
         return True
 
@@ -28,6 +30,7 @@ class HostStandIn:
     def __init__(self):
         self.loaded, self.unfit, self.over, self.opened = {}, set(), asyncio.Event(), []
         self.over.set()
+        self.away = set()
 
     async def load_adapter(self, name, folder, meter):
         if name in self.unfit:
@@ -41,6 +44,8 @@ class HostStandIn:
     def fetch(self, adapter):
         if adapter.source == "high":
             raise InvalidRequest("it has rank 32", code="bad_adapter")
+        if adapter.source in self.away:
+            raise Unavailable("the archive does not answer", code="archive_unavailable")
         return f"{adapter.source}@{adapter.version}"
 
     async def meter(self, adapter):
@@ -64,6 +69,12 @@ async def adapters(host):
 
 def wanted(name, *, source="/law", version="1", price=1):
     return Adapter(name=name, source=source, version=version, rate=msgspec.structs.replace(RATE, version=price))
+
+
+async def until(happens):
+    async with asyncio.timeout(20):
+        while not happens():  # noqa: ASYNC110 - what happens is told by no event
+            await asyncio.sleep(0.005)
 
 
 async def bring(adapters, *wished):
@@ -105,6 +116,30 @@ async def test_a_new_version_that_fails_leaves_the_old_one_serving(host, adapter
     assert not host.loaded["law"][1].closed
 
 
+async def test_another_price_counts_also_where_the_weights_that_came_with_it_fail(host, adapters):
+    await bring(adapters, wanted("law"))
+    host.unfit = {"law"}
+    for price in (2, 3):
+        await bring(adapters, wanted("law", version="2", price=price))
+        assert host.loaded["law"][1].rate == price
+
+
+async def test_what_may_pass_is_tried_again_and_what_an_adapter_is_is_not(host, adapters, monkeypatch):
+    monkeypatch.setattr(lora, "AGAIN_S", 0.02)
+    host.away = {"/law"}
+    found = await bring(adapters, wanted("high", source="high"), wanted("law"))
+    assert found["law"] == ("1", "the archive does not answer", False)
+    fetched = []
+    adapters._fetch = lambda adapter: fetched.append(adapter.name) or host.fetch(adapter)
+    await until(lambda: len(fetched) >= 2)
+    host.away = set()
+    await until(lambda: "law" in host.loaded)
+    await adapters.settled()
+    assert not next(each for each in adapters.standing() if each.name == "law").failure
+    assert "high" not in fetched
+    assert await adapters.close()
+
+
 async def test_one_that_goes_while_a_call_is_under_way_keeps_its_meter_until_it_ends(host, adapters):
     await bring(adapters, wanted("law"))
     host.over.clear()
@@ -116,6 +151,7 @@ async def test_one_that_goes_while_a_call_is_under_way_keeps_its_meter_until_it_
     host.over.set()
     await asyncio.sleep(0.01)
     assert (old.closed, adapters.meters) == (True, (host.opened[1],))
+    assert old.patience_s == float("inf"), "its last call is settled, however long the ledger is away"
 
 
 async def test_in_the_end_every_meter_is_settled(host, adapters):
