@@ -95,6 +95,8 @@ class LeasedGround:
         self._payers = {client.profile.account: Fabric(client)}
         self._mark = mark_of(trust)
         self._mine: set[str] = set()
+        self._located: dict[str, str] = {}
+        """Jobs by their names, with their accounts' before them: that changes never."""
         self._asking: set[object] = set()
         self._is_fresh = True
 
@@ -128,10 +130,14 @@ class LeasedGround:
         await asyncio.to_thread(self._site.reprice, replica_id, rate)
 
     async def adapt(self, replica_id: str, adapters: Sequence[Adapter]) -> None:
-        located = [
-            msgspec.structs.replace(each, source=await asyncio.to_thread(self._source, each.source))
-            for each in adapters
-        ]
+        located: list[Adapter] = []
+        for each in adapters:
+            try:
+                source = await asyncio.to_thread(self._source, each.source)
+            except FabricError as error:  # the others don't wait for it; it is asked for again at the next look
+                _log.warning("adapter_not_located", name=each.name, why=error.message)
+            else:
+                located.append(msgspec.structs.replace(each, source=source))
         await asyncio.to_thread(self._site.adapt, replica_id, located)
 
     async def stop(self, replica_id: str, *, drain: bool = True) -> None:
@@ -203,8 +209,10 @@ class LeasedGround:
         """As nodes understand it: a job's name with its account's before it."""
         if not source.startswith(JOB) or "/" in source:
             return source
-        job = self._any_account.call(pb.GetJobRequest(job_id=source.removeprefix(JOB)), pb.Job)
-        return f"{JOB}{job.account_id}/{job.job_id}"
+        if (found := self._located.get(source)) is None:
+            job = self._any_account.call(pb.GetJobRequest(job_id=source.removeprefix(JOB)), pb.Job)
+            found = self._located[source] = f"{JOB}{job.account_id}/{job.job_id}"
+        return found
 
     def _spec(self, replica_id: str, offer: Offer, accelerator: str) -> ReplicaSpec:
         on_cpu = is_cpu_build()

@@ -324,6 +324,7 @@ class Pool:
         while not replica.leave.is_set():
             try:
                 replica.standing = await self._ground.look(replica.replica_id)
+                heard_at = time.monotonic()
                 await self._keep_priced(replica, replica.standing)
                 await self._keep_adapted(replica, replica.standing)
             except Exception as error:
@@ -338,7 +339,6 @@ class Pool:
                 ):
                     raise
             else:
-                heard_at = time.monotonic()
                 behind_us = replica.standing.behind_us
                 if behind_us > _BUSY_US:
                     replica.state, replica.reason = "starting", f"busy: no answer for {behind_us // 1_000_000} s"
@@ -380,7 +380,10 @@ class Pool:
                     version, source = str(model.changed), model.offer.source
                     wanted.append(Adapter(name=model.offer.name, source=source, version=version, rate=rate))
         if {each.mark for each in wanted} != {each.mark for each in standing.adapters}:
-            await self._ground.adapt(replica.replica_id, wanted)
+            try:
+                await self._ground.adapt(replica.replica_id, wanted)
+            except FabricError as error:  # it answers all the same, and is told again at the next look
+                _log.warning("not_adapted", replica=replica.replica_id, why=error.message)
         for each in standing.adapters:
             known = self.models.get(each.name)
             if known is not None and each.version == str(known.changed):

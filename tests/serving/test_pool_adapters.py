@@ -2,6 +2,7 @@
 
 import msgspec
 
+from fabric.errors import Unavailable
 from serving.pool import Asked
 from tests.serving.test_pool import RATE, BoardStandIn, ground, offer, pool_of, turns
 
@@ -40,6 +41,22 @@ async def test_an_adapter_that_cannot_be_loaded_says_why_until_it_is_offered_ane
     board.models = [Asked(offer()), Asked(law(), changed=2)]
     await turns(pool, 5)
     assert board.said[-1][1]["law"] == ("starting", "")
+    await pool.close()
+
+
+async def test_who_cannot_be_told_of_adapters_goes_on_and_is_told_again(ground, monkeypatch):
+    """Their parent's customers are served all the same."""
+    told = []
+
+    async def adapt(_, adapters):
+        told.append(len(adapters))
+        raise Unavailable("the replica's process takes no word", code="replica_unreachable")
+
+    monkeypatch.setattr("serving.pool._SILENT_S", 0.0)
+    monkeypatch.setattr(ground, "adapt", adapt)
+    pool = pool_of(ground, BoardStandIn(Asked(offer()), Asked(law(), changed=1)))
+    await turns(pool, 6)
+    assert (len(told) > 2, ground.stopped, len(ground.leases)) == (True, [], 1)
     await pool.close()
 
 
