@@ -7,7 +7,8 @@ nothing. A model of which nothing runs is waited for: the line itself is what wa
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from fabric.errors import RateLimited, Unavailable
@@ -90,8 +91,10 @@ class Pool:
         self._queue = FairQueue(now_us=self._now_us())
         self._calls: dict[Ticket, tuple[asyncio.Future[Seat], Trail, int]] = {}
         self._trails = Trails()
-        self._next: Ticket | None = None
-        """Whose turn it is, while there isn't room enough for it: nobody is let past."""
+        self._held: dict[str, deque[Ticket]] = {}
+        """By adapter, those whose turn it was while there wasn't room enough for them where that is loaded: nobody is let past
+        them there.
+        """
 
     @property
     def waiting(self) -> int:
@@ -136,8 +139,7 @@ class Pool:
         except asyncio.CancelledError:
             self._calls.pop(ticket, None)
             self._queue.drop(ticket)
-            if self._next is ticket:
-                self._next = None
+            if self._let_go(ticket):
                 self._queue.charge(ticket.account, -ticket.cost)
                 self.pump()
             if future.done() and not future.cancelled():
@@ -159,11 +161,6 @@ class Pool:
     def widest(self) -> int:
         """The most answers to one prompt that a replica here begins together; 0 = none is known."""
         return max((berth.replica.capacity for berth in self._berths.values()), default=0)
-
-    def lacks(self, adapter: str) -> bool:
-        """Whether there are replicas that could serve, and none of them has loaded the adapter."""
-        ready = [berth.replica for berth in self._berths.values() if self._open(berth)]
-        return bool(ready) and not any(adapter in replica.adapters for replica in ready)
 
     def oldest_us(self) -> int:
         """How long the first in line has waited."""
@@ -195,24 +192,44 @@ class Pool:
         self.pump()
 
     def pump(self) -> None:
-        """Seat whom there is room for."""
+        """Seat whom there is room for. Who waits for replicas that have an adapter holds up nobody who goes to others."""
         while self._calls:
-            if self._next is None:
-                if not any(self._has_room(berth) for berth in self._berths.values()):
-                    return
-                self._next = self._queue.take(self._now_us())
-            ticket = self._next
-            assert ticket is not None
-            replica_id = self._choose(ticket, self._calls[ticket][1])
-            if replica_id is None:
-                return
-            self._next = None
-            future, trail, _ = self._calls.pop(ticket)
-            if future.done():  # left in this very moment
-                self._queue.charge(ticket.account, -ticket.cost)
+            kept: set[str] = set()
+            for held in list(self._held.values()):
+                if self._seated(held[0], kept):
+                    break
+                kept |= {berth.replica.replica_id for berth in self._suited(held[0])}
             else:
-                berth = self._berths[replica_id]
-                future.set_result(self._sit(ticket, berth, trail, width=berth.width(ticket)))
+                if not any(self._has_room(berth) for name, berth in self._berths.items() if name not in kept):
+                    return
+                ticket = self._queue.take(self._now_us())
+                if ticket is None:
+                    return
+                self._held.setdefault(ticket.adapter, deque()).append(ticket)
+
+    def _seated(self, ticket: Ticket, kept: Collection[str]) -> bool:
+        """Give a ticket whose turn it is its seat, if there is one but at those that are `kept`."""
+        replica_id = self._choose(ticket, self._calls[ticket][1], kept)
+        if replica_id is None:
+            return False
+        self._let_go(ticket)
+        future, trail, _ = self._calls.pop(ticket)
+        if future.done():  # left in this very moment
+            self._queue.charge(ticket.account, -ticket.cost)
+        else:
+            berth = self._berths[replica_id]
+            future.set_result(self._sit(ticket, berth, trail, width=berth.width(ticket)))
+        return True
+
+    def _let_go(self, ticket: Ticket) -> bool:
+        """It is no longer held; whether it was."""
+        held = self._held.get(ticket.adapter, ())
+        if ticket not in held:
+            return False
+        self._held[ticket.adapter].remove(ticket)
+        if not self._held[ticket.adapter]:
+            del self._held[ticket.adapter]
+        return True
 
     def left(self, seat: Seat, tokens: int | None) -> None:
         """A seat was given back."""
@@ -249,20 +266,19 @@ class Pool:
                 retry_after_s=5,
             )
 
-    def _choose(self, ticket: Ticket, trail: Trail) -> str | None:
+    def _choose(self, ticket: Ticket, trail: Trail, kept: Collection[str] = ()) -> str | None:
         loads = {
             berth.replica.replica_id: max(berth.taken, berth.replica.running + berth.replica.waiting)
             for berth in self._suited(ticket)
-            if self._has_room(berth, width=berth.width(ticket))
+            if berth.replica.replica_id not in kept and self._has_room(berth, width=berth.width(ticket))
         }
         return self._trails.choose(trail, loads) if loads else None
 
     def _suited(self, ticket: Ticket) -> Iterable[_Berth]:
-        """Those that have what is asked for; where none has it any more, all: one says so, and nobody waits behind it."""
+        """Those that have what is asked for."""
         if not ticket.adapter:
             return self._berths.values()
-        suited = [berth for berth in self._berths.values() if ticket.adapter in berth.replica.adapters]
-        return suited or self._berths.values()
+        return [berth for berth in self._berths.values() if ticket.adapter in berth.replica.adapters]
 
     def _sit(self, ticket: Ticket, berth: _Berth, trail: Trail, *, width: int) -> Seat:
         seat = Seat(self, ticket, berth.replica, width=width)

@@ -16,7 +16,7 @@ import msgspec
 from fabric.errors import FabricError, InvalidRequest, Unavailable
 from serving import calls
 from serving.gateway import accounts, bodies, fields
-from serving.gateway.admission import Pool, Pools, Seat
+from serving.gateway.admission import Pools, Seat
 from serving.gateway.affinity import Trail, trail_of
 from serving.gateway.bounds import Size
 from serving.gateway.directory import Board, Entitlement
@@ -36,7 +36,6 @@ TRIES_MAX: Final = 3
 HOPE_S: Final = 15.0
 """How long it is waited for somebody to serve at all: so long may the fabric's own processes take to come back."""
 _LOOK_S: Final = 5.0
-_LOADED_S: Final = 0.25
 _TRUE: Final = frozenset({b"1", b"true"})
 
 
@@ -221,8 +220,6 @@ class Calling:
         pool, covered = self._house.pools.of(home, self.caller.account_id)
         self._passage.covered = covered
         adapter = self.model if home != self.model else ""
-        if adapter:
-            await self._until_loaded(pool)
         size = self._size
         if pool.widest and size.choices > pool.widest:
             raise InvalidRequest(
@@ -246,15 +243,6 @@ class Calling:
         self._house.metrics.seated(model=self.model, rank=self.caller.rank, seconds=time.monotonic() - began)
         seat.lost = self._replica_lost
         return seat
-
-    async def _until_loaded(self, pool: Pool) -> None:
-        """Wait for an adapter that was offered just now, while its parent's replicas have not loaded it."""
-        waited_s = 0.0
-        while pool.lacks(self.model):
-            self._may_wait(HOPE_S - waited_s, waited_s=waited_s)
-            await asyncio.sleep(_LOADED_S)
-            waited_s += _LOADED_S
-        self._may_wait(self._house.limits.wait_s, waited_s=0.0)
 
     async def _in_line(self, turn: Awaitable[Seat]) -> Seat:
         """Wait; a stream says every now and then that it still does."""
@@ -285,13 +273,15 @@ class Calling:
                 code="no_room",
                 retry_after_s=10,
             )
-        model = self._house.board.models.get(self.model)
-        if model is not None and model.state == "failed":
-            raise Unavailable(
-                f"{self.model} could not be started, its operator has to mend it: {model.why[:300]}",
-                code="model_failed",
-                retry_after_s=60,
-            )
+        board = self._house.board
+        model = board.models.get(self.model)
+        for each in (model, board.models.get(board.home_of(self.model))):
+            if each is not None and each.state == "failed":
+                raise Unavailable(
+                    f"{self.model} could not be started, its operator has to mend it: {each.why[:300]}",
+                    code="model_failed",
+                    retry_after_s=60,
+                )
         if waited_s > HOPE_S and (model is None or model.state == "waiting"):
             raise Unavailable(
                 f"nobody serves {self.model} now: try again in 10 s, or ask its operator",

@@ -110,13 +110,36 @@ async def test_a_call_of_an_adapter_that_went_holds_up_nobody():
     pool = Pool()
     pool.update([replica(1, adapters=frozenset({"law"}))])
     full = [pool.seat_now(ticket(), ()) for _ in range(2)]
-    calls = [asyncio.create_task(pool.wait(each, ())) for each in (ticket("bob", adapter="law"), ticket("cyd"))]
+    of_law, other = (asyncio.create_task(pool.wait(each, ())) for each in (ticket("bob", adapter="law"), ticket("cyd")))
     await settle()
     pool.update([replica(1)])
     for seat in full:
         seat.leave(tokens=1)
     await settle()
-    assert [call.done() for call in calls] == [True, True]
-    assert pool.lacks("law")
-    for call in calls:
+    assert (of_law.done(), other.done()) == (False, True)
+    pool.update([replica(1, adapters=frozenset({"law"}))])
+    await settle()
+    for call in (of_law, other):
         (await call).leave(tokens=0)
+
+
+async def test_who_waits_where_an_adapter_is_loaded_holds_up_nobody_elsewhere():
+    pool = Pool()
+    law = frozenset({"law"})
+    pool.update([replica(1, adapters=law)])
+    full = [pool.seat_now(ticket(adapter="law"), ()) for _ in range(2)]
+    asked = [ticket("bob", adapter="law"), ticket("cyd"), ticket("dan", adapter="law"), ticket("eve")]
+    calls = [asyncio.create_task(pool.wait(each, ())) for each in asked]
+    await settle()
+    pool.update([replica(1, adapters=law), replica(2)])
+    await settle()
+    assert [call.done() for call in calls] == [False, True, False, True]
+    assert {(await calls[at]).replica.replica_id for at in (1, 3)} == {"r2"}
+    late = pool.seat_now(ticket("eve", adapter="law"), ())
+    assert late is None
+    calls[0].cancel()
+    await settle()
+    full[0].leave(tokens=1)
+    await settle()
+    assert (await calls[2]).replica.replica_id == "r1", "its turn came, though the one before it has gone"
+    assert pool.waiting == 0
