@@ -8,7 +8,6 @@ import atexit
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -22,6 +21,8 @@ import psutil
 import pytest
 import structlog
 from hypothesis import HealthCheck, settings
+
+from fabric.adapters.ports import free_port
 
 NO_POSTGRES = "PostgreSQL's server programs are missing: install Debian's package postgresql to run these tests"
 
@@ -171,9 +172,7 @@ def postgres_server() -> Iterator[PostgresServer]:
     programs = _programs()
     if programs is None:
         pytest.skip(NO_POSTGRES)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     directory = Path(tempfile.mkdtemp(prefix="fabric-pg-"))
     user = _unprivileged()
     directory.chmod(0o755)

@@ -10,7 +10,6 @@ import logging
 import os
 import secrets
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +26,7 @@ from ray.cluster_utils import Cluster
 from fabric.adapters.inheritance import passed_on
 from fabric.adapters.node_start import START_S, start_node
 from fabric.adapters.nodes import BY_CPU, DEDICATED_LABEL, METER_LABEL, NODE_LABEL, NOTICE_LABEL, POOL_LABEL, TYPE_LABEL
+from fabric.adapters.ports import free_port
 
 _STORE_BYTES: Final = 80 * 1024 * 1024
 _CPUS: Final = 64
@@ -138,7 +138,7 @@ class LocalCluster:
         # Ray opens its own folder, and the sockets and logs in it, to everybody: so it lies in one that nobody else enters.
         folder = private / _SESSIONS
         folder.mkdir(exist_ok=True)
-        port = dashboard_port or _free_port()
+        port = dashboard_port or free_port()
         token_file = token_file or folder / TOKEN_NAME
         _write_token(token_file)
         before = _use_token(token_file)
@@ -356,9 +356,3 @@ def _put(variables: Mapping[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

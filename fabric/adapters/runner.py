@@ -8,7 +8,6 @@ behind it may serve the same account again; whether it did is looked at here and
 import asyncio
 import os
 import pickle
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +29,7 @@ from fabric.adapters.installation import furnish
 from fabric.adapters.lease_ray_settings import lease_ray
 from fabric.adapters.line import Address, Listener
 from fabric.adapters.payload import read_payload
+from fabric.adapters.ports import free_port
 from fabric.adapters.private_folder import make_private
 from fabric.adapters.process_state import HooksWatch, ProcessState, left_in, state_now
 from fabric.adapters.processes import adopt_orphans
@@ -112,7 +112,7 @@ class Runner:
         """Who and where this runner is."""
         ip = ray.util.get_node_ip_address()
         line = await self._listener.address(ip)
-        return Seat(pid=os.getpid(), ip=ip, port=_free_port(), devices=self._devices, line=line)
+        return Seat(pid=os.getpid(), ip=ip, port=free_port(""), devices=self._devices, line=line)
 
     async def describe(self) -> Described:
         """All a restarted gate needs to watch this runner again."""
@@ -380,9 +380,3 @@ def stage_of(
 def _devices() -> tuple[str, ...]:
     ids = ray.get_runtime_context().get_accelerator_ids()
     return tuple(device for kind in ("GPU", "NPU") for device in ids.get(kind, ()))
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        return int(listener.getsockname()[1])

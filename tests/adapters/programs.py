@@ -4,13 +4,13 @@ import asyncio
 import io
 import json
 import os
-import socket
 import threading
 import time
 import zipfile
 
 from fabric.adapters.archive import DirectoryArchive
 from fabric.adapters.forked import Fork
+from fabric.adapters.ports import free_port
 from fabric.adapters.processes import end_all
 from fabric.adapters.runner import Order, encode_order, stage_of
 from fabric.adapters.stages import perform
@@ -21,12 +21,6 @@ from fabric.gate.instructions import Share
 from tests.adapters.leases import lease_of
 
 WITHIN_S = 150
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 class Zygotes:

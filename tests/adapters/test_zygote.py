@@ -20,6 +20,7 @@ from fabric import context
 from fabric.adapters.archive import DirectoryArchive
 from fabric.adapters.crew import Crew
 from fabric.adapters.forked import Fork
+from fabric.adapters.ports import free_port
 from fabric.adapters.processes import end_all, tree_of
 from fabric.adapters.results import read_result
 from fabric.adapters.runner import Order, encode_order, ranks_of, stage_of
@@ -291,12 +292,6 @@ class Crewed(Runner):
             crew,
             asyncio.create_task(asyncio.to_thread(crew.perform, lambda: bool(self.saves))),
         )
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture

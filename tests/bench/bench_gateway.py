@@ -24,6 +24,7 @@ from pathlib import Path
 import psutil
 import uvloop
 
+from fabric.adapters.ports import free_port
 from serving.gateway.fairness import FairQueue, Ticket
 from serving.haproxy import Front, binary, configuration
 from tests.serving.gateway.house import key_of
@@ -34,12 +35,6 @@ STREAM = {**BODY, "stream": True}
 IDLE = {**STREAM, "user": "idle"}
 TICKS = os.sysconf("SC_CLK_TCK")
 SECRET = "a-secret-of-the-benchmark"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Target:

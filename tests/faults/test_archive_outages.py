@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import socket
 
 import boto3
 import pytest
@@ -13,6 +12,7 @@ from fabric.adapters import bucket
 from fabric.adapters.archive import DirectoryArchive, S3Archive
 from fabric.adapters.bucket import Place
 from fabric.adapters.bucket_clients import S3Credentials
+from fabric.adapters.ports import free_port
 from fabric.api import archive_watch
 from fabric.api.passage import Passage
 from fabric.errors import Unavailable
@@ -22,9 +22,7 @@ class Store:
     """A bucket's server, at the same address each time."""
 
     def __init__(self):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.server = None
 
     @property

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from tests.training.gang.crew import free_port
+from fabric.adapters.ports import free_port
 from tests.training.workload import Attempts
 from training import byte_lm
 from training.byte_lm import Windows

@@ -6,17 +6,13 @@ from pathlib import Path
 
 import aiohttp
 
+from fabric.adapters.ports import free_port
 from serving.gateway.server import GatewayServer
 from serving.haproxy import Front
 from serving.ingress import Ingress
 from tests.serving.gateway.house import CHAT, free_socket
 
 OURS = "a-secret-of-the-ingress"
-
-
-def free_port():
-    with free_socket() as probe:
-        return probe.getsockname()[1]
 
 
 @contextlib.asynccontextmanager

@@ -17,6 +17,7 @@ import aiohttp
 import psutil
 import pytest
 
+from fabric.adapters.ports import free_port
 from fabric.api.tls import ensure_certificate
 from fabric.errors import Unavailable
 from fabric.house.hosting import hosts_of
@@ -30,7 +31,7 @@ from serving.ingress import Ingress
 from serving.ledger import GrpcLedger
 from tests.serving import engine_standin
 from tests.serving.engine_standin import EngineStandin
-from tests.serving.gateway.front import OURS, free_port, fronted, is_served, post, until, worker_pid
+from tests.serving.gateway.front import OURS, fronted, is_served, post, until, worker_pid
 from tests.serving.gateway.house import CHAT, STREAM, free_socket, house_of, served
 from tests.serving.gateway.test_fabric_directory import announce, doors
 
