@@ -186,7 +186,7 @@ def _joined(own: LeaseRay, head: Head) -> "subprocess.Popen[bytes]":
     }
     variables.pop("RAY_AUTH_TOKEN_PATH", None)
     words = [
-        "-m", "ray.scripts.scripts", "start", f"--address={head.address}", "--block", "--disable-usage-stats",
+        "-m", "fabric.adapters.ray_hosts", "start", f"--address={head.address}", "--block", "--disable-usage-stats",
         f"--num-gpus={gpus:g}", f"--num-cpus={own.cpus}", f"--object-store-memory={own.store_bytes}",
         f"--resources={msgspec.json.encode(resources).decode()}",
     ]  # fmt: skip
@@ -214,3 +214,17 @@ def _serve(listener: socket.socket, meet: Callable[[Talk[Said]], None]) -> None:
         connection.settimeout(HELLO_S if connection.family != socket.AF_UNIX else None)
         talk = Talk(connection, _decode, word_bytes_max=_WORDS_BYTES_MAX)
         threading.Thread(target=meet, args=(talk,), name="fabric-rank", daemon=True).start()
+
+
+def main() -> None:
+    """Ray's command, which starts a node, with patience."""
+    from ray.scripts import scripts  # noqa: PLC0415  # it imports Ray, which is the lease's
+
+    from fabric.adapters.node_start import patience  # noqa: PLC0415  # the same
+
+    with patience():
+        scripts.main()
+
+
+if __name__ == "__main__":
+    main()

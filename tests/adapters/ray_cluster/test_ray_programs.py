@@ -304,6 +304,26 @@ async def test_what_a_program_leaves_behind_ends_with_its_lease(world, tmp_path)
     assert (await world.cluster.reconcile([])).unleased == ()
 
 
+def small_tasks():
+    """Tasks without a device, for which a function needs no Ray of its own: who ran them."""
+    import os
+
+    import ray
+
+    @ray.remote(num_cpus=0)
+    def who():
+        return os.getpid()
+
+    return ray.get([who.remote() for _ in range(3)])
+
+
+async def test_no_idle_worker_of_a_functions_tasks_outlives_its_lease(world):
+    finished, _ = await world.run(world.lease(world.call(small_tasks)))
+    assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
+    pids = read_parcel(read_result(world.archive, finished.result_ref)).value()
+    assert [pid for pid in pids if seen_of(pid) is not None] == []
+
+
 async def test_a_function_without_a_ray_of_its_own_is_told_what_helps(world):
     def wants(way):
         import ray
