@@ -4,7 +4,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Final, NamedTuple
 
@@ -139,10 +139,14 @@ def held(place: Path, *, kept: int | None = None) -> Iterator[int]:
     Raises:
         Conflict: somebody does already.
     """
-    prepare(place)
-    if kept is not None:
-        os.set_inheritable(kept, False)  # noqa: FBT003 - positional there
-    with (place / "run.lock").open("wb") if kept is None else os.fdopen(kept, "wb") as lock:
+    with ExitStack() as stack:
+        if kept is None:
+            prepare(place)
+            lock = stack.enter_context((place / "run.lock").open("wb"))
+        else:  # ours before anything can fail: else nobody would ever close it, and who tries again finds itself in the way
+            lock = stack.enter_context(os.fdopen(kept, "wb"))
+            os.set_inheritable(kept, False)  # noqa: FBT003 - positional there
+            prepare(place)
         deadline = time.monotonic() + LOCK_WAIT_S
         while not _try_lock(lock):
             if time.monotonic() > deadline:

@@ -1,5 +1,6 @@
 """An end waits for a control store of Ray's that answers, and not for one that doesn't."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ import pytest
 import ray
 
 from fabric import house, recovery
+from fabric.errors import InvalidConfig
 from fabric.house.place import is_held
 
 
@@ -81,3 +83,19 @@ def test_nobody_comes_between_a_fabric_and_itself_as_it_begins_again(tmp_path):
         process.stdin.flush()
         assert process.wait(60) == 0
         assert not is_held(tmp_path)
+
+
+def test_a_beginning_that_fails_gives_the_lock_it_was_left_back(tmp_path, monkeypatch):
+    """Else whoever begins once more, as this process does, would find itself in the way for ever."""
+    with house.held(tmp_path) as lock:
+        kept = os.dup(lock)
+
+    def full(place):
+        raise InvalidConfig(f"{place} can't be written")
+
+    monkeypatch.setattr("fabric.house.place.prepare", full)
+    with pytest.raises(InvalidConfig), house.held(tmp_path, kept=kept):
+        pytest.fail("it served from a directory that can't be written")
+    assert not is_held(tmp_path)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(kept)
