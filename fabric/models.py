@@ -11,7 +11,6 @@ import structlog
 from fabric.api.port import GatePort
 from fabric.detached import decide
 from fabric.gate.events import Grant
-from fabric.gate.lora import rates_of_parent
 from fabric.gate.questions import BalanceOf, ModelsOf
 from fabric.gate.serving_events import OfferModel
 from fabric.gate.views import ModelView
@@ -35,11 +34,7 @@ async def settle_in(port: GatePort, config: ServingConfig, *, operator: AccountI
     views = {view.name: view for view in offered}
     for model in sorted(config.models, key=lambda model: bool(model.parent)):  # adapters come after what they run on
         if not _stands(views.get(model.name), model):
-            rates = model.built_rates()
-            if model.parent and not rates:
-                offered = await port.ask(ModelsOf())
-                rates = rates_of_parent(offered, model.parent)
-            await decide(port, OfferModel(spec=model.spec(), rates=rates))
+            await decide(port, OfferModel(spec=model.spec(), rates=model.built_rates()))
 
 
 async def keep_funded(port: GatePort, account_id: AccountId, funds_uhs: int) -> None:

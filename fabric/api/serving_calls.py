@@ -16,7 +16,6 @@ from fabric.charging.rates import Rate
 from fabric.checkpoints import is_of_folder
 from fabric.errors import InvalidRequest, NotFound, PermissionDenied
 from fabric.gate.lifecycle import TERMINAL
-from fabric.gate.lora import rates_of_parent
 from fabric.gate.questions import CallerOf, ModelsOf
 from fabric.gate.serving_events import (
     CallUsed,
@@ -51,13 +50,9 @@ async def offer_model(door: Door, caller: Caller, request: pb.OfferModelRequest)
     if len(request.rates) > RATES_MAX:
         raise InvalidRequest(f"a model has at most {RATES_MAX} rates, not {len(request.rates)}", code="invalid_rate")
     await _leaves_a_model(door, caller, request.spec.source)
-    spec, rates = _spec_of(request.spec), tuple(_rate_of(rate) for rate in request.rates)
-    if spec.parent and not rates:
-        offered: Any = await door.port.ask(ModelsOf())
-        rates = rates_of_parent(offered, spec.parent)
     event = OfferModel(
-        spec=spec,
-        rates=rates,
+        spec=_spec_of(request.spec),
+        rates=tuple(_rate_of(rate) for rate in request.rates),
         request_id=request_id(request.request_id),
     )
     return accepted(await door.gate.decide(event))

@@ -353,6 +353,7 @@ class _Calls:
         self.charged: set[tuple[str, str]] = set()
         self.rates: dict[tuple[str, int], dict[str, list[int]]] = {}
         self.tariffs: list[dict[str, Any]] = []
+        self.own: dict[str, list[dict[str, Any]]] = {}  # rates that models were offered with themselves
         self.heard: defaultdict[str, int] = defaultdict(int)
         self.used: Counter[str] = Counter()
         self.met: Counter[str] = Counter()  # by the customer, or by the operator where it was written off
@@ -383,18 +384,18 @@ class _Calls:
         if event["event"] == "configure":
             self.tariffs = event["tariffs"].get("rates", [])
             return
-        name, version = event["spec"]["name"], outcome["facts"]["rate_version"]
-        listed = [rate for rate in self.tariffs if rate["model"] == name]
-        rates = event["rates"] or listed or [rate for rate in self.tariffs if not rate["model"]]
-        kinds = ("input", "cached", "output", "reasoning")
-        self.rates[name, version] = {
-            rate["accelerator"]: [rate[f"{kind}_uhs_per_mtok"] for kind in kinds] for rate in rates
-        }
+        name, version, parent = event["spec"]["name"], outcome["facts"]["rate_version"], event["spec"].get("parent")
+        listed, general = ([rate for rate in self.tariffs if rate["model"] == named] for named in (name, ""))
+        self.own[name] = event["rates"]
+        # None at all: no entry says what the parent costs that follows the tariffs.
+        rates = event["rates"] or listed or (self.own.get(parent, []) if parent else general)
+        kinds = [f"{kind}_uhs_per_mtok" for kind in ("input", "cached", "output", "reasoning")]
+        self.rates[name, version] = {rate["accelerator"]: [rate[kind] for kind in kinds] for rate in rates}
 
     def _check(self, seq: int, call: dict[str, Any]) -> None:
         name, numbers = call["cdr_id"], call["rate_uhs_per_mtok"]
         offered = self.rates.get((call["model"], call["rate_version"]))
-        if offered is not None:
+        if offered:
             rate = offered.get(call["accelerator"], offered.get(""))
             _require(rate == numbers, f"in entry {seq} call {name} is charged at {numbers}, and {rate} was offered")
         cached, reasoning = call.get("cached_tokens", 0), call.get("reasoning_tokens", 0)

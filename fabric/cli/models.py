@@ -66,7 +66,8 @@ def offer(
     rates: Annotated[Path | None, typer.Option(help="Rates, as `fabric calibrate serving --json` writes them.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Offer a model, or replace one that is offered. Without --rates the tariffs' rates hold; for an adapter its parent's.
+    """Offer a model, or replace one that is offered. Without --rates the tariffs' rates hold; for an adapter its parent's,
+    also when these change.
 
     For example: fabric ops models offer qwen3-8b /models/qwen3-8b --accelerator H100 --replicas 1..4
 

@@ -3,16 +3,13 @@
 An adapter has its own name, price, scope and calls; what it runs on is its parent's, and so is not said of it again.
 """
 
-from collections.abc import Iterable
 from typing import Final
 
-from fabric.charging.rates import Rate
 from fabric.gate import refusals
 from fabric.gate.core import Core
 from fabric.gate.instructions import Refusal
 from fabric.gate.serving_events import ModelSpec
 from fabric.gate.state import Model
-from fabric.gate.views import ModelView
 
 ENABLE: Final = "enable-lora"
 RANK: Final = "max-lora-rank"
@@ -29,11 +26,6 @@ _COUNT_MAX: Final = 1_024
 def home_of(core: Core, model: Model) -> Model:
     """The model whose replicas serve it: its parent, or itself."""
     return core.state.models.get(model.spec.parent, model)
-
-
-def rates_of_parent(views: Iterable[ModelView], parent: str) -> tuple[Rate, ...]:
-    """What an adapter costs that is offered without rates: as much as its parent now does."""
-    return next((view.rates for view in views if view.name == parent), ())
 
 
 def takes_adapters(spec: ModelSpec) -> bool:

@@ -39,7 +39,7 @@ def offer(core: Core, event: OfferModel) -> Outcome:
     spec = event.spec
     if refusal := _malformed(core, spec):
         return refusal
-    rates = _stamped(event.rates, spec.name) if event.rates else _from_tariffs(core, spec.name)
+    rates = _stamped(event.rates, spec.name) if event.rates else _rates_in_force(core, spec)
     if refusal := _bad_rates(core, spec, rates):
         return refusal
     model = core.state.models.get(spec.name)
@@ -50,6 +50,8 @@ def offer(core: Core, event: OfferModel) -> Outcome:
     model.spec, model.withdrawn, model.follows_tariffs = spec, False, not event.rates
     model.changed += 1
     _price(core, model, rates)
+    for adapter in lora.of(core, spec.name):
+        _follow(core, adapter)
     return Accepted(facts={"model": spec.name, "rate_version": model.prices[-1].version})
 
 
@@ -79,12 +81,10 @@ def withdraw(core: Core, event: WithdrawModel) -> Outcome:
 
 
 def reprice(core: Core) -> None:
-    """Tariffs were set: models without rates of their own follow them, where these have one."""
-    for model in core.state.models.values():
-        if model.follows_tariffs and not model.withdrawn:
-            rates = _from_tariffs(core, model.spec.name)
-            if not _bad_rates(core, model.spec, rates):
-                _price(core, model, rates)
+    """Tariffs were set: models without rates of their own follow them, where these have one; adapters come after parents."""
+    for model in sorted(core.state.models.values(), key=lambda model: bool(model.spec.parent)):
+        if not model.withdrawn:
+            _follow(core, model)
 
 
 def rate_of(core: Core, call: CallUsed) -> Rate | None:
@@ -118,9 +118,22 @@ def _price(core: Core, model: Model, rates: tuple[Rate, ...]) -> None:
         model.prices.append(Price(version=version, since_us=core.now_us, rates=stamped))
 
 
-def _from_tariffs(core: Core, name: str) -> tuple[Rate, ...]:
-    own = tuple(rate for rate in core.tariffs.rates if rate.model == name)
-    return _stamped(own or tuple(rate for rate in core.tariffs.rates if not rate.model), name)
+def _follow(core: Core, model: Model) -> None:
+    """What a model without rates of its own follows has changed."""
+    if model.follows_tariffs:
+        rates = _rates_in_force(core, model.spec)
+        if not _bad_rates(core, model.spec, rates):
+            _price(core, model, rates)
+
+
+def _rates_in_force(core: Core, spec: ModelSpec) -> tuple[Rate, ...]:
+    """What a model costs that has no rates of its own: as the tariffs say of its name; else an adapter as much as its parent
+    costs now, and other models as the tariffs say of any.
+    """
+    rates = tuple(rate for rate in core.tariffs.rates if rate.model == spec.name)
+    if not rates and spec.parent:
+        rates = core.state.models[spec.parent].prices[-1].rates
+    return _stamped(rates or tuple(rate for rate in core.tariffs.rates if not rate.model), spec.name)
 
 
 def _stamped(rates: tuple[Rate, ...], name: str) -> tuple[Rate, ...]:

@@ -46,7 +46,7 @@ class OfferModel(Event, frozen=True, kw_only=True, tag="offer_model"):
 
     spec: ModelSpec
     rates: tuple[Rate, ...] = ()
-    """() = those of the tariffs. The gate fills in model and version."""
+    """() = those of the tariffs; of an adapter that these don't name, its parent's. The gate fills in model and version."""
     request_id: str = ""
 
 

@@ -189,7 +189,7 @@ class Model:
     offered_at_us: int
     withdrawn: bool = False
     follows_tariffs: bool = False
-    """Whether other tariffs change its price."""
+    """Whether it has no rates of its own: other tariffs change its price, and an adapter's its parent's price."""
     prices: list[Price] = field(default_factory=list)
     """Every version, oldest first."""
     changed: int = 1

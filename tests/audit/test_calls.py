@@ -2,14 +2,17 @@
 
 import json
 
+import msgspec
 import pytest
 
 from fabric.audit.verify import verify_export
-from fabric.gate.events import Authorize, SettleHold
+from fabric.charging.rates import Rate
+from fabric.charging.tariffs import Tariffs, Weight
+from fabric.gate.events import Authorize, Configure, SettleHold, UpdateHold
 from fabric.gate.questions import RecordsOf, StatementOf
-from fabric.gate.serving_events import CallUsed
+from fabric.gate.serving_events import CallUsed, ModelSpec, OfferModel
 from fabric.ledger.scopes import Service, Use
-from tests.audit.conftest import CT, calls
+from tests.audit.conftest import CATALOGUE, CT, calls
 from tests.audit.test_replay import replayed
 from tests.audit.test_verify import leaves_of, whole_export
 
@@ -125,3 +128,57 @@ async def test_a_write_off_that_hides_a_charge_is_found(spoken):
     record["absorbed_uhs"] += 1
     done = json.dumps(entry, separators=(",", ":")).encode()
     assert "costs" in verify_export(whole_export([*leaves[:-1], done])).problem
+
+
+def of_an_adapter(account: str, parent_rates: tuple[Rate, ...]) -> list:
+    """An adapter without rates of its own, a call of it, and another one once its parent costs something else."""
+    of, enabled = {"account_id": account}, (("enable-lora", "true"), ("max-lora-rank", "16"))
+    use = Use(service=Service.INFERENCE, accelerators=("H100",), models=("law",))
+
+    def base(rates):
+        return OfferModel(spec=ModelSpec(name="home", source="/m", engine_args=enabled), rates=rates)
+
+    def used(call_id):
+        return CallUsed(
+            call_id=call_id, model="law", accelerator="H100", prompt_tokens=100, completion_tokens=33,
+            started_at_us=1_800_000_000_000_000, ended_at_us=1_800_000_000_500_000, ended="stop",
+        )  # fmt: skip
+
+    general = (msgspec.structs.replace(PRICE, output_uhs_per_mtok=3_000_000),)
+    terms = {"weights": (Weight(accelerator="H100", ppm=1_000_000),)}
+    return [
+        Configure(tariffs=Tariffs(version=2, rates=general, **terms), catalogue=CATALOGUE),
+        base(parent_rates),
+        OfferModel(spec=ModelSpec(name="law", source="/l", parent="home")),
+        Authorize(hold_id="law", amount_uhs=CT, use=use, ttl_us=60_000_000, **of),
+        UpdateHold(hold_id="law", seq=1, calls=(used("first"),), **of),
+        Configure(tariffs=Tariffs(version=3, rates=(PRICE,), **terms), catalogue=CATALOGUE),
+        UpdateHold(hold_id="law", seq=2, calls=(used("second"),), **of),
+        OfferModel(spec=ModelSpec(name="law", source="/l", parent="home")),
+        SettleHold(hold_id="law", seq=3, calls=(msgspec.structs.replace(used("third"), rate_version=1),), **of),
+    ]
+
+
+PRICE = Rate(
+    input_uhs_per_mtok=5_000_000, cached_uhs_per_mtok=1, output_uhs_per_mtok=7_000_000, reasoning_uhs_per_mtok=2
+)
+
+
+@pytest.mark.parametrize("account", [None, "acme"])
+@pytest.mark.parametrize("parent_rates", [(), (PRICE,)])
+async def test_calls_of_an_adapter_at_its_parents_price_are_verified(log, account, parent_rates):
+    await log.write(of_an_adapter("acme", parent_rates))
+    report = verify_export(await log.export(account), trusted_key=log.auditor.verifier_key)
+    assert report.ok, report
+    assert report.counts["calls"] == 3
+
+
+async def test_a_call_of_an_adapter_charged_otherwise_than_its_parent_costs_is_found(log):
+    await log.write(of_an_adapter("acme", (PRICE,)))
+
+    def cheaper(entry):
+        record = entry["records"][0]
+        record["rate_uhs_per_mtok"][2] -= 1_000_000
+        record["charged_uhs"] -= record["completion_tokens"]
+
+    assert "was offered" in verify_export(tampered(leaves_of(await log.export()), cheaper)).problem

@@ -321,3 +321,19 @@ async def test_a_call_that_can_not_be_charged_is_kept_as_it_was_said_and_closed_
         operator.call(request, pb.Accepted)
     assert not operator.call(pb.ListOpenUsageRequest(), pb.ListOpenUsageReply).usage
     await door.close()
+
+
+async def test_an_adapter_offered_again_after_its_parent_became_dearer_is_the_same_request(house):
+    enabled = [pb.EngineArg(name="enable-lora", value="true"), pb.EngineArg(name="max-lora-rank", value="16")]
+    offer(house, engine_args=enabled)
+    spec = pb.ModelSpec(name="tiny-law", source="/models/law", parent="tiny")
+    asked = pb.OfferModelRequest(request_id=new_request_id(), spec=spec)
+    client = house.client(house.root)
+    client.call(asked, pb.Accepted)
+    dearer = pb.Rate(
+        input_uhs_per_mtok=S, cached_uhs_per_mtok=S, output_uhs_per_mtok=900 * S, reasoning_uhs_per_mtok=900 * S
+    )
+    offer(house, rates=[dearer], engine_args=enabled)
+    client.call(asked, pb.Accepted)
+    models = {model.name: model for model in client.call(pb.ListModelsRequest(), pb.ListModelsReply).models}
+    assert models["tiny-law"].rates[0].output_uhs_per_mtok == 900 * S

@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from fabric.gate.events import Configure
 from fabric.gate.instructions import Accepted
 from fabric.gate.lora import ADAPTERS_MAX
 from fabric.gate.questions import CallerOf, ModelsOf
@@ -10,7 +11,7 @@ from fabric.gate.serving_events import Authorize, ModelSpec, OfferModel, ScaleMo
 from fabric.ledger import Service, Use
 from tests.gate.model_calls import rate
 from tests.gate.test_call_stories import CallUsed, CreateKey, TopUp
-from tests.gate.world import Clockwork, S
+from tests.gate.world import CATALOGUE, TARIFFS, Clockwork, S
 
 PARENT = (40 * S, 4 * S, 400 * S, 400 * S)
 OWN = (10 * S, 1 * S, 900 * S, 900 * S)
@@ -113,3 +114,68 @@ def test_a_parent_has_a_bounded_number_of_adapters(world):
         assert isinstance(world.do(adapter(f"a{number}")).outcome, Accepted)
     assert world.do(adapter("more")).outcome.code == "too_many_adapters"
     assert isinstance(world.do(adapter("a7")).outcome, Accepted), "one that is there is replaced"
+
+
+# -- what one costs that has no rates of its own -----------------------------------------------------------------------
+
+DEARER = (80 * S, 8 * S, 800 * S, 800 * S)
+
+
+def plain(name="tiny-law", **more):
+    return msgspec.structs.replace(adapter(name, **more), rates=())
+
+
+def tariffs(*rates):
+    return Configure(tariffs=msgspec.structs.replace(TARIFFS, version=9, rates=rates), catalogue=CATALOGUE)
+
+
+def prices(world):
+    views = world.gate.ask(ModelsOf(), world.now_us)
+    return {view.name: [(each.model, each.version, each.numbers) for each in view.rates] for view in views}
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_an_adapter_without_rates_costs_what_its_parent_costs_now_and_later(world, own):
+    """Whether the parent has rates of its own or those of the tariffs, and whichever of the two changes them."""
+    general = rate(7, 7, 7, 7)
+    world.do(tariffs(general))
+    if not own:
+        world.do(msgspec.structs.replace(base(), rates=()))
+    world.do(plain())
+    world.do(adapter("priced"))
+    now = PARENT if own else general.numbers
+    assert prices(world)["tiny-law"] == [("tiny-law", 1, now)]
+    world.do(tariffs(rate(9, 9, 9, 9)))
+    assert prices(world)["tiny-law"] == [("tiny-law", 1, now) if own else ("tiny-law", 2, (9, 9, 9, 9))]
+    offered = msgspec.structs.replace(base(), rates=(rate(*DEARER),))
+    world.do(offered)
+    world.do(offered)
+    assert prices(world)["tiny-law"] == [("tiny-law", 2 if own else 3, DEARER)]
+    assert prices(world)["priced"] == [("priced", 1, OWN)], "it has a price of its own"
+
+
+def test_an_adapter_that_the_tariffs_name_costs_what_they_say_of_it(world):
+    world.do(plain())
+    named = msgspec.structs.replace(rate(2, 2, 2, 2), model="tiny-law")
+    world.do(tariffs(rate(7, 7, 7, 7), named))
+    assert prices(world)["tiny-law"] == [("tiny-law", 2, named.numbers)]
+
+
+def test_an_adapter_follows_a_parent_that_came_after_it(world):
+    """Its name was a model of its own once: where it stands in the list says nothing."""
+    made = Clockwork("ada")
+    made.do(tariffs(rate(7, 7, 7, 7)))
+    made.do(msgspec.structs.replace(base("a"), rates=()))
+    made.do(WithdrawModel(model="a"))
+    made.do(msgspec.structs.replace(base(), rates=()))
+    made.do(plain("a"))
+    made.do(tariffs(rate(9, 9, 9, 9)))
+    assert [numbers for _, _, numbers in prices(made)["a"]] == [(9, 9, 9, 9)]
+
+
+def test_an_offer_without_rates_said_again_is_the_same_whatever_its_parent_costs_by_now(world):
+    asked = msgspec.structs.replace(plain(), request_id="r")
+    first = world.do(asked).outcome
+    world.do(msgspec.structs.replace(base(), rates=(rate(*DEARER),)))
+    assert world.do(asked).outcome == first
+    assert prices(world)["tiny-law"] == [("tiny-law", 2, DEARER)]
