@@ -1,7 +1,7 @@
 """What a function does with Ray in its runner's process: noticed, and kept to what is the lease's.
 
 A runner is a process of the fabric's own cluster. There a function may start tasks and actors that need no device: they are
-captured into its lease. All else needs the Ray of a lease (`lease_ray`), which a process of the job's own has: it is refused
+captured into its lease. All else, also what there is to be had, needs the Ray of a lease (`lease_ray`), which a process of the job's own has: it is refused
 with that remedy where it would be done, because it would wait without end, or take what isn't leased. What a job does in
 spite of it is found by the reconciler and the node agents.
 """
@@ -22,6 +22,9 @@ _HARMLESS: Final = frozenset({
 })  # fmt: skip
 """What makes no difference where a process is connected already."""
 _DEVICES: Final = ("GPU", "NPU", "TPU")
+_WHAT_THERE_IS: Final = ("nodes", "cluster_resources", "available_resources")
+"""What here is told of the fabric's whole cluster: who sizes a program by it would count on others' devices."""
+_nodes: Final = ray.nodes
 
 
 class RayUse:
@@ -38,6 +41,8 @@ class RayUse:
         groups._validate_bundles = self._refusing(groups._validate_bundles)  # type: ignore[attr-defined]  # noqa: SLF001
         ray.init = _connected
         ray.shutdown = lambda *_args, **_options: None
+        for asked in _WHAT_THERE_IS:
+            setattr(ray, asked, _untold(asked))
 
     def _noting(self, start: Callable[..., Any]) -> Callable[..., Any]:
         def noted(handle: Any, *args: Any, **options: Any) -> Any:
@@ -73,8 +78,19 @@ def _connected(address: str | None = None, **options: Any) -> Any:
     return worker.RayContext({**worker._global_node.address_info, "node_id": node_id})  # noqa: SLF001
 
 
+def _untold(asked: str) -> Callable[..., Any]:
+    def untold(*_args: Any, **_options: Any) -> Any:
+        raise InvalidRequest(
+            f"ray.{asked}() would tell of the whole fabric, not of this job's lease: submit it with ray_program=True, and it"
+            " tells what the job has",
+            code="needs_ray_program",
+        )
+
+    return untold
+
+
 def _refuse_devices(requests: Sequence[Mapping[str, float]]) -> None:
-    types = {name for node in ray.nodes() for name in node["Resources"]} if any(map(any, requests)) else set()
+    types = {name for node in _nodes() for name in node["Resources"]} if any(map(any, requests)) else set()
     wanted = {name for request in requests for name, amount in request.items() if amount}
     if named := sorted(name for name in wanted & {*_DEVICES, *types} if name not in {"CPU", "memory"}):
         raise InvalidRequest(

@@ -1,6 +1,6 @@
 """Whether a function needs a Ray of its own, found by reading its code and what it refers to. Nothing is run.
 
-It does where it uses Ray's libraries, placement groups, or devices for what it starts. A function that starts a few tasks
+It does where it uses Ray's libraries, placement groups, or devices for what it starts, or asks what there is. A function that starts a few tasks
 without devices doesn't.
 """
 
@@ -15,7 +15,7 @@ from fabric.sdk.project import is_local
 _PACKAGE: Final = "ray"
 _NEEDS_OWN: Final = frozenset({
     "tune", "train", "data", "rllib", "placement_group", "num_gpus", "accelerator_type", "joblib", "register_ray", "dask",
-    "ray_dask_get", "ActorPool", "collective", "NPU",
+    "ray_dask_get", "ActorPool", "collective", "NPU", "cluster_resources", "available_resources", "nodes",
 })  # fmt: skip
 """Words that a program with Ray has in it if it needs more than a runner's."""
 _LOOKED_AT_MAX: Final = 2_000

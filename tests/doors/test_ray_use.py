@@ -80,7 +80,21 @@ def asks_its_context():
     return fabric, context.current().stop_requested
 
 
-NEEDS = [calls_it, sweeps, groups, nested, through_another, Called(), with_a_cell(), functools.partial(sweeps)]
+def sizes_itself():
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+NEEDS = [
+    sizes_itself,
+    calls_it,
+    sweeps,
+    groups,
+    nested,
+    through_another,
+    Called(),
+    with_a_cell(),
+    functools.partial(sweeps),
+]
 
 
 @pytest.mark.parametrize("job", NEEDS, ids=lambda job: getattr(job, "__name__", type(job).__name__))

@@ -332,10 +332,12 @@ async def test_a_function_without_a_ray_of_its_own_is_told_what_helps(world):
             ray.init(runtime_env={"env_vars": {"A": "1"}})
         elif way == "group":
             ray.util.placement_group([{"GPU": 1}])
+        elif way != "task":
+            getattr(ray, way)()
         else:
             ray.get(ray.remote(num_gpus=1)(lambda: 1).remote())
 
-    for way in ("init", "group", "task"):
+    for way in ("init", "group", "task", "nodes", "cluster_resources", "available_resources"):
         finished, _ = await world.run(world.lease(world.call(wants, way)))
         assert finished.outcome is LeaseOutcome.FAILED
         assert "ray_program=True" in finished.error
