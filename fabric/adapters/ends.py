@@ -5,8 +5,8 @@ from typing import Final
 
 import msgspec
 
+from fabric.adapters.exits import DIED
 from fabric.adapters.stage import JobEnd
-from fabric.adapters.stages import DIED
 from fabric.gate.events import LeaseOutcome
 
 SURVIVORS_S: Final = 60.0

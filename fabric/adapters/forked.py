@@ -6,15 +6,13 @@ job's own word, or by how its process ended where there is none.
 
 import os
 import pickle
-import signal
 import socket
 from collections.abc import Mapping
 from typing import Final
 
+from fabric.adapters.exits import judged
 from fabric.adapters.fork_words import Commission, Ended, Exited, Reported, Saved, SaveWish, StopWish, Talk
 from fabric.adapters.stage import JobEnd, Stage
-from fabric.adapters.stages import ENDED_UNSAVED, out_of_memory
-from fabric.context import EXIT_SAVED
 from fabric.gate.events import LeaseOutcome
 
 _CONNECT_S: Final = 2.0
@@ -83,16 +81,3 @@ def commission_for(
         devices=devices,
         environment=dict(environment),
     )
-
-
-def judged(code: int, *, asked: bool) -> JobEnd:
-    """What an end without a word means."""
-    if code == EXIT_SAVED:
-        return JobEnd(outcome=LeaseOutcome.SAVED, again=not asked)
-    if code >= 0:
-        return JobEnd(outcome=LeaseOutcome.FAILED, error=f"worker_died: its process exited with {code}")
-    if code == -signal.SIGTERM and asked:
-        return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=ENDED_UNSAVED)
-    name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
-    more = f" ({out_of_memory()})" if code == -signal.SIGKILL and not asked else ""
-    return JobEnd(outcome=LeaseOutcome.FAILED, error=f"worker_died: its process was ended by {name}{more}")

@@ -10,13 +10,13 @@ from typing import Final
 import msgspec
 
 from fabric.adapters.environments import build_command
+from fabric.adapters.exits import ENDED_UNSAVED
 from fabric.adapters.inheritance import withheld
 from fabric.adapters.job_output import end_of_log, logged
 from fabric.adapters.payload import Payload, read_payload
 from fabric.adapters.private_folder import make_private, rooms_of
 from fabric.adapters.processes import LEASE_VARIABLE
 from fabric.adapters.stage import JobEnd, Stage
-from fabric.adapters.stages import ENDED_UNSAVED
 from fabric.adapters.working_folder import unpacked
 from fabric.errors import FabricError
 from fabric.gate.events import LeaseOutcome

@@ -13,11 +13,11 @@ import inspect
 import json
 import os
 import secrets
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,6 +64,20 @@ def _open(folder: Path) -> None:
         pass
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _without_rays_handler() -> Iterator[None]:
+    """Ray sets its own handler of SIGTERM as the first thing, which ends the program before it could save, and takes seconds
+    to start: the program's stays.
+    """
+    utils = ray._private.utils  # noqa: SLF001
+    before = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
 
 
 class _Own:
@@ -124,21 +138,20 @@ class _Own:
             return self._init(**options)
         asked = {name: options.pop(name, None) for name in ("num_cpus", "num_gpus", "resources")}
         self._refuse_beyond(asked)
-        handler = signal.getsignal(signal.SIGTERM)
         if known and address != "local":
             # Another process of the job has started it: what was asked for fits, and can't be changed any more.
-            found = self._init(address=known, **options)
+            with _without_rays_handler():
+                found = self._init(address=known, **options)
         else:
             from fabric.adapters.node_start import started  # noqa: PLC0415  # most processes start none
 
             defaults = self._with_defaults(asked, options)
-            found = started(lambda: self._init(address="local", **defaults))
+            with _without_rays_handler():
+                found = started(lambda: self._init(address="local", **defaults))
             os.environ[_ADDRESS] = ray.get_runtime_context().gcs_address
             self._has_started = True
             if self._settings.bell:
                 self._gather()
-        if threading.current_thread() is threading.main_thread() and handler is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, handler)  # Ray's would end the program before it could save
         self._nodes = []
         self._begin_watch()
         return found

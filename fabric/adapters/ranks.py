@@ -9,10 +9,10 @@ from typing import Any, Final
 import ray
 
 from fabric.adapters.ends import earliest, together
+from fabric.adapters.exits import DIED
 from fabric.adapters.groups import Seated
 from fabric.adapters.nodes import Node, lives
 from fabric.adapters.stage import JobEnd, Save
-from fabric.adapters.stages import DIED
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.testimony import end_of, is_number
 from fabric.gate.events import LeaseOutcome, LeaseSaved

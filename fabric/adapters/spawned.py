@@ -12,8 +12,9 @@ from typing import Any, Final, Self
 
 import msgspec
 
+from fabric.adapters.exits import judged
 from fabric.adapters.fork_words import Commission, Talk
-from fabric.adapters.forked import Fork, commission_for, judged
+from fabric.adapters.forked import Fork, commission_for
 from fabric.adapters.job_output import end_of_log
 from fabric.adapters.lease_ray_settings import variables_for
 from fabric.adapters.stage import JobEnd, Stage

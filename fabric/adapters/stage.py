@@ -87,6 +87,8 @@ class Stage:
     host: ContextHost | None = None
     told: frozenset[str] = frozenset()
     """The variables in which the fabric tells the job who it is."""
+    signalled: bool = False
+    """Whether a function that catches the signal got it as the notice: how it ends then is for the notice's sake."""
     fork: "Wishes | None" = None
     """The process of its own that the job runs in, if it does."""
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
-import psutil
 import stamina
 
 from fabric import context
@@ -25,8 +24,9 @@ from fabric.adapters.archive_quota import NO_ROOM
 from fabric.adapters.cluster_settings import result_key
 from fabric.adapters.context_host import ContextHost
 from fabric.adapters.error_text import error_text, shortened
+from fabric.adapters.exits import excused, exited, saved
 from fabric.adapters.inheritance import withheld
-from fabric.adapters.job_output import end_of_log, logged
+from fabric.adapters.job_output import logged
 from fabric.adapters.kept_folder import FOLDER_VARIABLE, KeptFolder, every_s, quiet_s
 from fabric.adapters.lease_ray_settings import variables_for
 from fabric.adapters.payload import Payload, read_payload
@@ -47,11 +47,7 @@ LOSS_EVERY_VARIABLE: Final = "FABRIC_LOSS_EVERY_S"
 _PYTHONS: Final = ("python", "python3", "python3.11")
 """By these names a job means the interpreter that has its packages."""
 T = TypeVar("T")
-_ERROR_LINES: Final = 12
-DIED: Final = "worker_died"
-"""How the error of a rank begins that ended without a word: killed, out of memory, crashed."""
 ENDED_COMMITTED: Final = "it ended when it was asked to stop; its folder was committed as it was then"
-ENDED_UNSAVED: Final = "it ended when it was asked to stop, and saved nothing"
 _BY_SIGNAL: Final = tuple(
     128 + number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 )
@@ -93,9 +89,9 @@ def _performed(stage: Stage) -> JobEnd:
         with _as_job(stage, payload.env, given=given):
             return _call(stage, payload) if payload.is_call else _run(stage, payload, given=given)
     except context.Saved:
-        return _saved(stage)
+        return saved(stage)
     except SystemExit as exit_:
-        return _exited(stage, exit_.code)
+        return excused(exited(stage, exit_.code), asked=stage.context.stop_requested)
     except FabricError as error:
         if _is_refusal_of_ours(error):
             # Nobody else saw it: that is worth another try, and no refund.
@@ -104,7 +100,9 @@ def _performed(stage: Stage) -> JobEnd:
     except BaseException as error:  # noqa: BLE001  # a job may raise anything, and none of it may end the runner
         told = error_text(error)
         sys.stderr.write(f"{told}\n")
-        return JobEnd(outcome=LeaseOutcome.FAILED, error=shortened(told), result_ref=_kept_error(stage, error))
+        kept = "" if stage.signalled else _kept_error(stage, error)
+        end = JobEnd(outcome=LeaseOutcome.FAILED, error=shortened(told), result_ref=kept)
+        return excused(end, asked=stage.signalled)
 
 
 def _call(stage: Stage, payload: Payload) -> JobEnd:
@@ -152,7 +150,7 @@ def _run(stage: Stage, payload: Payload, *, given: Container[str]) -> JobEnd:
     try:
         end = _run_program(stage, folder, script, command, kept, given=given)
     except SystemExit as exit_:
-        end = _exited(stage, exit_.code)
+        end = exited(stage, exit_.code)
     finally:
         failed = end.outcome not in (LeaseOutcome.SAVED, LeaseOutcome.SUCCEEDED)
         own_saves = stage.host is not None and stage.host.saves > 0
@@ -247,13 +245,13 @@ def _environment_of(
 
 
 def _ended(stage: Stage, exit_: Exit) -> JobEnd:
-    """What it means how a program ended. Once it was asked to stop, all but success is for the notice's sake."""
+    """What it means how a program ended."""
     code, asked = exit_.code, stage.context.stop_requested
     if asked and exit_.has_saved:
         return JobEnd(outcome=LeaseOutcome.SAVED, exit_code=shell_code(code))
-    end = _exited(stage, code)
+    end = exited(stage, code)
     if asked and end.outcome is LeaseOutcome.FAILED:
-        end = JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=f"{ENDED_UNSAVED} (exit code {shell_code(code)})")
+        end = excused(msgspec.structs.replace(end, error=f"exit code {shell_code(code)}"), asked=True)
     return msgspec.structs.replace(end, exit_code=shell_code(code))
 
 
@@ -274,43 +272,6 @@ def _unrunnable(folder: Path, word: str, error: OSError) -> InvalidRequest:
         return InvalidRequest(f"{about}: {remedy}", code="not_executable")
     remedy = f"write ./{name}" if "/" not in word and (folder / word).is_file() else _NOT_THERE
     return InvalidRequest(f"{about}: {remedy}", code="script_not_found")
-
-
-def _exited(stage: Stage, code: object) -> JobEnd:
-    """What an exit code means. One that was asked to stop and let the signal end it has not failed, but saved nothing."""
-    if code in (0, None):
-        return JobEnd(outcome=LeaseOutcome.SUCCEEDED)
-    if code == context.EXIT_SAVED:
-        return _saved(stage)
-    if code in (-signal.SIGTERM, 128 + signal.SIGTERM) and stage.context.stop_requested:
-        return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=ENDED_UNSAVED)
-    said = _said_of(code)
-    tail = end_of_log(stage.log_file, _ERROR_LINES)
-    return JobEnd(outcome=LeaseOutcome.FAILED, error=f"{said}\n{shortened(tail)}".rstrip())
-
-
-def _saved(stage: Stage) -> JobEnd:
-    again = not stage.context.stop_requested
-    return JobEnd(outcome=LeaseOutcome.SAVED, again=again, error=stage.context.leaves_for if again else "")
-
-
-def _said_of(code: object) -> str:
-    if not isinstance(code, int):
-        return str(code)
-    if code >= 0:
-        return f"exit code {code}"
-    name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
-    more = f" ({out_of_memory()})" if code == -signal.SIGKILL else ""
-    return f"{DIED}: its process was ended by {name}, exit code {shell_code(code)}{more}"
-
-
-def out_of_memory() -> str:
-    """What a kill that nobody owns up to means, and what there is against it."""
-    gib = psutil.virtual_memory().total / 2**30
-    return (
-        f"out of memory, most likely: this machine has {gib:.0f} GiB for all of its jobs. Use smaller micro-batches or fewer "
-        "reader processes, or nodes with more memory; with max_retries it resumes from its last checkpoint"
-    )
 
 
 def _kept_error(stage: Stage, error: BaseException) -> str:

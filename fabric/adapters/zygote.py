@@ -182,6 +182,7 @@ def _listen(talk: Talk, stage: Any) -> None:
             case StopWish():
                 stage.ask_to_stop(said.reason, seconds_left=said.seconds_left, save=said.save)
                 if stage.program is None and callable(signal.getsignal(signal.SIGTERM)):
+                    stage.signalled = True
                     os.kill(os.getpid(), signal.SIGTERM)
             case SaveWish():
                 stage.ask_to_save()

@@ -1,6 +1,7 @@
 """What the Ray of a lease is started with, and what can never fit into it. Without a cluster."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray._private import worker
 
-from fabric.adapters.lease_ray import fits
+from fabric.adapters.lease_ray import _Own, fits
 from fabric.adapters.lease_ray_settings import lease_ray, told_ray, unlink_folder, variables_for
 from fabric.adapters.private_folder import close, make_private
 
@@ -105,3 +107,21 @@ def test_every_python_of_a_job_starts_as_it_would_and_runs_its_own_sitecustomize
     done = subprocess.run([sys.executable, "-c", LOOKS], env=variables, capture_output=True, text=True, check=False)
     unlink_folder(tmp_path / "0")
     assert done.stdout == "ran [] False\n", done.stderr
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN, lambda *_: None])
+def test_ray_takes_no_program_its_notice_while_it_starts_or_later(tmp_path, monkeypatch, handler):
+    """Ray sets its own handler first, starts for seconds, and exits at the signal: whoever was told then had failed."""
+    seen = []
+
+    def init(**_):
+        worker.ray._private.utils.set_sigterm_handler(lambda *_: None)
+        seen.append(signal.getsignal(signal.SIGTERM))
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        _Own(own_ray(tmp_path / "a" / "0"), init).init(None)
+        assert [*seen, signal.getsignal(signal.SIGTERM)] == [handler, handler]
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,6 +1,7 @@
 """A fabric on machines that come and go, for the tests of this folder."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -141,6 +142,7 @@ def place(tmp_path, monkeypatch):
     yield made
     house.down(tmp_path / "state", gate=True, now=True)
     left = made.gates()
+    shutil.copytree(Path(folder) / "session_latest" / "logs", tmp_path / "ray", ignore_dangling_symlinks=True)
     machines.communicate(timeout=90)
     assert left == []
     assert os.environ["RAY_AUTH_MODE"] == "token"

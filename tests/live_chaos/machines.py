@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import ray
@@ -74,29 +75,45 @@ def holders(tables, nodes):
     for each in ray.nodes():
         name = each["Labels"].get(NODE_LABEL, "")
         if each["Alive"] and name in nodes:
-            rows = tables.workers(each["NodeManagerAddress"], each["NodeManagerPort"])
+            rows = []
+            with suppress(Exception):  # it was killed, and Ray doesn't know yet: the others are looked at all the same
+                rows = tables.workers(each["NodeManagerAddress"], each["NodeManagerPort"])
             held = [row for row in rows if not kinds.isdisjoint(row.held) and ours.isdisjoint(row.group_ids)]
             found += [[name, "worker", f"{row.pid} {sorted(row.group_ids)}"] for row in held]
     return [each for each in found if each[0] in nodes]
 
 
-def watch(file):
-    tables = RayTables.here()
+def ended(cluster):
+    """The nodes whose raylet has ended by itself, and with what."""
+    found = {}
+    for name, raylet in list(cluster._raylets.items()):
+        (started,) = raylet.all_processes["raylet"]
+        if started.process.poll() is not None:
+            found[name] = started.process.returncode
+    return found
+
+
+def watch(cluster, file, over):
+    tables, told = RayTables.here(), {}
     with file.open("a") as out:
-        while True:
+        while not over.wait(EVERY_S):
+            if (found := ended(cluster)) != told:
+                told = found
+                print(json.dumps([time.time(), None, {"ended": found}]), file=out, flush=True)
             try:
                 nodes = taken()
                 print(json.dumps([time.time(), nodes, holders(tables, nodes) if nodes else []]), file=out, flush=True)
             except Exception as error:  # noqa: BLE001 - the next look may go well
                 print(json.dumps([time.time(), None, repr(error)[:300]]), file=out, flush=True)
-            time.sleep(EVERY_S)
 
 
 if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Ray prints what it has to say of a dead node
     cluster = LocalCluster.start(nodes=list(NODES.values()), namespace="theirs")
-    threading.Thread(target=watch, args=(Path(sys.argv[1]),), daemon=True).start()
+    over = threading.Event()
+    watching = threading.Thread(target=watch, args=(cluster, Path(sys.argv[1]), over), daemon=True)
+    watching.start()
     print(cluster.address, cluster.folder, file=answers, flush=True)
     for line in sys.stdin:
         what, name = line.split()
@@ -107,4 +124,6 @@ if __name__ == "__main__":
         elif name != mine:
             cluster.kill(name)
         print("no" if (what, name) == ("kill", mine) else "done", file=answers, flush=True)
+    over.set()
+    watching.join()  # a question after `stop` would have Ray connect anew, and what is left would stay
     cluster.stop()

@@ -151,6 +151,7 @@ class Chaos:
         node = self.dice.choice([*NODES])
         if len(self.drained) + len(self.gone) > 1 or node in self.drained + self.gone:
             return False
+        print(f"{time.strftime('%H:%M:%S')} kills {node}", flush=True)
         if done := self.place.say("kill", node):
             self.gone.append(node)
             if node == SERVES:
