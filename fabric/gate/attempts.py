@@ -13,25 +13,29 @@ from fabric.gate.state import Job, LeaseRecord
 
 LOSSES_IN_A_ROW: Final = 5
 """How often an attempt may be lost, or end by itself where the last one did, until the job is not tried again by itself."""
+UNSAVED_IN_A_ROW: Final = 2
+"""How often one may end by itself that saved nothing: it begins where the last one did, and its owner pays for it each time."""
 LOST_TOO_OFTEN: Final = "lost_too_often"
 """Why a job is parked whose attempts were lost so often: it keeps what it saved, and goes on when its owner says so."""
 PLATFORM_FAULT: Final = (None, StopReason.EVICTED, StopReason.DRAINED, StopReason.FABRIC_DOWN)
 """Stops after which work that was lost is refunded: the customer didn't ask for them."""
 
 
-def gets_on(job: Job) -> bool:
+def gets_on(job: Job, record: LeaseRecord) -> bool:
     """Whether a job that ended saved, though nobody asked it to, is worth another try: it has got farther, or has not tried
     too often.
     """
-    farther = job.saved_step > job.again_step
+    farther = record.saved and job.saved_step > job.again_step
     job.again_step = max(job.again_step, job.saved_step)
     job.again_in_a_row = 0 if farther else job.again_in_a_row + 1
-    return job.again_in_a_row < LOSSES_IN_A_ROW
+    return job.again_in_a_row < (LOSSES_IN_A_ROW if record.saved else UNSAVED_IN_A_ROW)
 
 
-def stopped_too_often(job: Job, error: str) -> str:
+def stopped_too_often(job: Job, record: LeaseRecord, error: str) -> str:
     """What the owner of a job is told that asked to be queued anew too often: the reason it gave last, if any, first."""
-    return f"{error}\nstopped {LOSSES_IN_A_ROW} times in a row at step {job.saved_step}".strip()
+    what = "" if record.saved else ', and saved nothing: exit code 75 says "saved, queue me again"'
+    remedy = "`fabric resume` (`job.resume()`) lets it go on from what it saved"
+    return f"{error}\nstopped {job.again_in_a_row} times in a row at step {job.saved_step}{what}; {remedy}".strip()
 
 
 def is_one_too_many(job: Job, record: LeaseRecord, outcome: LeaseOutcome) -> bool:

@@ -364,7 +364,9 @@ class LeaseOutcome(StrEnum):
     FAILED = "failed"
     """The job's own code raised, exited non-zero or died."""
     SAVED = "saved"
-    """What it had done is durable. Where nobody had asked it to stop, it is queued anew."""
+    """By the word of the job's own process what it had done is durable. Where nobody had asked it to stop, it is queued anew
+    as long as it gets on; one that has made no checkpoint, as the gate saw it, only once; else it is parked.
+    """
     LOST = "lost"
     """The platform took it away, and saw so itself: a node died, a deadline passed, the lease could not be built."""
     INTERRUPTED = "interrupted"
@@ -384,7 +386,9 @@ class LeaseFinished(Event, frozen=True, kw_only=True, tag="lease_finished"):
     step: int = 0
     """The last step the job reported: what a loss is reckoned from. The job's own word, good for telling only."""
     again: bool = False
-    """It ended of its own will, saved, and asks to be queued anew (exit code 75)."""
+    """It ended of its own will, saved, and asks to be queued anew (exit code 75). Told only: whether anybody had asked it to
+    end, the gate knows itself.
+    """
     exit_code: int | None = None
     """Of a script or command that ended by itself, as a shell tells it."""
 

@@ -129,15 +129,16 @@ def finished(core: Core, event: LeaseFinished) -> None:
     record = core.state.leases.get(event.lease_id)
     if record is not None and record.state != "removing":
         job = core.state.jobs[record.lease.job_id]
-        outcome, error = event.outcome, event.error
-        if outcome is LeaseOutcome.SAVED and job.stopping_for is None:
-            if attempts.gets_on(job):
+        if event.outcome is LeaseOutcome.SAVED and job.stopping_for is None:
+            if attempts.gets_on(job, record):
                 job.stopping_for = StopReason.ASKED
-                noted(job.timeline, Moment(at_us=core.now_us, what="lost", why=_code(error) or StopReason.ASKED.value))
             else:
-                outcome, error = LeaseOutcome.FAILED, attempts.stopped_too_often(job, error)
+                job.stopping_for = StopReason.STOPPED_TOO_OFTEN
+                job.error = attempts.stopped_too_often(job, record, event.error)
+            why = _code(event.error) or StopReason.ASKED.value
+            noted(job.timeline, Moment(at_us=core.now_us, what="lost", why=why))
         job.exit_code = event.exit_code
-        finish(core, record, outcome, error=error, result_ref=event.result_ref)
+        finish(core, record, event.outcome, error=event.error, result_ref=event.result_ref)
         _note_step(job, event.step or (job.saved_step if record.saved else 0))
 
 

@@ -86,6 +86,8 @@ class StopReason(StrEnum):
     """It keeps more than its account may keep, or than its node's disk can spare."""
     ASKED = "asked"
     """It wanted to: it saved and ended, which nobody had asked it to, and is queued anew."""
+    STOPPED_TOO_OFTEN = "stopped_too_often"
+    """It did so again and again and got no farther: it goes on when its owner says so."""
 
 
 AFTER_STOP: Final[dict[StopReason, Trigger]] = {
@@ -100,6 +102,7 @@ AFTER_STOP: Final[dict[StopReason, Trigger]] = {
     StopReason.TIME_LIMIT: Trigger.PARK,
     StopReason.IDLE: Trigger.PARK,
     StopReason.NO_ROOM: Trigger.PARK,
+    StopReason.STOPPED_TOO_OFTEN: Trigger.PARK,
     StopReason.CANCELLED: Trigger.CANCELLED,
 }
 """What becomes of a job that stopped because it was asked to."""

@@ -136,7 +136,7 @@ def test_a_job_that_ends_saved_and_asks_to_go_on_is_queued_anew(story):
     )
 
 
-def test_a_job_that_asks_to_go_on_without_getting_anywhere_has_failed(story):
+def test_a_job_that_asks_to_go_on_without_getting_anywhere_waits_for_its_owner(story):
     story.do(submit())
     for attempt in range(1, 7):
         lease = f"j.{attempt}"
@@ -144,7 +144,7 @@ def test_a_job_that_asks_to_go_on_without_getting_anywhere_has_failed(story):
         story.do(saved_at(5, lease=lease))
         story.do(finished("saved", lease, again=True))
         story.do(removed(lease))
-    assert story.job().state.value == "failed"
+    assert (story.job().state.value, story.job().reason) == ("parked", "stopped_too_often")
     assert "5 times in a row at step 5" in story.job().error
 
 

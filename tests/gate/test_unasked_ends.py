@@ -8,9 +8,9 @@ import pytest
 from fabric.gate import Gate
 from fabric.gate.attempts import LOSSES_IN_A_ROW
 from fabric.gate.events import LeaseSaved, NodeDrain, Pause, Resume
-from fabric.gate.instructions import StartLease
+from fabric.gate.instructions import Accepted, StartLease
 from fabric.gate.timeline import told
-from tests.gate.conftest import finished, removed, started, submit
+from tests.gate.conftest import finished, removed, started, submit, top_up
 from tests.gate.world import S
 
 SILENT = "peer_lost: rank 1 of 2 is silent"
@@ -77,9 +77,59 @@ def test_a_gang_that_stalls_for_ever_is_not_tried_for_ever(story, again):
         assert tries <= LOSSES_IN_A_ROW + 1
         attempt(story, tries, step=5, again=again)
         story.gate = Gate.restore(story.gate.snapshot())
-    assert story.job().state.value == "failed"
+    assert (story.job().state.value, story.job().reason) == ("parked", "stopped_too_often")
     assert "times in a row at step 5" in story.job().error
     assert SILENT in story.job().error
+
+
+@pytest.mark.parametrize("before", ["nothing", "saved, and lost", "saved, and asked"])
+def test_one_that_saves_nothing_and_asks_to_be_queued_anew_is_tried_once_more(story, before):
+    """It says that it has saved and hasn't: whatever it saved in an earlier attempt, and whether it has a step to tell."""
+    story.do(submit(limit=900 * S))
+    number = 1
+    if before != "nothing":
+        attempt(story, 1, step=5) if before == "saved, and asked" else lost_at(story, 5)
+        number = 2
+    assert attempt(story, number, error="")
+    assert story.job().state.value == "starting"
+    story.gate = Gate.restore(story.gate.snapshot())
+    assert attempt(story, number + 1, error="") == ()
+    assert (story.job().state.value, story.job().reason) == ("parked", "stopped_too_often")
+    assert "saved nothing" in story.job().error
+    assert "fabric resume" in story.job().error
+
+
+def lost_at(story, step):
+    story.do(started("j.1"))
+    story.do(saved_at(step, "j.1"))
+    story.do(finished("lost", "j.1"))
+    story.do(removed("j.1"))
+
+
+def test_one_that_stopped_too_often_goes_on_from_what_it_saved_when_its_owner_says_so(story):
+    """It holds nothing meanwhile, and tokens that come don't start it. Once it gets on, all is forgotten."""
+    story.do(submit(limit=900 * S))
+    attempt(story, 1, step=5)
+    attempt(story, 2)
+    attempt(story, 3)
+    assert (story.job().state.value, story.job().held_uhs) == ("parked", 0)
+    assert story.do(top_up(500)).instructions == ()
+    (start,) = story.do(Resume(job_id="j", account_id="ada")).instructions
+    assert start.lease.epoch == 4
+    assert attempt(story, 4, step=6), "it got on"
+    assert attempt(story, 5)
+    assert attempt(story, 6) == ()
+
+
+@pytest.mark.parametrize("retries", [0, 3])
+def test_no_attempt_that_says_it_saved_makes_the_job_a_failure(story, retries):
+    story.do(submit(limit=900 * S, max_retries=retries))
+    for number in itertools.count(1):
+        if story.job().state.value != "starting":
+            break
+        attempt(story, number, step=5)
+    assert (story.job().state.value, story.job().failures) == ("parked", 0)
+    assert isinstance(story.do(Resume(job_id="j", account_id="ada")).outcome, Accepted)
 
 
 def test_a_gang_that_stalls_now_and_then_gets_to_its_end(story):
