@@ -12,6 +12,7 @@ from hypothesis.stateful import (
 from fabric.gate import Gate, derived
 from fabric.gate.burning import ROUNDING_US, SILENCE_US
 from fabric.gate.events import (
+    Cancel,
     LeaseFinished,
     LeaseRemoved,
     LeaseSaved,
@@ -267,6 +268,8 @@ class Driver(RuleBasedStateMachine):
                 said = isinstance(event, LeaseFinished) and event.lease_id == name
                 self.outcomes[name] = event.outcome.value if said else "lost"
                 self.ended[name] = self.latest
+                if isinstance(event, Cancel) and event.at_once:
+                    self.stopped[name] = "cancelled"  # without a StopLease
                 job, record = self.state.jobs[name.rpartition(".")[0]], self.state.leases.get(name)
                 asked_for = self.stopped.get(name) if record is None else record.stop_reason
                 self.tries[job.job_id].ended(
