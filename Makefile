@@ -25,7 +25,7 @@ test: setup ## Run the tests: two at a time what needs no Ray cluster, then one 
 
 # What a client imports, which runs on Python 3.10 too.
 CLIENT := -p fabric.cli -p fabric.sdk -p fabric.transport -p fabric.wire -p fabric.results -p fabric.checkpoints \
-	$(addprefix -m fabric.,client context errors extras failed_calls parcels profile progress units visible audit.verify) -m fabric
+	$(addprefix -m fabric.,accelerators client context errors extras failed_calls parcels profile progress units visible audit.verify) -m fabric
 
 lint: setup ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

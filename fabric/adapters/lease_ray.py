@@ -39,7 +39,6 @@ _NEVER_FITS_S: Final = 6.0
 """How long a request that can't fit is left waiting: what is being set up may be asked for before it is there."""
 _CALL_S: Final = 5.0
 _EPSILON: Final = 1e-6
-_DEVICES: Final = ("GPU", "NPU")
 
 
 def install() -> None:

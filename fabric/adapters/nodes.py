@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 import ray
 
+from fabric.accelerators import DEVICE_RESOURCES
 from fabric.gate.events import NodeDown, NodeUp, Pool
 from fabric.units import AccountId, NodeId
 
@@ -19,7 +20,6 @@ NOTICE_LABEL: Final = "fabric.io/notice-s"
 METER_LABEL: Final = "fabric.io/meter"
 """`cpu`: the devices are simulated, or have no counter: the processors' time is taken for theirs."""
 BY_CPU: Final = "cpu"
-DEVICE_RESOURCES: Final = ("GPU", "NPU")
 _NOTICE_DIGITS_MAX: Final = 9
 _OUR_NAMES: Final = (("Ascend910B", "910B"), ("910B", "910B"), ("H100", "H100"), ("A100", "A100"))
 """Ray tells A100-40G from A100-80G and Ascend910B3 from 910B4: tariffs don't."""

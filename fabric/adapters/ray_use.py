@@ -12,7 +12,9 @@ from typing import Any, Final
 
 import ray
 
+from fabric.accelerators import devices_in
 from fabric.adapters.lease_ray import refuse_installs
+from fabric.adapters.nodes import TYPE_LABEL, type_of
 from fabric.errors import InvalidRequest
 
 _ADDRESSES: Final = (None, "", "auto")
@@ -21,7 +23,6 @@ _HARMLESS: Final = frozenset({
     "logging_config", "log_to_driver", "namespace", "dashboard_host", "dashboard_port",
 })  # fmt: skip
 """What makes no difference where a process is connected already."""
-_DEVICES: Final = ("GPU", "NPU", "TPU")
 _WHAT_THERE_IS: Final = ("nodes", "cluster_resources", "available_resources")
 """What here is told of the fabric's whole cluster: who sizes a program by it would count on others' devices."""
 _nodes: Final = ray.nodes
@@ -90,9 +91,9 @@ def _untold(asked: str) -> Callable[..., Any]:
 
 
 def _refuse_devices(requests: Sequence[Mapping[str, float]]) -> None:
-    types = {name for node in _nodes() for name in node["Resources"]} if any(map(any, requests)) else set()
-    wanted = {name for request in requests for name, amount in request.items() if amount}
-    if named := sorted(name for name in wanted & {*_DEVICES, *types} if name not in {"CPU", "memory"}):
+    wanted = {name: amount for request in requests for name, amount in request.items() if amount}
+    types = {type_of(node["Labels"].get(TYPE_LABEL, "")) for node in _nodes()} - {"CPU"} if wanted else ()
+    if named := devices_in(wanted, types=types):
         raise InvalidRequest(
             f"a task, actor or placement group of this job wants {', '.join(named)}, and the function itself holds the lease's"
             " devices: submit it with ray_program=True, and what it starts over Ray has them",

@@ -21,8 +21,9 @@ import grpc
 import msgspec
 import structlog
 
+from fabric.accelerators import DEVICE_RESOURCES
 from fabric.adapters.cluster_settings import Unleased
-from fabric.adapters.nodes import DEVICE_RESOURCES, Node
+from fabric.adapters.nodes import Node
 from fabric.adapters.ray_tables import ActorRow, GroupRow, JobRow, RayTables, WorkerRow
 
 HEALTH_KEY: Final = "reconciler"

@@ -17,6 +17,7 @@ import psutil
 import ray
 
 from fabric import context
+from fabric.accelerators import DEVICE_RESOURCES
 from fabric.adapters.archive import Archive
 from fabric.adapters.archive_quota import ArchiveQuota
 from fabric.adapters.cluster_settings import cache_folder, checkpoints_in, publisher
@@ -379,4 +380,4 @@ def stage_of(
 
 def _devices() -> tuple[str, ...]:
     ids = ray.get_runtime_context().get_accelerator_ids()
-    return tuple(device for kind in ("GPU", "NPU") for device in ids.get(kind, ()))
+    return tuple(device for kind in DEVICE_RESOURCES for device in ids.get(kind, ()))

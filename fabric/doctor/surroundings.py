@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from fabric.accelerators import DEVICE_RESOURCES
 from fabric.adapters.nodes import (
     BY_CPU,
     DEDICATED_LABEL,
-    DEVICE_RESOURCES,
     METER_LABEL,
     NODE_LABEL,
     NOTICE_LABEL,

@@ -29,7 +29,6 @@ from fabric.sdk.job import Job
 from fabric.wire import fabric_pb2 as pb
 
 _START_S: Final = 600.0
-_NOT_DEVICES: Final = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
 _OVER: Final = frozenset({"parked", *ENDED})
 _ENDING: Final = frozenset({"stopping", "parked", *ENDED})
 
@@ -117,7 +116,7 @@ class Lease:
         resources = bundles[bundle]["resources"]
         if "GPU" in resources:
             options["num_gpus"] = wanted
-        if own := {name: wanted for name in resources if name not in _NOT_DEVICES}:
+        if own := {name: wanted for name in resources if name != "GPU"}:  # a bundle names nothing but its devices
             options["resources"] = own
         return options
 
@@ -126,7 +125,8 @@ class Lease:
         if self._going is None:
             from fabric.sdk import lease_end  # noqa: PLC0415  # Ray only where used
 
-            self._going = lease_end.opened(self.job.id, placement_group_id, bound=self._bound)
+            types = {name for bundle in self._open_document()["bundles"] for name in bundle["resources"]}
+            self._going = lease_end.opened(self.job.id, placement_group_id, bound=self._bound, types=types)
             threading.Thread(target=self._until_over, args=(lease_end.tell,), name="fabric-lease", daemon=True).start()
 
     def _until_over(self, tell: Callable[[Any, str], None]) -> None:

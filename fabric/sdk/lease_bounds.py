@@ -6,9 +6,10 @@ as that. They are refused where they are started. Needs Ray, and is imported whe
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
+from fabric.accelerators import devices_in
 from fabric.errors import InvalidRequest
 
 _LIBRARIES: Final = {
@@ -22,11 +23,11 @@ _LIBRARIES: Final = {
     "ray.util.joblib": "ray.util.joblib",
     "ray.util.dask": "Dask on Ray",
 }
-_NO_DEVICES: Final = frozenset({"CPU", "memory", "object_store_memory"})
 
 
-def refuse_outside(lease_id: str, handle: Any, options: Mapping[str, Any]) -> None:
-    """Refuse a task or an actor that is to be started outside of the lease, if it is a library's, or wants a device.
+def refuse_outside(lease_id: str, handle: Any, options: Mapping[str, Any], *, types: Collection[str] = ()) -> None:
+    """Refuse a task or an actor that is to be started outside of the lease, if it is a library's, or wants a device: as Ray
+    calls them, or by its type, of which the lease names further ones.
 
     Raises:
         InvalidRequest: `outside_lease`.
@@ -36,9 +37,7 @@ def refuse_outside(lease_id: str, handle: Any, options: Mapping[str, Any]) -> No
     library = _library_of(getattr(made_of, "__module__", "") or "")
     if library:
         raise _outside(lease_id, library)
-    wanted = {"GPU": asked.get("num_gpus"), **(asked.get("resources") or {})}
-    devices = sorted(name for name, amount in wanted.items() if amount and name not in _NO_DEVICES)
-    if devices:
+    if devices := devices_in({"GPU": asked.get("num_gpus"), **(asked.get("resources") or {})}, types=types):
         name = getattr(made_of, "__name__", "a task")
         raise _outside(lease_id, f"{name}, which wants {', '.join(devices)},", mine=True)
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final
 
 import ray
@@ -34,9 +34,11 @@ class LeaseEnded(JobFailed, ray.exceptions.RayError):  # type: ignore[misc]  # R
 class Going:
     """What this process has going in one lease."""
 
-    def __init__(self, lease_id: str, *, bound: bool = True) -> None:
+    def __init__(self, lease_id: str, *, bound: bool = True, types: Collection[str] = ()) -> None:
         self.bound = bound
         """Whether what would run beside it is refused."""
+        self.types = types
+        """What Ray calls the lease's devices."""
         self.over = ""
         """Why it is over; "" while it isn't."""
         self.told = False
@@ -100,10 +102,12 @@ class Going:
                 ray.cancel(reference, force=True)
 
 
-def opened(lease_id: str, placement_group_id: str, *, bound: bool = True) -> Going:
-    """From now on what this process starts in that placement group is noted; and where it is `bound`, the rest refused."""
+def opened(lease_id: str, placement_group_id: str, *, bound: bool = True, types: Collection[str] = ()) -> Going:
+    """From now on what this process starts in that placement group is noted; and where it is `bound`, the rest refused, if it
+    wants devices, such as those that the lease has.
+    """
     _watch_ray()
-    return _leases.setdefault(placement_group_id, Going(lease_id, bound=bound))
+    return _leases.setdefault(placement_group_id, Going(lease_id, bound=bound, types=types))
 
 
 def tell(going: Going, why: str) -> None:
@@ -135,7 +139,11 @@ def _watch_ray() -> None:
 
 def _held() -> str:
     """The id of a lease that this process holds and is bound to, "" if none."""
-    return next((going.lease_id for going in list(_leases.values()) if going.bound and not going.over), "")
+    return next((going.lease_id for going in _binding()), "")
+
+
+def _binding() -> list[Going]:
+    return [going for going in list(_leases.values()) if going.bound and not going.over]
 
 
 def _noting(start: Callable[..., Any], note: Callable[[Going, Any], None]) -> Callable[..., Any]:
@@ -143,7 +151,7 @@ def _noting(start: Callable[..., Any], note: Callable[[Going, Any], None]) -> Ca
         given = options.get("scheduling_strategy") or getattr(self, "_default_options", {}).get("scheduling_strategy")
         group = getattr(given, "placement_group", None)
         if (group is None or group.id.hex() not in _leases) and (held := _held()):
-            refuse_outside(held, self, options)
+            refuse_outside(held, self, options, types={name for going in _binding() for name in going.types})
         made = start(self, *arguments, **options)
         if group is not None and (going := _leases.get(group.id.hex())) is not None:
             note(going, made)

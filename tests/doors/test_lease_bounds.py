@@ -37,7 +37,14 @@ def library(name, made):
 
 
 @pytest.mark.parametrize(
-    "asked", [{"num_gpus": 1}, {"num_gpus": 0.5}, {"resources": {"H100": 1}}, {"resources": {"NPU": 2}}]
+    "asked",
+    [
+        {"num_gpus": 1},
+        {"num_gpus": 0.5},
+        {"resources": {"910B": 1}},
+        {"resources": {"NPU": 2}},
+        {"resources": {"TPU": 1}},
+    ],
 )
 @pytest.mark.parametrize("made", [function, type("Worker", (), {})])
 def test_what_wants_a_device_goes_into_the_lease_or_is_refused(started, made, asked):
@@ -69,6 +76,22 @@ def test_small_things_without_a_device_are_left_alone(started):
     ray.remote(num_cpus=1, memory=100)(function).remote()
     ray.remote(library("ray.database_of_mine", type("Worker", (), {}))).remote()
     assert len(started) == 3
+
+
+@pytest.mark.parametrize(
+    "asked", [{"node:10.0.0.7": 0.01}, {"scratch": 1}, {"accelerator_type:H100": 0.001}, {"H100": 0}]
+)
+def test_what_wants_a_place_but_no_device_is_left_alone(started, asked):
+    """A node, a licence, a disk: whatever else a cluster's nodes offer is not sold."""
+    ray.remote(resources=asked)(function).remote()
+    assert len(started) == 1
+
+
+def test_a_type_that_only_this_cluster_knows_is_a_device_where_the_lease_names_it(started):
+    lease_end.opened("job-8", "cd" * 18, types=("B300",))
+    with pytest.raises(InvalidRequest, match="function, which wants B300, would run outside"):
+        ray.remote(resources={"B300": 1})(function).remote()
+    assert started == []
 
 
 def test_placement_groups_are_refused_while_a_lease_is_held_and_not_afterwards(started):

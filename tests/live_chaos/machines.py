@@ -17,8 +17,9 @@ import ray
 from ray._private.state import available_resources_per_node, total_resources_per_node
 from ray.util import placement_group_table
 
+from fabric.accelerators import DEVICE_RESOURCES
 from fabric.adapters.local_cluster import LocalCluster, LocalNode
-from fabric.adapters.nodes import DEVICE_RESOURCES, NODE_LABEL
+from fabric.adapters.nodes import NODE_LABEL
 from fabric.adapters.ray_tables import RayTables
 
 NODES = {
