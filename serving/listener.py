@@ -5,6 +5,7 @@ re-raised SIGTERM would end the process before the engine's own processes are go
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -34,6 +35,8 @@ _BACKLOG: Final = 2048
 _BOUNDS: Final = Bounds(most=16_384, per_address=16_384, keyless=2_048, keyless_per_address=2_048)
 """All gateways of a host have one address, and each shows its secret at once."""
 _OUTBOX_WAIT_S: Final = 45.0
+_ADAPTERS_WAIT_S: Final = 30.0
+"""How long the model itself waits for its adapters at a start: what takes longer to fetch is loaded while it answers."""
 
 
 class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +50,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
         trust: the secret of our gateways.
         tls: certificate and key files; without them only loopback is listened on.
         in_ray: whether Ray runs the process, and takes its figures.
-        adapters: those that it has from the start.
+        adapters: those that it has from the start, or as soon as they can be fetched.
     """
 
     replica_id: str
@@ -121,7 +124,8 @@ class Listener:
         if "--enable-lora" in spec.engine_args:
             listener.adapters = _adapters_of(spec, running, ledger, fetch or Path)
             listener.adapters.want(spec.adapters)
-            await listener.adapters.settled()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(listener.adapters.settled(), _ADAPTERS_WAIT_S)
         await listener._listen()
         return listener
 

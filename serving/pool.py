@@ -359,7 +359,7 @@ class Pool:
             await asyncio.wait_for(replica.leave.wait(), self._every_s)
 
     async def _keep_priced(self, replica: Replica, standing: Standing) -> None:
-        """Rates may change while it serves, and a restart in place begins with those of its start."""
+        """Rates may change while it serves."""
         model = self.models.get(replica.offer.name)
         if model is None or model.offer.version != replica.version:
             return
@@ -368,7 +368,7 @@ class Pool:
             await self._ground.reprice(replica.replica_id, rate)
 
     async def _keep_adapted(self, replica: Replica, standing: Standing) -> None:
-        """Adapters come, change and go while it serves; after a restart in place it has none."""
+        """Adapters come, change and go while it serves."""
         wanted: list[Adapter] = []
         for model in self.models.values():
             if model.offer.parent == replica.offer.name:

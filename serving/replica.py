@@ -25,6 +25,7 @@ from fabric.api.tls import ensure_certificate
 from fabric.charging.rates import Rate
 from fabric.errors import Unavailable
 from fabric.profile import Profile
+from serving import replica_state
 from serving.adapter_files import CONFIG
 from serving.event_thread import EventThread
 from serving.ledger import GrpcLedger
@@ -102,14 +103,22 @@ class Opened:
 
     async def reprice(self, rate: bytes) -> None:
         """Other rates for calls that begin from now on; after a restart too."""
-        self._spec = msgspec.structs.replace(self._spec, rate=msgspec.json.decode(rate, type=Rate))
+        await self._keep(msgspec.structs.replace(self._spec, rate=msgspec.json.decode(rate, type=Rate)))
         if self._listener is not None:
             await self._thread.run(_repriced(self._listener, self._spec.rate))
 
     async def adapt(self, adapters: bytes) -> None:
-        """These adapters and no others, as soon as may be."""
+        """These adapters and no others, as soon as may be; after a restart too."""
+        await self._keep(
+            msgspec.structs.replace(self._spec, adapters=msgspec.json.decode(adapters, type=tuple[Adapter, ...]))
+        )
         if self._listener is not None:
-            await self._thread.run(_adapted(self._listener, msgspec.json.decode(adapters, type=tuple[Adapter, ...])))
+            await self._thread.run(_adapted(self._listener, self._spec.adapters))
+
+    async def _keep(self, spec: ReplicaSpec) -> None:
+        if spec != self._spec:
+            self._spec = spec
+            await asyncio.to_thread(replica_state.keep, spec)
 
     async def check_health(self) -> None:
         """Serve asks this every few seconds; an error has the replica restarted in place. One that is busy is not: its loop
@@ -121,7 +130,13 @@ class Opened:
             await checked(self._thread, self._listener.engine.check)
 
     async def close(self, drain_s: float) -> bool:
-        """Let calls end, settle them, end the engine; whether the ledger knows all of it."""
+        """End for good; whether the ledger knows all of it."""
+        settled = await self.end(drain_s)
+        await asyncio.to_thread(replica_state.forget, self._spec)
+        return settled
+
+    async def end(self, drain_s: float = 0.0) -> bool:
+        """Let calls end, settle them, end the engine; whether the ledger knows all of it. Serve may start it anew."""
         listener, self._listener = self._listener, None
         if listener is None:
             return True
@@ -131,6 +146,7 @@ class Opened:
 
     async def _open(self) -> None:
         log, profile = _prepared(self._spec, self._door)
+        self._spec = await asyncio.to_thread(replica_state.kept, self._spec)
         try:
             folder = await asyncio.to_thread(folder_of, self._spec.folder, self._archive, cache=log.parent / "models")
             self._thread.start()
@@ -153,7 +169,8 @@ class Opened:
 @serve.deployment
 class ReplicaActor(Guarded):
     """What Serve runs. What it is started with is kept in Ray's store, where jobs can read it: so it is sealed, and only who
-    knows the replica's secret can have anything of it. `__del__` is Serve's word for an orderly end.
+    knows the replica's secret can have anything of it. `__del__` is Serve's word for an orderly end: also of one that it has
+    found ill, and starts anew.
     """
 
     INSIDE = Opened
@@ -171,7 +188,7 @@ class ReplicaActor(Guarded):
 
     async def __del__(self) -> None:
         if self._inside is not None:
-            await self._inside.close(drain_s=0.0)
+            await self._inside.end()
 
 
 async def _repriced(listener: Listener, rate: Rate) -> None:

@@ -1,14 +1,16 @@
-"""What of a replica anybody on the cluster can read or call: nothing, without its secret."""
+"""What of a replica anybody on the cluster can read or call: nothing, without its secret. And what a restart of it knows."""
 
 import cloudpickle
+import msgspec
 import pytest
 
 from fabric.adapters.guarded import Admitted
 from fabric.charging.rates import Rate
 from fabric.errors import PermissionDenied
-from serving import serve_site
+from serving import replica, serve_site
 from serving.listener import ReplicaSpec
-from serving.replica import Door, ReplicaActor
+from serving.lora import Adapter
+from serving.replica import Door, Opened, ReplicaActor
 from serving.serve_site import ServeSite
 from tests.adapters.shells import Handle
 
@@ -79,3 +81,94 @@ async def test_a_replica_does_nothing_for_who_does_not_know_its_secret(kept, met
         await Admitted(Handle(shell), b"x" * 32).send(method)
     assert not hasattr(shell, method)
     await shell.check_health()
+
+
+# -- a restart in place ------------------------------------------------------------------------------------------------
+
+
+class Meters:
+    """A listener with its engine, as far as a replica's actor sees them."""
+
+    opened = ()
+
+    def __init__(self, spec):
+        self.spec, self.adapters, self.wanted = spec, self, list(spec.adapters)
+
+    @classmethod
+    async def open(cls, spec, ledger, *, fetch):
+        cls.opened = (*cls.opened, spec)
+        return cls(spec)
+
+    def want(self, adapters):
+        self.wanted = list(adapters)
+
+    def reprice(self, rate):
+        self.spec = msgspec.structs.replace(self.spec, rate=rate)
+
+    async def close(self, *, drain_s):
+        return True
+
+
+LAW, CODE = (Adapter(name=name, source=f"/{name}", version="1", rate=SPEC.rate) for name in ("law", "code"))
+DEARER = msgspec.structs.replace(SPEC.rate, version=2, output_uhs_per_mtok=7)
+
+
+@pytest.fixture
+async def made(monkeypatch, tmp_path):
+    """Makes the inside of a replica's actor, as Serve does at a start and at each restart: of the same words."""
+    monkeypatch.setattr(replica, "Listener", Meters)
+    monkeypatch.setattr(Meters, "opened", ())
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    spec = msgspec.structs.replace(SPEC, folder=str(tmp_path / "model"), state_dir=str(tmp_path / "state"))
+    began = []
+
+    async def make():
+        began.append(Opened(spec, Door(address="localhost:1", api_key=KEY, ca_pem="")))
+        await began[-1]._opening
+        return began[-1]
+
+    yield make
+    for each in began:
+        await each.close(0.0)
+
+
+async def told(inside, *adapters):
+    await inside.adapt(msgspec.json.encode(adapters))
+
+
+async def test_a_replica_that_is_restarted_in_place_has_what_it_was_told_meanwhile(made):
+    first = await made()
+    assert Meters.opened[0].adapters == ()
+    await told(first, LAW)
+    await told(first, LAW, CODE)
+    await first.reprice(msgspec.json.encode(DEARER))
+    await first.end()
+    again = await made()
+    assert (Meters.opened[1].adapters, Meters.opened[1].rate) == ((LAW, CODE), DEARER)
+    await told(again)
+    await made()
+    assert (Meters.opened[2].adapters, Meters.opened[2].rate) == ((), DEARER)
+
+
+async def test_a_replica_that_was_stopped_leaves_nothing_of_what_it_was_told(made, tmp_path):
+    inside = await made()
+    await told(inside, LAW)
+    await inside.close(0.0)
+    assert not list((tmp_path / "state").glob("*.told"))
+
+
+@pytest.mark.parametrize("found", [b"", b"{", b'{"rate": 3}', b"\xff"])
+async def test_what_cannot_be_read_of_it_is_as_if_nothing_had_been_told(made, tmp_path, found):
+    await told(await made(), LAW)
+    (file,) = (tmp_path / "state").glob("*.told")
+    file.write_bytes(found)
+    await made()
+    assert Meters.opened[1].adapters == ()
+
+
+async def test_a_disk_that_is_full_keeps_no_adapter_from_being_loaded(made, tmp_path):
+    inside = await made()
+    (tmp_path / "state" / "m-1.told.new").mkdir()
+    await told(inside, LAW)
+    assert inside._listener.wanted == [LAW]
