@@ -25,6 +25,7 @@ _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS generations (call TEXT PRIMARY KEY, account TEXT NOT NULL, at_us INTEGER NOT NULL, said BLOB NOT NULL)
 WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS generations_by_age ON generations (at_us);
+CREATE INDEX IF NOT EXISTS generations_by_account ON generations (account, at_us);
 """
 
 

@@ -63,6 +63,15 @@ END;
 CREATE TABLE IF NOT EXISTS gateways (gateway TEXT PRIMARY KEY, seen_us INTEGER NOT NULL) WITHOUT ROWID;
 """
 
+# Whoever opens a file first in which that was not counted from the beginning does so.
+_VERSION: Final = 1
+_COUNTED: Final = """
+DELETE FROM kept;
+INSERT INTO kept SELECT account, count(*) FROM repeats GROUP BY account;
+DELETE FROM kept_bytes;
+INSERT INTO kept_bytes SELECT account, sum(length(answer)) FROM repeats WHERE answer IS NOT NULL GROUP BY account;
+"""
+
 
 class Kept(msgspec.Struct, frozen=True):
     """An answer that was given."""
@@ -238,8 +247,28 @@ def _open(file: Path) -> apsw.Connection:
     db = apsw.Connection(str(file))
     db.set_busy_timeout(_BUSY_MS)
     db.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 16777216")
-    db.execute(_SCHEMA)
+    if _version(db) < _VERSION:
+        _prepare(db)
     return db
+
+
+def _prepare(db: apsw.Connection) -> None:
+    """Make the tables, or those that an earlier gateway's file lacks, and count what is in it; once, whoever else is at it."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        if _version(db) < _VERSION:
+            db.execute(_SCHEMA)
+            db.execute(_COUNTED)
+            db.execute(f"PRAGMA user_version = {_VERSION}")
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
+
+
+def _version(db: apsw.Connection) -> int:
+    (version,) = db.execute("PRAGMA user_version").fetchone() or (0,)
+    return int(version)
 
 
 def _hashed(key: str) -> str:

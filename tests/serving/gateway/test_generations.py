@@ -1,7 +1,9 @@
 """What a key's holder may ask of itself: what is left, what the key may, and what a call cost, also one it left."""
 
 import asyncio
+import contextlib
 
+import apsw
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -184,3 +186,46 @@ async def test_gateways_that_share_a_port_share_a_keys_limit(tmp_path):
         few = house.directory.add_key("k2", "ann", requests_per_min=3)
         async with house.post(key=few) as answer:
             assert answer.headers["x-ratelimit-limit-requests"] == "2"
+
+
+# -- the file ----------------------------------------------------------------------------------------------------------
+
+BEFORE = """
+CREATE TABLE generations (call TEXT PRIMARY KEY, account TEXT NOT NULL, at_us INTEGER NOT NULL, said BLOB NOT NULL)
+WITHOUT ROWID;
+CREATE INDEX generations_by_age ON generations (at_us);
+INSERT INTO generations VALUES ('c0', 'ann', 10, x'00');
+"""
+"""A file as an earlier gateway left it."""
+
+
+@pytest.mark.parametrize("before", ["", BEFORE], ids=["new", "from before"])
+@pytest.mark.parametrize("query", [generations._DROP_OLDEST, generations._BY_ACCOUNT])
+def test_what_is_pruned_of_an_account_is_found_without_looking_at_others(tmp_path, before, query):
+    """A gateway of two million calls would sort, or read, all of them, each minute, while the others wait for the file."""
+    file = tmp_path / "generations.sqlite"
+    if before:
+        with contextlib.closing(apsw.Connection(str(file))) as db:
+            db.execute(before)
+    store = Generations(file, now_us=lambda: 20)
+    store.note(
+        Generation(
+            call_id="c1",
+            account_id="bob",
+            key_id="",
+            model="m",
+            at_us=11,
+            took_us=1,
+            streamed=False,
+            status=200,
+            ended="stop",
+        )
+    )
+    store.close()
+    with contextlib.closing(apsw.Connection(str(file))) as db:
+        named = ("ann", 1)[: query.count("?")]
+        plan = [detail for *_, detail in db.execute(f"EXPLAIN QUERY PLAN {query}", named)]
+        calls = [call for (call,) in db.execute("SELECT call FROM generations ORDER BY at_us")]
+    assert any("generations_by_account" in detail for detail in plan), plan
+    assert not any(detail.startswith("USE TEMP B-TREE FOR") for detail in plan if named), plan
+    assert calls == (["c0", "c1"] if before else ["c1"])

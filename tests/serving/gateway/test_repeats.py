@@ -1,6 +1,7 @@
 """Requests that are sent twice with an `Idempotency-Key`: one run, one charge, one answer."""
 
 import asyncio
+import contextlib
 
 import aiohttp
 import apsw
@@ -252,3 +253,46 @@ async def test_a_refusal_that_cost_nothing_is_tried_again_under_its_key(house):
     house.engine.refuse_with = None
     async with house.post(headers=headers) as answer:
         assert answer.status == 200
+
+
+# -- a file of an earlier gateway --------------------------------------------------------------------------------------
+
+TABLE = """
+CREATE TABLE repeats (
+    account TEXT NOT NULL, key TEXT NOT NULL, request TEXT NOT NULL, call TEXT NOT NULL, gateway TEXT NOT NULL,
+    state TEXT NOT NULL, at_us INTEGER NOT NULL, answer BLOB, PRIMARY KEY (account, key)
+) WITHOUT ROWID;
+"""
+COUNTED = "CREATE TABLE kept (account TEXT PRIMARY KEY, records INTEGER NOT NULL) WITHOUT ROWID;"
+WEIGHED = "CREATE TABLE kept_bytes (account TEXT PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;"
+ROWS = "INSERT INTO repeats VALUES (?, ?, 'r', 'c', 'g0', 'done', 1000000000000000, ?)"
+
+
+@pytest.mark.parametrize("more", ["", COUNTED, COUNTED + WEIGHED], ids=["uncounted", "unweighed", "weighed too late"])
+async def test_what_an_earlier_gateway_kept_counts_against_the_bounds(files, tmp_path, monkeypatch, more):
+    """Counted once, whichever gateway opens the file first; and what is let go later is no longer counted."""
+    with contextlib.closing(apsw.Connection(str(tmp_path / "repeats.sqlite"))) as db:
+        db.execute(TABLE + more)
+        db.executemany(ROWS, [("ann", "1", b"x" * 70), ("ann", "2", b"x" * 20), ("bob", "1", None)])
+    stores = [files(f"g{number}") for number in range(3)]
+    await asyncio.gather(*(store.beat() for store in stores))
+    with contextlib.closing(apsw.Connection(str(tmp_path / "repeats.sqlite"))) as db:
+        assert dict(db.execute("SELECT * FROM kept")) == {"ann": 2, "bob": 1}
+        assert dict(db.execute("SELECT * FROM kept_bytes WHERE bytes > 0")) == {"ann": 90}
+    monkeypatch.setattr(repeats, "KEPT_BYTES_PER_ACCOUNT_MAX", 100)
+    assert await begin(stores[0]) is None
+    await stores[0].finish("ann", "key", ANSWER)
+    assert await begin(stores[1]) == "idempotency_not_kept"
+    late = files("g9", now_us=lambda: 10**15 + KEEP_US + 1)
+    await late.beat()
+    with contextlib.closing(apsw.Connection(str(tmp_path / "repeats.sqlite"))) as db:
+        assert list(db.execute("SELECT * FROM kept")) == list(db.execute("SELECT * FROM kept_bytes")) == []
+
+
+async def test_a_gateway_that_starts_later_counts_nothing_anew(files, tmp_path):
+    assert await begin(files("g1")) is None
+    with contextlib.closing(apsw.Connection(str(tmp_path / "repeats.sqlite"))) as db:
+        db.execute("UPDATE kept SET records = 7")
+    await files("g2").beat()
+    with contextlib.closing(apsw.Connection(str(tmp_path / "repeats.sqlite"))) as db:
+        assert list(db.execute("SELECT * FROM kept")) == [("ann", 7)]
