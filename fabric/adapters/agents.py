@@ -29,7 +29,10 @@ _CALL_TIMEOUT_S: Final = 15.0
 _COUNT_TIMEOUT_S: Final = 120.0
 _WARM_TIMEOUT_S: Final = 150.0
 _PROOF_WITHIN_S: Final = 60.0
-_HEARS_S: Final = 2.0
+PROMPT_S: Final = 2.0
+"""How long is waited for what is asked again soon anyway: Ray needs some 15 s to notice that a machine is gone, and until
+then one that is silent must keep nothing from the others.
+"""
 WATCHDOGS: Final = 2
 """So many agents look for unleased use while the gate is silent: each asks for all of Ray's tables."""
 _log = structlog.get_logger(__name__)
@@ -43,6 +46,9 @@ class Agents:
         self._settings = settings
         self._actors: dict[str, Admitted] = {}
         self._making: set[str] = set()
+        self._starting: dict[str, asyncio.Task[None]] = {}
+        self._sampling: dict[str, asyncio.Task[Any]] = {}
+        """By machine: what has been asked for, and not been answered yet."""
         self._watches: dict[str, dict[str, Watch]] = {}
         self.zygotes: dict[str, str] = {}
         """By machine: the socket of its zygote, "" while that is coming up."""
@@ -52,17 +58,27 @@ class Agents:
         """By lease: the last sample the gate has journaled."""
 
     async def cover(self, nodes: Iterable[Node]) -> None:
-        """Have an agent on every machine of these nodes."""
+        """Have an agent on every machine of these nodes, soon: who is not there yet keeps nobody waiting for long."""
         by_address: dict[str, list[Node]] = {}
         for node in nodes:
             by_address.setdefault(node.address, []).append(node)
-        missing = [(address, there) for address, there in by_address.items() if address not in self._actors]
-        await asyncio.gather(
-            *(
-                self._start(address, there[0].ray_id, by_cpu=all(node.by_cpu for node in there))
-                for address, there in missing
-            )
-        )
+        for address, there in by_address.items():
+            if address not in self._actors and address not in self._starting:
+                start = self._start(address, there[0].ray_id, by_cpu=all(node.by_cpu for node in there))
+                self._starting[address] = asyncio.ensure_future(start)
+        if not self._starting:
+            return
+        done, _ = await asyncio.wait(self._starting.values(), timeout=PROMPT_S)
+        for address in [address for address, start in self._starting.items() if start in done]:
+            if (error := self._starting.pop(address).exception()) is not None:
+                _log.warning("agent_not_started", address=address, why=str(error)[:200])
+
+    async def close(self) -> None:
+        """Wait for nothing any more."""
+        left = [*self._starting.values(), *self._sampling.values()]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     async def attach(self, address: str, watch: Watch) -> None:
         """Watch a lease's share; an agent that isn't there now is told when it is."""
@@ -96,24 +112,29 @@ class Agents:
             del self.acknowledged[lease_id]
 
     async def samples(self) -> dict[str, list[Cut]]:
-        """What every agent has to say of its leases, by lease; an agent that doesn't answer is left out."""
+        """What every agent has to say of its leases, by lease. One that doesn't answer in time is left out, and not asked again
+        until it has: it says the same until that is acknowledged.
+        """
         addresses = [address for address in self._actors if self._watches.get(address)]
-        answers = await asyncio.gather(
-            *(self._call(address, "samples", self._known(address)) for address in addresses), return_exceptions=True
-        )
+        for address in addresses:
+            if address not in self._sampling:
+                self._sampling[address] = asyncio.ensure_future(self._call(address, "samples", self._known(address)))
+        asked = {address: self._sampling[address] for address in addresses}
+        done, _ = await asyncio.wait(asked.values(), timeout=PROMPT_S) if asked else (set(), None)
         by_lease: dict[str, list[Cut]] = {}
-        for address, answer in zip(addresses, answers, strict=True):
-            if isinstance(answer, BaseException):
-                self._lose(address, answer)
+        for address in [address for address, answer in asked.items() if answer in done]:
+            answer = self._sampling.pop(address)
+            if (error := answer.exception()) is not None:
+                self._lose(address, error)
                 continue
-            for cut in answer:
+            for cut in answer.result():
                 by_lease.setdefault(cut.lease_id, []).append(cut)
         machines = Counter(lease_id for watches in self._watches.values() for lease_id in watches)
         return {lease_id: cuts for lease_id, cuts in by_lease.items() if len(cuts) == machines[lease_id]}
 
     async def sight(self, address: str) -> Sight | None:
         """Which devices the machine's agent can read now; None if it doesn't say."""
-        found = await self._tried(address, "sight")
+        found = await self._tried(address, "sight", within_s=PROMPT_S)
         return found if isinstance(found, Sight) else None
 
     async def holdings(self, address: str, *, work_dir: str) -> Holdings | None:
@@ -164,13 +185,14 @@ class Agents:
         if known is not None:
             told |= {address: msgspec.structs.replace(known, address=address) for address in chosen}
         self._watchdogs = chosen
-        await asyncio.gather(*(self._tried(address, "hear", said, within_s=_HEARS_S) for address, said in told.items()))
+        await asyncio.gather(*(self._tried(address, "hear", said, within_s=PROMPT_S) for address, said in told.items()))
 
     async def claimed(self) -> dict[str, set[int]]:
-        """By machine: the processes that are counted to a lease."""
+        """By machine: the processes that are counted to a lease. A machine that doesn't say is left out."""
         addresses = list(self._actors)
-        answers = await asyncio.gather(*(self._tried(address, "claimed") for address in addresses))
-        return {address: set(found) for address, found in zip(addresses, answers, strict=True) if found}
+        asked = (self._tried(address, "claimed", within_s=PROMPT_S) for address in addresses)
+        answers = await asyncio.gather(*asked)
+        return {address: set(found) for address, found in zip(addresses, answers, strict=True) if found is not None}
 
     async def end_strays(self) -> dict[str, list[int]]:
         """Have every machine end what has outlived its lease; the numbers of those processes, by machine."""

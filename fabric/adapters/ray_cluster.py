@@ -144,7 +144,7 @@ class RayCluster:
         self._agents.forget_all_but({*known, *self._attempts})
         self._lost.intersection_update(known)
         if self._looks is None and self._settings.reconcile_s > 0:
-            self._looks = self._begin(_every(self._settings.reconcile_s, self._look_for_unleased))
+            self._looks = self._begin(_every(self._settings.reconcile_s, self._remove_unleased))
             self._begin(_every(self._settings.watch_s, self._end_strays))
             self._begin(_every(self._settings.reconcile_s, self._be_heard))
         work_dir = self._settings.work_dir
@@ -204,6 +204,7 @@ class RayCluster:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._agents.be_heard(None)
+        await self._agents.close()
         await self._groups.close()
         await self._outbox.close()
 
@@ -344,9 +345,6 @@ class RayCluster:
             _log.warning("attempt_too_large", lease_id=there[folder], why=why)
             self._outbox.put(LeaseTooLarge(lease_id=there[folder], error=why))
 
-    async def _look_for_unleased(self) -> None:
-        await self._remove_unleased()
-
     async def _be_heard(self) -> None:
         await self._agents.be_heard(known_of(self._ours, self._nodes.values()))
 
@@ -366,8 +364,9 @@ class RayCluster:
 
         async with self._looking:
             look = await asyncio.to_thread(self._reconciler.look, list(self._nodes.values()), kill=kill)
+            found = await asyncio.to_thread(self._reconciler.end, look, kill=kill)
             claimed = await self._agents.claimed() if look.suspects else {}
-            found = await asyncio.to_thread(self._reconciler.end, look, claimed=claimed, kill=kill)
+            found += await asyncio.to_thread(self._reconciler.end_suspects, look, claimed=claimed)
         self._count(found)
         return found
 

@@ -158,14 +158,8 @@ class Reconciler:
             self._look_at_workers(look, groups, seen, kill, spared={row.pid for row in actors if row.id in mine})
         return look
 
-    def end(self, look: Look, *, claimed: Mapping[str, set[int]], kill: Kill) -> list[Unleased]:
-        """End what a look has found. Blocks.
-
-        Args:
-            look: what was found.
-            claimed: by machine, the processes that an agent counts to a lease.
-            kill: ends a process.
-        """
+    def end(self, look: Look, *, kill: Kill) -> list[Unleased]:
+        """End what a look has found to hold a device. Blocks. `kill` ends a process."""
         removed = []
         for found, job_id, do in look.unleased:
             with self._attempt(f"end {found.kind} {found.id[:16]}"):
@@ -177,8 +171,32 @@ class Reconciler:
                     self._known.tell_job(job_id, _WHY.format(kind=found.kind, name=found.name or found.id))
             with self._attempt(f"end Ray job {job_id}"):
                 self._note_taken(job_id, kill)
-        removed += self._end_suspects(look, claimed)
         self._tell(len(removed))
+        return removed
+
+    def end_suspects(self, look: Look, *, claimed: Mapping[str, set[int]]) -> list[Unleased]:
+        """End what is seen for some time, and in no process that is counted to a lease. Blocks.
+
+        Args:
+            look: what was found.
+            claimed: by machine, the processes that its agent counts to a lease; what runs on a machine that doesn't say may
+                be a lease's.
+        """
+        now, before, removed = time.monotonic(), self._suspected, []
+        self._suspected = {}
+        for suspect in look.suspects:
+            if suspect.pid in claimed.get(suspect.address, ()):
+                continue
+            key = suspect.found.id
+            self._suspected[key] = before.get(key, now)
+            is_told = suspect.address in claimed or not suspect.address
+            if now - self._suspected[key] < _SUSPECT_S or not is_told:
+                continue
+            with self._attempt(f"end {suspect.found.kind} {key[:16]}"):
+                suspect.end()
+                removed.append(suspect.found)
+                _log.warning("runaway_ended", kind=suspect.found.kind, id=key, name=suspect.found.name)
+        self.health.removed += len(removed)
         return removed
 
     def _look_at_groups(self, look: Look, groups: Sequence[GroupRow], seen: "_Seen") -> None:
@@ -288,23 +306,6 @@ class Reconciler:
             lambda: self._known.workers(node.address, node.port), what=f"workers of {node.node_id}"
         )
         return found
-
-    def _end_suspects(self, look: Look, claimed: Mapping[str, set[int]]) -> list[Unleased]:
-        """What is seen for some time, and in no process that is counted to a lease."""
-        now, before, removed = time.monotonic(), self._suspected, []
-        self._suspected = {}
-        for suspect in look.suspects:
-            if suspect.pid in claimed.get(suspect.address, ()):
-                continue
-            key = suspect.found.id
-            self._suspected[key] = before.get(key, now)
-            if now - self._suspected[key] < _SUSPECT_S:
-                continue
-            with self._attempt(f"end {suspect.found.kind} {key[:16]}"):
-                suspect.end()
-                removed.append(suspect.found)
-                _log.warning("runaway_ended", kind=suspect.found.kind, id=key, name=suspect.found.name)
-        return removed
 
     def _note_taken(self, job_id: str, kill: Kill) -> None:
         """A program that has what it lost started again, by retries or in a loop, is ended itself."""

@@ -124,8 +124,8 @@ class Watchdog:
         except Exception:
             self._reconciler = None  # the control store may have moved
             raise
-        look.suspects.clear()  # of what isn't seen to hold anything the gate knows more than was heard
-        return looking.end(look, claimed={}, kill=kill) if self.is_due else []
+        # Of what isn't seen to hold anything the gate knows more than was heard: suspects are left to it.
+        return looking.end(look, kill=kill) if self.is_due else []
 
 
 def _ours(known: Known, tables: Tables) -> Ours:

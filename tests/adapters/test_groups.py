@@ -104,7 +104,7 @@ class Tables:
 def removed_of(ours, table):
     looking = Reconciler(Ours(groups=ours), tables=lambda: Tables(table))
     look = looking.look([NODE], kill=lambda *_: None)
-    found = looking.end(look, claimed={}, kill=lambda *_: None)
+    found = looking.end(look, kill=lambda *_: None)
     assert looking.health.failures == 0, looking.health
     return found
 

@@ -96,7 +96,9 @@ def ended_by(tables, *, looks=1, claimed=None, ours=None):
 
     looking = Reconciler(ours or Ours(groups=set, job_id=GATE), tables=lambda: tables)
     for _ in range(looks):
-        looking.end(looking.look([NODE], kill=kill), claimed=claimed or {}, kill=kill)
+        look = looking.look([NODE], kill=kill)
+        looking.end(look, kill=kill)
+        looking.end_suspects(look, claimed=claimed or {})
     return ended, looking.health
 
 
@@ -187,6 +189,17 @@ def test_what_a_job_has_started_without_a_device_is_ended_unless_a_lease_is_char
     assert ended == ["a", "10.0.0.1 31", "10.0.0.1 33"]
     once, _ = ended_by(Tables(**rows), looks=1)
     assert once == []
+
+
+def test_what_may_be_a_leases_is_left_alone_where_nobody_says_what_leases_have(monkeypatch):
+    """An agent that doesn't answer has not said that it counts nothing to a lease."""
+    now = iter(range(1_000))
+    monkeypatch.setattr("fabric.adapters.reconciler.time.monotonic", lambda: next(now))
+    rows = {"actors": [actor("a", job_id=GATE, required={}, pid=31)], "workers": [worker(33, job_id=GATE, held={})]}
+    assert ended_by(Tables(**rows), looks=3, claimed={"10.0.0.2": set()})[0] == []
+    assert ended_by(Tables(**rows), looks=3, claimed={"10.0.0.1": set()})[0][:3] == ["a", "10.0.0.1 31", "10.0.0.1 33"]
+    nowhere = {"actors": [actor("a", job_id=GATE, required={}, pid=0, node_id="")]}
+    assert ended_by(Tables(**nowhere), looks=2, claimed={})[0] == ["a"]
 
 
 def test_a_process_that_stands_still_on_a_node_where_too_much_is_held_is_ended(monkeypatch):
