@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from fabric.adapters.agents import Agents
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import ClusterSettings
+from fabric.adapters.group_end import end_group
 from fabric.adapters.guarded import Admitted, actor_id_of, sealed, secret_of
 from fabric.adapters.line import Line
 from fabric.adapters.nodes import NODE_LABEL, Node
@@ -158,10 +159,29 @@ class Groups:
         self._kept.append(group)
         return True
 
-    async def destroy(self, group: Group) -> None:
-        """Remove a group and all that runs in it."""
+    async def destroy(self, group: Group, *, known: bool = False) -> None:
+        """Remove a group and all that runs in it.
+
+        Args:
+            group: one of ours.
+            known: its holder was told what its resources are called: who got in by these names is ended first.
+
+        Raises:
+            Unavailable: somebody stays in it.
+        """
+        loop = asyncio.get_running_loop()
+
+        def kill(address: str, pid: int) -> None:
+            asyncio.run_coroutine_threadsafe(self._agents.kill(address, pid), loop)
+
+        def remove() -> None:
+            remove_placement_group(group.placed)
+
         await self.dismiss(group)
-        await asyncio.to_thread(remove_placement_group, group.placed)
+        if known:
+            await asyncio.to_thread(end_group, group.id, list(self._nodes.values()), remove=remove, kill=kill)
+        else:
+            await asyncio.to_thread(remove)
         self._used.pop(group.id, None)
         self._ours.discard(group.id)
 

@@ -370,7 +370,7 @@ class Attempt:
         if keepable:
             await self.around.groups.dismiss(group)
         else:
-            await self.around.groups.destroy(group)
+            await self.around.groups.destroy(group, known=self.lease.kind is JobKind.LEASE)
             ended = await asyncio.gather(*(agents.end(a, lease_id, roots=pids) for a, pids in roots.items()))
         if keepable and not (all(ended) and self.around.groups.keep(group)):
             await self.around.groups.destroy(group)

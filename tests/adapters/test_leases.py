@@ -128,7 +128,7 @@ class Groups:
         self.fate.append("kept")
         return True
 
-    async def destroy(self, group):
+    async def destroy(self, group, *, known=False):
         self.fate.append("destroyed")
 
     def adopt(self, group):

@@ -287,6 +287,40 @@ async def test_a_job_that_waits_half_of_the_time_is_metered_at_half(world):
     assert ran <= 0.6
 
 
+@pytest.mark.parametrize("marked", [True, False])
+async def test_a_lease_ends_without_its_node_whoever_is_in_it_by_name(world, marked):
+    """As Serve's replicas are: Ray doesn't end who isn't in a group by its own word, and the node died of the rest."""
+    lease = world.lease({}, kind=JobKind.LEASE, shares=(("a1", 2),), accelerator="A100")
+    await world.start(lease)
+    await world.wait(LeaseStarted, lease.lease_id)
+    info = world.cluster.lease_info(lease.lease_id)
+
+    @ray.remote
+    class Serves:
+        def here(self):
+            return os.getpid()
+
+    group = info.placement_group_id
+    serves = Serves.options(
+        num_cpus=0,
+        resources={name: share for at in ("_0", "") for name, share in in_group(at, group).items()},
+        runtime_env={"env_vars": info.env_vars if marked else {"OF": "nobody"}},
+        max_restarts=-1,
+    ).remote()
+    assert await serves.here.remote()
+    removed = await world.remove(lease.lease_id)
+    assert removed.final is not None
+    (raylet,) = world.local._raylets["a1"].all_processes["raylet"]
+    again = world.lease(world.call(os.getpid), shares=(("a1", 4),), accelerator="A100")
+    finished, _ = await world.run(again)
+    assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
+    assert raylet.process.poll() is None
+
+
+def in_group(at, group):
+    return {f"bundle_group{at}_{group}": 0.001, f"GPU_group{at}_{group}": 1.0}
+
+
 async def test_a_bare_lease_gives_the_client_its_placement_group(world):
     lease = world.lease({}, kind=JobKind.LEASE, shares=(("a1", 2),), accelerator="A100")
     await world.start(lease)
