@@ -11,6 +11,7 @@ import signal
 import time
 from collections import Counter
 from contextlib import suppress
+from itertools import zip_longest
 
 import psutil
 import pytest
@@ -33,6 +34,8 @@ CREDIT = 1_000
 ENDS_S = 900
 """In which all jobs must have ended after the last blow."""
 TELLS_S = 30
+NOTICED_US = 20_000_000
+"""After which at the latest a dead node is known to be dead: Ray needs some 15 s."""
 UNLEASED_S = 2.0
 """For so long, at most, may somebody hold a device without a lease, also while the gate is dead."""
 ENDED = {"succeeded", "failed", "cancelled"}
@@ -58,7 +61,11 @@ class Chaos:
         self.strangers = []
         self.cut_off = []
         """When the node was killed that serves."""
+        self.killed = []
+        """Which nodes were killed, and when."""
         self.blows = Counter()
+        self.silent_s = 0.0
+        """For how long the gate was not to be heard after a blow, at the longest."""
 
     def tried(self, act, *arguments, **options):
         """What a caller would do: ask again while the gate is away, and take a no for a no."""
@@ -101,6 +108,9 @@ class Chaos:
         )[0]
         done = getattr(self, what.replace(" ", "_"))()
         self.blows[what] += bool(done)
+        began = time.monotonic()
+        self.tried(self.fabric.balance)
+        self.silent_s = max(self.silent_s, time.monotonic() - began)
 
     def pause(self):
         if (job := self.some()) is None:
@@ -151,8 +161,8 @@ class Chaos:
         node = self.dice.choice([*NODES])
         if len(self.drained) + len(self.gone) > 1 or node in self.drained + self.gone:
             return False
-        print(f"{time.strftime('%H:%M:%S')} kills {node}", flush=True)
         if done := self.place.say("kill", node):
+            self.killed.append((node, time.time()))
             self.gone.append(node)
             if node == SERVES:
                 self.cut_off.append(time.time())
@@ -215,6 +225,24 @@ class Chaos:
                     longest[node], who[node] = clock - began, held[node]
         return longest, who
 
+    def died(self):
+        """The nodes that ended though nobody killed them."""
+        lines = [json.loads(line) for line in self.place.taken.read_text().splitlines()]
+        return [holders["ended"] for _, nodes, holders in lines if nodes is None and "ended" in holders]
+
+    def check_time(self, job, records):
+        """Nothing is charged for a time in which no attempt of the job had its devices, nor twice, nor on a node that is dead."""
+        stays = {stay.attempt: stay for stay in job.info().ran}
+        records = sorted(records, key=lambda record: record.started_at_us)
+        for record, following in zip_longest(records, records[1:]):
+            assert record.metered_us <= record.ended_at_us - record.started_at_us, record
+            assert following is None or record.ended_at_us <= following.started_at_us, (record, following)
+            stay = stays.get(int(record.lease_id.rpartition(".")[2]))
+            nodes = [] if stay is None else [each.partition(" ")[0] for each in stay.nodes]
+            for died_us in (int(at * 1_000_000) for node, at in self.killed if node in nodes):
+                if record.started_at_us < died_us < record.ended_at_us:
+                    assert record.metered_us <= died_us - record.started_at_us + NOTICED_US, record
+
 
 def marked(mark):
     """Processes that carry the mark of this run's jobs."""
@@ -244,8 +272,10 @@ def test_whatever_happens_every_job_comes_to_its_end_once_and_leaves_nothing(pla
     print(f"{len(chaos.jobs)} jobs in {time.monotonic() - began:.0f} s: {dict(kinds)}; blows: {dict(chaos.blows)}")
     longest, who = chaos.squatted()
     print(
-        f"devices held without a lease, longest by node, s: { {k: (round(v, 1), who[k]) for k, v in longest.items()} }"
+        f"devices held without a lease, longest by node, s: { {k: (round(v, 1), who[k]) for k, v in longest.items()} };"
+        f" the gate was silent for {chaos.silent_s:.1f} s at the longest"
     )
+    assert chaos.died() == []
     for job, kind, seed in chaos.jobs.values():
         if job.id in chaos.cancelled and job.state == "cancelled":
             continue
@@ -263,6 +293,7 @@ def test_whatever_happens_every_job_comes_to_its_end_once_and_leaves_nothing(pla
         records = chaos.fabric.usage(job_id=job.id)
         assert sum(record.charged_uhs for record in records) == cost.burned_uhs
         assert cost.burned_uhs <= UHS_PER_CT // 2
+        chaos.check_time(job, records)
         charged += cost.burned_uhs
     balance = chaos.fabric.balance()
     assert (balance.held_uhs, balance.free_uhs) == (0, CREDIT * UHS_PER_CT - charged)
