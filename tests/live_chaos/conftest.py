@@ -1,10 +1,13 @@
 """A fabric on machines that come and go, for the tests of this folder."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +27,8 @@ CONFIG = """
 name: chaos
 ray: {{mode: join, address: "{address}"}}
 rpc: {{listen: "127.0.0.1:0"}}
+"""
+SERVING = """
 serving:
   listen: 127.0.0.1:0
   tls: plain
@@ -102,7 +107,24 @@ class Place:
             way,
             str(self.taken.with_name(f"told-{time.monotonic_ns()}")),
         ]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        os.set_blocking(process.stdout.fileno(), False)
+        return process
+
+    def looks(self):
+        """What was seen of devices that somebody holds outside of leases: (clock, {node: who}), without looks that failed."""
+        lines = (json.loads(line) for line in self.taken.read_text().splitlines())
+        return [(clock, {node: name for node, _, name in who}) for clock, nodes, who in lines if nodes is not None]
+
+    def squatted(self):
+        """How long, in seconds, somebody held devices of each node outside every lease, at the longest, and who that was."""
+        longest, since, who = Counter(), {}, {}
+        for clock, held in self.looks():
+            since = {node: since.get(node, clock) for node in held}
+            for node, began in since.items():
+                if clock - began > longest[node]:
+                    longest[node], who[node] = clock - began, held[node]
+        return longest, who
 
     def processes(self):
         """All of the cluster."""
@@ -121,10 +143,24 @@ def _name(process):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
+    """With a model."""
     from training import byte_lm
 
     model = tmp_path / "model"
     byte_lm.train(steps=20, export_to=str(model), directory=tmp_path / "run")
+    with placed(tmp_path, monkeypatch, SERVING.format(model=model)) as made:
+        yield made
+
+
+@pytest.fixture
+def bare_place(tmp_path, monkeypatch):
+    """Without."""
+    with placed(tmp_path, monkeypatch, "") as made:
+        yield made
+
+
+@contextmanager
+def placed(tmp_path, monkeypatch, serving):
     taken = tmp_path / "taken"
     machines = subprocess.Popen(
         [sys.executable, str(HERE / "machines.py"), str(taken)],
@@ -136,13 +172,15 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(Path(folder) / TOKEN_NAME))
     config = tmp_path / "chaos.yaml"
-    config.write_text(CONFIG.format(address=address, model=model))
+    config.write_text(CONFIG.format(address=address) + serving)
     found = house.up(config, state_dir=tmp_path / "state", any_port=True)
     made = Place(found, address, machines, taken)
-    yield made
-    house.down(tmp_path / "state", gate=True, now=True)
-    left = made.gates()
-    shutil.copytree(Path(folder) / "session_latest" / "logs", tmp_path / "ray", ignore_dangling_symlinks=True)
-    machines.communicate(timeout=90)
+    try:
+        yield made
+    finally:
+        house.down(tmp_path / "state", gate=True, now=True)
+        left = made.gates()
+        shutil.copytree(Path(folder) / "session_latest" / "logs", tmp_path / "ray", ignore_dangling_symlinks=True)
+        machines.communicate(timeout=90)
     assert left == []
     assert os.environ["RAY_AUTH_MODE"] == "token"

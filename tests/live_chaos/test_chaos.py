@@ -192,7 +192,7 @@ class Chaos:
         """No more blows; everything goes on to its end."""
         for stranger in self.strangers:
             stranger.kill()
-            stranger.wait()
+            stranger.communicate()
         while self.gone:
             self.add_node()
         while self.drained:
@@ -210,20 +210,6 @@ class Chaos:
                 told = time.monotonic()
                 print([(job.id, self.jobs[job.id][1].name, self.tried(job.info).timeline) for job in going], flush=True)
             time.sleep(0.5)
-
-    def squatted(self):
-        """How long, in seconds, somebody held devices of each node outside every lease, at the longest, and who that was."""
-        longest, since, who = Counter(), {}, {}
-        for line in self.place.taken.read_text().splitlines():
-            clock, nodes, holders = json.loads(line)
-            if nodes is None:
-                continue
-            held = {node: name for node, _, name in holders}
-            since = {node: since.get(node, clock) for node in held}
-            for node, began in since.items():
-                if clock - began > longest[node]:
-                    longest[node], who[node] = clock - began, held[node]
-        return longest, who
 
     def died(self):
         """The nodes that ended though nobody killed them."""
@@ -270,7 +256,7 @@ def test_whatever_happens_every_job_comes_to_its_end_once_and_leaves_nothing(pla
     callers.end()
     kinds = Counter(kind.name for _, kind, _ in chaos.jobs.values())
     print(f"{len(chaos.jobs)} jobs in {time.monotonic() - began:.0f} s: {dict(kinds)}; blows: {dict(chaos.blows)}")
-    longest, who = chaos.squatted()
+    longest, who = place.squatted()
     print(
         f"devices held without a lease, longest by node, s: { {k: (round(v, 1), who[k]) for k, v in longest.items()} };"
         f" the gate was silent for {chaos.silent_s:.1f} s at the longest"

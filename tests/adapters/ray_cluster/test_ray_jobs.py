@@ -311,7 +311,7 @@ async def test_a_lease_ends_without_its_node_whoever_is_in_it_by_name(world, mar
     removed = await world.remove(lease.lease_id)
     assert removed.final is not None
     (raylet,) = world.local._raylets["a1"].all_processes["raylet"]
-    again = world.lease(world.call(os.getpid), shares=(("a1", 4),), accelerator="A100")
+    again = world.lease(world.call(os.getpid), shares=(("a1", 2),), accelerator="A100")
     finished, _ = await world.run(again)
     assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
     assert raylet.process.poll() is None
