@@ -177,15 +177,14 @@ class RayTables:
         rows = [answer for answer in answers if answer is not None]
         return rows, [row.pid for row, answer in zip(found, answers, strict=True) if answer is None]
 
-    def job(self, job_id: str) -> JobRow | None:
-        """One Ray job."""
+    def jobs(self) -> dict[str, JobRow]:
+        """All Ray jobs by their ids, those that have ended among them."""
         request = gcs_service_pb2.GetAllJobInfoRequest(
             skip_submission_job_info_field=True, skip_is_running_tasks_field=True, limit=_ALL
         )
-        for row in self._jobs.GetAllJobInfo(request, timeout=_CALL_S).job_info_list:
-            if row.job_id.hex() == job_id:
-                return JobRow(job_id, row.driver_pid, row.driver_address.ip_address, row.is_dead)
-        return None
+        found = self._jobs.GetAllJobInfo(request, timeout=_CALL_S).job_info_list
+        rows = (JobRow(row.job_id.hex(), row.driver_pid, row.driver_address.ip_address, row.is_dead) for row in found)
+        return {row.id: row for row in rows}
 
     def kill_actor(self, actor_id: str) -> None:
         """End an actor, whoever's it is: it is not started again."""

@@ -2,7 +2,7 @@
 
 That is what holds an accelerator outside of our placement groups, whoever started it: an actor, restarted or detached or of
 another namespace, a task and its retries, a placement group. And what a job has started over Ray that no lease holds any
-more, or never did. What of this runs in a process that an agent counts to a lease ends with the lease, and is left alone
+more, or never did: through its runner, or through a driver of its own, for which it has Ray's token (`drivers`). What of this runs in a process that an agent counts to a lease ends with the lease, and is left alone
 until then.
 
 A look costs three questions to the control store; raylets are asked only where more devices are held than placement groups
@@ -23,6 +23,7 @@ import structlog
 
 from fabric.accelerators import DEVICE_RESOURCES
 from fabric.adapters.cluster_settings import Unleased
+from fabric.adapters.drivers import Drivers
 from fabric.adapters.nodes import Node
 from fabric.adapters.ray_tables import ActorRow, GroupRow, JobRow, RayTables, WorkerRow
 
@@ -55,7 +56,7 @@ class Tables(Protocol):
     def free(self) -> dict[str, Mapping[str, float]]: ...
     def workers(self, address: str, port: int) -> list[WorkerRow]: ...
     def workers_apart(self, node_id: str) -> tuple[list[WorkerRow], list[int]]: ...
-    def job(self, job_id: str) -> JobRow | None: ...
+    def jobs(self) -> dict[str, JobRow]: ...
     def kill_actor(self, actor_id: str) -> None: ...
     def remove_group(self, group_id: str) -> None: ...
     def end_job(self, job_id: str) -> None: ...
@@ -138,6 +139,7 @@ class Reconciler:
         self._taken: dict[str, list[float]] = {}
         self._turn = 0
         self._told_at = -HEALTH_EVERY_S
+        self._drivers = Drivers(own_cluster=ours.cluster)
         self._failed = 0
         self._classes: dict[str, str] = {}
         self.health = Health()
@@ -184,7 +186,12 @@ class Reconciler:
         """
         now, before, removed = time.monotonic(), self._suspected, []
         self._suspected = {}
+        others = {suspect.job_id for suspect in look.suspects} - {"", self._ours.job_id}
+        if others and (rows := self._asked(self._known.jobs)) is not None:
+            self._drivers.judge(others, rows, claimed=claimed)
         for suspect in look.suspects:
+            if suspect.job_id in others and not self._drivers.is_a_leases(suspect.job_id):
+                continue
             if suspect.pid in claimed.get(suspect.address, ()):
                 continue
             key = suspect.found.id
@@ -223,7 +230,7 @@ class Reconciler:
             holds = row.is_alive and row.group_id not in known and seen.holds(row.required)
             if holds or (self._ours.cluster and row.class_name == _SUPERVISOR):
                 look.unleased.append((found, row.job_id, end))
-            elif row.job_id == self._ours.job_id and row.group_id not in self._ours.used():
+            elif row.group_id not in self._ours.used():
                 look.suspects.append(Suspect(found, address, row.pid, row.job_id, end))
 
     def _look_at_workers(
@@ -274,7 +281,7 @@ class Reconciler:
         is_task = row.runs and not row.actor_id
         if takes:
             look.unleased.append((unleased, row.job_id, end))
-        elif is_task and row.job_id == self._ours.job_id and self._ours.used().isdisjoint(row.group_ids):
+        elif is_task and self._ours.used().isdisjoint(row.group_ids):
             look.suspects.append(Suspect(unleased, node.address, row.pid, row.job_id, end))
 
     def _nodes_to_ask(self, groups: Sequence[GroupRow], seen: "_Seen") -> tuple[list[Node], list[Node]]:
@@ -317,7 +324,7 @@ class Reconciler:
         self._taken[job_id] = recent
         if len(recent) < TAKES_AGAIN or job_id in ("", self._ours.job_id):
             return
-        row = self._known.job(job_id)
+        row = self._known.jobs().get(job_id)
         _log.warning("ray_job_ended", ray_job=job_id, times=len(recent), why="it takes devices without a lease")
         self._known.end_job(job_id)
         if row is not None and not row.is_over and row.driver_address:

@@ -27,11 +27,16 @@ def worker(pid, **facts):
     return WorkerRow(pid, STRANGER, "", runs=True, held=GPU, group_ids=frozenset())._replace(**facts)
 
 
+def driver(**facts):
+    return JobRow(STRANGER, 99, "10.0.0.9", is_over=False)._replace(**facts)
+
+
 class Tables:
     """Ray's tables, with rows of the test's; remembers what was ended. What is named in `broken` fails."""
 
-    def __init__(self, *, groups=(), actors=(), workers=(), apart=((), ()), free=None, broken=()):
+    def __init__(self, *, groups=(), actors=(), workers=(), jobs=(), apart=((), ()), free=None, broken=()):
         self.rows = {"groups": list(groups), "actors": list(actors), "workers": list(workers)}
+        self.drivers = {job.id: job for job in jobs}
         self.apart = apart
         self.left = {AT: {"GPU": 0.0, "H100": 4.0}} if free is None else free
         self.broken = set(broken)
@@ -62,9 +67,9 @@ class Tables:
         self.answer("workers_apart")
         return self.apart
 
-    def job(self, job_id):
-        self.answer("job")
-        return JobRow(job_id, 99, "10.0.0.9", is_over=False)
+    def jobs(self):
+        self.answer("jobs")
+        return self.drivers or {STRANGER: driver()}
 
     def kill_actor(self, actor_id):
         self.answer("kill_actor", of=actor_id)
@@ -132,7 +137,7 @@ def test_what_holds_a_device_without_a_lease_is_ended_and_nothing_else(name):
 
 
 PARTS = (
-    "groups", "actors", "free", "workers", "workers_apart", "job", "tell_job", "put", "end_job",
+    "groups", "actors", "free", "workers", "workers_apart", "jobs", "tell_job", "put", "end_job",
     "kill_actor a1", "kill_actor a2", "remove_group g1", "remove_group g2", "kill 11", "kill 12",
 )  # fmt: skip
 
@@ -200,6 +205,55 @@ def test_what_may_be_a_leases_is_left_alone_where_nobody_says_what_leases_have(m
     assert ended_by(Tables(**rows), looks=3, claimed={"10.0.0.1": set()})[0][:3] == ["a", "10.0.0.1 31", "10.0.0.1 33"]
     nowhere = {"actors": [actor("a", job_id=GATE, required={}, pid=0, node_id="")]}
     assert ended_by(Tables(**nowhere), looks=2, claimed={})[0] == ["a"]
+
+
+FOREIGN = {
+    "a driver within a lease": ([driver()], {99}, {}, True),
+    "a driver that belongs to nobody": ([driver()], set(), {}, False),
+    "a driver that has ended, on somebody's cluster": ([driver(is_over=True)], set(), {}, False),
+    "a driver that has ended, on a cluster of ours": ([driver(is_over=True)], set(), {"cluster": True}, True),
+    "a driver of ours that nobody knows": ([driver(id="03000000")], set(), {"cluster": True}, True),
+    "a driver beside the leases, on a cluster of ours": ([driver()], set(), {"cluster": True}, False),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_a_driver_of_a_jobs_own_has_started_without_a_device_is_ended(monkeypatch, name):
+    now = iter(range(1_000))
+    monkeypatch.setattr("fabric.adapters.reconciler.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("fabric.adapters.drivers.is_there", lambda pid: True)
+    drivers, claimed, more, is_ended = FOREIGN[name]
+    rows = {"actors": [actor("a", required={}, pid=31)], "workers": [worker(33, held={})], "jobs": drivers}
+    ours = Ours(groups=set, job_id=GATE, **more)
+    ended, _ = ended_by(Tables(**rows), looks=3, claimed={"10.0.0.1": set(), "10.0.0.9": claimed}, ours=ours)
+    assert set(ended) == ({"a", "10.0.0.1 31", "10.0.0.1 33"} if is_ended else set())
+
+
+def test_what_a_driver_has_left_is_judged_by_whose_it_was_while_it_ran(monkeypatch):
+    now = iter(range(1_000))
+    monkeypatch.setattr("fabric.adapters.reconciler.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("fabric.adapters.drivers.is_there", lambda pid: True)
+
+    def left_by(claimed, **more):
+        tables = Tables(actors=[actor("a", required={}, pid=31)], jobs=[driver()])
+        looking = Reconciler(Ours(groups=set, job_id=GATE, **more), tables=lambda: tables)
+
+        def look(told):
+            found = looking.look([NODE], kill=lambda *_: None)
+            return looking.end_suspects(found, claimed={"10.0.0.1": set(), **told})
+
+        for _ in range(1 if any(claimed.values()) else 2):
+            look(claimed)
+        before = list(tables.ended)
+        tables.drivers = {STRANGER: driver(is_over=True)}
+        for _ in range(3):
+            look({})
+        return before, tables.ended
+
+    assert left_by({"10.0.0.9": {99}}) == ([], ["a"] * 3)
+    assert left_by({"10.0.0.9": set()}, cluster=True) == ([], [])
+    assert left_by({}, cluster=True) == ([], ["a"] * 2)
+    assert left_by({"10.0.0.9": set()}) == ([], [])
 
 
 def test_a_process_that_stands_still_on_a_node_where_too_much_is_held_is_ended(monkeypatch):

@@ -68,6 +68,53 @@ def is_alive(name):
         return False
 
 
+def drives(address, token_file, told, *, stays_s):
+    """A job that connects to the fabric's own Ray, as a driver beside its lease, and leaves an actor behind."""
+    import subprocess
+    import sys
+    import textwrap
+    from pathlib import Path
+
+    program = textwrap.dedent(f"""
+        import os, time
+        for name in [name for name in os.environ if name.startswith(("RAY_", "FABRIC_"))]:
+            del os.environ[name]
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH={token_file!r})
+        import ray
+        ray.init(address={address!r}, namespace="leeches", log_to_driver=False)
+
+        @ray.remote(num_cpus=0)
+        class Leech:
+            pass
+
+        leech = Leech.options(name="driven", lifetime="detached").remote()
+        open({told!r}, "w").write("begun")
+        time.sleep({stays_s})
+        os._exit(0)
+    """)
+    subprocess.run([sys.executable, "-c", program], check=True)
+    return Path(told).read_text()
+
+
+async def test_what_a_driver_of_a_jobs_own_leaves_behind_is_ended(world, tmp_path):
+    token_file, told = os.environ["RAY_AUTH_TOKEN_PATH"], tmp_path / "told"
+    lease = world.lease(world.call(drives, world.local.address, token_file, str(told), stays_s=8))
+    await world.start(lease)
+    deadline = time.monotonic() + 120
+    while not any(isinstance(e, LeaseFinished) and e.lease_id == lease.lease_id for e in world.events):
+        assert time.monotonic() < deadline, "the job doesn't end"
+        await world.cluster.reconcile([world.view(lease)])
+        await asyncio.sleep(0.5)
+    finished = await world.wait(LeaseFinished, lease.lease_id)
+    assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
+    await world.remove(lease.lease_id)
+    assert told.read_text() == "begun"
+    while is_alive("driven"):
+        assert time.monotonic() < deadline, "the actor has outlived its lease"
+        await world.cluster.reconcile([])
+        await asyncio.sleep(0.5)
+
+
 async def test_an_actor_outside_of_its_group_is_metered_to_the_lease_while_that_runs(world, tmp_path):
     def burns():
         import time
