@@ -1,6 +1,7 @@
 """A result is data: what can be is read without running anything, and nothing that is read grows out of proportion."""
 
 import datetime as dt
+import itertools
 import math
 import pickle
 import struct
@@ -269,6 +270,35 @@ def deep(levels):
 def test_a_forged_parcel_is_refused(packed):
     with pytest.raises(ResultUnreadable):
         read_parcel(packed).value()
+
+
+PRIME = 2**61 - 1
+"""Integers are hashed as what they leave when divided by it."""
+ALIKE = [["int", (number * PRIME).to_bytes(12, "little", signed=True)] for number in range(8, 308)]
+ALIKE_TUPLES = [["tuple", *pair] for pair in itertools.product([1, 1 + PRIME, 1 + 2 * PRIME, 1 + 3 * PRIME], repeat=5)]
+
+
+@pytest.mark.parametrize(
+    ("tree", "why"),
+    [
+        (["set", *ALIKE], "one hash"),
+        (["frozenset", *ALIKE_TUPLES], "one hash"),
+        (["dict", None, *itertools.chain.from_iterable((key, 0) for key in ALIKE)], "one hash"),
+        (["counter", None, *itertools.chain.from_iterable((key, 0) for key in ALIKE_TUPLES)], "one hash"),
+        (["array", "<f8", [2**62] * 1_000, 0], "axes"),
+        (["tensor", "float32", [2**62] * 1_000, 0, 0], "axes"),
+    ],
+)
+def test_nothing_in_a_parcel_takes_time_with_the_square_of_its_size(tree, why):
+    """Somebody's result of 16 MiB would keep whoever reads it for half a day."""
+    with pytest.raises(ResultUnreadable, match=why):
+        read_parcel(parcel_of(tree, b"")).value()
+
+
+@pytest.mark.parametrize("around", [lambda tree: tree, lambda tree: ["list", ["tuple", tree]]])
+def test_a_map_is_refused_before_it_is_made(around):
+    with pytest.raises(ResultUnreadable, match="a map"):
+        read_parcel(parcel_of(around({1: 2})))
 
 
 def test_a_result_of_before_is_a_pickle_of_something():

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from fabric.errors import InvalidRequest
-from fabric.results.plain import Damaged, NotPlain, Reader, Writer
+from fabric.results.plain import DEPTH_MAX, Damaged, NotPlain, Reader, Writer
 
 MAGIC: Final = b"FABRIC-RESULT-1\n"
 HEAD_BYTES_MAX: Final = 16 * 2**20
@@ -22,6 +22,7 @@ TEXT_CHARS_MAX: Final = 2_000
 TYPE_CHARS_MAX: Final = 200
 NOTES_MAX: Final = 16
 _LENGTH_BYTES: Final = 4
+_ARRAYS_DEEP_MAX: Final = DEPTH_MAX + 2
 _PYTHON: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
 _PYTHON_CHARS: Final = 16
 _BY_VALUE: Final = b"cloudpickle.cloudpickle"
@@ -38,6 +39,9 @@ class ResultUnreadable(InvalidRequest):
     code = "result_unreadable"
 
 
+_NOTHING: Final = msgspec.Raw(msgspec.msgpack.encode(None))
+
+
 class _Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     form: str
     """data | pickle | error"""
@@ -45,7 +49,7 @@ class _Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The type's name: of a pickle and of an error."""
     text: str = ""
     """What the value's repr says of it, or the error's own text."""
-    tree: Any = None
+    tree: msgspec.Raw = _NOTHING
     """The value; of an error what it was made with, or nothing."""
     notes: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
@@ -57,6 +61,11 @@ class _Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Head).decode
+_decode_tree = msgspec.msgpack.Decoder().decode
+_split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_ARRAYS: Final = frozenset({*range(0x90, 0xA0), 0xDC, 0xDD})
+_MAPS: Final = frozenset({*range(0x80, 0x90), 0xDE, 0xDF})
+"""How msgpack begins them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +152,7 @@ def pack_value(value: Any) -> bytes:
     """
     writer = Writer()
     try:
-        head = _encode(_Head(form="data", tree=writer.tree(value), sizes=_sizes(writer.buffers)))
+        head = _encode(_Head(form="data", tree=_packed(writer.tree(value)), sizes=_sizes(writer.buffers)))
         if len(head) <= HEAD_BYTES_MAX:
             return _joined(head, writer.buffers)
     except (NotPlain, RecursionError):
@@ -183,7 +192,7 @@ def pack_error(error: BaseException) -> bytes:
         form="error",
         kind=type_name(type(error)),
         text=_text_of(error),
-        tree=tree,
+        tree=_packed(tree),
         notes=notes,
         sizes=_sizes(buffers),
         pickled=bool(pickled),
@@ -210,23 +219,42 @@ def read_parcel(data: bytes | memoryview) -> Parcel:
         raise ResultUnreadable(f"the result is damaged: its head has {length} bytes, {HEAD_BYTES_MAX} are the most")
     try:
         head = _decode(whole[start : start + length])
+        tree = _tree_of(head.tree)
         buffers = tuple(_cut(whole[start + length :], head.sizes))
     except (msgspec.MsgspecError, Damaged, RecursionError, ValueError) as error:
         raise ResultUnreadable(f"the result is damaged: {error}"[:TEXT_CHARS_MAX]) from None
     if head.pickled and not buffers:
         raise ResultUnreadable("the result is damaged: it has no pickle although it says so")
     return Parcel(
-        is_data=head.form == "data" or (head.form == "error" and head.tree is not None),
+        is_data=head.form == "data" or (head.form == "error" and tree is not None),
         is_error=head.form == "error",
         type_name=head.kind[:TYPE_CHARS_MAX],
         text=head.text[:TEXT_CHARS_MAX],
         size=len(whole),
-        _tree=head.tree,
+        _tree=tree,
         _notes=head.notes[:NOTES_MAX],
         _buffers=buffers,
         _pickle=buffers[-1] if head.pickled else None,
         python=head.python[:_PYTHON_CHARS],
     )
+
+
+def _tree_of(packed: msgspec.Raw) -> Any:
+    """A tree of leaves and arrays. A map is refused before it is made: its keys may be such as to take time with their square."""
+    waiting = [([packed], 0)]
+    while waiting:
+        parts, depth = waiting.pop()
+        for part in parts:
+            begin = memoryview(part)[0]
+            if begin in _MAPS or depth > _ARRAYS_DEEP_MAX:
+                raise Damaged("a map without its tag, or too deep")
+            if begin in _ARRAYS:
+                waiting.append((_split(part), depth + 1))
+    return _decode_tree(packed)
+
+
+def _packed(tree: Any) -> msgspec.Raw:
+    return msgspec.Raw(_encode(tree))
 
 
 def _python_of(pickled: bytes) -> str:

@@ -2,7 +2,7 @@
 
 A tree holds None, booleans, 64-bit integers, floats, text and short bytes as they are; everything else is an array that
 begins with its tag. Numbers in bulk, arrays and tensors lie in buffers, each of which is read once: nothing in a few
-bytes becomes large.
+bytes becomes large, and nothing takes time with the square of its size.
 """
 
 import datetime as dt
@@ -25,6 +25,10 @@ _BULK: Final = 16
 """From so many numbers of one type on they lie in a buffer."""
 _INT64: Final = range(-(2**63), 2**63)
 _DIGITS_MAX: Final = 4_000
+_AXES_MAX: Final = 64
+"""Of an array or a tensor: as numpy and torch have them."""
+_ALIKE_MAX: Final = 256
+"""Members of a set, or keys of a mapping, with one and the same hash: to find one of them all are looked at."""
 _SEQUENCES: Final[dict[str, Callable[[Iterable[Any]], Any]]] = {
     "list": list,
     "tuple": tuple,
@@ -35,6 +39,7 @@ _SEQUENCES: Final[dict[str, Callable[[Iterable[Any]], Any]]] = {
 _AS_IT_IS: Final = frozenset({bool, float})
 _LEAVES: Final = frozenset({int, str, bytes, bytearray})
 _TAG_OF: Final[dict[type, str]] = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset", deque: "deque"}
+_HASHED: Final = frozenset({"set", "frozenset"})
 _MAPPINGS: Final[dict[str, type[dict[Any, Any]]]] = {"dict": dict, "ordered": OrderedDict, "counter": Counter}
 _MAPPING_TAG_OF: Final[dict[type, str]] = {kind: tag for tag, kind in _MAPPINGS.items()}
 _DTYPE: Final = re.compile(
@@ -219,7 +224,8 @@ class Reader:
             raise Damaged("an array without its tag, or too deep")
         tag, *parts = tree
         if tag in _SEQUENCES:
-            return _SEQUENCES[tag](self._value(part, depth - 1) for part in parts)
+            members = [self._value(part, depth - 1) for part in parts]
+            return _SEQUENCES[tag](_apart(members) if tag in _HASHED else members)
         if tag in _MAPPINGS:
             return self._mapping(tag, parts, depth - 1)
         read = _READERS.get(tag)
@@ -229,8 +235,9 @@ class Reader:
 
     def _mapping(self, tag: str, parts: list[Any], depth: int) -> Any:
         made: Any = _MAPPINGS[tag]()
-        for at in range(1, len(parts), 2):
-            made[self._value(parts[at], depth)] = self._value(parts[at + 1], depth)
+        keys = _apart([self._value(part, depth) for part in parts[1::2]])
+        for key, part in zip(keys, parts[2::2], strict=True):
+            made[key] = self._value(part, depth)
         if parts[0] is not None and tag != "dict":
             made._metadata = self._value(parts[0], depth).get("_metadata")  # noqa: SLF001  # torch's own name
         return made
@@ -274,7 +281,17 @@ class Reader:
         return plain.requires_grad_(bool(flags & 1))
 
 
+def _apart(members: list[Any]) -> list[Any]:
+    """The same, unless too many of them have one hash: of integers, and what is made of them, anybody can find such."""
+    alike = max(Counter(map(hash, members)).values(), default=0)
+    if alike > _ALIKE_MAX:
+        raise Damaged(f"{alike} members or keys with one hash, {_ALIKE_MAX} are the most")
+    return members
+
+
 def _shape(shape: list[int]) -> list[int]:
+    if len(shape) > _AXES_MAX:
+        raise Damaged(f"an array with {len(shape)} axes, {_AXES_MAX} are the most")
     if not all(type(size) is int and size >= 0 for size in shape):
         raise Damaged("a size below nothing")
     return shape
