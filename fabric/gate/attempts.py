@@ -1,20 +1,27 @@
 """How often a job is tried again, and given back what it burned: never for ever, if it gets nowhere.
 
 Only the platform's own faults are refunded, and even those not without end: whoever could bring them about would compute for
-nothing. What counts is kept with the job, so that neither a start nor a restart forgets it.
+nothing. A job can: what it runs may end the node that it is on. What counts is kept with the job, and over all of a
+customer's jobs with the account, so that neither a start nor a restart nor a new job forgets it.
 """
 
 from typing import Final
 
 from fabric.charging.sessions import ChargingSession
-from fabric.gate.events import LeaseOutcome
+from fabric.gate import burning, hazards
+from fabric.gate.core import Core
+from fabric.gate.events import LeaseOutcome, Sample
 from fabric.gate.lifecycle import StopReason
-from fabric.gate.state import Job, LeaseRecord
+from fabric.gate.state import Account, Job, LeaseRecord
 
 LOSSES_IN_A_ROW: Final = 5
 """How often an attempt may be lost, or end by itself where the last one did, until the job is not tried again by itself."""
 UNSAVED_IN_A_ROW: Final = 2
 """How often one may end by itself that saved nothing: it begins where the last one did, and its owner pays for it each time."""
+OUTAGES_IN_A_ROW: Final = 5
+"""How often an account is given back what nodes that were lost took from it, until it has paid for as much."""
+OUTAGE_US: Final = 600_000_000
+"""What is lost within it after the first loss was lost together, and counts once: a rack takes many jobs along."""
 LOST_TOO_OFTEN: Final = "lost_too_often"
 """Why a job is parked whose attempts were lost so often: it keeps what it saved, and goes on when its owner says so."""
 PLATFORM_FAULT: Final = (None, StopReason.EVICTED, StopReason.DRAINED, StopReason.FABRIC_DOWN)
@@ -61,10 +68,46 @@ def note_save(job: Job, session: ChargingSession) -> None:
         job.losses = job.given_back_uhs = 0
 
 
-def is_refunded(job: Job, record: LeaseRecord) -> bool:
-    """Whether what this attempt lost is given back: the platform was at fault, and not for longer than is believable."""
-    lost = record.outcome is LeaseOutcome.LOST and record.stop_reason in PLATFORM_FAULT
-    return lost and job.losses <= LOSSES_IN_A_ROW
+def close(core: Core, job: Job, record: LeaseRecord, final: Sample | None) -> None:
+    """An attempt that has run is over: close its charging record, give back what is to be given back, and learn from it."""
+    assert record.started_at_us is not None
+    assert record.ended_at_us is not None
+    assert record.outcome is not None
+    account, by_itself = core.state.accounts[job.account_id], record.stop_reason is None
+    refunds = _is_refunded(job, record, account, now_us=core.now_us)
+    # What nobody believes the platform to be at fault for tells nothing of the pool either.
+    is_doubted = record.outcome is LeaseOutcome.LOST and by_itself and not refunds
+    hazards.note(
+        core.state.hazards,
+        record.pool,
+        ran_us=record.ended_at_us - record.started_at_us,
+        outcome=LeaseOutcome.INTERRUPTED if is_doubted else record.outcome,
+        reason=record.stop_reason,
+    )
+    if refunds and by_itself and not (account.outages and _is_the_same(account, core.now_us)):
+        account.outages += 1
+        account.outage_at_us = core.now_us
+    closed = burning.close(core, job, record, final, refunds=refunds)
+    if account.outages:
+        account.outages_gave_uhs += closed.refunded_uhs if by_itself else 0
+        account.outages_paid_uhs += closed.charged_uhs
+        if account.outages_paid_uhs > account.outages_gave_uhs:
+            account.outages = account.outages_gave_uhs = account.outages_paid_uhs = 0
+
+
+def _is_refunded(job: Job, record: LeaseRecord, account: Account, *, now_us: int) -> bool:
+    """Whether what this attempt lost is given back: the platform was at fault, and not more often than is believable. What it
+    took away itself, nobody else can have brought about.
+    """
+    if record.outcome is not LeaseOutcome.LOST or record.stop_reason not in PLATFORM_FAULT:
+        return False
+    is_believed = record.stop_reason is not None or account.outages < OUTAGES_IN_A_ROW or _is_the_same(account, now_us)
+    return is_believed and job.losses <= LOSSES_IN_A_ROW
+
+
+def _is_the_same(account: Account, now_us: int) -> bool:
+    """Whether what is lost now was lost in the outage that was counted last."""
+    return now_us - account.outage_at_us < OUTAGE_US
 
 
 def lost_too_often(error: str) -> str:

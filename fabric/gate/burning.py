@@ -7,6 +7,7 @@ begins or ends.
 
 from typing import Final
 
+from fabric.charging.records import Cdr
 from fabric.charging.sessions import ChargingSession
 from fabric.gate import holds
 from fabric.gate.core import Core
@@ -59,8 +60,10 @@ def charge_silence(core: Core, record: LeaseRecord) -> None:
         _charge(core, record, session, session.gap(window_us=unmetered_us))
 
 
-def close(core: Core, job: Job, record: LeaseRecord, final: Sample | None, *, refunds: bool) -> None:
-    """Charge the last sample and close the record; lost work is given back if the customer didn't ask for the end."""
+def close(core: Core, job: Job, record: LeaseRecord, final: Sample | None, *, refunds: bool) -> Cdr:
+    """Charge the last sample and close the record, which is returned; lost work is given back if the customer didn't ask for
+    the end.
+    """
     assert record.started_at_us is not None
     assert record.ended_at_us is not None
     if final is not None:
@@ -76,8 +79,10 @@ def close(core: Core, job: Job, record: LeaseRecord, final: Sample | None, *, re
     elif record.outcome is not LeaseOutcome.SUCCEEDED:
         amended(job.timeline, lost_uhs=session.lost_uhs, unsaved=job.saved_at_us is None)
     ended = str(record.outcome) if record.outcome else ""
-    core.records.append(session.close(ended=ended, at_us=record.ended_at_us))
+    closed = session.close(ended=ended, at_us=record.ended_at_us)
+    core.records.append(closed)
     job.ran_us += record.ended_at_us - record.started_at_us
+    return closed
 
 
 def _charge(core: Core, record: LeaseRecord, session: ChargingSession, due_uhs: int) -> None:

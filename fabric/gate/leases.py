@@ -210,11 +210,7 @@ def removed(core: Core, event: LeaseRemoved) -> None:
     job = core.state.jobs[record.lease.job_id]
     _note_step(job, event.step)
     if record.started_at_us is not None:
-        assert record.ended_at_us is not None
-        assert record.outcome is not None
-        ran_us = record.ended_at_us - record.started_at_us
-        hazards.note(core.state.hazards, record.pool, ran_us=ran_us, outcome=record.outcome, reason=record.stop_reason)
-        burning.close(core, job, record, event.final, refunds=attempts.is_refunded(job, record))
+        attempts.close(core, job, record, event.final)
     core.planner.release(job.job_id, now_us=core.now_us)
     core.replan = True
     del core.state.leases[event.lease_id]

@@ -38,6 +38,13 @@ class Account:
     opened_at_us: int
     entitlements: list[Entitlement] = field(default_factory=list)
     """What bundles gave besides compute tokens, each good until it expires."""
+    outages: int = 0
+    """How often nodes that were lost took work of its jobs that was given back, until it has paid for as much."""
+    outage_at_us: int = 0
+    """When the newest of them began."""
+    outages_gave_uhs: int = 0
+    outages_paid_uhs: int = 0
+    """What its jobs have paid for since the first of them."""
 
     def entitled(self, now_us: int) -> dict[str, int]:
         """What is good now, by asset."""

@@ -24,7 +24,7 @@ from fabric.gate.events import (
 from fabric.gate.instructions import Refusal, RemoveLease, StartLease, StopLease
 from fabric.ledger import Scope, Service, Use
 from fabric.ledger.sweeping import SETTLEMENT_WINDOW_US
-from tests.gate.oracle import Auditor, Meter, Tries, admits
+from tests.gate.oracle import Auditor, Meter, Outages, Tries, admits
 from tests.gate.world import CATALOGUE, T0, TARIFFS
 
 ACCOUNTS = ("ada", "bob", "cyd")
@@ -67,6 +67,7 @@ class Driver(RuleBasedStateMachine):
         self.channel, self.references = "sandbox", {}
         self.meters, self.weights, self.ended, self.stopped, self.outcomes = {}, {}, {}, {}, {}
         self.tries = defaultdict(Tries)
+        self.outages = defaultdict(Outages)
         self.devices, self.outstanding, self.leases = {}, {}, []
         self.nodes = dict(NODES_AT_FIRST)
         self.open_holds, self.over = set(), set()
@@ -236,9 +237,14 @@ class Driver(RuleBasedStateMachine):
         meter = self.meters[cdr.lease_id]
         lost = self.outcomes.get(cdr.lease_id, "lost") == "lost"
         tries = self.tries[cdr.job_id]
-        if lost and self.stopped.get(cdr.lease_id) in (None, "evicted", "drained", "fabric_down") and tries.believed():
+        reason, outages = self.stopped.get(cdr.lease_id), self.outages[cdr.account_id]
+        ours = lost and reason in (None, "evicted", "drained", "fabric_down") and tries.believed()
+        if ours and (reason is not None or outages.believed(self.latest)):
             meter.refunded = max(meter.charged - meter.durable, 0)
             tries.given_back += meter.refunded
+            if reason is None:
+                outages.took(self.latest, meter.refunded)
+        outages.paid(meter.charged)
         refunds = sum(transfer.postings[-1].amount for transfer in decision.transfers if transfer.kind == "refund")
         assert refunds == cdr.refunded_uhs == meter.refunded
         assert cdr.charged_uhs == meter.charged

@@ -417,6 +417,28 @@ class Meter:
         return self.rated - self.absorbed - self.refunded
 
 
+class Outages:
+    """How often lost nodes took an account's work, what it got back for that, and what it has paid since."""
+
+    MOST, TOGETHER_US = 5, 600_000_000
+
+    def __init__(self):
+        self.begun, self.gave, self.got = [], 0, 0
+
+    def believed(self, at):
+        return len(self.begun) < self.MOST or at < self.begun[-1] + self.TOGETHER_US
+
+    def took(self, at, given_back):
+        self.begun += [at] if not self.begun or at >= self.begun[-1] + self.TOGETHER_US else []
+        self.gave += given_back
+
+    def paid(self, amount):
+        if self.begun:
+            self.got += amount
+            if self.got > self.gave:
+                self.__init__()
+
+
 class Tries:
     """How often in a row one job's attempts came to nothing that its owner didn't ask for, and what it got back for them."""
 

@@ -1,7 +1,7 @@
 """Stories of attempts that are lost, or interrupted, over and over: who pays, and when it ends."""
 
 from fabric.gate import Gate
-from fabric.gate.events import Resume
+from fabric.gate.events import Cancel, NodeDrain, Resume
 from tests.gate.conftest import finished, metered, removed, saved, started, submit
 from tests.gate.world import S
 
@@ -63,3 +63,58 @@ def test_an_interruption_that_only_the_job_saw_is_paid_for_and_ends(story):
     assert story.job().burned_uhs == 50 * S
     assert story.gate.state.hazards["spot/H100"].lost == 0
     assert story.job().failures == 0
+
+
+def lost_once(story, *, at, jobs, seconds=10):
+    """Jobs whose node is lost at the same time; what each of them has paid at the end."""
+    for job in jobs:
+        story.at(at).must(submit(job, limit=100 * S))
+    for job in jobs:
+        story.at(at).do(started(f"{job}.1"))
+    for job in jobs:
+        story.at(at + seconds).do(finished("lost", f"{job}.1", error="node h1 was lost"))
+        story.do(removed(f"{job}.1"))
+    for job in jobs:
+        story.do(Cancel(job_id=job, account_id="ada"))
+        story.do(removed(f"{job}.2"))
+    return [story.job(job).burned_uhs for job in jobs]
+
+
+def test_new_jobs_are_no_new_losses_to_be_given_back(story):
+    """A job can end its own node: whoever does it with one job after the other would compute for nothing, for ever."""
+    paid = [lost_once(story, at=1_000 * at, jobs=[f"j{at}"]) for at in range(8)]
+    assert paid == [[0]] * 5 + [[10 * S]] * 3
+    story.gate = Gate.restore(story.gate.snapshot())
+    assert lost_once(story, at=9_000, jobs=["late"]) == [10 * S]
+    assert story.free() == 1_000 * S - 40 * S
+
+
+def test_what_one_outage_takes_is_one_loss_however_many_jobs_it_takes(story):
+    for at in range(4):
+        lost_once(story, at=1_000 * at, jobs=[f"j{at}"])
+    assert lost_once(story, at=5_000, jobs=["a", "b", "c", "d"]) == [0] * 4
+    assert lost_once(story, at=6_000, jobs=["e"]) == [10 * S]
+
+
+def test_who_has_paid_for_as_much_as_was_given_back_is_given_back_again(story):
+    for at in range(5):
+        lost_once(story, at=1_000 * at, jobs=[f"j{at}"])
+    story.at(6_000).must(submit("works", limit=100 * S))
+    story.do(started("works.1"))
+    story.at(6_060).do(finished("succeeded", "works.1"))
+    story.do(removed("works.1"))
+    assert lost_once(story, at=7_000, jobs=["again"]) == [0]
+
+
+def test_what_the_platform_itself_took_away_is_given_back_however_often(story):
+    """Nobody brings about an eviction, or a drain, of his own job."""
+    for at in range(8):
+        job, second = f"j{at}", 1_000 * at
+        story.at(second).must(submit(job, limit=100 * S))
+        story.do(started(f"{job}.1"))
+        story.at(second + 10).do(NodeDrain(node_id="h1", grace_us=5 * S))
+        story.do(finished("lost", f"{job}.1"))
+        story.do(removed(f"{job}.1"))
+        story.do(Cancel(job_id=job, account_id="ada"))
+        story.do(NodeDrain(node_id="h1", grace_us=0, undo=True))
+        assert story.job(job).burned_uhs == 0
