@@ -5,23 +5,23 @@ and those that they import. What is imported by a name made at run time, and dat
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
 def imported_beside(script: Path) -> list[Path]:
     """The script's own modules, in order, without itself: below its folder, as paths like the script's own."""
-    folder = script.parent
-    found: dict[Path, None] = {script: None}
-    waiting = [script]
-    while waiting:
-        importer = waiting.pop()
-        for name in _imported_names(importer):
-            for file in _files_of(name, folder):
-                if file not in found:
-                    found[file] = None
-                    waiting.append(file)
-    return sorted(found.keys() - {script})
+    return sorted(_with_imports([script], script.parent) - {script})
+
+
+def module_in(name: str, folder: Path) -> list[Path]:
+    """The files of a module or package of a folder, by its dotted name, and what they import of what lies there."""
+    return sorted(_with_imports(_files_of(name, folder), folder))
+
+
+def imported_by(code: str, folder: Path) -> list[Path]:
+    """What code that runs in a folder, such as that of `python -c`, imports of what lies there."""
+    return sorted(_with_imports((file for name in _names_in(code) for file in _files_of(name, folder)), folder))
 
 
 def uses(script: Path, package: str) -> bool:
@@ -30,10 +30,25 @@ def uses(script: Path, package: str) -> bool:
     return any(name.partition(".")[0] == package for file in files for name in _imported_names(file))
 
 
+def _with_imports(files: Iterable[Path], folder: Path) -> set[Path]:
+    found = set(files)
+    waiting = list(found)
+    while waiting:
+        for name in _imported_names(waiting.pop()):
+            new = set(_files_of(name, folder)) - found
+            found |= new
+            waiting += new
+    return found
+
+
 def _imported_names(file: Path) -> Iterator[str]:
+    return _names_in(file.read_bytes())
+
+
+def _names_in(code: bytes | str) -> Iterator[str]:
     """Dotted names, absolute ones: a package is taken whole, and so are its relative imports."""
     try:
-        tree = ast.parse(file.read_bytes(), filename=str(file))
+        tree = ast.parse(code)
     except (SyntaxError, ValueError):
         return  # it says so itself when it runs
     for node in ast.walk(tree):

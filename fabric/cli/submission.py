@@ -1,6 +1,7 @@
 """Commands that bring jobs: what one would cost, submitting it, and running a command through every eviction."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -114,7 +115,10 @@ def submit(
     hold: Hold = "full",
     working_dir: Annotated[
         Path | None,
-        typer.Option(help="Sent along, without what .gitignore and .fabricignore name; else what the script imports."),
+        typer.Option(
+            help="Sent along, without what .gitignore and .fabricignore name, and without .env files; else the files that"
+            " the command names, and the modules beside them that they import."
+        ),
     ] = None,
     env: Env = None,
     pip: Pip = None,
@@ -186,7 +190,11 @@ def run(
     tag: Tag = None,
     hold: Hold = "full",
     working_dir: Annotated[
-        Path | None, typer.Option(help="Sent along, without what .gitignore and .fabricignore name.")
+        Path | None,
+        typer.Option(
+            help="Sent along, without what .gitignore and .fabricignore name, and without .env files; else the files that"
+            " the command names, and the modules beside them that they import."
+        ),
     ] = None,
     env: Env = None,
     pip: Pip = None,
@@ -254,12 +262,15 @@ def _submitted(
     except KeyboardInterrupt:
         tell(f"it may have been submitted all the same: `fabric jobs --request-id {intention}` looks")
         raise
-    if fabric.left_out:
-        names, more_of_it = ", ".join(fabric.left_out[:_NAMED]), "" if len(fabric.left_out) <= _NAMED else ", …"
-        tell(
-            f"not sent, because .gitignore names it: {names}{more_of_it}; `!{fabric.left_out[0]}` in .fabricignore sends it"
-        )
+    _tell_left_out(fabric.left_out, "because .gitignore names it")
+    _tell_left_out(fabric.secrets_left_out, "because such files hold secrets")
     return made
+
+
+def _tell_left_out(names: Sequence[str], why: str) -> None:
+    if names:
+        more = "" if len(names) <= _NAMED else ", …"
+        tell(f"not sent, {why}: {', '.join(names[:_NAMED])}{more}; `!{names[0]}` in .fabricignore sends it")
 
 
 def _follow(made: Job, *, as_json: bool, timeline: bool = False) -> None:

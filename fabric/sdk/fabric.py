@@ -45,6 +45,7 @@ class Fabric:
         self.client = client
         self._feed = Feed(client)
         self._left_out: tuple[str, ...] = ()
+        self._secrets_left_out: tuple[str, ...] = ()
 
     def __enter__(self) -> "Fabric":  # noqa: PYI034  # Self is not there before Python 3.11
         return self
@@ -58,6 +59,11 @@ class Fabric:
     def left_out(self) -> tuple[str, ...]:
         """What of the working directory sent last stayed because a `.gitignore` names it."""
         return self._left_out
+
+    @property
+    def secrets_left_out(self) -> tuple[str, ...]:
+        """Its `.env` files, which stay unless its `.fabricignore` asks for them."""
+        return self._secrets_left_out
 
     def close(self) -> None:
         """Let go of the connection. Jobs go on running."""
@@ -132,7 +138,8 @@ class Fabric:
             hold: "full" holds the whole limit at the start, "rolling" a part at a time.
             kwargs: keyword arguments for the callable.
             working_dir: sent along as a zip, without what `.gitignore` and `.fabricignore` name: a function's modules are imported from it, and
-                files are read below it. Without one, a script takes along the modules beside it that it imports.
+                files are read below it. Without one, a script or a command takes along the files that it names and the modules
+                beside them that they import; data files and folders need one. `.env` files stay.
             env: environment variables. They stay in the job's record, in exports of it and, for programs, on Ray's dashboard:
                 no place for secrets.
             runtime_env: in Ray's words: pip or uv (a list of packages), env_vars, config.setup_timeout_seconds. Packages are
@@ -299,7 +306,7 @@ class Fabric:
             files = packed.files
             payload.command.extend(packed.command)
             payload.preload = packed.preload
-            self._left_out = packed.left_out
+            self._left_out, self._secrets_left_out = packed.left_out, packed.secrets
         if files is not None:
             payload.working_dir_sha256 = self.client.put_blob(files)
         return payload

@@ -1,6 +1,7 @@
 """From a script or a command to bytes that run elsewhere. Says no before anything is sent. Functions: see `functions`.
 
-A script travels with its working directory, or where none is given with the modules beside it that it imports.
+A script travels with its working directory, or where none is given with the files that its command names and the modules
+beside them that they import.
 """
 
 import io
@@ -14,14 +15,13 @@ from typing import Final, NamedTuple
 
 from fabric.errors import InvalidRequest
 from fabric.imports import imported_beside, uses
+from fabric.sdk.commands import is_file, reached, script_of
 from fabric.sdk.sent_files import listed
 
 WORKING_DIR_BYTES_MAX: Final = 256 * 1024 * 1024
 _IMPORTED: Final = re.compile(r"^\s*(?:import|from)\s+(\w+)", re.MULTILINE)
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 _MSDOS_FOLDER: Final = 0x10
-_INTERPRETERS: Final = frozenset(("bash", "sh", "dash", "zsh", "node", "perl", "ruby", "Rscript", "julia", "php"))
-"""Of which the first word that is no option, and is a file, is the script."""
 
 
 def script_command(script: str | os.PathLike[str], args: Sequence[object]) -> list[str]:
@@ -47,6 +47,8 @@ class Packed(NamedTuple):
     preload: str = ""
     left_out: tuple[str, ...] = ()
     """What of the working directory stays because a `.gitignore` names it."""
+    secrets: tuple[str, ...] = ()
+    """Its `.env` files, which stay too."""
 
 
 def pack_files(command: Sequence[str], *, working_dir: str | os.PathLike[str] | None) -> bytes | None:
@@ -55,8 +57,8 @@ def pack_files(command: Sequence[str], *, working_dir: str | os.PathLike[str] | 
 
 
 def pack_program(command: Sequence[str], *, working_dir: str | os.PathLike[str] | None) -> Packed:
-    """A command with a zip of the working directory; without one, of the files that it names and of what its script imports
-    of the modules beside it. A script that lies elsewhere, named by `/abs/x.py` or `../x.py`, is sent from there.
+    """A command with a zip of the working directory; without one, of the files that it reaches (see `commands`). A script
+    that lies elsewhere, named by `/abs/x.py` or `../x.py`, is sent from there.
 
     Raises:
         InvalidRequest: the script isn't there (`script_not_found`) or outside of the working directory given
@@ -66,7 +68,7 @@ def pack_program(command: Sequence[str], *, working_dir: str | os.PathLike[str] 
     root = Path(working_dir) if working_dir is not None else Path()
     if not root.is_dir():
         raise InvalidRequest(f"there is no directory {root}", code="working_dir_not_found", path=str(root))
-    script = _script_of(command)
+    script = script_of(command)
     place = None if script is None else _place_of(script, root, is_given=working_dir is not None)
     if place is not None and script is not None:
         command = [place.name if word == script else word for word in command]
@@ -84,8 +86,10 @@ def pack_program(command: Sequence[str], *, working_dir: str | os.PathLike[str] 
     if working_dir is not None:
         found = listed(root)
         entries = {path.as_posix(): root / path for path in found.files}
-        return Packed(_zip(root, entries, empty=found.empty), list(command), preload, tuple(found.left_out))
-    named = {Path(word).as_posix(): Path(word) for word in command if _is_own_file(word)}
+        return Packed(
+            _zip(root, entries, empty=found.empty), list(command), preload, tuple(found.left_out), tuple(found.secrets)
+        )
+    named = reached(command)
     if place is not None:
         named[place.name] = place.folder / place.name
         if is_python:
@@ -104,9 +108,9 @@ class _Place(NamedTuple):
 def _place_of(script: str, root: Path, *, is_given: bool) -> _Place | None:
     """Where the script is that a command names; None if there is none."""
     own = Path(script)
-    if not own.is_absolute() and ".." not in own.parts and _is_file(root / own):
+    if not own.is_absolute() and ".." not in own.parts and is_file(root / own):
         return _Place(root, own.as_posix())
-    if not _is_file(own):
+    if not is_file(own):
         return None
     path, top = Path(os.path.abspath(own)), Path(os.path.abspath(root))  # noqa: PTH100  # links stay as they are named
     if path.is_relative_to(top):
@@ -132,36 +136,13 @@ def _check_first(root: Path, command: Sequence[str]) -> None:
             code="not_a_command",
             path=first,
         )
-    if not Path(first).is_absolute() and _is_file(path) and not os.access(path, os.X_OK):
+    if not Path(first).is_absolute() and is_file(path) and not os.access(path, os.X_OK):
         raise InvalidRequest(
             f"{first} is neither a Python script (.py) nor executable: run `chmod +x {first}`, or name what runs it, such"
             f" as `-- sh {first}`",
             code="not_executable",
             path=first,
         )
-
-
-def _script_of(command: Sequence[str]) -> str | None:
-    """The script that a command runs, if it plainly runs one."""
-    if command and Path(command[0]).name.startswith("python"):
-        first = next((word for word in command[1:] if not word.startswith("-")), None)
-        flags = command[1 : command.index(first)] if first is not None else ()
-        return None if {"-m", "-c"} & set(flags) else first
-    if command and Path(command[0]).name in _INTERPRETERS:
-        first = next((word for word in command[1:] if not word.startswith("-")), None)
-        flags = command[1 : command.index(first)] if first is not None else ()
-        return None if {"-c", "-e", "-m"} & set(flags) or first is None or not _is_file(Path(first)) else first
-    return command[0] if command and command[0].endswith((".py", ".sh")) else None
-
-
-def _is_own_file(word: str) -> bool:
-    path = Path(word)
-    return not path.is_absolute() and ".." not in path.parts and _is_file(path)
-
-
-def _is_file(path: Path) -> bool:
-    """Whether there is such a file. A word may be any text, such as that of `python -c`, which is longer than a name may be."""
-    return os.path.isfile(path)  # noqa: PTH113  # Path.is_file raises OSError for what can't be a file's name
 
 
 def _zip(root: Path, entries: Mapping[str, Path], *, empty: Sequence[Path] = ()) -> bytes:

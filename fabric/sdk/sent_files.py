@@ -7,6 +7,7 @@ caches, virtual environments, and `.env` files, which are where secrets are kept
 
 import os
 from collections.abc import Iterator, Sequence
+from enum import Enum, auto
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -14,9 +15,11 @@ from pathspec import GitIgnoreSpec
 
 EXCLUDES: Final = (
     ".git", ".hg", ".svn", "__pycache__", "*.pyc", ".venv", "venv", "node_modules", ".mypy_cache", ".ruff_cache",
-    ".pytest_cache", ".ipynb_checkpoints", ".env", ".env.*", "!.env.example",
+    ".pytest_cache", ".ipynb_checkpoints",
 )  # fmt: skip
-"""Never sent with a folder, unless its `.fabricignore` asks for it."""
+"""Never sent with a folder, unless its `.fabricignore` asks for it; nobody looks for these where the job runs."""
+_SECRETS: Final = (".env", ".env.*", "!.env.example")
+"""Not either; but a program may miss them, so they are named."""
 _IGNORED: Final = ".gitignore"
 _OWN: Final = ".fabricignore"
 _VENV: Final = "pyvenv.cfg"
@@ -31,6 +34,16 @@ class Listing(NamedTuple):
     """Folders of which nothing is sent but that they are there."""
     left_out: list[str]
     """What was left out because a `.gitignore` names it: the uppermost of it."""
+    secrets: list[str]
+    """The `.env` files that were left out."""
+
+
+class _Left(Enum):
+    """Why something is left out, as far as that is told."""
+
+    UNTOLD = auto()
+    BY_GIT = auto()
+    SECRET = auto()
 
 
 class _Rules(NamedTuple):
@@ -49,25 +62,28 @@ def listed(root: Path) -> Listing:
     """What of a folder is sent."""
     top = Path(os.path.abspath(root))  # noqa: PTH100  # `resolve` would follow a link that the folder may be
     ignores = _Ignores(top)
-    found = Listing([], [], [])
+    found = Listing([], [], [], [])
     _walk(top, ignores, found, top=top, above=(), rules=ignores.above)
-    return Listing(found.files, found.empty, found.left_out)
+    return found
 
 
 class _Ignores:
     def __init__(self, top: Path) -> None:
         self.always = _Rules(top, GitIgnoreSpec.from_lines(EXCLUDES))
+        self.secrets = _Rules(top, GitIgnoreSpec.from_lines(_SECRETS))
         self.own = _Rules(top, _read(top / _OWN))
         self.above = tuple(_Rules(folder, _read(folder / _IGNORED)) for folder in _repository_above(top))
 
-    def leave_out(self, path: Path, rules: Sequence[_Rules], *, is_folder: bool) -> tuple[bool, bool]:
-        """Whether it is left out, and whether for the sake of a `.gitignore`."""
+    def leave_out(self, path: Path, rules: Sequence[_Rules], *, is_folder: bool) -> _Left | None:
+        """Why it is left out; None = it is sent."""
         if (own := self.own.say(path, is_folder=is_folder)) is not None:
-            return own, False
+            return _Left.UNTOLD if own else None
         if self.always.say(path, is_folder=is_folder) or (is_folder and (path / _VENV).is_file()):
-            return True, False
+            return _Left.UNTOLD
+        if self.secrets.say(path, is_folder=is_folder):
+            return _Left.SECRET
         said = [each for rule in rules if (each := rule.say(path, is_folder=is_folder)) is not None]
-        return bool(said and said[-1]), True
+        return _Left.BY_GIT if said and said[-1] else None
 
 
 def _walk(
@@ -81,9 +97,10 @@ def _walk(
     before = len(found.files) + len(found.empty)
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path, is_folder = Path(entry.path), entry.is_dir()
-        left_out, by_git = ignores.leave_out(path, rules, is_folder=is_folder)
-        if left_out:
-            found.left_out.extend([path.relative_to(top).as_posix() + ("/" if is_folder else "")] if by_git else [])
+        if left := ignores.leave_out(path, rules, is_folder=is_folder):
+            named = path.relative_to(top).as_posix() + ("/" if is_folder else "")
+            found.left_out.extend([named] if left is _Left.BY_GIT else [])
+            found.secrets.extend([named] if left is _Left.SECRET else [])
         elif is_folder:
             _walk(path, ignores, found, top=top, above=(*above, real), rules=rules)
         elif entry.is_file():

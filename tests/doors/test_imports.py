@@ -1,12 +1,13 @@
 """What travels with a script that is sent without a working directory."""
 
 import io
+import shlex
 import zipfile
 
 import pytest
 
 from fabric.errors import InvalidRequest
-from fabric.sdk.packing import pack_files
+from fabric.sdk.packing import pack_files, pack_program
 
 FILES = {
     "main.py": "import os, helper\nfrom pieces.left import x\nimport torch\n",
@@ -83,6 +84,62 @@ def test_what_is_executable_or_may_be_a_command_of_the_nodes_is_sent(place):
     (place / "torch_notes.txt").chmod(0o755)
     assert packed("./torch_notes.txt") == {"torch_notes.txt"}
     (place / "true").mkdir()
-    assert packed("true", "helper.py") == {"helper.py"}
-    assert packed("no-such-command", "helper.py") == {"helper.py"}
+    assert packed("true", "unused.py") == {"unused.py"}
+    assert packed("no-such-command", "unused.py") == {"unused.py"}
     assert packed("./main.py") >= {"main.py"}
+
+
+@pytest.fixture
+def project(place):
+    (place / "train.py").write_text("import helper\n")
+    (place / "app" / "steps").mkdir(parents=True)
+    (place / "app" / "__main__.py").write_text("import helper\n")
+    (place / "app" / "steps" / "fit.py").write_text("")
+    (place / "conf").mkdir()
+    (place / "conf" / "a.yaml").write_text("")
+    (place / ".env").write_text("TOKEN=1")
+    (place / "train.sh").write_text("source .env\nexec torchrun --nproc-per-node 2 'train.py' < conf/a.yaml\n")
+    (place / "all.sh").write_text("for n in 1 2; do ./train.sh $n; done; python -m app.steps.fit; bash all.sh\n")
+    return place
+
+
+HELPER, APP = {"helper.py", "later.py", "main.py"}, {"app/__main__.py", "app/steps/fit.py"}
+MAIN = {"pieces/__init__.py", "pieces/left.py", "pieces/right.py", "pieces/deeper/leaf.py"}
+TRAIN = {"train.py"} | HELPER | MAIN
+
+
+@pytest.mark.parametrize(
+    ("command", "sent"),
+    [
+        ("python -W ignore train.py", TRAIN),
+        ("python -X dev -u train.py", TRAIN),
+        ("python -Wignore -Xdev train.py", TRAIN),
+        ("python --check-hash-based-pycs never train.py", TRAIN),
+        ("torchrun --nproc-per-node 2 train.py --lr 1", TRAIN),
+        ("accelerate launch train.py", TRAIN),
+        ("env A=1 python train.py", TRAIN),
+        ("python -m torch.distributed.run --nproc-per-node 2 train.py", TRAIN),
+        ("python -m train --epochs 3", TRAIN),
+        ("python -mtrain", TRAIN),
+        ("python -um train", TRAIN),
+        ("python -m app.steps.fit", APP | HELPER | MAIN),
+        ("torchrun -m app.steps.fit", APP | HELPER | MAIN),
+        ("torchrun --module=app.steps.fit", APP | HELPER | MAIN),
+        ("python -m json.tool", set()),
+        ("python -c 'import train'", TRAIN),
+        ("python -c 'import json'", set()),
+        ("python train.py --conf=conf/a.yaml", TRAIN | {"conf/a.yaml"}),
+        ("python train.py conf=conf/a.yaml", TRAIN | {"conf/a.yaml"}),
+        ("bash train.sh", TRAIN | {"train.sh"}),
+        ("bash -c 'cd . && python train.py'", TRAIN),
+        ("bash all.sh", TRAIN | APP | {"train.sh", "all.sh"}),
+    ],
+)
+def test_whatever_starts_the_programs_of_a_project_they_have_their_modules(project, command, sent):
+    """Data that a shell script reads, and its secrets, are not among them: that needs a working directory."""
+    assert packed(*shlex.split(command)) == sent
+
+
+def test_a_program_that_is_named_by_no_script_of_its_own_is_left_as_it_was(project):
+    for command in (["python", "-W", "ignore", "-c", "print(1)"], ["python", "-", "x"], ["python"], ["env", "A=1"]):
+        assert pack_program(command, working_dir=None).command == command

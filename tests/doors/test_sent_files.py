@@ -105,6 +105,7 @@ def test_secrets_and_environments_are_sent_only_if_asked_for(folder, name):
     if "myenv" in name:
         write(folder, myenv__pyvenv_dot_cfg="")
     assert sent(folder) == [".env.example", "a.py"]
+    assert listed(folder).secrets == ([name] if ".env" in name else []), "a program may miss it, so it is named"
     top = name.split("/")[0]
     write(folder, _dot_fabricignore=f"!{top if top != 'deep' else '.env'}\n")
     assert name in sent(folder)
