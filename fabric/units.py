@@ -32,6 +32,7 @@ UHS_PER_CT: Final = 3_600_000_000
 MICROS_PER_S: Final = 1_000_000
 PPM: Final = 1_000_000
 INT64_MAX: Final = 2**63 - 1
+INT32_MAX: Final = 2**31 - 1
 AMOUNT_UHS_MAX: Final = 10_000_000 * UHS_PER_CT
 """The most that one booking, limit or hold is about: 0.4 % of what the books have room for in all, so that no slip of the
 pen fills them.

@@ -6,7 +6,7 @@ import msgspec
 
 from fabric.adapters.testimony import text
 from fabric.gate.views import JobView
-from fabric.progress import WARNING_CHARS_MAX, Progress
+from fabric.progress import TIMERS, WARNING_CHARS_MAX, Progress
 from fabric.units import INT64_MAX
 
 _REMEMBERED_MAX: Final = 4_096
@@ -22,7 +22,7 @@ class Newest:
     def note(self, job_id: str, said: object) -> None:
         """What a runner said, if it makes sense: the process is its tenant's own."""
         try:
-            told = msgspec.convert(msgspec.to_builtins(said), Progress)
+            told = _fit(msgspec.convert(msgspec.to_builtins(said), Progress))
         except (TypeError, ValueError, RecursionError):
             return
         self._by_job.pop(job_id, None)
@@ -33,7 +33,7 @@ class Newest:
     def step_of(self, job_id: str) -> int:
         """The last step it told of; 0 if it told none."""
         told = self._by_job.get(job_id)
-        return min(told.step, INT64_MAX) if told is not None and told.step > 0 else 0
+        return 0 if told is None else told.step
 
     def shown(self, view: JobView) -> JobView:
         """The job's view with what it tells of itself. What lies ahead is told only of a job that runs."""
@@ -44,5 +44,24 @@ class Newest:
         if view.state not in ("running", "stopping"):
             facts |= {"eta_us": None, "throughput_milli": 0}
         else:
-            facts["warning"] = text(told.warning[:WARNING_CHARS_MAX])
+            facts["warning"] = told.warning
         return msgspec.structs.replace(view, step=max(told.step, view.step), **facts)
+
+
+def _fit(said: Progress) -> Progress:
+    """What there is a place for in what is shown, and no more: it is kept for each job, and one word that fits nowhere would
+    spoil the list that it stands in.
+    """
+    return Progress(
+        step=max(0, _number(said.step)),
+        steps_total=_number(said.steps_total),
+        loss_micro=None if said.loss_micro is None else _number(said.loss_micro),
+        throughput_milli=_number(said.throughput_milli),
+        eta_us=None if said.eta_us is None else _number(said.eta_us),
+        timers={name: _number(said.timers[name]) for name in TIMERS if name in said.timers},
+        warning=text(said.warning[:WARNING_CHARS_MAX]),
+    )
+
+
+def _number(said: int) -> int:
+    return max(-INT64_MAX, min(said, INT64_MAX))

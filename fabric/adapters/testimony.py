@@ -15,7 +15,7 @@ from fabric.adapters.results import JOURNALED_BYTES_MAX, inline_result
 from fabric.adapters.stage import JobEnd
 from fabric.gate.events import LeaseOutcome
 from fabric.gate.instructions import Lease
-from fabric.units import INT64_MAX
+from fabric.units import INT32_MAX, INT64_MAX
 
 ERROR_CHARS_MAX: Final = 8_000
 
@@ -43,13 +43,13 @@ def end_of(said: object, *, lease: Lease, asked: bool = False) -> JobEnd:
         error=text(error),
         result_ref=end.result_ref if _is_result_of(lease, end.result_ref) else "",
         step=end.step if is_number(end.step) else 0,
-        exit_code=end.exit_code if is_number(end.exit_code) else None,
+        exit_code=end.exit_code if is_number(end.exit_code, most=INT32_MAX) else None,
     )
 
 
-def is_number(said: object) -> bool:
-    """Whether it is a count that every reader of the journal can read."""
-    return type(said) is int and 0 <= said <= INT64_MAX
+def is_number(said: object, *, most: int = INT64_MAX) -> bool:
+    """Whether it is a count that every reader of the journal can read, and that fits where it is shown."""
+    return type(said) is int and 0 <= said <= most
 
 
 def text(said: str) -> str:

@@ -57,7 +57,7 @@ from fabric.gate.views import (
 )
 from fabric.ledger import LotBalance
 from fabric.ledger.scopes import ANYTHING
-from fabric.units import PPM, UHS_PER_CT, JobId
+from fabric.units import INT32_MAX, INT64_MAX, PPM, UHS_PER_CT, JobId
 
 _BLOB: Final = re.compile(r'"(blobs/[^"\\]+)"')
 """A key of the archive in a payload, which is JSON."""
@@ -157,7 +157,7 @@ def job_view(core: Core, job: Job, now_us: int) -> JobView:
         burned_uhs=job.burned_uhs,
         burn_uhs_per_s=burn,
         utilisation_ppm=session.utilisation_ppm if session is not None and burning else 0,
-        runway_us=reach_uhs * 1_000_000 // burn if burn else None,
+        runway_us=_lasts_us(reach_uhs, burn) if burn else None,
         attempts=job.attempts,
         submitted_at_us=job.submitted_at_us,
         started_at_us=job.started_at_us,
@@ -177,10 +177,15 @@ def job_view(core: Core, job: Job, now_us: int) -> JobView:
         key_id=job.key_id or "",
         devices_least=job.spec.devices_least,
         idle_us=_idle_us(record, now_us),
-        exit_code=job.exit_code,
+        exit_code=job.exit_code if (job.exit_code or 0) <= INT32_MAX else None,
         tags=job.spec.tags,
         ran=tuple(job.ran),
     )
+
+
+def _lasts_us(amount_uhs: int, uhs_per_s: int) -> int:
+    """How long it lasts; what lasts longer than can be written lasts so long."""
+    return min(amount_uhs * 1_000_000 // uhs_per_s, INT64_MAX)
 
 
 def _devices(job: Job, record: LeaseRecord | None) -> int:
@@ -223,7 +228,7 @@ def _balance(core: Core, account: Account, now_us: int, *, lots: bool) -> Balanc
         receivable_microcny=balance.receivable_microcny,
         invoiced_uhs=balance.invoiced_uhs,
         burn_uhs_per_s=burn,
-        runway_us=reach_uhs * 1_000_000 // burn if burn else None,
+        runway_us=_lasts_us(reach_uhs, burn) if burn else None,
         units=tuple(
             UnitsView(asset=each.asset, amount=each.amount, expires_at_us=each.expires_at_us)
             for each in account.entitlements
@@ -277,7 +282,7 @@ def _quote(core: Core, question: QuoteOf, now_us: int) -> QuoteView | None:
         burn_max_uhs_per_s=burn(PPM),
         burn_idle_uhs_per_s=burn(0),
         hold_uhs=hold_uhs,
-        runtime_us=spec.limit_uhs * 1_000_000 // max(burn(REFERENCE_PPM), 1),
+        runtime_us=_lasts_us(spec.limit_uhs, max(burn(REFERENCE_PPM), 1)),
         cost_microcny=spec.limit_uhs * plan.price_microcny_per_ct // UHS_PER_CT,
         free_uhs=free_uhs,
         affordable=free_uhs >= hold_uhs,

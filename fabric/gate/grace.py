@@ -9,6 +9,8 @@ from typing import Final
 
 REMEMBERED: Final = 8
 """Saves that count: a model that has grown is soon known as it is."""
+LONGEST_US: Final = 10 * 365 * 86_400_000_000
+"""No save takes longer, whatever the job's own process says: nothing may run for so long."""
 SLACK_US: Final = 500_000
 """For the notice to arrive and the processes to end."""
 
@@ -20,4 +22,4 @@ def with_one_more(saves_us: tuple[int, ...], took_us: int) -> tuple[int, ...]:
 
 def needed_us(saves_us: tuple[int, ...]) -> int | None:
     """The notice that is enough for a save, or None while nothing is known."""
-    return max(saves_us) * 3 // 2 + SLACK_US if saves_us else None
+    return min(max(saves_us), LONGEST_US) * 3 // 2 + SLACK_US if saves_us else None
