@@ -82,6 +82,7 @@ class Context:
         on_saved: Callable[[int, int, int], None] | None = None,
         on_report: Callable[[], None] | None = None,
         on_listen: Callable[[], None] | None = None,
+        on_checkpoints: Callable[[], None] | None = None,
         on_refused: Callable[[str], None] | None = None,
         on_leave: Callable[[str], None] | None = None,
         publish: Callable[[str, bytes], None] | None = None,
@@ -97,6 +98,7 @@ class Context:
             on_saved: told of every durable checkpoint: (step, µs it took to write, bytes).
             on_report: told that there is news of its progress, at most every `REPORT_S` seconds.
             on_listen: told, once, that the job's code looks whether it should stop, or has to do with checkpoints.
+            on_checkpoints: told, once, that the job's code has to do with checkpoints.
             on_refused: told when a save is not kept for want of room.
             on_leave: told why the attempt ends, if nobody has asked it to.
             publish: keeps what the job publishes, by name; None = nothing is kept.
@@ -111,6 +113,7 @@ class Context:
         self._on_saved = on_saved
         self._on_report = on_report
         self._on_listen = on_listen
+        self._on_checkpoints = on_checkpoints
         self._on_refused = on_refused
         self._on_leave = on_leave
         self._publish = publish
@@ -315,6 +318,9 @@ class Context:
     def checkpoints(self) -> Checkpoints | None:
         """The job's checkpoints, for code that saves in shards; None outside the fabric. One rank commits."""
         self._listen()  # who has to do with them can save, and isn't ended before it has looked whether it should stop
+        told, self._on_checkpoints = self._on_checkpoints, None
+        if told is not None:
+            told()
         return self._checkpoints
 
     def fetch(self, address: str) -> Path:

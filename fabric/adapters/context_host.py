@@ -23,6 +23,7 @@ from fabric.adapters.context_link import (
     Reported,
     Saved,
     SaveWish,
+    Saving,
     StopWish,
     reach,
 )
@@ -33,7 +34,7 @@ _BACKLOG: Final = 64
 _WHY_CHARS_MAX: Final = 1_000
 _CREDENTIALS: Final = 12
 """Bytes: a process, its user, its group."""
-Said = Saved | Reported | NoRoom | Leaving | Listening
+Said = Saved | Reported | NoRoom | Leaving | Listening | Saving
 _decode = msgspec.msgpack.Decoder(Said).decode
 
 
@@ -47,6 +48,8 @@ class ContextHost:
         self.address = address
         self.saves = 0
         """How many checkpoints linked processes have made durable."""
+        self.saves_itself = False
+        """Whether the job's own code has to do with checkpoints."""
         self._context = context
         self._invitation = invitation
         self._listener: socket.socket | None = None
@@ -144,6 +147,7 @@ class ContextHost:
         match said:
             case Saved():
                 self.saves += 1
+                self.saves_itself = True
                 self._context.durable(step=said.step, write_us=said.write_us, size=said.size)
             case Reported():
                 self._context.relay(said.progress)
@@ -154,6 +158,8 @@ class ContextHost:
             case Listening():
                 with self._lock:
                     self._listening.add(pid)
+            case Saving():
+                self.saves_itself = True
 
 
 def storage_variables() -> dict[str, str]:

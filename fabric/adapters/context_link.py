@@ -67,6 +67,10 @@ class Listening(msgspec.Struct, frozen=True, kw_only=True, tag="listening"):
     """The process looks whether it should stop: so it needs no signal."""
 
 
+class Saving(msgspec.Struct, frozen=True, kw_only=True, tag="saving"):
+    """The process has to do with checkpoints: it saves by itself what the job needs."""
+
+
 class Invitation(msgspec.Struct, frozen=True, kw_only=True, tag="invitation"):
     """The first word: all that a context is made of."""
 
@@ -144,6 +148,7 @@ def _context_of(said: Invitation, talk: Talk[Told]) -> context.Context:
         on_saved=lambda step, write_us, size: talk.say(Saved(step=step, write_us=write_us, size=size)),
         on_report=lambda: talk.say(Reported(progress=made.progress)),
         on_listen=lambda: talk.say(Listening()),
+        on_checkpoints=lambda: talk.say(Saving()),
         on_refused=lambda why: talk.say(NoRoom(why=why)),
         on_leave=lambda why: talk.say(Leaving(why=why)),
         publish=publisher(archive, place.account_id, place.job_id, quota=quota),

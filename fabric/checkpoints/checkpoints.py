@@ -29,13 +29,7 @@ from fabric.checkpoints.claiming import Writer, admitted, claim_after
 from fabric.checkpoints.directory import DirectoryStore
 from fabric.checkpoints.draft import Draft
 from fabric.checkpoints.log import Log
-from fabric.checkpoints.records import (
-    Manifest,
-    Shard,
-    check_model,
-    other_version,
-    plain_meta,
-)
+from fabric.checkpoints.records import Manifest, Shard, check_model, other_version, plain_meta
 from fabric.checkpoints.shelf import Shelf
 from fabric.checkpoints.stores import Quota, Store
 from fabric.errors import CheckpointDamaged, FabricError, InvalidRequest
@@ -95,6 +89,8 @@ class Checkpoints:
         self.every = every
         self.quota = quota
         self.on_durable = on_durable
+        self.yields = False
+        """Whether it leaves saving to any other process of its attempt that has begun to, rather than take the claim over."""
         self.passed_over: tuple[str, ...] = ()
         """What the last look for the newest one found damaged, and why."""
         self.log = Log(store, self.prefix)
@@ -113,11 +109,11 @@ class Checkpoints:
         """Begin the attempt: from now on older ones can't commit, nor can another process of this one.
 
         Raises:
-            Conflict: a newer attempt has begun (`fenced`), or another of the same epoch (`already_claimed`).
+            Conflict: a newer attempt has begun, or it yields (`fenced`), or another of its epoch has (`already_claimed`).
         """
         if not self._claimed:
             self.log.view()
-            made = self.log.append(lambda view: claim_after(view, self.writer, prefix=self.prefix))
+            made = self.log.append(lambda view: claim_after(view, self.writer, prefix=self.prefix, yields=self.yields))
             self.writer = replace(self.writer, epoch=made.epoch)
             self._claimed = True
             with suppress(FabricError):  # attempts that end before they save would leave one each

@@ -21,18 +21,20 @@ class Writer:
         return self if self.epoch else replace(self, epoch=_highest(view) + 1)
 
 
-def claim_after(view: View, writer: Writer, *, prefix: str) -> Claim:
-    """The claim to append, if the writer may.
+def claim_after(view: View, writer: Writer, *, prefix: str, yields: bool = False) -> Claim:
+    """The claim to append, if the writer may. With `yields` it takes it over from nobody of its own attempt.
 
     Raises:
         Conflict: a newer attempt has begun (`fenced`), another of this epoch has (`already_claimed`), or this writer's
-            own claim was followed by another rank's.
+            own claim was followed by another rank's; or one of its attempt has claimed before, and it yields (`fenced`).
     """
     writer, highest = writer.after(view), _highest(view)
     if highest > writer.epoch:
         raise fenced(writer, f"attempt {highest} has begun")
     if any(found.writer == writer.id for found in view.standing):
         raise fenced(writer, "another rank of it has claimed")
+    if yields and any(found.epoch == writer.epoch != 0 for found in view.standing):
+        raise fenced(writer, "another process of it saves by itself")
     others = [found.attempt for found in view.standing if found.epoch == writer.epoch != 0]
     if by := next((attempt for attempt in others if attempt != writer.attempt), ""):
         raise Conflict(
