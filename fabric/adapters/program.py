@@ -22,14 +22,20 @@ from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 from fabric import context
 from fabric.adapters.freeze import frozen
-from fabric.adapters.processes import LEASE_VARIABLE, below, end_all, kill, tree_of
-from fabric.adapters.stop_notice import Notice, exit_code_of, notice_for, standing
+from fabric.adapters.processes import LEASE_VARIABLE, adopt_orphans, end_all, kill, seen_of
+from fabric.adapters.stop_notice import Notice, Standing, exit_code_of, notice_for, program_of, standing
+from fabric.errors import Conflict
 
-_LOOK_S: Final = 0.05
 _LOOK_CLOSELY_S: Final = 0.005
 _WAIT_SHARE: Final = 1 / 2
 _WAIT_S_MAX: Final = 10.0
 """How long, and for which part of its grace, a program that can't save is let go on until what it keeps is whole."""
+_TELL_SHARE: Final = 1 / 4
+_TELL_S_MAX: Final = 5.0
+"""The same for one that can, which may need the rest of it."""
+_ATTEND_S: Final = 0.02
+_FIND_S: Final = 0.5
+"""So often it is looked which processes there are, of a program that was told."""
 _SERVE_AFTER_S: Final = 2.0
 """A save that takes longer than this may need a launcher that is halted: for a store that it keeps, or a last barrier. Then it
 is let go on for a moment, and again after twice the time: a rank that ends in such a moment would have it end the others.
@@ -68,6 +74,7 @@ class Program:
         *,
         number: int = signal.SIGTERM,
         is_at_rest: Callable[[Collection[int]], bool] = lambda _: True,
+        is_cut_off: Callable[[], bool] = lambda: False,
     ) -> None:
         """Nothing runs yet.
 
@@ -75,15 +82,19 @@ class Program:
             job: who asks it to stop.
             host: where its processes hear of that.
             number: the signal that the others get.
-            is_at_rest: whether what it keeps is whole, while these processes stand still.
+            is_at_rest: whether nothing of what it keeps is half written by these processes. Asked of some that run, it
+                may be otherwise the next moment.
+            is_cut_off: whether somebody was seen to end just now who was writing to what it keeps.
         """
         self._job, self._host, self._number = job, host, number
-        self._is_at_rest = is_at_rest
+        self._is_at_rest, self._is_cut_off = is_at_rest, is_cut_off
         self._lease_id = ""
         self._standing_still = threading.Lock()
         """Taken by whoever has halted processes that somebody else could wake."""
         self.is_whole = False
-        """Whether what it keeps is whole, if the notice's signal has ended it: it could save, or was ended at such a moment."""
+        """Whether what it keeps is whole, if the notice's signal has ended it: it got that at a moment at which nothing was half
+        written, and nobody was seen to end in the middle of a write since. Final once `end_rest` has returned."""
+        self._notice: threading.Thread | None = None
         self._pid = 0
         self._executed: subprocess.Popen[bytes] | None = None
         self._ended = threading.Event()
@@ -103,6 +114,7 @@ class Program:
         Raises:
             OSError: it can't be.
         """
+        adopt_orphans()
         self._executed = subprocess.Popen(  # noqa: S603  # the job itself
             command, cwd=folder, stdin=subprocess.DEVNULL, start_new_session=True, env=dict(environment)
         )
@@ -112,6 +124,7 @@ class Program:
         """Start a Python script in a copy of this process, of which it keeps what is imported, and nothing else."""
         sys.stdout.flush()
         sys.stderr.flush()
+        adopt_orphans()
         self._lease_id = environment.get(LEASE_VARIABLE, "")
         self._pid = os.fork()
         if self._pid == 0:
@@ -124,26 +137,42 @@ class Program:
                 return
             self._is_asked = True
         self._saves_before = self._host.saves
-        threading.Thread(target=self._hand_on, name="fabric-notice", daemon=True).start()
+        self._notice = threading.Thread(target=self._hand_on, name="fabric-notice", daemon=True)
+        self._notice.start()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its first process has, also if nobody has waited for it yet."""
+        return self._ended.is_set() or (self._pid != 0 and seen_of(self._pid) is None)
 
     def processes(self) -> list[int]:
         """All that live of it, wherever they have gone to below this process."""
-        if not self._pid:
-            return []
-        return below(os.getpid(), tree_of((self._pid,), lease_id=self._lease_id))
+        return program_of(self._pid, lease_id=self._lease_id) if self._pid else []
 
     @contextmanager
     def frozen(self) -> Iterator[frozenset[int]]:
-        """Inside, its processes stand still; yields which they are."""
+        """Inside, its processes stand still; yields which they are.
+
+        Raises:
+            Conflict: they don't in time.
+        """
         with self._standing_still, frozen(self.processes) as pids:
             yield pids
 
     def end_rest(self) -> None:
-        """Its first process has ended: end what that has left."""
+        """Its first process has ended: end what that has left, at a moment at which nothing is half written."""
+        if self._notice is not None:
+            self._notice.join()
+        is_cut_off = not self._is_at_rest(self.processes()) and self._is_cut_off()
+        left_s = self._job.deadline_s_left() or 0.0
+        is_whole = not self.processes() or self._killed_at_rest(signal.SIGKILL, left_s=left_s, over=threading.Event())
+        self.is_whole = self.is_whole and is_whole and not is_cut_off
         end_all((), lease_id=self._lease_id, find=self.processes)
 
     def wait(self) -> Exit:
         """Its end."""
+        if self._job.owns_process:
+            self._reap_others()
         if self._executed is not None:
             code = self._executed.wait()
         else:
@@ -152,46 +181,88 @@ class Program:
         saved = self._is_asked and (self._has_saved or self._host.saves > self._saves_before)
         return Exit(code, saved)
 
+    def _reap_others(self) -> None:
+        """Until its first process has ended: wait for those that it has left to this one, which nobody else does."""
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)) is not None and ended.si_pid != self._pid:
+            os.waitpid(ended.si_pid, 0)
+
+    def _standing(self, *, listening: frozenset[int] = frozenset()) -> list[Standing]:
+        return standing(self._pid, number=self._number, listening=listening, lease_id=self._lease_id)
+
     def _hand_on(self) -> None:
         with self._standing_still:
-            found = standing(self._pid, number=self._number, listening=self._host.listening())
-            notice = notice_for(found, root=self._pid)
+            notice = notice_for(self._standing(listening=self._host.listening()), root=self._pid)
             for pid in notice.halted:
                 kill(pid, signal.SIGSTOP)
         left_s = self._job.deadline_s_left() or 0.0
         self._host.ask_to_stop(self._job.stop_reason, seconds_left=left_s, save=self._job.save_wanted)
         if not notice.told:
-            self._end_at_rest(left_s)
+            self.is_whole = self._killed_at_rest(signal.SIGTERM, left_s=left_s, over=self._ended)
             return
-        self.is_whole = True
-        for pid in notice.signalled:
-            kill(pid, self._number)
-        if notice.halted:
-            self._attend(notice)
+        self.is_whole = self._signal(notice.signalled, left_s=left_s)
+        self._attend(notice)
 
-    def _end_at_rest(self, left_s: float) -> None:
-        """Nobody can save: end all, when what the program keeps is whole."""
-        give_up_at = time.monotonic() + (min(left_s * _WAIT_SHARE, _WAIT_S_MAX) if self._job.save_wanted else 0.0)
-        while not self._ended.is_set():
+    def _signal(self, pids: Collection[int], *, left_s: float) -> bool:
+        """Send the notice's signal when what the program keeps is whole: a handler that ends it leaves what was being written
+        half written. Whether it was, in time.
+        """
+
+        def send(_: Collection[int]) -> None:
+            for pid in pids:
+                kill(pid, self._number)
+
+        if not pids or not self._job.save_wanted:
+            send(())
+            return True
+        return self._at_rest(send, patience_s=min(left_s * _TELL_SHARE, _TELL_S_MAX), over=self._ended)
+
+    def _killed_at_rest(self, number: int, *, left_s: float, over: threading.Event) -> bool:
+        """Nobody can save: end all, when what the program keeps is whole. Whether it was, in time."""
+
+        def end(_: Collection[int]) -> None:
+            for each in self._standing():
+                # Ray's own would tell others what they die of, and these would write it down.
+                kill(each.pid, signal.SIGKILL if each.is_ray else number)
+
+        return self._at_rest(end, patience_s=min(left_s * _WAIT_SHARE, _WAIT_S_MAX), over=over)
+
+    def _at_rest(self, act: Callable[[Collection[int]], None], *, patience_s: float, over: threading.Event) -> bool:
+        """Act when nothing of what the program keeps is half written, and it stands still; or so late, as it is. Whether it
+        was. Not at all once it is `over`.
+        """
+        give_up_at = time.monotonic() + (patience_s if self._job.save_wanted else 0.0)
+        while not over.is_set():
             is_last = time.monotonic() >= give_up_at
             # A look costs less than a freeze, and most of them find something half written.
-            if not is_last and self._job.save_wanted and not self._is_at_rest(self.processes()):
-                self._ended.wait(_LOOK_CLOSELY_S)
+            if not is_last and not self._is_at_rest(self.processes()):
+                over.wait(_LOOK_CLOSELY_S)
                 continue
-            with self.frozen() as pids:
-                self.is_whole = self._job.save_wanted and self._is_at_rest(pids)
-                if self.is_whole or is_last:
-                    found = standing(self._pid, number=self._number, listening=frozenset())
-                    for each in found:
-                        # Ray's own would tell others what they die of, and these would write it down.
-                        kill(each.pid, signal.SIGKILL if each.is_ray else signal.SIGTERM)
-                    return
+            try:
+                with self.frozen() as pids:
+                    is_whole = self._job.save_wanted and self._is_at_rest(pids)
+                    if is_whole or is_last:
+                        act(pids)
+                        return is_whole
+            except Conflict:
+                if is_last:
+                    act(())
+                    return False
+        return False
 
     def _attend(self, notice: Notice) -> None:
-        """Wait until all have ended that were told, whom nobody waits for while their parents are halted."""
+        """Until the program has ended: see who ends in the middle of a write. And wait until all have ended that were told,
+        whom nobody waits for while their parents are halted.
+        """
         codes: dict[int, int | None] = {}
         began, serve_after_s = time.monotonic(), _SERVE_AFTER_S
-        while len(codes) < len(notice.told) and not self._ended.wait(_LOOK_S):
+        found_at, pids, is_over = -_FIND_S, list[int](), not notice.halted
+        while not self._ended.wait(_ATTEND_S):
+            if time.monotonic() - found_at >= _FIND_S:
+                found_at, pids = time.monotonic(), self.processes()
+            if self._job.save_wanted and not self._is_at_rest(pids) and self._is_cut_off():
+                self.is_whole = False
+            if is_over:
+                continue
             for pid in notice.told - codes.keys():
                 code = exit_code_of(pid)
                 if code is not None or not Path(f"/proc/{pid}").exists():
@@ -199,10 +270,15 @@ class Program:
             if not codes and notice.launchers and time.monotonic() - began >= serve_after_s:
                 self._let_serve(notice.launchers)
                 serve_after_s *= 2
+            if len(codes) == len(notice.told):
+                self._wake(notice, codes)
+                is_over = True
+
+    def _wake(self, notice: Notice, codes: Mapping[int, int | None]) -> None:
+        """All have ended that were told: let those go on that waited for it, or end them, if what counts is saved."""
         self._has_saved = context.EXIT_SAVED in codes.values()
-        number = self._number
         with self._standing_still:
-            now = {each.pid: each for each in standing(self._pid, number=number, listening=frozenset())}
+            now = {each.pid: each for each in self._standing()}
             waking = [now[pid] for pid in notice.halted if pid in now]
             if self._has_saved and not any(each.catches and each.pid not in notice.launchers for each in waking):
                 for pid in now:
@@ -210,7 +286,7 @@ class Program:
                 return
             for each in waking:
                 if each.catches:
-                    kill(each.pid, number)
+                    kill(each.pid, self._number)
                 kill(each.pid, signal.SIGCONT)
 
     def _let_serve(self, launchers: Iterable[int]) -> None:

@@ -213,7 +213,7 @@ def _run_program(
     with stage.host as host:
         environment = {**_environment_of(stage, command, is_script=script is not None, given=given), **host.variables}
         number = signal_number(environment.get(SIGNAL_VARIABLE, ""))
-        program = Program(stage.context, host, number=number, is_at_rest=kept.is_at_rest)
+        program = Program(stage.context, host, number=number, is_at_rest=kept.is_at_rest, is_cut_off=kept.is_cut_off)
         if script is not None and stage.forks_scripts:
             program.fork(script, command, folder=folder, environment=environment)
         else:
@@ -222,6 +222,7 @@ def _run_program(
                 program.execute(words, folder=folder, environment=environment)
             except OSError as error:
                 raise _unrunnable(folder, words[0], error) from None
+        kept.saves_itself = lambda: host.saves_itself
         stage.program = kept.command = program
         if stage.context.stop_requested:
             program.ask_to_stop()

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from fabric.adapters.processes import all_processes
+from fabric.adapters.processes import all_processes, mark_of, seen_of
 
 SIGNAL_VARIABLE: Final = "FABRIC_STOP_SIGNAL"
 """Which signal a job's program gets as the notice; "" = TERM."""
@@ -113,15 +113,27 @@ def notice_for(processes: Iterable[Standing], *, root: int) -> Notice:
     return Notice(frozenset(told), frozenset(signalled if told else by_pid), frozenset(halted), frozenset(launchers))
 
 
-def standing(root: int, *, number: int, listening: frozenset[int]) -> list[Standing]:
-    """The processes of a program: its first, what descends from it, and what is in its session."""
+def program_of(root: int, *, lease_id: str = "") -> list[int]:
+    """The processes of a program of this one's, by number: its first, all that descends from it, is in its session or carries
+    the lease's id, and all that descends from those; as far as they descend from this process.
+    """
     now = {seen.pid: seen for seen in all_processes()}
     children: dict[int, list[int]] = {}
     for seen in now.values():
         children.setdefault(seen.parent, []).append(seen.pid)
-    waiting = [root, *(pid for pid, seen in now.items() if seen.session == root)]
-    found = {pid for start in waiting for pid in (start, *_below(start, children)) if pid in now}
-    return [_looked_at(pid, now[pid].parent, number=number, listens=pid in listening) for pid in sorted(found)]
+    here = _below(os.getpid(), children)
+    starts = [
+        pid
+        for pid in here
+        if root in (pid, now[pid].session) or (lease_id and mark_of(pid, now[pid].started_at) == lease_id)
+    ]
+    return sorted({pid for start in starts for pid in (start, *_below(start, children))})
+
+
+def standing(root: int, *, number: int, listening: frozenset[int], lease_id: str = "") -> list[Standing]:
+    """The processes of a program (see `program_of`) as the notice sees them."""
+    found = [seen for pid in program_of(root, lease_id=lease_id) if (seen := seen_of(pid)) is not None]
+    return [_looked_at(seen.pid, seen.parent, number=number, listens=seen.pid in listening) for seen in found]
 
 
 def exit_code_of(pid: int) -> int | None:

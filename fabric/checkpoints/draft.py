@@ -71,6 +71,14 @@ class Draft:
                 self._staged[name] = shard
         return shard
 
+    def drop(self, name: str) -> None:
+        """Forget a shard that is not to be part of it after all."""
+        with self._lock:
+            shard = self._shards.pop(name)
+            near = self._staged.pop(name, None) is not None
+            self._bytes -= shard.size
+        (self._local if near and self._local is not None else self._store).delete(f"{self._prefix}/{shard.key}")
+
     @contextmanager
     def _room(self, data: Buffer | Path) -> Iterator[None]:
         if self._quota is None:
