@@ -17,6 +17,8 @@ NO_LEASE_YET: Final = "-"
 """What the variable is filled with in a process that will carry a lease's id, and doesn't yet."""
 _PROC: Final = Path("/proc")
 _SETTLED_S: Final = 3.0
+_STAT_FIELDS: Final = 20
+"""So many of /proc/pid/stat are read, from the state on; of a process that is just going there may be none."""
 _SET_CHILD_SUBREAPER: Final = 36
 _MARKS_MAX: Final = 20_000
 _marks: dict[int, tuple[int, str]] = {}
@@ -63,6 +65,8 @@ def seen_of(pid: int) -> Seen | None:
     try:
         fields = _stat(pid)
     except (OSError, ValueError):
+        return None
+    if len(fields) < _STAT_FIELDS:
         return None
     return None if fields[0] in "ZX" else Seen(pid, int(fields[1]), int(fields[3]), int(fields[19]))
 

@@ -1,8 +1,9 @@
 """Which processes of a job's program get the notice to stop, and which wait meanwhile.
 
 A program may be one process or a tree: `bash train.sh`, `torchrun`, a pipe into `tee`. Who can save gets the notice: whoever
-looks for it through the job's context, and else the outermost that catches the signal and launches no ranks: whoever gives
-those below it another place in a world than its own is a launcher, by whatever name. Who only stands above them (a shell,
+looks for it through the job's context, and else the outermost that catches the signal and launches no ranks. Whoever starts
+all ranks of this machine, the first as well, is a launcher, by whatever name; one that starts all but the first is the first
+rank itself. Who only stands above them (a shell,
 `make`, a launcher) would pass the signal on too early, die of it, or go on with its next line: it is halted, until those
 below have ended. If nobody can save, all get the signal, and it ends them. Knows processes as /proc shows them; Linux only.
 """
@@ -25,12 +26,19 @@ _LAUNCHERS: Final = frozenset((
     "torchrun", "torch.distributed.run", "torch.distributed.launch", "accelerate", "accelerate.commands.launch",
     "deepspeed", "mpirun", "mpiexec", "orterun", "horovodrun",
 ))  # fmt: skip
-_PLACES: Final = (
-    "RANK", "LOCAL_RANK", "GROUP_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "HOROVOD_RANK", "SLURM_PROCID",
-    "ACCELERATE_PROCESS_INDEX", "NODE_RANK", "TORCHELASTIC_RUN_ID",
+_RANKS: Final = (
+    "RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "HOROVOD_RANK", "SLURM_PROCID",
+    "ACCELERATE_PROCESS_INDEX",
 )  # fmt: skip
-"""By these variables launchers tell a process which rank it is."""
+"""By these variables launchers tell a process which rank it is,"""
+_WORLD: Final = "WORLD_SIZE"
+_WORLD_HERE: Final = "LOCAL_WORLD_SIZE"
+_PLACES: Final = (*_RANKS, "GROUP_RANK", "NODE_RANK", "TORCHELASTIC_RUN_ID", _WORLD, _WORLD_HERE)
+"""and by these where it is, and how many there are."""
 _WORDS_LOOKED_AT: Final = 5
+_PROGRAM_WORDS: Final = 2
+"""An interpreter and its script: what ranks of one program have in common."""
+_DIGITS_MAX: Final = 9
 _RAYS_OWN: Final = frozenset(("raylet", "gcs_server"))
 _RAYS_WORKERS: Final = ("ray::", "ray-dashboard-")
 """How Ray's processes of Python name themselves, once they can."""
@@ -58,6 +66,10 @@ class Standing(NamedTuple):
     """One of Ray's own: it ends at the signal and takes along what runs over it, and saves at most by the context."""
     place: tuple[tuple[str, str], ...] = ()
     """What its environment said of its rank when it was started."""
+    words: tuple[str, ...] = ()
+    """How its command line begins."""
+    environment: int = 0
+    """A digest of what it was started with; 0 = not known. A fork has its parent's."""
 
     @property
     def hears(self) -> bool:
@@ -65,10 +77,16 @@ class Standing(NamedTuple):
         return self.catches and not self.is_ray
 
     def launches(self, others: Iterable["Standing"]) -> bool:
-        """Whether one of them has a place that isn't its own, and can save."""
-        return any(
-            (other.hears or other.listens) and (self.is_launcher or other.place != self.place) for other in others
-        )
+        """Whether these, which are below it, are all the ranks that there are here, so that it is none itself."""
+        saving = [other for other in others if other.hears or other.listens]
+        apart = [other for other in saving if other.place != self.place]
+        if self.is_launcher or not apart:
+            return self.is_launcher and bool(saving)
+        programs = {other.words[:_PROGRAM_WORDS] for other in apart}
+        # What has its place is a reader or a helper of its own; or the first rank, which is as the others are.
+        alike = [other for other in saving if other.place == self.place and other.words[:_PROGRAM_WORDS] in programs]
+        ranks = [*apart, *(other for other in alike if not other.environment or other.environment != self.environment)]
+        return _are_all([dict(rank.place) for rank in ranks], above=dict(self.place))
 
 
 class Notice(NamedTuple):
@@ -81,6 +99,26 @@ class Notice(NamedTuple):
     """Who stands above those that are told."""
     launchers: frozenset[int] = frozenset()
     """Who of these has nothing to do but to start ranks: its exit code is of no interest."""
+
+
+def _are_all(ranks: Sequence[Mapping[str, str]], *, above: Mapping[str, str]) -> bool:
+    """Whether of the ranks here none is missing, which would be the one above them: by what tells them apart."""
+    telling = [name for name in _RANKS if any(rank.get(name) != above.get(name) for rank in ranks)]
+    if not telling or any(above.get(name, "0") in {rank.get(name) for rank in ranks} for name in telling):
+        return True
+    return len({tuple(rank.get(name) for name in telling) for rank in ranks}) >= _world_here(ranks[0], above=above)
+
+
+def _world_here(rank: Mapping[str, str], *, above: Mapping[str, str]) -> float:
+    """How many ranks there are on this machine, by what one of them was told that the one above was not."""
+    for name, share in ((_WORLD_HERE, 1), (_WORLD, _number(above.get(_WORLD, "")) or 1)):
+        if (said := _number(rank.get(name, ""))) and rank.get(name) != above.get(name):
+            return said // share
+    return float("inf")
+
+
+def _number(said: str) -> int:
+    return int(said) if said.isdecimal() and len(said) < _DIGITS_MAX else 0
 
 
 def notice_for(processes: Iterable[Standing], *, root: int) -> Notice:
@@ -166,12 +204,15 @@ def _looked_at(pid: int, parent: int, *, number: int, listens: bool) -> Standing
     caught, words = 0, []
     with suppress(OSError, ValueError):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        caught = int(next(line for line in lines if line.startswith("SigCgt:")).split()[1], 16)
+        caught = int(next((line for line in lines if line.startswith("SigCgt:")), "- 0").split()[1], 16)
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:_WORDS_LOOKED_AT]
     names = {word.rpartition("/")[2] for word in words}
+    place, environment = _started_with(pid)
     return Standing(
         pid=pid,
-        place=_place_of(pid),
+        place=place,
+        words=tuple(words),
+        environment=environment,
         parent=parent,
         catches=bool(caught >> (number - 1) & 1),
         listens=listens,
@@ -188,9 +229,10 @@ def is_rays(words: Sequence[str]) -> bool:
     return name in _RAYS_OWN or first.startswith(_RAYS_WORKERS) or any(_IN_RAY.search(word) for word in words)
 
 
-def _place_of(pid: int) -> tuple[tuple[str, str], ...]:
+def _started_with(pid: int) -> tuple[tuple[tuple[str, str], ...], int]:
+    """Its place, and a digest of its environment."""
     with suppress(OSError):
-        variables = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
-        found = dict(variable.partition("=")[::2] for variable in variables)
-        return tuple((name, found[name]) for name in _PLACES if name in found)
-    return ()
+        data = Path(f"/proc/{pid}/environ").read_bytes()
+        found = dict(variable.partition("=")[::2] for variable in data.decode(errors="replace").split("\0"))
+        return tuple((name, found[name]) for name in _PLACES if name in found), hash(data)
+    return (), 0

@@ -185,11 +185,84 @@ def test_torchrun_for_one_node_on_each_of_two_is_refused_by_the_session(nodes_of
         assert "Leave out --standalone" in log
 
 
-def test_readers_and_children_of_a_script_that_saves_are_not_taken_for_ranks():
-    """Those have its environment; what starts ranks gives each a place of its own."""
-    above = Standing(1, 0, catches=True, place=(("RANK", "0"),))
-    reader = Standing(2, 1, catches=True, place=(("RANK", "0"),))
-    rank = Standing(2, 1, catches=True, place=(("RANK", "1"),))
-    assert notice_for([above, reader], root=1).told == {1}
-    assert notice_for([above, rank], root=1).halted == {1}
-    assert notice_for([above, Standing(3, 1), Standing(2, 3, catches=True, place=rank.place)], root=1).told == {2}
+def placed(pid, *, above=1, program="train.py", environment=0, **place):
+    """A process that can save, with a place in its environment."""
+    words = ("python", program) if program else ()
+    named = tuple((name, str(value)) for name, value in place.items())
+    return Standing(pid, above, catches=True, place=named, words=words, environment=environment)
+
+
+HERE = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+"""What the job's first process is told of itself on one machine."""
+SECOND = {**HERE, "RANK": 1, "WORLD_SIZE": 2}
+"""And on the second of two."""
+TORCH = {"GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "none"}
+TWO, FOUR = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}, {"WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 2}
+STARTS = placed(1, above=0, program="launch.py", environment=7, **HERE)
+IS_FIRST = placed(1, above=0, environment=7, **HERE)
+READER = placed(8, environment=7, **HERE)
+
+
+@pytest.mark.parametrize(
+    ("above", "below"),
+    [
+        (STARTS, [placed(2, **HERE | TWO), placed(3, **HERE | TWO | {"RANK": 1, "LOCAL_RANK": 1})]),
+        (STARTS, [placed(2, environment=2, **HERE), placed(3, environment=3, **HERE | {"RANK": 1})]),
+        (STARTS, [placed(2, **HERE | TORCH)]),
+        (STARTS, [placed(2 + rank, **HERE | {"OMPI_COMM_WORLD_RANK": rank}) for rank in range(2)]),
+        (placed(1, above=0, **SECOND), [placed(2 + at, **FOUR, RANK=2 + at, LOCAL_RANK=at) for at in range(2)]),
+        (placed(1, above=0, **SECOND), [placed(2 + at, **SECOND | {"RANK": 2 + at, "WORLD_SIZE": 4}) for at in range(2)]),
+        (placed(1, above=0, **SECOND), [placed(2, **SECOND | TORCH)]),
+    ],
+    ids=[
+        "all are told all", "only ranks are told", "one rank", "MPI's", "the second node's", "no local ones are told",
+        "one on each node",
+    ],
+)  # fmt: skip
+def test_who_starts_all_ranks_is_a_launcher_and_waits_for_them(above, below):
+    found = notice_for([above, *below], root=1)
+    assert (found.told, found.halted, found.launchers) == ({each.pid for each in below}, {1}, {1})
+
+
+@pytest.mark.parametrize(
+    ("above", "below"),
+    [
+        (IS_FIRST, [placed(2, **HERE | TWO | {"RANK": 1, "LOCAL_RANK": 1})]),
+        (IS_FIRST, [placed(2, **HERE | {"RANK": 1})]),
+        (IS_FIRST, [placed(2, **HERE | {"LOCAL_RANK": 1, "NODE_RANK": 0, "WORLD_SIZE": 2})]),
+        (IS_FIRST, [READER, *(placed(1 + rank, **HERE | {"RANK": rank, "WORLD_SIZE": 3}) for rank in (1, 2))]),
+        (IS_FIRST, [placed(8, program="draws.py", **HERE), placed(2, **HERE | {"RANK": 1, "WORLD_SIZE": 2})]),
+        (IS_FIRST, [Standing(3, 1), placed(2, above=3, **HERE | {"RANK": 1})]),
+        (placed(1, above=0, **SECOND), [placed(2, **FOUR, RANK=3, LOCAL_RANK=1)]),
+        (IS_FIRST, [READER]),
+    ],
+    ids=[
+        "all are told all", "only ranks are told", "Lightning's", "with a reader", "with another program", "by a shell",
+        "on the second node", "readers alone",
+    ],
+)  # fmt: skip
+def test_the_rank_that_starts_the_others_is_told_as_it_would_be_alone(above, below):
+    found = notice_for([above, *below], root=1)
+    assert (found.told, found.signalled, found.halted) == ({1}, {1}, set())
+
+
+FIRST = """
+import subprocess
+if os.environ.get("WORLD_SIZE") != "2":
+    env = {**os.environ, "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    other = subprocess.Popen([sys.executable, "x.py"], env=env)
+""" + FILES.replace('if rank == "0":', 'if rank == "1":').split("import os, signal, sys, time\n", 1)[1]
+
+
+@pytest.mark.parametrize(
+    "command", [["python", "x.py"], ["bash", "-c", "python x.py; echo more"]], ids=["alone", "bash"]
+)
+def test_the_first_rank_saves_although_the_others_that_it_started_say_they_have(executing, command):
+    """They end with 75 at once, and it is the one that writes."""
+    files = {"x.py": "import os, signal, sys, time\n" + FIRST}
+    attempt = executing.begin(*command, files=files)
+    attempt.until(lambda: attempt.log.count("at 0 rank") == 2)
+    end, log = attempt.stop()
+    assert end.outcome is SAVED, (end, log)
+    assert f"wrote {executing.saves[-1][0]}" in log
+    assert executing.saves[-1][0] > 0
