@@ -19,6 +19,11 @@ from fabric.gate.events import LeaseOutcome, LeaseSaved
 from fabric.gate.instructions import Lease
 
 _WATCH_SAVES_AFTER_S: Final = 0.05
+SAVES_EVERY_S: Final = 1.0
+"""How often a rank is asked for checkpoints that it has made; the first is told of at once."""
+SAVES_TOLD_MAX: Final = 4
+"""So many of them are told each time, the newest: each is an entry in the journal, and they cost the job nothing."""
+PROGRESS_EVERY_S: Final = 0.2
 _NODE_PROBES: Final = 4
 _NODE_PROBE_S: Final = 0.2
 _ERROR_CHARS_MAX: Final = 500
@@ -39,7 +44,7 @@ class Ranks:
     async def ended(self, calls: Sequence[Any]) -> JobEnd:
         """How the gang ended: when all ranks have, or the first that spoils it. Who outlives one that died may save."""
         ranks = [asyncio.create_task(self._rank_end(rank, call)) for rank, call in enumerate(calls)]
-        saves = [asyncio.create_task(self._report_saves(rank)) for rank in range(len(calls))]
+        saves = [asyncio.create_task(self._watch_saves(rank)) for rank in range(len(calls))]
         progress = asyncio.create_task(self._watch_progress())
         try:
             waiting, give_up_at = set(ranks), None
@@ -58,8 +63,7 @@ class Ranks:
             self.around.progress.note(self.lease.job_id, said)
         for rank, task in enumerate(ranks):
             if task.done():
-                for save in task.result().saves[self.reported_saves.get(rank, 0) :]:
-                    self._report_save(rank, save)
+                self._report_saves(rank, task.result().saves[self.reported_saves.get(rank, 0) :])
         return together(ends, saved=any(end.saves for end in ends))
 
     async def _rank_end(self, rank: int, call: Any) -> JobEnd:
@@ -89,12 +93,12 @@ class Ranks:
             await asyncio.sleep(_NODE_PROBE_S)
         return False
 
-    async def _report_saves(self, rank: int) -> None:
+    async def _watch_saves(self, rank: int) -> None:
         await asyncio.sleep(_WATCH_SAVES_AFTER_S)
         with suppress(ray.exceptions.RayError):
             while True:
-                for save in await self.runners[rank].actor.saves.remote(self.reported_saves.get(rank, 0)):
-                    self._report_save(rank, save)
+                self._report_saves(rank, await self.runners[rank].actor.saves.remote(self.reported_saves.get(rank, 0)))
+                await asyncio.sleep(SAVES_EVERY_S)
 
     async def _watch_progress(self) -> None:
         """Rank 0 speaks for the gang. What it says is shown, and not journaled."""
@@ -102,11 +106,12 @@ class Ranks:
         with suppress(ray.exceptions.RayError):
             while (said := await self.runners[0].actor.progress.remote()) is not None:
                 self.around.progress.note(self.lease.job_id, said)
+                await asyncio.sleep(PROGRESS_EVERY_S)
 
-    def _report_save(self, rank: int, save: Save) -> None:
-        self.reported_saves[rank] = self.reported_saves.get(rank, 0) + 1
-        step, write_us, size, restore_us = save
-        if all(is_number(said) for said in save):
+    def _report_saves(self, rank: int, saves: Sequence[Save]) -> None:
+        self.reported_saves[rank] = self.reported_saves.get(rank, 0) + len(saves)
+        sound = [save for save in saves if all(is_number(said) for said in save)]
+        for step, write_us, size, restore_us in sound[-SAVES_TOLD_MAX:]:
             self.around.outbox.put(
                 LeaseSaved(
                     lease_id=self.lease.lease_id, step=step, write_us=write_us, bytes=size, restore_us=restore_us

@@ -45,6 +45,7 @@ from fabric.adapters.rank_order import (
 )
 from fabric.adapters.ray_hosts import Meeting, host
 from fabric.adapters.ray_use import RayUse
+from fabric.adapters.saves import Saves
 from fabric.adapters.shard_cache import ShardCache
 from fabric.adapters.spawned import Spawned
 from fabric.adapters.stage import JobEnd, Save, Stage, Wishes
@@ -100,7 +101,7 @@ class Runner:
         self._order: Order | None = None
         self._stage: Stage | None = None
         self._end: asyncio.Future[JobEnd] | None = None
-        self._saves: list[Save] = []
+        self._saves = Saves()
         self._began = 0.0
         self._restore_us = 0
         self._saved = asyncio.Event()
@@ -137,7 +138,7 @@ class Runner:
         while len(self._saves) <= after and not (self._end is not None and self._end.done()):
             self._saved.clear()
             await self._saved.wait()
-        return self._saves[after:]
+        return self._saves.tell(after)
 
     async def progress(self) -> Progress | None:
         """The job's newest word on its progress: waits for one; None when it has ended."""
@@ -161,7 +162,7 @@ class Runner:
     def _begin(self, order: Order) -> None:
         loop = asyncio.get_running_loop()
         end: asyncio.Future[JobEnd] = loop.create_future()
-        self._order, self._end, self._saves = order, end, []
+        self._order, self._end, self._saves = order, end, Saves()
         self._began, self._restore_us = time.monotonic(), 0
         self._reported.clear()
         self._stage = self._set(order, loop)
@@ -264,7 +265,7 @@ class Runner:
         return crew.perform(lambda: bool(self._saves))
 
     def _note_save(self, save: Save) -> None:
-        self._saves.append(save._replace(restore_us=self._restore_us))
+        self._saves.note(save._replace(restore_us=self._restore_us))
         self._saved.set()
 
     def _note_report(self) -> None:
@@ -273,7 +274,7 @@ class Runner:
             self._restore_us = round((time.monotonic() - self._began) * 1_000_000)
 
     def _finish(self, end: "asyncio.Future[JobEnd]", ended: JobEnd) -> None:
-        end.set_result(msgspec.structs.replace(ended, saves=tuple(self._saves)))
+        end.set_result(msgspec.structs.replace(ended, saves=self._saves.all()))
         self._saved.set()
         self._stage = None
         self._reported.set()
