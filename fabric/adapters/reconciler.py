@@ -383,9 +383,11 @@ class _Seen:
 
 
 def is_vacant(group_id: str) -> bool:
-    """Whether no actor is left in a placement group. Blocks."""
+    """Whether a placement group is there, and no actor left in it. Blocks. Any process of the cluster may have removed it."""
     try:
-        return all(actor.group_id != group_id for actor in RayTables.here().actors())
+        tables = RayTables.here()
+        is_left = any(row.id == group_id and row.is_placed for row in tables.groups())
+        return is_left and all(actor.group_id != group_id for actor in tables.actors())
     except Exception:  # noqa: BLE001 - Ray's tables are away: then nobody knows
         _log.exception("group_not_looked_at", group=group_id)
         return False

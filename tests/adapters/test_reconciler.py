@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabric.adapters.ray_tables import ActorRow, GroupRow, JobRow, WorkerRow
-from fabric.adapters.reconciler import HEALTH_KEY, TAKES_AGAIN, Health, Ours, Reconciler
+from fabric.adapters.reconciler import HEALTH_KEY, TAKES_AGAIN, Health, Ours, Reconciler, is_vacant
 from tests.adapters.leases import NODE
 
 GATE, STRANGER = "01000000", "02000000"
@@ -265,3 +265,22 @@ def test_a_process_that_stands_still_on_a_node_where_too_much_is_held_is_ended(m
     nothing_is_missing = {AT: {"GPU": 4.0, "H100": 4.0}}
     spared, _ = ended_by(Tables(**silent, free=nothing_is_missing), looks=2)
     assert spared == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "is_left"),
+    [
+        ({"groups": [group("g"), group("h")]}, True),
+        ({"groups": [group("g")], "actors": [actor("a", group_id="g")]}, False),
+        ({"groups": [group("g")], "actors": [actor("a", group_id="h")]}, True),
+        ({"groups": [group("h")]}, False),
+        ({"groups": [group("g", is_placed=False)]}, False),
+        ({"groups": [group("g")], "broken": ["groups"]}, False),
+        ({"groups": [group("g")], "broken": ["actors"]}, False),
+    ],
+    ids=["empty", "somebody in it", "somebody elsewhere", "removed", "not placed", "no groups told", "no actors told"],
+)
+def test_a_group_is_used_again_only_while_it_is_there_and_nobody_in_it(monkeypatch, rows, is_left):
+    """A job can remove any group over Ray: the next job to be put there would wait for it in vain."""
+    monkeypatch.setattr("fabric.adapters.reconciler.RayTables.here", lambda: Tables(**rows))
+    assert is_vacant("g") is is_left
