@@ -415,17 +415,24 @@ class Writer(Generic[C]):
             self._events_waiting += len(waiting[0])
 
     async def _save_snapshot(self) -> None:
-        """Keep the state as it is committed. Failing is no loss: the journal has everything, replay takes longer."""
+        """Keep the state as it is committed. Failing is no loss, for whatever reason: the journal has everything, replay takes
+        longer.
+        """
         self._snapshot_size = self._head.size
         encoded: list[bytes] = []
-        for piece in self.core.pieces():
-            encoded.append(piece)
-            await asyncio.sleep(0)  # the rest of the process goes on meanwhile
-        snapshot = Snapshot(size=self._head.size, root=self._head.root, edge=self._tree.edge, state=b"".join(encoded))
         try:
+            for piece in self.core.pieces():
+                encoded.append(piece)
+                await asyncio.sleep(0)  # the rest of the process goes on meanwhile
+            state = b"".join(encoded)
+            snapshot = Snapshot(size=self._head.size, root=self._head.root, edge=self._tree.edge, state=state)
             await self._journal.save_snapshot(snapshot)
         except (Unavailable, Conflict):
             return
+        except JournalCorrupt:
+            raise
+        except Exception:
+            log.exception("snapshot_not_kept", size=self._snapshot_size)
 
     async def _rebuild(self, replay_from: int | None = None) -> None:
         """The core and the tree as the journal has them, under a new epoch."""

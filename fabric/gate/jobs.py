@@ -24,7 +24,7 @@ from fabric.gate.specs import NAME_MAX, malformed
 from fabric.gate.state import Job
 from fabric.placement import Request as PlacementRequest
 from fabric.placement import Unplaceable
-from fabric.units import AMOUNT_UHS_MAX, AccountId, JobId, KeyId, format_ct
+from fabric.units import AMOUNT_UHS_MAX, INT64_MAX, AccountId, JobId, KeyId, format_ct
 
 GANGS_KEPT: Final = 65_536
 WAITS_FOR_CAPACITY: Final = "waiting_for_capacity"
@@ -184,8 +184,10 @@ def rolled_back(core: Core, event: RolledBack) -> Outcome:
             code="job_runs",
             state=job.state.value,
         )
-    if event.step < 0:
-        return refusals.invalid(f"steps count from 0, not {event.step}", code="invalid_step")
+    if not (0 <= event.step <= INT64_MAX and 0 <= event.bytes <= INT64_MAX):
+        return refusals.invalid(
+            f"steps and bytes count from 0 to {INT64_MAX}, not {event.step} and {event.bytes}", code="invalid_step"
+        )
     job.step = job.saved_step = event.step
     job.saved_bytes, job.again_step = event.bytes, min(job.again_step, event.step)
     core.touch(job)

@@ -227,5 +227,6 @@ def test_going_back_to_an_older_checkpoint_is_seen(story):
     seen = view(story)
     assert (seen.step, seen.saved_step, seen.saved_bytes) == (100, 100, 32)
     assert story.do(RolledBack(job_id="j", account_id="bob", step=1)).outcome.code == "not_found"
-    assert story.do(RolledBack(job_id="j", account_id="ada", step=-1)).outcome.code == "invalid_step"
+    for step, size in ((-1, 0), (2**63, 0), (1, 2**63), (1, -1)):
+        assert story.do(RolledBack(job_id="j", account_id="ada", step=step, bytes=size)).outcome.code == "invalid_step"
     story.do(Tick())
