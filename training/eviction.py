@@ -49,6 +49,10 @@ class Saves(Protocol):
         """Whether only the thread that works can save, between two steps."""
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether a boundary was copied that is still to be written."""
+
+    @property
     def kept(self) -> str:
         """What there is to resume from, in words."""
 
@@ -142,6 +146,8 @@ class Watch:
                 self._snapshot()
 
     def _is_due(self) -> bool:
+        if self._saver.is_waiting:
+            return True
         if not self._saver.has_new:
             return False
         if self._stop.is_snapshot_wanted():

@@ -175,6 +175,10 @@ class States:
         return False
 
     @property
+    def is_waiting(self) -> bool:
+        return False
+
+    @property
     def kept(self) -> str:
         return "nothing was saved before" if self.durable_step is None else f"step {self.durable_step} is kept"
 

@@ -18,6 +18,7 @@ run here.
 
 import json
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -32,6 +33,8 @@ from fabric.errors import InvalidRequest, Unavailable
 from training.watch import BEAT_S, Watch
 
 _POLL: Final = timedelta(seconds=BEAT_S / 5)
+_SAVE, _STOP = 1, 2
+"""What a rank wants after a step: of all wishes the highest counts."""
 _FAREWELL_S: Final = 1.0
 """How long who keeps the meeting place stays after a meeting that failed, so that all learn who did not come."""
 
@@ -71,6 +74,8 @@ class Verdict(NamedTuple):
     stop: bool
     laps_us: tuple[int, ...]
     """How long each rank computed, as it said when the step began (so of the step before)."""
+    save: bool = False
+    """Whether all save the boundary after this step, and go on."""
 
 
 class Agreement:
@@ -86,14 +91,23 @@ class Agreement:
         if self._work is not None:
             self._gang.finish(self._work, "agreeing whether to stop")
         stop, *laps = self._told.tolist()
-        return Verdict(bool(stop), tuple(laps))
+        return Verdict(stop == _STOP, tuple(laps), save=stop == _SAVE)
 
 
 class Gang:
     """A process among its peers. `Gang.open` for all; a gang of one needs no network."""
 
-    def __init__(self, seat: Seat, *, timeout_s: float, groups: Sequence[Any] = (), watch: Watch | None = None) -> None:
-        self.seat = seat
+    def __init__(
+        self,
+        seat: Seat,
+        *,
+        timeout_s: float,
+        groups: Sequence[Any] = (),
+        watch: Watch | None = None,
+        opened: bool = False,
+    ) -> None:
+        """`opened`: torch.distributed was opened by the gang, and not by the script, which goes on to use it."""
+        self.seat, self._opened = seat, opened
         self.timeout_s = timeout_s
         self.data: Any
         self.control: Any
@@ -125,14 +139,15 @@ class Gang:
             return cls(seat, timeout_s=timeout_s)
         patience = timedelta(seconds=timeout_s)
         with _meeting(seat, patience) as store:
-            if not dist.is_initialized():
+            opened = not dist.is_initialized()
+            if opened:
                 dist.init_process_group(
                     backend or backend_of_devices(), store=dist.PrefixStore("data", store), rank=seat.rank,
                     world_size=seat.world, timeout=patience,
                 )  # fmt: skip
             groups = dist.group.WORLD, *(dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
             watch = _watched(seat, store, silent_s=silent_s)
-        return cls(seat, timeout_s=timeout_s, groups=groups, watch=watch)
+        return cls(seat, timeout_s=timeout_s, groups=groups, watch=watch, opened=opened)
 
     @property
     def rank(self) -> int:
@@ -151,14 +166,15 @@ class Gang:
     def _alarmed(self) -> bool:
         return self._watch is not None and self._watch.alarmed
 
-    def agree(self, *, stop: bool, lap_us: int = 0) -> Agreement:
+    def agree(self, *, stop: bool, lap_us: int = 0, save: bool = False) -> Agreement:
         """Begin to agree on whether this step is the last; call it as the step begins.
 
-        If any rank says `stop`, all stop after this step or, when it came too late for that, after the next.
+        If any rank says `stop`, all stop after this step or, when it came too late for that, after the next. Else, if any
+        says `save`, all save the boundary after it.
         """
         said = self._numbers
         said.fill(0)
-        said[0], said[1 + self.rank] = stop, lap_us
+        said[0], said[1 + self.rank] = _STOP if stop else _SAVE * save, lap_us
         if self.world == 1:
             return Agreement(self, said, None)
         try:  # straight to the group: torch's own wrapper takes longer than the rest
@@ -213,6 +229,29 @@ class Gang:
             return -1
         return int(told)
 
+    def gather(self, own: Any, doing: str) -> list[Any]:
+        """What every rank says, by rank; all ranks call, one thread of each at a time. `PeerLost` if one is gone."""
+        if self.world == 1:
+            return [own]
+        said = torch.frombuffer(bytearray(pickle.dumps(own)), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        self._all_gather(sizes, torch.tensor([len(said)]), doing)
+        longest = max(int(size) for size in sizes)
+        heard = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
+        self._all_gather(heard, torch.cat([said, said.new_zeros(longest - len(said))]), doing)
+        # the gang's own ranks said it, over the group that gathers their gradients
+        return [
+            pickle.loads(whole[: int(size)].numpy().tobytes())  # noqa: S301
+            for whole, size in zip(heard, sizes, strict=True)
+        ]
+
+    def _all_gather(self, heard: list[Any], said: Any, doing: str) -> None:
+        try:
+            work = dist.all_gather(heard, said, group=self.saving, async_op=True)
+        except RuntimeError as error:
+            raise self.lost(doing) from error
+        self.finish(work, doing)
+
     def finish(self, work: Any, doing: str, *, parting: bool = False) -> None:
         """Wait for a collective, but not for a peer that is silent, nor when another rank has found one lost, unless this
         gang is `parting` already. `PeerLost` if it fails, or never will end.
@@ -227,8 +266,12 @@ class Gang:
             try:
                 work.wait(_POLL)
             except RuntimeError as error:
-                if work.is_completed() or self.silent or (self._alarmed and not parting):
+                if self.silent or (self._alarmed and not parting):
                     raise self.lost(doing) from error
+                if work.is_completed():  # with an error; or just now, when the waiting was over
+                    with self.guarded(doing):
+                        work.wait()
+                    return
             else:
                 return
 
@@ -258,8 +301,9 @@ class Gang:
         """Leave. Peers that still wait for this rank will find it lost."""
         if self._watch is not None:
             if not self.silent and not self._alarmed:
-                with suppress(RuntimeError):
-                    dist.destroy_process_group()
+                for group in (None,) if self._opened else (self.control, self.saving):
+                    with suppress(RuntimeError, ValueError):
+                        dist.destroy_process_group(group)
             self._watch.close()
 
 

@@ -13,7 +13,7 @@ from types import CodeType, FrameType, FunctionType
 from typing import Any, Final
 
 from fabric.errors import InvalidRequest
-from training.plain import plain, restored
+from training.plain import holds_parts, is_sharded, plain, restored
 from training.progress import say
 
 _BYTES_MAX: Final = 256 * 1024 * 1024
@@ -65,12 +65,14 @@ class LoopVariables:
         return kept
 
     def _is_tracked(self, value: Any) -> bool:
-        return hasattr(value, "data_ptr") and (value.numel() == 0 or value.data_ptr() in self._tracked)
+        if not hasattr(value, "data_ptr") or is_sharded(value):
+            return False
+        return value.numel() == 0 or value.data_ptr() in self._tracked
 
     def _keep(self, name: str, value: Any, kept: dict[str, Any]) -> None:
         try:
             is_small = sum(tensor.nbytes for tensor in _tensors(value)) <= _BYTES_MAX
-            found = {name: plain(value, name)} if is_small else {}
+            found = {name: plain(value, name)} if is_small and not holds_parts(value) else {}
         except InvalidRequest:
             found = {}
         kept |= found

@@ -6,7 +6,7 @@ Its groups are kept with the names of their weights, so that a group that a scri
 from collections.abc import Callable
 from typing import Any, Final
 
-from training.plain import Taken, plain, restored
+from training.plain import Taken, is_sharded, plain, restored
 
 _NAMES: Final = "fabric.names"
 _SIMPLE: Final = frozenset({bool, int, float, str, type(None)})
@@ -79,6 +79,26 @@ class OptimizerState:
                 was, found = kept[key], now.get(key)
                 if hasattr(was, "dtype") and hasattr(found, "dtype") and was.dtype != found.dtype:
                     now[key] = was.to(found.device)
+
+    def weight_of(self, path: tuple[Any, ...], state: Any) -> Any:
+        """The weight that a moment of a checkpoint's state belongs to; None = it belongs to none."""
+        match path:
+            case ("state", int(number), *_):
+                numbers = [known for group in state["param_groups"] for known in group["params"]]
+                names = [
+                    name
+                    for group in state["param_groups"]
+                    for name in group.get(_NAMES) or [None] * len(group["params"])
+                ]
+                weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]
+                at = numbers.index(number) if number in numbers else len(numbers)
+                if at < len(weights):
+                    return weights[at].detach()
+                return self._named().get(names[at]) if at < len(names) else None
+        return None
+
+    def is_sharded(self) -> bool:
+        return any(is_sharded(weight) for group in self._optimizer.param_groups for weight in group["params"])
 
     def versions(self) -> list[int]:
         return []

@@ -15,6 +15,10 @@ _SMOOTHING: Final = 0.3
 _FORGETTING: Final = 1.02
 """By so much a step the least communication that was seen grows, until it is seen again."""
 
+_QUICK_US: Final = 20_000
+"""Steps are quick while so much time holds several: ranks then agree once in it."""
+_SILENT_STEPS_MAX: Final = 15
+
 
 class Pace:
     """What is known of the kinds that a gang is made of."""
@@ -79,6 +83,12 @@ class Pace:
         members = [Member(accelerator=kind, speed=speeds.get(kind, 1.0)) for kind in self._kinds]
         exposed_s = self._exposed_s.get(self._name, 0.0) if measured else 0.0
         return admit(members, mix=mix, count=count, exposed_s=exposed_s)
+
+
+def silent_steps(laps_us: Sequence[int]) -> int:
+    """How many steps to make before agreeing again: none, unless they are so quick that agreeing would be felt."""
+    slowest_us = max(laps_us)
+    return min(_QUICK_US // slowest_us, _SILENT_STEPS_MAX) if slowest_us and min(laps_us) else 0
 
 
 def _smoothed(before: float | None, measured: float) -> float:

@@ -6,10 +6,12 @@ from typing import Any, Protocol
 
 from fabric import context, launched
 from fabric.errors import FabricError
+from training.boundary import Boundary
 from training.registry import Registry
+from training.saver import Saver
 from training.stepping import Alone, Way
 from training.stopping import Stop
-from training.vault import Vault, opened
+from training.vault import Kept, Vault, opened
 
 
 class Peers(Protocol):
@@ -23,8 +25,13 @@ class Peers(Protocol):
     def takes_snapshots(self) -> bool:
         """Whether this rank saves between stops."""
 
-    def vault(self, job: context.Context, directory: str | os.PathLike[str] | None, *, number: int) -> Vault:
-        """Where checkpoints of the job's session of that number go."""
+    def vault(
+        self, job: context.Context, directory: str | os.PathLike[str] | None, *, number: int, state: Registry
+    ) -> Vault:
+        """Where checkpoints of the job's session of that number go, of what is tracked."""
+
+    def saver(self, state: Registry, boundary: Boundary, vault: Vault) -> Saver:
+        """What saves there."""
 
     def stop(self, own: Stop, *, save_s: Callable[[], float | None]) -> Stop:
         """The wish to stop that counts, from this process's own; `save_s` tells how long a save takes."""
@@ -66,8 +73,19 @@ class Nobody:
     share: Callable[[int, int], range] | None = None
     takes_snapshots = True
 
-    def vault(self, job: context.Context, directory: str | os.PathLike[str] | None, *, number: int) -> Vault:
-        return opened(job, directory, number=number)
+    def vault(
+        self, job: context.Context, directory: str | os.PathLike[str] | None, *, number: int, state: Registry
+    ) -> Vault:
+        found = opened(job, directory, number=number)
+        if not isinstance(found, Kept) or not state.is_sharded:
+            return found
+        from training.gang import Gang, Seat  # noqa: PLC0415  # needs torch
+        from training.sharded_saver import Parts  # noqa: PLC0415
+
+        return Parts(Gang(Seat(), timeout_s=0.0), found.checkpoints)
+
+    def saver(self, state: Registry, boundary: Boundary, vault: Vault) -> Saver:
+        return saver_of(state, boundary, vault, is_ending=lambda: True)
 
     def stop(self, own: Stop, *, save_s: Callable[[], float | None]) -> Stop:  # noqa: ARG002
         return own
@@ -108,6 +126,16 @@ class Nobody:
 
     def close(self) -> None:
         """Nobody to leave."""
+
+
+def saver_of(state: Registry, boundary: Boundary, vault: Vault, *, is_ending: Callable[[], bool]) -> Saver:
+    """What saves there: each rank its part, where the vault is one of parts."""
+    if not hasattr(vault, "gang"):
+        return Saver(state, boundary, vault)
+    from training.sharded_saver import Parts, ShardedSaver  # noqa: PLC0415  # needs torch
+
+    assert isinstance(vault, Parts)
+    return ShardedSaver(state, boundary, vault, is_ending=is_ending)
 
 
 def joined(job: context.Context, *, mix: str | None) -> Peers:

@@ -39,6 +39,26 @@ def is_plain(tensor: Any) -> bool:
     return is_dense(tensor)
 
 
+def is_sharded(tensor: Any) -> bool:
+    """Whether it is one of torch's DTensors, of which this rank holds a part."""
+    return hasattr(tensor, "device_mesh")
+
+
+def held(tensor: Any) -> Any:
+    """What this rank holds of it, without its graph."""
+    tensor = tensor.detach()
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def holds_parts(value: Any) -> bool:
+    """Whether there is a sharded tensor in it."""
+    if isinstance(value, Mapping):
+        return any(holds_parts(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(holds_parts(item) for item in value)
+    return _is_tensor(value) and is_sharded(value)
+
+
 def not_finite(tensor: Any) -> int:
     """How many of its values are infinite or not a number."""
     if tensor.numel() == 0 or bool(tensor.sum().isfinite()):  # either would make the sum so, at half the cost

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from fabric.errors import Conflict, InvalidRequest
 from training.optimizer_state import OptimizerState
-from training.plain import Taken, clone, is_plain, not_finite, plain, restored, shared
+from training.plain import Taken, clone, held, holds_parts, is_plain, is_sharded, not_finite, plain, restored, shared
 
 
 class Tracked(Protocol):
@@ -33,6 +33,9 @@ class Tracked(Protocol):
 
     def weights(self) -> dict[int, str]:
         """What is trained, by where it lies in memory."""
+
+    def is_sharded(self) -> bool:
+        """Whether other ranks hold parts of it."""
 
 
 class Registry:
@@ -70,8 +73,8 @@ class Registry:
 
     def _named(self) -> dict[str, Any]:
         """All weights by name."""
-        modules = ((own, tracked.module) for own, tracked in self._tracked.items() if isinstance(tracked, _Module))
-        return {f"{own}.{key}": weight for own, module in modules for key, weight in module.named_parameters()}
+        modules = ((own, tracked) for own, tracked in self._tracked.items() if isinstance(tracked, _Module))
+        return {f"{own}.{key}": weight for own, module in modules for key, weight in module.weights_now()}
 
     def frozen(self) -> list[str]:
         """The weights that nothing trains."""
@@ -101,6 +104,25 @@ class Registry:
     def whole(self, copied: Mapping[str, Any], *, tensor: Taken = shared) -> dict[str, Any]:
         """All states at the boundary of `copied`; `tensor` says how what lies on a device or may change is taken."""
         return {name: tracked.live(copied.get(name), tensor=tensor) for name, tracked in self._tracked.items()}
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether this rank holds only a part of something tracked."""
+        return any(tracked.is_sharded() for tracked in self._tracked.values())
+
+    def counterpart(self, states: Mapping[str, Any]) -> Callable[[tuple[Any, ...]], Any]:
+        """For a path in the states of a checkpoint, the tensor that takes what lies there, or is shaped as it is."""
+        from training.sharded_state import tensors_of  # noqa: PLC0415  # needs torch
+
+        now = tensors_of(self.whole(self.copied()))
+
+        def found(path: tuple[Any, ...]) -> Any:
+            tracked = self._tracked.get(path[0]) if path else None
+            if path not in now and isinstance(tracked, OptimizerState):
+                return tracked.weight_of(path[1:], states[path[0]])
+            return now.get(path)
+
+        return found
 
     def weights(self) -> dict[int, str]:
         """The weights' names by where they lie in memory."""
@@ -160,7 +182,7 @@ class Registry:
 def _tracked(name: str, value: Any, named: Callable[[], dict[str, Any]]) -> Tracked:  # noqa: PLR0911  # a table
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.nn.Module):
-        _refuse_sharded(name, value)
+        _refuse_flat(name, value.parameters())
         return _Module(name, value)
     if torch is not None and isinstance(value, torch.Generator):
         return _Generator(name, value.get_state, value.set_state)
@@ -173,11 +195,11 @@ def _tracked(name: str, value: Any, named: Callable[[], dict[str, Any]]) -> Trac
         groups = getattr(value, "param_groups", None)
         if _is_ours(name):
             return _Replaced(name, value)
-        return (
-            OptimizerState(name, value, named)
-            if isinstance(groups, list) and hasattr(value, "state")
-            else _Stateful(name, value)
-        )
+        if not isinstance(groups, list) or not hasattr(value, "state"):
+            return _Stateful(name, value)
+        _refuse_flat(name, (weight for group in groups for weight in group["params"]))
+        _refuse_scattered(name, value)
+        return OptimizerState(name, value, named)
     if isinstance(value, MutableMapping):
         return _Values(name, value)
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
@@ -190,16 +212,24 @@ def _tracked(name: str, value: Any, named: Callable[[], dict[str, Any]]) -> Trac
     )
 
 
-def _refuse_sharded(name: str, module: Any) -> None:
-    """No rank holds such a model whole, and a session keeps what one rank holds."""
-    sharded = next((key for key, weight in module.named_parameters() if hasattr(weight, "device_mesh")), None)
-    if sharded is not None:
+def _refuse_flat(name: str, weights: Iterable[Any]) -> None:
+    """What each rank holds of such a model says nothing of where in the whole it belongs."""
+    if any(getattr(weight, "_fsdp_flattened", False) for weight in weights):
         raise InvalidRequest(
-            f"{name}.{sharded} is sharded (FSDP2), and a session saves models that every rank holds whole: save this one with "
-            "training.sharded, keep = Sharded(context.current().checkpoints, gang), by all ranks at a step's boundary when "
-            "context.current().stop_requested or gang.agree(...) says so; or replicate it",
+            f"{name} is sharded by FullyShardedDataParallel (FSDP1), whose state takes all ranks at once to read: shard it with "
+            "torch.distributed.fsdp.fully_shard (FSDP2), which a session keeps, or replicate it",
             code="sharded_model",
-            path=f"{name}.{sharded}",
+            path=name,
+        )
+
+
+def _refuse_scattered(name: str, optimizer: Any) -> None:
+    if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
+        raise InvalidRequest(
+            f"{name} is a ZeroRedundancyOptimizer, whose state takes all ranks at once to read: shard the model with "
+            "torch.distributed.fsdp.fully_shard (FSDP2), which a session keeps, or give each rank the whole optimizer",
+            code="sharded_model",
+            path=name,
         )
 
 
@@ -208,6 +238,9 @@ class _Module:
 
     def __init__(self, name: str, module: Any) -> None:
         self._name, self.module = name, module
+        for part in module.modules():
+            if hasattr(part, "set_requires_gradient_sync") and hasattr(part, "reshard"):
+                part.reshard()  # FSDP2 leaves weights gathered after a forward pass, and these are not what is trained
         self._buffers = [
             (f"{prefix}.{key}" if prefix else key, part, key)
             for prefix, part in module.named_modules(remove_duplicate=False)
@@ -220,6 +253,20 @@ class _Module:
         self._extra = [key for key in module.state_dict() if key.endswith("_extra_state")]
         self.named = list(module.named_parameters())
         self._weights = [weight for _, weight in self.named]
+        self._own = self._of_parts()
+
+    def _of_parts(self) -> dict[str, Any]:
+        """What to read of a sharded module: its weights are others while it computes, so those of now are noted."""
+        if not any(is_sharded(weight) for weight in self._weights):
+            return {}
+        return dict(self.module.state_dict(keep_vars=True))
+
+    def is_sharded(self) -> bool:
+        return bool(self._own)
+
+    def weights_now(self) -> list[tuple[str, Any]]:
+        """By name; the same objects as long as they are trained."""
+        return self.named if self._own else list(self.module.named_parameters())
 
     def copied(self) -> Any:
         buffers = {path: part._buffers[key] for path, part, key in self._buffers if part._buffers[key] is not None}  # noqa: SLF001
@@ -237,7 +284,7 @@ class _Module:
         return kept
 
     def live(self, copied: Any, *, tensor: Taken) -> Any:
-        states = self.module.state_dict()
+        states = self._own or self.module.state_dict()
         return {
             key: copied[key] if key in copied else plain(state, f"{self._name}.{key}", tensor=tensor)
             for key, state in states.items()
@@ -250,21 +297,21 @@ class _Module:
         return [weight._version for weight in self._weights]  # noqa: SLF001  # the one counter torch has
 
     def weights(self) -> dict[int, str]:
-        named = self.module.named_parameters()
         return {
-            weight.data_ptr(): f"{self._name}.{key}"
-            for key, weight in named
-            if weight.is_floating_point() and is_plain(weight)
+            held(weight).data_ptr(): f"{self._name}.{key}"
+            for key, weight in self.weights_now()
+            if weight.is_floating_point() and is_plain(held(weight))
         }
 
     def digest(self) -> list[tuple[str, int]]:
         torch = sys.modules["torch"]
-        dense = [weight.detach() for weight in self._weights if is_plain(weight) and weight.numel()]
+        dense = [own for weight in self._weights if is_plain(own := held(weight)) and own.numel()]
         return [(str(weight.sum(dtype=_sums(weight)).item()), torch.hash_tensor(weight).item()) for weight in dense]
 
     def not_finite(self) -> dict[str, int]:
-        named = self.module.named_parameters()
-        found = {f"{self._name}.{key}": weight.detach() for key, weight in named if weight.is_floating_point()}
+        found = {
+            f"{self._name}.{key}": held(weight) for key, weight in self.weights_now() if weight.is_floating_point()
+        }
         return {name: count for name, weight in found.items() if is_plain(weight) and (count := not_finite(weight))}
 
 
@@ -288,6 +335,9 @@ class _Stateful:
 
     def weights(self) -> dict[int, str]:
         return {}
+
+    def is_sharded(self) -> bool:
+        return holds_parts(self.copied())
 
 
 class _Replaced(_Stateful):

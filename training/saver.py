@@ -60,6 +60,8 @@ class Saver:
         self._excused: dict[str, int] = {}
         """How many values of a weight are infinite because the script wants them so."""
         self.moment: Moment | None = None
+        self.is_last = False
+        """Whether no boundary follows the newest one, as the script has left its loop."""
         self.durable_step: int | None = None
         self.save_s: float | None = None
         self.blocked_s: float | None = None
@@ -93,6 +95,11 @@ class Saver:
     def needs_boundary(self) -> bool:
         """Whether only the training thread can save, at a boundary."""
         return self.unannounced() is not None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a boundary was copied that is still to be written."""
+        return False
 
     @property
     def kept(self) -> str:
@@ -135,7 +142,7 @@ class Saver:
         state = decoded(data)
         if (frozen := state.pop("frozen", None)) is not None:
             self._registry.freeze(frozen)
-        self._registry.load(state.pop("objects"))
+        self._registry.load(self._vault.joined(state.pop("objects"), self._registry))
         self.durable_step = state["step"]
         return {key: restored(value) for key, value in state.items()}
 
@@ -151,11 +158,12 @@ class Saver:
         if not self._vault.is_kept:
             return
         try:
-            planned({"objects": self._registry.whole(self._registry.copied())})
+            planned({"objects": self._whole(self._registry.copied())})
         except FabricError:
             raise
         except Exception as error:
             raise unreadable(error) from error
+        self._rehearsed()
         found = self._registry.not_finite()
         self._excused |= {name: count for name, count in found.items() if excuses(name)}
         bad = next((name for name, count in found.items() if count > self._excused.get(name, 0)), None)
@@ -174,6 +182,8 @@ class Saver:
         """
         began = time.monotonic()
         with self._writing:
+            if (before := self._saved_before(leaving=leaving)) is not None:
+                return before
             with self._boundary.held(timeout_s) as held:
                 if not held or self.moment is None:
                     return None
@@ -185,13 +195,27 @@ class Saver:
             blocked_s = time.monotonic() - held_at
             if not leaving:
                 self._keep(moment, copy)
-            took_s = time.monotonic() - began
-            self.durable_step = moment.step
-            self.save_s, self.blocked_s = smoothed(self.save_s, took_s), smoothed(self.blocked_s, blocked_s)
+            saved = self._became_durable(moment, copy, took_s=time.monotonic() - began, blocked_s=blocked_s)
         self.after_save()
+        return saved
+
+    def _saved_before(self, *, leaving: bool) -> "Save | None":  # noqa: ARG002
+        """A save that makes this one needless."""
+        return None
+
+    def _became_durable(self, moment: Moment, copy: "Copy", *, took_s: float, blocked_s: float) -> Save:
+        self.durable_step = moment.step
+        self.save_s, self.blocked_s = smoothed(self.save_s, took_s), smoothed(self.blocked_s, blocked_s)
         return Save(step=moment.step, bytes=len(copy.data), took_s=took_s, blocked_s=blocked_s)
 
-    def _copied(self, moment: Moment, *, at_boundary: bool) -> "_Copy":
+    def _whole(self, copied: dict[str, Any]) -> Any:
+        """All states at the boundary of `copied`, of what they are made of when they are kept."""
+        return self._registry.whole(copied)
+
+    def _rehearsed(self) -> None:
+        """What else is to be found out when a save is rehearsed."""
+
+    def _copied(self, moment: Moment, *, at_boundary: bool) -> "Copy":
         """The whole state at the moment as bytes on the host: one copy, into memory that is used again."""
         unannounced = None if at_boundary else self.unannounced()
         if (changed := self._registry.changed_since(moment.versions) or unannounced) is not None:
@@ -210,20 +234,23 @@ class Saver:
                 "learned": plain(self.learned(), "learned"),
                 "variables": moment.variables,
                 "frozen": moment.frozen,
-                "objects": self._registry.whole(moment.copied),
+                "objects": self._whole(moment.copied),
             }
         )
         with _beside(moment.device_event):
             data = gathered(plan, into=self._memory)
         if self._memory is None or len(data) > len(self._memory):
             self._memory = data
-        return _Copy(data, plan, self._registry.weights())
+        return Copy(data, plan, self._registry.weights())
 
-    def _keep(self, moment: Moment, copy: "_Copy") -> None:
+    def _keep(self, moment: Moment, copy: "Copy") -> None:
+        self._check_finite(moment, copy)
+        self._vault.save(copy.data, step=moment.step)
+
+    def _check_finite(self, moment: Moment, copy: "Copy") -> None:
         bad = "the loss" if self.poisoned() else copy.not_finite(self._excused)
         if bad is not None:
             raise self._diverged(moment.step, bad)
-        self._vault.save(copy.data, step=moment.step)
 
     def _diverged(self, step: int, what: str) -> JobFailed:
         return JobFailed(
@@ -244,7 +271,7 @@ def unreadable(error: Exception) -> InvalidRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class _Copy:
+class Copy:
     """The bytes of a shard, and which of them are weights."""
 
     data: memoryview

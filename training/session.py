@@ -24,6 +24,8 @@ Each sample is seen exactly once an epoch, in any sequence of evictions. `virtua
 Outside the fabric the same script runs unchanged: it keeps nothing, or what `directory=` or FABRIC_CHECKPOINT_DIR names;
 then SIGTERM saves and ends it with exit code 75, and starting it again resumes it.
 
+Models of which each rank holds a part (`fully_shard`, HSDP, tensor parallelism) are kept by all ranks together.
+
 A loop of epochs over a loader becomes one over `run.batches(loader, epochs=N)`, in which a body may call `opt.step()` itself.
 
 What a script must keep to: what has state is tracked, by `extra` what has no place of its own; a loader of its own is given to
@@ -52,7 +54,6 @@ from training.measuring import untouched
 from training.peers import Peers, joined
 from training.progress import Progress, say
 from training.registry import Registry, named
-from training.saver import Saver
 from training.stepping import Stepping, is_out_of_memory, out_of_memory
 from training.stopping import stop_of
 from training.timers import Timers
@@ -94,8 +95,8 @@ def session(
             island for each kind, which meet now and then); None = FABRIC_MIX.
 
     Raises:
-        InvalidRequest: `untrackable_state`, `state_not_kept`: something given here has no state that can be kept; named. What
-            comes with the first step, such as an optimizer's own state, is looked at after that.
+        InvalidRequest: `untrackable_state`, `state_not_kept`, `sharded_model`: something given here has no state that can be
+            kept; named. What comes with the first step, such as an optimizer's own state, is looked at after that.
         Unavailable: `gang_incomplete`: not all ranks came.
         Conflict: `checkpoint_of_another_run` or `checkpoint_of_another_kind`: resume with what was saved.
     """
@@ -136,10 +137,10 @@ class Run:
         self.done = 0
         """Steps that are complete, counted from the very first attempt."""
         self._job, self._stepping, self._optimizers, self._peers = job, stepping, optimizers, peers
-        vault = peers.vault(job, directory, number=session_number(job))
+        vault = peers.vault(job, directory, number=session_number(job), state=registry)
         self._stop = peers.stop(stop_of(job, is_kept=vault.is_kept), save_s=lambda: self._saver.save_s)
         self._boundary = Boundary(self._ending)
-        self._saver = Saver(registry, self._boundary, vault)
+        self._saver = peers.saver(registry, self._boundary, vault)
         self._saver.poisoned = stepping.finite.is_poisoned
         self._saver.learned = peers.learned
         self._watch = Watch(
@@ -315,6 +316,7 @@ class Run:
             say(f"step {self.done} was half done when the script failed, and can't be kept; {self._saver.kept}")
             return
         self.done += 1
+        self._saver.is_last = True
         self._saver.capture(self.done, self._cursor_of(), self._variables.now)
         with suppress(SystemExit):  # asked to stop as well: the step is kept, and the script ends when it will
             self._boundary.close()

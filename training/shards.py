@@ -248,6 +248,8 @@ _proven: Final[set[tuple[Any, ...]]] = set()
 def _pickled(tensor: torch.Tensor, where: str) -> torch.Tensor:
     if tensor.is_meta:
         raise _not_kept(where, tensor, "is without data")
+    if hasattr(tensor, "device_mesh"):
+        raise _not_kept(where, tensor, "is a part of a tensor that other ranks hold the rest of")
     whole = io.BytesIO()
     kind = (type(tensor), tensor.layout, tensor.is_quantized)
     try:

@@ -11,7 +11,7 @@ It knows the session's ports (`Stop`, `Vault`, `Way`) and a gang, and not the lo
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -24,13 +24,18 @@ from fabric.errors import Conflict, FabricError, InvalidRequest
 from training import vault
 from training.among import Among
 from training.archipelago import EVERY, EVERY_VARIABLE, TRACKED_AS, Apart, Archipelago
+from training.boundary import Boundary
 from training.gang import Gang, PeerLost, Seat, choose
 from training.gradients import Reproducible
 from training.islands import Islands
 from training.mixing import Mix
-from training.pace import Pace
+from training.pace import Pace, silent_steps
+from training.peers import saver_of
 from training.progress import say
 from training.registry import Registry
+from training.saver import Saver
+from training.sharded_feed import check_feed, islands_of_parts
+from training.sharded_saver import Parts, ShardedSaver
 from training.shares import Shares
 from training.stopping import Stop
 from training.vault import Kept, Nowhere, Vault
@@ -46,9 +51,6 @@ SILENT_VARIABLE: Final = "FABRIC_GANG_SILENT_S"
 """A rank that hangs, or whose machine is gone, is given up after so long."""
 SILENT_S: Final = 20.0
 _PATIENCE_S: Final = 2.0
-_QUICK_US: Final = 20_000
-"""Steps are quick while so much time holds several: ranks then agree once in it."""
-_SILENT_STEPS_MAX: Final = 15
 
 
 class Together:
@@ -74,6 +76,8 @@ class Together:
         self._began = time.monotonic()
         self._save_s: Callable[[], float | None] = lambda: None
         self._own_stop: Stop | None = None
+        self._is_sharded = False
+        self._parts_saver: ShardedSaver | None = None
 
     @classmethod
     def join(cls, job: context.Context, *, mix: str | None) -> Self:
@@ -114,12 +118,22 @@ class Together:
 
     def tracks(self, state: Registry) -> dict[str, Any]:
         """What a checkpoint must bring back besides what the script named, by name."""
+        self._is_sharded = any(self._everyones(state.is_sharded))
+        if self._is_sharded and self._archipelago is not None:
+            raise islands_of_parts()
         if self._archipelago is None or not (modules := state.modules()):
             return {}
         self._islands = self._archipelago.islands(modules, every=_islands_every())
         return {TRACKED_AS: self._islands}
 
-    def vault(self, job: context.Context, directory: str | os.PathLike[str] | None, *, number: int) -> Vault:
+    def vault(
+        self,
+        job: context.Context,
+        directory: str | os.PathLike[str] | None,
+        *,
+        number: int,
+        state: Registry,  # noqa: ARG002
+    ) -> Vault:
         """Where the gang's checkpoints go; in a directory, rank 0 claims it for all."""
         named = directory if directory is not None else os.environ.get(vault.DIRECTORY_VARIABLE)
         if job.checkpoints is not None:
@@ -135,7 +149,15 @@ class Together:
                 )
         else:
             return Nowhere()
+        if self._is_sharded:
+            return Parts(self.gang, checkpoints)
         return _OneForAll(self, Kept(checkpoints), checkpoints)
+
+    def saver(self, state: Registry, boundary: Boundary, vault: Vault) -> Saver:
+        """What saves there: one rank for all, or all of them their parts."""
+        made = saver_of(state, boundary, vault, is_ending=lambda: self.is_ending)
+        self._parts_saver = made if isinstance(made, ShardedSaver) else None
+        return made
 
     @property
     def share(self) -> Callable[[int, int], range] | None:
@@ -168,6 +190,8 @@ class Together:
             ahead=2 * workers, balances=self._mix is not Mix.NEVER,
         )  # fmt: skip
         modules, how = state.modules(), Reproducible(reproducible)
+        if self._is_sharded:
+            check_feed(modules, how, world=self.gang.world)
         if self._archipelago is not None and self._islands is not None:
             self._way = Apart(modules, self._archipelago.island, shares, self._islands, how)
         else:
@@ -225,7 +249,8 @@ class Together:
         if self._silent_steps:
             self._silent_steps -= 1
             return
-        self._agreement = self.gang.agree(stop=wanted, lap_us=lap_us)
+        save = self._parts_saver is not None and self._parts_saver.wants_snapshot
+        self._agreement = self.gang.agree(stop=wanted, lap_us=lap_us, save=save)
 
     def end_step(self, done: int) -> None:
         """The step is over, `done` in all: learn what was agreed. `PeerLost` if a rank is gone."""
@@ -247,6 +272,8 @@ class Together:
         elif verdict.stop or self._stops_next:
             self.end()
             self._agreed.set()
+        elif verdict.save and self._parts_saver is not None:
+            self._parts_saver.snapshot()
 
     def conclude(self) -> Callable[[], None] | None:
         """All steps are done: what is still to be done to the weights, if anything; it can't fail any more.
@@ -261,7 +288,9 @@ class Together:
         self.is_ending = True
 
     def is_too_late(self, left_s: float | None) -> bool:
-        """Whether there is no time to stop together."""
+        """Whether there is no time to stop together. Parts that were not kept together are worth nothing."""
+        if self._is_sharded:
+            return False
         steps = 1.0 + self._silent_steps / 2 + (self._islands is not None) / 2  # islands make one more, to meet
         return choose(left_s=left_s, step_s=steps * self._step_s, save_s=self._save_s() or 0.0).at_once
 
@@ -285,12 +314,6 @@ class Together:
         with self.gang.guarded("meeting"):
             dist.all_gather_object(found, own, group=self.gang.saving)
         return found
-
-
-def silent_steps(laps_us: Sequence[int]) -> int:
-    """How many steps to make before agreeing again: none, unless they are so quick that agreeing would be felt."""
-    slowest_us = max(laps_us)
-    return min(_QUICK_US // slowest_us, _SILENT_STEPS_MAX) if slowest_us and min(laps_us) else 0
 
 
 def _islands_every() -> int:
@@ -319,6 +342,9 @@ class _OneForAll:
 
     def load(self) -> bytes | None:
         return self._inner.load()
+
+    def joined(self, objects: Any, state: Any) -> Any:
+        return self._inner.joined(objects, state)
 
     def _newest(self) -> int | None:
         found = self._checkpoints.newest(verify=False)

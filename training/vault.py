@@ -19,6 +19,8 @@ FORMAT: Final = "fabric-session"
 VERSION: Final = 1
 PREFIX: Final = "session"
 _SHARD: Final = "state"
+_PART: Final = "rank-0/state"
+"""What rank 0 has kept of a state of which each rank holds a part."""
 
 
 class Vault(Protocol):
@@ -33,6 +35,9 @@ class Vault(Protocol):
     def load(self) -> bytes | None:
         """The newest state that is whole; None = there is none."""
 
+    def joined(self, objects: Any, state: Any) -> Any:
+        """The states in what was loaded, as a `training.registry.Registry` has them now: ranks may have kept parts."""
+
 
 class Nowhere:
     """A run outside the fabric that was given no directory: it is not kept, and says nothing about it."""
@@ -45,24 +50,39 @@ class Nowhere:
     def load(self) -> bytes | None:
         return None
 
+    def joined(self, objects: Any, state: Any) -> Any:  # noqa: ARG002
+        return objects
+
 
 class Kept:
-    """Checkpoints of a job, or of a script on its own machine: one shard each."""
+    """Checkpoints of a job, or of a script on its own machine: one shard each. It also reads those of a sharded model."""
 
     is_kept = True
 
     def __init__(self, checkpoints: Checkpoints) -> None:
-        self._checkpoints = checkpoints
+        self.checkpoints = checkpoints
+        self._parts: dict[str, bytes] = {}
 
     def save(self, data: Buffer, *, step: int) -> None:
-        save_one(self._checkpoints, _SHARD, data, step=step, meta={"made_by": FORMAT})
+        save_one(self.checkpoints, _SHARD, data, step=step, meta={"made_by": FORMAT})
 
     def load(self) -> bytes | None:
-        found = self._checkpoints.load()
+        found = self.checkpoints.load()
         if found is None:
             return None
         manifest, shards = found
+        if _PART in shards:
+            self._parts = shards
+            return shards[_PART]
         return shards[manifest.shard(_SHARD).name]
+
+    def joined(self, objects: Any, state: Any) -> Any:
+        parts, self._parts = self._parts, {}
+        if not parts:
+            return objects
+        from training.sharded_state import joined  # noqa: PLC0415  # needs torch
+
+        return joined(objects, like=state.counterpart(objects), read=parts.__getitem__)
 
 
 def opened(job: context.Context, directory: str | os.PathLike[str] | None, *, number: int = 0) -> Vault:

@@ -4,16 +4,22 @@ import hashlib
 import os
 import random
 import time
+import warnings
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from fabric.checkpoints import Draft
 from fabric.errors import FabricError
-from tests.training.gang.work import REFUSED, SAMPLES, WIDTH, Run, dataset, note, shard
+from tests.training.gang.work import REFUSED, SAMPLES, WIDTH, Run, dataset, note, whole_digest
 from training.session import session
 
 
@@ -59,18 +65,113 @@ def refused_script(rank, world, port, order):
         os._exit(REFUSED)
 
 
-def sharded_script(rank, world, port, order):
-    """A model that no rank holds whole."""
+def flat_script(rank, world, port, order):
+    """A state that takes all ranks at once to read: FSDP1's, or ZeRO's optimizer."""
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
-    dist.init_process_group("gloo")
-    model = shard(nn.Sequential(nn.Linear(WIDTH, 16), nn.ReLU(), nn.Linear(16, 3)), world)
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    model = nn.Linear(WIDTH, 16)
+    warnings.simplefilter("ignore")  # torch's own: what is refused here is on its way out there
+    if order.sharding == "zero":
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        tracked = {"model": model, "opt": ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=0.01)}
+    else:
+        model = FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+        opt = torch.optim.AdamW(model.parameters(), lr=0.01)
+        tracked = {"opt": opt} if order.sharding == "fsdp1 optimizer" else {"model": model, "opt": opt}
     try:
-        session(model=model, directory=order.folder)
+        session(**tracked, directory=order.folder)
     except FabricError as refused:
         note(order, rank, code=refused.code, message=refused.message)
         os._exit(REFUSED)
+
+
+class Parted(nn.Module):
+    """A model for each way to cut one up: a weight that isn't cut, a buffer, dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Linear(WIDTH, 18), nn.LayerNorm(18)
+        self.drop, self.last = nn.Dropout(0.2), nn.Linear(18, 3)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, batch):
+        self.seen += len(batch)
+        return self.last(self.drop(self.norm(torch.relu(self.first(batch)))))
+
+
+def cut_up(model, way, world):
+    """The model as a script would shard it."""
+    if way in {"tp", "both"}:
+        mesh = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("dp", "tp"))
+        parallelize_module(
+            model,
+            mesh["tp"],
+            {"first": ColwiseParallel(output_layouts=Replicate()), "last": ColwiseParallel(output_layouts=Replicate())},
+        )
+        mesh = mesh["dp"]
+    elif way == "hsdp":
+        mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replica", "shard"))
+    elif way == "fsdp":
+        mesh = init_device_mesh("cpu", (world,))
+    if way in {"fsdp", "hsdp", "both"}:
+        for part in (model.first, model.last):
+            fully_shard(part, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    return model
+
+
+def parted_script(rank, world, port, order):
+    """A loop of one's own over a model that no rank holds whole, and two lines more."""
+    os.environ |= {
+        "RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "FABRIC_TENSORBOARD_DIR": str(order.folder / "tensorboard"), "FABRIC_GRACE_S": str(order.grace_s),
+        "FABRIC_GANG_TIMEOUT_S": str(order.timeout_s), "FABRIC_GANG_SILENT_S": str(order.silent_s),
+    }  # fmt: skip
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # of FSDP over tensor parallelism
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    torch.manual_seed(5)
+    model = cut_up(Parted(), order.sharding, world)
+    opt = torch.optim.AdamW(model.parameters(), lr=0.01, foreach=False)
+    sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 500)
+    part, parts = (rank // 2, world // 2) if order.sharding in {"tp", "both"} else (rank, world)
+    torch.manual_seed(50 + part)
+    inputs, wanted = dataset()
+    if rank in order.dies_saving:
+        Draft.put = lambda *_: os.kill(os.getpid(), 9)
+    tracked = {"opt": opt} if order.sharding == "fsdp" and order.kinds else {"model": model, "opt": opt}
+    run = session(**tracked, sched=sched, directory=order.folder, snapshot_every_s=order.snapshot_every_s)
+    note(order, rank, resumed=run.resumed_at, digest=parts_digest(model, opt) if run.resumed_at else "")
+    for step in run.steps(order.steps):
+        at = torch.arange(step * 8, step * 8 + 8)[part::parts] % SAMPLES
+        time.sleep(order.pause_s)
+        opt.zero_grad()
+        functional.cross_entropy(model(inputs[at]), wanted[at]).backward()
+        if order.sharding not in {"tp", "both"}:
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        opt.step()
+        sched.step()
+        note(order, rank, did=step)
+    note(
+        order,
+        rank,
+        at_step=order.steps,
+        drawn=torch.rand(()).item(),
+        seen=model.seen.item(),
+        digest=parts_digest(model, opt),
+    )
+
+
+def parts_digest(model, opt):
+    """Of weights and moments, which are the same on all ranks; the buffer isn't."""
+    seen = model.seen.clone()
+    model.seen.zero_()
+    digest = whole_digest(model, opt)
+    model.seen.copy_(seen)
+    return digest
 
 
 def own_loop_on_islands(rank, world, port, order):

@@ -127,11 +127,13 @@ def test_fewer_virtual_ranks_than_workers_are_refused(tmp_path):
     assert crew.run(order, world=2, doing="script") == [1, 1]
 
 
-def test_a_model_that_no_rank_holds_whole_is_refused_with_the_way_to_save_it(tmp_path):
-    assert crew.run(Order(folder=tmp_path, steps=0), world=2, doing="sharded_script") == [REFUSED, REFUSED]
+@pytest.mark.parametrize("way", ["fsdp1", "fsdp1 optimizer", "zero"])
+def test_a_state_that_takes_all_ranks_to_read_is_refused_with_the_remedy(tmp_path, way):
+    order = Order(folder=tmp_path, steps=0, sharding=way)
+    assert crew.run(order, world=2, doing="flat_script") == [REFUSED, REFUSED]
     for line in lines(tmp_path):
         assert line["code"] == "sharded_model"
-        assert "training.sharded" in line["message"]
+        assert "fully_shard" in line["message"]
 
 
 @pytest.mark.parametrize("samples", [504, 145])

@@ -67,6 +67,9 @@ class Order:
     kinds: tuple[str, ...] = ()
     """What devices the ranks have, and `mix` what they may be made of."""
     mix: str = "never"
+    sharding: str = "fsdp"
+    """How a model is cut up that no rank holds whole: fsdp, hsdp, tp, both (fsdp of tp); whole = it isn't."""
+    snapshot_every_s: float | None = None
     skips: tuple[int, ...] = ()
     """Samples whose batch the script gives no loss for."""
 
