@@ -29,6 +29,9 @@ from fabric.placement import Evict, Placed
 from fabric.units import PPM, LeaseId
 
 UNFINISHED: Final = (LeaseOutcome.LOST, LeaseOutcome.INTERRUPTED, LeaseOutcome.NO_ROOM, LeaseOutcome.FAILED)
+REASON_MAX: Final = 300
+"""Characters of an error that become a reason: those are kept for each attempt, and stand in every list."""
+CODE_MAX: Final = 64
 IDLE_BELOW_PPM: Final = 50_000
 """A lease whose devices are in use for less than this part of a window is idle in it."""
 
@@ -379,9 +382,9 @@ def _watch_idleness(core: Core, record: LeaseRecord, sample: Sample) -> None:
 def _code(error: str) -> str:
     """`peer_lost` of `peer_lost: rank 1 of 2 is silent`; "" where it begins with no code."""
     code = _first_line(error).partition(":")[0]
-    return code if code.replace("_", "").isalpha() and code.islower() else ""
+    return code if len(code) <= CODE_MAX and code.replace("_", "").isalpha() and code.islower() else ""
 
 
 def _first_line(error: str) -> str:
     lines = error.strip().splitlines()
-    return lines[-1] if lines else ""
+    return lines[-1][:REASON_MAX] if lines else ""

@@ -3,12 +3,14 @@
 import itertools
 import re
 
+import msgspec
 import pytest
 
 from fabric.gate import Gate
 from fabric.gate.attempts import LOSSES_IN_A_ROW
 from fabric.gate.events import LeaseSaved, NodeDrain, Pause, Resume
 from fabric.gate.instructions import Accepted, StartLease
+from fabric.gate.questions import JobsOf
 from fabric.gate.timeline import told
 from tests.gate.conftest import finished, removed, started, submit, top_up
 from tests.gate.world import S
@@ -161,3 +163,23 @@ def test_paused_is_only_what_somebody_paused(story, outcome, again, step, wish):
         assert not (job.state.value == "parked" and not job.reason)
     if outcome == "saved" and "pause" not in wish:
         assert job.state.value in ("queued", "starting")
+
+
+@pytest.mark.parametrize("outcome", ["saved", "failed", "interrupted"])
+@pytest.mark.parametrize("line", ["a" * 8_000, "peer_lost: " + "x " * 4_000])
+def test_what_attempts_say_of_their_ends_takes_little_room_in_a_jobs_story(story, outcome, line):
+    """It is kept for each of them, and told with the job in every list."""
+    story.do(submit(limit=900 * S, max_retries=100))
+    for number in range(1, 100):
+        if story.job().state.value != "starting":
+            break
+        lease = f"j.{number}"
+        story.do(started(lease))
+        story.do(saved_at(number, lease))
+        story.do(finished(outcome, lease, error=f"Traceback\n{line}"))
+        story.do(removed(lease))
+    job, (view,) = story.job(), story.gate.ask(JobsOf(), story.now_us)
+    assert number > 4
+    assert len(msgspec.json.encode(job.timeline)) < 20_000
+    assert len(view.timeline) < 5_000
+    assert len(view.reason) <= 300
