@@ -197,7 +197,8 @@ class Agents:
     async def end_strays(self) -> dict[str, list[int]]:
         """Have every machine end what has outlived its lease; the numbers of those processes, by machine."""
         addresses = list(self._actors)
-        answers = await asyncio.gather(*(self._tried(address, "end_strays") for address in addresses))
+        asked = (self._tried(address, "end_strays", within_s=PROMPT_S) for address in addresses)
+        answers = await asyncio.gather(*asked)
         return {address: list(found) for address, found in zip(addresses, answers, strict=True) if found}
 
     async def kill(self, address: str, pid: int) -> None:

@@ -149,7 +149,7 @@ class RayCluster:
             self._begin(_every(self._settings.reconcile_s, self._be_heard))
         work_dir = self._settings.work_dir
         living = tuple(attempt_folder(work_dir, lease_id).name for lease_id in {*known, *self._attempts})
-        await self._agents.sweep(work_dir=str(work_dir), living=living)
+        self._begin(self._agents.sweep(work_dir=str(work_dir), living=living))  # a start waits for no silent machine
         return ReconcileReport(
             reattached=tuple(i for i in self._attempts if i in known and i not in before),
             gone=tuple(gone),
