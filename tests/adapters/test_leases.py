@@ -108,6 +108,7 @@ class Groups:
         self.built = asyncio.Event()
         self.built.set()
         self.fate, self.failures, self.error = [], 0, None
+        self.end_unseated = list
 
     async def take(self, lease, *, environment, forks=False):
         return Group(placed=None, shares=lease.shares), False
