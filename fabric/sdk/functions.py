@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 import cloudpickle
 
 from fabric.errors import InvalidRequest
+from fabric.results.exceptions import reduced
 from fabric.sdk.project import Project, Standing, standing_of
 from fabric.sdk.source import changed_globals, plain_code
 from fabric.sdk.unpicklable import Unsendable, culprit_of, heaviest, refuse_unmakeable, refuse_unsendable, remedy_for
@@ -155,6 +156,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             self._note_module(obj.__name__)
         elif isinstance(obj, _Cached):
             return self._cached(obj)
+        elif isinstance(obj, BaseException):
+            return reduced(obj)
         else:
             refuse_unsendable(obj)
         return super().reducer_override(obj)
