@@ -21,7 +21,7 @@ from fabric.adapters.nodes import Node, nodes_of
 from fabric.adapters.offering import Offering, readable
 from fabric.adapters.outbox import Outbox, Report
 from fabric.adapters.private_folder import attempt_folder
-from fabric.adapters.ray_drains import Drains
+from fabric.adapters.ray_drains import noticed
 from fabric.adapters.reconciler import Ours, Reconciler
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.survivors import lease_of, survivors
@@ -79,7 +79,7 @@ class RayCluster:
         self._reads_data = False
         self._held: dict[str, Holdings] = {}
         """By machine: what it said last that it holds."""
-        self._offering, self._drains = Offering(), Drains()
+        self._offering = Offering()
         self._unreadable: dict[NodeId, tuple[tuple[str, ...], int, str]] = {}
         """By node: the devices that its agent can't read, how many those are, and of which type."""
         self._lost: set[LeaseId] = set()
@@ -263,8 +263,8 @@ class RayCluster:
         self._nodes.update(now)
         await self._agents.cover(now.values())
         busy = {share.node_id for attempt in self._attempts.values() for share in attempt.lease.shares}
-        sights, drains = await self._sights(now.values()), await self._drains.look(now)
-        for change in (*self._offering.changes(now, sights, busy=busy), *drains):
+        sights, notices = await self._sights(now.values()), await noticed()
+        for change in self._offering.changes(now, sights, busy=busy, notices=notices):
             self._outbox.put(change)
 
     async def _sights(self, nodes: Iterable[Node]) -> dict[str, Sight | None]:
