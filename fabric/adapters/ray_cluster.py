@@ -144,6 +144,7 @@ class RayCluster:
         self._agents.forget_all_but({*known, *self._attempts})
         self._lost.intersection_update(known)
         if self._looks is None and self._settings.reconcile_s > 0:
+            await self._be_heard()  # before anything of its own is new to agents that still go by a gate before it
             self._looks = self._begin(_every(self._settings.reconcile_s, self._remove_unleased))
             self._begin(_every(self._settings.watch_s, self._end_strays))
             self._begin(_every(self._settings.reconcile_s, self._be_heard))
