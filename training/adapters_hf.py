@@ -4,7 +4,7 @@
 
     train(trainer)  # instead of trainer.train()
 
-At the end of the step in which the fabric asks for it, `Trainer` saves as it always does (weights, optimizer, schedule,
+At the end of the step in which the fabric asks for it, and of the last one, `Trainer` saves as it always does (weights, optimizer, schedule,
 random numbers, place in the data); that folder is committed, and the next attempt resumes from it. What `save_steps` saves
 is committed too. Loss, step and total go to `fabric top`. Outside the fabric, `trainer.train()` and nothing else, unless
 FABRIC_CHECKPOINT_DIR is set.
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from training.folder_run import FolderRun
+from training.meters_hf import Meters
 
 
 def train(trainer: Any, *, directory: str | os.PathLike[str] | None = None, **options: Any) -> Any:
@@ -28,17 +29,22 @@ def train(trainer: Any, *, directory: str | os.PathLike[str] | None = None, **op
         options: of `Trainer.train`; `resume_from_checkpoint` is used where nothing was saved yet.
     """
     run = FolderRun(directory)
-    callback = callback_of(run)
+    meters = Meters(trainer)
+    callback = callback_of(run, meters)
     trainer.add_callback(callback)
+    is_complete = False
     try:
         resumed = run.restored(Path(trainer.args.output_dir) / "checkpoint-fabric")
         if resumed is not None:
             _bring_back_best(resumed, Path(trainer.args.output_dir))
             options["resume_from_checkpoint"] = str(resumed)
-        return trainer.train(**options)
+            meters.resumed = resumed
+        found = trainer.train(**options)
+        is_complete = True
     finally:
         trainer.remove_callback(callback)
-        run.close()
+        run.close(is_complete=is_complete)
+    return found
 
 
 _BEST: Final = "fabric-best"
@@ -65,16 +71,21 @@ def _bring_back_best(resumed: Path, output: Path) -> None:
     (resumed / _STATE).write_text(json.dumps(state), encoding="utf-8")
 
 
-def callback_of(run: FolderRun) -> Any:
+def callback_of(run: FolderRun, meters: Meters | None = None) -> Any:
     """The `TrainerCallback` for a run, for who builds a loop of their own around it."""
     from transformers import TrainerCallback  # noqa: PLC0415  # takes seconds, and only who uses it has it
 
     class Fabric(TrainerCallback):
         """Saves when the fabric asks, commits what was saved, tells how far it is."""
 
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+            run.listen()
+            if meters is not None:
+                meters.bring_back()
+
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            if run.is_save_wanted:
-                control.should_save = True
+            if run.is_save_wanted or (run.is_kept and state.global_step >= state.max_steps):
+                control.should_save = True  # after the last step, too: what comes then may be cut off
             elif run.is_asked_to_stop:
                 run.leave_if_asked()
             run.job.report(step=state.global_step, steps_total=state.max_steps)
@@ -82,6 +93,8 @@ def callback_of(run: FolderRun) -> Any:
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             _take_best_along(folder, state.best_model_checkpoint)
+            if meters is not None:
+                meters.keep(folder)
             run.keep(folder, step=state.global_step)
             run.leave_if_asked()
 

@@ -46,14 +46,16 @@ def fit(
         source = Resumable(loader)
         callback = callback_of(run, Path(folder) / "checkpoint", trainer, source)
         trainer.callbacks.append(callback)
+        is_complete = False
         try:
             resumed = run.restored(Path(folder) / "resumed")
             if resumed is not None:
                 options["ckpt_path"] = str(resumed / _FILE)
             trainer.fit(module, source, **options)
+            is_complete = True
         finally:
             trainer.callbacks.remove(callback)
-            run.close()
+            run.close(is_complete=is_complete)
 
 
 _FILE = "lightning.ckpt"
@@ -114,7 +116,7 @@ class Resumable:
 _END: Final = object()
 
 
-def callback_of(run: FolderRun, folder: Path, trainer: Any, source: Resumable) -> Any:
+def callback_of(run: FolderRun, folder: Path, trainer: Any, source: Resumable) -> Any:  # noqa: C901  # one class, made where its base is known
     """The Lightning `Callback` for a run of this trainer, which writes its checkpoints into `folder`."""
     lightning = sys.modules.get("lightning.pytorch") or sys.modules["pytorch_lightning"]
 
@@ -126,8 +128,11 @@ def callback_of(run: FolderRun, folder: Path, trainer: Any, source: Resumable) -
             self._has_new = False
             source.before_batch = self._between
 
-        def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            _take_signal(run, trainer)
             _give_back(pl_module, self._gradients)
+
+        on_sanity_check_start = on_train_start  # at the very start, where there are no gradients
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
             self._has_new = True
@@ -150,14 +155,27 @@ def callback_of(run: FolderRun, folder: Path, trainer: Any, source: Resumable) -
 
         def _between(self) -> None:
             if self._has_new and run.is_save_wanted:
-                folder.mkdir(exist_ok=True)
-                self._is_between = True
-                trainer.save_checkpoint(folder / _FILE)
-                self._is_between = self._has_new = False
-                run.keep(folder, step=trainer.global_step)
+                self._save()
             run.leave_if_asked()
 
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
+            if run.is_kept:  # what comes after it may be cut off
+                self._save()
+
+        def _save(self) -> None:
+            folder.mkdir(exist_ok=True)
+            self._is_between = True
+            trainer.save_checkpoint(folder / _FILE)
+            self._is_between = self._has_new = False
+            run.keep(folder, step=trainer.global_step)
+
     return Fabric()
+
+
+def _take_signal(run: FolderRun, trainer: Any) -> None:
+    """Lightning takes SIGTERM when it begins, ends amid an epoch then, saves nothing, and exits with 0."""
+    run.listen()
+    trainer._signal_connector.received_sigterm = False  # noqa: SLF001  # whenever it has heard it, so have we
 
 
 def _leave_if_unwanted(run: FolderRun) -> None:

@@ -119,6 +119,8 @@ class Boundary:
 
 def watch_changes(optimizer: Any, change: Callable[[], None]) -> Callable[[], None]:
     """Call `change` before every step of the optimizer; returns what undoes it."""
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks") and hasattr(optimizer, "optimizer"):
+        return watch_changes(optimizer.optimizer, change)  # accelerate's wrapper, which leaves steps out
     hook = getattr(optimizer, "register_step_pre_hook", None)
     if hook is not None:
 

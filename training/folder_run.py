@@ -11,7 +11,7 @@ from fabric import context
 from fabric.checkpoints import commit_directory, restore_directory
 from training.progress import say
 from training.stopping import stop_of
-from training.vault import checkpoints_of
+from training.vault import SessionNumber, checkpoints_of
 
 
 class FolderRun:
@@ -20,7 +20,8 @@ class FolderRun:
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
         """Inside the fabric the job's checkpoints; outside those of `directory` or FABRIC_CHECKPOINT_DIR, or none."""
         self.job = context.current()
-        self._checkpoints = checkpoints_of(self.job, directory)
+        self._number = SessionNumber(self.job, directory)
+        self._checkpoints = checkpoints_of(self.job, directory, number=self._number.number)
         self._stop = stop_of(self.job, is_kept=self._checkpoints is not None)
         self.resumed_at = 0
 
@@ -34,6 +35,11 @@ class FolderRun:
             return None
         self.resumed_at = manifest.step
         return folder
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a place for its state."""
+        return self._checkpoints is not None
 
     @property
     def is_asked_to_stop(self) -> bool:
@@ -58,6 +64,12 @@ class FolderRun:
         if self.is_asked_to_stop:
             raise self._stop.ending()
 
-    def close(self) -> None:
-        """The run is over."""
+    def listen(self) -> None:
+        """The framework has begun, and may have taken the signal for itself, to save elsewhere or to end as if all was done."""
+        self._stop.listen()
+
+    def close(self, *, is_complete: bool = True) -> None:
+        """The run is over; one that is not complete is gone on with by the next one in this process."""
+        if not is_complete:
+            self._number.give_back()
         self._stop.close()

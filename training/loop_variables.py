@@ -16,6 +16,8 @@ from fabric.errors import InvalidRequest
 from training.plain import holds_parts, is_sharded, plain, restored
 from training.progress import say
 
+OVER: Final = "\0over"
+"""No name of a variable: the loop was left by the script, and has no further round."""
 _BYTES_MAX: Final = 256 * 1024 * 1024
 _READS: Final = frozenset({"LOAD_FAST", "LOAD_NAME", "LOAD_GLOBAL", "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_CLOSURE"})
 _WRITES: Final = frozenset({"STORE_FAST", "STORE_NAME", "STORE_GLOBAL", "STORE_DEREF"})
@@ -34,6 +36,8 @@ class LoopVariables:
         self._code: CodeType | None = None
         self._names: tuple[str, ...] = ()
         self._untold: set[str] = set()
+        self.is_over = False
+        """Whether the script has left the loop by itself."""
 
     def begin(self, frame: FrameType | None, kept: dict[str, Any]) -> None:
         """The loop in `frame` asks for its first round: give it what `now` had found when it was interrupted."""
@@ -49,12 +53,13 @@ class LoopVariables:
 
     def now(self) -> dict[str, Any]:
         """What is handed on to the next round, as plain values."""
+        over = {OVER: True} if self.is_over else {}
         if not self._names:
-            return {}
+            return over
         frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # there is no other way to it
         while frame is not None and frame.f_code is not self._code:
             frame = frame.f_back
-        kept: dict[str, Any] = {}
+        kept: dict[str, Any] = {**over}
         if frame is None:
             return kept
         known = frame.f_locals

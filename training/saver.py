@@ -18,6 +18,7 @@ from fabric.errors import FabricError, InvalidRequest, JobFailed
 from training import randomness
 from training.boundary import Boundary
 from training.cadence import smoothed
+from training.loop_variables import OVER
 from training.plain import not_finite, plain, restored
 from training.registry import Registry
 from training.vault import Vault, decoded, gathered, planned
@@ -63,6 +64,7 @@ class Saver:
         self.is_last = False
         """Whether no boundary follows the newest one, as the script has left its loop."""
         self.durable_step: int | None = None
+        self._is_over_durable = False
         self.save_s: float | None = None
         self.blocked_s: float | None = None
         self.after_save: Callable[[], None] = lambda: None
@@ -79,7 +81,9 @@ class Saver:
     @property
     def has_new(self) -> bool:
         """Whether there is a boundary that is not durable."""
-        return self.moment is not None and self.moment.step != self.durable_step
+        if self.moment is None:
+            return False
+        return self.moment.step != self.durable_step or (OVER in self.moment.variables and not self._is_over_durable)
 
     @property
     def newest_step(self) -> int:
@@ -143,7 +147,7 @@ class Saver:
         if (frozen := state.pop("frozen", None)) is not None:
             self._registry.freeze(frozen)
         self._registry.load(self._vault.joined(state.pop("objects"), self._registry))
-        self.durable_step = state["step"]
+        self.durable_step, self._is_over_durable = state["step"], OVER in state.get("variables", {})
         return {key: restored(value) for key, value in state.items()}
 
     def rehearse(self, *, excuses: Callable[[str], bool]) -> None:
@@ -204,7 +208,7 @@ class Saver:
         return None
 
     def _became_durable(self, moment: Moment, copy: "Copy", *, took_s: float, blocked_s: float) -> Save:
-        self.durable_step = moment.step
+        self.durable_step, self._is_over_durable = moment.step, OVER in moment.variables
         self.save_s, self.blocked_s = smoothed(self.save_s, took_s), smoothed(self.blocked_s, blocked_s)
         return Save(step=moment.step, bytes=len(copy.data), took_s=took_s, blocked_s=blocked_s)
 

@@ -21,6 +21,8 @@ samples were seen:
 Each sample is seen exactly once an epoch, in any sequence of evictions. `virtual=8` makes a step of eight micro-batches
 (`batch` is then one of them), and with it any number of processes can share the work and reach the same weights.
 
+Several sessions one after the other, as for k folds, each have their own state, in the order in which they are opened.
+
 Outside the fabric the same script runs unchanged: it keeps nothing, or what `directory=` or FABRIC_CHECKPOINT_DIR names;
 then SIGTERM saves and ends it with exit code 75, and starting it again resumes it.
 
@@ -49,7 +51,7 @@ from training.boundary import Boundary, watch_changes
 from training.cadence import LOSS_EVERY_S
 from training.eviction import Watch
 from training.feeding import Feeding
-from training.loop_variables import LoopVariables, caller, has_left
+from training.loop_variables import OVER, LoopVariables, caller, has_left
 from training.measuring import untouched
 from training.peers import Peers, joined
 from training.progress import Progress, say
@@ -58,7 +60,7 @@ from training.stepping import Stepping, is_out_of_memory, out_of_memory
 from training.stopping import stop_of
 from training.timers import Timers
 from training.trackers import Trackers, folder_of
-from training.vault import session_number
+from training.vault import SessionNumber
 from training.weight_watch import WeightWatch
 
 LOSS_EVERY_VARIABLE: Final = "FABRIC_LOSS_EVERY_S"
@@ -137,7 +139,8 @@ class Run:
         self.done = 0
         """Steps that are complete, counted from the very first attempt."""
         self._job, self._stepping, self._optimizers, self._peers = job, stepping, optimizers, peers
-        vault = peers.vault(job, directory, number=session_number(job), state=registry)
+        self._number = SessionNumber(job, directory)
+        vault = peers.vault(job, directory, number=self._number.number, state=registry)
         self._stop = peers.stop(stop_of(job, is_kept=vault.is_kept), save_s=lambda: self._saver.save_s)
         self._boundary = Boundary(self._ending)
         self._saver = peers.saver(registry, self._boundary, vault)
@@ -164,7 +167,7 @@ class Run:
         self._total: int | None = None
         self._cursor_of: Callable[[], dict[str, Any]] = dict
         self._feeding = Feeding(stepping, self.timers)
-        self._is_open = self._is_over = self._closed_early = False
+        self._is_open = self._is_over = self._closed_early = self._is_complete = False
 
     def steps(self, total: int | None) -> Iterator[int]:
         """The numbers of the steps that are still to be done, up to `total` in all (None = until the script breaks off)."""
@@ -172,7 +175,7 @@ class Run:
         try:
             self._variables.begin(caller(), self._kept.get("variables", {}))
             self._begin(total)
-            while total is None or self.done < total:
+            while (total is None or self.done < total) and not self._was_left:
                 yield self.done
                 if not self._closed_early:
                     self.boundary()
@@ -234,6 +237,9 @@ class Run:
                     yield portion.batch
                 self._pass_over()
             self.finish()
+        except GeneratorExit:
+            self._broken_off(is_error=not has_left(caller()))
+            raise
         finally:
             self._leave_loop()
 
@@ -286,6 +292,7 @@ class Run:
 
     def finish(self) -> None:
         """The run is complete: its last boundary becomes durable, and nobody asks it to stop any more."""
+        self._is_complete = True
         if self._is_open and not self._is_over:
             self._guarded(self._stepping.finite.settle)
             self._guarded(self._conclude)
@@ -308,17 +315,24 @@ class Run:
         if is_out_of_memory(error):
             raise out_of_memory(error, step=self.done, kept=self._saver.kept) from error
 
+    @property
+    def _was_left(self) -> bool:
+        """Whether the script had left this loop by itself in an earlier attempt."""
+        return OVER in self._kept.get("variables", {})
+
     def _broken_off(self, *, is_error: bool) -> None:
         """The script has left its loop in a body. By `break` that was its last; an error leaves a step half done."""
-        if not self._boundary.is_changing or self._is_over:
+        self._is_complete = self._variables.is_over = self._is_complete or not is_error
+        if self._is_over or (is_error and not self._boundary.is_changing):
             return
         if is_error:
             say(f"step {self.done} was half done when the script failed, and can't be kept; {self._saver.kept}")
             return
-        self.done += 1
+        self.done += self._boundary.is_changing
         self._saver.is_last = True
-        self._saver.capture(self.done, self._cursor_of(), self._variables.now)
-        with suppress(SystemExit):  # asked to stop as well: the step is kept, and the script ends when it will
+        with suppress(SystemExit, context.Saved):  # asked to stop as well: the script ends when it will
+            self._boundary.change()
+            self._saver.capture(self.done, self._cursor_of(), self._variables.now)
             self._boundary.close()
         self._weights.note()
 
@@ -360,6 +374,7 @@ class Run:
         self._saver.capture(self.done, self._kept.get("cursor", {}), self._variables.now)
         self._weights.note()
         self._peers.check_resumed(self.done, self._kept.get("learned", {}))
+        self._stop.listen()
         self._watch.start()
         self._watch.at_boundary()
         self._peers.begin_step()
@@ -424,6 +439,8 @@ class Run:
     def _end(self) -> None:
         if not self._is_over:
             self._is_over = True
+            if not self._is_complete:
+                self._number.give_back()
             self._boundary.abandon()
             self._watch.close()
             for undo in self._undo:

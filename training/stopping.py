@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import weakref
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Final, Protocol
 
@@ -55,6 +56,9 @@ class Stop(Protocol):
 
     def end_process(self) -> None:
         """It did not end: it waits for something in C. End its process, if that is its own."""
+
+    def listen(self) -> None:
+        """Hear the wish from now on, even if somebody has taken its signal meanwhile, as trainers do when they begin."""
 
     def close(self) -> None:
         """The run is over: listen no more."""
@@ -115,6 +119,9 @@ class JobStop:
         if self._job.owns_process:
             _exit(EXIT_SAVED)
 
+    def listen(self) -> None:
+        """Its context tells it, whatever becomes of signals."""
+
     def close(self) -> None:
         """Nothing to undo."""
 
@@ -151,18 +158,33 @@ class NoStop:
     def end_process(self) -> None:
         """Never."""
 
+    def listen(self) -> None:
+        """To nobody."""
+
     def close(self) -> None:
         """Nothing to undo."""
 
 
+@dataclass(slots=True)
+class _Notice:
+    """A signal that nobody has ended by yet: it is for the process, whichever of its runs is under way."""
+
+    deadline: float | None
+
+
+_unheeded: Final[list[_Notice]] = []
+
+
 class SignalStop:
-    """SIGTERM, in a process of the run's own."""
+    """SIGTERM, in a process of the run's own. What came when the run before was at its end anyway is for this one."""
 
     def __init__(self) -> None:
         self._reason = ""
         self._came = threading.Event()
         self._deadline: float | None = None
         self._exit = EXIT_SAVED
+        if _unheeded:
+            self._take(_unheeded[-1])
         self._before: Any = None
         self._listens = threading.current_thread() is threading.main_thread()
         if self._listens:
@@ -189,6 +211,7 @@ class SignalStop:
         self._exit = EXIT_UNSAVED
 
     def ending(self) -> BaseException:
+        _unheeded.clear()
         return SystemExit(self._exit)
 
     def depart(self, thread: int) -> None:  # noqa: ARG002  # all of the process ends
@@ -197,6 +220,10 @@ class SignalStop:
 
     def end_process(self) -> None:
         _exit(self._exit)
+
+    def listen(self) -> None:
+        if self._listens and signal.getsignal(signal.SIGTERM) != self._note:
+            signal.signal(signal.SIGTERM, self._note)
 
     def close(self) -> None:
         _listening.discard(self)
@@ -209,8 +236,11 @@ class SignalStop:
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
         grace = os.environ.get(GRACE_VARIABLE, "")
-        self._deadline = time.monotonic() + float(grace) if grace else None
-        self._reason = "terminated"
+        _unheeded.append(_Notice(time.monotonic() + float(grace) if grace else None))
+        self._take(_unheeded[-1])
+
+    def _take(self, notice: _Notice) -> None:
+        self._deadline, self._reason = notice.deadline, "terminated"
         self._came.set()
 
 
@@ -222,6 +252,7 @@ def _in_child() -> None:
     for stop in list(_listening):
         stop.listen_no_more()
     _listening.clear()
+    _unheeded.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -139,14 +139,13 @@ class Together:
         if job.checkpoints is not None:
             checkpoints = vault.of_session(job.checkpoints, number)
         elif named:
-            checkpoints = Checkpoints(DirectoryStore(Path(named)), prefix=vault.PREFIX)
+            prefix = vault.prefix_of_session(vault.PREFIX, number)
+            checkpoints = Checkpoints(DirectoryStore(Path(named)), prefix=prefix)
             if self.gang.rank == 0:
                 checkpoints.claim()
             epoch, attempt = self._everyones((checkpoints.writer.epoch, checkpoints.writer.attempt))[0]
             if self.gang.rank != 0:
-                checkpoints = Checkpoints(
-                    DirectoryStore(Path(named)), prefix=vault.PREFIX, epoch=epoch, attempt_id=attempt
-                )
+                checkpoints = Checkpoints(DirectoryStore(Path(named)), prefix=prefix, epoch=epoch, attempt_id=attempt)
         else:
             return Nowhere()
         if self._is_sharded:
@@ -391,6 +390,9 @@ class _Agreed:
 
     def end_process(self) -> None:
         self._inner.end_process()
+
+    def listen(self) -> None:
+        self._inner.listen()
 
     def close(self) -> None:
         self._inner.close()

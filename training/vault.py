@@ -90,20 +90,34 @@ def opened(job: context.Context, directory: str | os.PathLike[str] | None, *, nu
 
     `number`: of the session in its job, which may have several.
     """
-    checkpoints = checkpoints_of(job, directory)
-    return Nowhere() if checkpoints is None else Kept(of_session(checkpoints, number))
+    checkpoints = checkpoints_of(job, directory, number=number)
+    return Nowhere() if checkpoints is None else Kept(checkpoints)
 
 
-_counted: Final["weakref.WeakKeyDictionary[context.Context, int]"] = weakref.WeakKeyDictionary()
+_of_jobs: Final["weakref.WeakKeyDictionary[context.Context, set[int]]"] = weakref.WeakKeyDictionary()
+_of_directories: Final[dict[str, set[int]]] = {}
 
 
-def session_number(job: context.Context) -> int:
-    """How many sessions this attempt of the job has opened before; a script that is alone has its directory for each."""
-    if not job.job_id:
-        return 0
-    number = _counted.get(job, 0)
-    _counted[job] = number + 1
-    return number
+class SessionNumber:
+    """Which of the sessions it is that a process opens in one place, one after the other: each has a state of its own.
+
+    A process that is started again opens them in the same order. One that failed is made again under its number.
+    """
+
+    def __init__(self, job: context.Context, directory: str | os.PathLike[str] | None) -> None:
+        """Take the lowest one that is free, of the job, or of the directory where the process is alone."""
+        named = str(directory if directory is not None else os.environ.get(DIRECTORY_VARIABLE, ""))
+        place = str(Path(named).absolute()) if named else ""
+        self._taken = _of_jobs.setdefault(job, set()) if job.job_id else _of_directories.setdefault(place, set())
+        is_kept = bool(job.job_id or place)
+        self.number = (
+            next(number for number in range(len(self._taken) + 1) if number not in self._taken) if is_kept else 0
+        )
+        self._taken.add(self.number)
+
+    def give_back(self) -> None:
+        """The session was not brought to its end: the next one goes on with its state."""
+        self._taken.discard(self.number)
 
 
 def of_session(checkpoints: Checkpoints, number: int) -> Checkpoints:
@@ -112,7 +126,7 @@ def of_session(checkpoints: Checkpoints, number: int) -> Checkpoints:
         return checkpoints
     return Checkpoints(
         checkpoints.store,
-        prefix=f"{checkpoints.prefix}/sessions/{number:04d}",
+        prefix=prefix_of_session(checkpoints.prefix, number),
         epoch=checkpoints.epoch,
         attempt_id=checkpoints.writer.attempt,
         local=checkpoints.local,
@@ -123,16 +137,26 @@ def of_session(checkpoints: Checkpoints, number: int) -> Checkpoints:
     )
 
 
-def checkpoints_of(job: context.Context, directory: str | os.PathLike[str] | None) -> Checkpoints | None:
-    """Where this process keeps its state; None = nowhere. Who opens a directory last owns it: others save no more."""
+def checkpoints_of(
+    job: context.Context, directory: str | os.PathLike[str] | None, *, number: int = 0
+) -> Checkpoints | None:
+    """Where this process keeps the state of its session of that number; None = nowhere.
+
+    Which process opens a directory last owns it: others save no more.
+    """
     if job.checkpoints is not None:
-        return job.checkpoints
+        return of_session(job.checkpoints, number)
     named = directory if directory is not None else os.environ.get(DIRECTORY_VARIABLE)
     if not named:
         return None
-    checkpoints = Checkpoints(DirectoryStore(Path(named)), prefix=PREFIX)
+    checkpoints = Checkpoints(DirectoryStore(Path(named)), prefix=prefix_of_session(PREFIX, number))
     checkpoints.claim()
     return checkpoints
+
+
+def prefix_of_session(prefix: str, number: int) -> str:
+    """Where the session of that number keeps its state: the first one where the job does, each other one below that."""
+    return f"{prefix}/sessions/{number:04d}" if number else prefix
 
 
 def planned(state: dict[str, Any]) -> Any:

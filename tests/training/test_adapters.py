@@ -124,7 +124,7 @@ def test_a_trainer_that_is_evicted_ends_with_the_same_weights(tmp_path, train):
         return train(tmp_path / f"attempt-{attempts.count}", each=each)
 
     assert torch.equal(attempts.run(work), whole)
-    assert attempts.saves == [3, 8]
+    assert attempts.saves == [3, 8, STEPS]
 
 
 @needs("pytorch_lightning")
