@@ -359,24 +359,16 @@ def _name(ask: Ask) -> tuple[str, int]:
 
 
 def insufficient(short: Short, *, prompt_tokens: int, said: FabricError | None) -> InsufficientTokens:
-    """What the client is told before anything was produced: number, limit, remedy. With no refusal of the ledger (`said`),
-    the account or its key may be what has no more.
-    """
+    """What the client is told before anything was produced: number, limit, remedy."""
     needs, free = short.need_uhs + short.free_uhs, short.free_uhs
-    facts = said.facts if said is not None else {}
-    told = facts.get("left_uhs" if "limit_uhs" in facts else "free_uhs")
-    free += told if isinstance(told, int) else 0
-    missing = format_ct(max(1, needs - free), decimals=8, round_up=True)
-    limit, has = facts.get("limit_uhs"), format_ct(free, decimals=8)
-    if isinstance(limit, int):
-        why = f"but its key has {has} left of its limit of {format_ct(limit)}: use a key with a higher limit"
-    elif said is not None:
-        why = f"{has} are free: top up {missing} or more"
-    else:
-        why = f"{has} are free to it: top up {missing} or more, or use another key if this one's limit is used up"
+    if said is not None:
+        told = said.facts.get("free_uhs")
+        free += told if isinstance(told, int) else 0
+    missing = max(1, needs - free)
     return InsufficientTokens(
         f"this request needs {format_ct(needs, decimals=8, round_up=True)} compute tokens for its {prompt_tokens} prompt"
-        f" tokens and a first answer token, {why}, or shorten the prompt",
+        f" tokens and a first answer token, {format_ct(free, decimals=8)} are free:"
+        f" top up {format_ct(missing, decimals=8, round_up=True)} or more, or shorten the prompt",
         needed_uhs=needs,
         free_uhs=free,
         prompt_tokens=prompt_tokens,

@@ -21,7 +21,7 @@ from fabric.adapters.nodes import Node, nodes_of
 from fabric.adapters.offering import Offering, readable
 from fabric.adapters.outbox import Outbox, Report
 from fabric.adapters.private_folder import attempt_folder
-from fabric.adapters.ray_drains import noticed
+from fabric.adapters.ray_drains import Drains
 from fabric.adapters.reconciler import Ours, Reconciler
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.survivors import lease_of, survivors
@@ -79,7 +79,7 @@ class RayCluster:
         self._reads_data = False
         self._held: dict[str, Holdings] = {}
         """By machine: what it said last that it holds."""
-        self._offering = Offering()
+        self._offering, self._drains = Offering(), Drains()
         self._unreadable: dict[NodeId, tuple[tuple[str, ...], int, str]] = {}
         """By node: the devices that its agent can't read, how many those are, and of which type."""
         self._lost: set[LeaseId] = set()
@@ -144,13 +144,12 @@ class RayCluster:
         self._agents.forget_all_but({*known, *self._attempts})
         self._lost.intersection_update(known)
         if self._looks is None and self._settings.reconcile_s > 0:
-            await self._be_heard()  # before anything of its own is new to agents that still go by a gate before it
             self._looks = self._begin(_every(self._settings.reconcile_s, self._remove_unleased))
             self._begin(_every(self._settings.watch_s, self._end_strays))
             self._begin(_every(self._settings.reconcile_s, self._be_heard))
         work_dir = self._settings.work_dir
         living = tuple(attempt_folder(work_dir, lease_id).name for lease_id in {*known, *self._attempts})
-        self._begin(self._agents.sweep(work_dir=str(work_dir), living=living))  # a start waits for no silent machine
+        await self._agents.sweep(work_dir=str(work_dir), living=living)
         return ReconcileReport(
             reattached=tuple(i for i in self._attempts if i in known and i not in before),
             gone=tuple(gone),
@@ -264,8 +263,8 @@ class RayCluster:
         self._nodes.update(now)
         await self._agents.cover(now.values())
         busy = {share.node_id for attempt in self._attempts.values() for share in attempt.lease.shares}
-        sights, notices = await self._sights(now.values()), await noticed()
-        for change in self._offering.changes(now, sights, busy=busy, notices=notices):
+        sights, drains = await self._sights(now.values()), await self._drains.look(now)
+        for change in (*self._offering.changes(now, sights, busy=busy), *drains):
             self._outbox.put(change)
 
     async def _sights(self, nodes: Iterable[Node]) -> dict[str, Sight | None]:

@@ -40,10 +40,7 @@ async def survivors(
     more, which gives the runner back.
     """
     by_group: dict[str, list[tuple[Admitted, Described]]] = {}
-    there, unknown = await _runners(settings)
-    addresses = {node.address for node in nodes.values()}
-    groups.end_unseated((name, address) for name in unknown for address in addresses)
-    for actor, described in there:
+    for actor, described in await _runners(settings):
         by_group.setdefault(described.placement_group_id, []).append((actor, described))
     found = []
     for group_id, members in by_group.items():
@@ -102,8 +99,7 @@ def _whole_lease(orders: Sequence[Order]) -> Lease | None:
     return lease if lease is not None and len(leases) == 1 and len(orders) == len(lease.shares) else None
 
 
-async def _runners(settings: ClusterSettings) -> tuple[list[tuple[Admitted, Described]], list[str]]:
-    """Those that say what they are, and the names of the others."""
+async def _runners(settings: ClusterSettings) -> list[tuple[Admitted, Described]]:
     named = await asyncio.to_thread(list_named_actors, all_namespaces=True)
     names = [
         entry["name"]
@@ -111,8 +107,7 @@ async def _runners(settings: ClusterSettings) -> tuple[list[tuple[Admitted, Desc
         if entry["namespace"] == settings.namespace and entry["name"].startswith("runner-")
     ]
     found = await asyncio.gather(*(_described(name, settings) for name in names))
-    unknown = [name for name, runner in zip(names, found, strict=True) if runner is None]
-    return [runner for runner in found if runner is not None], unknown
+    return [runner for runner in found if runner is not None]
 
 
 async def _described(name: str, settings: ClusterSettings) -> tuple[Admitted, Described] | None:

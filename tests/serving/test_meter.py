@@ -9,16 +9,14 @@ import pytest
 
 from fabric.errors import Conflict, InsufficientTokens, Internal, Unavailable
 from serving.leftovers import settle_left
-from serving.meter import Meter, insufficient
+from serving.meter import Meter
 from serving.metering import Metering
 from serving.outbox import Outbox
-from serving.slices import Payer, Short, Terms
+from serving.slices import Payer, Terms
 
 from .ledger_standin import LedgerStandIn
 
 S = 1_000_000
-H = 3_600_000_000
-"""A compute token."""
 
 
 def charge(usage):
@@ -238,22 +236,6 @@ async def test_a_refusal_names_the_number_the_limit_and_the_remedy(tmp_path):
     assert refused.value.facts == {"needed_uhs": 20, "free_uhs": 15, "prompt_tokens": 10}
     assert await meter.close()
     assert ledger.free["ann"] == 15
-
-
-@pytest.mark.parametrize(
-    ("said", "has", "remedies"),
-    [
-        (InsufficientTokens("", free_uhs=9 * H), 10, {"top up"}),
-        (InsufficientTokens("", code="key_limit_reached", needed_uhs=1, left_uhs=4 * H, limit_uhs=77 * H), 5, {"key"}),
-        (None, 1, {"top up", "key"}),
-    ],
-)
-def test_a_refusal_does_not_ask_for_money_where_the_keys_limit_is_used_up(said, has, remedies):
-    """A last part that was granted doesn't say whether the account or the key had no more."""
-    refused = insufficient(Short(need_uhs=29 * H, free_uhs=H), prompt_tokens=7, said=said)
-    assert refused.facts == {"needed_uhs": 30 * H, "free_uhs": has * H, "prompt_tokens": 7}
-    assert {each for each in ("top up", "key") if each in str(refused)} == remedies
-    assert ("77" in str(refused)) == (remedies == {"key"}), "the limit is named where it is known"
 
 
 async def test_on_a_full_disk_no_call_begins_and_nothing_stays_bound(tmp_path):
