@@ -16,6 +16,8 @@ from typing import Final, Self
 
 import msgspec
 
+from fabric.adapters.strangers import Strangers
+
 BYTES_MAX: Final = 4 * 2**20
 """Of a question or an answer."""
 OPEN_S: Final = 2.0
@@ -100,7 +102,7 @@ class Listener:
         self._answer = answer
         self._key = secrets.token_bytes(KEY_BYTES)
         self._server: asyncio.Server | None = None
-        self._strangers: dict[asyncio.StreamWriter, None] = {}
+        self._strangers = Strangers[asyncio.StreamWriter](STRANGERS_MAX, end=lambda writer: writer.transport.abort())
 
     async def address(self, host: str) -> Address | None:
         """Where it listens, from the first time it is asked; None where it may not or can't."""
@@ -114,22 +116,18 @@ class Listener:
         return Address(host=host, port=self._server.sockets[0].getsockname()[1], key=self._key)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._strangers[writer] = None
-        if len(self._strangers) > STRANGERS_MAX:
-            oldest = next(iter(self._strangers))
-            del self._strangers[oldest]
-            oldest.transport.abort()
+        self._strangers.come(writer)
         try:
             async with asyncio.timeout(OPEN_S):
                 shown = await reader.readexactly(KEY_BYTES)
             if hmac.compare_digest(shown, self._key):
-                self._strangers.pop(writer, None)
+                self._strangers.leave(writer)
             while hmac.compare_digest(shown, self._key):
                 writer.write(_framed(await self._answer(await _read(reader))))
         except (OSError, EOFError, ValueError):
             pass  # the other end hears that the line is gone, and asks over Ray
         finally:
-            self._strangers.pop(writer, None)
+            self._strangers.leave(writer)
             writer.close()
 
 

@@ -26,6 +26,7 @@ from fabric.adapters.job_output import logged
 from fabric.adapters.lease_ray_settings import START_S, LeaseRay, variables_for
 from fabric.adapters.private_folder import make_private
 from fabric.adapters.stage import JobEnd, Stage
+from fabric.adapters.strangers import Strangers
 from fabric.adapters.talk import Talk
 from fabric.gate.events import LeaseOutcome
 
@@ -75,7 +76,7 @@ class Meeting:
         self._bell = bell
         self._ranks: list[Talk[Said]] = []
         self._head: Head | None = None
-        self._strangers: dict[Talk[Said], None] = {}
+        self._strangers = Strangers[Talk[Said]](STRANGERS_MAX, end=Talk.end)
         self._lock = threading.Lock()
         self._door = socket.create_server(("", port), backlog=_BACKLOG)
         self._inside = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -92,21 +93,18 @@ class Meeting:
                 listener.shutdown(socket.SHUT_RDWR)
             listener.close()
         with self._lock:
-            known, self._ranks, self._strangers = [*self._ranks, *self._strangers], [], {}
+            self._strangers.end_all()
+            known, self._ranks = self._ranks, []
         for talk in known:
             talk.end()
         self._bell.unlink(missing_ok=True)
 
     def _join(self, talk: Talk[Said]) -> None:
         with self._lock:
-            self._strangers[talk] = None
-            if len(self._strangers) > STRANGERS_MAX:
-                oldest = next(iter(self._strangers))
-                del self._strangers[oldest]
-                oldest.end()
+            self._strangers.come(talk)
         said = talk.hear()
         with self._lock:
-            self._strangers.pop(talk, None)
+            self._strangers.leave(talk)
         if not isinstance(said, Hello) or not hmac.compare_digest(said.word, self._word):
             talk.end()
             return

@@ -1,6 +1,7 @@
 """No checkpoint of a folder holds half of a file, however its command ends, and whoever of it was just writing."""
 
 import shutil
+import subprocess
 import textwrap
 import threading
 import time
@@ -8,10 +9,12 @@ from typing import NamedTuple
 
 import pytest
 
+from fabric.adapters import freeze
 from fabric.adapters.freeze import Position, Rest, Writing
 from fabric.adapters.kept_folder import EVERY_VARIABLE, QUIET_VARIABLE
 from fabric.adapters.processes import seen_of
 from fabric.checkpoints import restore_directory
+from fabric.errors import Conflict
 from fabric.gate.events import LeaseOutcome
 from tests.adapters.programs import Machine, Zygotes
 
@@ -138,6 +141,19 @@ def test_who_ends_in_the_middle_of_a_write_has_not_closed_its_file():
     assert not rest_after(busy, *[None] * 19, lives=False)
     assert rest_after(busy, *[None] * 22, lives=False), "whoever is above it goes on with what is there"
     assert rest_after(*[busy, None] * 12, None, lives=False), "that is how this program writes"
+
+
+def test_a_freeze_of_processes_that_do_not_stand_still_is_none(monkeypatch):
+    """One waits for a disk: who was stopped goes on, and nobody takes the folder as it is."""
+    monkeypatch.setattr(freeze, "STILL_WITHIN_S", 0.05)
+    with subprocess.Popen(["sleep", "100"]) as process:
+        with monkeypatch.context() as patched:
+            patched.setattr(freeze, "are_still", lambda _: False)
+            with pytest.raises(Conflict) as raised, freeze.frozen(lambda: [process.pid]):
+                raise AssertionError("it was taken")
+        assert raised.value.code == "not_still"
+        assert not freeze.are_still([process.pid])
+        process.kill()
 
 
 LARGE = """
