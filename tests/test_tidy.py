@@ -33,6 +33,7 @@ LONGER = {
     "tests/gate/oracle.py": "the auditor and the meter that the gate is held against: one naive reading of all its rules",
     "tests/ledger/test_book_model.py": "one machine over everything that can happen to the book",
     "fabric/audit/verify.py": "one file that a stranger copies, reads to its end and runs without the product",
+    "fabric/checkpoints/checkpoints.py": "all that may be done with a job's checkpoints is one object",
     "fabric/context.py": "all that a job's own code may ask of the fabric is one object",
     "fabric/gate/events.py": "every event of the gate in one place: the vocabulary is read as a whole",
     "training/session.py": "a loop under way, from its first boundary to its end, is one machine",

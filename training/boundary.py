@@ -3,7 +3,8 @@
 The training thread holds the state from the first change of an optimizer step to the boundary that ends the step
 (`changing` → `closed`); in between, mid-forward, mid-evaluation, waiting for data, a saver may hold it (`held`) and read
 the last boundary as it was. An optimizer step that comes while a saver holds the state waits for it; if the run is
-leaving, it never happens. Idea: Just-In-Time Checkpointing (EuroSys'24), CheckFreq (FAST'21).
+leaving, it never happens. A boundary amid a loop's body is `provisional` until the body ends, when what the rest of the
+body has changed is added (`reopen` → `closed`): a saver waits for that as long as it can. Idea: Just-In-Time Checkpointing (EuroSys'24), CheckFreq (FAST'21).
 """
 
 import threading
@@ -27,12 +28,18 @@ class Boundary:
         self._wanted = 0
         self._leaving = False
         self._abandoned = False
+        self._provisional = False
         self._waited_s = 0.0
 
     @property
     def is_changing(self) -> bool:
         """Whether an optimizer step has begun whose boundary is not reached."""
         return self._changing
+
+    @property
+    def is_provisional(self) -> bool:
+        """Whether the rest of a loop's body may still change what belongs to the last boundary."""
+        return self._provisional
 
     @property
     def is_leaving(self) -> bool:
@@ -55,26 +62,39 @@ class Boundary:
                 raise self._ending()
             self._changing = True
 
-    def close(self) -> None:
-        """For the training thread: the step is complete, and its boundary has been captured.
+    def reopen(self) -> None:
+        """For the training thread, at the end of a body amid which a boundary was closed: it is captured anew.
+
+        Raises:
+            BaseException: `ending()`: the run is leaving, with the boundary as it was.
+        """
+        with self._free:
+            self._free.wait_for(lambda: not self._held)  # a saver that only waits, waits for this
+            if self._leaving:
+                raise self._ending()
+            self._changing = True
+
+    def close(self, *, provisional: bool = False) -> None:
+        """For the training thread: the step is complete, and its boundary has been captured; `provisional`: amid a body.
 
         Raises:
             BaseException: `ending()`: the run is leaving.
         """
         with self._free:
-            self._changing = False
+            self._changing, self._provisional = False, provisional
             self._free.notify_all()
             if self._leaving:
                 raise self._ending()
 
-    def await_leave(self) -> None:
+    def await_leave(self, timeout_s: float | None = None) -> None:
         """For the training thread, at a boundary, when the run is asked to stop: no step begins that would be lost.
 
         Raises:
-            BaseException: `ending()`, once all is saved that will be.
+            BaseException: `ending()`, once all is saved that will be; it returns if that takes longer than `timeout_s`.
         """
         with self._free:
-            self._free.wait_for(lambda: self._leaving)
+            if not self._free.wait_for(lambda: self._leaving, timeout_s):
+                return
         raise self._ending()
 
     def leave(self) -> None:
@@ -98,13 +118,23 @@ class Boundary:
     def _is_free(self) -> bool:
         return not self._changing and not self._held
 
+    @property
+    def _is_settled(self) -> bool:
+        return self._is_free and not self._provisional
+
     @contextmanager
-    def held(self, timeout_s: float | None = None) -> Iterator[bool]:
-        """Hold the state at the last boundary; yields False if a step was half done for longer than `timeout_s`."""
+    def held(self, timeout_s: float | None = None, *, provisional_after_s: float | None = None) -> Iterator[bool]:
+        """Hold the state at the last boundary; yields False if a step was half done for longer than `timeout_s`.
+
+        A provisional boundary is held after so long if its body has not ended by then; None = never, as if half done.
+        """
+        patience_s = timeout_s if provisional_after_s is None else provisional_after_s
         with self._free:
             self._wanted += 1
             self._free.wait_for(lambda: self._is_free or self._abandoned, timeout_s)
-            held = self._is_free
+            if self._provisional:
+                self._free.wait_for(lambda: self._is_settled or self._abandoned, patience_s)
+            held = self._is_settled or (self._is_free and provisional_after_s is not None)
             self._wanted -= 1
             self._held = self._held or held
             self._free.notify_all()

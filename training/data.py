@@ -18,9 +18,10 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from fabric.errors import Conflict, InvalidRequest
-from training import randomness
+from training import randomness, shards
 from training.plain import plain, restored
 from training.portions import Portion
+from training.progress import say
 from training.virtual import Micro, VirtualRanks, reseed
 
 _EPOCH_SEED_BITS: Final = 63
@@ -232,7 +233,7 @@ class Streamed:
     ) -> None:
         self._data, self._ranks, self._share, self._collate = data, ranks, share, collate
         self._epochs = epochs
-        self._epoch, self._seen = 0, 0
+        self._epoch, self._seen, self._source = 0, 0, _Source(data)
 
     def portions(self, step: int, cursor: dict[str, Any]) -> Iterator[Portion]:
         self._epoch, self._seen = int(cursor.get("epoch", 0)), int(cursor.get("seen", 0))
@@ -251,7 +252,7 @@ class Streamed:
                 step += 1
 
     def cursor(self) -> dict[str, Any]:
-        return {"epoch": self._epoch, "seen": self._seen} | _place_of(self._data)
+        return {"epoch": self._epoch, "seen": self._seen} | self._source.place()
 
     def _opened(self, cursor: dict[str, Any]) -> Iterator[Any]:
         if "source" in cursor and hasattr(self._data, "load_state_dict"):
@@ -283,6 +284,7 @@ class Batches:
     def __init__(self, data: Iterable[Any], *, epochs: int | None) -> None:
         self._data, self._epochs = data, epochs
         self._epoch, self._given, self._random_at_start = 0, 0, randomness.capture()
+        self._source = _Source(data)
         try:
             self.steps_total = None if epochs is None else epochs * len(data)  # type: ignore[arg-type]  # asked, not known
         except TypeError:
@@ -304,7 +306,7 @@ class Batches:
             step += 1
 
     def cursor(self) -> dict[str, Any]:
-        return {"epoch": self._epoch, "given": self._given, "random": self._random_at_start} | _place_of(self._data)
+        return {"epoch": self._epoch, "given": self._given, "random": self._random_at_start} | self._source.place()
 
     def _begun(self) -> Iterator[Any]:
         self._random_at_start = randomness.capture()
@@ -335,10 +337,30 @@ class Batches:
 _END: Final = object()
 
 
-def _place_of(data: Any) -> dict[str, Any]:
-    """Where the data say they are, copied: what they hand out may go on living."""
-    where = getattr(data, "state_dict", None)
-    return {"source": plain(where(), "the data's state_dict()")} if callable(where) else {}
+class _Source:
+    """Data that may say where they are."""
+
+    def __init__(self, data: Any) -> None:
+        self._data, self._is_told = data, False
+
+    def place(self) -> dict[str, Any]:
+        """Where the data say they are, copied: what they hand out may go on living. {} = it can't be kept."""
+        where = getattr(self._data, "state_dict", None)
+        if not callable(where):
+            return {}
+        try:
+            place = {"source": plain(where(), "the data's state_dict()")}
+            shards.plan(place)
+        except Exception as error:  # noqa: BLE001  # data of anybody's; where it fails they are read past what was seen
+            if not self._is_told:
+                self._is_told = True
+                said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+                say(
+                    f"the data's state_dict() can't be kept, so a resumed run reads them past what was seen: {said}. Give it "
+                    "plain values to go on at once"
+                )
+            return {}
+        return place
 
 
 def shared(ranks: VirtualRanks, share: Share, step: int, size: int) -> tuple[list[Micro], int]:

@@ -62,8 +62,8 @@ class Saves(Protocol):
     def leave(self) -> None:
         """No further step begins."""
 
-    def await_leave(self) -> None:
-        """Wait at a boundary until the run leaves, and end the thread."""
+    def await_leave(self, timeout_s: float) -> None:
+        """Wait at a boundary until the run leaves, and end the thread; return if that takes longer."""
 
 
 class Watch:
@@ -114,20 +114,44 @@ class Watch:
         """For the training thread, at each boundary: save here if the side thread can't, and hear why it could not."""
         if self.failed is not None:
             raise self.failed
-        is_here = self._saver.needs_boundary and self._stop.wait(0) and self._stop.is_save_wanted()
-        if is_here or self._at_boundary.is_set():
-            self._at_boundary.clear()
-            self._save_here()
-        if self._stop.wait(0):
-            self._saver.await_leave()
+        is_stop = self._stop.wait(0)  # asked once: a stop that comes later finds the thread at its next boundary
+        if self._is_asked_here(is_stop=is_stop):
+            self._save_here(is_leaving=is_stop)
+        while is_stop:
+            self._saver.await_leave(_LOOK_S)
+            if self._at_boundary.is_set():  # the side thread found meanwhile that it can't
+                self._save_here(is_leaving=True)
 
-    def _save_here(self) -> None:
+    def amid_body(self) -> None:
+        """For the training thread, at a boundary amid a body: at the body's end more is known, but that may be too late."""
+        if self._stop.wait(0) and self._is_asked_here(is_stop=True):
+            self._save_here(is_leaving=False)
+            self._at_boundary.set()
+
+    def _is_asked_here(self, *, is_stop: bool) -> bool:
+        is_asked = self._at_boundary.is_set()
+        return is_asked or (is_stop and self._saver.needs_boundary and self._stop.is_save_wanted())
+
+    def _save_here(self, *, is_leaving: bool) -> None:
         """What is changed at any time is whole at a boundary, and only there."""
-        asked, is_stop = time.monotonic(), self._stop.wait(0)
-        self.last = self._saver.save(leaving=is_stop, at_boundary=True)
-        if is_stop and self.last is not None:
+        self._at_boundary.clear()
+        asked, reason = time.monotonic(), self._stop.reason if is_leaving else ""
+        try:
+            saved = self._saver.save(leaving=is_leaving, at_boundary=True)
+        except FabricError as failed:
+            if isinstance(failed, JobFailed) or failed.code == "fenced" or _is_of_the_state(failed):
+                raise
+            say(f"{reason}: {failed.message}" if is_leaving else f"no snapshot: {failed.message}")
+            if is_leaving:
+                self._stop.note_unsaved(None)
+                self._saver.leave()
+            return
+        except Exception as error:
+            raise unreadable(error) from error
+        self.last = saved or self.last
+        if is_leaving and saved is not None:
             took_ms = 1000 * (time.monotonic() - asked)
-            say(f"{self._stop.reason} at step {self.last.step}: durable in {took_ms:.0f} ms, 0 steps lost")
+            say(f"{reason} at step {saved.step}: durable in {took_ms:.0f} ms, 0 steps lost")
 
     def close(self) -> None:
         """The run is over, or leaves by itself: nobody is ended from here any more."""
@@ -159,7 +183,10 @@ class Watch:
 
     def _snapshot(self) -> None:
         try:
-            self.last = self._saver.save(timeout_s=_LOOK_S) or self.last
+            saved = self._saver.save(timeout_s=_LOOK_S)
+            if saved is None:
+                return  # amid a step or a body: it is due again at once
+            self.last = saved
         except JobFailed as failed:
             if failed.code == "not_finite":
                 self.failed = failed
@@ -212,7 +239,9 @@ class Watch:
             say(f"{reason}: {failed.message}")
             if failed.code == "changed_outside":
                 self._at_boundary.set()
-                self._over.wait(self._stop.seconds_left())
+                if not self._over.wait(self._stop.seconds_left()) and self._saver.has_new:
+                    say(f"{reason}: no step's body was over after {seconds_left or 0:.1f} s; {self._saver.kept}")
+                    self._stop.note_unsaved(None)
                 return
             self._stop.note_unsaved(failed if isinstance(failed, InvalidRequest) and _is_of_the_state(failed) else None)
             return

@@ -223,11 +223,12 @@ class States:
             self._is_leaving = True
             self._new.notify_all()
 
-    def await_leave(self) -> None:
+    def await_leave(self, timeout_s: float) -> None:
         with self._new:
             if self.has_new and (self._copy is None or self._copy[0] != self.step):
                 self._take_copy()
-            self._new.wait_for(lambda: self._is_leaving)
+            if not self._new.wait_for(lambda: self._is_leaving, timeout_s):
+                return
         raise self._ending()
 
     def _take_copy(self) -> None:

@@ -12,8 +12,7 @@ from collections.abc import Iterable
 from types import CodeType, FrameType, FunctionType
 from typing import Any, Final
 
-from fabric.errors import InvalidRequest
-from training.plain import holds_parts, is_sharded, plain, restored
+from training.plain import holds_parts, is_plain, like, placed, plain, restored
 from training.progress import say
 
 OVER: Final = "\0over"
@@ -32,10 +31,10 @@ class LoopVariables:
 
     def __init__(self, tracked: Iterable[int] = ()) -> None:
         """`tracked`: where tensors lie that are kept anyway, and that a variable may only be another name of."""
-        self._tracked = frozenset(tracked)
+        self._tracked = frozenset(tracked) - {0}  # where all that holds nothing lies
         self._code: CodeType | None = None
         self._names: tuple[str, ...] = ()
-        self._untold: set[str] = set()
+        self._told: set[str] = set()
         self.is_over = False
         """Whether the script has left the loop by itself."""
 
@@ -47,7 +46,8 @@ class LoopVariables:
         self._code, self._names = frame.f_code, carried(frame)
         known = frame.f_locals  # read once: each reading makes it anew
         for name in set(self._names) & kept.keys():
-            _scope(frame, name, known)[name] = restored(kept[name])
+            scope = _scope(frame, name, known)
+            scope[name] = like(restored(kept[name]), scope.get(name), kept[name])
         if kept and known is not frame.f_globals:
             ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
 
@@ -65,28 +65,32 @@ class LoopVariables:
         known = frame.f_locals
         for name in self._names:
             found = _scope(frame, name, known)
-            if name in found and not self._is_tracked(found[name]):
+            if name in found:
                 self._keep(name, found[name], kept)
         return kept
 
-    def _is_tracked(self, value: Any) -> bool:
-        if not hasattr(value, "data_ptr") or is_sharded(value):
-            return False
-        return value.numel() == 0 or value.data_ptr() in self._tracked
-
-    def _keep(self, name: str, value: Any, kept: dict[str, Any]) -> None:
-        try:
-            is_small = sum(tensor.nbytes for tensor in _tensors(value)) <= _BYTES_MAX
-            found = {name: plain(value, name)} if is_small and not holds_parts(value) else {}
-        except InvalidRequest:
-            found = {}
-        kept |= found
-        if not found and name not in self._untold:
-            self._untold.add(name)
+    def say_left_out(self, name: str, value: Any) -> None:
+        """Say, once, that a variable is in no checkpoint."""
+        if name not in self._told:
+            self._told.add(name)
             say(
                 f"{name} ({type(value).__qualname__}) is handed on from step to step and can't be kept: a resumed run begins "
                 "with the one that the script makes before its loop. Track it by extra=, or make it in the body"
             )
+
+    def _is_tracked(self, value: Any) -> bool:
+        return _is_tensor(value) and is_plain(value) and value.data_ptr() in self._tracked
+
+    def _keep(self, name: str, value: Any, kept: dict[str, Any]) -> None:
+        try:
+            if self._is_tracked(value):
+                return
+            if not holds_parts(value) and sum(_bytes_of(tensor) for tensor in _tensors(value)) <= _BYTES_MAX:
+                kept[name] = plain(value, name, tensor=placed)
+                return
+        except Exception:  # noqa: BLE001, S110  # the script's own objects may raise anything, and end no run by it
+            pass
+        self.say_left_out(name, value)
 
 
 def _tensors(value: Any) -> list[Any]:
@@ -94,7 +98,18 @@ def _tensors(value: Any) -> list[Any]:
         return [tensor for item in value for tensor in _tensors(item)]
     if isinstance(value, dict):
         return _tensors(list(value.values()))
-    return [value] if hasattr(value, "data_ptr") else []
+    return [value] if _is_tensor(value) else []
+
+
+def _is_tensor(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _bytes_of(tensor: Any) -> int:
+    """What a copy of it takes; of a sparse one, what its values do."""
+    count = tensor.numel() if tensor.layout == sys.modules["torch"].strided else tensor._nnz()  # noqa: SLF001
+    return int(count * tensor.element_size())
 
 
 def script_of(frame: FrameType | None) -> FrameType | None:

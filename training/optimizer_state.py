@@ -30,9 +30,9 @@ class OptimizerState:
         ]
 
     def live(self, copied: Any, *, tensor: Taken) -> Any:
-        whole = self._optimizer.state_dict()
+        whole, names = self._optimizer.state_dict(), self._names()
         groups = [  # one that was added since the boundary is no part of it
-            {**plain(group, f"{self._name}.param_groups"), **kept, _NAMES: self._names_of(at)}
+            {**plain(group, f"{self._name}.param_groups"), **kept, _NAMES: self._names_of(at, names)}
             for at, (group, kept) in enumerate(zip(whole["param_groups"], copied, strict=False))
         ]
         rest = {key: part for key, part in whole.items() if key != "param_groups"}
@@ -53,11 +53,10 @@ class OptimizerState:
         self._optimizer.load_state_dict(state)
         self._put_back_types(state)
 
-    def _names_of(self, at: int) -> list[str] | None:
+    def _names_of(self, at: int, names: dict[int, str]) -> list[str] | None:
         """What the weights of a group are called; None if some are of no tracked module."""
-        weights = self._optimizer.param_groups[at]["params"]
-        names = [self._names().get(id(weight)) for weight in weights]
-        return None if None in names else [str(name) for name in names]
+        found = [names.get(id(weight)) for weight in self._optimizer.param_groups[at]["params"]]
+        return None if None in found else [str(name) for name in found]
 
     def _names(self) -> dict[int, str]:
         return {id(weight): name for name, weight in self._named().items()}

@@ -2,11 +2,14 @@
 
 `plain(value)` checks and copies in one walk; what it returns is what `training.shards` keeps, so that nobody's checkpoint
 runs code. What is something else is refused by its path ("sched.milestones[2]") before the run begins, not at the first
-eviction. `restored` undoes what the walk had to rewrite: arrays, sets, dtypes.
+eviction. `restored` undoes what the walk had to rewrite: arrays, sets, dtypes. A checkpoint is loaded on the CPU: what an object
+does not bring to its place by a `load_state_dict` of its own is taken by `placed`, and given back by `like`.
 """
 
+import copy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
+from itertools import chain, repeat
 from typing import Any, Final
 
 from fabric.errors import InvalidRequest
@@ -14,7 +17,8 @@ from fabric.errors import InvalidRequest
 _ARRAY: Final = "\0ndarray"
 _DTYPE: Final = "\0dtype"
 _SET: Final = "\0set"
-_TAGS: Final = frozenset({_ARRAY, _DTYPE, _SET})
+_TENSOR: Final = "\0tensor"
+_TAGS: Final = frozenset({_ARRAY, _DTYPE, _SET, _TENSOR})
 _DEPTH_MAX: Final = 64
 
 
@@ -30,6 +34,11 @@ def clone(tensor: Any) -> Any:
 def shared(tensor: Any) -> Any:
     """The tensor itself, without its graph: for who holds it still while it is written."""
     return tensor.detach()
+
+
+def placed(tensor: Any) -> dict[str, Any]:
+    """A copy, and on what kind of device it lies and whether gradients are wanted of it."""
+    return {_TENSOR: clone(tensor), "on": tensor.device.type, "grad": bool(tensor.requires_grad)}
 
 
 def is_plain(tensor: Any) -> bool:
@@ -59,8 +68,38 @@ def holds_parts(value: Any) -> bool:
     return _is_tensor(value) and is_sharded(value)
 
 
+def reals(tensor: Any) -> Any:
+    """The real numbers that it is made of: of complex ones, both parts."""
+    return sys.modules["torch"].view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def digest(weight: Any) -> tuple[str, int, int]:
+    """What changes when any of its bits does, and mostly when values change places: of any type, on any device."""
+    torch = sys.modules["torch"]
+    values = reals(weight)
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    bits = values.view(whole).reshape(values.shape or (1,))
+    if values.element_size() == 1:
+        values = bits  # those of 8 bits and less have no sums of their own
+    is_exact = weight.device.type == "mps"  # which has neither 64 bits nor hashes
+    sums_in = torch.float64 if values.is_floating_point() and not is_exact else None
+    mixed = bits.sum(dtype=torch.int64) if is_exact else torch.hash_tensor(bits)
+    first = bits[: max(1, len(bits) // 2)].sum(dtype=torch.int64)
+    return str(values.sum(dtype=sums_in).item()), mixed.item(), first.item()
+
+
+def may_diverge(tensor: Any) -> bool:
+    """Whether its values can be infinite or not a number."""
+    return bool(tensor.is_floating_point() or tensor.is_complex())
+
+
 def not_finite(tensor: Any) -> int:
-    """How many of its values are infinite or not a number."""
+    """How many of its values are infinite or not a number; of complex ones, how many parts."""
+    tensor = reals(tensor)
+    if tensor.element_size() == 1:
+        if "float4" in str(tensor.dtype):
+            return 0  # it can't say that
+        tensor = tensor.float()  # nothing is added up in so few bits
     if tensor.numel() == 0 or bool(tensor.sum().isfinite()):  # either would make the sum so, at half the cost
         return 0
     return int(tensor.numel() - tensor.isfinite().sum())
@@ -141,12 +180,68 @@ def _restored_word(value: dict[Any, Any]) -> Any:
         return value[_ARRAY].numpy().copy().view(value[_DTYPE]).reshape(value["shape"])
     if _SET in value:
         return set(restored(value[_SET]))
+    if _TENSOR in value:
+        return _with_gradient(value[_TENSOR].to(_device(value["on"])), is_wanted=value["grad"])
     return getattr(sys.modules["torch"], value[_DTYPE])
+
+
+def _device(kind: str) -> Any:
+    """The device of this machine for what lay on one of that kind; the CPU if it has none."""
+    torch = sys.modules["torch"]
+    return (torch.accelerator.current_accelerator(check_available=True) if kind != "cpu" else None) or "cpu"
+
+
+def _with_gradient(tensor: Any, *, is_wanted: bool) -> Any:
+    """A leaf, of which gradients are wanted or not; there are none of whole numbers."""
+    return tensor.detach().requires_grad_(is_wanted and may_diverge(tensor))
+
+
+def like(value: Any, own: Any, kept: Any = None) -> Any:
+    """What was `restored`, on the devices and in the kinds of containers of what the script has there now, its `own`.
+
+    `kept` is the value before it was restored: what was `placed` knows whether gradients are wanted, else `own` says it.
+    """
+    if _is_tensor(value):
+        return _like_tensor(value, own, knows=isinstance(kept, dict)) if _is_tensor(own) else value
+    if isinstance(value, list | tuple) and isinstance(own, list | tuple):
+        parts = kept if isinstance(kept, list | tuple) else ()
+        owns = zip(value, chain(own, repeat(None)), chain(parts, repeat(None)), strict=False)
+        items = [like(*each) for each in owns]
+        made = getattr(own, "_make", None)
+        return made(items) if made is not None and len(items) == len(own) else type(value)(items)
+    if isinstance(value, dict) and isinstance(own, Mapping):
+        part_of = kept.get if isinstance(kept, dict) else {}.get
+        return _like_mapping({key: like(item, own.get(key), part_of(key)) for key, item in value.items()}, own)
+    return frozenset(value) if isinstance(value, set) and isinstance(own, frozenset) else value
+
+
+def _like_tensor(value: Any, own: Any, *, knows: bool) -> Any:
+    found = _with_gradient(value.detach().to(own.device), is_wanted=(value if knows else own).requires_grad)
+    parameter = sys.modules["torch"].nn.Parameter
+    return parameter(found, requires_grad=found.requires_grad) if type(own) is parameter else found
+
+
+def _like_mapping(items: dict[Any, Any], own: Mapping[Any, Any]) -> Any:
+    if type(own) is dict or not isinstance(own, MutableMapping):
+        return items
+    try:
+        made = copy.copy(own)
+        made.clear()
+        made.update(items)
+    except Exception:  # noqa: BLE001  # a class of anybody's, which may not let itself be filled
+        return items
+    return made
 
 
 def _is_tensor(value: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
+
+
+def first_line(error: Exception) -> str:
+    """What an error of torch says, without the rest."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]).rstrip(".") or type(error).__name__
 
 
 def _refused(path: str, value: Any, why: str) -> InvalidRequest:

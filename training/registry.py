@@ -13,7 +13,23 @@ from typing import Any, Protocol
 
 from fabric.errors import Conflict, InvalidRequest
 from training.optimizer_state import OptimizerState
-from training.plain import Taken, clone, held, holds_parts, is_plain, is_sharded, not_finite, plain, restored, shared
+from training.plain import (
+    Taken,
+    clone,
+    digest,
+    first_line,
+    held,
+    holds_parts,
+    is_plain,
+    is_sharded,
+    like,
+    may_diverge,
+    not_finite,
+    placed,
+    plain,
+    restored,
+    shared,
+)  # fmt: skip
 
 
 class Tracked(Protocol):
@@ -172,7 +188,7 @@ class Registry:
                 self._tracked[name].load(state)
             except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
                 raise Conflict(
-                    f"the checkpoint is of another {name}: {_first_line(error)}. Build it as it was when it was saved, or "
+                    f"the checkpoint is of another {name}: {first_line(error)}. Build it as it was when it was saved, or "
                     "begin in another directory",
                     code="checkpoint_of_another_run",
                     name=name,
@@ -300,18 +316,14 @@ class _Module:
         return {
             held(weight).data_ptr(): f"{self._name}.{key}"
             for key, weight in self.weights_now()
-            if weight.is_floating_point() and is_plain(held(weight))
+            if may_diverge(weight) and is_plain(held(weight))
         }
 
-    def digest(self) -> list[tuple[str, int]]:
-        torch = sys.modules["torch"]
-        dense = [own for weight in self._weights if is_plain(own := held(weight)) and own.numel()]
-        return [(str(weight.sum(dtype=_sums(weight)).item()), torch.hash_tensor(weight).item()) for weight in dense]
+    def digest(self) -> list[tuple[str, int, int]]:
+        return [digest(own) for weight in self._weights if is_plain(own := held(weight)) and own.numel()]
 
     def not_finite(self) -> dict[str, int]:
-        found = {
-            f"{self._name}.{key}": held(weight) for key, weight in self.weights_now() if weight.is_floating_point()
-        }
+        found = {f"{self._name}.{key}": held(weight) for key, weight in self.weights_now() if may_diverge(weight)}
         return {name: count for name, weight in found.items() if is_plain(weight) and (count := not_finite(weight))}
 
 
@@ -365,27 +377,17 @@ class _Values(_Stateful):
     """A dict of the script's own: best loss so far, counters."""
 
     def copied(self) -> Any:
-        return plain(self._value, self._name)
+        return plain(self._value, self._name, tensor=placed)
 
     def load(self, state: Any) -> None:
+        found = {key: like(item, self._value.get(key), state[key]) for key, item in restored(state).items()}
         self._value.clear()
-        self._value.update(restored(state))
-
-
-def _sums(tensor: Any) -> Any:
-    """What its values are added up in."""
-    torch = sys.modules["torch"]
-    return torch.float64 if tensor.is_floating_point() and tensor.device.type != "mps" else None
+        self._value.update(found)
 
 
 def _is_ours(name: str) -> bool:
     """Whether it is something that the session tracks by itself, and only where it has a use for it."""
     return name.startswith("fabric.")
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]).rstrip(".") or type(error).__name__
 
 
 def named(kind: str, given: Any, *, many: bool = True) -> dict[str, Any]:

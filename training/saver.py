@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from fabric.errors import FabricError, InvalidRequest, JobFailed
 from training import randomness
@@ -20,8 +20,14 @@ from training.boundary import Boundary
 from training.cadence import smoothed
 from training.loop_variables import OVER
 from training.plain import not_finite, plain, restored
+from training.progress import say
 from training.registry import Registry
 from training.vault import Vault, decoded, gathered, planned
+
+_BODY_S: Final = 2.0
+"""How long a save for a stop waits for the end of a body amid which a boundary was."""
+_BODY_SHARE: Final = 0.25
+"""And at most this share of the time that is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,8 @@ class Saver:
 
         self.learned: Callable[[], dict[str, Any]] = dict
         """What the run has learned of what it runs on: kept beside its state, and no part of it."""
+        self.left_out: Callable[[str, Any], None] = lambda _name, _value: None
+        """Told of a variable that was captured and can't be kept all the same."""
 
     @property
     def has_new(self) -> bool:
@@ -110,9 +118,9 @@ class Saver:
         """What there is to resume from, in words."""
         return "nothing was saved before" if self.durable_step is None else f"step {self.durable_step} is kept"
 
-    def await_leave(self) -> None:
+    def await_leave(self, timeout_s: float) -> None:
         """Wait at a boundary until the run leaves, and end the training thread."""
-        self._boundary.await_leave()
+        self._boundary.await_leave(timeout_s)
 
     def leave(self) -> None:
         """No further step begins."""
@@ -123,13 +131,15 @@ class Saver:
         """Whether weights were changed since the last boundary, by whatever."""
         return self.moment is not None and self._registry.changed_since(self.moment.versions) is not None
 
-    def capture(self, step: int, cursor: dict[str, Any], variables: Callable[[], dict[str, Any]] = dict) -> None:
+    def capture(
+        self, step: int, cursor: Callable[[], dict[str, Any]] = dict, variables: Callable[[], dict[str, Any]] = dict
+    ) -> None:
         """Remember this boundary: `step` steps are complete. Costs nothing where nothing is kept."""
         if not self._vault.is_kept:
             return
         self.moment = Moment(
             step=step,
-            cursor=dict(cursor),
+            cursor=dict(cursor()),
             copied=self._registry.copied(),
             random=randomness.capture(),
             versions=self._registry.versions(),
@@ -163,6 +173,8 @@ class Saver:
             return
         try:
             planned({"objects": self._whole(self._registry.copied())})
+            if self.moment is not None:
+                self._laid_out(self.moment)
         except FabricError:
             raise
         except Exception as error:
@@ -188,9 +200,11 @@ class Saver:
         with self._writing:
             if (before := self._saved_before(leaving=leaving)) is not None:
                 return before
-            with self._boundary.held(timeout_s) as held:
+            with self._boundary.held(timeout_s, provisional_after_s=_patience(timeout_s, leaving=leaving)) as held:
                 if not held or self.moment is None:
                     return None
+                if leaving and self._boundary.is_provisional:
+                    say(_saved_amid(self.moment))
                 moment, held_at = self.moment, time.monotonic()
                 copy = self._copied(moment, at_boundary=at_boundary)
                 if leaving:
@@ -230,22 +244,37 @@ class Saver:
                 name=changed,
                 step=moment.step,
             )
-        plan = planned(
-            {
-                "step": moment.step,
-                "cursor": plain(moment.cursor, "cursor"),
-                "random": plain(moment.random, "random"),
-                "learned": plain(self.learned(), "learned"),
-                "variables": moment.variables,
-                "frozen": moment.frozen,
-                "objects": self._whole(moment.copied),
-            }
-        )
+        plan = self._laid_out(moment)
         with _beside(moment.device_event):
             data = gathered(plan, into=self._memory)
         if self._memory is None or len(data) > len(self._memory):
             self._memory = data
         return Copy(data, plan, self._registry.weights())
+
+    def _laid_out(self, moment: Moment) -> Any:
+        """The state at the moment as a shard that is still to be copied, without variables that can't be kept."""
+        state = {
+            "step": moment.step,
+            "cursor": plain(moment.cursor, "cursor"),
+            "random": plain(moment.random, "random"),
+            "learned": plain(self.learned(), "learned"),
+            "variables": moment.variables,
+            "frozen": moment.frozen,
+            "objects": self._whole(moment.copied),
+        }
+        try:
+            return planned(state)
+        except Exception:  # noqa: BLE001  # what a script hands on may raise anything; if it was not that, it does again
+            kept = {name: value for name, value in moment.variables.items() if self._can_be_kept(name, value)}
+            return planned(state | {"variables": kept})
+
+    def _can_be_kept(self, name: str, value: Any) -> bool:
+        try:
+            planned({name: value})
+        except Exception:  # noqa: BLE001  # as above
+            self.left_out(name, value)
+            return False
+        return True
 
     def _keep(self, moment: Moment, copy: "Copy") -> None:
         self._check_finite(moment, copy)
@@ -263,6 +292,18 @@ class Saver:
             step=step,
             kept_step=self.durable_step,
         )
+
+
+def _patience(timeout_s: float | None, *, leaving: bool) -> float | None:
+    """How long to wait for the end of a body amid which a boundary was; None = a snapshot, which has time to come again."""
+    if leaving:
+        return _BODY_S if timeout_s is None else min(_BODY_S, timeout_s * _BODY_SHARE)
+    return 0.0 if timeout_s is None else None
+
+
+def _saved_amid(moment: Moment) -> str:
+    named = f", such as {', '.join(sorted(moment.variables))}" if moment.variables else ""
+    return f"step {moment.step} is saved amid its body: what the rest of the body changes{named}, is not part of it"
 
 
 def unreadable(error: Exception) -> InvalidRequest:

@@ -32,9 +32,9 @@ A loop of epochs over a loader becomes one over `run.batches(loader, epochs=N)`,
 
 What a script must keep to: what has state is tracked, by `extra` what has no place of its own; a loader of its own is given to
 `run.batches`, or follows the step's number. Plain variables and batches that a body hands on to the next (as when the next
-batch is drawn ahead) are kept too. Weights change in a tracked optimizer's step, or after it before the body ends; others are
-noticed, said, and saved at the ends of bodies only. An evaluation belongs at the top of the body, or inside
-`with run.evaluation()`.
+batch is drawn ahead) are kept too, as they are when the body ends; one that can't be kept is named in the log. Weights change in a
+tracked optimizer's step, or after it before the body ends; others are noticed, said, and saved at the ends of bodies only. An
+evaluation belongs at the top of the body, or inside `with run.evaluation()`.
 """
 
 import math
@@ -160,6 +160,7 @@ class Run:
         self._weights = WeightWatch(registry, is_needed=vault.is_kept)
         self._weights.changed = registry.untrained(optimizers)
         self._saver.unannounced = lambda: self._weights.changed
+        self._saver.left_out = self._variables.say_left_out
         beside = job.checkpoints if peers.takes_snapshots else None
         self._trackers = Trackers(folder_of(directory), run=job.job_id or "run", step=self.done, beside=beside)
         self._saver.after_save = self._trackers.keep
@@ -177,9 +178,7 @@ class Run:
             self._begin(total)
             while (total is None or self.done < total) and not self._was_left:
                 yield self.done
-                if not self._closed_early:
-                    self.boundary()
-                self._closed_early = False
+                self._end_body(samples=0)
             self.finish()
         except GeneratorExit:
             self._broken_off(is_error=not has_left(caller()))
@@ -232,7 +231,7 @@ class Run:
             self._variables.begin(caller(), self._kept.get("variables", {}))
             self._begin(feed.steps_total, feed.cursor)
             portions = feed.portions(self.done, self._kept.get("cursor", {}))
-            while (portion := self._feeding.next(portions)) is not None:
+            while not self._was_left and (portion := self._feeding.next(portions)) is not None:
                 if not portion.is_idle:
                     yield portion.batch
                 self._pass_over()
@@ -253,19 +252,22 @@ class Run:
         weight = portion.samples / portion.step_samples
         self._guarded(lambda: self._stepping.add(loss, step=self.done, weight=weight))
         if portion.is_last:
-            self._update(portion.step_samples)
+            self._update()
+            self._close(samples=portion.step_samples, amid_body=True)
+            self._closed_early = True
 
     def boundary(self) -> None:
-        """The step is complete here, rather than at the end of the loop's body: nothing tracked may change after it."""
-        if (
-            self._optimizers
-            and not self._boundary.is_changing
-            and not (self._weights.look() or self._saver.has_changed)
-        ):
-            self.done += 1  # no optimizer has stepped: gradients may be half collected, so the boundary before stays
-            self._pass_on(0)
-        else:
-            self._close(samples=0)
+        """The step is complete here, rather than at the end of the loop's body.
+
+        What the rest of the body changes is added at its end. A stop that can't wait for that keeps what there is here: leave for
+        after it what may be missing then, such as an evaluation.
+        """
+        if self._optimizers and self._boundary.is_provisional and not self._boundary.is_changing:
+            return  # it was complete before
+        if self._is_whole:
+            self._close(samples=0, amid_body=True)
+        elif not self._closed_early:
+            self._count(samples=0)
         self._closed_early = True
 
     @contextmanager
@@ -328,34 +330,53 @@ class Run:
         if is_error:
             say(f"step {self.done} was half done when the script failed, and can't be kept; {self._saver.kept}")
             return
-        self.done += self._boundary.is_changing
+        self.done += self._boundary.is_changing and not self._boundary.is_provisional
         self._saver.is_last = True
-        with suppress(SystemExit, context.Saved):  # asked to stop as well: the script ends when it will
-            self._boundary.change()
-            self._saver.capture(self.done, self._cursor_of(), self._variables.now)
-            self._boundary.close()
-        self._weights.note()
+        with suppress(SystemExit):  # asked to stop as well: if the boundary before is saved by now, that one counts
+            self._add_rest()
 
     def _conclude(self) -> None:
         """What the ranks still do to the weights together after the last step, as part of it."""
         if (change := self._peers.conclude()) is not None:
             self._boundary.change()
             change()
-            self._saver.capture(self.done, self._cursor_of(), self._variables.now)
+            self._saver.capture(self.done, self._cursor_of, self._variables.now)
             self._boundary.close()
 
     def _pass_over(self) -> None:
-        """The script may have given no loss for the batch before."""
+        """A body over a batch has ended. The script may have given no loss for it, and have stepped by itself."""
         portion = self._feeding.passed_over()
         if portion is not None and portion.is_last:
-            self._update(portion.step_samples)
+            self._update()
+            self._end_body(samples=portion.step_samples)
+        elif self._closed_early:
+            self._end_body(samples=0)
 
-    def _update(self, samples: int) -> None:
+    def _update(self) -> None:
         if self._feeding.end_step():
             self._guarded(self._stepping.update)
         if self._feeding.ranks is not None:
             self._feeding.ranks.leave(self.done)
-        self._close(samples=samples)
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether it is a boundary here: where no optimizer has stepped, gradients may be half collected."""
+        return not self._optimizers or self._boundary.is_changing or self._weights.look() or self._saver.has_changed
+
+    def _end_body(self, *, samples: int) -> None:
+        """A body has ended: the step is complete, unless its boundary came before, or no optimizer has stepped."""
+        if self._closed_early:
+            self._settle()
+        elif self._is_whole:
+            self._close(samples=samples)
+        else:
+            self._count(samples=samples)
+        self._closed_early = False
+
+    def _count(self, *, samples: int) -> None:
+        """The script has done a step, and the boundary before it is still the last."""
+        self.done += 1
+        self._pass_on(samples)
 
     def _ending(self) -> BaseException:
         self._watch.departed()
@@ -371,7 +392,7 @@ class Run:
             randomness.restore(self._kept["random"])
         self._total, self._cursor_of = total, cursor_of
         self._undo = [watch_changes(optimizer, self._change) for optimizer in self._optimizers]
-        self._saver.capture(self.done, self._kept.get("cursor", {}), self._variables.now)
+        self._saver.capture(self.done, lambda: self._kept.get("cursor", {}), self._variables.now)
         self._weights.note()
         self._peers.check_resumed(self.done, self._kept.get("learned", {}))
         self._stop.listen()
@@ -385,20 +406,44 @@ class Run:
             self._weights.look()
         self._boundary.change()
 
-    def _close(self, *, samples: int) -> None:
-        """The step's boundary. Savers may have it from here on."""
+    def _close(self, *, samples: int, amid_body: bool = False) -> None:
+        """The step's boundary. Savers may have it from here on; one `amid_body`, if they can't wait for the body's end."""
+        self._settle()
         self._change()
         self.done += 1
-        self._saver.capture(self.done, self._cursor_of(), self._variables.now)
+        self._saver.capture(self.done, self._cursor_of, self._variables.now)
         if not self._is_rehearsed:  # optimizers make their states in their first step
             self._is_rehearsed = True
             self._saver.rehearse(excuses=self.state.is_frozen)
-        self._boundary.close()
-        self._weights.note()
+        self._boundary.close(provisional=amid_body)
+        if amid_body:
+            self._weights.pause()
+            self._watch.amid_body()
+            self._pass_on(samples)
+        else:
+            self._weights.note()
+            self._go_on(samples)
+
+    def _settle(self) -> None:
+        """The body amid which a boundary was has ended, or comes to another one."""
+        if self._boundary.is_provisional:
+            self._add_rest()
+            self._go_on(None)
+
+    def _go_on(self, samples: int | None) -> None:
+        """From a boundary at which a body has ended: with the others, or away. `samples` of the step, if nobody heard of it."""
         self._guarded(lambda: self._peers.end_step(self.done))
         self._watch.at_boundary()
-        self._pass_on(samples)
+        if samples is not None:
+            self._pass_on(samples)
         self._peers.begin_step()
+
+    def _add_rest(self) -> None:
+        """What the body has changed up to here is part of the last boundary."""
+        self._boundary.reopen()
+        self._saver.capture(self.done, self._cursor_of, self._variables.now)
+        self._boundary.close()
+        self._weights.note()
 
     def _pass_on(self, samples: int) -> None:
         self.timers.add("checkpoint", self._boundary.take_waited_s())

@@ -13,7 +13,6 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
-import torch
 
 from fabric.checkpoints import Checkpoints, Manifest, Shard
 from fabric.checkpoints.directory import Buffer
@@ -21,6 +20,7 @@ from fabric.errors import FabricError, JobFailed, Unavailable
 from training import layout
 from training.boundary import Boundary
 from training.gang import Gang, PeerLost
+from training.plain import digest
 from training.progress import say
 from training.registry import Registry
 from training.saver import Copy, Moment, Save, Saver
@@ -86,7 +86,7 @@ class Parts:
         held = [
             (
                 Kept(part._replace(held=None), None if part.held is None else (self.name(self.gang.rank), 0, 0)),
-                None if part.held is None or not part.held.numel() else torch.hash_tensor(part.held).item(),
+                None if part.held is None or not part.held.numel() else digest(part.held),
             )
             for part in parts
         ]

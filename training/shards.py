@@ -3,11 +3,12 @@
     data = dump({"model": model.state_dict(), "opt": opt.state_dict(), "step": 140})
     state = load(data)                                  # on the CPU; or load(data, device="cuda")
 
-A shard is a head (what the containers are, and which tensor is where) and the tensors' bytes as they lie in memory. It is
-not a pickle, so loading a stranger's shard can be refused but can't run code. What can be kept: None, bool, int of any
+A shard is a head (what the containers are, and which tensor is where) and the tensors' bytes as they lie in memory. Loading a
+stranger's shard can be refused but can't run code. What can be kept: None, bool, int of any
 size, float, str, bytes, list, tuple, dict with keys of those, and tensors; anything else is refused where it is saved, by its
-name in the state. Dense tensors of any dtype are their bytes. Sparse and quantized ones and subclasses are what `torch.save`
-makes of them, if torch also loads it with `weights_only`, which runs nothing but what the process itself has registered.
+name in the state. Dense tensors of any dtype are their bytes. Sparse and quantized ones and subclasses are the pickle that
+`torch.save` makes of them, if torch also loads it with `weights_only`, which runs nothing but what the process itself has
+registered.
 Tensors that share memory as a whole (tied weights) still do after loading.
 Nothing of a device but the values is kept, so what was saved on one kind can be loaded on another.
 """

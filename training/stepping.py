@@ -121,7 +121,8 @@ class Stepping:
         self._optimizers, self._scheduler, self._scaler = list(optimizers), scheduler, scaler
         self._clip_norm, self._before_update = clip_norm, before_update
         self.way: Way = Alone()
-        self.finite = Finite(leaves_out=scaler is not None and scaler.is_enabled())
+        is_enabled = getattr(scaler, "is_enabled", lambda: scaler is not None)  # a scaler around torch's may not say
+        self.finite = Finite(leaves_out=bool(is_enabled()))
 
     def add(self, loss: Any, *, step: int, weight: float) -> None:
         """Backward of a micro-batch's mean loss, whose samples are `weight` of the step's."""

@@ -1,6 +1,7 @@
 """Where a run's checkpoints go: the fabric's archive, a local directory, or nowhere. One value, durable on return.
 
-Loading never runs code from a checkpoint: it holds tensors and plain containers (`training.shards`), no pickle.
+Loading never runs code from a checkpoint: it holds plain containers and tensors (`training.shards`). Of those that are not dense
+it holds torch's own pickle, which is loaded with `weights_only`.
 """
 
 import os
@@ -122,19 +123,7 @@ class SessionNumber:
 
 def of_session(checkpoints: Checkpoints, number: int) -> Checkpoints:
     """Where a job's session keeps its state: its first one where the job does, each other one below that."""
-    if number == 0:
-        return checkpoints
-    return Checkpoints(
-        checkpoints.store,
-        prefix=prefix_of_session(checkpoints.prefix, number),
-        epoch=checkpoints.epoch,
-        attempt_id=checkpoints.writer.attempt,
-        local=checkpoints.local,
-        keep=checkpoints.keep,
-        tenant=checkpoints.tenant,
-        quota=checkpoints.quota,
-        on_durable=checkpoints.on_durable,
-    )
+    return checkpoints if number == 0 else checkpoints.below(f"{number:04d}")
 
 
 def checkpoints_of(

@@ -41,6 +41,10 @@ class WeightWatch:
         self._looks += 1
         self._due_at = began + 2 * (time.monotonic() - began) / _SHARE
 
+    def pause(self) -> None:
+        """A boundary amid a body, whose other lines may change weights too: nothing is compared before the next."""
+        self._noted = None
+
     def look(self) -> bool:
         """A change is announced, or the body has ended without one: whether something has changed already."""
         if self._noted is None:

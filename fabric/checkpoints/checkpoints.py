@@ -9,7 +9,7 @@
     checkpoints.commit(draft, meta={"cursor": 35840})    # durable on return
 
 It knows neither torch nor Ray, nor what a shard holds. Below the prefix lie `data/<draft>/<shard>` and `log/<slot>`
-(see `log`). A checkpoint may have any number of shards; its manifest at most 64 MiB (some 300,000 shards), a shard what
+(see `log`), and in `sessions/<name>` the same of each state that the job keeps `below`, one begun after the other. A checkpoint may have any number of shards; its manifest at most 64 MiB (some 300,000 shards), a shard what
 the store takes (5 TiB in a bucket, in parts of at least 16 MiB).
 """
 
@@ -32,9 +32,10 @@ from fabric.checkpoints.log import Log
 from fabric.checkpoints.records import Manifest, Shard, check_model, other_version, plain_meta
 from fabric.checkpoints.shelf import Shelf
 from fabric.checkpoints.stores import Quota, Store
-from fabric.errors import CheckpointDamaged, FabricError, InvalidRequest
+from fabric.errors import CheckpointDamaged, FabricError, InvalidRequest, NotFound
 
 STEP_MAX: Final = 2**63 - 1
+_BELOW: Final = "sessions"
 _KEPT: Final = 2
 """How many checkpoints stay: the newest, and one to fall back to."""
 
@@ -104,6 +105,21 @@ class Checkpoints:
     def epoch(self) -> int:
         """Of this attempt; 0 = not known before it has claimed."""
         return self.writer.epoch
+
+    def below(self, name: str) -> "Checkpoints":
+        """The checkpoints of another state of this job, as this attempt's: `rollback`, `recover` and `fork` go through all.
+
+        A job is taken to come to what lies below after what lies here: an older step of this is before all of that.
+        """
+        return Checkpoints(
+            self.store, prefix=f"{self.prefix}/{_BELOW}/{checked_key(name)}", epoch=self.epoch,
+            attempt_id=self.writer.attempt, local=self.local, model=self.model, keep=self.keep, every=self.every,
+            tenant=self.tenant, quota=self.quota, on_durable=self.on_durable,
+        )  # fmt: skip
+
+    def _all_below(self, tier: Store | None) -> list["Checkpoints"]:
+        """Those of which the store, or this machine, holds anything."""
+        return [] if tier is None else [self.below(name) for name in tier.folders(f"{self.prefix}/{_BELOW}")]
 
     def claim(self) -> None:
         """Begin the attempt: from now on older ones can't commit, nor can another process of this one.
@@ -256,8 +272,9 @@ class Checkpoints:
         if found is None:
             return None
         check_model(found, self.model)
-        parent, draft = self.log.view().tip
-        return found if found.slot == parent and found.draft != draft else None
+        view = self.log.view()
+        parent, draft = view.tip
+        return found if found.slot == parent and found.draft != draft and not view.is_void else None
 
     def commit_staged(self, manifest: Manifest) -> Manifest:
         """Make what an earlier process staged on this machine durable, as this attempt's; raises like `commit`."""
@@ -270,6 +287,8 @@ class Checkpoints:
         Raises like `commit`. What was damaged meanwhile is not recovered.
         """
         self.claim()
+        for other in self._all_below(self.local):
+            other.recover()
         found = self.staged()
         return None if found is None else self.commit_staged(found)
 
@@ -278,7 +297,7 @@ class Checkpoints:
         return self.log.view().manifests
 
     def rollback(self, step: int) -> Manifest:
-        """Make the newest checkpoint of this step the newest of all, and void those after it.
+        """Make the newest checkpoint of this step the newest of all, and void those after it, and all that lie below.
 
         An attempt that runs meanwhile is fenced; so pause the job before.
 
@@ -290,10 +309,16 @@ class Checkpoints:
         self.verify(target)
         made = self.log.append(lambda view: moving.rolled_back(view, target))
         assert isinstance(made, Manifest)
+        for other in self._all_below(self.store):
+            other.log.append(lambda view, prefix=other.prefix: moving.voided(view, prefix=prefix))  # type: ignore[misc]
+            with suppress(FabricError):  # it is void; what can't be deleted now is by the next commit
+                retention.clear(other.log, other.shelf, other.log.seen)
         return made
 
     def fork(self, to_prefix: str, *, step: int | None = None) -> Manifest:
         """Begin another job's checkpoints with a copy of the newest (or of a step's); made by the store itself.
+
+        What lies below comes along with the newest: it is after any older step. Call it again if it was broken off.
 
         Raises:
             NotFound: there is no such checkpoint.
@@ -303,6 +328,12 @@ class Checkpoints:
         to_prefix = moving.below(self.tenant, to_prefix)
         source = moving.of_step(self.ls(), step, prefix=self.prefix)
         self.verify(source)
+        moving.check_unused(self.store, to_prefix)
+        for other in self._all_below(self.store) if step is None else ():
+            with suppress(NotFound):  # nothing stands there
+                whole = moving.of_step(other.ls(), None, prefix=other.prefix)
+                other.verify(whole)
+                moving.forked_below(other.shelf, whole, to_prefix=other.prefix.replace(self.prefix, to_prefix, 1))
         return moving.forked(self.shelf, source, to_prefix=to_prefix)
 
     def retain(self, *, keep: int = _KEPT, every: int = 0) -> tuple[Manifest, ...]:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from fabric.checkpoints.records import Claim, Manifest, Record, decoded, encoded
+from fabric.checkpoints.records import Claim, Manifest, Record, Retirement, decoded, encoded
 from fabric.checkpoints.stores import Store
 from fabric.errors import CheckpointDamaged, NotFound, Unavailable
 
@@ -56,6 +56,11 @@ class View:
         """The slot and draft of the newest checkpoint that stands; (0, "") if none does."""
         newest = next(iter(self.manifests), None)
         return (newest.slot, newest.draft) if newest else (0, "")
+
+    @property
+    def is_void(self) -> bool:
+        """Whether all that was saved was made void, and nothing was saved since."""
+        return not self.manifests and any(isinstance(found, Retirement) for found in self.records.values())
 
     @property
     def claim(self) -> Claim | None:

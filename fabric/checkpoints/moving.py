@@ -8,6 +8,7 @@ from fabric.adapters.archive_keys import checked_key
 from fabric.checkpoints.log import Log, View
 from fabric.checkpoints.records import Claim, Manifest, Retirement
 from fabric.checkpoints.shelf import Shelf
+from fabric.checkpoints.stores import Store
 from fabric.errors import Conflict, NotFound, PermissionDenied
 
 
@@ -79,6 +80,36 @@ def thinned(view: View, *, keep: int, claim: Claim | None, prefix: str) -> Retir
     )
 
 
+def voided(view: View, *, prefix: str) -> Retirement:
+    """The record that voids all there is; it fences whoever runs."""
+    return Retirement(
+        prefix=prefix,
+        slot=view.head + 1,
+        epoch=max((found.epoch for found in view.standing), default=0),
+        attempt="rollback",
+        writer=secrets.token_hex(6),
+        stands=tuple(sorted(found.slot for found in view.standing if isinstance(found, Claim))),
+    )
+
+
+def check_unused(store: Store, prefix: str) -> None:
+    """Refuse to fork into a job that has checkpoints.
+
+    Raises:
+        Conflict: it has (`fork_target_in_use`).
+    """
+    _check_unused(Log(store, prefix).view(), prefix)
+
+
+def forked_below(shelf: Shelf, source: Manifest, *, to_prefix: str) -> None:
+    """`forked` for what lies below a job, unless that was done by a call before."""
+    try:
+        forked(shelf, source, to_prefix=to_prefix)
+    except Conflict as error:
+        if error.code != "fork_target_in_use":
+            raise
+
+
 def forked(shelf: Shelf, source: Manifest, *, to_prefix: str) -> Manifest:
     """Copy the shards below another prefix and commit them there as its first checkpoint."""
     log = Log(shelf.store, to_prefix)
@@ -112,6 +143,10 @@ def forked(shelf: Shelf, source: Manifest, *, to_prefix: str) -> Manifest:
 
 
 def _first(view: View, manifest: Manifest) -> Manifest:
-    if view.records:
-        raise Conflict(f"{manifest.prefix} has checkpoints of its own: fork into a new job", code="fork_target_in_use")
+    _check_unused(view, manifest.prefix)
     return msgspec.structs.replace(manifest, slot=1)
+
+
+def _check_unused(view: View, prefix: str) -> None:
+    if view.records:
+        raise Conflict(f"{prefix} has checkpoints of its own: fork into a new job", code="fork_target_in_use")

@@ -91,6 +91,47 @@ def test_a_step_that_was_half_done_when_the_run_left_ends_at_its_boundary():
         boundary.close()
 
 
+def test_a_boundary_amid_a_body_is_saved_when_the_body_has_ended():
+    boundary, held = Boundary(), threading.Event()
+
+    def save():
+        with boundary.held(5, provisional_after_s=5) as got:
+            assert got
+            assert not boundary.is_provisional
+            held.set()
+
+    boundary.change()
+    boundary.close(provisional=True)
+    saver = threading.Thread(target=save)
+    saver.start()
+    assert not held.wait(0.05)
+    boundary.reopen()
+    assert not held.wait(0.05)
+    boundary.close()
+    assert held.wait(5)
+    saver.join()
+
+
+@pytest.mark.parametrize(("after_s", "is_held"), [(0.0, True), (0.01, True), (None, False)])
+def test_who_can_wait_no_longer_has_a_boundary_amid_a_body_as_it_is(after_s, is_held):
+    boundary = Boundary()
+    boundary.change()
+    boundary.close(provisional=True)
+    with boundary.held(0.01, provisional_after_s=after_s) as got:
+        assert got is is_held
+        assert boundary.is_provisional
+
+
+def test_a_body_that_ends_when_the_run_has_left_adds_nothing():
+    boundary = Boundary()
+    boundary.change()
+    boundary.close(provisional=True)
+    boundary.leave()
+    with pytest.raises(Saved):
+        boundary.reopen()
+    assert not boundary.is_changing
+
+
 def test_an_optimizer_without_hooks_is_watched_too():
     class Plain:
         steps = 0

@@ -1,11 +1,13 @@
 """What a job may be made of besides one loop: several sessions, groups that come later, states of other types, broken loops."""
 
 import math
+from contextlib import suppress
 
 import pytest
 import torch
 from torch import nn
 
+from fabric.errors import FabricError
 from tests.training.workload import Attempts, linger, running, stopped
 from training import session
 
@@ -223,3 +225,69 @@ def test_a_scaler_that_leaves_out_step_after_step_ends_the_run(attempts):
         with pytest.raises(JobFailed, match="in a row"):  # noqa: PT012
             for _ in run.batches(range(400), global_batch=4):
                 run.step(loss_of(model) * math.nan)
+
+
+def widths(attempts, ends, *, sizes=(8, 8)):
+    """One session after the other in one attempt, each left as `ends` says; where each began."""
+    begun = []
+    for width, end in zip(sizes, ends, strict=True):
+        torch.manual_seed(0)
+        model = net(width)
+        opt = torch.optim.SGD(model.parameters(), lr=0.1)
+        with suppress(FabricError, ZeroDivisionError), session(model=model, opt=opt) as run:
+            begun.append(run.resumed_at)
+            for step in run.steps(STEPS):
+                opt.zero_grad()
+                loss_of(model).backward()
+                opt.step()
+                if end is not None and step == run.resumed_at + 2:
+                    run.boundary()
+                    raise end
+    return begun
+
+
+def test_a_session_that_ran_out_of_memory_goes_on_where_it_is_opened_again(attempts):
+    """As who halves a batch until it fits: what was done counts."""
+    with running(attempts.next()):
+        assert widths(attempts, [MemoryError(), MemoryError(), None, None], sizes=(8, 8, 8, 12)) == [0, 3, STEPS, 0]
+    with running(attempts.next()):
+        assert widths(attempts, [None, None], sizes=(8, 12)) == [STEPS, STEPS]
+
+
+def test_a_loss_that_does_not_fit_gives_its_session_back(attempts):
+    class Large:
+        device = torch.device("cpu")
+
+        def detach(self):
+            return 0.5
+
+        def backward(self):
+            raise MemoryError
+
+    begun = []
+    with running(attempts.next()):
+        for _attempt in range(2):
+            model = net()
+            run = session(model=model, opt=torch.optim.SGD(model.parameters(), lr=0.1))
+            begun.append(run.resumed_at)
+            with suppress(MemoryError):
+                for at, _ in enumerate(run.batches(range(24), global_batch=4), run.resumed_at):
+                    run.step(Large() if at == 2 and len(begun) == 1 else loss_of(model))
+    assert begun == [0, 2]
+
+
+def test_a_scaler_that_says_nothing_of_being_enabled_is_taken(attempts):
+    """As timm's, which wraps torch's own."""
+
+    class Wrapped:
+        def state_dict(self):
+            return {"scale": 2.0}
+
+        def load_state_dict(self, state):
+            pass
+
+    with running(attempts.next()):
+        model = net()
+        run = session(model=model, opt=torch.optim.SGD(model.parameters(), lr=0.1), scaler=Wrapped())
+        for loss in (math.nan, 1.0):
+            run.log(loss=loss)
