@@ -123,6 +123,7 @@ def callback_of(run: FolderRun, meters: Meters | None = None) -> Any:
             run.listen()
             if meters is not None:
                 meters.bring_back()
+                control.should_training_stop = meters.is_all_done(state)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
             if run.is_save_wanted or (run.is_kept and state.global_step >= state.max_steps):

@@ -33,6 +33,13 @@ class Meters:
             kept[_MEANS] = {mode: dict(means) for mode, means in known[_MEANS].items()}
         (folder / _FILE).write_text(json.dumps(kept, default=float), encoding="utf-8")
 
+    def is_all_done(self, state: Any) -> bool:
+        """Whether no step is left; `Trainer` would do one more before it sees that, where its last epoch is not over."""
+        is_done = bool(state.global_step >= state.max_steps > 0)
+        if is_done and self._trainer is not None and hasattr(self._trainer, "_run_epoch"):
+            self._trainer._run_epoch = lambda *_, **__: None  # noqa: SLF001
+        return is_done
+
     def bring_back(self) -> None:
         """Once the trainer has begun, and has set them to nothing."""
         if self._trainer is None or self.resumed is None or not (self.resumed / _FILE).is_file():
