@@ -35,7 +35,7 @@ def train(trainer: Any, *, directory: str | os.PathLike[str] | None = None, **op
     meters = Meters(trainer)
     callback = callback_of(run, meters)
     trainer.add_callback(callback)
-    is_complete = False
+    failed: BaseException | None = None
     try:
         resumed = run.restored(Path(trainer.args.output_dir) / "checkpoint-fabric")
         if resumed is not None:
@@ -43,10 +43,12 @@ def train(trainer: Any, *, directory: str | os.PathLike[str] | None = None, **op
             options["resume_from_checkpoint"] = str(resumed)
             meters.resumed = resumed
         found = trainer.train(**options)
-        is_complete = True
+    except BaseException as error:
+        failed = error
+        raise
     finally:
         trainer.remove_callback(callback)
-        run.close(is_complete=is_complete)
+        run.close(failed)
     return found
 
 

@@ -46,16 +46,18 @@ def fit(
         source = Resumable(loader)
         callback = callback_of(run, Path(folder) / "checkpoint", trainer, source)
         trainer.callbacks.append(callback)
-        is_complete = False
+        failed: BaseException | None = None
         try:
             resumed = run.restored(Path(folder) / "resumed")
             if resumed is not None:
                 options["ckpt_path"] = str(resumed / _FILE)
             trainer.fit(module, source, **options)
-            is_complete = True
+        except BaseException as error:
+            failed = error
+            raise
         finally:
             trainer.callbacks.remove(callback)
-            run.close(is_complete=is_complete)
+            run.close(failed)
 
 
 _FILE = "lightning.ckpt"

@@ -10,6 +10,7 @@ from pathlib import Path
 from fabric import context
 from fabric.checkpoints import commit_directory, restore_directory
 from training.progress import say
+from training.stepping import is_out_of_memory
 from training.stopping import stop_of
 from training.vault import SessionNumber, checkpoints_of
 
@@ -68,8 +69,8 @@ class FolderRun:
         """The framework has begun, and may have taken the signal for itself, to save elsewhere or to end as if all was done."""
         self._stop.listen()
 
-    def close(self, *, is_complete: bool = True) -> None:
-        """The run is over; one that is not complete is gone on with by the next one in this process."""
-        if not is_complete:
+    def close(self, error: BaseException | None = None) -> None:
+        """The run is over. One that ran out of memory is gone on with by the next one in this process, as `session`'s are."""
+        if error is not None and is_out_of_memory(error):
             self._number.give_back()
         self._stop.close()

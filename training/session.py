@@ -56,7 +56,7 @@ from training.measuring import untouched
 from training.peers import Peers, joined
 from training.progress import Progress, say
 from training.registry import Registry, named
-from training.stepping import Stepping, is_out_of_memory, out_of_memory
+from training.stepping import Stepping, device_refusals, is_out_of_memory, out_of_memory
 from training.stopping import stop_of
 from training.timers import Timers
 from training.trackers import Trackers, folder_of
@@ -169,6 +169,7 @@ class Run:
         self._cursor_of: Callable[[], dict[str, Any]] = dict
         self._feeding = Feeding(stepping, self.timers)
         self._is_open = self._is_over = self._closed_early = self._is_complete = False
+        self._refusals, self._ran_out = device_refusals(), False
 
     def steps(self, total: int | None) -> Iterator[int]:
         """The numbers of the steps that are still to be done, up to `total` in all (None = until the script breaks off)."""
@@ -315,6 +316,7 @@ class Run:
             return
         self._leave_loop()
         if is_out_of_memory(error):
+            self._give_back()
             raise out_of_memory(error, step=self.done, kept=self._saver.kept) from error
 
     @property
@@ -457,6 +459,9 @@ class Run:
             self._keep_last()
             self._end()
             raise
+        except (RuntimeError, MemoryError) as error:
+            self._ran_out = is_out_of_memory(error)
+            raise
         except FabricError as lost:
             if not self._peers.is_loss(lost):
                 raise
@@ -481,11 +486,18 @@ class Run:
         self._keep_last()
         self._end()
 
+    def _give_back(self) -> None:
+        """Who ran out of memory tries again with less, and goes on from here. After any other error the next session is another
+        one, as the next trial of a search is: with this one's weights it would differ, and nothing would be said.
+        """
+        if self._number.give_back():
+            say(f"out of memory in step {self.done}: the next session of this process goes on here; {self._saver.kept}")
+
     def _end(self) -> None:
         if not self._is_over:
             self._is_over = True
-            if not self._is_complete:
-                self._number.give_back()
+            if not self._is_complete and (self._ran_out or device_refusals() > self._refusals):
+                self._give_back()
             self._boundary.abandon()
             self._watch.close()
             for undo in self._undo:

@@ -6,6 +6,7 @@ loss is looked at one step later, because waiting for it would idle the device; 
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
@@ -175,6 +176,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return type(error).__name__ in {"OutOfMemoryError", "MemoryError"} or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
+
+
+def device_refusals() -> int:
+    """How often this process' devices had too little memory; only CUDA's count it."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return sum(int(torch.cuda.memory_stats(at).get("num_ooms", 0)) for at in range(torch.cuda.device_count()))
 
 
 def out_of_memory(error: BaseException, *, step: int, kept: str) -> JobFailed:

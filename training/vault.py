@@ -102,7 +102,7 @@ _of_directories: Final[dict[str, set[int]]] = {}
 class SessionNumber:
     """Which of the sessions it is that a process opens in one place, one after the other: each has a state of its own.
 
-    A process that is started again opens them in the same order. One that failed is made again under its number.
+    A process that is started again opens them in the same order.
     """
 
     def __init__(self, job: context.Context, directory: str | os.PathLike[str] | None) -> None:
@@ -116,9 +116,11 @@ class SessionNumber:
         )
         self._taken.add(self.number)
 
-    def give_back(self) -> None:
-        """The session was not brought to its end: the next one goes on with its state."""
+    def give_back(self) -> bool:
+        """Let the next session go on with this one's state; whether it wasn't said before."""
+        was_taken = self.number in self._taken
         self._taken.discard(self.number)
+        return was_taken
 
 
 def of_session(checkpoints: Checkpoints, number: int) -> Checkpoints:

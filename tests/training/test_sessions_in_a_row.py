@@ -2,11 +2,13 @@
 
 import os
 import signal
+from contextlib import suppress
 
 import pytest
 import torch
 from torch import nn
 
+from fabric.errors import JobFailed
 from training import session
 from training.stopping import SignalStop
 
@@ -57,14 +59,62 @@ def test_a_session_that_ended_is_not_gone_on_with_by_the_next_one(tmp_path, unti
     assert trained(tmp_path, 4).resumed_at == 0
 
 
-def test_a_session_that_failed_is_gone_on_with_by_the_next_one(tmp_path):
-    def fails(step):
-        if step == 3:
+def failing(folder, error):
+    """A session that fails in its fourth step; where it began, and how it was left."""
+    model = net(4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+    with session(model=model, opt=optimizer, directory=folder) as run:
+        for step in run.steps(STEPS):
+            if step == 3:
+                raise error
+            model(torch.ones(4, 6)).square().sum().backward()
+            optimizer.step()
+
+
+def test_a_session_that_ran_out_of_memory_is_gone_on_with_by_the_next_one(tmp_path):
+    """As by who halves a batch until it fits."""
+    for _ in range(2):
+        with pytest.raises(JobFailed, match="out of memory in step 3"):
+            failing(tmp_path, MemoryError())
+    assert trained(tmp_path, 4).resumed_at == 3
+    assert trained(tmp_path, 4).resumed_at == 0
+
+
+def test_a_loss_that_does_not_fit_gives_its_session_back(tmp_path):
+    class Large:
+        device = torch.device("cpu")
+
+        def detach(self):
+            return 0.5
+
+        def backward(self):
             raise MemoryError
 
-    with pytest.raises(MemoryError):
-        trained(tmp_path, 4, each=fails)
-    assert trained(tmp_path, 4).resumed_at == 3
+    begun = []
+    for _attempt in range(2):
+        model = net(4)
+        run = session(model=model, opt=torch.optim.SGD(model.parameters(), lr=0.1), directory=tmp_path)
+        begun.append(run.resumed_at)
+        with suppress(MemoryError):
+            for at, _ in enumerate(run.batches(range(24), global_batch=4), run.resumed_at):
+                run.step(Large() if at == 2 and len(begun) == 1 else model(torch.ones(4, 6)).square().mean())
+    assert begun == [0, 2]
+
+
+@pytest.mark.parametrize("entered", [True, False], ids=["with", "for"])
+def test_a_session_that_was_given_up_hands_its_weights_to_no_other(tmp_path, entered):
+    """A trial of a search that is pruned: the next one begins with weights of its own."""
+
+    def prunes(step):
+        if step == 3:
+            raise ZeroDivisionError
+
+    with suppress(ZeroDivisionError):
+        if entered:
+            failing(tmp_path, ZeroDivisionError())
+        else:
+            trained(tmp_path, 4, each=prunes)
+        raise AssertionError("it ended well")
     assert trained(tmp_path, 4).resumed_at == 0
 
 
