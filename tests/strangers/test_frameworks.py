@@ -17,10 +17,18 @@ for library in ("peft", "trl", "diffusers", "gymnasium"):
 
 FEW, MANY = 2, 20
 TIMES = re.compile(r", 'eval_(runtime|samples_per_second|steps_per_second)': '?[0-9.e-]+'?")
+OFTEN = ("nanogpt", "folds", "transformer", "lightning 3")
+"""Of which the run of all tests evicts; the others are evicted by the long tests, as each takes a quarter of a minute to import."""
 SESSIONS = {"nanogpt": 2, "lora_loop": 2, "folds": 2, "diffusion": 2, "ppo": 7}
 """Loops around `training.session`: how many lines they change, besides imports; environments have no state of their own to be named."""
 TRAINERS = {"transformer": 1, "transformer jit": 1, "lora": 1, "tuned": 1, "lightning": 1, "lightning 3": 1}
 """Trainers with an adapter; words after the name are the script's arguments."""
+
+
+def cases(kinds):
+    """Each evicted many times by the long tests, some a few times by all."""
+    few = [(kind, FEW) for kind in kinds if kind in OFTEN]
+    return [*few, *(pytest.param(kind, MANY, marks=pytest.mark.soak) for kind in kinds)]
 
 
 @pytest.fixture(scope="module")
@@ -93,19 +101,19 @@ def evictions_of(kind, folder, plain, *, at_least, said):
     raise AssertionError(f"only {count} evictions")
 
 
-@pytest.mark.parametrize("evictions", [FEW, pytest.param(MANY, marks=pytest.mark.soak)])
-@pytest.mark.parametrize("kind", SESSIONS)
+@pytest.mark.parametrize(("kind", "evictions"), cases(SESSIONS))
 def test_a_loop_with_the_documented_lines_is_evicted_and_ends_the_same(tmp_path, plain, kind, evictions):
     evictions_of(kind, tmp_path, plain, at_least=evictions, said=with_repeats)
 
 
-@pytest.mark.parametrize("evictions", [FEW, pytest.param(MANY, marks=pytest.mark.soak)])
-@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize(("kind", "evictions"), cases(TRAINERS))
 def test_a_trainer_with_one_changed_line_is_evicted_and_ends_the_same(tmp_path, plain, kind, evictions):
     evictions_of(kind, tmp_path, plain, at_least=evictions, said=once)
 
 
-@pytest.mark.parametrize("kind", ["nanogpt", "folds", "lora", "lightning"])
+@pytest.mark.parametrize(
+    "kind", ["folds", *(pytest.param(kind, marks=pytest.mark.soak) for kind in ("nanogpt", "lora", "lightning"))]
+)
 def test_what_was_finished_is_not_trained_further_when_it_is_started_again(tmp_path, plain, kind):
     """As a job is that was told to stop when it had only to write its result."""
     name, *words = kind.split()
