@@ -19,8 +19,8 @@ help: ## Show this
 demo: setup ## Run a real job that is gated, metered and settled in tokens
 	@$(BIN)/python -m fabric.demo
 
-test: setup ## Run the tests: two at a time what needs no Ray cluster, then one by one what does
-	$(BIN)/pytest -q -n 2 --dist loadscope --ignore=tests/bench -m "not ray and not soak"
+test: setup ## Run the tests: three at a time what needs no Ray cluster, as they wait much, then one by one what does
+	$(BIN)/pytest -q -n 3 --dist loadscope --ignore=tests/bench -m "not ray and not soak"
 	$(BIN)/pytest -q --ignore=tests/bench -m "ray and not soak"
 
 # What a client imports, which runs on Python 3.10 too.
