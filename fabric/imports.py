@@ -7,6 +7,16 @@ and those that they import. What is imported by a name made at run time, and dat
 import ast
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+
+def stated_by(module: object, name: str) -> Any:
+    """What a module has under a name, or None. It isn't asked for it: some import much when they are, and fail at that."""
+    try:
+        own = object.__getattribute__(module, "__dict__")
+    except AttributeError:
+        return None
+    return own.get(name)
 
 
 def imported_beside(script: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from typing import Final
 
 from fabric.adapters.archive import Archive
 from fabric.errors import InvalidRequest, Unavailable
+from fabric.imports import stated_by
 
 SIZE_MAX: Final = 16 * 2**30
 FILES_MAX: Final = 100_000
@@ -90,10 +91,10 @@ def forget_modules(folder: Path) -> None:
 
 def _places_of(module: ModuleType) -> list[str]:
     """Where a module came from: its file, or the folders of a namespace."""
-    file = getattr(module, "__file__", None)
+    file = stated_by(module, "__file__")
     if isinstance(file, str):
         return [file]
     try:
-        return [str(place) for place in getattr(module, "__path__", ())]
+        return [str(place) for place in stated_by(module, "__path__") or ()]
     except (KeyError, TypeError):  # a namespace whose parent is gone; what a module may have under the name
         return []

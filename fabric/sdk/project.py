@@ -27,6 +27,7 @@ from typing import Final
 from pathspec import GitIgnoreSpec
 
 from fabric.errors import InvalidRequest
+from fabric.imports import stated_by
 from fabric.sdk.source import imported_by, imported_names, words_of
 
 SECRETS: Final = (
@@ -70,13 +71,13 @@ def standing_of(name: str) -> Standing:
     module = sys.modules.get(name)
     if module is None or name == "__main__":
         return Standing.INSTALLED
-    file = getattr(module, "__file__", None)
+    file = stated_by(module, "__file__")
     if file is None:
         return Standing.VALUE if _is_made_up(name) else Standing.INSTALLED
     if not is_local(name, file):
         return Standing.INSTALLED
-    spec = getattr(module, "__spec__", None)
-    loader = getattr(spec, "loader", None) or getattr(module, "__loader__", None)
+    spec = stated_by(module, "__spec__")
+    loader = getattr(spec, "loader", None) or stated_by(module, "__loader__")
     is_plain = isinstance(loader, _FILE_LOADERS) and _root_of(name, Path(file)) is not None
     return Standing.FILE if is_plain else Standing.VALUE
 
@@ -194,7 +195,7 @@ def _places_of(top: str) -> Iterator[Path]:
         return
     module = sys.modules.get(top)
     try:
-        spec = getattr(module, "__spec__", None) or importlib.util.find_spec(top)
+        spec = stated_by(module, "__spec__") or importlib.util.find_spec(top)
     except (ImportError, ValueError, AttributeError):
         return
     if spec is None:
@@ -285,11 +286,11 @@ def _is_inner(word: str) -> bool:
 def _is_made_up(name: str) -> bool:
     """Whether a module, and the package that it is in, came from no file, and are no part of Python either."""
     top = sys.modules.get(name.partition(".")[0])
-    spec = getattr(top, "__spec__", None)
+    spec = stated_by(top, "__spec__")
     return (
         spec is None
-        and getattr(top, "__file__", None) is None
-        and getattr(top, "__path__", None) is None
+        and stated_by(top, "__file__") is None
+        and stated_by(top, "__path__") is None
         and name not in sys.builtin_module_names
     )
 

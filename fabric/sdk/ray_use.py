@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from types import CodeType, ModuleType
 from typing import Any, Final
 
+from fabric.imports import stated_by
 from fabric.sdk.project import is_local
 
 _PACKAGE: Final = "ray"
@@ -95,7 +96,7 @@ def _is_rays(found: Any) -> bool:
 
 
 def _is_of_a_project(module: ModuleType) -> bool:
-    file = getattr(module, "__file__", None) or ""
+    file = stated_by(module, "__file__") or ""
     return bool(file) and is_local(module.__name__, file)
 
 

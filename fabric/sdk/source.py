@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+from fabric.imports import stated_by
+
 _REWRITTEN: Final = frozenset({"@pytest_ar", "@py_assert"})
 
 
@@ -125,7 +127,7 @@ def changed_globals(function: types.FunctionType) -> list[str]:
     """Which of the names that a function uses have in its module another value now than the module's file gives them: those
     that the file defines once, as a constant, a function or a class.
     """
-    file = getattr(sys.modules.get(function.__module__), "__file__", None)
+    file = stated_by(sys.modules.get(function.__module__), "__file__")
     if not file or not file.endswith(".py"):
         return []
     given = _defined_in(_parsed(Path(file)))

@@ -259,6 +259,28 @@ def test_two_jobs_of_one_process_each_see_their_own_modules(tmp_path, monkeypatc
     assert not any(name.startswith("mine_alone") for name in sys.modules)
 
 
+def test_a_module_that_imports_much_when_it_is_asked_is_not_asked(tmp_path, monkeypatch):
+    """As libraries with lazy imports do, of which one may be missing."""
+    import sys
+    from types import ModuleType
+
+    from fabric.adapters.working_folder import forget_modules
+    from fabric.imports import stated_by
+    from fabric.sdk.project import Standing, standing_of
+
+    class Lazy(ModuleType):
+        def __getattribute__(self, name):
+            raise ModuleNotFoundError(f"no module named {name}")
+
+    monkeypatch.setitem(sys.modules, "lazy_one", Lazy("lazy_one"))
+    monkeypatch.setitem(sys.path_importer_cache, str(tmp_path / "x"), None)
+    forget_modules(tmp_path)
+    assert "lazy_one" in sys.modules
+    assert standing_of("lazy_one") is Standing.VALUE
+    assert stated_by(sys.modules["lazy_one"], "__name__") == "lazy_one"
+    assert stated_by(object(), "__file__") is stated_by(None, "__file__") is None
+
+
 def test_a_global_that_was_changed_since_the_import_is_warned_of(project):
     files = {
         "settings.py": "RATE = 1\nMODE = 'a'\ndef help(): return 1\ndef rate(): return RATE, MODE, help()",
