@@ -4,7 +4,8 @@ A run's order is one line of positions over all epochs; a step takes the next `g
 share them (`training.virtual`). So the cursor is a number, the count of finished steps, whatever a loader had read ahead,
 and any gang of any size goes on from it. Datasets with an index are read at any place; one that can only be read from its
 start is read past what was seen, unless it says where it is (`state_dict`). Batches that a loader of the script's own
-makes are taken as they come; to go on, its epoch is begun with the random numbers it had and read up to the cursor.
+makes are taken as they come; to go on, its epoch is begun with the random numbers it had, those of its own generators
+too, and read up to the cursor.
 """
 
 import hashlib
@@ -18,8 +19,9 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from fabric.errors import Conflict, InvalidRequest
-from training import randomness, shards
-from training.plain import plain, restored
+from training import randomness
+from training.loader_state import LoaderState, Source
+from training.plain import restored
 from training.portions import Portion
 from training.progress import say
 from training.virtual import Micro, VirtualRanks, reseed
@@ -107,6 +109,11 @@ def feed_of(
         return Batches(data, epochs=epochs)
     share = share or (lambda _step, parts: range(parts))
     collate = partial(_collated, collate or default_collate)
+    if drawn := LoaderState(data).capture():
+        say(
+            f"the data draw random numbers of their own ({', '.join(drawn)[:200]}): a resumed run goes on with these only where "
+            "extra= names their generators; what they draw from torch, numpy and random is the same in any attempt"
+        )
     if has_index:
         if len(data) == 0:
             raise _unusable(data, "it is empty")
@@ -233,7 +240,7 @@ class Streamed:
     ) -> None:
         self._data, self._ranks, self._share, self._collate = data, ranks, share, collate
         self._epochs = epochs
-        self._epoch, self._seen, self._source = 0, 0, _Source(data)
+        self._epoch, self._seen, self._source = 0, 0, Source(data)
 
     def portions(self, step: int, cursor: dict[str, Any]) -> Iterator[Portion]:
         self._epoch, self._seen = int(cursor.get("epoch", 0)), int(cursor.get("seen", 0))
@@ -284,7 +291,8 @@ class Batches:
     def __init__(self, data: Iterable[Any], *, epochs: int | None) -> None:
         self._data, self._epochs = data, epochs
         self._epoch, self._given, self._random_at_start = 0, 0, randomness.capture()
-        self._source = _Source(data)
+        self._source, self._own = Source(data), LoaderState(data)
+        self._own_at_start = self._own.capture()
         try:
             self.steps_total = None if epochs is None else epochs * len(data)  # type: ignore[arg-type]  # asked, not known
         except TypeError:
@@ -306,10 +314,16 @@ class Batches:
             step += 1
 
     def cursor(self) -> dict[str, Any]:
-        return {"epoch": self._epoch, "given": self._given, "random": self._random_at_start} | self._source.place()
+        return (
+            {"epoch": self._epoch, "given": self._given, "random": self._random_at_start}
+            | ({"own": self._own_at_start} if self._own_at_start else {})
+            | self._source.place()
+        )
 
     def _begun(self) -> Iterator[Any]:
-        self._random_at_start = randomness.capture()
+        if self._epochs != 1:
+            self._own.tell_epoch(self._epoch)
+        self._random_at_start, self._own_at_start = randomness.capture(), self._own.capture()
         if getattr(self._data, "persistent_workers", False):  # their random numbers would go on from epochs long past
             vars(self._data)["_iterator"] = None  # each epoch begins with new ones, whether it is resumed or not
         return iter(self._data)
@@ -322,6 +336,7 @@ class Batches:
             source = iter(self._data)
         else:
             randomness.restore(cursor["random"])
+            self._own.restore(cursor.get("own", {}))
             source = self._begun()
             passed = sum(1 for _ in islice(source, self._given))
             if passed < self._given:
@@ -335,32 +350,6 @@ class Batches:
 
 
 _END: Final = object()
-
-
-class _Source:
-    """Data that may say where they are."""
-
-    def __init__(self, data: Any) -> None:
-        self._data, self._is_told = data, False
-
-    def place(self) -> dict[str, Any]:
-        """Where the data say they are, copied: what they hand out may go on living. {} = it can't be kept."""
-        where = getattr(self._data, "state_dict", None)
-        if not callable(where):
-            return {}
-        try:
-            place = {"source": plain(where(), "the data's state_dict()")}
-            shards.plan(place)
-        except Exception as error:  # noqa: BLE001  # data of anybody's; where it fails they are read past what was seen
-            if not self._is_told:
-                self._is_told = True
-                said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-                say(
-                    f"the data's state_dict() can't be kept, so a resumed run reads them past what was seen: {said}. Give it "
-                    "plain values to go on at once"
-                )
-            return {}
-        return place
 
 
 def shared(ranks: VirtualRanks, share: Share, step: int, size: int) -> tuple[list[Micro], int]:

@@ -6,12 +6,12 @@ copied at the step boundary (`copied`): kilobytes. A weight that was changed out
 noticed by torch's version counters and named. Knows nothing of files, threads or the fabric.
 """
 
-import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, Protocol
 
 from fabric.errors import Conflict, InvalidRequest
+from training.generators import access_to
 from training.optimizer_state import OptimizerState
 from training.plain import (
     Taken,
@@ -195,18 +195,13 @@ class Registry:
                 ) from error
 
 
-def _tracked(name: str, value: Any, named: Callable[[], dict[str, Any]]) -> Tracked:  # noqa: PLR0911  # a table
+def _tracked(name: str, value: Any, named: Callable[[], dict[str, Any]]) -> Tracked:  # a table
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.nn.Module):
         _refuse_flat(name, value.parameters())
         return _Module(name, value)
-    if torch is not None and isinstance(value, torch.Generator):
-        return _Generator(name, value.get_state, value.set_state)
-    if isinstance(value, random.Random):
-        return _Generator(name, value.getstate, lambda state: value.setstate((state[0], tuple(state[1]), state[2])))
-    if isinstance(getattr(getattr(value, "bit_generator", None), "state", None), Mapping):
-        bits = value.bit_generator
-        return _Generator(name, lambda: bits.state, lambda state: setattr(bits, "state", state))
+    if (access := access_to(value)) is not None:
+        return _Generator(name, *access)
     if callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None)):
         groups = getattr(value, "param_groups", None)
         if _is_ours(name):

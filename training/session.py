@@ -88,7 +88,8 @@ def session(
         scaler: a `torch.amp.GradScaler`.
         extra: more state by name: anything with `state_dict` and `load_state_dict`, generators of random numbers, and
             dicts of plain values, which are read and updated in place.
-        directory: where checkpoints go outside the fabric; None = FABRIC_CHECKPOINT_DIR, or nowhere.
+        directory: where checkpoints go outside the fabric; None = FABRIC_CHECKPOINT_DIR, or nowhere. Sessions that a process
+            opens there one after the other have a state each, in their order: in a notebook, too, until it is restarted.
         snapshot_every_s: seconds between snapshots beside those at a stop, which only matter when a machine is lost without
             notice; None = by Young and Daly from what they cost and FABRIC_LOSS_EVERY_S; `math.inf` = none.
         clip_norm: for `run.step`: the largest norm of an optimizer's gradients.
@@ -206,7 +207,8 @@ class Run:
             data: samples by index (`__getitem__`, `__len__`), or an iterable of samples; or, without `global_batch`, an
                 iterable of batches such as a DataLoader. Lengths need not be known.
             global_batch: samples an optimizer step sees, over all processes.
-            epochs: how often all of them are seen; None = until the script breaks off.
+            epochs: how often all of them are seen; None = until the script breaks off. Unless it is 1, a loader, sampler or
+                dataset with `set_epoch` is told the number of each.
             virtual: micro-batches a step is made of; what is given out is one of them. The same in all attempts.
             shuffle: each epoch in another order, which `seed` decides.
             seed: of the order, and of all random numbers drawn in a step.

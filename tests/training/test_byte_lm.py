@@ -50,8 +50,9 @@ def test_a_run_stopped_at_any_instant_and_resumed_ends_with_the_same_weights(tmp
         assert resumed[fact] == uninterrupted[fact]
 
 
-def test_a_finished_run_that_is_started_again_does_nothing_more(tmp_path, uninterrupted):
+def test_a_finished_run_that_is_started_again_does_nothing_more(tmp_path, uninterrupted, monkeypatch):
     byte_lm.train(steps=STEPS, directory=tmp_path / "kept")
+    monkeypatch.setattr("training.vault._of_directories", {})  # in another process
     again = byte_lm.train(steps=STEPS, directory=tmp_path / "kept")
     assert (again["resumed_at_step"], again["weights_sha256"]) == (STEPS, uninterrupted["weights_sha256"])
 

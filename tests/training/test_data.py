@@ -2,9 +2,10 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler, TensorDataset
 
 from fabric import context
 from fabric.errors import Conflict, InvalidRequest
@@ -118,16 +119,76 @@ def shuffled_loader():
     return DataLoader(dataset(), batch_size=BATCH, shuffle=True)
 
 
+def seeded_loader():
+    return DataLoader(dataset(), batch_size=BATCH, shuffle=True, generator=torch.Generator().manual_seed(3))
+
+
+class Shuffling(Sampler):
+    """Draws from a generator of its own, of whichever library."""
+
+    def __init__(self, dice):
+        self.settings = {"dice": [dice]}
+
+    def __len__(self):
+        return SAMPLES
+
+    def __iter__(self):
+        dice, order = self.settings["dice"][0], list(range(SAMPLES))
+        dice.shuffle(order)
+        return iter(order)
+
+
+class Augmented(Dataset):
+    """Changes each sample by a generator of its own."""
+
+    def __init__(self):
+        self.samples, self.dice = dataset(), np.random.default_rng(6)
+
+    def __len__(self):
+        return SAMPLES
+
+    def __getitem__(self, at):
+        sample, label = self.samples[at]
+        return sample * float(self.dice.random()), label
+
+
+def sampled(dice):
+    return lambda: DataLoader(dataset(), batch_size=BATCH, sampler=Shuffling(dice()))
+
+
+def by_epochs():
+    """As for one of several ranks, whose samplers are told the epoch."""
+    return DataLoader(dataset(), batch_size=BATCH, sampler=DistributedSampler(dataset(), num_replicas=1, rank=0))
+
+
 @pytest.mark.parametrize(
     "options",
     [
+        {"data": seeded_loader},
+        {"data": sampled(lambda: random.Random(4))},
+        {"data": sampled(lambda: np.random.default_rng(5))},
+        {"data": sampled(lambda: np.random.RandomState(5))},
+        {"data": lambda: DataLoader(Augmented(), batch_size=BATCH)},
+        {"data": by_epochs},
         {"global_batch": BATCH},
         {"global_batch": BATCH, "virtual": 4},
         {"global_batch": BATCH, "shuffle": False},
         {"data": shuffled_loader},
         {"data": lambda: (batch for _ in range(1) for batch in shuffled_loader())},
     ],
-    ids=["whole", "virtual", "in-order", "loader", "unknown-length"],
+    ids=[
+        "own generator",
+        "own sampler",
+        "numpy's",
+        "old numpy's",
+        "own changes",
+        "told the epoch",
+        "whole",
+        "virtual",
+        "in-order",
+        "loader",
+        "unknown-length",
+    ],
 )
 def test_a_run_on_data_that_is_evicted_ends_with_the_same_bits(tmp_path, options):
     epochs = 1 if "data" in options and not hasattr(options["data"](), "__len__") else EPOCHS
@@ -136,6 +197,21 @@ def test_a_run_on_data_that_is_evicted_ends_with_the_same_bits(tmp_path, options
     attempts, dice = Attempts(tmp_path), random.Random(seed)
     assert attempts.run(lambda job: trained(job, dice, epochs=epochs, **options)) == whole, f"seed {seed}"
     assert whole[0] == epochs * SAMPLES // BATCH
+
+
+def test_a_sampler_that_wants_to_know_the_epoch_gives_each_another_order(tmp_path):
+    told = []
+    loader = by_epochs()
+    loader.sampler.set_epoch = told.append
+    feed = feed_of(loader, None, epochs=3)
+    for _ in feed.portions(0, {}):
+        pass
+    assert told == [0, 1, 2]
+    alone = by_epochs()
+    alone.sampler.set_epoch = told.append
+    for _ in feed_of(alone, None, epochs=1).portions(0, {}):
+        pass
+    assert told == [0, 1, 2], "where there is one epoch, the script's own loop has said which"
 
 
 def test_a_scaler_and_clipping_are_part_of_the_steps_and_of_the_checkpoint(tmp_path):
