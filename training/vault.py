@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from fabric import context
-from fabric.checkpoints import Checkpoints, DirectoryStore
+from fabric.checkpoints import Checkpoints, DirectoryStore, is_of_folder
 from fabric.checkpoints.directory import Buffer
 from fabric.checkpoints.single import save_one
 from fabric.errors import CheckpointDamaged, Conflict
+from training.progress import say
 
 DIRECTORY_VARIABLE: Final = "FABRIC_CHECKPOINT_DIR"
 FORMAT: Final = "fabric-session"
@@ -72,6 +73,14 @@ class Kept:
         if found is None:
             return None
         manifest, shards = found
+        if is_of_folder(manifest):  # the command drew in its folder before it opened this
+            own = next((each for each in self.checkpoints.ls() if not is_of_folder(each)), None)
+            if own is None:
+                say(
+                    f"the checkpoint of step {manifest.step} is of the command's folder, where it is again: this begins at 0"
+                )
+                return None
+            manifest, shards = own, {shard.name: self.checkpoints.read(own, shard.name) for shard in own.shards}
         if _PART in shards:
             self._parts = shards
             return shards[_PART]

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from fabric.checkpoints import commit_directory
 from fabric.errors import FabricError
-from tests.training.workload import Attempts, linger, running, stopped
+from tests.training.workload import Attempts, Script, linger, resumed, running, stopped
 from training import session
 
 STEPS = 6
@@ -48,6 +49,17 @@ def evicted(attempts, train, *, at):
     again = attempts.run(work)
     assert left == []
     return whole, again
+
+
+def test_a_session_that_is_opened_after_its_folder_was_kept_begins_and_goes_on(attempts, tmp_path):
+    """Its command had drawn in its folder while it read its data: that is kept for it, and is no state of this."""
+    (tmp_path / "drawn").mkdir()
+    (tmp_path / "drawn" / "loss.png").write_text("a curve")
+    with running(attempts.next()) as job:
+        commit_directory(job.checkpoints, tmp_path / "drawn", step=0)
+        assert Script().train(3).resumed_at == 0
+    commit_directory(job.checkpoints, tmp_path / "drawn", step=0)
+    assert resumed(attempts, 6)[0] == 3
 
 
 def test_several_sessions_in_one_job_each_have_their_own_state(attempts):
