@@ -315,6 +315,10 @@ async def test_a_lease_ends_without_its_node_whoever_is_in_it_by_name(world, mar
     finished, _ = await world.run(again)
     assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
     assert raylet.process.poll() is None
+    ray.kill(serves)
+    async with asyncio.timeout(30):  # what Ray had started for it once more is found, and ended
+        while (await world.cluster.reconcile([])).unleased:  # noqa: ASYNC110 - it says so to nobody
+            await asyncio.sleep(0.2)
 
 
 def in_group(at, group):
