@@ -21,8 +21,7 @@ demo: setup ## Run a real job that is gated, metered and settled in tokens
 
 test: setup ## Run the tests: three at a time what needs no Ray cluster, as they wait much, then one by one what does
 	$(BIN)/pytest -q -n 3 --dist loadscope --ignore=tests/bench -m "not ray and not soak"
-	$(BIN)/pytest -q --ignore=tests/bench --ignore=tests/strangers -m "ray and not soak"
-	$(BIN)/pytest -q tests/strangers -m "ray and not soak"
+	$(BIN)/pytest -q --ignore=tests/bench -m "ray and not soak"
 
 # What a client imports, which runs on Python 3.10 too.
 CLIENT := -p fabric.cli -p fabric.sdk -p fabric.transport -p fabric.wire -p fabric.results -p fabric.checkpoints \
