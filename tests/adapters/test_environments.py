@@ -181,7 +181,9 @@ def test_one_that_a_process_runs_with_is_not_forgotten(tmp_path, monkeypatch):
     monkeypatch.setattr(environments, "KEPT", 1)
     made = [environment_folder(tmp_path, "acme", f"d{at}") for at in range(3)]
     build(made[0], Environment(tool="pip", packages=("a",)))
-    user = subprocess.Popen([python_of(made[0]), "-c", "input()"], stdin=subprocess.PIPE)
+    command = [python_of(made[0]), "-c", "print(flush=True); input()"]
+    user = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    user.stdout.readline()  # before, its command line may be empty: the kernel fills it in last
     try:
         build(made[1], Environment(tool="pip", packages=("a",)))
         assert is_ready(made[0])

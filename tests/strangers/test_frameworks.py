@@ -16,6 +16,8 @@ for library in ("peft", "trl", "diffusers", "gymnasium"):
     pytest.importorskip(library, reason="install the group `strangers`")
 
 FEW, MANY = 2, 20
+ROUNDS = 5
+"""For each eviction that is wanted: how many times a script is run for it at most."""
 TIMES = re.compile(r", 'eval_(runtime|samples_per_second|steps_per_second)': '?[0-9.e-]+'?")
 OFTEN = ("nanogpt", "folds", "accelerated 4", "transformer", "lightning 3")
 """Of which the run of all tests evicts; the others are evicted by the long tests, as each takes a quarter of a minute to import."""
@@ -93,7 +95,7 @@ def with_repeats(lines):
 
 def evictions_of(kind, folder, plain, *, at_least, said):
     count = 0
-    for round_ in range(at_least):
+    for round_ in range(ROUNDS * at_least):  # a notice may come when all is trained
         job = came_to(kind, folder / str(round_), plain, evictions=at_least - count, said=said)
         count += len(job.codes) - 1
         again = (len(job.codes) - 1) * LINES_OF_A_STEP.get(kind, 1)
