@@ -1,9 +1,9 @@
 """What the gate adds to a task: `submit()` to `result()` of a function that does nothing, against the same as plain Ray.
 
 Both run on one local cluster and take turns in one run, so that a busy machine slows both: what counts is the difference
-of the medians. "Warm" means that the function finds a runner of its account in the lease's place, as a plain task finds
-Ray's idle worker: with `max_calls=0`, for by default Ray ends the process of a task with GPUs after each call, which is
-shown as well. Where the time goes is read from the job itself, whose times come from this machine's clock.
+of the medians. The plain task runs in a `fabric.lease` that is there before, as nobody holds a device without one. It finds
+an idle worker of Ray's, as the function finds a runner of its account in the lease's place. Where the time goes is read
+from the job itself, whose times come from this machine's clock.
 """
 
 import argparse
@@ -26,7 +26,6 @@ from fabric.wire import fabric_pb2 as pb
 
 ROUNDS = 250
 WARM_UP = 25
-USUAL_ROUNDS = 12
 GOAL_ADDED_MS = 5.0
 SETTLE_S = 30.0
 _US_PER_MS = 1_000
@@ -106,18 +105,17 @@ def plain(task: Any) -> float:
 def measure(running: house.Running, *, rounds: int, settle: bool = True) -> float:
     """Print the figures; the added median in ms."""
     fabric = a_customer(running)
-    task = ray.remote(num_gpus=1, max_calls=0)(nothing)
-    usual = ray.remote(num_gpus=1)(nothing)
-    for _ in range(WARM_UP):
-        gated(fabric)
-        plain(task)
-    pairs = [(gated(fabric, settle=settle), plain(task)) for _ in range(rounds)]
+    with fabric.lease(tokens="10", accelerators="H100:1") as lease:  # whoever holds a device without one is ended
+        task = ray.remote(nothing).options(**lease.options(devices=1))
+        for _ in range(WARM_UP):
+            gated(fabric)
+            plain(task)
+        pairs = [(gated(fabric, settle=settle), plain(task)) for _ in range(rounds)]
     fabric.close()
     calls, tasks = [call for call, _ in pairs], [ms for _, ms in pairs]
     say(f"{rounds} rounds, taking turns{'' if settle else '; the next call does not wait for the last to be settled'}")
     say(f"  {'':24}{'p10':>9}{'p50':>9}{'p95':>9}{'p99':>9}  ms")
-    show("plain Ray task, warm", tasks)
-    show("plain Ray task, as usual", [plain(usual) for _ in range(USUAL_ROUNDS)])
+    show("plain Ray task", tasks)
     show("through the gate", [call.result for call in calls])
     say("  of which")
     for name, stage in STAGES.items():
