@@ -19,9 +19,13 @@ help: ## Show this
 demo: setup ## Run a real job that is gated, metered and settled in tokens
 	@$(BIN)/python -m fabric.demo
 
+# What fails beside other tests is run once more by itself, in a new process: what fails there has failed, and both are shown.
+AGAIN := --last-failed --last-failed-no-failures none
 test: setup ## Run the tests: three at a time what needs no Ray cluster, as they wait much, then one by one what does
-	$(BIN)/pytest -q -n 3 --dist loadscope --ignore=tests/bench -m "not ray and not soak"
-	$(BIN)/pytest -q --ignore=tests/bench -m "ray and not soak"
+	$(BIN)/pytest -q -n 3 --dist loadscope $(WITHOUT_RAY) || { [ $$? = 1 ] && $(BIN)/pytest -q $(AGAIN) $(WITHOUT_RAY); }
+	$(BIN)/pytest -q $(WITH_RAY) || { [ $$? = 1 ] && $(BIN)/pytest -q $(AGAIN) $(WITH_RAY); }
+WITHOUT_RAY := --ignore=tests/bench -m "not ray and not soak"
+WITH_RAY := --ignore=tests/bench -m "ray and not soak"
 
 # What a client imports, which runs on Python 3.10 too.
 CLIENT := -p fabric.cli -p fabric.sdk -p fabric.transport -p fabric.wire -p fabric.results -p fabric.checkpoints \
