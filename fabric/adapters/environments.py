@@ -19,13 +19,16 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import time
 import venv
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from fabric.adapters.disk_watch import taken_by
 from fabric.adapters.private_folder import ENVIRONMENTS
 from fabric.errors import InvalidRequest
 
@@ -36,6 +39,12 @@ BUILD_S: Final = 600
 BUILD_S_MAX: Final = 3_600
 WHEELS_ONLY: Final = ("--only-binary", ":all:")
 """Options of both tools: nothing of a package's is run to install it."""
+BYTES_MAX: Final = 64 * 2**30
+FILES_MAX: Final = 1_000_000
+"""Of one environment on a node's disk."""
+_LOOK_S: Final = 5.0
+_SHARE_OF_TIME: Final = 20
+"""At most one part in so many of the time goes into counting."""
 KEPT: Final = 8
 """Environments of an account on a node: the ones used last."""
 _READY: Final = ".ready"
@@ -188,15 +197,45 @@ def _installed(folder: Path, wanted: Environment) -> int:
         command = [sys.executable, "-m", "pip", "--python", python, "install", "--disable-pip-version-check"]
     command += [*wanted.options, *wanted.packages]
     print(f"installing {' '.join(wanted.packages)}", flush=True)  # noqa: T201 - into the job's log
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603
     try:
-        return subprocess.run(command, stdin=subprocess.DEVNULL, timeout=wanted.within_s, check=False).returncode  # noqa: S603
-    except subprocess.TimeoutExpired:
-        print(  # noqa: T201
-            f"the packages were not installed within {wanted.within_s} s: raise config.setup_timeout_seconds"
-            f" (at most {BUILD_S_MAX}), or install less",
-            flush=True,
-        )
+        return _awaited(process, folder, within_s=wanted.within_s)
+    except _TooMuch as why:
+        print(why, flush=True)  # noqa: T201
         return 128 + signal.SIGALRM
+    finally:
+        process.kill()
+        process.wait()
+
+
+class _TooMuch(Exception):
+    """Longer or larger than may be."""
+
+
+def _awaited(process: "subprocess.Popen[bytes]", folder: Path, *, within_s: float) -> int:
+    """The exit status of what installs into a folder.
+
+    Raises:
+        _TooMuch: it takes longer, or more of the disk, than it may.
+    """
+    began, pause_s = time.monotonic(), _LOOK_S
+    while (left_s := began + within_s - time.monotonic()) > 0:
+        code = None
+        with suppress(subprocess.TimeoutExpired):
+            code = process.wait(min(pause_s, left_s))
+        looked = time.monotonic()
+        taken = taken_by(folder, files_max=FILES_MAX)
+        if taken.bytes > BYTES_MAX or taken.files > FILES_MAX:
+            raise _TooMuch(
+                f"the packages take more than {BYTES_MAX >> 30} GiB or {FILES_MAX:,} files, which is all that they may: install less"
+            )
+        if code is not None:
+            return code
+        pause_s = max(_LOOK_S, _SHARE_OF_TIME * (time.monotonic() - looked))
+    raise _TooMuch(
+        f"the packages were not installed within {within_s} s: raise config.setup_timeout_seconds (at most {BUILD_S_MAX}),"
+        " or install less"
+    )
 
 
 def _lay_over(folder: Path) -> None:

@@ -20,6 +20,7 @@ import os
 import resource
 import secrets
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -38,6 +39,9 @@ _LIMIT_LINES: Final = {resource.RLIMIT_RTTIME: b"Max realtime timeout", resource
 _GROUP_PREFIX: Final = "fabric-"
 _TRACES_MAX: Final = 50_000
 _ENDED_MAX: Final = 10_000
+_GONE_MAX: Final = 20_000
+_CLOCKS_S: Final = 10.0
+"""So far may the clocks of two machines be apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,8 @@ class Members:
         self._traces: dict[Identity, int] = {}
         self._ended: dict[int | str, None] = {}
         """Traces and marks of what was followed, the newest last: what still carries one has outlived its lease."""
+        self._gone: dict[int, tuple[float, float]] = {}
+        """By pid, the newest last: when a lease's process had started, and when it was no longer there. Seconds of the epoch."""
         self._lock = threading.Lock()
 
     def follow(self, lease_id: str, roots: Sequence[int], *, marks: Sequence[str] = ()) -> None:
@@ -105,10 +111,26 @@ class Members:
         with self._lock:
             return self._given_out(_now())
 
+    def had(self, asked: Mapping[int, float]) -> list[int]:
+        """Which of these processes, that were there at that time, by seconds of the epoch, were a lease's; gone by now or not."""
+        with self._lock:
+            there = {
+                identity.pid: identity for family in self._families.values() for identity in family.seen | family.roots
+            }
+            found = []
+            for pid, at_s in asked.items():
+                spans = [self._gone[pid]] if pid in self._gone else []
+                if pid in there:
+                    spans.append((there[pid].started_at_s, time.time()))
+                if any(began_s - _CLOCKS_S <= at_s <= ended_s + _CLOCKS_S for began_s, ended_s in spans):
+                    found.append(pid)
+            return found
+
     def forget(self, lease_id: str) -> None:
         """No longer. What is contained stays so while its root lives: it may serve another lease."""
         with self._lock:
             family = self._families.pop(lease_id, None)
+            self._note_gone(family.seen if family is not None else ())
             for mark in family.marks if family is not None else ():
                 self._end(mark)
 
@@ -161,6 +183,13 @@ class Members:
         self._ended[known_by] = None
         while len(self._ended) > _ENDED_MAX:
             del self._ended[next(iter(self._ended))]
+
+    def _note_gone(self, identities: Iterable[Identity]) -> None:
+        for identity in identities:
+            self._gone.pop(identity.pid, None)
+            self._gone[identity.pid] = (identity.started_at_s, time.time())
+        while len(self._gone) > _GONE_MAX:
+            del self._gone[next(iter(self._gone))]
 
     def _contain(self, identity: Identity) -> None:
         trace = _traced(identity.pid)
@@ -219,6 +248,7 @@ class Members:
     def _remember(self, claims: Mapping[int, str], now: dict[int, Seen]) -> None:
         sessions = {seen.session for seen in now.values()}
         for family in self._families.values():
+            self._note_gone(identity for identity in family.seen if identity.pid not in now)
             family.seen = set()
             family.sessions &= sessions
         for pid, lease_id in claims.items():

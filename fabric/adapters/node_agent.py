@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -86,6 +87,8 @@ class NodeAgent:
         self._members = Members()
         self._zygote: Zygote | None = None
         self._preparing = asyncio.Semaphore(AT_ONCE)
+        self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By account: whose turn it is."""
         self._disk = DiskWatch()
         self._watchdog = Watchdog(kill=kill)
         self._watching: asyncio.Task[None] | None = None
@@ -101,9 +104,15 @@ class NodeAgent:
         return await asyncio.to_thread(is_ready, Path(folder))
 
     async def prepare(self, folder: str, wanted: Environment, *, for_s: float) -> Prepared:
-        """Have packages installed there before a job's devices burn, if wheels are enough."""
-        async with self._preparing:
-            return await prepare(Path(folder), wanted, within_s=for_s)
+        """Have packages installed there before a job's devices burn, if wheels are enough. One job of an account at a time, so
+        that one whose packages come slowly keeps no other account waiting.
+        """
+        line = self._lines.setdefault(Path(folder).parent.name, asyncio.Lock())
+        try:
+            async with asyncio.timeout(for_s), line, self._preparing:
+                return await prepare(Path(folder), wanted, within_s=for_s)
+        except TimeoutError:
+            return Prepared()
 
     async def sight(self) -> Sight:
         """Which devices can be read now."""
@@ -173,6 +182,10 @@ class NodeAgent:
     async def claimed(self) -> list[int]:
         """The processes that are counted to a lease."""
         return [pid for pids in self._members.all().values() for pid in pids]
+
+    async def had(self, asked: dict[int, float]) -> list[int]:
+        """Which of these processes, that were there at that time, were a lease's; gone by now or not."""
+        return await asyncio.to_thread(self._members.had, asked)
 
     async def hear(self, known: Known | None) -> None:
         """The gate is there, and says what is its own: while it is silent, what holds an accelerator and is none of that is

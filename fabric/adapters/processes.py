@@ -32,6 +32,11 @@ class Identity(NamedTuple):
     pid: int
     started_at: int
 
+    @property
+    def started_at_s(self) -> float:
+        """By the wall clock."""
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + self.started_at * _TICK_US / 1_000_000
+
 
 class Seen(NamedTuple):
     """A living process, as one look shows it."""

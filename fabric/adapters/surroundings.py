@@ -7,6 +7,7 @@ from fabric.adapters.agents import Agents
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import ClusterSettings
 from fabric.adapters.control_store import ControlStore
+from fabric.adapters.free_waits import FreeWaits
 from fabric.adapters.groups import Groups
 from fabric.adapters.newest import Newest
 from fabric.adapters.nodes import Node
@@ -28,3 +29,4 @@ class Surroundings:
     """Ray's ids of nodes that were seen to be gone."""
     control: ControlStore = field(default_factory=ControlStore)
     progress: Newest = field(default_factory=Newest)
+    free_waits: FreeWaits = field(default_factory=FreeWaits)

@@ -275,6 +275,22 @@ async def test_wheels_are_installed_and_what_no_index_has_is_said(tmp_path, monk
     assert "no-such-package-here can't be had" in found["no-such-package-here"].missing
 
 
+async def test_packages_that_unpack_to_more_than_they_may_are_not_kept(tmp_path, monkeypatch, capfd):
+    """A wheel of few bytes may become many."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    wheel_of(wheels)
+    with zipfile.ZipFile(wheels / "parcel-1.0-py3-none-any.whl", "a", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("parcel_data.bin", bytes(64 * 2**20))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    monkeypatch.setattr(environments, "BYTES_MAX", 32 * 2**20)
+    wanted = Environment(tool="pip", packages=("parcel",), options=("--no-index",))
+    made = environment_folder(tmp_path, "acme", wanted.digest)
+    assert build(made, wanted) != 0
+    assert "which is all that they may" in capfd.readouterr().out
+    assert not made.exists()
+
+
 async def test_what_takes_too_long_is_left_to_the_lease(tmp_path):
     wanted = Environment(tool="pip", packages=("parcel",), options=("--no-index",))
     made = environment_folder(tmp_path, "acme", wanted.digest)
