@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -193,6 +193,16 @@ class Agents:
         asked = (self._tried(address, "claimed", within_s=PROMPT_S) for address in addresses)
         answers = await asyncio.gather(*asked)
         return {address: set(found) for address, found in zip(addresses, answers, strict=True) if found is not None}
+
+    async def had(self, address: str, asked: Mapping[int, float]) -> list[int] | None:
+        """Which of these processes of a machine, that were there at that time (seconds of the epoch), were a lease's; None = it
+        doesn't say.
+        """
+        try:
+            found = await self._tried(address, "had", dict(asked), within_s=PROMPT_S)
+        except AttributeError:  # an agent that is older than this question
+            return None
+        return None if found is None else list(found)
 
     async def end_strays(self) -> dict[str, list[int]]:
         """Have every machine end what has outlived its lease; the numbers of those processes, by machine."""

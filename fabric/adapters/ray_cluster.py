@@ -336,10 +336,7 @@ class RayCluster:
 
     async def _look_at_disk(self, address: str, there: Mapping[str, LeaseId]) -> None:
         found = await self._agents.too_large(
-            address,
-            work_dir=str(self._settings.work_dir),
-            folders=tuple(there),
-            limits=self._settings.disk,
+            address, work_dir=str(self._settings.work_dir), folders=tuple(there), limits=self._settings.disk
         )
         for folder, why in found.items():
             _log.warning("attempt_too_large", lease_id=there[folder], why=why)
@@ -362,11 +359,14 @@ class RayCluster:
         def kill(address: str, pid: int) -> None:
             asyncio.run_coroutine_threadsafe(self._agents.kill(address, pid), loop)
 
+        def had(address: str, asked: Mapping[int, float]) -> list[int] | None:
+            return asyncio.run_coroutine_threadsafe(self._agents.had(address, asked), loop).result()
+
         async with self._looking:
             look = await asyncio.to_thread(self._reconciler.look, list(self._nodes.values()), kill=kill)
             found = await asyncio.to_thread(self._reconciler.end, look, kill=kill)
             claimed = await self._agents.claimed() if look.suspects else {}
-            found += await asyncio.to_thread(self._reconciler.end_suspects, look, claimed=claimed)
+            found += await asyncio.to_thread(self._reconciler.end_suspects, look, claimed=claimed, had=had)
         self._count(found)
         return found
 

@@ -81,6 +81,8 @@ class JobRow(NamedTuple):
     driver_pid: int
     driver_address: str
     is_over: bool
+    started_at_s: float = 0.0
+    """When the driver connected, by the control store's clock: seconds of the epoch."""
 
 
 class RayTables:
@@ -183,7 +185,10 @@ class RayTables:
             skip_submission_job_info_field=True, skip_is_running_tasks_field=True, limit=_ALL
         )
         found = self._jobs.GetAllJobInfo(request, timeout=_CALL_S).job_info_list
-        rows = (JobRow(row.job_id.hex(), row.driver_pid, row.driver_address.ip_address, row.is_dead) for row in found)
+        rows = (
+            JobRow(row.job_id.hex(), row.driver_pid, row.driver_address.ip_address, row.is_dead, row.start_time / 1_000)
+            for row in found
+        )
         return {row.id: row for row in rows}
 
     def kill_actor(self, actor_id: str) -> None:

@@ -23,7 +23,7 @@ import structlog
 
 from fabric.accelerators import DEVICE_RESOURCES
 from fabric.adapters.cluster_settings import Unleased
-from fabric.adapters.drivers import Drivers
+from fabric.adapters.drivers import Drivers, Had, nobody_says
 from fabric.adapters.nodes import Node
 from fabric.adapters.ray_tables import ActorRow, GroupRow, JobRow, RayTables, WorkerRow
 
@@ -176,19 +176,20 @@ class Reconciler:
         self._tell(len(removed))
         return removed
 
-    def end_suspects(self, look: Look, *, claimed: Mapping[str, set[int]]) -> list[Unleased]:
+    def end_suspects(self, look: Look, *, claimed: Mapping[str, set[int]], had: Had = nobody_says) -> list[Unleased]:
         """End what is seen for some time, and in no process that is counted to a lease. Blocks.
 
         Args:
             look: what was found.
             claimed: by machine, the processes that its agent counts to a lease; what runs on a machine that doesn't say may
                 be a lease's.
+            had: asks an agent which processes that are gone were a lease's.
         """
         now, before, removed = time.monotonic(), self._suspected, []
         self._suspected = {}
         others = {suspect.job_id for suspect in look.suspects} - {"", self._ours.job_id}
         if others and (rows := self._asked(self._known.jobs)) is not None:
-            self._drivers.judge(others, rows, claimed=claimed)
+            self._drivers.judge(others, rows, claimed=claimed, had=had)
         for suspect in look.suspects:
             if suspect.job_id in others and not self._drivers.is_a_leases(suspect.job_id):
                 continue

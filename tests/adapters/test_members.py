@@ -115,6 +115,39 @@ def groups(kind):
     return None
 
 
+def test_what_was_a_leases_is_known_when_it_has_gone_and_when_its_lease_has(runner):
+    members, now_s = Members(groups_at=groups("a limit")), time.time()
+    told = runner.tell()
+    process = runner(escaping(told))
+    members.follow("job-1.1", (process.pid,))
+    begin(process)
+    escaped = pid_in(told)
+    assert members.had({escaped: now_s}) == []
+    assert escaped in members.of("job-1.1")
+    assert members.had({escaped: now_s, 1: now_s, process.pid: now_s}) == [escaped, process.pid]
+    kill(escaped)
+    while lives(escaped):
+        time.sleep(0.01)
+    assert escaped not in members.of("job-1.1")
+    assert members.had({escaped: now_s}) == [escaped]
+    assert members.had({escaped: now_s - 3_600}) == []
+    assert members.had({escaped: now_s + 3_600}) == []
+    members.forget("job-1.1")
+    assert members.had({escaped: now_s}) == [escaped]
+
+
+def test_a_process_that_goes_with_its_lease_is_known_by_its_number_and_time(runner):
+    members, now_s = Members(groups_at=groups("a limit")), time.time()
+    told = runner.tell()
+    process = runner(escaping(told))
+    members.follow("job-1.1", (process.pid,))
+    begin(process)
+    escaped = pid_in(told)
+    assert escaped in members.of("job-1.1")
+    members.forget("job-1.1")
+    assert members.had({escaped: now_s}) == [escaped]
+
+
 @pytest.mark.parametrize("kind", ["a control group", "a limit"])
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_a_process_that_leaves_its_lease_is_still_its_member(runner, way, kind):

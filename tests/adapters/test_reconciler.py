@@ -256,6 +256,39 @@ def test_what_a_driver_has_left_is_judged_by_whose_it_was_while_it_ran(monkeypat
     assert left_by({"10.0.0.9": set()}) == ([], [])
 
 
+def test_what_a_driver_that_nobody_saw_run_has_left_is_judged_by_what_its_machine_remembers(monkeypatch):
+    """On somebody else's cluster: an agent is asked once of each, and again only where it doesn't say."""
+    now = iter(range(1_000))
+    monkeypatch.setattr("fabric.adapters.reconciler.time.monotonic", lambda: next(now))
+    asked = []
+
+    def ended(had, **more):
+        over = driver(is_over=True, started_at_s=1_000.0)
+        tables = Tables(actors=[actor("a", required={}, pid=31)], jobs=[over])
+        looking = Reconciler(Ours(groups=set, job_id=GATE, **more), tables=lambda: tables)
+        asked.clear()
+        for _ in range(3):
+            found = looking.look([NODE], kill=lambda *_: None)
+            looking.end_suspects(found, claimed={"10.0.0.1": set()}, had=had)
+        return tables.ended
+
+    def says(answer):
+        def had(address, pids):
+            asked.append((address, dict(pids)))
+            return answer
+
+        return had
+
+    assert ended(says([99])) == ["a"] * 2
+    assert asked == [("10.0.0.9", {99: 1_000.0})]
+    assert ended(says([])) == []
+    assert len(asked) == 1
+    assert ended(says(None)) == []
+    assert len(asked) == 3
+    assert ended(says([99]), cluster=True) == ["a"] * 2
+    assert asked == []
+
+
 def test_a_process_that_stands_still_on_a_node_where_too_much_is_held_is_ended(monkeypatch):
     now = iter(range(1_000))
     monkeypatch.setattr("fabric.adapters.reconciler.time.monotonic", lambda: next(now))

@@ -68,7 +68,7 @@ def is_alive(name):
         return False
 
 
-def drives(address, token_file, told, *, stays_s):
+def drives(address, token_file, told, *, stays_s, name="driven"):
     """A job that connects to the fabric's own Ray, as a driver beside its lease, and leaves an actor behind."""
     import subprocess
     import sys
@@ -87,7 +87,8 @@ def drives(address, token_file, told, *, stays_s):
         class Leech:
             pass
 
-        leech = Leech.options(name="driven", lifetime="detached").remote()
+        leech = Leech.options(name={name!r}, lifetime="detached").remote()
+        ray.get(leech.__ray_ready__.remote())
         open({told!r}, "w").write("begun")
         time.sleep({stays_s})
         os._exit(0)
@@ -110,6 +111,22 @@ async def test_what_a_driver_of_a_jobs_own_leaves_behind_is_ended(world, tmp_pat
     await world.remove(lease.lease_id)
     assert told.read_text() == "begun"
     while is_alive("driven"):
+        assert time.monotonic() < deadline, "the actor has outlived its lease"
+        await world.cluster.reconcile([])
+        await asyncio.sleep(0.5)
+
+
+async def test_what_a_driver_that_no_look_saw_has_left_is_ended(world, tmp_path):
+    """The cluster is somebody else's: what others leave on it is left alone, so it must be known whose the driver was."""
+    token_file, told = os.environ["RAY_AUTH_TOKEN_PATH"], tmp_path / "told"
+    lease = world.lease(world.call(drives, world.local.address, token_file, str(told), stays_s=1, name="left"))
+    await world.start(lease)
+    finished = await world.wait(LeaseFinished, lease.lease_id, within_s=120)
+    assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
+    await world.remove(lease.lease_id)
+    assert is_alive("left")
+    deadline = time.monotonic() + 60
+    while is_alive("left"):
         assert time.monotonic() < deadline, "the actor has outlived its lease"
         await world.cluster.reconcile([])
         await asyncio.sleep(0.5)
