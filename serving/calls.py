@@ -71,12 +71,14 @@ class Call(msgspec.Struct, frozen=True):
 class Granted(msgspec.Struct, frozen=True):
     """The ledger's answer: µHs held now, after what was captured. `final`: the account has no more to give.
 
-    `free_uhs`: what the account has free beside, where the ledger says so; a replica sizes its slice by it.
+    `free_uhs`: what the account has free beside, where the ledger says so; a replica sizes its slice by it. `within_key`: the
+    limit of the hold's key leaves no more of it.
     """
 
     held_uhs: int
     final: bool
     free_uhs: int | None = None
+    within_key: bool = False
 
 
 class SliceLedger(Protocol):

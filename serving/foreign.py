@@ -204,6 +204,7 @@ class _Call:
     async def _cut(self, chunk: dict[str, Any], prompt: int, completion: int, send: Send) -> None:
         """The end of a stream that is no longer paid for: as the engine itself would end it."""
         self.ticket.cut, self.ended = True, "balance_exhausted"
+        self.ticket.within_key = self.engine.meter.book.calls[self.call_id].piece.within_key
         empty: dict[str, Any] = {"delta": {}} if "chat" in self.path else {"text": ""}
         choice = {"index": 0, **empty, "finish_reason": "length", "stop_reason": "balance_exhausted"}
         usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

@@ -199,7 +199,11 @@ class _Answer:
             message = {**message, "body": body}
         if not (self._ticket.cut and self._ticket.strict and b"data: [DONE]" in body):
             return message
-        error = InsufficientTokens("the account has no more compute tokens: top up to go on")
+        error = InsufficientTokens(
+            "this key's limit leaves no more compute tokens: use one with a higher limit to go on"
+            if self._ticket.within_key
+            else "the account has no more compute tokens: top up to go on"
+        )
         event = b"data: " + json.dumps(_document(error, path=self._path)).encode() + b"\n\n"
         return {**message, "body": body.replace(_DONE, event + _DONE)}
 

@@ -175,7 +175,7 @@ class GrpcLedger:
 
 def _granted(answer: pb.Accepted) -> Granted:
     free_uhs = answer.free_uhs if answer.HasField("free_uhs") else None
-    return Granted(held_uhs=answer.held_uhs, final=answer.final, free_uhs=free_uhs)
+    return Granted(held_uhs=answer.held_uhs, final=answer.final, free_uhs=free_uhs, within_key=answer.within_key)
 
 
 def _message(call: Call) -> pb.Call:

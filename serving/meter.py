@@ -27,6 +27,8 @@ _RETRY_S: Final = (0.05, 2.0)
 _FAILURES_MAX: Final = 20
 """A message that the ledger fails over so often in a row is taken apart, like one that it refuses."""
 _COMPLAIN_US: Final = 60_000_000
+KEY_LIMIT: Final = "key_limit_reached"
+"""The ledger's word for it, and the client's."""
 PATIENCE_S: Final = 5.0
 """How long calls wait for a ledger that can't be reached, from when that began: later ones are told at once."""
 _LOOK_S: Final = 0.5
@@ -360,15 +362,19 @@ def _name(ask: Ask) -> tuple[str, int]:
 
 def insufficient(short: Short, *, prompt_tokens: int, said: FabricError | None) -> InsufficientTokens:
     """What the client is told before anything was produced: number, limit, remedy."""
-    needs, free = short.need_uhs + short.free_uhs, short.free_uhs
+    needs, free, within_key = short.need_uhs + short.free_uhs, short.free_uhs, short.within_key
     if said is not None:
-        told = said.facts.get("free_uhs")
+        within_key = said.code == KEY_LIMIT
+        told = said.facts.get("left_uhs" if within_key else "free_uhs")
         free += told if isinstance(told, int) else 0
-    missing = max(1, needs - free)
+    missing = format_ct(max(1, needs - free), decimals=8, round_up=True)
+    remedy = (
+        "left of this key's limit: use one with a higher limit" if within_key else f"free: top up {missing} or more"
+    )
     return InsufficientTokens(
         f"this request needs {format_ct(needs, decimals=8, round_up=True)} compute tokens for its {prompt_tokens} prompt"
-        f" tokens and a first answer token, {format_ct(free, decimals=8)} are free:"
-        f" top up {format_ct(missing, decimals=8, round_up=True)} or more, or shorten the prompt",
+        f" tokens and a first answer token, {format_ct(free, decimals=8)} are {remedy}, or shorten the prompt",
+        code=KEY_LIMIT if within_key else None,
         needed_uhs=needs,
         free_uhs=free,
         prompt_tokens=prompt_tokens,

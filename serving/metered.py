@@ -25,7 +25,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from fabric.errors import FabricError, Internal, InvalidRequest, NotFound, PermissionDenied
 from serving.calls import Ended
 from serving.grammars import Grammars
-from serving.meter import Meter
+from serving.meter import KEY_LIMIT, Meter
 from serving.outputs import Produced, cut, merged, nothing, why_ended
 from serving.seen import Seen
 from serving.tickets import TICKET, Ticket
@@ -145,6 +145,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
             if not ticket.admitted:
                 raise NotAdmitted(error.message) from None
             ticket.cut = True  # one prompt of several: those before it have their answers
+            ticket.within_key = error.code == KEY_LIMIT
             yield nothing(request_id, prompt, choices)
             return
         params.output_kind = RequestOutputKind.DELTA
@@ -165,6 +166,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
                     paid = await meter.extend(call_id, completion=total, cached=produced.cached or 0)
                 if paid < total:
                     ticket.cut, ended = True, "balance_exhausted"
+                    ticket.within_key = meter.book.calls[call_id].piece.within_key
                     yield cut(out, produced, keep=paid - before, params=params, tokenizer=self.get_tokenizer())
                     return
                 ended = why_ended(out) if out.finished else "client_gone"

@@ -72,7 +72,7 @@ class Metering:
         need = 0 if payer.covered else worst_uhs(self.charge, prompt_tokens, least)
         room = piece.available_uhs(now_us, self.terms.margin_us)
         if piece.until_us == 0 or room < need:
-            return Short(need_uhs=need - room, free_uhs=max(0, room))
+            return Short(need_uhs=need - room, free_uhs=max(0, room), within_key=piece.within_key)
         call = OpenCall(
             call_id,
             payer,
@@ -238,7 +238,7 @@ class Metering:
         grew = answer.held_uhs - (piece.held_uhs - captured)
         piece.held_uhs = answer.held_uhs
         piece.final = answer.final or grew < ask.minimum_uhs
-        piece.free_uhs = answer.free_uhs
+        piece.free_uhs, piece.within_key = answer.free_uhs, answer.within_key
         piece.until_us = ask.asked_at_us + self.terms.ttl_us
         if ask.amount_uhs and piece.final:
             piece.quiet_until_us = now_us + _QUIET_US

@@ -93,6 +93,8 @@ class Slice:
     """At the last answer the account had no more to give."""
     free_uhs: int | None = None
     """What the account had free beside, if the ledger said so."""
+    within_key: bool = False
+    """It was the limit of the payer's key that left no more."""
     asked: Ask | None = None
     ended: list[Call] = field(default_factory=list)
     """Calls not reported yet."""
@@ -136,10 +138,13 @@ class OpenCall:
 
 @dataclass(frozen=True, slots=True)
 class Short:
-    """Not covered yet: ask for `need_uhs`, then try again. `free_uhs` was available."""
+    """Not covered yet: ask for `need_uhs`, then try again. `free_uhs` was available. `within_key`: at the last answer it was the
+    limit of the payer's key that left no more, and not what the account has.
+    """
 
     need_uhs: int
     free_uhs: int
+    within_key: bool = False
 
 
 _HALVES: Final = 40

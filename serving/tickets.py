@@ -46,6 +46,8 @@ class Ticket:
     """Nothing is to be written for it."""
     cut: bool = False
     """It ended because the account had no more."""
+    within_key: bool = False
+    """Or rather, because the limit of its key left no more."""
     charged_uhs: int = 0
     left_uhs: int | None = None
     """What the account can still spend, as far as the ledger has said."""

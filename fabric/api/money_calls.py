@@ -28,7 +28,7 @@ from fabric.gate.key_scopes import KeyScope
 from fabric.gate.payments import OPERATOR, SANDBOX
 from fabric.gate.questions import BalanceOf, CheckpointOf, FreeOf, PricesOf, ReceiptsOf, RecordsOf, StatementOf
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
-from fabric.gate.views import BalanceView
+from fabric.gate.views import BalanceView, RoomView
 from fabric.ledger.own_holds import OWN
 from fabric.ledger.scopes import Service, Use
 from fabric.units import AccountId, HoldId, JobId, KeyId
@@ -217,7 +217,8 @@ async def _held(door: Door, caller: Caller, hold_id: HoldId, outcome: Accepted) 
     reply = accepted(outcome)
     if caller.operator:
         found = await door.port.ask(FreeOf(account_id=caller.account, hold_id=hold_id))
-        reply.free_uhs = found if isinstance(found, int) else 0
+        room = found if isinstance(found, RoomView) else RoomView()
+        reply.free_uhs, reply.within_key = room.free_uhs, room.within_key
     return reply
 
 

@@ -83,7 +83,7 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
             account = state.accounts.get(question.account_id)
             return None if account is None else _balance(core, account, now_us, lots=True)
         case FreeOf():
-            return credit.free_uhs(core, question.account_id, question.hold_id, now_us)
+            return credit.room(core, question.account_id, question.hold_id, now_us)
         case AccountsOf():
             return [_balance(core, account, now_us, lots=False) for account in state.accounts.values()]
         case BlobsOf():

@@ -11,6 +11,7 @@ from fabric.gate import calls, keys, refusals, usage
 from fabric.gate.core import Core
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
+from fabric.gate.views import RoomView
 from fabric.ledger import Granted, Refused, Settled
 from fabric.ledger.holds import Hold
 from fabric.ledger.own_holds import OWN, STANDING_MAX
@@ -105,14 +106,16 @@ def release(core: Core, event: ReleaseHold) -> Outcome:
     return _ended(answer)
 
 
-def free_uhs(core: Core, account_id: AccountId, hold_id: str, now_us: int) -> int:
+def room(core: Core, account_id: AccountId, hold_id: str, now_us: int) -> RoomView:
     """What the hold could be given more: what is free for its use, within what the limit of its key leaves."""
     hold = _own(core, account_id, hold_id)
     if hold is None:
-        return 0
+        return RoomView()
     within_uhs = _ceiling(core, hold, used_uhs=0)
     free = core.book.free(account_id, now_us=now_us, use=hold.use)
-    return free if within_uhs is None else min(free, within_uhs)
+    if within_uhs is None or free <= within_uhs:
+        return RoomView(free_uhs=free)
+    return RoomView(free_uhs=within_uhs, within_key=True)
 
 
 def _malformed(event: Authorize) -> Refusal | None:

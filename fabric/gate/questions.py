@@ -23,6 +23,7 @@ from fabric.gate.views import (
     NodeView,
     OpenUsageView,
     QuoteView,
+    RoomView,
 )
 from fabric.units import AccountId, HoldId, JobId, KeyId
 
@@ -79,7 +80,7 @@ class BalanceOf(Question, frozen=True, kw_only=True, tag="balance"):
 
 
 class FreeOf(Question, frozen=True, kw_only=True, tag="free"):
-    """→ int: how many µHs more a client's hold of the account could be given now; 0 where there is none"""
+    """→ RoomView: how many µHs more a client's hold of the account could be given now; 0 where there is none"""
 
     account_id: AccountId
     hold_id: HoldId
@@ -220,6 +221,7 @@ AnyAnswer = (
     | BalanceView
     | KeyView
     | CallerView
+    | RoomView
     | Statement
     | Sealed
     | QuoteView

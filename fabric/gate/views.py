@@ -248,6 +248,14 @@ class Entitlement(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it is the account's own: its lease pays."""
 
 
+class RoomView(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client's hold could be given more."""
+
+    free_uhs: int = 0
+    within_key: bool = False
+    """What bounds it is the limit of the hold's key, and not what the account has free."""
+
+
 class CallerView(msgspec.Struct, frozen=True, kw_only=True):
     """Whoever calls with a key, as a gateway must know them."""
 

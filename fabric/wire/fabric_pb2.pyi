@@ -7,18 +7,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Accepted(_message.Message):
-    __slots__ = ("granted_uhs", "held_uhs", "final", "facts_json", "free_uhs")
+    __slots__ = ("granted_uhs", "held_uhs", "final", "facts_json", "free_uhs", "within_key")
     GRANTED_UHS_FIELD_NUMBER: _ClassVar[int]
     HELD_UHS_FIELD_NUMBER: _ClassVar[int]
     FINAL_FIELD_NUMBER: _ClassVar[int]
     FACTS_JSON_FIELD_NUMBER: _ClassVar[int]
     FREE_UHS_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_KEY_FIELD_NUMBER: _ClassVar[int]
     granted_uhs: int
     held_uhs: int
     final: bool
     facts_json: str
     free_uhs: int
-    def __init__(self, granted_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., final: _Optional[bool] = ..., facts_json: _Optional[str] = ..., free_uhs: _Optional[int] = ...) -> None: ...
+    within_key: bool
+    def __init__(self, granted_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., final: _Optional[bool] = ..., facts_json: _Optional[str] = ..., free_uhs: _Optional[int] = ..., within_key: _Optional[bool] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("data", "sha256")

@@ -281,7 +281,12 @@ async def test_what_is_free_within_a_keys_limit_is_what_the_limit_leaves(house):
     assert key
     door = ledger(house)
     granted = await door.authorize(**slice_of(20_000, key_id="k-narrow"))
-    assert (granted.held_uhs, granted.free_uhs) == (20_000, 10_000)
+    assert (granted.held_uhs, granted.free_uhs, granted.within_key) == (20_000, 10_000, True)
+    shared = await door.authorize(**slice_of(20_000, hold_id="slice-2"))
+    assert not shared.within_key
+    more = {"hold_id": "slice-1", "account_id": "acme", "seq": 1, "calls": [], "minimum_uhs": 1, "ttl_us": 60 * S}
+    last = await door.update(**more, more_uhs=50_000)
+    assert (last.held_uhs, last.final, last.free_uhs, last.within_key) == (30_000, True, 0, True)
     await door.close()
 
 

@@ -6,8 +6,9 @@ from fabric.gate import calls as gate_calls
 from fabric.gate import usage
 from fabric.gate.events import CreateKey, ReleaseHold, Tick, TopUp
 from fabric.gate.instructions import Accepted
-from fabric.gate.questions import OpenUsageOf
+from fabric.gate.questions import FreeOf, OpenUsageOf
 from fabric.gate.serving_events import KeepUsage, SettleUsage, WriteOffUsage
+from fabric.gate.views import RoomView
 from tests.gate.test_call_stories import COST, call, free, hold, key_of, offer, say
 from tests.gate.world import DAY, T0, Clockwork, S
 
@@ -184,3 +185,18 @@ def test_open_usage_outlives_a_restart(world):
     world.at(DAY // S).do(Tick())
     again = type(world.gate).restore(world.gate.snapshot())
     assert [each.call.call_id for each in again.ask(OpenUsageOf(), world.now_us)] == ["a"]
+
+
+def test_what_bounds_a_hold_is_told_its_keys_limit_or_what_the_account_has(world):
+    for name, limit_uhs in (("narrow", 30_000), ("wide", 100_000_000_000_000)):
+        world.do(CreateKey(key_id=name, account_id="ada", secret_sha256="", limit_uhs=limit_uhs))
+        hold(world, name, amount=10_000, key_id=name)
+    hold(world, "shared", amount=10_000)
+
+    def room(hold_id):
+        return world.gate.ask(FreeOf(account_id="ada", hold_id=hold_id), world.now_us)
+
+    free_uhs = room("shared").free_uhs
+    assert room("shared") == RoomView(free_uhs=free_uhs) == room("wide")
+    assert room("narrow") == RoomView(free_uhs=20_000, within_key=True)
+    assert room("of nobody") == RoomView()

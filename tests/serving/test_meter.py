@@ -5,6 +5,7 @@ import contextlib
 import random
 from collections import Counter
 
+import msgspec
 import pytest
 
 from fabric.errors import Conflict, InsufficientTokens, Internal, Unavailable
@@ -236,6 +237,43 @@ async def test_a_refusal_names_the_number_the_limit_and_the_remedy(tmp_path):
     assert refused.value.facts == {"needed_uhs": 20, "free_uhs": 15, "prompt_tokens": 10}
     assert await meter.close()
     assert ledger.free["ann"] == 15
+
+
+class WithLimit(LedgerStandIn):
+    """Of a key whose limit leaves little of what the account has: it says so with a last grant, or in place of one."""
+
+    def __init__(self, left):
+        super().__init__(charge)
+        self.left = left
+
+    async def authorize(self, *, amount_uhs, minimum_uhs, **said):
+        if minimum_uhs > self.left:
+            raise InsufficientTokens(
+                "this key has so much left", code="key_limit_reached", needed_uhs=minimum_uhs, left_uhs=self.left
+            )
+        found = await super().authorize(amount_uhs=min(amount_uhs, self.left), minimum_uhs=minimum_uhs, **said)
+        return msgspec.structs.replace(found, final=True, free_uhs=0, within_key=True)
+
+    async def update(self, *, more_uhs, **said):
+        return msgspec.structs.replace(await super().update(more_uhs=0, **said), final=True, within_key=True)
+
+
+@pytest.mark.parametrize("left", [15, 25])
+async def test_a_refusal_tells_a_keys_limit_from_an_account_that_has_no_more(tmp_path, left):
+    ledger = WithLimit(left)
+    ledger.top_up("ann", 10_000)
+    payer = Payer("ann", "k")
+    meter = (await Replica(tmp_path / "r", ledger, lambda: S).start()).meter
+    if left > 20:
+        await meter.open("first", payer=payer, key_id="k", prompt_tokens=10, wants=1)
+    with pytest.raises(InsufficientTokens, match="left of this key's limit") as refused:
+        await meter.open("c", payer=payer, key_id="k", prompt_tokens=10, wants=9)
+    assert "top up" not in refused.value.message
+    assert refused.value.code == "key_limit_reached"
+    assert refused.value.facts == {"needed_uhs": 20, "free_uhs": left % 20, "prompt_tokens": 10}
+    if left > 20:
+        meter.end("first", "stop")
+    assert await meter.close()
 
 
 async def test_on_a_full_disk_no_call_begins_and_nothing_stays_bound(tmp_path):
