@@ -15,7 +15,7 @@ import resource
 import socket
 import ssl
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -52,6 +52,7 @@ class Bounds:
         keyless_per_address: of these from one address.
         keyless_s: how long one may stay without having shown a key.
         address_part: of all, one address may have one part in this many, where that is less.
+        account_part: of all, those that have shown keys of one account may be one part in this many.
     """
 
     most: int
@@ -60,6 +61,12 @@ class Bounds:
     keyless_per_address: int
     keyless_s: float = 20.0
     address_part: int = 1
+    account_part: int = 1
+
+    @property
+    def per_account(self) -> int:
+        """That have shown keys of one account."""
+        return max(1, self.most // self.account_part)
 
     def within(self, most: int) -> "Bounds":
         """The same where there can't be more than `most`: nobody's part is more than there is."""
@@ -95,9 +102,9 @@ class Guest:
         self.transport: asyncio.Transport | None = None
         """Once it is open, TLS included."""
 
-    def showed_key(self) -> None:
-        """It may stay for as long as it likes."""
-        self._acceptor.keep(self)
+    def showed_key(self, whose: str = "") -> bool:
+        """It may stay for as long as it likes, unless the account whose key it is has as many as it may: whether it may."""
+        return self._acceptor.keep(self, whose)
 
     def gone(self) -> None:
         """It is closed."""
@@ -128,7 +135,9 @@ class Guests:
         """How many each address has."""
         self._keyless: OrderedDict[Guest, None] = OrderedDict()
         self._keyless_of: dict[str, OrderedDict[Guest, None]] = {}
-        self._with_key: set[Guest] = set()
+        self._with_key: dict[Guest, str] = {}
+        """And whose key; "" = several accounts', so a proxy's, or one that isn't known."""
+        self._of_account: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._keyless) + len(self._with_key)
@@ -154,17 +163,26 @@ class Guests:
         self._keyless_of.setdefault(guest.network, OrderedDict())[guest] = None
         return going
 
-    def showed_key(self, guest: Guest) -> None:
+    def showed_key(self, guest: Guest, whose: str = "") -> bool:
+        """Whether it may stay for it: an account may have so many."""
         if guest in self._keyless:
+            if whose and self._of_account[whose] >= self._bounds.per_account:
+                return False
             self._drop_keyless(guest)
-            self._with_key.add(guest)
+            self._with_key[guest] = whose
+            self._of_account[whose] += 1
+        elif self._with_key.get(guest, whose) != whose:
+            self._drop_with_key(guest)
+            self._with_key[guest] = ""
+            self._of_account[""] += 1
+        return True
 
     def go(self, guest: Guest) -> None:
         """Count it no more; a second time does nothing."""
         if guest in self._keyless:
             self._drop_keyless(guest)
         elif guest in self._with_key:
-            self._with_key.discard(guest)
+            self._drop_with_key(guest)
         else:
             return
         self._of[guest.network] -= 1
@@ -190,6 +208,12 @@ class Guests:
             newer.update((guest, len(own) - 1 - place) for place, guest in enumerate(own))
         going = sorted(newer, key=lambda guest: (-newer[guest], guest.since))
         return going[: max(1, count // _ROOM_PART)]
+
+    def _drop_with_key(self, guest: Guest) -> None:
+        whose = self._with_key.pop(guest)
+        self._of_account[whose] -= 1
+        if not self._of_account[whose]:
+            del self._of_account[whose]
 
     def _drop_keyless(self, guest: Guest) -> None:
         del self._keyless[guest]
@@ -251,9 +275,9 @@ class Acceptor:
                 guest.cut()
         self._waiting.clear()
 
-    def keep(self, guest: Guest) -> None:
-        """It has shown a key."""
-        self._guests.showed_key(guest)
+    def keep(self, guest: Guest, whose: str) -> bool:
+        """It has shown a key; whether it may stay for that."""
+        return self._guests.showed_key(guest, whose)
 
     def forget(self, guest: Guest) -> None:
         """It is closed."""

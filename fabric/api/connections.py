@@ -1,9 +1,10 @@
-"""Who is connected to a door, and who has to go: so many connections from an address, and not for long without a key.
+"""Who is connected to a door, and who has to go: so many connections from an address and of an account, and not for long
+without a key.
 
 Neither gRPC nor an ASGI server bounds either, and a proxy before them would cost every call a hop. But the sockets are this
 process' own: they are looked through now and then, and the ones that are too many are shut down, the newest first and those
-that have shown no key before those that have. Whoever has shown one stays for as long as it likes. Where there is no
-`/proc`, nothing is looked through.
+that have shown no key before those that have. Whoever has shown one stays for as long as it likes. A connection over which
+several accounts have asked is a proxy's, and counts to none of them. Where there is no `/proc`, nothing is looked through.
 """
 
 import asyncio
@@ -30,6 +31,8 @@ KEYLESS_MAX: Final = 512
 """Such connections at once, of all addresses together: each takes up to half a MB."""
 KEYLESS_PART: Final = 4
 """Of those from one address, one part in this many may be without a key."""
+_SHARED: Final = ""
+"""In the place of an account: several, or one that isn't known."""
 _SOCKETS: Final = Path("/proc/self/fd")
 _PREFIX_V6: Final = 64
 _LOOKED_AT_HERE: Final = 256
@@ -61,6 +64,7 @@ class Connections:
         port: int,
         *,
         per_address: int,
+        per_account: int,
         keyless_s: float = KEYLESS_S,
         keyless_max: int = KEYLESS_MAX,
         monotonic: Callable[[], float] = time.monotonic,
@@ -70,22 +74,25 @@ class Connections:
         Args:
             port: where they come in.
             per_address: from one address at once; of IPv6 a /64 counts as one.
+            per_account: of one account at once, from whatever addresses.
             keyless_s: how long one may stay without having shown a key.
             keyless_max: so many without one, of all addresses together.
             monotonic: seconds.
         """
         self._port = port
         self._per_address = per_address
+        self._per_account = per_account
         self._keyless_s = keyless_s
         self._keyless_max = keyless_max
         self._monotonic = monotonic
-        self._shown: set[tuple[str, int]] = set()
+        self._shown: dict[tuple[str, int], set[str]] = defaultdict(set)
         self._since: dict[int, float] = {}
-        self._good: set[int] = set()
+        self._good: dict[int, str] = {}
+        """By inode: whose key it has shown."""
 
-    def showed_key(self, host: str, port: int) -> None:
-        """Whoever is connected from there has a key that is known."""
-        self._shown.add((host, port))
+    def showed_key(self, host: str, port: int, *, whose: str = _SHARED) -> None:
+        """Whoever is connected from there has a key that is known: of that account."""
+        self._shown[host, port].add(whose)
 
     async def watch(self) -> None:
         """Look again and again, until cancelled."""
@@ -105,15 +112,19 @@ class Connections:
         """Which of those that are open have to go."""
         now, there = self._monotonic(), {each.inode: each for each in found}
         self._since = {inode: self._since.get(inode, now) for inode in there}
-        self._good = {inode for inode, each in there.items() if inode in self._good or each.peer in self._shown}
+        self._good = {inode: whose for inode, each in there.items() if (whose := self._whose(each)) is not None}
         self._shown.clear()
         going: dict[int, Connection] = {}
         by_address: dict[str, list[Connection]] = defaultdict(list)
+        by_account: dict[str, list[Connection]] = defaultdict(list)
         # Those stay longest that have shown a key, then those that came first.
         for each in sorted(there.values(), key=lambda each: (each.inode not in self._good, self._since[each.inode])):
             by_address[network_of(each.host)].append(each)
+            by_account[self._good.get(each.inode, _SHARED)].append(each)
             if each.inode not in self._good and now - self._since[each.inode] >= self._keyless_s:
                 going[each.inode] = each
+        by_account.pop(_SHARED, None)
+        going |= {each.inode: each for several in by_account.values() for each in several[self._per_account :]}
         keyless_max = max(1, self._per_address // KEYLESS_PART)
         lines = []
         for several in by_address.values():
@@ -122,6 +133,13 @@ class Connections:
             lines.append([each for each in keyless if each.inode not in going])
         going |= {each.inode: each for each in _fairly(lines)[self._keyless_max :]}
         return list(going.values())
+
+    def _whose(self, connection: Connection) -> str | None:
+        """Whose key it has shown; None = nobody's."""
+        names = set(self._shown.get(connection.peer, ()))
+        if connection.inode in self._good:
+            names.add(self._good[connection.inode])
+        return None if not names else names.pop() if len(names) == 1 else _SHARED
 
 
 class Sockets:

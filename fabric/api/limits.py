@@ -37,6 +37,8 @@ class Limits:
     """Keys that nobody here knows, for each address."""
     connections: int = 256
     """From one address at once: of IPv6 a /64 counts as one. With a load balancer before the door, all come from its own."""
+    connections_per_account: int = 512
+    """From all addresses together: the newest beyond are closed. One over which several accounts ask is a proxy's."""
     updates_per_s: int = 2_000
     """Of jobs, over all that is watched; beyond, each stream has the last state of a job a little later."""
     log_bytes_per_s: int = 32 * 2**20

@@ -199,7 +199,8 @@ async def serve(door: Door, *, tls: TlsPems, host: str = "127.0.0.1", port: int 
         bound = 0
     if not bound:
         raise Unavailable(f"can't listen at {shown}:{port}: is it taken? Choose another port", code="address_taken")
-    door.connections = Connections(bound, per_address=door.limits.connections)
+    limits = door.limits
+    door.connections = Connections(bound, per_address=limits.connections, per_account=limits.connections_per_account)
     await server.start()
     return RpcServer(server, door, host=host, port=bound)
 
@@ -339,7 +340,7 @@ async def _caller(door: Door, call: Call, context: Context) -> Caller:
         door.guesses.spend(network_of(host))
         raise
     if door.connections is not None:
-        door.connections.showed_key(host, port)
+        door.connections.showed_key(host, port, whose=caller.counted_as)
     if caller.scopes.isdisjoint(call.scopes):
         raise _not_for_this(call, caller)
     return caller

@@ -187,8 +187,12 @@ class Gateway:
         client = scope.get("client")
         caller = await self._keys.caller(exchange.headers, host=client[0] if client else "")
         exchange.showed_key = True
-        if KEY_SHOWN in scope:
-            scope[KEY_SHOWN]()
+        if KEY_SHOWN in scope and not scope[KEY_SHOWN](caller.account_id):
+            raise RateLimited(
+                "your account has as many connections open here as it may: close some, or use those that you have",
+                code="too_many_connections",
+                retry_after_s=1,
+            )
         exchange.answer_headers += self._may_ask(caller)
         if exchange.route.surface in {"models", "account"}:
             said = await look_up(

@@ -27,6 +27,8 @@ KEYLESS_PART: Final = 4
 """Of those from one address, one part in this many may be without a key."""
 ADDRESS_PART: Final = 4
 """Of all connections, one address may have one part in this many at most: also where few files may be open."""
+ACCOUNT_PART: Final = 4
+"""Of all connections, those of one account may be one part in this many."""
 LAST_WORDS_S: Final = 2.0
 _BACKLOG: Final = 2_048
 _ADMIN: Final = Bounds(most=256, per_address=256, keyless=64, keyless_per_address=64)
@@ -124,6 +126,7 @@ class GatewayServer:
             keyless=keyless_max,
             keyless_per_address=keyless,
             address_part=ADDRESS_PART,
+            account_part=ACCOUNT_PART,
         )
         try:
             tls = None if cert is None else (str(cert), None if key is None else str(key))

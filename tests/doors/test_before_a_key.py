@@ -176,7 +176,7 @@ def of(*hosts):
 class Doorway(Connections):
     def __init__(self, **limits):
         self.now = 0.0
-        super().__init__(1, monotonic=lambda: self.now, **limits)
+        super().__init__(1, monotonic=lambda: self.now, **{"per_account": 1_000, **limits})
 
     def gone(self, found):
         return {each.inode for each in self.too_many(found)}
@@ -213,6 +213,32 @@ def test_many_addresses_share_the_room_for_those_without_a_key():
     gone = doorway.gone(there)
     assert len(gone) == 42
     assert not gone & {50, 51}
+
+
+def test_an_account_has_so_many_connections_from_all_its_addresses_together():
+    doorway = Doorway(per_address=8, per_account=10)
+    there = of(*(f"1.1.{n}.1" for n in range(12)), "2.2.2.2")
+    for each in there[:12]:
+        doorway.showed_key(*each.peer, whose="account/acme")
+    doorway.showed_key(*there[12].peer, whose="account/globex")
+    assert doorway.gone(there[:11]) == {10}
+    doorway.now = 1.0
+    for each in there:
+        doorway.showed_key(*each.peer, whose="account/globex" if each.inode == 12 else "account/acme")
+    assert doorway.gone(there) == {10, 11}
+
+
+def test_connections_over_which_several_accounts_ask_are_cut_for_none_of_them():
+    """A proxy's: whoever asks over all of them would have those of others cut."""
+    doorway = Doorway(per_address=100, per_account=2)
+    there = of(*["1.1.1.1"] * 9)
+    for each in there:
+        doorway.showed_key(*each.peer, whose="account/acme")
+        doorway.showed_key(*each.peer, whose="account/globex")
+    assert doorway.gone(there) == set()
+    for each in there:
+        doorway.showed_key(*each.peer, whose="account/acme")
+    assert doorway.gone(there) == set()
 
 
 def test_a_network_of_ipv6_counts_as_one_address():

@@ -261,6 +261,29 @@ def test_an_address_has_so_many_with_a_key_and_no_more():
     assert guests.come(guest("10.0.0.2")) == []
 
 
+def test_an_account_has_so_many_from_all_its_addresses_and_others_have_theirs():
+    guests = Guests(Bounds(most=12, per_address=9, keyless=9, keyless_per_address=9, account_part=4))
+    there = [guest(f"10.0.{number}.1") for number in range(5)]
+    for one in there:
+        guests.come(one)
+    assert [guests.showed_key(one, "acme") for one in there] == [True, True, True, False, False]
+    assert there[3] in guests.without_key()
+    assert guests.showed_key(there[4], "globex")
+    guests.go(there[0])
+    assert guests.showed_key(there[3], "acme")
+
+
+def test_a_connection_of_several_accounts_is_a_proxys_and_counts_to_none():
+    guests = Guests(Bounds(most=8, per_address=8, keyless=8, keyless_per_address=8, account_part=4))
+    there = [guest("10.0.0.1") for _ in range(6)]
+    for one in there:
+        guests.come(one)
+        assert guests.showed_key(one, "acme")
+        assert guests.showed_key(one, "globex")
+        assert guests.showed_key(one, "acme")
+    assert len(guests) == 6
+
+
 def test_who_shows_no_key_for_too_long_is_late_and_who_did_never():
     guests = Guests(Bounds(most=9, per_address=9, keyless=9, keyless_per_address=9, keyless_s=20.0))
     silent, good = guest("10.0.0.1", since=1.0), guest("10.0.0.1", since=1.0)
