@@ -16,7 +16,7 @@ from fabric.charging.rates import Rate
 from fabric.checkpoints import is_of_folder
 from fabric.errors import InvalidRequest, NotFound, PermissionDenied
 from fabric.gate.lifecycle import TERMINAL
-from fabric.gate.questions import CallerOf, ModelsOf
+from fabric.gate.questions import CallerOf, ModelsOf, NodesOf, PricesOf
 from fabric.gate.serving_events import (
     CallUsed,
     KeepUsage,
@@ -50,12 +50,45 @@ async def offer_model(door: Door, caller: Caller, request: pb.OfferModelRequest)
     if len(request.rates) > RATES_MAX:
         raise InvalidRequest(f"a model has at most {RATES_MAX} rates, not {len(request.rates)}", code="invalid_rate")
     await _leaves_a_model(door, caller, request.spec.source)
+    spec = _spec_of(request.spec)
+    await _has_a_node(door, spec)
     event = OfferModel(
-        spec=_spec_of(request.spec),
+        spec=spec,
         rates=tuple(_rate_of(rate) for rate in request.rates),
         request_id=request_id(request.request_id),
     )
     return accepted(await door.gate.decide(event))
+
+
+async def _has_a_node(door: Door, spec: ModelSpec) -> None:
+    """Refuse a model of which no replica would ever start: its devices are one node's. An adapter has its parent's.
+
+    Raises:
+        InvalidRequest: no node that it may have is large enough, also if all that are down come back (code `replica_too_large`).
+    """
+    there: Any = await door.port.ask(NodesOf())
+    prices: Any = await door.port.ask(PricesOf())
+    is_unknown = not {weight.accelerator for weight in prices.tariffs.weights}.issuperset(spec.accelerators)
+    if spec.parent or not there or is_unknown:  # the gate says what is wrong with a type that it doesn't know
+        return
+    sizes: dict[str, int] = {}
+    for node in there:
+        if node.accelerator in (spec.accelerators or (node.accelerator,)) and node.dedicated_to in (
+            None,
+            spec.dedicated_to,
+        ):
+            sizes[node.accelerator] = max(node.devices, sizes.get(node.accelerator, 0))
+    if spec.devices <= max(sizes.values(), default=0):
+        return
+    has = ", ".join(f"{sizes.get(name, 0)} of {name}" for name in spec.accelerators or sorted(sizes)) or "0"
+    raise InvalidRequest(
+        f"a replica of {spec.name} needs {spec.devices} devices of one node, and the largest node that it may have has {has}:"
+        " offer it with fewer --devices or on another --accelerator, or add such a node first (`fabric ops nodes` shows"
+        " which there are)",
+        code="replica_too_large",
+        devices=spec.devices,
+        largest=max(sizes.values(), default=0),
+    )
 
 
 async def _leaves_a_model(door: Door, caller: Caller, source: str) -> None:

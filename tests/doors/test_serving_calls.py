@@ -20,7 +20,7 @@ from fabric.errors import (
     Unauthenticated,
     Unavailable,
 )
-from fabric.gate.events import CreateKey
+from fabric.gate.events import CreateKey, NodeUp, Pool
 from fabric.profile import Profile
 from fabric.transport import choice
 from fabric.units import UHS_PER_CT
@@ -342,3 +342,23 @@ async def test_an_adapter_offered_again_after_its_parent_became_dearer_is_the_sa
     client.call(asked, pb.Accepted)
     models = {model.name: model for model in client.call(pb.ListModelsRequest(), pb.ListModelsReply).models}
     assert models["tiny-law"].rates[0].output_uhs_per_mtok == 900 * S
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"devices": 16, "accelerators": ["H100"]}, "needs 16 devices of one node, and the largest node that it may have has 8 of H100"),
+        ({"devices": 9, "accelerators": ["A100", "H100"], "dedicated_to": "other"}, "needs 9 .* has 8 of A100, 8 of H100"),
+        ({"devices": 9}, "has 8 of A100, 8 of H100"),
+    ],
+)  # fmt: skip
+async def test_a_model_that_no_node_is_large_enough_for_is_refused_up_front(house, spec, says):
+    house.port.seed(NodeUp(node_id="own", accelerator="H100", devices=64, pool=Pool.DEDICATED, dedicated_to="acme"))
+    request = pb.OfferModelRequest(
+        request_id=new_request_id(), spec=pb.ModelSpec(name="huge", source="/models/huge", **spec), rates=RATES
+    )
+    with pytest.raises(InvalidRequest, match=says) as refusal:
+        house.client(house.root).call(request, pb.Accepted)
+    assert refusal.value.code == "replica_too_large"
+    offer(house, name="fits", devices=8)
+    offer(house, name="of-acme", devices=64, dedicated_to="acme")
