@@ -4,11 +4,11 @@ import socket
 
 import msgspec
 
-from fabric.adapters.context_link import Reported, Saved, SaveWish, StopWish
+from fabric.adapters.context_link import Reported, Saved, SaveWish, Saving, StopWish
 from fabric.adapters.stage import JobEnd
 from fabric.adapters.talk import Talk as AnyTalk
 
-__all__ = ["Commission", "Ended", "Exited", "Reported", "SaveWish", "Saved", "StopWish", "Talk"]
+__all__ = ["Commission", "Ended", "Exited", "Reported", "SaveWish", "Saved", "Saving", "StopWish", "Talk"]
 
 
 class Commission(msgspec.Struct, frozen=True, kw_only=True, tag="commission"):
@@ -22,6 +22,8 @@ class Commission(msgspec.Struct, frozen=True, kw_only=True, tag="commission"):
     devices: tuple[str, ...]
     environment: dict[str, str]
     """The runner's: its devices are in it."""
+    kept_folder: str = ""
+    """Which the runner commits, so that it has begun the attempt; "" = there is none."""
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True, tag="ended"):
@@ -36,7 +38,7 @@ class Exited(msgspec.Struct, frozen=True, kw_only=True, tag="exited"):
     code: int
 
 
-Word = Commission | StopWish | SaveWish | Saved | Reported | Ended | Exited
+Word = Commission | StopWish | SaveWish | Saved | Saving | Reported | Ended | Exited
 _decode = msgspec.msgpack.Decoder(Word).decode
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from fabric.adapters.exits import judged
-from fabric.adapters.fork_words import Commission, Ended, Exited, Reported, Saved, SaveWish, StopWish, Talk
+from fabric.adapters.fork_words import Commission, Ended, Exited, Reported, Saved, SaveWish, Saving, StopWish, Talk
 from fabric.adapters.stage import JobEnd, Stage
 from fabric.gate.events import LeaseOutcome
 
@@ -23,6 +23,10 @@ class Fork:
 
     def __init__(self, talk: Talk) -> None:
         self._talk = talk
+        self.saves_itself = False
+        """Whether the job's own code has to do with checkpoints."""
+        self.saves = 0
+        """How many that has made durable."""
 
     @classmethod
     def begin(cls, stage: Stage, *, zygote: str, order: bytes, devices: tuple[str, ...]) -> "Fork | None":
@@ -55,7 +59,10 @@ class Fork:
         end: JobEnd | None = None
         while (said := self._talk.hear()) is not None:
             match said:
+                case Saving():
+                    self.saves_itself = True
                 case Saved():
+                    self.saves += 1
                     stage.context.durable(step=said.step, write_us=said.write_us, size=said.size)
                 case Reported():
                     stage.context.relay(said.progress)
@@ -80,4 +87,5 @@ def commission_for(
         lease_id=stage.lease.lease_id,
         devices=devices,
         environment=dict(environment),
+        kept_folder="" if stage.kept_folder is None else str(stage.kept_folder),
     )

@@ -10,11 +10,10 @@ What the folder holds in a file `step`, a whole number, counts as its step. Rank
 copy. Knows neither Ray nor torch.
 """
 
-import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, Protocol
@@ -45,6 +44,7 @@ _LAST_S_MIN: Final = 1.5
 """or so long before its end."""
 _WAIT_S: Final = 6.0
 """How long a moment is waited for at which no file is half written."""
+_NAME: Final = "checkpoint"
 _STEP_FILE: Final = "step"
 _STEP_BYTES_MAX: Final = 32
 _log = structlog.get_logger(__name__)
@@ -251,18 +251,18 @@ def step_in(folder: Path) -> int:
     return int(said) if said.isdecimal() and len(said) < 19 else 0  # noqa: PLR2004  # of 64 bits for certain
 
 
-def quiet_s() -> float:
-    """How long the command must be quiet, as the job's environment has it."""
-    return _seconds(QUIET_VARIABLE, QUIET_S)
+def kept_folder(rank_folder: Path, context: Context, environment: Mapping[str, str]) -> KeptFolder:
+    """That of a rank, with the times that the job's environment has for it."""
+    return KeptFolder(
+        rank_folder / _NAME,
+        context,
+        quiet_s=_seconds(environment, QUIET_VARIABLE, QUIET_S),
+        every_s=_seconds(environment, EVERY_VARIABLE, EVERY_S),
+    )
 
 
-def every_s() -> float:
-    """How often what is never quiet is committed, as the job's environment has it."""
-    return _seconds(EVERY_VARIABLE, EVERY_S)
-
-
-def _seconds(variable: str, otherwise: float) -> float:
+def _seconds(environment: Mapping[str, str], variable: str, otherwise: float) -> float:
     try:
-        return max(0.0, float(os.environ.get(variable, otherwise)))
+        return max(0.0, float(environment.get(variable, otherwise)))
     except ValueError:
         return otherwise

@@ -27,6 +27,7 @@ from fabric.adapters.crew import Crew
 from fabric.adapters.forked import Fork
 from fabric.adapters.guarded import Guarded
 from fabric.adapters.installation import furnish
+from fabric.adapters.kept_call import perform_beside
 from fabric.adapters.lease_ray_settings import lease_ray
 from fabric.adapters.line import Address, Listener
 from fabric.adapters.payload import read_payload
@@ -237,10 +238,14 @@ class Runner:
 
     def _perform_apart(self, stage: Stage, order: Order) -> JobEnd:
         """Run the job: a function that uses Ray in a process of its own."""
-        if order.lease.kind is JobKind.PROGRAM and read_payload(order.lease.payload).is_call:
+
+        def start() -> Spawned:
             stage.fork = spawned = Spawned.start(stage, order=encode_order(order), devices=self._devices)
             _hand_on_stop(stage, spawned)
-            return spawned.perform(stage)
+            return spawned
+
+        if order.lease.kind is JobKind.PROGRAM and read_payload(order.lease.payload).is_call:
+            return perform_beside(stage, start)
         return perform(stage)
 
     def _perform_all(self, stage: Stage, order: Order) -> JobEnd:
@@ -315,6 +320,7 @@ def stage_of(
     devices: tuple[str, ...],
     on_saved: Callable[[int, int, int], None],
     on_report: Callable[[], None],
+    on_checkpoints: Callable[[], None] | None = None,
 ) -> Stage:
     """All that one rank runs with: its place, its checkpoints, its folder."""
     lease = order.lease
@@ -348,6 +354,7 @@ def stage_of(
             checkpoints=checkpoints,
             on_saved=on_saved,
             on_report=on_report,
+            on_checkpoints=on_checkpoints,
             publish=publisher(archive, lease.account_id, lease.job_id, quota=quota),
             cache=ShardCache(cache, limit_bytes=order.cache_bytes),
             prefixes=lease.data,

@@ -8,6 +8,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, Self
 
 import msgspec
@@ -15,9 +17,12 @@ import msgspec
 from fabric.adapters.exits import judged
 from fabric.adapters.fork_words import Commission, Talk
 from fabric.adapters.forked import Fork, commission_for
+from fabric.adapters.freeze import frozen
 from fabric.adapters.job_output import end_of_log
 from fabric.adapters.lease_ray_settings import variables_for
+from fabric.adapters.processes import seen_of
 from fabric.adapters.stage import JobEnd, Stage
+from fabric.adapters.stop_notice import program_of
 
 _TOLD_LINES: Final = 12
 
@@ -25,9 +30,9 @@ _TOLD_LINES: Final = 12
 class Spawned(Fork):
     """The conversation with one job's process, which is this one's child."""
 
-    def __init__(self, talk: Talk, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, talk: Talk, process: "subprocess.Popen[bytes]", *, lease_id: str) -> None:
         super().__init__(talk)
-        self._process = process
+        self._process, self._lease_id = process, lease_id
 
     @classmethod
     def start(cls, stage: Stage, *, order: bytes, devices: tuple[str, ...]) -> Self:
@@ -44,7 +49,22 @@ class Spawned(Fork):
             )
         talk = Talk(ours)
         talk.say(commission_for(stage, order=order, devices=devices, environment=environment))
-        return cls(talk, process)
+        return cls(talk, process, lease_id=stage.lease.lease_id)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process has, whatever else still lives."""
+        return seen_of(self._process.pid) is None
+
+    def processes(self) -> list[int]:
+        """All that live of the job."""
+        return program_of(self._process.pid, lease_id=self._lease_id)
+
+    @contextmanager
+    def frozen(self) -> Iterator[frozenset[int]]:
+        """Inside, all of them stand still; `Conflict` if they don't in time."""
+        with frozen(self.processes) as pids:
+            yield pids
 
     def perform(self, stage: Stage) -> JobEnd:
         """Hear the job to its end; never raises."""

@@ -85,6 +85,8 @@ class Stage:
     """What installs the job's packages."""
     program: Program | None = None
     host: ContextHost | None = None
+    kept_folder: Path | None = None
+    """What a function in a process of its own keeps files in; whoever started the process commits it. None = it has none."""
     told: frozenset[str] = frozenset()
     """The variables in which the fabric tells the job who it is."""
     signalled: bool = False

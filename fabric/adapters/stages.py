@@ -27,7 +27,7 @@ from fabric.adapters.error_text import error_text, shortened
 from fabric.adapters.exits import excused, exited, saved
 from fabric.adapters.inheritance import withheld
 from fabric.adapters.job_output import logged
-from fabric.adapters.kept_folder import FOLDER_VARIABLE, KeptFolder, every_s, quiet_s
+from fabric.adapters.kept_folder import FOLDER_VARIABLE, KeptFolder, kept_folder
 from fabric.adapters.lease_ray_settings import variables_for
 from fabric.adapters.payload import Payload, read_payload
 from fabric.adapters.private_folder import WORK, make_private, rooms_of, short_name
@@ -66,12 +66,12 @@ def perform(stage: Stage) -> JobEnd:
         return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=f"it has no folder to run in: {error}")
     with logged(stage.log_file):
         try:
-            return _or_parked(stage, _performed(stage))
+            return or_parked(stage, _performed(stage))
         finally:
             forget_modules(stage.folder)
 
 
-def _or_parked(stage: Stage, end: JobEnd) -> JobEnd:
+def or_parked(stage: Stage, end: JobEnd) -> JobEnd:
     """A job of which something was not saved for want of room is not over, however its attempt ended, unless that went well:
     it goes on from the checkpoint before, once there is room.
     """
@@ -93,16 +93,21 @@ def _performed(stage: Stage) -> JobEnd:
     except SystemExit as exit_:
         return excused(exited(stage, exit_.code), asked=stage.context.stop_requested)
     except FabricError as error:
-        if _is_refusal_of_ours(error):
-            # Nobody else saw it: that is worth another try, and no refund.
-            return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=f"{error.code}: {error.message}")
-        return JobEnd(outcome=LeaseOutcome.FAILED, error=f"{error.code}: {error.message}")
+        return refused(error)
     except BaseException as error:  # noqa: BLE001  # a job may raise anything, and none of it may end the runner
         told = error_text(error)
         sys.stderr.write(f"{told}\n")
         kept = "" if stage.signalled else _kept_error(stage, error)
         end = JobEnd(outcome=LeaseOutcome.FAILED, error=shortened(told), result_ref=kept)
         return excused(end, asked=stage.signalled)
+
+
+def refused(error: FabricError) -> JobEnd:
+    """What an error means that speaks our language: where it is ours, nobody else saw it, and it is worth another try, and no
+    refund.
+    """
+    outcome = LeaseOutcome.INTERRUPTED if _is_refusal_of_ours(error) else LeaseOutcome.FAILED
+    return JobEnd(outcome=outcome, error=f"{error.code}: {error.message}")
 
 
 def _call(stage: Stage, payload: Payload) -> JobEnd:
@@ -143,7 +148,7 @@ def _run(stage: Stage, payload: Payload, *, given: Container[str]) -> JobEnd:
     if len(command) > 1 and command[0] in _PYTHONS and command[1].endswith(".py"):
         command = command[1:]
     script = _script_in(folder, command)
-    kept = KeptFolder(stage.folder / "checkpoint", stage.context, quiet_s=quiet_s(), every_s=every_s())
+    kept = kept_folder(stage.folder, stage.context, os.environ)
     kept.open()
     os.environ[FOLDER_VARIABLE] = str(kept.folder)
     end = JobEnd(outcome=LeaseOutcome.FAILED)
@@ -156,7 +161,7 @@ def _run(stage: Stage, payload: Payload, *, given: Container[str]) -> JobEnd:
         own_saves = stage.host is not None and stage.host.saves > 0
         keeps = not own_saves and stage.context.save_wanted
         is_left = keeps and end.outcome is LeaseOutcome.INTERRUPTED and _is_whole(stage, end)
-        lost = _closed(stage, kept, commit=keeps and (is_left or not failed))
+        lost = closed(stage, kept, commit=keeps and (is_left or not failed))
     if is_left and lost is None and kept.has_committed:
         return msgspec.structs.replace(end, error=ENDED_COMMITTED)
     return end if failed or lost is None else lost
@@ -183,7 +188,7 @@ def _script_in(folder: Path, command: tuple[str, ...]) -> Path | None:
     return script
 
 
-def _closed(stage: Stage, kept: KeptFolder, *, commit: bool) -> JobEnd | None:
+def closed(stage: Stage, kept: KeptFolder, *, commit: bool) -> JobEnd | None:
     """Commit what the job left, if it ended well. What can't be committed for what it is has failed; where the store refuses
     it, it is worth another try.
     """
@@ -317,11 +322,13 @@ def _as_job(stage: Stage, variables: Mapping[str, str], *, given: Container[str]
             "MASTER_PORT": str(stage.master[1]),
             "PYTHONUNBUFFERED": "1",
         }
+        if stage.kept_folder is not None:
+            told[FOLDER_VARIABLE] = str(stage.kept_folder)
         stage.told = frozenset({*told, LOSS_EVERY_VARIABLE, FOLDER_VARIABLE})
         os.environ.update(told)
         if here.owns_process and stage.own_ray is not None:
             _be_in_own_ray(variables_for(stage.own_ray, os.environ, given=given))
-        if here.rank == 0 and lease.epoch > 1:
+        if here.rank == 0 and lease.epoch > 1 and stage.kept_folder is None:
             here.begin()
         context.enter(here)
         yield

@@ -21,7 +21,7 @@ import threading
 from pathlib import Path
 from typing import Any, Final
 
-from fabric.adapters.fork_words import Commission, Ended, Exited, Reported, Saved, SaveWish, StopWish, Talk
+from fabric.adapters.fork_words import Commission, Ended, Exited, Reported, Saved, SaveWish, Saving, StopWish, Talk
 from fabric.adapters.lease_ray_settings import told_ray
 from fabric.adapters.members import BROKEN, carry_trace, group_of, join_group, trace_of
 from fabric.adapters.processes import LEASE_VARIABLE, NO_LEASE_YET, adopt_orphans, end_all, seen_of
@@ -163,7 +163,9 @@ def work(talk: Talk, commission: Commission, *, forks_scripts: bool = False) -> 
         devices=commission.devices,
         on_saved=lambda step, write_us, size: talk.say(Saved(step=step, write_us=write_us, size=size)),
         on_report=lambda: talk.say(Reported(progress=stage.context.progress)),
+        on_checkpoints=lambda: talk.say(Saving()),
     )
+    stage.kept_folder = Path(commission.kept_folder) if commission.kept_folder else None
     stage.own_ray = told_ray(commission.environment) or stage.own_ray
     stage.context.owns_process, stage.forks_scripts = True, forks_scripts
     threading.Thread(target=_listen, args=(talk, stage), name="fabric-wishes", daemon=True).start()
