@@ -5,6 +5,7 @@ and those that they import. What is imported by a name made at run time, and dat
 """
 
 import ast
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,35 @@ def module_in(name: str, folder: Path) -> list[Path]:
 def imported_by(code: str, folder: Path) -> list[Path]:
     """What code that runs in a folder, such as that of `python -c`, imports of what lies there."""
     return sorted(_with_imports((file for name in _names_in(code) for file in _files_of(name, folder)), folder))
+
+
+def named_beside(file: Path) -> Iterator[Path]:
+    """Files that a module names in its text and that are there, below its own folder or the one that one is in. Folders too,
+    where it asks for its own place: it may name what it reads by parts.
+    """
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    remarks = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    knows_its_place = any(isinstance(node, ast.Name) and node.id == "__file__" for node in ast.walk(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in remarks:
+            for folder in dict.fromkeys((file.parent, Path())):
+                found = folder / node.value
+                if _is_below(node.value) and (os.path.isfile(found) or (knows_its_place and _has_files(found))):  # noqa: PTH113  # see `is_file` in `commands`
+                    yield found
+                    break
+
+
+def _is_below(word: str) -> bool:
+    """Whether it is a path to something below a folder."""
+    path = Path(word)
+    return path.parts != () and not path.is_absolute() and ".." not in path.parts and "\0" not in word
+
+
+def _has_files(folder: Path) -> bool:
+    return os.path.isdir(folder) and bool(os.listdir(folder))  # noqa: PTH112, PTH208  # as above
 
 
 def uses(script: Path, package: str) -> bool:

@@ -4,7 +4,9 @@ Once a job was asked to stop, all but success is for the notice's sake, whether 
 the signal: it goes on when there is room.
 """
 
+import re
 import signal
+from pathlib import Path
 from typing import Final
 
 import psutil
@@ -12,6 +14,7 @@ import psutil
 from fabric import context
 from fabric.adapters.error_text import shortened
 from fabric.adapters.job_output import end_of_log
+from fabric.adapters.private_folder import WORK
 from fabric.adapters.program import shell_code
 from fabric.adapters.stage import JobEnd, Stage
 from fabric.gate.events import LeaseOutcome
@@ -20,6 +23,10 @@ DIED: Final = "worker_died"
 """How the error of a rank begins that ended without a word: killed, out of memory, crashed."""
 ENDED_UNSAVED: Final = "it ended when it was asked to stop, and saved nothing"
 _ERROR_LINES: Final = 12
+_MISSING: Final = re.compile(
+    r"(?:([^\s:'\"]+): )?no such file or directory(?:: b?'([^'\n]*)'|, \w+ '([^'\n]*)')?", re.IGNORECASE
+)
+"""As shells and C's programs, Python, and Node say it."""
 
 
 def exited(stage: Stage, code: object) -> JobEnd:
@@ -32,7 +39,21 @@ def exited(stage: Stage, code: object) -> JobEnd:
         return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=ENDED_UNSAVED)
     said = _said_of(code)
     tail = end_of_log(stage.log_file, _ERROR_LINES)
-    return JobEnd(outcome=LeaseOutcome.FAILED, error=f"{said}\n{shortened(tail)}".rstrip())
+    lines = [said, shortened(tail), not_sent(tail, stage.folder / WORK)]
+    return JobEnd(outcome=LeaseOutcome.FAILED, error="\n".join(line for line in lines if line))
+
+
+def not_sent(said: str, work: Path) -> str:
+    """What helps a job that failed for want of a file: not one that is elsewhere on the node. "" if it didn't."""
+    for match in _MISSING.finditer(said):
+        path = next((group for group in match.groups() if group), "")
+        if not path.startswith("/") or Path(path).is_relative_to(work) or Path(path).is_relative_to(work.resolve()):
+            name = path.removeprefix(f"{work.resolve()}/").removeprefix(f"{work}/") or "a file"
+            return (
+                f"{name} was not there: a job takes along the files that its command names and the modules that its code"
+                " imports. What else lies beside them, such as data, is sent with its folder: --working-dir (working_dir=)"
+            )
+    return ""
 
 
 def saved(stage: Stage) -> JobEnd:

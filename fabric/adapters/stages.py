@@ -24,7 +24,7 @@ from fabric.adapters.archive_quota import NO_ROOM
 from fabric.adapters.cluster_settings import result_key
 from fabric.adapters.context_host import ContextHost
 from fabric.adapters.error_text import error_text, shortened
-from fabric.adapters.exits import excused, exited, saved
+from fabric.adapters.exits import excused, exited, not_sent, saved
 from fabric.adapters.inheritance import withheld
 from fabric.adapters.job_output import logged
 from fabric.adapters.kept_folder import FOLDER_VARIABLE, KeptFolder, kept_folder
@@ -98,7 +98,9 @@ def _performed(stage: Stage) -> JobEnd:
         told = error_text(error)
         sys.stderr.write(f"{told}\n")
         kept = "" if stage.signalled else _kept_error(stage, error)
-        end = JobEnd(outcome=LeaseOutcome.FAILED, error=shortened(told), result_ref=kept)
+        helps = not_sent(str(error), stage.folder / WORK) if isinstance(error, FileNotFoundError) else ""
+        said = f"{shortened(told)}\n{helps}".rstrip()
+        end = JobEnd(outcome=LeaseOutcome.FAILED, error=said, result_ref=kept)
         return excused(end, asked=stage.signalled)
 
 

@@ -264,6 +264,9 @@ def _submitted(
         raise
     _tell_left_out(fabric.left_out, "because .gitignore names it")
     _tell_left_out(fabric.secrets_left_out, "because such files hold secrets")
+    if fabric.unsent:
+        names = f"{', '.join(fabric.unsent[:_NAMED])}{'' if len(fabric.unsent) <= _NAMED else ', …'}"
+        tell(f"not sent, though the code names it: {names}. If the job reads it, send its folder with --working-dir")
     return made
 
 

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from fabric.imports import imported_beside, imported_by, module_in
 
+MAIN: Final = "__main__.py"
 _INTERPRETERS: Final = frozenset(("bash", "sh", "dash", "zsh", "node", "perl", "ruby", "Rscript", "julia", "php"))
 """Of which the first word that is no option, and is a file, is the script."""
 _SHELLS: Final = frozenset(("bash", "sh", "dash", "zsh"))
@@ -27,7 +28,7 @@ _SHELL_BYTES_MAX: Final = 1 << 20
 
 
 def script_of(command: Sequence[str]) -> str | None:
-    """The script that a command runs, if it plainly runs one."""
+    """The script that a command runs, if it plainly runs one; of Python it may be a folder with a `__main__.py`."""
     if command and _is_python(command[0]):
         return _python(command).script
     if command and Path(command[0]).name in _INTERPRETERS:
@@ -35,6 +36,12 @@ def script_of(command: Sequence[str]) -> str | None:
         flags = command[1 : command.index(first)] if first is not None else ()
         return None if {"-c", "-e", "-m"} & set(flags) or first is None or not is_file(first) else first
     return command[0] if command and command[0].endswith((".py", ".sh")) else None
+
+
+def main_of(program: str) -> str | None:
+    """What `python program` runs of a folder: its `__main__.py`; None if it is none that can be run."""
+    main = os.path.join(program, MAIN)  # noqa: PTH118  # as below
+    return main if is_file(main) else None
 
 
 def reached(command: Sequence[str]) -> dict[str, Path]:
@@ -63,6 +70,7 @@ class _Reach:
             if _is_python(word):
                 started = _python(words[at:])
                 self._module(started.module)
+                self._file((main_of(started.script) or "") if started.script else "")
                 self._take(imported_by(started.code, Path()))
         for before, word in pairwise(words):
             if before in {"-m", "--module"}:

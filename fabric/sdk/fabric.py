@@ -19,7 +19,7 @@ from fabric.sdk.feed import Feed
 from fabric.sdk.functions import pack_call
 from fabric.sdk.job import Job
 from fabric.sdk.lease import Lease
-from fabric.sdk.packing import pack_files, pack_program, script_command
+from fabric.sdk.packing import Packed, pack_files, pack_program, script_command
 from fabric.sdk.ray_use import needs_own_ray
 from fabric.sdk.request import (
     STOP_SIGNAL_VARIABLE,
@@ -44,8 +44,7 @@ class Fabric:
     def __init__(self, client: Client) -> None:
         self.client = client
         self._feed = Feed(client)
-        self._left_out: tuple[str, ...] = ()
-        self._secrets_left_out: tuple[str, ...] = ()
+        self._packed = Packed(None, [])
 
     def __enter__(self) -> "Fabric":  # noqa: PYI034  # Self is not there before Python 3.11
         return self
@@ -58,12 +57,17 @@ class Fabric:
     @property
     def left_out(self) -> tuple[str, ...]:
         """What of the working directory sent last stayed because a `.gitignore` names it."""
-        return self._left_out
+        return self._packed.left_out
 
     @property
     def secrets_left_out(self) -> tuple[str, ...]:
         """Its `.env` files, which stay unless its `.fabricignore` asks for them."""
-        return self._secrets_left_out
+        return self._packed.secrets
+
+    @property
+    def unsent(self) -> tuple[str, ...]:
+        """What a command's code names of what lies beside it, and what was not sent for want of a `working_dir`."""
+        return self._packed.unsent
 
     def close(self) -> None:
         """Let go of the connection. Jobs go on running."""
@@ -146,6 +150,7 @@ class Fabric:
                 installed on the job's own devices, at its cost, and are there for the account's next job with the same ones.
             ray_program: the function has a Ray of its own, made of the devices that the job gets: its tasks, actors, placement
                 groups and Ray's libraries hold them. So it is also where its code uses one of these; scripts always have one.
+                Its folder $FABRIC_CHECKPOINT_DIR (not with `preload`) is there again when it resumes.
             preemptible: whether it may be parked for others; otherwise it may wait longer.
             max_retries: how often its own failure is tried again.
             time_limit: seconds on devices, after which it is parked.
@@ -292,9 +297,8 @@ class Fabric:
         if callable(job):
             sent = pack_files((), working_dir=working_dir) if working_dir is not None else None
             call = pack_call(job, args, kwargs, working_dir=working_dir, sent=sent)
-            files = call.files
+            files, payload.python = call.files, call.python
             payload.python_path.extend(call.python_path)
-            payload.python = call.python
             if len(call.pickled) <= INLINE_BYTES_MAX:
                 payload.function = call.pickled
             else:
@@ -302,11 +306,9 @@ class Fabric:
         else:
             if kwargs:
                 raise InvalidRequest("kwargs= are for functions: give a script its options as arguments")
-            packed = pack_program(_command_of(job, args), working_dir=working_dir)
-            files = packed.files
+            self._packed = packed = pack_program(_command_of(job, args), working_dir=working_dir)
+            files, payload.preload = packed.files, packed.preload
             payload.command.extend(packed.command)
-            payload.preload = packed.preload
-            self._left_out, self._secrets_left_out = packed.left_out, packed.secrets
         if files is not None:
             payload.working_dir_sha256 = self.client.put_blob(files)
         return payload

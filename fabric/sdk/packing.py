@@ -9,13 +9,13 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from fabric.errors import InvalidRequest
-from fabric.imports import imported_beside, uses
-from fabric.sdk.commands import is_file, reached, script_of
+from fabric.imports import imported_beside, named_beside, uses
+from fabric.sdk.commands import MAIN, is_file, main_of, reached, script_of
 from fabric.sdk.sent_files import listed
 
 WORKING_DIR_BYTES_MAX: Final = 256 * 1024 * 1024
@@ -49,6 +49,8 @@ class Packed(NamedTuple):
     """What of the working directory stays because a `.gitignore` names it."""
     secrets: tuple[str, ...] = ()
     """Its `.env` files, which stay too."""
+    unsent: tuple[str, ...] = ()
+    """Files and folders that its code names, and that stay because no working directory was given."""
 
 
 def pack_files(command: Sequence[str], *, working_dir: str | os.PathLike[str] | None) -> bytes | None:
@@ -71,7 +73,8 @@ def pack_program(command: Sequence[str], *, working_dir: str | os.PathLike[str] 
     script = script_of(command)
     place = None if script is None else _place_of(script, root, is_given=working_dir is not None)
     if place is not None and script is not None:
-        command = [place.name if word == script else word for word in command]
+        named_so = place.name if place.is_script else Path(place.name).parent.as_posix()
+        command = [named_so if word == script else word for word in command]
     elif script is not None:
         where = f" in {root}" if working_dir is not None else ""
         raise InvalidRequest(
@@ -82,7 +85,7 @@ def pack_program(command: Sequence[str], *, working_dir: str | os.PathLike[str] 
     if place is None or place.folder == root:
         _check_first(root, command)
     is_python = place is not None and place.name.endswith(".py")
-    preload = preload_for(place.folder / place.name) if place is not None and is_python else ""
+    preload = preload_for(place.folder / place.name) if place is not None and is_python and place.is_script else ""
     if working_dir is not None:
         found = listed(root)
         entries = {path.as_posix(): root / path for path in found.files}
@@ -95,7 +98,17 @@ def pack_program(command: Sequence[str], *, working_dir: str | os.PathLike[str] 
         if is_python:
             beside = imported_beside(place.folder / place.name)
             named |= {path.relative_to(place.folder).as_posix(): path for path in beside}
-    return Packed(_zip(root, dict(sorted(named.items()))) if named else None, list(command), preload)
+    files = _zip(root, dict(sorted(named.items()))) if named else None
+    return Packed(files, list(command), preload, unsent=_unsent(named.values()))
+
+
+def _unsent(sent: Collection[Path]) -> tuple[str, ...]:
+    """What the modules that are sent name of what lies beside them, and isn't sent."""
+    there = {os.path.abspath(file) for file in sent}  # noqa: PTH100  # as below
+    above = {str(folder) for file in there for folder in Path(file).parents}
+    found = [each for file in sent if file.suffix == ".py" for each in named_beside(file)]
+    left = {os.path.abspath(each): os.path.relpath(each) for each in found}  # noqa: PTH100
+    return tuple(sorted(name for path, name in left.items() if path not in there | above))
 
 
 class _Place(NamedTuple):
@@ -103,10 +116,19 @@ class _Place(NamedTuple):
 
     folder: Path
     name: str
+    is_script: bool = True
+    """Else it is the `__main__.py` of a folder that was named."""
 
 
 def _place_of(script: str, root: Path, *, is_given: bool) -> _Place | None:
     """Where the script is that a command names; None if there is none."""
+    if any(main_of(os.fspath(place)) for place in (root / script, script)):
+        found = _of_script(f"{script}/{MAIN}", root, is_given=is_given)
+        return None if found is None else found._replace(is_script=False)
+    return _of_script(script, root, is_given=is_given)
+
+
+def _of_script(script: str, root: Path, *, is_given: bool) -> _Place | None:
     own = Path(script)
     if not own.is_absolute() and ".." not in own.parts and is_file(root / own):
         return _Place(root, own.as_posix())
@@ -131,8 +153,11 @@ def _check_first(root: Path, command: Sequence[str]) -> None:
     if not first or path.suffix == ".py" or ("/" not in first and shutil.which(first)):
         return
     if os.path.isdir(path):  # noqa: PTH112  # as in _is_file
+        remedy = "give a script, and the directory with --working-dir (working_dir=)"
+        if main_of(os.fspath(path)):
+            remedy = f"write `-- python {first}`, which runs its {MAIN}"
         raise InvalidRequest(
-            f"{first} is a directory: give a script, and the directory with --working-dir (working_dir=)",
+            f"{first} is a directory: {remedy}",
             code="not_a_command",
             path=first,
         )

@@ -223,3 +223,30 @@ def test_what_can_not_be_run_says_what_would_help(send, tmp_path, command, text,
     assert end.outcome is LeaseOutcome.FAILED
     assert code in end.error
     assert remedy in end.error
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("cat data/x.csv", "data/x.csv was not there"),
+        ("python3 -c \"open('x.csv')\"", "x.csv was not there"),
+        ("python3 -c \"import os; open(os.getcwd() + '/deep/x.csv')\"", "\ndeep/x.csv was not there"),
+        ("cat /nowhere/of/the/node", None),
+        ("exit 3", None),
+    ],
+)
+def test_a_program_that_misses_a_file_is_told_what_is_sent(run, line, named):
+    end, _ = run(entrypoint=["sh", "-c", line])
+    assert end.outcome is LeaseOutcome.FAILED
+    assert ("--working-dir" in end.error) == (named is not None), end.error
+    assert named is None or named in end.error
+
+
+def test_a_function_that_misses_a_file_is_told_what_is_sent(run):
+    def reads():
+        with open("rows.csv") as file:  # noqa: PTH123
+            return file.read()
+
+    end, _ = run(reads)
+    assert "rows.csv was not there" in end.error
+    assert "working_dir=" in end.error

@@ -93,8 +93,9 @@ def test_what_is_executable_or_may_be_a_command_of_the_nodes_is_sent(place):
 def project(place):
     (place / "train.py").write_text("import helper\n")
     (place / "app" / "steps").mkdir(parents=True)
-    (place / "app" / "__main__.py").write_text("import helper\n")
+    (place / "app" / "__main__.py").write_text("import helper, own\n")
     (place / "app" / "steps" / "fit.py").write_text("")
+    (place / "app" / "own.py").write_text("")
     (place / "conf").mkdir()
     (place / "conf" / "a.yaml").write_text("")
     (place / ".env").write_text("TOKEN=1")
@@ -103,7 +104,8 @@ def project(place):
     return place
 
 
-HELPER, APP = {"helper.py", "later.py", "main.py"}, {"app/__main__.py", "app/steps/fit.py"}
+HELPER, APP = {"helper.py", "later.py", "main.py"}, {"app/__main__.py", "app/own.py", "app/steps/fit.py"}
+APP_MAIN = {"app/__main__.py", "app/own.py"}
 MAIN = {"pieces/__init__.py", "pieces/left.py", "pieces/right.py", "pieces/deeper/leaf.py"}
 TRAIN = {"train.py"} | HELPER | MAIN
 
@@ -128,6 +130,9 @@ TRAIN = {"train.py"} | HELPER | MAIN
         ("python -m json.tool", set()),
         ("python -c 'import train'", TRAIN),
         ("python -c 'import json'", set()),
+        ("python app", APP_MAIN),
+        ("python -X dev app/ --lr 1", APP_MAIN),
+        ("env A=1 python app", APP_MAIN),
         ("python train.py --conf=conf/a.yaml", TRAIN | {"conf/a.yaml"}),
         ("python train.py conf=conf/a.yaml", TRAIN | {"conf/a.yaml"}),
         ("bash train.sh", TRAIN | {"train.sh"}),
@@ -143,3 +148,62 @@ def test_whatever_starts_the_programs_of_a_project_they_have_their_modules(proje
 def test_a_program_that_is_named_by_no_script_of_its_own_is_left_as_it_was(project):
     for command in (["python", "-W", "ignore", "-c", "print(1)"], ["python", "-", "x"], ["python"], ["env", "A=1"]):
         assert pack_program(command, working_dir=None).command == command
+
+
+@pytest.mark.parametrize(
+    ("given", "working_dir", "command", "sent"),
+    [
+        ("app", None, "app", APP_MAIN),
+        ("./app/", None, "app", APP_MAIN),
+        ("{here}/app", None, "app", APP_MAIN),
+        ("../elsewhere", None, ".", {"__main__.py", "own.py"}),
+        ("{here}/../elsewhere", None, ".", {"__main__.py", "own.py"}),
+        ("app", "{here}", "app", None),
+        (".", "{here}/app", ".", {"__main__.py", "own.py", "steps/fit.py"}),
+        ("{here}/app", "{here}/app", ".", {"__main__.py", "own.py", "steps/fit.py"}),
+    ],
+)
+def test_a_folder_that_python_runs_is_sent_wherever_it_is_named(project, given, working_dir, command, sent):
+    elsewhere = project.parent / "elsewhere"
+    elsewhere.mkdir(exist_ok=True)
+    (elsewhere / "__main__.py").write_text("import own")
+    (elsewhere / "own.py").write_text("")
+    working_dir = working_dir and working_dir.format(here=project)
+    found = pack_program(["python", given.format(here=project), "-v"], working_dir=working_dir)
+    assert found.command == ["python", command, "-v"]
+    names = set(zipfile.ZipFile(io.BytesIO(found.files)).namelist())
+    assert names == sent if sent else names >= APP
+
+
+def test_a_folder_that_python_could_run_says_how(project):
+    with pytest.raises(InvalidRequest, match=r"write `-- python app`"):
+        pack_files(("app",), working_dir=None)
+    with pytest.raises(InvalidRequest, match=r"there is no script 'conf'"):
+        pack_files(("python", "conf"), working_dir=None)
+
+
+READS = """
+'readme.txt is only spoken of'
+import json, helper
+from pathlib import Path
+HERE = Path(__file__).parent
+rows = (HERE / "rows.csv").read_text(), open("conf/a.yaml"), HERE / "table" / "1.csv", "nowhere.csv", "", "/etc/hosts"
+print("own.py", "helper.py", "../outside.txt", "a" * 5000, "nul\\0")
+"""
+
+
+def test_what_the_code_names_and_what_is_not_sent_is_told(project):
+    (project / "deep" / "table").mkdir(parents=True)
+    for name in ("deep/rows.csv", "deep/table/1.csv", "rows.csv", "readme.txt", "deep/helper.py", "outside.txt"):
+        (project / name).write_text("")
+    (project / "deep" / "reads.py").write_text(READS)
+    found = pack_program(["python", "deep/reads.py"], working_dir=None)
+    assert found.unsent == ("conf/a.yaml", "deep/rows.csv", "deep/table")
+    named = pack_program(["python", "deep/reads.py", "deep/rows.csv", "conf/a.yaml"], working_dir=None)
+    assert named.unsent == ("deep/table",)
+    assert pack_program(["python", "deep/reads.py"], working_dir=".").unsent == ()
+
+
+def test_a_module_that_reads_nothing_beside_itself_has_nothing_told(project):
+    (project / "plain.py").write_text("import helper\nprint('conf', 'app')\n")
+    assert pack_program(["python", "plain.py"], working_dir=None).unsent == ()

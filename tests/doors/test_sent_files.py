@@ -145,6 +145,14 @@ def test_what_stays_for_gits_sake_is_told(house, run, folder):
     assert "`!model/` in .fabricignore" in done.stderr
 
 
+def test_what_the_code_reads_and_what_was_not_sent_is_told(house, run, folder):
+    write(folder, x_dot_py="open('data.csv')", data_dot_csv="1")
+    done = run("submit", "--tokens", 1, "x.py")
+    assert "not sent, though the code names it: data.csv" in done.stderr
+    assert "--working-dir" in done.stderr
+    assert "data.csv" not in run("submit", "--tokens", 1, "--working-dir", ".", "x.py").stderr
+
+
 @pytest.mark.parametrize("command", ["submit", "run"])
 def test_an_option_of_the_scripts_is_pointed_at_the_dashes(run, folder, command):
     write(folder, train_dot_py="")
