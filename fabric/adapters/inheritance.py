@@ -8,6 +8,7 @@ job's own, and stays.
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 _PLAIN: Final = frozenset((
@@ -67,5 +68,11 @@ def is_secret(name: str, value: str = "") -> bool:
     """Whether a variable may hold a secret: by the words in its name, or as an address with a password in it."""
     if name.startswith(_RAYS_OWN):
         return False
-    words = set(re.split(r"[^A-Z0-9]+", name.upper()))
+    words = _words_of(name)
     return not _SECRET_WORDS.isdisjoint(words) or ("PROXY" not in words and _PASSWORD.search(value) is not None)
+
+
+@lru_cache(maxsize=1024)
+def _words_of(name: str) -> frozenset[str]:
+    """A process asks of the same names for each job that runs in it."""
+    return frozenset(re.split(r"[^A-Z0-9]+", name.upper()))

@@ -45,8 +45,11 @@ def make_private(folder: Path) -> Path:
     Raises:
         Unavailable: `work_dir_not_ours`: somebody else has made it, or the one above it.
     """
-    for above in (folder.parent.parent, folder.parent, folder):
-        above.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except FileNotFoundError:
+        for above in (folder.parent.parent, folder.parent, folder):
+            above.mkdir(mode=0o700, parents=True, exist_ok=True)
     for ours in (folder.parent, folder):
         about = ours.lstat()
         if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():

@@ -59,10 +59,10 @@ class ProcessState(NamedTuple):
 def state_now(known: "ProcessState | None" = None) -> ProcessState:
     """The state of this process; descriptors that are known are not looked up again."""
     files, sockets = _opened({} if known is None else known.files)
-    status, memory = _status()
+    status, caught, memory = _status()
     return ProcessState(
         status=status,
-        signals=tuple(id(signal.getsignal(number)) for number in _SIGNALS),
+        signals=tuple(id(signal.getsignal(number)) for number in _SIGNALS if caught >> (number - 1) & 1),
         limits=tuple(resource.getrlimit(limit) for limit in _LIMITS),
         scheduling=(os.getpriority(os.PRIO_PROCESS, 0), frozenset(os.sched_getaffinity(0))),
         hooks=_hooks(),
@@ -113,13 +113,13 @@ class HooksWatch:
         return noted
 
 
-def _status() -> tuple[tuple[str, ...], int]:
-    """What the kernel says of the process: its rights and signals, and the bytes of memory it has."""
+def _status() -> tuple[tuple[str, ...], int, int]:
+    """What the kernel says of the process: its rights and signals, those it catches as bits, and the bytes of memory it has."""
     lines = (line.partition(":") for line in Path("/proc/self/status").read_text().splitlines())
     told = {name: said.strip() for name, _, said in lines if name in _STATUS}
-    told["SigCgt"] = f"{int(told['SigCgt'], 16) & ~_THREADS_OWN:x}"
+    caught = int(told.pop("SigCgt"), 16) & ~_THREADS_OWN
     memory = int(told.pop("VmRSS", "0").split()[0]) * _KIB
-    return tuple(told.values()), memory
+    return (*told.values(), f"{caught:x}"), caught, memory
 
 
 def _kernel_timers() -> bool:

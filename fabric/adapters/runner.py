@@ -323,7 +323,7 @@ def stage_of(
     on_checkpoints: Callable[[], None] | None = None,
 ) -> Stage:
     """All that one rank runs with: its place, its checkpoints, its folder."""
-    lease = order.lease
+    lease, folder, accelerator = order.lease, order.folder, accelerator_of(order)
     place = context.Place(
         job_id=lease.job_id,
         account_id=lease.account_id,
@@ -331,7 +331,7 @@ def stage_of(
         rank=order.rank,
         world_size=order.world_size,
         devices=devices,
-        accelerator=accelerator_of(order),
+        accelerator=accelerator,
     )
     attempt_id, cache = lease.lease_id.replace("/", "_"), cache_folder(Path(order.work_dir), lease.account_id)
     quota = ArchiveQuota(archive, lease.account_id, order.limits)
@@ -344,9 +344,9 @@ def stage_of(
         stage_dir=order.stage_dir,
         quota=quota,
     )
-    return Stage(
+    stage = Stage(
         lease=lease,
-        folder=order.folder,
+        folder=folder,
         log_file=order.log_file,
         archive=archive,
         context=context.Context(
@@ -358,32 +358,35 @@ def stage_of(
             publish=publisher(archive, lease.account_id, lease.job_id, quota=quota),
             cache=ShardCache(cache, limit_bytes=order.cache_bytes),
             prefixes=lease.data,
-            folder=order.folder / "data",
+            folder=folder / "data",
         ),
         master=(order.master_addr, order.master_port),
         local=order.local or (0, 1),
-        own_ray=lease_ray(
-            accelerator=place.accelerator,
-            kind=order.devices_are,
-            devices=len(devices),
-            share=len(devices) / max(order.devices_of_node, len(devices), 1),
-            folder=order.folder,
-            memory_bytes=psutil.virtual_memory().total,
-            cores=os.cpu_count() or 1,
-        ),
-        invitation=Invitation(
-            place=place,
-            attempt_id=attempt_id,
-            archive=pickle.dumps(archive),
-            stage_dir=order.stage_dir,
-            cache=str(cache),
-            cache_bytes=order.cache_bytes,
-            limits=order.limits,
-            prefixes=lease.data,
-            folder=str(order.folder / "data"),
-            storage=storage_variables(),
-        ),
     )
+    if lease.kind is JobKind.FUNCTION and not order.zygote:
+        return stage  # it is called in the runner: no process is the job's alone
+    stage.own_ray = lease_ray(
+        accelerator=accelerator,
+        kind=order.devices_are,
+        devices=len(devices),
+        share=len(devices) / max(order.devices_of_node, len(devices), 1),
+        folder=folder,
+        memory_bytes=psutil.virtual_memory().total,
+        cores=os.cpu_count() or 1,
+    )
+    stage.invitation = Invitation(
+        place=place,
+        attempt_id=attempt_id,
+        archive=pickle.dumps(archive),
+        stage_dir=order.stage_dir,
+        cache=str(cache),
+        cache_bytes=order.cache_bytes,
+        limits=order.limits,
+        prefixes=lease.data,
+        folder=str(folder / "data"),
+        storage=storage_variables(),
+    )
+    return stage
 
 
 def _devices() -> tuple[str, ...]:
