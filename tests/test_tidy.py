@@ -36,7 +36,6 @@ LONGER = {
     "fabric/checkpoints/checkpoints.py": "all that may be done with a job's checkpoints is one object",
     "fabric/context.py": "all that a job's own code may ask of the fabric is one object",
     "fabric/gate/events.py": "every event of the gate in one place: the vocabulary is read as a whole",
-    "training/session.py": "a loop under way, from its first boundary to its end, is one machine",
     "serving/pool.py": "a replica's whole life, from its lease to its end, is one machine",
     "fabric/writer.py": "deciding, committing and coming back after an outage are one machine with one lock",
 }

@@ -37,33 +37,21 @@ tracked optimizer's step, or after it before the body ends; others are noticed, 
 evaluation belongs at the top of the body, or inside `with run.evaluation()`.
 """
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from fabric import context
-from fabric.errors import FabricError, InvalidRequest, JobFailed
-from training import randomness
-from training.boundary import Boundary, watch_changes
-from training.cadence import LOSS_EVERY_S
-from training.eviction import Watch
 from training.feeding import Feeding
-from training.loop_variables import OVER, LoopVariables, caller, has_left
+from training.loop import Loop
+from training.loop_variables import caller, has_left
 from training.measuring import untouched
 from training.peers import Peers, joined
-from training.progress import Progress, say
 from training.registry import Registry, named
-from training.stepping import Stepping, device_refusals, is_out_of_memory, out_of_memory
-from training.stopping import stop_of
+from training.stepping import Stepping, is_out_of_memory, out_of_memory
 from training.timers import Timers
-from training.trackers import Trackers, folder_of
-from training.vault import SessionNumber
-from training.weight_watch import WeightWatch
-
-LOSS_EVERY_VARIABLE: Final = "FABRIC_LOSS_EVERY_S"
 
 
 def session(
@@ -120,7 +108,7 @@ def session(
 
 
 class Run:
-    """A loop under way. One per process at a time; all but the side thread's work happens in the thread that loops."""
+    """What a script says to its loop. One per process at a time."""
 
     def __init__(
         self,
@@ -137,56 +125,38 @@ class Run:
         self.state = registry
         """What is tracked, by name."""
         self.timers = Timers()
-        self.done = 0
-        """Steps that are complete, counted from the very first attempt."""
-        self._job, self._stepping, self._optimizers, self._peers = job, stepping, optimizers, peers
-        self._number = SessionNumber(job, directory)
-        vault = peers.vault(job, directory, number=self._number.number, state=registry)
-        self._stop = peers.stop(stop_of(job, is_kept=vault.is_kept), save_s=lambda: self._saver.save_s)
-        self._boundary = Boundary(self._ending)
-        self._saver = peers.saver(registry, self._boundary, vault)
-        self._saver.poisoned = stepping.finite.is_poisoned
-        self._saver.learned = peers.learned
-        self._watch = Watch(
-            self._saver,
-            self._stop,
-            snapshot_every_s=snapshot_every_s if peers.takes_snapshots else math.inf,
-            loss_every_s=float(os.environ.get(LOSS_EVERY_VARIABLE) or LOSS_EVERY_S),
-        )
-        self._kept, self._undo = self._saver.load() or {}, list[Callable[[], None]]()
-        self.done = self.resumed_at = int(self._kept.get("step", 0))
-        self._saver.rehearse(excuses=lambda _name: True)
-        self._is_rehearsed = False
-        self._variables = LoopVariables(registry.weights())
-        self._weights = WeightWatch(registry, is_needed=vault.is_kept)
-        self._weights.changed = registry.untrained(optimizers)
-        self._saver.unannounced = lambda: self._weights.changed
-        self._saver.left_out = self._variables.say_left_out
-        beside = job.checkpoints if peers.takes_snapshots else None
-        self._trackers = Trackers(folder_of(directory), run=job.job_id or "run", step=self.done, beside=beside)
-        self._saver.after_save = self._trackers.keep
-        self._progress = Progress(job.report, self._trackers.scalars, self.timers)
-        self._total: int | None = None
-        self._cursor_of: Callable[[], dict[str, Any]] = dict
+        self._stepping, self._peers = stepping, peers
+        self._loop = Loop(
+            job, registry, optimizers, peers, finite=stepping.finite, timers=self.timers,
+            directory=directory, snapshot_every_s=snapshot_every_s,
+        )  # fmt: skip
         self._feeding = Feeding(stepping, self.timers)
-        self._is_open = self._is_over = self._closed_early = self._is_complete = False
-        self._refusals, self._ran_out = device_refusals(), False
+
+    @property
+    def done(self) -> int:
+        """Steps that are complete, counted from the very first attempt."""
+        return self._loop.done
+
+    @property
+    def resumed_at(self) -> int:
+        """How many were complete when this attempt began."""
+        return self._loop.resumed_at
 
     def steps(self, total: int | None) -> Iterator[int]:
         """The numbers of the steps that are still to be done, up to `total` in all (None = until the script breaks off)."""
-        self._open()
+        loop = self._loop
+        loop.open()
         try:
-            self._variables.begin(caller(), self._kept.get("variables", {}))
-            self._begin(total)
-            while (total is None or self.done < total) and not self._was_left:
-                yield self.done
-                self._end_body(samples=0)
+            loop.begin(caller(), total=total)
+            while (total is None or loop.done < total) and not loop.was_left:
+                yield loop.done
+                loop.end_body(samples=0)
             self.finish()
         except GeneratorExit:
-            self._broken_off(is_error=not has_left(caller()))
+            loop.break_off(is_error=not has_left(caller()))
             raise
         finally:
-            self._leave_loop()
+            loop.leave()
 
     def batches(
         self,
@@ -229,21 +199,21 @@ class Run:
             self._stepping.way = self._peers.way(self.state, ranks, reproducible=reproducible, workers=workers)
         share = self._peers.share
         feed = feed_of(data, ranks, share=share, epochs=epochs, shuffle=shuffle, collate=collate, workers=workers)
-        self._open()
+        loop = self._loop
+        loop.open()
         try:
-            self._variables.begin(caller(), self._kept.get("variables", {}))
-            self._begin(feed.steps_total, feed.cursor)
-            portions = feed.portions(self.done, self._kept.get("cursor", {}))
-            while not self._was_left and (portion := self._feeding.next(portions)) is not None:
+            loop.begin(caller(), total=feed.steps_total, cursor_of=feed.cursor)
+            portions = feed.portions(loop.done, loop.cursor)
+            while not loop.was_left and (portion := self._feeding.next(portions)) is not None:
                 if not portion.is_idle:
                     yield portion.batch
                 self._pass_over()
             self.finish()
         except GeneratorExit:
-            self._broken_off(is_error=not has_left(caller()))
+            loop.break_off(is_error=not has_left(caller()))
             raise
         finally:
-            self._leave_loop()
+            loop.leave()
 
     def step(self, loss: Any) -> None:
         """The mean loss over the batch given out last: backward, and with a step's last micro-batch the optimizer's step.
@@ -253,11 +223,10 @@ class Run:
         """
         portion = self._feeding.taken()
         weight = portion.samples / portion.step_samples
-        self._guarded(lambda: self._stepping.add(loss, step=self.done, weight=weight))
+        self._loop.guarded(lambda: self._stepping.add(loss, step=self.done, weight=weight))
         if portion.is_last:
             self._update()
-            self._close(samples=portion.step_samples, amid_body=True)
-            self._closed_early = True
+            self._loop.close_early(samples=portion.step_samples)
 
     def boundary(self) -> None:
         """The step is complete here, rather than at the end of the loop's body.
@@ -265,13 +234,7 @@ class Run:
         What the rest of the body changes is added at its end. A stop that can't wait for that keeps what there is here: leave for
         after it what may be missing then, such as an evaluation.
         """
-        if self._optimizers and self._boundary.is_provisional and not self._boundary.is_changing:
-            return  # it was complete before
-        if self._is_whole:
-            self._close(samples=0, amid_body=True)
-        elif not self._closed_early:
-            self._count(samples=0)
-        self._closed_early = True
+        self._loop.boundary()
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
@@ -280,7 +243,7 @@ class Run:
         Modules are in `eval` mode and torch keeps no gradients inside; modes and random numbers are put back after it. If the run
         is evicted inside, the step is kept and this evaluation isn't made again.
         """
-        if self._boundary.is_changing:
+        if self._loop.is_changing:
             self.boundary()
         with untouched(self.state.modules()):
             yield
@@ -292,20 +255,12 @@ class Run:
             JobFailed: `loss_not_finite`, if `loss` isn't a finite number; the last good step is durable then.
         """
         if "loss" in values:
-            self._guarded(lambda: self._stepping.finite.look(values["loss"], step=self.done))
-        self._progress.log(self.done, values)
+            self._loop.guarded(lambda: self._stepping.finite.look(values["loss"], step=self.done))
+        self._loop.progress.log(self.done, values)
 
     def finish(self) -> None:
         """The run is complete: its last boundary becomes durable, and nobody asks it to stop any more."""
-        self._is_complete = True
-        if self._is_open and not self._is_over:
-            self._guarded(self._stepping.finite.settle)
-            self._guarded(self._conclude)
-            self._peers.end()
-            if self._saver.has_new and not self._boundary.is_changing:
-                with self.timers.within("checkpoint"):
-                    self._saver.save(at_boundary=True)
-        self._end()
+        self._loop.finish()
 
     def __enter__(self) -> Self:
         return self
@@ -316,194 +271,22 @@ class Run:
         if error is None:
             self.finish()
             return
-        self._leave_loop()
+        self._loop.leave()
         if is_out_of_memory(error):
-            self._give_back()
-            raise out_of_memory(error, step=self.done, kept=self._saver.kept) from error
-
-    @property
-    def _was_left(self) -> bool:
-        """Whether the script had left this loop by itself in an earlier attempt."""
-        return OVER in self._kept.get("variables", {})
-
-    def _broken_off(self, *, is_error: bool) -> None:
-        """The script has left its loop in a body. By `break` that was its last; an error leaves a step half done."""
-        self._is_complete = self._variables.is_over = self._is_complete or not is_error
-        if self._is_over or (is_error and not self._boundary.is_changing):
-            return
-        if is_error:
-            say(f"step {self.done} was half done when the script failed, and can't be kept; {self._saver.kept}")
-            return
-        self.done += self._boundary.is_changing and not self._boundary.is_provisional
-        self._saver.is_last = True
-        with suppress(SystemExit):  # asked to stop as well: if the boundary before is saved by now, that one counts
-            self._add_rest()
-
-    def _conclude(self) -> None:
-        """What the ranks still do to the weights together after the last step, as part of it."""
-        if (change := self._peers.conclude()) is not None:
-            self._boundary.change()
-            change()
-            self._saver.capture(self.done, self._cursor_of, self._variables.now)
-            self._boundary.close()
+            self._loop.give_back()
+            raise out_of_memory(error, step=self.done, kept=self._loop.kept) from error
 
     def _pass_over(self) -> None:
         """A body over a batch has ended. The script may have given no loss for it, and have stepped by itself."""
         portion = self._feeding.passed_over()
         if portion is not None and portion.is_last:
             self._update()
-            self._end_body(samples=portion.step_samples)
-        elif self._closed_early:
-            self._end_body(samples=0)
+            self._loop.end_body(samples=portion.step_samples)
+        elif self._loop.is_closed_early:
+            self._loop.end_body(samples=0)
 
     def _update(self) -> None:
         if self._feeding.end_step():
-            self._guarded(self._stepping.update)
+            self._loop.guarded(self._stepping.update)
         if self._feeding.ranks is not None:
             self._feeding.ranks.leave(self.done)
-
-    @property
-    def _is_whole(self) -> bool:
-        """Whether it is a boundary here: where no optimizer has stepped, gradients may be half collected."""
-        return not self._optimizers or self._boundary.is_changing or self._weights.look() or self._saver.has_changed
-
-    def _end_body(self, *, samples: int) -> None:
-        """A body has ended: the step is complete, unless its boundary came before, or no optimizer has stepped."""
-        if self._closed_early:
-            self._settle()
-        elif self._is_whole:
-            self._close(samples=samples)
-        else:
-            self._count(samples=samples)
-        self._closed_early = False
-
-    def _count(self, *, samples: int) -> None:
-        """The script has done a step, and the boundary before it is still the last."""
-        self.done += 1
-        self._pass_on(samples)
-
-    def _ending(self) -> BaseException:
-        self._watch.departed()
-        return self._stop.ending()
-
-    def _open(self) -> None:
-        if self._is_open:
-            raise InvalidRequest("this run has had its loop: open another session", code="session_used")
-        self._is_open = True
-
-    def _begin(self, total: int | None, cursor_of: Callable[[], dict[str, Any]] = dict) -> None:
-        if "random" in self._kept:
-            randomness.restore(self._kept["random"])
-        self._total, self._cursor_of = total, cursor_of
-        self._undo = [watch_changes(optimizer, self._change) for optimizer in self._optimizers]
-        self._saver.capture(self.done, lambda: self._kept.get("cursor", {}), self._variables.now)
-        self._weights.note()
-        self._peers.check_resumed(self.done, self._kept.get("learned", {}))
-        self._stop.listen()
-        self._watch.start()
-        self._watch.at_boundary()
-        self._peers.begin_step()
-
-    def _change(self) -> None:
-        """An optimizer is about to change something, or a body has ended."""
-        if not self._boundary.is_changing:
-            self._weights.look()
-        self._boundary.change()
-
-    def _close(self, *, samples: int, amid_body: bool = False) -> None:
-        """The step's boundary. Savers may have it from here on; one `amid_body`, if they can't wait for the body's end."""
-        self._settle()
-        self._change()
-        self.done += 1
-        self._saver.capture(self.done, self._cursor_of, self._variables.now)
-        if not self._is_rehearsed:  # optimizers make their states in their first step
-            self._is_rehearsed = True
-            self._saver.rehearse(excuses=self.state.is_frozen)
-        self._boundary.close(provisional=amid_body)
-        if amid_body:
-            self._weights.pause()
-            self._watch.amid_body()
-            self._pass_on(samples)
-        else:
-            self._weights.note()
-            self._go_on(samples)
-
-    def _settle(self) -> None:
-        """The body amid which a boundary was has ended, or comes to another one."""
-        if self._boundary.is_provisional:
-            self._add_rest()
-            self._go_on(None)
-
-    def _go_on(self, samples: int | None) -> None:
-        """From a boundary at which a body has ended: with the others, or away. `samples` of the step, if nobody heard of it."""
-        self._guarded(lambda: self._peers.end_step(self.done))
-        self._watch.at_boundary()
-        if samples is not None:
-            self._pass_on(samples)
-        self._peers.begin_step()
-
-    def _add_rest(self) -> None:
-        """What the body has changed up to here is part of the last boundary."""
-        self._boundary.reopen()
-        self._saver.capture(self.done, self._cursor_of, self._variables.now)
-        self._boundary.close()
-        self._weights.note()
-
-    def _pass_on(self, samples: int) -> None:
-        self.timers.add("checkpoint", self._boundary.take_waited_s())
-        self._progress.stepped(self.done, total=self._total, samples=samples)
-
-    def _guarded(self, look: Callable[[], None]) -> None:
-        """Look at a loss, or reach the peers; if it fails, what is good is made durable before the run ends."""
-        try:
-            look()
-        except JobFailed:
-            self._keep_last()
-            self._end()
-            raise
-        except (RuntimeError, MemoryError) as error:
-            self._ran_out = is_out_of_memory(error)
-            raise
-        except FabricError as lost:
-            if not self._peers.is_loss(lost):
-                raise
-            say(lost.message)
-            self._job.leave(f"{lost.code}: {lost.message}")
-            self._peers.end()
-            self._keep_last()
-            raise self._ending() from lost
-
-    def _keep_last(self) -> None:
-        """After a failure: the last boundary, if it is whole and good."""
-        if self._is_over or not self._is_open or self._boundary.is_leaving:
-            return
-        if self._saver.has_new and not self._boundary.is_changing:
-            try:
-                self._saver.save(at_boundary=not (self._weights.look() or self._saver.has_changed))
-            except FabricError as failed:  # it isn't good, or can't be kept: the one before stays
-                say(failed.message)
-
-    def _leave_loop(self) -> None:
-        """The loop ended, by itself or by an error in its body: a bug costs no step that was done."""
-        self._keep_last()
-        self._end()
-
-    def _give_back(self) -> None:
-        """Who ran out of memory tries again with less, and goes on from here. After any other error the next session is another
-        one, as the next trial of a search is: with this one's weights it would differ, and nothing would be said.
-        """
-        if self._number.give_back():
-            say(f"out of memory in step {self.done}: the next session of this process goes on here; {self._saver.kept}")
-
-    def _end(self) -> None:
-        if not self._is_over:
-            self._is_over = True
-            if not self._is_complete and (self._ran_out or device_refusals() > self._refusals):
-                self._give_back()
-            self._boundary.abandon()
-            self._watch.close()
-            for undo in self._undo:
-                undo()
-            self._progress.flush()
-            self._trackers.close()
-            self._peers.close()

@@ -1,4 +1,4 @@
-"""Journals to test, on SQLite and on a PostgreSQL server of our own."""
+"""Journals to test, on SQLite and on a PostgreSQL server of our own; and machines for programs."""
 
 import os
 from collections.abc import AsyncIterator, Callable
@@ -10,6 +10,7 @@ import pytest
 from fabric.adapters.journal import Journal
 from fabric.adapters.journal_postgres import PostgresJournal
 from fabric.adapters.journal_sqlite import SqliteJournal
+from tests.adapters.programs import Machine, Zygotes
 
 _names = count(1)
 
@@ -30,3 +31,25 @@ async def journal(make_journal: Callable[[], Journal]) -> AsyncIterator[Journal]
     await journal.open()
     yield journal
     await journal.close()
+
+
+@pytest.fixture
+def executing(tmp_path):
+    """A machine on which a runner executes programs."""
+    made = Machine(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def machine(executing):
+    """The same, where it doesn't matter how they come to run."""
+    return executing
+
+
+@pytest.fixture(scope="module")
+def zygotes():
+    """What forks programs, and starts ranks in processes of their own: it takes seconds to come up."""
+    found = Zygotes()
+    yield found
+    found.close()

@@ -1,7 +1,6 @@
 """A folder that is never quiet is committed all the same: as it was at one moment, with no file half written."""
 
 import random
-import textwrap
 import time
 from pathlib import Path
 
@@ -10,31 +9,10 @@ import pytest
 from fabric.adapters.freeze import Position, Rest, Writing
 from fabric.adapters.kept_folder import EVERY_VARIABLE, QUIET_VARIABLE
 from fabric.adapters.processes import all_processes, kill
-from fabric.checkpoints import restore_directory
 from fabric.gate.events import LeaseOutcome
-from tests.adapters.programs import Machine
+from tests.adapters.folder_programs import NEVER, SOON, begin, committed
 
 MIB = 2**20
-SOON = {EVERY_VARIABLE: "0.5", QUIET_VARIABLE: "60"}
-NEVER = {EVERY_VARIABLE: "1000", QUIET_VARIABLE: "1000"}
-
-
-@pytest.fixture
-def machine(tmp_path):
-    made = Machine(tmp_path)
-    yield made
-    made.close()
-
-
-def begin(machine, code, **more):
-    head = "import itertools, json, os, signal, subprocess, sys, time\nFOLDER = os.environ['FABRIC_CHECKPOINT_DIR']\n"
-    return machine.begin("python", "x.py", files={"x.py": head + textwrap.dedent(code)}, **more)
-
-
-def committed(attempt, to):
-    """What was committed last, as a new folder."""
-    restore_directory(attempt.stage.context.checkpoints, to)
-    return to
 
 
 def is_standing_still(pid):
@@ -180,7 +158,6 @@ def lease_of_process(pid):
 
 HELD = (
     """
-    import threading
     print(os.getpid(), flush=True)
 """
     + WRITES_ALL_THE_TIME

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import textwrap
 import threading
 import time
 from typing import NamedTuple
@@ -13,50 +12,16 @@ from fabric.adapters import freeze
 from fabric.adapters.freeze import Position, Rest, Writing
 from fabric.adapters.kept_folder import EVERY_VARIABLE, QUIET_VARIABLE
 from fabric.adapters.processes import seen_of
-from fabric.checkpoints import restore_directory
 from fabric.errors import Conflict
 from fabric.gate.events import LeaseOutcome
-from tests.adapters.programs import Machine, Zygotes
-
-SOON = {EVERY_VARIABLE: "0.5", QUIET_VARIABLE: "60"}
-NEVER = {EVERY_VARIABLE: "1000", QUIET_VARIABLE: "1000"}
-HEAD = """
-import itertools, json, mmap, os, signal, struct, subprocess, sys, threading, time
-FOLDER = os.environ["FABRIC_CHECKPOINT_DIR"]
-def write(name, text, part=200, pause_s=0.002):
-    with open(os.path.join(FOLDER, name), "w") as file:
-        for at in range(0, len(text), part):
-            file.write(text[at:at + part]); file.flush(); time.sleep(pause_s)
-"""
+from tests.adapters.folder_programs import NEVER, SOON, begin, committed
+from tests.adapters.programs import Machine
 
 
 class Usage(NamedTuple):
     total: int
     used: int
     free: int
-
-
-@pytest.fixture
-def machine(tmp_path):
-    made = Machine(tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def zygotes():
-    found = Zygotes()
-    yield found
-    found.close()
-
-
-def begin(machine, code, *, command=("python", "x.py"), env=SOON):
-    return machine.begin(*command, files={"x.py": HEAD + textwrap.dedent(code)}, env=env)
-
-
-def committed(attempt, to):
-    """What was committed last, as a new folder; None if nothing was."""
-    return None if restore_directory(attempt.stage.context.checkpoints, to) is None else to
 
 
 def whole(path):

@@ -10,27 +10,12 @@ import pytest
 
 from fabric.adapters.stop_notice import Standing, notice_for
 from fabric.gate.events import LeaseOutcome
-from tests.adapters.programs import Machine, Zygotes
+from tests.adapters.programs import Machine
 
 SAVED = LeaseOutcome.SAVED
 BIN = Path(sys.executable).parent
 NO_MPI = pytest.mark.skipif(shutil.which("mpirun", path=BIN) is None, reason="there is no MPI")
 MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable, "x.py"]
-
-
-@pytest.fixture
-def executing(tmp_path):
-    made = Machine(tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def zygotes():
-    """What starts each node's rank in a process of its own."""
-    found = Zygotes()
-    yield found
-    found.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import pytest
 from fabric.adapters.kept_folder import EVERY_VARIABLE, QUIET_VARIABLE
 from fabric.checkpoints import is_of_folder
 from fabric.gate.events import LeaseOutcome
-from tests.adapters.programs import Machine
 
 BUSY = {EVERY_VARIABLE: "0.5", QUIET_VARIABLE: "60"}
 QUIET = {EVERY_VARIABLE: "60", QUIET_VARIABLE: "0.2"}
@@ -19,13 +18,6 @@ def draw(pause_s):
         open(FOLDER + "/events", "a").write("x" * 10)
         time.sleep(pause_s)
 """
-
-
-@pytest.fixture
-def machine(tmp_path):
-    made = Machine(tmp_path)
-    yield made
-    made.close()
 
 
 def begin(machine, code, env):

@@ -5,16 +5,8 @@ import shutil
 import pytest
 
 from fabric.gate.events import LeaseOutcome
-from tests.adapters.programs import Machine
 
 SAVED = LeaseOutcome.SAVED
-
-
-@pytest.fixture
-def executing(tmp_path):
-    made = Machine(tmp_path)
-    yield made
-    made.close()
 
 
 BY_SIGNAL = """

@@ -8,17 +8,9 @@ import pytest
 
 from fabric.adapters.stop_notice import Standing, notice_for
 from fabric.gate.events import LeaseOutcome
-from tests.adapters.programs import Machine, Zygotes
+from tests.adapters.programs import Machine
 
 SUCCEEDED, FAILED, SAVED = LeaseOutcome.SUCCEEDED, LeaseOutcome.FAILED, LeaseOutcome.SAVED
-
-
-@pytest.fixture(scope="module")
-def zygotes():
-    """One for all: it takes seconds to come up."""
-    found = Zygotes()
-    yield found
-    found.close()
 
 
 @pytest.fixture(params=["executed", "forked"])
@@ -26,13 +18,6 @@ def machine(request, tmp_path):
     """Either way in which a script comes to run."""
     zygote = request.getfixturevalue("zygotes").socket() if request.param == "forked" else ""
     made = Machine(tmp_path, zygote=zygote)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def executing(tmp_path):
-    made = Machine(tmp_path)
     yield made
     made.close()
 

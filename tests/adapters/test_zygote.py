@@ -376,14 +376,14 @@ async def test_a_session_that_waits_where_no_line_of_python_runs_is_saved_and_it
 
         os.environ["WORLD_SIZE"] = "1"
         model = torch.nn.Linear(2, 1)
-        run = session(model=model, opt=torch.optim.SGD(model.parameters(), lr=0.1))
-        for step in run.steps(10):
+        opt = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in session(model=model, opt=opt).steps(10):
             if step == 4:
                 time.sleep(2 * context.REPORT_S)
                 context.current().report(step=step)
                 time.sleep(600)
             model(torch.ones(1, 2)).sum().backward()
-            run._optimizers[0].step()
+            opt.step()
 
     stage = await runner.begin(call(train))
     ending = asyncio.create_task(asyncio.to_thread(stage.fork.perform, stage))

@@ -91,8 +91,8 @@ def save_times(width, folder):
         for step in run.steps(None):
             if step == 3:
                 job.ask_to_save()
-            if step > 3 and run._watch.last is not None and not asked:
-                blocked_s, asked = run._watch.last.blocked_s, time.perf_counter()
+            if step > 3 and run._loop.watch.last is not None and not asked:
+                blocked_s, asked = run._loop.watch.last.blocked_s, time.perf_counter()
                 job.ask_to_stop("evicted", seconds_left=600)
             loop.body()
     except context.Saved:

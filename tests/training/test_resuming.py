@@ -9,6 +9,7 @@ from torch import nn
 
 from fabric.checkpoints import commit_directory
 from fabric.errors import FabricError
+from tests.training.out_of_memory import begun_around_a_loss_that_does_not_fit
 from tests.training.workload import Attempts, Script, linger, resumed, running, stopped
 from training import session
 
@@ -267,25 +268,8 @@ def test_a_session_that_ran_out_of_memory_goes_on_where_it_is_opened_again(attem
 
 
 def test_a_loss_that_does_not_fit_gives_its_session_back(attempts):
-    class Large:
-        device = torch.device("cpu")
-
-        def detach(self):
-            return 0.5
-
-        def backward(self):
-            raise MemoryError
-
-    begun = []
     with running(attempts.next()):
-        for _attempt in range(2):
-            model = net()
-            run = session(model=model, opt=torch.optim.SGD(model.parameters(), lr=0.1))
-            begun.append(run.resumed_at)
-            with suppress(MemoryError):
-                for at, _ in enumerate(run.batches(range(24), global_batch=4), run.resumed_at):
-                    run.step(Large() if at == 2 and len(begun) == 1 else loss_of(model))
-    assert begun == [0, 2]
+        assert begun_around_a_loss_that_does_not_fit() == [0, 2]
 
 
 def test_a_scaler_that_says_nothing_of_being_enabled_is_taken(attempts):

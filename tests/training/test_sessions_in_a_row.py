@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fabric.errors import JobFailed
+from tests.training.out_of_memory import begun_around_a_loss_that_does_not_fit
 from training import session
 from training.stopping import SignalStop
 
@@ -81,24 +82,7 @@ def test_a_session_that_ran_out_of_memory_is_gone_on_with_by_the_next_one(tmp_pa
 
 
 def test_a_loss_that_does_not_fit_gives_its_session_back(tmp_path):
-    class Large:
-        device = torch.device("cpu")
-
-        def detach(self):
-            return 0.5
-
-        def backward(self):
-            raise MemoryError
-
-    begun = []
-    for _attempt in range(2):
-        model = net(4)
-        run = session(model=model, opt=torch.optim.SGD(model.parameters(), lr=0.1), directory=tmp_path)
-        begun.append(run.resumed_at)
-        with suppress(MemoryError):
-            for at, _ in enumerate(run.batches(range(24), global_batch=4), run.resumed_at):
-                run.step(Large() if at == 2 and len(begun) == 1 else model(torch.ones(4, 6)).square().mean())
-    assert begun == [0, 2]
+    assert begun_around_a_loss_that_does_not_fit(directory=tmp_path) == [0, 2]
 
 
 @pytest.mark.parametrize("entered", [True, False], ids=["with", "for"])

@@ -3,16 +3,8 @@
 import pytest
 
 from fabric.gate.events import LeaseOutcome
-from tests.adapters.programs import Machine
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
-
-
-@pytest.fixture
-def machine(tmp_path):
-    made = Machine(tmp_path)
-    yield made
-    made.close()
 
 
 STARTS = """
