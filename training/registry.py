@@ -30,6 +30,7 @@ from training.plain import (
     restored,
     shared,
 )  # fmt: skip
+from training.unreadable import refuse_flat, refuse_scattered
 
 
 class Tracked(Protocol):
@@ -96,6 +97,16 @@ class Registry:
         """The weights that nothing trains."""
         modules = ((own, tracked) for own, tracked in self._tracked.items() if isinstance(tracked, _Module))
         return [f"{own}.{key}" for own, module in modules for key, weight in module.named if not weight.requires_grad]
+
+    def frozen_versions(self) -> dict[str, int]:
+        """The same, tied ones by each of their names, with torch's counters of changes in place."""
+        modules = ((own, tracked.module) for own, tracked in self._tracked.items() if isinstance(tracked, _Module))
+        return {
+            f"{own}.{key}": weight._version  # noqa: SLF001  # the one counter torch has
+            for own, module in modules
+            for key, weight in module.named_parameters(remove_duplicate=False)
+            if not weight.requires_grad
+        }
 
     def freeze(self, frozen: Iterable[str]) -> None:
         """Train all weights but these: a script that sets weights free as it goes does not do it again."""
@@ -198,7 +209,7 @@ class Registry:
 def _tracked(name: str, value: Any, named: Callable[[], dict[str, Any]]) -> Tracked:  # a table
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.nn.Module):
-        _refuse_flat(name, value.parameters())
+        refuse_flat(name, value.parameters())
         return _Module(name, value)
     if (access := access_to(value)) is not None:
         return _Generator(name, *access)
@@ -208,8 +219,8 @@ def _tracked(name: str, value: Any, named: Callable[[], dict[str, Any]]) -> Trac
             return _Replaced(name, value)
         if not isinstance(groups, list) or not hasattr(value, "state"):
             return _Stateful(name, value)
-        _refuse_flat(name, (weight for group in groups for weight in group["params"]))
-        _refuse_scattered(name, value)
+        refuse_flat(name, (weight for group in groups for weight in group["params"]))
+        refuse_scattered(name, value)
         return OptimizerState(name, value, named)
     if isinstance(value, MutableMapping):
         return _Values(name, value)
@@ -221,27 +232,6 @@ def _tracked(name: str, value: Any, named: Callable[[], dict[str, Any]]) -> Trac
         path=name,
         kind=kind,
     )
-
-
-def _refuse_flat(name: str, weights: Iterable[Any]) -> None:
-    """What each rank holds of such a model says nothing of where in the whole it belongs."""
-    if any(getattr(weight, "_fsdp_flattened", False) for weight in weights):
-        raise InvalidRequest(
-            f"{name} is sharded by FullyShardedDataParallel (FSDP1), whose state takes all ranks at once to read: shard it with "
-            "torch.distributed.fsdp.fully_shard (FSDP2), which a session keeps, or replicate it",
-            code="sharded_model",
-            path=name,
-        )
-
-
-def _refuse_scattered(name: str, optimizer: Any) -> None:
-    if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
-        raise InvalidRequest(
-            f"{name} is a ZeroRedundancyOptimizer, whose state takes all ranks at once to read: shard the model with "
-            "torch.distributed.fsdp.fully_shard (FSDP2), which a session keeps, or give each rank the whole optimizer",
-            code="sharded_model",
-            path=name,
-        )
 
 
 class _Module:

@@ -18,8 +18,9 @@ from fabric.errors import FabricError, InvalidRequest, JobFailed
 from training import randomness
 from training.boundary import Boundary
 from training.cadence import smoothed
+from training.frozen import Frozen, FrozenWeights
 from training.loop_variables import OVER
-from training.plain import not_finite, plain, restored
+from training.plain import is_plain, may_diverge, not_finite, plain, restored
 from training.progress import say
 from training.registry import Registry
 from training.vault import Vault, decoded, gathered, planned
@@ -64,6 +65,7 @@ class Saver:
         self._registry, self._boundary, self._vault = registry, boundary, vault
         self._writing = threading.Lock()
         self._memory: memoryview | None = None
+        self._frozen = FrozenWeights(registry)
         self._excused: dict[str, int] = {}
         """How many values of a weight are infinite because the script wants them so."""
         self.moment: Moment | None = None
@@ -171,6 +173,7 @@ class Saver:
         """
         if not self._vault.is_kept:
             return
+        self._frozen.note()
         try:
             planned({"objects": self._whole(self._registry.copied())})
             if self.moment is not None:
@@ -244,15 +247,37 @@ class Saver:
                 name=changed,
                 step=moment.step,
             )
-        plan = self._laid_out(moment)
+        plan, frozen = self._laid_out(moment)
         with _beside(moment.device_event):
             data = gathered(plan, into=self._memory)
+            part, bad = self._frozen_part(frozen)
         if self._memory is None or len(data) > len(self._memory):
             self._memory = data
-        return Copy(data, plan, self._registry.weights())
+        return Copy(data, plan, self._registry.weights(), part, bad)
 
-    def _laid_out(self, moment: Moment) -> Any:
-        """The state at the moment as a shard that is still to be copied, without variables that can't be kept."""
+    def _without_frozen(self, objects: Any) -> tuple[Any, dict[str, Any]]:
+        """What is kept in one shard with the rest of the state, and the tensors that have one of their own."""
+        return self._frozen.taken_out(objects)
+
+    def _frozen_part(self, frozen: dict[str, Any]) -> tuple[Frozen | None, str | None]:
+        """What nothing trains; read now, while the boundary is held, unless it is kept already. And what is not finite in it."""
+        part = self._frozen.part(frozen)
+        if part is None or self._vault.holds(part.digest):
+            return part, None
+        whole, names = part.read(), set(self._registry.weights().values())
+        bad = (
+            name
+            for name, weight in frozen.items()
+            if name in names and may_diverge(weight) and is_plain(weight)
+            if not_finite(weight) > self._excused.get(name, 0)
+        )
+        return part._replace(read=lambda: whole), next(bad, None)
+
+    def _laid_out(self, moment: Moment) -> tuple[Any, dict[str, Any]]:
+        """The state at the moment as a shard that is still to be copied, without variables that can't be kept, and what is
+        frozen of it.
+        """
+        objects, frozen = self._without_frozen(self._whole(moment.copied))
         state = {
             "step": moment.step,
             "cursor": plain(moment.cursor, "cursor"),
@@ -260,13 +285,13 @@ class Saver:
             "learned": plain(self.learned(), "learned"),
             "variables": moment.variables,
             "frozen": moment.frozen,
-            "objects": self._whole(moment.copied),
+            "objects": objects,
         }
         try:
-            return planned(state)
+            return planned(state), frozen
         except Exception:  # noqa: BLE001  # what a script hands on may raise anything; if it was not that, it does again
             kept = {name: value for name, value in moment.variables.items() if self._can_be_kept(name, value)}
-            return planned(state | {"variables": kept})
+            return planned(state | {"variables": kept}), frozen
 
     def _can_be_kept(self, name: str, value: Any) -> bool:
         try:
@@ -278,7 +303,7 @@ class Saver:
 
     def _keep(self, moment: Moment, copy: "Copy") -> None:
         self._check_finite(moment, copy)
-        self._vault.save(copy.data, step=moment.step)
+        self._vault.save(copy.data, step=moment.step, frozen=copy.frozen)
 
     def _check_finite(self, moment: Moment, copy: "Copy") -> None:
         bad = "the loss" if self.poisoned() else copy.not_finite(self._excused)
@@ -322,9 +347,14 @@ class Copy:
     data: memoryview
     plan: Any
     weights: dict[int, str]
+    frozen: Frozen | None = None
+    bad: str | None = None
+    """The name of a frozen weight that has more infinities than it may."""
 
     def not_finite(self, excused: dict[str, int]) -> str | None:
         """The name of a weight that has more infinities than are `excused`; None = none has. Buffers may hold anything."""
+        if self.bad is not None:
+            return self.bad
         torch = sys.modules["torch"]
         for tensor, offset in zip(self.plan.tensors, self.plan.offsets, strict=True):
             name = self.weights.get(tensor.data_ptr())

@@ -19,13 +19,14 @@ from fabric.checkpoints.directory import Buffer
 from fabric.errors import FabricError, JobFailed, Unavailable
 from training import layout
 from training.boundary import Boundary
+from training.frozen import Frozen, put_back
 from training.gang import Gang, PeerLost
 from training.plain import digest
 from training.progress import say
 from training.registry import Registry
 from training.saver import Copy, Moment, Save, Saver
 from training.sharded_state import Kept, Part, joined, merged, parted, unkept
-from training.vault import FORMAT
+from training.vault import FORMAT, FROZEN
 
 
 class Parts:
@@ -39,7 +40,14 @@ class Parts:
         self._found: Manifest | None = None
         self._own: tuple[str, bytes] = ("", b"")
 
-    def save(self, data: Buffer, *, step: int, kept: list[Kept] | None = None) -> None:
+    def save(
+        self,
+        data: Buffer,
+        *,
+        step: int,
+        frozen: Frozen | None = None,  # noqa: ARG002  # of parts, all are written each time
+        kept: list[Kept] | None = None,
+    ) -> None:
         """Durable on return, on all ranks.
 
         Raises:
@@ -72,6 +80,9 @@ class Parts:
             except FabricError as failed:
                 outcome = failed
         self._agreed(outcome, "hearing whether it is saved")
+
+    def holds(self, digest: str) -> bool:  # noqa: ARG002
+        return False
 
     def forgo(self, why: FabricError) -> None:
         """Say that this rank can't save now: no other will either. Raises `why`, which they raise too."""
@@ -142,6 +153,8 @@ class Parts:
 
     def joined(self, objects: Any, state: Registry) -> Any:
         """What was loaded, as the ranks of now hold it."""
+        if self._found is not None and any(shard.name == FROZEN for shard in self._found.shards):
+            objects = put_back(objects, self._shard(FROZEN))
         return joined(objects, like=state.counterpart(objects), read=self._shard)
 
     def _shard(self, name: str) -> bytes:
@@ -322,6 +335,10 @@ class ShardedSaver(Saver):
     def _whole(self, copied: Any) -> Any:
         state, self._taken = parted(super()._whole(copied))
         return state
+
+    def _without_frozen(self, objects: Any) -> tuple[Any, dict[str, Any]]:
+        """All of it goes into the parts."""
+        return objects, {}
 
     def _rehearsed(self) -> None:
         with self._writing:

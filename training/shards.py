@@ -237,6 +237,16 @@ def is_dense(tensor: torch.Tensor) -> bool:
     )
 
 
+def bytes_of(tensor: torch.Tensor, where: str) -> torch.Tensor:
+    """What a shard holds of it, on the host.
+
+    Raises:
+        InvalidRequest: `state_not_kept`, with the name that `where` is.
+    """
+    own = _bytewise(tensor) if is_dense(tensor) else _pickled(tensor, where)
+    return own.cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
 def _bytewise(tensor: torch.Tensor) -> torch.Tensor:
     found = tensor.detach()
     return found.resolve_conj().resolve_neg() if found.is_complex() else found

@@ -19,13 +19,13 @@ import torch.distributed as dist
 
 from fabric import context
 from fabric.checkpoints import Checkpoints, DirectoryStore
-from fabric.checkpoints.directory import Buffer
 from fabric.errors import Conflict, FabricError, InvalidRequest
 from training import vault
 from training.among import Among
 from training.archipelago import EVERY, EVERY_VARIABLE, TRACKED_AS, Apart, Archipelago
 from training.boundary import Boundary
 from training.gang import Gang, PeerLost, Seat, choose
+from training.gang_vault import GangVault
 from training.gradients import Reproducible
 from training.islands import Islands
 from training.mixing import Mix
@@ -38,7 +38,7 @@ from training.sharded_feed import check_feed, islands_of_parts
 from training.sharded_saver import Parts, ShardedSaver
 from training.shares import Shares
 from training.stopping import Stop
-from training.vault import Kept, Nowhere, Vault
+from training.vault import Nowhere, Vault
 from training.virtual import VirtualRanks, fitting_count
 
 MIX_VARIABLE: Final = "FABRIC_MIX"
@@ -150,7 +150,7 @@ class Together:
             return Nowhere()
         if self._is_sharded:
             return Parts(self.gang, checkpoints)
-        return _OneForAll(self, Kept(checkpoints), checkpoints)
+        return GangVault(self.gang, checkpoints, is_ending=lambda: self.is_ending, patience_s=lambda: self.patience_s)
 
     def saver(self, state: Registry, boundary: Boundary, vault: Vault) -> Saver:
         """What saves there: one rank for all, or all of them their parts."""
@@ -317,37 +317,6 @@ class Together:
 
 def _islands_every() -> int:
     return int(os.environ.get(EVERY_VARIABLE) or EVERY)
-
-
-class _OneForAll:
-    """Saves of a gang: snapshots are rank 0's, the last one is whoever's lives."""
-
-    is_kept = True
-
-    def __init__(self, together: Together, inner: Vault, checkpoints: Checkpoints) -> None:
-        self._together, self._inner, self._checkpoints = together, inner, checkpoints
-
-    def save(self, data: Buffer, *, step: int) -> None:
-        together, gang = self._together, self._together.gang
-        if together.is_ending:
-            gang.keep(
-                step,
-                save=lambda: self._inner.save(data, step=step),
-                newest=self._newest,
-                patience_s=together.patience_s,
-            )
-        elif gang.rank == 0:
-            self._inner.save(data, step=step)
-
-    def load(self) -> bytes | None:
-        return self._inner.load()
-
-    def joined(self, objects: Any, state: Any) -> Any:
-        return self._inner.joined(objects, state)
-
-    def _newest(self) -> int | None:
-        found = self._checkpoints.newest(verify=False)
-        return None if found is None else found.step
 
 
 class _Agreed:

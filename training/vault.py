@@ -6,14 +6,16 @@ it holds torch's own pickle, which is loaded with `weights_only`.
 
 import os
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from fabric import context
-from fabric.checkpoints import Checkpoints, DirectoryStore, is_of_folder
+from fabric.checkpoints import Checkpoints, DirectoryStore, Draft, Manifest, Shard, is_of_folder
 from fabric.checkpoints.directory import Buffer
-from fabric.checkpoints.single import save_one
-from fabric.errors import CheckpointDamaged, Conflict
+from fabric.checkpoints.single import drafted
+from fabric.errors import CheckpointDamaged, Conflict, NotFound
+from training.frozen import Frozen, put_back
 from training.progress import say
 
 DIRECTORY_VARIABLE: Final = "FABRIC_CHECKPOINT_DIR"
@@ -21,6 +23,8 @@ FORMAT: Final = "fabric-session"
 VERSION: Final = 1
 PREFIX: Final = "session"
 _SHARD: Final = "state"
+FROZEN: Final = "frozen"
+"""What nothing trains, if that is much."""
 _PART: Final = "rank-0/state"
 """What rank 0 has kept of a state of which each rank holds a part."""
 
@@ -31,8 +35,11 @@ class Vault(Protocol):
     is_kept: bool
     """Whether it does."""
 
-    def save(self, data: Buffer, *, step: int) -> None:
-        """Durable on return. `Conflict` (fenced) if a newer attempt of the run has begun."""
+    def save(self, data: Buffer, *, step: int, frozen: Frozen | None = None) -> None:
+        """Durable on return, with what nothing trains. `Conflict` (fenced) if a newer attempt of the run has begun."""
+
+    def holds(self, digest: str) -> bool:
+        """Whether what was kept last of what nothing trains has this digest."""
 
     def load(self) -> bytes | None:
         """The newest state that is whole; None = there is none."""
@@ -46,8 +53,11 @@ class Nowhere:
 
     is_kept = False
 
-    def save(self, data: Buffer, *, step: int) -> None:
+    def save(self, data: Buffer, *, step: int, frozen: Frozen | None = None) -> None:
         """Forget it."""
+
+    def holds(self, digest: str) -> bool:  # noqa: ARG002
+        return False
 
     def load(self) -> bytes | None:
         return None
@@ -64,9 +74,28 @@ class Kept:
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
         self._parts: dict[str, bytes] = {}
+        self._frozen: tuple[str, Shard] | None = None
+        """What was kept or loaded last of what nothing trains: its digest, and where it lies."""
+        self._frozen_loaded: bytes | None = None
 
-    def save(self, data: Buffer, *, step: int) -> None:
-        save_one(self.checkpoints, _SHARD, data, step=step, meta={"made_by": FORMAT})
+    def save(self, data: Buffer, *, step: int, frozen: Frozen | None = None) -> None:
+        meta = {"made_by": FORMAT} | ({} if frozen is None else {FROZEN: frozen.digest})
+        with drafted(self.checkpoints, step) as draft:
+            part = None if frozen is None else self._with_frozen(draft, frozen)
+            draft.put(_SHARD, data)
+            self.checkpoints.commit(draft, meta=meta)
+        if frozen is not None and part is not None:
+            self._frozen = (frozen.digest, part)
+
+    def _with_frozen(self, draft: Draft, frozen: Frozen) -> Shard:
+        """What was kept already is taken over from there; all else is written."""
+        if self._frozen is not None and self.holds(frozen.digest):
+            with suppress(NotFound):
+                return draft.take(self._frozen[1])
+        return draft.put(FROZEN, frozen.read())
+
+    def holds(self, digest: str) -> bool:
+        return self._frozen is not None and self._frozen[0] == digest
 
     def load(self) -> bytes | None:
         found = self.checkpoints.load()
@@ -81,13 +110,21 @@ class Kept:
                 )
                 return None
             manifest, shards = own, {shard.name: self.checkpoints.read(own, shard.name) for shard in own.shards}
+        self._note_frozen(manifest, shards)
         if _PART in shards:
             self._parts = shards
             return shards[_PART]
         return shards[manifest.shard(_SHARD).name]
 
+    def _note_frozen(self, manifest: Manifest, shards: dict[str, bytes]) -> None:
+        self._frozen_loaded = shards.pop(FROZEN, None)
+        if self._frozen_loaded is not None and isinstance(digest := manifest.meta.get(FROZEN), str):
+            self._frozen = (digest, manifest.shard(FROZEN))
+
     def joined(self, objects: Any, state: Any) -> Any:
         parts, self._parts = self._parts, {}
+        if self._frozen_loaded is not None:
+            objects, self._frozen_loaded = put_back(objects, self._frozen_loaded), None
         if not parts:
             return objects
         from training.sharded_state import joined  # noqa: PLC0415  # needs torch

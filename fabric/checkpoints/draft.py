@@ -4,7 +4,7 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +12,7 @@ from fabric.adapters.archive_keys import checked_key
 from fabric.checkpoints.directory import Buffer, DirectoryStore
 from fabric.checkpoints.records import Shard
 from fabric.checkpoints.stores import Quota, Store
-from fabric.errors import CheckpointDamaged, Conflict, Unavailable
+from fabric.errors import CheckpointDamaged, Conflict, NotFound, Unavailable
 
 _PARALLEL: Final = 4
 _LARGE_BYTES: Final = 16 * 2**20
@@ -41,6 +41,8 @@ class Draft:
         self._bytes = 0
         self._shards: dict[str, Shard] = {}
         self._staged: dict[str, Shard] = {}
+        self._near: set[str] = set()
+        """Names of what was taken over, and lies near as well as in the store."""
         self._lock = threading.Lock()
 
     @property
@@ -62,7 +64,7 @@ class Draft:
         with self._lock:
             if name in self._shards:
                 raise Conflict(f"shard {name!r} was put already", code="shard_exists", name=name)
-        with self._room(data):
+        with self._room(data.stat().st_size if isinstance(data, Path) else memoryview(data).nbytes):
             near, digest, size = self._kept(key, data)
         shard = Shard(name=name, key=f"data/{self.id}/{name}", size=size, sha256=digest)
         with self._lock:
@@ -70,6 +72,27 @@ class Draft:
             if near:
                 self._staged[name] = shard
         return shard
+
+    def take(self, shard: Shard) -> Shard:
+        """The same bytes under the same name as in a checkpoint that stands, without moving them: a link, or the store's copy.
+
+        Raises:
+            NotFound: they are not there any more; what else `put` raises.
+        """
+        taken = Shard(name=shard.name, key=f"data/{self.id}/{shard.name}", size=shard.size, sha256=shard.sha256)
+        key, source = checked_key(f"{self._prefix}/{taken.key}"), f"{self._prefix}/{shard.key}"
+        with self._lock:
+            if shard.name in self._shards:
+                raise Conflict(f"shard {shard.name!r} was put already", code="shard_exists", name=shard.name)
+        with self._room(shard.size):
+            self._store.copy(source, key)
+        if self._local is not None:
+            with suppress(NotFound, Unavailable):  # it is durable, and near only if there is room
+                self._local.copy(source, key)
+                self._near.add(shard.name)
+        with self._lock:
+            self._shards[shard.name] = taken
+        return taken
 
     def drop(self, name: str) -> None:
         """Forget a shard that is not to be part of it after all."""
@@ -80,11 +103,10 @@ class Draft:
         (self._local if near and self._local is not None else self._store).delete(f"{self._prefix}/{shard.key}")
 
     @contextmanager
-    def _room(self, data: Buffer | Path) -> Iterator[None]:
+    def _room(self, size: int) -> Iterator[None]:
         if self._quota is None:
             yield
             return
-        size = data.stat().st_size if isinstance(data, Path) else memoryview(data).nbytes
         with self._lock:
             self._quota.check_checkpoint(self._bytes + size)
             self._bytes += size
@@ -103,8 +125,8 @@ class Draft:
 
     @property
     def is_staged(self) -> bool:
-        """Whether every shard so far is near, and none was sent."""
-        return bool(self._shards) and self._staged.keys() == self._shards.keys()
+        """Whether every shard so far is near, and none was sent but what was taken over."""
+        return bool(self._shards) and self._staged.keys() | self._near == self._shards.keys()
 
     def upload(self) -> None:
         """Send what is only staged to the store; durable on return. Every rank sends its own."""

@@ -24,6 +24,8 @@ from fabric.checkpoints import Checkpoints, DirectoryStore, S3Store, checkpoints
 JOB = "jobs/acme/j-1/checkpoint"
 STAGES = ("begin", "claim", "sweep", "load", "shards", "commit", "gc", "between")
 SHARDS = 3
+FROZEN = "frozen"
+"""The same at every step: written once in a life, or taken over from an earlier one, and taken over from then on."""
 OWN = S3Credentials(access_key_id="AKIA", secret_access_key="secret")
 
 
@@ -60,18 +62,21 @@ def life(where, epoch, stage, told, *, die_at):
     at("sweep")
     mine.sweep()
     at("load")
-    step = 0
+    step, frozen = 0, None
     if (found := mine.load()) is not None:
         step = found[0].step
-        assert found[1] == {f"s{shard}": content(step, shard) for shard in range(SHARDS)}
+        assert found[1] == {f"s{shard}": content(step, shard) for shard in range(SHARDS)} | {FROZEN: content(0, 1)}
+        frozen = found[0].shard(FROZEN) if epoch % 2 else None
     while True:
         step += 1
         at("shards")
         draft = mine.begin(step)
         for shard in range(SHARDS):
             draft.put(f"s{shard}", content(step, shard))
+        part = draft.put(FROZEN, content(0, 1)) if frozen is None else draft.take(frozen)
         at("commit")
         mine.commit(draft)
+        frozen = part
         os.write(told, step.to_bytes(8, "big"))
         at("between")
 
@@ -112,7 +117,7 @@ def _arm(where, die_at):
     directory._write_all = half_written
     directory._linked = killing(directory._linked)
     directory.shutil.rmtree = killing(directory.shutil.rmtree)
-    for name in ("replace", "unlink", "mkdir"):
+    for name in ("hardlink_to", "replace", "unlink", "mkdir"):
         setattr(directory.Path, name, killing(getattr(directory.Path, name)))
     directory.os.fsync = killing(directory.os.fsync)
 
@@ -153,7 +158,8 @@ def looked_at(store, least):
     for manifest in (standing := reader.ls()):
         reader.verify(manifest)
         for shard in manifest.shards:
-            assert reader.read(manifest, shard.name) == content(manifest.step, int(shard.name[1:]))
+            wanted = content(0, 1) if shard.name == FROZEN else content(manifest.step, int(shard.name[1:]))
+            assert reader.read(manifest, shard.name) == wanted
     newest = reader.newest()
     assert reader.passed_over == ()
     assert reader.log.view().damaged == ()

@@ -58,6 +58,8 @@ def test_weights_and_moments_move_between_worlds_and_ways_without_a_changed_bit(
     for attempt, way in enumerate(ways):
         order = Order(folder=tmp_path, steps=3 + 3 * attempt, sharding=way)
         assert crew.run(order, world=worlds[way], doing="parted_script") == [0] * worlds[way]
+        newest = Checkpoints(DirectoryStore(tmp_path), prefix="session").newest()
+        assert ("frozen" in {shard.name for shard in newest.shards}) == (way == "whole")
         if attempt:
             assert begun_with(order, step=order.steps - 3) == ended_with
         ended_with = {line["digest"] for line in lines(tmp_path) if line.get("at_step") == order.steps}
