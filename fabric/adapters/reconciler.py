@@ -2,16 +2,16 @@
 
 That is what holds an accelerator outside of our placement groups, whoever started it: an actor, restarted or detached or of
 another namespace, a task and its retries, a placement group. And what a job has started over Ray that no lease holds any
-more, or never did: through its runner, or through a driver of its own, for which it has Ray's token (`drivers`). What of this runs in a process that an agent counts to a lease ends with the lease, and is left alone
-until then.
+more, or never did: through its runner, or through a driver of its own, for which it has Ray's token (`drivers`). What of
+this runs in a process that an agent counts to a lease ends with the lease, and is left alone until then.
 
 A look costs three questions to the control store; raylets are asked only where more devices are held than placement groups
 hold there. Every item is ended on its own: one that can't be, or a table that doesn't answer, keeps nothing from the rest.
-Such failures are counted and told. A Ray job that takes devices again and again is ended as a whole.
+Such failures are counted and told. A Ray job that takes devices again and again is ended as a whole (`retaking`).
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,13 +26,11 @@ from fabric.adapters.cluster_settings import Unleased
 from fabric.adapters.drivers import Drivers, Had, nobody_says
 from fabric.adapters.nodes import Node
 from fabric.adapters.ray_tables import ActorRow, GroupRow, JobRow, RayTables, WorkerRow
+from fabric.adapters.retaking import Retaking
 
 HEALTH_KEY: Final = "reconciler"
 """Under which the control store keeps how the looks go: for `fabric doctor`."""
 HEALTH_EVERY_S: Final = 5.0
-TAKES_AGAIN: Final = 3
-"""So often may a Ray job be found to hold a device without a lease within `_WITHIN_S`, before it is ended as a whole."""
-_WITHIN_S: Final = 30.0
 _SUSPECT_S: Final = 0.8
 """How long something without a lease must have been seen: what is ours may be younger than what we know."""
 _SUPERVISOR: Final = "JobSupervisor"
@@ -101,6 +99,17 @@ class Kill(Protocol):
 
 
 @dataclass(slots=True)
+class Use:
+    """Something that holds a device without a lease, in these placement groups, whatever has become of them."""
+
+    found: Unleased
+    job_id: str
+    end: Callable[[], None]
+    pid: int = 0
+    group_ids: Container[str] = ()
+
+
+@dataclass(slots=True)
 class Suspect:
     """Something of a job's that no lease holds, as it seems, and that holds no device."""
 
@@ -115,8 +124,7 @@ class Suspect:
 class Look:
     """What one look has found."""
 
-    unleased: list[tuple[Unleased, str, Callable[[], None]]] = field(default_factory=list)
-    """(what it is, the Ray job it is of, how it is ended)"""
+    unleased: list[Use] = field(default_factory=list)
     suspects: list[Suspect] = field(default_factory=list)
 
 
@@ -132,15 +140,13 @@ class Reconciler:
             tells: whether it keeps how it goes for `fabric doctor`.
         """
         self._ours = ours
-        self._tells = tells
-        self._open = tables
+        self._tells, self._open = tells, tables
         self._tables: Tables | None = None
         self._suspected: dict[str, float] = {}
-        self._taken: dict[str, list[float]] = {}
-        self._turn = 0
+        self._retaking = Retaking()
+        self._turn = self._failed = 0
         self._told_at = -HEALTH_EVERY_S
         self._drivers = Drivers(own_cluster=ours.cluster)
-        self._failed = 0
         self._classes: dict[str, str] = {}
         self.health = Health()
 
@@ -152,6 +158,7 @@ class Reconciler:
         if self._tables is not None:
             seen = _Seen(nodes)
             groups = self._asked(self._tables.groups) or []
+            self._retaking.remember(self._ours.groups())
             actors = self._asked(self._tables.actors) or []
             self._classes = {row.id: row.class_name.rpartition(".")[2] for row in actors}
             self._look_at_groups(look, groups, seen)
@@ -162,17 +169,20 @@ class Reconciler:
 
     def end(self, look: Look, *, kill: Kill) -> list[Unleased]:
         """End what a look has found to hold a device. Blocks. `kill` ends a process."""
-        removed = []
-        for found, job_id, do in look.unleased:
+        removed, at = [], time.monotonic()
+        for use in look.unleased:
+            found, job_id = use.found, use.job_id
             with self._attempt(f"end {found.kind} {found.id[:16]}"):
-                do()
+                use.end()
                 removed.append(found)
                 _log.warning("unleased_use_removed", kind=found.kind, id=found.id, name=found.name, ray_job=job_id)
+            if self._retaking.is_left(use.group_ids):
+                continue
             if job_id not in ("", self._ours.job_id):
                 with self._attempt(f"tell Ray job {job_id}"):
                     self._known.tell_job(job_id, _WHY.format(kind=found.kind, name=found.name or found.id))
             with self._attempt(f"end Ray job {job_id}"):
-                self._note_taken(job_id, kill)
+                self._end_taker(use, kill, at=at)
         self._tell(len(removed))
         return removed
 
@@ -212,7 +222,8 @@ class Reconciler:
         for row in groups:
             if known.isdisjoint((row.id, row.name)) and any(seen.holds(bundle) for _, bundle in row.bundles):
                 found = Unleased(kind="placement_group", id=row.id, name=row.name)
-                look.unleased.append((found, row.job_id, lambda row=row: self._known.remove_group(row.id)))  # type: ignore[misc]
+                use = Use(found, row.job_id, lambda row=row: self._known.remove_group(row.id), group_ids={row.id})  # type: ignore[misc]
+                look.unleased.append(use)
 
     def _look_at_actors(self, look: Look, actors: Sequence[ActorRow], seen: "_Seen", kill: Kill) -> None:
         known, mine = self._ours.groups(), self._ours.actors()
@@ -230,7 +241,7 @@ class Reconciler:
 
             holds = row.is_alive and row.group_id not in known and seen.holds(row.required)
             if holds or (self._ours.cluster and row.class_name == _SUPERVISOR):
-                look.unleased.append((found, row.job_id, end))
+                look.unleased.append(Use(found, row.job_id, end, pid=row.pid, group_ids={row.group_id}))
             elif row.group_id not in self._ours.used():
                 look.suspects.append(Suspect(found, address, row.pid, row.job_id, end))
 
@@ -244,7 +255,7 @@ class Reconciler:
             return
         with ThreadPoolExecutor(min(len(wanted), _NODES_AT_ONCE)) as pool:
             rows = list(pool.map(self._workers_of, wanted))
-        known, actors = self._ours.groups(), {found.id for found, _, _ in look.unleased if found.kind == "actor"}
+        known, actors = self._ours.groups(), {use.found.id for use in look.unleased if use.found.kind == "actor"}
         for node, found in zip(wanted, rows, strict=True):
             if found is None and node in full:
                 found = self._workers_apart(look, node, kill, spared=spared)  # noqa: PLW2901
@@ -281,7 +292,7 @@ class Reconciler:
 
         is_task = row.runs and not row.actor_id
         if takes:
-            look.unleased.append((unleased, row.job_id, end))
+            look.unleased.append(Use(unleased, row.job_id, end, pid=row.pid, group_ids=row.group_ids))
         elif is_task and self._ours.used().isdisjoint(row.group_ids):
             look.suspects.append(Suspect(unleased, node.address, row.pid, row.job_id, end))
 
@@ -315,18 +326,13 @@ class Reconciler:
         )
         return found
 
-    def _note_taken(self, job_id: str, kill: Kill) -> None:
-        """A program that has what it lost started again, by retries or in a loop, is ended itself."""
-        now = time.monotonic()
-        recent = [at for at in self._taken.get(job_id, ()) if now - at < _WITHIN_S]
-        if not recent or now - recent[-1] > _SUSPECT_S / 4:  # all that one look finds counts once
-            recent.append(now)
-        self._taken = {key: times for key, times in self._taken.items() if now - times[-1] < _WITHIN_S}
-        self._taken[job_id] = recent
-        if len(recent) < TAKES_AGAIN or job_id in ("", self._ours.job_id):
+    def _end_taker(self, use: Use, kill: Kill, *, at: float) -> None:
+        """A program that has what it lost started again and again is ended itself."""
+        job_id = use.job_id
+        if not self._retaking.again(job_id, use.found.id, use.pid, at=at) or job_id in ("", self._ours.job_id):
             return
         row = self._known.jobs().get(job_id)
-        _log.warning("ray_job_ended", ray_job=job_id, times=len(recent), why="it takes devices without a lease")
+        _log.warning("ray_job_ended", ray_job=job_id, why="it takes devices without a lease again and again")
         self._known.end_job(job_id)
         if row is not None and not row.is_over and row.driver_address:
             kill(row.driver_address, row.driver_pid)
