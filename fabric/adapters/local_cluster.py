@@ -1,9 +1,10 @@
 """A Ray cluster of simulated mixed accelerators on this machine: for `fabric up --local`, demos and tests.
 
 The devices are numbers to Ray and CPU time to the meters; all else is real. Start it in the main thread of a process of
-its own choosing: the cluster ends with that process. Ray's own ports listen on every interface, and answer who knows the
-token of this cluster: it is made at the start and kept in a file that its owner alone may read. While the cluster runs, the
-environment of this process, and so of those that it starts, names the file (`RAY_AUTH_MODE`, `RAY_AUTH_TOKEN_PATH`).
+its own choosing: the cluster ends with that process. Ray's own ports, its metrics too, which ask nobody for anything, are
+reached from this machine alone; the others answer who knows the token of this cluster: it is made at the start and kept in a
+file that its owner alone may read. While the cluster runs, the environment of this process, and so of those that it starts,
+names the file (`RAY_AUTH_MODE`, `RAY_AUTH_TOKEN_PATH`), and has Ray take this machine's address for loopback (`LOOPBACK`).
 """
 
 import logging
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import ray
-from ray._common.utils import get_default_ray_temp_dir
+from ray._common.utils import env_bool, get_default_ray_temp_dir
+from ray._private import ray_constants
 from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
@@ -31,6 +33,10 @@ from fabric.adapters.ports import free_port
 _STORE_BYTES: Final = 80 * 1024 * 1024
 _CPUS: Final = 64
 """Logical: whatever the machine has, a simulated gang must never wait for a CPU."""
+LOOPBACK: Final = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""A variable of Ray's: "0" = a node's address is 127.0.0.1, and Ray listens nowhere else. Made for systems where it can have but
+one machine; whoever connects to such a cluster needs it too, as Ray takes 127.0.0.1 for the machine's other address else.
+"""
 TOKEN_NAME: Final = "token"  # noqa: S105 - a file
 """The file beside the session, where no other is asked for."""
 _TOKEN_BYTES: Final = 32
@@ -117,6 +123,7 @@ class LocalCluster:
         token_file: Path | None = None,
         idle_dir: Path | None = None,
         namespace: str = "fabric",
+        loopback: bool = True,
         told: Callable[[str], None] = lambda _: None,
     ) -> "LocalCluster":
         """Start a head without accelerators and the simulated nodes, and connect to them.
@@ -130,6 +137,7 @@ class LocalCluster:
             token_file: where to write the token that Ray's ports ask for; None = beside the session.
             idle_dir: where Ray's processes stand, and with them a job's own Ray tasks; None = a new one.
             namespace: Ray's namespace for this process.
+            loopback: whether Ray listens on this machine alone; False = as on a machine of many.
             told: is handed a line for every step, to show progress.
         """
         private = temp_dir or Path(tempfile.mkdtemp(prefix="fabric-"))
@@ -141,7 +149,7 @@ class LocalCluster:
         port = dashboard_port or free_port()
         token_file = token_file or folder / TOKEN_NAME
         _write_token(token_file)
-        before = _use_token(token_file)
+        before = _use_token(token_file, loopback=loopback)
         # Ray's processes, and the jobs' among them, find the token where their session is, and are told of no other place.
         own_token = folder.absolute() / TOKEN_NAME
         if not own_token.exists():
@@ -328,15 +336,16 @@ def _write_token(file: Path) -> None:
     draft.replace(file)
 
 
-def _use_token(file: Path) -> Mapping[str, str | None]:
-    """Have Ray ask for the token and show it, in this process and those that it starts, and wait for its control store.
-    Returns the variables as they were.
+def _use_token(file: Path, *, loopback: bool = True) -> Mapping[str, str | None]:
+    """Have Ray ask for the token and show it, in this process and those that it starts, wait for its control store, and stay
+    on this machine. Returns the variables as they were.
     """
     wanted: dict[str, str | None] = {
         **_PATIENCE,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(file.absolute()),
         "RAY_AUTH_TOKEN": None,
+        **({LOOPBACK: "0"} if loopback else {}),
     }
     before = {name: os.environ.get(name) for name in wanted}
     _set(wanted)
@@ -346,6 +355,7 @@ def _use_token(file: Path) -> Mapping[str, str | None]:
 def _set(variables: Mapping[str, str | None]) -> None:
     """Ray's parts in this process look at these once, and have to be told that they have changed."""
     _put(variables)
+    ray_constants.ENABLE_RAY_CLUSTER = env_bool(LOOPBACK, not ray_constants.IS_WINDOWS_OR_OSX)
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 

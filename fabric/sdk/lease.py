@@ -10,7 +10,8 @@ When its tokens end, or it is ended in another way, `ray.get` of what runs in it
 
 A cluster that was started with `RAY_AUTH_MODE=token` (as those of `cluster-configs` are, and a local one always) lets nobody
 in without its token. Set `RAY_AUTH_MODE=token` as well; Ray then looks for the token in `RAY_AUTH_TOKEN`, in the file that
-`RAY_AUTH_TOKEN_PATH` names (a local cluster's is `ray.token` in its state directory), then in `~/.ray/auth_token`. It lets
+`RAY_AUTH_TOKEN_PATH` names (a local cluster's is `ray.token` in its state directory), then in `~/.ray/auth_token`. A local
+cluster listens on its machine alone: for that set `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0` besides. The token lets
 its holder do with Ray whatever Ray can, so only those get it who may.
 """
 

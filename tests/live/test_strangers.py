@@ -7,10 +7,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 
+import psutil
 import pytest
 
+from fabric.adapters.local_cluster import LOOPBACK
 from fabric.house.remains import recorded
 from fabric.units import UHS_PER_CT
 from tests.live.test_house import gate_pid, settled
@@ -52,7 +56,7 @@ def asked(url, **options):
 @pytest.mark.parametrize("mode", ["token", "disabled"])
 def test_a_process_without_rays_token_cannot_join_the_cluster(acme, running, tmp_path, mode):
     account = acme.balance().account_id
-    environment = {**outside(), "HOME": str(tmp_path), "RAY_AUTH_MODE": mode}
+    environment = {**outside(), "HOME": str(tmp_path), "RAY_AUTH_MODE": mode, LOOPBACK: "0"}
     if mode == "token":
         environment["RAY_AUTH_TOKEN"] = "0" * 64
     try:
@@ -74,6 +78,19 @@ def test_the_dashboard_and_its_job_api_ask_for_the_token(running):
     assert asked(f"{running.dashboard}/nodes?view=summary") == 401
     token = Path(running.ray_token).read_text()
     assert asked(f"{running.dashboard}/api/jobs/", headers={"authorization": f"Bearer {token}"}) == 200
+
+
+def test_nothing_of_ray_listens_beyond_this_machine(running):
+    """Its metrics ask for no token."""
+    house = psutil.Process(running.pid)
+    open_to = {}
+    for process in (house, *house.children(recursive=True)):
+        with suppress(psutil.Error):
+            found = [each for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN]
+            open_to |= {(each.laddr.ip, each.laddr.port): process.name() for each in found}
+    assert {name for name in open_to.values() if name.startswith(("raylet", "gcs_server", "ray::"))}
+    beyond = {at: name for at, name in open_to.items() if not ip_address(at[0].removeprefix("::ffff:")).is_loopback}
+    assert beyond == {}
 
 
 def test_the_token_is_readable_by_its_owner_alone(running):

@@ -111,7 +111,7 @@ def watch(cluster, file, over):
 if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Ray prints what it has to say of a dead node
-    cluster = LocalCluster.start(nodes=list(NODES.values()), namespace="theirs")
+    cluster = LocalCluster.start(nodes=list(NODES.values()), namespace="theirs", loopback=False)
     over = threading.Event()
     watching = threading.Thread(target=watch, args=(cluster, Path(sys.argv[1]), over), daemon=True)
     watching.start()

@@ -10,7 +10,7 @@ NODES = (
 )
 
 if __name__ == "__main__":
-    cluster = LocalCluster.start(nodes=NODES, namespace="theirs")
+    cluster = LocalCluster.start(nodes=NODES, namespace="theirs", loopback=False)
     print(cluster.address, cluster.dashboard_url, cluster.folder, flush=True)
     sys.stdin.read()
     cluster.stop()

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from fabric import house
+from fabric.adapters.local_cluster import LOOPBACK
 from fabric.sdk import Fabric
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
@@ -221,7 +222,7 @@ def _tells(lines, name, model):
 def test_the_figures_of_replicas_and_engines_are_rays_by_model_and_tier_and_tell_no_account(service):
     asked = subprocess.run(
         [sys.executable, "-c", PORTS, service.found.ray_address],
-        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": service.found.ray_token},
+        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": service.found.ray_token, LOOPBACK: "0"},
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     ports = json.loads(asked.stdout.splitlines()[-1])

@@ -118,7 +118,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory) -> Iterator[LocalCluster]:
-    cluster = LocalCluster.start(nodes=NODES)
+    cluster = LocalCluster.start(nodes=NODES, loopback=False)
     yield cluster
     cluster.stop()
 
