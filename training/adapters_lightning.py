@@ -23,6 +23,7 @@ from typing import Any, Final
 from fabric.errors import InvalidRequest
 from training import randomness
 from training.folder_run import FolderRun
+from training.map_loader import MapLoader
 from training.plain import plain, restored
 
 
@@ -81,6 +82,7 @@ class Resumable:
         """Called before each batch, when nothing of the one before is left to do."""
         self._at_start: dict[str, Any] = {}
         self._resumes: dict[str, Any] | None = None
+        self._map = MapLoader.of(loader)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -93,10 +95,7 @@ class Resumable:
         if resumes is not None:
             randomness.restore(resumes["at_start"])
         self._at_start, self.given = randomness.capture(), 0
-        batches = iter(self._loader)
-        if resumes is not None:
-            self.given = sum(1 for _ in islice(batches, resumes["given"]))
-            randomness.restore(resumes["now"])
+        batches = self._reopened(resumes) if resumes is not None else self._begun()
         while True:
             self.before_batch()
             batch = next(batches, _END)
@@ -105,9 +104,23 @@ class Resumable:
             self.given += 1
             yield batch
 
+    def _begun(self) -> Iterator[Any]:
+        return iter(self._loader) if self._map is None else self._map.begin()
+
+    def _reopened(self, resumes: dict[str, Any]) -> Iterator[Any]:
+        batches = None if self._map is None else self._map.resumed(resumes.get("place", {}), given=resumes["given"])
+        self.given = resumes["given"]
+        if batches is None:
+            randomness.restore(resumes["at_start"])
+            batches = self._begun()
+            self.given = sum(1 for _ in islice(batches, resumes["given"]))
+        randomness.restore(resumes["now"])
+        return batches
+
     def state_dict(self) -> dict[str, Any]:
+        place = {} if self._map is None else self._map.place()
         kept: dict[str, Any] = plain(
-            {"given": self.given, "at_start": self._at_start, "now": randomness.capture()}, "loader"
+            {"given": self.given, "at_start": self._at_start, "now": randomness.capture(), "place": place}, "loader"
         )
         return kept
 

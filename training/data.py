@@ -4,8 +4,7 @@ A run's order is one line of positions over all epochs; a step takes the next `g
 share them (`training.virtual`). So the cursor is a number, the count of finished steps, whatever a loader had read ahead,
 and any gang of any size goes on from it. Datasets with an index are read at any place; one that can only be read from its
 start is read past what was seen, unless it says where it is (`state_dict`). Batches that a loader of the script's own
-makes are taken as they come; to go on, its epoch is begun with the random numbers it had, those of its own generators
-too, and read up to the cursor.
+makes are taken as they come (`training.batches`).
 """
 
 import hashlib
@@ -19,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from fabric.errors import Conflict, InvalidRequest
-from training import randomness
+from training.batches import Batches
 from training.loader_state import LoaderState, Source
 from training.plain import restored
 from training.portions import Portion
@@ -281,75 +280,6 @@ class Streamed:
         for micro in micros:
             batch = self._collate(list(samples[micro.start - first : micro.stop - first]))
             yield _portion(micro, len(samples), parts, is_last=micro is micros[-1], batch=batch)
-
-
-class Batches:
-    """Batches from a loader of the script's own, one a step."""
-
-    is_seeded = False
-
-    def __init__(self, data: Iterable[Any], *, epochs: int | None) -> None:
-        self._data, self._epochs = data, epochs
-        self._epoch, self._given, self._random_at_start = 0, 0, randomness.capture()
-        self._source, self._own = Source(data), LoaderState(data)
-        self._own_at_start = self._own.capture()
-        try:
-            self.steps_total = None if epochs is None else epochs * len(data)  # type: ignore[arg-type]  # asked, not known
-        except TypeError:
-            self.steps_total = None
-
-    def portions(self, step: int, cursor: dict[str, Any]) -> Iterator[Portion]:
-        self._epoch, self._given = int(cursor.get("epoch", 0)), int(cursor.get("given", 0))
-        source = self._reopened(cursor) if cursor else self._begun()
-        while True:
-            batch = next(source, _END)
-            if batch is _END:
-                if self._given == 0 or (self._epochs is not None and self._epoch + 1 >= self._epochs):
-                    return
-                self._epoch, self._given = self._epoch + 1, 0
-                source = self._begun()
-                continue
-            self._given += 1
-            yield _portion(Micro(step, 0, step, step + 1), 1, 1, is_last=True, batch=batch)
-            step += 1
-
-    def cursor(self) -> dict[str, Any]:
-        return (
-            {"epoch": self._epoch, "given": self._given, "random": self._random_at_start}
-            | ({"own": self._own_at_start} if self._own_at_start else {})
-            | self._source.place()
-        )
-
-    def _begun(self) -> Iterator[Any]:
-        if self._epochs != 1:
-            self._own.tell_epoch(self._epoch)
-        self._random_at_start, self._own_at_start = randomness.capture(), self._own.capture()
-        if getattr(self._data, "persistent_workers", False):  # their random numbers would go on from epochs long past
-            vars(self._data)["_iterator"] = None  # each epoch begins with new ones, whether it is resumed or not
-        return iter(self._data)
-
-    def _reopened(self, cursor: dict[str, Any]) -> Iterator[Any]:
-        """The epoch that was under way, at the batch after the last one seen; generators end as they are now."""
-        now = randomness.capture()
-        if "source" in cursor and hasattr(self._data, "load_state_dict"):
-            self._data.load_state_dict(restored(cursor["source"]))
-            source = iter(self._data)
-        else:
-            randomness.restore(cursor["random"])
-            self._own.restore(cursor.get("own", {}))
-            source = self._begun()
-            passed = sum(1 for _ in islice(source, self._given))
-            if passed < self._given:
-                raise Conflict(
-                    f"{self._given} batches of this epoch were seen, but the loader now ends after {passed}: it must give "
-                    "the same batches in the same order, or say where it is by state_dict() and load_state_dict()",
-                    code="dataset_changed",
-                )
-        randomness.restore(now)
-        return source
-
-
-_END: Final = object()
 
 
 def shared(ranks: VirtualRanks, share: Share, step: int, size: int) -> tuple[list[Micro], int]:

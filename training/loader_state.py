@@ -7,6 +7,7 @@ generators too. Begun anew at a resume they would give the first epoch's samples
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, Final
 
@@ -20,7 +21,10 @@ _LOOKED_AT_MAX: Final = 1_000
 _ITEMS_MAX: Final = 50
 """Of a list or a dict: a pipeline has few parts, and a dataset's samples aren't looked through."""
 _PARTS_PASSED: Final = frozenset({"_iterator"})
-_CLOSED: Final = (ModuleType, FunctionType, MethodType, type, str, bytes, int, float)
+_CLOSED: Final = (ModuleType, type, str, bytes, int, float)
+_FUNCTIONS: Final = (FunctionType, MethodType)
+_READ_BY: Final = ("__getitem__", "__getitems__", "__call__", "forward")
+"""Methods that make samples."""
 _TOLD: Final = ("", "sampler", "batch_sampler", "batch_sampler.sampler", "dataset")
 """Whoever may want to know the number of an epoch, by where it is from the loader on."""
 
@@ -33,11 +37,11 @@ class LoaderState:
 
     def capture(self) -> dict[str, Any]:
         """The states of its generators, by where they are, as values that later draws don't change."""
-        return {name: plain(read(), name) for name, (read, _) in self._generators()}
+        return {name: plain(read(), name) for name, (read, _) in self.generators()}
 
     def restore(self, states: Mapping[str, Any]) -> None:
         """Put back what `capture` took; generators that it has no longer are passed over."""
-        for name, (_, write) in self._generators():
+        for name, (_, write) in self.generators():
             if name in states:
                 write(restored(states[name]))
 
@@ -54,18 +58,22 @@ class LoaderState:
                 if not path:
                     return  # a loader hands it on
 
-    def _generators(self) -> Iterator[tuple[str, Access]]:
-        """Those that can be reached from the loader by what its parts have, in the order of their places."""
+    def generators(self, *, everywhere: bool = False) -> Iterator[tuple[str, Access]]:
+        """Those that can be reached from the loader by what its parts have, in the order of their places.
+
+        `everywhere`: those that functions and methods find outside of themselves too, which others may draw from as well.
+        """
         seen, waiting = {id(None)}, [("", self._data)]
         while waiting and len(seen) < _LOOKED_AT_MAX:
             place, part = waiting.pop(0)
-            if id(part) in seen or isinstance(part, _CLOSED):
+            if id(part) in seen or isinstance(part, _CLOSED if everywhere else (*_CLOSED, *_FUNCTIONS)):
                 continue
             seen.add(id(part))
             if (access := access_to(part)) is not None:
                 yield place, access
             elif place.count("/") < _DEPTH_MAX:
-                waiting += [(f"{place}/{name}", value) for name, value in _parts_of(part)]
+                parts = _parts_of(part) + (_outside_of(part) if everywhere else [])
+                waiting += [(f"{place}/{name}", value) for name, value in parts]
 
 
 class Source:
@@ -101,3 +109,31 @@ def _parts_of(part: Any) -> list[tuple[str, Any]]:
         return [(str(at), value) for at, value in enumerate(part)] if len(part) <= _ITEMS_MAX else []
     own = getattr(part, "__dict__", None)
     return [(name, value) for name, value in own.items() if name not in _PARTS_PASSED] if isinstance(own, dict) else []
+
+
+def _outside_of(part: Any) -> list[tuple[str, Any]]:
+    """What a function's code, or an object's methods, reach that isn't in the object itself."""
+    if isinstance(part, MethodType):
+        return [("self", part.__self__), ("function", part.__func__)]
+    if isinstance(part, partial):
+        return [("function", part.func), ("arguments", part.args), ("named", part.keywords)]
+    if not isinstance(part, FunctionType):
+        methods = ((name, getattr(type(part), name, None)) for name in _READ_BY)
+        return [(name, method) for name, method in methods if isinstance(method, FunctionType)]
+    cells = [(name, cell.cell_contents) for name, cell in _cells_of(part) if _is_filled(cell)]
+    known = [(name, part.__globals__[name]) for name in part.__code__.co_names if name in part.__globals__]
+    return [
+        *cells,
+        *((name, value) for name, value in known if access_to(value) is not None or isinstance(value, _FUNCTIONS)),
+    ]
+
+
+def _cells_of(function: FunctionType) -> list[tuple[str, Any]]:
+    return list(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
