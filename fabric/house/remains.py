@@ -20,9 +20,11 @@ from fabric.house.hosting import end_hosts
 
 _PREFIX: Final = "fabric-"
 _CLIENTS_FILES: Final = ("python-core-driver-", "event_CORE_WORKER_", "event_EXPORT_")
-"""How Ray calls what a process writes that connected with `ray.init`: its log, and events. The files of events stay open
-when it has gone on to another cluster, where its log is then.
+"""How Ray calls what a process writes that connected with `ray.init`: its log, and events. Ray's libraries write more there. The
+files of events stay open when it has gone on to another cluster, where its log is then.
 """
+_WORKERS_FILES: Final = ("python-core-worker-", "worker-")
+"""What a worker of the cluster's own writes beside events."""
 _KILL_S: Final = 10.0
 
 
@@ -70,8 +72,8 @@ def recorded(place: Path) -> Path | None:
 def processes_of(folder: Path) -> Iterator[psutil.Process]:
     """Our own processes that were told the folder as an option, or write to a file below it; not whoever reads there.
 
-    A client that connected to the cluster (a notebook, say) keeps its log and events there as well, and nothing else: it
-    isn't ours, unless a job started it.
+    A client that connected to the cluster (a notebook, say) keeps its log and events there as well: it isn't ours, unless
+    a job started it.
     """
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
@@ -83,7 +85,10 @@ def _is_of(process: psutil.Process, folder: str) -> bool:
     if any(word.startswith("--") and folder in f"{word}/" for word in process.cmdline()):
         return True
     written = [target for target in _written_to(Path(f"/proc/{process.pid}")) if target.startswith(folder)]
-    is_client = all(Path(target).name.startswith(_CLIENTS_FILES) for target in written)
+    names = [Path(target).name for target in written]
+    is_client = any(name.startswith(_CLIENTS_FILES) for name in names) and not any(
+        name.startswith(_WORKERS_FILES) for name in names
+    )
     return bool(written) and (not is_client or LEASE_VARIABLE in process.environ())
 
 
