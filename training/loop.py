@@ -68,10 +68,11 @@ class Loop:
         """Steps that are complete, counted from the very first attempt; and how many were when this one began."""
         self._saver.rehearse(excuses=lambda _name: True)
         self._is_frozen, self._is_rehearsed = registry.is_frozen, False
-        self._variables = LoopVariables(registry.weights())
+        self._variables = LoopVariables(registry.weights(), registry.objects, is_needed=vault.is_kept)
         self._weights = WeightWatch(registry, is_needed=vault.is_kept)
         self._weights.changed = registry.untrained(optimizers)
-        self._saver.unannounced = lambda: self._weights.changed
+        self._saver.unannounced = lambda: self._weights.changed or self._variables.late
+        self._saver.late = self._variables.at_boundary
         self._saver.left_out = self._variables.say_left_out
         beside = job.checkpoints if peers.takes_snapshots else None
         self._trackers = Trackers(folder_of(directory), run=job.job_id or "run", step=self.done, beside=beside)
@@ -291,7 +292,8 @@ class Loop:
             return
         if self._saver.has_new and not self._boundary.is_changing:
             try:
-                self._saver.save(at_boundary=not (self._weights.look() or self._saver.has_changed))
+                is_now = not (self._weights.look() or self._saver.has_changed or self._variables.late)
+                self._saver.save(at_boundary=is_now)
             except FabricError as failed:  # it isn't good, or can't be kept: the one before stays
                 say(failed.message)
 

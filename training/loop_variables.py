@@ -1,17 +1,21 @@
 """What a loop's body hands on to its next round in plain variables: a batch drawn ahead, a count, the best loss so far.
 
 A resumed loop begins with what the script made before it, which is another round's. So the variables that a round reads
-before it writes them, and writes, are kept with the boundary and put back. Which they are is read from the loop's code.
+before it writes them, and writes, are kept with the boundary and put back. Which they are is read from the loop's code. What
+it changes in place is `training.loop_objects`' to see.
 Knows frames and code, and nothing of training; a loop that it can't read (`next(...)` by hand) has none.
 """
 
 import ctypes
 import dis
 import sys
+import threading
 from collections.abc import Iterable
 from types import CodeType, FrameType, FunctionType
 from typing import Any, Final
 
+from training.loop_objects import KEPT, LoopObjects
+from training.loop_roots import names_in
 from training.plain import holds_parts, is_plain, like, placed, plain, restored
 from training.progress import say
 
@@ -29,10 +33,15 @@ _SHOWN: Final = ("tqdm", "rich.progress")
 class LoopVariables:
     """The variables of the loop around a run, between two of its rounds."""
 
-    def __init__(self, tracked: Iterable[int] = ()) -> None:
-        """`tracked`: where tensors lie that are kept anyway, and that a variable may only be another name of."""
+    def __init__(self, tracked: Iterable[int] = (), objects: Iterable[Any] = (), *, is_needed: bool = True) -> None:
+        """`tracked`: where tensors lie that are kept anyway, and that a variable may only be another name of; `objects` that are.
+
+        `is_needed`: whether anything is kept.
+        """
         self._tracked = frozenset(tracked) - {0}  # where all that holds nothing lies
+        self._objects, self._is_needed = LoopObjects(objects, self._tracked), is_needed
         self._code: CodeType | None = None
+        self._thread = 0
         self._names: tuple[str, ...] = ()
         self._told: set[str] = set()
         self.is_over = False
@@ -43,8 +52,11 @@ class LoopVariables:
         frame = script_of(frame)
         if frame is None:
             return
-        self._code, self._names = frame.f_code, carried(frame)
+        self._code, self._thread, self._names = frame.f_code, threading.get_ident(), carried(frame)
         known = frame.f_locals  # read once: each reading makes it anew
+        if self._is_needed:
+            read, written = used(frame.f_code, frame.f_lasti)
+            self._objects.begin(frame, read, written, known, kept)
         for name in set(self._names) & kept.keys():
             scope = _scope(frame, name, known)
             scope[name] = like(restored(kept[name]), scope.get(name), kept[name])
@@ -54,11 +66,9 @@ class LoopVariables:
     def now(self) -> dict[str, Any]:
         """What is handed on to the next round, as plain values."""
         over = {OVER: True} if self.is_over else {}
-        if not self._names:
+        if not self._names and not self._objects.is_any:
             return over
-        frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # there is no other way to it
-        while frame is not None and frame.f_code is not self._code:
-            frame = frame.f_back
+        frame = self._frame()
         kept: dict[str, Any] = {**over}
         if frame is None:
             return kept
@@ -67,10 +77,28 @@ class LoopVariables:
             found = _scope(frame, name, known)
             if name in found:
                 self._keep(name, found[name], kept)
-        return kept
+        return kept | self._objects.now(known)
+
+    @property
+    def late(self) -> str | None:
+        """What is too much to be kept with every boundary; `at_boundary` reads it."""
+        return self._objects.late
+
+    def at_boundary(self) -> dict[str, Any]:
+        """What `now` leaves out as it is `late`; while the loop's thread is at a boundary."""
+        frame = self._frame() if self._objects.late else None
+        return {} if frame is None else self._objects.at_boundary(frame.f_locals)
+
+    def _frame(self) -> FrameType | None:
+        """The loop's, below whatever its thread is doing."""
+        frame = sys._current_frames().get(self._thread)  # noqa: SLF001  # there is no other way to it
+        while frame is not None and frame.f_code is not self._code:
+            frame = frame.f_back
+        return frame
 
     def say_left_out(self, name: str, value: Any) -> None:
         """Say, once, that a variable is in no checkpoint."""
+        name = name.removeprefix(KEPT)
         if name not in self._told:
             self._told.add(name)
             say(
@@ -138,6 +166,16 @@ def carried(frame: FrameType) -> tuple[str, ...]:
     return tuple(sorted(read & written))
 
 
+def used(code: CodeType, at: int) -> tuple[set[str], set[str]]:
+    """Names that a round of the loop around an instruction reads, and that it writes; of the whole code, if there is none."""
+    known = _Code(code)
+    inside = known.loop(known.at[at]) if at in known.at else set()
+    nested = {name for part in code.co_consts if isinstance(part, CodeType) for name in names_in(part)}
+    looked_at = [known.instructions[each] for each in inside] or known.instructions
+    read = {str(found.argval) for found in looked_at if found.opname in _READS}
+    return read | nested, {name for each in inside if (name := known.written(each)) is not None}
+
+
 class _Code:
     """Which instruction may follow which, and what each reads and writes."""
 
@@ -174,7 +212,7 @@ class _Code:
 
     def loop(self, head: int) -> set[int]:
         """The instructions of a round: reached from the head, and leading to it again."""
-        reached, waiting = set[int](), [self.following[head][0]]
+        reached, waiting = set[int](), self.following[head][:1]
         while waiting:
             at = waiting.pop()
             if at not in reached and at != head:

@@ -60,6 +60,8 @@ class Registry:
 
     def __init__(self) -> None:
         self._tracked: dict[str, Tracked] = {}
+        self.objects: list[Any] = []
+        """What the script has named."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tracked)
@@ -83,6 +85,7 @@ class Registry:
         tracked = _tracked(name, value, self._named)
         tracked.copied()  # what can't be kept is named now, not at the first eviction
         self._tracked[name] = tracked
+        self.objects.append(value)
 
     def modules(self) -> list[Any]:
         """The modules among what is tracked."""

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from fabric.errors import FabricError, InvalidRequest, JobFailed
@@ -19,6 +19,7 @@ from training import randomness
 from training.boundary import Boundary
 from training.cadence import smoothed
 from training.frozen import Frozen, FrozenWeights
+from training.loop_objects import KEPT
 from training.loop_variables import OVER
 from training.plain import is_plain, may_diverge, not_finite, plain, restored
 from training.progress import say
@@ -82,6 +83,8 @@ class Saver:
 
         self.unannounced: Callable[[], str | None] = lambda: None
         """What changes at times that nobody tells: it is saved by the training thread, at boundaries."""
+        self.late: Callable[[], dict[str, Any]] = dict
+        """Of the loop's variables, those that are only read there."""
 
         self.learned: Callable[[], dict[str, Any]] = dict
         """What the run has learned of what it runs on: kept beside its state, and no part of it."""
@@ -241,12 +244,14 @@ class Saver:
         unannounced = None if at_boundary else self.unannounced()
         if (changed := self._registry.changed_since(moment.versions) or unannounced) is not None:
             raise JobFailed(
-                f"{changed} was changed outside of an optimizer's step after step {moment.step}, so that step can't be "
-                "saved any more: change it after the optimizer's step and before the loop's body ends",
+                f"{changed} changes outside of an optimizer's step, so step {moment.step} can be saved at the end of a body only: "
+                "change weights after the optimizer's step and before the loop's body ends",
                 code="changed_outside",
                 name=changed,
                 step=moment.step,
             )
+        if at_boundary and (late := self.late()):
+            moment = replace(moment, variables=moment.variables | late)
         plan, frozen = self._laid_out(moment)
         with _beside(moment.device_event):
             data = gathered(plan, into=self._memory)
@@ -327,7 +332,8 @@ def _patience(timeout_s: float | None, *, leaving: bool) -> float | None:
 
 
 def _saved_amid(moment: Moment) -> str:
-    named = f", such as {', '.join(sorted(moment.variables))}" if moment.variables else ""
+    names = sorted({name.removeprefix(KEPT) for name in moment.variables})
+    named = f", such as {', '.join(names)}" if names else ""
     return f"step {moment.step} is saved amid its body: what the rest of the body changes{named}, is not part of it"
 
 

@@ -32,7 +32,8 @@ A loop of epochs over a loader becomes one over `run.batches(loader, epochs=N)`,
 
 What a script must keep to: what has state is tracked, by `extra` what has no place of its own; a loader of its own is given to
 `run.batches`, or follows the step's number. Plain variables and batches that a body hands on to the next (as when the next
-batch is drawn ahead) are kept too, as they are when the body ends; one that can't be kept is named in the log. Weights change in a
+batch is drawn ahead) are kept too, as they are when the body ends, and so is what a body changes in place: environments, replay buffers,
+metrics, averages of weights. One that can't be kept is named in the log, with the remedy. Weights change in a
 tracked optimizer's step, or after it before the body ends; others are noticed, said, and saved at the ends of bodies only. An
 evaluation belongs at the top of the body, or inside `with run.evaluation()`.
 """

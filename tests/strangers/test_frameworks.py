@@ -19,11 +19,19 @@ FEW, MANY = 2, 20
 ROUNDS = 5
 """For each eviction that is wanted: how many times a script is run for it at most."""
 TIMES = re.compile(r", 'eval_(runtime|samples_per_second|steps_per_second)': '?[0-9.e-]+'?")
-OFTEN = ("nanogpt", "folds", "accelerated 4", "transformer", "lightning 3")
+OFTEN = ("nanogpt", "dqn", "folds", "accelerated 4", "transformer", "lightning 3")
 """Of which the run of all tests evicts; the others are evicted by the long tests, as each takes a quarter of a minute to import."""
-SESSIONS = {"nanogpt": 2, "lora_loop": 2, "folds": 2, "diffusion": 2, "ppo": 7, "accelerated": 3, "accelerated 4": 3}
-"""Loops around `training.session`: how many lines they change, besides imports; environments have no state of their own to be
-named, and epochs over a loader become one loop. Words after the name are the script's arguments.
+SESSIONS = {
+    "nanogpt": 2,
+    "lora_loop": 2,
+    "folds": 2,
+    "diffusion": 2,
+    "ppo": 2,
+    "dqn": 2,
+    "accelerated": 3,
+    "accelerated 4": 3,
+}
+"""Loops around `training.session`: how many lines they change, besides imports; epochs over a loader become one loop. Words after the name are the script's arguments.
 """
 LINES_OF_A_STEP = {"accelerated 4": 4}
 TRAINERS = {"transformer": 1, "transformer jit": 1, "lora": 1, "tuned": 1, "lightning": 1, "lightning 3": 1}

@@ -93,6 +93,13 @@ class Attempts:
         job.begin()
         return job
 
+    def state_dict(self):
+        """Nothing: it is no part of what a loop trains, though the tests' loops can reach it."""
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
     def run(self, work):
         """Attempt after attempt until one ends by itself; what that one gave."""
         while True:

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from torch.distributions import Categorical
 
-# fabric: import cloudpickle
 # fabric: from training import session
 
 UPDATES, ENVS, HORIZON, EPOCHS, GAMMA, LAMBDA = 30, 2, 16, 2, 0.99, 0.95
@@ -24,12 +23,7 @@ obs, actions = torch.zeros(HORIZON, ENVS, 4), torch.zeros(HORIZON, ENVS)
 logprobs, rewards, dones, values = (torch.zeros(HORIZON, ENVS) for _ in range(4))
 global_step, returns_seen = 0, []
 next_obs, next_done = torch.Tensor(envs.reset(seed=17)[0]), torch.zeros(ENVS)
-# fabric: class Environments:
-# fabric:     def state_dict(self):
-# fabric:         return {"whole": cloudpickle.dumps(envs)}
-# fabric:     def load_state_dict(self, state):
-# fabric:         globals()["envs"] = cloudpickle.loads(state["whole"])
-# fabric: run = session(model=agent, opt=optimizer, extra={"envs": Environments()})
+# fabric: run = session(model=agent, opt=optimizer)
 for update in range(UPDATES):  # fabric: for update in run.steps(UPDATES):
     optimizer.param_groups[0]["lr"] = (1 - update / UPDATES) * 3e-3
     for at in range(HORIZON):
