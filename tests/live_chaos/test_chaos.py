@@ -176,9 +176,10 @@ class Chaos:
 
     def squat(self):
         """Another program of the cluster takes devices, in one of many ways; one at a time."""
-        self.strangers = [each for each in self.strangers if each.poll() is None]
         if self.strangers:
-            return False
+            if self.strangers[0].poll() is None:
+                return False
+            self.strangers.pop().communicate()
         self.strangers.append(self.place.stranger(self.dice.choice([*WAYS])))
         return True
 
