@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import ray
+import structlog
 from ray.util.placement_group import PlacementGroup, PlacementGroupID, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -34,6 +35,7 @@ from fabric.units import NodeId
 RUNNER_PREFIX: Final = "runner-"
 KEEPABLE: Final = (JobKind.FUNCTION, JobKind.SCRIPT, JobKind.PROGRAM)
 """Kinds whose devices are held by the runners alone: their groups are empty once the runners are gone."""
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -65,8 +67,19 @@ class Group:
         return str(self.placed.id.hex())
 
 
+@dataclass(slots=True)
+class Leaving:
+    """A group that must go."""
+
+    group: Group
+    known: bool
+    """Whether its holder was told what its resources are called."""
+    task: "asyncio.Task[None]"
+    """Its end; one that has failed is begun anew."""
+
+
 class Groups:
-    """All placement groups of ours: in use, and kept."""
+    """All placement groups of ours: in use, kept, and leaving."""
 
     def __init__(
         self, *, nodes: Mapping[NodeId, Node], agents: Agents, archive: Archive, settings: ClusterSettings
@@ -77,6 +90,7 @@ class Groups:
         self._settings = settings
         self._used: dict[str, Group] = {}
         self._kept: list[Group] = []
+        self._leaving: dict[str, Leaving] = {}
         self._count = itertools.count(1)
         self._ours: set[str] = set()
         self._actors: set[str] = set()
@@ -160,7 +174,8 @@ class Groups:
         return True
 
     async def destroy(self, group: Group, *, known: bool = False) -> None:
-        """Remove a group and all that runs in it.
+        """Remove a group and all that runs in it. That goes on though nobody waits for it any more; what fails, `expire` tries
+        again: a group that is forgotten holds its devices for ever, and the reconciler takes it for one of ours.
 
         Args:
             group: one of ours.
@@ -169,6 +184,14 @@ class Groups:
         Raises:
             Unavailable: somebody stays in it.
         """
+        leaving = self._leaving.get(group.id)
+        if leaving is None or leaving.task.done():
+            task = asyncio.create_task(self._removed(group, known=known))
+            task.add_done_callback(_told_of)
+            leaving = self._leaving[group.id] = Leaving(group=group, known=known, task=task)
+        await asyncio.shield(leaving.task)
+
+    async def _removed(self, group: Group, *, known: bool) -> None:
         loop = asyncio.get_running_loop()
 
         def kill(address: str, pid: int) -> None:
@@ -183,17 +206,20 @@ class Groups:
         else:
             await asyncio.to_thread(remove)
         self._used.pop(group.id, None)
+        self._leaving.pop(group.id, None)
         self._ours.discard(group.id)
 
     async def expire(self) -> None:
-        """Remove groups that were kept long enough, or whose node is gone."""
+        """Remove groups that were kept long enough, or whose node is gone, and those that could not be removed before."""
         now = time.monotonic()
         gone = [
             group
             for group in self._kept
             if group.kept_until < now or any(share.node_id not in self._nodes for share in group.shares)
         ]
-        await asyncio.gather(*(self._destroy_kept(group) for group in gone))
+        stayed = [each for each in self._leaving.values() if each.task.done()]
+        again = [self.destroy(each.group, known=each.known) for each in stayed]
+        await asyncio.gather(*(self._destroy_kept(group) for group in gone), *again)
 
     async def close(self) -> None:
         """Remove all kept groups. What runs in the others goes on, and is heard of over Ray by the next gate."""
@@ -201,6 +227,7 @@ class Groups:
             if runner.line is not None:
                 runner.line.close()
         await asyncio.gather(*(self._destroy_kept(group) for group in list(self._kept)))
+        await asyncio.gather(*(each.task for each in list(self._leaving.values())), return_exceptions=True)
 
     def _in_the_way_of(self, lease: Lease) -> list[Group]:
         """The oldest kept groups that must go so that the lease fits on its nodes."""
@@ -304,6 +331,11 @@ def group_of(placement_group_id: str, shares: Sequence[Share]) -> Group:
     """A group known by its id, after a restart."""
     placed = PlacementGroup(PlacementGroupID(bytes.fromhex(placement_group_id)))
     return Group(placed=placed, shares=tuple(shares))
+
+
+def _told_of(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.warning("group_not_removed", why=str(error)[:500])
 
 
 def _devices_on(shares: Sequence[Share], node_id: NodeId) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -186,3 +187,90 @@ async def test_a_group_of_somebody_elses_is_removed(world):
     table["ab"] = {"state": "CREATED", "name": "foreign", "bundles": {0: {"GPU": 1}}}
     table["cd"] = {"state": "CREATED", "name": "harmless", "bundles": {0: {"CPU": 1}}}
     assert [use.name for use in removed_of(new_groups().ours, table)] == ["foreign"]
+
+
+def slow(monkeypatch, world):
+    """Ray takes its time to remove a group, or fails."""
+    table, _, _ = world
+    begun, goes_on, told = threading.Event(), threading.Event(), []
+
+    def remove(placed):
+        begun.set()
+        assert goes_on.wait(10)
+        if told:
+            raise told.pop()
+        table[placed.id.hex()]["state"] = "REMOVED"
+
+    monkeypatch.setattr(groups, "remove_placement_group", remove)
+    return begun, goes_on, told
+
+
+async def kept_by(ours, job_id):
+    group, _ = await ours.take(lease_of(job_id, shares=(Share("h1", 3),)), environment="")
+    assert ours.keep(group)
+    return group
+
+
+async def until_nothing_is_ours(ours):
+    async with asyncio.timeout(10):
+        while ours.ours():
+            await ours.expire()
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("ends_first", [True, False])
+async def test_a_kept_group_that_makes_room_for_a_lease_that_is_given_up_is_removed(world, monkeypatch, ends_first):
+    """Or its devices would be nobody's, and yet taken, for ever."""
+    table, _, _ = world
+    ours = new_groups()
+    await kept_by(ours, "job-1")
+    begun, goes_on, _ = slow(monkeypatch, world)
+    taking = asyncio.create_task(ours.take(lease("job-2"), environment=""))
+    await asyncio.to_thread(begun.wait, 10)
+    taking.cancel()
+    if ends_first:
+        await asyncio.wait([taking])
+        goes_on.set()
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    await until_nothing_is_ours(ours)
+    assert {entry["state"] for entry in table.values()} == {"REMOVED"}
+
+
+async def test_the_runners_of_a_group_whose_end_is_broken_off_end_with_it(world, monkeypatch):
+    """The lease is given up before Ray was even asked to remove the group."""
+    table, _, _ = world
+    ours, ended, may_end = new_groups(), [], threading.Event()
+    group = await kept_by(ours, "job-1")
+    actor = SimpleNamespace(actor=SimpleNamespace(_actor_id=SimpleNamespace(hex=lambda: "ac")))
+    group.runners = [groups.Seated(actor=actor, seat=None, node=NODE)]
+
+    def kill(actor, **_):
+        ended.append(actor)
+        assert may_end.wait(10)
+
+    monkeypatch.setattr(groups.ray, "kill", kill)
+    taking = asyncio.create_task(ours.take(lease("job-2"), environment=""))
+    async with asyncio.timeout(10):
+        while not ended:  # noqa: ASYNC110  # it happens in a thread
+            await asyncio.sleep(0.01)
+    taking.cancel()
+    await asyncio.wait([taking], timeout=0.1)
+    may_end.set()
+    await asyncio.wait([taking])
+    await until_nothing_is_ours(ours)
+    assert {entry["state"] for entry in table.values()} == {"REMOVED"}
+
+
+async def test_a_group_that_could_not_be_removed_is_removed_later(world, monkeypatch):
+    table, _, _ = world
+    ours = new_groups()
+    await kept_by(ours, "job-1")
+    _, goes_on, told = slow(monkeypatch, world)
+    goes_on.set()
+    told.append(ConnectionError("the control store is away"))
+    with pytest.raises(ConnectionError):
+        await ours.take(lease("job-2"), environment="")
+    await until_nothing_is_ours(ours)
+    assert {entry["state"] for entry in table.values()} == {"REMOVED"}
