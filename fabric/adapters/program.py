@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 from fabric import context
 from fabric.adapters.freeze import frozen
+from fabric.adapters.job_signals import begin_anew
 from fabric.adapters.processes import LEASE_VARIABLE, adopt_orphans, end_all, kill, seen_of
 from fabric.adapters.stop_notice import Notice, Standing, exit_code_of, notice_for, program_of, standing
 from fabric.errors import Conflict
@@ -334,9 +335,7 @@ def _start_anew(script: Path, arguments: list[str], *, folder: Path, environment
     os.chdir(folder)
     sys.argv = [*arguments]
     sys.path.insert(0, str(script.parent))
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    begin_anew()
     process: Any = sys.modules.get("multiprocessing.process")
     if process is not None:
         process.ORIGINAL_DIR = str(folder)

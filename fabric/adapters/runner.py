@@ -27,6 +27,7 @@ from fabric.adapters.crew import Crew
 from fabric.adapters.forked import Fork
 from fabric.adapters.guarded import Guarded
 from fabric.adapters.installation import furnish
+from fabric.adapters.job_signals import own_in_children
 from fabric.adapters.kept_call import perform_beside
 from fabric.adapters.lease_ray_settings import lease_ray
 from fabric.adapters.line import Address, Listener
@@ -92,6 +93,7 @@ class Runner:
         self._placement_group_id = placement_group_id
         self._bundle = bundle
         adopt_orphans()
+        own_in_children()
         self._ray_use = RayUse()
         self._ray_use.watch()
         self._hooks = HooksWatch()

@@ -27,6 +27,7 @@ from fabric.adapters.error_text import error_text, shortened
 from fabric.adapters.exits import excused, exited, not_sent, saved
 from fabric.adapters.inheritance import withheld
 from fabric.adapters.job_output import logged
+from fabric.adapters.job_signals import unblocked
 from fabric.adapters.kept_folder import FOLDER_VARIABLE, KeptFolder, kept_folder
 from fabric.adapters.lease_ray_settings import variables_for
 from fabric.adapters.payload import Payload, read_payload
@@ -64,7 +65,7 @@ def perform(stage: Stage) -> JobEnd:
         make_private(stage.folder)
     except (FabricError, OSError) as error:
         return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=f"it has no folder to run in: {error}")
-    with logged(stage.log_file):
+    with logged(stage.log_file), unblocked():
         try:
             return or_parked(stage, _performed(stage))
         finally:

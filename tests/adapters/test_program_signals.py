@@ -1,6 +1,9 @@
 """Programs that know signals alone are asked to save by one, and nothing that they need dies of it meanwhile."""
 
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -30,6 +33,74 @@ def test_the_notice_is_the_signal_that_was_asked_for(executing, name, command):
     end, log = attempt.stop()
     assert (end.outcome, [facts[0] for facts in executing.saves]) == (SAVED, [5]), log
     assert "more" not in log
+
+
+@pytest.fixture
+def as_rays():
+    """Ray blocks this one in all that it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+COMMANDS = [["python", "x.py"], ["bash", "-c", "python x.py; echo more"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=["script", "shell"])
+def test_no_signal_is_blocked_in_a_program_that_a_process_of_rays_has_started(executing, as_rays, command):
+    text = "import signal; print(*signal.pthread_sigmask(signal.SIG_BLOCK, ()), 'blocked')"
+    end, log = executing.run(*command, files={"x.py": text})
+    assert (end.outcome, log.split("\n")[0]) == (LeaseOutcome.SUCCEEDED, "blocked")
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == {signal.SIGINT}
+
+
+def test_an_interrupt_is_a_notice_there_too(executing, as_rays):
+    attempt = executing.begin(
+        "python", "x.py", files={"x.py": BY_SIGNAL.format(name="INT")}, env={"FABRIC_STOP_SIGNAL": "INT"}
+    )
+    attempt.until("up")
+    end, log = attempt.stop(seconds_left=20)
+    assert (end.outcome, [facts[0] for facts in executing.saves]) == (SAVED, [5]), log
+
+
+CHILDREN = """
+import multiprocessing, os, signal, sys, time
+from fabric.adapters.job_signals import own_in_children
+own_in_children()
+signal.signal(signal.SIGTERM, lambda *_: print("inherited", flush=True))
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def tell(_):
+    return signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, len(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+def sets_its_own():
+    def own(*_):
+        os._exit(7)
+    signal.signal(signal.SIGTERM, own)
+    pid = os.fork()
+    if pid == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+        os._exit(1)
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    assert pool.map(tell, range(4)) == [(True, 0)] * 4, pool.map(tell, range(4))
+if (pid := os.fork()) == 0:
+    sets_its_own()
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+for _ in range(200):
+    if (pid := os.fork()) == 0:
+        time.sleep(30)
+        os._exit(0)
+    os.kill(pid, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
+assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == {signal.SIGINT}
+assert callable(signal.getsignal(signal.SIGTERM))
+print("all is well")
+"""
+
+
+def test_a_forked_child_has_signals_of_its_own_and_hands_on_what_it_sets():
+    done = subprocess.run([sys.executable, "-c", CHILDREN], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "all is well\n", done.stderr
 
 
 READERS = """

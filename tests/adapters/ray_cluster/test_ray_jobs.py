@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -98,6 +99,24 @@ async def test_a_process_is_kept_for_as_long_as_jobs_leave_nothing_in_it(world):
     left = await where(leave=True)
     assert await where() != left
     assert not is_there(left)
+
+
+async def test_a_child_that_a_function_forks_has_signals_of_its_own(world):
+    """Ray's worker blocks one, and has a handler of which a child that waits hears nothing."""
+
+    def look():
+        reads, writes = os.pipe()
+        if (pid := os.fork()) == 0:
+            is_plain = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+            os.write(writes, f"{is_plain} {len(signal.pthread_sigmask(signal.SIG_BLOCK, ()))}".encode())
+            os._exit(0)
+        os.waitpid(pid, 0)
+        blocked = subprocess.run(["grep", "SigBlk", "/proc/self/status"], capture_output=True, text=True, check=True)
+        return os.read(reads, 100).decode(), int(blocked.stdout.split()[1], 16)
+
+    finished, _ = await world.run(world.lease(world.call(look), shares=(("h1", 2),)))
+    assert finished.outcome is LeaseOutcome.SUCCEEDED, finished.error
+    assert value_of(world, finished) == ("True 0", 0)
 
 
 async def test_a_function_that_raises_fails_with_its_traceback_and_its_exception(world):
