@@ -48,7 +48,7 @@ async def ended(world, lease):  # noqa: F811
     return finished
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", ["tune", "train", pytest.param("tune with checkpoints", marks=pytest.mark.soak)])
 async def test_an_example_of_rays_runs_as_it_is(world, name):  # noqa: F811
     lease = world.lease(example(world, name), kind=JobKind.SCRIPT, shares=(("h1", 2),))
     await world.start(lease)
