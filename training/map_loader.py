@@ -1,9 +1,9 @@
 """A `DataLoader` over data with an index, which goes on at any batch without reading those before it.
 
 Its sampler says what each batch is made of, so to pass over batches it is asked for their indices alone. Where reading a batch
-draws random numbers, the batches after it would be others: in this process that is mended, as the process's own generators are
-put back; a worker's are not to be had, so its batches are read again. The last batch passed is read in any case and compared with
-what it was, as data may hold a count or a generator that nobody sees.
+draws random numbers, the batches after it would be others, so the generators of who reads are put back to what they were: this
+process's, or its workers' (`training.worker_states`). The last batch passed is read in any case and compared with what it was, as
+data may hold a count or a generator that nobody sees; then all are read again.
 """
 
 import copy
@@ -24,6 +24,7 @@ from fabric.errors import Conflict
 from training import randomness
 from training.loader_state import LoaderState
 from training.progress import say
+from training.worker_states import WorkerStates
 
 NOTHING: Final = 0
 """What a batch drew when it was read."""
@@ -47,7 +48,8 @@ class MapLoader:
     def __init__(self, loader: Any) -> None:
         """Use `of`."""
         self._loader = loader
-        self._noted = _Noted(loader)
+        self._noted: _Noted
+        self._given = 0
         self.last: str | None = None
         """Of the batch given out last, what `seen_of` says."""
 
@@ -63,13 +65,14 @@ class MapLoader:
             return None
         return None if _draw_of_their_own(data.dataset, data.collate_fn, data.worker_init_fn) else cls(data)
 
-    def begin(self, *, passed: int = 0, given: int = 0) -> Iterator[Any]:
-        """An epoch's batches, but for so many of the `given` ones at its beginning.
+    def begin(self, *, passed: int = 0, given: int = 0, begins_with: list[bytes] | None = None) -> Iterator[Any]:
+        """An epoch's batches, but for so many of the `given` ones at its beginning; `begins_with`: the workers' states then.
 
         Raises:
             Conflict: `dataset_changed`: when the first is asked for, and there are not so many.
         """
-        loader, self._noted, self.last = copy.copy(self._loader), _Noted(self._loader), None
+        loader, self._given, self.last = copy.copy(self._loader), passed, None
+        self._noted = _Noted(loader, done=passed // max(1, loader.num_workers), begins_with=begins_with)
         parts = vars(loader)
         sampler = "sampler" if loader.batch_sampler is None else "batch_sampler"
         parts[sampler] = _From(parts[sampler], passed, given, self._noted)
@@ -79,29 +82,29 @@ class MapLoader:
 
     def place(self) -> dict[str, Any]:
         """What `resumed` needs to know of the batches given out so far; {} = nothing can be said of them."""
-        drew = self._noted.drew
         if self.last is None:
             return {}
-        return {"last": self.last, "drew": drew} | (
-            {"before_last": self._noted.before} if self._noted.before is not None else {}
-        )
+        place = {"last": self.last, "drew": self._noted.drew}
+        if place["drew"] == GLOBAL and self._loader.num_workers:
+            place["workers"] = self._noted.states_after((self._given - 1) // self._loader.num_workers)
+        elif place["drew"] == GLOBAL:
+            place["before_last"] = self._noted.before
+        return {name: value for name, value in place.items() if value is not None}
 
     def resumed(self, place: Mapping[str, Any], *, given: int) -> Iterator[Any] | None:
         """The batches after so many; None if these must be read again."""
-        if not given or not self._is_passed_over(place.get("drew", OTHER)):
-            return None
-        if place["drew"] != NOTHING and "before_last" not in place:
+        if not given or not self._is_known(place):
             return None
         workers = max(1, self._loader.num_workers)
         passed = (given - 1) // workers * workers  # so that each worker reads the batches that it would have read
-        source = self.begin(passed=passed, given=given)
+        source = self.begin(passed=passed, given=given, begins_with=place.get("workers"))
         read = sum(1 for _ in islice(source, given - passed - 1))
-        if place["drew"]:
+        if "before_last" in place:
             self._noted.puts_back = place["before_last"]
         read += sum(1 for _ in islice(source, 1))
         if passed + read < given:
             raise dataset_changed(given, passed + read)
-        return source if self.last == place["last"] and self._is_passed_over(self._noted.drew) else None
+        return source if self.last == place["last"] and self._noted.drew != OTHER else None
 
     def compare(self, place: Mapping[str, Any]) -> None:
         """Say so if the last of the batches that were read again is another one than it was."""
@@ -114,16 +117,21 @@ class MapLoader:
                 "have read before, give their loader a state_dict() and load_state_dict()"
             )
 
-    def _is_passed_over(self, drew: int) -> bool:
-        """Whether batches that drew so need not be read again."""
-        if drew == GLOBAL and not self._loader.num_workers:
-            samplers = (self._loader.batch_sampler, self._loader.sampler)
-            return all(type(each).__module__.startswith("torch.utils.data.") for each in samplers if each is not None)
-        return drew == NOTHING
+    def _is_known(self, place: Mapping[str, Any]) -> bool:
+        """Whether enough is known of the batches that were given out to pass over them."""
+        drew = place.get("drew", OTHER)
+        if drew != GLOBAL:
+            return bool(drew == NOTHING)
+        if self._loader.num_workers:
+            return bool(len(place.get("workers", ())) == self._loader.num_workers)
+        samplers = (self._loader.batch_sampler, self._loader.sampler)  # others may draw in turn with the data
+        return "before_last" in place and all(
+            type(each).__module__.startswith("torch.utils.data.") for each in samplers if each is not None
+        )
 
     def _looked_at(self, source: Iterator[Any]) -> Iterator[Any]:
         for batch in source:
-            self.last = seen_of(batch)
+            self._given, self.last = self._given + 1, seen_of(batch)
             yield batch
 
 
@@ -151,11 +159,15 @@ class _From:
 class _Noted:
     """What makes a batch of samples, and notes whether random numbers were drawn while that was done. Goes to workers too."""
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, *, done: int = 0, begins_with: list[bytes] | None = None) -> None:
         self._collate, self._is_here = loader.collate_fn, loader.num_workers == 0
         self._dataset = loader.dataset if self._is_here else None
         self._own = [read for _, (read, _) in LoaderState(loader).generators()] if self._is_here else []
         self._drew = multiprocessing.RawValue(ctypes.c_int) if loader.num_workers else ctypes.c_int()
+        self._workers: WorkerStates | None = None
+        if loader.num_workers:
+            ahead = loader.prefetch_factor or 2
+            self._workers = WorkerStates(loader.num_workers, ahead=ahead, first=done, begins_with=begins_with)
         self._own_before: list[Any] = []
         self._marks: list[Any] | None = None
         self._count = 0
@@ -168,6 +180,16 @@ class _Noted:
     def drew(self) -> int:
         """What was drawn from."""
         return int(self._drew.value)
+
+    def states_after(self, done: int) -> list[bytes] | None:
+        """Of the workers, when each had done so many batches of the epoch."""
+        return None if self._workers is None else self._workers.after(done)
+
+    def begin_worker(self, worker: int) -> None:
+        """For a worker: its first batch is to come."""
+        if self._workers is not None:
+            self._workers.begin(worker)
+        self.begin()
 
     def begin(self) -> None:
         """A batch is read from here on."""
@@ -185,14 +207,17 @@ class _Noted:
 
     def __call__(self, samples: Any) -> Any:
         batch = self._collate(samples)
+        self._count += 1
         if self._drew.value != OTHER:
             self._drew.value = max(self._drew.value, self._drawn())
-        if not self._is_here:
+        about = get_worker_info()
+        if self._workers is not None and about is not None:
+            if not self._workers.note(about.id, self._count):
+                self._drew.value = OTHER
             self.begin()
         return batch
 
     def _drawn(self) -> int:
-        self._count += 1
         if not _is_same([read() for read in self._own], self._own_before):
             return OTHER
         if (
@@ -213,7 +238,7 @@ class _Begin:
     def __call__(self, worker: int) -> None:
         if self._own is not None:
             self._own(worker)
-        self._noted.begin()
+        self._noted.begin_worker(worker)
 
 
 def dataset_changed(given: int, found: int) -> Conflict:

@@ -196,10 +196,30 @@ def test_data_that_draw_random_numbers_give_the_same_bits(name, change, workers,
     assert "another batch" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("workers", [{}, WORKERS, PERSISTENT], ids=["here", "workers", "persistent"])
+@pytest.mark.parametrize("until", [2, 7, 16])
 @pytest.mark.parametrize("change", [torchs, numpys, pythons])
-def test_data_that_draw_in_this_process_are_not_read_again_either(change):
-    _, rest, reads = evicted(LOADERS["shuffled"], lambda: change, until=7)
-    assert reads <= len(rest) * BATCH + BATCH
+def test_data_that_draw_are_not_read_again_either(change, workers, until):
+    whole, rest, reads = evicted({**LOADERS["shuffled"], **workers}, lambda: change, until=until)
+    assert same(whole, rest)
+    assert reads <= (len(rest) + 2) * BATCH
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_run_that_is_evicted_again_and_again_gives_the_same_bits_and_reads_little_twice():
+    options = {**LOADERS["shuffled"], "num_workers": 3, "multiprocessing_context": "fork", "prefetch_factor": 3}
+    begun()
+    whole, _ = read(loader_of(options, pythons))
+    begun()
+    seen, kept, reads = [], None, 0
+    for until in (2, 3, 7, 11, 12, 13, 20, None):
+        loader = loader_of(options, pythons)
+        rest, kept = read(loader, kept=kept, until=until)
+        seen += rest
+        reads += loader.dataset.reads.value
+        begun()
+    assert same(whole, seen)
+    assert reads <= 2 * SAMPLES + 7 * BATCH * 3 * (3 + 1), "what was read ahead, and at most one of each worker again"
 
 
 @pytest.mark.parametrize("workers", [{}, WORKERS], ids=["here", "workers"])
