@@ -14,6 +14,10 @@ VARIABLE: Final = "FABRIC_RAY"
 START_S: Final = 180
 """For how long a node of Ray may start on a machine that is busy with other things. Ray's own limits are 30 and 60 s."""
 TOKEN: Final = "token"  # noqa: S105  # a file
+LOOPBACK: Final = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""A variable of Ray's: "0" = a node's address is 127.0.0.1, and Ray listens nowhere else. Made for systems where it can have but
+one machine; whoever connects to such a cluster needs it too, as Ray takes 127.0.0.1 for the machine's other address else.
+"""
 _START_FOLDER: Final = Path(__file__).with_name("python_start")
 """Goes into PYTHONPATH: what is there has every Python of the job look for Ray."""
 _SHORT: Final = Path(os.sep, "tmp")
@@ -97,6 +101,7 @@ def variables_for(own: LeaseRay, environment: Mapping[str, str], *, given: Conta
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        **({LOOPBACK: "0"} if own.nodes == 1 else {}),
     }
     return {
         **own_variables,

@@ -26,6 +26,7 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from ray.cluster_utils import Cluster
 
 from fabric.adapters.inheritance import passed_on
+from fabric.adapters.lease_ray_settings import LOOPBACK
 from fabric.adapters.node_start import START_S, start_node
 from fabric.adapters.nodes import BY_CPU, DEDICATED_LABEL, METER_LABEL, NODE_LABEL, NOTICE_LABEL, POOL_LABEL, TYPE_LABEL
 from fabric.adapters.ports import free_port
@@ -33,10 +34,6 @@ from fabric.adapters.ports import free_port
 _STORE_BYTES: Final = 80 * 1024 * 1024
 _CPUS: Final = 64
 """Logical: whatever the machine has, a simulated gang must never wait for a CPU."""
-LOOPBACK: Final = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""A variable of Ray's: "0" = a node's address is 127.0.0.1, and Ray listens nowhere else. Made for systems where it can have but
-one machine; whoever connects to such a cluster needs it too, as Ray takes 127.0.0.1 for the machine's other address else.
-"""
 TOKEN_NAME: Final = "token"  # noqa: S105 - a file
 """The file beside the session, where no other is asked for."""
 _TOKEN_BYTES: Final = 32

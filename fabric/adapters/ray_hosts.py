@@ -23,7 +23,7 @@ import msgspec
 
 from fabric.adapters.context_link import reach
 from fabric.adapters.job_output import logged
-from fabric.adapters.lease_ray_settings import START_S, LeaseRay, variables_for
+from fabric.adapters.lease_ray_settings import LOOPBACK, START_S, LeaseRay, variables_for
 from fabric.adapters.private_folder import make_private
 from fabric.adapters.stage import JobEnd, Stage
 from fabric.adapters.strangers import Strangers
@@ -182,7 +182,8 @@ def _joined(own: LeaseRay, head: Head) -> "subprocess.Popen[bytes]":
         "RAY_AUTH_TOKEN": head.token,
         "RAY_AUTH_MODE": "token",
     }
-    variables.pop("RAY_AUTH_TOKEN_PATH", None)
+    for name in ("RAY_AUTH_TOKEN_PATH", LOOPBACK):
+        variables.pop(name, None)
     words = [
         "-m", "fabric.adapters.ray_hosts", "start", f"--address={head.address}", "--block", "--disable-usage-stats",
         f"--num-gpus={gpus:g}", f"--num-cpus={own.cpus}", f"--object-store-memory={own.store_bytes}",

@@ -6,13 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ray._private import worker
 
 from fabric.adapters.lease_ray import _Own, fits
-from fabric.adapters.lease_ray_settings import lease_ray, told_ray, unlink_folder, variables_for
+from fabric.adapters.lease_ray_settings import LOOPBACK, lease_ray, told_ray, unlink_folder, variables_for
 from fabric.adapters.private_folder import close, make_private
 
 GIB = 2**30
@@ -39,6 +40,13 @@ def own_ray(folder, **facts):
 )
 def test_what_fits_no_nodes_is_told_from_what_does(requests, nodes, fit):
     assert fits(requests, nodes) is fit
+
+
+@pytest.mark.parametrize(("nodes", "told"), [(1, "0"), (2, None)])
+def test_a_jobs_ray_stays_on_its_machine_where_it_has_one_node(tmp_path, nodes, told):
+    """Its metrics ask for no token."""
+    own = msgspec.structs.replace(own_ray(tmp_path / "0"), nodes=nodes)
+    assert variables_for(own, {LOOPBACK: "0"}).get(LOOPBACK) == told
 
 
 bundles = st.lists(st.fixed_dictionaries({"GPU": st.integers(0, 4), "CPU": st.integers(0, 4)}), max_size=6)

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fabric.adapters.local_cluster import LOOPBACK
+from fabric.adapters.lease_ray_settings import LOOPBACK
 from fabric.house.remains import recorded
 from fabric.units import UHS_PER_CT
 from tests.live.test_house import gate_pid, settled

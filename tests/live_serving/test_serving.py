@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from fabric import house
-from fabric.adapters.local_cluster import LOOPBACK
+from fabric.adapters.lease_ray_settings import LOOPBACK
 from fabric.sdk import Fabric
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
