@@ -229,25 +229,28 @@ class Gang:
             return -1
         return int(told)
 
-    def gather(self, own: Any, doing: str) -> list[Any]:
-        """What every rank says, by rank; all ranks call, one thread of each at a time. `PeerLost` if one is gone."""
+    def gather(self, own: Any, doing: str, *, group: Any = None) -> list[Any]:
+        """What every rank says, by rank; all ranks call, one thread of each at a time. `PeerLost` if one is gone.
+
+        `group`: None = the one of saves.
+        """
         if self.world == 1:
             return [own]
         said = torch.frombuffer(bytearray(pickle.dumps(own)), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
-        self._all_gather(sizes, torch.tensor([len(said)]), doing)
+        self._all_gather(sizes, torch.tensor([len(said)]), doing, group)
         longest = max(int(size) for size in sizes)
         heard = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
-        self._all_gather(heard, torch.cat([said, said.new_zeros(longest - len(said))]), doing)
+        self._all_gather(heard, torch.cat([said, said.new_zeros(longest - len(said))]), doing, group)
         # the gang's own ranks said it, over the group that gathers their gradients
         return [
             pickle.loads(whole[: int(size)].numpy().tobytes())  # noqa: S301
             for whole, size in zip(heard, sizes, strict=True)
         ]
 
-    def _all_gather(self, heard: list[Any], said: Any, doing: str) -> None:
+    def _all_gather(self, heard: list[Any], said: Any, doing: str, group: Any) -> None:
         try:
-            work = dist.all_gather(heard, said, group=self.saving, async_op=True)
+            work = dist.all_gather(heard, said, group=group or self.saving, async_op=True)
         except RuntimeError as error:
             raise self.lost(doing) from error
         self.finish(work, doing)

@@ -135,6 +135,16 @@ class Registry:
         """All states at the boundary of `copied`; `tensor` says how what lies on a device or may change is taken."""
         return {name: tracked.live(copied.get(name), tensor=tensor) for name, tracked in self._tracked.items()}
 
+    def owned(self, copied: Mapping[str, Any]) -> dict[str, Any]:
+        """Of what is copied at a boundary, what a rank may have of its own: all but what optimizers have."""
+        return {name: part for name, part in copied.items() if not isinstance(self._tracked[name], OptimizerState)}
+
+    def disowned(self, objects: dict[str, Any], owned: Mapping[str, Any]) -> dict[str, Any]:
+        """The states of a checkpoint with what a rank has of its own."""
+        mine = {name: part for name, part in owned.items() if name in objects and name in self._tracked}
+        is_whole = {name: not isinstance(self._tracked[name], _Module) for name in mine}
+        return objects | {name: part if is_whole[name] else objects[name] | part for name, part in mine.items()}
+
     @property
     def is_sharded(self) -> bool:
         """Whether this rank holds only a part of something tracked."""

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from fabric.errors import FabricError, InvalidRequest, JobFailed
@@ -21,8 +21,10 @@ from training.cadence import smoothed
 from training.frozen import Frozen, FrozenWeights
 from training.loop_objects import KEPT
 from training.loop_variables import OVER
+from training.moment import Moment
 from training.plain import is_plain, may_diverge, not_finite, plain, restored
 from training.progress import say
+from training.rank_parts import RankParts
 from training.registry import Registry
 from training.vault import Vault, decoded, gathered, planned
 
@@ -30,21 +32,6 @@ _BODY_S: Final = 2.0
 """How long a save for a stop waits for the end of a body amid which a boundary was."""
 _BODY_SHARE: Final = 0.25
 """And at most this share of the time that is left."""
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """A step boundary: everything that later steps would change and that isn't a weight or a moment of an optimizer."""
-
-    step: int
-    cursor: dict[str, Any]
-    copied: dict[str, Any]
-    random: dict[str, Any]
-    versions: dict[str, list[int]]
-    variables: dict[str, Any] = field(default_factory=dict)
-    """What the loop's body hands on to the next."""
-    frozen: list[str] = field(default_factory=list)
-    device_event: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +56,7 @@ class Saver:
         self._frozen = FrozenWeights(registry)
         self._excused: dict[str, int] = {}
         """How many values of a weight are infinite because the script wants them so."""
+        self.ranks = RankParts(registry)
         self.moment: Moment | None = None
         self.is_last = False
         """Whether no boundary follows the newest one, as the script has left its loop."""
@@ -158,7 +146,7 @@ class Saver:
         data = self._vault.load()
         if data is None:
             return None
-        state = decoded(data)
+        state = self.ranks.taken(decoded(data))
         if (frozen := state.pop("frozen", None)) is not None:
             self._registry.freeze(frozen)
         self._registry.load(self._vault.joined(state.pop("objects"), self._registry))
@@ -289,6 +277,7 @@ class Saver:
             "random": plain(moment.random, "random"),
             "learned": plain(self.learned(), "learned"),
             "variables": moment.variables,
+            "ranks": self.ranks.kept(moment.step),
             "frozen": moment.frozen,
             "objects": objects,
         }
@@ -297,6 +286,12 @@ class Saver:
         except Exception:  # noqa: BLE001  # what a script hands on may raise anything; if it was not that, it does again
             kept = {name: value for name, value in moment.variables.items() if self._can_be_kept(name, value)}
             return planned(state | {"variables": kept}), frozen
+
+    def own_part(self) -> dict[str, Any] | None:
+        """What this rank has of its own at the boundary where its training thread is."""
+        if self.moment is None or not self.ranks.is_needed:
+            return None
+        return self.ranks.own(self.moment, late=self.late(), is_kept=self._can_be_kept)
 
     def _can_be_kept(self, name: str, value: Any) -> bool:
         try:

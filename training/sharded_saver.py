@@ -21,10 +21,11 @@ from training import layout
 from training.boundary import Boundary
 from training.frozen import Frozen, put_back
 from training.gang import Gang, PeerLost
+from training.moment import Moment
 from training.plain import digest
 from training.progress import say
 from training.registry import Registry
-from training.saver import Copy, Moment, Save, Saver
+from training.saver import Copy, Save, Saver
 from training.sharded_state import Kept, Part, joined, merged, parted, unkept
 from training.vault import FORMAT, FROZEN
 

@@ -78,6 +78,7 @@ class Together:
         self._own_stop: Stop | None = None
         self._is_sharded = False
         self._parts_saver: ShardedSaver | None = None
+        self._saver: Saver | None = None
 
     @classmethod
     def join(cls, job: context.Context, *, mix: str | None) -> Self:
@@ -156,6 +157,9 @@ class Together:
         """What saves there: one rank for all, or all of them their parts."""
         made = saver_of(state, boundary, vault, is_ending=lambda: self.is_ending)
         self._parts_saver = made if isinstance(made, ShardedSaver) else None
+        self._saver = made
+        made.ranks.rank, made.ranks.world = self.gang.rank, self.gang.world
+        made.ranks.is_needed = vault.is_kept and self._parts_saver is None and self._archipelago is None
         return made
 
     @property
@@ -189,6 +193,8 @@ class Together:
             ahead=2 * workers, balances=self._mix is not Mix.NEVER,
         )  # fmt: skip
         modules, how = state.modules(), Reproducible(reproducible)
+        if self._saver is not None:
+            self._saver.ranks.is_needed = False  # random numbers belong to virtual ranks
         if self._is_sharded:
             check_feed(modules, how, world=self.gang.world)
         if self._archipelago is not None and self._islands is not None:
@@ -269,6 +275,9 @@ class Together:
             self._stops_next = True  # what is saved is what all have learned: they meet in the next step
             self._islands.meet_next()
         elif verdict.stop or self._stops_next:
+            if self._saver is not None and self._saver.ranks.is_needed:  # one saves for all
+                own = self._saver.own_part()
+                self._saver.ranks.everyones = self.gang.gather(own, "telling what is its own", group=self.gang.control)
             self.end()
             self._agreed.set()
         elif verdict.save and self._parts_saver is not None:

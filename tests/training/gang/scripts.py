@@ -215,5 +215,34 @@ def plain_script(rank, world, port, order):
         order.path("digest").write_text(own.digest())
 
 
+def own_script(rank, world, port, order):
+    """A script whose ranks draw different numbers, some of them from a generator that it names."""
+    os.environ |= {
+        "RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "FABRIC_TENSORBOARD_DIR": str(order.folder / "tensorboard"),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    own = Run(nn.LayerNorm)
+    model = DistributedDataParallel(own.model, find_unused_parameters=True)
+    for seed in (torch.manual_seed, np.random.seed, random.seed):
+        seed(20 + rank)
+    inputs, wanted = dataset()
+    dice, seen, drawn = torch.Generator().manual_seed(50 + rank), [], torch.randint(SAMPLES, (4,))
+    run = session(model=own.model, opt=own.opt, sched=own.sched, extra={"dice": dice}, directory=order.folder)
+    for step in run.steps(order.steps):
+        at, drawn = drawn, torch.randint(SAMPLES, (4,), generator=dice)  # drawn ahead
+        seen.append(int(at[0]) + random.random() + np.random.rand())  # noqa: NPY002
+        note(order, rank, did=step, drew=[*at.tolist(), sum(seen), len(seen)])
+        time.sleep(order.pause_s)
+        own.opt.zero_grad()
+        functional.cross_entropy(model(inputs[at]), wanted[at]).backward()
+        own.opt.step()
+        own.sched.step()
+    if rank == 0:
+        own.step = order.steps
+        order.path("digest").write_text(own.digest())
+
+
 def hash_of(row):
     return hashlib.sha256(row.numpy().tobytes()).hexdigest()[:12]

@@ -1,12 +1,15 @@
 """A user's script on several ranks: evicted, killed, resumed on other numbers of them, it ends as if nothing had been."""
 
+import json
 import random
 import signal
 import time
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from fabric.checkpoints import Checkpoints, DirectoryStore
 from tests.training.gang import crew
@@ -14,7 +17,9 @@ from tests.training.gang.crew import Crew
 from tests.training.gang.test_losses import steps_done, wait_for
 from tests.training.gang.test_worlds import lines
 from tests.training.gang.work import EVICTED, REFUSED, Order
+from training import randomness
 from training.gradients import Reproducible
+from training.rank_parts import apart
 from training.together import silent_steps
 
 
@@ -105,6 +110,45 @@ def test_a_loop_of_ones_own_with_ddp_stops_on_all_ranks_after_the_same_step_and_
         assert crew.run(order, world=2, doing="plain_script") == [0, 0]
         digests.append(order.path("digest").read_text())
     assert digests[0] == digests[1]
+
+
+def drawn(folder):
+    """What each rank drew in each step; of one that was made twice, the last time."""
+    texts = {rank: (folder / f"rank-{rank}.jsonl").read_text() for rank in range(2)}
+    said = [(rank, json.loads(line)) for rank, text in texts.items() for line in text.splitlines()]
+    return {(rank, line["did"]): line["drew"] for rank, line in said}
+
+
+def test_each_rank_of_a_loop_of_ones_own_goes_on_with_its_own_random_numbers(tmp_path):
+    """And with its own generators, variables and lists: one rank saves for all."""
+    found = []
+    for name, stops in (("whole", 0), ("stopped", 3)):
+        order = Order(folder=tmp_path / name, steps=40, pause_s=0.01)
+        order.folder.mkdir()
+        for stop in range(stops):
+            before, gang = steps_done(order.folder), Crew(order, world=2, doing="own_script")
+            wait_for(lambda before=before, order=order: steps_done(order.folder) > before + 2)
+            gang.kill(stop % 2, signal.SIGTERM)
+            assert set(gang.end().values()) == {EVICTED}
+        assert crew.run(order, world=2, doing="own_script") == [0, 0]
+        found.append((drawn(order.folder), order.path("digest").read_text()))
+    assert found[0] == found[1]
+    assert {step: draws for (rank, step), draws in found[0][0].items() if rank == 0} != {
+        step: draws for (rank, step), draws in found[0][0].items() if rank == 1
+    }
+
+
+def test_ranks_whose_numbers_were_not_kept_draw_none_that_another_rank_draws():
+    """As after a snapshot, which is one rank's alone, or where there were fewer."""
+    torch.manual_seed(3)
+    states = randomness.capture()
+    draws = []
+    for rank in range(1, 4):
+        randomness.restore(apart(states, rank))
+        draws.append((torch.rand(3).tolist(), random.random(), np.random.rand()))  # noqa: NPY002
+    randomness.restore(states)
+    draws.append((torch.rand(3).tolist(), random.random(), np.random.rand()))  # noqa: NPY002
+    assert len({str(part) for each in draws for part in each}) == 3 * len(draws)
 
 
 def test_with_too_little_time_to_stop_together_the_last_boundary_is_saved_at_once(tmp_path):
