@@ -10,7 +10,7 @@ import re
 import pytest
 import torch
 
-from tests.strangers import launch
+from tests.strangers import launch, launchers
 
 for library in ("peft", "trl", "diffusers", "gymnasium"):
     pytest.importorskip(library, reason="install the group `strangers`")
@@ -121,6 +121,49 @@ def test_a_loop_with_the_documented_lines_is_evicted_and_ends_the_same(tmp_path,
 @pytest.mark.parametrize(("kind", "evictions"), cases(TRAINERS))
 def test_a_trainer_with_one_changed_line_is_evicted_and_ends_the_same(tmp_path, plain, kind, evictions):
     evictions_of(kind, tmp_path, plain, at_least=evictions, said=once)
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """What each launched script comes to as it is."""
+    found = {}
+
+    def of(name):
+        if name not in found:
+            result, lines = launchers.plain(name, tmp_path_factory.mktemp(name) / "plain")
+            found[name] = torch.load(result, weights_only=True), lines
+        return found[name]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("name", "evictions"),
+    [
+        *((name, FEW) for name in launchers.COMMANDS),
+        *(pytest.param(name, MANY, marks=pytest.mark.soak) for name in launchers.COMMANDS),
+    ],
+)
+def test_whatever_launches_a_loop_it_is_evicted_and_ends_the_same(tmp_path, launched, name, evictions):
+    expected, lines = launched(name)
+    count = 0
+    for round_ in range(ROUNDS):
+        seed = launch.seed()
+        result, said, times = launchers.evicted(
+            name, tmp_path / str(round_), evictions=evictions - count, steps=len(lines), dice=random.Random(seed)
+        )
+        assert differences(torch.load(result, weights_only=True), expected) == [], f"seed {seed}"
+        assert last_of_each(said) == lines, f"seed {seed}"
+        assert len(said) <= len(lines) + times, "one step of an attempt at most is made again"
+        count += times
+        if count >= evictions:
+            return
+    raise AssertionError(f"only {count} evictions")
+
+
+@pytest.mark.parametrize("name", launchers.COMMANDS)
+def test_a_launched_script_changes_two_lines(name):
+    assert launchers.lines_changed(name) == 2
 
 
 @pytest.mark.parametrize(
