@@ -20,6 +20,7 @@ from fabric.adapters.forked import Fork, commission_for
 from fabric.adapters.freeze import frozen
 from fabric.adapters.job_output import end_of_log
 from fabric.adapters.lease_ray_settings import variables_for
+from fabric.adapters.payload import read_payload
 from fabric.adapters.processes import seen_of
 from fabric.adapters.stage import JobEnd, Stage
 from fabric.adapters.stop_notice import program_of
@@ -39,7 +40,9 @@ class Spawned(Fork):
         """Start the process; what it has to do it is told when it is there."""
         assert stage.own_ray is not None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        environment = variables_for(stage.own_ray, os.environ)
+        payload = read_payload(stage.lease.payload)
+        given = {**payload.runtime_env.get("env_vars", {}), **payload.env}  # Ray reads its own as it is imported
+        environment = variables_for(stage.own_ray, os.environ | given, given=given)
         with theirs:
             process = subprocess.Popen(  # noqa: S603  # our own module; what it calls is the tenant's
                 [sys.executable, "-m", "fabric.adapters.spawned", str(theirs.fileno())],

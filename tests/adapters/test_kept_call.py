@@ -104,6 +104,19 @@ def test_a_function_that_saves_by_itself_is_not_kept_from_it_by_its_folder(begin
     assert (first.saves, second.saves) == ([5, 6], [5, 6])
 
 
+def test_what_a_job_says_of_its_ray_is_heard_as_that_is_imported(tmp_path):
+    def look():
+        from ray._private import ray_constants
+
+        return ray_constants.RAY_DEDUP_LOGS
+
+    calls = Calls(tmp_path, RAY_DEDUP_LOGS="0")
+    try:
+        assert calls.begin(look).value() is False
+    finally:
+        calls.close()
+
+
 def test_a_function_that_fails_commits_nothing_of_its_last_moment(begin):
     def fails():
         writes(9)()
