@@ -112,10 +112,15 @@ def put_back(states: Mapping[str, Any], data: bytes) -> dict[str, Any]:
     }
 
 
-def _read(tensors: Mapping[str, Any], digests: Mapping[str, str]) -> Buffer:
+def shard_of(tensors: Mapping[str, Any]) -> Buffer:
+    """The shard of what was taken out, while nothing may change it."""
     from training import shards  # noqa: PLC0415
 
-    data = shards.dump(dict(tensors))
+    return shards.dump(dict(tensors))
+
+
+def _read(tensors: Mapping[str, Any], digests: Mapping[str, str]) -> Buffer:
+    data = shard_of(tensors)
     if _digests(tensors) != digests:
         raise Unavailable(
             "weights that nothing trains were changed while they were written: the next save keeps them",

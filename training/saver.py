@@ -18,7 +18,7 @@ from fabric.errors import FabricError, InvalidRequest, JobFailed
 from training import randomness
 from training.boundary import Boundary
 from training.cadence import smoothed
-from training.frozen import Frozen, FrozenWeights
+from training.frozen import Frozen, FrozenWeights, shard_of
 from training.loop_objects import KEPT
 from training.loop_variables import OVER
 from training.moment import Moment
@@ -257,7 +257,7 @@ class Saver:
         part = self._frozen.part(frozen)
         if part is None or self._vault.holds(part.digest):
             return part, None
-        whole, names = part.read(), set(self._registry.weights().values())
+        whole, names = shard_of(frozen), set(self._registry.weights().values())
         bad = (
             name
             for name, weight in frozen.items()
