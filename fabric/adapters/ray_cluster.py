@@ -15,6 +15,7 @@ from fabric.adapters.groups import Groups
 from fabric.adapters.joblogs import JobLogs
 from fabric.adapters.jobs_page import JobsPage
 from fabric.adapters.leases import Attempt
+from fabric.adapters.left_logs import clear_away
 from fabric.adapters.metrics import Metrics
 from fabric.adapters.node_agent import Sight
 from fabric.adapters.nodes import Node, nodes_of
@@ -27,7 +28,7 @@ from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.survivors import lease_of, survivors
 from fabric.adapters.watchdog import known_of
 from fabric.clock import Clock, SteadyClock
-from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseRemoved, LeaseTooLarge, Metered, NodeHolds
+from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseTooLarge, Metered, NodeHolds
 from fabric.gate.instructions import AnyInstruction, Lease, RemoveLease, SaveLease, StartLease, StopLease
 from fabric.gate.views import JobView, LeaseView, LogChunk
 from fabric.outage import Outage
@@ -120,7 +121,7 @@ class RayCluster:
                 case SaveLease():
                     self._save_lease(instruction.lease_id)
                 case RemoveLease():
-                    self._remove_lease(instruction.lease_id)
+                    self._remove_lease(instruction.lease_id, instruction.lease)
                 case _:
                     assert_never(instruction)
 
@@ -228,10 +229,10 @@ class RayCluster:
         if attempt is not None and attempt.removal is None:
             self._begin(attempt.ask_to_save())
 
-    def _remove_lease(self, lease_id: LeaseId) -> None:
+    def _remove_lease(self, lease_id: LeaseId, lease: Lease | None = None) -> None:
         attempt = self._attempts.get(lease_id)
         if attempt is None:
-            self._outbox.put(LeaseRemoved(lease_id=lease_id))
+            self._begin(clear_away(lease_id, lease, self._around))
         elif attempt.removal is None:
             attempt.removal = self._begin(self._removed(attempt))
 

@@ -152,7 +152,7 @@ class Gate:
         said: list[AnyInstruction] = []
         for record in self._core.state.leases.values():
             if record.state == "removing":
-                said.append(RemoveLease(lease_id=record.lease.lease_id))
+                said.append(RemoveLease(lease_id=record.lease.lease_id, lease=record.lease))
                 continue
             said.append(StartLease(lease=record.lease))
             if record.stop_reason is not None and record.deadline_us is not None:

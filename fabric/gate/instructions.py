@@ -91,6 +91,8 @@ class RemoveLease(Instruction, frozen=True, kw_only=True, tag="remove_lease"):
     """End whatever is left, read the meters a last time, free the devices; report LeaseRemoved."""
 
     lease_id: LeaseId
+    lease: Lease | None = None
+    """Said again after a restart, to whoever may not have heard of it: what it has left on its machines is kept all the same."""
 
 
 AnyInstruction = StartLease | StopLease | SaveLease | RemoveLease

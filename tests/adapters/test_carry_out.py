@@ -8,6 +8,7 @@ import pytest
 from fabric.adapters import ray_cluster
 from fabric.adapters.archive import DirectoryArchive
 from fabric.adapters.cluster_settings import ClusterSettings
+from fabric.adapters.rank_order import Order
 from fabric.adapters.ray_cluster import RayCluster
 from fabric.adapters.reconciler import Look, Reconciler
 from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseRemoved
@@ -140,6 +141,25 @@ async def test_a_lease_that_was_being_removed_when_the_gate_died_is_said_to_be_g
     assert report.gone == ()
     await cluster.carry_out([REMOVE])
     await soon()
+    assert [type(event) for event in cluster.reported] == [LeaseRemoved]
+
+
+async def test_the_logs_of_a_lease_that_ended_as_the_gate_died_are_kept(cluster, monkeypatch, tmp_path):
+    """It was to be removed by a gate that died before that had moved them."""
+    cluster._nodes["h1"] = NODE
+    tidied = []
+
+    async def tidy(address, *, folder, log_file, log_key):
+        tidied.append((address, folder, log_file, log_key))
+
+    monkeypatch.setattr(cluster._agents, "tidy", tidy)
+    monkeypatch.setattr(cluster._agents, "cover", lambda _: asyncio.sleep(0))
+    await cluster.carry_out([RemoveLease(lease_id=LEASE.lease_id, lease=LEASE)])
+    await soon()
+    order = Order(
+        lease=LEASE, rank=0, master_addr="", master_port=0, work_dir=str(cluster._settings.work_dir)
+    )  # fmt: skip
+    assert tidied == [(NODE.address, str(order.folder), str(order.log_file), order.log_key)]
     assert [type(event) for event in cluster.reported] == [LeaseRemoved]
 
 
