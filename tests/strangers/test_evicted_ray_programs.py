@@ -14,7 +14,6 @@ import ray
 
 from fabric.adapters.stop_notice import standing
 from fabric.gate.events import LeaseOutcome
-from tests.adapters.call_attempts import Calls
 from tests.adapters.programs import Machine
 
 pytest.importorskip("pyarrow", reason="install the group `strangers`")
@@ -71,12 +70,6 @@ SWEEP = textwrap.dedent("""
 """)
 
 
-def sweeps():
-    """The same in a function: what it prints its runner has."""
-    exec(compile(SWEEP, "sweep", "exec"), {"__name__": "sweep"})
-    return "done"
-
-
 def steps_in(log, what):
     found = re.findall(rf"trial (\d+) {what} (\d+)", log)
     return {trial: max(int(step) for name, step in found if name == trial) for trial, _ in found}
@@ -97,24 +90,6 @@ def test_a_sweep_that_writes_all_the_time_goes_on_from_its_checkpoints(machine):
     assert "best 22" in log
     began = steps_in(log, "from")
     assert all(began[trial] >= step - LATE for trial, step in done.items() if step < 12), (done, began, log)
-
-
-def test_a_sweep_in_a_function_goes_on_from_its_folder(tmp_path):
-    calls = Calls(tmp_path, **AT_ONCE)
-    try:
-        first = calls.begin(sweeps)
-        first.until(lambda: sum(steps_in(first.log, "did").values()) >= 6)
-        first.stage.ask_to_stop("evicted", seconds_left=8, save=True)
-        first.until(lambda: first.saves)
-        done = steps_in(first.log, "did")
-        first.kill()
-        second = calls.begin(sweeps)
-        assert second.value() == "done"
-        assert "best 22" in second.log
-        began = steps_in(second.log, "from")
-        assert all(began[trial] >= step - LATE for trial, step in done.items() if step < 12), (done, began, second.log)
-    finally:
-        calls.close()
 
 
 EXAMPLES = {
