@@ -92,10 +92,11 @@ class LoopObjects:
             return {}
         cost = time.thread_time()  # a busy machine is none of its costs
         if self._looks <= _FIRST or began >= self._due_at:
+            before = set(self._hot)
             self._note(known, self._roots)
-            self._due_at = time.monotonic() + (time.thread_time() - cost) / _SHARE
-            if self.is_late:
+            if self.is_late and before != set(self._hot):
                 self.taken(known)  # to say what can't be kept
+            self._due_at = time.monotonic() + (time.thread_time() - cost) / _SHARE
         if self.is_late:
             return {}
         if self._hot:  # what else changes is most likely near it
