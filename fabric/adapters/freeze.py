@@ -8,7 +8,7 @@ the middle of a write. Linux only.
 import os
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -51,30 +51,31 @@ class Position(NamedTuple):
 
 
 @contextmanager
-def frozen(find: Callable[[], Collection[int]]) -> Iterator[frozenset[int]]:
+def frozen(find: Callable[[], Collection[int]], *, halted: Container[int] = ()) -> Iterator[frozenset[int]]:
     """Inside, all processes that `find` finds stand still, and new ones there are none; they go on afterwards. Those that
-    stood still before are left as they are. Yields all.
+    stood still before are left as they are, and so are the `halted`, which may have been told to a moment ago: they
+    don't stand still before they have run once more. Yields all.
 
     Raises:
         Conflict: some of them don't stand still in time (`not_still`); all go on.
     """
     held: set[Identity] = set()
     try:
-        yield _stopped(find, held)
+        yield _stopped(find, held, halted)
     finally:
         for each in held:
             if (seen := seen_of(each.pid)) is not None and seen.identity == each:
                 kill(each.pid, signal.SIGCONT)
 
 
-def _stopped(find: Callable[[], Collection[int]], held: set[Identity]) -> frozenset[int]:
+def _stopped(find: Callable[[], Collection[int]], held: set[Identity], halted: Container[int]) -> frozenset[int]:
     give_up_at = time.monotonic() + STILL_WITHIN_S
     known: set[int] = set()
     while (new := set(find()) - known) and time.monotonic() < give_up_at:
         known |= new
         for pid in new:
             seen = seen_of(pid)
-            if seen is not None and not are_still([pid]):
+            if seen is not None and pid not in halted and not are_still([pid]):
                 held.add(seen.identity)
                 kill(pid, signal.SIGSTOP)
         while not are_still(new) and time.monotonic() < give_up_at:

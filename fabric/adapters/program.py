@@ -92,6 +92,7 @@ class Program:
         self._lease_id = ""
         self._standing_still = threading.Lock()
         """Taken by whoever has halted processes that somebody else could wake."""
+        self._halted: frozenset[int] = frozenset()
         self.is_whole = False
         """Whether what it keeps is whole, if the notice's signal has ended it: it got that at a moment at which nothing was half
         written, and nobody was seen to end in the middle of a write since. Final once `end_rest` has returned."""
@@ -157,7 +158,7 @@ class Program:
         Raises:
             Conflict: they don't in time.
         """
-        with self._standing_still, frozen(self.processes) as pids:
+        with self._standing_still, frozen(self.processes, halted=self._halted) as pids:
             yield pids
 
     def end_rest(self) -> None:
@@ -193,6 +194,7 @@ class Program:
     def _hand_on(self) -> None:
         with self._standing_still:
             notice = notice_for(self._standing(listening=self._host.listening()), root=self._pid)
+            self._halted = notice.halted
             for pid in notice.halted:
                 kill(pid, signal.SIGSTOP)
         left_s = self._job.deadline_s_left() or 0.0
@@ -281,6 +283,7 @@ class Program:
         with self._standing_still:
             now = {each.pid: each for each in self._standing()}
             waking = [now[pid] for pid in notice.halted if pid in now]
+            self._halted = frozenset()
             if self._has_saved and not any(each.catches and each.pid not in notice.launchers for each in waking):
                 for pid in now:
                     kill(pid)

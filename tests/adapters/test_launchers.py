@@ -4,10 +4,13 @@ matter then. Launchers that nobody here knows too.
 
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from fabric.adapters import freeze
+from fabric.adapters.processes import are_still
 from fabric.adapters.stop_notice import Standing, notice_for
 from fabric.gate.events import LeaseOutcome
 from tests.adapters.programs import Machine
@@ -75,6 +78,22 @@ def test_a_launcher_that_nobody_knows_waits_until_its_ranks_have_saved(executing
         assert end.outcome is SAVED, (end, log)
         assert f"wrote {executing.saves[-1][0]}" in log
         assert "more" not in log
+
+
+def test_a_launcher_that_takes_its_time_to_stand_still_is_not_woken_before_its_ranks_have_saved(executing, monkeypatch):
+    """As on a busy machine: the signal is sent, and for a moment nothing says that it has come."""
+    asked = Counter()
+
+    def late(pids):
+        asked.update(pids)
+        return are_still(pids) and all(asked[pid] > 2 for pid in pids)
+
+    monkeypatch.setattr(freeze, "are_still", late)
+    attempt = executing.begin("bash", "-c", "python launch.py; echo more", files={"launch.py": LAUNCH, "x.py": FILES})
+    attempt.until(lambda: attempt.log.count("at 0 rank") == 2)
+    end, log = attempt.stop()
+    assert end.outcome is SAVED, (end, log)
+    assert f"wrote {executing.saves[-1][0]}" in log
 
 
 SERVE = LAUNCH.replace(
