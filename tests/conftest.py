@@ -131,12 +131,18 @@ class PostgresServer:
     def kill(self) -> None:
         """As a crash would: every process of it at once."""
         assert self.process is not None
-        # A backend outlives its postmaster for a moment, and would still take a commit.
-        for process in psutil.Process(self.process.pid).children(recursive=True):
+        # A backend outlives its postmaster for a moment, and would still take a commit; the postmaster starts others for those that end.
+        postmaster = psutil.Process(self.process.pid)
+        postmaster.suspend()
+        while postmaster.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.001)
+        children = postmaster.children(recursive=True)
+        for process in children:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.kill()
         self.process.wait()
+        psutil.wait_procs(children, timeout=60)
 
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:

@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import pytest
 
+from fabric.adapters.processes import are_still
 from fabric.api import rpc
 from fabric.client import Client, new_request_id
 from fabric.errors import Unavailable
@@ -98,6 +99,8 @@ def test_a_gate_that_hangs_is_named_and_asked_again_until_it_goes_on(either, apa
     client = Client(Profile(address=said["address"], api_key=said["acme"], ca=said["ca"]))
     balance(client)
     os.kill(process.pid, signal.SIGSTOP)
+    while not are_still([process.pid]):
+        time.sleep(0.001)
     for _ in range(2):
         with pytest.raises(Unavailable, match=f"the gate at {said['address']} doesn't answer: it hangs") as refused:
             balance(client)
