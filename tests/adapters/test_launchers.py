@@ -154,7 +154,7 @@ for batch in run.batches(data, global_batch=4, virtual=4, epochs=None):
     ("command", "nodes", "ranks"),
     [
         pytest.param(MPIRUN, 1, 2, marks=[NO_MPI, pytest.mark.soak], id="mpirun"),
-        pytest.param(MPIRUN, 2, 4, marks=NO_MPI, id="mpirun on each of two nodes"),
+        pytest.param(MPIRUN, 2, 4, marks=[NO_MPI, pytest.mark.soak], id="mpirun on each of two nodes"),
         pytest.param(
             ["torchrun", "--nproc-per-node", "1", "x.py"], 2, 2, marks=pytest.mark.soak, id="torchrun, two nodes"
         ),

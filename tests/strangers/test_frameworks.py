@@ -140,7 +140,7 @@ def launched(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "evictions"),
     [
-        *((name, FEW) for name in launchers.COMMANDS),
+        ("torchrun", FEW),
         *(pytest.param(name, MANY, marks=pytest.mark.soak) for name in launchers.COMMANDS),
     ],
 )

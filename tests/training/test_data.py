@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 
 from fabric import context
 from fabric.errors import Conflict, InvalidRequest
-from tests.training.workload import CLASSES, FEATURES, Attempts, Script, ended_by, linger, running, stopped
+from tests.training.workload import CLASSES, FEATURES, Attempts, Dice, Script, ended_by, linger, running, stopped
 from training import session
 from training.data import Order, feed_of, micros_of
 from training.virtual import VirtualRanks
@@ -55,25 +55,25 @@ def dataset():
 
 def counted(attempts, data, dice, *, evict_each, **options):
     """How often each sample counted in a step that stayed, over all attempts."""
-    seen = {}  # by step: one that is done again counts once
+    attempts.seen = {}  # by step: one that is done again counts once
 
     def work(job):
         run = session(extra={"nothing": {}}, snapshot_every_s=3600)
-        for step in [step for step in seen if step >= run.resumed_at]:
-            del seen[step]
+        for step in [step for step in attempts.seen if step >= run.resumed_at]:
+            del attempts.seen[step]
         for batch in run.batches(data(), collate=list, **options):
             if dice.random() < 1 / evict_each:
                 stopped(job)
-            seen.setdefault(run.done, []).extend(batch)
+            attempts.seen.setdefault(run.done, []).extend(batch)
             run.step(torch.zeros((), requires_grad=True))
 
     attempts.run(work)
-    return torch.bincount(torch.tensor([sample for step in seen.values() for sample in step]))
+    return torch.bincount(torch.tensor([sample for step in attempts.seen.values() for sample in step]))
 
 
 def test_a_million_samples_are_seen_once_each_through_evictions(tmp_path):
     attempts, seed = Attempts(tmp_path), random.randrange(2**32)
-    times = counted(attempts, Million, random.Random(seed), evict_each=20, global_batch=4096)
+    times = counted(attempts, Million, Dice(seed), evict_each=20, global_batch=4096)
     assert len(times) == 1_000_000
     assert bool((times == 1).all()), f"seed {seed}"
     assert attempts.count > 1
@@ -88,7 +88,7 @@ def test_a_million_samples_are_seen_once_each_through_evictions(tmp_path):
 def test_each_epoch_sees_each_sample_once(tmp_path, data, count, epochs, virtual):
     seed = random.randrange(2**32)
     options = {"global_batch": 10, "epochs": epochs, "virtual": virtual}
-    times = counted(Attempts(tmp_path), lambda: data(count), random.Random(seed), evict_each=20, **options)
+    times = counted(Attempts(tmp_path), lambda: data(count), Dice(seed), evict_each=20, **options)
     assert times.tolist() == [epochs] * count, f"seed {seed}"
 
 
@@ -99,7 +99,7 @@ def test_a_dataset_that_says_where_it_is_is_not_read_twice(tmp_path):
         read.append(Stream(200, tells=True))
         return read[-1]
 
-    counted(attempts, data, random.Random(1), evict_each=5, global_batch=10)
+    counted(attempts, data, Dice(1), evict_each=5, global_batch=10)
     assert attempts.count > 2
     assert sum(stream.read for stream in read) <= 200 + 10 * attempts.count
 
@@ -194,7 +194,7 @@ def test_a_run_on_data_that_is_evicted_ends_with_the_same_bits(tmp_path, options
     epochs = 1 if "data" in options and not hasattr(options["data"](), "__len__") else EPOCHS
     whole = trained(None, None, epochs=epochs, **options)
     seed = random.randrange(2**32)
-    attempts, dice = Attempts(tmp_path), random.Random(seed)
+    attempts, dice = Attempts(tmp_path), Dice(seed)
     assert attempts.run(lambda job: trained(job, dice, epochs=epochs, **options)) == whole, f"seed {seed}"
     assert whole[0] == epochs * SAMPLES // BATCH
 

@@ -74,6 +74,24 @@ class Script:
         return whole.hexdigest()
 
 
+class Dice:
+    """What decides when a test evicts: no part of what a loop trains, though the tests' loops can reach it. Kept with it, the same
+    would be thrown after each eviction.
+    """
+
+    def __init__(self, seed):
+        self.dice = random.Random(seed)
+
+    def random(self):
+        return self.dice.random()
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
 class Attempts:
     """The attempts of one job, each with a context as the runner would make it."""
 
