@@ -11,7 +11,7 @@ Such failures are counted and told. A Ray job that takes devices again and again
 """
 
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -106,7 +106,7 @@ class Use:
     job_id: str
     end: Callable[[], None]
     pid: int = 0
-    group_ids: Container[str] = ()
+    group_ids: Iterable[str] = ()
 
 
 @dataclass(slots=True)

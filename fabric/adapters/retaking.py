@@ -4,7 +4,7 @@ What is seen again because it takes its time to end was taken once. What still h
 lease's, and has not taken it: a client whose leases end one after the other is no thief.
 """
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 TAKES_AGAIN: Final = 3
@@ -30,9 +30,9 @@ class Retaking:
         for group in list(self._were_ours)[: max(0, len(self._were_ours) - _GROUPS_REMEMBERED)]:
             del self._were_ours[group]
 
-    def is_left(self, groups: Container[str]) -> bool:
+    def is_left(self, groups: Iterable[str]) -> bool:
         """Whether what is in these placement groups is what a lease of ours has left."""
-        return any(group in groups for group in self._were_ours)
+        return any(group in self._were_ours for group in groups)
 
     def again(self, job_id: str, what: str, pid: int, *, at: float) -> bool:
         """Note what a Ray job has taken; whether it has now done so too often.

@@ -115,13 +115,18 @@ def groups(kind):
     return None
 
 
-def test_what_was_a_leases_is_known_when_it_has_gone_and_when_its_lease_has(runner):
-    members, now_s = Members(groups_at=groups("a limit")), time.time()
+def with_one_that_escapes(members, runner, **way):
+    """A process of a lease, and the number of the one that it has started elsewhere."""
     told = runner.tell()
-    process = runner(escaping(told))
+    process = runner(escaping(told, **way))
     members.follow("job-1.1", (process.pid,))
     begin(process)
-    escaped = pid_in(told)
+    return process, pid_in(told)
+
+
+def test_what_was_a_leases_is_known_when_it_has_gone_and_when_its_lease_has(runner):
+    members, now_s = Members(groups_at=groups("a limit")), time.time()
+    process, escaped = with_one_that_escapes(members, runner)
     assert members.had({escaped: now_s}) == []
     assert escaped in members.of("job-1.1")
     assert members.had({escaped: now_s, 1: now_s, process.pid: now_s}) == [escaped, process.pid]
@@ -138,11 +143,7 @@ def test_what_was_a_leases_is_known_when_it_has_gone_and_when_its_lease_has(runn
 
 def test_a_process_that_goes_with_its_lease_is_known_by_its_number_and_time(runner):
     members, now_s = Members(groups_at=groups("a limit")), time.time()
-    told = runner.tell()
-    process = runner(escaping(told))
-    members.follow("job-1.1", (process.pid,))
-    begin(process)
-    escaped = pid_in(told)
+    _, escaped = with_one_that_escapes(members, runner)
     assert escaped in members.of("job-1.1")
     members.forget("job-1.1")
     assert members.had({escaped: now_s}) == [escaped]
@@ -152,11 +153,7 @@ def test_a_process_that_goes_with_its_lease_is_known_by_its_number_and_time(runn
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_a_process_that_leaves_its_lease_is_still_its_member(runner, way, kind):
     members = Members(groups_at=groups(kind))
-    told = runner.tell()
-    process = runner(escaping(told, **way))
-    members.follow("job-1.1", (process.pid,))
-    begin(process)
-    escaped = pid_in(told)
+    process, escaped = with_one_that_escapes(members, runner, **way)
     assert os.getsid(escaped) != os.getsid(process.pid)
     assert escaped in members.of("job-1.1")
 

@@ -190,8 +190,8 @@ def own_loop_on_islands(rank, world, port, order):
         os._exit(REFUSED)
 
 
-def plain_script(rank, world, port, order):
-    """A script with a DDP loop of its own, and two lines more."""
+def joined(rank, world, port, order):
+    """What a script with a DDP loop of its own begins with: its run, and the model that the ranks share."""
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "FABRIC_TENSORBOARD_DIR": str(order.folder / "tensorboard"),
@@ -200,6 +200,12 @@ def plain_script(rank, world, port, order):
     dist.init_process_group("gloo")
     own = Run(nn.LayerNorm)
     model = DistributedDataParallel(own.model, find_unused_parameters=True)
+    return own, model
+
+
+def plain_script(rank, world, port, order):
+    """A script with a DDP loop of its own, and two lines more."""
+    own, model = joined(rank, world, port, order)
     inputs, wanted = dataset()
     run = session(model=own.model, opt=own.opt, sched=own.sched, directory=order.folder)
     for step in run.steps(order.steps):
@@ -217,14 +223,7 @@ def plain_script(rank, world, port, order):
 
 def own_script(rank, world, port, order):
     """A script whose ranks draw different numbers, some of them from a generator that it names."""
-    os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "FABRIC_TENSORBOARD_DIR": str(order.folder / "tensorboard"),
-    }  # fmt: skip
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    own = Run(nn.LayerNorm)
-    model = DistributedDataParallel(own.model, find_unused_parameters=True)
+    own, model = joined(rank, world, port, order)
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(20 + rank)
     inputs, wanted = dataset()

@@ -94,22 +94,26 @@ def test_a_script_whose_peer_hangs_ends_saved_long_before_a_collective_times_out
     assert steps_done(tmp_path) - 1 <= durable(tmp_path) <= steps_done(tmp_path)
 
 
-def test_a_loop_of_ones_own_with_ddp_stops_on_all_ranks_after_the_same_step_and_goes_on_as_if_nothing_had_been(
-    tmp_path,
-):
-    digests = []
+def whole_and_stopped(tmp_path, doing):
+    """The orders of two runs that have come to their end: one as it is, and one that was stopped three times, by either rank."""
     for name, stops in (("whole", 0), ("stopped", 3)):
         order = Order(folder=tmp_path / name, steps=40, pause_s=0.01)
         order.folder.mkdir()
         for stop in range(stops):
-            before, gang = steps_done(order.folder), Crew(order, world=2, doing="plain_script")
+            before, gang = steps_done(order.folder), Crew(order, world=2, doing=doing)
             wait_for(lambda before=before, order=order: steps_done(order.folder) > before + 2)
             gang.kill(stop % 2, signal.SIGTERM)
             assert set(gang.end().values()) == {EVICTED}
             assert durable(order.folder) == steps_done(order.folder)
-        assert crew.run(order, world=2, doing="plain_script") == [0, 0]
-        digests.append(order.path("digest").read_text())
-    assert digests[0] == digests[1]
+        assert crew.run(order, world=2, doing=doing) == [0, 0]
+        yield order
+
+
+def test_a_loop_of_ones_own_with_ddp_stops_on_all_ranks_after_the_same_step_and_goes_on_as_if_nothing_had_been(
+    tmp_path,
+):
+    whole, stopped = (order.path("digest").read_text() for order in whole_and_stopped(tmp_path, "plain_script"))
+    assert stopped == whole
 
 
 def drawn(folder):
@@ -121,20 +125,12 @@ def drawn(folder):
 
 def test_each_rank_of_a_loop_of_ones_own_goes_on_with_its_own_random_numbers(tmp_path):
     """And with its own generators, variables and lists: one rank saves for all."""
-    found = []
-    for name, stops in (("whole", 0), ("stopped", 3)):
-        order = Order(folder=tmp_path / name, steps=40, pause_s=0.01)
-        order.folder.mkdir()
-        for stop in range(stops):
-            before, gang = steps_done(order.folder), Crew(order, world=2, doing="own_script")
-            wait_for(lambda before=before, order=order: steps_done(order.folder) > before + 2)
-            gang.kill(stop % 2, signal.SIGTERM)
-            assert set(gang.end().values()) == {EVICTED}
-        assert crew.run(order, world=2, doing="own_script") == [0, 0]
-        found.append((drawn(order.folder), order.path("digest").read_text()))
-    assert found[0] == found[1]
-    assert {step: draws for (rank, step), draws in found[0][0].items() if rank == 0} != {
-        step: draws for (rank, step), draws in found[0][0].items() if rank == 1
+    whole, stopped = (
+        (drawn(order.folder), order.path("digest").read_text()) for order in whole_and_stopped(tmp_path, "own_script")
+    )
+    assert stopped == whole
+    assert {step: draws for (rank, step), draws in whole[0].items() if rank == 0} != {
+        step: draws for (rank, step), draws in whole[0].items() if rank == 1
     }
 
 
