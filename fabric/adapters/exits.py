@@ -23,10 +23,12 @@ DIED: Final = "worker_died"
 """How the error of a rank begins that ended without a word: killed, out of memory, crashed."""
 ENDED_UNSAVED: Final = "it ended when it was asked to stop, and saved nothing"
 _ERROR_LINES: Final = 12
+_PATH_MAX: Final = 4_096
 _MISSING: Final = re.compile(
-    r"(?:([^\s:'\"]+): )?no such file or directory(?:: b?'([^'\n]*)'|, \w+ '([^'\n]*)')?", re.IGNORECASE
+    rf"no such file or directory(?:: b?'([^'\n]{{0,{_PATH_MAX}}})'|, \w{{1,16}} '([^'\n]{{0,{_PATH_MAX}}})')?",
+    re.IGNORECASE,
 )
-"""As shells and C's programs, Python, and Node say it."""
+"""As shells and C's programs, which name the file before, Python, and Node say it."""
 
 
 def exited(stage: Stage, code: object) -> JobEnd:
@@ -46,7 +48,7 @@ def exited(stage: Stage, code: object) -> JobEnd:
 def not_sent(said: str, work: Path) -> str:
     """What helps a job that failed for want of a file: not one that is elsewhere on the node. "" if it didn't."""
     for match in _MISSING.finditer(said):
-        path = next((group for group in match.groups() if group), "")
+        path = match[1] or match[2] or _named_before(said[max(0, match.start() - _PATH_MAX) : match.start()])
         if not path.startswith("/") or Path(path).is_relative_to(work) or Path(path).is_relative_to(work.resolve()):
             name = path.removeprefix(f"{work.resolve()}/").removeprefix(f"{work}/") or "a file"
             return (
@@ -54,6 +56,10 @@ def not_sent(said: str, work: Path) -> str:
                 " imports. What else lies beside them, such as data, is sent with its folder: --working-dir (working_dir=)"
             )
     return ""
+
+
+def _named_before(said: str) -> str:
+    return re.split(r"[\s:'\"]", said.removesuffix(": "))[-1] if said.endswith(": ") else ""
 
 
 def saved(stage: Stage) -> JobEnd:

@@ -12,6 +12,7 @@ TOOLS: Final = (
     " `capabilities` in GET /v1/models say `tools`"
 )
 _WORDS_MAX: Final = 1_000
+_READ_MAX: Final = 4_000
 
 
 class Phrase(NamedTuple):
@@ -54,7 +55,8 @@ def unable(model: str, surface: str) -> str:
 
 
 def told(message: str) -> Phrase:
-    """An engine's refusal of what was asked, as it is told."""
+    """An engine's refusal of what was asked, as it is told. It may repeat what it was asked: only its beginning is read."""
+    message = message[:_READ_MAX]
     if _TOO_LONG.search(message):
         return _too_long(message)
     for pattern, phrase in _KNOWN:

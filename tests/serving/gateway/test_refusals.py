@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
+from serving.gateway import phrases
 from serving.gateway.directory import Entitlement
 from serving.limits import BODY_BYTES_MAX
 from tests.serving.gateway.house import CHAT, STREAM, house_of, key_of
@@ -341,3 +342,9 @@ async def test_a_refusal_leaves_the_connection_usable(house):
             async with http.post(house.url + "/v1/chat/completions", json=CHAT) as answer:
                 assert answer.status == 401
         assert answer.headers.get("connection") != "close"
+
+
+@pytest.mark.parametrize("repeated", ["/a", " (", " \n", "/a/a.pz"])
+def test_an_engines_refusal_is_read_in_bounded_time_however_much_it_repeats_of_what_was_asked(repeated):
+    """All requests of a gateway wait meanwhile: a look that takes the square of a text's length would take hours."""
+    assert len(phrases.told(repeated * (4_000_000 // len(repeated))).message) <= 1_000
