@@ -171,8 +171,10 @@ async def _warmed(llm: MeteredAsyncLLM) -> None:
     """Have the engine do once what takes it long the first time: alternatives of tokens, and what schemas have in common.
     Nobody asked for it, so that nobody pays.
     """
-    shapes = [None, *(StructuredOutputsParams(json=json.dumps(schema), _backend="xgrammar") for schema in COMMON)]
-    for number, shape in enumerate(shapes):
+    for number, schema in enumerate([None, *COMMON]):
+        shape = None if schema is None else StructuredOutputsParams(json=json.dumps(schema))
+        if shape is not None:
+            shape._backend = "xgrammar"  # noqa: SLF001 - vLLM's own front would do this; no argument of its makes it
         params = SamplingParams(max_tokens=1, temperature=0.7, logprobs=1, structured_outputs=shape)
         with contextlib.suppress(Exception):  # what can't be done beforehand is done, or refused, when it is asked for
             prompt = {"type": "token", "prompt_token_ids": [0, 0]}
