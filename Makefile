@@ -10,6 +10,9 @@ else ifeq ($(HARDWARE),cpu)
 export UV_TORCH_BACKEND := cpu
 endif
 
+# A run of the tests starts thousands of processes: without cached bytecode each compiles again what it imports, vLLM for 10 s.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint bench soak proto lock sbom release clean
 

@@ -1,6 +1,6 @@
 """What holds for every test: nothing of the caller's environment leaks in, nothing is left in their home.
 
-And a PostgreSQL server for those that need a real one.
+And a PostgreSQL server, and an engine, for those that need a real one.
 """
 
 import asyncio
@@ -62,7 +62,8 @@ def pytest_xdist_make_scheduler(config, log):
 
 def _shared_by(test: Path) -> str:
     """One engine at a time is enough for a machine; others share what their file does."""
-    return "engine" if test.parts[1] == "serving" and test.name.startswith(("test_live", "test_schema")) else str(test)
+    on_the_engine = test.name.startswith(("test_live", "test_schema")) and test.parts[1] == "serving"
+    return "engine" if on_the_engine or test.name == "test_clients_of_the_endpoint.py" else str(test)
 
 
 @pytest.fixture(autouse=True)
@@ -192,3 +193,25 @@ def postgres_server() -> Iterator[PostgresServer]:
     finally:
         server.stop()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A model that was trained for some seconds."""
+    from training import byte_lm
+
+    folder = tmp_path_factory.mktemp("models") / "byte-lm"
+    byte_lm.train(steps=40, export_to=str(folder), directory=folder.with_name("run"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rig(model_folder, tmp_path_factory):
+    """One real engine for all live tests of the session."""
+    from tests.serving.rig import Rig
+
+    rig = Rig(model_folder, tmp_path_factory.mktemp("replica")).start()
+    yield rig
+    left = rig.stop()
+    rig.wire.close()
+    assert left == []

@@ -326,7 +326,7 @@ def number_in(folder):
 def test_what_is_written_by_mapped_memory_is_of_the_same_moment(machine, tmp_path):
     """Such a file's time of modification doesn't move with each store."""
     attempt = begin(machine, MAPPED)
-    for count in range(1, 5):
+    for count in range(1, 3):
         attempt.until(lambda count=count: len(machine.saves) >= count)
         found = committed(attempt, tmp_path / f"found{count}")
         step = int((found / "step").read_text())

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.conftest import model_folder, rig
 from tests.serving.gateway.test_live_gateway import front
 
-__all__ = ["front", "model_folder", "rig"]
+__all__ = ["front"]
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 PYTHON = (
