@@ -168,7 +168,7 @@ def test_what_runs_in_a_lease_whose_tokens_end_gets_an_error_that_says_so(acme, 
         def forever(self):
             time.sleep(1_000)
 
-    lease = acme.lease(tokens="0.01", accelerators="H100:2", timeout=60)
+    lease = acme.lease(tokens="0.006", accelerators="H100:2", timeout=60)
     lease.open()
     options = lease.options(devices=1)
     worker = Worker.options(**options).remote()

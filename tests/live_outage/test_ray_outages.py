@@ -16,7 +16,6 @@ from fabric.audit.verify import verify_export
 from fabric.errors import FabricError, NotFound, Unavailable
 from fabric.house.place import ailment
 from fabric.sdk import connect
-from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -27,10 +26,11 @@ CONFIG = (
 )
 
 
-@pytest.fixture
-def place(tmp_path):
-    place = tmp_path / "state"
-    config = tmp_path / "small.yaml"
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Of one fabric: one outage after the other, and it goes on."""
+    place = tmp_path_factory.mktemp("outages") / "state"
+    config = place.with_name("small.yaml")
     config.write_text(CONFIG)
     house.up(config, state_dir=place, any_port=True)
     yield place
@@ -100,18 +100,23 @@ def step_and_save(steps):
     return {"at": at, "starts": starts}
 
 
-def all_is_booked(fabric, place, jobs):
+@pytest.fixture
+def all_is_booked(fabric, place):
     """Every job has settled, nothing is held, and the journal's export proves what was paid for."""
-    wait_until(lambda: all(job.cost().settled for job in jobs))
-    wait_until(lambda: fabric.balance().held_uhs == 0)
-    spent = sum(job.cost().burned_uhs for job in jobs)
-    assert fabric.balance().free_uhs == 30 * UHS_PER_CT - spent
-    lines = fabric.client.fetch(pb.ExportRequest()).decode().splitlines()
-    report = verify_export(lines, trusted_key=house.running(place).verifier_key)
-    assert report.ok, report.problem
+    before_uhs = fabric.balance().free_uhs
+
+    def check(*jobs):
+        wait_until(lambda: all(job.cost().settled for job in jobs))
+        wait_until(lambda: fabric.balance().held_uhs == 0)
+        assert fabric.balance().free_uhs == before_uhs - sum(job.cost().burned_uhs for job in jobs)
+        lines = fabric.client.fetch(pb.ExportRequest()).decode().splitlines()
+        report = verify_export(lines, trusted_key=house.running(place).verifier_key)
+        assert report.ok, report.problem
+
+    return check
 
 
-def test_a_killed_control_store_comes_back_and_jobs_notice_nothing(place, fabric):
+def test_a_killed_control_store_comes_back_and_jobs_notice_nothing(place, fabric, all_is_booked):
     """Killed, and killed again once it is back, beside a job that runs on."""
     running = steps_of(fabric, steps=60, accelerators="H100:1")
     wait_until(lambda: running.state == "running")
@@ -124,14 +129,16 @@ def test_a_killed_control_store_comes_back_and_jobs_notice_nothing(place, fabric
         assert [job.result(timeout=WITHIN_S) for job in others[-2:]] == [32, 32]
         wait_until(lambda killed=store.pid: any(each.pid != killed for each, _ in parts(place, "gcs_server")))
     assert running.result(timeout=WITHIN_S) == {"at": 60, "starts": 1}
-    all_is_booked(fabric, place, [running, *others])
+    all_is_booked(running, *others)
 
 
 @pytest.mark.parametrize(
     ("seed", "longest_s"),
     [pytest.param(seed, longest, marks=pytest.mark.soak) for seed, longest in ((1, 10), (2, 120), (3, 120))],
 )
-def test_while_the_control_store_stands_still_what_runs_goes_on_and_the_rest_waits(place, fabric, seed, longest_s):
+def test_while_the_control_store_stands_still_what_runs_goes_on_and_the_rest_waits(
+    place, fabric, all_is_booked, seed, longest_s
+):
     """Calls are answered, a job that needs a new lease waits and pays nothing, and `fabric up` says what is away."""
     print("seed", seed)
     chance = random.Random(seed)
@@ -155,23 +162,23 @@ def test_while_the_control_store_stands_still_what_runs_goes_on_and_the_rest_wai
     assert waiting.result(timeout=WITHIN_S) == 32
     wait_until(lambda: not ailment(place))
     assert running.result(timeout=WITHIN_S + longest_s) == {"at": 30 + 8 * longest_s, "starts": 1}
-    all_is_booked(fabric, place, [running, waiting])
+    all_is_booked(running, waiting)
 
 
-def test_a_killed_node_comes_back_and_its_job_goes_on_from_what_it_saved(place, fabric):
+def test_a_killed_node_comes_back_and_its_job_goes_on_from_what_it_saved(place, fabric, all_is_booked):
     running = steps_of(fabric, steps=60, accelerators="H100:1")
     other = steps_of(fabric, steps=60, accelerators="A100:1")
     wait_until(lambda: running.info().step > 3 and other.info().step > 3)
     part(place, "raylet", of="H100").kill()
     assert running.result(timeout=WITHIN_S) == {"at": 60, "starts": 2}
     assert other.result(timeout=WITHIN_S) == {"at": 60, "starts": 1}
-    all_is_booked(fabric, place, [running, other])
+    all_is_booked(running, other)
 
 
 @pytest.mark.parametrize(
     ("seed", "longest_s"), [(1, 8), *(pytest.param(seed, 120, marks=pytest.mark.soak) for seed in (2, 3))]
 )
-def test_a_node_that_stands_still_for_a_while_costs_no_job_its_work(place, fabric, seed, longest_s):
+def test_a_node_that_stands_still_for_a_while_costs_no_job_its_work(place, fabric, all_is_booked, seed, longest_s):
     """Whether or not Ray gives it up meanwhile."""
     print("seed", seed)
     chance = random.Random(seed)
@@ -190,10 +197,10 @@ def test_a_node_that_stands_still_for_a_while_costs_no_job_its_work(place, fabri
     assert waiting.result(timeout=WITHIN_S + longest_s) == 32
     done = running.result(timeout=2 * (WITHIN_S + longest_s))
     assert done["at"] == 30 + 8 * longest_s
-    all_is_booked(fabric, place, [running, waiting])
+    all_is_booked(running, waiting)
 
 
-def test_a_fabric_whose_ray_is_gone_begins_again_by_itself_at_the_same_address(place, fabric):
+def test_a_fabric_whose_ray_is_gone_begins_again_by_itself_at_the_same_address(place, fabric, all_is_booked):
     """The head's node is killed, and the gate with it. What it says meanwhile, `fabric up` says to whoever tries."""
     before = house.running(place)
     running = steps_of(fabric, steps=60, accelerators="H100:1")
@@ -206,4 +213,4 @@ def test_a_fabric_whose_ray_is_gone_begins_again_by_itself_at_the_same_address(p
     after = house.running(place)
     assert (after.address, after.dashboard, after.pid) == (before.address, before.dashboard, before.pid)
     assert running.result(timeout=WITHIN_S) == {"at": 60, "starts": 2}
-    all_is_booked(fabric, place, [running])
+    all_is_booked(running)

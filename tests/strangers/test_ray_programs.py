@@ -48,7 +48,9 @@ async def ended(world, lease):  # noqa: F811
     return finished
 
 
-@pytest.mark.parametrize("name", ["tune", "train", pytest.param("tune with checkpoints", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "name", ["train", *(pytest.param(name, marks=pytest.mark.soak) for name in ("tune", "tune with checkpoints"))]
+)
 async def test_an_example_of_rays_runs_as_it_is(world, name):  # noqa: F811
     lease = world.lease(example(world, name), kind=JobKind.SCRIPT, shares=(("h1", 2),))
     await world.start(lease)
@@ -150,7 +152,13 @@ WITH_DEVICES = {
 }
 
 
-@pytest.mark.parametrize("name", WITH_DEVICES)
+LONG = ("train", "joblib")
+"""What others of them do too: an example of Ray's trains, and Dask sends tasks."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.soak) if name in LONG else name for name in WITH_DEVICES]
+)
 async def test_a_library_of_rays_has_the_leases_devices(world, name):  # noqa: F811
     if name == "dask":
         pytest.importorskip("dask")
@@ -179,7 +187,7 @@ def wide_workers():
     TorchTrainer(lambda: None, torch_config=TorchConfig(backend="gloo"), scaling_config=scaling).fit()
 
 
-@pytest.mark.parametrize("program", [wide_trials, wide_workers])
+@pytest.mark.parametrize("program", [wide_trials, pytest.param(wide_workers, marks=pytest.mark.soak)])
 async def test_a_library_that_asks_for_more_than_the_lease_has_never_hangs(world, program):  # noqa: F811
     lease = world.lease(world.call(program), kind=JobKind.PROGRAM, shares=(("h1", 1),))
     await world.start(lease)

@@ -1,6 +1,7 @@
 """What a job starts over Ray ends with its lease: detached actors, and tasks and actors outside of its placement group."""
 
 import asyncio
+import itertools
 import os
 import time
 
@@ -41,13 +42,16 @@ def detached(name, told, *, outside, forged):
     return ray.get(leech.begin.remote(told))
 
 
-@pytest.mark.parametrize("kind", [JobKind.FUNCTION, JobKind.PROGRAM])
-@pytest.mark.parametrize("outside", [False, True], ids=["in its group", "outside of its group"])
+WAYS = list(itertools.product([JobKind.FUNCTION, JobKind.PROGRAM], [False, True], [False, True]))
+SHORT = [(JobKind.FUNCTION, False, True), (JobKind.PROGRAM, True, True)]
+
+
 @pytest.mark.parametrize(
-    "forged",
-    [pytest.param(False, marks=pytest.mark.soak, id="marked"), pytest.param(True, id="with another's mark")],
+    ("kind", "outside", "forged"),
+    [*SHORT, *(pytest.param(*way, marks=pytest.mark.soak) for way in WAYS if way not in SHORT)],
 )
 async def test_a_detached_actor_of_a_job_ends_with_its_lease(world, tmp_path, kind, outside, forged):
+    """In its group or outside of it, with the mark of its lease or another's."""
     name = f"leech-{os.getpid()}-{time.monotonic_ns()}"
     payload = world.call(detached, name, str(tmp_path / "told"), outside=outside, forged=forged)
     finished, _ = await world.run(world.lease(payload, kind=kind))
