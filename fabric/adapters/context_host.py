@@ -16,6 +16,7 @@ from typing import Final, Self
 import msgspec
 
 from fabric.adapters.context_link import (
+    Heard,
     Invitation,
     Leaving,
     Listening,
@@ -137,6 +138,8 @@ class ContextHost:
             self._linked[id(talk)] = pid, talk
         while (said := talk.hear()) is not None:
             self._hear(said, pid)
+            if not isinstance(said, Reported):
+                talk.say(Heard())
         with self._lock:
             del self._linked[id(talk)]
             if all(other != pid for other, _ in self._linked.values()):

@@ -27,6 +27,7 @@ from fabric.adapters.talk import Talk
 from fabric.progress import Progress
 
 _CONNECT_S: Final = 10.0
+_HEARD_S: Final = 5.0
 _PATH_CHARS_MAX: Final = 100
 """What the kernel takes as a socket's path is hardly longer."""
 
@@ -90,8 +91,39 @@ class Invitation(msgspec.Struct, frozen=True, kw_only=True, tag="invitation"):
     """It was asked to stop already."""
 
 
-Told = Invitation | StopWish | SaveWish
+class Heard(msgspec.Struct, frozen=True, kw_only=True, tag="heard"):
+    """The answer to every word that isn't a report."""
+
+
+Told = Invitation | StopWish | SaveWish | Heard
 _decode = msgspec.msgpack.Decoder(Told).decode
+
+
+class Telling:
+    """Tells what must have been heard before the process goes on: it may be ended, or end by itself, the moment after."""
+
+    def __init__(self, talk: Talk[Told]) -> None:
+        """Over a talk whose other side answers each word with `Heard`."""
+        self._talk = talk
+        self._one_by_one = threading.RLock()
+        self._heard = threading.Semaphore(0)
+        self._is_over = False
+
+    def tell(self, word: Saved | NoRoom | Leaving | Listening | Saving) -> None:
+        """Returns once it was heard; also when nobody hears any more, or not in time."""
+        with self._one_by_one:
+            if not self._is_over:
+                self._talk.say(word)
+                self._heard.acquire(timeout=_HEARD_S)
+
+    def heard(self) -> None:
+        """The other side has answered."""
+        self._heard.release()
+
+    def over(self) -> None:
+        """The other side is gone."""
+        self._is_over = True
+        self._heard.release()
 
 
 def linked(address: str) -> tuple[context.Context, Talk[Told]] | None:
@@ -109,8 +141,9 @@ def linked(address: str) -> tuple[context.Context, Talk[Told]] | None:
     if not isinstance(said, Invitation):
         connection.close()
         return None
-    made = _context_of(said, talk)
-    threading.Thread(target=_listen, args=(talk, made), name="fabric-wishes", daemon=True).start()
+    telling = Telling(talk)
+    made = _context_of(said, talk, telling)
+    threading.Thread(target=_listen, args=(talk, made, telling), name="fabric-wishes", daemon=True).start()
     atexit.register(made.tell)
     return made, talk
 
@@ -127,7 +160,7 @@ def reach(call: Callable[[str], None], path: Path) -> None:
         os.close(folder)
 
 
-def _context_of(said: Invitation, talk: Talk[Told]) -> context.Context:
+def _context_of(said: Invitation, talk: Talk[Told], telling: Telling) -> context.Context:
     for name, value in said.storage.items():
         os.environ.setdefault(name, value)
     archive: Archive = pickle.loads(said.archive)  # noqa: S301  # from the process that started the job's program
@@ -145,12 +178,12 @@ def _context_of(said: Invitation, talk: Talk[Told]) -> context.Context:
     made = context.Context(
         place,
         checkpoints=checkpoints,
-        on_saved=lambda step, write_us, size: talk.say(Saved(step=step, write_us=write_us, size=size)),
+        on_saved=lambda step, write_us, size: telling.tell(Saved(step=step, write_us=write_us, size=size)),
         on_report=lambda: talk.say(Reported(progress=made.progress)),
-        on_listen=lambda: talk.say(Listening()),
-        on_checkpoints=lambda: talk.say(Saving()),
-        on_refused=lambda why: talk.say(NoRoom(why=why)),
-        on_leave=lambda why: talk.say(Leaving(why=why)),
+        on_listen=lambda: telling.tell(Listening()),
+        on_checkpoints=lambda: telling.tell(Saving()),
+        on_refused=lambda why: telling.tell(NoRoom(why=why)),
+        on_leave=lambda why: telling.tell(Leaving(why=why)),
         publish=publisher(archive, place.account_id, place.job_id, quota=quota),
         cache=ShardCache(Path(said.cache), limit_bytes=said.cache_bytes),
         prefixes=said.prefixes,
@@ -179,15 +212,18 @@ def _number(name: str, otherwise: int) -> int:
     return int(said) if said.isdecimal() else otherwise
 
 
-def _listen(talk: Talk[Told], made: context.Context) -> None:
+def _listen(talk: Talk[Told], made: context.Context, telling: Telling) -> None:
     while (said := talk.hear()) is not None:
         match said:
             case StopWish():
                 _ask(made, said)
             case SaveWish():
                 made.ask_to_save()
+            case Heard():
+                telling.heard()
             case _:
                 pass
+    telling.over()
 
 
 def _ask(made: context.Context, wish: StopWish) -> None:

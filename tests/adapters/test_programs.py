@@ -3,9 +3,11 @@
 import json
 import sys
 import textwrap
+import time
 
 import pytest
 
+from fabric.adapters.context_host import ContextHost
 from fabric.adapters.stop_notice import Standing, notice_for
 from fabric.gate.events import LeaseOutcome
 from tests.adapters.programs import Machine
@@ -185,7 +187,15 @@ if job.stop_requested:
 """
 
 
-def test_a_script_that_has_loaded_its_state_is_not_ended_before_it_looks_whether_it_should_stop(executing):
+def test_a_script_that_has_loaded_its_state_is_not_ended_before_it_looks_whether_it_should_stop(executing, monkeypatch):
+    """Also where its runner is slow to hear of it."""
+    heard = ContextHost._hear
+
+    def hear_late(host, said, pid):
+        time.sleep(0.5)
+        heard(host, said, pid)
+
+    monkeypatch.setattr(ContextHost, "_hear", hear_late)
     attempt = executing.begin("python", "x.py", files={"x.py": LOOKS_LATE})
     attempt.until("from 0")
     end, log = attempt.stop()
