@@ -1,7 +1,8 @@
 """What a fabric leaves behind that was killed: processes of its embedded Ray cluster, and their folder.
 
 Ray ends most of its processes with the one that started them, but not all. Each keeps its log, or names its session, in
-the cluster's own folder, which is recorded before the first of them starts: by that they are known, by nothing else.
+the cluster's own folder, which is recorded before the first of them starts: by that they are known, by nothing else. What
+isn't known to be the cluster's is left alone.
 A process of another cluster, of another user or of another fabric is never touched.
 """
 
@@ -19,12 +20,12 @@ from fabric.adapters.processes import LEASE_VARIABLE
 from fabric.house.hosting import end_hosts
 
 _PREFIX: Final = "fabric-"
-_CLIENTS_FILES: Final = ("python-core-driver-", "event_CORE_WORKER_", "event_EXPORT_")
-"""How Ray calls what a process writes that connected with `ray.init`: its log, and events. Ray's libraries write more there. The
-files of events stay open when it has gone on to another cluster, where its log is then.
+_OWN_FILES: Final = (
+    "python-core-worker-", "worker-", "raylet", "gcs_server", "dashboard", "runtime_env", "event_RAYLET", "event_GCS",
+)  # fmt: skip
+"""How Ray calls the logs of a cluster's own processes. A client of it, which connected with `ray.init`, writes its own log there,
+events, and whatever Ray's libraries log, and keeps some of it open when it has gone on to another cluster.
 """
-_WORKERS_FILES: Final = ("python-core-worker-", "worker-")
-"""What a worker of the cluster's own writes beside events."""
 _KILL_S: Final = 10.0
 
 
@@ -70,10 +71,10 @@ def recorded(place: Path) -> Path | None:
 
 
 def processes_of(folder: Path) -> Iterator[psutil.Process]:
-    """Our own processes that were told the folder as an option, or write to a file below it; not whoever reads there.
+    """Our own processes that were told the folder as an option, or write there what a cluster's own processes write; not
+    whoever reads there.
 
-    A client that connected to the cluster (a notebook, say) keeps its log and events there as well: it isn't ours, unless
-    a job started it.
+    A client that connected to the cluster (a notebook, say) writes there as well: it isn't ours, unless a job started it.
     """
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
@@ -85,11 +86,8 @@ def _is_of(process: psutil.Process, folder: str) -> bool:
     if any(word.startswith("--") and folder in f"{word}/" for word in process.cmdline()):
         return True
     written = [target for target in _written_to(Path(f"/proc/{process.pid}")) if target.startswith(folder)]
-    names = [Path(target).name for target in written]
-    is_client = any(name.startswith(_CLIENTS_FILES) for name in names) and not any(
-        name.startswith(_WORKERS_FILES) for name in names
-    )
-    return bool(written) and (not is_client or LEASE_VARIABLE in process.environ())
+    is_own = any(Path(target).name.startswith(_OWN_FILES) for target in written)
+    return bool(written) and (is_own or LEASE_VARIABLE in process.environ())
 
 
 def _written_to(process: Path) -> Iterator[str]:

@@ -42,6 +42,8 @@ def test_a_cluster_leaves_all_that_logs_in_its_folder_but_clients_that_no_job_st
         (["events/event_CORE_WORKER_1.log", "export_events/event_EXPORT_TASK_1.log"], False),
         (["events/event_CORE_WORKER_1.log", "ray-data.log"], False),
         (["python-core-driver-1.log", "events/event_CORE_WORKER_1.log", "ray-data.log", "train.log"], False),
+        (["ray-data.log"], False),
+        (["what-no-version-of-Ray-writes-yet.log"], False),
         (["events/event_CORE_WORKER_1.log", "worker-1.out"], True),
         (["events/event_CORE_WORKER_1.log", "python-core-worker-1.log"], True),
         (["dashboard_DataHead.log"], True),
