@@ -40,13 +40,13 @@ SURFACES = {
 }
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("surface", SURFACES)
 def test_an_engine_starts_without_an_error_in_its_log(rig):
     started = rig.lines[: next(at for at, line in enumerate(rig.lines) if line.startswith("serving "))]
     assert [line for line in started if " ERROR " in line] == []
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("surface", SURFACES)
 def test_without_tokens_every_surface_answers_402_before_anything_is_sent(rig, surface, stream):
     path, body, prompt = SURFACES[surface]
     account = rig.account(uhs=prompt * IN + OUT - 1)
