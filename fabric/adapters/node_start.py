@@ -9,8 +9,9 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 import psutil
+from ray._private import node as ray_node
 from ray._private import services
-from ray._private.ray_constants import PROCESS_TYPE_RAYLET
+from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
 from ray._raylet import GcsClient, NodeID  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
 
@@ -22,6 +23,7 @@ _log = logging.getLogger(__name__)
 _STARTS: Final = 3
 """How often a node is started whose raylet ends while it starts, as when another process has taken its port."""
 _LOOK_S: Final = 0.1
+_LOOK_MS: Final = 200
 
 
 def start_node(cluster: Cluster, **wanted: Any) -> Any:
@@ -56,9 +58,10 @@ def started(start: Callable[[], T], *, again_on: type[Exception] = ChildProcessE
 @contextmanager
 def patience() -> Iterator[None]:
     """Ray gives a node 30 s to appear, a number in its code: on a busy machine it takes longer. Inside, it may take
-    `START_S` while its raylet runs.
+    `START_S` while its raylet runs. And Ray waits two minutes for the port of a control store that has ended as it began (a
+    fork of a process that has gRPC now and then aborts): inside, that fails at once.
     """
-    ask = services.get_node
+    ask, wait = services.get_node, ray_node.wait_for_persisted_port
     give_up_at = time.monotonic() + START_S
 
     def ask_once_it_is_there(gcs_address: str, node_id: str) -> Any:
@@ -71,11 +74,32 @@ def patience() -> Iterator[None]:
             time.sleep(_LOOK_S)
         return ask(gcs_address, node_id)
 
-    services.get_node = ask_once_it_is_there
+    def wait_while_it_runs(*where: Any, timeout_ms: int) -> int:
+        while True:
+            give_up_ms = min(timeout_ms, _LOOK_MS)
+            timeout_ms -= give_up_ms
+            try:
+                return int(wait(*where, timeout_ms=give_up_ms))
+            except RuntimeError:  # not yet
+                if timeout_ms <= 0:
+                    raise
+                if not _has_control_store():
+                    raise ChildProcessError("its control store has ended") from None
+
+    services.get_node, ray_node.wait_for_persisted_port = ask_once_it_is_there, wait_while_it_runs
     try:
         yield
     finally:
-        services.get_node = ask
+        services.get_node, ray_node.wait_for_persisted_port = ask, wait
+
+
+def _has_control_store() -> bool:
+    """Whether a control store, a child of this process, runs."""
+    for process in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if process.name() == PROCESS_TYPE_GCS_SERVER and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def _has_raylet(node_id: str) -> bool:

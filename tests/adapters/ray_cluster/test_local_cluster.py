@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 import psutil
 import pytest
 import ray
+from ray._private import services
 
 from fabric.adapters.local_cluster import LocalCluster, LocalNode
 
@@ -57,6 +58,27 @@ def test_a_node_whose_raylet_ends_while_it_starts_is_started_again_and_nothing_o
     assert len(nodes_with("A100")) == 1
     raylets = [each for each in psutil.Process().children() if each.name() == "raylet" and each.status() != "zombie"]
     assert len(raylets) == 2, "the head's and the node's"
+
+
+def test_a_control_store_that_ends_as_it_begins_is_started_again_and_not_waited_for(monkeypatch):
+    """Ray alone waits for its port, two minutes or as long as it is told."""
+    monkeypatch.setenv("RAY_gcs_server_port_wait_time_s", "100000")
+    start, ended = services.start_gcs_server, []
+
+    def started_and_killed(*words, **options):
+        found = start(*words, **options)
+        if not ended:
+            found.process.kill()
+            ended.append(found)
+        return found
+
+    monkeypatch.setattr(services, "start_gcs_server", started_and_killed)
+    cluster = LocalCluster.start(nodes=[NODE], dashboard=False)
+    try:
+        assert ended
+        assert len(nodes_with("A100")) == 1
+    finally:
+        cluster.stop()
 
 
 @pytest.mark.soak
