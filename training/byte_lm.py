@@ -23,8 +23,8 @@ from torch.nn import functional
 
 from fabric import context
 from training import session
-from training.export import VOCABULARY, export_llama
 from training.llama import Llama, Shape
+from training.llama_export import VOCABULARY, export_llama
 from training.parcels import packed
 
 CONTEXT: Final = 96

@@ -1,7 +1,7 @@
 """A Llama in plain torch: RMSNorm, rotary positions, SwiGLU; causal, any length up to its context.
 
 The same arithmetic and the same names of weights as Hugging Face's `LlamaForCausalLM`, so that what was trained here is
-served by any engine that knows Llama (`training.export` writes the folder; a test compares the logits). It knows
+served by any engine that knows Llama (`training.llama_export` writes the folder; a test compares the logits). It knows
 neither data nor training.
 """
 

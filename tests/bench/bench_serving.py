@@ -38,8 +38,8 @@ def standins():
 
 
 def make_model(folder, size):
-    from training.export import VOCABULARY, export_llama
     from training.llama import Llama, Shape
+    from training.llama_export import VOCABULARY, export_llama
 
     model = Llama(Shape(vocabulary=VOCABULARY, **size))
     model.begin()

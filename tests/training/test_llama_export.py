@@ -8,8 +8,8 @@ import torch
 
 from fabric.errors import InvalidRequest
 from training import byte_lm
-from training.export import BEGIN, END, PAD, byte_tokenizer, export_llama
 from training.llama import Llama, Shape
+from training.llama_export import BEGIN, END, PAD, byte_tokenizer, export_llama
 from training.parcels import packed, unpacked
 
 
