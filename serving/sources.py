@@ -101,7 +101,7 @@ def _model_in(folder: Path, source: str, sought: str) -> Path:
             code="bad_source",
         )
     raise InvalidRequest(
-        f"there is no model in {source}: it has no {_COMPLETE}. Export one there (training.export.export_llama)",
+        f"there is no model in {source}: it has no {_COMPLETE}. Export one there (training.export)",
         code="bad_source",
     )
 

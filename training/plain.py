@@ -7,8 +7,9 @@ does not bring to its place by a `load_state_dict` of its own is taken by `place
 """
 
 import copy
+import functools
 import sys
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from itertools import chain, repeat
 from typing import Any, Final
 
@@ -236,6 +237,11 @@ def _like_mapping(items: dict[Any, Any], own: Mapping[Any, Any]) -> Any:
 def _is_tensor(value: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
+
+
+def widest(types: Iterable[Any]) -> Any:
+    """The type that holds the values of all these without a change."""
+    return functools.reduce(sys.modules["torch"].promote_types, types)
 
 
 def first_line(error: Exception) -> str:

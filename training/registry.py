@@ -89,7 +89,11 @@ class Registry:
 
     def modules(self) -> list[Any]:
         """The modules among what is tracked."""
-        return [tracked.module for tracked in self._tracked.values() if isinstance(tracked, _Module)]
+        return list(self.named_modules().values())
+
+    def named_modules(self) -> dict[str, Any]:
+        """The same, by name."""
+        return {name: tracked.module for name, tracked in self._tracked.items() if isinstance(tracked, _Module)}
 
     def _named(self) -> dict[str, Any]:
         """All weights by name."""
@@ -103,10 +107,9 @@ class Registry:
 
     def frozen_versions(self) -> dict[str, int]:
         """The same, tied ones by each of their names, with torch's counters of changes in place."""
-        modules = ((own, tracked.module) for own, tracked in self._tracked.items() if isinstance(tracked, _Module))
         return {
             f"{own}.{key}": weight._version  # noqa: SLF001  # the one counter torch has
-            for own, module in modules
+            for own, module in self.named_modules().items()
             for key, weight in module.named_parameters(remove_duplicate=False)
             if not weight.requires_grad
         }
@@ -176,10 +179,8 @@ class Registry:
         """A module that has weights to be trained while no optimizer is tracked; None = there is none."""
         if any(True for _ in optimizers):
             return None
-        modules = ((name, tracked.module) for name, tracked in self._tracked.items() if isinstance(tracked, _Module))
-        return next(
-            (name for name, module in modules if any(weight.requires_grad for weight in module.parameters())), None
-        )
+        modules = self.named_modules().items()
+        return next((name for name, module in modules if any(own.requires_grad for own in module.parameters())), None)
 
     def not_finite(self) -> dict[str, int]:
         """How many values of each weight are not finite; those without any are left out."""

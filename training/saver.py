@@ -21,6 +21,7 @@ from training.cadence import smoothed
 from training.frozen import Frozen, FrozenWeights, shard_of
 from training.loop_objects import KEPT
 from training.loop_variables import OVER
+from training.model_kind import kind_of
 from training.moment import Moment
 from training.plain import is_plain, may_diverge, not_finite, plain, restored
 from training.progress import say
@@ -279,6 +280,7 @@ class Saver:
             "variables": moment.variables,
             "ranks": self.ranks.kept(moment.step),
             "frozen": moment.frozen,
+            "models": {name: kind_of(module) for name, module in self._registry.named_modules().items()},
             "objects": objects,
         }
         try:

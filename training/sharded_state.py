@@ -122,7 +122,7 @@ def joined(state: Any, *, like: Callable[[Path], Any], read: Callable[[str], byt
 
     def found(value: Any, path: Path) -> Any:
         if isinstance(value, Tensor) and isinstance(wanted := like(path), DTensor) and value.shape == wanted.shape:
-            return _cut(value, wanted)
+            return cut(value, wanted)
         if not isinstance(value, Mapping) or _TAG not in value:
             return value
         target = _target(value, like(path), path)
@@ -185,7 +185,7 @@ def _target(kept: Mapping[str, Any], wanted: Any, path: Path) -> Tensor:
     return DTensor.from_local(local, wanted.device_mesh, placements, run_check=False, shape=sizes, stride=stride)
 
 
-def _cut(whole: Tensor, wanted: DTensor) -> Tensor:
+def cut(whole: Tensor, wanted: DTensor) -> Tensor:
     """The part of this rank in a tensor that was kept whole."""
     lengths, offsets = _place(wanted)
     box = tuple(slice(at, at + length) for at, length in zip(offsets, lengths, strict=True))

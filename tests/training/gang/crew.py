@@ -98,6 +98,6 @@ class Crew:
         return {rank: codes.get(pid) for rank, pid in self.pids.items()}
 
 
-def run(order, *, world, **options):
+def run(order, *, world, timeout_s=90, **options):
     """An attempt that ends by itself; exit codes in order of rank."""
-    return list(Crew(order, world=world, **options).end().values())
+    return list(Crew(order, world=world, **options).end(timeout_s).values())

@@ -16,7 +16,7 @@ import torch
 import torch._dynamo  # an optimizer imports it at its first step: seconds, once, here
 import torch.distributed.fsdp
 
-from tests.training.gang import probes, scripts, work
+from tests.training.gang import exports, probes, scripts, work
 
 
 def main():
@@ -44,7 +44,7 @@ def fork(doing, rank, *arguments):
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        found = next(module for module in (work, scripts, probes) if hasattr(module, doing))
+        found = next(module for module in (work, scripts, probes, exports) if hasattr(module, doing))
         getattr(found, doing)(rank, *arguments)
         code = 0
     except SystemExit as ended:

@@ -1,0 +1,327 @@
+"""A folder that was exported is loaded by transformers itself, and has the same bits; also when it is made of a checkpoint."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fabric.checkpoints import Checkpoints, DirectoryStore
+from fabric.errors import CheckpointDamaged, Conflict, InvalidRequest, NotFound
+from tests.training.kinds import KINDS, adapted, bits, built, class_of, same, train
+from training import session
+from training.export import export, export_checkpoint, main
+from training.gang import Gang, Seat
+from training.llama import Llama, Shape
+from training.pretrained import load_weights
+from training.sharded import Sharded, state_of
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shard_bytes", [2_000, 10**9], ids=["parted", "whole"])
+def test_a_model_comes_out_bit_for_bit(tmp_path, kind, dtype, shard_bytes):
+    model = built(kind).to(dtype)
+    export(model, tmp_path / "folder", shard_bytes_max=shard_bytes)
+    assert (tmp_path / "folder" / "model.safetensors.index.json").exists() == (shard_bytes < 10**9)
+    assert same(class_of(kind).from_pretrained(tmp_path / "folder"), model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_is_the_same_folder_as_the_model(tmp_path, kind):
+    model = built(kind).train()
+    train(model, 3, directory=tmp_path / "run")
+    export(model, tmp_path / "live")
+    assert export_checkpoint(tmp_path / "run", tmp_path / "kept") == 3
+    assert same(class_of(kind).from_pretrained(tmp_path / "kept"), model)
+    files = sorted(path.name for path in (tmp_path / "live").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "kept").iterdir())
+    for name in files:
+        assert (tmp_path / "live" / name).read_bytes() == (tmp_path / "kept" / name).read_bytes()
+
+
+def test_tied_weights_are_written_once(tmp_path):
+    export(built("gpt2"), tmp_path / "gpt2")
+    assert "lm_head.weight" not in load_file(tmp_path / "gpt2" / "model.safetensors")
+    export(built("t5"), tmp_path / "t5")
+    assert [
+        name for name in load_file(tmp_path / "t5" / "model.safetensors") if "embed" in name or "shared" in name
+    ] == ["shared.weight"]
+
+
+def test_experts_have_the_names_that_engines_know(tmp_path):
+    export(built("mixtral"), tmp_path / "folder")
+    names = set(load_file(tmp_path / "folder" / "model.safetensors"))
+    assert "model.layers.0.block_sparse_moe.experts.3.w2.weight" in names
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("wrap", [nn.parallel.DataParallel, torch.compile], ids=["parallel", "compiled"])
+def test_what_wraps_a_model_is_left_out(tmp_path, wrap):
+    model = built("llama")
+    wrapped = wrap(model)
+    export(wrapped, tmp_path / "live")
+    train(wrapped, 2, directory=tmp_path / "run")
+    export_checkpoint(tmp_path / "run", tmp_path / "kept")
+    assert same(class_of("llama").from_pretrained(tmp_path / "kept"), model)
+
+
+def test_an_adapter_is_written_as_peft_writes_it(tmp_path):
+    from peft import PeftModel
+
+    model = adapted()
+    train(model, 2, directory=tmp_path / "run")
+    export(model, tmp_path / "live")
+    export_checkpoint(tmp_path / "run", tmp_path / "kept")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "live" / name).read_bytes() == (tmp_path / "kept" / name).read_bytes()
+    assert not (tmp_path / "kept" / "config.json").exists()
+    assert same(PeftModel.from_pretrained(built("llama"), tmp_path / "kept"), model)
+
+
+def test_an_adapter_beside_its_model_leaves_that_as_it_is(tmp_path):
+    export(built("llama"), tmp_path / "folder")
+    export(adapted(), tmp_path / "folder")
+    shutil.move(tmp_path / "folder" / "adapter_config.json", tmp_path / "adapter_config.json")
+    assert same(class_of("llama").from_pretrained(tmp_path / "folder"), built("llama"))
+
+
+def test_frozen_weights_are_part_of_what_is_exported(tmp_path):
+    model = built("llama")
+    model.config.vocab_size = 64
+    for own in model.model.parameters():
+        own.requires_grad_(False)  # noqa: FBT003  # torch's own way
+    train(model, 2, directory=tmp_path / "run")
+    export_checkpoint(tmp_path / "run", tmp_path / "kept")
+    assert same(class_of("llama").from_pretrained(tmp_path / "kept"), model)
+
+
+def test_weights_of_several_types_are_loaded_as_one_that_holds_them_all(tmp_path, capsys):
+    model = built("llama").to(torch.bfloat16)
+    model.model.norm.float()
+    export(model, tmp_path / "folder")
+    kept = load_file(tmp_path / "folder" / "model.safetensors")
+    assert kept["model.norm.weight"].dtype == torch.float32
+    assert kept["lm_head.weight"].dtype == torch.bfloat16
+    assert same(class_of("llama").from_pretrained(tmp_path / "folder"), model.float())
+    assert "all are loaded as float32" in capsys.readouterr().err
+
+
+def test_tied_weights_that_a_training_has_parted_stay_apart(tmp_path):
+    model = built("gpt2")
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach() + 1)
+    train(model, 2, directory=tmp_path / "run")
+    export(model, tmp_path / "live")
+    export_checkpoint(tmp_path / "run", tmp_path / "kept")
+    for folder in ("live", "kept"):
+        assert same(class_of("gpt2").from_pretrained(tmp_path / folder), model)
+
+
+def test_weights_that_would_be_others_are_refused(tmp_path, monkeypatch):
+    model, save = built("gpt2"), class_of("gpt2").save_pretrained
+
+    def spoiled(self, folder, **options):
+        save(self, folder, **options)
+        tensors = load_file(folder / "model.safetensors")
+        tensors["transformer.ln_f.bias"][3] = -0.0
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(class_of("gpt2"), "save_pretrained", spoiled)
+    with torch.no_grad():
+        model.transformer.ln_f.bias.zero_()
+    with pytest.raises(InvalidRequest) as refused:
+        export(model, tmp_path / "folder")
+    assert refused.value.code == "export_differs"
+    assert "1 of 29 weights would be others" in refused.value.message
+    assert "transformer.ln_f.bias" in refused.value.message
+    assert not (tmp_path / "folder").exists()
+
+
+def test_an_export_draws_nothing_and_leaves_the_model_as_it_is(tmp_path):
+    model = built("bert").train()
+    before, drawn = bits(model), torch.get_rng_state()
+    export(model, tmp_path / "folder")
+    assert (bits(model), model.training) == (before, True)
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_a_run_that_exports_amid_its_loop_has_the_same_bits(tmp_path):
+    plain, exporting = built("llama"), built("llama")
+    train(plain, 4, directory=tmp_path / "plain")
+    opt = torch.optim.SGD(exporting.parameters(), lr=0.1)
+    run = session(model=exporting, opt=opt, directory=tmp_path / "run", snapshot_every_s=math.inf)
+    for step in run.steps(4):
+        export(exporting, tmp_path / "folder")
+        dice = torch.Generator().manual_seed(step)
+        for own in exporting.parameters():
+            own.grad = torch.randn(own.shape, generator=dice)
+        opt.step()
+    assert bits(exporting) == bits(plain)
+
+
+def test_other_files_of_a_folder_stay_and_older_weights_do_not(tmp_path):
+    folder = tmp_path / "folder"
+    export(built("llama"), folder, shard_bytes_max=20_000)
+    (folder / "notes.txt").write_text("mine")
+    (folder / "model-mine.safetensors").write_text("mine")
+    export(built("llama", seed=5), folder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json", "generation_config.json", "model-mine.safetensors", "model.safetensors", "notes.txt",
+    ]  # fmt: skip
+    assert same(class_of("llama").from_pretrained(folder), built("llama", seed=5))
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_tokenizer_and_generation_come_along(tmp_path):
+    from transformers import AutoTokenizer, GenerationConfig
+
+    from training.llama_export import byte_tokenizer, export_llama
+
+    source = export_llama(tmp_path / "bytes", Llama(Shape(vocabulary=259)))
+    model = built("llama")
+    model.generation_config.max_new_tokens = 7
+    train(model, 1, directory=tmp_path / "run")
+    export(model, tmp_path / "live", tokenizer=AutoTokenizer.from_pretrained(source))
+    export_checkpoint(tmp_path / "run", tmp_path / "kept", tokenizer=source)
+    for folder in (tmp_path / "live", tmp_path / "kept"):
+        assert AutoTokenizer.from_pretrained(folder)("hi").input_ids == byte_tokenizer().encode("hi").ids
+        assert GenerationConfig.from_pretrained(folder).max_new_tokens == 7
+
+
+def test_a_checkpoint_of_parts_is_put_together(tmp_path):
+    """As `training.sharded` saves: it says nothing of what the model is, so a folder or the model itself does."""
+    model = built("gpt2")
+    opt = torch.optim.AdamW(model.parameters())
+    model(torch.arange(8)[None]).logits.sum().backward()
+    opt.step()
+    checkpoints = Checkpoints(DirectoryStore(tmp_path / "run"), prefix="session", epoch=1)
+    Sharded(checkpoints, Gang(Seat(), timeout_s=1.0)).save(4, state_of(model, opt))
+    with pytest.raises(InvalidRequest) as refused:
+        export_checkpoint(tmp_path / "run", tmp_path / "kept")
+    assert refused.value.code == "model_unknown"
+    assert export_checkpoint(checkpoints, tmp_path / "kept", model=built("gpt2", seed=9)) == 4
+    assert same(class_of("gpt2").from_pretrained(tmp_path / "kept"), model)
+    assert export_checkpoint(tmp_path / "run", tmp_path / "again", like=tmp_path / "kept") == 4
+    assert same(class_of("gpt2").from_pretrained(tmp_path / "again"), model)
+
+
+def test_older_steps_and_one_of_several_models_can_be_named(tmp_path):
+    model, other = built("llama"), built("bert")
+    opts = {"a": torch.optim.SGD(model.parameters(), lr=0.1), "b": torch.optim.SGD(other.parameters(), lr=0.1)}
+    seen = []
+    for steps in (1, 2):
+        run = session(model={"a": model, "b": other}, opt=opts, directory=tmp_path / "run", snapshot_every_s=math.inf)
+        for _ in run.steps(steps):
+            for opt in opts.values():
+                for own in opt.param_groups[0]["params"]:
+                    own.grad = torch.ones_like(own)
+                opt.step()
+        seen.append((bits(model), bits(other)))
+    with pytest.raises(InvalidRequest, match=r"it has model\.a, model\.b: say by name="):
+        export_checkpoint(tmp_path / "run", tmp_path / "kept")
+    with pytest.raises(NotFound, match="session 2"):
+        export_checkpoint(tmp_path / "run", tmp_path / "kept", session=2, name="a")
+    for number in (0, 1):
+        assert export_checkpoint(tmp_path / "run", tmp_path / "kept", session=number, name="b") == number + 1
+        assert bits(class_of("bert").from_pretrained(tmp_path / "kept")) == seen[number][1]
+    with pytest.raises(NotFound) as refused:
+        export_checkpoint(tmp_path / "run", tmp_path / "kept", step=7, name="a")
+    assert refused.value.code == "no_such_checkpoint"
+
+
+def test_a_model_of_ones_own_class_is_given(tmp_path):
+    torch.manual_seed(1)
+    model = Llama(Shape(vocabulary=259))
+    train(model, 2, directory=tmp_path / "run")
+    with pytest.raises(InvalidRequest) as refused:
+        export_checkpoint(tmp_path / "run", tmp_path / "kept")
+    assert refused.value.code == "model_unknown"
+    export_checkpoint(tmp_path / "run", tmp_path / "kept", model=Llama(Shape(vocabulary=259)))
+    theirs = class_of("llama").from_pretrained(tmp_path / "kept")
+    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in model.state_dict().items())
+    with pytest.raises(Conflict) as another:
+        export_checkpoint(tmp_path / "run", tmp_path / "kept", model=Llama(Shape(vocabulary=9)))
+    assert another.value.code == "checkpoint_of_another_model"
+    with pytest.raises(InvalidRequest) as none:
+        export(nn.Linear(2, 2), tmp_path / "linear")
+    assert none.value.code == "not_exportable"
+
+
+def test_a_damaged_checkpoint_is_never_exported(tmp_path):
+    model = built("llama")
+    train(model, 2, directory=tmp_path / "run")
+    checkpoints = Checkpoints(DirectoryStore(tmp_path / "run"), prefix="session")
+    for manifest in checkpoints.ls():
+        for shard in manifest.shards:
+            path = tmp_path / "run" / "session" / shard.key
+            whole = path.read_bytes()
+            path.chmod(0o600)
+            path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointDamaged):
+        export_checkpoint(tmp_path / "run", tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+def test_the_command_writes_the_folder_or_says_why_not(tmp_path, capsys):
+    model = built("vit")
+    train(model, 2, directory=tmp_path / "run")
+    assert main([str(tmp_path / "run"), str(tmp_path / "kept"), "--step", "2"]) == 0
+    assert capsys.readouterr().out == f"step 2 is in {tmp_path / 'kept'}\n"
+    assert same(class_of("vit").from_pretrained(tmp_path / "kept"), model)
+    capsys.readouterr()
+    assert main([str(tmp_path / "nothing"), str(tmp_path / "kept")]) == 1
+    assert capsys.readouterr().err.startswith("no_such_checkpoint: ")
+
+
+def test_a_trainers_own_folder_is_taken_without_what_only_it_needs(tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    from training.adapters_hf import train as train_hf
+
+    model = built("bert")
+    samples = [{"input_ids": torch.arange(4), "labels": torch.arange(4)}] * 4
+    args = TrainingArguments(
+        output_dir=str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=2, report_to=[], save_strategy="no",
+        use_cpu=True,
+    )  # fmt: skip
+    train_hf(Trainer(model=model, args=args, train_dataset=samples), directory=tmp_path / "run")
+    assert export_checkpoint(tmp_path / "run", tmp_path / "kept") == 2
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["config.json", "model.safetensors"]
+    assert same(class_of("bert").from_pretrained(tmp_path / "kept"), model)
+
+
+def test_a_checkpoint_of_before_says_not_what_its_model_is(tmp_path):
+    """One that was saved by a version that kept no configuration is exported with a folder that has it."""
+    from training import saver
+
+    model = built("llama")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saver, "kind_of", lambda _: None)
+        train(model, 2, directory=tmp_path / "run")
+    export(built("llama", seed=7), tmp_path / "base")
+    with pytest.raises(InvalidRequest, match="--like"):
+        export_checkpoint(tmp_path / "run", tmp_path / "kept")
+    export_checkpoint(tmp_path / "run", tmp_path / "kept", like=tmp_path / "base")
+    assert same(class_of("llama").from_pretrained(tmp_path / "kept"), model)
+
+
+def test_a_checkpoint_makes_no_class_but_those_of_transformers(tmp_path):
+    from training.model_kind import empty
+
+    said = {"config": json.dumps({"auto_map": {"AutoModel": "evil.Model"}}), "generation": "", "adapters": {}}
+    for name in ("AutoTokenizer", "os", "Trainer", "__builtins__", "NoSuchModel"):
+        with pytest.raises(InvalidRequest) as refused:
+            empty(said | {"class": name})
+        assert refused.value.code == "model_unknown"
+
+
+def test_an_exported_folder_can_begin_another_run(tmp_path):
+    model = built("llama")
+    train(model, 2, directory=tmp_path / "run")
+    export_checkpoint(tmp_path / "run", tmp_path / "kept")
+    other = built("llama", seed=3)
+    load_weights(other, tmp_path / "kept")
+    assert same(model, other)
