@@ -146,7 +146,7 @@ class Indexed:
         self.steps_total = None if self._samples is None else -(-self._samples // ranks.global_batch)
 
     def portions(self, step: int, cursor: dict[str, Any]) -> Iterator[Portion]:
-        self._check(cursor)
+        _check_same(cursor, self.cursor())
         places = _Places(self._ranks, self._share, self._order, step, self._samples)
         loader = DataLoader(
             self._read,
@@ -159,17 +159,7 @@ class Indexed:
             yield _portion(place.micro, place.step_samples, place.step_portions, is_last=place.is_last, batch=batch)
 
     def cursor(self) -> dict[str, Any]:
-        return {"samples": self._order.count, "global_batch": self._ranks.global_batch, "seed": self._ranks.seed}
-
-    def _check(self, cursor: dict[str, Any]) -> None:
-        for name, now in self.cursor().items():
-            if cursor.get(name, now) != now:
-                raise Conflict(
-                    f"the checkpoint's data had {name} {cursor[name]}, this run's have {now}: the same samples would be "
-                    "seen twice or never. Use the same, or begin in another directory",
-                    code="checkpoint_of_another_run",
-                    name=name,
-                )
+        return {"samples": self._order.count, **_batches_of(self._ranks)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +232,7 @@ class Streamed:
         self._epoch, self._seen, self._source = 0, 0, Source(data)
 
     def portions(self, step: int, cursor: dict[str, Any]) -> Iterator[Portion]:
+        _check_same(cursor, _batches_of(self._ranks))
         self._epoch, self._seen = int(cursor.get("epoch", 0)), int(cursor.get("seen", 0))
         source: Iterator[Any] | None = self._opened(cursor)
         while self._epochs is None or self._epoch < self._epochs:
@@ -258,7 +249,7 @@ class Streamed:
                 step += 1
 
     def cursor(self) -> dict[str, Any]:
-        return {"epoch": self._epoch, "seen": self._seen} | self._source.place()
+        return {"epoch": self._epoch, "seen": self._seen} | _batches_of(self._ranks) | self._source.place()
 
     def _opened(self, cursor: dict[str, Any]) -> Iterator[Any]:
         if "source" in cursor and hasattr(self._data, "load_state_dict"):
@@ -280,6 +271,22 @@ class Streamed:
         for micro in micros:
             batch = self._collate(list(samples[micro.start - first : micro.stop - first]))
             yield _portion(micro, len(samples), parts, is_last=micro is micros[-1], batch=batch)
+
+
+def _batches_of(ranks: VirtualRanks) -> dict[str, Any]:
+    """What makes the batches of a run those that they are, besides its data: the same in all attempts, on any gang."""
+    return {"global_batch": ranks.global_batch, "seed": ranks.seed}
+
+
+def _check_same(cursor: dict[str, Any], now: dict[str, Any]) -> None:
+    for name, value in now.items():
+        if cursor.get(name, value) != value:
+            raise Conflict(
+                f"the checkpoint's data had {name} {cursor[name]}, this run's have {value}: samples would be seen twice or "
+                "never, or in other steps. Use the same, or begin in another directory",
+                code="checkpoint_of_another_run",
+                name=name,
+            )
 
 
 def shared(ranks: VirtualRanks, share: Share, step: int, size: int) -> tuple[list[Micro], int]:

@@ -316,6 +316,22 @@ def test_the_same_data_in_another_number_is_refused(tmp_path):
         assert raised.value.code == "checkpoint_of_another_run"
 
 
+@pytest.mark.parametrize("tells", [False, True])
+@pytest.mark.parametrize("other", [{"global_batch": 20}, {"global_batch": 10, "seed": 3}])
+def test_a_stream_in_other_batches_or_of_another_seed_is_refused(tmp_path, tells, other):
+    attempts = Attempts(tmp_path)
+    job = attempts.next()
+    with ended_by(context.Saved, job):
+        run = session(extra={"nothing": {}})
+        for at, _ in enumerate(run.batches(Stream(100, tells=tells), global_batch=10)):
+            if at == 5:
+                stopped(job)
+            run.step(torch.zeros((), requires_grad=True))
+    with running(attempts.next()), pytest.raises(Conflict) as raised:
+        next(session(extra={"nothing": {}}).batches(Stream(100, tells=tells), **other))
+    assert raised.value.code == "checkpoint_of_another_run"
+
+
 def test_a_stream_that_became_shorter_is_refused(tmp_path):
     attempts = Attempts(tmp_path)
     job = attempts.next()
