@@ -88,6 +88,7 @@ def train(model, steps, *, directory=None, run=None, opt=None):
         for own in trained:
             own.grad = torch.randn(own.shape, generator=dice).to(own.dtype)
         opt.step()
+    return run
 
 
 def same(one, two):

@@ -38,18 +38,19 @@ def test_optimizers_keep_their_weights_and_ties_stay_tied(tmp_path):
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
-def test_a_run_begins_from_a_folder_and_goes_on_from_its_checkpoint(tmp_path):
+def test_a_run_begins_from_a_folder_and_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     export(built("llama", seed=1), tmp_path / "folder")
 
     def attempt(steps, directory):
+        monkeypatch.setattr("training.vault._of_directories", {})  # in another process
         model = built("llama", seed=2)
         load_weights(model, tmp_path / "folder")
-        train(model, steps, directory=directory)
-        return bits(model)
+        return train(model, steps, directory=directory).resumed_at, bits(model)
 
-    whole = attempt(4, tmp_path / "whole")
-    attempt(2, tmp_path / "parted")
-    assert attempt(4, tmp_path / "parted") == whole
+    begun, whole = attempt(4, tmp_path / "whole")
+    assert begun == 0
+    assert attempt(2, tmp_path / "parted")[0] == 0
+    assert attempt(4, tmp_path / "parted") == (2, whole)
 
 
 def test_a_run_may_also_load_where_it_finds_that_nothing_is_done(tmp_path):
