@@ -73,7 +73,8 @@ def session(
     Args:
         model: a module, or several by name in a dict.
         opt: an optimizer, or several by name in a dict.
-        sched: a learning rate scheduler; `run.step` steps it once an optimizer step.
+        sched: a learning rate scheduler; `run.step` steps it once an optimizer step. Where a loop's own loaders make batches that
+            grow with the gang, `training.learning_rate.ScaledRate` lets the rate follow.
         scaler: a `torch.amp.GradScaler`.
         extra: more state by name: anything with `state_dict` and `load_state_dict`, generators of random numbers, and
             dicts of plain values, which are read and updated in place.
@@ -177,7 +178,8 @@ class Run:
         Args:
             data: samples by index (`__getitem__`, `__len__`), or an iterable of samples; or, without `global_batch`, an
                 iterable of batches such as a DataLoader. Lengths need not be known.
-            global_batch: samples an optimizer step sees, over all processes.
+            global_batch: samples an optimizer step sees, over all processes, however many there are: the same in all
+                attempts, so that no learning rate need follow the gang.
             epochs: how often all of them are seen; None = until the script breaks off. Unless it is 1, a loader, sampler or
                 dataset with `set_epoch` is told the number of each.
             virtual: micro-batches a step is made of; what is given out is one of them. The same in all attempts.
