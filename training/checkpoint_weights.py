@@ -2,6 +2,8 @@
 `training.sharded`. Nothing is claimed, so a run that goes on meanwhile isn't disturbed; every shard is verified as it is read.
 """
 
+import mmap
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -11,12 +13,14 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 
-from fabric.checkpoints import Checkpoints, DirectoryStore, Manifest
+from fabric.checkpoints import Checkpoints, DirectoryStore, Manifest, is_of_folder
+from fabric.checkpoints.directory import Buffer
 from fabric.checkpoints.moving import of_step
 from fabric.errors import CheckpointDamaged, InvalidRequest, NotFound
 from training import layout
 from training.frozen import put_back
 from training.sharded_state import joined
+from training.shards import made
 from training.torch_storage import Reader, as_ours
 from training.vault import FROZEN, PREFIX, decoded, prefix_of_session
 
@@ -33,13 +37,15 @@ class Kept(NamedTuple):
     kind: dict[str, Any] | None
 
 
-def of_directory(folder: Path, *, session: int = 0) -> Checkpoints:
+def of_directory(folder: Path, *, session: int = 0, prefix: str = PREFIX) -> Checkpoints:
     """What a session was given as `directory=` or FABRIC_CHECKPOINT_DIR; `session` counts those of one script.
+
+    In the directory of a fabric's archive, what a job has saved lies below the `prefix` jobs/ACCOUNT/JOB/checkpoint.
 
     Raises:
         NotFound: `no_such_checkpoint`.
     """
-    prefix = prefix_of_session(PREFIX, session)
+    prefix = prefix_of_session(prefix, session)
     if not (folder / prefix).is_dir():
         raise NotFound(
             f"{folder} holds no checkpoints of session {session}: give what the session has as directory=, or "
@@ -49,11 +55,12 @@ def of_directory(folder: Path, *, session: int = 0) -> Checkpoints:
     return Checkpoints(DirectoryStore(folder), prefix=prefix)
 
 
-def weights_of(checkpoints: Checkpoints, *, step: int | None = None, name: str | None = None) -> Kept:
+def weights_of(checkpoints: Checkpoints, *, beside: Path, step: int | None = None, name: str | None = None) -> Kept:
     """The weights of a model at a step; of the newest checkpoint that is whole if none is given.
 
     Args:
         checkpoints: where they are.
+        beside: a folder on a disk with room for the checkpoint, which is fetched there for as long as it is read.
         step: which checkpoint.
         name: of the model among what the session tracks; None = the only one.
 
@@ -62,33 +69,60 @@ def weights_of(checkpoints: Checkpoints, *, step: int | None = None, name: str |
         CheckpointDamaged: it is not whole, or none is.
         InvalidRequest: `no_model`: it isn't of a session, or it isn't clear which model is meant.
     """
-    if step is not None:
-        return _read(checkpoints, of_step(checkpoints.ls(), step, prefix=checkpoints.prefix), name)
-    found: list[Kept] = []
-    if checkpoints.newest_passing(lambda manifest: found.append(_read(checkpoints, manifest, name))) is None:
-        raise NotFound(f"{checkpoints.prefix} has no checkpoint yet: let the run save one", code="no_such_checkpoint")
-    return found[-1]
+    with tempfile.TemporaryDirectory(prefix=".fabric-export-", dir=beside) as place:
+        if step is not None:
+            standing = tuple(manifest for manifest in checkpoints.ls() if not is_of_folder(manifest))
+            chosen = of_step(standing, step, prefix=checkpoints.prefix)
+            return _read(_Shards(checkpoints, chosen, Path(place)), name)
+        found: list[Kept] = []
+
+        def read(manifest: Manifest) -> None:
+            if is_of_folder(manifest):
+                raise CheckpointDamaged("it is of the command's folder, and not of a session", code="shard_unreadable")
+            found.append(_read(_Shards(checkpoints, manifest, Path(place)), name))
+
+        if checkpoints.newest_passing(read) is None:
+            raise NotFound(
+                f"{checkpoints.prefix} has no checkpoint yet: let the run save one", code="no_such_checkpoint"
+            )
+        return found[-1]
 
 
-def _read(checkpoints: Checkpoints, manifest: Manifest, name: str | None) -> Kept:
-    there = {shard.name for shard in manifest.shards}
+class _Shards:
+    """The shards of a checkpoint as files, verified, of which memory holds only what is looked at."""
 
-    def read(shard: str) -> bytes:
-        return checkpoints.read(manifest, shard)
+    def __init__(self, checkpoints: Checkpoints, manifest: Manifest, place: Path) -> None:
+        self._checkpoints, self.manifest = checkpoints, manifest
+        self._place = Path(tempfile.mkdtemp(dir=place))
+        self.names = {shard.name for shard in manifest.shards}
+        self._read: dict[str, memoryview] = {}
 
+    def read(self, name: str) -> memoryview:
+        if name not in self._read:
+            path = self._place / f"{len(self._read)}"
+            self._checkpoints.fetch(self.manifest, name, path)
+            with path.open("rb") as file:
+                size = path.stat().st_size
+                self._read[name] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
+            path.unlink()  # it stays as long as it is looked at
+        return self._read[name]
+
+
+def _read(shards: _Shards, name: str | None) -> Kept:
+    manifest, there = shards.manifest, shards.names
     first = next((shard for shard in (_WHOLE, _OF_FIRST_RANK) if shard in there), None)
     if first is not None and manifest.meta.get("made_by") is not None:
-        state = decoded(read(first))
+        state = decoded(shards.read(first), deferred=True)  # optimizers' moments stay where they are
         kinds = state.get("models", {})
         own = _chosen(manifest, list(state["objects"]), kinds, name)
-        objects = {own: state["objects"][own]}
+        objects = made({own: state["objects"][own]})
         if FROZEN in there:
-            objects = put_back(objects, read(FROZEN))
+            objects = put_back(objects, shards.read(FROZEN))
         if layout.SHARD in there:
-            objects = joined(objects, like=lambda _path: torch.empty(0), read=read)
+            objects = joined(objects, like=lambda _path: torch.empty(0), read=shards.read)
         return Kept(manifest.step, objects[own], kinds.get(own))
     if layout.SHARD in there:
-        return Kept(manifest.step, _of_planner(read, name or MODEL), None)
+        return Kept(manifest.step, _of_planner(shards.read, name or MODEL), None)
     raise _no_model(manifest, "it was saved by the job's own code, and not by a session")
 
 
@@ -103,7 +137,7 @@ def _chosen(manifest: Manifest, names: list[str], kinds: dict[str, Any], name: s
     return asked[0]
 
 
-def _of_planner(read: Callable[[str], bytes], name: str) -> dict[str, Tensor]:
+def _of_planner(read: Callable[[str], Buffer], name: str) -> dict[str, Tensor]:
     """What `training.sharded` has saved."""
     metadata, _ = layout.decoded(read(layout.SHARD))
     prefix = f"{name}."

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from fabric.checkpoints import Checkpoints, Manifest, is_of_folder, restore_directory
-from fabric.checkpoints.moving import of_step
 from fabric.errors import Conflict, FabricError, InvalidRequest
 from training import model_kind
 from training.checkpoint_weights import of_directory, weights_of
@@ -35,6 +34,7 @@ from training.llama_export import export_llama
 from training.plain import first_line, is_sharded, widest
 from training.progress import say
 from training.quiet import quietly
+from training.vault import PREFIX
 from training.weight_files import INDEX, WEIGHTS, opened
 
 SHARD_BYTES_MAX: Final = 5 * 10**9
@@ -89,6 +89,7 @@ def export_checkpoint(
     *,
     step: int | None = None,
     session: int = 0,
+    prefix: str = PREFIX,
     name: str | None = None,
     model: Any = None,
     like: Place | None = None,
@@ -104,6 +105,7 @@ def export_checkpoint(
         folder: where to.
         step: which checkpoint; None = the newest that is whole.
         session: which one of its script, counted from 0.
+        prefix: below which they are; of a job in the directory of a fabric's archive jobs/ACCOUNT/JOB/checkpoint.
         name: of the model, where the session tracks several.
         model: as the script builds it (its weights may be anything, and are replaced); needed for classes that are not in
             transformers, and for checkpoints that don't say what their model is.
@@ -117,17 +119,20 @@ def export_checkpoint(
         InvalidRequest: as in `export`; `no_model`; `model_unknown`: say what it is by `model` or `like`.
         Conflict: `checkpoint_of_another_model`: these are not its weights.
     """
-    checkpoints = source if isinstance(source, Checkpoints) else of_directory(Path(source), session=session)
+    checkpoints = (
+        source if isinstance(source, Checkpoints) else of_directory(Path(source), session=session, prefix=prefix)
+    )
     tokenizer = tokenizer if tokenizer is not None else like
     standing = checkpoints.ls()
-    if standing and is_of_folder(of_step(standing, step, prefix=checkpoints.prefix)):
+    if standing and all(is_of_folder(manifest) for manifest in standing):
         return _taken_out(checkpoints, step, Path(folder), tokenizer)
-    kept = weights_of(checkpoints, step=step, name=name)
-    prefix = str((kept.kind or {}).get("prefix", ""))
+    Path(folder).parent.mkdir(parents=True, exist_ok=True)
+    kept = weights_of(checkpoints, beside=Path(folder).parent, step=step, name=name)
+    begins = str((kept.kind or {}).get("prefix", ""))
     if model is None:
         model = model_kind.empty(_needed(kept.kind) if like is None else _kind_of_folder(Path(like)))
     model, _ = model_kind.unwrapped(model)
-    weights = {key.removeprefix(prefix): value for key, value in kept.weights.items()}
+    weights = {key.removeprefix(begins): value for key, value in kept.weights.items()}
     model = _filled(model, weights, f"checkpoint of step {kept.step}")
     _written(model, Path(folder), tokenizer=tokenizer, shard_bytes_max=shard_bytes_max, verify=verify)
     return kept.step
@@ -330,6 +335,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("folder", help="where to write")
     parser.add_argument("--step", type=int, help="which checkpoint; the newest if not given")
     parser.add_argument("--session", type=int, default=0, help="which session of its script, counted from 0")
+    parser.add_argument("--prefix", default=PREFIX, help="of a job in a fabric's archive: jobs/ACCOUNT/JOB/checkpoint")
     parser.add_argument("--name", help="of the model, where the session tracks several")
     parser.add_argument("--like", help="a Hugging Face folder with the model's configuration and tokenizer")
     parser.add_argument("--tokenizer", help="a folder whose tokenizer files are taken over")
@@ -338,7 +344,7 @@ def main(words: list[str] | None = None) -> int:
     asked = parser.parse_args(words)
     try:
         step = export_checkpoint(
-            asked.run, asked.folder, step=asked.step, session=asked.session, name=asked.name, like=asked.like,
+            asked.run, asked.folder, step=asked.step, session=asked.session, prefix=asked.prefix, name=asked.name, like=asked.like,
             tokenizer=asked.tokenizer, shard_bytes_max=asked.shard_bytes_max, verify=not asked.no_verify,
         )  # fmt: skip
     except FabricError as refused:

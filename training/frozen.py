@@ -87,7 +87,7 @@ class FrozenWeights:
         return Frozen(hashlib.sha256(said.encode()).hexdigest(), lambda: _read(tensors, digests))
 
 
-def put_back(states: Mapping[str, Any], data: bytes) -> dict[str, Any]:
+def put_back(states: Mapping[str, Any], data: Buffer) -> dict[str, Any]:
     """The states with what was taken out of them.
 
     Raises:

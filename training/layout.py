@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 
+from fabric.checkpoints.directory import Buffer
 from fabric.errors import CheckpointDamaged
 
 FORMAT: Final = 1
@@ -80,7 +81,7 @@ def encoded(metadata: Metadata, written: Iterable[WriteResult]) -> bytes:
     return msgspec.json.encode(Layout(entries=entries))
 
 
-def decoded(data: bytes) -> tuple[Metadata, dict[MetadataIndex, Span]]:
+def decoded(data: Buffer) -> tuple[Metadata, dict[MetadataIndex, Span]]:
     """Torch's description, and where each part lies.
 
     Raises:

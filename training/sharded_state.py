@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from fabric.checkpoints.directory import Buffer
 from fabric.errors import Conflict, InvalidRequest
 from training.layout import Array, Box, Value
 from training.torch_storage import Reader, as_ours
@@ -106,7 +107,7 @@ def merged(everyones: Iterable[Kept]) -> dict[str, Array | Value]:
     return {name: Array(f"torch.{part.dtype}", part.sizes, tuple(boxes[name].values())) for name, part in about.items()}
 
 
-def joined(state: Any, *, like: Callable[[Path], Any], read: Callable[[str], bytes]) -> Any:
+def joined(state: Any, *, like: Callable[[Path], Any], read: Callable[[str], Buffer]) -> Any:
     """The state for the ranks of now.
 
     Args:

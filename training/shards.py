@@ -16,13 +16,15 @@ Nothing of a device but the values is kept, so what was saved on one kind can be
 import hashlib
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 import torch
 
+from fabric.checkpoints.directory import Buffer
 from fabric.errors import CheckpointDamaged, InvalidRequest
 
 _MAGIC: Final = b"FABRIC-SHARD-1\n"
@@ -126,8 +128,29 @@ def _memory(size: int) -> memoryview:
     return memoryview(torch.empty(size, dtype=torch.uint8).numpy())
 
 
-def load(data: bytes | bytearray | memoryview, *, device: str | torch.device = "cpu") -> Any:
-    """What was dumped. Tensors are new, and writable.
+class Deferred:
+    """A dense tensor of a shard that is made when it is called for, the same one each time."""
+
+    def __init__(self, make: Callable[[], torch.Tensor]) -> None:
+        self._make, self._made = make, None
+
+    def __call__(self) -> torch.Tensor:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+
+def made(value: Any) -> Any:
+    """The value with its deferred tensors made."""
+    if isinstance(value, Deferred):
+        return value()
+    if isinstance(value, dict):
+        return {key: made(item) for key, item in value.items()}
+    return type(value)(made(item) for item in value) if type(value) in {list, tuple} else value
+
+
+def load(data: Buffer, *, device: str | torch.device = "cpu", deferred: bool = False) -> Any:
+    """What was dumped. Tensors are new, and writable; if `deferred`, each is made later, for who wants few of them (`made`).
 
     Raises:
         CheckpointDamaged: these are not the bytes of a shard.
@@ -142,8 +165,8 @@ def load(data: bytes | bytearray | memoryview, *, device: str | torch.device = "
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _damaged(f"its head says nothing: {error}") from None
     body = start + length + (-(start + length) % _ALIGNED)
-    tensors = [_tensor(view, body, about, device) for about in head.tensors]
-    return _unpacked(head.tree, tensors, 0)
+    later = [Deferred(partial(_tensor, view, body, about, device)) for about in head.tensors]
+    return _unpacked(head.tree, later if deferred else [tensor() for tensor in later], 0)
 
 
 def fingerprint(state: Mapping[str, Any], *, name: str = "") -> str:
@@ -182,7 +205,7 @@ def _packed(value: Any, where: str, place: Any, depth: int) -> Any:  # a table
     raise _not_kept(where, value, "is not a tensor or a plain value")
 
 
-def _unpacked(node: Any, tensors: list[torch.Tensor], depth: int) -> Any:  # noqa: PLR0911  # a table
+def _unpacked(node: Any, tensors: Sequence[Any], depth: int) -> Any:  # noqa: PLR0911  # a table
     if not isinstance(node, list):
         return node
     if node[:1] == ["o"]:
@@ -279,10 +302,10 @@ def _pickled(tensor: torch.Tensor, where: str) -> torch.Tensor:
     return torch.frombuffer(whole.getbuffer(), dtype=torch.uint8).clone()
 
 
-def _unpickled(node: list[Any], tensors: list[torch.Tensor]) -> torch.Tensor:
+def _unpickled(node: list[Any], tensors: Sequence[Any]) -> torch.Tensor:
     match node:
         case ["o", int(number)] if 0 <= number < len(tensors):
-            held = tensors[number]
+            held = made(tensors[number])
         case _:
             raise _damaged("its head holds what no dump writes")
     try:

@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from fabric.checkpoints import Draft
+from fabric.checkpoints.directory import Buffer
 from fabric.errors import CheckpointDamaged, Conflict, FabricError
 from training import layout
 from training.layout import Span
@@ -95,7 +96,7 @@ class Writer(StorageWriter):  # type: ignore[misc]  # torch is not type-checked 
 class Reader(StorageReader):  # type: ignore[misc]
     """Reads the parts that this rank needs, each shard once and verified."""
 
-    def __init__(self, read: Callable[[str], bytes]) -> None:
+    def __init__(self, read: Callable[[str], Buffer]) -> None:
         """`read` gives a shard of the checkpoint by its name, verified."""
         super().__init__()
         self._shard = read

@@ -210,8 +210,8 @@ def gathered(plan: Any, *, into: memoryview | None) -> memoryview:
     return shards.gather(plan, into=into)
 
 
-def decoded(data: bytes) -> dict[str, Any]:
-    """What was `planned`, gathered and saved.
+def decoded(data: Buffer, *, deferred: bool = False) -> dict[str, Any]:
+    """What was `planned`, gathered and saved; its tensors `deferred` as `training.shards.load` says.
 
     Raises:
         Conflict: `checkpoint_of_another_kind`: these bytes are no state of a session, or of another version of it.
@@ -219,7 +219,7 @@ def decoded(data: bytes) -> dict[str, Any]:
     from training import shards  # noqa: PLC0415
 
     try:
-        state: dict[str, Any] = shards.load(data)
+        state: dict[str, Any] = shards.load(data, deferred=deferred)
         found = (state["format"], state["version"])
     except (CheckpointDamaged, KeyError, TypeError) as error:
         raise Conflict(

@@ -198,3 +198,17 @@ def test_a_fingerprint_is_of_names_and_shapes_and_not_of_values():
     assert name == shards.fingerprint(two.state_dict(), name="Linear")
     assert name.startswith("Linear[2 tensors, 9 values, ")
     assert name != shards.fingerprint(nn.Linear(3, 2).state_dict(), name="Linear")
+
+
+def test_deferred_tensors_are_made_for_who_asks_and_stay_tied():
+    weight = torch.arange(6.0).reshape(2, 3)
+    tree = {"model": {"a": weight, "b": weight, "n": 3}, "opt": [torch.ones(5), (torch.zeros(0),)]}
+    found = shards.load(shards.dump(tree), deferred=True)
+    assert found["model"]["n"] == 3
+    assert not isinstance(found["model"]["a"], torch.Tensor)
+    model = shards.made(found["model"])
+    assert torch.equal(model["a"], weight)
+    assert model["a"] is model["b"]
+    opt = shards.made(found["opt"])
+    assert torch.equal(opt[0], torch.ones(5))
+    assert opt[1][0].shape == (0,)

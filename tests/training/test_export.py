@@ -9,9 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fabric.checkpoints import Checkpoints, DirectoryStore
+from fabric.checkpoints import Checkpoints, DirectoryStore, commit_directory
 from fabric.errors import CheckpointDamaged, Conflict, InvalidRequest, NotFound
+from serving.adapter_files import taken_over
+from serving.model_data import check_data
 from tests.training.kinds import KINDS, adapted, bits, built, class_of, same, train
+from tests.training.workload import Attempts, running
 from training import session
 from training.export import export, export_checkpoint, main
 from training.gang import Gang, Seat
@@ -325,3 +328,32 @@ def test_an_exported_folder_can_begin_another_run(tmp_path):
     other = built("llama", seed=3)
     load_weights(other, tmp_path / "kept")
     assert same(model, other)
+
+
+def test_a_job_exports_what_its_context_has_kept(tmp_path):
+    """Also while the folder of its command is kept beside it, and out of the archive's directory."""
+    attempts = Attempts(tmp_path / "archive")
+    with running(attempts.next()) as job:
+        model = built("llama")
+        train(model, 2)
+        (tmp_path / "command").mkdir()
+        (tmp_path / "command" / "log.txt").write_text("nothing of a model")
+        commit_directory(job.checkpoints, tmp_path / "command", step=3)
+        assert export_checkpoint(job.checkpoints, tmp_path / "kept") == 2
+    assert same(class_of("llama").from_pretrained(tmp_path / "kept"), model)
+    said = [str(tmp_path / "archive"), str(tmp_path / "again"), "--prefix", "jobs/ada/j/checkpoint", "--step", "2"]
+    assert main(said) == 0
+    assert same(class_of("llama").from_pretrained(tmp_path / "again"), model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "archive", "command", "kept"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral"])
+def test_what_is_exported_is_taken_by_who_serves_it(tmp_path, kind):
+    export(built(kind), tmp_path / kind, shard_bytes_max=20_000)
+    assert check_data(tmp_path / kind) == tmp_path / kind
+    export(built("llama"), tmp_path / "base")
+    export(adapted(), tmp_path / "adapter")
+    taken = taken_over(
+        tmp_path / "adapter", name="a", parent="base", base=tmp_path / "base", rank_max=8, cache=tmp_path / "cache"
+    )
+    assert (taken / "adapter_model.safetensors").exists()

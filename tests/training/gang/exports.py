@@ -41,6 +41,7 @@ def export_script(rank, world, port, order):
         opt = torch.optim.SGD([own for own in model.parameters() if own.requires_grad], lr=0.1)
         run = session(model=model, opt=opt, directory=folder / "run")
         for _ in run.steps(order.steps):
+            export(model, folder / "amid")  # as the session's own threads talk, too
             for own in opt.param_groups[0]["params"]:
                 own.grad = own.detach().sign()
             opt.step()

@@ -39,6 +39,7 @@ def ran(tmp_path_factory):
 def test_a_sharded_model_comes_in_and_out_bit_for_bit(ran, case):
     kind, folder = case.split("-")[1], ran / case
     assert same(class_of(kind).from_pretrained(folder / "begun"), built(kind, seed=1))
+    assert same(class_of(kind).from_pretrained(folder / "amid"), trained(built(kind, seed=1), 1))
     wanted = trained(built(kind, seed=1), 2)
     assert same(class_of(kind).from_pretrained(folder / "live"), wanted)
     assert export_checkpoint(folder / "run", folder / "kept") == 2
