@@ -72,14 +72,14 @@ def export(
         InvalidRequest: `not_exportable`: it is no such model; `export_differs`: the folder would be loaded with other weights.
     """
     model, _ = model_kind.unwrapped(model)
-    folder = Path(folder)
+    folder = _free(Path(folder))
     state = model.state_dict() if isinstance(model, nn.Module) else {}
     if any(isinstance(value, Tensor) and is_sharded(value) for value in state.values()):
-        kind = model_kind.kind_of(model)
+        _check_kind(model)
         whole = {name: _gathered(value) for name, value in state.items()}
         if torch.distributed.get_rank() != 0:
             return folder
-        model = _filled(model_kind.empty(_needed(kind)), whole, "model")
+        model = _filled(model_kind.emptied(model), whole, "model")
     return _written(model, folder, tokenizer=tokenizer, shard_bytes_max=shard_bytes_max, verify=verify)
 
 
@@ -122,20 +122,27 @@ def export_checkpoint(
     checkpoints = (
         source if isinstance(source, Checkpoints) else of_directory(Path(source), session=session, prefix=prefix)
     )
+    folder = _free(Path(folder))
     tokenizer = tokenizer if tokenizer is not None else like
     standing = checkpoints.ls()
     if standing and all(is_of_folder(manifest) for manifest in standing):
-        return _taken_out(checkpoints, step, Path(folder), tokenizer)
-    Path(folder).parent.mkdir(parents=True, exist_ok=True)
-    kept = weights_of(checkpoints, beside=Path(folder).parent, step=step, name=name)
+        return _taken_out(checkpoints, step, folder, tokenizer)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    kept = weights_of(checkpoints, beside=folder.parent, step=step, name=name)
     begins = str((kept.kind or {}).get("prefix", ""))
     if model is None:
         model = model_kind.empty(_needed(kept.kind) if like is None else _kind_of_folder(Path(like)))
     model, _ = model_kind.unwrapped(model)
-    weights = {key.removeprefix(begins): value for key, value in kept.weights.items()}
+    weights = {key.removeprefix(begins): value for key, value in kept.weights.items() if key.startswith(begins)}
     model = _filled(model, weights, f"checkpoint of step {kept.step}")
-    _written(model, Path(folder), tokenizer=tokenizer, shard_bytes_max=shard_bytes_max, verify=verify)
+    _written(model, folder, tokenizer=tokenizer, shard_bytes_max=shard_bytes_max, verify=verify)
     return kept.step
+
+
+def _free(folder: Path) -> Path:
+    if folder.exists() and not folder.is_dir():
+        raise InvalidRequest(f"{folder} is a file: name a folder, or one that is still to be made", code="not_a_folder")
+    return folder
 
 
 def _needed(kind: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -191,26 +198,35 @@ def _filled(model: Any, weights: Mapping[str, Any], what: str) -> Any:
 
 def _written(model: Any, folder: Path, *, tokenizer: Any, shard_bytes_max: int, verify: bool) -> Path:
     """The model's folder: made beside its place, compared, and then moved there."""
+    _check_kind(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
         fresh = Path(beside)
         if isinstance(model, Llama):
             export_llama(fresh, model)
-        elif model_kind.is_adapted(model) or model_kind.is_pretrained(model):
+        else:
             with quietly():
                 model.save_pretrained(fresh, max_shard_size=shard_bytes_max)
                 _say_types(model, fresh)
                 if verify:
                     _compare(model, fresh)
-        else:
-            raise InvalidRequest(
-                f"a {type(model).__module__}.{type(model).__qualname__} can't be exported: it is none of transformers', peft's or "
-                "training.llama's. Give the one of these that it holds, or write it with safetensors.torch.save_model",
-                code="not_exportable",
-            )
         _add_tokenizer(fresh, tokenizer)
         _move(fresh, folder)
     return folder
+
+
+def _check_kind(model: Any) -> None:
+    name = f"a {type(model).__module__}.{type(model).__qualname__} can't be exported"
+    if not (isinstance(model, Llama) or model_kind.is_adapted(model) or model_kind.is_pretrained(model)):
+        raise InvalidRequest(
+            f"{name}: it is none of transformers', peft's or training.llama's. Give the one of these that it holds, or write it "
+            "with safetensors.torch.save_model",
+            code="not_exportable",
+        )
+    if any(value.is_meta for value in model.parameters()):
+        raise InvalidRequest(
+            f"{name}: it has no weights, as it is on the meta device: load them", code="not_exportable"
+        )
 
 
 def _say_types(model: Any, folder: Path) -> None:
@@ -271,6 +287,8 @@ def _bits(tensor: Tensor) -> Tensor:
 def _add_tokenizer(folder: Path, tokenizer: Any) -> None:
     for each in tokenizer if isinstance(tokenizer, list | tuple) else [tokenizer]:
         if isinstance(each, str | os.PathLike):
+            if not Path(each).is_dir():
+                raise InvalidRequest(f"{each} is no folder with tokenizer files: name one", code="no_tokenizer")
             _take_over(Path(each), folder, _BESIDE)
         elif each is not None:
             each.save_pretrained(folder)

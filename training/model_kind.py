@@ -60,8 +60,8 @@ def kind_of(module: Any) -> dict[str, Any] | None:
             {name: _adapter_text(config) for name, config in model.peft_config.items()} if is_adapted(model) else {}
         )
         model = model.get_base_model() if adapters else model
-        if not is_pretrained(model):
-            return None
+        if not is_pretrained(model) or not class_of(model).__module__.startswith("transformers."):
+            return None  # a class of the script's own may have any name
         generation = getattr(model, "generation_config", None)
         kind = {
             "class": class_of(model).__name__,
@@ -103,13 +103,30 @@ def empty(kind: Kind) -> Any:
         raise _unknown(kind, f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
+def emptied(model: Any) -> Any:
+    """Another model of the same class, configuration and adapters, without weights."""
+    import torch  # noqa: PLC0415
+
+    base = model.get_base_model() if is_adapted(model) else model
+    with torch.device("meta"):
+        made: Any = class_of(base)(copy.deepcopy(base.config))
+        if getattr(base, "generation_config", None) is not None:
+            made.generation_config = copy.deepcopy(base.generation_config)
+        return _adapted(made, copy.deepcopy(model.peft_config)) if is_adapted(model) else made
+
+
 def _with_adapters(model: Any, adapters: Mapping[str, str]) -> Any:
     if not adapters:
         return model
-    from peft import PeftConfig, get_peft_model  # noqa: PLC0415
+    from peft import PeftConfig  # noqa: PLC0415
 
     made: Any = PeftConfig  # peft's own types are not all there
-    configs = {name: made.from_peft_type(**json.loads(said)) for name, said in adapters.items()}
+    return _adapted(model, {name: made.from_peft_type(**json.loads(said)) for name, said in adapters.items()})
+
+
+def _adapted(model: Any, configs: Mapping[str, Any]) -> Any:
+    from peft import get_peft_model  # noqa: PLC0415
+
     first, *others = configs
     adapted = get_peft_model(model, configs[first], adapter_name=first)
     for name in others:

@@ -53,11 +53,16 @@ def load_weights(
         adapter_name: which of a peft model's.
 
     Raises:
-        InvalidRequest: `no_weights`; `bad_weights`: the files are damaged, or lead out of the folder; `weights_differ`: some
+        InvalidRequest: `model_without_memory`: it is on the meta device; `no_weights`; `bad_weights`: the files are damaged, or lead out of the folder; `weights_differ`: some
             are missing, unexpected, of another shape or of a wider type: how many, and which.
     """
     model, _ = model_kind.unwrapped(model)
     where = Path(folder)
+    if any(value.is_meta for value in model.parameters()):
+        raise InvalidRequest(
+            "the model is on the meta device, where no weights can be: give it memory first, by model.to_empty(device=...)",
+            code="model_without_memory",
+        )
     if model_kind.is_adapted(model):
         from peft import get_peft_model_state_dict  # noqa: PLC0415
 
@@ -71,12 +76,16 @@ def load_weights(
             missing = _untied(own, set(own).difference(files))
             found = _Found(files, missing, set(files).difference(own))
     own = {name: value for name, value in own.items() if isinstance(value, Tensor)}
-    _check(where, own, found, new=tuple(new), unused=tuple(unused), rounds=rounds)
+    _check(where, own, found, new=_beginnings(new), unused=_beginnings(unused), rounds=rounds)
     with torch.no_grad():
         for name, target in own.items():
             if name in found.weights and name not in found.missing:
                 value = found.weights[name]
                 target.copy_(cut(value, target) if is_sharded(target) else value)
+
+
+def _beginnings(given: Iterable[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 class _Found:

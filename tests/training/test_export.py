@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -178,6 +179,26 @@ def test_other_files_of_a_folder_stay_and_older_weights_do_not(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+@pytest.mark.parametrize("at", range(5))
+def test_an_export_that_breaks_off_leaves_no_half_model(tmp_path, monkeypatch, at):
+    folder, replace, done = tmp_path / "folder", Path.replace, []
+    export(built("llama"), folder, shard_bytes_max=30_000)
+
+    def breaking(self, target):
+        if len(done) == at:
+            raise KeyboardInterrupt
+        done.append(target)
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", breaking)
+        with pytest.raises(KeyboardInterrupt):
+            export(built("llama", seed=5), folder, shard_bytes_max=30_000)
+    assert not (folder / "config.json").exists()
+    export(built("llama", seed=5), folder, shard_bytes_max=30_000)
+    assert same(class_of("llama").from_pretrained(folder), built("llama", seed=5))
+
+
 def test_tokenizer_and_generation_come_along(tmp_path):
     from transformers import AutoTokenizer, GenerationConfig
 
@@ -253,6 +274,49 @@ def test_a_model_of_ones_own_class_is_given(tmp_path):
     assert none.value.code == "not_exportable"
 
 
+def test_a_class_of_the_scripts_own_is_never_taken_for_another(tmp_path):
+    theirs = class_of("llama")
+    mine = type("LlamaForCausalLM", (theirs,), {"__module__": "__main__"})
+    model = mine(built("llama").config)
+    train(model, 2, directory=tmp_path / "run")
+    export(model, tmp_path / "live")
+    with pytest.raises(InvalidRequest) as refused:
+        export_checkpoint(tmp_path / "run", tmp_path / "kept")
+    assert refused.value.code == "model_unknown"
+    export_checkpoint(tmp_path / "run", tmp_path / "kept", model=mine(model.config))
+    for folder in ("live", "kept"):
+        assert same(mine.from_pretrained(tmp_path / folder), model)
+
+
+def test_an_average_of_weights_is_exported_as_the_model_that_it_is(tmp_path):
+    model = built("llama")
+    average = torch.optim.swa_utils.AveragedModel(model)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = session(model={"trained": model, "average": average}, opt=opt, directory=tmp_path / "run")
+    for _ in run.steps(2):
+        for own in model.parameters():
+            own.grad = torch.ones_like(own)
+        opt.step()
+        average.update_parameters(model)
+    export_checkpoint(tmp_path / "run", tmp_path / "kept", name="average")
+    assert same(class_of("llama").from_pretrained(tmp_path / "kept"), average.module)
+
+
+def test_what_can_not_be_written_is_refused_before_anything_is(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with torch.device("meta"):
+        hollow = class_of("llama")(built("llama").config)
+    for do, code in (
+        (lambda: export(built("llama"), tmp_path / "file"), "not_a_folder"),
+        (lambda: export(hollow, tmp_path / "kept"), "not_exportable"),
+        (lambda: export(built("llama"), tmp_path / "kept", tokenizer=tmp_path / "gone"), "no_tokenizer"),
+    ):
+        with pytest.raises(InvalidRequest) as refused:
+            do()
+        assert refused.value.code == code
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_damaged_checkpoint_is_never_exported(tmp_path):
     model = built("llama")
     train(model, 2, directory=tmp_path / "run")
@@ -279,12 +343,13 @@ def test_the_command_writes_the_folder_or_says_why_not(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("no_such_checkpoint: ")
 
 
-def test_a_trainers_own_folder_is_taken_without_what_only_it_needs(tmp_path):
+@pytest.mark.parametrize("adapts", [False, True])
+def test_a_trainers_own_folder_is_taken_without_what_only_it_needs(tmp_path, adapts):
     from transformers import Trainer, TrainingArguments
 
     from training.adapters_hf import train as train_hf
 
-    model = built("bert")
+    model = adapted() if adapts else built("bert")
     samples = [{"input_ids": torch.arange(4), "labels": torch.arange(4)}] * 4
     args = TrainingArguments(
         output_dir=str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=2, report_to=[], save_strategy="no",
@@ -292,8 +357,16 @@ def test_a_trainers_own_folder_is_taken_without_what_only_it_needs(tmp_path):
     )  # fmt: skip
     train_hf(Trainer(model=model, args=args, train_dataset=samples), directory=tmp_path / "run")
     assert export_checkpoint(tmp_path / "run", tmp_path / "kept") == 2
-    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["config.json", "model.safetensors"]
-    assert same(class_of("bert").from_pretrained(tmp_path / "kept"), model)
+    files = sorted(path.name for path in (tmp_path / "kept").iterdir())
+    if adapts:
+        assert files == ["adapter_config.json", "adapter_model.safetensors"]
+        export(model, tmp_path / "live")
+        weights = [load_file(tmp_path / folder / files[1]) for folder in ("kept", "live")]
+        assert weights[0].keys() == weights[1].keys()
+        assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    else:
+        assert files == ["config.json", "model.safetensors"]
+        assert same(class_of("bert").from_pretrained(tmp_path / "kept"), model)
 
 
 def test_a_checkpoint_of_before_says_not_what_its_model_is(tmp_path):

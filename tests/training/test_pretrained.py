@@ -122,6 +122,8 @@ def test_a_new_head_stays_as_it_is_and_what_is_unused_is_left_out(tmp_path):
     changed(tmp_path / "folder", lambda t: (t.pop("lm_head.weight"), t.update({"old.head": torch.ones(2)})))
     model = built("llama", seed=2)
     head = model.lm_head.weight.clone()
+    with pytest.raises(InvalidRequest):
+        load_weights(model, tmp_path / "folder", new="model", unused="old.")  # a beginning, and not the letters of one
     load_weights(model, tmp_path / "folder", new=["lm_head"], unused=["old."])
     assert torch.equal(model.lm_head.weight, head)
     assert torch.equal(model.model.norm.weight, built("llama", seed=1).model.norm.weight)
@@ -255,3 +257,10 @@ def test_a_pickle_is_not_opened(tmp_path):
     with pytest.raises(InvalidRequest, match=r"only pytorch_model\.bin, a pickle") as refused:
         load_weights(nn.Linear(2, 1), tmp_path)
     assert refused.value.code == "no_weights"
+
+
+def test_a_model_without_memory_is_refused(tmp_path):
+    save_file({"weight": torch.ones(1, 2), "bias": torch.ones(1)}, tmp_path / WEIGHTS)
+    with pytest.raises(InvalidRequest, match="to_empty") as refused:
+        load_weights(nn.Linear(2, 1, device="meta"), tmp_path)
+    assert refused.value.code == "model_without_memory"
