@@ -13,7 +13,7 @@ LOSS_EVERY_S: Final = 4 * 3600.0
 FIRST_SNAPSHOT_S: Final = 30.0
 """When the first snapshot is taken, whose cost nobody knows yet."""
 _OVERHEAD_MAX: Final = 0.05
-"""At most this share of the time goes into snapshots, however often devices are lost."""
+"""At most this share of the time goes into snapshots, or copies, however often devices are lost."""
 _HOPE: Final = 0.8
 """A save that would have to be this much quicker than the last ones is still tried: it ends whole or not at all."""
 
@@ -33,6 +33,16 @@ def snapshot_interval_s(cost_s: float | None, *, loss_every_s: float = LOSS_EVER
         return FIRST_SNAPSHOT_S
     optimum = math.sqrt(2 * max(cost_s, 1e-3) * loss_every_s)
     return min(max(optimum, cost_s / _OVERHEAD_MAX), loss_every_s)
+
+
+def copy_interval(*, copy_s: float, sent_s: float, step_s: float) -> int:
+    """Steps from one copy in a peer's memory to the next: copying costs a bounded share, and is sent before the next one.
+
+    `copy_s` is what a copy costs the step, `sent_s` how long it is under way beside the training.
+    """
+    if step_s <= 0:
+        return 1
+    return max(1, math.ceil(copy_s / (_OVERHEAD_MAX * step_s)), math.ceil(sent_s / step_s))
 
 
 def choice_at_stop(*, seconds_left: float | None, save_s: float | None, is_wanted: bool, is_new: bool) -> Choice:

@@ -163,7 +163,18 @@ class Gang:
         return self._watch.silent if self._watch else ()
 
     @property
-    def _alarmed(self) -> bool:
+    def silent_s(self) -> float:
+        """After how long without a heartbeat a rank is given up."""
+        return self._watch.silent_s if self._watch else self.timeout_s
+
+    @property
+    def host(self) -> str:
+        """The address of the machine, on the network where the ranks meet."""
+        return self._watch.address[0] if self._watch else self.seat.master[0]
+
+    @property
+    def is_alarmed(self) -> bool:
+        """Whether another rank has found a peer lost."""
         return self._watch is not None and self._watch.alarmed
 
     def agree(self, *, stop: bool, lap_us: int = 0, save: bool = False) -> Agreement:
@@ -269,7 +280,7 @@ class Gang:
             try:
                 work.wait(_POLL)
             except RuntimeError as error:
-                if self.silent or (self._alarmed and not parting):
+                if self.silent or (self.is_alarmed and not parting):
                     raise self.lost(doing) from error
                 if work.is_completed():  # with an error; or just now, when the waiting was over
                     with self.guarded(doing):
@@ -303,7 +314,7 @@ class Gang:
     def close(self) -> None:
         """Leave. Peers that still wait for this rank will find it lost."""
         if self._watch is not None:
-            if not self.silent and not self._alarmed:
+            if not self.silent and not self.is_alarmed:
                 for group in (None,) if self._opened else (self.control, self.saving):
                     with suppress(RuntimeError, ValueError):
                         dist.destroy_process_group(group)

@@ -175,7 +175,7 @@ class Loop:
             say(lost.message)
             self._job.leave(f"{lost.code}: {lost.message}")
             self._peers.end()
-            self._keep_last()
+            self._keep_last(is_lost=self._peers.find_lost())
             raise self._ending() from lost
 
     def finish(self) -> None:
@@ -192,6 +192,10 @@ class Loop:
 
     def break_off(self, *, is_error: bool) -> None:
         """The script has left its loop in a body. By `break` that was its last; an error leaves a step half done."""
+        if is_error and not self._is_over and self._peers.find_lost():  # what failed in the body was a collective
+            self._keep_last(is_lost=True)
+            self._end()
+            self._stop.end_process()
         self._is_complete = self._variables.is_over = self._is_complete or not is_error
         if self._is_over or (is_error and not self._boundary.is_changing):
             return
@@ -286,11 +290,11 @@ class Loop:
             self._saver.capture(self.done, self._cursor_of, self._variables.now)
             self._boundary.close()
 
-    def _keep_last(self) -> None:
-        """After a failure: the last boundary, if it is whole and good."""
+    def _keep_last(self, *, is_lost: bool = False) -> None:
+        """After a failure: the last boundary, if it is whole and good; `is_lost`: of a peer, of whose part there are copies."""
         if self._is_over or not self._is_open or self._boundary.is_leaving:
             return
-        if self._saver.has_new and not self._boundary.is_changing:
+        if self._saver.has_new and (is_lost or not self._boundary.is_changing):
             try:
                 is_now = not (self._weights.look() or self._saver.has_changed or self._variables.late)
                 self._saver.save(at_boundary=is_now)

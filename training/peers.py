@@ -63,6 +63,9 @@ class Peers(Protocol):
     def is_loss(self, error: FabricError) -> bool:
         """Whether it says that a peer is gone, so that this rank's last boundary is worth keeping."""
 
+    def find_lost(self) -> bool:
+        """After an error: whether it comes of the loss of a peer of which others hold a copy."""
+
     def close(self) -> None:
         """Leave."""
 
@@ -80,7 +83,7 @@ class Nobody:
         if not isinstance(found, Kept) or not state.is_sharded:
             return found
         from training.gang import Gang, Seat  # noqa: PLC0415  # needs torch
-        from training.sharded_saver import Parts  # noqa: PLC0415
+        from training.part_vault import Parts  # noqa: PLC0415
 
         return Parts(Gang(Seat(), timeout_s=0.0), found.checkpoints)
 
@@ -124,6 +127,9 @@ class Nobody:
     def is_loss(self, error: FabricError) -> bool:  # noqa: ARG002
         return False
 
+    def find_lost(self) -> bool:
+        return False
+
     def close(self) -> None:
         """Nobody to leave."""
 
@@ -132,13 +138,14 @@ def saver_of(state: Registry, boundary: Boundary, vault: Vault, *, is_ending: Ca
     """What saves there: each rank its part, where the vault is one of parts."""
     if not hasattr(vault, "gang"):
         return Saver(state, boundary, vault)
-    from training.sharded_saver import Parts, ShardedSaver  # noqa: PLC0415  # needs torch
+    from training.part_vault import Parts  # noqa: PLC0415  # needs torch
+    from training.sharded_saver import ShardedSaver  # noqa: PLC0415
 
     assert isinstance(vault, Parts)
     return ShardedSaver(state, boundary, vault, is_ending=is_ending)
 
 
-def joined(job: context.Context, *, mix: str | None) -> Peers:
+def joined(job: context.Context, *, mix: str | None, peer_copies: bool | str | None = None) -> Peers:
     """The ranks that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT tell of, once all have come."""
     if not job.job_id:
         launched.adopt(os.environ)
@@ -146,4 +153,4 @@ def joined(job: context.Context, *, mix: str | None) -> Peers:
         return Nobody()
     from training.together import Together  # noqa: PLC0415  # needs torch
 
-    return Together.join(job, mix=mix)
+    return Together.join(job, mix=mix, peer_copies=peer_copies)

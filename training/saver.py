@@ -230,6 +230,16 @@ class Saver:
 
     def _copied(self, moment: Moment, *, at_boundary: bool) -> "Copy":
         """The whole state at the moment as bytes on the host: one copy, into memory that is used again."""
+        plan, frozen = self._laid_out(self._readable(moment, at_boundary=at_boundary))
+        with beside(moment.device_event):
+            data = gathered(plan, into=self._memory)
+            part, bad = self._frozen_part(frozen)
+        if self._memory is None or len(data) > len(self._memory):
+            self._memory = data
+        return Copy(data, plan, self._registry.weights(), part, bad)
+
+    def _readable(self, moment: Moment, *, at_boundary: bool) -> Moment:
+        """The moment with what is only read at a boundary, unless it can't be read now."""
         unannounced = None if at_boundary else self.unannounced()
         if (changed := self._registry.changed_since(moment.versions) or unannounced) is not None:
             raise JobFailed(
@@ -239,15 +249,8 @@ class Saver:
                 name=changed,
                 step=moment.step,
             )
-        if at_boundary and (late := self.late()):
-            moment = replace(moment, variables=moment.variables | late)
-        plan, frozen = self._laid_out(moment)
-        with _beside(moment.device_event):
-            data = gathered(plan, into=self._memory)
-            part, bad = self._frozen_part(frozen)
-        if self._memory is None or len(data) > len(self._memory):
-            self._memory = data
-        return Copy(data, plan, self._registry.weights(), part, bad)
+        late = self.late() if at_boundary else {}
+        return replace(moment, variables=moment.variables | late) if late else moment
 
     def _without_frozen(self, objects: Any) -> tuple[Any, dict[str, Any]]:
         """What is kept in one shard with the rest of the state, and the tensors that have one of their own."""
@@ -381,7 +384,7 @@ def _recorded() -> Any:
 
 
 @contextmanager
-def _beside(event: Any) -> Iterator[None]:
+def beside(event: Any) -> Iterator[None]:
     """On a stream of its own behind the event; what was copied there is on the host at the end."""
     if event is None:
         yield

@@ -67,6 +67,7 @@ def session(
     clip_norm: float | None = None,
     before_update: Callable[[], None] | None = None,
     mix: str | None = None,
+    peer_copies: bool | str | None = None,
 ) -> "Run":
     """Open a session, and bring everything to the newest durable state of this job, if there is one.
 
@@ -86,6 +87,9 @@ def session(
         before_update: for `run.step`: called when all gradients of a step are there, before the optimizer.
         mix: accelerators of a gang: never (all of one kind), same-vendor (shares follow speeds), islands (experimental: an
             island for each kind, which meet now and then); None = FABRIC_MIX.
+        peer_copies: whether each rank of a model that no rank holds whole copies its part into the memory of a rank on another
+            node, so that a lost node costs no step, or those since the last copy: True (as often as it costs at most 5 % of the
+            time), "each-step", or False; None = FABRIC_PEER_COPIES. It takes 4 times a rank's part in host memory.
 
     Raises:
         InvalidRequest: `untrackable_state`, `state_not_kept`, `sharded_model`: something given here has no state that can be
@@ -103,7 +107,7 @@ def session(
     stepping = Stepping(
         optimizers=optimizers.values(), scheduler=sched, scaler=scaler, clip_norm=clip_norm, before_update=before_update
     )
-    peers, every = joined(job, mix=mix), list(optimizers.values())
+    peers, every = joined(job, mix=mix, peer_copies=peer_copies), list(optimizers.values())
     for name, value in peers.tracks(registry).items():
         registry.track(name, value)
     return Run(job, registry, stepping, every, peers, directory=directory, snapshot_every_s=snapshot_every_s)

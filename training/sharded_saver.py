@@ -1,187 +1,27 @@
 """Saves of a gang of which each rank holds a part of the state: every rank keeps its own, and one record makes it count.
 
-All ranks save the same boundary or none does. They meet before (each says whether it can) and after (each says what it
-has written), and only then does rank 0 commit. So a rank that dies, or whose disk is full, leaves the checkpoint before it
-as it was. Snapshots are agreed on with the steps (`training.gang`): the training threads copy at the same boundary, and the
-side threads write. A rank that is lost takes its part with it: what counts then is the newest checkpoint, not the last step.
+All ranks save the same boundary or none does (`training.part_vault`). Snapshots are agreed on with the steps
+(`training.gang`): the training threads copy at the same boundary, and the side threads write. A rank that is lost takes its
+part with it: what counts then is the newest checkpoint, not the last step, unless the others hold copies of its part in
+memory (`training.peer_copies`).
 """
 
-import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-import msgspec
-
-from fabric.checkpoints import Checkpoints, Manifest, Shard
-from fabric.checkpoints.directory import Buffer
 from fabric.errors import FabricError, JobFailed, Unavailable
-from training import layout
 from training.boundary import Boundary
-from training.frozen import Frozen, put_back
-from training.gang import Gang, PeerLost
+from training.gang import PeerLost
 from training.moment import Moment
-from training.plain import digest
+from training.part_vault import Parts
+from training.peer_copies import PeerCopies
 from training.progress import say
 from training.registry import Registry
-from training.saver import Copy, Save, Saver
-from training.sharded_state import Kept, Part, joined, merged, parted, unkept
-from training.vault import FORMAT, FROZEN
-
-
-class Parts:
-    """Where all ranks of a gang keep their parts: a shard of each in one checkpoint. All ranks call, in the same order."""
-
-    is_kept = True
-
-    def __init__(self, gang: Gang, checkpoints: Checkpoints) -> None:
-        """All ranks give checkpoints of the same epoch and attempt."""
-        self.gang, self._checkpoints = gang, checkpoints
-        self._found: Manifest | None = None
-        self._own: tuple[str, bytes] = ("", b"")
-
-    def save(
-        self,
-        data: Buffer,
-        *,
-        step: int,
-        frozen: Frozen | None = None,  # noqa: ARG002  # of parts, all are written each time
-        kept: list[Kept] | None = None,
-    ) -> None:
-        """Durable on return, on all ranks.
-
-        Raises:
-            PeerLost: a rank is gone; the checkpoint before it is as it was.
-            FabricError: some rank can't save, or a store refuses it: the same error on all ranks.
-        """
-        said = self._agreed((step, secrets.token_hex(6)), "meeting to save")
-        if {at for at, _ in said} != {step}:
-            raise Unavailable(
-                f"the ranks stand at different steps ({', '.join(str(at) for at, _ in said)}): none of them is saved",
-                code="ranks_apart",
-            )
-        draft = self._checkpoints.begin(step, token=said[0][1])
-        own: Any
-        try:
-            draft.put(self.name(self.gang.rank), data)
-            draft.upload()
-            own = (draft.shards, kept or [])
-        except FabricError as failed:
-            own = failed
-        everyones = self._agreed(own, "saving parts")
-        outcome: FabricError | None = None
-        if self.gang.rank == 0:
-            try:
-                entries = merged(one for _, theirs in everyones for one in theirs)
-                draft.put(layout.SHARD, msgspec.json.encode(layout.Layout(entries=entries)))
-                draft.upload()
-                shards: list[Shard] = [shard for theirs, _ in everyones for shard in theirs]
-                self._checkpoints.commit(draft, shards=shards, meta={"made_by": FORMAT}, world=self.gang.world)
-            except FabricError as failed:
-                outcome = failed
-        self._agreed(outcome, "hearing whether it is saved")
-
-    def holds(self, digest: str) -> bool:  # noqa: ARG002
-        return False
-
-    def forgo(self, why: FabricError) -> None:
-        """Say that this rank can't save now: no other will either. Raises `why`, which they raise too."""
-        self._agreed(why, "meeting to save")
-
-    def check(self, parts: list[Part]) -> None:
-        """Whether the parts of all ranks are all there is.
-
-        Raises:
-            InvalidRequest: `state_not_kept`, on all ranks.
-        """
-        held = [
-            (
-                Kept(part._replace(held=None), None if part.held is None else (self.name(self.gang.rank), 0, 0)),
-                None if part.held is None or not part.held.numel() else digest(part.held),
-            )
-            for part in parts
-        ]
-        everyones = [one for theirs in self._agreed(held, "comparing parts") for one in theirs]
-        merged(kept for kept, _ in everyones)
-        values: dict[tuple[str, tuple[int, ...]], Any] = {}
-        for kept, value in everyones:
-            if value is not None and values.setdefault((kept.part.name, kept.part.offsets), value) != value:
-                raise unkept(kept.part.name, "is the name of different tensors on different ranks: rename them")
-
-    def load(self) -> bytes | None:
-        """The part of this rank in the newest checkpoint that all ranks find whole: or rank 0's, of one from fewer ranks."""
-        if self.gang.rank == 0:
-            try:
-                self._found = self._checkpoints.newest_passing(self._tried)
-            except FabricError as failed:
-                self._agreed(failed, "looking for a checkpoint")
-            self._agreed(None, "looking for a checkpoint")
-        else:
-            while (manifest := self._agreed(None, "looking for a checkpoint")[0]) is not None:
-                self._found = manifest
-                self._said_of(manifest)
-        if self._found is None:
-            return None
-        self._tell_other_world(self._found)
-        return self._own[1]
-
-    def _tried(self, manifest: Manifest) -> None:
-        """For rank 0: have all ranks read what is theirs."""
-        self._agreed(manifest, "looking for a checkpoint")
-        failed = next((error for error in self._said_of(manifest) if error is not None), None)
-        if failed is not None:
-            raise failed
-
-    def _said_of(self, manifest: Manifest) -> list[FabricError | None]:
-        error: FabricError | None = None
-        try:
-            self._read_own(manifest)
-        except FabricError as failed:
-            error = failed
-        return self.gang.gather(error, "reading parts")
-
-    def _read_own(self, manifest: Manifest) -> None:
-        """Read the part of this rank, and of those that nobody would look at its share."""
-        names = [shard.name for shard in manifest.shards]
-        name = self.name(self.gang.rank)
-        if name not in names:
-            name = self.name(0) if self.name(0) in names else "state"
-        self._own = (name, self._checkpoints.read(manifest, name))
-        for other in manifest.shards[self.gang.rank :: self.gang.world]:
-            if other.name not in {self.name(rank) for rank in range(self.gang.world)}:
-                self._checkpoints.shelf.verify(other)
-
-    def joined(self, objects: Any, state: Registry) -> Any:
-        """What was loaded, as the ranks of now hold it."""
-        if self._found is not None and any(shard.name == FROZEN for shard in self._found.shards):
-            objects = put_back(objects, self._shard(FROZEN))
-        return joined(objects, like=state.counterpart(objects), read=self._shard)
-
-    def _shard(self, name: str) -> bytes:
-        assert self._found is not None
-        return self._own[1] if name == self._own[0] else self._checkpoints.read(self._found, name)
-
-    def _tell_other_world(self, found: Manifest) -> None:
-        if self.gang.rank == 0 and found.world != self.gang.world:
-            say(
-                f"step {found.step} was saved by {found.world} rank{'s' if found.world > 1 else ''} and goes on with "
-                f"{self.gang.world}: weights, moments and schedule are the same bits, but ranks draw other random numbers, and "
-                "what each of them computes of a step is the script's to say"
-            )
-
-    def _agreed(self, own: Any, doing: str) -> list[Any]:
-        """What all ranks say; an error of any of them is raised on all."""
-        everyones = self.gang.gather(own, doing)
-        failed = next((said for said in everyones if isinstance(said, FabricError)), None)
-        if failed is not None:
-            raise failed
-        return everyones
-
-    @staticmethod
-    def name(rank: int) -> str:
-        """Of the shard that a rank writes."""
-        return f"rank-{rank}/state"
+from training.saver import Copy, Save, Saver, beside
+from training.sharded_state import Kept, Part, part_name, parted
+from training.vault import gathered
 
 
 class _Waiting(NamedTuple):
@@ -206,6 +46,8 @@ class ShardedSaver(Saver):
         self._has_met = False
         """Whether the others know what became of this rank's save."""
         self._last: Save | None = None
+        self._is_told = False
+        """Whether it was said what became of the loss of a peer."""
         self.wants_snapshot = False
         """Whether this rank's side thread finds that a snapshot is due."""
 
@@ -239,8 +81,10 @@ class ShardedSaver(Saver):
         Who leaves stands at a boundary that all ranks agreed on.
 
         Raises:
-            Unavailable: `part_lost`: a rank is gone, so nobody holds its part of the newest boundary.
+            Unavailable: `part_lost`: a rank is gone, and nobody else holds its part.
         """
+        if self._parts.copies is not None and self._parts.copies.has_lost:
+            return self._recovered(self._parts.copies)
         is_alone = self._gang.world == 1
         if not (is_alone or leaving or (at_boundary and (self.is_last or self._is_ending()))):
             return self._save_waiting(is_due=not at_boundary)
@@ -248,7 +92,7 @@ class ShardedSaver(Saver):
         try:
             saved = super().save(timeout_s=timeout_s, leaving=leaving, at_boundary=at_boundary or not is_alone)
         except PeerLost as lost:
-            raise self._part_lost(lost) from lost
+            return self._without(lost)
         except FabricError as failed:
             self._forgo(failed)
             raise
@@ -261,7 +105,7 @@ class ShardedSaver(Saver):
             with self._writing:
                 written = self._write_waiting()
         except PeerLost as lost:
-            raise self._part_lost(lost) from lost
+            return self._without(lost)
         self.wants_snapshot = is_due and written is None
         return written
 
@@ -284,12 +128,48 @@ class ShardedSaver(Saver):
             code="part_not_saved",
         )
 
-    def _part_lost(self, lost: PeerLost) -> FabricError:
+    def _without(self, lost: PeerLost) -> Save:
+        """A rank is gone: what there is of its part in others' memory."""
         self._has_met = True
-        return Unavailable(
-            f"{lost.message.partition(':')[0]}, and nobody else holds its part of step {self.newest_step}: {self.kept}",
-            code="part_lost",
+        if self._parts.copies is None:
+            why = f"nobody else holds its part of step {self.newest_step}"
+            raise self._part_lost(lost.message.partition(":")[0], why) from lost
+        self._parts.copies.note_loss(lost.message)
+        return self._recovered(self._parts.copies)
+
+    def _recovered(self, copies: PeerCopies) -> Save:
+        """What the ranks that are left made durable of what they hold, after which this one leaves."""
+        self._has_met = True
+        found = copies.recovered()
+        if found.step is None:
+            raise self._part_lost(copies.lost_named, found.why)
+        self._boundary.leave()
+        self.durable_step, is_told, self._is_told = found.step, self._is_told, True
+        if not is_told:
+            self._tell_recovered(found.step, copies)
+        return Save(found.step, found.size, copies.recover_s, 0.0)
+
+    def _tell_recovered(self, step: int, copies: PeerCopies) -> None:
+        lost = self.newest_step - step
+        say(
+            f"{copies.lost_named}: step {step} was whole in the memory of the others and is durable now, in "
+            f"{1000 * copies.recover_s:.0f} ms; {lost} step{'' if lost == 1 else 's'} lost"
         )
+
+    def _part_lost(self, who: str, why: str) -> FabricError:
+        return Unavailable(f"{who}, and {why}: {self.kept}", code="part_lost")
+
+    def laid_out(self) -> Any:
+        """The part of this rank at the boundary where the training thread stands: see `training.peer_copies.Source`."""
+        assert self.moment is not None
+        return self._laid_out(self._readable(self.moment, at_boundary=True))[0]
+
+    def copied(self, plan: Any, into: memoryview) -> Callable[[], str | None]:
+        """The same, copied."""
+        assert self.moment is not None
+        with beside(self.moment.device_event):
+            copy = Copy(gathered(plan, into=into), plan, self._registry.weights())
+        return lambda: "the loss" if self.poisoned() else copy.not_finite(self._excused)
 
     def _saved_before(self, *, leaving: bool) -> Save | None:
         """Under the lock: what was copied before is written first, and a boundary that is durable isn't saved again."""
@@ -347,7 +227,7 @@ class ShardedSaver(Saver):
 
     def _kept(self, copy: Copy) -> list[Kept]:
         """Where the bytes of each part lie."""
-        name, places = Parts.name(self._gang.rank), {}
+        name, places = part_name(self._gang.rank), {}
         for tensor, offset in zip(copy.plan.tensors, copy.plan.offsets, strict=True):
             places[tensor.data_ptr(), tensor.dtype, tensor.shape] = len(copy.plan.head) + offset
         return [

@@ -19,6 +19,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from fabric.checkpoints.directory import Buffer
 from fabric.errors import Conflict, InvalidRequest
+from training import shards
 from training.layout import Array, Box, Value
 from training.torch_storage import Reader, as_ours
 
@@ -84,6 +85,27 @@ def _part(tensor: DTensor, name: str) -> Part:
     )
     dtype = str(tensor.dtype).removeprefix("torch.")
     return Part(name, dtype, tuple(tensor.shape), tuple(offsets), tuple(lengths), local if is_first else None)
+
+
+def part_name(rank: int) -> str:
+    """Of the shard that holds a rank's part of the state."""
+    return f"rank-{rank}/state"
+
+
+def kept_in(data: Buffer, shard: str) -> list[Kept]:
+    """The parts of a state that was `parted` and laid out as a shard of that name.
+
+    Raises:
+        CheckpointDamaged: these are not the bytes of a shard.
+    """
+    return [
+        Kept(
+            Part(**{key: value[key] for key in Part._fields if key != "held"}, held=None),
+            None if value["held"] is None else (shard, *value["held"]),
+        )
+        for value, _ in _walked(shards.places(data), ())
+        if isinstance(value, dict) and _TAG in value
+    ]
 
 
 def merged(everyones: Iterable[Kept]) -> dict[str, Array | Value]:

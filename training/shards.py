@@ -19,7 +19,7 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import torch
@@ -156,6 +156,30 @@ def load(data: Buffer, *, device: str | torch.device = "cpu", deferred: bool = F
         CheckpointDamaged: these are not the bytes of a shard.
     """
     view = memoryview(data).cast("B")
+    head, body = _opened(view)
+    later = [Deferred(partial(_tensor, view, body, about, device)) for about in head.tensors]
+    return _unpacked(head.tree, later if deferred else [tensor() for tensor in later], 0)
+
+
+class Place(NamedTuple):
+    """Where the bytes of a tensor lie in a shard."""
+
+    start: int
+    size: int
+
+
+def places(data: bytes | bytearray | memoryview) -> Any:
+    """What was dumped, with the place of each tensor instead of it: nothing is copied.
+
+    Raises:
+        CheckpointDamaged: these are not the bytes of a shard.
+    """
+    head, body = _opened(memoryview(data).cast("B"))
+    return _unpacked(head.tree, [Place(body + about.offset, about.size) for about in head.tensors], 0)
+
+
+def _opened(view: memoryview) -> tuple[_Head, int]:
+    """The head of a shard, and where the bytes of its tensors begin."""
     if bytes(view[: len(_MAGIC)]) != _MAGIC:
         raise _damaged("it does not begin as one")
     start = len(_MAGIC) + 8
@@ -164,9 +188,7 @@ def load(data: Buffer, *, device: str | torch.device = "cpu", deferred: bool = F
         head = msgspec.msgpack.decode(view[start : start + length], type=_Head)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _damaged(f"its head says nothing: {error}") from None
-    body = start + length + (-(start + length) % _ALIGNED)
-    later = [Deferred(partial(_tensor, view, body, about, device)) for about in head.tensors]
-    return _unpacked(head.tree, later if deferred else [tensor() for tensor in later], 0)
+    return head, start + length + (-(start + length) % _ALIGNED)
 
 
 def fingerprint(state: Mapping[str, Any], *, name: str = "") -> str:
@@ -302,10 +324,12 @@ def _pickled(tensor: torch.Tensor, where: str) -> torch.Tensor:
     return torch.frombuffer(whole.getbuffer(), dtype=torch.uint8).clone()
 
 
-def _unpickled(node: list[Any], tensors: Sequence[Any]) -> torch.Tensor:
+def _unpickled(node: list[Any], tensors: Sequence[Any]) -> Any:
     match node:
         case ["o", int(number)] if 0 <= number < len(tensors):
             held = made(tensors[number])
+            if isinstance(held, Place):
+                return held
         case _:
             raise _damaged("its head holds what no dump writes")
     try:

@@ -24,18 +24,22 @@ from training import vault
 from training.among import Among
 from training.archipelago import EVERY, EVERY_VARIABLE, TRACKED_AS, Apart, Archipelago
 from training.boundary import Boundary
+from training.copy_places import Asked
 from training.gang import Gang, PeerLost, Seat, choose
+from training.gang_stop import GangStop
 from training.gang_vault import GangVault
 from training.gradients import Reproducible
 from training.islands import Islands
 from training.mixing import Mix
 from training.pace import Pace, silent_steps
+from training.part_vault import Parts
+from training.peer_copies import PeerCopies
 from training.peers import saver_of
 from training.progress import say
 from training.registry import Registry
 from training.saver import Saver
 from training.sharded_feed import check_feed, islands_of_parts
-from training.sharded_saver import Parts, ShardedSaver
+from training.sharded_saver import ShardedSaver
 from training.shares import Shares
 from training.stopping import Stop
 from training.vault import Nowhere, Vault
@@ -77,18 +81,23 @@ class Together:
         self._save_s: Callable[[], float | None] = lambda: None
         self._own_stop: Stop | None = None
         self._is_sharded = False
+        self._copies: PeerCopies | None = None
+        self._copies_asked = Asked(is_wanted=False, each_step=False)
+        self._leave: Callable[[str], None] = lambda _why: None
+        self.lost_named = ""
+        """Who was lost, where others held copies of its part."""
         self._parts_saver: ShardedSaver | None = None
         self._saver: Saver | None = None
 
     @classmethod
-    def join(cls, job: context.Context, *, mix: str | None) -> Self:
+    def join(cls, job: context.Context, *, mix: str | None, peer_copies: bool | str | None = None) -> Self:
         """Meet the peers that the environment tells of.
 
         Raises:
             Unavailable: `gang_incomplete`.
             InvalidRequest: the gang mixes accelerators in a way that the job didn't ask for, or that isn't worth it.
         """
-        seat = Seat.from_environment()
+        seat, wanted = Seat.from_environment(), Asked.of(peer_copies)
         asked = Mix(mix or os.environ.get(MIX_VARIABLE) or Mix.NEVER)
         gang = Gang.open(
             seat, backend="gloo" if asked is Mix.ISLANDS else None,
@@ -96,6 +105,7 @@ class Together:
             silent_s=float(os.environ.get(SILENT_VARIABLE) or SILENT_S),
         )  # fmt: skip
         together = cls(gang, mix=asked)
+        together._leave, together._copies_asked = job.leave, wanted
         kinds = together._everyones(job.accelerator or os.environ.get(KIND_VARIABLE, ""))
         together._pace = Pace(kinds)
         together._pace.check(mix=asked, count=fitting_count(seat.world, 1 << 16))
@@ -150,8 +160,25 @@ class Together:
         else:
             return Nowhere()
         if self._is_sharded:
-            return Parts(self.gang, checkpoints)
+            return self._with_copies(Parts(self.gang, checkpoints))
         return GangVault(self.gang, checkpoints, is_ending=lambda: self.is_ending, patience_s=lambda: self.patience_s)
+
+    def _with_copies(self, parts: Parts) -> Parts:
+        """If all ranks want copies in peers' memory, and what one of them wants, they have them."""
+        wanted, each_step = zip(*self._everyones(self._copies_asked), strict=True)
+        if all(wanted):
+            parts.copies = self._copies = PeerCopies(
+                self.gang, each_step=any(each_step), checkpoints=parts.checkpoints, committing=parts.committing,
+                ended=self._end_lost,
+            )  # fmt: skip
+        return parts
+
+    def _end_lost(self, who: str) -> None:
+        """A peer is gone, and what can be durable is: the attempt ends, wherever its training thread is."""
+        self.lost_named = who
+        self._leave(f"{PeerLost.code}: {who}")
+        self.end()
+        self._agreed.set()
 
     def saver(self, state: Registry, boundary: Boundary, vault: Vault) -> Saver:
         """What saves there: one rank for all, or all of them their parts."""
@@ -174,7 +201,7 @@ class Together:
     def stop(self, own: Stop, *, save_s: Callable[[], float | None]) -> Stop:
         """The wish to stop, as the gang agrees on it; `save_s` tells how long a save takes."""
         self._own_stop, self._save_s = own, save_s
-        return _Agreed(self, own)
+        return GangStop(self, own)
 
     def way(self, state: Registry, ranks: VirtualRanks, *, reproducible: str, workers: int) -> Among | Apart:
         """How a step's gradients come about.
@@ -267,6 +294,8 @@ class Together:
         if agreement is None:
             return
         verdict = agreement.wait()
+        if self._copies is not None and self._parts_saver is not None:
+            self._copies.at_boundary(done, self._parts_saver, step_s=self._step_s, is_stop=verdict.stop)
         self._silent_steps = 0 if verdict.stop else silent_steps(verdict.laps_us)
         if self._shares is not None:
             self._pace.note(verdict.laps_us, shares=self._shares.counts(done - 2), ended_us=self._ended_us)
@@ -294,6 +323,8 @@ class Together:
     def end(self) -> None:
         """What is saved from now on, one saves for all."""
         self.is_ending = True
+        if self._copies is not None:
+            self._copies.settle()
 
     def is_too_late(self, left_s: float | None) -> bool:
         """Whether there is no time to stop together. Parts that were not kept together are worth nothing."""
@@ -312,9 +343,16 @@ class Together:
         return _PATIENCE_S + 3 * (self._save_s() or 0.0)
 
     def is_loss(self, error: FabricError) -> bool:
+        if isinstance(error, PeerLost) and self._copies is not None:
+            self._copies.note_loss(error.message)
         return isinstance(error, PeerLost)
 
+    def find_lost(self) -> bool:
+        return self._copies is not None and self._copies.find_lost()
+
     def close(self) -> None:
+        if self._copies is not None:
+            self._copies.close()
         self.gang.close()
 
     def _everyones(self, own: Any) -> list[Any]:
@@ -326,51 +364,3 @@ class Together:
 
 def _islands_every() -> int:
     return int(os.environ.get(EVERY_VARIABLE) or EVERY)
-
-
-class _Agreed:
-    """A wish to stop that counts when the gang agreed on it, or when it is too late for that."""
-
-    def __init__(self, together: Together, inner: Stop) -> None:
-        self._together, self._inner = together, inner
-
-    @property
-    def reason(self) -> str:
-        return self._inner.reason or "a peer was asked to stop"
-
-    def wait(self, timeout_s: float) -> bool:
-        if self._together.await_agreed(0):
-            return True
-        if not self._inner.wait(timeout_s):
-            return self._together.await_agreed(0)
-        if self._together.is_too_late(self._inner.seconds_left()):
-            self._together.end()
-            return True
-        return self._together.await_agreed(timeout_s)
-
-    def seconds_left(self) -> float | None:
-        return self._inner.seconds_left()
-
-    def is_save_wanted(self) -> bool:
-        return self._inner.is_save_wanted()
-
-    def is_snapshot_wanted(self) -> bool:
-        return self._together.gang.rank == 0 and self._inner.is_snapshot_wanted()
-
-    def note_unsaved(self, why: InvalidRequest | None) -> None:
-        self._inner.note_unsaved(why)
-
-    def ending(self) -> BaseException:
-        return self._inner.ending()
-
-    def depart(self, thread: int) -> None:
-        self._inner.depart(thread)
-
-    def end_process(self) -> None:
-        self._inner.end_process()
-
-    def listen(self) -> None:
-        self._inner.listen()
-
-    def close(self) -> None:
-        self._inner.close()

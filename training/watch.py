@@ -32,7 +32,7 @@ class Watch:
             silent_s: a peer that says nothing for so long is silent.
         """
         self._rank = rank
-        self._silent_s = silent_s
+        self.silent_s = silent_s
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect(towards)
             host = probe.getsockname()[0]
@@ -68,7 +68,7 @@ class Watch:
     @property
     def silent(self) -> tuple[int, ...]:
         """The ranks that said nothing for too long."""
-        before = time.monotonic() - self._silent_s
+        before = time.monotonic() - self.silent_s
         return tuple(rank for rank, at in self._heard.items() if at < before)
 
     def alarm(self) -> None:

@@ -20,6 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from fabric.checkpoints import Draft
 from fabric.errors import FabricError
 from tests.training.gang.work import REFUSED, SAMPLES, WIDTH, Run, dataset, note, whole_digest
+from training import eviction, loop, peer_copies, sharded_saver
+from training.peer_copies import PeerCopies
 from training.session import session
 
 
@@ -144,11 +146,21 @@ def parted_script(rank, world, port, order):
     if rank in order.dies_saving:
         Draft.put = lambda *_: os.kill(os.getpid(), 9)
     tracked = {"opt": opt} if order.sharding == "fsdp" and order.kinds else {"model": model, "opt": opt}
-    run = session(**tracked, sched=sched, directory=order.folder, snapshot_every_s=order.snapshot_every_s)
+    prepare_copies(rank, order)
+    run = session(
+        **tracked,
+        sched=sched,
+        directory=order.folder,
+        snapshot_every_s=order.snapshot_every_s,
+        peer_copies=order.copies,
+    )
     note(order, rank, resumed=run.resumed_at, digest=parts_digest(model, opt) if run.resumed_at else "")
     for step in run.steps(order.steps):
+        note(order, rank, began=step)
         at = torch.arange(step * 8, step * 8 + 8)[part::parts] % SAMPLES
         time.sleep(order.pause_s)
+        if step == order.fails_at:
+            raise KeyError(step)
         opt.zero_grad()
         functional.cross_entropy(model(inputs[at]), wanted[at]).backward()
         if order.sharding not in {"tp", "both"}:
@@ -164,6 +176,32 @@ def parted_script(rank, world, port, order):
         seen=model.seen.item(),
         digest=parts_digest(model, opt),
     )
+
+
+def prepare_copies(rank, order):
+    """What befalls copies in peers' memory; and what is told of a loss is noted."""
+    if order.nodes:
+        os.environ["LOCAL_RANK"] = str(rank % order.nodes)
+    for module in (eviction, loop, sharded_saver):
+        module.say = lambda line: note(order, rank, said=line)
+    peer_copies._CHUNK_BYTES = 16 * 1024
+    if order.dies_copying is not None and order.dies_copying[0] == rank:
+        passes, left = PeerCopies._passed, [order.dies_copying[1]]
+
+        def passed_or_dead(*what):
+            left[0] -= 1
+            return passes(*what) if left[0] else os.kill(os.getpid(), 9)
+
+        PeerCopies._passed = passed_or_dead
+    if order.damages == rank:
+        freeze = PeerCopies.freeze
+
+        def freeze_damaged(copies):
+            freeze(copies)
+            slot = max(copies._kept, key=lambda slot: slot.held.step)
+            slot.memory[slot.size - 1] ^= 4
+
+        PeerCopies.freeze = freeze_damaged
 
 
 def parts_digest(model, opt):

@@ -70,6 +70,16 @@ class Order:
     sharding: str = "fsdp"
     """How a model is cut up that no rank holds whole: fsdp, hsdp, tp, both (fsdp of tp); whole = it isn't."""
     snapshot_every_s: float | None = None
+    copies: str | None = None
+    """What FABRIC_PEER_COPIES would say."""
+    nodes: int = 0
+    """How many ranks a node has; 0 = nobody has said."""
+    dies_copying: tuple[int, int] | None = None
+    """A rank, and how often it has begun to pass bytes to a peer's memory when it dies."""
+    damages: int | None = None
+    """A rank in whose memory a bit falls over in the newest of what it holds for another."""
+    fails_at: int | None = None
+    """A step in which the script itself fails, on all ranks."""
     skips: tuple[int, ...] = ()
     """Samples whose batch the script gives no loss for."""
 
