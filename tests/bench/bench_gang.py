@@ -68,6 +68,25 @@ def folding(folder: Path, *, world: int, mib: int) -> float:
     return ratio
 
 
+def copying(folder: Path, *, mib: int, pause_s: float, steps: int = 24) -> None:
+    """What copies in a peer's memory add to a step, as often as they are cheap, and after each step.
+
+    Where others use the machine, too, the CPU that it takes tells more than the clock.
+    """
+    before: dict[str, float] = {}
+    for copies in ("0", "1", "each-step"):
+        order = order_in(folder / f"copy-{mib}-{copies}", steps=steps, batch=mib, pause_s=pause_s, copies=copies)
+        assert crew.run(order, world=2, doing="copy_often") == [0, 0]
+        (told,) = noted(order)
+        more = {name: took - before.get(name, took) for name, took in told.items()}
+        before = before or told
+        say(
+            f"copies of {mib} MiB a rank, {copies}: a step takes {told['step_s'] * 1e3:.1f} ms; CPU of the thread that trains"
+            f" {told['thread_s'] * 1e3:.1f} ms ({more['thread_s'] * 1e3:+.1f}), of all threads {told['process_s'] * 1e3:.1f} ms"
+            f" ({more['process_s'] * 1e3:+.1f})"
+        )
+
+
 def mixed(folder: Path, speeds: tuple[float, ...], *, per_worker: int, steps: int = 14) -> tuple[float, float]:
     """Measured efficiency against the sum of speeds: equal shares, and shares that follow measured speeds."""
     virtual = per_worker * len(speeds)
@@ -129,9 +148,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--per-worker", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--mib", type=int, nargs="+", default=[1, 28])
+    parser.add_argument("--copies-mib", type=int, nargs="+", default=[12, 96])
+    parser.add_argument("--copies-only", action="store_true", help="only what copies in peers' memory cost")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fabric-bench-") as name:
         folder = Path(name)
+        for mib in given.copies_mib:
+            copying(folder, mib=mib, pause_s=0.2)
+        if given.copies_only:
+            return
         agreeing(folder)
         for mib in given.mib:
             for world in (2, 4):

@@ -1,11 +1,15 @@
 """What benches and small tests have the processes of a gang do."""
 
+import math
+import os
 import time
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
 
 from tests.training.gang.scripts import hash_of
@@ -13,6 +17,7 @@ from tests.training.gang.work import SAMPLES, Net, dataset, note
 from training.gang import Gang, Seat
 from training.islands import Islands
 from training.replicas import _Vector
+from training.session import session
 from training.virtual import Plan
 
 
@@ -91,6 +96,37 @@ def island(rank, world, port, order):
             note(order, rank, met=met, weights=hash_of(weights), loss=whole.item())
             met += 1
     gang.close()
+
+
+class Weights(nn.Module):
+    """As many as asked for, and next to nothing to compute."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(count))
+
+    def forward(self):
+        return self.weights.sum()
+
+
+def copy_often(rank, world, port, order):
+    """Steps in which a device computes for `pause_s`, of ranks that hold `batch` MiB of weights and moments each."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    model = fully_shard(Weights(world * (order.batch << 20) // 12), mesh=init_device_mesh("cpu", (world,)))
+    opt = torch.optim.AdamW(model.parameters(), foreach=False)
+    run = session(model=model, opt=opt, directory=order.folder, snapshot_every_s=math.inf, peer_copies=order.copies)
+    ends = []
+    for _ in run.steps(order.steps):
+        time.sleep(order.pause_s)
+        opt.zero_grad()
+        model().backward()
+        opt.step()
+        ends.append((time.perf_counter(), time.thread_time(), time.process_time()))
+    since, steps = ends[len(ends) // 4], len(ends) - 1 - len(ends) // 4
+    names = ("step_s", "thread_s", "process_s")
+    note(order, rank, **{name: (end - began) / steps for name, began, end in zip(names, since, ends[-1], strict=True)})
 
 
 def nothing(rank, world, port, order):
