@@ -33,7 +33,7 @@ _STORAGES: Final = "AWS_"
 """The process in which a function runs also keeps its results, with the node's own right to the bucket."""
 _OURS: Final = "FABRIC_"
 _OUR_KNOBS: Final = frozenset((
-    "FABRIC_LOG_LEVEL", "FABRIC_GRACE_S", "FABRIC_GANG_TIMEOUT_S", "FABRIC_GANG_SILENT_S", "FABRIC_ISLANDS_EVERY",
+    "FABRIC_LOG_LEVEL", "FABRIC_GRACE_S", "FABRIC_GANG_TIMEOUT_S", "FABRIC_GANG_SILENT_S", "FABRIC_ISLANDS_EVERY", "FABRIC_PEER_COPIES",
     "FABRIC_TENSORBOARD_DIR", "FABRIC_CHECKPOINT_QUIET_S", "FABRIC_CHECKPOINT_EVERY_S", "FABRIC_LEASE_ID",
 ))  # fmt: skip
 _OF_HOME: Final = "XDG_"
