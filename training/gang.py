@@ -89,7 +89,7 @@ class Agreement:
     def wait(self) -> Verdict:
         """What was agreed. `PeerLost` if a rank is gone."""
         if self._work is not None:
-            self._gang.finish(self._work, "agreeing whether to stop")
+            self._gang.finish(self._work, "agreeing whether to stop", group=self._gang.control)
         stop, *laps = self._told.tolist()
         return Verdict(stop == _STOP, tuple(laps), save=stop == _SAVE)
 
@@ -235,7 +235,7 @@ class Gang:
         told = torch.tensor([step])
         try:
             work = dist.broadcast(told, 0, group=self.saving, async_op=True)
-            self.finish(work, "hearing what is kept", parting=True)
+            self.finish(work, "hearing what is kept", group=self.saving, parting=True)
         except (PeerLost, RuntimeError):
             return -1
         return int(told)
@@ -264,15 +264,16 @@ class Gang:
             work = dist.all_gather(heard, said, group=group or self.saving, async_op=True)
         except RuntimeError as error:
             raise self.lost(doing) from error
-        self.finish(work, doing)
+        self.finish(work, doing, group=group or self.saving)
 
-    def finish(self, work: Any, doing: str, *, parting: bool = False) -> None:
+    def finish(self, work: Any, doing: str, *, group: Any = None, parting: bool = False) -> None:
         """Wait for a collective, but not for a peer that is silent, nor when another rank has found one lost, unless this
-        gang is `parting` already. `PeerLost` if it fails, or never will end.
+        gang is `parting` already. `PeerLost` if it fails, or never will end. `group`: None = the one of gradients.
 
         A collective over gloo can't be ended from outside: it is left alone then, so end the process with `os._exit`.
         """
-        if self.data is None or dist.get_backend(self.data) != "gloo":
+        group = group or self.data
+        if group is None or dist.get_backend(group) != "gloo":
             with self.guarded(doing):
                 work.wait()
             return
