@@ -187,7 +187,9 @@ class Loop:
             self._peers.end()
             if self._saver.has_new and not self._boundary.is_changing:
                 with self._timers.within("checkpoint"):
-                    self._saver.save(at_boundary=True)
+                    saved = self._saver.save(at_boundary=True)
+                if saved is not None and saved.ends:  # what the script does after its loop takes all ranks
+                    raise self._ending()
         self._end()
 
     def break_off(self, *, is_error: bool) -> None:

@@ -98,7 +98,7 @@ class PeerCopies:
             committing: held by whichever thread of this process commits there.
             ended: called when a peer was lost and what can be durable is, with who it was.
         """
-        self._gang, self._each_step, self._ended = gang, each_step, ended
+        self._gang, self.each_step, self._ended = gang, each_step, ended
         self._epoch = checkpoints.epoch
         self._survivors = Survivors(
             gang.rank, host=gang.host, memory=self, checkpoints=checkpoints, committing=committing,
@@ -150,12 +150,12 @@ class PeerCopies:
         Raises:
             PeerLost: a rank is gone.
         """
-        if self._is_off or step < self._next or (is_stop and not self._each_step):
+        if self._is_off or step < self._next or (is_stop and not self.each_step):
             return
         self.settle()
         if not self.has_lost:
             self._begin(step, source, step_s=step_s)
-        if self._each_step:
+        if self.each_step:
             self.settle()
         if self.has_lost:
             raise self._gang.lost("copying parts")
@@ -233,14 +233,14 @@ class PeerCopies:
         not_finite = source.copied(plan, self._own[at].memory)
         self._own[at].size = plan.size
         self._copy_s = smoothed(self._copy_s or None, laid_s + time.monotonic() - began)
-        self._round = _Round(step, at, [header.size for header in headers], not_finite)
         self._idle.clear()
+        self._round = _Round(step, at, [header.size for header in headers], not_finite)
         self._due.set()
 
     def _plan_next(self, headers: Sequence[_Header]) -> None:
         """All ranks come to the same, from what all have said."""
         step = headers[0].step
-        if not self._each_step:
+        if not self.each_step:
             copy_s, sent_s, step_s = (max(said) for said in list(zip(*headers, strict=True))[3:])
             self._every = copy_interval(copy_s=copy_s, sent_s=sent_s, step_s=step_s)
         self._next = step + self._every
@@ -312,9 +312,10 @@ class PeerCopies:
             sent, room = (slot.memory[start : min(start + _CHUNK_BYTES, slot.size)] for slot in (own, kept))
             work = self._passed(sent, room)
             digest.update(sent)
-            self._gang.finish(work, "copying parts")
+            self._gang.finish(work, "copying parts", group=self._group)
         seal, theirs = bytearray(digest.digest() if is_good else bytes(_DIGEST_BYTES)), bytearray(_DIGEST_BYTES)
-        self._gang.finish(self._passed(memoryview(seal), memoryview(theirs)), "copying parts")
+        work = self._passed(memoryview(seal), memoryview(theirs))
+        self._gang.finish(work, "copying parts", group=self._group)
         with self._lock:
             if is_good:
                 own.held = Held(self._gang.rank, copy.step, seal.hex())
@@ -323,7 +324,7 @@ class PeerCopies:
         everyones = torch.tensor([int(is_good)])
         with self._gang.guarded("copying parts"):
             work = dist.all_reduce(everyones, op=dist.ReduceOp.MIN, group=self._group, async_op=True)
-        self._gang.finish(work, "copying parts")
+        self._gang.finish(work, "copying parts", group=self._group)
         return bool(everyones.item())
 
     def _passed(self, sent: memoryview, room: memoryview) -> Any:

@@ -45,6 +45,8 @@ class Save:
     """From the wish to durable."""
     blocked_s: float
     """How long no optimizer step could begin."""
+    ends: bool = False
+    """Whether a peer was lost, and the attempt ends with it."""
 
 
 class Saver:

@@ -147,7 +147,8 @@ class ShardedSaver(Saver):
         self.durable_step, is_told, self._is_told = found.step, self._is_told, True
         if not is_told:
             self._tell_recovered(found.step, copies)
-        return Save(found.step, found.size, copies.recover_s, 0.0)
+            self.after_save()
+        return Save(found.step, found.size, copies.recover_s, 0.0, ends=True)
 
     def _tell_recovered(self, step: int, copies: PeerCopies) -> None:
         lost = self.newest_step - step

@@ -296,7 +296,8 @@ class Together:
         verdict = agreement.wait()
         if self._copies is not None and self._parts_saver is not None:
             self._copies.at_boundary(done, self._parts_saver, step_s=self._step_s, is_stop=verdict.stop)
-        self._silent_steps = 0 if verdict.stop else silent_steps(verdict.laps_us)
+        is_always = verdict.stop or (self._copies is not None and self._copies.each_step)
+        self._silent_steps = 0 if is_always else silent_steps(verdict.laps_us)
         if self._shares is not None:
             self._pace.note(verdict.laps_us, shares=self._shares.counts(done - 2), ended_us=self._ended_us)
             self._shares.observe(done, verdict.laps_us)

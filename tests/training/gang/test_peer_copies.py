@@ -74,7 +74,7 @@ def kill_at_random(tmp_path, *, world, kills, seed, way="fsdp"):
     order, told = ordered(tmp_path / "killed", sharding=way), []
     for number in range(kills):
         gang = started(order, world=world, steps=dice.randint(1, 3))
-        time.sleep(dice.uniform(0.0, 0.06))
+        time.sleep(dice.uniform(0.0, 0.05 * world))
         before = len([line for line in lines(order.folder) if "said" in line])
         codes, newest = lose(order, gang, [dice.randrange(world)])
         assert set(codes) == {EVICTED}, f"kill {number}, seed {seed}"
@@ -128,6 +128,13 @@ def test_a_rank_that_dies_while_all_save_costs_no_step(tmp_path, victim):
     gang.kill(1 - victim, signal.SIGTERM)
     assert gang.end() == {victim: -9, 1 - victim: EVICTED}
     assert kept(order.folder) == steps_done(order.folder)
+    check_ends_as_if_nothing_had_been(order, world=2)
+
+
+def test_a_rank_that_dies_as_the_run_is_saved_at_its_end_costs_no_step(tmp_path):
+    order = ordered(tmp_path / "killed", steps=5, dies_saving=(1,))
+    assert crew.run(order, world=2, doing="parted_script") == [EVICTED, -9]
+    assert kept(order.folder) == 5
     check_ends_as_if_nothing_had_been(order, world=2)
 
 
