@@ -1,6 +1,7 @@
 """Which rank keeps the copy of whose part, and whether machines have the memory for it: plain arithmetic, and a look at both."""
 
 import os
+import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ _ROOM_SHARE: Final = 0.9
 _SLACK: Final = 1.125
 _SLACK_BYTES: Final = 2**20
 _MEMORY_MAX: Final = Path("/sys/fs/cgroup/memory.max")
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 _MEMORY_NOW: Final = Path("/sys/fs/cgroup/memory.current")
 
 
@@ -64,11 +66,29 @@ def alike(nodes: Sequence[Any], keeper: Sequence[int]) -> str:
     return f"{named} on the same node, and lost with it"
 
 
+class Machine(NamedTuple):
+    """Where a process runs."""
+
+    host: str
+    """Its name: containers of one machine have several."""
+    id: str
+    """What all containers of one machine have in common."""
+
+
+def machine() -> Machine:
+    """The machine of this process."""
+    host = socket.gethostname()
+    try:
+        return Machine(host, _BOOT.read_text().strip())
+    except OSError:
+        return Machine(host, host)
+
+
 class Room:
     """Memory for parts: two of its own and two of the rank whose copies it keeps, at each rank."""
 
-    def __init__(self, hosts: Sequence[str], keeper: Sequence[int]) -> None:
-        """`hosts`: the machine of each rank; `keeper`: who keeps the copies of each."""
+    def __init__(self, hosts: Sequence[Machine], keeper: Sequence[int]) -> None:
+        """`hosts`: where each rank runs; `keeper`: who keeps the copies of each."""
         self._hosts, self._owner = list(hosts), [list(keeper).index(rank) for rank in range(len(hosts))]
         self.bytes = [0] * len(hosts)
         """How large a part of each rank there is room for."""
@@ -84,7 +104,7 @@ class Room:
             least = min(free[rank] for rank in here)
             if more > least * _ROOM_SHARE:
                 return (
-                    f"no copies in peers' memory: {len(here)} rank{'s' if len(here) > 1 else ''} on {host} would take "
+                    f"no copies in peers' memory: {len(here)} rank{'s' if len(here) > 1 else ''} on {host.host} would take "
                     f"{megabytes(more)} for them, and {megabytes(least)} are free there, of which a tenth is left to others. A "
                     "lost node costs what came after the last snapshot: use more nodes, or more memory"
                 )

@@ -10,7 +10,6 @@ It knows bytes, ranks and steps, and does not know what a part holds.
 """
 
 import hashlib
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ import torch.distributed as dist
 from fabric.checkpoints import Checkpoints
 from fabric.errors import FabricError
 from training.cadence import copy_interval, smoothed
-from training.copy_places import Room, alike, free_bytes, keepers, megabytes, node_of_launcher
+from training.copy_places import Room, alike, free_bytes, keepers, machine, megabytes, node_of_launcher
 from training.gang import Gang, PeerLost
 from training.progress import say
 from training.survivors import Held, Outcome, Survivors
@@ -99,7 +98,6 @@ class PeerCopies:
             ended: called when a peer was lost and what can be durable is, with who it was.
         """
         self._gang, self.each_step, self._ended = gang, each_step, ended
-        self._epoch = checkpoints.epoch
         self._survivors = Survivors(
             gang.rank, host=gang.host, memory=self, checkpoints=checkpoints, committing=committing,
             silent_s=gang.silent_s, write_s=gang.timeout_s,
@@ -108,19 +106,18 @@ class PeerCopies:
         self._survivors.silent = lambda: gang.silent
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=gang.timeout_s))
         token = self._survivors.new_token() if gang.rank == 0 else b""
-        told = gang.gather(
-            (self._survivors.address, token, socket.gethostname(), node_of_launcher()), "meeting for copies"
-        )
-        addresses, tokens, hosts, nodes = zip(*told, strict=True)
+        told = gang.gather((self._survivors.address, token, machine(), node_of_launcher()), "meeting for copies")
+        addresses, tokens, machines, nodes = zip(*told, strict=True)
         peers = {rank: address for rank, address in enumerate(addresses) if rank != gang.rank}
         self._survivors.meet(peers, token=tokens[0])
-        places = hosts if len(set(hosts)) > 1 else nodes  # on one machine, those that the launcher tells apart
+        ids = [found.id for found in machines]
+        places = ids if len(set(ids)) > 1 else nodes  # on one machine, those that the launcher tells apart
         self._keeper = keepers(places)
         self._owner = self._keeper.index(gang.rank)
         """Whose part this rank keeps."""
         self._own, self._kept = ([_Slot(memoryview(b"")) for _ in range(2)] for _ in range(2))
         self._places = alike(places, self._keeper)
-        self._room = Room(hosts, self._keeper)
+        self._room = Room(machines, self._keeper)
         self._lock = threading.Lock()
         self._newest = 1
         """Which slots hold what all ranks have."""
@@ -181,6 +178,8 @@ class PeerCopies:
 
     def recovered(self) -> Outcome:
         """What became durable after a loss."""
+        if not self.has_lost:
+            return Outcome(None, why="no copies are kept any more")
         self._recovered.wait()
         assert self._outcome is not None
         return self._outcome
@@ -224,6 +223,7 @@ class PeerCopies:
             return
         if not self._has_room(headers):
             return
+        self._tell_often(max(header.size for header in headers))
         at = 1 - self._newest
         with self._lock:
             if self._is_frozen:
@@ -244,9 +244,10 @@ class PeerCopies:
             copy_s, sent_s, step_s = (max(said) for said in list(zip(*headers, strict=True))[3:])
             self._every = copy_interval(copy_s=copy_s, sent_s=sent_s, step_s=step_s)
         self._next = step + self._every
-        size = max(header.size for header in headers)
+
+    def _tell_often(self, size: int) -> None:
         is_news = not self._told_every or not self._told_every / 3 < self._every < self._told_every * 3
-        if self._gang.rank == 0 and is_news and size > 0 and not self._is_off:
+        if self._gang.rank == 0 and is_news:
             often = "after each step" if self._every == 1 else f"after every {self._every} steps"
             say(
                 f"the part of each rank ({megabytes(size)} at most) is copied into a peer's memory {often}, which takes 4 times "
