@@ -183,7 +183,7 @@ def prepare_copies(rank, order):
     if order.nodes:
         os.environ["LOCAL_RANK"] = str(rank % order.nodes)
     for module in (eviction, loop, sharded_saver):
-        module.say = lambda line: note(order, rank, said=line)
+        module.say = lambda line: note(order, rank, said=line, told_at=time.time())
     peer_copies._CHUNK_BYTES = 16 * 1024
     if order.dies_copying is not None and order.dies_copying[0] == rank:
         passes, left = PeerCopies._passed, [order.dies_copying[1]]

@@ -31,9 +31,9 @@ def begun(folder):
     return max((line["began"] for line in lines(folder) if "began" in line), default=0)
 
 
-def steps_told(order, *, before):
-    """How many steps each rank that was left said were lost, after so many lines."""
-    said = [line["said"] for line in lines(order.folder) if "said" in line][before:]
+def steps_told(order, *, since=0.0):
+    """How many steps each rank that was left said were lost, from then on."""
+    said = [line["said"] for line in lines(order.folder) if line.get("told_at", 0.0) > since]
     return [int(found[1]) for line in said if (found := re.search(r"(\d+) steps? lost", line))]
 
 
@@ -75,11 +75,11 @@ def kill_at_random(tmp_path, *, world, kills, seed, **options):
     for number in range(kills):
         gang = started(order, world=world, steps=dice.randint(1, 3))
         time.sleep(dice.uniform(0.0, 0.05 * world))
-        before = len([line for line in lines(order.folder) if "said" in line])
+        since = time.time()
         codes, newest = lose(order, gang, [dice.randrange(world)])
         assert set(codes) == {EVICTED}, f"kill {number}, seed {seed}"
         assert newest >= begun(order.folder), f"kill {number}, seed {seed}: a step that was over is lost"
-        counts = steps_told(order, before=before)
+        counts = steps_told(order, since=since)
         assert len(counts) >= world - 1 or order.snapshot_every_s, "who has just saved has nothing to tell"
         assert {newest + count for count in counts} <= {begun(order.folder), begun(order.folder) + 1}, (
             "told, and not so"
@@ -200,7 +200,7 @@ def test_copies_as_often_as_they_are_cheap_cost_what_is_said(tmp_path):
     codes, newest = lose(order, gang, [1])
     assert codes == [EVICTED]
     assert newest > 0
-    (lost,) = steps_told(order, before=0)[:1]
+    (lost,) = steps_told(order)[:1]
     assert newest + lost in {begun(order.folder), begun(order.folder) + 1}
     check_ends_as_if_nothing_had_been(order, world=2)
 
