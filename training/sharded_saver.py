@@ -143,10 +143,12 @@ class ShardedSaver(Saver):
         found = copies.recovered()
         if found.step is None:
             raise self._part_lost(copies.lost_named, found.why)
-        self._boundary.leave()
-        self.durable_step, is_told, self._is_told = found.step, self._is_told, True
-        if not is_told:
+        is_told, self._is_told = self._is_told, True
+        if not is_told:  # first of all: who finds nothing new ends the process
             self._tell_recovered(found.step, copies)
+        self.durable_step = found.step
+        self._boundary.leave()
+        if not is_told:
             self.after_save()
         return Save(found.step, found.size, copies.recover_s, 0.0, ends=True)
 
