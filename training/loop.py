@@ -244,7 +244,7 @@ class Loop:
         self._saver.capture(self.done, self._cursor_of, self._variables.now)
         if not self._is_rehearsed:  # optimizers make their states in their first step
             self._is_rehearsed = True
-            self._saver.rehearse(excuses=self._is_frozen)
+            self.guarded(lambda: self._saver.rehearse(excuses=self._is_frozen))
         self._boundary.close(provisional=amid_body)
         if amid_body:
             self._weights.pause()

@@ -132,6 +132,13 @@ def test_a_rank_that_dies_while_all_save_costs_no_step(tmp_path, victim):
     check_ends_as_if_nothing_had_been(order, world=2)
 
 
+@pytest.mark.parametrize("copies", [None, "each-step"])
+def test_a_rank_that_dies_as_all_compare_what_they_hold_ends_the_attempt_and_fails_nobody(tmp_path, copies):
+    order = ordered(tmp_path / "killed", copies=copies, dies_comparing=(1,))
+    assert crew.run(order, world=2, doing="parted_script") == [EVICTED, -9]
+    check_ends_as_if_nothing_had_been(replace(order, dies_comparing=()), world=2)
+
+
 def test_a_rank_that_dies_as_the_run_is_saved_at_its_end_costs_no_step(tmp_path):
     order = ordered(tmp_path / "killed", steps=5, dies_saving=(1,))
     assert crew.run(order, world=2, doing="parted_script") == [EVICTED, -9]

@@ -74,6 +74,8 @@ class Order:
     """What FABRIC_PEER_COPIES would say."""
     nodes: int = 0
     """How many ranks a node has; 0 = nobody has said."""
+    dies_comparing: tuple[int, ...] = ()
+    """Ranks that are killed as all compare what they hold after their first step."""
     dies_copying: tuple[int, int] | None = None
     """A rank, and how often it has begun to pass bytes to a peer's memory when it dies."""
     damages: int | None = None
