@@ -53,7 +53,7 @@ signal.signal(signal.SIGTERM, note)
 rank = os.environ["RANK"]
 path = os.path.join(os.environ["FABRIC_CHECKPOINT_DIR"], "step")
 step = int(open(path).read()) if os.path.exists(path) else 0
-print("at", step, "rank", rank, flush=True)
+print(f"at {step} rank {rank}\\n", end="", flush=True)  # at once: other ranks print, too
 while not wanted:
     time.sleep(0.01)
     step += 1
@@ -62,7 +62,7 @@ if rank == "0":
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 time.sleep(0.5)  # it saves for long: whoever ends it meanwhile has lost it
 open(path, "w").write(str(step))
-print("wrote", step, flush=True)
+print(f"wrote {step}\\n", end="", flush=True)
 sys.exit(75)
 """
 
@@ -142,7 +142,7 @@ torch.manual_seed(0)
 weight = torch.nn.Linear(1, 1)
 opt = torch.optim.SGD(weight.parameters(), lr=0.001)
 run = session(model=weight, opt=opt)
-print("at", run.done, "rank", os.environ["RANK"], "of", os.environ["WORLD_SIZE"], flush=True)
+print(f"at {run.done} rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}\\n", end="", flush=True)
 data = [torch.ones(1) * n for n in range(10_000)]
 for batch in run.batches(data, global_batch=4, virtual=4, epochs=None):
     run.step(weight(batch).sum())

@@ -135,7 +135,7 @@ import sys
 from fabric import context
 job = context.current()
 step = int(job.load() or b"0")
-print("from", step, "rank", job.rank, "of", job.world_size, "on", len(job.devices), flush=True)
+print(f"from {step} rank {job.rank} of {job.world_size} on {len(job.devices)}\\n", end="", flush=True)
 while not job.wait_for_stop(0.01):
     step += 1
     job.report(step=step)
@@ -276,7 +276,7 @@ torch.manual_seed(0)
 weight = torch.nn.Linear(1, 1)
 opt = torch.optim.SGD(weight.parameters(), lr=0.001)
 run = session(model=weight, opt=opt)
-print("at", run.done, "rank", os.environ["RANK"], flush=True)
+print(f"at {run.done} rank {os.environ['RANK']}\\n", end="", flush=True)
 data = [torch.ones(1) * n for n in range(10_000)]
 for batch in run.batches(data, global_batch=2, virtual=2, epochs=None):
     run.step(weight(batch).sum())
