@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 
 from fabric.errors import InvalidRequest, Unavailable
-from training.watch import BEAT_S, Watch
+from training.watch import BEAT_S, Watch, new_token
 
 _POLL: Final = timedelta(seconds=BEAT_S / 5)
 _SAVE, _STOP = 1, 2
@@ -388,7 +388,7 @@ def _watched(seat: Seat, store: Any, *, silent_s: float) -> Watch:
     watch = Watch(seat.rank, towards=seat.master, silent_s=silent_s)
     store.set(f"watch/{seat.rank}", json.dumps(watch.address))
     if seat.rank == 0:
-        store.set("watch/token", Watch.new_token().hex())
+        store.set("watch/token", new_token().hex())
     addresses = {rank: tuple(json.loads(store.get(f"watch/{rank}"))) for rank in range(seat.world) if rank != seat.rank}
     watch.meet(addresses, token=bytes.fromhex(store.get("watch/token").decode()))
     return watch

@@ -28,6 +28,7 @@ from training.copy_places import Room, alike, free_bytes, keepers, machine, mega
 from training.gang import Gang, PeerLost
 from training.progress import say
 from training.survivors import Held, Outcome, Survivors
+from training.watch import new_token
 
 _CHUNK_BYTES: Final = 64 * 2**20
 _DIGEST_BYTES: Final = 32
@@ -105,7 +106,7 @@ class PeerCopies:
         self._survivors.noticed = self.note_loss
         self._survivors.silent = lambda: gang.silent
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=gang.timeout_s))
-        token = self._survivors.new_token() if gang.rank == 0 else b""
+        token = new_token() if gang.rank == 0 else b""
         told = gang.gather((self._survivors.address, token, machine(), node_of_launcher()), "meeting for copies")
         addresses, tokens, machines, nodes = zip(*told, strict=True)
         peers = {rank: address for rank, address in enumerate(addresses) if rank != gang.rank}

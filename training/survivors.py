@@ -26,9 +26,8 @@ from fabric.errors import FabricError
 from training import layout
 from training.sharded_state import Kept, Part, kept_in, merged, part_name
 from training.vault import FORMAT
+from training.watch import TOKEN_BYTES, Address
 
-Address = tuple[str, int]
-_TOKEN_BYTES: Final = 16
 _LENGTH: Final = struct.Struct("!Q")
 _WORD_BYTES_MAX: Final = 1 << 30
 _ANSWER_S: Final = 2.0
@@ -141,11 +140,6 @@ class Survivors:
         """Where this rank answers: to be told to the others."""
         name: Address = self._socket.getsockname()
         return name
-
-    @staticmethod
-    def new_token() -> bytes:
-        """What tells this gang's words from others': one for all ranks."""
-        return secrets.token_bytes(_TOKEN_BYTES)
 
     def meet(self, peers: Mapping[int, Address], *, token: bytes) -> None:
         """Begin to answer; `peers` are the other ranks'."""
@@ -338,10 +332,10 @@ class Survivors:
     def _heard(self, line: socket.socket) -> bytes:
         """One word of the gang's own."""
         with line.makefile("rb") as said:
-            opening = said.read(_TOKEN_BYTES + _LENGTH.size)
-            if not secrets.compare_digest(opening[:_TOKEN_BYTES], self._token):
+            opening = said.read(TOKEN_BYTES + _LENGTH.size)
+            if not secrets.compare_digest(opening[:TOKEN_BYTES], self._token):
                 raise ConnectionRefusedError("not of this gang")
-            (length,) = _LENGTH.unpack(opening[_TOKEN_BYTES:].ljust(_LENGTH.size, b"\xff"))
+            (length,) = _LENGTH.unpack(opening[TOKEN_BYTES:].ljust(_LENGTH.size, b"\xff"))
             if length > _WORD_BYTES_MAX:
                 raise ConnectionRefusedError("too long")
             return said.read(length)

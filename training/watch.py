@@ -15,9 +15,14 @@ from typing import Final
 
 Address = tuple[str, int]
 BEAT_S: Final = 0.5
-_TOKEN_BYTES: Final = 16
+TOKEN_BYTES: Final = 16
 _RANK_BYTES: Final = 4
-_BEAT_BYTES: Final = _TOKEN_BYTES + _RANK_BYTES + 1
+_BEAT_BYTES: Final = TOKEN_BYTES + _RANK_BYTES + 1
+
+
+def new_token() -> bytes:
+    """What tells this gang's words from others': one for all ranks."""
+    return secrets.token_bytes(TOKEN_BYTES)
 
 
 class Watch:
@@ -52,11 +57,6 @@ class Watch:
         """Where this rank listens: to be told to the peers."""
         name: Address = self._socket.getsockname()
         return name
-
-    @staticmethod
-    def new_token() -> bytes:
-        """What tells this gang's datagrams from others': one for all ranks."""
-        return secrets.token_bytes(_TOKEN_BYTES)
 
     def meet(self, peers: Mapping[int, Address], *, token: bytes) -> None:
         """Begin, with the addresses of the other ranks."""
@@ -98,7 +98,7 @@ class Watch:
                 said, _ = self._socket.recvfrom(_BEAT_BYTES + 1)
             except OSError:
                 continue
-            rank = int.from_bytes(said[_TOKEN_BYTES:-1], "big")
-            if len(said) == _BEAT_BYTES and said[:_TOKEN_BYTES] == self._token and rank in self._heard:
+            rank = int.from_bytes(said[TOKEN_BYTES:-1], "big")
+            if len(said) == _BEAT_BYTES and said[:TOKEN_BYTES] == self._token and rank in self._heard:
                 self._heard[rank] = time.monotonic()
                 self.alarmed |= bool(said[-1])

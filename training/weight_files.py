@@ -1,7 +1,7 @@
 """The weights of a Hugging Face folder, read as data: safetensors alone, in one file or in shards that an index names.
 
-A folder may come from anybody. So every file is looked at before a tensor of it is read: its header fits into the file, offsets
-neither overlap nor leave holes (the safetensors library checks that), and what an index names lies in the folder itself. A
+A folder may come from anybody. So every file is looked at before a tensor of it is read: its header fits into the file and offsets
+neither overlap nor leave holes, which the safetensors library checks as it opens one, and what an index names lies in the folder itself. A
 pickle is never opened, and of the folder's configuration nothing is read here. Knows no model.
 """
 
@@ -21,11 +21,8 @@ WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 ADAPTER: Final = "adapter_model.safetensors"
 _SUFFIX: Final = ".safetensors"
-_HEADER_BYTES_MAX: Final = 100_000_000
-"""As the safetensors library has it."""
 _INDEX_BYTES_MAX: Final = 64 * 2**20
 """Of some 500,000 tensors."""
-_LENGTH_BYTES: Final = 8
 
 
 class WeightFiles(Mapping[str, Tensor]):
@@ -58,7 +55,6 @@ def opened(folder: Path, *, adapter: bool = False) -> WeightFiles:
     places: dict[str, str] = {}
     for name, wanted in named.items():
         path = _inside(folder, name)
-        _check_header(path)
         with _said_of(path):
             files[name] = safe_open(path, framework="pt")
             held = list(files[name].keys())
@@ -120,15 +116,6 @@ def _inside(folder: Path, name: str) -> Path:
     if not is_plain or not (where.is_relative_to(home) or where.is_relative_to(cache)):
         raise _bad(folder, f"{name[:200]} leads out of the folder, or is no plain file")
     return path
-
-
-def _check_header(path: Path) -> None:
-    """The length that a file says of its header, before anybody makes room for it."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-    if size < _LENGTH_BYTES or length > min(size - _LENGTH_BYTES, _HEADER_BYTES_MAX):
-        raise _bad(path.parent, f"{path.name} has {size:,} bytes and says that its header has {length:,}")
 
 
 @contextmanager
