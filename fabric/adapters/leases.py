@@ -17,7 +17,7 @@ from fabric.adapters.cluster_settings import BundleInfo, LeaseInfo, lease_info_k
 from fabric.adapters.environments import environment_folder, python_of
 from fabric.adapters.groups import KEEPABLE, Group, Seated
 from fabric.adapters.node_agent import Cut, Watch
-from fabric.adapters.orders import carry_out
+from fabric.adapters.orders import carry_out, is_clean
 from fabric.adapters.payload import Payload, read_payload, runtime_env_of
 from fabric.adapters.preparation import prepared
 from fabric.adapters.processes import LEASE_VARIABLE
@@ -341,11 +341,14 @@ class Attempt:
         return self.end is not None and self.end.reusable and bool(group.runners)
 
     async def _release(self, group: Group) -> None:
-        """Read the meters, and give the group back with its runners in it."""
+        """Read the meters, and give the group back with its runners in it, if nothing was left in or beside them."""
         lease_id = str(self.lease.lease_id)
-        answers = await asyncio.gather(*(self.around.agents.release(a, lease_id) for a in self.addresses))
+        answers, clean = await asyncio.gather(
+            asyncio.gather(*(self.around.agents.release(a, lease_id) for a in self.addresses)),
+            asyncio.gather(*map(is_clean, group.runners)),
+        )
         self.cuts += [cut for cuts, _ in answers for cut in cuts]
-        if not all(clear for _, clear in answers) or not self.around.groups.keep(group):
+        if not all(clean) or not all(clear for _, clear in answers) or not self.around.groups.keep(group):
             await self._clear()
 
     async def _tear_down(self) -> None:

@@ -10,12 +10,15 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Any, Final
 
+import ray
+
 from fabric.adapters.groups import Seated
 from fabric.adapters.line import Broken
-from fabric.adapters.runner import Order, decode_end, encode_order
+from fabric.adapters.rank_order import ARE_YOU_CLEAN, CLEAN, Order, decode_end, encode_order
 from fabric.adapters.stage import JobEnd
 
 LINE_ALONE_S: Final = 1.0
+_CLEAN_WITHIN_S: Final = 5.0
 
 
 def carry_out(order: Order, runner: Seated) -> Awaitable[object]:
@@ -23,6 +26,17 @@ def carry_out(order: Order, runner: Seated) -> Awaitable[object]:
     if runner.line is None or not runner.line.is_free:
         return _over_ray(order, runner)
     return asyncio.create_task(_by_line(order, runner, runner.line.ask(encode_order(order))))
+
+
+async def is_clean(runner: Seated) -> bool:
+    """Whether the runner, whose job has ended, says that nothing was left in it. One that doesn't answer soon isn't clean."""
+    try:
+        async with asyncio.timeout(_CLEAN_WITHIN_S):
+            if runner.line is not None and runner.line.is_free:
+                return await runner.line.ask(ARE_YOU_CLEAN) == CLEAN
+            return await runner.actor.is_clean.remote() is True
+    except (Broken, TimeoutError, ray.exceptions.RayError):
+        return False
 
 
 def _over_ray(order: Order, runner: Seated) -> "asyncio.Future[Any]":

@@ -45,29 +45,38 @@ def make_private(folder: Path) -> Path:
     Raises:
         Unavailable: `work_dir_not_ours`: somebody else has made it, or the one above it.
     """
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-    except FileNotFoundError:
-        for above in (folder.parent.parent, folder.parent, folder):
-            above.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make(folder)
     for ours in (folder.parent, folder):
         about = ours.lstat()
         if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
             raise Unavailable(
                 f"{ours} was made by somebody else: remove it; jobs of this fabric work there", code="work_dir_not_ours"
             )
-    if folder.lstat().st_mode & _OTHERS:
+    if about.st_mode & _OTHERS:
         folder.chmod(0o700)
     return folder
+
+
+def _make(folder: Path) -> None:
+    """From the bottom up: mostly what is above is there."""
+    try:
+        folder.mkdir(mode=0o700)
+    except FileNotFoundError:
+        _make(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except FileExistsError:
+        return
 
 
 def rooms_of(folder: Path) -> tuple[Path, Path, Path]:
     """Where a rank works, its home, and where its temporary files are: empty, and made anew if something was left there."""
     rooms = folder / WORK, folder / HOME, folder / TEMPORARY
     for room in rooms:
-        if room.is_symlink() or room.exists():
+        try:
+            room.mkdir(mode=0o700)
+        except FileExistsError:
             clear(room)
-        room.mkdir(mode=0o700)
+            room.mkdir(mode=0o700)
     return rooms
 
 

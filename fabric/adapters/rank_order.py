@@ -12,6 +12,11 @@ from fabric.adapters.shard_cache import LIMIT_BYTES
 from fabric.adapters.stage import JobEnd
 from fabric.gate.instructions import Lease
 
+ARE_YOU_CLEAN: Final = b""
+"""Asked of a runner where an order would be, when its job has ended."""
+CLEAN: Final = b"\x01"
+LEFT_SOMETHING: Final = b"\x00"
+
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """One rank's part of a lease."""

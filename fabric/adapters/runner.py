@@ -2,7 +2,7 @@
 
 A plain class that becomes a detached, named Ray actor, so that it outlives the gate's restarts. Its event loop answers
 the gate while the job runs in a thread of its own (not the main thread: see `stages`). After a function that left nothing
-behind it may serve the same account again; whether it did is looked at here and said in `JobEnd.reusable`.
+behind it may serve the same account again: that is looked at when the gate asks, while its result is on its way already.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from fabric import context
 from fabric.accelerators import DEVICE_RESOURCES
 from fabric.adapters.archive import Archive
 from fabric.adapters.archive_quota import ArchiveQuota
+from fabric.adapters.clean_process import CleanProcess
 from fabric.adapters.cluster_settings import cache_folder, checkpoints_in, publisher
 from fabric.adapters.context_host import storage_variables
 from fabric.adapters.context_link import Invitation
@@ -34,9 +35,11 @@ from fabric.adapters.line import Address, Listener
 from fabric.adapters.payload import read_payload
 from fabric.adapters.ports import free_port
 from fabric.adapters.private_folder import make_private
-from fabric.adapters.process_state import HooksWatch, ProcessState, left_in, state_now
 from fabric.adapters.processes import adopt_orphans
 from fabric.adapters.rank_order import (
+    ARE_YOU_CLEAN,
+    CLEAN,
+    LEFT_SOMETHING,
     Order,
     accelerator_of,
     decode_end,
@@ -46,14 +49,12 @@ from fabric.adapters.rank_order import (
     ranks_of,
 )
 from fabric.adapters.ray_hosts import Meeting, host
-from fabric.adapters.ray_use import RayUse
 from fabric.adapters.saves import Saves
 from fabric.adapters.shard_cache import ShardCache
 from fabric.adapters.spawned import Spawned
 from fabric.adapters.stage import JobEnd, Save, Stage, Wishes
 from fabric.adapters.stages import perform
 from fabric.adapters.standby import Standby
-from fabric.adapters.threads import Threads, threads_beside, threads_now
 from fabric.gate.events import JobKind, LeaseOutcome
 from fabric.progress import Progress
 
@@ -94,16 +95,12 @@ class Runner:
         self._bundle = bundle
         adopt_orphans()
         own_in_children()
-        self._ray_use = RayUse()
-        self._ray_use.watch()
-        self._hooks = HooksWatch()
-        self._hooks.watch()
-        self._threads: Threads | None = None
-        self._state: ProcessState | None = None
-        """Before its first job."""
+        self._process = CleanProcess()
         self._order: Order | None = None
         self._stage: Stage | None = None
         self._end: asyncio.Future[JobEnd] | None = None
+        self._may_stay = False
+        """The last job has ended, and was of a kind after which another may run here."""
         self._saves = Saves()
         self._began = 0.0
         self._restore_us = 0
@@ -111,7 +108,7 @@ class Runner:
         self._reported = asyncio.Event()
         self._devices = _devices()
         self._listener = Listener(self._answer)
-        self._next = Standby()
+        self._next: Standby | None = Standby()
 
     async def seat(self) -> Seat:
         """Who and where this runner is."""
@@ -149,6 +146,14 @@ class Runner:
         self._reported.clear()
         return self._stage.context.progress if self._stage is not None else None
 
+    async def is_clean(self) -> bool:
+        """Whether the job that ran last has ended and left nothing in this process: then another may run in it. The same
+        when asked again.
+        """
+        if self._next is None and self._may_stay and self._process.is_as_before():
+            self._next = Standby()
+        return self._next is not None
+
     async def save(self) -> None:
         """Ask the job for a checkpoint."""
         if self._stage is not None:
@@ -160,6 +165,8 @@ class Runner:
             self._stage.ask_to_stop(reason, seconds_left=seconds_left, save=save)
 
     async def _answer(self, question: bytes) -> bytes:
+        if question == ARE_YOU_CLEAN:
+            return CLEAN if await self.is_clean() else LEFT_SOMETHING
         return encode_end(await self.run(decode_order(question)))
 
     def _begin(self, order: Order) -> None:
@@ -169,8 +176,8 @@ class Runner:
         self._began, self._restore_us = time.monotonic(), 0
         self._reported.clear()
         self._stage = self._set(order, loop)
-        self._threads = before = threads_now(self._threads)
-        self._state = self._state or state_now()
+        standby, self._next, self._may_stay = self._next or Standby(), None, False
+        self._process.before_a_job()
         stage = self._stage
 
         def work() -> None:
@@ -181,16 +188,15 @@ class Runner:
             kind = order.lease.kind
             is_one = kind is JobKind.FUNCTION or (kind is not JobKind.PROGRAM and stage.fork is not None)
             may_stay = is_one and not order.environment
-            reusable = may_stay and self._left_nothing(before)
             if stage.context.checkpoints is not None and ended.outcome is LeaseOutcome.SUCCEEDED:
                 stage.context.checkpoints.forget_near()
             told = stage.context.progress
             final = msgspec.structs.replace(
-                ended, reusable=reusable, used_ray=self._ray_use.seen, step=told.step, progress=told
+                ended, reusable=may_stay, used_ray=self._process.used_ray, step=told.step, progress=told
             )
             loop.call_soon_threadsafe(self._finish, end, final)
 
-        self._next.begin(work)
+        standby.begin(work)
 
     def _set(self, order: Order, loop: asyncio.AbstractEventLoop) -> Stage:
         """The stage for the job, whose news come to this loop."""
@@ -285,20 +291,7 @@ class Runner:
         self._saved.set()
         self._stage = None
         self._reported.set()
-        self._next = Standby()
-
-    def _left_nothing(self, before: Threads) -> bool:
-        """Whether the job left no thread, no child process, no Ray work and nothing else behind in this process that goes on,
-        or holds something, without it.
-        """
-        assert self._state is not None
-        if self._ray_use.seen or self._hooks.seen or threads_beside(before) or left_in(self._state):
-            return False
-        try:
-            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return True
-        return False
+        self._may_stay = ended.reusable
 
 
 class RunnerActor(Guarded):

@@ -48,10 +48,9 @@ class ShardCache:
     """One folder. Any number of processes may have it open."""
 
     def __init__(self, root: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
+        """Nothing is made yet: most jobs read nothing through it."""
         self.root = root
         self.limit_bytes = limit_bytes
-        for part in ("shards", "about", "locks", "drafts"):
-            (root / part).mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def get(self, name: str, fetch: Callable[[Path], None], *, prefix: str, to: Path) -> Got:
         """Link the shard to `to`, fetching it if it isn't here. `name` says where it lies and which version it is.
@@ -60,6 +59,8 @@ class ShardCache:
             Unavailable: it can't be fetched, or there is no room for it even in an empty cache.
         """
         key = hashlib.sha256(name.encode()).hexdigest()
+        for part in ("shards", "about", "locks", "drafts"):
+            (self.root / part).mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._alone(f"locks/{key[:2]}"):
             found = self._linked(key, to)
             if found is not None:
@@ -122,7 +123,11 @@ class ShardCache:
                     total -= about.bytes
 
     def _shards(self) -> Iterator[tuple[_About, Path]]:
-        for entry in list(os.scandir(self.root / "shards")):
+        try:
+            there = list(os.scandir(self.root / "shards"))
+        except FileNotFoundError:
+            return
+        for entry in there:
             try:
                 yield (
                     msgspec.json.decode((self.root / "about" / entry.name).read_bytes(), type=_About),

@@ -44,7 +44,7 @@ class JobEnd(msgspec.Struct, frozen=True, kw_only=True):
     again: bool = False
     """It ended by itself to be queued anew: exit code 75 while nobody had asked it to stop."""
     reusable: bool = False
-    """Whether the process may run another function of the same account."""
+    """Whether another function of the same account may run in the process, if this one has left nothing there (`Runner.is_clean`)."""
     used_ray: bool = False
     """Whether the job started Ray tasks or actors: then its placement group can't be kept."""
     progress: Progress | None = None

@@ -5,7 +5,7 @@ import dis
 import sys
 import types
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -130,9 +130,22 @@ def changed_globals(function: types.FunctionType) -> list[str]:
     file = stated_by(sys.modules.get(function.__module__), "__file__")
     if not file or not file.endswith(".py"):
         return []
-    given = _defined_in(_parsed(Path(file)))
+    given = _defined_by(Path(file))
     used = {name for name in _names_of(function.__code__) if name in given and name in function.__globals__}
     return sorted(name for name in used if _is_other(given[name], function.__globals__[name], function.__module__))
+
+
+def _defined_by(file: Path) -> Mapping[str, ast.AST]:
+    try:
+        about = file.stat()
+    except OSError:
+        return {}
+    return _defined_by_as(file, about.st_mtime_ns, about.st_size)
+
+
+@lru_cache(maxsize=4096)
+def _defined_by_as(file: Path, _mtime_ns: int, _size: int) -> Mapping[str, ast.AST]:
+    return _defined_in(_parsed(file))
 
 
 def _defined_in(tree: ast.AST) -> dict[str, ast.AST]:

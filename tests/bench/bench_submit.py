@@ -54,8 +54,10 @@ def a_house() -> Iterator[house.Running]:
         try:
             with token_from(Path(running.ray_token)):
                 ray.init(address=running.ray_address, log_to_driver=False, logging_level="warning")
-                yield running
-                ray.shutdown()
+                try:
+                    yield running
+                finally:
+                    ray.shutdown()
         finally:
             house.down(Path(directory), now=True)
 
