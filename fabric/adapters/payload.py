@@ -10,8 +10,10 @@ from fabric.adapters.environments import Environment, environment_of
 from fabric.errors import InvalidRequest
 
 
-class Payload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Either a pickled call (`blob` or `inline`) or an entry point. All of it optional, as each kind needs."""
+class Payload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Either a pickled call (`blob` or `inline`) or an entry point. All of it optional, as each kind needs; what is not said
+    is not written, so that a field that comes later changes no request that is repeated.
+    """
 
     blob: str = ""
     """Archive key of a cloudpickle of (callable, args, kwargs)."""

@@ -5,61 +5,33 @@ the journal's, so that a replay forgets what the live gate forgot. What must not
 own: jobs, keys and holds their ids, payments their references.
 """
 
-import hashlib
-from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
+from fabric.gate.canonical import digest
 from fabric.gate.core import Core
-from fabric.gate.events import AnyEvent, BuyBundle, Cancel, CreateKey, OpenAccount, Submit, Subscribe, TopUp
+from fabric.gate.events import AnyEvent, CreateKey, Submit
 from fabric.gate.instructions import Outcome
-from fabric.gate.serving_events import OfferModel
+from fabric.gate.serving_events import Authorize
 from fabric.gate.state import Answered
 
 REMEMBERED_US: Final = 32 * 86_400_000_000
 EACH_MAX: Final = 32_768
 """Of one account; beyond, its oldest are forgotten sooner. At the door's own rate that is minutes: longer than anybody tries."""
 
-_LATER: Final[dict[type[msgspec.Struct], tuple[str, ...]]] = {
-    BuyBundle: ("channel",),
-    Cancel: ("at_once",),
-    CreateKey: ("scopes", "requests_per_min", "tokens_per_min"),
-    OfferModel: ("spec.parent",),
-    OpenAccount: ("credit_limit_uhs",),
-    Submit: ("spec.tags",),
-    Subscribe: ("payment_ref", "channel"),
-    TopUp: ("channel",),
+_ANYWAY: Final = frozenset({"request_id"})
+_WHO_ASKS: Final[dict[type[msgspec.Struct], frozenset[str]]] = {
+    Authorize: _ANYWAY | {"key_id"},
+    CreateKey: _ANYWAY | {"made_with"},
+    Submit: _ANYWAY | {"key_id"},
 }
-"""Fields that came when answers were remembered already, and those of a record in a field. An event that says nothing in
-them is the one from before.
-"""
-_encode: Final = msgspec.json.Encoder().encode
+"""Fields that say with which of its keys an account asks: with another one it asks for the same."""
 
 
 def digest_of(event: AnyEvent) -> bytes:
-    """What was asked: the same for the same content, in the next version too."""
-    later = _LATER.get(type(event))
-    if later is None:
-        return hashlib.sha256(_encode(event)).digest()
-    said = msgspec.to_builtins(event)
-    for path in later:
-        _leave_out_unsaid(event, said, path)
-    return hashlib.sha256(_encode(said)).digest()
-
-
-def _leave_out_unsaid(record: msgspec.Struct, said: dict[str, Any], path: str) -> None:
-    *above, name = path.split(".")
-    for step in above:
-        record, said = getattr(record, step), said[step]
-    field = _field(type(record), name)
-    if getattr(record, name) == field.default:
-        del said[field.encode_name]
-
-
-@lru_cache
-def _field(kind: type[msgspec.Struct], name: str) -> msgspec.structs.FieldInfo:
-    return next(field for field in msgspec.structs.fields(kind) if field.name == name)
+    """What was asked: the same for the same content, in the next version too, and whichever of its keys the account asks with."""
+    return digest(event, but=_WHO_ASKS.get(type(event), _ANYWAY))
 
 
 def known_as(account_id: str | None, request_id: str) -> str:

