@@ -17,14 +17,16 @@ from typing import Final, Generic, TypeVar
 
 import structlog
 
+from fabric import versions
 from fabric.adapters.entries import entries_of
 from fabric.adapters.journal import Entry, Journal, Snapshot, TreeHead
 from fabric.adapters.replay import Core
 from fabric.adapters.restoring import restored
+from fabric.adapters.versions import label
 from fabric.audit.merkle import Tree, leaf_hash
 from fabric.clock import Clock
 from fabric.errors import Conflict, FabricError, Internal, JournalCorrupt, Unavailable
-from fabric.gate.events import AnyEvent
+from fabric.gate.events import AdoptRules, AnyEvent
 from fabric.gate.instructions import Accepted, AnyInstruction, Outcome
 from fabric.outage import Outage
 
@@ -165,6 +167,7 @@ class Writer(Generic[C]):
                 None = from the newest, or an older one where what follows it comes out differently.
 
         Raises:
+            Conflict: newer rules have taken the journal over (`journal_newer`), or a writer has after this one.
             JournalCorrupt: what is stored is not what was committed, or deciding an entry again gives something else; then
                 the message says how to start from elsewhere.
             Unavailable: the store can't be reached.
@@ -268,7 +271,7 @@ class Writer(Generic[C]):
         try:
             await self._rebuild()
         except Conflict as error:
-            self._end(Unavailable(error.message, code="writer_fenced", **error.facts), [])
+            self._end(Unavailable(error.message, code=error.code, **error.facts), [])
         except JournalCorrupt as error:
             self._end(error, [])
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing else brings the gate back
@@ -419,7 +422,7 @@ class Writer(Generic[C]):
         longer.
         """
         self._snapshot_size = self._head.size
-        encoded: list[bytes] = []
+        encoded: list[bytes] = [label(self.core.rules)]
         try:
             for piece in self.core.pieces():
                 encoded.append(piece)
@@ -438,8 +441,25 @@ class Writer(Generic[C]):
         """The core and the tree as the journal has them, under a new epoch."""
         found = await restored(self._journal, self._restore, replay_from=replay_from)
         self._at_us = max(self._at_us, found.at_us)
-        self._core, self._tree, self._head = found.core, found.tree, found.head
+        self._tree, self._head = found.tree, found.head
         self._snapshot_size = found.snapshot_size
+        await self._adopt_rules(found.core)
+        self._core = found.core
+
+    async def _adopt_rules(self, core: C) -> None:
+        """Have the newest rules decide from here on, and an entry say so. No time passes by it: a clock that is wrong may be
+        found only after this.
+        """
+        if core.rules >= versions.RULES:
+            return
+        at_us = self._at_us if self._head.size else self._clock.now_us()
+        event = AdoptRules(rules=versions.RULES, release=versions.SINCE[versions.RULES])
+        decision = core.handle(event, at_us)
+        await self._commit(entries_of(self._head.size, at_us=at_us, event=event, decision=decision))
+        self._at_us = at_us
+        log.info(
+            "rules_adopted", rules=versions.RULES, release=versions.SINCE[versions.RULES], entry=self._head.size - 1
+        )
 
 
 def _fail(batch: Iterable[Waiting], error: FabricError) -> None:

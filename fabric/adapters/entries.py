@@ -3,6 +3,8 @@
 JSON by msgspec: fields in the order of their declaration, no spaces, integers as they are; the same decision gives the
 same bytes on any machine. A reader that knows newer fields fills in their defaults, so that an older leaf still decodes.
 
+What is said to people is no part of a decision and stands in no leaf: of a refusal it has the code and the facts.
+
 A leaf is shown to whoever's account it is about, so it is about one account only. Where a decision moves tokens of
 several (a sweep, a meter reading of many leases), the event's own entry is followed by one for each run of transfers of
 another account. They are committed together, and read in order they are the whole decision.
@@ -17,14 +19,25 @@ import msgspec
 
 from fabric.adapters.journal import Entry
 from fabric.charging.records import Cdr
-from fabric.gate.events import AnyEvent, Configure, Metered, Sample
-from fabric.gate.instructions import Decision, Outcome
+from fabric.errors import Fact
+from fabric.gate.events import AdoptRules, AnyEvent, Configure, Metered, Sample
+from fabric.gate.instructions import Accepted, Decision, Outcome
 from fabric.gate.state import LeaseRecord
 from fabric.ledger.transfers import Transfer
 from fabric.units import LeaseId
 
 _CUSTOMER: Final = "cust/"
 _whose: Final = attrgetter("account_id")
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="refused"):
+    """A refusal, as it was decided. Its sentence is made at the door, and older leaves' sentences are not read."""
+
+    code: str
+    facts: dict[str, Fact] = {}
+
+
+Decided = Accepted | Refused
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -34,7 +47,7 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     at_us: int
     event: AnyEvent | None
     """None = this entry continues another one's decision."""
-    outcome: Outcome | None
+    outcome: Decided | None
     transfers: tuple[Transfer, ...]
     records: tuple[Cdr, ...]
     continues: int | None = None
@@ -46,19 +59,26 @@ _decoder: Final = msgspec.json.Decoder(Recorded)
 
 
 EVERYBODY: Final = "*"
-"""Whose the entries are that tell prices: every account's export holds them. No account is called so."""
+"""Whose the entries are that tell prices, or rules: every account's export holds them. No account is called so."""
 
 
 def entries_of(seq: int, *, at_us: int, event: AnyEvent, decision: Decision) -> list[Entry]:
     """The entries of one decision, from `seq` on: the event's own, and one for each run of another account's."""
     transfers, records = decision.transfers, decision.records
-    own: str | None = EVERYBODY if isinstance(event, Configure) else getattr(event, "account_id", None)
+    own: str | None = EVERYBODY if isinstance(event, Configure | AdoptRules) else getattr(event, "account_id", None)
     others = {one.account_id for one in transfers} | {one.account_id for one in records}
     if own is None and len(others) == 1:
         (own,) = others
     if not others or others == {own}:
         leaf = _encode(
-            Recorded(seq=seq, at_us=at_us, event=event, outcome=decision.outcome, transfers=transfers, records=records)
+            Recorded(
+                seq=seq,
+                at_us=at_us,
+                event=event,
+                outcome=decided(decision.outcome),
+                transfers=transfers,
+                records=records,
+            )
         )
         return [Entry(seq=seq, leaf=leaf, accounts=_accounts(own, transfers))]
     return _split(seq, at_us=at_us, event=event, decision=decision, own=own)
@@ -84,12 +104,27 @@ def decode_entry(leaf: bytes) -> Recorded:
     return _decoder.decode(leaf)
 
 
+def decided(outcome: Outcome) -> Decided:
+    """An answer without what is only said to people."""
+    return outcome if isinstance(outcome, Accepted) else Refused(code=outcome.code, facts=outcome.facts)
+
+
 def _split(seq: int, *, at_us: int, event: AnyEvent, decision: Decision, own: str | None) -> list[Entry]:
     parts = [(account, tuple(run), ()) for account, run in groupby(decision.transfers, _whose)]
     first = parts.pop(0)[1] if parts and parts[0][0] == own else ()
     mine = tuple(record for record in decision.records if record.account_id == own)
     recorded = [
-        (own, Recorded(seq=seq, at_us=at_us, event=event, outcome=decision.outcome, transfers=first, records=mine))
+        (
+            own,
+            Recorded(
+                seq=seq,
+                at_us=at_us,
+                event=event,
+                outcome=decided(decision.outcome),
+                transfers=first,
+                records=mine,
+            ),
+        )
     ]
     rest: list[tuple[str, tuple[Transfer, ...], tuple[Cdr, ...]]] = [*parts]
     foreign = [record for record in decision.records if record.account_id != own]

@@ -44,6 +44,9 @@ class Journal(Protocol):
     `JournalCorrupt` when what is stored doesn't hash to what was committed.
     """
 
+    async def exists(self) -> bool:
+        """Whether there is something to be read, so that it can be looked at without taking it over."""
+
     async def open(self) -> int:
         """Take the journal over: the new epoch, greater than any before. The former writer is fenced out from now on."""
 

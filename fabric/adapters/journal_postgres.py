@@ -111,6 +111,11 @@ class PostgresJournal:
         self._writer = _Line(dsn)
         self._reader = _Line(dsn)
 
+    async def exists(self) -> bool:
+        query = self._sql("SELECT to_regclass('{schema}.account_entries') IS NOT NULL")
+        rows = await self._reader.call(_fetch(query), again=True)
+        return bool(rows[0][0])
+
     async def open(self) -> int:
         """Take the journal over, and check that what it holds hashes to what was sealed."""
         await self._reader.hang_up()

@@ -76,6 +76,9 @@ class SqliteJournal:
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="journal-write")
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="journal-read")
 
+    async def exists(self) -> bool:
+        return await self._in(self._reading, self._exists)
+
     async def open(self) -> int:
         """Take the journal over, and check that what it holds hashes to what was sealed."""
         await self._in(self._reading, self._close_reader)
@@ -188,6 +191,12 @@ class SqliteJournal:
             self._writer = None
 
     # -- in the reading thread -----------------------------------------------------------------------------------------
+
+    def _exists(self) -> bool:
+        query = "SELECT count(*) FROM sqlite_master WHERE name IN ('head', 'entries', 'account_entries')"
+        return self.path.exists() and self._read_from().execute(query).get == len(
+            ("head", "entries", "account_entries")
+        )
 
     def _check(self) -> None:
         try:

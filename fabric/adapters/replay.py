@@ -10,11 +10,13 @@ from typing import Final, Protocol
 
 from msgspec.structs import replace
 
+from fabric import versions
 from fabric.adapters.entries import Recorded, decode_entry, entries_of
 from fabric.adapters.journal import Entry
+from fabric.adapters.versions import newer
 from fabric.errors import JournalCorrupt
-from fabric.gate.events import AnyEvent
-from fabric.gate.instructions import Accepted, Decision
+from fabric.gate.events import AdoptRules, AnyEvent
+from fabric.gate.instructions import Decision
 
 REPLAY_DIFFERS: Final = "replay_differs"
 _SHOWN: Final = 2_000
@@ -22,6 +24,10 @@ _SHOWN: Final = 2_000
 
 class Core(Protocol):
     """What decides. Deterministic: the same events at the same times give the same decisions, on any machine."""
+
+    @property
+    def rules(self) -> int:
+        """The rules version by which it decides (`fabric.versions`)."""
 
     def handle(self, event: AnyEvent, now_us: int) -> Decision:
         """Apply one event. Raises only by mistake."""
@@ -42,6 +48,7 @@ class Replay:
         """Decide an entry's event again; None for an entry that continues the one before.
 
         Raises:
+            Conflict: newer rules decide from here on: code `journal_newer`.
             JournalCorrupt: it can't be read; or, with code `replay_differs`, this version decides otherwise than the one
                 that wrote it.
         """
@@ -49,6 +56,8 @@ class Replay:
         decision: Decision | None = None
         if recorded.event is not None:
             self.finish(before=entry)
+            if isinstance(recorded.event, AdoptRules) and recorded.event.rules > versions.RULES:
+                raise newer(recorded.event.rules, recorded.event.release)
             decision = self._core.handle(recorded.event, recorded.at_us)
             self._expected.extend(entries_of(entry.seq, at_us=recorded.at_us, event=recorded.event, decision=decision))
         again = self._expected.popleft() if self._expected else None
@@ -82,7 +91,7 @@ def read_entry(entry: Entry) -> Recorded:
 def _is_said_by(written: Recorded, decided: Recorded) -> bool:
     """Whether it is the same decision. A newer version may state more facts of it: all that was stated must be the same."""
     before, now = written.outcome, decided.outcome
-    if isinstance(before, Accepted) and isinstance(now, Accepted):
+    if before is not None and now is not None:
         known = {name: fact for name, fact in now.facts.items() if name in before.facts}
         decided = replace(decided, outcome=replace(now, facts=known))
     return decided == written

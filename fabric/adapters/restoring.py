@@ -1,18 +1,21 @@
 """Restoring: a core brought to where its journal ends, from the newest snapshot that leads there.
 
 Newest whole snapshot first, then every entry after it is decided again, and has to come out as it is written. Snapshots are
-a cache: one that doesn't lead to the journal's end is passed over for an older one, and stays where it is. Where none does,
-the refusal says from where else a start can be tried.
+a cache: one that this version can't read, or that doesn't lead to the journal's end, is passed over for an older one, and
+stays where it is. Where none does, the refusal says from where else a start can be tried.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import structlog
 
+from fabric import versions
 from fabric.adapters.journal import Journal, Snapshot, TreeHead
 from fabric.adapters.replay import REPLAY_DIFFERS, Core, Replay, read_entry
+from fabric.adapters.versions import Unreadable, check_rules, unlabelled
 from fabric.audit.merkle import Tree, leaf_hash
 from fabric.errors import JournalCorrupt
 
@@ -21,8 +24,8 @@ C = TypeVar("C", bound=Core)
 log = structlog.get_logger()
 
 
-class _Unreadable(Exception):
-    """A snapshot of another version."""
+TASTE: Final = 1_000
+"""After so many entries it is told how long the rest takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +51,36 @@ async def restored(journal: Journal, restore: Callable[[bytes | None], C], *, re
             newest, or an older one where what follows it comes out differently.
 
     Raises:
+        Conflict: newer rules have taken the journal over: code `journal_newer`.
         JournalCorrupt: what is stored is not what was committed, or deciding an entry again gives something else; then the
             message says how to start from elsewhere.
         Unavailable: the store can't be reached.
     """
+    await check_rules(journal)
     await journal.open()
     head = await journal.head()
-    snapshot = await journal.load_snapshot(at_most=replay_from)
     tried: list[int] = []
+    passed_over: list[str] = []
+    at_most = replay_from
     while True:
+        snapshot = await journal.load_snapshot(at_most=at_most)
+        start = snapshot.size if snapshot else 0
         try:
-            found = await _replayed(journal, restore, head, snapshot)
-        except (JournalCorrupt, _Unreadable) as error:
-            if isinstance(error, JournalCorrupt) and error.code != REPLAY_DIFFERS:
+            core = _from_snapshot(snapshot, restore)
+        except Unreadable as error:
+            passed_over.append(f"the snapshot at entry {start} {error}")
+            at_most = start - 1
+            continue
+        try:
+            found = await _replayed(journal, core, head, snapshot, passed_over)
+        except JournalCorrupt as error:
+            if error.code != REPLAY_DIFFERS:
                 raise
-            tried.append(snapshot.size if snapshot else 0)
-            log.error("replay_failed", snapshot=tried[-1], why=str(error))  # noqa: TRY400 - expected: no traceback
-            older = await journal.load_snapshot(at_most=tried[-1] - 1) if tried[-1] else None
-            unreadable = isinstance(error, _Unreadable) and snapshot is not None
-            if replay_from is not None or (older is None and not unreadable):
-                raise await _stuck(journal, error, head, tried) from error
-            snapshot = older
+            tried.append(start)
+            log.error("replay_failed", snapshot=start, why=str(error))  # noqa: TRY400 - expected: no traceback
+            at_most = start - 1
+            if replay_from is not None or await journal.load_snapshot(at_most=at_most) is None:
+                raise await _stuck(journal, error, head, tried, version=core.rules) from error
         else:
             break
     if tried or replay_from is not None:
@@ -76,25 +88,40 @@ async def restored(journal: Journal, restore: Callable[[bytes | None], C], *, re
     return found
 
 
+def _from_snapshot(snapshot: Snapshot | None, restore: Callable[[bytes | None], C]) -> C:
+    """The core that a snapshot holds; None = one at the journal's beginning.
+
+    Raises:
+        Unreadable: this version can't read it.
+    """
+    if snapshot is None:
+        return restore(None)
+    state = unlabelled(snapshot.state)
+    try:
+        return restore(state)
+    except Exception as error:
+        raise Unreadable(f"can't be read by this version: {error}") from error
+
+
 async def _replayed(
-    journal: Journal, restore: Callable[[bytes | None], C], head: TreeHead, snapshot: Snapshot | None
+    journal: Journal, core: C, head: TreeHead, snapshot: Snapshot | None, passed_over: list[str]
 ) -> Restored[C]:
-    """Decide again what follows a snapshot.
+    """Decide again what follows a snapshot; where others were passed over, say once what that costs.
 
     Raises:
         JournalCorrupt: it comes out otherwise than it is written.
     """
-    try:
-        core = restore(snapshot.state if snapshot else None)
-    except Exception as error:
-        raise _Unreadable(f"the snapshot can't be read by this version: {error}") from error
     tree = Tree(size=snapshot.size, edge=snapshot.edge) if snapshot else Tree()
     start, replay, last = tree.size, Replay(core), None
+    began, taste = time.monotonic(), min(TASTE, head.size - start)
     async for entry in journal.read(max(0, start - 1), head.size):
         last = entry
         if entry.seq >= start:
             replay.feed(entry)
             tree.append(leaf_hash(entry.leaf))
+        if passed_over and tree.size - start == taste:
+            _tell_cost(passed_over, entries=head.size - start, each_s=(time.monotonic() - began) / max(taste, 1))
+            passed_over.clear()
     replay.finish()
     at_us = read_entry(last).at_us if last else 0
     if TreeHead(size=tree.size, root=tree.root()) != head:
@@ -102,10 +129,27 @@ async def _replayed(
     return Restored(core, tree, head, at_us, start)
 
 
+def _tell_cost(passed_over: list[str], *, entries: int, each_s: float) -> None:
+    about_s = round(entries * each_s) or 1
+    log.warning(
+        "snapshots_passed_over",
+        why=f"{'; '.join(passed_over)}: {entries:,} entries are decided again, which takes about {about_s} s. Nothing is lost",
+        entries=entries,
+        about_s=about_s,
+    )
+
+
 async def _stuck(
-    journal: Journal, error: JournalCorrupt | _Unreadable, head: TreeHead, tried: list[int]
+    journal: Journal, error: JournalCorrupt, head: TreeHead, tried: list[int], *, version: int
 ) -> JournalCorrupt:
     """No start from there: say from where else one can be tried."""
+    if version == versions.BEFORE:
+        return JournalCorrupt(
+            f"{error}: the journal was begun before {versions.SINCE[1]}, the first release whose journals later ones go on with."
+            " Go on with the version that wrote it, or name a new journal in the cluster file; nothing was changed or deleted",
+            code=REPLAY_DIFFERS,
+            **error.facts,
+        )
     kept: list[int] = []
     while (found := await journal.load_snapshot(at_most=kept[-1] - 1 if kept else None)) is not None:
         kept.append(found.size)
@@ -119,9 +163,8 @@ async def _stuck(
     remedy = (
         f"{first}, start that one, end it with `fabric down`, and start this one then; or report this with the journal"
     )
-    facts = error.facts if isinstance(error, JournalCorrupt) else {}
     return JournalCorrupt(
         f"{error}. Replayed from {where}; {head.size} entries are there, and nothing was changed or deleted: {remedy}",
         code=REPLAY_DIFFERS,
-        **facts,
+        **error.facts,
     )

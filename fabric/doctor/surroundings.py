@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from fabric.accelerators import DEVICE_RESOURCES
+from fabric.adapters.journal import Journal
 from fabric.adapters.nodes import (
     BY_CPU,
     DEDICATED_LABEL,
@@ -22,7 +23,9 @@ from fabric.adapters.nodes import (
     TYPE_LABEL,
     notice_us_of,
 )
+from fabric.adapters.versions import check_rules
 from fabric.doctor.findings import Finding, fail, ok, warn
+from fabric.errors import Conflict, FabricError
 from fabric.gate.events import Pool
 from fabric.settings import S3Archive
 
@@ -44,6 +47,27 @@ def check_postgres(dsn: str) -> Finding:
             "postgresql", f"{where}: {_without(str(error) or type(error).__name__, parts.password)}", remedy=remedy
         )
     return judge_postgres(where, facts)
+
+
+def check_journal(journal: Journal) -> Finding | None:
+    """Whether this version knows the rules that have taken the journal over; None where it can't be read now."""
+
+    async def look() -> int:
+        try:
+            return await check_rules(journal)
+        finally:
+            await journal.close()
+
+    try:
+        taken_by = asyncio.run(look())
+    except Conflict as error:
+        return fail("journal", error.message, remedy=f"install token-fabric {error.facts['release']} or later here")
+    except FabricError:
+        return None
+    return ok(
+        "journal",
+        f"taken over by rules {taken_by}" if taken_by else "says of no rules: it is new, or from before 0.2.0",
+    )
 
 
 def judge_postgres(where: str, facts: Mapping[str, Any]) -> Finding:

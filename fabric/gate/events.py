@@ -147,6 +147,14 @@ class RevokeKey(Event, frozen=True, kw_only=True, tag="revoke_key"):
     request_id: str = ""
 
 
+class AdoptRules(Event, frozen=True, kw_only=True, tag="adopt_rules"):
+    """Newer code has taken the journal over: what follows is decided by these rules (`fabric.versions`)."""
+
+    rules: int
+    release: str
+    """The first release that knows them: what the journal needs from here on."""
+
+
 # -- money -------------------------------------------------------------------------------------------------------------
 
 
@@ -439,6 +447,7 @@ class Tick(Event, frozen=True, kw_only=True, tag="tick"):
 
 AnyEvent = (
     Configure
+    | AdoptRules
     | OpenAccount
     | Grant
     | VoidLot

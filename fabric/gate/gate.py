@@ -14,6 +14,7 @@ from typing import Self, assert_never
 
 import msgspec
 
+from fabric import versions
 from fabric.gate import (
     calls,
     configuration,
@@ -28,6 +29,7 @@ from fabric.gate import (
     nodes,
     payments,
     refusals,
+    rules,
     subscriptions,
     treasury,
     usage,
@@ -35,6 +37,7 @@ from fabric.gate import (
 from fabric.gate.answers import answer
 from fabric.gate.core import Core, Served
 from fabric.gate.events import (
+    AdoptRules,
     AnyEvent,
     BuyBundle,
     Cancel,
@@ -96,7 +99,8 @@ class Gate:
     """The state of tokens and accelerators, and the rules that change it."""
 
     def __init__(self, state: GateState | None = None) -> None:
-        self._core = Core(state or GateState(book=Book(), placement=PlacementState()))
+        """Make a gate of this state; None = a new one, which decides by the newest rules."""
+        self._core = Core(state or _new_state(versions.RULES))
         idempotency.index(self._core)
         holds.note_waiting(self._core)
 
@@ -104,6 +108,11 @@ class Gate:
     def state(self) -> GateState:
         """For looking at. Whoever changes it breaks the journal's promise."""
         return self._core.state
+
+    @property
+    def rules(self) -> int:
+        """The rules version by which it decides."""
+        return self._core.state.rules
 
     def handle(self, event: AnyEvent, now_us: int) -> Decision:
         """Apply one event and say what follows from it. Never raises for anything a client can send.
@@ -216,8 +225,8 @@ class Gate:
 
     @classmethod
     def restore(cls, state: bytes | None) -> Self:
-        """A gate from a snapshot, or a new one."""
-        return cls(msgspec.msgpack.decode(state, type=GateState) if state else None)
+        """A gate from a snapshot; None = one at the beginning of its journal, which says itself by which rules it goes on."""
+        return cls(msgspec.msgpack.decode(state, type=GateState) if state else _new_state(versions.BEFORE))
 
     def _decide(self, event: AnyEvent) -> Decision:
         core = self._core
@@ -302,6 +311,8 @@ class Gate:
                 return treasury.create_key(core, event)
             case RevokeKey():
                 return treasury.revoke_key(core, event)
+            case AdoptRules():
+                return rules.adopt(core, event)
             case Configure():
                 return configuration.configure(core, event)
             case ClosePeriod():
@@ -317,6 +328,10 @@ class Gate:
             case _:
                 assert_never(event)
         return _ACCEPTED
+
+
+def _new_state(version: int) -> GateState:
+    return GateState(book=Book(), placement=PlacementState(), rules=version)
 
 
 def _reused(request_id: str) -> Outcome:

@@ -1,4 +1,4 @@
-"""Everything the gate remembers, as plain data: what a snapshot holds.
+"""Everything the gate remembers, as plain data: what a snapshot holds. What changes here changes `fabric.versions.FORMAT`.
 
 Nothing here refers to another object but by id, so that encoding and decoding it gives the same state. What can be
 derived (who waits in which queue, which nodes have room) is rebuilt from it. So a record is a tree: those of which there
@@ -240,6 +240,8 @@ class GateState:
 
     book: Book
     placement: PlacementState
+    rules: int = 0
+    """By which rules version it is decided."""
     tariffs: Tariffs | None = None
     catalogue: Catalogue | None = None
     operator: str = "op"

@@ -81,13 +81,13 @@ def test_no_figure_of_what_somebody_owns_or_pays_is_changed_unnamed(leaves, whos
 def test_an_export_of_nonsense_is_refused_in_a_sentence(leaves, value):
     """Whatever stands in the place of a price, a weight or a curve: nothing is raised, and nothing is believed."""
     log = entries(leaves)
-    points = log[0]["event"]["tariffs"]["curve"]["points"]
+    points = log[1]["event"]["tariffs"]["curve"]["points"]
     for where in (
-        (0, "event", "tariffs", "curve", "points"),
-        (0, "event", "tariffs", "curve", "points", 1),
-        (0, "event", "tariffs", "curve", "points", len(points) - 1, 0),
-        (0, "event", "tariffs", "weights"),
-        (0, "event", "catalogue", "plans"),
+        (1, "event", "tariffs", "curve", "points"),
+        (1, "event", "tariffs", "curve", "points", 1),
+        (1, "event", "tariffs", "curve", "points", len(points) - 1, 0),
+        (1, "event", "tariffs", "weights"),
+        (1, "event", "catalogue", "plans"),
     ):
         other = changed(log, where, value)
         if other is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fabric import versions
 from fabric.wire import fabric_pb2 as pb
 
 ROOT = Path(__file__).parents[2]
@@ -131,7 +132,10 @@ def test_a_client_alone_brings_few_packages_and_takes_little_room(alone):
 
 def test_a_client_alone_says_its_version_and_helps(alone):
     code, out, err = run(alone, "fabric", "--version")
-    assert (code, out.strip(), err) == (0, f"token-fabric {PROJECT['project']['version']}", "")
+    told = (
+        f"token-fabric {PROJECT['project']['version']} (rules {versions.RULES}, snapshots of format {versions.FORMAT})"
+    )
+    assert (code, out.strip(), err) == (0, told, "")
     code, out, err = run(alone, "fabric", "--help")
     assert (code, err) == (0, "")
     assert "submit" in out

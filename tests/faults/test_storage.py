@@ -8,7 +8,7 @@ from collections.abc import Callable
 import apsw
 import pytest
 
-from fabric import outage
+from fabric import outage, versions
 from fabric.adapters.journal import Entry, TreeHead
 from fabric.adapters.journal_sqlite import SqliteJournal
 from fabric.audit.merkle import Tree, leaf_hash
@@ -23,6 +23,8 @@ BATCHES = 4
 
 class Count:
     """A stand-in for the gate: counts, and keeps the count large enough to fill a disk."""
+
+    rules = versions.RULES
 
     def __init__(self, state: bytes | None = None) -> None:
         self.count = int(state or 0)
