@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Where tests run beside each other, those that share an engine, or a file's fixtures, stay together."""
+    """Where tests run beside each other, those that share an engine, a cluster, or a file's fixtures, stay together."""
     from xdist.scheduler import LoadScopeScheduling  # there only where it is used
 
     class Together(LoadScopeScheduling):
@@ -61,7 +61,9 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def _shared_by(test: Path) -> str:
-    """One engine at a time is enough for a machine; others share what their file does."""
+    """One engine at a time is enough for a machine; a folder shares a cluster, and others share what their file does."""
+    if test.parts[1].startswith("live") or test.parent.name == "ray_cluster":
+        return str(test.parent)
     on_the_engine = test.name.startswith(("test_live", "test_schema")) and test.parts[1] == "serving"
     return "engine" if on_the_engine or test.name == "test_clients_of_the_endpoint.py" else str(test)
 
