@@ -1,13 +1,13 @@
 """What the Ray of a lease is started with, and how a job's environment says so. Loads no Ray: see `lease_ray`."""
 
-import hashlib
 import os
 from collections.abc import Container, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
+
+from fabric.adapters.short_links import RAY, short_link
 
 VARIABLE: Final = "FABRIC_RAY"
 """In a job's environment: what its lease has, as JSON."""
@@ -20,8 +20,6 @@ one machine; whoever connects to such a cluster needs it too, as Ray takes 127.0
 """
 _START_FOLDER: Final = Path(__file__).with_name("python_start")
 """Goes into PYTHONPATH: what is there has every Python of the job look for Ray."""
-_SHORT: Final = Path(os.sep, "tmp")
-_FOLDER: Final = "ray"
 _STORE_BYTES_MIN: Final = 80 * 2**20
 _STORE_BYTES_MAX: Final = 2 * 2**30
 _STORE_SHARE: Final = 20
@@ -70,7 +68,7 @@ def lease_ray(
         devices={kind: float(devices), accelerator: float(devices)} if devices else {},
         also={f"accelerator_type:{accelerator}": 1.0} if devices else {},
         cpus=max(_CPUS_MIN, round(cores * share)),
-        folder=str(_linked(folder)),
+        folder=str(short_link(folder, RAY)),
         store_bytes=min(max(round(memory_bytes * share) // _STORE_SHARE, _STORE_BYTES_MIN), _STORE_BYTES_MAX),
     )
 
@@ -109,28 +107,3 @@ def variables_for(own: LeaseRay, environment: Mapping[str, str], *, given: Conta
         VARIABLE: msgspec.json.encode(own).decode(),
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(path)),
     }
-
-
-def unlink_folder(folder: Path) -> None:
-    """With a rank's folder goes the short way to it."""
-    link = _link_of(folder)
-    with suppress(OSError):
-        if link.is_symlink() and link.lstat().st_uid == os.geteuid():
-            link.unlink()
-
-
-def _linked(folder: Path) -> Path:
-    """The folder for Ray's sessions below a rank's, by a path that is short enough for sockets; the long one if there can't be
-    one.
-    """
-    link, target = _link_of(folder), folder / _FOLDER
-    unlink_folder(folder)
-    try:
-        link.symlink_to(target, target_is_directory=True)
-    except OSError:
-        return target
-    return link
-
-
-def _link_of(folder: Path) -> Path:
-    return _SHORT / f"fabric-ray-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]}"

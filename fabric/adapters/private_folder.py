@@ -8,27 +8,23 @@ lives has a name for.
 import os
 import shutil
 import stat
-import tempfile
 import time
-from collections.abc import Container, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Container
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from fabric.adapters.lease_ray_settings import unlink_folder
+from fabric.adapters.short_links import TEMPORARY, unlink_all
 from fabric.errors import Unavailable
 
 WORK: Final = "work"
 HOME: Final = "home"
-TEMPORARY: Final = "tmp"
 CACHE: Final = "cache"
 """What jobs have read, by account: outlives attempts."""
 ENVIRONMENTS: Final = "environments"
 """Where jobs' packages are installed, by account: outlives attempts."""
 IDLE: Final = "idle"
 """Where processes of Ray's stand that no attempt has taken yet, and what is left there by them is nobody's."""
-_SHORT_CHARS: Final = 64
-_SYSTEMS_OWN: Final = Path("/tmp")  # noqa: S108  # the folder made in it is nobody else's
 YOUNG_S: Final = 300.0
 """What was touched since then may be of a lease that whoever sweeps hasn't heard of."""
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
@@ -80,25 +76,6 @@ def rooms_of(folder: Path) -> tuple[Path, Path, Path]:
     return rooms
 
 
-@contextmanager
-def short_name(folder: Path) -> Iterator[Path]:
-    """A path to a folder that leaves room for the sockets that programs make below it, of whose paths the kernel takes few
-    characters: a link to it, where its own is longer.
-    """
-    if len(os.fsencode(folder)) <= _SHORT_CHARS:
-        yield folder
-        return
-    place = Path(tempfile.mkdtemp(prefix="fabric-", dir=_SYSTEMS_OWN if _SYSTEMS_OWN.is_dir() else None))
-    link = place / "t"
-    link.symlink_to(folder)
-    try:
-        yield link
-    finally:
-        with suppress(OSError):
-            link.unlink()
-            place.rmdir()
-
-
 def clear(path: Path) -> None:
     """Remove a file, a link, or a folder with all that is in it, however deep and whatever its modes; what can't be removed
     stays.
@@ -133,7 +110,7 @@ def _flatten(path: Path) -> None:
 
 def close(folder: Path) -> None:
     """Remove a rank's folder, and the attempt's with the last of them."""
-    unlink_folder(folder)
+    unlink_all(folder)
     clear(folder)
     with suppress(OSError):
         folder.parent.rmdir()
@@ -149,7 +126,7 @@ def sweep(work_dir: Path, *, living: Container[str], younger_than_s: float = YOU
                 kept = folder == work_dir and (entry.name in {CACHE, ENVIRONMENTS, IDLE} or entry.name in living)
                 if not kept and entry.stat(follow_symlinks=False).st_mtime < before:
                     for rank in Path(entry.path).iterdir() if entry.is_dir(follow_symlinks=False) else ():
-                        unlink_folder(rank)
+                        unlink_all(rank)
                     clear(Path(entry.path))
                     swept.append(entry.name)
     return swept

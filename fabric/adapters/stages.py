@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -31,10 +31,11 @@ from fabric.adapters.job_signals import unblocked
 from fabric.adapters.kept_folder import FOLDER_VARIABLE, KeptFolder, kept_folder
 from fabric.adapters.lease_ray_settings import variables_for
 from fabric.adapters.payload import Payload, read_payload
-from fabric.adapters.private_folder import WORK, make_private, rooms_of, short_name
+from fabric.adapters.private_folder import WORK, make_private, rooms_of
 from fabric.adapters.processes import LEASE_VARIABLE
 from fabric.adapters.program import Exit, Program, shell_code
 from fabric.adapters.results import keep_result
+from fabric.adapters.short_links import TEMPORARY, short_path
 from fabric.adapters.stage import JobEnd, Stage
 from fabric.adapters.stop_notice import SIGNAL_VARIABLE, signal_number
 from fabric.adapters.working_folder import forget_modules, unpacked
@@ -297,14 +298,13 @@ def _as_job(stage: Stage, variables: Mapping[str, str], *, given: Container[str]
     """The job's environment, context, directory and arguments; afterwards the process is as it was."""
     lease, here = stage.lease, stage.context
     environment, folder, arguments, path = dict(os.environ), _where(), sys.argv, list(sys.path)
-    temporary, rooms = tempfile.tempdir, ExitStack()
+    temporary = tempfile.tempdir
     try:
         for name in withheld(environment, apart=False):
             if name not in given:
                 del os.environ[name]
-        work, home, tmp = rooms_of(stage.folder)
-        short = rooms.enter_context(short_name(tmp))
-        os.environ.update({"HOME": str(home), "TMPDIR": str(short)})
+        work, home, _ = rooms_of(stage.folder)
+        os.environ.update({"HOME": str(home), "TMPDIR": str(short_path(stage.folder, TEMPORARY))})
         tempfile.tempdir = None  # it remembers what TMPDIR was
         os.chdir(work)
         os.environ.update(variables)
@@ -341,7 +341,6 @@ def _as_job(stage: Stage, variables: Mapping[str, str], *, given: Container[str]
         os.chdir(folder)
         sys.argv, sys.path[:] = arguments, path
         tempfile.tempdir = temporary
-        rooms.close()
 
 
 def _be_in_own_ray(variables: Mapping[str, str]) -> None:

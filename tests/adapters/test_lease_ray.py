@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from ray._private import worker
 
 from fabric.adapters.lease_ray import _Own, fits
-from fabric.adapters.lease_ray_settings import LOOPBACK, lease_ray, told_ray, unlink_folder, variables_for
+from fabric.adapters.lease_ray_settings import LOOPBACK, lease_ray, told_ray, variables_for
 from fabric.adapters.private_folder import close, make_private
+from fabric.adapters.short_links import unlink_all
 
 GIB = 2**30
 
@@ -90,7 +91,7 @@ def test_a_link_of_somebody_elses_is_left_alone(tmp_path):
     folder.unlink()
     folder.mkdir()
     try:
-        unlink_folder(rank)
+        unlink_all(rank)
         assert folder.is_dir()
     finally:
         folder.rmdir()
@@ -102,7 +103,7 @@ def test_cpus_and_store_follow_the_share_of_the_node(tmp_path):
     assert (small.cpus, small.devices) == (4, {"GPU": 1, "H100": 1})
     assert small.store_bytes < half.store_bytes <= 2 * GIB
     for rank in ("0", "1"):
-        unlink_folder(tmp_path / rank)
+        unlink_all(tmp_path / rank)
 
 
 SITE = "import sys; sys.own = 'ran'\n"
@@ -113,7 +114,7 @@ def test_every_python_of_a_job_starts_as_it_would_and_runs_its_own_sitecustomize
     (tmp_path / "sitecustomize.py").write_text(SITE)
     variables = variables_for(own_ray(tmp_path / "0"), {**os.environ, "PYTHONPATH": str(tmp_path)})
     done = subprocess.run([sys.executable, "-c", LOOKS], env=variables, capture_output=True, text=True, check=False)
-    unlink_folder(tmp_path / "0")
+    unlink_all(tmp_path / "0")
     assert done.stdout == "ran [] False\n", done.stderr
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from fabric.adapters import private_folder
 from fabric.adapters.private_folder import attempt_folder, clear, close, make_private, rooms_of, sweep
+from fabric.adapters.short_links import RAY, TEMPORARY, short_link, short_path
 from fabric.errors import Unavailable
 
 
@@ -78,3 +79,30 @@ def test_no_folder_is_too_deep_or_too_closed_to_be_removed(tmp_path, depth):
         os.chdir(here)
     clear(left)
     assert not left.exists()
+
+
+@pytest.mark.parametrize("by", ["its end", "a later sweep"])
+def test_the_short_ways_to_a_rank_go_with_it_whoever_was_killed_before(tmp_path, by):
+    rank = make_private(attempt_folder(tmp_path, f"job/{'a' * 64}.1") / "0")
+    rooms_of(rank)
+    links = [short_path(rank, TEMPORARY), short_link(rank, RAY)]
+    assert all(link.is_symlink() and len(str(link)) < 64 for link in links)
+    if by == "its end":
+        close(rank)
+    else:
+        os.utime(rank.parent, (0, 0))
+        assert sweep(tmp_path, living=()) == [rank.parent.name]
+    assert not any(link.is_symlink() for link in links)
+
+
+def test_a_short_way_that_somebody_else_has_taken_is_not_gone(tmp_path):
+    rank = make_private(attempt_folder(tmp_path, f"job/{'b' * 64}.1") / "0")
+    taken = short_link(rank, TEMPORARY)
+    taken.unlink()
+    taken.mkdir()
+    try:
+        assert short_path(rank, TEMPORARY) == rank / TEMPORARY
+        close(rank)
+        assert taken.is_dir()
+    finally:
+        taken.rmdir()
