@@ -26,6 +26,7 @@ from fabric.adapters.ray_drains import Drains
 from fabric.adapters.reconciler import Ours, Reconciler
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.survivors import lease_of, survivors
+from fabric.adapters.unleased import UnleasedUse
 from fabric.adapters.watchdog import known_of
 from fabric.clock import Clock, SteadyClock
 from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseTooLarge, Metered, NodeHolds
@@ -64,15 +65,18 @@ class RayCluster:
             gone=set(),
         )
         here = ray.get_runtime_context() if ray.is_initialized() else None
+        self_id = {here.get_actor_id()} - {None} if here is not None else set[str]()
         self._ours = Ours(
             groups=self._groups.ours,
             used=self._groups.used,
-            actors=lambda: {*self._groups.actors(), *self._agents.actors(), (here and here.get_actor_id()) or ""},
+            actors=lambda: {*self._groups.actors(), *self._agents.actors(), *self_id},
             job_id=here.get_job_id() if here is not None else "",
             cluster=settings.own_cluster,
         )
         self._reconciler = Reconciler(self._ours)
-        self._looking = asyncio.Lock()
+        self._unleased = UnleasedUse(
+            self._reconciler, agents=self._agents, nodes=self._nodes, begin=self._begin, count=self._count
+        )
         self._looks: asyncio.Task[None] | None = None
         """Looks for unleased use: from the first comparison with the leases on, which says what is ours."""
         self._attempts: dict[LeaseId, Attempt] = {}
@@ -145,7 +149,7 @@ class RayCluster:
         self._agents.forget_all_but({*known, *self._attempts})
         self._lost.intersection_update(known)
         if self._looks is None and self._settings.reconcile_s > 0:
-            self._looks = self._begin(_every(self._settings.reconcile_s, self._remove_unleased))
+            self._looks = self._begin(_every(self._settings.reconcile_s, self._unleased.end))
             self._begin(_every(self._settings.watch_s, self._end_strays))
             self._begin(_every(self._settings.reconcile_s, self._be_heard))
         work_dir = self._settings.work_dir
@@ -154,7 +158,7 @@ class RayCluster:
         return ReconcileReport(
             reattached=tuple(i for i in self._attempts if i in known and i not in before),
             gone=tuple(gone),
-            unleased=(*await self._remove_unleased(), *await self._end_strays()),
+            unleased=(*await self._unleased.end_all(), *await self._end_strays()),
         )
 
     async def _end_of_gone(self, view: LeaseView) -> LeaseFinished:
@@ -204,6 +208,7 @@ class RayCluster:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._unleased.close()
         await self._agents.be_heard(None)
         await self._agents.close()
         await self._groups.close()
@@ -351,23 +356,6 @@ class RayCluster:
         for address, pids in (await self._agents.end_strays()).items():
             _log.warning("strays_ended", address=address, processes=len(pids))
             found += [Unleased(kind="process", id=str(pid), name=address) for pid in pids]
-        self._count(found)
-        return found
-
-    async def _remove_unleased(self) -> list[Unleased]:
-        loop = asyncio.get_running_loop()
-
-        def kill(address: str, pid: int) -> None:
-            asyncio.run_coroutine_threadsafe(self._agents.kill(address, pid), loop)
-
-        def had(address: str, asked: Mapping[int, float]) -> list[int] | None:
-            return asyncio.run_coroutine_threadsafe(self._agents.had(address, asked), loop).result()
-
-        async with self._looking:
-            look = await asyncio.to_thread(self._reconciler.look, list(self._nodes.values()), kill=kill)
-            found = await asyncio.to_thread(self._reconciler.end, look, kill=kill)
-            claimed = await self._agents.claimed() if look.suspects else {}
-            found += await asyncio.to_thread(self._reconciler.end_suspects, look, claimed=claimed, had=had)
         self._count(found)
         return found
 

@@ -25,7 +25,7 @@ from fabric.accelerators import DEVICE_RESOURCES
 from fabric.adapters.cluster_settings import Unleased
 from fabric.adapters.drivers import Drivers, Had, nobody_says
 from fabric.adapters.nodes import Node
-from fabric.adapters.ray_tables import ActorRow, GroupRow, JobRow, RayTables, WorkerRow
+from fabric.adapters.ray_tables import ActorRow, GroupRow, RayTables, Tables, WorkerRow
 from fabric.adapters.retaking import Retaking
 
 HEALTH_KEY: Final = "reconciler"
@@ -44,22 +44,6 @@ _WHY: Final = (
     " schedule it with the options of a fabric.lease()"
 )
 _log = structlog.get_logger(__name__)
-
-
-class Tables(Protocol):
-    """What is asked of Ray: see `RayTables`."""
-
-    def groups(self) -> list[GroupRow]: ...
-    def actors(self) -> list[ActorRow]: ...
-    def free(self) -> dict[str, Mapping[str, float]]: ...
-    def workers(self, address: str, port: int) -> list[WorkerRow]: ...
-    def workers_apart(self, node_id: str) -> tuple[list[WorkerRow], list[int]]: ...
-    def jobs(self) -> dict[str, JobRow]: ...
-    def kill_actor(self, actor_id: str) -> None: ...
-    def remove_group(self, group_id: str) -> None: ...
-    def end_job(self, job_id: str) -> None: ...
-    def tell_job(self, job_id: str, text: str) -> None: ...
-    def put(self, key: str, value: bytes) -> None: ...
 
 
 class Health(msgspec.Struct, kw_only=True):
@@ -122,10 +106,12 @@ class Suspect:
 
 @dataclass(slots=True)
 class Look:
-    """What one look has found."""
+    """What one look has found, and hasn't ended yet."""
 
     unleased: list[Use] = field(default_factory=list)
     suspects: list[Suspect] = field(default_factory=list)
+    is_whole: bool = False
+    """Whether raylets were asked, too."""
 
 
 class Reconciler:
@@ -150,8 +136,10 @@ class Reconciler:
         self._classes: dict[str, str] = {}
         self.health = Health()
 
-    def look(self, nodes: Sequence[Node], *, kill: Kill) -> Look:
-        """Ask Ray. Blocks: run it in a thread."""
+    def look(self, nodes: Sequence[Node], *, kill: Kill, first: Callable[[Look], object] = lambda _: None) -> Look:
+        """Ask Ray. Blocks: run it in a thread. `first` is given what the control store alone tells: raylets may take seconds
+        to answer, and what is known by then need not wait for them.
+        """
         look, self._failed, self._classes = Look(), 0, {}
         with self._attempt("connect"):
             self._tables = self._tables or self._open()
@@ -163,14 +151,18 @@ class Reconciler:
             self._classes = {row.id: row.class_name.rpartition(".")[2] for row in actors}
             self._look_at_groups(look, groups, seen)
             self._look_at_actors(look, actors, seen, kill)
-            mine = self._ours.actors()
-            self._look_at_workers(look, groups, seen, kill, spared={row.pid for row in actors if row.id in mine})
+            mine, found = self._ours.actors(), {use.found.id for use in look.unleased if use.found.kind == "actor"}
+            first(look)
+            spared = {row.pid for row in actors if row.id in mine}
+            self._look_at_workers(look, groups, seen, kill, spared=spared, actors=found)
+        look.is_whole = True
         return look
 
     def end(self, look: Look, *, kill: Kill) -> list[Unleased]:
-        """End what a look has found to hold a device. Blocks. `kill` ends a process."""
+        """End what a look has found to hold a device, once. Blocks. `kill` ends a process."""
         removed, at = [], time.monotonic()
-        for use in look.unleased:
+        uses, look.unleased = look.unleased, []
+        for use in uses:
             found, job_id = use.found, use.job_id
             with self._attempt(f"end {found.kind} {found.id[:16]}"):
                 use.end()
@@ -183,7 +175,9 @@ class Reconciler:
                     self._known.tell_job(job_id, _WHY.format(kind=found.kind, name=found.name or found.id))
             with self._attempt(f"end Ray job {job_id}"):
                 self._end_taker(use, kill, at=at)
-        self._tell(len(removed))
+        self.health.removed += len(removed)
+        if look.is_whole:
+            self._tell()
         return removed
 
     def end_suspects(self, look: Look, *, claimed: Mapping[str, set[int]], had: Had = nobody_says) -> list[Unleased]:
@@ -195,10 +189,10 @@ class Reconciler:
                 be a lease's.
             had: asks an agent which processes that are gone were a lease's.
         """
-        now, before, removed = time.monotonic(), self._suspected, []
-        self._suspected = {}
+        now, tables, removed = time.monotonic(), self._tables, []
+        before, self._suspected = self._suspected, {}
         others = {suspect.job_id for suspect in look.suspects} - {"", self._ours.job_id}
-        if others and (rows := self._asked(self._known.jobs)) is not None:
+        if others and tables is not None and (rows := self._asked(tables.jobs)) is not None:
             self._drivers.judge(others, rows, claimed=claimed, had=had)
         for suspect in look.suspects:
             if suspect.job_id in others and not self._drivers.is_a_leases(suspect.job_id):
@@ -246,16 +240,23 @@ class Reconciler:
                 look.suspects.append(Suspect(found, address, row.pid, row.job_id, end))
 
     def _look_at_workers(
-        self, look: Look, groups: Sequence[GroupRow], seen: "_Seen", kill: Kill, *, spared: set[int]
+        self,
+        look: Look,
+        groups: Sequence[GroupRow],
+        seen: "_Seen",
+        kill: Kill,
+        *,
+        spared: set[int],
+        actors: set[str],
     ) -> None:
-        """Tasks, by the processes that run them."""
+        """Tasks, by the processes that run them; and actors, but for those that were found before."""
         full, others = self._nodes_to_ask(groups, seen)
         wanted = [*full, *others]
         if not wanted:
             return
         with ThreadPoolExecutor(min(len(wanted), _NODES_AT_ONCE)) as pool:
             rows = list(pool.map(self._workers_of, wanted))
-        known, actors = self._ours.groups(), {use.found.id for use in look.unleased if use.found.kind == "actor"}
+        known = self._ours.groups()
         for node, found in zip(wanted, rows, strict=True):
             if found is None and node in full:
                 found = self._workers_apart(look, node, kill, spared=spared)  # noqa: PLW2901
@@ -360,11 +361,10 @@ class Reconciler:
             self.health.last_failure = f"{what}: {said}"[:300]
             _log.warning("unleased_use_not_looked_at", what=what, why=said[:300])
 
-    def _tell(self, removed: int) -> None:
+    def _tell(self) -> None:
         """Keep how it goes where `fabric doctor` finds it."""
         health = self.health
         health.looks += 1
-        health.removed += removed
         health.failing = health.failing + 1 if self._failed else 0
         if not self._tells or self._tables is None or time.monotonic() - self._told_at < HEALTH_EVERY_S:
             return

@@ -10,6 +10,7 @@ may be others' as well.
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import msgspec
@@ -17,14 +18,17 @@ import structlog
 
 from fabric.adapters.cluster_settings import Unleased
 from fabric.adapters.nodes import Node
-from fabric.adapters.ray_tables import RayTables
-from fabric.adapters.reconciler import Ours, Reconciler, Tables
+from fabric.adapters.ray_tables import RayTables, Tables
+from fabric.adapters.reconciler import Look, Ours, Reconciler
 
 GROUP_PREFIX: Final = "fabric/"
 """What the names of the gate's placement groups begin with."""
-SILENT_S: Final = 1.0
-"""For so long the gate must not have been heard."""
-LOOK_S: Final = 0.4
+SILENT_S: Final = 0.75
+"""For so long the gate must not have been heard, which says that it is there twice a second."""
+LOOK_S: Final = 0.25
+"""How often it is looked whether that is so. Both together are half of the two seconds: the other half is the look's own, on
+a machine under load.
+"""
 STOPS_S: Final = 300.0
 """A gate that is silent for longer is not being started again."""
 _log = structlog.get_logger(__name__)
@@ -82,6 +86,8 @@ class Watchdog:
         self._known: Known | None = None
         self._heard_at = 0.0
         self._reconciler: Reconciler | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="watchdog")
+        """Its own: the agent's others may all wait for the archive."""
 
     def hear(self, known: Known | None) -> None:
         """The gate is there; None: it goes, in order, or has chosen another agent."""
@@ -99,7 +105,7 @@ class Watchdog:
             await asyncio.sleep(LOOK_S)
             if self.is_due:
                 try:
-                    await asyncio.to_thread(self.look)
+                    await asyncio.get_running_loop().run_in_executor(self._thread, self.look)
                 except Exception:  # noqa: BLE001  # a watch that ends at the first hiccup is none
                     _log.exception("watchdog_failed")
 
@@ -119,13 +125,19 @@ class Watchdog:
             if address == known.address:
                 self._kill(pid)
 
+        removed: list[Unleased] = []
+
+        def end(look: Look) -> None:
+            # Of what isn't seen to hold anything the gate knows more than was heard: suspects are left to it.
+            if self.is_due:
+                removed.extend(looking.end(look, kill=kill))
+
         try:
-            look = looking.look(known.nodes, kill=kill)
+            end(looking.look(known.nodes, kill=kill, first=end))
         except Exception:
             self._reconciler = None  # the control store may have moved
             raise
-        # Of what isn't seen to hold anything the gate knows more than was heard: suspects are left to it.
-        return looking.end(look, kill=kill) if self.is_due else []
+        return removed
 
 
 def _ours(known: Known, tables: Tables) -> Ours:

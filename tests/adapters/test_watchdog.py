@@ -7,11 +7,15 @@ import pytest
 from fabric.adapters.agents import WATCHDOGS, Agents
 from fabric.adapters.cluster_settings import ClusterSettings
 from fabric.adapters.reconciler import HEALTH_KEY
-from fabric.adapters.watchdog import SILENT_S, STOPS_S, Known, Watchdog
+from fabric.adapters.watchdog import LOOK_S, SILENT_S, STOPS_S, Known, Watchdog
 from tests.adapters.leases import NODE
 from tests.adapters.test_reconciler import GATE, HELD, STRANGER, Tables, actor, group, worker
 
 KNOWN = Known(address="10.0.0.1", nodes=(NODE,), groups=("ours",), actors=("mine",), job_id=GATE)
+
+
+UNLEASED_S = 2.0
+"""For so long, at most, may somebody hold a device without a lease."""
 
 
 class Silence:
@@ -49,6 +53,24 @@ def test_nothing_is_ended_while_the_gate_is_heard():
     for second in range(5):
         assert silence.after(second * SILENT_S / 2) == []
         silence.dog.hear(KNOWN)
+
+
+def test_half_of_the_time_is_left_for_a_look_when_a_gates_silence_is_noticed():
+    """What is taken as the gate dies, which was heard a moment before, is looked for then; under load that takes its time."""
+    assert SILENT_S + LOOK_S <= UNLEASED_S / 2
+
+
+def test_what_the_control_store_tells_is_ended_before_raylets_are_asked():
+    tables, before = Tables(groups=[group("g")], workers=[worker(5)]), []
+    ask = tables.workers
+
+    def asked(*about):
+        before.extend(tables.ended)
+        return ask(*about)
+
+    tables.workers = asked
+    assert Silence(tables).after(SILENT_S) == ["g", "10.0.0.1 5"]
+    assert before == ["g"]
 
 
 def test_what_a_gate_had_just_begun_is_spared():
