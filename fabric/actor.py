@@ -346,7 +346,7 @@ class GateActor:
 
     async def _reconcile(self) -> None:
         leases: Any = await self._writer.look(lambda core: core.ask(LeasesOf(), self._clock.now_us()))
-        await self._cluster.reconcile(leases)
+        await self._cluster.reconcile(leases, jobs=lambda ids: self._writer.look(lambda _: self._views(ids)))
 
     # -- watching ------------------------------------------------------------------------------------------------------
 

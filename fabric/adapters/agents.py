@@ -213,12 +213,28 @@ class Agents:
     async def kill(self, address: str, pid: int) -> None:
         await self._tried(address, "kill", pid)
 
-    async def tidy(self, address: str, *, folder: str, log_file: str, log_key: str) -> None:
-        await self._tried(address, "tidy", folder, log_file, log_key)
+    async def tidy(self, address: str, *, folder: str, log_file: str, log_key: str) -> bool:
+        """Have a machine move a rank's log into the archive, and remove its folder; whether it has."""
+        return bool(await self._tried(address, "tidy", folder, log_file, log_key))
 
-    async def sweep(self, *, work_dir: str, living: tuple[str, ...]) -> None:
-        """Have every machine remove what attempts have left there, whose folders are not among the `living`."""
-        await asyncio.gather(*(self._tried(address, "sweep", work_dir, living) for address in list(self._actors)))
+    async def left(self, *, work_dir: str, living: tuple[str, ...]) -> dict[str, dict[str, tuple[int, ...]]]:
+        """By machine, and by the name of an attempt's folder that is not among the `living`: which ranks' folders are there. A
+        machine that doesn't say is left out.
+        """
+        addresses = list(self._actors)
+        answers = await asyncio.gather(*(self._left(address, work_dir, living) for address in addresses))
+        return {address: found for address, found in zip(addresses, answers, strict=True) if found is not None}
+
+    async def _left(self, address: str, work_dir: str, living: tuple[str, ...]) -> dict[str, tuple[int, ...]] | None:
+        try:
+            found: dict[str, tuple[int, ...]] | None = await self._tried(address, "left", work_dir, living)
+        except AttributeError:  # an agent that is older than this question
+            return {}
+        return found
+
+    async def sweep(self, address: str, *, work_dir: str, living: tuple[str, ...]) -> None:
+        """Have a machine remove what attempts have left there, whose folders are not among the `living`."""
+        await self._tried(address, "sweep", work_dir, living)
 
     async def too_large(
         self, address: str, *, work_dir: str, folders: tuple[str, ...], limits: DiskLimits

@@ -21,7 +21,7 @@ from fabric.adapters.guarded import Guarded
 from fabric.adapters.kept_log import keep_log, read_part
 from fabric.adapters.members import Members
 from fabric.adapters.meters import MeterKind, open_meter
-from fabric.adapters.private_folder import CACHE, close, sweep
+from fabric.adapters.private_folder import CACHE, clear, close, left_in, sweep
 from fabric.adapters.processes import end_all, kill
 from fabric.adapters.ray_processes import installers
 from fabric.adapters.shard_cache import ShardCache
@@ -163,9 +163,16 @@ class NodeAgent:
             return cuts, True
         return cuts, await self._end(lease_id, roots=() if watched is None else watched.watch.roots, spare=True)
 
-    async def tidy(self, folder: str, log_file: str, log_key: str) -> None:
-        """Move a rank's log into the archive, unless it is empty, and remove its folder."""
+    async def tidy(self, folder: str, log_file: str, log_key: str) -> bool:
+        """Move a rank's log into the archive, unless it is empty, and remove its folder. To be repeated until it says that it has
+        done so: until then the log stays where it is.
+        """
         await asyncio.to_thread(self._tidy, Path(folder), Path(log_file), log_key)
+        return True
+
+    async def left(self, work_dir: str, living: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+        """What is there of attempts whose folders' names are not among the `living`: by the folder's name, which ranks'."""
+        return await asyncio.to_thread(left_in, Path(work_dir), living=frozenset(living))
 
     async def too_large(self, work_dir: str, folders: tuple[str, ...], limits: DiskLimits) -> dict[str, str]:
         """Of these folders of attempts, those that take too much of the disk, and why that is too much."""
@@ -255,7 +262,13 @@ class NodeAgent:
         )
 
     def _tidy(self, folder: Path, log_file: Path, log_key: str) -> None:
-        keep_log(self._archive, log_file, log_key)
+        try:
+            keep_log(self._archive, log_file, log_key)
+        except Exception:
+            for entry in folder.iterdir():
+                if entry != log_file:  # what waits for an archive that is away is the log alone
+                    clear(entry)
+            raise
         close(folder)
 
 

@@ -27,6 +27,8 @@ IDLE: Final = "idle"
 """Where processes of Ray's stand that no attempt has taken yet, and what is left there by them is nobody's."""
 YOUNG_S: Final = 300.0
 """What was touched since then may be of a lease that whoever sweeps hasn't heard of."""
+LEFT_MAX: Final = 256
+"""Of so many attempts, and ranks of one, it is told at once what they have left; of others later."""
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -114,6 +116,27 @@ def close(folder: Path) -> None:
     clear(folder)
     with suppress(OSError):
         folder.parent.rmdir()
+
+
+def left_in(work_dir: Path, *, living: Container[str]) -> dict[str, tuple[int, ...]]:
+    """What is there of attempts whose folders' names are not among the `living`: by the folder's name, which ranks'."""
+    found: dict[str, tuple[int, ...]] = {}
+    with suppress(OSError):
+        for entry in os.scandir(work_dir):
+            if entry.name in {CACHE, ENVIRONMENTS, IDLE} or entry.name in living:
+                continue
+            if entry.is_dir(follow_symlinks=False) and (ranks := _ranks_in(Path(entry.path))):
+                found[entry.name] = ranks
+            if len(found) >= LEFT_MAX:
+                break
+    return found
+
+
+def _ranks_in(folder: Path) -> tuple[int, ...]:
+    with suppress(OSError):
+        names = [entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
+        return tuple(sorted(int(name) for name in names if name.isdecimal() and name == str(int(name))))[:LEFT_MAX]
+    return ()
 
 
 def sweep(work_dir: Path, *, living: Container[str], younger_than_s: float = YOUNG_S) -> list[str]:

@@ -15,7 +15,7 @@ from fabric.adapters.groups import Groups
 from fabric.adapters.joblogs import JobLogs
 from fabric.adapters.jobs_page import JobsPage
 from fabric.adapters.leases import Attempt
-from fabric.adapters.left_logs import clear_away
+from fabric.adapters.left_logs import Jobs, clear_away, clear_machines, no_jobs
 from fabric.adapters.metrics import Metrics
 from fabric.adapters.node_agent import Sight
 from fabric.adapters.nodes import Node, nodes_of
@@ -129,8 +129,10 @@ class RayCluster:
                 case _:
                     assert_never(instruction)
 
-    async def reconcile(self, leases: Sequence[LeaseView]) -> ReconcileReport:
-        """Compare what Ray runs with what is leased: watch survivors again, report what is gone, remove the rest."""
+    async def reconcile(self, leases: Sequence[LeaseView], *, jobs: Jobs = no_jobs) -> ReconcileReport:
+        """Compare what Ray runs with what is leased: watch survivors again, report what is gone, remove the rest. And do what
+        was left undone of leases that are over.
+        """
         known = {LeaseId(view.lease_id): view for view in leases}
         before = set(self._attempts)
         for view in leases:
@@ -152,9 +154,7 @@ class RayCluster:
             self._looks = self._begin(_every(self._settings.reconcile_s, self._unleased.end))
             self._begin(_every(self._settings.watch_s, self._end_strays))
             self._begin(_every(self._settings.reconcile_s, self._be_heard))
-        work_dir = self._settings.work_dir
-        living = tuple(attempt_folder(work_dir, lease_id).name for lease_id in {*known, *self._attempts})
-        await self._agents.sweep(work_dir=str(work_dir), living=living)
+        await clear_machines(self._around, living=lambda: {*known, *self._attempts}, jobs=jobs)
         return ReconcileReport(
             reattached=tuple(i for i in self._attempts if i in known and i not in before),
             gone=tuple(gone),

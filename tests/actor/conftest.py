@@ -32,8 +32,9 @@ class StandInCluster:
     async def carry_out(self, instructions):
         self.carried_out += instructions
 
-    async def reconcile(self, leases):
+    async def reconcile(self, leases, *, jobs):
         self._fail("reconcile")
+        self.jobs = jobs
 
     async def publish(self, jobs):
         self.published += jobs

@@ -7,7 +7,19 @@ import pytest
 
 from fabric import actor as actor_module
 from fabric.errors import Conflict, JournalCorrupt, Unavailable
-from fabric.gate.events import JobKind, JobSpec, NodeUp, OpenAccount, Pool, Submit, TopUp
+from fabric.gate.events import (
+    JobKind,
+    JobSpec,
+    LeaseFinished,
+    LeaseOutcome,
+    LeaseRemoved,
+    LeaseStarted,
+    NodeUp,
+    OpenAccount,
+    Pool,
+    Submit,
+    TopUp,
+)
 from fabric.gate.instructions import Accepted, StartLease
 from fabric.start_terms import StartTerms
 from fabric.units import UHS_PER_CT
@@ -70,6 +82,23 @@ async def test_a_gate_that_comes_up_again_shows_the_jobs_that_are_not_over(world
     await cluster.made[-1].shown.wait()
     assert [view.job_id for view in cluster.made[-1].published] == ["job-1"]
     assert [type(said) for said in cluster.made[-1].carried_out] == [StartLease]
+    await second.close()
+
+
+async def test_a_gate_that_comes_up_again_knows_whose_logs_are_left_on_machines(world, cluster):
+    """The lease is over, by the journal; its gate may have died before its logs were moved."""
+    over = [
+        LeaseStarted(lease_id="job-1.1"),
+        LeaseFinished(lease_id="job-1.1", outcome=LeaseOutcome.SUCCEEDED),
+        LeaseRemoved(lease_id="job-1.1"),
+    ]
+    first = world()
+    assert all(isinstance(outcome, Accepted) for outcome in await first.decide([*JOB, *over]))
+    await first.close()
+    second = world()
+    await second.ready()
+    (view,) = await cluster.made[-1].jobs(["job-1", "nobody's"])
+    assert (view.job_id, view.account_id, view.attempts, view.lease_id) == ("job-1", "acme", 1, None)
     await second.close()
 
 
