@@ -14,6 +14,7 @@ import ray
 
 from fabric.adapters.stop_notice import standing
 from fabric.gate.events import LeaseOutcome
+from tests.adapters.call_attempts import Calls
 from tests.adapters.programs import Machine
 
 pytest.importorskip("pyarrow", reason="install the group `strangers`")
@@ -59,15 +60,23 @@ SWEEP = textwrap.dedent("""
             print("trial", config["x"], "did", step + 1, flush=True)
 
     trainable = tune.with_resources(objective, {"cpu": 1, "gpu": 1})
+    space = {"x": tune.grid_search([1, 2])}
     if tune.Tuner.can_restore(FOLDER + "/run"):
-        tuner = tune.Tuner.restore(FOLDER + "/run", trainable, resume_unfinished=True, restart_errored=True)
+        again = {"resume_unfinished": True, "restart_errored": True}
+        tuner = tune.Tuner.restore(FOLDER + "/run", trainable, param_space=space, **again)
     else:
         run = tune.RunConfig(name="run", storage_path=FOLDER)
-        tuner = tune.Tuner(trainable, param_space={"x": tune.grid_search([1, 2])}, run_config=run)
+        tuner = tune.Tuner(trainable, param_space=space, run_config=run)
     results = tuner.fit()
     assert not results.errors, results.errors
     print("best", results.get_best_result("score", "max").metrics["score"])
 """)
+
+
+def sweeps():
+    """The same in a function: what it prints its runner has."""
+    exec(compile(SWEEP, "sweep", "exec"), {"__name__": "sweep"})
+    return "done"
 
 
 def steps_in(log, what):
@@ -90,6 +99,42 @@ def test_a_sweep_that_writes_all_the_time_goes_on_from_its_checkpoints(machine):
     assert "best 22" in log
     began = steps_in(log, "from")
     assert all(began[trial] >= step - LATE for trial, step in done.items() if step < 12), (done, began, log)
+
+
+@pytest.fixture
+def calls(tmp_path):
+    made = Calls(tmp_path, **AT_ONCE)
+    yield made
+    made.close()
+
+
+def test_a_sweep_in_a_function_goes_on_from_its_folder(calls):
+    first = calls.begin(sweeps)
+    first.until(lambda: sum(steps_in(first.log, "did").values()) >= 6)
+    done, saved = steps_in(first.log, "did"), len(first.saves)
+    first.stage.ask_to_save()
+    first.until(lambda: len(first.saves) > saved)
+    first.kill()
+    second = calls.begin(sweeps)
+    assert second.value() == "done"
+    assert "best 22" in second.log
+    began = steps_in(second.log, "from")
+    assert all(began.get(trial, 12) >= step - LATE for trial, step in done.items()), (done, began, second.log)
+
+
+@pytest.mark.soak
+def test_a_sweep_that_is_cut_before_tune_has_noted_a_trial_begins_anew(calls):
+    """Its folder says that there is a sweep, and not of what: without the space that it had, Tune would try one without values."""
+    first = calls.begin(sweeps)
+    first.until(lambda: first.stage.kept_folder is not None)
+    first.until((first.stage.kept_folder / "run" / "tuner.pkl").exists)
+    first.stage.ask_to_save()
+    first.until(lambda: first.saves)
+    first.kill()
+    assert steps_in(first.log, "did") == {}, "it was cut too late"
+    second = calls.begin(sweeps)
+    assert second.value() == "done"
+    assert "best 22" in second.log
 
 
 EXAMPLES = {
