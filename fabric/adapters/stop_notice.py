@@ -43,6 +43,9 @@ _RAYS_OWN: Final = frozenset(("raylet", "gcs_server"))
 _RAYS_WORKERS: Final = ("ray::", "ray-dashboard-")
 """How Ray's processes of Python name themselves, once they can."""
 _IN_RAY: Final = re.compile(r"/ray/(_private|dashboard|autoscaler|util/client)/.*\.py$")
+_TRAPS: Final = re.compile(r"trap|on-signal|\bsource\b|(^|[;&|\s])\.\s", re.IGNORECASE)
+"""What a shell's script has that sets a trap, or may: it reads another one."""
+_SCRIPT_BYTES_MAX: Final = 2**20
 _EXIT_CODE: Final = 49
 """Where /proc/pid/stat has it, counted from the state on."""
 
@@ -201,12 +204,17 @@ def _below(pid: int, children: Mapping[int, Sequence[int]]) -> set[int]:
 
 
 def _looked_at(pid: int, parent: int, *, number: int, listens: bool) -> Standing:
-    caught, words = 0, []
+    caught, all_words = 0, list[str]()
     with suppress(OSError, ValueError):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         caught = int(next((line for line in lines if line.startswith("SigCgt:")), "- 0").split()[1], 16)
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:_WORDS_LOOKED_AT]
+        all_words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    words = all_words[:_WORDS_LOOKED_AT]
     names = {word.rpartition("/")[2] for word in words}
+    catches = bool(caught >> (number - 1) & 1)
+    is_shell = bool(words) and words[0].rpartition("/")[2].lstrip("-") in _SHELLS
+    if catches and is_shell and number == signal.SIGINT:
+        catches = _may_trap(pid, all_words)
     place, environment = _started_with(pid)
     return Standing(
         pid=pid,
@@ -214,12 +222,28 @@ def _looked_at(pid: int, parent: int, *, number: int, listens: bool) -> Standing
         words=tuple(words),
         environment=environment,
         parent=parent,
-        catches=bool(caught >> (number - 1) & 1),
+        catches=catches,
         listens=listens,
-        is_shell=bool(words) and words[0].rpartition("/")[2].lstrip("-") in _SHELLS,
+        is_shell=is_shell,
         is_launcher=not _LAUNCHERS.isdisjoint(names),
         is_ray=is_rays(words),
     )
+
+
+def _may_trap(pid: int, words: Sequence[str]) -> bool:
+    """Whether a shell that catches the interrupt has a trap for it: each has a handler of its own while it waits for a command,
+    and goes on with its next line. By its script, which is among its words or a file that they name; True if it is neither.
+    """
+    options = [word for word in words[1:] if word.startswith("-") and not word.startswith("--")]
+    if any("c" in option for option in options):
+        return bool(_TRAPS.search("\n".join(words[1:])))
+    for word in words[1:_WORDS_LOOKED_AT]:
+        with suppress(OSError, ValueError):
+            file = Path(f"/proc/{pid}/cwd") / word
+            if word and file.is_file():
+                with file.open("rb") as script:
+                    return bool(_TRAPS.search(script.read(_SCRIPT_BYTES_MAX).decode(errors="replace")))
+    return True
 
 
 def is_rays(words: Sequence[str]) -> bool:

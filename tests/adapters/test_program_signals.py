@@ -22,13 +22,22 @@ time.sleep(100)
 """
 
 
-@pytest.mark.parametrize("name", ["TERM", "USR1", "USR2"])
-@pytest.mark.parametrize(
-    "command", [["python", "x.py"], ["bash", "-c", "python x.py; echo more"]], ids=["script", "shell"]
-)
+LINES = "python x.py\necho more\n"
+SHELLS = {
+    "script": ["python", "x.py"],
+    "shell": ["bash", "-c", "python x.py; echo more"],
+    "strict shell": ["bash", "-e", "-u", "-c", "python x.py; echo more", "name"],
+    "shells below each other": ["sh", "-c", "bash x.sh; echo more"],
+    "shell's script": ["bash", "x.sh"],
+}
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT", "USR1", "USR2"])
+@pytest.mark.parametrize("command", SHELLS.values(), ids=SHELLS)
 def test_the_notice_is_the_signal_that_was_asked_for(executing, name, command):
     env = {"FABRIC_STOP_SIGNAL": name} if name != "TERM" else {}
-    attempt = executing.begin(*command, files={"x.py": BY_SIGNAL.format(name=name)}, env=env)
+    files = {"x.py": BY_SIGNAL.format(name=name), "x.sh": LINES}
+    attempt = executing.begin(*command, files=files, env=env)
     attempt.until("up")
     end, log = attempt.stop()
     assert (end.outcome, [facts[0] for facts in executing.saves]) == (SAVED, [5]), log
@@ -153,9 +162,12 @@ def test_a_program_in_another_language_saves_at_the_signal(executing, command):
     assert (end.outcome, executing.saves[-1][0], "more" in log) == (SAVED, 7, False)
 
 
-def test_a_shells_own_trap_runs_when_its_command_has_ended(executing):
-    trap = "trap 'echo 9 > $FABRIC_CHECKPOINT_DIR/step; exit 75' TERM; echo up; sleep 100; echo more"
-    attempt = executing.begin("bash", "-c", trap)
+@pytest.mark.parametrize("name", ["TERM", "INT"])
+@pytest.mark.parametrize("shell", [["bash", "-c", "{}"], ["bash", "x.sh"], ["bash", "-c", ". ./x.sh"]], ids=" ".join)
+def test_a_shells_own_trap_runs_when_its_command_has_ended(executing, name, shell):
+    trap = f"trap 'echo 9 > $FABRIC_CHECKPOINT_DIR/step; exit 75' {name}; echo up; sleep 100; echo more"
+    words = [word.format(trap) for word in shell]
+    attempt = executing.begin(*words, files={"x.sh": trap}, env={"FABRIC_STOP_SIGNAL": name})
     attempt.until("up")
     end, log = attempt.stop()
     assert (end.outcome, "more" in log, executing.saves[-1][0]) == (SAVED, False, 9)
