@@ -8,7 +8,7 @@ from fabric.adapters.context_link import Reported, Saved, SaveWish, Saving, Stop
 from fabric.adapters.stage import JobEnd
 from fabric.adapters.talk import Talk as AnyTalk
 
-__all__ = ["Commission", "Ended", "Exited", "Reported", "SaveWish", "Saved", "Saving", "StopWish", "Talk"]
+__all__ = ["Commission", "Ended", "Exited", "Reported", "SaveWish", "Saved", "Saving", "Started", "StopWish", "Talk"]
 
 
 class Commission(msgspec.Struct, frozen=True, kw_only=True, tag="commission"):
@@ -24,6 +24,16 @@ class Commission(msgspec.Struct, frozen=True, kw_only=True, tag="commission"):
     """The runner's: its devices are in it."""
     kept_folder: str = ""
     """Which the runner commits, so that it has begun the attempt; "" = there is none."""
+    tells_start: bool = False
+    """Whether the zygote's side is to say which process the job's is."""
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
+    """The job's process is there."""
+
+    job: int
+    stem: int
+    """The process above it and above all that it starts."""
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True, tag="ended"):
@@ -38,7 +48,7 @@ class Exited(msgspec.Struct, frozen=True, kw_only=True, tag="exited"):
     code: int
 
 
-Word = Commission | StopWish | SaveWish | Saved | Saving | Reported | Ended | Exited
+Word = Commission | Started | StopWish | SaveWish | Saved | Saving | Reported | Ended | Exited
 _decode = msgspec.msgpack.Decoder(Word).decode
 
 

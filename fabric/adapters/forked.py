@@ -7,11 +7,27 @@ job's own word, or by how its process ended where there is none.
 import os
 import pickle
 import socket
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import ClassVar, Final, Self
+
+import msgspec
 
 from fabric.adapters.exits import judged
-from fabric.adapters.fork_words import Commission, Ended, Exited, Reported, Saved, SaveWish, Saving, StopWish, Talk
+from fabric.adapters.fork_words import (
+    Commission,
+    Ended,
+    Exited,
+    Reported,
+    Saved,
+    SaveWish,
+    Saving,
+    Started,
+    StopWish,
+    Talk,
+)
+from fabric.adapters.freeze import frozen
+from fabric.adapters.processes import all_processes, below, seen_of
 from fabric.adapters.stage import JobEnd, Stage
 from fabric.gate.events import LeaseOutcome
 
@@ -21,15 +37,19 @@ _CONNECT_S: Final = 2.0
 class Fork:
     """The conversation with one job's process."""
 
+    TELLS_START: ClassVar = False
+    """Whether it is to say which process that is."""
+
     def __init__(self, talk: Talk) -> None:
         self._talk = talk
+        self._started: Started | None = None
         self.saves_itself = False
         """Whether the job's own code has to do with checkpoints."""
         self.saves = 0
         """How many that has made durable."""
 
     @classmethod
-    def begin(cls, stage: Stage, *, zygote: str, order: bytes, devices: tuple[str, ...]) -> "Fork | None":
+    def begin(cls, stage: Stage, *, zygote: str, order: bytes, devices: tuple[str, ...]) -> Self | None:
         """Have the job's process forked; None if there is no zygote to do it, so that the job must start cold."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -40,7 +60,8 @@ class Fork:
             connection.close()
             return None
         talk = Talk(connection)
-        talk.say(commission_for(stage, order=order, devices=devices, environment=os.environ))
+        word = commission_for(stage, order=order, devices=devices, environment=os.environ)
+        talk.say(msgspec.structs.replace(word, tells_start=cls.TELLS_START))
         return cls(talk)
 
     def ask_to_stop(self, reason: str, *, seconds_left: float, save: bool) -> None:
@@ -59,6 +80,8 @@ class Fork:
         end: JobEnd | None = None
         while (said := self._talk.hear()) is not None:
             match said:
+                case Started():
+                    self._started = self._started or said
                 case Saving():
                     self.saves_itself = True
                 case Saved():
@@ -75,6 +98,32 @@ class Fork:
                     break
         self._talk.close()
         return end
+
+
+class ForkedCall(Fork):
+    """That of a function whose files its runner keeps, which must know its processes for that."""
+
+    TELLS_START = True
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the function's process has, whatever else still lives."""
+        if self._started is None:
+            return False
+        seen = seen_of(self._started.job)
+        return seen is None or seen.parent != self._started.stem
+
+    def processes(self) -> list[int]:
+        """All that live of the job: below the stem, which adopts what loses its parent."""
+        if self._started is None:
+            return []
+        return below(self._started.stem, [seen.pid for seen in all_processes()])
+
+    @contextmanager
+    def frozen(self) -> Iterator[frozenset[int]]:
+        """Inside, all of them stand still; `Conflict` if they don't in time."""
+        with frozen(self.processes) as pids:
+            yield pids
 
 
 def commission_for(

@@ -7,6 +7,7 @@ stop, unless it looks for that or catches the signal; what the folder holds is c
 import os
 from collections.abc import Callable
 
+from fabric.adapters.forked import ForkedCall
 from fabric.adapters.kept_folder import kept_folder
 from fabric.adapters.payload import read_payload
 from fabric.adapters.private_folder import make_private
@@ -17,7 +18,7 @@ from fabric.errors import FabricError
 from fabric.gate.events import LeaseOutcome
 
 
-def perform_beside(stage: Stage, start: Callable[[], Spawned]) -> JobEnd:
+def perform_beside(stage: Stage, start: Callable[[], Spawned | ForkedCall]) -> JobEnd:
     """Call the function in the process that `start` starts, and keep its folder; never raises.
 
     The attempt is begun here: its process must not take the claim over by which the folder is committed, unless the

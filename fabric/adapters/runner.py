@@ -25,7 +25,7 @@ from fabric.adapters.cluster_settings import cache_folder, checkpoints_in, publi
 from fabric.adapters.context_host import storage_variables
 from fabric.adapters.context_link import Invitation
 from fabric.adapters.crew import Crew
-from fabric.adapters.forked import Fork
+from fabric.adapters.forked import Fork, ForkedCall
 from fabric.adapters.guarded import Guarded
 from fabric.adapters.installation import furnish
 from fabric.adapters.job_signals import own_in_children
@@ -220,16 +220,14 @@ class Runner:
             return furnish(stage, Path(order.environment))
         if order.per_device:
             return self._perform_all(stage, order)
-        if order.zygote:
+        if order.zygote and (order.lease.kind is JobKind.SCRIPT or order.ray_word):
             fork = Fork.begin(stage, zygote=order.zygote, order=encode_order(order), devices=self._devices)
             if fork is not None:
                 stage.fork = fork
                 _hand_on_stop(stage, fork)
                 return fork.perform(stage)
-        if order.ray_word and order.rank > 0:
-            return host(stage, word=order.ray_word)
         if order.ray_word:
-            return self._perform_with_hosts(stage, order)
+            return host(stage, word=order.ray_word) if order.rank > 0 else self._perform_with_hosts(stage, order)
         return self._perform_apart(stage, order)
 
     def _perform_with_hosts(self, stage: Stage, order: Order) -> JobEnd:
@@ -245,14 +243,17 @@ class Runner:
             meeting.close()
 
     def _perform_apart(self, stage: Stage, order: Order) -> JobEnd:
-        """Run the job: a function that uses Ray in a process of its own."""
+        """Run the job: a function that uses Ray, or wants torch imported, in a process of its own."""
 
-        def start() -> Spawned:
-            stage.fork = spawned = Spawned.start(stage, order=encode_order(order), devices=self._devices)
-            _hand_on_stop(stage, spawned)
-            return spawned
+        def start() -> Spawned | ForkedCall:
+            word, devices = encode_order(order), self._devices
+            forked = ForkedCall.begin(stage, zygote=order.zygote, order=word, devices=devices) if order.zygote else None
+            stage.fork = apart = forked or Spawned.start(stage, order=word, devices=devices)
+            _hand_on_stop(stage, apart)
+            return apart
 
-        if order.lease.kind is JobKind.PROGRAM and read_payload(order.lease.payload).is_call:
+        is_apart = order.lease.kind is JobKind.PROGRAM or bool(order.zygote)
+        if is_apart and read_payload(order.lease.payload).is_call:
             return perform_beside(stage, start)
         return perform(stage)
 

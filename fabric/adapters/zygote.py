@@ -21,7 +21,18 @@ import threading
 from pathlib import Path
 from typing import Any, Final
 
-from fabric.adapters.fork_words import Commission, Ended, Exited, Reported, Saved, SaveWish, Saving, StopWish, Talk
+from fabric.adapters.fork_words import (
+    Commission,
+    Ended,
+    Exited,
+    Reported,
+    Saved,
+    SaveWish,
+    Saving,
+    Started,
+    StopWish,
+    Talk,
+)
 from fabric.adapters.lease_ray_settings import told_ray
 from fabric.adapters.members import BROKEN, carry_trace, group_of, join_group, trace_of
 from fabric.adapters.processes import LEASE_VARIABLE, NO_LEASE_YET, adopt_orphans, end_all, seen_of
@@ -113,6 +124,8 @@ def _stem(connection: socket.socket) -> int:
     job = os.fork()
     if job == 0:
         os._exit(_job(talk, said))
+    if said.tells_start:
+        talk.say(Started(job=job, stem=os.getpid()))
     while True:
         pid, status = os.wait()
         if pid == job:

@@ -150,7 +150,7 @@ class Fabric:
                 installed on the job's own devices, at its cost, and are there for the account's next job with the same ones.
             ray_program: the function has a Ray of its own, made of the devices that the job gets: its tasks, actors, placement
                 groups and Ray's libraries hold them. So it is also where its code uses one of these; scripts always have one.
-                Its folder $FABRIC_CHECKPOINT_DIR (not with `preload`) is there again when it resumes.
+                Its folder $FABRIC_CHECKPOINT_DIR is there again when it resumes, as is that of a function with `preload`.
             preemptible: whether it may be parked for others; otherwise it may wait longer.
             max_retries: how often its own failure is tried again.
             time_limit: seconds on devices, after which it is parked.

@@ -10,11 +10,9 @@ import time
 import cloudpickle
 
 from fabric.adapters.archive import DirectoryArchive
-from fabric.adapters.kept_call import perform_beside
 from fabric.adapters.processes import end_all
 from fabric.adapters.results import read_result
-from fabric.adapters.runner import Order, encode_order, stage_of
-from fabric.adapters.spawned import Spawned
+from fabric.adapters.runner import Order, Runner, stage_of
 from fabric.gate.events import JobKind, LeaseOutcome
 from fabric.results import read_parcel
 from tests.adapters.leases import lease_of
@@ -25,17 +23,17 @@ WITHIN_S = 120
 class Attempt:
     """One, in a thread of its own as a runner has it."""
 
-    def __init__(self, place, function, *, epoch, env):
+    def __init__(self, place, function, *, epoch, env, zygote):
         self.saves, self.end = [], None
         payload = {
             "inline": base64.b64encode(cloudpickle.dumps((function, (), {}))).decode(),
             "env": env,
         }
-        self.lease = lease_of(
-            "j", lease_id=f"j-{os.getpid()}-{id(place)}.{epoch}", epoch=epoch, kind=JobKind.PROGRAM, payload=json.dumps(payload)
-        )  # fmt: skip
+        kind, lease_id = JobKind.FUNCTION if zygote else JobKind.PROGRAM, f"j-{os.getpid()}-{id(place)}.{epoch}"
+        self.lease = lease_of("j", lease_id=lease_id, epoch=epoch, kind=kind, payload=json.dumps(payload))
+        work_dir = str(place.folder / "work")
         order = Order(
-            lease=self.lease, rank=0, master_addr="127.0.0.1", master_port=1, work_dir=str(place.folder / "work")
+            lease=self.lease, rank=0, master_addr="127.0.0.1", master_port=1, work_dir=work_dir, zygote=zygote
         )
         self.archive = place.archive
         self.stage = stage_of(
@@ -43,12 +41,10 @@ class Attempt:
             on_report=lambda: None,
         )  # fmt: skip
 
-        def start():
-            self.stage.fork = spawned = Spawned.start(self.stage, order=encode_order(order), devices=("0", "1"))
-            return spawned
-
+        runner = object.__new__(Runner)  # what chooses the way; Ray tells one that it has made what devices it has
+        runner._devices = ("0", "1")
         self._thread = threading.Thread(
-            target=lambda: setattr(self, "end", perform_beside(self.stage, start)), daemon=True
+            target=lambda: setattr(self, "end", runner._perform(self.stage, order)), daemon=True
         )
         self._thread.start()
 
@@ -82,12 +78,14 @@ class Attempt:
 class Calls:
     """All of one job."""
 
-    def __init__(self, folder, **env):
-        self.folder, self.env, self.attempts = folder, env, []
+    def __init__(self, folder, *, zygote="", **env):
+        """In processes that are forked from a zygote, or started."""
+        self.folder, self.env, self.attempts, self.zygote = folder, env, [], zygote
         self.archive = DirectoryArchive(folder / "archive")
 
     def begin(self, function):
-        self.attempts.append(Attempt(self, function, epoch=len(self.attempts) + 1, env=self.env))
+        epoch = len(self.attempts) + 1
+        self.attempts.append(Attempt(self, function, epoch=epoch, env=self.env, zygote=self.zygote))
         return self.attempts[-1]
 
     def close(self):

@@ -9,9 +9,10 @@ from fabric.gate.events import LeaseOutcome
 from tests.adapters.call_attempts import Calls
 
 
-@pytest.fixture
-def begin(tmp_path):
-    calls = Calls(tmp_path, FABRIC_CHECKPOINT_QUIET_S="0.3", FABRIC_CHECKPOINT_EVERY_S="600")
+@pytest.fixture(params=["started", "forked"])
+def begin(request, tmp_path):
+    zygote = request.getfixturevalue("zygotes").socket() if request.param == "forked" else ""
+    calls = Calls(tmp_path, zygote=zygote, FABRIC_CHECKPOINT_QUIET_S="0.3", FABRIC_CHECKPOINT_EVERY_S="600")
     yield calls.begin
     calls.close()
 
@@ -69,7 +70,7 @@ def test_a_quiet_folder_is_committed_while_the_function_goes_on(begin):
     first.until(lambda: first.saves == [3])
     assert first.kill().outcome is LeaseOutcome.FAILED
     second = begin(writes_and_stays)
-    second.until(lambda: second.stage.fork is not None)
+    second.until(lambda: second.stage.fork is not None and second.stage.fork.processes())
     second.kill()
     assert begin(files).value() == {"step": "3"}
 
@@ -115,6 +116,25 @@ def test_what_a_job_says_of_its_ray_is_heard_as_that_is_imported(tmp_path):
         assert calls.begin(look).value() is False
     finally:
         calls.close()
+
+
+def test_what_a_function_was_writing_when_it_was_killed_is_not_committed(begin):
+    """It had the file open: half of something."""
+
+    def writes_half():
+        writes(1)()
+        time.sleep(1.5)
+        file = open(os.environ["FABRIC_CHECKPOINT_DIR"] + "/step", "w")  # noqa: PTH123, SIM115
+        file.write("9")
+        file.flush()
+        print("half", flush=True)
+        time.sleep(600)
+
+    first = begin(writes_half)
+    first.until(lambda: "half" in first.log)
+    first.kill()
+    assert first.saves == [1]
+    assert begin(files).value() == {"step": "1"}
 
 
 def test_a_function_that_fails_commits_nothing_of_its_last_moment(begin):
