@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +17,12 @@ from fabric.adapters.cluster_settings import BundleInfo, LeaseInfo, lease_info_k
 from fabric.adapters.environments import environment_folder, python_of
 from fabric.adapters.groups import KEEPABLE, Group, Seated
 from fabric.adapters.node_agent import Cut, Watch
+from fabric.adapters.nodes import Node
 from fabric.adapters.orders import carry_out, is_clean
 from fabric.adapters.payload import Payload, read_payload, runtime_env_of
 from fabric.adapters.preparation import prepared
 from fabric.adapters.processes import LEASE_VARIABLE
-from fabric.adapters.ranks import Ranks
+from fabric.adapters.ranks import Ranks, not_built
 from fabric.adapters.ray_hosts import new_word
 from fabric.adapters.runner import Order, ranks_of
 from fabric.adapters.stage import JobEnd
@@ -39,6 +40,7 @@ from fabric.gate.events import (
 )
 from fabric.gate.instructions import Lease
 from fabric.gate.lifecycle import StopReason
+from fabric.units import NodeId
 
 _STARTED_WITHIN_S: Final = 0.02
 """A job shorter than this is told of in one piece: one commit for its start and its end."""
@@ -58,6 +60,8 @@ class Attempt:
     reused: bool = False
     own_start: bool = False
     """Whether code of the tenant's may run in the start of its runners: in an interpreter with its packages or variables."""
+    nodes: Mapping[NodeId, Node | None] = field(default_factory=dict)
+    """Those that it is built on, as they were when that began."""
     addresses: tuple[str, ...] = ()
     stop_asked: tuple[str, float, bool] | None = None
     """(why, when it must have ended by the monotonic clock, whether a checkpoint is wanted)"""
@@ -78,7 +82,7 @@ class Attempt:
         except ray.exceptions.RuntimeEnvSetupError as error:
             self._finish(JobEnd(outcome=LeaseOutcome.FAILED, error=f"runtime_env_failed: {error}"))
         except Exception as error:  # noqa: BLE001  # whatever Ray raises here
-            self._not_built(error)
+            await self._not_built(error)
         else:
             await self._run()
 
@@ -148,6 +152,7 @@ class Attempt:
 
     async def _build(self, payload: Payload) -> None:
         lease, around = self.lease, self.around
+        self.nodes = {share.node_id: around.nodes.get(share.node_id) for share in lease.shares}
         environment = msgspec.json.encode(payload.runtime_env, order="sorted").decode()
         self.group, self.reused = await around.groups.take(lease, environment=environment, forks=payload.forks)
         if lease.kind is JobKind.LEASE:
@@ -222,7 +227,7 @@ class Attempt:
         try:
             await self.around.control.within(self.around.settings.start_timeout_s, self._seat_again(group))
         except Exception as error:  # noqa: BLE001  # as at the start
-            self._not_built(error)
+            await self._not_built(error)
             return False
         return True
 
@@ -239,14 +244,9 @@ class Attempt:
             for order in self.orders
         ]
 
-    def _not_built(self, error: Exception) -> None:
-        """The platform failed, and not the job; but where code of the tenant's ran in the start, nobody can tell."""
-        why = f": {error}"
-        if isinstance(error, TimeoutError):
-            why = f" within {self.around.settings.start_timeout_s:g} s"
-        _log.warning("lease_not_built", lease_id=self.lease.lease_id, why=why[:500])
-        outcome = LeaseOutcome.INTERRUPTED if self.own_start else LeaseOutcome.LOST
-        self._finish(JobEnd(outcome=outcome, error=f"the lease could not be built{why}"[:500]))
+    async def _not_built(self, error: Exception) -> None:
+        _log.warning("lease_not_built", lease_id=self.lease.lease_id, why=repr(error)[:500])
+        self._finish(await not_built(error, nodes=self.nodes, around=self.around, own_start=self.own_start))
 
     async def _publish_info(self, group: Group) -> None:
         """Tell the client of a bare lease how to schedule into it."""

@@ -1,7 +1,7 @@
 """The ranks of a lease while they run: waited for together, judged as one, their checkpoints told of meanwhile."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -17,6 +17,7 @@ from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.testimony import end_of, is_number
 from fabric.gate.events import LeaseOutcome, LeaseSaved
 from fabric.gate.instructions import Lease
+from fabric.units import NodeId
 
 _WATCH_SAVES_AFTER_S: Final = 0.05
 SAVES_EVERY_S: Final = 1.0
@@ -77,21 +78,11 @@ class Ranks:
         """What it means that a rank's process is gone, or says what can't be heard. Its node decides, and not the error: what
         that is, or says, may be the job's own work.
         """
-        if await self._node_is_gone(node):
+        if await is_gone(node, self.around):
             return JobEnd(outcome=LeaseOutcome.LOST, error=f"node {node.node_id} is gone")
         if isinstance(error, ray.exceptions.RayActorError | ray.exceptions.RayTaskError):
             return JobEnd(outcome=LeaseOutcome.FAILED, error=f"{DIED}: {_reason(error)}")
         return JobEnd(outcome=LeaseOutcome.INTERRUPTED, error=str(error)[:_ERROR_CHARS_MAX])
-
-    async def _node_is_gone(self, node: Node) -> bool:
-        """Whether the process went with its node. Then the node is down from now on, whatever Ray still thinks."""
-        for _ in range(_NODE_PROBES):
-            now = self.around.nodes.get(node.node_id)
-            if now is None or now.ray_id != node.ray_id or not await lives(node):
-                self.around.gone.add(node.ray_id)
-                return True
-            await asyncio.sleep(_NODE_PROBE_S)
-        return False
 
     async def _watch_saves(self, rank: int) -> None:
         await asyncio.sleep(_WATCH_SAVES_AFTER_S)
@@ -117,6 +108,40 @@ class Ranks:
                     lease_id=self.lease.lease_id, step=step, write_us=write_us, bytes=size, restore_us=restore_us
                 )
             )
+
+
+async def is_gone(node: Node, around: Surroundings) -> bool:
+    """Whether a process went with its node. Then the node is down from now on, whatever Ray still thinks."""
+    for _ in range(_NODE_PROBES):
+        now = around.nodes.get(node.node_id)
+        if now is None or now.ray_id != node.ray_id or not await lives(node):
+            around.gone.add(node.ray_id)
+            return True
+        await asyncio.sleep(_NODE_PROBE_S)
+    return False
+
+
+async def not_built(
+    error: Exception, *, nodes: Mapping[NodeId, Node | None], around: Surroundings, own_start: bool
+) -> JobEnd:
+    """What it means that a lease could not be built: the platform failed, and not the job; but where code of the tenant's ran in
+    the start, nobody can tell, unless a node is gone.
+
+    Args:
+        error: what was in its way.
+        nodes: those that it was to be built on, as they were then; None = it was gone by then.
+        around: what is there now.
+        own_start: whether such code may have run.
+    """
+    why = f": {error}"
+    if isinstance(error, TimeoutError):
+        why = f" within {around.settings.start_timeout_s:g} s"
+    said = await asyncio.gather(*(is_gone(node, around) for node in nodes.values() if node is not None))
+    is_lost = any(said) or None in nodes.values()
+    if is_lost:
+        why = ": a node of it is gone"
+    outcome = LeaseOutcome.INTERRUPTED if own_start and not is_lost else LeaseOutcome.LOST
+    return JobEnd(outcome=outcome, error=f"the lease could not be built{why}"[:_ERROR_CHARS_MAX])
 
 
 def _reason(error: BaseException) -> str:

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 import ray
+from msgspec import structs
 
 from fabric.adapters import orders as orders_module
+from fabric.adapters import ranks as ranks_module
 from fabric.adapters import survivors as survivors_module
 from fabric.adapters.cluster_settings import ClusterSettings
 from fabric.adapters.groups import Group
@@ -185,9 +187,21 @@ OWN_START = {  # with these a runner's interpreter first runs what its tenant li
 }
 
 
+@pytest.fixture
+def node_lives(monkeypatch):
+    """Whether raylets are there; none is in these tests."""
+    answers = [True]
+
+    async def lives(_):
+        return answers[0]
+
+    monkeypatch.setattr(ranks_module, "lives", lives)
+    return answers
+
+
 @pytest.mark.parametrize(("more", "kind"), OWN_START.values(), ids=OWN_START)
 @pytest.mark.parametrize("how", ["never", "with an error"])
-async def test_a_start_in_which_a_tenants_code_runs_is_charged_and_not_refunded(around, more, kind, how):
+async def test_a_start_in_which_a_tenants_code_runs_is_charged_and_not_refunded(around, node_lives, more, kind, how):
     around.groups.built.clear()
     around.groups.error = None if how == "never" else ray.exceptions.ActorDiedError()
     of = lease_of(kind=kind, shares=(Share("h1", 1),), payload=json.dumps({"inline": "cGlja2xl", **more}))
@@ -195,6 +209,29 @@ async def test_a_start_in_which_a_tenants_code_runs_is_charged_and_not_refunded(
     await attempt.start()
     assert [type(event) for event in around.outbox.events] == [LeaseStarted, LeaseFinished]
     assert attempt.end.outcome is LeaseOutcome.INTERRUPTED
+
+
+@pytest.mark.parametrize("how", ["is seen", "came back as another", "is not seen yet"])
+async def test_a_start_that_went_with_its_node_is_the_platforms_loss_whoever_has_code_in_it(around, node_lives, how):
+    """The node is gone in the middle of it: a job with variables of its own would have failed for that."""
+    (more, kind), nodes = OWN_START["variables"], dict(around.nodes)
+
+    class Dying(Groups):
+        async def seat(self, group, lease, *, runtime_env):
+            if how == "is seen":
+                del nodes["h1"]
+            elif how == "came back as another":
+                nodes["h1"] = structs.replace(NODE, ray_id="ray-h1-again")
+            else:
+                node_lives[0] = False
+            raise KeyError("h1")
+
+    of = lease_of(kind=kind, shares=(Share("h1", 1),), payload=json.dumps({"inline": "cGlja2xl", **more}))
+    attempt = Attempt(lease=of, around=replace(around, nodes=nodes, groups=Dying([])))
+    await attempt.start()
+    assert (attempt.end.outcome, attempt.end.error) == (
+        LeaseOutcome.LOST, "the lease could not be built: a node of it is gone",
+    )  # fmt: skip
 
 
 async def test_a_start_in_which_no_code_of_a_tenant_runs_is_the_platforms_affair(around):
