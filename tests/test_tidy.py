@@ -229,3 +229,23 @@ def test_the_core_reads_no_clock():
     clocks = {"now", "utcnow", "today", "monotonic", "time_ns", "perf_counter", "sleep"}
     read = [at(path, call) for path, call in calls if isinstance(call.func, ast.Attribute) and call.func.attr in clocks]
     assert read == []
+
+
+def test_what_the_architecture_names_is_there():
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:fabric|serving|training|tests)/[\w/]+\.py)(?::(\w+))?`", text)
+    assert len(named) > 40
+    gone = [
+        f"{file}:{name}"
+        for file, name in named
+        if not (ROOT / file).is_file()
+        or (
+            name
+            and not re.search(
+                rf"^ *(?:(?:async )?def|class) {name}\b|^{name}\b",
+                (ROOT / file).read_text(encoding="utf-8"),
+                re.MULTILINE,
+            )
+        )
+    ]
+    assert gone == []
