@@ -8,6 +8,7 @@ it is refused (`fabric.adapters.guarded`), and before it is sent, whatever is ca
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
 import ray
@@ -33,8 +34,8 @@ from fabric.settings import ClusterConfig, RayJoin, SqliteJournal
 from fabric.start_terms import StartTerms
 
 START_S: Final = 120.0
-REPLAY_S: Final = 6 * 3_600.0
-"""A whole journal may be decided again."""
+"""What a gate has for a step of its start; one that decides its journal again has it anew as long as it gets on."""
+LOOK_S: Final = 10.0
 STOP_S: Final = 30.0
 AILMENT_S: Final = 5.0
 CALLS_AT_ONCE: Final = 10_000
@@ -42,12 +43,15 @@ CALLS_AT_ONCE: Final = 10_000
 log = structlog.get_logger()
 
 
-async def find_or_start(config: ClusterConfig, terms: StartTerms | None = None) -> tuple[Admitted, str]:
+async def find_or_start(
+    config: ClusterConfig, terms: StartTerms | None = None, *, say: Callable[[str], None] = lambda _: None
+) -> tuple[Admitted, str]:
     """The one gate, ready to answer, with the prices of the cluster file; and the key that its checkpoints verify with.
 
     Args:
         config: the cluster file.
         terms: what the operator says about its start; None = nothing, it may run already.
+        say: is told how far it has come with its journal, where that takes long.
 
     Raises:
         Conflict: the gate that runs was started with another journal, archive, ...: the message says what to do.
@@ -64,8 +68,7 @@ async def find_or_start(config: ClusterConfig, terms: StartTerms | None = None) 
     try:
         if terms is not None:
             await _answer(actor.prepare.remote(terms), within_s=START_S)
-        long = terms is not None and terms.replay_from is not None
-        verifier_key = await _answer(actor.ready.remote(), within_s=REPLAY_S if long else START_S)
+        verifier_key = await _come_up(actor, say)
         if found is not None:
             await _check_same(actor, config)
         outcome: Outcome = await _answer(actor.price.remote(prices), within_s=START_S)
@@ -75,6 +78,24 @@ async def find_or_start(config: ClusterConfig, terms: StartTerms | None = None) 
             ray.kill(actor.actor, no_restart=True)
         raise
     return actor, verifier_key
+
+
+async def _come_up(actor: Any, say: Callable[[str], None]) -> str:
+    """The gate's key when it is up. All of its journal may have to be decided again: it is waited for as long as it gets on."""
+    coming = asyncio.ensure_future(call(actor.ready.remote()))
+    decided, still_s = 0, 0.0
+    try:
+        while not (await asyncio.wait((coming,), timeout=LOOK_S))[0]:
+            before, (decided, entries) = decided, await _answer(actor.replayed.remote(), within_s=START_S)
+            still_s = 0.0 if decided > before else still_s + LOOK_S
+            if still_s >= START_S:
+                raise _silent()
+            if decided > before:
+                say(f"the gate decides its journal again: {decided:,} of {entries:,} entries")
+        key: str = coming.result()
+        return key
+    finally:
+        coming.cancel()
 
 
 async def revive(actor: Admitted, config: ClusterConfig) -> None:

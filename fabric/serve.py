@@ -264,7 +264,7 @@ class _Service:
         given = self._given
         asked = given.accept_time or given.replay_from is not None
         terms = StartTerms(replay_from=given.replay_from, accept_time=given.accept_time) if asked else None
-        actor, verifier_key = await detached.find_or_start(self._config, terms)
+        actor, verifier_key = await detached.find_or_start(self._config, terms, say=self._tell)
         self._tell("opening the door")
         tls, rpc = _tls(self._config, self._state_dir), self._config.rpc
         door = Doorkeeper(actor, self._config, tls=tls, revive=lambda: detached.revive(actor, self._config))

@@ -21,7 +21,7 @@ from fabric import versions
 from fabric.adapters.entries import entries_of
 from fabric.adapters.journal import Entry, Journal, Snapshot, TreeHead
 from fabric.adapters.replay import Core
-from fabric.adapters.restoring import restored
+from fabric.adapters.restoring import Progress, restored
 from fabric.adapters.versions import label
 from fabric.audit.merkle import Tree, leaf_hash
 from fabric.clock import Clock
@@ -103,6 +103,8 @@ class Writer(Generic[C]):
         self._queue_max = queue_max
         self._snapshot_every = snapshot_every
         self._patience_s = patience_s
+        self.progress = Progress()
+        """Of the last time that the journal was decided again."""
         self._outage: Outage | None = None
         """Why callers are turned away: the journal could not be read again, or a commit takes too long."""
         self._why_away: FabricError | None = None
@@ -439,7 +441,7 @@ class Writer(Generic[C]):
 
     async def _rebuild(self, replay_from: int | None = None) -> None:
         """The core and the tree as the journal has them, under a new epoch."""
-        found = await restored(self._journal, self._restore, replay_from=replay_from)
+        found = await restored(self._journal, self._restore, replay_from=replay_from, progress=self.progress)
         self._at_us = max(self._at_us, found.at_us)
         self._tree, self._head = found.tree, found.head
         self._snapshot_size = found.snapshot_size

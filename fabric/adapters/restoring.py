@@ -28,6 +28,14 @@ TASTE: Final = 1_000
 """After so many entries it is told how long the rest takes."""
 
 
+@dataclass(slots=True)
+class Progress:
+    """How far a replay has come: what whoever waits for it goes by."""
+
+    decided: int = 0
+    entries: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Restored(Generic[C]):
     """What a journal comes to."""
@@ -41,7 +49,9 @@ class Restored(Generic[C]):
     """How many entries came from a snapshot."""
 
 
-async def restored(journal: Journal, restore: Callable[[bytes | None], C], *, replay_from: int | None) -> Restored[C]:
+async def restored(
+    journal: Journal, restore: Callable[[bytes | None], C], *, replay_from: int | None, progress: Progress
+) -> Restored[C]:
     """Take the journal over, fencing out any former writer, and decide again what its snapshots don't have.
 
     Args:
@@ -49,6 +59,7 @@ async def restored(journal: Journal, restore: Callable[[bytes | None], C], *, re
         restore: the core from a snapshot's bytes, or a new one from None.
         replay_from: from the newest snapshot after at most so many entries; 0 = from the very beginning. None = from the
             newest, or an older one where what follows it comes out differently.
+        progress: kept up to date.
 
     Raises:
         Conflict: newer rules have taken the journal over: code `journal_newer`.
@@ -71,8 +82,9 @@ async def restored(journal: Journal, restore: Callable[[bytes | None], C], *, re
             passed_over.append(f"the snapshot at entry {start} {error}")
             at_most = start - 1
             continue
+        progress.decided, progress.entries = 0, head.size - start
         try:
-            found = await _replayed(journal, core, head, snapshot, passed_over)
+            found = await _replayed(journal, core, head, snapshot, passed_over=passed_over, progress=progress)
         except JournalCorrupt as error:
             if error.code != REPLAY_DIFFERS:
                 raise
@@ -104,7 +116,7 @@ def _from_snapshot(snapshot: Snapshot | None, restore: Callable[[bytes | None], 
 
 
 async def _replayed(
-    journal: Journal, core: C, head: TreeHead, snapshot: Snapshot | None, passed_over: list[str]
+    journal: Journal, core: C, head: TreeHead, snapshot: Snapshot | None, *, passed_over: list[str], progress: Progress
 ) -> Restored[C]:
     """Decide again what follows a snapshot; where others were passed over, say once what that costs.
 
@@ -119,7 +131,8 @@ async def _replayed(
         if entry.seq >= start:
             replay.feed(entry)
             tree.append(leaf_hash(entry.leaf))
-        if passed_over and tree.size - start == taste:
+        progress.decided = tree.size - start
+        if passed_over and progress.decided == taste:
             _tell_cost(passed_over, entries=head.size - start, each_s=(time.monotonic() - began) / max(taste, 1))
             passed_over.clear()
     replay.finish()

@@ -20,7 +20,6 @@ from fabric.logs import open_private
 from fabric.settings import load_cluster
 
 UP_TIMEOUT_S: Final = 180.0
-REPLAY_TIMEOUT_S: Final = 6 * 3_600.0
 DOWN_TIMEOUT_S: Final = 120.0
 _POLL_S: Final = 0.1
 _INTERRUPTED: Final = ("it goes down: interrupt again to end jobs that are still saving", "ending at once")
@@ -52,7 +51,7 @@ def up(
             whole journal again, which may take long. None = from the newest snapshot that leads to the journal's end.
         accept_time: the clock is right, however far it is ahead of the journal's last entry.
         say: is told each step of the start as it begins.
-        timeout_s: how long the start may take.
+        timeout_s: how long a step of the start may take: a gate that decides its journal again says how far it is.
 
     Raises:
         InvalidConfig: the cluster file is wrong, or the state directory can't be written; nothing was started.
@@ -70,7 +69,6 @@ def up(
     options += ["--accept-time"] if accept_time else []
     if replay_from is not None:
         options += ["--replay-from", str(replay_from)]
-        timeout_s = max(timeout_s, REPLAY_TIMEOUT_S)
     _serve(place, options, doing="come up", say=say, timeout_s=timeout_s)
     found = at.running(place)
     if found is None:
@@ -152,7 +150,7 @@ def _serve(
             env={**os.environ, **_AT_ONCE},
         )
     try:
-        _wait(process, steps, place=place, doing=doing, say=say, deadline=time.monotonic() + timeout_s)
+        _wait(process, steps, place=place, doing=doing, say=say, timeout_s=timeout_s)
     except BaseException:
         _end_own(process)
         _clear_away(place)
@@ -169,9 +167,10 @@ def _wait(
     place: Path,
     doing: str,
     say: Callable[[str], None],
-    deadline: float,
+    timeout_s: float,
 ) -> None:
-    told = 0
+    """Wait for as long as no step takes more than `timeout_s`."""
+    told, deadline = 0, time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         ended = process.poll()
         for step in (found := _read(steps)[told:]):
@@ -180,6 +179,7 @@ def _wait(
             if step.up:
                 return
             say(step.doing)
+            deadline = time.monotonic() + timeout_s
         told += len(found)
         if ended is not None:
             if ended == 0:

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from fabric import doctor, house
 from fabric.cli import app
 from fabric.errors import Conflict, InvalidConfig, NotFound, Unavailable
-from fabric.house.place import announce, is_held, note_health
+from fabric.house.place import announce, is_held, note_health, tell
+from fabric.house.process import _wait
 
 LOCAL = (
     "name: here\nray: {{mode: local, nodes: [{{node: n, accelerator: H100, devices: 1}}]}}\n"
@@ -55,6 +56,42 @@ def there(state_dir):
         state_dir=str(state_dir),
         nodes=1,
     )
+
+
+class FakeTime:
+    """Time that passes only where somebody sleeps, and what happens at some of its seconds."""
+
+    def __init__(self, happens):
+        self.now, self.happens = 0.0, happens
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+        while self.happens and self.happens[0][0] <= self.now:
+            self.happens.pop(0)[1]()
+
+
+class Alive:
+    def poll(self):
+        return None
+
+
+@pytest.mark.parametrize("gets_on", [True, False])
+def test_a_start_that_gets_on_with_its_journal_is_waited_for(tmp_path, monkeypatch, gets_on):
+    """Each step has the time anew; one that says nothing more is given up."""
+    steps, said = tmp_path / "steps", []
+    up = (3_600, lambda: tell(steps, house.Step(doing="up", up=True)))
+    on = [(100 * n, lambda n=n: tell(steps, house.Step(doing=f"{n} entries"))) for n in range(1, 36)]
+    monkeypatch.setattr("fabric.house.process.time", FakeTime([*on[: 35 if gets_on else 5], up]))
+    waiting = {"place": tmp_path, "doing": "come up", "say": said.append, "timeout_s": 180}
+    if gets_on:
+        _wait(Alive(), steps, **waiting)
+        assert said == [f"{n} entries" for n in range(1, 36)]
+    else:
+        with pytest.raises(Unavailable, match="did not come up in time"):
+            _wait(Alive(), steps, **waiting)
 
 
 def test_a_second_start_says_what_is_wrong_with_the_first(state_dir, there):

@@ -367,3 +367,10 @@ async def test_a_good_snapshot_is_used_without_a_word(world):
     with capture_logs() as lines:
         await world.starts()
     assert lines == []
+
+
+async def test_how_far_a_replay_has_come_can_be_looked_at(world):
+    await written(world)
+    await world.starts()
+    entries = len(await world.entries())
+    assert (world.writer.progress.decided, world.writer.progress.entries) == (entries, entries)
