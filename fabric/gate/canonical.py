@@ -43,7 +43,7 @@ def _said(record: Any, plan: Plan) -> list[Any]:
 
 def _learn(value: Any) -> Any:
     """Write the first value of a type, and know how from then on."""
-    kind: type[Any] = type(value)
+    kind: Any = type(value)
     way: Way | None = None
     if isinstance(value, msgspec.Struct):
         plan = _plan(kind, NOTHING)

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from fabric import detached
-from fabric.errors import Unavailable
+from fabric import detached, versions
+from fabric.errors import Conflict, Unavailable
 
 
 class Remote:
@@ -35,12 +35,13 @@ class Replaying:
         return self.decided, self.entries
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _soon(monkeypatch):
     monkeypatch.setattr(detached, "LOOK_S", 0.001)
     monkeypatch.setattr(detached, "START_S", 0.5)
 
 
+@pytest.mark.usefixtures("_soon")
 async def test_a_gate_that_gets_on_is_waited_for_however_long_it_takes():
     said = []
     assert await detached._come_up(Replaying(100_000), said.append) == "the key"
@@ -48,7 +49,24 @@ async def test_a_gate_that_gets_on_is_waited_for_however_long_it_takes():
     assert len(said) == 100
 
 
+@pytest.mark.usefixtures("_soon")
 async def test_a_gate_that_stands_still_is_given_up():
     with pytest.raises(Unavailable) as given_up:
         await detached._come_up(Replaying(100_000, stops_at=50_000), lambda _: None)
     assert given_up.value.code == "gate_silent"
+
+
+async def test_a_gate_that_does_not_know_the_journals_rules_says_which_release_does(world, monkeypatch):
+    with monkeypatch.context() as later:
+        later.setattr(versions, "RULES", versions.RULES + 1)
+        later.setattr(versions, "SINCE", {**versions.SINCE, versions.RULES: "9.9.0"})
+        newer = world()
+        await newer.ready()
+        await newer.close()
+    older = world()
+    for _ in range(2):
+        with pytest.raises(Conflict, match=r"start 9\.9\.0 or a later one") as refused:
+            await older.decide([])
+        assert refused.value.code == "journal_newer"
+    assert "9.9.0" in await older.ailment(), "it is told whoever asks how the fabric is"
+    await older.close()
