@@ -14,7 +14,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench soak proto lock sbom release clean
+.PHONY: help setup demo test lint bench soak proto golden lock sbom release clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +32,7 @@ WITH_RAY := --ignore=tests/bench -m "ray and not soak"
 
 # What a client imports, which runs on Python 3.10 too.
 CLIENT := -p fabric.cli -p fabric.sdk -p fabric.transport -p fabric.wire -p fabric.results -p fabric.checkpoints \
-	$(addprefix -m fabric.,accelerators client context errors extras failed_calls parcels profile progress units visible audit.verify) -m fabric
+	$(addprefix -m fabric.,accelerators client context errors extras failed_calls parcels profile progress units versions visible audit.verify) -m fabric
 
 lint: setup ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
@@ -49,6 +49,9 @@ soak: setup ## Run the long tests: a thousand crashes, many random histories
 
 proto: setup ## Generate fabric/wire/*_pb2* from fabric.proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. fabric/wire/fabric.proto
+
+golden: setup ## Write tests/journals/<release>: a journal that every later version must open and decide the same
+	$(BIN)/python -m tests.journals.golden
 
 # What a release installs, with the hash of every file, and no address: where from is the installer's choice. `client` is
 # the package alone, on any system and Python; `base` is what every node needs, `cpu` and `gpu` the extras. The cpu lock names

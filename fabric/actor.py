@@ -143,10 +143,6 @@ class GateActor:
             return ended.message
         return self._jumps.said() if self._time_is_right else ""
 
-    async def replayed(self) -> tuple[int, int]:
-        """How many entries of its journal it has decided again, and of how many. Answers at once."""
-        return self._writer.progress.decided, self._writer.progress.entries
-
     async def price(self, prices: Configure) -> Outcome:
         """Journal the prices, unless they are in force: a replay never reads today's files."""
         await self._up()

@@ -91,6 +91,10 @@ class Gatehouse(GateActor):
             if (door := self._doors.get((terms.host, terms.port))) is not None:
                 await self._close(door)
 
+    async def replayed(self) -> tuple[int, int]:
+        """How many entries of its journal it has decided again, and of how many. Answers at once."""
+        return self._writer.progress.decided, self._writer.progress.entries
+
     async def differences(self, config: ClusterConfig) -> list[str]:
         """What of a cluster file is not what this gate was started with; of what a gate can't change while it runs."""
         sections = ("name", "journal", "archive", "metering")

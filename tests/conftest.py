@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,9 +178,17 @@ def _unprivileged() -> str | None:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
-    programs = _programs()
-    if programs is None:
+    if _programs() is None:
         pytest.skip(NO_POSTGRES)
+    with running_postgres() as server:
+        yield server
+
+
+@contextmanager
+def running_postgres() -> Iterator[PostgresServer]:
+    """A server of its own."""
+    programs = _programs()
+    assert programs is not None, NO_POSTGRES
     port = free_port()
     directory = Path(tempfile.mkdtemp(prefix="fabric-pg-"))
     user = _unprivileged()
