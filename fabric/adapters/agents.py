@@ -33,6 +33,7 @@ PROMPT_S: Final = 2.0
 """How long is waited for what is asked again soon anyway: Ray needs some 15 s to notice that a machine is gone, and until
 then one that is silent must keep nothing from the others.
 """
+_SILENT: Final = object()
 WATCHDOGS: Final = 2
 """So many agents look for unleased use while the gate is silent: each asks for all of Ray's tables."""
 _log = structlog.get_logger(__name__)
@@ -54,6 +55,8 @@ class Agents:
         """By machine: the socket of its zygote, "" while that is coming up."""
         self._warming: list[asyncio.Future[None]] = []
         self._watchdogs: set[str] = set()
+        self._standing_down: set[str] = set()
+        """The machines whose agents have heard that they are not to watch."""
         self.acknowledged: dict[str, int] = {}
         """By lease: the last sample the gate has journaled."""
 
@@ -179,13 +182,24 @@ class Agents:
         return {*self._making, *(actor_id_of(actor) for actor in list(self._actors.values()))}
 
     async def be_heard(self, known: Known | None) -> None:
-        """Say to some agents that the gate is there, and what is its own, `known` but for the address; None: that it goes."""
+        """Say to some agents that the gate is there, and what is its own, `known` but for the address; None: that it goes. And to
+        all others, until they have heard it, that they are not to watch: a gate before this one may have told them to, and
+        what is this one's they would end.
+        """
         chosen = set(sorted(self._actors)[:WATCHDOGS]) if known is not None else set()
-        told: dict[str, Known | None] = dict.fromkeys(self._watchdogs - chosen)
+        self._standing_down -= chosen
+        others = (self._actors.keys() | self._watchdogs) - chosen - self._standing_down
+        told: dict[str, Known | None] = dict.fromkeys(others)
         if known is not None:
             told |= {address: msgspec.structs.replace(known, address=address) for address in chosen}
         self._watchdogs = chosen
-        await asyncio.gather(*(self._tried(address, "hear", said, within_s=PROMPT_S) for address, said in told.items()))
+        await asyncio.gather(*(self._be_heard_by(address, said) for address, said in told.items()))
+
+    async def _be_heard_by(self, address: str, said: Known | None) -> None:
+        actor = self._actors.get(address)
+        answer = await self._tried(address, "hear", said, within_s=PROMPT_S, otherwise=_SILENT)
+        if said is None and answer is not _SILENT and actor is self._actors.get(address):
+            self._standing_down.add(address)
 
     async def claimed(self) -> dict[str, set[int]]:
         """By machine: the processes that are counted to a lease. A machine that doesn't say is left out."""
@@ -207,7 +221,8 @@ class Agents:
     async def end_strays(self) -> dict[str, list[int]]:
         """Have every machine end what has outlived its lease; the numbers of those processes, by machine."""
         addresses = list(self._actors)
-        answers = await asyncio.gather(*(self._tried(address, "end_strays") for address in addresses))
+        asked = (self._tried(address, "end_strays", within_s=PROMPT_S) for address in addresses)
+        answers = await asyncio.gather(*asked)
         return {address: list(found) for address, found in zip(addresses, answers, strict=True) if found}
 
     async def kill(self, address: str, pid: int) -> None:
@@ -296,16 +311,23 @@ class Agents:
         _log.warning("agent_lost", address=address, why=str(why)[:200])
         self._actors.pop(address, None)
         self.zygotes.pop(address, None)
+        self._standing_down.discard(address)
 
     async def _tried(
-        self, address: str, method: str, *arguments: Any, within_s: float = _CALL_TIMEOUT_S, **options: Any
+        self,
+        address: str,
+        method: str,
+        *arguments: Any,
+        within_s: float = _CALL_TIMEOUT_S,
+        otherwise: object = None,
+        **options: Any,
     ) -> Any:
-        """The call's answer, or None if there is no agent to give one."""
+        """The call's answer, or `otherwise` if there is no agent to give one."""
         try:
             return await self._call(address, method, *arguments, within_s=within_s, **options)
         except (KeyError, TimeoutError, ray.exceptions.RayError) as error:
             _log.warning("agent_silent", address=address, method=method, why=str(error)[:200])
-            return None
+            return otherwise
 
     async def _call(
         self, address: str, method: str, *arguments: Any, within_s: float = _CALL_TIMEOUT_S, **options: Any

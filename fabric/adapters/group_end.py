@@ -6,27 +6,32 @@ can't give the devices back, dies of that, and with it all that runs on the node
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol
 
-import grpc
 import structlog
 
 from fabric.adapters.nodes import Node
-from fabric.adapters.ray_tables import ActorRow, RayTables, WorkerRow
+from fabric.adapters.ray_tables import ActorRow, GroupRow, RayTables
 from fabric.errors import Unavailable
 
-_WITHIN_S: Final = 10.0
-_LOOK_S: Final = 0.1
+_WITHIN_S: Final = 15.0
+_LOOK_S: Final = 0.2
+_QUIET_LOOKS: Final = 6
+"""So many looks in a row must show that all is given back: what Ray says of its resources is up to a second old."""
 _BY_NAME: Final = "_group_"
+_BUNDLE: Final = "bundle"
+_BUNDLE_SHARES: Final = 1_000.0
+_EPSILON: Final = 1e-6
 _log = structlog.get_logger(__name__)
 
 
 class Tables(Protocol):
     """What is asked of Ray: see `RayTables`."""
 
+    def groups(self) -> list[GroupRow]: ...
     def actors(self) -> list[ActorRow]: ...
-    def workers(self, address: str, port: int) -> list[WorkerRow]: ...
+    def free(self) -> dict[str, Mapping[str, float]]: ...
     def kill_actor(self, actor_id: str) -> None: ...
 
 
@@ -55,9 +60,10 @@ def end_group(
         Unavailable: somebody holds it still: it is to be tried again.
     """
     asked, by_id = tables(), {node.ray_id: node for node in nodes}
+    before, quiet = asked.free(), 0
     ended: dict[str, ActorRow] = {}
     for _ in range(max(1, round(within_s / _LOOK_S))):
-        there = [row for row in asked.actors() if row.group_id != group_id and _names(row, group_id)]
+        there = [row for row in asked.actors() if row.group_id != group_id and _named(row, group_id)]
         for row in there:
             if row.id not in ended:
                 _log.info("ended_in_group", group=group_id, actor=row.id, name=row.name)
@@ -65,28 +71,52 @@ def end_group(
                 if row.node_id in by_id and row.pid:
                     kill(by_id[row.node_id].address, row.pid)
             ended[row.id] = row
-        if not there and not any(_holds(asked, row, by_id) for row in ended.values()):
-            remove()
-            return
+        if not ended:
+            break
+        is_back = not there and _is_back(
+            asked, group_id, [row for row in ended.values() if row.node_id in by_id], before
+        )
+        quiet = quiet + 1 if is_back else 0
+        if quiet >= _QUIET_LOOKS:
+            break
         sleep(_LOOK_S)
-    raise Unavailable(
-        f"placement group {group_id} is held by {len(ended)} actors that do not end within {within_s:g} s: it stays until"
-        " they have",
-        code="group_held",
-    )
+    else:
+        raise Unavailable(
+            f"placement group {group_id} is held by {len(ended)} actors that do not end within {within_s:g} s: it stays"
+            " until they have",
+            code="group_held",
+        )
+    remove()
 
 
-def _names(row: ActorRow, group_id: str) -> bool:
-    return any(_BY_NAME in name and name.endswith(group_id) for name in row.required)
+def _named(row: ActorRow, group_id: str) -> list[str]:
+    """The names of the group's resources that an actor asks for."""
+    return [name for name in row.required if _BY_NAME in name and name.endswith(group_id)]
 
 
-def _holds(tables: Tables, row: ActorRow, nodes: dict[str, Node]) -> bool:
-    """Whether its node still counts its process: until then it holds its share, whatever the control store says."""
-    node = nodes.get(row.node_id)
-    if node is None:
-        return False  # it went with its node
-    try:
-        return any(worker.actor_id == row.id for worker in tables.workers(node.address, node.port))
-    except grpc.RpcError as error:
-        # Nothing listens there: it can't die of it any more. Else it may wait for a process that stands still.
-        return not (isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNAVAILABLE)
+def _is_back(
+    tables: Tables, group_id: str, ended: Iterable[ActorRow], before: Mapping[str, Mapping[str, float]]
+) -> bool:
+    """Whether the nodes have what these actors held: all that there is of it, or so much more than before."""
+    held: dict[tuple[str, str], float] = {}
+    for row in ended:
+        for name in _named(row, group_id):
+            held[row.node_id, name] = held.get((row.node_id, name), 0.0) + row.required[name]
+    free, whole = tables.free(), _whole(tables, group_id)
+    for (node_id, name), amount in held.items():
+        most = whole.get((node_id, name), 0.0)
+        wanted = min(most, before.get(node_id, {}).get(name, 0.0) + amount)
+        if free.get(node_id, {}).get(name, 0.0) < wanted - _EPSILON:
+            return False
+    return True
+
+
+def _whole(tables: Tables, group_id: str) -> dict[tuple[str, str], float]:
+    """What there is of a group's resources on each node, by the names that they have there."""
+    found: dict[tuple[str, str], float] = {}
+    bundles = next((row.bundles for row in tables.groups() if row.id == group_id), ())
+    for at, (node_id, resources) in enumerate(bundles):
+        for name, amount in {**resources, _BUNDLE: _BUNDLE_SHARES}.items():
+            for known in (f"{name}{_BY_NAME}{at}_{group_id}", f"{name}{_BY_NAME}{group_id}"):
+                found[node_id, known] = found.get((node_id, known), 0.0) + amount
+    return found

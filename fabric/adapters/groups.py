@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -61,6 +61,8 @@ class Group:
     tenant: tuple[str, str] = ("", "")
     """(account, environment) of the runners."""
     kept_until: float = 0.0
+    unseated: dict[str, str] = field(default_factory=dict)
+    """Runners that were started in it and have not said that they are there: the addresses of their machines, by their names."""
 
     @property
     def id(self) -> str:
@@ -94,6 +96,7 @@ class Groups:
         self._count = itertools.count(1)
         self._ours: set[str] = set()
         self._actors: set[str] = set()
+        self._ending: set[asyncio.Future[bool]] = set()
 
     def ours(self) -> set[str]:
         """The ids of all groups of ours, and the names of those being made, which have no id yet. From any thread: a
@@ -137,16 +140,19 @@ class Groups:
 
     async def seat(self, group: Group, lease: Lease, *, runtime_env: Mapping[str, Any]) -> None:
         """Start a runner in every bundle, and wait until they answer."""
-        started = [
-            await asyncio.to_thread(self._start, group, lease, bundle, dict(runtime_env))
-            for bundle in range(len(group.shares))
-        ]
+        started = []
+        for bundle, share in enumerate(group.shares):
+            name = f"{RUNNER_PREFIX}{secrets.token_hex(8)}"
+            group.unseated[name] = self._nodes[share.node_id].address
+            actor = await asyncio.to_thread(self._start, group, lease, bundle, dict(runtime_env), name)
+            started.append((name, actor))
         seats = await asyncio.gather(*(_awaited(actor.seat.remote()) for _, actor in started), return_exceptions=True)
         lines = await asyncio.gather(*(Line.open(seat.line if isinstance(seat, Seat) else None) for seat in seats))
         nodes = [self._nodes.get(share.node_id) for share in group.shares]
         for (name, actor), seat, node, line in zip(started, seats, nodes, lines, strict=True):
             if isinstance(seat, Seat) and node is not None:
                 group.runners.append(Seated(actor=actor, seat=seat, node=node, name=name, line=line))
+                del group.unseated[name]
             else:
                 await asyncio.to_thread(ray.kill, actor.actor, no_restart=True)
         for seat in seats:
@@ -205,9 +211,23 @@ class Groups:
             await asyncio.to_thread(end_group, group.id, list(self._nodes.values()), remove=remove, kill=kill)
         else:
             await asyncio.to_thread(remove)
+        self.end_unseated(group.unseated.items())
+        group.unseated = {}
         self._used.pop(group.id, None)
         self._leaving.pop(group.id, None)
         self._ours.discard(group.id)
+
+    def end_unseated(self, runners: Iterable[tuple[str, str]]) -> None:
+        """Have agents end what was started for runners that never sat, and what is only being started for them: Ray starts a
+        process for each, also for one that is not wanted any more, and keeps it, with what its tenant gave it, for ever.
+
+        Args:
+            runners: (their names, the addresses of their machines).
+        """
+        for name, address in runners:
+            ending = asyncio.ensure_future(self._agents.end(address, name, roots=()))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
 
     async def expire(self) -> None:
         """Remove groups that were kept long enough, or whose node is gone, and those that could not be removed before."""
@@ -228,6 +248,7 @@ class Groups:
                 runner.line.close()
         await asyncio.gather(*(self._destroy_kept(group) for group in list(self._kept)))
         await asyncio.gather(*(each.task for each in list(self._leaving.values())), return_exceptions=True)
+        await asyncio.gather(*self._ending, return_exceptions=True)
 
     def _in_the_way_of(self, lease: Lease) -> list[Group]:
         """The oldest kept groups that must go so that the lease fits on its nodes."""
@@ -295,10 +316,9 @@ class Groups:
     def _bundle(self, share: Share) -> dict[str, float]:
         return self._nodes[share.node_id].bundle(share.devices, cpus=self._settings.cpus_per_share)
 
-    def _start(self, group: Group, lease: Lease, bundle: int, runtime_env: dict[str, Any]) -> tuple[str, Admitted]:
+    def _start(self, group: Group, lease: Lease, bundle: int, runtime_env: dict[str, Any], name: str) -> Admitted:
         share = group.shares[bundle]
         held = self._nodes[share.node_id].held(share.devices) if lease.kind in KEEPABLE else {}
-        name = f"{RUNNER_PREFIX}{secrets.token_hex(8)}"
         self._actors.add(name)
         variables = {LEASE_VARIABLE: name, **runtime_env.get("env_vars", {})}
         secret = secret_of(self._settings.key, name)
@@ -324,7 +344,7 @@ class Groups:
         admitted = Admitted(actor, secret)
         self._actors.add(actor_id_of(admitted))
         self._actors.discard(name)
-        return name, admitted
+        return admitted
 
 
 def group_of(placement_group_id: str, shares: Sequence[Share]) -> Group:

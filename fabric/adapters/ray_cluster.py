@@ -8,7 +8,7 @@ from typing import Any, assert_never
 import ray
 import structlog
 
-from fabric.adapters.agents import Agents, merged
+from fabric.adapters.agents import PROMPT_S, Agents, merged
 from fabric.adapters.archive import Archive
 from fabric.adapters.cluster_settings import ClusterSettings, LeaseInfo, ReconcileReport, Unleased
 from fabric.adapters.groups import Groups
@@ -22,7 +22,7 @@ from fabric.adapters.nodes import Node, nodes_of
 from fabric.adapters.offering import Offering, readable
 from fabric.adapters.outbox import Outbox, Report
 from fabric.adapters.private_folder import attempt_folder
-from fabric.adapters.ray_drains import Drains
+from fabric.adapters.ray_drains import noticed
 from fabric.adapters.reconciler import Ours, Reconciler
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.survivors import lease_of, survivors
@@ -79,12 +79,13 @@ class RayCluster:
         )
         self._looks: asyncio.Task[None] | None = None
         """Looks for unleased use: from the first comparison with the leases on, which says what is ours."""
+        self._clearing: asyncio.Task[None] | None = None
         self._attempts: dict[LeaseId, Attempt] = {}
         self._by_job: dict[str, list[Attempt]] = {}
         self._reads_data = False
         self._held: dict[str, Holdings] = {}
         """By machine: what it said last that it holds."""
-        self._offering, self._drains = Offering(), Drains()
+        self._offering = Offering()
         self._unreadable: dict[NodeId, tuple[tuple[str, ...], int, str]] = {}
         """By node: the devices that its agent can't read, how many those are, and of which type."""
         self._lost: set[LeaseId] = set()
@@ -151,10 +152,14 @@ class RayCluster:
         self._agents.forget_all_but({*known, *self._attempts})
         self._lost.intersection_update(known)
         if self._looks is None and self._settings.reconcile_s > 0:
+            await self._be_heard()  # before anything of its own is new to agents that still go by a gate before it
             self._looks = self._begin(_every(self._settings.reconcile_s, self._unleased.end))
             self._begin(_every(self._settings.watch_s, self._end_strays))
             self._begin(_every(self._settings.reconcile_s, self._be_heard))
-        await clear_machines(self._around, living=lambda: {*known, *self._attempts}, jobs=jobs)
+        if self._clearing is None or self._clearing.done():
+            clearing = clear_machines(self._around, living=lambda: {*known, *self._attempts}, jobs=jobs)
+            self._clearing = self._begin(clearing)
+        await asyncio.wait((self._clearing,), timeout=PROMPT_S)  # a start waits for no silent machine
         return ReconcileReport(
             reattached=tuple(i for i in self._attempts if i in known and i not in before),
             gone=tuple(gone),
@@ -269,8 +274,8 @@ class RayCluster:
         self._nodes.update(now)
         await self._agents.cover(now.values())
         busy = {share.node_id for attempt in self._attempts.values() for share in attempt.lease.shares}
-        sights, drains = await self._sights(now.values()), await self._drains.look(now)
-        for change in (*self._offering.changes(now, sights, busy=busy), *drains):
+        sights, notices = await self._sights(now.values()), await noticed()
+        for change in self._offering.changes(now, sights, busy=busy, notices=notices):
             self._outbox.put(change)
 
     async def _sights(self, nodes: Iterable[Node]) -> dict[str, Sight | None]:

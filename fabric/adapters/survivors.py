@@ -40,7 +40,10 @@ async def survivors(
     more, which gives the runner back.
     """
     by_group: dict[str, list[tuple[Admitted, Described]]] = {}
-    for actor, described in await _runners(settings):
+    there, unknown = await _runners(settings)
+    addresses = {node.address for node in nodes.values()}
+    groups.end_unseated((name, address) for name in unknown for address in addresses)
+    for actor, described in there:
         by_group.setdefault(described.placement_group_id, []).append((actor, described))
     found = []
     for group_id, members in by_group.items():
@@ -99,7 +102,8 @@ def _whole_lease(orders: Sequence[Order]) -> Lease | None:
     return lease if lease is not None and len(leases) == 1 and len(orders) == len(lease.shares) else None
 
 
-async def _runners(settings: ClusterSettings) -> list[tuple[Admitted, Described]]:
+async def _runners(settings: ClusterSettings) -> tuple[list[tuple[Admitted, Described]], list[str]]:
+    """Those that say what they are, and the names of the others."""
     named = await asyncio.to_thread(list_named_actors, all_namespaces=True)
     names = [
         entry["name"]
@@ -107,7 +111,8 @@ async def _runners(settings: ClusterSettings) -> list[tuple[Admitted, Described]
         if entry["namespace"] == settings.namespace and entry["name"].startswith("runner-")
     ]
     found = await asyncio.gather(*(_described(name, settings) for name in names))
-    return [runner for runner in found if runner is not None]
+    unknown = [name for name, runner in zip(names, found, strict=True) if runner is None]
+    return [runner for runner in found if runner is not None], unknown
 
 
 async def _described(name: str, settings: ClusterSettings) -> tuple[Admitted, Described] | None:

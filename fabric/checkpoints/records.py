@@ -16,6 +16,8 @@ from fabric.errors import CheckpointDamaged, Conflict, InvalidRequest
 FORMAT: Final = 1
 """Of the records and of the layout of keys below a prefix."""
 RECORD_BYTES_MAX: Final = 64 * 2**20
+COUNT_MAX: Final = 2**63 - 1
+"""Of steps and of bytes."""
 _DIGEST_CHARS: Final = 64
 _INT_MIN: Final = -(2**63)
 _INT_MAX: Final = 2**64 - 1
@@ -134,9 +136,17 @@ def decoded(kept: bytes, *, prefix: str, slot: int | None) -> Record:
         record: Record = msgspec.json.decode(body, type=Claim | Manifest | Retirement)
     except msgspec.DecodeError as error:
         raise _damaged(prefix, slot, f"it says nothing: {error}") from None
+    if isinstance(record, Manifest) and not _can_be(record):
+        raise _damaged(prefix, slot, "its step, or what its shards weigh, can't be")
     if record.prefix != prefix or slot not in (None, record.slot):
         raise _damaged(prefix, slot, f"it belongs to slot {record.slot} of {record.prefix}")
     return record
+
+
+def _can_be(manifest: Manifest) -> bool:
+    """Whether its numbers are counts of 63 bits. A job's own process can write a record, and others reckon with it."""
+    sizes_fit = all(shard.size >= 0 for shard in manifest.shards) and manifest.bytes <= COUNT_MAX
+    return 0 <= manifest.step <= COUNT_MAX and sizes_fit
 
 
 def other_version(prefix: str, *, found: int) -> Conflict:

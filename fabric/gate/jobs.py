@@ -147,8 +147,9 @@ def _why_never(code: str, facts: Mapping[str, str | int]) -> str:
         case _:
             kind = "preemptible" if facts.get("preemptible") else "not preemptible"
             return (
-                f"no pool here takes a job for {facts.get('service')} that is {kind}; there are: {facts.get('pools') or 'none'}."
-                " Choose another service= (--service), or let it be preemptible"
+                f"no pool that has such devices takes a job for {facts.get('service')} that is {kind}; the pools are:"
+                f" {facts.get('pools') or 'none'}. Choose another service= (--service), let it be preemptible, or choose devices"
+                " that another pool has: for a model, whose replicas are not preemptible, only that (--accelerator) helps"
             )
 
 

@@ -52,6 +52,12 @@ def pickled_error(error: BaseException) -> bytes:
     return b""
 
 
+def reduced(error: BaseException) -> Any:
+    """How a pickler makes an exception anew, as it is: without its causes, and with nothing replaced."""
+    made, state = _made_by_itself(error) or ((_remade, (type(error), error.args)), _state_of(error))
+    return (*made, (state, [*getattr(error, "__notes__", ())], None, None, False), None, None, _set)
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def __init__(self, file: Any, *, chained: bool) -> None:
         super().__init__(file)

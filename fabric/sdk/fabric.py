@@ -171,7 +171,7 @@ class Fabric:
             request_id: name the intention yourself, to repeat it after a crash of your own, or where no answer came.
 
         Raises:
-            InvalidRequest: unpicklable, no such script, a count below 1, ...: nothing was sent.
+            InvalidRequest: unpicklable, not the function's arguments, no such script, a count below 1, ...: nothing was sent.
             InvalidAmount: `tokens` is a float, in scientific notation, ...
             InsufficientTokens: the account, or the key's own limit, does not cover it.
         """

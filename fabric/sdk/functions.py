@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 import cloudpickle
 
 from fabric.errors import InvalidRequest
+from fabric.results.exceptions import reduced
 from fabric.sdk.project import Project, Standing, standing_of
 from fabric.sdk.source import changed_globals, plain_code
 from fabric.sdk.unpicklable import Unsendable, culprit_of, heaviest, refuse_unmakeable, refuse_unsendable, remedy_for
@@ -70,9 +71,11 @@ def pack_call(
 
     Raises:
         InvalidRequest: something in it can't be pickled (`unpicklable`, naming it), or is too large (`arguments_too_large`,
-            `modules_too_large`); or the function yields (`generator`); or a module is called like one of Python's.
+            `modules_too_large`); or the function yields (`generator`), or doesn't take these arguments (`wrong_arguments`); or
+            a module is called like one of Python's.
     """
     _check_kind(function)
+    _check_arguments(function, args, kwargs)
     given = Path(os.path.normpath(Path(working_dir).absolute())) if working_dir is not None else None
     project = Project(given)
     with _main_in(given):
@@ -139,6 +142,24 @@ def _check_kind(function: Callable[..., object]) -> None:
         )
 
 
+def _check_arguments(function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]) -> None:
+    """Refuse what Python would refuse there, after the devices were waited for. What isn't plainly a function isn't looked at."""
+    inner: Any = function
+    while isinstance(inner, partial):
+        inner = inner.func
+    written = inner.__func__ if isinstance(inner, types.MethodType) else inner
+    if not isinstance(written, types.FunctionType) or hasattr(written, "__signature__"):
+        return
+    try:
+        inspect.signature(function, follow_wrapped=False).bind(*args, **kwargs)
+    except (TypeError, ValueError) as error:  # of a partial that has too many already, the latter
+        raise InvalidRequest(
+            f"{written.__qualname__} can't be called with these arguments: {error}; they follow it, as in"
+            " submit(f, 1, 2, kwargs={'lr': 0.1}, tokens=...)",
+            code="wrong_arguments",
+        ) from None
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Notes on its way which modules of the caller's own are reached, and how."""
 
@@ -155,6 +176,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             self._note_module(obj.__name__)
         elif isinstance(obj, _Cached):
             return self._cached(obj)
+        elif isinstance(obj, BaseException):
+            return reduced(obj)
         else:
             refuse_unsendable(obj)
         return super().reducer_override(obj)

@@ -36,7 +36,7 @@ def calls_in(caller):
         if node.func.attr == "remote" and isinstance(node.func.value, ast.Attribute):
             yield node.func.value.attr, arguments, options
         elif node.func.attr in BY_NAME and isinstance(arguments[1], ast.Constant):
-            yield arguments[1].value, arguments[2:], options - {"within_s"}
+            yield arguments[1].value, arguments[2:], options - {"within_s", "otherwise"}
 
 
 @pytest.mark.parametrize("caller", CALLERS)

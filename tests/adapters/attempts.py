@@ -79,7 +79,7 @@ class Groups:
         self.runners = runners
         self.built = asyncio.Event()
         self.built.set()
-        self.fate, self.failures, self.error = [], 0, None
+        self.fate, self.failures, self.error, self.end_unseated = [], 0, None, list
 
     async def take(self, lease, *, environment, forks=False):
         return Group(placed=None, shares=lease.shares), False

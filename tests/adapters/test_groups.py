@@ -12,6 +12,7 @@ from fabric.adapters import groups
 from fabric.adapters.cluster_settings import ClusterSettings
 from fabric.adapters.ray_tables import GroupRow
 from fabric.adapters.reconciler import Ours, Reconciler
+from fabric.adapters.runner import Seat
 from fabric.gate.instructions import Share
 from tests.adapters.leases import NODE, lease_of
 
@@ -274,3 +275,51 @@ async def test_a_group_that_could_not_be_removed_is_removed_later(world, monkeyp
         await ours.take(lease("job-2"), environment="")
     await until_nothing_is_ours(ours)
     assert {entry["state"] for entry in table.values()} == {"REMOVED"}
+
+
+class Ending:
+    """Agents that remember whom they were to end."""
+
+    def __init__(self):
+        self.ended = []
+
+    async def end(self, address, name, *, roots):
+        assert roots == ()
+        self.ended.append((address, name))
+        return True
+
+
+class Runner:
+    """An actor of Ray's: it says where it sits, or is never there."""
+
+    def __init__(self, *, sits):
+        self.sits = sits
+        self.seat = self
+
+    async def remote(self):
+        if not self.sits:
+            await asyncio.Event().wait()
+        return Seat(pid=1, ip="10.0.0.1", port=1, devices=())
+
+
+@pytest.mark.parametrize("sits", [True, False])
+async def test_what_was_started_for_a_runner_that_never_sat_is_ended_with_its_group(world, monkeypatch, sits):
+    agents, started = Ending(), []
+    made = groups.Groups(nodes={"h1": NODE}, agents=agents, archive=None, settings=ClusterSettings())
+
+    def start(group, lease, bundle, runtime_env, name):
+        started.append(name)
+        return Runner(sits=sits)
+
+    monkeypatch.setattr(made, "_start", start)
+    group, _ = await made.take(lease(), environment="")
+    seating = asyncio.ensure_future(made.seat(group, lease(), runtime_env={}))
+    while not started:  # noqa: ASYNC110  # in a thread
+        await asyncio.sleep(0.01)
+    await asyncio.wait({seating}, timeout=1)
+    seating.cancel()
+    await asyncio.wait({seating})
+    group.runners.clear()
+    await made.destroy(group)
+    await made.close()
+    assert agents.ended == [(NODE.address, name) for name in started if not sits]

@@ -155,21 +155,45 @@ def test_a_control_store_that_is_away_is_asked_again():
     assert silence.after(SILENT_S + 1) == ["a", "10.0.0.1 7"]
 
 
-def test_a_few_agents_are_told_and_whoever_is_chosen_no_more_stands_down(monkeypatch):
-    agents, told = Agents(archive=None, settings=ClusterSettings()), []
+@pytest.fixture
+def tell(monkeypatch):
+    """A new gate says what is its own; what its agents hear, by machine: None = not to watch."""
+    agents, told, silent = Agents(archive=None, settings=ClusterSettings()), {}, set()
 
-    async def tried(address, method, known, **_):
-        told.append((address, method, known and known.address))
+    async def tried(address, method, known, *, otherwise=None, **_):
+        assert method == "hear"
+        told[address] = known and known.address
+        return otherwise if address in silent or address not in agents._actors else None
 
     monkeypatch.setattr(agents, "_tried", tried)
-    agents._actors = dict.fromkeys("dcba")
-    asyncio.run(agents.be_heard(KNOWN))
-    assert sorted(told) == [("a", "hear", "a"), ("b", "hear", "b")]
-    assert len(told) == WATCHDOGS
-    told.clear()
-    agents._actors = dict.fromkeys("dcb")
-    asyncio.run(agents.be_heard(KNOWN))
-    assert sorted(told, key=str) == [("a", "hear", None), ("b", "hear", "b"), ("c", "hear", "c")]
-    told.clear()
-    asyncio.run(agents.be_heard(None))
-    assert sorted(told) == [("b", "hear", None), ("c", "hear", None)]
+
+    def tell(known, *, there, deaf=""):
+        told.clear()
+        silent.clear()
+        silent.update(deaf)
+        agents._actors = dict.fromkeys(there)
+        asyncio.run(agents.be_heard(known))
+        return dict(told)
+
+    return tell
+
+
+def test_a_few_agents_are_told_and_all_others_stand_down_once(tell):
+    """Those that a gate before this one has chosen, too: they would go by what that one said."""
+    assert WATCHDOGS == 2
+    assert tell(KNOWN, there="dcba") == {"a": "a", "b": "b", "c": None, "d": None}
+    assert tell(KNOWN, there="dcba") == {"a": "a", "b": "b"}
+
+
+def test_whoever_is_chosen_no_more_stands_down(tell):
+    tell(KNOWN, there="dcb")
+    assert tell(KNOWN, there="dcba") == {"a": "a", "b": "b", "c": None}
+    assert tell(KNOWN, there="dcb") == {"a": None, "b": "b", "c": "c"}
+    assert tell(None, there="dcb") == {"b": None, "c": None}
+
+
+def test_an_agent_that_was_silent_or_is_found_later_is_told_until_it_has_heard(tell):
+    assert tell(KNOWN, there="cba", deaf="c") == {"a": "a", "b": "b", "c": None}
+    assert tell(KNOWN, there="dcba", deaf="d") == {"a": "a", "b": "b", "c": None, "d": None}
+    assert tell(KNOWN, there="dcba") == {"a": "a", "b": "b", "d": None}
+    assert tell(KNOWN, there="dcba") == {"a": "a", "b": "b"}

@@ -3,11 +3,12 @@
 import random
 import sys
 
+import msgspec
 import pytest
 
 from fabric.checkpoints import Checkpoints, DirectoryStore, near_store
 from fabric.checkpoints.near import forget_old
-from fabric.checkpoints.records import decoded
+from fabric.checkpoints.records import decoded, encoded
 from fabric.errors import CheckpointDamaged, NotFound
 from tests.checkpoints.stepped import MemoryStore
 
@@ -254,3 +255,29 @@ def test_near_copies_that_nobody_came_back_for_are_forgotten(tmp_path, save):
     forget_old(tmp_path / "near", older_than_s=-1.0)
     assert near.folders(f"{JOB}/data") == []
     assert first.load()[1] == {"state": b"state 1"}
+
+
+IMPOSSIBLE = [
+    {"step": -1}, {"step": 2**63}, {"step": 10**40}, {"size": -1}, {"size": 2**63}, {"size": 10**40}, {"size": 2**62, "count": 2},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("said", IMPOSSIBLE)
+def test_a_record_of_what_can_not_be_is_damaged_and_the_one_before_stands(said):
+    """A job's own process can write it: a size below nothing would give its account room in the archive, and a number too large
+    spoils what it is shown in.
+    """
+    store = MemoryStore()
+    kept_by(store, JOB, seed=1)
+    good = Checkpoints(store, prefix=JOB, epoch=3).newest()
+    slot = good.slot + 1
+    shard = msgspec.structs.replace(good.shards[0], size=said.get("size", good.shards[0].size))
+    bad = msgspec.structs.replace(
+        good, slot=slot, step=said.get("step", good.step), shards=(shard,) * said.get("count", 1)
+    )
+    store.put(Checkpoints(store, prefix=JOB, epoch=3).log.key(slot), encoded(bad))
+    reader = Checkpoints(store, prefix=JOB, epoch=4)
+    assert reader.newest() == good
+    assert all(0 <= found.bytes < 2**63 and 0 <= found.step < 2**63 for found in reader.ls())
+    with pytest.raises(CheckpointDamaged):
+        decoded(encoded(bad), prefix=JOB, slot=slot)

@@ -102,6 +102,8 @@ def test_a_code_is_said_once_and_a_count_of_nothing_never(run):
     told = run("submit", "--tokens", 1, "--service", "inference", "--", "true", code=2).stderr
     assert told.count("no_pool_for") == 1
     assert "Choose another service" in told
+    assert "no pool that has such devices" in told
+    assert "for a model" in told, "a model has neither of these options"
     told = run("submit", "--tokens", 1, "-x", "H100:64", "--devices-per-node", 64, "--", "true", code=2).stderr
     assert "with 64 on each node" in told
     assert "0 ×" not in told

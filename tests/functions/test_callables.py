@@ -341,3 +341,59 @@ def test_threads_may_pack_at_once_whatever_travels_by_value(monkeypatch):
     for thread in threads:
         thread.join()
     assert failed == []
+
+
+def wants(a, /, b, *, c):
+    return a, b, c
+
+
+async def awaited(a):
+    return a
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "kwargs", "why"),
+    [
+        (wants, (1,), {"c": 3}, "missing a required argument: 'b'"),
+        (wants, (1, 2), {}, "missing a required .*'c'"),
+        (wants, (1, 2, 3), {"c": 3}, "too many positional arguments"),
+        (wants, (1, 2), {"c": 3, "lr": 1}, "unexpected keyword argument 'lr'"),
+        (functools.partial(wants, 1, c=3), (), {}, "'b'"),
+        (functools.partial(functools.partial(wants, 1), c=3), (2, 3), {}, "too many"),
+        (functools.partial(wants, 1, 2, 3), (), {"c": 3}, "incorrect arguments"),
+        (Adder(1).add, (), {}, "'x'"),
+        (Adder.made, (1, 2), {}, "too many"),
+        (Adder.still, (), {}, "'x'"),
+        (awaited, (), {}, "'a'"),
+        (lambda: 1, (2,), {}, "too many"),
+    ],
+)
+def test_a_call_that_its_function_does_not_take_is_refused_before_it_is_sent(function, args, kwargs, why):
+    with pytest.raises(InvalidRequest, match=why) as refused:
+        pack_call(function, args, kwargs)
+    assert refused.value.code == "wrong_arguments"
+    assert functools.reduce(lambda inner, _: getattr(inner, "func", inner), range(3), function).__name__ in str(
+        refused.value
+    )
+
+
+@functools.wraps(wants)
+def looks_like_it(*args):
+    return args
+
+
+def says_otherwise(*args):
+    return args
+
+
+says_otherwise.__signature__ = None
+unread = types.FunctionType(says_otherwise.__code__, globals(), "unread")
+unread.__signature__ = __import__("inspect").signature(wants)
+
+
+@pytest.mark.parametrize(
+    "function", [looks_like_it, says_otherwise, unread, dict, max, Adder(1), functools.partial(max, 1)]
+)
+def test_what_a_function_takes_is_never_guessed(function):
+    """Only what Python itself would refuse is refused: not by a signature that a decorator has put there."""
+    assert pack_call(function, (1, 2), {}).pickled

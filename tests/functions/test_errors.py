@@ -292,3 +292,56 @@ def test_of_a_scripts_error_all_causes_are_among_its_last_lines(tmp_path, raised
 def test_a_traceback_long_before_the_end_is_not_taken_for_the_error():
     text = "Traceback (most recent call last):\n  old\nKeyError: 1\n" + "went on\n" * 100 + "Killed\n"
     assert last_lines(text.encode(), 3) == "went on\nwent on\nKilled"
+
+
+ARGUMENT = """
+from tests.functions.afar import call
+from app import bad
+class Mine(Exception):
+    def __init__(self, *, why):
+        super().__init__()
+        self.why = why
+def told(errors, first):
+    return [(type(each).__name__, str(each), vars(each)) for each in (*errors["all"], first)], type(first) is bad.Bad
+made = [bad.Bad("disk", code=7), Mine(why="so"), OSError(2, "no", "x"), bad.Slotted(5, 6), bad.Reduced(3)]
+assert call(told, {"all": made}, made[0]) == (told({"all": made}, made[0])[0], True)
+found = call(lambda error: (error.a, error.b), made[3])
+assert found == (5, 6), found
+print("as they were")
+"""
+
+
+def test_an_exception_as_an_argument_arrives_however_it_is_made(project):
+    bad = """
+        class Bad(Exception):
+            def __init__(self, what, *, code):
+                super().__init__(f"bad {what}")
+                self.what, self.code = what, code
+        class Slotted(ValueError):
+            __slots__ = ("a", "b")
+            def __init__(self, a, b):
+                super().__init__()
+                self.a, self.b = a, b
+        class Reduced(Exception):
+            def __init__(self, n):
+                super().__init__("n", n, "more")
+                self.n = n
+            def __reduce__(self):
+                return Reduced, (self.n,)
+    """
+    assert project({"app/__init__.py": "", "app/bad.py": bad, "main.py": ARGUMENT}) == "as they were\n"
+
+
+def test_what_an_exception_has_and_can_not_be_sent_is_named(project):
+    main = """
+    import threading
+    from fabric.errors import InvalidRequest
+    from tests.functions.afar import call
+    error = ValueError("x")
+    error.lock = threading.Lock()
+    try:
+        call(repr, error)
+    except InvalidRequest as refused:
+        print(refused.code, "argument 0" in str(refused))
+    """
+    assert project({"main.py": main}) == "unpicklable True\n"
