@@ -12,7 +12,7 @@ import hashlib
 import multiprocessing
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import count, islice
 from typing import Any, Final, Self
 
 import numpy as np
@@ -38,6 +38,10 @@ _DEPTH_MAX: Final = 8
 _ITEMS_MAX: Final = 2_000
 _TWISTER_BYTES: Final = 624 * 4 + 4
 """Of numpy's own generator: its numbers, and its place among them."""
+_LOOKS: Final = 8
+"""So many batches of an epoch are watched while their samples are chosen."""
+_END: Final = object()
+_said: Final[set[str]] = set()
 _PARTS_MAX: Final = 100
 """Of a state; what has more are numbers alone."""
 
@@ -148,12 +152,32 @@ class _From:
         found = sum(1 for _ in islice(indices, self._passed))
         if found < self._passed:
             raise dataset_changed(self._given, found)
-        for each in indices:
+        for each in _looked_through(indices, named=type(self._sampler).__qualname__):
             self._noted.begin_here()
             yield each
 
     def __len__(self) -> int:
         return len(self._sampler)  # type: ignore[arg-type]  # asked of who can say it
+
+
+def _looked_through(indices: Iterator[Any], *, named: str) -> Iterator[Any]:
+    """The indices; it is said early if they are drawn from what the script draws from in between."""
+    after: list[Any] | None = None
+    for number in count():
+        before = _marks() if number < _LOOKS else None
+        each = next(indices, _END)
+        if each is _END:
+            return
+        if before is not None:
+            drawn_between = after is not None and not _is_same(after, before)
+            if not _is_same(after := _marks(), before) and drawn_between and named not in _said:
+                _said.add(named)
+                say(
+                    f"{named}, or what it takes its samples from, draws from the process's random numbers between the script's own"
+                    " draws: after an eviction it gives other samples, some of them twice or never. Give it a generator of its"
+                    " own, such as torch.Generator() or random.Random(seed)"
+                )
+        yield each
 
 
 class _Noted:

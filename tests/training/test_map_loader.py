@@ -2,14 +2,16 @@
 
 import multiprocessing
 import random
+from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, Sampler, WeightedRandomSampler
 
-from training import randomness
+from training import map_loader, randomness
 from training.data import feed_of
+from training.map_loader import MapLoader
 from training.plain import plain, restored
 
 SAMPLES, BATCH = 48, 4
@@ -90,6 +92,13 @@ class Lazy(Sampler):
         left = list(range(SAMPLES))
         while left:
             yield left.pop(self.dice.randrange(len(left)))
+
+
+class Torchs:
+    """Numbers of torch's own generator."""
+
+    def randrange(self, end):
+        return int(torch.randint(end, ()))
 
 
 class Eager(Sampler):
@@ -245,6 +254,27 @@ def test_a_sampler_that_draws_between_the_scripts_own_draws_is_said_to(capsys):
     sampler = {"batch_sampler": lambda: BatchSampler(Lazy(random), BATCH, drop_last=False)}
     evicted(sampler, lambda: float, until=7)
     assert "gave another batch when they were read again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dice", "between", "is_said"),
+    [
+        (random, random.random, True),
+        (Torchs(), lambda: torch.rand(()), True),
+        (Torchs(), lambda: None, False),
+        (random.Random(2), random.random, False),
+    ],
+    ids=["python's", "torch's", "nothing between", "its own"],
+)
+def test_a_sampler_that_draws_from_what_the_script_draws_from_is_said_to_early(
+    capsys, monkeypatch, dice, between, is_said
+):
+    monkeypatch.setattr(map_loader, "_said", set())
+    begun()
+    loader = DataLoader(Counted(), batch_sampler=BatchSampler(Lazy(dice), BATCH, drop_last=False))
+    for _ in islice(MapLoader.of(loader).begin(), 3):
+        between()
+    assert ("draws from the process's random numbers" in capsys.readouterr().err) == is_said
 
 
 def test_a_worker_that_draws_later_has_the_numbers_it_would_have_had(capsys):
