@@ -30,6 +30,7 @@ class Boundary:
         self._abandoned = False
         self._provisional = False
         self._waited_s = 0.0
+        self._reserved_until: float | None = None
 
     @property
     def is_changing(self) -> bool:
@@ -54,13 +55,25 @@ class Boundary:
         if self._changing:
             return
         with self._free:
-            if self._held or self._wanted:  # a saver that waits goes first, or quick steps would starve it
+            if not self._is_unwanted():  # a saver that waits goes first, or quick steps would starve it
                 began = time.monotonic()
-                self._free.wait_for(lambda: not self._held and not self._wanted)
+                while not self._free.wait_for(self._is_unwanted, self._reserved_s()):
+                    self._reserved_until = None
                 self._waited_s += time.monotonic() - began
             if self._leaving:
                 raise self._ending()
             self._changing = True
+
+    def reserve(self, patience_s: float) -> None:
+        """For the training thread, at a boundary: no step begins before a saver has held it, for so long."""
+        with self._free:
+            self._reserved_until = time.monotonic() + patience_s
+
+    def _is_unwanted(self) -> bool:
+        return not (self._held or self._wanted or self._reserved_until is not None)
+
+    def _reserved_s(self) -> float | None:
+        return None if self._reserved_until is None else max(0.0, self._reserved_until - time.monotonic())
 
     def reopen(self) -> None:
         """For the training thread, at the end of a body amid which a boundary was closed: it is captured anew.
@@ -137,6 +150,8 @@ class Boundary:
             held = self._is_settled or (self._is_free and provisional_after_s is not None)
             self._wanted -= 1
             self._held = self._held or held
+            if held:
+                self._reserved_until = None
             self._free.notify_all()
         try:
             yield held

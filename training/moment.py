@@ -1,5 +1,8 @@
-"""What a step boundary is to who saves it later."""
+"""What a step boundary is to who saves it later, and where its tensors are copied to the host on a device."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,3 +20,27 @@ class Moment:
     """What the loop's body hands on to the next."""
     frozen: list[str] = field(default_factory=list)
     device_event: Any = None
+
+
+def recorded() -> Any:
+    """An event behind everything the device was given so far; None where there is no such device in use."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+@contextmanager
+def beside(event: Any) -> Iterator[None]:
+    """On a stream of its own behind the event; what was copied there is on the host at the end."""
+    if event is None:
+        yield
+        return
+    torch = sys.modules["torch"]
+    stream = torch.cuda.Stream()
+    stream.wait_event(event)
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()

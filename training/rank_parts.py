@@ -1,8 +1,9 @@
 """What each rank of a gang has of its own, in a checkpoint that one of them saves for all: random numbers, variables, places.
 
 Ranks that train one model hold the same weights and moments, and draw different numbers. So they tell each other what they have
-as they stop, and a resumed one takes up its own. A snapshot is one rank's alone: the others go on from it with other numbers
-than they had, and never with that rank's. Knows moments and states, and no collective.
+as they stop, and at the boundary that a snapshot is of; a resumed one takes up its own. Where that could not be, as a peer was lost,
+the others go on with other numbers than they had, and never with those of the rank that saved. What a rank tells has a bound.
+Knows moments and states, and no collective.
 """
 
 import hashlib
@@ -17,6 +18,9 @@ from training.plain import plain, restored
 from training.progress import say
 
 _NUMBERS_MAX: Final = 2**32
+BYTES_MAX: Final = 2**30
+"""Of what all ranks tell each other, each of which has it in its memory then."""
+_NAMED_MAX: Final = 3
 
 
 class Owned(Protocol):
@@ -39,17 +43,33 @@ class RankParts:
         """Whether ranks differ in anything: where random numbers belong to virtual ranks, they don't."""
         self.everyones: list[dict[str, Any]] = []
         """As the ranks have told each other last, by rank."""
+        self.is_wanted = False
+        """Whether they are to tell it for a snapshot, at a boundary to come."""
 
     def own(self, moment: Moment, *, late: Mapping[str, Any], is_kept: Callable[[str, Any], bool]) -> dict[str, Any]:
         """What this rank has at a boundary, as plain values; variables that can't be kept are left out."""
         variables = {name: value for name, value in (moment.variables | dict(late)).items() if is_kept(name, value)}
-        return {
+        own = {
             "step": moment.step,
             "random": plain(moment.random, "random"),
             "cursor": plain(moment.cursor, "cursor"),
-            "variables": variables,
-            "owned": self._tracked.owned(moment.copied),
         }
+        more = {"variables": variables, "owned": self._tracked.owned(moment.copied)}
+        if (size := size_of(more)) <= (limit := BYTES_MAX // self.world):
+            return own | more
+        if self.rank:
+            names = sorted(variables, key=lambda name: size_of(variables[name]), reverse=True)[:_NAMED_MAX]
+            say(
+                f"rank {self.rank} has {size:,} bytes of its own (the most in {', '.join(names) or 'its model'}), and {limit:,}"
+                f" of each of {self.world} ranks are kept: it would go on with what rank 0 has. Keep less in such variables"
+            )
+        return own
+
+    def are_told(self, step: int) -> bool:
+        """Whether ranks have told each other what they had at that step. If not, they will at a boundary to come."""
+        is_told = not self.is_needed or bool(self.kept(step))
+        self.is_wanted = not is_told
+        return is_told
 
     def kept(self, step: int) -> list[dict[str, Any]] | None:
         """What goes with a checkpoint of that step; None = nothing is needed."""
@@ -64,8 +84,9 @@ class RankParts:
             return state
         if len(parts) == self.world:
             own = parts[self.rank]
-            objects = self._tracked.disowned(state["objects"], own["owned"])
-            return {**state, **{name: own[name] for name in ("random", "cursor", "variables")}, "objects": objects}
+            if "owned" in own:
+                state["objects"] = self._tracked.disowned(state["objects"], own["owned"])
+            return {**state, **{name: own[name] for name in ("random", "cursor", "variables") if name in own}}
         if self.rank:
             state["random"] = plain(apart(restored(state["random"]), self.rank), "random")
         if self.rank == 1:
@@ -75,6 +96,17 @@ class RankParts:
                 "would have drawn: weights and moments are the same bits"
             )
         return state
+
+
+def size_of(value: Any) -> int:
+    """About how many bytes a plain value has."""
+    if isinstance(value, Mapping):
+        return sum(size_of(item) + len(str(name)) for name, item in value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        return 8 + sum(size_of(item) for item in value)
+    if isinstance(value, str | bytes):
+        return len(value)
+    return int(getattr(value, "nbytes", 8))
 
 
 def apart(states: Mapping[str, Any], rank: int) -> dict[str, Any]:

@@ -9,8 +9,7 @@ computes next. (That path has had no device to run on in our tests; the CPU path
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -22,7 +21,7 @@ from training.frozen import Frozen, FrozenWeights, shard_of
 from training.loop_objects import KEPT
 from training.loop_variables import OVER
 from training.model_kind import kind_of
-from training.moment import Moment
+from training.moment import Moment, beside, recorded
 from training.plain import is_plain, may_diverge, not_finite, plain, restored
 from training.progress import say
 from training.rank_parts import RankParts
@@ -31,6 +30,8 @@ from training.vault import Vault, decoded, gathered, planned
 
 _BODY_S: Final = 2.0
 """How long a save for a stop waits for the end of a body amid which a boundary was."""
+_RESERVED_S: Final = 1.0
+"""How long a boundary at which ranks have told what is their own is kept for the side thread to save."""
 _BODY_SHARE: Final = 0.25
 """And at most this share of the time that is left."""
 
@@ -141,7 +142,7 @@ class Saver:
             versions=self._registry.versions(),
             variables=variables(),
             frozen=self._registry.frozen(),
-            device_event=_recorded(),
+            device_event=recorded(),
         )
 
     def load(self) -> dict[str, Any] | None:
@@ -187,7 +188,8 @@ class Saver:
         """Make the last boundary durable; None if a step was half done for longer than `timeout_s`.
 
         A snapshot copies the state and lets training go on while it is written; who is `leaving` writes it where it lies,
-        and no further step begins. `at_boundary`: this is the training thread, and the boundary is now.
+        and no further step begins. `at_boundary`: this is the training thread, and the boundary is now. A snapshot that has not
+        for ever comes again (None) where the other ranks are still to tell what they have of their own.
 
         Raises:
             JobFailed: `not_finite` or `changed_outside`: this state must not replace the one before.
@@ -197,6 +199,9 @@ class Saver:
         with self._writing:
             if (before := self._saved_before(leaving=leaving)) is not None:
                 return before
+            is_snapshot = timeout_s is not None and not (leaving or at_boundary)
+            if is_snapshot and not self.ranks.are_told(self.newest_step):
+                return None
             with self._boundary.held(timeout_s, provisional_after_s=_patience(timeout_s, leaving=leaving)) as held:
                 if not held or self.moment is None:
                     return None
@@ -294,6 +299,10 @@ class Saver:
             kept = {name: value for name, value in moment.variables.items() if self._can_be_kept(name, value)}
             return planned(state | {"variables": kept}), frozen
 
+    def reserve(self) -> None:
+        """For the training thread, at a boundary: the snapshot that is due is of this one."""
+        self._boundary.reserve(_RESERVED_S)
+
     def own_part(self) -> dict[str, Any] | None:
         """What this rank has of its own at the boundary where its training thread is."""
         if self.moment is None or not self.ranks.is_needed:
@@ -373,27 +382,3 @@ class Copy:
             if not_finite(copy) > excused.get(name, 0):
                 return name
         return None
-
-
-def _recorded() -> Any:
-    """An event behind everything the device was given so far; None where there is no such device in use."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return None
-    event = torch.cuda.Event()
-    event.record()
-    return event
-
-
-@contextmanager
-def beside(event: Any) -> Iterator[None]:
-    """On a stream of its own behind the event; what was copied there is on the host at the end."""
-    if event is None:
-        yield
-        return
-    torch = sys.modules["torch"]
-    stream = torch.cuda.Stream()
-    stream.wait_event(event)
-    with torch.cuda.stream(stream):
-        yield
-    stream.synchronize()

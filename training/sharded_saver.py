@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 from fabric.errors import FabricError, JobFailed, Unavailable
 from training.boundary import Boundary
 from training.gang import PeerLost
-from training.moment import Moment
+from training.moment import Moment, beside
 from training.part_vault import Parts
 from training.peer_copies import PeerCopies
 from training.progress import say
 from training.registry import Registry
-from training.saver import Copy, Save, Saver, beside
+from training.saver import Copy, Save, Saver
 from training.sharded_state import Kept, Part, part_name, parted
 from training.vault import gathered
 

@@ -282,6 +282,7 @@ class Together:
             self._silent_steps -= 1
             return
         save = self._parts_saver is not None and self._parts_saver.wants_snapshot
+        save = save or (self._saver is not None and self._saver.ranks.is_wanted)
         self._agreement = self.gang.agree(stop=wanted, lap_us=lap_us, save=save)
 
     def end_step(self, done: int) -> None:
@@ -305,13 +306,22 @@ class Together:
             self._stops_next = True  # what is saved is what all have learned: they meet in the next step
             self._islands.meet_next()
         elif verdict.stop or self._stops_next:
-            if self._saver is not None and self._saver.ranks.is_needed:  # one saves for all
-                own = self._saver.own_part()
-                self._saver.ranks.everyones = self.gang.gather(own, "telling what is its own", group=self.gang.control)
+            self._tell_own()
             self.end()
             self._agreed.set()
         elif verdict.save and self._parts_saver is not None:
             self._parts_saver.snapshot()
+        elif verdict.save and self._tell_own() and self._saver is not None and self.gang.rank == 0:
+            self._saver.reserve()
+
+    def _tell_own(self) -> bool:
+        """Where one saves for all: tell each other what each has of its own at this boundary. Whether that is needed."""
+        if self._saver is None or not self._saver.ranks.is_needed:
+            return False
+        own = self._saver.own_part()
+        self._saver.ranks.everyones = self.gang.gather(own, "telling what is its own", group=self.gang.control)
+        self._saver.ranks.is_wanted = False
+        return True
 
     def conclude(self) -> Callable[[], None] | None:
         """All steps are done: what is still to be done to the weights, if anything; it can't fail any more.

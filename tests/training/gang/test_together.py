@@ -17,9 +17,10 @@ from tests.training.gang.crew import Crew
 from tests.training.gang.test_losses import steps_done, wait_for
 from tests.training.gang.test_worlds import lines
 from tests.training.gang.work import EVICTED, REFUSED, Order
-from training import randomness
+from training import randomness, rank_parts
 from training.gradients import Reproducible
-from training.rank_parts import apart
+from training.moment import Moment
+from training.rank_parts import RankParts, apart
 from training.together import silent_steps
 
 
@@ -132,6 +133,56 @@ def test_each_rank_of_a_loop_of_ones_own_goes_on_with_its_own_random_numbers(tmp
     assert {step: draws for (rank, step), draws in whole[0].items() if rank == 0} != {
         step: draws for (rank, step), draws in whole[0].items() if rank == 1
     }
+
+
+def test_each_rank_goes_on_with_its_own_random_numbers_after_a_snapshot_too(tmp_path):
+    """All are killed at once, so that no rank could tell what it had; steps after the snapshot are made again."""
+    order = Order(folder=tmp_path / "killed", steps=60, pause_s=0.01, snapshot_every_s=0.05)
+    order.folder.mkdir()
+    for _ in range(3):
+        before, gang = durable(order.folder), Crew(order, world=2, doing="own_script")
+        wait_for(lambda before=before: durable(order.folder) > before + 3)
+        for rank in range(2):
+            gang.kill(rank)
+        assert set(gang.end().values()) == {-9}
+    assert crew.run(order, world=2, doing="own_script") == [0, 0]
+    whole = replace(order, folder=tmp_path / "whole", pause_s=0.0, snapshot_every_s=None)
+    whole.folder.mkdir()
+    assert crew.run(whole, world=2, doing="own_script") == [0, 0]
+    assert order.path("digest").read_text() == whole.path("digest").read_text()
+    assert drawn(order.folder) == drawn(whole.folder)
+
+
+def test_what_ranks_tell_each_other_has_a_bound_and_a_rank_beyond_it_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(rank_parts, "BYTES_MAX", 2 * 4_000)
+    everyones = []
+    for rank, count in ((0, 10), (1, 2_000)):
+        ranks = RankParts(Tracked())
+        ranks.rank, ranks.world, ranks.is_needed = rank, 2, True
+        moment = Moment(
+            step=5, cursor={"at": rank}, copied={}, random={}, versions={},
+            variables={"replay": torch.zeros(count), "few": [rank]},
+        )  # fmt: skip
+        everyones.append(ranks.own(moment, late={}, is_kept=lambda _name, _value: True))
+    assert [sorted(own) for own in everyones] == [
+        ["cursor", "owned", "random", "step", "variables"],
+        ["cursor", "random", "step"],
+    ]
+    said = capsys.readouterr().err
+    assert "rank 1 has 8,0" in said
+    assert "replay" in said
+    ranks.everyones = everyones
+    assert ranks.kept(5) == everyones
+    state = {"step": 5, "ranks": everyones, "objects": {}, "random": {}, "cursor": {}, "variables": {"few": [0]}}
+    assert ranks.taken(state)["cursor"] == {"at": 1}
+
+
+class Tracked:
+    def owned(self, copied):
+        return {}
+
+    def disowned(self, objects, owned):
+        return objects
 
 
 def test_ranks_whose_numbers_were_not_kept_draw_none_that_another_rank_draws():
