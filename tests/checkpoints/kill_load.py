@@ -47,7 +47,7 @@ def life(where, epoch, stage, told, *, die_at):
     def at(name):
         stage[0] = STAGES.index(name)
 
-    _arm(where, die_at)
+    armed(where, die_at)
     mine = Checkpoints(opened(where), prefix=JOB, epoch=epoch, keep=2)
     clear = retention.clear
 
@@ -81,7 +81,7 @@ def life(where, epoch, stage, told, *, die_at):
         at("between")
 
 
-def _arm(where, die_at):
+def armed(where, die_at):
     """Die at the nth call that changes something, in its middle where it has one."""
     if die_at is None:
         return

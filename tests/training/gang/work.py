@@ -82,6 +82,8 @@ class Order:
     """A rank in whose memory a bit falls over in the newest of what it holds for another."""
     fails_at: int | None = None
     """A step in which the script itself fails, on all ranks."""
+    digests: bool = False
+    """Whether weights and moments are noted after each step."""
     skips: tuple[int, ...] = ()
     """Samples whose batch the script gives no loss for."""
 
