@@ -171,6 +171,8 @@ def parted_script(rank, world, port, order):
         opt.step()
         sched.step()
         note(order, rank, did=step)
+        if order.digests:
+            note(order, rank, after=step + 1, digest=parts_digest(model, opt))
     note(
         order,
         rank,
@@ -269,7 +271,14 @@ def own_script(rank, world, port, order):
         seed(20 + rank)
     inputs, wanted = dataset()
     dice, seen, drawn = torch.Generator().manual_seed(50 + rank), [], torch.randint(SAMPLES, (4,))
-    run = session(model=own.model, opt=own.opt, sched=own.sched, extra={"dice": dice}, directory=order.folder)
+    run = session(
+        model=own.model,
+        opt=own.opt,
+        sched=own.sched,
+        extra={"dice": dice},
+        directory=order.folder,
+        snapshot_every_s=order.snapshot_every_s,
+    )
     for step in run.steps(order.steps):
         at, drawn = drawn, torch.randint(SAMPLES, (4,), generator=dice)  # drawn ahead
         seen.append(int(at[0]) + random.random() + np.random.rand())  # noqa: NPY002
