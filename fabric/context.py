@@ -82,6 +82,7 @@ class Context:
         on_saved: Callable[[int, int, int], None] | None = None,
         on_report: Callable[[], None] | None = None,
         on_listen: Callable[[], None] | None = None,
+        on_listen_no_more: Callable[[], None] | None = None,
         on_checkpoints: Callable[[], None] | None = None,
         on_refused: Callable[[str], None] | None = None,
         on_leave: Callable[[str], None] | None = None,
@@ -97,7 +98,8 @@ class Context:
             checkpoints: where it saves; None = nowhere.
             on_saved: told of every durable checkpoint: (step, µs it took to write, bytes).
             on_report: told that there is news of its progress, at most every `REPORT_S` seconds.
-            on_listen: told, once, that the job's code looks whether it should stop, or has to do with checkpoints.
+            on_listen: told that the job's code looks whether it should stop, or has to do with checkpoints.
+            on_listen_no_more: told that it does so no more.
             on_checkpoints: told, once, that the job's code has to do with checkpoints.
             on_refused: told when a save is not kept for want of room.
             on_leave: told why the attempt ends, if nobody has asked it to.
@@ -112,7 +114,8 @@ class Context:
         self._checkpoints = checkpoints
         self._on_saved = on_saved
         self._on_report = on_report
-        self._on_listen = on_listen
+        self._on_listen, self._on_listen_no_more = on_listen, on_listen_no_more
+        self._listens = False
         self._on_checkpoints = on_checkpoints
         self._on_refused = on_refused
         self._on_leave = on_leave
@@ -232,9 +235,19 @@ class Context:
         return self._stop.wait(timeout_s)
 
     def _listen(self) -> None:
-        told, self._on_listen = self._on_listen, None
-        if told is not None:
-            told()
+        if not self._listens:
+            self._listens = True
+            if self._on_listen is not None:
+                self._on_listen()
+
+    def listen_no_more(self) -> None:
+        """Nothing in this process looks any more whether it should stop, until somebody does again: the notice finds it as one
+        that can't save.
+        """
+        if self._listens:
+            self._listens = False
+            if self._on_listen_no_more is not None:
+                self._on_listen_no_more()
 
     def save(self, data: bytes, *, step: int = 0) -> None:
         """Keep the job's state: durable on return, and what was burned so far is never lost work. Rank 0 saves.

@@ -20,6 +20,7 @@ from fabric.adapters.context_link import (
     Invitation,
     Leaving,
     Listening,
+    ListeningNoMore,
     NoRoom,
     Reported,
     Saved,
@@ -35,7 +36,7 @@ _BACKLOG: Final = 64
 _WHY_CHARS_MAX: Final = 1_000
 _CREDENTIALS: Final = 12
 """Bytes: a process, its user, its group."""
-Said = Saved | Reported | NoRoom | Leaving | Listening | Saving
+Said = Saved | Reported | NoRoom | Leaving | Listening | ListeningNoMore | Saving
 _decode = msgspec.msgpack.Decoder(Said).decode
 
 
@@ -161,6 +162,9 @@ class ContextHost:
             case Listening():
                 with self._lock:
                     self._listening.add(pid)
+            case ListeningNoMore():
+                with self._lock:
+                    self._listening.discard(pid)
             case Saving():
                 self.saves_itself = True
 

@@ -68,6 +68,10 @@ class Listening(msgspec.Struct, frozen=True, kw_only=True, tag="listening"):
     """The process looks whether it should stop: so it needs no signal."""
 
 
+class ListeningNoMore(msgspec.Struct, frozen=True, kw_only=True, tag="listening_no_more"):
+    """Nothing in the process looks for that any more."""
+
+
 class Saving(msgspec.Struct, frozen=True, kw_only=True, tag="saving"):
     """The process has to do with checkpoints: it saves by itself what the job needs."""
 
@@ -109,7 +113,7 @@ class Telling:
         self._heard = threading.Semaphore(0)
         self._is_over = False
 
-    def tell(self, word: Saved | NoRoom | Leaving | Listening | Saving) -> None:
+    def tell(self, word: Saved | NoRoom | Leaving | Listening | ListeningNoMore | Saving) -> None:
         """Returns once it was heard; also when nobody hears any more, or not in time."""
         with self._one_by_one:
             if not self._is_over:
@@ -181,6 +185,7 @@ def _context_of(said: Invitation, talk: Talk[Told], telling: Telling) -> context
         on_saved=lambda step, write_us, size: telling.tell(Saved(step=step, write_us=write_us, size=size)),
         on_report=lambda: talk.say(Reported(progress=made.progress)),
         on_listen=lambda: telling.tell(Listening()),
+        on_listen_no_more=lambda: telling.tell(ListeningNoMore()),
         on_checkpoints=lambda: telling.tell(Saving()),
         on_refused=lambda why: telling.tell(NoRoom(why=why)),
         on_leave=lambda why: telling.tell(Leaving(why=why)),

@@ -13,6 +13,7 @@ import inspect
 import json
 import os
 import secrets
+import signal
 import sys
 import threading
 import time
@@ -27,6 +28,7 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from ray.core.generated import autoscaler_pb2, autoscaler_pb2_grpc
 
 from fabric.adapters.lease_ray_settings import TOKEN, LeaseRay, told_ray
+from fabric.adapters.on_import import when_imported
 from fabric.errors import InvalidRequest, Unavailable
 
 _ADDRESS: Final = "RAY_ADDRESS"
@@ -39,6 +41,8 @@ _NEVER_FITS_S: Final = 6.0
 """How long a request that can't fit is left waiting: what is being set up may be asked for before it is there."""
 _CALL_S: Final = 5.0
 _EPSILON: Final = 1e-6
+_RAY_TRAIN: Final = ("ray.train.v2.api.data_parallel_trainer", "training.adapters_ray")
+"""What trains, and what has it go on after an eviction."""
 
 
 def install() -> None:
@@ -48,6 +52,7 @@ def install() -> None:
         return
     _open(Path(settings.folder))
     _Own(settings, ray.init).take_over()
+    when_imported(*_RAY_TRAIN)
 
 
 def _open(folder: Path) -> None:
@@ -68,7 +73,7 @@ def _open(folder: Path) -> None:
 @contextmanager
 def _without_rays_handler() -> Iterator[None]:
     """Ray sets its own handler of SIGTERM as the first thing, which ends the program before it could save, and takes seconds
-    to start: the program's stays.
+    to start; and another one below Python, which ends it with a trace of the stack. The program's stays.
     """
     utils = ray._private.utils  # noqa: SLF001
     before = utils.set_sigterm_handler
@@ -77,6 +82,11 @@ def _without_rays_handler() -> Iterator[None]:
         yield
     finally:
         utils.set_sigterm_handler = before
+        if (
+            threading.current_thread() is threading.main_thread()
+            and (own := signal.getsignal(signal.SIGTERM)) is not None
+        ):
+            signal.signal(signal.SIGTERM, own)
 
 
 class _Own:

@@ -187,3 +187,25 @@ def test_a_program_that_ignores_its_context_is_ended_by_the_signal(executing):
     attempt = executing.begin("python", "x.py", files={"x.py": code})
     attempt.until("up")
     assert attempt.stop()[0].outcome is LeaseOutcome.INTERRUPTED
+
+
+@pytest.mark.parametrize(
+    ("then", "outcome"), [("", SAVED), ("job.listen_no_more()", LeaseOutcome.INTERRUPTED)], ids=["listens", "no more"]
+)
+def test_a_program_that_listens_no_more_is_ended_by_the_signal(executing, then, outcome):
+    """What listened is over, as a run of a library's is, and the rest of the script would not hear the notice."""
+    code = f"""
+import os, threading, time
+from fabric import context
+job = context.current()
+job.wait_for_stop(0)
+{then}
+print("up")
+while not job._stop.is_set():
+    time.sleep(0.05)
+time.sleep(0.5)
+os._exit(75)
+"""
+    attempt = executing.begin("python", "x.py", files={"x.py": code})
+    attempt.until("up")
+    assert attempt.stop()[0].outcome is outcome

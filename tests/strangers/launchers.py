@@ -24,20 +24,26 @@ COMMANDS = {
     "shell": (["bash", "train.sh"], "nanogpt", {"train.sh": TRAIN}),
 }
 """name -> (what is run, whose loop is `train.py`, other files)"""
+ON_RAY = {"ray train": (["python", "train.py"], "ray_train", {})}
+"""Those that start a Ray of their own."""
+ALL = COMMANDS | ON_RAY
+AT_ONCE = {"RAY_DEDUP_LOGS": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+"""Ray takes lines that differ by a number for the same one; Ray Train looks every 2 s whether there is a report, and prints twice."""
 
 
 def files_of(name, *, is_changed):
-    _, loop, more = COMMANDS[name]
+    _, loop, more = ALL[name]
     text = (LOOPS / f"{loop}.py").read_text()
     return {"train.py": changed(text)[0] if is_changed else text, **more}
 
 
 def lines_changed(name):
-    return changed((LOOPS / f"{COMMANDS[name][1]}.py").read_text())[1]
+    return changed((LOOPS / f"{ALL[name][1]}.py").read_text())[1]
 
 
 def steps_of(log):
-    return [line for line in log.splitlines() if re.match(r"(step|iter) \d+", line)]
+    """Its lines of steps; what Ray passes on of a worker's begins with whose it is."""
+    return re.findall(r"^(?:\S*\(\w+ [^)]*\)\S* )?((?:step|iter) \d+.*)$", log, re.MULTILINE)
 
 
 def plain(name, folder):
@@ -45,7 +51,7 @@ def plain(name, folder):
     folder.mkdir()
     for file, text in files_of(name, is_changed=False).items():
         (folder / file).write_text(text)
-    command = [part.replace("--nproc", "--standalone --nproc") for part in COMMANDS[name][0]]
+    command = [part.replace("--nproc", "--standalone --nproc") for part in ALL[name][0]]
     words = [word for part in command for word in part.split()]
     env = {**os.environ, "OUT": str(folder), "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
     done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=WITHIN_S)
@@ -60,10 +66,10 @@ def evicted(name, folder, *, evictions, steps, dice):
     """
     folder.mkdir()
     machine, lines, count = Machine(folder), [], 0
-    env = {"OUT": str(folder), "OMP_NUM_THREADS": "1"}
+    env = {**AT_ONCE, "OUT": str(folder), "OMP_NUM_THREADS": "1"}
     try:
         while True:
-            attempt = machine.begin(*COMMANDS[name][0], files=files_of(name, is_changed=True), env=env)
+            attempt = machine.begin(*ALL[name][0], files=files_of(name, is_changed=True), env=env)
             wanted = dice.randint(1, max(1, 2 * steps // (evictions + 1) - 1)) if count < evictions else None
             until = time.monotonic() + WITHIN_S
             while attempt.end is None and (wanted is None or len(steps_of(attempt.log)) < wanted):

@@ -16,6 +16,8 @@ for library in ("peft", "trl", "diffusers", "gymnasium"):
     pytest.importorskip(library, reason="install the group `strangers`")
 
 FEW, MANY = 2, 20
+LONG = (pytest.mark.soak, pytest.mark.timeout(1_800))
+"""Twenty starts of a launcher take minutes where others are at work too."""
 ROUNDS = 5
 """For each eviction that is wanted: how many times a script is run for it at most."""
 TIMES = re.compile(r", 'eval_(runtime|samples_per_second|steps_per_second)': '?[0-9.e-]+'?")
@@ -41,7 +43,7 @@ TRAINERS = {"transformer": 1, "transformer jit": 1, "lora": 1, "tuned": 1, "ligh
 def cases(kinds):
     """Each evicted many times by the long tests, some a few times by all."""
     few = [(kind, FEW) for kind in kinds if kind in OFTEN]
-    return [*few, *(pytest.param(kind, MANY, marks=pytest.mark.soak) for kind in kinds)]
+    return [*few, *(pytest.param(kind, MANY, marks=LONG) for kind in kinds)]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +143,7 @@ def launched(tmp_path_factory):
     ("name", "evictions"),
     [
         ("torchrun", FEW),
-        *(pytest.param(name, MANY, marks=pytest.mark.soak) for name in launchers.COMMANDS),
+        *(pytest.param(name, MANY, marks=LONG) for name in launchers.COMMANDS),
     ],
 )
 def test_whatever_launches_a_loop_it_is_evicted_and_ends_the_same(tmp_path, launched, name, evictions):
