@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fabric.errors import InvalidRequest
 from training.ray_storage import SNAPSHOT, Asked, forget_unfinished, place_of, renamed_from, reports_in
 
-DEFAULT = "/home/ada/ray_results"
+DEFAULT = "/root-of-ada/ray_results"
 KEPT = Path("/var/fabric/attempt/checkpoint")
 stamps = st.datetimes(
     min_value=dt.datetime(2020, 1, 1)  # noqa: DTZ001  # Ray has local time
