@@ -454,14 +454,14 @@ class Writer(Generic[C]):
         """
         if core.rules >= versions.RULES:
             return
-        at_us = self._at_us if self._head.size else self._clock.now_us()
-        event = AdoptRules(rules=versions.RULES, release=versions.SINCE[versions.RULES])
+        size, release = self._head.size, versions.SINCE[versions.RULES]
+        at_us = self._at_us if size else self._clock.now_us()
+        event = AdoptRules(rules=versions.RULES, release=release)
         decision = core.handle(event, at_us)
-        await self._commit(entries_of(self._head.size, at_us=at_us, event=event, decision=decision))
+        await self._commit(entries_of(size, at_us=at_us, event=event, decision=decision))
         self._at_us = at_us
-        log.info(
-            "rules_adopted", rules=versions.RULES, release=versions.SINCE[versions.RULES], entry=self._head.size - 1
-        )
+        if size:  # of a new journal there is nothing to tell
+            log.info("rules_adopted", rules=versions.RULES, release=release, entry=size)
 
 
 def _fail(batch: Iterable[Waiting], error: FabricError) -> None:
