@@ -153,6 +153,7 @@ class Attempt:
     async def _build(self, payload: Payload) -> None:
         lease, around = self.lease, self.around
         self.nodes = {share.node_id: around.nodes.get(share.node_id) for share in lease.shares}
+        self.addresses = tuple(dict.fromkeys(node.address for node in self.nodes.values() if node is not None))
         environment = msgspec.json.encode(payload.runtime_env, order="sorted").decode()
         self.group, self.reused = await around.groups.take(lease, environment=environment, forks=payload.forks)
         if lease.kind is JobKind.LEASE:

@@ -33,11 +33,14 @@ async def no_jobs(_: Iterable[JobId], /) -> Sequence[JobView]:
 
 
 async def clear_away(lease_id: LeaseId, lease: Lease | None, around: Surroundings) -> None:
-    """Keep its logs, remove its folders, where it is known what it was; and report that it is gone. Nothing of it runs any
-    more.
+    """End what Ray has started for runners of it that never sat, keep its logs, remove its folders, where it is known what it
+    was; and report that it is gone. Nothing else of it runs any more.
     """
     try:
         if lease is not None:
+            nodes = [around.nodes[share.node_id] for share in lease.shares if share.node_id in around.nodes]
+            addresses = dict.fromkeys(node.address for node in nodes)
+            await asyncio.gather(*(around.agents.end(address, str(lease_id), roots=()) for address in addresses))
             await _keep_logs(lease, around)
     finally:
         around.outbox.put(LeaseRemoved(lease_id=lease_id))

@@ -111,6 +111,7 @@ class Agents:
     """Meters that tell of each lease's last window once."""
 
     def __init__(self):
+        self.ended = []
         self.unread = [Cut(lease_id="job-1.1", seq=7, window_us=1_000, busy_us=900)]
 
     async def attach(self, address, watch):
@@ -127,6 +128,7 @@ class Agents:
         return await self.detach(address, lease_id), True
 
     async def end(self, address, lease_id, *, roots):
+        self.ended.append((address, lease_id))
         return True
 
     async def tidy(self, address, *, folder, log_file, log_key):

@@ -147,12 +147,16 @@ async def test_a_lease_that_was_being_removed_when_the_gate_died_is_said_to_be_g
 async def test_the_logs_of_a_lease_that_ended_as_the_gate_died_are_kept(cluster, monkeypatch, tmp_path):
     """It was to be removed by a gate that died before that had moved them."""
     cluster._nodes["h1"] = NODE
-    tidied = []
+    tidied, ended = [], []
 
     async def tidy(address, *, folder, log_file, log_key):
         tidied.append((address, folder, log_file, log_key))
 
+    async def end(address, lease_id, *, roots):
+        ended.append((address, lease_id))
+
     monkeypatch.setattr(cluster._agents, "tidy", tidy)
+    monkeypatch.setattr(cluster._agents, "end", end)
     monkeypatch.setattr(cluster._agents, "cover", lambda _: asyncio.sleep(0))
     await cluster.carry_out([RemoveLease(lease_id=LEASE.lease_id, lease=LEASE)])
     await soon()
@@ -160,6 +164,7 @@ async def test_the_logs_of_a_lease_that_ended_as_the_gate_died_are_kept(cluster,
         lease=LEASE, rank=0, master_addr="", master_port=0, work_dir=str(cluster._settings.work_dir)
     )  # fmt: skip
     assert tidied == [(NODE.address, str(order.folder), str(order.log_file), order.log_key)]
+    assert ended == [(NODE.address, LEASE.lease_id)], "Ray may have started something for a runner that never sat"
     assert [type(event) for event in cluster.reported] == [LeaseRemoved]
 
 

@@ -180,6 +180,16 @@ async def test_a_group_whose_runners_never_came_up_is_not_kept_for_the_next_leas
     assert around.groups.fate == ["destroyed"]
 
 
+async def test_what_ray_has_started_for_runners_that_never_sat_ends_with_their_lease(around):
+    """A process with the lease's mark and its tenant's variables: Ray would keep it, idle, for the next one of the same."""
+    around.groups.built.clear()
+    hurried = replace(around, settings=ClusterSettings(start_timeout_s=0.01))
+    attempt = Attempt(lease=lease(JobKind.PROGRAM), around=hurried)
+    await attempt.start()
+    await attempt.remove()
+    assert (NODE.address, "job-1.1") in around.agents.ended
+
+
 OWN_START = {  # with these a runner's interpreter first runs what its tenant likes: `sitecustomize`, a `.pth` file
     "variables": ({"runtime_env": {"env_vars": {"PYTHONPATH": "/tmp/mine"}}}, JobKind.FUNCTION),
     "packages": ({"runtime_env": {"pip": ["mine"]}}, JobKind.FUNCTION),
