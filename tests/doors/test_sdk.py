@@ -4,7 +4,6 @@ import asyncio
 import base64
 import importlib
 import io
-import json
 import subprocess
 import sys
 import threading
@@ -371,10 +370,9 @@ def test_the_connection_of_the_module_is_the_one_that_connect_made(house):
 def test_a_script_that_imports_torch_and_not_ray_is_forked_from_a_process_that_has_it(house, tmp_path, source, preload):
     (tmp_path / "train.py").write_text(source)
     job = house.fabric().submit("train.py", tokens=1, working_dir=tmp_path)
-    payload = json.loads(house.port.gate.state.jobs[job.id].spec.payload)
-    assert payload["preload"] == preload
+    assert read_payload(house.port.gate.state.jobs[job.id].spec.payload).preload == preload
     job = house.fabric().submit("train.py", tokens=1, working_dir=tmp_path, preload="")
-    assert json.loads(house.port.gate.state.jobs[job.id].spec.payload)["preload"] == ""
+    assert read_payload(house.port.gate.state.jobs[job.id].spec.payload).preload == ""
 
 
 def test_what_a_training_job_asks_for_arrives(house):
