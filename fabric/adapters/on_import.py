@@ -36,10 +36,3 @@ class _Once(MetaPathFinder):
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # this one loader's
         return spec
-
-
-def _when_imported(name: str, installer: str) -> None:
-    if name in sys.modules:
-        importlib.import_module(installer).install()
-    else:
-        sys.meta_path.insert(0, _Once(name, installer))
