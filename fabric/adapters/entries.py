@@ -70,17 +70,8 @@ def entries_of(seq: int, *, at_us: int, event: AnyEvent, decision: Decision) -> 
     if own is None and len(others) == 1:
         (own,) = others
     if not others or others == {own}:
-        leaf = _encode(
-            Recorded(
-                seq=seq,
-                at_us=at_us,
-                event=event,
-                outcome=decided(decision.outcome),
-                transfers=transfers,
-                records=records,
-            )
-        )
-        return [Entry(seq=seq, leaf=leaf, accounts=_accounts(own, transfers))]
+        whole = _recorded(seq, at_us=at_us, event=event, decision=decision, transfers=transfers, records=records)
+        return [Entry(seq=seq, leaf=_encode(whole), accounts=_accounts(own, transfers))]
     return _split(seq, at_us=at_us, event=event, decision=decision, own=own)
 
 
@@ -109,23 +100,25 @@ def decided(outcome: Outcome) -> Decided:
     return outcome if isinstance(outcome, Accepted) else Refused(code=outcome.code, facts=outcome.facts)
 
 
+def _recorded(
+    seq: int,
+    *,
+    at_us: int,
+    event: AnyEvent,
+    decision: Decision,
+    transfers: tuple[Transfer, ...],
+    records: tuple[Cdr, ...],
+) -> Recorded:
+    """A decision's own entry, with these of its transfers and records."""
+    outcome = decided(decision.outcome)
+    return Recorded(seq=seq, at_us=at_us, event=event, outcome=outcome, transfers=transfers, records=records)
+
+
 def _split(seq: int, *, at_us: int, event: AnyEvent, decision: Decision, own: str | None) -> list[Entry]:
     parts = [(account, tuple(run), ()) for account, run in groupby(decision.transfers, _whose)]
     first = parts.pop(0)[1] if parts and parts[0][0] == own else ()
     mine = tuple(record for record in decision.records if record.account_id == own)
-    recorded = [
-        (
-            own,
-            Recorded(
-                seq=seq,
-                at_us=at_us,
-                event=event,
-                outcome=decided(decision.outcome),
-                transfers=first,
-                records=mine,
-            ),
-        )
-    ]
+    recorded = [(own, _recorded(seq, at_us=at_us, event=event, decision=decision, transfers=first, records=mine))]
     rest: list[tuple[str, tuple[Transfer, ...], tuple[Cdr, ...]]] = [*parts]
     foreign = [record for record in decision.records if record.account_id != own]
     rest += [(account, (), tuple(run)) for account, run in groupby(foreign, _whose)]
