@@ -1,6 +1,5 @@
 """The commands put together, and how errors end them."""
 
-import importlib.metadata
 import logging
 import os
 import sys
@@ -133,6 +132,8 @@ app = typer.Typer(
 
 def _say_version(asked: bool) -> None:
     if asked:
+        import importlib.metadata  # noqa: PLC0415  # it brings the modules for mail along
+
         release = importlib.metadata.version("token-fabric")
         say(f"token-fabric {release} (rules {versions.RULES}, snapshots of format {versions.FORMAT})")
         raise typer.Exit

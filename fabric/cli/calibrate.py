@@ -1,9 +1,7 @@
 """`fabric calibrate`: what a model does on the nodes that serve it, and the rates that follow from it."""
 
-import asyncio
 import json
 import random
-import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +58,8 @@ def serving(
     """
     needed("aiohttp", by="fabric calibrate")
     log_plainly()
+    import asyncio  # noqa: PLC0415
+
     from serving import calibrate  # noqa: PLC0415 - only needed here
 
     door = client()
@@ -139,6 +139,8 @@ def _weight_ppm(door: Client, accelerator: str) -> int:
 async def _measured(
     door: Client, key: str, url: str, model: str, *, streams: int, prompt: int, answer: int, seconds: float
 ) -> Any:
+    import ssl  # noqa: PLC0415
+
     import aiohttp  # noqa: PLC0415  # a client alone has it not
 
     from serving import calibrate  # noqa: PLC0415

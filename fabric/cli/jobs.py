@@ -35,12 +35,10 @@ from fabric.cli.output import (
     tell,
     time_of,
 )
-from fabric.cli.session import AsJson, ForAccount, JobIdArgument, client, connected, job_named, tell_away
+from fabric.cli.session import AsJson, ForAccount, JobIdArgument, client, job_named, tell_away
 from fabric.client import new_request_id
 from fabric.errors import InvalidRequest, PermissionDenied
 from fabric.log_text import LogText
-from fabric.results import shown
-from fabric.sdk.job import is_own
 from fabric.units import format_ct, parse_ct
 from fabric.wire import fabric_pb2 as pb
 
@@ -158,8 +156,10 @@ def logs(
     if as_json:
         _print_pieces(pieces)
         return
+    from fabric.cli import sdk_jobs  # noqa: PLC0415  # it takes a while to import
+
     found = door.call(pb.GetJobRequest(job_id=job_id), pb.Job)
-    lines = LogLines(headed=sys.stdout.isatty(), raw=is_own(found, door.profile, trust=raw))
+    lines = LogLines(headed=sys.stdout.isatty(), raw=sdk_jobs.is_own(found, door.profile, trust=raw))
     for chunk in pieces:
         sys.stdout.writelines(lines.take(attempt=chunk.attempt, rank=chunk.rank, data=chunk.data))
         sys.stdout.flush()
@@ -193,7 +193,9 @@ def result(
     with the key that submitted the job, or with --trust; otherwise, and for an operator, it is told what it is.
     For example: fabric result job-9829cded --timeout 60
     """
-    with connected(account) as fabric:
+    from fabric.cli import sdk_jobs  # noqa: PLC0415
+
+    with sdk_jobs.connected(account) as fabric:
         job_id = job_named(fabric.client, job_id)
         waited = fabric.job(job_id)
         if output is not None:
@@ -203,7 +205,7 @@ def result(
             print_json({"job_id": job_id, "file": str(output)}) if as_json else say(str(output))
             return
         try:
-            text = shown(waited.result(timeout, trust=trust), most=None)
+            text = sdk_jobs.shown(waited.result(timeout, trust=trust), most=None)
         except TimeoutError as error:
             raise InvalidRequest(f"{error}: give it more --timeout", code="timeout") from None
         except PermissionDenied as error:

@@ -8,7 +8,6 @@ from fabric.cli.output import tell
 from fabric.client import Client
 from fabric.errors import FabricError, InvalidRequest, NotFound
 from fabric.profile import Profile, load_profile
-from fabric.sdk import Fabric
 from fabric.wire import fabric_pb2 as pb
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON.")]
@@ -18,11 +17,6 @@ _ID_CHARS: Final = len("job-") + 20
 _BEGINNING_CHARS: Final = len("job-") + 4
 _LOOKED_AT: Final = 20
 _SHOWN: Final = 5
-
-
-def connected(account: str = "") -> Fabric:
-    """A connection from the environment and the profile."""
-    return Fabric(client(account))
 
 
 def client(account: str = "") -> Client:

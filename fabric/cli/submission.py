@@ -1,37 +1,17 @@
 """Commands that bring jobs: what one would cost, submitting it, and running a command through every eviction."""
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from fabric.cli.job_columns import (
-    before,
-    per_hour,
-)
-from fabric.cli.output import (
-    duration,
-    print_facts,
-    print_json,
-    record,
-    say,
-    tell,
-)
+from fabric.cli.job_columns import before, per_hour
+from fabric.cli.output import duration, print_facts, print_json, record
 from fabric.cli.packages import runtime_env_of
-from fabric.cli.sending import Sending
-from fabric.cli.session import AsJson, ForAccount, client, connected, tell_away
-from fabric.client import new_request_id
-from fabric.errors import InvalidRequest, Unavailable
-from fabric.sdk import Fabric
-from fabric.sdk.job import Job
+from fabric.cli.session import AsJson, ForAccount, client
+from fabric.errors import InvalidRequest
 from fabric.units import format_cny, format_ct
 from fabric.wire import fabric_pb2 as pb
-
-_NAMED: Final = 5
-PARKED: Final = 9
-"""How a command ends that followed a job until it was parked: not done, and nothing to be ashamed of."""
 
 Tokens = Annotated[str, typer.Option("--tokens", "-t", help="The most the job may burn, e.g. 2 or 0.5.")]
 Accelerators = Annotated[
@@ -150,19 +130,21 @@ def submit(
 
     For example: fabric submit train.py --tokens 2 --accelerators H100:1 --follow
     """
-    with connected(account) as fabric:
-        made = _submitted(
+    from fabric.cli import sdk_jobs  # noqa: PLC0415  # it takes a while to import
+
+    with sdk_jobs.connected(account) as fabric:
+        made = sdk_jobs.submitted(
             fabric,
             words,
             tokens=tokens,
-            accelerators=accelerators,
+            accelerators=_types(accelerators),
             name=name,
             tags=tag or [],
             request_id=request_id,
             service=service,
             hold=hold,
             working_dir=working_dir,
-            env=env,
+            env=_environment(env or []),
             runtime_env=runtime_env_of(runtime_env, requirements=requirements, pip=pip or []),
             ray_program=ray_program,
             preemptible=preemptible,
@@ -175,10 +157,10 @@ def submit(
             mix=mix,
             ranks=ranks,
         )
-        if not follow:
-            print_json({"job_id": made.id, "state": made.state}) if as_json else say(made.id)
-            return
-        _follow(made, as_json=as_json)
+        if follow:
+            sdk_jobs.follow(made, as_json=as_json)
+        else:
+            sdk_jobs.print_submitted(made, as_json=as_json)
 
 
 def run(
@@ -213,89 +195,27 @@ def run(
     What it writes to the folder $FABRIC_CHECKPOINT_DIR is kept, and there again when it resumes. SIGTERM asks it to save
     and to exit with 75; one that doesn't catch it is ended when no file there is half written: of a tree such as `bash train.sh` or torchrun, whoever catches it gets it. For example: fabric run --tokens 2 -x any:1-4 -- python train.py
     """
-    with connected(account) as fabric:
-        made = _submitted(
+    from fabric.cli import sdk_jobs  # noqa: PLC0415  # it takes a while to import
+
+    with sdk_jobs.connected(account) as fabric:
+        made = sdk_jobs.submitted(
             fabric,
             words,
             tokens=tokens,
-            accelerators=accelerators,
+            accelerators=_types(accelerators),
             name=name,
             tags=tag or [],
             request_id=request_id,
             hold=hold,
             working_dir=working_dir,
-            env=env,
+            env=_environment(env or []),
             runtime_env=runtime_env_of(runtime_env, requirements=requirements, pip=pip or []),
             time_limit=time_limit,
             grace=grace,
             stop_signal=stop_signal,
             auto_park=auto_park,
         )
-        _follow(made, as_json=as_json, timeline=True)
-
-
-def _submitted(
-    fabric: Fabric,
-    words: list[str],
-    *,
-    accelerators: str,
-    name: str,
-    env: list[str] | None,
-    request_id: str,
-    **more: Any,
-) -> Job:
-    """Words as the SDK wants them: a Python script and its arguments, or a command, which has its own."""
-    work, arguments = (words[0], words[1:]) if words[0].endswith(".py") else (words, [])
-    pairs = _environment(env or [])
-    fabric.client.on_sent = Sending()
-    intention = request_id or new_request_id()
-    try:
-        made = fabric.submit(
-            work,
-            *arguments,
-            accelerators=_types(accelerators),
-            name=name or None,
-            env=pairs,
-            request_id=intention,
-            **more,
-        )
-    except KeyboardInterrupt:
-        tell(f"it may have been submitted all the same: `fabric jobs --request-id {intention}` looks")
-        raise
-    _tell_left_out(fabric.left_out, "because .gitignore names it")
-    _tell_left_out(fabric.secrets_left_out, "because such files hold secrets")
-    if fabric.unsent:
-        names = f"{', '.join(fabric.unsent[:_NAMED])}{'' if len(fabric.unsent) <= _NAMED else ', …'}"
-        tell(f"not sent, though the code names it: {names}. If the job reads it, send its folder with --working-dir")
-    return made
-
-
-def _tell_left_out(names: Sequence[str], why: str) -> None:
-    if names:
-        more = "" if len(names) <= _NAMED else ", …"
-        tell(f"not sent, {why}: {', '.join(names[:_NAMED])}{more}; `!{names[0]}` in .fabricignore sends it")
-
-
-def _follow(made: Job, *, as_json: bool, timeline: bool = False) -> None:
-    """Show a job's logs until it ends or is parked; raise what it failed with. With JSON, standard output is the job as
-    it ended, and the logs go where words for people do.
-    """
-    tell(made.id)
-    try:
-        made.print_logs(follow=True, file=sys.stderr if as_json else sys.stdout, on_away=tell_away)
-        found = made.info()
-    except (KeyboardInterrupt, Unavailable):
-        tell(f"{made.id} goes on: `fabric logs {made.id} -f`, `fabric cancel {made.id}`")
-        raise
-    if timeline:
-        tell(found.timeline)
-    if as_json:
-        print_json(record(found))
-    if found.state == "parked":
-        why = found.reason.replace("_", " ")
-        tell(f"parked: {why}. `fabric raise-limit {made.id} TOKENS`, a top-up or `fabric resume` lets it go on")
-        raise typer.Exit(PARKED)
-    made.result()
+        sdk_jobs.follow(made, as_json=as_json, timeline=True)
 
 
 def _types(given: str) -> str | list[str]:
