@@ -62,6 +62,9 @@ class Journal(Protocol):
     async def leaf_hashes(self, start: int = 0, stop: int | None = None) -> list[bytes]:
         """The 32-byte leaf hashes of a range: what proofs are made from."""
 
+    async def stored_from(self, seq: int) -> int | None:
+        """The first entry at or after `seq` that is stored, whether it can be read or not; None = there is none."""
+
     async def save_snapshot(self, snapshot: Snapshot) -> None:
         """Keep a snapshot; the newest few are kept, older ones dropped."""
 

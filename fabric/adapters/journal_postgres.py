@@ -182,6 +182,11 @@ class PostgresJournal:
         rows = await self._reader.call(_fetch(self._sql(query), start, end), again=True)
         return sealed.in_order(((row[0], row[1]) for row in rows), start=start)
 
+    async def stored_from(self, seq: int) -> int | None:
+        query = self._sql("SELECT min(seq) FROM {schema}.entries WHERE seq >= $1")
+        ((found,),) = await self._reader.call(_fetch(query, seq), again=True)
+        return None if found is None else int(found)
+
     async def save_snapshot(self, snapshot: Snapshot) -> None:
         row = (snapshot.size, snapshot.root, b"".join(snapshot.edge), snapshot.state, sealed.snapshot_digest(snapshot))
 

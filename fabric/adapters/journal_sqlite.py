@@ -107,6 +107,9 @@ class SqliteJournal:
     async def leaf_hashes(self, start: int = 0, stop: int | None = None) -> list[bytes]:
         return await self._in(self._reading, self._leaf_hashes, start, stop)
 
+    async def stored_from(self, seq: int) -> int | None:
+        return await self._in(self._reading, self._stored_from, seq)
+
     async def save_snapshot(self, snapshot: Snapshot) -> None:
         await self._in(self._writing, self._save_snapshot, snapshot)
 
@@ -246,6 +249,10 @@ class SqliteJournal:
             "SELECT seq, leaf_hash FROM entries WHERE seq >= ? AND seq < ? ORDER BY seq", (start, end)
         )
         return sealed.in_order(found, start=start)
+
+    def _stored_from(self, seq: int) -> int | None:
+        found: int | None = self._read_from().execute("SELECT min(seq) FROM entries WHERE seq >= ?", (seq,)).get
+        return found
 
     def _load_snapshot(self, at_most: int) -> Snapshot | None:
         query = "SELECT size FROM snapshots WHERE size <= ? ORDER BY size DESC"
