@@ -9,6 +9,10 @@ VENDORS: Final[Mapping[str, str]] = MappingProxyType(
 )
 DEVICE_RESOURCES: Final = ("GPU", "NPU")
 """What Ray calls devices, of those that are sold: others have no meter."""
+TYPE_LABEL: Final = "ray.io/accelerator-type"
+"""Ray's own label of a node's accelerator type."""
+_OUR_NAMES: Final = (("Ascend910B", "910B"), ("910B", "910B"), ("H100", "H100"), ("A100", "A100"))
+"""Ray tells A100-40G from A100-80G and Ascend910B3 from 910B4: tariffs don't."""
 _DEVICES: Final = frozenset({*DEVICE_RESOURCES, "TPU", *VENDORS}) - {"CPU"}
 """What may stand for a device in what is asked of Ray: a node may offer a resource named for its type."""
 
@@ -26,3 +30,8 @@ def devices_in(asked: Mapping[str, float | None], *, types: Collection[str] = ()
 def vendor_of(accelerator: str) -> str:
     """An accelerator we don't know is a vendor of its own."""
     return VENDORS.get(accelerator, accelerator)
+
+
+def type_of(label: str) -> str:
+    """Our name of an accelerator type, from Ray's."""
+    return next((ours for theirs, ours in _OUR_NAMES if label.startswith(theirs)), label)

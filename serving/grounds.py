@@ -28,9 +28,10 @@ from fabric.sdk.lease import Lease
 from fabric.wire import fabric_pb2 as pb
 from serving.listener import ReplicaSpec
 from serving.lora import Adapter
-from serving.pool import NO_CAPACITY, Offer, Standing
+from serving.pool import NO_CAPACITY, Offer
 from serving.serve_site import ServeSite, options_in, wait_until_vacated
 from serving.sources import JOB
+from serving.standing import Standing
 
 _STANDS: Final = ("running", "stopping")
 _LEASE_CT: Final = "1000"

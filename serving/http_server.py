@@ -9,7 +9,7 @@ import contextlib
 import logging
 import secrets
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from functools import partial
 from typing import Any, Final
 
@@ -18,7 +18,15 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from serving.acceptor import KEY_SHOWN, Acceptor, Bounds, Served, files_for
-from serving.gateway.exchange import ABORT, TOGETHER, WATCH, Scope
+
+Scope = MutableMapping[str, Any]
+
+ABORT: Final = "fabric.abort"
+"""In the scope: cuts the connection at once, whatever is still to be written."""
+WATCH: Final = "fabric.watch"
+"""In the scope: calls back when the client leaves before its answer is whole."""
+TOGETHER: Final = "fabric.together"
+"""In the scope: holds what is written of an answer, until all of it is there."""
 
 HEADERS_S: Final = 10.0
 """How long a request's headers may take to arrive."""

@@ -21,8 +21,9 @@ import structlog
 
 from fabric.charging.rates import Rate, rate_for
 from fabric.errors import FabricError, Unavailable
-from serving.lora import Adapter, AdapterStanding
+from serving.lora import Adapter
 from serving.scaling import Bounds, Demand, replicas_for, wanted
+from serving.standing import BUSY, LOADING, STUCK_S, Standing
 
 _EVERY_S: Final = 1.0
 _RETRY_S: Final = (5.0, 300.0)
@@ -39,14 +40,8 @@ _SILENT_S: Final = 45.0
 with its node is given up as soon as the gate says so, and one that says that it loads its model is not silent.
 """
 _LOADING_S: Final = 900.0
-LOADING: Final = "loading"
-"""The code of what a replica says until its model is loaded."""
-BUSY: Final = "busy"
-"""The code of a replica that is there and doesn't get round to an answer."""
 _BUSY_US: Final = 5_000_000
 """A replica whose engine's loop hasn't come round for so long gets nothing new; its streams stay."""
-STUCK_S: Final = 300.0
-"""One that is busy for so long is taken for dead."""
 
 _log = structlog.get_logger()
 
@@ -94,29 +89,6 @@ class Asked(msgspec.Struct, frozen=True):
     """Calls that wait at gateways."""
     changed: int = 0
     """Grows whenever it is offered again or scaled."""
-
-
-class Standing(msgspec.Struct, frozen=True, kw_only=True):
-    """A replica as it says it is."""
-
-    address: str
-    tls_sha256: str = ""
-    running: int = 0
-    waiting: int = 0
-    capacity: int = 16
-    max_context: int = 0
-    """Tokens of its engine's context; 0 = it didn't say."""
-    ttft_p50_us: int = 0
-    ttft_p99_us: int = 0
-    rate_version: int = 0
-    """By which rates its calls are charged."""
-    unreported_calls: int = 0
-    """Ended, and not taken by the ledger for a minute: they are in its outbox."""
-    behind_us: int = 0
-    """How long its engine's event loop has not come round."""
-    adapters: tuple[AdapterStanding, ...] = ()
-    abilities: tuple[str, ...] = ()
-    """What its model can be asked for: text, embeddings, scores."""
 
 
 class Plot(Protocol):

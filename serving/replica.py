@@ -32,9 +32,9 @@ from serving.ledger import GrpcLedger
 from serving.leftovers import settle_left
 from serving.listener import Listener, ReplicaSpec
 from serving.lora import Adapter
-from serving.pool import LOADING, STUCK_S, Standing
 from serving.replica_log import last_lines, output_to
 from serving.sources import folder_of
+from serving.standing import LOADING, STUCK_S, Standing
 
 _CHECK_S: Final = 10.0
 

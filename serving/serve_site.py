@@ -21,8 +21,8 @@ from fabric.charging.rates import Rate
 from fabric.errors import FabricError, Unavailable
 from serving.listener import ReplicaSpec
 from serving.lora import Adapter
-from serving.pool import BUSY, Standing
 from serving.replica import Door, ReplicaActor
+from serving.standing import BUSY, Standing
 
 _BUNDLE_SHARE: Final = 0.001
 _SECRET_BYTES: Final = 32

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from fabric.adapters.archive import Archive
-from fabric.adapters.cluster_settings import PUBLISH_IT, artifact_key, checkpoints_in
+from fabric.adapters.layout import PUBLISH_IT, artifact_key
 from fabric.checkpoints import is_of_folder, restore_directory
+from fabric.checkpoints.jobs import checkpoints_in
 from fabric.errors import InvalidRequest, NotFound
 from serving.model_data import check_data
 from training.parcels import unpacked

@@ -19,7 +19,8 @@ from ray._private.ray_constants import LABELS_ENVIRONMENT_VARIABLE
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.util.accelerators import accelerators as ray_accelerators
 
-from fabric.adapters.nodes import DEDICATED_LABEL, NODE_LABEL, NOTICE_LABEL, POOL_LABEL, TYPE_LABEL
+from fabric.accelerators import TYPE_LABEL
+from fabric.adapters.nodes import DEDICATED_LABEL, NODE_LABEL, NOTICE_LABEL, POOL_LABEL
 from fabric.adapters.price_files import load_tariffs
 from fabric.cluster_file import read_yaml
 from fabric.gate.events import Pool

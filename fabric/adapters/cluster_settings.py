@@ -1,19 +1,16 @@
 """What the Ray side can be told, and what it answers."""
 
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Final, Literal
+from typing import Literal
 
 import msgspec
 
-from fabric.adapters.archive import Archive
-from fabric.adapters.archive_quota import ArchiveLimits, ArchiveQuota
+from fabric.adapters.archive_quota import ArchiveLimits
 from fabric.adapters.disk_watch import DiskLimits
-from fabric.adapters.private_folder import CACHE
-from fabric.checkpoints import Checkpoints, near_store, store_of
+from fabric.adapters.reconciler import Unleased
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,16 +51,6 @@ class ClusterSettings:
     metrics: bool = True
 
 
-class Unleased(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that held an accelerator without a lease, and was removed."""
-
-    kind: str
-    """placement_group | actor | task | process"""
-    id: str
-    name: str
-    node_id: str = ""
-
-
 class ReconcileReport(msgspec.Struct, frozen=True, kw_only=True):
     """What Ray ran, compared with what is leased."""
 
@@ -91,73 +78,3 @@ class LeaseInfo(msgspec.Struct, frozen=True, kw_only=True):
     bundles: tuple[BundleInfo, ...]
     env_vars: dict[str, str]
     """To go into the tasks' runtime_env: how the meters find the lease's processes."""
-
-
-def lease_info_key(account_id: str, job_id: str) -> str:
-    """Where the archive keeps the `LeaseInfo` of a job of kind LEASE, as JSON."""
-    return f"jobs/{account_id}/{job_id}/lease"
-
-
-def result_key(account_id: str, job_id: str) -> str:
-    """Where the archive keeps a function's pickled result (or exception)."""
-    return f"jobs/{account_id}/{job_id}/result"
-
-
-PUBLISH_IT: Final = (
-    "have its code publish one, fabric.context.current().publish(training.parcels.packed(folder)), as training/byte_lm.py"
-    " does, and run it again"
-)
-"""The remedy where a job was to leave a model and left none."""
-
-
-def artifact_key(account_id: str, job_id: str, *, name: str) -> str:
-    """Where the archive keeps what a job published under a name."""
-    return f"jobs/{account_id}/{job_id}/artifacts/{name}"
-
-
-def publisher(archive: Archive, account_id: str, job_id: str, *, quota: ArchiveQuota) -> Callable[[str, bytes], None]:
-    """What keeps what a job publishes under a name, as long as there is room."""
-
-    def publish(name: str, data: bytes) -> None:
-        quota.check_artifact(job_id, name)
-        with quota.room(len(data)):
-            archive.put(artifact_key(account_id, job_id, name=name), data)
-
-    return publish
-
-
-def log_key(account_id: str, job_id: str, *, epoch: int, rank: int) -> str:
-    """Where the archive keeps a rank's log once its attempt has ended."""
-    return f"jobs/{account_id}/{job_id}/logs/{epoch:06d}/{rank:06d}"
-
-
-def checkpoint_prefix(account_id: str, job_id: str) -> str:
-    """Below which the archive keeps what a job saved."""
-    return f"jobs/{account_id}/{job_id}/checkpoint"
-
-
-def cache_folder(work_dir: Path, account_id: str) -> Path:
-    """Where a node keeps what an account's jobs read."""
-    return work_dir / CACHE / account_id
-
-
-def checkpoints_in(
-    archive: Archive,
-    account_id: str,
-    job_id: str,
-    *,
-    epoch: int = 0,
-    attempt_id: str = "",
-    stage_dir: str = "",
-    quota: ArchiveQuota | None = None,
-) -> Checkpoints:
-    """A job's checkpoints: nothing of another account's can be read or written through them."""
-    return Checkpoints(
-        store_of(archive),
-        prefix=checkpoint_prefix(account_id, job_id),
-        tenant=f"jobs/{account_id}",
-        epoch=epoch,
-        attempt_id=attempt_id,
-        local=near_store(Path(stage_dir)) if stage_dir else None,
-        quota=quota,
-    )

@@ -21,9 +21,10 @@ import msgspec
 from fabric import context, launched
 from fabric.adapters.archive import Archive
 from fabric.adapters.archive_quota import ArchiveLimits, ArchiveQuota
-from fabric.adapters.cluster_settings import checkpoints_in, publisher
+from fabric.adapters.publishing import publisher
 from fabric.adapters.shard_cache import ShardCache
 from fabric.adapters.talk import Talk
+from fabric.checkpoints.jobs import checkpoints_in
 from fabric.progress import Progress
 
 _CONNECT_S: Final = 10.0

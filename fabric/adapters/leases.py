@@ -13,9 +13,10 @@ import ray
 import structlog
 
 from fabric.adapters.agents import merged
-from fabric.adapters.cluster_settings import BundleInfo, LeaseInfo, lease_info_key
+from fabric.adapters.cluster_settings import BundleInfo, LeaseInfo
 from fabric.adapters.environments import environment_folder, python_of
 from fabric.adapters.groups import KEEPABLE, Group, Seated
+from fabric.adapters.layout import lease_info_key
 from fabric.adapters.node_agent import Cut, Watch
 from fabric.adapters.nodes import Node
 from fabric.adapters.orders import carry_out, is_clean

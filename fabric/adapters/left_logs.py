@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from fabric.adapters.cluster_settings import log_key
+from fabric.adapters.layout import log_key
 from fabric.adapters.payload import read_payload
 from fabric.adapters.private_folder import attempt_folder
 from fabric.adapters.rank_order import Order, ranks_of

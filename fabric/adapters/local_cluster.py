@@ -25,10 +25,11 @@ from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAY
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
 
+from fabric.accelerators import TYPE_LABEL
 from fabric.adapters.inheritance import passed_on
 from fabric.adapters.lease_ray_settings import LOOPBACK
 from fabric.adapters.node_start import START_S, start_node
-from fabric.adapters.nodes import BY_CPU, DEDICATED_LABEL, METER_LABEL, NODE_LABEL, NOTICE_LABEL, POOL_LABEL, TYPE_LABEL
+from fabric.adapters.nodes import BY_CPU, DEDICATED_LABEL, METER_LABEL, NODE_LABEL, NOTICE_LABEL, POOL_LABEL
 from fabric.adapters.ports import free_port
 
 _STORE_BYTES: Final = 80 * 1024 * 1024

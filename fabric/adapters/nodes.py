@@ -7,22 +7,19 @@ from typing import Any, Final
 import msgspec
 import ray
 
-from fabric.accelerators import DEVICE_RESOURCES
+from fabric.accelerators import DEVICE_RESOURCES, TYPE_LABEL, type_of
 from fabric.gate.events import NodeDown, NodeUp, Pool
 from fabric.units import AccountId, NodeId
 
 NODE_LABEL: Final = "fabric.io/node"
 POOL_LABEL: Final = "fabric.io/pool"
 DEDICATED_LABEL: Final = "fabric.io/dedicated-to"
-TYPE_LABEL: Final = "ray.io/accelerator-type"
 NOTICE_LABEL: Final = "fabric.io/notice-s"
 """Seconds between the notice that the node goes and its going, where that is less than any job could need."""
 METER_LABEL: Final = "fabric.io/meter"
 """`cpu`: the devices are simulated, or have no counter: the processors' time is taken for theirs."""
 BY_CPU: Final = "cpu"
 _NOTICE_DIGITS_MAX: Final = 9
-_OUR_NAMES: Final = (("Ascend910B", "910B"), ("910B", "910B"), ("H100", "H100"), ("A100", "A100"))
-"""Ray tells A100-40G from A100-80G and Ascend910B3 from 910B4: tariffs don't."""
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,11 +100,6 @@ async def lives(node: Node) -> bool:
     except Exception:  # noqa: BLE001  # whatever is the matter with Ray's head, it says nothing of the node
         return True
     return next((entry["Alive"] for entry in table if entry["NodeID"] == node.ray_id), True)
-
-
-def type_of(label: str) -> str:
-    """Our name of an accelerator type, from Ray's."""
-    return next((ours for theirs, ours in _OUR_NAMES if label.startswith(theirs)), label)
 
 
 def _node_of(entry: Mapping[str, Any]) -> Node | None:

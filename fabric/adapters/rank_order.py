@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from fabric.adapters.archive_quota import ArchiveLimits
-from fabric.adapters.cluster_settings import log_key
+from fabric.adapters.layout import log_key
 from fabric.adapters.private_folder import attempt_folder
 from fabric.adapters.shard_cache import LIMIT_BYTES
 from fabric.adapters.stage import JobEnd

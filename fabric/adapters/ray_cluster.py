@@ -10,7 +10,7 @@ import structlog
 
 from fabric.adapters.agents import PROMPT_S, Agents, merged
 from fabric.adapters.archive import Archive
-from fabric.adapters.cluster_settings import ClusterSettings, LeaseInfo, ReconcileReport, Unleased
+from fabric.adapters.cluster_settings import ClusterSettings, LeaseInfo, ReconcileReport
 from fabric.adapters.groups import Groups
 from fabric.adapters.joblogs import JobLogs
 from fabric.adapters.jobs_page import JobsPage
@@ -23,7 +23,7 @@ from fabric.adapters.offering import Offering, readable
 from fabric.adapters.outbox import Outbox, Report
 from fabric.adapters.private_folder import attempt_folder
 from fabric.adapters.ray_drains import noticed
-from fabric.adapters.reconciler import Ours, Reconciler
+from fabric.adapters.reconciler import Ours, Reconciler, Unleased
 from fabric.adapters.surroundings import Surroundings
 from fabric.adapters.survivors import lease_of, survivors
 from fabric.adapters.unleased import UnleasedUse

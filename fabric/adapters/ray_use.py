@@ -12,9 +12,8 @@ from typing import Any, Final
 
 import ray
 
-from fabric.accelerators import devices_in
+from fabric.accelerators import TYPE_LABEL, devices_in, type_of
 from fabric.adapters.lease_ray import refuse_installs
-from fabric.adapters.nodes import TYPE_LABEL, type_of
 from fabric.errors import InvalidRequest
 
 _ADDRESSES: Final = (None, "", "auto")

@@ -22,7 +22,6 @@ import msgspec
 import structlog
 
 from fabric.accelerators import DEVICE_RESOURCES
-from fabric.adapters.cluster_settings import Unleased
 from fabric.adapters.drivers import Drivers, Had, nobody_says
 from fabric.adapters.nodes import Node
 from fabric.adapters.ray_tables import ActorRow, GroupRow, RayTables, Tables, WorkerRow
@@ -44,6 +43,16 @@ _WHY: Final = (
     " schedule it with the options of a fabric.lease()"
 )
 _log = structlog.get_logger(__name__)
+
+
+class Unleased(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that held an accelerator without a lease, and was removed."""
+
+    kind: str
+    """placement_group | actor | task | process"""
+    id: str
+    name: str
+    node_id: str = ""
 
 
 class Health(msgspec.Struct, kw_only=True):

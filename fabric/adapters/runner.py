@@ -21,7 +21,6 @@ from fabric.accelerators import DEVICE_RESOURCES
 from fabric.adapters.archive import Archive
 from fabric.adapters.archive_quota import ArchiveQuota
 from fabric.adapters.clean_process import CleanProcess
-from fabric.adapters.cluster_settings import cache_folder, checkpoints_in, publisher
 from fabric.adapters.context_host import storage_variables
 from fabric.adapters.context_link import Invitation
 from fabric.adapters.crew import Crew
@@ -30,12 +29,14 @@ from fabric.adapters.guarded import Guarded
 from fabric.adapters.installation import furnish
 from fabric.adapters.job_signals import own_in_children
 from fabric.adapters.kept_call import perform_beside
+from fabric.adapters.layout import cache_folder
 from fabric.adapters.lease_ray_settings import lease_ray
 from fabric.adapters.line import Address, Listener
 from fabric.adapters.payload import read_payload
 from fabric.adapters.ports import free_port
 from fabric.adapters.private_folder import make_private
 from fabric.adapters.processes import adopt_orphans
+from fabric.adapters.publishing import publisher
 from fabric.adapters.rank_order import (
     ARE_YOU_CLEAN,
     CLEAN,
@@ -55,6 +56,7 @@ from fabric.adapters.spawned import Spawned
 from fabric.adapters.stage import JobEnd, Save, Stage, Wishes
 from fabric.adapters.stages import perform
 from fabric.adapters.standby import Standby
+from fabric.checkpoints.jobs import checkpoints_in
 from fabric.gate.events import JobKind, LeaseOutcome
 from fabric.progress import Progress
 

@@ -21,7 +21,6 @@ import stamina
 from fabric import context
 from fabric.adapters import function_call
 from fabric.adapters.archive_quota import NO_ROOM
-from fabric.adapters.cluster_settings import result_key
 from fabric.adapters.context_host import ContextHost
 from fabric.adapters.error_text import error_text, shortened
 from fabric.adapters.exits import excused, exited, not_sent, saved
@@ -29,6 +28,7 @@ from fabric.adapters.inheritance import withheld
 from fabric.adapters.job_output import logged
 from fabric.adapters.job_signals import unblocked
 from fabric.adapters.kept_folder import FOLDER_VARIABLE, KeptFolder, kept_folder
+from fabric.adapters.layout import result_key
 from fabric.adapters.lease_ray_settings import variables_for
 from fabric.adapters.payload import Payload, read_payload
 from fabric.adapters.private_folder import WORK, make_private, rooms_of

@@ -10,9 +10,10 @@ import structlog
 from ray.util import list_named_actors
 from ray.util.placement_group import placement_group_table
 
-from fabric.adapters.cluster_settings import ClusterSettings, LeaseInfo, lease_info_key
+from fabric.adapters.cluster_settings import ClusterSettings, LeaseInfo
 from fabric.adapters.groups import Group, Groups, Seated, group_of
 from fabric.adapters.guarded import Admitted, Stranger, is_ours, secret_of
+from fabric.adapters.layout import lease_info_key
 from fabric.adapters.leases import Attempt
 from fabric.adapters.nodes import Node
 from fabric.adapters.runner import Described, Order

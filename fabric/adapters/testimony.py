@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from fabric.adapters.cluster_settings import result_key
+from fabric.adapters.layout import result_key
 from fabric.adapters.results import JOURNALED_BYTES_MAX, inline_result
 from fabric.adapters.stage import JobEnd
 from fabric.gate.events import LeaseOutcome

@@ -13,9 +13,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from fabric.adapters.agents import Agents
-from fabric.adapters.cluster_settings import Unleased
 from fabric.adapters.nodes import Node
-from fabric.adapters.reconciler import Kill, Look, Reconciler
+from fabric.adapters.reconciler import Kill, Look, Reconciler, Unleased
 from fabric.units import NodeId
 
 T = TypeVar("T")

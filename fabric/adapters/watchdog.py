@@ -16,10 +16,9 @@ from typing import Final
 import msgspec
 import structlog
 
-from fabric.adapters.cluster_settings import Unleased
 from fabric.adapters.nodes import Node
 from fabric.adapters.ray_tables import RayTables, Tables
-from fabric.adapters.reconciler import Look, Ours, Reconciler
+from fabric.adapters.reconciler import Look, Ours, Reconciler, Unleased
 
 GROUP_PREFIX: Final = "fabric/"
 """What the names of the gate's placement groups begin with."""

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from fabric.adapters.cluster_settings import PUBLISH_IT, artifact_key, lease_info_key
+from fabric.adapters.layout import PUBLISH_IT, artifact_key, lease_info_key
 from fabric.adapters.results import inline_result, shown_ref
 from fabric.api.door import Door
 from fabric.api.keys import Caller

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import IO, Any, Final, Protocol, TypeVar
 
 from fabric.adapters.archive import Archive, Kept, Stored
-from fabric.adapters.cluster_settings import checkpoints_in
 from fabric.api.archive_watch import ArchiveWatch
 from fabric.api.log_pages import log_pages
 from fabric.checkpoints import Checkpoints
+from fabric.checkpoints.jobs import checkpoints_in
 from fabric.gate.events import AnyEvent
 from fabric.gate.instructions import Outcome
 from fabric.gate.questions import AnyAnswer, AnyQuestion

@@ -8,7 +8,7 @@ from statistics import median_low
 from typing import Any, Final
 
 from fabric.adapters.clerks import aside
-from fabric.adapters.cluster_settings import PUBLISH_IT, artifact_key
+from fabric.adapters.layout import PUBLISH_IT, artifact_key
 from fabric.api.door import Door
 from fabric.api.keys import Caller
 from fabric.api.messages import NAME_CHARS_MAX, accepted, at_least, identifier, message_of, request_id, several, short

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from fabric.accelerators import DEVICE_RESOURCES
+from fabric.accelerators import DEVICE_RESOURCES, TYPE_LABEL
 from fabric.adapters.journal import Journal
 from fabric.adapters.nodes import (
     BY_CPU,
@@ -20,7 +20,6 @@ from fabric.adapters.nodes import (
     NODE_LABEL,
     NOTICE_LABEL,
     POOL_LABEL,
-    TYPE_LABEL,
     notice_us_of,
 )
 from fabric.adapters.versions import check_rules

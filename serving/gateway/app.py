@@ -24,7 +24,7 @@ from serving.gateway.admission import Pools
 from serving.gateway.browsers import Origins
 from serving.gateway.calling import Calling
 from serving.gateway.directory import Board, Directory, QueueLength
-from serving.gateway.exchange import ClientGone, Exchange, ReaderStalled, Reading, Receive, Scope, Send
+from serving.gateway.exchange import ClientGone, Exchange, ReaderStalled, Reading, Receive, Send
 from serving.gateway.generations import Generation, Generations
 from serving.gateway.keys import Caller, Gatekeeper
 from serving.gateway.lookups import look_up
@@ -35,6 +35,7 @@ from serving.gateway.repeats import BEAT_S, Repeats
 from serving.gateway.request_lines import RequestLines
 from serving.gateway.routes import Route, route_of
 from serving.gateway.upstream import Upstream
+from serving.http_server import Scope
 from serving.limits import COUNTED_BYTES_PER_S
 
 STALL_S: Final = 60.0

@@ -11,8 +11,9 @@ from typing import Final
 from fabric.errors import PermissionDenied
 from serving.acceptor import KEY_SHOWN
 from serving.gateway import refusals
-from serving.gateway.exchange import Receive, Scope, Send
+from serving.gateway.exchange import Receive, Send
 from serving.gateway.refusals import JSON
+from serving.http_server import Scope
 
 SECRET: Final = "x-fabric-ingress"  # noqa: S105 - the header's name
 CLIENT: Final = "x-fabric-client"

@@ -15,9 +15,9 @@ from serving.calls import FREE_UHS
 from serving.gateway import refusals
 from serving.gateway.refusals import JSON, Headers, TooLarge, TooSlow
 from serving.gateway.routes import Route
+from serving.http_server import ABORT, TOGETHER, WATCH, Scope
 from serving.limits import BODY_BYTES_MAX
 
-Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -31,12 +31,6 @@ BODY_S: Final = 60.0
 _UNREAD_BYTES_MAX: Final = 65_536
 _THROWN_AWAY_BYTES_MAX: Final = 32 * 1024 * 1024
 _THROW_AWAY_S: Final = 5.0
-ABORT: Final = "fabric.abort"
-"""In the scope: cuts the connection at once, whatever is still to be written."""
-WATCH: Final = "fabric.watch"
-"""In the scope: calls back when the client leaves before its answer is whole."""
-TOGETHER: Final = "fabric.together"
-"""In the scope: holds what is written of an answer, until all of it is there."""
 _FREE: Final = FREE_UHS.encode()
 CLIENT_GONE: Final = 499
 """What nginx calls it; nobody is there to hear it."""

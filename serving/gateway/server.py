@@ -16,8 +16,8 @@ from fabric.errors import InvalidConfig, Unavailable
 from serving.acceptor import Bounds, raise_limit_of_files
 from serving.gateway.app import Gateway
 from serving.gateway.behind import Application, Behind
-from serving.gateway.exchange import Receive, Scope, Send
-from serving.http_server import HttpServer
+from serving.gateway.exchange import Receive, Send
+from serving.http_server import HttpServer, Scope
 
 CONNECTIONS_MAX: Final = 16_384
 PER_ADDRESS: Final = 4_096

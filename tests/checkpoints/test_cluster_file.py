@@ -2,9 +2,9 @@
 
 import pytest
 
-from fabric.adapters.cluster_settings import checkpoints_in
 from fabric.adapters.stores import cluster_settings, open_archive_of
 from fabric.checkpoints import DirectoryStore, near_store
+from fabric.checkpoints.jobs import checkpoints_in
 from fabric.errors import PermissionDenied, Unavailable
 from fabric.settings import load_cluster, shipped
 

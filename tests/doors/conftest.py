@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fabric.adapters.archive import DirectoryArchive, Kept, Stored
-from fabric.adapters.cluster_settings import checkpoints_in, lease_info_key, result_key
+from fabric.adapters.layout import lease_info_key, result_key
 from fabric.adapters.payload import read_payload
 from fabric.adapters.results import keep_result
 from fabric.api.door import Door
@@ -21,6 +21,7 @@ from fabric.api.tls import ensure_certificate
 from fabric.audit.records import Balances, Receipt, Sealed, Statement
 from fabric.charging.catalogue import Bundle, Catalogue, Component, Plan, Subscription
 from fabric.charging.tariffs import Tariffs, Weight
+from fabric.checkpoints.jobs import checkpoints_in
 from fabric.cli import app
 from fabric.client import Client
 from fabric.clock import VirtualClock

@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fabric.adapters.cluster_settings import artifact_key
+from fabric.adapters.layout import artifact_key
 from fabric.cli import app
 from fabric.errors import FabricError, Unavailable
 from fabric.gate.events import LeaseStarted

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from fabric.adapters.archive import DirectoryArchive
-from fabric.adapters.cluster_settings import artifact_key, checkpoints_in
+from fabric.adapters.layout import artifact_key
 from fabric.checkpoints import commit_directory
+from fabric.checkpoints.jobs import checkpoints_in
 from fabric.cli.calls import calls_in, gathered_by_model, print_calls
 from fabric.client import new_request_id
 from fabric.wire import fabric_pb2 as pb

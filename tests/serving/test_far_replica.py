@@ -23,7 +23,8 @@ from serving.meter import Meter
 from serving.metering import Metering
 from serving.notices import DoorBoard
 from serving.outbox import Outbox
-from serving.pool import Offer, Replica, Standing
+from serving.pool import Offer, Replica
+from serving.standing import Standing
 from tests.serving.engine_standin import TRUST, EngineStandin
 from tests.serving.gateway.house import CHAT, RATE, served
 from tests.serving.gateway.test_fabric_directory import doors

@@ -8,8 +8,9 @@ import pytest
 
 from fabric import parcels
 from fabric.adapters.archive import DirectoryArchive
-from fabric.adapters.cluster_settings import artifact_key, checkpoints_in
+from fabric.adapters.layout import artifact_key
 from fabric.checkpoints import commit_directory
+from fabric.checkpoints.jobs import checkpoints_in
 from fabric.errors import InvalidRequest
 from fabric.parcels import packed, unpacked
 from serving.sources import folder_of

@@ -7,7 +7,8 @@ import pytest
 from fabric.charging.rates import Rate
 from fabric.errors import Unavailable
 from serving.lora import AdapterStanding
-from serving.pool import Asked, Offer, Pool, Standing
+from serving.pool import Asked, Offer, Pool
+from serving.standing import Standing
 
 RATE = Rate(input_uhs_per_mtok=1, cached_uhs_per_mtok=1, output_uhs_per_mtok=1, reasoning_uhs_per_mtok=1)
 

@@ -3,8 +3,9 @@
 import pytest
 
 from fabric.adapters.archive import DirectoryArchive
-from fabric.adapters.cluster_settings import artifact_key, checkpoints_in
+from fabric.adapters.layout import artifact_key
 from fabric.checkpoints import commit_directory
+from fabric.checkpoints.jobs import checkpoints_in
 from fabric.errors import InvalidRequest, NotFound
 from serving.adapter_files import CONFIG, WEIGHTS
 from serving.sources import folder_of
