@@ -15,6 +15,7 @@ import time
 import psutil
 
 from fabric.adapters.meters import CpuMeter
+from tests.bench.yardstick import print_yardstick
 
 WORKER = """
 import sys, time
@@ -73,6 +74,7 @@ def p99(values):
 
 
 def main(windows):
+    print_yardstick()
     for hogs in (0, 2 * (os.cpu_count() or 1)):
         ours, theirs = errors(hogs=hogs, windows=windows)
         print(

@@ -33,6 +33,7 @@ import torch.distributed.checkpoint as dcp
 from fabric.adapters.bucket import Place
 from fabric.adapters.bucket_clients import S3Credentials
 from fabric.checkpoints import Checkpoints, DirectoryStore, S3Store
+from tests.bench.yardstick import print_yardstick
 from training import shards
 
 State = dict[str, Any]
@@ -300,6 +301,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
+    print_yardstick()
     torch.set_num_threads(1)
     with a_bucket() as bucket:
         for mb in given.mb:

@@ -33,6 +33,7 @@ from fabric.gate.events import (
 )
 from fabric.gate.instructions import Accepted, Lease, StartLease
 from fabric.units import UHS_PER_CT
+from tests.bench.yardstick import print_yardstick
 
 NODE_DEVICES = 8
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -173,6 +174,7 @@ def measure(devices: int, *, jobs: int, seed: int = 1) -> Run:
 
 
 def main() -> None:
+    print_yardstick()
     for devices in (10_000, 100_000):
         print(measure(devices, jobs=20_000))
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench.yardstick import print_yardstick
 from tests.training.gang import crew
 from tests.training.gang.crew import Crew
 from tests.training.gang.work import Order
@@ -151,6 +152,7 @@ def main() -> None:
     parser.add_argument("--copies-mib", type=int, nargs="+", default=[12, 96])
     parser.add_argument("--copies-only", action="store_true", help="only what copies in peers' memory cost")
     given = parser.parse_args()
+    print_yardstick()
     with tempfile.TemporaryDirectory(prefix="fabric-bench-") as name:
         folder = Path(name)
         for mib in given.copies_mib:

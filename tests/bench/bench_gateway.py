@@ -27,6 +27,7 @@ import uvloop
 from fabric.adapters.ports import free_port
 from serving.gateway.fairness import FairQueue, Ticket
 from serving.haproxy import Front, binary, configuration
+from tests.bench.yardstick import print_yardstick
 from tests.serving.gateway.house import key_of
 
 LITELLM = "litellm[proxy]==1.106.2"
@@ -297,6 +298,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="shorter, and less certain")
     parser.add_argument("--without-litellm", action="store_true")
     given = parser.parse_args()
+    print_yardstick()
     stack = []
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("wb") as log:
         try:

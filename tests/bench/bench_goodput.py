@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench.yardstick import print_yardstick
 from tests.training.gang import crew
 from tests.training.gang.crew import ROOT, Crew
 from tests.training.gang.work import Order
@@ -192,6 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("traces", type=Path, nargs="*", default=sorted(TRACES.glob("*.csv")))
     given = parser.parse_args()
+    print_yardstick()
     if not given.traces:
         say(f"skipped: {NO_TRACES}")
         return

@@ -27,6 +27,7 @@ from fabric.gate.instructions import Accepted
 from fabric.gate.serving_events import Authorize, CallUsed, ModelSpec, OfferModel, UpdateHold
 from fabric.ledger.scopes import Service, Use
 from fabric.writer import Writer
+from tests.bench.yardstick import print_yardstick
 
 ACCOUNTS = 64
 USE = Use(service=Service.INFERENCE)
@@ -222,6 +223,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0)
     given = parser.parse_args()
+    print_yardstick()
     measure_calls(gateways=64, rounds=given.rounds, seconds=given.seconds)
     for clients in given.clients:
         measure(clients, rounds=given.rounds, seconds=given.seconds)

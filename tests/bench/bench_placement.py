@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 
 from fabric.placement import Node, Placed, PlacementState, Planner, Request
+from tests.bench.yardstick import print_yardstick
 
 NODE_DEVICES = 8
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -122,6 +123,7 @@ def backlog(devices: int, *, jobs: int, waiting: int, seed: int = 2) -> Run:
 
 
 def main() -> None:
+    print_yardstick()
     for devices in (10_000, 100_000):
         print(steady(devices, jobs=100_000))  # the numbers are what it is for
     for devices in (10_000, 100_000):

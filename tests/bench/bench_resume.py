@@ -19,6 +19,7 @@ from fabric import house
 from fabric.client import new_request_id
 from fabric.sdk import connect
 from fabric.wire import fabric_pb2 as pb
+from tests.bench.yardstick import print_yardstick
 
 TYPES = ["H100:4", "A100:4"]
 PLACES = ("same devices", "other devices")
@@ -46,6 +47,7 @@ for _ in run.steps(1_000_000):
 
 
 def main(rounds):
+    print_yardstick()
     place = Path(tempfile.mkdtemp(prefix="fabric-bench-"))
     (place / "train.py").write_text(SCRIPT)
     found = house.up(state_dir=place / "state", any_port=True)

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import aiohttp
 
+from tests.bench.yardstick import print_yardstick
+
 HERE = Path(__file__).parent
 SIZES = {"demo": {}, "larger": {"width": 512, "inner": 1536, "layers": 8, "heads": 8}}
 WARM = 3
@@ -194,6 +196,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=64)
     given = parser.parse_args()
+    print_yardstick()
     from serving.slices import Terms
 
     with tempfile.TemporaryDirectory() as place:

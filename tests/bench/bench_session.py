@@ -23,6 +23,7 @@ from torch import nn
 
 from fabric import context
 from fabric.checkpoints import Checkpoints, DirectoryStore
+from tests.bench.yardstick import print_yardstick
 from training import session
 
 STEP_MS = 50
@@ -113,6 +114,7 @@ def main():
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--large", action="store_true")
     large = options.parse_args().large
+    print_yardstick()
     torch.set_num_threads(1)
     print(f"a step in a session against the bare loop, median of {BLOCKS} blocks of {BLOCK_STEPS} steps each")
     print("| tensors | bare CPU ms | session ms | added µs | of a step of 50 ms |")

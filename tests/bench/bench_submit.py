@@ -23,6 +23,7 @@ from fabric.adapters.local_cluster import token_from
 from fabric.client import new_request_id
 from fabric.sdk import Fabric, Job, connect
 from fabric.wire import fabric_pb2 as pb
+from tests.bench.yardstick import print_yardstick
 
 ROUNDS = 250
 WARM_UP = 25
@@ -152,6 +153,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--back-to-back", action="store_true", help="don't wait until a call's lease is given back")
     given = parser.parse_args()
+    print_yardstick()
     with a_house() as running:
         measure(running, rounds=given.rounds, settle=not given.back_to_back)
 
