@@ -69,7 +69,9 @@ def test_the_licence_is_named_and_its_text_is_whole():
     assert (PROJECT["license"], PROJECT["license-files"]) == ("Apache-2.0", ["LICENSE"])
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *CONFIGS], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *CONFIGS], ids=lambda path: path.name
+)
 def test_nothing_asks_an_index_for_a_name_of_ours(path):
     for command in re.findall(r"pip3? install[^\n]*", path.read_text()):
         names = [word for word in command.split()[2:] if not word.startswith("-")]

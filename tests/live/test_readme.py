@@ -1,21 +1,23 @@
-"""What the README shows does what it says."""
+"""What the README and the pages behind it show does what it says."""
 
 import re
 import time
 from pathlib import Path
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 
 
-def blocks():
-    return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+def block(page):
+    """The one piece of Python on it."""
+    (found,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    return found
 
 
 def test_the_example_runs_as_it_is_written(acme, monkeypatch, capsys):
     profile = acme.client.profile
     for name in ("address", "api_key", "ca", "account"):
         monkeypatch.setenv(f"FABRIC_{name.upper()}", getattr(profile, name))
-    exec(compile(blocks()[0], "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(block("README.md"), "README.md", "exec"), {"__name__": "readme"})
     assert "333333283333335000000" in capsys.readouterr().out
 
 
@@ -32,8 +34,8 @@ def work():
 """
 
 
-def test_a_script_that_saves_as_the_readme_says_goes_on_where_it_was(acme, tmp_path, monkeypatch):
-    script = blocks()[2].replace("  # ... your work ...", "; work()")
+def test_a_script_that_saves_as_the_page_on_jobs_says_goes_on_where_it_was(acme, tmp_path, monkeypatch):
+    script = block("docs/jobs.md").replace("  # ... your work ...", "; work()")
     assert "; work()" in script
     (tmp_path / "train.py").write_text(f"{WORK}{script}print('began at', job.attempt, 'ended at', step)\n")
     monkeypatch.chdir(tmp_path)
@@ -71,9 +73,9 @@ print("began at", run.resumed_at, "ended at", run.done, round(float(loss), 6))
 
 
 def test_two_changed_lines_make_a_loop_preemptible(acme, tmp_path, monkeypatch):
-    block = blocks()[1]
-    assert "    ...  # your loop's body, as it was\n" in block
-    script = block.replace("    ...  # your loop's body, as it was\n", BODY.lstrip("\n"))
+    shown = block("docs/training.md")
+    assert "    ...  # your loop's body, as it was\n" in shown
+    script = shown.replace("    ...  # your loop's body, as it was\n", BODY.lstrip("\n"))
     (tmp_path / "train.py").write_text(f"import time\n{LOOP}{script}")
     monkeypatch.chdir(tmp_path)
     alone = acme.submit("train.py", tokens="0.1", accelerators="H100:1")
