@@ -108,8 +108,8 @@ class PostgresJournal:
         self._dsn = dsn
         self._schema = schema
         self._epoch = 0
-        self._writer = _Line(dsn)
-        self._reader = _Line(dsn)
+        self._writer = Line(dsn)
+        self._reader = Line(dsn)
 
     async def exists(self) -> bool:
         query = self._sql("SELECT to_regclass('{schema}.account_entries') IS NOT NULL")
@@ -243,7 +243,7 @@ class PostgresJournal:
         return text.format(schema=self._schema)
 
 
-class _Line:
+class Line:
     """One connection, one call at a time, made again when it is needed."""
 
     def __init__(self, dsn: str) -> None:

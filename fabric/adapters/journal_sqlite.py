@@ -130,7 +130,7 @@ class SqliteJournal:
     def _take_over(self) -> int:
         self._close_writer()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        _keep_private(self.path)
+        keep_private(self.path)
         connection = self._connect()
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
@@ -138,7 +138,7 @@ class SqliteJournal:
         if self._max_pages is not None:
             connection.execute(f"PRAGMA max_page_count = {self._max_pages}")
         self._writer = connection
-        with _transaction(connection):
+        with transaction(connection):
             version = connection.execute("PRAGMA user_version").get
             if version not in (0, SCHEMA_VERSION):
                 raise sealed.corrupt(f"it was written by another version (schema {version})", seq=None)
@@ -156,7 +156,7 @@ class SqliteJournal:
         rows = [
             (entry.seq, entry.leaf, leaf_hash(entry.leaf), sealed.join_accounts(entry.accounts)) for entry in entries
         ]
-        with _transaction(connection):
+        with transaction(connection):
             self._fence(connection)
             connection.execute("UPDATE head SET size = ?, root = ? WHERE size = ?", (head.size, head.root, start))
             if connection.changes() != 1:
@@ -175,7 +175,7 @@ class SqliteJournal:
             snapshot.state,
             sealed.snapshot_digest(snapshot),
         )
-        with _transaction(connection):
+        with transaction(connection):
             self._fence(connection)
             connection.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?, ?)", row)
             connection.execute(
@@ -283,7 +283,7 @@ class SqliteJournal:
         return connection
 
 
-def _keep_private(path: Path) -> None:
+def keep_private(path: Path) -> None:
     """Everybody's bills are read by the owner alone. SQLite gives what lies beside the file the file's own mode. One that
     is there is not opened: to close it again would drop SQLite's locks on it.
     """
@@ -306,7 +306,7 @@ def _translating(call: Callable[[], T]) -> T:
 
 
 @contextmanager
-def _transaction(connection: apsw.Connection) -> Iterator[None]:
+def transaction(connection: apsw.Connection) -> Iterator[None]:
     """All or nothing, with the write lock from the start. A failed commit leaves nothing of it behind."""
     connection.execute("BEGIN IMMEDIATE")
     try:

@@ -4,7 +4,7 @@ A pure function over entries in order. What it adds up must explain the differen
 by transfer; that is asserted each time, because a bill that doesn't add up must never be shown.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -78,15 +78,16 @@ def summarise(entries: Iterable[Booked], *, account_id: str, from_us: int = 0, u
         if until_us is not None and entry.at_us >= until_us:
             next_seq = entry.seq
             break
-        moves = list(_moves(entry, account_id))
-        closing = _after(closing, moves)
+        moves = list(moves_of(entry.transfers, account_id, seq=entry.seq))
+        for _, moved in moves:
+            closing = after(closing, moved)
         if entry.at_us < from_us:
             opening = closing
             continue
         first_seq = entry.seq if first_seq is None else first_seq
         lines += [line for line, _ in moves]
         records += [record for record in entry.records if record.account_id == account_id]
-    _assert_explained(opening, closing, lines)
+    assert_explained(opening, closing, lines)
     return Period(
         account_id=account_id,
         from_us=from_us,
@@ -100,9 +101,9 @@ def summarise(entries: Iterable[Booked], *, account_id: str, from_us: int = 0, u
     )
 
 
-def _moves(entry: Booked, account_id: str) -> Iterator[tuple[Line, Balances]]:
-    """The account's side of each transfer that touches it, with what each of its balances changed by."""
-    for transfer in entry.transfers:
+def moves_of(transfers: Iterable[Transfer], account_id: str, *, seq: int) -> Iterator[tuple[Line, Balances]]:
+    """The account's side of each transfer of entry `seq` that touches it, with what each of its balances changed by."""
+    for transfer in transfers:
         legs = _legs(transfer, account_id)
         charged = _charged(transfer, account_id)
         lost, paid = _written_off(transfer, account_id), _paid(transfer, account_id)
@@ -118,7 +119,7 @@ def _moves(entry: Booked, account_id: str) -> Iterator[tuple[Line, Balances]]:
             cny_microcny=charged,
             paid_microcny=paid,
             transfer_id=transfer.transfer_id,
-            seq=entry.seq,
+            seq=seq,
             written_off_uhs=lost,
             flags=transfer.flags,
         )
@@ -159,21 +160,21 @@ def _paid(transfer: Transfer, account_id: str) -> int:
     return sum(leg.amount for leg in transfer.postings if leg.amount > 0) if mine else 0
 
 
-def _after(standing: Balances, moves: list[tuple[Line, Balances]]) -> Balances:
-    for _, moved in moves:
-        standing = Balances(
-            free_uhs=standing.free_uhs + moved.free_uhs,
-            held_uhs=standing.held_uhs + moved.held_uhs,
-            debt_uhs=standing.debt_uhs + moved.debt_uhs,
-        )
-    return standing
+def after(standing: Balances, moved: Balances) -> Balances:
+    """Where an account stands after a change of its balances."""
+    return Balances(
+        free_uhs=standing.free_uhs + moved.free_uhs,
+        held_uhs=standing.held_uhs + moved.held_uhs,
+        debt_uhs=standing.debt_uhs + moved.debt_uhs,
+    )
 
 
 def _worth(balances: Balances) -> int:
     return balances.free_uhs + balances.held_uhs - balances.debt_uhs
 
 
-def _assert_explained(opening: Balances, closing: Balances, lines: list[Line]) -> None:
+def assert_explained(opening: Balances, closing: Balances, lines: Sequence[Line]) -> None:
+    """Assert that the lines lead from one to the other."""
     amount = sum(line.amount_uhs for line in lines)
     held = sum(line.held_uhs for line in lines)
     assert _worth(opening) + amount == _worth(closing), (

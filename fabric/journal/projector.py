@@ -1,0 +1,141 @@
+"""The projector: the follower's consumer that keeps the projection, and makes it anew when it can't go on with what is kept.
+
+Its rows and its position are one transaction, so it has each entry exactly once, whatever crashes. Two of them on one place
+(a gate that was replaced, and hasn't noticed) don't disturb each other: whoever comes second begins again from the position.
+"""
+
+from typing import Final
+
+import msgspec
+import structlog
+
+from fabric.adapters.journal import Entry
+from fabric.audit.records import Balances
+from fabric.errors import JournalCorrupt
+from fabric.journal.followers import Batch, Position, Why, moved
+from fabric.journal.projection import FORMAT, JobHistory, Rows, Told, accounts_of, names_of, project, told_by
+from fabric.journal.tables import (
+    ABOUT,
+    ENTRIES,
+    GAPS,
+    JOBS,
+    LINES,
+    READ_PROGRESS,
+    RECORDS,
+    DamagedTables,
+    NoTables,
+    Query,
+    Row,
+    Table,
+    Tables,
+    progress,
+    select,
+)
+
+BALANCES_KEPT: Final = 50_000
+"""Accounts whose balances are remembered from one batch to the next."""
+
+log = structlog.get_logger()
+_job: Final = msgspec.json.Decoder(JobHistory)
+_encode: Final = msgspec.json.Encoder().encode
+
+Place = tuple[int, int, str]
+"""A gap, as it is kept."""
+
+
+class Projector:
+    """A `Consumer` that projects what it is given."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._balances: dict[str, Balances] = {}
+        """What the tables have as the last of each account."""
+
+    async def position(self) -> Position | None:
+        self._balances.clear()
+        try:
+            await self._tables.make()
+            (found,) = await self._tables.read(READ_PROGRESS)
+            return progress(found, form=FORMAT)
+        except (DamagedTables, NoTables) as error:
+            await self.begin_anew(str(error))
+            return None
+
+    async def take(self, batch: Batch) -> None:
+        try:
+            rows, gaps = await self._projected(batch)
+            kept = await self._tables.write(await self._before(batch), batch.after, _tabled(rows, gaps))
+        except (DamagedTables, NoTables) as error:
+            await self.begin_anew(str(error))
+            raise moved(batch.before, 0) from error
+        if not kept:
+            self._balances.clear()
+            raise moved(batch.before, None)
+        self._balances |= {line.account_id: line.balances for line in rows.lines}
+        if len(self._balances) > BALANCES_KEPT:
+            self._balances.clear()
+
+    async def begin_anew(self, why: str) -> None:
+        log.warning("projection_made_anew", why=why)
+        self._balances.clear()
+        await self._tables.throw_away()
+        await self._tables.make()
+
+    async def _before(self, batch: Batch) -> Position | None:
+        """A new projection has no position to be compared with."""
+        if batch.before != Position(0):
+            return batch.before
+        (found,) = await self._tables.read(READ_PROGRESS)
+        return batch.before if found else None
+
+    async def _projected(self, batch: Batch) -> tuple[Rows, list[Place]]:
+        """The rows of a batch; what this version can't read is a gap like any other."""
+        told: list[tuple[Entry, Told]] = []
+        gaps: list[Place] = []
+        for item in batch.items:
+            if not isinstance(item, Entry):
+                gaps.append((item.start, item.stop, item.why))
+                continue
+            try:
+                told.append((item, told_by(item)))
+            except JournalCorrupt as error:
+                log.warning("entry_not_projected", entry=item.seq, why=str(error))
+                gaps.append((item.seq, item.seq + 1, Why.DAMAGED))
+        names = names_of(each for _, each in told)
+        jobs = {row[0]: _job.decode(row[-1]) for row in await self._tables.pick(JOBS, "job_id", sorted(names))}
+        balances = await self._standing(accounts_of(entry for entry, _ in told))
+        return project(told, balances=balances, jobs=jobs), gaps
+
+    async def _standing(self, accounts: set[str]) -> dict[str, Balances]:
+        unknown = sorted(accounts - self._balances.keys())
+        found = await self._tables.read(*map(last_line_of, unknown)) if unknown else []
+        for account_id, rows in zip(unknown, found, strict=True):
+            self._balances[account_id] = balances_of(rows)
+        return {account_id: self._balances[account_id] for account_id in accounts}
+
+
+def last_line_of(account_id: str, *, before: tuple[int, int] = (2**62, 0)) -> Query:
+    """Asks for the balances after the account's last line before a place."""
+    where = {"account_id = ?": (account_id,), "(seq, n) < (?, ?)": before}
+    return select("free_uhs, held_uhs, debt_uhs", LINES, where, order="seq DESC, n DESC", limit=1)
+
+
+def balances_of(rows: list[Row]) -> Balances:
+    """What `last_line_of` has found."""
+    return Balances(free_uhs=rows[0][0], held_uhs=rows[0][1], debt_uhs=rows[0][2]) if rows else Balances()
+
+
+def _tabled(rows: Rows, gaps: list[Place]) -> dict[Table, list[Row]]:
+    jobs = [
+        (each.job_id, each.account_id, each.submitted_at_us, each.charged_uhs, _encode(each))
+        for each in rows.jobs.values()
+    ]
+    tabled: dict[Table, list[Row]] = {
+        ENTRIES: [*rows.entries],
+        LINES: [*rows.lines],
+        RECORDS: [*rows.records],
+        ABOUT: [*rows.about],
+        JOBS: [*jobs],
+        GAPS: [*gaps],
+    }
+    return {table: made for table, made in tabled.items() if made}
