@@ -14,7 +14,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench soak proto golden lock sbom release clean
+.PHONY: help setup demo test lint style types contracts docs picture bench soak proto golden lock sbom release clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,12 +34,28 @@ WITH_RAY := --ignore=tests/bench -m "ray and not soak"
 CLIENT := -p fabric.cli -p fabric.sdk -p fabric.transport -p fabric.wire -p fabric.results -p fabric.checkpoints \
 	$(addprefix -m fabric.,accelerators client context errors extras failed_calls parcels profile progress units versions visible audit.verify) -m fabric
 
-lint: setup ## Check style, types and the direction of imports
+lint: style types contracts ## Check style, types and the direction of imports, as the pre-commit hooks do
+
+style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: setup
 	$(BIN)/mypy
 	$(BIN)/mypy --python-version 3.10 --follow-imports=silent $(CLIENT)
+
+contracts: setup
 	$(BIN)/lint-imports --no-cache
+
+# What a user's own code may import, by its public paths.
+API := $(addprefix fabric.,sdk context errors results audit.verify) $(addprefix training.,session loop batches learning_rate \
+	pretrained export sharded functions adapters_hf adapters_lightning adapters_ray)
+API_TO ?= build/api
+docs: setup ## Write build/api: the reference of what a user's own code may import, made from docstrings
+	$(BIN)/python -W error::UserWarning -W error::RuntimeWarning -m pdoc -d google --no-show-source -o $(API_TO) $(API)
+
+picture: setup ## Draw docs/demo.svg from a run of the demo
+	$(BIN)/python docs/picture.py
 
 bench: setup ## Measure speed, as ratios within one run
 	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done

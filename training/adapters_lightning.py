@@ -118,6 +118,7 @@ class Resumable:
         return batches
 
     def state_dict(self) -> dict[str, Any]:
+        """How many batches of the epoch were given, and random numbers at its start and now."""
         place = {} if self._map is None else self._map.place()
         kept: dict[str, Any] = plain(
             {"given": self.given, "at_start": self._at_start, "now": randomness.capture(), "place": place}, "loader"
@@ -125,6 +126,7 @@ class Resumable:
         return kept
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The next epoch goes on from there."""
         self._resumes = restored(state)
 
 

@@ -33,6 +33,7 @@ class Batches:
             self.steps_total = None
 
     def portions(self, step: int, cursor: dict[str, Any]) -> Iterator[Portion]:
+        """Batches from the one after the cursor's on, epoch after epoch; an empty cursor is the beginning."""
         self._epoch, self._given = int(cursor.get("epoch", 0)), int(cursor.get("given", 0))
         source = self._reopened(cursor) if cursor else self._begun()
         while True:
@@ -48,6 +49,7 @@ class Batches:
             step += 1
 
     def cursor(self) -> dict[str, Any]:
+        """Where the data are after the batch given last: epoch, batches of it, and the loader's own random numbers."""
         return (
             {"epoch": self._epoch, "given": self._given, "random": self._random_at_start}
             | (self._map.place() if self._map is not None else {})

@@ -219,11 +219,13 @@ class States:
         return Save(step=step, bytes=len(data), took_s=self.save_s, blocked_s=self._copy_s)
 
     def leave(self) -> None:
+        """No further step begins."""
         with self._new:
             self._is_leaving = True
             self._new.notify_all()
 
     def await_leave(self, timeout_s: float) -> None:
+        """Wait at a boundary until the run leaves, and end the thread; return if that takes longer."""
         with self._new:
             if self.has_new and (self._copy is None or self._copy[0] != self.step):
                 self._take_copy()
