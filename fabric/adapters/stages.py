@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -30,6 +30,7 @@ from fabric.adapters.job_signals import unblocked
 from fabric.adapters.kept_folder import FOLDER_VARIABLE, KeptFolder, kept_folder
 from fabric.adapters.layout import result_key
 from fabric.adapters.lease_ray_settings import variables_for
+from fabric.adapters.own_environment import environment_now, put_back, withhold
 from fabric.adapters.payload import Payload, read_payload
 from fabric.adapters.private_folder import WORK, make_private, rooms_of
 from fabric.adapters.processes import LEASE_VARIABLE
@@ -126,6 +127,8 @@ def _call(stage: Stage, payload: Payload) -> JobEnd:
 
 def _patiently(stage: Stage, keep: Callable[[], T]) -> T:
     """Keep what the job leaves, as often as it takes: for a minute, or for as long as the job may stay."""
+    with suppress(Unavailable):
+        return keep()
     left_s = stage.context.deadline_s_left()
     try_s = max(KEEP_TRYING_S if left_s is None else min(left_s, KEEP_TRYING_S), _TRY_ONCE_S)
     for attempt in stamina.retry_context(on=Unavailable, attempts=None, timeout=try_s, wait_max=_TRY_EVERY_S):
@@ -297,12 +300,10 @@ def _kept_error(stage: Stage, error: BaseException) -> str:
 def _as_job(stage: Stage, variables: Mapping[str, str], *, given: Container[str]) -> Iterator[None]:
     """The job's environment, context, directory and arguments; afterwards the process is as it was."""
     lease, here = stage.lease, stage.context
-    environment, folder, arguments, path = dict(os.environ), _where(), sys.argv, list(sys.path)
+    environment, folder, arguments, path = environment_now(), _where(), sys.argv, list(sys.path)
     temporary = tempfile.tempdir
     try:
-        for name in withheld(environment, apart=False):
-            if name not in given:
-                del os.environ[name]
+        withhold(given)
         work, home, _ = rooms_of(stage.folder)
         os.environ.update({"HOME": str(home), "TMPDIR": str(short_path(stage.folder, TEMPORARY))})
         tempfile.tempdir = None  # it remembers what TMPDIR was
@@ -337,7 +338,7 @@ def _as_job(stage: Stage, variables: Mapping[str, str], *, given: Container[str]
         yield
     finally:
         context.enter(None)
-        _restore(environment)
+        put_back(environment)
         os.chdir(folder)
         sys.argv, sys.path[:] = arguments, path
         tempfile.tempdir = temporary
@@ -359,11 +360,3 @@ def _where() -> str:
         return os.getcwd()  # noqa: PTH109
     except FileNotFoundError:
         return "/"
-
-
-def _restore(environment: Mapping[str, str]) -> None:
-    """Only what differs: each variable that is set costs as much as reading ten."""
-    now = dict(os.environ)
-    for name in now.keys() - environment.keys():
-        del os.environ[name]
-    os.environ.update({name: value for name, value in environment.items() if now.get(name) != value})
