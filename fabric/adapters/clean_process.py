@@ -4,7 +4,7 @@ import os
 
 from fabric.adapters.process_state import HooksWatch, ProcessState, left_in, state_now
 from fabric.adapters.ray_use import RayUse
-from fabric.adapters.threads import Threads, threads_beside, threads_now
+from fabric.adapters.threads import Threads, as_many_as, threads_beside, threads_now
 
 
 class CleanProcess:
@@ -25,8 +25,11 @@ class CleanProcess:
         return self._ray_use.seen
 
     def before_a_job(self) -> None:
-        """Note how things are."""
-        self._threads = threads_now(self._threads)
+        """Note how things are. May be said before there is one, and again when it comes: what was noted stands as long as there
+        are as many threads, for looking at each takes as long as a short job.
+        """
+        if self._threads is None or not as_many_as(self._threads):
+            self._threads = threads_now(self._threads)
         self._state = self._state or state_now()
 
     def is_as_before(self) -> bool:

@@ -154,6 +154,7 @@ class Runner:
         """
         if self._next is None and self._may_stay and self._process.is_as_before():
             self._next = Standby()
+            self._process.before_a_job()
         return self._next is not None
 
     async def save(self) -> None:
