@@ -150,6 +150,8 @@ def _check_arguments(function: Callable[..., object], args: Sequence[object], kw
     written = inner.__func__ if isinstance(inner, types.MethodType) else inner
     if not isinstance(written, types.FunctionType) or hasattr(written, "__signature__"):
         return
+    if written is function and not kwargs and _takes(written, len(args)):
+        return
     try:
         inspect.signature(function, follow_wrapped=False).bind(*args, **kwargs)
     except (TypeError, ValueError) as error:  # of a partial that has too many already, the latter
@@ -158,6 +160,12 @@ def _check_arguments(function: Callable[..., object], args: Sequence[object], kw
             " submit(f, 1, 2, kwargs={'lr': 0.1}, tokens=...)",
             code="wrong_arguments",
         ) from None
+
+
+def _takes(function: types.FunctionType, count: int) -> bool:
+    """Whether it plainly takes so many arguments by position, which is mostly so and needs no signature made."""
+    code, optional = function.__code__, len(function.__defaults__ or ())
+    return not code.co_kwonlyargcount and code.co_argcount - optional <= count <= code.co_argcount
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]

@@ -71,8 +71,15 @@ def _from(module: str, names: Iterable[str], level: int, package: str) -> Iterat
         yield from (f"{base}.{name}" for name in names if name != "*")
 
 
-def imported_by(code: types.CodeType, package: str) -> Iterator[str]:
-    """What the bytecode imports, that of inner functions included."""
+@lru_cache(maxsize=1024)
+def imported_by(code: types.CodeType, package: str) -> tuple[str, ...]:
+    """What the bytecode imports, that of inner functions included. Known of what was submitted before: reading it takes as long
+    as pickling it.
+    """
+    return tuple(_imports_of(code, package))
+
+
+def _imports_of(code: types.CodeType, package: str) -> Iterator[str]:
     before: list[Any] = []
     for step in dis.get_instructions(code):
         if step.opname == "EXTENDED_ARG":
@@ -85,7 +92,7 @@ def imported_by(code: types.CodeType, package: str) -> Iterator[str]:
     by_name = not {"import_module", "__import__"}.isdisjoint(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from imported_by(constant, package)
+            yield from _imports_of(constant, package)
         elif by_name and isinstance(constant, str) and all(word.isidentifier() for word in constant.split(".")):
             yield constant
 
