@@ -1,8 +1,8 @@
 """The auditor: answers from the journal what the journal alone can prove.
 
 Statements, receipts, charging records, checkpoints and exports are read from committed entries, never from the gate's
-memory, and every one is checked against the sealed root on the way. It keeps the tree's inner nodes (64 bytes an entry),
-so that a proof costs a handful of look-ups; it writes nothing.
+memory: page by page, from what a follower has made of them for reading (`fabric.journal.history`), with proofs from its tree
+(`fabric.journal.tree`), which is checked against the sealed root. It writes nothing.
 """
 
 import asyncio
@@ -11,27 +11,42 @@ import hashlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
-from fabric.adapters import sealed
 from fabric.adapters.clerks import aside
-from fabric.adapters.entries import EVERYBODY, Recorded, decode_entry
+from fabric.adapters.entries import EVERYBODY
 from fabric.adapters.journal import Entry, Journal, TreeHead
 from fabric.audit import export
 from fabric.audit.checkpoint import Signer
-from fabric.audit.merkle import ProofTree, leaf_hash
-from fabric.audit.records import Receipt, Sealed, Statement
-from fabric.audit.statements import Booked, Enclosed, Period, summarise
+from fabric.audit.merkle import leaf_hash
+from fabric.audit.records import Balances, Line, Receipt, Sealed, Statement
+from fabric.audit.statements import assert_explained
 from fabric.charging.records import Cdr
 from fabric.errors import Conflict, Unavailable
-from fabric.gate.questions import CheckpointOf, ReceiptsOf, RecordsOf, StatementOf
+from fabric.gate.questions import (
+    CheckpointOf,
+    Paged,
+    ReceiptsOf,
+    ReceiptsPage,
+    RecordsOf,
+    RecordsPage,
+    StatementOf,
+    StatementPage,
+)
+from fabric.journal.history import Bounds, Found, History
+from fabric.journal.tables import Tables
+from fabric.journal.tree import JournalTree
 
 EXPORT_FORGOTTEN_S: Final = 120.0
 """An export whose reader has gone is kept this long."""
 
-_booked: Final = msgspec.json.Decoder(Booked)
+T = TypeVar("T")
+Asked = TypeVar("Asked", bound=Paged)
+_line: Final = msgspec.json.Decoder(Line)
+_record: Final = msgspec.json.Decoder(Cdr)
 
 
 @dataclass(slots=True)
@@ -48,18 +63,19 @@ class _Export:
 class Auditor:
     """Reads a journal and signs for it."""
 
-    def __init__(self, journal: Journal, *, origin: str, signing_key: bytes) -> None:
+    def __init__(self, journal: Journal, *, origin: str, signing_key: bytes, tables: Tables | None = None) -> None:
         """Name the log and hand over its key.
 
         Args:
             journal: read only; somebody else opens, writes and closes it.
             origin: the log's name, unique in the world: it is in every checkpoint.
             signing_key: 32 bytes, Ed25519.
+            tables: what a follower makes of it for reading; None = nobody does.
         """
         self._journal = journal
         self._signer = Signer(origin, signing_key)
-        self._tree = ProofTree()
-        self._growing = asyncio.Lock()
+        self._tree = JournalTree(journal, tables)
+        self._history = History(journal, tables)
         self._beginning = asyncio.Lock()
         self._exports: dict[tuple[str | None, int | None], _Export] = {}
 
@@ -70,7 +86,7 @@ class Auditor:
 
     async def checkpoint(self) -> str:
         """The signed note of the newest tree head."""
-        head = await self._grow()
+        head = await self._tree.grow()
         return self._signer.checkpoint(size=head.size, root=head.root)
 
     async def sealed(self) -> Sealed:
@@ -79,7 +95,7 @@ class Auditor:
 
     async def answer(
         self, question: StatementOf | CheckpointOf | ReceiptsOf | RecordsOf
-    ) -> Statement | Sealed | list[Receipt] | list[Cdr]:
+    ) -> StatementPage | Sealed | ReceiptsPage | RecordsPage:
         """What is asked of the journal."""
         match question:
             case StatementOf():
@@ -91,47 +107,94 @@ class Auditor:
             case RecordsOf():
                 return await self.records(question)
 
-    async def statement(self, question: StatementOf) -> Statement:
-        """The account's statement between two tree heads."""
-        head = await self._grow()
-        leaves = [entry.leaf async for entry in self._entries(question.account_id, head)]
-        period = await aside(_period, leaves, question)
-        until_size = head.size if period.next_seq is None else period.next_seq
-        from_size = until_size if period.first_seq is None else period.first_seq
-        return period.enclosed(
-            Enclosed(size=from_size, root=self._tree.root(from_size)),
-            Enclosed(size=until_size, root=self._tree.root(until_size)),
+    async def statement(self, asked: StatementOf) -> StatementPage:
+        """A page of the account's statement between two tree heads."""
+        size = await self._size(asked)
+        bounds = await self._history.bounds(asked.account_id, from_us=asked.from_us, until_us=asked.until_us, size=size)
+        lines, records, following = await self._items(asked, bounds, size)
+        opening, closing = [await self._balances(asked, (seq, 0), size) for seq in bounds]
+        from_root, until_root = [(await self._tree.root(seq)).hex() for seq in bounds]
+        statement = Statement(
+            account_id=asked.account_id,
+            from_us=asked.from_us,
+            until_us=asked.until_us,
+            opening=opening,
+            closing=closing,
+            lines=lines,
+            from_size=bounds.start,
+            from_root=from_root,
+            until_size=bounds.stop,
+            until_root=until_root,
+            records=records,
         )
+        return StatementPage(statement=statement, following=following)
 
-    async def records(self, question: RecordsOf) -> list[Cdr]:
-        """Charging records by the time they were closed, oldest first."""
-        head = await self._grow()
-        found: list[Cdr] = []
-        async for entry in self._entries(question.account_id, head):
-            found += [record for record in _booked.decode(entry.leaf).records if _asked_for(record, question)]
-        return found
+    async def _items(
+        self, asked: StatementOf, bounds: Bounds, size: int
+    ) -> tuple[tuple[Line, ...], tuple[Cdr, ...], StatementOf | None]:
+        """What is on the page, and the question for the next one."""
+        read = self._history.records_of_entries if asked.records_now else self._history.lines
+        after = asked.after or (bounds.start, -1)
+        page = await read(asked.account_id, after=after, stop=bounds.stop, size=size, limit=asked.limit)
+        rows = [row for _, row in page.rows]
+        following = _next(asked, page, size)
+        if asked.records_now:
+            return (), tuple(await aside(_decoded, rows, _record)), following
+        lines = await aside(_decoded, rows, _line)
+        if lines:
+            seq, n = page.rows[-1][0]
+            first = await self._balances(asked, (after[0], after[1] + 1), size)
+            assert_explained(first, await self._balances(asked, (seq, n + 1), size), lines)
+        return tuple(lines), (), following or replace(asked, size=size, after=(), records_now=True)
 
-    async def receipts(self, question: ReceiptsOf) -> list[Receipt]:
-        """The inclusion proofs of the account's entries, of one job if asked, under one new checkpoint."""
-        head = await self._grow()
-        note = self._signer.checkpoint(size=head.size, root=head.root)
-        return [
+    async def records(self, asked: RecordsOf) -> RecordsPage:
+        """A page of charging records by the time they were closed, oldest first."""
+        size = asked.size if asked.size is not None else (await self._journal.head()).size
+        page = await self._history.records(
+            asked.account_id,
+            asked.job_id,
+            after=asked.after or (asked.from_us, -1, -1),
+            until_us=asked.until_us,
+            size=size,
+            limit=asked.limit,
+        )
+        records = await aside(_decoded, [row for _, row in page.rows], _record)
+        return RecordsPage(records=tuple(records), following=_next(asked, page, size))
+
+    async def receipts(self, asked: ReceiptsOf) -> ReceiptsPage:
+        """A page of inclusion proofs of the account's entries, of one job if asked, all pages under one checkpoint."""
+        size = await self._size(asked)
+        note = self._signer.checkpoint(size=size, root=await self._tree.root(size))
+        (after,) = asked.after or (-1,)
+        entries = await self._history.entries(asked.account_id, asked.job_id, after=after, size=size, limit=asked.limit)
+        proofs = await self._tree.inclusion([entry.seq for entry in entries], size=size)
+        receipts = tuple(
             Receipt(
                 seq=entry.seq,
-                leaf="" if _withheld(entry, question.account_id) else base64.b64encode(entry.leaf).decode(),
+                leaf="" if _withheld(entry, asked.account_id) else base64.b64encode(entry.leaf).decode(),
                 leaf_hash=leaf_hash(entry.leaf).hex(),
-                proof=tuple(node.hex() for node in self._tree.inclusion(entry.seq, size=head.size)),
-                tree_size=head.size,
+                proof=tuple(node.hex() for node in proof),
+                tree_size=size,
                 checkpoint=note,
                 key=self.verifier_key,
             )
-            async for entry in self._entries(question.account_id, head)
-            if question.job_id is None or _is_about(decode_entry(entry.leaf), question.job_id)
-        ]
+            for entry, proof in zip(entries, proofs, strict=True)
+        )
+        more = len(entries) >= asked.limit
+        following = replace(asked, size=size, after=(entries[-1].seq,)) if more else None
+        return ReceiptsPage(receipts=receipts, following=following)
+
+    async def _size(self, asked: Paged) -> int:
+        """Of the journal that is asked about, with the tree grown to it at least."""
+        head = await self._tree.grow()
+        return head.size if asked.size is None else min(asked.size, head.size)
+
+    async def _balances(self, asked: StatementOf, before: tuple[int, int], size: int) -> Balances:
+        return await self._history.balances(asked.account_id, before=before, size=size)
 
     async def export(self, account_id: str | None = None, *, since: int | None = None) -> AsyncIterator[bytes]:
         """The audit export, line by line; with `since`, shows that the tree only grew since that size."""
-        head = await self._grow()
+        head = await self._tree.grow()
         digest = hashlib.sha256()
         async for line in self._lines(account_id, head, since):
             digest.update(line)
@@ -158,12 +221,12 @@ class Auditor:
         async for entry in self._exported(account_id, current.head, start=seq):
             if len(lines) >= count:
                 break
-            lines.append(self._entry_line(entry, account_id, current.head))
+            lines.append(await self._entry_line(entry, account_id, current.head))
             seq = entry.seq + 1
         else:
             seq = current.head.size
         is_last = len(lines) < count
-        lines += self._grown(account_id, since, current.head) if is_last else []
+        lines += await self._grown(account_id, since, current.head) if is_last else []
         digest = digest.copy()
         digest.update(b"".join(lines))
         if is_last:
@@ -175,15 +238,15 @@ class Auditor:
     async def _lines(self, account_id: str | None, head: TreeHead, since: int | None) -> AsyncIterator[bytes]:
         yield self._header(account_id)
         async for entry in self._exported(account_id, head):
-            yield self._entry_line(entry, account_id, head)
-        for line in self._grown(account_id, since, head):
+            yield await self._entry_line(entry, account_id, head)
+        for line in await self._grown(account_id, since, head):
             yield line
 
-    def _grown(self, account_id: str | None, since: int | None, head: TreeHead) -> list[bytes]:
+    async def _grown(self, account_id: str | None, since: int | None, head: TreeHead) -> list[bytes]:
         """What shows that the log only grew; whoever has all entries needs no such line."""
         if since is None or account_id is None:
             return []
-        return [export.consistency_line(since, proof=self._tree.consistency(since, size=head.size))]
+        return [export.consistency_line(since, proof=await self._tree.consistency(since, size=head.size))]
 
     def _last_line(self, head: TreeHead, digest: str) -> bytes:
         return export.checkpoint_line(
@@ -196,7 +259,7 @@ class Auditor:
             current = self._exports.get((account_id, since))
             unread = current is None or current.readers <= 0 or now - current.used_at > EXPORT_FORGOTTEN_S
             if current is None or (begin and unread):
-                head = await self._grow()
+                head = await self._tree.grow()
                 if since is not None and since > head.size:
                     raise Conflict(
                         f"the checkpoint seals {since} entries and this log has {head.size}: it is of another log, or this one"
@@ -220,10 +283,10 @@ class Auditor:
     def _header(self, account_id: str | None) -> bytes:
         return export.header_line(origin=self._signer.verifier.name, key=self.verifier_key, account_id=account_id)
 
-    def _entry_line(self, entry: Entry, account_id: str | None, head: TreeHead) -> bytes:
+    async def _entry_line(self, entry: Entry, account_id: str | None, head: TreeHead) -> bytes:
         if account_id is None:
             return export.entry_line(entry.seq, entry.leaf)
-        proof = self._tree.inclusion(entry.seq, size=head.size)
+        (proof,) = await self._tree.inclusion([entry.seq], size=head.size)
         if _withheld(entry, account_id):
             return export.withheld_line(entry.seq, leaf_hash(entry.leaf), proof=proof)
         return export.entry_line(entry.seq, entry.leaf, proof=proof)
@@ -248,47 +311,18 @@ class Auditor:
             yield price
             price = await anext(prices, None)
 
-    async def _grow(self) -> TreeHead:
-        """The newest head, with the tree grown to it.
 
-        Raises:
-            JournalCorrupt: the stored leaf hashes don't lead to the sealed root.
-        """
-        async with self._growing:
-            head = await self._journal.head()
-            new = await self._journal.leaf_hashes(self._tree.size, head.size)
-            await asyncio.to_thread(self._tree.extend, new)
-            if self._tree.size < head.size or self._tree.root(head.size) != head.root:
-                self._tree = ProofTree()
-                raise sealed.corrupt(f"{head.size} leaf hashes do not lead to the sealed root", seq=None)
-            return head
+def _decoded(rows: list[bytes], decoder: "msgspec.json.Decoder[T]") -> list[T]:
+    return [decoder.decode(row) for row in rows]
 
 
-def _period(leaves: list[bytes], question: StatementOf) -> Period:
-    """All of an account's history, which takes as long as that is: not on the event loop, which is the gate's."""
-    booked = map(_booked.decode, leaves)
-    return summarise(booked, account_id=question.account_id, from_us=question.from_us, until_us=question.until_us)
+def _next(asked: Asked, page: Found, size: int) -> Asked | None:
+    """The question for what comes after a page."""
+    if not page.more:
+        return None
+    return replace(asked, size=size, after=page.rows[-1][0] if page.rows else asked.after)
 
 
 def _withheld(entry: Entry, account_id: str | None) -> bool:
     """Whether the entry's content would tell this account about another."""
     return account_id is not None and any(other not in (account_id, EVERYBODY) for other in entry.accounts)
-
-
-def _asked_for(record: Cdr, question: RecordsOf) -> bool:
-    return (
-        question.account_id in (None, record.account_id)
-        and question.job_id in (None, record.job_id)
-        and question.from_us <= record.ended_at_us
-        and (question.until_us is None or record.ended_at_us < question.until_us)
-    )
-
-
-def _is_about(recorded: Recorded, job_id: str) -> bool:
-    """Whether an entry is about a job: it names it, moves tokens for it, or closes a record of it."""
-    refs = {transfer.ref.rpartition("#")[0] or transfer.ref for transfer in recorded.transfers}
-    return (
-        getattr(recorded.event, "job_id", None) == job_id
-        or job_id in refs
-        or any(record.job_id == job_id for record in recorded.records)
-    )

@@ -21,6 +21,7 @@ from fabric.api.messages import (
     word,
 )
 from fabric.api.serving_calls import calls_of
+from fabric.api.statement_text import StatementText
 from fabric.errors import InvalidRequest, PermissionDenied
 from fabric.gate.events import BuyBundle, Subscribe, TopUp, Unsubscribe
 from fabric.gate.instructions import Accepted
@@ -92,23 +93,30 @@ async def usage(door: Door, caller: Caller, request: pb.UsageRequest) -> AsyncIt
         raise PermissionDenied(
             "this key sees the usage of its own jobs only: name the job", code="restricted_key", key_id=caller.key_id
         )
-    question = RecordsOf(
+    question: RecordsOf | None = RecordsOf(
         account_id=caller.scope,
         job_id=JobId(request.job_id) if request.job_id else None,
         from_us=request.from_us,
         until_us=request.until_us if request.HasField("until_us") else None,
     )
-    records: Any = await door.port.ask(question)
-    for record in records:
-        yield message_of(record, pb.Cdr)
+    while question is not None:
+        page: Any = await door.port.ask(question)
+        for record in page.records:
+            yield message_of(record, pb.Cdr)
+        question = page.following
 
 
 async def statement(door: Door, caller: Caller, request: pb.StatementRequest) -> AsyncIterator[pb.Chunk]:
+    """Its JSON as it comes, page by page."""
     await door.check_customer(caller)
     until_us = request.until_us if request.HasField("until_us") else None
-    answer = await door.port.ask(StatementOf(account_id=caller.account, from_us=request.from_us, until_us=until_us))
-    async for chunk in chunks(msgspec.json.encode(answer)):
-        yield chunk
+    question: StatementOf | None = StatementOf(account_id=caller.account, from_us=request.from_us, until_us=until_us)
+    text = StatementText()
+    while question is not None:
+        page: Any = await door.port.ask(question)
+        async for chunk in chunks(text.add(page)):
+            yield chunk
+        question = page.following
 
 
 async def prices(door: Door, _: Caller, __: pb.PricesRequest) -> AsyncIterator[pb.Chunk]:
@@ -120,11 +128,14 @@ async def receipts(door: Door, caller: Caller, request: pb.ReceiptsRequest) -> A
     await door.check_customer(caller)
     if request.job_id:
         await door.job(request.job_id, caller)
-    answer: Any = await door.port.ask(
-        ReceiptsOf(account_id=caller.account, job_id=JobId(request.job_id) if request.job_id else None)
+    question: ReceiptsOf | None = ReceiptsOf(
+        account_id=caller.account, job_id=JobId(request.job_id) if request.job_id else None
     )
-    for receipt in answer:
-        yield pb.Document(json=msgspec.json.encode(receipt))
+    while question is not None:
+        page: Any = await door.port.ask(question)
+        for receipt in page.receipts:
+            yield pb.Document(json=msgspec.json.encode(receipt))
+        question = page.following
 
 
 async def log_checkpoint(door: Door, _: Caller, __: pb.LogCheckpointRequest) -> pb.LogCheckpointReply:

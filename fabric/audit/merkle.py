@@ -2,14 +2,19 @@
 
 A leaf hashes as SHA-256(0x00 ‖ data) and a node as SHA-256(0x01 ‖ left ‖ right), so neither can pass for the other.
 `Tree` keeps only the right edge and is what the writer appends to; `ProofTree` keeps every level, 64 bytes a leaf, and
-is what proofs are read from. Verification follows RFC 9162 §2.1.3.2 and §2.1.4.2. Knows nothing of what a leaf says.
+`TiledTree` those above tiles of 256 leaves: from these proofs are read. Verification follows RFC 9162 §2.1.3.2 and §2.1.4.2. Knows nothing of what a leaf says.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Final, Self
 
 HASH_BYTES: Final = 32
+TILE: Final = 256
+"""Leaves of a tile."""
+TILES_HELD: Final = 1_024
+"""Tiles whose leaves are held at once: 64 bytes a leaf."""
 EMPTY_ROOT: Final = sha256().digest()
 
 
@@ -70,32 +75,18 @@ class Tree:
         return type(self)(size=self._size, edge=self._edge)
 
 
-class ProofTree:
-    """Every node of a growing tree, level by level, so that a proof costs log₂(size) look-ups."""
+class _Proofs:
+    """What a tree can prove that knows the hash of any of its subtrees."""
 
-    __slots__ = ("_levels",)
-
-    def __init__(self, leaf_hashes: Iterable[bytes] = ()) -> None:
-        self._levels: list[bytearray] = [bytearray()]
-        self.extend(leaf_hashes)
+    __slots__ = ()
 
     @property
     def size(self) -> int:
-        return len(self._levels[0]) // HASH_BYTES
+        raise NotImplementedError
 
-    def extend(self, leaf_hashes: Iterable[bytes]) -> None:
-        """Append leaves, and complete the perfect subtrees above them."""
-        self._levels[0] += b"".join(leaf_hashes)
-        below, level = self._levels[0], 1
-        while len(below) >= 2 * HASH_BYTES:
-            if level == len(self._levels):
-                self._levels.append(bytearray())
-            nodes = self._levels[level]
-            first, last = 2 * len(nodes), len(below) - len(below) % (2 * HASH_BYTES)
-            nodes += b"".join(
-                sha256(b"\x01" + below[at : at + 2 * HASH_BYTES]).digest() for at in range(first, last, 2 * HASH_BYTES)
-            )
-            below, level = nodes, level + 1
+    def _perfect(self, low: int, count: int) -> bytes:
+        """The hash of `count` leaves from `low` on: a power of two, of which `low` is a multiple."""
+        raise NotImplementedError
 
     def root(self, size: int | None = None) -> bytes:
         """The root of the first `size` leaves."""
@@ -150,11 +141,96 @@ class ProofTree:
         """The hash of leaves low..high, where low is a multiple of the largest power of two in the range."""
         count = high - low
         if count & (count - 1) == 0:
-            level = count.bit_length() - 1
-            at = (low >> level) * HASH_BYTES
-            return bytes(self._levels[level][at : at + HASH_BYTES])
+            return self._perfect(low, count)
         middle = low + _split(count)
         return node_hash(self._subtree(low, middle), self._subtree(middle, high))
+
+
+class ProofTree(_Proofs):
+    """Every node of a growing tree, level by level, so that a proof costs log₂(size) look-ups."""
+
+    __slots__ = ("_levels",)
+
+    def __init__(self, leaf_hashes: Iterable[bytes] = ()) -> None:
+        self._levels: list[bytearray] = [bytearray()]
+        self.extend(leaf_hashes)
+
+    @property
+    def size(self) -> int:
+        return len(self._levels[0]) // HASH_BYTES
+
+    def extend(self, leaf_hashes: Iterable[bytes]) -> None:
+        """Append leaves, and complete the perfect subtrees above them."""
+        self._levels[0] += b"".join(leaf_hashes)
+        below, level = self._levels[0], 1
+        while len(below) >= 2 * HASH_BYTES:
+            if level == len(self._levels):
+                self._levels.append(bytearray())
+            nodes = self._levels[level]
+            first, last = 2 * len(nodes), len(below) - len(below) % (2 * HASH_BYTES)
+            nodes += b"".join(
+                sha256(b"\x01" + below[at : at + 2 * HASH_BYTES]).digest() for at in range(first, last, 2 * HASH_BYTES)
+            )
+            below, level = nodes, level + 1
+
+    def leaf(self, leaf: int) -> bytes:
+        """A leaf's own hash."""
+        return self._perfect(leaf, 1)
+
+    def _perfect(self, low: int, count: int) -> bytes:
+        level = count.bit_length() - 1
+        at = (low >> level) * HASH_BYTES
+        return bytes(self._levels[level][at : at + HASH_BYTES])
+
+
+class TiledTree(_Proofs):
+    """The same tree from the roots of its whole tiles, with the leaves of those tiles alone in which a proof begins or ends:
+    half a byte a leaf.
+    """
+
+    __slots__ = ("_held", "_last", "_roots")
+
+    def __init__(self) -> None:
+        self._roots = ProofTree()
+        """Its leaves are the roots of whole tiles."""
+        self._last = ProofTree()
+        """What comes after the last whole tile."""
+        self._held: OrderedDict[int, ProofTree] = OrderedDict()
+
+    @property
+    def size(self) -> int:
+        return self.tiles * TILE + self._last.size
+
+    @property
+    def tiles(self) -> int:
+        """How many are whole."""
+        return self._roots.size
+
+    def grow(self, roots: Iterable[bytes], rest: Iterable[bytes]) -> None:
+        """Append whole tiles by their roots; `rest` is all that comes after them, by leaf hashes."""
+        self._roots.extend(roots)
+        self._last = ProofTree(rest)
+
+    def missing(self, *leaves: int) -> list[int]:
+        """The tiles that must be held before something is proved of these leaves, or of trees that end there."""
+        tiles = dict.fromkeys(leaf // TILE for leaf in leaves)
+        return [tile for tile in tiles if tile < self.tiles and tile not in self._held]
+
+    def hold(self, tile: int, leaf_hashes: Iterable[bytes]) -> bool:
+        """Hold the leaves of a whole tile, and forget those of others in time; False if they don't lead to its root."""
+        held = ProofTree(leaf_hashes)
+        if held.size != TILE or held.root() != self._roots.leaf(tile):
+            return False
+        self._held[tile] = held
+        while len(self._held) > TILES_HELD:
+            self._held.popitem(last=False)
+        return True
+
+    def _perfect(self, low: int, count: int) -> bytes:
+        if count >= TILE:
+            return self._roots._perfect(low // TILE, count // TILE)  # noqa: SLF001 - the same kind of tree
+        tile, at = divmod(low, TILE)
+        return (self._last if tile == self.tiles else self._held[tile])._perfect(at, count)  # noqa: SLF001
 
 
 def _split(count: int) -> int:

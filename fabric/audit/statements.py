@@ -1,104 +1,13 @@
-"""Statements: what happened to one account, from nothing but the journal's entries.
+"""Statements: the lines of one account's, from nothing but the transfers in the journal's entries.
 
-A pure function over entries in order. What it adds up must explain the difference between opening and closing, transfer
-by transfer; that is asserted each time, because a bill that doesn't add up must never be shown.
+Pure. Lines must explain the difference between opening and closing, transfer by transfer; that is asserted each time, because
+a bill that doesn't add up must never be shown.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 
-import msgspec
-
-from fabric.audit.records import Balances, Line, Statement
-from fabric.charging.records import Cdr
+from fabric.audit.records import Balances, Line
 from fabric.ledger.transfers import CNY, CT, Transfer
-
-
-class Booked(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of a leaf that is about amounts: decodes from its bytes directly."""
-
-    seq: int
-    at_us: int
-    transfers: tuple[Transfer, ...] = ()
-    records: tuple[Cdr, ...] = ()
-
-
-class Enclosed(msgspec.Struct, frozen=True, kw_only=True):
-    """A tree head at one end of a period."""
-
-    size: int
-    root: bytes
-
-
-class Period(msgspec.Struct, frozen=True, kw_only=True):
-    """What happened to one account in a period, and which entries lie around it."""
-
-    account_id: str
-    from_us: int
-    until_us: int | None
-    opening: Balances
-    closing: Balances
-    lines: tuple[Line, ...]
-    records: tuple[Cdr, ...]
-    first_seq: int | None
-    """The account's first entry in the period. None = there is none."""
-    next_seq: int | None
-    """The account's first entry after the period. None = there is none yet."""
-
-    def enclosed(self, first: Enclosed, last: Enclosed) -> Statement:
-        """The statement, between the two tree heads that lie around its entries."""
-        return Statement(
-            account_id=self.account_id,
-            from_us=self.from_us,
-            until_us=self.until_us,
-            opening=self.opening,
-            closing=self.closing,
-            lines=self.lines,
-            from_size=first.size,
-            from_root=first.root.hex(),
-            until_size=last.size,
-            until_root=last.root.hex(),
-            records=self.records,
-        )
-
-
-def summarise(entries: Iterable[Booked], *, account_id: str, from_us: int = 0, until_us: int | None = None) -> Period:
-    """What happened to the account with from_us <= at_us < until_us.
-
-    Args:
-        entries: in order, from the journal's beginning, every one that touches the account. Others do no harm.
-        account_id: whose.
-        from_us: µs since the epoch. An entry belongs to the period in which it was written, whatever it is about.
-        until_us: None = up to now.
-    """
-    opening = closing = Balances()
-    lines: list[Line] = []
-    records: list[Cdr] = []
-    first_seq = next_seq = None
-    for entry in entries:
-        if until_us is not None and entry.at_us >= until_us:
-            next_seq = entry.seq
-            break
-        moves = list(moves_of(entry.transfers, account_id, seq=entry.seq))
-        for _, moved in moves:
-            closing = after(closing, moved)
-        if entry.at_us < from_us:
-            opening = closing
-            continue
-        first_seq = entry.seq if first_seq is None else first_seq
-        lines += [line for line, _ in moves]
-        records += [record for record in entry.records if record.account_id == account_id]
-    assert_explained(opening, closing, lines)
-    return Period(
-        account_id=account_id,
-        from_us=from_us,
-        until_us=until_us,
-        opening=opening,
-        closing=closing,
-        lines=tuple(lines),
-        records=tuple(records),
-        first_seq=first_seq,
-        next_seq=next_seq,
-    )
 
 
 def moves_of(transfers: Iterable[Transfer], account_id: str, *, seq: int) -> Iterator[tuple[Line, Balances]]:

@@ -4,7 +4,7 @@
 Another tenant's job is answered like one that doesn't exist.
 """
 
-from typing import TypeGuard
+from typing import Final, TypeGuard
 
 import msgspec
 
@@ -26,6 +26,9 @@ from fabric.gate.views import (
     RoomView,
 )
 from fabric.units import AccountId, HoldId, JobId, KeyId
+
+PAGE: Final = 500
+"""Rows on a page of what the journal has."""
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True, tag_field="question"):
@@ -90,8 +93,18 @@ class AccountsOf(Question, frozen=True, kw_only=True, tag="accounts"):
     """→ list[BalanceView] (lots left out): the operator's list"""
 
 
-class RecordsOf(Question, frozen=True, kw_only=True, tag="records"):
-    """→ list[Cdr], oldest first"""
+class Paged(Question, frozen=True, kw_only=True):
+    """Something that is answered in pages: each answer has the question for the next one, or None."""
+
+    limit: int = PAGE
+    size: int | None = None
+    """Of the journal that all pages are about; None = the newest, for the first page."""
+    after: tuple[int, ...] = ()
+    """Where the page before has ended."""
+
+
+class RecordsOf(Paged, frozen=True, kw_only=True, tag="records"):
+    """→ RecordsPage: charging records by the time they were closed, oldest first"""
 
     account_id: AccountId | None = None
     job_id: JobId | None = None
@@ -99,19 +112,38 @@ class RecordsOf(Question, frozen=True, kw_only=True, tag="records"):
     until_us: int | None = None
 
 
-class StatementOf(Question, frozen=True, kw_only=True, tag="statement"):
-    """→ Statement: opening, every transfer, closing, with the tree heads it lies between"""
+class RecordsPage(msgspec.Struct, frozen=True, kw_only=True):
+    records: tuple[Cdr, ...]
+    following: RecordsOf | None = None
+
+
+class StatementOf(Paged, frozen=True, kw_only=True, tag="statement"):
+    """→ StatementPage: opening, every transfer, closing, with the tree heads it lies between; all lines before the records"""
 
     account_id: AccountId
     from_us: int = 0
     until_us: int | None = None
+    records_now: bool = False
+    """Whether the lines were all on the pages before."""
 
 
-class ReceiptsOf(Question, frozen=True, kw_only=True, tag="receipts"):
-    """→ list[Receipt]: the inclusion proofs of every entry of the account, under the newest signed checkpoint"""
+class StatementPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A statement with the lines and records of one page."""
+
+    statement: Statement
+    following: StatementOf | None = None
+
+
+class ReceiptsOf(Paged, frozen=True, kw_only=True, tag="receipts"):
+    """→ ReceiptsPage: the inclusion proofs of every entry of the account, under the newest signed checkpoint"""
 
     account_id: AccountId
     job_id: JobId | None = None
+
+
+class ReceiptsPage(msgspec.Struct, frozen=True, kw_only=True):
+    receipts: tuple[Receipt, ...]
+    following: ReceiptsOf | None = None
 
 
 class CheckpointOf(Question, frozen=True, kw_only=True, tag="checkpoint"):
@@ -222,15 +254,15 @@ AnyAnswer = (
     | KeyView
     | CallerView
     | RoomView
-    | Statement
     | Sealed
+    | RecordsPage
+    | StatementPage
+    | ReceiptsPage
     | QuoteView
     | Prices
     | list[BlobUse]
     | list[JobView]
     | list[BalanceView]
-    | list[Cdr]
-    | list[Receipt]
     | list[KeyView]
     | list[ModelView]
     | list[NodeView]

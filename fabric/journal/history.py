@@ -19,8 +19,8 @@ from fabric.adapters.journal import Entry
 from fabric.audit.records import Balances
 from fabric.errors import JournalCorrupt
 from fabric.journal.followers import Position
-from fabric.journal.projection import FORMAT, JobHistory, Rows, Told, is_about, project, told_by
-from fabric.journal.projector import balances_of, last_line_of
+from fabric.journal.projection import JobHistory, Rows, Told, is_about, project, told_by
+from fabric.journal.projector import balances_of, last_line_of, progress
 from fabric.journal.tables import (
     ABOUT,
     ENTRIES,
@@ -35,7 +35,6 @@ from fabric.journal.tables import (
     Row,
     Table,
     Tables,
-    progress,
     select,
 )
 
@@ -95,6 +94,8 @@ class History:
         self._journal = journal
         self._tables = tables
         self._rests: dict[tuple[str | None, int], _Rest] = {}
+        self._waited_for = 0
+        """The largest size for which the follower has had its moment in vain."""
 
     async def records(
         self, account_id: str | None, job_id: str | None, *, after: Place, until_us: int | None, size: int, limit: int
@@ -218,10 +219,13 @@ class History:
         while True:
             try:
                 at, *found = await self._tables.read(READ_PROGRESS, *queries)
-                kept = progress(at, form=FORMAT) or Position(0), found
+                kept = progress(at) or Position(0), found
             except (NoTables, DamagedTables):
                 kept = nothing
-            if size - kept[0].seq <= REST_MAX or time.monotonic() > give_up_at:
+            if size - kept[0].seq <= REST_MAX or size <= self._waited_for:
+                return kept
+            if time.monotonic() > give_up_at:
+                self._waited_for = size
                 return kept
             await asyncio.sleep(LOOK_S)
 

@@ -4,12 +4,14 @@ Its rows and its position are one transaction, so it has each entry exactly once
 (a gate that was replaced, and hasn't noticed) don't disturb each other: whoever comes second begins again from the position.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 import structlog
 
 from fabric.adapters.journal import Entry
+from fabric.audit.merkle import HASH_BYTES, TILE, Tree, leaf_hash
 from fabric.audit.records import Balances
 from fabric.errors import JournalCorrupt
 from fabric.journal.followers import Batch, Position, Why, moved
@@ -20,15 +22,16 @@ from fabric.journal.tables import (
     GAPS,
     JOBS,
     LINES,
+    PROGRESS,
     READ_PROGRESS,
     RECORDS,
+    TILES,
     DamagedTables,
     NoTables,
     Query,
     Row,
     Table,
     Tables,
-    progress,
     select,
 )
 
@@ -50,26 +53,32 @@ class Projector:
         self._tables = tables
         self._balances: dict[str, Balances] = {}
         """What the tables have as the last of each account."""
+        self._tiles = Tiles(0, b"")
 
     async def position(self) -> Position | None:
         self._balances.clear()
         try:
             await self._tables.make()
             (found,) = await self._tables.read(READ_PROGRESS)
-            return progress(found, form=FORMAT)
+            position = progress(found)
         except (DamagedTables, NoTables) as error:
             await self.begin_anew(str(error))
             return None
+        self._tiles = Tiles(position.seq, found[0][-1]) if position is not None else Tiles(0, b"")
+        return position
 
     async def take(self, batch: Batch) -> None:
         try:
             rows, gaps = await self._projected(batch)
-            kept = await self._tables.write(await self._before(batch), batch.after, _tabled(rows, gaps))
+            tabled = _tabled(rows, gaps) | {TILES: self._tiles.take(batch)}
+            tabled[PROGRESS] = [(FORMAT, batch.after.seq, batch.after.mark, self._tiles.edge)]
+            kept = await self._tables.write(
+                await self._before(batch), {table: made for table, made in tabled.items() if made}
+            )
         except (DamagedTables, NoTables) as error:
             await self.begin_anew(str(error))
             raise moved(batch.before, 0) from error
         if not kept:
-            self._balances.clear()
             raise moved(batch.before, None)
         self._balances |= {line.account_id: line.balances for line in rows.lines}
         if len(self._balances) > BALANCES_KEPT:
@@ -78,15 +87,16 @@ class Projector:
     async def begin_anew(self, why: str) -> None:
         log.warning("projection_made_anew", why=why)
         self._balances.clear()
+        self._tiles = Tiles(0, b"")
         await self._tables.throw_away()
         await self._tables.make()
 
-    async def _before(self, batch: Batch) -> Position | None:
-        """A new projection has no position to be compared with."""
+    async def _before(self, batch: Batch) -> int | None:
+        """New tables have no progress to be compared with."""
         if batch.before != Position(0):
-            return batch.before
+            return batch.before.seq
         (found,) = await self._tables.read(READ_PROGRESS)
-        return batch.before if found else None
+        return 0 if found else None
 
     async def _projected(self, batch: Batch) -> tuple[Rows, list[Place]]:
         """The rows of a batch; what this version can't read is a gap like any other."""
@@ -114,6 +124,51 @@ class Projector:
         return {account_id: self._balances[account_id] for account_id in accounts}
 
 
+def progress(found: Sequence[Row]) -> Position | None:
+    """The position that tables have by `READ_PROGRESS`; None = new ones.
+
+    Raises:
+        DamagedTables: they are of another format.
+    """
+    if not found:
+        return None
+    (form, seq, mark, _), *_ = found
+    if form != FORMAT:
+        raise DamagedTables(f"they are of format {form}, and this version keeps {FORMAT}")
+    return Position(int(seq), bytes(mark))
+
+
+class Tiles:
+    """The roots of the log's tiles, as entries come: what proofs are made from without reading every hash."""
+
+    def __init__(self, seq: int, edge: bytes) -> None:
+        """Go on at an entry, with what `edge` was then."""
+        nodes = [edge[at : at + HASH_BYTES] for at in range(0, len(edge), HASH_BYTES)]
+        begun = seq % TILE
+        self._tree = Tree(size=begun, edge=nodes) if len(nodes) == begun.bit_count() else None
+        """Of the tile that has begun; None where something of it was missing."""
+
+    @property
+    def edge(self) -> bytes:
+        return b"".join(self._tree.edge) if self._tree is not None else b""
+
+    def take(self, batch: Batch) -> list[Row]:
+        """The tiles that become whole."""
+        made: list[Row] = []
+        for item in batch.items:
+            if not isinstance(item, Entry):
+                self._tree = None if item.stop % TILE else Tree()
+                continue
+            if self._tree is None and item.seq % TILE == 0:
+                self._tree = Tree()
+            if self._tree is not None:
+                self._tree.append(leaf_hash(item.leaf))
+                if self._tree.size == TILE:
+                    made.append((item.seq // TILE, self._tree.root()))
+                    self._tree = Tree()
+        return made
+
+
 def last_line_of(account_id: str, *, before: tuple[int, int] = (2**62, 0)) -> Query:
     """Asks for the balances after the account's last line before a place."""
     where = {"account_id = ?": (account_id,), "(seq, n) < (?, ?)": before}
@@ -130,7 +185,7 @@ def _tabled(rows: Rows, gaps: list[Place]) -> dict[Table, list[Row]]:
         (each.job_id, each.account_id, each.submitted_at_us, each.charged_uhs, _encode(each))
         for each in rows.jobs.values()
     ]
-    tabled: dict[Table, list[Row]] = {
+    return {
         ENTRIES: [*rows.entries],
         LINES: [*rows.lines],
         RECORDS: [*rows.records],
@@ -138,4 +193,3 @@ def _tabled(rows: Rows, gaps: list[Place]) -> dict[Table, list[Row]]:
         JOBS: [*jobs],
         GAPS: [*gaps],
     }
-    return {table: made for table, made in tabled.items() if made}

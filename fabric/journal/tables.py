@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from itertools import chain, count
 from typing import Any, Final, Protocol
 
-from fabric.journal.followers import Position
-
 TEXT: Final = "TEXT"
 INT: Final = "BIGINT"
 BYTES: Final = "BYTEA"
@@ -28,7 +26,7 @@ class Table:
     indexes: tuple[tuple[str, ...], ...] = ()
 
 
-PROGRESS: Final = Table("progress", {"format": INT, "seq": INT, "mark": BYTES}, ("format",))
+PROGRESS: Final = Table("progress", {"format": INT, "seq": INT, "mark": BYTES, "edge": BYTES}, ("format",))
 ENTRIES: Final = Table("entries", {"account_id": TEXT, "at_us": INT, "seq": INT}, ("account_id", "at_us", "seq"))
 LINES: Final = Table(
     "lines",
@@ -65,7 +63,8 @@ JOBS: Final = Table(
     (("account_id", "submitted_at_us", "job_id"), ("submitted_at_us", "job_id")),
 )
 GAPS: Final = Table("gaps", {"start": INT, "stop": INT, "why": TEXT}, ("start",))
-TABLES: Final = (PROGRESS, ENTRIES, LINES, RECORDS, ABOUT, JOBS, GAPS)
+TILES: Final = Table("tiles", {"tile": INT, "root": BYTES}, ("tile",))
+TABLES: Final = (PROGRESS, ENTRIES, LINES, RECORDS, ABOUT, JOBS, GAPS, TILES)
 
 Row = tuple[Any, ...]
 Query = tuple[str, Sequence[Any]]
@@ -93,9 +92,9 @@ class Tables(Protocol):
     async def pick(self, table: Table, key: str, values: Sequence[Any]) -> list[Row]:
         """The rows in which the column `key` has one of these values."""
 
-    async def write(self, before: Position | None, after: Position, rows: Mapping[Table, Sequence[Row]]) -> bool:
-        """Add rows, in place of those with the same key, and move on, all or nothing; False if the position isn't `before`
-        (None = new tables).
+    async def write(self, before: int | None, rows: Mapping[Table, Sequence[Row]]) -> bool:
+        """Add rows, in place of those with the same key, all or nothing; False if the progress there isn't at entry `before`
+        (None = there is none).
         """
 
     async def throw_away(self) -> None:
@@ -103,20 +102,6 @@ class Tables(Protocol):
 
     async def close(self) -> None:
         """Let go."""
-
-
-def progress(found: Sequence[Row], *, form: int) -> Position | None:
-    """The position that the progress table has; None = new tables.
-
-    Raises:
-        DamagedTables: they are of another format.
-    """
-    if not found:
-        return None
-    (kept, seq, mark), *_ = found
-    if kept != form:
-        raise DamagedTables(f"they are of format {kept}, and this version keeps {form}")
-    return Position(int(seq), bytes(mark))
 
 
 def select(what: str, table: Table, where: Mapping[str, Sequence[Any]], *, order: str, limit: int) -> Query:
@@ -141,5 +126,5 @@ def insert(place: str, table: Table, values: str, *, clash: str = "") -> str:
     return " ".join(("INSERT", clash, "INTO", place + table.name, values))
 
 
-READ_PROGRESS: Final[Query] = select("format, seq, mark", PROGRESS, {}, order="format", limit=1)
+READ_PROGRESS: Final[Query] = select("format, seq, mark, edge", PROGRESS, {}, order="format", limit=1)
 READ_GAPS: Final[Query] = select("start, stop, why", GAPS, {}, order="start", limit=1)

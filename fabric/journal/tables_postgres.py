@@ -6,10 +6,7 @@ from typing import Any, Final
 import asyncpg
 
 from fabric.adapters.journal_postgres import LONG_TIMEOUT_S, Line
-from fabric.journal.followers import Position
-from fabric.journal.projection import FORMAT
 from fabric.journal.tables import (
-    PROGRESS,
     READ_PROGRESS,
     TABLES,
     TEXT,
@@ -75,14 +72,14 @@ class PostgresTables:
         (found,) = await self.read(select(", ".join(table.columns), table, where, order=key, limit=len(values)))
         return found
 
-    async def write(self, before: Position | None, after: Position, rows: Mapping[Table, Sequence[Row]]) -> bool:
+    async def write(self, before: int | None, rows: Mapping[Table, Sequence[Row]]) -> bool:
         async def write(line: asyncpg.Connection) -> bool:
             async with line.transaction():
                 await line.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", self._schema)
                 found = await line.fetch(READ_PROGRESS[0].format(schema=self._schema), *READ_PROGRESS[1])
-                if [row["seq"] for row in found] != ([] if before is None else [before.seq]):
+                if [row["seq"] for row in found] != ([] if before is None else [before]):
                     return False
-                for table, made in ((PROGRESS, [(FORMAT, after.seq, after.mark)]), *rows.items()):
+                for table, made in rows.items():
                     columns = [list(column) for column in zip(*made, strict=True)]
                     await line.execute(self._insert(table), *columns, timeout=LONG_TIMEOUT_S)
             return True

@@ -17,9 +17,7 @@ import msgspec
 
 from fabric.adapters import sealed
 from fabric.adapters.journal_sqlite import BUSY_MS, keep_private, transaction
-from fabric.journal.followers import Position
-from fabric.journal.projection import FORMAT
-from fabric.journal.tables import PROGRESS, TABLES, DamagedTables, NoTables, Query, Row, Table, insert, select
+from fabric.journal.tables import TABLES, DamagedTables, NoTables, Query, Row, Table, insert, select
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -58,8 +56,8 @@ class SqliteTables:
         (found,) = await self.read(select(", ".join(table.columns), table, where, order=key, limit=len(values)))
         return found
 
-    async def write(self, before: Position | None, after: Position, rows: Mapping[Table, Sequence[Row]]) -> bool:
-        return await self._in(self._writing, self._write, before, after, rows)
+    async def write(self, before: int | None, rows: Mapping[Table, Sequence[Row]]) -> bool:
+        return await self._in(self._writing, self._write, before, rows)
 
     async def throw_away(self) -> None:
         await self.close()
@@ -88,7 +86,7 @@ class SqliteTables:
             for table in TABLES:
                 connection.execute(_made(table))
 
-    def _write(self, before: Position | None, after: Position, rows: Mapping[Table, Sequence[Row]]) -> bool:
+    def _write(self, before: int | None, rows: Mapping[Table, Sequence[Row]]) -> bool:
         connection = self._writer
         if connection is None or not self._is_there():
             self._make()
@@ -96,9 +94,8 @@ class SqliteTables:
         assert connection is not None
         with transaction(connection):
             found = connection.execute("SELECT seq FROM progress").fetchall()
-            if [row[0] for row in found] != ([] if before is None else [before.seq]):
+            if [row[0] for row in found] != ([] if before is None else [before]):
                 return False
-            connection.execute(_insert(PROGRESS), (FORMAT, after.seq, after.mark))
             for table, made in rows.items():
                 connection.executemany(_insert(table), made)
         return True

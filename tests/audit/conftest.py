@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from fabric.adapters.journal_sqlite import SqliteJournal
+from fabric.audit.records import Statement
 from fabric.auditor import Auditor
 from fabric.charging.catalogue import Bundle, Catalogue, Component, Plan
 from fabric.charging.rates import Rate
@@ -35,6 +36,7 @@ from fabric.gate.events import (
 )
 from fabric.gate.gate import Gate
 from fabric.gate.instructions import StartLease
+from fabric.gate.questions import ReceiptsOf, RecordsOf, StatementOf
 from fabric.gate.serving_events import CallUsed, ModelSpec, OfferModel
 from fabric.ledger.scopes import Service, Use
 from fabric.units import UHS_PER_CT
@@ -89,6 +91,23 @@ def holds(account: str) -> list:
     ]
 
 
+async def pages(auditor, question):
+    """Every page of an answer."""
+    while question is not None:
+        page = await auditor.answer(question)
+        yield page
+        question = page.following
+
+
+async def whole_statement(auditor, question) -> Statement:
+    """Of all its pages, which agree in everything but what is on them."""
+    found = [page.statement async for page in pages(auditor, question)]
+    bare = {msgspec.json.encode(msgspec.structs.replace(one, lines=(), records=())) for one in found}
+    assert len(bare) == 1
+    lines, records = ([item for one in found for item in getattr(one, name)] for name in ("lines", "records"))
+    return msgspec.structs.replace(found[0], lines=tuple(lines), records=tuple(records))
+
+
 @dataclass
 class Log:
     """A gate, its journal and its auditor."""
@@ -117,6 +136,15 @@ class Log:
         samples = tuple(Sample(lease_id=one, seq=1, window_us=600_000_000, busy_us=480_000_000) for one in leases)
         await self.write([Metered(samples=samples), LeaseFinished(lease_id=lease, outcome=LeaseOutcome.SUCCEEDED)])
         await self.write([LeaseRemoved(lease_id=lease)])
+
+    async def records(self, question: RecordsOf) -> list:
+        return [one async for page in pages(self.auditor, question) for one in page.records]
+
+    async def receipts(self, question: ReceiptsOf) -> list:
+        return [one async for page in pages(self.auditor, question) for one in page.receipts]
+
+    async def statement(self, question: StatementOf) -> Statement:
+        return await whole_statement(self.auditor, question)
 
     async def export(self, account: str | None = None, **options) -> list[str]:
         return [line.decode() async for line in self.auditor.export(account, **options)]

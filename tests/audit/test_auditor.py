@@ -21,7 +21,7 @@ CT = UHS_PER_CT
 
 async def test_a_statement_ends_where_the_gate_says_the_account_stands(log):
     await log.run_job("acme", job_id="job-1")
-    statement = await log.auditor.statement(StatementOf(account_id="acme"))
+    statement = await log.statement(StatementOf(account_id="acme"))
     balance = log.writer.core.ask(BalanceOf(account_id="acme"), log.clock.now_us())
     closing = statement.closing
     assert (closing.free_uhs, closing.held_uhs, closing.debt_uhs) == (
@@ -41,10 +41,10 @@ async def test_a_statement_ends_where_the_gate_says_the_account_stands(log):
 
 
 async def test_statements_of_two_halves_join_into_the_whole(log):
-    whole = await log.auditor.statement(StatementOf(account_id="beta"))
+    whole = await log.statement(StatementOf(account_id="beta"))
     for line in whole.lines:
-        first = await log.auditor.statement(StatementOf(account_id="beta", until_us=line.at_us))
-        second = await log.auditor.statement(StatementOf(account_id="beta", from_us=line.at_us))
+        first = await log.statement(StatementOf(account_id="beta", until_us=line.at_us))
+        second = await log.statement(StatementOf(account_id="beta", from_us=line.at_us))
         assert first.closing == second.opening
         assert first.lines + second.lines == whole.lines
         assert second.closing == whole.closing
@@ -53,7 +53,7 @@ async def test_statements_of_two_halves_join_into_the_whole(log):
 
 async def test_a_statement_lies_between_the_tree_heads_it_names(log):
     hashes = await log.writer.journal.leaf_hashes()
-    statement = await log.auditor.statement(StatementOf(account_id="acme"))
+    statement = await log.statement(StatementOf(account_id="acme"))
     inside = [entry.seq async for entry in log.writer.journal.read(account="acme")]
     assert (inside[0], log.writer.head.size) == (statement.from_size, statement.until_size)
     assert statement.until_root == log.writer.head.root.hex()
@@ -61,12 +61,12 @@ async def test_a_statement_lies_between_the_tree_heads_it_names(log):
 
 
 async def test_an_account_without_entries_has_an_empty_statement(log):
-    statement = await log.auditor.statement(StatementOf(account_id="nobody"))
+    statement = await log.statement(StatementOf(account_id="nobody"))
     assert (statement.lines, statement.records, statement.opening) == ((), (), statement.closing)
 
 
 async def test_receipts_prove_that_each_entry_is_under_the_signed_checkpoint(log):
-    receipts = await log.auditor.receipts(ReceiptsOf(account_id="acme"))
+    receipts = await log.receipts(ReceiptsOf(account_id="acme"))
     assert len(receipts) == len([entry async for entry in log.writer.journal.read(account="acme")]) > 10
     for receipt in receipts:
         signed = Verifier.parse(log.auditor.verifier_key).checkpoint(receipt.checkpoint)
@@ -79,22 +79,22 @@ async def test_receipts_prove_that_each_entry_is_under_the_signed_checkpoint(log
 
 async def test_receipts_of_a_job_are_those_of_its_tokens_and_records(log):
     await log.run_job("acme", job_id="job-1")
-    of_account = await log.auditor.receipts(ReceiptsOf(account_id="acme"))
-    of_job = await log.auditor.receipts(ReceiptsOf(account_id="acme", job_id="job-1"))
+    of_account = await log.receipts(ReceiptsOf(account_id="acme"))
+    of_job = await log.receipts(ReceiptsOf(account_id="acme", job_id="job-1"))
     assert 0 < len(of_job) < len(of_account)
     assert all(b"job-1" in base64.b64decode(receipt.leaf) for receipt in of_job)
-    assert await log.auditor.receipts(ReceiptsOf(account_id="beta", job_id="job-1")) == []
+    assert await log.receipts(ReceiptsOf(account_id="beta", job_id="job-1")) == []
 
 
 async def test_records_are_found_by_account_job_and_time(log):
     await log.run_job("acme", job_id="job-1")
     await log.run_job("beta", job_id="job-2")
-    records = await log.auditor.records(RecordsOf())
+    records = await log.records(RecordsOf())
     assert [record.job_id for record in records] == ["job-1", "job-2"]
-    assert await log.auditor.records(RecordsOf(account_id="beta")) == records[1:]
-    assert await log.auditor.records(RecordsOf(job_id="job-1")) == records[:1]
-    assert await log.auditor.records(RecordsOf(from_us=records[1].ended_at_us)) == records[1:]
-    assert await log.auditor.records(RecordsOf(until_us=records[1].ended_at_us)) == records[:1]
+    assert await log.records(RecordsOf(account_id="beta")) == records[1:]
+    assert await log.records(RecordsOf(job_id="job-1")) == records[:1]
+    assert await log.records(RecordsOf(from_us=records[1].ended_at_us)) == records[1:]
+    assert await log.records(RecordsOf(until_us=records[1].ended_at_us)) == records[:1]
 
 
 async def test_a_decision_about_two_accounts_is_two_entries_each_about_one(log):
@@ -113,7 +113,7 @@ async def test_an_entry_of_two_customers_is_proved_but_its_content_is_kept_from_
             yield msgspec.structs.replace(entry, accounts=("acme", "beta"))
 
     monkeypatch.setattr(log.writer.journal, "read", shared)
-    for receipt in await log.auditor.receipts(ReceiptsOf(account_id="acme")):
+    for receipt in await log.receipts(ReceiptsOf(account_id="acme")):
         assert receipt.leaf == ""
         assert len(receipt.leaf_hash) == 64
     report = verify_export(await log.export("acme"), trusted_key=log.auditor.verifier_key)

@@ -36,8 +36,8 @@ async def test_a_journal_with_calls_and_models_replays(spoken):
 
 
 async def test_the_records_are_the_difference_in_the_statement(spoken):
-    statement = await spoken.auditor.statement(StatementOf(account_id="acme"))
-    records = [record for record in await spoken.auditor.records(RecordsOf(account_id="acme")) if record.model]
+    statement = await spoken.statement(StatementOf(account_id="acme"))
+    records = [record for record in await spoken.records(RecordsOf(account_id="acme")) if record.model]
     captured = -sum(line.amount_uhs for line in statement.lines if line.ref == "acme-slice")
     assert captured == sum(record.charged_uhs for record in records) + 5
     assert [record.cdr_id for record in statement.records if record.model] == [record.cdr_id for record in records]
@@ -112,7 +112,7 @@ async def test_a_write_off_is_verified_and_shown_in_the_statement(spoken, accoun
     await spoken.write(beyond("acme"))
     report = verify_export(await spoken.export(account), trusted_key=spoken.auditor.verifier_key)
     assert report.ok, report
-    statement = await spoken.auditor.statement(StatementOf(account_id="acme"))
+    statement = await spoken.statement(StatementOf(account_id="acme"))
     (line,) = [line for line in statement.lines if line.kind == "write_off"]
     (record,) = [record for record in statement.records if record.cdr_id == "beyond"]
     assert (line.amount_uhs, line.ref, line.flags) == (0, "small", ("over_hold",))

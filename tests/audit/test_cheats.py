@@ -200,7 +200,7 @@ async def test_an_export_in_pages_shows_that_the_log_only_grew(log, page):
 
 async def test_receipts_are_verified_and_every_change_of_one_is_found(log):
     await log.run_job("acme", job_id="job-1")
-    found = await log.auditor.receipts(ReceiptsOf(account_id="acme", job_id="job-1"))
+    found = await log.receipts(ReceiptsOf(account_id="acme", job_id="job-1"))
     receipts = [{name: getattr(one, name) for name in one.__struct_fields__} for one in found]
     text, key = json.dumps(receipts), log.auditor.verifier_key
     report = verify_receipts(text, trusted_key=key, witnessed=await log.auditor.checkpoint())
@@ -227,7 +227,7 @@ async def test_receipts_are_verified_and_every_change_of_one_is_found(log):
 async def test_without_a_key_that_is_trusted_the_check_ends_with_3(log, tmp_path, capsys):
     file, receipts = tmp_path / "export.jsonl", tmp_path / "receipts.json"
     file.write_text("".join(await log.export("acme")), encoding="utf-8")
-    found = await log.auditor.receipts(ReceiptsOf(account_id="acme"))
+    found = await log.receipts(ReceiptsOf(account_id="acme"))
     receipts.write_text(json.dumps([{n: getattr(r, n) for n in r.__struct_fields__} for r in found]), encoding="utf-8")
     key = log.auditor.verifier_key
     assert main([str(file)]) == 3

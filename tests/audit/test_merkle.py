@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from fabric.audit.merkle import (
     EMPTY_ROOT,
     ProofTree,
+    TiledTree,
     Tree,
     leaf_hash,
     node_hash,
@@ -124,3 +125,31 @@ def test_an_edge_that_does_not_fit_its_size_is_refused(size, edge):
 def test_what_is_beyond_the_tree_is_refused(ask):
     with pytest.raises(ValueError, match="4"):
         ask(ProofTree(hashes_of(4)))
+
+
+@given(size=st.integers(0, 70), tiles=st.integers(0, 20), leaf=st.integers(0, 69), old=st.integers(0, 70))
+def test_a_tiled_tree_proves_what_a_whole_one_does(size, tiles, leaf, old):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fabric.audit.merkle.TILE", 4)
+        patch.setattr("fabric.audit.merkle.TILES_HELD", 3)
+        hashes = hashes_of(size)
+        whole, tiled = ProofTree(hashes), TiledTree()
+        for full in sorted({min(tiles, size // 4), size // 4}):
+            roots = [plain_root(hashes[4 * tile : 4 * tile + 4]) for tile in range(tiled.tiles, full)]
+            tiled.grow(roots, hashes[4 * full : 4 * full + 2] if full < size // 4 else hashes[4 * full :])
+        assert tiled.size == size
+
+        def ready(*leaves):
+            for tile in tiled.missing(*leaves):
+                assert not tiled.hold(tile, hashes_of(3)), "no whole tile"
+                assert not tiled.hold(tile, [leaf_hash(b"another")] * 4), "another's leaves"
+                assert tiled.hold(tile, hashes[4 * tile : 4 * tile + 4])
+
+        ready(old)
+        assert old > size or tiled.root(old) == whole.root(old)
+        if leaf < size:
+            ready(leaf, size)
+            assert tiled.inclusion(leaf) == whole.inclusion(leaf)
+        if old <= size:
+            ready(old, size)
+            assert tiled.consistency(old) == whole.consistency(old)

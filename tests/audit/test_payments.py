@@ -73,9 +73,9 @@ async def test_what_an_operator_books_by_hand_is_in_the_statement_and_verified(l
     for account in (None, "cyd", "acme"):
         report = verify_export(await log.export(account), trusted_key=log.auditor.verifier_key)
         assert report.ok, report
-    statement = await log.auditor.statement(StatementOf(account_id="cyd", from_us=0, until_us=None))
+    statement = await log.statement(StatementOf(account_id="cyd", from_us=0, until_us=None))
     money = [(line.kind, line.cny_microcny, line.paid_microcny) for line in statement.lines if line.held_uhs == 0]
     assert money == [("invoice", 3_600_000, 0), ("payment", 0, 3_000_000), ("payment", 0, 600_000)]
-    of_acme = await log.auditor.statement(StatementOf(account_id="acme", from_us=0, until_us=None))
+    of_acme = await log.statement(StatementOf(account_id="acme", from_us=0, until_us=None))
     voided = [(line.amount_uhs, line.cny_microcny) for line in of_acme.lines if line.kind == "void"]
     assert voided == [(-100 * CT, -50_000_000), (-3 * CT, 0)]

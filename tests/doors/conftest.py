@@ -42,7 +42,17 @@ from fabric.gate.events import (
 )
 from fabric.gate.gate import Gate
 from fabric.gate.instructions import Accepted, RemoveLease, StartLease, StopLease
-from fabric.gate.questions import CheckpointOf, JobOf, JobsOf, ReceiptsOf, RecordsOf, StatementOf
+from fabric.gate.questions import (
+    CheckpointOf,
+    JobOf,
+    JobsOf,
+    ReceiptsOf,
+    ReceiptsPage,
+    RecordsOf,
+    RecordsPage,
+    StatementOf,
+    StatementPage,
+)
 from fabric.gate.views import CHANGES_MAX, LogChunk
 from fabric.profile import Profile
 from fabric.results import pack_error, pack_value
@@ -170,19 +180,22 @@ class StandInPort:
         self._reachable()
         match question:
             case RecordsOf(account_id=account, job_id=job):
-                return [
+                found = (
                     each for each in self.records if account in (None, each.account_id) and job in (None, each.job_id)
-                ]
+                )
+                return RecordsPage(records=tuple(found))
             case CheckpointOf():
                 return Sealed(note="note", key="key")
             case ReceiptsOf():
-                return [Receipt(seq=1, leaf="", leaf_hash="00", proof=(), tree_size=2, checkpoint="note")]
+                one = Receipt(seq=1, leaf="", leaf_hash="00", proof=(), tree_size=2, checkpoint="note")
+                return ReceiptsPage(receipts=(one,))
             case StatementOf(account_id=account):
                 nothing = Balances()
-                return Statement(
+                empty = Statement(
                     account_id=account, from_us=0, until_us=None, opening=nothing, closing=nothing, lines=(),
                     from_size=0, from_root="", until_size=0, until_root="", records=(),
                 )  # fmt: skip
+                return StatementPage(statement=empty)
             case _:
                 return self.gate.ask(question, self.clock.now_us())
 
