@@ -73,9 +73,17 @@ def rooms_of(folder: Path) -> tuple[Path, Path, Path]:
         try:
             room.mkdir(mode=0o700)
         except FileExistsError:
-            clear(room)
-            room.mkdir(mode=0o700)
+            if not _is_as_made(room):
+                clear(room)
+                room.mkdir(mode=0o700)
     return rooms
+
+
+def _is_as_made(room: Path) -> bool:
+    """Whether it is a folder of its owner's alone, with nothing in it."""
+    about = room.lstat()
+    is_own = stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid()
+    return is_own and not about.st_mode & _OTHERS and not os.listdir(room)  # noqa: PTH208
 
 
 def clear(path: Path) -> None:

@@ -50,6 +50,7 @@ from fabric.adapters.rank_order import (
     ranks_of,
 )
 from fabric.adapters.ray_hosts import Meeting, host
+from fabric.adapters.ready_folder import ReadyFolder
 from fabric.adapters.saves import Saves
 from fabric.adapters.shard_cache import ShardCache
 from fabric.adapters.spawned import Spawned
@@ -111,6 +112,7 @@ class Runner:
         self._devices = _devices()
         self._listener = Listener(self._answer)
         self._next: Standby | None = Standby()
+        self._folder = ReadyFolder()
 
     async def seat(self) -> Seat:
         """Who and where this runner is."""
@@ -155,6 +157,8 @@ class Runner:
         if self._next is None and self._may_stay and self._process.is_as_before():
             self._next = Standby()
             self._process.before_a_job()
+            if self._order is not None:  # and once that is said, what the next one needs first
+                asyncio.get_running_loop().call_soon(self._folder.make, Path(self._order.work_dir))
         return self._next is not None
 
     async def save(self) -> None:
@@ -185,6 +189,7 @@ class Runner:
 
         def work() -> None:
             try:
+                self._folder.become(stage.folder)
                 ended = self._perform(stage, order)
             except BaseException as error:  # noqa: BLE001 - or the job would never end, and burn on
                 ended = JobEnd(outcome=LeaseOutcome.FAILED, error=f"the job could not be run: {type(error).__name__}")

@@ -6,6 +6,7 @@ Each is a runner without Ray, in a process of its own, which its function may sp
 import asyncio
 import json
 import multiprocessing
+import os
 import threading
 import time
 from pathlib import Path
@@ -35,6 +36,15 @@ def fails():
 
 def leaves_a_thread():
     threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+
+
+def has_an_empty_place():
+    here = Path.cwd()
+    rooms = [here, Path.home(), Path(os.environ["TMPDIR"])]
+    assert [list(room.iterdir()) for room in rooms] == [[], [], []]
+    assert here.parent.parent.name == os.environ["FABRIC_JOB_ID"] + ".1"
+    for room in rooms:
+        (room / "left").write_text("")
 
 
 def order_of(at, function, folder, kind):
@@ -86,3 +96,7 @@ def test_after_one_that_leaves_something_it_is_not(said):
 
 def test_after_a_program_of_its_own_no_other_runs_there(said):
     assert said(None, kind=JobKind.SCRIPT)[1:] == [(LeaseOutcome.SUCCEEDED, LEFT_SOMETHING)]
+
+
+def test_each_function_has_an_empty_place_of_its_own_attempt_whatever_the_last_one_left_in_its(said):
+    assert set(said(*[has_an_empty_place] * 4)[1:]) == {(LeaseOutcome.SUCCEEDED, CLEAN)}
