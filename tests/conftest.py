@@ -22,7 +22,7 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
-from fabric.adapters.ports import free_port
+from fabric.system.ports import free_port
 
 NO_POSTGRES = "PostgreSQL's server programs are missing: install Debian's package postgresql to run these tests"
 
@@ -208,7 +208,7 @@ def running_postgres() -> Iterator[PostgresServer]:
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
     """A model that was trained for some seconds."""
-    from training import byte_lm
+    from training.demo import byte_lm
 
     folder = tmp_path_factory.mktemp("models") / "byte-lm"
     byte_lm.train(steps=40, export_to=str(folder), directory=folder.with_name("run"))

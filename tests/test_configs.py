@@ -20,11 +20,11 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.util.accelerators import accelerators as ray_accelerators
 
 from fabric.accelerators import TYPE_LABEL
-from fabric.adapters.nodes import DEDICATED_LABEL, NODE_LABEL, NOTICE_LABEL, POOL_LABEL
-from fabric.adapters.price_files import load_tariffs
-from fabric.cluster_file import read_yaml
+from fabric.config.cluster import load_cluster
+from fabric.config.files import read_yaml
+from fabric.config.prices import load_tariffs
 from fabric.gate.events import Pool
-from fabric.settings import load_cluster
+from fabric.inventory.nodes import DEDICATED_LABEL, NODE_LABEL, NOTICE_LABEL, POOL_LABEL
 
 CONFIGS = Path(__file__).parent.parent / "cluster-configs"
 ENVIRON = {

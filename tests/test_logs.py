@@ -21,12 +21,12 @@ except ValueError:
 """
 BEGINNINGS = {
     "a guarded actor": """
-from fabric.adapters.guarded import Guarded
+from fabric.system.guarded import Guarded
 class Actor(Guarded):
     TENANTS = True
 Actor(b"", b"")
 """,
-    "the gate's actor": "from fabric.gatehouse import GatehouseActor\nGatehouseActor(b'', b'')",
+    "the gate's actor": "from fabric.server.gate_server import GatehouseActor\nGatehouseActor(b'', b'')",
     "a process that begins": "from fabric import logs\nlogs.begin()",
     "a gateway": "from serving.gateway.__main__ import _log_to_standard_error\n_log_to_standard_error('info')",
     "the command line": "from fabric.cli.app import start\nstart(debug=True)",

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from fabric import parking
+from fabric.daemon import parking
 from fabric.gate.questions import LeasesOf, NodesOf
 from tests.gate.conftest import Story, finished, node, removed, saved, started, submit, top_up
 

@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fabric.adapters.newest import Newest
+from fabric.cluster.progress import Newest
 from fabric.context import REPORT_S, Context, Place, current
 from fabric.gate.views import JobView
 from fabric.progress import Progress, Reports

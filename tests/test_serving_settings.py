@@ -2,15 +2,15 @@
 
 import pytest
 
-from fabric import models
-from fabric.adapters.price_files import load_tariffs
 from fabric.charging.rates import Rate
+from fabric.config.cluster import load_cluster, shipped
+from fabric.config.prices import load_tariffs
+from fabric.config.serving import ServingConfig
+from fabric.daemon import models
 from fabric.errors import InvalidConfig, NotFound
 from fabric.gate.events import Configure, OpenAccount, TopUp
 from fabric.gate.questions import BalanceOf, ModelsOf
 from fabric.gate.serving_events import ModelSpec
-from fabric.serving_settings import ServingConfig
-from fabric.settings import load_cluster, shipped
 from fabric.units import UHS_PER_CT
 from tests.doors.conftest import CATALOGUE, TARIFFS, StandInPort
 

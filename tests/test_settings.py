@@ -4,9 +4,9 @@ import pickle
 
 import pytest
 
+from fabric.config.cluster import load_cluster, shipped
 from fabric.errors import InvalidConfig
 from fabric.gate.events import Pool
-from fabric.settings import load_cluster, shipped
 
 ENVIRON = {"FABRIC_PG_DSN": "postgresql://fabric:very-secret@db/fabric", "FABRIC_STATE_DIR": "/state"}
 JOIN = "name: lab\nray: {mode: join}\n"

@@ -34,10 +34,10 @@ LONGER = {
     "tests/ledger/test_book_model.py": "one machine over everything that can happen to the book",
     "fabric/audit/verify.py": "one file that a stranger copies, reads to its end and runs without the product",
     "fabric/checkpoints/checkpoints.py": "all that may be done with a job's checkpoints is one object",
-    "fabric/context.py": "all that a job's own code may ask of the fabric is one object",
+    "fabric/context/job.py": "all that a job's own code may ask of the fabric is one object",
     "fabric/gate/events.py": "every event of the gate in one place: the vocabulary is read as a whole",
-    "serving/pool.py": "a replica's whole life, from its lease to its end, is one machine",
-    "fabric/writer.py": "deciding, committing and coming back after an outage are one machine with one lock",
+    "serving/host/pool.py": "a replica's whole life, from its lease to its end, is one machine",
+    "fabric/journal/writer.py": "deciding, committing and coming back after an outage are one machine with one lock",
 }
 """A concept in one place beats a short file: those that need more lines, each with its reason."""
 

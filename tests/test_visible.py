@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabric import logs
-from fabric.adapters.jobs_page import entry_of
+from fabric.cluster.dashboard import entry_of
 from fabric.visible import visible, visible_json, visible_lines
 from tests.test_progress import view
 

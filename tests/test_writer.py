@@ -7,18 +7,18 @@ import msgspec
 import pytest
 
 from fabric import versions
-from fabric.adapters.entries import Refused, decode_entry
-from fabric.adapters.journal import Snapshot
-from fabric.adapters.journal_sqlite import SqliteJournal
-from fabric.adapters.versions import label
 from fabric.audit.merkle import Tree, leaf_hash
 from fabric.clock import VirtualClock
 from fabric.errors import Internal, JournalCorrupt, Unavailable
 from fabric.gate.events import Cancel, Tick
 from fabric.gate.instructions import Accepted, Decision, Refusal, RemoveLease
 from fabric.gate.serving_events import Authorize, ReleaseHold
+from fabric.journal.encoding import Refused, decode_entry
+from fabric.journal.sqlite import SqliteJournal
+from fabric.journal.store import Snapshot
+from fabric.journal.versions import label
+from fabric.journal.writer import Writer
 from fabric.ledger.scopes import Service, Use
-from fabric.writer import Writer
 
 NO = Refusal(code="insufficient_tokens", http_status=402, message="no")
 

@@ -1,7 +1,7 @@
 """A snapshot is a cache: whatever becomes of it, the writer goes on."""
 
-from fabric.adapters.journal import Snapshot
 from fabric.audit.merkle import Tree
+from fabric.journal.store import Snapshot
 from tests.test_writer import Counting, hold, world
 
 __all__ = ["world"]

@@ -8,7 +8,7 @@
     python -m training.export run folder --like base    # the same from a shell
 
 The model is one of transformers' (by its own `save_pretrained`, so that names, tied weights and experts are as others expect
-them), one of peft's, of which the adapter is written, or `training.llama`'s. Each weight keeps its bits. The folder is loaded
+them), one of peft's, of which the adapter is written, or `training.demo.llama`'s. Each weight keeps its bits. The folder is loaded
 again and compared before it is there; the configuration comes last, so that half a folder is no model. Nothing is pickled.
 """
 
@@ -27,15 +27,15 @@ from torch import Tensor, nn
 
 from fabric.checkpoints import Checkpoints, Manifest, is_of_folder, restore_directory
 from fabric.errors import Conflict, FabricError, InvalidRequest
-from training import model_kind
-from training.checkpoint_weights import of_directory, weights_of
-from training.llama import Llama
-from training.llama_export import export_llama
-from training.plain import first_line, is_sharded, widest
+from training.demo.llama import Llama
+from training.demo.llama_export import export_llama
+from training.integrations.quiet import quietly
 from training.progress import say
-from training.quiet import quietly
-from training.vault import PREFIX
-from training.weight_files import INDEX, WEIGHTS, opened
+from training.state import model_kind
+from training.state.checkpoint_weights import of_directory, weights_of
+from training.state.plain import first_line, is_sharded, widest
+from training.state.vault import PREFIX
+from training.state.weight_files import INDEX, WEIGHTS, opened
 
 SHARD_BYTES_MAX: Final = 5 * 10**9
 """A file of weights ends after so much."""
@@ -62,7 +62,7 @@ def export(
     Of a model that is sharded (FSDP2, tensor parallelism) all ranks call it, and rank 0 writes: it holds the whole on the host.
 
     Args:
-        model: of transformers, of peft or of `training.llama`; also within DistributedDataParallel or torch.compile.
+        model: of transformers, of peft or of `training.demo.llama`; also within DistributedDataParallel or torch.compile.
         folder: where to.
         tokenizer: a tokenizer or processor, several in a list, or a folder whose tokenizer files are taken over.
         shard_bytes_max: a model with more weights than this has several files of at most so much, and an index.
@@ -101,7 +101,7 @@ def export_checkpoint(
 
     Args:
         source: what a session has as `directory=` (or FABRIC_CHECKPOINT_DIR), or `context.current().checkpoints`. Also of
-            `training.sharded`, and of a trainer of Hugging Face's (`training.adapters_hf`), whose own folder is taken.
+            `training.sharded`, and of a trainer of Hugging Face's (`training.integrations.huggingface`), whose own folder is taken.
         folder: where to.
         step: which checkpoint; None = the newest that is whole.
         session: which one of its script, counted from 0.
@@ -219,7 +219,7 @@ def _check_kind(model: Any) -> None:
     name = f"a {type(model).__module__}.{type(model).__qualname__} can't be exported"
     if not (isinstance(model, Llama) or model_kind.is_adapted(model) or model_kind.is_pretrained(model)):
         raise InvalidRequest(
-            f"{name}: it is none of transformers', peft's or training.llama's. Give the one of these that it holds, or write it "
+            f"{name}: it is none of transformers', peft's or training.demo.llama's. Give the one of these that it holds, or write it "
             "with safetensors.torch.save_model",
             code="not_exportable",
         )

@@ -28,7 +28,7 @@ If it is evicted, it goes on in a later attempt from what it yielded last. A sta
         return number
 
 Called outside the fabric, both just run; with FABRIC_CHECKPOINT_DIR they keep their state there. A state is made of plain
-values (`training.packing`): nobody's checkpoint runs code.
+values (`training.state.packing`): nobody's checkpoint runs code.
 """
 
 import functools
@@ -39,12 +39,12 @@ from collections.abc import Callable, Generator
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 from fabric import context
-from training.eviction import Watch
-from training.packing import packed, unpacked
 from training.progress import say
-from training.saver import Save
-from training.stopping import Stop, stop_of
-from training.vault import Vault, opened
+from training.state.eviction import Watch
+from training.state.packing import packed, unpacked
+from training.state.saver import Save
+from training.state.stopping import Stop, stop_of
+from training.state.vault import Vault, opened
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -141,7 +141,7 @@ def _on_its_way(watch: Watch, stop: Stop) -> BaseException:
 
 
 class States:
-    """The states that a generator yields, for `training.eviction` to save."""
+    """The states that a generator yields, for `training.state.eviction` to save."""
 
     def __init__(self, vault: Vault, *, step: int, ending: Callable[[], BaseException]) -> None:
         self._vault, self._ending = vault, ending

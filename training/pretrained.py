@@ -7,7 +7,7 @@
     run = session(model=model, opt=opt)
 
 The weights are copied into those of the model, so that optimizers keep theirs; of a sharded model each rank takes its part. Only
-safetensors are read, and nothing outside of the folder (`training.weight_files`); its configuration is not read at all, so no
+safetensors are read, and nothing outside of the folder (`training.state.weight_files`); its configuration is not read at all, so no
 code of its maker's runs. Names of other versions, and experts that are kept one by one, are understood as transformers
 understands them.
 """
@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from fabric.errors import InvalidRequest
-from training import model_kind
-from training.plain import is_sharded, widest
-from training.quiet import quietly
-from training.sharded_state import cut
-from training.weight_files import WeightFiles, opened
+from training.integrations.quiet import quietly
+from training.state import model_kind
+from training.state.plain import is_sharded, widest
+from training.state.sharded_state import cut
+from training.state.weight_files import WeightFiles, opened
 
 _NAMES_MAX: Final = 5
 

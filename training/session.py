@@ -45,13 +45,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from fabric import context
-from training.feeding import Feeding
-from training.loop import Loop
-from training.loop_variables import caller, has_left
-from training.measuring import untouched
-from training.peers import Peers, joined
-from training.registry import Registry, named
-from training.stepping import Stepping, is_out_of_memory, out_of_memory
+from training.gang.peers import Peers, joined
+from training.loop.feeding import Feeding
+from training.loop.measuring import untouched
+from training.loop.stepping import Stepping, is_out_of_memory, out_of_memory
+from training.session_loop import Loop
+from training.state.loop_variables import caller, has_left
+from training.state.registry import Registry, named
 from training.timers import Timers
 
 
@@ -198,8 +198,8 @@ class Run:
                 with reproducible=fast each batch must have a loss where other processes share the step.
             Conflict: `checkpoint_of_another_run`, `dataset_changed`: it would not be the same samples.
         """
-        from training.data import feed_of  # noqa: PLC0415  # not loaded for jobs without a dataset
-        from training.virtual import VirtualRanks  # noqa: PLC0415
+        from training.loop.data import feed_of  # noqa: PLC0415  # not loaded for jobs without a dataset
+        from training.loop.virtual import VirtualRanks  # noqa: PLC0415
 
         ranks = self._feeding.ranks = None if global_batch is None else VirtualRanks(virtual or 1, global_batch, seed)
         if ranks is not None:

@@ -25,8 +25,8 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from fabric.checkpoints import Checkpoints, Draft, Shard
 from fabric.errors import FabricError
-from training.gang import Gang
-from training.torch_storage import Planner, Reader, Writer, as_ours
+from training.gang.members import Gang
+from training.state.torch_storage import Planner, Reader, Writer, as_ours
 
 
 def state_of(model: nn.Module, opt: torch.optim.Optimizer) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What each account's jobs keep in the archive, as a door knows it: who keeps all it may begins nothing that would keep more.
 
-The jobs' own saves are bounded where they run (see `fabric.adapters.archive_quota`). Here it is seen from outside of them, so
+The jobs' own saves are bounded where they run (see `fabric.storage.quota`). Here it is seen from outside of them, so
 whoever goes round that bound starts no further job. Looking takes time, so a submission doesn't wait for it unless it may be
 refused.
 """
@@ -12,11 +12,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-from fabric.adapters.archive import Stored
-from fabric.adapters.archive_quota import ARCHIVE_FULL, MEASURE_AGAIN_S, MEASURE_S, REMEDY, jobs_prefix
+from fabric.api.gate_port import GatePort
 from fabric.api.limits import Limits
-from fabric.api.port import GatePort
 from fabric.errors import FabricError, RateLimited
+from fabric.storage.archive import Stored
+from fabric.storage.quota import ARCHIVE_FULL, MEASURE_AGAIN_S, MEASURE_S, REMEDY, jobs_prefix
 from fabric.units import AccountId
 
 _SHARE_OF_TIME: Final = 50

@@ -12,10 +12,10 @@ from typing import Any, Final, TypeVar, TypeVarTuple, Unpack
 
 import structlog
 
-from fabric.adapters.archive import Archive
-from fabric.adapters.clerks import aside
 from fabric.errors import FabricError, Unavailable
 from fabric.outage import Outage
+from fabric.storage.archive import Archive
+from fabric.system.client_threads import aside
 
 SLOW_S: Final = 1.0
 """A call to the archive that fails sooner makes nobody wait: no other is spared it."""

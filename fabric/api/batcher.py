@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from fabric.api.port import GatePort
+from fabric.api.gate_port import GatePort
 from fabric.errors import FabricError, error_of
 from fabric.gate.events import AnyEvent
 from fabric.gate.instructions import Accepted, Outcome, Refusal

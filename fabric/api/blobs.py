@@ -16,13 +16,13 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Final, Self
 
-from fabric.adapters.archive import Kept
-from fabric.adapters.clerks import aside
+from fabric.api.gate_port import GatePort
 from fabric.api.limits import Limits
-from fabric.api.port import GatePort
 from fabric.errors import RateLimited
 from fabric.gate.questions import BalanceOf, BlobsOf
 from fabric.gate.views import BalanceView
+from fabric.storage.archive import Kept
+from fabric.system.client_threads import aside
 from fabric.units import AccountId
 
 WHOLE_MAX: Final = 3

@@ -9,18 +9,18 @@ from typing import Any, Final
 
 import msgspec
 
-from fabric.adapters.archive import Stored
-from fabric.adapters.clerks import aside
-from fabric.api.door import Door
 from fabric.api.job_calls import count_size, job_id_of
 from fabric.api.keys import Caller
 from fabric.api.messages import amount, at_least, facts_json, job_name, request_id
+from fabric.api.service import Door
 from fabric.checkpoints import Checkpoints, Manifest
 from fabric.errors import Conflict, FabricError, InvalidRequest, NotFound
 from fabric.gate.events import JobSpec, RolledBack, Submit
 from fabric.gate.lifecycle import TERMINAL, JobState
 from fabric.gate.questions import JobOf, SpecOf
 from fabric.gate.views import JobView
+from fabric.storage.archive import Stored
+from fabric.system.client_threads import aside
 from fabric.units import AccountId, JobId, KeyId
 from fabric.wire import fabric_pb2 as pb
 

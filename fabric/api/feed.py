@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import structlog
 
-from fabric.api.port import GatePort
+from fabric.api.gate_port import GatePort
 from fabric.gate.questions import RevisionOf
 from fabric.gate.views import CHANGES_MAX, JobView
 

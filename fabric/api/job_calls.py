@@ -10,9 +10,6 @@ from typing import Any, Final
 
 import msgspec
 
-from fabric.adapters.layout import PUBLISH_IT, artifact_key, lease_info_key
-from fabric.adapters.results import inline_result, shown_ref
-from fabric.api.door import Door
 from fabric.api.keys import Caller
 from fabric.api.messages import (
     accepted,
@@ -26,6 +23,7 @@ from fabric.api.messages import (
     spec_of,
 )
 from fabric.api.payloads import blob_key, payload_of, recorded
+from fabric.api.service import Door
 from fabric.errors import Conflict, InvalidRequest, NotFound, PermissionDenied, Unavailable
 from fabric.gate.events import Cancel, JobKind, JobSpec, Pause, RaiseLimit, Resume, SaveNow, Submit
 from fabric.gate.key_scopes import KeyScope
@@ -33,6 +31,8 @@ from fabric.gate.lifecycle import ON_DEVICES, TERMINAL, JobState
 from fabric.gate.questions import JobsOf, ModelsOf, QuoteOf
 from fabric.gate.views import JobView, QuoteView
 from fabric.ledger.scopes import Service
+from fabric.storage.layout import PUBLISH_IT, artifact_key, lease_info_key
+from fabric.storage.results import inline_result, shown_ref
 from fabric.units import JobId, KeyId
 from fabric.wire import INLINE_BYTES_MAX
 from fabric.wire import fabric_pb2 as pb

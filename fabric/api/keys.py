@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from fabric.api.port import GatePort
+from fabric.api.gate_port import GatePort
 from fabric.clock import Clock
 from fabric.errors import InvalidRequest, PermissionDenied, Unauthenticated
 from fabric.gate.key_scopes import KeyScope

@@ -5,7 +5,6 @@ from typing import Any
 
 import msgspec
 
-from fabric.api.door import Door
 from fabric.api.job_calls import CHUNK_BYTES, chunks
 from fabric.api.keys import Caller
 from fabric.api.messages import (
@@ -20,6 +19,7 @@ from fabric.api.messages import (
     short,
     word,
 )
+from fabric.api.service import Door
 from fabric.api.serving_calls import calls_of
 from fabric.api.statement_text import StatementText
 from fabric.errors import InvalidRequest, PermissionDenied

@@ -3,7 +3,6 @@
 import re
 from typing import Any, Final
 
-from fabric.api.door import Door
 from fabric.api.keys import Caller
 from fabric.api.messages import (
     accepted,
@@ -18,6 +17,7 @@ from fabric.api.messages import (
     short,
     word,
 )
+from fabric.api.service import Door
 from fabric.errors import Conflict, InvalidRequest, NotFound, PermissionDenied
 from fabric.gate.events import ClosePeriod, CreateKey, Grant, NodeDrain, OpenAccount, RecordPayment, RevokeKey, VoidLot
 from fabric.gate.key_scopes import KeyScope

@@ -12,13 +12,13 @@ from typing import Any, Final
 
 import msgspec
 
-from fabric.adapters.environments import check_variables, environment_of
-from fabric.adapters.payload import Payload, inlined
-from fabric.api.door import Door
+from fabric.api.service import Door
 from fabric.errors import InvalidRequest
 from fabric.units import AccountId
 from fabric.wire import INLINE_BYTES_MAX
 from fabric.wire import fabric_pb2 as pb
+from fabric.worker.environments import check_variables, environment_of
+from fabric.worker.payload import Payload, inlined
 
 JOURNALED_BYTES_MAX: Final = 4 * 1024
 """A pickle up to this size rides in the job's own record: that saves the archive a write and the runner a read."""

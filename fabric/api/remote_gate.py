@@ -25,7 +25,7 @@ _IN_DOUBT: Final = "Whether this call was carried out is not known, and asking a
 
 
 class RemoteGate:
-    """A `fabric.api.passage.Gate` that asks the named actor."""
+    """A `fabric.api.gate_client.Gate` that asks the named actor."""
 
     def __init__(self, actor: Any) -> None:
         """`actor` is called as a handle is: with `actor.decide.remote(...)`."""

@@ -7,11 +7,9 @@ from dataclasses import replace
 from statistics import median_low
 from typing import Any, Final
 
-from fabric.adapters.clerks import aside
-from fabric.adapters.layout import PUBLISH_IT, artifact_key
-from fabric.api.door import Door
 from fabric.api.keys import Caller
 from fabric.api.messages import NAME_CHARS_MAX, accepted, at_least, identifier, message_of, request_id, several, short
+from fabric.api.service import Door
 from fabric.charging.rates import Rate
 from fabric.checkpoints import is_of_folder
 from fabric.errors import InvalidRequest, NotFound, PermissionDenied
@@ -27,6 +25,8 @@ from fabric.gate.serving_events import (
     WithdrawModel,
 )
 from fabric.gate.views import CallerView, ModelView
+from fabric.storage.layout import PUBLISH_IT, artifact_key
+from fabric.system.client_threads import aside
 from fabric.units import AccountId, HoldId, KeyId
 from fabric.wire import fabric_pb2 as pb
 

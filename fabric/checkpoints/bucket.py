@@ -17,11 +17,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from fabric.adapters.archive_keys import checked_key
-from fabric.adapters.bucket import Bucket, Place
-from fabric.adapters.bucket_refusals import is_conflict
 from fabric.checkpoints.directory import STALE_S, Buffer
 from fabric.errors import Conflict, NotFound, Unavailable
+from fabric.storage.keys import checked_key
+from fabric.storage.s3 import Bucket, Place
+from fabric.storage.s3_errors import is_conflict
 
 PART_BYTES: Final = 16 * 2**20
 """Values larger than this go up in parts of this size; a bucket takes at most 10,000 parts, so parts grow with the value."""

@@ -23,7 +23,6 @@ from typing import Any, Final
 
 import msgspec
 
-from fabric.adapters.archive_keys import checked_key
 from fabric.checkpoints import moving, retention
 from fabric.checkpoints.claiming import Writer, admitted, claim_after
 from fabric.checkpoints.directory import DirectoryStore
@@ -33,6 +32,7 @@ from fabric.checkpoints.records import Manifest, Shard, check_model, other_versi
 from fabric.checkpoints.shelf import Shelf
 from fabric.checkpoints.stores import Quota, Store
 from fabric.errors import CheckpointDamaged, FabricError, InvalidRequest, NotFound
+from fabric.storage.keys import checked_key
 
 STEP_MAX: Final = 2**63 - 1
 _BELOW: Final = "sessions"

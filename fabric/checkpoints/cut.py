@@ -11,10 +11,10 @@ from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from fabric.adapters.disk_watch import taken_by
 from fabric.checkpoints.holes import extents_of
 from fabric.checkpoints.listing import ENTRIES_MAX, Entry, entries_of, path_of
 from fabric.errors import Conflict, Unavailable
+from fabric.system.disk_watch import taken_by
 
 _RACY_NS: Final = 100_000_000
 """A file that was changed so shortly before it was looked at may have been changed again without another time."""

@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
-from fabric.adapters.archive_keys import checked_key
 from fabric.errors import InvalidRequest, NotFound, Unavailable
+from fabric.storage.keys import checked_key
 
 Buffer = bytes | bytearray | memoryview
 CHUNK_BYTES: Final = 4 * 2**20

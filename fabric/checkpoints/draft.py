@@ -8,11 +8,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from fabric.adapters.archive_keys import checked_key
 from fabric.checkpoints.directory import Buffer, DirectoryStore
 from fabric.checkpoints.records import Shard
 from fabric.checkpoints.stores import Quota, Store
 from fabric.errors import CheckpointDamaged, Conflict, NotFound, Unavailable
+from fabric.storage.keys import checked_key
 
 _PARALLEL: Final = 4
 _LARGE_BYTES: Final = 16 * 2**20

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from fabric.adapters.archive import Archive
-from fabric.adapters.archive_quota import ArchiveQuota
-from fabric.adapters.layout import checkpoint_prefix
 from fabric.checkpoints.checkpoints import Checkpoints
 from fabric.checkpoints.near import near_store
 from fabric.checkpoints.stores import store_of
+from fabric.storage.archive import Archive
+from fabric.storage.layout import checkpoint_prefix
+from fabric.storage.quota import ArchiveQuota
 
 
 def checkpoints_in(

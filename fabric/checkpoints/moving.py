@@ -4,12 +4,12 @@ import secrets
 
 import msgspec
 
-from fabric.adapters.archive_keys import checked_key
 from fabric.checkpoints.log import Log, View
 from fabric.checkpoints.records import Claim, Manifest, Retirement
 from fabric.checkpoints.shelf import Shelf
 from fabric.checkpoints.stores import Store
 from fabric.errors import Conflict, NotFound, PermissionDenied
+from fabric.storage.keys import checked_key
 
 
 def below(tenant: str, prefix: str) -> str:

@@ -14,14 +14,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from fabric.adapters.archive import Archive, DirectoryArchive, S3Archive
 from fabric.checkpoints.bucket import S3Store
 from fabric.checkpoints.directory import Buffer, DirectoryStore
 from fabric.errors import InvalidConfig
+from fabric.storage.archive import Archive, DirectoryArchive, S3Archive
 
 
 class Quota(Protocol):
-    """How much may be kept, and how large a checkpoint may be (see `fabric.adapters.archive_quota`)."""
+    """How much may be kept, and how large a checkpoint may be (see `fabric.storage.quota`)."""
 
     on_refused: Callable[[str], None]
     """Told what a refusal says."""

@@ -12,7 +12,7 @@ import typer
 from fabric.cli.output import console, print_facts, print_json, record, table
 from fabric.cli.plain_logs import log_plainly
 from fabric.cli.session import AsJson, client
-from fabric.client import Client, new_request_id
+from fabric.client.client import Client, new_request_id
 from fabric.errors import FabricError, InvalidRequest, NotFound, Unavailable, error_of
 from fabric.extras import needed
 from fabric.units import PPM, format_ct

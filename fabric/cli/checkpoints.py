@@ -7,7 +7,7 @@ import typer.core
 
 from fabric.cli.output import print_json, print_records, record, say
 from fabric.cli.session import AsJson, ForAccount, JobIdArgument, client, job_named
-from fabric.client import new_request_id
+from fabric.client.client import new_request_id
 from fabric.units import parse_ct
 from fabric.wire import fabric_pb2 as pb
 

@@ -9,9 +9,9 @@ import typer
 from fabric.cli.output import console, print_facts, print_json, say, table, tell, warn
 from fabric.cli.plain_logs import log_plainly
 from fabric.cli.session import AsJson
+from fabric.client.profile import Profile, save_profile
 from fabric.errors import Unavailable
 from fabric.extras import check_cluster_python
-from fabric.profile import Profile, save_profile
 
 StateDir = Annotated[Path | None, typer.Option(help="Where its state lives.")]
 NEXT = "fabric topup 10, then fabric submit train.py --tokens 2 --follow"
@@ -57,13 +57,14 @@ def up(
     """
     check_cluster_python(by="fabric up")
     log_plainly()
-    from fabric import house, settings  # noqa: PLC0415  # what starts a fabric is slow to import, and only needed here
+    from fabric import daemon  # noqa: PLC0415  # what starts a fabric is slow to import, and only needed here
+    from fabric.config import cluster  # noqa: PLC0415  # what starts a fabric is slow to import, and only needed here
 
     if local and config is not None:
         raise typer.BadParameter("choose --local or --config (FABRIC_CONFIG counts as that)")
 
-    def start(*, accept_time: bool) -> house.Running:
-        return house.up(
+    def start(*, accept_time: bool) -> daemon.Running:
+        return daemon.up(
             config,
             state_dir=state_dir,
             any_port=any_port,
@@ -79,7 +80,7 @@ def up(
             raise
         typer.confirm(error.message, abort=True)
         found = start(accept_time=True)
-    api_key = house.operator_key(Path(found.state_dir))
+    api_key = daemon.operator_key(Path(found.state_dir))
     file = save_profile(
         Profile(address=found.address, ca=found.ca, api_key=api_key, account=found.account), name=profile
     )
@@ -113,7 +114,7 @@ def up(
         }
     )
     if found.giveaway:
-        warn(f"{found.giveaway}: {settings.FOR_MONEY}")
+        warn(f"{found.giveaway}: {cluster.FOR_MONEY}")
 
 
 def _is_a_person() -> bool:
@@ -141,14 +142,14 @@ def down(
     then, and the next `fabric up` finds them.
     """
     log_plainly()
-    from fabric import house  # noqa: PLC0415
+    from fabric import daemon  # noqa: PLC0415
 
-    found = house.down(
+    found = daemon.down(
         state_dir, gate=gate, config=config, now=now, say=lambda doing: None if as_json else tell(f"… {doing}")
     )
     name = found.name if found else None
     stays = found is not None and found.joined and not gate
-    left = house.unsettled_calls(house.place.state_dir_of(state_dir))
+    left = daemon.unsettled_calls(daemon.state_dir.state_dir_of(state_dir))
     if as_json:
         print_json({"name": name, "stopped": True, "gate": "running" if stays else "stopped", "unsettled_calls": left})
         return
@@ -167,9 +168,9 @@ def doctor(*, config: Config = None, as_json: AsJson = False) -> None:
     Ends with 0 if nothing fails (a warning is no failure), with 1 if something does: `fabric up` will not work then.
     """
     log_plainly()
+    from fabric.config.cluster import load_cluster  # noqa: PLC0415
+    from fabric.daemon import condition  # noqa: PLC0415
     from fabric.doctor import Finding, Health, diagnose  # noqa: PLC0415
-    from fabric.house import condition  # noqa: PLC0415
-    from fabric.settings import load_cluster  # noqa: PLC0415
 
     found = diagnose(load_cluster(config) if config is not None else None)
     if (said := condition()) is not None:
@@ -193,7 +194,7 @@ def doctor(*, config: Config = None, as_json: AsJson = False) -> None:
 
 def is_all_here(address: str) -> bool:
     """Whether the fabric at this address is this machine's own, with all of its nodes."""
-    from fabric import house  # noqa: PLC0415
+    from fabric import daemon  # noqa: PLC0415
 
-    found = house.running()
+    found = daemon.running()
     return found is not None and not found.joined and found.address == address

@@ -36,7 +36,7 @@ from fabric.cli.output import (
     time_of,
 )
 from fabric.cli.session import AsJson, ForAccount, JobIdArgument, client, job_named, tell_away
-from fabric.client import new_request_id
+from fabric.client.client import new_request_id
 from fabric.errors import InvalidRequest, PermissionDenied
 from fabric.log_text import LogText
 from fabric.units import format_ct, parse_ct

@@ -7,7 +7,7 @@ import typer
 
 from fabric.cli.output import moment, print_json, print_records, say, tell
 from fabric.cli.session import AsJson, ForAccount, client
-from fabric.client import new_request_id
+from fabric.client.client import new_request_id
 from fabric.errors import InvalidRequest
 from fabric.units import format_ct, parse_ct
 from fabric.wire import fabric_pb2 as pb

@@ -10,7 +10,7 @@ import typer
 from fabric.cli.cluster import is_all_here
 from fabric.cli.output import console, print_json, record, say, table
 from fabric.cli.session import AsJson, ForAccount, client, job_named
-from fabric.client import Client, new_request_id
+from fabric.client.client import Client, new_request_id
 from fabric.errors import InvalidRequest, NotFound
 from fabric.units import UHS_PER_CT, format_cny, format_ct
 from fabric.wire import fabric_pb2 as pb

@@ -21,7 +21,7 @@ from fabric.cli.output import (
     tell,
 )
 from fabric.cli.session import AsJson, ForAccount, client, job_named
-from fabric.client import Client, new_request_id
+from fabric.client.client import Client, new_request_id
 from fabric.units import CT_DECIMALS, PPM, UHS_PER_CT, format_cny, format_ct, parse_ct
 from fabric.wire import fabric_pb2 as pb
 

@@ -7,7 +7,7 @@ import typer
 
 from fabric.cli.output import moment, print_json, print_records, record, say, tell
 from fabric.cli.session import AsJson, client
-from fabric.client import facts_of, new_request_id
+from fabric.client.client import facts_of, new_request_id
 from fabric.units import format_cny, format_ct, parse_cny, parse_ct
 from fabric.wire import fabric_pb2 as pb
 

@@ -12,7 +12,7 @@ import typer
 from fabric.cli.output import print_json, record, say, tell
 from fabric.cli.sending import Sending
 from fabric.cli.session import client, tell_away
-from fabric.client import new_request_id
+from fabric.client.client import new_request_id
 from fabric.errors import Unavailable
 from fabric.results import shown
 from fabric.sdk import Fabric

@@ -5,9 +5,9 @@ from typing import Annotated, Final
 import typer
 
 from fabric.cli.output import tell
-from fabric.client import Client
+from fabric.client.client import Client
+from fabric.client.profile import Profile, load_profile
 from fabric.errors import FabricError, InvalidRequest, NotFound
-from fabric.profile import Profile, load_profile
 from fabric.wire import fabric_pb2 as pb
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON.")]

@@ -10,11 +10,11 @@ from typing import Final
 from rich.panel import Panel
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from fabric import demo, house
+from fabric import daemon, demo
+from fabric.config.cluster import shipped
 from fabric.demo import story
 from fabric.demo.tables import console
 from fabric.errors import FabricError
-from fabric.settings import shipped
 
 STEPS: Final = 120
 """Training steps of each job: some 12 s of one core."""
@@ -56,7 +56,7 @@ def _run(*, steps: int, keep: bool) -> None:
         finally:
             if not keep:
                 with console.status("cleaning up"):
-                    house.down(state_dir, now=True)  # what would be saved goes too
+                    daemon.down(state_dir, now=True)  # what would be saved goes too
     finally:
         if not keep:
             shutil.rmtree(state_dir, ignore_errors=True)
@@ -64,11 +64,11 @@ def _run(*, steps: int, keep: bool) -> None:
     console.print(Panel(_NEXT, title=title, expand=False))
 
 
-def _bring_up(state_dir: Path) -> house.Running:
+def _bring_up(state_dir: Path) -> daemon.Running:
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("starting a local mixed cluster", total=None)
-        found = house.up(
+        found = daemon.up(
             shipped("demo.yaml"),
             state_dir=state_dir,
             any_port=True,

@@ -10,13 +10,13 @@ from typing import Any, Final
 
 from rich.live import Live
 
-from fabric import house
+from fabric import daemon
 from fabric.audit.verify import verify_export
-from fabric.client import Client, new_request_id
+from fabric.client.client import Client, new_request_id
+from fabric.client.profile import Profile
 from fabric.demo import tables
 from fabric.demo.tables import console, heading
 from fabric.errors import InsufficientTokens
-from fabric.profile import Profile
 from fabric.sdk import Fabric, Job, connect
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire import format_key, hash_secret, make_secret
@@ -36,13 +36,13 @@ _LINES_SHOWN: Final = 8
 _REFRESH_S: Final = 0.25
 
 
-def tell(found: house.Running, *, steps: int) -> None:
+def tell(found: daemon.Running, *, steps: int) -> None:
     """All of it.
 
     Raises:
         AssertionError: a promise was not kept.
     """
-    key_of_operator = house.operator_key(Path(found.state_dir))
+    key_of_operator = daemon.operator_key(Path(found.state_dir))
     profile = Profile(address=found.address, api_key=key_of_operator, ca=found.ca, account="acme")
     with closing(Client(profile)) as operator:
         heading(1, "An account, its own API key, and a Starter pack")
@@ -69,8 +69,8 @@ def tell(found: house.Running, *, steps: int) -> None:
                 )
 
 
-def _train_and_serve(fabric: Fabric, operator: Client, found: house.Running, *, key: str, steps: int) -> None:
-    from training import byte_lm  # noqa: PLC0415 - torch takes seconds to import: not before there is something to see
+def _train_and_serve(fabric: Fabric, operator: Client, found: daemon.Running, *, key: str, steps: int) -> None:
+    from training.demo import byte_lm  # noqa: PLC0415 - torch takes seconds to import: not before there is something to see
 
     heading(3, "Two real training jobs, metered while they run")
 
@@ -155,7 +155,7 @@ def _nothing_lost(train: Job, evicted: Job) -> None:
     )
 
 
-def _ask(fabric: Fabric, found: house.Running, *, key: str) -> None:
+def _ask(fabric: Fabric, found: daemon.Running, *, key: str) -> None:
     """A stream, as any OpenAI client asks for one."""
     from openai import DefaultHttpxClient, OpenAI  # noqa: PLC0415 - comes with the engine
 
@@ -228,7 +228,7 @@ def _refused(fabric: Fabric, work: Callable[..., Any]) -> None:
         raise AssertionError("a job was accepted that nobody can pay for")
 
 
-def _verify(fabric: Fabric, found: house.Running) -> None:
+def _verify(fabric: Fabric, found: daemon.Running) -> None:
     export = Path(found.state_dir) / "acme-export.jsonl"
     export.write_bytes(fabric.client.fetch(pb.ExportRequest()))
     lines = export.read_text().splitlines()

@@ -10,16 +10,8 @@ from typing import Final
 
 import apsw
 
-from fabric.adapters.price_files import load_catalogue, load_tariffs
-from fabric.adapters.stores import open_journal_of
 from fabric.api.limits import Limits
-from fabric.doctor import machine, software, surroundings
-from fabric.doctor.findings import Finding, Health, fail, ok, warn
-from fabric.errors import InvalidConfig
-from fabric.gate.keys import GOOD_MAX
-from fabric.sections import Settings, TlsFiles
-from fabric.serving_settings import ServingConfig
-from fabric.settings import (
+from fabric.config.cluster import (
     FOR_MONEY,
     ClusterConfig,
     DirectoryArchive,
@@ -29,6 +21,14 @@ from fabric.settings import (
     SqliteJournal,
     StorageConfig,
 )
+from fabric.config.prices import load_catalogue, load_tariffs
+from fabric.config.sections import Settings, TlsFiles
+from fabric.config.serving import ServingConfig
+from fabric.doctor import dependencies, machine, software
+from fabric.doctor.findings import Finding, Health, fail, ok, warn
+from fabric.errors import InvalidConfig
+from fabric.gate.keys import GOOD_MAX
+from fabric.server.wiring import open_journal_of
 
 _MIB: Final = 2**20
 _GIB: Final = 2**30
@@ -75,12 +75,12 @@ def _look_at_cluster(config: ClusterConfig) -> list[Finding]:
         case SqliteJournal(path=path):
             findings.append(machine.check_disk(path.parent, name="journal.path"))
         case PostgresJournal(dsn=dsn):
-            findings.append(surroundings.check_postgres(dsn.get_secret_value()))
+            findings.append(dependencies.check_postgres(dsn.get_secret_value()))
     findings += _look_at_rules(config)
     if isinstance(config.archive, DirectoryArchive):
         findings.append(machine.check_disk(config.archive.path, name="archive.path"))
     else:
-        findings.append(surroundings.check_s3(config.archive))
+        findings.append(dependencies.check_s3(config.archive))
     return findings + _look_at_ray(config.ray, dashboard=config.dashboard.port)
 
 
@@ -101,13 +101,13 @@ def _look_at_ray(ray: RayLocal | RayJoin, *, dashboard: int) -> list[Finding]:
             machine.check_memory(machine.free_memory(), nodes=len(ray.nodes)),
             machine.check_port("127.0.0.1", dashboard, name="dashboard.port"),
         ]
-    reached = surroundings.check_ray_address(ray.address)
+    reached = dependencies.check_ray_address(ray.address)
     if reached.health is Health.FAIL:
         return [reached]
     try:
-        nodes, control_store = surroundings.ask_ray(ray.address)
-        looks = surroundings.check_reconciler(surroundings.ask_reconciler(control_store), now_s=time.time())
-        return [reached, *surroundings.check_labels(nodes), *surroundings.check_declared(nodes), *looks]
+        nodes, control_store = dependencies.ask_ray(ray.address)
+        looks = dependencies.check_reconciler(dependencies.ask_reconciler(control_store), now_s=time.time())
+        return [reached, *dependencies.check_labels(nodes), *dependencies.check_declared(nodes), *looks]
     except Exception as error:  # noqa: BLE001 (whatever keeps Ray from answering is the finding)
         remedy = "check that it is the same Ray and Python, and that `ray get-auth-token` says the cluster's token here"
         return [reached, fail("ray cluster", str(error).partition("\n")[0] or type(error).__name__, remedy=remedy)]
@@ -117,8 +117,8 @@ def _look_at_local() -> list[Finding]:
     """The local fabric that is up here, if one is."""
     try:
         run = json.loads((Settings().state_dir / "run.json").read_bytes())
-        said = surroundings.ask_reconciler(run["ray_address"], token_file=Path(run["ray_token"]))
-        return surroundings.check_reconciler(said, now_s=time.time())
+        said = dependencies.ask_reconciler(run["ray_address"], token_file=Path(run["ray_token"]))
+        return dependencies.check_reconciler(said, now_s=time.time())
     except Exception:  # noqa: BLE001 (it isn't up, or not to be reached: that is for `fabric status` to say)
         return []
 
@@ -173,7 +173,7 @@ def _look_at_rules(config: ClusterConfig) -> list[Finding]:
     """Of a journal that is there: whether this version can go on with it. One out of reach has been told of."""
     if isinstance(config.journal, SqliteJournal) and not config.journal.path.exists():
         return []
-    found = surroundings.check_journal(open_journal_of(config))
+    found = dependencies.check_journal(open_journal_of(config))
     return [found] if found is not None else []
 
 

@@ -16,9 +16,9 @@ import psutil
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from fabric.adapters.meters import AscendGauge, LateGauge, NvmlGauge
+from fabric.config.sections import TlsFiles
 from fabric.doctor.findings import Finding, fail, ok, warn
-from fabric.sections import TlsFiles
+from fabric.node.meters import AscendGauge, LateGauge, NvmlGauge
 
 _MIB: Final = 2**20
 _SHM_MIN: Final = 512 * _MIB

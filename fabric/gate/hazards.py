@@ -1,6 +1,6 @@
 """How often a pool takes devices away: learned from the leases that ended there, and told to the jobs that start there.
 
-A job saves beside its work as often as Young and Daly find worth it (`training.cadence`), for which it must know how often
+A job saves beside its work as often as Young and Daly find worth it (`training.state.cadence`), for which it must know how often
 it would lose what it has not saved. A lease that was evicted and saved within its grace lost nothing; it counts only for a
 job whose save takes longer than the notice it would get. Nothing is known of a new pool: it counts as one loss in four
 hours of lease time, and the longer it is known, the less that matters.

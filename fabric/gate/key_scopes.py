@@ -1,4 +1,4 @@
-"""What an API key may be used for, in words. Which call needs which of them is the door's table (`fabric.api.rpc`).
+"""What an API key may be used for, in words. Which call needs which of them is the door's table (`fabric.api.grpc_server`).
 
 A key without words of its own has those that it always had, but for a key with a limit or an end: what nobody gave it, it
 hasn't.

@@ -19,9 +19,9 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
-from fabric.adapters.journal import Entry, TreeHead
 from fabric.audit.merkle import leaf_hash
 from fabric.errors import Conflict, FabricError, JournalCorrupt
+from fabric.journal.store import Entry, TreeHead
 
 BATCH: Final = 500
 """Entries handed on at once."""

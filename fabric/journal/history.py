@@ -14,13 +14,12 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 from msgspec.structs import replace
 
-from fabric.adapters.clerks import aside
-from fabric.adapters.journal import Entry
 from fabric.audit.records import Balances
 from fabric.errors import JournalCorrupt
 from fabric.journal.followers import Position
 from fabric.journal.projection import JobHistory, Rows, Told, is_about, project, told_by
 from fabric.journal.projector import balances_of, last_line_of, progress
+from fabric.journal.store import Entry
 from fabric.journal.tables import (
     ABOUT,
     ENTRIES,
@@ -37,6 +36,7 @@ from fabric.journal.tables import (
     Tables,
     select,
 )
+from fabric.system.client_threads import aside
 
 REST_MAX: Final = 2_000
 """Entries that are read from the journal without waiting for the follower."""

@@ -14,11 +14,11 @@ from typing import Final, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from fabric.adapters.journal import Entry
 from fabric.audit.records import Balances
 from fabric.audit.statements import after, moves_of
 from fabric.charging.records import Cdr
 from fabric.errors import JournalCorrupt
+from fabric.journal.store import Entry
 from fabric.ledger.transfers import Transfer
 
 FORMAT: Final = 1

@@ -10,12 +10,12 @@ from typing import Final
 import msgspec
 import structlog
 
-from fabric.adapters.journal import Entry
 from fabric.audit.merkle import HASH_BYTES, TILE, Tree, leaf_hash
 from fabric.audit.records import Balances
 from fabric.errors import JournalCorrupt
 from fabric.journal.followers import Batch, Position, Why, moved
 from fabric.journal.projection import FORMAT, JobHistory, Rows, Told, accounts_of, names_of, project, told_by
+from fabric.journal.store import Entry
 from fabric.journal.tables import (
     ABOUT,
     ENTRIES,

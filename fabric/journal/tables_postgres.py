@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from fabric.adapters.journal_postgres import LONG_TIMEOUT_S, Line
+from fabric.journal.postgres import LONG_TIMEOUT_S, Line
 from fabric.journal.tables import (
     READ_PROGRESS,
     TABLES,

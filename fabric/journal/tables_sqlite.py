@@ -15,8 +15,8 @@ from typing import Any, Final, ParamSpec, TypeVar
 import apsw
 import msgspec
 
-from fabric.adapters import sealed
-from fabric.adapters.journal_sqlite import BUSY_MS, keep_private, transaction
+from fabric.journal import integrity
+from fabric.journal.sqlite import BUSY_MS, keep_private, transaction
 from fabric.journal.tables import TABLES, DamagedTables, NoTables, Query, Row, Table, insert, select
 
 P = ParamSpec("P")
@@ -176,4 +176,4 @@ def _translating(call: Callable[[], T]) -> T:
             raise NoTables from error
         raise DamagedTables(f"SQLite says {error}") from error
     except (apsw.Error, OSError) as error:
-        raise sealed.full(f"{type(error).__name__}: {error}") from error
+        raise integrity.full(f"{type(error).__name__}: {error}") from error

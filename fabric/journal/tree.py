@@ -8,11 +8,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from fabric.adapters import sealed
-from fabric.adapters.clerks import aside
-from fabric.adapters.journal import TreeHead
 from fabric.audit.merkle import TILE, TiledTree, Tree
+from fabric.journal import integrity
+from fabric.journal.store import TreeHead
 from fabric.journal.tables import TILES, DamagedTables, NoTables, Tables, select
+from fabric.system.client_threads import aside
 
 TILES_READ: Final = 64
 """Tiles whose hashes are read at once where nobody has kept their roots."""
@@ -53,7 +53,7 @@ class JournalTree:
             head = await self._journal.head()
             if await self._grown(head, self._tables) or (self._tables is not None and await self._grown(head, None)):
                 return head
-            raise sealed.corrupt(f"{head.size} leaf hashes do not lead to the sealed root", seq=None)
+            raise integrity.corrupt(f"{head.size} leaf hashes do not lead to the sealed root", seq=None)
 
     async def root(self, size: int) -> bytes:
         """The root of the first `size` entries."""
@@ -97,7 +97,7 @@ class JournalTree:
             hashes = await self._journal.leaf_hashes(tile * TILE, end * TILE)
             roots += await aside(_tile_roots, hashes)
             if len(roots) < end - start:
-                raise sealed.corrupt(f"entry {tile * TILE + len(hashes)} is missing", seq=tile * TILE + len(hashes))
+                raise integrity.corrupt(f"entry {tile * TILE + len(hashes)} is missing", seq=tile * TILE + len(hashes))
         return roots
 
     async def _kept(self, start: int, stop: int, tables: Tables | None) -> dict[int, bytes]:
@@ -114,7 +114,7 @@ class JournalTree:
         for tile in self._tree.missing(*leaves):
             hashes = await self._journal.leaf_hashes(tile * TILE, (tile + 1) * TILE)
             if not await aside(self._tree.hold, tile, hashes):
-                raise sealed.corrupt(
+                raise integrity.corrupt(
                     f"the leaf hashes from entry {tile * TILE} on don't lead to the sealed root", seq=None
                 )
 

@@ -5,10 +5,10 @@ It doesn't know what a job is, what anything costs, what time it is, or where an
 
 from fabric.ledger.accounts import FREELY, Spending
 from fabric.ledger.book import Book
-from fabric.ledger.daybook import Period
 from fabric.ledger.holds import HoldState
 from fabric.ledger.lots import Lot, Origin, Terms
 from fabric.ledger.outcomes import Answer, Balance, Granted, LotBalance, Refused, Settled
+from fabric.ledger.postings import Period
 from fabric.ledger.scopes import ANYTHING, Scope, Service, Use
 from fabric.ledger.transfers import LotShare, Posting, Transfer
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from fabric.ledger.accounts import Account
 from fabric.ledger.balances import barred_uhs, free_uhs
+from fabric.ledger.funding import Till
 from fabric.ledger.holds import Hold, HoldState
 from fabric.ledger.outcomes import (
     BEYOND_INT64,
@@ -20,7 +21,6 @@ from fabric.ledger.outcomes import (
 )
 from fabric.ledger.own_holds import OWN
 from fabric.ledger.scopes import Use
-from fabric.ledger.till import Till
 from fabric.units import INT64_MAX
 
 _NOTHING: Final = Granted(0, 0, False)  # noqa: FBT003

@@ -11,11 +11,11 @@ from msgspec import field
 from msgspec.structs import replace
 
 from fabric.ledger.accounts import Account
-from fabric.ledger.daybook import Daybook
 from fabric.ledger.expiry import Deadline, Deadlines
 from fabric.ledger.holds import Hold, HoldState, Piece, piece_of
 from fabric.ledger.lots import BurnKey, Lot, Origin, Terms, new_lot
 from fabric.ledger.own_holds import OWN, OwnHolds
+from fabric.ledger.postings import Daybook
 from fabric.ledger.scopes import Use
 from fabric.ledger.transfers import LotShare
 

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from fabric.client import Client, facts_of, new_request_id
+from fabric.client.client import Client, facts_of, new_request_id
+from fabric.client.profile import Profile, load_profile
 from fabric.errors import InvalidRequest, Unavailable
 from fabric.extras import needed
-from fabric.profile import Profile, load_profile
 from fabric.sdk.answers import Balance, Purchase, Quote, balance_of, purchase_of, quote_of
 from fabric.sdk.feed import Feed
 from fabric.sdk.functions import pack_call
@@ -159,7 +159,7 @@ class Fabric:
             devices_per_node: for gangs; packed on as few nodes as fit if not given.
             mix: what a gang may be made of where no type alone has room for it: "never" several types, those of the
                 "same-vendor" (a session's shares follow their speeds), or "islands" of any types, which train apart and meet
-                now and then (experimental: see `training.archipelago`). Its devices are charged at the mean of their weights.
+                now and then (experimental: see `training.gang.island_gang`). Its devices are charged at the mean of their weights.
             auto_park: seconds of idle devices after which it is asked to checkpoint and is parked, burning nothing.
             ranks: "node" runs it once for each node's share of the devices, "device" once for each device, as torchrun does
                 (RANK, WORLD_SIZE, LOCAL_RANK); that needs torch, and preloads it.
@@ -376,7 +376,7 @@ def connect(
     """Connect, and make this the connection that `fabric.submit` and its like use.
 
     One that was made before stays as it is, for whoever has it: a program may have several, and closes those that it needs
-    no longer. What isn't given comes from the environment, then from the profile file (`fabric.profile`). `account` is for
+    no longer. What isn't given comes from the environment, then from the profile file (`fabric.client.profile`). `account` is for
     operators, who act for a customer with it. Nothing is sent yet.
 
     Raises:

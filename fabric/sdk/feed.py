@@ -10,9 +10,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Final
 
-from fabric.client import Client, Stream
+from fabric.client.client import Client, Stream
+from fabric.client.failed_calls import closed
 from fabric.errors import FabricError, Unavailable
-from fabric.failed_calls import closed
 from fabric.wire import fabric_pb2 as pb
 
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})

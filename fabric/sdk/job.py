@@ -8,10 +8,10 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final, TextIO
 
-from fabric.client import Client, new_request_id
+from fabric.client.client import Client, new_request_id
+from fabric.client.profile import Profile
 from fabric.errors import JobFailed, NotFound, PermissionDenied, Unavailable
 from fabric.log_text import LogText, with_line_ends
-from fabric.profile import Profile
 from fabric.results import Parcel, ResultUnreadable, read_parcel
 from fabric.sdk.answers import Cost, cost_of
 from fabric.sdk.feed import ENDED, Feed

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final
 
-from fabric.client import Client
+from fabric.client.client import Client
 from fabric.errors import FabricError, JobFailed, Unavailable
 from fabric.sdk.feed import ENDED
 from fabric.sdk.job import Job

@@ -19,15 +19,15 @@ from typing import Final
 import structlog
 import uvloop
 
-from fabric import house, logs
+from fabric import daemon, logs
+from fabric.client.profile import Profile
 from fabric.errors import FabricError, InvalidConfig, Unavailable
 from fabric.gate.key_scopes import KeyScope
-from fabric.profile import Profile
+from serving.fabric_client import GrpcLedger
 from serving.gateway.address import certificate_of, endpoint_of
 from serving.gateway.app import Gateway, Limits
 from serving.gateway.fabric_directory import FabricDirectory
 from serving.gateway.server import PER_ADDRESS, GatewayServer, bind
-from serving.ledger import GrpcLedger
 
 _SECRET_BYTES: Final = 32
 
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
 
 async def _serve(given: argparse.Namespace) -> None:
     state_dir = given.state_dir.absolute()
-    found = house.running(state_dir) or house.place.last_running(state_dir)
+    found = daemon.running(state_dir) or daemon.state_dir.last_running(state_dir)
     if found is None:
         raise InvalidConfig(f"no fabric was ever up in {state_dir}: `fabric up` first", code="no_fabric")
     files = None
@@ -113,7 +113,7 @@ async def _serve(given: argparse.Namespace) -> None:
     endpoint = given.endpoint or endpoint_of(host, port, is_plain=files is None)
     name = given.name or f"gateway-{secrets.token_hex(8)}"
     ledger = GrpcLedger(
-        Profile(address=found.address, api_key=house.role_key(state_dir, KeyScope.GATEWAY), ca=found.ca)
+        Profile(address=found.address, api_key=daemon.role_key(state_dir, KeyScope.GATEWAY), ca=found.ca)
     )
     try:
         gateway = Gateway(

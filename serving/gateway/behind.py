@@ -1,6 +1,6 @@
 """A gateway behind an ingress: only the ingress is heard, and its word on who the client is counts.
 
-The ingress takes these headers out of what clients send and puts its own in (`serving.haproxy`). Whoever else reaches the
+The ingress takes these headers out of what clients send and puts its own in (`serving.host.haproxy`). Whoever else reaches the
 gateway's address on loopback lacks the secret and gets nowhere, so nobody can claim another's address.
 """
 

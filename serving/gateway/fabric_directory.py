@@ -1,4 +1,4 @@
-"""The fabric as a gateway's directory: asked over gRPC with the key of gateways, through `serving.ledger`."""
+"""The fabric as a gateway's directory: asked over gRPC with the key of gateways, through `serving.fabric_client`."""
 
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -10,9 +10,9 @@ import structlog
 
 from fabric.charging.rates import Rate
 from fabric.wire import fabric_pb2 as pb
+from serving.fabric_client import GrpcLedger
 from serving.gateway.directory import Board, Entitlement, KeyFacts, ModelFacts, QueueLength, Replica, ReplicaState
 from serving.gateway.server import is_loopback
-from serving.ledger import GrpcLedger
 
 MODELS_S: Final = 2.0
 """How old the offer may be."""

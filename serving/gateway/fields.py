@@ -56,7 +56,7 @@ def wants_stream(body: Body, route: Route) -> bool:
 
 def rewrite(body: Body, route: Route) -> None:
     """Take out of the body what is not a tenant's to say. What keeps tenants' caches apart is the replica's to put in, where
-    all that enters the engine passes (`serving.tickets`).
+    all that enters the engine passes (`serving.metering.payer`).
 
     Raises:
         InvalidRequest: it asks for something that would have to be kept for it, which nothing here is, or for a file

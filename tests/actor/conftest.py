@@ -7,12 +7,12 @@ from typing import ClassVar
 import pytest
 from pydantic import SecretBytes
 
-from fabric import actor as actor_module
-from fabric.actor import GateActor
-from fabric.adapters.price_files import load_catalogue, load_tariffs
+from fabric.config.cluster import ClusterConfig
+from fabric.config.prices import load_catalogue, load_tariffs
 from fabric.errors import Unavailable
 from fabric.gate.events import Configure
-from fabric.settings import ClusterConfig
+from fabric.server import actor as actor_module
+from fabric.server.actor import GateActor
 
 
 class StandInCluster:

@@ -5,7 +5,6 @@ import time
 
 import pytest
 
-from fabric import actor as actor_module
 from fabric.errors import Conflict, JournalCorrupt, Unavailable
 from fabric.gate.events import (
     JobKind,
@@ -21,7 +20,8 @@ from fabric.gate.events import (
     TopUp,
 )
 from fabric.gate.instructions import Accepted, StartLease
-from fabric.start_terms import StartTerms
+from fabric.server import actor as actor_module
+from fabric.server.start_terms import StartTerms
 from fabric.units import UHS_PER_CT
 
 JOB = [

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import fabric
-from fabric.adapters.node_agent import NodeAgent
-from fabric.adapters.runner import Runner
-from fabric.gatehouse import Gatehouse
+from fabric.node.agent import NodeAgent
+from fabric.server.gate_server import Gatehouse
+from fabric.worker.runner import Runner
 
 CALLERS = {
     "detached.py": Gatehouse,

@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
-from fabric import detached, versions
+from fabric import versions
 from fabric.errors import Conflict, Unavailable
+from fabric.server import gate_handle
 
 
 class Remote:
@@ -37,14 +38,14 @@ class Replaying:
 
 @pytest.fixture
 def _soon(monkeypatch):
-    monkeypatch.setattr(detached, "LOOK_S", 0.001)
-    monkeypatch.setattr(detached, "START_S", 0.5)
+    monkeypatch.setattr(gate_handle, "LOOK_S", 0.001)
+    monkeypatch.setattr(gate_handle, "START_S", 0.5)
 
 
 @pytest.mark.usefixtures("_soon")
 async def test_a_gate_that_gets_on_is_waited_for_however_long_it_takes():
     said = []
-    assert await detached._come_up(Replaying(100_000), said.append) == "the key"
+    assert await gate_handle._come_up(Replaying(100_000), said.append) == "the key"
     assert said[0] == "the gate decides its journal again: 1,000 of 100,000 entries"
     assert len(said) == 100
 
@@ -52,7 +53,7 @@ async def test_a_gate_that_gets_on_is_waited_for_however_long_it_takes():
 @pytest.mark.usefixtures("_soon")
 async def test_a_gate_that_stands_still_is_given_up():
     with pytest.raises(Unavailable) as given_up:
-        await detached._come_up(Replaying(100_000, stops_at=50_000), lambda _: None)
+        await gate_handle._come_up(Replaying(100_000, stops_at=50_000), lambda _: None)
     assert given_up.value.code == "gate_silent"
 
 

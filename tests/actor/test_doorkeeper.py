@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from fabric import doorkeeper as doorkeeper_module
 from fabric.api.tls import ensure_certificate
-from fabric.client import Client
-from fabric.doorkeeper import Doorkeeper
+from fabric.client.client import Client
+from fabric.client.profile import Profile
+from fabric.config.cluster import ClusterConfig
 from fabric.errors import Unauthenticated, Unavailable
-from fabric.profile import Profile
-from fabric.settings import ClusterConfig
+from fabric.server import keeper as doorkeeper_module
+from fabric.server.keeper import Doorkeeper
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire import format_key
 

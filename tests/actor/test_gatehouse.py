@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from fabric import gatehouse
 from fabric.api.limits import Limits
 from fabric.api.tls import ensure_certificate
-from fabric.client import Client
+from fabric.client.client import Client
+from fabric.client.profile import Profile
 from fabric.errors import NotFound, Unauthenticated, Unavailable
 from fabric.gate.events import CreateKey, OpenAccount
 from fabric.gate.instructions import Accepted, StartLease
-from fabric.gatehouse import DoorTerms, Gatehouse
-from fabric.profile import Profile
+from fabric.server import gate_server
+from fabric.server.gate_server import DoorTerms, Gatehouse
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire import format_key, hash_secret
 from tests.actor.test_actor import JOB
@@ -32,7 +32,7 @@ class Place:
 
 @pytest.fixture(autouse=True)
 def _node(monkeypatch):
-    monkeypatch.setattr(gatehouse.ray, "get_runtime_context", Place)
+    monkeypatch.setattr(gate_server.ray, "get_runtime_context", Place)
 
 
 @pytest.fixture
@@ -113,8 +113,8 @@ async def test_a_gate_that_was_started_again_looks_after_its_jobs_although_no_cl
 
 
 async def test_a_door_that_nobody_keeps_closes(world, terms, monkeypatch):
-    monkeypatch.setattr(gatehouse, "KEEP_S", 0.02)
-    monkeypatch.setattr(gatehouse, "UNKEPT_S", 0.2)
+    monkeypatch.setattr(gate_server, "KEEP_S", 0.02)
+    monkeypatch.setattr(gate_server, "UNKEPT_S", 0.2)
     async with up(world) as gate:
         wanted = replace(terms, port=await gate.open_door(terms))
         (door,) = gate._doors.values()

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
-from fabric.adapters.journal_sqlite import SqliteJournal
 from fabric.audit.records import Statement
-from fabric.auditor import Auditor
 from fabric.charging.catalogue import Bundle, Catalogue, Component, Plan
 from fabric.charging.rates import Rate
 from fabric.charging.tariffs import Tariffs, Weight
@@ -38,9 +36,11 @@ from fabric.gate.gate import Gate
 from fabric.gate.instructions import StartLease
 from fabric.gate.questions import ReceiptsOf, RecordsOf, StatementOf
 from fabric.gate.serving_events import CallUsed, ModelSpec, OfferModel
+from fabric.journal.auditor import Auditor
+from fabric.journal.sqlite import SqliteJournal
+from fabric.journal.writer import Writer
 from fabric.ledger.scopes import Service, Use
 from fabric.units import UHS_PER_CT
-from fabric.writer import Writer
 
 KEY = bytes(range(32))
 ORIGIN = "fabric.example/test"

@@ -6,13 +6,13 @@ import base64
 import msgspec
 import pytest
 
-from fabric.adapters.entries import decode_entry
 from fabric.audit.checkpoint import Verifier
 from fabric.audit.merkle import leaf_hash, verify_inclusion
 from fabric.audit.verify import verify_export
 from fabric.errors import JournalCorrupt, Unavailable
 from fabric.gate.events import TopUp
 from fabric.gate.questions import BalanceOf, ReceiptsOf, RecordsOf, StatementOf
+from fabric.journal.encoding import decode_entry
 from fabric.ledger.transfers import CT as ASSET
 from fabric.units import UHS_PER_CT
 

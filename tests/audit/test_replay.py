@@ -5,9 +5,9 @@ import json
 import msgspec
 import pytest
 
-from fabric.adapters.replay import Replay
 from fabric.errors import JournalCorrupt
 from fabric.gate.gate import Gate
+from fabric.journal.replay import Replay
 
 
 async def entries_of(log):

@@ -14,7 +14,7 @@ import time
 
 import psutil
 
-from fabric.adapters.meters import CpuMeter
+from fabric.node.meters import CpuMeter
 from tests.bench.yardstick import print_yardstick
 
 WORKER = """

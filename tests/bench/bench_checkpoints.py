@@ -30,11 +30,11 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 
-from fabric.adapters.bucket import Place
-from fabric.adapters.bucket_clients import S3Credentials
 from fabric.checkpoints import Checkpoints, DirectoryStore, S3Store
+from fabric.storage.s3 import Place
+from fabric.storage.s3_clients import S3Credentials
 from tests.bench.yardstick import print_yardstick
-from training import shards
+from training.state import shards
 
 State = dict[str, Any]
 JOB = "jobs/bench/j-1/checkpoint"

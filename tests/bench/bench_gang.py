@@ -21,8 +21,8 @@ from tests.bench.yardstick import print_yardstick
 from tests.training.gang import crew
 from tests.training.gang.crew import Crew
 from tests.training.gang.work import Order
-from training.mixing import assign, efficiency
-from training.together import silent_steps
+from training.gang.mixing import assign, efficiency
+from training.gang.session import silent_steps
 
 GOAL_AGREE_MS = 0.05
 GOAL_EFFICIENCY = 0.9

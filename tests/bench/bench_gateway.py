@@ -24,9 +24,9 @@ from pathlib import Path
 import psutil
 import uvloop
 
-from fabric.adapters.ports import free_port
+from fabric.system.ports import free_port
 from serving.gateway.fairness import FairQueue, Ticket
-from serving.haproxy import Front, binary, configuration
+from serving.host.haproxy import Front, binary, configuration
 from tests.bench.yardstick import print_yardstick
 from tests.serving.gateway.house import key_of
 

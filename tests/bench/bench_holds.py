@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import pytest
 
-from fabric.adapters.journal_sqlite import SqliteJournal
 from fabric.charging.catalogue import Catalogue, Plan
 from fabric.charging.rates import Rate
 from fabric.charging.tariffs import Tariffs, Weight
@@ -25,8 +24,9 @@ from fabric.gate.events import Configure, Grant, OpenAccount
 from fabric.gate.gate import Gate
 from fabric.gate.instructions import Accepted
 from fabric.gate.serving_events import Authorize, CallUsed, ModelSpec, OfferModel, UpdateHold
+from fabric.journal.sqlite import SqliteJournal
+from fabric.journal.writer import Writer
 from fabric.ledger.scopes import Service, Use
-from fabric.writer import Writer
 from tests.bench.yardstick import print_yardstick
 
 ACCOUNTS = 64

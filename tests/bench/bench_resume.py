@@ -15,8 +15,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from fabric import house
-from fabric.client import new_request_id
+from fabric import daemon
+from fabric.client.client import new_request_id
 from fabric.sdk import connect
 from fabric.wire import fabric_pb2 as pb
 from tests.bench.yardstick import print_yardstick
@@ -50,15 +50,15 @@ def main(rounds):
     print_yardstick()
     place = Path(tempfile.mkdtemp(prefix="fabric-bench-"))
     (place / "train.py").write_text(SCRIPT)
-    found = house.up(state_dir=place / "state", any_port=True)
+    found = daemon.up(state_dir=place / "state", any_port=True)
     try:
         measure(found, place, rounds)
     finally:
-        house.down(place / "state", now=True)
+        daemon.down(place / "state", now=True)
 
 
 def measure(found, place, rounds):
-    with connect(found.address, house.operator_key(Path(found.state_dir)), found.ca, account="bench") as fabric:
+    with connect(found.address, daemon.operator_key(Path(found.state_dir)), found.ca, account="bench") as fabric:
         request = pb.OpenAccountRequest(request_id=new_request_id(), account_id="bench", name="b", plan="starter")
         fabric.client.call(request, pb.Accepted)
         fabric.top_up("100")

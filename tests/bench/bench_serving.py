@@ -40,8 +40,8 @@ def standins():
 
 
 def make_model(folder, size):
-    from training.llama import Llama, Shape
-    from training.llama_export import VOCABULARY, export_llama
+    from training.demo.llama import Llama, Shape
+    from training.demo.llama_export import VOCABULARY, export_llama
 
     model = Llama(Shape(vocabulary=VOCABULARY, **size))
     model.begin()
@@ -50,7 +50,7 @@ def make_model(folder, size):
 
 def start_plain(folder, rig_spec):
     """vLLM's own server, with the flags that ours has; its process and address."""
-    from serving.options import FLAGS, ON_CPU, QUIET, arguments
+    from serving.engines.options import FLAGS, ON_CPU, QUIET, arguments
 
     argv = arguments(folder, name="byte-lm", max_context=512, kv_bytes=rig_spec.kv_bytes, on_cpu=True)
     module = "vllm.entrypoints.launchers.api_server.entry"
@@ -158,10 +158,10 @@ async def work_of_the_meter(place, rig_module, *, calls=200, outputs=200):
     from serving_tests.ledger_standin import LedgerStandIn
 
     from fabric.charging.rates import charge_uhs
-    from serving.meter import Meter
-    from serving.metering import Metering
-    from serving.outbox import Outbox
-    from serving.slices import Payer
+    from serving.metering.book import Metering
+    from serving.metering.call_log import Outbox
+    from serving.metering.meter import Meter
+    from serving.metering.slices import Payer
 
     charge = functools.partial(charge_uhs, rig_module.RATE)
     ledger = LedgerStandIn(charge)
@@ -197,7 +197,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=64)
     given = parser.parse_args()
     print_yardstick()
-    from serving.slices import Terms
+    from serving.metering.slices import Terms
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"

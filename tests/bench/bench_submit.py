@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import ray
 
-from fabric import house
-from fabric.adapters.local_cluster import token_from
-from fabric.client import new_request_id
+from fabric import daemon
+from fabric.client.client import new_request_id
+from fabric.cluster.local import token_from
 from fabric.sdk import Fabric, Job, connect
 from fabric.wire import fabric_pb2 as pb
 from tests.bench.yardstick import print_yardstick
@@ -48,10 +48,10 @@ def nothing() -> None:
 
 
 @contextmanager
-def a_house() -> Iterator[house.Running]:
+def a_house() -> Iterator[daemon.Running]:
     """A fabric of its own, and this process connected to its Ray cluster."""
     with tempfile.TemporaryDirectory(prefix="fabric-bench-") as directory:
-        running = house.up(state_dir=Path(directory), any_port=True)
+        running = daemon.up(state_dir=Path(directory), any_port=True)
         try:
             with token_from(Path(running.ray_token)):
                 ray.init(address=running.ray_address, log_to_driver=False, logging_level="warning")
@@ -60,12 +60,12 @@ def a_house() -> Iterator[house.Running]:
                 finally:
                     ray.shutdown()
         finally:
-            house.down(Path(directory), now=True)
+            daemon.down(Path(directory), now=True)
 
 
-def a_customer(running: house.Running) -> Fabric:
+def a_customer(running: daemon.Running) -> Fabric:
     """A connection of an account with tokens enough."""
-    fabric = connect(running.address, house.operator_key(Path(running.state_dir)), running.ca, account="bench")
+    fabric = connect(running.address, daemon.operator_key(Path(running.state_dir)), running.ca, account="bench")
     request = pb.OpenAccountRequest(request_id=new_request_id(), account_id="bench", name="Bench", plan="starter")
     fabric.client.call(request, pb.Accepted)
     fabric.top_up("1000")
@@ -105,7 +105,7 @@ def plain(task: Any) -> float:
     return (time.perf_counter() - began) * 1_000
 
 
-def measure(running: house.Running, *, rounds: int, settle: bool = True) -> float:
+def measure(running: daemon.Running, *, rounds: int, settle: bool = True) -> float:
     """Print the figures; the added median in ms."""
     fabric = a_customer(running)
     with fabric.lease(tokens="10", accelerators="H100:1") as lease:  # whoever holds a device without one is ended

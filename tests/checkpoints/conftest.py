@@ -5,9 +5,9 @@ import itertools
 import boto3
 import pytest
 
-from fabric.adapters.bucket import Place
-from fabric.adapters.bucket_clients import S3Credentials
 from fabric.checkpoints import Checkpoints, DirectoryStore, S3Store
+from fabric.storage.s3 import Place
+from fabric.storage.s3_clients import S3Credentials
 
 JOB = "jobs/acme/j-1/checkpoint"
 OWN = S3Credentials(access_key_id="AKIA", secret_access_key="secret")

@@ -17,9 +17,9 @@ import sys
 import time
 from collections import Counter
 
-from fabric.adapters.bucket import Place
-from fabric.adapters.bucket_clients import S3Credentials
 from fabric.checkpoints import Checkpoints, DirectoryStore, S3Store, checkpoints, directory, retention
+from fabric.storage.s3 import Place
+from fabric.storage.s3_clients import S3Credentials
 
 JOB = "jobs/acme/j-1/checkpoint"
 STAGES = ("begin", "claim", "sweep", "load", "shards", "commit", "gc", "between")

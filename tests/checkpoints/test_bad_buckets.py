@@ -6,10 +6,10 @@ import sys
 import pytest
 import stamina
 
-from fabric.adapters.bucket import Place
-from fabric.adapters.bucket_clients import S3Credentials
 from fabric.checkpoints import Checkpoints, S3Store
 from fabric.errors import Conflict, NotFound, Unavailable
+from fabric.storage.s3 import Place
+from fabric.storage.s3_clients import S3Credentials
 from tests.checkpoints.conftest import JOB, OWN
 from tests.checkpoints.faulty_bucket import (
     DENIED,

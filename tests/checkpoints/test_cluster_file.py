@@ -2,11 +2,11 @@
 
 import pytest
 
-from fabric.adapters.stores import cluster_settings, open_archive_of
 from fabric.checkpoints import DirectoryStore, near_store
 from fabric.checkpoints.jobs import checkpoints_in
+from fabric.config.cluster import load_cluster, shipped
 from fabric.errors import PermissionDenied, Unavailable
-from fabric.settings import load_cluster, shipped
+from fabric.server.wiring import cluster_settings, open_archive_of
 
 
 @pytest.fixture

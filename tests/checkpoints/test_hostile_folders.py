@@ -6,11 +6,11 @@ import stat
 import msgspec
 import pytest
 
-from fabric.adapters.private_folder import clear
 from fabric.checkpoints import Checkpoints, DirectoryStore, commit_directory, folders, listing, restore_directory
 from fabric.checkpoints.folders import PACK_BYTES
 from fabric.checkpoints.listing import Entry, entries_of
 from fabric.errors import CheckpointDamaged, InvalidRequest, Unavailable
+from fabric.system.private_folder import clear
 
 JOB = "jobs/acme/j-1/checkpoint"
 MIB = 2**20

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fabric.errors import CheckpointDamaged, InvalidRequest
-from training import shards
+from training.state import shards
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=5)
 STATES = st.recursive(

@@ -5,10 +5,10 @@ import threading
 
 import pytest
 
-from fabric.adapters.archive import DirectoryArchive, S3Archive
-from fabric.adapters.bucket import Place
 from fabric.checkpoints import DirectoryStore, S3Store, store_of
 from fabric.errors import InvalidConfig, InvalidRequest, NotFound
+from fabric.storage.archive import DirectoryArchive, S3Archive
+from fabric.storage.s3 import Place
 from tests.checkpoints.conftest import OWN
 from tests.checkpoints.stepped import MemoryStore
 

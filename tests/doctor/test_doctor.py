@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from typer.testing import CliRunner
 
 from fabric.cli import app
-from fabric.doctor import Health, diagnose, machine, software, surroundings
-from fabric.settings import S3Archive, TlsFiles, load_cluster
+from fabric.config.cluster import S3Archive, TlsFiles, load_cluster
+from fabric.doctor import Health, dependencies, diagnose, machine, software
 
 NOW = dt.datetime(2026, 11, 24, 12, tzinfo=dt.UTC)
 DAY = dt.timedelta(days=1)
@@ -214,7 +214,7 @@ def closed_port():
 
 
 def test_a_database_that_does_not_answer_is_found_without_saying_its_password(closed_port):
-    finding = surroundings.check_postgres(f"postgresql://fabric:very-secret@127.0.0.1:{closed_port}/fabric")
+    finding = dependencies.check_postgres(f"postgresql://fabric:very-secret@127.0.0.1:{closed_port}/fabric")
     assert_fails(finding, naming=f"127.0.0.1:{closed_port}/fabric", remedy="FABRIC_PG_DSN")
     assert "very-secret" not in str(finding)
 
@@ -242,7 +242,7 @@ GOOD = {
     ],
 )
 def test_a_database_must_be_new_enough_durable_and_ours_to_use(facts, remedy):
-    finding = surroundings.judge_postgres("db", GOOD | facts)
+    finding = dependencies.judge_postgres("db", GOOD | facts)
     assert (finding.remedy == "") == (finding.health is Health.OK) == (remedy is None)
     assert (remedy or "") in finding.remedy
 
@@ -257,21 +257,21 @@ def aws(monkeypatch):
 def test_a_bucket_is_tried_and_left_empty(moto_url, aws):
     client = boto3.client("s3", endpoint_url=moto_url)
     client.create_bucket(Bucket="fabric")
-    finding = surroundings.check_s3(S3Archive(kind="s3", bucket="fabric", endpoint=moto_url, prefix="archive"))
+    finding = dependencies.check_s3(S3Archive(kind="s3", bucket="fabric", endpoint=moto_url, prefix="archive"))
     assert finding.health is Health.OK
     assert client.list_objects_v2(Bucket="fabric")["KeyCount"] == 0
 
 
 def test_a_bucket_that_is_not_there_or_a_store_that_does_not_answer_is_found(moto_url, aws, closed_port):
     absent = S3Archive(kind="s3", bucket="nowhere", endpoint=moto_url)
-    assert_fails(surroundings.check_s3(absent), naming="s3://nowhere", remedy="the bucket")
+    assert_fails(dependencies.check_s3(absent), naming="s3://nowhere", remedy="the bucket")
     silent = S3Archive(kind="s3", bucket="fabric", endpoint=f"http://127.0.0.1:{closed_port}")
-    assert_fails(surroundings.check_s3(silent), naming="s3://fabric", remedy="the endpoint")
+    assert_fails(dependencies.check_s3(silent), naming="s3://fabric", remedy="the endpoint")
 
 
 def test_a_ray_that_does_not_answer_is_found(closed_port):
     for address in (f"127.0.0.1:{closed_port}", f"ray://127.0.0.1:{closed_port}"):
-        assert_fails(surroundings.check_ray_address(address), naming=address, remedy="RAY_ADDRESS")
+        assert_fails(dependencies.check_ray_address(address), naming=address, remedy="RAY_ADDRESS")
 
 
 def node(*, labels, resources=None, alive=True):
@@ -298,7 +298,7 @@ SOLD = {"fabric.io/node": "n1", "ray.io/accelerator-type": "H100", "fabric.io/po
     ],
 )
 def test_a_node_that_will_not_be_sold_is_found(nodes, health, said):
-    (finding,) = surroundings.check_labels(nodes)
+    (finding,) = dependencies.check_labels(nodes)
     assert finding.health is health
     assert said in finding.found
 

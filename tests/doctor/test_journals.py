@@ -6,11 +6,11 @@ from importlib import metadata
 from pathlib import Path
 
 from fabric import versions
-from fabric.adapters.journal_sqlite import SqliteJournal
 from fabric.clock import VirtualClock
-from fabric.doctor import Health, software, surroundings
+from fabric.doctor import Health, dependencies, software
 from fabric.gate import Gate
-from fabric.writer import Writer
+from fabric.journal.sqlite import SqliteJournal
+from fabric.journal.writer import Writer
 from tests.doctor.test_doctor import assert_fails
 
 
@@ -34,16 +34,16 @@ async def one_event(path):
 
 def test_a_journal_that_newer_rules_have_taken_over_is_found(tmp_path, monkeypatch):
     path = tmp_path / "journal.db"
-    assert surroundings.check_journal(SqliteJournal(path)).health is Health.OK
+    assert dependencies.check_journal(SqliteJournal(path)).health is Health.OK
     assert not path.exists(), "to look changes nothing"
     asyncio.run(one_event(path))
-    finding = surroundings.check_journal(SqliteJournal(path))
+    finding = dependencies.check_journal(SqliteJournal(path))
     assert (finding.health, finding.found) == (Health.OK, f"taken over by rules {versions.RULES}")
     with monkeypatch.context() as later:
         later.setattr(versions, "RULES", versions.RULES + 1)
         later.setattr(versions, "SINCE", {**versions.SINCE, versions.RULES: "9.9.0"})
         asyncio.run(one_event(path))
-    finding = surroundings.check_journal(SqliteJournal(path))
+    finding = dependencies.check_journal(SqliteJournal(path))
     assert_fails(
         finding, naming=f"taken over by rules {versions.RULES + 1}", remedy="install token-fabric 9.9.0 or later"
     )

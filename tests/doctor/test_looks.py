@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from fabric.adapters.reconciler import Health as Looks
-from fabric.doctor import Health, surroundings
+from fabric.doctor import Health, dependencies
+from fabric.enforcement.reconciler import Health as Looks
 
 NOW_S = 1_000_000
 
@@ -23,11 +23,11 @@ def said(**facts):
     ],
 )
 def test_looks_that_fail_or_stop_are_told_with_a_remedy(told, health, naming):
-    (finding,) = surroundings.check_reconciler(told, now_s=NOW_S)
+    (finding,) = dependencies.check_reconciler(told, now_s=NOW_S)
     assert finding.health is health
     assert naming in finding.found
     assert bool(finding.remedy) == (health is Health.WARN)
 
 
 def test_a_cluster_that_no_gate_has_looked_at_yet_is_left_out():
-    assert surroundings.check_reconciler(b"", now_s=NOW_S) == []
+    assert dependencies.check_reconciler(b"", now_s=NOW_S) == []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fabric.doctor import Health, machine, surroundings
+from fabric.doctor import Health, dependencies, machine
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_nodes_that_are_declared_to_have_no_counters_are_named():
         return {"Alive": True, "Labels": {"fabric.io/node": name, **labels}}
 
     nodes = [node("s1", **{"fabric.io/meter": "cpu"}), node("x1", **{"fabric.io/meter": "none"}), node("h1")]
-    odd, declared = surroundings.check_declared(nodes)
+    odd, declared = dependencies.check_declared(nodes)
     assert (odd.health, declared.health) == (Health.WARN, Health.OK)
     assert "x1=none" in odd.found
     assert declared.found.endswith(": s1")

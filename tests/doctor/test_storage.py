@@ -1,7 +1,7 @@
 """What the doctor says of storage."""
 
+from fabric.config.cluster import load_cluster
 from fabric.doctor import diagnose
-from fabric.settings import load_cluster
 
 
 def test_the_doctor_says_how_much_the_jobs_of_an_account_may_keep(tmp_path):

@@ -10,20 +10,17 @@ import cloudpickle
 import pytest
 from typer.testing import CliRunner
 
-from fabric.adapters.archive import DirectoryArchive, Kept, Stored
-from fabric.adapters.layout import lease_info_key, result_key
-from fabric.adapters.payload import read_payload
-from fabric.adapters.results import keep_result
-from fabric.api.door import Door
+from fabric.api.grpc_server import serve
 from fabric.api.limits import Limits
-from fabric.api.rpc import serve
+from fabric.api.service import Door
 from fabric.api.tls import ensure_certificate
 from fabric.audit.records import Balances, Receipt, Sealed, Statement
 from fabric.charging.catalogue import Bundle, Catalogue, Component, Plan, Subscription
 from fabric.charging.tariffs import Tariffs, Weight
 from fabric.checkpoints.jobs import checkpoints_in
 from fabric.cli import app
-from fabric.client import Client
+from fabric.client.client import Client
+from fabric.client.profile import Profile
 from fabric.clock import VirtualClock
 from fabric.errors import NotFound, Unavailable
 from fabric.gate.events import (
@@ -54,11 +51,14 @@ from fabric.gate.questions import (
     StatementPage,
 )
 from fabric.gate.views import CHANGES_MAX, LogChunk
-from fabric.profile import Profile
 from fabric.results import pack_error, pack_value
 from fabric.sdk import Fabric
+from fabric.storage.archive import DirectoryArchive, Kept, Stored
+from fabric.storage.layout import lease_info_key, result_key
+from fabric.storage.results import keep_result
 from fabric.units import UHS_PER_CT
 from fabric.wire import format_key, hash_secret
+from fabric.worker.payload import read_payload
 
 CATALOGUE = Catalogue(
     version=1,

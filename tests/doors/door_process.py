@@ -5,13 +5,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fabric.api import rpc
+from fabric.api import grpc_server
 from fabric.api.limits import Limits
 from tests.doors.conftest import House
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        rpc.MESSAGE_S = 3.0
+        grpc_server.MESSAGE_S = 3.0
         house = House(Path(folder), sandbox_payments=True, limits=Limits(**json.loads(sys.argv[1])))
         said = {"address": house.address, "ca": str(house.tls.ca), "acme": house.acme, "globex": house.globex}
         print(json.dumps(said), flush=True)

@@ -9,7 +9,7 @@ from fabric.api import job_calls
 from fabric.api.blobs import BLOB_COUNTS_AS, UNUSED_US, USED_US
 from fabric.api.job_calls import blob_key
 from fabric.api.limits import RateLimit
-from fabric.client import Client
+from fabric.client.client import Client
 from fabric.errors import Conflict, InsufficientTokens, RateLimited
 from fabric.gate.events import Cancel, OpenAccount
 from fabric.gate.key_scopes import KeyScope

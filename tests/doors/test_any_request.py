@@ -9,14 +9,14 @@ from google.protobuf.descriptor import FieldDescriptor as Field
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fabric.adapters.entries import decided, decode_entry, entries_of
-from fabric.api.door import Door
+from fabric.api.grpc_server import CALLS
 from fabric.api.keys import Caller
-from fabric.api.rpc import CALLS
+from fabric.api.service import Door
 from fabric.errors import FabricError, Internal
 from fabric.gate import Gate
 from fabric.gate.events import Configure, NodeUp, OpenAccount, Pool, TopUp
 from fabric.gate.key_scopes import OF_CUSTOMERS, OF_PROCESSES, KeyScope
+from fabric.journal.encoding import decided, decode_entry, entries_of
 from fabric.units import UHS_PER_CT
 from fabric.wire import encode_error
 from fabric.wire.service import METHODS

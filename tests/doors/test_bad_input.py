@@ -2,7 +2,7 @@
 
 import pytest
 
-from fabric.client import facts_of, new_request_id
+from fabric.client.client import facts_of, new_request_id
 from fabric.errors import (
     FabricError,
     InsufficientTokens,

@@ -11,11 +11,11 @@ import time
 import psutil
 import pytest
 
-from fabric.api import rpc
+from fabric.api import grpc_server
 from fabric.api.connections import KEYLESS_PART, Connection, Connections, address_of
-from fabric.api.rpc import CALLS
-from fabric.client import Client
-from fabric.profile import Profile
+from fabric.api.grpc_server import CALLS
+from fabric.client.client import Client
+from fabric.client.profile import Profile
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire.service import METHODS
 from tests.doors.raw_http2 import Connection as RawConnection
@@ -106,7 +106,7 @@ def test_a_flood_of_half_handshakes_meets_a_bound_as_it_comes_in(make_door):
                 opened.pop(0).close()
             if number % 200 == 0:
                 most = max(most, door.descriptors())
-        assert most <= rpc.CONNECTIONS_MAX + 200
+        assert most <= grpc_server.CONNECTIONS_MAX + 200
         assert door.rss() - before < 400 * MB
         assert door.answers(door.acme)
 
@@ -125,7 +125,7 @@ def test_handshakes_that_fail_write_nothing_into_the_log(make_door, tmp_path):
     assert b"andshake" not in (tmp_path / "errors").read_bytes()
 
 
-@pytest.mark.parametrize("module", ["fabric.gatehouse", "fabric.doorkeeper"])
+@pytest.mark.parametrize("module", ["fabric.server.gate_server", "fabric.server.keeper"])
 def test_a_process_with_a_door_says_so_before_grpc_is_there(module):
     look = (
         "import importlib, importlib.abc, os, sys\n"
@@ -293,7 +293,7 @@ class Stranger:
 @pytest.mark.parametrize("name", sorted(CALLS))
 async def test_no_call_asks_for_its_message_before_the_key_is_known(house, name):
     method = METHODS[name]
-    run = (rpc._streaming if method.server_streams else rpc._answering)(house.door, method, CALLS[name])
+    run = (grpc_server._streaming if method.server_streams else grpc_server._answering)(house.door, method, CALLS[name])
     with pytest.raises(ConnectionAbortedError, match="UNAUTHENTICATED"):
         await (anext(run(Silent(), Stranger())) if method.server_streams else run(Silent(), Stranger()))
 
@@ -302,7 +302,7 @@ async def test_no_call_asks_for_its_message_before_the_key_is_known(house, name)
 async def test_who_tries_keys_is_told_to_wait_before_more_are_looked_up(make_house, limits, peer):
     """From whichever address of its network."""
     house = make_house(limits=limits(guesses_per_s=5))
-    run = rpc._answering(house.door, METHODS["Balance"], CALLS["Balance"])
+    run = grpc_server._answering(house.door, METHODS["Balance"], CALLS["Balance"])
     codes = []
     for number in range(1, 31):
         with pytest.raises(ConnectionAbortedError) as refusal:

@@ -8,7 +8,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from fabric.api.lengthy import ASKED_MAX, EACH, Lengthy
+from fabric.api.slow_work import ASKED_MAX, EACH, Lengthy
 from fabric.checkpoints import Checkpoints
 from fabric.cli.app import app
 from fabric.errors import Conflict, InsufficientTokens, InvalidRequest, NotFound

@@ -6,12 +6,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fabric.adapters.layout import artifact_key
 from fabric.cli import app
+from fabric.client.profile import profile_file
 from fabric.errors import FabricError, Unavailable
 from fabric.gate.events import LeaseStarted
-from fabric.profile import profile_file
 from fabric.results import read_parcel
+from fabric.storage.layout import artifact_key
 
 
 @pytest.fixture
@@ -338,8 +338,8 @@ def test_an_export_that_breaks_off_is_begun_again_and_whole_or_not_there(run, jo
     assert (tmp_path / "export.jsonl").read_text() == whole
     left = [False, True, True]
     assert run("audit", "export").output == whole
-    monkeypatch.setattr("fabric.client._ATTEMPTS", 2)
-    monkeypatch.setattr("fabric.client._ATTEMPTS_ONCE_KNOWN", 2)
+    monkeypatch.setattr("fabric.client.client._ATTEMPTS", 2)
+    monkeypatch.setattr("fabric.client.client._ATTEMPTS_ONCE_KNOWN", 2)
     left = [True] * 100
     assert "export_interrupted" in run("audit", "export", tmp_path / "cut.jsonl", code=8).stderr
     assert run("audit", "export", code=8).stdout == ""

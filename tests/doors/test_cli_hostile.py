@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from fabric.audit.records import Balances, Line, Statement
 from fabric.cli import app
-from fabric.client import Client
+from fabric.client.client import Client
 from fabric.errors import FabricError, NotFound
 from fabric.gate.questions import Prices
 from fabric.results import pack_value

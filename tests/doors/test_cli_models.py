@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from fabric.adapters.archive import DirectoryArchive
-from fabric.adapters.layout import artifact_key
 from fabric.checkpoints import commit_directory
 from fabric.checkpoints.jobs import checkpoints_in
 from fabric.cli.calls import calls_in, gathered_by_model, print_calls
-from fabric.client import new_request_id
+from fabric.client.client import new_request_id
+from fabric.storage.archive import DirectoryArchive
+from fabric.storage.layout import artifact_key
 from fabric.wire import fabric_pb2 as pb
 from tests.doors.test_serving_calls import call, ledger, slice_of
 
@@ -118,7 +118,7 @@ def test_a_folder_that_is_not_here_is_refused_where_all_nodes_are_here_and_said_
     run, house, offered, tmp_path, monkeypatch, joined, code
 ):
     words = ("ops", "models", "offer", "m", "/nowhere", "--accelerator", "H100", "--rates", offered)
-    monkeypatch.setattr("fabric.house.running", lambda: SimpleNamespace(joined=joined, address=house.address))
+    monkeypatch.setattr("fabric.daemon.running", lambda: SimpleNamespace(joined=joined, address=house.address))
     done = run(*words, key=house.root, code=code)
     assert ("no_folder" in done.stderr) if code else ("every node" in done.output)
 

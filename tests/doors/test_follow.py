@@ -53,7 +53,7 @@ AWAY = Unavailable("the gate is restarting: try again", code="gate_restarting")
 
 
 def test_a_gate_that_restarts_before_the_first_line_is_waited_for(house, job, monkeypatch):
-    monkeypatch.setattr("fabric.client._PAUSE_MAX_S", 0.01)
+    monkeypatch.setattr("fabric.client.client._PAUSE_MAX_S", 0.01)
     Log(house, job, *[(0, AWAY)] * 12, (4, "job ends"))
     assert "".join(job.logs(follow=True)) == b"".join(LINES).decode()
 
@@ -73,7 +73,7 @@ def test_a_follow_asks_for_the_last_lines_of_a_job_that_has_ended(house, job):
 
 
 def test_a_follow_ends_with_the_error_and_never_well_where_the_fabric_stays_away(house, job, monkeypatch):
-    monkeypatch.setattr("fabric.client._FOLLOWS_AWAY_S", 0.3)
+    monkeypatch.setattr("fabric.client.client._FOLLOWS_AWAY_S", 0.3)
     Log(house, job, (2, None), *[(2, AWAY)] * 100)
     seen = []
     with pytest.raises(Unavailable):
@@ -82,7 +82,7 @@ def test_a_follow_ends_with_the_error_and_never_well_where_the_fabric_stays_away
 
 
 def test_whoever_follows_is_told_once_that_the_fabric_is_away(house, job, monkeypatch):
-    monkeypatch.setattr("fabric.client._PAUSE_MAX_S", 0.01)
+    monkeypatch.setattr("fabric.client.client._PAUSE_MAX_S", 0.01)
     told = []
     client = job._client
     Log(house, job, *[(0, AWAY)] * 5, (2, None), *[(2, AWAY)] * 5, (4, "job ends"))

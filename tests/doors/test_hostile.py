@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from fabric.client import new_request_id
+from fabric.client.client import new_request_id
 from fabric.errors import FabricError, InsufficientTokens, InvalidRequest, RateLimited, Unavailable
 from fabric.gate.questions import RecordsOf
 from fabric.units import UHS_PER_CT

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from fabric.client import Client, new_request_id
+from fabric.client.client import Client, new_request_id
 from fabric.errors import InvalidConfig, Unavailable
 from fabric.transport import choice, http2
 from fabric.wire import fabric_pb2 as pb
@@ -85,7 +85,7 @@ def test_an_answer_that_is_read_slowly_waits_at_the_door(house):
 
 
 def test_no_answer_in_time_ends_the_call_and_the_connection_stays(house, monkeypatch):
-    monkeypatch.setattr("fabric.client._ATTEMPTS", 1)
+    monkeypatch.setattr("fabric.client.client._ATTEMPTS", 1)
     client, going = house.client(), threading.Event()
     client.call(pb.BalanceRequest(), pb.BalanceReply)
     connection, before = client._channel._connection, house.port.decide

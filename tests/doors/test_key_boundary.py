@@ -7,8 +7,8 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fabric.api import rpc
-from fabric.api.door import Door
+from fabric.api import grpc_server
+from fabric.api.service import Door
 from fabric.gate.events import Configure, CreateKey, NodeUp, OpenAccount, Pool, TopUp
 from fabric.gate.key_scopes import OF_CUSTOMERS, KeyScope
 from fabric.units import UHS_PER_CT
@@ -49,9 +49,9 @@ async def handled(door, api_key, request):
     method, context = METHODS[name], Context(api_key)
     try:
         if method.server_streams:
-            answers = rpc._streaming(door, method, rpc.CALLS[name])(said(request), context)
+            answers = grpc_server._streaming(door, method, grpc_server.CALLS[name])(said(request), context)
             return [each async for each in answers]
-        return await rpc._answering(door, method, rpc.CALLS[name])(said(request), context)
+        return await grpc_server._answering(door, method, grpc_server.CALLS[name])(said(request), context)
     except Refused as refusal:
         return refusal.args[0]
 

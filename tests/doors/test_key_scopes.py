@@ -2,8 +2,8 @@
 
 import pytest
 
-from fabric import operator_keys
-from fabric.api import rpc
+from fabric.api import grpc_server
+from fabric.daemon import operator_keys
 from fabric.errors import FabricError, InsufficientTokens, InvalidRequest, NotFound, PermissionDenied
 from fabric.gate.events import Configure, NodeUp, OpenAccount, Pool, RaiseLimit
 from fabric.gate.key_scopes import OF_CUSTOMERS, OF_PROCESSES, KeyScope
@@ -27,26 +27,28 @@ def refused(client, request):
 
 
 def test_every_call_says_which_keys_may_ask_for_it():
-    assert all(call.scopes for call in rpc.CALLS.values())
+    assert all(call.scopes for call in grpc_server.CALLS.values())
     with pytest.raises(TypeError):
-        rpc.Call(lambda *_: None)
+        grpc_server.Call(lambda *_: None)
 
 
 @pytest.mark.parametrize("scope", sorted(OF_CUSTOMERS))
 def test_a_key_with_one_scope_may_ask_for_that_alone(house, scope):
     client = house.client(house.key("acme", "narrow", scopes=(scope,)))
     for name, request in NAMES.items():
-        if scope in rpc.CALLS[name].scopes:
+        if scope in grpc_server.CALLS[name].scopes:
             continue
         house.port.batches.clear()
-        assert refused(client, request) == ("operator_only" if rpc.CALLS[name].operators_only else "restricted_key")
+        assert refused(client, request) == (
+            "operator_only" if grpc_server.CALLS[name].operators_only else "restricted_key"
+        )
         assert house.port.batches == []
 
 
 @pytest.mark.parametrize("role", sorted(OF_PROCESSES))
 def test_a_key_of_a_process_may_ask_for_what_that_needs_alone(house, role):
     client = house.client(house.key("op", "process", operator=True, scopes=(role,)), account="acme")
-    allowed = {name for name, call in rpc.CALLS.items() if role in call.scopes}
+    allowed = {name for name, call in grpc_server.CALLS.items() if role in call.scopes}
     assert allowed == {
         KeyScope.GATEWAY: {"CallerOf", "ListModels", "ReportServing", "WatchServing"},
         KeyScope.REPLICA: {"Authorize", "UpdateHold", "SettleHold", "ReleaseHold", "RecordCalls", "KeepUsage"},

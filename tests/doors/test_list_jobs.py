@@ -121,8 +121,8 @@ def test_a_submission_without_tags_is_the_one_from_before_there_were_any():
 
 
 def test_a_submission_without_an_answer_says_its_request_id_and_asking_again_finds_the_job(house, fabric, monkeypatch):
-    monkeypatch.setattr("fabric.client._ATTEMPTS", 1)
-    monkeypatch.setattr("fabric.client._ATTEMPTS_ONCE_KNOWN", 1)
+    monkeypatch.setattr("fabric.client.client._ATTEMPTS", 1)
+    monkeypatch.setattr("fabric.client.client._ATTEMPTS_ONCE_KNOWN", 1)
     house.port.lose_answers = 2
     with pytest.raises(Unavailable, match="request_id") as failure:
         fabric.submit(COMMAND, tokens=1)

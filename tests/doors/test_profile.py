@@ -2,8 +2,8 @@
 
 import pytest
 
+from fabric.client.profile import Profile, load_profile, profile_file, save_profile
 from fabric.errors import InvalidConfig
-from fabric.profile import Profile, load_profile, profile_file, save_profile
 
 
 @pytest.fixture

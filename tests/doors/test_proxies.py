@@ -7,9 +7,9 @@ from contextlib import closing
 import pytest
 
 from fabric.api.tls import ensure_certificate
-from fabric.client import Client
+from fabric.client.client import Client
+from fabric.client.profile import Profile
 from fabric.errors import InvalidConfig, Unavailable
-from fabric.profile import Profile
 from fabric.transport import Proxy, Target, choice, parse_target, proxy_for
 from fabric.wire import fabric_pb2 as pb
 
@@ -67,7 +67,7 @@ class ConnectProxy:
 @pytest.fixture(params=["grpcio", "http2"], autouse=True)
 def transport(request, monkeypatch):
     monkeypatch.setattr(choice, "has_grpcio", lambda: request.param == "grpcio")
-    monkeypatch.setattr("fabric.client._ATTEMPTS", 1)
+    monkeypatch.setattr("fabric.client.client._ATTEMPTS", 1)
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)

@@ -6,7 +6,7 @@ import traceback
 import pytest
 
 from fabric.cli.moments import parse_moment
-from fabric.client import facts_of
+from fabric.client.client import facts_of
 from fabric.errors import InsufficientTokens, InvalidRequest
 from fabric.gate.events import Grant, LeaseStarted
 from fabric.ledger.scopes import Scope

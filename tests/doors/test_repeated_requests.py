@@ -3,9 +3,9 @@
 import msgspec
 import pytest
 
-from fabric.adapters.payload import Payload, read_payload
 from fabric.api.payloads import recorded
 from fabric.errors import Conflict
+from fabric.worker.payload import Payload, read_payload
 
 COMMAND = ["true"]
 

@@ -8,11 +8,12 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
 
+from fabric.api.grpc_server import CALLS
 from fabric.api.job_calls import blob_key
-from fabric.api.rpc import CALLS
 from fabric.api.tls import ensure_certificate
 from fabric.charging.records import Cdr
-from fabric.client import Client, new_request_id
+from fabric.client.client import Client, new_request_id
+from fabric.client.profile import Profile
 from fabric.errors import (
     FabricError,
     InvalidRequest,
@@ -22,7 +23,6 @@ from fabric.errors import (
     Unavailable,
 )
 from fabric.gate import views
-from fabric.profile import Profile
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire.service import METHODS, SERVICE_NAME
@@ -258,8 +258,8 @@ def test_plaintext_is_not_answered(house):
 
 
 def test_an_authority_that_is_not_trusted_is_named_with_the_remedy(house, tmp_path, monkeypatch):
-    monkeypatch.setattr("fabric.client._ATTEMPTS", 1)
-    monkeypatch.setattr("fabric.client._ATTEMPTS_ONCE_KNOWN", 1)
+    monkeypatch.setattr("fabric.client.client._ATTEMPTS", 1)
+    monkeypatch.setattr("fabric.client.client._ATTEMPTS_ONCE_KNOWN", 1)
     other = ensure_certificate(tmp_path / "other")
     client = Client(Profile(address=house.address, api_key=house.acme, ca=str(other.ca)))
     with pytest.raises(FabricError) as failure:

@@ -13,12 +13,12 @@ from decimal import Decimal
 import pytest
 
 import fabric
-from fabric.adapters.payload import read_payload
 from fabric.errors import InsufficientTokens, InvalidAmount, InvalidRequest, JobFailed, NotFound
 from fabric.gate.events import Submit
 from fabric.sdk.functions import pickle_call
 from fabric.sdk.packing import pack_files
 from fabric.sdk.request import parse_accelerators
+from fabric.worker.payload import read_payload
 
 
 def test_a_function_runs_elsewhere_and_its_value_comes_back(house):

@@ -7,9 +7,10 @@ import msgspec
 import pytest
 from grpc._cython import cygrpc
 
-from fabric.api import rpc
-from fabric.api.board import REPORTERS_MAX, Board
-from fabric.client import new_request_id
+from fabric.api import grpc_server
+from fabric.api.serving_board import REPORTERS_MAX, Board
+from fabric.client.client import new_request_id
+from fabric.client.profile import Profile
 from fabric.clock import VirtualClock
 from fabric.errors import (
     InsufficientTokens,
@@ -21,13 +22,12 @@ from fabric.errors import (
     Unavailable,
 )
 from fabric.gate.events import CreateKey, NodeUp, Pool
-from fabric.profile import Profile
 from fabric.transport import choice
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
-from serving import ledger as serving_ledger
+from serving import fabric_client as serving_ledger
 from serving.calls import Call, Usage
-from serving.ledger import GrpcLedger
+from serving.fabric_client import GrpcLedger
 
 S = 1_000_000
 NOW_US = 1_700_000_000_000_000
@@ -293,7 +293,7 @@ async def test_what_is_free_within_a_keys_limit_is_what_the_limit_leaves(house):
 def test_every_option_is_one_that_grpc_knows():
     """It says nothing of one that it doesn't: the door's limit of pings had such a name, and closed quiet connections."""
     library = Path(cygrpc.__file__).read_bytes()
-    named = [name for options in (rpc.OPTIONS, choice.OPTIONS, serving_ledger._OPTIONS) for name, _ in options]
+    named = [name for options in (grpc_server.OPTIONS, choice.OPTIONS, serving_ledger._OPTIONS) for name, _ in options]
     assert "grpc.http2.min_ping_interval_without_data_ms" in named
     assert [name for name in named if name.encode() not in library] == []
 

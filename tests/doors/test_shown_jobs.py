@@ -7,20 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fabric.adapters.newest import Newest
-from fabric.adapters.stage import JobEnd
-from fabric.adapters.testimony import end_of, is_number
 from fabric.api.messages import message_of
 from fabric.charging.tariffs import Weight
+from fabric.cluster.progress import Newest
+from fabric.cluster.validation import end_of, is_number
 from fabric.gate.events import Configure, LeaseFinished, LeaseOutcome, LeaseSaved, TopUp
 from fabric.gate.questions import BalanceOf, JobOf, QuoteOf
 from fabric.placement.locality import Dataset
 from fabric.progress import TIMERS, WARNING_CHARS_MAX, Progress
 from fabric.units import AMOUNT_UHS_MAX, INT64_MAX
 from fabric.wire import fabric_pb2 as pb
-from tests.adapters.leases import lease_of
+from fabric.worker.stage import JobEnd
 from tests.gate.conftest import node, removed, started, submit
 from tests.gate.world import CATALOGUE, TARIFFS, Clockwork, S, spec
+from tests.worker.leases import lease_of
 
 ANY = st.sampled_from([0, 1, -1, 2**31 - 1, 2**31, 2**53, INT64_MAX, 2**63, 2**64, 10**30, -(10**30)]) | st.integers()
 OPTIONAL = st.none() | ANY

@@ -15,17 +15,17 @@ from contextlib import suppress
 
 import pytest
 
-from fabric.adapters.processes import are_still
-from fabric.api import rpc
-from fabric.client import Client, new_request_id
+from fabric.api import grpc_server
+from fabric.client.client import Client, new_request_id
+from fabric.client.profile import Profile
 from fabric.errors import Unavailable
-from fabric.profile import Profile
 from fabric.sdk import Fabric
+from fabric.system.processes import are_still
 from fabric.transport import choice
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire import keepalive
-from serving import ledger as serving_ledger
-from serving.ledger import GrpcLedger
+from serving import fabric_client as serving_ledger
+from serving.fabric_client import GrpcLedger
 from tests.relay import Relay
 
 FOR_EVER_S = 600.0
@@ -202,7 +202,7 @@ async def test_a_board_that_falls_silent_ends_and_the_next_one_comes(house, rela
 def test_a_door_lets_go_of_streams_whose_client_is_gone_without_a_word(make_house, monkeypatch):
     """They would count against their account for hours."""
     sooner = {"grpc.keepalive_time_ms": 300, "grpc.keepalive_timeout_ms": 300, "grpc.http2.ping_timeout_ms": 300}
-    monkeypatch.setattr(rpc, "OPTIONS", tuple({**dict(rpc.OPTIONS), **sooner}.items()))
+    monkeypatch.setattr(grpc_server, "OPTIONS", tuple({**dict(grpc_server.OPTIONS), **sooner}.items()))
     house = make_house()
     with Relay(house.server.port) as relay:
         client = Client(through(relay, house.profile(house.acme)))

@@ -7,7 +7,7 @@ import pytest
 
 from fabric.api.batcher import Batcher
 from fabric.api.job_calls import blob_key, job_id_of
-from fabric.client import new_request_id
+from fabric.client.client import new_request_id
 from fabric.errors import (
     Conflict,
     InvalidRequest,
@@ -58,8 +58,8 @@ def test_an_answer_that_got_lost_is_asked_for_again_and_nothing_happens_twice(ho
 
 
 def test_a_fabric_that_is_away_is_unavailable_after_some_tries(house, monkeypatch):
-    monkeypatch.setattr("fabric.client._ATTEMPTS", 2)
-    monkeypatch.setattr("fabric.client._ATTEMPTS_ONCE_KNOWN", 2)
+    monkeypatch.setattr("fabric.client.client._ATTEMPTS", 2)
+    monkeypatch.setattr("fabric.client.client._ATTEMPTS_ONCE_KNOWN", 2)
     house.port.away = True
     with pytest.raises(Unavailable, match="try again"):
         house.client().call(pb.ListNodesRequest(), pb.ListNodesReply)
@@ -163,8 +163,8 @@ def test_logs_go_on_where_they_were_when_the_gate_went_away(house):
 
 
 def test_logs_of_a_fabric_that_stays_away_end_in_its_error(house, monkeypatch):
-    monkeypatch.setattr("fabric.client._ATTEMPTS", 2)
-    monkeypatch.setattr("fabric.client._ATTEMPTS_ONCE_KNOWN", 2)
+    monkeypatch.setattr("fabric.client.client._ATTEMPTS", 2)
+    monkeypatch.setattr("fabric.client.client._ATTEMPTS_ONCE_KNOWN", 2)
     job = house.fabric().submit(lambda: None, tokens=1)
     job.wait(timeout=20)
     house.port.away = True

@@ -18,21 +18,21 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from fabric.adapters.entries import decode_entry
-from fabric.adapters.journal import Journal
-from fabric.adapters.journal_postgres import PostgresJournal
-from fabric.adapters.journal_sqlite import SqliteJournal
 from fabric.audit.merkle import ProofTree
 from fabric.audit.verify import verify_export
-from fabric.auditor import Auditor
 from fabric.charging.catalogue import Catalogue, Plan
 from fabric.charging.tariffs import Tariffs, Weight
 from fabric.clock import SteadyClock
 from fabric.gate.events import Authorize, Configure, Grant, OpenAccount, ReleaseHold, SettleHold, UpdateHold
 from fabric.gate.gate import Gate
 from fabric.gate.instructions import Accepted
+from fabric.journal.auditor import Auditor
+from fabric.journal.encoding import decode_entry
+from fabric.journal.postgres import PostgresJournal
+from fabric.journal.sqlite import SqliteJournal
+from fabric.journal.store import Journal
+from fabric.journal.writer import Writer
 from fabric.ledger.scopes import Service, Use
-from fabric.writer import Writer
 
 ACCOUNTS = [f"acct-{number}" for number in range(4)]
 CLIENTS = 32

@@ -8,14 +8,14 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from fabric import outage
-from fabric.adapters import bucket
-from fabric.adapters.archive import DirectoryArchive, S3Archive
-from fabric.adapters.bucket import Place
-from fabric.adapters.bucket_clients import S3Credentials
-from fabric.adapters.ports import free_port
 from fabric.api import archive_watch
-from fabric.api.passage import Passage
+from fabric.api.gate_client import Passage
 from fabric.errors import Unavailable
+from fabric.storage import s3
+from fabric.storage.archive import DirectoryArchive, S3Archive
+from fabric.storage.s3 import Place
+from fabric.storage.s3_clients import S3Credentials
+from fabric.system.ports import free_port
 
 
 class Store:
@@ -59,7 +59,7 @@ class Counted(S3Archive):
 
 @pytest.fixture
 def archive(store, monkeypatch):
-    monkeypatch.setattr(bucket, "MAX_ATTEMPTS", 2)
+    monkeypatch.setattr(s3, "MAX_ATTEMPTS", 2)
     monkeypatch.setattr(archive_watch, "SLOW_S", 0.0)
     monkeypatch.setattr(outage, "PAUSE_S", 0.3)
     key = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "us-east-1"}

@@ -11,16 +11,17 @@ from collections import Counter
 
 import pytest
 
-from fabric import outage, writer
-from fabric.adapters.journal_sqlite import SqliteJournal
+from fabric import outage
 from fabric.clock import SteadyClock
 from fabric.errors import FabricError, Unavailable
 from fabric.gate import Gate
 from fabric.gate.events import NodeUp, OpenAccount, Pool, Submit, TopUp
 from fabric.gate.instructions import Accepted, StartLease
 from fabric.gate.questions import BalanceOf
+from fabric.journal import writer
+from fabric.journal.sqlite import SqliteJournal
+from fabric.journal.writer import Writer
 from fabric.units import UHS_PER_CT
-from fabric.writer import Writer
 from tests.gate.world import CONFIGURE, spec
 
 CALLS = ("open", "head", "append", "leaf_hashes", "save_snapshot", "load_snapshot")

@@ -13,19 +13,19 @@ from contextlib import suppress
 import boto3
 import pytest
 
-from fabric.adapters.archive import S3Archive
-from fabric.adapters.bucket import Place
-from fabric.adapters.bucket_clients import S3Credentials
-from fabric.adapters.journal_postgres import PostgresJournal
-from fabric.adapters.stores import SOON_S
-from fabric.api.passage import Passage
+from fabric.api.gate_client import Passage
 from fabric.clock import SteadyClock
 from fabric.errors import Unavailable
 from fabric.gate import Gate
 from fabric.gate.events import OpenAccount, TopUp
 from fabric.gate.questions import BalanceOf
+from fabric.journal.postgres import PostgresJournal
+from fabric.journal.writer import Writer
+from fabric.server.wiring import SOON_S
+from fabric.storage.archive import S3Archive
+from fabric.storage.s3 import Place
+from fabric.storage.s3_clients import S3Credentials
 from fabric.units import UHS_PER_CT
-from fabric.writer import Writer
 from tests.gate.world import CONFIGURE
 from tests.relay import Relay
 

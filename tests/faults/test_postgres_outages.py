@@ -6,14 +6,14 @@ from contextlib import suppress
 
 import pytest
 
-from fabric.adapters.journal_postgres import PostgresJournal
 from fabric.clock import SteadyClock
 from fabric.errors import Unavailable
 from fabric.gate import Gate
 from fabric.gate.events import OpenAccount, TopUp
 from fabric.gate.questions import BalanceOf
+from fabric.journal.postgres import PostgresJournal
+from fabric.journal.writer import Writer
 from fabric.units import UHS_PER_CT
-from fabric.writer import Writer
 from tests.gate.world import CONFIGURE
 
 pytestmark = pytest.mark.postgres

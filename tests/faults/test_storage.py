@@ -9,14 +9,14 @@ import apsw
 import pytest
 
 from fabric import outage, versions
-from fabric.adapters.journal import Entry, TreeHead
-from fabric.adapters.journal_sqlite import SqliteJournal
 from fabric.audit.merkle import Tree, leaf_hash
 from fabric.clock import VirtualClock
 from fabric.errors import JournalCorrupt, Unavailable
 from fabric.gate.events import Tick
 from fabric.gate.instructions import Accepted, Decision
-from fabric.writer import Writer
+from fabric.journal.sqlite import SqliteJournal
+from fabric.journal.store import Entry, TreeHead
+from fabric.journal.writer import Writer
 
 BATCHES = 4
 

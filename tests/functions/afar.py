@@ -14,13 +14,13 @@ from pathlib import Path
 
 import msgspec
 
-from fabric.adapters.archive import DirectoryArchive
-from fabric.adapters.payload import Payload, inlined
-from fabric.adapters.results import read_result
 from fabric.errors import JobFailed
 from fabric.results import read_parcel
 from fabric.sdk.functions import pack_call
 from fabric.sdk.packing import pack_files
+from fabric.storage.archive import DirectoryArchive
+from fabric.storage.results import read_result
+from fabric.worker.payload import Payload, inlined
 
 SOCKET = "AFAR_SOCKET"
 
@@ -74,7 +74,7 @@ def served(path):
 
 def _serve(path):
     with socket.socket(socket.AF_UNIX) as listener:
-        for name in ("fabric.adapters.stages", "tests.adapters.leases"):
+        for name in ("fabric.worker.execution", "tests.worker.leases"):
             __import__(name)
         listener.bind(path)
         listener.listen()
@@ -92,9 +92,9 @@ def _serve(path):
 
 def _run(folder):
     from fabric import context
-    from fabric.adapters.stages import Stage, perform
-    from fabric.adapters.testimony import end_of
-    from tests.adapters.leases import lease_of
+    from fabric.cluster.validation import end_of
+    from fabric.worker.execution import Stage, perform
+    from tests.worker.leases import lease_of
 
     lease = lease_of(payload=(folder / "payload").read_text())
     stage = Stage(

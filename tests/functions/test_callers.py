@@ -11,7 +11,7 @@ from tests.functions.test_projects import APP, CALL
 
 def test_the_names_that_a_jobs_process_has_taken_are_known():
     """A module of the caller's own by such a name would be another one there, without a word."""
-    look = "import sys, fabric.adapters.runner; print(*{name.partition('.')[0] for name in sys.modules})"
+    look = "import sys, fabric.worker.runner; print(*{name.partition('.')[0] for name in sys.modules})"
     there = set(subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout.split())
     assert {name for name in there - IN_USE - sys.stdlib_module_names if not name.startswith("_")} <= {"google"}
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fabric.adapters.error_text import error_text, shortened
 from fabric.errors import NotFound
 from fabric.log_text import last_lines
 from fabric.results import pack_error, pack_value, read_parcel
+from fabric.worker.error_text import error_text, shortened
 
 LIB = {
     "app/__init__.py": "",

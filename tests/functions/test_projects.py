@@ -242,7 +242,7 @@ def test_two_jobs_of_one_process_each_see_their_own_modules(tmp_path, monkeypatc
     """A process that serves an account again must not remember the first project's modules."""
     import sys
 
-    from fabric.adapters.working_folder import forget_modules, import_from
+    from fabric.worker.working_folder import forget_modules, import_from
 
     path = list(sys.path)
     for word in ("first", "second"):
@@ -264,9 +264,9 @@ def test_a_module_that_imports_much_when_it_is_asked_is_not_asked(tmp_path, monk
     import sys
     from types import ModuleType
 
-    from fabric.adapters.working_folder import forget_modules
     from fabric.imports import stated_by
     from fabric.sdk.project import Standing, standing_of
+    from fabric.worker.working_folder import forget_modules
 
     class Lazy(ModuleType):
         def __getattribute__(self, name):
@@ -297,8 +297,8 @@ def test_a_class_of_the_program_is_its_own_in_a_later_run_too(project):
     """A result that is read by the same program, started again."""
     main = """
         import enum, dataclasses, pathlib, sys
-        from fabric.adapters.archive import DirectoryArchive
-        from fabric.adapters.results import read_result
+        from fabric.storage.archive import DirectoryArchive
+        from fabric.storage.results import read_result
         from fabric.results import read_parcel
         from tests.functions.afar import submitted
         class Color(enum.Enum):
@@ -325,8 +325,8 @@ def test_a_class_of_the_program_is_its_own_in_a_later_run_too(project):
 def test_a_result_whose_module_is_not_here_says_which_and_what_to_do(project):
     read = """
         import pathlib, sys
-        from fabric.adapters.archive import DirectoryArchive
-        from fabric.adapters.results import read_result
+        from fabric.storage.archive import DirectoryArchive
+        from fabric.storage.results import read_result
         from fabric.errors import InvalidRequest
         from fabric.results import read_parcel
         try: read_parcel(read_result(DirectoryArchive(pathlib.Path(sys.argv[1])), sys.argv[2])).unpickled()

@@ -18,7 +18,6 @@ from hypothesis.stateful import (
 )
 from msgspec import structs
 
-from fabric.adapters.entries import entries_of
 from fabric.audit.verify import verify_export
 from fabric.gate import Gate
 from fabric.gate.events import (
@@ -32,6 +31,7 @@ from fabric.gate.events import (
 )
 from fabric.gate.instructions import RemoveLease
 from fabric.gate.questions import BalanceOf, JobOf
+from fabric.journal.encoding import entries_of
 from fabric.ledger import Service
 from fabric.ledger.sweeping import SETTLEMENT_WINDOW_US
 from tests.audit.test_verify import SIGNER, whole_export

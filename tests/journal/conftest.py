@@ -1,32 +1,32 @@
-"""Journals to follow, on SQLite and on PostgreSQL; and a log to read from."""
+"""Journals to test, on SQLite and on a PostgreSQL server of our own."""
 
 import os
+from collections.abc import AsyncIterator, Callable
 from itertools import count
+from pathlib import Path
 
 import pytest
 
-from fabric.adapters.journal import Entry
-from fabric.journal.tables_postgres import PostgresTables
-from fabric.journal.tables_sqlite import SqliteTables
-from tests.adapters.conftest import journal, make_journal
-from tests.audit.conftest import log
-from tests.journal.story import newest_story
-
-__all__ = ["journal", "log", "make_journal"]
+from fabric.journal.postgres import PostgresJournal
+from fabric.journal.sqlite import SqliteJournal
+from fabric.journal.store import Journal
 
 _names = count(1)
 
 
-@pytest.fixture(scope="session")
-def story(tmp_path_factory) -> list[Entry]:
-    """A journal with every kind of event in it."""
-    return newest_story(tmp_path_factory.mktemp("golden"))
-
-
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def make_tables(request, tmp_path):
-    """A function that gives tables in one and the same new place."""
+def make_journal(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Journal]:
+    """A function that gives journals on one and the same new store."""
     if request.param == "sqlite":
-        return lambda: SqliteTables(tmp_path / "tables")
-    dsn, schema = request.getfixturevalue("postgres_server").dsn, f"read_{os.getpid()}_{next(_names)}"
-    return lambda: PostgresTables(dsn, schema=schema)
+        return lambda: SqliteJournal(tmp_path / "state" / "journal.sqlite")
+    dsn = request.getfixturevalue("postgres_server").dsn
+    schema = f"journal_{os.getpid()}_{next(_names)}"
+    return lambda: PostgresJournal(dsn, schema=schema)
+
+
+@pytest.fixture
+async def journal(make_journal: Callable[[], Journal]) -> AsyncIterator[Journal]:
+    journal = make_journal()
+    await journal.open()
+    yield journal
+    await journal.close()

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import msgspec
 
-from fabric.adapters.journal import Entry
-from fabric.adapters.journal_sqlite import SqliteJournal
 from fabric.charging.records import Cdr
 from fabric.journal.followers import Follower
 from fabric.journal.projector import Projector
+from fabric.journal.sqlite import SqliteJournal
+from fabric.journal.store import Entry
 from fabric.journal.tables import TABLES, select
 from fabric.journal.tables_sqlite import SqliteTables
 from tests.audit.plain_statement import Booked

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fabric.adapters.journal import Entry, TreeHead
 from fabric.audit.merkle import leaf_hash
 from fabric.errors import JournalCorrupt, Unavailable
 from fabric.journal.followers import Batch, Follower, Gap, Handler, Position, Why
-from tests.adapters.test_journal import entry, tamper, write, write_from
+from fabric.journal.store import Entry, TreeHead
+from tests.journal.test_journal import entry, tamper, write, write_from
 
 ACCOUNTS = ("acme", "beta", "gamma")
 
@@ -288,8 +288,8 @@ async def heard_from(journal, **options):
 
 
 async def test_a_real_journal_is_followed_to_its_end_and_on(journal, make_journal, monkeypatch):
-    monkeypatch.setattr("fabric.adapters.sealed.ROWS_PER_READ", 4)
-    monkeypatch.setattr("fabric.adapters.journal_sqlite.INDEX_EVERY", 16)
+    monkeypatch.setattr("fabric.journal.integrity.ROWS_PER_READ", 4)
+    monkeypatch.setattr("fabric.journal.sqlite.INDEX_EVERY", 16)
     entries = [entry(seq, "acme" if seq % 3 else "beta") for seq in range(50)]
     source, book, own = make_journal(), Notebook(), Notebook()
     follower, of_acme = follower_of(source, book), follower_of(source, own, account="acme")
@@ -304,7 +304,7 @@ async def test_a_real_journal_is_followed_to_its_end_and_on(journal, make_journa
 
 
 async def test_what_is_missing_and_what_is_damaged_in_a_real_journal_is_told(journal, monkeypatch):
-    monkeypatch.setattr("fabric.adapters.sealed.ROWS_PER_READ", 5)
+    monkeypatch.setattr("fabric.journal.integrity.ROWS_PER_READ", 5)
     entries = [entry(seq, "acme" if seq % 2 else "beta") for seq in range(30)]
     await write(journal, entries)
     await tamper(journal, "DELETE FROM entries WHERE seq < 3")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric.adapters.entries import decode_entry
 from fabric.errors import Conflict
+from fabric.journal.encoding import decode_entry
 from fabric.journal.history import History
 from fabric.journal.tables import RECORDS, select
 from fabric.journal.tables_sqlite import SqliteTables

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric.adapters.journal import Entry
 from fabric.errors import Conflict, JournalCorrupt
 from fabric.journal import projection
 from fabric.journal.followers import Position
 from fabric.journal.history import History
 from fabric.journal.projector import Projector
+from fabric.journal.store import Entry
 from fabric.journal.tables import ABOUT, ENTRIES, GAPS, LINES, PROGRESS, RECORDS, NoTables, select
 from fabric.journal.tables_sqlite import SqliteTables
 from tests.audit.plain_statement import summarise

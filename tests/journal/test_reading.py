@@ -10,12 +10,12 @@ from fabric.api.statement_text import StatementText
 from fabric.audit.checkpoint import Verifier
 from fabric.audit.merkle import leaf_hash, verify_inclusion
 from fabric.audit.records import Balances, Statement
-from fabric.auditor import Auditor
 from fabric.charging.records import Cdr
 from fabric.errors import JournalCorrupt
 from fabric.gate.events import TopUp
 from fabric.gate.questions import ReceiptsOf, RecordsOf, StatementOf, StatementPage
 from fabric.journal import history
+from fabric.journal.auditor import Auditor
 from fabric.journal.followers import Follower
 from fabric.journal.projector import Projector
 from fabric.journal.tables import JOBS, TILES, select

@@ -28,15 +28,15 @@ from hypothesis.stateful import run_state_machine_as_test
 from packaging.version import Version
 
 from fabric import versions
-from fabric.adapters.journal import Journal
-from fabric.adapters.journal_postgres import PostgresJournal
-from fabric.adapters.journal_sqlite import SqliteJournal
 from fabric.clock import VirtualClock
 from fabric.gate import Gate
 from fabric.gate.events import AnyEvent, Tick
 from fabric.gate.state import GateState
+from fabric.journal.postgres import PostgresJournal
+from fabric.journal.sqlite import SqliteJournal
+from fabric.journal.store import Journal
+from fabric.journal.writer import Writer
 from fabric.wire import fabric_pb2
-from fabric.writer import Writer
 from tests.conftest import running_postgres
 from tests.gate.test_gate_model import GateMachine
 from tests.journals.story import story

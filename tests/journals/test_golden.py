@@ -7,19 +7,19 @@ import msgspec
 import pytest
 
 from fabric import versions
-from fabric.adapters.entries import decode_entry
-from fabric.adapters.journal_postgres import PostgresJournal
-from fabric.adapters.journal_sqlite import SqliteJournal
-from fabric.adapters.replay import Replay
 from fabric.audit.verify import verify_export
-from fabric.auditor import Auditor
 from fabric.clock import VirtualClock
 from fabric.errors import JournalCorrupt
 from fabric.gate import Gate
 from fabric.gate.events import AdoptRules, AnyEvent, Tick
 from fabric.gate.instructions import AnyInstruction, Refusal
 from fabric.gate.state import GateState
-from fabric.writer import Writer
+from fabric.journal.auditor import Auditor
+from fabric.journal.encoding import decode_entry
+from fabric.journal.postgres import PostgresJournal
+from fabric.journal.replay import Replay
+from fabric.journal.sqlite import SqliteJournal
+from fabric.journal.writer import Writer
 from tests.journals.golden import HOWS, SCHEMA, in_the_making, kept, releases, schema_of, unpacked
 
 RELEASES = releases()

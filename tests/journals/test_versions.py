@@ -7,16 +7,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from fabric import versions
-from fabric.adapters.entries import decode_entry, entries_of
-from fabric.adapters.journal import TreeHead
-from fabric.adapters.journal_sqlite import SqliteJournal
 from fabric.audit.merkle import Tree, leaf_hash
 from fabric.clock import VirtualClock
 from fabric.errors import Conflict, JournalCorrupt
 from fabric.gate import Gate, keys, refusals
 from fabric.gate.events import AdoptRules, CreateKey, Grant, NodeUp, OpenAccount, Pool, Submit, Tick, TopUp
 from fabric.gate.instructions import Accepted, Refusal
-from fabric.writer import Writer
+from fabric.journal.encoding import decode_entry, entries_of
+from fabric.journal.sqlite import SqliteJournal
+from fabric.journal.store import TreeHead
+from fabric.journal.writer import Writer
 from tests.gate.world import CONFIGURE, T0, S, spec
 
 OPENING = (

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fabric import house
-from fabric.client import new_request_id
+from fabric import daemon
+from fabric.client.client import new_request_id
 from fabric.sdk import Fabric, connect
 from fabric.wire import fabric_pb2 as pb
 
@@ -22,14 +22,14 @@ def pytest_collection_modifyitems(items):
 def running(tmp_path_factory):
     """A fabric that is up."""
     place = tmp_path_factory.mktemp("house")
-    found = house.up(state_dir=place, any_port=True)
+    found = daemon.up(state_dir=place, any_port=True)
     yield found
-    house.down(place, now=True)
+    daemon.down(place, now=True)
 
 
-def act_for(found: house.Running, account: str) -> Fabric:
+def act_for(found: daemon.Running, account: str) -> Fabric:
     """A connection that acts for a customer, as the operator may."""
-    return connect(found.address, house.operator_key(Path(found.state_dir)), found.ca, account=account)
+    return connect(found.address, daemon.operator_key(Path(found.state_dir)), found.ca, account=account)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fabric.client import new_request_id
-from fabric.house.hosting import hosts_of
+from fabric.client.client import new_request_id
+from fabric.daemon.serving_host import hosts_of
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire.keys import format_key, hash_secret, make_secret
 

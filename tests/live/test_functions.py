@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from fabric.client import new_request_id
+from fabric.client.client import new_request_id
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire import format_key, hash_secret, make_secret
 

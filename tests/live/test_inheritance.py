@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric import house
+from fabric import daemon
 from tests.live.conftest import act_for
 
 SECRET = "never-for-a-job"
@@ -51,11 +51,11 @@ def fabric(tmp_path_factory):
     with pytest.MonkeyPatch.context() as operators:
         for name in FOR_OTHERS:
             operators.setenv(name, SECRET)
-        found = house.up(state_dir=place, any_port=True)
+        found = daemon.up(state_dir=place, any_port=True)
     with act_for(found, "local") as acting:
         acting.top_up("10")
     yield found
-    house.down(place, now=True)
+    daemon.down(place, now=True)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_job_inherits_no_secret_and_no_place_of_the_fabrics(fabric, acme, tmp_
     seen = json.loads(told(acme, kind, tmp_path))
     where = Path(seen["cwd"])
     assert SECRET not in json.dumps(seen)
-    assert house.operator_key(Path(fabric.state_dir)) not in json.dumps(seen)
+    assert daemon.operator_key(Path(fabric.state_dir)) not in json.dumps(seen)
     inherited = [seen["cwd"], *seen["env"].values(), seen["first_env"], *seen["files"], *seen["commands"]]
     assert [word for word in inherited if fabric.state_dir in word] == []
     assert not Path(fabric.state_dir).is_relative_to(where.parent)

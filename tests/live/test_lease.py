@@ -9,7 +9,7 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, placement_group_table
 
-from fabric.adapters.local_cluster import token_from
+from fabric.cluster.local import token_from
 from fabric.units import UHS_PER_CT
 
 GONE_S = 15

@@ -3,8 +3,8 @@
 import re
 import time
 
-from fabric import house
-from fabric.client import new_request_id
+from fabric import daemon
+from fabric.client.client import new_request_id
 from fabric.sdk import connect
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
@@ -39,9 +39,9 @@ def test_what_runs_when_the_fabric_goes_down_is_asked_to_save_and_goes_on_when_i
     place = tmp_path / "state"
     config = tmp_path / "small.yaml"
     config.write_text(CONFIG)
-    first = house.up(config, state_dir=place, any_port=True)
+    first = daemon.up(config, state_dir=place, any_port=True)
     try:
-        with connect(first.address, house.operator_key(place), first.ca, account="acme") as fabric:
+        with connect(first.address, daemon.operator_key(place), first.ca, account="acme") as fabric:
             opened = pb.OpenAccountRequest(request_id=new_request_id(), account_id="acme", name="Acme", plan="starter")
             fabric.client.call(opened, pb.Accepted)
             fabric.top_up("10")
@@ -50,15 +50,15 @@ def test_what_runs_when_the_fabric_goes_down_is_asked_to_save_and_goes_on_when_i
             job_id = job.id
     finally:
         said = []
-        house.down(place, say=said.append)
-    assert house.running(place) is None
+        daemon.down(place, say=said.append)
+    assert daemon.running(place) is None
     assert said
     assert "saving what runs: 1 left" in said[0]
 
-    second = house.up(config, state_dir=place, any_port=True)
+    second = daemon.up(config, state_dir=place, any_port=True)
     try:
         assert second.verifier_key == first.verifier_key
-        with connect(second.address, house.operator_key(place), second.ca, account="acme") as fabric:
+        with connect(second.address, daemon.operator_key(place), second.ca, account="acme") as fabric:
             job = fabric.job(job_id)
             result = job.result(timeout=STARTS_S)
             assert result["steps"] == 40
@@ -70,4 +70,4 @@ def test_what_runs_when_the_fabric_goes_down_is_asked_to_save_and_goes_on_when_i
             assert sum(record.charged_uhs for record in records) == cost.burned_uhs
             assert fabric.balance().free_uhs == 10 * UHS_PER_CT - cost.burned_uhs
     finally:
-        house.down(place)
+        daemon.down(place)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 
-from fabric.adapters.lease_ray_settings import LOOPBACK
-from fabric.house.remains import recorded
+from fabric.daemon.cleanup import recorded
 from fabric.units import UHS_PER_CT
+from fabric.worker.lease_ray_settings import LOOPBACK
 from tests.live.test_house import gate_pid, settled
 
 OUTSIDER = """

@@ -7,7 +7,7 @@ from collections import Counter
 
 import openai
 
-from fabric.client import new_request_id
+from fabric.client.client import new_request_id
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire import format_key, hash_secret, make_secret

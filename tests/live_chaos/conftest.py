@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fabric import house
-from fabric.adapters.local_cluster import TOKEN_NAME
-from fabric.client import new_request_id
+from fabric import daemon
+from fabric.client.client import new_request_id
+from fabric.cluster.local import TOKEN_NAME
 from fabric.sdk import connect
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire import format_key, hash_secret, make_secret
@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(items):
 class Place:
     """The fabric, and what can be done to the machines under it."""
 
-    found: house.Running
+    found: daemon.Running
     address: str
     """Of the Ray cluster."""
     machines: subprocess.Popen
@@ -77,7 +77,7 @@ class Place:
         return connect(self.found.address, key, self.found.ca)  # an operator opens no pickle of a job's
 
     def connect(self, account):
-        key = house.operator_key(Path(self.found.state_dir))
+        key = daemon.operator_key(Path(self.found.state_dir))
         return connect(self.found.address, key, self.found.ca, account=account)
 
     def wait_for_model(self, within_s=300):
@@ -144,7 +144,7 @@ def _name(process):
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """With a model."""
-    from training import byte_lm
+    from training.demo import byte_lm
 
     model = tmp_path / "model"
     byte_lm.train(steps=20, export_to=str(model), directory=tmp_path / "run")
@@ -173,12 +173,12 @@ def placed(tmp_path, monkeypatch, serving):
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(Path(folder) / TOKEN_NAME))
     config = tmp_path / "chaos.yaml"
     config.write_text(CONFIG.format(address=address) + serving)
-    found = house.up(config, state_dir=tmp_path / "state", any_port=True)
+    found = daemon.up(config, state_dir=tmp_path / "state", any_port=True)
     made = Place(found, address, machines, taken)
     try:
         yield made
     finally:
-        house.down(tmp_path / "state", gate=True, now=True)
+        daemon.down(tmp_path / "state", gate=True, now=True)
         left = made.gates()
         shutil.copytree(Path(folder) / "session_latest" / "logs", tmp_path / "ray", ignore_dangling_symlinks=True)
         machines.communicate(timeout=90)

@@ -18,9 +18,9 @@ from ray._private.state import available_resources_per_node, total_resources_per
 from ray.util import placement_group_table
 
 from fabric.accelerators import DEVICE_RESOURCES
-from fabric.adapters.local_cluster import LocalCluster, LocalNode
-from fabric.adapters.nodes import NODE_LABEL
-from fabric.adapters.ray_tables import RayTables
+from fabric.cluster.local import LocalCluster, LocalNode
+from fabric.inventory.nodes import NODE_LABEL
+from fabric.inventory.ray_tables import RayTables
 
 NODES = {
     node.node_id: node

@@ -17,11 +17,11 @@ import psutil
 import pytest
 
 from fabric.audit.verify import verify_export
-from fabric.client import new_request_id
+from fabric.client.client import new_request_id
 from fabric.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
-from tests.adapters.ray_cluster.squatters import WAYS
+from tests.cluster.ray_cluster.squatters import WAYS
 from tests.live_chaos.calls import Callers
 from tests.live_chaos.machines import NODES, SERVES
 from tests.live_chaos.work import KINDS, TOKENS

@@ -10,7 +10,7 @@ import pytest
 
 from fabric.errors import Unavailable
 from fabric.wire import fabric_pb2 as pb
-from tests.adapters.ray_cluster.test_ray_squatters import SHORT
+from tests.cluster.ray_cluster.test_ray_squatters import SHORT
 
 LIKE_A_GATE = "Gatehouse"
 SEEN_S = 90

@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fabric import house
+from fabric import daemon
+from fabric.daemon.cleanup import processes_of, recorded
+from fabric.daemon.serving_host import hosts_of
 from fabric.errors import NotFound
-from fabric.house.hosting import hosts_of
-from fabric.house.remains import processes_of, recorded
 from fabric.sdk import connect
 
 CONFIG = "name: small\nray: {mode: local, nodes: [{node: n, accelerator: H100, devices: 2}]}\nserving: {listen: '127.0.0.1:0'}\n"
@@ -33,7 +33,7 @@ def place(tmp_path):
     place = tmp_path / "state"
     yield place
     with suppress(NotFound):
-        house.down(place)
+        daemon.down(place)
 
 
 def everything_below(pid):
@@ -72,16 +72,16 @@ def test_an_interrupted_start_is_taken_down_again(place, config):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        house.up(config, state_dir=place, any_port=True, say=interrupt)
-    assert house.running(place) is None
+        daemon.up(config, state_dir=place, any_port=True, say=interrupt)
+    assert daemon.running(place) is None
     assert list(processes_of(sessions[-1])) == []
     assert not sessions[-1].exists()
     assert recorded(place) is None
 
 
 def test_a_killed_fabric_is_cleared_away_by_the_next_which_goes_on_and_goes_down_without_a_trace(place, config):
-    killed = house.up(config, state_dir=place, any_port=True)
-    with connect(killed.address, house.operator_key(place), killed.ca, account="local") as fabric:
+    killed = daemon.up(config, state_dir=place, any_port=True)
+    with connect(killed.address, daemon.operator_key(place), killed.ca, account="local") as fabric:
         fabric.top_up("10")
         job = fabric.submit(time.sleep, 600, tokens="5", accelerators="H100:1")
         while job.state != "running":
@@ -90,25 +90,25 @@ def test_a_killed_fabric_is_cleared_away_by_the_next_which_goes_on_and_goes_down
     session = recorded(place)
     were = everything_below(killed.pid)
     os.kill(killed.pid, signal.SIGKILL)
-    found = house.up(config, state_dir=place, any_port=True)
+    found = daemon.up(config, state_dir=place, any_port=True)
     assert living(were) == []
     assert not session.exists()
-    with connect(found.address, house.operator_key(place), found.ca, account="local") as fabric:
+    with connect(found.address, daemon.operator_key(place), found.ca, account="local") as fabric:
         assert fabric.job(job.id).info().job_id == job.id
         fabric.job(job.id).cancel()
     with_its_gateway(place)
     session, are = recorded(place), [psutil.Process(found.pid), *everything_below(found.pid)]
-    house.down(place)
+    daemon.down(place)
     assert living(are) == []
     assert not session.exists()
 
 
 def test_down_clears_away_what_a_killed_fabric_left(place, config):
-    killed = house.up(config, state_dir=place, any_port=True)
+    killed = daemon.up(config, state_dir=place, any_port=True)
     with_its_gateway(place)
     were, session = everything_below(killed.pid), recorded(place)
     os.kill(killed.pid, signal.SIGKILL)
     psutil.wait_procs([psutil.Process(killed.pid)], timeout=10)
-    assert house.down(place).name == "small"
+    assert daemon.down(place).name == "small"
     assert living(were) == []
     assert not Path(session).exists()

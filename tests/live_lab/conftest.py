@@ -11,7 +11,7 @@ import boto3
 import psutil
 import pytest
 
-from fabric.adapters.local_cluster import TOKEN_NAME
+from fabric.cluster.local import TOKEN_NAME
 from fabric.sdk import connect
 from fabric.wire import fabric_pb2 as pb
 

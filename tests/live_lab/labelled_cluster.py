@@ -2,7 +2,7 @@
 
 import sys
 
-from fabric.adapters.local_cluster import LocalCluster, LocalNode
+from fabric.cluster.local import LocalCluster, LocalNode
 
 NODES = (
     LocalNode(node_id="h100-1", accelerator="H100", devices=4),

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fabric import house
+from fabric import daemon
+from fabric.daemon.state_dir import ailment
 from fabric.errors import Conflict, FabricError, NotFound, Unavailable
-from fabric.house.place import ailment
 from fabric.sdk import connect
 
 pytestmark = [pytest.mark.ray, pytest.mark.postgres]
@@ -29,9 +29,9 @@ def test_a_fabric_comes_back_when_its_database_does_and_goes_down_without_it(tmp
         f"journal: {{kind: postgres, dsn: '{postgres_server.dsn}'}}\n"
     )
     try:
-        found = house.up(config, state_dir=place, any_port=True)
+        found = daemon.up(config, state_dir=place, any_port=True)
         with connect(
-            found.address, house.operator_key(Path(found.state_dir)), found.ca, account=found.account
+            found.address, daemon.operator_key(Path(found.state_dir)), found.ca, account=found.account
         ) as fabric:
             fabric.top_up("3")
             job = fabric.submit(time.sleep, 1, tokens="0.1", accelerators="H100:1")
@@ -40,7 +40,7 @@ def test_a_fabric_comes_back_when_its_database_does_and_goes_down_without_it(tmp
                 fabric.top_up("1")
             wait_until(lambda: "database is away" in ailment(place))
             with pytest.raises(Conflict, match="not well: the journal's database is away"):
-                house.up(config, state_dir=place, any_port=True)
+                daemon.up(config, state_dir=place, any_port=True)
             time.sleep(10)
             postgres_server.start()
             wait_until(lambda: answers(fabric))
@@ -51,11 +51,11 @@ def test_a_fabric_comes_back_when_its_database_does_and_goes_down_without_it(tmp
             wait_until(lambda: running.state == "running")
             postgres_server.stop()
             wait_until(lambda: "database is away" in ailment(place))
-        house.down(place)
-        assert house.running(place) is None
+        daemon.down(place)
+        assert daemon.running(place) is None
     finally:
         with suppress(NotFound):
-            house.down(place, now=True)
+            daemon.down(place, now=True)
         if postgres_server.process.poll() is not None:
             postgres_server.start()
 

@@ -11,10 +11,10 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from fabric import house
+from fabric import daemon
 from fabric.audit.verify import verify_export
+from fabric.daemon.state_dir import ailment
 from fabric.errors import FabricError, NotFound, Unavailable
-from fabric.house.place import ailment
 from fabric.sdk import connect
 from fabric.wire import fabric_pb2 as pb
 
@@ -32,23 +32,23 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("outages") / "state"
     config = place.with_name("small.yaml")
     config.write_text(CONFIG)
-    house.up(config, state_dir=place, any_port=True)
+    daemon.up(config, state_dir=place, any_port=True)
     yield place
     with suppress(NotFound):
-        house.down(place, now=True)
+        daemon.down(place, now=True)
 
 
 @pytest.fixture
 def fabric(place):
-    found = house.running(place)
-    with connect(found.address, house.operator_key(place), found.ca, account=found.account) as fabric:
+    found = daemon.running(place)
+    with connect(found.address, daemon.operator_key(place), found.ca, account=found.account) as fabric:
         fabric.top_up("30")
         yield fabric
 
 
 def parts(place, name):
     """Ray's processes of that name that run, each with what it was started with."""
-    for process in psutil.Process(house.running(place).pid).children(recursive=True):
+    for process in psutil.Process(daemon.running(place).pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # one that has ended and waits to be collected is none either
             if process.name() == name:
                 yield process, " ".join(process.cmdline())
@@ -110,7 +110,7 @@ def all_is_booked(fabric, place):
         wait_until(lambda: fabric.balance().held_uhs == 0)
         assert fabric.balance().free_uhs == before_uhs - sum(job.cost().burned_uhs for job in jobs)
         lines = fabric.client.fetch(pb.ExportRequest()).decode().splitlines()
-        report = verify_export(lines, trusted_key=house.running(place).verifier_key)
+        report = verify_export(lines, trusted_key=daemon.running(place).verifier_key)
         assert report.ok, report.problem
 
     return check
@@ -202,15 +202,15 @@ def test_a_node_that_stands_still_for_a_while_costs_no_job_its_work(place, fabri
 
 def test_a_fabric_whose_ray_is_gone_begins_again_by_itself_at_the_same_address(place, fabric, all_is_booked):
     """The head's node is killed, and the gate with it. What it says meanwhile, `fabric up` says to whoever tries."""
-    before = house.running(place)
+    before = daemon.running(place)
     running = steps_of(fabric, steps=60, accelerators="H100:1")
     wait_until(lambda: running.info().step > 3)
     head(place).kill()
     wait_until(lambda: "everything is started again" in ailment(place))
     with suppress(FabricError):
-        house.up(place.parent / "small.yaml", state_dir=place, any_port=True)
+        daemon.up(place.parent / "small.yaml", state_dir=place, any_port=True)
     wait_until(lambda: not ailment(place) and answers(fabric))
-    after = house.running(place)
+    after = daemon.running(place)
     assert (after.address, after.dashboard, after.pid) == (before.address, before.dashboard, before.pid)
     assert running.result(timeout=WITHIN_S) == {"at": 60, "starts": 2}
     all_is_booked(running)

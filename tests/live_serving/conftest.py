@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fabric import house
-from fabric.client import Client, new_request_id
+from fabric import daemon
+from fabric.client.client import Client, new_request_id
+from fabric.client.profile import Profile
+from fabric.config.cluster import shipped
 from fabric.errors import NotFound
-from fabric.profile import Profile
-from fabric.settings import shipped
 from fabric.units import parse_ct
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire.keys import format_key, hash_secret, make_secret
@@ -52,7 +52,7 @@ class Service:
         self.operator = self.client("")
 
     def client(self, account):
-        key = house.operator_key(self.place)
+        key = daemon.operator_key(self.place)
         return Client(Profile(address=self.found.address, api_key=key, ca=self.found.ca, account=account))
 
     def model(self, name="byte-lm"):
@@ -98,7 +98,7 @@ class Service:
 
 @pytest.fixture(scope="package")
 def service(tmp_path_factory):
-    from training import byte_lm
+    from training.demo import byte_lm
 
     place = tmp_path_factory.mktemp("house")
     folder = place / "model"
@@ -108,7 +108,7 @@ def service(tmp_path_factory):
     text = text.replace(ASCEND, CELL)
     config = place / "cluster.yaml"
     config.write_text(text[: text.index("# The OpenAI-compatible endpoint")] + SERVING.format(folder=folder))
-    found = house.up(config=config, state_dir=place, any_port=True)
+    found = daemon.up(config=config, state_dir=place, any_port=True)
     yield Service(found)
     with contextlib.suppress(NotFound):  # the last test of the folder took it down
-        house.down(place, now=True)
+        daemon.down(place, now=True)

@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from fabric import house
+from fabric import daemon
 from fabric.cli import app
 
 
@@ -14,7 +14,7 @@ def run(service, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setenv("FABRIC_ADDRESS", service.found.address)
     monkeypatch.setenv("FABRIC_CA", service.found.ca)
-    monkeypatch.setenv("FABRIC_API_KEY", house.operator_key(service.place))
+    monkeypatch.setenv("FABRIC_API_KEY", daemon.operator_key(service.place))
 
     def command(*words):
         done = CliRunner().invoke(app, [str(word) for word in words])

@@ -13,11 +13,11 @@ import openai
 import psutil
 import pytest
 
-from fabric import house
-from fabric.adapters.lease_ray_settings import LOOPBACK
+from fabric import daemon
 from fabric.sdk import Fabric
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
+from fabric.worker.lease_ray_settings import LOOPBACK
 from tests.live_serving.conftest import OWNER
 
 TEXT = "import os"
@@ -253,7 +253,7 @@ def test_a_fabric_that_goes_down_leaves_no_process_of_an_engine(service):
     family = psutil.Process(service.found.pid).children(recursive=True)
     assert sum(_is_engine(each) for each in family) >= 2, "of both models"
     engines = [each for each in psutil.process_iter() if _is_engine(each) and each.ppid() == 1]
-    house.down(service.place)
+    daemon.down(service.place)
     _, alive = psutil.wait_procs([*family, *engines], timeout=20)
     ours = [each for each in alive if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
     assert [each.cmdline() for each in ours] == []

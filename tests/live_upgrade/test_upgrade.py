@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from fabric.adapters.local_cluster import TOKEN_NAME
 from fabric.audit.verify import verify_export
+from fabric.cluster.local import TOKEN_NAME
 from fabric.sdk import connect
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb

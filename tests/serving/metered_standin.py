@@ -15,15 +15,15 @@ from pathlib import Path
 import uvicorn
 
 from fabric.charging.rates import charge_uhs
+from fabric.client.profile import Profile
 from fabric.errors import FabricError
-from fabric.profile import Profile
-from serving.front import Front
-from serving.ledger import GrpcLedger
-from serving.meter import Meter
-from serving.metering import Metering
-from serving.outbox import Outbox
-from serving.slices import Terms
-from serving.tickets import TICKET
+from serving.engines.admission import Front
+from serving.fabric_client import GrpcLedger
+from serving.metering.book import Metering
+from serving.metering.call_log import Outbox
+from serving.metering.meter import Meter
+from serving.metering.payer import TICKET
+from serving.metering.slices import Terms
 from tests.serving.engine_standin import EngineStandin
 from tests.serving.gateway.house import RATE, bind
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from ledger_wire import WireLedger  # the folder is no package
 
-from serving.listener import Listener, ReplicaSpec
+from serving.replica.listener import Listener, ReplicaSpec
 
 
 async def main():

@@ -14,8 +14,8 @@ import msgspec
 import psutil
 
 from fabric.charging.rates import Rate, charge_uhs
-from serving.listener import ReplicaSpec
-from serving.slices import Terms
+from serving.metering.slices import Terms
+from serving.replica.listener import ReplicaSpec
 
 from .ledger_standin import LedgerStandIn
 from .ledger_wire import LedgerServer

@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from fabric.errors import InvalidRequest
-from serving import adapter_files
-from serving.adapter_files import CONFIG, WEIGHTS, taken_over
+from serving.replica import adapter_files
+from serving.replica.adapter_files import CONFIG, WEIGHTS, taken_over
 
 from .adapter_maker import MODULES, make_adapter
 

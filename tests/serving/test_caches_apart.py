@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from serving import front, options
+from serving.engines import admission, options
 from serving.gateway.routes import ROUTES
-from serving.tickets import Ticket, salt_of, ticket_of
+from serving.metering.payer import Ticket, salt_of, ticket_of
 
 TRUST = "t" * 32
 READS_NO_CACHE = "reads no cache"
@@ -46,7 +46,7 @@ def test_each_account_has_a_salt_of_its_own_at_every_replica_the_same():
 def test_what_is_served_says_where_it_enters_the_engine():
     assert {(route.method, route.path) for route in ROUTES if "{" not in route.path} <= set(CLAIMS)
     for method, path in CLAIMS:
-        assert front.is_served(method, path), path
+        assert admission.is_served(method, path), path
 
 
 def test_media_are_not_found_by_their_hash():
@@ -68,7 +68,7 @@ def test_no_route_of_the_engine_is_served_that_says_nothing_of_it(monkeypatch):
     for tasks in (("generate",), ("embed", "classify"), ("transcription",)):
         for route in build_app(arguments, tasks, None).routes:
             found |= {(method, route.path) for method in getattr(route, "methods", None) or ()}
-    served = {(method, path) for method, path in found if front.is_served(method, path)}
+    served = {(method, path) for method, path in found if admission.is_served(method, path)}
     assert {("POST", "/v1/messages"), ("POST", "/v1/responses"), ("POST", "/tokenize")} <= served
     assert served <= set(CLAIMS)
     assert {("POST", "/invocations"), ("POST", "/inference/v1/generate"), ("POST", "/generative_scoring")} <= (
@@ -90,7 +90,7 @@ PROMPTS = [
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("prompt", PROMPTS, ids=str)
 def test_every_form_of_a_prompt_carries_the_accounts_salt_and_no_other(prompt):
-    from serving.metered import _salted
+    from serving.engines.metered import _salted
 
     salted = _salted(prompt, ticket("ann"))
     for part in [salted] if "decoder_prompt" not in salted else [salted["decoder_prompt"], salted["encoder_prompt"]]:
@@ -107,9 +107,9 @@ def test_every_form_of_a_prompt_carries_the_accounts_salt_and_no_other(prompt):
 @pytest.mark.parametrize("prompt", ["text", [1, 2], {"prompt": "text"}, {"type": "new"}, None], ids=str)
 def test_a_prompt_that_cannot_be_salted_is_not_let_in(prompt):
     from fabric.errors import Internal
-    from serving.metered import MeteredAsyncLLM, _salted
-    from serving.slices import Payer
-    from serving.tickets import TICKET
+    from serving.engines.metered import MeteredAsyncLLM, _salted
+    from serving.metering.payer import TICKET
+    from serving.metering.slices import Payer
 
     with pytest.raises(Internal, match="apart"):
         _salted(prompt, ticket("ann"))

@@ -6,8 +6,8 @@ import httpx
 import pytest
 
 from serving.calls import Call, Usage
-from serving.front import Front
-from serving.tickets import TICKET
+from serving.engines.admission import Front
+from serving.metering.payer import TICKET
 
 TRUST = "t"
 HEADERS = {"x-fabric-trust": TRUST, "x-fabric-account": "ann", "x-fabric-call": "c1"}

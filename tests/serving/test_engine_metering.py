@@ -10,11 +10,11 @@ import pytest
 
 from fabric.charging.rates import Rate, charge_uhs
 from fabric.errors import InvalidRequest
-from serving.meter import Meter
-from serving.metering import Metering
-from serving.outbox import Outbox
-from serving.slices import Payer, Terms
-from serving.tickets import TICKET, Ticket
+from serving.metering.book import Metering
+from serving.metering.call_log import Outbox
+from serving.metering.meter import Meter
+from serving.metering.payer import TICKET, Ticket
+from serving.metering.slices import Payer, Terms
 
 from .ledger_standin import LedgerStandIn
 
@@ -56,7 +56,7 @@ class SeenStandIn:
 async def engine(tmp_path, monkeypatch):
     from vllm.reasoning import ReasoningParserManager
 
-    from serving.metered import Loaded, MeteredAsyncLLM
+    from serving.engines.metered import Loaded, MeteredAsyncLLM
 
     class Llm(MeteredAsyncLLM):
         def __init__(self):
@@ -186,7 +186,7 @@ def shaped(**how):
 
 
 async def test_a_grammar_that_is_refused_is_the_answer_and_costs_nothing(engine):
-    from serving.metered import NotAdmitted
+    from serving.engines.metered import NotAdmitted
 
     engine.grammars = GrammarsStandIn(InvalidRequest("too costly", code="grammar_too_costly"))
     engine.yields = [(5, 6)]
@@ -220,7 +220,7 @@ async def test_who_leaves_while_a_grammar_is_compiled_is_charged_nothing(engine)
 
 
 async def test_who_has_no_tokens_has_no_grammar_compiled(engine):
-    from serving.metered import NotAdmitted
+    from serving.engines.metered import NotAdmitted
 
     engine.grammars = GrammarsStandIn(None)
     ticket = Ticket(Payer("ann"), "k", "c1", salt="s")
@@ -232,7 +232,7 @@ async def test_who_has_no_tokens_has_no_grammar_compiled(engine):
 
 async def test_an_adapter_that_was_not_asked_for_neither_answers_nor_charges(engine):
     """vLLM takes one whose name is the type of a message's part, whoever asks for whatever."""
-    from serving.metered import Loaded
+    from serving.engines.metered import Loaded
 
     law = engine.adapters["text"] = Loaded("text", engine.meter, request="as loaded")
     for asked, answers, goes_on in (("m", engine.own, None), ("", engine.own, None), ("text", law, "as loaded")):

@@ -6,8 +6,8 @@ import threading
 import pytest
 
 from fabric.errors import FabricError, Internal, Unavailable
-from serving import replica
 from serving.event_thread import EventThread
+from serving.replica import actor
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ async def test_what_runs_there_is_awaited_here(thread):
 
 
 async def test_a_busy_loop_is_seen_to_be_behind_and_is_not_taken_for_dead(thread, monkeypatch):
-    monkeypatch.setattr(replica, "_CHECK_S", 0.05)
+    monkeypatch.setattr(actor, "_CHECK_S", 0.05)
     release, asked = threading.Event(), []
 
     async def busy():
@@ -46,18 +46,18 @@ async def test_a_busy_loop_is_seen_to_be_behind_and_is_not_taken_for_dead(thread
     async with asyncio.timeout(20):
         while thread.behind_s() < 0.2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    await replica.checked(thread, check)
+    await actor.checked(thread, check)
     assert asked == []
-    monkeypatch.setattr(replica, "STUCK_S", 0.1)
+    monkeypatch.setattr(actor, "STUCK_S", 0.1)
     with pytest.raises(Unavailable, match="come round"):
-        await replica.checked(thread, check)
+        await actor.checked(thread, check)
     release.set()
     await blocking
     async with asyncio.timeout(20):
         while thread.behind_s() > 0:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    monkeypatch.setattr(replica, "_CHECK_S", 20)
-    await replica.checked(thread, check)
+    monkeypatch.setattr(actor, "_CHECK_S", 20)
+    await actor.checked(thread, check)
     assert asked
 
 
@@ -66,7 +66,7 @@ async def test_what_the_engine_says_of_itself_is_heard(thread):
         raise Internal("the engine is dead", code="dead")
 
     with pytest.raises(Internal, match="dead"):
-        await replica.checked(thread, dead)
+        await actor.checked(thread, dead)
 
 
 async def test_a_loop_that_has_ended_is_dead():

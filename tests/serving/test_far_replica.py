@@ -14,17 +14,17 @@ import pytest
 from fabric.charging.rates import charge_uhs
 from fabric.errors import Unavailable
 from fabric.wire import fabric_pb2 as pb
-from serving import replica as replicas
+from serving.fabric_client import GrpcLedger
 from serving.gateway.app import Gateway, Limits
 from serving.gateway.fabric_directory import FabricDirectory
-from serving.ledger import GrpcLedger
-from serving.listener import Listener, ReplicaSpec
-from serving.meter import Meter
-from serving.metering import Metering
-from serving.notices import DoorBoard
-from serving.outbox import Outbox
-from serving.pool import Offer, Replica
-from serving.standing import Standing
+from serving.host.board import DoorBoard
+from serving.host.pool import Offer, Replica
+from serving.metering.book import Metering
+from serving.metering.call_log import Outbox
+from serving.metering.meter import Meter
+from serving.replica import actor as replicas
+from serving.replica.listener import Listener, ReplicaSpec
+from serving.replica.standing import Standing
 from tests.serving.engine_standin import TRUST, EngineStandin
 from tests.serving.gateway.house import CHAT, RATE, served
 from tests.serving.gateway.test_fabric_directory import doors
@@ -151,7 +151,7 @@ class LeaseStandIn:
     ],
 )
 async def test_a_lease_that_went_elsewhere_is_lost_to_what_stood_in_it(said, lost):
-    from serving.grounds import LeasedPlot
+    from serving.host.leases import LeasedPlot
 
     plot = LeasedPlot(LeaseStandIn(**said), {"lease_id": "l1"}, accelerator="H100", closed=lambda _: None)
     assert await plot.is_lost() is lost

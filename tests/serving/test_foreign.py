@@ -7,12 +7,12 @@ import aiohttp.web
 import httpx
 import pytest
 
-from serving.foreign import ForeignEngine
-from serving.front import Front
-from serving.meter import Meter
-from serving.metering import Metering
-from serving.outbox import Outbox
-from serving.slices import Terms
+from serving.engines.admission import Front
+from serving.engines.http import ForeignEngine
+from serving.metering.book import Metering
+from serving.metering.call_log import Outbox
+from serving.metering.meter import Meter
+from serving.metering.slices import Terms
 
 from .ledger_standin import LedgerStandIn
 

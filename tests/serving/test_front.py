@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from fabric.errors import InsufficientTokens
-from serving.front import Front
+from serving.engines.admission import Front
 from serving.gateway.routes import ROUTES
 
 TRUST = "t"

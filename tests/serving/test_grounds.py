@@ -10,9 +10,9 @@ from fabric.charging.rates import Rate
 from fabric.errors import JobFailed
 from fabric.gate.events import Grant, NodeDown, NodeUp, OpenAccount, Pool
 from fabric.units import UHS_PER_CT
-from serving.grounds import LeasedGround, is_of, mark_of
-from serving.host import _end
-from serving.pool import Offer
+from serving.host.__main__ import _end
+from serving.host.leases import LeasedGround, is_of, mark_of
+from serving.host.pool import Offer
 from tests.doors.conftest import house as house_fixture
 
 house = house_fixture

@@ -7,13 +7,13 @@ import tarfile
 import pytest
 
 from fabric import parcels
-from fabric.adapters.archive import DirectoryArchive
-from fabric.adapters.layout import artifact_key
 from fabric.checkpoints import commit_directory
 from fabric.checkpoints.jobs import checkpoints_in
 from fabric.errors import InvalidRequest
 from fabric.parcels import packed, unpacked
-from serving.sources import folder_of
+from fabric.storage.archive import DirectoryArchive
+from fabric.storage.layout import artifact_key
+from serving.replica.sources import folder_of
 
 GIB = 2**30
 

@@ -5,7 +5,7 @@ own, so it runs with the long tests; `tests/live_serving/test_adapters` has the 
 import msgspec
 import pytest
 
-from serving.lora import Adapter
+from serving.replica.lora import Adapter
 
 from .adapter_maker import make_adapter
 from .rig import CACHED, IN, OUT, RATE, Rig

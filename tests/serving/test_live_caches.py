@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.tickets import salt_of
+from serving.metering.payer import salt_of
 
 from .rig import CACHED, IN, TRUST
 

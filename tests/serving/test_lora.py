@@ -7,8 +7,8 @@ import pytest
 
 from fabric.charging.rates import Rate
 from fabric.errors import InvalidRequest, Unavailable
-from serving import lora
-from serving.lora import Adapter, Adapters, meter_id, rank_max
+from serving.replica import lora
+from serving.replica.lora import Adapter, Adapters, meter_id, rank_max
 
 RATE = Rate(version=1, input_uhs_per_mtok=1, cached_uhs_per_mtok=1, output_uhs_per_mtok=1, reasoning_uhs_per_mtok=1)
 

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from fabric.errors import Conflict, InsufficientTokens, Internal, Unavailable
-from serving.leftovers import settle_left
-from serving.meter import Meter
-from serving.metering import Metering
-from serving.outbox import Outbox
-from serving.slices import Payer, Terms
+from serving.metering.book import Metering
+from serving.metering.call_log import Outbox
+from serving.metering.meter import Meter
+from serving.metering.slices import Payer, Terms
+from serving.replica.recovery import settle_left
 
 from .ledger_standin import LedgerStandIn
 

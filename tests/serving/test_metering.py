@@ -4,8 +4,8 @@ import pytest
 
 from fabric.errors import Conflict
 from serving.calls import Granted, Usage
-from serving.metering import Metering
-from serving.slices import OpenCall, Payer, Short, Terms, affordable, worst_uhs
+from serving.metering.book import Metering
+from serving.metering.slices import OpenCall, Payer, Short, Terms, affordable, worst_uhs
 
 ANN = Payer("ann")
 S = 1_000_000

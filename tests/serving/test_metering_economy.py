@@ -10,8 +10,8 @@ import random
 import pytest
 
 from fabric.errors import InsufficientTokens
-from serving.metering import Metering
-from serving.slices import Payer, Short
+from serving.metering.book import Metering
+from serving.metering.slices import Payer, Short
 
 from .ledger_standin import LedgerStandIn
 

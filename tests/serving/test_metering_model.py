@@ -9,8 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from fabric.charging.rounding import half_even
 from fabric.errors import InsufficientTokens, InvalidRequest, NotFound
 from serving.calls import Call, Usage
-from serving.metering import Metering
-from serving.slices import Ask, Payer, Short, Terms
+from serving.metering.book import Metering
+from serving.metering.slices import Ask, Payer, Short, Terms
 
 from .ledger_standin import LedgerStandIn
 

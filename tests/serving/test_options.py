@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.options import arguments
+from serving.engines.options import arguments
 
 ENABLED = ("--enable-lora",)
 CASES = [

@@ -14,8 +14,8 @@ import pytest
 
 from fabric.errors import Conflict, Unavailable
 from serving.calls import Call, Usage
-from serving.outbox import ROOM_BYTES, Outbox
-from serving.slices import Ask, Payer
+from serving.metering.call_log import ROOM_BYTES, Outbox
+from serving.metering.slices import Ask, Payer
 
 
 def call(call_id, *, completion=0, ended="error"):
@@ -132,8 +132,8 @@ def test_on_a_full_disk_no_call_begins_and_what_runs_is_not_lost(path):
         from pathlib import Path
         from fabric.errors import Unavailable
         from serving.calls import Call, Usage
-        from serving.outbox import Outbox
-        from serving.slices import Ask, Payer
+        from serving.metering.call_log import Outbox
+        from serving.metering.slices import Ask, Payer
         call = lambda name: Call(name, "ann", "k", "m", "H100", Usage(7), 1, 2, "error")
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         box = Outbox(Path(sys.argv[1]))
@@ -204,8 +204,8 @@ def test_a_killed_process_had_recorded_every_output_that_left_it(path):
         import sys
         from pathlib import Path
         from serving.calls import Call, Usage
-        from serving.outbox import Outbox
-        from serving.slices import Ask, Payer
+        from serving.metering.call_log import Outbox
+        from serving.metering.slices import Ask, Payer
         box = Outbox(Path(sys.argv[1]), compact_bytes=4096)
         box.held(Ask("authorize", "h1", Payer("ann"), 0))
         box.began("h1", Call("a", "ann", "k", "m", "H100", Usage(7), 1, 2, "error"))

@@ -6,9 +6,9 @@ import pytest
 
 from fabric.charging.rates import Rate
 from fabric.errors import Unavailable
-from serving.lora import AdapterStanding
-from serving.pool import Asked, Offer, Pool
-from serving.standing import Standing
+from serving.host.pool import Asked, Offer, Pool
+from serving.replica.lora import AdapterStanding
+from serving.replica.standing import Standing
 
 RATE = Rate(input_uhs_per_mtok=1, cached_uhs_per_mtok=1, output_uhs_per_mtok=1, reasoning_uhs_per_mtok=1)
 
@@ -215,8 +215,8 @@ async def test_a_replica_that_dies_is_not_called_ready_until_it_answers_again(gr
 
 
 async def test_a_replica_that_loads_again_is_waited_for_and_one_that_is_silent_is_not(ground, monkeypatch):
-    monkeypatch.setattr("serving.pool._SILENT_S", 0.05)
-    monkeypatch.setattr("serving.pool._RETRY_S", (0.01, 0.01))
+    monkeypatch.setattr("serving.host.pool._SILENT_S", 0.05)
+    monkeypatch.setattr("serving.host.pool._RETRY_S", (0.01, 0.01))
     board = BoardStandIn(Asked(offer()))
     pool = pool_of(ground, board)
     await turns(pool)
@@ -234,7 +234,7 @@ async def test_a_replica_that_loads_again_is_waited_for_and_one_that_is_silent_i
 
 
 async def test_a_replica_that_is_busy_gets_nothing_new_and_is_not_given_up(ground, monkeypatch):
-    monkeypatch.setattr("serving.pool._SILENT_S", 0.02)
+    monkeypatch.setattr("serving.host.pool._SILENT_S", 0.02)
     board = BoardStandIn(Asked(offer()))
     pool = pool_of(ground, board)
     await turns(pool)
@@ -252,8 +252,8 @@ async def test_a_replica_that_is_busy_gets_nothing_new_and_is_not_given_up(groun
 
 
 async def test_one_that_is_busy_for_minutes_is_taken_for_dead(ground, monkeypatch):
-    monkeypatch.setattr("serving.pool.STUCK_S", 0.05)
-    monkeypatch.setattr("serving.pool._RETRY_S", (10.0, 10.0))
+    monkeypatch.setattr("serving.host.pool.STUCK_S", 0.05)
+    monkeypatch.setattr("serving.host.pool._RETRY_S", (10.0, 10.0))
     pool = pool_of(ground, BoardStandIn(Asked(offer())))
     await turns(pool)
     ground.silent, ground.code = True, "busy"
@@ -263,8 +263,8 @@ async def test_one_that_is_busy_for_minutes_is_taken_for_dead(ground, monkeypatc
 
 
 async def test_one_that_says_for_ever_that_it_loads_is_given_up(ground, monkeypatch):
-    monkeypatch.setattr("serving.pool._LOADING_S", 0.05)
-    monkeypatch.setattr("serving.pool._RETRY_S", (10.0, 10.0))
+    monkeypatch.setattr("serving.host.pool._LOADING_S", 0.05)
+    monkeypatch.setattr("serving.host.pool._RETRY_S", (10.0, 10.0))
     pool = pool_of(ground, BoardStandIn(Asked(offer())))
     await turns(pool)
     ground.silent, ground.code = True, "loading"
@@ -299,7 +299,7 @@ async def test_another_price_reaches_a_replica_that_goes_on_serving(ground):
 
 
 async def test_a_replica_whose_node_is_gone_is_replaced_in_another_lease(ground, monkeypatch):
-    monkeypatch.setattr("serving.pool._RETRY_S", (0.01, 0.01))
+    monkeypatch.setattr("serving.host.pool._RETRY_S", (0.01, 0.01))
     board = BoardStandIn(Asked(offer()))
     pool = pool_of(ground, board)
     await turns(pool)
@@ -340,7 +340,7 @@ async def test_a_model_that_is_withdrawn_while_it_loads_gives_its_lease_back_at_
 
 
 async def test_loads_that_fail_again_and_again_stop_until_the_model_is_offered_anew(ground, monkeypatch):
-    monkeypatch.setattr("serving.pool._RETRY_S", (0.0, 0.0))
+    monkeypatch.setattr("serving.host.pool._RETRY_S", (0.0, 0.0))
     ground.fails = "it is no model"
     board = BoardStandIn(Asked(offer()))
     pool = pool_of(ground, board)
@@ -355,7 +355,7 @@ async def test_loads_that_fail_again_and_again_stop_until_the_model_is_offered_a
 
 
 async def test_to_have_found_no_devices_is_no_failure_of_the_models(ground, monkeypatch):
-    monkeypatch.setattr("serving.pool._RETRY_S", (0.0, 0.0))
+    monkeypatch.setattr("serving.host.pool._RETRY_S", (0.0, 0.0))
     ground.fails, ground.code = "none came free", "no_capacity"
     pool = pool_of(ground, BoardStandIn(Asked(offer())))
     await turns(pool, 12)

@@ -3,7 +3,7 @@
 import msgspec
 
 from fabric.errors import Unavailable
-from serving.pool import Asked
+from serving.host.pool import Asked
 from tests.serving.test_pool import RATE, BoardStandIn, ground, offer, pool_of, turns
 
 __all__ = ["ground"]
@@ -52,7 +52,7 @@ async def test_who_cannot_be_told_of_adapters_goes_on_and_is_told_again(ground, 
         told.append(len(adapters))
         raise Unavailable("the replica's process takes no word", code="replica_unreachable")
 
-    monkeypatch.setattr("serving.pool._SILENT_S", 0.0)
+    monkeypatch.setattr("serving.host.pool._SILENT_S", 0.0)
     monkeypatch.setattr(ground, "adapt", adapt)
     pool = pool_of(ground, BoardStandIn(Asked(offer()), Asked(law(), changed=1)))
     await turns(pool, 6)

@@ -4,15 +4,16 @@ import cloudpickle
 import msgspec
 import pytest
 
-from fabric.adapters.guarded import Admitted
 from fabric.charging.rates import Rate
 from fabric.errors import PermissionDenied
-from serving import replica, serve_site
-from serving.listener import ReplicaSpec
-from serving.lora import Adapter
-from serving.replica import Door, Opened, ReplicaActor
-from serving.serve_site import ServeSite
-from tests.adapters.shells import Handle
+from fabric.system.guarded import Admitted
+from serving.host import serve_site
+from serving.host.serve_site import ServeSite
+from serving.replica import actor
+from serving.replica.actor import Door, Opened, ReplicaActor
+from serving.replica.listener import ReplicaSpec
+from serving.replica.lora import Adapter
+from tests.cluster.shells import Handle
 
 KEY, TRUST, PASSWORD = "fk_replica_key", "gateways-trust", "bucket-password"
 SPEC = ReplicaSpec(
@@ -116,7 +117,7 @@ DEARER = msgspec.structs.replace(SPEC.rate, version=2, output_uhs_per_mtok=7)
 @pytest.fixture
 async def made(monkeypatch, tmp_path):
     """Makes the inside of a replica's actor, as Serve does at a start and at each restart: of the same words."""
-    monkeypatch.setattr(replica, "Listener", Meters)
+    monkeypatch.setattr(actor, "Listener", Meters)
     monkeypatch.setattr(Meters, "opened", ())
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")

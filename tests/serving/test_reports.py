@@ -7,12 +7,12 @@ import pytest
 
 from fabric.errors import FabricError, Internal, PermissionDenied
 from serving.calls import Call, Usage
-from serving.leftovers import settle_left
-from serving.meter import Meter, steady_clock
-from serving.metering import Metering
-from serving.outbox import Outbox
-from serving.reports import first_report
-from serving.slices import Payer, Terms
+from serving.metering.book import Metering
+from serving.metering.call_log import Outbox
+from serving.metering.meter import Meter, steady_clock
+from serving.metering.reports import first_report
+from serving.metering.slices import Payer, Terms
+from serving.replica.recovery import settle_left
 
 from .ledger_standin import LedgerStandIn
 from .test_meter import Flaky, charge

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.scaling import Bounds, Demand, wanted
+from serving.host.scaling import Bounds, Demand, wanted
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import pytest
 
-from serving import seen
 from serving.calls import Call, Usage
+from serving.metering import metrics
 
 
 class MetricStandIn:
@@ -38,7 +38,7 @@ def call(number, ended, usage):
 
 
 def test_a_thousand_callers_make_no_more_series_than_one(counters):
-    told = seen.SeenByRay()
+    told = metrics.SeenByRay()
     ends = ("stop", "length", "balance_exhausted", "client_gone", "error", "cancelled")
     for number, (ended, rank) in enumerate(itertools.islice(itertools.cycle(itertools.product(ends, range(3))), 1_000)):
         told.began(model="m", tier_rank=rank, seconds=0.1)
@@ -54,7 +54,7 @@ def test_a_thousand_callers_make_no_more_series_than_one(counters):
 
 
 def test_what_cost_nothing_is_a_call_all_the_same(counters):
-    told = seen.SeenByRay()
+    told = metrics.SeenByRay()
     told.ended(call(1, "error", Usage(0)), tier_rank=2, charged_uhs=0)
     assert counters["fabric_replica_calls"].series == {(("ended", "error"), ("model", "m"), ("tier", "enterprise")): 1}
     assert counters["fabric_replica_llm_tokens"].series == {}

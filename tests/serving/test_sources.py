@@ -2,13 +2,13 @@
 
 import pytest
 
-from fabric.adapters.archive import DirectoryArchive
-from fabric.adapters.layout import artifact_key
 from fabric.checkpoints import commit_directory
 from fabric.checkpoints.jobs import checkpoints_in
 from fabric.errors import InvalidRequest, NotFound
-from serving.adapter_files import CONFIG, WEIGHTS
-from serving.sources import folder_of
+from fabric.storage.archive import DirectoryArchive
+from fabric.storage.layout import artifact_key
+from serving.replica.adapter_files import CONFIG, WEIGHTS
+from serving.replica.sources import folder_of
 from training.parcels import packed
 
 

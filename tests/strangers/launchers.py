@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from fabric.gate.events import LeaseOutcome
-from tests.adapters.programs import Machine
 from tests.strangers.launch import LOOPS, changed
+from tests.worker.programs import Machine
 
 WITHIN_S = 280
 BIN = Path(sys.executable).parent

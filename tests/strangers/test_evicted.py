@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fabric.client import new_request_id
+from fabric.client.client import new_request_id
 from fabric.errors import FabricError
 from tests.live.conftest import acme, running
 from tests.strangers import programs

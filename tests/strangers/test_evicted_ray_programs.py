@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import ray
 
-from fabric.adapters.stop_notice import standing
 from fabric.gate.events import LeaseOutcome
-from tests.adapters.call_attempts import Calls
-from tests.adapters.programs import Machine
+from fabric.worker.stop_notice import standing
+from tests.worker.call_attempts import Calls
+from tests.worker.programs import Machine
 
 pytest.importorskip("pyarrow", reason="install the group `strangers`")
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]

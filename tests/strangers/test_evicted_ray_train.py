@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fabric.gate.events import LeaseOutcome
-from tests.adapters.programs import Machine
 from tests.strangers import launch, launchers
+from tests.worker.programs import Machine
 
 pytest.importorskip("pyarrow", reason="install the group `strangers`")
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import ray
 
-from fabric.adapters.results import read_result
 from fabric.gate.events import JobKind, LeaseFinished, LeaseOutcome
 from fabric.results import read_parcel
-from tests.adapters.ray_cluster.conftest import local, world  # noqa: F401  # fixtures
+from fabric.storage.results import read_result
+from tests.cluster.ray_cluster.conftest import local, world  # noqa: F401  # fixtures
 
 pytest.importorskip("pyarrow", reason="install the group `strangers`")
 pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(500)]

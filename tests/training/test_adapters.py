@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from fabric import context
 from fabric.errors import InvalidRequest
 from tests.training.workload import Attempts, ended_by, running, stopped
-from training import adapters_hf, adapters_lightning
+from training.integrations import huggingface
+from training.integrations import lightning as adapters_lightning
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs, and many
 STEPS = 12
@@ -60,7 +61,7 @@ def hugging_face(folder, *, each=lambda step: None, best=None):
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
-    adapters_hf.train(Worse(model=model, args=arguments, train_dataset=data, eval_dataset=data, callbacks=[Each()]))
+    huggingface.train(Worse(model=model, args=arguments, train_dataset=data, eval_dataset=data, callbacks=[Each()]))
     return torch.cat([weight.detach().reshape(-1) for weight in model.parameters()])
 
 
@@ -200,7 +201,7 @@ def test_what_a_trainer_saves_by_itself_is_committed_too(tmp_path):
             disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
         data = [{"x": x, "labels": y} for x, y in zip(*samples(), strict=True)]
-        adapters_hf.train(Trainer(model=Net(), args=arguments, train_dataset=data))
+        huggingface.train(Trainer(model=Net(), args=arguments, train_dataset=data))
     assert attempts.saves == [2, 4, 6]
 
 

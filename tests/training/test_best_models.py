@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from training.adapters_hf import _bring_back_best, _take_best_along, callback_of
+from training.integrations.huggingface import _bring_back_best, _take_best_along, callback_of
 
 needs_transformers = pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="it is not installed")
 

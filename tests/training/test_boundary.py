@@ -6,8 +6,8 @@ import threading
 import pytest
 
 from fabric.context import Saved
-from training.boundary import Boundary, watch_changes
-from training.cadence import FIRST_SNAPSHOT_S, Choice, choice_at_stop, smoothed, snapshot_interval_s
+from training.state.boundary import Boundary, watch_changes
+from training.state.cadence import FIRST_SNAPSHOT_S, Choice, choice_at_stop, smoothed, snapshot_interval_s
 
 
 def test_a_saver_waits_for_a_step_that_is_half_done():

@@ -8,10 +8,10 @@ import threading
 
 import pytest
 
-from fabric.adapters.ports import free_port
+from fabric.system.ports import free_port
 from tests.training.workload import Attempts
-from training import byte_lm
-from training.byte_lm import Windows
+from training.demo import byte_lm
+from training.demo.byte_lm import Windows
 
 STEPS = 6
 
@@ -52,14 +52,14 @@ def test_a_run_stopped_at_any_instant_and_resumed_ends_with_the_same_weights(tmp
 
 def test_a_finished_run_that_is_started_again_does_nothing_more(tmp_path, uninterrupted, monkeypatch):
     byte_lm.train(steps=STEPS, directory=tmp_path / "kept")
-    monkeypatch.setattr("training.vault._of_directories", {})  # in another process
+    monkeypatch.setattr("training.state.vault._of_directories", {})  # in another process
     again = byte_lm.train(steps=STEPS, directory=tmp_path / "kept")
     assert (again["resumed_at_step"], again["weights_sha256"]) == (STEPS, uninterrupted["weights_sha256"])
 
 
 def test_two_ranks_share_the_work_and_reach_the_same_weights(tmp_path, uninterrupted):
     gang = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, "-m", "training.byte_lm", str(STEPS)]
+    command = [sys.executable, "-m", "training.demo.byte_lm", str(STEPS)]
     ranks = [
         subprocess.Popen(command, env={**gang, "RANK": str(rank)}, stdout=subprocess.PIPE, cwd=tmp_path)
         for rank in range(2)

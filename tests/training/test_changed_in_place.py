@@ -276,7 +276,7 @@ def test_an_object_that_never_changes_stays_as_the_script_makes_it(attempts):
 
 
 def test_a_checkpoint_makes_no_object_of_a_class_that_the_script_has_not(attempts, capsys):
-    from training.object_state import Putting
+    from training.state.object_state import Putting
 
     with pytest.raises(LookupError):
         Putting({}.get).put({"\0node": "object", "of": "subprocess:Popen", "has": {}, "at": 0}, None)

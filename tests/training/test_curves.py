@@ -12,9 +12,9 @@ from tensorboardX.proto.event_pb2 import Event
 from fabric import context
 from fabric.errors import JobFailed
 from tests.training.workload import Attempts, Script, ended_by, running, stopped
+from training.loop.trackers import Trackers
 from training.progress import Progress
 from training.timers import Timers
-from training.trackers import Trackers
 
 
 def events_in(folder):

@@ -11,8 +11,8 @@ from fabric import context
 from fabric.errors import Conflict, InvalidRequest
 from tests.training.workload import CLASSES, FEATURES, Attempts, Dice, Script, ended_by, linger, running, stopped
 from training import session
-from training.data import Order, feed_of, micros_of
-from training.virtual import VirtualRanks
+from training.loop.data import Order, feed_of, micros_of
+from training.loop.virtual import VirtualRanks
 
 SAMPLES, BATCH, EPOCHS = 110, 10, 4
 

@@ -12,8 +12,8 @@ from torch import nn
 from fabric.errors import InvalidRequest
 from tests.training.kinds import KINDS, adapted, bits, built, class_of, same, train
 from training import session
+from training.demo.llama import Llama, Shape
 from training.export import export, export_checkpoint
-from training.llama import Llama, Shape
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -194,7 +194,7 @@ def test_an_export_that_breaks_off_leaves_no_half_model(tmp_path, monkeypatch, a
 def test_tokenizer_and_generation_come_along(tmp_path):
     from transformers import AutoTokenizer, GenerationConfig
 
-    from training.llama_export import byte_tokenizer, export_llama
+    from training.demo.llama_export import byte_tokenizer, export_llama
 
     source = export_llama(tmp_path / "bytes", Llama(Shape(vocabulary=259)))
     model = built("llama")

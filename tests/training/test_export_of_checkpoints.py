@@ -10,14 +10,14 @@ from torch import nn
 
 from fabric.checkpoints import Checkpoints, DirectoryStore, commit_directory
 from fabric.errors import CheckpointDamaged, Conflict, InvalidRequest, NotFound
-from serving.adapter_files import taken_over
-from serving.model_data import check_data
+from serving.replica.adapter_files import taken_over
+from serving.replica.model_data import check_data
 from tests.training.kinds import adapted, bits, built, class_of, same, train
 from tests.training.workload import Attempts, running
 from training import session
+from training.demo.llama import Llama, Shape
 from training.export import export, export_checkpoint, main
-from training.gang import Gang, Seat
-from training.llama import Llama, Shape
+from training.gang.members import Gang, Seat
 from training.pretrained import load_weights
 from training.sharded import Sharded, state_of
 
@@ -154,7 +154,7 @@ def test_the_command_writes_the_folder_or_says_why_not(tmp_path, capsys):
 def test_a_trainers_own_folder_is_taken_without_what_only_it_needs(tmp_path, adapts):
     from transformers import Trainer, TrainingArguments
 
-    from training.adapters_hf import train as train_hf
+    from training.integrations.huggingface import train as train_hf
 
     model = adapted() if adapts else built("bert")
     samples = [{"input_ids": torch.arange(4), "labels": torch.arange(4)}] * 4
@@ -178,7 +178,7 @@ def test_a_trainers_own_folder_is_taken_without_what_only_it_needs(tmp_path, ada
 
 def test_a_checkpoint_of_before_says_not_what_its_model_is(tmp_path):
     """One that was saved by a version that kept no configuration is exported with a folder that has it."""
-    from training import saver
+    from training.state import saver
 
     model = built("llama")
     with pytest.MonkeyPatch.context() as patch:
@@ -192,7 +192,7 @@ def test_a_checkpoint_of_before_says_not_what_its_model_is(tmp_path):
 
 
 def test_a_checkpoint_makes_no_class_but_those_of_transformers(tmp_path):
-    from training.model_kind import empty
+    from training.state.model_kind import empty
 
     said = {"config": json.dumps({"auto_map": {"AutoModel": "evil.Model"}}), "generation": "", "adapters": {}}
     for name in ("AutoTokenizer", "os", "Trainer", "__builtins__", "NoSuchModel"):

@@ -8,7 +8,8 @@ from torch import nn
 
 from fabric.checkpoints import Checkpoints, DirectoryStore
 from fabric.errors import CheckpointDamaged, JobFailed
-from training import session, vault
+from training import session
+from training.state import vault
 
 WIDTH = 128
 BASE_BYTES = WIDTH * WIDTH * 4
@@ -243,7 +244,7 @@ def test_checkpoints_that_share_a_frozen_part_are_rolled_back_and_forked_whole(t
 
 
 def test_a_checkpoint_from_before_frozen_weights_had_a_part_is_resumed(tmp_path, monkeypatch, written):
-    from training import frozen
+    from training.state import frozen
 
     with monkeypatch.context() as patched:
         patched.setattr(frozen, "_BYTES_MIN", math.inf)

@@ -15,7 +15,7 @@ from fabric import context
 from fabric.errors import Conflict, InvalidRequest
 from tests.training.workload import Attempts, ended_by, linger, running, stopped
 from training.functions import resumable
-from training.packing import packed, unpacked
+from training.state.packing import packed, unpacked
 
 LIMIT = 60
 

@@ -13,8 +13,8 @@ from fabric.checkpoints import Checkpoints, DirectoryStore
 from tests.training.test_loops import Evicts, batch, bits, loss_of, net
 from tests.training.workload import Attempts, ended_by, linger, running, stopped
 from training import session
-from training.loop_variables import LoopVariables
-from training.registry import Registry
+from training.state.loop_variables import LoopVariables
+from training.state.registry import Registry
 
 STEPS = 9
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from fabric.errors import InvalidRequest
 from training import session
-from training.data import feed_of
 from training.learning_rate import ScaledRate
-from training.virtual import Plan, VirtualRanks
+from training.loop.data import feed_of
+from training.loop.virtual import Plan, VirtualRanks
 
 RULES = {"linear": 1.0, "square-root": 0.5}
 
@@ -134,7 +134,7 @@ def test_a_session_keeps_the_rule_and_ends_with_the_same_bits(tmp_path, monkeypa
     def run_to(folder, stops):
         begin = 0
         for stop in [*stops, 25]:
-            monkeypatch.setattr("training.vault._of_directories", {})  # in another process
+            monkeypatch.setattr("training.state.vault._of_directories", {})  # in another process
             batch = next(size for since, size in reversed(sizes.items()) if since <= begin)
             torch.manual_seed(4)
             model = torch.nn.Linear(4, 1)

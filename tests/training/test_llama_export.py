@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fabric.errors import InvalidRequest
-from training import byte_lm
-from training.llama import Llama, Shape
-from training.llama_export import BEGIN, END, PAD, byte_tokenizer, export_llama
+from training.demo import byte_lm
+from training.demo.llama import Llama, Shape
+from training.demo.llama_export import BEGIN, END, PAD, byte_tokenizer, export_llama
 from training.parcels import packed, unpacked
 
 

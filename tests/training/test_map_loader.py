@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, Sampler, WeightedRandomSampler
 
-from training import map_loader, randomness
-from training.data import feed_of
-from training.map_loader import MapLoader
-from training.plain import plain, restored
+from training.loop import map_loader
+from training.loop.data import feed_of
+from training.loop.map_loader import MapLoader
+from training.state import randomness
+from training.state.plain import plain, restored
 
 SAMPLES, BATCH = 48, 4
 DICE = random.Random(9)

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabric.errors import Conflict, InvalidRequest
-from training import randomness, shards
-from training.plain import plain, restored
-from training.registry import Registry
+from training.state import randomness, shards
+from training.state.plain import plain, restored
+from training.state.registry import Registry
 
 WORDS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 STATES = st.recursive(

@@ -14,7 +14,7 @@ from tests.training.kinds import KINDS, adapted, bits, built, same, train
 from training import session
 from training.export import export
 from training.pretrained import load_weights
-from training.weight_files import INDEX, WEIGHTS, opened
+from training.state.weight_files import INDEX, WEIGHTS, opened
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -42,7 +42,7 @@ def test_a_run_begins_from_a_folder_and_goes_on_from_its_checkpoint(tmp_path, mo
     export(built("llama", seed=1), tmp_path / "folder")
 
     def attempt(steps, directory):
-        monkeypatch.setattr("training.vault._of_directories", {})  # in another process
+        monkeypatch.setattr("training.state.vault._of_directories", {})  # in another process
         model = built("llama", seed=2)
         load_weights(model, tmp_path / "folder")
         return train(model, steps, directory=directory).resumed_at, bits(model)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabric.errors import InvalidRequest
-from training.ray_storage import SNAPSHOT, Asked, forget_unfinished, place_of, renamed_from, reports_in
+from training.integrations.ray_storage import SNAPSHOT, Asked, forget_unfinished, place_of, renamed_from, reports_in
 
 DEFAULT = "/root-of-ada/ray_results"
 KEPT = Path("/var/fabric/attempt/checkpoint")

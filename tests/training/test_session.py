@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from fabric import context
-from fabric.adapters import stages
+from fabric.worker import execution
 from tests.training.workload import Attempts, Script, ended_by, linger, resumed, running, stopped
 from training import session
-from training.loop import LOSS_EVERY_VARIABLE
+from training.session_loop import LOSS_EVERY_VARIABLE
 
 STEPS = 12
 ROOT = Path(__file__).parent.parent.parent
@@ -288,6 +288,6 @@ def test_a_script_with_a_directory_saves_at_the_signal_and_goes_on_when_it_is_st
 
 
 def test_a_run_goes_by_how_often_its_pool_was_found_to_take_devices_away(monkeypatch):
-    assert LOSS_EVERY_VARIABLE == stages.LOSS_EVERY_VARIABLE, "what the runner says is what the session reads"
-    monkeypatch.setenv(stages.LOSS_EVERY_VARIABLE, "60")
+    assert LOSS_EVERY_VARIABLE == execution.LOSS_EVERY_VARIABLE, "what the runner says is what the session reads"
+    monkeypatch.setenv(execution.LOSS_EVERY_VARIABLE, "60")
     assert Script().session()._loop.watch._loss_every_s == 60

@@ -11,7 +11,7 @@ from torch import nn
 from fabric.errors import JobFailed
 from tests.training.out_of_memory import begun_around_a_loss_that_does_not_fit
 from training import session
-from training.stopping import SignalStop
+from training.state.stopping import SignalStop
 
 STEPS = 6
 

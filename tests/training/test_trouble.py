@@ -10,7 +10,7 @@ from fabric import context
 from fabric.checkpoints import DirectoryStore
 from fabric.errors import Conflict, InvalidRequest, JobFailed, Unavailable
 from tests.training.workload import Attempts, Script, ended_by, linger, resumed, running, stopped
-from training import shards
+from training.state import shards
 
 STEPS = 12
 

@@ -6,9 +6,9 @@ import time
 import pytest
 
 from fabric.errors import Conflict, InvalidRequest, JobFailed, Unavailable
-from training.boundary import Boundary
-from training.eviction import Watch
-from training.saver import Save
+from training.state.boundary import Boundary
+from training.state.eviction import Watch
+from training.state.saver import Save
 
 
 class Left(BaseException):

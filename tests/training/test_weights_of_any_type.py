@@ -10,9 +10,9 @@ from fabric.errors import JobFailed
 from tests.training.test_loops import Evicts
 from tests.training.workload import Attempts, ended_by
 from training import session
-from training.optimizer_state import OptimizerState
-from training.plain import not_finite
-from training.registry import Registry
+from training.state.optimizer_state import OptimizerState
+from training.state.plain import not_finite
+from training.state.registry import Registry
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf")
 TYPES = {

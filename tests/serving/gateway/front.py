@@ -6,10 +6,10 @@ from pathlib import Path
 
 import aiohttp
 
-from fabric.adapters.ports import free_port
+from fabric.system.ports import free_port
 from serving.gateway.server import GatewayServer
-from serving.haproxy import Front
-from serving.ingress import Ingress
+from serving.host.haproxy import Front
+from serving.host.ingress import Ingress
 from tests.serving.gateway.house import CHAT, free_socket
 
 OURS = "a-secret-of-the-ingress"

@@ -14,15 +14,15 @@ import aiohttp
 import msgspec
 import pytest
 
-from fabric import house as places
-from fabric.client import new_request_id
+from fabric import daemon as places
+from fabric.client.client import new_request_id
 from fabric.errors import Unavailable
 from fabric.gate.key_scopes import KeyScope
 from fabric.wire import fabric_pb2 as pb
+from serving.fabric_client import GrpcLedger
 from serving.gateway.__main__ import secret_of
 from serving.gateway.directory import ModelFacts, Replica
 from serving.gateway.fabric_directory import FabricDirectory, _model, _with_contexts
-from serving.ledger import GrpcLedger
 from tests.doors.conftest import House as Doors
 from tests.serving import engine_standin
 from tests.serving.engine_standin import EngineStandin

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fabric.adapters.ports import free_port
+from fabric.system.ports import free_port
 from serving.gateway.behind import ALIVE, CLIENT, SECRET
 from serving.gateway.keys import GUESSES_PER_S
-from serving.haproxy import Front, binary, configuration
-from serving.ingress import Ingress
+from serving.host.haproxy import Front, binary, configuration
+from serving.host.ingress import Ingress
 from tests.serving.engine_standin import EngineStandin
 from tests.serving.gateway.front import OURS, fronted, is_served, post, until
 from tests.serving.gateway.house import CHAT, STREAM, house_of, key_of, served, stalled_until_let_go

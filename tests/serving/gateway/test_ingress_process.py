@@ -17,18 +17,18 @@ import aiohttp
 import psutil
 import pytest
 
-from fabric.adapters.ports import free_port
 from fabric.api.tls import ensure_certificate
+from fabric.config.serving import ServingConfig
+from fabric.daemon.serving_host import hosts_of
 from fabric.errors import Unavailable
-from fabric.house.hosting import hosts_of
-from fabric.serving_settings import ServingConfig
+from fabric.system.ports import free_port
 from fabric.wire import fabric_pb2 as pb
-from serving import gateways as keeping
+from serving.fabric_client import GrpcLedger
 from serving.gateway.__main__ import secret_of
-from serving.haproxy import Front, binary
-from serving.host import located
-from serving.ingress import Ingress
-from serving.ledger import GrpcLedger
+from serving.host import gateways as keeping
+from serving.host.__main__ import located
+from serving.host.haproxy import Front, binary
+from serving.host.ingress import Ingress
 from tests.serving import engine_standin
 from tests.serving.engine_standin import EngineStandin
 from tests.serving.gateway.front import OURS, fronted, is_served, post, until, worker_pid

@@ -20,15 +20,15 @@ import aiohttp
 import psutil
 import pytest
 
-from fabric.client import new_request_id
+from fabric.client.client import new_request_id
 from fabric.errors import Unavailable
 from fabric.gate.events import OpenAccount, TopUp
 from fabric.wire import fabric_pb2 as pb
+from serving.fabric_client import GrpcLedger
 from serving.gateway.__main__ import secret_of
 from serving.gateway.address import certificate_of
-from serving.haproxy import Front
-from serving.ingress import Ingress
-from serving.ledger import GrpcLedger
+from serving.host.haproxy import Front
+from serving.host.ingress import Ingress
 from tests.doors.conftest import House as Doors
 from tests.serving.gateway.house import RATE, free_socket
 from tests.serving.gateway.test_fabric_directory import Process, announce

@@ -8,7 +8,7 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-# fabric: from training.adapters_lightning import fit
+# fabric: from training.integrations.lightning import fit
 
 ACCUMULATION = int(sys.argv[1]) if len(sys.argv) > 1 else 1
 

@@ -4,7 +4,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
 
-# fabric: from training.adapters_hf import train
+# fabric: from training.integrations.huggingface import train
 
 set_seed(7)
 dice = torch.Generator().manual_seed(8)

@@ -5,7 +5,7 @@ import sys
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
 
-# fabric: from training.adapters_hf import train
+# fabric: from training.integrations.huggingface import train
 
 set_seed(5)
 dice = torch.Generator().manual_seed(6)

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 from trl import SFTConfig, SFTTrainer
 
-# fabric: from training.adapters_hf import train
+# fabric: from training.integrations.huggingface import train
 
 WORDS = [f"w{number}" for number in range(30)]
 

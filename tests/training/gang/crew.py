@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from fabric.adapters.ports import free_port
+from fabric.system.ports import free_port
 
 ROOT = Path(__file__).parents[3]
 

@@ -14,11 +14,11 @@ from torch.nn import functional
 
 from tests.training.gang.scripts import hash_of
 from tests.training.gang.work import SAMPLES, Net, dataset, note
-from training.gang import Gang, Seat
-from training.islands import Islands
-from training.replicas import _Vector
+from training.gang.islands import Islands
+from training.gang.members import Gang, Seat
+from training.gang.replicas import _Vector
+from training.loop.virtual import Plan
 from training.session import session
-from training.virtual import Plan
 
 
 def agree_often(rank, world, port, order):

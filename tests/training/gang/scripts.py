@@ -20,10 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 from fabric.checkpoints import Draft
 from fabric.errors import FabricError
 from tests.training.gang.work import REFUSED, SAMPLES, WIDTH, Run, dataset, note, whole_digest
-from training import eviction, loop, peer_copies, sharded_saver
-from training.part_vault import Parts
-from training.peer_copies import PeerCopies
+from training import session_loop
+from training.gang import peer_copies, sharded_saver
+from training.gang.part_vault import Parts
+from training.gang.peer_copies import PeerCopies
 from training.session import session
+from training.state import eviction
 
 
 def script(rank, world, port, order):
@@ -187,7 +189,7 @@ def prepare_copies(rank, order):
     """What befalls copies in peers' memory; and what is told of a loss is noted."""
     if order.nodes:
         os.environ["LOCAL_RANK"] = str(rank % order.nodes)
-    for module in (eviction, loop, sharded_saver):
+    for module in (eviction, session_loop, sharded_saver):
         module.say = lambda line: note(order, rank, said=line, told_at=time.time())
     peer_copies._CHUNK_BYTES = 16 * 1024
     if order.dies_copying is not None and order.dies_copying[0] == rank:

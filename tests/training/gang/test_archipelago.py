@@ -13,8 +13,8 @@ from tests.training.gang.test_losses import steps_done, wait_for
 from tests.training.gang.test_together import durable, seen_once
 from tests.training.gang.test_worlds import lines
 from tests.training.gang.work import EVICTED, REFUSED, Order
-from training import shards
-from training.gradients import Reproducible
+from training.gang.gradients import Reproducible
+from training.state import shards
 
 KINDS = ("H100", "A100", "H100")
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.fold import Folding, Node, complete, cover, root
+from training.loop.fold import Folding, Node, complete, cover, root
 
 
 def leaves_of(count, *, seed=0, size=257):

@@ -8,11 +8,11 @@ from fabric.errors import InvalidRequest
 from tests.training.gang import crew
 from tests.training.gang.test_worlds import lines
 from tests.training.gang.work import Net, Order, dataset
-from training.archipelago import Apart, Island
-from training.gang import Gang, Seat
-from training.gradients import Reproducible
-from training.islands import Islands
-from training.shares import Shares
+from training.gang.gradients import Reproducible
+from training.gang.island_gang import Apart, Island
+from training.gang.islands import Islands
+from training.gang.members import Gang, Seat
+from training.gang.shares import Shares
 
 ALONE = Gang(Seat(), timeout_s=1.0)
 

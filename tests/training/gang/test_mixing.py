@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabric.errors import InvalidRequest
-from training.mixing import EFFICIENCY_MIN, Balance, Member, Mix, admit, assign, efficiency, forecast, step_time
+from training.gang.mixing import EFFICIENCY_MIN, Balance, Member, Mix, admit, assign, efficiency, forecast, step_time
 
 speeds_of = st.lists(st.floats(0.1, 10), min_size=1, max_size=4)
 

@@ -3,10 +3,10 @@
 import pytest
 
 from fabric.errors import InvalidRequest
-from training.mixing import Mix
-from training.pace import Pace
-from training.shares import Shares
-from training.together import Together
+from training.gang.mixing import Mix
+from training.gang.pace import Pace
+from training.gang.session import Together
+from training.gang.shares import Shares
 
 KINDS = ("H100", "A100")
 

@@ -17,10 +17,10 @@ from tests.training.gang.test_losses import steps_done, wait_for
 from tests.training.gang.test_parts import ended, kept
 from tests.training.gang.test_worlds import lines
 from tests.training.gang.work import EVICTED, Order
-from training import survivors
-from training.cadence import copy_interval
-from training.copy_places import Asked, Machine, Room, keepers
-from training.survivors import Held
+from training.gang import survivors
+from training.gang.copy_places import Asked, Machine, Room, keepers
+from training.gang.survivors import Held
+from training.state.cadence import copy_interval
 
 SEED = 1_811
 WORLDS = {"fsdp": 2, "hsdp": 4, "tp": 2, "both": 4}

@@ -10,7 +10,7 @@ from fabric.errors import CheckpointDamaged, Conflict
 from tests.training.gang import crew
 from tests.training.gang.test_worlds import lines
 from tests.training.gang.work import REFUSED, Order
-from training.gang import Gang, Seat
+from training.gang.members import Gang, Seat
 from training.sharded import Sharded
 
 RAN = []

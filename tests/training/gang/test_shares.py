@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabric.errors import InvalidRequest
-from training.gang import choose
-from training.shares import Shares
-from training.virtual import Plan, VirtualRanks, fitting_count
+from training.gang.members import choose
+from training.gang.shares import Shares
+from training.loop.virtual import Plan, VirtualRanks, fitting_count
 
 
 @given(

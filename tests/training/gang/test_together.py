@@ -17,11 +17,11 @@ from tests.training.gang.crew import Crew
 from tests.training.gang.test_losses import steps_done, wait_for
 from tests.training.gang.test_worlds import lines
 from tests.training.gang.work import EVICTED, REFUSED, Order
-from training import randomness, rank_parts
-from training.gradients import Reproducible
-from training.moment import Moment
-from training.rank_parts import RankParts, apart
-from training.together import silent_steps
+from training.gang.gradients import Reproducible
+from training.gang.session import silent_steps
+from training.state import randomness, rank_parts
+from training.state.moment import Moment
+from training.state.rank_parts import RankParts, apart
 
 
 def durable(folder):

@@ -10,7 +10,7 @@ import torch
 
 from tests.training.gang import crew
 from tests.training.gang.work import EVICTED, Order
-from training.gradients import Reproducible
+from training.gang.gradients import Reproducible
 
 SEED = 20_251
 

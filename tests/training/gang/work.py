@@ -24,11 +24,11 @@ from torch.nn import functional
 
 from fabric.checkpoints import Checkpoints, DirectoryStore, Draft
 from fabric.errors import Unavailable
-from training.gang import Gang, PeerLost, Seat
-from training.gradients import Gradients, Reproducible
+from training.gang.gradients import Gradients, Reproducible
+from training.gang.members import Gang, PeerLost, Seat
+from training.gang.shares import Shares
+from training.loop.virtual import Plan, VirtualRanks
 from training.sharded import Sharded, restore, state_of
-from training.shares import Shares
-from training.virtual import Plan, VirtualRanks
 
 EVICTED = 75
 REFUSED = 70

@@ -1,0 +1,1 @@
+"""Cluster files, price files, and what their sections may say."""

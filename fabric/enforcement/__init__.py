@@ -1,0 +1,1 @@
+"""Finds what uses devices without a lease, and ends it."""

@@ -1,0 +1,323 @@
+"""Meters: how much of its devices' time a lease uses, read by the platform and never by the tenant.
+
+Three real ones behind one protocol. `NvmlGauge` and `AscendGauge` read the device's own utilisation, which a
+`GaugeMeter` integrates at several hertz, so that short bursts between two reads count; what can't be read counts as in
+use, and as estimated. `CpuMeter` is the stand-in where devices are simulated, or declared to have no counter: what the lease's processes ran or waited to run on the machine's cores (waiting for a core counts,
+or a busy neighbour would make a job look idle). Nothing here knows prices, leases' owners or Ray.
+"""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple, Protocol
+
+import structlog
+
+from fabric.node.ascend import AscendGauge, parse_npu_smi
+from fabric.node.nvml import NvmlGauge
+from fabric.system.processes import CpuUsage, cpu_of, tree_of
+
+__all__ = [
+    "AscendGauge",
+    "CpuMeter",
+    "Gauge",
+    "GaugeMeter",
+    "LateGauge",
+    "Meter",
+    "NvmlGauge",
+    "open_meter",
+    "parse_npu_smi",
+]
+
+_PERCENT: Final = 100
+_NOTHING: Final = CpuUsage({}, 0, 0)
+LOOK_AGAIN_S: Final = 10.0
+MeterKind = Literal["auto", "nvml", "ascend", "cpu"]
+_log = structlog.get_logger(__name__)
+
+
+class Meter(Protocol):
+    """Counts device time in use. One lease may be read by one caller only."""
+
+    def attach(self, lease_id: str, *, devices: Sequence[str], roots: Sequence[int]) -> None:
+        """Begin: `devices` as the node numbers them, `roots` the processes the lease's work descends from."""
+
+    def read(self, lease_id: str, *, members: Sequence[int] | None = None) -> int:
+        """Device-µs in use since `attach` or the last `read`; 0 for a lease that isn't attached.
+
+        `members` are the lease's processes, where the caller has looked for them a moment ago.
+        """
+
+    def is_estimated(self, lease_id: str) -> bool:
+        """Whether a device could not be read for some of the time that `read` told of last: it counts as in use then."""
+
+    def readable(self, devices: Sequence[str] | None = None) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """Of these devices, or of all, those that can be read now and those that can't; None where none has a counter by
+        declaration.
+        """
+
+    def detach(self, lease_id: str) -> None:
+        """End; fine if it isn't attached."""
+
+
+Gauge = Callable[[], Mapping[str, int]]
+"""Reads the utilisation of the node's devices, in percent, by a name of its own for each. One that can't be read is missing.
+
+It may have `name_of`, from whatever a device is called to its name, or None; and `names`, of all that there are.
+"""
+
+
+class LateGauge:
+    """The first of several gauges that finds a device, whenever that is: a driver may come up after whoever reads it."""
+
+    def __init__(self, kinds: Sequence[Callable[[], Any]], *, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._kinds = kinds
+        self._clock_s = clock_s
+        self._found: Any = None
+        self._look_at_s = 0.0
+        self.why: list[str] = []
+        """Why none was found, when one was last looked for."""
+
+    def __call__(self) -> Mapping[str, int]:
+        if self._found is None and self._clock_s() >= self._look_at_s:
+            self._look_at_s = self._clock_s() + LOOK_AGAIN_S
+            self._found = self._look()
+        return self._found() if self._found is not None else {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._found.names if self._found is not None else ()
+
+    def name_of(self, said: str) -> str | None:
+        return self._found.name_of(said) if self._found is not None else None
+
+    def _look(self) -> Any:
+        why = []
+        for kind in self._kinds:
+            try:
+                gauge = kind()
+                gauge()
+            except Exception as error:  # noqa: BLE001  # no library, driver or device: each vendor has an error class for each
+                why.append(f"{getattr(kind, '__name__', kind)}: {type(error).__name__}: {error}"[:200])
+                continue
+            if gauge.names:
+                return gauge
+        if why != self.why:
+            _log.warning("no_gauge", why=why)
+            self.why = why
+        return None
+
+
+class _Reading(NamedTuple):
+    """What had been counted of a device at some time."""
+
+    busy_us: float = 0.0
+    read_us: int = 0
+    """For how long it could be read."""
+
+
+class _GaugeLease:
+    def __init__(self, devices: Sequence[str]) -> None:
+        self.devices = tuple(devices)
+        self.before: dict[str, _Reading] = {}
+        self.total_us = 0
+        self.rest_us = 0.0
+        self.estimated = False
+
+
+class GaugeMeter:
+    """Integrates a utilisation gauge. Between two readings a device counts with the later one, and one that can't be read as
+    in use all the time: a tenant, or a broken driver, gains nothing by keeping a counter from being read.
+    """
+
+    def __init__(self, gauge: Gauge, *, period_s: float = 0.2, clock_us: Callable[[], int] | None = None) -> None:
+        self._gauge = gauge
+        self._name_of: Callable[[str], str | None] = getattr(gauge, "name_of", None) or (lambda said: said)
+        self._clock_us = clock_us or _monotonic_us
+        self._counted: dict[str, _Reading] = {}
+        self._readable: frozenset[str] = frozenset()
+        self._total_us = 0
+        self._read_at_us = self._clock_us()
+        self._leases: dict[str, _GaugeLease] = {}
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        if period_s > 0:
+            threading.Thread(target=self._watch, args=(period_s,), name="fabric-gauge", daemon=True).start()
+
+    def attach(self, lease_id: str, *, devices: Sequence[str], roots: Sequence[int]) -> None:
+        del roots
+        self.sample()
+        lease = self._leases[lease_id] = _GaugeLease(devices)
+        self._count(lease)
+        lease.rest_us, lease.estimated = 0.0, False
+
+    def read(self, lease_id: str, *, members: Sequence[int] | None = None) -> int:  # noqa: ARG002 - a gauge needs none
+        lease = self._leases.get(lease_id)
+        if lease is None:
+            return 0
+        self.sample()
+        used_us = self._count(lease) + lease.rest_us
+        lease.rest_us = used_us - int(used_us)
+        return int(used_us)
+
+    def is_estimated(self, lease_id: str) -> bool:
+        lease = self._leases.get(lease_id)
+        return lease is not None and lease.estimated
+
+    def detach(self, lease_id: str) -> None:
+        self._leases.pop(lease_id, None)
+
+    def readable(self, devices: Sequence[str] | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        self.sample()
+        said = tuple(devices) if devices is not None else tuple(getattr(self._gauge, "names", self._readable))
+        seen = [name for name in said if self._name_of(name) in self._readable]
+        return tuple(seen), tuple(name for name in said if name not in seen)
+
+    def sample(self) -> None:
+        """Read the gauge once and add what it says about the time since the last reading."""
+        with self._lock:
+            try:
+                percents = self._gauge()
+            except Exception as error:  # noqa: BLE001  # whatever is the matter, nothing could be read
+                if self._readable:
+                    _log.warning("gauge_unreadable", why=f"{type(error).__name__}: {error}"[:200])
+                percents = {}
+            now_us = self._clock_us()
+            elapsed_us = max(now_us - self._read_at_us, 0)
+            self._read_at_us = now_us
+            self._total_us += elapsed_us
+            self._readable = frozenset(percents)
+            for device, percent in percents.items():
+                before = self._counted.get(device, _Reading())
+                busy_us = before.busy_us + elapsed_us * min(max(percent, 0), _PERCENT) / _PERCENT
+                self._counted[device] = _Reading(busy_us, before.read_us + elapsed_us)
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _count(self, lease: _GaugeLease) -> float:
+        """What its devices were in use since the last count; for as long as one could not be read, all of the time."""
+        with self._lock:
+            passed_us, lease.total_us = self._total_us - lease.total_us, self._total_us
+            used_us, unread_us = 0.0, 0
+            for said in lease.devices:
+                name = self._name_of(said)
+                now = self._counted.get(name, _Reading()) if name is not None else _Reading()
+                before = lease.before.get(said)
+                lease.before[said] = now
+                if name is None or before is None:
+                    before = now
+                missing_us = max(passed_us - (now.read_us - before.read_us), 0)
+                unread_us += missing_us
+                used_us += max(now.busy_us - before.busy_us, 0.0) + missing_us
+        lease.estimated = unread_us > 0
+        return used_us
+
+    def _watch(self, period_s: float) -> None:
+        while not self._closed.wait(period_s):
+            self.sample()
+
+
+class CpuMeter:
+    """The stand-in: run and run-queue-wait time of the lease's process tree, at most its devices × the time passed.
+
+    Counters are remembered per process, also of a runner that waits for its next lease: what it did since it was last
+    looked at belongs to the lease that is attached next, so a job shorter than a tick is counted in full.
+    """
+
+    def __init__(self, *, clock_us: Callable[[], int] | None = None) -> None:
+        self._clock_us = clock_us or _monotonic_us
+        self._leases: dict[str, _CpuLease] = {}
+        self._seen: dict[int, CpuUsage] = {}
+
+    def attach(self, lease_id: str, *, devices: Sequence[str], roots: Sequence[int]) -> None:
+        if lease_id in self._leases:
+            return
+        for pid in roots:
+            if pid not in self._seen and (usage := cpu_of(pid)) is not None:
+                self._seen[pid] = usage
+        self._leases[lease_id] = _CpuLease(count=max(1, len(devices)), roots=tuple(roots), read_at_us=self._clock_us())
+
+    def read(self, lease_id: str, *, members: Sequence[int] | None = None) -> int:
+        lease = self._leases.get(lease_id)
+        if lease is None:
+            return 0
+        now_us = self._clock_us()
+        pids = tree_of(lease.roots, lease_id=lease_id) if members is None else members
+        used_us = self._used(lease, pids) + lease.carried_us
+        limit_us = lease.count * (now_us - lease.read_at_us)
+        lease.read_at_us = now_us
+        # A counter may be a scheduler tick ahead of the clock; that much is carried on, more than that is a real excess.
+        lease.carried_us = min(max(0, used_us - limit_us), 10_000)
+        return max(0, min(used_us, limit_us))
+
+    def is_estimated(self, lease_id: str) -> bool:  # noqa: ARG002 - the kernel always tells
+        return False
+
+    def readable(self, devices: Sequence[str] | None = None) -> None:
+        """The devices are numbers, or said to have no counter."""
+
+    def detach(self, lease_id: str) -> None:
+        lease = self._leases.pop(lease_id, None)
+        for pid in lease.born if lease else ():
+            self._seen.pop(pid, None)
+
+    def _used(self, lease: "_CpuLease", pids: Sequence[int]) -> int:
+        """What the tree used since the last look, those that ended in between included by their parent's account."""
+        used_us = 0
+        usages = {pid: usage for pid in pids if (usage := cpu_of(pid)) is not None}
+        for pid in lease.born - usages.keys():
+            lease.ended_us += self._seen.pop(pid, _NOTHING).ran_us
+        lease.born = usages.keys() - set(lease.roots)
+        for pid, usage in usages.items():
+            before = self._seen.get(pid, _NOTHING)
+            used_us += _between(before, usage) + self._ended(lease, usage.children_us - before.children_us)
+            self._seen[pid] = usage
+        return used_us
+
+    def _ended(self, lease: "_CpuLease", fresh_us: int) -> int:
+        """Of what children used that were reaped since the last look: the part that was not counted while they lived."""
+        counted_us = min(max(0, fresh_us), lease.ended_us)
+        lease.ended_us -= counted_us
+        return max(0, fresh_us) - counted_us
+
+
+def _between(before: CpuUsage, now: CpuUsage) -> int:
+    """What a process used between two readings. Threads that ended are missing from the first sum, waiting from the
+    second: the larger is nearer the truth.
+    """
+    known = before.threads_us
+    lived_us = sum(us - known[tid] if us >= known.get(tid, us + 1) else us for tid, us in now.threads_us.items())
+    return max(lived_us, now.ran_us - before.ran_us, 0)
+
+
+class _CpuLease:
+    def __init__(self, *, count: int, roots: tuple[int, ...], read_at_us: int) -> None:
+        self.count = count
+        self.roots = roots
+        self.read_at_us = read_at_us
+        self.carried_us = 0
+        self.born: set[int] = set()
+        self.ended_us = 0
+
+
+def open_meter(kind: MeterKind) -> Meter:
+    """The meter asked for; auto takes what the machine has. Only where `cpu` is asked for, because the devices are numbers
+    or have no counter, is the processors' time taken for theirs: where a counter is missing that should be there, nothing
+    can be read.
+    """
+    match kind:
+        case "cpu":
+            return CpuMeter()
+        case "nvml":
+            return GaugeMeter(LateGauge([NvmlGauge]))
+        case "ascend":
+            return GaugeMeter(LateGauge([AscendGauge]), period_s=1.0)
+        case "auto":
+            is_ascend = shutil.which("npu-smi") is not None
+            return GaugeMeter(LateGauge([NvmlGauge, AscendGauge]), period_s=1.0 if is_ascend else 0.2)
+
+
+def _monotonic_us() -> int:
+    return time.monotonic_ns() // 1000

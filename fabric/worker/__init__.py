@@ -1,0 +1,1 @@
+"""Inside a leased process: a job's code is set up, run, asked to stop, and judged."""

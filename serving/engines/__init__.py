@@ -1,0 +1,1 @@
+"""Engines behind one port, a file each, with the meter in them."""

@@ -1,0 +1,1 @@
+"""The process that keeps replicas and gateways: leases for them, scaling, ingress."""

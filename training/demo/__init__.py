@@ -1,0 +1,1 @@
+"""The small models that examples and the demo train."""

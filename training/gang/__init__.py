@@ -1,0 +1,1 @@
+"""Many ranks that train one model: who is there, who computes what, and where their state is kept."""

@@ -1,0 +1,1 @@
+"""What a checkpoint holds: what is tracked, captured, written, and put back."""
