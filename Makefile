@@ -31,8 +31,8 @@ WITHOUT_RAY := --ignore=tests/bench -m "not ray and not soak"
 WITH_RAY := --ignore=tests/bench -m "ray and not soak"
 
 # What a client imports, which runs on Python 3.10 too.
-CLIENT := -p fabric.cli -p fabric.sdk -p fabric.transport -p fabric.wire -p fabric.results -p fabric.checkpoints \
-	$(addprefix -m fabric.,accelerators client context errors extras failed_calls parcels profile progress units versions visible audit.verify) -m fabric
+CLIENT := -p fabric.cli -p fabric.client -p fabric.sdk -p fabric.transport -p fabric.wire -p fabric.results -p fabric.checkpoints \
+	$(addprefix -m fabric.,accelerators context context.job errors extras parcels progress units versions visible audit.verify) -m fabric
 
 lint: style types contracts ## Check style, types and the direction of imports, as the pre-commit hooks do
 

@@ -21,15 +21,7 @@ from fabric.cluster.services import Surroundings
 from fabric.cluster.settings import BundleInfo, LeaseInfo
 from fabric.cluster.validation import text
 from fabric.errors import InvalidRequest
-from fabric.gate.events import (
-    JobKind,
-    LeaseFinished,
-    LeaseOutcome,
-    LeaseRemoved,
-    LeaseStarted,
-    Metered,
-    Sample,
-)
+from fabric.gate.events import JobKind, LeaseFinished, LeaseOutcome, LeaseRemoved, LeaseStarted, Metered, Sample
 from fabric.gate.instructions import Lease
 from fabric.gate.lifecycle import StopReason
 from fabric.inventory.nodes import Node

@@ -32,7 +32,7 @@ _ERROR_CHARS_MAX: Final = 500
 
 @dataclass(slots=True, eq=False)
 class Ranks:
-    """One runner a rank, each with its call under way. What the ranks say is their tenant's word (see `testimony`)."""
+    """One runner a rank, each with its call under way. What the ranks say is their tenant's word (see `fabric.cluster.validation`)."""
 
     lease: Lease
     runners: Sequence[Seated]

@@ -22,7 +22,8 @@ from fabric.cluster.reports import Outbox, Report
 from fabric.cluster.services import Surroundings
 from fabric.cluster.settings import ClusterSettings, LeaseInfo, ReconcileReport
 from fabric.cluster.unleased import UnleasedUse
-from fabric.enforcement.reconciler import Ours, Reconciler, Unleased
+from fabric.enforcement.reconciler import Ours, Reconciler
+from fabric.enforcement.unleased import Unleased
 from fabric.enforcement.watchdog import known_of
 from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseTooLarge, Metered, NodeHolds
 from fabric.gate.instructions import AnyInstruction, Lease, RemoveLease, SaveLease, StartLease, StopLease

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from fabric.enforcement.reconciler import Unleased
+from fabric.enforcement.unleased import Unleased
 from fabric.storage.quota import ArchiveLimits
 from fabric.system.disk_watch import DiskLimits
 

@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from fabric.cluster.agents import Agents
-from fabric.enforcement.reconciler import Kill, Look, Reconciler, Unleased
+from fabric.enforcement.reconciler import Kill, Look, Reconciler
+from fabric.enforcement.unleased import Unleased
 from fabric.inventory.nodes import Node
 from fabric.units import NodeId
 

@@ -49,7 +49,7 @@ FOR_MONEY: Final = "write payments: operator into the cluster file, and book wha
 
 def shipped(name: str) -> Path:
     """A file of `cluster-configs/`, from the installed package or from the checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     places = (package / "cluster-configs" / name, package.parent / "cluster-configs" / name)
     found = next((place for place in places if place.exists()), None)
     if found is None:

@@ -1,6 +1,6 @@
 """The side of a job's context that stays with whoever runs its program: every process of the job's may link to it.
 
-See `context_link`. What linked processes save and report is passed on as the job's; wishes go to all of them.
+See `fabric.context.link`. What linked processes save and report is passed on as the job's; wishes go to all of them.
 """
 
 import os

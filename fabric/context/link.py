@@ -2,7 +2,7 @@
 
     FABRIC_CONTEXT=/…/context python train.py        # fabric.context.current() is the job, in any process below its program
 
-The process that runs the program (`context_host`) says who and where the job is; the linked process saves by itself, and
+The process that runs the program (`fabric.context.host`) says who and where the job is; the linked process saves by itself, and
 tells of it; wishes to save and to stop come the other way. Loads neither Ray nor the gate's words.
 """
 

@@ -6,7 +6,6 @@ that is started again finds it where it was.
 
 import argparse
 import asyncio
-import ipaddress
 import os
 import shutil
 import signal
@@ -30,7 +29,7 @@ from fabric.cluster.local import LocalCluster, LocalNode
 from fabric.config.cluster import FOR_MONEY, ClusterConfig, RayLocal, load_cluster
 from fabric.config.sections import Settings
 from fabric.config.sections import TlsFiles as ConfiguredTls
-from fabric.daemon import models, operator_keys, parking, recovery
+from fabric.daemon import addresses, models, operator_keys, parking, recovery
 from fabric.daemon.state_dir import HEALTH_S, announce, note_health, tell
 from fabric.doctor import Finding, Health, dependencies, machine, software
 from fabric.errors import FabricError, Unavailable
@@ -281,7 +280,7 @@ class _Service:
         found = daemon.Running(
             name=self._config.name,
             pid=os.getpid(),
-            address=_address("localhost" if _is_everywhere(rpc.host) else rpc.host, door.port),
+            address=addresses.joined("localhost" if addresses.is_everywhere(rpc.host) else rpc.host, door.port),
             ca=str(tls.ca or ""),
             dashboard=dashboard,
             ray_address=ray.get_runtime_context().gcs_address,
@@ -332,17 +331,12 @@ def _load(config: Path | None, state_dir: Path, *, any_port: bool, ports: Sequen
     if not any_port and ports is None:
         return found
     at, dashboard_at, models_at = ports or (0, 0, 0)
-    rpc = found.rpc.model_copy(update={"listen": _moved(found.rpc.listen, at)})
+    rpc = found.rpc.model_copy(update={"listen": addresses.moved(found.rpc.listen, at)})
     dashboard = found.dashboard.model_copy(update={"port": dashboard_at})
     serving = found.serving
     if serving is not None and models_at:
-        serving = serving.model_copy(update={"listen": _moved(serving.listen, models_at)})
+        serving = serving.model_copy(update={"listen": addresses.moved(serving.listen, models_at)})
     return found.model_copy(update={"rpc": rpc, "dashboard": dashboard, "serving": serving})
-
-
-def _moved(listen: str, port: int) -> str:
-    """The same host, at another port."""
-    return f"{listen.rpartition(':')[0]}:{port}"
 
 
 def _check_ports(config: ClusterConfig) -> None:
@@ -366,20 +360,8 @@ def _tls(config: ClusterConfig, state_dir: Path) -> TlsFiles:
     if isinstance(config.rpc.tls, ConfiguredTls):
         return TlsFiles(cert=config.rpc.tls.cert, key=config.rpc.tls.key)
     host = config.rpc.host
-    hosts = (socket.gethostname(), socket.getfqdn()) if _is_everywhere(host) else (host,)
+    hosts = (socket.gethostname(), socket.getfqdn()) if addresses.is_everywhere(host) else (host,)
     return ensure_certificate(state_dir, hosts=hosts)
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _is_everywhere(host: str) -> bool:
-    """Whether it means all addresses of this machine, and so is none to connect to."""
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
 
 
 async def _settle_in(config: ClusterConfig, port: GatePort, state_dir: Path) -> None:

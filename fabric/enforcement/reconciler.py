@@ -23,6 +23,7 @@ import structlog
 
 from fabric.accelerators import DEVICE_RESOURCES
 from fabric.enforcement.retaking import Retaking
+from fabric.enforcement.unleased import Unleased
 from fabric.inventory.drivers import Drivers, Had, nobody_says
 from fabric.inventory.nodes import Node
 from fabric.inventory.ray_tables import ActorRow, GroupRow, RayTables, Tables, WorkerRow
@@ -43,16 +44,6 @@ _WHY: Final = (
     " schedule it with the options of a fabric.lease()"
 )
 _log = structlog.get_logger(__name__)
-
-
-class Unleased(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that held an accelerator without a lease, and was removed."""
-
-    kind: str
-    """placement_group | actor | task | process"""
-    id: str
-    name: str
-    node_id: str = ""
 
 
 class Health(msgspec.Struct, kw_only=True):

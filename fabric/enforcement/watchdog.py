@@ -16,7 +16,8 @@ from typing import Final
 import msgspec
 import structlog
 
-from fabric.enforcement.reconciler import Look, Ours, Reconciler, Unleased
+from fabric.enforcement.reconciler import Look, Ours, Reconciler
+from fabric.enforcement.unleased import Unleased
 from fabric.inventory.nodes import Node
 from fabric.inventory.ray_tables import RayTables, Tables
 

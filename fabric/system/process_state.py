@@ -2,8 +2,8 @@
 
 A runner that is kept serves one account alone, so what a job does to the modules, or to other objects of Python, is its own
 account's affair, and harmless to all others: the environment, the directory, the arguments and the path are put back (see
-`stages`), modules of the job's folder are forgotten, and the rest is what the account's next job finds. What is looked for
-here is what isn't: what computes, may be called later, or takes the node's resources while nobody pays.
+`fabric.worker.execution`), modules of the job's folder are forgotten, and the rest is what the account's next job finds.
+What is looked for here is what isn't: what computes, may be called later, or takes the node's resources while nobody pays.
 
     threads                      see `threads`, native ones too
     child processes              see the runner

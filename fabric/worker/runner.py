@@ -1,7 +1,7 @@
 """The runner: the process in which one rank of a job runs, inside the bundle that was leased for it.
 
 A plain class that becomes a detached, named Ray actor, so that it outlives the gate's restarts. Its event loop answers
-the gate while the job runs in a thread of its own (not the main thread: see `stages`). After a function that left nothing
+the gate while the job runs in a thread of its own (not the main thread: see `execution`). After a function that left nothing
 behind it may serve the same account again: that is looked at when the gate asks, while its result is on its way already.
 """
 

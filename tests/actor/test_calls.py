@@ -12,15 +12,15 @@ from fabric.server.gate_server import Gatehouse
 from fabric.worker.runner import Runner
 
 CALLERS = {
-    "detached.py": Gatehouse,
-    "doorkeeper.py": Gatehouse,
+    "server/gate_handle.py": Gatehouse,
+    "server/keeper.py": Gatehouse,
     "api/remote_gate.py": Gatehouse,
-    "adapters/leases.py": Runner,
-    "adapters/groups.py": Runner,
-    "adapters/survivors.py": Runner,
-    "adapters/ranks.py": Runner,
-    "adapters/orders.py": Runner,
-    "adapters/agents.py": NodeAgent,
+    "cluster/attempts.py": Runner,
+    "cluster/placement_groups.py": Runner,
+    "cluster/recovery.py": Runner,
+    "cluster/ranks.py": Runner,
+    "cluster/dispatch.py": Runner,
+    "cluster/agents.py": NodeAgent,
 }
 SHELLS = {"who", "call"}
 BY_NAME = {"_tried", "_call"}

@@ -22,7 +22,7 @@ from fabric.wire import fabric_pb2 as pb
 from fabric.wire import format_key, hash_secret, make_secret
 
 HERE = Path(__file__).parent
-SQUATTERS = HERE.parent / "adapters" / "ray_cluster" / "squatters.py"
+SQUATTERS = HERE.parent / "cluster" / "ray_cluster" / "squatters.py"
 CONFIG = """
 name: chaos
 ray: {{mode: join, address: "{address}"}}

@@ -3,7 +3,7 @@ them once a checkpoint that came after it is kept.
 
 The notice reaches a script as Ray's own news of a preemption (`ray.train.get_preemption_info`), so that one that saves at that
 saves now. What is told goes by the control store of the job's Ray, wherever its processes are. The process that called `fit` is
-the other side (`adapters_ray`).
+the other side (`training.integrations.ray`).
 """
 
 import threading
