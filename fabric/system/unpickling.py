@@ -14,6 +14,7 @@ import dataclasses
 import enum
 import io
 import pickle
+from types import SimpleNamespace
 from typing import Any, Final
 
 import msgspec
@@ -23,6 +24,8 @@ import ray._private.serialization
 import ray.exceptions
 import structlog
 from ray.util.placement_group import PlacementGroup
+
+from fabric.system.moved import MOVED
 
 __all__ = ["Refused", "loads", "restrict_ray"]
 
@@ -86,6 +89,7 @@ class _Unpickler(_Base):  # type: ignore[misc]
     dispatch[pickle.BUILD[0]] = load_build
 
     def find_class(self, module_name: str, global_name: str) -> Any:
+        module_name = MOVED.get(module_name, module_name)
         known = (module_name, global_name) in _NAMED
         if known or module_name in ("builtins", "collections", "ray.exceptions") or module_name.startswith(_OURS):
             found = super().find_class(module_name, global_name)
@@ -129,6 +133,8 @@ class _Pickles:
 
 def _load_ours(manager: Any, job_id: Any, descriptor: Any) -> Any:
     del job_id
+    if descriptor.module_name in MOVED:
+        descriptor = SimpleNamespace(module_name=MOVED[descriptor.module_name], class_name=descriptor.class_name)
     if not descriptor.module_name.startswith(_OURS):
         raise Refused(f"an actor of the class {descriptor.module_name}.{descriptor.class_name} is none of ours")
     return manager._load_actor_class_from_local(descriptor)  # noqa: SLF001

@@ -1,5 +1,6 @@
 """Actors that answer only to who knows their secret, and pickles that may name nothing but records."""
 
+import importlib.util
 import os
 import pickle
 from collections import Counter
@@ -14,6 +15,7 @@ from fabric.errors import InsufficientTokens, PermissionDenied
 from fabric.gate.events import JobKind, LeaseOutcome, Tick
 from fabric.gate.questions import BalanceOf
 from fabric.system.guarded import Admitted, Stranger, Who, ask_who, is_ours, sealed, secret_of
+from fabric.system.moved import MOVED
 from fabric.system.unpickling import Refused, loads
 from fabric.worker.channel import Address
 from fabric.worker.runner import Described, Seat
@@ -175,3 +177,16 @@ def test_a_pickle_cannot_change_a_member_of_an_enum():
     with pytest.raises(Refused, match="may not change"):
         loads(pickled)
     assert JobKind("function")._value_ == "function"
+
+
+def test_a_record_of_the_release_before_is_read_by_its_old_path():
+    said = pickle.dumps(Who(digest=b"d", proof=b"p"), protocol=3).replace(
+        b"fabric.system.guarded", b"fabric.adapters.guarded"
+    )
+    assert b"fabric.adapters" in said
+    assert loads(said) == Who(digest=b"d", proof=b"p")
+
+
+@pytest.mark.parametrize("path", sorted(set(MOVED.values())))
+def test_what_has_moved_is_where_it_is_said_to_be(path):
+    assert importlib.util.find_spec(path) is not None
