@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -52,6 +53,10 @@ class ContextHost:
         """How many checkpoints linked processes have made durable."""
         self.saves_itself = False
         """Whether the job's own code has to do with checkpoints."""
+        self.silent_since: float | None = None
+        """Since when none is left of those that looked by themselves whether they should stop; None = some do, or none ever did."""
+        self.on_listening: Callable[[int], None] = lambda _pid: None
+        """Told of each of those, before it goes on."""
         self._context = context
         self._invitation = invitation
         self._listener: socket.socket | None = None
@@ -143,8 +148,9 @@ class ContextHost:
                 talk.say(Heard())
         with self._lock:
             del self._linked[id(talk)]
-            if all(other != pid for other, _ in self._linked.values()):
-                self._listening.discard(pid)
+            if pid in self._listening and all(other != pid for other, _ in self._linked.values()):
+                self._listening.remove(pid)
+                self.silent_since = None if self._listening else time.monotonic()
         talk.close()
 
     def _hear(self, said: Said, pid: int) -> None:
@@ -162,6 +168,8 @@ class ContextHost:
             case Listening():
                 with self._lock:
                     self._listening.add(pid)
+                    self.silent_since = None
+                self.on_listening(pid)
             case ListeningNoMore():
                 with self._lock:
                     self._listening.discard(pid)

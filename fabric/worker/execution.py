@@ -7,7 +7,6 @@ to stop, and say by exit code 75 that they have saved. In processes of the job's
 
 import errno
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Container, Iterator, Mapping
@@ -40,9 +39,9 @@ from fabric.worker.job_signals import unblocked
 from fabric.worker.lease_ray_settings import variables_for
 from fabric.worker.own_environment import environment_now, put_back, withhold
 from fabric.worker.payload import Payload, read_payload
-from fabric.worker.program import Exit, Program, shell_code
+from fabric.worker.program import Exit, Program
 from fabric.worker.stage import JobEnd, Stage
-from fabric.worker.stop_notice import SIGNAL_VARIABLE, signal_number
+from fabric.worker.stop_notice import SIGNAL_VARIABLE, shell_code, signal_number
 from fabric.worker.working_folder import forget_modules, unpacked
 
 LOSS_EVERY_VARIABLE: Final = "FABRIC_LOSS_EVERY_S"
@@ -51,9 +50,6 @@ _PYTHONS: Final = ("python", "python3", "python3.11")
 """By these names a job means the interpreter that has its packages."""
 T = TypeVar("T")
 ENDED_COMMITTED: Final = "it ended when it was asked to stop; its folder was committed as it was then"
-_BY_SIGNAL: Final = tuple(
-    128 + number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-)
 KEEP_TRYING_S: Final = 60.0
 """How long what a job leaves is offered to a storage that is away: it was paid for, and is lost otherwise."""
 _TRY_EVERY_S: Final = 5.0
@@ -179,7 +175,7 @@ def _is_whole(stage: Stage, end: JobEnd) -> bool:
     if stage.program is None or not stage.context.stop_requested:
         return False
     stage.program.end_rest()
-    return stage.program.is_whole and end.exit_code in _BY_SIGNAL
+    return stage.program.is_whole and end.exit_code is not None and stage.program.was_ended(end.exit_code)
 
 
 def _script_in(folder: Path, command: tuple[str, ...]) -> Path | None:

@@ -16,8 +16,8 @@ from fabric.gate.events import LeaseOutcome
 from fabric.system.private_folder import WORK
 from fabric.worker.error_text import shortened
 from fabric.worker.job_output import end_of_log
-from fabric.worker.program import shell_code
 from fabric.worker.stage import JobEnd, Stage
+from fabric.worker.stop_notice import shell_code
 
 DIED: Final = "worker_died"
 """How the error of a rank begins that ended without a word: killed, out of memory, crashed."""

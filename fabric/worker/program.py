@@ -1,31 +1,28 @@
 """A job's script or command: processes of its own, started here, given the notice to stop, and waited for to their end.
 
-A command is executed. A script of a job that is glad to find torch imported is forked instead, from a process that has it,
-and is otherwise what `python script.py` is: its own main thread and `__main__`, with signals, `atexit`, threads and
-`multiprocessing` as there.
+A command is executed. A script of a job that is glad to find torch imported is forked instead, from a process that has it
+(`script_process`). Who has ended by itself when the notice comes, or ends so after it, needs none: whoever stands above it is
+let go on for a moment, to end as it would, or to start the next one that can save.
 """
 
-import atexit
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from importlib.machinery import SourceFileLoader
+from contextlib import contextmanager
 from pathlib import Path
-from types import CodeType, ModuleType
-from typing import Any, Final, NamedTuple, NoReturn, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from fabric import context
 from fabric.errors import Conflict
 from fabric.system.processes import LEASE_VARIABLE, adopt_orphans, end_all, kill, seen_of
 from fabric.worker.freeze import frozen
-from fabric.worker.job_signals import begin_anew
-from fabric.worker.stop_notice import Notice, Standing, exit_code_of, notice_for, program_of, standing
+from fabric.worker.hearers import MOMENT_S, Hearers, Listeners
+from fabric.worker.script_process import become
+from fabric.worker.stop_notice import Standing, is_by_signal, program_of, standing
 
 _LOOK_CLOSELY_S: Final = 0.005
 _WAIT_SHARE: Final = 1 / 2
@@ -42,16 +39,12 @@ _SERVE_AFTER_S: Final = 2.0
 is let go on for a moment, and again after twice the time: a rank that ends in such a moment would have it end the others.
 """
 _SERVE_S: Final = 0.05
-_SHELL_BASE: Final = 128
-_FLUSH_FAILED: Final = 120
 
 
-class Host(Protocol):
+class Host(Listeners, Protocol):
     """Where the program's processes find the job's context."""
 
     saves: int
-
-    def listening(self) -> frozenset[int]: ...
 
     def ask_to_stop(self, reason: str, *, seconds_left: float, save: bool) -> None: ...
 
@@ -90,9 +83,7 @@ class Program:
         self._job, self._host, self._number = job, host, number
         self._is_at_rest, self._is_cut_off = is_at_rest, is_cut_off
         self._lease_id = ""
-        self._standing_still = threading.Lock()
-        """Taken by whoever has halted processes that somebody else could wake."""
-        self._halted: frozenset[int] = frozenset()
+        self._hearers = Hearers(host, self._standing)
         self.is_whole = False
         """Whether what it keeps is whole, if the notice's signal has ended it: it got that at a moment at which nothing was half
         written, and nobody was seen to end in the middle of a write since. Final once `end_rest` has returned."""
@@ -100,7 +91,6 @@ class Program:
         self._pid = 0
         self._executed: subprocess.Popen[bytes] | None = None
         self._ended = threading.Event()
-        self._has_saved = False
         self._asked = threading.Lock()
         self._is_asked = False
         self._saves_before = 0
@@ -117,10 +107,11 @@ class Program:
             OSError: it can't be.
         """
         adopt_orphans()
+        self._lease_id = environment.get(LEASE_VARIABLE, "")
         self._executed = subprocess.Popen(  # noqa: S603  # the job itself
             command, cwd=folder, stdin=subprocess.DEVNULL, start_new_session=True, env=dict(environment)
         )
-        self._pid, self._lease_id = self._executed.pid, environment.get(LEASE_VARIABLE, "")
+        self._pid = self._hearers.root = self._executed.pid
 
     def fork(self, script: Path, arguments: Sequence[str], *, folder: Path, environment: Mapping[str, str]) -> None:
         """Start a Python script in a copy of this process, of which it keeps what is imported, and nothing else."""
@@ -130,7 +121,8 @@ class Program:
         self._lease_id = environment.get(LEASE_VARIABLE, "")
         self._pid = os.fork()
         if self._pid == 0:
-            _become(script, [str(word) for word in arguments], folder=folder, environment=environment)
+            become(script, [str(word) for word in arguments], folder=folder, environment=environment)
+        self._hearers.root = self._pid
 
     def ask_to_stop(self) -> None:
         """Hand the job's notice on to whoever of the program can save; once."""
@@ -141,6 +133,10 @@ class Program:
         self._saves_before = self._host.saves
         self._notice = threading.Thread(target=self._hand_on, name="fabric-notice", daemon=True)
         self._notice.start()
+
+    def was_ended(self, code: int) -> bool:
+        """Whether an exit code is that of what the notice's signal has ended, and says no more: a launcher's may be any."""
+        return is_by_signal(code) or (self._pid in self._hearers.launchers and not self._hearers.are_spoiled)
 
     @property
     def has_ended(self) -> bool:
@@ -158,7 +154,7 @@ class Program:
         Raises:
             Conflict: they don't in time.
         """
-        with self._standing_still, frozen(self.processes, halted=self._halted) as pids:
+        with self._hearers.halting, frozen(self.processes, halted=self._hearers.halted) as pids:
             yield pids
 
     def end_rest(self) -> None:
@@ -180,30 +176,43 @@ class Program:
         else:
             code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         self._ended.set()
-        saved = self._is_asked and (self._has_saved or self._host.saves > self._saves_before)
-        return Exit(code, saved)
+        was_done = code != 0 and self._hearers.has_trained  # with 0 it is the job's end
+        has_saved = self._hearers.has_saved or self._host.saves > (0 if was_done else self._saves_before)
+        return Exit(code, self._is_asked and has_saved)
 
     def _reap_others(self) -> None:
         """Until its first process has ended: wait for those that it has left to this one, which nobody else does."""
         while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)) is not None and ended.si_pid != self._pid:
             os.waitpid(ended.si_pid, 0)
 
-    def _standing(self, *, listening: frozenset[int] = frozenset()) -> list[Standing]:
+    def _standing(self, listening: frozenset[int] = frozenset()) -> list[Standing]:
         return standing(self._pid, number=self._number, listening=listening, lease_id=self._lease_id)
 
     def _hand_on(self) -> None:
-        with self._standing_still:
-            notice = notice_for(self._standing(listening=self._host.listening()), root=self._pid)
-            self._halted = notice.halted
-            for pid in notice.halted:
-                kill(pid, signal.SIGSTOP)
-        left_s = self._job.deadline_s_left() or 0.0
+        hearers = self._hearers
+        hearers.is_open = True
+        began, left_s = time.monotonic(), self._left_s()
+        signalled, may_end = hearers.look(in_moment=self._job.save_wanted)
         self._host.ask_to_stop(self._job.stop_reason, seconds_left=left_s, save=self._job.save_wanted)
-        if not notice.told:
-            self.is_whole = self._killed_at_rest(signal.SIGTERM, left_s=left_s, over=self._ended)
-            return
-        self.is_whole = self._signal(notice.signalled, left_s=left_s)
-        self._attend(notice)
+        while True:
+            hearers.begin_moment()
+            until = began + min(left_s * _TELL_SHARE, MOMENT_S)
+            while not hearers.awaited and may_end and time.monotonic() < until and not self._ended.wait(_ATTEND_S):
+                signalled, may_end = hearers.look(in_moment=True)
+            if not hearers.awaited:
+                hearers.is_open = False
+                signalled, _ = hearers.look(in_moment=False)
+            if not hearers.awaited:
+                self.is_whole = self._killed_at_rest(signal.SIGTERM, left_s=self._left_s(), over=self._ended)
+                return
+            self.is_whole = self._signal(signalled, left_s=self._left_s())
+            if not self._attend():
+                return
+            began, left_s = time.monotonic(), self._left_s()
+            signalled, may_end = hearers.look(in_moment=True)
+
+    def _left_s(self) -> float:
+        return self._job.deadline_s_left() or 0.0
 
     def _signal(self, pids: Collection[int], *, left_s: float) -> bool:
         """Send the notice's signal when what the program keeps is whole: a handler that ends it leaves what was being written
@@ -252,147 +261,37 @@ class Program:
                     return False
         return False
 
-    def _attend(self, notice: Notice) -> None:
-        """Until the program has ended: see who ends in the middle of a write. And wait until all have ended that were told,
-        whom nobody waits for while their parents are halted.
+    def _attend(self) -> bool:
+        """Until the program has ended: see who ends in the middle of a write. And wait until all have ended that were told.
+
+        Returns before that, and says so, if those have ended by themselves, and who stood above them was let go on.
         """
-        codes: dict[int, int | None] = {}
+        hearers, is_over = self._hearers, False
         began, serve_after_s = time.monotonic(), _SERVE_AFTER_S
-        found_at, pids, is_over = -_FIND_S, list[int](), not notice.halted
+        found_at, pids = -_FIND_S, list[int]()
         while not self._ended.wait(_ATTEND_S):
             if time.monotonic() - found_at >= _FIND_S:
                 found_at, pids = time.monotonic(), self.processes()
             if self._job.save_wanted and not self._is_at_rest(pids) and self._is_cut_off():
                 self.is_whole = False
-            if is_over:
+            if is_over or not hearers.halted:
                 continue
-            for pid in notice.told - codes.keys():
-                code = exit_code_of(pid)
-                if code is not None or not Path(f"/proc/{pid}").exists():
-                    codes[pid] = code
-            if not codes and notice.launchers and time.monotonic() - began >= serve_after_s:
-                self._let_serve(notice.launchers)
+            hearers.note_ends()
+            if not hearers.codes and hearers.launchers and time.monotonic() - began >= serve_after_s:
+                self._let_serve(hearers.launchers & hearers.halted)
                 serve_after_s *= 2
-            if len(codes) == len(notice.told):
-                self._wake(notice, codes)
+            if not hearers.awaited:
+                if hearers.wake(self._number):
+                    return True
+                self.is_whole = self.is_whole and not hearers.are_spoiled
                 is_over = True
-
-    def _wake(self, notice: Notice, codes: Mapping[int, int | None]) -> None:
-        """All have ended that were told: let those go on that waited for it, or end them, if what counts is saved."""
-        self._has_saved = context.EXIT_SAVED in codes.values()
-        with self._standing_still:
-            now = {each.pid: each for each in self._standing()}
-            waking = [now[pid] for pid in notice.halted if pid in now]
-            self._halted = frozenset()
-            if self._has_saved and not any(each.catches and each.pid not in notice.launchers for each in waking):
-                for pid in now:
-                    kill(pid)
-                return
-            for each in waking:
-                if each.catches:
-                    kill(each.pid, self._number)
-                kill(each.pid, signal.SIGCONT)
+        return False
 
     def _let_serve(self, launchers: Iterable[int]) -> None:
         """Halt launchers no longer for a moment. Only while all ranks live: one that ends would have them end the rest."""
-        with self._standing_still:
+        with self._hearers.halting:
             for pid in launchers:
                 kill(pid, signal.SIGCONT)
             self._ended.wait(_SERVE_S)
             for pid in launchers:
                 kill(pid, signal.SIGSTOP)
-
-
-def shell_code(code: int) -> int:
-    """An exit code as a shell tells it: 128 and the number of a signal that ended it."""
-    return _SHELL_BASE - code if code < 0 else code
-
-
-def _become(script: Path, arguments: list[str], *, folder: Path, environment: Mapping[str, str]) -> NoReturn:
-    """Be what `python script` would be; never returns."""
-    code = 1
-    try:
-        os.setsid()
-        _close_all()
-        _start_anew(script, arguments, folder=folder, environment=environment)
-        code = _main(script)
-    except BaseException:  # noqa: BLE001  # nothing of what is above may run in this copy
-        with suppress(BaseException):
-            traceback.print_exc()
-    os._exit(code)
-
-
-def _close_all() -> None:
-    """Keep the standard streams alone."""
-    for entry in list(os.scandir("/proc/self/fd")):
-        if int(entry.name) > 2:  # noqa: PLR2004
-            with suppress(OSError):
-                os.close(int(entry.name))
-
-
-def _start_anew(script: Path, arguments: list[str], *, folder: Path, environment: Mapping[str, str]) -> None:
-    """What would be new in a new interpreter."""
-    context.enter(None)
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
-    sys.argv = [*arguments]
-    sys.path.insert(0, str(script.parent))
-    begin_anew()
-    process: Any = sys.modules.get("multiprocessing.process")
-    if process is not None:
-        process.ORIGINAL_DIR = str(folder)
-        process.current_process().authkey = os.urandom(32)
-    numpy: Any = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed()
-
-
-def _main(script: Path) -> int:
-    """Run the script as `__main__`, and end as an interpreter does; the exit code."""
-    module = ModuleType("__main__")
-    module.__file__ = str(script)
-    module.__loader__ = SourceFileLoader("__main__", str(script))
-    module.__dict__["__builtins__"] = sys.modules["builtins"]
-    sys.modules["__main__"] = module
-    code = 0
-    try:
-        compiled = compile(script.read_bytes(), str(script), "exec", dont_inherit=True)
-        _run(compiled, module)
-    except BaseException as error:  # noqa: BLE001  # as at an interpreter's top
-        code = _uncaught(error)
-    return _finalized(code)
-
-
-def _run(compiled: CodeType, module: ModuleType) -> None:
-    exec(compiled, module.__dict__)  # noqa: S102  # the job's script
-
-
-def _uncaught(error: BaseException) -> int:
-    """What an interpreter does with what nobody has caught."""
-    if isinstance(error, SystemExit):
-        if error.code is None or isinstance(error.code, int):
-            return (error.code or 0) & 0xFF
-        print(error.code, file=sys.stderr)  # noqa: T201  # as Python does
-        return 1
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_globals.get("__name__") == __name__:
-        trace = trace.tb_next
-    sys.excepthook(type(error), error.with_traceback(trace), trace)
-    return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
-
-
-def _finalized(code: int) -> int:
-    """Wait for threads, run what was registered for the exit, and flush."""
-    threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001  # what an interpreter calls first at its end
-    atexit._run_exitfuncs()  # noqa: SLF001
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            code = code or _FLUSH_FAILED
-    if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
-        os.kill(os.getpid(), -code)
-        time.sleep(1)
-    return code

@@ -11,7 +11,7 @@ below have ended. If nobody can save, all get the signal, and it ends them. Know
 import os
 import re
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -21,10 +21,12 @@ from fabric.system.processes import all_processes, mark_of, seen_of
 SIGNAL_VARIABLE: Final = "FABRIC_STOP_SIGNAL"
 """Which signal a job's program gets as the notice; "" = TERM."""
 SIGNALS: Final = ("TERM", "INT", "HUP", "USR1", "USR2")
+_SHELL_BASE: Final = 128
+_BY_SIGNAL: Final = frozenset(_SHELL_BASE + getattr(signal, f"SIG{name}") for name in SIGNALS)
 _SHELLS: Final = frozenset(("bash", "dash", "sh", "zsh", "ksh", "mksh", "ash", "busybox", "fish"))
 _LAUNCHERS: Final = frozenset((
     "torchrun", "torch.distributed.run", "torch.distributed.launch", "accelerate", "accelerate.commands.launch",
-    "deepspeed", "mpirun", "mpiexec", "orterun", "horovodrun",
+    "deepspeed", "deepspeed.launcher.launch", "mpirun", "mpiexec", "orterun", "prterun", "horovodrun",
 ))  # fmt: skip
 _RANKS: Final = (
     "RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "HOROVOD_RANK", "SLURM_PROCID",
@@ -101,7 +103,7 @@ class Notice(NamedTuple):
     halted: frozenset[int]
     """Who stands above those that are told."""
     launchers: frozenset[int] = frozenset()
-    """Who of these has nothing to do but to start ranks: its exit code is of no interest."""
+    """Who of all these has nothing to do but to start ranks: its exit code is of no interest."""
 
 
 def _are_all(ranks: Sequence[Mapping[str, str]], *, above: Mapping[str, str]) -> bool:
@@ -124,8 +126,8 @@ def _number(said: str) -> int:
     return int(said) if said.isdecimal() and len(said) < _DIGITS_MAX else 0
 
 
-def notice_for(processes: Iterable[Standing], *, root: int) -> Notice:
-    """Who of a program gets the notice; `root` is its first process."""
+def notice_for(processes: Iterable[Standing], *, root: int, wrappers: Container[int] = ()) -> Notice:
+    """Who of a program gets the notice; `root` is its first process. `wrappers` are known to save nothing themselves."""
     by_pid = {process.pid: process for process in processes}
     children: dict[int, list[int]] = {}
     for process in by_pid.values():
@@ -143,15 +145,21 @@ def notice_for(processes: Iterable[Standing], *, root: int) -> Notice:
         if process.listens:
             told.add(pid)
             signalled |= {pid} if process.hears else set()
-        elif process.hears and not linked and not process.launches(by_pid[each] for each in below):
+        elif pid not in wrappers and _is_told(process, [by_pid[each] for each in below]):
             told.add(pid)
-            signalled |= {pid, *below} if process.is_shell else {pid}
-        elif linked or any(by_pid[each].hears for each in below):
+            signalled |= {pid, *below} if process.is_shell or process.is_launcher else {pid}
+            launchers |= {pid} if process.is_launcher else set()
+        elif linked or any(by_pid[each].hears and each not in wrappers for each in below):
             halted |= set() if process.is_ray else {pid}
             if not process.is_ray and process.launches(by_pid[each] for each in below):
                 launchers.add(pid)
             waiting += children.get(pid, ())
     return Notice(frozenset(told), frozenset(signalled if told else by_pid), frozenset(halted), frozenset(launchers))
+
+
+def _is_told(process: Standing, below: Sequence[Standing]) -> bool:
+    """Whether it is the one to save at the signal, rather than those below it."""
+    return process.hears and not any(each.listens for each in below) and not process.launches(below)
 
 
 def program_of(root: int, *, lease_id: str = "") -> list[int]:
@@ -175,6 +183,32 @@ def standing(root: int, *, number: int, listening: frozenset[int], lease_id: str
     """The processes of a program (see `program_of`) as the notice sees them."""
     found = [seen for pid in program_of(root, lease_id=lease_id) if (seen := seen_of(pid)) is not None]
     return [_looked_at(seen.pid, seen.parent, number=number, listens=seen.pid in listening) for seen in found]
+
+
+def parents_of(pid: int, *, up_to: int) -> frozenset[int]:
+    """Those above a process, up to a program's first, or to this process if it is not below that."""
+    found, seen = set[int](), seen_of(pid)
+    while seen is not None and seen.pid != up_to and seen.parent not in {0, 1, os.getpid()}:
+        found.add(seen.parent)
+        seen = seen_of(seen.parent)
+    return frozenset(found)
+
+
+def lone_launchers(processes: Iterable[Standing]) -> frozenset[int]:
+    """Launchers with nobody below them: their ranks have all ended, or are still to be started."""
+    standing_ = list(processes)
+    parents = {each.parent for each in standing_}
+    return frozenset(each.pid for each in standing_ if each.is_launcher and each.pid not in parents)
+
+
+def shell_code(code: int) -> int:
+    """An exit code as a shell tells it: 128 and the number of a signal that ended it."""
+    return _SHELL_BASE - code if code < 0 else code
+
+
+def is_by_signal(code: int) -> bool:
+    """Whether it is that of what was ended by one of the notice's signals: as Popen tells it, or a shell."""
+    return shell_code(code) in _BY_SIGNAL
 
 
 def exit_code_of(pid: int) -> int | None:

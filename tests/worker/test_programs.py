@@ -328,7 +328,7 @@ def tree(*given):
         (["1 0 shell catches", "2 1 listens"], [2], [], [1]),
         (["1 0 catches launcher", "2 1 listens", "3 1 listens"], [2, 3], [], [1]),
         (["1 0 catches launcher", "2 1 catches", "3 1 catches"], [2, 3], [2, 3], [1]),
-        (["1 0 catches launcher", "2 1", "3 1"], [1], [1], []),
+        (["1 0 catches launcher", "2 1", "3 1"], [1], [1, 2, 3], []),
         (["1 0 shell", "2 1", "3 2 listens", "4 3"], [3], [], [1, 2]),
         (["1 0 shell", "9 0 listens"], [9], [], [1]),
         (["1 0", "2 1 catches ray", "3 2 catches ray"], [], [1, 2, 3], []),
