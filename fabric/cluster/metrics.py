@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from fabric.gate.core import Served
+from fabric.charging.served import Served
 from fabric.gate.views import JobView
 
 _UHS_PER_CT: Final = 3.6e9
@@ -51,6 +51,7 @@ class Metrics:
             "fabric_call_tokens_written_off", "Tokens that calls used and nothing covered.", tag_keys=_CALL_TAGS
         )
         self._open_usage = Gauge("fabric_open_usage", "Calls that could not be charged and wait for an operator.")
+        self._served: dict[tuple[str, str], Served] = {}
         self._known: dict[str, JobView] = {}
         self._burned_uhs: dict[str, int] = {}
         self._shown: set[_Labels] = set()
@@ -67,8 +68,14 @@ class Metrics:
         self._show()
 
     def calls(self, served: Mapping[tuple[str, str], Served]) -> None:
-        """Calls by model and plan: as many of each as the operator offers."""
-        for (model, tier), each in served.items():
+        """What calls by model and plan have come to, ever: as many of each as the operator offers. A counter has all that
+        the journal has, so that whoever restarts the gate loses no call, and counts none twice.
+        """
+        for (model, tier), total in served.items():
+            each = total.since(self._served.get((model, tier), Served()))
+            self._served[model, tier] = total
+            if each.calls <= 0:
+                continue
             tags = {"model": model, "tier": tier}
             self._calls.inc(each.calls, tags=tags)
             kinds = {

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from fabric.charging.rates import Rate, charge_uhs, miscounted
 from fabric.charging.records import Cdr
 from fabric.gate import keys, models, refusals
-from fabric.gate.core import Core, Served
+from fabric.gate.core import Core
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.serving_events import CallUsed, RecordCalls
 from fabric.gate.state import SettledCalls
@@ -136,14 +136,10 @@ def book(core: Core, billed: Bill, *, lost_uhs: int = 0) -> None:
     if lost_uhs:
         billed = _absorbed(billed, lost_uhs)
     account_id = AccountId(billed.records[0].account_id)
-    plan, open_usage = core.state.accounts[account_id].plan, core.state.open_usage
+    open_usage = core.state.open_usage
     for record in billed.records:
         if open_usage:
             open_usage.pop(f"{account_id}/{record.cdr_id}", None)
-        served = core.served.get((record.model, plan))
-        if served is None:
-            served = core.served[record.model, plan] = Served()
-        served.add(record)
         keys.spends(core, record.key_id, account_id=account_id, amount_uhs=record.charged_uhs)
     core.records.extend(billed.records)
     _remember(core, account_id, [record.cdr_id for record in billed.records])

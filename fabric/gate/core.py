@@ -4,8 +4,6 @@ One `Core` lives as long as the gate; `begin` clears the desk for the next event
 work on it, so that none of them owns the state and each can be read alone.
 """
 
-from dataclasses import dataclass
-
 from fabric.charging.catalogue import Catalogue, Plan
 from fabric.charging.records import Cdr
 from fabric.charging.tariffs import Tariffs
@@ -16,27 +14,6 @@ from fabric.gate.state import GateState, Job, Key
 from fabric.gate.timeline import Moment, noted
 from fabric.placement import Planner
 from fabric.units import AccountId, JobId
-
-
-@dataclass(slots=True)
-class Served:
-    """What calls of one model came to, for accounts on one plan."""
-
-    calls: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    charged_uhs: int = 0
-    written_off_uhs: int = 0
-
-    def add(self, record: Cdr) -> None:
-        self.calls += 1
-        self.prompt_tokens += record.prompt_tokens
-        self.cached_tokens += record.cached_tokens
-        self.completion_tokens += record.completion_tokens
-        self.charged_uhs += record.charged_uhs
-        self.written_off_uhs += record.absorbed_uhs
-
 
 Gang = tuple[AccountId | None, int, int | None, tuple[str, ...], str, bool, tuple[tuple[str, ...], ...]]
 """All of a request that decides where it may go: the account if it has cells, devices, devices a node, types, service,
@@ -66,7 +43,6 @@ class Core:
         "records",
         "renewal_due_us",
         "replan",
-        "served",
         "state",
         "unrun_of",
     )
@@ -110,8 +86,6 @@ class Core:
         """No answer is forgotten before; 0 = look anew."""
         self.note_prices()
         self.note_renewals()
-        self.served: dict[tuple[str, str], Served] = {}
-        """Calls since somebody last looked, by model and plan: for those who count, not part of the state."""
         self.changed: dict[JobId, None] = {}
         """Jobs that changed since somebody last looked: for those who watch, not part of the state."""
 

@@ -39,7 +39,6 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "keys_of": "the keys: `keep_key` is the one place where one is added",
         "answers_of": "the answers, in their order: `idempotency` is the one place where one comes or goes",
         "answers_until_us": "the oldest answer: never later than when that is forgotten, and looked up anew then",
-        "served": WATCHERS,
         "changed": WATCHERS,
     },
     "PriceList": {

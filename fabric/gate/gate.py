@@ -35,7 +35,7 @@ from fabric.gate import (
     usage,
 )
 from fabric.gate.answers import answer
-from fabric.gate.core import Core, Served
+from fabric.gate.core import Core
 from fabric.gate.events import (
     AdoptRules,
     AnyEvent,
@@ -187,11 +187,6 @@ class Gate:
         """Ids of the jobs that changed since the last call, in order: for those who watch."""
         changed, self._core.changed = tuple(self._core.changed), {}
         return changed
-
-    def take_served(self) -> dict[tuple[str, str], Served]:
-        """What calls came to since the last call, by model and plan: for those who count."""
-        served, self._core.served = self._core.served, {}
-        return served
 
     def check(self) -> None:
         """Assert every invariant of the whole. Slow: for tests, and for an operator in doubt."""

@@ -22,6 +22,7 @@ from fabric.audit.merkle import leaf_hash
 from fabric.audit.records import Balances, Line, Receipt, Sealed, Statement
 from fabric.audit.statements import assert_explained
 from fabric.charging.records import Cdr
+from fabric.charging.served import Served
 from fabric.errors import Conflict, Unavailable
 from fabric.gate.questions import (
     CheckpointOf,
@@ -106,6 +107,10 @@ class Auditor:
                 return await self.receipts(question)
             case RecordsOf():
                 return await self.records(question)
+
+    async def served(self) -> dict[tuple[str, str], Served]:
+        """What calls by model and plan have come to, for those who count."""
+        return await self._history.served()
 
     async def statement(self, asked: StatementOf) -> StatementPage:
         """A page of the account's statement between two tree heads."""

@@ -15,10 +15,11 @@ import msgspec
 from msgspec.structs import replace
 
 from fabric.audit.records import Balances
+from fabric.charging.served import Served
 from fabric.errors import JournalCorrupt
 from fabric.journal.followers import Position
-from fabric.journal.projection import JobHistory, Rows, Told, is_about, project, told_by
-from fabric.journal.projector import balances_of, last_line_of, progress
+from fabric.journal.projection import JobHistory, Known, Rows, Told, is_about, project, told_by
+from fabric.journal.projector import balances_of, last_line_of, progress, served_of
 from fabric.journal.store import Entry
 from fabric.journal.tables import (
     ABOUT,
@@ -27,6 +28,7 @@ from fabric.journal.tables import (
     LINES,
     READ_GAPS,
     READ_PROGRESS,
+    READ_SERVED,
     RECORDS,
     DamagedTables,
     NoTables,
@@ -180,6 +182,16 @@ class History:
         ]
         return sorted(found, key=lambda job: (job.submitted_at_us, job.job_id), reverse=True)[:limit]
 
+    async def served(self) -> dict[tuple[str, str], Served]:
+        """What calls by model and plan have come to, as far as the follower is: for those who count."""
+        if self._tables is None:
+            return {}
+        try:
+            (found,) = await self._tables.read(READ_SERVED)
+        except (NoTables, DamagedTables):
+            return {}
+        return served_of(found)
+
     # -- what is read where --------------------------------------------------------------------------------------------
 
     async def _by_entry(
@@ -263,7 +275,7 @@ def _projected(
     told = [(entry, told_by(entry)) for entry in entries]
     mine = (account_id,) if account_id else ()
     narrowed = [(replace(entry, accounts=mine), each) for entry, each in told]
-    return _Rest(start, told, project(narrowed, balances={account_id or "": balances}, jobs=jobs or {}))
+    return _Rest(start, told, project(narrowed, Known({account_id or "": balances}, jobs or {})))
 
 
 def _from(rest: _Rest, start: int) -> _Rest:

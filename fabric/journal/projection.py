@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from fabric.audit.records import Balances
 from fabric.audit.statements import after, moves_of
 from fabric.charging.records import Cdr
+from fabric.charging.served import Served
 from fabric.errors import JournalCorrupt
 from fabric.journal.store import Entry
 from fabric.ledger.transfers import Transfer
@@ -123,6 +124,7 @@ class _Told(msgspec.Struct, frozen=True):
     outcome: str = ""
     error: str = ""
     exit_code: int | None = None
+    plan: str = ""
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -150,8 +152,24 @@ class Rows:
         self.about: list[About] = []
         self.jobs: dict[str, JobHistory] = {}
         """As they stand after them: those that were touched."""
+        self.plans: dict[str, str] = {}
+        """Accounts that were opened, and on which plan."""
+        self.served: dict[tuple[str, str], Served] = {}
+        """What calls by model and plan have come to: those that were touched."""
 
 
+class Known(NamedTuple):
+    """What was there before some entries, as far as they touch it."""
+
+    balances: Mapping[str, Balances] = {}
+    """None = an account that has had nothing."""
+    jobs: Mapping[str, JobHistory] = {}
+    """Of what they name, those that are jobs."""
+    plans: Mapping[str, str] = {}
+    served: Mapping[tuple[str, str], Served] = {}
+
+
+NOTHING: Final = Known()
 _decoder: Final = msgspec.json.Decoder(Told)
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -183,18 +201,10 @@ def is_about(told: Told, job_id: str) -> bool:
     return job_id in _jobs_named(told) or job_id in _refs(told)
 
 
-def project(
-    entries: Iterable[tuple[Entry, Told]], *, balances: Mapping[str, Balances], jobs: Mapping[str, JobHistory]
-) -> Rows:
-    """The rows of consecutive entries.
-
-    Args:
-        entries: with what they say.
-        balances: of every account they touch, before them; none = an account that has had nothing.
-        jobs: of what they name, those that are jobs, as they stand before them.
-    """
+def project(entries: Iterable[tuple[Entry, Told]], known: Known = NOTHING) -> Rows:
+    """The rows of consecutive entries, each with what it says."""
     rows = Rows()
-    standing = dict(balances)
+    standing = dict(known.balances)
     for entry, told in entries:
         for account_id in entry.accounts:
             rows.entries.append(OwnEntry(account_id, told.at_us, entry.seq))
@@ -207,12 +217,28 @@ def project(
             rows.records.append(
                 KeptRecord(*place, record.ended_at_us, record.job_id, record.charged_uhs, _encode(record))
             )
-        for job in _changed(told, lambda job_id: rows.jobs.get(job_id) or jobs.get(job_id)):
+        _count(rows, told, known)
+        for job in _changed(told, lambda job_id: rows.jobs.get(job_id) or known.jobs.get(job_id)):
             rows.jobs[job.job_id] = job
-        known = {name: None for name in _refs(told) if name in rows.jobs or name in jobs}
-        about = _jobs_named(told) | known
+        about = _jobs_named(told) | {name: None for name in _refs(told) if name in rows.jobs or name in known.jobs}
         rows.about += [About(name, account_id, entry.seq) for account_id in entry.accounts for name in about]
     return rows
+
+
+def _count(rows: Rows, told: Told, known: Known) -> None:
+    """Calls, by model and the plan of whoever made them."""
+    event = told.event
+    if event is not None and event.event == "open_account" and event.account_id and _is_accepted(told):
+        rows.plans[event.account_id] = event.plan
+    for record in told.records:
+        if record.model:
+            plan = rows.plans.get(record.account_id) or known.plans.get(record.account_id, "")
+            before = rows.served.get((record.model, plan)) or known.served.get((record.model, plan), Served())
+            rows.served[record.model, plan] = before.with_call(record)
+
+
+def _is_accepted(told: Told) -> bool:
+    return told.outcome is not None and told.outcome.outcome == "accepted"
 
 
 def _jobs_named(told: Told) -> dict[str, None]:
@@ -247,7 +273,7 @@ def _number(lease_id: str) -> int:
 def _changed(told: Told, known: Callable[[str], JobHistory | None]) -> Iterator[JobHistory]:
     """Jobs as they stand after an entry, each time that it changes one."""
     event = told.event
-    if event is not None and told.outcome is not None and told.outcome.outcome == "accepted":
+    if event is not None and _is_accepted(told):
         job = (
             _submitted(event, told.at_us) if event.event == "submit" else known(event.job_id or _job_of(event.lease_id))
         )

@@ -9,22 +9,27 @@ from typing import Final
 
 import msgspec
 import structlog
+from msgspec.structs import astuple
 
 from fabric.audit.merkle import HASH_BYTES, TILE, Tree, leaf_hash
 from fabric.audit.records import Balances
+from fabric.charging.served import Served
 from fabric.errors import JournalCorrupt
 from fabric.journal.followers import Batch, Position, Why, moved
-from fabric.journal.projection import FORMAT, JobHistory, Rows, Told, accounts_of, names_of, project, told_by
+from fabric.journal.projection import FORMAT, JobHistory, Known, Rows, Told, accounts_of, names_of, project, told_by
 from fabric.journal.store import Entry
 from fabric.journal.tables import (
     ABOUT,
+    ACCOUNTS,
     ENTRIES,
     GAPS,
     JOBS,
     LINES,
     PROGRESS,
     READ_PROGRESS,
+    READ_SERVED,
     RECORDS,
+    SERVED,
     TILES,
     DamagedTables,
     NoTables,
@@ -114,7 +119,12 @@ class Projector:
         names = names_of(each for _, each in told)
         jobs = {row[0]: _job.decode(row[-1]) for row in await self._tables.pick(JOBS, "job_id", sorted(names))}
         balances = await self._standing(accounts_of(entry for entry, _ in told))
-        return project(told, balances=balances, jobs=jobs), gaps
+        payers = sorted({record.account_id for _, each in told for record in each.records if record.model})
+        plans: dict[str, str] = dict(await self._tables.pick(ACCOUNTS, "account_id", payers))
+        return project(told, Known(balances, jobs, plans, await self._served(bool(payers)))), gaps
+
+    async def _served(self, is_wanted: bool) -> dict[tuple[str, str], Served]:
+        return served_of((await self._tables.read(READ_SERVED))[0]) if is_wanted else {}
 
     async def _standing(self, accounts: set[str]) -> dict[str, Balances]:
         unknown = sorted(accounts - self._balances.keys())
@@ -122,6 +132,11 @@ class Projector:
         for account_id, rows in zip(unknown, found, strict=True):
             self._balances[account_id] = balances_of(rows)
         return {account_id: self._balances[account_id] for account_id in accounts}
+
+
+def served_of(found: Sequence[Row]) -> dict[tuple[str, str], Served]:
+    """What `READ_SERVED` has found."""
+    return {(model, plan): Served(*counts) for model, plan, *counts in found}
 
 
 def progress(found: Sequence[Row]) -> Position | None:
@@ -191,5 +206,7 @@ def _tabled(rows: Rows, gaps: list[Place]) -> dict[Table, list[Row]]:
         RECORDS: [*rows.records],
         ABOUT: [*rows.about],
         JOBS: [*jobs],
+        ACCOUNTS: [*rows.plans.items()],
+        SERVED: [(*key, *astuple(each)) for key, each in rows.served.items()],
         GAPS: [*gaps],
     }

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import chain, count
 from typing import Any, Final, Protocol
 
+from fabric.charging.served import Served
+
 TEXT: Final = "TEXT"
 INT: Final = "BIGINT"
 BYTES: Final = "BYTEA"
@@ -62,9 +64,15 @@ JOBS: Final = Table(
     ("job_id",),
     (("account_id", "submitted_at_us", "job_id"), ("submitted_at_us", "job_id")),
 )
+ACCOUNTS: Final = Table("accounts", {"account_id": TEXT, "plan": TEXT}, ("account_id",))
+SERVED: Final = Table(
+    "served",
+    {"model": TEXT, "plan": TEXT, **dict.fromkeys(Served.__struct_fields__, INT)},
+    ("model", "plan"),
+)
 GAPS: Final = Table("gaps", {"start": INT, "stop": INT, "why": TEXT}, ("start",))
 TILES: Final = Table("tiles", {"tile": INT, "root": BYTES}, ("tile",))
-TABLES: Final = (PROGRESS, ENTRIES, LINES, RECORDS, ABOUT, JOBS, GAPS, TILES)
+TABLES: Final = (PROGRESS, ENTRIES, LINES, RECORDS, ABOUT, JOBS, ACCOUNTS, SERVED, GAPS, TILES)
 
 Row = tuple[Any, ...]
 Query = tuple[str, Sequence[Any]]
@@ -127,4 +135,5 @@ def insert(place: str, table: Table, values: str, *, clash: str = "") -> str:
 
 
 READ_PROGRESS: Final[Query] = select("format, seq, mark, edge", PROGRESS, {}, order="format", limit=1)
+READ_SERVED: Final[Query] = select("*", SERVED, {}, order="model, plan", limit=100_000)
 READ_GAPS: Final[Query] = select("start, stop, why", GAPS, {}, order="start", limit=1)

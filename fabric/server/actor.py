@@ -24,7 +24,6 @@ from fabric.cluster.ray_cluster import RayCluster
 from fabric.config.cluster import ClusterConfig
 from fabric.errors import Conflict, FabricError, JournalCorrupt, Unavailable
 from fabric.gate import Gate
-from fabric.gate.core import Served
 from fabric.gate.events import AnyEvent, Configure, ForgetJobs, Tick
 from fabric.gate.instructions import Accepted, AnyInstruction, Outcome, Refusal
 from fabric.gate.jobs import UNRUN_KEPT
@@ -33,6 +32,7 @@ from fabric.gate.questions import AnyAnswer, AnyQuestion, FromJournal, JobOf, Le
 from fabric.gate.views import CHANGES_MAX, JobView, LogChunk
 from fabric.journal.auditor import Auditor
 from fabric.journal.encoding import by_account
+from fabric.journal.process import FollowerProcess, place_of
 from fabric.journal.writer import Writer
 from fabric.outage import Outage
 from fabric.server.chores import again_and_again, next_due
@@ -84,18 +84,20 @@ class GateActor:
             committed=self._note_changes,
             recovered=self._begin_anew,
         )
-        self._auditor = Auditor(self._writer.journal, origin=config.name, signing_key=signing_key.get_secret_value())
+        place = place_of(config)
+        self._follower = FollowerProcess(place)
+        self._read, self._tables = place.journal(), place.tables()
+        key = signing_key.get_secret_value()
+        self._auditor = Auditor(self._read, origin=config.name, signing_key=key, tables=self._tables)
         self._cluster = RayCluster(
             report=self._report,
             archive=self._archive,
-            settings=cluster_settings(config, key=signing_key.get_secret_value()),
+            settings=cluster_settings(config, key=key),
             clock=self._clock,
         )
         self._latest: dict[JobId, int] = {}
         """Jobs by their last change, the newest last: what watchers read from."""
         self._to_publish: dict[JobId, None] = {}
-        self._counted: Gate | None = None
-        """The core whose calls are counted from now on."""
         self._news = asyncio.Event()
         """Set once, for those who watch now; those who come later get another."""
         self._news_due: asyncio.TimerHandle | None = None
@@ -205,8 +207,9 @@ class GateActor:
             for task in own:
                 task.cancel()
             await asyncio.wait(own, timeout=CLOSE_S)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._cluster.close(), CLOSE_S)
+        for let_go in (self._cluster.close, self._read.close, self._tables.close):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(let_go(), CLOSE_S)
         await self._writer.close()
 
     # -- coming up -----------------------------------------------------------------------------------------------------
@@ -277,13 +280,16 @@ class GateActor:
         await self._cluster.carry_out(outstanding)
         gc.freeze()  # what was replayed stays: the collector needn't look through it again and again
         self._chores = [
-            asyncio.create_task(again_and_again(chore, pause_s, failed_pause_s=TICK_MAX_S))
-            for chore, pause_s in (
-                (self._tick, TICK_MIN_S),
-                (self._forget, FORGET_S),
-                (self._reconcile, RECONCILE_S),
-                (self._publish, PUBLISH_S),
-            )
+            asyncio.create_task(self._follower.run()),
+            *(
+                asyncio.create_task(again_and_again(chore, pause_s, failed_pause_s=TICK_MAX_S))
+                for chore, pause_s in (
+                    (self._tick, TICK_MIN_S),
+                    (self._forget, FORGET_S),
+                    (self._reconcile, RECONCILE_S),
+                    (self._publish, PUBLISH_S),
+                )
+            ),
         ]
         log.info("gate_up", entries=self._writer.head.size, outstanding=len(outstanding))
 
@@ -338,11 +344,10 @@ class GateActor:
 
     async def _publish(self) -> None:
         await self._cluster.publish(await self._writer.look(lambda _: self._unpublished()))
-        served = await self._writer.look(self._newly_served)
         open_usage = await self._writer.look(lambda core: len(core.state.open_usage))
         if (metrics := self._cluster.metrics) is not None:
             metrics.open_usage(open_usage)
-            metrics.calls(served)
+            metrics.calls(await self._auditor.served())
 
     async def _reconcile(self) -> None:
         leases: Any = await self._writer.look(lambda core: core.ask(LeasesOf(), self._clock.now_us()))
@@ -375,12 +380,6 @@ class GateActor:
     def _unpublished(self) -> list[JobView]:
         due, self._to_publish = self._to_publish, {}
         return self._views(due)
-
-    def _newly_served(self, core: Gate) -> dict[tuple[str, str], Served]:
-        """Calls since the last look. What a core has replayed was counted before, so its first look counts nothing."""
-        served, is_known = core.take_served(), core is self._counted
-        self._counted = core
-        return served if is_known else {}
 
     def _changed_since(self, account_id: str | None, after_revision: int) -> list[JobView]:
         core = self._writer.core

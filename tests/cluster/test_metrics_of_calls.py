@@ -4,8 +4,8 @@ from collections import defaultdict
 
 import pytest
 
+from fabric.charging.served import Served
 from fabric.cluster import metrics
-from fabric.gate.core import Served
 
 SEEN = defaultdict(float)
 
@@ -30,7 +30,7 @@ def figures(monkeypatch):
 
 def test_calls_are_counted_by_model_and_tier(figures):
     figures.calls({("tiny", "starter"): Served(2, 200, 40, 20, 3_600_000_000), ("own", "pro"): Served(calls=1)})
-    figures.calls({("tiny", "starter"): Served(calls=1, prompt_tokens=7)})
+    figures.calls({("tiny", "starter"): Served(3, 207, 40, 20, 3_600_000_000), ("own", "pro"): Served(calls=1)})
     assert dict(SEEN) == {
         ("fabric_calls", "tiny", "starter"): 3,
         ("fabric_calls", "own", "pro"): 1,

@@ -381,13 +381,3 @@ def test_an_account_that_is_opened_later_changes_nothing_for_a_model(world):
     assert view.price_microcny_per_ct == 450_000
     assert world.gate.ask(ModelsOf(), world.now_us)[0].price_microcny_per_ct == 0
     assert isinstance(view.rates[0], Rate)
-
-
-def test_those_who_count_are_told_what_calls_came_to_by_model_and_plan_and_once(world):
-    hold(world)
-    say(world, call("a", cached=40), call("b"), call("a"), seq=1)
-    ((key, served),) = world.gate.take_served().items()
-    assert key == ("tiny", "starter")
-    assert (served.calls, served.prompt_tokens, served.cached_tokens, served.completion_tokens) == (2, 200, 40, 20)
-    assert served.charged_uhs == 2 * COST - 40 * 36
-    assert world.gate.take_served() == {}

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fabric.charging.served import Served
 from fabric.errors import Conflict, JournalCorrupt
 from fabric.journal import projection
+from fabric.journal.encoding import decode_entry
 from fabric.journal.followers import Position
 from fabric.journal.history import History
 from fabric.journal.projector import Projector
@@ -127,7 +129,7 @@ async def test_an_entry_of_several_accounts_gives_each_its_own_lines_alone(decis
         leaf = {"seq": seq, "at_us": seq, "event": None, "outcome": None, "transfers": transfers, "records": []}
         accounts = tuple(sorted({name for move in decision for name in move[:2]}))
         entries.append(Entry(seq=seq, leaf=msgspec.json.encode(leaf), accounts=accounts))
-    rows = projection.project([(entry, projection.told_by(entry)) for entry in entries], balances={}, jobs={})
+    rows = projection.project([(entry, projection.told_by(entry)) for entry in entries])
     for account in "abc":
         mine = [booked.decode(entry.leaf) for entry in entries if account in entry.accounts]
         expected = summarise(mine, account_id=account)
@@ -135,6 +137,24 @@ async def test_an_entry_of_several_accounts_gives_each_its_own_lines_alone(decis
         assert [row.line for row in lines] == [msgspec.json.encode(line) for line in expected.lines]
         assert (lines[-1].balances if lines else expected.closing) == expected.closing
         assert all(account in entries[row.seq].accounts for row in lines)
+
+
+async def test_calls_are_counted_by_model_and_plan_as_the_journal_has_them(story, tmp_path):
+    expected, plans = {}, {}
+    for one in (decode_entry(entry.leaf) for entry in story):
+        if type(one.event).__name__ == "OpenAccount" and not hasattr(one.outcome, "code"):
+            plans[one.event.account_id] = one.event.plan
+        for record in one.records:
+            if record.model:
+                key = (record.model, plans[record.account_id])
+                expected[key] = expected.get(key, Served()).with_call(record)
+    shelf, tables = Story(story), SqliteTables(tmp_path / "tables")
+    for size in (len(story) // 2, len(story)):
+        shelf.grow_to(size)
+        await follower_of(shelf, tables).catch_up()
+    assert await History(shelf, tables).served() == expected
+    assert sum(each.charged_uhs for each in expected.values()) > 0
+    await tables.close()
 
 
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
@@ -238,7 +258,7 @@ async def test_a_late_word_from_an_earlier_attempt_changes_no_job():
     seen = []
     for stop in range(1, len(entries) + 1):
         told = [(one, projection.told_by(one)) for one in entries[:stop]]
-        job = projection.project(told, balances={}, jobs={}).jobs["j"]
+        job = projection.project(told).jobs["j"]
         seen.append((job.attempts, job.outcome))
     assert seen == [(0, ""), (1, ""), (1, "lost"), (2, "lost"), (2, "lost"), (2, "lost"), (2, "succeeded")]
 
