@@ -31,5 +31,10 @@ MOVED: Final = MappingProxyType(
             "watchdog": "enforcement.watchdog",
         }.items()
     }
+    | {
+        "fabric.actor": "fabric.server.actor",
+        "fabric.gatehouse": "fabric.server.gate_server",
+        "fabric.writer": "fabric.journal.writer",
+    }
 )
 """The module of 0.1 → that of now."""

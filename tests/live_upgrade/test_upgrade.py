@@ -173,4 +173,3 @@ def test_a_job_of_the_version_before_goes_on_is_metered_and_settles(operator):
         lines = fabric.client.fetch(pb.ExportRequest()).decode().splitlines()
     report = verify_export(lines, trusted_key=after["verifier_key"])
     assert report.ok, report
-    assert any("adopt_rules" in line for line in lines)
