@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -23,8 +23,10 @@ from fabric.system.guarded import Admitted, Stranger, actor_id_of, end_actor, is
 from fabric.system.unpickling import Refused
 from fabric.units import LeaseId
 from fabric.worker.environments import Environment
+from fabric.worker.strays import Living, Sighting
 from fabric.worker.wheels import Prepared
 
+_NAME_PREFIX: Final = "agent-"
 _CALL_TIMEOUT_S: Final = 15.0
 _COUNT_TIMEOUT_S: Final = 120.0
 _WARM_TIMEOUT_S: Final = 150.0
@@ -33,6 +35,8 @@ PROMPT_S: Final = 2.0
 """How long is waited for what is asked again soon anyway: Ray needs some 15 s to notice that a machine is gone, and until
 then one that is silent must keep nothing from the others.
 """
+_SWEEP_S: Final = 0.5
+"""How long is waited for those that look for what has outlived its lease: less than there is between two such looks."""
 _SILENT: Final = object()
 WATCHDOGS: Final = 2
 """So many agents look for unleased use while the gate is silent: each asks for all of Ray's tables."""
@@ -50,6 +54,8 @@ class Agents:
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._sampling: dict[str, asyncio.Task[Any]] = {}
         """By machine: what has been asked for, and not been answered yet."""
+        self._sweeping: dict[str, asyncio.Task[list[int]]] = {}
+        """The same, of what has outlived its lease."""
         self._watches: dict[str, dict[str, Watch]] = {}
         self.zygotes: dict[str, str] = {}
         """By machine: the socket of its zygote, "" while that is coming up."""
@@ -78,7 +84,7 @@ class Agents:
 
     async def close(self) -> None:
         """Wait for nothing any more."""
-        left = [*self._starting.values(), *self._sampling.values()]
+        left = [*self._starting.values(), *self._sampling.values(), *self._sweeping.values()]
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
@@ -218,12 +224,36 @@ class Agents:
             return None
         return None if found is None else list(found)
 
-    async def end_strays(self) -> dict[str, list[int]]:
-        """Have every machine end what has outlived its lease; the numbers of those processes, by machine."""
-        addresses = list(self._actors)
-        asked = (self._tried(address, "end_strays", within_s=PROMPT_S) for address in addresses)
-        answers = await asyncio.gather(*asked)
-        return {address: list(found) for address, found in zip(addresses, answers, strict=True) if found}
+    async def end_strays(
+        self, runners: Callable[[str], Iterable[int]], living: Callable[[str], Living]
+    ) -> dict[str, list[int]]:
+        """Have every machine end what has outlived its lease; the numbers of those processes, by machine. One that doesn't answer
+        keeps nothing from the others, and isn't asked again until it has.
+
+        Args:
+            runners: all that live on a machine, by their processes' numbers.
+            living: what lives on a machine, asked after it was looked there: so nothing new is taken for nobody's.
+        """
+        for address in self._actors:
+            if address not in self._sweeping:
+                self._sweeping[address] = asyncio.ensure_future(self._swept(address, runners, living))
+        asked = dict(self._sweeping)
+        done, _ = await asyncio.wait(asked.values(), timeout=_SWEEP_S) if asked else (set(), None)
+        ended = {address: self._sweeping.pop(address).result() for address, sweep in asked.items() if sweep in done}
+        return {address: pids for address, pids in ended.items() if pids}
+
+    async def _swept(
+        self, address: str, runners: Callable[[str], Iterable[int]], living: Callable[[str], Living]
+    ) -> list[int]:
+        found = await self._tried(address, "strays", tuple(runners(address)))
+        if not isinstance(found, Sighting):
+            return []
+        now = living(address)
+        over = [(stray.pid, stray.started_at) for stray in found.strays if not now.has(stray)]
+        left = [lease_id for lease_id in found.watched if lease_id not in now.leases]
+        if not over and not left:
+            return []
+        return list(await self._tried(address, "end_strays", over, over=left) or ())
 
     async def kill(self, address: str, pid: int) -> None:
         await self._tried(address, "kill", pid)
@@ -265,7 +295,7 @@ class Agents:
         return {lease_id: self.acknowledged.get(lease_id, 0) for lease_id in self._watches.get(address, {})}
 
     async def _start(self, address: str, ray_id: str, *, by_cpu: bool) -> None:
-        name = f"agent-{address}"
+        name = f"{_NAME_PREFIX}{address}"
         secret = secret_of(self._settings.key, name)
         self._making.add(name)
         try:
@@ -294,7 +324,15 @@ class Agents:
 
     def _made(self, name: str, secret: bytes, ray_id: str, by_cpu: bool) -> Any:
         meter = "cpu" if by_cpu else self._settings.meter
-        closed, digest = sealed(secret, meter=meter, archive=self._archive, owns_cluster=self._settings.own_cluster)
+        settings, address = self._settings, name.removeprefix(_NAME_PREFIX)
+        closed, digest = sealed(
+            secret,
+            meter=meter,
+            archive=self._archive,
+            owns_cluster=settings.own_cluster,
+            fabric=settings.fabric_id,
+            address=address,
+        )
         return (
             ray.remote(NodeAgentActor)
             .options(

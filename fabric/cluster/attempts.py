@@ -27,7 +27,6 @@ from fabric.gate.lifecycle import StopReason
 from fabric.inventory.nodes import Node
 from fabric.node.agent import Cut, Watch
 from fabric.storage.layout import lease_info_key
-from fabric.system.processes import LEASE_VARIABLE
 from fabric.units import NodeId
 from fabric.worker.environments import environment_folder, python_of
 from fabric.worker.payload import Payload, read_payload, runtime_env_of
@@ -196,7 +195,7 @@ class Attempt:
     async def _seat(self, payload: Payload, environment: Path | None) -> None:
         """Start the runners; with an environment, in its interpreter, and known by the lease's mark from their start."""
         assert self.group is not None
-        mark = {LEASE_VARIABLE: str(self.lease.lease_id)}
+        mark = self.around.settings.marks(str(self.lease.lease_id))
         marks = {**payload.env, **mark} if self.lease.kind is JobKind.PROGRAM else {}
         python = ""
         if environment is not None:
@@ -223,6 +222,7 @@ class Attempt:
         except Exception as error:  # noqa: BLE001  # as at the start
             await self._not_built(error)
             return False
+        await self._attach()
         return True
 
     async def _seat_again(self, group: Group) -> None:
@@ -254,7 +254,7 @@ class Attempt:
             placement_group_id=group.id,
             namespace=self.around.settings.namespace,
             bundles=bundles,
-            env_vars={LEASE_VARIABLE: str(self.lease.lease_id)},
+            env_vars=self.around.settings.marks(str(self.lease.lease_id)),
         )
         self.addresses = tuple(dict.fromkeys(node.address for node in nodes))
         key = lease_info_key(self.lease.account_id, self.lease.job_id)

@@ -27,7 +27,6 @@ from fabric.gate.instructions import Lease, Share
 from fabric.inventory.nodes import NODE_LABEL, Node
 from fabric.storage.archive import Archive
 from fabric.system.guarded import Admitted, actor_id_of, sealed, secret_of
-from fabric.system.processes import LEASE_VARIABLE
 from fabric.units import NodeId
 from fabric.worker.channel import Line
 from fabric.worker.runner import RunnerActor, Seat
@@ -111,6 +110,19 @@ class Groups:
     def actors(self) -> set[str]:
         """Ray's ids of our runners, and the names of those being made, which have no id yet. From any thread."""
         return self._actors.copy()
+
+    def marks(self) -> set[str]:
+        """The names of all runners that live or are being started: a runner's is among them before its process is there."""
+        groups = [*self._used.values(), *self._kept, *(leaving.group for leaving in self._leaving.values())]
+        return {name for group in groups for name in (*group.unseated, *(runner.name for runner in group.runners))}
+
+    def runners(self, address: str) -> list[int]:
+        """All that live on a machine, by their processes' numbers."""
+        return _pids([*self._used.values(), *self._kept], address)
+
+    def busy(self, address: str) -> list[int]:
+        """Those of them that a lease has."""
+        return _pids(self._used.values(), address)
 
     def adopt(self, group: Group) -> None:
         """A group that was ours before a restart, in use."""
@@ -320,7 +332,7 @@ class Groups:
         share = group.shares[bundle]
         held = self._nodes[share.node_id].held(share.devices) if lease.kind in KEEPABLE else {}
         self._actors.add(name)
-        variables = {LEASE_VARIABLE: name, **runtime_env.get("env_vars", {})}
+        variables = {**self._settings.marks(name), **runtime_env.get("env_vars", {})}
         secret = secret_of(self._settings.key, name)
         closed, digest = sealed(secret, archive=self._archive, placement_group_id=group.id, bundle=bundle)
         actor = (
@@ -351,6 +363,10 @@ def group_of(placement_group_id: str, shares: Sequence[Share]) -> Group:
     """A group known by its id, after a restart."""
     placed = PlacementGroup(PlacementGroupID(bytes.fromhex(placement_group_id)))
     return Group(placed=placed, shares=tuple(shares))
+
+
+def _pids(groups: Iterable[Group], address: str) -> list[int]:
+    return [runner.seat.pid for group in groups for runner in group.runners if runner.node.address == address]
 
 
 def _told_of(task: "asyncio.Task[None]") -> None:

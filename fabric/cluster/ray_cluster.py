@@ -36,6 +36,7 @@ from fabric.placement.locality import Holdings
 from fabric.storage.archive import Archive
 from fabric.system.private_folder import attempt_folder
 from fabric.units import LeaseId, NodeId
+from fabric.worker.strays import Living
 
 __all__ = ["ClusterSettings", "LeaseInfo", "RayCluster", "ReconcileReport", "Unleased"]
 
@@ -359,11 +360,16 @@ class RayCluster:
 
     async def _end_strays(self) -> list[Unleased]:
         found = []
-        for address, pids in (await self._agents.end_strays()).items():
+        ended = await self._agents.end_strays(self._groups.runners, self._living)
+        for address, pids in ended.items():
             _log.warning("strays_ended", address=address, processes=len(pids))
             found += [Unleased(kind="process", id=str(pid), name=address) for pid in pids]
         self._count(found)
         return found
+
+    def _living(self, address: str) -> Living:
+        leases = {str(lease_id) for lease_id in self._attempts}
+        return Living(marks=leases | self._groups.marks(), leases=leases, busy=self._groups.busy(address))
 
     def _count(self, found: Sequence[Unleased]) -> None:
         if self._metrics is not None:

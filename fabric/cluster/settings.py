@@ -11,6 +11,8 @@ import msgspec
 from fabric.enforcement.unleased import Unleased
 from fabric.storage.quota import ArchiveLimits
 from fabric.system.disk_watch import DiskLimits
+from fabric.system.processes import FABRIC_VARIABLE, LEASE_VARIABLE
+from fabric.worker.strays import fabric_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,15 @@ class ClusterSettings:
     disk: DiskLimits = field(default_factory=DiskLimits)
     """What one attempt may have on one node's disk."""
     metrics: bool = True
+
+    @property
+    def fabric_id(self) -> str:
+        """By what this fabric's marks are told from another's."""
+        return fabric_id(self.key, self.namespace)
+
+    def marks(self, of: str) -> dict[str, str]:
+        """What the environment of a lease's or a runner's processes begins with."""
+        return {LEASE_VARIABLE: of, FABRIC_VARIABLE: self.fabric_id}
 
 
 class ReconcileReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,10 +24,11 @@ from fabric.storage.shard_cache import ShardCache
 from fabric.system.disk_watch import DiskLimits, DiskWatch
 from fabric.system.guarded import Guarded
 from fabric.system.private_folder import CACHE, clear, close, left_in, sweep
-from fabric.system.processes import end_all, kill
+from fabric.system.processes import end_all, kill, seen_of
 from fabric.system.ray_processes import installers
 from fabric.worker.environments import Environment, is_ready
 from fabric.worker.members import Members
+from fabric.worker.strays import Sighting
 from fabric.worker.wheels import AT_ONCE, Prepared, prepare
 
 _ROUGHLY_BYTES: Final = 2**20
@@ -77,14 +78,24 @@ class _Watched:
 class NodeAgent:
     """One a machine. Async, so that ticks, logs and endings don't wait for each other."""
 
-    def __init__(self, *, meter: MeterKind, archive: Archive, owns_cluster: bool = False) -> None:
-        """Nothing is watched yet. On a cluster of the fabric's own nothing but leases may have Ray install anything."""
-        self._owns_cluster = owns_cluster
+    def __init__(
+        self, *, meter: MeterKind, archive: Archive, owns_cluster: bool = False, fabric: str = "", address: str = ""
+    ) -> None:
+        """Nothing is watched yet. On a cluster of the fabric's own nothing but leases may have Ray install anything.
+
+        Args:
+            meter: what it reads.
+            archive: where logs go.
+            owns_cluster: whether nobody else is on the cluster.
+            fabric: what its leases' processes carry beside their mark.
+            address: its machine's.
+        """
+        self._owns_cluster, self._fabric = owns_cluster, fabric
         self._meter = open_meter(meter)
         self._archive = archive
         self._given = given_devices()
         self._watched: dict[str, _Watched] = {}
-        self._members = Members()
+        self._members = Members(fabric=fabric, machine=address)
         self._zygote: Zygote | None = None
         self._preparing = asyncio.Semaphore(AT_ONCE)
         self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -96,7 +107,7 @@ class NodeAgent:
     async def warm(self) -> str:
         """Have a zygote ready; its socket. "" if it can't be had."""
         if self._zygote is None:
-            self._zygote = Zygote()
+            self._zygote = Zygote(fabric=self._fabric)
         return await self._zygote.socket()
 
     async def has_environment(self, folder: str) -> bool:
@@ -124,10 +135,19 @@ class NodeAgent:
         return await asyncio.to_thread(_holdings, Path(work_dir))
 
     async def attach(self, watch: Watch) -> None:
-        """Watch a lease from now on; one that is watched already goes on as it was."""
-        if watch.lease_id not in self._watched:
-            self._members.follow(watch.lease_id, watch.roots, marks=watch.marks)
-            self._meter.attach(watch.lease_id, devices=watch.devices, roots=watch.roots)
+        """Watch a lease from now on; one that is watched already goes on as it was, with the runners that it has now: others may
+        have been started in the place of its first ones.
+        """
+        known = self._watched.get(watch.lease_id)
+        if known is not None and known.watch.roots == watch.roots:
+            return
+        self._members.follow(watch.lease_id, watch.roots, marks=watch.marks)
+        if known is not None:
+            self._meter.detach(watch.lease_id)
+        self._meter.attach(watch.lease_id, devices=watch.devices, roots=watch.roots)
+        if known is not None:
+            known.watch = watch
+        else:
             self._watched[watch.lease_id] = _Watched(watch)
 
     async def watches(self, lease_id: str) -> bool:
@@ -137,8 +157,6 @@ class NodeAgent:
     async def samples(self, acknowledged: dict[str, int]) -> list[Cut]:
         """One sample for every lease: the same again where the last one was not acknowledged."""
         cuts = []
-        if self._owns_cluster:
-            await self.end_strays()
         members = self._members.all()
         for lease_id, watched in self._watched.items():
             if watched.pending is None or watched.pending.seq <= acknowledged.get(lease_id, 0):
@@ -202,16 +220,33 @@ class NodeAgent:
         if self._watching is None:
             self._watching = asyncio.create_task(self._watchdog.run())
 
-    async def end_strays(self) -> list[int]:
-        """Kill what has outlived its lease: what came from a runner and belongs to no lease that is watched. On a cluster of
-        our own also what Ray installs for a job: that is done within the lease, or not at all.
+    async def strays(self, runners: Sequence[int]) -> Sighting:
+        """What belongs to no lease that is watched here, and is known for this fabric's; on a cluster of our own also what Ray
+        installs for a job: that is done within the lease, or not at all.
+
+        Args:
+            runners: those that live on this machine by the gate's word, by their processes' numbers.
         """
         if self._owns_cluster:
             self._members.contain(installers())
-        strays = await asyncio.to_thread(self._members.strays)
-        for pid in strays:
+        found = await asyncio.to_thread(self._members.strays, runners)
+        return Sighting(strays=tuple(found), watched=tuple(self._watched))
+
+    async def end_strays(self, strays: Sequence[tuple[int, int]], *, over: Sequence[str] = ()) -> list[int]:
+        """End what the gate says is nobody's, as it was seen: what has begun since may be a new lease's.
+
+        Args:
+            strays: processes, by their numbers and starts.
+            over: leases that are over, and that this agent was not told to stop watching.
+        """
+        for lease_id in over:
+            if self._watched.pop(lease_id, None) is not None:
+                self._meter.detach(lease_id)
+                self._members.forget(lease_id)
+        ended = [pid for pid, started_at in strays if (seen := seen_of(pid)) and seen.started_at == started_at]
+        for pid in ended:
             kill(pid)
-        return strays
+        return ended
 
     async def _end(self, lease_id: str, *, roots: Sequence[int], spare: bool = False) -> bool:
         """Kill what is left of a lease, but for its runners where these are to be spared."""

@@ -20,7 +20,9 @@ _log = structlog.get_logger(__name__)
 class Zygote:
     """One process, with a folder for its socket that nobody else may enter. It ends when its keeper's process does."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, fabric: str = "") -> None:
+        """None runs yet. What is forked from it is known for this fabric's."""
+        self._fabric = fabric
         self._folder: Path | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._starting = asyncio.Lock()
@@ -45,7 +47,7 @@ class Zygote:
             "-m",
             "fabric.worker.zygote",
             str(self._folder),
-            env=environment_of(dict(os.environ)),
+            env=environment_of(dict(os.environ), fabric=self._fabric),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,

@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 LEASE_VARIABLE: Final = "FABRIC_LEASE_ID"
+FABRIC_VARIABLE: Final = "FABRIC_ID"
+"""Whose lease that is: two fabrics on one machine end nothing of each other's."""
 NO_LEASE_YET: Final = "-"
 """What the variable is filled with in a process that will carry a lease's id, and doesn't yet."""
 _PROC: Final = Path("/proc")
 _SETTLED_S: Final = 3.0
-_STAT_FIELDS: Final = 20
+_STAT_FIELDS: Final = 48
 """So many of /proc/pid/stat are read, from the state on; of a process that is just going there may be none."""
 _SET_CHILD_SUBREAPER: Final = 36
 _MARKS_MAX: Final = 20_000
-_marks: dict[int, tuple[int, str]] = {}
-"""By pid: (when it started, the lease it carries). A pid may be used again, with another start."""
+_marks: dict[int, tuple[int, int, "Mark"]] = {}
+"""By pid: (when it started, its image, what it carries). A pid may be used again, with another start, and a process may run another
+program, with another environment.
+"""
 _TICK_US: Final = 1_000_000 // os.sysconf("SC_CLK_TCK")
 
 
@@ -38,6 +42,15 @@ class Identity(NamedTuple):
         return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + self.started_at * _TICK_US / 1_000_000
 
 
+class Mark(NamedTuple):
+    """What a process carries in the environment that its program was started with."""
+
+    lease: str = ""
+    """The lease's id, or its runner's name; "" = none."""
+    fabric: str = ""
+    """Which fabric's; "" = it doesn't say."""
+
+
 class Seen(NamedTuple):
     """A living process, as one look shows it."""
 
@@ -45,6 +58,8 @@ class Seen(NamedTuple):
     parent: int
     session: int
     started_at: int
+    image: int
+    """Another one after each exec: where its first environment lies; 0 = the kernel doesn't say."""
 
     @property
     def identity(self) -> Identity:
@@ -73,7 +88,9 @@ def seen_of(pid: int) -> Seen | None:
         return None
     if len(fields) < _STAT_FIELDS:
         return None
-    return None if fields[0] in "ZX" else Seen(pid, int(fields[1]), int(fields[3]), int(fields[19]))
+    if fields[0] in "ZX":
+        return None
+    return Seen(pid, int(fields[1]), int(fields[3]), started_at=int(fields[19]), image=int(fields[47]))
 
 
 def tree_of(roots: Sequence[int], *, lease_id: str) -> list[int]:
@@ -82,7 +99,7 @@ def tree_of(roots: Sequence[int], *, lease_id: str) -> list[int]:
     waiting = []
     for seen in all_processes():
         children.setdefault(seen.parent, []).append(seen.pid)
-        if seen.pid in roots or mark_of(seen.pid, seen.started_at) == lease_id:
+        if seen.pid in roots or mark_of(seen).lease == lease_id:
             waiting.append(seen.pid)
     found: set[int] = set()
     while waiting:
@@ -195,25 +212,30 @@ def _stat(pid: int) -> list[str]:
     return _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
 
 
-def mark_of(pid: int, started_at: int) -> str:
-    """The lease whose id a process was started with, "" if none. Asked once of a process that is past its exec, and again
-    of one that is to carry an id and doesn't yet.
+def mark_of(seen: Seen) -> Mark:
+    """What a process carries. Asked once of a program that has a lease's id, or has run for a while without one, and again of
+    one that is to carry an id and doesn't yet. What is started for a lease may run others before: Ray's worker first runs
+    what sets its environment up, for seconds on a machine under load.
     """
-    known = _marks.get(pid)
-    if known is not None and known[0] == started_at:
-        return known[1]
+    known = _marks.get(seen.pid)
+    if known is not None and known[:2] == (seen.started_at, seen.image):
+        return known[2]
     try:
-        environment = _bytes(f"/proc/{pid}/environ")
+        environment = _bytes(f"/proc/{seen.pid}/environ").split(b"\0")
     except OSError:
-        return ""
-    name = f"{LEASE_VARIABLE}=".encode()
-    mark = next((entry[len(name) :].decode() for entry in environment.split(b"\0") if entry.startswith(name)), "")
-    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - started_at * _TICK_US / 1_000_000
-    if mark.strip(NO_LEASE_YET) or (not mark and age_s > _SETTLED_S):
+        return Mark()
+    mark = Mark(_value_of(LEASE_VARIABLE, environment), _value_of(FABRIC_VARIABLE, environment))
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - seen.started_at * _TICK_US / 1_000_000
+    if mark.lease.strip(NO_LEASE_YET) or (not mark.lease and age_s > _SETTLED_S):
         if len(_marks) > _MARKS_MAX:
             _marks.clear()
-        _marks[pid] = (started_at, mark)
+        _marks[seen.pid] = (seen.started_at, seen.image, mark)
     return mark
+
+
+def _value_of(variable: str, environment: Iterable[bytes]) -> str:
+    name = f"{variable}=".encode()
+    return next((entry[len(name) :].decode(errors="replace") for entry in environment if entry.startswith(name)), "")
 
 
 def _bytes(path: str) -> bytes:

@@ -28,7 +28,7 @@ from fabric.storage.quota import NO_ROOM
 from fabric.storage.results import keep_result
 from fabric.system.inheritance import withheld
 from fabric.system.private_folder import WORK, make_private, rooms_of
-from fabric.system.processes import LEASE_VARIABLE
+from fabric.system.processes import FABRIC_VARIABLE, LEASE_VARIABLE
 from fabric.system.short_links import TEMPORARY, short_path
 from fabric.worker import function_call
 from fabric.worker.checkpoint_folder import FOLDER_VARIABLE, KeptFolder, kept_folder
@@ -309,6 +309,7 @@ def _as_job(stage: Stage, variables: Mapping[str, str], *, given: Container[str]
             os.environ[LOSS_EVERY_VARIABLE] = f"{lease.loss_every_us / 1_000_000:.6g}"
         told = {
             LEASE_VARIABLE: lease.lease_id,
+            FABRIC_VARIABLE: environment.get(FABRIC_VARIABLE, ""),
             "FABRIC_JOB_ID": lease.job_id,
             "FABRIC_ATTEMPT": str(lease.epoch),
             "FABRIC_DEVICES": ",".join(here.devices),

@@ -13,7 +13,7 @@ from fabric.errors import FabricError
 from fabric.gate.events import LeaseOutcome
 from fabric.system.inheritance import withheld
 from fabric.system.private_folder import make_private, rooms_of
-from fabric.system.processes import LEASE_VARIABLE
+from fabric.system.processes import FABRIC_VARIABLE, LEASE_VARIABLE
 from fabric.worker.environments import build_command
 from fabric.worker.exits import ENDED_UNSAVED
 from fabric.worker.job_output import end_of_log, logged
@@ -45,6 +45,7 @@ def _furnished(stage: Stage, payload: Payload, folder: Path) -> JobEnd:
     work, home, temporary = rooms_of(stage.folder)
     unpacked(stage.archive, payload.working_dir_blob if wanted.files else "", into=work)
     rooms = {"HOME": str(home), "TMPDIR": str(temporary), LEASE_VARIABLE: str(stage.lease.lease_id)}
+    rooms[FABRIC_VARIABLE] = os.environ.get(FABRIC_VARIABLE, "")
     given = {**payload.runtime_env.get("env_vars", {}), **payload.env}
     stage.process = subprocess.Popen(  # noqa: S603  # our own module; what it runs is the tenant's
         build_command(folder),

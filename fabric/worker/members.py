@@ -17,7 +17,6 @@ weakest, so that nobody is charged for what another's job has marked as theirs. 
 """
 
 import os
-import resource
 import secrets
 import threading
 import time
@@ -27,15 +26,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from fabric.system.processes import Identity, Seen, all_processes, mark_of, seen_of
+import msgspec
 
-TRACE_BASE: Final = 1 << 61
-"""Limits from here to twice that are ours."""
-BROKEN: Final = -1
-"""In the place of a number: there was one, and the process has lowered a limit."""
-_SUM: Final = 3 * TRACE_BASE
-_NO_LIMIT: Final = "unlimited"
-_LIMIT_LINES: Final = {resource.RLIMIT_RTTIME: b"Max realtime timeout", resource.RLIMIT_RSS: b"Max resident set"}
+from fabric.system.processes import NO_LEASE_YET, Identity, Seen, all_processes, mark_of, seen_of
+from fabric.worker.strays import Stray
+from fabric.worker.traces import BROKEN, has_tag, tag_of, trace_of, traced
+
 _GROUP_PREFIX: Final = "fabric-"
 _TRACES_MAX: Final = 50_000
 _ENDED_MAX: Final = 10_000
@@ -65,15 +61,16 @@ class _Family:
 class Members:
     """The leases of one machine, and their processes. Any thread may ask."""
 
-    def __init__(self, *, groups_at: Path | None = None) -> None:
+    def __init__(self, *, groups_at: Path | None = None, fabric: str = "", machine: str = "") -> None:
         """Nothing is followed yet.
 
         Args:
             groups_at: where control groups are made; None = where this process is, if that can be.
+            fabric: whose leases' marks are ours; "" = nobody's.
+            machine: its address: a fabric may have several agents where nodes are simulated.
         """
+        self._fabric, self._tag = fabric, tag_of(fabric or secrets.token_hex(), machine)
         self._groups_at = groups_at if groups_at is not None else own_group()
-        for left in self._groups_at.glob(f"{_GROUP_PREFIX}*") if self._groups_at is not None else ():
-            _removed(left)  # an agent that was killed has left them; one with somebody in it stays
         self._families: dict[str, _Family] = {}
         self._containers: dict[Identity, Container] = {}
         self._traces: dict[Identity, int] = {}
@@ -82,6 +79,12 @@ class Members:
         self._gone: dict[int, tuple[float, float]] = {}
         """By pid, the newest last: when a lease's process had started, and when it was no longer there. Seconds of the epoch."""
         self._lock = threading.Lock()
+        for group in self._groups_at.glob(f"{_GROUP_PREFIX}*-*") if self._groups_at is not None else ():
+            tag, *runner = group.name.removeprefix(_GROUP_PREFIX).split("-")
+            is_ours = tag == _word(self._tag)
+            # An agent that was killed has left it: one with somebody in it stays. Those of a former release have no tag.
+            if (is_ours or len(runner) == 1) and not _removed(group) and is_ours:
+                self._know(Identity(*map(int, runner)), group)
 
     def follow(self, lease_id: str, roots: Sequence[int], *, marks: Sequence[str] = ()) -> None:
         """From now on: the roots, contained the first time they are followed, and what carries the lease's id or a mark."""
@@ -134,28 +137,48 @@ class Members:
             for mark in family.marks if family is not None else ():
                 self._end(mark)
 
-    def strays(self) -> list[int]:
-        """What came from a runner of ours, or carries the mark of a lease that was, and belongs to no lease now, nor is a
-        runner that waits for one: it has outlived its lease.
+    def strays(self, runners: Iterable[int]) -> list[Stray]:
+        """What came from a runner of ours, or carries a mark of our fabric or of a lease that was, and belongs to no lease that
+        is followed, nor is a runner that waits for one. Whether that has outlived its lease, the gate says (`strays`).
+
+        Args:
+            runners: all that live here by the gate's word, by number: an agent before this one may have contained them.
         """
         with self._lock:
             now = _now()
-            self._clear_away({seen.identity for seen in now.values()})
+            for seen in (now[pid] for pid in runners if pid in now):
+                if seen.identity not in self._containers and has_tag(self._trace_of(seen), self._tag):
+                    self._know(seen.identity, _group_for(self._groups_at, seen.identity, self._tag))
+            living = {seen.identity for seen in now.values()}
+            self._clear_away(living)
             claimed = {pid for pids in self._given_out(now).values() for pid in pids}
-            spared = {identity.pid for identity in self._containers} | {os.getpid()}
-            ours = {container.trace for container in self._containers.values()} | self._ended.keys() - {0}
-            grouped = {pid for container in self._containers.values() for pid in _in_group(container.group)}
-            return [
-                pid
+            roots = {identity: identity.pid if identity in living else 0 for identity in self._containers}
+            spared = {*roots.values(), os.getpid()}
+            by_trace = {self._containers[identity].trace: root for identity, root in roots.items()}
+            grouped = {
+                pid: root for identity, root in roots.items() for pid in _in_group(self._containers[identity].group)
+            }
+            found = (
+                self._stray(seen, now, by_trace=by_trace, grouped=grouped)
                 for pid, seen in now.items()
                 if pid not in claimed | spared
-                and (
-                    pid in grouped
-                    or self._trace_of(seen) in ours - {0}
-                    or mark_of(pid, seen.started_at) in self._ended
-                    or self._has_broken_out(seen, now)
-                )
-            ]
+            )
+            return [stray for stray in found if stray is not None]
+
+    def _stray(
+        self, seen: Seen, now: Mapping[int, Seen], *, by_trace: Mapping[int, int], grouped: Mapping[int, int]
+    ) -> Stray | None:
+        """One process that no lease has, by what it is known for ours."""
+        trace, mark = self._trace_of(seen), mark_of(seen)
+        is_ours = mark.lease.strip(NO_LEASE_YET) and (mark.fabric == self._fabric != "" or mark.lease in self._ended)
+        said = mark.lease if is_ours else ""
+        found = Stray(pid=seen.pid, started_at=seen.started_at)
+        if root := grouped.get(seen.pid, by_trace.get(trace, 0) if trace > 0 else 0):
+            return msgspec.structs.replace(found, mark=said, root=root)
+        is_traced = trace > 0 and (trace in self._ended or trace in by_trace or has_tag(trace, self._tag))
+        if seen.pid in grouped or is_traced:
+            return found
+        return msgspec.structs.replace(found, mark=said) if said or self._has_broken_out(seen, now) else None
 
     def _has_broken_out(self, seen: Seen, now: Mapping[int, Seen]) -> bool:
         """Whether it has lowered a limit of some runner's, and left whatever was below that runner. One that stayed is the
@@ -176,7 +199,8 @@ class Members:
             container = self._containers[identity]
             if container.group is None or _removed(container.group):
                 del self._containers[identity]
-                self._end(container.trace)
+                if container.trace:
+                    self._end(container.trace)
         self._traces = {identity: trace for identity, trace in self._traces.items() if identity in living}
 
     def _end(self, known_by: int | str) -> None:
@@ -191,9 +215,15 @@ class Members:
         while len(self._gone) > _GONE_MAX:
             del self._gone[next(iter(self._gone))]
 
+    def _know(self, identity: Identity, group: Path | None) -> None:
+        """A runner that another agent has contained."""
+        seen = seen_of(identity.pid)
+        lives = seen is not None and seen.identity == identity
+        self._containers[identity] = Container(max(trace_of(identity.pid), 0) if lives else 0, group)
+
     def _contain(self, identity: Identity) -> None:
-        trace = _traced(identity.pid)
-        self._containers[identity] = Container(trace, _grouped(self._groups_at, identity))
+        trace = traced(identity.pid, self._tag)
+        self._containers[identity] = Container(trace, _grouped(self._groups_at, identity, self._tag))
         self._traces[identity] = trace
         self._ended.pop(trace, None)
 
@@ -217,7 +247,7 @@ class Members:
         sessions = {session: lease_id for lease_id, family in self._families.items() for session in family.sessions}
         claim([(pid, sessions[seen.session]) for pid, seen in now.items() if seen.session in sessions])
         marks = {mark: lease_id for lease_id, family in self._families.items() for mark in family.marks}
-        by_mark = ((pid, mark_of(pid, seen.started_at)) for pid, seen in now.items() if pid not in claims)
+        by_mark = ((pid, mark_of(seen).lease) for pid, seen in now.items() if pid not in claims)
         claim([(pid, marks[mark]) for pid, mark in by_mark if mark in marks])
         claims.pop(os.getpid(), None)
         self._remember(claims, now)
@@ -271,46 +301,6 @@ def _now() -> dict[int, Seen]:
     return {seen.pid: seen for seen in all_processes()}
 
 
-def new_trace() -> int:
-    """A number for a limit, as good as unique."""
-    return TRACE_BASE + secrets.randbits(60)
-
-
-def trace_of(pid: int) -> int:
-    """The number that a process carries as its limits; 0 = none of ours, `BROKEN` = no longer."""
-    found = _hard_limits(pid)
-    number, rest = found.get(resource.RLIMIT_RTTIME), found.get(resource.RLIMIT_RSS)
-    if number is None or rest is None:
-        return 0
-    return number if TRACE_BASE <= number < 2 * TRACE_BASE and number + rest == _SUM else BROKEN
-
-
-def _hard_limits(pid: int) -> dict[int, int]:
-    """Those of the pair that a process has."""
-    try:
-        lines = Path(f"/proc/{pid}/limits").read_bytes().splitlines()
-    except OSError:
-        return {}
-    found = {}
-    for line in lines:
-        for limit, name in _LIMIT_LINES.items():
-            if line.startswith(name) and (hard := line[len(name) :].split()[1].decode()) != _NO_LIMIT:
-                found[limit] = int(hard)
-    return found
-
-
-def carry_trace(trace: int) -> None:
-    """Have this process, and all that comes of it, carry a number as its limits. Fine if that can't be."""
-    if trace > 0:
-        with suppress(OSError, ValueError):
-            _carry(os.getpid(), trace)
-
-
-def _carry(pid: int, trace: int) -> None:
-    for limit, number in ((resource.RLIMIT_RTTIME, trace), (resource.RLIMIT_RSS, _SUM - trace)):
-        resource.prlimit(pid, limit, (number, number))
-
-
 def own_group(pid: int | None = None) -> Path | None:
     """The control group (v2) of this process or another, as a folder; None where there is none."""
     with suppress(OSError, StopIteration, IndexError):
@@ -336,24 +326,23 @@ def join_group(group: str) -> None:
             (Path(group) / "cgroup.procs").write_text(str(os.getpid()))
 
 
-def _traced(pid: int) -> int:
-    """Give a process a number, unless it has one."""
-    if (already := trace_of(pid)) > 0:
-        return already
-    trace = new_trace()
-    with suppress(OSError, ValueError):
-        _carry(pid, trace)
-        return trace
-    return 0
-
-
-def _grouped(where: Path | None, identity: Identity) -> Path | None:
-    """Put a process into a group of its own."""
+def _group_for(where: Path | None, identity: Identity, tag: int) -> Path | None:
+    """What a process' own group is called, there or not; None = it can't have one."""
     if where is None:
         return None
     if where.name.startswith(_GROUP_PREFIX):
         where = where.parent
-    group = where / f"{_GROUP_PREFIX}{identity.pid}-{identity.started_at}"
+    return where / f"{_GROUP_PREFIX}{_word(tag)}-{identity.pid}-{identity.started_at}"
+
+
+def _word(tag: int) -> str:
+    return f"{tag:07x}"
+
+
+def _grouped(where: Path | None, identity: Identity, tag: int) -> Path | None:
+    """Put a process into a group of its own."""
+    if (group := _group_for(where, identity, tag)) is None:
+        return None
     with suppress(OSError):
         group.mkdir(exist_ok=True)
         (group / "cgroup.procs").write_text(str(identity.pid))

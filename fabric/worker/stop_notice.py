@@ -172,9 +172,7 @@ def program_of(root: int, *, lease_id: str = "") -> list[int]:
         children.setdefault(seen.parent, []).append(seen.pid)
     here = _below(os.getpid(), children)
     starts = [
-        pid
-        for pid in here
-        if root in (pid, now[pid].session) or (lease_id and mark_of(pid, now[pid].started_at) == lease_id)
+        pid for pid in here if root in (pid, now[pid].session) or (lease_id and mark_of(now[pid]).lease == lease_id)
     ]
     return sorted({pid for start in starts for pid in (start, *_below(start, children))})
 

@@ -21,7 +21,7 @@ import threading
 from pathlib import Path
 from typing import Any, Final
 
-from fabric.system.processes import LEASE_VARIABLE, NO_LEASE_YET, adopt_orphans, end_all, seen_of
+from fabric.system.processes import FABRIC_VARIABLE, LEASE_VARIABLE, NO_LEASE_YET, adopt_orphans, end_all, seen_of
 from fabric.worker.fork_messages import (
     Commission,
     Ended,
@@ -35,7 +35,8 @@ from fabric.worker.fork_messages import (
     Talk,
 )
 from fabric.worker.lease_ray_settings import told_ray
-from fabric.worker.members import BROKEN, carry_trace, group_of, join_group, trace_of
+from fabric.worker.members import group_of, join_group
+from fabric.worker.traces import BROKEN, carry_trace, trace_of
 
 SOCKET_NAME: Final = "zygote"
 READY: Final = "ready"
@@ -52,11 +53,12 @@ _CREDENTIALS: Final = 12
 """Bytes: a process, its user, its group."""
 
 
-def environment_of(variables: dict[str, str]) -> dict[str, str]:
-    """The zygote's own environment: with room for a lease's id, and without threads that a fork would lose."""
+def environment_of(variables: dict[str, str], *, fabric: str = "") -> dict[str, str]:
+    """The zygote's own environment: with room for a lease's id, whose the leases are, and without threads that a fork would lose."""
     return {
         **variables,
         LEASE_VARIABLE: NO_LEASE_YET * ROOM_FOR_ID,
+        FABRIC_VARIABLE: fabric,
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
     }

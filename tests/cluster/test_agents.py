@@ -33,7 +33,7 @@ class House:
         self.asked.append((address, method))
         if address in self.silent:
             await asyncio.wait_for(self.speaks.wait(), within_s)
-        return {"samples": [cut(address)], "claimed": [7], "end_strays": [8]}[method]
+        return {"samples": [cut(address)], "claimed": [7]}[method]
 
     async def start(self, address, ray_id, *, by_cpu):
         if address in self.silent:
@@ -70,7 +70,6 @@ async def test_an_agent_that_fails_is_given_up_and_no_other(monkeypatch):
 async def test_who_does_not_answer_has_not_said_that_it_claims_nothing(monkeypatch):
     house = House(monkeypatch, "a", "b", silent={"a"})
     assert await house.agents.claimed() == {"b": {7}}
-    assert await house.agents.end_strays() == {"b": [8]}
 
 
 @pytest.mark.parametrize("other", ["silent", "broken"])

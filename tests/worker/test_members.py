@@ -14,8 +14,8 @@ import pytest
 from fabric.node.agent import NodeAgent, Watch
 from fabric.storage.archive import DirectoryArchive
 from fabric.system.processes import LEASE_VARIABLE, all_processes, kill
-from fabric.worker import members as members_module
-from fabric.worker.members import Members, new_trace, own_group, trace_of
+from fabric.worker.members import Members, own_group
+from fabric.worker.traces import new_trace, trace_of
 
 RUNNER = """
 import ctypes, os, sys, time
@@ -115,6 +115,10 @@ def groups(kind):
     return None
 
 
+def strays(members, runners=()):
+    return [stray.pid for stray in members.strays(runners)]
+
+
 def with_one_that_escapes(members, runner, **way):
     """A process of a lease, and the number of the one that it has started elsewhere."""
     told = runner.tell()
@@ -161,7 +165,7 @@ def test_a_process_that_leaves_its_lease_is_still_its_member(runner, way, kind):
 def test_the_two_ways_of_containing_do_not_need_one_another(runner, monkeypatch):
     """Seen while it was below its runner, a process is known after it has left, also where neither could be had."""
     members = Members(groups_at=Path("/nonexistent"))
-    monkeypatch.setattr("fabric.worker.members._traced", lambda pid: 0)
+    monkeypatch.setattr("fabric.worker.members.traced", lambda pid, tag: 0)
     told = runner.tell()
     slow = escaping(told).replace("os._exit(0)", "time.sleep(1); os._exit(0)")
     process = runner(slow)
@@ -208,7 +212,7 @@ def test_a_process_that_has_lowered_its_limits_and_left_is_a_stray(runner, to):
     begin(attacker)
     escaped = pid_in(told)
     assert members.of("other.1") == [other.pid]
-    assert escaped in [*members.of("attacker.1"), *members.strays()], (
+    assert escaped in [*members.of("attacker.1"), *strays(members)], (
         "it may leave between the two, and does not come back"
     )
 
@@ -222,16 +226,17 @@ def test_a_process_that_has_lowered_its_limits_and_stayed_is_no_stray(runner):
     members.follow("job-1.1", (process.pid,))
     begin(process)
     lowered = pid_in(told)
-    assert lowered not in others.strays()
+    assert lowered not in strays(others)
     assert lowered in members.of("job-1.1")
-    assert lowered not in members.strays()
+    assert lowered not in strays(members)
 
 
 def test_a_job_cannot_have_another_pay_by_taking_on_its_limit(runner, monkeypatch):
     members = Members(groups_at=Path("/nonexistent"))
     told = runner.tell()
     number = new_trace()
-    monkeypatch.setattr(members_module, "new_trace", iter((number, number + 7)).__next__)
+    numbers = iter((number, number + 7))
+    monkeypatch.setattr("fabric.worker.traces.new_trace", lambda tag: next(numbers))
     victim = runner("")
     members.follow("victim.1", (victim.pid,))
     lower = trace_of(victim.pid)
@@ -240,7 +245,7 @@ def test_a_job_cannot_have_another_pay_by_taking_on_its_limit(runner, monkeypatc
     begin(attacker)
     escaped = pid_in(told)
     assert members.of("victim.1") == [victim.pid]
-    assert escaped in [*members.of("attacker.1"), *members.strays()], (
+    assert escaped in [*members.of("attacker.1"), *strays(members)], (
         "it may leave between the two, and does not come back"
     )
 
@@ -287,14 +292,14 @@ def test_what_outlives_its_lease_is_a_stray_and_a_runner_that_waits_is_none(runn
     members.follow("job-1.1", (process.pid,))
     begin(process)
     escaped = pid_in(told)
-    assert escaped not in members.strays()
+    assert escaped not in strays(members)
     members.forget("job-1.1")
-    assert escaped in members.strays()
-    assert process.pid not in members.strays()
+    assert escaped in strays(members)
+    assert process.pid not in strays(members)
     kill(escaped)
     while lives(escaped):
         time.sleep(0.01)
-    assert escaped not in members.strays()
+    assert escaped not in strays(members)
 
 
 def test_a_worker_with_the_mark_of_a_lease_that_was_is_a_stray():
@@ -304,11 +309,11 @@ def test_a_worker_with_the_mark_of_a_lease_that_was_is_a_stray():
     words = [sys.executable, "-c", "input()"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, env={**os.environ, LEASE_VARIABLE: "runner-abc"}) as worker:
         deadline = time.monotonic() + 10
-        while worker.pid not in members.strays():
+        while worker.pid not in strays(members):
             assert time.monotonic() < deadline
         worker.communicate(b"\n")
     members.follow("job-2.1", (), marks=("runner-abc",))
-    assert members.strays() == []
+    assert strays(members) == []
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
@@ -373,7 +378,7 @@ def test_all_that_comes_of_a_process_that_may_start_nothing_is_a_stray(runner):
     members.contain([process.pid])
     begin(process)
     escaped = pid_in(told)
-    assert members.strays() == [escaped]
+    assert strays(members) == [escaped]
 
 
 def test_control_groups_that_an_agent_has_left_go_with_the_next_one_and_those_in_use_stay(runner):
@@ -384,4 +389,4 @@ def test_control_groups_that_an_agent_has_left_go_with_the_next_one_and_those_in
     Members().follow("job-1.1", (process.pid,))
     assert not left.exists()
     Members()
-    assert [path for path in where.glob(f"fabric-{process.pid}-*") if path.exists()]
+    assert [path for path in where.glob(f"fabric-*-{process.pid}-*") if path.exists()]
