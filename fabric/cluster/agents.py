@@ -245,8 +245,15 @@ class Agents:
     async def _swept(
         self, address: str, runners: Callable[[str], Iterable[int]], living: Callable[[str], Living]
     ) -> list[int]:
-        found = await self._tried(address, "strays", tuple(runners(address)))
-        if not isinstance(found, Sighting):
+        agent = self._actors[address]
+        try:
+            found: Sighting = await self._call(address, "strays", tuple(runners(address)))
+        except ray.exceptions.RayActorError as error:
+            if agent is self._actors.get(address):
+                self._lose(address, error)  # with no lease to watch there, nobody else would find out
+            return []
+        except (KeyError, TimeoutError, ray.exceptions.RayError) as error:
+            _log.warning("agent_silent", address=address, method="strays", why=str(error)[:200])
             return []
         now = living(address)
         over = [(stray.pid, stray.started_at) for stray in found.strays if not now.has(stray)]

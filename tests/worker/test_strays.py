@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import ray
 from msgspec import structs
 
 from fabric.cluster import agents as agents_module
@@ -214,6 +215,17 @@ async def test_a_silent_machine_keeps_nothing_of_another_from_being_ended(monkey
         "it was not asked again before it had answered"
     )
     await house.agents.close()
+
+
+async def test_an_agent_that_has_died_where_no_lease_is_is_replaced_too(monkeypatch):
+    house = House(monkeypatch, a=Sighting())
+
+    async def died(*_, **__):
+        raise ray.exceptions.ActorDiedError
+
+    house.agents._call = died
+    assert await house.sweep() == {}
+    assert not house.agents._actors, "`cover` starts one where none is"
 
 
 async def test_a_lease_lives_from_the_word_that_starts_it_on(tmp_path, monkeypatch):
