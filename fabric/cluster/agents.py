@@ -245,7 +245,7 @@ class Agents:
     async def _swept(
         self, address: str, runners: Callable[[str], Iterable[int]], living: Callable[[str], Living]
     ) -> list[int]:
-        agent = self._actors[address]
+        agent = self._actors.get(address)
         try:
             found: Sighting = await self._call(address, "strays", tuple(runners(address)))
         except ray.exceptions.RayActorError as error:

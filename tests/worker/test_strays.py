@@ -228,6 +228,22 @@ async def test_an_agent_that_has_died_where_no_lease_is_is_replaced_too(monkeypa
     assert not house.agents._actors, "`cover` starts one where none is"
 
 
+async def test_an_agent_that_is_given_up_as_it_is_to_be_asked_keeps_nothing_from_the_others(monkeypatch):
+    seen = Sighting(strays=(stray(1, "job-1.1"),))
+    house = House(monkeypatch, a=seen, b=seen)
+    answers = house.call
+
+    async def call(address, *arguments, **options):
+        house.agents._actors[address]
+        return await answers(address, *arguments, **options)
+
+    house.agents._call = call
+    sweep = asyncio.ensure_future(house.sweep())
+    await asyncio.sleep(0)
+    del house.agents._actors["a"]
+    assert await sweep == {"b": [1]}
+
+
 async def test_a_lease_lives_from_the_word_that_starts_it_on(tmp_path, monkeypatch):
     """Before its first process."""
     starts = asyncio.Event()
