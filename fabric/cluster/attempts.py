@@ -188,8 +188,7 @@ class Attempt:
 
     async def _has(self, folder: Path) -> bool:
         """Whether the job's packages are on every machine of the lease."""
-        nodes = self.around.nodes
-        addresses = dict.fromkeys(nodes[share.node_id].address for share in self.lease.shares)
+        addresses = dict.fromkeys(self.around.nodes[share.node_id].address for share in self.lease.shares)
         return all(await asyncio.gather(*(self.around.agents.has_environment(a, str(folder)) for a in addresses)))
 
     async def _seat(self, payload: Payload, environment: Path | None) -> None:

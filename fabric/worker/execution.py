@@ -297,7 +297,7 @@ def _as_job(stage: Stage, variables: Mapping[str, str], *, given: Container[str]
     """The job's environment, context, directory and arguments; afterwards the process is as it was."""
     lease, here = stage.lease, stage.context
     environment, folder, arguments, path = environment_now(), _where(), sys.argv, list(sys.path)
-    temporary = tempfile.tempdir
+    temporary, fabric = tempfile.tempdir, os.environ.get(FABRIC_VARIABLE, "")
     try:
         withhold(given)
         work, home, _ = rooms_of(stage.folder)
@@ -309,7 +309,7 @@ def _as_job(stage: Stage, variables: Mapping[str, str], *, given: Container[str]
             os.environ[LOSS_EVERY_VARIABLE] = f"{lease.loss_every_us / 1_000_000:.6g}"
         told = {
             LEASE_VARIABLE: lease.lease_id,
-            FABRIC_VARIABLE: environment.get(FABRIC_VARIABLE, ""),
+            FABRIC_VARIABLE: fabric,
             "FABRIC_JOB_ID": lease.job_id,
             "FABRIC_ATTEMPT": str(lease.epoch),
             "FABRIC_DEVICES": ",".join(here.devices),
