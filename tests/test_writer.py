@@ -11,7 +11,7 @@ from fabric.audit.merkle import Tree, leaf_hash
 from fabric.clock import VirtualClock
 from fabric.errors import Internal, JournalCorrupt, Unavailable
 from fabric.gate.events import Cancel, Tick
-from fabric.gate.instructions import Accepted, Decision, Refusal, RemoveLease
+from fabric.gate.instructions import Accepted, Decision, Refusal, RemoveLease, StartLease
 from fabric.gate.serving_events import Authorize, ReleaseHold
 from fabric.journal.encoding import Refused, decode_entry
 from fabric.journal.sqlite import SqliteJournal
@@ -19,6 +19,7 @@ from fabric.journal.store import Snapshot
 from fabric.journal.versions import label
 from fabric.journal.writer import Writer
 from fabric.ledger.scopes import Service, Use
+from tests.worker.leases import lease_of
 
 NO = Refusal(code="insufficient_tokens", http_status=402, message="no")
 
@@ -373,6 +374,26 @@ async def test_instructions_are_carried_out_after_their_commit_in_order_and_may_
         if len(world.said) == 5:
             break
     assert world.said == ["a", "b", "c", "a", "a"]
+
+
+async def test_a_lease_is_begun_before_the_answer_of_who_has_it_is_written(world, monkeypatch):
+    writer = await world.start()
+    lease = lease_of("job-1")
+    decided = Decision(outcome=Accepted(), instructions=(StartLease(lease=lease),))
+    monkeypatch.setattr(writer.core, "handle", lambda *_: decided)
+    done = []
+
+    async def begin():
+        done.append("begun")
+
+    async def carry_out(_instructions):
+        world.said.append(asyncio.create_task(begin()))
+
+    writer._carry_out = carry_out
+    for _ in range(2):
+        await writer.submit([hold()])
+        done.append("answered")
+    assert done == ["begun", "answered"] * 2
 
 
 async def test_the_head_is_the_root_of_what_was_written(world):

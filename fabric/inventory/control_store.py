@@ -5,7 +5,6 @@ be started or removed, so leases wait to be built until it is back, and the time
 """
 
 import asyncio
-import time
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -62,21 +61,27 @@ class ControlStore:
         Raises:
             TimeoutError: it didn't; it was cancelled then.
         """
-        task = asyncio.ensure_future(work)
-        left_s = seconds
-        try:
-            while not task.done():
-                began = time.monotonic()
-                await asyncio.wait((task,), timeout=min(LOOK_S, left_s))
+        loop = asyncio.get_running_loop()
+        left_s, looked_at = seconds, loop.time()
+        looking: asyncio.TimerHandle
+        async with asyncio.timeout(None) as limit:
+
+            def look() -> None:
+                nonlocal left_s, looked_at, looking
+                now = loop.time()
                 if self._outage is None:
-                    left_s -= time.monotonic() - began
-                if left_s <= 0 and not task.done():
-                    raise TimeoutError
-            return task.result()
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait((task,))
+                    left_s -= now - looked_at
+                looked_at = now
+                if left_s <= 0:
+                    limit.reschedule(now)
+                else:
+                    looking = loop.call_later(min(LOOK_S, left_s), look)
+
+            looking = loop.call_later(min(LOOK_S, left_s), look)
+            try:
+                return await work  # in no task of its own: what needs no wait is done at once
+            finally:
+                looking.cancel()
 
     def _note(self, error: BaseException) -> Outage:
         if self._outage is None:

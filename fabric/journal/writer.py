@@ -22,7 +22,7 @@ from fabric.audit.merkle import Tree, leaf_hash
 from fabric.clock import Clock
 from fabric.errors import Conflict, FabricError, Internal, JournalCorrupt, Unavailable
 from fabric.gate.events import AdoptRules, AnyEvent
-from fabric.gate.instructions import Accepted, AnyInstruction, Outcome
+from fabric.gate.instructions import Accepted, AnyInstruction, Outcome, StartLease
 from fabric.journal.encoding import entries_of
 from fabric.journal.replay import Core
 from fabric.journal.restoring import Progress, restored
@@ -380,6 +380,8 @@ class Writer(Generic[C]):
         self._to_carry_out.put_nowait(instructions)
         if self._core is not None:
             self._committed(self._core)
+        if any(isinstance(each, StartLease) for each in instructions):
+            await asyncio.sleep(0)  # it is begun in the meantime: to write an answer takes as long as to begin it
         for (_, answered), outcomes in zip(batch, answers, strict=True):
             if not answered.done():
                 answered.set_result(outcomes)

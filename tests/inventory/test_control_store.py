@@ -103,3 +103,31 @@ async def test_work_that_takes_too_long_is_cancelled(rays):
 
 async def fails():
     return 1 / 0
+
+
+async def test_work_that_needs_no_wait_is_done_before_anything_else_gets_its_turn(rays):
+    async def work():
+        return "done"
+
+    others = []
+    asyncio.get_running_loop().call_soon(others.append, 1)
+    assert await ControlStore().within(30, work()) == "done"
+    assert others == []
+
+
+async def test_work_that_its_caller_gives_up_is_over_when_that_is(rays):
+    ended = asyncio.Event()
+
+    async def work():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.set()
+
+    waiting = asyncio.ensure_future(ControlStore().within(30, work()))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert ended.is_set()
