@@ -184,6 +184,7 @@ def shut_down(going: Iterable[Connection], port: int) -> None:
                 copy.shutdown(socket.SHUT_RDWR)
 
 
+@lru_cache(maxsize=_NETWORKS_KEPT)
 def address_of(peer: str) -> tuple[str, int]:
     """The address in what gRPC calls a peer, `ipv4:127.0.0.1:50` or `ipv6:%5B::1%5D:50`; ("", 0) of any other."""
     kind, _, rest = unquote(peer).partition(":")

@@ -56,9 +56,10 @@ async def submit(door: Door, caller: Caller, request: pb.SubmitRequest) -> pb.Su
     account = caller.account
     job_id = job_id_of(account, request.request_id)
     # The spec is checked before anything of the payload is kept.
-    _check_role(caller, spec_of(request.spec, payload=""))
+    checked = spec_of(request.spec, payload="")
+    _check_role(caller, checked)
     payload = await payload_of(door, account, request.payload, kind=request.spec.kind)
-    spec = spec_of(request.spec, payload=recorded(payload))
+    spec = msgspec.structs.replace(checked, payload=recorded(payload))
     count_size(door, caller, spec)
     await door.shares.check(account)
     event = Submit(

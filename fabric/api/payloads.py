@@ -125,6 +125,8 @@ def _ranks(given: str, *, preload: str) -> str:
 
 
 def _runtime_env(text: str, *, forks: bool) -> dict[str, Any]:
+    if not text:
+        return {}
     try:
         given = msgspec.json.decode(text or "{}", type=dict[str, Any])
         msgspec.convert(given.get("env_vars", {}), dict[str, str])
