@@ -4,7 +4,6 @@ A weight may hold for one class of service, operator, tier or part of the day on
 one counts. Tariffs are immutable and versioned: a lease keeps the weight and curve it was opened with.
 """
 
-import re
 from typing import Final
 
 import msgspec
@@ -16,9 +15,6 @@ from fabric.units import MICROS_PER_S
 HOURS_A_DAY: Final = 24
 _US_PER_MINUTE: Final = 60 * MICROS_PER_S
 _US_PER_HOUR: Final = 60 * _US_PER_MINUTE
-_MAKERS: Final = frozenset({"nvidia", "tesla", "huawei", "ascend"})
-_ASCEND_910B: Final = re.compile(r"(ascend)?910b\d?|npu", re.ASCII)
-_CANONICAL: Final = {"h100": "H100", "a100": "A100"}
 
 
 class Weight(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,18 +88,6 @@ def within(hours: tuple[int, int], hour: int) -> bool:
     """Whether an hour of the day lies in a range that may go over midnight."""
     start, end = hours
     return start <= hour < end if start < end else hour >= start or hour < end
-
-
-def canonical_accelerator(name: str) -> str:
-    """The name that tariffs and nodes use, for whatever a driver, Ray or a person calls the type.
-
-    "NVIDIA H100 80GB HBM3" is "H100", "ascend-910b" and Ray's "NPU" are "910B". What is not known comes back as it is.
-    """
-    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word and word not in _MAKERS]
-    model = words[0] if words else ""
-    if _ASCEND_910B.fullmatch(model):
-        return "910B"
-    return _CANONICAL.get(model, name.strip())
 
 
 def _rank(weight: Weight) -> tuple[int, tuple[bool, bool, bool, bool]]:

@@ -25,7 +25,7 @@ from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAY
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
 
-from fabric.accelerators import TYPE_LABEL
+from fabric.accelerators import TYPE_LABEL, resource_of
 from fabric.inventory.nodes import BY_CPU, DEDICATED_LABEL, METER_LABEL, NODE_LABEL, NOTICE_LABEL, POOL_LABEL
 from fabric.system.inheritance import passed_on
 from fabric.system.ports import free_port
@@ -211,7 +211,7 @@ class LocalCluster:
 
     def add(self, node: LocalNode) -> None:
         """Add a simulated node."""
-        kind = "NPU" if node.accelerator.startswith("910") else "GPU"
+        kind = resource_of(node.accelerator)
         self._nodes[node.node_id] = node
         labels = {NODE_LABEL: node.node_id, POOL_LABEL: node.pool, TYPE_LABEL: node.accelerator, METER_LABEL: BY_CPU}
         if node.dedicated_to:

@@ -4,11 +4,11 @@ import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Literal
 
 import msgspec
 
 from fabric.enforcement.unleased import Unleased
+from fabric.node.meters import MeterKind
 from fabric.storage.quota import ArchiveLimits
 from fabric.system.disk_watch import DiskLimits
 from fabric.system.processes import FABRIC_VARIABLE, LEASE_VARIABLE
@@ -26,7 +26,7 @@ class ClusterSettings:
     own_cluster: bool = False
     """Whether the Ray cluster is the fabric's own: nobody else's work is on it, nor anything that Ray installs or starts for
     others."""
-    meter: Literal["auto", "nvml", "ascend", "cpu"] = "auto"
+    meter: MeterKind = "auto"
     """What the node agents read; auto = what the machine has, the CPU stand-in last."""
     tick_s: float = 1.0
     """How often meters are read."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Discriminator, Field, PlainValidator, Tag
 from pydantic_core import PydanticCustomError
 
+from fabric.accelerators import canonical_accelerator
 from fabric.charging.catalogue import (
     COMPUTE,
     SETTLEMENT_HOURS,
@@ -23,7 +24,7 @@ from fabric.charging.catalogue import (
     Restriction,
     Subscription,
 )
-from fabric.charging.tariffs import HOURS_A_DAY, Weight, canonical_accelerator
+from fabric.charging.tariffs import HOURS_A_DAY, Weight
 from fabric.config.sections import Name, Section
 from fabric.config.serving import MODEL_PATTERN, RateSection
 from fabric.errors import InvalidAmount

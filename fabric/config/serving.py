@@ -11,8 +11,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Discriminator, Field, PlainValidator, PositiveInt, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from fabric.accelerators import canonical_accelerator
 from fabric.charging.rates import RATE_MAX_UHS_PER_MTOK, Rate
-from fabric.charging.tariffs import canonical_accelerator
 from fabric.config.sections import ListenAddress, Name, Port, Seconds, Section, TlsFiles, host_and_port, is_loopback
 from fabric.errors import InvalidAmount
 from fabric.gate.models import ENGINE_ARGS

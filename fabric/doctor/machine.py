@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 
 from fabric.config.sections import TlsFiles
 from fabric.doctor.findings import Finding, fail, ok, warn
-from fabric.node.meters import AscendGauge, LateGauge, NvmlGauge
+from fabric.node.meters import VENDORS, LateGauge
 
 _MIB: Final = 2**20
 _SHM_MIN: Final = 512 * _MIB
@@ -163,9 +164,10 @@ def check_model(name: str, folder: Path) -> Finding:
 
 
 def check_accelerators(tools: dict[str, str | None]) -> list[Finding]:
-    """What `nvidia-smi` and `npu-smi` say, as `ask_tools` heard it: None where there is no such tool."""
+    """What the vendors' tools say, as `ask_tools` heard it: None where there is no such tool."""
     findings = []
-    for tool, kind in (("nvidia-smi", "NVIDIA GPUs"), ("npu-smi", "Ascend NPUs")):
+    for vendor in VENDORS:
+        tool, kind = vendor.tool, f"{vendor.title} devices"
         said = tools.get(tool)
         if said is None:
             findings.append(ok(kind, f"none: no {tool}"))
@@ -180,10 +182,11 @@ def check_accelerators(tools: dict[str, str | None]) -> list[Finding]:
 def check_meters(tools: dict[str, str | None], seen: dict[str, Counters]) -> list[Finding]:
     """Whether what is charged for can be read, of what the vendors' tools list; `seen` as `ask_counters` found it."""
     findings = []
-    for tool, kind in (("nvidia-smi", "NVIDIA counters"), ("npu-smi", "Ascend counters")):
-        if tools.get(tool) is None:
+    for vendor in VENDORS:
+        kind = f"{vendor.title} counters"
+        if tools.get(vendor.tool) is None:
             continue
-        found = seen[tool]
+        found = seen[vendor.tool]
         if found.unreadable or not found.readable:
             names = ", ".join(found.unreadable) or "none of its devices"
             remedy = (
@@ -199,21 +202,17 @@ def check_meters(tools: dict[str, str | None], seen: dict[str, Counters]) -> lis
 def ask_counters() -> dict[str, Counters]:
     """Reads every device twice: some counters tell only what happened between two readings."""
     found = {}
-    for tool, kind in (("nvidia-smi", NvmlGauge), ("npu-smi", AscendGauge)):
-        gauge = LateGauge([kind])
-        percents = [gauge() for _ in range(_READINGS)][-1] if shutil.which(tool) else {}
+    for vendor in VENDORS:
+        gauge = LateGauge([vendor.gauge])
+        percents = [gauge() for _ in range(_READINGS)][-1] if shutil.which(vendor.tool) else {}
         unreadable = tuple(name for name in gauge.names if name not in percents)
-        found[tool] = Counters(readable=tuple(percents), unreadable=unreadable, why="; ".join(gauge.why))
+        found[vendor.tool] = Counters(readable=tuple(percents), unreadable=unreadable, why="; ".join(gauge.why))
     return found
 
 
 def ask_tools() -> dict[str, str | None]:
     """The devices each vendor's tool lists; "" where it fails, None where it isn't there."""
-    asked = {
-        "nvidia-smi": ["--query-gpu=name", "--format=csv,noheader"],
-        "npu-smi": ["info", "-l"],
-    }
-    return {tool: _ask(tool, arguments) for tool, arguments in asked.items()}
+    return {vendor.tool: _ask(vendor.tool, vendor.lists) for vendor in VENDORS}
 
 
 def free_shared_memory() -> int | None:
@@ -225,7 +224,7 @@ def free_memory() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _ask(tool: str, arguments: list[str]) -> str | None:
+def _ask(tool: str, arguments: Sequence[str]) -> str | None:
     path = shutil.which(tool)
     if path is None:
         return None

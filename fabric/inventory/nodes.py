@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 import ray
 
-from fabric.accelerators import DEVICE_RESOURCES, TYPE_LABEL, type_of
+from fabric.accelerators import DEVICE_RESOURCES, TYPE_LABEL, canonical_accelerator
 from fabric.gate.events import NodeDown, NodeUp, Pool
 from fabric.units import AccountId, NodeId
 
@@ -109,7 +109,7 @@ def _node_of(entry: Mapping[str, Any]) -> Node | None:
         return None
     if labels.get(POOL_LABEL) not in set(Pool):
         return None
-    accelerator = type_of(labels[TYPE_LABEL])
+    accelerator = canonical_accelerator(labels[TYPE_LABEL])
     return Node(
         node_id=NodeId(labels[NODE_LABEL]),
         ray_id=entry["NodeID"],

@@ -18,7 +18,7 @@ _PLAIN: Final = frozenset((
     "POD_NAME", "POD_IP", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL",
 ))  # fmt: skip
 _FAMILIES: Final = (
-    "LC_", "PYTHON", "LD_", "RAY_", "CUDA", "NVIDIA_", "NV_", "ASCEND", "NPU", "HCCL_", "NCCL_", "GLOO_", "OMP_",
+    "LC_", "PYTHON", "LD_", "RAY_", "CUDA", "NVIDIA_", "NV_", "ASCEND", "NPU", "HIP_", "HSA_", "ROCM", "ROCR_", "HCCL_", "NCCL_", "GLOO_", "OMP_",
     "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "NUMEXPR_", "TORCH", "PYTORCH", "TRITON", "VLLM_", "HF_", "TRANSFORMERS_",
     "TOKENIZERS_", "XLA_", "JAX_", "TF_", "MALLOC_", "GRPC_", "PIP_", "UV_", "COVERAGE", "COV_", "HYPOTHESIS_",
 )  # fmt: skip

@@ -22,7 +22,7 @@ MOVED: Final = MappingProxyType(
             "guarded": "system.guarded",
             "kept_log": "storage.log_ends",
             "line": "worker.channel",
-            "meters": "node.meters",
+            "meters": "node.meters.meter",
             "node_agent": "node.agent",
             "processes": "system.processes",
             "rank_order": "worker.rank_order",

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import ray
 
-from fabric.accelerators import TYPE_LABEL, devices_in, type_of
+from fabric.accelerators import TYPE_LABEL, canonical_accelerator, devices_in
 from fabric.errors import InvalidRequest
 from fabric.worker.lease_ray import refuse_installs
 
@@ -91,7 +91,7 @@ def _untold(asked: str) -> Callable[..., Any]:
 
 def _refuse_devices(requests: Sequence[Mapping[str, float]]) -> None:
     wanted = {name: amount for request in requests for name, amount in request.items() if amount}
-    types = {type_of(node["Labels"].get(TYPE_LABEL, "")) for node in _nodes()} - {"CPU"} if wanted else ()
+    types = {canonical_accelerator(node["Labels"].get(TYPE_LABEL, "")) for node in _nodes()} - {"CPU"} if wanted else ()
     if named := devices_in(wanted, types=types):
         raise InvalidRequest(
             f"a task, actor or placement group of this job wants {', '.join(named)}, and the function itself holds the lease's"

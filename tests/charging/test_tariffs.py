@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from fabric.charging.tariffs import Tariffs, Weight, canonical_accelerator, within
+from fabric.charging.tariffs import Tariffs, Weight, within
 
 HOUR_US = 3_600_000_000
 TARIFFS = Tariffs(
@@ -65,36 +65,3 @@ def test_tariffs_survive_the_journal():
 )
 def test_hours_may_go_over_midnight(hours, inside):
     assert {hour for hour in range(24) if within(hours, hour)} == inside
-
-
-@pytest.mark.parametrize(
-    ("name", "canonical"),
-    [
-        ("H100", "H100"),
-        ("h100", "H100"),
-        (" NVIDIA H100 80GB HBM3", "H100"),
-        ("nvidia-h100", "H100"),
-        ("H100 NVL", "H100"),
-        ("NVIDIA A100-SXM4-80GB", "A100"),
-        ("A100-40G", "A100"),
-        ("Tesla A100", "A100"),
-        ("910B", "910B"),
-        ("910b3", "910B"),
-        ("Ascend910B", "910B"),
-        ("Ascend910B4", "910B"),
-        ("ascend-910b", "910B"),
-        ("Huawei Ascend 910B2", "910B"),
-        ("NPU", "910B"),
-        ("H1000", "H1000"),
-        ("H200", "H200"),
-        ("NVIDIA RTX A1000", "NVIDIA RTX A1000"),
-        ("Ascend 910C", "Ascend 910C"),
-        ("Ascend910A", "Ascend910A"),
-        (" B200 ", "B200"),
-        ("", ""),
-        ("NVIDIA", "NVIDIA"),
-    ],
-)
-def test_a_type_has_one_name_whatever_it_is_called(name, canonical):
-    assert canonical_accelerator(name) == canonical
-    assert canonical_accelerator(canonical) == canonical

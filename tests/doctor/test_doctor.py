@@ -187,9 +187,9 @@ def test_tls_files_are_a_readable_pair(pair):
 
 
 def test_a_driver_tool_that_lists_nothing_is_a_fault_and_no_tool_is_none():
-    said = machine.check_accelerators({"nvidia-smi": "", "npu-smi": None})
-    assert healths(said) == {"NVIDIA GPUs": Health.FAIL, "Ascend NPUs": Health.OK}
-    said = machine.check_accelerators({"nvidia-smi": "NVIDIA H100", "npu-smi": None})
+    said = machine.check_accelerators({"nvidia-smi": "", "npu-smi": None, "rocm-smi": None})
+    assert healths(said) == {"NVIDIA devices": Health.FAIL, "Ascend devices": Health.OK, "AMD devices": Health.OK}
+    said = machine.check_accelerators({"nvidia-smi": "NVIDIA H100", "npu-smi": None, "rocm-smi": None})
     assert said[0].found == "NVIDIA H100"
 
 
@@ -198,7 +198,7 @@ def test_a_tool_that_fails_is_told_from_one_that_is_not_there(monkeypatch, tmp_p
     tool.write_text("#!/bin/sh\nexit 9\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert machine.ask_tools() == {"nvidia-smi": "", "npu-smi": None}
+    assert machine.ask_tools() == {"nvidia-smi": "", "npu-smi": None, "rocm-smi": None}
     tool.write_text("#!/bin/sh\necho 'NVIDIA H100'\n")
     assert machine.ask_tools()["nvidia-smi"] == "NVIDIA H100"
 

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from fabric.node.meters import AscendGauge, CpuMeter, GaugeMeter, NvmlGauge, parse_npu_smi
+from fabric.node.meters import CpuMeter, GaugeMeter
+from fabric.node.meters.ascend import AscendGauge, parse_npu_smi
+from fabric.node.meters.nvidia import NvmlGauge
 from fabric.system.processes import LEASE_VARIABLE, end_all, tree_of
 from tests.bench.bench_burn import errors
 

@@ -8,8 +8,9 @@ import pytest
 
 from fabric.cluster.agents import merged
 from fabric.node.agent import Cut, NodeAgent, Watch, given_devices
-from fabric.node.ascend import AscendGauge, devices
-from fabric.node.meters import CpuMeter, GaugeMeter, LateGauge, NvmlGauge, open_meter
+from fabric.node.meters import CpuMeter, GaugeMeter, LateGauge, open_meter
+from fabric.node.meters.ascend import AscendGauge, devices
+from fabric.node.meters.nvidia import NvmlGauge
 from tests.node.fake_nvml import FakeDriver
 
 S = 1_000_000

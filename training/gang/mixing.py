@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import median
-from types import MappingProxyType
 from typing import Final
 
 from fabric.accelerators import vendor_of
@@ -26,8 +25,6 @@ HYSTERESIS: Final = 0.05
 """A new split must make the step shorter by this much, or the old one stays."""
 _RECENT: Final = 3
 """Laps of a worker that count: the one in the middle, so that one that something else held up moves nobody."""
-REFERENCE_SPEEDS: Final[Mapping[str, float]] = MappingProxyType({"H100": 1.0, "A100": 0.32, "910B": 0.26})
-"""Against an H100, by the makers' dense FP16 figures: what a gang is judged by before it has run."""
 
 
 class Mix(StrEnum):

@@ -1,6 +1,6 @@
 """How fast each kind of device was found to be at this very run: what a mixed gang is judged by once it has run.
 
-Before the first step there are only the makers' figures (`training.gang.mixing.REFERENCE_SPEEDS`); afterwards what was measured
+Before the first step there are only the makers' figures (`fabric.accelerators.REFERENCE_SPEEDS`); afterwards what was measured
 goes with the checkpoint, so that the next attempt, on whatever it gets, is judged by it. What a result took besides the
 slowest rank's computing is the exposed communication of gangs that are mixed as this one is. Pure.
 """
@@ -8,8 +8,9 @@ slowest rank's computing is the exposed communication of gangs that are mixed as
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from fabric.accelerators import REFERENCE_SPEEDS
 from fabric.errors import InvalidRequest
-from training.gang.mixing import REFERENCE_SPEEDS, Forecast, Member, Mix, admit
+from training.gang.mixing import Forecast, Member, Mix, admit
 
 _SMOOTHING: Final = 0.3
 _FORGETTING: Final = 1.02
