@@ -239,7 +239,11 @@ class Agents:
                 self._sweeping[address] = asyncio.ensure_future(self._swept(address, runners, living))
         asked = dict(self._sweeping)
         done, _ = await asyncio.wait(asked.values(), timeout=_SWEEP_S) if asked else (set(), None)
-        ended = {address: self._sweeping.pop(address).result() for address, sweep in asked.items() if sweep in done}
+        ended = {}
+        for address, sweep in asked.items():
+            if sweep in done and self._sweeping.get(address) is sweep:  # who asked at the same time tells of it
+                del self._sweeping[address]
+                ended[address] = sweep.result()
         return {address: pids for address, pids in ended.items() if pids}
 
     async def _swept(

@@ -217,6 +217,13 @@ async def test_a_silent_machine_keeps_nothing_of_another_from_being_ended(monkey
     await house.agents.close()
 
 
+async def test_who_looks_at_the_same_time_waits_for_the_same_look_and_one_of_them_tells_of_it(monkeypatch):
+    house = House(monkeypatch, a=Sighting(strays=(stray(1, "job-1.1"),)))
+    found = await asyncio.gather(house.sweep(), house.sweep())
+    assert sorted(found, key=len) == [{}, {"a": [1]}]
+    assert [method for _, method, *_ in house.told] == ["strays", "end_strays"]
+
+
 async def test_an_agent_that_has_died_where_no_lease_is_is_replaced_too(monkeypatch):
     house = House(monkeypatch, a=Sighting())
 
