@@ -14,7 +14,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint style types contracts docs picture bench soak proto golden lock sbom release clean
+.PHONY: help setup demo test check slow lint style types contracts docs picture bench soak proto golden lock sbom release clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,15 @@ test: setup ## Run the tests, which wait much: three at a time what needs no Ray
 	$(BIN)/pytest -q -n 2 --dist loadscope $(WITH_RAY) || { [ $$? = 1 ] && $(BIN)/pytest -q $(AGAIN) $(WITH_RAY); }
 WITHOUT_RAY := --ignore=tests/bench -m "not ray and not soak"
 WITH_RAY := --ignore=tests/bench -m "ray and not soak"
+
+# In three minutes, on two idle cores: what takes longer or starts a server is left out, and said at the end.
+check: lint ## Check while you work: style, types, contracts, and the quick tests that need no server
+	$(BIN)/pytest -q -n 3 --dist loadscope $(QUICK)
+	@echo "left out, and run by make test: $$(grep -vc '^#' tests/slow.txt) tests that take more than a second (tests/slow.txt), and whatever starts Ray, vLLM, PostgreSQL or S3's stand-in"
+QUICK := --ignore=tests/bench --ignore-glob='*/tests/live*' -m "not (ray or vllm or postgres or s3 or soak or slow)"
+
+slow: setup ## Write tests/slow.txt anew, which `make check` leaves out: on an idle machine
+	$(BIN)/pytest -q -n 2 --dist loadscope --measure-slow $(WITHOUT_RAY)
 
 # What a client imports, which runs on Python 3.10 too.
 CLIENT := -p fabric.cli -p fabric.client -p fabric.sdk -p fabric.transport -p fabric.wire -p fabric.results -p fabric.checkpoints \
@@ -48,8 +57,8 @@ contracts: setup
 	$(BIN)/lint-imports --no-cache
 
 # What a user's own code may import, by its public paths.
-API := $(addprefix fabric.,sdk context errors results audit.verify) $(addprefix training.,session loop batches learning_rate \
-	pretrained export sharded functions adapters_hf adapters_lightning adapters_ray)
+API := $(addprefix fabric.,sdk context errors results audit.verify) $(addprefix training.,session session_loop loop.batches \
+	learning_rate pretrained export sharded functions integrations.huggingface integrations.lightning integrations.ray)
 API_TO ?= build/api
 docs: setup ## Write build/api: the reference of what a user's own code may import, made from docstrings
 	$(BIN)/python -W error::UserWarning -W error::RuntimeWarning -m pdoc -d google --no-show-source -o $(API_TO) $(API)

@@ -23,7 +23,10 @@ import structlog
 from hypothesis import HealthCheck, settings
 
 from fabric.system.ports import free_port
+from tests import slow
 
+SERVERS = {"postgres_server": "postgres", "moto_url": "s3", "rig": "vllm"}
+"""Fixtures that start one, and the marker of who asks for them."""
 NO_POSTGRES = "PostgreSQL's server programs are missing: install Debian's package postgresql to run these tests"
 
 for name in [name for name in os.environ if name.startswith("FABRIC_")]:
@@ -39,8 +42,26 @@ settings.register_profile("soak", settings.get_profile("fabric"), max_examples=5
 settings.load_profile("fabric")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--measure-slow", action="store_true", help="write tests/slow.txt by how long each test takes")
+
+
+def pytest_configure(config):
+    if config.option.measure_slow and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(slow.Stopwatch())
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Long tests run when they are asked for, by `-m soak`."""
+    """Slow tests are marked, by measurement, and those that start a server, by their fixtures. Long ones run when they are
+    asked for, by `-m soak`.
+    """
+    listed = slow.listed(slow.LIST.read_text(encoding="utf-8"))
+    for item in items:
+        if slow.function_of(item.nodeid) in listed:
+            item.add_marker("slow")
+        for server in SERVERS.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(SERVERS[server])
     if "soak" in config.option.markexpr:
         return
     long = [item for item in items if item.get_closest_marker("soak")]

@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -62,7 +63,12 @@ FILES = tracked()
 PYTHON = [path for path in FILES if path.suffix == ".py" and not re.search(r"_pb2(_grpc)?$", path.stem)]
 OURS = [path for path in PYTHON if path.relative_to(ROOT).parts[0] in PACKAGES]
 CORE_FILES = [path for path in OURS if str(path.relative_to(ROOT)).startswith(CORE)]
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PYTHON}
+
+
+@cache
+def tree(path):
+    """Of a file, when a test looks at it: whoever only collects tests waits for none."""
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def at(path, node=None):
@@ -87,7 +93,7 @@ def test_a_module_is_called_what_it_is():
 
 
 def test_every_module_says_what_it_is():
-    speechless = [at(path) for path, tree in TREES.items() if path in OURS and not ast.get_docstring(tree)]
+    speechless = [at(path) for path in OURS if not ast.get_docstring(tree(path))]
     assert speechless == []
 
 
@@ -99,7 +105,7 @@ def test_an_init_file_holds_a_docstring_and_names_from_elsewhere():
             path.name != "__init__.py" or path.parent == ROOT / "fabric"
         ):  # the façade looks its names up when they are used
             continue
-        for node in TREES[path].body:
+        for node in tree(path).body:
             docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
             exports = isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]
             if not (docstring or exports or isinstance(node, allowed)):
@@ -119,7 +125,7 @@ def test_the_core_imports_no_world():
     impure = [
         f"{at(path, node)} imports {name}"
         for path in CORE_FILES
-        for node, name in imported(TREES[path])
+        for node, name in imported(tree(path))
         if name.partition(".")[0] in IMPURE
     ]
     assert impure == []
@@ -137,7 +143,7 @@ def fractions(tree):
 
 
 def test_there_is_no_fraction_in_the_core():
-    found = [f"{at(path, node)}: {what}" for path in CORE_FILES for node, what in fractions(TREES[path])]
+    found = [f"{at(path, node)}: {what}" for path in CORE_FILES for node, what in fractions(tree(path))]
     assert found == []
 
 
@@ -150,7 +156,7 @@ def test_sets_are_not_walked_in_the_core():
     """Their order depends on hashes, and a replay must not."""
     walked = []
     for path in CORE_FILES:
-        loops = (node for node in ast.walk(TREES[path]) if isinstance(node, ast.For | ast.comprehension))
+        loops = (node for node in ast.walk(tree(path)) if isinstance(node, ast.For | ast.comprehension))
         for loop in loops:
             call = loop.iter
             is_call = (
@@ -216,7 +222,7 @@ def test_every_export_is_there():
 
 def test_a_test_is_a_sentence():
     tests = chain.from_iterable(
-        ((path, node) for node in ast.walk(TREES[path]) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+        ((path, node) for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
         for path in PYTHON
         if path.relative_to(ROOT).parts[0] == "tests" and path.name.startswith("test_")
     )
@@ -225,7 +231,7 @@ def test_a_test_is_a_sentence():
 
 
 def test_the_core_reads_no_clock():
-    calls = ((path, node) for path in CORE_FILES for node in ast.walk(TREES[path]) if isinstance(node, ast.Call))
+    calls = ((path, node) for path in CORE_FILES for node in ast.walk(tree(path)) if isinstance(node, ast.Call))
     clocks = {"now", "utcnow", "today", "monotonic", "time_ns", "perf_counter", "sleep"}
     read = [at(path, call) for path, call in calls if isinstance(call.func, ast.Attribute) and call.func.attr in clocks]
     assert read == []
