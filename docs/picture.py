@@ -61,6 +61,7 @@ def drawn(lines: list[list[Segment]]) -> str:
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(Segments([each for line in lines for each in (*line, Segment.line())]), end="")
     drawing = console.export_svg(title="make demo", unique_id="demo")
+    drawing = drawing.replace("<svg ", '<svg xml:space="preserve" ', 1)
     drawing = re.sub(r"@font-face \{.*?\}\s*", "", drawing, flags=re.DOTALL)
     return re.sub(r"<!--.*?-->\s*", "", drawing).replace("Fira Code, monospace", "monospace")
 

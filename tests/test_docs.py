@@ -1,6 +1,7 @@
 """What the pages name is there: links, files, targets, commands, benches."""
 
 import ast
+import html
 import re
 from functools import cache
 from pathlib import Path
@@ -88,3 +89,12 @@ def test_every_bench_prints_the_yardstick_and_has_its_row(bench):
     mains = [each for each in ast.parse(bench.read_text()).body if getattr(each, "name", "") == "main"]
     calls = [each for each in ast.walk(mains[0]) if isinstance(each, ast.Call)]
     assert [each for each in calls if getattr(each.func, "id", "") == "print_yardstick"]
+
+
+def test_the_picture_of_the_demo_has_headings_of_the_demo_and_asks_nobody_for_anything():
+    """Drawn anew by `make picture` where the demo's story changes."""
+    drawing = html.unescape(text_of(ROOT / "docs" / "demo.svg")).replace("\xa0", " ")
+    told = re.findall(r'heading\((\d), "(.*?)"\)', text_of(ROOT / "fabric" / "demo" / "story.py"))
+    shown = [text for _, text in told if text in drawing]
+    assert len(shown) >= 4
+    assert set(re.findall(r"https?://[^\"\s)]+", drawing)) == {"http://www.w3.org/2000/svg"}
