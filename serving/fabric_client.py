@@ -1,6 +1,6 @@
 """The ledger as meters, gateways and hosts reach it: the fabric's gRPC door, each with a key of its own role.
 
-`GrpcLedger` is a `SliceLedger`; besides, it tells who calls, what is offered and who serves it. It repeats nothing by
+`FabricClient` is a `SliceLedger`; besides, it tells who calls, what is offered and who serves it. It repeats nothing by
 itself: whoever asks knows with which `seq` to ask again. What the door refuses arrives as the fabric's own error, and
 `Unavailable` means that it could not be reached or did not answer: then it may or may not have been carried out.
 """
@@ -32,7 +32,7 @@ BOARD_S: Final = 5.0
 """The board comes every second: a door that says nothing for so long has fallen silent."""
 
 
-class GrpcLedger:
+class FabricClient:
     """A connection of one event loop. Close it when done."""
 
     def __init__(self, profile: Profile, *, timeout_s: float = TIMEOUT_S) -> None:

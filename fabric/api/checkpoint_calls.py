@@ -12,7 +12,7 @@ import msgspec
 from fabric.api.job_calls import count_size, job_id_of
 from fabric.api.keys import Caller
 from fabric.api.messages import amount, at_least, facts_json, job_name, request_id
-from fabric.api.service import Door
+from fabric.api.service import ApiService
 from fabric.checkpoints import Checkpoints, Manifest
 from fabric.errors import Conflict, FabricError, InvalidRequest, NotFound
 from fabric.gate.events import JobSpec, RolledBack, Submit
@@ -27,13 +27,15 @@ from fabric.wire import fabric_pb2 as pb
 _SHOWN_MAX: Final = 1_000
 
 
-async def list_checkpoints(door: Door, caller: Caller, request: pb.ListCheckpointsRequest) -> pb.ListCheckpointsReply:
+async def list_checkpoints(
+    door: ApiService, caller: Caller, request: pb.ListCheckpointsRequest
+) -> pb.ListCheckpointsReply:
     job = await door.job(request.job_id, caller)
     found = await door.port.from_archive(aside(_of(door, job).ls))
     return pb.ListCheckpointsReply(checkpoints=[_shown(manifest) for manifest in found[:_SHOWN_MAX]])
 
 
-async def roll_back(door: Door, caller: Caller, request: pb.RollBackRequest) -> pb.Checkpoint:
+async def roll_back(door: ApiService, caller: Caller, request: pb.RollBackRequest) -> pb.Checkpoint:
     """The job resumes from an older checkpoint; those after it are void."""
     asked = request_id(request.request_id)
     job = await door.job_to_change(request.job_id, caller)
@@ -62,7 +64,7 @@ async def roll_back(door: Door, caller: Caller, request: pb.RollBackRequest) -> 
     return _shown(manifest)
 
 
-async def delete(door: Door, caller: Caller, request: pb.DeleteCheckpointsRequest) -> pb.DeleteCheckpointsReply:
+async def delete(door: ApiService, caller: Caller, request: pb.DeleteCheckpointsRequest) -> pb.DeleteCheckpointsReply:
     """Delete all but the newest ones of a job that is parked; of one that has ended also those, and the rest if wanted."""
     request_id(request.request_id)
     job = await door.job_to_change(request.job_id, caller)
@@ -97,7 +99,7 @@ def _deleted(checkpoints: Checkpoints, *, keep: int, everything: bool) -> int:
     return weight
 
 
-async def fork(door: Door, caller: Caller, request: pb.ForkRequest) -> pb.SubmitReply:
+async def fork(door: ApiService, caller: Caller, request: pb.ForkRequest) -> pb.SubmitReply:
     """A new job of the same code that begins where another has been. Its checkpoint is there before the job is."""
     asked = request_id(request.request_id)
     job = await door.job_to_change(request.job_id, caller)
@@ -151,7 +153,7 @@ def _forget(checkpoints: Checkpoints) -> None:
     checkpoints.store.delete_folder(checkpoints.prefix)
 
 
-def _of(door: Door, job: JobView) -> Checkpoints:
+def _of(door: ApiService, job: JobView) -> Checkpoints:
     return door.port.checkpoints_of(job.account_id, job.job_id)
 
 

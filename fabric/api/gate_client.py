@@ -38,7 +38,7 @@ class Gate(Protocol):
     async def export(self, account_id: str | None, since: int | None, start: int, count: int) -> list[bytes]: ...
 
 
-class Passage:
+class GateClient:
     """A `GatePort`: the gate for what is decided and known, the archive for what is kept."""
 
     def __init__(self, gate: Gate, *, archive: Archive) -> None:

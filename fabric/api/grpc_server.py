@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from fabric.api import checkpoint_calls, job_calls, money_calls, operator_calls, serving_calls
 from fabric.api.connections import Connections, address_of, network_of
 from fabric.api.keys import REMEMBER_S, Caller
-from fabric.api.service import Door
+from fabric.api.service import ApiService
 from fabric.api.tls import TlsPems
 from fabric.errors import FabricError, Internal, InvalidRequest, PermissionDenied, Unauthenticated, Unavailable
 from fabric.gate.key_scopes import OF_CUSTOMERS, KeyScope
@@ -73,7 +73,7 @@ _STATUS: Final = {
 class Call(NamedTuple):
     """What answers one rpc, and with which keys it may be asked for."""
 
-    run: Callable[[Door, Caller, Any], Any]
+    run: Callable[[ApiService, Caller, Any], Any]
     scopes: frozenset[KeyScope]
     """Any of them will do. What is not in a key's scopes can't be done with it; the operator's own has all."""
     gateways: bool = False
@@ -164,7 +164,7 @@ CALLS: Final[dict[str, Call]] = {
 class RpcServer:
     """A door that stands open."""
 
-    def __init__(self, server: grpc.aio.Server, door: Door, *, host: str, port: int) -> None:
+    def __init__(self, server: grpc.aio.Server, door: ApiService, *, host: str, port: int) -> None:
         self._server = server
         self._door = door
         self._watching = asyncio.create_task(door.connections.watch()) if door.connections is not None else None
@@ -183,7 +183,7 @@ class RpcServer:
         await self._door.close()
 
 
-async def serve(door: Door, *, tls: TlsPems, host: str = "127.0.0.1", port: int = 0) -> RpcServer:
+async def serve(door: ApiService, *, tls: TlsPems, host: str = "127.0.0.1", port: int = 0) -> RpcServer:
     """Open the door at an address; port 0 takes a free one.
 
     Raises:
@@ -205,7 +205,7 @@ async def serve(door: Door, *, tls: TlsPems, host: str = "127.0.0.1", port: int 
     return RpcServer(server, door, host=host, port=bound)
 
 
-def _handler(door: Door, method: Method, call: Call) -> "grpc.RpcMethodHandler[Any, Any]":
+def _handler(door: ApiService, method: Method, call: Call) -> "grpc.RpcMethodHandler[Any, Any]":
     """Every call as one whose client streams: gRPC hands those over before it takes in any message, and whole messages only
     when they are asked for. On the wire it is the same.
     """
@@ -215,7 +215,7 @@ def _handler(door: Door, method: Method, call: Call) -> "grpc.RpcMethodHandler[A
     return grpc.stream_unary_rpc_method_handler(_answering(door, method, call), None, encode)
 
 
-def _answering(door: Door, method: Method, call: Call) -> Callable[[Messages, Any], Awaitable[Any]]:
+def _answering(door: ApiService, method: Method, call: Call) -> Callable[[Messages, Any], Awaitable[Any]]:
     async def answer(messages: Messages, context: Context) -> Any:
         try:
             caller = await _admit(door, call, context)
@@ -232,7 +232,7 @@ def _answering(door: Door, method: Method, call: Call) -> Callable[[Messages, An
     return answer
 
 
-def _streaming(door: Door, method: Method, call: Call) -> Callable[[Messages, Any], AsyncIterator[Any]]:
+def _streaming(door: ApiService, method: Method, call: Call) -> Callable[[Messages, Any], AsyncIterator[Any]]:
     async def answers(messages: Messages, context: Context) -> AsyncIterator[Any]:
         try:
             caller = await _admit(door, call, context)
@@ -253,7 +253,7 @@ def _streaming(door: Door, method: Method, call: Call) -> Callable[[Messages, An
 
 
 async def _request(
-    door: Door, method: Method, call: Call, caller: Caller, *, messages: Messages, counted_as: str
+    door: ApiService, method: Method, call: Call, caller: Caller, *, messages: Messages, counted_as: str
 ) -> Any:
     """The one message of a call, when it is the caller's turn and if it isn't long in coming.
 
@@ -287,7 +287,7 @@ def _message(method: Method, raw: bytes) -> Any:
 
 
 @contextlib.contextmanager
-def _counted(door: Door, call: Call, caller: Caller) -> Iterator[None]:
+def _counted(door: ApiService, call: Call, caller: Caller) -> Iterator[None]:
     """One stream more, for as long as it is open; of those that look through much, a few at once."""
     if _is_gateway(call, caller):
         yield
@@ -300,7 +300,7 @@ def _counted(door: Door, call: Call, caller: Caller) -> Iterator[None]:
                 yield
 
 
-async def _admit(door: Door, call: Call, context: Context) -> Caller:
+async def _admit(door: ApiService, call: Call, context: Context) -> Caller:
     caller = await _caller(door, call, context)
     if not _is_gateway(call, caller):
         door.rate.spend(caller.counted_as, as_many=call.weight)
@@ -317,7 +317,7 @@ def _is_gateway(call: Call, caller: Caller) -> bool:
     return call.gateways and caller.operator
 
 
-def _check_size(door: Door, call: Call, caller: Caller, size: int) -> None:
+def _check_size(door: ApiService, call: Call, caller: Caller, size: int) -> None:
     most = door.limits.request_bytes if _is_gateway(call, caller) else door.limits.call_bytes
     if size > most:
         raise InvalidRequest(
@@ -327,7 +327,7 @@ def _check_size(door: Door, call: Call, caller: Caller, size: int) -> None:
         )
 
 
-async def _caller(door: Door, call: Call, context: Context) -> Caller:
+async def _caller(door: ApiService, call: Call, context: Context) -> Caller:
     metadata: Any = context.invocation_metadata() or ()
     headers = {key: value for key, value in metadata if isinstance(value, str)}
     host, port = address_of(context.peer())

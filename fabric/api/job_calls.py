@@ -23,7 +23,7 @@ from fabric.api.messages import (
     spec_of,
 )
 from fabric.api.payloads import blob_key, payload_of, recorded
-from fabric.api.service import Door
+from fabric.api.service import ApiService
 from fabric.errors import Conflict, InvalidRequest, NotFound, PermissionDenied, Unavailable
 from fabric.gate.events import Cancel, JobKind, JobSpec, Pause, RaiseLimit, Resume, SaveNow, Submit
 from fabric.gate.key_scopes import KeyScope
@@ -51,7 +51,7 @@ _OFFSET_OF: Final = re.compile(r"[0-9]{1,9}/[0-9]{1,9}", re.ASCII)
 _OFFSETS_MAX: Final = 4_096
 
 
-async def submit(door: Door, caller: Caller, request: pb.SubmitRequest) -> pb.SubmitReply:
+async def submit(door: ApiService, caller: Caller, request: pb.SubmitRequest) -> pb.SubmitReply:
     request_id(request.request_id)
     account = caller.account
     job_id = job_id_of(account, request.request_id)
@@ -90,7 +90,7 @@ def _check_role(caller: Caller, spec: JobSpec) -> None:
         )
 
 
-def count_size(door: Door, caller: Caller, spec: JobSpec) -> None:
+def count_size(door: ApiService, caller: Caller, spec: JobSpec) -> None:
     """A job that takes much room in the record counts as several requests: it stands there for ever, refused or not.
 
     Raises:
@@ -105,7 +105,7 @@ def job_id_of(account: str, request: str) -> JobId:
     return JobId("job-" + hashlib.sha256(f"{account}/{request}".encode()).hexdigest()[:20])
 
 
-async def quote(door: Door, caller: Caller, request: pb.QuoteRequest) -> pb.QuoteReply:
+async def quote(door: ApiService, caller: Caller, request: pb.QuoteRequest) -> pb.QuoteReply:
     spec = spec_of(request.spec, payload="")
     answer = await door.port.ask(QuoteOf(account_id=caller.account, spec=spec, key_id=KeyId(caller.key_id)))
     if not isinstance(answer, QuoteView):
@@ -113,19 +113,19 @@ async def quote(door: Door, caller: Caller, request: pb.QuoteRequest) -> pb.Quot
     return message_of(answer, pb.QuoteReply)
 
 
-async def get_job(door: Door, caller: Caller, request: pb.GetJobRequest) -> pb.Job:
+async def get_job(door: ApiService, caller: Caller, request: pb.GetJobRequest) -> pb.Job:
     if caller.may(KeyScope.HOST) and caller.own_jobs_only and await _makes_a_model(door, request.job_id):
         return _shown(await door.job(request.job_id, replace(caller, scopes=caller.scopes | {KeyScope.READ})), caller)
     return _shown(await door.job(request.job_id, caller), caller)
 
 
-async def _makes_a_model(door: Door, job_id: str) -> bool:
+async def _makes_a_model(door: ApiService, job_id: str) -> bool:
     """Whether a model that is offered was made by this job: then the serving host must know whose it is."""
     offered: Any = await door.port.ask(ModelsOf())
     return any(view.source.startswith("job:") and view.source.endswith(job_id) for view in offered)
 
 
-async def list_jobs(door: Door, caller: Caller, request: pb.ListJobsRequest) -> pb.ListJobsReply:
+async def list_jobs(door: ApiService, caller: Caller, request: pb.ListJobsRequest) -> pb.ListJobsReply:
     if request.of_request:
         return pb.ListJobsReply(jobs=[await _of_request(door, caller, request.of_request)])
     states = listed("state", request.states, [state.value for state in JobState])
@@ -153,7 +153,7 @@ async def list_jobs(door: Door, caller: Caller, request: pb.ListJobsRequest) -> 
     return pb.ListJobsReply(jobs=[_shown(job, caller) for job in jobs[:limit]], next=following)
 
 
-async def _of_request(door: Door, caller: Caller, given: str) -> pb.Job:
+async def _of_request(door: ApiService, caller: Caller, given: str) -> pb.Job:
     """The job that the account has submitted with this request id."""
     request_id(given)
     job_id = job_id_of(caller.account, given)
@@ -165,7 +165,7 @@ async def _of_request(door: Door, caller: Caller, given: str) -> pb.Job:
         ) from None
 
 
-async def watch_jobs(door: Door, caller: Caller, request: pb.WatchJobsRequest) -> AsyncIterator[pb.JobUpdate]:
+async def watch_jobs(door: ApiService, caller: Caller, request: pb.WatchJobsRequest) -> AsyncIterator[pb.JobUpdate]:
     if request.job_id:
         await door.job(request.job_id, caller)
     after = request.after_revision if request.HasField("after_revision") else None
@@ -193,7 +193,7 @@ async def watch_jobs(door: Door, caller: Caller, request: pb.WatchJobsRequest) -
                 return
 
 
-async def cancel(door: Door, caller: Caller, request: pb.CancelRequest) -> pb.Accepted:
+async def cancel(door: ApiService, caller: Caller, request: pb.CancelRequest) -> pb.Accepted:
     job = await door.job_to_change(request.job_id, caller)
     event = Cancel(
         at_once=not request.save,
@@ -205,26 +205,26 @@ async def cancel(door: Door, caller: Caller, request: pb.CancelRequest) -> pb.Ac
     return accepted(await door.gate.decide(event))
 
 
-async def pause(door: Door, caller: Caller, request: pb.PauseRequest) -> pb.Accepted:
+async def pause(door: ApiService, caller: Caller, request: pb.PauseRequest) -> pb.Accepted:
     job = await door.job_to_change(request.job_id, caller)
     event = Pause(job_id=_id(job), account_id=_owner(job), request_id=request_id(request.request_id))
     return accepted(await door.gate.decide(event))
 
 
-async def resume(door: Door, caller: Caller, request: pb.ResumeRequest) -> pb.Accepted:
+async def resume(door: ApiService, caller: Caller, request: pb.ResumeRequest) -> pb.Accepted:
     job = await door.job(request.job_id, caller)
     caller.check_may_spend_on(job)
     event = Resume(job_id=_id(job), account_id=_owner(job), request_id=request_id(request.request_id))
     return accepted(await door.gate.decide(event))
 
 
-async def save_now(door: Door, caller: Caller, request: pb.SaveNowRequest) -> pb.Accepted:
+async def save_now(door: ApiService, caller: Caller, request: pb.SaveNowRequest) -> pb.Accepted:
     job = await door.job_to_change(request.job_id, caller)
     event = SaveNow(job_id=_id(job), account_id=_owner(job), request_id=request_id(request.request_id))
     return accepted(await door.gate.decide(event))
 
 
-async def raise_limit(door: Door, caller: Caller, request: pb.RaiseLimitRequest) -> pb.Accepted:
+async def raise_limit(door: ApiService, caller: Caller, request: pb.RaiseLimitRequest) -> pb.Accepted:
     job = await door.job(request.job_id, caller)
     caller.check_may_spend_on(job)
     event = RaiseLimit(
@@ -236,7 +236,7 @@ async def raise_limit(door: Door, caller: Caller, request: pb.RaiseLimitRequest)
     return accepted(await door.gate.decide(event))
 
 
-async def logs(door: Door, caller: Caller, request: pb.LogsRequest) -> AsyncIterator[pb.LogChunk]:
+async def logs(door: ApiService, caller: Caller, request: pb.LogsRequest) -> AsyncIterator[pb.LogChunk]:
     await door.job(request.job_id, caller)
     offsets = _offsets(request.offsets.items())
     async for chunk in door.port.logs(request.job_id, offsets=offsets, follow=request.follow):
@@ -250,7 +250,7 @@ async def logs(door: Door, caller: Caller, request: pb.LogsRequest) -> AsyncIter
             )
 
 
-async def artifact(door: Door, caller: Caller, request: pb.ArtifactRequest) -> AsyncIterator[pb.Chunk]:
+async def artifact(door: ApiService, caller: Caller, request: pb.ArtifactRequest) -> AsyncIterator[pb.Chunk]:
     job = await door.job(request.job_id, caller)
     if not ARTIFACT_NAME.fullmatch(request.name):
         raise InvalidRequest("an artifact's name has 1 to 64 letters, digits, '-', '_' and '.'", code="bad_artifact")
@@ -267,7 +267,7 @@ async def artifact(door: Door, caller: Caller, request: pb.ArtifactRequest) -> A
         ) from None
 
 
-async def result(door: Door, caller: Caller, request: pb.ResultRequest) -> AsyncIterator[pb.Chunk]:
+async def result(door: ApiService, caller: Caller, request: pb.ResultRequest) -> AsyncIterator[pb.Chunk]:
     job = await door.job(request.job_id, caller)
     key = _result_key(job)
     if not key:
@@ -283,7 +283,7 @@ async def result(door: Door, caller: Caller, request: pb.ResultRequest) -> Async
             yield pb.Chunk(data=part)
 
 
-async def put_blob(door: Door, caller: Caller, request: AsyncIterator[pb.Chunk]) -> pb.PutBlobReply:
+async def put_blob(door: ApiService, caller: Caller, request: AsyncIterator[pb.Chunk]) -> pb.PutBlobReply:
     account, limit = caller.account, door.limits.blob_bytes
     expected = ""
     async with door.blobs.upload(account) as upload:
@@ -337,7 +337,7 @@ def _offsets(given: Iterable[tuple[str, int]]) -> dict[str, int]:
     return offsets
 
 
-async def _update(door: Door, caller: Caller, view: JobView, *, with_result: bool) -> pb.JobUpdate:
+async def _update(door: ApiService, caller: Caller, view: JobView, *, with_result: bool) -> pb.JobUpdate:
     update = pb.JobUpdate(revision=view.revision, job=_shown(view, caller))
     key = _result_key(view)
     if with_result and key:

@@ -19,7 +19,7 @@ from fabric.api.messages import (
     short,
     word,
 )
-from fabric.api.service import Door
+from fabric.api.service import ApiService
 from fabric.api.serving_calls import calls_of
 from fabric.api.statement_text import StatementText
 from fabric.errors import InvalidRequest, PermissionDenied
@@ -36,11 +36,11 @@ from fabric.units import AccountId, HoldId, JobId, KeyId
 from fabric.wire import fabric_pb2 as pb
 
 
-async def balance(door: Door, caller: Caller, _: pb.BalanceRequest) -> pb.BalanceReply:
+async def balance(door: ApiService, caller: Caller, _: pb.BalanceRequest) -> pb.BalanceReply:
     return message_of(await door.balance(caller.account), pb.BalanceReply)
 
 
-async def top_up(door: Door, caller: Caller, request: pb.TopUpRequest) -> pb.Accepted:
+async def top_up(door: ApiService, caller: Caller, request: pb.TopUpRequest) -> pb.Accepted:
     _may_buy(door, caller)
     event = TopUp(
         account_id=caller.account,
@@ -52,7 +52,7 @@ async def top_up(door: Door, caller: Caller, request: pb.TopUpRequest) -> pb.Acc
     return await _bought(door, event.account_id, await door.gate.decide(event))
 
 
-async def buy_bundle(door: Door, caller: Caller, request: pb.BuyBundleRequest) -> pb.Accepted:
+async def buy_bundle(door: ApiService, caller: Caller, request: pb.BuyBundleRequest) -> pb.Accepted:
     _may_buy(door, caller)
     event = BuyBundle(
         account_id=caller.account,
@@ -64,7 +64,7 @@ async def buy_bundle(door: Door, caller: Caller, request: pb.BuyBundleRequest) -
     return await _bought(door, event.account_id, await door.gate.decide(event))
 
 
-async def subscribe(door: Door, caller: Caller, request: pb.SubscribeRequest) -> pb.Accepted:
+async def subscribe(door: ApiService, caller: Caller, request: pb.SubscribeRequest) -> pb.Accepted:
     _may_buy(door, caller)
     event = Subscribe(
         account_id=caller.account,
@@ -76,7 +76,7 @@ async def subscribe(door: Door, caller: Caller, request: pb.SubscribeRequest) ->
     return await _bought(door, event.account_id, await door.gate.decide(event))
 
 
-async def unsubscribe(door: Door, caller: Caller, request: pb.UnsubscribeRequest) -> pb.Accepted:
+async def unsubscribe(door: ApiService, caller: Caller, request: pb.UnsubscribeRequest) -> pb.Accepted:
     event = Unsubscribe(
         account_id=caller.account,
         subscription=short("subscription", request.subscription),
@@ -85,7 +85,7 @@ async def unsubscribe(door: Door, caller: Caller, request: pb.UnsubscribeRequest
     return accepted(await door.gate.decide(event))
 
 
-async def usage(door: Door, caller: Caller, request: pb.UsageRequest) -> AsyncIterator[pb.Cdr]:
+async def usage(door: ApiService, caller: Caller, request: pb.UsageRequest) -> AsyncIterator[pb.Cdr]:
     await door.check_customer(caller)
     if request.job_id:
         await door.job(request.job_id, caller)
@@ -106,7 +106,7 @@ async def usage(door: Door, caller: Caller, request: pb.UsageRequest) -> AsyncIt
         question = page.following
 
 
-async def statement(door: Door, caller: Caller, request: pb.StatementRequest) -> AsyncIterator[pb.Chunk]:
+async def statement(door: ApiService, caller: Caller, request: pb.StatementRequest) -> AsyncIterator[pb.Chunk]:
     """Its JSON as it comes, page by page."""
     await door.check_customer(caller)
     until_us = request.until_us if request.HasField("until_us") else None
@@ -119,12 +119,12 @@ async def statement(door: Door, caller: Caller, request: pb.StatementRequest) ->
         question = page.following
 
 
-async def prices(door: Door, _: Caller, __: pb.PricesRequest) -> AsyncIterator[pb.Chunk]:
+async def prices(door: ApiService, _: Caller, __: pb.PricesRequest) -> AsyncIterator[pb.Chunk]:
     async for chunk in chunks(msgspec.json.encode(await door.port.ask(PricesOf()))):
         yield chunk
 
 
-async def receipts(door: Door, caller: Caller, request: pb.ReceiptsRequest) -> AsyncIterator[pb.Document]:
+async def receipts(door: ApiService, caller: Caller, request: pb.ReceiptsRequest) -> AsyncIterator[pb.Document]:
     await door.check_customer(caller)
     if request.job_id:
         await door.job(request.job_id, caller)
@@ -138,12 +138,12 @@ async def receipts(door: Door, caller: Caller, request: pb.ReceiptsRequest) -> A
         question = page.following
 
 
-async def log_checkpoint(door: Door, _: Caller, __: pb.LogCheckpointRequest) -> pb.LogCheckpointReply:
+async def log_checkpoint(door: ApiService, _: Caller, __: pb.LogCheckpointRequest) -> pb.LogCheckpointReply:
     sealed: Any = await door.port.ask(CheckpointOf())
     return message_of(sealed, pb.LogCheckpointReply)
 
 
-async def export(door: Door, caller: Caller, request: pb.ExportRequest) -> AsyncIterator[pb.Chunk]:
+async def export(door: ApiService, caller: Caller, request: pb.ExportRequest) -> AsyncIterator[pb.Chunk]:
     """Lines are gathered into messages of a sensible size."""
     await door.check_customer(caller)
     since = at_least(0, "since_size", request.since_size) if request.HasField("since_size") else None
@@ -162,7 +162,7 @@ async def export(door: Door, caller: Caller, request: pb.ExportRequest) -> Async
             yield chunk
 
 
-async def authorize(door: Door, caller: Caller, request: pb.AuthorizeRequest) -> pb.Accepted:
+async def authorize(door: ApiService, caller: Caller, request: pb.AuthorizeRequest) -> pb.Accepted:
     service = word(Service, "service", request.service or Service.INFERENCE)
     if not caller.may(KeyScope.HOLDS) and service is not Service.INFERENCE:
         raise PermissionDenied(
@@ -187,7 +187,7 @@ async def authorize(door: Door, caller: Caller, request: pb.AuthorizeRequest) ->
     return await _held(door, caller, event.hold_id, await door.gate.decide(event))
 
 
-async def update_hold(door: Door, caller: Caller, request: pb.UpdateHoldRequest) -> pb.Accepted:
+async def update_hold(door: ApiService, caller: Caller, request: pb.UpdateHoldRequest) -> pb.Accepted:
     event = UpdateHold(
         hold_id=_hold_id(caller, request.hold_id),
         account_id=caller.account,
@@ -201,7 +201,7 @@ async def update_hold(door: Door, caller: Caller, request: pb.UpdateHoldRequest)
     return await _held(door, caller, event.hold_id, await door.gate.decide(event))
 
 
-async def settle_hold(door: Door, caller: Caller, request: pb.SettleHoldRequest) -> pb.Accepted:
+async def settle_hold(door: ApiService, caller: Caller, request: pb.SettleHoldRequest) -> pb.Accepted:
     event = SettleHold(
         hold_id=_hold_id(caller, request.hold_id),
         account_id=caller.account,
@@ -212,7 +212,7 @@ async def settle_hold(door: Door, caller: Caller, request: pb.SettleHoldRequest)
     return accepted(await door.gate.decide(event))
 
 
-async def release_hold(door: Door, caller: Caller, request: pb.ReleaseHoldRequest) -> pb.Accepted:
+async def release_hold(door: ApiService, caller: Caller, request: pb.ReleaseHoldRequest) -> pb.Accepted:
     event = ReleaseHold(
         hold_id=_hold_id(caller, request.hold_id),
         account_id=caller.account,
@@ -221,7 +221,7 @@ async def release_hold(door: Door, caller: Caller, request: pb.ReleaseHoldReques
     return accepted(await door.gate.decide(event))
 
 
-async def _held(door: Door, caller: Caller, hold_id: HoldId, outcome: Accepted) -> pb.Accepted:
+async def _held(door: ApiService, caller: Caller, hold_id: HoldId, outcome: Accepted) -> pb.Accepted:
     """A yes about a hold; a gateway hears what is free beside, and sizes its next request by it. That is read and not
     decided: the journal has nothing of it.
     """
@@ -246,7 +246,7 @@ def _hold_id(caller: Caller, given: str) -> HoldId:
     return HoldId(f"{'gateway:' if caller.operator else OWN}{caller.account}:{request_id(given)}")
 
 
-def _may_buy(door: Door, caller: Caller) -> None:
+def _may_buy(door: ApiService, caller: Caller) -> None:
     if not (caller.operator or door.sandbox_payments):
         raise PermissionDenied(
             "nothing is booked here before it is paid: pay the operator, who books it with the payment's reference"
@@ -255,12 +255,12 @@ def _may_buy(door: Door, caller: Caller) -> None:
         )
 
 
-def _channel(door: Door) -> str:
+def _channel(door: ApiService) -> str:
     """Who says that it was paid: where not every customer is believed, it is the operator who asks."""
     return SANDBOX if door.sandbox_payments else OPERATOR
 
 
-def _payment_ref(door: Door, given: str) -> str:
+def _payment_ref(door: ApiService, given: str) -> str:
     """What a payment is called; the same whatever space stands around it.
 
     Raises:
@@ -275,7 +275,7 @@ def _payment_ref(door: Door, given: str) -> str:
     return ref
 
 
-async def _bought(door: Door, account_id: AccountId, outcome: Accepted) -> pb.Accepted:
+async def _bought(door: ApiService, account_id: AccountId, outcome: Accepted) -> pb.Accepted:
     """A yes, with what was paid in all, how long the tokens are good, and what there is now."""
     found = await door.port.ask(BalanceOf(account_id=account_id))
     reply = accepted(outcome)

@@ -17,7 +17,7 @@ from fabric.api.messages import (
     short,
     word,
 )
-from fabric.api.service import Door
+from fabric.api.service import ApiService
 from fabric.errors import Conflict, InvalidRequest, NotFound, PermissionDenied
 from fabric.gate.events import ClosePeriod, CreateKey, Grant, NodeDrain, OpenAccount, RecordPayment, RevokeKey, VoidLot
 from fabric.gate.key_scopes import KeyScope
@@ -33,7 +33,7 @@ ORIGINS: Final = ("promotion", "refund")
 _NAMED_MAX: Final = 20
 
 
-async def create_key(door: Door, caller: Caller, request: pb.CreateKeyRequest) -> pb.CreateKeyReply:
+async def create_key(door: ApiService, caller: Caller, request: pb.CreateKeyRequest) -> pb.CreateKeyReply:
     if request.operator and not caller.may(KeyScope.OPERATOR):
         raise PermissionDenied("only an operator makes operator keys", code="operator_only")
     if not _SHA256.fullmatch(request.secret_sha256):
@@ -63,14 +63,14 @@ async def create_key(door: Door, caller: Caller, request: pb.CreateKeyRequest) -
     return pb.CreateKeyReply(key_id=key_id)
 
 
-async def list_keys(door: Door, caller: Caller, _: pb.ListKeysRequest) -> pb.ListKeysReply:
+async def list_keys(door: ApiService, caller: Caller, _: pb.ListKeysRequest) -> pb.ListKeysReply:
     keys: Any = await door.port.ask(KeysOf(account_id=caller.scope))
     if not keys:
         await door.check_customer(caller)
     return pb.ListKeysReply(keys=[message_of(key, pb.Key) for key in keys])
 
 
-async def revoke_key(door: Door, caller: Caller, request: pb.RevokeKeyRequest) -> pb.Accepted:
+async def revoke_key(door: ApiService, caller: Caller, request: pb.RevokeKeyRequest) -> pb.Accepted:
     key = await door.port.ask(KeyOf(key_id=KeyId(request.key_id)))
     if not isinstance(key, KeyView) or (caller.scope is not None and _hidden(key, caller)):
         raise NotFound(f"there is no key {request.key_id!r}", key=request.key_id)
@@ -102,7 +102,7 @@ def _hidden(key: KeyView, caller: Caller) -> bool:
     return key.account_id != caller.scope or (key.operator and not caller.operator)
 
 
-async def open_account(door: Door, _: Caller, request: pb.OpenAccountRequest) -> pb.Accepted:
+async def open_account(door: ApiService, _: Caller, request: pb.OpenAccountRequest) -> pb.Accepted:
     event = OpenAccount(
         account_id=AccountId(identifier("account_id", request.account_id)),
         name=request.name or request.account_id,
@@ -115,7 +115,7 @@ async def open_account(door: Door, _: Caller, request: pb.OpenAccountRequest) ->
     return accepted(await door.gate.decide(event))
 
 
-async def grant(door: Door, _: Caller, request: pb.GrantRequest) -> pb.Accepted:
+async def grant(door: ApiService, _: Caller, request: pb.GrantRequest) -> pb.Accepted:
     origin = request.origin or ORIGINS[0]
     if origin not in ORIGINS:
         raise InvalidRequest(f"origin {origin!r}: choose of {', '.join(ORIGINS)}", code="invalid_origin", given=origin)
@@ -130,7 +130,7 @@ async def grant(door: Door, _: Caller, request: pb.GrantRequest) -> pb.Accepted:
     return accepted(await door.gate.decide(event))
 
 
-async def void_lot(door: Door, _: Caller, request: pb.VoidLotRequest) -> pb.Accepted:
+async def void_lot(door: ApiService, _: Caller, request: pb.VoidLotRequest) -> pb.Accepted:
     event = VoidLot(
         account_id=AccountId(request.account_id),
         lot_id=short("lot_id", request.lot_id),
@@ -141,7 +141,7 @@ async def void_lot(door: Door, _: Caller, request: pb.VoidLotRequest) -> pb.Acce
     return accepted(await door.gate.decide(event))
 
 
-async def record_payment(door: Door, _: Caller, request: pb.RecordPaymentRequest) -> pb.Accepted:
+async def record_payment(door: ApiService, _: Caller, request: pb.RecordPaymentRequest) -> pb.Accepted:
     event = RecordPayment(
         account_id=AccountId(request.account_id),
         amount_microcny=at_least(1, "amount_microcny", request.amount_microcny),
@@ -151,28 +151,28 @@ async def record_payment(door: Door, _: Caller, request: pb.RecordPaymentRequest
     return accepted(await door.gate.decide(event))
 
 
-async def list_accounts(door: Door, _: Caller, __: pb.ListAccountsRequest) -> pb.ListAccountsReply:
+async def list_accounts(door: ApiService, _: Caller, __: pb.ListAccountsRequest) -> pb.ListAccountsReply:
     accounts: Any = await door.port.ask(AccountsOf())
     return pb.ListAccountsReply(accounts=[message_of(account, pb.BalanceReply) for account in accounts])
 
 
-async def list_nodes(door: Door, _: Caller, __: pb.ListNodesRequest) -> pb.ListNodesReply:
+async def list_nodes(door: ApiService, _: Caller, __: pb.ListNodesRequest) -> pb.ListNodesReply:
     nodes: Any = await door.port.ask(NodesOf())
     return pb.ListNodesReply(nodes=[message_of(node, pb.Node) for node in nodes])
 
 
-async def list_leases(door: Door, _: Caller, __: pb.ListLeasesRequest) -> pb.ListLeasesReply:
+async def list_leases(door: ApiService, _: Caller, __: pb.ListLeasesRequest) -> pb.ListLeasesReply:
     leases: Any = await door.port.ask(LeasesOf())
     return pb.ListLeasesReply(leases=[message_of(lease, pb.Lease) for lease in leases])
 
 
-async def list_open_usage(door: Door, _: Caller, __: pb.ListOpenUsageRequest) -> pb.ListOpenUsageReply:
+async def list_open_usage(door: ApiService, _: Caller, __: pb.ListOpenUsageRequest) -> pb.ListOpenUsageReply:
     usage: Any = await door.port.ask(OpenUsageOf())
     unreported = sum(replica.unreported_calls for replica in door.board.shown().replicas)
     return pb.ListOpenUsageReply(usage=[message_of(each, pb.OpenUsage) for each in usage], unreported_calls=unreported)
 
 
-async def close_usage(door: Door, _: Caller, request: pb.CloseUsageRequest) -> pb.Accepted:
+async def close_usage(door: ApiService, _: Caller, request: pb.CloseUsageRequest) -> pb.Accepted:
     account_id, call_id = AccountId(short("account_id", request.account_id)), short("call_id", request.call_id)
     known_as, reason = request_id(request.request_id), short("reason", request.reason)
     event: SettleUsage | WriteOffUsage = SettleUsage(account_id=account_id, call_id=call_id, request_id=known_as)
@@ -181,7 +181,7 @@ async def close_usage(door: Door, _: Caller, request: pb.CloseUsageRequest) -> p
     return accepted(await door.gate.decide(event))
 
 
-async def drain_node(door: Door, _: Caller, request: pb.DrainNodeRequest) -> pb.Accepted:
+async def drain_node(door: ApiService, _: Caller, request: pb.DrainNodeRequest) -> pb.Accepted:
     event = NodeDrain(
         node_id=NodeId(request.node_id), grace_us=at_least(0, "grace_us", request.grace_us), undo=request.undo
     )
@@ -189,7 +189,7 @@ async def drain_node(door: Door, _: Caller, request: pb.DrainNodeRequest) -> pb.
     return accepted(await door.gate.decide(event))
 
 
-async def _check_node(door: Door, node_id: NodeId) -> None:
+async def _check_node(door: ApiService, node_id: NodeId) -> None:
     nodes: Any = await door.port.ask(NodesOf())
     states = {node.node_id: node.state for node in nodes}
     if node_id not in states:
@@ -200,6 +200,6 @@ async def _check_node(door: Door, node_id: NodeId) -> None:
         raise Conflict(f"node {node_id} is down: it takes jobs again when it is back", code="node_down", node=node_id)
 
 
-async def close_period(door: Door, _: Caller, request: pb.ClosePeriodRequest) -> pb.Accepted:
+async def close_period(door: ApiService, _: Caller, request: pb.ClosePeriodRequest) -> pb.Accepted:
     event = ClosePeriod(period=request.period, request_id=request_id(request.request_id))
     return accepted(await door.gate.decide(event))

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from fabric.api.service import Door
+from fabric.api.service import ApiService
 from fabric.errors import InvalidRequest
 from fabric.units import AccountId
 from fabric.wire import INLINE_BYTES_MAX
@@ -29,7 +29,7 @@ PRELOADS: Final = ("", "torch")
 RANKS: Final = ("", "node", "device")
 
 
-async def payload_of(door: Door, account: AccountId, given: pb.Payload, *, kind: str) -> Payload:
+async def payload_of(door: ApiService, account: AccountId, given: pb.Payload, *, kind: str) -> Payload:
     """What the runner is told. Every key in it is made here, from the caller's account."""
     ways = sum(map(bool, (given.function, given.function_sha256, given.command)))
     if ways != (0 if kind == "lease" else 1):

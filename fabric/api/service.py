@@ -18,7 +18,7 @@ from fabric.gate.views import BalanceView, JobView
 from fabric.units import AccountId, JobId
 
 
-class Door:
+class ApiService:
     """The state that calls share. `sandbox_payments` lets customers top themselves up: never where money is real."""
 
     def __init__(

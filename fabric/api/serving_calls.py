@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from fabric.api.keys import Caller
 from fabric.api.messages import NAME_CHARS_MAX, accepted, at_least, identifier, message_of, request_id, several, short
-from fabric.api.service import Door
+from fabric.api.service import ApiService
 from fabric.charging.rates import Rate
 from fabric.checkpoints import is_of_folder
 from fabric.errors import InvalidRequest, NotFound, PermissionDenied
@@ -39,14 +39,14 @@ _MODEL: Final = "model"
 """As what a job publishes one."""
 
 
-async def list_models(door: Door, caller: Caller, _: pb.ListModelsRequest) -> pb.ListModelsReply:
+async def list_models(door: ApiService, caller: Caller, _: pb.ListModelsRequest) -> pb.ListModelsReply:
     offered: Any = await door.port.ask(ModelsOf(account_id=caller.scope))
     board = door.board.shown()
     models = [_model(view, board, to_operator=caller.operator) for view in offered]
     return pb.ListModelsReply(models=models, endpoints=board.endpoints)
 
 
-async def offer_model(door: Door, caller: Caller, request: pb.OfferModelRequest) -> pb.Accepted:
+async def offer_model(door: ApiService, caller: Caller, request: pb.OfferModelRequest) -> pb.Accepted:
     if len(request.rates) > RATES_MAX:
         raise InvalidRequest(f"a model has at most {RATES_MAX} rates, not {len(request.rates)}", code="invalid_rate")
     await _leaves_a_model(door, caller, request.spec.source)
@@ -60,7 +60,7 @@ async def offer_model(door: Door, caller: Caller, request: pb.OfferModelRequest)
     return accepted(await door.gate.decide(event))
 
 
-async def _has_a_node(door: Door, spec: ModelSpec) -> None:
+async def _has_a_node(door: ApiService, spec: ModelSpec) -> None:
     """Refuse a model of which no replica would ever start: its devices are one node's. An adapter has its parent's.
 
     Raises:
@@ -91,7 +91,7 @@ async def _has_a_node(door: Door, spec: ModelSpec) -> None:
     )
 
 
-async def _leaves_a_model(door: Door, caller: Caller, source: str) -> None:
+async def _leaves_a_model(door: ApiService, caller: Caller, source: str) -> None:
     """Refuse a job that there isn't, and one that has ended and left no model: no replica would ever load it.
 
     Raises:
@@ -113,7 +113,7 @@ async def _leaves_a_model(door: Door, caller: Caller, source: str) -> None:
         )
 
 
-async def scale_model(door: Door, _: Caller, request: pb.ScaleModelRequest) -> pb.Accepted:
+async def scale_model(door: ApiService, _: Caller, request: pb.ScaleModelRequest) -> pb.Accepted:
     event = ScaleModel(
         model=short("model", request.model),
         replicas_min=at_least(0, "replicas_min", request.replicas_min),
@@ -123,12 +123,12 @@ async def scale_model(door: Door, _: Caller, request: pb.ScaleModelRequest) -> p
     return accepted(await door.gate.decide(event))
 
 
-async def withdraw_model(door: Door, _: Caller, request: pb.WithdrawModelRequest) -> pb.Accepted:
+async def withdraw_model(door: ApiService, _: Caller, request: pb.WithdrawModelRequest) -> pb.Accepted:
     event = WithdrawModel(model=short("model", request.model), request_id=request_id(request.request_id))
     return accepted(await door.gate.decide(event))
 
 
-async def record_calls(door: Door, caller: Caller, request: pb.RecordCallsRequest) -> pb.Accepted:
+async def record_calls(door: ApiService, caller: Caller, request: pb.RecordCallsRequest) -> pb.Accepted:
     event = RecordCalls(
         account_id=caller.account,
         calls=calls_of(caller, request.calls),
@@ -136,7 +136,7 @@ async def record_calls(door: Door, caller: Caller, request: pb.RecordCallsReques
     return accepted(await door.gate.decide(event))
 
 
-async def keep_usage(door: Door, caller: Caller, request: pb.KeepUsageRequest) -> pb.Accepted:
+async def keep_usage(door: ApiService, caller: Caller, request: pb.KeepUsageRequest) -> pb.Accepted:
     """Whatever it says is taken as it was said: this is the last way in which a meter can report a call."""
     event = KeepUsage(
         account_id=caller.account,
@@ -148,18 +148,18 @@ async def keep_usage(door: Door, caller: Caller, request: pb.KeepUsageRequest) -
     return accepted(await door.gate.decide(event))
 
 
-async def report_serving(door: Door, _: Caller, request: pb.ReportServingRequest) -> pb.ReportServingReply:
+async def report_serving(door: ApiService, _: Caller, request: pb.ReportServingRequest) -> pb.ReportServingReply:
     identifier("reporter", request.reporter)
     door.board.report(request)
     return pb.ReportServingReply()
 
 
-async def watch_serving(door: Door, _: Caller, __: pb.WatchServingRequest) -> AsyncIterator[pb.ServingBoard]:
+async def watch_serving(door: ApiService, _: Caller, __: pb.WatchServingRequest) -> AsyncIterator[pb.ServingBoard]:
     async for board in door.board.watch():
         yield board
 
 
-async def caller_of(door: Door, _: Caller, request: pb.CallerOfRequest) -> pb.CallerOfReply:
+async def caller_of(door: ApiService, _: Caller, request: pb.CallerOfRequest) -> pb.CallerOfReply:
     found = await door.port.ask(CallerOf(key_id=KeyId(short("key_id", request.key_id))))
     if not isinstance(found, CallerView):
         raise NotFound(f"there is no key {request.key_id!r}", key=request.key_id)

@@ -17,7 +17,7 @@ from fabric.cluster.dispatch import carry_out, is_clean
 from fabric.cluster.placement_groups import KEEPABLE, Group, Seated
 from fabric.cluster.preparation import prepared
 from fabric.cluster.ranks import Ranks, not_built
-from fabric.cluster.services import Surroundings
+from fabric.cluster.services import Services
 from fabric.cluster.settings import BundleInfo, LeaseInfo
 from fabric.cluster.validation import text
 from fabric.errors import InvalidRequest
@@ -44,7 +44,7 @@ class Attempt:
     """One lease. `start` and `remove` run as tasks of the cluster's loop; each is done once."""
 
     lease: Lease
-    around: Surroundings
+    around: Services
     group: Group | None = None
     orders: list[Order] = field(default_factory=list)
     info: LeaseInfo | None = None
@@ -79,7 +79,7 @@ class Attempt:
             await self._run()
 
     @classmethod
-    def found(cls, lease: Lease, around: Surroundings, *, group: Group, orders: list[Order]) -> "Attempt":
+    def found(cls, lease: Lease, around: Services, *, group: Group, orders: list[Order]) -> "Attempt":
         """A lease whose runners outlived the gate's process."""
         return cls(lease=lease, around=around, group=group, orders=orders, addresses=_addresses(group.runners))
 

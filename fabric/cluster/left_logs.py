@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from fabric.cluster.services import Surroundings
+from fabric.cluster.services import Services
 from fabric.gate.events import LeaseRemoved
 from fabric.gate.instructions import Lease
 from fabric.gate.views import JobView
@@ -32,7 +32,7 @@ async def no_jobs(_: Iterable[JobId], /) -> Sequence[JobView]:
     return ()
 
 
-async def clear_away(lease_id: LeaseId, lease: Lease | None, around: Surroundings) -> None:
+async def clear_away(lease_id: LeaseId, lease: Lease | None, around: Services) -> None:
     """End what Ray has started for runners of it that never sat, keep its logs, remove its folders, where it is known what it
     was; and report that it is gone. Nothing else of it runs any more.
     """
@@ -46,7 +46,7 @@ async def clear_away(lease_id: LeaseId, lease: Lease | None, around: Surrounding
         around.outbox.put(LeaseRemoved(lease_id=lease_id))
 
 
-async def clear_machines(around: Surroundings, *, living: Callable[[], Iterable[LeaseId]], jobs: Jobs) -> None:
+async def clear_machines(around: Services, *, living: Callable[[], Iterable[LeaseId]], jobs: Jobs) -> None:
     """Keep the logs that attempts have left on machines, and remove their folders. What can't be moved yet stays there."""
     work_dir = around.settings.work_dir
 
@@ -64,9 +64,7 @@ async def clear_machines(around: Surroundings, *, living: Callable[[], Iterable[
     await asyncio.gather(*(clear(address, folders) for address, folders in found.items()))
 
 
-async def _kept(
-    name: str, ranks: Sequence[int], address: str, jobs: Mapping[str, JobView], around: Surroundings
-) -> bool:
+async def _kept(name: str, ranks: Sequence[int], address: str, jobs: Mapping[str, JobView], around: Services) -> bool:
     """Whether nothing of an attempt waits to be kept: that of a job that the gate doesn't know, or of an attempt that it hasn't
     begun, is nobody's.
     """
@@ -89,7 +87,7 @@ async def _kept(
     return all(kept)
 
 
-async def _keep_logs(lease: Lease, around: Surroundings) -> None:
+async def _keep_logs(lease: Lease, around: Services) -> None:
     per_device = read_payload(lease.payload).per_device
     for at, share in enumerate(lease.shares):
         node = around.nodes.get(share.node_id)

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Final
 
-from fabric.cluster.services import Surroundings
+from fabric.cluster.services import Services
 from fabric.errors import InvalidRequest
 from fabric.gate.instructions import Lease
 from fabric.worker.environments import environment_folder
@@ -14,7 +14,7 @@ _LEAST_S: Final = 1.0
 """In less nothing is installed."""
 
 
-async def prepared(lease: Lease, payload: Payload, around: Surroundings) -> None:
+async def prepared(lease: Lease, payload: Payload, around: Services) -> None:
     """Have the job's packages installed, where that runs nobody's code and takes no longer than it may (`free_waits`): else the
     lease's own processes do it.
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 import ray
 
 from fabric.cluster.placement_groups import Seated
-from fabric.cluster.services import Surroundings
+from fabric.cluster.services import Services
 from fabric.cluster.validation import end_of, is_number
 from fabric.gate.events import LeaseOutcome, LeaseSaved
 from fabric.gate.instructions import Lease
@@ -36,7 +36,7 @@ class Ranks:
 
     lease: Lease
     runners: Sequence[Seated]
-    around: Surroundings
+    around: Services
     asked: Callable[[], bool] = lambda: False
     """Whether the gate has asked the lease to end."""
     reported_saves: dict[int, int] = field(default_factory=dict)
@@ -110,7 +110,7 @@ class Ranks:
             )
 
 
-async def is_gone(node: Node, around: Surroundings) -> bool:
+async def is_gone(node: Node, around: Services) -> bool:
     """Whether a process went with its node. Then the node is down from now on, whatever Ray still thinks."""
     for _ in range(_NODE_PROBES):
         now = around.nodes.get(node.node_id)
@@ -122,7 +122,7 @@ async def is_gone(node: Node, around: Surroundings) -> bool:
 
 
 async def not_built(
-    error: Exception, *, nodes: Mapping[NodeId, Node | None], around: Surroundings, own_start: bool
+    error: Exception, *, nodes: Mapping[NodeId, Node | None], around: Services, own_start: bool
 ) -> JobEnd:
     """What it means that a lease could not be built: the platform failed, and not the job; but where code of the tenant's ran in
     the start, nobody can tell, unless a node is gone.

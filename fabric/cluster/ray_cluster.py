@@ -18,8 +18,8 @@ from fabric.cluster.metrics import Metrics
 from fabric.cluster.offering import Offering, readable
 from fabric.cluster.placement_groups import Groups
 from fabric.cluster.recovery import lease_of, survivors
-from fabric.cluster.reports import Outbox, Report
-from fabric.cluster.services import Surroundings
+from fabric.cluster.reports import Report, Reports
+from fabric.cluster.services import Services
 from fabric.cluster.settings import ClusterSettings, LeaseInfo, ReconcileReport
 from fabric.cluster.unleased import UnleasedUse
 from fabric.enforcement.reconciler import Ours, Reconciler
@@ -54,10 +54,10 @@ class RayCluster:
         self._settings = settings
         self._clock = clock or SteadyClock()
         self._nodes: dict[NodeId, Node] = {}
-        self._outbox = Outbox(report)
+        self._outbox = Reports(report)
         self._agents = Agents(archive=archive, settings=settings)
         self._groups = Groups(nodes=self._nodes, agents=self._agents, archive=archive, settings=settings)
-        self._around = Surroundings(
+        self._around = Services(
             nodes=self._nodes,
             groups=self._groups,
             agents=self._agents,

@@ -12,7 +12,7 @@ from ray.util.placement_group import placement_group_table
 
 from fabric.cluster.attempts import Attempt
 from fabric.cluster.placement_groups import Group, Groups, Seated, group_of
-from fabric.cluster.services import Surroundings
+from fabric.cluster.services import Services
 from fabric.cluster.settings import ClusterSettings, LeaseInfo
 from fabric.errors import NotFound, Unavailable
 from fabric.gate.events import JobKind
@@ -65,7 +65,7 @@ async def survivors(
     return found
 
 
-async def lease_of(view: LeaseView, around: Surroundings) -> Attempt | None:
+async def lease_of(view: LeaseView, around: Services) -> Attempt | None:
     """A bare lease whose placement group is still there, to be watched again; None if it is gone or had runners."""
     key = lease_info_key(AccountId(view.account_id), JobId(view.job_id))
     try:

@@ -16,7 +16,7 @@ _RETRY_S: Final = 0.2
 _log = structlog.get_logger(__name__)
 
 
-class Outbox:
+class Reports:
     """What is put first is reported first."""
 
     def __init__(self, report: Report) -> None:

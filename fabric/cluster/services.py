@@ -7,7 +7,7 @@ from fabric.cluster.agents import Agents
 from fabric.cluster.free_waits import FreeWaits
 from fabric.cluster.placement_groups import Groups
 from fabric.cluster.progress import Newest
-from fabric.cluster.reports import Outbox
+from fabric.cluster.reports import Reports
 from fabric.cluster.settings import ClusterSettings
 from fabric.inventory.control_store import ControlStore
 from fabric.inventory.nodes import Node
@@ -16,13 +16,13 @@ from fabric.units import NodeId
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class Services:
     """The nodes as they are now, and what is shared to build, watch and remove leases on them."""
 
     nodes: Mapping[NodeId, Node]
     groups: Groups
     agents: Agents
-    outbox: Outbox
+    outbox: Reports
     archive: Archive
     settings: ClusterSettings
     gone: set[str]

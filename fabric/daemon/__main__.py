@@ -21,7 +21,7 @@ import ray
 import structlog
 
 from fabric import daemon, logs
-from fabric.api.gate_client import Passage
+from fabric.api.gate_client import GateClient
 from fabric.api.gate_port import GatePort
 from fabric.api.remote_gate import RemoteGate
 from fabric.api.tls import TlsFiles, ensure_certificate
@@ -225,7 +225,7 @@ class _Service:
             doing = f"saving what runs: {leases} left, {within_s:.0f} s at most (Ctrl-C twice, or --now, doesn't wait)"
             tell(daemon.ending_file(self._state_dir), daemon.Step(doing=doing, within_s=within_s))
 
-        port = Passage(RemoteGate(actor), archive=open_archive_of(self._config, answers_s=SOON_S))
+        port = GateClient(RemoteGate(actor), archive=open_archive_of(self._config, answers_s=SOON_S))
         saving = asyncio.create_task(parking.park(port, told=told))
         hurrying = asyncio.create_task(self._hurry(hurried))
         await asyncio.wait((saving, hurrying), return_when=asyncio.FIRST_COMPLETED)
@@ -247,7 +247,7 @@ class _Service:
         await asyncio.wait((opening,))
         if config is None or opening.cancelled() or opening.exception() is not None:
             return
-        port = Passage(RemoteGate(opening.result()[1]), archive=open_archive_of(self._config, answers_s=SOON_S))
+        port = GateClient(RemoteGate(opening.result()[1]), archive=open_archive_of(self._config, answers_s=SOON_S))
         hosting = daemon.Hosting(
             self._state_dir, listen=config.listen, config=self._given.config, grace_s=config.grace_s
         )
@@ -270,7 +270,7 @@ class _Service:
         tls, rpc = _tls(self._config, self._state_dir), self._config.rpc
         door = Doorkeeper(actor, self._config, tls=tls, revive=lambda: gate_handle.revive(actor, self._config))
         await door.open()
-        port = Passage(RemoteGate(actor), archive=open_archive_of(self._config, answers_s=SOON_S))
+        port = GateClient(RemoteGate(actor), archive=open_archive_of(self._config, answers_s=SOON_S))
         await _settle_in(self._config, port, self._state_dir)
         serving = self._config.serving
         if serving is not None:

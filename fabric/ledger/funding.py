@@ -27,7 +27,7 @@ _SOLD: Final = (Origin.TOP_UP, Origin.BUNDLE, Origin.SUBSCRIPTION)
 _ON_ACCOUNT: Final = "receivable"
 
 
-class Till(Sweeping, kw_only=True, dict=True):
+class Funding(Sweeping, kw_only=True, dict=True):
     """Accounts are opened here, lots granted, debts invoiced, periods closed."""
 
     def open_account(self, account_id: str, *, now_us: int, credit_limit_uhs: int = 0) -> Refused | None:

@@ -8,7 +8,7 @@ from typing import Final
 
 from fabric.ledger.accounts import Account
 from fabric.ledger.balances import barred_uhs, free_uhs
-from fabric.ledger.funding import Till
+from fabric.ledger.funding import Funding
 from fabric.ledger.holds import Hold, HoldState
 from fabric.ledger.outcomes import (
     BEYOND_INT64,
@@ -26,7 +26,7 @@ from fabric.units import INT64_MAX
 _NOTHING: Final = Granted(0, 0, False)  # noqa: FBT003
 
 
-class Holding(Till, kw_only=True, dict=True):
+class Holding(Funding, kw_only=True, dict=True):
     """What can be done with a hold."""
 
     def authorize(

@@ -32,7 +32,7 @@ def _zeros(classes: tuple[str, ...]) -> dict[str, int]:
     return dict.fromkeys(classes, 0)
 
 
-class Daybook(msgspec.Struct, kw_only=True):
+class Postings(msgspec.Struct, kw_only=True):
     """Counts, totals, and the transfers that nobody has taken away yet."""
 
     operator: str = "op"

@@ -15,7 +15,7 @@ from fabric.ledger.expiry import Deadline, Deadlines
 from fabric.ledger.holds import Hold, HoldState, Piece, piece_of
 from fabric.ledger.lots import BurnKey, Lot, Origin, Terms, new_lot
 from fabric.ledger.own_holds import OWN, OwnHolds
-from fabric.ledger.postings import Daybook
+from fabric.ledger.postings import Postings
 from fabric.ledger.scopes import Use
 from fabric.ledger.transfers import LotShare
 
@@ -31,7 +31,7 @@ Plan = list[tuple[Lot, int]]
 """How much to take of which lot, in burn order."""
 
 
-class Vault(Daybook, kw_only=True, dict=True):
+class Vault(Postings, kw_only=True, dict=True):
     """Accounts with their lots and holds. What is derived (deadlines) lives outside the fields, and is never encoded."""
 
     accounts: dict[str, Account] = field(default_factory=dict)

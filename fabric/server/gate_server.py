@@ -17,10 +17,10 @@ import ray
 import structlog
 
 from fabric import quiet  # noqa: F401  # comes before whatever imports gRPC
-from fabric.api.gate_client import Passage
+from fabric.api.gate_client import GateClient
 from fabric.api.grpc_server import RpcServer, serve
 from fabric.api.limits import Limits
-from fabric.api.service import Door
+from fabric.api.service import ApiService
 from fabric.api.tls import TlsPems
 from fabric.config.cluster import ClusterConfig
 from fabric.server.actor import GateActor
@@ -114,8 +114,8 @@ class Gatehouse(GateActor):
             log.warning("gate_not_up", error=f"{type(error).__name__}: {error}")
 
     async def _open(self, terms: DoorTerms) -> int:
-        port = Passage(self, archive=open_archive_of(self._config, answers_s=SOON_S))
-        inside = Door(port, limits=terms.limits, sandbox_payments=terms.sandbox_payments, batched=False)
+        port = GateClient(self, archive=open_archive_of(self._config, answers_s=SOON_S))
+        inside = ApiService(port, limits=terms.limits, sandbox_payments=terms.sandbox_payments, batched=False)
         server = await serve(inside, tls=terms.tls, host=terms.host, port=terms.port)
         door = self._doors[terms.host, server.port] = _Open(replace(terms, port=server.port), server)
         door.watch = asyncio.create_task(self._close_when_unkept(door))

@@ -14,11 +14,11 @@ import ray
 import structlog
 from ray.util import client
 
-from fabric.api.gate_client import Passage
+from fabric.api.gate_client import GateClient
 from fabric.api.grpc_server import RpcServer, serve
 from fabric.api.limits import Limits
 from fabric.api.remote_gate import RemoteGate, call
-from fabric.api.service import Door
+from fabric.api.service import ApiService
 from fabric.api.tls import TlsFiles
 from fabric.config.cluster import ClusterConfig
 from fabric.errors import FabricError
@@ -100,8 +100,8 @@ class Doorkeeper:
 
     async def _open_here(self) -> None:
         terms = self._terms
-        door = Door(
-            Passage(RemoteGate(self._actor), archive=open_archive_of(self._config, answers_s=SOON_S)),
+        door = ApiService(
+            GateClient(RemoteGate(self._actor), archive=open_archive_of(self._config, answers_s=SOON_S)),
             limits=terms.limits,
             sandbox_payments=terms.sandbox_payments,
         )

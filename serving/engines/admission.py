@@ -18,13 +18,13 @@ from serving import calls
 from serving.acceptor import KEY_SHOWN
 from serving.gateway.routes import ROUTES
 from serving.limits import BODY_BYTES_MAX
-from serving.metering.payer import TICKET, Ticket, ticket_of
+from serving.metering.payer import TICKET, SignedPayer, ticket_of
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
-Afford = Callable[[Ticket], Awaitable[None]]
+Afford = Callable[[SignedPayer], Awaitable[None]]
 
 _OPEN_PATHS: Final = frozenset({"/health"})
 _MODELS: Final = "/v1/models"
@@ -50,7 +50,7 @@ _EVENT_END: Final = b"\n\n"
 _BEAM: Final = b"use_beam_search"
 
 
-class Front:
+class Admission:
     """An ASGI application around the engine's.
 
     Args:
@@ -61,7 +61,7 @@ class Front:
     def __init__(self, app: App, *, trust: str, afford: Afford | None = None) -> None:
         assert trust, "a replica without a secret would be open to all"
         self._app, self._trust, self._afford = app, trust, afford
-        self._tickets: OrderedDict[str, Ticket] = OrderedDict()
+        self._tickets: OrderedDict[str, SignedPayer] = OrderedDict()
         """Of the last requests: what they cost may be asked for by whoever left before it was known."""
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -103,7 +103,7 @@ class Front:
             if not await answer.refused():
                 raise
 
-    async def _tell_charge(self, send: Send, asking: Ticket, call_id: str) -> None:
+    async def _tell_charge(self, send: Send, asking: SignedPayer, call_id: str) -> None:
         found = self._tickets.get(call_id)
         if found is None or found.payer.account_id != asking.payer.account_id:
             raise NotFound(f"call {call_id[:100]} is not known here")
@@ -128,7 +128,7 @@ def makes_work(method: str, path: str) -> bool:
 class _Answer:
     """One answer on its way out."""
 
-    def __init__(self, send: Send, ticket: Ticket, *, path: str) -> None:
+    def __init__(self, send: Send, ticket: SignedPayer, *, path: str) -> None:
         self._send, self._ticket, self._path = send, ticket, path
         self._kept: list[Message] | None = []
         self._refused = False
@@ -228,7 +228,7 @@ class _Answer:
         return b"".join(out)
 
 
-def _stated(line: bytes, ticket: Ticket) -> bytes:
+def _stated(line: bytes, ticket: SignedPayer) -> bytes:
     """A line of a stream with, where it is the last word on usage, what the meter has booked."""
     if not line.startswith(_DATA) or _USAGE not in line or not _is_last_word(_read(line)):
         return line
@@ -243,11 +243,11 @@ def _read(line: bytes) -> dict[str, Any]:
     return {}
 
 
-def _costed_line(line: bytes, ticket: Ticket) -> bytes:
+def _costed_line(line: bytes, ticket: SignedPayer) -> bytes:
     return _DATA + _costed(line.removeprefix(_DATA).rstrip(), ticket)
 
 
-def _costed(body: bytes, ticket: Ticket) -> bytes:
+def _costed(body: bytes, ticket: SignedPayer) -> bytes:
     """A document with what the meter has booked: `fabric` beside everything, and `usage.cost` in compute tokens, as
     OpenRouter's clients read it. All else stays as the engine wrote it.
     """
@@ -265,7 +265,7 @@ def _costed(body: bytes, ticket: Ticket) -> bytes:
     return msgspec.json.encode({**said, "fabric": fabric})
 
 
-def _cost(ticket: Ticket) -> dict[str, Any]:
+def _cost(ticket: SignedPayer) -> dict[str, Any]:
     """A number in decimals that is written, never reckoned, as one."""
     ct = format_ct(ticket.charged_uhs, decimals=_COST_DECIMALS, round_up=True)
     details = {"unit": "compute_tokens", "charged_uhs": str(ticket.charged_uhs)}

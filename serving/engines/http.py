@@ -18,7 +18,7 @@ import aiohttp
 from fabric.errors import FabricError, InvalidRequest, NotFound, Unavailable
 from serving.calls import Ended
 from serving.metering.meter import Meter
-from serving.metering.payer import TICKET, Ticket
+from serving.metering.payer import TICKET, SignedPayer
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -29,7 +29,7 @@ _LINE_MAX: Final = 1 << 20
 
 
 class ForeignEngine:
-    """An ASGI application before an engine that is reached by URL. Wrap it in `serving.engines.admission.Front`.
+    """An ASGI application before an engine that is reached by URL. Wrap it in `serving.engines.admission.Admission`.
 
     Args:
         url: of the engine, without a path.
@@ -55,7 +55,7 @@ class ForeignEngine:
         if self._session is not None:
             await self._session.close()
 
-    async def _serve(self, path: str, ticket: Ticket, receive: Receive, send: Send) -> None:
+    async def _serve(self, path: str, ticket: SignedPayer, receive: Receive, send: Send) -> None:
         if path not in _PREFIX:
             raise NotFound(f"{path[:100]} is not offered for this model", code="not_found")
         body = _document((await receive()).get("body", b""))
@@ -116,7 +116,7 @@ class _Call:
     engine: ForeignEngine
     path: str
     body: dict[str, Any]
-    ticket: Ticket
+    ticket: SignedPayer
     call_id: str
     wants: int
     choices: int

@@ -28,7 +28,7 @@ from serving.engines.outputs import Produced, cut, merged, nothing, why_ended
 from serving.grammars import Grammars
 from serving.metering.meter import KEY_LIMIT, Meter
 from serving.metering.metrics import Seen
-from serving.metering.payer import TICKET, Ticket
+from serving.metering.payer import TICKET, SignedPayer
 
 _Output = TypeVar("_Output")
 _SALTED: Final = frozenset({"token", "embeds", "multimodal"})
@@ -50,7 +50,7 @@ class Loaded:
     """It was dropped, and its last call has ended."""
 
     @contextlib.contextmanager
-    def one_more(self, ticket: Ticket) -> Iterator[None]:
+    def one_more(self, ticket: SignedPayer) -> Iterator[None]:
         """A call of it: its meter stays open for as long.
 
         Raises:
@@ -108,7 +108,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
             ticket, model, self._encoded(ticket, salted, pooling_params, request_id, more, meter=model.meter)
         )
 
-    def _model_of(self, ticket: Ticket, more: dict[str, Any]) -> Loaded:
+    def _model_of(self, ticket: SignedPayer, more: dict[str, Any]) -> Loaded:
         """What is asked, by the adapter that vLLM's surface found for the name; the engine's own word for it goes on. One
         that vLLM found for anything else but the model asked for, as the type of a part of a message, isn't meant.
 
@@ -127,7 +127,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
 
     async def _metered(
         self,
-        ticket: Ticket,
+        ticket: SignedPayer,
         prompt: Any,
         params: SamplingParams,
         request_id: str,
@@ -184,7 +184,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
             await engine.aclose()
 
     async def _encoded(
-        self, ticket: Ticket, prompt: Any, params: Any, request_id: str, more: dict[str, Any], *, meter: Meter
+        self, ticket: SignedPayer, prompt: Any, params: Any, request_id: str, more: dict[str, Any], *, meter: Meter
     ) -> AsyncGenerator[PoolingRequestOutput[Any], None]:
         try:
             call_id = await self._admit(ticket, extract_prompt_len(self.model_config, prompt), 0, meter=meter)
@@ -210,7 +210,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
 
     async def _admit(
         self,
-        ticket: Ticket,
+        ticket: SignedPayer,
         prompt_tokens: int,
         wants: int,
         params: SamplingParams | None = None,
@@ -243,7 +243,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
         ticket.left_uhs = meter.book.left_uhs(ticket.payer)
         return call_id
 
-    async def _shape(self, ticket: Ticket, params: SamplingParams, kept: contextlib.ExitStack) -> None:
+    async def _shape(self, ticket: SignedPayer, params: SamplingParams, kept: contextlib.ExitStack) -> None:
         """Let the engine compile only what is known to be a grammar, and an affordable one. Its own check of it, on this
         event loop and for every request anew, is left out (`Engine.open`).
 
@@ -276,11 +276,11 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
         kept = meter.book.calls[call_id].usage
         meter.advance(call_id, completion=kept.completion_tokens, cached=kept.cached_tokens, reasoning=reasoning)
 
-    def _note_first(self, ticket: Ticket, meter: Meter, took_us: int) -> None:
+    def _note_first(self, ticket: SignedPayer, meter: Meter, took_us: int) -> None:
         self.ttfts_us.append(took_us)
         self.seen.began(model=meter.book.model, tier_rank=ticket.tier_rank, seconds=took_us / 1e6)
 
-    def _end(self, ticket: Ticket, meter: Meter, call_id: str, ended: Any, *, made: bool) -> None:
+    def _end(self, ticket: SignedPayer, meter: Meter, call_id: str, ended: Any, *, made: bool) -> None:
         if ended == "error" and not made:  # the engine would not have it, or failed before it gave a token
             meter.book.void(call_id)
         call, charged_uhs = meter.end(call_id, ended)
@@ -290,7 +290,7 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
         self.seen.ended(call, tier_rank=ticket.tier_rank, charged_uhs=charged_uhs)
 
 
-def _salted(prompt: Any, ticket: Ticket) -> Any:
+def _salted(prompt: Any, ticket: SignedPayer) -> Any:
     """The prompt with its account's salt in place of any other: what is cached of it, media included, is found again for
     this account alone. A prompt of a form that isn't known here is not let in: it might leave its salt behind.
 
@@ -312,7 +312,7 @@ def _salted(prompt: Any, ticket: Ticket) -> Any:
 
 
 async def _in_turn(
-    ticket: Ticket, model: Loaded, outputs: AsyncGenerator[_Output, None]
+    ticket: SignedPayer, model: Loaded, outputs: AsyncGenerator[_Output, None]
 ) -> AsyncGenerator[_Output, None]:
     """One prompt of a request, when fewer of it are in the engine than may be at a time."""
     with model.one_more(ticket):
@@ -321,7 +321,7 @@ async def _in_turn(
                 yield out
 
 
-def _withdrawn(name: str, ticket: Ticket) -> NotAdmitted:
+def _withdrawn(name: str, ticket: SignedPayer) -> NotAdmitted:
     """The answer to a call of an adapter that is no longer there."""
     ticket.refusal = ticket.refusal or NotFound(
         f"the model {name!r} was withdrawn: see GET /v1/models", code="model_not_found", param="model"

@@ -30,14 +30,14 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
-from serving.engines.admission import Front
+from serving.engines.admission import Admission
 from serving.engines.metered import Loaded, MeteredAsyncLLM
 from serving.engines.options import FLAGS
 from serving.engines.reaper import Reaper, watch
 from serving.grammars import COMMON, Grammars
 from serving.metering.meter import Meter
 from serving.metering.metrics import SeenByRay, Unseen
-from serving.metering.payer import Ticket
+from serving.metering.payer import SignedPayer
 
 _TTFTS_KEPT: Final = 512
 _INPUT_TYPES: Final = ("search_document", "search_query", "classification", "clustering")
@@ -50,7 +50,7 @@ class Engine:
 
     def __init__(self, llm: MeteredAsyncLLM, app: FastAPI, meter: Meter, reaper: Reaper, *, trust: str) -> None:
         self.llm, self.meter = llm, meter
-        self.app = Front(app, trust=trust, afford=self._afford)
+        self.app = Admission(app, trust=trust, afford=self._afford)
         paths = {getattr(route, "path", "") for route in app.routes}
         self.abilities = tuple(ability for ability, path in _ABILITIES if path in paths)
         self._served = app.state.openai_serving_models.lora_requests
@@ -133,7 +133,7 @@ class Engine:
             with contextlib.suppress(Exception):  # the engine forgets it in time, when others need its place
                 await self.llm.remove_lora(model.request.lora_int_id)
 
-    async def _afford(self, ticket: Ticket) -> None:
+    async def _afford(self, ticket: SignedPayer) -> None:
         model = self.llm.adapters.get(ticket.model, self.llm.own)
         with model.one_more(ticket):
             await model.meter.afford(ticket)

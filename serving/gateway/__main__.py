@@ -23,7 +23,7 @@ from fabric import daemon, logs
 from fabric.client.profile import Profile
 from fabric.errors import FabricError, InvalidConfig, Unavailable
 from fabric.gate.key_scopes import KeyScope
-from serving.fabric_client import GrpcLedger
+from serving.fabric_client import FabricClient
 from serving.gateway.address import certificate_of, endpoint_of
 from serving.gateway.app import Gateway, Limits
 from serving.gateway.fabric_directory import FabricDirectory
@@ -112,7 +112,7 @@ async def _serve(given: argparse.Namespace) -> None:
     host, port = public.getsockname()[:2]
     endpoint = given.endpoint or endpoint_of(host, port, is_plain=files is None)
     name = given.name or f"gateway-{secrets.token_hex(8)}"
-    ledger = GrpcLedger(
+    ledger = FabricClient(
         Profile(address=found.address, api_key=daemon.role_key(state_dir, KeyScope.GATEWAY), ca=found.ca)
     )
     try:

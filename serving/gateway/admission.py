@@ -14,7 +14,7 @@ from typing import Final
 from fabric.errors import RateLimited, Unavailable
 from serving.gateway.affinity import Trail, Trails
 from serving.gateway.directory import Replica
-from serving.gateway.fairness import FairQueue, Ticket
+from serving.gateway.fairness import FairQueue, QueueTicket
 
 WAITING_MAX: Final = 4_096
 """For each model at each gateway."""
@@ -34,7 +34,7 @@ class Seat:
 
     __slots__ = ("_left", "_pool", "is_lost", "lost", "replica", "ticket", "width")
 
-    def __init__(self, pool: "Pool", ticket: Ticket, replica: Replica, *, width: int = 1) -> None:
+    def __init__(self, pool: "Pool", ticket: QueueTicket, replica: Replica, *, width: int = 1) -> None:
         self._pool = pool
         self._left = False
         self.ticket = ticket
@@ -73,7 +73,7 @@ class _Berth:
         """How much of the window is."""
         return sum(seat.width for seat in self.seats)
 
-    def width(self, ticket: Ticket) -> int:
+    def width(self, ticket: QueueTicket) -> int:
         """How much of the window a request gets: what it asks for, but no more than half, so that a long list of prompts
         leaves room for others; the answers to one prompt begin together, and take what there is.
         """
@@ -89,9 +89,9 @@ class Pool:
         self._monotonic = monotonic
         self._berths: dict[str, _Berth] = {}
         self._queue = FairQueue(now_us=self._now_us())
-        self._calls: dict[Ticket, tuple[asyncio.Future[Seat], Trail, int]] = {}
+        self._calls: dict[QueueTicket, tuple[asyncio.Future[Seat], Trail, int]] = {}
         self._trails = Trails()
-        self._held: dict[str, deque[Ticket]] = {}
+        self._held: dict[str, deque[QueueTicket]] = {}
         """By adapter, those whose turn it was while there wasn't room enough for them where that is loaded: nobody is let past
         them there.
         """
@@ -112,7 +112,7 @@ class Pool:
         """How many wait, by the tier's rank."""
         return self._queue.depths()
 
-    def seat_now(self, ticket: Ticket, trail: Trail) -> Seat | None:
+    def seat_now(self, ticket: QueueTicket, trail: Trail) -> Seat | None:
         """A seat, where nobody waits and there is one; else None."""
         self._queue.decay(self._now_us())
         replica_id = None if self._calls else self._choose(ticket, trail)
@@ -122,7 +122,7 @@ class Pool:
         berth = self._berths[replica_id]
         return self._sit(ticket, berth, trail, width=berth.width(ticket))
 
-    async def wait(self, ticket: Ticket, trail: Trail) -> Seat:
+    async def wait(self, ticket: QueueTicket, trail: Trail) -> Seat:
         """Wait for a seat. Cancelling the wait leaves the line, and costs nothing.
 
         Raises:
@@ -146,7 +146,7 @@ class Pool:
                 future.result().leave(tokens=0)
             raise
 
-    def visit(self, ticket: Ticket) -> Seat | None:
+    def visit(self, ticket: QueueTicket) -> Seat | None:
         """A seat at the least busy replica, beyond its window: for what takes the engine little time. Only some may be
         there at once; whoever comes later waits in line.
         """
@@ -207,7 +207,7 @@ class Pool:
                     return
                 self._held.setdefault(ticket.adapter, deque()).append(ticket)
 
-    def _seated(self, ticket: Ticket, kept: Collection[str]) -> bool:
+    def _seated(self, ticket: QueueTicket, kept: Collection[str]) -> bool:
         """Give a ticket whose turn it is its seat, if there is one but at those that are `kept`."""
         replica_id = self._choose(ticket, self._calls[ticket][1], kept)
         if replica_id is None:
@@ -221,7 +221,7 @@ class Pool:
             future.set_result(self._sit(ticket, berth, trail, width=berth.width(ticket)))
         return True
 
-    def _let_go(self, ticket: Ticket) -> bool:
+    def _let_go(self, ticket: QueueTicket) -> bool:
         """It is no longer held; whether it was."""
         held = self._held.get(ticket.adapter, ())
         if ticket not in held:
@@ -266,7 +266,7 @@ class Pool:
                 retry_after_s=5,
             )
 
-    def _choose(self, ticket: Ticket, trail: Trail, kept: Collection[str] = ()) -> str | None:
+    def _choose(self, ticket: QueueTicket, trail: Trail, kept: Collection[str] = ()) -> str | None:
         loads = {
             berth.replica.replica_id: max(berth.taken, berth.replica.running + berth.replica.waiting)
             for berth in self._suited(ticket)
@@ -274,13 +274,13 @@ class Pool:
         }
         return self._trails.choose(trail, loads) if loads else None
 
-    def _suited(self, ticket: Ticket) -> Iterable[_Berth]:
+    def _suited(self, ticket: QueueTicket) -> Iterable[_Berth]:
         """Those that have what is asked for."""
         if not ticket.adapter:
             return self._berths.values()
         return [berth for berth in self._berths.values() if ticket.adapter in berth.replica.adapters]
 
-    def _sit(self, ticket: Ticket, berth: _Berth, trail: Trail, *, width: int) -> Seat:
+    def _sit(self, ticket: QueueTicket, berth: _Berth, trail: Trail, *, width: int) -> Seat:
         seat = Seat(self, ticket, berth.replica, width=width)
         berth.seats.add(seat)
         self._trails.remember(trail, berth.replica.replica_id)

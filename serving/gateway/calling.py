@@ -22,7 +22,7 @@ from serving.gateway.bounds import Size
 from serving.gateway.directory import Board, Entitlement
 from serving.gateway.events import keep_alive
 from serving.gateway.exchange import Exchange
-from serving.gateway.fairness import Ticket
+from serving.gateway.fairness import QueueTicket
 from serving.gateway.generations import Generation
 from serving.gateway.keys import Caller
 from serving.gateway.metrics import Metrics
@@ -226,7 +226,7 @@ class Calling:
                 f"`n` is {size.choices}, a replica of {self.model} writes {pool.widest} answers at once: ask for at most as many",
                 code="limit_exceeded", param="n", number=size.choices, limit=pool.widest,
             )  # fmt: skip
-        ticket = Ticket(
+        ticket = QueueTicket(
             self.caller.account_id, rank=self.caller.rank, cost=self._cost, sequences=size.sequences, apart=size.choices,
             adapter=adapter,
         )  # fmt: skip

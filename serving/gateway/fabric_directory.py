@@ -10,7 +10,7 @@ import structlog
 
 from fabric.charging.rates import Rate
 from fabric.wire import fabric_pb2 as pb
-from serving.fabric_client import GrpcLedger
+from serving.fabric_client import FabricClient
 from serving.gateway.directory import Board, Entitlement, KeyFacts, ModelFacts, QueueLength, Replica, ReplicaState
 from serving.gateway.server import is_loopback
 
@@ -23,7 +23,7 @@ _log = structlog.get_logger("gateway")
 class FabricDirectory:
     """Asks the door."""
 
-    def __init__(self, ledger: GrpcLedger, *, name: str, endpoint: str) -> None:
+    def __init__(self, ledger: FabricClient, *, name: str, endpoint: str) -> None:
         """Wire it up.
 
         Args:

@@ -22,7 +22,7 @@ HALF_LIFE_US: Final = 60_000_000
 _SLACK: Final = 64
 
 
-class Ticket:
+class QueueTicket:
     """One request in line."""
 
     __slots__ = ("account", "adapter", "apart", "cost", "due", "order", "rank", "sequences", "waiting")
@@ -50,7 +50,7 @@ class _Tier:
     """The accounts of one rank that wait, by how much they were served."""
 
     def __init__(self) -> None:
-        self.lines: dict[str, deque[Ticket]] = {}
+        self.lines: dict[str, deque[QueueTicket]] = {}
         self.heap: list[tuple[int, int, str]] = []
 
 
@@ -61,7 +61,7 @@ class FairQueue:
         self._tiers: dict[int, _Tier] = {}
         self._served: dict[str, int] = {}
         self._depths: dict[str, int] = {}
-        self._due: list[tuple[int, int, Ticket]] = []
+        self._due: list[tuple[int, int, QueueTicket]] = []
         self._depth = 0
         self._arrived = 0
         self._taken = 0
@@ -83,7 +83,7 @@ class FairQueue:
         """How many wait, by rank."""
         return {rank: sum(map(len, tier.lines.values())) for rank, tier in self._tiers.items()}
 
-    def put(self, ticket: Ticket) -> None:
+    def put(self, ticket: QueueTicket) -> None:
         """Take a place in line."""
         assert not ticket.waiting, "a ticket waits in one line at a time"
         self._arrived += 1
@@ -105,7 +105,7 @@ class FairQueue:
         if line[0] is ticket:
             self._time(ticket)
 
-    def take(self, now_us: int) -> Ticket | None:
+    def take(self, now_us: int) -> QueueTicket | None:
         """The ticket whose turn it is; its account is charged the ticket's cost at once."""
         if not self._depth:
             return None
@@ -121,7 +121,7 @@ class FairQueue:
         self.charge(ticket.account, ticket.cost)
         return ticket
 
-    def drop(self, ticket: Ticket) -> None:
+    def drop(self, ticket: QueueTicket) -> None:
         """Leave the line. Costs the account nothing."""
         if ticket.waiting:
             self._remove(ticket)
@@ -155,26 +155,26 @@ class FairQueue:
                 return served
         return None
 
-    def _next(self) -> Ticket:
+    def _next(self) -> QueueTicket:
         for rank in sorted(self._tiers):
             tier = self._tiers[rank]
             if self._least(tier, but="") is not None:
                 return tier.lines[tier.heap[0][2]][0]
         raise AssertionError("what waits is in a line")
 
-    def _overdue(self) -> Ticket | None:
+    def _overdue(self) -> QueueTicket | None:
         while self._due and not self._due[0][2].waiting:
             heapq.heappop(self._due)
         if self._due and self._due[0][0] <= self._taken:
             return self._due[0][2]
         return None
 
-    def _time(self, first: Ticket) -> None:
+    def _time(self, first: QueueTicket) -> None:
         """From now on the first of its line: it is overdue when everybody had a turn, and some more."""
         first.due = self._taken + len(self._depths) + BYPASS_MAX
         heapq.heappush(self._due, (first.due, first.order, first))
 
-    def _remove(self, ticket: Ticket) -> None:
+    def _remove(self, ticket: QueueTicket) -> None:
         tier = self._tiers[ticket.rank]
         line = tier.lines[ticket.account]
         ticket.waiting = False

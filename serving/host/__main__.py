@@ -25,7 +25,7 @@ from fabric.config.serving import ServingConfig
 from fabric.errors import FabricError, InvalidConfig
 from fabric.gate.key_scopes import KeyScope
 from fabric.server.wiring import open_archive_of
-from serving.fabric_client import GrpcLedger
+from serving.fabric_client import FabricClient
 from serving.gateway.__main__ import secret_of
 from serving.host.board import DoorBoard
 from serving.host.gateways import keep_gateways
@@ -69,7 +69,7 @@ async def _host(given: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _end, stopped)
     key = daemon.role_key(state_dir, KeyScope.HOST)
-    ledger = GrpcLedger(Profile(address=found.address, api_key=key, ca=found.ca))
+    ledger = FabricClient(Profile(address=found.address, api_key=key, ca=found.ca))
     client = Client(Profile(address=found.address, api_key=key, ca=found.ca, account=OPERATOR))
     ca_pem = await asyncio.to_thread(Path(found.ca).read_text) if found.ca else ""
     door = Door(address=found.address, api_key=daemon.role_key(state_dir, KeyScope.REPLICA), ca_pem=ca_pem)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from fabric.charging.rates import Rate
 from fabric.wire import fabric_pb2 as pb
-from serving.fabric_client import GrpcLedger
+from serving.fabric_client import FabricClient
 from serving.host.pool import Asked, Model, Offer, Replica
 
 _STATES = {"leasing": "starting"}
@@ -17,7 +17,7 @@ class DoorBoard:
         reporter: whose word on the board this is; it replaces what the same one said before.
     """
 
-    def __init__(self, ledger: GrpcLedger, *, reporter: str) -> None:
+    def __init__(self, ledger: FabricClient, *, reporter: str) -> None:
         self._ledger, self._reporter = ledger, reporter
 
     async def asked(self) -> list[Asked]:

@@ -15,7 +15,7 @@ from fabric.config.serving import ServingConfig
 from serving.gateway.__main__ import secret_of
 from serving.gateway.address import certificate_of, endpoint_of
 from serving.gateway.server import split
-from serving.host.haproxy import Front
+from serving.host.haproxy import Frontend
 from serving.host.ingress import Ingress
 
 PAUSE_S: Final = 1.0
@@ -97,7 +97,7 @@ async def _drained(ingress: Ingress, stopped: asyncio.Event) -> None:
 
 def _ingress(serving: ServingConfig, *, listen: str, state_dir: Path) -> Ingress:
     admin = serving.admin_port
-    front = Front(
+    front = Frontend(
         listen=listen,
         certificate=None,
         secret=secret_of(state_dir, "ingress"),

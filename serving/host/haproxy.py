@@ -48,7 +48,7 @@ _TOO_MANY: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Front:
+class Frontend:
     """What an ingress is to be.
 
     Args:
@@ -85,7 +85,7 @@ class Front:
 _UNIQUE_ID: Final = "%{+X}o%rt%Ts%pid%rc"
 
 
-def configuration(front: Front, gateways: Sequence[str]) -> str:
+def configuration(front: Frontend, gateways: Sequence[str]) -> str:
     """The configuration file, with each gateway's `host:port` in its slot; "" = not there."""
     parts = [_global(front), _defaults(front), _public(front), _gateways(front, gateways)]
     return "\n".join(parts + ([_metrics(front.metrics)] if front.metrics else []))
@@ -126,7 +126,7 @@ def binary() -> Path:
         ) from None
 
 
-def _global(front: Front) -> str:
+def _global(front: Frontend) -> str:
     return f"""global
     log stderr len 2048 format raw local0 notice
     maxconn {front.connections}
@@ -138,7 +138,7 @@ def _global(front: Front) -> str:
 """
 
 
-def _defaults(front: Front) -> str:
+def _defaults(front: Frontend) -> str:
     refusals = "\n".join(_refusal(*each) for each in _REFUSALS)
     return f"""defaults
     mode http
@@ -161,7 +161,7 @@ def _defaults(front: Front) -> str:
 """
 
 
-def _public(front: Front) -> str:
+def _public(front: Frontend) -> str:
     tls = "" if front.certificate is None else f" ssl crt {_quoted(front.certificate)} alpn h2,http/1.1"
     return f"""frontend public
     bind {front.listen}{tls}
@@ -193,12 +193,12 @@ def _public(front: Front) -> str:
 """
 
 
-def _per_address(front: Front) -> int:
+def _per_address(front: Frontend) -> int:
     """Less than all of them: where few files may be open, too, one address keeps nobody out."""
     return min(front.per_address, max(1, front.connections // ADDRESS_PART))
 
 
-def _gateways(front: Front, gateways: Sequence[str]) -> str:
+def _gateways(front: Frontend, gateways: Sequence[str]) -> str:
     servers = "\n".join(
         f"    server g{number} {address or _SLOT}{'' if address else ' disabled'}"
         for number, address in enumerate(gateways)

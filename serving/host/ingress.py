@@ -32,7 +32,7 @@ import structlog
 
 from fabric.daemon.serving_host import ingress_file, tied
 from fabric.errors import Unavailable
-from serving.host.haproxy import Front, binary, configuration, put_in, take_out
+from serving.host.haproxy import Frontend, binary, configuration, put_in, take_out
 
 START_S: Final = 15.0
 LOOK_S: Final = 30.0
@@ -60,7 +60,13 @@ class Ingress:
     """
 
     def __init__(
-        self, front: Front, *, place: Path, certificate: tuple[Path, Path] | None, gateways: int, look_s: float = LOOK_S
+        self,
+        front: Frontend,
+        *,
+        place: Path,
+        certificate: tuple[Path, Path] | None,
+        gateways: int,
+        look_s: float = LOOK_S,
     ) -> None:
         self._file = ingress_file(place)
         self._front = replace(front, connections=min(front.connections, _connections_max()))

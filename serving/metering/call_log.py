@@ -86,7 +86,7 @@ class _Hold:
     """Settled, but for calls that the ledger has refused and not kept as open yet."""
 
 
-class Outbox:
+class CallLog:
     """One replica's file. `unsettled` is what an earlier process left in it.
 
     Args:

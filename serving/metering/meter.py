@@ -17,8 +17,8 @@ from fabric.errors import FabricError, InsufficientTokens, Internal, NotFound, U
 from fabric.units import format_ct
 from serving.calls import Call, Ended, Granted, SliceLedger, Usage
 from serving.metering.book import Metering
-from serving.metering.call_log import Outbox
-from serving.metering.payer import Ticket
+from serving.metering.call_log import CallLog
+from serving.metering.payer import SignedPayer
 from serving.metering.slices import Ask, OpenCall, Payer, Short
 
 _TICK_S: Final = 0.1
@@ -48,7 +48,7 @@ class Meter:
     def __init__(
         self,
         book: Metering,
-        outbox: Outbox,
+        outbox: CallLog,
         ledger: SliceLedger,
         *,
         clock: Callable[[], int] | None = None,
@@ -118,7 +118,7 @@ class Meter:
         self._record(call)
         return call
 
-    async def afford(self, ticket: Ticket) -> None:
+    async def afford(self, ticket: SignedPayer) -> None:
         """Let pass who could pay for a prompt of one token: nothing is read, rendered or counted for anybody else.
 
         Raises:

@@ -18,11 +18,11 @@ from serving.calls import Call, Usage
 from serving.metering.slices import Payer
 
 _DIGITS: Final = 6
-TICKET: ContextVar["Ticket | None"] = ContextVar("ticket", default=None)
+TICKET: ContextVar["SignedPayer | None"] = ContextVar("ticket", default=None)
 
 
 @dataclass(slots=True)
-class Ticket:
+class SignedPayer:
     """One HTTP request. It may make several calls of the engine: one for each prompt in it."""
 
     payer: Payer
@@ -78,7 +78,7 @@ class Ticket:
         return self.admitted > 0 or self.refusal is not None
 
 
-def ticket_of(headers: Iterable[tuple[bytes, bytes]], *, trust: str) -> Ticket:
+def ticket_of(headers: Iterable[tuple[bytes, bytes]], *, trust: str) -> SignedPayer:
     """The ticket that a gateway's headers give.
 
     Raises:
@@ -94,7 +94,7 @@ def ticket_of(headers: Iterable[tuple[bytes, bytes]], *, trust: str) -> Ticket:
         raise InvalidRequest(f"the gateway named account {account_id!r} and tier {rank!r}", code="bad_ticket")
     covered = said.get(calls.COVERED) == "1"
     limited = said.get(calls.KEY_LIMITED) == "1" and not covered
-    return Ticket(
+    return SignedPayer(
         payer=Payer(account_id, key_id if limited else "", covered),
         key_id=key_id,
         call_id=said.get(calls.CALL) or f"call_{secrets.token_hex(12)}",

@@ -26,7 +26,7 @@ from fabric.errors import Unavailable
 from fabric.storage.archive import Archive
 from fabric.system.guarded import Guarded
 from serving.event_thread import EventThread
-from serving.fabric_client import GrpcLedger
+from serving.fabric_client import FabricClient
 from serving.replica import state
 from serving.replica.adapter_files import CONFIG
 from serving.replica.listener import Listener, ReplicaSpec
@@ -159,7 +159,7 @@ class Opened:
 
     async def _listen(self, folder: Path, state_dir: Path, profile: Profile) -> None:
         """In the engine's loop."""
-        ledger = GrpcLedger(profile)
+        ledger = FabricClient(profile)
         fetch = partial(folder_of, archive=self._archive, cache=state_dir / "models", sought=CONFIG)
         spec = msgspec.structs.replace(self._spec, folder=str(folder))
         self._listener = await Listener.open(spec, ledger, fetch=fetch)

@@ -23,7 +23,7 @@ from serving.calls import SliceLedger
 from serving.engines import options
 from serving.http_server import HttpServer
 from serving.metering.book import Metering
-from serving.metering.call_log import Outbox
+from serving.metering.call_log import CallLog
 from serving.metering.meter import Meter
 from serving.metering.slices import Terms
 from serving.replica.adapter_files import taken_over
@@ -175,7 +175,7 @@ class Listener:
         return await self.engine.close() and settled
 
 
-def open_meter(spec: ReplicaSpec, ledger: SliceLedger, outbox: Outbox) -> Meter:
+def open_meter(spec: ReplicaSpec, ledger: SliceLedger, outbox: CallLog) -> Meter:
     """The meter of a replica, with what its outbox remembers. Hold ids are unique for ever: name, time and process."""
     book = Metering(
         name=f"slice/{spec.replica_id}/{time.time_ns() // 1_000_000}-{os.getpid()}",
@@ -214,13 +214,13 @@ def _adapters_of(spec: ReplicaSpec, engine: Host, ledger: SliceLedger, fetch: Fe
     return Adapters(engine, fetch=folder_of, meter=meter_of, reprice=_reprice)
 
 
-async def _opened(spec: ReplicaSpec) -> Outbox:
+async def _opened(spec: ReplicaSpec) -> CallLog:
     """The replica's outbox. Another one that starts on this node may be settling it: that is over in a while."""
     path = Path(spec.state_dir) / f"{spec.replica_id.replace('/', '_')}.outbox"
     deadline = time.monotonic() + _OUTBOX_WAIT_S
     while True:
         try:
-            return await asyncio.to_thread(Outbox, path)
+            return await asyncio.to_thread(CallLog, path)
         except Conflict:
             if time.monotonic() > deadline:
                 raise

@@ -9,7 +9,7 @@ import structlog
 from fabric.errors import Conflict, Unavailable
 from serving.calls import SliceLedger
 from serving.metering.book import Metering
-from serving.metering.call_log import Outbox
+from serving.metering.call_log import CallLog
 from serving.metering.meter import Meter
 
 _PATIENCE_S: Final = 30.0
@@ -26,7 +26,7 @@ async def settle_left(folder: Path, ledger: SliceLedger, *, timeout_s: float = _
     done = 0
     for path in sorted(await asyncio.to_thread(lambda: list(folder.glob("*.outbox")))):
         try:
-            outbox = await asyncio.to_thread(Outbox, path)
+            outbox = await asyncio.to_thread(CallLog, path)
         except (Conflict, Unavailable):  # its replica lives, or another one is at it
             continue
         book = Metering(name=f"left/{path.stem}", model="", accelerator="", charge=lambda _: 0)

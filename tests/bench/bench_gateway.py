@@ -25,8 +25,8 @@ import psutil
 import uvloop
 
 from fabric.system.ports import free_port
-from serving.gateway.fairness import FairQueue, Ticket
-from serving.host.haproxy import Front, binary, configuration
+from serving.gateway.fairness import FairQueue, QueueTicket
+from serving.host.haproxy import Frontend, binary, configuration
 from tests.bench.yardstick import print_yardstick
 from tests.serving.gateway.house import key_of
 
@@ -172,7 +172,7 @@ def fairness():
     for account in range(10):
         for _ in range(40 * (account + 1)):
             fifo.append((account, 100))
-            queue.put(Ticket(str(account), rank=1, cost=100))
+            queue.put(QueueTicket(str(account), rank=1, cost=100))
     for _ in range(400):
         served[int(queue.take(0).account)] += 100
     shares = [40 * (account + 1) for account in range(10)]  # of whoever serves in the order of arrival, mixed well
@@ -199,7 +199,7 @@ def wait_for(port, process, within_s):
 
 def start_ingress(port, behind_port, folder, stack, *, log):
     """HAProxy before the gateway, as the fabric configures it; its CPU is its own, without the gateway's."""
-    front = Front(
+    front = Frontend(
         listen=f"127.0.0.1:{port}", certificate=None, secret=SECRET, socket=folder / "orders", connections=4_096
     )
     file = folder / "haproxy.cfg"

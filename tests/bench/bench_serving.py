@@ -159,7 +159,7 @@ async def work_of_the_meter(place, rig_module, *, calls=200, outputs=200):
 
     from fabric.charging.rates import charge_uhs
     from serving.metering.book import Metering
-    from serving.metering.call_log import Outbox
+    from serving.metering.call_log import CallLog
     from serving.metering.meter import Meter
     from serving.metering.slices import Payer
 
@@ -167,7 +167,7 @@ async def work_of_the_meter(place, rig_module, *, calls=200, outputs=200):
     ledger = LedgerStandIn(charge)
     ledger.top_up("ann", 10**15)
     book = Metering(name="bench", model="m", accelerator="CPU", charge=charge)
-    meter = Meter(book, Outbox(Path(place) / "bench.outbox"), ledger)
+    meter = Meter(book, CallLog(Path(place) / "bench.outbox"), ledger)
     await meter.start()
     opening = moving = ending = 0
     for number in range(calls):

@@ -15,7 +15,7 @@ from fabric.cluster.attempts import Attempt
 from fabric.cluster.placement_groups import Group
 from fabric.cluster.ranks import Ranks
 from fabric.cluster.recovery import survivors
-from fabric.cluster.services import Surroundings
+from fabric.cluster.services import Services
 from fabric.cluster.settings import ClusterSettings
 from fabric.gate.events import (
     JobKind,
@@ -55,7 +55,7 @@ async def runners():
 
 @pytest.fixture
 async def around(runners):
-    return Surroundings(
+    return Services(
         nodes={"h1": NODE},
         groups=Groups(runners[:1]),
         agents=Agents(),

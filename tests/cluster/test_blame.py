@@ -8,7 +8,7 @@ import ray
 from fabric.cluster import ranks as ranks_module
 from fabric.cluster.placement_groups import Seated
 from fabric.cluster.ranks import Ranks
-from fabric.cluster.services import Surroundings
+from fabric.cluster.services import Services
 from fabric.cluster.settings import ClusterSettings
 from fabric.gate.events import LeaseOutcome
 from fabric.gate.instructions import Share
@@ -30,7 +30,7 @@ class Runner:
 
 @pytest.fixture
 def around():
-    return Surroundings(
+    return Services(
         nodes={"h1": NODE},
         groups=None,
         agents=None,

@@ -7,7 +7,7 @@ import pytest
 
 from fabric.cluster.free_waits import FreeWaits
 from fabric.cluster.preparation import prepared
-from fabric.cluster.services import Surroundings
+from fabric.cluster.services import Services
 from fabric.cluster.settings import ClusterSettings
 from fabric.gate.instructions import Share
 from fabric.node import agent as node_agent
@@ -51,7 +51,7 @@ def clock():
 
 
 def around(agents, tmp_path):
-    return Surroundings(
+    return Services(
         nodes={"h1": NODE}, groups=None, agents=agents, outbox=None, archive=None,
         settings=ClusterSettings(work_dir=tmp_path), gone=set(), free_waits=FreeWaits(monotonic=agents.clock.monotonic),
     )  # fmt: skip

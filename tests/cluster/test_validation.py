@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 import pytest
 
-from fabric.cluster.reports import Outbox
+from fabric.cluster.reports import Reports
 from fabric.cluster.validation import ERROR_CHARS_MAX, end_of, is_number, text
 from fabric.gate.events import LeaseFinished, LeaseOutcome, LeaseSaved
 from fabric.gate.instructions import Accepted, Decision
@@ -75,7 +75,7 @@ async def test_a_word_the_gate_cannot_take_costs_nobody_else_theirs():
             raise TypeError("what is this?")
         heard.extend(event.lease_id for event in events)
 
-    outbox = Outbox(report)
+    outbox = Reports(report)
     for lease_id in ("a", "bad", "b"):
         outbox.put(LeaseSaved(lease_id=lease_id, step=1, write_us=1))
     outbox.start()

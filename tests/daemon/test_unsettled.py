@@ -2,14 +2,14 @@
 
 from fabric.daemon import unsettled_calls
 from serving.calls import Call, Usage
-from serving.metering.call_log import Outbox
+from serving.metering.call_log import CallLog
 from serving.metering.slices import Ask, Payer
 
 
 def test_calls_in_outboxes_that_nobody_has_open_are_counted_and_stay(tmp_path):
     assert unsettled_calls(tmp_path) == 0
     ask = Ask("authorize", "h1", Payer("ann"), 0, ())
-    boxes = [Outbox(tmp_path / "serving" / f"r{number}.outbox") for number in range(2)]
+    boxes = [CallLog(tmp_path / "serving" / f"r{number}.outbox") for number in range(2)]
     for number, box in enumerate(boxes):
         box.held(ask)
         for each in range(3):

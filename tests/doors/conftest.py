@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from fabric.api.grpc_server import serve
 from fabric.api.limits import Limits
-from fabric.api.service import Door
+from fabric.api.service import ApiService
 from fabric.api.tls import ensure_certificate
 from fabric.audit.records import Balances, Receipt, Sealed, Statement
 from fabric.charging.catalogue import Bundle, Catalogue, Component, Plan, Subscription
@@ -272,7 +272,7 @@ class House:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self.port = self.run(self._make_port())
-        self.door = Door(self.port, clock=self.port.clock, **door)
+        self.door = ApiService(self.port, clock=self.port.clock, **door)
         self.server = self.run(serve(self.door, tls=self.tls.read()))
         self.address = self.server.address
         self._opened = []

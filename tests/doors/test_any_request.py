@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fabric.api.grpc_server import CALLS
 from fabric.api.keys import Caller
-from fabric.api.service import Door
+from fabric.api.service import ApiService
 from fabric.errors import FabricError, Internal
 from fabric.gate import Gate
 from fabric.gate.events import Configure, NodeUp, OpenAccount, Pool, TopUp
@@ -139,7 +139,7 @@ def test_any_request_gets_an_answer_and_leaves_a_journal_that_reads_back(calls, 
             *(TopUp(account_id=name, amount_uhs=100 * UHS_PER_CT) for name in ("acme", "globex")),
         )
         port._run = lambda lease: iter(())
-        door = Door(port, clock=port.clock, sandbox_payments=True)
+        door = ApiService(port, clock=port.clock, sandbox_payments=True)
         for name, caller, request in calls:
             await answer(door, name, caller, request)
         port.check()

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fabric.api import grpc_server
-from fabric.api.service import Door
+from fabric.api.service import ApiService
 from fabric.gate.events import Configure, CreateKey, NodeUp, OpenAccount, Pool, TopUp
 from fabric.gate.key_scopes import OF_CUSTOMERS, KeyScope
 from fabric.units import UHS_PER_CT
@@ -126,7 +126,7 @@ async def tried(folder, scopes, limited, steps):
             limit_uhs=LIMIT if limited else None,
         ),
     )
-    door = Door(port, clock=port.clock, sandbox_payments=True, batched=False)
+    door = ApiService(port, clock=port.clock, sandbox_payments=True, batched=False)
     jobs = {}
     for number, name in enumerate(("first", "parked"), 900):
         reply = await handled(door, format_key("k-main", secret), request_of("Submit", "", CT, number, rolling=False))

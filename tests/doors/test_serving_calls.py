@@ -27,7 +27,7 @@ from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
 from serving import fabric_client as serving_ledger
 from serving.calls import Call, Usage
-from serving.fabric_client import GrpcLedger
+from serving.fabric_client import FabricClient
 
 S = 1_000_000
 NOW_US = 1_700_000_000_000_000
@@ -57,7 +57,7 @@ def call(call_id="c1", *, prompt=100, cached=0, completion=10, model="tiny", **m
 
 
 def ledger(house, key=None):
-    return GrpcLedger(Profile(address=house.address, ca=str(house.tls.ca), api_key=key or house.root))
+    return FabricClient(Profile(address=house.address, ca=str(house.tls.ca), api_key=key or house.root))
 
 
 def slice_of(amount=1000, **more):

@@ -25,7 +25,7 @@ from fabric.transport import choice
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire import keepalive
 from serving import fabric_client as serving_ledger
-from serving.fabric_client import GrpcLedger
+from serving.fabric_client import FabricClient
 from tests.relay import Relay
 
 FOR_EVER_S = 600.0
@@ -177,7 +177,7 @@ def test_who_waits_for_a_job_hears_of_its_end_though_the_network_was_away(either
 
 async def test_a_board_that_falls_silent_ends_and_the_next_one_comes(house, relay, monkeypatch):
     monkeypatch.setattr(serving_ledger, "BOARD_S", 2.5)
-    ledger = GrpcLedger(through(relay, house.profile(house.root)))
+    ledger = FabricClient(through(relay, house.profile(house.root)))
     try:
         boards = ledger.watch()
         await anext(boards)

@@ -9,7 +9,7 @@ from moto.server import ThreadedMotoServer
 
 from fabric import outage
 from fabric.api import archive_watch
-from fabric.api.gate_client import Passage
+from fabric.api.gate_client import GateClient
 from fabric.errors import Unavailable
 from fabric.storage import s3
 from fabric.storage.archive import DirectoryArchive, S3Archive
@@ -69,7 +69,7 @@ def archive(store, monkeypatch):
 
 
 async def test_while_a_bucket_is_away_one_call_tries_it_and_the_others_are_told_at_once(store, archive):
-    port = Passage(None, archive=archive)
+    port = GateClient(None, archive=archive)
     await port.put_blob("jobs/a", b"kept")
     store.stop()
     with pytest.raises(Unavailable):

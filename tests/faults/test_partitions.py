@@ -13,7 +13,7 @@ from contextlib import suppress
 import boto3
 import pytest
 
-from fabric.api.gate_client import Passage
+from fabric.api.gate_client import GateClient
 from fabric.clock import SteadyClock
 from fabric.errors import Unavailable
 from fabric.gate import Gate
@@ -178,7 +178,7 @@ def bucket(moto_url):
             credentials=credentials,
             read_timeout_s=SOON_S,
         )
-        yield relay, Passage(None, archive=S3Archive(place))
+        yield relay, GateClient(None, archive=S3Archive(place))
 
 
 @pytest.mark.parametrize("clients", [0, 30])

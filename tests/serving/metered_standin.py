@@ -17,10 +17,10 @@ import uvicorn
 from fabric.charging.rates import charge_uhs
 from fabric.client.profile import Profile
 from fabric.errors import FabricError
-from serving.engines.admission import Front
-from serving.fabric_client import GrpcLedger
+from serving.engines.admission import Admission
+from serving.fabric_client import FabricClient
 from serving.metering.book import Metering
-from serving.metering.call_log import Outbox
+from serving.metering.call_log import CallLog
 from serving.metering.meter import Meter
 from serving.metering.payer import TICKET
 from serving.metering.slices import Terms
@@ -88,11 +88,11 @@ async def main():
         name=f"slice/{replica_id}/{os.getpid()}", model="tiny", accelerator="H100", charge=partial(charge_uhs, RATE),
         terms=TERMS, rate_version=1,
     )  # fmt: skip
-    ledger = GrpcLedger(Profile(address=address, api_key=key, ca=ca))
-    meter = Meter(book, Outbox(place / f"{replica_id}.outbox"), ledger)
+    ledger = FabricClient(Profile(address=address, api_key=key, ca=ca))
+    meter = Meter(book, CallLog(place / f"{replica_id}.outbox"), ledger)
     await meter.start()
     engine_log = os.open(place / f"{replica_id}.engine", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    app = Front(MeteredStandin(meter, engine_log, token_s=float(token_s), trust=trust), trust=trust)
+    app = Admission(MeteredStandin(meter, engine_log, token_s=float(token_s), trust=trust), trust=trust)
     config = uvicorn.Config(app, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext

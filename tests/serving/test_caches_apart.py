@@ -6,7 +6,7 @@ import pytest
 
 from serving.engines import admission, options
 from serving.gateway.routes import ROUTES
-from serving.metering.payer import Ticket, salt_of, ticket_of
+from serving.metering.payer import SignedPayer, salt_of, ticket_of
 
 TRUST = "t" * 32
 READS_NO_CACHE = "reads no cache"
@@ -114,7 +114,7 @@ def test_a_prompt_that_cannot_be_salted_is_not_let_in(prompt):
     with pytest.raises(Internal, match="apart"):
         _salted(prompt, ticket("ann"))
     with pytest.raises(Internal):
-        _salted({"type": "token"}, Ticket(Payer("ann"), "k", "c"))
+        _salted({"type": "token"}, SignedPayer(Payer("ann"), "k", "c"))
     TICKET.set(ticket("ann"))
     llm = object.__new__(MeteredAsyncLLM)
     llm.shutdown = lambda *_, **__: None

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from serving.calls import Call, Usage
-from serving.engines.admission import Front
+from serving.engines.admission import Admission
 from serving.metering.payer import TICKET
 
 TRUST = "t"
@@ -37,7 +37,7 @@ class App:
 
 
 async def answer(app, path="/v1/completions", body=None):
-    transport = httpx.ASGITransport(Front(app, trust=TRUST))
+    transport = httpx.ASGITransport(Admission(app, trust=TRUST))
     async with httpx.AsyncClient(transport=transport, base_url="http://r") as http:
         return await http.post(path, json=body or {"model": "m"}, headers=HEADERS)
 

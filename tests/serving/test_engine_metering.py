@@ -11,9 +11,9 @@ import pytest
 from fabric.charging.rates import Rate, charge_uhs
 from fabric.errors import InvalidRequest
 from serving.metering.book import Metering
-from serving.metering.call_log import Outbox
+from serving.metering.call_log import CallLog
 from serving.metering.meter import Meter
-from serving.metering.payer import TICKET, Ticket
+from serving.metering.payer import TICKET, SignedPayer
 from serving.metering.slices import Payer, Terms
 
 from .ledger_standin import LedgerStandIn
@@ -88,7 +88,7 @@ async def engine(tmp_path, monkeypatch):
         terms=Terms(grant_tokens=4),
     )  # fmt: skip
     llm = Llm()
-    llm.meter = Meter(book, Outbox(tmp_path / "r.outbox"), ledger, retry_s=(0.001, 0.01))
+    llm.meter = Meter(book, CallLog(tmp_path / "r.outbox"), ledger, retry_s=(0.001, 0.01))
     llm.own, llm.adapters = Loaded("m", llm.meter), {}
     llm.reasoner = ReasoningParserManager.get_reasoning_parser("deepseek_r1")(TokenizerStandIn())
     llm.ledger = ledger
@@ -102,7 +102,7 @@ async def answer(llm, *, balance, most=50):
     from vllm.sampling_params import SamplingParams
 
     llm.ledger.top_up("ann", balance)
-    ticket = Ticket(Payer("ann"), "k", "c1", tier_rank=1, salt="s")
+    ticket = SignedPayer(Payer("ann"), "k", "c1", tier_rank=1, salt="s")
     TICKET.set(ticket)
     prompt = {"type": "token", "prompt_token_ids": [1, 2, 3]}
     outputs = [out async for out in llm.generate(prompt, SamplingParams(max_tokens=most), "r1")]
@@ -134,7 +134,7 @@ async def test_an_answer_cut_while_it_reasons_is_charged_for_the_reasoning_that_
 async def test_what_the_engine_would_not_have_costs_nothing(engine, raises):
     engine.raises = raises
     engine.ledger.top_up("ann", 10_000)
-    ticket = Ticket(Payer("ann"), "k", "c1", salt="s")
+    ticket = SignedPayer(Payer("ann"), "k", "c1", salt="s")
     TICKET.set(ticket)
     from vllm.sampling_params import SamplingParams
 
@@ -191,7 +191,7 @@ async def test_a_grammar_that_is_refused_is_the_answer_and_costs_nothing(engine)
     engine.grammars = GrammarsStandIn(InvalidRequest("too costly", code="grammar_too_costly"))
     engine.yields = [(5, 6)]
     engine.ledger.top_up("ann", 10_000)
-    ticket = Ticket(Payer("ann"), "k", "c1", salt="s")
+    ticket = SignedPayer(Payer("ann"), "k", "c1", salt="s")
     TICKET.set(ticket)
     with pytest.raises(NotAdmitted):
         async for _ in engine.generate({"type": "token", "prompt_token_ids": [1, 2, 3]}, shaped(regex="a"), "r1"):
@@ -205,7 +205,7 @@ async def test_a_grammar_that_is_refused_is_the_answer_and_costs_nothing(engine)
 async def test_who_leaves_while_a_grammar_is_compiled_is_charged_nothing(engine):
     engine.grammars, engine.yields = GrammarsStandIn(None), [(5, 6)]
     engine.ledger.top_up("ann", 10_000)
-    ticket = Ticket(Payer("ann"), "k", "c1", salt="s")
+    ticket = SignedPayer(Payer("ann"), "k", "c1", salt="s")
     TICKET.set(ticket)
     outputs = engine.generate({"type": "token", "prompt_token_ids": [1, 2, 3]}, shaped(regex="a"), "r1")
     asked = asyncio.create_task(anext(outputs))
@@ -223,7 +223,7 @@ async def test_who_has_no_tokens_has_no_grammar_compiled(engine):
     from serving.engines.metered import NotAdmitted
 
     engine.grammars = GrammarsStandIn(None)
-    ticket = Ticket(Payer("ann"), "k", "c1", salt="s")
+    ticket = SignedPayer(Payer("ann"), "k", "c1", salt="s")
     TICKET.set(ticket)
     with pytest.raises(NotAdmitted):
         await anext(engine.generate({"type": "token", "prompt_token_ids": [1, 2, 3]}, shaped(regex="a"), "r1"))
@@ -237,5 +237,5 @@ async def test_an_adapter_that_was_not_asked_for_neither_answers_nor_charges(eng
     law = engine.adapters["text"] = Loaded("text", engine.meter, request="as loaded")
     for asked, answers, goes_on in (("m", engine.own, None), ("", engine.own, None), ("text", law, "as loaded")):
         more = {"lora_request": SimpleNamespace(lora_name="text")}
-        assert engine._model_of(Ticket(Payer("ann"), "k", "c1", model=asked, salt="s"), more) is answers
+        assert engine._model_of(SignedPayer(Payer("ann"), "k", "c1", model=asked, salt="s"), more) is answers
         assert more["lora_request"] == goes_on

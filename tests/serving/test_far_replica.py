@@ -14,13 +14,13 @@ import pytest
 from fabric.charging.rates import charge_uhs
 from fabric.errors import Unavailable
 from fabric.wire import fabric_pb2 as pb
-from serving.fabric_client import GrpcLedger
+from serving.fabric_client import FabricClient
 from serving.gateway.app import Gateway, Limits
 from serving.gateway.fabric_directory import FabricDirectory
 from serving.host.board import DoorBoard
 from serving.host.pool import Offer, Replica
 from serving.metering.book import Metering
-from serving.metering.call_log import Outbox
+from serving.metering.call_log import CallLog
 from serving.metering.meter import Meter
 from serving.replica import actor as replicas
 from serving.replica.listener import Listener, ReplicaSpec
@@ -53,7 +53,7 @@ def spec(tmp_path, monkeypatch):
 @contextlib.asynccontextmanager
 async def listening(spec, tmp_path):
     book = Metering(name="s", model="tiny", accelerator="H100", charge=lambda usage: charge_uhs(RATE, usage))
-    listener = Listener(spec, RunningStandIn(), Meter(book, Outbox(tmp_path / "o"), None))
+    listener = Listener(spec, RunningStandIn(), Meter(book, CallLog(tmp_path / "o"), None))
     await listener._listen()
     try:
         yield listener
@@ -71,7 +71,7 @@ def test_beside_its_gateways_a_replica_listens_on_loopback_and_elsewhere_with_tl
 
 async def test_a_gateway_asks_a_replica_on_another_machine_over_its_own_certificate_alone(doors, spec, tmp_path):
     far = replicas._reachable(spec, "10.9.9.9")
-    ledger = GrpcLedger(doors.profile(doors.root))
+    ledger = FabricClient(doors.profile(doors.root))
     async with listening(far, tmp_path) as listener:
         assert listener.address.startswith("https://127.0.0.2:")
         pinned = Standing(address=listener.address, tls_sha256=replicas._fingerprint(far.tls), capacity=4)
@@ -114,7 +114,7 @@ async def test_a_gateway_asks_a_replica_on_another_machine_over_its_own_certific
 
 
 async def test_a_replica_that_only_starts_is_no_unsafe_one(doors, capsys):
-    ledger = GrpcLedger(doors.profile(doors.root))
+    ledger = FabricClient(doors.profile(doors.root))
     directory = FabricDirectory(ledger, name="g", endpoint="http://x/v1")
     for address, warned in [("", False), ("http://10.0.0.1:1", True), ("https://10.0.0.1:1", True)]:
         directory._warned.clear()

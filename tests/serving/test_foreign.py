@@ -7,10 +7,10 @@ import aiohttp.web
 import httpx
 import pytest
 
-from serving.engines.admission import Front
+from serving.engines.admission import Admission
 from serving.engines.http import ForeignEngine
 from serving.metering.book import Metering
-from serving.metering.call_log import Outbox
+from serving.metering.call_log import CallLog
 from serving.metering.meter import Meter
 from serving.metering.slices import Terms
 
@@ -100,10 +100,10 @@ async def rig(tmp_path, request):
     ledger = LedgerStandIn(charge)
     engine = EngineStandIn(at_once=request.param)
     book = Metering(name="f", model="m", accelerator="H100", charge=charge, terms=Terms(grant_tokens=4))
-    meter = Meter(book, Outbox(tmp_path / "f.outbox"), ledger)
+    meter = Meter(book, CallLog(tmp_path / "f.outbox"), ledger)
     await meter.start()
     foreign = ForeignEngine(await engine.start(), meter, max_context=500)
-    transport = httpx.ASGITransport(Front(foreign, trust=TRUST))
+    transport = httpx.ASGITransport(Admission(foreign, trust=TRUST))
     async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
         yield Rig(ledger, engine, client, foreign)
     await foreign.close()

@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from fabric.errors import InsufficientTokens
-from serving.engines.admission import Front
+from serving.engines.admission import Admission
 from serving.gateway.routes import ROUTES
 
 TRUST = "t"
@@ -23,7 +23,7 @@ async def poor(_ticket):
 @pytest.mark.parametrize("path", POSTS)
 async def test_who_can_pay_for_no_token_makes_no_engine_work(path):
     """Neither a chat template is rendered for them nor a prompt made tokens: their bodies are not even read as JSON."""
-    transport = httpx.ASGITransport(Front(app, trust=TRUST, afford=poor))
+    transport = httpx.ASGITransport(Admission(app, trust=TRUST, afford=poor))
     async with httpx.AsyncClient(transport=transport, base_url="http://r") as http:
         body = b'{"use_beam_search": true, "echo": true, "prompt": ' + b"[" * 10_000
         answer = await http.post(path, content=body, headers=HEADERS)

@@ -10,7 +10,7 @@ import pytest
 
 from fabric.errors import Conflict, InsufficientTokens, Internal, Unavailable
 from serving.metering.book import Metering
-from serving.metering.call_log import Outbox
+from serving.metering.call_log import CallLog
 from serving.metering.meter import Meter
 from serving.metering.slices import Payer, Terms
 from serving.replica.recovery import settle_left
@@ -38,7 +38,7 @@ class Replica:
             name=f"{self.path.name}.{self.starts}", model="m", accelerator="H100", charge=charge, terms=terms
         )
         self.meter = Meter(
-            book, Outbox(self.path), self.ledger, clock=self.clock, retry_s=(0.002, 0.02), patience_s=0.3
+            book, CallLog(self.path), self.ledger, clock=self.clock, retry_s=(0.002, 0.02), patience_s=0.3
         )
         await self.meter.start()
         return self

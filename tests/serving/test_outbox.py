@@ -14,7 +14,7 @@ import pytest
 
 from fabric.errors import Conflict, Unavailable
 from serving.calls import Call, Usage
-from serving.metering.call_log import ROOM_BYTES, Outbox
+from serving.metering.call_log import ROOM_BYTES, CallLog
 from serving.metering.slices import Ask, Payer
 
 
@@ -33,11 +33,11 @@ def path(tmp_path):
 
 def reopened(outbox):
     outbox.close()
-    return Outbox(outbox.path)
+    return CallLog(outbox.path)
 
 
 def test_what_is_open_or_unacknowledged_is_settled_after_a_restart(path):
-    box = Outbox(path)
+    box = CallLog(path)
     assert box.unsettled == []
     box.held(ask())
     for call_id in ("a", "b", "c"):
@@ -58,21 +58,21 @@ def test_what_is_open_or_unacknowledged_is_settled_after_a_restart(path):
 
 
 def test_a_hold_that_was_never_granted_is_forgotten(path):
-    box = Outbox(path)
+    box = CallLog(path)
     box.held(ask())
     box.forget("h1")
     assert reopened(box).unsettled == []
 
 
 def test_two_replicas_cannot_share_one_file(path):
-    box = Outbox(path)
+    box = CallLog(path)
     with pytest.raises(Conflict, match="in use"):
-        Outbox(path)
+        CallLog(path)
     box.close()
 
 
 def filled(path, calls=40):
-    box = Outbox(path)
+    box = CallLog(path)
     box.held(ask())
     for n in range(calls):
         box.began("h1", call(f"c{n}"))
@@ -87,10 +87,10 @@ def progress(outbox):
 
 def test_a_torn_end_is_cut_off_wherever_it_is_torn(path):
     whole = filled(path)
-    full = progress(Outbox(path))
+    full = progress(CallLog(path))
     for cut in random.Random(0).sample(range(len(whole)), 60):
         path.with_suffix(".x").write_bytes(whole[:cut])
-        box = Outbox(path.with_suffix(".x"))
+        box = CallLog(path.with_suffix(".x"))
         found = progress(box)
         assert found.items() <= {**full, **dict.fromkeys(full, 0)}.items() | full.items()
         box.close()
@@ -98,14 +98,14 @@ def test_a_torn_end_is_cut_off_wherever_it_is_torn(path):
 
 def test_a_flipped_bit_is_found_and_nothing_is_made_up_from_it(path):
     whole = filled(path)
-    full = progress(Outbox(path))
+    full = progress(CallLog(path))
     dice = random.Random(1)
     for n in range(200):
         bad = bytearray(whole)
         bad[dice.randrange(len(bad))] ^= 1 << dice.randrange(8)
         other = path.with_suffix(f".{n}")
         other.write_bytes(bad)
-        box = Outbox(other)
+        box = CallLog(other)
         assert box.damaged_bytes > 0
         assert other.with_suffix(".damaged").exists()
         assert all(completion in (0, full[call_id]) for call_id, completion in progress(box).items())
@@ -113,7 +113,7 @@ def test_a_flipped_bit_is_found_and_nothing_is_made_up_from_it(path):
 
 
 def test_a_file_that_grew_is_written_anew_with_what_is_unsettled(path):
-    box = Outbox(path, compact_bytes=20_000)
+    box = CallLog(path, compact_bytes=20_000)
     box.held(ask())
     box.began("h1", call("open"))
     for n in range(400):
@@ -132,11 +132,11 @@ def test_on_a_full_disk_no_call_begins_and_what_runs_is_not_lost(path):
         from pathlib import Path
         from fabric.errors import Unavailable
         from serving.calls import Call, Usage
-        from serving.metering.call_log import Outbox
+        from serving.metering.call_log import CallLog
         from serving.metering.slices import Ask, Payer
         call = lambda name: Call(name, "ann", "k", "m", "H100", Usage(7), 1, 2, "error")
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        box = Outbox(Path(sys.argv[1]))
+        box = CallLog(Path(sys.argv[1]))
         box.held(Ask("authorize", "h1", Payer("ann"), 0))
         box.began("h1", call("a"))
         resource.setrlimit(resource.RLIMIT_FSIZE, (box.path.stat().st_size + 20, resource.RLIM_INFINITY))
@@ -156,12 +156,12 @@ def test_on_a_full_disk_no_call_begins_and_what_runs_is_not_lost(path):
         """
     )
     subprocess.run([sys.executable, "-c", script, str(path)], check=True, timeout=60)
-    assert progress(Outbox(path)) == {"a": 5000, "c": 0}
+    assert progress(CallLog(path)) == {"a": 5000, "c": 0}
 
 
 def test_a_call_that_was_refused_for_a_full_disk_is_not_settled_after_a_crash(path, monkeypatch):
     """A small record fits into the room that is left, where a large one did not."""
-    box = Outbox(path)
+    box = CallLog(path)
     box.held(ask())
     box.began("h1", call("a"))
     while len(box._map) - box._size > 300:
@@ -174,7 +174,7 @@ def test_a_call_that_was_refused_for_a_full_disk_is_not_settled_after_a_crash(pa
             with pytest.raises(Unavailable):
                 box.began("h1", call(name))
     shutil.copy(path, path.with_name("crashed"))
-    assert progress(Outbox(path.with_name("crashed"))) == {"a": 1}
+    assert progress(CallLog(path.with_name("crashed"))) == {"a": 1}
     box.began("h1", call("g"))
     assert progress(reopened(box)) == {"a": 0, "g": 0}
 
@@ -192,7 +192,7 @@ def test_a_file_that_is_written_anew_is_the_one_that_a_machine_finds_when_it_com
         fsync(file)
 
     monkeypatch.setattr(os, "fsync", noting)
-    box = Outbox(path)
+    box = CallLog(path)
     box.held(ask())
     box.compact()
     assert synced[-1] == (True, path.stat().st_ino)
@@ -204,9 +204,9 @@ def test_a_killed_process_had_recorded_every_output_that_left_it(path):
         import sys
         from pathlib import Path
         from serving.calls import Call, Usage
-        from serving.metering.call_log import Outbox
+        from serving.metering.call_log import CallLog
         from serving.metering.slices import Ask, Payer
-        box = Outbox(Path(sys.argv[1]), compact_bytes=4096)
+        box = CallLog(Path(sys.argv[1]), compact_bytes=4096)
         box.held(Ask("authorize", "h1", Payer("ann"), 0))
         box.began("h1", Call("a", "ann", "k", "m", "H100", Usage(7), 1, 2, "error"))
         for n in range(10**9):
@@ -226,7 +226,7 @@ def test_a_killed_process_had_recorded_every_output_that_left_it(path):
             os.kill(child.pid, signal.SIGKILL)
             said = child.stdout.read().split(b"\n")
         complete = [int(line) for line in said[:-1]]
-        box = Outbox(path)
+        box = CallLog(path)
         (recorded,) = progress(box).values()
         assert not complete or recorded >= complete[-1]
         assert not complete or recorded <= complete[-1] + 2
@@ -236,5 +236,5 @@ def test_a_killed_process_had_recorded_every_output_that_left_it(path):
 def test_a_folder_that_cannot_be_written_is_said_with_the_remedy(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Unavailable, match="may write") as raised:
-        Outbox(tmp_path / "file" / "x.outbox")
+        CallLog(tmp_path / "file" / "x.outbox")
     assert raised.value.code == "outbox_unwritable"

@@ -8,7 +8,7 @@ import pytest
 from fabric.errors import FabricError, Internal, PermissionDenied
 from serving.calls import Call, Usage
 from serving.metering.book import Metering
-from serving.metering.call_log import Outbox
+from serving.metering.call_log import CallLog
 from serving.metering.meter import Meter, steady_clock
 from serving.metering.reports import first_report
 from serving.metering.slices import Payer, Terms
@@ -36,7 +36,7 @@ class Replica:
         )
         while True:
             try:
-                outbox = Outbox(self.path)
+                outbox = CallLog(self.path)
                 break
             except FabricError:  # a thread that syncs has the file for a moment yet
                 await asyncio.sleep(0.01)

@@ -11,7 +11,7 @@ from fabric import context
 from fabric.errors import Conflict, InvalidRequest
 from tests.training.workload import CLASSES, FEATURES, Attempts, Dice, Script, ended_by, linger, running, stopped
 from training import session
-from training.loop.data import Order, feed_of, micros_of
+from training.loop.data import Permutation, feed_of, micros_of
 from training.loop.virtual import VirtualRanks
 
 SAMPLES, BATCH, EPOCHS = 110, 10, 4
@@ -354,12 +354,12 @@ def test_what_can_not_be_trained_on_is_refused(data, global_batch):
 
 
 def test_epochs_are_shuffled_each_in_its_own_way_and_the_same_everywhere():
-    order = Order(count=50, shuffle=True, seed=3)
+    order = Permutation(count=50, shuffle=True, seed=3)
     first, second = order.indices(0, 50), order.indices(50, 100)
     assert sorted(first) == sorted(second) == list(range(50))
     assert first != second
     assert order.indices(40, 60) == first[40:] + second[:10]
-    assert Order(count=50, shuffle=True, seed=4).indices(0, 50) != first
+    assert Permutation(count=50, shuffle=True, seed=4).indices(0, 50) != first
     assert first[:5] == [12, 31, 18, 36, 48]
 
 

@@ -10,7 +10,7 @@ import pytest
 from fabric.cluster import ranks as ranks_module
 from fabric.cluster.placement_groups import Seated
 from fabric.cluster.ranks import Ranks
-from fabric.cluster.services import Surroundings
+from fabric.cluster.services import Services
 from fabric.gate.events import LeaseOutcome, LeaseSaved
 from fabric.gate.instructions import Share
 from fabric.progress import Progress
@@ -67,7 +67,7 @@ def pauses(monkeypatch):
 
 async def test_a_job_that_saves_without_end_is_told_of_now_and_then(pauses):
     asked, told = Counter(), Told()
-    around = Surroundings(
+    around = Services(
         nodes={"h1": NODE}, groups=None, agents=None, outbox=told, archive=None, settings=None, gone=set()
     )
     seat = Seated(actor=Chatterbox(asked), seat=Seat(pid=100, ip="10.0.0.1", port=1, devices=("0",)), node=NODE)

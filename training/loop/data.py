@@ -46,7 +46,7 @@ class Feed(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class Permutation:
     """In which order a run sees `count` samples, over all epochs; position p is in epoch p // count."""
 
     count: int
@@ -116,7 +116,7 @@ def feed_of(
     if has_index:
         if len(data) == 0:
             raise _unusable(data, "it is empty")
-        order = Order(count=len(data), shuffle=shuffle, seed=ranks.seed)
+        order = Permutation(count=len(data), shuffle=shuffle, seed=ranks.seed)
         return Indexed(data, ranks, share, order, epochs=epochs, collate=collate, workers=workers)
     if isinstance(data, Iterable):
         return Streamed(data, ranks, share, epochs=epochs, collate=collate)
@@ -133,7 +133,7 @@ class Indexed:
         data: Any,
         ranks: VirtualRanks,
         share: Share,
-        order: Order,
+        order: Permutation,
         *,
         epochs: int | None,
         collate: Callable[[list[Any]], Any],
@@ -174,7 +174,7 @@ class _Place:
 class _Places:
     """The micro-batches of this process from a step on; each may be walked more than once."""
 
-    def __init__(self, ranks: VirtualRanks, share: Share, order: Order, step: int, samples: int | None) -> None:
+    def __init__(self, ranks: VirtualRanks, share: Share, order: Permutation, step: int, samples: int | None) -> None:
         self._ranks, self._share, self._order, self._step, self._samples = ranks, share, order, step, samples
 
     def __iter__(self) -> Iterator[_Place]:

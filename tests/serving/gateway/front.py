@@ -8,7 +8,7 @@ import aiohttp
 
 from fabric.system.ports import free_port
 from serving.gateway.server import GatewayServer
-from serving.host.haproxy import Front
+from serving.host.haproxy import Frontend
 from serving.host.ingress import Ingress
 from tests.serving.gateway.house import CHAT, free_socket
 
@@ -19,7 +19,7 @@ OURS = "a-secret-of-the-ingress"
 async def fronted(house, place, *, certificate=None, standing=True, look_s=30.0, **said):
     """An ingress before the house's gateways, each of which hears nobody else; yields it, and where clients come in."""
     port = free_port()
-    front = Front(listen=f"127.0.0.1:{port}", certificate=None, secret=OURS, socket=Path(), **said)
+    front = Frontend(listen=f"127.0.0.1:{port}", certificate=None, secret=OURS, socket=Path(), **said)
     files = (certificate.cert, certificate.key) if certificate else None
     async with contextlib.AsyncExitStack() as stack:
         ingress = Ingress(front, place=place, certificate=files, gateways=len(house.gateways), look_s=look_s)

@@ -13,7 +13,7 @@ from serving.gateway.admission import Pool
 from serving.gateway.bodies import parse
 from serving.gateway.bounds import Size, check, check_text
 from serving.gateway.directory import Replica
-from serving.gateway.fairness import Ticket
+from serving.gateway.fairness import QueueTicket
 from serving.gateway.routes import ROUTES
 from tests.serving.gateway.house import CHAT, STREAM
 
@@ -153,26 +153,26 @@ def pool_of(*capacities):
 
 async def test_a_request_takes_as_many_seats_as_answers_are_written_for_it():
     pool = pool_of(16)
-    wide = pool.seat_now(Ticket("ann", rank=2, cost=1, sequences=16, apart=16), ())
+    wide = pool.seat_now(QueueTicket("ann", rank=2, cost=1, sequences=16, apart=16), ())
     assert wide.width == 16
-    narrow = [pool.seat_now(Ticket("bob", rank=2, cost=1), ()) for _ in range(3)]
+    narrow = [pool.seat_now(QueueTicket("bob", rank=2, cost=1), ()) for _ in range(3)]
     assert [seat is not None for seat in narrow] == [True, True, False]
     wide.leave()
-    assert pool.seat_now(Ticket("bob", rank=2, cost=1), ()) is not None
+    assert pool.seat_now(QueueTicket("bob", rank=2, cost=1), ()) is not None
 
 
 async def test_a_long_list_of_prompts_leaves_half_of_a_replica_to_others():
     pool = pool_of(16)
-    assert pool.seat_now(Ticket("ann", rank=2, cost=1, sequences=1_000), ()).width == 9
-    assert all(pool.seat_now(Ticket("bob", rank=2, cost=1), ()) for _ in range(9))
+    assert pool.seat_now(QueueTicket("ann", rank=2, cost=1, sequences=1_000), ()).width == 9
+    assert all(pool.seat_now(QueueTicket("bob", rank=2, cost=1), ()) for _ in range(9))
 
 
 async def test_who_needs_many_seats_gets_them_though_others_need_few():
     pool = pool_of(4)
-    seats = [pool.seat_now(Ticket("bob", rank=2, cost=1), ()) for _ in range(5)]
-    wide = asyncio.ensure_future(pool.wait(Ticket("ann", rank=2, cost=1, sequences=4, apart=4), ()))
+    seats = [pool.seat_now(QueueTicket("bob", rank=2, cost=1), ()) for _ in range(5)]
+    wide = asyncio.ensure_future(pool.wait(QueueTicket("ann", rank=2, cost=1, sequences=4, apart=4), ()))
     await asyncio.sleep(0)
-    later = [asyncio.ensure_future(pool.wait(Ticket("bob", rank=2, cost=1), ())) for _ in range(8)]
+    later = [asyncio.ensure_future(pool.wait(QueueTicket("bob", rank=2, cost=1), ())) for _ in range(8)]
     await asyncio.sleep(0)
     for seat in seats[:4]:
         seat.leave()
@@ -190,11 +190,11 @@ async def test_who_needs_many_seats_gets_them_though_others_need_few():
 
 async def test_whose_turn_it_is_may_leave_and_the_next_is_seated():
     pool = pool_of(4)
-    seats = [pool.seat_now(Ticket("bob", rank=2, cost=1), ()) for _ in range(5)]
-    wide = asyncio.ensure_future(pool.wait(Ticket("ann", rank=2, cost=7, sequences=4, apart=4), ()))
+    seats = [pool.seat_now(QueueTicket("bob", rank=2, cost=1), ()) for _ in range(5)]
+    wide = asyncio.ensure_future(pool.wait(QueueTicket("ann", rank=2, cost=7, sequences=4, apart=4), ()))
     await asyncio.sleep(0)
     seats[0].leave()
-    other = asyncio.ensure_future(pool.wait(Ticket("cem", rank=2, cost=1), ()))
+    other = asyncio.ensure_future(pool.wait(QueueTicket("cem", rank=2, cost=1), ()))
     await asyncio.sleep(0)
     assert not other.done()
     wide.cancel()

@@ -19,7 +19,7 @@ from fabric.client.client import new_request_id
 from fabric.errors import Unavailable
 from fabric.gate.key_scopes import KeyScope
 from fabric.wire import fabric_pb2 as pb
-from serving.fabric_client import GrpcLedger
+from serving.fabric_client import FabricClient
 from serving.gateway.__main__ import secret_of
 from serving.gateway.directory import ModelFacts, Replica
 from serving.gateway.fabric_directory import FabricDirectory, _model, _with_contexts
@@ -46,7 +46,7 @@ def doors(tmp_path):
 
 @contextlib.asynccontextmanager
 async def directory_of(doors):
-    ledger = GrpcLedger(doors.profile(doors.root))
+    ledger = FabricClient(doors.profile(doors.root))
     try:
         yield FabricDirectory(ledger, name="g1", endpoint="https://localhost:1/v1"), ledger
     finally:
@@ -162,7 +162,7 @@ async def test_two_processes_share_a_port_with_tls_and_kill_9_of_one_is_survived
     told = [await process.said() for process in processes]
     assert {each["endpoint"] for each in told} == {f"https://localhost:{port}/v1"}
     trusted = ssl.create_default_context(cafile=str(doors.tls.ca))
-    ledger = GrpcLedger(doors.profile(doors.root))
+    ledger = FabricClient(doors.profile(doors.root))
     headers = {"authorization": f"Bearer {doors.acme}"}
     url = f"https://localhost:{port}/v1/chat/completions"
     try:

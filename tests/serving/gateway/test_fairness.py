@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.gateway.fairness import BYPASS_MAX, HALF_LIFE_US, OVERDUE_EVERY, FairQueue, Ticket
+from serving.gateway.fairness import BYPASS_MAX, HALF_LIFE_US, OVERDUE_EVERY, FairQueue, QueueTicket
 
 ACCOUNTS = ("ann", "bob", "cem", "dee")
 STEPS = st.lists(
@@ -28,7 +28,7 @@ def played(steps):
         taken = None
         match step:
             case ("put", account, rank, cost):
-                ticket = Ticket(f"{account}{rank}", rank=rank, cost=cost)
+                ticket = QueueTicket(f"{account}{rank}", rank=rank, cost=cost)
                 queue.put(ticket)
                 waiting.append(ticket)
             case ("take", passed_us):
@@ -74,14 +74,14 @@ def test_nobody_waits_longer_than_the_bound_whatever_the_others_do(ahead, flood,
     """The worst there is: a starter with the largest counter, and a flood of better tiers' new accounts for ever."""
     queue = FairQueue()
     for number in range(ahead):
-        queue.put(Ticket(f"before{number}", rank=2, cost=cost))
+        queue.put(QueueTicket(f"before{number}", rank=2, cost=cost))
     queue.charge("starter", 10**9)
-    victim = Ticket("starter", rank=2, cost=1)
+    victim = QueueTicket("starter", rank=2, cost=1)
     queue.put(victim)
     turns = 0
     while victim.waiting:
         for number in range(flood):
-            queue.put(Ticket(f"new{turns}/{number}", rank=1, cost=cost))
+            queue.put(QueueTicket(f"new{turns}/{number}", rank=1, cost=cost))
         queue.take(0)
         turns += 1
         assert turns <= ahead + BYPASS_MAX + OVERDUE_EVERY * (ahead + 2)
@@ -97,7 +97,7 @@ def test_two_who_always_wait_are_served_alike_to_within_a_request(costs, account
     def put(name):
         turn[name] += 1
         # The first asks for one at a time, the others for more at once: it must not pay.
-        queue.put(Ticket(name, rank=1, cost=costs[(turn[name] + len(name)) % len(costs)]))
+        queue.put(QueueTicket(name, rank=1, cost=costs[(turn[name] + len(name)) % len(costs)]))
 
     for name in names:
         for _ in range(1 if name == names[0] else 4):
@@ -112,8 +112,8 @@ def test_two_who_always_wait_are_served_alike_to_within_a_request(costs, account
 def test_professional_goes_before_starter_and_the_overdue_get_their_share():
     queue = FairQueue()
     for _ in range(200):
-        queue.put(Ticket("starter", rank=2, cost=10))
-        queue.put(Ticket("pro", rank=1, cost=10))
+        queue.put(QueueTicket("starter", rank=2, cost=10))
+        queue.put(QueueTicket("pro", rank=1, cost=10))
     order = [queue.take(0).account for _ in range(200)]
     assert order[:BYPASS_MAX] == ["pro"] * BYPASS_MAX
     assert order.count("starter") == 200 // (BYPASS_MAX + 3)  # one each time it is overdue, and it never waits longer
@@ -124,7 +124,7 @@ def test_a_long_line_of_ones_own_takes_no_turns_from_others():
     queue = FairQueue()
     for account in range(10):
         for _ in range(40 * (account + 1)):
-            queue.put(Ticket(f"account{account}", rank=1, cost=100))
+            queue.put(QueueTicket(f"account{account}", rank=1, cost=100))
     served = Counter(queue.take(0).account for _ in range(400))
     assert set(served.values()) == {40}
 
@@ -132,11 +132,11 @@ def test_a_long_line_of_ones_own_takes_no_turns_from_others():
 def test_idleness_saves_up_no_turns():
     queue = FairQueue()
     for _ in range(20):
-        queue.put(Ticket("busy", rank=1, cost=100))
+        queue.put(QueueTicket("busy", rank=1, cost=100))
     for _ in range(10):
         queue.take(0)
     for _ in range(10):
-        queue.put(Ticket("back", rank=1, cost=100))
+        queue.put(QueueTicket("back", rank=1, cost=100))
     assert Counter(queue.take(0).account for _ in range(10)) == {"busy": 5, "back": 5}
 
 
@@ -154,8 +154,8 @@ def test_a_correction_downwards_gives_the_turn_back():
     queue = FairQueue()
     for name in ("ann", "bob"):
         queue.charge(name, 1_000)
-        queue.put(Ticket(name, rank=1, cost=10))
-        queue.put(Ticket(name, rank=1, cost=10))
+        queue.put(QueueTicket(name, rank=1, cost=10))
+        queue.put(QueueTicket(name, rank=1, cost=10))
     queue.charge("bob", -900)
     assert [queue.take(0).account for _ in range(3)] == ["bob", "bob", "ann"]
 
@@ -163,7 +163,7 @@ def test_a_correction_downwards_gives_the_turn_back():
 def test_tickets_that_leave_take_no_memory_with_them():
     queue = FairQueue()
     for number in range(10_000):
-        ticket = Ticket(f"account{number}", rank=1, cost=1)
+        ticket = QueueTicket(f"account{number}", rank=1, cost=1)
         queue.put(ticket)
         queue.drop(ticket)
     assert len(queue._due) < 200

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fabric.system.ports import free_port
 from serving.gateway.behind import ALIVE, CLIENT, SECRET
 from serving.gateway.keys import GUESSES_PER_S
-from serving.host.haproxy import Front, binary, configuration
+from serving.host.haproxy import Frontend, binary, configuration
 from serving.host.ingress import Ingress
 from tests.serving.engine_standin import EngineStandin
 from tests.serving.gateway.front import OURS, fronted, is_served, post, until
@@ -261,7 +261,7 @@ async def test_a_large_body_passes_and_one_too_large_is_told_so(tmp_path):
 def test_every_configuration_has_each_gateway_once_and_the_secret_nowhere_a_client_sees_it(
     host, gateways, connections, metrics, wait_s
 ):
-    front = Front(
+    front = Frontend(
         listen=f"{host}:7480", certificate=None, secret=OURS, socket=Path("/x"), connections=connections, metrics=metrics,
         wait_s=wait_s,
     )  # fmt: skip
@@ -278,7 +278,7 @@ def test_every_configuration_has_each_gateway_once_and_the_secret_nowhere_a_clie
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "[::1]", "[::]"])
 async def test_haproxy_takes_what_is_written_for_it(tmp_path, host):
-    front = Front(
+    front = Frontend(
         listen=f"{host}:{free_port()}",
         certificate=None,
         secret=OURS,

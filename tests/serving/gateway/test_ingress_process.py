@@ -23,11 +23,11 @@ from fabric.daemon.serving_host import hosts_of
 from fabric.errors import Unavailable
 from fabric.system.ports import free_port
 from fabric.wire import fabric_pb2 as pb
-from serving.fabric_client import GrpcLedger
+from serving.fabric_client import FabricClient
 from serving.gateway.__main__ import secret_of
 from serving.host import gateways as keeping
 from serving.host.__main__ import located
-from serving.host.haproxy import Front, binary
+from serving.host.haproxy import Frontend, binary
 from serving.host.ingress import Ingress
 from tests.serving import engine_standin
 from tests.serving.engine_standin import EngineStandin
@@ -209,7 +209,7 @@ async def test_an_address_that_is_taken_is_said_with_haproxys_own_words(tmp_path
     with free_socket() as taken:
         taken.listen()
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
-        front = Front(listen=listen, certificate=None, secret=OURS, socket=Path())
+        front = Frontend(listen=listen, certificate=None, secret=OURS, socket=Path())
         with pytest.raises(Unavailable, match=r"in use|bind") as refused:
             async with Ingress(front, place=tmp_path, certificate=None, gateways=1):
                 pass
@@ -235,7 +235,7 @@ async def test_gateways_that_are_killed_come_back_behind_it_and_a_cut_stream_is_
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     listen = f"127.0.0.1:{free_port()}"
     serving = ServingConfig(listen=listen, gateways=2, grace_s=10)
-    stopped, ledger = asyncio.Event(), GrpcLedger(doors.profile(doors.root))
+    stopped, ledger = asyncio.Event(), FabricClient(doors.profile(doors.root))
     kept = asyncio.create_task(keeping.keep_gateways(serving, listen=listen, state_dir=state_dir, stopped=stopped))
     trusted = ssl.create_default_context(cafile=str(doors.tls.ca))
     url, headers = f"https://{listen}/v1/chat/completions", {"authorization": f"Bearer {doors.acme}"}
@@ -286,7 +286,7 @@ async def test_one_gateway_without_an_ingress_stands_at_the_address_itself_and_c
     file = ServingConfig(listen="127.0.0.1:7480", tls="plain", endpoint="http://ai.example/v1", admin_port=7481)
     serving = located(file, listen)
     assert (serving.has_ingress, serving.admin_port, located(file, file.listen).admin_port) == (False, None, 7481)
-    stopped, ledger = asyncio.Event(), GrpcLedger(doors.profile(doors.root))
+    stopped, ledger = asyncio.Event(), FabricClient(doors.profile(doors.root))
     kept = asyncio.create_task(keeping.keep_gateways(serving, listen=listen, state_dir=state_dir, stopped=stopped))
     try:
         async with aiohttp.ClientSession() as http:

@@ -24,10 +24,10 @@ from fabric.client.client import new_request_id
 from fabric.errors import Unavailable
 from fabric.gate.events import OpenAccount, TopUp
 from fabric.wire import fabric_pb2 as pb
-from serving.fabric_client import GrpcLedger
+from serving.fabric_client import FabricClient
 from serving.gateway.__main__ import secret_of
 from serving.gateway.address import certificate_of
-from serving.host.haproxy import Front
+from serving.host.haproxy import Frontend
 from serving.host.ingress import Ingress
 from tests.doors.conftest import House as Doors
 from tests.serving.gateway.house import RATE, free_socket
@@ -166,7 +166,7 @@ class Gateways:
 
 
 def ingress_at(listen, state_dir):
-    front = Front(listen=listen, certificate=None, secret=secret_of(state_dir, "ingress"), socket=Path())
+    front = Frontend(listen=listen, certificate=None, secret=secret_of(state_dir, "ingress"), socket=Path())
     files = certificate_of(listen, state_dir, cert=None, key=None, is_plain=False)
     return Ingress(front, place=state_dir, certificate=files, gateways=2)
 
@@ -184,7 +184,7 @@ async def ran(doors, state_dir, seed, listen, ingress, *, seconds, harm):
     gateways = Gateways(state_dir, listen, ingress)
     for place in range(2):
         await gateways.start(place)
-    ledger = GrpcLedger(doors.profile(doors.root))
+    ledger = FabricClient(doors.profile(doors.root))
     seen = Counter()
 
     async def report():

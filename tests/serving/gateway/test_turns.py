@@ -10,7 +10,7 @@ from serving.gateway import admission, calling
 from serving.gateway.admission import WAITING_PER_ACCOUNT_MAX, Pool, Pools
 from serving.gateway.app import Limits
 from serving.gateway.directory import ModelFacts, Replica
-from serving.gateway.fairness import Ticket
+from serving.gateway.fairness import QueueTicket
 from tests.serving.gateway.house import CHAT, STREAM, house_of
 
 
@@ -21,7 +21,7 @@ def replica(number, **facts):
 
 
 def ticket(account="ann", rank=2, cost=10):
-    return Ticket(account, rank=rank, cost=cost)
+    return QueueTicket(account, rank=rank, cost=cost)
 
 
 async def settle():

@@ -2,7 +2,7 @@
 
 from fabric.audit.merkle import Tree
 from fabric.journal.store import Snapshot
-from tests.test_writer import Counting, hold, world
+from tests.journal.counting import Counting, hold, world
 
 __all__ = ["world"]
 
