@@ -173,18 +173,8 @@ class Auditor:
         (after,) = asked.after or (-1,)
         entries = await self._history.entries(asked.account_id, asked.job_id, after=after, size=size, limit=asked.limit)
         proofs = await self._tree.inclusion([entry.seq for entry in entries], size=size)
-        receipts = tuple(
-            Receipt(
-                seq=entry.seq,
-                leaf="" if _withheld(entry, asked.account_id) else base64.b64encode(entry.leaf).decode(),
-                leaf_hash=leaf_hash(entry.leaf).hex(),
-                proof=tuple(node.hex() for node in proof),
-                tree_size=size,
-                checkpoint=note,
-                key=self.verifier_key,
-            )
-            for entry, proof in zip(entries, proofs, strict=True)
-        )
+        bare = Receipt(seq=0, leaf="", leaf_hash="", proof=(), tree_size=size, checkpoint=note, key=self.verifier_key)
+        receipts = await aside(_receipts, bare, asked.account_id, entries, proofs)
         more = len(entries) >= asked.limit
         following = replace(asked, size=size, after=(entries[-1].seq,)) if more else None
         return ReceiptsPage(receipts=receipts, following=following)
@@ -315,6 +305,22 @@ class Auditor:
         while price is not None:
             yield price
             price = await anext(prices, None)
+
+
+def _receipts(
+    bare: Receipt, account_id: str, entries: list[Entry], proofs: list[tuple[bytes, ...]]
+) -> tuple[Receipt, ...]:
+    """Of each entry, from what is the same in all of them."""
+    return tuple(
+        replace(
+            bare,
+            seq=entry.seq,
+            leaf="" if _withheld(entry, account_id) else base64.b64encode(entry.leaf).decode(),
+            leaf_hash=leaf_hash(entry.leaf).hex(),
+            proof=tuple(node.hex() for node in proof),
+        )
+        for entry, proof in zip(entries, proofs, strict=True)
+    )
 
 
 def _decoded(rows: list[bytes], decoder: "msgspec.json.Decoder[T]") -> list[T]:

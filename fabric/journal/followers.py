@@ -11,8 +11,8 @@ Knows nothing of what an entry says. Ideas: Kafka's consumer offsets, PostgreSQL
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
 from enum import StrEnum
 from typing import Final, Protocol
 
@@ -28,7 +28,9 @@ BATCH: Final = 500
 SCAN: Final = 20_000
 """Entries that a follower of one account passes over at once."""
 POLL_S: Final = 0.2
-"""How soon a follower that nobody wakes looks for more."""
+"""How often a follower looks for more: whoever can't wait reads the journal itself."""
+TELL_S: Final = 5.0
+"""How often it is said how far a follower is that has much to catch up with."""
 PAUSE_MAX_S: Final = 30.0
 """The longest pause after something has failed again."""
 
@@ -138,16 +140,15 @@ class Follower:
         self._batch = batch
         self._at: Position | None = None
         """The consumer's position, as long as nothing has failed."""
-        self._woken = asyncio.Event()
-
-    def wake(self) -> None:
-        """There is more to read: for whoever knows. Not needed, only sooner."""
-        self._woken.set()
 
     async def catch_up(self) -> Position:
         """Hand on all that is there now; the consumer's position then."""
+        tell_at = time.monotonic() + TELL_S
         while await self.step():
-            pass
+            if self._at is not None and time.monotonic() > tell_at:
+                tell_at = time.monotonic() + TELL_S
+                size = (await self._source.head()).size
+                log.info("follower_catches_up", follower=self._name, entry=self._at.seq, of=size)
         assert self._at is not None
         return self._at
 
@@ -192,10 +193,7 @@ class Follower:
             if failed:
                 log.info("follower_goes_on", follower=self._name)
             failed, pause_s = "", POLL_S
-            with suppress(TimeoutError):
-                async with asyncio.timeout(POLL_S):
-                    await self._woken.wait()
-            self._woken.clear()
+            await asyncio.sleep(POLL_S)
 
     # -- where to begin ------------------------------------------------------------------------------------------------
 

@@ -62,13 +62,10 @@ class JournalTree:
             return self._tree.root(size)
 
     async def inclusion(self, seqs: Sequence[int], *, size: int) -> list[tuple[bytes, ...]]:
-        """What shows that these entries are among the first `size`."""
-        proofs: list[tuple[bytes, ...]] = []
+        """What shows that these entries, a page of them at most, are among the first `size`."""
         async with self._turn:
-            for seq in seqs:
-                await self._hold(seq, size)
-                proofs.append(self._tree.inclusion(seq, size=size))
-        return proofs
+            await self._hold(*seqs, size)
+            return await aside(_inclusion, self._tree, seqs, size)
 
     async def consistency(self, old_size: int, *, size: int) -> tuple[bytes, ...]:
         """What shows that the first `old_size` entries are a prefix of the first `size`."""
@@ -117,6 +114,10 @@ class JournalTree:
                 raise integrity.corrupt(
                     f"the leaf hashes from entry {tile * TILE} on don't lead to the sealed root", seq=None
                 )
+
+
+def _inclusion(tree: TiledTree, seqs: Sequence[int], size: int) -> list[tuple[bytes, ...]]:
+    return [tree.inclusion(seq, size=size) for seq in seqs]
 
 
 def _tile_roots(hashes: list[bytes]) -> list[bytes]:

@@ -1,6 +1,7 @@
 """A journal with every kind of event, what is made of it, and what is read from that: for the tests of the projection."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -30,7 +31,8 @@ def newest_story(folder: Path) -> list[Entry]:
         await journal.close()
         return found
 
-    return asyncio.run(read())
+    with ThreadPoolExecutor(1) as thread:  # whoever asks may have a loop of its own running
+        return thread.submit(asyncio.run, read()).result()
 
 
 class Story(Shelf):

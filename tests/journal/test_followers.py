@@ -1,10 +1,12 @@
 """Followers of the journal: what they hand on, whatever crashes, restarts or is missing meanwhile."""
 
+import asyncio
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from fabric.audit.merkle import leaf_hash
 from fabric.errors import JournalCorrupt, Unavailable
@@ -232,6 +234,36 @@ async def test_in_a_journal_restored_to_an_earlier_time_the_consumer_begins_anew
     book.heard.clear()
     await follower_of(earlier, book).catch_up()
     assert (book.anew, book.heard) == (1, list(earlier.entries.values()))
+
+
+async def test_how_far_it_is_is_said_to_whoever_waits_for_it(monkeypatch):
+    monkeypatch.setattr("fabric.journal.followers.TELL_S", 0)
+    shelf, book = Shelf(), Notebook()
+    shelf.grow(*ACCOUNTS * 3)
+    with capture_logs() as said:
+        await follower_of(shelf, book).catch_up()
+    assert [(one["event"], one["entry"], one["of"]) for one in said] == [
+        ("follower_catches_up", seq, 9) for seq in (4, 8, 9)
+    ]
+
+
+async def test_a_follower_that_runs_goes_on_after_what_has_failed(monkeypatch):
+    monkeypatch.setattr("fabric.journal.followers.POLL_S", 0.001)
+    shelf, book = Shelf(), Notebook()
+    shelf.grow(*ACCOUNTS)
+    book.crash_at = "amid"
+    with capture_logs() as said:
+        running = asyncio.create_task(follower_of(shelf, book).run())
+        while not await asyncio.sleep(0.01, len(book.heard) >= 3):
+            pass
+        book.crash_at = ""
+        while book.kept is None or book.kept.seq < 4:
+            shelf.grow(*ACCOUNTS[: 4 - shelf.size])
+            await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.wait([running])
+    assert once(book.heard) == list(shelf.entries.values())
+    assert [one["event"] for one in said] == ["follower_failed", "follower_goes_on"], "each is said once"
 
 
 async def test_a_journal_that_is_away_is_no_gap():
