@@ -45,6 +45,8 @@ REST_MAX: Final = 2_000
 WAIT_S: Final = 2.0
 """How long the follower is waited for where there are more."""
 LOOK_S: Final = 0.05
+AGAIN_S: Final = 30.0
+"""Where that was in vain, nobody waits for it for so long."""
 REST_KEPT_MAX: Final = 10_000
 RESTS_KEPT: Final = 8
 """Of what pages of the same answer need again."""
@@ -96,8 +98,8 @@ class History:
         self._journal = journal
         self._tables = tables
         self._rests: dict[tuple[str | None, int], _Rest] = {}
-        self._waited_for = 0
-        """The largest size for which the follower has had its moment in vain."""
+        self._waits_from = 0.0
+        """When a follower that had its moment in vain is given the next one."""
 
     async def records(
         self, account_id: str | None, job_id: str | None, *, after: Place, until_us: int | None, size: int, limit: int
@@ -224,7 +226,7 @@ class History:
 
     async def _kept(self, size: int, *queries: Query) -> tuple[Position, list[list[Row]]]:
         """What is kept, once the follower is near enough, or has had its moment."""
-        give_up_at = time.monotonic() + WAIT_S
+        give_up_at = time.monotonic() + (WAIT_S if time.monotonic() >= self._waits_from else 0)
         nothing: tuple[Position, list[list[Row]]] = Position(0), [[] for _ in queries]
         if self._tables is None:
             return nothing
@@ -234,10 +236,10 @@ class History:
                 kept = progress(at) or Position(0), found
             except (NoTables, DamagedTables):
                 kept = nothing
-            if size - kept[0].seq <= REST_MAX or size <= self._waited_for:
+            if size - kept[0].seq <= REST_MAX:
                 return kept
-            if time.monotonic() > give_up_at:
-                self._waited_for = size
+            if time.monotonic() >= give_up_at:
+                self._waits_from = max(self._waits_from, time.monotonic() + AGAIN_S)
                 return kept
             await asyncio.sleep(LOOK_S)
 

@@ -6,7 +6,9 @@ while it is away, whoever asks reads from the journal itself.
 """
 
 import asyncio
+import subprocess
 import sys
+import time
 from contextlib import suppress
 from typing import Final
 
@@ -20,6 +22,7 @@ log = structlog.get_logger()
 
 PAUSES_S: Final = (0.5, 1, 2, 5, 10, 30)
 """Before it is started again, each longer than the last, until it has stayed up for a while."""
+LOOK_S: Final = 0.2
 WELL_S: Final = 60.0
 STOP_S: Final = 5.0
 
@@ -34,45 +37,51 @@ def place_of(config: ClusterConfig) -> Place:
 
 
 class FollowerProcess:
-    """Keeps a follower's process running."""
+    """Keeps a follower's process running. Whose event loop that is doesn't matter: it is waited for by looking."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def pid(self) -> int | None:
         """Of the process, while one runs."""
-        return self._process.pid if self._process is not None and self._process.returncode is None else None
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     async def run(self) -> None:
         """Start it, and start it again whenever it ends; until cancelled, which ends it."""
         failures = 0
         try:
             while True:
-                began = asyncio.get_running_loop().time()
-                self._process = await self._start()
-                ended = await self._process.wait()
-                lasted_s = asyncio.get_running_loop().time() - began
+                began = time.monotonic()
+                self._process = await asyncio.to_thread(self._start)
+                while await asyncio.sleep(LOOK_S, self._process.poll()) is None:
+                    pass
+                self._stop()
+                lasted_s = time.monotonic() - began
                 failures = 0 if lasted_s > WELL_S else failures + 1
-                log.warning("follower_ended", code=ended, lasted_s=round(lasted_s))
+                log.warning("follower_ended", code=self._process.returncode, lasted_s=round(lasted_s))
                 await asyncio.sleep(PAUSES_S[min(failures, len(PAUSES_S) - 1)])
         finally:
-            await self._stop()
+            self._stop()
 
-    async def _start(self) -> asyncio.subprocess.Process:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "fabric.journal"), stdin=asyncio.subprocess.PIPE, start_new_session=True
+    def _start(self) -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fabric.journal"], stdin=subprocess.PIPE, start_new_session=True
         )
         assert process.stdin is not None
         with suppress(OSError):
             process.stdin.write(msgspec.json.encode(self._place) + b"\n")
-            await process.stdin.drain()
+            process.stdin.flush()
         return process
 
-    async def _stop(self) -> None:
-        """At once: what it was about to keep is made again."""
-        if self._process is not None and self._process.returncode is None:
-            with suppress(ProcessLookupError, TimeoutError):
-                self._process.kill()
-                await asyncio.wait_for(self._process.wait(), STOP_S)
+    def _stop(self) -> None:
+        """At once, and let go of it: what it was about to keep is made again."""
+        if self._process is None:
+            return
+        self._process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_S)
+        if self._process.stdin is not None:
+            with suppress(OSError):
+                self._process.stdin.close()
