@@ -53,7 +53,7 @@ def test_a_loss_that_is_no_number_any_more_is_not_shown_as_the_one_before():
 
 def test_news_are_passed_on_at_a_bounded_rate(monkeypatch):
     now = [1_000.0]
-    monkeypatch.setattr("fabric.context.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("fabric.context.job.time.monotonic", lambda: now[0])
     calls = []
     job = Context(Place(job_id="j"), on_report=lambda: calls.append(job.progress.step))
     for step in range(1, 1_001):

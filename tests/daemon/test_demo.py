@@ -21,7 +21,7 @@ def ended(monkeypatch, tmp_path):
         (tmp_path / "state").mkdir()
         monkeypatch.setattr(demo, "_bring_up", lambda _: _raise(up))
         monkeypatch.setattr(demo.story, "tell", lambda *_, **__: _raise(told))
-        monkeypatch.setattr(demo.house, "down", lambda place, *, now: downs.append((place, now)))
+        monkeypatch.setattr(demo.daemon, "down", lambda place, *, now: downs.append((place, now)))
         return demo.main([*words]), len(downs), (tmp_path / "state").exists()
 
     return ended

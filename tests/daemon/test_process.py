@@ -299,20 +299,20 @@ def test_the_doctor_ends_with_zero_where_nothing_fails(state_dir, file):
 SERVES = """
 import os, signal, sys, time
 from pathlib import Path
-from fabric import house
+from fabric import daemon
 from fabric.daemon.state_dir import announce, tell
 
 place, clears_s = Path(sys.argv[1]), float(sys.argv[2])
 ended = []
 signal.signal(signal.SIGTERM, lambda *_: ended.append(time.monotonic()))
-with house.held(place):
-    announce(place, house.Running(name="here", pid=os.getpid(), address="", ca="", dashboard="", ray_address="",
+with daemon.held(place):
+    announce(place, daemon.Running(name="here", pid=os.getpid(), address="", ca="", dashboard="", ray_address="",
                                   verifier_key="", state_dir=str(place), nodes=1))
     print("up", flush=True)
     while not ended:
         time.sleep(0.01)
-    tell(house.ending_file(place), house.Step(doing="saving", within_s=60))
-    while time.monotonic() < ended[0] + clears_s and not house.now_file(place).exists():
+    tell(daemon.ending_file(place), daemon.Step(doing="saving", within_s=60))
+    while time.monotonic() < ended[0] + clears_s and not daemon.now_file(place).exists():
         time.sleep(0.01)
 """
 

@@ -53,10 +53,11 @@ async def test_where_ray_says_nothing_all_of_it_is_ended_at_once(ended, monkeypa
 AGAIN = """
 import argparse, os, sys
 from pathlib import Path
-from fabric import house, recovery
+from fabric import daemon
+from fabric.daemon import recovery
 
 place, kept = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None
-with house.held(place, kept=kept) as lock:
+with daemon.held(place, kept=kept) as lock:
     print("held", lock, flush=True)
     sys.stdin.readline()
     if kept is None:

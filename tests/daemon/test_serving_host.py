@@ -18,9 +18,9 @@ ROOT = Path(__file__).parents[2]
 STARTS_HOST = """
 import asyncio, sys
 from pathlib import Path
-from fabric.daemon import hosting
-hosting.MODULE = "tests.daemon.host_standin"
-asyncio.run(hosting.Hosting(Path(sys.argv[1]), listen="127.0.0.1:1", config=None, grace_s=1).run())
+from fabric.daemon import serving_host
+serving_host.MODULE = "tests.daemon.host_standin"
+asyncio.run(serving_host.Hosting(Path(sys.argv[1]), listen="127.0.0.1:1", config=None, grace_s=1).run())
 """
 
 

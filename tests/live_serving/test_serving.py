@@ -137,7 +137,7 @@ def test_a_model_that_cannot_be_loaded_says_why_and_gives_its_lease_back(service
 
 TRAIN = """
 import os
-from training import byte_lm
+from training.demo import byte_lm
 
 byte_lm.train(steps=10, export_to=os.path.join(os.environ["FABRIC_CHECKPOINT_DIR"], "model"))
 """
