@@ -28,7 +28,7 @@ class Limits:
     streams: int = 128
     """At once: what is watched, followed, fetched and uploaded, for each customer and each operator key."""
     histories: int = 4
-    """Of those, statements, receipts, exports and usage: each reads all that a customer ever did."""
+    """Of those, statements, receipts, exports and usage: each may be about all that a customer ever did."""
     calls: int = 1_000
     """In hand at once, streams included."""
     messages: int = 16

@@ -189,4 +189,5 @@ class Core:
         """Whoever watches this job is told."""
         self.state.revision += 1
         job.revision = self.state.revision
+        self.changed.pop(job.job_id, None)  # in the order of their last change
         self.changed[job.job_id] = None

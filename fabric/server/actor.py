@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from copy import copy
-from heapq import nsmallest
 from typing import Any, Final
 
 import structlog
@@ -39,7 +38,7 @@ from fabric.server.chores import again_and_again, next_due
 from fabric.server.start_terms import CLOCK_AHEAD, IDLE_TICKS, Jumps, StartTerms, check_clock
 from fabric.server.wiring import cluster_settings, open_archive_of, open_journal_of
 from fabric.storage.archive import Archive
-from fabric.units import AccountId, JobId
+from fabric.units import JobId
 
 ACTOR_NAME: Final = "gate"
 TICK_MAX_S: Final = 1.0
@@ -382,15 +381,12 @@ class GateActor:
         return self._views(due)
 
     def _changed_since(self, account_id: str | None, after_revision: int) -> list[JobView]:
-        core = self._writer.core
-        if account_id is not None:
-            own = (job for job in core.jobs_of(AccountId(account_id)) if job.revision > after_revision)
-            return self._views(job.job_id for job in nsmallest(CHANGES_MAX, own, key=lambda job: job.revision))
-        newer: list[JobId] = []
+        jobs, newer = self._writer.core.state.jobs, list[JobId]()
         for job_id, revision in reversed(self._latest.items()):
             if revision <= after_revision:
                 break
-            newer.append(job_id)
+            if account_id is None or ((job := jobs.get(job_id)) is not None and job.account_id == account_id):
+                newer.append(job_id)
         return self._views(newer[: -CHANGES_MAX - 1 : -1])
 
     def _views(self, job_ids: Any) -> list[JobView]:

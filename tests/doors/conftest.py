@@ -8,6 +8,7 @@ from io import BytesIO
 
 import cloudpickle
 import pytest
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from fabric.api.grpc_server import serve
@@ -180,10 +181,12 @@ class StandInPort:
         self._reachable()
         match question:
             case RecordsOf(account_id=account, job_id=job):
-                found = (
+                found = [
                     each for each in self.records if account in (None, each.account_id) and job in (None, each.job_id)
-                )
-                return RecordsPage(records=tuple(found))
+                ]
+                start = question.after[0] if question.after else 0
+                after = replace(question, after=(start + 2,)) if len(found) > start + 2 else None
+                return RecordsPage(records=tuple(found[start : start + 2]), following=after)
             case CheckpointOf():
                 return Sealed(note="note", key="key")
             case ReceiptsOf():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fabric.errors import Conflict
 from fabric.journal.encoding import decode_entry
 from fabric.journal.history import History
-from fabric.journal.tables import RECORDS, select
+from fabric.journal.tables import GAPS, PROGRESS, RECORDS, select
 from fabric.journal.tables_sqlite import SqliteTables
 from tests.audit.plain_statement import summarise
 from tests.journal.story import (
@@ -151,4 +151,33 @@ async def test_pages_fit_together_while_the_follower_goes_on_between_them(story,
             with suppress(Conflict):
                 await follower.step()
         assert found == all_records(story, account)
+    await tables.close()
+
+
+async def test_no_page_is_found_by_looking_through_a_table_or_by_sorting_it(story, tmp_path):
+    """However long the journal is: each query walks an index from where its page begins."""
+    shelf, tables = Story(story), SqliteTables(tmp_path / "tables")
+    shelf.grow_to(len(story))
+    await follower_of(shelf, tables).catch_up()
+    asked, read = [], tables.read
+
+    async def noted(*queries):
+        asked.extend(queries)
+        return await read(*queries)
+
+    tables.read = noted
+    history, (accounts, jobs), size = History(shelf, tables), names_in(story), len(story)
+    for account, job in ((accounts[0], None), (accounts[0], jobs[0]), (None, None), (None, jobs[0])):
+        await records_of(history, account, job, from_us=1, until_us=2**60, size=size)
+    await statement_of(history, accounts[0], from_us=1, until_us=2**60, size=size)
+    await history.entries(accounts[0], jobs[0], after=-1, size=size, limit=PAGE)
+    for account in (accounts[0], None):
+        await history.jobs(account, before=(2**60, ""), from_us=1, size=size, limit=PAGE)
+    of_one = {PROGRESS.name, GAPS.name}
+    texts = {text: given for text, given in asked if not any(f".{name} " in text for name in of_one)}
+    assert len(texts) >= 10
+    for text, values in texts.items():
+        (plan,) = await read((f"EXPLAIN QUERY PLAN {text}", values))
+        steps = [row[-1] for row in plan]
+        assert not [step for step in steps if "TEMP B-TREE" in step or step.startswith("SCAN")], (text, steps)
     await tables.close()
