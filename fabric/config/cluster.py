@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from fabric.config.files import read_sections
+from fabric.config.scheduling import SchedulingSection
 from fabric.config.sections import (
     FilePath,
     ListenAddress,
@@ -275,6 +276,7 @@ class ClusterConfig(Section):
     signing_key: FilePath = Path("${FABRIC_STATE_DIR}/signing.key")
     """The Ed25519 key that signs checkpoints; made on the first start."""
     limits: LimitsConfig = LimitsConfig()
+    scheduling: SchedulingSection = SchedulingSection()
     storage: StorageConfig = StorageConfig()
     serving: ServingConfig | None = None
     """Metered inference; None = none here."""

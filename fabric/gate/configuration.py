@@ -13,6 +13,7 @@ from fabric.gate.instructions import Accepted, Outcome
 from fabric.gate.lifecycle import TERMINAL
 from fabric.gate.payments import CHANNELS
 from fabric.gate.prices import unpriced
+from fabric.placement.quotas import POLICY_COUNT_MAX
 from fabric.units import AMOUNT_UHS_MAX, format_ct
 
 HOUR_US: Final = 3_600_000_000
@@ -29,6 +30,8 @@ def configure(core: Core, event: Configure) -> Outcome:
     core.book.settlement_window_us = event.catalogue.settlement_hours * HOUR_US
     core.note_prices()
     models.reprice(core)
+    if event.policy is not None and event.policy != core.state.placement.policy:
+        core.planner.follow(event.policy, now_us=core.now_us)
     for account_id in dict.fromkeys(record.account_id for record in core.state.subscriptions):
         treasury.set_spending(core, account_id)
     return Accepted()
@@ -84,6 +87,11 @@ def _mistaken(event: Configure) -> Outcome | None:
     if not 0 <= hours <= SETTLEMENT_HOURS_MAX:
         return refusals.invalid(
             f"a lapsed hold is set aside for 0 to {SETTLEMENT_HOURS_MAX} hours, not {hours}", code="invalid_config"
+        )
+    if event.policy is not None and (mistake := event.policy.mistake):
+        return refusals.invalid(
+            f"the policy of placement can't be meant, in {mistake}: times are of 0 to 365 days, counts of up to {POLICY_COUNT_MAX}",
+            code="invalid_config",
         )
     if event.payments not in CHANNELS:
         return refusals.invalid(

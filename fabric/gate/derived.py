@@ -124,7 +124,7 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
     "Waiting": {"_state": STATE, "_cluster": FIXED, "queue": FIXED, "pins": FIXED},
     "Reservations": {"_state": STATE, "_cluster": FIXED},
     "Preemption": {"_state": STATE, "_cluster": FIXED, "_budget": FIXED},
-    "EvictionBudget": {"_evictions": STATE, "_max": FIXED},
+    "EvictionBudget": {"_evictions": STATE},
     "Decisions": dict.fromkeys(("_state", "_cluster", "_fairness", "_waiting", "_queue", "_preemption"), FIXED),
 }
 

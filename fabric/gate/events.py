@@ -29,6 +29,7 @@ from fabric.gate.serving_events import (
 )
 from fabric.ledger.scopes import ANYTHING, Scope, Service
 from fabric.placement.locality import Dataset, Holdings
+from fabric.placement.quotas import Policy
 from fabric.units import AccountId, JobId, KeyId, LeaseId, NodeId
 
 
@@ -73,6 +74,8 @@ class Configure(Event, frozen=True, kw_only=True, tag="configure"):
     operator: str = "op"
     payments: str = "sandbox"
     """Who says that something was paid: sandbox (whoever asks is believed) | operator (only what an operator books)."""
+    policy: Policy | None = None
+    """By which numbers jobs are placed; None = as before."""
     request_id: str = ""
 
 

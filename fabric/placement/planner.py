@@ -17,7 +17,7 @@ from fabric.placement.fitting import Shape
 from fabric.placement.jobs import Request, Unplaceable, rank_of
 from fabric.placement.preemption import Preemption
 from fabric.placement.queue import Queue
-from fabric.placement.quotas import Fairness
+from fabric.placement.quotas import Fairness, Policy
 from fabric.placement.reservations import Reservations
 from fabric.placement.state import Node, PlacementState, Queued
 from fabric.placement.waiting import Waiting
@@ -38,6 +38,12 @@ class Planner:
         self._decisions = Decisions(
             state, self._cluster, fairness=self._fairness, waiting=self._waiting, preemption=self._preemption
         )
+        self._rebuild_queue()
+
+    def follow(self, policy: Policy, *, now_us: int) -> None:
+        """Plan by another policy from now on. What was decided by the one before stands: places, pins and claims."""
+        self._fairness.follow(policy, now_us=now_us)
+        self._state.policy, self._state.epoch_us = policy, self._fairness.epoch_us
         self._rebuild_queue()
 
     # -- nodes ---------------------------------------------------------------------------------------------------------

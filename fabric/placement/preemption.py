@@ -27,10 +27,10 @@ class Preemption:
     def __init__(self, state: PlacementState, cluster: Cluster) -> None:
         self._state = state
         self._cluster = cluster
-        self._budget = EvictionBudget(state.evictions, evictions_max=state.policy.evictions_max)
+        self._budget = EvictionBudget(state.evictions)
 
     def is_left_alone(self, job_id: JobId, *, now_us: int) -> bool:
-        return self._budget.is_spent(job_id, now_us=now_us)
+        return self._budget.is_spent(job_id, evictions_max=self._state.policy.evictions_max, now_us=now_us)
 
     def make_room(self, queued: Queued, group: Group, *, now_us: int) -> list[Evict] | None:
         """Evict worse classes (or borrowers) for this job and claim what they free; None if that is not enough."""

@@ -11,12 +11,14 @@ from typing import Final
 
 import msgspec
 
-from fabric.units import PPM, AccountId, JobId
+from fabric.units import MICROS_PER_S, PPM, AccountId, JobId
 
 MINUTE_US: Final = 60_000_000
 HOUR_US: Final = 60 * MINUTE_US
 DAY_US: Final = 24 * HOUR_US
 
+POLICY_US_MAX: Final = 365 * DAY_US
+POLICY_COUNT_MAX: Final = 1_000_000
 _USAGE_MAX: Final = 2**62
 _UHS_PER_COUNT: Final = 1000
 _REBASE_AFTER: Final = 4
@@ -47,8 +49,22 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     retry_us: int = MINUTE_US
     """How long a blocked lane waits before victims are looked for again."""
     half_life_us: int = 7 * DAY_US
+    """After so long, use counts half as much against an account."""
     entry_us: int = 10 * MINUTE_US
     """Starting a job counts as the use of its devices for so long."""
+
+    @property
+    def mistake(self) -> str:
+        """What of it can't be meant, in words; "" if nothing."""
+        durations = {
+            "waits_us": min(self.waits_us), "run_us_min": self.run_us_min, "entry_us": self.entry_us,
+            "retry_us": self.retry_us - MICROS_PER_S, "half_life_us": self.half_life_us - HOUR_US,
+        }  # fmt: skip
+        longest = max(*self.waits_us, self.run_us_min, self.entry_us, self.retry_us, self.half_life_us)
+        found = [name for name, us in durations.items() if us < 0] + ["a time"] * (longest > POLICY_US_MAX)
+        counts = {"headroom_devices": 0, "bypasses_max": 1, "evictions_max": 1}
+        found += [name for name, least in counts.items() if not least <= getattr(self, name) <= POLICY_COUNT_MAX]
+        return ", ".join(found)
 
 
 class Account(msgspec.Struct, gc=False):
@@ -117,6 +133,18 @@ class Fairness:
             self.keys[account_id] = _key(account)
         return True
 
+    def follow(self, policy: Policy, *, now_us: int) -> None:
+        """Reckon by another policy from now on. What was used decays from here with the new half-life, and counts now as it
+        did a moment ago.
+        """
+        if policy.half_life_us != self._policy.half_life_us and self.epoch_us >= 0:
+            octaves, rest = divmod(max((now_us - self.epoch_us) * _STEPS // self._policy.half_life_us, 0), _STEPS)
+            for account_id, account in self._accounts.items():
+                account.usage = account.usage * _FACTORS[0] // (_FACTORS[rest] << octaves)
+                self.keys[account_id] = _key(account)
+            self.epoch_us = now_us
+        self._policy, self._factor_step = policy, -1
+
     def _add(self, account_id: AccountId, account: Account, amount: int, now_us: int) -> None:
         step = (now_us - self.epoch_us) * _STEPS // self._policy.half_life_us
         if step != self._factor_step:
@@ -129,11 +157,10 @@ class Fairness:
 class EvictionBudget:
     """How often each job was evicted within a day: the promise behind cheap capacity."""
 
-    __slots__ = ("_evictions", "_max")
+    __slots__ = ("_evictions",)
 
-    def __init__(self, evictions: dict[JobId, list[int]], *, evictions_max: int) -> None:
+    def __init__(self, evictions: dict[JobId, list[int]]) -> None:
         self._evictions = evictions
-        self._max = evictions_max
 
     def count(self, job_id: JobId, *, now_us: int) -> None:
         """One more eviction; what is older than a day is forgotten, the longest ago first."""
@@ -142,10 +169,10 @@ class EvictionBudget:
         while (eldest := next(iter(self._evictions))) != job_id and self._evictions[eldest][-1] <= now_us - DAY_US:
             del self._evictions[eldest]
 
-    def is_spent(self, job_id: JobId, *, now_us: int) -> bool:
+    def is_spent(self, job_id: JobId, *, evictions_max: int, now_us: int) -> bool:
         """Whether the job was evicted so often today that it is now left alone."""
         times = self._evictions.get(job_id)
-        return times is not None and sum(at > now_us - DAY_US for at in times) >= self._max
+        return times is not None and sum(at > now_us - DAY_US for at in times) >= evictions_max
 
 
 def _key(account: Account) -> int:

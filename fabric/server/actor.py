@@ -148,8 +148,8 @@ class GateActor:
         """Journal the prices, unless they are in force: a replay never reads today's files."""
         await self._up()
         state = self._writer.core.state
-        said = (prices.tariffs, prices.catalogue, prices.operator, prices.payments)
-        if (state.tariffs, state.catalogue, state.operator, state.payments) == said:
+        said = (prices.tariffs, prices.catalogue, prices.operator, prices.payments, prices.policy)
+        if (state.tariffs, state.catalogue, state.operator, state.payments, state.placement.policy) == said:
             return Accepted()
         (outcome,) = await self._writer.submit([prices])
         return outcome

@@ -62,6 +62,7 @@ async def find_or_start(
         catalogue=load_catalogue(config.plans),
         operator=config.operator,
         payments=config.payments or OPERATOR,
+        policy=config.scheduling.policy,
     )
     found = await _found(config)
     actor = found or _start(config, prices)

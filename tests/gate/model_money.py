@@ -31,9 +31,16 @@ from fabric.gate.events import (
 from fabric.gate.idempotency import REMEMBERED_US
 from fabric.gate.instructions import Accepted, Refusal
 from fabric.ledger.sweeping import REMEMBER_ENDED_US, REMEMBER_LAPSED_US
+from fabric.placement.quotas import Policy
 from tests.gate.driver import ACCOUNTS, SCOPES, USES, Driver, accounts, picks
 from tests.gate.oracle import CREDIT
 from tests.gate.world import CATALOGUE, DAY, STEEP, TARIFFS, S
+
+POLICIES = (
+    None, None, Policy(), Policy(half_life_us=DAY, entry_us=0), Policy(evictions_max=1, run_us_min=0),
+    Policy(headroom_devices=2, bypasses_max=1), Policy(waits_us=(0, 0, 0, 0, 0), retry_us=S),
+)  # fmt: skip
+"""None = as before."""
 
 
 class MoneyRules(Driver):
@@ -151,11 +158,12 @@ class MoneyRules(Driver):
 
     @rule(
         steep=st.booleans(),
-        bad=st.sampled_from([None, None, "plan", "type", "weight"]),
+        bad=st.sampled_from([None, None, "plan", "type", "weight", "policy"]),
         channel=st.sampled_from(["sandbox", "sandbox", "operator"]),
         dear=st.booleans(),
+        policy=st.sampled_from(POLICIES),
     )
-    def configure(self, steep, bad, channel, dear):
+    def configure(self, steep, bad, channel, dear, policy):
         """Prices change; or would, but for somebody or something that would be left without one."""
         tariffs = STEEP if steep else TARIFFS
         prices = [plan.price_microcny_per_ct * (3 if dear else 1) for plan in CATALOGUE.plans]
@@ -170,6 +178,7 @@ class MoneyRules(Driver):
                 tariffs=msgspec.structs.replace(tariffs, weights=weights.get(bad, tariffs.weights)),
                 catalogue=catalogue,
                 payments=channel,
+                policy=Policy(half_life_us=0) if bad == "policy" else policy,
             )
         )
         assert isinstance(outcome, Accepted) if bad is None else outcome.code == "invalid_config"

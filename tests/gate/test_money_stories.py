@@ -23,6 +23,7 @@ from fabric.gate.events import (
 )
 from fabric.gate.questions import BalanceOf, KeyOf
 from fabric.ledger import Service, Use
+from fabric.placement.quotas import Policy
 from tests.gate.conftest import finished, metered, removed, started, submit, top_up
 from tests.gate.world import CATALOGUE, DAY, TARIFFS, S, spec
 
@@ -320,3 +321,14 @@ def test_a_grant_in_scope_burns_before_the_wallet(story):
     story.must(Grant(account_id="ada", amount_uhs=50 * S, lifetime_us=DAY))
     (transfer,) = story.do(submit()).transfers
     assert [share.amount_uhs for share in transfer.lots] == [50 * S, 50 * S]
+
+
+def test_the_policy_of_placement_is_the_operators_to_say_and_a_journal_keeps_it(story):
+    policy = Policy(evictions_max=1, half_life_us=DAY)
+    story.must(Configure(tariffs=TARIFFS, catalogue=CATALOGUE, policy=policy))
+    assert story.gate.state.placement.policy == policy
+    story.must(Configure(tariffs=TARIFFS, catalogue=CATALOGUE))
+    assert story.gate.state.placement.policy == policy, "a file of before says nothing of it"
+    refused = story.do(Configure(tariffs=TARIFFS, catalogue=CATALOGUE, policy=Policy(bypasses_max=0))).outcome
+    assert (refused.code, "bypasses_max" in refused.message) == ("invalid_config", True)
+    assert story.gate.state.placement.policy == policy

@@ -1,0 +1,60 @@
+"""The section `scheduling:` of a cluster file: the numbers by which jobs are placed."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from fabric.config.sections import Section
+from fabric.placement.quotas import HOUR_US, MINUTE_US, POLICY_COUNT_MAX, Policy
+from fabric.units import MICROS_PER_S
+
+_MINUTES_MAX = 365 * 24 * 60
+Minutes = Annotated[int, Field(ge=0, le=_MINUTES_MAX)]
+Count = Annotated[int, Field(ge=1, le=POLICY_COUNT_MAX)]
+
+
+class WaitsSection(Section):
+    """By class of service, how many minutes a job may wait before devices are reserved for it."""
+
+    inference: Minutes = 1
+    enterprise: Minutes = 5
+    professional: Minutes = 10
+    starter: Minutes = 60
+    batch: Minutes = 360
+
+
+class SchedulingSection(Section):
+    """Changed by another `fabric up`, also while jobs run: what was decided before stands."""
+
+    headroom_devices: Annotated[int, Field(ge=0, le=POLICY_COUNT_MAX)] = 0
+    """Idle reserved devices of each type that are never lent. 0 lends everything: a reclaim frees them within the grace."""
+    waits_min: WaitsSection = WaitsSection()
+    bypasses_max: Count = 50
+    """How many jobs of its own class or lower may start past a job that can't, before devices are reserved for it."""
+    run_min: Minutes = 10
+    """A job runs at least so long before it is evicted, unless reserved inference reclaims its nodes."""
+    evictions_max: Count = 3
+    """After so many evictions within a day a job is left alone for the day."""
+    retry_s: Annotated[int, Field(ge=1, le=3600)] = 60
+    """How long a job that can't start waits before it is looked again for whom to evict."""
+    half_life_h: Annotated[int, Field(ge=1, le=_MINUTES_MAX // 60)] = 168
+    """After so many hours, use counts half as much against an account."""
+    entry_min: Minutes = 10
+    """Starting a job counts as the use of its devices for so many minutes, which its use is set off against."""
+
+    @property
+    def policy(self) -> Policy:
+        """As the gate has it: microseconds and counts."""
+        waits = self.waits_min
+        minutes = (waits.inference, waits.enterprise, waits.professional, waits.starter, waits.batch)
+        inference, enterprise, professional, starter, batch = (each * MINUTE_US for each in minutes)
+        return Policy(
+            headroom_devices=self.headroom_devices,
+            waits_us=(inference, enterprise, professional, starter, batch),
+            bypasses_max=self.bypasses_max,
+            run_us_min=self.run_min * MINUTE_US,
+            evictions_max=self.evictions_max,
+            retry_us=self.retry_s * MICROS_PER_S,
+            half_life_us=self.half_life_h * HOUR_US,
+            entry_us=self.entry_min * MINUTE_US,
+        )
