@@ -149,7 +149,7 @@ def launched(tmp_path_factory):
 def test_whatever_launches_a_loop_it_is_evicted_and_ends_the_same(tmp_path, launched, name, evictions):
     expected, lines = launched(name)
     count = 0
-    for round_ in range(ROUNDS):
+    for round_ in range(ROUNDS * evictions):
         seed = launch.seed()
         result, said, times = launchers.evicted(
             name, tmp_path / str(round_), evictions=evictions - count, steps=len(lines), dice=random.Random(seed)

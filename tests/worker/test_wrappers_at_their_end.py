@@ -119,6 +119,24 @@ def test_a_shells_next_program_saves_and_the_shell_goes_no_further(executing):
     assert "over" not in log
 
 
+EXITS = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+print("up", flush=True)
+while True:
+    time.sleep(0.01)
+"""
+
+
+def test_a_shell_does_not_go_on_when_the_notice_has_ended_what_it_waited_for(executing):
+    """It would come to its end, and the job would have succeeded."""
+    attempt = executing.begin("bash", "-c", "python x.py; echo over", files={"x.py": EXITS})
+    attempt.until("up")
+    end, log = attempt.stop(seconds_left=60)
+    assert end.outcome is INTERRUPTED, (end, log)
+    assert "over" not in log
+
+
 def test_a_launcher_that_has_not_started_its_ranks_yet_is_ended_when_they_come_and_can_not_save(executing):
     late = LAUNCH.replace("ranks = [", "print('up', flush=True); time.sleep(0.5)\nranks = [", 1)
     attempt = executing.begin(
