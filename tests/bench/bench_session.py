@@ -3,7 +3,8 @@
     python tests/bench/bench_session.py            # states of 28, 112 and 448 MB
     python tests/bench/bench_session.py --large    # and 1.8 GB
 
-The overhead is CPU time, in alternating blocks of the bare loop and the same loop in a session, in one process. A save
+The overhead is CPU time, in alternating blocks of the bare loop and the same loop in a session, in one process, where neither
+sees the other: a second model that a session's loop trains, and nobody has named, is kept, too. A save
 is measured from the wish to stop until the checkpoint is durable in a directory (synced), with training under way, and
 until the loop has ended (what the platform then takes to release the devices is in `bench_resume.py`); beside it
 `torch.save` of the same state, synced too, and how long a snapshot keeps optimizer steps waiting.
@@ -53,23 +54,28 @@ class Loop:
         self.sched.step()
 
 
+def in_session(loop, folder):
+    """The loop as a user has it, a block at a time."""
+    run = session(model=loop.model, opt=loop.opt, sched=loop.sched, directory=folder, snapshot_every_s=math.inf)
+    for step in run.steps(None):
+        if step % BLOCK_STEPS == 0:
+            yield
+        loop.body()
+
+
 def overhead(count, width, folder):
     """Median CPU milliseconds of a step, bare and in a session, and of the difference between neighbouring blocks."""
-    bare, kept = Loop(layered(count, width)), Loop(layered(count, width))
-    run = session(model=kept.model, opt=kept.opt, sched=kept.sched, directory=folder, snapshot_every_s=math.inf)
-    steps = run.steps(None)
+    bare, kept = Loop(layered(count, width)), in_session(Loop(layered(count, width)), folder)
     times = {"bare": [], "session": []}
     for block in range(2 * BLOCKS):
         began = time.process_time()  # of all threads: neighbours on the machine don't count
         if block % 2:
-            for _ in range(BLOCK_STEPS):
-                next(steps)
-                kept.body()
+            next(kept)
         else:
             for _ in range(BLOCK_STEPS):
                 bare.body()
         times["session" if block % 2 else "bare"].append(1000 * (time.process_time() - began) / BLOCK_STEPS)
-    steps.close()
+    kept.close()
     differences = [session_ms - bare_ms for bare_ms, session_ms in zip(times["bare"], times["session"], strict=True)]
     return statistics.median(times["bare"]), statistics.median(times["session"]), statistics.median(differences)
 

@@ -7,7 +7,14 @@ import pytest
 
 from fabric.context import Saved
 from training.state.boundary import Boundary, watch_changes
-from training.state.cadence import FIRST_SNAPSHOT_S, Choice, choice_at_stop, smoothed, snapshot_interval_s
+from training.state.cadence import (
+    FIRST_SNAPSHOT_S,
+    Choice,
+    again_in_s,
+    choice_at_stop,
+    smoothed,
+    snapshot_interval_s,
+)  # fmt: skip
 
 
 def test_a_saver_waits_for_a_step_that_is_half_done():
@@ -195,3 +202,8 @@ def test_an_estimate_grows_at_once_and_shrinks_slowly():
     assert smoothed(None, 2.0) == 2.0
     assert smoothed(2.0, 5.0) == 5.0
     assert 2.0 < smoothed(5.0, 2.0) < 5.0
+
+
+@pytest.mark.parametrize(("cost_s", "again_s"), [(0.000_1, 0.1), (0.005, 5.0), (0.02, 10.0), (0.05, 12.5), (0.1, 25.0)])
+def test_looks_come_every_ten_seconds_oftener_where_they_cost_little_and_less_often_where_much(cost_s, again_s):
+    assert again_in_s(cost_s, share=0.004) == pytest.approx(again_s)

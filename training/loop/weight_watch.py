@@ -1,14 +1,15 @@
 """Weights that change when nobody has said so: between a boundary and the optimizer's step, behind torch's counters.
 
 `p.data.add_(...)` moves no version counter, and nothing tells when it comes. So digests of all weights are compared now and
-then: after the first steps, and as often later as costs at most half a percent of the time. What is found once is true for
-the rest of the run: its weights are saved at the ends of the loop's bodies only.
+then: after the first steps, and later every 10 s, oftener where that costs a thousandth of the time, and less often where it
+would cost half a percent. What is found once is true for the rest of the run: its weights are saved at the ends of the loop's bodies only.
 """
 
 import time
 from typing import Any, Final, Protocol
 
 from training.progress import say
+from training.state.cadence import again_in_s
 
 _FIRST: Final = 3
 _SHARE: Final = 0.005
@@ -39,7 +40,7 @@ class WeightWatch:
             return
         self._noted = self._state.digests()
         self._looks += 1
-        self._due_at = began + 2 * (time.monotonic() - began) / _SHARE
+        self._due_at = began + again_in_s(2 * (time.monotonic() - began), share=_SHARE)
 
     def pause(self) -> None:
         """A boundary amid a body, whose other lines may change weights too: nothing is compared before the next."""

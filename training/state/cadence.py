@@ -14,6 +14,9 @@ FIRST_SNAPSHOT_S: Final = 30.0
 """When the first snapshot is taken, whose cost nobody knows yet."""
 _OVERHEAD_MAX: Final = 0.05
 """At most this share of the time goes into snapshots, or copies, however often devices are lost."""
+_LOOK_EACH_S: Final = 10.0
+_QUICK_SHARE: Final = 0.001
+"""What costs less of the time than this in looks is looked at oftener than that."""
 _HOPE: Final = 0.8
 """A save that would have to be this much quicker than the last ones is still tried: it ends whole or not at all."""
 
@@ -33,6 +36,13 @@ def snapshot_interval_s(cost_s: float | None, *, loss_every_s: float = LOSS_EVER
         return FIRST_SNAPSHOT_S
     optimum = math.sqrt(2 * max(cost_s, 1e-3) * loss_every_s)
     return min(max(optimum, cost_s / _OVERHEAD_MAX), loss_every_s)
+
+
+def again_in_s(cost_s: float, *, share: float) -> float:
+    """Seconds from one look at what may have changed to the next: every 10 s; sooner, if a thousandth of the time is enough for it,
+    and later, if it would take more than this share of the time.
+    """
+    return max(cost_s / share, min(cost_s / _QUICK_SHARE, _LOOK_EACH_S))
 
 
 def copy_interval(*, copy_s: float, sent_s: float, step_s: float) -> int:

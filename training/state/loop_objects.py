@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any, Final
 
 from training.progress import say
+from training.state.cadence import again_in_s
 from training.state.loop_look import Look, Place, Seen, changed, covering, has_no_state, is_iterator
 from training.state.loop_roots import Root, Roots, is_own
 from training.state.object_state import (  # fmt: skip
@@ -32,7 +33,7 @@ KEPT: Final = "\0in place "
 """What the keys of kept places begin with, among a loop's variables."""
 _FIRST: Final = 3
 _SHARE: Final = 0.004
-"""Of the time, that looking may take; and copying at each boundary."""
+"""Of the time, that looking may take at most; and copying at each boundary."""
 _QUICK_S: Final = 0.0004
 """A copy that takes less is none too much, however quick the loop is."""
 _HANDED_ON: Final = ("optimizer", "base_optimizer", "scheduler", "module", "_orig_mod")
@@ -96,7 +97,7 @@ class LoopObjects:
             self._note(known, self._roots)
             if self.is_late and before != set(self._hot):
                 self.taken(known)  # to say what can't be kept
-            self._due_at = time.monotonic() + (time.thread_time() - cost) / _SHARE
+            self._due_at = time.monotonic() + again_in_s(time.thread_time() - cost, share=_SHARE)
         if self.is_late:
             return {}
         if self._hot:  # what else changes is most likely near it

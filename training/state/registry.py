@@ -7,16 +7,16 @@ noticed by torch's version counters and named. Knows nothing of files, threads o
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, Protocol
 
 from fabric.errors import Conflict, InvalidRequest
+from training.state.digests import digests
 from training.state.generators import access_to
 from training.state.optimizer_state import OptimizerState
 from training.state.plain import (  # fmt: skip
     Taken,
     clone,
-    digest,
     first_line,
     held,
     holds_parts,
@@ -102,8 +102,8 @@ class Registry:
 
     def frozen(self) -> list[str]:
         """The weights that nothing trains."""
-        modules = ((own, tracked) for own, tracked in self._tracked.items() if isinstance(tracked, _Module))
-        return [f"{own}.{key}" for own, module in modules for key, weight in module.named if not weight.requires_grad]
+        own = ((name, part.frozen()) for name, part in self._tracked.items() if isinstance(part, _Module))
+        return [f"{name}.{key}" for name, keys in own for key in keys]
 
     def frozen_versions(self) -> dict[str, int]:
         """The same, tied ones by each of their names, with torch's counters of changes in place."""
@@ -262,9 +262,8 @@ class _Module:
             for key in part._buffers  # noqa: SLF001  # named_buffers() walks the whole module at every step
             if key not in part._non_persistent_buffers_set  # noqa: SLF001
         ]
-        self._are_dense = True
+        self._are_dense, self._shapes = True, list[Any]()
         self._slots: dict[str, Any] = {}
-        self._shapes: list[tuple[str, Any]] = []
         self._extra = [key for key in module.state_dict() if key.endswith("_extra_state")]
         self.named = list(module.named_parameters())
         self._weights = [weight for _, weight in self.named]
@@ -279,19 +278,22 @@ class _Module:
     def is_sharded(self) -> bool:
         return bool(self._own)
 
+    def frozen(self) -> list[str]:
+        return [self.named[at][0] for at, weight in enumerate(self._weights) if not weight.requires_grad]
+
     def weights_now(self) -> list[tuple[str, Any]]:
         """By name; the same objects as long as they are trained."""
         return self.named if self._own else list(self.module.named_parameters())
 
     def copied(self) -> Any:
-        buffers = {path: part._buffers[key] for path, part, key in self._buffers if part._buffers[key] is not None}  # noqa: SLF001
-        shapes = [(path, buffer.shape) for path, buffer in buffers.items()]
+        now = [part._buffers[key] for _, part, key in self._buffers]  # noqa: SLF001
+        shapes = [None if buffer is None else buffer.shape for buffer in now]
         if shapes != self._shapes or not self._are_dense:
             self._shapes = shapes
-            self._are_dense = all(is_plain(buffer) for buffer in buffers.values())
-            self._slots = {path: clone(buffer) for path, buffer in buffers.items()}
-        elif buffers:  # into the same memory: who reads the copy before holds the boundary, so nobody does now
-            sys.modules["torch"]._foreach_copy_(list(self._slots.values()), list(buffers.values()))
+            self._slots = {each[0]: clone(own) for each, own in zip(self._buffers, now, strict=True) if own is not None}
+            self._are_dense = all(own is None or is_plain(own) for own in now)
+        elif self._slots:  # into the same memory: who reads the copy before holds the boundary, so nobody does now
+            sys.modules["torch"]._foreach_copy_(list(self._slots.values()), [own for own in now if own is not None])
         kept = dict(self._slots)
         if self._extra:
             whole = self.module.state_dict()
@@ -318,8 +320,8 @@ class _Module:
             if may_diverge(weight) and is_plain(held(weight))
         }
 
-    def digest(self) -> list[tuple[str, int, int]]:
-        return [digest(own) for weight in self._weights if is_plain(own := held(weight)) and own.numel()]
+    def digest(self) -> list[Hashable]:
+        return digests(own for weight in self._weights if is_plain(own := held(weight)) and own.numel())
 
     def not_finite(self) -> dict[str, int]:
         found = {f"{self._name}.{key}": held(weight) for key, weight in self.weights_now() if may_diverge(weight)}

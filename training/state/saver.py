@@ -140,8 +140,8 @@ class Saver:
             copied=self._registry.copied(),
             random=randomness.capture(),
             versions=self._registry.versions(),
+            frozen=self._registry.frozen(),  # right after: what is touched again costs little, and at first a cache miss each
             variables=variables(),
-            frozen=self._registry.frozen(),
             device_event=recorded(),
         )
 
