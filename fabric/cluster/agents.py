@@ -32,9 +32,7 @@ _COUNT_TIMEOUT_S: Final = 120.0
 _WARM_TIMEOUT_S: Final = 150.0
 _PROOF_WITHIN_S: Final = 60.0
 PROMPT_S: Final = 2.0
-"""How long is waited for what is asked again soon anyway: Ray needs some 15 s to notice that a machine is gone, and until
-then one that is silent must keep nothing from the others.
-"""
+"""How long is waited for what is asked again soon anyway: one that is silent must keep nothing from the others."""
 _SWEEP_S: Final = 0.5
 """How long is waited for those that look for what has outlived its lease: less than there is between two such looks."""
 _SILENT: Final = object()
