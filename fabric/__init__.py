@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fabric.sdk import Balance, Cost, Fabric, Job, Lease, Quote, connect
+    from fabric.sdk import Balance, Cost, Fabric, Job, Lease, Limits, Quote, Resources, connect
 
 __all__ = [
     "Balance",
@@ -24,7 +24,9 @@ __all__ = [
     "Fabric",
     "Job",
     "Lease",
+    "Limits",
     "Quote",
+    "Resources",
     "balance",
     "connect",
     "job",

@@ -13,5 +13,18 @@ from fabric.sdk.answers import Balance, Cost, Purchase, Quote
 from fabric.sdk.fabric import Fabric, connect, current
 from fabric.sdk.job import Job
 from fabric.sdk.lease import Lease
+from fabric.sdk.options import Limits, Resources
 
-__all__ = ["Balance", "Cost", "Fabric", "Job", "Lease", "Purchase", "Quote", "connect", "current"]
+__all__ = [
+    "Balance",
+    "Cost",
+    "Fabric",
+    "Job",
+    "Lease",
+    "Limits",
+    "Purchase",
+    "Quote",
+    "Resources",
+    "connect",
+    "current",
+]

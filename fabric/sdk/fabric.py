@@ -6,7 +6,7 @@ import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -19,6 +19,7 @@ from fabric.sdk.feed import Feed
 from fabric.sdk.functions import pack_call
 from fabric.sdk.job import Job
 from fabric.sdk.lease import Lease
+from fabric.sdk.options import Limits, More, Resources, merged
 from fabric.sdk.packing import Packed, pack_files, pack_program, script_command
 from fabric.sdk.ray_use import needs_own_ray
 from fabric.sdk.request import (
@@ -34,6 +35,9 @@ from fabric.sdk.request import (
 from fabric.units import parse_ct
 from fabric.wire import INLINE_BYTES_MAX
 from fabric.wire import fabric_pb2 as pb
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Work = Callable[..., object] | str | os.PathLike[str] | Sequence[str]
 
@@ -112,20 +116,10 @@ class Fabric:
         working_dir: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
         runtime_env: Mapping[str, Any] | None = None,
-        ray_program: bool = False,
-        preemptible: bool = True,
-        max_retries: int = 0,
-        time_limit: Seconds | None = None,
-        grace: Seconds | None = None,
-        stop_signal: str = "TERM",
-        devices_per_node: int | None = None,
-        mix: Literal["never", "same-vendor", "islands"] = "never",
-        auto_park: Seconds | None = None,
-        data: Mapping[str, int] | None = None,
-        estimate: Seconds | None = None,
-        preload: Literal["torch", ""] | None = None,
-        ranks: Literal["node", "device"] = "node",
+        resources: Resources | None = None,
+        limits: Limits | None = None,
         request_id: str | None = None,
+        **more: "Unpack[More]",
     ) -> Job:
         """Hold tokens for a job and queue it.
 
@@ -148,59 +142,43 @@ class Fabric:
                 no place for secrets.
             runtime_env: in Ray's words: pip or uv (a list of packages), env_vars, config.setup_timeout_seconds. Packages are
                 installed on the job's own devices, at its cost, and are there for the account's next job with the same ones.
-            ray_program: the function has a Ray of its own, made of the devices that the job gets: its tasks, actors, placement
-                groups and Ray's libraries hold them. So it is also where its code uses one of these; scripts always have one.
-                Its folder $FABRIC_CHECKPOINT_DIR is there again when it resumes, as is that of a function with `preload`.
-            preemptible: whether it may be parked for others; otherwise it may wait longer.
-            max_retries: how often its own failure is tried again.
-            time_limit: seconds on devices, after which it is parked.
-            grace: seconds it is given to checkpoint.
-            stop_signal: which signal a program gets as the notice to save: TERM, INT, HUP, USR1 or USR2.
-            devices_per_node: for gangs; packed on as few nodes as fit if not given.
-            mix: what a gang may be made of where no type alone has room for it: "never" several types, those of the
-                "same-vendor" (a session's shares follow their speeds), or "islands" of any types, which train apart and meet
-                now and then (experimental: see `training.gang.island_gang`). Its devices are charged at the mean of their weights.
-            auto_park: seconds of idle devices after which it is asked to checkpoint and is parked, burning nothing.
-            ranks: "node" runs it once for each node's share of the devices, "device" once for each device, as torchrun does
-                (RANK, WORLD_SIZE, LOCAL_RANK); that needs torch, and preloads it.
-            data: what it reads, as prefixes with their sizes in bytes: nodes that hold it already are preferred.
-            estimate: seconds it may run: at most a tenth of that, and a minute, is waited for a node that holds its data.
-            preload: "torch" forks it from a process that has torch imported: it starts in a fraction of a second, in a
-                process of its own that has no connection to Ray. None = so if it is a script that imports torch, and not
-                ray; "" = never.
+            resources: what it runs on beyond that: nodes, ranks, a Ray of its own, data.
+            limits: how long it may run, its grace, retries, whether it gives way.
             request_id: name the intention yourself, to repeat it after a crash of your own, or where no answer came.
+            **more: what `resources` and `limits` hold, each by its own name: `grace=60`.
 
         Raises:
             InvalidRequest: unpicklable, not the function's arguments, no such script, a count below 1, ...: nothing was sent.
             InvalidAmount: `tokens` is a float, in scientific notation, ...
             InsufficientTokens: the account, or the key's own limit, does not cover it.
         """
+        on, within = merged(resources or Resources(), limits or Limits(), more)
         spec = build_spec(
             name=name or _name_of(job),
-            kind=_kind_of(job, ray_program=ray_program),
+            kind=_kind_of(job, ray_program=on.ray_program),
             tags=tags,
             tokens=tokens,
             accelerators=accelerators,
             service=service,
             hold=hold,
-            preemptible=preemptible,
-            max_retries=max_retries,
-            time_limit=time_limit,
-            grace=grace,
-            devices_per_node=devices_per_node,
-            mix=mix,
-            auto_park=auto_park,
-            data=data,
-            estimate=estimate,
+            preemptible=within.preemptible,
+            max_retries=within.max_retries,
+            time_limit=within.time_limit,
+            grace=within.grace,
+            devices_per_node=on.devices_per_node,
+            mix=on.mix,
+            auto_park=within.auto_park,
+            data=on.data,
+            estimate=on.estimate,
         )
         payload = self._pack(job, args, kwargs or {}, working_dir)
         payload.env.update(env or {})
-        if stop_signal_of(stop_signal) != "TERM":
-            payload.env[STOP_SIGNAL_VARIABLE] = stop_signal_of(stop_signal)
-        if preload is not None:
-            payload.preload = preload
-        if ranks == "device":
-            payload.ranks, payload.preload = ranks, "torch"
+        if stop_signal_of(within.stop_signal) != "TERM":
+            payload.env[STOP_SIGNAL_VARIABLE] = stop_signal_of(within.stop_signal)
+        if on.preload is not None:
+            payload.preload = on.preload
+        if on.ranks == "device":
+            payload.ranks, payload.preload = on.ranks, "torch"
         if runtime_env:
             payload.runtime_env_json = msgspec.json.encode(dict(runtime_env)).decode()
         return self._submit(spec, payload, request_id=request_id)

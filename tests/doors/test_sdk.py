@@ -322,7 +322,8 @@ def test_the_sdk_never_imports_ray():
 
 def test_the_public_surface_is_this_and_no_more():
     assert fabric.__all__ == [
-        "Balance", "Cost", "Fabric", "Job", "Lease", "Quote", "balance", "connect", "job", "jobs", "lease", "quote", "submit",
+        "Balance", "Cost", "Fabric", "Job", "Lease", "Limits", "Quote", "Resources", "balance", "connect", "job", "jobs", "lease",
+        "quote", "submit",
     ]  # fmt: skip
     for name in fabric.__all__:
         assert getattr(fabric, name).__doc__
