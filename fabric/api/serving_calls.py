@@ -29,6 +29,7 @@ from fabric.storage.layout import PUBLISH_IT, artifact_key
 from fabric.system.client_threads import aside
 from fabric.units import AccountId, HoldId, KeyId
 from fabric.wire import fabric_pb2 as pb
+from fabric.wire.structs import struct_of
 
 RATES_MAX: Final = 64
 ENGINE_ARGS_MAX: Final = 64
@@ -226,29 +227,22 @@ def _clipped(name: str) -> str:
 def _spec_of(spec: pb.ModelSpec) -> ModelSpec:
     if len(spec.engine_args) > ENGINE_ARGS_MAX:
         raise InvalidRequest(f"engine_args may name {ENGINE_ARGS_MAX} options", code="invalid_engine_arg")
-    return ModelSpec(
+    return struct_of(
+        spec,
+        ModelSpec,
         name=short("name", spec.name),
-        source=spec.source,
         parent=short("parent", spec.parent) if spec.parent else "",
         accelerators=several("accelerators", spec.accelerators),
         devices=spec.devices or 1,
-        replicas_min=spec.replicas_min,
         replicas_max=spec.replicas_max or max(1, spec.replicas_min),
-        ttft_objective_us=spec.ttft_objective_us if spec.HasField("ttft_objective_us") else None,
         dedicated_to=AccountId(spec.dedicated_to) if spec.dedicated_to else None,
-        max_context=spec.max_context if spec.HasField("max_context") else None,
         engine_args=tuple((arg.name, arg.value) for arg in spec.engine_args),
     )
 
 
 def _rate_of(rate: pb.Rate) -> Rate:
-    return Rate(
-        accelerator=short("accelerator", rate.accelerator),
-        input_uhs_per_mtok=rate.input_uhs_per_mtok,
-        cached_uhs_per_mtok=rate.cached_uhs_per_mtok,
-        output_uhs_per_mtok=rate.output_uhs_per_mtok,
-        reasoning_uhs_per_mtok=rate.reasoning_uhs_per_mtok,
-    )
+    """The gate says of which model and version."""
+    return struct_of(rate, Rate, accelerator=short("accelerator", rate.accelerator), model="", version=0)
 
 
 # -- a model as people see it ------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ used so much: then one account would leave no room in the totals for the others.
 seq: see `Holding`.
 
 A refusal changes nothing, beyond what the time would have changed anyway. The book knows no clock, no prices and no
-placement. It is built in layers, each with one concern: Daybook (transfers) ← Vault (lots) ← Sweeping (time) ← Till
+placement. It is built in layers, each with one concern: Postings (transfers) ← Vault (lots) ← Sweeping (time) ← Funding
 (what comes in) ← Holding (holds) ← Book (clients); encoded with msgspec it is its own snapshot.
 """
 

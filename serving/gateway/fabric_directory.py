@@ -10,6 +10,7 @@ import structlog
 
 from fabric.charging.rates import Rate
 from fabric.wire import fabric_pb2 as pb
+from fabric.wire.structs import struct_of
 from serving.fabric_client import FabricClient
 from serving.gateway.directory import Board, Entitlement, KeyFacts, ModelFacts, QueueLength, Replica, ReplicaState
 from serving.gateway.server import is_loopback
@@ -105,7 +106,7 @@ def _model(model: pb.Model) -> ModelFacts:
         parent=model.parent,
         created_at_us=model.offered_at_us,
         max_context=model.max_context if model.HasField("max_context") else None,
-        rates=tuple(_rate(rate) for rate in model.rates),
+        rates=tuple(struct_of(rate, Rate) for rate in model.rates),
         calls_tools=options.get("enable-auto-tool-choice") == "true" and bool(options.get("tool-call-parser")),
         reasons=bool(options.get("reasoning-parser")),
         state=model.state,
@@ -149,18 +150,6 @@ def _as_their_parents(models: dict[str, ModelFacts]) -> dict[str, ModelFacts]:
                 reasons=parent.reasons,
             )
     return found
-
-
-def _rate(rate: pb.Rate) -> Rate:
-    return Rate(
-        model=rate.model,
-        version=rate.version,
-        accelerator=rate.accelerator,
-        input_uhs_per_mtok=rate.input_uhs_per_mtok,
-        cached_uhs_per_mtok=rate.cached_uhs_per_mtok,
-        output_uhs_per_mtok=rate.output_uhs_per_mtok,
-        reasoning_uhs_per_mtok=rate.reasoning_uhs_per_mtok,
-    )
 
 
 def _replica(replica: pb.Replica) -> Replica:

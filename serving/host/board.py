@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from fabric.charging.rates import Rate
 from fabric.wire import fabric_pb2 as pb
+from fabric.wire.structs import struct_of
 from serving.fabric_client import FabricClient
 from serving.host.pool import Asked, Model, Offer, Replica
 
@@ -40,30 +41,14 @@ class DoorBoard:
 def offer_of(model: pb.Model) -> Offer:
     """A model of the door's list, as the pool needs it; only an operator is told all of it."""
     spec = model.spec
-    return Offer(
+    return struct_of(
+        spec,
+        Offer,
         name=model.name,
-        source=spec.source,
-        parent=spec.parent,
-        accelerators=tuple(spec.accelerators),
         devices=max(1, spec.devices),
-        replicas_min=spec.replicas_min,
         replicas_max=max(1, spec.replicas_max),
-        ttft_objective_us=spec.ttft_objective_us if spec.HasField("ttft_objective_us") else None,
-        dedicated_to=spec.dedicated_to,
-        max_context=spec.max_context if spec.HasField("max_context") else None,
         engine_args=tuple((arg.name, arg.value) for arg in spec.engine_args),
-        rates=tuple(
-            Rate(
-                model=model.name,
-                version=model.rate_version,
-                accelerator=rate.accelerator,
-                input_uhs_per_mtok=rate.input_uhs_per_mtok,
-                cached_uhs_per_mtok=rate.cached_uhs_per_mtok,
-                output_uhs_per_mtok=rate.output_uhs_per_mtok,
-                reasoning_uhs_per_mtok=rate.reasoning_uhs_per_mtok,
-            )
-            for rate in model.rates
-        ),
+        rates=tuple(struct_of(rate, Rate, model=model.name, version=model.rate_version) for rate in model.rates),
     )
 
 

@@ -8,8 +8,9 @@ import pytest
 from serving.gateway.admission import Pool
 from serving.gateway.directory import Board, Entitlement, ModelFacts
 from serving.gateway.fabric_directory import _as_their_parents
+from serving.gateway.fairness import QueueTicket
 from tests.serving.gateway.house import CHAT, RATE, house_of
-from tests.serving.gateway.test_turns import Ticket, replica, settle
+from tests.serving.gateway.test_turns import replica, settle
 
 LAW = ModelFacts(
     name="tiny-law", parent="tiny", rates=(msgspec.structs.replace(RATE, output_uhs_per_mtok=9),), state="ready"
@@ -18,7 +19,7 @@ ASK = CHAT | {"model": "tiny-law"}
 
 
 def ticket(account="ann", **said):
-    return Ticket(account, rank=2, cost=10, **said)
+    return QueueTicket(account, rank=2, cost=10, **said)
 
 
 @pytest.fixture

@@ -143,7 +143,7 @@ def announce(doors, state_dir):
         name="t", pid=os.getpid(), address=doors.address, ca=str(doors.tls.ca), dashboard="", ray_address="",
         verifier_key="", state_dir=str(state_dir), nodes=1,
     )  # fmt: skip
-    places.place.run_file(state_dir).write_bytes(msgspec.json.encode(running))
+    places.state_dir.run_file(state_dir).write_bytes(msgspec.json.encode(running))
     file = places.role_key_file(state_dir, KeyScope.GATEWAY)
     file.parent.mkdir(exist_ok=True)
     file.write_text(doors.key("op", "gateway", operator=True, scopes=(KeyScope.GATEWAY,)))
