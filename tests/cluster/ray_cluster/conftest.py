@@ -17,6 +17,9 @@ from fabric.cluster.settings import ClusterSettings
 from fabric.gate.events import JobKind, LeaseFinished, LeaseRemoved, Metered
 from fabric.gate.instructions import Lease, RemoveLease, Share, StartLease
 from fabric.gate.views import LeaseView
+from tests.worker.conftest import executing, machine
+
+__all__ = ["executing", "local", "machine", "world"]
 from fabric.storage.archive import DirectoryArchive
 from fabric.worker.payload import inlined
 
