@@ -6,12 +6,9 @@ epoch inside the transaction, so a process that hung and comes back is fenced ou
 SQLite's pages have no checksums, so every row read is hashed again; knows nothing of what a leaf says.
 """
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
@@ -20,6 +17,7 @@ import apsw
 from fabric.audit.merkle import EMPTY_ROOT, leaf_hash
 from fabric.errors import JournalCorrupt
 from fabric.journal import integrity
+from fabric.journal.sqlite_file import SqliteFile
 from fabric.journal.store import Entry, Snapshot, TreeHead
 
 P = ParamSpec("P")
@@ -56,7 +54,7 @@ UPDATE head SET indexed = size
 _END_OF_TIME: Final = 2**62
 
 
-class SqliteJournal:
+class SqliteJournal(SqliteFile):
     """A `Journal` in a file. Not open until `open()`; opening it again takes a new epoch."""
 
     def __init__(self, path: Path | str, *, vfs: str | None = None, max_pages: int | None = None) -> None:
@@ -67,14 +65,10 @@ class SqliteJournal:
             vfs: another way to the disk than the system's, by the name apsw knows it under.
             max_pages: a limit to the file's size: beyond it a commit fails like on a full disk.
         """
-        self.path = Path(path)
+        super().__init__(path, name="journal", translating=_translating)
         self._vfs = vfs
         self._max_pages = max_pages
         self._epoch = 0
-        self._writer: apsw.Connection | None = None
-        self._reader: apsw.Connection | None = None
-        self._writing = ThreadPoolExecutor(1, thread_name_prefix="journal-write")
-        self._reading = ThreadPoolExecutor(1, thread_name_prefix="journal-read")
 
     async def exists(self) -> bool:
         return await self._in(self._reading, self._exists)
@@ -115,15 +109,6 @@ class SqliteJournal:
 
     async def load_snapshot(self, *, at_most: int | None = None) -> Snapshot | None:
         return await self._in(self._reading, self._load_snapshot, _END_OF_TIME if at_most is None else at_most)
-
-    async def close(self) -> None:
-        await self._in(self._reading, self._close_reader)
-        await self._in(self._writing, self._close_writer)
-
-    async def _in(self, thread: ThreadPoolExecutor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run in the thread that owns the connection; a cancelled caller doesn't stop a commit half-way."""
-        loop = asyncio.get_running_loop()
-        return await asyncio.shield(loop.run_in_executor(thread, partial(_translating, partial(call, *args, **kwargs))))
 
     # -- in the writing thread -----------------------------------------------------------------------------------------
 
@@ -189,11 +174,6 @@ class SqliteJournal:
         found = connection.execute("SELECT epoch FROM head").get
         if found != self._epoch:
             raise integrity.fenced(epoch=self._epoch, found=found)
-
-    def _close_writer(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
 
     # -- in the reading thread -----------------------------------------------------------------------------------------
 
@@ -273,11 +253,6 @@ class SqliteJournal:
             self._reader = self._connect()
             self._reader.execute("PRAGMA query_only = ON")
         return self._reader
-
-    def _close_reader(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
 
     def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(str(self.path), vfs=self._vfs)

@@ -4,11 +4,8 @@ WAL with synchronous=NORMAL: after a loss of power the last batches may be missi
 Whoever throws the tables away deletes the file, so one that reads looks first whether it still has the one that is there.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -17,6 +14,7 @@ import msgspec
 
 from fabric.journal import integrity
 from fabric.journal.sqlite import BUSY_MS, keep_private, transaction
+from fabric.journal.sqlite_file import SqliteFile
 from fabric.journal.tables import TABLES, DamagedTables, NoTables, Query, Row, Table, insert, select
 
 P = ParamSpec("P")
@@ -29,18 +27,14 @@ _NOT_THERE: Final = (apsw.CantOpenError,)
 _DAMAGED: Final = (apsw.CorruptError, apsw.NotADBError, apsw.FormatError)
 
 
-class SqliteTables:
+class SqliteTables(SqliteFile):
     """`Tables` in a file, which `make` creates."""
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        self._writer: apsw.Connection | None = None
-        self._reader: apsw.Connection | None = None
+        super().__init__(path, name="projection", translating=_translating)
         self._inode = 0
         """Of the file that the reader has open."""
         self._written_inode = 0
-        self._writing = ThreadPoolExecutor(1, thread_name_prefix="projection-write")
-        self._reading = ThreadPoolExecutor(1, thread_name_prefix="projection-read")
 
     async def make(self) -> None:
         await self._in(self._writing, self._make)
@@ -62,14 +56,6 @@ class SqliteTables:
     async def throw_away(self) -> None:
         await self.close()
         await self._in(self._writing, self._delete)
-
-    async def close(self) -> None:
-        await self._in(self._reading, self._close_reader)
-        await self._in(self._writing, self._close_writer)
-
-    async def _in(self, thread: ThreadPoolExecutor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await asyncio.shield(loop.run_in_executor(thread, partial(_translating, partial(call, *args, **kwargs))))
 
     # -- in the writing thread -----------------------------------------------------------------------------------------
 
@@ -111,11 +97,6 @@ class SqliteTables:
     def _delete(self) -> None:
         for end in ("", "-wal", "-shm"):
             self.path.with_name(self.path.name + end).unlink(missing_ok=True)
-
-    def _close_writer(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
 
     # -- in the reading thread -----------------------------------------------------------------------------------------
 
