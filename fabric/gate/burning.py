@@ -15,8 +15,6 @@ from fabric.gate.events import LeaseOutcome, Sample
 from fabric.gate.state import Job, LeaseRecord
 from fabric.gate.timeline import amended
 
-SILENCE_US: Final = 10_000_000
-"""How long a running lease may go unmetered before the gap is charged as estimated."""
 ROUNDING_US: Final = 1_000_000
 """What the last sample may miss of the lease's time without being charged: in the customer's favour."""
 
@@ -56,7 +54,7 @@ def charge_silence(core: Core, record: LeaseRecord) -> None:
     assert record.started_at_us is not None
     session = core.state.sessions[record.lease.lease_id]
     unmetered_us = core.now_us - record.started_at_us - session.metered_us
-    if unmetered_us > SILENCE_US:
+    if unmetered_us > core.silence_us:
         _charge(core, record, session, session.gap(window_us=unmetered_us))
 
 

@@ -4,10 +4,13 @@ One `Core` lives as long as the gate; `begin` clears the desk for the next event
 work on it, so that none of them owns the state and each can be read alone.
 """
 
+from typing import Final
+
 from fabric.charging.catalogue import Catalogue, Plan
 from fabric.charging.records import Cdr
 from fabric.charging.tariffs import Tariffs
 from fabric.gate.instructions import AnyInstruction
+from fabric.gate.lease_watch import LeaseWatch
 from fabric.gate.lifecycle import TERMINAL, TRANSITIONS, JobState, Trigger
 from fabric.gate.prices import PriceList
 from fabric.gate.state import GateState, Job, Key
@@ -15,6 +18,8 @@ from fabric.gate.timeline import Moment, noted
 from fabric.placement import Planner
 from fabric.units import AccountId, JobId
 
+SILENCE_US: Final = 10_000_000
+"""How long a running lease may go unmetered: longer than any delay of a meter's word."""
 Gang = tuple[AccountId | None, int, int | None, tuple[str, ...], str, bool, tuple[tuple[str, ...], ...]]
 """All of a request that decides where it may go: the account if it has cells, devices, devices a node, types, service,
 whether it is preemptible, and which types it may mix.
@@ -43,12 +48,16 @@ class Core:
         "records",
         "renewal_due_us",
         "replan",
+        "silence_us",
         "state",
         "unrun_of",
+        "watch",
     )
 
-    def __init__(self, state: GateState) -> None:
+    def __init__(self, state: GateState, *, silence_us: int = SILENCE_US) -> None:
         self.state = state
+        self.silence_us = silence_us
+        """How long a running lease may go unmetered before the gap is charged as estimated."""
         self.book = state.book
         self.planner = Planner(state.placement)
         self.now_us = state.now_us
@@ -84,6 +93,8 @@ class Core:
         """Each account's answers that are remembered, oldest first: derived, so that one can't have too many."""
         self.answers_until_us = 0
         """No answer is forgotten before; 0 = look anew."""
+        self.watch = LeaseWatch()
+        """When leases are next to be looked at: derived, so that a tick costs nothing where nothing is due."""
         self.note_prices()
         self.note_renewals()
         self.changed: dict[JobId, None] = {}

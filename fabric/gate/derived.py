@@ -29,6 +29,7 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "freed": EVENT,
         "held": EVENT,
         "replan": EVENT,
+        "silence_us": FIXED,
         "price_list": "tariffs and operator: made anew by `note_prices` when they are set",
         "plans": "the catalogue: made anew by `note_prices` when it is set",
         "renewal_due_us": "the subscriptions: reckoned anew by `note_renewals` when one is made, renewed or ended",
@@ -39,6 +40,7 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "keys_of": "the keys: `keep_key` is the one place where one is added",
         "answers_of": "the answers, in their order: `idempotency` is the one place where one comes or goes",
         "answers_until_us": "the oldest answer: never later than when that is forgotten, and looked up anew then",
+        "watch": "leases and what is due of them: never later than that, and asked for the rest when it comes up",
         "changed": WATCHERS,
     },
     "PriceList": {

@@ -20,6 +20,7 @@ from fabric.gate import (
     configuration,
     consequences,
     credit,
+    deadlines,
     derived,
     holds,
     idempotency,
@@ -35,7 +36,7 @@ from fabric.gate import (
     usage,
 )
 from fabric.gate.answers import answer
-from fabric.gate.core import Core
+from fabric.gate.core import SILENCE_US, Core
 from fabric.gate.events import (
     AdoptRules,
     AnyEvent,
@@ -98,11 +99,16 @@ _ACCEPTED = Accepted()
 class Gate:
     """The state of tokens and accelerators, and the rules that change it."""
 
-    def __init__(self, state: GateState | None = None) -> None:
-        """Make a gate of this state; None = a new one, which decides by the newest rules."""
-        self._core = Core(state or _new_state(versions.RULES))
+    def __init__(self, state: GateState | None = None, *, silence_us: int = SILENCE_US) -> None:
+        """Make a gate of this state; None = a new one, which decides by the newest rules.
+
+        `silence_us` is how long a running lease may go unmetered before the gap is charged as estimated. Only a simulation,
+        whose meters never fail, says another one than all journals are decided with.
+        """
+        self._core = Core(state or _new_state(versions.RULES), silence_us=silence_us)
         idempotency.index(self._core)
         holds.note_waiting(self._core)
+        deadlines.watch_all(self._core)
 
     @property
     def state(self) -> GateState:
@@ -149,7 +155,7 @@ class Gate:
         """When a Tick next has something to do; None if nothing is due by time alone."""
         core = self._core
         times = (
-            leases.next_due_us(core),
+            deadlines.next_due_us(core),
             core.book.next_due_us(),
             core.planner.next_due_us(),
             core.renewal_due_us,
@@ -195,6 +201,7 @@ class Gate:
         assert self._core.planner.at_rest, "an event has changed what can be done, and nobody has planned since"
         self._core.planner.check_invariants()
         derived.assert_same(self._core)
+        deadlines.check(self._core)
         held_by_jobs = {job.hold_id: job.held_uhs for job in state.jobs.values() if job.hold_id is not None}
         for hold_id, held_uhs in held_by_jobs.items():
             assert state.book.holds[hold_id].held_uhs == held_uhs, f"hold {hold_id} and its job disagree"

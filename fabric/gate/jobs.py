@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from fabric.gate import holds, keys, leases, refusals, requests
+from fabric.gate import deadlines, holds, keys, leases, refusals, requests
 from fabric.gate.core import Core
 from fabric.gate.events import (
     Cancel,
@@ -220,6 +220,8 @@ def raise_limit(core: Core, event: RaiseLimit) -> Outcome:
         if refusal is not None:
             job.limit_uhs = before
             return refusal
+    if job.lease_id is not None:
+        deadlines.note(core, core.state.leases[job.lease_id])
     core.touch(job)
     return Accepted(granted_uhs=more_uhs, held_uhs=job.held_uhs)
 

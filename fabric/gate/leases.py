@@ -8,8 +8,7 @@ could be leased twice or a µHs escape.
 
 from typing import Final
 
-from fabric.gate import attempts, burning, grace, hazards, holds, mixture, notice, requests, stays
-from fabric.gate.burning import SILENCE_US
+from fabric.gate import attempts, burning, deadlines, grace, hazards, holds, mixture, notice, requests, stays
 from fabric.gate.core import Core
 from fabric.gate.events import (
     LeaseFinished,
@@ -62,6 +61,7 @@ def started(core: Core, event: LeaseStarted) -> None:
     core.planner.note_started(job.job_id, now_us=core.now_us)
     core.move(job, Trigger.STARTED, reason=notice.short(core, job) if job.saves_us else "")
     watch_runway(core, record)
+    deadlines.note(core, record)
 
 
 def metered(core: Core, event: Metered) -> None:
@@ -73,6 +73,7 @@ def metered(core: Core, event: Metered) -> None:
         burning.charge_sample(core, record, sample)
         watch_runway(core, record)
         _watch_idleness(core, record, sample)
+        deadlines.note(core, record)
 
 
 def watch_runway(core: Core, record: LeaseRecord) -> None:
@@ -103,6 +104,7 @@ def stop(
     deadline_us = min(core.now_us + grace_us, max(holds.covered_until_us(core, job, record), core.now_us))
     record.deadline_us = deadline_us if record.deadline_us is None else min(record.deadline_us, deadline_us)
     record.state, record.stop_asked_at_us, record.stop_unsaved = "stopping", core.now_us, not save
+    deadlines.note(core, record)
     core.planner.note_leaving(job.job_id)
     core.replan = True  # what leaves may be claimed
     core.move(job, Trigger.STOP, reason=reason.value)
@@ -217,6 +219,7 @@ def removed(core: Core, event: LeaseRemoved) -> None:
     core.planner.release(job.job_id, now_us=core.now_us)
     core.replan = True
     del core.state.leases[event.lease_id]
+    core.watch.forget(event.lease_id)
     job.lease_id = None
     core.touch(job)
     after_lease(core, job)
@@ -288,9 +291,11 @@ def saved(core: Core, event: LeaseSaved) -> None:
 
 def overdue(core: Core) -> None:
     """Deadlines that have passed, time limits, and leases that nobody has metered for too long."""
-    for record in list(core.state.leases.values()):
-        due_us = _due_us(core, record)
+    for lease_id in core.watch.take_due(core.now_us):
+        record = core.state.leases[lease_id]
+        due_us = deadlines.due_us(core, record)
         if due_us is None or due_us > core.now_us:  # else whatever a tick found would depend on who ticks
+            deadlines.note(core, record)
             continue
         if record.state == "stopping":
             finish(core, record, LeaseOutcome.LOST, error="did not end within its grace")
@@ -299,26 +304,7 @@ def overdue(core: Core) -> None:
         if core.now_us >= holds.runs_low_us(core, core.state.jobs[record.lease.job_id], record):
             watch_runway(core, record)
         _watch_time_limit(core, record)
-
-
-def next_due_us(core: Core) -> int | None:
-    """When `overdue` next has something to do."""
-    times = [time for record in core.state.leases.values() if (time := _due_us(core, record)) is not None]
-    return min(times, default=None)
-
-
-def _due_us(core: Core, record: LeaseRecord) -> int | None:
-    if record.state == "stopping":
-        return record.deadline_us
-    if record.state != "running" or record.started_at_us is None:
-        return None
-    job = core.state.jobs[record.lease.job_id]
-    metered_us = core.state.sessions[record.lease.lease_id].metered_us
-    runs_low_us = holds.runs_low_us(core, job, record)
-    silent_us = record.started_at_us + metered_us + SILENCE_US + 1
-    if job.spec.time_limit_us is None:
-        return min(runs_low_us, silent_us)
-    return min(runs_low_us, silent_us, record.started_at_us + job.spec.time_limit_us - job.ran_us)
+        deadlines.note(core, record)
 
 
 def _start(core: Core, job: Job, placed: Placed) -> None:
@@ -348,6 +334,7 @@ def _start(core: Core, job: Job, placed: Placed) -> None:
         weight_ppm=mixture.weight_ppm(core, job, placed),
         pool=pool,
     )
+    core.watch.add(lease.lease_id)
     job.lease_id, job.accelerator = lease.lease_id, lease.accelerator
     job.exit_code = None
     stays.placed(job.ran, lease)

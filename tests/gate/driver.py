@@ -10,7 +10,8 @@ from hypothesis.stateful import (
 )
 
 from fabric.gate import Gate, derived
-from fabric.gate.burning import ROUNDING_US, SILENCE_US
+from fabric.gate.burning import ROUNDING_US
+from fabric.gate.core import SILENCE_US
 from fabric.gate.events import (
     Cancel,
     LeaseFinished,
