@@ -1,0 +1,138 @@
+"""What is measured of a simulation that was run: one definition each, in hours.
+
+A wait is all the time that a job is in the queue: before its first start, and after each time it was sent away.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from fabric.simulation.workload import HOUR_US, SIZES, TIERS, size_class
+from fabric.simulation.world import Task, World
+
+ALL: Final = "all"
+
+
+class Waits(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one class of jobs, in hours."""
+
+    jobs: int
+    mean_h: float
+    p50_h: float
+    p99_h: float
+    max_h: float
+
+
+class Measures(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is measured of one run."""
+
+    policy: str
+    seed: int
+    jobs: int
+    ended: int
+    refused: int
+    never_started: int
+    jct: Waits
+    """From its submission to its end, of those that have ended."""
+    waits: dict[str, dict[str, Waits]]
+    """By tier, then by size; "all" of each."""
+    first_start: Waits
+    """From its submission to its first start."""
+    weighted_wait_h: float
+    """Mean wait, each job counted by the device-hours that it computes."""
+    evictions: int
+    evictions_per_1000: float
+    """For each 1,000 device-hours of what can be evicted."""
+    failures: int
+    lost_device_h: float
+    """What had been computed when it was sent away, and nobody saved."""
+    restores: int
+    restored_device_h: float
+    useful_device_h: float
+    utilisation: float
+    """Devices in use, of all there are, from the first arrival to the last."""
+    makespan_h: float
+    seconds: float = 0.0
+    """How long the simulation itself took."""
+    events: int = 0
+
+
+def measure(world: World, *, seed: int, seconds: float = 0.0) -> Measures:
+    """Measure a world that has been played."""
+    tasks = [task for task in world.tasks if not task.refused]
+    ended = [task for task in tasks if task.ended_us is not None]
+    open_tasks = [task for task in tasks if not task.work.is_reserved]
+    useful = sum((task.work.duration_us - task.left_us) * task.work.devices for task in tasks)
+    movable = sum((task.work.duration_us - task.left_us) * task.work.devices for task in open_tasks)
+    span_us = max(world.last_arrival_us - world.began_us, 1)
+    evictions = sum(task.evictions for task in tasks)
+    return Measures(
+        policy=world.policy.name,
+        seed=seed,
+        jobs=len(world.tasks),
+        ended=len(ended),
+        refused=len(world.tasks) - len(tasks),
+        never_started=sum(task.first_us is None for task in tasks),
+        jct=waits_of([(task.ended_us or 0) - task.work.submit_us for task in ended]),
+        waits=_by_class(tasks),
+        first_start=waits_of([task.first_us - task.work.submit_us for task in tasks if task.first_us is not None]),
+        weighted_wait_h=_weighted(tasks),
+        evictions=evictions,
+        evictions_per_1000=evictions * 1000 / max(movable / HOUR_US, 1e-9),
+        failures=sum(task.failures for task in tasks),
+        lost_device_h=sum(task.lost_us for task in tasks) / HOUR_US,
+        restores=sum(task.restores for task in tasks),
+        restored_device_h=sum(task.restored_us for task in tasks) / HOUR_US,
+        useful_device_h=useful / HOUR_US,
+        utilisation=world.busy_at_last_arrival_us / (span_us * world.cluster.devices),
+        makespan_h=(world.now_us - world.began_us) / HOUR_US,
+        seconds=seconds,
+        events=world.events,
+    )
+
+
+def waits_of(times_us: Iterable[int]) -> Waits:
+    """Mean, median, 99th percentile (nearest rank) and maximum; of none all 0."""
+    ordered = sorted(times_us)
+    if not ordered:
+        return Waits(jobs=0, mean_h=0, p50_h=0, p99_h=0, max_h=0)
+    return Waits(
+        jobs=len(ordered),
+        mean_h=sum(ordered) / len(ordered) / HOUR_US,
+        p50_h=quantile(ordered, 50) / HOUR_US,
+        p99_h=quantile(ordered, 99) / HOUR_US,
+        max_h=ordered[-1] / HOUR_US,
+    )
+
+
+def quantile(ordered: Sequence[int], percent: int) -> int:
+    """By nearest rank, of values in order."""
+    return ordered[max(-(-len(ordered) * percent // 100) - 1, 0)]
+
+
+def class_of(task: Task) -> str:
+    """The row of tables that it is in."""
+    return "reserved" if task.work.is_reserved else TIERS[task.work.tier]
+
+
+def _by_class(tasks: list[Task]) -> dict[str, dict[str, Waits]]:
+    rows: dict[str, dict[str, list[int]]] = {}
+    for task in tasks:
+        for tier in (ALL, class_of(task)):
+            sizes = rows.setdefault(tier, {})
+            for size in (ALL, size_class(task.work.devices)):
+                sizes.setdefault(size, []).append(task.waited_us)
+    names = (ALL, "reserved", *TIERS)
+    columns = (ALL, *(name for _, name in SIZES))
+    return {
+        tier: {size: waits_of(rows[tier][size]) for size in columns if size in rows[tier]}
+        for tier in names
+        if tier in rows
+    }
+
+
+def _weighted(tasks: list[Task]) -> float:
+    weights = [(task.work.devices * task.work.duration_us, task.waited_us) for task in tasks]
+    total = sum(weight for weight, _ in weights)
+    return sum(weight * waited for weight, waited in weights) / max(total, 1) / HOUR_US
