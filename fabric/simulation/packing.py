@@ -168,7 +168,9 @@ def read_pods(path: Path) -> list[Pod]:
 
 def _rows(path: Path, *, needs: str) -> list[Mapping[str, str]]:
     data = path.read_bytes()
-    rows: list[Mapping[str, str]] = list(csv.DictReader((gzip.decompress(data) if path.suffix == ".gz" else data).decode().splitlines()))
+    rows: list[Mapping[str, str]] = list(
+        csv.DictReader((gzip.decompress(data) if path.suffix == ".gz" else data).decode().splitlines())
+    )
     if not rows or needs not in rows[0]:
         raise InvalidRequest(f"{path} has no column {needs!r}: it is no table of openb", code="trace_unknown")
     return rows
