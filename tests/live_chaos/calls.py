@@ -18,6 +18,8 @@ INPUT, OUTPUT = 40, 400
 """µHs for a token."""
 UNREPORTED_S = 15
 """What a replica has served for so long before it was cut off, it may not have reported: nobody is charged for that."""
+OURS = 500
+"""The status of a mistake of ours: what is away for a while, or was cut, has another, and a text."""
 
 
 class Callers:
@@ -35,6 +37,9 @@ class Callers:
         self.told = []
         """What whole answers said they used: (when, (prompt, completion))."""
         self.ends = Counter()
+        """How calls ended: by way, or by the error's class, status and code."""
+        self.mistakes = []
+        """What was said with a status of 500: (when, what, the gateway's name for the call)."""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -51,7 +56,10 @@ class Callers:
             try:
                 self.ends[how] += bool(getattr(self, f"_{how}")())
             except openai.APIError as error:
-                self.ends[type(error).__name__] += 1
+                status = getattr(error, "status_code", "")
+                self.ends[f"{type(error).__name__} {status} {error.code}"] += 1
+                if status == OURS:
+                    self.mistakes.append((time.time(), error.body or str(error), getattr(error, "request_id", "")))
 
     def _asked(self, **options):
         return self.client.completions.create(
@@ -78,10 +86,12 @@ class Callers:
         return True
 
     def check(self, cut_off=()):
-        """What was told was booked, once, and nothing else was taken; how many calls were booked.
+        """What was told was booked, once, and nothing else was taken; no call was answered by a mistake of ours; how many calls
+        were booked.
 
         `cut_off` says when a replica was: what it had not reported is nobody's to pay, and what it held stays set aside.
         """
+        assert not self.mistakes, [*self.mistakes, "the gateway's log has the rest"]
         deadline = time.monotonic() + 60
         while (balance := self.fabric.balance()).held_uhs and not (cut_off and time.monotonic() > deadline):
             assert time.monotonic() < deadline, f"{balance.held_uhs} µHs are held for calls that are over"

@@ -41,6 +41,8 @@ serving:
       rates: [{{input: 40, cached: 4, output: 400}}]
 """
 GATE = "ray::Gatehouse"
+NOBODY = "nobody"
+"""A holder of this kind is none: what is said of it is for which placement groups the node has resources."""
 
 
 def pytest_collection_modifyitems(items):
@@ -114,7 +116,11 @@ class Place:
     def looks(self):
         """What was seen of devices that somebody holds outside of leases: (clock, {node: who}), without looks that failed."""
         lines = (json.loads(line) for line in self.taken.read_text().splitlines())
-        return [(clock, {node: name for node, _, name in who}) for clock, nodes, who in lines if nodes is not None]
+        return [
+            (clock, {node: name for node, kind, name in who if kind != NOBODY})
+            for clock, nodes, who in lines
+            if nodes is not None
+        ]
 
     def squatted(self):
         """How long, in seconds, somebody held devices of each node outside every lease, at the longest, and who that was."""
@@ -125,6 +131,17 @@ class Place:
                 if clock - began > longest[node]:
                     longest[node], who[node] = clock - began, held[node]
         return longest, who
+
+    def left(self):
+        """Which devices are taken, and for which placement groups their raylets hold some."""
+        _, nodes, holders = json.loads(self.taken.read_text().splitlines()[-1])
+        return nodes, holders
+
+    def logged(self, call_id):
+        """What the fabric's own logs say of a call, with the trace where there is one."""
+        logs = [each for each in Path(self.found.state_dir).rglob("*.log*") if each.is_file()]
+        texts = (each.read_text(errors="replace").splitlines() for each in logs)
+        return [line[:4_000] for lines in texts for line in lines if call_id and call_id in line]
 
     def processes(self):
         """All of the cluster."""
@@ -173,13 +190,16 @@ def placed(tmp_path, monkeypatch, serving):
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(Path(folder) / TOKEN_NAME))
     config = tmp_path / "chaos.yaml"
     config.write_text(CONFIG.format(address=address) + serving)
-    found = daemon.up(config, state_dir=tmp_path / "state", any_port=True)
-    made = Place(found, address, machines, taken)
+    left = []
     try:
-        yield made
-    finally:
-        daemon.down(tmp_path / "state", gate=True, now=True)
-        left = made.gates()
+        found = daemon.up(config, state_dir=tmp_path / "state", any_port=True)
+        made = Place(found, address, machines, taken)
+        try:
+            yield made
+        finally:
+            daemon.down(tmp_path / "state", gate=True, now=True)
+            left = made.gates()
+    finally:  # also of a fabric that has not come up
         shutil.copytree(Path(folder) / "session_latest" / "logs", tmp_path / "ray", ignore_dangling_symlinks=True)
         machines.communicate(timeout=90)
     assert left == []

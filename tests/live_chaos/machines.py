@@ -81,6 +81,10 @@ def holders(tables, nodes):
                 rows = tables.workers(each["NodeManagerAddress"], each["NodeManagerPort"])
             held = [row for row in rows if not kinds.isdisjoint(row.held) and ours.isdisjoint(row.group_ids)]
             found += [[name, "worker", f"{row.pid} {sorted(row.group_ids)}"] for row in held]
+            if not any(node == name for node, _, _ in found):
+                of = {key.rpartition("_")[2] for key in tables.whole().get(each["NodeID"], {}) if "_group_" in key}
+                gone = of - {row.id for row in groups}
+                found.append([name, "nobody", f"groups here: {sorted(of)}, gone are {sorted(gone)}"])
     return [each for each in found if each[0] in nodes]
 
 

@@ -36,6 +36,23 @@ ENDS_S = 900
 TELLS_S = 30
 NOTICED_US = 20_000_000
 """After which at the latest a dead node is known to be dead: Ray needs some 15 s."""
+SQUATS_S = 15
+"""How long a stranger's program may go on after its start, most of which it needs to begin."""
+BLOWS = {
+    "pause": 5,
+    "resume": 6,
+    "cancel": 2,
+    "drain": 2,
+    "undrain": 4,
+    "kill node": 1,
+    "add node": 3,
+    "kill gate": 1,
+    "save": 3,
+    "squat": 3,
+}
+"""What happens, and how often beside the others."""
+LONG = 100
+"""A run of so many jobs has every blow more than once."""
 UNLEASED_S = 2.0
 """For so long, at most, may somebody hold a device without a lease, also while the gate is dead."""
 ENDED = {"succeeded", "failed", "cancelled"}
@@ -58,7 +75,7 @@ class Chaos:
         self.paused = []
         self.drained = []
         self.gone = []
-        self.strangers = []
+        self.strangers, self.squats_since = [], 0.0
         self.cut_off = []
         """When the node was killed that serves."""
         self.killed = []
@@ -102,10 +119,7 @@ class Chaos:
 
     def blow(self):
         """Do one bad thing, or undo one."""
-        what = self.dice.choices(
-            ("pause", "resume", "cancel", "drain", "undrain", "kill node", "add node", "kill gate", "save", "squat"),
-            (5, 6, 2, 2, 4, 1, 3, 1, 3, 1),
-        )[0]
+        what = self.dice.choices([*BLOWS], [*BLOWS.values()])[0]
         done = getattr(self, what.replace(" ", "_"))()
         self.blows[what] += bool(done)
         began = time.monotonic()
@@ -175,13 +189,20 @@ class Chaos:
         return True
 
     def squat(self):
-        """Another program of the cluster takes devices, in one of many ways; one at a time."""
-        if self.strangers:
-            if self.strangers[0].poll() is None:
-                return False
-            self.strangers.pop().communicate()
+        """Another program of the cluster takes devices, in one of many ways; one at a time, each for a while."""
+        if self.strangers and self.strangers[0].poll() is None and time.monotonic() - self.squats_since < SQUATS_S:
+            return False
+        self.end_strangers()
         self.strangers.append(self.place.stranger(self.dice.choice([*WAYS])))
+        self.squats_since = time.monotonic()
         return True
+
+    def end_strangers(self):
+        """What they have left in the cluster is not theirs to end."""
+        while self.strangers:
+            stranger = self.strangers.pop()
+            stranger.kill()
+            stranger.communicate()
 
     def kill_gate(self):
         for gate in self.place.gates():
@@ -191,9 +212,7 @@ class Chaos:
 
     def end_all(self):
         """No more blows; everything goes on to its end."""
-        for stranger in self.strangers:
-            stranger.kill()
-            stranger.communicate()
+        self.end_strangers()
         while self.gone:
             self.add_node()
         while self.drained:
@@ -262,6 +281,10 @@ def test_whatever_happens_every_job_comes_to_its_end_once_and_leaves_nothing(pla
         f"devices held without a lease, longest by node, s: { {k: (round(v, 1), who[k]) for k, v in longest.items()} };"
         f" the gate was silent for {chaos.silent_s:.1f} s at the longest"
     )
+    print(f"calls: {dict(callers.ends)}")
+    for at, said, call_id in callers.mistakes:
+        print(f"500 at {at:.1f}: {said}\n" + "\n".join(place.logged(call_id)), flush=True)
+    assert JOBS < LONG or min(chaos.blows[what] for what in BLOWS) > 1
     assert chaos.died() == []
     for job, kind, seed in chaos.jobs.values():
         if job.id in chaos.cancelled and job.state == "cancelled":
@@ -297,6 +320,6 @@ def test_whatever_happens_every_job_comes_to_its_end_once_and_leaves_nothing(pla
         assert time.monotonic() < deadline, [each.cmdline() for each in left if each.is_running()]
         time.sleep(0.5)
     while json.loads(place.taken.read_text().splitlines()[-1])[1] != {}:
-        assert time.monotonic() < deadline, "devices are taken although nothing runs"
+        assert time.monotonic() < deadline, f"devices are taken although nothing runs: {place.left()}"
         time.sleep(0.5)
     assert not {node: who[node] for node, seconds in longest.items() if seconds > UNLEASED_S}
