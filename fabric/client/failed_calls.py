@@ -18,6 +18,10 @@ from fabric.transport import parse_target, status_of, tells_of_silence
 from fabric.wire import ERROR_METADATA, decode_error
 
 GATE_SILENT: Final = "gate_silent"
+_CUT: Final = re.compile(
+    r"RST_STREAM|GOAWAY|stream removed|stream terminated|socket closed|connection reset", re.IGNORECASE
+)
+"""What gRPC says of a call whose connection broke, where it gives that another status than UNAVAILABLE."""
 _SENDABLE: Final = re.compile(r"[\x20-\x7e]*")
 
 
@@ -80,6 +84,10 @@ def _transport_error(status: str, details: str, *, address: str) -> FabricError:
             return InvalidRequest(f"too large for one message: {details}", code="too_large")
         case "CANCELLED":
             return Unavailable("the call was cancelled", code="cancelled")
+        case "INTERNAL" | "UNKNOWN" if _CUT.search(details):
+            return Unavailable(
+                f"the connection to the fabric at {address} broke off before it answered: ask again", address=address
+            )
         case _:
             return Internal(f"the fabric at {address} failed: {status}: {details}", code="transport")
 

@@ -4,7 +4,6 @@ Raw ASGI. It holds the beginning of each answer back until the meter has admitte
 tokens is answered by a real 402, on every surface and for streams too. It knows no engine.
 """
 
-import contextlib
 import json
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -13,9 +12,9 @@ from typing import Any, Final
 import msgspec
 
 from fabric.errors import FabricError, InsufficientTokens, InvalidRequest, NotFound, Unavailable
-from fabric.units import CT_DECIMALS, format_ct
 from serving import calls
 from serving.acceptor import KEY_SHOWN
+from serving.engines.charges import DATA, USAGE, costed, costed_line, said_in, stated
 from serving.gateway.routes import ROUTES
 from serving.limits import BODY_BYTES_MAX
 from serving.metering.payer import TICKET, SignedPayer, ticket_of
@@ -36,11 +35,8 @@ _OURS: Final = 500
 _REFUSED: Final = 400
 _START_AND_BODY: Final = 2
 _TICKETS_MAX: Final = 8_192
-_COST_DECIMALS: Final = 12
-_USAGE: Final = b'"usage"'
-_DATA: Final = b"data: "
+_ERROR: Final = b'"error"'
 _STREAM: Final = b"text/event-stream"
-_LAST_EVENTS: Final = frozenset({"message_delta", "response.completed", "response.incomplete"})
 _ECHO: Final = b'"echo"'
 _COMPLETIONS: Final = "/v1/completions"
 _CHUNKED: Final = frozenset({_COMPLETIONS, "/v1/chat/completions"})
@@ -56,11 +52,14 @@ class Admission:
     Args:
         trust: the secret that gateways send.
         afford: raises where an account has nothing to spend; asked before a request makes any work.
+        is_dead: whether the engine has ended: it answers nothing any more.
     """
 
-    def __init__(self, app: App, *, trust: str, afford: Afford | None = None) -> None:
+    def __init__(
+        self, app: App, *, trust: str, afford: Afford | None = None, is_dead: Callable[[], bool] = lambda: False
+    ) -> None:
         assert trust, "a replica without a secret would be open to all"
-        self._app, self._trust, self._afford = app, trust, afford
+        self._app, self._trust, self._afford, self._is_dead = app, trust, afford, is_dead
         self._tickets: OrderedDict[str, SignedPayer] = OrderedDict()
         """Of the last requests: what they cost may be asked for by whoever left before it was known."""
 
@@ -91,7 +90,7 @@ class Admission:
         except FabricError as error:
             await _refuse(send, error, path=path)
             return
-        answer = _Answer(send, ticket, path=path)
+        answer = _Answer(send, ticket, path=path, is_dead=self._is_dead)
         TICKET.set(ticket)
         if makes_work(scope["method"], path):
             self._tickets[ticket.call_id] = ticket
@@ -100,7 +99,7 @@ class Admission:
         try:
             await self._app(scope, _again(body, receive), answer.send)
         except Exception:
-            if not await answer.refused():
+            if not (await answer.refused() or await answer.broken()):
                 raise
 
     async def _tell_charge(self, send: Send, asking: SignedPayer, call_id: str) -> None:
@@ -128,8 +127,8 @@ def makes_work(method: str, path: str) -> bool:
 class _Answer:
     """One answer on its way out."""
 
-    def __init__(self, send: Send, ticket: SignedPayer, *, path: str) -> None:
-        self._send, self._ticket, self._path = send, ticket, path
+    def __init__(self, send: Send, ticket: SignedPayer, *, path: str, is_dead: Callable[[], bool]) -> None:
+        self._send, self._ticket, self._path, self._is_dead = send, ticket, path, is_dead
         self._kept: list[Message] | None = []
         self._refused = False
         self._is_stream = False
@@ -142,7 +141,7 @@ class _Answer:
         if self._kept is None:
             await self._send(self._ended(message))
             return
-        if await self.refused():
+        if await self.refused() or (message.get("status", 0) >= _OURS and await self.broken()):
             return
         self._kept.append(message)
         whole = message["type"] == "http.response.body" and not message.get("more_body", False)
@@ -163,6 +162,23 @@ class _Answer:
         await _refuse(self._send, self._ticket.refusal, path=self._path, call_id=self._ticket.call_id)
         return True
 
+    async def broken(self) -> bool:
+        """Answer with why the call could not go on, where that is no mistake of anybody's: what was made of it is charged;
+        whether it was so, and nothing was said yet.
+        """
+        error = self._why_broken()
+        if self._kept is None or error is None:
+            return False
+        self._refused = True
+        charged_uhs = self._ticket.charged_uhs
+        told = "what it had made until then is charged" if charged_uhs else "it is charged nothing"
+        error = type(error)(f"{error.message.rstrip('.')}. As to this call, {told}", code=error.code, **error.facts)
+        await _refuse(self._send, error, path=self._path, call_id=self._ticket.call_id, charged_uhs=charged_uhs)
+        return True
+
+    def _why_broken(self) -> FabricError | None:
+        return self._ticket.broke or (engine_ended() if self._is_dead() else None)
+
     @property
     def _is_booked(self) -> bool:
         """Whether all calls of the request have ended, so that what it costs is known."""
@@ -172,7 +188,7 @@ class _Answer:
         """An answer in one piece, with what it costs in its usage."""
         if not self._is_booked or start["status"] >= _REFUSED or _is_stream(start):
             return [start, body]
-        said = _costed(body["body"], self._ticket)
+        said = costed(body["body"], self._ticket)
         length = (b"content-length", str(len(said)).encode())
         headers = [each for each in start.get("headers", ()) if each[0].lower() != b"content-length"]
         return [{**start, "headers": [*headers, length]}, {**body, "body": said}]
@@ -191,11 +207,14 @@ class _Answer:
         end of one that was cut.
         """
         body = message.get("body", b"")
+        if self._is_stream and _ERROR in body and (error := self._why_broken()) is not None:
+            body = b"\n".join(_retold(line, error, path=self._path) for line in body.split(b"\n"))
+            message = {**message, "body": body}
         if self._is_stream and self._path in _CHUNKED:
             body = self._with_charge(body, is_last=not message.get("more_body", False))
             message = {**message, "body": body}
-        if self._is_stream and _USAGE in body and self._is_booked:
-            body = b"\n".join(_stated(line, self._ticket) for line in body.split(b"\n"))
+        if self._is_stream and USAGE in body and self._is_booked:
+            body = b"\n".join(stated(line, self._ticket) for line in body.split(b"\n"))
             message = {**message, "body": body}
         if not (self._ticket.cut and self._ticket.strict and b"data: [DONE]" in body):
             return message
@@ -216,7 +235,7 @@ class _Answer:
         out = []
         for event in body.split(_EVENT_END):
             if event.startswith(_DONE) and self._last and self._is_booked:
-                out.append(_costed_line(self._last.removesuffix(_EVENT_END), self._ticket) + _EVENT_END)
+                out.append(costed_line(self._last.removesuffix(_EVENT_END), self._ticket) + _EVENT_END)
             elif event:
                 out.append(self._last)
             self._last = event + _EVENT_END if _FINISHED in event else self._last if not event else b""
@@ -228,59 +247,23 @@ class _Answer:
         return b"".join(out)
 
 
-def _stated(line: bytes, ticket: SignedPayer) -> bytes:
-    """A line of a stream with, where it is the last word on usage, what the meter has booked."""
-    if not line.startswith(_DATA) or _USAGE not in line or not _is_last_word(_read(line)):
+def engine_ended() -> Unavailable:
+    """What is told of calls that an engine's end cuts off, or comes before."""
+    return Unavailable(
+        "the engine that worked on this has ended, and another takes its place: send the request again",
+        code="engine_ended",
+    )
+
+
+def _retold(line: bytes, error: FabricError, *, path: str) -> bytes:
+    """A line of a stream; the engine's word that it can't go on is put as what it is."""
+    if not line.startswith(DATA) or not isinstance(said_in(line).get("error"), dict):
         return line
-    return _costed_line(line, ticket)
-
-
-def _read(line: bytes) -> dict[str, Any]:
-    with contextlib.suppress(ValueError):
-        said = json.loads(line.removeprefix(_DATA))
-        if isinstance(said, dict):
-            return said
-    return {}
-
-
-def _costed_line(line: bytes, ticket: SignedPayer) -> bytes:
-    return _DATA + _costed(line.removeprefix(_DATA).rstrip(), ticket)
-
-
-def _costed(body: bytes, ticket: SignedPayer) -> bytes:
-    """A document with what the meter has booked: `fabric` beside everything, and `usage.cost` in compute tokens, as
-    OpenRouter's clients read it. All else stays as the engine wrote it.
-    """
-    try:
-        said = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        inner = msgspec.json.decode(said["response"], type=dict[str, msgspec.Raw]) if "response" in said else said
-        if "usage" in inner and (usage := msgspec.json.decode(inner["usage"], type=dict[str, msgspec.Raw] | None)):
-            inner["usage"] = msgspec.Raw(msgspec.json.encode({**usage, **_cost(ticket)}))
-    except msgspec.MsgspecError:
-        return body
-    if inner is not said:
-        said["response"] = msgspec.Raw(msgspec.json.encode(inner))
-    ct = format_ct(ticket.charged_uhs, decimals=CT_DECIMALS)
-    fabric = {"call": ticket.call_id, "charged_uhs": str(ticket.charged_uhs), "charged_ct": ct, **ticket.llm_tokens()}
-    return msgspec.json.encode({**said, "fabric": fabric})
-
-
-def _cost(ticket: SignedPayer) -> dict[str, Any]:
-    """A number in decimals that is written, never reckoned, as one."""
-    ct = format_ct(ticket.charged_uhs, decimals=_COST_DECIMALS, round_up=True)
-    details = {"unit": "compute_tokens", "charged_uhs": str(ticket.charged_uhs)}
-    return {"cost": msgspec.Raw(ct.replace(",", "").encode()), "cost_details": details}
+    return DATA + json.dumps(_document(error, path=path)).encode()
 
 
 def _is_stream(start: Message) -> bool:
     return any(name == b"content-type" and _STREAM in value for name, value in start.get("headers", ()))
-
-
-def _is_last_word(said: dict[str, Any]) -> bool:
-    """Whether an event tells the usage of a whole answer: OpenAI's chunk without choices, or the other surfaces' last."""
-    if said.get("type") in _LAST_EVENTS:
-        return True
-    return "type" not in said and said.get("choices") == [] and bool(said.get("usage"))
 
 
 async def _body(receive: Receive) -> bytes:
@@ -339,11 +322,11 @@ def _wants_only_prompt(body: bytes) -> bool:
     return isinstance(document, dict) and bool(document.get("echo")) and document.get("max_tokens") == 0
 
 
-async def _refuse(send: Send, error: FabricError, *, path: str, call_id: str = "") -> None:
+async def _refuse(send: Send, error: FabricError, *, path: str, call_id: str = "", charged_uhs: int = 0) -> None:
     body = json.dumps(_document(error, path=path)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if call_id:
-        headers += [(calls.CALL.encode(), call_id.encode()), (calls.CHARGED_UHS.encode(), b"0")]
+        headers += [(calls.CALL.encode(), call_id.encode()), (calls.CHARGED_UHS.encode(), b"%d" % charged_uhs)]
     if isinstance(error, Unavailable):
         headers.append((b"retry-after", b"1"))
     else:

@@ -21,9 +21,11 @@ from vllm.outputs import STREAM_FINISHED, PoolingRequestOutput, RequestOutput
 from vllm.renderers.inputs.preprocess import extract_prompt_len
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from fabric.errors import FabricError, Internal, InvalidRequest, NotFound, PermissionDenied
 from serving.calls import Ended
+from serving.engines.admission import engine_ended
 from serving.engines.outputs import Produced, cut, merged, nothing, why_ended
 from serving.grammars import Grammars
 from serving.metering.meter import KEY_LIMIT, Meter
@@ -174,8 +176,9 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
         except (asyncio.CancelledError, GeneratorExit):
             ended = "client_gone"
             raise
-        except BaseException:
+        except BaseException as error:
             ended = "error"
+            ticket.broke = ticket.broke or _why_broke(error)
             raise
         finally:
             kept.close()
@@ -201,8 +204,9 @@ class MeteredAsyncLLM(AsyncLLM):  # type: ignore[misc]  # vLLM is not type-check
         except GeneratorExit:
             await self.abort(request_id)
             raise
-        except Exception:
+        except Exception as error:
             ended = "error"
+            ticket.broke = ticket.broke or _why_broke(error)
             raise
         finally:
             self._end(ticket, meter, call_id, ended, made=False)
@@ -309,6 +313,13 @@ def _salted(prompt: Any, ticket: SignedPayer) -> Any:
         hashes = prompt["mm_hashes"].items()
         salted["mm_hashes"] = {name: [f"{ticket.salt}/{each}" for each in found] for name, found in hashes}
     return salted
+
+
+def _why_broke(error: BaseException) -> FabricError | None:
+    """What is told of a call that could not go on; None = the engine's own word."""
+    if isinstance(error, EngineDeadError):
+        return engine_ended()
+    return error if isinstance(error, FabricError) else None
 
 
 async def _in_turn(

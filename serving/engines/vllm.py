@@ -50,7 +50,7 @@ class Engine:
 
     def __init__(self, llm: MeteredAsyncLLM, app: FastAPI, meter: Meter, reaper: Reaper, *, trust: str) -> None:
         self.llm, self.meter = llm, meter
-        self.app = Admission(app, trust=trust, afford=self._afford)
+        self.app = Admission(app, trust=trust, afford=self._afford, is_dead=lambda: bool(llm.errored))
         paths = {getattr(route, "path", "") for route in app.routes}
         self.abilities = tuple(ability for ability, path in _ABILITIES if path in paths)
         self._served = app.state.openai_serving_models.lora_requests

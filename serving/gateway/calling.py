@@ -186,7 +186,7 @@ class Calling:
 
     def _note_generation(self, seat: Seat, began_us: int) -> None:
         """What it cost, as far as that is known; who leaves early, and what breaks, asks for it later."""
-        booked, refused = self._passage.booked, self._passage.refused
+        booked, refused, cost = self._passage.booked, self._passage.refused, self._passage.charged_uhs
         replica = seat.replica
         one = Generation(
             call_id=self._exchange.call_id,
@@ -197,8 +197,8 @@ class Calling:
             took_us=accounts.now_us() - began_us,
             streamed=self._stream,
             status=self._exchange.status,
-            ended="whole" if booked is not None else "refused" if refused else "client_gone",
-            charged_uhs=int(booked.charged_uhs) if booked is not None else 0 if refused else None,
+            ended="whole" if booked is not None else "refused" if refused else "broken_off" if cost else "client_gone",
+            charged_uhs=int(booked.charged_uhs) if booked is not None else 0 if refused else cost,
             replica_id=replica.replica_id,
             address=replica.address,
             tls_sha256=replica.tls_sha256,

@@ -65,6 +65,8 @@ class Passage:
         self.served: int | None = None
         """LLM tokens so far, where they can be told."""
         self.refused = False
+        self.charged_uhs: int | None = None
+        """What the replica says that a call has cost which could not go on."""
         self.booked: Booked | None = None
         """What the replica says that it has booked."""
 
@@ -88,13 +90,7 @@ class Passage:
     async def _whole(self, answer: Answer) -> None:
         said = await answer.whole()
         answer.release()
-        headers: Headers = [JSON]
-        charged = answer.headers.get(calls.CHARGED_UHS)
-        if charged is not None and charged.isdecimal():
-            headers += [
-                (b"x-fabric-charged-uhs", charged.encode()),
-                (b"x-fabric-charged-ct", format_ct(int(charged), decimals=CT_DECIMALS).encode()),
-            ]
+        headers: Headers = [JSON, *_charged(answer)]
         self.booked = booked_of(said)
         self._count(usage_of(said) or (self.booked.usage if self.booked is not None else None))
         if self._exchange.begun:  # keep-alives went out, yet the engine answers in one piece
@@ -144,8 +140,10 @@ class Passage:
         """The engine's or the meter's own no, in OpenAI's form."""
         said, status = await answer.whole(), answer.status
         answer.release()
-        self.served, self.refused = 0, True
-        await self._note(None, worked=status >= _SERVER and status != _BUSY)
+        told = answer.headers.get(calls.CHARGED_UHS, "")
+        self.charged_uhs = int(told) if told.isdecimal() else None
+        self.served, self.refused = 0, not self.charged_uhs
+        await self._note(None, worked=bool(self.charged_uhs) or (status >= _SERVER and status != _BUSY))
         if status == _PAYMENT_REQUIRED and self._caller.bound_elsewhere(self._model):
             raise PermissionDenied(
                 f"your {format_ct(self._caller.key.free_uhs)} free tokens are not good for {self._model}: they are bound to"
@@ -158,12 +156,12 @@ class Passage:
             raise InvalidRequest(
                 phrases.unable(self._model, self._route.surface), code="not_offered_by_model", param="model"
             )
-        headers: Headers = [JSON]
+        headers: Headers = [JSON, *_charged(answer)]
         if status == _PAYMENT_REQUIRED:
             headers.append((b"x-should-retry", b"false"))
         if status in {_BUSY, _RATE}:
             headers.append((b"retry-after", (answer.headers.get("retry-after") or "1").encode("latin-1")))
-        body = refusals.retold(status, said, anthropic=self._exchange.anthropic)
+        body = refusals.retold(status, said, anthropic=self._exchange.anthropic, is_charged=bool(self.charged_uhs))
         if self._exchange.begun:
             mark = b"event: error\n" if self._route.surface in {"anthropic", "responses"} else b""
             await self._exchange.more(mark + b"data: " + body + b"\n\n", last=True)
@@ -178,3 +176,14 @@ class Passage:
         if usage is not None:
             self.served = usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens
             self._metrics.used(model=self._model, rank=self._caller.rank, usage=usage)
+
+
+def _charged(answer: Answer) -> Headers:
+    """What a call has cost, where the replica knows it."""
+    charged = answer.headers.get(calls.CHARGED_UHS)
+    if charged is None or not charged.isdecimal():
+        return []
+    return [
+        (b"x-fabric-charged-uhs", charged.encode()),
+        (b"x-fabric-charged-ct", format_ct(int(charged), decimals=CT_DECIMALS).encode()),
+    ]

@@ -159,9 +159,10 @@ def as_event(error: FabricError, surface: str) -> bytes:
             return b"data: " + msgspec.json.encode(openai_error(error)) + b"\n\n"
 
 
-def _in_our_words(status: int, message: str, param: Any) -> tuple[str, str | None, Any]:
+def _in_our_words(status: int, message: str, param: Any, *, is_charged: bool) -> tuple[str, str | None, Any]:
     if status >= _SERVER:
-        return "the engine failed at this request: it is charged nothing, and may be sent again", "engine_failed", None
+        cost = "what it had made is charged" if is_charged else "it is charged nothing"
+        return f"the engine failed at this request: {cost}, and it may be sent again", "engine_failed", None
     said = phrases.told(message)
     return said.message, said.code, said.param or param
 
@@ -187,7 +188,7 @@ def retold_event(event: bytes, surface: str) -> bytes | None:
     return as_event(InvalidRequest(told.message, code=known_as, param=param), surface)
 
 
-def retold(status: int, body: bytes, *, anthropic: bool) -> bytes:
+def retold(status: int, body: bytes, *, anthropic: bool, is_charged: bool = False) -> bytes:
     """An engine's own no in our words, with a string for a code, as OpenAI's schema asks. What our own front says stays."""
     try:
         said = msgspec.json.decode(body)
@@ -197,7 +198,7 @@ def retold(status: int, body: bytes, *, anthropic: bool) -> bytes:
         inner, message = {}, f"the engine answered {status}"
     code, param, facts = inner.get("code"), inner.get("param"), inner.get("fabric")
     if not (isinstance(code, str) or facts is not None or (anthropic and status == _PAYMENT)):  # not from our own front
-        message, code, param = _in_our_words(status, str(message), param)
+        message, code, param = _in_our_words(status, str(message), param, is_charged=is_charged)
     if anthropic:
         kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= _SERVER else "invalid_request_error")
         return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": message}})

@@ -40,6 +40,10 @@ class SignedPayer:
     admitted: int = 0
     refusal: FabricError | None = None
     """Why it was not admitted: the answer is this error, whatever the application makes of it."""
+    broke: FabricError | None = None
+    """Why it could not go on after it was admitted: the ledger was away for too long, or the engine ended. Whatever the
+    application makes of it, that is the answer, or its end.
+    """
     opened: int = 0
     """Calls that the meter has begun for it, those it ended at once included."""
     only_prompt: bool = False
