@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from fabric.charging.served import Served
+from fabric.enforcement.health import Health
 from fabric.gate.views import JobView
 
 _UHS_PER_CT: Final = 3.6e9
@@ -43,6 +44,9 @@ class Metrics:
         self._unleased = Counter("fabric_unleased_removed", "Unleased uses of accelerators that were removed.")
         self._looks_failed = Gauge(
             "fabric_unleased_failures", "Tables and items that could not be had when unleased use was looked for."
+        )
+        self._stuck = Gauge(
+            "fabric_devices_stuck", "Devices that Ray holds for nobody: not sold until their node is new."
         )
         self._calls = Counter("fabric_calls", "Calls of language models.", tag_keys=_CALL_TAGS)
         self._llm_tokens = Counter("fabric_llm_tokens", "Tokens of language models.", tag_keys=(*_CALL_TAGS, "kind"))
@@ -119,9 +123,10 @@ class Metrics:
         if count:
             self._unleased.inc(count)
 
-    def looks_failed(self, count: int) -> None:
-        """So many failures since the gate's start."""
-        self._looks_failed.set(count)
+    def looked(self, health: Health) -> None:
+        """How the looks for unleased use go: failures since the gate's start, and devices that are held for nobody."""
+        self._looks_failed.set(health.failures)
+        self._stuck.set(sum(health.stuck.values()))
 
     def _show(self) -> None:
         held: Tally[_Labels] = Tally(dict.fromkeys(self._shown, 0))

@@ -2,13 +2,15 @@
 
 A node is offered with the devices that its agent can read. When one can't be read any more, nothing new is put on the
 node; what runs there stays, and is charged as estimated. The node is offered again with what can be read as soon as
-nothing runs on it: to tell the gate another number before would end what runs. Simulated nodes, and those that are
+nothing runs on it: to tell the gate another number before would end what runs. So it is with devices that Ray holds for
+nobody (`fabric.enforcement.leaks`). Simulated nodes, and those that are
 declared to have no counter, are offered as they are. A node of which Ray says that it will go is drained, and neither offered
 nor opened again until Ray takes that back. Pure: it is told what is seen, and says what happened.
 """
 
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import msgspec
 import structlog
@@ -42,6 +44,7 @@ class Offering:
         *,
         busy: Container[NodeId],
         notices: Notices | None = None,
+        stuck: Mapping[str, int] = MappingProxyType({}),
     ) -> list[Change]:
         """What to tell the gate now.
 
@@ -50,6 +53,7 @@ class Offering:
             sights: what the agents say they can read, by machine; None or missing = it doesn't say.
             busy: nodes on which something runs.
             notices: what Ray says of nodes that will go; None = it doesn't say, so that what it said last holds.
+            stuck: by node, how many of its devices Ray holds for nobody.
         """
         told = [self._withdraw(node_id) for node_id in list(self.offered) if node_id not in there]
         for node_id, node in there.items():
@@ -58,6 +62,8 @@ class Offering:
                 told.append(self._withdraw(node_id))
                 before = None
             count = readable(node, sights.get(node.address))
+            if count is not None:
+                count = max(0, count - stuck.get(node_id, 0))
             if notices is not None:
                 told += self._noticed(node, notices, count=count)
             if count is not None and node_id not in self.drained:

@@ -277,7 +277,7 @@ class RayCluster:
         await self._agents.cover(now.values())
         busy = {share.node_id for attempt in self._attempts.values() for share in attempt.lease.shares}
         sights, notices = await self._sights(now.values()), await noticed()
-        for change in self._offering.changes(now, sights, busy=busy, notices=notices):
+        for change in self._offering.changes(now, sights, busy=busy, notices=notices, stuck=self._reconciler.stuck):
             self._outbox.put(change)
 
     async def _sights(self, nodes: Iterable[Node]) -> dict[str, Sight | None]:
@@ -374,7 +374,7 @@ class RayCluster:
     def _count(self, found: Sequence[Unleased]) -> None:
         if self._metrics is not None:
             self._metrics.removed_unleased(len(found))
-            self._metrics.looks_failed(self._reconciler.health.failures)
+            self._metrics.looked(self._reconciler.health)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(work)

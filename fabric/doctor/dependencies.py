@@ -173,7 +173,7 @@ def ask_reconciler(address: str, *, token_file: Path | None = None) -> bytes:
         token_file: the token that it asks for; None = this process' own.
     """
     from fabric.cluster.local import token_from  # noqa: PLC0415 (slow to import, and needed only here)
-    from fabric.enforcement.reconciler import HEALTH_KEY  # noqa: PLC0415
+    from fabric.enforcement.health import HEALTH_KEY  # noqa: PLC0415
     from fabric.inventory.ray_tables import RayTables  # noqa: PLC0415
 
     with token_from(token_file) if token_file is not None else nullcontext():
@@ -182,7 +182,7 @@ def ask_reconciler(address: str, *, token_file: Path | None = None) -> bytes:
 
 def check_reconciler(said: bytes, *, now_s: float) -> list[Finding]:
     """How the gate's looks for accelerators that are used without a lease go, by its own last word."""
-    from fabric.enforcement.reconciler import HEALTH_EVERY_S, Health  # noqa: PLC0415
+    from fabric.enforcement.health import HEALTH_EVERY_S, Health  # noqa: PLC0415
 
     if not said:
         return []
@@ -194,9 +194,17 @@ def check_reconciler(said: bytes, *, now_s: float) -> list[Finding]:
     if silent_s > _SILENT_LOOKS * HEALTH_EVERY_S:
         return [warn("unleased use", f"nobody has looked for it for {silent_s:.0f} s", remedy=remedy)]
     found = f"{health.removed} uses ended, {health.failures} failures in {health.looks} looks"
+    stuck = [
+        warn(
+            f"node {name}",
+            f"Ray holds {count} of its devices for nobody, and does not give them back: they are not sold",
+            remedy=f"fabric ops drain {name}, wait until nothing runs there, and start Ray on it anew",
+        )
+        for name, count in sorted(health.stuck.items())
+    ]
     if health.failing:
-        return [warn("unleased use", f"{found}; the last: {health.last_failure}", remedy=remedy)]
-    return [ok("unleased use", found)]
+        return [warn("unleased use", f"{found}; the last: {health.last_failure}", remedy=remedy), *stuck]
+    return [ok("unleased use", found), *stuck]
 
 
 def _check_node(node: Mapping[str, Any]) -> Finding | None:

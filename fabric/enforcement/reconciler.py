@@ -22,15 +22,14 @@ import msgspec
 import structlog
 
 from fabric.accelerators import DEVICE_RESOURCES
+from fabric.enforcement.health import HEALTH_EVERY_S, HEALTH_KEY, Health
+from fabric.enforcement.leaks import Leaks, excess
 from fabric.enforcement.retaking import Retaking
 from fabric.enforcement.unleased import Unleased
 from fabric.inventory.drivers import Drivers, Had, nobody_says
 from fabric.inventory.nodes import Node
 from fabric.inventory.ray_tables import ActorRow, GroupRow, RayTables, Tables, WorkerRow
 
-HEALTH_KEY: Final = "reconciler"
-"""Under which the control store keeps how the looks go: for `fabric doctor`."""
-HEALTH_EVERY_S: Final = 5.0
 _SUSPECT_S: Final = 0.8
 """How long something without a lease must have been seen: what is ours may be younger than what we know."""
 _SUPERVISOR: Final = "JobSupervisor"
@@ -38,26 +37,11 @@ _SUPERVISOR: Final = "JobSupervisor"
 _NODES_AT_ONCE: Final = 16
 _NODES_IN_TURN: Final = 32
 """So many nodes, beside those that hold too much, are looked at each time for tasks that hold no device."""
-_EPSILON: Final = 1e-6
 _WHY: Final = (
     "{kind} {name} held an accelerator without a lease and was ended: submit the program with ray_program=True, or"
     " schedule it with the options of a fabric.lease()"
 )
 _log = structlog.get_logger(__name__)
-
-
-class Health(msgspec.Struct, kw_only=True):
-    """How the looks go, as `fabric doctor` reads it."""
-
-    looks: int = 0
-    removed: int = 0
-    failures: int = 0
-    """Items and tables that could not be had, ever."""
-    failing: int = 0
-    """How many looks before now had a failure, without one between that had none."""
-    last_failure: str = ""
-    at_s: int = 0
-    """When it was written: seconds of the epoch."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -112,6 +96,10 @@ class Look:
     suspects: list[Suspect] = field(default_factory=list)
     is_whole: bool = False
     """Whether raylets were asked, too."""
+    held: Mapping[str, float] = field(default_factory=dict)
+    """Devices that no placement group holds, by Ray's ids of the nodes."""
+    explained: set[str] = field(default_factory=set)
+    """Nodes, by Ray's ids, where somebody was found to hold some, or whose raylet did not say who does."""
 
 
 class Reconciler:
@@ -134,6 +122,7 @@ class Reconciler:
         self._told_at = -HEALTH_EVERY_S
         self._drivers = Drivers(own_cluster=ours.cluster)
         self._classes: dict[str, str] = {}
+        self._leaks = Leaks(restarts=ours.cluster)
         self.health = Health()
 
     def look(self, nodes: Sequence[Node], *, kill: Kill, first: Callable[[Look], object] = lambda _: None) -> Look:
@@ -155,8 +144,22 @@ class Reconciler:
             first(look)
             spared = {row.pid for row in actors if row.id in mine}
             self._look_at_workers(look, groups, seen, kill, spared=spared, actors=found)
+            if self._tells:
+                self._mend_leaks(look, seen)
         look.is_whole = True
         return look
+
+    @property
+    def stuck(self) -> Mapping[str, int]:
+        """Devices that are held for nobody and not to be had, by node. From any thread."""
+        return self._leaks.stuck
+
+    def _mend_leaks(self, look: Look, seen: "_Seen") -> None:
+        at = time.monotonic()
+        self._leaks.see(look.held, unknown=look.explained, at=at)
+        with self._attempt("give devices back"):
+            self._leaks.mend(self._known, seen.nodes, at=at)
+        self.health.stuck = dict(self.stuck)
 
     def end(self, look: Look, *, kill: Kill) -> list[Unleased]:
         """End what a look has found to hold a device, once. Blocks. `kill` ends a process."""
@@ -235,6 +238,7 @@ class Reconciler:
 
             holds = row.is_alive and row.group_id not in known and seen.holds(row.required)
             if holds or (self._ours.cluster and row.class_name == _SUPERVISOR):
+                look.explained.add(row.node_id)
                 look.unleased.append(Use(found, row.job_id, end, pid=row.pid, group_ids={row.group_id}))
             elif row.group_id not in self._ours.used():
                 look.suspects.append(Suspect(found, address, row.pid, row.job_id, end))
@@ -250,7 +254,7 @@ class Reconciler:
         actors: set[str],
     ) -> None:
         """Tasks, by the processes that run them; and actors, but for those that were found before."""
-        full, others = self._nodes_to_ask(groups, seen)
+        full, others = self._nodes_to_ask(look, groups, seen)
         wanted = [*full, *others]
         if not wanted:
             return
@@ -258,6 +262,8 @@ class Reconciler:
             rows = list(pool.map(self._workers_of, wanted))
         known = self._ours.groups()
         for node, found in zip(wanted, rows, strict=True):
+            if found is None:
+                look.explained.add(node.ray_id)
             if found is None and node in full:
                 found = self._workers_apart(look, node, kill, spared=spared)  # noqa: PLW2901
             for row in found or ():
@@ -293,28 +299,18 @@ class Reconciler:
 
         is_task = row.runs and not row.actor_id
         if takes:
+            look.explained.add(node.ray_id)
             look.unleased.append(Use(unleased, row.job_id, end, pid=row.pid, group_ids=row.group_ids))
         elif is_task and self._ours.used().isdisjoint(row.group_ids):
             look.suspects.append(Suspect(unleased, node.address, row.pid, row.job_id, end))
 
-    def _nodes_to_ask(self, groups: Sequence[GroupRow], seen: "_Seen") -> tuple[list[Node], list[Node]]:
+    def _nodes_to_ask(self, look: Look, groups: Sequence[GroupRow], seen: "_Seen") -> tuple[list[Node], list[Node]]:
         """Those where more is held than placement groups hold; and some others, in turn."""
         free = self._asked(self._known.free)
-        by_id = {node.ray_id: node for node in seen.nodes}
         if free is None:
             return list(seen.nodes), []
-        in_groups: dict[str, dict[str, float]] = {node_id: {} for node_id in by_id}
-        for row in groups:
-            for node_id, bundle in row.bundles:
-                held = in_groups.get(node_id, {})
-                for name, amount in bundle.items():
-                    held[name] = held.get(name, 0.0) + amount
-        found = {}
-        for node_id, node in by_id.items():
-            left = free.get(node_id, {})
-            for name in node.held(node.devices):
-                if node.devices - left.get(name, 0.0) > in_groups[node_id].get(name, 0.0) + _EPSILON:
-                    found[node_id] = node
+        look.held = excess(seen.nodes, groups, free)
+        found = {node.ray_id: node for node in seen.nodes if node.ray_id in look.held}
         in_turn = [
             seen.nodes[(self._turn + at) % len(seen.nodes)] for at in range(min(_NODES_IN_TURN, len(seen.nodes)))
         ]

@@ -8,6 +8,7 @@ It does not know what a lease is.
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol, Self
 
 import grpc
@@ -43,6 +44,14 @@ class GroupRow(NamedTuple):
     bundles: tuple[tuple[str, Mapping[str, float]], ...]
     """(Ray's id of the node, "" where it has none yet; what the bundle holds there)"""
     is_placed: bool
+
+
+class GoneGroup(NamedTuple):
+    """A placement group that is removed, as its raylets may not know yet."""
+
+    id: str
+    bundles: tuple[tuple[int, str, Mapping[str, float]], ...]
+    """(its number, Ray's id of the node or "", what the bundle held there)"""
 
 
 class ActorRow(NamedTuple):
@@ -91,6 +100,10 @@ class Tables(Protocol):
     def groups(self) -> list[GroupRow]: ...
     def actors(self) -> list[ActorRow]: ...
     def free(self) -> dict[str, Mapping[str, float]]: ...
+    def whole(self) -> dict[str, Mapping[str, float]]: ...
+    def gone_groups(self) -> list[GoneGroup]: ...
+    def return_bundles(self, address: str, port: int, group: GoneGroup) -> None: ...
+    def shut_down(self, address: str, port: int) -> None: ...
     def workers(self, address: str, port: int) -> list[WorkerRow]: ...
     def workers_apart(self, node_id: str) -> tuple[list[WorkerRow], list[int]]: ...
     def jobs(self) -> dict[str, JobRow]: ...
@@ -142,6 +155,22 @@ class RayTables:
             if row.state != table.REMOVED
         ]
 
+    def gone_groups(self) -> list[GoneGroup]:
+        """The placement groups that were removed, as far as Ray remembers them."""
+        table = gcs_pb2.PlacementGroupTableData
+        answer = self._groups.GetAllPlacementGroup(gcs_service_pb2.GetAllPlacementGroupRequest(), timeout=_CALL_S)
+        return [
+            GoneGroup(
+                id=row.placement_group_id.hex(),
+                bundles=tuple(
+                    (bundle.bundle_id.bundle_index, bundle.node_id.hex(), dict(bundle.unit_resources))
+                    for bundle in row.bundles
+                ),
+            )
+            for row in answer.placement_group_table_data
+            if row.state == table.REMOVED
+        ]
+
     def actors(self) -> list[ActorRow]:
         """All actors that aren't dead, detached ones and those of ended Ray jobs among them."""
         table = gcs_pb2.ActorTableData
@@ -168,13 +197,44 @@ class RayTables:
         answer = self._resources.GetAllAvailableResources(request, timeout=_CALL_S)
         return {row.node_id.hex(): dict(row.resources_available) for row in answer.resources_list}
 
+    def whole(self) -> dict[str, Mapping[str, float]]:
+        """By node: all that there is, with what its placement groups' resources are called."""
+        request = gcs_service_pb2.GetAllTotalResourcesRequest()
+        answer = self._resources.GetAllTotalResources(request, timeout=_CALL_S)
+        return {row.node_id.hex(): dict(row.resources_total) for row in answer.resources_list}
+
+    def return_bundles(self, address: str, port: int, group: GoneGroup) -> None:
+        """Have the raylet that listens there give back what it holds for a placement group that is gone, and end who is in
+        it by Ray's own word. One that holds nothing for it does nothing; one that can't, as somebody is in it by its
+        resources' names alone, dies.
+        """
+        group_id = bytes.fromhex(group.id)
+        specs = [
+            common_pb2.Bundle(
+                bundle_id=common_pb2.Bundle.BundleIdentifier(placement_group_id=group_id, bundle_index=index),
+                unit_resources=resources,
+            )
+            for index, _, resources in group.bundles
+        ]
+        request = node_manager_pb2.RemovePlacementGroupBundlesRequest(placement_group_id=group_id, bundle_specs=specs)
+        self._raylet(address, port).RemovePlacementGroupBundles(request, timeout=_CALL_S)
+
+    def shut_down(self, address: str, port: int) -> None:
+        """End the raylet that listens there, at once, and with it all that runs on its node."""
+        request = node_manager_pb2.ShutdownRayletRequest(graceful=False)
+        with suppress(grpc.RpcError):  # it ends without an answer
+            self._raylet(address, port).ShutdownRaylet(request, timeout=_CALL_S)
+
     def workers(self, address: str, port: int) -> list[WorkerRow]:
         """The workers of the raylet that listens there, as they say themselves."""
+        answer = self._raylet(address, port).GetNodeStats(node_manager_pb2.GetNodeStatsRequest(), timeout=_NODE_S)
+        return [_worker(row) for row in answer.core_workers_stats if row.worker_type == common_pb2.WORKER]
+
+    def _raylet(self, address: str, port: int) -> Any:
         key = f"{address}:{port}"
         if key not in self._nodes:
             self._nodes[key] = node_manager_pb2_grpc.NodeManagerServiceStub(init_grpc_channel(key, options=_OPTIONS))
-        answer = self._nodes[key].GetNodeStats(node_manager_pb2.GetNodeStatsRequest(), timeout=_NODE_S)
-        return [_worker(row) for row in answer.core_workers_stats if row.worker_type == common_pb2.WORKER]
+        return self._nodes[key]
 
     def forget_node(self, address: str, port: int) -> None:
         """One that is gone; another may listen there."""

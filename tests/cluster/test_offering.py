@@ -83,3 +83,15 @@ def test_after_a_restart_what_runs_on_a_node_is_never_ended_for_a_counter(look):
 def test_a_node_that_came_back_as_another_was_down_in_between(look):
     again = msgspec.structs.replace(NODE, ray_id="ray-2")
     assert [look(ALL), look(ALL, node=again), look(ALL, node=None)] == [["up 4"], ["down", "up 4"], ["down"]]
+
+
+def test_devices_that_are_held_for_nobody_are_not_offered_until_they_are_back():
+    """What runs stays; then the others are offered."""
+    offering, there = Offering(), {SIMULATED.node_id: SIMULATED}
+
+    def look(stuck, busy=()):
+        return told(offering.changes(there, {}, busy=busy, stuck=stuck))
+
+    assert look({}) == ["up 4"]
+    assert [look({"h1": 1}, {"h1"}), look({"h1": 1}, {"h1"}), look({"h1": 1})] == [["cordon"], [], ["up 3"]]
+    assert [look({"h1": 4}), look({"h1": 4}), look({}), look({})] == [["cordon"], ["down"], ["up 4"], []]

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from fabric.doctor import Health, dependencies
-from fabric.enforcement.reconciler import Health as Looks
+from fabric.enforcement.health import Health as Looks
 
 NOW_S = 1_000_000
 
@@ -27,6 +27,13 @@ def test_looks_that_fail_or_stop_are_told_with_a_remedy(told, health, naming):
     assert finding.health is health
     assert naming in finding.found
     assert bool(finding.remedy) == (health is Health.WARN)
+
+
+def test_devices_that_ray_holds_for_nobody_are_told_with_their_node_and_a_remedy():
+    _, finding = dependencies.check_reconciler(said(stuck={"h1": 2}), now_s=NOW_S)
+    assert finding.health is Health.WARN
+    assert "2 of its devices" in finding.found
+    assert "drain h1" in finding.remedy
 
 
 def test_a_cluster_that_no_gate_has_looked_at_yet_is_left_out():

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fabric.enforcement.reconciler import HEALTH_KEY, Health, Ours, Reconciler, is_vacant
+from fabric.enforcement.health import HEALTH_KEY, Health
+from fabric.enforcement.reconciler import Ours, Reconciler, is_vacant
 from fabric.enforcement.retaking import TAKES_AGAIN
 from fabric.inventory.ray_tables import ActorRow, GroupRow, JobRow, WorkerRow
 from tests.worker.leases import NODE

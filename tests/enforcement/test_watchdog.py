@@ -6,7 +6,7 @@ import pytest
 
 from fabric.cluster.agents import WATCHDOGS, Agents
 from fabric.cluster.settings import ClusterSettings
-from fabric.enforcement.reconciler import HEALTH_KEY
+from fabric.enforcement.health import HEALTH_KEY
 from fabric.enforcement.watchdog import LOOK_S, SILENT_S, STOPS_S, Known, Watchdog
 from tests.enforcement.test_reconciler import GATE, HELD, STRANGER, Tables, actor, group, worker
 from tests.worker.leases import NODE
