@@ -102,7 +102,7 @@ class Leaks:
             for ray_id, leak in leaks.items()
             if at - leak.since >= STUCK_S
         }
-        if stuck != self.stuck:
+        if stuck != self.stuck and stuck:
             _log.warning("devices_stuck", devices=stuck, remedy="drain these nodes, and start Ray on them anew")
         self.stuck = stuck
         for ray_id, leak in leaks.items():

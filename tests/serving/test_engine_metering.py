@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from fabric.charging.rates import Rate, charge_uhs
-from fabric.errors import InvalidRequest
+from fabric.errors import InvalidRequest, Unavailable
 from serving.metering.book import Metering
 from serving.metering.call_log import CallLog
 from serving.metering.meter import Meter
@@ -183,6 +183,31 @@ def shaped(**how):
     from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
     return SamplingParams(max_tokens=5, structured_outputs=StructuredOutputsParams(**how))
+
+
+async def test_a_call_whose_ledger_goes_away_is_charged_what_it_had_and_says_why(engine, monkeypatch):
+    """The engine's application makes a 500 of whatever it doesn't know: the front goes by what the ticket says."""
+    away = Unavailable("away", code="ledger_unreachable")
+
+    async def extend(*_, **__):
+        raise away
+
+    monkeypatch.setattr(engine.meter, "extend", extend)
+    engine.yields = [(number,) for number in range(60)]
+    with pytest.raises(Unavailable):
+        await answer(engine, balance=10_000)
+    ticket = TICKET.get()
+    assert ticket.broke is away
+    assert (ticket.is_booked, ticket.charged_uhs > 3 * IN) == (True, True)
+
+
+async def test_a_call_that_an_engines_end_cuts_off_says_so(engine):
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    engine.raises = EngineDeadError()
+    with pytest.raises(EngineDeadError):
+        await answer(engine, balance=10_000)
+    assert (TICKET.get().broke.code, TICKET.get().charged_uhs) == ("engine_ended", 0)
 
 
 async def test_a_grammar_that_is_refused_is_the_answer_and_costs_nothing(engine):
