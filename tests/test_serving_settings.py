@@ -47,6 +47,15 @@ def test_a_model_is_read_with_its_rates_in_h100_seconds_a_million(read):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("said", ["engine: sglang", "engine: {name: sglang}"])
+def test_an_engine_is_chosen_by_name_beside_its_options(read, said):
+    assert read(MODEL % said).models[0].spec().engine == "sglang"
+    (model,) = read(MODEL % "engine: {name: sglang, max-num-seqs: 8}").models
+    assert (model.spec().engine, model.spec().engine_args) == ("sglang", (("max-num-seqs", "8"),))
+    (model,) = read("models: [{name: a, source: 'http://h:1', engine: http}]").models
+    assert (model.spec().engine, model.spec().source) == ("http", "http://h:1")
+
+
 @pytest.mark.parametrize(
     ("text", "where", "found", "allowed"),
     [
@@ -65,6 +74,11 @@ def test_a_model_is_read_with_its_rates_in_h100_seconds_a_million(read):
         (MODEL % 'rates: [{input: "1000001", output: 1}]', "serving.models[0].rates[0].input", "1000001", "1000000"),
         (MODEL % "rates: [{input: 1}]", "serving.models[0].rates[0].output", "nothing", "must be there"),
         (MODEL % "engine: {trust-remote-code: true}", "serving.models[0]", "trust-remote-code", "max-num-seqs"),
+        (MODEL % "engine: ollama", "serving.models[0]", "'ollama'", "choose of http, sglang, vllm"),
+        (MODEL % "engine: {name: ollama}", "serving.models[0]", "'ollama'", "choose of http, sglang, vllm"),
+        (MODEL % "engine: http", "serving.models[0]", "'/m'", "its source is a URL"),
+        ("models: [{name: a, source: 'http://h:1'}]", "serving.models[0]", "http://h:1", "choose engine http"),
+        (MODEL % "parent: big, engine: vllm", "serving.models[0]", "'parent': 'big", "no engine for an adapter"),
         (MODEL % "dedicated_to: ''", "serving.models[0].dedicated_to", "''", "matches"),
         ("models: [{name: a b, source: /m}]", "serving.models[0].name", "'a b'", "matches"),
         ("models: [{name: a}]", "serving.models[0].source", "nothing", "must be there"),

@@ -12,6 +12,7 @@ from fabric.api.messages import NAME_CHARS_MAX, accepted, at_least, identifier, 
 from fabric.api.service import ApiService
 from fabric.charging.rates import Rate
 from fabric.checkpoints import is_of_folder
+from fabric.config import engines
 from fabric.errors import InvalidRequest, NotFound, PermissionDenied
 from fabric.gate.lifecycle import TERMINAL
 from fabric.gate.questions import CallerOf, ModelsOf, NodesOf, PricesOf
@@ -236,8 +237,26 @@ def _spec_of(spec: pb.ModelSpec) -> ModelSpec:
         devices=spec.devices or 1,
         replicas_max=spec.replicas_max or max(1, spec.replicas_min),
         dedicated_to=AccountId(spec.dedicated_to) if spec.dedicated_to else None,
+        engine=_engine_of(spec),
         engine_args=tuple((arg.name, arg.value) for arg in spec.engine_args),
     )
+
+
+def _engine_of(spec: pb.ModelSpec) -> str:
+    """The name of what runs it.
+
+    Raises:
+        InvalidRequest: there is no such engine, or none that takes the model from there (code `invalid_engine`).
+    """
+    engine = short("engine", spec.engine) if spec.engine else engines.DEFAULT
+    if spec.parent and spec.engine:
+        raise InvalidRequest(
+            f"{spec.name} is an adapter, and runs in the engine of {spec.parent}: leave the engine out",
+            code="invalid_engine",
+        )
+    if flaw := engines.flaw_of(engine, spec.source):
+        raise InvalidRequest(flaw, code="invalid_engine", engine=engine)
+    return engine
 
 
 def _rate_of(rate: pb.Rate) -> Rate:

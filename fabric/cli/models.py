@@ -51,7 +51,9 @@ def models(*, account: ForAccount = "", as_json: AsJson = False) -> None:
 @ops.command()
 def offer(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What clients ask for.")],
-    source: Annotated[str, typer.Argument(help="A directory on the nodes, archive:KEY, or job:ID of what made it.")],
+    source: Annotated[
+        str, typer.Argument(help="A directory on the nodes, archive:KEY, job:ID of what made it, or a server's URL.")
+    ],
     *,
     adapter_of: Annotated[str, typer.Option(help="It is a LoRA adapter of this model, and runs in its replicas.")] = "",
     accelerator: Annotated[list[str] | None, typer.Option(help="Where it may run, best first; repeat.")] = None,
@@ -63,6 +65,9 @@ def offer(
     ] = "",
     max_context: Annotated[int | None, typer.Option(min=1, help="LLM tokens; by default the model's own.")] = None,
     engine: Annotated[list[str] | None, typer.Option(help="An engine option as name=value; repeat.")] = None,
+    engine_name: Annotated[
+        str, typer.Option(help="What runs it: vllm, http (a server, by its URL) or sglang.", show_default="vllm")
+    ] = "",
     rates: Annotated[Path | None, typer.Option(help="Rates, as `fabric calibrate serving --json` writes them.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -88,6 +93,7 @@ def offer(
         ttft_objective_us=None if ttft_ms is None else ttft_ms * _US_PER_MS,
         dedicated_to=dedicated_to or None,
         max_context=max_context,
+        engine=engine_name,
         engine_args=[_engine_arg(given) for given in engine or ()],
     )
     where = _must_be_at(door, spec.source)
@@ -145,7 +151,7 @@ def _must_be_at(door: Client, source: str) -> str:
     Raises:
         NotFound: they are not (code `no_folder`).
     """
-    if source.startswith(("job:", "archive:")) or Path(source).is_dir():
+    if source.startswith(("job:", "archive:", "http://", "https://")) or Path(source).is_dir():
         return ""
     if is_all_here(door.profile.address):
         raise NotFound(

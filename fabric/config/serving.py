@@ -8,11 +8,12 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Discriminator, Field, PlainValidator, PositiveInt, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, PlainValidator, PositiveInt, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from fabric.accelerators import canonical_accelerator
 from fabric.charging.rates import RATE_MAX_UHS_PER_MTOK, Rate
+from fabric.config import engines
 from fabric.config.sections import ListenAddress, Name, Port, Seconds, Section, TlsFiles, host_and_port, is_loopback
 from fabric.errors import InvalidAmount
 from fabric.gate.models import ENGINE_ARGS
@@ -20,6 +21,7 @@ from fabric.gate.serving_events import ModelSpec
 from fabric.units import AMOUNT_UHS_MAX, AccountId, parse_ct
 
 GATEWAYS_MAX: Final = 64
+_NAME: Final = "name"
 _DECIMAL: Final = re.compile(r"\d{1,10}(\.\d{1,6})?", re.ASCII)
 ORIGIN_PATTERN: Final = r"^(\*|https?://[^\s/?#]+/?)$"
 MODEL_PATTERN: Final = r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,126}[A-Za-z0-9])?$"
@@ -54,6 +56,11 @@ def _accelerator(given: Any) -> str:
 
 RateNumber = Annotated[int, PlainValidator(_rate)]
 Accelerator = Annotated[str, PlainValidator(_accelerator)]
+
+
+def _engine(given: Any) -> Any:
+    """A name alone is an engine without options."""
+    return {_NAME: given} if isinstance(given, str) else given
 
 
 class RateSection(Section):
@@ -111,16 +118,25 @@ class ModelSection(Section):
     max_context: Annotated[int, Field(ge=1)] | None = None
     rates: Annotated[tuple[RateSection, ...], Field(strict=False)] = ()
     """None = those of the tariffs; of an adapter, its parent's."""
-    engine: dict[str, str | int | bool] = Field(default_factory=dict)
-    """Options of the engine, such as max-num-seqs."""
+    engine: Annotated[dict[str, str | int | bool], BeforeValidator(_engine)] = Field(default_factory=dict)
+    """What runs it: its name, or options of it such as max-num-seqs, with its name under `name`; vllm if not said."""
 
     @model_validator(mode="after")
-    def _known_options(self) -> "ModelSection":
-        unknown = sorted(set(self.engine) - ENGINE_ARGS)
+    def _known_engine(self) -> "ModelSection":
+        unknown = sorted(set(self.engine) - ENGINE_ARGS - {_NAME})
         if unknown:
-            facts = {"unknown": ", ".join(unknown), "known": ", ".join(sorted(ENGINE_ARGS))}
+            facts = {"unknown": ", ".join(unknown), "known": ", ".join(sorted(ENGINE_ARGS | {_NAME}))}
             raise PydanticCustomError("unknown_keys", "unknown keys {unknown}; allowed are {known}", facts)
+        if self.parent is not None and _NAME in self.engine:
+            raise PydanticCustomError("engine", "no engine for an adapter: it runs in its parent's")
+        if flaw := engines.flaw_of(self.engine_name, self.source):
+            raise PydanticCustomError("engine", "an engine that can serve it: {flaw}", {"flaw": flaw})
         return self
+
+    @property
+    def engine_name(self) -> str:
+        """What runs it."""
+        return str(self.engine.get(_NAME, engines.DEFAULT))
 
     def spec(self) -> ModelSpec:
         return ModelSpec(
@@ -134,7 +150,8 @@ class ModelSection(Section):
             ttft_objective_us=None if self.ttft_objective_ms is None else self.ttft_objective_ms * 1_000,
             dedicated_to=None if self.dedicated_to is None else AccountId(self.dedicated_to),
             max_context=self.max_context,
-            engine_args=tuple((name, _plain(value)) for name, value in sorted(self.engine.items())),
+            engine=self.engine_name,
+            engine_args=tuple((name, _plain(value)) for name, value in sorted(self.engine.items()) if name != _NAME),
         )
 
     def built_rates(self) -> tuple[Rate, ...]:

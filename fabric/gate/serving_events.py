@@ -37,6 +37,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """
     max_context: int | None = None
     """LLM tokens; None = what the model says of itself."""
+    engine: str = "vllm"
+    """The name of what runs it; which there are, the door knows."""
     engine_args: tuple[tuple[str, str], ...] = ()
     """(name, value) of those engine options that may be set."""
 

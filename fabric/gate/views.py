@@ -227,6 +227,7 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     ttft_objective_us: int | None
     dedicated_to: str | None
     max_context: int | None
+    engine: str
     engine_args: tuple[tuple[str, str], ...]
     rates: tuple[Rate, ...]
     """In force: one for each type of accelerator, or one for any."""

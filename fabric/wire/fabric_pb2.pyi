@@ -942,7 +942,7 @@ class EngineArg(_message.Message):
     def __init__(self, name: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
 
 class ModelSpec(_message.Message):
-    __slots__ = ("name", "source", "accelerators", "devices", "replicas_min", "replicas_max", "ttft_objective_us", "dedicated_to", "max_context", "engine_args", "parent")
+    __slots__ = ("name", "source", "accelerators", "devices", "replicas_min", "replicas_max", "ttft_objective_us", "dedicated_to", "max_context", "engine_args", "parent", "engine")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     ACCELERATORS_FIELD_NUMBER: _ClassVar[int]
@@ -954,6 +954,7 @@ class ModelSpec(_message.Message):
     MAX_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     ENGINE_ARGS_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
     name: str
     source: str
     accelerators: _containers.RepeatedScalarFieldContainer[str]
@@ -965,7 +966,8 @@ class ModelSpec(_message.Message):
     max_context: int
     engine_args: _containers.RepeatedCompositeFieldContainer[EngineArg]
     parent: str
-    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., accelerators: _Optional[_Iterable[str]] = ..., devices: _Optional[int] = ..., replicas_min: _Optional[int] = ..., replicas_max: _Optional[int] = ..., ttft_objective_us: _Optional[int] = ..., dedicated_to: _Optional[str] = ..., max_context: _Optional[int] = ..., engine_args: _Optional[_Iterable[_Union[EngineArg, _Mapping]]] = ..., parent: _Optional[str] = ...) -> None: ...
+    engine: str
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., accelerators: _Optional[_Iterable[str]] = ..., devices: _Optional[int] = ..., replicas_min: _Optional[int] = ..., replicas_max: _Optional[int] = ..., ttft_objective_us: _Optional[int] = ..., dedicated_to: _Optional[str] = ..., max_context: _Optional[int] = ..., engine_args: _Optional[_Iterable[_Union[EngineArg, _Mapping]]] = ..., parent: _Optional[str] = ..., engine: _Optional[str] = ...) -> None: ...
 
 class OfferModelRequest(_message.Message):
     __slots__ = ("request_id", "spec", "rates")

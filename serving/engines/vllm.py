@@ -1,6 +1,6 @@
 """A process with an engine in it: vLLM's own application around an engine whose calls are paid for.
 
-This, `serving.engines.metered`, `serving.engines.outputs` and `serving.grammar_process` are what relies on vLLM, held to what they rely on by
+This, `serving.engines.parts.metered`, `serving.engines.parts.outputs` and `serving.grammar_process` are what relies on vLLM, held to what they rely on by
 tests/serving/test_engine_contract.py.
 """
 
@@ -30,10 +30,11 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
-from serving.engines.admission import Admission
-from serving.engines.metered import Loaded, MeteredAsyncLLM
-from serving.engines.options import FLAGS
-from serving.engines.reaper import Reaper, watch
+from serving.engines.parts.admission import Admission
+from serving.engines.parts.metered import Loaded, MeteredAsyncLLM
+from serving.engines.parts.options import FLAGS, arguments
+from serving.engines.parts.reaper import Reaper, watch
+from serving.engines.port import Start
 from serving.grammars import COMMON, Grammars
 from serving.metering.meter import Meter
 from serving.metering.metrics import SeenByRay, Unseen
@@ -43,6 +44,19 @@ _TTFTS_KEPT: Final = 512
 _INPUT_TYPES: Final = ("search_document", "search_query", "classification", "clustering")
 _ABILITIES: Final = (("text", "/v1/completions"), ("embeddings", "/v1/embeddings"), ("scores", "/v1/score"))
 """What a model can be asked for, by a path that vLLM has for it alone."""
+
+
+async def open_engine(start: Start, meter: Meter) -> "Engine":
+    """As `serving.engines.port` has it: the model is loaded in this process, and in vLLM's own below it."""
+    argv = arguments(
+        Path(start.source),
+        name=start.model,
+        max_context=start.max_context,
+        kv_bytes=start.kv_bytes,
+        on_cpu=start.on_cpu,
+        more=start.options,
+    )
+    return await Engine.open(argv, meter, trust=start.trust, in_ray=start.in_ray)
 
 
 class Engine:

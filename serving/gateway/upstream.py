@@ -36,7 +36,7 @@ _READ_BYTES: Final = 64 * 1024
 
 
 class _Charge(msgspec.Struct, frozen=True):
-    """As `serving.engines.admission` tells it."""
+    """As `serving.engines.parts.admission` tells it."""
 
     charged_uhs: str | None
 

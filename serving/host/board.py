@@ -47,6 +47,7 @@ def offer_of(model: pb.Model) -> Offer:
         name=model.name,
         devices=max(1, spec.devices),
         replicas_max=max(1, spec.replicas_max),
+        engine=spec.engine or "vllm",
         engine_args=tuple((arg.name, arg.value) for arg in spec.engine_args),
         rates=tuple(struct_of(rate, Rate, model=model.name, version=model.rate_version) for rate in model.rates),
     )

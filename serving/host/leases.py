@@ -227,6 +227,8 @@ class LeasedGround:
             trust=self._trust,
             max_context=offer.max_context,
             kv_bytes=_CPU_KV_BYTES if on_cpu else None,
+            engine=offer.engine,
+            devices=offer.devices,
             engine_args=tuple(word for name, value in offer.engine_args for word in _words(name, value)),
             on_cpu=on_cpu,
             in_ray=True,

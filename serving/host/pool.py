@@ -60,6 +60,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     ttft_objective_us: int | None = None
     dedicated_to: str = ""
     max_context: int | None = None
+    engine: str = "vllm"
     engine_args: tuple[tuple[str, str], ...] = ()
     rates: tuple[Rate, ...] = ()
 

@@ -22,6 +22,7 @@ from fabric import logs
 from fabric.api.tls import ensure_certificate
 from fabric.charging.rates import Rate
 from fabric.client.profile import Profile
+from fabric.config.engines import is_url
 from fabric.errors import Unavailable
 from fabric.storage.archive import Archive
 from fabric.system.guarded import Guarded
@@ -148,7 +149,7 @@ class Opened:
         log, profile = _prepared(self._spec, self._door)
         self._spec = await asyncio.to_thread(state.kept, self._spec)
         try:
-            folder = await asyncio.to_thread(folder_of, self._spec.folder, self._archive, cache=log.parent / "models")
+            folder = await asyncio.to_thread(self._source, log.parent / "models")
             self._thread.start()
             with output_to(log):
                 await self._thread.run(self._listen(folder, log.parent, profile))
@@ -157,11 +158,16 @@ class Opened:
             self._failure = f"{self._spec.model} could not be loaded: {said}\n{last_lines(log)}".rstrip()
             raise Unavailable(self._failure, code="load_failed") from None
 
-    async def _listen(self, folder: Path, state_dir: Path, profile: Profile) -> None:
+    def _source(self, cache: Path) -> str:
+        """The model as the engine takes it: a folder on this node, or a server."""
+        source = self._spec.folder
+        return source if is_url(source) else str(folder_of(source, self._archive, cache=cache))
+
+    async def _listen(self, folder: str, state_dir: Path, profile: Profile) -> None:
         """In the engine's loop."""
         ledger = FabricClient(profile)
         fetch = partial(folder_of, archive=self._archive, cache=state_dir / "models", sought=CONFIG)
-        spec = msgspec.structs.replace(self._spec, folder=str(folder))
+        spec = msgspec.structs.replace(self._spec, folder=folder)
         self._listener = await Listener.open(spec, ledger, fetch=fetch)
         self._settling = asyncio.create_task(settle_left(state_dir, ledger))
 

@@ -12,15 +12,15 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final
 
 import msgspec
 
 from fabric.charging.rates import Rate, charge_uhs
-from fabric.errors import Conflict
+from fabric.errors import Conflict, InvalidRequest
 from serving.acceptor import Bounds
 from serving.calls import SliceLedger
-from serving.engines import options
+from serving.engines.port import Engine, Start, engine_named
 from serving.http_server import HttpServer
 from serving.metering.book import Metering
 from serving.metering.call_log import CallLog
@@ -44,8 +44,10 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         replica_id: the same after a restart in place: its outbox is found by it.
-        folder: the model in Hugging Face's format, on this machine.
-        engine_args: further arguments of `vllm serve`.
+        folder: the model in Hugging Face's format, on this machine; or a server's URL, where the engine takes one.
+        engine: its name (`serving.engines.port`).
+        engine_args: options of it, as `vllm serve` takes them.
+        devices: that it has.
         state_dir: where the outbox is.
         trust: the secret of our gateways.
         tls: certificate and key files; without them only loopback is listened on.
@@ -62,7 +64,9 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     trust: str
     max_context: int | None = None
     kv_bytes: int | None = None
+    engine: str = "vllm"
     engine_args: tuple[str, ...] = ()
+    devices: int = 1
     on_cpu: bool = False
     host: str = "127.0.0.1"
     tls: tuple[str, str] | None = None
@@ -71,21 +75,10 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     adapters: tuple[Adapter, ...] = ()
 
 
-class Running(Host, Protocol):
-    """An engine, as the listener sees it."""
-
-    app: Any
-    abilities: tuple[str, ...]
-
-    async def check(self) -> None: ...
-    def load(self) -> dict[str, int]: ...
-    async def close(self) -> bool: ...
-
-
 class Listener:
     """A replica that is up. `address` is where gateways reach it."""
 
-    def __init__(self, spec: ReplicaSpec, engine: Running, meter: Meter) -> None:
+    def __init__(self, spec: ReplicaSpec, engine: Engine, meter: Meter) -> None:
         self.spec, self.engine, self.meter = spec, engine, meter
         self.address = ""
         self.adapters: Adapters | None = None
@@ -102,32 +95,37 @@ class Listener:
             ledger: pays for it.
             fetch: the folder on this node of where an adapter comes from; None = it is one.
         """
-        options.set_environment(on_cpu=spec.on_cpu)
-        from serving.engines import vllm as engine  # noqa: PLC0415 - vLLM takes ten seconds to import
-
+        open_engine = engine_named(spec.engine, on_cpu=spec.on_cpu)
         meter = open_meter(spec, ledger, await _opened(spec))
         await meter.start()
         try:
-            argv = options.arguments(
-                Path(spec.folder),
-                name=spec.model,
-                max_context=spec.max_context,
-                kv_bytes=spec.kv_bytes,
-                on_cpu=spec.on_cpu,
-                more=spec.engine_args,
-            )
-            running = await engine.Engine.open(argv, meter, trust=spec.trust, in_ray=spec.in_ray)
+            engine = await open_engine(_start_of(spec), meter)
         except BaseException:
             await meter.close(timeout_s=1.0)
             raise
-        listener = cls(spec, running, meter)
+        listener = cls(spec, engine, meter)
         if "--enable-lora" in spec.engine_args:
-            listener.adapters = _adapters_of(spec, running, ledger, fetch or Path)
-            listener.adapters.want(spec.adapters)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(listener.adapters.settled(), _ADAPTERS_WAIT_S)
+            await listener._take_adapters(ledger, fetch or Path)
         await listener._listen()
         return listener
+
+    async def _take_adapters(self, ledger: SliceLedger, fetch: Fetch) -> None:
+        """Load those that are wanted; what takes longer is loaded while it answers.
+
+        Raises:
+            InvalidRequest: the engine takes none (code `no_adapters`); it is closed.
+        """
+        spec, engine = self.spec, self.engine
+        if not isinstance(engine, Host):
+            await engine.close()
+            raise InvalidRequest(
+                f"the engine {spec.engine} takes no adapters: offer {spec.model} without enable-lora",
+                code="no_adapters",
+            )
+        self.adapters = _adapters_of(spec, engine, ledger, fetch)
+        self.adapters.want(spec.adapters)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.adapters.settled(), _ADAPTERS_WAIT_S)
 
     async def _listen(self) -> None:
         spec = self.spec
@@ -173,6 +171,20 @@ class Listener:
             await self._serving
         settled = self.adapters is None or await self.adapters.close()
         return await self.engine.close() and settled
+
+
+def _start_of(spec: ReplicaSpec) -> Start:
+    return Start(
+        model=spec.model,
+        source=spec.folder,
+        trust=spec.trust,
+        max_context=spec.max_context,
+        kv_bytes=spec.kv_bytes,
+        options=spec.engine_args,
+        devices=spec.devices,
+        on_cpu=spec.on_cpu,
+        in_ray=spec.in_ray,
+    )
 
 
 def open_meter(spec: ReplicaSpec, ledger: SliceLedger, outbox: CallLog) -> Meter:

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import msgspec
 import structlog
@@ -75,6 +75,7 @@ class AdapterStanding(msgspec.Struct, frozen=True, kw_only=True):
         return self.name, self.version, self.rate_version
 
 
+@runtime_checkable
 class Host(Protocol):
     """An engine that takes adapters."""
 

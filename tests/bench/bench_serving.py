@@ -50,7 +50,7 @@ def make_model(folder, size):
 
 def start_plain(folder, rig_spec):
     """vLLM's own server, with the flags that ours has; its process and address."""
-    from serving.engines.options import FLAGS, ON_CPU, QUIET, arguments
+    from serving.engines.parts.options import FLAGS, ON_CPU, QUIET, arguments
 
     argv = arguments(folder, name="byte-lm", max_context=512, kv_bytes=rig_spec.kv_bytes, on_cpu=True)
     module = "vllm.entrypoints.launchers.api_server.entry"

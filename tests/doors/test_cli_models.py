@@ -50,6 +50,7 @@ def test_a_model_is_json_for_programs(run, house, offered):
     (model,) = json.loads(run("models", "--json", key=house.root).output)
     assert (model["state"], model["rate_version"], model["spec"]["source"]) == ("waiting", 1, "/models/tiny")
     assert model["spec"]["engine_args"] == [{"name": "max-num-seqs", "value": "8"}]
+    assert model["spec"]["engine"] == "vllm"
     assert model["rates"][0]["output_uhs_per_mtok"] == "400000000"
     (seen,) = json.loads(run("models", "--json").output)
     assert seen["spec"] is None, "where it comes from is the operator's to know"
@@ -137,6 +138,9 @@ BAD = [
     (("scale", "tiny", "5..2"), 2, "replicas_min"),
     (("scale", "none", "1"), 5, "there is no model"),
     (("offer", "tiny", "/m", "--engine", "trust-remote-code"), 2, "can't be set"),
+    (("offer", "tiny", "/m", "--engine-name", "ollama"), 2, "choose of http, sglang, vllm"),
+    (("offer", "tiny", "/m", "--engine-name", "http"), 2, "its source is a URL"),
+    (("offer", "tiny", "http://h:1"), 2, "choose engine http"),
     (("offer", "tiny", "/m", "--accelerator", "B200"), 2, "there is no accelerator"),
     (("offer", "ti ny", "/m"), 2, "can't name a model"),
     (("offer", "tiny", "/m"), 2, "there are no rates"),

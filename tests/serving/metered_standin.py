@@ -17,7 +17,7 @@ import uvicorn
 from fabric.charging.rates import charge_uhs
 from fabric.client.profile import Profile
 from fabric.errors import FabricError
-from serving.engines.admission import Admission
+from serving.engines.parts.admission import Admission
 from serving.fabric_client import FabricClient
 from serving.metering.book import Metering
 from serving.metering.call_log import CallLog

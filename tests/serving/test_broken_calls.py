@@ -9,7 +9,7 @@ import pytest
 
 from fabric.errors import Unavailable
 from serving.calls import CHARGED_UHS, Call, Usage
-from serving.engines.admission import Admission
+from serving.engines.parts.admission import Admission
 from serving.gateway import refusals
 from serving.metering.payer import TICKET
 

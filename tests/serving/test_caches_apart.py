@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from serving.engines import admission, options
+from serving.engines.parts import admission, options
 from serving.gateway.routes import ROUTES
 from serving.metering.payer import SignedPayer, salt_of, ticket_of
 
@@ -90,7 +90,7 @@ PROMPTS = [
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("prompt", PROMPTS, ids=str)
 def test_every_form_of_a_prompt_carries_the_accounts_salt_and_no_other(prompt):
-    from serving.engines.metered import _salted
+    from serving.engines.parts.metered import _salted
 
     salted = _salted(prompt, ticket("ann"))
     for part in [salted] if "decoder_prompt" not in salted else [salted["decoder_prompt"], salted["encoder_prompt"]]:
@@ -107,7 +107,7 @@ def test_every_form_of_a_prompt_carries_the_accounts_salt_and_no_other(prompt):
 @pytest.mark.parametrize("prompt", ["text", [1, 2], {"prompt": "text"}, {"type": "new"}, None], ids=str)
 def test_a_prompt_that_cannot_be_salted_is_not_let_in(prompt):
     from fabric.errors import Internal
-    from serving.engines.metered import MeteredAsyncLLM, _salted
+    from serving.engines.parts.metered import MeteredAsyncLLM, _salted
     from serving.metering.payer import TICKET
     from serving.metering.slices import Payer
 

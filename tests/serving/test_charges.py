@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from serving.calls import Call, Usage
-from serving.engines.admission import Admission
+from serving.engines.parts.admission import Admission
 from serving.metering.payer import TICKET
 
 TRUST = "t"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fabric.gate import lora
-from serving.engines import options
+from serving.engines.parts import options
 
 ROOT = Path(importlib.util.find_spec("vllm").origin).parent
 

@@ -56,7 +56,7 @@ class SeenStandIn:
 async def engine(tmp_path, monkeypatch):
     from vllm.reasoning import ReasoningParserManager
 
-    from serving.engines.metered import Loaded, MeteredAsyncLLM
+    from serving.engines.parts.metered import Loaded, MeteredAsyncLLM
 
     class Llm(MeteredAsyncLLM):
         def __init__(self):
@@ -211,7 +211,7 @@ async def test_a_call_that_an_engines_end_cuts_off_says_so(engine):
 
 
 async def test_a_grammar_that_is_refused_is_the_answer_and_costs_nothing(engine):
-    from serving.engines.metered import NotAdmitted
+    from serving.engines.parts.metered import NotAdmitted
 
     engine.grammars = GrammarsStandIn(InvalidRequest("too costly", code="grammar_too_costly"))
     engine.yields = [(5, 6)]
@@ -245,7 +245,7 @@ async def test_who_leaves_while_a_grammar_is_compiled_is_charged_nothing(engine)
 
 
 async def test_who_has_no_tokens_has_no_grammar_compiled(engine):
-    from serving.engines.metered import NotAdmitted
+    from serving.engines.parts.metered import NotAdmitted
 
     engine.grammars = GrammarsStandIn(None)
     ticket = SignedPayer(Payer("ann"), "k", "c1", salt="s")
@@ -257,7 +257,7 @@ async def test_who_has_no_tokens_has_no_grammar_compiled(engine):
 
 async def test_an_adapter_that_was_not_asked_for_neither_answers_nor_charges(engine):
     """vLLM takes one whose name is the type of a message's part, whoever asks for whatever."""
-    from serving.engines.metered import Loaded
+    from serving.engines.parts.metered import Loaded
 
     law = engine.adapters["text"] = Loaded("text", engine.meter, request="as loaded")
     for asked, answers, goes_on in (("m", engine.own, None), ("", engine.own, None), ("text", law, "as loaded")):

@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from fabric.errors import InsufficientTokens
-from serving.engines.admission import Admission
+from serving.engines.parts.admission import Admission
 from serving.gateway.routes import ROUTES
 
 TRUST = "t"

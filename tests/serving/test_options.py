@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.engines.options import arguments
+from serving.engines.parts.options import arguments
 
 ENABLED = ("--enable-lora",)
 CASES = [

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from serving.engines import options
+from serving.engines.parts import options
 from serving.gateway.routes import ROUTES
 from serving.limits import MEDIA_MAX
 from tests.serving.gateway.house import CHAT

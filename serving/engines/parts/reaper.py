@@ -66,7 +66,7 @@ def main() -> None:
     reap(list(sys.stdin))
 
 
-_SCRIPT = "import sys; sys.path[:0] = sys.argv[1:]; from serving.engines.reaper import main; main()"
+_SCRIPT = "import sys; sys.path[:0] = sys.argv[1:]; from serving.engines.parts.reaper import main; main()"
 
 
 if __name__ == "__main__":

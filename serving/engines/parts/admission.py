@@ -14,7 +14,7 @@ import msgspec
 from fabric.errors import FabricError, InsufficientTokens, InvalidRequest, NotFound, Unavailable
 from serving import calls
 from serving.acceptor import KEY_SHOWN
-from serving.engines.charges import DATA, USAGE, costed, costed_line, said_in, stated
+from serving.engines.parts.charges import DATA, USAGE, costed, costed_line, said_in, stated
 from serving.gateway.routes import ROUTES
 from serving.limits import BODY_BYTES_MAX
 from serving.metering.payer import TICKET, SignedPayer, ticket_of
@@ -88,7 +88,7 @@ class Admission:
             _refuse_beams(body)
             ticket.only_prompt = path == _COMPLETIONS and _wants_only_prompt(body)
         except FabricError as error:
-            await _refuse(send, error, path=path)
+            await refuse(send, error, path=path)
             return
         answer = _Answer(send, ticket, path=path, is_dead=self._is_dead)
         TICKET.set(ticket)
@@ -159,7 +159,7 @@ class _Answer:
         if self._kept is None or self._ticket.refusal is None or self._ticket.admitted:
             return False
         self._refused = True
-        await _refuse(self._send, self._ticket.refusal, path=self._path, call_id=self._ticket.call_id)
+        await refuse(self._send, self._ticket.refusal, path=self._path, call_id=self._ticket.call_id)
         return True
 
     async def broken(self) -> bool:
@@ -173,7 +173,7 @@ class _Answer:
         charged_uhs = self._ticket.charged_uhs
         told = "what it had made until then is charged" if charged_uhs else "it is charged nothing"
         error = type(error)(f"{error.message.rstrip('.')}. As to this call, {told}", code=error.code, **error.facts)
-        await _refuse(self._send, error, path=self._path, call_id=self._ticket.call_id, charged_uhs=charged_uhs)
+        await refuse(self._send, error, path=self._path, call_id=self._ticket.call_id, charged_uhs=charged_uhs)
         return True
 
     def _why_broken(self) -> FabricError | None:
@@ -223,7 +223,7 @@ class _Answer:
             if self._ticket.within_key
             else "the account has no more compute tokens: top up to go on"
         )
-        event = b"data: " + json.dumps(_document(error, path=self._path)).encode() + b"\n\n"
+        event = b"data: " + json.dumps(error_document(error, path=self._path)).encode() + b"\n\n"
         return {**message, "body": body.replace(_DONE, event + _DONE)}
 
     def _with_charge(self, body: bytes, *, is_last: bool) -> bytes:
@@ -259,7 +259,7 @@ def _retold(line: bytes, error: FabricError, *, path: str) -> bytes:
     """A line of a stream; the engine's word that it can't go on is put as what it is."""
     if not line.startswith(DATA) or not isinstance(said_in(line).get("error"), dict):
         return line
-    return DATA + json.dumps(_document(error, path=path)).encode()
+    return DATA + json.dumps(error_document(error, path=path)).encode()
 
 
 def _is_stream(start: Message) -> bool:
@@ -322,8 +322,9 @@ def _wants_only_prompt(body: bytes) -> bool:
     return isinstance(document, dict) and bool(document.get("echo")) and document.get("max_tokens") == 0
 
 
-async def _refuse(send: Send, error: FabricError, *, path: str, call_id: str = "", charged_uhs: int = 0) -> None:
-    body = json.dumps(_document(error, path=path)).encode()
+async def refuse(send: Send, error: FabricError, *, path: str, call_id: str = "", charged_uhs: int = 0) -> None:
+    """The whole answer that an error is, on the surface that was asked."""
+    body = json.dumps(error_document(error, path=path)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if call_id:
         headers += [(calls.CALL.encode(), call_id.encode()), (calls.CHARGED_UHS.encode(), b"%d" % charged_uhs)]
@@ -339,7 +340,7 @@ def _status(error: FabricError) -> int:
     return {"not_found": 404, "body_too_large": 413}.get(error.code, error.http_status)
 
 
-def _document(error: FabricError, *, path: str) -> dict[str, Any]:
+def error_document(error: FabricError, *, path: str) -> dict[str, Any]:
     """The error as OpenAI's clients expect it, or Anthropic's on their surface; our facts beside it."""
     short = isinstance(error, InsufficientTokens)
     if path.startswith("/v1/messages"):

@@ -3,7 +3,7 @@
 Metering sits at the one point that all of vLLM's surfaces share, `AsyncLLM.generate` and `encode`: prompts are
 tokenised there and exact, outputs are tokens, a generator that is closed aborts its request. A call is admitted before
 its first output (an async generator runs when it is first asked), so a refusal can still become an HTTP status; see
-`serving.engines.admission`. Tokens that are not paid for are never handed on. The idea of wrapping `generate` is Ray Serve LLM's.
+`serving.engines.parts.admission`. Tokens that are not paid for are never handed on. The idea of wrapping `generate` is Ray Serve LLM's.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from fabric.errors import FabricError, Internal, InvalidRequest, NotFound, PermissionDenied
 from serving.calls import Ended
-from serving.engines.admission import engine_ended
-from serving.engines.outputs import Produced, cut, merged, nothing, why_ended
+from serving.engines.parts.admission import engine_ended
+from serving.engines.parts.outputs import Produced, cut, merged, nothing, why_ended
 from serving.grammars import Grammars
 from serving.metering.meter import KEY_LIMIT, Meter
 from serving.metering.metrics import Seen
