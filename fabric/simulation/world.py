@@ -32,15 +32,16 @@ class Run:
     ends_us: int
     """When it is done, if nothing happens to it."""
     checkpoint_us: int
+    write_us: int
     leaves_us: int | None = None
     """When it goes, as it was asked to."""
     keeps: bool = False
     """Whether what it has done until then is saved."""
 
-    def saved_us(self, now_us: int) -> int | None:
-        """When what it has saved so far was begun to be saved; None if it has saved nothing."""
-        count = (now_us - self.computes_us) // self.checkpoint_us if now_us > self.computes_us else 0
-        return self.computes_us + count * self.checkpoint_us if count else None
+    def saved_us(self, now_us: int) -> int:
+        """Up to when what it has computed is durable by now; when it began, if nothing of it is."""
+        count = max(now_us - self.write_us - self.computes_us, 0) // self.checkpoint_us
+        return self.computes_us + count * self.checkpoint_us
 
 
 @dataclass(slots=True, eq=False)
@@ -72,7 +73,7 @@ class Task:
         run = self.run
         if run is None:
             return 0
-        return now_us - (run.saved_us(now_us) or min(run.computes_us, now_us))
+        return max(now_us - run.saved_us(now_us), 0)
 
 
 class Policy(Protocol):
@@ -216,7 +217,8 @@ class World:
         restore_us = self.behaviour.restores_us(len(shares)) if task.left_us < work.duration_us else 0
         computes_us = self.now_us + restore_us
         ends_us = computes_us + -(-task.left_us * PPM // speed_ppm)
-        run = Run(shares, kind, self.now_us, computes_us, speed_ppm, ends_us, self.behaviour.checkpoint_us)
+        how = self.behaviour
+        run = Run(shares, kind, self.now_us, computes_us, speed_ppm, ends_us, how.checkpoint_us, how.write_us)
         task.run = run
         task.waited_us += self.now_us - task.waits_since_us
         if task.first_us is None:
@@ -238,6 +240,9 @@ class World:
         grace_us = self.behaviour.grace_us if grace_us is None else grace_us
         task.evictions += 1
         if 0 < grace_us >= self.behaviour.write_us and self.now_us > run.computes_us:
+            if not self.behaviour.write_us:
+                self.vacate(task, keeps=True)
+                return self.now_us
             run.leaves_us, run.keeps = self.now_us + self.behaviour.write_us, True
             if run.leaves_us < run.ends_us:
                 self._push(run.leaves_us, Kind.END, task, run)
@@ -251,7 +256,7 @@ class World:
         assert run is not None
         now_us, devices = self.now_us, task.work.devices
         asked_us = now_us if not keeps else max(now_us - self.behaviour.write_us, run.computes_us)
-        durable_us = asked_us if keeps else self._durable_us(run)
+        durable_us = asked_us if keeps else run.saved_us(now_us)
         task.left_us -= max(durable_us - run.computes_us, 0) * run.speed_ppm // PPM
         task.left_us = max(task.left_us, 1)
         task.lost_us += max(now_us - max(durable_us, run.computes_us), 0) * devices
@@ -293,11 +298,6 @@ class World:
         else:
             self.vacate(task, keeps=run.keeps)
             self.policy.left(task)
-
-    def _durable_us(self, run: Run) -> int:
-        """Up to when what it has computed is safe."""
-        saved_us = run.saved_us(self.now_us - self.behaviour.write_us)
-        return run.computes_us if saved_us is None else saved_us
 
     def _off(self, task: Task, run: Run) -> None:
         self.floor.give(task.work.work_id, run.shares)

@@ -31,4 +31,4 @@ class ShortestFirst(BestEffort):
     name = "sjf"
 
     def key(self, task: Task) -> Key:
-        return (task.left_us,)
+        return (task.left_us, task.work.devices)

@@ -7,6 +7,7 @@ from fabric.simulation.peers.easy import Easy, NoisyEasy
 from fabric.simulation.peers.in_line import BestEffort, Fifo, ShortestFirst
 from fabric.simulation.peers.least_loss import LeastLoss
 from fabric.simulation.peers.preempting import KueueClassic, YoungestFirst
+from fabric.simulation.peers.tiresias import Tiresias
 from fabric.simulation.world import Policy
 
 PEERS: Final[dict[str, Callable[[], Policy]]] = {
@@ -18,4 +19,5 @@ PEERS: Final[dict[str, Callable[[], Policy]]] = {
     "kueue": KueueClassic,
     "youngest-first": YoungestFirst,
     "least-loss": LeastLoss,
+    "tiresias": Tiresias,
 }
