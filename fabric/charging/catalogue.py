@@ -65,9 +65,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """standard | priority"""
     dedicated: bool = False
     """Whether it may have nodes of its own."""
+    non_preemptible: bool | None = None
+    """Whether its jobs may ask never to be evicted. None, as in all plans of before: those of rank 0 may."""
     mode: Mode = Mode.PREPAID
     credit_limit_uhs: int = 0
     """How far a new account on this plan may go into debt, unless it is opened with a limit of its own."""
+
+    @property
+    def may_stay(self) -> bool:
+        """Whether a job on it may ask never to be evicted: while it runs, nobody else gets its devices."""
+        return self.tier_rank == 0 if self.non_preemptible is None else self.non_preemptible
 
 
 class Component(msgspec.Struct, frozen=True, kw_only=True):

@@ -210,6 +210,8 @@ class PlanSection(Section):
     lifetime_days: LifetimeDays
     queue: Literal["standard", "priority"] = "standard"
     dedicated: bool = False
+    non_preemptible: bool | None = None
+    """Whether its jobs may ask never to be evicted; None = where its rank is 0."""
     mode: Annotated[Mode, Field(strict=False)] = Mode.PREPAID
     credit_limit: Tokens = 0
 
@@ -222,6 +224,7 @@ class PlanSection(Section):
             lifetime_days=self.lifetime_days,
             queue=self.queue,
             dedicated=self.dedicated,
+            non_preemptible=self.non_preemptible,
             mode=self.mode,
             credit_limit_uhs=self.credit_limit,
         )

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fabric.config.sections import Section
-from fabric.placement.quotas import HOUR_US, MINUTE_US, POLICY_COUNT_MAX, Policy
+from fabric.placement.quotas import HOUR_US, LONGEST_GRACE_US, MINUTE_US, POLICY_COUNT_MAX, Policy
 from fabric.units import MICROS_PER_S
 
 _MINUTES_MAX = 365 * 24 * 60
@@ -21,6 +21,18 @@ class WaitsSection(Section):
     professional: Minutes = 10
     starter: Minutes = 60
     batch: Minutes = 360
+
+
+Grace = Annotated[int, Field(ge=0, le=LONGEST_GRACE_US // MICROS_PER_S)]
+
+
+class GracesSection(Section):
+    """By pool, the longest that a job may take to leave when it is evicted, in seconds."""
+
+    reserved: Grace = 120
+    """Of jobs that reserved nodes are lent to: how long reserved inference waits for a reclaim, at most."""
+    dedicated: Grace = 86_400
+    spot: Grace = 600
 
 
 class SchedulingSection(Section):
@@ -41,11 +53,13 @@ class SchedulingSection(Section):
     """After so many hours, use counts half as much against an account."""
     entry_min: Minutes = 10
     """Starting a job counts as the use of its devices for so many minutes, which its use is set off against."""
+    graces_s: GracesSection = GracesSection()
+    """A job that asks for a longer grace isn't let into the pool: it is told so when it is submitted."""
 
     @property
     def policy(self) -> Policy:
         """As the gate has it: microseconds and counts."""
-        waits = self.waits_min
+        waits, graces = self.waits_min, self.graces_s
         minutes = (waits.inference, waits.enterprise, waits.professional, waits.starter, waits.batch)
         inference, enterprise, professional, starter, batch = (each * MINUTE_US for each in minutes)
         return Policy(
@@ -57,4 +71,5 @@ class SchedulingSection(Section):
             retry_us=self.retry_s * MICROS_PER_S,
             half_life_us=self.half_life_h * HOUR_US,
             entry_us=self.entry_min * MINUTE_US,
+            graces_us=(graces.reserved * MICROS_PER_S, graces.dedicated * MICROS_PER_S, graces.spot * MICROS_PER_S),
         )

@@ -20,9 +20,11 @@ from fabric.units import AccountId, JobId
 
 SILENCE_US: Final = 10_000_000
 """How long a running lease may go unmetered: longer than any delay of a meter's word."""
-Gang = tuple[AccountId | None, int, int | None, tuple[str, ...], str, bool, tuple[tuple[str, ...], ...]]
+Gang = tuple[
+    AccountId | None, int, int | None, tuple[str, ...], str, bool, tuple[tuple[str, ...], ...], tuple[str, ...]
+]
 """All of a request that decides where it may go: the account if it has cells, devices, devices a node, types, service,
-whether it is preemptible, and which types it may mix.
+whether it is preemptible, which types it may mix, and which pools its grace is too long for.
 """
 
 

@@ -33,7 +33,7 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "price_list": "tariffs and operator: made anew by `note_prices` when they are set",
         "plans": "the catalogue: made anew by `note_prices` when it is set",
         "renewal_due_us": "the subscriptions: reckoned anew by `note_renewals` when one is made, renewed or ended",
-        "placeable": "nodes' sizes and pools: forgotten when `placeable_in` is another layout",
+        "placeable": "nodes' sizes and pools, and the policy: forgotten when `placeable_in` is another layout",
         "placeable_in": "the version of `placeable`",
         "jobs_of": "the jobs: `keep` is the one place where one is added, `forget` where some go",
         "unrun_of": "the jobs: `settle` and `forget` are the two places where one more, or fewer, has ended unrun",
@@ -69,7 +69,7 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "_state": STATE,
         "groups": "the state's groups, in their order",
         "version": "a version: of where requests may go",
-        "layout": "a version: of what nodes there are, up or not",
+        "layout": "a version: of what nodes there are, up or not, and of the policy",
     },
     "Group": {
         "pool": FIXED,
@@ -97,6 +97,7 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
     "Queue": {
         "_queued": STATE,
         "_keys": "see Fairness",
+        "policy": "the state's policy, which is set with it",
         "owners": "the owners of the state's groups",
         "lanes": "waiting jobs by what is alike; an empty one may be kept",
         "named": "the same lanes by name",

@@ -22,12 +22,12 @@ from fabric.gate.instructions import Accepted, Outcome, Refusal, SaveLease
 from fabric.gate.lifecycle import AFTER_STOP, TERMINAL, JobState, StopReason, Trigger
 from fabric.gate.specs import NAME_MAX, malformed
 from fabric.gate.state import Job
+from fabric.ledger.scopes import Service
 from fabric.placement import Request as PlacementRequest
 from fabric.placement import Unplaceable
 from fabric.units import AMOUNT_UHS_MAX, INT64_MAX, AccountId, JobId, KeyId, format_ct
 
 GANGS_KEPT: Final = 65_536
-WAITS_FOR_CAPACITY: Final = "waiting_for_capacity"
 NEEDS_TOKENS: Final = (StopReason.OUT_OF_TOKENS.value, StopReason.TOKENS_EXPIRED.value)
 WAITS_FOR_TOKENS: Final = (*NEEDS_TOKENS, StopReason.LIMIT_REACHED.value)
 
@@ -72,7 +72,7 @@ def draft(job_id: JobId, account_id: AccountId, key_id: KeyId | None, spec: JobS
         spec=spec,
         limit_uhs=spec.limit_uhs,
         submitted_at_us=now_us,
-        reason=WAITS_FOR_CAPACITY,
+        reason=requests.WAITS_FOR_CAPACITY,
     )
 
 
@@ -82,11 +82,28 @@ def why_not(core: Core, job: Job, request: PlacementRequest) -> Refusal | None:
         return refusal
     if job.key_id is not None and (refusal := keys.no_jobs(core, job.key_id, account_id=job.account_id)):
         return refusal
+    if refusal := _may_stay(core, job):
+        return refusal
     known = core.prices.accelerators
     for name in job.spec.accelerators:
         if name not in known:
             return refusals.unknown_accelerator(name, tuple(known))
     return _never_fits(core, request)
+
+
+def _may_stay(core: Core, job: Job) -> Refusal | None:
+    """A job that can't be evicted keeps its devices from everybody: that is a right of a plan. Inference is never outranked."""
+    plan = core.plan_of(job.account_id)
+    if job.spec.preemptible or job.spec.service is Service.INFERENCE or plan.may_stay:
+        return None
+    others = ", ".join(each.name for each in core.catalogue.plans if each.may_stay)
+    way_out = f", or submit it from an account on one of the plans that have it: {others}" if others else ""
+    return refusals.forbidden(
+        f"the plan {plan.name} has no right to jobs that are never evicted: leave preemptible=False (--no-preemptible)"
+        f" out{way_out}",
+        code="plan_is_preemptible",
+        plan=plan.name,
+    )
 
 
 def _never_fits(core: Core, request: PlacementRequest) -> Refusal | None:
@@ -98,6 +115,7 @@ def _never_fits(core: Core, request: PlacementRequest) -> Refusal | None:
         request.service,
         request.preemptible,
         request.mixtures,
+        core.state.placement.policy.barred(request.grace_us),
     )
     if core.placeable_in != core.planner.layout:
         core.placeable.clear()
@@ -139,6 +157,11 @@ def _why_never(code: str, facts: Mapping[str, str | int]) -> str:
                 f"a gang of {devices} can never be placed: the largest that fits is {facts.get('largest')} ×"
                 f" {facts.get('accelerator')}: ask for fewer devices or another type"
             )
+        case "grace_too_long":
+            return (
+                f"no pool that has room for it lets a job take {_seconds(facts['grace_us'])} to leave: ask for a grace of at most"
+                f" {_seconds(facts['longest_us'])} (grace=, --grace)"
+            )
         case "uneven_gang":
             return (
                 f"a gang of {devices} can't be split evenly over nodes of {each}: ask for a multiple of that, or leave"
@@ -151,6 +174,10 @@ def _why_never(code: str, facts: Mapping[str, str | int]) -> str:
                 f" {facts.get('pools') or 'none'}. Choose another service= (--service), let it be preemptible, or choose devices"
                 " that another pool has: for a model, whose replicas are not preemptible, only that (--accelerator) helps"
             )
+
+
+def _seconds(us: str | int) -> str:
+    return f"{int(us) // 1_000_000:,} s"
 
 
 def cancel(core: Core, event: Cancel) -> Outcome:
@@ -350,7 +377,7 @@ def _requeue(core: Core, job: Job) -> Refusal | None:
     _unpark(core, job)
     if job.reason == StopReason.TIME_LIMIT:
         job.ran_us = 0
-    core.move(job, Trigger.RESUME, reason=WAITS_FOR_CAPACITY)
+    core.move(job, Trigger.RESUME, reason=requests.WAITS_FOR_CAPACITY)
     requests.enqueue(core, job)
     return None
 

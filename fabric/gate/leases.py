@@ -100,7 +100,8 @@ def stop(
     if record.state == "starting":
         finish(core, record, LeaseOutcome.LOST)
         return
-    grace_us = job.spec.grace_us if grace_us is None else min(grace_us, job.spec.grace_us)
+    allowed_us = notice.grace_us(core, job)
+    grace_us = allowed_us if grace_us is None else min(grace_us, allowed_us)
     deadline_us = min(core.now_us + grace_us, max(holds.covered_until_us(core, job, record), core.now_us))
     record.deadline_us = deadline_us if record.deadline_us is None else min(record.deadline_us, deadline_us)
     record.state, record.stop_asked_at_us, record.stop_unsaved = "stopping", core.now_us, not save

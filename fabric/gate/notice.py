@@ -11,6 +11,7 @@ import msgspec
 from fabric.gate import grace
 from fabric.gate.core import Core
 from fabric.gate.state import Job
+from fabric.ledger.scopes import Service
 from fabric.placement import Request as PlacementRequest
 
 
@@ -33,10 +34,32 @@ def waits(job: Job, request: PlacementRequest) -> str:
     return f"waiting_for_capacity with {_seconds(request.notice_us)} of notice: its saves take that long"
 
 
+def not_lent(core: Core, request: PlacementRequest) -> str:
+    """What to tell a job whose grace keeps it out of pools that would take it otherwise; "" if none does."""
+    barred = core.planner.barred(request)
+    if not barred:
+        return ""
+    where = {"reserved": "lent devices", "spot": "spot devices", "dedicated": "its own nodes"}
+    names = " nor on ".join(where[pool] for pool, _ in barred)
+    longest_us = max(longest_us for _, longest_us in barred)
+    return (
+        f"waiting_for_capacity, but not on {names}: they give {_seconds(longest_us)} of grace, and it asks for"
+        f" {_seconds(request.grace_us)}"
+    )
+
+
+def grace_us(core: Core, job: Job) -> int:
+    """The grace it asked for; no more than its pool gives, if others may have to wait for its devices."""
+    if not job.spec.preemptible or job.spec.service is Service.INFERENCE:
+        return job.spec.grace_us
+    return min(job.spec.grace_us, core.planner.longest_grace_us(job.nodes))
+
+
 def given_us(core: Core, job: Job) -> int:
     """The notice that the job gets where it is: its grace, or what one of its nodes gives if that is less."""
     least_us = core.planner.least_notice_us(job.nodes)
-    return job.spec.grace_us if least_us is None else min(job.spec.grace_us, least_us)
+    longest_us = grace_us(core, job)
+    return longest_us if least_us is None else min(longest_us, least_us)
 
 
 def outlasts(core: Core, job: Job) -> bool:

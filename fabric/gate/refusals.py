@@ -117,6 +117,11 @@ def restricted_key(message: str, key_id: str) -> Refusal:
     return Refusal(code="restricted_key", http_status=403, message=message, facts={"key_id": key_id})
 
 
+def forbidden(message: str, *, code: str, **facts: str | int | bool | None) -> Refusal:
+    """Whoever asks has no right to that, and knows now who has."""
+    return Refusal(code=code, http_status=403, message=message, facts=facts)
+
+
 def not_found(what: str, name: str) -> Refusal:
     return Refusal(code="not_found", http_status=404, message=f"there is no {what} {name!r}", facts={what: name})
 

@@ -1,5 +1,7 @@
 """What a job asks of the planner: its gang, its class, and where it would rather be."""
 
+from typing import Final
+
 from fabric.accelerators import vendor_of
 from fabric.gate import holds, notice
 from fabric.gate.core import Core
@@ -8,6 +10,8 @@ from fabric.gate.state import Job
 from fabric.placement import Request as PlacementRequest
 from fabric.placement import locality
 
+WAITS_FOR_CAPACITY: Final = "waiting_for_capacity"
+
 
 def enqueue(core: Core, job: Job, request: PlacementRequest | None = None) -> None:
     """The job waits for devices from now on, and says for which if not any would do."""
@@ -15,6 +19,8 @@ def enqueue(core: Core, job: Job, request: PlacementRequest | None = None) -> No
     if job.saves_us:
         found = notice.heeded(core, job, found)
         job.reason = notice.waits(job, found) or job.reason
+    if not found.notice_us and job.reason == WAITS_FOR_CAPACITY:
+        job.reason = notice.not_lent(core, found) or job.reason
     core.planner.enqueue(found, now_us=core.now_us)
     core.replan = True
 

@@ -8,6 +8,7 @@ from fabric.placement import mixture
 from fabric.placement.cluster import Cluster
 from fabric.placement.fitting import Group, Shape, group_name
 from fabric.placement.jobs import Request, Unplaceable
+from fabric.placement.quotas import POOLS
 from fabric.placement.state import PlacementState
 from fabric.units import AccountId, JobId, NodeId
 
@@ -51,6 +52,27 @@ def check(request: Request, state: PlacementState, cluster: Cluster) -> Unplacea
     for accelerator in request.accelerators:
         if accelerator not in state.accelerators:
             return Unplaceable("unknown_accelerator", {"given": accelerator, "known": ", ".join(state.accelerators)})
+    impossible = _nowhere(request, state, cluster)
+    if impossible is None or not barred(request, state, cluster):
+        return impossible
+    for longest_us in sorted({*state.policy.graces_us, 0}, reverse=True):
+        shorter = msgspec.structs.replace(request, grace_us=min(longest_us, request.grace_us))
+        impossible = _nowhere(shorter, state, cluster)
+        if impossible is None:
+            return Unplaceable("grace_too_long", {"grace_us": request.grace_us, "longest_us": longest_us})
+    return impossible
+
+
+def barred(request: Request, state: PlacementState, cluster: Cluster) -> tuple[tuple[str, int], ...]:
+    """Pools that would take the request if its grace weren't longer than theirs, and what the longest is there."""
+    if not request.is_movable(request.preemptible) or not (pools := state.policy.barred(request.grace_us)):
+        return ()
+    would = cluster.groups_for(msgspec.structs.replace(request, grace_us=0), preemptible=True)
+    longest = dict(zip(POOLS, state.policy.graces_us, strict=True))
+    return tuple((pool, longest[pool]) for pool in dict.fromkeys(group.pool for group in would) if pool in pools)
+
+
+def _nowhere(request: Request, state: PlacementState, cluster: Cluster) -> Unplaceable | None:
     groups = cluster.groups_for(request, preemptible=request.preemptible)
     if request.mixtures and mixture.largest(groups, request) >= request.least:
         return None

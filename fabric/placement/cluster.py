@@ -24,7 +24,7 @@ class Cluster:
         self.version = 0
         """Grows when a group appears, or gives another notice: what may go where has changed."""
         self.layout = 0
-        """Grows when a node comes or becomes another: what fits into an empty cluster has changed."""
+        """Grows when a node comes or becomes another, or with another policy: what fits into an empty cluster has changed."""
         for name, at in state.groups.items():
             self.groups[name] = Group(at.pool, at.accelerator, at.owner)
         for node in state.nodes.values():
@@ -109,6 +109,8 @@ class Cluster:
             if preemptible:
                 names.append(group_name("reserved", kind, None))
         found = tuple(self.groups[name] for name in names if name in self.groups)
+        if barred := self._state.policy.barred(request.grace_us) if request.is_movable(preemptible) else ():
+            found = tuple(group for group in found if group.pool not in barred)
         if not request.notice_us:
             return found
         return tuple(group for group in found if group.gives(request.notice_us))

@@ -61,6 +61,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """The fewest devices it runs on."""
         return self.devices if self.devices_least is None else self.devices_least
 
+    def is_movable(self, preemptible: bool) -> bool:
+        """Whether somebody may have to wait until it has left."""
+        return preemptible and self.service != "inference"
+
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
     """The job owns these devices until it is released."""
@@ -88,7 +92,7 @@ class Unplaceable(msgspec.Struct, frozen=True):
 
     `unknown_accelerator` {given, known} · `gang_too_large` {devices, largest, accelerator}, and {devices_per_node,
     on_a_node} if no node has so many · `no_pool_for` {service,
-    preemptible, pools} · `uneven_gang` {devices, devices_per_node}.
+    preemptible, pools} · `uneven_gang` {devices, devices_per_node} · `grace_too_long` {grace_us, longest_us}.
     """
 
     code: str

@@ -10,14 +10,14 @@ All memory is in `PlacementState`; a planner rebuilt from an encoded copy of it 
 from collections.abc import Iterable, Mapping
 
 from fabric.placement import derived, mixture
-from fabric.placement.checks import NodeFree, assert_consistent, check, view_nodes
+from fabric.placement.checks import NodeFree, assert_consistent, barred, check, view_nodes
 from fabric.placement.cluster import Cluster
 from fabric.placement.decisions import Decisions, Step
 from fabric.placement.fitting import Shape
 from fabric.placement.jobs import Request, Unplaceable, rank_of
 from fabric.placement.preemption import Preemption
 from fabric.placement.queue import Queue
-from fabric.placement.quotas import Fairness, Policy
+from fabric.placement.quotas import LONGEST_GRACE_US, POOLS, Fairness, Policy
 from fabric.placement.reservations import Reservations
 from fabric.placement.state import Node, PlacementState, Queued
 from fabric.placement.waiting import Waiting
@@ -31,7 +31,7 @@ class Planner:
         self._state = state
         self._cluster = Cluster(state)
         self._fairness = Fairness(state.accounts, state.policy, epoch_us=state.epoch_us)
-        self._queue = Queue(state.queue, self._fairness)
+        self._queue = Queue(state.queue, self._fairness, state.policy)
         self._pins = Reservations(state, self._cluster)
         self._preemption = Preemption(state, self._cluster)
         self._waiting = Waiting(state, self._cluster, self._queue, self._pins)
@@ -44,6 +44,8 @@ class Planner:
         """Plan by another policy from now on. What was decided by the one before stands: places, pins and claims."""
         self._fairness.follow(policy, now_us=now_us)
         self._state.policy, self._state.epoch_us = policy, self._fairness.epoch_us
+        self._queue.policy = policy
+        self._cluster.layout += 1
         self._rebuild_queue()
 
     # -- nodes ---------------------------------------------------------------------------------------------------------
@@ -104,11 +106,21 @@ class Planner:
         """The least notice that any of these nodes (None = of all) gives before it goes; None = all give enough."""
         return self._cluster.least_notice_us(nodes)
 
+    def longest_grace_us(self, nodes: Iterable[NodeId]) -> int:
+        """The longest that a job on these nodes may take to leave, when it was asked to."""
+        pools = {self._state.nodes[node_id].node.pool for node_id in nodes if node_id in self._state.nodes}
+        graces_us = zip(POOLS, self._state.policy.graces_us, strict=True)
+        return min((us for pool, us in graces_us if pool in pools), default=LONGEST_GRACE_US)
+
     # -- jobs ----------------------------------------------------------------------------------------------------------
 
     def check(self, request: Request) -> Unplaceable | None:
         """Why the request can never run here, whoever else is here; None if it can."""
         return check(request, self._state, self._cluster)
+
+    def barred(self, request: Request) -> tuple[tuple[str, int], ...]:
+        """Pools that would take the request if its grace weren't longer than theirs, and what the longest is there."""
+        return barred(request, self._state, self._cluster)
 
     def could_place_now(self, request: Request) -> bool:
         """Whether devices for it are free this moment, if nobody is ahead of it and nobody gives way."""
@@ -219,7 +231,7 @@ class Planner:
 
     @property
     def layout(self) -> int:
-        """Grows when a node comes or becomes another: what `check` found before need not hold any more."""
+        """Grows when a node comes or becomes another, or with another policy: what `check` found before need not hold any more."""
         return self._cluster.layout
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------------

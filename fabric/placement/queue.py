@@ -11,14 +11,15 @@ from collections.abc import Mapping
 
 from fabric.placement.fitting import Group, Shape
 from fabric.placement.jobs import INFERENCE, RANKS
-from fabric.placement.quotas import Fairness
+from fabric.placement.quotas import Fairness, Policy
 from fabric.placement.state import Claim, Queued
 from fabric.units import AccountId, JobId, NodeId
 
 _Elastic = tuple[int, tuple[tuple[str, int], ...]] | None
 _Patient = tuple[NodeId, ...]
 _Choosy = tuple[int, tuple[tuple[str, ...], ...]] | None
-LaneKey = tuple[int, int, int | None, tuple[str, ...], bool, bool, str, _Elastic, _Choosy, _Patient]
+_Barred = tuple[str, ...]
+LaneKey = tuple[int, int, int | None, tuple[str, ...], bool, bool, str, _Elastic, _Choosy, _Patient, _Barred]
 _Head = tuple[int, tuple[int, int], AccountId]
 _LANES_KEPT = 1024
 _ALWAYS_TOLD = 7
@@ -53,8 +54,9 @@ class Lane:
 class Queue:
     """Lanes by class, and the next job of each."""
 
-    def __init__(self, queued: dict[JobId, Queued], fairness: Fairness) -> None:
+    def __init__(self, queued: dict[JobId, Queued], fairness: Fairness, policy: Policy) -> None:
         self._queued = queued
+        self.policy = policy
         self._keys = fairness.keys
         self.owners: dict[AccountId, None] = {}
         """Accounts with nodes of their own: their jobs have lanes of their own."""
@@ -91,6 +93,7 @@ class Queue:
             None if request.devices_least is None else (request.devices_least, request.speeds),
             (request.notice_us, request.mixtures) if request.notice_us or request.mixtures else None,
             request.prefers if request.patience_us else (),
+            self.policy.barred(request.grace_us) if request.is_movable(queued.preemptible) else (),
         )
         lane = self.lanes.get(key)
         if lane is None:

@@ -19,6 +19,8 @@ DAY_US: Final = 24 * HOUR_US
 
 POLICY_US_MAX: Final = 365 * DAY_US
 POLICY_COUNT_MAX: Final = 1_000_000
+POOLS: Final = ("reserved", "dedicated", "spot")
+LONGEST_GRACE_US: Final = DAY_US
 _USAGE_MAX: Final = 2**62
 _UHS_PER_COUNT: Final = 1000
 _REBASE_AFTER: Final = 4
@@ -52,6 +54,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """After so long, use counts half as much against an account."""
     entry_us: int = 10 * MINUTE_US
     """Starting a job counts as the use of its devices for so long."""
+    graces_us: tuple[int, int, int] = (2 * MINUTE_US, DAY_US, 10 * MINUTE_US)
+    """By pool (`POOLS`): the longest that an evicted job may take to leave. One that asks for more isn't let in."""
 
     @property
     def mistake(self) -> str:
@@ -62,9 +66,16 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         }  # fmt: skip
         longest = max(*self.waits_us, self.run_us_min, self.entry_us, self.retry_us, self.half_life_us)
         found = [name for name, us in durations.items() if us < 0] + ["a time"] * (longest > POLICY_US_MAX)
+        found += ["graces_us"] * any(not 0 <= us <= LONGEST_GRACE_US for us in self.graces_us)
         counts = {"headroom_devices": 0, "bypasses_max": 1, "evictions_max": 1}
         found += [name for name, least in counts.items() if not least <= getattr(self, name) <= POLICY_COUNT_MAX]
         return ", ".join(found)
+
+    def barred(self, grace_us: int) -> tuple[str, ...]:
+        """The pools that a job which may be evicted with such a grace isn't let into."""
+        if grace_us <= min(self.graces_us):
+            return ()
+        return tuple([pool for pool, longest_us in zip(POOLS, self.graces_us, strict=True) if grace_us > longest_us])
 
 
 class Account(msgspec.Struct, gc=False):

@@ -103,7 +103,7 @@ def other_than(kind):
 @contextmanager
 def beside(fabric, kind):
     """Somebody else has all devices of the kind."""
-    blocker = fabric.submit(["sleep", "600"], tokens="9", accelerators=f"{kind}:4", name="beside", preemptible=False)
+    blocker = fabric.submit(["sleep", "600"], tokens="9", accelerators=f"{kind}:4", name="beside")
     until(lambda: blocker.info().state == "running")
     try:
         yield

@@ -96,6 +96,11 @@ class JobRules(Driver):
             assert limit == 0
         elif outcome.code in {"key_limit_reached", "key_revoked", "not_found"}:
             assert key is not None
+        elif outcome.code == "plan_is_preemptible":
+            plan = self.catalogue.plan(self.state.accounts[account].plan)
+            assert not more["preemptible"]
+            assert service is not Service.INFERENCE
+            assert plan.tier_rank > 0
         else:
             assert outcome.code in PLACEMENT_CODES
 

@@ -52,7 +52,7 @@ def hold(seconds):
 def test_reserved_demand_evicts_training_which_resumes_on_another_type_and_count_with_the_same_weights(
     acme, uninterrupted
 ):
-    others = [acme.submit(hold, 600, tokens="2", accelerators="H100:3", preemptible=False)]
+    others = [acme.submit(hold, 600, tokens="2", accelerators="H100:3")]
     wait_for_state(others[0], "running")
     train = acme.submit(
         "train_small.py",
@@ -136,7 +136,7 @@ def deaf(seconds):
 
 
 def test_a_worker_that_ignores_the_notice_is_ended_at_its_deadline_and_pays_to_its_last_durable_step(acme):
-    others = [acme.submit(hold, 600, tokens="2", accelerators="H100:3", preemptible=False)]
+    others = [acme.submit(hold, 600, tokens="2", accelerators="H100:3")]
     wait_for_state(others[0], "running")
     job = acme.submit(deaf, 600, tokens="1", accelerators="H100:2", grace=1)
     wait_until(job, lambda info: info.step > 60)
