@@ -32,6 +32,7 @@ def configure(core: Core, event: Configure) -> Outcome:
     models.reprice(core)
     if event.policy is not None and event.policy != core.state.placement.policy:
         core.planner.follow(event.policy, now_us=core.now_us)
+        core.replan = True
     for account_id in dict.fromkeys(record.account_id for record in core.state.subscriptions):
         treasury.set_spending(core, account_id)
     return Accepted()

@@ -30,7 +30,7 @@ from fabric.gate.serving_events import (
 from fabric.ledger.scopes import ANYTHING, Scope, Service
 from fabric.placement.locality import Dataset, Holdings
 from fabric.placement.quotas import Policy
-from fabric.units import AccountId, JobId, KeyId, LeaseId, NodeId
+from fabric.units import PPM, AccountId, JobId, KeyId, LeaseId, NodeId
 
 
 class Pool(StrEnum):
@@ -89,6 +89,28 @@ class OpenAccount(Event, frozen=True, kw_only=True, tag="open_account"):
     """Postpaid: how far the account may go into debt. None = as far as the plan says."""
     older_limit_uhs: int = msgspec.field(default=0, name="credit_limit_uhs")
     """What older entries say instead; in them 0 meant the plan's."""
+    weight_ppm: int = PPM
+    """Its share of what others wait for too, against theirs: of its cohort's, if it has one."""
+    cohort: str = ""
+    """Who pays for it together with other accounts: the share is theirs together. "" = it is a payer of its own."""
+    request_id: str = ""
+
+
+class SetShare(Event, frozen=True, kw_only=True, tag="set_share"):
+    """What share of devices an account has, and with whom it has it. None = as before."""
+
+    account_id: AccountId
+    weight_ppm: int | None = None
+    cohort: str | None = None
+    """None = as before, "" = it is a payer of its own."""
+    request_id: str = ""
+
+
+class SetCohort(Event, frozen=True, kw_only=True, tag="set_cohort"):
+    """What share the accounts of one payer have together. A cohort is there as soon as an account names it."""
+
+    cohort: str
+    weight_ppm: int
     request_id: str = ""
 
 
@@ -452,6 +474,8 @@ AnyEvent = (
     Configure
     | AdoptRules
     | OpenAccount
+    | SetShare
+    | SetCohort
     | Grant
     | VoidLot
     | ClosePeriod

@@ -31,6 +31,7 @@ from fabric.gate import (
     payments,
     refusals,
     rules,
+    shares,
     subscriptions,
     treasury,
     usage,
@@ -65,6 +66,8 @@ from fabric.gate.events import (
     RevokeKey,
     RolledBack,
     SaveNow,
+    SetCohort,
+    SetShare,
     Submit,
     Subscribe,
     Tick,
@@ -309,6 +312,10 @@ class Gate:
                 return models.withdraw(core, event)
             case OpenAccount():
                 return treasury.open_account(core, event)
+            case SetShare():
+                return shares.set_share(core, event)
+            case SetCohort():
+                return shares.set_cohort(core, event)
             case CreateKey():
                 return treasury.create_key(core, event)
             case RevokeKey():

@@ -3,12 +3,13 @@
 from typing import Final
 
 from fabric.accelerators import vendor_of
-from fabric.gate import holds, notice
+from fabric.gate import holds, notice, shares
 from fabric.gate.core import Core
 from fabric.gate.events import JobKind
 from fabric.gate.state import Job
 from fabric.placement import Request as PlacementRequest
 from fabric.placement import locality
+from fabric.units import PPM
 
 WAITS_FOR_CAPACITY: Final = "waiting_for_capacity"
 
@@ -26,7 +27,7 @@ def enqueue(core: Core, job: Job, request: PlacementRequest | None = None) -> No
 
 
 def request_of(core: Core, job: Job) -> PlacementRequest:
-    spec = job.spec
+    spec, account = job.spec, core.state.accounts[job.account_id]
     warm, saves_us = locality.warmest(spec.data, core.state.holdings, devices=spec.devices) if spec.data else ((), 0)
     return PlacementRequest(
         job_id=job.job_id,
@@ -37,6 +38,9 @@ def request_of(core: Core, job: Job) -> PlacementRequest:
         tier_rank=core.plan_of(job.account_id).tier_rank,
         service=str(spec.service),
         preemptible=spec.preemptible,
+        weight_ppm=account.weight_ppm,
+        cohort=account.cohort,
+        cohort_weight_ppm=shares.of_cohort(core, account) if account.cohort else PPM,
         grace_us=spec.grace_us,
         submitted_at_us=job.submitted_at_us,
         devices_least=spec.devices_least,

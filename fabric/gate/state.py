@@ -25,7 +25,7 @@ from fabric.gate.timeline import Moment
 from fabric.ledger import Book
 from fabric.placement import PlacementState
 from fabric.placement.locality import Holdings
-from fabric.units import AccountId, JobId, KeyId, LeaseId, NodeId
+from fabric.units import PPM, AccountId, JobId, KeyId, LeaseId, NodeId
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,6 +38,9 @@ class Account:
     opened_at_us: int
     entitlements: list[Entitlement] = field(default_factory=list)
     """What bundles gave besides compute tokens, each good until it expires."""
+    weight_ppm: int = PPM
+    cohort: str = ""
+    """Who pays for it together with other accounts; "" = it is a payer of its own."""
     outages: int = 0
     """How often nodes that were lost took work of its jobs that was given back, until it has paid for as much."""
     outage_at_us: int = 0
@@ -252,6 +255,8 @@ class GateState:
     leases_made: int = 0
     lots_made: int = 0
     accounts: dict[AccountId, Account] = field(default_factory=dict)
+    cohorts: dict[str, int] = field(default_factory=dict)
+    """The weights of payers that were given one, in ppm."""
     keys: dict[KeyId, Key] = field(default_factory=dict)
     jobs: dict[JobId, Job] = field(default_factory=dict)
     leases: dict[LeaseId, LeaseRecord] = field(default_factory=dict)

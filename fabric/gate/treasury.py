@@ -5,7 +5,7 @@ from typing import Final
 from fabric.charging import plans
 from fabric.charging.catalogue import Mode, Overflow, Plan, Restriction
 from fabric.charging.plans import LotTerms
-from fabric.gate import keys, refusals
+from fabric.gate import keys, refusals, shares
 from fabric.gate.core import Core
 from fabric.gate.events import (
     BuyBundle,
@@ -23,7 +23,7 @@ from fabric.gate.state import Account, Key
 from fabric.ledger import Origin, Refused, Spending, Terms, Transfer
 from fabric.ledger.outcomes import PERIOD_CLOSED, Fact
 from fabric.ledger.scopes import Scope, Service
-from fabric.units import AMOUNT_UHS_MAX, INT64_MAX, AccountId, format_cny, format_ct
+from fabric.units import AMOUNT_UHS_MAX, INT64_MAX, PPM, AccountId, format_cny, format_ct
 
 NAME_MAX: Final = 64
 LIFETIME_MAX_US: Final = 100 * 365 * plans.DAY_US
@@ -48,16 +48,23 @@ def open_account(core: Core, event: OpenAccount) -> Outcome:
             f"{event.account_id[:NAME_MAX]!r} can't be an account id: use 1 to {NAME_MAX} of A-Z, a-z, 0-9, '-' and '_'",
             code="invalid_account_id",
         )
-    if refusal := _bad_credit(core, event, plan):
+    if refusal := _bad_credit(core, event, plan) or shares.mistaken(event.weight_ppm, event.cohort):
         return refusal
     said = event.older_limit_uhs or plan.credit_limit_uhs
     limit_uhs = said if event.credit_limit_uhs is None else event.credit_limit_uhs
     refused = core.book.open_account(event.account_id, now_us=core.now_us, credit_limit_uhs=limit_uhs)
     if refused is not None:
         return refusals.from_ledger(refused)
-    core.state.accounts[event.account_id] = Account(
-        account_id=event.account_id, name=event.name or event.account_id, plan=plan.name, opened_at_us=core.now_us
+    account = core.state.accounts[event.account_id] = Account(
+        account_id=event.account_id,
+        name=event.name or event.account_id,
+        plan=plan.name,
+        opened_at_us=core.now_us,
+        weight_ppm=event.weight_ppm,
+        cohort=event.cohort,
     )
+    if (account.weight_ppm, account.cohort) != (PPM, ""):
+        shares.apply(core, account)
     return Accepted()
 
 

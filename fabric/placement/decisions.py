@@ -170,8 +170,8 @@ class Decisions:
     def _placed(self, lane: Lane, running: Running, group: Group, now_us: int) -> Placed:
         request = running.request
         devices = sum([devices for _, devices in running.shares])
-        self._fairness.enter(request.account_id, devices=devices, now_us=now_us)
-        self._state.groups[group.name].placed[running.rank] += 1
+        running.fee = self._fairness.enter(request.account_id, devices=devices, now_us=now_us)
+        self._waiting.count_start(running, group)
         self._waiting.leave(lane, request.job_id, placed=True)
         return Placed(request.job_id, group.accelerator, running.shares, group.pool)
 

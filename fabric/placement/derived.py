@@ -19,7 +19,14 @@ AT_REST = ("parked", "wanted")
 
 def view(cluster: Cluster, queue: Queue, fairness: Fairness) -> View:
     """All that is derived, by name."""
-    found: View = {"owners": sorted(queue.owners), "keys": dict(fairness.keys), "epoch_us": fairness.epoch_us}
+    found: View = {
+        "owners": sorted(queue.owners),
+        "keys": dict(fairness.keys),
+        "cohort_keys": dict(fairness.cohort_keys),
+        "members": {cohort: sorted(members) for cohort, members in fairness.members.items() if members},
+        "present": dict(fairness.present),
+        "epoch_us": fairness.epoch_us,
+    }
     for group in cluster.groups.values():
         found |= {f"group {group.name}: {name}": each for name, each in _of_group(group).items()}
     for lane in queue.named.values():

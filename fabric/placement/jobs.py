@@ -38,7 +38,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """inference | training | batch"""
     preemptible: bool = True
     weight_ppm: int = PPM
-    """The account's share against others of its class, in ppm."""
+    """The account's share against others of its class (of its cohort, if it has one), in ppm."""
+    cohort: str = ""
+    """Whoever pays for the account together with others: the share is theirs together. "" = its own."""
+    cohort_weight_ppm: int = PPM
     grace_us: int = 30_000_000
     """How long the job gets to save when it is evicted: decides what its eviction would lose."""
     submitted_at_us: int

@@ -30,11 +30,17 @@ class Planner:
     def __init__(self, state: PlacementState) -> None:
         self._state = state
         self._cluster = Cluster(state)
-        self._fairness = Fairness(state.accounts, state.policy, epoch_us=state.epoch_us)
+        self._fairness = Fairness(
+            state.accounts, state.policy, epoch_us=state.epoch_us, cohorts=state.cohorts, started=state.running
+        )
+        for queued in state.queue.values():
+            self._fairness.arrive(queued.request.account_id)
+        for running in state.running.values():
+            self._fairness.arrive(running.request.account_id)
         self._queue = Queue(state.queue, self._fairness, state.policy)
         self._pins = Reservations(state, self._cluster)
         self._preemption = Preemption(state, self._cluster)
-        self._waiting = Waiting(state, self._cluster, self._queue, self._pins)
+        self._waiting = Waiting(state, self._cluster, self._queue, self._pins, self._fairness)
         self._decisions = Decisions(
             state, self._cluster, fairness=self._fairness, waiting=self._waiting, preemption=self._preemption
         )
@@ -46,6 +52,8 @@ class Planner:
         self._state.policy, self._state.epoch_us = policy, self._fairness.epoch_us
         self._queue.policy = policy
         self._cluster.layout += 1
+        for group in self._cluster.groups.values():
+            group.touched = True
         self._rebuild_queue()
 
     # -- nodes ---------------------------------------------------------------------------------------------------------
@@ -138,8 +146,14 @@ class Planner:
         assert job_id not in state.queue, f"{job_id} is queued already"
         assert job_id not in state.running, f"{job_id} has not been released"
         self._tick(now_us)
-        if self._fairness.join(request.account_id, weight_ppm=request.weight_ppm):
-            self._rebuild_queue()
+        if self._fairness.join(
+            request.account_id,
+            weight_ppm=request.weight_ppm,
+            cohort=request.cohort,
+            cohort_weight_ppm=request.cohort_weight_ppm,
+        ):
+            self._reorder()
+        self._fairness.arrive(request.account_id)
         state.seq += 1
         queued = state.queue[job_id] = self._queued(request, now_us=now_us)
         self._queue.push(queued)
@@ -152,6 +166,7 @@ class Planner:
         if job_id in self._state.claims:
             self._cluster.unclaim(job_id)
         self._waiting.leave(self._queue.lane_of(queued), job_id, placed=False)
+        self._waiting.depart(queued.request.account_id)
         return True
 
     def release(self, job_id: JobId, *, now_us: int) -> bool:
@@ -160,6 +175,10 @@ class Planner:
         running = self._cluster.disown(job_id)
         if running is None:
             return False
+        account_id = running.request.account_id
+        if self._fairness.leave(account_id, fee=running.fee):
+            self._queue.restate(account_id)
+        self._waiting.depart(account_id)
         for name in running.groups or (running.group,):
             if name in self._state.pins:
                 group = self._cluster.groups[name]
@@ -188,6 +207,11 @@ class Planner:
         """The account burned so much: it stands further back in its class, ever less as the usage ages."""
         self._tick(now_us)
         self._fairness.use(account_id, uhs=uhs, now_us=now_us)
+
+    def weigh(self, account_id: AccountId, *, weight_ppm: int, cohort: str, cohort_weight_ppm: int) -> None:
+        """The account has this weight from now on, and is of this cohort; what it has used stays its own."""
+        if self._fairness.weigh(account_id, weight_ppm=weight_ppm, cohort=cohort, cohort_weight_ppm=cohort_weight_ppm):
+            self._reorder()
 
     def queue_position(self, job_id: JobId) -> int | None:
         """How many wait ahead of the job, by the order of this moment; 0 for one that has a claim. None if it does not wait."""
@@ -257,6 +281,11 @@ class Planner:
         if self._fairness.rebase(now_us=now_us):
             self._rebuild_queue()
         self._state.epoch_us = self._fairness.epoch_us
+
+    def _reorder(self) -> None:
+        """Somebody's share has changed, or whose it is."""
+        self._waiting.forget_absent()
+        self._rebuild_queue()
 
     def _rebuild_queue(self) -> None:
         for group in self._state.groups.values():

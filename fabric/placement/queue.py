@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from fabric.placement.fitting import Group, Shape
 from fabric.placement.jobs import INFERENCE, RANKS
-from fabric.placement.quotas import Fairness, Policy
+from fabric.placement.quotas import Fairness, Key, Policy
 from fabric.placement.state import Claim, Queued
 from fabric.units import AccountId, JobId, NodeId
 
@@ -20,8 +20,11 @@ _Patient = tuple[NodeId, ...]
 _Choosy = tuple[int, tuple[tuple[str, ...], ...]] | None
 _Barred = tuple[str, ...]
 LaneKey = tuple[int, int, int | None, tuple[str, ...], bool, bool, str, _Elastic, _Choosy, _Patient, _Barred]
-_Head = tuple[int, tuple[int, int], AccountId]
+_Head = tuple[Key, tuple[int, int], AccountId]
 _LANES_KEPT = 1024
+_HEADS_PER_LINE = 2
+_HEADS_KEPT = 16
+"""A lane has at most so many heads for each line, and so many more: beyond, those that no longer stand are thrown away."""
 _ALWAYS_TOLD = 7
 """Parts of a lane's key that its name always has; what few jobs ask for is only named where they do."""
 
@@ -57,11 +60,13 @@ class Queue:
     def __init__(self, queued: dict[JobId, Queued], fairness: Fairness, policy: Policy) -> None:
         self._queued = queued
         self.policy = policy
-        self._keys = fairness.keys
+        self._fairness = fairness
         self.owners: dict[AccountId, None] = {}
         """Accounts with nodes of their own: their jobs have lanes of their own."""
         self.lanes: dict[LaneKey, Lane] = {}
         self.named: dict[str, Lane] = {}
+        self.lines_of: dict[AccountId, dict[str, Lane]] = {}
+        """The lanes in which each account has a line."""
         self.active: list[dict[str, Lane]] = [{} for _ in range(RANKS)]
         self.parked: list[dict[str, Lane]] = [{} for _ in range(RANKS)]
 
@@ -69,6 +74,7 @@ class Queue:
         """Sort every waiting job into its lane anew; those in `skip` are not in line."""
         self.lanes.clear()
         self.named.clear()
+        self.lines_of.clear()
         for active, parked in zip(self.active, self.parked, strict=True):
             for lane in list(parked.values()):
                 self.wake(lane)
@@ -120,7 +126,8 @@ class Queue:
         if not lane.jobs:
             self._put_away(lane)
             lane.heads.clear()
-            lane.lines.clear()
+            for account_id in list(lane.lines):
+                self._end_line(lane, account_id)
         elif lane.parked and self._head(lane) is None:
             self._put_away(lane)
 
@@ -165,8 +172,10 @@ class Queue:
         _want_no_more(lane)
 
     def _head(self, lane: Lane) -> _Head | None:
-        """The key of the lane's next job. Keys only grow, so the least entry that is up to date is the least of all."""
-        heads, lines, keys, jobs = lane.heads, lane.lines, self._keys, lane.jobs
+        """The key of the lane's next job. A key that falls is entered anew, so the least entry that is up to date is the least
+        of all.
+        """
+        heads, lines, key_of, jobs = lane.heads, lane.lines, self._fairness.key, lane.jobs
         while heads:
             head = heads[0]
             account_id = head[2]
@@ -178,12 +187,25 @@ class Queue:
                 heapq.heappop(line)
             if not line:
                 heapq.heappop(heads)
-                lines.pop(account_id, None)
-            elif head[0] != keys[account_id] or head[1] != line[0][0]:
-                heapq.heapreplace(heads, (keys[account_id], line[0][0], account_id))
+                if line is not None:
+                    self._end_line(lane, account_id)
+            elif head[0] != (key := key_of(account_id)) or head[1] != line[0][0]:
+                heapq.heapreplace(heads, (key, line[0][0], account_id))
             else:
                 return head
         return None
+
+    def restate(self, account_id: AccountId) -> None:
+        """The account's key, and its payer's, may have become less."""
+        for each in self._fairness.peers(account_id):
+            key = self._fairness.key(each)
+            for lane in self.lines_of.get(each, {}).values():
+                heapq.heappush(lane.heads, (key, lane.lines[each][0][0], each))
+                if len(lane.heads) > _HEADS_PER_LINE * len(lane.lines) + _HEADS_KEPT:
+                    lane.heads = [
+                        (self._fairness.key(other), line[0][0], other) for other, line in lane.lines.items() if line
+                    ]
+                    heapq.heapify(lane.heads)
 
     def wake(self, lane: Lane) -> None:
         """Look at the lane again."""
@@ -205,7 +227,7 @@ class Queue:
     def ranked(self, claimed: Mapping[JobId, Claim]) -> list[JobId]:
         """Everybody in line, in order. Reads every job: for people, not for planning."""
         waiting = [queued for job_id, queued in self._queued.items() if job_id not in claimed]
-        waiting.sort(key=lambda queued: (queued.rank, self._keys[queued.request.account_id], queued.order))
+        waiting.sort(key=lambda queued: (queued.rank, self._fairness.key(queued.request.account_id), queued.order))
         return [queued.request.job_id for queued in waiting]
 
     def _line_up(self, lane: Lane, queued: Queued) -> None:
@@ -215,12 +237,20 @@ class Queue:
         line = lane.lines.get(account_id)
         if line is None:
             lane.lines[account_id] = [entry]
-            heapq.heappush(lane.heads, (self._keys[account_id], queued.order, account_id))
+            self.lines_of.setdefault(account_id, {})[lane.name] = lane
+            heapq.heappush(lane.heads, (self._fairness.key(account_id), queued.order, account_id))
         else:
             heapq.heappush(line, entry)
             if line[0] is entry:
-                heapq.heappush(lane.heads, (self._keys[account_id], queued.order, account_id))
+                heapq.heappush(lane.heads, (self._fairness.key(account_id), queued.order, account_id))
         self.wake(lane)
+
+    def _end_line(self, lane: Lane, account_id: AccountId) -> None:
+        del lane.lines[account_id]
+        lanes = self.lines_of[account_id]
+        del lanes[lane.name]
+        if not lanes:
+            del self.lines_of[account_id]
 
     def _drop_empty(self) -> None:
         for key in [key for key, lane in self.lanes.items() if not lane.jobs and not lane.parked]:

@@ -2,12 +2,17 @@
 
 Usage decays with a half-life, in integers and without ever touching an account that is idle: instead of shrinking what
 was used, what is used later counts for more (forward decay), so accounts compare as if all had decayed to this moment.
-Starting a job counts at once as an entry fee that later usage is set off against, so that a burst of submissions
-cannot win before its usage is known (the idea is Kueue's admission fair sharing). Usage only grows, so an account's key
-in a heap is never too high.
+Starting a job counts at once as use that is still to come, so that a burst of submissions cannot win before its usage is
+known (the idea is Kueue's admission fair sharing): what the account uses is set off against that, and what is left over when
+jobs end is given back, so that at no time more is counted for an account than it has used and what its running jobs' starts
+count.
+
+Accounts that one payer has are a *cohort*: the share is the cohort's, and its accounts share that by the same rule.
 """
 
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Final, Protocol
 
 import msgspec
 
@@ -21,6 +26,9 @@ POLICY_US_MAX: Final = 365 * DAY_US
 POLICY_COUNT_MAX: Final = 1_000_000
 POOLS: Final = ("reserved", "dedicated", "spot")
 LONGEST_GRACE_US: Final = DAY_US
+
+Key = tuple[int, int]
+"""Decayed usage by weight: the payer's, and the account's among those of its payer."""
 _USAGE_MAX: Final = 2**62
 _UHS_PER_COUNT: Final = 1000
 _REBASE_AFTER: Final = 4
@@ -79,55 +87,147 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Account(msgspec.Struct, gc=False):
-    """What one account has used."""
+    """What one account, or the accounts of one cohort together, have used. Amounts are thousands of µHs, each counted
+    4096 × 2^(when it was used, in half-lives since the epoch).
+    """
 
     usage: int = 0
-    """Thousands of µHs, each counted 4096 × 2^(when it was used, in half-lives since the epoch)."""
     credit: int = 0
-    """Entry fees that were counted and not yet used, in thousands of µHs."""
+    """Of that, what was counted for starts and isn't used yet: never more than `fees`."""
     weight_ppm: int = PPM
+    fees: int = 0
+    """What was counted for the starts of jobs that run now."""
+    cohort: str = ""
+    """Who pays for it together with others; "" = it is a payer of its own."""
+    joined: bool = False
+    """Whether it ever had a job in line."""
+
+
+class Charged(Protocol):
+    """A job that runs, and what its start was counted with."""
+
+    fee: int
 
 
 class Fairness:
-    """Who is next among accounts: the one with the least decayed usage for its weight."""
+    """Who is next: of the payers the one with the least decayed usage for its weight, and of its accounts the one with the least."""
 
-    __slots__ = ("_accounts", "_factor", "_factor_step", "_policy", "epoch_us", "keys")
+    __slots__ = (
+        "_accounts",
+        "_cohorts",
+        "_factor",
+        "_factor_step",
+        "_policy",
+        "_started",
+        "cohort_keys",
+        "epoch_us",
+        "keys",
+        "members",
+        "present",
+    )
 
-    def __init__(self, accounts: dict[AccountId, Account], policy: Policy, *, epoch_us: int) -> None:
+    def __init__(
+        self,
+        accounts: dict[AccountId, Account],
+        policy: Policy,
+        *,
+        epoch_us: int,
+        cohorts: dict[str, Account] | None = None,
+        started: Mapping[JobId, Charged] = MappingProxyType({}),
+    ) -> None:
+        """Reckon with these accounts and `cohorts` (which this changes), and with the fees of the jobs that were `started`."""
         self._accounts = accounts
+        self._cohorts = {} if cohorts is None else cohorts
+        self._started = started
         self._policy = policy
         self.epoch_us = epoch_us
         self.keys = {account_id: _key(account) for account_id, account in accounts.items()}
+        """By account, among those of its cohort if it has one."""
+        self.cohort_keys = {name: _key(cohort) for name, cohort in self._cohorts.items()}
+        self.members: dict[str, dict[AccountId, None]] = {}
+        for account_id, account in accounts.items():
+            if account.cohort:
+                self.members.setdefault(account.cohort, {})[account_id] = None
+        self.present: dict[AccountId, int] = {}
+        """How many jobs each account has in line or running."""
         self._factor_step = -1
         self._factor = 0
 
-    def join(self, account_id: AccountId, *, weight_ppm: int) -> bool:
-        """Make the account known; True if its weight changed, so that its key may have become less."""
+    def key(self, account_id: AccountId) -> Key:
+        """Less goes first."""
+        cohort = self._accounts[account_id].cohort
+        own = self.keys[account_id]
+        return (self.cohort_keys[cohort], own) if cohort else (own, 0)
+
+    def peers(self, account_id: AccountId) -> Iterable[AccountId]:
+        """The accounts whose keys change with this one's."""
+        cohort = self._accounts[account_id].cohort
+        return self.members[cohort] if cohort else (account_id,)
+
+    def payer(self, account_id: AccountId) -> str:
+        """Whose share it is that the account uses."""
         account = self._accounts.get(account_id)
-        if account is None:
-            self._accounts[account_id] = Account(weight_ppm=weight_ppm)
-            self.keys[account_id] = 0
+        return f"cohort {account.cohort}" if account is not None and account.cohort else account_id
+
+    def join(self, account_id: AccountId, *, weight_ppm: int, cohort: str = "", cohort_weight_ppm: int = PPM) -> bool:
+        """Make the account known, with its weight; True if its key may have become less. The first time it has a job in line it
+        begins where the least of those stand that are there, not before everybody.
+        """
+        account = self._accounts.setdefault(account_id, Account(weight_ppm=weight_ppm))
+        changed = self._weigh(account_id, account, weight_ppm, cohort, cohort_weight_ppm)
+        if not account.joined:
+            account.joined = True
+            account.usage = max(account.usage, self._least(account_id, cohort) * weight_ppm // PPM)
+            self.keys[account_id] = _key(account)
+        return changed
+
+    def weigh(self, account_id: AccountId, *, weight_ppm: int, cohort: str = "", cohort_weight_ppm: int = PPM) -> bool:
+        """Give the account, and its cohort, these weights; True if that is new."""
+        account = self._accounts.setdefault(account_id, Account())
+        return self._weigh(account_id, account, weight_ppm, cohort, cohort_weight_ppm)
+
+    def arrive(self, account_id: AccountId) -> None:
+        """One job more of the account is in line, or runs."""
+        self.present[account_id] = self.present.get(account_id, 0) + 1
+
+    def depart(self, account_id: AccountId) -> bool:
+        """One job fewer. True if nothing of its payer is there any more."""
+        if self.present[account_id] > 1:
+            self.present[account_id] -= 1
             return False
-        if account.weight_ppm == weight_ppm:
+        del self.present[account_id]
+        cohort = self._accounts[account_id].cohort
+        return not cohort or not any(member in self.present for member in self.members[cohort])
+
+    def enter(self, account_id: AccountId, *, devices: int, now_us: int) -> int:
+        """Count the start of a job of so many devices as use that is still to come; with how much is what `leave` takes back."""
+        fee = devices * self._policy.entry_us // _UHS_PER_COUNT * self._scale(now_us)
+        account = self._accounts[account_id]
+        account.credit += fee
+        account.fees += fee
+        self._add(account_id, account, fee)
+        return fee
+
+    def leave(self, account_id: AccountId, *, fee: int) -> bool:
+        """The job that was counted with this fee is over: what isn't used of all fees goes back, but for what still runs. True
+        if the account has less than before.
+        """
+        account = self._accounts[account_id]
+        account.fees = max(account.fees - fee, 0)
+        back = account.credit - account.fees
+        if back <= 0:
             return False
-        account.weight_ppm = weight_ppm
-        self.keys[account_id] = _key(account)
+        account.credit -= back
+        self._add(account_id, account, -back)
         return True
 
-    def enter(self, account_id: AccountId, *, devices: int, now_us: int) -> None:
-        """Count the entry fee of a job of so many devices."""
-        account = self._accounts[account_id]
-        fee = devices * self._policy.entry_us // _UHS_PER_COUNT
-        account.credit += fee
-        self._add(account_id, account, fee, now_us)
-
     def use(self, account_id: AccountId, *, uhs: int, now_us: int) -> None:
-        """Count what was used, less the entry fees that stood for it."""
+        """Count what was used, less what was counted for it when the account's jobs started."""
         account = self._accounts.setdefault(account_id, Account())
-        used = -(-uhs // _UHS_PER_COUNT)
+        used = -(-uhs // _UHS_PER_COUNT) * self._scale(now_us)
         covered = min(used, account.credit)
         account.credit -= covered
-        self._add(account_id, account, used - covered, now_us)
+        self._add(account_id, account, used - covered)
 
     def rebase(self, *, now_us: int) -> bool:
         """Move the epoch up before numbers outgrow 64 bits: every usage halves as often. True if it did (every few weeks)."""
@@ -138,10 +238,7 @@ class Fairness:
         if halvings < _REBASE_AFTER:
             return False
         self.epoch_us += halvings * self._policy.half_life_us
-        self._factor_step = -1
-        for account_id, account in self._accounts.items():
-            account.usage >>= halvings
-            self.keys[account_id] = _key(account)
+        self._rescale(1, 1 << halvings)
         return True
 
     def follow(self, policy: Policy, *, now_us: int) -> None:
@@ -150,19 +247,74 @@ class Fairness:
         """
         if policy.half_life_us != self._policy.half_life_us and self.epoch_us >= 0:
             octaves, rest = divmod(max((now_us - self.epoch_us) * _STEPS // self._policy.half_life_us, 0), _STEPS)
-            for account_id, account in self._accounts.items():
-                account.usage = account.usage * _FACTORS[0] // (_FACTORS[rest] << octaves)
-                self.keys[account_id] = _key(account)
+            self._rescale(_FACTORS[0], _FACTORS[rest] << octaves)
             self.epoch_us = now_us
         self._policy, self._factor_step = policy, -1
 
-    def _add(self, account_id: AccountId, account: Account, amount: int, now_us: int) -> None:
+    def _weigh(
+        self, account_id: AccountId, account: Account, weight_ppm: int, cohort: str, cohort_weight_ppm: int
+    ) -> bool:
+        before = (account.weight_ppm, account.cohort)
+        account.weight_ppm, account.cohort = weight_ppm, cohort
+        self.keys[account_id] = _key(account)
+        changed = before != (weight_ppm, cohort)
+        if before[1] != cohort and before[1]:
+            del self.members[before[1]][account_id]
+        if not cohort:
+            return changed
+        shared = self._cohorts.get(cohort)
+        if shared is None:
+            begins = 0 if account.joined else self._least(account_id, "") * cohort_weight_ppm // PPM
+            shared = self._cohorts[cohort] = Account(usage=max(account.usage, begins))
+        self.members.setdefault(cohort, {})[account_id] = None
+        changed = changed or shared.weight_ppm != cohort_weight_ppm
+        shared.weight_ppm = cohort_weight_ppm
+        self.cohort_keys[cohort] = _key(shared)
+        return changed
+
+    def _least(self, account_id: AccountId, cohort: str) -> int:
+        """Where the least stand that have jobs here: payers, or the accounts of one cohort. Where nobody has, of all that ever
+        had; 0 where nobody else ever had.
+        """
+        if cohort:
+            there = [self.keys[other] for other in self.members.get(cohort, ()) if other in self.present]
+            return min(there, default=0)
+        there = [self.key(other)[0] for other in self.present if other != account_id]
+        return min(there) if there else min((key for key in self._all_keys(account_id) if key), default=0)
+
+    def _all_keys(self, account_id: AccountId) -> Iterator[int]:
+        for other, account in self._accounts.items():
+            if other != account_id and account.joined and not account.cohort:
+                yield self.keys[other]
+        yield from self.cohort_keys.values()
+
+    def _rescale(self, times: int, over: int) -> None:
+        for charged in self._started.values():
+            charged.fee = charged.fee * times // over
+        for account_id, account in self._accounts.items():
+            account.usage = account.usage * times // over
+            account.fees = account.fees * times // over
+            account.credit = min(account.credit * times // over, account.fees)
+            self.keys[account_id] = _key(account)
+        for name, cohort in self._cohorts.items():
+            cohort.usage = cohort.usage * times // over
+            self.cohort_keys[name] = _key(cohort)
+        self._factor_step = -1
+
+    def _scale(self, now_us: int) -> int:
         step = (now_us - self.epoch_us) * _STEPS // self._policy.half_life_us
         if step != self._factor_step:
             octaves, rest = divmod(max(step, 0), _STEPS)
             self._factor_step, self._factor = step, _FACTORS[rest] << octaves
-        account.usage = min(account.usage + amount * self._factor, _USAGE_MAX)
+        return self._factor
+
+    def _add(self, account_id: AccountId, account: Account, amount: int) -> None:
+        account.usage = max(min(account.usage + amount, _USAGE_MAX), 0)
         self.keys[account_id] = account.usage * PPM // account.weight_ppm
+        if account.cohort:
+            shared = self._cohorts[account.cohort]
+            shared.usage = max(min(shared.usage + amount, _USAGE_MAX), 0)
+            self.cohort_keys[account.cohort] = _key(shared)
 
 
 class EvictionBudget:

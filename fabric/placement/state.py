@@ -74,6 +74,8 @@ class Running(msgspec.Struct, gc=False):
     evicting: bool = False
     groups: tuple[str, ...] = ()
     """Of a gang of several types: those of all its parts."""
+    fee: int = 0
+    """What its start was counted with, as usage is (`Fairness`)."""
 
 
 class Claim(msgspec.Struct):
@@ -109,6 +111,10 @@ class Blocked(msgspec.Struct):
     """How many jobs of its own class or lower its groups had placed when it was blocked; None when it isn't any more."""
     retry_at_us: int = 0
     """Not before this are victims looked for again."""
+    payer: str = ""
+    """Of the lane's oldest job then."""
+    own_from: int = 0
+    """How many of these were that payer's own."""
 
 
 @dataclass(slots=True)
@@ -127,6 +133,10 @@ class PlacementState:
     groups: dict[str, GroupState] = field(default_factory=dict)
     """By name; one that was ever there stays."""
     accounts: dict[AccountId, Account] = field(default_factory=dict)
+    cohorts: dict[str, Account] = field(default_factory=dict)
+    """What the accounts of each cohort have used together."""
+    starts: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    """By payer that has jobs here, by group, by class: how many of its jobs were placed. Nobody is passed by his own."""
     evictions: dict[JobId, list[int]] = field(default_factory=dict)
     """When each job was evicted, within the last day."""
     planned_at_us: int = -1

@@ -1,23 +1,46 @@
 """Lanes that don't fit: when they are looked at again, who of them has been passed over, and who is pinned for it."""
 
 from fabric.placement.cluster import Cluster
-from fabric.placement.jobs import INFERENCE
+from fabric.placement.fitting import Group
+from fabric.placement.jobs import INFERENCE, RANKS
 from fabric.placement.queue import Lane, Queue
+from fabric.placement.quotas import Fairness
 from fabric.placement.reservations import Reservations
-from fabric.placement.state import Blocked, PlacementState, Queued
-from fabric.units import JobId
+from fabric.placement.state import Blocked, PlacementState, Queued, Running
+from fabric.units import AccountId, JobId
 
 
 class Waiting:
     """Parks and wakes the lanes of the queue."""
 
-    __slots__ = ("_cluster", "_state", "pins", "queue")
+    __slots__ = ("_cluster", "_fairness", "_state", "pins", "queue")
 
-    def __init__(self, state: PlacementState, cluster: Cluster, queue: Queue, pins: Reservations) -> None:
+    def __init__(
+        self, state: PlacementState, cluster: Cluster, queue: Queue, pins: Reservations, fairness: Fairness
+    ) -> None:
         self._state = state
         self._cluster = cluster
+        self._fairness = fairness
         self.queue = queue
         self.pins = pins
+
+    def count_start(self, running: Running, group: Group) -> None:
+        """A job was placed there: whoever waits for that group, in its class or a better one, was passed, but by his own."""
+        self._state.groups[group.name].placed[running.rank] += 1
+        payer = self._fairness.payer(running.request.account_id)
+        own = self._state.starts.setdefault(payer, {}).setdefault(group.name, [0] * RANKS)
+        own[running.rank] += 1
+
+    def depart(self, account_id: AccountId) -> None:
+        """One job fewer of the account is here; of a payer who has none nothing need be remembered."""
+        if self._fairness.depart(account_id):
+            self._state.starts.pop(self._fairness.payer(account_id), None)
+
+    def forget_absent(self) -> None:
+        """Of payers who have no jobs here, as accounts are shared now, nothing need be remembered."""
+        here = {self._fairness.payer(account_id) for account_id in self._fairness.present}
+        for payer in [payer for payer in self._state.starts if payer not in here]:
+            del self._state.starts[payer]
 
     def leave(self, lane: Lane, job_id: JobId, *, placed: bool) -> None:
         """The job waits no longer, and what was reserved for it is free. Placed, it was not passed over: its lane isn't
@@ -28,12 +51,14 @@ class Waiting:
         del state.queue[job_id]
         if state.pins:
             self.pins.unpin(job_id)
-        if state.blocked and (blocked := state.blocked.get(lane.name)) is not None:
-            if not (lane.parked and len(lane.jobs) > 1):
+        blocked = state.blocked.get(lane.name) if state.blocked else None
+        others_stay = lane.parked and len(lane.jobs) > 1
+        self.queue.remove(lane, job_id)
+        if blocked is not None:
+            if not others_stay:
                 blocked.passed_from = None
             elif placed:
-                blocked.passed_from = self._placed(lane)
-        self.queue.remove(lane, job_id)
+                self._begin(lane, blocked)
 
     def wake(self, rank: int, *, now_us: int) -> None:
         """Look again at lanes whose first job may fit by now, or may look for victims again."""
@@ -55,7 +80,7 @@ class Waiting:
             self._forget(now_us)
             blocked = self._state.blocked[lane.name] = Blocked()
         if blocked.passed_from is None:
-            blocked.passed_from = self._placed(lane)
+            self._begin(lane, blocked)
         if until_us is not None:
             blocked.retry_at_us = until_us
         elif blocked.retry_at_us <= now_us:
@@ -87,7 +112,9 @@ class Waiting:
         return blocked is None or blocked.retry_at_us <= now_us
 
     def pin_overdue(self, *, now_us: int) -> None:
-        """Give every free reservation to whoever has waited longest of those that have waited too long."""
+        """Give every free reservation to whoever has waited longest of those that have waited too long. In a lane, where all are
+        alike, whoever is next gets it: somebody who has had his share doesn't get more of it because the rest of his jobs wait.
+        """
         policy = self._state.policy
         pinned = {pin.job_id: None for pin in self._state.pins.values()}
         overdue: list[tuple[int, int, Lane, Queued]] = []
@@ -96,13 +123,13 @@ class Waiting:
                 if all(group.pinned for group in lane.groups):
                     continue
                 oldest = self._oldest(lane)
-                if oldest is None or oldest.request.job_id in pinned:
+                if oldest is None or any(job_id in lane.jobs for job_id in pinned):
                     continue
-                passed = self._placed(lane) - (self._state.blocked[lane.name].passed_from or 0)
+                passed = self._passed(lane, oldest)
                 if now_us - oldest.queued_at_us >= policy.waits_us[lane.rank] or passed >= policy.bypasses_max:
-                    overdue.append((oldest.queued_at_us, oldest.seq, lane, oldest))
-        for _, _, lane, oldest in sorted(overdue, key=lambda entry: entry[:2]):
-            self.pins.pin(oldest, lane.groups)
+                    overdue.append((oldest.queued_at_us, oldest.seq, lane, self.queue.first(lane) or oldest))
+        for _, _, lane, following in sorted(overdue, key=lambda entry: entry[:2]):
+            self.pins.pin(following, lane.groups)
 
     def dues(self) -> list[int]:
         """When lanes look for victims again, and when their oldest jobs have waited too long."""
@@ -125,6 +152,27 @@ class Waiting:
         for name in over:
             if blocked[name].retry_at_us <= now_us:
                 del blocked[name]
+
+    def _begin(self, lane: Lane, blocked: Blocked) -> None:
+        """From here on it is counted who passes the lane's oldest job."""
+        blocked.passed_from = self._placed(lane)
+        oldest = self._oldest(lane)
+        blocked.payer = "" if oldest is None else self._fairness.payer(oldest.request.account_id)
+        blocked.own_from = self._own(lane, blocked.payer)
+
+    def _passed(self, lane: Lane, oldest: Queued) -> int:
+        """How many jobs of others have passed the lane's oldest job. One that has become the oldest because another left is
+        taken to have been passed by none of its own only: what its payer started before isn't known apart.
+        """
+        blocked = self._state.blocked[lane.name]
+        payer = self._fairness.payer(oldest.request.account_id)
+        own_from = blocked.own_from if payer == blocked.payer else 0
+        return self._placed(lane) - (blocked.passed_from or 0) - (self._own(lane, payer) - own_from)
+
+    def _own(self, lane: Lane, payer: str) -> int:
+        """How many of those are the payer's."""
+        own = self._state.starts.get(payer, {})
+        return sum(sum(own[group.name][lane.rank :]) for group in lane.groups if group.name in own)
 
     def _placed(self, lane: Lane) -> int:
         """How many jobs of this class or a worse one its groups have placed."""

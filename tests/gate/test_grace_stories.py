@@ -69,6 +69,16 @@ def test_a_reclaim_waits_no_longer_than_the_pool_whatever_was_allowed_before(sto
     )
 
 
+def test_who_waits_is_looked_at_again_at_once_under_another_policy(story):
+    lender(story, Policy(headroom_devices=1))
+    story.must(node("s1", "A100", 4))
+    story.play(
+        (0, submit("k", types=("A100",), devices=4), ["start k.1 epoch 1 on s1:4"]),
+        (1, submit(types=("A100",), devices=4), []),
+        (2, msgspec.structs.replace(CONFIGURE, policy=Policy()), ["start j.1 epoch 1 on r1:4"]),
+    )
+
+
 def test_pausing_on_a_lent_device_is_no_way_to_keep_it_longer(story):
     lender(story, Policy(graces_us=(DAY_US, DAY_US, DAY_US)))
     story.play(

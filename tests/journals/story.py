@@ -36,6 +36,8 @@ from fabric.gate.events import (
     RolledBack,
     Sample,
     SaveNow,
+    SetCohort,
+    SetShare,
     Submit,
     Subscribe,
     Tick,
@@ -61,6 +63,7 @@ from fabric.gate.serving_events import (
 )
 from fabric.ledger import Service, Use
 from fabric.placement.locality import Dataset, Holdings
+from fabric.units import PPM
 from tests.gate.world import CONFIGURE, T0, S, spec
 
 BEGINS = T0 - 30 * 86_400 * S
@@ -149,6 +152,8 @@ def open_for_business(told: Telling) -> None:
         CONFIGURE,
         OpenAccount(account_id="dan", name="Dan", plan="starter", request_id="open"),
         OpenAccount(account_id="eve", name="Eve", plan="post"),
+        SetShare(weight_ppm=2 * PPM, cohort="one", request_id="share", **dan),
+        SetCohort(cohort="one", weight_ppm=3 * PPM),
         TopUp(amount_uhs=5_000 * S, payment_ref="p-1", request_id="pay", **dan),
         BuyBundle(bundle="edge", payment_ref="p-2", **dan),
         Subscribe(subscription="weekly", **dan),
@@ -217,7 +222,7 @@ def compete(told: Telling) -> None:
     """Three customers of three plans, and more work than there is room for; nodes come and go."""
     nodes = {"y1": ("H100", 4, Pool.SPOT), "y2": ("H100", 8, Pool.SPOT), "y3": ("A100", 8, Pool.RESERVED)}
     for account, plan in (("fay", "starter"), ("gil", "pro"), ("hal", "post")):
-        told.tell(OpenAccount(account_id=account, name=account, plan=plan))
+        told.tell(OpenAccount(account_id=account, name=account, plan=plan, cohort="two" if plan != "post" else ""))
         told.tell(TopUp(account_id=account, amount_uhs=40_000 * S, payment_ref="first"))
     for name, (kind, devices, pool) in nodes.items():
         told.tell(NodeUp(node_id=name, accelerator=kind, devices=devices, pool=pool))

@@ -78,7 +78,7 @@ def test_a_preference_is_no_way_into_a_reservation(story):
     placed = story("n0 H100 4 spot", "n1 H100 4 spot", "n2 H100 4 spot", bypasses_max=1)
     placed.submit("a", 1, prefers=("n0",), preemptible=False)
     placed.submit("b", 1, prefers=("n1",), preemptible=False)
-    placed.submit("gang", 12, each=4)
+    placed.submit("gang", 12, each=4, account="acme")
     for at in range(3):
         placed.submit(f"small{at}", 1, prefers=("n2",), preemptible=False)
     assert placed.planner._state.pins, "the gang has a reservation by now"

@@ -68,7 +68,7 @@ def test_small_jobs_pass_a_gang_that_does_not_fit(story):
 def test_a_gang_that_was_passed_too_often_gets_its_nodes_from_those_that_passed_it(story):
     at = story("h0 H100 8 spot", bypasses_max=2)
     at.submit("runs", 6, preemptible=False)
-    at.submit("gang", 8)
+    at.submit("gang", 8, account="acme")
     at.submit("one")
     at.submit("two")
     assert list(at.planner._state.pins) == ["spot/H100"]
@@ -138,7 +138,7 @@ def test_nobody_is_given_a_reservation_because_one_of_the_same_shape_left(story)
         at.release(f"past{number}")
     at.submit("runs", 6)
     for name in ("leaves", "stays"):
-        assert at.submit(name, 8) == []
+        assert at.submit(name, 8, account="acme") == []
     at.planner.withdraw("leaves")
     assert at.plan() == []
     assert at.planner._state.pins == {}

@@ -51,6 +51,9 @@ asked = st.builds(
     tier_rank=st.integers(0, 2),
     service=st.sampled_from(("training", "training", "batch", "inference")),
     preemptible=st.booleans(),
+    grace_us=st.sampled_from((0, 30_000_000, 3 * MINUTE)),
+    cohort=st.sampled_from(("", "", "one")),
+    weight_ppm=st.sampled_from((1_000_000, 1_000_000, 3_000_000)),
 )
 
 
@@ -168,6 +171,10 @@ class Placing(RuleBasedStateMachine):
     def use(self, account, uhs):
         self.planner.note_usage(account, uhs=uhs, now_us=self.now)
 
+    @rule(account=st.sampled_from(("acme", "bolt", "unknown")), cohort=st.sampled_from(("", "one", "two")))
+    def weigh(self, account, cohort):
+        self.planner.weigh(account, weight_ppm=2_000_000, cohort=cohort, cohort_weight_ppm=1_000_000)
+
     @rule(minutes=st.integers(1, 90))
     def wait(self, minutes):
         self.now += minutes * MINUTE
@@ -249,6 +256,7 @@ class Placing(RuleBasedStateMachine):
             assert request.devices_per_node in (None, devices)
         assert not request.accelerators or {step.accelerator, *step.kinds} <= set(request.accelerators)
         pools = {nodes[node_id].pool for node_id, _ in step.shares}
+        assert request.grace_us < 3 * MINUTE or request.service == "inference" or "reserved" not in pools
         assert ("reserved" in pools) <= (request.service == "inference" or request.preemptible)
         assert (request.service == "inference") <= ("spot" not in pools)
 
