@@ -17,7 +17,7 @@ import grpc.aio
 import structlog
 from google.protobuf.message import DecodeError
 
-from fabric.api import checkpoint_calls, job_calls, money_calls, operator_calls, serving_calls
+from fabric.api import checkpoint_calls, job_calls, money_calls, operator_calls, policy_calls, serving_calls
 from fabric.api.connections import Connections, address_of, network_of
 from fabric.api.keys import REMEMBER_S, Caller
 from fabric.api.service import ApiService
@@ -147,6 +147,10 @@ CALLS: Final[dict[str, Call]] = {
     "ListKeys": Call(operator_calls.list_keys, _for(KeyScope.KEYS, KeyScope.READ), weight=LOOKS_THROUGH),
     "RevokeKey": Call(operator_calls.revoke_key, _ANY),
     "OpenAccount": Call(operator_calls.open_account, _OPERATOR),
+    "SetShare": Call(operator_calls.set_share, _OPERATOR),
+    "SetCohort": Call(operator_calls.set_cohort, _OPERATOR),
+    "GetPolicy": Call(policy_calls.get_policy, _OPERATOR),
+    "SetPolicy": Call(policy_calls.set_policy, _OPERATOR),
     "Grant": Call(operator_calls.grant, _OPERATOR),
     "VoidLot": Call(operator_calls.void_lot, _OPERATOR),
     "RecordPayment": Call(operator_calls.record_payment, _OPERATOR),

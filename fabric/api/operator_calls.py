@@ -19,12 +19,23 @@ from fabric.api.messages import (
 )
 from fabric.api.service import ApiService
 from fabric.errors import Conflict, InvalidRequest, NotFound, PermissionDenied
-from fabric.gate.events import ClosePeriod, CreateKey, Grant, NodeDrain, OpenAccount, RecordPayment, RevokeKey, VoidLot
+from fabric.gate.events import (
+    ClosePeriod,
+    CreateKey,
+    Grant,
+    NodeDrain,
+    OpenAccount,
+    RecordPayment,
+    RevokeKey,
+    SetCohort,
+    SetShare,
+    VoidLot,
+)
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.questions import AccountsOf, KeyOf, KeysOf, LeasesOf, NodesOf, OpenUsageOf
 from fabric.gate.serving_events import SettleUsage, WriteOffUsage
 from fabric.gate.views import KeyView
-from fabric.units import AccountId, KeyId, NodeId
+from fabric.units import PPM, AccountId, KeyId, NodeId
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire.keys import key_id_of
 
@@ -110,6 +121,27 @@ async def open_account(door: ApiService, _: Caller, request: pb.OpenAccountReque
         credit_limit_uhs=(
             at_least(0, "credit_limit_uhs", request.credit_limit_uhs) if request.HasField("credit_limit_uhs") else None
         ),
+        weight_ppm=request.weight_ppm if request.HasField("weight_ppm") else PPM,
+        cohort=request.cohort,
+        request_id=request_id(request.request_id),
+    )
+    return accepted(await door.gate.decide(event))
+
+
+async def set_share(door: ApiService, _: Caller, request: pb.SetShareRequest) -> pb.Accepted:
+    event = SetShare(
+        account_id=AccountId(short("account_id", request.account_id)),
+        weight_ppm=request.weight_ppm if request.HasField("weight_ppm") else None,
+        cohort=request.cohort if request.HasField("cohort") else None,
+        request_id=request_id(request.request_id),
+    )
+    return accepted(await door.gate.decide(event))
+
+
+async def set_cohort(door: ApiService, _: Caller, request: pb.SetCohortRequest) -> pb.Accepted:
+    event = SetCohort(
+        cohort=short("cohort", request.cohort),
+        weight_ppm=request.weight_ppm,
         request_id=request_id(request.request_id),
     )
     return accepted(await door.gate.decide(event))

@@ -5,13 +5,17 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from fabric.cli import policy
 from fabric.cli.output import moment, print_json, print_records, record, say, tell
 from fabric.cli.session import AsJson, client
 from fabric.client.client import facts_of, new_request_id
 from fabric.units import format_cny, format_ct, parse_cny, parse_ct
 from fabric.wire import fabric_pb2 as pb
 
-app = typer.Typer(help="For operators: accounts, payments, nodes, leases, periods, models.", no_args_is_help=True)
+app = typer.Typer(
+    help="For operators: accounts, payments, nodes, leases, periods, models, policy.", no_args_is_help=True
+)
+policy.register(app)
 
 _US_PER_S: Final = 1_000_000
 _US_PER_DAY: Final = 86_400 * _US_PER_S
@@ -33,6 +37,10 @@ def open_account(
     credit: Annotated[
         str | None, typer.Option(help="Tokens of credit, on a postpaid plan; without it, as the plan says.")
     ] = None,
+    weight: policy.Weight = None,
+    cohort: Annotated[
+        str, typer.Option(help="Who pays for it together with other accounts: the share is theirs.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Open an account for a customer.
@@ -45,6 +53,8 @@ def open_account(
         name=name,
         plan=plan,
         credit_limit_uhs=None if credit is None else 0 if credit.strip() == "0" else parse_ct(credit),
+        weight_ppm=None if weight is None else policy.parse_weight(weight),
+        cohort=cohort,
     )
     _done(client().call(request, pb.Accepted), f"account {account_id} is open", as_json=as_json)
 
@@ -219,6 +229,8 @@ _ACCOUNT_COLUMNS: Final[dict[str, Any]] = {
     "account": lambda account: account.account_id,
     "name": lambda account: account.name,
     "plan": lambda account: account.plan,
+    "cohort": lambda account: account.cohort or "–",
+    "weight": lambda account: f"{account.weight_ppm / 1_000_000:g}",
     "free CT": lambda account: format_ct(account.free_uhs),
     "held CT": lambda account: format_ct(account.held_uhs),
     "owed CT": lambda account: format_ct(account.debt_uhs),

@@ -93,8 +93,17 @@ def _fill(value: Any, *, environ: Mapping[str, str], file: Path, path: str) -> A
     return _VARIABLE.sub(lambda match: environ[match[1]], value)
 
 
+def mistakes_in(error: ValidationError, written: dict[str, Any]) -> list[str]:
+    """What is wrong with settings that stand in no file: where, what was found and what is allowed."""
+    return [f"{path or 'the settings'}: {said}" for path, said in _told(error, written)]
+
+
+def _told(error: ValidationError, written: dict[str, Any]) -> list[tuple[str, str]]:
+    return [_say(mistake, written) for mistake in error.errors(include_url=False)]
+
+
 def _explain(error: ValidationError, *, file: Path, written: dict[str, Any]) -> InvalidConfig:
-    mistakes = [_say(mistake, written) for mistake in error.errors(include_url=False)]
+    mistakes = _told(error, written)
     message = "\n".join(f"{file}: {path or 'the file'}: {said}" for path, said in mistakes)
     return InvalidConfig(message, file=str(file), path=mistakes[0][0], mistakes=len(mistakes))
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fabric.config.sections import Section
-from fabric.placement.quotas import HOUR_US, LONGEST_GRACE_US, MINUTE_US, POLICY_COUNT_MAX, Policy
+from fabric.placement.quotas import HOUR_US, LONGEST_GRACE_US, MINUTE_US, POLICY_COUNT_MAX, POOLS, Policy
 from fabric.units import MICROS_PER_S
 
 _MINUTES_MAX = 365 * 24 * 60
@@ -42,7 +42,7 @@ class SchedulingSection(Section):
     """Idle reserved devices of each type that are never lent. 0 lends everything: a reclaim frees them within the grace."""
     waits_min: WaitsSection = WaitsSection()
     bypasses_max: Count = 50
-    """How many jobs of its own class or lower may start past a job that can't, before devices are reserved for it."""
+    """How many jobs of others, of its class or lower, may start past a job that can't, before devices are reserved for it."""
     run_min: Minutes = 10
     """A job runs at least so long before it is evicted, unless reserved inference reclaims its nodes."""
     evictions_max: Count = 3
@@ -55,6 +55,24 @@ class SchedulingSection(Section):
     """Starting a job counts as the use of its devices for so many minutes, which its use is set off against."""
     graces_s: GracesSection = GracesSection()
     """A job that asks for a longer grace isn't let into the pool: it is told so when it is submitted."""
+
+    @classmethod
+    def of(cls, policy: Policy) -> "SchedulingSection":
+        """How a cluster file would say it."""
+        names = ("inference", "enterprise", "professional", "starter", "batch")
+        return cls(
+            headroom_devices=policy.headroom_devices,
+            waits_min=WaitsSection(**{name: us // MINUTE_US for name, us in zip(names, policy.waits_us, strict=True)}),
+            bypasses_max=policy.bypasses_max,
+            run_min=policy.run_us_min // MINUTE_US,
+            evictions_max=policy.evictions_max,
+            retry_s=policy.retry_us // MICROS_PER_S,
+            half_life_h=policy.half_life_us // HOUR_US,
+            entry_min=policy.entry_us // MINUTE_US,
+            graces_s=GracesSection(
+                **{pool: us // MICROS_PER_S for pool, us in zip(POOLS, policy.graces_us, strict=True)}
+            ),
+        )
 
     @property
     def policy(self) -> Policy:

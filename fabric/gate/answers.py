@@ -10,7 +10,7 @@ import msgspec
 
 from fabric.charging.burn import REFERENCE_PPM
 from fabric.charging.rating import burn_per_s
-from fabric.gate import credit, grace, history, holds, jobs, keys, listing, offers, requests
+from fabric.gate import configuration, credit, grace, history, holds, jobs, keys, listing, offers, requests
 from fabric.gate.core import Core
 from fabric.gate.events import JobSpec
 from fabric.gate.instructions import Refusal
@@ -33,6 +33,7 @@ from fabric.gate.questions import (
     ModelsOf,
     NodesOf,
     OpenUsageOf,
+    PolicyOf,
     Prices,
     PricesOf,
     QuoteOf,
@@ -127,6 +128,8 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
             ]
         case PricesOf():
             return Prices(tariffs=core.tariffs, catalogue=core.catalogue)
+        case PolicyOf():
+            return configuration.policy(core)
         case StatementOf() | ReceiptsOf() | CheckpointOf() | RecordsOf():
             raise TypeError(f"{type(question).__name__} is answered from the journal")
         case _:
@@ -234,6 +237,8 @@ def _balance(core: Core, account: Account, now_us: int, *, lots: bool) -> Balanc
             for each in account.entitlements
             if each.expires_at_us > now_us
         ),
+        weight_ppm=account.weight_ppm,
+        cohort=account.cohort,
         bound_uhs=sum(lot.free_uhs for lot in balance.lots if lot.scope != ANYTHING.text),
         lots=tuple(_lot(lot) for lot in balance.lots) if lots else (),
     )

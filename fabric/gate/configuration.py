@@ -13,7 +13,8 @@ from fabric.gate.instructions import Accepted, Outcome
 from fabric.gate.lifecycle import TERMINAL
 from fabric.gate.payments import CHANNELS
 from fabric.gate.prices import unpriced
-from fabric.placement.quotas import POLICY_COUNT_MAX
+from fabric.gate.questions import PolicyView
+from fabric.placement.quotas import POLICY_COUNT_MAX, Policy
 from fabric.units import AMOUNT_UHS_MAX, format_ct
 
 HOUR_US: Final = 3_600_000_000
@@ -30,12 +31,37 @@ def configure(core: Core, event: Configure) -> Outcome:
     core.book.settlement_window_us = event.catalogue.settlement_hours * HOUR_US
     core.note_prices()
     models.reprice(core)
-    if event.policy is not None and event.policy != core.state.placement.policy:
-        core.planner.follow(event.policy, now_us=core.now_us)
-        core.replan = True
+    if event.policy is not None:
+        _follow(core, event.policy, by_hand=event.by_hand)
     for account_id in dict.fromkeys(record.account_id for record in core.state.subscriptions):
         treasury.set_spending(core, account_id)
     return Accepted()
+
+
+def policy(core: Core) -> PolicyView:
+    """What is in force, and what the cluster file said last."""
+    state = core.state
+    in_force = Configure(
+        tariffs=core.tariffs,
+        catalogue=core.catalogue,
+        operator=state.operator,
+        payments=state.payments,
+        policy=state.placement.policy,
+        by_hand=True,
+    )
+    return PolicyView(configure=in_force, filed=state.filed or state.placement.policy)
+
+
+def _follow(core: Core, policy: Policy, *, by_hand: bool) -> None:
+    """What an operator sets by hand holds until the file says something new: not only until the gate is started again."""
+    state = core.state
+    if not by_hand:
+        said_before, state.filed = state.filed, policy
+        if policy == said_before:
+            return
+    if policy != state.placement.policy:
+        core.planner.follow(policy, now_us=core.now_us)
+        core.replan = True
 
 
 def _fix_prices(core: Core, catalogue: Catalogue) -> None:

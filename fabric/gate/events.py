@@ -76,6 +76,8 @@ class Configure(Event, frozen=True, kw_only=True, tag="configure"):
     """Who says that something was paid: sandbox (whoever asks is believed) | operator (only what an operator books)."""
     policy: Policy | None = None
     """By which numbers jobs are placed; None = as before."""
+    by_hand: bool = False
+    """Whether an operator said so while it ran, and not the cluster file: it holds until that says something new."""
     request_id: str = ""
 
 

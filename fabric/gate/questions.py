@@ -12,7 +12,7 @@ from fabric.audit.records import Receipt, Sealed, Statement
 from fabric.charging.catalogue import Catalogue
 from fabric.charging.records import Cdr
 from fabric.charging.tariffs import Tariffs
-from fabric.gate.events import JobSpec
+from fabric.gate.events import Configure, JobSpec
 from fabric.gate.views import (
     BalanceView,
     CallerView,
@@ -25,6 +25,7 @@ from fabric.gate.views import (
     QuoteView,
     RoomView,
 )
+from fabric.placement.quotas import Policy
 from fabric.units import AccountId, HoldId, JobId, KeyId
 
 PAGE: Final = 500
@@ -222,6 +223,19 @@ class Prices(msgspec.Struct, frozen=True, kw_only=True):
     catalogue: Catalogue
 
 
+class PolicyOf(Question, frozen=True, kw_only=True, tag="policy"):
+    """→ PolicyView"""
+
+
+class PolicyView(msgspec.Struct, frozen=True, kw_only=True):
+    """By which numbers jobs are placed."""
+
+    configure: Configure
+    """What is in force, as an event that would change nothing."""
+    filed: Policy
+    """What the cluster file said last."""
+
+
 FromJournal = StatementOf | CheckpointOf | ReceiptsOf | RecordsOf
 """What the journal alone answers."""
 AnyQuestion = (
@@ -245,6 +259,7 @@ AnyQuestion = (
     | NodesOf
     | LeasesOf
     | OpenUsageOf
+    | PolicyOf
     | PricesOf
 )
 AnyAnswer = (
@@ -259,6 +274,7 @@ AnyAnswer = (
     | StatementPage
     | ReceiptsPage
     | QuoteView
+    | PolicyView
     | Prices
     | list[BlobUse]
     | list[JobView]

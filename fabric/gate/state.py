@@ -25,6 +25,7 @@ from fabric.gate.timeline import Moment
 from fabric.ledger import Book
 from fabric.placement import PlacementState
 from fabric.placement.locality import Holdings
+from fabric.placement.quotas import Policy
 from fabric.units import PPM, AccountId, JobId, KeyId, LeaseId, NodeId
 
 
@@ -250,6 +251,8 @@ class GateState:
     operator: str = "op"
     payments: str = "sandbox"
     """Who says that something was paid, as the last `Configure` has it."""
+    filed: Policy | None = None
+    """What the cluster file said of the policy last; None = nothing yet."""
     now_us: int = 0
     revision: int = 0
     leases_made: int = 0

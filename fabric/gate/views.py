@@ -9,6 +9,7 @@ from fabric.charging.records import Cdr
 from fabric.gate.instructions import Share
 from fabric.gate.serving_events import CallUsed
 from fabric.gate.stays import Stay
+from fabric.units import PPM
 
 CHANGES_MAX: Final = 128
 """Jobs in one answer about what has changed: whoever wants more asks again."""
@@ -127,6 +128,9 @@ class BalanceView(msgspec.Struct, frozen=True, kw_only=True):
     """What that was used for: it counts against the credit limit until it is paid."""
     units: tuple[UnitsView, ...] = ()
     """What bundles gave besides compute tokens, as far as it is still good."""
+    weight_ppm: int = PPM
+    cohort: str = ""
+    """Who pays for it together with other accounts: the share is theirs together."""
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):

@@ -51,7 +51,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     waits_us: tuple[int, int, int, int, int] = (MINUTE_US, 5 * MINUTE_US, 10 * MINUTE_US, HOUR_US, 6 * HOUR_US)
     """By class, best first: how long a job may wait before it is pinned."""
     bypasses_max: int = 50
-    """How many jobs of its own class or lower may be placed past a blocked job before it is pinned."""
+    """How many jobs of others, of its own class or lower, may be placed past a blocked job before it is pinned."""
     run_us_min: int = 10 * MINUTE_US
     """A job runs at least this long before it is evicted, unless reserved inference reclaims its nodes."""
     evictions_max: int = 3

@@ -149,7 +149,7 @@ class GateActor:
         await self._up()
         state = self._writer.core.state
         said = (prices.tariffs, prices.catalogue, prices.operator, prices.payments, prices.policy)
-        if (state.tariffs, state.catalogue, state.operator, state.payments, state.placement.policy) == said:
+        if (state.tariffs, state.catalogue, state.operator, state.payments, state.filed) == said:
             return Accepted()
         (outcome,) = await self._writer.submit([prices])
         return outcome

@@ -564,7 +564,7 @@ class Lot(_message.Message):
     def __init__(self, lot_id: _Optional[str] = ..., origin: _Optional[str] = ..., granted_uhs: _Optional[int] = ..., free_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., effective_at_us: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., scope: _Optional[str] = ..., price_microcny: _Optional[int] = ...) -> None: ...
 
 class BalanceReply(_message.Message):
-    __slots__ = ("account_id", "name", "plan", "tier", "posted_uhs", "free_uhs", "held_uhs", "debt_uhs", "credit_limit_uhs", "burn_uhs_per_s", "runway_us", "lots", "bound_uhs", "units", "receivable_microcny", "invoiced_uhs")
+    __slots__ = ("account_id", "name", "plan", "tier", "posted_uhs", "free_uhs", "held_uhs", "debt_uhs", "credit_limit_uhs", "burn_uhs_per_s", "runway_us", "lots", "bound_uhs", "units", "receivable_microcny", "invoiced_uhs", "weight_ppm", "cohort")
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
@@ -581,6 +581,8 @@ class BalanceReply(_message.Message):
     UNITS_FIELD_NUMBER: _ClassVar[int]
     RECEIVABLE_MICROCNY_FIELD_NUMBER: _ClassVar[int]
     INVOICED_UHS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_PPM_FIELD_NUMBER: _ClassVar[int]
+    COHORT_FIELD_NUMBER: _ClassVar[int]
     account_id: str
     name: str
     plan: str
@@ -597,7 +599,9 @@ class BalanceReply(_message.Message):
     units: _containers.RepeatedCompositeFieldContainer[Units]
     receivable_microcny: int
     invoiced_uhs: int
-    def __init__(self, account_id: _Optional[str] = ..., name: _Optional[str] = ..., plan: _Optional[str] = ..., tier: _Optional[str] = ..., posted_uhs: _Optional[int] = ..., free_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., debt_uhs: _Optional[int] = ..., credit_limit_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., runway_us: _Optional[int] = ..., lots: _Optional[_Iterable[_Union[Lot, _Mapping]]] = ..., bound_uhs: _Optional[int] = ..., units: _Optional[_Iterable[_Union[Units, _Mapping]]] = ..., receivable_microcny: _Optional[int] = ..., invoiced_uhs: _Optional[int] = ...) -> None: ...
+    weight_ppm: int
+    cohort: str
+    def __init__(self, account_id: _Optional[str] = ..., name: _Optional[str] = ..., plan: _Optional[str] = ..., tier: _Optional[str] = ..., posted_uhs: _Optional[int] = ..., free_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., debt_uhs: _Optional[int] = ..., credit_limit_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., runway_us: _Optional[int] = ..., lots: _Optional[_Iterable[_Union[Lot, _Mapping]]] = ..., bound_uhs: _Optional[int] = ..., units: _Optional[_Iterable[_Union[Units, _Mapping]]] = ..., receivable_microcny: _Optional[int] = ..., invoiced_uhs: _Optional[int] = ..., weight_ppm: _Optional[int] = ..., cohort: _Optional[str] = ...) -> None: ...
 
 class Units(_message.Message):
     __slots__ = ("asset", "amount", "expires_at_us")
@@ -1294,18 +1298,66 @@ class RevokeKeyRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., key_id: _Optional[str] = ...) -> None: ...
 
 class OpenAccountRequest(_message.Message):
-    __slots__ = ("request_id", "account_id", "name", "plan", "credit_limit_uhs")
+    __slots__ = ("request_id", "account_id", "name", "plan", "credit_limit_uhs", "weight_ppm", "cohort")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     CREDIT_LIMIT_UHS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_PPM_FIELD_NUMBER: _ClassVar[int]
+    COHORT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     account_id: str
     name: str
     plan: str
     credit_limit_uhs: int
-    def __init__(self, request_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., plan: _Optional[str] = ..., credit_limit_uhs: _Optional[int] = ...) -> None: ...
+    weight_ppm: int
+    cohort: str
+    def __init__(self, request_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., plan: _Optional[str] = ..., credit_limit_uhs: _Optional[int] = ..., weight_ppm: _Optional[int] = ..., cohort: _Optional[str] = ...) -> None: ...
+
+class SetShareRequest(_message.Message):
+    __slots__ = ("request_id", "account_id", "weight_ppm", "cohort")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_PPM_FIELD_NUMBER: _ClassVar[int]
+    COHORT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    account_id: str
+    weight_ppm: int
+    cohort: str
+    def __init__(self, request_id: _Optional[str] = ..., account_id: _Optional[str] = ..., weight_ppm: _Optional[int] = ..., cohort: _Optional[str] = ...) -> None: ...
+
+class SetCohortRequest(_message.Message):
+    __slots__ = ("request_id", "cohort", "weight_ppm")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    COHORT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_PPM_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    cohort: str
+    weight_ppm: int
+    def __init__(self, request_id: _Optional[str] = ..., cohort: _Optional[str] = ..., weight_ppm: _Optional[int] = ...) -> None: ...
+
+class GetPolicyRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Policy(_message.Message):
+    __slots__ = ("in_force_json", "filed_json")
+    IN_FORCE_JSON_FIELD_NUMBER: _ClassVar[int]
+    FILED_JSON_FIELD_NUMBER: _ClassVar[int]
+    in_force_json: str
+    filed_json: str
+    def __init__(self, in_force_json: _Optional[str] = ..., filed_json: _Optional[str] = ...) -> None: ...
+
+class SetPolicyRequest(_message.Message):
+    __slots__ = ("request_id", "changes_json", "as_filed")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_JSON_FIELD_NUMBER: _ClassVar[int]
+    AS_FILED_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    changes_json: str
+    as_filed: bool
+    def __init__(self, request_id: _Optional[str] = ..., changes_json: _Optional[str] = ..., as_filed: _Optional[bool] = ...) -> None: ...
 
 class GrantRequest(_message.Message):
     __slots__ = ("request_id", "account_id", "amount_uhs", "origin", "scope", "lifetime_us")
