@@ -1,9 +1,9 @@
 """What an owner can ask for a job: submit, cancel, pause, resume, raise its limit."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
-from fabric.gate import deadlines, holds, keys, leases, refusals, requests
+from fabric.gate import deadlines, holds, keys, leases, refusals, requests, why_never
 from fabric.gate.core import Core
 from fabric.gate.events import (
     Cancel,
@@ -24,7 +24,6 @@ from fabric.gate.specs import NAME_MAX, malformed
 from fabric.gate.state import Job
 from fabric.ledger.scopes import Service
 from fabric.placement import Request as PlacementRequest
-from fabric.placement import Unplaceable
 from fabric.units import AMOUNT_UHS_MAX, INT64_MAX, AccountId, JobId, KeyId, format_ct
 
 GANGS_KEPT: Final = 65_536
@@ -124,60 +123,11 @@ def _never_fits(core: Core, request: PlacementRequest) -> Refusal | None:
         return None
     impossible = core.planner.check(request)
     if impossible is not None:
-        return unplaceable(impossible)
+        return why_never.refusal(impossible)
     if len(core.placeable) >= GANGS_KEPT:
         core.placeable.clear()
     core.placeable[gang] = None
     return None
-
-
-def unplaceable(impossible: Unplaceable) -> Refusal:
-    facts = impossible.facts
-    if impossible.code == "unknown_accelerator":
-        return refusals.unknown_accelerator(str(facts.get("given", "")), (str(facts.get("known", "")),))
-    return refusals.invalid(_why_never(impossible.code, facts), code=impossible.code, **facts)
-
-
-def _why_never(code: str, facts: Mapping[str, str | int]) -> str:
-    devices, each = facts.get("devices"), facts.get("devices_per_node")
-    match code:
-        case "gang_too_large" if "on_a_node" in facts:
-            return (
-                f"a gang of {devices} can never be placed with {each} on each node: no node that it may have, such as those of"
-                f" {facts.get('accelerator')}, has more than {facts['on_a_node']}: ask for fewer with devices_per_node="
-                " (--devices-per-node), or leave that out"
-            )
-        case "gang_too_large" if facts.get("largest") == 0:
-            return (
-                f"a gang of {devices} can never be placed: such a job may have no device of {facts.get('accelerator')} here,"
-                " because all are kept free for inference: ask for another type"
-            )
-        case "gang_too_large":
-            return (
-                f"a gang of {devices} can never be placed: the largest that fits is {facts.get('largest')} ×"
-                f" {facts.get('accelerator')}: ask for fewer devices or another type"
-            )
-        case "grace_too_long":
-            return (
-                f"no pool that has room for it lets a job take {_seconds(facts['grace_us'])} to leave: ask for a grace of at most"
-                f" {_seconds(facts['longest_us'])} (grace=, --grace)"
-            )
-        case "uneven_gang":
-            return (
-                f"a gang of {devices} can't be split evenly over nodes of {each}: ask for a multiple of that, or leave"
-                " devices_per_node= (--devices-per-node) out"
-            )
-        case _:
-            kind = "preemptible" if facts.get("preemptible") else "not preemptible"
-            return (
-                f"no pool that has such devices takes a job for {facts.get('service')} that is {kind}; the pools are:"
-                f" {facts.get('pools') or 'none'}. Choose another service= (--service), let it be preemptible, or choose devices"
-                " that another pool has: for a model, whose replicas are not preemptible, only that (--accelerator) helps"
-            )
-
-
-def _seconds(us: str | int) -> str:
-    return f"{int(us) // 1_000_000:,} s"
 
 
 def cancel(core: Core, event: Cancel) -> Outcome:
