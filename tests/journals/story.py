@@ -143,6 +143,7 @@ def story() -> list[tuple[Any, int]]:
     settle(told)
     told.said.clear()
     compete(told)
+    keep_back(told)
     return told.events
 
 
@@ -249,6 +250,25 @@ def compete(told: Telling) -> None:
     for name in nodes:
         told.tell(NodeDown(node_id=name))
     told.tell(Tick(), after=2 * 86_400)
+
+
+def keep_back(told: Telling) -> None:
+    """What is kept back: time to save before a limit, and notice for a job whose saves take long."""
+    told.tell(NodeUp(node_id="z1", accelerator="H100", devices=4, pool=Pool.SPOT, notice_us=20 * S))
+    told.tell(NodeUp(node_id="z2", accelerator="A100", devices=4, pool=Pool.SPOT))
+    fay: dict[str, Any] = {"account_id": "fay"}
+    told.tell(Submit(job_id="near", spec=spec(100 * S, grace_us=30 * S), **fay))
+    told.tell(Submit(job_id="slow", spec=spec(300 * S, types=("H100", "A100")), **fay))
+    told.heed()
+    told.tell(told.metered("near.1", seq=1, seconds=75), after=75)
+    told.tell(LeaseSaved(lease_id="slow.1", step=5, write_us=12 * S))
+    told.tell(Pause(job_id="slow", **fay))
+    told.heed()
+    told.tell(Resume(job_id="slow", **fay))
+    told.heed()
+    told.tell(Cancel(job_id="slow", **fay), Cancel(job_id="near", **fay), kind=Accepted | Refusal)
+    told.heed()
+    told.tell(NodeDown(node_id="z1"), NodeDown(node_id="z2"), Tick())
 
 
 def wanted_at_random(chance: random.Random, job_id: str) -> Submit:
