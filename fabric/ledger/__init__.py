@@ -8,8 +8,8 @@ from fabric.ledger.book import Book
 from fabric.ledger.holds import HoldState
 from fabric.ledger.lots import Lot, Origin, Terms
 from fabric.ledger.outcomes import Answer, Balance, Granted, LotBalance, Refused, Settled
-from fabric.ledger.postings import Period
 from fabric.ledger.scopes import ANYTHING, Scope, Service, Use
+from fabric.ledger.state import Period
 from fabric.ledger.transfers import LotShare, Posting, Transfer
 
 __all__ = [

@@ -3,28 +3,28 @@
 from fabric.ledger.accounts import Account
 from fabric.ledger.outcomes import Balance, LotBalance
 from fabric.ledger.scopes import Use
-from fabric.ledger.vault import Vault
+from fabric.ledger.state import Ledger
 
 
-def free_uhs(vault: Vault, account: Account, *, now_us: int, use: Use | None) -> int:
+def free_uhs(ledger: Ledger, account: Account, *, now_us: int, use: Use | None) -> int:
     """What a hold for `use` (None: for any) could get now, credit included."""
     spending = account.spending_for(use)
-    lots = (vault.lots[lot_id] for lot_id in account.burning)
+    lots = (ledger.lots[lot_id] for lot_id in account.burning)
     free = sum(lot.free_uhs for lot in lots if lot.spendable(now_us, use) and spending.admits(lot))
     return free + account.credit_free_uhs if spending.credit else free
 
 
-def barred_uhs(vault: Vault, account: Account, *, now_us: int, use: Use) -> int:
+def barred_uhs(ledger: Ledger, account: Account, *, now_us: int, use: Use) -> int:
     """What the scope of a lot would let `use` have, and the account's rules of spending don't; credit included."""
     spending = account.spending_for(use)
-    lots = (vault.lots[lot_id] for lot_id in account.burning)
+    lots = (ledger.lots[lot_id] for lot_id in account.burning)
     barred = sum(lot.free_uhs for lot in lots if lot.spendable(now_us, use) and not spending.admits(lot))
     return barred if spending.credit else barred + account.credit_free_uhs
 
 
-def balance(vault: Vault, account: Account, *, now_us: int) -> Balance:
+def balance(ledger: Ledger, account: Account, *, now_us: int) -> Balance:
     """An account with its unspent lots, in burn order."""
-    lots = [lot for lot in (vault.lots[lot_id] for lot_id in account.burning) if lot.held_uhs or lot.alive(now_us)]
+    lots = [lot for lot in (ledger.lots[lot_id] for lot_id in account.burning) if lot.held_uhs or lot.alive(now_us)]
     free = sum(lot.free_uhs for lot in lots if lot.spendable(now_us, None))
     pending = sum(lot.free_uhs for lot in lots if lot.effective_at_us > now_us)
     return Balance(

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 from fabric.ledger.holds import Hold
-from fabric.ledger.vault import CREDIT, Vault
+from fabric.ledger.state import Ledger
+from fabric.ledger.vault import CREDIT
 
 
-def check(book: Vault) -> None:
+def check(book: Ledger) -> None:
     """Look at every account, lot and hold.
 
     Raises:
@@ -16,12 +17,12 @@ def check(book: Vault) -> None:
     assert not faults, "the book is unsound:\n" + "\n".join(faults)
 
 
-def _standing(book: Vault) -> dict[str, Hold]:
+def _standing(book: Ledger) -> dict[str, Hold]:
     """The holds that hold something: open, or set aside for a report."""
     return book.holds | book.lapsed
 
 
-def _totals(book: Vault) -> Iterator[str]:
+def _totals(book: Ledger) -> Iterator[str]:
     tokens, money = book.tokens_uhs, book.money_microcny
     if sum(tokens.values()):
         yield f"tokens don't sum to zero: {tokens}"
@@ -41,7 +42,7 @@ def _totals(book: Vault) -> Iterator[str]:
         yield f"receivable is {money['receivable']} in the daybook and {receivable} in the accounts"
 
 
-def _lots(book: Vault) -> Iterator[str]:
+def _lots(book: Ledger) -> Iterator[str]:
     held = dict.fromkeys(book.lots, 0)
     for hold in _standing(book).values():
         for piece in hold.pieces:
@@ -56,7 +57,7 @@ def _lots(book: Vault) -> Iterator[str]:
             yield f"lot {name} has {lot.held_uhs} held, its holds {held[name]}"
 
 
-def _holds(book: Vault) -> Iterator[str]:
+def _holds(book: Ledger) -> Iterator[str]:
     for name, hold in _standing(book).items():
         if hold.held_uhs != sum(piece.held_uhs for piece in hold.pieces):
             yield f"hold {name} holds {hold.held_uhs}, its pieces {hold.pieces}"
@@ -66,7 +67,7 @@ def _holds(book: Vault) -> Iterator[str]:
             yield f"hold {name} is below zero: {hold.pieces}"
 
 
-def _accounts(book: Vault) -> Iterator[str]:
+def _accounts(book: Ledger) -> Iterator[str]:
     held = dict.fromkeys(book.accounts, 0)
     on_credit = dict.fromkeys(book.accounts, 0)
     for hold in _standing(book).values():
@@ -87,7 +88,7 @@ def _accounts(book: Vault) -> Iterator[str]:
             yield f"account {name} burns {account.burning}, the order is {unspent[name]}"
 
 
-def _credit(book: Vault) -> Iterator[str]:
+def _credit(book: Ledger) -> Iterator[str]:
     for name, account in book.accounts.items():
         if account.exposed_uhs > account.credit_limit_uhs + account.excused_uhs:
             yield f"account {name} owes {account.exposed_uhs}, beyond {account.credit_limit_uhs} + {account.excused_uhs}"

@@ -24,7 +24,7 @@ from fabric.gate.events import (
 )
 from fabric.gate.instructions import Refusal, RemoveLease, StartLease, StopLease
 from fabric.ledger import Scope, Service, Use
-from fabric.ledger.sweeping import SETTLEMENT_WINDOW_US
+from fabric.ledger.state import SETTLEMENT_WINDOW_US
 from tests.gate.oracle import Auditor, Meter, Outages, Tries, admits
 from tests.gate.world import CATALOGUE, T0, TARIFFS
 

@@ -8,7 +8,7 @@ import copy
 from collections import defaultdict
 from fractions import Fraction
 
-from fabric.ledger.vault import REFUND_MARGIN_US
+from fabric.ledger.state import REFUND_MARGIN_US
 from fabric.units import PPM, UHS_PER_CT
 
 CREDIT = ""

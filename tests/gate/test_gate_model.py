@@ -33,7 +33,7 @@ from fabric.gate.instructions import RemoveLease
 from fabric.gate.questions import BalanceOf, JobOf
 from fabric.journal.encoding import entries_of
 from fabric.ledger import Service
-from fabric.ledger.sweeping import SETTLEMENT_WINDOW_US
+from fabric.ledger.state import SETTLEMENT_WINDOW_US
 from tests.audit.test_verify import SIGNER, whole_export
 from tests.gate.driver import ACCOUNTS, NODES_AT_FIRST, TERMINAL, WAITS
 from tests.gate.model_jobs import ClusterRules, JobRules

@@ -236,7 +236,7 @@ def test_every_attribute_beside_the_state_is_listed_as_derived():
     queue = planner._queue
     queue.lane_of(planner._queued(next_request(at), now_us=at.now_us))
     parts = [
-        core, core.price_list, core.book._deadlines, core.book._own, planner, planner._cluster, planner._fairness, queue,
+        core, core.price_list, core.book.deadlines, core.book.own, planner, planner._cluster, planner._fairness, queue,
         planner._pins, planner._preemption, planner._preemption._budget, planner._waiting, planner._decisions,
         *planner._cluster.groups.values(), *queue.named.values(),
     ]  # fmt: skip
@@ -247,7 +247,7 @@ def test_every_attribute_beside_the_state_is_listed_as_derived():
         assert held == set(DERIVED[kind.__name__]), (
             f"{kind.__name__}: list in fabric.gate.derived what it is derived from"
         )
-    assert set(vars(core.book)) == {"_deadlines", "_own", "_forgets_at_us", "_just_given_up", "_just_shrunk"}
+    assert set(vars(core.book)) == {"deadlines", "own", "forgets_at_us", "just_given_up", "just_shrunk"}
 
 
 def next_request(at):

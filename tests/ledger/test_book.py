@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from fabric.ledger import Book, Granted, HoldState, Refused, Scope, Settled
-from fabric.ledger.sweeping import SETTLEMENT_WINDOW_US
+from fabric.ledger.state import SETTLEMENT_WINDOW_US
 from fabric.units import INT64_MAX
 
 

@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from fabric.ledger import Book, HoldState
-from fabric.ledger.sweeping import REMEMBER_ENDED_US, REMEMBER_LAPSED_US, SETTLEMENT_WINDOW_US
+from fabric.ledger.state import SETTLEMENT_WINDOW_US
+from fabric.ledger.sweeping import REMEMBER_ENDED_US, REMEMBER_LAPSED_US
 
 
 def test_an_expired_lot_is_never_authorised_swept_or_not(funded, use):
@@ -107,7 +108,7 @@ def test_deadlines_of_ended_holds_do_not_pile_up(funded, use):
     for n in range(10_000):
         funded.authorize("ada", hold_id=f"h{n}", amount_uhs=1, use=use, now_us=0, expires_at_us=50)
         funded.close(f"h{n}", now_us=0)
-    assert len(funded._deadlines.heap) < 5_000
+    assert len(funded.deadlines.heap) < 5_000
 
 
 def test_ended_holds_are_forgotten_in_time_and_lapsed_ones_much_later(funded, use):
