@@ -57,6 +57,7 @@ class GatePolicy:
         self.numbers = numbers or Numbers()
         self.gate = Gate(silence_us=_SILENCE_US)
         self.handled = 0
+        self._due_us: int | None = None
         self._waiting: deque[AnyEvent] = deque()
         self._leases: dict[LeaseId, Lease] = {}
         self._lease_of: dict[str, LeaseId] = {}
@@ -134,12 +135,12 @@ class GatePolicy:
         )
 
     def decide(self) -> None:
-        due_us = self.gate.next_due_us()
-        if due_us is not None and due_us <= self.world.now_us:
+        if self._due_us is not None and self._due_us <= self.world.now_us:
             self._say(Tick())
+        self._due_us = self.gate.next_due_us()
 
     def due_us(self) -> int | None:
-        return self.gate.next_due_us()
+        return self._due_us
 
     # -- events and instructions ---------------------------------------------------------------------------------------
 

@@ -231,14 +231,20 @@ class World:
         if self.policy.hears_saves:
             self._push_save(task, run)
 
-    def evict(self, task: Task, *, grace_us: int | None = None) -> int:
-        """Ask the job to leave. When it will have: at once, if it has not the time to save. (Then it has, when this returns.)"""
+    def evict(self, task: Task, *, grace_us: int | None = None, announced: bool = False) -> int:
+        """Ask the job to leave. When it will have: at once, if it has not the time to save. (Then it has, when this returns.)
+
+        `announced`: it knew before, as leases of a round do, and has begun to save in time.
+        """
         run = task.run
         assert run is not None, f"{task.work.work_id} doesn't run"
         if run.leaves_us is not None:
             return run.leaves_us
         grace_us = self.behaviour.grace_us if grace_us is None else grace_us
         task.evictions += 1
+        if announced and self.now_us - self.behaviour.write_us > run.computes_us:
+            self.vacate(task, keeps=True)
+            return self.now_us
         if 0 < grace_us >= self.behaviour.write_us and self.now_us > run.computes_us:
             if not self.behaviour.write_us:
                 self.vacate(task, keeps=True)

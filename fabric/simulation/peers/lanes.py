@@ -11,7 +11,8 @@ from fabric.simulation.world import Task, World
 
 Key = tuple[int, ...]
 """By what jobs are ordered: the least first."""
-Shape = tuple[int, int | None, tuple[str, ...], bool]
+Shape = tuple[int, int | None, tuple[str, ...], bool, str]
+"""Devices, devices a node, types, whether it is inference, and whatever else a peer keeps apart."""
 
 
 class Lane:
@@ -41,12 +42,20 @@ class Peer:
         """Its place in line; the order of arrival settles equals."""
         return (task.work.submit_us,)
 
+    def apart(self, task: Task) -> str:
+        """What besides its shape keeps it in another lane, because lanes' places in line change."""
+        return ""
+
+    def place_of(self, lane: Lane, task: Task) -> Key:
+        """The place in line of a lane's first at this moment."""
+        return lane.heap[0][0]
+
     def submitted(self, task: Task) -> None:
         work = task.work
         if not any(work.devices <= group.total for group in self.world.floor.open_to(work)):
             self.world.refuse(task, "it is larger than any pool that it may be in")
             return
-        shape = (work.devices, work.per_node, work.types, work.is_reserved)
+        shape = (work.devices, work.per_node, work.types, work.is_reserved, self.apart(task))
         lane = self.lanes.get(shape)
         if lane is None:
             lane = self.lanes[shape] = Lane(shape, self.world.floor.open_to(work))
@@ -106,10 +115,10 @@ class Peer:
     def in_order(self) -> Iterator[tuple[Lane, Task]]:
         """The first of each lane, by key, again and again: a lane whose first is still there when it was handed out is done."""
         firsts = ((lane, self.head(lane)) for lane in self.lanes.values())
-        heads = [(lane.heap[0][0], task.at, lane, task) for lane, task in firsts if task is not None]
+        heads = [(self.place_of(lane, task), task.at, lane, task) for lane, task in firsts if task is not None]
         heapq.heapify(heads)
         while heads:
             _, _, lane, task = heapq.heappop(heads)
             yield lane, task
             if task.work.work_id not in self.waiting and (after := self.head(lane)) is not None:
-                heapq.heappush(heads, (lane.heap[0][0], after.at, lane, after))
+                heapq.heappush(heads, (self.place_of(lane, after), after.at, lane, after))

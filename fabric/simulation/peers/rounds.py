@@ -67,6 +67,6 @@ class Rounds(Peer):
 
     def _send_away(self, task: Task) -> None:
         self.attained_us[task.at] = self.had_us(task)
-        self.world.evict(task)
+        self.world.evict(task, announced=True)
         if task.run is None:
             self.submitted(task)
