@@ -298,7 +298,8 @@ class Loop:
             return
         if self._saver.has_new and (is_lost or not self._boundary.is_changing):
             try:
-                is_now = not (self._weights.look() or self._saver.has_changed or self._variables.late)
+                is_other = self._weights.look() or self._saver.has_changed or self._saver.is_rearranged
+                is_now = not (is_other or self._variables.late)
                 self._saver.save(at_boundary=is_now)
             except FabricError as failed:  # it isn't good, or can't be kept: the one before stays
                 say(failed.message)

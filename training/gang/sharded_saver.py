@@ -17,9 +17,9 @@ from training.gang.part_vault import Parts
 from training.gang.peer_copies import PeerCopies
 from training.progress import say
 from training.state.boundary import Boundary
-from training.state.moment import Moment, beside
+from training.state.moment import Copy, Moment, beside
 from training.state.registry import Registry
-from training.state.saver import Copy, Save, Saver
+from training.state.saver import Save, Saver
 from training.state.sharded_state import Kept, Part, part_name, parted
 from training.state.vault import gathered
 

@@ -1,10 +1,13 @@
-"""What a step boundary is to who saves it later, and where its tensors are copied to the host on a device."""
+"""What a step boundary is to who saves it later, and the copy of one; where its tensors are copied to the host on a device."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from training.state.frozen import Frozen
+from training.state.plain import not_finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +47,30 @@ def beside(event: Any) -> Iterator[None]:
     with torch.cuda.stream(stream):
         yield
     stream.synchronize()
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The bytes of a shard, and which of them are weights."""
+
+    data: memoryview
+    plan: Any
+    weights: dict[int, str]
+    frozen: Frozen | None = None
+    bad: str | None = None
+    """The name of a frozen weight that has more infinities than it may."""
+
+    def not_finite(self, excused: dict[str, int]) -> str | None:
+        """The name of a weight that has more infinities than are `excused`; None = none has. Buffers may hold anything."""
+        if self.bad is not None:
+            return self.bad
+        torch = sys.modules["torch"]
+        for tensor, offset in zip(self.plan.tensors, self.plan.offsets, strict=True):
+            name = self.weights.get(tensor.data_ptr())
+            if name is None or not tensor.numel():
+                continue
+            start = len(self.plan.head) + offset
+            copy = torch.frombuffer(self.data, dtype=tensor.dtype, count=tensor.numel(), offset=start)
+            if not_finite(copy) > excused.get(name, 0):
+                return name
+        return None

@@ -19,15 +19,16 @@ class OptimizerState:
         self._name, self._optimizer, self._named = name, optimizer, named
 
     def copied(self) -> Any:
-        groups = self._optimizer.param_groups
-        return [
-            {
-                key: value if type(value) in _SIMPLE else plain(value, f"{self._name}.param_groups[{at}].{key}")
-                for key, value in group.items()
-                if key != "params"
-            }
-            for at, group in enumerate(groups)
-        ]
+        return [self._kept(group, at) for at, group in enumerate(self._optimizer.param_groups)]
+
+    def _kept(self, group: dict[str, Any], at: int) -> dict[str, Any]:
+        """The hyperparameters of one group."""
+        kept = dict(group)
+        kept.pop("params", None)
+        if _SIMPLE.issuperset(map(type, kept.values())):
+            return kept
+        path = f"{self._name}.param_groups[{at}]"
+        return {key: value if type(value) in _SIMPLE else plain(value, f"{path}.{key}") for key, value in kept.items()}
 
     def live(self, copied: Any, *, tensor: Taken) -> Any:
         whole, names = self._optimizer.state_dict(), self._names()

@@ -21,6 +21,7 @@ _SET: Final = "\0set"
 _TENSOR: Final = "\0tensor"
 _TAGS: Final = frozenset({_ARRAY, _DTYPE, _SET, _TENSOR})
 _DEPTH_MAX: Final = 64
+_SIMPLE: Final = frozenset({bool, int, float, str, bytes, type(None)})
 
 
 Taken = Callable[[Any], Any]
@@ -116,7 +117,7 @@ def plain(value: Any, path: str, *, tensor: Callable[[Any], Any] = clone) -> Any
 
 
 def _plain(value: Any, path: str, tensor: Callable[[Any], Any], depth: int) -> Any:
-    if value is None or type(value) in {bool, int, float, str, bytes}:
+    if type(value) in _SIMPLE:
         return value
     if depth == 0:
         raise _refused(path, value, f"it is nested more than {_DEPTH_MAX} deep")
@@ -152,7 +153,10 @@ def _plain_mapping(value: Mapping[Any, Any], path: str, tensor: Callable[[Any], 
     for key, item in value.items():
         if type(key) not in {bool, int, float, str, bytes, tuple}:
             raise _refused(f"{path}'s key {str(key)[:40]!r}", key, "a key must be a number, text or a tuple")
-        kept[key] = _plain(item, f"{path}.{key}" if isinstance(key, str) else f"{path}[{key!r}]", tensor, depth - 1)
+        if type(item) in _SIMPLE:  # most are, at every boundary, and a path costs more than they do
+            kept[key] = item
+        else:
+            kept[key] = _plain(item, f"{path}.{key}" if isinstance(key, str) else f"{path}[{key!r}]", tensor, depth - 1)
     return kept
 
 

@@ -7,30 +7,29 @@ noticed by torch's version counters and named. Knows nothing of files, threads o
 """
 
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping
-from typing import Any, Protocol
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from typing import Any, Final, Protocol
 
 from fabric.errors import Conflict, InvalidRequest
-from training.state.digests import digests
+from training.state.cadence import again_in_s
 from training.state.generators import access_to
+from training.state.module_state import ModuleState
 from training.state.optimizer_state import OptimizerState
 from training.state.plain import (  # fmt: skip
     Taken,
-    clone,
     first_line,
-    held,
     holds_parts,
-    is_plain,
-    is_sharded,
     like,
-    may_diverge,
-    not_finite,
     placed,
     plain,
     restored,
     shared,
 )
 from training.state.unreadable import refuse_flat, refuse_scattered
+
+_SHARE: Final = 0.0005
+"""Of the time, that looking for other layers may take."""
 
 
 class Tracked(Protocol):
@@ -60,6 +59,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._tracked: dict[str, Tracked] = {}
+        self._look_due_at = 0.0
         self.objects: list[Any] = []
         """What the script has named."""
 
@@ -93,17 +93,16 @@ class Registry:
 
     def named_modules(self) -> dict[str, Any]:
         """The same, by name."""
-        return {name: tracked.module for name, tracked in self._tracked.items() if isinstance(tracked, _Module)}
+        return {name: tracked.module for name, tracked in self._tracked.items() if isinstance(tracked, ModuleState)}
 
     def _named(self) -> dict[str, Any]:
         """All weights by name."""
-        modules = ((own, tracked) for own, tracked in self._tracked.items() if isinstance(tracked, _Module))
+        modules = ((own, tracked) for own, tracked in self._tracked.items() if isinstance(tracked, ModuleState))
         return {f"{own}.{key}": weight for own, module in modules for key, weight in module.weights_now()}
 
     def frozen(self) -> list[str]:
         """The weights that nothing trains."""
-        own = ((name, part.frozen()) for name, part in self._tracked.items() if isinstance(part, _Module))
-        return [f"{name}.{key}" for name, keys in own for key in keys]
+        return [key for module in self._modules() for key in module.frozen()]
 
     def frozen_versions(self) -> dict[str, int]:
         """The same, tied ones by each of their names, with torch's counters of changes in place."""
@@ -125,6 +124,24 @@ class Registry:
         """The part of every state that is copied at a boundary."""
         return {name: tracked.copied() for name, tracked in self._tracked.items()}
 
+    def look(self, *, at_once: bool = False) -> None:
+        """For the training thread, at a boundary: take in other layers that modules have now, where it is time to look."""
+        began = time.monotonic()
+        if at_once or began >= self._look_due_at:
+            for tracked in self._modules():
+                tracked.look()
+            self._look_due_at = began + again_in_s(time.monotonic() - began, share=_SHARE)
+
+    def rearranged(self) -> str | None:
+        """The name of a module that has other layers than were taken in; None = none has."""
+        return next(
+            (name for name, one in self._tracked.items() if isinstance(one, ModuleState) and not one.has_same_layers()),
+            None,
+        )
+
+    def _modules(self) -> list[ModuleState]:
+        return [tracked for tracked in self._tracked.values() if isinstance(tracked, ModuleState)]
+
     def versions(self) -> dict[str, list[int]]:
         """The version counters of everything that is read live."""
         return {name: tracked.versions() for name, tracked in self._tracked.items()}
@@ -140,12 +157,16 @@ class Registry:
 
     def owned(self, copied: Mapping[str, Any]) -> dict[str, Any]:
         """Of what is copied at a boundary, what a rank may have of its own: all but what optimizers have."""
-        return {name: part for name, part in copied.items() if not isinstance(self._tracked[name], OptimizerState)}
+        owned = {name: part for name, part in copied.items() if not isinstance(self._tracked[name], OptimizerState)}
+        modules = self.named_modules().keys() & owned.keys()
+        return owned | {
+            name: plain(owned[name], name) for name in modules
+        }  # each by itself, as who pickles it needs them
 
     def disowned(self, objects: dict[str, Any], owned: Mapping[str, Any]) -> dict[str, Any]:
         """The states of a checkpoint with what a rank has of its own."""
         mine = {name: part for name, part in owned.items() if name in objects and name in self._tracked}
-        is_whole = {name: not isinstance(self._tracked[name], _Module) for name in mine}
+        is_whole = {name: not isinstance(self._tracked[name], ModuleState) for name in mine}
         return objects | {name: part if is_whole[name] else objects[name] | part for name, part in mine.items()}
 
     @property
@@ -173,7 +194,7 @@ class Registry:
 
     def digests(self) -> dict[str, Any]:
         """By module, what changes when a weight does, however it was changed."""
-        return {name: tracked.digest() for name, tracked in self._tracked.items() if isinstance(tracked, _Module)}
+        return {name: tracked.digest() for name, tracked in self._tracked.items() if isinstance(tracked, ModuleState)}
 
     def untrained(self, optimizers: Iterable[Any]) -> str | None:
         """A module that has weights to be trained while no optimizer is tracked; None = there is none."""
@@ -184,8 +205,7 @@ class Registry:
 
     def not_finite(self) -> dict[str, int]:
         """How many values of each weight are not finite; those without any are left out."""
-        modules = [tracked for tracked in self._tracked.values() if isinstance(tracked, _Module)]
-        return {name: count for module in modules for name, count in module.not_finite().items()}
+        return {name: count for module in self._modules() for name, count in module.not_finite().items()}
 
     def is_frozen(self, name: str) -> bool:
         """Whether nothing trains the weight of that name."""
@@ -224,7 +244,7 @@ def _tracked(name: str, value: Any, named: Callable[[], dict[str, Any]]) -> Trac
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.nn.Module):
         refuse_flat(name, value.parameters())
-        return _Module(name, value)
+        return ModuleState(name, value)
     if (access := access_to(value)) is not None:
         return _Generator(name, *access)
     if callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None)):
@@ -246,86 +266,6 @@ def _tracked(name: str, value: Any, named: Callable[[], dict[str, Any]]) -> Trac
         path=name,
         kind=kind,
     )
-
-
-class _Module:
-    """Weights live, persistent buffers copied. A module with an `extra_state` of its own has that copied too."""
-
-    def __init__(self, name: str, module: Any) -> None:
-        self._name, self.module = name, module
-        for part in module.modules():
-            if hasattr(part, "set_requires_gradient_sync") and hasattr(part, "reshard"):
-                part.reshard()  # FSDP2 leaves weights gathered after a forward pass, and these are not what is trained
-        self._buffers = [
-            (f"{prefix}.{key}" if prefix else key, part, key)
-            for prefix, part in module.named_modules(remove_duplicate=False)
-            for key in part._buffers  # noqa: SLF001  # named_buffers() walks the whole module at every step
-            if key not in part._non_persistent_buffers_set  # noqa: SLF001
-        ]
-        self._are_dense, self._shapes = True, list[Any]()
-        self._slots: dict[str, Any] = {}
-        self._extra = [key for key in module.state_dict() if key.endswith("_extra_state")]
-        self.named = list(module.named_parameters())
-        self._weights = [weight for _, weight in self.named]
-        self._own = self._of_parts()
-
-    def _of_parts(self) -> dict[str, Any]:
-        """What to read of a sharded module: its weights are others while it computes, so those of now are noted."""
-        if not any(is_sharded(weight) for weight in self._weights):
-            return {}
-        return dict(self.module.state_dict(keep_vars=True))
-
-    def is_sharded(self) -> bool:
-        return bool(self._own)
-
-    def frozen(self) -> list[str]:
-        return [self.named[at][0] for at, weight in enumerate(self._weights) if not weight.requires_grad]
-
-    def weights_now(self) -> list[tuple[str, Any]]:
-        """By name; the same objects as long as they are trained."""
-        return self.named if self._own else list(self.module.named_parameters())
-
-    def copied(self) -> Any:
-        now = [part._buffers[key] for _, part, key in self._buffers]  # noqa: SLF001
-        shapes = [None if buffer is None else buffer.shape for buffer in now]
-        if shapes != self._shapes or not self._are_dense:
-            self._shapes = shapes
-            self._slots = {each[0]: clone(own) for each, own in zip(self._buffers, now, strict=True) if own is not None}
-            self._are_dense = all(own is None or is_plain(own) for own in now)
-        elif self._slots:  # into the same memory: who reads the copy before holds the boundary, so nobody does now
-            sys.modules["torch"]._foreach_copy_(list(self._slots.values()), [own for own in now if own is not None])
-        kept = dict(self._slots)
-        if self._extra:
-            whole = self.module.state_dict()
-            kept |= {key: plain(whole[key], f"{self._name}.{key}") for key in self._extra}
-        return kept
-
-    def live(self, copied: Any, *, tensor: Taken) -> Any:
-        states = self._own or self.module.state_dict()
-        return {
-            key: copied[key] if key in copied else plain(state, f"{self._name}.{key}", tensor=tensor)
-            for key, state in states.items()
-        }
-
-    def load(self, state: Any) -> None:
-        self.module.load_state_dict(state)
-
-    def versions(self) -> list[int]:
-        return [weight._version for weight in self._weights]  # noqa: SLF001  # the one counter torch has
-
-    def weights(self) -> dict[int, str]:
-        return {
-            held(weight).data_ptr(): f"{self._name}.{key}"
-            for key, weight in self.weights_now()
-            if may_diverge(weight) and is_plain(held(weight))
-        }
-
-    def digest(self) -> list[Hashable]:
-        return digests(own for weight in self._weights if is_plain(own := held(weight)) and own.numel())
-
-    def not_finite(self) -> dict[str, int]:
-        found = {f"{self._name}.{key}": held(weight) for key, weight in self.weights_now() if may_diverge(weight)}
-        return {name: count for name, weight in found.items() if is_plain(weight) and (count := not_finite(weight))}
 
 
 class _Stateful:

@@ -6,7 +6,6 @@ copies to the host run on a stream of their own, after an event that was recorde
 computes next. (That path has had no device to run on in our tests; the CPU path has.)
 """
 
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from training.state.frozen import Frozen, FrozenWeights, shard_of
 from training.state.loop_objects import KEPT
 from training.state.loop_variables import OVER
 from training.state.model_kind import kind_of
-from training.state.moment import Moment, beside, recorded
+from training.state.moment import Copy, Moment, beside, recorded
 from training.state.plain import is_plain, may_diverge, not_finite, plain, restored
 from training.state.rank_parts import RankParts
 from training.state.registry import Registry
@@ -134,6 +133,7 @@ class Saver:
         """Remember this boundary: `step` steps are complete. Costs nothing where nothing is kept."""
         if not self._vault.is_kept:
             return
+        self._registry.look()
         self.moment = Moment(
             step=step,
             cursor=dict(cursor()),
@@ -223,7 +223,7 @@ class Saver:
         """A save that makes this one needless."""
         return None
 
-    def _became_durable(self, moment: Moment, copy: "Copy", *, took_s: float, blocked_s: float) -> Save:
+    def _became_durable(self, moment: Moment, copy: Copy, *, took_s: float, blocked_s: float) -> Save:
         self.durable_step, self._is_over_durable = moment.step, OVER in moment.variables
         self.save_s, self.blocked_s = smoothed(self.save_s, took_s), smoothed(self.blocked_s, blocked_s)
         return Save(step=moment.step, bytes=len(copy.data), took_s=took_s, blocked_s=blocked_s)
@@ -235,7 +235,7 @@ class Saver:
     def _rehearsed(self) -> None:
         """What else is to be found out when a save is rehearsed."""
 
-    def _copied(self, moment: Moment, *, at_boundary: bool) -> "Copy":
+    def _copied(self, moment: Moment, *, at_boundary: bool) -> Copy:
         """The whole state at the moment as bytes on the host: one copy, into memory that is used again."""
         plan, frozen = self._laid_out(self._readable(moment, at_boundary=at_boundary))
         with beside(moment.device_event):
@@ -244,6 +244,20 @@ class Saver:
         if self._memory is None or len(data) > len(self._memory):
             self._memory = data
         return Copy(data, plan, self._registry.weights(), part, bad)
+
+    @property
+    def is_rearranged(self) -> bool:
+        """Whether a module has other layers than when it was copied last."""
+        return self._registry.rearranged() is not None
+
+    def _looked_at(self, moment: Moment) -> Moment:
+        """The moment, which is now, with the layers that modules have now."""
+        if not self.is_rearranged:
+            return moment
+        self._registry.look(at_once=True)
+        return replace(
+            moment, copied=self._registry.copied(), versions=self._registry.versions(), frozen=self._registry.frozen()
+        )
 
     def _readable(self, moment: Moment, *, at_boundary: bool) -> Moment:
         """The moment with what is only read at a boundary, unless it can't be read now."""
@@ -254,6 +268,15 @@ class Saver:
                 "change weights after the optimizer's step and before the loop's body ends",
                 code="changed_outside",
                 name=changed,
+                step=moment.step,
+            )
+        if at_boundary:
+            moment = self._looked_at(moment)
+        elif (other := self._registry.rearranged()) is not None:
+            raise JobFailed(
+                f"{other} has other layers than it had lately, so step {moment.step} can be saved at the end of a body only",
+                code="changed_outside",
+                name=other,
                 step=moment.step,
             )
         late = self.late() if at_boundary else {}
@@ -307,6 +330,7 @@ class Saver:
         """What this rank has of its own at the boundary where its training thread is."""
         if self.moment is None or not self.ranks.is_needed:
             return None
+        self.moment = self._looked_at(self.moment)
         return self.ranks.own(self.moment, late=self.late(), is_kept=self._can_be_kept)
 
     def _can_be_kept(self, name: str, value: Any) -> bool:
@@ -317,11 +341,11 @@ class Saver:
             return False
         return True
 
-    def _keep(self, moment: Moment, copy: "Copy") -> None:
+    def _keep(self, moment: Moment, copy: Copy) -> None:
         self._check_finite(moment, copy)
         self._vault.save(copy.data, step=moment.step, frozen=copy.frozen)
 
-    def _check_finite(self, moment: Moment, copy: "Copy") -> None:
+    def _check_finite(self, moment: Moment, copy: Copy) -> None:
         bad = "the loss" if self.poisoned() else copy.not_finite(self._excused)
         if bad is not None:
             raise self._diverged(moment.step, bad)
@@ -355,30 +379,3 @@ def unreadable(error: Exception) -> InvalidRequest:
         "each tracked object does, or leave the object out",
         code="untrackable_state",
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """The bytes of a shard, and which of them are weights."""
-
-    data: memoryview
-    plan: Any
-    weights: dict[int, str]
-    frozen: Frozen | None = None
-    bad: str | None = None
-    """The name of a frozen weight that has more infinities than it may."""
-
-    def not_finite(self, excused: dict[str, int]) -> str | None:
-        """The name of a weight that has more infinities than are `excused`; None = none has. Buffers may hold anything."""
-        if self.bad is not None:
-            return self.bad
-        torch = sys.modules["torch"]
-        for tensor, offset in zip(self.plan.tensors, self.plan.offsets, strict=True):
-            name = self.weights.get(tensor.data_ptr())
-            if name is None or not tensor.numel():
-                continue
-            start = len(self.plan.head) + offset
-            copy = torch.frombuffer(self.data, dtype=tensor.dtype, count=tensor.numel(), offset=start)
-            if not_finite(copy) > excused.get(name, 0):
-                return name
-        return None
