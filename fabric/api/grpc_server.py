@@ -105,6 +105,7 @@ CALLS: Final[dict[str, Call]] = {
     "Quote": Call(job_calls.quote, _SEE_JOBS),
     "GetJob": Call(job_calls.get_job, _SEE_JOBS | _HOST),
     "ListJobs": Call(job_calls.list_jobs, _SEE_JOBS | _HOST, weight=LOOKS_THROUGH),
+    "Why": Call(job_calls.why, _SEE_JOBS, weight=LOOKS_THROUGH),
     "WatchJobs": Call(job_calls.watch_jobs, _SEE_JOBS | _HOST),
     "Cancel": Call(job_calls.cancel, _JOBS | _HOST),
     "Pause": Call(job_calls.pause, _JOBS),

@@ -24,12 +24,13 @@ from fabric.api.messages import (
 )
 from fabric.api.payloads import blob_key, payload_of, recorded
 from fabric.api.service import ApiService
+from fabric.api.why_text import sentence
 from fabric.errors import Conflict, InvalidRequest, NotFound, PermissionDenied, Unavailable
 from fabric.gate.events import Cancel, JobKind, JobSpec, Pause, RaiseLimit, Resume, SaveNow, Submit
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.lifecycle import ON_DEVICES, TERMINAL, JobState
-from fabric.gate.questions import JobsOf, ModelsOf, QuoteOf
-from fabric.gate.views import JobView, QuoteView
+from fabric.gate.questions import JobsOf, ModelsOf, QuoteOf, WhyOf
+from fabric.gate.views import JobView, QuoteView, WhyView
 from fabric.ledger.scopes import Service
 from fabric.storage.layout import PUBLISH_IT, artifact_key, lease_info_key
 from fabric.storage.results import inline_result, shown_ref
@@ -117,6 +118,16 @@ async def get_job(door: ApiService, caller: Caller, request: pb.GetJobRequest) -
     if caller.may(KeyScope.HOST) and caller.own_jobs_only and await _makes_a_model(door, request.job_id):
         return _shown(await door.job(request.job_id, replace(caller, scopes=caller.scopes | {KeyScope.READ})), caller)
     return _shown(await door.job(request.job_id, caller), caller)
+
+
+async def why(door: ApiService, caller: Caller, request: pb.WhyRequest) -> pb.WhyReply:
+    view = await door.job(request.job_id, caller)
+    found = await door.port.ask(WhyOf(job_id=JobId(view.job_id), account_id=caller.scope))
+    if not isinstance(found, WhyView):
+        raise NotFound(f"there is no job {request.job_id!r}", job=request.job_id)
+    return pb.WhyReply(
+        job_id=found.job_id, state=found.state, sentence=sentence(found), facts_json=msgspec.json.encode(found).decode()
+    )
 
 
 async def _makes_a_model(door: ApiService, job_id: str) -> bool:

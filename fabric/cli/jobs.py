@@ -1,5 +1,6 @@
 """Commands about jobs."""
 
+import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -50,6 +51,7 @@ def register(app: typer.Typer) -> None:
         ("run", submission.run),
         ("jobs", jobs),
         ("job", job),
+        ("why", why_it_waits),
         ("logs", logs),
         ("result", result),
         ("artifact", artifact),
@@ -96,6 +98,16 @@ def jobs(
     print_records(found, as_json=as_json, title="jobs", columns=JOB_COLUMNS, spare=("submitted", "limit CT", "why"))
     if following:
         tell(f"there are more: fabric jobs --after {following} shows the next {limit}, --all shows all")
+
+
+def why_it_waits(job_id: JobIdArgument, *, account: ForAccount = "", as_json: AsJson = False) -> None:
+    """Say why a job is where it is: what it waits for, where it stands, what would let it start, what was evicted for whom."""
+    door = client(account)
+    found = door.call(pb.WhyRequest(job_id=job_named(door, job_id)), pb.WhyReply)
+    if as_json:
+        print_json({"sentence": found.sentence, **json.loads(found.facts_json)})
+    else:
+        say(found.sentence)
 
 
 def job(job_id: JobIdArgument, *, account: ForAccount = "", as_json: AsJson = False) -> None:

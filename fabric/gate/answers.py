@@ -10,7 +10,7 @@ import msgspec
 
 from fabric.charging.burn import REFERENCE_PPM
 from fabric.charging.rating import burn_per_s
-from fabric.gate import configuration, credit, grace, history, holds, jobs, keys, listing, offers, requests
+from fabric.gate import configuration, credit, grace, history, holds, jobs, keys, listing, offers, requests, why
 from fabric.gate.core import Core
 from fabric.gate.events import JobSpec
 from fabric.gate.instructions import Refusal
@@ -42,6 +42,7 @@ from fabric.gate.questions import (
     RevisionOf,
     SpecOf,
     StatementOf,
+    WhyOf,
 )
 from fabric.gate.state import Account, Job, Key, LeaseRecord
 from fabric.gate.timeline import told
@@ -128,6 +129,10 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
             ]
         case PricesOf():
             return Prices(tariffs=core.tariffs, catalogue=core.catalogue)
+        case WhyOf():
+            job = state.jobs.get(question.job_id)
+            visible = job is not None and question.account_id in (None, job.account_id)
+            return why.of(core, job, question.account_id, now_us) if job is not None and visible else None
         case PolicyOf():
             return configuration.policy(core)
         case StatementOf() | ReceiptsOf() | CheckpointOf() | RecordsOf():

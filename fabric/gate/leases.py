@@ -8,7 +8,7 @@ could be leased twice or a µHs escape.
 
 from typing import Final
 
-from fabric.gate import attempts, burning, deadlines, grace, hazards, holds, mixture, notice, requests, stays
+from fabric.gate import attempts, burning, deadlines, grace, hazards, holds, mixture, notice, requests, stays, why
 from fabric.gate.core import Core
 from fabric.gate.events import (
     LeaseFinished,
@@ -42,6 +42,7 @@ def apply_plan(core: Core) -> None:
             case Placed():
                 _start(core, core.state.jobs[step.job_id], step)
             case Evict():
+                why.note(core, step)
                 job = core.state.jobs[step.job_id]
                 assert job.lease_id is not None
                 stop(core, core.state.leases[job.lease_id], StopReason.EVICTED)

@@ -24,6 +24,7 @@ from fabric.gate.views import (
     OpenUsageView,
     QuoteView,
     RoomView,
+    WhyView,
 )
 from fabric.placement.quotas import Policy
 from fabric.units import AccountId, HoldId, JobId, KeyId
@@ -223,6 +224,13 @@ class Prices(msgspec.Struct, frozen=True, kw_only=True):
     catalogue: Catalogue
 
 
+class WhyOf(Question, frozen=True, kw_only=True, tag="why"):
+    """→ WhyView | None: why a job is where it is"""
+
+    job_id: JobId
+    account_id: AccountId | None = None
+
+
 class PolicyOf(Question, frozen=True, kw_only=True, tag="policy"):
     """→ PolicyView"""
 
@@ -260,6 +268,7 @@ AnyQuestion = (
     | LeasesOf
     | OpenUsageOf
     | PolicyOf
+    | WhyOf
     | PricesOf
 )
 AnyAnswer = (
@@ -275,6 +284,7 @@ AnyAnswer = (
     | ReceiptsPage
     | QuoteView
     | PolicyView
+    | WhyView
     | Prices
     | list[BlobUse]
     | list[JobView]

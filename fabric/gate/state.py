@@ -78,6 +78,22 @@ class Key:
     scopes: tuple[KeyScope, ...] = ()
 
 
+class Eviction(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """That a job was asked to leave for another."""
+
+    at_us: int
+    job_id: JobId
+    for_job_id: JobId
+    why: str
+    """reclaimed | backfill | outranked"""
+    rank: int
+    """The class of the job that it was for."""
+    loss_us: int
+    """What it was reckoned to lose, in device-µs."""
+    among: int
+    """How many could have been asked."""
+
+
 class Job(msgspec.Struct, kw_only=True, gc=False):
     """A job from its submission on; kept after its end, for its owner to look at."""
 
@@ -136,6 +152,8 @@ class Job(msgspec.Struct, kw_only=True, gc=False):
     """How long its last saves took: what its grace is learned from."""
     restore_us: int = 0
     """From its last start to the first step, as its runner saw it; 0 = not known."""
+    evictions: tuple[Eviction, ...] = ()
+    """The newest of those that made room: it for others, and others for it."""
 
     @property
     def has_ended_unrun(self) -> bool:

@@ -9,6 +9,7 @@ from fabric.charging.records import Cdr
 from fabric.gate.instructions import Share
 from fabric.gate.serving_events import CallUsed
 from fabric.gate.stays import Stay
+from fabric.placement.why import Waits
 from fabric.units import PPM
 
 CHANGES_MAX: Final = 128
@@ -81,6 +82,41 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...] = ()
     ran: tuple[Stay, ...] = ()
     """Where its attempts were, the first and the newest of them."""
+
+
+class EvictionView(msgspec.Struct, frozen=True, kw_only=True):
+    """That a job was asked to leave for another. A job of an account that whoever asks doesn't see is ""."""
+
+    at_us: int
+    job_id: str
+    for_job_id: str
+    why: str
+    """reclaimed | backfill | outranked"""
+    rank: int
+    """The class of the job that it was for, best first: inference, Enterprise, Professional, Starter, batch."""
+    loss_us: int
+    """What it was reckoned to lose, in device-µs: the least of all that could have been asked."""
+    among: int
+    """How many that were."""
+
+
+class WhyView(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a job is where it is, in facts."""
+
+    job_id: str
+    state: str
+    reason: str
+    error: str
+    now_us: int
+    preemptible: bool
+    accelerators: tuple[str, ...]
+    waits: Waits | None
+    """None = it doesn't wait for devices."""
+    leaving_until_us: int | None
+    """When the last of those that leave for it is gone, at the latest."""
+    until_us: int | None
+    """When it must have left itself."""
+    evictions: tuple[EvictionView, ...]
 
 
 class LotView(msgspec.Struct, frozen=True, kw_only=True):

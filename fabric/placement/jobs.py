@@ -88,6 +88,12 @@ class Evict(msgspec.Struct, frozen=True, gc=False):
     for_job_id: JobId
     reason: str
     """reclaimed (a borrower of reserved nodes) | backfill (it ran on a pinned job's nodes) | outranked"""
+    rank: int = 0
+    """The class of the job that it is for."""
+    loss_us: int = 0
+    """What it was reckoned to lose, in device-µs,"""
+    among: int = 1
+    """and among how many that could have been asked it was chosen for that."""
 
 
 class Unplaceable(msgspec.Struct, frozen=True):

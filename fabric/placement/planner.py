@@ -21,6 +21,7 @@ from fabric.placement.quotas import LONGEST_GRACE_US, POOLS, Fairness, Policy
 from fabric.placement.reservations import Reservations
 from fabric.placement.state import Node, PlacementState, Queued
 from fabric.placement.waiting import Waiting
+from fabric.placement.why import Inquiry, Waits
 from fabric.units import AccountId, JobId, NodeId
 
 
@@ -212,6 +213,10 @@ class Planner:
         """The account has this weight from now on, and is of this cohort; what it has used stays its own."""
         if self._fairness.weigh(account_id, weight_ppm=weight_ppm, cohort=cohort, cohort_weight_ppm=cohort_weight_ppm):
             self._reorder()
+
+    def waits(self, job_id: JobId, *, now_us: int) -> Waits | None:
+        """What keeps the job waiting, and what would let it start; None if it doesn't wait. Reads every waiting job."""
+        return Inquiry(self._state, self._cluster, self._fairness).waits(job_id, now_us=now_us)
 
     def queue_position(self, job_id: JobId) -> int | None:
         """How many wait ahead of the job, by the order of this moment; 0 for one that has a claim. None if it does not wait."""

@@ -97,17 +97,24 @@ class Preemption:
             return None
         lost = losses(evictable, reporters=list(group.reporters.values()), now_us=now_us)
         chosen = Selection(rooms, nodes, lost).choose(Shape.of(queued.request), self._state.running)
-        return None if chosen is None else self._carry_out(queued, group, chosen, reason, now_us)
+        return None if chosen is None else self._carry_out(queued, group, chosen, reason, now_us=now_us, lost=lost)
 
     def _carry_out(
-        self, queued: Queued, group: Group, chosen: tuple[list[JobId], Shares], reason: str, now_us: int
+        self,
+        queued: Queued,
+        group: Group,
+        chosen: tuple[list[JobId], Shares],
+        reason: str,
+        *,
+        now_us: int,
+        lost: dict[JobId, int],
     ) -> list[Evict]:
         job_id = queued.request.job_id
         for victim in chosen[0]:
             self._cluster.evict(self._state.running[victim])
             self._budget.count(victim, now_us=now_us)
         self._cluster.claim(job_id, group, chosen[1])
-        return [Evict(victim, job_id, reason) for victim in chosen[0]]
+        return [Evict(victim, job_id, reason, queued.rank, lost[victim], len(lost)) for victim in chosen[0]]
 
     def _may_evict(self, running: Running, queued: Queued, now_us: int) -> bool:
         if running.evicting or not running.preemptible:

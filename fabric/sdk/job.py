@@ -103,6 +103,12 @@ class Job:
         """
         self._client.call(pb.CancelRequest(request_id=new_request_id(), job_id=self.id, save=save), pb.Accepted)
 
+    def why(self) -> str:
+        """Why the job is where it is, in a sentence: what it waits for, where it stands in line, what would let it start, and
+        what was evicted for it or for whom it was itself.
+        """
+        return str(self._client.call(pb.WhyRequest(job_id=self.id), pb.WhyReply).sentence)
+
     def save_now(self) -> None:
         """Ask the job for a checkpoint; it goes on. `Conflict` if it doesn't run."""
         self._client.call(pb.SaveNowRequest(request_id=new_request_id(), job_id=self.id), pb.Accepted)

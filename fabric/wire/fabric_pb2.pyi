@@ -318,6 +318,24 @@ class GetJobRequest(_message.Message):
     job_id: str
     def __init__(self, job_id: _Optional[str] = ...) -> None: ...
 
+class WhyRequest(_message.Message):
+    __slots__ = ("job_id",)
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+
+class WhyReply(_message.Message):
+    __slots__ = ("job_id", "state", "sentence", "facts_json")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SENTENCE_FIELD_NUMBER: _ClassVar[int]
+    FACTS_JSON_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    state: str
+    sentence: str
+    facts_json: str
+    def __init__(self, job_id: _Optional[str] = ..., state: _Optional[str] = ..., sentence: _Optional[str] = ..., facts_json: _Optional[str] = ...) -> None: ...
+
 class ListJobsRequest(_message.Message):
     __slots__ = ("states", "limit", "name", "tags", "from_us", "until_us", "beginning", "after", "of_request")
     STATES_FIELD_NUMBER: _ClassVar[int]

@@ -54,6 +54,7 @@ EVERY_REQUEST = [
     pb.SubmitRequest(request_id="r", spec=SPEC, payload=COMMAND),
     pb.QuoteRequest(spec=SPEC),
     pb.GetJobRequest(job_id="JOB"),
+    pb.WhyRequest(job_id="JOB"),
     pb.ListJobsRequest(),
     pb.WatchJobsRequest(job_id="JOB"),
     pb.CancelRequest(request_id="r", job_id="JOB"),
