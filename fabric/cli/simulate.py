@@ -7,8 +7,10 @@ from typing import Annotated, Final
 
 import typer
 
-from fabric.cli.output import console, print_json, say, table, tell, tell_over
+from fabric.cli.files import drafted
+from fabric.cli.output import console, print_facts, print_json, say, table, tell, tell_over
 from fabric.cli.session import AsJson
+from fabric.errors import Conflict
 from fabric.extras import needed
 
 _TOLD_EVERY_S: Final = 1.0
@@ -17,10 +19,16 @@ _TOLD_EVERY_S: Final = 1.0
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command(rich_help_panel="Operators")(simulate)
+    app.command(rich_help_panel="Operators")(replay)
 
 
 def simulate(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A table of jobs (CSV, also packed with gzip).")],
+    trace: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TRACE|JOURNAL", help="A table of jobs (CSV, also packed with gzip), or a fabric's journal.sqlite."
+        ),
+    ],
     *,
     nodes: Annotated[
         list[str] | None, typer.Option("--nodes", help="COUNTxDEVICES[:TYPE][:reserved], again for more kinds.")
@@ -42,29 +50,72 @@ def simulate(
     grace: Annotated[str, typer.Option(help="How long jobs are given to save when they must go.")] = "0s",
     mtbf: Annotated[str, typer.Option(help="How long a node lasts on average; nothing = for ever.")] = "",
     first: Annotated[int | None, typer.Option(min=1, help="Only so many jobs, the first to arrive.")] = None,
+    prices: Annotated[
+        Path | None, typer.Option(help="Tariffs to count tokens by; a journal's own if not given.")
+    ] = None,
+    plans: Annotated[Path | None, typer.Option(help="Plans to count money by; a journal's own if not given.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a report with plots into this file, too.")] = None,
     wide: Annotated[bool, typer.Option("--wide", help="Also median and maximum of the waits.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Play a trace of jobs with our gate and with other schedulers, and compare what customers feel.
 
+    Of a journal, what would have been stands beside what happened: with other nodes, another policy, other prices.
+
     For example: fabric simulate cluster04.csv.gz --nodes 64x8 --tiers 60/30/10 --policy fabric --policy best-effort
+    or: fabric simulate journal.sqlite --nodes 12x8:H100 --prices new-tariffs.yaml
     """
     needed("pydantic", by="fabric simulate")
     from fabric.simulation import command  # noqa: PLC0415 - only needed here
 
     asked = command.Asked(
         nodes=nodes or [], cluster_file=cluster_file, policies=policy or ["fabric"], tiers=tiers, users=users, load=load,
-        seeds=seeds, checkpoint=checkpoint, write=write, restore=restore, grace=grace, mtbf=mtbf, first=first,
+        seeds=seeds, checkpoint=checkpoint, write=write, restore=restore, grace=grace, mtbf=mtbf, first=first, prices=prices, plans=plans,
     )  # fmt: skip
     teller = Teller()
     outcome = command.run(trace, asked, tell=teller)
     teller.end()
+    if html is not None:
+        with drafted(html) as out:
+            out.write(command.html_of(outcome, name=trace.name).encode())
     if as_json:
         print_json(command.json_of(outcome))
         return
     say(command.title(outcome))
     for name, head, rows in command.tables(outcome, wide=wide):
         console().print(table(name, head, rows))
+
+
+def replay(
+    journal: Annotated[
+        Path, typer.Argument(help="A fabric's journal.sqlite: it is only read, also while a gate runs.")
+    ],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Decide a whole journal again, and say whether this version decides the same: else the first entry where it doesn't.
+
+    For example: fabric replay journal.sqlite
+    """
+    needed("apsw", by="fabric replay")
+    from fabric.simulation import command  # noqa: PLC0415 - only needed here
+
+    teller = Teller()
+    found = command.replay(journal, tell=teller)
+    teller.end()
+    parting = found.parting
+    if as_json:
+        facts: dict[str, int | str | bool] = {"entries": found.entries, "rules": found.rules, "same": parting is None}
+        if parting is not None:
+            facts |= {"seq": parting.seq, "written": parting.written, "decided": parting.decided}
+        print_json(facts)
+    elif parting is None:
+        say(f"{found.entries:,} entries are decided as they were written, by rules {found.rules}")
+    else:
+        say(f"{found.entries:,} entries are decided as they were written; entry {parting.seq} isn't")
+        print_facts({"written": parting.written, "now": parting.decided})
+    if parting is not None:
+        raise typer.Exit(Conflict.exit_code)
 
 
 class Teller:

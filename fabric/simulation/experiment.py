@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from fabric.simulation.measures import Measures, measure
+from fabric.simulation.money import Money, Prices, kwh, of_tasks
 from fabric.simulation.tenants import stretched, with_tiers
 from fabric.simulation.workload import Behaviour, Cluster, Work, load
 from fabric.simulation.world import Policy, World
@@ -33,6 +34,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Stretch the arrivals until this part of the cluster is asked for; None = as in the trace."""
     seeds: int = 1
     until_us: int | None = None
+    prices: Prices | None = None
+    """None = nothing is counted in tokens and money."""
+    was: Measures | None = None
+    """What happened with the same jobs, of a journal: it stands first."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +69,7 @@ def works_of(plan: Plan, seed: int) -> list[Work]:
 
 def simulate(plan: Plan, policies: Mapping[str, Callable[[], Policy]], *, tell: Tell | None = None) -> Outcome:
     """Play each policy with each seed."""
-    runs: list[Measures] = []
+    runs: list[Measures] = [plan.was] if plan.was is not None else []
     offered = 0.0
     for seed in range(1, plan.seeds + 1):
         works = works_of(plan, seed)
@@ -84,7 +89,14 @@ def play(
         policy.name = name
         world = World(works, plan.cluster, policy, behaviour=plan.behaviour, seed=seed)
         world.run(until_us=plan.until_us, tell=_now_and_then(tell, f"{name}, seed {seed}") if tell else None)
-        return measure(world, seed=seed, seconds=time.process_time() - began_s)
+        return measure(world, seed=seed, seconds=time.process_time() - began_s, money=_money(plan, world))
+
+
+def _money(plan: Plan, world: World) -> Money:
+    if plan.prices is None:
+        return Money(kwh=kwh(world.used_us))
+    tasks = [task for task in world.tasks if not task.refused]
+    return of_tasks(tasks, world.used_us, plan.prices, was=plan.was.money if plan.was is not None else None)
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:

@@ -4,14 +4,37 @@ A wait is all the time that a job is in the queue: before its first start, and a
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
-from fabric.simulation.workload import HOUR_US, SIZES, TIERS, size_class
-from fabric.simulation.world import Task, World
+from fabric.simulation.money import Money
+from fabric.simulation.workload import HOUR_US, SIZES, TIERS, Cluster, size_class
+from fabric.simulation.world import Task
 
 ALL: Final = "all"
+
+
+class Named(Protocol):
+    """Whoever decided."""
+
+    name: str
+
+
+class Played(Protocol):
+    """What can be measured: a world that was played, or what happened to a fabric."""
+
+    tasks: list[Task]
+    began_us: int
+    now_us: int
+    last_arrival_us: int
+    busy_at_last_arrival_us: int
+    events: int
+
+    @property
+    def policy(self) -> Named: ...
+    @property
+    def cluster(self) -> Cluster: ...
 
 
 class Waits(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,12 +76,13 @@ class Measures(msgspec.Struct, frozen=True, kw_only=True):
     utilisation: float
     """Devices in use, of all there are, from the first arrival to the last."""
     makespan_h: float
+    money: Money = Money()
     seconds: float = 0.0
     """How long the simulation itself took."""
     events: int = 0
 
 
-def measure(world: World, *, seed: int, seconds: float = 0.0) -> Measures:
+def measure(world: Played, *, seed: int, seconds: float = 0.0, money: Money | None = None) -> Measures:
     """Measure a world that has been played."""
     tasks = [task for task in world.tasks if not task.refused]
     ended = [task for task in tasks if task.ended_us is not None]
@@ -87,6 +111,7 @@ def measure(world: World, *, seed: int, seconds: float = 0.0) -> Measures:
         useful_device_h=useful / HOUR_US,
         utilisation=world.busy_at_last_arrival_us / (span_us * world.cluster.devices),
         makespan_h=(world.now_us - world.began_us) / HOUR_US,
+        money=money or Money(),
         seconds=seconds,
         events=world.events,
     )

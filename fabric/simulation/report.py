@@ -6,14 +6,16 @@ from typing import Any, Final
 import msgspec
 
 from fabric.simulation.experiment import Outcome, spread
-from fabric.simulation.measures import ALL, Measures, Waits
+from fabric.simulation.measures import ALL, Measures
 from fabric.simulation.workload import SIZES, TIERS
 
 Value = Callable[[Measures], float | None]
 NOTHING: Final = "-"
 
 
-def _wait(tier: str, size: str, what: str) -> Value:
+def wait_of(tier: str, size: str, what: str) -> Value:
+    """A wait of one class of jobs: mean_h, p50_h, p99_h or max_h."""
+
     def value(run: Measures) -> float | None:
         waits = run.waits.get(tier, {}).get(size)
         return None if waits is None else float(getattr(waits, what))
@@ -22,7 +24,7 @@ def _wait(tier: str, size: str, what: str) -> Value:
 
 
 TOTALS: Final[tuple[tuple[str, Value], ...]] = (
-    ("mean wait", _wait(ALL, ALL, "mean_h")),
+    ("mean wait", wait_of(ALL, ALL, "mean_h")),
     ("mean JCT", lambda run: run.jct.mean_h),
     ("wait × device-h", lambda run: run.weighted_wait_h),
     ("evictions", lambda run: float(run.evictions)),
@@ -36,6 +38,12 @@ TOTALS: Final[tuple[tuple[str, Value], ...]] = (
     ("seconds", lambda run: run.seconds),
 )
 """A column each: a policy's sums over all its jobs."""
+MONEY: Final[tuple[tuple[str, Value], ...]] = (
+    ("burned CT", lambda run: run.money.burned_ct or None),
+    ("revenue CNY", lambda run: run.money.revenue_cny or None),
+    ("breakage CNY", lambda run: run.money.breakage_cny or None),
+    ("kWh", lambda run: run.money.kwh or None),
+)
 CLASSES: Final = (ALL, "reserved", *TIERS)
 COLUMNS: Final = (ALL, *(name for _, name in SIZES))
 KINDS: Final = (("mean", "mean_h"), ("p50", "p50_h"), ("p99", "p99_h"), ("max", "max_h"))
@@ -50,6 +58,15 @@ def totals(outcome: Outcome) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     return ("policy", *(name for name, _ in TOTALS)), rows
 
 
+def money(outcome: Outcome) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows: what a policy comes to in tokens, money and energy."""
+    rows = [
+        (policy, *(cell([value(run) for run in outcome.of(policy)]) for _, value in MONEY))
+        for policy in outcome.policies
+    ]
+    return ("policy", *(name for name, _ in MONEY)), rows
+
+
 def waits(outcome: Outcome, kind: str = "mean_h") -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Head and rows of one kind of wait (mean, p50, p99 or maximum, in hours): a policy and tier a row, a size a column."""
     sizes = [size for size in COLUMNS if any(size in row for run in outcome.runs for row in run.waits.values())]
@@ -58,7 +75,7 @@ def waits(outcome: Outcome, kind: str = "mean_h") -> tuple[tuple[str, ...], list
         for policy in outcome.policies:
             runs = outcome.of(policy)
             if any(tier in run.waits for run in runs):
-                cells = (cell([_wait(tier, size, kind)(run) for run in runs]) for size in sizes)
+                cells = (cell([wait_of(tier, size, kind)(run) for run in runs]) for size in sizes)
                 rows.append((tier, policy, *cells))
     return ("tier", "policy", *sizes), rows
 
@@ -88,6 +105,8 @@ def text(outcome: Outcome) -> Iterator[str]:
     yield f"{outcome.jobs:,} jobs on {outcome.devices:,} devices, load {outcome.load:.3f}; waits in hours"
     yield ""
     yield from markdown(*totals(outcome))
+    yield ""
+    yield from markdown(*money(outcome))
     for name, kind in KINDS:
         yield ""
         yield f"Wait, {name}:"
@@ -108,6 +127,3 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     """All that was measured, run by run."""
     found: dict[str, Any] = msgspec.to_builtins(outcome)
     return found
-
-
-__all__ = ["Waits", "as_json", "cell", "number", "text", "totals", "waits"]

@@ -143,6 +143,8 @@ class World:
         self.began_us = self.now_us
         self.last_arrival_us = self.tasks[-1].work.submit_us if self.tasks else 0
         self.busy = Usage(since_us=self.now_us)
+        self.used_us: dict[str, int] = {}
+        """Device-time by type, of attempts that are over."""
         self.busy_at_last_arrival_us = 0
         self.left = len(self.tasks)
         self.events = 0
@@ -309,6 +311,8 @@ class World:
         self.floor.give(task.work.work_id, run.shares)
         del self.running[task.work.work_id]
         task.run = None
+        used_us = task.work.devices * (self.now_us - run.started_us)
+        self.used_us[run.accelerator] = self.used_us.get(run.accelerator, 0) + used_us
         self.busy.change(-task.work.devices, self.now_us)
 
     def _push(self, at_us: int, kind: Kind, what: Task | str, run: Run | None) -> None:
