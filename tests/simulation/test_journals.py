@@ -74,7 +74,9 @@ def test_what_happened_is_read_from_a_journal_as_it_was_measured():
     assert [work.duration_us for work in past.works] == [task.work.duration_us for task in world.tasks]
     burned_h = sum(task.work.duration_us * task.work.devices for task in world.tasks) / HOUR_US
     burned_ct = past.sums.money().burned_ct
-    assert 0.95 * burned_h <= burned_ct <= burned_h, "what was lost was given back, by meters that are read now and then"
+    assert 0.95 * burned_h <= burned_ct <= burned_h, (
+        "what was lost was given back, by meters that are read now and then"
+    )
 
 
 def test_the_same_gate_on_a_journals_jobs_does_what_it_did():
