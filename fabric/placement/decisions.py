@@ -69,10 +69,12 @@ class Decisions:
         for rank, active in enumerate(queue.active):
             if queue.parked[rank]:
                 self._waiting.wake(rank, now_us=now_us)
-            while active:
-                lane, queued = queue.next(rank)
-                if queued is not None and not self._try_place(lane, queued, steps, now_us):
-                    self._waiting.park(lane, now_us=now_us, until_us=self._patient_until(queued, now_us))
+            if active:
+                queue.begin(rank)
+                while (turn := queue.next(rank)) is not None:
+                    lane, queued = turn
+                    if not self._try_place(lane, queued, steps, now_us):
+                        self._waiting.park(lane, now_us=now_us, until_us=self._patient_until(queued, now_us))
             if queue.parked[rank]:
                 blocked = True
         return blocked
@@ -126,8 +128,7 @@ class Decisions:
 
     def _claimed(self, lane: Lane, queued: Queued) -> None:
         """The job waits for its claim alone: not in line, and without a reservation."""
-        self._waiting.pins.unpin(queued.request.job_id)
-        self._queue.step_out(lane, queued)
+        self._waiting.step_out(lane, queued)
 
     def _place(self, lane: Lane, queued: Queued, group: Group, found: Found, now_us: int) -> Placed:
         picks, backfills = found

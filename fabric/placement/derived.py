@@ -9,15 +9,17 @@ from typing import Any
 
 from fabric.placement.cluster import Cluster
 from fabric.placement.fitting import Group
+from fabric.placement.jobs import RANKS
 from fabric.placement.queue import Lane, Queue
 from fabric.placement.quotas import Fairness
+from fabric.placement.waiting import Waiting
 
 View = dict[str, Any]
 AT_REST = ("parked", "wanted")
 """Same only when all that can be done has been planned: before, a planner made anew looks at everything once more."""
 
 
-def view(cluster: Cluster, queue: Queue, fairness: Fairness) -> View:
+def view(cluster: Cluster, queue: Queue, fairness: Fairness, waiting: Waiting) -> View:
     """All that is derived, by name."""
     found: View = {
         "owners": sorted(queue.owners),
@@ -29,6 +31,10 @@ def view(cluster: Cluster, queue: Queue, fairness: Fairness) -> View:
     }
     for group in cluster.groups.values():
         found |= {f"group {group.name}: {name}": each for name, each in _of_group(group).items()}
+    for rank in range(RANKS):
+        found[f"class {rank}: needs of those that are parked"] = queue.needs(rank)
+    for name, times in waiting.alarms().items():
+        found[f"{name}, of those that are parked"] = times
     for lane in queue.named.values():
         if lane.jobs:
             found |= {f"lane {lane.name}: {name}": each for name, each in _of_lane(lane, queue).items()}

@@ -243,7 +243,7 @@ class Planner:
 
     def derived(self) -> derived.View:
         """What is kept beside the state and follows from it, in a form that two planners can be compared by."""
-        return derived.view(self._cluster, self._queue, self._fairness)
+        return derived.view(self._cluster, self._queue, self._fairness, self._waiting)
 
     @property
     def at_rest(self) -> bool:

@@ -6,8 +6,9 @@ waiting jobs are a few dozen lanes. Knows nothing of nodes.
 """
 
 import heapq
+from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from fabric.placement.fitting import Group, Shape
 from fabric.placement.jobs import INFERENCE, RANKS
@@ -24,6 +25,11 @@ _Head = tuple[Key, tuple[int, int], AccountId]
 _LANES_KEPT = 1024
 _HEADS_PER_LINE = 2
 _HEADS_KEPT = 16
+_FALLEN_KEPT = 4096
+_PEERS_NAMED = 16
+_MANY = AccountId("")
+_LAST = "\U0010ffff"
+"""Behind every name."""
 """A lane has at most so many heads for each line, and so many more: beyond, those that no longer stand are thrown away."""
 _ALWAYS_TOLD = 7
 """Parts of a lane's key that its name always has; what few jobs ask for is only named where they do."""
@@ -32,7 +38,7 @@ _ALWAYS_TOLD = 7
 class Lane:
     """Waiting jobs that are alike."""
 
-    __slots__ = ("groups", "heads", "jobs", "lines", "mixes", "name", "parked", "rank", "seen", "shape")
+    __slots__ = ("groups", "heads", "heard", "jobs", "lines", "mixes", "name", "parked", "rank", "seen", "shape")
 
     def __init__(self, key: LaneKey, shape: Shape, *, mixes: bool = False) -> None:
         self.rank = key[0]
@@ -46,6 +52,8 @@ class Lane:
         self.jobs: OrderedDict[JobId, Queued] = OrderedDict()
         """All of them, in order of arrival, those with a claim included."""
         self.heads: list[_Head] = []
+        self.heard = 0
+        """Of how many keys that became less `heads` knows."""
         self.lines: dict[AccountId, list[tuple[tuple[int, int], JobId]]] = {}
         self.parked = False
         self.groups: tuple[Group, ...] = ()
@@ -53,9 +61,18 @@ class Lane:
         self.seen = -1
         """The version of the cluster's groups that `groups` was made from."""
 
+    @property
+    def least(self) -> int:
+        """With fewer free devices in a group than this, none of its jobs can have anything there."""
+        return 0 if self.mixes else self.shape.devices
+
 
 class Queue:
-    """Lanes by class, and the next job of each."""
+    """Lanes by class, and the next job of each.
+
+    What an event costs must not grow with how many lanes wait: those that wait are found by how much they need, the next of
+    those that are looked at by a heap, and that an account's key became less is told to a lane when it is looked at.
+    """
 
     def __init__(self, queued: dict[JobId, Queued], fairness: Fairness, policy: Policy) -> None:
         self._queued = queued
@@ -65,16 +82,22 @@ class Queue:
         """Accounts with nodes of their own: their jobs have lanes of their own."""
         self.lanes: dict[LaneKey, Lane] = {}
         self.named: dict[str, Lane] = {}
-        self.lines_of: dict[AccountId, dict[str, Lane]] = {}
-        """The lanes in which each account has a line."""
+        self._fallen: list[AccountId] = []
+        """Accounts whose keys have become less, the newest last; "" = too many at once to be named."""
+        self._forgotten = 0
+        """How many fell before those."""
         self.active: list[dict[str, Lane]] = [{} for _ in range(RANKS)]
         self.parked: list[dict[str, Lane]] = [{} for _ in range(RANKS)]
+        self._needing: list[dict[str, list[tuple[int, str]]]] = [{} for _ in range(RANKS)]
+        """By class and group, the lanes that are parked, those that need least first."""
+        self._order: list[tuple[_Head, str]] = []
+        self._woken: dict[str, Lane] = {}
+        """Lanes that are to be looked at, of which `_order` doesn't know yet."""
 
     def rebuild(self, *, skip: Mapping[JobId, Claim]) -> None:
         """Sort every waiting job into its lane anew; those in `skip` are not in line."""
         self.lanes.clear()
         self.named.clear()
-        self.lines_of.clear()
         for active, parked in zip(self.active, self.parked, strict=True):
             for lane in list(parked.values()):
                 self.wake(lane)
@@ -106,6 +129,7 @@ class Queue:
             if len(self.lanes) >= _LANES_KEPT:
                 self._drop_empty()
             lane = self.lanes[key] = Lane(key, Shape.of(request), mixes=bool(request.mixtures))
+            lane.heard = self._forgotten + len(self._fallen)
             self.named[lane.name] = lane
         return lane
 
@@ -126,8 +150,7 @@ class Queue:
         if not lane.jobs:
             self._put_away(lane)
             lane.heads.clear()
-            for account_id in list(lane.lines):
-                self._end_line(lane, account_id)
+            lane.lines.clear()
         elif lane.parked and self._head(lane) is None:
             self._put_away(lane)
 
@@ -142,22 +165,46 @@ class Queue:
         if lane.parked and self._head(lane) is None:
             self._put_away(lane)
 
-    def next(self, rank: int) -> tuple[Lane, Queued | None]:
-        """The next job of a class that may fit, or a lane with nobody in line, which is out of sight from now on."""
-        active = self.active[rank]
-        best: Lane | None = None
-        best_head: _Head | None = None
-        for lane in active.values():
-            head = self._head(lane)
-            if head is None:
-                del active[lane.name]
-                _want_no_more(lane)
-                return lane, None
-            if best_head is None or head < best_head:
-                best, best_head = lane, head
-        assert best is not None
-        assert best_head is not None
-        return best, best.jobs[best.lines[best_head[2]][0][1]]
+    def begin(self, rank: int) -> None:
+        """Put the lanes of a class that are to be looked at in order, for `next`."""
+        self._woken = dict(self.active[rank])
+        self._order = []
+
+    def next(self, rank: int) -> tuple[Lane, Queued] | None:
+        """The next job of a class that may fit, or None. A lane with nobody in line is out of sight from now on."""
+        active, order = self.active[rank], self._order
+        while self._woken or order:
+            while self._woken:
+                _, lane = self._woken.popitem()
+                if lane.rank == rank and (head := self._head(lane)) is not None:
+                    heapq.heappush(order, (head, lane.name))
+                elif lane.rank == rank and active.pop(lane.name, None) is not None:
+                    _want_no_more(lane)
+            if not order:
+                break
+            head, name = order[0]
+            found = active.get(name)
+            now = None if found is None else self._head(found)
+            if found is None or now is None:
+                heapq.heappop(order)
+                if found is not None:
+                    del active[name]
+                    _want_no_more(found)
+            elif now != head:
+                heapq.heapreplace(order, (now, name))
+            else:
+                return found, found.jobs[found.lines[head[2]][0][1]]
+        return None
+
+    def needing(self, rank: int, group: Group) -> Iterator[Lane]:
+        """The parked lanes of a class that could have something in a group as it is now."""
+        needs = self._needing[rank].get(group.name, ())
+        parked = self.parked[rank]
+        return (parked[name] for _, name in list(needs[: bisect_right(needs, (group.free, _LAST))]))
+
+    def needs(self, rank: int) -> dict[str, list[tuple[int, str]]]:
+        """By group, the lanes of a class that are parked, with what they need: for comparing one planner with another."""
+        return {name: list(needs) for name, needs in self._needing[rank].items() if needs}
 
     def first(self, lane: Lane) -> Queued | None:
         """Who is next in the lane; None if nobody is in line."""
@@ -175,6 +222,8 @@ class Queue:
         """The key of the lane's next job. A key that falls is entered anew, so the least entry that is up to date is the least
         of all.
         """
+        if lane.heard != self._forgotten + len(self._fallen):
+            self._hear(lane)
         heads, lines, key_of, jobs = lane.heads, lane.lines, self._fairness.key, lane.jobs
         while heads:
             head = heads[0]
@@ -187,8 +236,7 @@ class Queue:
                 heapq.heappop(line)
             if not line:
                 heapq.heappop(heads)
-                if line is not None:
-                    self._end_line(lane, account_id)
+                lines.pop(account_id, None)
             elif head[0] != (key := key_of(account_id)) or head[1] != line[0][0]:
                 heapq.heapreplace(heads, (key, line[0][0], account_id))
             else:
@@ -196,25 +244,42 @@ class Queue:
         return None
 
     def restate(self, account_id: AccountId) -> None:
-        """The account's key, and its payer's, may have become less."""
-        for each in self._fairness.peers(account_id):
-            key = self._fairness.key(each)
-            for lane in self.lines_of.get(each, {}).values():
-                heapq.heappush(lane.heads, (key, lane.lines[each][0][0], each))
-                if len(lane.heads) > _HEADS_PER_LINE * len(lane.lines) + _HEADS_KEPT:
-                    lane.heads = [
-                        (self._fairness.key(other), line[0][0], other) for other, line in lane.lines.items() if line
-                    ]
-                    heapq.heapify(lane.heads)
+        """The account's key, and its payer's, may have become less. Lanes are told of it when they are looked at."""
+        peers = self._fairness.peers(account_id)
+        if len(peers) <= _PEERS_NAMED:
+            self._fallen += peers
+        else:
+            self._fallen.append(_MANY)
+        if len(self._fallen) > _FALLEN_KEPT:
+            self._forgotten += len(self._fallen)
+            self._fallen.clear()
+
+    def _hear(self, lane: Lane) -> None:
+        """Enter those whose keys have become less since the lane was looked at, or everybody if that is fewer."""
+        since = lane.heard - self._forgotten
+        lane.heard = self._forgotten + len(self._fallen)
+        lines, key_of = lane.lines, self._fairness.key
+        fallen = self._fallen[since:] if since >= 0 else [_MANY]
+        if len(fallen) < len(lines) and _MANY not in fallen:
+            for account_id in dict.fromkeys(fallen):
+                if line := lines.get(account_id):
+                    heapq.heappush(lane.heads, (key_of(account_id), line[0][0], account_id))
+            if len(lane.heads) <= _HEADS_PER_LINE * len(lines) + _HEADS_KEPT:
+                return
+        lane.heads = [(key_of(account_id), line[0][0], account_id) for account_id, line in lines.items() if line]
+        heapq.heapify(lane.heads)
 
     def wake(self, lane: Lane) -> None:
         """Look at the lane again."""
         if lane.parked:
             lane.parked = False
             del self.parked[lane.rank][lane.name]
+            need = (lane.least, lane.name)
             for group in lane.groups:
                 group.wanted -= lane.rank == INFERENCE
-        self.active[lane.rank][lane.name] = lane
+                needs = self._needing[lane.rank][group.name]
+                del needs[bisect_left(needs, need)]
+        self.active[lane.rank][lane.name] = self._woken[lane.name] = lane
 
     def park(self, lane: Lane) -> None:
         """None of its jobs fits; while inference waits for a group, nothing of it is lent."""
@@ -223,6 +288,7 @@ class Queue:
         self.parked[lane.rank][lane.name] = lane
         for group in lane.groups:
             group.wanted += lane.rank == INFERENCE
+            insort(self._needing[lane.rank].setdefault(group.name, []), (lane.least, lane.name))
 
     def ranked(self, claimed: Mapping[JobId, Claim]) -> list[JobId]:
         """Everybody in line, in order. Reads every job: for people, not for planning."""
@@ -237,20 +303,12 @@ class Queue:
         line = lane.lines.get(account_id)
         if line is None:
             lane.lines[account_id] = [entry]
-            self.lines_of.setdefault(account_id, {})[lane.name] = lane
             heapq.heappush(lane.heads, (self._fairness.key(account_id), queued.order, account_id))
         else:
             heapq.heappush(line, entry)
             if line[0] is entry:
                 heapq.heappush(lane.heads, (self._fairness.key(account_id), queued.order, account_id))
         self.wake(lane)
-
-    def _end_line(self, lane: Lane, account_id: AccountId) -> None:
-        del lane.lines[account_id]
-        lanes = self.lines_of[account_id]
-        del lanes[lane.name]
-        if not lanes:
-            del self.lines_of[account_id]
 
     def _drop_empty(self) -> None:
         for key in [key for key, lane in self.lanes.items() if not lane.jobs and not lane.parked]:

@@ -10,7 +10,7 @@ count.
 Accounts that one payer has are a *cohort*: the share is the cohort's, and its accounts share that by the same rule.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Final, Protocol
 
@@ -159,7 +159,7 @@ class Fairness:
         own = self.keys[account_id]
         return (self.cohort_keys[cohort], own) if cohort else (own, 0)
 
-    def peers(self, account_id: AccountId) -> Iterable[AccountId]:
+    def peers(self, account_id: AccountId) -> Collection[AccountId]:
         """The accounts whose keys change with this one's."""
         cohort = self._accounts[account_id].cohort
         return self.members[cohort] if cohort else (account_id,)

@@ -1,5 +1,6 @@
 """Lanes that don't fit: when they are looked at again, who of them has been passed over, and who is pinned for it."""
 
+from fabric.placement.alarms import Alarms
 from fabric.placement.cluster import Cluster
 from fabric.placement.fitting import Group
 from fabric.placement.jobs import INFERENCE, RANKS
@@ -13,7 +14,7 @@ from fabric.units import AccountId, JobId
 class Waiting:
     """Parks and wakes the lanes of the queue."""
 
-    __slots__ = ("_cluster", "_fairness", "_state", "pins", "queue")
+    __slots__ = ("_cluster", "_fairness", "_overdue", "_retries", "_seen", "_state", "pins", "queue")
 
     def __init__(
         self, state: PlacementState, cluster: Cluster, queue: Queue, pins: Reservations, fairness: Fairness
@@ -23,6 +24,12 @@ class Waiting:
         self._fairness = fairness
         self.queue = queue
         self.pins = pins
+        self._retries = [Alarms() for _ in range(RANKS)]
+        """By class and lane, when victims are looked for again, or a warmer node is no longer waited for."""
+        self._overdue = Alarms()
+        """By lane, when its oldest job will have waited too long."""
+        self._seen = [-1] * RANKS
+        """By class, the version of the cluster's groups in which its lanes were looked at."""
 
     def count_start(self, running: Running, group: Group) -> None:
         """A job was placed there: whoever waits for that group, in its class or a better one, was passed, but by his own."""
@@ -59,18 +66,30 @@ class Waiting:
                 blocked.passed_from = None
             elif placed:
                 self._begin(lane, blocked)
+            self._set(lane, blocked)
+
+    def step_out(self, lane: Lane, queued: Queued) -> None:
+        """The job has a claim: it is not in line, and nothing is reserved for it. Its lane waits for what the others need."""
+        self.pins.unpin(queued.request.job_id)
+        self.queue.step_out(lane, queued)
+        if (blocked := self._state.blocked.get(lane.name)) is not None:
+            self._set(lane, blocked)
 
     def wake(self, rank: int, *, now_us: int) -> None:
         """Look again at lanes whose first job may fit by now, or may look for victims again."""
-        version = self._cluster.version
-        for lane in list(self.queue.parked[rank].values()):
-            if (
-                rank == INFERENCE
-                or lane.seen != version
-                or any(group.touched and (lane.mixes or group.free >= lane.shape.devices) for group in lane.groups)
-                or self._state.blocked[lane.name].retry_at_us <= now_us
-            ):
-                self.queue.wake(lane)
+        queue, parked, version = self.queue, self.queue.parked[rank], self._cluster.version
+        if rank == INFERENCE or self._seen[rank] != version:
+            self._seen[rank] = version
+            for lane in list(parked.values()):
+                queue.wake(lane)
+            return
+        for group in self._cluster.groups.values():
+            if group.touched:
+                for lane in queue.needing(rank, group):
+                    queue.wake(lane)
+        for name in self._retries[rank].until(now_us):
+            if (found := parked.get(name)) is not None:
+                queue.wake(found)
 
     def park(self, lane: Lane, *, now_us: int, until_us: int | None = None) -> None:
         """The lane's first job doesn't fit and nobody gives way for it; or it waits, until then, for a warmer node."""
@@ -85,18 +104,22 @@ class Waiting:
             blocked.retry_at_us = until_us
         elif blocked.retry_at_us <= now_us:
             blocked.retry_at_us = now_us + self._state.policy.retry_us
+        self._set(lane, blocked)
 
     def park_again(self) -> None:
         """After the lanes were made anew: those that the state says are blocked are out of sight, as they were.
 
         So a planner that is rebuilt from its state looks at no lane that the one it was rebuilt from would not look at.
         """
+        for alarms in (self._overdue, *self._retries):
+            alarms.clear()
         for lane in self.queue.named.values():
             blocked = self._state.blocked.get(lane.name)
             if blocked is None or blocked.passed_from is None or (first := self.queue.first(lane)) is None:
                 continue
             self.find_groups(lane, first)
             self.queue.park(lane)
+            self._set(lane, blocked)
 
     def find_groups(self, lane: Lane, queued: Queued) -> None:
         """Where the lane's jobs may go, if that has changed since it was asked last."""
@@ -132,15 +155,27 @@ class Waiting:
             self.pins.pin(following, lane.groups)
 
     def dues(self) -> list[int]:
-        """When lanes look for victims again, and when their oldest jobs have waited too long."""
-        dues: list[int] = []
-        for name, blocked in self._state.blocked.items():
-            lane = None if blocked.passed_from is None else self.queue.named.get(name)
-            oldest = None if lane is None else self._oldest(lane)
-            if oldest is not None:
-                dues.append(oldest.queued_at_us + self._state.policy.waits_us[oldest.rank])
-                dues.append(blocked.retry_at_us)
-        return dues
+        """When lanes look for victims next, and when one of their oldest jobs will have waited too long."""
+        self._overdue.until(self._state.planned_at_us)
+        firsts = [alarms.first() for alarms in (self._overdue, *self._retries)]
+        return [first for first in firsts if first is not None]
+
+    def alarms(self) -> dict[str, dict[str, int]]:
+        """When each lane is due, as `dues` would say it: for comparing one planner with another."""
+        planned_us = self._state.planned_at_us
+        found = {f"retries of {rank}": dict(alarms.times) for rank, alarms in enumerate(self._retries)}
+        found["overdue"] = {name: at_us for name, at_us in self._overdue.times.items() if at_us > planned_us}
+        return found
+
+    def _set(self, lane: Lane, blocked: Blocked) -> None:
+        """When the lane is to be looked at again, though nothing else happens."""
+        oldest = self._oldest(lane) if blocked.passed_from is not None else None
+        if oldest is None:
+            self._overdue.drop(lane.name)
+            self._retries[lane.rank].drop(lane.name)
+            return
+        self._overdue.set(lane.name, oldest.queued_at_us + self._state.policy.waits_us[lane.rank])
+        self._retries[lane.rank].set(lane.name, blocked.retry_at_us)
 
     def _forget(self, now_us: int) -> None:
         blocked, named = self._state.blocked, self.queue.named

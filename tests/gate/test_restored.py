@@ -237,7 +237,7 @@ def test_every_attribute_beside_the_state_is_listed_as_derived():
     queue.lane_of(planner._queued(next_request(at), now_us=at.now_us))
     parts = [
         core, core.price_list, core.book.deadlines, core.book.own, planner, planner._cluster, planner._fairness, queue,
-        planner._pins, planner._preemption, planner._preemption._budget, planner._waiting, planner._decisions,
+        planner._pins, planner._preemption, planner._preemption._budget, planner._waiting, planner._waiting._overdue, planner._decisions,
         *planner._cluster.groups.values(), *queue.named.values(),
     ]  # fmt: skip
     assert {type(part).__name__ for part in parts} == set(DERIVED)
