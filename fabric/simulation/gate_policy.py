@@ -26,14 +26,15 @@ from fabric.gate.events import (
     NodeUp,
     OpenAccount,
     Pool,
+    RaiseLimit,
     Resume,
     Sample,
     Submit,
     Tick,
     TopUp,
 )
-from fabric.gate.instructions import Accepted, AnyInstruction, Lease, RemoveLease, StartLease, StopLease
-from fabric.gate.lifecycle import JobState
+from fabric.gate.instructions import Accepted, AnyInstruction, Lease, Refusal, RemoveLease, StartLease, StopLease
+from fabric.gate.lifecycle import JobState, StopReason
 from fabric.ledger.scopes import Service
 from fabric.placement.quotas import Policy as Numbers
 from fabric.simulation.workload import DAY_US, HOUR_US, TIERS, Work
@@ -44,6 +45,7 @@ METERED_US: Final = 4 * HOUR_US
 """How old what the gate knows of a lease's use may be."""
 _SILENCE_US: Final = 3650 * DAY_US
 _LIFE_DAYS: Final = 3650
+_PAYMENT_REQUIRED: Final = 402
 
 
 class GatePolicy:
@@ -153,8 +155,12 @@ class GatePolicy:
             event = waiting.popleft()
             decision = self.gate.handle(event, now_us)
             if not isinstance(decision.outcome, Accepted):
-                assert about is not None, f"{event}: {decision.outcome}"
-                self.world.refuse(about, decision.outcome.message)
+                if isinstance(event, Submit) and decision.outcome.http_status == _PAYMENT_REQUIRED:
+                    self._fund(event.account_id)
+                    decision = self.gate.handle(event, now_us)
+                if isinstance(decision.outcome, Refusal):
+                    assert about is not None, f"{event}: {decision.outcome}"
+                    self.world.refuse(about, decision.outcome.message)
             for instruction in decision.instructions:
                 self._obey(instruction)
             if isinstance(event, LeaseRemoved):
@@ -199,7 +205,10 @@ class GatePolicy:
         job = self.gate.state.jobs[lease.job_id]
         if job.lease_id is None:
             self._lease_of.pop(lease.job_id, None)
-        if job.state is JobState.PARKED:
+        if job.state is JobState.PARKED and job.reason == StopReason.LIMIT_REACHED:
+            more_uhs = min(2 * job.limit_uhs, AMOUNT_UHS_MAX)
+            self._waiting.append(RaiseLimit(job_id=lease.job_id, account_id=lease.account_id, limit_uhs=more_uhs))
+        elif job.state is JobState.PARKED:
             self._waiting.append(Resume(job_id=lease.job_id, account_id=lease.account_id))
 
     def _meter(self, lease_id: LeaseId) -> Metered:
@@ -233,8 +242,15 @@ class GatePolicy:
             plans.setdefault(account_id, TIERS[task.work.tier])
         for account_id, uhs in needed.items():
             self._say(OpenAccount(account_id=account_id, name=account_id, plan=plans[account_id]))
-            for _ in range(-(-uhs // AMOUNT_UHS_MAX)):
-                self._say(TopUp(account_id=account_id, amount_uhs=AMOUNT_UHS_MAX))
+            self._say(TopUp(account_id=account_id, amount_uhs=min(uhs, AMOUNT_UHS_MAX)))
+
+    def _fund(self, account_id: AccountId) -> None:
+        """Fill the account up to what it may own."""
+        told = self.gate.handle(TopUp(account_id=account_id, amount_uhs=AMOUNT_UHS_MAX), self.world.now_us)
+        if isinstance(told.outcome, Refusal):
+            left_uhs = int(told.outcome.facts.get("limit_uhs") or 0) - int(told.outcome.facts.get("owned_uhs") or 0)
+            if left_uhs > 0:
+                self.gate.handle(TopUp(account_id=account_id, amount_uhs=left_uhs), self.world.now_us)
 
 
 def _account(work: Work) -> AccountId:
@@ -242,8 +258,8 @@ def _account(work: Work) -> AccountId:
 
 
 def _limit_uhs(work: Work) -> int:
-    """More than it burns, however often it is restored and however much of it is lost."""
-    return min(work.devices * 4 * (work.duration_us + 5 * DAY_US), AMOUNT_UHS_MAX)
+    """More than it burns: what is lost is given back. Where it isn't enough, its owner raises it."""
+    return min(work.devices * 2 * (work.duration_us + DAY_US), AMOUNT_UHS_MAX)
 
 
 def _plain(user: str) -> str:
