@@ -17,15 +17,12 @@ MicroCny = NewType("MicroCny", int)
 """Money in 10⁻⁶ CNY."""
 Micros = NewType("Micros", int)
 """A duration, or a time since the Unix epoch, in microseconds."""
-Ppm = NewType("Ppm", int)
-"""A ratio in parts per million."""
 
 AccountId = NewType("AccountId", str)
 JobId = NewType("JobId", str)
 LeaseId = NewType("LeaseId", str)
 NodeId = NewType("NodeId", str)
 HoldId = NewType("HoldId", str)
-LotId = NewType("LotId", str)
 KeyId = NewType("KeyId", str)
 
 UHS_PER_CT: Final = 3_600_000_000

@@ -299,8 +299,3 @@ def _chunks(data: bytes, *, sha256: str, told: Callable[[int, int], None]) -> It
         told(start, len(data))
         yield pb.Chunk(data=data[start : start + CHUNK_BYTES])
     told(len(data), len(data))
-
-
-def _is_the_doors(error: Unavailable) -> bool:
-    """Whether a door has said so, whose gate is away; not the transport, which found none."""
-    return "address" not in error.facts and error.code not in {"cancelled", "timeout"}

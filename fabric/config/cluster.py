@@ -204,10 +204,6 @@ class MeteringConfig(Section):
     tick_s: Seconds = 1.0
     """How often the node agents sample and the gate's clock ticks."""
 
-    @property
-    def tick_us(self) -> int:
-        return round(self.tick_s * 1_000_000)
-
 
 class ClockConfig(Section):
     ahead_max_h: PositiveInt = 24

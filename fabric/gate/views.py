@@ -5,7 +5,6 @@ from typing import Final
 import msgspec
 
 from fabric.charging.rates import Rate
-from fabric.charging.records import Cdr
 from fabric.gate.instructions import Share
 from fabric.gate.serving_events import CallUsed
 from fabric.gate.stays import Stay
@@ -324,10 +323,6 @@ class CallerView(msgspec.Struct, frozen=True, kw_only=True):
     free_uhs: int
     """Whatever it is good for, within the key's limit."""
     models: tuple[Entitlement, ...]
-
-
-class UsageView(msgspec.Struct, frozen=True, kw_only=True):
-    records: tuple[Cdr, ...]
 
 
 class LogChunk(msgspec.Struct, frozen=True, kw_only=True):

@@ -236,10 +236,6 @@ class RayTables:
             self._nodes[key] = node_manager_pb2_grpc.NodeManagerServiceStub(init_grpc_channel(key, options=_OPTIONS))
         return self._nodes[key]
 
-    def forget_node(self, address: str, port: int) -> None:
-        """One that is gone; another may listen there."""
-        self._nodes.pop(f"{address}:{port}", None)
-
     def workers_apart(self, node_id: str) -> tuple[list[WorkerRow], list[int]]:
         """The same of a node whose raylet waits for one of its workers: each is asked by itself. And those that are silent."""
         request = gcs_service_pb2.GetAllWorkerInfoRequest(

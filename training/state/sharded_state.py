@@ -163,11 +163,6 @@ def joined(state: Any, *, like: Callable[[Path], Any], read: Callable[[str], Buf
     return whole
 
 
-def are_parts(state: Any) -> bool:
-    """Whether a decoded state holds parts."""
-    return any(isinstance(value, Mapping) and _TAG in value for value, _ in _walked(state, ()))
-
-
 def _holds_all(target: Tensor, kept: Mapping[str, Any]) -> bool:
     """Whether this rank held before what it is to hold now."""
     lengths, offsets = _place(target)
