@@ -8,6 +8,7 @@ import atexit
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -35,6 +36,10 @@ os.environ.pop("RAY_ADDRESS", None)
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["XDG_STATE_HOME"] = home = tempfile.mkdtemp(prefix="fabric-tests-")
 atexit.register(shutil.rmtree, home, ignore_errors=True)
+
+# A shell that runs the tests in its background has them, and all that they start, ignore Ctrl-C: nothing could be interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A shared machine is sometimes slow: how long an example takes is no property of the code.
 settings.register_profile("fabric", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
