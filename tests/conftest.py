@@ -76,12 +76,25 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Where tests run beside each other, those that share an engine, a cluster, or a file's fixtures, stay together."""
+    """Where tests run beside each other, those that share an engine, a cluster, or a file's fixtures, stay together; those that
+    take long go first, so that nobody is left with them at the end.
+    """
     from xdist.scheduler import LoadScopeScheduling  # there only where it is used
+
+    seconds = slow.by_file(slow.LIST.read_text(encoding="utf-8"))
 
     class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             return _shared_by(Path(nodeid.partition("::")[0]))
+
+        def _assign_work_unit(self, node):
+            longest = max(self.workqueue, key=self._takes)
+            self.workqueue.move_to_end(longest, last=False)
+            super()._assign_work_unit(node)
+
+        def _takes(self, scope):
+            files = {nodeid.partition("::")[0] for nodeid in self.workqueue[scope]}
+            return sum(seconds.get(file, 0.0) for file in files), len(self.workqueue[scope])
 
     return Together(config, log)
 

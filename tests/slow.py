@@ -25,6 +25,14 @@ def listed(text: str) -> dict[str, float]:
     return {name: float(seconds) for seconds, name in lines}
 
 
+def by_file(text: str) -> dict[str, float]:
+    """What the tests of each file that are listed take together."""
+    seconds: dict[str, float] = defaultdict(float)
+    for name, each in listed(text).items():
+        seconds[name.partition("::")[0]] += each
+    return seconds
+
+
 def written(seconds: dict[str, float]) -> str:
     slow = sorted((name, each) for name, each in seconds.items() if each > SLOW_S and not name.startswith(ALWAYS))
     return HEAD + "".join(f"{each:6.1f} {name}\n" for name, each in slow)

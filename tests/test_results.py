@@ -175,7 +175,8 @@ def test_subclasses_with_code_of_their_own_are_no_data():
         assert not read_parcel(pack_value([value])).is_data
 
 
-def test_what_is_shared_often_is_not_written_out_for_ever():
+def test_what_is_shared_often_is_not_written_out_for_ever(monkeypatch):
+    monkeypatch.setattr("fabric.results.plain.NODES_MAX", 20_000)
     value = []
     for _ in range(40):
         value = [value, value]

@@ -33,6 +33,11 @@ class Report:
         self.nodeid, self.duration = nodeid, duration
 
 
+def test_what_a_file_takes_is_what_its_slow_tests_take():
+    text = slow.HEAD + "   1.5 tests/a.py::test_a\n   2.0 tests/a.py::test_b\n   4.0 tests/b.py::test_c\n"
+    assert slow.by_file(text) == {"tests/a.py": 3.5, "tests/b.py": 4.0}
+
+
 def test_a_list_that_is_written_is_read_as_it_was():
     seconds = {"tests/b.py::test_b": 3.5, "tests/a.py::test_a": 2.0}
     assert slow.listed(slow.written(seconds)) == seconds
