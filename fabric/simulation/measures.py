@@ -3,6 +3,7 @@
 A wait is all the time that a job is in the queue: before its first start, and after each time it was sent away.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Final, Protocol
 
@@ -73,6 +74,10 @@ class Measures(msgspec.Struct, frozen=True, kw_only=True):
     restores: int
     restored_device_h: float
     useful_device_h: float
+    worst_rho: float
+    """Finish-time fairness: how much longer the worst off took than with its part of the cluster for itself."""
+    unfair: float
+    """The part of the jobs that took longer than that."""
     utilisation: float
     """Devices in use, of all there are, from the first arrival to the last."""
     makespan_h: float
@@ -89,6 +94,7 @@ def measure(world: Played, *, seed: int, seconds: float = 0.0, money: Money | No
     open_tasks = [task for task in tasks if not task.work.is_reserved]
     useful = sum((task.work.duration_us - task.left_us) * task.work.devices for task in tasks)
     movable = sum((task.work.duration_us - task.left_us) * task.work.devices for task in open_tasks)
+    rhos = rhos_of(ended, devices=world.cluster.devices)
     span_us = max(world.last_arrival_us - world.began_us, 1)
     evictions = sum(task.evictions for task in tasks)
     return Measures(
@@ -109,12 +115,43 @@ def measure(world: Played, *, seed: int, seconds: float = 0.0, money: Money | No
         restores=sum(task.restores for task in tasks),
         restored_device_h=sum(task.restored_us for task in tasks) / HOUR_US,
         useful_device_h=useful / HOUR_US,
+        worst_rho=max(rhos, default=0.0),
+        unfair=sum(rho > 1 for rho in rhos) / max(len(rhos), 1),
         utilisation=world.busy_at_last_arrival_us / (span_us * world.cluster.devices),
         makespan_h=(world.now_us - world.began_us) / HOUR_US,
         money=money or Money(),
         seconds=seconds,
         events=world.events,
     )
+
+
+def rhos_of(tasks: list[Task], *, devices: int) -> list[float]:
+    """How long each took, by how long it would have with its part of the cluster: what it computes, times how often over all
+    devices were asked for while it was here, and at least once.
+    """
+    changes: list[tuple[int, int]] = []
+    for task in tasks:
+        changes += ((task.work.submit_us, task.work.devices), (task.ended_us or 0, -task.work.devices))
+    changes.sort()
+    times: list[int] = []
+    asked: list[int] = []
+    total_us = here = last_us = 0
+    for at_us, change in changes:
+        total_us += here * (at_us - last_us)
+        here, last_us = here + change, at_us
+        times.append(at_us)
+        asked.append(total_us)
+    found = []
+    for task in tasks:
+        work, ended_us = task.work, task.ended_us or 0
+        took_us = max(ended_us - work.submit_us, 1)
+        if work.alone_us is None:
+            demand_us = asked[bisect_right(times, ended_us) - 1] - asked[bisect_right(times, work.submit_us) - 1]
+            alone_us = work.duration_us * max(demand_us / (took_us * devices), 1.0)
+        else:
+            alone_us = work.alone_us
+        found.append(took_us / max(alone_us, 1))
+    return found
 
 
 def waits_of(times_us: Iterable[int]) -> Waits:

@@ -33,6 +33,8 @@ TOTALS: Final[tuple[tuple[str, Value], ...]] = (
     ("restores", lambda run: float(run.restores)),
     ("useful device-h", lambda run: run.useful_device_h),
     ("utilisation", lambda run: run.utilisation),
+    ("worst ρ", lambda run: run.worst_rho),
+    ("unfair", lambda run: run.unfair),
     ("not ended", lambda run: float(run.jobs - run.refused - run.ended)),
     ("refused", lambda run: float(run.refused)),
     ("seconds", lambda run: run.seconds),

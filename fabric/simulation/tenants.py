@@ -2,22 +2,25 @@
 
 import random
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
 from fabric.simulation.workload import Work, load
 
-USERS = 100
+USERS: Final = 100
+NAMED_MIN: Final = 20
+"""With fewer users than so many, shares of users are no shares of what they ask for: others are drawn."""
 
 
 def with_tiers(works: list[Work], shares: Sequence[int], *, seed: int, users: int = USERS) -> list[Work]:
     """Jobs with users, and each user in a tier: shares are percent of users, the last tier's (Starter) first.
 
-    A trace that names no users gets so many, each job one of them by chance. Jobs of reserved inference stay what they are.
+    A trace that names few or no users gets so many, each job one of them by chance. Jobs of reserved inference stay what they are.
     """
     rng = random.Random(seed)
     named = sorted({work.user for work in works if not work.is_reserved})
-    made = len(named) <= 1
+    made = len(named) < NAMED_MIN
     names = [f"user-{at}" for at in range(users)] if made else named
     shuffled = names[:]
     rng.shuffle(shuffled)

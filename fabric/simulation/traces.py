@@ -1,7 +1,7 @@
 """Readers of traces: whose they are is found in their first line. All times become µs since the first arrival.
 
-Known are those of Microsoft ITP, Philly (as flattened for Sia), Chronus, Pollux, Shockwave and openb, the lend-and-reclaim workloads of
-this project, and a table of one's own:
+Known are those of Microsoft ITP, Philly (as flattened for Sia), Chronus, Shockwave and openb, the lend-and-reclaim workloads of
+this project, and a table of one's own (those of Pollux need what is published of them: `pollux`):
 
     id,submit_s,duration_s,devices,user,tier,service,per_node,types
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from fabric.errors import InvalidRequest
+from fabric.simulation.shockwave import is_shockwave, read_shockwave
 from fabric.simulation.workload import TIERS, Work
 from fabric.units import MICROS_PER_S
 
@@ -32,6 +33,8 @@ def read(path: Path) -> list[Work]:
     """
     text = io.StringIO(_text(path))
     first = text.readline()
+    if is_shockwave(first):
+        return sorted(read_shockwave(path), key=lambda work: work.submit_us)
     text.seek(0)
     reader = next((one for needs, one in _READERS if needs <= set(first.strip().split(","))), None)
     if reader is None:
@@ -88,6 +91,7 @@ def _philly(row: Row, line: int) -> Work:
         submit_us=round(at.timestamp()) * MICROS_PER_S,
         duration_us=_us(row["duration"]),
         devices=int(row["num_gpus"]),
+        user=row["cluster"],
     )
 
 

@@ -33,6 +33,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     per_node: int | None = None
     types: tuple[str, ...] = ()
     """() = any."""
+    alone_us: int | None = None
+    """How long it would take with its part of the cluster for itself. None = reckoned from how much is asked for meanwhile."""
 
     @property
     def is_reserved(self) -> bool:

@@ -1,6 +1,7 @@
 """Reading traces: each is known by its first line, and what can't be read is said with its line."""
 
 import gzip
+import json
 
 import pytest
 
@@ -74,3 +75,14 @@ def test_public_traces_are_read_whole(public_traces, name, count):
     works = traces.read(public_traces / name)
     assert len(works) == pytest.approx(count, abs=2)
     assert works == sorted(works, key=lambda work: work.submit_us)
+
+
+def test_a_job_of_shockwave_takes_at_most_what_is_published_of_it(tmp_path):
+    line = "LM\tpython3 x\tdir\t--steps\t1\t134583\t{}\tgns\t1\t-1.000000\t{}\t{}\n"
+    path = tmp_path / "mine.trace"
+    path.write_text(line.format(1, 1418, 0) + line.format(2, 500, 60))
+    run = {"kind": "simulation", "jct_list": [1182.0, 900.0], "ftf_list": [0.25, 1.5]}
+    (tmp_path / "published_results.json.gz").write_bytes(gzip.compress(json.dumps([run]).encode()))
+    first, second = traces.read(path)
+    assert (first.duration_us, first.alone_us, first.devices) == (1182 * S, 4728 * S, 1)
+    assert (second.duration_us, second.alone_us, second.devices) == (500 * S, 600 * S, 2)

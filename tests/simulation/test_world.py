@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fabric.simulation.floor import Floor
 from fabric.simulation.gate_policy import GatePolicy
-from fabric.simulation.measures import measure
+from fabric.simulation.measures import measure, rhos_of
 from fabric.simulation.peers.names import PEERS
 from fabric.simulation.tenants import stretched, with_tiers
 from fabric.simulation.workload import HOUR_US, Behaviour, Cluster, Nodes, Work, load
@@ -139,3 +139,13 @@ def test_users_are_in_tiers_by_their_shares_and_a_seed_draws_the_same_again():
 def test_arrivals_are_stretched_to_the_load_that_is_wanted():
     trace = [Work(work_id=f"w{at}", submit_us=at * MINUTE, duration_us=MINUTE, devices=1) for at in range(100)]
     assert abs(load(stretched(trace, 0.25, devices=8), 8) - 0.25) < 0.001
+
+
+def test_rho_is_how_much_longer_than_with_its_part_of_the_cluster():
+    """Two jobs of four devices share four: each would have half, and so take twice as long. The second waited for the first."""
+    trace = [Work(work_id=name, submit_us=0, duration_us=HOUR_US, devices=4) for name in ("a", "b")]
+    world = World(trace, Cluster(nodes=(Nodes(count=1, devices=4),)), PEERS["fifo"]())
+    world.run()
+    first, second = rhos_of(world.tasks, devices=4)
+    assert first == pytest.approx(0.5)
+    assert second == pytest.approx(2 / 1.5)
