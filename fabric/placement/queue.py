@@ -167,34 +167,40 @@ class Queue:
 
     def begin(self, rank: int) -> None:
         """Put the lanes of a class that are to be looked at in order, for `next`."""
-        self._woken = dict(self.active[rank])
+        self._woken = self.active[rank].copy()
         self._order = []
 
     def next(self, rank: int) -> tuple[Lane, Queued] | None:
         """The next job of a class that may fit, or None. A lane with nobody in line is out of sight from now on."""
         active, order = self.active[rank], self._order
-        while self._woken or order:
-            while self._woken:
-                _, lane = self._woken.popitem()
-                if lane.rank == rank and (head := self._head(lane)) is not None:
-                    heapq.heappush(order, (head, lane.name))
-                elif lane.rank == rank and active.pop(lane.name, None) is not None:
-                    _want_no_more(lane)
+        while True:
+            if self._woken:
+                self._enter_woken(rank)
             if not order:
-                break
+                return None
             head, name = order[0]
-            found = active.get(name)
-            now = None if found is None else self._head(found)
-            if found is None or now is None:
+            lane = active.get(name)
+            now = None if lane is None else self._head(lane)
+            if lane is None or now is None:
                 heapq.heappop(order)
-                if found is not None:
+                if lane is not None:
                     del active[name]
-                    _want_no_more(found)
-            elif now != head:
-                heapq.heapreplace(order, (now, name))
+                    _want_no_more(lane)
+            elif now is head or now == head:
+                return lane, lane.jobs[lane.lines[head[2]][0][1]]
             else:
-                return found, found.jobs[found.lines[head[2]][0][1]]
-        return None
+                heapq.heapreplace(order, (now, name))
+
+    def _enter_woken(self, rank: int) -> None:
+        woken, self._woken = self._woken, {}
+        for lane in woken.values():
+            if lane.rank != rank:
+                continue
+            head = self._head(lane)
+            if head is not None:
+                heapq.heappush(self._order, (head, lane.name))
+            elif self.active[rank].pop(lane.name, None) is not None:
+                _want_no_more(lane)
 
     def needing(self, rank: int, group: Group) -> Iterator[Lane]:
         """The parked lanes of a class that could have something in a group as it is now."""
@@ -302,6 +308,9 @@ class Queue:
         entry = (queued.order, request.job_id)
         line = lane.lines.get(account_id)
         if line is None:
+            if not lane.lines:
+                lane.heads.clear()
+                lane.heard = self._forgotten + len(self._fallen)
             lane.lines[account_id] = [entry]
             heapq.heappush(lane.heads, (self._fairness.key(account_id), queued.order, account_id))
         else:

@@ -81,7 +81,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
     def barred(self, grace_us: int) -> tuple[str, ...]:
         """The pools that a job which may be evicted with such a grace isn't let into."""
-        if grace_us <= min(self.graces_us):
+        reserved_us, dedicated_us, spot_us = self.graces_us
+        if grace_us <= reserved_us and grace_us <= dedicated_us and grace_us <= spot_us:
             return ()
         return tuple([pool for pool, longest_us in zip(POOLS, self.graces_us, strict=True) if grace_us > longest_us])
 
@@ -173,7 +174,11 @@ class Fairness:
         """Make the account known, with its weight; True if its key may have become less. The first time it has a job in line it
         begins where the least of those stand that are there, not before everybody.
         """
-        account = self._accounts.setdefault(account_id, Account(weight_ppm=weight_ppm))
+        account = self._accounts.get(account_id)
+        if account is None:
+            account = self._accounts[account_id] = Account(weight_ppm=weight_ppm)
+        elif account.joined and not cohort and not account.cohort and account.weight_ppm == weight_ppm:
+            return False
         changed = self._weigh(account_id, account, weight_ppm, cohort, cohort_weight_ppm)
         if not account.joined:
             account.joined = True
