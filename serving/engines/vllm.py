@@ -54,6 +54,7 @@ async def open_engine(start: Start, meter: Meter) -> "Engine":
         max_context=start.max_context,
         kv_bytes=start.kv_bytes,
         on_cpu=start.on_cpu,
+        devices=start.devices,
         more=start.options,
     )
     return await Engine.open(argv, meter, trust=start.trust, in_ray=start.in_ray)

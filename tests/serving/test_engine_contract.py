@@ -95,6 +95,8 @@ def test_stop_reason_reaches_the_client():
         "scheduling_policy",
         "enable_lora",
         "max_lora_rank",
+        "tensor_parallel_size",
+        "distributed_executor_backend",
     ],
 )
 def test_the_flags_we_set_exist(flag):

@@ -55,9 +55,16 @@ FLAGS: Final = (
 
 
 def arguments(
-    folder: Path, *, name: str, max_context: int | None, kv_bytes: int | None, on_cpu: bool, more: Sequence[str] = ()
+    folder: Path,
+    *,
+    name: str,
+    max_context: int | None,
+    kv_bytes: int | None,
+    on_cpu: bool,
+    devices: int = 1,
+    more: Sequence[str] = (),
 ) -> list[str]:
-    """The arguments of an engine for a model: small and quick to start on a CPU."""
+    """The arguments of an engine for a model: small and quick to start on a CPU, over all devices of its lease elsewhere."""
     argv = ["--model", str(folder), "--served-model-name", name]
     if max_context is not None:
         argv += ["--max-model-len", str(max_context)]
@@ -65,6 +72,8 @@ def arguments(
         argv += ["--kv-cache-memory-bytes", str(kv_bytes)]
     if on_cpu:
         argv += ["--enforce-eager", "--dtype", "float32"]
+    elif devices > 1:  # in processes of this one's, whatever Ray has: a replica is one node's
+        argv += ["--tensor-parallel-size", str(devices), "--distributed-executor-backend", "mp"]
     return [*argv, *more, *_for_adapters(more)]
 
 
