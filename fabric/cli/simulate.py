@@ -49,6 +49,10 @@ def simulate(
     restore: Annotated[str, typer.Option(help="How long a restart takes: on one node/on several.")] = "40s/60s",
     grace: Annotated[str, typer.Option(help="How long jobs are given to save when they must go.")] = "0s",
     mtbf: Annotated[str, typer.Option(help="How long a node lasts on average; nothing = for ever.")] = "",
+    spot: Annotated[
+        Path | None, typer.Option(help="A table t_s,nodes: how many of the spot nodes there are, from when on.")
+    ] = None,
+    notice: Annotated[str, typer.Option(help="How long before a spot node goes it says so.")] = "0s",
     first: Annotated[int | None, typer.Option(min=1, help="Only so many jobs, the first to arrive.")] = None,
     prices: Annotated[
         Path | None, typer.Option(help="Tariffs to count tokens by; a journal's own if not given.")
@@ -70,7 +74,7 @@ def simulate(
 
     asked = command.Asked(
         nodes=nodes or [], cluster_file=cluster_file, policies=policy or ["fabric"], tiers=tiers, users=users, load=load,
-        seeds=seeds, checkpoint=checkpoint, write=write, restore=restore, grace=grace, mtbf=mtbf, first=first, prices=prices, plans=plans,
+        seeds=seeds, checkpoint=checkpoint, write=write, restore=restore, grace=grace, mtbf=mtbf, spot=spot, notice=notice, first=first, prices=prices, plans=plans,
     )  # fmt: skip
     teller = Teller()
     outcome = command.run(trace, asked, tell=teller)

@@ -16,6 +16,7 @@ from fabric.simulation import html, journals, options, report, traces
 from fabric.simulation.experiment import Outcome, Plan, Tell, simulate
 from fabric.simulation.measures import measure
 from fabric.simulation.money import Prices
+from fabric.simulation.offers import read_offers
 from fabric.simulation.workload import Behaviour
 
 
@@ -35,6 +36,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     grace: str = "0s"
     mtbf: str = ""
     first: int | None = None
+    spot: Path | None = None
+    notice: str = "0s"
     prices: Path | None = None
     plans: Path | None = None
 
@@ -101,6 +104,8 @@ def behaviour_of(asked: Asked) -> Behaviour:
         write_us=options.micros(asked.write, what="--write"),
         restore_us=(restores[0], restores[-1]),
         grace_us=options.micros(asked.grace, what="--grace"),
+        offers=read_offers(asked.spot) if asked.spot is not None else (),
+        notice_us=options.micros(asked.notice, what="--notice"),
         node_mtbf_us=options.micros(asked.mtbf, what="--mtbf") if asked.mtbf else None,
     )
 

@@ -23,6 +23,7 @@ from fabric.gate.events import (
     LeaseStarted,
     Metered,
     NodeDown,
+    NodeDrain,
     NodeUp,
     OpenAccount,
     Pool,
@@ -82,11 +83,9 @@ class GatePolicy:
             )
         )
         self._open_accounts(world)
-        for node_id, devices in world.floor.devices.items():
-            group = world.floor.group_of[node_id]
-            self._say(
-                NodeUp(node_id=NodeId(node_id), accelerator=group.accelerator, devices=devices, pool=Pool(group.pool))
-            )
+        for node_id in world.floor.devices:
+            if node_id not in world.floor.down:
+                self.node_up(node_id)
 
     def submitted(self, task: Task) -> None:
         work = task.work
@@ -128,6 +127,9 @@ class GatePolicy:
             lease_id = self._lease_of.get(task.work.work_id)
             if lease_id is not None and task.run is None:
                 self._say(LeaseFinished(lease_id=lease_id, outcome=LeaseOutcome.LOST))
+
+    def node_leaving(self, node_id: str, notice_us: int) -> None:
+        self._say(NodeDrain(node_id=NodeId(node_id), grace_us=notice_us))
 
     def node_up(self, node_id: str) -> None:
         group = self.world.floor.group_of[node_id]

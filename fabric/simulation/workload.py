@@ -68,6 +68,10 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
     node_mtbf_us: int | None = None
     """How long a node lasts on average until it fails. None = for ever."""
     repair_us: int = 2 * HOUR_US
+    offers: tuple[tuple[int, int], ...] = ()
+    """How many spot nodes there are: (µs since the first arrival, nodes from then on). () = all, always."""
+    notice_us: int = 0
+    """How long before a spot node goes it says so."""
 
     def speed_ppm(self, accelerator: str) -> int:
         """How fast it is for a job, in ppm of the reference."""

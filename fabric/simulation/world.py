@@ -6,7 +6,7 @@ then the policy decides once. Everything is an integer and every draw is from on
 
 import heapq
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, Protocol
@@ -96,6 +96,9 @@ class Policy(Protocol):
         """These were on it: they are off it, and wait again."""
 
     def node_up(self, node_id: str) -> None: ...
+    def node_leaving(self, node_id: str, notice_us: int) -> None:
+        """It takes nobody any more, and goes then: who is on it should."""
+
     def decide(self) -> None: ...
     def due_us(self) -> int | None:
         """When it wants to be asked though nothing happens."""
@@ -151,6 +154,9 @@ class World:
         self._heap: list[tuple[int, Kind, int, Task | str, Run | None]] = []
         self._seq = self._arrived = self._asked_in_vain = 0
         self._random = random.Random(seed)
+        self._leaving: set[str] = set()
+        """Nodes that have said that they go, and are there still."""
+        self._schedule_offers()
         policy.begin(self)
         self._schedule_failures()
 
@@ -287,7 +293,13 @@ class World:
     def _happens(self, kind: Kind, what: Task | str, run: Run | None) -> None:
         if kind is Kind.NODE:
             assert isinstance(what, str)
-            self._turn(what)
+            if what.startswith("="):
+                self._offer(int(what[1:]))
+            elif what.startswith("-"):
+                self._leaving.discard(what[1:])
+                self._lose(what[1:], tuple(self.floor.on[what[1:]]))
+            else:
+                self._turn(what)
             return
         assert isinstance(what, Task)
         task = what
@@ -349,14 +361,38 @@ class World:
             self._push(self.now_us + self._draw_us(), Kind.NODE, node_id, None)
             self.policy.node_up(node_id)
             return
-        tasks = tuple(self.by_id[work_id] for work_id in self.floor.fail(node_id))
+        self._push(self.now_us + self.behaviour.repair_us, Kind.NODE, node_id, None)
+        self._lose(node_id, self.floor.fail(node_id))
+
+    def _lose(self, node_id: str, work_ids: tuple[str, ...]) -> None:
+        """The node is gone, and with it what these have not saved."""
+        tasks = tuple(self.by_id[work_id] for work_id in work_ids)
         for task in tasks:
             task.failures += 1
             self.vacate(task)
-        self._push(self.now_us + self.behaviour.repair_us, Kind.NODE, node_id, None)
         self.policy.node_down(node_id, tasks)
 
+    # -- spot nodes that come and go -----------------------------------------------------------------------------------
 
-def queued(tasks: Iterable[Task]) -> list[Task]:
-    """Those that wait."""
-    return [task for task in tasks if task.run is None and task.ended_us is None]
+    def _schedule_offers(self) -> None:
+        offers = self.behaviour.offers
+        groups = self.floor.group_of
+        self._spot = [node_id for node_id in self.floor.devices if groups[node_id].pool == "spot"] if offers else []
+        for node_id in self._spot[offers[0][1] if offers else 0 :]:
+            self.floor.fail(node_id)
+        for at_us, nodes in offers[1:]:
+            self._push(self.began_us + at_us, Kind.NODE, f"={nodes}", None)
+
+    def _offer(self, nodes: int) -> None:
+        """So many spot nodes from now on: the last ones go, the first ones come."""
+        down, leaving = self.floor.down, self._leaving
+        here = [node_id for node_id in self._spot if node_id not in down]
+        for node_id in here[nodes:]:
+            self.floor.fail(node_id)
+            leaving.add(node_id)
+            self._push(self.now_us + self.behaviour.notice_us, Kind.NODE, f"-{node_id}", None)
+            self.policy.node_leaving(node_id, self.behaviour.notice_us)
+        gone = [node_id for node_id in self._spot if node_id in down and node_id not in leaving]
+        for node_id in gone[: max(nodes - len(here), 0)]:
+            self.floor.repair(node_id)
+            self.policy.node_up(node_id)

@@ -7,6 +7,7 @@ import pytest
 
 from fabric.errors import InvalidRequest
 from fabric.simulation import traces
+from fabric.simulation.offers import read_offers
 from fabric.simulation.workload import Work
 
 S = 1_000_000
@@ -86,3 +87,11 @@ def test_a_job_of_shockwave_takes_at_most_what_is_published_of_it(tmp_path):
     first, second = traces.read(path)
     assert (first.duration_us, first.alone_us, first.devices) == (1182 * S, 4728 * S, 1)
     assert (second.duration_us, second.alone_us, second.devices) == (500 * S, 600 * S, 2)
+
+
+def test_spot_nodes_are_a_step_function_of_time_from_its_first_step(tmp_path):
+    assert read_offers(written(tmp_path, "t_s,nodes\n480,1\n540,2\n")) == ((0, 1), (60 * S, 2))
+    with pytest.raises(InvalidRequest, match="t_s,nodes"):
+        read_offers(written(tmp_path, "a,b\n1,2\n"))
+    with pytest.raises(InvalidRequest, match="backwards"):
+        read_offers(written(tmp_path, "t_s,nodes\n5,2\n1,2\n"))

@@ -37,6 +37,8 @@ behaviours = st.builds(
     write_us=st.sampled_from((0, MINUTE)),
     grace_us=st.sampled_from((0, MINUTE)),
     node_mtbf_us=st.sampled_from((None, 100 * HOUR_US)),
+    offers=st.sampled_from(((), ((0, 1), (60 * MINUTE, 2), (100 * MINUTE, 0), (200 * MINUTE, 1), (500 * MINUTE, 2)))),
+    notice_us=st.sampled_from((0, 2 * MINUTE)),
 )
 
 

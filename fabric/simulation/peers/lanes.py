@@ -79,6 +79,14 @@ class Peer:
     def node_up(self, node_id: str) -> None:
         self.is_changed = True
 
+    def node_leaving(self, node_id: str, notice_us: int) -> None:
+        for work_id in tuple(self.world.floor.on[node_id]):
+            task = self.world.by_id[work_id]
+            if task.run is not None and task.run.leaves_us is None:
+                self.world.evict(task, grace_us=notice_us)
+                if task.run is None:
+                    self.left(task)
+
     def due_us(self) -> int | None:
         return None
 
