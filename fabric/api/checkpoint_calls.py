@@ -32,7 +32,7 @@ async def list_checkpoints(
 ) -> pb.ListCheckpointsReply:
     job = await door.job(request.job_id, caller)
     found = await door.port.from_archive(aside(_of(door, job).ls))
-    return pb.ListCheckpointsReply(checkpoints=[_shown(manifest) for manifest in found[:_SHOWN_MAX]])
+    return pb.ListCheckpointsReply(checkpoints=[shown(manifest) for manifest in found[:_SHOWN_MAX]])
 
 
 async def roll_back(door: ApiService, caller: Caller, request: pb.RollBackRequest) -> pb.Checkpoint:
@@ -61,7 +61,7 @@ async def roll_back(door: ApiService, caller: Caller, request: pb.RollBackReques
             request_id=asked,
         )
     )
-    return _shown(manifest)
+    return shown(manifest)
 
 
 async def delete(door: ApiService, caller: Caller, request: pb.DeleteCheckpointsRequest) -> pb.DeleteCheckpointsReply:
@@ -157,7 +157,7 @@ def _of(door: ApiService, job: JobView) -> Checkpoints:
     return door.port.checkpoints_of(job.account_id, job.job_id)
 
 
-def _shown(manifest: Manifest) -> pb.Checkpoint:
+def shown(manifest: Manifest) -> pb.Checkpoint:
     return pb.Checkpoint(
         step=manifest.step,
         bytes=manifest.bytes,

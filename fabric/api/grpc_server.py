@@ -17,7 +17,15 @@ import grpc.aio
 import structlog
 from google.protobuf.message import DecodeError
 
-from fabric.api import checkpoint_calls, job_calls, money_calls, operator_calls, policy_calls, serving_calls
+from fabric.api import (
+    checkpoint_calls,
+    checkpoint_files,
+    job_calls,
+    money_calls,
+    operator_calls,
+    policy_calls,
+    serving_calls,
+)
 from fabric.api.connections import Connections, address_of, network_of
 from fabric.api.keys import REMEMBER_S, Caller
 from fabric.api.service import ApiService
@@ -112,6 +120,8 @@ CALLS: Final[dict[str, Call]] = {
     "Resume": Call(job_calls.resume, _JOBS),
     "SaveNow": Call(job_calls.save_now, _JOBS),
     "ListCheckpoints": Call(checkpoint_calls.list_checkpoints, _SEE_JOBS, weight=LOOKS_THROUGH),
+    "ListShards": Call(checkpoint_files.list_shards, _SEE_JOBS, weight=LOOKS_THROUGH),
+    "FetchCheckpoint": Call(checkpoint_files.fetch, _SEE_JOBS),
     "RollBack": Call(checkpoint_calls.roll_back, _JOBS),
     "DeleteCheckpoints": Call(checkpoint_calls.delete, _JOBS, weight=LOOKS_THROUGH),
     "Fork": Call(checkpoint_calls.fork, _JOBS),

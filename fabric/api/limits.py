@@ -43,6 +43,10 @@ class Limits:
     """Of jobs, over all that is watched; beyond, each stream has the last state of a job a little later."""
     log_bytes_per_s: int = 32 * 2**20
     """Of logs; beyond, the reader waits."""
+    checkpoint_bytes_per_s: int = 64 * 2**20
+    """Of checkpoints that are fetched; beyond, the reader waits."""
+    checkpoints: int = 4
+    """Fetched at once."""
     call_bytes: int = 192 * 2**10
     """Of one request that is not a blob: the gate remembers what it was asked."""
     request_bytes: int = 2 * 2**20

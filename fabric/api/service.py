@@ -45,6 +45,14 @@ class ApiService:
         self.keys = KeyRing(port, clock=self.clock)
         self.rate = RateLimit(per_s=self.limits.requests_per_s)
         self.bytes = RateLimit(per_s=self.limits.log_bytes_per_s)
+        self.checkpoint_bytes = RateLimit(per_s=self.limits.checkpoint_bytes_per_s)
+        self.fetches = StreamLimit(
+            most=self.limits.checkpoints,
+            what="checkpoints on their way to you",
+            remedy="wait for one of them",
+            code="too_many_fetches",
+            retry_after_s=5,
+        )
         self.streams = StreamLimit(most=self.limits.streams)
         self.updates = RateLimit(per_s=self.limits.updates_per_s)
         self.histories = StreamLimit(most=self.limits.histories, retry_after_s=1)

@@ -90,6 +90,19 @@ class S3Store:
                 coming.extend(pool.submit(self._part, key, start, tag) for start in islice(starts, 1))
                 yield data
 
+    def span(self, key: str, start: int, size: int) -> bytes:
+        at = self._bucket.at(key)
+
+        def read() -> bytes:
+            answer = self._bucket.client.get_object(**at, Range=f"bytes={start}-{start + size - 1}")
+            with closing(answer["Body"]) as body:
+                data: bytes = body.read(size)
+            if len(data) < int(answer["ContentLength"]):
+                raise ConnectionError(f"{len(data)} of {answer['ContentLength']} bytes arrived")
+            return data
+
+        return self._bucket.retried(read, key=key)
+
     def keys(self, prefix: str) -> list[str]:
         return self._bucket.keys(checked_key(prefix))
 

@@ -117,6 +117,18 @@ class Checkpoints:
             tenant=self.tenant, quota=self.quota, on_durable=self.on_durable,
         )  # fmt: skip
 
+    def sessions(self) -> list[str]:
+        """The names of what the store holds below."""
+        return self.store.folders(f"{self.prefix}/{_BELOW}")
+
+    def span(self, shard: Shard, start: int, size: int) -> bytes:
+        """So many bytes of a shard as they lie in the store, of which nothing is known yet: whoever has them all compares.
+
+        Raises:
+            NotFound: it is not there, be it that newer checkpoints have taken its place.
+        """
+        return self.store.span(f"{self.prefix}/{shard.key}", start, size)
+
     def _all_below(self, tier: Store | None) -> list["Checkpoints"]:
         """Those of which the store, or this machine, holds anything."""
         return [] if tier is None else [self.below(name) for name in tier.folders(f"{self.prefix}/{_BELOW}")]

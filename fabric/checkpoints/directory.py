@@ -82,6 +82,10 @@ class DirectoryStore:
             while chunk := file.read(CHUNK_BYTES):
                 yield chunk
 
+    def span(self, key: str, start: int, size: int) -> bytes:
+        with self._opened(key) as file:
+            return os.pread(file.fileno(), size, start)
+
     def keys(self, prefix: str) -> list[str]:
         folder = self._path(prefix)
         found = (Path(where, name) for where, _, names in os.walk(folder) for name in names if name[0] != ".")

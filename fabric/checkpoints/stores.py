@@ -51,6 +51,9 @@ class Store(Protocol):
     def chunks(self, key: str) -> Iterator[bytes]:
         """The same, piece by piece; a broken connection is taken up where it broke."""
 
+    def span(self, key: str, start: int, size: int) -> bytes:
+        """So many of its bytes from there on; fewer where it ends before. `NotFound` if nothing is kept under the key."""
+
     def keys(self, prefix: str) -> list[str]:
         """All keys below `prefix/`, in order."""
 

@@ -1,11 +1,13 @@
 """`fabric checkpoints`: what a job has saved, and what can be done with it."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import typer.core
 
-from fabric.cli.output import print_json, print_records, record, say
+from fabric.cli.output import print_json, print_records, record, say, tell
+from fabric.cli.sending import Sending
 from fabric.cli.session import AsJson, ForAccount, JobIdArgument, client, job_named
 from fabric.client.client import new_request_id
 from fabric.units import parse_ct
@@ -22,7 +24,7 @@ class _ListsByDefault(typer.core.TyperGroup):
 
 app = typer.Typer(
     cls=_ListsByDefault,
-    help="What a job has saved: look (`fabric checkpoints JOB`), ask for one, go back to one, go on from one.",
+    help="What a job has saved: look (`fabric checkpoints JOB`), fetch one, ask for one, go back to one, go on from one.",
     no_args_is_help=True,
 )
 Step = Annotated[int, typer.Option(help="Which one: see `fabric checkpoints ls`.")]
@@ -43,6 +45,36 @@ def list_(job_id: JobIdArgument, *, account: ForAccount = "", as_json: AsJson = 
     request = pb.ListCheckpointsRequest(job_id=job_named(door, job_id))
     found = door.call(request, pb.ListCheckpointsReply).checkpoints
     print_records(found, as_json=as_json, title="checkpoints", columns=_COLUMNS, spare=("shards", "from"))
+
+
+@app.command()
+def get(
+    job_id: JobIdArgument,
+    step: Annotated[int | None, typer.Argument(help="Which one; the newest if not given.")] = None,
+    *,
+    to: Annotated[Path, typer.Option(help="A new folder.")],
+    account: ForAccount = "",
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a checkpoint to this machine, each byte compared. Called again, it goes on where it was.
+
+    A command's folder is that folder again. The state of a training session goes on by session(directory=DIR), and
+    `python -m training.export DIR MODEL` writes its model as safetensors.
+
+    For example: fabric checkpoints get JOB 140 --to run
+    """
+    from fabric.sdk.checkpoint_files import fetch_checkpoint  # noqa: PLC0415  # stores, which other commands don't need
+
+    door = client(account)
+    found = fetch_checkpoint(door, job_named(door, job_id), to, step=step, told=Sending("fetching"))
+    if as_json:
+        print_json({"step": found.step, "bytes": found.bytes, "path": str(found.path), "is_folder": found.is_folder})
+        return
+    say(f"step {found.step} in {found.path}: {found.bytes:,} bytes, each as it was saved")
+    if not found.is_folder:
+        tell(
+            f"a run's folder: session(directory={str(to)!r}) goes on from it, python -m training.export {to} MODEL writes safetensors"
+        )
 
 
 @app.command()

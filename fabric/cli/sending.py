@@ -1,4 +1,4 @@
-"""How far a working directory is on its way: said where it takes longer than a second."""
+"""How far what is sent or fetched is on its way: said where it takes longer than a second."""
 
 import sys
 import time
@@ -12,9 +12,10 @@ _MIB: Final = 2**20
 
 
 class Sending:
-    """Is told how many bytes have been sent, and of how many."""
+    """Is told how many bytes have been sent or fetched, and of how many."""
 
-    def __init__(self) -> None:
+    def __init__(self, doing: str = "sending files") -> None:
+        self._doing = doing
         self._began = self._said_at = time.monotonic()
         self._has_said = False
 
@@ -23,7 +24,7 @@ class Sending:
         if now - self._began < _PATIENCE_S or (now - self._said_at < _EVERY_S and self._has_said and sent < of):
             return
         self._has_said, self._said_at = True, now
-        said = f"sending files: {sent / _MIB:.0f} of {of / _MIB:.0f} MiB"
+        said = f"{self._doing}: {sent / _MIB:.0f} of {of / _MIB:.0f} MiB"
         if sys.stderr.isatty():
             tell_over(said, done=sent == of)
         else:

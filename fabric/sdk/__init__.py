@@ -9,7 +9,7 @@
 `tokens=` is the most a job may burn: an integer, a decimal string or a Decimal, never a float.
 """
 
-from fabric.sdk.answers import Balance, Cost, Purchase, Quote
+from fabric.sdk.answers import Balance, Cost, FetchedCheckpoint, Purchase, Quote
 from fabric.sdk.fabric import Fabric, connect, current
 from fabric.sdk.job import Job
 from fabric.sdk.lease import Lease
@@ -19,6 +19,7 @@ __all__ = [
     "Balance",
     "Cost",
     "Fabric",
+    "FetchedCheckpoint",
     "Job",
     "Lease",
     "Limits",

@@ -3,6 +3,7 @@
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from fabric.units import format_cny, format_ct
 from fabric.wire import fabric_pb2 as pb
@@ -215,3 +216,14 @@ def _time(seconds: float) -> str:
         if seconds >= unit_s:
             return f"{int(seconds * 10 / unit_s) / 10:g} {unit}"
     return f"{int(seconds)} s"
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedCheckpoint:
+    """A checkpoint on this machine."""
+
+    path: Path
+    step: int
+    bytes: int
+    is_folder: bool
+    """Whether it is a folder that a command kept, and not the state of a run."""

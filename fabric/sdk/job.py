@@ -2,10 +2,12 @@
 
 import asyncio
 import concurrent.futures
+import os
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, TextIO
 
 from fabric.client.client import Client, new_request_id
@@ -13,7 +15,7 @@ from fabric.client.profile import Profile
 from fabric.errors import JobFailed, NotFound, PermissionDenied, Unavailable
 from fabric.log_text import LogText, with_line_ends
 from fabric.results import Parcel, ResultUnreadable, read_parcel
-from fabric.sdk.answers import Cost, cost_of
+from fabric.sdk.answers import Cost, FetchedCheckpoint, cost_of
 from fabric.sdk.feed import ENDED, Feed
 from fabric.sdk.request import Tokens
 from fabric.units import parse_ct
@@ -123,6 +125,34 @@ class Job:
     def checkpoints(self) -> list[pb.Checkpoint]:
         """What it has saved, newest first: the first is what it resumes from."""
         return list(self._client.call(pb.ListCheckpointsRequest(job_id=self.id), pb.ListCheckpointsReply).checkpoints)
+
+    def checkpoint(
+        self,
+        to: str | os.PathLike[str],
+        *,
+        step: int | None = None,
+        told: Callable[[int, int], None] = lambda _here, _of: None,
+    ) -> FetchedCheckpoint:
+        """Fetch the newest checkpoint, or that of a step, into a new folder: whole and compared, or not there.
+
+        What a command kept is its folder again. What its own code saved becomes a run's folder, from which a session goes on here
+        (`training.session(directory=to)`) and `python -m training.export TO MODEL` writes safetensors; nothing in it is a pickle that
+        runs code. Broken off, it goes on where it was when it is called again.
+
+        Args:
+            to: a folder that isn't there, or is empty.
+            step: see `checkpoints`; None = the newest, with all sessions of the job.
+            told: how many bytes are here, and of how many.
+
+        Raises:
+            NotFound: `no_checkpoint`, or `checkpoint_gone`: a newer one has taken its place meanwhile.
+            InvalidRequest: `folder_in_use`.
+            CheckpointDamaged: what came is not what was saved.
+            RateLimited: `too_many_fetches`: an account has 4 under way.
+        """
+        from fabric.sdk.checkpoint_files import fetch_checkpoint  # noqa: PLC0415  # stores, which few scripts need
+
+        return fetch_checkpoint(self._client, self.id, Path(to), step=step, told=told)
 
     def roll_back(self, step: int) -> None:
         """Let it resume from an older checkpoint; those after it are void. `Conflict` unless it is paused or parked."""

@@ -442,6 +442,64 @@ class ListCheckpointsReply(_message.Message):
     checkpoints: _containers.RepeatedCompositeFieldContainer[Checkpoint]
     def __init__(self, checkpoints: _Optional[_Iterable[_Union[Checkpoint, _Mapping]]] = ...) -> None: ...
 
+class ListShardsRequest(_message.Message):
+    __slots__ = ("job_id", "step", "session")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    step: int
+    session: str
+    def __init__(self, job_id: _Optional[str] = ..., step: _Optional[int] = ..., session: _Optional[str] = ...) -> None: ...
+
+class Shard(_message.Message):
+    __slots__ = ("name", "bytes", "sha256")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    bytes: int
+    sha256: str
+    def __init__(self, name: _Optional[str] = ..., bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class ShardsPage(_message.Message):
+    __slots__ = ("checkpoint", "draft", "meta_json", "shards", "sessions")
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_FIELD_NUMBER: _ClassVar[int]
+    META_JSON_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    checkpoint: Checkpoint
+    draft: str
+    meta_json: str
+    shards: _containers.RepeatedCompositeFieldContainer[Shard]
+    sessions: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., draft: _Optional[str] = ..., meta_json: _Optional[str] = ..., shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., sessions: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class FetchCheckpointRequest(_message.Message):
+    __slots__ = ("job_id", "session", "draft", "shard", "offset")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    session: str
+    draft: str
+    shard: int
+    offset: int
+    def __init__(self, job_id: _Optional[str] = ..., session: _Optional[str] = ..., draft: _Optional[str] = ..., shard: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class CheckpointChunk(_message.Message):
+    __slots__ = ("shard", "offset", "data")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    offset: int
+    data: bytes
+    def __init__(self, shard: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
 class RollBackRequest(_message.Message):
     __slots__ = ("request_id", "job_id", "step")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]

@@ -48,6 +48,9 @@ class MemoryStore:
     def chunks(self, key):
         yield self.get(key)
 
+    def span(self, key, start, size):
+        return self.get(key)[start : start + size]
+
     def keys(self, prefix):
         self.turn()
         return sorted(key for key in self.values if key.startswith(f"{prefix}/"))

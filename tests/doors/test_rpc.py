@@ -61,6 +61,8 @@ EVERY_REQUEST = [
     pb.PauseRequest(request_id="r", job_id="JOB"),
     pb.ResumeRequest(request_id="r", job_id="JOB"),
     pb.ListCheckpointsRequest(job_id="JOB"),
+    pb.ListShardsRequest(job_id="JOB"),
+    pb.FetchCheckpointRequest(job_id="JOB", draft="d"),
     pb.RollBackRequest(request_id="r", job_id="JOB", step=3),
     pb.DeleteCheckpointsRequest(request_id="r", job_id="JOB", keep=1),
     pb.ForkRequest(request_id="r", job_id="JOB"),

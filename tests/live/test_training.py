@@ -92,7 +92,7 @@ while [ $at -lt 2000 ]; do sleep 0.02; at=$((at + 1)); [ -e $FABRIC_CHECKPOINT_D
 """
 
 
-def test_any_command_is_paused_saved_resumed_forked_and_cancelled_with_what_it_has(acme):
+def test_any_command_is_paused_saved_resumed_forked_fetched_and_cancelled_with_what_it_has(acme, tmp_path):
     job = acme.submit(["sh", "-c", COUNT], tokens="1", accelerators="any", name="count")
     wait_for_state(job, "running")
     time.sleep(1)
@@ -113,6 +113,9 @@ def test_any_command_is_paused_saved_resumed_forked_and_cancelled_with_what_it_h
     fork.cancel()
     assert fork.wait(timeout=60) == "cancelled"
     assert [found.step for found in fork.checkpoints()] == [checkpoint.step], "nobody wanted what it had since"
+    fetched = job.checkpoint(tmp_path / "count")
+    assert (fetched.step, fetched.is_folder) == (newest.step, True)
+    assert int((fetched.path / "step").read_text()) == newest.step
     logs = "".join(job.logs())
     assert f"from {checkpoint.step}\n" in logs
     assert "".join(fork.logs()).startswith(f"from {checkpoint.step}\n")

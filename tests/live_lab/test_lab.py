@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import signal
 import time
 import urllib.request
@@ -11,6 +12,7 @@ import asyncpg
 import psutil
 
 from fabric.audit.verify import verify_export
+from fabric.checkpoints import Checkpoints, DirectoryStore
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
 
@@ -31,6 +33,13 @@ def busy_for(seconds):
 def much_after(seconds, size):
     busy_for(seconds)
     return bytes(size)
+
+
+def saves(size):
+    from fabric import context
+
+    context.current().save(random.Random(7).randbytes(size), step=7)
+    return "done"
 
 
 def wait_until(true):
@@ -73,6 +82,15 @@ def test_a_job_runs_where_everything_is_known_by_its_address(lab, bucket, postgr
             await connection.close()
 
     assert asyncio.run(entries()) > 5
+
+
+def test_a_customer_fetches_what_a_job_saved(lab, tmp_path):
+    with lab.customer("fetches") as fabric:
+        job = fabric.submit(saves, 5 * MUCH, tokens="0.1", accelerators="H100:1")
+        assert job.result(timeout=WAITS_S) == "done"
+        assert job.checkpoint(tmp_path / "run").step == 7
+    _, shards = Checkpoints(DirectoryStore(tmp_path / "run"), prefix="session").load()
+    assert list(shards.values()) == [random.Random(7).randbytes(5 * MUCH)]
 
 
 def test_the_gate_and_its_jobs_outlive_the_door(lab):
