@@ -13,6 +13,12 @@ from tests.worker.programs import Machine
 
 WITHIN_S = 280
 BIN = Path(sys.executable).parent
+PLAIN_TRIES = 3
+TORCHS_OWN = "terminate called without an active exception"
+"""So a rank of torch's ends now and then on a busy machine: a thread of torch's that nobody joins is still there when its process group
+is taken down. It was seen where nothing of ours runs. A plain run, which only says what the right end is, is made again then, and only
+that: a run of ours that ends so has failed.
+"""
 TRAIN = """cd "$(dirname "$0")"
 echo begin
 python train.py
@@ -54,7 +60,10 @@ def plain(name, folder):
     command = [part.replace("--nproc", "--standalone --nproc") for part in ALL[name][0]]
     words = [word for part in command for word in part.split()]
     env = {**os.environ, "OUT": str(folder), "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
-    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=WITHIN_S)
+    for _ in range(PLAIN_TRIES):
+        done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=WITHIN_S)
+        if done.returncode == 0 or TORCHS_OWN not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr[-3_000:]
     return folder / "final.pt", steps_of(done.stdout)
 
