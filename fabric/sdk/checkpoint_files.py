@@ -19,6 +19,7 @@ from fabric.checkpoints import Checkpoints, DirectoryStore, Shard, is_of_folder,
 from fabric.client.client import Client
 from fabric.errors import CheckpointDamaged, InvalidRequest, NotFound, Unavailable
 from fabric.sdk.answers import FetchedCheckpoint
+from fabric.storage.keys import checked_key
 from fabric.wire import fabric_pb2 as pb
 
 Told = Callable[[int, int], None]
@@ -60,7 +61,7 @@ def fetch_checkpoint(
         InvalidRequest: `folder_in_use`: there is something in the folder.
         NotFound: `no_checkpoint`: there is none, or none of that step; `checkpoint_gone`: newer ones take its place all the time.
         CheckpointDamaged: what has come is not what was saved; it is deleted, so that the next try asks for it again.
-        Unavailable: the fabric stays away; what has come stays for the next try.
+        Unavailable: the fabric stays away, and what has come stays for the next try; `disk_full`: there is no room for it.
     """
     to = to.absolute()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
@@ -70,6 +71,7 @@ def fetch_checkpoint(
         try:
             contents = list(_contents(client, job_id, step))
             _begin(beside, job_id, contents)
+            _check_room(beside, sum(each.bytes for each in contents))
             _fetch(client, job_id, beside, contents, told)
         except NotFound as error:
             if error.code != "checkpoint_gone" or step is not None or not more:
@@ -99,7 +101,7 @@ def _listed(client: Client, job_id: str, step: int | None, session: str) -> _Con
         draft=pages[0].draft,
         meta=json.loads(pages[0].meta_json or "{}"),
         shards=[shard for page in pages for shard in page.shards],
-        sessions=list(pages[0].sessions),
+        sessions=[checked_key(name) for name in pages[0].sessions],
     )
 
 
@@ -111,6 +113,20 @@ def _begin(beside: Path, job_id: str, contents: list[_Contents]) -> None:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         said.write_text(about)
+
+
+def _check_room(beside: Path, size: int) -> None:
+    """Begin nothing that the disk can't hold."""
+    here = sum(path.stat().st_size for path in beside.rglob("*") if path.is_file())
+    free = shutil.disk_usage(beside).free
+    if size - here > free:
+        raise Unavailable(
+            f"{size:,} bytes are to be fetched, {here:,} are here, and {free:,} are free at {beside.parent}: make room there, or"
+            " name a folder on another disk",
+            code="disk_full",
+            size_bytes=size,
+            free_bytes=free,
+        )
 
 
 def _own(contents: _Contents) -> str:

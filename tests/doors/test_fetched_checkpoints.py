@@ -2,8 +2,10 @@
 
 import json
 import random
+import shutil
 import threading
 import time
+from types import SimpleNamespace
 
 import boto3
 import pytest
@@ -239,6 +241,22 @@ def test_what_is_not_there_is_said(job, kept, tmp_path):
     with pytest.raises(InvalidRequest) as refusal:
         job.checkpoint(tmp_path / "full")
     assert refusal.value.code == "folder_in_use"
+
+
+def test_nothing_begins_that_the_disk_can_not_hold(job, kept, tmp_path, monkeypatch):
+    save(kept, 10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=100))
+    with pytest.raises(Unavailable, match="are free") as refusal:
+        job.checkpoint(tmp_path / "run")
+    assert refusal.value.code == "disk_full"
+
+
+def test_a_door_that_names_a_session_elsewhere_writes_nothing_there(job, kept, tmp_path, monkeypatch):
+    save(kept, 10)
+    monkeypatch.setattr(Checkpoints, "sessions", lambda _self: ["../../../elsewhere"])
+    with pytest.raises(InvalidRequest):
+        job.checkpoint(tmp_path / "deep" / "run")
+    assert not list(tmp_path.rglob("elsewhere"))
 
 
 def test_a_customer_fetches_a_few_at_a_time_and_others_are_not_in_the_way(make_house, tmp_path, monkeypatch):
