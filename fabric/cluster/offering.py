@@ -55,12 +55,9 @@ class Offering:
             notices: what Ray says of nodes that will go; None = it doesn't say, so that what it said last holds.
             stuck: by node, how many of its devices Ray holds for nobody.
         """
-        told = [self._withdraw(node_id) for node_id in list(self.offered) if node_id not in there]
+        told: list[Change] = [*self.gone(there)]
         for node_id, node in there.items():
             before = self.offered.get(node_id)
-            if before is not None and before.ray_id != node.ray_id:
-                told.append(self._withdraw(node_id))
-                before = None
             count = readable(node, sights.get(node.address))
             if count is not None:
                 count = max(0, count - stuck.get(node_id, 0))
@@ -73,6 +70,16 @@ class Offering:
         for gone in self.drained.keys() - there.keys():
             del self.drained[gone]
         return told
+
+    def gone(self, there: Mapping[NodeId, Node]) -> list[NodeDown]:
+        """What to tell the gate at once: nodes that aren't there any more, or are others of their names. Nobody is asked for
+        that, and whatever is tried on them until it is told fails.
+        """
+        return [
+            self._withdraw(node_id)
+            for node_id, node in list(self.offered.items())
+            if node_id not in there or there[node_id].ray_id != node.ray_id
+        ]
 
     def _noticed(self, node: Node, notices: Notices, *, count: int | None) -> Iterator[Change]:
         """What Ray has said of the node since."""
@@ -119,7 +126,7 @@ class Offering:
         self.withheld.discard(node.node_id)
         return [*changes_between({}, {node.node_id: node})]
 
-    def _withdraw(self, node_id: NodeId) -> Change:
+    def _withdraw(self, node_id: NodeId) -> NodeDown:
         self.offered.pop(node_id, None)
         self.cordoned.discard(node_id)
         self.withheld.add(node_id)

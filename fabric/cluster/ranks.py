@@ -11,7 +11,7 @@ import ray
 from fabric.cluster.placement_groups import Seated
 from fabric.cluster.services import Services
 from fabric.cluster.validation import end_of, is_number
-from fabric.gate.events import LeaseOutcome, LeaseSaved
+from fabric.gate.events import LeaseOutcome, LeaseSaved, NodeDown
 from fabric.gate.instructions import Lease
 from fabric.inventory.nodes import Node, lives
 from fabric.units import NodeId
@@ -111,10 +111,14 @@ class Ranks:
 
 
 async def is_gone(node: Node, around: Services) -> bool:
-    """Whether a process went with its node. Then the node is down from now on, whatever Ray still thinks."""
+    """Whether a process went with its node. Then the node is down from now on, whatever Ray still thinks; the gate hears of it
+    before it hears of what was lost with it, or it would try again there, at once and as often as it tries.
+    """
     for _ in range(_NODE_PROBES):
         now = around.nodes.get(node.node_id)
         if now is None or now.ray_id != node.ray_id or not await lives(node):
+            if node.ray_id not in around.gone and now is not None and now.ray_id == node.ray_id:
+                around.outbox.put(NodeDown(node_id=node.node_id))
             around.gone.add(node.ray_id)
             return True
         await asyncio.sleep(_NODE_PROBE_S)

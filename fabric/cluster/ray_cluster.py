@@ -203,8 +203,7 @@ class RayCluster:
 
     def lease_info(self, lease_id: str) -> LeaseInfo | None:
         """How a client schedules into a running lease."""
-        attempt = self._attempts.get(LeaseId(lease_id))
-        return attempt.info if attempt else None
+        return attempt.info if (attempt := self._attempts.get(LeaseId(lease_id))) else None
 
     def logs(self, job_id: str, *, account_id: str, offsets: Mapping[str, int]) -> AsyncIterator[LogChunk]:
         """A job's logs from `offsets` ("attempt/rank" → bytes already had) on, as far as they go now."""
@@ -274,6 +273,8 @@ class RayCluster:
         now = nodes_of(await self._around.control.nodes(), gone=self._around.gone)
         self._nodes.clear()
         self._nodes.update(now)
+        for gone in self._offering.gone(now):
+            self._outbox.put(gone)
         await self._agents.cover(now.values())
         busy = {share.node_id for attempt in self._attempts.values() for share in attempt.lease.shares}
         sights, notices = await self._sights(now.values()), await noticed()

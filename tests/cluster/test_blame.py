@@ -2,15 +2,16 @@
 
 import asyncio
 
+import msgspec
 import pytest
 import ray
 
 from fabric.cluster import ranks as ranks_module
 from fabric.cluster.placement_groups import Seated
-from fabric.cluster.ranks import Ranks
+from fabric.cluster.ranks import Ranks, not_built
 from fabric.cluster.services import Services
 from fabric.cluster.settings import ClusterSettings
-from fabric.gate.events import LeaseOutcome
+from fabric.gate.events import LeaseOutcome, NodeDown
 from fabric.gate.instructions import Share
 from fabric.worker.runner import Seat
 from fabric.worker.stage import JobEnd
@@ -28,13 +29,17 @@ class Runner:
     saves = progress = Never()
 
 
+class Outbox(list):
+    put = list.append
+
+
 @pytest.fixture
 def around():
     return Services(
         nodes={"h1": NODE},
         groups=None,
         agents=None,
-        outbox=None,
+        outbox=Outbox(),
         archive=None,
         settings=ClusterSettings(),
         gone=set(),
@@ -97,6 +102,22 @@ async def test_a_runner_that_went_with_its_node_is_the_platforms_loss(around, no
     end = await ended(around, ray.exceptions.ActorDiedError())
     assert (end.outcome, end.error) == (LeaseOutcome.LOST, "node h1 is gone")
     assert around.gone == {"ray-h1"}
+    assert around.outbox == [NodeDown(node_id="h1")], "the gate hears of it first, and tries nothing there again"
+
+
+async def test_of_a_node_on_which_nothing_can_be_built_the_gate_hears_once_and_first(around, node_lives):
+    """It would try there again otherwise, at once and as often as it tries: five attempts within a second."""
+    node_lives[0] = False
+    for _ in range(3):
+        end = await not_built(KeyError("h1"), nodes={"h1": NODE}, around=around, own_start=False)
+        assert end.outcome is LeaseOutcome.LOST
+    assert around.outbox == [NodeDown(node_id="h1")]
+
+
+async def test_nobody_takes_down_the_node_that_has_come_in_the_place_of_one(around, node_lives):
+    around.nodes["h1"] = msgspec.structs.replace(NODE, ray_id="another")
+    assert (await not_built(KeyError("h1"), nodes={"h1": NODE}, around=around, own_start=False)).outcome == "lost"
+    assert around.outbox == []
 
 
 @pytest.mark.parametrize(("asked", "outcome"), [(True, LeaseOutcome.LOST), (False, LeaseOutcome.INTERRUPTED)])

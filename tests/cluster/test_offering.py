@@ -85,6 +85,16 @@ def test_a_node_that_came_back_as_another_was_down_in_between(look):
     assert [look(ALL), look(ALL, node=again), look(ALL, node=None)] == [["up 4"], ["down", "up 4"], ["down"]]
 
 
+def test_a_node_that_is_gone_or_another_is_told_at_once_and_once():
+    """Before anything is asked of agents: whatever is placed there until then fails."""
+    offering, there = Offering(), {NODE.node_id: NODE}
+    offering.changes(there, {NODE.address: ALL}, busy=())
+    assert told(offering.gone(there)) == []
+    assert told(offering.gone({NODE.node_id: msgspec.structs.replace(NODE, ray_id="another")})) == ["down"]
+    assert told(offering.gone({})) == []
+    assert told(offering.changes({}, {}, busy=())) == []
+
+
 def test_devices_that_are_held_for_nobody_are_not_offered_until_they_are_back():
     """What runs stays; then the others are offered."""
     offering, there = Offering(), {SIMULATED.node_id: SIMULATED}
