@@ -19,9 +19,8 @@ from ray.util.placement_group import PlacementGroup, PlacementGroupID, placement
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fabric.cluster.agents import Agents
-from fabric.cluster.group_end import end_group
 from fabric.cluster.settings import ClusterSettings
-from fabric.enforcement.reconciler import is_vacant
+from fabric.enforcement.group_end import end_group, is_vacant
 from fabric.gate.events import JobKind
 from fabric.gate.instructions import Lease, Share
 from fabric.inventory.nodes import NODE_LABEL, Node

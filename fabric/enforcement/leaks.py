@@ -20,9 +20,9 @@ from fabric.inventory.ray_tables import GoneGroup, GroupRow, Tables
 
 RETURN_S: Final = 5.0
 """For so long devices must have been held for nobody, before their raylet is asked for them; and again after each time."""
-STUCK_S: Final = 30.0
-"""After so long they are stuck."""
-RESTART_S: Final = 60.0
+STUCK_S: Final = 90.0
+"""After so long they are stuck. For a process that it has started Ray keeps devices for 60 s, also where that is long dead."""
+RESTART_S: Final = 120.0
 """After so long a node of the fabric's own that has nothing else on it is started anew: the gate has heard by then that it
 takes nothing new."""
 _EPSILON: Final = 1e-6

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Protocol
 
 import grpc
@@ -22,6 +23,7 @@ import msgspec
 import structlog
 
 from fabric.accelerators import DEVICE_RESOURCES
+from fabric.enforcement.group_end import Entered
 from fabric.enforcement.health import HEALTH_EVERY_S, HEALTH_KEY, Health
 from fabric.enforcement.leaks import Leaks, excess
 from fabric.enforcement.retaking import Retaking
@@ -122,6 +124,7 @@ class Reconciler:
         self._told_at = -HEALTH_EVERY_S
         self._drivers = Drivers(own_cluster=ours.cluster)
         self._classes: dict[str, str] = {}
+        self._entered = Entered()
         self._leaks = Leaks(restarts=ours.cluster)
         self.health = Health()
 
@@ -138,7 +141,7 @@ class Reconciler:
             self._retaking.remember(self._ours.groups())
             actors = self._asked(self._tables.actors) or []
             self._classes = {row.id: row.class_name.rpartition(".")[2] for row in actors}
-            self._look_at_groups(look, groups, seen)
+            self._look_at_groups(look, groups, seen, actors, kill)
             self._look_at_actors(look, actors, seen, kill)
             mine, found = self._ours.actors(), {use.found.id for use in look.unleased if use.found.kind == "actor"}
             first(look)
@@ -155,8 +158,7 @@ class Reconciler:
         return self._leaks.stuck
 
     def _mend_leaks(self, look: Look, seen: "_Seen") -> None:
-        at = time.monotonic()
-        self._leaks.see(look.held, unknown=look.explained, at=at)
+        self._leaks.see(look.held, unknown=look.explained, at=(at := time.monotonic()))
         with self._attempt("give devices back"):
             self._leaks.mend(self._known, seen.nodes, at=at)
         self.health.stuck = dict(self.stuck)
@@ -214,34 +216,46 @@ class Reconciler:
         self.health.removed += len(removed)
         return removed
 
-    def _look_at_groups(self, look: Look, groups: Sequence[GroupRow], seen: "_Seen") -> None:
-        known = self._ours.groups()
+    def _look_at_groups(
+        self, look: Look, groups: Sequence[GroupRow], seen: "_Seen", actors: Sequence[ActorRow], kill: Kill
+    ) -> None:
+        """Who is in one by name is ended before it: its node's raylet would die of removing it, and all that runs there."""
+        known, at = self._ours.groups(), time.monotonic()
         for row in groups:
-            if known.isdisjoint((row.id, row.name)) and any(seen.holds(bundle) for _, bundle in row.bundles):
-                found = Unleased(kind="placement_group", id=row.id, name=row.name)
-                use = Use(found, row.job_id, lambda row=row: self._known.remove_group(row.id), group_ids={row.id})  # type: ignore[misc]
-                look.unleased.append(use)
+            if not known.isdisjoint((row.id, row.name)) or not any(seen.holds(bundle) for _, bundle in row.bundles):
+                continue
+            inside = self._entered.by(row.id, actors, at=at)
+            for actor in inside:
+                found, end = self._actor(actor, seen, kill)
+                look.unleased.append(Use(found, actor.job_id, end, pid=actor.pid, group_ids={row.id}))
+            with self._attempt(f"look into group {row.id[:16]}"):
+                if not inside and self._entered.is_over(self._known, row.id, seen.nodes, actors, at=at):
+                    found, end = Unleased(kind="placement_group", id=row.id, name=row.name), self._known.remove_group
+                    look.unleased.append(Use(found, row.job_id, partial(end, row.id), group_ids={row.id}))
+
+    def _actor(self, row: ActorRow, seen: "_Seen", kill: Kill) -> tuple[Unleased, Callable[[], None]]:
+        """What is told of an actor, and its end."""
+        name, node_id = row.class_name.rpartition(".")[2] or row.name, seen.names.get(row.node_id, "")
+
+        def end() -> None:
+            self._known.kill_actor(row.id)
+            if (address := seen.addresses.get(row.node_id)) and row.pid:
+                kill(address, row.pid)
+
+        return Unleased(kind="actor", id=row.id, name=name, node_id=node_id), end
 
     def _look_at_actors(self, look: Look, actors: Sequence[ActorRow], seen: "_Seen", kill: Kill) -> None:
         known, mine = self._ours.groups(), self._ours.actors()
         for row in actors:
             if not mine.isdisjoint((row.id, row.name)):
                 continue
-            address = seen.addresses.get(row.node_id, "")
-            name = row.class_name.rpartition(".")[2] or row.name
-            found = Unleased(kind="actor", id=row.id, name=name, node_id=seen.names.get(row.node_id, ""))
-
-            def end(row: ActorRow = row, address: str = address) -> None:
-                self._known.kill_actor(row.id)
-                if address and row.pid:
-                    kill(address, row.pid)
-
+            (found, end), at = self._actor(row, seen, kill), seen.addresses.get(row.node_id, "")
             holds = row.is_alive and row.group_id not in known and seen.holds(row.required)
             if holds or (self._ours.cluster and row.class_name == _SUPERVISOR):
                 look.explained.add(row.node_id)
                 look.unleased.append(Use(found, row.job_id, end, pid=row.pid, group_ids={row.group_id}))
             elif row.group_id not in self._ours.used():
-                look.suspects.append(Suspect(found, address, row.pid, row.job_id, end))
+                look.suspects.append(Suspect(found, at, row.pid, row.job_id, end))
 
     def _look_at_workers(
         self,
@@ -296,6 +310,7 @@ class Reconciler:
             if row.actor_id:
                 self._known.kill_actor(row.actor_id)
             kill(node.address, row.pid)
+            self._known.end_worker(row)  # the agent may be gone with its own node
 
         is_task = row.runs and not row.actor_id
         if takes:
@@ -383,14 +398,3 @@ class _Seen:
 
     def holds(self, resources: Mapping[str, float]) -> bool:
         return any(amount > 0 and name in self._wanted for name, amount in resources.items())
-
-
-def is_vacant(group_id: str) -> bool:
-    """Whether a placement group is there, and no actor left in it. Blocks. Any process of the cluster may have removed it."""
-    try:
-        tables = RayTables.here()
-        is_left = any(row.id == group_id and row.is_placed for row in tables.groups())
-        return is_left and all(actor.group_id != group_id for actor in tables.actors())
-    except Exception:  # noqa: BLE001 - Ray's tables are away: then nobody knows
-        _log.exception("group_not_looked_at", group=group_id)
-        return False

@@ -81,6 +81,8 @@ class WorkerRow(NamedTuple):
     """What it holds: as Ray calls it outside of placement groups."""
     group_ids: frozenset[str]
     """The placement groups that it holds this of; empty = of none."""
+    listens_at: str = ""
+    """Its own address and port."""
 
 
 class JobRow(NamedTuple):
@@ -99,6 +101,7 @@ class Tables(Protocol):
 
     def groups(self) -> list[GroupRow]: ...
     def actors(self) -> list[ActorRow]: ...
+    def dead_actors(self) -> list[ActorRow]: ...
     def free(self) -> dict[str, Mapping[str, float]]: ...
     def whole(self) -> dict[str, Mapping[str, float]]: ...
     def gone_groups(self) -> list[GoneGroup]: ...
@@ -106,6 +109,7 @@ class Tables(Protocol):
     def shut_down(self, address: str, port: int) -> None: ...
     def workers(self, address: str, port: int) -> list[WorkerRow]: ...
     def workers_apart(self, node_id: str) -> tuple[list[WorkerRow], list[int]]: ...
+    def end_worker(self, row: WorkerRow) -> None: ...
     def jobs(self) -> dict[str, JobRow]: ...
     def kill_actor(self, actor_id: str) -> None: ...
     def remove_group(self, group_id: str) -> None: ...
@@ -173,6 +177,15 @@ class RayTables:
 
     def actors(self) -> list[ActorRow]:
         """All actors that aren't dead, detached ones and those of ended Ray jobs among them."""
+        return self._actor_rows(are_dead=False)
+
+    def dead_actors(self) -> list[ActorRow]:
+        """Those that are, as far as Ray remembers them. A process that was only being started for one may still hold what it
+        was to have.
+        """
+        return self._actor_rows(are_dead=True)
+
+    def _actor_rows(self, *, are_dead: bool) -> list[ActorRow]:
         table = gcs_pb2.ActorTableData
         answer = self._actors.GetAllActorInfo(gcs_service_pb2.GetAllActorInfoRequest(), timeout=_CALL_S)
         return [
@@ -188,7 +201,7 @@ class RayTables:
                 required=dict(row.required_resources),
             )
             for row in answer.actor_table_data
-            if row.state != table.DEAD
+            if (row.state == table.DEAD) == are_dead
         ]
 
     def free(self) -> dict[str, Mapping[str, float]]:
@@ -250,6 +263,12 @@ class RayTables:
             answers = list(pool.map(_asked, found))
         rows = [answer for answer in answers if answer is not None]
         return rows, [row.pid for row, answer in zip(found, answers, strict=True) if answer is None]
+
+    def end_worker(self, row: WorkerRow) -> None:
+        """Have a worker end at once, whatever it does; one that stands still, or is gone, hears nothing."""
+        request = core_worker_pb2.ExitRequest(force_exit=True)
+        with suppress(grpc.RpcError), init_grpc_channel(row.listens_at, options=_OPTIONS) as channel:
+            core_worker_pb2_grpc.CoreWorkerServiceStub(channel).Exit(request, timeout=_WORKER_S)
 
     def jobs(self) -> dict[str, JobRow]:
         """All Ray jobs by their ids, those that have ended among them."""
@@ -333,4 +352,5 @@ def _worker(row: Any) -> WorkerRow:
         runs=row.num_running_tasks > 0,
         held=held,
         group_ids=frozenset(group_ids),
+        listens_at=f"{row.ip_address}:{row.port}",
     )

@@ -85,6 +85,9 @@ class Tables:
     def actors(self):
         return []
 
+    def dead_actors(self):
+        return []
+
     def free(self):
         return {}
 

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fabric.enforcement.group_end import is_vacant
 from fabric.enforcement.health import HEALTH_KEY, Health
-from fabric.enforcement.reconciler import Ours, Reconciler, is_vacant
+from fabric.enforcement.reconciler import Ours, Reconciler
 from fabric.enforcement.retaking import TAKES_AGAIN
 from fabric.inventory.ray_tables import ActorRow, GroupRow, JobRow, WorkerRow
 from tests.worker.leases import NODE
@@ -42,7 +43,7 @@ class Tables:
         self.apart = apart
         self.left = {AT: {"GPU": 0.0, "H100": 4.0}} if free is None else free
         self.broken = set(broken)
-        self.ended = []
+        self.ended, self.told, self.dead = [], [], []
         self.kept = {}
 
     def answer(self, name, *, of=""):
@@ -57,6 +58,9 @@ class Tables:
         self.answer("actors")
         return self.rows["actors"]
 
+    def dead_actors(self):
+        return self.dead
+
     def free(self):
         self.answer("free")
         return self.left
@@ -68,6 +72,10 @@ class Tables:
     def workers_apart(self, node_id):
         self.answer("workers_apart")
         return self.apart
+
+    def end_worker(self, row):
+        """By the worker's own word: what is told of it here are the processes that an agent ends."""
+        self.told.append(row.pid)
 
     def jobs(self):
         self.answer("jobs")
@@ -136,6 +144,47 @@ def test_what_holds_a_device_without_a_lease_is_ended_and_nothing_else(name):
     ours = Ours(groups=lambda: {"ours"}, actors=lambda: {"mine"}, job_id=GATE)
     ended, _ = ended_by(Tables(**rows), ours=ours)
     assert ended == wanted
+
+
+@pytest.mark.parametrize("kind", ["task", "actor"])
+def test_a_worker_is_told_to_end_itself_too_as_the_agent_of_its_machine_may_be_gone(kind):
+    tables = Tables(workers=[worker(5, actor_id="a" if kind == "actor" else "")])
+    ended_by(tables)
+    assert tables.told == [5]
+
+
+NAMED = {"GPU_group_0_g1": 1.0, "bundle_group_g1": 0.001}
+WHOLE = {"GPU_group_0_g1": 1.0, "GPU_group_g1": 1.0, "bundle_group_0_g1": 1_000.0, "bundle_group_g1": 1_000.0}
+
+
+def looked_each_second(tables, monkeypatch, *, looks):
+    """What was ended, look by look."""
+    now, told = [0.0], []
+    monkeypatch.setattr("fabric.enforcement.reconciler.time.monotonic", lambda: now[0])
+    looking = Reconciler(Ours(groups=set, job_id=GATE), tables=lambda: tables)
+    for _ in range(looks):
+        looking.end(looking.look([NODE], kill=lambda *_: None), kill=lambda *_: None)
+        told.append(list(tables.ended))
+        tables.ended.clear()
+        now[0] += 1.0
+    return told
+
+
+def test_who_is_in_a_group_of_nobodys_by_name_is_ended_before_it(monkeypatch):
+    """As Serve's replicas are: the node of the group would die of its removal. It is removed when they have been gone a while."""
+    serves = actor("serves", required=NAMED)
+    tables = Tables(groups=[group("g1")], actors=[serves])
+    tables.kill_actor = lambda actor_id: (tables.ended.append(actor_id), tables.rows["actors"].clear())
+    told = looked_each_second(tables, monkeypatch, looks=4)
+    assert told == [["serves"], [], ["g1"], ["g1"]]
+
+
+def test_a_group_of_nobodys_stays_while_a_process_is_being_started_for_who_is_dead(monkeypatch):
+    tables = Tables(groups=[group("g1")], free={AT: {**WHOLE, "GPU_group_0_g1": 0.0}})
+    tables.dead = [actor("serves", required=NAMED, is_alive=False)]
+    assert looked_each_second(tables, monkeypatch, looks=3) == [[], [], []]
+    tables.left = {AT: WHOLE}
+    assert looked_each_second(tables, monkeypatch, looks=1) == [["g1"]]
 
 
 PARTS = (
@@ -366,5 +415,5 @@ def test_a_process_that_stands_still_on_a_node_where_too_much_is_held_is_ended(m
 )
 def test_a_group_is_used_again_only_while_it_is_there_and_nobody_in_it(monkeypatch, rows, is_left):
     """A job can remove any group over Ray: the next job to be put there would wait for it in vain."""
-    monkeypatch.setattr("fabric.enforcement.reconciler.RayTables.here", lambda: Tables(**rows))
+    monkeypatch.setattr("fabric.enforcement.group_end.RayTables.here", lambda: Tables(**rows))
     assert is_vacant("g") is is_left

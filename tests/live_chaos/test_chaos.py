@@ -53,6 +53,8 @@ BLOWS = {
 """What happens, and how often beside the others."""
 LONG = 100
 """A run of so many jobs has every blow more than once."""
+GIVEN_BACK_S = 120
+"""For a process that it has started Ray keeps devices for a minute, also where that is long dead."""
 UNLEASED_S = 2.0
 """For so long, at most, may somebody hold a device without a lease, also while the gate is dead."""
 ENDED = {"succeeded", "failed", "cancelled"}
@@ -319,6 +321,7 @@ def test_whatever_happens_every_job_comes_to_its_end_once_and_leaves_nothing(pla
     while left := marked(chaos.mark):
         assert time.monotonic() < deadline, [each.cmdline() for each in left if each.is_running()]
         time.sleep(0.5)
+    deadline = time.monotonic() + GIVEN_BACK_S
     while json.loads(place.taken.read_text().splitlines()[-1])[1] != {}:
         assert time.monotonic() < deadline, f"devices are taken although nothing runs: {place.left()}"
         time.sleep(0.5)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from fabric.cluster.group_end import end_group
+from fabric.enforcement.group_end import end_group
 from fabric.errors import Unavailable
-from tests.enforcement.test_reconciler import AT, actor, group
+from tests.enforcement.test_reconciler import AT, actor, group, worker
 from tests.worker.leases import NODE
 
 G = "abc0" * 9
@@ -15,10 +15,21 @@ WHOLE = {f"bundle_group_0_{G}": 1000.0, f"bundle_group_{G}": 1000.0, f"GPU_group
 class Tables:
     """Ray's tables: an actor that is killed is no more, and what it held is back some looks later; then the next comes up."""
 
-    def __init__(self, *actors, back_after=2, next_ones=(), others=0.0):
+    def __init__(self, *actors, back_after=2, next_ones=(), others=0.0, dead=(), starting=0):
         self.rows, self.left = {row.id: row for row in actors}, {}
         self.back_after, self.next_ones, self.others = back_after, list(next_ones), others
         self.done = []
+        self.dead = list(dead)
+        if starting:
+            self.left["starting"] = starting
+
+    def dead_actors(self):
+        return self.dead
+
+    def workers(self, address, port):
+        """A task that is in it by Ray's own word."""
+        held = {"GPU": self.others}
+        return [worker(1, held=held, group_ids=frozenset({G}))] if self.others else []
 
     def groups(self):
         return [group(G, bundles=((AT, {"GPU": 2.0}),))]
@@ -29,6 +40,7 @@ class Tables:
     def free(self):
         count = len([row for row in self.rows.values() if f"GPU_group_{G}" in row.required]) + len(self.left)
         held = {f"GPU_group_{G}": count + self.others, f"bundle_group_0_{G}": count * 0.001}
+        held[f"GPU_group_0_{G}"] = self.others
         return {AT: {name: amount - held.get(name, 0.0) for name, amount in WHOLE.items()}}
 
     def kill_actor(self, actor_id):
@@ -76,7 +88,7 @@ def test_who_is_started_again_in_a_group_is_ended_again():
 
 def test_a_group_that_somebody_holds_on_to_is_not_removed():
     tables = Tables(actor("serves", required=BY_NAME), back_after=10**6)
-    with pytest.raises(Unavailable, match="held by 1 actors"):
+    with pytest.raises(Unavailable, match="held by some of 1 actors"):
         ended(tables)
     assert tables.done == ["killed serves"]
 
@@ -84,3 +96,22 @@ def test_a_group_that_somebody_holds_on_to_is_not_removed():
 def test_who_went_with_its_node_holds_nothing():
     tables = Tables(actor("serves", required=BY_NAME), back_after=4)
     assert ended(tables, nodes=()) == (["killed serves", "removed"], [])
+
+
+@pytest.mark.parametrize("looks", [1, 3, 8])
+def test_a_process_that_is_only_being_started_for_who_is_dead_is_waited_for(looks):
+    """Its raylet has given it what it was to have, and would die of giving the group back; Ray's table says that it is dead."""
+    tables = Tables(dead=[actor("serves", required=BY_NAME, is_alive=False)], starting=looks)
+    assert ended(tables) == (["removed"], [])
+
+
+def test_who_is_dead_and_has_given_all_back_keeps_nobody_waiting_for_long():
+    tables = Tables(dead=[actor("serves", required=BY_NAME, is_alive=False)])
+    assert ended(tables) == (["removed"], [])
+
+
+def test_what_stays_on_a_raylets_books_is_not_removed():
+    tables = Tables(dead=[actor("serves", required=BY_NAME, is_alive=False)], starting=10**6)
+    with pytest.raises(Unavailable, match="held by some of 1 actors"):
+        ended(tables)
+    assert tables.done == []
