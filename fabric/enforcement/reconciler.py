@@ -230,11 +230,8 @@ class Reconciler:
                 look.unleased.append(Use(found, actor.job_id, end, pid=actor.pid, group_ids={row.id}))
             with self._attempt(f"look into group {row.id[:16]}"):
                 if not inside and self._entered.is_over(self._known, row.id, seen.nodes, actors, at=at):
-                    found, removal = (
-                        Unleased(kind="placement_group", id=row.id, name=row.name),
-                        self._known.remove_group,
-                    )
-                    look.unleased.append(Use(found, row.job_id, partial(removal, row.id), group_ids={row.id}))
+                    found, gone = Unleased(kind="placement_group", id=row.id, name=row.name), self._known.remove_group
+                    look.unleased.append(Use(found, row.job_id, partial(gone, row.id), group_ids={row.id}))
 
     def _actor(self, row: ActorRow, seen: "_Seen", kill: Kill) -> tuple[Unleased, Callable[[], None]]:
         """What is told of an actor, and its end."""
