@@ -106,3 +106,32 @@ async def test_a_device_that_does_not_come_back_is_not_sold_and_told(watched, h1
     while watched.cluster._reconciler.stuck:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.2)
+
+
+async def test_a_node_of_the_fabrics_own_is_started_anew_and_has_all_its_devices(watched, monkeypatch):
+    """The last one on this node: as `fabric up --local` looks after its nodes."""
+    monkeypatch.setattr(leaks, "STUCK_S", 1.0)
+    monkeypatch.setattr(leaks, "RESTART_S", 3.0)
+    await until(watched, {})
+    node, found = watched.cluster._nodes["a1"], leaks.Leaks(restarts=True)
+    bundle = {**BUNDLE, "A100": BUNDLE["H100"]}
+    del bundle["H100"]
+    monkeypatch.setattr(f"{__name__}.BUNDLE", bundle)
+    await asyncio.to_thread(prepared, node, secrets.token_bytes(18).hex(), is_committed=False)
+    deadline, told = time.monotonic() + DEADLINE_S, []
+    while not told:
+        assert time.monotonic() < deadline, found.stuck
+        found.see({node.ray_id: 1.0}, unknown=(), at=time.monotonic())
+        await asyncio.to_thread(found.mend, RayTables.here(), [node], at=time.monotonic())
+        await asyncio.sleep(0.3)
+        told = watched.local.mend()
+    assert "node a1 had ended" in told[0]
+    while watched.local.away:
+        assert time.monotonic() < deadline
+        watched.local.return_nodes([each["NodeID"] for each in ray.nodes() if each["Alive"]])
+        await asyncio.sleep(0.3)
+    while (new := watched.cluster._nodes.get("a1")) is None or new.ray_id == node.ray_id:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.3)
+    assert new.devices == node.devices
+    await until(watched, {})
