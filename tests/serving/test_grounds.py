@@ -7,10 +7,13 @@ import time
 import pytest
 
 from fabric.charging.rates import Rate
+from fabric.client.client import new_request_id
 from fabric.errors import JobFailed
 from fabric.gate.events import Grant, NodeDown, NodeUp, OpenAccount, Pool
 from fabric.units import UHS_PER_CT
+from fabric.wire import fabric_pb2 as pb
 from serving.host.__main__ import _end
+from serving.host.board import offer_of
 from serving.host.leases import LeasedGround, is_of, mark_of
 from serving.host.pool import Offer
 from tests.doors.conftest import house as house_fixture
@@ -136,6 +139,20 @@ async def test_leases_of_another_host_and_of_customers_are_left_alone(reserved, 
     assert len(leases(reserved)) == len(leases(reserved, "acme")) == 1
     await asyncio.to_thread(customers.close)
     await plot.close()
+
+
+@pytest.mark.parametrize(
+    ("engine", "source"), [("sglang", "/models/tiny"), ("http", "http://h:1"), ("vllm", "/models/tiny")]
+)
+async def test_what_is_offered_at_the_door_is_what_a_replica_is_started_with(reserved, ground_of, engine, source):
+    rate = pb.Rate(input_uhs_per_mtok=1, cached_uhs_per_mtok=1, output_uhs_per_mtok=1, reasoning_uhs_per_mtok=1)
+    asked = pb.ModelSpec(name="tiny", source=source, devices=2, engine=engine if engine != "vllm" else "")
+    offered = pb.OfferModelRequest(request_id=new_request_id(), spec=asked, rates=[rate])
+    reserved.client(reserved.root).call(offered, pb.Accepted)
+    (model,) = reserved.client(reserved.root).call(pb.ListModelsRequest(), pb.ListModelsReply).models
+    ground, _ = ground_of()
+    started = ground._spec("r1", offer_of(model), "H100")
+    assert (started.engine, started.folder, started.devices) == (engine, source, 2)
 
 
 async def test_a_long_name_keeps_its_mark(reserved, ground_of):

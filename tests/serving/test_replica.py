@@ -124,8 +124,10 @@ async def made(monkeypatch, tmp_path):
     spec = msgspec.structs.replace(SPEC, folder=str(tmp_path / "model"), state_dir=str(tmp_path / "state"))
     began = []
 
-    async def make():
-        began.append(Opened(spec, Door(address="localhost:1", api_key=KEY, ca_pem="")))
+    async def make(**other):
+        began.append(
+            Opened(msgspec.structs.replace(spec, **other), Door(address="localhost:1", api_key=KEY, ca_pem=""))
+        )
         await began[-1]._opening
         return began[-1]
 
@@ -150,6 +152,12 @@ async def test_a_replica_that_is_restarted_in_place_has_what_it_was_told_meanwhi
     await told(again)
     await made()
     assert (Meters.opened[2].adapters, Meters.opened[2].rate) == ((), DEARER)
+
+
+async def test_a_server_is_handed_to_the_engine_by_its_url_and_a_folder_as_it_was_found(made, tmp_path):
+    await made()
+    await made(engine="http", folder="http://10.0.0.7:8000")
+    assert [each.folder for each in Meters.opened] == [str(tmp_path / "model"), "http://10.0.0.7:8000"]
 
 
 async def test_a_replica_that_was_stopped_leaves_nothing_of_what_it_was_told(made, tmp_path):
