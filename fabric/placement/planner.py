@@ -51,7 +51,7 @@ class Planner:
         """Plan by another policy from now on. What was decided by the one before stands: places, pins and claims."""
         self._fairness.follow(policy, now_us=now_us)
         self._state.policy, self._state.epoch_us = policy, self._fairness.epoch_us
-        self._queue.policy = policy
+        self._queue.follow(policy)
         self._cluster.layout += 1
         for group in self._cluster.groups.values():
             group.touched = True

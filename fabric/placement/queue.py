@@ -76,7 +76,7 @@ class Queue:
 
     def __init__(self, queued: dict[JobId, Queued], fairness: Fairness, policy: Policy) -> None:
         self._queued = queued
-        self.policy = policy
+        self.follow(policy)
         self._fairness = fairness
         self.owners: dict[AccountId, None] = {}
         """Accounts with nodes of their own: their jobs have lanes of their own."""
@@ -93,6 +93,11 @@ class Queue:
         self._order: list[tuple[_Head, str]] = []
         self._woken: dict[str, Lane] = {}
         """Lanes that are to be looked at, of which `_order` doesn't know yet."""
+
+    def follow(self, policy: Policy) -> None:
+        """Sort by this policy; whoever waits is sorted anew by `rebuild`."""
+        self._policy = policy
+        self._shortest_us = min(policy.graces_us)
 
     def rebuild(self, *, skip: Mapping[JobId, Claim]) -> None:
         """Sort every waiting job into its lane anew; those in `skip` are not in line."""
@@ -122,7 +127,9 @@ class Queue:
             None if request.devices_least is None else (request.devices_least, request.speeds),
             (request.notice_us, request.mixtures) if request.notice_us or request.mixtures else None,
             request.prefers if request.patience_us else (),
-            self.policy.barred(request.grace_us) if request.is_movable(queued.preemptible) else (),
+            self._policy.barred(request.grace_us)
+            if request.grace_us > self._shortest_us and request.is_movable(queued.preemptible)
+            else (),
         )
         lane = self.lanes.get(key)
         if lane is None:

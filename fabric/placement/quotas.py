@@ -157,8 +157,7 @@ class Fairness:
     def key(self, account_id: AccountId) -> Key:
         """Less goes first."""
         cohort = self._accounts[account_id].cohort
-        own = self.keys[account_id]
-        return (self.cohort_keys[cohort], own) if cohort else (own, 0)
+        return (self.cohort_keys[cohort], self.keys[account_id]) if cohort else (self.keys[account_id], 0)
 
     def peers(self, account_id: AccountId) -> Collection[AccountId]:
         """The accounts whose keys change with this one's."""
@@ -197,8 +196,9 @@ class Fairness:
 
     def depart(self, account_id: AccountId) -> bool:
         """One job fewer. True if nothing of its payer is there any more."""
-        if self.present[account_id] > 1:
-            self.present[account_id] -= 1
+        left = self.present[account_id] - 1
+        if left:
+            self.present[account_id] = left
             return False
         del self.present[account_id]
         cohort = self._accounts[account_id].cohort
@@ -218,8 +218,8 @@ class Fairness:
         if the account has less than before.
         """
         account = self._accounts[account_id]
-        account.fees = max(account.fees - fee, 0)
-        back = account.credit - account.fees
+        fees = account.fees = account.fees - fee if account.fees > fee else 0
+        back = account.credit - fees
         if back <= 0:
             return False
         account.credit -= back
@@ -314,8 +314,9 @@ class Fairness:
         return self._factor
 
     def _add(self, account_id: AccountId, account: Account, amount: int) -> None:
-        account.usage = max(min(account.usage + amount, _USAGE_MAX), 0)
-        self.keys[account_id] = account.usage * PPM // account.weight_ppm
+        usage = account.usage + amount
+        account.usage = usage = usage if 0 <= usage <= _USAGE_MAX else max(min(usage, _USAGE_MAX), 0)
+        self.keys[account_id] = usage * PPM // account.weight_ppm
         if account.cohort:
             shared = self._cohorts[account.cohort]
             shared.usage = max(min(shared.usage + amount, _USAGE_MAX), 0)

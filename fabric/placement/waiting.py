@@ -35,8 +35,13 @@ class Waiting:
         """A job was placed there: whoever waits for that group, in its class or a better one, was passed, but by his own."""
         self._state.groups[group.name].placed[running.rank] += 1
         payer = self._fairness.payer(running.request.account_id)
-        own = self._state.starts.setdefault(payer, {}).setdefault(group.name, [0] * RANKS)
-        own[running.rank] += 1
+        own = self._state.starts.get(payer)
+        if own is None:
+            own = self._state.starts[payer] = {}
+        counts = own.get(group.name)
+        if counts is None:
+            counts = own[group.name] = [0] * RANKS
+        counts[running.rank] += 1
 
     def depart(self, account_id: AccountId) -> None:
         """One job fewer of the account is here; of a payer who has none nothing need be remembered."""
