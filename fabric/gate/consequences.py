@@ -39,7 +39,10 @@ def follow(core: Core) -> None:
     for transfer in core.book.pending:
         if transfer.kind == "capture":
             core.planner.note_usage(
-                AccountId(transfer.account_id), uhs=transfer.postings[-1].amount, now_us=core.now_us
+                AccountId(transfer.account_id),
+                uhs=transfer.postings[-1].amount,
+                now_us=core.now_us,
+                job_id=JobId(transfer.ref.rpartition(credit.OF_JOBS)[0]),
             )
         elif transfer.kind in _FREES:
             core.freed[AccountId(transfer.account_id)] = None

@@ -92,7 +92,7 @@ class OpenAccount(Event, frozen=True, kw_only=True, tag="open_account"):
     older_limit_uhs: int = msgspec.field(default=0, name="credit_limit_uhs")
     """What older entries say instead; in them 0 meant the plan's."""
     weight_ppm: int = PPM
-    """Its share of what others wait for too, against theirs: of its cohort's, if it has one."""
+    """Its share of what others wait for too, against theirs. With a cohort, that one's weight counts."""
     cohort: str = ""
     """Who pays for it together with other accounts: the share is theirs together. "" = it is a payer of its own."""
     request_id: str = ""

@@ -38,7 +38,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """inference | training | batch"""
     preemptible: bool = True
     weight_ppm: int = PPM
-    """The account's share against others of its class (of its cohort, if it has one), in ppm."""
+    """The account's share against others of its class, in ppm; with a cohort, that one's counts."""
     cohort: str = ""
     """Whoever pays for the account together with others: the share is theirs together. "" = its own."""
     cohort_weight_ppm: int = PPM

@@ -204,10 +204,11 @@ class Planner:
         """The job's work up to now is durable: evicting it now loses little."""
         self._cluster.save(job_id, now_us=now_us, write_us=write_us, restore_us=restore_us)
 
-    def note_usage(self, account_id: AccountId, *, uhs: int, now_us: int) -> None:
+    def note_usage(self, account_id: AccountId, *, uhs: int, now_us: int, job_id: JobId | None = None) -> None:
         """The account burned so much: it stands further back in its class, ever less as the usage ages."""
         self._tick(now_us)
-        self._fairness.use(account_id, uhs=uhs, now_us=now_us)
+        charged = None if job_id is None else self._state.running.get(job_id)
+        self._fairness.use(account_id, uhs=uhs, now_us=now_us, charged=charged)
 
     def weigh(self, account_id: AccountId, *, weight_ppm: int, cohort: str, cohort_weight_ppm: int) -> None:
         """The account has this weight from now on, and is of this cohort; what it has used stays its own."""

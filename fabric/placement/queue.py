@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from fabric.placement.fitting import Group, Shape
 from fabric.placement.jobs import INFERENCE, RANKS
-from fabric.placement.quotas import Fairness, Key, Policy
+from fabric.placement.quotas import Fairness, Policy
 from fabric.placement.state import Claim, Queued
 from fabric.units import AccountId, JobId, NodeId
 
@@ -21,7 +21,7 @@ _Patient = tuple[NodeId, ...]
 _Choosy = tuple[int, tuple[tuple[str, ...], ...]] | None
 _Barred = tuple[str, ...]
 LaneKey = tuple[int, int, int | None, tuple[str, ...], bool, bool, str, _Elastic, _Choosy, _Patient, _Barred]
-_Head = tuple[Key, tuple[int, int], AccountId]
+_Head = tuple[int, tuple[int, int], AccountId]
 _LANES_KEPT = 1024
 _HEADS_PER_LINE = 2
 _HEADS_KEPT = 16

@@ -3,11 +3,11 @@
 Usage decays with a half-life, in integers and without ever touching an account that is idle: instead of shrinking what
 was used, what is used later counts for more (forward decay), so accounts compare as if all had decayed to this moment.
 Starting a job counts at once as use that is still to come, so that a burst of submissions cannot win before its usage is
-known (the idea is Kueue's admission fair sharing): what the account uses is set off against that, and what is left over when
-jobs end is given back, so that at no time more is counted for an account than it has used and what its running jobs' starts
-count.
+known (the idea is Kueue's admission fair sharing): what the job uses is set off against that, and what is left over when it
+ends is given back, so that at no time more is counted for an account than it has used and what its running jobs' starts count.
 
-Accounts that one payer has are a *cohort*: the share is the cohort's, and its accounts share that by the same rule.
+Accounts that one payer has are a *cohort*: the share is the cohort's, and its accounts are one line in which whoever came first
+goes first. So a payer gains nothing by having many accounts.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -27,8 +27,6 @@ POLICY_COUNT_MAX: Final = 1_000_000
 POOLS: Final = ("reserved", "dedicated", "spot")
 LONGEST_GRACE_US: Final = DAY_US
 
-Key = tuple[int, int]
-"""Decayed usage by weight: the payer's, and the account's among those of its payer."""
 _USAGE_MAX: Final = 2**62
 _UHS_PER_COUNT: Final = 1000
 _REBASE_AFTER: Final = 4
@@ -94,10 +92,11 @@ class Account(msgspec.Struct, gc=False):
 
     usage: int = 0
     credit: int = 0
-    """Of that, what was counted for starts and isn't used yet: never more than `fees`."""
+    """Of that, what was counted for starts and isn't used yet: never more than `fees`, and less where it isn't known by which
+    jobs something was used."""
     weight_ppm: int = PPM
     fees: int = 0
-    """What was counted for the starts of jobs that run now."""
+    """What is left of the fees of jobs that run now."""
     cohort: str = ""
     """Who pays for it together with others; "" = it is a payer of its own."""
     joined: bool = False
@@ -105,13 +104,13 @@ class Account(msgspec.Struct, gc=False):
 
 
 class Charged(Protocol):
-    """A job that runs, and what its start was counted with."""
+    """A job that runs, and what is left of that which its start was counted with."""
 
     fee: int
 
 
 class Fairness:
-    """Who is next: of the payers the one with the least decayed usage for its weight, and of its accounts the one with the least."""
+    """Who is next: the payer with the least decayed usage for its weight."""
 
     __slots__ = (
         "_accounts",
@@ -143,7 +142,7 @@ class Fairness:
         self._policy = policy
         self.epoch_us = epoch_us
         self.keys = {account_id: _key(account) for account_id, account in accounts.items()}
-        """By account, among those of its cohort if it has one."""
+        """By account, as it counts where it is a payer of its own."""
         self.cohort_keys = {name: _key(cohort) for name, cohort in self._cohorts.items()}
         self.members: dict[str, dict[AccountId, None]] = {}
         for account_id, account in accounts.items():
@@ -154,10 +153,10 @@ class Fairness:
         self._factor_step = -1
         self._factor = 0
 
-    def key(self, account_id: AccountId) -> Key:
-        """Less goes first."""
+    def key(self, account_id: AccountId) -> int:
+        """What its payer has used, by weight: less goes first."""
         cohort = self._accounts[account_id].cohort
-        return (self.cohort_keys[cohort], self.keys[account_id]) if cohort else (self.keys[account_id], 0)
+        return self.cohort_keys[cohort] if cohort else self.keys[account_id]
 
     def peers(self, account_id: AccountId) -> Collection[AccountId]:
         """The accounts whose keys change with this one's."""
@@ -181,7 +180,7 @@ class Fairness:
         changed = self._weigh(account_id, account, weight_ppm, cohort, cohort_weight_ppm)
         if not account.joined:
             account.joined = True
-            account.usage = max(account.usage, self._least(account_id, cohort) * weight_ppm // PPM)
+            account.usage = max(account.usage, 0 if cohort else self._least(account_id) * weight_ppm // PPM)
             self.keys[account_id] = _key(account)
         return changed
 
@@ -205,34 +204,34 @@ class Fairness:
         return not cohort or not any(member in self.present for member in self.members[cohort])
 
     def enter(self, account_id: AccountId, *, devices: int, now_us: int) -> int:
-        """Count the start of a job of so many devices as use that is still to come; with how much is what `leave` takes back."""
+        """Count the start of a job of so many devices as use that is still to come; how much that is."""
         fee = devices * self._policy.entry_us // _UHS_PER_COUNT * self._scale(now_us)
         account = self._accounts[account_id]
-        account.credit += fee
-        account.fees += fee
-        self._add(account_id, account, fee)
+        self._count(account_id, account, used=0, fees=account.fees + fee, early=account.fees - account.credit)
         return fee
 
     def leave(self, account_id: AccountId, *, fee: int) -> bool:
-        """The job that was counted with this fee is over: what isn't used of all fees goes back, but for what still runs. True
-        if the account has less than before.
-        """
+        """The job is over: what it has not used of its fee goes back. True if the account has less than before."""
         account = self._accounts[account_id]
-        fees = account.fees = account.fees - fee if account.fees > fee else 0
-        back = account.credit - fees
-        if back <= 0:
-            return False
-        account.credit -= back
-        self._add(account_id, account, -back)
-        return True
+        fees = account.fees - fee if account.fees > fee else 0
+        return self._count(account_id, account, used=0, fees=fees, early=account.fees - account.credit) < 0
 
-    def use(self, account_id: AccountId, *, uhs: int, now_us: int) -> None:
-        """Count what was used, less what was counted for it when the account's jobs started."""
-        account = self._accounts.setdefault(account_id, Account())
+    def use(self, account_id: AccountId, *, uhs: int, now_us: int, charged: Charged | None = None) -> None:
+        """Count what was used by a job that runs, less what is left of its fee. What nobody says by which job it was used is set
+        off against the fees of all that run.
+        """
+        account = self._accounts.get(account_id)
+        if account is None:
+            account = self._accounts[account_id] = Account()
         used = -(-uhs // _UHS_PER_COUNT) * self._scale(now_us)
-        covered = min(used, account.credit)
-        account.credit -= covered
-        self._add(account_id, account, used - covered)
+        fees, early = account.fees, account.fees - account.credit
+        if charged is None:
+            early += used
+        else:
+            covered = min(used, charged.fee)
+            charged.fee -= covered
+            fees = max(fees - covered, 0)
+        self._count(account_id, account, used=used, fees=fees, early=early)
 
     def rebase(self, *, now_us: int) -> bool:
         """Move the epoch up before numbers outgrow 64 bits: every usage halves as often. True if it did (every few weeks)."""
@@ -269,7 +268,7 @@ class Fairness:
             return changed
         shared = self._cohorts.get(cohort)
         if shared is None:
-            begins = 0 if account.joined else self._least(account_id, "") * cohort_weight_ppm // PPM
+            begins = 0 if account.joined else self._least(account_id) * cohort_weight_ppm // PPM
             shared = self._cohorts[cohort] = Account(usage=max(account.usage, begins))
         self.members.setdefault(cohort, {})[account_id] = None
         changed = changed or shared.weight_ppm != cohort_weight_ppm
@@ -277,14 +276,11 @@ class Fairness:
         self.cohort_keys[cohort] = _key(shared)
         return changed
 
-    def _least(self, account_id: AccountId, cohort: str) -> int:
-        """Where the least stand that have jobs here: payers, or the accounts of one cohort. Where nobody has, of all that ever
-        had; 0 where nobody else ever had.
+    def _least(self, account_id: AccountId) -> int:
+        """Where the payer stands that has used least of those who have jobs here. Where nobody has, of all that ever had; 0 where
+        nobody else ever had.
         """
-        if cohort:
-            there = [self.keys[other] for other in self.members.get(cohort, ()) if other in self.present]
-            return min(there, default=0)
-        there = [self.key(other)[0] for other in self.present if other != account_id]
+        there = [self.key(other) for other in self.present if other != account_id]
         return min(there) if there else min((key for key in self._all_keys(account_id) if key), default=0)
 
     def _all_keys(self, account_id: AccountId) -> Iterator[int]:
@@ -312,6 +308,14 @@ class Fairness:
             octaves, rest = divmod(max(step, 0), _STEPS)
             self._factor_step, self._factor = step, _FACTORS[rest] << octaves
         return self._factor
+
+    def _count(self, account_id: AccountId, account: Account, *, used: int, fees: int, early: int) -> int:
+        """Have so many fees stand for what is to come, of which so much was used early; how much more the account has now."""
+        credit = fees - early if early < fees else 0
+        more = used + credit - account.credit
+        account.fees, account.credit = fees, credit
+        self._add(account_id, account, more)
+        return more
 
     def _add(self, account_id: AccountId, account: Account, amount: int) -> None:
         usage = account.usage + amount

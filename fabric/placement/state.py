@@ -75,7 +75,7 @@ class Running(msgspec.Struct, gc=False):
     groups: tuple[str, ...] = ()
     """Of a gang of several types: those of all its parts."""
     fee: int = 0
-    """What its start was counted with, as usage is (`Fairness`)."""
+    """What its start was counted with, as usage is (`Fairness`), as far as it isn't used."""
 
 
 class Claim(msgspec.Struct):

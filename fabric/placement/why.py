@@ -141,7 +141,7 @@ class Inquiry:
                 better += 1
             elif payer_of(other.request.account_id) == payer:
                 own += 1
-            elif key[0] < mine[1][0]:
+            elif key < mine[1]:
                 poorer += 1
         return every, better, poorer, own
 
