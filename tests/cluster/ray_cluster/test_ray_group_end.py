@@ -81,19 +81,24 @@ async def another_gate(world, leases):
     await world.cluster.reconcile([world.view(lease) for lease in leases])
 
 
-async def is_whole(world, name):
-    """The node's raylet lives, all devices are back, and nothing is known of a group there; for a while."""
-    (raylet,) = world.local._raylets[name].all_processes["raylet"]
+async def is_whole(world, name, *, may_leave=False):
+    """The node's raylet lives, all devices are back, and nothing is known of a group there; for a while. Or it has left in order,
+    as one that Ray drains does when nothing is on it any more.
+    """
+    (raylet,), nodes = world.local._raylets[name].all_processes["raylet"], dict(world.cluster._nodes)
     deadline, quiet_since = time.monotonic() + DEADLINE_S, None
     while quiet_since is None or time.monotonic() - quiet_since < QUIET_S:
         await world.cluster._unleased.end_all()
-        assert raylet.process.poll() is None, "its raylet has died"
-        tables, node = RayTables.here(), world.cluster._nodes[name]
-        free = (await asyncio.to_thread(tables.free))[node.ray_id]
-        whole = (await asyncio.to_thread(tables.whole))[node.ray_id]
+        ended = raylet.process.poll()
+        if may_leave and ended == 0:
+            return
+        assert ended is None, "its raylet has died"
+        tables, node = RayTables.here(), nodes[name]
+        free = (await asyncio.to_thread(tables.free)).get(node.ray_id, {})
+        whole = (await asyncio.to_thread(tables.whole)).get(node.ray_id, {})
         held = {key: amount for key, amount in whole.items() if free.get(key, 0.0) < amount or "_group_" in key}
         held = {key: amount for key, amount in held.items() if key in node.held(1) or "_group_" in key}
-        quiet_since = None if held else quiet_since or time.monotonic()
+        quiet_since = None if held or not whole else quiet_since or time.monotonic()
         assert time.monotonic() < deadline, held
         await asyncio.sleep(0.2)
 
@@ -116,7 +121,7 @@ async def lived_and_ended(world, node, step, how, *, gate, drained=False):
         await another_gate(world, [lease] if gate == "another" else [])
     if gate != "one that knows nothing of it":
         await world.remove(lease.lease_id)
-    await is_whole(world, name)
+    await is_whole(world, name, may_leave=drained)
     deadline = time.monotonic() + DEADLINE_S
     while left := await asyncio.to_thread(processes, mark):
         assert time.monotonic() < deadline, left
