@@ -9,7 +9,7 @@ import csv
 import gzip
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -55,8 +55,10 @@ class Machine:
     """Devices that are wholly free."""
     free: int = 0
     """Parts that are free, of all devices together."""
-    fullest: int = field(default=0)
+    fullest: int = 0
     """The most that is free of one device."""
+    pods: int = 0
+    """How many have been put here."""
 
     def __post_init__(self) -> None:
         self._count()
@@ -69,12 +71,15 @@ class Machine:
             return True
         return self.whole >= pod.devices if pod.parts == WHOLE else self.fullest >= pod.parts
 
-    def put(self, pod: Pod) -> None:
-        """The pod is here from now on; a part of a device is taken where it fits most tightly."""
+    def put(self, pod: Pod, parts: list[int] | None = None) -> None:
+        """The pod is here from now on. `parts` is what is free of each device then; else a part of one is taken where it fits
+        most tightly.
+        """
         self.cpu -= pod.cpu
         self.memory -= pod.memory
+        self.pods += 1
         if pod.devices:
-            self.parts = after(self.parts, pod)
+            self.parts = after(self.parts, pod) if parts is None else parts
             self._count()
 
     def _count(self) -> None:
@@ -82,7 +87,9 @@ class Machine:
         self.fullest = max(self.parts, default=0)
 
 
-Packer = Callable[[Pod, list[Machine], random.Random], Machine | None]
+Choice = tuple[Machine, list[int] | None]
+"""A machine, and what is free of each of its devices then; None = the tightest that is enough is taken."""
+Packer = Callable[[Pod, list[Machine], random.Random], Choice | None]
 """Chooses a machine for a pod, of those that take it."""
 
 
@@ -99,7 +106,7 @@ def after(parts: list[int], pod: Pod) -> list[int]:
     return left
 
 
-def best_fit(pod: Pod, machines: list[Machine], rng: random.Random) -> Machine | None:
+def best_fit(pod: Pod, machines: list[Machine], rng: random.Random) -> Choice | None:
     """The machine that has least left then: half its cores, half its devices, each of the largest that there is."""
     best, found = 1 << 62, None
     del rng
@@ -108,7 +115,7 @@ def best_fit(pod: Pod, machines: list[Machine], rng: random.Random) -> Machine |
             left = (machine.cpu - pod.cpu) * _PER_CPU + (machine.free - pod.asked) * _PER_PART
             if left < best:
                 best, found = left, machine
-    return found
+    return None if found is None else (found, None)
 
 
 _PER_CPU: Final = 8 * WHOLE
@@ -137,9 +144,9 @@ def allocated(
     total = sum(len(each.parts) for each in here) * WHOLE
     given = 0
     for pod in inflated(pods, int(total * arrived), rng):
-        machine = packer(pod, here, rng)
-        if machine is not None:
-            machine.put(pod)
+        choice = packer(pod, here, rng)
+        if choice is not None:
+            choice[0].put(pod, choice[1])
             given += pod.asked
     return given / total * 100
 

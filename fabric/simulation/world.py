@@ -272,7 +272,6 @@ class World:
         asked_us = now_us if not keeps else max(now_us - self.behaviour.write_us, run.computes_us)
         durable_us = asked_us if keeps else run.saved_us(now_us)
         task.left_us -= max(durable_us - run.computes_us, 0) * run.speed_ppm // PPM
-        task.left_us = max(task.left_us, 1)
         task.lost_us += max(now_us - max(durable_us, run.computes_us), 0) * devices
         task.restored_us += (min(run.computes_us, now_us) - run.started_us) * devices
         self._off(task, run)

@@ -17,6 +17,8 @@ MINUTE = 60_000_000
 POLICIES = {"fabric": GatePolicy, **PEERS}
 CLUSTER = Cluster(nodes=(Nodes(count=2, devices=4, pool="reserved"), Nodes(count=2, devices=4)))
 
+SPOT_COMES_AND_GOES = ((0, 1), (60 * MINUTE, 2), (100 * MINUTE, 0), (200 * MINUTE, 1), (500 * MINUTE, 2))
+
 works = st.lists(
     st.builds(
         Work,
@@ -37,7 +39,7 @@ behaviours = st.builds(
     write_us=st.sampled_from((0, MINUTE)),
     grace_us=st.sampled_from((0, MINUTE)),
     node_mtbf_us=st.sampled_from((None, 100 * HOUR_US)),
-    offers=st.sampled_from(((), ((0, 1), (60 * MINUTE, 2), (100 * MINUTE, 0), (200 * MINUTE, 1), (500 * MINUTE, 2)))),
+    offers=st.sampled_from(((), SPOT_COMES_AND_GOES)),
     notice_us=st.sampled_from((0, 2 * MINUTE)),
 )
 
@@ -151,3 +153,26 @@ def test_rho_is_how_much_longer_than_with_its_part_of_the_cluster():
     first, second = rhos_of(world.tasks, devices=4)
     assert first == pytest.approx(0.5)
     assert second == pytest.approx(2 / 1.5)
+
+
+def test_what_was_sent_away_at_its_end_with_all_of_it_saved_has_nothing_left_to_compute():
+    """Its node goes at the very moment at which it would have ended, and at which its last save is durable."""
+    work = Work(work_id="a", submit_us=0, duration_us=100 * MINUTE, devices=1)
+    how = Behaviour(checkpoint_us=10 * MINUTE, write_us=0, offers=((0, 1), (100 * MINUTE, 0), (200 * MINUTE, 1)))
+    world = World([work], Cluster(nodes=(Nodes(count=1, devices=4),)), PEERS["fifo"](), behaviour=how)
+    world.run()
+    assert (world.tasks[0].lost_us, world.tasks[0].left_us) == (0, 0)
+    assert world.busy.total_us == work.duration_us + world.tasks[0].restored_us
+
+
+def test_a_job_that_waits_for_the_second_time_is_backfilled_once():
+    """Lost with its node it is in its lane twice for a while: only one of the two is a job."""
+    trace = [
+        Work(work_id="long", submit_us=0, duration_us=10 * HOUR_US, devices=4),
+        Work(work_id="big", submit_us=1, duration_us=HOUR_US, devices=8),
+        Work(work_id="small", submit_us=2, duration_us=3 * HOUR_US, devices=1),
+    ]
+    how = Behaviour(offers=((0, 2), (30 * MINUTE, 1), (40 * MINUTE, 2)))
+    world = World(trace, Cluster(nodes=(Nodes(count=2, devices=4),)), PEERS["easy"](), behaviour=how)
+    world.run()
+    assert all(task.ended_us is not None for task in world.tasks)

@@ -47,10 +47,9 @@ class Easy(Peer):
         for lane in sorted(self.lanes.values(), key=lambda lane: lane.heap[0][:2] if lane.heap else ((1 << 62,), 0)):
             if not any(lane.shape[0] <= each.free for each in lane.groups):
                 continue
-            waiting = [
-                task for _, _, task in lane.heap[:DEPTH] if task.work.work_id in self.waiting and task is not first
-            ]
-            for task in sorted(waiting, key=lambda task: (self.key(task), task.at)):
+            waiting = {task.at: task for _, _, task in lane.heap[:DEPTH] if task.work.work_id in self.waiting}
+            waiting.pop(first.at, None)
+            for task in sorted(waiting.values(), key=lambda task: (self.key(task), task.at)):
                 ends = self.world.now_us + self.estimate_us(task) <= shadow_us
                 if not self._start_outside(lane, task, group, 0 if ends else reserved):
                     if ends:

@@ -1,0 +1,58 @@
+"""Packing: nobody gets more of a device than there is, and a part goes where it makes least useless."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fabric.simulation.fgd import Fgd
+from fabric.simulation.packing import WHOLE, Machine, Pod, allocated, best_fit
+
+ANY = frozenset()
+
+
+def part(parts):
+    return Pod(0, 0, 1, parts, ANY)
+
+
+pods = st.lists(
+    st.one_of(
+        st.builds(part, st.sampled_from((250, 500, 700))),
+        st.integers(1, 4).map(lambda devices: Pod(1000, 1, devices, WHOLE, ANY)),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@pytest.mark.parametrize("packer", ["best-fit", "fgd"])
+@given(pods=pods)
+def test_no_device_is_given_away_more_than_once(packer, pods):
+    machines = [Machine(at, "H100", 4000, 100, [WHOLE] * 4) for at in range(2)]
+    choose, given_away = (best_fit if packer == "best-fit" else Fgd(pods)), 0
+    for pod in pods:
+        choice = choose(pod, machines, random.Random(1))
+        if choice is None:
+            assert not any(machine.takes(pod) for machine in machines)
+            continue
+        choice[0].put(pod, choice[1])
+        given_away += pod.asked
+        assert all(0 <= left <= WHOLE for machine in machines for left in machine.parts)
+    assert sum(sum(machine.parts) for machine in machines) == 8 * WHOLE - given_away
+
+
+def test_a_part_goes_beside_another_so_that_a_whole_device_stays():
+    machine = Machine(0, "H100", 100, 100, [500, WHOLE])
+    machine.put(part(500))
+    assert machine.parts == [0, WHOLE]
+    workload = [part(500), Pod(0, 0, 1, WHOLE, ANY)]
+    other = Machine(0, "H100", 100, 100, [700, WHOLE])
+    _, parts = Fgd(workload)(part(500), [other], random.Random(1))
+    assert parts == [200, WHOLE]
+
+
+def test_a_workload_is_filled_up_until_more_is_asked_for_than_there_is():
+    machines = [Machine(0, "H100", 10_000, 100, [WHOLE] * 4)]
+    assert allocated(machines, [Pod(0, 0, 1, WHOLE, ANY)], best_fit, seed=1) == 100
+    assert allocated(machines, [Pod(0, 0, 3, WHOLE, ANY)], best_fit, seed=1) == 75
