@@ -22,15 +22,15 @@ class ModuleState:
 
     def __init__(self, name: str, module: Any) -> None:
         self._name, self.module = name, module
-        for part in module.modules():
-            if hasattr(part, "set_requires_gradient_sync") and hasattr(part, "reshard"):
-                part.reshard()  # FSDP2 leaves weights gathered after a forward pass, and these are not what is trained
         self._take_in()
 
     def _take_in(self) -> None:
         """Note what it is made of."""
         module = self.module
         self._layers = list(module.modules())
+        for part in self._layers:
+            if hasattr(part, "set_requires_gradient_sync") and hasattr(part, "reshard"):
+                part.reshard()  # FSDP2 leaves weights gathered after a forward pass, and these are not what is trained
         self._buffers = Buffers(module)
         self._extra = [key for key in module.state_dict() if key.endswith("_extra_state")]
         self.named = list(module.named_parameters())
