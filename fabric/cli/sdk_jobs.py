@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import typer
 
-from fabric.cli.output import print_json, record, say, tell
+from fabric.cli.output import duration, print_json, record, say, tell
 from fabric.cli.sending import Sending
 from fabric.cli.session import client, tell_away
 from fabric.client.client import new_request_id
@@ -42,6 +42,9 @@ def submitted(
     except KeyboardInterrupt:
         tell(f"it may have been submitted all the same: `fabric jobs --request-id {intention}` looks")
         raise
+    if pools := made.facts.get("barred_pools"):
+        longest = duration(int(made.facts.get("grace_max_us") or 0))
+        tell(f"not placed on {pools} nodes: its --grace is longer than the {longest} that they give")
     _tell_left_out(fabric.left_out, "because .gitignore names it")
     _tell_left_out(fabric.secrets_left_out, "because such files hold secrets")
     if fabric.unsent:

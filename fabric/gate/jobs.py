@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
-from fabric.gate import deadlines, holds, keys, leases, refusals, requests, why_never
+from fabric.gate import deadlines, holds, keys, leases, notice, refusals, requests, why_never
 from fabric.gate.core import Core
 from fabric.gate.events import (
     Cancel,
@@ -59,7 +59,7 @@ def submit(core: Core, event: Submit) -> Outcome:
     core.keep(job)
     core.touch(job)
     requests.enqueue(core, job, request)
-    return Accepted(granted_uhs=job.held_uhs, held_uhs=job.held_uhs)
+    return Accepted(granted_uhs=job.held_uhs, held_uhs=job.held_uhs, facts=notice.barred(core, request))
 
 
 def draft(job_id: JobId, account_id: AccountId, key_id: KeyId | None, spec: JobSpec, *, now_us: int) -> Job:

@@ -8,6 +8,7 @@ that every eviction is a loss, so that it saves ahead. Either is said in its rea
 
 import msgspec
 
+from fabric.errors import Fact
 from fabric.gate import grace
 from fabric.gate.core import Core
 from fabric.gate.state import Job
@@ -32,6 +33,17 @@ def waits(job: Job, request: PlacementRequest) -> str:
     if not request.notice_us or not job.saves_us:
         return ""
     return f"waiting_for_capacity with {_seconds(request.notice_us)} of notice: its saves take that long"
+
+
+def barred(core: Core, request: PlacementRequest) -> dict[str, Fact]:
+    """What a submission is told of pools that its grace keeps it out of."""
+    pools = core.planner.barred(request)
+    if not pools:
+        return {}
+    return {
+        "barred_pools": ", ".join(pool for pool, _ in pools),
+        "grace_max_us": max(longest_us for _, longest_us in pools),
+    }
 
 
 def not_lent(core: Core, request: PlacementRequest) -> str:

@@ -298,7 +298,9 @@ class Fabric:
                 reply = self.client.call(request, pb.SubmitReply)
             except Unavailable as error:
                 raise _unanswered(error, request.request_id) from None
-            return Job(self.client, self._feed, reply.job_id, fresh=request_id is None)
+            job = Job(self.client, self._feed, reply.job_id, fresh=request_id is None)
+            job.facts = facts_of(reply)
+            return job
 
 
 def _unanswered(error: Unavailable, request_id: str) -> Unavailable:

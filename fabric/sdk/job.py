@@ -33,6 +33,8 @@ class Job:
 
     def __init__(self, client: Client, feed: Feed, job_id: str, *, fresh: bool = False) -> None:
         self.id = job_id
+        self.facts: dict[str, str | int | bool | None] = {}
+        """What was told when it was submitted: `barred_pools` and `grace_max_us` where its grace is longer than they give."""
         self._client = client
         self._feed = feed
         self._end = feed.follow(job_id, fresh=fresh)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fabric.errors import NotFound
-from fabric.gate.events import TopUp
+from fabric.gate.events import NodeUp, Pool, TopUp
 from fabric.units import UHS_PER_CT
 
 COMMAND = ["true"]
@@ -33,6 +33,13 @@ def test_at_the_command_line_it_is_a_sentence_or_its_facts(waiting, run):
     facts = json.loads(run("why", waiting.id, "--json").output)
     assert (facts["state"], facts["waits"]["code"], facts["waits"]["short"]) == ("queued", "room", 2)
     assert facts["sentence"] == waiting.why()
+
+
+def test_one_whose_grace_keeps_it_out_of_a_pool_is_told_at_its_submission(house, run):
+    house.port.seed(NodeUp(node_id="r1", accelerator="H100", devices=8, pool=Pool.RESERVED))
+    done = run("submit", "--tokens", 1, "--accelerators", "H100:1", "--grace", 300, "--", "true")
+    assert "not placed on reserved nodes: its --grace is longer than the 2 min that they give" in done.stderr
+    assert "not placed" not in run("submit", "--tokens", 1, "--accelerators", "H100:1", "--", "true").stderr
 
 
 def test_another_customers_job_is_none(waiting, house):

@@ -39,6 +39,14 @@ def test_a_job_over_the_lenders_grace_is_told_at_submit_and_not_lent_to(story):
     )
 
 
+def test_the_answer_to_the_submission_says_so_too(story):
+    lender(story)
+    story.must(node("s1", "A100", 4))
+    told = story.must(submit(types=("A100",), devices=4, grace_us=60 * S))
+    assert told.facts == {"barred_pools": "reserved", "grace_max_us": 20 * S}
+    assert story.must(submit("k", types=("A100",), devices=4, grace_us=20 * S)).facts == {}
+
+
 def test_one_that_only_a_lender_has_room_for_is_refused_with_the_remedy(story):
     lender(story)
     refused = story.do(submit(types=("A100",), devices=4, grace_us=60 * S)).outcome
