@@ -29,8 +29,8 @@ from serving.metering.payer import TICKET, SignedPayer
 _LINE_BYTES_MAX: Final = 1 << 20
 _CONNECT_S: Final = 5.0
 _HEALTH_S: Final = 5.0
-_SILENT_S: Final = 600.0
-"""A server that says nothing of a request for so long has lost it."""
+_SILENT_S: Final = 3_600.0
+"""A server that says nothing of a request for so long has lost it: an answer in one piece is silent until it is whole."""
 _TTFTS_KEPT: Final = 512
 _OK: Final = 200
 _PROBE: Final = {"prompt": "a", "max_tokens": 2, "stream": True, "stream_options": USAGE}
