@@ -218,7 +218,7 @@ async def test_a_server_that_never_answers_is_ended_with_all_below_it():
         await ServerProcess.start([sys.executable, "-c", program], port=free_port(), env={}, within_s=1.0)
     assert refused.value.code == "engine_silent"
     left = set(psutil.Process().children(recursive=True)) - before
-    assert not left
+    assert not [each for each in left if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
 
 
 async def test_a_server_that_dies_is_told_by_the_engines_health(tmp_path, sglang_standin):
