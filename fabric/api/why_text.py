@@ -14,6 +14,7 @@ CLASSES: Final = ("inference", "Enterprise", "Professional", "Starter", "batch")
 WITHHELD: Final = {
     "headroom": "kept free for inference",
     "inference_waits": "not lent while inference waits",
+    "owner_waits": "not lent while their owner waits",
     "reserved": "reserved for a job that has waited longer",
 }
 SIMPLY: Final = {

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fabric.config.sections import Section
-from fabric.placement.quotas import HOUR_US, LONGEST_GRACE_US, MINUTE_US, POLICY_COUNT_MAX, POOLS, Policy
+from fabric.placement.quotas import HOUR_US, LONGEST_GRACE_US, MINUTE_US, PERCENT_MAX, POLICY_COUNT_MAX, POOLS, Policy
 from fabric.units import MICROS_PER_S
 
 _MINUTES_MAX = 365 * 24 * 60
@@ -40,13 +40,19 @@ class SchedulingSection(Section):
 
     headroom_devices: Annotated[int, Field(ge=0, le=POLICY_COUNT_MAX)] = 0
     """Idle reserved devices of each type that are never lent. 0 lends everything: a reclaim frees them within the grace."""
+    lend_dedicated: bool = True
+    """Whether idle cells of one account are lent to jobs of others that may be evicted, until their owner asks."""
     waits_min: WaitsSection = WaitsSection()
     bypasses_max: Count = 50
     """How many jobs of others, of its class or lower, may start past a job that can't, before devices are reserved for it."""
     run_min: Minutes = 10
     """A job runs at least so long before it is evicted, unless reserved inference reclaims its nodes."""
     evictions_max: Count = 3
-    """After so many evictions within a day a job is left alone for the day."""
+    """After so many evictions within a day a job is left alone by its equals, and goes last of those that a better class may evict."""
+    reserved_percent: Annotated[int, Field(ge=0, le=100)] = 8
+    """Of a pool's devices of a type so many in a hundred are reserved at a time for jobs that waited too long, or one job's."""
+    loss_percent: Annotated[int, Field(ge=1, le=PERCENT_MAX)] = 10
+    """For a job with a reservation at most so much is lost of others' work as this part of how long it has been reserved for."""
     retry_s: Annotated[int, Field(ge=1, le=3600)] = 60
     """How long a job that can't start waits before it is looked again for whom to evict."""
     half_life_h: Annotated[int, Field(ge=1, le=_MINUTES_MAX // 60)] = 168
@@ -82,10 +88,13 @@ class SchedulingSection(Section):
         inference, enterprise, professional, starter, batch = (each * MINUTE_US for each in minutes)
         return Policy(
             headroom_devices=self.headroom_devices,
+            lend_dedicated=self.lend_dedicated,
             waits_us=(inference, enterprise, professional, starter, batch),
             bypasses_max=self.bypasses_max,
             run_us_min=self.run_min * MINUTE_US,
             evictions_max=self.evictions_max,
+            reserved_percent=self.reserved_percent,
+            loss_percent=self.loss_percent,
             retry_us=self.retry_s * MICROS_PER_S,
             half_life_us=self.half_life_h * HOUR_US,
             entry_us=self.entry_min * MINUTE_US,

@@ -288,7 +288,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Types in order of preference; () = any. The whole gang gets one type, unless `mix` lets it have several."""
     devices: int = 1
     devices_per_node: int | None = None
-    """None = packed on as few nodes as fit."""
+    """None = on one node where one is that large, else packed on as few as fit."""
     limit_uhs: int
     hold: HoldMode = HoldMode.FULL
     preemptible: bool = True

@@ -44,7 +44,7 @@ def request_of(core: Core, job: Job) -> PlacementRequest:
         grace_us=spec.grace_us,
         submitted_at_us=job.submitted_at_us,
         devices_least=spec.devices_least,
-        speeds=() if spec.devices_least is None else _speeds(core, job),
+        speeds=_speeds(core, job) if spec.devices_least is not None or not spec.accelerators else (),
         prefers=job.saved_on + tuple([node_id for node_id in warm if node_id not in job.saved_on]),
         patience_us=locality.patience_us(estimate_us=spec.estimate_us, saves_us=saves_us) if saves_us else 0,
         mixtures=_mixtures(core, job),

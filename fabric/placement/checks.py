@@ -73,7 +73,9 @@ def barred(request: Request, state: PlacementState, cluster: Cluster) -> tuple[t
 
 
 def _nowhere(request: Request, state: PlacementState, cluster: Cluster) -> Unplaceable | None:
-    groups = cluster.groups_for(request, preemptible=request.preemptible)
+    groups = cluster.groups_for(request, preemptible=request.preemptible, guests=False)
+    if not request.accelerators:  # what is said names the type that was there first, if several are as large
+        groups = tuple(sorted(groups, key=lambda group: state.accelerators.index(group.accelerator)))
     if request.mixtures and mixture.largest(groups, request) >= request.least:
         return None
     return _too_large(request, state, groups)
@@ -153,7 +155,7 @@ def _assert_running(state: PlacementState) -> None:
             at = state.nodes[node_id].node
             assert state.nodes[node_id].shares[job_id] == devices
             assert group_name(at.pool, at.accelerator, at.dedicated_to) in (running.groups or (running.group,))
-            assert at.dedicated_to in (None, running.request.account_id)
+            assert at.dedicated_to in (None, running.request.account_id) or running.request.preemptible
             assert at.pool != "reserved" or running.request.service == "inference" or running.request.preemptible
 
 
@@ -165,6 +167,6 @@ def _assert_indexes(state: PlacementState, cluster: Cluster) -> None:
                 seen[at.free] |= group.bits[at.slot]
         assert seen == group.fit, name
         assert group.free == sum(free * bits.bit_count() for free, bits in enumerate(seen))
-    for name, pin in state.pins.items():
-        assert pin.job_id in state.queue, name
-        assert pin.job_id not in state.claims
+    for job_id in state.pins:
+        assert job_id in state.queue, job_id
+        assert job_id not in state.claims

@@ -5,20 +5,28 @@ done: devices × speed, the types' order deciding between equals. Within a type 
 its last checkpoint or its data lie there, as long as the whole gang fits on them. Knows nothing of who waits or gives way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fabric.placement.cluster import Cluster
 from fabric.placement.fitting import Group, Picks, Shape
 from fabric.placement.jobs import Request
 from fabric.placement.state import Queued
-from fabric.units import PPM, JobId
+from fabric.units import PPM
 
-Found = tuple[Picks, JobId | None]
-"""Room for a job, and whose pinned nodes it would backfill."""
+Found = tuple[Group, Picks]
 
 
-def best(cluster: Cluster, groups: Sequence[Group], queued: Queued, least: Shape) -> tuple[Group, Found] | None:
-    """The best of what is free; None if the job fits nowhere as it must, which is `least`."""
+def _nobody(group: Group) -> int:
+    del group
+    return 0
+
+
+def best(
+    cluster: Cluster, groups: Sequence[Group], queued: Queued, least: Shape, *, others: Callable[[Group], int] = _nobody
+) -> Found | None:
+    """The best of what is free; None if the job fits nowhere as it must, which is `least`. An elastic gang leaves room for
+    `others`, as far as it needs it no less.
+    """
     request = queued.request
     # What lies there is worth a wait, so it is worth another type, too.
     if request.patience_us and (warm := _warmest(cluster, groups, queued)):
@@ -29,10 +37,10 @@ def best(cluster: Cluster, groups: Sequence[Group], queued: Queued, least: Shape
             if found is not None:
                 return group, (_preferred(cluster, group, least, queued) if request.prefers else None) or found
         return None
-    return _best_size(cluster, groups, queued)
+    return _best_size(cluster, groups, queued, others)
 
 
-def _warmest(cluster: Cluster, groups: Sequence[Group], queued: Queued) -> tuple[Group, Found] | None:
+def _warmest(cluster: Cluster, groups: Sequence[Group], queued: Queued) -> Found | None:
     """The first type of which preferred nodes have room."""
     least = Shape.of(queued.request)
     for group in groups:
@@ -41,12 +49,14 @@ def _warmest(cluster: Cluster, groups: Sequence[Group], queued: Queued) -> tuple
     return None
 
 
-def _best_size(cluster: Cluster, groups: Sequence[Group], queued: Queued) -> tuple[Group, Found] | None:
+def _best_size(
+    cluster: Cluster, groups: Sequence[Group], queued: Queued, others: Callable[[Group], int]
+) -> Found | None:
     """Of an elastic gang: the type and count that get most done."""
     speeds = dict(queued.request.speeds)
-    chosen: tuple[int, Group, Shape, Found] | None = None
+    chosen: tuple[int, Group, Shape, Picks] | None = None
     for group in groups:
-        most = _most(cluster, group, queued)
+        most = _most(cluster, group, queued, others(group))
         if most is None:
             continue
         shape, found = most
@@ -59,14 +69,14 @@ def _best_size(cluster: Cluster, groups: Sequence[Group], queued: Queued) -> tup
     return group, _preferred(cluster, group, shape, queued) or found
 
 
-def _most(cluster: Cluster, group: Group, queued: Queued) -> tuple[Shape, Found] | None:
+def _most(cluster: Cluster, group: Group, queued: Queued, others: int) -> tuple[Shape, Picks] | None:
     """The largest gang of the job that fits here now. What fits with more devices fits with fewer, so halving finds it."""
     request = queued.request
     found = cluster.find(group, Shape.of(request), queued)
     if found is None:
         return None
     step = request.devices_per_node or 1
-    low, high = Shape.of(request).devices // step, min(request.devices, group.free) // step
+    low, high = request.least // step, min(request.devices, group.free - others) // step
     while low < high:
         middle = (low + high + 1) // 2
         tried = cluster.find(group, _shape(request, middle * step), queued)
@@ -82,12 +92,11 @@ def _shape(request: Request, devices: int) -> Shape:
     return Shape(devices, devices // each, each) if each else Shape(devices, 1, 0)
 
 
-def _preferred(cluster: Cluster, group: Group, shape: Shape, queued: Queued) -> Found | None:
+def _preferred(cluster: Cluster, group: Group, shape: Shape, queued: Queued) -> Picks | None:
     """The same gang on nodes that the job prefers; never on those of somebody's reservation."""
     wanted = 0
     for node_id in queued.request.prefers:
         wanted |= cluster.bit_of(group, node_id)
     if not wanted:
         return None
-    picks = group.find(shape, avoid=~wanted | group.pinned)
-    return None if picks is None else (picks, None)
+    return group.find(shape, avoid=~wanted | group.pinned[queued.rank], strewn=queued.request.may_be_strewn)

@@ -12,7 +12,7 @@ import msgspec
 from fabric.placement.fitting import Group, Picks, Shape, group_name
 from fabric.placement.jobs import INFERENCE, RANKS, Request, Shares
 from fabric.placement.state import Claim, GroupState, Node, NodeState, PlacementState, Queued, Running
-from fabric.units import JobId, NodeId
+from fabric.units import PPM, AccountId, JobId, NodeId
 
 
 class Cluster:
@@ -29,13 +29,11 @@ class Cluster:
             self.groups[name] = Group(at.pool, at.accelerator, at.owner)
         for node in state.nodes.values():
             self._group_of(node.node).seat(node)
-        for group in self.groups.values():
-            group.find_holes()
         for job_id, running in state.running.items():
             for group, devices in self._parts(running):
                 group.enter(job_id, running, devices)
-        for name, pin in state.pins.items():
-            self.mark(name, pin.nodes)
+        for name in dict.fromkeys(pin.group for pin in state.pins.values()):
+            self.mark(self.groups[name])
 
     def add(self, node: Node) -> None:
         """A node that is new, or was removed."""
@@ -49,11 +47,13 @@ class Cluster:
             return
         if known is not None:
             assert known.status == "down"
-            self._group_of(known.node).unseat(known)
-        fresh = NodeState(node=node, slot=group.next_slot(), free=node.devices)
-        self._state.nodes[node.node_id] = fresh
+            former = self._group_of(known.node)
+            former.unseat(known)
+            self.mark(former)
+        fresh = self._state.nodes[node.node_id] = NodeState(node=node, slot=0, free=node.devices)
         given_us = group.notice_us
-        group.seat(fresh)
+        group.insert(fresh)
+        self.mark(group)
         group.touched = True
         self.layout += 1
         self.version += group.notice_us != given_us
@@ -97,43 +97,67 @@ class Cluster:
         node.shares = {}
         node.free = node.node.devices
 
-    def groups_for(self, request: Request, *, preemptible: bool) -> tuple[Group, ...]:
-        """Where a request may go, best first: its own cells; reserved nodes for inference; spot, and what is lent, for the rest."""
-        types = request.accelerators or tuple(self._state.accelerators)
+    def groups_for(self, request: Request, *, preemptible: bool, guests: bool = True) -> tuple[Group, ...]:
+        """Where a request may go, best first: its own cells; for inference reserved nodes, then idle spot ones; for the rest spot,
+        and what is lent (the cells of others only to `guests`). Who names no type gets them pool by pool, in no order that the
+        nodes came in.
+        """
+        types = request.accelerators or tuple(sorted(self._state.accelerators))
         names = [group_name("dedicated", kind, request.account_id) for kind in types]
-        for kind in types:
-            if request.service == "inference":
-                names.append(group_name("reserved", kind, None))
-                continue
-            names.append(group_name("spot", kind, None))
-            if preemptible:
-                names.append(group_name("reserved", kind, None))
-        found = tuple(self.groups[name] for name in names if name in self.groups)
+        if request.service == "inference":
+            names += [group_name(pool, kind, None) for pool in ("reserved", "spot") for kind in types]
+        else:
+            pools = ("spot", "reserved") if preemptible else ("spot",)
+            pairs = [(kind, pool) for kind in types for pool in pools]
+            if not request.accelerators:
+                pairs.sort(key=lambda pair: pools.index(pair[1]))
+            names += [group_name(pool, kind, None) for kind, pool in pairs]
+        found = [self.groups[name] for name in names if name in self.groups]
+        if guests and preemptible and request.service != "inference" and self._state.policy.lend_dedicated:
+            found += self._cells_of_others(request.account_id, types)
         if barred := self._state.policy.barred(request.grace_us) if request.is_movable(preemptible) else ():
-            found = tuple(group for group in found if group.pool not in barred)
-        if not request.notice_us:
-            return found
-        return tuple(group for group in found if group.gives(request.notice_us))
+            found = [group for group in found if group.pool not in barred]
+        return tuple(group for group in found if not request.notice_us or group.gives(request.notice_us))
 
-    def find(self, group: Group, shape: Shape, queued: Queued) -> tuple[Picks, JobId | None] | None:
-        """Room for a job, and whose pinned nodes it would backfill. Borrowers leave the headroom, and leave when wanted."""
+    def _cells_of_others(self, account_id: AccountId, types: tuple[str, ...]) -> list[Group]:
+        cells = [group for group in self.groups.values() if group.owner not in (None, account_id)]
+        lent = [group for group in cells if group.accelerator in types]
+        return sorted(lent, key=lambda group: (types.index(group.accelerator), group.name))
+
+    def by_need(self, groups: tuple[Group, ...], queued: Queued) -> tuple[Group, ...]:
+        """For who may have any type, the types that others need least first: pool by pool those that nobody waits for who must
+        have them, then by how fast they are for this job and how little is used by who must have them, then the emptiest.
+        """
+        request = queued.request
+        if request.accelerators or len(groups) < 2:  # noqa: PLR2004
+            return groups
+        speeds = dict(request.speeds)
+
+        def key(group: Group) -> tuple[int, bool, int, int, str]:
+            at_home = group.is_home_of(request.account_id, queued.rank)
+            pool = (group.owner is None) + (not at_home) * 2 + (queued.rank == INFERENCE and group.pool == "spot")
+            size = max(sum([each * count for each, count in group.standing.items()]), 1)
+            left = max(size - group.typed_devices, 0)
+            return pool, group.typed > 0, -speeds.get(group.accelerator, PPM) * left // size, -group.free, group.name
+
+        return tuple(sorted(groups, key=key))
+
+    def find(self, group: Group, shape: Shape, queued: Queued) -> Picks | None:
+        """Room for a job. Borrowers leave the headroom, and leave when wanted."""
         if shape.devices > group.free:
             return None
-        if (
-            group.pool == "reserved"
-            and queued.rank != INFERENCE
-            and (group.wanted or group.free - self._state.policy.headroom_devices < shape.devices)
-        ):
+        if not group.is_home_of(queued.request.account_id, queued.rank):
+            headroom = self._state.policy.headroom_devices if group.owner is None else 0
+            if group.wanted or group.free - headroom < shape.devices:
+                return None
+        strewn = queued.request.may_be_strewn
+        pinned = group.pinned[queued.rank]
+        picks = group.find(shape, avoid=pinned, strewn=strewn)
+        if picks is not None or not pinned:
+            return picks
+        if not queued.preemptible and queued.request.job_id not in self._state.pins:
             return None
-        picks = group.find(shape, avoid=group.pinned)
-        if picks is not None or not group.pinned:
-            return None if picks is None else (picks, None)
-        pin = self._state.pins[group.name]
-        mine = pin.job_id == queued.request.job_id
-        if not mine and not queued.preemptible:
-            return None
-        picks = group.find(shape)
-        return None if picks is None else (picks, None if mine else pin.job_id)
+        return group.find(shape, strewn=strewn)
 
     def bit_of(self, group: Group, node_id: NodeId) -> int:
         """The node's bit in the group; 0 if it isn't of it."""
@@ -191,17 +215,19 @@ class Cluster:
         """The job is leaving; it owns its devices until it has left, and is not asked again."""
         if running.evicting:
             return
-        self._change(running, evicting=True)
-
-    def settle(self, job_id: JobId) -> None:
-        """The job is not evicted any more, whoever asks: it has waited long enough."""
-        self._change(self._state.running[job_id], preemptible=False)
+        job_id, parts = running.request.job_id, self._parts(running)
+        for group, devices in parts:
+            group.leave(job_id, running, devices)
+        running.evicting = True
+        for group, devices in parts:
+            group.enter(job_id, running, devices)
 
     def save(self, job_id: JobId, *, now_us: int, write_us: int, restore_us: int) -> None:
         """What the job has done is durable."""
         running = self._state.running.get(job_id)
         if running is None:
             return
+        running.every_us = max(now_us - (running.saved_at_us or running.since_us), 0)
         running.saved_at_us, running.write_us, running.restore_us = now_us, write_us, restore_us
         for group, _ in self._parts(running):
             group.reporters[job_id] = running
@@ -230,12 +256,19 @@ class Cluster:
             self._hand_on(group, node, held)
         group.touched = True
 
-    def mark(self, name: str, nodes: list[NodeId]) -> None:
-        """The nodes of the group's pin; [] if it has none any more."""
-        group = self.groups[name]
-        group.pinned = 0
-        for node_id in nodes:
-            group.pinned |= group.bits[self._state.nodes[node_id].slot]
+    def mark(self, group: Group) -> None:
+        """Take note of the nodes of the group's pins."""
+        group.pinned, group.reservations = [0] * RANKS, [(0, 0)] * RANKS
+        for job_id, pin in self._state.pins.items():
+            if pin.group == group.name:
+                bits = 0
+                for node_id in pin.nodes:
+                    bits |= group.bits[self._state.nodes[node_id].slot]
+                queued = self._state.queue[job_id]
+                for rank in range(queued.rank, RANKS):
+                    group.pinned[rank] |= bits
+                    pins, devices = group.reservations[rank]
+                    group.reservations[rank] = pins + 1, devices + queued.request.least
         group.touched = True
 
     def room(self, node: NodeState) -> int:
@@ -279,15 +312,6 @@ class Cluster:
                     node.owed[job_id] -= given
         if left:
             group.shift(node, left)
-
-    def _change(self, running: Running, *, evicting: bool = False, preemptible: bool = True) -> None:
-        job_id, parts = running.request.job_id, self._parts(running)
-        for group, devices in parts:
-            group.leave(job_id, running, devices)
-        running.evicting = running.evicting or evicting
-        running.preemptible = running.preemptible and preemptible
-        for group, devices in parts:
-            group.enter(job_id, running, devices)
 
     def _parts(self, running: Running) -> list[tuple[Group, int]]:
         """The groups that the job is in, and with how many devices in each: one, unless its gang is of several types.

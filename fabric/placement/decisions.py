@@ -8,7 +8,7 @@ import msgspec
 from fabric.placement import mixture
 from fabric.placement.choice import Found, best
 from fabric.placement.cluster import Cluster
-from fabric.placement.fitting import Group
+from fabric.placement.fitting import Group, Picks, Shape
 from fabric.placement.jobs import INFERENCE, Evict, Placed
 from fabric.placement.preemption import Preemption
 from fabric.placement.queue import Lane
@@ -59,8 +59,7 @@ class Decisions:
     def next_due_us(self) -> int | None:
         """The first moment after the last plan at which time alone may change what can be done."""
         dues = self._waiting.dues()
-        for pin in self._state.pins.values():
-            dues += self._preemption.dues(pin)
+        dues += [pin.retry_at_us for pin in self._state.pins.values()]
         return min((due for due in dues if due > self._state.planned_at_us), default=None)
 
     def _place_waiting(self, steps: list[Step], now_us: int) -> bool:
@@ -83,7 +82,8 @@ class Decisions:
         cluster = self._cluster
         if lane.seen != cluster.version:
             self._waiting.find_groups(lane, queued)
-        found = best(cluster, lane.groups, queued, lane.shape)
+        groups = cluster.by_need(lane.groups, queued)
+        found = best(cluster, groups, queued, lane.shape, others=lambda group: self._others(lane, group))
         is_patient = queued.request.patience_us and self._patient_until(queued, now_us) is not None
         if is_patient and not (found and self._is_warm(queued, found)):
             return False
@@ -97,19 +97,27 @@ class Decisions:
             return True
         return self._waiting.may_preempt(lane, now_us=now_us) and self._preempt(lane, queued, steps, now_us)
 
+    def _others(self, lane: Lane, group: Group) -> int:
+        """What others of its class wait for that would fit beside an elastic gang which takes the least it must."""
+        least = lane.shape.devices
+        return self._queue.wanted(lane.rank, group, within=group.free - least) - (
+            least if 2 * least <= group.free else 0
+        )
+
     def _patient_until(self, queued: Queued, now_us: int) -> int | None:
         """Until when the job waits for a preferred node; None when it takes what it gets."""
         until_us = queued.queued_at_us + queued.request.patience_us
         return until_us if queued.request.patience_us and queued.request.prefers and now_us < until_us else None
 
     @staticmethod
-    def _is_warm(queued: Queued, found: tuple[Group, Found]) -> bool:
-        group, (picks, _) = found
+    def _is_warm(queued: Queued, found: Found) -> bool:
+        group, picks = found
         return {group.ids[slot] for slot, _ in picks} <= set(queued.request.prefers)
 
     def _preempt(self, lane: Lane, queued: Queued, steps: list[Step], now_us: int) -> bool:
         for group in lane.groups:
-            if group.pool == "reserved" and lane.rank != INFERENCE:
+            is_spot_for_inference = lane.rank == INFERENCE and group.pool == "spot"
+            if is_spot_for_inference or not group.is_home_of(queued.request.account_id, lane.rank):
                 continue
             evictions = self._preemption.make_room(queued, group, now_us=now_us)
             if evictions is not None:
@@ -130,9 +138,9 @@ class Decisions:
         """The job waits for its claim alone: not in line, and without a reservation."""
         self._waiting.step_out(lane, queued)
 
-    def _place(self, lane: Lane, queued: Queued, group: Group, found: Found, now_us: int) -> Placed:
-        picks, backfills = found
+    def _place(self, lane: Lane, queued: Queued, group: Group, picks: Picks, now_us: int) -> Placed:
         request = queued.request
+        pin = self._state.pins.get(request.job_id)
         shares = group.shares(picks)
         running = Running(
             request,
@@ -146,7 +154,7 @@ class Decisions:
             None,
             0,
             0,
-            backfills,
+            None if pin is None else pin.at_us,
         )
         self._cluster.own(group, request.job_id, running)
         return self._placed(lane, running, group, now_us)
@@ -187,8 +195,9 @@ class Decisions:
                 rank=queued.rank,
                 group=claim.group,
                 shares=claim.shares,
-                preemptible=queued.preemptible and not claim.settled,
+                preemptible=queued.preemptible,
                 placed_at_us=now_us,
+                pinned_at_us=claim.pinned_at_us,
             )
             self._cluster.own_claimed(job_id, running)
             steps.append(self._placed(self._queue.lane_of(queued), running, self._cluster.groups[claim.group], now_us))
@@ -201,18 +210,17 @@ class Decisions:
             self._serve_pins(steps, now_us)
 
     def _serve_pins(self, steps: list[Step], now_us: int) -> None:
-        for name, pin in list(self._state.pins.items()):
-            queued = self._state.queue[pin.job_id]
-            lane = self._queue.lane_of(queued)
-            group = self._cluster.groups[name]
-            found = best(self._cluster, (group,), queued, lane.shape)
+        """Whoever is pinned starts if it fits now, or evicts who passed it; the best class and the longest pinned first."""
+        queue, pins = self._state.queue, self._state.pins
+        for job_id in sorted(pins, key=lambda job_id: (queue[job_id].rank, pins[job_id].at_us, queue[job_id].order)):
+            pin, queued = pins[job_id], queue[job_id]
+            group = self._cluster.groups[pin.group]
+            found = best(self._cluster, (group,), queued, Shape.of(queued.request)) if group.touched else None
             if found is not None:
-                placed = self._place(lane, queued, *found, now_us)
-                self._cluster.settle(pin.job_id)
-                steps.append(placed)
-                continue
-            evictions = self._preemption.complete(queued, group, pin, now_us=now_us)
-            if evictions is not None:
-                self._state.claims[pin.job_id].settled = True
-                self._claimed(lane, queued)
-                steps.extend(evictions)
+                steps.append(self._place(self._queue.lane_of(queued), queued, *found, now_us))
+            elif pin.retry_at_us <= now_us or group.leaving_devices + group.free >= pin.enough:
+                evictions = self._preemption.complete(queued, group, pin, now_us=now_us)
+                if evictions is not None:
+                    self._state.claims[job_id].pinned_at_us = pin.at_us
+                    self._claimed(self._queue.lane_of(queued), queued)
+                    steps.extend(evictions)

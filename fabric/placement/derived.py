@@ -15,7 +15,7 @@ from fabric.placement.quotas import Fairness
 from fabric.placement.waiting import Waiting
 
 View = dict[str, Any]
-AT_REST = ("parked", "wanted")
+AT_REST = ("parked", "wanted", ": typed")
 """Same only when all that can be done has been planned: before, a planner made anew looks at everything once more."""
 
 
@@ -53,23 +53,25 @@ def assert_same(one: View, other: View, *, at_rest: bool) -> None:
 
 def _of_group(group: Group) -> View:
     seated = [node for node in group.nodes if node is not None]
-    last = max((node.slot for node in seated), default=-1)
     return {
         "nodes": {node.slot: node.node.node_id for node in seated},
         "ids": {node.slot: group.ids[node.slot] for node in seated},
-        "holes": sorted(slot for slot in group.holes if slot < last),
         "fit": {free: bits for free, bits in enumerate(group.fit) if bits},
         "sizes": {size: count for size, count in group.sizes.items() if count},
+        "standing": {size: count for size, count in group.standing.items() if count},
         "free": group.free,
         "notices": dict(group.notices),
         "notice_us": group.notice_us,
-        "pinned": group.pinned,
+        "pinned": list(group.pinned),
+        "reservations": list(group.reservations),
         "loose": [list(jobs) for jobs in group.loose],
         "loose_devices": list(group.loose_devices),
         "leaving": sorted(group.leaving),
         "leaving_devices": group.leaving_devices,
         "reporters": sorted(group.reporters),
         "wanted": group.wanted,
+        "typed": group.typed,
+        "typed_devices": group.typed_devices,
     }
 
 

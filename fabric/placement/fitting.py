@@ -5,11 +5,11 @@ of the first non-empty `fit[c] & mask`, and a change is two XORs. Nodes that are
 nothing of who waits or why.
 """
 
-import heapq
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fabric.placement.jobs import RANKS, Request, Shares
+from fabric.placement.jobs import INFERENCE, RANKS, Request, Shares
 from fabric.placement.state import NodeState, Running
 from fabric.units import AccountId, JobId, NodeId
 
@@ -41,7 +41,6 @@ class Group:
         "bits",
         "fit",
         "free",
-        "holes",
         "ids",
         "leaving",
         "leaving_devices",
@@ -55,8 +54,12 @@ class Group:
         "pinned",
         "pool",
         "reporters",
+        "reservations",
         "sizes",
+        "standing",
         "touched",
+        "typed",
+        "typed_devices",
         "wanted",
     )
 
@@ -69,59 +72,69 @@ class Group:
         self.ids: list[NodeId] = []
         self.bits: list[int] = []
         self.fit: list[int] = [0]
-        self.holes: list[int] = []
         self.sizes: dict[int, int] = {}
         """How many nodes have how many devices, those that are down included: they may come back."""
+        self.standing: dict[int, int] = {}
+        """How many nodes that are up have how many devices."""
         self.notices: dict[int, int] = {}
         """How many nodes that aren't down give which notice; those that give enough for anybody are not counted."""
         self.notice_us: int | None = None
         """The least notice that any of them gives; None = all give enough."""
         self.free = 0
-        self.pinned = 0
-        """The nodes of the group's pin, as a bitset."""
-        self.loose: list[dict[JobId, Running]] = [{} for _ in range(RANKS)]
-        """Running jobs that may be evicted, by class, the longest there first."""
-        self.loose_devices = [0] * RANKS
+        self.pinned = [0] * RANKS
+        """By class, the nodes of pins of that class or a better one, as bitsets;"""
+        self.reservations = [(0, 0)] * RANKS
+        """and how many pins those are, of how many devices."""
+        self.loose: list[dict[JobId, Running]] = [{} for _ in range(RANKS + 1)]
+        """Running jobs that may be evicted, by class, the longest there first; guests after all classes."""
+        self.loose_devices = [0] * (RANKS + 1)
         self.leaving: dict[JobId, Running] = {}
         """Jobs that were asked to leave."""
         self.leaving_devices = 0
         self.reporters: dict[JobId, Running] = {}
         """Jobs that have reported a checkpoint."""
         self.wanted = 0
-        """How many lanes of inference wait for room here: while there are any, nothing is lent."""
+        """How many lanes that are at home here wait for room: while there are any, nothing is lent."""
+        self.typed = 0
+        """How many lanes that name their types wait for room here: who may have any type goes elsewhere if it can."""
+        self.typed_devices = 0
+        """How many devices run jobs that name their types."""
         self.touched = False
         """Whether it got room since the last plan."""
 
-    def next_slot(self) -> int:
-        """The lowest slot that no node has."""
-        if self.holes:
-            return heapq.heappop(self.holes)
-        self._grow(len(self.nodes) + 1)
-        return len(self.nodes) - 1
-
     def seat(self, node: NodeState) -> None:
-        """Give the node its slot, and a bit if it takes jobs."""
-        self._grow(node.slot + 1)
+        """Restoring: the node has its slot."""
+        while len(self.nodes) <= node.slot:
+            self._grow()
         self.nodes[node.slot] = node
         self.ids[node.slot] = node.node.node_id
-        size = node.node.devices
-        self.sizes[size] = self.sizes.get(size, 0) + 1
-        while len(self.fit) <= size:
-            self.fit.append(0)
-        if node.status != "down":
-            self.hear(node.node.notice_us, 1)
-        if node.status == "up":
-            self.show(node)
+        self._count(node)
+
+    def insert(self, node: NodeState) -> None:
+        """Slots are in the order of the nodes' ids, whichever came first: the order of arrival decides nothing."""
+        at = bisect_left(self.ids, node.node.node_id)
+        for following in self.nodes[at:]:
+            assert following is not None
+            following.slot += 1
+        self._grow()
+        self.nodes.insert(at, node)
+        self.ids.insert(at, node.node.node_id)
+        del self.nodes[-1], self.ids[-1]
+        below = (1 << at) - 1
+        self.fit = [bits & below | (bits >> at) << (at + 1) for bits in self.fit]
+        node.slot = at
+        self._count(node)
 
     def unseat(self, node: NodeState) -> None:
         """Forget the node, which has no bit any more."""
-        self.nodes[node.slot] = None
+        at = node.slot
+        del self.nodes[at], self.ids[at], self.bits[-1]
+        for following in self.nodes[at:]:
+            assert following is not None
+            following.slot -= 1
+        below = (1 << at) - 1
+        self.fit = [bits & below | (bits >> (at + 1)) << at for bits in self.fit]
         self.sizes[node.node.devices] -= 1
-        heapq.heappush(self.holes, node.slot)
-
-    def find_holes(self) -> None:
-        """After seating nodes at their own slots: which slots are nobody's."""
-        self.holes = [slot for slot, node in enumerate(self.nodes) if node is None]
 
     def hear(self, notice_us: int | None, change: int) -> None:
         """One node more (or fewer, if negative) gives so much notice."""
@@ -138,10 +151,12 @@ class Group:
     def show(self, node: NodeState) -> None:
         self.fit[node.free] |= self.bits[node.slot]
         self.free += node.free
+        self.standing[node.node.devices] = self.standing.get(node.node.devices, 0) + 1
 
     def hide(self, node: NodeState) -> None:
         self.fit[node.free] ^= self.bits[node.slot]
         self.free -= node.free
+        self.standing[node.node.devices] -= 1
 
     def shift(self, node: NodeState, change: int) -> None:
         """So many more devices of the node are free (or fewer, if negative)."""
@@ -153,17 +168,23 @@ class Group:
             self.fit[after] ^= bit
             self.free += change
 
-    def find(self, shape: Shape, *, avoid: int = 0) -> Picks | None:
-        """Free devices for the whole gang outside the nodes of `avoid`, or None."""
+    def find(self, shape: Shape, *, avoid: int = 0, strewn: bool = True) -> Picks | None:
+        """Free devices for the whole gang outside the nodes of `avoid`, or None. Not `strewn`, what fits one of the nodes waits
+        for one.
+        """
         devices, nodes, each = shape
         if devices > self.free:
             return None
         if nodes == 1:
             picks = self._find_one(each or devices, avoid)
-            if picks is not None or each:
+            if picks is not None or each or (not strewn and self.is_for_one(devices)):
                 return picks
             return self._find_packed(devices, avoid)
         return self._find_even(nodes, each, avoid)
+
+    def is_for_one(self, devices: int) -> bool:
+        """Whether a node that is up is large enough for so many."""
+        return any(count and size >= devices for size, count in self.standing.items())
 
     def shares(self, picks: Picks) -> Shares:
         """Picks by the nodes' ids."""
@@ -171,32 +192,37 @@ class Group:
 
     def enter(self, job_id: JobId, running: Running, devices: int) -> None:
         """A job with so many devices here runs, or leaves: take note of what it could make room for."""
+        self._note(running, devices)
         if running.evicting:
             self.leaving[job_id] = running
-            self.leaving_devices += devices
         elif running.preemptible:
-            self.loose[running.rank][job_id] = running
-            self.loose_devices[running.rank] += devices
+            self.loose[self._class_of(running)][job_id] = running
         if running.saved_at_us is not None:
             self.reporters[job_id] = running
 
     def leave(self, job_id: JobId, running: Running, devices: int) -> None:
         """The job is gone from here, or not what it was."""
+        self._note(running, -devices)
         if running.evicting:
             del self.leaving[job_id]
-            self.leaving_devices -= devices
         elif running.preemptible:
-            del self.loose[running.rank][job_id]
-            self.loose_devices[running.rank] -= devices
+            del self.loose[self._class_of(running)][job_id]
         if running.saved_at_us is not None:
             del self.reporters[job_id]
 
     def shrink(self, running: Running, devices: int) -> None:
         """The job has so many devices less here, and keeps its place among the others."""
-        if running.evicting:
-            self.leaving_devices -= devices
-        elif running.preemptible:
-            self.loose_devices[running.rank] -= devices
+        self._note(running, -devices)
+
+    def is_home_of(self, account_id: AccountId, rank: int) -> bool:
+        """Whether such a job is here by right: on its account's own nodes, inference on reserved ones, and all on spot ones."""
+        if self.owner is not None:
+            return self.owner == account_id
+        return self.pool != "reserved" or rank == INFERENCE
+
+    def is_guest(self, running: Running) -> bool:
+        """Whether the job is on what is lent: it gives way at once to whoever is at home."""
+        return not self.is_home_of(running.request.account_id, running.rank)
 
     def nodes_of(self, bits: int) -> Iterator[NodeState]:
         """The nodes of a bitset, lowest slot first."""
@@ -266,11 +292,31 @@ class Group:
                 break
         return picks
 
-    def _grow(self, slots: int) -> None:
-        while len(self.nodes) < slots:
-            self.bits.append(1 << len(self.nodes))
-            self.nodes.append(None)
-            self.ids.append(NodeId(""))
+    def _class_of(self, running: Running) -> int:
+        return RANKS if self.is_guest(running) else running.rank
+
+    def _note(self, running: Running, devices: int) -> None:
+        if running.request.accelerators:
+            self.typed_devices += devices
+        if running.evicting:
+            self.leaving_devices += devices
+        elif running.preemptible:
+            self.loose_devices[self._class_of(running)] += devices
+
+    def _count(self, node: NodeState) -> None:
+        size = node.node.devices
+        self.sizes[size] = self.sizes.get(size, 0) + 1
+        while len(self.fit) <= size:
+            self.fit.append(0)
+        if node.status != "down":
+            self.hear(node.node.notice_us, 1)
+        if node.status == "up":
+            self.show(node)
+
+    def _grow(self) -> None:
+        self.bits.append(1 << len(self.nodes))
+        self.nodes.append(None)
+        self.ids.append(NodeId(""))
 
 
 def group_name(pool: str, accelerator: str, owner: AccountId | None) -> str:

@@ -29,7 +29,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     account_id: AccountId
     devices: int
     devices_per_node: int | None = None
-    """None = packed on as few nodes as fit; else exactly so many on each node, and `devices` is a multiple of it."""
+    """None = on one node where any is that large, else packed on as few as fit; else exactly so many on each node, and
+    `devices` is a multiple of it."""
     accelerators: tuple[str, ...] = ()
     """Types in order of preference; () = any. The whole gang gets one of them."""
     tier_rank: int = 2
@@ -48,7 +49,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     devices_least: int | None = None
     """The gang is elastic: it takes the most it gets, from so many up to `devices`. None = exactly `devices`."""
     speeds: tuple[tuple[str, int], ...] = ()
-    """Of an elastic gang: how much a device of each type gets done, in ppm: decides between 3 of these and 2 of those."""
+    """How much a device of each type gets done, in ppm: decides between 3 of these and 2 of those for an elastic gang, and
+    between idle types for one that may have any.
+    """
     prefers: tuple[NodeId, ...] = ()
     """Nodes where it would rather be, because what it needs lies there already."""
 
@@ -67,6 +70,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def is_movable(self, preemptible: bool) -> bool:
         """Whether somebody may have to wait until it has left."""
         return preemptible and self.service != "inference"
+
+    @property
+    def may_be_strewn(self) -> bool:
+        """Whether it takes devices of several nodes though one node could have them all: where it takes what it gets."""
+        return self.devices_least is not None or bool(self.mixtures)
 
 
 class Placed(msgspec.Struct, frozen=True, gc=False):

@@ -54,8 +54,8 @@ def _most(cluster: Cluster, group: Group, queued: Queued, most: int) -> Picks | 
         middle = (low + high + 1) // 2
         devices = middle * step
         room = cluster.find(group, Shape(devices, middle if each else 1, each or 0), queued)
-        if room is None or room[1] is not None:  # never on nodes that are somebody's reservation
+        if room is None:
             high = middle - 1
         else:
-            low, found = middle, room[0]
+            low, found = middle, room
     return found

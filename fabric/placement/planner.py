@@ -180,9 +180,9 @@ class Planner:
         if self._fairness.leave(account_id, fee=running.fee):
             self._queue.restate(account_id)
         self._waiting.depart(account_id)
-        for name in running.groups or (running.group,):
-            if name in self._state.pins:
-                group = self._cluster.groups[name]
+        for name in (running.groups or (running.group,)) if self._state.pins else ():
+            group = self._cluster.groups[name]
+            if any(group.pinned):
                 for node_id, _ in running.shares:
                     if self._cluster.bit_of(group, node_id):
                         self._pins.consider(group, self._state.nodes[node_id])
@@ -267,20 +267,17 @@ class Planner:
     # -- bookkeeping ---------------------------------------------------------------------------------------------------
 
     def _queued(self, request: Request, *, now_us: int) -> Queued:
-        preemptible = request.preemptible
-        if preemptible and self._state.evictions:
-            preemptible = not self._preemption.is_left_alone(request.job_id, now_us=now_us)
         seq = self._state.seq
-        return Queued(request, seq, rank_of(request), now_us, preemptible, (request.submitted_at_us, seq))
+        return Queued(request, seq, rank_of(request), now_us, request.preemptible, (request.submitted_at_us, seq))
 
     def _close(self, node_id: NodeId, *, status: str) -> None:
         for job_id, claim in list(self._state.claims.items()):
             if any(share[0] == node_id for share in claim.shares):
                 self._cluster.unclaim(job_id)
                 self._queue.push_back(self._state.queue[job_id])
-        for pin in list(self._state.pins.values()):
+        for job_id, pin in list(self._state.pins.items()):
             if node_id in pin.nodes:
-                self._pins.unpin(pin.job_id)
+                self._pins.unpin(job_id)
         self._cluster.close(node_id, status=status)
 
     def _tick(self, now_us: int) -> None:

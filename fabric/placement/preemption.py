@@ -1,21 +1,25 @@
 """Who may be evicted for whom, and making the evictions one decision with the claim on what they free.
 
 A better class may evict a worse one; reserved inference takes back what was lent; a pinned job may evict what backfilled
-its nodes. Nobody is evicted within the minimum run time (but by reserved inference), nor while being left alone after
-too many evictions, nor when it was itself placed from a reservation: so every eviction puts a better class, or a job that
-waited longer than it may, in the place of its victims, and no two jobs can evict each other in turn.
+its nodes. Nobody is evicted within the minimum run time (but by reserved inference), nor for its equals when it was itself
+placed from a reservation: so every eviction puts a better class, or a job that waited longer than it may, in the place of
+its victims, and no two jobs can evict each other in turn. Who was evicted too often within a day is left alone by its
+equals, and gives way to a better class only where nobody else would do: a budget of a lower class is no wall to a higher.
 """
 
 from itertools import islice
 
 from fabric.placement.cluster import Cluster
 from fabric.placement.fitting import Group, Shape
-from fabric.placement.jobs import INFERENCE, Evict, Shares
-from fabric.placement.quotas import EvictionBudget
+from fabric.placement.jobs import ENTERPRISE, INFERENCE, Evict, Shares
+from fabric.placement.quotas import MINUTE_US, EvictionBudget
 from fabric.placement.state import NodeState, Pin, PlacementState, Queued, Running
 from fabric.placement.victims import Selection, losses
 from fabric.units import JobId
 
+_CHEAP_US = 5 * MINUTE_US
+_PATIENCE = 4
+"""What a device loses for a better class at once, and how many times longer that waits for each minute more."""
 _CANDIDATES = 512
 _CANDIDATES_PER_DEVICE = 8
 """Enough jobs to choose victims from: looking at all of a hundred thousand would change little and cost a second."""
@@ -29,7 +33,8 @@ class Preemption:
         self._cluster = cluster
         self._budget = EvictionBudget(state.evictions)
 
-    def is_left_alone(self, job_id: JobId, *, now_us: int) -> bool:
+    def is_spent(self, job_id: JobId, *, now_us: int) -> bool:
+        """Whether the job was evicted as often within a day as it may be."""
         return self._budget.is_spent(job_id, evictions_max=self._state.policy.evictions_max, now_us=now_us)
 
     def make_room(self, queued: Queued, group: Group, *, now_us: int) -> list[Evict] | None:
@@ -40,17 +45,16 @@ class Preemption:
         evictable: list[Running] = []
         most = max(_CANDIDATES, _CANDIDATES_PER_DEVICE * queued.request.least)
         for loose in reversed(group.loose[queued.rank + 1 :]):
-            may_go = (running for running in loose.values() if self._may_evict(running, queued, now_us))
+            may_go = (running for running in loose.values() if self._may_evict(group, running, queued, now_us))
             evictable += islice(may_go, most - len(evictable))
             if len(evictable) >= most:
                 break
-        reason = "reclaimed" if group.pool == "reserved" else "outranked"
         return self._choose(
             queued,
             group,
             self._nodes_of(group, evictable, group.least(Shape.of(queued.request))),
             evictable,
-            reason=reason,
+            reason="outranked",
             now_us=now_us,
         )
 
@@ -62,23 +66,25 @@ class Preemption:
         return self._choose(queued, group, nodes, [], reason="", now_us=now_us) is not None
 
     def complete(self, queued: Queued, group: Group, pin: Pin, *, now_us: int) -> list[Evict] | None:
-        """Evict backfillers (and worse classes) on a pinned job's nodes, if that completes them."""
-        nodes = [self._state.nodes[node_id] for node_id in pin.nodes]
-        evictable: dict[JobId, Running] = {}
-        for node in nodes:
-            for job_id in node.shares:
-                running = self._state.running[job_id]
-                outranked = running.rank > queued.rank or running.backfills == queued.request.job_id
-                if outranked and self._may_evict(running, queued, now_us):
-                    evictable[job_id] = running
-        by_slot = {node.slot: node for node in nodes}
-        return self._choose(queued, group, by_slot, list(evictable.values()), reason="backfill", now_us=now_us)
+        """Evict who started past a pinned job since it was pinned, and worse classes; None if that is not enough, or too dear.
 
-    def dues(self, pin: Pin) -> list[int]:
-        """When each backfiller of a pinned job has run for long enough to be evicted."""
-        running = self._state.running
-        jobs = [running[job_id] for node_id in pin.nodes for job_id in self._state.nodes[node_id].shares]
-        return [_since_us(job) + self._state.policy.run_us_min for job in jobs if job.backfills == pin.job_id]
+        Asked again before `pin.retry_at_us` only once `pin.enough` devices are free: then what was lacking may be there.
+        """
+        least, at_hand = queued.request.least, group.leaving_devices + group.free
+        pin.retry_at_us = now_us + self._state.policy.retry_us
+        evictable: list[Running] = []
+        for loose in group.loose[queued.rank + 1 :]:
+            evictable += [running for running in loose.values() if self._may_evict(group, running, queued, now_us)]
+        for running in group.loose[queued.rank].values():
+            passed = running.passed_us >= pin.at_us or _spares(running) >= least
+            if passed and self._may_evict(group, running, queued, now_us):
+                evictable.append(running)
+        lacking = least - at_hand - sum([sum([devices for _, devices in each.shares]) for each in evictable])
+        pin.enough = at_hand + max(lacking, 1)
+        if lacking > 0:
+            return None
+        nodes = self._nodes_of(group, evictable, group.least(Shape.of(queued.request)))
+        return self._choose(queued, group, nodes, evictable, reason="backfill", now_us=now_us)
 
     def _choose(
         self,
@@ -96,8 +102,33 @@ class Preemption:
         if sum(rooms.values()) + gain < queued.request.least:
             return None
         lost = losses(evictable, reporters=list(group.reporters.values()), now_us=now_us)
-        chosen = Selection(rooms, nodes, lost).choose(Shape.of(queued.request), self._state.running)
-        return None if chosen is None else self._carry_out(queued, group, chosen, reason, now_us=now_us, lost=lost)
+        shape, lasting, chosen = Shape.of(queued.request), group.pool == "reserved", None
+        if spent := self._spent(evictable, now_us):
+            spared = {job_id: loss for job_id, loss in lost.items() if job_id not in spent}
+            chosen = Selection(rooms, nodes, spared).choose(shape, self._state.running, lasting=lasting)
+        chosen = chosen or Selection(rooms, nodes, lost).choose(shape, self._state.running, lasting=lasting)
+        if chosen is None or self._is_too_dear(queued, group, sum([lost[job_id] for job_id in chosen[0]]), now_us):
+            return None
+        return self._carry_out(queued, group, chosen, reason, now_us=now_us, lost=lost)
+
+    def _is_too_dear(self, queued: Queued, group: Group, loss: int, now_us: int) -> bool:
+        """Whether it is worth waiting until somebody has saved: while more is lost than the policy allows for such a waiting.
+
+        Nobody waits so where none saves; nor do reserved inference and Enterprise.
+        """
+        if queued.rank <= ENTERPRISE or not group.reporters:
+            return False
+        pin = self._state.pins.get(queued.request.job_id)
+        if pin is not None:
+            most_us = (now_us - pin.at_us) * self._state.policy.loss_percent // 100
+        else:
+            most_us = _CHEAP_US + (now_us - queued.queued_at_us) // _PATIENCE
+        return loss > queued.request.least * most_us
+
+    def _spent(self, jobs: list[Running], now_us: int) -> set[JobId]:
+        if not self._state.evictions:
+            return set()
+        return {job.request.job_id for job in jobs if self.is_spent(job.request.job_id, now_us=now_us)}
 
     def _carry_out(
         self,
@@ -110,18 +141,26 @@ class Preemption:
         lost: dict[JobId, int],
     ) -> list[Evict]:
         job_id = queued.request.job_id
+        running = self._state.running
+        why = {victim: "reclaimed" if group.is_guest(running[victim]) else reason for victim in chosen[0]}
         for victim in chosen[0]:
             self._cluster.evict(self._state.running[victim])
             self._budget.count(victim, now_us=now_us)
         self._cluster.claim(job_id, group, chosen[1])
-        return [Evict(victim, job_id, reason, queued.rank, lost[victim], len(lost)) for victim in chosen[0]]
+        return [Evict(victim, job_id, why[victim], queued.rank, lost[victim], len(lost)) for victim in chosen[0]]
 
-    def _may_evict(self, running: Running, queued: Queued, now_us: int) -> bool:
+    def _may_evict(self, group: Group, running: Running, queued: Queued, now_us: int) -> bool:
         if running.evicting or not running.preemptible:
             return False
-        if queued.rank == INFERENCE:
+        if (
+            running.rank <= queued.rank
+            and not group.is_guest(running)
+            and self.is_spent(running.request.job_id, now_us=now_us)
+        ):
+            return False
+        if queued.rank == INFERENCE or group.is_guest(running):
             return True
-        return now_us - _since_us(running) >= self._state.policy.run_us_min
+        return now_us - running.since_us >= self._state.policy.run_us_min
 
     def _nodes_of(self, group: Group, evictable: list[Running], least: int) -> dict[int, NodeState]:
         """Nodes with `least` devices free, or with somebody who may give way or is leaving; never those of a pin."""
@@ -134,9 +173,12 @@ class Preemption:
                     bits |= self._cluster.bit_of(group, node_id)
                 else:
                     bits |= group.bits[self._state.nodes[node_id].slot]
-        nodes = group.nodes_of(bits & ~group.pinned)
+        nodes = group.nodes_of(bits)
         return {node.slot: node for node in nodes if node.status == "up"}
 
 
-def _since_us(running: Running) -> int:
-    return running.placed_at_us if running.started_at_us is None else running.started_at_us
+def _spares(running: Running) -> int:
+    """How many devices an elastic gang has beyond the fewest it runs on."""
+    if running.request.devices_least is None:
+        return 0
+    return sum([devices for _, devices in running.shares]) - running.request.least

@@ -8,10 +8,10 @@ waiting jobs are a few dozen lanes. Knows nothing of nodes.
 import heapq
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 from fabric.placement.fitting import Group, Shape
-from fabric.placement.jobs import INFERENCE, RANKS
+from fabric.placement.jobs import RANKS
 from fabric.placement.quotas import Fairness, Policy
 from fabric.placement.state import Claim, Queued
 from fabric.units import AccountId, JobId, NodeId
@@ -38,10 +38,29 @@ _ALWAYS_TOLD = 7
 class Lane:
     """Waiting jobs that are alike."""
 
-    __slots__ = ("groups", "heads", "heard", "jobs", "lines", "mixes", "name", "parked", "rank", "seen", "shape")
+    __slots__ = (
+        "account_id",
+        "ages",
+        "groups",
+        "heads",
+        "heard",
+        "jobs",
+        "lines",
+        "mixes",
+        "name",
+        "parked",
+        "rank",
+        "seen",
+        "shape",
+        "typed",
+    )
 
     def __init__(self, key: LaneKey, shape: Shape, *, mixes: bool = False) -> None:
         self.rank = key[0]
+        self.typed = bool(key[3])
+        """Whether its jobs name their types."""
+        self.account_id = AccountId(key[6])
+        """Whose its jobs are, if that has nodes of its own; else ""."""
         told: tuple[object, ...] = key
         while len(told) > _ALWAYS_TOLD and not told[-1]:
             told = told[:-1]
@@ -55,6 +74,8 @@ class Lane:
         self.heard = 0
         """Of how many keys that became less `heads` knows."""
         self.lines: dict[AccountId, list[tuple[tuple[int, int], JobId]]] = {}
+        self.ages: list[tuple[tuple[int, int], JobId]] = []
+        """Those in line by who came first, whatever their accounts have used; and some that have left it."""
         self.parked = False
         self.groups: tuple[Group, ...] = ()
         """Where its jobs may go, best first."""
@@ -65,6 +86,16 @@ class Lane:
     def least(self) -> int:
         """With fewer free devices in a group than this, none of its jobs can have anything there."""
         return 0 if self.mixes else self.shape.devices
+
+    def is_at_home(self, group: Group) -> bool:
+        """Whether its jobs have a right to what the group lends."""
+        return group.pool != "spot" and group.is_home_of(self.account_id, self.rank)
+
+    def weigh_on_groups(self, change: int) -> None:
+        """It is parked, or isn't any more."""
+        for group in self.groups:
+            group.wanted += change * self.is_at_home(group)
+            group.typed += change * self.typed
 
 
 class Queue:
@@ -158,6 +189,7 @@ class Queue:
             self._put_away(lane)
             lane.heads.clear()
             lane.lines.clear()
+            lane.ages.clear()
         elif lane.parked and self._head(lane) is None:
             self._put_away(lane)
 
@@ -224,6 +256,29 @@ class Queue:
         head = self._head(lane)
         return None if head is None else lane.jobs[lane.lines[head[2]][0][1]]
 
+    def wanted(self, rank: int, group: Group, *, within: int) -> int:
+        """How many devices of the group jobs of a class wait for at the least, of those that want no more than so many."""
+        lanes = (*self.active[rank].values(), *self.parked[rank].values())
+        might = [lane for lane in lanes if lane.shape.devices <= within and (lane.seen < 0 or group in lane.groups)]
+        return sum([len(lane.jobs) * lane.shape.devices for lane in might])
+
+    def oldest(self, lane: Lane, *without: Container[JobId]) -> Queued | None:
+        """Who came first of those in line, but of some; None if that is nobody."""
+        ages, kept = lane.ages, []
+        found = None
+        while ages:
+            order, job_id = ages[0]
+            queued = lane.jobs.get(job_id)
+            if queued is not None and queued.order == order and not any(job_id in some for some in without):
+                found = queued
+                break
+            heapq.heappop(ages)
+            if queued is not None and queued.order == order:
+                kept.append((order, job_id))
+        for entry in kept:
+            heapq.heappush(ages, entry)
+        return found
+
     def _put_away(self, lane: Lane) -> None:
         """Nobody is in line: there is nothing to look at, and nothing is wanted."""
         if lane.parked:
@@ -288,8 +343,8 @@ class Queue:
             lane.parked = False
             del self.parked[lane.rank][lane.name]
             need = (lane.least, lane.name)
+            lane.weigh_on_groups(-1)
             for group in lane.groups:
-                group.wanted -= lane.rank == INFERENCE
                 needs = self._needing[lane.rank][group.name]
                 del needs[bisect_left(needs, need)]
         self.active[lane.rank][lane.name] = self._woken[lane.name] = lane
@@ -299,8 +354,8 @@ class Queue:
         del self.active[lane.rank][lane.name]
         lane.parked = True
         self.parked[lane.rank][lane.name] = lane
+        lane.weigh_on_groups(1)
         for group in lane.groups:
-            group.wanted += lane.rank == INFERENCE
             insort(self._needing[lane.rank].setdefault(group.name, []), (lane.least, lane.name))
 
     def ranked(self, claimed: Mapping[JobId, Claim]) -> list[JobId]:
@@ -324,6 +379,7 @@ class Queue:
             heapq.heappush(line, entry)
             if line[0] is entry:
                 heapq.heappush(lane.heads, (self._fairness.key(account_id), queued.order, account_id))
+        heapq.heappush(lane.ages, entry)
         self.wake(lane)
 
     def _drop_empty(self) -> None:
@@ -334,7 +390,6 @@ class Queue:
 
 
 def _want_no_more(lane: Lane) -> None:
-    """Nobody of the lane is in line: what inference wanted may be lent again."""
-    if lane.rank == INFERENCE:
-        for group in lane.groups:
-            group.touched = True
+    """Nobody of the lane is in line: what it wanted may be lent again."""
+    for group in lane.groups:
+        group.touched = group.touched or lane.is_at_home(group)

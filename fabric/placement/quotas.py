@@ -26,6 +26,7 @@ POLICY_US_MAX: Final = 365 * DAY_US
 POLICY_COUNT_MAX: Final = 1_000_000
 POOLS: Final = ("reserved", "dedicated", "spot")
 LONGEST_GRACE_US: Final = DAY_US
+PERCENT_MAX: Final = 1_000
 
 _USAGE_MAX: Final = 2**62
 _UHS_PER_COUNT: Final = 1000
@@ -46,6 +47,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
     headroom_devices: int = 0
     """Idle reserved devices of each type that are never lent. 0 lends everything: a reclaim frees them within the grace."""
+    lend_dedicated: bool = True
+    """Whether idle cells of one account are lent to jobs of others that may be evicted, until their owner asks."""
     waits_us: tuple[int, int, int, int, int] = (MINUTE_US, 5 * MINUTE_US, 10 * MINUTE_US, HOUR_US, 6 * HOUR_US)
     """By class, best first: how long a job may wait before it is pinned."""
     bypasses_max: int = 50
@@ -53,7 +56,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     run_us_min: int = 10 * MINUTE_US
     """A job runs at least this long before it is evicted, unless reserved inference reclaims its nodes."""
     evictions_max: int = 3
-    """After so many evictions within a day a job is left alone for the day."""
+    """After so many evictions within a day a job is left alone by its equals, and goes last of those that a better class may evict."""
+    reserved_percent: int = 8
+    """Of a pool's devices of a type so many in a hundred are reserved at a time for jobs that waited too long, or one job's."""
+    loss_percent: int = 10
+    """For a job with a reservation at most so much is lost of others' work as this part of how long it has been reserved for."""
     retry_us: int = MINUTE_US
     """How long a blocked lane waits before victims are looked for again."""
     half_life_us: int = 7 * DAY_US
@@ -75,6 +82,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         found += ["graces_us"] * any(not 0 <= us <= LONGEST_GRACE_US for us in self.graces_us)
         counts = {"headroom_devices": 0, "bypasses_max": 1, "evictions_max": 1}
         found += [name for name, least in counts.items() if not least <= getattr(self, name) <= POLICY_COUNT_MAX]
+        parts = {"reserved_percent": (0, 100), "loss_percent": (1, PERCENT_MAX)}
+        found += [name for name, (least, most) in parts.items() if not least <= getattr(self, name) <= most]
         return ", ".join(found)
 
     def barred(self, grace_us: int) -> tuple[str, ...]:
@@ -343,7 +352,7 @@ class EvictionBudget:
             del self._evictions[eldest]
 
     def is_spent(self, job_id: JobId, *, evictions_max: int, now_us: int) -> bool:
-        """Whether the job was evicted so often today that it is now left alone."""
+        """Whether the job was evicted as often within a day as it may be."""
         times = self._evictions.get(job_id)
         return times is not None and sum(at > now_us - DAY_US for at in times) >= evictions_max
 

@@ -1,17 +1,19 @@
-"""Bounded waiting: a job that has waited long enough is pinned and owns the one reservation of its group.
+"""Bounded waiting: who has waited long enough is pinned, and may take the place of whoever started past it since.
 
-The pinned job waits for a set of nodes. Others may use them meanwhile, but only preemptibly; when evicting those
-*backfillers* would complete the set, they are evicted. So a gang is not starved by small jobs, devices don't idle while it
-collects its nodes, and nobody has to guess how long a job runs. A node outside the set that gets more room than the
-fullest one in it takes its place, so the set is complete as soon as enough nodes have come free anywhere in the group.
+Nothing stands idle for a pinned gang, and nobody has to guess how long a job runs: others go on starting wherever there is
+room, but those of its class that do may be evicted for it, as may worse ones at any time. So it starts as soon as what
+leaves by itself would have been enough had nobody passed it, which is what a reservation with perfect estimates gives. Each
+pin has its moment, and only who started after it gives way: what was pinned earlier takes from what was pinned later, never
+the other way round, and no class from a better one. Jobs that can't be evicted keep off the nodes that its set names.
 """
-
-from collections.abc import Iterable
 
 from fabric.placement.cluster import Cluster
 from fabric.placement.fitting import Group, Shape
 from fabric.placement.state import NodeState, Pin, PlacementState, Queued
 from fabric.units import JobId
+
+_PINS_MAX = 6
+"""Of a class in a group at a time: each looks for whom to evict once a minute."""
 
 
 class Reservations:
@@ -21,68 +23,63 @@ class Reservations:
         self._state = state
         self._cluster = cluster
 
-    def holds(self, job_id: JobId) -> bool:
-        return any(pin.job_id == job_id for pin in self._state.pins.values())
-
-    def pin(self, queued: Queued, groups: Iterable[Group]) -> bool:
-        """Reserve nodes in the first group that has no reservation and could take the gang."""
-        shape = Shape.of(queued.request)
-        for group in groups:
-            if group.name in self._state.pins or (group.pool == "reserved" and queued.request.service != "inference"):
-                continue
-            nodes = self._best_nodes(group, shape)
-            if nodes is not None:
-                pin = Pin(job_id=queued.request.job_id, nodes=[node.node.node_id for node in nodes])
-                self._state.pins[group.name] = pin
-                self._cluster.mark(group.name, pin.nodes)
-                return True
-        return False
+    def pin(self, queued: Queued, group: Group, *, now_us: int) -> bool:
+        """Reserve in the group, if its nodes could take the gang, and the class has not as much of it pinned as it may."""
+        if self.is_full(group, queued.rank, queued.request.least):
+            return False
+        nodes = self._best_nodes(group, Shape.of(queued.request))
+        if nodes is None:
+            return False
+        pin = Pin(group=group.name, nodes=[node.node.node_id for node in nodes], at_us=now_us)
+        self._state.pins[queued.request.job_id] = pin
+        self._cluster.mark(group)
+        return True
 
     def unpin(self, job_id: JobId) -> bool:
         """Give the job's reservation up, if it has one."""
-        names = [name for name, pin in self._state.pins.items() if pin.job_id == job_id]
-        for name in names:
-            del self._state.pins[name]
-            self._cluster.mark(name, [])
-        return bool(names)
+        pin = self._state.pins.pop(job_id, None)
+        if pin is None:
+            return False
+        self._cluster.mark(self._cluster.groups[pin.group])
+        return True
+
+    def is_full(self, group: Group, rank: int, devices: int) -> bool:
+        """Whether as many are pinned of the class, and of better ones, as may be at a time, with so many devices more."""
+        pins, pinned = group.reservations[rank]
+        if not pins:
+            return False
+        all_devices = sum([size * count for size, count in group.standing.items()])
+        return pins >= _PINS_MAX or (pinned + devices) * 100 > all_devices * self._state.policy.reserved_percent
 
     def consider(self, group: Group, node: NodeState) -> None:
-        """The node got room: does it serve the pinned job better than one that is reserved for it?"""
-        pin = self._state.pins[group.name]
+        """The node got room: does it serve a pinned job better than one that is reserved for it?"""
         node_id = node.node.node_id
-        if node.status != "up" or node_id in pin.nodes:
+        pins = [(job_id, pin) for job_id, pin in self._state.pins.items() if pin.group == group.name]
+        if node.status != "up" or any(node_id in pin.nodes for _, pin in pins):
             return
-        each = Shape.of(self._state.queue[pin.job_id].request).each or node.node.devices
-        if node.node.devices < each:
-            return
-        rooms = [(min(self.room(self._state.nodes[reserved], pin), each), at) for at, reserved in enumerate(pin.nodes)]
-        worst, at = min(rooms)
-        if (
-            min(self.room(node, pin), each) > worst
-            and node.node.devices >= self._state.nodes[pin.nodes[at]].node.devices
-        ):
-            pin.nodes[at] = node_id
-            self._cluster.mark(group.name, pin.nodes)
-
-    def room(self, node: NodeState, pin: Pin) -> int:
-        """What the node would have for the pinned job without its backfillers."""
-        running = self._state.running
-        backfill = sum(
-            devices
-            for job_id, devices in node.shares.items()
-            if running[job_id].backfills == pin.job_id and not running[job_id].evicting
-        )
-        return self._cluster.room(node) + backfill
+        for job_id, pin in pins:
+            each = Shape.of(self._state.queue[job_id].request).each or node.node.devices
+            if node.node.devices < each:
+                continue
+            room = self._cluster.room
+            rooms = [(min(room(self._state.nodes[reserved]), each), at) for at, reserved in enumerate(pin.nodes)]
+            worst, at = min(rooms)
+            if min(room(node), each) > worst and node.node.devices >= self._state.nodes[pin.nodes[at]].node.devices:
+                pin.nodes[at] = node_id
+                self._cluster.mark(group)
+                return
 
     def _best_nodes(self, group: Group, shape: Shape) -> list[NodeState] | None:
-        """The fullest-free nodes that could take a share, as few as make the gang."""
+        """The fullest-free nodes that could take a share, as few as make the gang; those of nobody else's first."""
         least = group.least(shape)
         chosen: list[NodeState] = []
         room = 0
-        for node in (node for bits in reversed(group.fit) for node in group.nodes_of(bits)):
-            if room >= shape.devices:
-                break
-            if node.node.devices >= least:
-                chosen.append(node)
-                room += shape.each or node.node.devices
+        taken = group.pinned[-1]
+        for mask in (~taken, taken):
+            for node in (node for bits in reversed(group.fit) for node in group.nodes_of(bits & mask)):
+                if room >= shape.devices:
+                    break
+                if node.node.devices >= least:
+                    chosen.append(node)
+                    room += shape.each or node.node.devices
         return chosen if room >= shape.devices else None

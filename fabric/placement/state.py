@@ -49,7 +49,7 @@ class Queued(msgspec.Struct, gc=False):
     rank: int
     queued_at_us: int
     preemptible: bool
-    """As asked for, unless the job was evicted so often that it is left alone for a day."""
+    """As asked for."""
     order: tuple[int, int] = (0, 0)
     """(submitted_at_us, seq): the line within one account."""
 
@@ -69,13 +69,25 @@ class Running(msgspec.Struct, gc=False):
     saved_at_us: int | None = None
     write_us: int = 0
     restore_us: int = 0
-    backfills: JobId | None = None
-    """The pinned job on whose nodes it was placed."""
+    pinned_at_us: int | None = None
+    """When it was pinned, if it was placed from a reservation."""
     evicting: bool = False
     groups: tuple[str, ...] = ()
     """Of a gang of several types: those of all its parts."""
     fee: int = 0
     """What its start was counted with, as usage is (`Fairness`), as far as it isn't used."""
+    every_us: int = 0
+    """Between its last two checkpoints, or from its start to its first one; 0 while it has none."""
+
+    @property
+    def since_us(self) -> int:
+        """Since when it has run, or had its devices if its code doesn't run yet."""
+        return self.placed_at_us if self.started_at_us is None else self.started_at_us
+
+    @property
+    def passed_us(self) -> int:
+        """Of its class, only who was pinned no later than this may take its place: before it was pinned itself, or started."""
+        return self.placed_at_us if self.pinned_at_us is None else self.pinned_at_us - 1
 
 
 class Claim(msgspec.Struct):
@@ -84,15 +96,22 @@ class Claim(msgspec.Struct):
     group: str
     shares: Shares
     owed: int
-    settled: bool = False
-    """It was pinned: once placed, it is not evicted again."""
+    pinned_at_us: int | None = None
+    """When the job was pinned, if it was."""
 
 
 class Pin(msgspec.Struct):
-    """The one reservation of a group: a job that has waited long enough, and the nodes it waits for."""
+    """A reservation: of a job that has waited long enough."""
 
-    job_id: JobId
+    group: str
     nodes: list[NodeId]
+    """Nobody who can't be evicted starts there, but of a better class."""
+    at_us: int
+    """Who started since may be evicted for it."""
+    retry_at_us: int = 0
+    """Not before this are victims looked for again,"""
+    enough: int = 0
+    """unless so many devices are free, or are being left."""
 
 
 class GroupState(msgspec.Struct):
@@ -128,7 +147,7 @@ class PlacementState:
     queue: dict[JobId, Queued] = field(default_factory=dict)
     running: dict[JobId, Running] = field(default_factory=dict)
     claims: dict[JobId, Claim] = field(default_factory=dict)
-    pins: dict[str, Pin] = field(default_factory=dict)
+    pins: dict[JobId, Pin] = field(default_factory=dict)
     blocked: dict[str, Blocked] = field(default_factory=dict)
     groups: dict[str, GroupState] = field(default_factory=dict)
     """By name; one that was ever there stays."""

@@ -1,5 +1,8 @@
 """Lanes that don't fit: when they are looked at again, who of them has been passed over, and who is pinned for it."""
 
+import heapq
+from collections.abc import Iterator
+
 from fabric.placement.alarms import Alarms
 from fabric.placement.cluster import Cluster
 from fabric.placement.fitting import Group
@@ -9,6 +12,9 @@ from fabric.placement.quotas import Fairness
 from fabric.placement.reservations import Reservations
 from fabric.placement.state import Blocked, PlacementState, Queued, Running
 from fabric.units import AccountId, JobId
+
+_SENIOR = 12
+"""How many times the bound of its class a job waits before its age counts for more than its account's share."""
 
 
 class Waiting:
@@ -140,24 +146,69 @@ class Waiting:
         return blocked is None or blocked.retry_at_us <= now_us
 
     def pin_overdue(self, *, now_us: int) -> None:
-        """Give every free reservation to whoever has waited longest of those that have waited too long. In a lane, where all are
-        alike, whoever is next gets it: somebody who has had his share doesn't get more of it because the rest of his jobs wait.
+        """Pin those that have waited too long, the best class first, then by turns of those who pay, then who came first: as many
+        as there may be.
         """
-        policy = self._state.policy
-        pinned = {pin.job_id: None for pin in self._state.pins.values()}
-        overdue: list[tuple[int, int, Lane, Queued]] = []
-        for parked in self.queue.parked:
-            for lane in parked.values():
-                if all(group.pinned for group in lane.groups):
-                    continue
-                oldest = self._oldest(lane)
-                if oldest is None or any(job_id in lane.jobs for job_id in pinned):
-                    continue
-                passed = self._passed(lane, oldest)
-                if now_us - oldest.queued_at_us >= policy.waits_us[lane.rank] or passed >= policy.bypasses_max:
-                    overdue.append((oldest.queued_at_us, oldest.seq, lane, self.queue.first(lane) or oldest))
-        for _, _, lane, following in sorted(overdue, key=lambda entry: entry[:2]):
-            self.pins.pin(following, lane.groups)
+        state, payer_of = self._state, self._fairness.payer
+        has: dict[str, int] = {}
+        for job_id in state.pins:
+            payer = payer_of(state.queue[job_id].request.account_id)
+            has[payer] = has.get(payer, 0) + 1
+        heads: list[tuple[int, int, tuple[int, int], str, Queued]] = []
+
+        def enter(lane: Lane) -> None:
+            overdue = self._next_to_pin(lane, now_us)
+            if overdue is not None:
+                turn = has.get(payer_of(overdue.request.account_id), 0)
+                heapq.heappush(heads, (lane.rank, turn, overdue.order, lane.name, overdue))
+
+        for lane in self._with_room_for_pins():
+            enter(lane)
+        while heads:
+            rank, turn, order, name, overdue = heapq.heappop(heads)
+            payer = payer_of(overdue.request.account_id)
+            if has.get(payer, 0) > turn:
+                heapq.heappush(heads, (rank, has[payer], order, name, overdue))
+            elif self._pin(self.queue.named[name], overdue, now_us):
+                has[payer] = turn + 1
+                enter(self.queue.named[name])
+
+    def _with_room_for_pins(self) -> Iterator[Lane]:
+        """Lanes that are parked, and of which somebody could be pinned."""
+        groups, is_full = self._cluster.groups.values(), self.pins.is_full
+        for rank, parked in enumerate(self.queue.parked):
+            if not all(is_full(group, rank, 1) for group in groups):
+                for lane in parked.values():
+                    if not all(is_full(group, rank, lane.shape.devices) for group in lane.groups):
+                        yield lane
+
+    def _pin(self, lane: Lane, queued: Queued, now_us: int) -> bool:
+        """Nobody is pinned among what is lent, nor inference among spot nodes where it has others."""
+        home = [group for group in lane.groups if group.is_home_of(queued.request.account_id, lane.rank)]
+        if lane.rank == INFERENCE:
+            home = [group for group in home if group.pool != "spot"] or home
+        return any(self.pins.pin(queued, group, now_us=now_us) for group in home)
+
+    def _next_to_pin(self, lane: Lane, now_us: int) -> Queued | None:
+        """Whom to pin next of the lane, if somebody has waited too long, or was passed too often: whoever is next by shares, so
+        that who has had his share doesn't get more of it because the rest of his jobs wait; but whoever came first once that
+        has waited many times as long.
+        """
+        state, bound_us = self._state, self._state.policy.waits_us[lane.rank]
+        oldest = self.queue.oldest(lane, state.pins, state.claims)
+        if oldest is None:
+            return None
+        waited_us = now_us - oldest.queued_at_us
+        if waited_us >= bound_us:
+            following = self.queue.first(lane)
+            is_taken = following is None or following.request.job_id in state.pins
+            if is_taken and lane.shape.devices == 1:
+                return None  # nobody passes what fits wherever a device is free: it has its turn by its share
+            return oldest if is_taken or waited_us >= _SENIOR * bound_us else following
+        longest = self._oldest(lane)
+        if longest is None or longest.request.job_id in state.pins:
+            return None
+        return longest if self._passed(lane, longest) >= state.policy.bypasses_max else None
 
     def dues(self) -> list[int]:
         """When lanes look for victims next, and when one of their oldest jobs will have waited too long."""

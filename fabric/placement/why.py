@@ -10,7 +10,7 @@ import msgspec
 from fabric.placement import mixture
 from fabric.placement.cluster import Cluster
 from fabric.placement.fitting import Group, Shape
-from fabric.placement.jobs import INFERENCE, Request
+from fabric.placement.jobs import Request
 from fabric.placement.quotas import Fairness, Policy
 from fabric.placement.state import Claim, PlacementState, Queued
 from fabric.units import JobId
@@ -27,7 +27,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     most: int
     """The most that are free on one node."""
     withheld: str = ""
-    """Why what is free isn't for the job: headroom | inference_waits | reserved (for somebody who waited longer); "" = it is."""
+    """Why what is free isn't for the job: headroom | inference_waits | owner_waits | reserved (for somebody who waited longer); "" = it is."""
 
 
 class Remedy(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,7 +118,7 @@ class Inquiry:
             return "leaving", None
         if not any(any(group.fit) for group in groups):
             return "nowhere", None
-        if any(pin.job_id == request.job_id for pin in self._state.pins.values()):
+        if request.job_id in self._state.pins:
             return "reserved", None
         fits = self._fits(queued, groups)
         if fits and request.patience_us and request.prefers and now_us < warm_until_us:
@@ -156,12 +156,12 @@ class Inquiry:
     def _room(self, group: Group, queued: Queued, policy: Policy) -> Room:
         withheld = ""
         least = queued.request.least
-        if group.pool == "reserved" and queued.rank != INFERENCE and group.free:
+        if group.free and not group.is_home_of(queued.request.account_id, queued.rank):
             if group.wanted:
-                withheld = "inference_waits"
-            elif group.free - policy.headroom_devices < least <= group.free:
+                withheld = "inference_waits" if group.owner is None else "owner_waits"
+            elif group.owner is None and group.free - policy.headroom_devices < least <= group.free:
                 withheld = "headroom"
-        if not withheld and group.pinned and group.free >= least and self._find(group, queued) is None:
+        if not withheld and group.pinned[queued.rank] and group.free >= least and self._find(group, queued) is None:
             withheld = "reserved"
         return Room(
             pool=group.pool,

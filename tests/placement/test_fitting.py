@@ -37,7 +37,6 @@ def test_a_gang_takes_the_tightest_nodes_of_one_type_it_prefers(story, devices, 
             "gang_too_large",
             {"devices": 16, "largest": 0, "accelerator": "H100", "devices_per_node": 16, "on_a_node": 8},
         ),
-        ({"service": "inference"}, "no_pool_for", {"service": "inference", "preemptible": 1, "pools": "spot"}),
         ({"devices": 6, "each": 4}, "uneven_gang", {"devices": 6, "devices_per_node": 4}),
         ({"devices": 0}, "uneven_gang", {"devices": 0, "devices_per_node": 0}),
     ],
@@ -83,8 +82,8 @@ def test_headroom_is_not_lent_but_inference_may_use_it(story):
     assert refusal.facts["largest"] == 5
 
 
-def test_a_dedicated_node_serves_its_owner_first_and_nobody_else_ever(story):
-    at = story("e0 H100 8 dedicated acme", "s0 H100 8 spot")
+def test_a_dedicated_node_serves_its_owner_first_and_where_it_is_not_lent_nobody_else_ever(story):
+    at = story("e0 H100 8 dedicated acme", "s0 H100 8 spot", lend_dedicated=False)
     assert at.submit("own", 8, account="acme", tier=0) == ["own@e0:8"]
     assert at.submit("spill", 8, account="acme", tier=0) == ["spill@s0:8"]
     assert at.release("own") == []
@@ -121,3 +120,25 @@ def test_a_node_that_comes_back_as_something_else_has_lost_its_jobs(story):
     assert at.node("h0 A100 8 spot") == ("a",)
     assert at.planner.release("a", now_us=at.now)
     assert at.submit("b", 8, kinds=("A100",)) == ["b@h0:8"]
+
+
+def test_what_one_node_could_have_is_not_strewn_over_several(story):
+    at = story("h0 H100 8 spot", "h1 H100 8 spot", "h2 H100 2 spot")
+    for number in range(3):
+        at.submit(f"runs{number}", 6 if number < 2 else 2)
+    at.release("runs2")
+    assert at.submit("gang", 4) == []
+    assert at.release("runs0") == ["gang@h0:4"]
+
+
+def test_what_no_node_is_large_enough_for_is_packed_on_several(story):
+    at = story("h0 H100 8 spot", "h1 H100 2 spot", "h2 H100 2 spot")
+    at.planner.cordon_node("h0")
+    assert at.submit("gang", 4) == ["gang@h1:2+h2:2"]
+
+
+def test_an_elastic_gang_takes_what_it_gets_wherever_it_is(story):
+    at = story("h0 H100 8 spot", "h1 H100 8 spot")
+    at.submit("runs0", 6)
+    at.submit("runs1", 6)
+    assert at.submit("gang", 8, devices_least=2) == ["gang@h0:2+h1:2"]

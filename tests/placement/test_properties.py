@@ -252,13 +252,14 @@ class Placing(RuleBasedStateMachine):
                 assert (node.accelerator, node.pool) == (step.accelerator, step.pool)
             given_us = self.planner.one._state.nodes[node_id].node.notice_us
             assert given_us is None or given_us >= request.notice_us
-            assert node.dedicated_to in (None, request.account_id)
+            assert node.dedicated_to in (None, request.account_id) or request.preemptible
             assert request.devices_per_node in (None, devices)
         assert not request.accelerators or {step.accelerator, *step.kinds} <= set(request.accelerators)
+        owners = {nodes[node_id].dedicated_to for node_id, _ in step.shares}
         pools = {nodes[node_id].pool for node_id, _ in step.shares}
         assert request.grace_us < 3 * MINUTE or request.service == "inference" or "reserved" not in pools
+        assert ("dedicated" in pools) <= (request.service != "inference" or owners == {request.account_id})
         assert ("reserved" in pools) <= (request.service == "inference" or request.preemptible)
-        assert (request.service == "inference") <= ("spot" not in pools)
 
     def evicted(self, step: Evict):
         victim, preemptor = self.requests[step.job_id], self.requests[step.for_job_id]
