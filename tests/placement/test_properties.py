@@ -258,7 +258,7 @@ class Placing(RuleBasedStateMachine):
         owners = {nodes[node_id].dedicated_to for node_id, _ in step.shares}
         pools = {nodes[node_id].pool for node_id, _ in step.shares}
         assert request.grace_us < 3 * MINUTE or request.service == "inference" or "reserved" not in pools
-        assert ("dedicated" in pools) <= (request.service != "inference" or owners == {request.account_id})
+        assert request.service != "inference" or owners <= {None, request.account_id}
         assert ("reserved" in pools) <= (request.service == "inference" or request.preemptible)
 
     def evicted(self, step: Evict):
