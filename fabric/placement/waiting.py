@@ -179,7 +179,10 @@ class Waiting:
         for rank, parked in enumerate(self.queue.parked):
             if not all(is_full(group, rank, 1) for group in groups):
                 for lane in parked.values():
-                    if not all(is_full(group, rank, lane.shape.devices) for group in lane.groups):
+                    devices = lane.shape.devices
+                    if devices == 1 and rank != INFERENCE:
+                        continue  # nobody passes what fits wherever a device is free: it has its turn by its share
+                    if not all(is_full(group, rank, devices) for group in lane.groups):
                         yield lane
 
     def _pin(self, lane: Lane, queued: Queued, now_us: int) -> bool:
@@ -202,8 +205,6 @@ class Waiting:
         if waited_us >= bound_us:
             following = self.queue.first(lane)
             is_taken = following is None or following.request.job_id in state.pins
-            if is_taken and lane.shape.devices == 1:
-                return None  # nobody passes what fits wherever a device is free: it has its turn by its share
             return oldest if is_taken or waited_us >= _SENIOR * bound_us else following
         longest = self._oldest(lane)
         if longest is None or longest.request.job_id in state.pins:
