@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from contextlib import suppress
+from itertools import product
 
 import psutil
 import pytest
@@ -27,6 +28,14 @@ QUIET_S = 3
 MARK = "STEPS_OF_A_REPLICA"
 STEPS = ("asked for", "its process is there", "it is being made", "it answers")
 ENDS = ("not at all", "by itself", "by Serve")
+GATES = ("the same", "another", "one that knows nothing of it")
+SHORT = {
+    ("asked for", "by Serve", GATES[2]),
+    ("its process is there", "not at all", GATES[2]),
+    ("its process is there", "by itself", "another"),
+    ("it answers", "not at all", "the same"),
+}
+"""Cases of the normal run."""
 
 
 @ray.remote
@@ -129,14 +138,16 @@ async def lived_and_ended(world, node, step, how, *, gate, drained=False):
         await asyncio.sleep(0.2)
 
 
-@pytest.mark.parametrize("gate", ["the same", "another", "one that knows nothing of it"])
-@pytest.mark.parametrize("how", ENDS)
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    ("step", "how", "gate"),
+    [case if case in SHORT else pytest.param(*case, marks=pytest.mark.soak) for case in product(STEPS, ENDS, GATES)],
+)
 async def test_a_lease_gives_its_devices_back_wherever_its_replica_has_come(world, step, how, gate):
     node = ("n1", "910B") if how == "by itself" else ("a1", "A100")
     await lived_and_ended(world, node, step, how, gate=gate)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("node", "step"), [(("a1", "A100"), STEPS[1]), (("h1", "H100"), STEPS[2]), (("n1", "910B"), STEPS[3])]
 )
