@@ -80,7 +80,16 @@ async def submit(door: ApiService, caller: Caller, request: pb.SubmitRequest) ->
 
 
 def _check_role(caller: Caller, spec: JobSpec) -> None:
-    """Of the serving host's key nothing is taken but leases for replicas."""
+    """Of the serving host's key nothing is taken but leases for replicas, and only the operator runs in the class of inference:
+    it takes reserved nodes back from everybody, and has a price of its own.
+    """
+    if spec.service is Service.INFERENCE and not caller.operator:
+        raise PermissionDenied(
+            "service=inference is for the models that the operator serves: submit with service=training or batch, and for"
+            " a job that is never evicted with preemptible=False, where the plan has that right",
+            code="service_is_operators",
+            service=spec.service.value,
+        )
     if not caller.may(KeyScope.JOBS_OWN, KeyScope.JOBS_ALL) and (
         spec.kind is not JobKind.LEASE or spec.service is not Service.INFERENCE
     ):

@@ -91,7 +91,9 @@ def submit(
     accelerators: Accelerators = "any",
     name: Name = "",
     tag: Tag = None,
-    service: Annotated[str, typer.Option(help="training, batch or inference.")] = "training",
+    service: Annotated[
+        str, typer.Option(help="training or batch; inference is for the models that the operator serves.")
+    ] = "training",
     hold: Hold = "full",
     working_dir: Annotated[
         Path | None,

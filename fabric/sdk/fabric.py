@@ -132,7 +132,7 @@ class Fabric:
                 ("H100:2-4", "any:1-8") makes it elastic: at every start, and every resume, it takes the best there is.
             name: what people see; the callable's or the script's name if not given.
             tags: up to 16 words to find it by, such as "exp7" or "owner=li".
-            service: training, batch or inference.
+            service: training or batch. inference is for the models that the operator serves.
             hold: "full" holds the whole limit at the start, "rolling" a part at a time.
             kwargs: keyword arguments for the callable.
             working_dir: sent along as a zip, without what `.gitignore` and `.fabricignore` name: a function's modules are imported from it, and

@@ -79,6 +79,14 @@ def test_the_hosts_key_leases_devices_and_touches_no_customers_job(house):
     ask(host, pb.CancelRequest(request_id="end", job_id=own))
 
 
+@pytest.mark.parametrize("kind", ["lease", "script"])
+def test_no_customer_takes_the_class_of_inference_for_a_job_of_its_own(house, kind):
+    house.port.run_jobs = False
+    house.port.seed(NodeUp(node_id="r1", accelerator="H100", devices=8, pool=Pool.RESERVED))
+    spec = pb.JobSpec(name="mine", kind=kind, service="inference", devices=1, limit_uhs=CT)
+    assert refused(house.client(), pb.SubmitRequest(request_id="mine", spec=spec)) == "service_is_operators"
+
+
 # -- jobs --------------------------------------------------------------------------------------------------------------
 
 
