@@ -150,6 +150,8 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "pins": FIXED,
         "_retries": "blocked lanes: set where one is parked, loses a job, or is sorted anew",
         "_overdue": "the oldest jobs of blocked lanes, those that have waited too long already left out",
+        "_passings": "starts at which parked lanes may have been passed too often; never later than they are",
+        "_ripe": "parked lanes that may be overdue, all that are among them",
         "_seen": "versions of the cluster's groups; a planner made anew looks at every lane",
     },
     "Alarms": {"times": "see Waiting", "_heap": "`times`; what no longer stands is passed over when it comes up"},

@@ -5,7 +5,7 @@ claims they are owed to, in the order in which the claims were made, and only th
 by takes what an eviction freed, and evictions loop.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -270,6 +270,17 @@ class Cluster:
                     pins, devices = group.reservations[rank]
                     group.reservations[rank] = pins + 1, devices + queued.request.least
         group.touched = True
+
+    def rooms(self, group: Group, nodes: Mapping[int, NodeState]) -> dict[int, int]:
+        """`room` of nodes of a group, by their slots. Whoever is leaving is looked at once, not once a node."""
+        found = {slot: node.free - sum(node.owed.values()) if node.owed else node.free for slot, node in nodes.items()}
+        known = self._state.nodes
+        for running in group.leaving.values():
+            for node_id, devices in running.shares:
+                node = known[node_id]
+                if nodes.get(node.slot) is node:
+                    found[node.slot] += devices
+        return found
 
     def room(self, node: NodeState) -> int:
         """What the node has for one more claim: free, or about to be and owed to nobody."""

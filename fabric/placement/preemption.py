@@ -96,7 +96,7 @@ class Preemption:
         reason: str,
         now_us: int,
     ) -> list[Evict] | None:
-        rooms = {slot: self._cluster.room(node) for slot, node in nodes.items()}
+        rooms = self._cluster.rooms(group, nodes)
         ids = {node.node.node_id for node in nodes.values()}
         gain = sum(devices for job in evictable for node_id, devices in job.shares if node_id in ids)
         if sum(rooms.values()) + gain < queued.request.least:

@@ -20,7 +20,18 @@ _SENIOR = 12
 class Waiting:
     """Parks and wakes the lanes of the queue."""
 
-    __slots__ = ("_cluster", "_fairness", "_overdue", "_retries", "_seen", "_state", "pins", "queue")
+    __slots__ = (
+        "_cluster",
+        "_fairness",
+        "_overdue",
+        "_passings",
+        "_retries",
+        "_ripe",
+        "_seen",
+        "_state",
+        "pins",
+        "queue",
+    )
 
     def __init__(
         self, state: PlacementState, cluster: Cluster, queue: Queue, pins: Reservations, fairness: Fairness
@@ -34,6 +45,10 @@ class Waiting:
         """By class and lane, when victims are looked for again, or a warmer node is no longer waited for."""
         self._overdue = Alarms()
         """By lane, when its oldest job will have waited too long."""
+        self._passings: dict[tuple[str, int], list[tuple[int, str]]] = {}
+        """By group and class, at how many starts there its lanes may have been passed too often: never later than they are."""
+        self._ripe: dict[str, Lane] = {}
+        """Parked lanes of which somebody may have waited too long, or may have been passed too often; the others haven't."""
         self._seen = [-1] * RANKS
         """By class, the version of the cluster's groups in which its lanes were looked at."""
 
@@ -77,6 +92,8 @@ class Waiting:
                 blocked.passed_from = None
             elif placed:
                 self._begin(lane, blocked)
+            else:
+                self._ripe[lane.name] = lane
             self._set(lane, blocked)
 
     def step_out(self, lane: Lane, queued: Queued) -> None:
@@ -124,6 +141,8 @@ class Waiting:
         """
         for alarms in (self._overdue, *self._retries):
             alarms.clear()
+        self._passings.clear()
+        self._ripe.clear()
         for lane in self.queue.named.values():
             blocked = self._state.blocked.get(lane.name)
             if blocked is None or blocked.passed_from is None or (first := self.queue.first(lane)) is None:
@@ -137,6 +156,7 @@ class Waiting:
         if lane.seen != self._cluster.version:
             lane.groups = self._cluster.groups_for(queued.request, preemptible=queued.preemptible)
             lane.seen = self._cluster.version
+            self._ripe[lane.name] = lane
 
     def may_preempt(self, lane: Lane, *, now_us: int) -> bool:
         """Whether it is time to look for victims; inference always may."""
@@ -158,7 +178,9 @@ class Waiting:
 
         def enter(lane: Lane) -> None:
             overdue = self._next_to_pin(lane, now_us)
-            if overdue is not None:
+            if overdue is None:
+                self._leave_alone(lane, now_us)
+            else:
                 turn = has.get(payer_of(overdue.request.account_id), 0)
                 heapq.heappush(heads, (lane.rank, turn, overdue.order, lane.name, overdue))
 
@@ -175,15 +197,66 @@ class Waiting:
 
     def _with_room_for_pins(self) -> Iterator[Lane]:
         """Lanes that are parked, and of which somebody could be pinned."""
-        groups, is_full = self._cluster.groups.values(), self.pins.is_full
+        is_full, named = self.pins.is_full, self.queue.named
+        self._ripen_overdue(self._state.planned_at_us)
+        free: list[set[str]] = []
         for rank, parked in enumerate(self.queue.parked):
-            if not all(is_full(group, rank, 1) for group in groups):
-                for lane in parked.values():
-                    devices = lane.shape.devices
-                    if devices == 1 and rank != INFERENCE:
-                        continue  # nobody passes what fits wherever a device is free: it has its turn by its share
-                    if not all(is_full(group, rank, devices) for group in lane.groups):
-                        yield lane
+            if parked:
+                self._ripen(rank)
+            groups = self._cluster.groups.values() if parked else ()
+            free.append({group.name for group in groups if not is_full(group, rank, 1)})
+        for lane in list(self._ripe.values()):
+            if (
+                named.get(lane.name) is not lane
+                or not lane.jobs
+                or (lane.shape.devices == 1 and lane.rank != INFERENCE)
+            ):
+                del self._ripe[
+                    lane.name
+                ]  # one device: nobody passes what fits wherever one is free, it comes up by its share
+            elif lane.parked and any(
+                group.name in free[lane.rank] and not is_full(group, lane.rank, lane.shape.devices)
+                for group in lane.groups
+                if group.pool != "reserved" or lane.rank == INFERENCE
+            ):
+                yield lane
+
+    def _ripen(self, rank: int) -> None:
+        """Note which lanes of a class may have been passed too often by now."""
+        for group in self._cluster.groups.values():
+            passings = self._passings.get((group.name, rank))
+            if not passings:
+                continue
+            starts = sum(self._state.groups[group.name].placed[rank:])
+            while passings and passings[0][0] <= starts:
+                lane = self.queue.named.get(heapq.heappop(passings)[1])
+                if lane is not None and lane.parked:
+                    self._ripe[lane.name] = lane
+
+    def _ripen_overdue(self, now_us: int) -> None:
+        """Note of which lanes the oldest job has waited too long by now."""
+        for name in self._overdue.until(now_us):
+            lane = self.queue.named.get(name)
+            if lane is not None:
+                self._ripe[name] = lane
+
+    def _leave_alone(self, lane: Lane, now_us: int) -> None:
+        """Look at the lane no more, if nobody of it is pinned or overdue, until somebody may be."""
+        state, longest = self._state, self._oldest(lane)
+        if longest is None or longest.request.job_id in state.pins:
+            return
+        passed = self._passed(lane, longest)
+        is_overdue = now_us - longest.queued_at_us >= state.policy.waits_us[lane.rank]
+        if not is_overdue and passed < state.policy.bypasses_max:
+            self._ripe.pop(lane.name, None)
+            self._arm(lane, passed)
+
+    def _arm(self, lane: Lane, passed: int) -> None:
+        """The lane is looked at again once its groups have started as many more as it takes, even if they share them."""
+        more = max(1, -(-(self._state.policy.bypasses_max - passed) // max(len(lane.groups), 1)))
+        for group in lane.groups:
+            starts = sum(self._state.groups[group.name].placed[lane.rank :])
+            heapq.heappush(self._passings.setdefault((group.name, lane.rank), []), (starts + more, lane.name))
 
     def _pin(self, lane: Lane, queued: Queued, now_us: int) -> bool:
         """Nobody is pinned among what is lent, nor inference among spot nodes where it has others."""
@@ -213,7 +286,7 @@ class Waiting:
 
     def dues(self) -> list[int]:
         """When lanes look for victims next, and when one of their oldest jobs will have waited too long."""
-        self._overdue.until(self._state.planned_at_us)
+        self._ripen_overdue(self._state.planned_at_us)
         firsts = [alarms.first() for alarms in (self._overdue, *self._retries)]
         return [first for first in firsts if first is not None]
 
@@ -248,6 +321,7 @@ class Waiting:
     def _begin(self, lane: Lane, blocked: Blocked) -> None:
         """From here on it is counted who passes the lane's oldest job."""
         blocked.passed_from = self._placed(lane)
+        self._arm(lane, 0)
         oldest = self._oldest(lane)
         blocked.payer = "" if oldest is None else self._fairness.payer(oldest.request.account_id)
         blocked.own_from = self._own(lane, blocked.payer)
