@@ -14,6 +14,9 @@ from fabric.placement.jobs import INFERENCE, RANKS, Request, Shares
 from fabric.placement.state import Claim, GroupState, Node, NodeState, PlacementState, Queued, Running
 from fabric.units import PPM, AccountId, JobId, NodeId
 
+_WHOLE_NODE_WAITS = 6
+"""So many times as long as its class may wait for a reservation a gang waits for one node, where one could have it."""
+
 
 class Cluster:
     """The planner's nodes, with the indexes that make them quick to search."""
@@ -150,7 +153,7 @@ class Cluster:
             headroom = self._state.policy.headroom_devices if group.owner is None else 0
             if group.wanted or group.free - headroom < shape.devices:
                 return None
-        strewn = queued.request.may_be_strewn
+        strewn = self._may_be_strewn(queued)
         pinned = group.pinned[queued.rank]
         picks = group.find(shape, avoid=pinned, strewn=strewn)
         if picks is not None or not pinned:
@@ -158,6 +161,15 @@ class Cluster:
         if not queued.preemptible and queued.request.job_id not in self._state.pins:
             return None
         return group.find(shape, strewn=strewn)
+
+    def _may_be_strewn(self, queued: Queued) -> bool:
+        """Whether it takes devices of several nodes though one could have them all: what takes what it gets, and what has waited
+        long, as larger gangs take any and leave it no whole node. A model never does: its devices talk at each token.
+        """
+        if queued.request.may_be_strewn or queued.rank == INFERENCE:
+            return queued.request.may_be_strewn
+        waited_us = self._state.planned_at_us - queued.queued_at_us
+        return waited_us >= _WHOLE_NODE_WAITS * self._state.policy.waits_us[queued.rank]
 
     def bit_of(self, group: Group, node_id: NodeId) -> int:
         """The node's bit in the group; 0 if it isn't of it."""

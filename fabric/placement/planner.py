@@ -133,7 +133,7 @@ class Planner:
 
     def could_place_now(self, request: Request) -> bool:
         """Whether devices for it are free this moment, if nobody is ahead of it and nobody gives way."""
-        queued = self._queued(request, now_us=0)
+        queued = self._queued(request, now_us=self._state.planned_at_us)
         shape = Shape.of(request)
         groups = self._cluster.groups_for(request, preemptible=queued.preemptible)
         if any(self._cluster.find(group, shape, queued) is not None for group in groups):

@@ -18,7 +18,7 @@ class Resources:
     """What a job runs on, beyond how many devices of which type."""
 
     devices_per_node: int | None = None
-    """For gangs; if not given, on one node where one is that large, else packed on as few as fit."""
+    """For gangs; if not given, on one node where one is that large, else, or after a long wait, packed on as few as fit."""
     mix: Literal["never", "same-vendor", "islands"] = "never"
     """What a gang may be made of where no type alone has room for it: "never" several types, those of the "same-vendor" (a
     session's shares follow their speeds), or "islands" of any types, which train apart and meet now and then (experimental: see

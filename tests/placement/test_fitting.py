@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.placement.conftest import MINUTE
+
 MIXED = ("h0 H100 8 spot", "h1 H100 8 spot", "h2 H100 4 spot", "a0 A100 8 spot", "a1 A100 8 spot")
 
 
@@ -129,6 +131,24 @@ def test_what_one_node_could_have_is_not_strewn_over_several(story):
     at.release("runs2")
     assert at.submit("gang", 4) == []
     assert at.release("runs0") == ["gang@h0:4"]
+
+
+def test_what_has_waited_six_times_as_long_as_it_may_is_packed_on_several(story):
+    at = story("h0 H100 8 spot", "h1 H100 8 spot", waits_us=(MINUTE,) * 5)
+    for number in range(2):
+        at.submit(f"runs{number}", 6, preemptible=False)
+    assert at.submit("gang", 4, preemptible=False) == []
+    assert at.wait(6 * MINUTE - 1) == []
+    assert at.wait(MINUTE + 1) == ["gang@h0:2+h1:2"]
+
+
+def test_a_model_is_never_packed_on_several_where_one_could_have_it(story):
+    at = story("h0 H100 8 reserved", "h1 H100 8 reserved", waits_us=(MINUTE,) * 5)
+    for number in range(2):
+        at.submit(f"runs{number}", 6, service="inference")
+    assert at.submit("model", 4, service="inference") == []
+    assert at.wait(60 * MINUTE) == []
+    assert at.release("runs0") == ["model@h0:4"]
 
 
 def test_what_no_node_is_large_enough_for_is_packed_on_several(story):
