@@ -24,8 +24,8 @@ demo: setup ## Run a real job that is gated, metered and settled in tokens
 
 # What fails beside other tests is run once more by itself, in a new process: what fails there has failed, and both are shown.
 AGAIN := --last-failed --last-failed-no-failures none
-test: setup ## Run the tests, which wait much: four at a time what needs no Ray cluster, then two at a time what does
-	$(BIN)/pytest -q -n 4 --dist loadscope $(WITHOUT_RAY) || { [ $$? = 1 ] && $(BIN)/pytest -q $(AGAIN) $(WITHOUT_RAY); }
+test: setup ## Run the tests, which wait much: three at a time what needs no Ray cluster, then two at a time what does
+	$(BIN)/pytest -q -n 3 --dist loadscope $(WITHOUT_RAY) || { [ $$? = 1 ] && $(BIN)/pytest -q $(AGAIN) $(WITHOUT_RAY); }
 	$(BIN)/pytest -q -n 2 --dist loadscope $(WITH_RAY) || { [ $$? = 1 ] && $(BIN)/pytest -q $(AGAIN) $(WITH_RAY); }
 WITHOUT_RAY := --ignore=tests/bench -m "not ray and not soak"
 WITH_RAY := --ignore=tests/bench -m "ray and not soak"
