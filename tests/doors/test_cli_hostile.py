@@ -33,6 +33,7 @@ ANSWERS = {
     "state": "failed",
     "facts_json": json.dumps({"x": HOSTILE, **dict.fromkeys(FACTS, 1)}),
     "tier": HOSTILE,
+    **dict.fromkeys(("meta_json", "in_force_json", "filed_json"), json.dumps({HOSTILE: {HOSTILE: HOSTILE}})),
 }
 
 

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from fabric.charging.catalogue import Mode, Plan
-from fabric.gate.events import Authorize, Configure, SettleHold
+from fabric.charging.tariffs import Weight
+from fabric.gate.events import Authorize, Configure, NodeUp, Pool, SettleHold
 from fabric.ledger.scopes import Service, Use
 from fabric.units import UHS_PER_CT
 from tests.doors.conftest import CATALOGUE, TARIFFS
@@ -98,8 +99,18 @@ def test_plans_say_what_is_given_how_often_for_how_long_and_what_becomes_of_the_
     assert "monthly 4.00 10 month its cycle nothing other tokens are used starter" in text
 
 
-def test_a_code_is_said_once_and_a_count_of_nothing_never(run):
-    told = run("submit", "--tokens", 1, "--service", "inference", "--", "true", code=2).stderr
+def test_a_code_is_said_once_and_a_count_of_nothing_never(run, house):
+    plans = tuple(msgspec.structs.replace(plan, non_preemptible=True) for plan in CATALOGUE.plans)
+    house.port.seed(
+        Configure(
+            tariffs=msgspec.structs.replace(
+                TARIFFS, version=2, weights=(*TARIFFS.weights, Weight(accelerator="910B", ppm=1))
+            ),
+            catalogue=msgspec.structs.replace(CATALOGUE, version=2, plans=plans),
+        ),
+        NodeUp(node_id="lent", accelerator="910B", devices=8, pool=Pool.RESERVED),
+    )
+    told = run("submit", "--tokens", 1, "-x", "910B", "--no-preemptible", "--", "true", code=2).stderr
     assert told.count("no_pool_for") == 1
     assert "Choose another service" in told
     assert "no pool that has such devices" in told

@@ -34,8 +34,9 @@ class SiteStandIn:
 
 @pytest.fixture
 def reserved(house):
-    """A door to a gate with two devices for models, and an operator who can pay."""
+    """A door to a gate with two devices for models, none on spot nodes, and an operator who can pay."""
     house.port.seed(
+        *(NodeDown(node_id=f"h{number}") for number in range(2)),
         NodeUp(node_id="reserved", accelerator="H100", devices=2, pool=Pool.RESERVED),
         NodeUp(node_id="cell", accelerator="A100", devices=1, pool=Pool.DEDICATED, dedicated_to="acme"),
         OpenAccount(account_id="operator", name="the operator", plan="starter"),
