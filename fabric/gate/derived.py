@@ -158,7 +158,11 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
     "Reservations": {"_state": STATE, "_cluster": FIXED},
     "Preemption": {"_state": STATE, "_cluster": FIXED, "_budget": FIXED},
     "EvictionBudget": {"_evictions": STATE},
-    "Decisions": dict.fromkeys(("_state", "_cluster", "_fairness", "_waiting", "_queue", "_preemption"), FIXED),
+    "Decisions": {
+        **dict.fromkeys(("_state", "_cluster", "_fairness", "_waiting", "_queue", "_preemption"), FIXED),
+        "_searches": "counts within one plan",
+        "_is_put_off": "set and taken within one plan",
+    },
 }
 
 

@@ -9,7 +9,7 @@ from fabric.placement import mixture
 from fabric.placement.choice import Found, best
 from fabric.placement.cluster import Cluster
 from fabric.placement.fitting import Group, Picks, Shape
-from fabric.placement.jobs import INFERENCE, Evict, Placed
+from fabric.placement.jobs import ENTERPRISE, INFERENCE, Evict, Placed
 from fabric.placement.preemption import Preemption
 from fabric.placement.queue import Lane
 from fabric.placement.quotas import Fairness
@@ -17,12 +17,16 @@ from fabric.placement.state import PlacementState, Queued, Running
 from fabric.placement.waiting import Waiting
 
 Step = Placed | Evict
+_SEARCHES_MAX = 32
+"""So often victims are looked for in one plan, but for inference and Enterprise, so that no event waits for hundreds of searches.
+Who didn't have his turn has it in a plan soon after, the best class and the least share first."""
+_SOON_US = 100_000
 
 
 class Decisions:
     """Turns what waits into what runs."""
 
-    __slots__ = ("_cluster", "_fairness", "_preemption", "_queue", "_state", "_waiting")
+    __slots__ = ("_cluster", "_fairness", "_is_put_off", "_preemption", "_queue", "_searches", "_state", "_waiting")
 
     def __init__(
         self,
@@ -39,12 +43,17 @@ class Decisions:
         self._waiting = waiting
         self._queue = waiting.queue
         self._preemption = preemption
+        self._searches = 0
+        """How often victims were looked for in this plan."""
+        self._is_put_off = False
+        """Whether the job that was just looked at would have looked for victims, had there not been so many searches."""
 
     def plan(self, *, now_us: int) -> tuple[Step, ...]:
         """Everything that can be done now."""
         steps: list[Step] = []
         state = self._state
         state.planned_at_us = now_us
+        self._searches = 0
         if state.claims:
             self._place_claimed(steps, now_us)
         if state.pins:
@@ -73,7 +82,7 @@ class Decisions:
                 while (turn := queue.next(rank)) is not None:
                     lane, queued = turn
                     if not self._try_place(lane, queued, steps, now_us):
-                        self._waiting.park(lane, now_us=now_us, until_us=self._patient_until(queued, now_us))
+                        self._waiting.park(lane, now_us=now_us, until_us=self._look_again(queued, now_us))
             if queue.parked[rank]:
                 blocked = True
         return blocked
@@ -95,7 +104,19 @@ class Decisions:
         if queued.request.mixtures and (parts := mixture.find(cluster, lane.groups, queued)) is not None:
             steps.append(self._place_mixed(lane, queued, parts, now_us))
             return True
-        return self._waiting.may_preempt(lane, now_us=now_us) and self._preempt(lane, queued, steps, now_us)
+        may = self._waiting.may_preempt(lane, now_us=now_us) and self._may_search(lane)
+        return may and self._preempt(lane, queued, steps, now_us)
+
+    def _may_search(self, lane: Lane) -> bool:
+        """Whether victims are looked for in this plan, or the lane's turn comes in one soon after."""
+        self._is_put_off = self._searches >= _SEARCHES_MAX and lane.rank > ENTERPRISE
+        self._searches += not self._is_put_off
+        return not self._is_put_off
+
+    def _look_again(self, queued: Queued, now_us: int) -> int | None:
+        """When the lane is to be looked at again, if that isn't when lanes usually are."""
+        is_put_off, self._is_put_off = self._is_put_off, False
+        return now_us + _SOON_US if is_put_off else self._patient_until(queued, now_us)
 
     def _others(self, lane: Lane, group: Group) -> int:
         """What others of its class wait for that would fit beside an elastic gang which takes the least it must."""

@@ -323,3 +323,31 @@ def test_a_model_whose_cell_went_down_while_it_waited_goes_elsewhere(story):
     assert at.submit("serves", 1, account="acme", tier=0, service="inference") == []
     at.planner.remove_node("e0")
     assert at.plan() == ["serves@r0:1"]
+
+
+def test_one_plan_looks_for_victims_a_bounded_number_of_times_and_everybody_has_his_turn_soon(story):
+    at = story(*(f"n{number} H100 64 spot" for number in range(60)))
+    for number in range(60):
+        for share in range(4):
+            at.submit(f"low{number}.{share}", 16, tier=2)
+    at.now += HOUR
+    for number in range(60):
+        at.queue(f"high{number}", number + 1, tier=1, account="acme")
+    counts = [len(set(at.plan()) and at.planner._state.claims)]
+    while len(at.planner._state.claims) < 60:
+        assert at.planner.next_due_us() - at.now <= 100_000
+        at.now = at.planner.next_due_us()
+        at.plan()
+        counts.append(len(at.planner._state.claims) - sum(counts))
+    assert counts == [32, 28]
+
+
+def test_enterprise_waits_for_no_other_plan(story):
+    at = story(*(f"n{number} H100 64 spot" for number in range(60)))
+    for number in range(60):
+        at.submit(f"low{number}", 64, tier=2)
+    at.now += HOUR
+    for number in range(60):
+        at.queue(f"high{number}", number + 1, tier=0, account="acme")
+    at.plan()
+    assert len(at.planner._state.claims) == 60
