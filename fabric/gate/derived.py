@@ -152,7 +152,7 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "_overdue": "the oldest jobs of blocked lanes, those that have waited too long already left out",
         "_passings": "starts at which parked lanes may have been passed too often; never later than they are",
         "_ripe": "parked lanes that may be overdue, all that are among them",
-        "_seen": "versions of the cluster's groups; a planner made anew looks at every lane",
+        "_seen": "versions of the cluster's groups in which all lanes of a class were looked at, or sorted anew",
     },
     "Alarms": {"times": "see Waiting", "_heap": "`times`; what no longer stands is passed over when it comes up"},
     "Reservations": {"_state": STATE, "_cluster": FIXED},

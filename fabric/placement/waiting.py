@@ -109,8 +109,8 @@ class Waiting:
         if rank == INFERENCE or self._seen[rank] != version:
             self._seen[rank] = version
             for lane in list(parked.values()):
-                queue.wake(lane)
-            return
+                if rank == INFERENCE or lane.seen != version:
+                    queue.wake(lane)
         for group in self._cluster.groups.values():
             if group.touched:
                 for lane in queue.needing(rank, group):
@@ -143,6 +143,7 @@ class Waiting:
             alarms.clear()
         self._passings.clear()
         self._ripe.clear()
+        self._seen = [self._cluster.version] * RANKS
         for lane in self.queue.named.values():
             blocked = self._state.blocked.get(lane.name)
             if blocked is None or blocked.passed_from is None or (first := self.queue.first(lane)) is None:
