@@ -252,3 +252,27 @@ def test_every_attribute_beside_the_state_is_listed_as_derived():
 
 def next_request(at):
     return requests.request_of(at.gate._core, jobs.draft("j", "ada", None, spec(), now_us=at.now_us))
+
+
+def test_a_restored_gate_looks_at_no_lane_that_the_one_before_would_not_look_at():
+    state = ComeAndGo()
+    state.nobody_waits_who_could_run()
+    one = (("H100",), 1, False)
+    submitted = [
+        {"wanted": wanted} for wanted in (*[[one]] * 6, [(("H100",), 1, True), ((), 1, True)], [(("H100",), 2, True)])
+    ]
+    steps = (
+        *[(state.jobs_are_submitted, each) for each in submitted],
+        (state.one_of_those_that_wait_is_cancelled, {"pick": 30}),
+        (state.nodes_come_and_go, {"steps": [("h1", "down", None)]}),
+        (state.one_of_those_that_wait_is_cancelled, {"pick": 27}),
+        (state.one_saves_slowly_and_is_paused, {"pick": 0}),
+        (state.all_go_on, {}),
+        (state.one_saves_slowly_and_is_paused, {"pick": 0}),
+        (state.jobs_are_submitted, {"wanted": [(("H100",), 2, True)]}),
+        (state.time_passes, {"seconds": 0}),
+        (state.all_go_on, {}),
+    )
+    for step, given in steps:
+        step(**given)
+        state.nobody_waits_who_could_run()

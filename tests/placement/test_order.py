@@ -1,9 +1,5 @@
 """Who is next when not everybody fits."""
 
-import msgspec
-
-from fabric.placement import PlacementState, Planner
-
 MINUTE = 60_000_000
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
@@ -151,15 +147,3 @@ def test_nobody_is_given_a_reservation_because_one_of_the_same_shape_left(story)
     at.release("small0")
     assert at.submit("small2", 1) == ["small2@h0:1"]
     assert list(at.planner._state.pins) == ["stays"]
-
-
-def test_a_lane_that_nothing_concerns_stays_out_of_sight_in_a_planner_made_anew(story):
-    at = story("h0 H100 2 spot", "a0 A100 2 spot")
-    at.submit("holds", 1, kinds=("H100",), preemptible=False)
-    assert at.submit("waits", 2, kinds=("H100",), account="ada") == []
-    anew = Planner(msgspec.msgpack.decode(msgspec.msgpack.encode(at.planner._state), type=PlacementState))
-    request = at.request("any", 1, account="bob")
-    for planner in (at.planner, anew):
-        planner.enqueue(request, now_us=at.now)
-    assert anew.plan(now_us=at.now) == at.planner.plan(now_us=at.now)
-    assert at.planner._state.running["any"].shares == (("a0", 1),), "H100s are for who must have them"
