@@ -12,12 +12,12 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+import msgspec
+
 from fabric.gate import Gate
 from fabric.gate.events import (
     AnyEvent,
     HoldMode,
-    JobKind,
-    JobSpec,
     LeaseFinished,
     LeaseOutcome,
     LeaseRemoved,
@@ -28,7 +28,8 @@ from fabric.gate.events import (
 )
 from fabric.gate.instructions import Accepted, Lease, StartLease, StopLease
 from fabric.units import UHS_PER_CT
-from tests.bench.bench_core import ACCOUNTS, NODE_DEVICES, SIZES, STEP_US, WANTED, WEIGHTS, gate_of, measure
+from tests.bench import bench_core
+from tests.bench.bench_core import NODE_DEVICES, STEP_US, gate_of, measure
 from tests.bench.yardstick import print_yardstick
 
 HOUR_US = 3_600_000_000
@@ -76,30 +77,26 @@ def _final(lease_id: str) -> Sample:
     return Sample(lease_id=lease_id, seq=1, window_us=10**9, busy_us=10**8)
 
 
-def submissions(count: int, *, seed: int, shapes: bool) -> list[Submit]:
-    """Jobs of sizes as in `bench_core`; with `shapes`, of every size up to 64, each of which waits in a lane of its own."""
+def submissions(count: int, *, seed: int) -> list[Submit]:
+    """Jobs as in `bench_core`, but half of any size up to 64, each of which waits in a lane of its own; half end after an hour."""
     rng = random.Random(seed)
-    sizes = [
-        rng.randint(1, 64) if shapes and rng.random() < 0.5 else rng.choices(SIZES, WEIGHTS)[0] for _ in range(count)
-    ]
-    return [
-        Submit(
-            job_id=f"job-{seed}-{at}",
-            account_id=f"account-{rng.randrange(ACCOUNTS)}",
-            spec=JobSpec(
-                name="train",
-                kind=JobKind.SCRIPT,
-                accelerators=rng.choice(WANTED),
-                devices=devices,
-                devices_per_node=NODE_DEVICES if devices > NODE_DEVICES and not devices % NODE_DEVICES else None,
-                limit_uhs=devices * UHS_PER_CT,
-                hold=HoldMode.ROLLING,
-                time_limit_us=None if rng.random() < 0.5 else HOUR_US,
-            ),
-            request_id=f"request-{seed}-{at}",
-        )
-        for at, devices in enumerate(sizes)
-    ]
+    return [_as_one_of_many(job, seed, rng) for job in bench_core.submissions(count, seed=seed)]
+
+
+def _as_one_of_many(job: Submit, seed: int, rng: random.Random) -> Submit:
+    devices = rng.randint(1, 64) if rng.random() < 0.5 else job.spec.devices
+    is_even = devices > NODE_DEVICES and not devices % NODE_DEVICES
+    spec = msgspec.structs.replace(
+        job.spec,
+        devices=devices,
+        devices_per_node=NODE_DEVICES if is_even else None,
+        limit_uhs=devices * UHS_PER_CT,
+        hold=HoldMode.ROLLING,
+        time_limit_us=None if rng.random() < 0.5 else HOUR_US,
+    )
+    return msgspec.structs.replace(
+        job, job_id=f"job-{seed}-{job.job_id}", request_id=f"{seed}-{job.request_id}", spec=spec
+    )
 
 
 def share(spent_s: list[float], of: float) -> float:
@@ -117,7 +114,7 @@ def told(name: str, spent_s: list[float]) -> str:
 def filled(devices: int, pending: int, *, seed: int) -> World:
     """A cluster that is full, and so many jobs that wait for it."""
     world = World(gate_of(devices))
-    for event in submissions(pending + devices, seed=seed, shapes=True)[: pending + devices // 8]:
+    for event in submissions(pending + devices, seed=seed)[: pending + devices // 8]:
         world.now_us += STEP_US // 100
         world.handle(event)
     return world
@@ -131,7 +128,7 @@ def run(devices: int, *, pending: int, turns: int) -> None:
     )
     print(told(f"filling to {queued:,} in {lanes} lanes", world.spent_s))
     world.spent_s, idle_s, submit_s, placed = [], [], [], world.placed
-    for turn, event in enumerate(submissions(turns, seed=2, shapes=True)):
+    for turn, event in enumerate(submissions(turns, seed=2)):
         world.now_us += STEP_US
         world.end_one()
         at = len(world.spent_s)
