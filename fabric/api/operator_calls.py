@@ -27,13 +27,12 @@ from fabric.gate.events import (
     OpenAccount,
     RecordPayment,
     RevokeKey,
-    SetCohort,
-    SetShare,
     VoidLot,
 )
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.questions import AccountsOf, KeyOf, KeysOf, LeasesOf, NodesOf, OpenUsageOf
 from fabric.gate.serving_events import SettleUsage, WriteOffUsage
+from fabric.gate.share_events import SetCohort, SetShare
 from fabric.gate.views import KeyView
 from fabric.units import PPM, AccountId, KeyId, NodeId
 from fabric.wire import fabric_pb2 as pb

@@ -14,19 +14,8 @@ from fabric.charging.catalogue import Catalogue
 from fabric.charging.tariffs import Tariffs
 from fabric.gate.event import Event
 from fabric.gate.key_scopes import KeyScope
-from fabric.gate.serving_events import (
-    Authorize,
-    KeepUsage,
-    OfferModel,
-    RecordCalls,
-    ReleaseHold,
-    ScaleModel,
-    SettleHold,
-    SettleUsage,
-    UpdateHold,
-    WithdrawModel,
-    WriteOffUsage,
-)
+from fabric.gate.serving_events import AnyServingEvent
+from fabric.gate.share_events import SetCohort, SetShare
 from fabric.ledger.scopes import ANYTHING, Scope, Service
 from fabric.placement.locality import Dataset, Holdings
 from fabric.placement.quotas import Policy
@@ -95,24 +84,6 @@ class OpenAccount(Event, frozen=True, kw_only=True, tag="open_account"):
     """Its share of what others wait for too, against theirs. With a cohort, that one's weight counts."""
     cohort: str = ""
     """Who pays for it together with other accounts: the share is theirs together. "" = it is a payer of its own."""
-    request_id: str = ""
-
-
-class SetShare(Event, frozen=True, kw_only=True, tag="set_share"):
-    """What share of devices an account has, and with whom it has it. None = as before."""
-
-    account_id: AccountId
-    weight_ppm: int | None = None
-    cohort: str | None = None
-    """None = as before, "" = it is a payer of its own."""
-    request_id: str = ""
-
-
-class SetCohort(Event, frozen=True, kw_only=True, tag="set_cohort"):
-    """What share the accounts of one payer have together. A cohort is there as soon as an account names it."""
-
-    cohort: str
-    weight_ppm: int
     request_id: str = ""
 
 
@@ -488,17 +459,7 @@ AnyEvent = (
     | Subscribe
     | Unsubscribe
     | RecordPayment
-    | Authorize
-    | UpdateHold
-    | SettleHold
-    | ReleaseHold
-    | RecordCalls
-    | KeepUsage
-    | SettleUsage
-    | WriteOffUsage
-    | OfferModel
-    | ScaleModel
-    | WithdrawModel
+    | AnyServingEvent
     | NodeUp
     | NodeDown
     | NodeDrain

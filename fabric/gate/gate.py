@@ -66,8 +66,6 @@ from fabric.gate.events import (
     RevokeKey,
     RolledBack,
     SaveNow,
-    SetCohort,
-    SetShare,
     Submit,
     Subscribe,
     Tick,
@@ -91,6 +89,7 @@ from fabric.gate.serving_events import (
     WithdrawModel,
     WriteOffUsage,
 )
+from fabric.gate.share_events import SetCohort, SetShare
 from fabric.gate.state import GateState, Job
 from fabric.ledger import Book
 from fabric.placement import PlacementState

@@ -176,3 +176,18 @@ class RecordCalls(Event, frozen=True, kw_only=True, tag="record_calls"):
 
     account_id: AccountId
     calls: tuple[CallUsed, ...]
+
+
+AnyServingEvent = (
+    Authorize
+    | UpdateHold
+    | SettleHold
+    | ReleaseHold
+    | RecordCalls
+    | KeepUsage
+    | SettleUsage
+    | WriteOffUsage
+    | OfferModel
+    | ScaleModel
+    | WithdrawModel
+)

@@ -4,8 +4,8 @@ from typing import Final
 
 from fabric.gate import refusals
 from fabric.gate.core import Core
-from fabric.gate.events import SetCohort, SetShare
 from fabric.gate.instructions import Accepted, Outcome, Refusal
+from fabric.gate.share_events import SetCohort, SetShare
 from fabric.gate.specs import NAME_MAX
 from fabric.gate.state import Account
 from fabric.units import PPM

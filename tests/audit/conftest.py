@@ -11,7 +11,6 @@ from fabric.charging.rates import Rate
 from fabric.charging.tariffs import Tariffs, Weight
 from fabric.clock import VirtualClock
 from fabric.gate.events import (
-    Authorize,
     BuyBundle,
     Configure,
     JobKind,
@@ -24,18 +23,15 @@ from fabric.gate.events import (
     NodeUp,
     OpenAccount,
     Pool,
-    ReleaseHold,
     Sample,
-    SettleHold,
     Submit,
     Tick,
     TopUp,
-    UpdateHold,
 )
 from fabric.gate.gate import Gate
 from fabric.gate.instructions import StartLease
 from fabric.gate.questions import ReceiptsOf, RecordsOf, StatementOf
-from fabric.gate.serving_events import CallUsed, ModelSpec, OfferModel
+from fabric.gate.serving_events import Authorize, CallUsed, ModelSpec, OfferModel, ReleaseHold, SettleHold, UpdateHold
 from fabric.journal.auditor import Auditor
 from fabric.journal.sqlite import SqliteJournal
 from fabric.journal.writer import Writer

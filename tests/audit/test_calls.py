@@ -8,9 +8,9 @@ import pytest
 from fabric.audit.verify import verify_export
 from fabric.charging.rates import Rate
 from fabric.charging.tariffs import Tariffs, Weight
-from fabric.gate.events import Authorize, Configure, SettleHold, UpdateHold
+from fabric.gate.events import Configure
 from fabric.gate.questions import RecordsOf, StatementOf
-from fabric.gate.serving_events import CallUsed, ModelSpec, OfferModel
+from fabric.gate.serving_events import Authorize, CallUsed, ModelSpec, OfferModel, SettleHold, UpdateHold
 from fabric.ledger.scopes import Service, Use
 from tests.audit.conftest import CATALOGUE, CT, calls
 from tests.audit.test_replay import replayed

@@ -4,19 +4,10 @@ import msgspec
 
 from fabric.audit.verify import verify_export
 from fabric.charging.catalogue import Mode, Plan
-from fabric.gate.events import (
-    Authorize,
-    ClosePeriod,
-    Grant,
-    OpenAccount,
-    RecordPayment,
-    SettleHold,
-    Subscribe,
-    TopUp,
-    VoidLot,
-)
+from fabric.gate.events import ClosePeriod, Grant, OpenAccount, RecordPayment, Subscribe, TopUp, VoidLot
 from fabric.gate.instructions import Accepted
 from fabric.gate.questions import StatementOf
+from fabric.gate.serving_events import Authorize, SettleHold
 from tests.audit.conftest import CATALOGUE, CT, USE, opening
 
 POSTPAID = Plan(

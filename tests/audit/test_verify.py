@@ -14,7 +14,7 @@ from fabric.audit import export, verify
 from fabric.audit.checkpoint import Signer, new_private_key
 from fabric.audit.merkle import ProofTree, leaf_hash
 from fabric.audit.verify import main, verify_export
-from fabric.gate.events import Authorize, SettleHold
+from fabric.gate.serving_events import Authorize, SettleHold
 from tests.audit.conftest import CT, USE
 
 KEY = bytes(range(32))

@@ -7,7 +7,8 @@ import pytest
 
 from fabric.charging.catalogue import Mode, Plan
 from fabric.charging.tariffs import Weight
-from fabric.gate.events import Authorize, Configure, NodeUp, Pool, SettleHold
+from fabric.gate.events import Configure, NodeUp, Pool
+from fabric.gate.serving_events import Authorize, SettleHold
 from fabric.ledger.scopes import Service, Use
 from fabric.units import UHS_PER_CT
 from tests.doors.conftest import CATALOGUE, TARIFFS

@@ -23,9 +23,10 @@ from fabric.audit.verify import verify_export
 from fabric.charging.catalogue import Catalogue, Plan
 from fabric.charging.tariffs import Tariffs, Weight
 from fabric.clock import SteadyClock
-from fabric.gate.events import Authorize, Configure, Grant, OpenAccount, ReleaseHold, SettleHold, UpdateHold
+from fabric.gate.events import Configure, Grant, OpenAccount
 from fabric.gate.gate import Gate
 from fabric.gate.instructions import Accepted
+from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
 from fabric.journal.auditor import Auditor
 from fabric.journal.encoding import decode_entry
 from fabric.journal.postgres import PostgresJournal

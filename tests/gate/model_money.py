@@ -11,25 +11,22 @@ from hypothesis.stateful import (
 )
 
 from fabric.gate.events import (
-    Authorize,
     BuyBundle,
     ClosePeriod,
     Configure,
     CreateKey,
     Grant,
     RecordPayment,
-    ReleaseHold,
     RevokeKey,
-    SettleHold,
     Subscribe,
     Tick,
     TopUp,
     Unsubscribe,
-    UpdateHold,
     VoidLot,
 )
 from fabric.gate.idempotency import REMEMBERED_US
 from fabric.gate.instructions import Accepted, Refusal
+from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
 from fabric.ledger.sweeping import REMEMBER_ENDED_US, REMEMBER_LAPSED_US
 from fabric.placement.quotas import Policy
 from tests.gate.driver import ACCOUNTS, SCOPES, USES, Driver, accounts, picks

@@ -6,7 +6,6 @@ import pytest
 from fabric.charging.catalogue import Catalogue
 from fabric.gate import Gate
 from fabric.gate.events import (
-    Authorize,
     BuyBundle,
     Cancel,
     ClosePeriod,
@@ -18,9 +17,6 @@ from fabric.gate.events import (
     Pool,
     RaiseLimit,
     RevokeKey,
-    SetCohort,
-    SetShare,
-    SettleHold,
     Submit,
     Subscribe,
     TopUp,
@@ -28,6 +24,8 @@ from fabric.gate.events import (
     VoidLot,
 )
 from fabric.gate.instructions import Refusal
+from fabric.gate.serving_events import Authorize, SettleHold
+from fabric.gate.share_events import SetCohort, SetShare
 from fabric.ledger import Service, Use
 from fabric.units import AMOUNT_UHS_MAX, INT64_MAX
 from tests.gate.conftest import node

@@ -7,17 +7,9 @@ import pytest
 
 from fabric.charging.catalogue import Mode
 from fabric.gate import Gate
-from fabric.gate.events import (
-    AnyEvent,
-    ClosePeriod,
-    HoldMode,
-    NodeDown,
-    OpenAccount,
-    RecordPayment,
-    SettleHold,
-    TopUp,
-)
+from fabric.gate.events import AnyEvent, ClosePeriod, HoldMode, NodeDown, OpenAccount, RecordPayment, TopUp
 from fabric.gate.questions import BalanceOf
+from fabric.gate.serving_events import SettleHold
 from tests.gate.conftest import finished, metered, removed, saved, started, submit
 from tests.gate.test_money_stories import hold, moved
 from tests.gate.world import CATALOGUE, CONFIGURE, S

@@ -6,22 +6,19 @@ import pytest
 from fabric.charging import plans
 from fabric.charging.catalogue import Overflow
 from fabric.gate.events import (
-    Authorize,
     BuyBundle,
     Configure,
     CreateKey,
     Grant,
     HoldMode,
     OpenAccount,
-    ReleaseHold,
-    SettleHold,
     Submit,
     Subscribe,
     Tick,
     Unsubscribe,
-    UpdateHold,
 )
 from fabric.gate.questions import BalanceOf, KeyOf
+from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
 from fabric.ledger import Service, Use
 from fabric.placement.quotas import Policy
 from tests.gate.conftest import finished, metered, removed, started, submit, top_up

@@ -14,13 +14,12 @@ from fabric.gate.events import (
     Metered,
     OpenAccount,
     Sample,
-    SetCohort,
-    SetShare,
     Submit,
     Tick,
     TopUp,
 )
 from fabric.gate.instructions import Accepted, RemoveLease, StartLease
+from fabric.gate.share_events import SetCohort, SetShare
 from tests.gate.conftest import node, submit, top_up
 from tests.gate.world import CONFIGURE, T0, S, spec
 

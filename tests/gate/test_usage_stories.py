@@ -4,10 +4,10 @@ import pytest
 
 from fabric.gate import calls as gate_calls
 from fabric.gate import usage
-from fabric.gate.events import CreateKey, ReleaseHold, Tick, TopUp
+from fabric.gate.events import CreateKey, Tick, TopUp
 from fabric.gate.instructions import Accepted
 from fabric.gate.questions import FreeOf, OpenUsageOf
-from fabric.gate.serving_events import KeepUsage, SettleUsage, WriteOffUsage
+from fabric.gate.serving_events import KeepUsage, ReleaseHold, SettleUsage, WriteOffUsage
 from fabric.gate.views import RoomView
 from tests.gate.test_call_stories import COST, call, free, hold, key_of, offer, say
 from tests.gate.world import DAY, T0, Clockwork, S

@@ -36,8 +36,6 @@ from fabric.gate.events import (
     RolledBack,
     Sample,
     SaveNow,
-    SetCohort,
-    SetShare,
     Submit,
     Subscribe,
     Tick,
@@ -61,6 +59,7 @@ from fabric.gate.serving_events import (
     WithdrawModel,
     WriteOffUsage,
 )
+from fabric.gate.share_events import SetCohort, SetShare
 from fabric.ledger import Service, Use
 from fabric.placement.locality import Dataset, Holdings
 from fabric.units import PPM
