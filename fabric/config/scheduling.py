@@ -68,10 +68,13 @@ class SchedulingSection(Section):
         names = ("inference", "enterprise", "professional", "starter", "batch")
         return cls(
             headroom_devices=policy.headroom_devices,
+            lend_dedicated=policy.lend_dedicated,
             waits_min=WaitsSection(**{name: us // MINUTE_US for name, us in zip(names, policy.waits_us, strict=True)}),
             bypasses_max=policy.bypasses_max,
             run_min=policy.run_us_min // MINUTE_US,
             evictions_max=policy.evictions_max,
+            reserved_percent=policy.reserved_percent,
+            loss_percent=policy.loss_percent,
             retry_s=policy.retry_us // MICROS_PER_S,
             half_life_h=policy.half_life_us // HOUR_US,
             entry_min=policy.entry_us // MINUTE_US,

@@ -38,6 +38,24 @@ def test_what_can_not_be_meant_is_named(change, named):
     assert named in Policy(**change).mistake.split(", ")
 
 
+def test_a_cluster_file_can_say_every_number_of_a_policy():
+    """What is shown, and changed by hand, goes through it: what it can't say would go back to what it is by itself."""
+    usual = Policy()
+    other = {
+        "lend_dedicated": False,
+        "waits_us": (60_000_000, 120_000_000, 180_000_000, 240_000_000, 300_000_000),
+        "half_life_us": DAY_US,
+        "retry_us": 2_000_000,
+        "graces_us": (1_000_000, 2_000_000, 3_000_000),
+        "run_us_min": 60_000_000,
+        "entry_us": 120_000_000,
+    }
+    counts = [name for name in Policy.__struct_fields__ if name not in other]
+    policy = Policy(**other, **{name: getattr(usual, name) + 1 for name in counts})
+    assert all(getattr(policy, name) != getattr(usual, name) for name in Policy.__struct_fields__)
+    assert SchedulingSection.of(policy).policy == policy
+
+
 @pytest.mark.parametrize("half_life_us", [HOUR_US, DAY_US, 30 * DAY_US])
 def test_with_another_half_life_accounts_stand_to_each_other_as_before(half_life_us):
     accounts = {"a": Account(), "b": Account(), "idle": Account()}
