@@ -54,6 +54,17 @@ def _state(view: WhyView) -> str:
 
 
 def _waiting(view: WhyView, waits: Waits) -> str:
+    return f"{_what_for(view, waits)}{_likely(view)}"
+
+
+def _likely(view: WhyView) -> str:
+    starts = view.starts
+    if starts is None:
+        return ""
+    return f" Half of such jobs start within {span(starts.p50_us)} from here, nine of ten within {span(starts.p90_us)}."
+
+
+def _what_for(view: WhyView, waits: Waits) -> str:
     match waits.code:
         case "leaving":
             by = f" by {', '.join(named)}" if (named := [job_id for job_id in waits.leaving if job_id]) else ""

@@ -76,6 +76,15 @@ def before(answer: pb.QuoteReply) -> str:
     )
 
 
+def starts(answer: pb.QuoteReply) -> str:
+    """`in 4 min for half of such jobs, in 1 h for nine in ten`"""
+    if answer.placeable_now:
+        return "now"
+    if not answer.starts_known:
+        return "when devices come free"
+    return f"in {duration(answer.starts_p50_us)} for half of such jobs, in {duration(answer.starts_p90_us)} for nine in ten"
+
+
 def idle(found: pb.Job) -> str:
     """That its devices are idle, what that costs, and what there is against it."""
     idle_us = optional(found, "idle_us")

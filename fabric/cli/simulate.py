@@ -59,7 +59,12 @@ def simulate(
     ] = None,
     plans: Annotated[Path | None, typer.Option(help="Plans to count money by; a journal's own if not given.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report with plots into this file, too.")] = None,
-    wide: Annotated[bool, typer.Option("--wide", help="Also median and maximum of the waits.")] = False,
+    wide: Annotated[
+        bool,
+        typer.Option(
+            "--wide", help="Also median and maximum of the waits, and how true it is what `fabric why` tells of starts."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Play a trace of jobs with our gate and with other schedulers, and compare what customers feel.

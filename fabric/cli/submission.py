@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fabric.cli.job_columns import before, per_hour
+from fabric.cli.job_columns import before, per_hour, starts
 from fabric.cli.output import duration, print_facts, print_json, record
 from fabric.cli.packages import runtime_env_of
 from fabric.cli.session import AsJson, ForAccount, client
@@ -76,7 +76,7 @@ def quote(
             "lasts": f"{duration(answer.runtime_us)} at 80 % utilisation",
             "costs": f"{format_cny(answer.cost_microcny)} CNY at most",
             "before": before(answer),
-            "starts": "now" if answer.placeable_now else "when devices come free",
+            "starts": starts(answer),
             "accepted": answer.refusal or ("yes" if answer.affordable else "no: top up, or lower --tokens"),
         }
     )

@@ -10,7 +10,7 @@ import msgspec
 
 from fabric.charging.burn import REFERENCE_PPM
 from fabric.charging.rating import burn_per_s
-from fabric.gate import configuration, credit, grace, history, holds, jobs, keys, listing, offers, requests, why
+from fabric.gate import configuration, credit, grace, history, holds, jobs, keys, listing, offers, requests, starts, why
 from fabric.gate.core import Core
 from fabric.gate.events import JobSpec
 from fabric.gate.instructions import Refusal
@@ -280,6 +280,9 @@ def _quote(core: Core, question: QuoteOf, now_us: int) -> QuoteView | None:
     hold_uhs = holds.wanted_uhs(core, job)
     free_uhs = holds.within_key(core, job, core.book.free(job.account_id, now_us=now_us, use=holds.use_of(spec)))
 
+    is_free = core.planner.could_place_now(request)
+    begins = None if is_free else starts.of_request(core, request, now_us)
+
     def burn(utilisation_ppm: int) -> int:
         return burn_per_s(
             devices=spec.devices, weight_ppm=weight_ppm, curve=core.prices.curve, utilisation_ppm=utilisation_ppm
@@ -296,8 +299,11 @@ def _quote(core: Core, question: QuoteOf, now_us: int) -> QuoteView | None:
         cost_microcny=spec.limit_uhs * plan.price_microcny_per_ct // UHS_PER_CT,
         free_uhs=free_uhs,
         affordable=free_uhs >= hold_uhs,
-        placeable_now=core.planner.could_place_now(request),
+        placeable_now=is_free,
         refusal="",
+        starts_known=0 if begins is None else begins.known,
+        starts_p50_us=0 if begins is None else begins.p50_us,
+        starts_p90_us=0 if begins is None else begins.p90_us,
         **msgspec.structs.asdict(history.of(core, job.account_id, spec.name)),
     )
 

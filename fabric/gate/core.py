@@ -4,6 +4,8 @@ One `Core` lives as long as the gate; `begin` clears the desk for the next event
 work on it, so that none of them owns the state and each can be read alone.
 """
 
+import heapq
+from collections import deque
 from typing import Final
 
 from fabric.charging.catalogue import Catalogue, Plan
@@ -16,10 +18,12 @@ from fabric.gate.prices import PriceList
 from fabric.gate.state import GateState, Job, Key
 from fabric.gate.timeline import Moment, noted
 from fabric.placement import Planner
+from fabric.placement.forecast import Starts
 from fabric.units import AccountId, JobId
 
 SILENCE_US: Final = 10_000_000
 """How long a running lease may go unmetered: longer than any delay of a meter's word."""
+BEGUN_KEPT: Final = 1_000
 Gang = tuple[
     AccountId | None, int, int | None, tuple[str, ...], str, bool, tuple[tuple[str, ...], ...], tuple[str, ...]
 ]
@@ -34,6 +38,7 @@ class Core:
     __slots__ = (
         "answers_of",
         "answers_until_us",
+        "begun",
         "book",
         "changed",
         "freed",
@@ -51,6 +56,7 @@ class Core:
         "renewal_due_us",
         "replan",
         "silence_us",
+        "starts",
         "state",
         "unrun_of",
         "watch",
@@ -95,6 +101,15 @@ class Core:
         """Each account's answers that are remembered, oldest first: derived, so that one can't have too many."""
         self.answers_until_us = 0
         """No answer is forgotten before; 0 = look anew."""
+        self.begun = deque(
+            heapq.nlargest(BEGUN_KEPT, (job for job in state.jobs.values() if job.started_at_us), key=_started_us)[
+                ::-1
+            ],
+            maxlen=BEGUN_KEPT,
+        )
+        """The jobs that started last, for the first time: derived, for whoever asks when another will."""
+        self.starts: tuple[int, Starts] | None = None
+        """What was learned of starts when somebody asked last, and up to when: derived."""
         self.watch = LeaseWatch()
         """When leases are next to be looked at: derived, so that a tick costs nothing where nothing is due."""
         self.note_prices()
@@ -204,3 +219,7 @@ class Core:
         job.revision = self.state.revision
         self.changed.pop(job.job_id, None)  # in the order of their last change
         self.changed[job.job_id] = None
+
+
+def _started_us(job: Job) -> int:
+    return job.started_at_us or 0

@@ -57,6 +57,7 @@ def started(core: Core, event: LeaseStarted) -> None:
     record.state, record.started_at_us = "running", core.now_us
     if job.started_at_us is None:
         job.started_at_us = core.now_us
+        core.begun.append(job)
     stays.started(job.ran, at_us=core.now_us)
     core.state.sessions[event.lease_id] = burning.opened(core, job, record)
     core.planner.note_started(job.job_id, now_us=core.now_us)

@@ -99,6 +99,17 @@ class EvictionView(msgspec.Struct, frozen=True, kw_only=True):
     """How many that were."""
 
 
+class StartView(msgspec.Struct, frozen=True, kw_only=True):
+    """When a job that waits is likely to start."""
+
+    p50_us: int
+    """From now on: by then half of such jobs have started,"""
+    p90_us: int
+    """by then nine of ten."""
+    known: int
+    """From how many guesses about others that is reckoned."""
+
+
 class WhyView(msgspec.Struct, frozen=True, kw_only=True):
     """Why a job is where it is, in facts."""
 
@@ -115,6 +126,8 @@ class WhyView(msgspec.Struct, frozen=True, kw_only=True):
     """When the last of those that leave for it is gone, at the latest."""
     until_us: int | None
     """When it must have left itself."""
+    starts: StartView | None
+    """None = it doesn't wait for its turn, or too little is known of others."""
     evictions: tuple[EvictionView, ...]
 
 
@@ -233,6 +246,10 @@ class QuoteView(msgspec.Struct, frozen=True, kw_only=True):
     took_p50_us: int = 0
     took_p90_us: int = 0
     attempts_p90: int = 0
+    starts_known: int = 0
+    """When it would start is reckoned from so many guesses about others; 0 = it isn't known, or it would at once."""
+    starts_p50_us: int = 0
+    starts_p90_us: int = 0
 
 
 class KeyView(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,9 +7,10 @@ from typing import Final
 
 import msgspec
 
+from fabric.gate import starts
 from fabric.gate.core import Core
 from fabric.gate.state import Eviction, Job
-from fabric.gate.views import EvictionView, WhyView
+from fabric.gate.views import EvictionView, StartView, WhyView
 from fabric.placement import Evict
 from fabric.placement.why import Waits
 from fabric.units import AccountId, JobId
@@ -49,8 +50,14 @@ def of(core: Core, job: Job, account_id: AccountId | None, now_us: int) -> WhyVi
         waits=None if found is None else _without_others(core, found, account_id),
         leaving_until_us=_last_deadline_us(core, found.leaving) if found is not None else None,
         until_us=record.deadline_us if record is not None and record.state == "stopping" else None,
+        starts=_starts(core, job, now_us) if found is not None and found.code in ("line", "reserved", "room") else None,
         evictions=tuple(_shown(core, each, account_id) for each in job.evictions),
     )
+
+
+def _starts(core: Core, job: Job, now_us: int) -> StartView | None:
+    found = starts.of(core, job, now_us)
+    return None if found is None else StartView(p50_us=found.p50_us, p90_us=found.p90_us, known=found.known)
 
 
 def _without_others(core: Core, waits: Waits, account_id: AccountId | None) -> Waits:

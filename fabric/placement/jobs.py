@@ -117,9 +117,14 @@ class Unplaceable(msgspec.Struct, frozen=True):
 
 
 def rank_of(request: Request) -> int:
-    """The class of a request: inference first, then by tier; batch work waits behind everything."""
-    if request.service == "inference":
+    """The class of a request."""
+    return class_of(request.service, request.tier_rank)
+
+
+def class_of(service: str, tier_rank: int) -> int:
+    """Inference first, then by tier; batch work waits behind everything."""
+    if service == "inference":
         return INFERENCE
-    if request.service == "batch":
+    if service == "batch":
         return SPOT
-    return min(request.tier_rank, 2) + 1
+    return min(tier_rank, 2) + 1

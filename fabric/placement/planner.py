@@ -7,7 +7,7 @@ owed to the job it was evicted for. Knows nothing of tokens, leases, Ray, or why
 All memory is in `PlacementState`; a planner rebuilt from an encoded copy of it decides the same from there on.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from fabric.placement import derived, mixture
 from fabric.placement.checks import NodeFree, assert_consistent, barred, check, view_nodes
@@ -218,6 +218,14 @@ class Planner:
     def waits(self, job_id: JobId, *, now_us: int) -> Waits | None:
         """What keeps the job waiting, and what would let it start; None if it doesn't wait. Reads every waiting job."""
         return Inquiry(self._state, self._cluster, self._fairness).waits(job_id, now_us=now_us)
+
+    def queued(self, job_id: JobId) -> Queued | None:
+        """The job, if it waits."""
+        return self._state.queue.get(job_id)
+
+    def waiting(self) -> Collection[Queued]:
+        """All that wait, by when they were handed in."""
+        return self._state.queue.values()
 
     def queue_position(self, job_id: JobId) -> int | None:
         """How many wait ahead of the job, by the order of this moment; 0 for one that has a claim. None if it does not wait."""

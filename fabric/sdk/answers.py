@@ -38,12 +38,20 @@ class Quote:
     burned_p90_uhs: int = 0
     took_p50_s: float = 0.0
     took_p90_s: float = 0.0
+    starts_known: int = 0
+    """When it would start if it can't now: reckoned from so many guesses about other jobs; 0 = it isn't known."""
+    starts_p50_s: float = 0.0
+    """Half of such jobs start within so long,"""
+    starts_p90_s: float = 0.0
+    """nine of ten within so long."""
 
     def __str__(self) -> str:
         if self.refusal:
             return f"{self.devices} × {self.accelerator}: refused, {self.refusal}"
         enough = "enough" if self.affordable else "too few"
         start = "can start now" if self.placeable_now else "would wait for devices"
+        if self.starts_known:
+            start += f" {_time(self.starts_p50_s)} to {_time(self.starts_p90_s)} (half of such jobs, nine of ten)"
         return (
             f"{self.devices} × {self.accelerator}, {start}: lasts {_time(self.runtime_s)} at 80 % utilisation, costs at"
             f" most {format_cny(self.cost_microcny)} CNY\n"
@@ -162,6 +170,9 @@ def quote_of(reply: pb.QuoteReply) -> Quote:
         burned_p90_uhs=reply.burned_p90_uhs,
         took_p50_s=reply.took_p50_us / _US_PER_S,
         took_p90_s=reply.took_p90_us / _US_PER_S,
+        starts_known=reply.starts_known,
+        starts_p50_s=reply.starts_p50_us / _US_PER_S,
+        starts_p90_s=reply.starts_p90_us / _US_PER_S,
     )
 
 

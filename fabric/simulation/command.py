@@ -125,6 +125,8 @@ def tables(outcome: Outcome, *, wide: bool) -> Iterator[tuple[str, tuple[str, ..
     for name, kind in report.KINDS:
         if wide or name in ("mean", "p99"):
             yield f"wait, {name}", *report.waits(outcome, kind)
+    if wide:
+        yield "part that started by the p90 that was told", *report.ranges(outcome)
 
 
 def json_of(outcome: Outcome) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def _lines(outcome: Outcome, name: str) -> Iterator[str]:
     yield from table("Tokens, money and energy", *report.money(outcome))
     for label, kind in report.KINDS:
         yield from table(f"Wait by tier and size, {label}", *report.waits(outcome, kind))
+    yield from table("Part of the jobs that started by the p90 that they were told", *report.ranges(outcome))
     yield "</body></html>"
 
 

@@ -9,6 +9,9 @@ from typing import Final, Protocol
 
 import msgspec
 
+from fabric.placement import forecast
+from fabric.placement.forecast import Fact
+from fabric.placement.jobs import class_of as rank_of_class
 from fabric.simulation.money import Money
 from fabric.simulation.workload import HOUR_US, SIZES, TIERS, Cluster, size_class
 from fabric.simulation.world import Task
@@ -48,6 +51,19 @@ class Waits(msgspec.Struct, frozen=True, kw_only=True):
     max_h: float
 
 
+class Covered(msgspec.Struct, frozen=True, kw_only=True):
+    """Of jobs that waited for more than a minute, and could be told when they were likely to start: how true that was."""
+
+    jobs: int
+    by_p50: float
+    """The part that had started by then."""
+    by_p90: float
+    p90_h: float
+    """What they were told, on average,"""
+    took_h: float
+    """and what it took from then on."""
+
+
 class Measures(msgspec.Struct, frozen=True, kw_only=True):
     """All that is measured of one run."""
 
@@ -63,6 +79,8 @@ class Measures(msgspec.Struct, frozen=True, kw_only=True):
     """By tier, then by size; "all" of each."""
     first_start: Waits
     """From its submission to its first start."""
+    ranges: dict[str, dict[str, Covered]]
+    """How true the ranges are in which jobs are likely to start, as `fabric why` tells them, by tier, then by size; "all" of each."""
     weighted_wait_h: float
     """Mean wait, each job counted by the device-hours that it computes."""
     evictions: int
@@ -107,6 +125,7 @@ def measure(world: Played, *, seed: int, seconds: float = 0.0, money: Money | No
         jct=waits_of([(task.ended_us or 0) - task.work.submit_us for task in ended]),
         waits=_by_class(tasks),
         first_start=waits_of([task.first_us - task.work.submit_us for task in tasks if task.first_us is not None]),
+        ranges=ranges_of(tasks, until_us=world.now_us),
         weighted_wait_h=_weighted(tasks),
         evictions=evictions,
         evictions_per_1000=evictions * 1000 / max(movable / HOUR_US, 1e-9),
@@ -192,6 +211,39 @@ def _by_class(tasks: list[Task]) -> dict[str, dict[str, Waits]]:
         for tier in names
         if tier in rows
     }
+
+
+def ranges_of(tasks: list[Task], *, until_us: int) -> dict[str, dict[str, Covered]]:
+    """Tell each job that waits when it is likely to start, with what was known by then, and look how true it was."""
+    facts = [
+        Fact(_kind(task), task.work.submit_us, task.first_us, task.ended_us if task.first_us is None else None)
+        for task in tasks
+    ]
+    _, judged = forecast.learn(facts, until_us=until_us)
+    rows: dict[str, dict[str, list[forecast.Judged]]] = {}
+    for each in judged:
+        if each.age == 0:
+            task = tasks[each.job]
+            for tier in (ALL, class_of(task)):
+                for size in (ALL, size_class(task.work.devices)):
+                    rows.setdefault(tier, {}).setdefault(size, []).append(each)
+    return {tier: {size: _covered(found) for size, found in sizes.items()} for tier, sizes in rows.items()}
+
+
+def _covered(judged: list[forecast.Judged]) -> Covered:
+    count = len(judged)
+    return Covered(
+        jobs=count,
+        by_p50=sum(each.took_us <= each.range.p50_us for each in judged) / count,
+        by_p90=sum(each.took_us <= each.range.p90_us for each in judged) / count,
+        p90_h=sum(each.range.p90_us for each in judged) / count / HOUR_US,
+        took_h=sum(each.took_us for each in judged) / count / HOUR_US,
+    )
+
+
+def _kind(task: Task) -> forecast.Kind:
+    work = task.work
+    return forecast.kind_of(rank_of_class(work.service, work.tier), work.types, work.devices)
 
 
 def _weighted(tasks: list[Task]) -> float:

@@ -82,6 +82,29 @@ def waits(outcome: Outcome, kind: str = "mean_h") -> tuple[tuple[str, ...], list
     return ("tier", "policy", *sizes), rows
 
 
+def ranges(outcome: Outcome) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows: which part of the jobs started by the p90 that they were told; a policy and tier a row, a size a column."""
+    found = [(policy, outcome.of(policy)) for policy in outcome.policies]
+    sizes = [size for size in COLUMNS if any(size in row for run in outcome.runs for row in run.ranges.values())]
+    rows = [
+        (tier, policy, *(cell([started_in_time(tier, size)(run) for run in runs]) for size in sizes))
+        for tier in CLASSES
+        for policy, runs in found
+        if any(tier in run.ranges for run in runs)
+    ]
+    return ("tier", "policy", *sizes), rows
+
+
+def started_in_time(tier: str, size: str) -> Value:
+    """Which part of the jobs of a class that waited started by the p90 that they were told."""
+
+    def value(run: Measures) -> float | None:
+        found = run.ranges.get(tier, {}).get(size)
+        return None if found is None else found.by_p90
+
+    return value
+
+
 def cell(values: list[float | None]) -> str:
     """Mean of the seeds, and half of its interval where there are several."""
     known = [value for value in values if value is not None]

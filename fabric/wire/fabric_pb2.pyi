@@ -156,7 +156,7 @@ class QuoteRequest(_message.Message):
     def __init__(self, spec: _Optional[_Union[JobSpec, _Mapping]] = ...) -> None: ...
 
 class QuoteReply(_message.Message):
-    __slots__ = ("accelerator", "devices", "burn_uhs_per_s", "burn_max_uhs_per_s", "burn_idle_uhs_per_s", "hold_uhs", "runtime_us", "cost_microcny", "free_uhs", "affordable", "placeable_now", "refusal", "runs", "burned_p50_uhs", "burned_p90_uhs", "took_p50_us", "took_p90_us", "attempts_p90")
+    __slots__ = ("accelerator", "devices", "burn_uhs_per_s", "burn_max_uhs_per_s", "burn_idle_uhs_per_s", "hold_uhs", "runtime_us", "cost_microcny", "free_uhs", "affordable", "placeable_now", "refusal", "runs", "burned_p50_uhs", "burned_p90_uhs", "took_p50_us", "took_p90_us", "attempts_p90", "starts_known", "starts_p50_us", "starts_p90_us")
     ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     BURN_UHS_PER_S_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +175,9 @@ class QuoteReply(_message.Message):
     TOOK_P50_US_FIELD_NUMBER: _ClassVar[int]
     TOOK_P90_US_FIELD_NUMBER: _ClassVar[int]
     ATTEMPTS_P90_FIELD_NUMBER: _ClassVar[int]
+    STARTS_KNOWN_FIELD_NUMBER: _ClassVar[int]
+    STARTS_P50_US_FIELD_NUMBER: _ClassVar[int]
+    STARTS_P90_US_FIELD_NUMBER: _ClassVar[int]
     accelerator: str
     devices: int
     burn_uhs_per_s: int
@@ -193,7 +196,10 @@ class QuoteReply(_message.Message):
     took_p50_us: int
     took_p90_us: int
     attempts_p90: int
-    def __init__(self, accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., burn_max_uhs_per_s: _Optional[int] = ..., burn_idle_uhs_per_s: _Optional[int] = ..., hold_uhs: _Optional[int] = ..., runtime_us: _Optional[int] = ..., cost_microcny: _Optional[int] = ..., free_uhs: _Optional[int] = ..., affordable: _Optional[bool] = ..., placeable_now: _Optional[bool] = ..., refusal: _Optional[str] = ..., runs: _Optional[int] = ..., burned_p50_uhs: _Optional[int] = ..., burned_p90_uhs: _Optional[int] = ..., took_p50_us: _Optional[int] = ..., took_p90_us: _Optional[int] = ..., attempts_p90: _Optional[int] = ...) -> None: ...
+    starts_known: int
+    starts_p50_us: int
+    starts_p90_us: int
+    def __init__(self, accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., burn_max_uhs_per_s: _Optional[int] = ..., burn_idle_uhs_per_s: _Optional[int] = ..., hold_uhs: _Optional[int] = ..., runtime_us: _Optional[int] = ..., cost_microcny: _Optional[int] = ..., free_uhs: _Optional[int] = ..., affordable: _Optional[bool] = ..., placeable_now: _Optional[bool] = ..., refusal: _Optional[str] = ..., runs: _Optional[int] = ..., burned_p50_uhs: _Optional[int] = ..., burned_p90_uhs: _Optional[int] = ..., took_p50_us: _Optional[int] = ..., took_p90_us: _Optional[int] = ..., attempts_p90: _Optional[int] = ..., starts_known: _Optional[int] = ..., starts_p50_us: _Optional[int] = ..., starts_p90_us: _Optional[int] = ...) -> None: ...
 
 class Job(_message.Message):
     __slots__ = ("job_id", "account_id", "name", "kind", "state", "reason", "accelerator", "devices", "nodes", "limit_uhs", "held_uhs", "burned_uhs", "burn_uhs_per_s", "utilisation_ppm", "runway_us", "attempts", "submitted_at_us", "started_at_us", "ended_at_us", "settled", "error", "result_ref", "lease_id", "revision", "step", "steps_total", "loss_micro", "throughput_milli", "eta_us", "timeline", "saved_step", "saved_at_us", "saved_bytes", "grace_needed_us", "timers", "warning", "idle_us", "devices_least", "tier", "key_id", "shown_to_operator", "exit_code", "ran", "tags")
