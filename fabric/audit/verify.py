@@ -36,9 +36,10 @@ _PLACES = {"cust": ("available", "held", "debt"), "op": ("issued", "redeemed", "
 _PLACES |= dict.fromkeys(("receivable", "cash", "suspense"), ("",))
 _ISSUES = {"top_up", "bundle", "subscription", "grant"}
 _MOVES = {"hold", "release", "capture", "refund", "expire", "void"}
-_KINDS = _ISSUES | _MOVES | {"repay", "write_off", "invoice", "sale", "payment"}
+_MONEY = {"repay", "write_off", "invoice", "sale", "payment", "pay_out", "charge_back", "reinstate", "suspense"}
+_KINDS, _ON_DEBT = _ISSUES | _MOVES | _MONEY, {"invoice", "reinstate"}
 _BY = {("redeemed", True): {"capture", "write_off"}, ("redeemed", False): {"refund"}, ("breakage", True): {"expire"},
-       ("issued", False): _ISSUES | {"invoice"}}  # fmt: skip
+       ("issued", False): _ISSUES | _ON_DEBT}  # fmt: skip
 _REMEMBERED_US, _REMEMBERED = 32 * 86_400_000_000, 32_768
 
 
@@ -512,7 +513,7 @@ class _Lots:
         lots = sum(amount if amount >= 0 else _INT64.stop for _, amount in shares)
         self.on_credit |= {transfer["account_id"] for name, _, _ in transfer["postings"] if name.endswith("/debt")}
         exact = issued or (whole and kind in _MOVES and transfer["account_id"] not in self.on_credit)
-        same = lots <= moved if not exact or kind == "invoice" else lots == moved
+        same = lots <= moved if not exact or kind in _ON_DEBT else lots == moved
         _require(same, f"in entry {seq} a {kind} moves {moved}, and its lots {lots}")
         if kind in ("top_up", "grant") and event["event"] == kind:
             asked = (event["account_id"], event["amount_uhs"]) == (transfer["account_id"], moved)

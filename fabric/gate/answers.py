@@ -10,7 +10,21 @@ import msgspec
 
 from fabric.charging.burn import REFERENCE_PPM
 from fabric.charging.rating import burn_per_s
-from fabric.gate import configuration, credit, grace, history, holds, jobs, keys, listing, offers, requests, starts, why
+from fabric.gate import (
+    configuration,
+    credit,
+    grace,
+    history,
+    holds,
+    jobs,
+    keys,
+    listing,
+    offers,
+    requests,
+    starts,
+    till_views,
+    why,
+)
 from fabric.gate.core import Core
 from fabric.gate.events import JobSpec
 from fabric.gate.instructions import Refusal
@@ -32,7 +46,9 @@ from fabric.gate.questions import (
     LeasesOf,
     ModelsOf,
     NodesOf,
+    NoticesOf,
     OpenUsageOf,
+    PaymentsOf,
     PolicyOf,
     Prices,
     PricesOf,
@@ -42,6 +58,7 @@ from fabric.gate.questions import (
     RevisionOf,
     SpecOf,
     StatementOf,
+    SuspenseOf,
     WhyOf,
 )
 from fabric.gate.state import Account, Job, Key, LeaseRecord
@@ -133,6 +150,12 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
             job = state.jobs.get(question.job_id)
             visible = job is not None and question.account_id in (None, job.account_id)
             return why.of(core, job, question.account_id, now_us) if job is not None and visible else None
+        case PaymentsOf():
+            return till_views.payments(core, question)
+        case SuspenseOf():
+            return till_views.suspense(core, question)
+        case NoticesOf():
+            return till_views.notices(core, question)
         case PolicyOf():
             return configuration.policy(core)
         case StatementOf() | ReceiptsOf() | CheckpointOf() | RecordsOf():

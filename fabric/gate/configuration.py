@@ -11,7 +11,7 @@ from fabric.gate.core import Core
 from fabric.gate.events import Configure
 from fabric.gate.instructions import Accepted, Outcome
 from fabric.gate.lifecycle import TERMINAL
-from fabric.gate.payments import CHANNELS
+from fabric.gate.payments import WAYS
 from fabric.gate.prices import unpriced
 from fabric.gate.questions import PolicyView
 from fabric.placement.quotas import POLICY_COUNT_MAX, Policy
@@ -120,9 +120,9 @@ def _mistaken(event: Configure) -> Outcome | None:
             f"the policy of placement can't be meant, in {mistake}: times are of 0 to 365 days, counts of up to {POLICY_COUNT_MAX}",
             code="invalid_config",
         )
-    if event.payments not in CHANNELS:
+    if event.payments not in WAYS:
         return refusals.invalid(
-            f"payments are believed as in {' or '.join(CHANNELS)}, not as in {event.payments!r}", code="invalid_config"
+            f"payments are believed as in {' or '.join(WAYS)}, not as in {event.payments!r}", code="invalid_config"
         )
     return None
 

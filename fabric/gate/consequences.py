@@ -11,7 +11,7 @@ from fabric.gate import credit, holds, jobs, keys, leases, subscriptions
 from fabric.gate.core import Core
 from fabric.units import AccountId, JobId
 
-_FREES: Final = frozenset({"top_up", "bundle", "subscription", "grant", "release", "payment"})
+_FREES: Final = frozenset({"top_up", "bundle", "subscription", "grant", "release", "payment", "reinstate"})
 """Transfers that leave their account with more to hold than before."""
 
 

@@ -14,6 +14,7 @@ from fabric.charging.catalogue import Catalogue
 from fabric.charging.tariffs import Tariffs
 from fabric.gate.event import Event
 from fabric.gate.key_scopes import KeyScope
+from fabric.gate.payment_events import AnyPaymentEvent
 from fabric.gate.serving_events import AnyServingEvent
 from fabric.gate.share_events import SetCohort, SetShare
 from fabric.ledger.scopes import ANYTHING, Scope, Service
@@ -62,7 +63,9 @@ class Configure(Event, frozen=True, kw_only=True, tag="configure"):
     catalogue: Catalogue
     operator: str = "op"
     payments: str = "sandbox"
-    """Who says that something was paid: sandbox (whoever asks is believed) | operator (only what an operator books)."""
+    """Who says that something was paid: sandbox (whoever asks is believed) | operator (only what an operator books) | stripe |
+    alipay (what that provider takes, and what an operator books).
+    """
     policy: Policy | None = None
     """By which numbers jobs are placed; None = as before."""
     by_hand: bool = False
@@ -459,6 +462,7 @@ AnyEvent = (
     | Subscribe
     | Unsubscribe
     | RecordPayment
+    | AnyPaymentEvent
     | AnyServingEvent
     | NodeUp
     | NodeDown

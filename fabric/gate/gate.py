@@ -17,6 +17,7 @@ import msgspec
 from fabric import versions
 from fabric.gate import (
     calls,
+    checkout,
     configuration,
     consequences,
     credit,
@@ -28,11 +29,13 @@ from fabric.gate import (
     leases,
     models,
     nodes,
+    paybacks,
     payments,
     refusals,
     rules,
     shares,
     subscriptions,
+    suspense,
     treasury,
     usage,
 )
@@ -74,6 +77,7 @@ from fabric.gate.events import (
     VoidLot,
 )
 from fabric.gate.instructions import Accepted, AnyInstruction, Decision, Outcome, RemoveLease, StartLease, StopLease
+from fabric.gate.payment_events import AskPayment, PaymentStarted, PaymentTold, RefundPayment, SettleSuspense
 from fabric.gate.pieces import pieces
 from fabric.gate.questions import AnyAnswer, AnyQuestion
 from fabric.gate.serving_events import (
@@ -301,6 +305,16 @@ class Gate:
                 return payments.once(core, event, subscriptions.subscribe)
             case RecordPayment():
                 return payments.once(core, event, treasury.record_payment)
+            case PaymentTold():
+                return checkout.told(core, event)
+            case AskPayment():
+                return checkout.ask(core, event)
+            case PaymentStarted():
+                return checkout.started(core, event)
+            case RefundPayment():
+                return paybacks.refund(core, event)
+            case SettleSuspense():
+                return suspense.settle(core, event)
             case Unsubscribe():
                 return subscriptions.unsubscribe(core, event)
             case OfferModel():

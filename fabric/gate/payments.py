@@ -19,6 +19,10 @@ SANDBOX: Final = "sandbox"
 OPERATOR: Final = "operator"
 """The channel of payments that an operator has booked."""
 CHANNELS: Final = (SANDBOX, OPERATOR)
+TAKING: Final = ("stripe", "alipay")
+"""Providers that take payments by themselves, and say what became of them."""
+WAYS: Final = (*CHANNELS, *TAKING)
+"""Who may be the one that says that something was paid."""
 REF_MAX: Final = 200
 
 Payment = TypeVar("Payment", TopUp, BuyBundle, Subscribe, RecordPayment)

@@ -13,6 +13,7 @@ from fabric.charging.catalogue import Catalogue
 from fabric.charging.records import Cdr
 from fabric.charging.tariffs import Tariffs
 from fabric.gate.events import Configure, JobSpec
+from fabric.gate.payment_views import NoticeView, PaymentView, SuspenseView
 from fabric.gate.views import (
     BalanceView,
     CallerView,
@@ -27,7 +28,7 @@ from fabric.gate.views import (
     WhyView,
 )
 from fabric.placement.quotas import Policy
-from fabric.units import AccountId, HoldId, JobId, KeyId
+from fabric.units import INT64_MAX, AccountId, HoldId, JobId, KeyId
 
 PAGE: Final = 500
 """Rows on a page of what the journal has."""
@@ -246,6 +247,35 @@ class PolicyView(msgspec.Struct, frozen=True, kw_only=True):
 
 FromJournal = StatementOf | CheckpointOf | ReceiptsOf | RecordsOf
 """What the journal alone answers."""
+
+
+class PaymentsOf(Question, frozen=True, kw_only=True, tag="payments"):
+    """Payments that providers take, newest first, a page of them."""
+
+    account_id: AccountId | None = None
+    """None = everybody's."""
+    payment_id: str = ""
+    """Only this one; of somebody else's there is none."""
+    unfinished: bool = False
+    """Only those of which its provider is still to do something: start it, say what became of it, refund it."""
+    provider: str = ""
+    from_us: int = 0
+    until_us: int = INT64_MAX
+    limit: int = 1_000
+
+
+class SuspenseOf(Question, frozen=True, kw_only=True, tag="suspense"):
+    """Money that could not be booked, oldest first; settled ones too, where that is said."""
+
+    settled: bool = False
+
+
+class NoticesOf(Question, frozen=True, kw_only=True, tag="notices"):
+    """What an account is to hear of, oldest first; "" = what the operator is."""
+
+    account_id: AccountId
+
+
 AnyQuestion = (
     JobOf
     | SpecOf
@@ -270,6 +300,9 @@ AnyQuestion = (
     | PolicyOf
     | WhyOf
     | PricesOf
+    | PaymentsOf
+    | SuspenseOf
+    | NoticesOf
 )
 AnyAnswer = (
     JobView
@@ -294,6 +327,9 @@ AnyAnswer = (
     | list[NodeView]
     | list[LeaseView]
     | list[OpenUsageView]
+    | list[PaymentView]
+    | list[SuspenseView]
+    | list[NoticeView]
     | int
     | None
 )

@@ -19,6 +19,7 @@ from fabric.gate.hazards import Hazard
 from fabric.gate.instructions import Lease, Outcome
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.lifecycle import JobState, StopReason
+from fabric.gate.payment_state import Till
 from fabric.gate.serving_events import CallUsed, ModelSpec
 from fabric.gate.stays import Stay
 from fabric.gate.timeline import Moment
@@ -295,6 +296,8 @@ class GateState:
     answered: dict[str, Answered] = field(default_factory=dict)
     paid: dict[str, Answered] = field(default_factory=dict)
     """What each payment has booked, by account, channel and reference: for ever."""
+    till: Till = field(default_factory=Till)
+    """Payments that providers take."""
     hazards: dict[str, Hazard] = field(default_factory=dict)
     """How often leases are taken away or lost, by pool and type."""
     holdings: dict[NodeId, Holdings] = field(default_factory=dict)

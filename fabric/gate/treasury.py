@@ -19,6 +19,7 @@ from fabric.gate.events import (
     VoidLot,
 )
 from fabric.gate.instructions import Accepted, Outcome, Refusal
+from fabric.gate.payments import TAKING
 from fabric.gate.state import Account, Key
 from fabric.ledger import Origin, Refused, Spending, Terms, Transfer
 from fabric.ledger.outcomes import PERIOD_CLOSED, Fact
@@ -126,7 +127,7 @@ def grant(core: Core, event: Grant) -> Outcome:
         effective_at_us=core.now_us,
         expires_at_us=None if event.lifetime_us is None else core.now_us + event.lifetime_us,
     )
-    answer = _book(core, account, event.amount_uhs, terms, now_us=core.now_us)
+    answer = book_terms(core, account, event.amount_uhs, terms, now_us=core.now_us)
     if isinstance(answer, Refused):
         return refusals.from_ledger(answer)
     return Accepted(granted_uhs=event.amount_uhs, facts={"lot_id": newest_lot(core)})
@@ -176,6 +177,12 @@ def void(core: Core, event: VoidLot) -> Outcome:
         return refusals.conflict(
             f"later cycles than that of lot {lot.lot_id} are paid: void {ahead[-1]} first", code="not_the_last"
         )
+    if lot.terms.channel in TAKING:
+        return refusals.conflict(
+            f"lot {lot.lot_id} was paid at {lot.terms.channel}: refund its payment, which takes it back and its price with it"
+            " (fabric ops payments refund)",
+            code="refund_instead",
+        )
     price = core.book.void(lot.lot_id, amount_uhs=amount_uhs, now_us=core.now_us)
     for record in core.state.subscriptions:
         if lot.lot_id in record.ahead and not lot.free_uhs:
@@ -201,7 +208,7 @@ def buy_bundle(core: Core, event: BuyBundle) -> Outcome:
     first: int | None = None
     for lot in bought.lots:
         terms = _terms(account, lot, origin=Origin.BUNDLE, channel=event.channel)
-        answer = _book(core, account, lot.amount_uhs, terms, now_us=core.now_us, linked_to=first)
+        answer = book_terms(core, account, lot.amount_uhs, terms, now_us=core.now_us, linked_to=first)
         assert not isinstance(answer, Refused), f"{bundle.name}: {answer}"
         first = first or answer.transfer_id
     account.entitlements = [each for each in account.entitlements if each.expires_at_us > core.now_us]
@@ -308,7 +315,9 @@ def close_period(core: Core, event: ClosePeriod) -> Outcome:
 
 def book_lot(core: Core, account: Account, lot: LotTerms, *, origin: Origin, channel: str, now_us: int) -> Outcome:
     """One lot that was bought, on its terms."""
-    answer = _book(core, account, lot.amount_uhs, _terms(account, lot, origin=origin, channel=channel), now_us=now_us)
+    answer = book_terms(
+        core, account, lot.amount_uhs, _terms(account, lot, origin=origin, channel=channel), now_us=now_us
+    )
     if isinstance(answer, Refused):
         return refusals.from_ledger(answer)
     facts: dict[str, Fact] = {"price_microcny": lot.price_microcny, "expires_at_us": lot.expires_at_us}
@@ -332,7 +341,7 @@ def set_spending(core: Core, account_id: AccountId) -> None:
     core.freed[account_id] = None
 
 
-def _book(
+def book_terms(
     core: Core, account: Account, amount_uhs: int, terms: Terms, *, now_us: int, linked_to: int | None = None
 ) -> Transfer | Refused:
     """The next lot of the book; a refused one leaves no trace."""

@@ -65,6 +65,10 @@ class Account(msgspec.Struct, kw_only=True):
     """Held and covered by no lot: debt as soon as it is captured."""
     held_uhs: int = 0
     """All that its holds hold, credit included."""
+    charged_back_uhs: int = 0
+    """Owed because a payment was charged back after its tokens had been used: the next purchase pays it first. Never from use,
+    and no part of `debt_uhs`.
+    """
     receivable_microcny: int = 0
     written_off_uhs: int = 0
     """Used, reported when nothing covered it any more, and borne by the operator: never owed."""
@@ -90,7 +94,7 @@ class Account(msgspec.Struct, kw_only=True):
 
     @property
     def owed_uhs(self) -> int:
-        """Minus the balance of `cust/<id>/debt`: used on credit, or held on it."""
+        """Used on credit, or held on it."""
         return self.debt_uhs + self.credit_held_uhs
 
     @property

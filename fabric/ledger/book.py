@@ -2,11 +2,11 @@
 
 A refusal changes nothing, beyond what the time would have changed anyway. The book knows no clock, no prices and no
 placement. Encoded with msgspec it is its own snapshot. Each way is a function of the module that has its concern: `postings`
-(transfers), `vault` (lots), `sweeping` (time), `funding` (what comes in), `holding` (the holds of jobs), `clients` (those that
+(transfers), `vault` (lots), `sweeping` (time), `funding` (what comes in), `paybacks` (what goes back), `holding` (the holds of jobs), `clients` (those that
 clients keep).
 """
 
-from fabric.ledger import clients, funding, holding, postings, sweeping
+from fabric.ledger import clients, funding, holding, paybacks, postings, sweeping
 from fabric.ledger.proof import check
 from fabric.ledger.state import Ledger
 
@@ -26,6 +26,15 @@ class Book(Ledger, kw_only=True, dict=True):
     sell = funding.sell
     pay = funding.pay
     close_period = funding.close_period
+
+    # what goes back
+    take_back = paybacks.take_back
+    worth_of = paybacks.worth_of
+    pay_out = paybacks.pay_out
+    charge_back = paybacks.charge_back
+    reinstate = paybacks.reinstate
+    set_aside = paybacks.set_aside
+    keep = paybacks.keep
 
     # holds of jobs, and those that clients keep
     authorize = holding.authorize

@@ -6,8 +6,9 @@ It books both sides of a purchase in one transfer: tokens from `issued` to the c
 
 from typing import Final
 
-from fabric.ledger import postings, sweeping, vault
+from fabric.ledger import paybacks, postings, sweeping
 from fabric.ledger.accounts import Account, Invoice, Spending
+from fabric.ledger.burning import burn_again, drop_if_spent
 from fabric.ledger.lots import Lot, Origin, Terms, new_lot
 from fabric.ledger.outcomes import (
     ACCOUNT_EXISTS,
@@ -19,6 +20,7 @@ from fabric.ledger.outcomes import (
     UNKNOWN_ACCOUNT,
     Refused,
 )
+from fabric.ledger.rounding import half_even
 from fabric.ledger.state import Ledger, Period
 from fabric.ledger.transfers import LotShare, Transfer
 from fabric.units import INT64_MAX, UHS_PER_CT
@@ -64,7 +66,8 @@ def grant(
     now_us: int,
     linked_to: int | None = None,
 ) -> Transfer | Refused:
-    """A new lot. Debt beyond the credit limit is repaid from it at once, where it may be spent on anything.
+    """A new lot. Where it may be spent on anything, it pays at once for what was charged back, if it was bought, and for debt
+    beyond the credit limit.
 
     Args:
         ledger: what is changed.
@@ -84,7 +87,7 @@ def grant(
         return refusal
     lot = new_lot(account_id, lot_id=lot_id, amount_uhs=amount_uhs, terms=terms, now_us=now_us)
     ledger.lots[lot_id] = lot
-    vault.burn_again(ledger, account, lot)
+    burn_again(ledger, account, lot)
     ledger.deadlines.watch_lot(lot)
     price = terms.price_microcny if terms.channel else 0
     side = _ON_ACCOUNT if terms.channel == _ON_ACCOUNT else "cash"
@@ -102,7 +105,11 @@ def grant(
         lots=(LotShare(lot_id, amount_uhs),),
         linked_to=linked_to,
     )
-    if account.exposed_uhs > account.credit_limit_uhs and not lot.restricted and lot.effective_at_us <= now_us:
+    if lot.restricted or lot.effective_at_us > now_us:
+        return transfer
+    if account.charged_back_uhs and terms.origin in _SOLD:
+        paybacks.repay(ledger, account, lot, now_us=now_us)
+    if account.exposed_uhs > account.credit_limit_uhs:
         repay(ledger, account, lot, now_us=now_us)
     return transfer
 
@@ -121,11 +128,11 @@ def void(ledger: Ledger, lot_id: str, *, amount_uhs: int, now_us: int) -> int:
     lot = ledger.lots[lot_id]
     assert 0 < amount_uhs <= lot.free_uhs, f"of lot {lot_id} {lot.free_uhs} are free, not {amount_uhs}"
     account, terms = ledger.accounts[lot.account_id], lot.terms
-    before = _half_even(terms.price_microcny * lot.voided_uhs, lot.granted_uhs)
+    before = half_even(terms.price_microcny * lot.voided_uhs, lot.granted_uhs)
     lot.free_uhs -= amount_uhs
     lot.voided_uhs += amount_uhs
-    vault.drop_if_spent(account, lot)
-    price = _half_even(terms.price_microcny * lot.voided_uhs, lot.granted_uhs) - before if terms.channel else 0
+    drop_if_spent(account, lot)
+    price = half_even(terms.price_microcny * lot.voided_uhs, lot.granted_uhs) - before if terms.channel else 0
     side = _ON_ACCOUNT if terms.channel == _ON_ACCOUNT else "cash"
     if side == _ON_ACCOUNT:
         invoiced = sum(invoice.unpaid_microcny for invoice in account.invoices)
@@ -171,7 +178,7 @@ def repay(ledger: Ledger, account: Account, lot: Lot, *, now_us: int) -> None:
     lot.captured_uhs += amount
     account.lower_debt(amount, newest_first=False)
     account.excuse()
-    vault.drop_if_spent(account, lot)
+    drop_if_spent(account, lot)
     postings.post(
         ledger,
         "repay",
@@ -213,7 +220,7 @@ def close_invoice(
         return Refused(INVALID_AMOUNT, {"microcny_per_ct": microcny_per_ct})
     unpriced = debt - sum(each.amount_uhs for each in account.priced)
     exact = unpriced * microcny_per_ct + sum(each.amount_uhs * each.microcny_per_ct for each in account.priced)
-    price = max(_half_even(exact, UHS_PER_CT), min(exact, 1))
+    price = max(half_even(exact, UHS_PER_CT), min(exact, 1))
     issued = debt - ledger.tokens_uhs["issued"]
     if issued > INT64_MAX or price - ledger.money_microcny["revenue"] > INT64_MAX:
         return Refused(BEYOND_INT64, {"debt_uhs": debt, "price_microcny": price})
@@ -290,8 +297,3 @@ def close_period(ledger: Ledger, period: str, *, now_us: int) -> Period | Refuse
         return Refused(PERIOD_CLOSED, {"period": period})
     sweeping.catch_up(ledger, now_us)
     return postings.seal(ledger, period, now_us=now_us)
-
-
-def _half_even(numerator: int, denominator: int) -> int:
-    quotient, rest = divmod(numerator, denominator)
-    return quotient + (2 * rest > denominator or (2 * rest == denominator and quotient % 2 == 1))

@@ -47,7 +47,7 @@ BurnKey = tuple[int, int, bool, int, int, int, str]
 
 
 class Lot(msgspec.Struct, kw_only=True):
-    """Tokens of one account: granted = free + held + captured + expired + voided, always."""
+    """Tokens of one account: granted = free + held + captured + expired + voided + frozen, always."""
 
     lot_id: str
     account_id: str
@@ -63,7 +63,11 @@ class Lot(msgspec.Struct, kw_only=True):
     captured_uhs: int = 0
     expired_uhs: int = 0
     voided_uhs: int = 0
-    """Taken back before it was used, because it had been booked by mistake."""
+    """Taken back before it was used, because it had been booked by mistake or was refunded."""
+    frozen_uhs: int = 0
+    """Unused when its payment was charged back: out of the account's reach, and given back if that is undone."""
+    charged_back: bool = False
+    """Whether its payment was charged back, so that what comes free of it pays what is owed for that."""
 
     @property
     def burn_key(self) -> BurnKey:

@@ -27,8 +27,11 @@ def post(
     lots: tuple[LotShare, ...] = (),
     linked_to: int | None = None,
     flags: tuple[str, ...] = (),
+    currency: str = CNY,
 ) -> Transfer:
-    """Book a transfer. `tokens` and `money` give the amount for each class of account, and each sum to zero."""
+    """Book a transfer. `tokens` and `money` give the amount for each class of account, and each sum to zero. The totals of the
+    book know money of its own currency only.
+    """
     assert sum(tokens.values()) == 0, f"{kind} {ref} makes or loses tokens: {tokens}"
     postings = []
     totals = ledger.tokens_uhs
@@ -38,7 +41,7 @@ def post(
             path = f"cust/{account_id}/{name}" if name in CUSTOMER else f"op/{ledger.operator}/{name}"
             postings.append(Posting(path, CT, amount))
     if money:
-        postings += money_legs(ledger, kind, account_id=account_id, money=money, channel=channel)
+        postings += money_legs(ledger, kind, account_id=account_id, money=money, channel=channel, currency=currency)
     ledger.count += 1
     transfer = Transfer(
         transfer_id=ledger.count,
@@ -89,16 +92,20 @@ def move(  # noqa: PLR0917 - for most transfers there are, and words for each wo
     )
 
 
-def money_legs(ledger: Ledger, kind: str, *, account_id: str, money: Mapping[str, int], channel: str) -> list[Posting]:
+def money_legs(
+    ledger: Ledger, kind: str, *, account_id: str, money: Mapping[str, int], channel: str, currency: str
+) -> list[Posting]:
     assert sum(money.values()) == 0, f"{kind} for {account_id} makes or loses money: {money}"
     paths = {
         "cash": f"cash/{channel}",
+        "suspense": f"suspense/{channel}",
         "receivable": f"receivable/{account_id}",
         "revenue": f"op/{ledger.operator}/revenue",
     }
-    for name, amount in money.items():
-        ledger.money_microcny[name] += amount
-    return [Posting(paths[name], CNY, amount) for name, amount in money.items() if amount]
+    if currency == CNY:
+        for name, amount in money.items():
+            ledger.money_microcny[name] = ledger.money_microcny.get(name, 0) + amount
+    return [Posting(paths[name], currency, amount) for name, amount in money.items() if amount]
 
 
 def drain(ledger: Ledger) -> tuple[Transfer, ...]:

@@ -31,7 +31,7 @@ def _totals(book: Ledger) -> Iterator[str]:
     found = {
         "available": sum(lot.free_uhs for lot in book.lots.values()),
         "held": sum(account.held_uhs for account in book.accounts.values()),
-        "debt": -sum(account.owed_uhs for account in book.accounts.values()),
+        "debt": -sum(account.owed_uhs + account.charged_back_uhs for account in book.accounts.values()),
         "breakage": sum(lot.expired_uhs for lot in book.lots.values()),
     }
     for name, amount in found.items():
@@ -49,9 +49,10 @@ def _lots(book: Ledger) -> Iterator[str]:
             if piece.lot_id != CREDIT:
                 held[piece.lot_id] += piece.held_uhs
     for name, lot in book.lots.items():
-        if lot.granted_uhs != lot.free_uhs + lot.held_uhs + lot.captured_uhs + lot.expired_uhs + lot.voided_uhs:
+        parts = (lot.free_uhs, lot.held_uhs, lot.captured_uhs, lot.expired_uhs, lot.voided_uhs, lot.frozen_uhs)
+        if lot.granted_uhs != sum(parts):
             yield f"lot {name} has lost or gained tokens: {lot}"
-        if min(lot.free_uhs, lot.held_uhs, lot.captured_uhs, lot.expired_uhs, lot.voided_uhs) < 0:
+        if min(parts) < 0:
             yield f"lot {name} is below zero: {lot}"
         if lot.held_uhs != held[name]:
             yield f"lot {name} has {lot.held_uhs} held, its holds {held[name]}"
@@ -82,7 +83,7 @@ def _accounts(book: Ledger) -> Iterator[str]:
             yield f"account {name} has {account.held_uhs} held, its holds {held[name]}"
         if account.credit_held_uhs != on_credit[name]:
             yield f"account {name} has {account.credit_held_uhs} held on credit, its holds {on_credit[name]}"
-        if min(account.debt_uhs, account.credit_held_uhs, account.receivable_microcny) < 0:
+        if min(account.debt_uhs, account.credit_held_uhs, account.receivable_microcny, account.charged_back_uhs) < 0:
             yield f"account {name} is below zero: {account}"
         if account.burning != unspent[name]:
             yield f"account {name} burns {account.burning}, the order is {unspent[name]}"

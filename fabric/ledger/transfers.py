@@ -2,7 +2,7 @@
 
 A `Transfer` is a set of postings that sum to zero for each asset (double entry). It is never changed; a correction is
 another transfer. Account names are paths: `cust/<id>/available`, `cust/<id>/held`, `cust/<id>/debt`, `op/<o>/issued`,
-`op/<o>/redeemed`, `op/<o>/breakage`, `op/<o>/written_off`, `cash/<channel>`, `receivable/<id>`, `op/<o>/revenue`, `suspense`.
+`op/<o>/redeemed`, `op/<o>/breakage`, `op/<o>/written_off`, `cash/<channel>`, `receivable/<id>`, `op/<o>/revenue`, `suspense/<channel>`.
 """
 
 import msgspec
@@ -33,7 +33,7 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Counts the ledger's transfers from 1."""
     kind: str
     """top_up | bundle | subscription | grant | repay | hold | capture | write_off | release | refund | expire | void |
-    invoice | sale | payment
+    invoice | sale | payment | pay_out | charge_back | reinstate | suspense
     """
     account_id: str
     ref: str
@@ -44,4 +44,4 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     linked_to: int | None = None
     """Transfers of one purchase stand or fall together: the id of the first of them."""
     flags: tuple[str, ...] = ()
-    """late | over_hold | no_hold | forgotten | anew | carried | estimated | final | lapsed"""
+    """late | over_hold | no_hold | forgotten | anew | carried | estimated | final | lapsed | refund | frozen | kept"""

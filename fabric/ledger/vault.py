@@ -4,16 +4,15 @@ Every move changes the lots, the hold, the account and the postings together, so
 never asks whether a move is allowed: that was decided before it is made.
 """
 
-from bisect import insort
-from functools import partial
 from typing import Final
 
 from msgspec.structs import replace
 
-from fabric.ledger import postings
+from fabric.ledger import paybacks, postings
 from fabric.ledger.accounts import Account
+from fabric.ledger.burning import burn_again, drop_if_spent
 from fabric.ledger.holds import Hold, HoldState, Piece, piece_of
-from fabric.ledger.lots import BurnKey, Lot, Origin, Terms, new_lot
+from fabric.ledger.lots import Lot, Origin, Terms, new_lot
 from fabric.ledger.own_holds import OWN
 from fabric.ledger.scopes import Use
 from fabric.ledger.state import Ledger
@@ -296,6 +295,7 @@ def set_free(ledger: Ledger, account: Account, hold: Hold, *, now_us: int, flags
     if lost:
         tokens = {"held": -lost, "breakage": lost}
         postings.post(ledger, "expire", account_id=name, ref=ref, at_us=now_us, tokens=tokens, lots=tuple(broken))
+    paybacks.repay_of(ledger, account, freed, now_us=now_us)
     return rest
 
 
@@ -363,18 +363,3 @@ def break_lot(ledger: Ledger, lot: Lot, *, at_us: int) -> None:
         tokens={"available": -lost, "breakage": lost},
         lots=(LotShare(lot.lot_id, lost),),
     )
-
-
-def burn_again(ledger: Ledger, account: Account, lot: Lot) -> None:
-    """Put a lot (back) into its place in the burn order."""
-    if lot.lot_id not in account.burning:
-        insort(account.burning, lot.lot_id, key=partial(burn_key, ledger))
-
-
-def burn_key(ledger: Ledger, lot_id: str) -> BurnKey:
-    return ledger.lots[lot_id].burn_key
-
-
-def drop_if_spent(account: Account, lot: Lot) -> None:
-    if not lot.free_uhs and not lot.held_uhs:
-        account.burning.remove(lot.lot_id)

@@ -102,7 +102,7 @@ class MoneyRules(Driver):
         outcome = self.ask(VoidLot(account_id=account, lot_id=lot.lot_id, amount_uhs=amount, reason="a mistake"))
         if thief:
             assert outcome.code == "not_found"
-        elif not 0 < wanted <= lot.free + lot.voided:
+        elif not 0 < wanted <= lot.free + lot.voided + lot.frozen:
             assert outcome.code == "not_unused"
         elif isinstance(outcome, Refusal):
             assert outcome.code in ("not_unused", "not_the_last")

@@ -31,7 +31,8 @@ class Lot:
     def __init__(self, lot_id, account, amount, terms, granted_at):
         self.lot_id, self.account, self.amount, self.terms, self.granted_at = lot_id, account, amount, terms, granted_at
         self.free, self.held, self.captured, self.expired = amount, 0, 0, 0
-        self.voided = 0
+        self.voided = self.frozen = 0
+        self.is_charged_back = False
 
     def alive(self, now):
         return self.terms.expires_at_us is None or now < self.terms.expires_at_us
@@ -75,6 +76,8 @@ class Auditor:
         self.price_of = price_of
         self.at_price, self.invoices = defaultdict(list), defaultdict(list)
         self.debt, self.limit, self.lost = defaultdict(int), defaultdict(int), defaultdict(int)
+        self.arrears = defaultdict(int)
+        """Owed for what was charged back, never for use."""
         self.policy_of = policy_of
         self.paths, self.count = defaultdict(int), 0
         self.purchases = {}
@@ -182,13 +185,39 @@ class Auditor:
         assert 0 < share.amount_uhs <= lot.free
         assert amounts == {"available": -share.amount_uhs, "issued": share.amount_uhs}
         lot.free -= share.amount_uhs
-        lot.voided += share.amount_uhs
+        if "frozen" in transfer.flags:
+            lot.frozen, lot.is_charged_back = lot.frozen + share.amount_uhs, True
+        else:
+            lot.voided += share.amount_uhs
+
+    def _charge_back(self, transfer, amounts, use_of, terms_of):
+        self.arrears[transfer.account_id] -= amounts.get("debt", 0)
+        assert amounts.get("issued", 0) == -amounts.get("debt", 0) >= 0
+
+    def _reinstate(self, transfer, amounts, use_of, terms_of):
+        forgiven = amounts.get("debt", 0)
+        assert 0 <= forgiven <= self.arrears[transfer.account_id]
+        self.arrears[transfer.account_id] -= forgiven
+        for share in transfer.lots:
+            lot = self.lot(share.lot_id)
+            assert 0 < share.amount_uhs == amounts["available"] <= lot.frozen
+            lot.frozen, lot.free = lot.frozen - share.amount_uhs, lot.free + share.amount_uhs
+
+    def _money_only(self, transfer, amounts, use_of, terms_of):
+        assert amounts == {}
+
+    _pay_out = _suspense = _money_only
 
     def _sale(self, transfer, amounts, use_of, terms_of):
         assert amounts == {}
 
     def _repay(self, transfer, amounts, use_of, terms_of):
         lot, amount = self.lot(transfer.ref), amounts["debt"]
+        if "charged_back" in transfer.flags:
+            assert 0 < amount == min(lot.free, self.arrears[lot.account]), "all that it can pay"
+            lot.free, lot.captured = lot.free - amount, lot.captured + amount
+            self.arrears[lot.account] -= amount
+            return
         assert 0 < amount <= min(lot.free, self.debt[lot.account])
         lot.free -= amount
         lot.captured += amount

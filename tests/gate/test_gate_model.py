@@ -38,11 +38,12 @@ from tests.audit.test_verify import SIGNER, whole_export
 from tests.gate.driver import ACCOUNTS, NODES_AT_FIRST, TERMINAL, WAITS
 from tests.gate.model_jobs import ClusterRules, JobRules
 from tests.gate.model_money import HoldRules, MoneyRules
+from tests.gate.model_payments import PaymentRules
 from tests.gate.oracle import CREDIT, Hold
 from tests.gate.world import CATALOGUE, CONFIGURE, TARIFFS, S
 
 
-class GateMachine(MoneyRules, HoldRules, JobRules, ClusterRules):
+class GateMachine(MoneyRules, PaymentRules, HoldRules, JobRules, ClusterRules):
     """What may happen, and what the answer must be."""
 
     @initialize(seconds=st.sampled_from([0, 20 * 86_400]), credit=st.sampled_from([None, 0, 500 * S]))
@@ -122,14 +123,15 @@ class GateMachine(MoneyRules, HoldRules, JobRules, ClusterRules):
             lots = [lot for lot in self.money.lots if lot.account == account]
             assert self.money.paths[f"cust/{account}/available"] == sum(lot.free for lot in lots) >= 0
             assert self.money.paths[f"cust/{account}/held"] == held[account] >= 0
-            assert self.money.paths[f"cust/{account}/debt"] == -debt[account] <= 0
+            assert self.money.paths[f"cust/{account}/debt"] == -debt[account] - self.money.arrears[account] <= 0
+            assert self.money.arrears[account] == self.book.accounts[account].charged_back_uhs
         for lot in self.money.lots:
             booked = self.book.lots[lot.lot_id]
             there = (lot.free, lot.held, lot.captured, lot.expired)
             assert there == (booked.free_uhs, booked.held_uhs, booked.captured_uhs, booked.expired_uhs), lot.lot_id
             assert min(there) >= 0
-            assert sum(there) + lot.voided == lot.amount
-            assert lot.voided == booked.voided_uhs
+            assert sum(there) + lot.voided + lot.frozen == lot.amount
+            assert (lot.voided, lot.frozen) == (booked.voided_uhs, booked.frozen_uhs)
         assert len(self.money.lots) == len(self.book.lots)
 
     @invariant()

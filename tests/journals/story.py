@@ -44,6 +44,15 @@ from fabric.gate.events import (
     VoidLot,
 )
 from fabric.gate.instructions import Accepted, AnyInstruction, Refusal, RemoveLease, StartLease, StopLease
+from fabric.gate.payment_events import (
+    AskPayment,
+    PaymentStarted,
+    PaymentState,
+    PaymentTold,
+    RefundPayment,
+    Said,
+    SettleSuspense,
+)
 from fabric.gate.serving_events import (
     Authorize,
     CallUsed,
@@ -140,6 +149,7 @@ def story() -> list[tuple[Any, int]]:
     train(told)
     serve(told)
     settle(told)
+    pay(told)
     told.said.clear()
     compete(told)
     keep_back(told)
@@ -216,6 +226,38 @@ def serve(told: Telling) -> None:
     told.tell(KeepUsage(hold_id="gone", call=call("k2"), code="not_found", reason="no such hold", **dan))
     told.tell(SettleUsage(call_id="k1", **dan), WriteOffUsage(call_id="k2", reason="ours", **dan))
     told.tell(WithdrawModel(model="tiny"))
+
+
+def pay(told: Telling) -> None:
+    """Payments that are asked of the operator: paid, refunded, charged back, and one that nobody knows."""
+    ivy: dict[str, Any] = {"account_id": "ivy"}
+    told.tell(OpenAccount(account_id="ivy", name="Ivy", plan="starter"))
+    for number in range(3):
+        told.tell(AskPayment(payment_id=f"y{number}", provider="operator", amount_uhs=700 * S, **ivy))
+    told.tell(PaymentStarted(payment_id="y0", provider_ref="asked"))
+    price = told.gate.state.till.payments["y0"].price_microcny
+    told.tell(said("y0", price), said("y0", price), said("y1", price), said("y2", 0, PaymentState.DECLINED))
+    told.tell(Authorize(hold_id="i1", amount_uhs=900 * S, use=USE, ttl_us=600 * S, **ivy))
+    told.tell(SettleHold(hold_id="i1", seq=1, used_uhs=800 * S, **ivy))
+    told.tell(RefundPayment(payment_id="y1", amount_uhs=50 * S, reason="asked for", **ivy))
+    told.tell(said("y0", price, charged_back=price), TopUp(amount_uhs=80 * S, **ivy))
+    told.tell(said("y0", price, charged_back=price, reinstated=price), said("lost", 7_000_000, provider="stripe"))
+    told.tell(SettleSuspense(suspense_id="stripe/lost", how="booked", reason="found", **ivy))
+
+
+def said(payment_id: str, amount: int, state: PaymentState = PaymentState.PAID, **more: Any) -> PaymentTold:
+    return PaymentTold(
+        said=Said(
+            **{
+                "provider": "operator",
+                "payment_id": payment_id,
+                "provider_ref": f"ref {payment_id}",
+                "state": state,
+                "amount": amount,
+                **more,
+            }
+        )
+    )
 
 
 def compete(told: Telling) -> None:

@@ -1,0 +1,106 @@
+"""Events of payments that a provider takes: what is asked for, what the provider says became of it, and what goes back.
+
+A payment has an id of ours, which its provider is given and says again. What a provider says is in totals (paid, refunded,
+charged back, so far), so that nothing depends on the order in which it is heard, or on how often. Amounts of money are
+millionths of their currency.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+from fabric.gate.event import Event
+from fabric.units import AccountId
+
+CNY = "CNY"
+
+
+class PaymentState(StrEnum):
+    """Where a payment stands."""
+
+    ASKED = "asked"
+    """The customer wants to pay; its provider has not been told, or nobody knows that it was."""
+    PENDING = "pending"
+    """The provider waits for the customer."""
+    PAID = "paid"
+    DECLINED = "declined"
+    EXPIRED = "expired"
+    REFUNDED = "refunded"
+    """All of it, or a part."""
+    CHARGED_BACK = "charged_back"
+
+
+UNPAID = frozenset({PaymentState.ASKED, PaymentState.PENDING, PaymentState.DECLINED, PaymentState.EXPIRED})
+OPEN = frozenset({PaymentState.ASKED, PaymentState.PENDING})
+
+
+class AskPayment(Event, frozen=True, kw_only=True, tag="ask_payment"):
+    """A customer wants to pay for a top-up at a provider: the price is that of its plan now, and stays that."""
+
+    payment_id: str
+    """Unique for ever, and never guessed: chosen where it is asked."""
+    account_id: AccountId
+    provider: str
+    amount_uhs: int
+    valid_us: int = 86_400_000_000
+    """How long the provider is to take it."""
+    request_id: str = ""
+
+
+class PaymentStarted(Event, frozen=True, kw_only=True, tag="payment_started"):
+    """Its provider waits for the customer."""
+
+    payment_id: str
+    provider_ref: str
+    """What it is called there."""
+
+
+class Said(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a provider says about one payment, in totals so far. It has been verified; nothing of it is a customer's word."""
+
+    provider: str
+    payment_id: str
+    """Ours, as it was told; "" = it knows none."""
+    provider_ref: str
+    state: PaymentState
+    """pending | paid | declined | expired"""
+    amount: int = 0
+    """Paid, in 10⁻⁶ of the currency."""
+    currency: str = CNY
+    refunded: int = 0
+    charged_back: int = 0
+    reinstated: int = 0
+    """What came again of what was charged back."""
+    why: str = ""
+
+
+class PaymentTold(Event, frozen=True, kw_only=True, tag="payment_told"):
+    """A provider has said something. Said again it changes nothing."""
+
+    said: Said
+
+
+class RefundPayment(Event, frozen=True, kw_only=True, tag="refund_payment"):
+    """Take back what is unused of what a payment bought; its price goes to where it came from."""
+
+    payment_id: str
+    account_id: AccountId
+    amount_uhs: int | None = None
+    """None = all that is unused."""
+    reason: str = ""
+    request_id: str = ""
+
+
+class SettleSuspense(Event, frozen=True, kw_only=True, tag="settle_suspense"):
+    """What becomes of money that could not be booked."""
+
+    suspense_id: str
+    how: str
+    """returned (it went to where it came from) | kept (it is the operator's) | booked (tokens for an account)"""
+    reason: str
+    account_id: AccountId = AccountId("")
+    """Whose tokens it buys, at the price of the account's plan."""
+    request_id: str = ""
+
+
+AnyPaymentEvent = AskPayment | PaymentStarted | PaymentTold | RefundPayment | SettleSuspense
