@@ -22,13 +22,20 @@ help: ## Show this
 demo: setup ## Run a real job that is gated, metered and settled in tokens
 	@$(BIN)/python -m fabric.demo
 
-# What fails beside other tests is run once more by itself, in a new process: what fails there has failed, and both are shown.
+# Tests that need a Ray cluster wait much, and the others compute: beside each other they take as long as both compute. What fails
+# so is run once more by itself when all is over, in a new process: what fails there has failed, and both are shown.
 AGAIN := --last-failed --last-failed-no-failures none
-test: setup ## Run the tests, which wait much: three at a time what needs no Ray cluster, then two at a time what does
-	$(BIN)/pytest -q -n 3 --dist loadscope $(WITHOUT_RAY) || { [ $$? = 1 ] && $(BIN)/pytest -q $(AGAIN) $(WITHOUT_RAY); }
-	$(BIN)/pytest -q -n 2 --dist loadscope $(WITH_RAY) || { [ $$? = 1 ] && $(BIN)/pytest -q $(AGAIN) $(WITH_RAY); }
+BESIDE := -q --dist loadscope --how-far
+test: setup ## Run the tests: two at a time what needs a Ray cluster, and beside them, three at a time, what needs none
+	@$(BIN)/pytest $(BESIDE) with-ray -n 2 $(WITH_RAY) & ray=$$!; \
+	nice -n 5 $(BIN)/pytest $(BESIDE) without-ray -n 3 $(WITHOUT_RAY); rest=$$?; wait $$ray; ray=$$?; \
+	[ $$rest != 1 ] || { $(BIN)/pytest -q $(AGAIN) $(WITHOUT_RAY); rest=$$?; }; \
+	[ $$ray != 1 ] || { $(BIN)/pytest -q $(AGAIN) $(WITH_RAY); ray=$$?; }; \
+	[ $$rest = 0 ] && [ $$ray = 0 ]
 WITHOUT_RAY := --ignore=tests/bench -m "not ray and not soak"
-WITH_RAY := --ignore=tests/bench -m "ray and not soak"
+# Only these folders have such tests (tests/test_slow.py): nobody imports the others' libraries for them.
+RAYS := $(wildcard tests/live*) tests/cluster/ray_cluster tests/strangers
+WITH_RAY := -o cache_dir=.pytest_cache/with-ray -m "ray and not soak" $(RAYS)
 
 # In three minutes, on two idle cores: what takes longer or starts a server is left out, and said at the end.
 check: lint ## Check while you work: style, types, contracts, and the quick tests that need no server
@@ -36,8 +43,9 @@ check: lint ## Check while you work: style, types, contracts, and the quick test
 	@echo "left out, and run by make test: $$(grep -vc '^#' tests/slow.txt) tests that take more than a second (tests/slow.txt), and whatever starts Ray, vLLM, PostgreSQL or S3's stand-in"
 QUICK := --ignore=tests/bench --ignore-glob='*/tests/live*' -m "not (ray or vllm or postgres or s3 or soak or slow)"
 
-slow: setup ## Write tests/slow.txt anew, which `make check` leaves out: on an idle machine
+slow: setup ## Write tests/slow.txt anew, which `make check` leaves out and by which long tests begin first: on an idle machine
 	$(BIN)/pytest -q -n 2 --dist loadscope --measure-slow $(WITHOUT_RAY)
+	$(BIN)/pytest -q -n 2 --dist loadscope --measure-slow $(WITH_RAY)
 
 # What a client imports, which runs on Python 3.10 too.
 CLIENT := -p fabric.cli -p fabric.client -p fabric.sdk -p fabric.transport -p fabric.wire -p fabric.results -p fabric.checkpoints \

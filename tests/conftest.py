@@ -24,7 +24,8 @@ import structlog
 from hypothesis import HealthCheck, settings
 
 from fabric.system.ports import free_port
-from tests import slow
+from tests import how_far, slow
+from tests.shared import shared
 
 SERVERS = {"postgres_server": "postgres", "moto_url": "s3", "rig": "vllm"}
 """Fixtures that start one, and the marker of who asks for them."""
@@ -49,11 +50,20 @@ settings.load_profile("fabric")
 
 def pytest_addoption(parser):
     parser.addoption("--measure-slow", action="store_true", help="write tests/slow.txt by how long each test takes")
+    parser.addoption(
+        "--how-far", metavar="NAME", help="say now and then how far this run is, and write build/slowest-NAME.txt"
+    )
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config):
-    if config.option.measure_slow and not hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):
+        return
+    if config.option.measure_slow:
         config.pluginmanager.register(slow.Stopwatch())
+    if config.option.how_far:
+        terminal = config.pluginmanager.get_plugin("terminalreporter")
+        config.pluginmanager.register(how_far.HowFar(config.option.how_far, say=terminal.write_line))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -72,6 +82,20 @@ def pytest_collection_modifyitems(config, items):
     long = [item for item in items if item.get_closest_marker("soak")]
     items[:] = [item for item in items if item not in long]
     config.hook.pytest_deselected(items=long)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """What a folder's tests share ends with the last of them."""
+    try:
+        return (yield)
+    finally:
+        if nextitem is None or nextitem.path.parent != item.path.parent:
+            shared.end(item.path.parent)
+
+
+def pytest_sessionfinish():
+    shared.end_all()
 
 
 @pytest.hookimpl(optionalhook=True)

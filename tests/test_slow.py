@@ -20,6 +20,18 @@ def test_what_is_listed_as_slow_is_there():
         assert parts[0] in there, name
 
 
+def test_what_needs_a_ray_cluster_is_where_make_test_looks_for_it():
+    """That half of the run collects these folders alone."""
+    (said,) = re.findall(r"^RAYS := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    folders = [ROOT / word for word in said.replace("$(wildcard tests/live*)", "").split()]
+    marked = [file for file in (ROOT / "tests").rglob("*.py") if "pytest.mark.ray" in file.read_text(encoding="utf-8")]
+    marked.remove(Path(__file__))
+    assert len(marked) > 20
+    for file in marked:
+        is_live = file.relative_to(ROOT / "tests").parts[0].startswith("live")
+        assert is_live or any(folder in file.parents for folder in folders), file
+
+
 def test_a_test_is_slow_by_all_of_its_cases():
     watch = slow.Stopwatch()
     for case, seconds in (("[a]", 0.6), ("[b@c]", 0.6), ("", 0.3)):
