@@ -4,6 +4,7 @@ Both end with the same bits, having seen the same samples and logged the same li
 of its own with a folder for its checkpoints: SIGTERM at random instants, exit code 75, and it is started again elsewhere.
 """
 
+import importlib.util
 import random
 import re
 
@@ -12,8 +13,9 @@ import torch
 
 from tests.strangers import launch, launchers
 
-for library in ("peft", "trl", "diffusers", "gymnasium"):
-    pytest.importorskip(library, reason="install the group `strangers`")
+# Looked for, not imported: that takes a quarter of a minute, and whoever collects tests would pay it.
+if not all(map(importlib.util.find_spec, ("peft", "trl", "diffusers", "gymnasium"))):
+    pytest.skip("install the group `strangers`", allow_module_level=True)
 
 FEW, MANY = 2, 20
 LONG = (pytest.mark.soak, pytest.mark.timeout(1_800))

@@ -1,5 +1,6 @@
 """A loader over data with an index goes on where it was without reading what was seen, and gives the same bits as ever."""
 
+import itertools
 import multiprocessing
 import random
 from itertools import islice
@@ -126,6 +127,23 @@ LOADERS = {
 }
 WORKERS = {"num_workers": 2, "multiprocessing_context": "fork"}
 PERSISTENT = {**WORKERS, "persistent_workers": True}
+HOW = {"here": {}, "workers": WORKERS, "persistent": PERSISTENT}
+FORKING = ("workers", "persistent")
+"""Ways of reading that start processes for it, which takes most of a case's time."""
+
+
+def cases(every, *lists):
+    """Every combination, of which one in `every` runs with all tests and the rest with the long ones: each two values meet in one."""
+    kept, made = [], []
+    for at in itertools.product(*(range(len(each)) for each in lists)):
+        values = [each[number] for each, number in zip(lists, at, strict=True)]
+        is_kept = sum(at) % every == 0
+        kept += [values] if is_kept else []
+        made.append(pytest.param(*values, marks=() if is_kept else pytest.mark.soak))
+    for one, other in itertools.combinations(range(len(lists)), 2):
+        pairs = {(str(values[one]), str(values[other])) for values in kept}
+        assert len(pairs) == len(lists[one]) * len(lists[other]), "two values meet nowhere"
+    return made
 
 
 def loader_of(options, change=float):
@@ -184,33 +202,37 @@ def evicted(options, change, *, until, change_again=None):
     return whole[until:], rest, loader.dataset.reads.value
 
 
-@pytest.mark.parametrize("until", [7, 16])
-@pytest.mark.parametrize("workers", [{}, WORKERS, PERSISTENT], ids=["here", "workers", "persistent"])
-@pytest.mark.parametrize("name", LOADERS)
-def test_what_was_seen_is_not_read_again_and_no_bit_changes(name, workers, until):
-    options = {**LOADERS[name], **workers}
+@pytest.mark.parametrize(
+    ("name", "until", "how"), [*cases(1, [*LOADERS], [7, 16], ["here"]), *cases(2, [*LOADERS], [7, 16], FORKING)]
+)
+def test_what_was_seen_is_not_read_again_and_no_bit_changes(name, until, how):
+    options = {**LOADERS[name], **HOW[how]}
     whole, rest, reads = evicted(options, lambda: float, until=until)
     assert same(whole, rest)
     left = sum(batch.numel() // 2 for batch, _ in rest)
     assert reads <= left + 2 * (options.get("batch_size") or (BATCH if "batch_sampler" in options else 1))
 
 
-@pytest.mark.parametrize("until", [1, 7, 16])
-@pytest.mark.parametrize("workers", [{}, WORKERS], ids=["here", "workers"])
-@pytest.mark.parametrize("change", [torchs, numpys, pythons, seldom, drawn_without_effect])
-@pytest.mark.parametrize("name", ["shuffled", "lazy", "own generator"])
-def test_data_that_draw_random_numbers_give_the_same_bits(name, change, workers, until, capsys):
+DRAWING = [torchs, numpys, pythons, seldom, drawn_without_effect]
+DRAWN_FROM = [["shuffled", "lazy", "own generator"], DRAWING, [1, 7, 16]]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "until", "how"), [*cases(1, *DRAWN_FROM, ["here"]), *cases(3, *DRAWN_FROM, ["workers"])]
+)
+def test_data_that_draw_random_numbers_give_the_same_bits(name, change, until, how, capsys):
     """Whether what was seen is read again or not."""
-    whole, rest, _ = evicted({**LOADERS[name], **workers}, lambda: change, until=until)
+    whole, rest, _ = evicted({**LOADERS[name], **HOW[how]}, lambda: change, until=until)
     assert same(whole, rest)
     assert "another batch" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("workers", [{}, WORKERS, PERSISTENT], ids=["here", "workers", "persistent"])
-@pytest.mark.parametrize("until", [2, 7, 16])
-@pytest.mark.parametrize("change", [torchs, numpys, pythons])
-def test_data_that_draw_are_not_read_again_either(change, workers, until):
-    whole, rest, reads = evicted({**LOADERS["shuffled"], **workers}, lambda: change, until=until)
+@pytest.mark.parametrize(
+    ("change", "until", "how"),
+    [*cases(1, DRAWING[:3], [2, 7, 16], ["here"]), *cases(2, DRAWING[:3], [2, 7, 16], FORKING)],
+)
+def test_data_that_draw_are_not_read_again_either(change, until, how):
+    whole, rest, reads = evicted({**LOADERS["shuffled"], **HOW[how]}, lambda: change, until=until)
     assert same(whole, rest)
     assert reads <= (len(rest) + 2) * BATCH
 

@@ -19,7 +19,7 @@ def machine(executing):
     return executing
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def zygotes():
     """What forks programs, and starts ranks in processes of their own: it takes seconds to come up."""
     found = Zygotes()

@@ -91,8 +91,8 @@ def kill_at_random(tmp_path, *, world, kills, seed, **options):
 
 @pytest.mark.parametrize(("world", "snapshot_every_s"), [(2, None), (4, 0.05)], ids=["two", "four-saving"])
 def test_ranks_killed_at_random_instants_cost_no_step_that_was_over(tmp_path, world, snapshot_every_s):
-    """Amid a copy, amid a snapshot, or in between."""
-    kill_at_random(tmp_path, world=world, kills=8, seed=SEED + world, snapshot_every_s=snapshot_every_s)
+    """Amid a copy, amid a snapshot, or in between: a few here, fifty in the long tests."""
+    kill_at_random(tmp_path, world=world, kills=4, seed=SEED + world, snapshot_every_s=snapshot_every_s)
 
 
 @pytest.mark.soak
