@@ -61,7 +61,7 @@ from fabric.gate.questions import (
     SuspenseOf,
     WhyOf,
 )
-from fabric.gate.state import Account, Job, Key, LeaseRecord
+from fabric.gate.state import BURNING, Account, Job, Key, LeaseRecord
 from fabric.gate.timeline import told
 from fabric.gate.views import (
     BalanceView,
@@ -80,8 +80,6 @@ from fabric.units import INT32_MAX, INT64_MAX, PPM, UHS_PER_CT, JobId
 
 _BLOB: Final = re.compile(r'"(blobs/[^"\\]+)"')
 """A key of the archive in a payload, which is JSON."""
-BURNING: Final = ("running", "stopping")
-"""States of a lease in which its devices are in use."""
 
 
 def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa: C901, PLR0911, PLR0912 - a case each

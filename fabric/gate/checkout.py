@@ -7,24 +7,21 @@ never books again. What a provider says after it had said that nothing comes sti
 from typing import Final
 
 from fabric.charging import plans
-from fabric.gate import notices, paybacks, refusals, suspense, treasury
+from fabric.gate import auto_top_up, notices, paybacks, refusals, suspense, till_prices, treasury
+from fabric.gate.auto_top_up import AUTO
 from fabric.gate.canonical import digest
 from fabric.gate.core import Core
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.payment_events import CNY, OPEN, UNPAID, AskPayment, PaymentStarted, PaymentState, PaymentTold, Said
 from fabric.gate.payment_state import Payment
-from fabric.gate.payments import OPERATOR, REF_MAX, SANDBOX, TAKING, WAYS, normal
+from fabric.gate.payments import OPERATOR, REF_MAX, SANDBOX, WAYS, normal
 from fabric.gate.state import Answered
 from fabric.ledger import Origin
 from fabric.ledger.outcomes import Fact
-from fabric.units import INT64_MAX, AccountId, format_cny, format_ct
+from fabric.units import INT64_MAX, format_cny, format_ct
 
-FEN_MICROCNY: Final = 10_000
-"""What providers count in: a hundredth of a yuan."""
 OPEN_MAX: Final = 20
 """Payments of one account that nobody has paid yet, at once."""
-UNPAID_KEPT: Final = 100
-"""Of one account's payments that came to nothing; one that is paid after all is the operator's to book."""
 VALID_US: Final = range(60_000_000, 30 * plans.DAY_US + 1)
 ID_MAX: Final = 64
 _SAID: Final = frozenset({PaymentState.PENDING, PaymentState.PAID, PaymentState.DECLINED, PaymentState.EXPIRED})
@@ -37,12 +34,12 @@ def ask(core: Core, event: AskPayment) -> Outcome:
         return refusals.not_found("account", event.account_id)
     if refusal := _unaskable(core, event) or treasury.full(core, account, event.amount_uhs):
         return refusal
-    price = price_at(core, event.account_id, event.amount_uhs, provider=event.provider)
+    price = till_prices.price_at(core, event.account_id, event.amount_uhs, provider=event.provider)
     if not price or not core.book.has_room_for(event.amount_uhs, price_microcny=price):
         return refusals.invalid(
             f"{format_ct(event.amount_uhs)} tokens cost {price} here: there is nothing to pay", code="invalid_amount"
         )
-    payment = begin(
+    payment = till_prices.begin(
         core,
         Payment(
             payment_id=event.payment_id,
@@ -58,49 +55,39 @@ def ask(core: Core, event: AskPayment) -> Outcome:
     return Accepted(facts=facts)
 
 
-def price_at(core: Core, account_id: AccountId, amount_uhs: int, *, provider: str) -> int:
-    """What so many tokens cost the account now, in 10⁻⁶ CNY; whole fen where a provider takes it, rounded up."""
-    price = plans.price_of(core.plan_of(account_id), amount_uhs=amount_uhs)
-    return -(-price // FEN_MICROCNY) * FEN_MICROCNY if provider in TAKING else price
-
-
-def begin(core: Core, payment: Payment) -> Payment:
-    """Keep a new payment, and let go of the oldest of its account that came to nothing."""
-    till = core.state.till
-    till.payments[payment.payment_id] = payment
-    own = till.payments_of.setdefault(payment.account_id, [])
-    own.append(payment.payment_id)
-    over = [name for name in own if till.payments[name].state in UNPAID - OPEN and not till.payments[name].aside]
-    for name in over[: len(over) - UNPAID_KEPT] if len(over) > UNPAID_KEPT else ():
-        own.remove(name)
-        del till.payments[name]
-    return payment
-
-
 def _unaskable(core: Core, event: AskPayment) -> Refusal | None:
     if event.provider not in (core.state.payments, OPERATOR) or event.provider not in WAYS:
         return refusals.invalid(
             f"payments are taken by {core.state.payments} here, or booked by the operator, not by {event.provider[:ID_MAX]!r}",
             code="unknown_provider",
         )
-    if not 0 < len(event.payment_id) <= ID_MAX or not event.payment_id.replace("-", "").replace("_", "").isalnum():
-        return refusals.invalid("a payment's id is 1 to 64 letters, digits, - and _", code="invalid_payment_id")
-    if (
-        event.payment_id in core.state.till.payments
-        or suspense.id_of(event.provider, event.payment_id) in core.state.till.suspense
-    ):
-        return refusals.conflict(f"there is a payment {event.payment_id!r} already", code="payment_exists")
     if event.valid_us not in VALID_US:
         return refusals.invalid("a payment is good for a minute at least and 30 days at most", code="invalid_lifetime")
-    own = core.state.till.payments_of.get(event.account_id, ())
-    open_ones = [
-        payment for name in own if (payment := core.state.till.payments[name]).state in OPEN and not payment.aside
-    ]
-    if len(open_ones) >= OPEN_MAX:
-        return refusals.conflict(
-            f"{OPEN_MAX} payments of the account are under way: pay them, or let them expire", code="too_many_payments"
+    till = core.state.till
+    own = (till.payments[name] for name in till.payments_of.get(event.account_id, ()))
+    return (
+        refusals.bad_amount("a top-up is of", event.amount_uhs)
+        or _bad_name(core, event)
+        or (_too_many() if sum(each.state in OPEN and not each.aside for each in own) >= OPEN_MAX else None)
+    )
+
+
+def _bad_name(core: Core, event: AskPayment) -> Refusal | None:
+    name, till = event.payment_id, core.state.till
+    if not 0 < len(name) <= ID_MAX or not name.replace("-", "").replace("_", "").isalnum() or name.startswith(AUTO):
+        return refusals.invalid(
+            f"a payment's id is 1 to {ID_MAX} letters, digits, - and _, and doesn't begin with {AUTO}",
+            code="invalid_payment_id",
         )
-    return refusals.bad_amount("a top-up is of", event.amount_uhs)
+    if name in till.payments or suspense.id_of(event.provider, name) in till.suspense:
+        return refusals.conflict(f"there is a payment {name!r} already", code="payment_exists")
+    return None
+
+
+def _too_many() -> Refusal:
+    return refusals.conflict(
+        f"{OPEN_MAX} payments of the account are under way: pay them, or let them expire", code="too_many_payments"
+    )
 
 
 def started(core: Core, event: PaymentStarted) -> Outcome:
@@ -121,17 +108,27 @@ def started(core: Core, event: PaymentStarted) -> Outcome:
 def told(core: Core, event: PaymentTold) -> Outcome:
     """What a provider says: whatever of it is new has its effect, once."""
     said = event.said
+    payment = core.state.till.payments.get(said.payment_id)
     if refusal := _unheard(core, said):
         return refusal
+    if said.provider == OPERATOR:
+        if payment is None or payment.provider != OPERATOR:
+            return refusals.not_found("payment", said.payment_id)
+        if mistake := _mistaken(core, payment, said):
+            return mistake
+    hear(core, said)
+    return Accepted(
+        facts={"state": "unknown"} if payment is None else {"state": payment.state.value, "aside": payment.aside}
+    )
+
+
+def hear(core: Core, said: Said) -> None:
+    """Have the effect of it that it hasn't had yet."""
     payment = core.state.till.payments.get(said.payment_id)
     if payment is None or payment.provider != said.provider:
-        if said.provider == OPERATOR:
-            return refusals.not_found("payment", said.payment_id)
         if said.state is PaymentState.PAID and said.amount > 0:
             suspense.hold(core, said, why="unknown_payment" if payment is None else "other_provider")
-        return Accepted(facts={"state": "unknown"})
-    if said.provider == OPERATOR and (mistake := _mistaken(core, payment, said)):
-        return mistake
+        return
     payment.told_refunded = max(payment.told_refunded, said.refunded)
     payment.told_charged_back = max(payment.told_charged_back, said.charged_back)
     payment.told_reinstated = max(payment.told_reinstated, said.reinstated)
@@ -142,7 +139,6 @@ def told(core: Core, event: PaymentTold) -> Outcome:
     elif payment.state in OPEN and not payment.aside:
         _came_to_nothing(core, payment, said)
     paybacks.follow(core, payment)
-    return Accepted(facts={"state": payment.state.value, "aside": payment.aside})
 
 
 def _unheard(core: Core, said: Said) -> Refusal | None:
@@ -191,6 +187,7 @@ def _paid(core: Core, payment: Payment, said: Said) -> None:
     if why:
         suspense.hold(core, said, why=why, account_id=payment.account_id)
         payment.aside, payment.why = True, why
+    auto_top_up.ended(core, payment, why=why)
 
 
 def _unbookable(core: Core, payment: Payment, said: Said) -> str:
@@ -239,6 +236,7 @@ def _came_to_nothing(core: Core, payment: Payment, said: Said) -> None:
         payment.payment_id,
         f"{format_cny(payment.price_microcny)} {CNY} were not paid" + (f": {payment.why}" if payment.why else ""),
     )
+    auto_top_up.ended(core, payment, why=payment.why or said.state.value)
 
 
 def _known_as(payment: Payment, ref: str) -> str:

@@ -7,7 +7,7 @@ back in line, and where tokens have become free, jobs that waited for them go on
 
 from typing import Final
 
-from fabric.gate import credit, holds, jobs, keys, leases, subscriptions
+from fabric.gate import auto_top_up, credit, holds, jobs, keys, leases, subscriptions
 from fabric.gate.core import Core
 from fabric.units import AccountId, JobId
 
@@ -53,3 +53,4 @@ def follow(core: Core) -> None:
         leases.apply_plan(core)
     for job in core.held:
         holds.wait_if_queued(core, job)
+    auto_top_up.follow(core)

@@ -16,6 +16,7 @@ import msgspec
 
 from fabric import versions
 from fabric.gate import (
+    auto_top_up,
     calls,
     checkout,
     configuration,
@@ -31,6 +32,7 @@ from fabric.gate import (
     nodes,
     paybacks,
     payments,
+    reconciling,
     refusals,
     rules,
     shares,
@@ -77,7 +79,15 @@ from fabric.gate.events import (
     VoidLot,
 )
 from fabric.gate.instructions import Accepted, AnyInstruction, Decision, Outcome, RemoveLease, StartLease, StopLease
-from fabric.gate.payment_events import AskPayment, PaymentStarted, PaymentTold, RefundPayment, SettleSuspense
+from fabric.gate.payment_events import (
+    AskPayment,
+    PaymentStarted,
+    PaymentTold,
+    ReconcilePayments,
+    RefundPayment,
+    SetAutoTopUp,
+    SettleSuspense,
+)
 from fabric.gate.pieces import pieces
 from fabric.gate.questions import AnyAnswer, AnyQuestion
 from fabric.gate.serving_events import (
@@ -315,6 +325,10 @@ class Gate:
                 return paybacks.refund(core, event)
             case SettleSuspense():
                 return suspense.settle(core, event)
+            case SetAutoTopUp():
+                return auto_top_up.set_rule(core, event)
+            case ReconcilePayments():
+                return reconciling.reconcile(core, event)
             case Unsubscribe():
                 return subscriptions.unsubscribe(core, event)
             case OfferModel():

@@ -8,13 +8,13 @@ from fabric.gate.instructions import Accepted, Outcome
 from fabric.gate.payment_events import PaymentState, RefundPayment
 from fabric.gate.payment_state import Payment, Refund
 from fabric.gate.payments import TAKING
+from fabric.gate.till_prices import FEN_MICROCNY
 from fabric.gate.treasury import REASON_MAX
 from fabric.ledger import Lot, Origin, Terms
 from fabric.ledger.outcomes import Fact
 from fabric.ledger.vault import REFUND_LIFE_US
 from fabric.units import format_cny, format_ct
 
-FEN_MICROCNY: Final = 10_000
 REFUNDS_MAX: Final = 100
 """Of one payment."""
 

@@ -103,4 +103,30 @@ class SettleSuspense(Event, frozen=True, kw_only=True, tag="settle_suspense"):
     request_id: str = ""
 
 
-AnyPaymentEvent = AskPayment | PaymentStarted | PaymentTold | RefundPayment | SettleSuspense
+class SetAutoTopUp(Event, frozen=True, kw_only=True, tag="set_auto_top_up"):
+    """An account tops itself up from now on, or no more."""
+
+    account_id: AccountId
+    on: bool = True
+    threshold_uhs: int | None = None
+    """Below so many tokens that can be spent; None = by the runway."""
+    runway_us: int | None = None
+    """When what is there lasts less long than that, at the burn of now."""
+    amount_uhs: int = 0
+    month_max_uhs: int = 0
+    """The most that it buys by itself in a month of UTC."""
+    request_id: str = ""
+
+
+class ReconcilePayments(Event, frozen=True, kw_only=True, tag="reconcile_payments"):
+    """A provider's own list of what it took, against what is booked here as paid within that time. The list may be of longer."""
+
+    provider: str
+    from_us: int
+    until_us: int
+    listed: tuple[Said, ...]
+
+
+AnyPaymentEvent = (
+    AskPayment | PaymentStarted | PaymentTold | RefundPayment | SettleSuspense | SetAutoTopUp | ReconcilePayments
+)

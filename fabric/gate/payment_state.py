@@ -100,6 +100,41 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     text: str
 
 
+class AutoTopUp(msgspec.Struct, kw_only=True, gc=False):
+    """By which rule an account tops itself up, and how that goes."""
+
+    account_id: AccountId
+    threshold_uhs: int | None
+    runway_us: int | None
+    amount_uhs: int
+    month_max_uhs: int
+    on: bool = True
+    month: int = 0
+    """Which month is counted, as 202611."""
+    month_uhs: int = 0
+    """What was asked for in it, and not refused."""
+    is_capped: bool = False
+    """Whether its owner was told that this month has no more."""
+    failures: int = 0
+    """In a row."""
+    not_before_us: int = 0
+    payment_id: str = ""
+    """What is under way; "" = nothing."""
+
+
+class Reconciliation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What came of one comparison with a provider's list."""
+
+    provider: str
+    at_us: int
+    from_us: int
+    until_us: int
+    matched: int
+    missing_here: int
+    missing_there: int
+    different: int
+
+
 @dataclass(slots=True, kw_only=True)
 class Till:
     """All of it."""
@@ -110,3 +145,8 @@ class Till:
     suspense: dict[str, Suspense] = field(default_factory=dict)
     notices: dict[AccountId, list[Notice]] = field(default_factory=dict)
     """The newest of each account's, oldest first; under "" the operator's."""
+    auto: dict[AccountId, AutoTopUp] = field(default_factory=dict)
+    auto_made: int = 0
+    """Payments that were asked for by these rules."""
+    reconciled: list[Reconciliation] = field(default_factory=list)
+    """The newest, oldest first."""

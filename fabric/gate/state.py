@@ -6,6 +6,7 @@ are many are kept out of the collector's sight (`gc=False`), which would look th
 """
 
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
@@ -28,6 +29,9 @@ from fabric.placement import PlacementState
 from fabric.placement.locality import Holdings
 from fabric.placement.quotas import Policy
 from fabric.units import PPM, AccountId, JobId, KeyId, LeaseId, NodeId
+
+BURNING: Final = ("running", "stopping")
+"""States of a lease in which its devices are in use."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -12,15 +12,17 @@ from fabric.gate.payment_events import (
     PaymentStarted,
     PaymentState,
     PaymentTold,
+    ReconcilePayments,
     RefundPayment,
     Said,
+    SetAutoTopUp,
     SettleSuspense,
 )
 from fabric.gate.questions import BalanceOf, NoticesOf, PaymentsOf, SuspenseOf
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold
 from fabric.ledger import Service, Use
-from tests.gate.conftest import submit
-from tests.gate.world import CONFIGURE, DAY, S
+from tests.gate.conftest import metered, started, submit
+from tests.gate.world import CONFIGURE, DAY, T0, S
 
 PRICE = 1_000_000
 """Of 7,200 s, two tokens at 0.5 CNY."""
@@ -362,3 +364,118 @@ def test_all_of_it_outlives_a_snapshot(till, books):
     again = Gate.restore(till.gate.snapshot())
     assert again.snapshot() == till.gate.snapshot()
     assert isinstance(again.handle(says(charged_back=PRICE, reinstated=PRICE), till.now_us).outcome, Accepted)
+
+
+# -- reconciliation ----------------------------------------------------------------------------------------------------
+
+
+def lists(till, *listed):
+    return ReconcilePayments(provider="stripe", from_us=T0, until_us=till.now_us + 1, listed=listed)
+
+
+def test_a_reconciliation_tells_what_is_missing_on_either_side_and_what_differs(till, books):
+    for name in ("same", "lost", "other", "only-here"):
+        books.do(asks(name))
+    books.do(says(payment_id="same"), says(payment_id="other"), says(payment_id="only-here"))
+    listed = [says(payment_id=name).said for name in ("same", "lost", "nobodys")]
+    listed.append(says(payment_id="other", amount=2 * PRICE).said)
+    facts = books.do(lists(till, *listed)).facts
+    assert facts == {"matched": 1, "missing_here": 2, "missing_there": 1, "different": 1}
+    assert view(till, "lost").state == "paid", "its webhook never came"
+    found = {each.payment_id: each.why for each in till.gate.ask(SuspenseOf(), till.now_us)}
+    assert found == {"nobodys": "unknown_payment", "other": "said_otherwise", "only-here": "missing_there"}
+    assert till.gate.ask(NoticesOf(account_id=""), till.now_us)[-1].what == "reconciled"
+    facts = books.do(lists(till, *listed)).facts
+    assert facts == {"matched": 3, "missing_here": 0, "missing_there": 1, "different": 1}
+    assert len(till.gate.ask(SuspenseOf(), till.now_us)) == 3
+
+
+def test_a_refund_and_a_charge_back_that_nobody_told_of_are_found(till, books):
+    books.do(asks(), says(), asks("p2"), says(payment_id="p2"))
+    listed = says(refunded=PRICE // 2).said, says(payment_id="p2", charged_back=PRICE).said
+    assert books.do(lists(till, *listed)).facts["different"] == 2
+    assert (view(till).state, view(till, "p2").state) == ("refunded", "charged_back")
+    assert books.do(lists(till, *listed)).facts["matched"] == 2
+
+
+def test_only_lists_of_providers_that_have_one_are_reconciled(till):
+    wrong = msgspec.structs.replace(lists(till), provider="operator")
+    assert till.do(wrong).outcome.code == "unknown_provider"
+    assert till.do(lists(till, says(provider="alipay").said)).outcome.code == "invalid_list"
+
+
+# -- topping up by itself ----------------------------------------------------------------------------------------------
+
+
+def rule(**more):
+    limits = {"threshold_uhs": 1_000 * S, "amount_uhs": 7_200 * S, "month_max_uhs": 14_400 * S}
+    return SetAutoTopUp(**{"account_id": "bob", **limits, **more})
+
+
+def autos(till):
+    return [each for each in till.gate.ask(PaymentsOf(account_id="bob"), till.now_us) if each.auto]
+
+
+def heard(till):
+    return [notice.what for notice in till.gate.ask(NoticesOf(account_id="bob"), till.now_us)]
+
+
+def test_below_the_threshold_a_payment_is_asked_for_and_one_at_a_time(till, books):
+    books.do(rule())
+    books.do(rule())
+    (asked,) = autos(till)
+    assert (asked.state, asked.provider, asked.price_microcny) == ("asked", "stripe", PRICE)
+    books.do(says(payment_id=asked.payment_id))
+    assert (books.free(), len(autos(till))) == (7_200 * S, 1)
+    books.do(*uses(6_300))
+    assert len(autos(till)) == 2, "900 are left"
+    assert heard(till) == ["auto_top_up_asked", "payment_paid", "auto_top_up_asked"]
+
+
+def test_a_month_has_a_cap_that_is_told_of_once(till, books):
+    books.do(rule(month_max_uhs=7_200 * S))
+    books.do(says(payment_id=autos(till)[0].payment_id), *uses(7_000), *uses(100, "d"))
+    assert len(autos(till)) == 1
+    assert heard(till).count("auto_top_up_capped") == 1
+    till.at(31 * DAY / S)
+    books.do(*uses(10, "e"))
+    assert len(autos(till)) == 2, "another month"
+
+
+def test_after_three_failures_it_is_off(till, books):
+    books.do(rule())
+    for number in range(1, 4):
+        till.at(number * 7 * 3_600)
+        books.do(
+            *uses(1, f"u{number}"), TopUp(account_id="bob", amount_uhs=S, channel="operator", payment_ref=f"{number}")
+        )
+        asked = autos(till)[0]
+        assert len(autos(till)) == number
+        books.do(says("declined", payment_id=asked.payment_id, why="card declined"))
+    assert heard(till)[-2:] == ["auto_top_up_failed", "auto_top_up_off"]
+    till.at(100 * 3_600)
+    books.do(TopUp(account_id="bob", amount_uhs=S, channel="operator", payment_ref="x"))
+    assert len(autos(till)) == 3
+    books.do(rule())
+    assert len(autos(till)) == 4, "its owner says so"
+
+
+def test_a_short_runway_asks_for_a_payment(till, books):
+    till.must(SetAutoTopUp(account_id="ada", runway_us=3_600 * S, amount_uhs=7_200 * S, month_max_uhs=7_200 * S))
+    assert till.gate.ask(PaymentsOf(account_id="ada"), till.now_us) == [], "nothing runs"
+    till.must(submit(limit=900 * S))
+    till.must(started())
+    till.at(30).do(metered(30))
+    (asked,) = till.gate.ask(PaymentsOf(account_id="ada"), till.now_us)
+    assert asked.auto
+    till.must(Cancel(job_id="j", account_id="ada"))
+
+
+def test_a_rule_that_cant_be_meant_is_refused(till):
+    assert till.do(rule(runway_us=3_600 * S)).outcome.code == "invalid_threshold"
+    assert till.do(rule(threshold_uhs=None)).outcome.code == "invalid_threshold"
+    assert till.do(rule(threshold_uhs=None, runway_us=1)).outcome.code == "invalid_threshold"
+    assert till.do(rule(month_max_uhs=S)).outcome.code == "invalid_cap"
+    assert till.do(rule(amount_uhs=0)).outcome.code == "invalid_amount"
+    assert till.do(rule(account_id="nobody")).outcome.code == "not_found"
+    assert till.do(asks("auto-1")).outcome.code == "invalid_payment_id"

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from fabric.gate import Gate, derived
 from fabric.gate.events import OpenAccount, Tick, TopUp
-from fabric.gate.payment_events import AskPayment, PaymentStarted, PaymentState, PaymentTold, RefundPayment, Said
+from fabric.gate.payment_events import (
+    AskPayment,
+    PaymentStarted,
+    PaymentState,
+    PaymentTold,
+    ReconcilePayments,
+    RefundPayment,
+    Said,
+    SetAutoTopUp,
+)
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold
 from fabric.ledger import Service, Use
 from tests.gate.world import CONFIGURE, DAY, T0, S
@@ -49,6 +58,8 @@ DEEDS = st.one_of(
     st.tuples(st.just("refund"), st.sampled_from(PAYMENTS), st.integers(1, 7_200)),
     st.tuples(st.just("start"), st.sampled_from(PAYMENTS), st.none()),
     st.tuples(st.just("buy"), st.integers(1, 3_000), st.none()),
+    st.tuples(st.just("auto"), st.integers(1, 9_000), st.booleans()),
+    st.tuples(st.just("auto_word"), st.sampled_from(["paid", "declined", "expired"]), st.none()),
     st.tuples(st.just("wait"), st.sampled_from([1, 3_600, 20 * 86_400]), st.none()),
 )
 
@@ -85,6 +96,10 @@ class History:
                     self.cash[leg.account, leg.asset] += leg.amount
             self.lots += [transfer.ref] * (transfer.kind == "top_up")
         account = self.gate.state.book.accounts.get("ada")
+        for rule in self.gate.state.till.auto.values():
+            assert rule.month_uhs <= rule.month_max_uhs
+            assert 0 <= rule.failures <= 3
+            assert rule.failures < 3 or not rule.on, "off after three in a row"
         assert account is None or account.debt_uhs == account.credit_held_uhs == 0, "never debt from use"
         return decision
 
@@ -114,9 +129,20 @@ class History:
             case "buy":
                 buys = TopUp(account_id="ada", amount_uhs=what * S, channel="operator", payment_ref=name)
                 self.do(buys)
+            case "auto":
+                rule = {"threshold_uhs": what * S, "amount_uhs": 700 * S, "month_max_uhs": 1_500 * S}
+                self.do(SetAutoTopUp(account_id="ada", on=more, **rule))
+            case "auto_word":
+                rule = self.gate.state.till.auto.get("ada")
+                if rule is not None and rule.payment_id:
+                    price = self.gate.state.till.payments[rule.payment_id].price_microcny
+                    self.do(told(rule.payment_id, {"state": what}, price))
             case "wait":
                 self.now += what * S
                 self.do(Tick())
+
+    def autos_paid(self):
+        return [each for each in self.gate.state.till.payments.values() if each.auto and each.lot_id]
 
     def last_words(self):
         for payment in PAYMENTS:
@@ -139,6 +165,7 @@ def test_each_payment_is_booked_once_whatever_is_heard_of_it_and_in_what_order(w
     story.last_words()
     till, book = story.gate.state.till, story.gate.state.book
     expected, foreign = 0, 0
+    expected += sum(each.price_microcny for each in till.payments.values() if each.auto and each.lot_id)
     for payment in map(till.payments.get, PAYMENTS):
         last = {"refunded": 0, "charged_back": 0, "reinstated": 0, **story.worlds[payment.payment_id][-1]}
         aside = till.suspense.get(f"stripe/{payment.payment_id}")
@@ -180,6 +207,22 @@ def test_what_was_heard_before_changes_nothing_when_it_is_heard_again(worlds, de
         story.play(*deed)
     story.last_words()
     assert msgspec.msgpack.decode(story.gate.snapshot()) == before
+
+
+@settings(max_examples=40)
+@given(worlds=THREE, deeds=st.lists(DEEDS, max_size=15))
+def test_what_a_reconciled_list_says_is_booked_and_the_next_one_finds_nothing(worlds, deeds):
+    story = history(worlds)
+    for deed in deeds:
+        if deed[0] != "altered":
+            story.play(*deed)
+    auto = [told(each.payment_id, {"state": "paid"}, each.price_microcny).said for each in story.autos_paid()]
+    listed = (*(told(payment, story.worlds[payment][-1]).said for payment in PAYMENTS), *auto)
+    event = ReconcilePayments(provider="stripe", from_us=T0, until_us=story.now + 1, listed=listed)
+    story.do(event)
+    again = story.do(event).outcome.facts
+    paid = sum(said.state == "paid" for said in listed)
+    assert again == {"matched": paid, "missing_here": 0, "missing_there": 0, "different": 0}
 
 
 @settings(max_examples=40)

@@ -49,8 +49,10 @@ from fabric.gate.payment_events import (
     PaymentStarted,
     PaymentState,
     PaymentTold,
+    ReconcilePayments,
     RefundPayment,
     Said,
+    SetAutoTopUp,
     SettleSuspense,
 )
 from fabric.gate.serving_events import (
@@ -243,6 +245,10 @@ def pay(told: Telling) -> None:
     told.tell(said("y0", price, charged_back=price), TopUp(amount_uhs=80 * S, **ivy))
     told.tell(said("y0", price, charged_back=price, reinstated=price), said("lost", 7_000_000, provider="stripe"))
     told.tell(SettleSuspense(suspense_id="stripe/lost", how="booked", reason="found", **ivy))
+    rule = {"threshold_uhs": 100_000 * S, "amount_uhs": 3_600 * S, "month_max_uhs": 7_200 * S}
+    told.tell(SetAutoTopUp(**rule, **ivy), Tick(), SetAutoTopUp(on=False, **ivy))
+    gone = said("gone", 10_000, provider="stripe").said
+    told.tell(ReconcilePayments(provider="stripe", from_us=BEGINS, until_us=told.now_us, listed=(gone,)))
 
 
 def said(payment_id: str, amount: int, state: PaymentState = PaymentState.PAID, **more: Any) -> PaymentTold:
