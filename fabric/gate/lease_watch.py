@@ -42,15 +42,22 @@ class LeaseWatch:
         """There is no such lease any more."""
         del self.noted[lease_id], self.order[lease_id]
 
-    def take_due(self, now_us: int) -> list[LeaseId]:
-        """Whoever may be due, in their order. Each must be noted again."""
+    def take_due(self, now_us: int, due_us_of: Callable[[LeaseId], int | None], *, most: int) -> list[LeaseId]:
+        """Those that are due, in their order; where they are more than `most`, those that are due first. Each must be noted again,
+        and the others come up next time.
+        """
         heap, noted = self.heap, self.noted
         found: list[LeaseId] = []
-        while heap and heap[0][0] <= now_us:
-            due_us, lease_id = heapq.heappop(heap)
-            if noted.get(lease_id) == due_us:
-                noted[lease_id] = _NEVER
+        while heap and heap[0][0] <= now_us and len(found) < most:
+            at_us, lease_id = heapq.heappop(heap)
+            if noted.get(lease_id) != at_us:
+                continue
+            noted[lease_id] = _NEVER
+            due_us = due_us_of(lease_id)
+            if due_us == at_us:
                 found.append(lease_id)
+            else:
+                self.note(lease_id, due_us)
         if len(found) > 1:
             found.sort(key=self.order.__getitem__)
         return found

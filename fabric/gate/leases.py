@@ -31,6 +31,8 @@ UNFINISHED: Final = (LeaseOutcome.LOST, LeaseOutcome.INTERRUPTED, LeaseOutcome.N
 REASON_MAX: Final = 300
 """Characters of an error that become a reason: those are kept for each attempt, and stand in every list."""
 CODE_MAX: Final = 64
+OVERDUE_MAX: Final = 128
+"""So many leases a tick looks after, so that none takes long, however many fall due at once: the rest in the next ones."""
 IDLE_BELOW_PPM: Final = 50_000
 """A lease whose devices are in use for less than this part of a window is idle in it."""
 
@@ -293,9 +295,14 @@ def saved(core: Core, event: LeaseSaved) -> None:
 
 
 def overdue(core: Core) -> None:
-    """Deadlines that have passed, time limits, and leases that nobody has metered for too long."""
-    for lease_id in core.watch.take_due(core.now_us):
-        record = core.state.leases[lease_id]
+    """Deadlines that have passed, time limits, and leases that nobody has metered for too long: those due first, as many as a
+    tick looks after.
+    """
+    leases = core.state.leases
+    for lease_id in core.watch.take_due(
+        core.now_us, lambda lease_id: deadlines.due_us(core, leases[lease_id]), most=OVERDUE_MAX
+    ):
+        record = leases[lease_id]
         due_us = deadlines.due_us(core, record)
         if due_us is None or due_us > core.now_us:  # else whatever a tick found would depend on who ticks
             deadlines.note(core, record)

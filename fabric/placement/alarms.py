@@ -27,10 +27,10 @@ class Alarms:
         self._heap.clear()
         self.times.clear()
 
-    def until(self, now_us: int) -> list[str]:
-        """Take out whatever is due by now, the earliest first."""
-        found = []
-        while (first := self.first()) is not None and first <= now_us:
+    def until(self, now_us: int, *, most: int | None = None) -> list[str]:
+        """Take out what is due by now, the earliest first; no more than `most`, if that is said."""
+        found: list[str] = []
+        while (most is None or len(found) < most) and (first := self.first()) is not None and first <= now_us:
             name = heapq.heappop(self._heap)[1]
             del self.times[name]
             found.append(name)

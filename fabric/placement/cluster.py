@@ -28,6 +28,8 @@ class Cluster:
         """Grows when a group appears, or gives another notice: what may go where has changed."""
         self.layout = 0
         """Grows when a node comes or becomes another, or with another policy: what fits into an empty cluster has changed."""
+        self.pins_version = 0
+        """Grows when a group's pins, or how many of its devices are up, become others."""
         for name, at in state.groups.items():
             self.groups[name] = Group(at.pool, at.accelerator, at.owner)
         for node in state.nodes.values():
@@ -270,6 +272,7 @@ class Cluster:
 
     def mark(self, group: Group) -> None:
         """Take note of the nodes of the group's pins."""
+        self.pins_version += 1
         group.pinned, group.reservations = [0] * RANKS, [(0, 0)] * RANKS
         for job_id, pin in self._state.pins.items():
             if pin.group == group.name:
@@ -309,6 +312,7 @@ class Cluster:
         before, node.status = node.status, status
         if before == status:
             return
+        self.pins_version += 1
         if before == "up":
             group.hide(node)
         if status == "up":

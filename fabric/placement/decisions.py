@@ -9,24 +9,24 @@ from fabric.placement import mixture
 from fabric.placement.choice import Found, best
 from fabric.placement.cluster import Cluster
 from fabric.placement.fitting import Group, Picks, Shape
-from fabric.placement.jobs import ENTERPRISE, INFERENCE, Evict, Placed
+from fabric.placement.jobs import INFERENCE, Evict, Placed
 from fabric.placement.preemption import Preemption
 from fabric.placement.queue import Lane
 from fabric.placement.quotas import Fairness
-from fabric.placement.state import PlacementState, Queued, Running
-from fabric.placement.waiting import Waiting
+from fabric.placement.state import Pin, PlacementState, Queued, Running
+from fabric.placement.waiting import RETRIES_MAX, SOON_US, Waiting
 
 Step = Placed | Evict
-_SEARCHES_MAX = 32
-"""So often victims are looked for in one plan, but for inference and Enterprise, so that no event waits for hundreds of searches.
-Who didn't have his turn has it in a plan soon after, the best class and the least share first."""
-_SOON_US = 100_000
+_SPENT_MAX = (20_000, 20_000, 8_192, 8_192, 8_192)
+"""By class, what looking for victims may cost in one plan, as `Preemption.spent` counts it, until no further search is begun: no event
+waits for hundreds of them, nor for hundreds of evictions. Who didn't have his turn has it in a plan soon after, the best class and the
+least share first."""
 
 
 class Decisions:
     """Turns what waits into what runs."""
 
-    __slots__ = ("_cluster", "_fairness", "_is_put_off", "_preemption", "_queue", "_searches", "_state", "_waiting")
+    __slots__ = ("_cluster", "_fairness", "_is_put_off", "_preemption", "_queue", "_state", "_waiting")
 
     def __init__(
         self,
@@ -43,8 +43,6 @@ class Decisions:
         self._waiting = waiting
         self._queue = waiting.queue
         self._preemption = preemption
-        self._searches = 0
-        """How often victims were looked for in this plan."""
         self._is_put_off = False
         """Whether the job that was just looked at would have looked for victims, had there not been so many searches."""
 
@@ -53,7 +51,7 @@ class Decisions:
         steps: list[Step] = []
         state = self._state
         state.planned_at_us = now_us
-        self._searches = 0
+        self._preemption.spent = 0
         if state.claims:
             self._place_claimed(steps, now_us)
         if state.pins:
@@ -76,7 +74,7 @@ class Decisions:
         queue, blocked = self._queue, False
         for rank, active in enumerate(queue.active):
             if queue.parked[rank]:
-                self._waiting.wake(rank, now_us=now_us)
+                self._waiting.wake(rank, now_us=now_us, retries=0 if self._is_spent(rank) else RETRIES_MAX)
             if active:
                 queue.begin(rank)
                 while (turn := queue.next(rank)) is not None:
@@ -107,16 +105,18 @@ class Decisions:
         may = self._waiting.may_preempt(lane, now_us=now_us) and self._may_search(lane)
         return may and self._preempt(lane, queued, steps, now_us)
 
+    def _is_spent(self, rank: int) -> bool:
+        return self._preemption.spent >= _SPENT_MAX[rank]
+
     def _may_search(self, lane: Lane) -> bool:
         """Whether victims are looked for in this plan, or the lane's turn comes in one soon after."""
-        self._is_put_off = self._searches >= _SEARCHES_MAX and lane.rank > ENTERPRISE
-        self._searches += not self._is_put_off
+        self._is_put_off = self._is_spent(lane.rank)
         return not self._is_put_off
 
     def _look_again(self, queued: Queued, now_us: int) -> int | None:
         """When the lane is to be looked at again, if that isn't when lanes usually are."""
         is_put_off, self._is_put_off = self._is_put_off, False
-        return now_us + _SOON_US if is_put_off else self._patient_until(queued, now_us)
+        return now_us + SOON_US if is_put_off else self._patient_until(queued, now_us)
 
     def _others(self, lane: Lane, group: Group) -> int:
         """What others of its class wait for that would fit beside an elastic gang which takes the least it must."""
@@ -232,7 +232,9 @@ class Decisions:
 
     def _serve_pins(self, steps: list[Step], now_us: int) -> None:
         """Whoever is pinned starts if it fits now, or evicts who passed it; the best class and the longest pinned first."""
-        queue, pins = self._state.queue, self._state.pins
+        queue, pins, groups = self._state.queue, self._state.pins, self._cluster.groups
+        if not any([self._may_be_served(groups[pin.group], pin, now_us) for pin in pins.values()]):
+            return
         for job_id in sorted(pins, key=lambda job_id: (queue[job_id].rank, pins[job_id].at_us, queue[job_id].order)):
             pin, queued = pins[job_id], queue[job_id]
             group = self._cluster.groups[pin.group]
@@ -240,8 +242,15 @@ class Decisions:
             if found is not None:
                 steps.append(self._place(self._queue.lane_of(queued), queued, *found, now_us))
             elif pin.retry_at_us <= now_us or group.leaving_devices + group.free >= pin.enough:
+                if self._is_spent(queued.rank):
+                    pin.retry_at_us = now_us + SOON_US
+                    continue
                 evictions = self._preemption.complete(queued, group, pin, now_us=now_us)
                 if evictions is not None:
                     self._state.claims[job_id].pinned_at_us = pin.at_us
                     self._claimed(self._queue.lane_of(queued), queued)
                     steps.extend(evictions)
+
+    @staticmethod
+    def _may_be_served(group: Group, pin: Pin, now_us: int) -> bool:
+        return group.touched or pin.retry_at_us <= now_us or group.leaving_devices + group.free >= pin.enough

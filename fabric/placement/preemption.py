@@ -20,6 +20,8 @@ from fabric.units import JobId
 _CHEAP_US = 5 * MINUTE_US
 _PATIENCE = 4
 """What a device loses for a better class at once, and how many times longer that waits for each minute more."""
+_SEARCH_COSTS = 128
+_EVICTION_COSTS = 32
 _CANDIDATES = 512
 _CANDIDATES_PER_DEVICE = 8
 """Enough jobs to choose victims from: looking at all of a hundred thousand would change little and cost a second."""
@@ -32,6 +34,8 @@ class Preemption:
         self._state = state
         self._cluster = cluster
         self._budget = EvictionBudget(state.evictions)
+        self.spent = 0
+        """What searches have cost: a node or a job that is looked at counts 1, and a search and an eviction what they take in these."""
 
     def is_spent(self, job_id: JobId, *, now_us: int) -> bool:
         """Whether the job was evicted as often within a day as it may be."""
@@ -79,6 +83,7 @@ class Preemption:
             passed = running.passed_us >= pin.at_us or _spares(running) >= least
             if passed and self._may_evict(group, running, queued, now_us):
                 evictable.append(running)
+        self.spent += sum([len(loose) for loose in group.loose[queued.rank :]])
         lacking = least - at_hand - sum([sum([devices for _, devices in each.shares]) for each in evictable])
         pin.enough = at_hand + max(lacking, 1)
         if lacking > 0:
@@ -146,6 +151,7 @@ class Preemption:
         for victim in chosen[0]:
             self._cluster.evict(self._state.running[victim])
             self._budget.count(victim, now_us=now_us)
+        self.spent += _EVICTION_COSTS * len(chosen[0])
         self._cluster.claim(job_id, group, chosen[1])
         return [Evict(victim, job_id, why[victim], queued.rank, lost[victim], len(lost)) for victim in chosen[0]]
 
@@ -173,8 +179,9 @@ class Preemption:
                     bits |= self._cluster.bit_of(group, node_id)
                 else:
                     bits |= group.bits[self._state.nodes[node_id].slot]
-        nodes = group.nodes_of(bits)
-        return {node.slot: node for node in nodes if node.status == "up"}
+        nodes = {node.slot: node for node in group.nodes_of(bits) if node.status == "up"}
+        self.spent += _SEARCH_COSTS + len(nodes) + len(evictable)
+        return nodes
 
 
 def _spares(running: Running) -> int:

@@ -25,12 +25,12 @@ _Head = tuple[int, tuple[int, int], AccountId]
 _LANES_KEPT = 1024
 _HEADS_PER_LINE = 2
 _HEADS_KEPT = 16
+"""A lane has at most so many heads for each line, and so many more: beyond, those that no longer stand are thrown away."""
 _FALLEN_KEPT = 4096
 _PEERS_NAMED = 16
 _MANY = AccountId("")
-_LAST = "\U0010ffff"
+LAST = "\U0010ffff"
 """Behind every name."""
-"""A lane has at most so many heads for each line, and so many more: beyond, those that no longer stand are thrown away."""
 _ALWAYS_TOLD = 7
 """Parts of a lane's key that its name always has; what few jobs ask for is only named where they do."""
 
@@ -113,6 +113,8 @@ class Queue:
         """Accounts with nodes of their own: their jobs have lanes of their own."""
         self.lanes: dict[LaneKey, Lane] = {}
         self.named: dict[str, Lane] = {}
+        self._lanes_max = _LANES_KEPT
+        """With so many, those that are empty are forgotten."""
         self._fallen: list[AccountId] = []
         """Accounts whose keys have become less, the newest last; "" = too many at once to be named."""
         self._forgotten = 0
@@ -164,7 +166,7 @@ class Queue:
         )
         lane = self.lanes.get(key)
         if lane is None:
-            if len(self.lanes) >= _LANES_KEPT:
+            if len(self.lanes) >= self._lanes_max:
                 self._drop_empty()
             lane = self.lanes[key] = Lane(key, Shape.of(request), mixes=bool(request.mixtures))
             lane.heard = self._forgotten + len(self._fallen)
@@ -172,7 +174,7 @@ class Queue:
         return lane
 
     def push(self, queued: Queued) -> Lane:
-        """Put the job in line; its lane is looked at again."""
+        """Put the job in line. Its lane is looked at, unless it is parked: where none of its jobs fits, one more doesn't."""
         lane = self.lane_of(queued)
         lane.jobs[queued.request.job_id] = queued
         self._line_up(lane, queued)
@@ -245,7 +247,7 @@ class Queue:
         """The parked lanes of a class that could have something in a group as it is now."""
         needs = self._needing[rank].get(group.name, ())
         parked = self.parked[rank]
-        return (parked[name] for _, name in list(needs[: bisect_right(needs, (group.free, _LAST))]))
+        return (parked[name] for _, name in list(needs[: bisect_right(needs, (group.free, LAST))]))
 
     def needs(self, rank: int) -> dict[str, list[tuple[int, str]]]:
         """By group, the lanes of a class that are parked, with what they need: for comparing one planner with another."""
@@ -380,13 +382,16 @@ class Queue:
             if line[0] is entry:
                 heapq.heappush(lane.heads, (self._fairness.key(account_id), queued.order, account_id))
         heapq.heappush(lane.ages, entry)
-        self.wake(lane)
+        if not lane.parked:
+            self.wake(lane)
 
     def _drop_empty(self) -> None:
+        """Not again before there are twice as many: who looks at all of them must not do so for each that comes."""
         for key in [key for key, lane in self.lanes.items() if not lane.jobs and not lane.parked]:
             lane = self.lanes.pop(key)
             del self.named[lane.name]
             self.active[lane.rank].pop(lane.name, None)
+        self._lanes_max = max(_LANES_KEPT, 2 * len(self.lanes))
 
 
 def _want_no_more(lane: Lane) -> None:

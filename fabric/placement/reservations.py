@@ -10,7 +10,7 @@ the other way round, and no class from a better one. Jobs that can't be evicted 
 from fabric.placement.cluster import Cluster
 from fabric.placement.fitting import Group, Shape
 from fabric.placement.state import NodeState, Pin, PlacementState, Queued
-from fabric.units import JobId
+from fabric.units import INT64_MAX, JobId
 
 _PINS_MAX = 6
 """Of a class in a group at a time: each looks for whom to evict once a minute."""
@@ -22,6 +22,11 @@ class Reservations:
     def __init__(self, state: PlacementState, cluster: Cluster) -> None:
         self._state = state
         self._cluster = cluster
+
+    @property
+    def version(self) -> int:
+        """Grows whenever `room` may be another, but for another policy."""
+        return self._cluster.pins_version
 
     def pin(self, queued: Queued, group: Group, *, now_us: int) -> bool:
         """Reserve in the group, if its nodes could take the gang, and the class has not as much of it pinned as it may."""
@@ -45,11 +50,17 @@ class Reservations:
 
     def is_full(self, group: Group, rank: int, devices: int) -> bool:
         """Whether as many are pinned of the class, and of better ones, as may be at a time, with so many devices more."""
+        return devices > self.room(group, rank)
+
+    def room(self, group: Group, rank: int) -> int:
+        """How many devices more may be pinned of the class; one job's, however many, where there is none of it and of better ones."""
         pins, pinned = group.reservations[rank]
         if not pins:
-            return False
+            return INT64_MAX
+        if pins >= _PINS_MAX:
+            return 0
         all_devices = sum([size * count for size, count in group.standing.items()])
-        return pins >= _PINS_MAX or (pinned + devices) * 100 > all_devices * self._state.policy.reserved_percent
+        return all_devices * self._state.policy.reserved_percent // 100 - pinned
 
     def consider(self, group: Group, node: NodeState) -> None:
         """The node got room: does it serve a pinned job better than one that is reserved for it?"""

@@ -1,18 +1,25 @@
 """Lanes that don't fit: when they are looked at again, who of them has been passed over, and who is pinned for it."""
 
 import heapq
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
 
 from fabric.placement.alarms import Alarms
 from fabric.placement.cluster import Cluster
 from fabric.placement.fitting import Group
 from fabric.placement.jobs import INFERENCE, RANKS
-from fabric.placement.queue import Lane, Queue
+from fabric.placement.queue import LAST, Lane, Queue
 from fabric.placement.quotas import Fairness
 from fabric.placement.reservations import Reservations
 from fabric.placement.state import Blocked, PlacementState, Queued, Running
 from fabric.units import AccountId, JobId
 
+SOON_US = 100_000
+"""When those have their turn that a plan left for the next one."""
+RETRIES_MAX = 64
+"""So many lanes of a class may look for victims again in one plan because it is time."""
+_UNKNOWN = -1
+_FORGET_EVERY = 64
+"""Where more lanes than that are blocked, so many more have to be before those that aren't any more are looked for."""
 _SENIOR = 12
 """How many times the bound of its class a job waits before its age counts for more than its account's share."""
 
@@ -23,11 +30,14 @@ class Waiting:
     __slots__ = (
         "_cluster",
         "_fairness",
+        "_full",
+        "_noted",
         "_overdue",
         "_passings",
         "_retries",
         "_ripe",
         "_seen",
+        "_starts",
         "_state",
         "pins",
         "queue",
@@ -47,14 +57,21 @@ class Waiting:
         """By lane, when its oldest job will have waited too long."""
         self._passings: dict[tuple[str, int], list[tuple[int, str]]] = {}
         """By group and class, at how many starts there its lanes may have been passed too often: never later than they are."""
-        self._ripe: dict[str, Lane] = {}
-        """Parked lanes of which somebody may have waited too long, or may have been passed too often; the others haven't."""
+        self._ripe: list[dict[tuple[Group, ...], list[tuple[int, str]]]] = [{} for _ in range(RANKS)]
+        """By class and groups, lanes of which somebody may have waited too long, or may have been passed too often, if they are
+        parked, those that need least first; of the others nobody has."""
+        self._full = [_UNKNOWN] * RANKS
+        """By class, the version of the pins in which nobody who may be overdue could be pinned."""
+        self._starts = 0
+        """How many starts were counted, and of how many each class has taken note."""
+        self._noted = [0] * RANKS
         self._seen = [-1] * RANKS
         """By class, the version of the cluster's groups in which its lanes were looked at."""
 
     def count_start(self, running: Running, group: Group) -> None:
         """A job was placed there: whoever waits for that group, in its class or a better one, was passed, but by his own."""
         self._state.groups[group.name].placed[running.rank] += 1
+        self._starts += 1
         payer = self._fairness.payer(running.request.account_id)
         own = self._state.starts.get(payer)
         if own is None:
@@ -87,13 +104,15 @@ class Waiting:
         blocked = state.blocked.get(lane.name) if state.blocked else None
         others_stay = lane.parked and len(lane.jobs) > 1
         self.queue.remove(lane, job_id)
+        if not lane.jobs:
+            self._unripe(lane)
         if blocked is not None:
             if not others_stay:
                 blocked.passed_from = None
             elif placed:
                 self._begin(lane, blocked)
             else:
-                self._ripe[lane.name] = lane
+                self._ripen(lane)
             self._set(lane, blocked)
 
     def step_out(self, lane: Lane, queued: Queued) -> None:
@@ -103,8 +122,8 @@ class Waiting:
         if (blocked := self._state.blocked.get(lane.name)) is not None:
             self._set(lane, blocked)
 
-    def wake(self, rank: int, *, now_us: int) -> None:
-        """Look again at lanes whose first job may fit by now, or may look for victims again."""
+    def wake(self, rank: int, *, now_us: int, retries: int = RETRIES_MAX) -> None:
+        """Look again at lanes whose first job may fit by now, or, so many of them, may look for victims again."""
         queue, parked, version = self.queue, self.queue.parked[rank], self._cluster.version
         if rank == INFERENCE or self._seen[rank] != version:
             self._seen[rank] = version
@@ -115,13 +134,14 @@ class Waiting:
             if group.touched:
                 for lane in queue.needing(rank, group):
                     queue.wake(lane)
-        for name in self._retries[rank].until(now_us):
+        for name in self._retries[rank].until(now_us, most=retries):
             if (found := parked.get(name)) is not None:
                 queue.wake(found)
 
     def park(self, lane: Lane, *, now_us: int, until_us: int | None = None) -> None:
         """The lane's first job doesn't fit and nobody gives way for it; or it waits, until then, for a warmer node."""
         self.queue.park(lane)
+        self._full[lane.rank] = _UNKNOWN
         blocked = self._state.blocked.get(lane.name)
         if blocked is None:
             self._forget(now_us)
@@ -142,7 +162,9 @@ class Waiting:
         for alarms in (self._overdue, *self._retries):
             alarms.clear()
         self._passings.clear()
-        self._ripe.clear()
+        self._full = [_UNKNOWN] * RANKS
+        for ripe in self._ripe:
+            ripe.clear()
         self._seen = [self._cluster.version] * RANKS
         for lane in self.queue.named.values():
             blocked = self._state.blocked.get(lane.name)
@@ -155,9 +177,10 @@ class Waiting:
     def find_groups(self, lane: Lane, queued: Queued) -> None:
         """Where the lane's jobs may go, if that has changed since it was asked last."""
         if lane.seen != self._cluster.version:
+            self._unripe(lane)
             lane.groups = self._cluster.groups_for(queued.request, preemptible=queued.preemptible)
             lane.seen = self._cluster.version
-            self._ripe[lane.name] = lane
+            self._ripen(lane)
 
     def may_preempt(self, lane: Lane, *, now_us: int) -> bool:
         """Whether it is time to look for victims; inference always may."""
@@ -170,60 +193,98 @@ class Waiting:
         """Pin those that have waited too long, the best class first, then by turns of those who pay, then who came first: as many
         as there may be.
         """
-        state, payer_of = self._state, self._fairness.payer
-        has: dict[str, int] = {}
-        for job_id in state.pins:
-            payer = payer_of(state.queue[job_id].request.account_id)
-            has[payer] = has.get(payer, 0) + 1
-        heads: list[tuple[int, int, tuple[int, int], str, Queued]] = []
+        self._ripen_overdue(self._state.planned_at_us)
+        has: dict[str, int] | None = None
+        for rank, parked in enumerate(self.queue.parked):
+            if parked:
+                self._ripen_passed(rank)
+                version = self.pins.version
+                if self._full[rank] == version:
+                    continue
+                lanes = self._with_room_for_pins(rank)
+                if not lanes:
+                    self._full[rank] = version
+                else:
+                    has = self._pins_by_payer() if has is None else has
+                    self._pin_of(lanes, has, now_us)
 
-        def enter(lane: Lane) -> None:
-            overdue = self._next_to_pin(lane, now_us)
+    def _pin_of(self, lanes: list[Lane], has: dict[str, int], now_us: int) -> None:
+        """Pin those of some lanes of a class that have waited too long, by turns; of those who pay some have so many pins.
+
+        A lane stands at first where its oldest job would, and is asked who is overdue of it when it comes up.
+        """
+        payer_of, named = self._fairness.payer, self.queue.named
+        heads: list[tuple[int, tuple[int, int], str, Queued | None]]
+        heads = [(0, lane.ages[0][0], lane.name, None) for lane in lanes if lane.ages]
+        heapq.heapify(heads)
+        room: dict[str, int] = {}
+        version = -1
+        while heads:
+            turn, _, name, overdue = heapq.heappop(heads)
+            lane = named[name]
+            if version != self.pins.version:
+                version, room = self.pins.version, self._room(lane.rank)
+            if all([room[group.name] < lane.shape.devices for group in lane.groups]):
+                continue
+            if overdue is not None:
+                payer = payer_of(overdue.request.account_id)
+                if has.get(payer, 0) == turn:
+                    if not self._pin(lane, overdue, now_us):
+                        continue
+                    has[payer] = turn + 1
+                    overdue = None
+            overdue = overdue or self._next_to_pin(lane, now_us)
             if overdue is None:
                 self._leave_alone(lane, now_us)
             else:
-                turn = has.get(payer_of(overdue.request.account_id), 0)
-                heapq.heappush(heads, (lane.rank, turn, overdue.order, lane.name, overdue))
+                heapq.heappush(heads, (has.get(payer_of(overdue.request.account_id), 0), overdue.order, name, overdue))
 
-        for lane in self._with_room_for_pins():
-            enter(lane)
-        while heads:
-            rank, turn, order, name, overdue = heapq.heappop(heads)
-            payer = payer_of(overdue.request.account_id)
-            if has.get(payer, 0) > turn:
-                heapq.heappush(heads, (rank, has[payer], order, name, overdue))
-            elif self._pin(self.queue.named[name], overdue, now_us):
-                has[payer] = turn + 1
-                enter(self.queue.named[name])
+    def _pins_by_payer(self) -> dict[str, int]:
+        has: dict[str, int] = {}
+        for job_id in self._state.pins:
+            payer = self._fairness.payer(self._state.queue[job_id].request.account_id)
+            has[payer] = has.get(payer, 0) + 1
+        return has
 
-    def _with_room_for_pins(self) -> Iterator[Lane]:
-        """Lanes that are parked, and of which somebody could be pinned."""
-        is_full, named = self.pins.is_full, self.queue.named
-        self._ripen_overdue(self._state.planned_at_us)
-        free: list[set[str]] = []
-        for rank, parked in enumerate(self.queue.parked):
-            if parked:
-                self._ripen(rank)
-            groups = self._cluster.groups.values() if parked else ()
-            free.append({group.name for group in groups if not is_full(group, rank, 1)})
-        for lane in list(self._ripe.values()):
-            if (
-                named.get(lane.name) is not lane
-                or not lane.jobs
-                or (lane.shape.devices == 1 and lane.rank != INFERENCE)
-            ):
-                del self._ripe[
-                    lane.name
-                ]  # one device: nobody passes what fits wherever one is free, it comes up by its share
-            elif lane.parked and any(
-                group.name in free[lane.rank] and not is_full(group, lane.rank, lane.shape.devices)
-                for group in lane.groups
-                if group.pool != "reserved" or lane.rank == INFERENCE
-            ):
-                yield lane
+    def _with_room_for_pins(self, rank: int) -> list[Lane]:
+        """The parked lanes of a class of which somebody may be overdue, and could be pinned."""
+        found: list[Lane] = []
+        room, named = self._room(rank), self.queue.named
+        for groups, ripe in self._ripe[rank].items():
+            most = max([room[group.name] for group in groups], default=0)
+            if ripe and ripe[0][0] <= most:
+                lanes = [named[name] for _, name in ripe[: bisect_right(ripe, (most, LAST))]]
+                found += [lane for lane in lanes if lane.parked]
+        return found
 
-    def _ripen(self, rank: int) -> None:
+    def _room(self, rank: int) -> dict[str, int]:
+        """By group, how many devices more may be pinned there for a job of the class."""
+        return {
+            name: self.pins.room(group, rank) if group.pool != "reserved" or rank == INFERENCE else 0
+            for name, group in self._cluster.groups.items()
+        }
+
+    def _ripen(self, lane: Lane) -> None:
+        """Somebody of the lane may be overdue. One device is never pinned for: nobody passes what fits wherever one is free."""
+        if lane.shape.devices > 1 or lane.rank == INFERENCE:
+            ripe, entry = self._ripe[lane.rank].setdefault(lane.groups, []), (lane.shape.devices, lane.name)
+            at = bisect_left(ripe, entry)
+            if ripe[at : at + 1] != [entry]:
+                ripe.insert(at, entry)
+                self._full[lane.rank] = _UNKNOWN
+
+    def _unripe(self, lane: Lane) -> None:
+        if ripe := self._ripe[lane.rank].get(lane.groups):
+            entry = (lane.shape.devices, lane.name)
+            at = bisect_left(ripe, entry)
+            if ripe[at : at + 1] == [entry]:
+                del ripe[at]
+
+    def _ripen_passed(self, rank: int) -> None:
         """Note which lanes of a class may have been passed too often by now."""
+        if self._noted[rank] == self._starts:
+            return
+        self._noted[rank] = self._starts
         for group in self._cluster.groups.values():
             passings = self._passings.get((group.name, rank))
             if not passings:
@@ -232,14 +293,14 @@ class Waiting:
             while passings and passings[0][0] <= starts:
                 lane = self.queue.named.get(heapq.heappop(passings)[1])
                 if lane is not None and lane.parked:
-                    self._ripe[lane.name] = lane
+                    self._ripen(lane)
 
     def _ripen_overdue(self, now_us: int) -> None:
         """Note of which lanes the oldest job has waited too long by now."""
         for name in self._overdue.until(now_us):
             lane = self.queue.named.get(name)
             if lane is not None:
-                self._ripe[name] = lane
+                self._ripen(lane)
 
     def _leave_alone(self, lane: Lane, now_us: int) -> None:
         """Look at the lane no more, if nobody of it is pinned or overdue, until somebody may be."""
@@ -249,7 +310,7 @@ class Waiting:
         passed = self._passed(lane, longest)
         is_overdue = now_us - longest.queued_at_us >= state.policy.waits_us[lane.rank]
         if not is_overdue and passed < state.policy.bypasses_max:
-            self._ripe.pop(lane.name, None)
+            self._unripe(lane)
             self._arm(lane, passed)
 
     def _arm(self, lane: Lane, passed: int) -> None:
@@ -288,8 +349,12 @@ class Waiting:
     def dues(self) -> list[int]:
         """When lanes look for victims next, and when one of their oldest jobs will have waited too long."""
         self._ripen_overdue(self._state.planned_at_us)
-        firsts = [alarms.first() for alarms in (self._overdue, *self._retries)]
-        return [first for first in firsts if first is not None]
+        found = [] if (overdue_us := self._overdue.first()) is None else [overdue_us]
+        for alarms, parked in zip(self._retries, self.queue.parked, strict=True):
+            if parked and (first_us := alarms.first()) is not None:
+                was_left = first_us <= self._state.planned_at_us
+                found.append(self._state.planned_at_us + SOON_US if was_left else first_us)
+        return found
 
     def alarms(self) -> dict[str, dict[str, int]]:
         """When each lane is due, as `dues` would say it: for comparing one planner with another."""
@@ -310,6 +375,8 @@ class Waiting:
 
     def _forget(self, now_us: int) -> None:
         blocked, named = self._state.blocked, self.queue.named
+        if len(blocked) > _FORGET_EVERY and len(blocked) % _FORGET_EVERY:
+            return
         over = [
             name
             for name, at in blocked.items()

@@ -333,13 +333,39 @@ def test_one_plan_looks_for_victims_a_bounded_number_of_times_and_everybody_has_
     at.now += HOUR
     for number in range(60):
         at.queue(f"high{number}", number + 1, tier=1, account="acme")
-    counts = [len(set(at.plan()) and at.planner._state.claims)]
+    counts, search = [], 128 + 60 + 512 + 32 * 4
+    at.plan()
     while len(at.planner._state.claims) < 60:
+        assert at.planner._preemption.spent < 8_192 + search
         assert at.planner.next_due_us() - at.now <= 100_000
         at.now = at.planner.next_due_us()
+        counts.append(len(at.planner._state.claims))
         at.plan()
-        counts.append(len(at.planner._state.claims) - sum(counts))
-    assert counts == [32, 28]
+        assert len(at.planner._state.claims) > counts[-1]
+    assert counts, "all had their turn in one plan"
+
+
+def test_lanes_whose_time_has_come_at_once_are_looked_at_some_at_a_time(story, monkeypatch):
+    """Nobody gives way: each plan looks at so many of those that look for victims again, and the next one soon after at others."""
+    monkeypatch.setattr("fabric.placement.decisions.RETRIES_MAX", 4)
+    at = story("n H100 64 spot")
+    at.submit("stays", 64, tier=2, preemptible=False)
+    for devices in range(1, 11):
+        at.queue(f"waits{devices}", devices, tier=1, account="acme")
+    at.plan()
+    at.now += MINUTE
+    looked = []
+    real = at.planner._preemption.make_room
+    monkeypatch.setattr(
+        at.planner._preemption, "make_room", lambda queued, *a, **k: looked.append(queued) or real(queued, *a, **k)
+    )
+    counts = []
+    for _ in range(4):
+        looked.clear()
+        at.plan()
+        counts.append(len(looked))
+        at.now = at.planner.next_due_us()
+    assert counts == [4, 4, 2, 4]
 
 
 def test_enterprise_waits_for_no_other_plan(story):
