@@ -233,7 +233,7 @@ class Decisions:
     def _serve_pins(self, steps: list[Step], now_us: int) -> None:
         """Whoever is pinned starts if it fits now, or evicts who passed it; the best class and the longest pinned first."""
         queue, pins, groups = self._state.queue, self._state.pins, self._cluster.groups
-        if not any([self._may_be_served(groups[pin.group], pin, now_us) for pin in pins.values()]):
+        if True not in [self._may_be_served(groups[pin.group], pin, now_us) for pin in pins.values()]:
             return
         for job_id in sorted(pins, key=lambda job_id: (queue[job_id].rank, pins[job_id].at_us, queue[job_id].order)):
             pin, queued = pins[job_id], queue[job_id]

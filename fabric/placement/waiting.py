@@ -1,15 +1,15 @@
 """Lanes that don't fit: when they are looked at again, who of them has been passed over, and who is pinned for it."""
 
 import heapq
-from bisect import bisect_left, bisect_right
 
 from fabric.placement.alarms import Alarms
 from fabric.placement.cluster import Cluster
 from fabric.placement.fitting import Group
 from fabric.placement.jobs import INFERENCE, RANKS
-from fabric.placement.queue import LAST, Lane, Queue
+from fabric.placement.queue import Lane, Queue
 from fabric.placement.quotas import Fairness
 from fabric.placement.reservations import Reservations
+from fabric.placement.ripe import Ripe
 from fabric.placement.state import Blocked, PlacementState, Queued, Running
 from fabric.units import AccountId, JobId
 
@@ -17,7 +17,6 @@ SOON_US = 100_000
 """When those have their turn that a plan left for the next one."""
 RETRIES_MAX = 64
 """So many lanes of a class may look for victims again in one plan because it is time."""
-_UNKNOWN = -1
 _FORGET_EVERY = 64
 """Where more lanes than that are blocked, so many more have to be before those that aren't any more are looked for."""
 _SENIOR = 12
@@ -30,7 +29,6 @@ class Waiting:
     __slots__ = (
         "_cluster",
         "_fairness",
-        "_full",
         "_noted",
         "_overdue",
         "_passings",
@@ -57,11 +55,7 @@ class Waiting:
         """By lane, when its oldest job will have waited too long."""
         self._passings: dict[tuple[str, int], list[tuple[int, str]]] = {}
         """By group and class, at how many starts there its lanes may have been passed too often: never later than they are."""
-        self._ripe: list[dict[tuple[Group, ...], list[tuple[int, str]]]] = [{} for _ in range(RANKS)]
-        """By class and groups, lanes of which somebody may have waited too long, or may have been passed too often, if they are
-        parked, those that need least first; of the others nobody has."""
-        self._full = [_UNKNOWN] * RANKS
-        """By class, the version of the pins in which nobody who may be overdue could be pinned."""
+        self._ripe = Ripe(queue.named)
         self._starts = 0
         """How many starts were counted, and of how many each class has taken note."""
         self._noted = [0] * RANKS
@@ -105,14 +99,14 @@ class Waiting:
         others_stay = lane.parked and len(lane.jobs) > 1
         self.queue.remove(lane, job_id)
         if not lane.jobs:
-            self._unripe(lane)
+            self._ripe.drop(lane)
         if blocked is not None:
             if not others_stay:
                 blocked.passed_from = None
             elif placed:
                 self._begin(lane, blocked)
             else:
-                self._ripen(lane)
+                self._ripe.add(lane)
             self._set(lane, blocked)
 
     def step_out(self, lane: Lane, queued: Queued) -> None:
@@ -141,7 +135,7 @@ class Waiting:
     def park(self, lane: Lane, *, now_us: int, until_us: int | None = None) -> None:
         """The lane's first job doesn't fit and nobody gives way for it; or it waits, until then, for a warmer node."""
         self.queue.park(lane)
-        self._full[lane.rank] = _UNKNOWN
+        self._ripe.parked(lane.rank)
         blocked = self._state.blocked.get(lane.name)
         if blocked is None:
             self._forget(now_us)
@@ -162,9 +156,7 @@ class Waiting:
         for alarms in (self._overdue, *self._retries):
             alarms.clear()
         self._passings.clear()
-        self._full = [_UNKNOWN] * RANKS
-        for ripe in self._ripe:
-            ripe.clear()
+        self._ripe.clear()
         self._seen = [self._cluster.version] * RANKS
         for lane in self.queue.named.values():
             blocked = self._state.blocked.get(lane.name)
@@ -177,10 +169,10 @@ class Waiting:
     def find_groups(self, lane: Lane, queued: Queued) -> None:
         """Where the lane's jobs may go, if that has changed since it was asked last."""
         if lane.seen != self._cluster.version:
-            self._unripe(lane)
+            self._ripe.drop(lane)
             lane.groups = self._cluster.groups_for(queued.request, preemptible=queued.preemptible)
             lane.seen = self._cluster.version
-            self._ripen(lane)
+            self._ripe.add(lane)
 
     def may_preempt(self, lane: Lane, *, now_us: int) -> bool:
         """Whether it is time to look for victims; inference always may."""
@@ -199,12 +191,9 @@ class Waiting:
             if parked:
                 self._ripen_passed(rank)
                 version = self.pins.version
-                if self._full[rank] == version:
+                if self._ripe.is_full(rank, version):
                     continue
-                lanes = self._with_room_for_pins(rank)
-                if not lanes:
-                    self._full[rank] = version
-                else:
+                if lanes := self._ripe.with_room(rank, self._room(rank), version=version):
                     has = self._pins_by_payer() if has is None else has
                     self._pin_of(lanes, has, now_us)
 
@@ -224,7 +213,7 @@ class Waiting:
             lane = named[name]
             if version != self.pins.version:
                 version, room = self.pins.version, self._room(lane.rank)
-            if all([room[group.name] < lane.shape.devices for group in lane.groups]):
+            if max([room[group.name] for group in lane.groups], default=0) < lane.shape.devices:
                 continue
             if overdue is not None:
                 payer = payer_of(overdue.request.account_id)
@@ -246,39 +235,12 @@ class Waiting:
             has[payer] = has.get(payer, 0) + 1
         return has
 
-    def _with_room_for_pins(self, rank: int) -> list[Lane]:
-        """The parked lanes of a class of which somebody may be overdue, and could be pinned."""
-        found: list[Lane] = []
-        room, named = self._room(rank), self.queue.named
-        for groups, ripe in self._ripe[rank].items():
-            most = max([room[group.name] for group in groups], default=0)
-            if ripe and ripe[0][0] <= most:
-                lanes = [named[name] for _, name in ripe[: bisect_right(ripe, (most, LAST))]]
-                found += [lane for lane in lanes if lane.parked]
-        return found
-
     def _room(self, rank: int) -> dict[str, int]:
         """By group, how many devices more may be pinned there for a job of the class."""
         return {
             name: self.pins.room(group, rank) if group.pool != "reserved" or rank == INFERENCE else 0
             for name, group in self._cluster.groups.items()
         }
-
-    def _ripen(self, lane: Lane) -> None:
-        """Somebody of the lane may be overdue. One device is never pinned for: nobody passes what fits wherever one is free."""
-        if lane.shape.devices > 1 or lane.rank == INFERENCE:
-            ripe, entry = self._ripe[lane.rank].setdefault(lane.groups, []), (lane.shape.devices, lane.name)
-            at = bisect_left(ripe, entry)
-            if ripe[at : at + 1] != [entry]:
-                ripe.insert(at, entry)
-                self._full[lane.rank] = _UNKNOWN
-
-    def _unripe(self, lane: Lane) -> None:
-        if ripe := self._ripe[lane.rank].get(lane.groups):
-            entry = (lane.shape.devices, lane.name)
-            at = bisect_left(ripe, entry)
-            if ripe[at : at + 1] == [entry]:
-                del ripe[at]
 
     def _ripen_passed(self, rank: int) -> None:
         """Note which lanes of a class may have been passed too often by now."""
@@ -293,14 +255,14 @@ class Waiting:
             while passings and passings[0][0] <= starts:
                 lane = self.queue.named.get(heapq.heappop(passings)[1])
                 if lane is not None and lane.parked:
-                    self._ripen(lane)
+                    self._ripe.add(lane)
 
     def _ripen_overdue(self, now_us: int) -> None:
         """Note of which lanes the oldest job has waited too long by now."""
         for name in self._overdue.until(now_us):
             lane = self.queue.named.get(name)
             if lane is not None:
-                self._ripen(lane)
+                self._ripe.add(lane)
 
     def _leave_alone(self, lane: Lane, now_us: int) -> None:
         """Look at the lane no more, if nobody of it is pinned or overdue, until somebody may be."""
@@ -310,7 +272,7 @@ class Waiting:
         passed = self._passed(lane, longest)
         is_overdue = now_us - longest.queued_at_us >= state.policy.waits_us[lane.rank]
         if not is_overdue and passed < state.policy.bypasses_max:
-            self._unripe(lane)
+            self._ripe.drop(lane)
             self._arm(lane, passed)
 
     def _arm(self, lane: Lane, passed: int) -> None:

@@ -1,5 +1,7 @@
 """Who is next when not everybody fits."""
 
+from fabric.placement.decisions import Decisions
+
 MINUTE = 60_000_000
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
@@ -147,3 +149,16 @@ def test_nobody_is_given_a_reservation_because_one_of_the_same_shape_left(story)
     at.release("small0")
     assert at.submit("small2", 1) == ["small2@h0:1"]
     assert list(at.planner._state.pins) == ["stays"]
+
+
+def test_whoever_joins_a_lane_where_nobody_fits_costs_no_search(story, monkeypatch):
+    at = story("n H100 8 spot")
+    at.submit("runs", 8)
+    at.submit("waits", 8)
+    tried = []
+    real = Decisions._try_place
+    monkeypatch.setattr(Decisions, "_try_place", lambda self, *args: tried.append(args) or real(self, *args))
+    at.submit("behind", 8)
+    assert tried == []
+    assert at.release("runs") == ["waits@n:8"]
+    assert at.release("waits") == ["behind@n:8"]
