@@ -7,9 +7,10 @@ charge needs a fraction to be exact. Strings become amounts here and nowhere els
 
 import re
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from fractions import Fraction as Ratio
 from typing import Final, NewType
 
-from fabric.errors import InvalidAmount
+from fabric.errors import InvalidAmount, InvalidRequest
 
 Uhs = NewType("Uhs", int)
 """Compute tokens in 10⁻⁶ H100-seconds."""
@@ -24,6 +25,12 @@ LeaseId = NewType("LeaseId", str)
 NodeId = NewType("NodeId", str)
 HoldId = NewType("HoldId", str)
 KeyId = NewType("KeyId", str)
+
+Fraction = tuple[int, int]
+"""Of one device, in lowest terms: (1, 4) is a quarter."""
+FRACTION_MAX: Final = 1_000
+"""A device has at most so many units."""
+_DIGITS_MAX: Final = 4
 
 UHS_PER_CT: Final = 3_600_000_000
 MICROS_PER_S: Final = 1_000_000
@@ -59,6 +66,33 @@ def parse_ct(text: str | int | Decimal) -> Uhs:
     if uhs > INT64_MAX:
         raise InvalidAmount(given=plain, why=f"at most {INT64_MAX // UHS_PER_CT} tokens fit an account")
     return Uhs(uhs)
+
+
+def parse_fraction(text: str) -> Fraction | None:
+    """A part of one device as a person writes it: "1/4", "0.25"; None of all of it ("1", "4/4").
+
+    Raises:
+        InvalidRequest: no such number, nothing, more than one, or finer than a thousandth.
+    """
+    plain = text.strip()
+    over, _, under = plain.partition("/")
+    if "/" in plain and all(part.isascii() and part.isdigit() and len(part) <= _DIGITS_MAX for part in (over, under)):
+        given = Ratio(int(over), int(under) or 1) if int(under) else None
+    else:
+        given = Ratio(plain) if _PLAIN_DECIMAL.fullmatch(plain) and "/" not in plain else None
+    if given is None or not 0 < given <= 1 or given.denominator > FRACTION_MAX:
+        raise InvalidRequest(
+            f"{plain[:40]!r} is no part of a device: write it as 1/4 or 0.25, more than 0, at most 1, in parts of at most"
+            f" {FRACTION_MAX}; `fabric nodes` shows which there are",
+            code="invalid_fraction",
+            given=plain[:40],
+        )
+    return None if given == 1 else (given.numerator, given.denominator)
+
+
+def format_fraction(fraction: Fraction | None) -> str:
+    """As in `1/4`; nothing for whole devices."""
+    return "" if fraction is None else f"{fraction[0]}/{fraction[1]}"
 
 
 def format_ct(uhs: int, *, decimals: int = 4, round_up: bool = False) -> str:

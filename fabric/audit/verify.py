@@ -420,11 +420,14 @@ class _Leases:
     def __init__(self, counts: Counter[str]) -> None:
         self.counts = counts
         self.tariffs: dict[int, list[dict[str, Any]]] = {}
+        self.fractions: dict[tuple[str, str], list[int] | None] = {}
         self.recorded: set[tuple[str, str]] = set()
 
     def learn(self, event: dict[str, Any], outcome: dict[str, Any]) -> None:
         if event["event"] == "configure" and outcome["outcome"] == "accepted":
             self.tariffs.setdefault(event["tariffs"]["version"], []).append(event["tariffs"])
+        elif event["event"] == "submit" and outcome["outcome"] == "accepted":
+            self.fractions[event["account_id"], event["job_id"]] = event["spec"].get("fraction")
 
     def post(self, seq: int, entry: dict[str, Any]) -> None:
         for record in entry["records"]:
@@ -443,6 +446,12 @@ class _Leases:
         possible = min(counters) >= 0 and all(busy <= device for device, busy in bands)
         possible = possible and sum(device for device, _ in bands) == devices * (metered - estimated)
         _require(possible, f"{name} has counters that can't be: {counters}")
+        part = record.get("fraction")
+        _require(part is None or 0 < part[0] < part[1], f"{name} is of a part of a device that can't be: {part}")
+        asked = self.fractions.get((record["account_id"], record["job_id"]), part)
+        _require(
+            part == asked, f"{name} is of {part or 'whole devices'}, and its job asked for {asked or 'whole devices'}"
+        )
         ran = record["ended_at_us"] - record["started_at_us"]
         _require(metered <= ran, f"{name} is metered for {metered} µs and lasted {ran}")
         due = record["charged_uhs"] + record.get("refunded_uhs", 0) + record.get("absorbed_uhs", 0)
@@ -456,21 +465,25 @@ class _Leases:
         weight = record["weight_ppm"]
         offered = weight in weights or (len(kinds) > 1 and weights and min(weights) <= weight <= max(weights))
         _require(offered, f"{name} has the weight {weight}, and {sorted(set(weights))} were offered")
-        reckoned = {_burned(bands, estimated * devices, weight, tariffs["curve"]["points"]) for tariffs in in_force}
+        curves = [tariffs["curve"]["points"] for tariffs in in_force]
+        reckoned = {_burned(bands, estimated * devices, weight, points, part or [1, 1]) for points in curves}
         _require(
             due in reckoned, f"{name} is charged {due} µHs, and its counters, rate and curve make {sorted(reckoned)}"
         )
 
 
-def _burned(bands: list[list[int]], unknown: int, weight: int, points: list[list[int]]) -> int:
-    """Device-time × weight × f(utilisation), f linear between the points, half-even once; what is unknown counts as f = 1."""
+def _burned(bands: list[list[int]], unknown: int, weight: int, points: list[list[int]], part: list[int]) -> int:
+    """Device-time × weight × f(utilisation), f linear between the points, half-even once; what is unknown counts as f = 1. Of a
+    part of a device that part.
+    """
     _require(len(bands) < len(points), "a record has more bands than its curve")
     scale = math.lcm(*(right[0] - left[0] for left, right in pairwise(points)))
     total = unknown * _PPM * scale
     for (device, busy), (left, low), (right, high) in zip(bands, points, points[1:], strict=False):
         total += low * device * scale + (high - low) * (scale // (right - left)) * (busy * _PPM - left * device)
-    due, rest = divmod(weight * total, _PPM * _PPM * scale)
-    return due + (2 * rest > _PPM * _PPM * scale or (2 * rest == _PPM * _PPM * scale and due % 2))
+    whole = _PPM * _PPM * scale * part[1]
+    due, rest = divmod(weight * total * part[0], whole)
+    return due + (2 * rest > whole or (2 * rest == whole and due % 2))
 
 
 class _Lots:

@@ -14,9 +14,10 @@ import msgspec
 
 from fabric.charging.burn import REFERENCE_PPM, BurnCurve
 from fabric.charging.rounding import half_even, up
-from fabric.units import MICROS_PER_S, PPM
+from fabric.units import MICROS_PER_S, PPM, Fraction
 
 _PPM_SQUARED: Final = PPM * PPM
+_WHOLE: Final = (1, 1)
 
 
 class Band(msgspec.Struct, array_like=True, gc=False):
@@ -38,6 +39,8 @@ class Meter(msgspec.Struct, kw_only=True, gc=False):
     """Device-time of which nothing is known: rated as f = 1."""
     rated_uhs: int = 0
     """Everything that `add` and `estimate` returned, together."""
+    fraction: Fraction | None = None
+    """Its device is such a part of one, and so is its charge; None = whole devices."""
 
     def add(self, *, devices: int, window_us: int, busy_us: int) -> int:
         """What one more window adds to the charge, in µHs. More busy time than there is counts as all of it."""
@@ -64,33 +67,54 @@ class Meter(msgspec.Struct, kw_only=True, gc=False):
             estimated_device_us=self.estimated_device_us,
             weight_ppm=self.weight_ppm,
             curve=self.curve,
+            fraction=self.fraction,
         )
         return self.rated_uhs - before
 
 
-def total_uhs(bands: Sequence[Band], *, estimated_device_us: int, weight_ppm: int, curve: BurnCurve) -> int:
-    """The charge of everything metered, rounded once, half-even."""
+def total_uhs(
+    bands: Sequence[Band],
+    *,
+    estimated_device_us: int,
+    weight_ppm: int,
+    curve: BurnCurve,
+    fraction: Fraction | None = None,
+) -> int:
+    """The charge of everything metered, rounded once, half-even: a part of a device is charged as exactly that part."""
     unit = curve.unit
     scaled = estimated_device_us * unit
     for at, band in enumerate(bands):
         if band.device_us or band.busy_us:
             scaled += curve.scaled(at, busy_us=band.busy_us, device_us=band.device_us)
-    return half_even(weight_ppm * scaled, PPM * unit)
+    over, under = fraction or _WHOLE
+    return half_even(weight_ppm * scaled * over, PPM * unit * under)
 
 
-def hold_for(*, devices: int, duration_us: int, weight_ppm: int, curve: BurnCurve) -> int:
+def hold_for(
+    *, devices: int, duration_us: int, weight_ppm: int, curve: BurnCurve, fraction: Fraction | None = None
+) -> int:
     """The most that so many devices can burn in so long, rounded up: no metering of it ever comes to more."""
-    return up(devices * max(duration_us, 0) * weight_ppm * curve.max_ppm, _PPM_SQUARED)
+    over, under = fraction or _WHOLE
+    return up(devices * max(duration_us, 0) * weight_ppm * curve.max_ppm * over, _PPM_SQUARED * under)
 
 
 @lru_cache(maxsize=4096)
-def worst_per_s(devices: int, weight_ppm: int, max_ppm: int) -> int:
+def worst_per_s(devices: int, weight_ppm: int, max_ppm: int, fraction: Fraction | None = None) -> int:
     """The most that so many devices burn in a second, rounded up, and at least 1: asked of every sample."""
-    return max(up(devices * MICROS_PER_S * weight_ppm * max_ppm, _PPM_SQUARED), 1)
+    over, under = fraction or _WHOLE
+    return max(up(devices * MICROS_PER_S * weight_ppm * max_ppm * over, _PPM_SQUARED * under), 1)
 
 
-def burn_per_s(*, devices: int, weight_ppm: int, curve: BurnCurve, utilisation_ppm: int = REFERENCE_PPM) -> int:
+def burn_per_s(
+    *,
+    devices: int,
+    weight_ppm: int,
+    curve: BurnCurve,
+    utilisation_ppm: int = REFERENCE_PPM,
+    fraction: Fraction | None = None,
+) -> int:
     """µHs a second at a steady utilisation: for people."""
+    over, under = fraction or _WHOLE
     busy = min(max(utilisation_ppm, 0), PPM)
     scaled = curve.scaled(curve.band_of(busy_us=busy, device_us=PPM), busy_us=busy, device_us=PPM)
-    return half_even(devices * weight_ppm * scaled * MICROS_PER_S, PPM * PPM * curve.unit)
+    return half_even(devices * weight_ppm * scaled * MICROS_PER_S * over, PPM * PPM * curve.unit * under)

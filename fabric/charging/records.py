@@ -7,6 +7,8 @@ use in each band of the burn curve, and what part of it was estimated. For a cal
 
 import msgspec
 
+from fabric.units import Fraction
+
 
 class Cdr(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One attempt of one job, or one call, rated. Times and durations in µs, amounts in µHs.
@@ -51,5 +53,7 @@ class Cdr(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
     cached_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
+    fraction: Fraction | None = None
+    """Its device was such a part of one: times are of that part, and the charge is that part of a device's."""
     covered: bool = False
     """Ran on the account's own dedicated lease, which has paid for it: charged 0."""

@@ -13,7 +13,7 @@ from fabric.charging.burn import REFERENCE_PPM, BurnCurve
 from fabric.charging.rating import Meter, burn_per_s, worst_per_s
 from fabric.charging.records import Cdr
 from fabric.charging.rounding import half_even
-from fabric.units import MICROS_PER_S, PPM
+from fabric.units import MICROS_PER_S, PPM, Fraction
 
 RECENT_US: Final = 5_000_000
 """How far back the burn and utilisation that people see reach."""
@@ -47,7 +47,7 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
     estimated_us: int = 0
     """The part of it that was."""
     busy_us: int = 0
-    """Device-time in use; what was estimated counts as the reference utilisation."""
+    """Device-time in use; what was estimated counts as the reference utilisation. Of a part of a device: of that part."""
     refunded_uhs: int = 0
     absorbed_uhs: int = 0
     durable_uhs: int = 0
@@ -69,6 +69,7 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
         tariff_version: int,
         curve: BurnCurve,
         started_at_us: int,
+        fraction: Fraction | None = None,
     ) -> Self:
         """A session that has charged nothing yet."""
         return cls(
@@ -81,7 +82,7 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
             devices=devices,
             tariff_version=tariff_version,
             started_at_us=started_at_us,
-            meter=Meter(weight_ppm=weight_ppm, curve=curve),
+            meter=Meter(weight_ppm=weight_ppm, curve=curve, fraction=fraction),
         )
 
     def extend(self, *, seq: int, window_us: int, busy_us: int, now_us: int, estimated: bool = False) -> int:
@@ -143,6 +144,7 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
             service=self.service,
             accelerator=self.accelerator,
             devices=self.devices,
+            fraction=self.meter.fraction,
             started_at_us=self.started_at_us,
             ended_at_us=at_us,
             metered_us=self.metered_us,
@@ -170,14 +172,18 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
     @property
     def worst_uhs_per_s(self) -> int:
         """What it burns at most in a second, by the weight and curve it was opened with; at least 1."""
-        return worst_per_s(self.devices, self.meter.weight_ppm, self.meter.curve.max_ppm)
+        meter = self.meter
+        return worst_per_s(self.devices, meter.weight_ppm, meter.curve.max_ppm, meter.fraction)
 
     @property
     def burn_uhs_per_s(self) -> int:
         """Over the last few seconds; until the first sample what unseen time costs."""
         window_us = sum(window.window_us for window in self.recent)
         if window_us == 0:
-            return burn_per_s(devices=self.devices, weight_ppm=self.meter.weight_ppm, curve=self.meter.curve)
+            meter = self.meter
+            return burn_per_s(
+                devices=self.devices, weight_ppm=meter.weight_ppm, curve=meter.curve, fraction=meter.fraction
+            )
         return half_even(sum(window.charged_uhs for window in self.recent) * MICROS_PER_S, window_us)
 
     @property

@@ -205,6 +205,7 @@ def job_view(core: Core, job: Job, now_us: int) -> JobView:
         tier=core.state.accounts[job.account_id].plan,
         key_id=job.key_id or "",
         devices_least=job.spec.devices_least,
+        fraction=job.spec.fraction,
         idle_us=_idle_us(record, now_us),
         exit_code=job.exit_code if (job.exit_code or 0) <= INT32_MAX else None,
         tags=job.spec.tags,
@@ -306,12 +307,17 @@ def _quote(core: Core, question: QuoteOf, now_us: int) -> QuoteView | None:
 
     def burn(utilisation_ppm: int) -> int:
         return burn_per_s(
-            devices=spec.devices, weight_ppm=weight_ppm, curve=core.prices.curve, utilisation_ppm=utilisation_ppm
+            devices=spec.devices,
+            weight_ppm=weight_ppm,
+            curve=core.prices.curve,
+            utilisation_ppm=utilisation_ppm,
+            fraction=spec.fraction,
         )
 
     return QuoteView(
         accelerator=accelerator,
         devices=spec.devices,
+        fraction=spec.fraction,
         burn_uhs_per_s=burn(REFERENCE_PPM),
         burn_max_uhs_per_s=burn(PPM),
         burn_idle_uhs_per_s=burn(0),
@@ -333,6 +339,7 @@ def _refused_quote(spec: JobSpec, refusal: Refusal) -> QuoteView:
     return QuoteView(
         accelerator="|".join(spec.accelerators) or "any",
         devices=spec.devices,
+        fraction=spec.fraction,
         burn_uhs_per_s=0,
         burn_max_uhs_per_s=0,
         burn_idle_uhs_per_s=0,
@@ -379,6 +386,10 @@ def _nodes(core: Core) -> list[NodeView]:
             state=node.status,
             dedicated_to=node.dedicated_to,
             leases=tuple(on_node.get(node.node_id, ())),
+            units=node.units,
+            fraction=node.fraction,
+            free_units=node.free_units,
+            division=node.division,
         )
         for node in core.planner.nodes()
     ]

@@ -29,6 +29,7 @@ def opened(core: Core, job: Job, record: LeaseRecord) -> ChargingSession:
         service=str(job.spec.service),
         accelerator=record.lease.accelerator,
         devices=record.lease.devices,
+        fraction=record.lease.fraction,
         weight_ppm=record.weight_ppm,
         tariff_version=core.tariffs.version,
         curve=core.tariffs.curve,

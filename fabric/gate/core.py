@@ -19,16 +19,24 @@ from fabric.gate.state import GateState, Job, Key
 from fabric.gate.timeline import Moment, noted
 from fabric.placement import Planner
 from fabric.placement.forecast import Starts
-from fabric.units import AccountId, JobId
+from fabric.units import AccountId, Fraction, JobId
 
 SILENCE_US: Final = 10_000_000
 """How long a running lease may go unmetered: longer than any delay of a meter's word."""
 BEGUN_KEPT: Final = 1_000
 Gang = tuple[
-    AccountId | None, int, int | None, tuple[str, ...], str, bool, tuple[tuple[str, ...], ...], tuple[str, ...]
+    AccountId | None,
+    int,
+    int | None,
+    tuple[str, ...],
+    str,
+    bool,
+    tuple[tuple[str, ...], ...],
+    Fraction | None,
+    tuple[str, ...],
 ]
 """All of a request that decides where it may go: the account if it has cells, devices, devices a node, types, service,
-whether it is preemptible, which types it may mix, and which pools its grace is too long for.
+whether it is preemptible, which types it may mix, which part of a device it has, and which pools its grace is too long for.
 """
 
 

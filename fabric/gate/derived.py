@@ -68,6 +68,7 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
     "Cluster": {
         "_state": STATE,
         "groups": "the state's groups, in their order",
+        "divided": FIXED,
         "version": "a version: of where requests may go",
         "pins_version": "a version: of the pins, and of how many devices are up",
         "layout": "a version: of what nodes there are, up or not, and of the policy",
@@ -76,7 +77,9 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "pool": FIXED,
         "accelerator": FIXED,
         "owner": FIXED,
+        "fraction": FIXED,
         "name": FIXED,
+        "units": FIXED,
         "nodes": "nodes by their slots",
         "ids": "nodes by their slots",
         "bits": "the slots",
@@ -98,6 +101,11 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "typed_devices": "running jobs that name their types",
         "touched": "set since the last plan, which clears it; a gate at rest has none",
     },
+    "Units": {
+        "nodes": "nodes by into how many units their devices can be divided",
+        "opened": "nodes' divided devices, of those that are up: changed by `note` alone",
+    },
+    "DividedDevices": {"_state": STATE},
     "Queue": {
         "_queued": STATE,
         "_fairness": FIXED,
@@ -120,6 +128,7 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "name": FIXED,
         "shape": FIXED,
         "mixes": FIXED,
+        "fraction": FIXED,
         "typed": FIXED,
         "account_id": FIXED,
         "jobs": "waiting jobs of its key, in the order of the queue",

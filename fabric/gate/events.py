@@ -20,7 +20,7 @@ from fabric.gate.share_events import SetCohort, SetShare
 from fabric.ledger.scopes import ANYTHING, Scope, Service
 from fabric.placement.locality import Dataset, Holdings
 from fabric.placement.quotas import Policy
-from fabric.units import PPM, AccountId, JobId, KeyId, LeaseId, NodeId
+from fabric.units import PPM, AccountId, Fraction, JobId, KeyId, LeaseId, NodeId
 
 
 class Pool(StrEnum):
@@ -222,6 +222,12 @@ class NodeUp(Event, frozen=True, kw_only=True, tag="node_up"):
     dedicated_to: AccountId | None = None
     notice_us: int | None = None
     """How long before it goes it says so. None = as long as any job needs."""
+    units: int = 1
+    """A device of it may be had whole, or in so many equal units; 1 = only whole."""
+    fraction: Fraction | None = None
+    """What `devices` counts are such parts of devices, which are divided for good. None = whole ones."""
+    division: str = ""
+    """How its devices are divided, for people: `mig 1g.10gb`."""
 
 
 class NodeDown(Event, frozen=True, kw_only=True, tag="node_down"):
@@ -284,6 +290,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Words that its owner finds it by."""
     mix: str = "never"
     """Of what its gang may be where no type alone has room: never (one type) | same-vendor | islands (any types)."""
+    fraction: Fraction | None = None
+    """It has, and pays for, such a part of its one device; None = whole devices."""
 
 
 class Submit(Event, frozen=True, kw_only=True, tag="submit"):

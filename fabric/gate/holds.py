@@ -34,7 +34,13 @@ def worst_uhs(core: Core, job: Job, *, duration_us: int) -> int:
     spec, prices = job.spec, core.prices
     plan = core.state.accounts[job.account_id].plan
     weight_ppm = prices.dearest(spec.accelerators, service=spec.service, tier=plan, at_us=core.now_us)[1]
-    return hold_for(devices=spec.devices, duration_us=duration_us, weight_ppm=weight_ppm, curve=prices.curve)
+    return hold_for(
+        devices=spec.devices,
+        duration_us=duration_us,
+        weight_ppm=weight_ppm,
+        curve=prices.curve,
+        fraction=spec.fraction,
+    )
 
 
 def weight_of(core: Core, job: Job, accelerator: str) -> int:

@@ -10,7 +10,7 @@ import msgspec
 from fabric.charging.records import Cdr
 from fabric.gate.events import JobKind
 from fabric.ledger.transfers import Transfer
-from fabric.units import AccountId, JobId, LeaseId, NodeId
+from fabric.units import AccountId, Fraction, JobId, LeaseId, NodeId, format_fraction
 
 
 class Share(msgspec.Struct, frozen=True, gc=False):
@@ -42,6 +42,8 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What the job's own code may train on at once: never | same-vendor | islands."""
     loss_every_us: int | None = None
     """How long a lease like this lasts, on average, until what it has not saved is lost. None = nobody knows."""
+    fraction: Fraction | None = None
+    """Of its one device it has such a part; None = whole devices."""
 
     @property
     def devices(self) -> int:
@@ -50,7 +52,9 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def on(self) -> str:
-        """`3 × A100`, or `2 × H100 + 1 × A100`."""
+        """`3 × A100`, or `2 × H100 + 1 × A100`, or `1/4 × H100`."""
+        if self.fraction is not None:
+            return f"{format_fraction(self.fraction)} × {self.accelerator}"
         if len(self.shares) == 1:
             return f"{self.shares[0].devices} × {self.shares[0].accelerator or self.accelerator}"
         counts: dict[str, int] = {}

@@ -114,6 +114,7 @@ def _never_fits(core: Core, request: PlacementRequest) -> Refusal | None:
         request.service,
         request.preemptible,
         request.mixtures,
+        request.fraction,
         core.state.placement.policy.barred(request.grace_us),
     )
     if core.placeable_in != core.planner.layout:

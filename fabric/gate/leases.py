@@ -337,6 +337,7 @@ def _start(core: Core, job: Job, placed: Placed) -> None:
         loss_every_us=hazards.loss_every_us(
             core.state.hazards, pool, outlasts_notice=bool(job.saves_us) and notice.outlasts(core, job)
         ),
+        fraction=job.spec.fraction,
     )
     core.state.leases[lease.lease_id] = LeaseRecord(
         lease=lease,

@@ -2,31 +2,26 @@
 
 from typing import Final
 
-from fabric.gate import leases, refusals
+from fabric.gate import leases, refusals, specs
 from fabric.gate.core import Core
 from fabric.gate.events import LeaseOutcome, NodeDown, NodeDrain, NodeHolds, NodeUp
-from fabric.gate.instructions import Accepted, Outcome
+from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.lifecycle import StopReason
 from fabric.gate.state import LeaseRecord
 from fabric.placement import Node
-from fabric.units import JobId
+from fabric.units import FRACTION_MAX, JobId
 
 DEVICES_MAX: Final = 1024
 """More than any machine has: a typing error, not a node."""
+DIVISION_CHARACTERS: Final = 63
 
 
 def up(core: Core, event: NodeUp) -> Outcome:
     """A node is there. One that came back as something else has lost what ran on it."""
     if core.price_list is None:
         return refusals.not_configured()
-    if not 1 <= event.devices <= DEVICES_MAX or not event.node_id:
-        return refusals.invalid(
-            f"a node has a name and 1 to {DEVICES_MAX} devices; {event.node_id!r} has {event.devices}",
-            code="invalid_devices",
-            devices=event.devices,
-        )
-    if event.notice_us is not None and event.notice_us < 0:
-        return refusals.invalid(f"a notice is 0 µs or more, not {event.notice_us}", code="invalid_notice")
+    if refusal := _malformed(event):
+        return refusal
     if event.accelerator not in core.prices.accelerators:
         return refusals.unknown_accelerator(event.accelerator, tuple(core.prices.accelerators))
     node = Node(
@@ -36,11 +31,33 @@ def up(core: Core, event: NodeUp) -> Outcome:
         pool=event.pool.value,
         dedicated_to=event.dedicated_to,
         notice_us=event.notice_us,
+        units=event.units,
+        fraction=event.fraction,
+        division=event.division[:DIVISION_CHARACTERS],
     )
     for job_id in core.planner.add_node(node, now_us=core.now_us):
         _lose(core, job_id, event.node_id)
     core.replan = True
     return Accepted()
+
+
+def _malformed(event: NodeUp) -> Refusal | None:
+    if not 1 <= event.devices <= DEVICES_MAX or not event.node_id:
+        return refusals.invalid(
+            f"a node has a name and 1 to {DEVICES_MAX} devices; {event.node_id!r} has {event.devices}",
+            code="invalid_devices",
+            devices=event.devices,
+        )
+    if not 1 <= event.units <= FRACTION_MAX or (event.fraction is not None and event.units > 1):
+        return refusals.invalid(
+            f"a device has 1 to {FRACTION_MAX} units, and 1 where it is a part of one itself; those of {event.node_id!r} have"
+            f" {event.units}",
+            code="invalid_fraction",
+            units=event.units,
+        )
+    if event.notice_us is not None and event.notice_us < 0:
+        return refusals.invalid(f"a notice is 0 µs or more, not {event.notice_us}", code="invalid_notice")
+    return None if event.fraction is None else specs.bad_fraction(event.fraction)
 
 
 def down(core: Core, event: NodeDown) -> None:

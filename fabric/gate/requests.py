@@ -48,6 +48,7 @@ def request_of(core: Core, job: Job) -> PlacementRequest:
         prefers=job.saved_on + tuple([node_id for node_id in warm if node_id not in job.saved_on]),
         patience_us=locality.patience_us(estimate_us=spec.estimate_us, saves_us=saves_us) if saves_us else 0,
         mixtures=_mixtures(core, job),
+        fraction=spec.fraction,
     )
 
 

@@ -1,10 +1,13 @@
 """What a job may ask for, whatever the cluster and the balance: the numbers and names that make no sense anywhere."""
 
+from math import gcd
 from typing import Final
 
 from fabric.gate import refusals
 from fabric.gate.events import JobKind, JobSpec
 from fabric.gate.instructions import Refusal
+from fabric.ledger.scopes import Service
+from fabric.units import FRACTION_MAX, Fraction, format_fraction
 
 NAME_MAX: Final = 200
 DEVICES_MAX: Final = 1_000_000
@@ -26,7 +29,44 @@ def malformed(spec: JobSpec) -> Refusal | None:
         )
     if refusal := refusals.bad_amount("tokens= must be", spec.limit_uhs):
         return refusal
-    return _bad_gang(spec) or _bad_range(spec) or _bad_times(spec) or _bad_data(spec)
+    return _bad_gang(spec) or _bad_part(spec) or _bad_range(spec) or _bad_times(spec) or _bad_data(spec)
+
+
+def bad_fraction(fraction: Fraction) -> Refusal | None:
+    """What is wrong with a part of a device."""
+    over, under = fraction
+    if 0 < over < under <= FRACTION_MAX and gcd(over, under) == 1:
+        return None
+    return refusals.invalid(
+        f"a part of a device is more than 0 and less than 1, in lowest terms and in parts of at most {FRACTION_MAX}, not"
+        f" {over}/{under}: write it as 1/4",
+        code="invalid_fraction",
+        fraction=f"{over}/{under}",
+    )
+
+
+def _bad_part(spec: JobSpec) -> Refusal | None:
+    if spec.fraction is None:
+        return None
+    if refusal := bad_fraction(spec.fraction):
+        return refusal
+    said = format_fraction(spec.fraction)
+    asked = {
+        "devices": spec.devices if spec.devices > 1 else None,
+        "devices_least": spec.devices_least,
+        "mix": spec.mix if spec.mix != "never" else None,
+        "service": spec.service.value if spec.service is Service.INFERENCE else None,
+    }
+    wrong = next(((name, value) for name, value in asked.items() if value is not None), None)
+    if wrong is None:
+        return None
+    return refusals.invalid(
+        f"a job that has {said} of a device has one device, on one node, and this one asks for {wrong[0]}={wrong[1]}: leave that"
+        f" out, or leave fraction= (--fraction) out for whole devices",
+        code="fraction_of_one",
+        fraction=said,
+        **{wrong[0]: wrong[1]},
+    )
 
 
 def _bad_range(spec: JobSpec) -> Refusal | None:

@@ -9,7 +9,7 @@ from fabric.gate.instructions import Share
 from fabric.gate.serving_events import CallUsed
 from fabric.gate.stays import Stay
 from fabric.placement.why import Waits
-from fabric.units import PPM
+from fabric.units import PPM, Fraction
 
 CHANGES_MAX: Final = 128
 """Jobs in one answer about what has changed: whoever wants more asks again."""
@@ -76,6 +76,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """The plan of its account."""
     key_id: str = ""
     """The key it was submitted with, whose limit it counts against."""
+    fraction: Fraction | None = None
+    """Of its one device it has such a part; None = whole devices."""
     exit_code: int | None = None
     """Of a script or command that ended by itself."""
     tags: tuple[str, ...] = ()
@@ -191,6 +193,14 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     """up | draining | down"""
     dedicated_to: str | None
     leases: tuple[str, ...]
+    units: int = 1
+    """A device of it may be had in so many equal units; 1 = only whole."""
+    fraction: Fraction | None = None
+    """What is counted as its devices are such parts of devices."""
+    free_units: tuple[int, ...] = ()
+    """Of each device that is divided now, how many units are free."""
+    division: str = ""
+    """How its devices are divided."""
 
 
 class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
@@ -223,6 +233,7 @@ class QuoteView(msgspec.Struct, frozen=True, kw_only=True):
     accelerator: str
     """The type the worst case is reckoned with."""
     devices: int
+    fraction: Fraction | None = None
     burn_uhs_per_s: int
     """At the reference utilisation of 80 %."""
     burn_max_uhs_per_s: int

@@ -12,6 +12,9 @@ def refusal(impossible: Unplaceable) -> Refusal:
     facts = impossible.facts
     if impossible.code == "unknown_accelerator":
         return refusals.unknown_accelerator(str(facts.get("given", "")), (str(facts.get("known", "")),))
+    if impossible.code == "no_such_fraction":
+        said = _no_such_part(str(facts["fraction"]), str(facts["offered"]))
+        return refusals.invalid(said, code=impossible.code, **facts)
     return refusals.invalid(_said(impossible.code, facts), code=impossible.code, **facts)
 
 
@@ -45,12 +48,25 @@ def _said(code: str, facts: Mapping[str, str | int]) -> str:
                 " devices_per_node= (--devices-per-node) out"
             )
         case _:
-            kind = "preemptible" if facts.get("preemptible") else "not preemptible"
-            return (
-                f"no pool that has such devices takes a job for {facts.get('service')} that is {kind}; the pools are:"
-                f" {facts.get('pools') or 'none'}. Choose another service= (--service), let it be preemptible, or choose devices"
-                " that another pool has: for a model, whose replicas are not preemptible, only that (--accelerator) helps"
-            )
+            return _no_pool(facts)
+
+
+def _no_such_part(fraction: str, offered: str) -> str:
+    if not offered:
+        return f"devices are had only whole here, and {fraction} of one was asked for: leave fraction= (--fraction) out"
+    return (
+        f"no device here can be had in parts of {fraction}: ask for what there is ({offered}), or for a whole device, without"
+        " fraction= (--fraction)"
+    )
+
+
+def _no_pool(facts: Mapping[str, str | int]) -> str:
+    kind = "preemptible" if facts.get("preemptible") else "not preemptible"
+    return (
+        f"no pool that has such devices takes a job for {facts.get('service')} that is {kind}; the pools are:"
+        f" {facts.get('pools') or 'none'}. Choose another service= (--service), let it be preemptible, or choose devices"
+        " that another pool has: for a model, whose replicas are not preemptible, only that (--accelerator) helps"
+    )
 
 
 def _seconds(us: str | int) -> str:

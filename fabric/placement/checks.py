@@ -6,11 +6,11 @@ import msgspec
 
 from fabric.placement import mixture
 from fabric.placement.cluster import Cluster
-from fabric.placement.fitting import Group, Shape, group_name
+from fabric.placement.fitting import Group, Shape, name_of
 from fabric.placement.jobs import Request, Unplaceable
 from fabric.placement.quotas import POOLS
 from fabric.placement.state import PlacementState
-from fabric.units import AccountId, JobId, NodeId
+from fabric.units import AccountId, Fraction, JobId, NodeId, format_fraction
 
 
 class NodeFree(msgspec.Struct, frozen=True):
@@ -25,9 +25,17 @@ class NodeFree(msgspec.Struct, frozen=True):
     """up | draining | down"""
     dedicated_to: AccountId | None
     jobs: tuple[JobId, ...]
+    units: int = 1
+    """A device of it may be had in so many equal units; 1 = only whole."""
+    fraction: Fraction | None = None
+    """What is counted as its devices are such parts of devices."""
+    free_units: tuple[int, ...] = ()
+    """Of each device that is divided now, how many units are free."""
+    division: str = ""
+    """How its devices are divided, as people call it."""
 
 
-def view_nodes(state: PlacementState) -> tuple[NodeFree, ...]:
+def view_nodes(state: PlacementState, cluster: Cluster) -> tuple[NodeFree, ...]:
     return tuple(
         NodeFree(
             node_id=at.node.node_id,
@@ -37,7 +45,11 @@ def view_nodes(state: PlacementState) -> tuple[NodeFree, ...]:
             free=0 if at.status == "down" else at.free,
             status=at.status,
             dedicated_to=at.node.dedicated_to,
-            jobs=tuple(at.shares),
+            jobs=cluster.divided.jobs_of(at.shares),
+            units=at.node.units,
+            division=at.node.division,
+            fraction=at.node.fraction,
+            free_units=tuple(each.free for each in at.divided.values()) if at.status != "down" else (),
         )
         for at in state.nodes.values()
     )
@@ -52,6 +64,10 @@ def check(request: Request, state: PlacementState, cluster: Cluster) -> Unplacea
     for accelerator in request.accelerators:
         if accelerator not in state.accelerators:
             return Unplaceable("unknown_accelerator", {"given": accelerator, "known": ", ".join(state.accelerators)})
+    if request.fraction is not None and not any(group.takes(request.fraction) for group in cluster.groups.values()):
+        return Unplaceable(
+            "no_such_fraction", {"fraction": format_fraction(request.fraction), "offered": _offered(cluster)}
+        )
     impossible = _nowhere(request, state, cluster)
     if impossible is None or not barred(request, state, cluster):
         return impossible
@@ -70,6 +86,18 @@ def barred(request: Request, state: PlacementState, cluster: Cluster) -> tuple[t
     would = cluster.groups_for(msgspec.structs.replace(request, grace_us=0), preemptible=True)
     longest = dict(zip(POOLS, state.policy.graces_us, strict=True))
     return tuple((pool, longest[pool]) for pool in dict.fromkeys(group.pool for group in would) if pool in pools)
+
+
+def _offered(cluster: Cluster) -> str:
+    """What parts of devices can be had: "1/7 of H100, 1/4 to 3/4 of A100"."""
+    found: dict[str, None] = {}
+    for group in sorted(cluster.groups.values(), key=lambda group: group.name):
+        if group.fraction is not None:
+            found[f"{format_fraction(group.fraction)} of {group.accelerator}"] = None
+        for units in sorted(group.units.nodes):
+            most = "" if units == 2 else f" to {units - 1}/{units}"  # noqa: PLR2004
+            found[f"1/{units}{most} of {group.accelerator}"] = None
+    return ", ".join(found)
 
 
 def _nowhere(request: Request, state: PlacementState, cluster: Cluster) -> Unplaceable | None:
@@ -118,6 +146,7 @@ def _too_large(request: Request, state: PlacementState, groups: Sequence[Group])
 def assert_consistent(state: PlacementState, cluster: Cluster) -> None:
     """Every device has one owner, claim or nobody; gangs are of one type, or mixtures; indexes say what the records say."""
     _assert_nodes(state, cluster)
+    _assert_divided(state)
     _assert_claims(state)
     _assert_running(state)
     _assert_indexes(state, cluster)
@@ -131,6 +160,30 @@ def _assert_nodes(state: PlacementState, cluster: Cluster) -> None:
         assert cluster.room(at) >= 0, f"{node_id} owes more than it will have"
         for job_id, devices in at.shares.items():
             assert (node_id, devices) in state.running[job_id].shares
+
+
+def _assert_divided(state: PlacementState) -> None:
+    """No unit twice: what is free of a divided device and what is had of it is all of it."""
+    within: dict[JobId, JobId] = {}
+    for node_id, at in state.nodes.items():
+        for name, divided in at.divided.items():
+            device = state.running[name]
+            assert device.is_divided
+            assert divided.jobs, f"{name} is divided for nobody"
+            assert device.shares == ((node_id, 1),)
+            assert at.shares[name] == 1
+            assert divided.free >= 0
+            assert min(divided.jobs.values()) > 0
+            assert divided.free + sum(divided.jobs.values()) == at.node.units, (name, divided)
+            assert divided.closed == device.evicting
+            within |= dict.fromkeys(divided.jobs, name)
+            for job_id, units in divided.jobs.items():
+                fraction = state.running[job_id].request.fraction
+                assert fraction is not None
+                assert units * fraction[1] == fraction[0] * at.node.units
+    for job_id, running in state.running.items():
+        if not running.is_divided:
+            assert running.within == within.get(job_id), job_id
 
 
 def _assert_claims(state: PlacementState) -> None:
@@ -153,8 +206,9 @@ def _assert_running(state: PlacementState) -> None:
         assert job_id not in state.queue
         for node_id, devices in running.shares:
             at = state.nodes[node_id].node
-            assert state.nodes[node_id].shares[job_id] == devices
-            assert group_name(at.pool, at.accelerator, at.dedicated_to) in (running.groups or (running.group,))
+            assert state.nodes[node_id].shares[running.within or job_id] == devices
+            assert name_of(at) in (running.groups or (running.group,))
+            assert running.request.fraction in (None, at.fraction) or running.within is not None
             assert at.dedicated_to in (None, running.request.account_id) or running.request.preemptible
             assert at.pool != "reserved" or running.request.service == "inference" or running.request.preemptible
 
@@ -167,6 +221,14 @@ def _assert_indexes(state: PlacementState, cluster: Cluster) -> None:
                 seen[at.free] |= group.bits[at.slot]
         assert seen == group.fit, name
         assert group.free == sum(free * bits.bit_count() for free, bits in enumerate(seen))
+        opened: dict[tuple[int, int], int] = {}
+        for at in group.nodes:
+            if at is not None and at.status == "up":
+                for free in {each.free for each in at.divided.values() if each.free and not each.closed}:
+                    key = at.node.units, free
+                    opened[key] = opened.get(key, 0) | group.bits[at.slot]
+        kept = {(units, free): bits for units, frees in group.units.opened.items() for free, bits in frees.items()}
+        assert opened == kept, name
     for job_id in state.pins:
         assert job_id in state.queue, job_id
         assert job_id not in state.claims

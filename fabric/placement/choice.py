@@ -8,6 +8,7 @@ its last checkpoint or its data lie there, as long as the whole gang fits on the
 from collections.abc import Callable, Sequence
 
 from fabric.placement.cluster import Cluster
+from fabric.placement.divided import find_fraction, is_divided
 from fabric.placement.fitting import Group, Picks, Shape
 from fabric.placement.jobs import Request
 from fabric.placement.state import Queued
@@ -99,4 +100,6 @@ def _preferred(cluster: Cluster, group: Group, shape: Shape, queued: Queued) -> 
         wanted |= cluster.bit_of(group, node_id)
     if not wanted:
         return None
+    if is_divided(group, queued.request):
+        return find_fraction(group, queued.request, avoid=~wanted | group.pinned[queued.rank])
     return group.find(shape, avoid=~wanted | group.pinned[queued.rank], strewn=queued.request.may_be_strewn)

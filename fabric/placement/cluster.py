@@ -9,10 +9,12 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from fabric.placement.fitting import Group, Picks, Shape, group_name
+from fabric.placement import places
+from fabric.placement.divided import DividedDevices, find_fraction, is_divided
+from fabric.placement.fitting import Group, Picks, Shape, name_of
 from fabric.placement.jobs import INFERENCE, RANKS, Request, Shares
 from fabric.placement.state import Claim, GroupState, Node, NodeState, PlacementState, Queued, Running
-from fabric.units import PPM, AccountId, JobId, NodeId
+from fabric.units import JobId, NodeId
 
 _WHOLE_NODE_WAITS = 6
 """So many times as long as its class may wait for a reservation a gang waits for one node, where one could have it."""
@@ -30,11 +32,16 @@ class Cluster:
         """Grows when a node comes or becomes another, or with another policy: what fits into an empty cluster has changed."""
         self.pins_version = 0
         """Grows when a group's pins, or how many of its devices are up, become others."""
+        self.divided = DividedDevices(state)
         for name, at in state.groups.items():
-            self.groups[name] = Group(at.pool, at.accelerator, at.owner)
+            self.groups[name] = Group(at.pool, at.accelerator, at.owner, at.fraction)
         for node in state.nodes.values():
             self._group_of(node.node).seat(node)
         for job_id, running in state.running.items():
+            if running.within is not None and not running.is_divided:
+                if running.saved_at_us is not None:
+                    self.groups[running.group].reporters[job_id] = running
+                continue
             for group, devices in self._parts(running):
                 group.enter(job_id, running, devices)
         for name in dict.fromkeys(pin.group for pin in state.pins.values()):
@@ -53,11 +60,11 @@ class Cluster:
         if known is not None:
             assert known.status == "down"
             former = self._group_of(known.node)
-            former.unseat(known)
+            self.version += former.unseat(known)
             self.mark(former)
         fresh = self._state.nodes[node.node_id] = NodeState(node=node, slot=0, free=node.devices)
         given_us = group.notice_us
-        group.insert(fresh)
+        self.version += group.insert(fresh)
         self.mark(group)
         group.touched = True
         self.layout += 1
@@ -94,6 +101,8 @@ class Cluster:
         group = self._group_of(node.node)
         assert not node.owed
         assert not node.held
+        if node.divided:
+            self.divided.lose(group, node)
         for job_id, devices in node.shares.items():
             running = self._state.running[job_id]
             self.evict(running)
@@ -103,52 +112,19 @@ class Cluster:
         node.free = node.node.devices
 
     def groups_for(self, request: Request, *, preemptible: bool, guests: bool = True) -> tuple[Group, ...]:
-        """Where a request may go, best first: its own cells; for inference reserved nodes, then idle spot ones; for the rest spot,
-        and what is lent (the cells of others only to `guests`). Who names no type gets them pool by pool, in no order that the
-        nodes came in.
-        """
-        types = request.accelerators or tuple(sorted(self._state.accelerators))
-        names = [group_name("dedicated", kind, request.account_id) for kind in types]
-        if request.service == "inference":
-            names += [group_name(pool, kind, None) for pool in ("reserved", "spot") for kind in types]
-        else:
-            pools = ("spot", "reserved") if preemptible else ("spot",)
-            pairs = [(kind, pool) for kind in types for pool in pools]
-            if not request.accelerators:
-                pairs.sort(key=lambda pair: pools.index(pair[1]))
-            names += [group_name(pool, kind, None) for kind, pool in pairs]
-        found = [self.groups[name] for name in names if name in self.groups]
-        if guests and preemptible and request.service != "inference" and self._state.policy.lend_dedicated:
-            found += self._cells_of_others(request.account_id, types)
-        if barred := self._state.policy.barred(request.grace_us) if request.is_movable(preemptible) else ():
-            found = [group for group in found if group.pool not in barred]
-        return tuple(group for group in found if not request.notice_us or group.gives(request.notice_us))
-
-    def _cells_of_others(self, account_id: AccountId, types: tuple[str, ...]) -> list[Group]:
-        cells = [group for group in self.groups.values() if group.owner not in (None, account_id)]
-        lent = [group for group in cells if group.accelerator in types]
-        return sorted(lent, key=lambda group: (types.index(group.accelerator), group.name))
+        """Where a request may go, best first: see `places`."""
+        return places.groups_for(self._state, self.groups, request, preemptible=preemptible, guests=guests)
 
     def by_need(self, groups: tuple[Group, ...], queued: Queued) -> tuple[Group, ...]:
-        """For who may have any type, the types that others need least first: pool by pool those that nobody waits for who must
-        have them, then by how fast they are for this job and how little is used by who must have them, then the emptiest.
-        """
-        request = queued.request
-        if request.accelerators or len(groups) < 2:  # noqa: PLR2004
+        """For who may have any type, the types that others need least first: see `places`."""
+        if queued.request.accelerators or len(groups) < 2:  # noqa: PLR2004
             return groups
-        speeds = dict(request.speeds)
-
-        def key(group: Group) -> tuple[int, bool, int, int, str]:
-            at_home = group.is_home_of(request.account_id, queued.rank)
-            pool = (group.owner is None) + (not at_home) * 2 + (queued.rank == INFERENCE and group.pool == "spot")
-            size = max(sum([each * count for each, count in group.standing.items()]), 1)
-            left = max(size - group.typed_devices, 0)
-            return pool, group.typed > 0, -speeds.get(group.accelerator, PPM) * left // size, -group.free, group.name
-
-        return tuple(sorted(groups, key=key))
+        return places.by_need(groups, queued)
 
     def find(self, group: Group, shape: Shape, queued: Queued) -> Picks | None:
         """Room for a job. Borrowers leave the headroom, and leave when wanted."""
+        if is_divided(group, queued.request):
+            return self._find_fraction(group, queued)
         if shape.devices > group.free:
             return None
         if not group.is_home_of(queued.request.account_id, queued.rank):
@@ -164,6 +140,20 @@ class Cluster:
             return None
         return group.find(shape, strewn=strewn)
 
+    def _find_fraction(self, group: Group, queued: Queued) -> Picks | None:
+        """The same for a part of a device. What is divided already is nobody's headroom."""
+        divides = True
+        if not group.is_home_of(queued.request.account_id, queued.rank):
+            headroom = self._state.policy.headroom_devices if group.owner is None else 0
+            divides = group.free > headroom
+            if group.wanted:
+                return None
+        pinned = group.pinned[queued.rank]
+        picks = find_fraction(group, queued.request, avoid=pinned, divides=divides)
+        if picks is None and pinned and (queued.preemptible or queued.request.job_id in self._state.pins):
+            return find_fraction(group, queued.request, divides=divides)
+        return picks
+
     def _may_be_strewn(self, queued: Queued) -> bool:
         """Whether it takes devices of several nodes though one could have them all: what takes what it gets, and what has waited
         long, as larger gangs take any and leave it no whole node. A model never does: its devices talk at each token.
@@ -176,13 +166,16 @@ class Cluster:
     def bit_of(self, group: Group, node_id: NodeId) -> int:
         """The node's bit in the group; 0 if it isn't of it."""
         node = self._state.nodes.get(node_id)
-        if node is None or group.name != group_name(node.node.pool, node.node.accelerator, node.node.dedicated_to):
+        if node is None or group.name != name_of(node.node):
             return 0
         return group.bits[node.slot]
 
     def own(self, group: Group, job_id: JobId, running: Running) -> None:
         """The job owns its shares, which were free."""
         nodes = self._state.nodes
+        if is_divided(group, running.request):
+            self._own_fraction(group, running)
+            return
         mixed = bool(running.groups)
         for node_id, devices in running.shares:
             node = nodes[node_id]
@@ -195,15 +188,27 @@ class Cluster:
         for part, devices in self._parts(running):
             part.enter(job_id, running, devices)
 
+    def _own_fraction(self, group: Group, running: Running) -> None:
+        node, divided = self.divided.node_of(running), self.divided
+        name = divided.tightest(node, running.request)
+        if name is None:
+            group.shift(node, -1)
+            name = divided.divide(group, node, running)
+        divided.enter(group, name, running)
+
     def own_claimed(self, job_id: JobId, running: Running) -> None:
         """The job owns its shares, which were set aside for it."""
         del self._state.claims[job_id]
+        group = self.groups[running.group]
         for node_id, devices in running.shares:
             node = self._state.nodes[node_id]
             node.held -= devices
+            if is_divided(group, running.request):
+                self.divided.enter(group, self.divided.divide(group, node, running), running)
+                return
             node.shares[job_id] = devices
         self._state.running[job_id] = running
-        self.groups[running.group].enter(job_id, running, _devices(running.shares))
+        group.enter(job_id, running, _devices(running.shares))
 
     def disown(self, job_id: JobId) -> Running | None:
         """The job's devices go to whom they are owed, or are free."""
@@ -211,6 +216,10 @@ class Cluster:
         if running is None:
             return None
         nodes, home = self._state.nodes, self.groups[running.group]
+        if running.within is not None and not running.is_divided:
+            if (name := self.divided.leave(home, running)) is not None:
+                self.disown(name)
+            return running
         mixed = bool(running.groups)
         for node_id, devices in running.shares:
             node = nodes[node_id]
@@ -229,12 +238,24 @@ class Cluster:
         """The job is leaving; it owns its devices until it has left, and is not asked again."""
         if running.evicting:
             return
+        if running.within is not None and not running.is_divided:
+            running.evicting = True
+            self.divided.restate(self.groups[running.group], running.within)
+            return
         job_id, parts = running.request.job_id, self._parts(running)
         for group, devices in parts:
             group.leave(job_id, running, devices)
         running.evicting = True
         for group, devices in parts:
             group.enter(job_id, running, devices)
+        if running.is_divided:
+            self.divided.close(parts[0][0], job_id)
+
+    def start(self, running: Running, *, now_us: int) -> None:
+        """Its code runs."""
+        running.started_at_us = now_us
+        if running.within is not None:
+            self.divided.restate(self.groups[running.group], running.within)
 
     def save(self, job_id: JobId, *, now_us: int, write_us: int, restore_us: int) -> None:
         """What the job has done is durable."""
@@ -353,11 +374,13 @@ class Cluster:
         return [(self.groups[name], devices) for name, devices in counted.items()]
 
     def _group_of(self, node: Node) -> Group:
-        name = group_name(node.pool, node.accelerator, node.dedicated_to)
+        name = name_of(node)
         group = self.groups.get(name)
         if group is None:
-            group = self.groups[name] = Group(node.pool, node.accelerator, node.dedicated_to)
-            self._state.groups[name] = GroupState(node.pool, node.accelerator, node.dedicated_to, [0] * RANKS)
+            group = self.groups[name] = Group(node.pool, node.accelerator, node.dedicated_to, node.fraction)
+            self._state.groups[name] = GroupState(
+                node.pool, node.accelerator, node.dedicated_to, [0] * RANKS, node.fraction
+            )
             self.version += 1
         return group
 

@@ -10,8 +10,8 @@ from fabric.placement.choice import Found, best
 from fabric.placement.cluster import Cluster
 from fabric.placement.fitting import Group, Picks, Shape
 from fabric.placement.jobs import INFERENCE, Evict, Placed
+from fabric.placement.lane import Lane
 from fabric.placement.preemption import Preemption
-from fabric.placement.queue import Lane
 from fabric.placement.quotas import Fairness
 from fabric.placement.state import Pin, PlacementState, Queued, Running
 from fabric.placement.waiting import RETRIES_MAX, SOON_US, Waiting
@@ -162,7 +162,7 @@ class Decisions:
     def _place(self, lane: Lane, queued: Queued, group: Group, picks: Picks, now_us: int) -> Placed:
         request = queued.request
         pin = self._state.pins.get(request.job_id)
-        shares = group.shares(picks)
+        shares = group.shares(picks) if request.fraction is None else group.shares([(picks[0][0], 1)])
         running = Running(
             request,
             queued.seq,
@@ -200,7 +200,9 @@ class Decisions:
     def _placed(self, lane: Lane, running: Running, group: Group, now_us: int) -> Placed:
         request = running.request
         devices = sum([devices for _, devices in running.shares])
-        running.fee = self._fairness.enter(request.account_id, devices=devices, now_us=now_us)
+        running.fee = self._fairness.enter(
+            request.account_id, devices=devices, fraction=request.fraction, now_us=now_us
+        )
         self._waiting.count_start(running, group)
         self._waiting.leave(lane, request.job_id, placed=True)
         return Placed(request.job_id, group.accelerator, running.shares, group.pool)

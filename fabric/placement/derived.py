@@ -10,7 +10,8 @@ from typing import Any
 from fabric.placement.cluster import Cluster
 from fabric.placement.fitting import Group
 from fabric.placement.jobs import RANKS
-from fabric.placement.queue import Lane, Queue
+from fabric.placement.lane import Lane
+from fabric.placement.queue import Queue
 from fabric.placement.quotas import Fairness
 from fabric.placement.waiting import Waiting
 
@@ -60,6 +61,8 @@ def _of_group(group: Group) -> View:
         "sizes": {size: count for size, count in group.sizes.items() if count},
         "standing": {size: count for size, count in group.standing.items() if count},
         "free": group.free,
+        "units": dict(group.units.nodes),
+        "opened": {units: opened for units, opened in group.units.opened.items() if opened},
         "notices": dict(group.notices),
         "notice_us": group.notice_us,
         "pinned": list(group.pinned),

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from fabric.placement.jobs import INFERENCE, RANKS, Request, Shares
-from fabric.placement.state import NodeState, Running
-from fabric.units import AccountId, JobId, NodeId
+from fabric.placement.state import Node, NodeState, Running
+from fabric.placement.units import Units
+from fabric.units import AccountId, Fraction, JobId, NodeId
 
 Picks = list[tuple[int, int]]
-"""(slot, devices) of each share."""
+"""(slot, devices) of each share; of a fraction 0 devices where it comes onto one that is divided."""
 
 
 class Shape(NamedTuple):
@@ -40,6 +41,7 @@ class Group:
         "accelerator",
         "bits",
         "fit",
+        "fraction",
         "free",
         "ids",
         "leaving",
@@ -60,14 +62,17 @@ class Group:
         "touched",
         "typed",
         "typed_devices",
+        "units",
         "wanted",
     )
 
-    def __init__(self, pool: str, accelerator: str, owner: AccountId | None) -> None:
+    def __init__(self, pool: str, accelerator: str, owner: AccountId | None, fraction: Fraction | None = None) -> None:
         self.pool = pool
         self.accelerator = accelerator
         self.owner = owner
-        self.name = group_name(pool, accelerator, owner)
+        self.fraction = fraction
+        """What is counted as a device here is such a part of one."""
+        self.name = group_name(pool, accelerator, owner, fraction)
         self.nodes: list[NodeState | None] = []
         self.ids: list[NodeId] = []
         self.bits: list[int] = []
@@ -99,6 +104,7 @@ class Group:
         """How many lanes that name their types wait for room here: who may have any type goes elsewhere if it can."""
         self.typed_devices = 0
         """How many devices run jobs that name their types."""
+        self.units = Units()
         self.touched = False
         """Whether it got room since the last plan."""
 
@@ -110,8 +116,10 @@ class Group:
         self.ids[node.slot] = node.node.node_id
         self._count(node)
 
-    def insert(self, node: NodeState) -> None:
-        """Slots are in the order of the nodes' ids, whichever came first: the order of arrival decides nothing."""
+    def insert(self, node: NodeState) -> bool:
+        """Slots are in the order of the nodes' ids, whichever came first: the order of arrival decides nothing. Whether devices
+        can be had in other parts now.
+        """
         at = bisect_left(self.ids, node.node.node_id)
         for following in self.nodes[at:]:
             assert following is not None
@@ -122,11 +130,12 @@ class Group:
         del self.nodes[-1], self.ids[-1]
         below = (1 << at) - 1
         self.fit = [bits & below | (bits >> at) << (at + 1) for bits in self.fit]
+        self.units.widen(at)
         node.slot = at
-        self._count(node)
+        return self._count(node)
 
-    def unseat(self, node: NodeState) -> None:
-        """Forget the node, which has no bit any more."""
+    def unseat(self, node: NodeState) -> bool:
+        """Forget the node, which has no bit any more. Whether devices can no longer be had in some parts."""
         at = node.slot
         del self.nodes[at], self.ids[at], self.bits[-1]
         for following in self.nodes[at:]:
@@ -135,6 +144,7 @@ class Group:
         below = (1 << at) - 1
         self.fit = [bits & below | (bits >> (at + 1)) << at for bits in self.fit]
         self.sizes[node.node.devices] -= 1
+        return self.units.narrow(at)
 
     def hear(self, notice_us: int | None, change: int) -> None:
         """One node more (or fewer, if negative) gives so much notice."""
@@ -152,11 +162,17 @@ class Group:
         self.fit[node.free] |= self.bits[node.slot]
         self.free += node.free
         self.standing[node.node.devices] = self.standing.get(node.node.devices, 0) + 1
+        self.units.note(node, self.bits[node.slot])
 
     def hide(self, node: NodeState) -> None:
         self.fit[node.free] ^= self.bits[node.slot]
         self.free -= node.free
         self.standing[node.node.devices] -= 1
+        self.units.note(node, self.bits[node.slot])
+
+    def takes(self, fraction: Fraction) -> bool:
+        """Whether its devices are such parts, or can be had in such."""
+        return self.fraction == fraction or self.units.takes(fraction)
 
     def shift(self, node: NodeState, change: int) -> None:
         """So many more devices of the node are free (or fewer, if negative)."""
@@ -303,15 +319,17 @@ class Group:
         elif running.preemptible:
             self.loose_devices[self._class_of(running)] += devices
 
-    def _count(self, node: NodeState) -> None:
+    def _count(self, node: NodeState) -> bool:
         size = node.node.devices
         self.sizes[size] = self.sizes.get(size, 0) + 1
+        is_first = self.units.add(node.node.units, self.bits[node.slot])
         while len(self.fit) <= size:
             self.fit.append(0)
         if node.status != "down":
             self.hear(node.node.notice_us, 1)
         if node.status == "up":
             self.show(node)
+        return is_first
 
     def _grow(self) -> None:
         self.bits.append(1 << len(self.nodes))
@@ -319,5 +337,11 @@ class Group:
         self.ids.append(NodeId(""))
 
 
-def group_name(pool: str, accelerator: str, owner: AccountId | None) -> str:
-    return f"{pool}/{accelerator}/{owner}" if owner else f"{pool}/{accelerator}"
+def group_name(pool: str, accelerator: str, owner: AccountId | None, fraction: Fraction | None = None) -> str:
+    kind = accelerator if fraction is None else f"{accelerator}:{fraction[0]}-{fraction[1]}"
+    return f"{pool}/{kind}/{owner}" if owner else f"{pool}/{kind}"
+
+
+def name_of(node: Node) -> str:
+    """Of the node's group."""
+    return group_name(node.pool, node.accelerator, node.dedicated_to, node.fraction)

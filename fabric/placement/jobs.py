@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from fabric.units import PPM, AccountId, JobId, NodeId
+from fabric.units import PPM, AccountId, Fraction, JobId, NodeId
 
 INFERENCE: Final = 0
 ENTERPRISE: Final = 1
@@ -61,6 +61,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """It goes only to pools whose nodes of the type all give at least so much notice before they go."""
     mixtures: tuple[tuple[str, ...], ...] = ()
     """Types that may be one gang, where no type alone has room for it; () = a gang is of one type."""
+    fraction: Fraction | None = None
+    """It has so much of its one device; None = whole devices."""
 
     @property
     def least(self) -> int:
@@ -107,7 +109,7 @@ class Evict(msgspec.Struct, frozen=True, gc=False):
 class Unplaceable(msgspec.Struct, frozen=True):
     """Why a request can never run here as it is written.
 
-    `unknown_accelerator` {given, known} · `gang_too_large` {devices, largest, accelerator}, and {devices_per_node,
+    `unknown_accelerator` {given, known} · `no_such_fraction` {fraction, offered} · `gang_too_large` {devices, largest, accelerator}, and {devices_per_node,
     on_a_node} if no node has so many · `no_pool_for` {service,
     preemptible, pools} · `uneven_gang` {devices, devices_per_node} · `grace_too_long` {grace_us, longest_us}.
     """

@@ -37,7 +37,8 @@ class Planner:
         for queued in state.queue.values():
             self._fairness.arrive(queued.request.account_id)
         for running in state.running.values():
-            self._fairness.arrive(running.request.account_id)
+            if not running.is_divided:
+                self._fairness.arrive(running.request.account_id)
         self._queue = Queue(state.queue, self._fairness, state.policy)
         self._pins = Reservations(state, self._cluster)
         self._preemption = Preemption(state, self._cluster)
@@ -82,7 +83,7 @@ class Planner:
         if node is None:
             return ()
         self._close(node_id, status="down")
-        jobs = tuple(node.shares)
+        jobs = self._cluster.divided.jobs_of(node.shares)
         self._cluster.clear(node)
         return jobs
 
@@ -92,9 +93,10 @@ class Planner:
         if node is None or node.status == "down":
             return ()
         self._close(node_id, status="draining")
-        for job_id in node.shares:
+        jobs = self._cluster.divided.jobs_of(node.shares)
+        for job_id in jobs:
             self.note_leaving(job_id)
-        return tuple(node.shares)
+        return jobs
 
     def cordon_node(self, node_id: NodeId) -> None:
         """Nothing new on the node; who has a share there stays."""
@@ -109,7 +111,7 @@ class Planner:
             self._cluster.add(node.node)
 
     def nodes(self) -> tuple[NodeFree, ...]:
-        return view_nodes(self._state)
+        return view_nodes(self._state, self._cluster)
 
     def least_notice_us(self, nodes: Iterable[NodeId] | None = None) -> int | None:
         """The least notice that any of these nodes (None = of all) gives before it goes; None = all give enough."""
@@ -192,7 +194,7 @@ class Planner:
         """The job's code runs: its minimum run time counts from here."""
         running = self._state.running.get(job_id)
         if running is not None and running.started_at_us is None:
-            running.started_at_us = now_us
+            self._cluster.start(running, now_us=now_us)
 
     def note_leaving(self, job_id: JobId) -> None:
         """The job was asked to stop for a reason of its own: who needs room may count on its devices, and won't evict it."""

@@ -10,6 +10,7 @@ equals, and gives way to a better class only where nobody else would do: a budge
 from itertools import islice
 
 from fabric.placement.cluster import Cluster
+from fabric.placement.divided import could_take
 from fabric.placement.fitting import Group, Shape
 from fabric.placement.jobs import ENTERPRISE, INFERENCE, Evict, Shares
 from fabric.placement.quotas import MINUTE_US, EvictionBudget
@@ -38,7 +39,10 @@ class Preemption:
         """What searches have cost: a node or a job that is looked at counts 1, and a search and an eviction what they take in these."""
 
     def is_spent(self, job_id: JobId, *, now_us: int) -> bool:
-        """Whether the job was evicted as often within a day as it may be."""
+        """Whether the job was evicted as often within a day as it may be; of a divided device, whether one on it was."""
+        running = self._state.running.get(job_id)
+        if running is not None and running.is_divided:
+            return any(self.is_spent(one, now_us=now_us) for one in self._cluster.divided.jobs_of((job_id,)))
         return self._budget.is_spent(job_id, evictions_max=self._state.policy.evictions_max, now_us=now_us)
 
     def make_room(self, queued: Queued, group: Group, *, now_us: int) -> list[Evict] | None:
@@ -56,7 +60,7 @@ class Preemption:
         return self._choose(
             queued,
             group,
-            self._nodes_of(group, evictable, group.least(Shape.of(queued.request))),
+            self._nodes_of(queued, group, evictable),
             evictable,
             reason="outranked",
             now_us=now_us,
@@ -66,7 +70,7 @@ class Preemption:
         """Claim what those give back who are leaving by themselves; False if that, and what is free, is not enough."""
         if not group.leaving_devices or group.leaving_devices + group.free < queued.request.least:
             return False
-        nodes = self._nodes_of(group, [], group.least(Shape.of(queued.request)))
+        nodes = self._nodes_of(queued, group, [])
         return self._choose(queued, group, nodes, [], reason="", now_us=now_us) is not None
 
     def complete(self, queued: Queued, group: Group, pin: Pin, *, now_us: int) -> list[Evict] | None:
@@ -88,7 +92,7 @@ class Preemption:
         pin.enough = at_hand + max(lacking, 1)
         if lacking > 0:
             return None
-        nodes = self._nodes_of(group, evictable, group.least(Shape.of(queued.request)))
+        nodes = self._nodes_of(queued, group, evictable)
         return self._choose(queued, group, nodes, evictable, reason="backfill", now_us=now_us)
 
     def _choose(
@@ -106,7 +110,7 @@ class Preemption:
         gain = sum(devices for job in evictable for node_id, devices in job.shares if node_id in ids)
         if sum(rooms.values()) + gain < queued.request.least:
             return None
-        lost = losses(evictable, reporters=list(group.reporters.values()), now_us=now_us)
+        lost = self._losses(evictable, group, now_us)
         shape, lasting, chosen = Shape.of(queued.request), group.pool == "reserved", None
         if spent := self._spent(evictable, now_us):
             spared = {job_id: loss for job_id, loss in lost.items() if job_id not in spent}
@@ -115,6 +119,17 @@ class Preemption:
         if chosen is None or self._is_too_dear(queued, group, sum([lost[job_id] for job_id in chosen[0]]), now_us):
             return None
         return self._carry_out(queued, group, chosen, reason, now_us=now_us, lost=lost)
+
+    def _losses(self, evictable: list[Running], group: Group, now_us: int) -> dict[JobId, int]:
+        """What evicting each would lose; a divided device loses what all that are on it do, each for its part of it."""
+        reporters, divided = list(group.reporters.values()), [each for each in evictable if each.is_divided]
+        lost = losses(evictable, reporters=reporters, now_us=now_us)
+        for device in divided:
+            name, node = device.request.job_id, self._cluster.divided.node_of(device)
+            each = losses(self._cluster.divided.members(name), reporters=reporters, now_us=now_us)
+            units = node.divided[name].jobs
+            lost[name] = sum([loss * units[job_id] // node.node.units for job_id, loss in each.items()])
+        return lost
 
     def _is_too_dear(self, queued: Queued, group: Group, loss: int, now_us: int) -> bool:
         """Whether it is worth waiting until somebody has saved: while more is lost than the policy allows for such a waiting.
@@ -146,14 +161,17 @@ class Preemption:
         lost: dict[JobId, int],
     ) -> list[Evict]:
         job_id = queued.request.job_id
-        running = self._state.running
-        why = {victim: "reclaimed" if group.is_guest(running[victim]) else reason for victim in chosen[0]}
+        running, evictions = self._state.running, []
         for victim in chosen[0]:
-            self._cluster.evict(self._state.running[victim])
-            self._budget.count(victim, now_us=now_us)
+            why = "reclaimed" if group.is_guest(running[victim]) else reason
+            for one in self._cluster.divided.jobs_of((victim,)):
+                if not running[one].evicting:
+                    self._budget.count(one, now_us=now_us)
+                    evictions.append(Evict(one, job_id, why, queued.rank, lost[victim], len(lost)))
+            self._cluster.evict(running[victim])
         self.spent += _EVICTION_COSTS * len(chosen[0])
         self._cluster.claim(job_id, group, chosen[1])
-        return [Evict(victim, job_id, why[victim], queued.rank, lost[victim], len(lost)) for victim in chosen[0]]
+        return evictions
 
     def _may_evict(self, group: Group, running: Running, queued: Queued, now_us: int) -> bool:
         if running.evicting or not running.preemptible:
@@ -168,9 +186,9 @@ class Preemption:
             return True
         return now_us - running.since_us >= self._state.policy.run_us_min
 
-    def _nodes_of(self, group: Group, evictable: list[Running], least: int) -> dict[int, NodeState]:
-        """Nodes with `least` devices free, or with somebody who may give way or is leaving; never those of a pin."""
-        bits = 0
+    def _nodes_of(self, queued: Queued, group: Group, evictable: list[Running]) -> dict[int, NodeState]:
+        """Nodes with enough devices free to be of use, or with somebody who may give way or is leaving."""
+        least, bits = group.least(Shape.of(queued.request)), 0
         for free in group.fit[least:]:
             bits |= free
         for running in (*evictable, *group.leaving.values()):
@@ -179,6 +197,7 @@ class Preemption:
                     bits |= self._cluster.bit_of(group, node_id)
                 else:
                     bits |= group.bits[self._state.nodes[node_id].slot]
+        bits &= could_take(group, queued.request)
         nodes = {node.slot: node for node in group.nodes_of(bits) if node.status == "up"}
         self.spent += _SEARCH_COSTS + len(nodes) + len(evictable)
         return nodes

@@ -7,21 +7,15 @@ waiting jobs are a few dozen lanes. Knows nothing of nodes.
 
 import heapq
 from bisect import bisect_left, bisect_right, insort
-from collections import OrderedDict
 from collections.abc import Container, Iterator, Mapping
 
-from fabric.placement.fitting import Group, Shape
+from fabric.placement.fitting import Group
 from fabric.placement.jobs import RANKS
+from fabric.placement.lane import Head, Lane, LaneKey
 from fabric.placement.quotas import Fairness, Policy
 from fabric.placement.state import Claim, Queued
-from fabric.units import AccountId, JobId, NodeId
+from fabric.units import AccountId, JobId
 
-_Elastic = tuple[int, tuple[tuple[str, int], ...]] | None
-_Patient = tuple[NodeId, ...]
-_Choosy = tuple[int, tuple[tuple[str, ...], ...]] | None
-_Barred = tuple[str, ...]
-LaneKey = tuple[int, int, int | None, tuple[str, ...], bool, bool, str, _Elastic, _Choosy, _Patient, _Barred]
-_Head = tuple[int, tuple[int, int], AccountId]
 _LANES_KEPT = 1024
 _HEADS_PER_LINE = 2
 _HEADS_KEPT = 16
@@ -31,71 +25,6 @@ _PEERS_NAMED = 16
 _MANY = AccountId("")
 LAST = "\U0010ffff"
 """Behind every name."""
-_ALWAYS_TOLD = 7
-"""Parts of a lane's key that its name always has; what few jobs ask for is only named where they do."""
-
-
-class Lane:
-    """Waiting jobs that are alike."""
-
-    __slots__ = (
-        "account_id",
-        "ages",
-        "groups",
-        "heads",
-        "heard",
-        "jobs",
-        "lines",
-        "mixes",
-        "name",
-        "parked",
-        "rank",
-        "seen",
-        "shape",
-        "typed",
-    )
-
-    def __init__(self, key: LaneKey, shape: Shape, *, mixes: bool = False) -> None:
-        self.rank = key[0]
-        self.typed = bool(key[3])
-        """Whether its jobs name their types."""
-        self.account_id = AccountId(key[6])
-        """Whose its jobs are, if that has nodes of its own; else ""."""
-        told: tuple[object, ...] = key
-        while len(told) > _ALWAYS_TOLD and not told[-1]:
-            told = told[:-1]
-        self.name = "|".join(map(str, told))
-        self.shape = shape
-        self.mixes = mixes
-        """Whether its gangs may be of several groups, so that any room counts."""
-        self.jobs: OrderedDict[JobId, Queued] = OrderedDict()
-        """All of them, in order of arrival, those with a claim included."""
-        self.heads: list[_Head] = []
-        self.heard = 0
-        """Of how many keys that became less `heads` knows."""
-        self.lines: dict[AccountId, list[tuple[tuple[int, int], JobId]]] = {}
-        self.ages: list[tuple[tuple[int, int], JobId]] = []
-        """Those in line by who came first, whatever their accounts have used; and some that have left it."""
-        self.parked = False
-        self.groups: tuple[Group, ...] = ()
-        """Where its jobs may go, best first."""
-        self.seen = -1
-        """The version of the cluster's groups that `groups` was made from."""
-
-    @property
-    def least(self) -> int:
-        """With fewer free devices in a group than this, none of its jobs can have anything there."""
-        return 0 if self.mixes else self.shape.devices
-
-    def is_at_home(self, group: Group) -> bool:
-        """Whether its jobs have a right to what the group lends."""
-        return group.pool != "spot" and group.is_home_of(self.account_id, self.rank)
-
-    def weigh_on_groups(self, change: int) -> None:
-        """It is parked, or isn't any more."""
-        for group in self.groups:
-            group.wanted += change * self.is_at_home(group)
-            group.typed += change * self.typed
 
 
 class Queue:
@@ -123,7 +52,7 @@ class Queue:
         self.parked: list[dict[str, Lane]] = [{} for _ in range(RANKS)]
         self._needing: list[dict[str, list[tuple[int, str]]]] = [{} for _ in range(RANKS)]
         """By class and group, the lanes that are parked, those that need least first."""
-        self._order: list[tuple[_Head, str]] = []
+        self._order: list[tuple[Head, str]] = []
         self._woken: dict[str, Lane] = {}
         """Lanes that are to be looked at, of which `_order` doesn't know yet."""
 
@@ -163,12 +92,13 @@ class Queue:
             self._policy.barred(request.grace_us)
             if request.grace_us > self._shortest_us and request.is_movable(queued.preemptible)
             else (),
+            request.fraction,
         )
         lane = self.lanes.get(key)
         if lane is None:
             if len(self.lanes) >= self._lanes_max:
                 self._drop_empty()
-            lane = self.lanes[key] = Lane(key, Shape.of(request), mixes=bool(request.mixtures))
+            lane = self.lanes[key] = Lane(key, request)
             lane.heard = self._forgotten + len(self._fallen)
             self.named[lane.name] = lane
         return lane
@@ -262,7 +192,7 @@ class Queue:
         """How many devices of the group jobs of a class wait for at the least, of those that want no more than so many."""
         lanes = (*self.active[rank].values(), *self.parked[rank].values())
         might = [lane for lane in lanes if lane.shape.devices <= within and (lane.seen < 0 or group in lane.groups)]
-        return sum([len(lane.jobs) * lane.shape.devices for lane in might])
+        return sum([lane.wants for lane in might])
 
     def oldest(self, lane: Lane, *without: Container[JobId]) -> Queued | None:
         """Who came first of those in line, but of some; None if that is nobody."""
@@ -288,7 +218,7 @@ class Queue:
         self.active[lane.rank].pop(lane.name, None)
         _want_no_more(lane)
 
-    def _head(self, lane: Lane) -> _Head | None:
+    def _head(self, lane: Lane) -> Head | None:
         """The key of the lane's next job. A key that falls is entered anew, so the least entry that is up to date is the least
         of all.
         """

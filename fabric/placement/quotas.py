@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from fabric.units import MICROS_PER_S, PPM, AccountId, JobId
+from fabric.units import MICROS_PER_S, PPM, AccountId, Fraction, JobId
 
 MINUTE_US: Final = 60_000_000
 HOUR_US: Final = 60 * MINUTE_US
@@ -212,9 +212,12 @@ class Fairness:
         cohort = self._accounts[account_id].cohort
         return not cohort or not any(member in self.present for member in self.members[cohort])
 
-    def enter(self, account_id: AccountId, *, devices: int, now_us: int) -> int:
-        """Count the start of a job of so many devices as use that is still to come; how much that is."""
-        fee = devices * self._policy.entry_us // _UHS_PER_COUNT * self._scale(now_us)
+    def enter(self, account_id: AccountId, *, devices: int, now_us: int, fraction: Fraction | None = None) -> int:
+        """Count the start of a job of so many devices (or of a part of one) as use that is still to come; how much that is."""
+        entry = devices * self._policy.entry_us // _UHS_PER_COUNT
+        if fraction is not None:
+            entry = entry * fraction[0] // fraction[1]
+        fee = entry * self._scale(now_us)
         account = self._accounts[account_id]
         self._count(account_id, account, used=0, fees=account.fees + fee, early=account.fees - account.credit)
         return fee

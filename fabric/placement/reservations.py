@@ -8,6 +8,7 @@ the other way round, and no class from a better one. Jobs that can't be evicted 
 """
 
 from fabric.placement.cluster import Cluster
+from fabric.placement.divided import could_take
 from fabric.placement.fitting import Group, Shape
 from fabric.placement.state import NodeState, Pin, PlacementState, Queued
 from fabric.units import INT64_MAX, JobId
@@ -32,7 +33,7 @@ class Reservations:
         """Reserve in the group, if its nodes could take the gang, and the class has not as much of it pinned as it may."""
         if self.is_full(group, queued.rank, queued.request.least):
             return False
-        nodes = self._best_nodes(group, Shape.of(queued.request))
+        nodes = self._best_nodes(group, Shape.of(queued.request), could_take(group, queued.request))
         if nodes is None:
             return False
         pin = Pin(group=group.name, nodes=[node.node.node_id for node in nodes], at_us=now_us)
@@ -69,8 +70,9 @@ class Reservations:
         if node.status != "up" or any(node_id in pin.nodes for _, pin in pins):
             return
         for job_id, pin in pins:
-            each = Shape.of(self._state.queue[job_id].request).each or node.node.devices
-            if node.node.devices < each:
+            request = self._state.queue[job_id].request
+            each = Shape.of(request).each or node.node.devices
+            if node.node.devices < each or not group.bits[node.slot] & could_take(group, request):
                 continue
             room = self._cluster.room
             rooms = [(min(room(self._state.nodes[reserved]), each), at) for at, reserved in enumerate(pin.nodes)]
@@ -80,13 +82,13 @@ class Reservations:
                 self._cluster.mark(group)
                 return
 
-    def _best_nodes(self, group: Group, shape: Shape) -> list[NodeState] | None:
+    def _best_nodes(self, group: Group, shape: Shape, among: int) -> list[NodeState] | None:
         """The fullest-free nodes that could take a share, as few as make the gang; those of nobody else's first."""
         least = group.least(shape)
         chosen: list[NodeState] = []
         room = 0
         taken = group.pinned[-1]
-        for mask in (~taken, taken):
+        for mask in (among & ~taken, among & taken):
             for node in (node for bits in reversed(group.fit) for node in group.nodes_of(bits & mask)):
                 if room >= shape.devices:
                     break

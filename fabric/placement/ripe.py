@@ -6,7 +6,8 @@ from typing import Final
 
 from fabric.placement.fitting import Group
 from fabric.placement.jobs import INFERENCE, RANKS
-from fabric.placement.queue import LAST, Lane
+from fabric.placement.lane import Lane
+from fabric.placement.queue import LAST
 
 _UNKNOWN: Final = -1
 

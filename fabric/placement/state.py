@@ -9,7 +9,7 @@ import msgspec
 
 from fabric.placement.jobs import Request, Shares
 from fabric.placement.quotas import Account, Policy
-from fabric.units import AccountId, JobId, NodeId
+from fabric.units import AccountId, Fraction, JobId, NodeId
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -23,10 +23,29 @@ class Node(msgspec.Struct, frozen=True):
     dedicated_to: AccountId | None = None
     notice_us: int | None = None
     """How long before it goes it says so; None = long enough for anybody."""
+    units: int = 1
+    """A device of it may be had whole, or in so many equal units; 1 = only whole."""
+    fraction: Fraction | None = None
+    """What is counted as its devices are such parts of devices, divided for good; None = whole ones."""
+    division: str = ""
+    """How, for people."""
+
+
+class Divided(msgspec.Struct):
+    """A device that is given away in units. free + Σ jobs = the node's units of a device, always."""
+
+    free: int
+    jobs: dict[JobId, int] = {}
+    """Who has how many."""
+    closed: bool = False
+    """It is being left: nobody new comes onto it."""
 
 
 class NodeState(msgspec.Struct):
-    """A node and who is on it. free + Σ shares + held = devices, always."""
+    """A node and who is on it. free + Σ shares + held = devices, always.
+
+    A divided device is a share of one device, of a job that stands for all that have units of it.
+    """
 
     node: Node
     slot: int
@@ -39,6 +58,8 @@ class NodeState(msgspec.Struct):
     """Devices already set aside for claims."""
     owed: dict[JobId, int] = {}
     """Devices that go to these claims when they are released, first come first served."""
+    divided: dict[JobId, Divided] = {}
+    """By the share's name."""
 
 
 class Queued(msgspec.Struct, gc=False):
@@ -78,6 +99,13 @@ class Running(msgspec.Struct, gc=False):
     """What its start was counted with, as usage is (`Fairness`), as far as it isn't used."""
     every_us: int = 0
     """Between its last two checkpoints, or from its start to its first one; 0 while it has none."""
+    within: JobId | None = None
+    """It has units of this divided device; it is one, if that is its own name."""
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether it is no job, but a divided device, which stands for all that are on it."""
+        return self.within is not None and self.within == self.request.job_id
 
     @property
     def since_us(self) -> int:
@@ -121,6 +149,8 @@ class GroupState(msgspec.Struct):
     accelerator: str
     owner: AccountId | None
     placed: list[int]
+    fraction: Fraction | None = None
+    """Its nodes' devices are such parts of devices."""
 
 
 class Blocked(msgspec.Struct):
@@ -162,3 +192,5 @@ class PlacementState:
     epoch_us: int = -1
     """What decayed usage is reckoned from."""
     seq: int = 0
+    divided: int = 0
+    """How often a device was divided: names them apart."""

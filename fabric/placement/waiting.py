@@ -6,7 +6,8 @@ from fabric.placement.alarms import Alarms
 from fabric.placement.cluster import Cluster
 from fabric.placement.fitting import Group
 from fabric.placement.jobs import INFERENCE, RANKS
-from fabric.placement.queue import Lane, Queue
+from fabric.placement.lane import Lane
+from fabric.placement.queue import Queue
 from fabric.placement.quotas import Fairness
 from fabric.placement.reservations import Reservations
 from fabric.placement.ripe import Ripe

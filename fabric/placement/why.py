@@ -151,7 +151,7 @@ class Inquiry:
         for node_id, _ in claim.shares:
             node = self._state.nodes[node_id]
             found |= {job_id: None for job_id in node.shares if node.owed and self._state.running[job_id].evicting}
-        return tuple(found)
+        return self._cluster.divided.jobs_of(found)
 
     def _room(self, group: Group, queued: Queued, policy: Policy) -> Room:
         withheld = ""

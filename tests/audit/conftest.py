@@ -1,6 +1,7 @@
 """A small log of a real gate, with a bit of everything in it, and an auditor that reads it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import pytest
@@ -120,9 +121,9 @@ class Log:
             answers += await self.writer.submit([event])
         return answers
 
-    async def run_job(self, account: str, *, job_id: str, metered_with: tuple[str, ...] = ()) -> None:
+    async def run_job(self, account: str, *, job_id: str, metered_with: tuple[str, ...] = (), **wanted: Any) -> None:
         """A job from submission to settlement, on one device for ten minutes."""
-        spec = JobSpec(name="train", kind=JobKind.FUNCTION, accelerators=("H100",), limit_uhs=CT)
+        spec = JobSpec(name="train", kind=JobKind.FUNCTION, accelerators=("H100",), limit_uhs=CT, **wanted)
         await self.write([Submit(job_id=job_id, account_id=account, spec=spec, request_id=job_id)])
         lease = self.writer.core.state.jobs[job_id].lease_id
         assert lease is not None, "there is room for it"

@@ -1,5 +1,7 @@
 """Random nodes, jobs, departures and drains: what always holds of a planner."""
 
+from fractions import Fraction
+
 import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -20,25 +22,37 @@ NODES = [
         pool,
         owner,
         notice_us=MINUTE if (pool, kind) == ("spot", "A100") else None,
+        units=1 if (kind, at) == ("A100", 0) else 4 + 2 * at,
     )
     for at, devices in enumerate((8, 4))
     for kind in TYPES
     for pool, owner in dict.fromkeys(POOLS)
 ]
+NODES += [Node("spot-H100-mig", "H100", 4, "spot", fraction=(1, 4)), Node("small", "H100", 1, "spot", units=2)]
 
 shapes = st.one_of(
     st.tuples(st.integers(1, 10), st.none()),
     st.tuples(st.integers(1, 3), st.sampled_from((1, 2, 4, 8))).map(lambda at: (at[0] * at[1], at[1])),
 )
-asked = st.builds(
-    lambda shape, least, **facts: Request(
+
+
+def request_of(shape, least, fraction, mixtures, **facts):
+    if fraction is not None:
+        return Request(job_id="", devices=1, fraction=fraction, submitted_at_us=0, **facts)
+    return Request(
         job_id="",
         devices=shape[0],
         devices_per_node=shape[1],
         devices_least=least and (shape[1] or 1) * min(least, shape[0] // (shape[1] or 1)),
+        mixtures=mixtures,
         submitted_at_us=0,
         **facts,
-    ),
+    )
+
+
+asked = st.builds(
+    request_of,
+    fraction=st.sampled_from((None, None, (1, 4), (1, 2), (1, 3), (3, 4))),
     shape=shapes,
     least=st.one_of(st.none(), st.none(), st.integers(1, 3)),
     speeds=st.sampled_from(((), (("H100", 1_000_000), ("A100", 315_000)))),
@@ -109,8 +123,9 @@ class Placing(RuleBasedStateMachine):
         assert now.node.notice_us == notice_us
         same = msgspec.structs.replace(now.node, notice_us=None) == msgspec.structs.replace(node, notice_us=None)
         assert same
-        if before is not None and before[0] != "down" and tuple(now.shares) != before[1]:
-            assert not now.shares, "only one that came back as something else loses what ran on it"
+        jobs = {view.node_id: view.jobs for view in self.planner.nodes()}[node.node_id]
+        if before is not None and before[0] != "down" and jobs != before[1]:
+            assert not jobs, "only one that came back as something else loses what ran on it"
 
     @rule(node=st.sampled_from(NODES), pool=st.sampled_from(POOLS))
     def join_as_another(self, node, pool):
@@ -228,7 +243,28 @@ class Placing(RuleBasedStateMachine):
         self.planner.check_invariants()
         state = self.planner.one._state
         assert set(state.queue) == set(self.waiting)
-        assert set(state.running) == set(self.running) | set(self.leaving)
+        jobs = {job_id for job_id, running in state.running.items() if not running.is_divided}
+        assert jobs == set(self.running) | set(self.leaving)
+        self.no_unit_is_had_twice()
+
+    def no_unit_is_had_twice(self):
+        """Whole devices and what is had of divided ones are no more than there is, however it is counted."""
+        had = {}
+        for job_id, step in (*self.running.items(), *self.leaving.items()):
+            part = Fraction(*(self.requests[job_id].fraction or (1, 1)))
+            for node_id, devices in step.shares:
+                had[node_id] = had.get(node_id, 0) + devices * part
+        for node in self.planner.nodes():
+            if node.status != "down":
+                of_device = Fraction(*(node.fraction or (1, 1)))
+                lost = [job_id for job_id in self.leaving if job_id not in node.jobs]
+                gone = sum(
+                    devices * Fraction(*(self.requests[job_id].fraction or (1, 1)))
+                    for job_id in lost
+                    for node_id, devices in self.leaving[job_id].shares
+                    if node_id == node.node_id
+                )
+                assert had.get(node.node_id, 0) - gone <= (node.devices - node.free) * of_device
 
     def enqueue(self, request):
         self.planner.enqueue(request, now_us=self.now)
@@ -254,6 +290,8 @@ class Placing(RuleBasedStateMachine):
             assert given_us is None or given_us >= request.notice_us
             assert node.dedicated_to in (None, request.account_id) or request.preemptible
             assert request.devices_per_node in (None, devices)
+            divisible = node.units % request.fraction[1] == 0 if request.fraction else node.fraction is None
+            assert divisible or node.fraction == request.fraction
         assert not request.accelerators or {step.accelerator, *step.kinds} <= set(request.accelerators)
         owners = {nodes[node_id].dedicated_to for node_id, _ in step.shares}
         pools = {nodes[node_id].pool for node_id, _ in step.shares}
