@@ -224,7 +224,7 @@ def _assert_indexes(state: PlacementState, cluster: Cluster) -> None:
         opened: dict[tuple[int, int], int] = {}
         for at in group.nodes:
             if at is not None and at.status == "up":
-                for free in {each.free for each in at.divided.values() if each.free and not each.closed}:
+                for free in dict.fromkeys(each.free for each in at.divided.values() if each.free and not each.closed):
                     key = at.node.units, free
                     opened[key] = opened.get(key, 0) | group.bits[at.slot]
         kept = {(units, free): bits for units, frees in group.units.opened.items() for free, bits in frees.items()}

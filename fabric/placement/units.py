@@ -60,7 +60,7 @@ class Units:
             return
         opened = self.opened.setdefault(node.node.units, {})
         there = node.divided.values() if node.status == "up" else ()
-        now = {each.free for each in there if each.free and not each.closed}
+        now = sorted({each.free for each in there if each.free and not each.closed})
         for free in [free for free, bits in opened.items() if bits & bit and free not in now]:
             opened[free] ^= bit
             if not opened[free]:
