@@ -117,6 +117,7 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "_policy": "the state's policy, which is set with it",
         "_shortest_us": "the policy",
         "owners": "the owners of the state's groups",
+        "fresh": "a waiting job that isn't in line yet: put there, or placed, by the next plan; a gate at rest has none",
         "lanes": "waiting jobs by what is alike; an empty one may be kept",
         "named": "the same lanes by name",
         "_lanes_max": "how many lanes there were when empty ones were forgotten last",

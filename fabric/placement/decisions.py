@@ -56,6 +56,8 @@ class Decisions:
             self._place_claimed(steps, now_us)
         if state.pins:
             self._serve_pins(steps, now_us)
+        if self._queue.fresh is not None:
+            self._place_fresh(steps, now_us)
         if (any(self._queue.active) or any(self._queue.parked)) and self._place_waiting(steps, now_us):
             self._pin_overdue(steps, now_us)
         for group in self._cluster.groups.values():
@@ -68,6 +70,23 @@ class Decisions:
         dues = self._waiting.dues()
         dues += [pin.retry_at_us for pin in self._state.pins.values()]
         return min((due for due in dues if due > self._state.planned_at_us), default=None)
+
+    def _place_fresh(self, steps: list[Step], now_us: int) -> None:
+        """Whoever came last is placed if it fits and nobody has his turn before; else it stands in line with the others."""
+        queue = self._queue
+        assert queue.fresh is not None
+        lane, queued = queue.fresh
+        request = queued.request
+        is_next = not any(queue.active) and not any(queue.parked[: lane.rank + 1])
+        if is_next and lane.rank != INFERENCE and request.devices_least is None and not request.patience_us:
+            if lane.seen != self._cluster.version:
+                self._waiting.find_groups(lane, queued)
+            groups = lane.groups if request.accelerators else self._cluster.by_need(lane.groups, queued)
+            found = best(self._cluster, groups, queued, lane.shape)
+            if found is not None:
+                steps.append(self._place(lane, queued, *found, now_us))
+                return
+        queue.settle()
 
     def _place_waiting(self, steps: list[Step], now_us: int) -> bool:
         """Whoever waits and fits, the best class first. Whether anybody still waits."""

@@ -168,6 +168,7 @@ class Planner:
             return False
         if job_id in self._state.claims:
             self._cluster.unclaim(job_id)
+        self._queue.settle()
         self._waiting.leave(self._queue.lane_of(queued), job_id, placed=False)
         self._waiting.depart(queued.request.account_id)
         return True
@@ -254,6 +255,7 @@ class Planner:
 
     def derived(self) -> derived.View:
         """What is kept beside the state and follows from it, in a form that two planners can be compared by."""
+        self._queue.settle()
         return derived.view(self._cluster, self._queue, self._fairness, self._waiting)
 
     @property
@@ -262,7 +264,7 @@ class Planner:
         cluster, queue = self._cluster, self._queue
         touched = any(group.touched for group in cluster.groups.values())
         stale = any(lane.seen != cluster.version for lanes in queue.parked for lane in lanes.values())
-        return not touched and not stale and not any(queue.active)
+        return not touched and not stale and not any(queue.active) and queue.fresh is None
 
     @property
     def owners(self) -> Mapping[AccountId, None]:

@@ -40,6 +40,8 @@ class Queue:
         self._fairness = fairness
         self.owners: dict[AccountId, None] = {}
         """Accounts with nodes of their own: their jobs have lanes of their own."""
+        self.fresh: tuple[Lane, Queued] | None = None
+        """Who came last, into an empty lane, and isn't in line yet: most such jobs are placed at once."""
         self.lanes: dict[LaneKey, Lane] = {}
         self.named: dict[str, Lane] = {}
         self._lanes_max = _LANES_KEPT
@@ -63,6 +65,7 @@ class Queue:
 
     def rebuild(self, *, skip: Mapping[JobId, Claim]) -> None:
         """Sort every waiting job into its lane anew; those in `skip` are not in line."""
+        self.fresh = None
         self.lanes.clear()
         self.named.clear()
         for active, parked in zip(self.active, self.parked, strict=True):
@@ -105,10 +108,21 @@ class Queue:
 
     def push(self, queued: Queued) -> Lane:
         """Put the job in line. Its lane is looked at, unless it is parked: where none of its jobs fits, one more doesn't."""
+        self.settle()
         lane = self.lane_of(queued)
-        lane.jobs[queued.request.job_id] = queued
-        self._line_up(lane, queued)
+        if lane.jobs:
+            lane.jobs[queued.request.job_id] = queued
+            self._line_up(lane, queued)
+        else:
+            self.fresh = lane, queued
         return lane
+
+    def settle(self) -> None:
+        """Whoever isn't in line yet is from now on."""
+        if self.fresh is not None:
+            (lane, queued), self.fresh = self.fresh, None
+            lane.jobs[queued.request.job_id] = queued
+            self._line_up(lane, queued)
 
     def push_back(self, queued: Queued) -> None:
         """The job had a claim and lost it: it stands in line again."""
@@ -116,6 +130,9 @@ class Queue:
 
     def remove(self, lane: Lane, job_id: JobId) -> None:
         """The job waits no longer."""
+        if self.fresh is not None and self.fresh[1].request.job_id == job_id:
+            self.fresh = None
+            return
         del lane.jobs[job_id]
         if not lane.jobs:
             self._put_away(lane)
