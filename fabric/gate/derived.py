@@ -42,6 +42,8 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "answers_until_us": "the oldest answer: never later than when that is forgotten, and looked up anew then",
         "watch": "leases and what is due of them: never later than that, and asked for the rest when it comes up",
         "changed": WATCHERS,
+        "begun": WATCHERS,
+        "starts": WATCHERS,
     },
     "PriceList": {
         "_tariffs": FIXED,
