@@ -83,7 +83,7 @@ def parse_fraction(text: str) -> Fraction | None:
     if given is None or not 0 < given <= 1 or given.denominator > FRACTION_MAX:
         raise InvalidRequest(
             f"{plain[:40]!r} is no part of a device: write it as 1/4 or 0.25, more than 0, at most 1, in parts of at most"
-            f" {FRACTION_MAX}; `fabric nodes` shows which there are",
+            f" {FRACTION_MAX}; `fabric ops nodes` shows which there are",
             code="invalid_fraction",
             given=plain[:40],
         )

@@ -21,7 +21,7 @@ from fabric.gate.instructions import Accepted
 from fabric.gate.payments import normal
 from fabric.ledger.scopes import Scope, Service
 from fabric.placement.locality import Dataset
-from fabric.units import INT64_MAX
+from fabric.units import INT64_MAX, Fraction
 from fabric.wire import fabric_pb2 as pb
 
 M = TypeVar("M", bound=Message)
@@ -86,7 +86,18 @@ def spec_of(spec: pb.JobSpec, *, payload: str) -> JobSpec:
         estimate_us=at_least(1, "estimate_us", spec.estimate_us) if spec.HasField("estimate_us") else None,
         tags=_tags(spec.tags),
         mix=short("mix", spec.mix) or "never",
+        fraction=_fraction(spec.fraction),
     )
+
+
+def _fraction(given: Sequence[int]) -> Fraction | None:
+    if not given:
+        return None
+    if len(given) != 2:  # noqa: PLR2004
+        raise InvalidRequest(
+            f"a part of a device is two numbers, 1 and 4 for a quarter, not {len(given)}", code="invalid_fraction"
+        )
+    return given[0], given[1]
 
 
 def _tags(given: Sequence[str]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Final
 
 from fabric.gate.views import EvictionView, WhyView
 from fabric.placement.why import Remedy, Room, Waits
+from fabric.units import format_fraction
 
 CLASSES: Final = ("inference", "Enterprise", "Professional", "Starter", "batch")
 """The classes of service, best first."""
@@ -87,13 +88,15 @@ def _what_for(view: WhyView, waits: Waits) -> str:
 def _gang(view: WhyView, waits: Waits) -> str:
     kind = " or ".join(view.accelerators) if view.accelerators else "any type"
     each = "" if waits.each is None else f", {waits.each} on a node"
-    return f"{waits.needs} \u00d7 {kind}{each}"
+    return f"{format_fraction(waits.fraction) or waits.needs} \u00d7 {kind}{each}"
 
 
 def _short(waits: Waits) -> str:
     if not waits.rooms:
         return "no node may take it"
     rooms = "; ".join(_room(room) for room in waits.rooms)
+    if waits.fraction is not None:
+        return f"{rooms}, so {format_fraction(waits.fraction)} of one must come free"
     if waits.short:
         return f"{rooms}, so {waits.short} more must come free"
     return f"{rooms}, and they lie on too many nodes" if not all(room.withheld for room in waits.rooms) else rooms
@@ -101,7 +104,8 @@ def _short(waits: Waits) -> str:
 
 def _room(room: Room) -> str:
     withheld = f" but {WITHHELD.get(room.withheld, room.withheld)}" if room.withheld else ""
-    return f"{room.free} of {room.devices} {room.pool} {room.accelerator} are free{withheld}"
+    part = f", and at most {format_fraction(room.most_part)} of one that is divided" if room.most_part else ""
+    return f"{room.free} of {room.devices} {room.pool} {room.accelerator} are free{part}{withheld}"
 
 
 def _ahead(waits: Waits) -> str:

@@ -28,8 +28,9 @@ def warned(found: pb.Job) -> str:
     return "warning: see `fabric job`" if found.warning else ""
 
 
-def where(found: pb.Job) -> str:
-    return f"{found.devices} × {found.accelerator}"
+def where(found: pb.Job | pb.Cdr | pb.QuoteReply) -> str:
+    """`2 × H100`, or `1/4 × H100`."""
+    return f"{'/'.join(map(str, found.fraction)) or found.devices} × {found.accelerator}"
 
 
 def ran(found: pb.Job) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from fabric.cli.calls import calls_in, gathered_by_model, print_calls, print_totals
+from fabric.cli.job_columns import where
 from fabric.cli.moments import Since, Until, parse_moment
 from fabric.cli.offers import parts_of, terms_of
 from fabric.cli.output import (
@@ -379,7 +380,7 @@ _UNIT_COLUMNS: Final[dict[str, Any]] = {
 _CDR_COLUMNS: Final[dict[str, Any]] = {
     "job": lambda cdr: cdr.job_id,
     "name": lambda cdr: cdr.name,
-    "on": lambda cdr: f"{cdr.devices} × {cdr.accelerator}",
+    "on": where,
     "ran": lambda cdr: duration(cdr.metered_us),
     "util": lambda cdr: f"{cdr.busy_us * 100 // max(cdr.devices * cdr.metered_us, 1)} %",
     "charged CT": lambda cdr: format_ct(cdr.charged_uhs, decimals=8),

@@ -243,12 +243,27 @@ _USAGE_COLUMNS: Final[dict[str, Any]] = {
     "since": lambda usage: moment(usage.kept_at_us),
     "why": lambda usage: f"{usage.code}: {usage.reason}",
 }
+
+
+def parts_said(node: pb.Node) -> str:
+    """` × 1/7 (mig 1g.10gb)` of devices that are parts; ` in 4 (time-slice)` of those that can be divided so."""
+    how = f" ({node.division})" if node.division else ""
+    if node.fraction:
+        return f" × {'/'.join(map(str, node.fraction))}{how}"
+    return f" in {node.units}{how}" if node.units > 1 else ""
+
+
+def parts_free(node: pb.Node) -> str:
+    """` + 3/4 + 1/4`: what is free of devices that are divided now."""
+    return "".join(f" + {free}/{node.units}" for free in sorted(node.free_units, reverse=True) if free)
+
+
 _NODE_COLUMNS: Final[dict[str, Any]] = {
     "node": lambda node: node.node_id,
     "accelerator": lambda node: node.accelerator,
     "pool": lambda node: node.pool + (f" of {node.dedicated_to}" if node.dedicated_to else ""),
-    "devices": lambda node: str(node.devices),
-    "free": lambda node: str(node.free),
+    "devices": lambda node: f"{node.devices}{parts_said(node)}",
+    "free": lambda node: f"{node.free}{parts_free(node)}",
     "state": lambda node: node.state,
     "leases": lambda node: ", ".join(node.leases) or "–",
 }

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fabric.cli.job_columns import before, per_hour, starts
+from fabric.cli.job_columns import before, per_hour, starts, where
 from fabric.cli.output import duration, print_facts, print_json, record
 from fabric.cli.packages import runtime_env_of
 from fabric.cli.session import AsJson, ForAccount, client
@@ -17,7 +17,9 @@ Tokens = Annotated[str, typer.Option("--tokens", "-t", help="The most the job ma
 Accelerators = Annotated[
     str,
     typer.Option(
-        "--accelerators", "-x", help="H100:2, any, types to choose from (H100:2,A100:2), or a range: any:1-8."
+        "--accelerators",
+        "-x",
+        help="H100:2, any, types to choose from (H100:2,A100:2), a range: any:1-8, or a part of one: H100:1/4.",
     ),
 ]
 Hold = Annotated[
@@ -70,7 +72,7 @@ def quote(
         return
     print_facts(
         {
-            "reckoned with": f"{answer.devices} × {answer.accelerator}",
+            "reckoned with": where(answer),
             "held to start": f"{format_ct(answer.hold_uhs, round_up=True)} CT of {format_ct(answer.free_uhs)} CT free",
             "burns": f"{per_hour(answer.burn_uhs_per_s)} CT/h busy, {per_hour(answer.burn_idle_uhs_per_s)} CT/h idle",
             "lasts": f"{duration(answer.runtime_us)} at 80 % utilisation",

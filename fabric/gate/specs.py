@@ -62,7 +62,7 @@ def _bad_part(spec: JobSpec) -> Refusal | None:
         return None
     return refusals.invalid(
         f"a job that has {said} of a device has one device, on one node, and this one asks for {wrong[0]}={wrong[1]}: leave that"
-        f" out, or leave fraction= (--fraction) out for whole devices",
+        " out, or ask for whole devices, as in accelerators=H100:1 (--accelerators)",
         code="fraction_of_one",
         fraction=said,
         **{wrong[0]: wrong[1]},

@@ -53,10 +53,13 @@ def _said(code: str, facts: Mapping[str, str | int]) -> str:
 
 def _no_such_part(fraction: str, offered: str) -> str:
     if not offered:
-        return f"devices are had only whole here, and {fraction} of one was asked for: leave fraction= (--fraction) out"
+        return (
+            f"devices are had only whole here, and {fraction} of one was asked for: ask for one, as in accelerators=H100:1"
+            " (--accelerators)"
+        )
     return (
-        f"no device here can be had in parts of {fraction}: ask for what there is ({offered}), or for a whole device, without"
-        " fraction= (--fraction)"
+        f"no device here can be had in parts of {fraction}: ask for what there is ({offered}), or for a whole device, as in"
+        " accelerators=H100:1 (--accelerators)"
     )
 
 

@@ -93,6 +93,11 @@ class Units:
                     break
         return None if best is None else best[1]
 
+    def most(self) -> Fraction | None:
+        """The most that is free of one divided device, in the units of that; None if nothing is."""
+        found = [(max(opened), units) for units, opened in self.opened.items() if opened]
+        return max(found, key=lambda each: each[0] * _PARTS // each[1], default=None)
+
     def whole(self, fraction: Fraction, fit: list[int], *, avoid: int) -> int | None:
         """The fullest node with a whole device that can be divided so; by its place."""
         can = self.nodes_for(fraction) & ~avoid

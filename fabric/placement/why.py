@@ -13,7 +13,7 @@ from fabric.placement.fitting import Group, Shape
 from fabric.placement.jobs import Request
 from fabric.placement.quotas import Fairness, Policy
 from fabric.placement.state import Claim, PlacementState, Queued
-from fabric.units import JobId
+from fabric.units import Fraction, JobId
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +26,8 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     free: int
     most: int
     """The most that are free on one node."""
+    most_part: Fraction | None = None
+    """For a job that wants a part of one: the most that is free of a device that is divided."""
     withheld: str = ""
     """Why what is free isn't for the job: headroom | inference_waits | owner_waits | reserved (for somebody who waited longer); "" = it is."""
 
@@ -68,6 +70,8 @@ class Waits(msgspec.Struct, frozen=True, kw_only=True):
     until_us: int | None = None
     """When it takes any node; or when devices are reserved for it, at the latest."""
     remedies: tuple[Remedy, ...] = ()
+    fraction: Fraction | None = None
+    """Of its one device it wants such a part."""
 
 
 class Inquiry:
@@ -106,6 +110,7 @@ class Inquiry:
             leaving=() if claim is None else self._leaving(claim),
             until_us=until_us,
             remedies=() if claim is not None else tuple(self._remedies(queued)),
+            fraction=request.fraction,
         )
 
     def _reason(
@@ -169,6 +174,7 @@ class Inquiry:
             devices=sum(node.node.devices for node in group.nodes if node is not None and node.status == "up"),
             free=group.free,
             most=max((free for free, bits in enumerate(group.fit) if bits), default=0),
+            most_part=None if queued.request.fraction is None else group.units.most(),
             withheld=withheld,
         )
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fabric.units import format_cny, format_ct
+from fabric.units import Fraction, format_cny, format_ct, format_fraction
 from fabric.wire import fabric_pb2 as pb
 
 _US_PER_S = 1_000_000
@@ -44,16 +44,23 @@ class Quote:
     """Half of such jobs start within so long,"""
     starts_p90_s: float = 0.0
     """nine of ten within so long."""
+    fraction: Fraction | None = None
+    """Of its one device it would have such a part; None = whole devices."""
+
+    @property
+    def on(self) -> str:
+        """`2 × H100`, or `1/4 × H100`."""
+        return f"{format_fraction(self.fraction) or self.devices} × {self.accelerator}"
 
     def __str__(self) -> str:
         if self.refusal:
-            return f"{self.devices} × {self.accelerator}: refused, {self.refusal}"
+            return f"{self.on}: refused, {self.refusal}"
         enough = "enough" if self.affordable else "too few"
         start = "can start now" if self.placeable_now else "would wait for devices"
         if self.starts_known:
             start += f" {_time(self.starts_p50_s)} to {_time(self.starts_p90_s)} (half of such jobs, nine of ten)"
         return (
-            f"{self.devices} × {self.accelerator}, {start}: lasts {_time(self.runtime_s)} at 80 % utilisation, costs at"
+            f"{self.on}, {start}: lasts {_time(self.runtime_s)} at 80 % utilisation, costs at"
             f" most {format_cny(self.cost_microcny)} CNY\n"
             f"burns {_an_hour(self.burn_uhs_per_s)} CT/h at 80 % utilisation, {_an_hour(self.burn_idle_uhs_per_s)} idle,"
             f" {_an_hour(self.burn_max_uhs_per_s)} at most; holds {self.hold_ct} CT at the start, {self.free_ct} are free:"
@@ -155,6 +162,7 @@ def quote_of(reply: pb.QuoteReply) -> Quote:
     return Quote(
         accelerator=reply.accelerator,
         devices=reply.devices,
+        fraction=(reply.fraction[0], reply.fraction[1]) if reply.fraction else None,
         hold_uhs=reply.hold_uhs,
         burn_uhs_per_s=reply.burn_uhs_per_s,
         burn_idle_uhs_per_s=reply.burn_idle_uhs_per_s,

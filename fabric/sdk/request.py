@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Final, Literal, NamedTuple
 
 from fabric.errors import InvalidRequest
-from fabric.units import parse_ct
+from fabric.units import Fraction, parse_ct, parse_fraction
 from fabric.wire import fabric_pb2 as pb
 
 Accelerators = str | Sequence[str]
@@ -16,7 +16,9 @@ Seconds = int | float
 ANY: Final = "any"
 STOP_SIGNALS: Final = ("TERM", "INT", "HUP", "USR1", "USR2")
 STOP_SIGNAL_VARIABLE: Final = "FABRIC_STOP_SIGNAL"
-_ACCELERATOR: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})(?::(-?\d{1,9})(?:-(\d{1,9}))?)?", re.ASCII)
+_ACCELERATOR: Final = re.compile(
+    r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})(?::(?:(-?\d{1,9})(?:-(\d{1,9}))?|(\d{1,9}[/.]\d{1,9})))?", re.ASCII
+)
 _SECONDS_MAX: Final = 10 * 366 * 86_400
 
 
@@ -27,10 +29,13 @@ class Wanted(NamedTuple):
     devices: int
     devices_least: int | None = None
     """Of a range: its lower end. None = exactly `devices`."""
+    fraction: Fraction | None = None
+    """Of its one device it wants such a part; None = whole devices."""
 
 
 def parse_accelerators(given: Accelerators) -> Wanted:
-    """What a person writes: "H100:2", "any", ["H100:2", "A100:2"]; a range for an elastic job, "H100:2-4" or "any:1-8".
+    """What a person writes: "H100:2", "any", ["H100:2", "A100:2"]; a range for an elastic job, "H100:2-4" or "any:1-8"; a part
+    of one device, "H100:1/4".
 
     Raises:
         InvalidRequest: not of that form, a count below 1, a range that ends before it begins, or different counts for
@@ -40,15 +45,20 @@ def parse_accelerators(given: Accelerators) -> Wanted:
     if not choices:
         raise InvalidRequest(f'name an accelerator such as "H100:2", or "{ANY}"', code="invalid_accelerators")
     types: list[str] = []
-    counts: set[tuple[int, int | None]] = set()
+    counts: set[tuple[int, int | None, Fraction | None]] = set()
     for choice in choices:
         match = _ACCELERATOR.fullmatch(choice.strip()) if isinstance(choice, str) else None
         if match is None:
             raise InvalidRequest(
-                f'{choice!r} is not an accelerator: write a type and a count such as "H100:2" or "H100:2-4", or "{ANY}"',
+                f'{choice!r} is not an accelerator: write a type and a count such as "H100:2", "H100:2-4" or "H100:1/4", or'
+                f' "{ANY}"',
                 code="invalid_accelerators",
                 given=str(choice),
             )
+        types.append(match[1])
+        if match[4]:
+            counts.add((1, None, parse_fraction(match[4])))
+            continue
         count, most = int(match[2] or 1), int(match[3]) if match[3] else None
         if most is not None and most < count:
             raise InvalidRequest(
@@ -60,8 +70,7 @@ def parse_accelerators(given: Accelerators) -> Wanted:
             raise InvalidRequest(
                 f"{choice!r} asks for {count} devices: ask for at least 1", code="invalid_accelerators", given=choice
             )
-        types.append(match[1])
-        counts.add((count, None) if most in (None, count) else (most, count))
+        counts.add((count, None, None) if most in (None, count) else (most, count, None))
     if len(counts) > 1:
         raise InvalidRequest(
             f"{', '.join(choices)}: a job runs on one type, with one count whichever it is: write the same count for all",
@@ -142,6 +151,7 @@ def build_spec(
         accelerators=wanted.types,
         devices=wanted.devices,
         devices_least=wanted.devices_least,
+        fraction=wanted.fraction,
         devices_per_node=count("devices_per_node", devices_per_node, at_least=1),
         limit_uhs=parse_ct(tokens),
         hold=hold,

@@ -49,7 +49,7 @@ class Scope(_message.Message):
     def __init__(self, services: _Optional[_Iterable[str]] = ..., accelerators: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[str]] = ..., operators: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class JobSpec(_message.Message):
-    __slots__ = ("name", "kind", "service", "accelerators", "devices", "devices_per_node", "limit_uhs", "hold", "preemptible", "grace_us", "time_limit_us", "max_retries", "devices_least", "auto_park_us", "data", "estimate_us", "tags", "mix")
+    __slots__ = ("name", "kind", "service", "accelerators", "devices", "devices_per_node", "limit_uhs", "hold", "preemptible", "grace_us", "time_limit_us", "max_retries", "devices_least", "auto_park_us", "data", "estimate_us", "tags", "mix", "fraction")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +68,7 @@ class JobSpec(_message.Message):
     ESTIMATE_US_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     MIX_FIELD_NUMBER: _ClassVar[int]
+    FRACTION_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     service: str
@@ -86,7 +87,8 @@ class JobSpec(_message.Message):
     estimate_us: int
     tags: _containers.RepeatedScalarFieldContainer[str]
     mix: str
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., service: _Optional[str] = ..., accelerators: _Optional[_Iterable[str]] = ..., devices: _Optional[int] = ..., devices_per_node: _Optional[int] = ..., limit_uhs: _Optional[int] = ..., hold: _Optional[str] = ..., preemptible: _Optional[bool] = ..., grace_us: _Optional[int] = ..., time_limit_us: _Optional[int] = ..., max_retries: _Optional[int] = ..., devices_least: _Optional[int] = ..., auto_park_us: _Optional[int] = ..., data: _Optional[_Iterable[_Union[Dataset, _Mapping]]] = ..., estimate_us: _Optional[int] = ..., tags: _Optional[_Iterable[str]] = ..., mix: _Optional[str] = ...) -> None: ...
+    fraction: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., service: _Optional[str] = ..., accelerators: _Optional[_Iterable[str]] = ..., devices: _Optional[int] = ..., devices_per_node: _Optional[int] = ..., limit_uhs: _Optional[int] = ..., hold: _Optional[str] = ..., preemptible: _Optional[bool] = ..., grace_us: _Optional[int] = ..., time_limit_us: _Optional[int] = ..., max_retries: _Optional[int] = ..., devices_least: _Optional[int] = ..., auto_park_us: _Optional[int] = ..., data: _Optional[_Iterable[_Union[Dataset, _Mapping]]] = ..., estimate_us: _Optional[int] = ..., tags: _Optional[_Iterable[str]] = ..., mix: _Optional[str] = ..., fraction: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Dataset(_message.Message):
     __slots__ = ("prefix", "bytes", "region")
@@ -156,7 +158,7 @@ class QuoteRequest(_message.Message):
     def __init__(self, spec: _Optional[_Union[JobSpec, _Mapping]] = ...) -> None: ...
 
 class QuoteReply(_message.Message):
-    __slots__ = ("accelerator", "devices", "burn_uhs_per_s", "burn_max_uhs_per_s", "burn_idle_uhs_per_s", "hold_uhs", "runtime_us", "cost_microcny", "free_uhs", "affordable", "placeable_now", "refusal", "runs", "burned_p50_uhs", "burned_p90_uhs", "took_p50_us", "took_p90_us", "attempts_p90", "starts_known", "starts_p50_us", "starts_p90_us")
+    __slots__ = ("accelerator", "devices", "burn_uhs_per_s", "burn_max_uhs_per_s", "burn_idle_uhs_per_s", "hold_uhs", "runtime_us", "cost_microcny", "free_uhs", "affordable", "placeable_now", "refusal", "runs", "burned_p50_uhs", "burned_p90_uhs", "took_p50_us", "took_p90_us", "attempts_p90", "fraction", "starts_known", "starts_p50_us", "starts_p90_us")
     ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     BURN_UHS_PER_S_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +177,7 @@ class QuoteReply(_message.Message):
     TOOK_P50_US_FIELD_NUMBER: _ClassVar[int]
     TOOK_P90_US_FIELD_NUMBER: _ClassVar[int]
     ATTEMPTS_P90_FIELD_NUMBER: _ClassVar[int]
+    FRACTION_FIELD_NUMBER: _ClassVar[int]
     STARTS_KNOWN_FIELD_NUMBER: _ClassVar[int]
     STARTS_P50_US_FIELD_NUMBER: _ClassVar[int]
     STARTS_P90_US_FIELD_NUMBER: _ClassVar[int]
@@ -196,13 +199,14 @@ class QuoteReply(_message.Message):
     took_p50_us: int
     took_p90_us: int
     attempts_p90: int
+    fraction: _containers.RepeatedScalarFieldContainer[int]
     starts_known: int
     starts_p50_us: int
     starts_p90_us: int
-    def __init__(self, accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., burn_max_uhs_per_s: _Optional[int] = ..., burn_idle_uhs_per_s: _Optional[int] = ..., hold_uhs: _Optional[int] = ..., runtime_us: _Optional[int] = ..., cost_microcny: _Optional[int] = ..., free_uhs: _Optional[int] = ..., affordable: _Optional[bool] = ..., placeable_now: _Optional[bool] = ..., refusal: _Optional[str] = ..., runs: _Optional[int] = ..., burned_p50_uhs: _Optional[int] = ..., burned_p90_uhs: _Optional[int] = ..., took_p50_us: _Optional[int] = ..., took_p90_us: _Optional[int] = ..., attempts_p90: _Optional[int] = ..., starts_known: _Optional[int] = ..., starts_p50_us: _Optional[int] = ..., starts_p90_us: _Optional[int] = ...) -> None: ...
+    def __init__(self, accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., burn_max_uhs_per_s: _Optional[int] = ..., burn_idle_uhs_per_s: _Optional[int] = ..., hold_uhs: _Optional[int] = ..., runtime_us: _Optional[int] = ..., cost_microcny: _Optional[int] = ..., free_uhs: _Optional[int] = ..., affordable: _Optional[bool] = ..., placeable_now: _Optional[bool] = ..., refusal: _Optional[str] = ..., runs: _Optional[int] = ..., burned_p50_uhs: _Optional[int] = ..., burned_p90_uhs: _Optional[int] = ..., took_p50_us: _Optional[int] = ..., took_p90_us: _Optional[int] = ..., attempts_p90: _Optional[int] = ..., fraction: _Optional[_Iterable[int]] = ..., starts_known: _Optional[int] = ..., starts_p50_us: _Optional[int] = ..., starts_p90_us: _Optional[int] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "account_id", "name", "kind", "state", "reason", "accelerator", "devices", "nodes", "limit_uhs", "held_uhs", "burned_uhs", "burn_uhs_per_s", "utilisation_ppm", "runway_us", "attempts", "submitted_at_us", "started_at_us", "ended_at_us", "settled", "error", "result_ref", "lease_id", "revision", "step", "steps_total", "loss_micro", "throughput_milli", "eta_us", "timeline", "saved_step", "saved_at_us", "saved_bytes", "grace_needed_us", "timers", "warning", "idle_us", "devices_least", "tier", "key_id", "shown_to_operator", "exit_code", "ran", "tags")
+    __slots__ = ("job_id", "account_id", "name", "kind", "state", "reason", "accelerator", "devices", "nodes", "limit_uhs", "held_uhs", "burned_uhs", "burn_uhs_per_s", "utilisation_ppm", "runway_us", "attempts", "submitted_at_us", "started_at_us", "ended_at_us", "settled", "error", "result_ref", "lease_id", "revision", "step", "steps_total", "loss_micro", "throughput_milli", "eta_us", "timeline", "saved_step", "saved_at_us", "saved_bytes", "grace_needed_us", "timers", "warning", "idle_us", "devices_least", "tier", "key_id", "shown_to_operator", "exit_code", "ran", "tags", "fraction")
     class TimersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -254,6 +258,7 @@ class Job(_message.Message):
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
     RAN_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
+    FRACTION_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     account_id: str
     name: str
@@ -298,7 +303,8 @@ class Job(_message.Message):
     exit_code: int
     ran: _containers.RepeatedCompositeFieldContainer[Stay]
     tags: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, job_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., limit_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., burned_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., utilisation_ppm: _Optional[int] = ..., runway_us: _Optional[int] = ..., attempts: _Optional[int] = ..., submitted_at_us: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., settled: _Optional[bool] = ..., error: _Optional[str] = ..., result_ref: _Optional[str] = ..., lease_id: _Optional[str] = ..., revision: _Optional[int] = ..., step: _Optional[int] = ..., steps_total: _Optional[int] = ..., loss_micro: _Optional[int] = ..., throughput_milli: _Optional[int] = ..., eta_us: _Optional[int] = ..., timeline: _Optional[str] = ..., saved_step: _Optional[int] = ..., saved_at_us: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., grace_needed_us: _Optional[int] = ..., timers: _Optional[_Mapping[str, int]] = ..., warning: _Optional[str] = ..., idle_us: _Optional[int] = ..., devices_least: _Optional[int] = ..., tier: _Optional[str] = ..., key_id: _Optional[str] = ..., shown_to_operator: _Optional[bool] = ..., exit_code: _Optional[int] = ..., ran: _Optional[_Iterable[_Union[Stay, _Mapping]]] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
+    fraction: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, job_id: _Optional[str] = ..., account_id: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., limit_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., burned_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., utilisation_ppm: _Optional[int] = ..., runway_us: _Optional[int] = ..., attempts: _Optional[int] = ..., submitted_at_us: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., settled: _Optional[bool] = ..., error: _Optional[str] = ..., result_ref: _Optional[str] = ..., lease_id: _Optional[str] = ..., revision: _Optional[int] = ..., step: _Optional[int] = ..., steps_total: _Optional[int] = ..., loss_micro: _Optional[int] = ..., throughput_milli: _Optional[int] = ..., eta_us: _Optional[int] = ..., timeline: _Optional[str] = ..., saved_step: _Optional[int] = ..., saved_at_us: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., grace_needed_us: _Optional[int] = ..., timers: _Optional[_Mapping[str, int]] = ..., warning: _Optional[str] = ..., idle_us: _Optional[int] = ..., devices_least: _Optional[int] = ..., tier: _Optional[str] = ..., key_id: _Optional[str] = ..., shown_to_operator: _Optional[bool] = ..., exit_code: _Optional[int] = ..., ran: _Optional[_Iterable[_Union[Stay, _Mapping]]] = ..., tags: _Optional[_Iterable[str]] = ..., fraction: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Stay(_message.Message):
     __slots__ = ("attempt", "accelerator", "devices", "nodes", "started_at_us", "ended_at_us", "ended")
@@ -744,7 +750,7 @@ class UsageRequest(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., from_us: _Optional[int] = ..., until_us: _Optional[int] = ...) -> None: ...
 
 class Cdr(_message.Message):
-    __slots__ = ("cdr_id", "account_id", "job_id", "lease_id", "name", "service", "accelerator", "devices", "started_at_us", "ended_at_us", "metered_us", "busy_us", "estimated_us", "tariff_version", "weight_ppm", "charged_uhs", "refunded_uhs", "absorbed_uhs", "ended", "bands", "model", "key_id", "rate_version", "rate_uhs_per_mtok", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "covered")
+    __slots__ = ("cdr_id", "account_id", "job_id", "lease_id", "name", "service", "accelerator", "devices", "started_at_us", "ended_at_us", "metered_us", "busy_us", "estimated_us", "tariff_version", "weight_ppm", "charged_uhs", "refunded_uhs", "absorbed_uhs", "ended", "bands", "model", "key_id", "rate_version", "rate_uhs_per_mtok", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "covered", "fraction")
     CDR_ID_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
@@ -774,6 +780,7 @@ class Cdr(_message.Message):
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COVERED_FIELD_NUMBER: _ClassVar[int]
+    FRACTION_FIELD_NUMBER: _ClassVar[int]
     cdr_id: str
     account_id: str
     job_id: str
@@ -803,7 +810,8 @@ class Cdr(_message.Message):
     completion_tokens: int
     reasoning_tokens: int
     covered: bool
-    def __init__(self, cdr_id: _Optional[str] = ..., account_id: _Optional[str] = ..., job_id: _Optional[str] = ..., lease_id: _Optional[str] = ..., name: _Optional[str] = ..., service: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., metered_us: _Optional[int] = ..., busy_us: _Optional[int] = ..., estimated_us: _Optional[int] = ..., tariff_version: _Optional[int] = ..., weight_ppm: _Optional[int] = ..., charged_uhs: _Optional[int] = ..., refunded_uhs: _Optional[int] = ..., absorbed_uhs: _Optional[int] = ..., ended: _Optional[str] = ..., bands: _Optional[_Iterable[_Union[Band, _Mapping]]] = ..., model: _Optional[str] = ..., key_id: _Optional[str] = ..., rate_version: _Optional[int] = ..., rate_uhs_per_mtok: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., covered: _Optional[bool] = ...) -> None: ...
+    fraction: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, cdr_id: _Optional[str] = ..., account_id: _Optional[str] = ..., job_id: _Optional[str] = ..., lease_id: _Optional[str] = ..., name: _Optional[str] = ..., service: _Optional[str] = ..., accelerator: _Optional[str] = ..., devices: _Optional[int] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., metered_us: _Optional[int] = ..., busy_us: _Optional[int] = ..., estimated_us: _Optional[int] = ..., tariff_version: _Optional[int] = ..., weight_ppm: _Optional[int] = ..., charged_uhs: _Optional[int] = ..., refunded_uhs: _Optional[int] = ..., absorbed_uhs: _Optional[int] = ..., ended: _Optional[str] = ..., bands: _Optional[_Iterable[_Union[Band, _Mapping]]] = ..., model: _Optional[str] = ..., key_id: _Optional[str] = ..., rate_version: _Optional[int] = ..., rate_uhs_per_mtok: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., covered: _Optional[bool] = ..., fraction: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Band(_message.Message):
     __slots__ = ("devices_us", "busy_us")
@@ -1498,7 +1506,7 @@ class ListNodesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("node_id", "accelerator", "pool", "devices", "free", "state", "dedicated_to", "leases")
+    __slots__ = ("node_id", "accelerator", "pool", "devices", "free", "state", "dedicated_to", "leases", "units", "fraction", "free_units", "division")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -1507,6 +1515,10 @@ class Node(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     DEDICATED_TO_FIELD_NUMBER: _ClassVar[int]
     LEASES_FIELD_NUMBER: _ClassVar[int]
+    UNITS_FIELD_NUMBER: _ClassVar[int]
+    FRACTION_FIELD_NUMBER: _ClassVar[int]
+    FREE_UNITS_FIELD_NUMBER: _ClassVar[int]
+    DIVISION_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     accelerator: str
     pool: str
@@ -1515,7 +1527,11 @@ class Node(_message.Message):
     state: str
     dedicated_to: str
     leases: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, node_id: _Optional[str] = ..., accelerator: _Optional[str] = ..., pool: _Optional[str] = ..., devices: _Optional[int] = ..., free: _Optional[int] = ..., state: _Optional[str] = ..., dedicated_to: _Optional[str] = ..., leases: _Optional[_Iterable[str]] = ...) -> None: ...
+    units: int
+    fraction: _containers.RepeatedScalarFieldContainer[int]
+    free_units: _containers.RepeatedScalarFieldContainer[int]
+    division: str
+    def __init__(self, node_id: _Optional[str] = ..., accelerator: _Optional[str] = ..., pool: _Optional[str] = ..., devices: _Optional[int] = ..., free: _Optional[int] = ..., state: _Optional[str] = ..., dedicated_to: _Optional[str] = ..., leases: _Optional[_Iterable[str]] = ..., units: _Optional[int] = ..., fraction: _Optional[_Iterable[int]] = ..., free_units: _Optional[_Iterable[int]] = ..., division: _Optional[str] = ...) -> None: ...
 
 class ListNodesReply(_message.Message):
     __slots__ = ("nodes",)
