@@ -1,15 +1,24 @@
-"""A real Ray cluster of simulated nodes, and what it reported."""
+"""A real Ray cluster of simulated nodes, one for all modules of this folder, and what each of them hears of it.
+
+A cluster takes tens of seconds to start and to stop. A module finds its nodes as new: who takes one away, or has Ray drain it, gives
+it back (`comes_back`).
+"""
 
 import asyncio
 import io
+import itertools
 import json
 import os
+import time
 import zipfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import cloudpickle
 import pytest
 import pytest_asyncio
+import ray
 
 from fabric.cluster.local import LocalCluster, LocalNode
 from fabric.cluster.ray_cluster import RayCluster
@@ -17,12 +26,14 @@ from fabric.cluster.settings import ClusterSettings
 from fabric.gate.events import JobKind, LeaseFinished, LeaseRemoved, Metered
 from fabric.gate.instructions import Lease, RemoveLease, Share, StartLease
 from fabric.gate.views import LeaseView
+from fabric.inventory.nodes import NODE_LABEL
+from fabric.storage.archive import DirectoryArchive
+from fabric.worker.payload import inlined
+from tests.shared import shared
 from tests.worker.conftest import executing, machine
 
 __all__ = ["executing", "local", "machine", "world"]
-from fabric.storage.archive import DirectoryArchive
-from fabric.worker.payload import inlined
-
+HERE = Path(__file__).parent
 NODES = (
     LocalNode(node_id="h1", accelerator="H100", devices=4),
     LocalNode(node_id="a1", accelerator="A100", devices=2, pool="reserved"),
@@ -33,6 +44,9 @@ NODES = (
 class World:
     """The cluster, and what it reported."""
 
+    counts = itertools.count(1)
+    """Of all modules' jobs: they are one fabric's."""
+
     def __init__(self, local, archive, settings):
         self.local = local
         self.archive = archive
@@ -40,7 +54,6 @@ class World:
         self.events = []
         self.changed = asyncio.Event()
         self.cluster = RayCluster(report=self.report, archive=archive, settings=settings)
-        self.count = 0
 
     async def report(self, events):
         self.events.extend(events)
@@ -59,8 +72,7 @@ class World:
         return found()[-1]
 
     def lease(self, payload, *, kind=JobKind.FUNCTION, shares=(("h1", 1),), accelerator="H100", account="acme", **more):
-        self.count += 1
-        job_id = more.pop("job_id", f"job-{os.getpid()}-{self.count}")
+        job_id = more.pop("job_id", f"job-{os.getpid()}-{next(self.counts)}")
         epoch = more.pop("epoch", 1)
         return Lease(
             lease_id=f"{job_id}.{epoch}",
@@ -81,6 +93,16 @@ class World:
     async def remove(self, lease_id):
         await self.cluster.carry_out([RemoveLease(lease_id=lease_id)])
         return await self.wait(LeaseRemoved, lease_id)
+
+    def give_back(self, node_id):
+        """Have that node as new, whatever became of it. In the main thread, as all starts of Ray's processes."""
+        if node_id in self.local._raylets:
+            self.local.kill(node_id)
+        deadline = time.monotonic() + 60
+        while any(each["Alive"] and each["Labels"].get(NODE_LABEL) == node_id for each in ray.nodes()):
+            assert time.monotonic() < deadline, "Ray takes it for alive"
+            time.sleep(0.1)
+        self.local.add(next(node for node in NODES if node.node_id == node_id))
 
     async def run(self, lease):
         await self.start(lease)
@@ -119,20 +141,47 @@ class World:
         )
 
 
-@pytest.fixture(scope="module")
-def local(tmp_path_factory) -> Iterator[LocalCluster]:
+@contextmanager
+def started() -> Iterator[LocalCluster]:
     cluster = LocalCluster.start(nodes=NODES, loopback=False)
-    yield cluster
-    cluster.stop()
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def local() -> LocalCluster:
+    return shared.of(HERE, "cluster", started)
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory) -> tuple[DirectoryArchive, ClusterSettings]:
+    """What all modules' gates have in common: each finds the node agent of the one before."""
+
+    def made():
+        work = tmp_path_factory.mktemp("work")
+        settings = ClusterSettings(meter="cpu", tick_s=0.5, reconcile_s=0, work_dir=work, warm_s=60)
+        return nullcontext((DirectoryArchive(tmp_path_factory.mktemp("archive")), settings))
+
+    return shared.of(HERE, "ours", made)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def world(local, tmp_path_factory) -> AsyncIterator[World]:
-    archive = DirectoryArchive(tmp_path_factory.mktemp("archive"))
-    settings = ClusterSettings(
-        meter="cpu", tick_s=0.5, reconcile_s=0, work_dir=tmp_path_factory.mktemp("work"), warm_s=60
-    )
-    world = World(local, archive, settings)
+async def world(local, ours) -> AsyncIterator[World]:
+    world = World(local, *ours)
     await world.cluster.start()
+    async with asyncio.timeout(60):
+        while (await world.cluster.reconcile([])).unleased:  # noqa: ASYNC110  # what a module before has left: nobody tells
+            await asyncio.sleep(0.1)
     yield world
     await world.cluster.close()
+
+
+@pytest.fixture
+def comes_back(world) -> Iterator[Callable[[str], None]]:
+    """Call it with a node that a test takes away: it is there again for the next one, however the test ends."""
+    names: list[str] = []
+    yield names.append
+    for name in names:
+        world.give_back(name)

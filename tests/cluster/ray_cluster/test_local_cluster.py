@@ -3,6 +3,7 @@
 import threading
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -10,10 +11,17 @@ import ray
 from ray._private import services
 
 from fabric.cluster.local import LocalCluster, LocalNode
+from tests.shared import shared
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 RAYS_OWN_LIMIT_S = 30
 NODE = LocalNode(node_id="a", accelerator="A100", devices=2)
+
+
+@pytest.fixture(autouse=True)
+def _alone():
+    """A process can have one cluster: the one that this folder shares begins anew afterwards."""
+    shared.end(Path(__file__).parent)
 
 
 @pytest.fixture

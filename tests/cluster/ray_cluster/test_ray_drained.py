@@ -39,7 +39,8 @@ def drain(ray_id, *, within_s):
     assert accepted, why
 
 
-async def test_a_gang_on_a_node_that_ray_drains_saves_and_leaves_before_the_deadline(world, tmp_path):
+async def test_a_gang_on_a_node_that_ray_drains_saves_and_leaves_before_the_deadline(world, tmp_path, comes_back):
+    comes_back("n1")
     world.archive.put("jobs/acme/drained", world.zipped(train__py=TRAINING))
     told = tmp_path / "done"
     payload = {

@@ -151,6 +151,6 @@ async def test_a_lease_gives_its_devices_back_wherever_its_replica_has_come(worl
 @pytest.mark.parametrize(
     ("node", "step"), [(("a1", "A100"), STEPS[1]), (("h1", "H100"), STEPS[2]), (("n1", "910B"), STEPS[3])]
 )
-async def test_so_it_is_on_a_node_that_ray_drains(world, node, step):
-    """The last one on this node."""
+async def test_so_it_is_on_a_node_that_ray_drains(world, node, step, comes_back):
+    comes_back(node[0])
     await lived_and_ended(world, node, step, "by itself", gate="another", drained=True)

@@ -238,7 +238,8 @@ async def test_a_restarted_gate_finds_its_running_jobs_again(world):
     assert window_us > 3_800_000
 
 
-async def test_a_node_that_dies_loses_its_leases_and_nothing_else(world):
+async def test_a_node_that_dies_loses_its_leases_and_nothing_else(world, comes_back):
+    comes_back("n1")
     lease = world.lease(world.call(time.sleep, 1000), shares=(("n1", 8),), accelerator="910B")
     await world.start(lease)
     await world.wait(LeaseStarted, lease.lease_id)

@@ -12,7 +12,6 @@ import ray
 from fabric.gate.events import JobKind, LeaseFinished, LeaseOutcome
 from fabric.results import read_parcel
 from fabric.storage.results import read_result
-from tests.cluster.ray_cluster.conftest import local, world  # noqa: F401  # fixtures
 
 pytest.importorskip("pyarrow", reason="install the group `strangers`")
 pytestmark = [pytest.mark.ray, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(500)]
@@ -26,23 +25,23 @@ EXAMPLES = {
 }
 
 
-async def logs_of(world, lease):  # noqa: F811
+async def logs_of(world, lease):
     chunks = [chunk async for chunk in world.cluster.logs(lease.job_id, account_id="acme", offsets={})]
     return b"".join(chunk.data for chunk in chunks).decode(errors="replace")
 
 
-def script_of(world, name, text, *words):  # noqa: F811
+def script_of(world, name, text, *words):
     key = f"example-{time.monotonic_ns()}"
     world.archive.put(key, world.zipped(**{name.replace(".", "__"): text}))
     return {"entrypoint": [name, *words], "working_dir_blob": key}
 
 
-def example(world, name):  # noqa: F811
+def example(world, name):
     path, *words = EXAMPLES[name]
     return script_of(world, "example.py", (RAY / path).read_text(), *words)
 
 
-async def ended(world, lease):  # noqa: F811
+async def ended(world, lease):
     finished = await world.wait(LeaseFinished, lease.lease_id, within_s=WITHIN_S)
     await world.remove(lease.lease_id)
     return finished
@@ -51,7 +50,7 @@ async def ended(world, lease):  # noqa: F811
 @pytest.mark.parametrize(
     "name", ["train", *(pytest.param(name, marks=pytest.mark.soak) for name in ("tune", "tune with checkpoints"))]
 )
-async def test_an_example_of_rays_runs_as_it_is(world, name):  # noqa: F811
+async def test_an_example_of_rays_runs_as_it_is(world, name):
     lease = world.lease(example(world, name), kind=JobKind.SCRIPT, shares=(("h1", 2),))
     await world.start(lease)
     finished = await ended(world, lease)
@@ -159,7 +158,7 @@ LONG = ("train", "joblib")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.soak) if name in LONG else name for name in WITH_DEVICES]
 )
-async def test_a_library_of_rays_has_the_leases_devices(world, name):  # noqa: F811
+async def test_a_library_of_rays_has_the_leases_devices(world, name):
     if name == "dask":
         pytest.importorskip("dask")
     program, wanted = WITH_DEVICES[name]
@@ -188,7 +187,7 @@ def wide_workers():
 
 
 @pytest.mark.parametrize("program", [wide_trials, pytest.param(wide_workers, marks=pytest.mark.soak)])
-async def test_a_library_that_asks_for_more_than_the_lease_has_never_hangs(world, program):  # noqa: F811
+async def test_a_library_that_asks_for_more_than_the_lease_has_never_hangs(world, program):
     lease = world.lease(world.call(program), kind=JobKind.PROGRAM, shares=(("h1", 1),))
     await world.start(lease)
     finished = await ended(world, lease)
