@@ -22,12 +22,12 @@ help: ## Show this
 demo: setup ## Run a real job that is gated, metered and settled in tokens
 	@$(BIN)/python -m fabric.demo
 
-# Tests that need a Ray cluster wait much, and the others compute: beside each other they take as long as both compute. What fails
-# so is run once more by itself when all is over, in a new process: what fails there has failed, and both are shown.
+# Many tests wait more than they compute, above all those with a Ray cluster: side by side they take little longer than all
+# compute. What fails so is run once more by itself when all is over, in a new process: what fails there has failed, and both are shown.
 AGAIN := --last-failed --last-failed-no-failures none
 BESIDE := -q --dist loadscope --how-far
-test: setup ## Run the tests: two at a time what needs a Ray cluster, and beside them, three at a time, what needs none
-	@$(BIN)/pytest $(BESIDE) with-ray -n 2 $(WITH_RAY) & ray=$$!; \
+test: setup ## Run the tests: three at a time what needs a Ray cluster, and beside them, three at a time, what needs none
+	@$(BIN)/pytest $(BESIDE) with-ray -n 3 $(WITH_RAY) & ray=$$!; \
 	nice -n 5 $(BIN)/pytest $(BESIDE) without-ray -n 3 $(WITHOUT_RAY); rest=$$?; wait $$ray; ray=$$?; \
 	[ $$rest != 1 ] || { $(BIN)/pytest -q $(AGAIN) $(WITHOUT_RAY); rest=$$?; }; \
 	[ $$ray != 1 ] || { $(BIN)/pytest -q $(AGAIN) $(WITH_RAY); ray=$$?; }; \

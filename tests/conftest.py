@@ -124,7 +124,11 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def _shared_by(test: Path) -> str:
-    """One engine at a time is enough for a machine; a folder shares a cluster, and others share what their file does."""
+    """One engine at a time is enough for a machine; a folder shares a cluster, and others share what their file does. `live` is
+    the longest by far: two halves of it, each with a fabric, so that nobody waits for its end alone.
+    """
+    if test.parts[1] == "live":
+        return f"{test.parent}, {'a to k' if test.name < 'test_l' else 'l to z'}"
     if test.parts[1].startswith("live") or test.parent.name == "ray_cluster":
         return str(test.parent)
     on_the_engine = test.name.startswith(("test_live", "test_schema")) and test.parts[1] == "serving"
