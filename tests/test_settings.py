@@ -88,6 +88,22 @@ def test_an_archives_credentials_are_never_printed(accepted, refused):
     assert "12345" not in refused(s3 % "12345", environ={"ID": "AKIA"})
 
 
+STRIPE = "payments: stripe\nstripe: {api_key: %s, webhook_secret: '${HOOK}', return_url: 'https://op.example'}\n"
+
+
+def test_a_providers_secrets_come_from_the_environment_or_a_file_and_are_never_printed(accepted, refused, tmp_path):
+    (tmp_path / "key").write_text("sk_very-secret\n")
+    cluster = accepted(JOIN + STRIPE % "file:key", environ={"HOOK": "whsec_very-secret"})
+    assert cluster.stripe.api_key.get_secret_value() == "sk_very-secret"
+    assert cluster.stripe.webhook_secret.get_secret_value() == "whsec_very-secret"
+    for said in (f"{cluster!r} {cluster} {cluster.model_dump_json()}", repr(pickle.loads(pickle.dumps(cluster)))):
+        assert "very-secret" not in said
+    assert "file that can be read" in refused(JOIN + STRIPE % "file:none", environ={"HOOK": "very-secret"})
+    said = refused(JOIN + (STRIPE % "'${HOOK}'").replace("https:", "ftp:"), environ={"HOOK": "very-secret"})
+    assert "stripe.return_url" in said
+    assert "very-secret" not in said
+
+
 def test_what_the_environment_filled_in_is_never_printed(refused):
     said = refused(JOIN + "archive: {kind: s3, bucket: '${TOKEN}'}", environ={"TOKEN": "NOT A BUCKET"})
     assert "NOT A BUCKET" not in said
@@ -114,7 +130,7 @@ def test_a_cluster_file_crosses_processes(accepted):
         ("name: 7\nray: {mode: join}", "name: found 7; allowed: a valid string"),
         ("name: a\nray: {}", "ray.mode: found nothing; allowed: the kind of this section"),
         ("name: a\nray: {mode: jion}", "ray.mode: found 'jion'; allowed: 'local', 'join'"),
-        (JOIN + "rya: 1", "the file: found rya; allowed: archive, clock, dashboard"),
+        (JOIN + "rya: 1", "the file: found rya; allowed: alipay, archive, clock, dashboard"),
         (
             JOIN + "limits: {request_per_s: 1}",
             "limits: found request_per_s; allowed: blob_bytes, blobs_bytes, connections_per_",
@@ -126,7 +142,8 @@ def test_a_cluster_file_crosses_processes(accepted):
         (JOIN + "archive: {kind: s3}", "archive.bucket: found nothing"),
         (JOIN + "archive: {kind: directory, path: 3}", "archive.path: found 3; allowed: a path"),
         (JOIN + "journal: {kind: postgres, dsn: '${NOT_SET}'}", "journal.dsn: found ${NOT_SET}, which the environment"),
-        (JOIN + "payments: stripe", "payments: found 'stripe'; allowed: 'operator' or 'sandbox'"),
+        (JOIN + "payments: paypal", "payments: found 'paypal'; allowed: 'operator', 'sandbox', 'stripe' or 'alipay'"),
+        (JOIN + "payments: stripe", "payments: found 'stripe'; allowed: a section 'stripe' beside it"),
         (JOIN + "free_tokens_for_everyone: true", "payments: found nothing; allowed: 'sandbox'"),
         (JOIN + "free_tokens_for_everyone: yes please", "free_tokens_for_everyone: found 'yes please'; allowed"),
         (JOIN + "rpc: {listen: '[]:7433'}", "rpc.listen: found '[]:7433'; allowed: an address such as"),
@@ -156,10 +173,10 @@ def test_a_mistake_names_where_it_is_what_was_found_and_what_is_allowed(refused,
 
 
 def test_all_mistakes_are_named_at_once(refused):
-    said = refused(JOIN + "payments: stripe\ndashboard: {port: -1}")
+    said = refused(JOIN + "payments: paypal\ndashboard: {port: -1}")
     assert said.splitlines() == [
         "dashboard.port: found -1; allowed: greater than or equal to 0",
-        "payments: found 'stripe'; allowed: 'operator' or 'sandbox'",
+        "payments: found 'paypal'; allowed: 'operator', 'sandbox', 'stripe' or 'alipay'",
     ]
 
 

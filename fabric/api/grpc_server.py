@@ -183,6 +183,7 @@ class RpcServer:
         self._server = server
         self._door = door
         self._watching = asyncio.create_task(door.connections.watch()) if door.connections is not None else None
+        self._paying = asyncio.create_task(door.desk.run())
         self.host = host
         self.port = port
 
@@ -192,6 +193,7 @@ class RpcServer:
 
     async def stop(self) -> None:
         """Let calls under way end, briefly, then close."""
+        self._paying.cancel()
         if self._watching is not None:
             self._watching.cancel()
         await self._server.stop(_STOP_GRACE_S)

@@ -15,6 +15,9 @@ from fabric.errors import NotFound
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.questions import BalanceOf, JobOf
 from fabric.gate.views import BalanceView, JobView
+from fabric.payments.by_hand import Operator, Sandbox
+from fabric.payments.desk import PaymentDesk
+from fabric.payments.port import Takers
 from fabric.units import AccountId, JobId
 
 
@@ -28,6 +31,7 @@ class ApiService:
         limits: Limits | None = None,
         clock: Clock | None = None,
         sandbox_payments: bool = False,
+        payments: Takers | None = None,
         batched: bool = True,
     ) -> None:
         """Put the parts together.
@@ -37,6 +41,7 @@ class ApiService:
             limits: what one caller may ask for.
             clock: what keys expire by.
             sandbox_payments: as above.
+            payments: who takes payments here; None = whoever stands for them where nobody does.
             batched: gather what arrives while the gate is busy into one call, where each call costs a hop.
         """
         self.port = port
@@ -72,6 +77,9 @@ class ApiService:
         self.lengthy = Lengthy()
         self.board = Board(self.clock)
         self.sandbox_payments = sandbox_payments
+        by_hand = (Sandbox(), Operator(self.clock.now_us)) if sandbox_payments else (Operator(self.clock.now_us),)
+        self.desk = PaymentDesk(port.decide, port.ask, payments or by_hand, now_us=self.clock.now_us)
+        """Where payments are asked for, taken and refunded."""
         self.connections: Connections | None = None
         """Who is connected, once it stands open."""
 

@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from fabric.config.files import read_sections
+from fabric.config.payments import AlipayConfig, StripeConfig
 from fabric.config.scheduling import SchedulingSection
 from fabric.config.sections import (
     FilePath,
@@ -278,9 +279,12 @@ class ClusterConfig(Section):
     """Metered inference; None = none here."""
     free_tokens_for_everyone: bool = False
     """Says once more, where others than this machine reach the fabric, that `payments: sandbox` is meant."""
-    payments: Annotated[Literal["operator", "sandbox"] | None, Field(validate_default=True)] = None
+    stripe: StripeConfig | None = None
+    alipay: AlipayConfig | None = None
+    payments: Annotated[Literal["operator", "sandbox", "stripe", "alipay"] | None, Field(validate_default=True)] = None
     """Who says that something was paid. `operator`: an operator books each payment by its reference, and customers book
-    nothing. `sandbox`: every customer is believed, so tokens cost nothing. None = `sandbox` where every listener is on
+    nothing. `sandbox`: every customer is believed, so tokens cost nothing. `stripe`, `alipay`: customers pay there, by the
+    section of that name; an operator still books what comes another way. None = `sandbox` where every listener is on
     loopback, `operator` elsewhere; it is never None once the file is loaded.
     """
 
@@ -288,14 +292,17 @@ class ClusterConfig(Section):
     @classmethod
     def _is_meant(cls, given: str | None, info: ValidationInfo) -> str | None:
         """Judged last, by the sections before it; nothing to judge where one of those is wrong."""
-        if not {"ray", "rpc", "free_tokens_for_everyone"} <= set(info.data) or "serving" not in info.data:
+        judged_by = {"ray", "rpc", "free_tokens_for_everyone", "serving", "stripe", "alipay"}
+        if not judged_by <= set(info.data):
             return given
         freely: bool = info.data["free_tokens_for_everyone"]
         if freely and given != "sandbox":
             raise PydanticCustomError(
                 "payments", "'sandbox', where free_tokens_for_everyone is true: write both, or none"
             )
-        if given == "operator" or freely:
+        if given in ("stripe", "alipay") and info.data.get(given) is None:
+            raise PydanticCustomError("payments", "a section '{given}' beside it", {"given": given})
+        if given in ("operator", "stripe", "alipay") or freely:
             return given
         reached = _reached_at(info.data["rpc"], info.data["serving"], info.data["ray"])
         if given == "sandbox" and reached:

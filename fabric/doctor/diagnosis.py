@@ -26,9 +26,9 @@ from fabric.config.sections import Settings, TlsFiles
 from fabric.config.serving import ServingConfig
 from fabric.doctor import dependencies, machine, software
 from fabric.doctor.findings import Finding, Health, fail, ok, warn
-from fabric.errors import InvalidConfig
+from fabric.errors import FabricError, InvalidConfig
 from fabric.gate.keys import GOOD_MAX
-from fabric.server.wiring import open_journal_of
+from fabric.server.wiring import open_journal_of, providers_of
 
 _MIB: Final = 2**20
 _GIB: Final = 2**30
@@ -140,7 +140,27 @@ def _check_payments(config: ClusterConfig) -> Finding:
         return warn("payments", f"sandbox: {config.giveaway}", remedy=FOR_MONEY)
     if config.payments == "sandbox":
         return ok("payments", "sandbox: every customer on this machine is believed; nobody else reaches it")
+    if config.payments in ("stripe", "alipay"):
+        return _check_provider(config)
     return ok("payments", "operator: customers book nothing, operators book each payment by its reference")
+
+
+def _check_provider(config: ClusterConfig) -> Finding:
+    """Whether its keys are keys; whether they count, only its provider knows."""
+    try:
+        providers_of(config, now_us=lambda: 0)
+    except FabricError as error:
+        return fail(
+            "payments", error.message, remedy=f"set it right in the section {config.payments} of the cluster file"
+        )
+    said = f"{config.payments}: customers pay there, and its notices come in at POST /payments/{config.payments}"
+    if config.serving is None:
+        return warn(
+            "payments",
+            f"{said}, but there is no HTTP port: payments are asked about, which takes longer",
+            remedy="serving:",
+        )
+    return ok("payments", said)
 
 
 def _tell_limits(config: ClusterConfig) -> Finding:

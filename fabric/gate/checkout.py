@@ -102,6 +102,7 @@ def started(core: Core, event: PaymentStarted) -> Outcome:
     if payment.state in UNPAID and not payment.aside:
         payment.provider_ref = event.provider_ref
         payment.state = PaymentState.PENDING if payment.state is PaymentState.ASKED else payment.state
+    core.note_payment(payment)
     return Accepted(facts={"state": payment.state.value})
 
 
@@ -139,6 +140,7 @@ def hear(core: Core, said: Said) -> None:
     elif payment.state in OPEN and not payment.aside:
         _came_to_nothing(core, payment, said)
     paybacks.follow(core, payment)
+    core.note_payment(payment)
 
 
 def _unheard(core: Core, said: Said) -> Refusal | None:

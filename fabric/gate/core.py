@@ -14,6 +14,7 @@ from fabric.charging.tariffs import Tariffs
 from fabric.gate.instructions import AnyInstruction
 from fabric.gate.lease_watch import LeaseWatch
 from fabric.gate.lifecycle import TERMINAL, TRANSITIONS, JobState, Trigger
+from fabric.gate.payment_state import Payment
 from fabric.gate.prices import PriceList
 from fabric.gate.state import GateState, Job, Key
 from fabric.gate.timeline import Moment, noted
@@ -66,6 +67,7 @@ class Core:
         "silence_us",
         "starts",
         "state",
+        "unfinished",
         "unrun_of",
         "watch",
     )
@@ -101,6 +103,10 @@ class Core:
             self.jobs_of.setdefault(job.account_id, []).append(job)
             if job.has_ended_unrun:
                 self.unrun_of[job.account_id] = self.unrun_of.get(job.account_id, 0) + 1
+        self.unfinished = {
+            payment.payment_id: None for payment in state.till.payments.values() if payment.is_unfinished
+        }
+        """Payments of which a provider is still to do something: derived, so that nobody looks through those of years."""
         self.keys_of: dict[AccountId, list[Key]] = {}
         """Each account's keys, revoked ones too: derived, so that nobody's question looks through everybody's."""
         for key in state.keys.values():
@@ -169,6 +175,13 @@ class Core:
         """A new key, from now on."""
         self.state.keys[key.key_id] = key
         self.keys_of.setdefault(key.account_id, []).append(key)
+
+    def note_payment(self, payment: Payment) -> None:
+        """It was made, or something has come of it."""
+        if payment.is_unfinished:
+            self.unfinished[payment.payment_id] = None
+        else:
+            self.unfinished.pop(payment.payment_id, None)
 
     @property
     def tariffs(self) -> Tariffs:

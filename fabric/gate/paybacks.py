@@ -47,6 +47,7 @@ def refund(core: Core, event: RefundPayment) -> Outcome:
     if amount <= 0:
         return refusals.conflict("so few tokens have no price that could be paid back", code="too_little")
     _take_back(core, payment, amount_uhs=amount_uhs, amount_microcny=amount, total_microcny=amount, reason=event.reason)
+    core.note_payment(payment)
     facts: dict[str, Fact] = {
         "refund_id": payment.refunds[-1].refund_id,
         "amount_uhs": amount_uhs,

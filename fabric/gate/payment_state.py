@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from fabric.gate.payment_events import CNY, PaymentState
+from fabric.gate.payment_events import CNY, OPEN, PaymentState
 from fabric.units import AccountId
 
 
@@ -56,6 +56,11 @@ class Payment(msgspec.Struct, kw_only=True, gc=False):
     told_reinstated: int = 0
     """The most that its provider has said, whether or not it was paid by then."""
     why: str = ""
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether its provider is still to do something: start it, say what became of it, refund it."""
+        return (self.state in OPEN and not self.aside) or self.refunds_due_microcny > 0
 
     @property
     def refunds_due_microcny(self) -> int:

@@ -31,4 +31,5 @@ def begin(core: Core, payment: Payment) -> Payment:
     for name in over[: len(over) - UNPAID_KEPT] if len(over) > UNPAID_KEPT else ():
         own.remove(name)
         del till.payments[name]
+    core.note_payment(payment)
     return payment

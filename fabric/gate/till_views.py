@@ -5,12 +5,11 @@ from itertools import islice
 import msgspec
 
 from fabric.gate.core import Core
-from fabric.gate.payment_events import OPEN
 from fabric.gate.payment_state import Notice, Payment, Suspense
 from fabric.gate.payment_views import NoticeView, PaymentView, RefundView, SuspenseView
 from fabric.gate.questions import NoticesOf, PaymentsOf, SuspenseOf
 
-_PAGE_MAX = 10_000
+_PAGE_MAX = 100_000
 
 
 def payments(core: Core, asked: PaymentsOf) -> list[PaymentView]:
@@ -20,7 +19,9 @@ def payments(core: Core, asked: PaymentsOf) -> list[PaymentView]:
         found = till.payments.get(asked.payment_id)
         mine = found is not None and asked.account_id in (None, found.account_id)
         return [_payment(found)] if found is not None and mine else []
-    if asked.account_id is not None:
+    if asked.unfinished:
+        named = (till.payments[name] for name in reversed(core.unfinished))
+    elif asked.account_id is not None:
         named = (till.payments[name] for name in reversed(till.payments_of.get(asked.account_id, [])))
     else:
         named = (till.payments[name] for name in reversed(till.payments))
@@ -31,14 +32,9 @@ def payments(core: Core, asked: PaymentsOf) -> list[PaymentView]:
 def _is_wanted(payment: Payment, asked: PaymentsOf) -> bool:
     return (
         asked.provider in ("", payment.provider)
+        and asked.account_id in (None, payment.account_id)
         and asked.from_us <= payment.asked_at_us < asked.until_us
-        and not (asked.unfinished and not is_unfinished(payment))
     )
-
-
-def is_unfinished(payment: Payment) -> bool:
-    """Whether its provider is still to do something: start it, say what became of it, refund it."""
-    return (payment.state in OPEN and not payment.aside) or payment.refunds_due_microcny > 0
 
 
 def suspense(core: Core, asked: SuspenseOf) -> list[SuspenseView]:

@@ -22,9 +22,10 @@ from fabric.api.grpc_server import RpcServer, serve
 from fabric.api.limits import Limits
 from fabric.api.service import ApiService
 from fabric.api.tls import TlsPems
+from fabric.clock import SteadyClock
 from fabric.config.cluster import ClusterConfig
 from fabric.server.actor import GateActor
-from fabric.server.wiring import SOON_S, open_archive_of
+from fabric.server.wiring import SOON_S, open_archive_of, providers_of
 from fabric.system.guarded import Guarded
 
 KEEP_S: Final = 20.0
@@ -97,7 +98,7 @@ class Gatehouse(GateActor):
 
     async def differences(self, config: ClusterConfig) -> list[str]:
         """What of a cluster file is not what this gate was started with; of what a gate can't change while it runs."""
-        sections = ("name", "journal", "archive", "metering")
+        sections = ("name", "journal", "archive", "metering", "stripe", "alipay")
         return [name for name in sections if getattr(self._config, name) != getattr(config, name)]
 
     async def close(self) -> None:
@@ -115,7 +116,13 @@ class Gatehouse(GateActor):
 
     async def _open(self, terms: DoorTerms) -> int:
         port = GateClient(self, archive=open_archive_of(self._config, answers_s=SOON_S))
-        inside = ApiService(port, limits=terms.limits, sandbox_payments=terms.sandbox_payments, batched=False)
+        inside = ApiService(
+            port,
+            limits=terms.limits,
+            sandbox_payments=terms.sandbox_payments,
+            payments=providers_of(self._config, now_us=SteadyClock().now_us),
+            batched=False,
+        )
         server = await serve(inside, tls=terms.tls, host=terms.host, port=terms.port)
         door = self._doors[terms.host, server.port] = _Open(replace(terms, port=server.port), server)
         door.watch = asyncio.create_task(self._close_when_unkept(door))

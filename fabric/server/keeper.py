@@ -20,10 +20,11 @@ from fabric.api.limits import Limits
 from fabric.api.remote_gate import RemoteGate, call
 from fabric.api.service import ApiService
 from fabric.api.tls import TlsFiles
+from fabric.clock import SteadyClock
 from fabric.config.cluster import ClusterConfig
 from fabric.errors import FabricError
 from fabric.server.gate_server import DoorTerms
-from fabric.server.wiring import SOON_S, open_archive_of
+from fabric.server.wiring import SOON_S, open_archive_of, providers_of
 
 CLOSE_S: Final = 15.0
 """What an end waits at most for a gate that doesn't close its door."""
@@ -104,6 +105,7 @@ class Doorkeeper:
             GateClient(RemoteGate(self._actor), archive=open_archive_of(self._config, answers_s=SOON_S)),
             limits=terms.limits,
             sandbox_payments=terms.sandbox_payments,
+            payments=providers_of(self._config, now_us=SteadyClock().now_us),
         )
         self._here = await serve(door, tls=terms.tls, host=terms.host, port=terms.port)
         self._terms = replace(terms, port=self._here.port)

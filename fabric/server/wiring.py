@@ -1,6 +1,7 @@
 """From a cluster file to the stores it names: the journal, the archive, the cluster's settings."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Final
@@ -11,7 +12,11 @@ from fabric.cluster.settings import ClusterSettings
 from fabric.config.cluster import ClusterConfig, PostgresJournal, SqliteJournal
 from fabric.config.cluster import DirectoryArchive as ConfiguredDirectory
 from fabric.config.cluster import S3Credentials as ConfiguredCredentials
+from fabric.extras import needed
 from fabric.journal.store import Journal
+from fabric.payments.alipay import Alipay
+from fabric.payments.by_hand import Operator
+from fabric.payments.port import Takers
 from fabric.storage.archive import Archive, DirectoryArchive, S3Archive
 from fabric.storage.quota import ArchiveLimits
 from fabric.storage.s3 import Place
@@ -95,6 +100,44 @@ def _revealed(given: ConfiguredCredentials | None) -> S3Credentials | None:
         secret_access_key=given.secret_access_key.get_secret_value(),
         session_token=given.session_token.get_secret_value() if given.session_token else None,
     )
+
+
+def providers_of(config: ClusterConfig, *, now_us: Callable[[], int]) -> Takers | None:
+    """Whoever takes payments here: the provider that customers pay at, and the operator; None = nobody but by hand.
+
+    Raises:
+        InvalidConfig: a key of it is none.
+        InvalidRequest: its library is not installed (`needs_extra`).
+    """
+    by_hand = Operator(now_us)
+    if config.payments == "stripe" and (stripe := config.stripe) is not None:
+        needed("stripe", by="payments: stripe")
+        from fabric.payments.stripe import Stripe  # noqa: PLC0415 - an extra
+
+        return (
+            Stripe(
+                api_key=stripe.api_key.get_secret_value(),
+                webhook_secret=stripe.webhook_secret.get_secret_value(),
+                return_url=stripe.return_url,
+                save_cards=stripe.save_cards,
+                api=stripe.api,
+            ),
+            by_hand,
+        )
+    if config.payments == "alipay" and (alipay := config.alipay) is not None:
+        return (
+            Alipay(
+                app_id=alipay.app_id,
+                private_key=alipay.private_key.get_secret_value(),
+                alipay_public_key=alipay.alipay_public_key.get_secret_value(),
+                notify_url=alipay.notify_url,
+                return_url=alipay.return_url,
+                now_us=now_us,
+                gateway=alipay.gateway,
+            ),
+            by_hand,
+        )
+    return None
 
 
 def cluster_settings(config: ClusterConfig, *, key: bytes) -> ClusterSettings:

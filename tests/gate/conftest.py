@@ -1,5 +1,6 @@
 """Stories as tables: at this second, this happens, these are the instructions, and this is what becomes of the job."""
 
+import msgspec
 import pytest
 
 from fabric.gate.events import (
@@ -17,7 +18,8 @@ from fabric.gate.events import (
     TopUp,
 )
 from fabric.gate.instructions import Accepted, RemoveLease, StartLease, StopLease
-from tests.gate.world import T0, Clockwork, S, spec
+from tests.gate.tills import Books
+from tests.gate.world import CONFIGURE, T0, Clockwork, S, spec
 
 
 def submit(job_id="j", account="ada", **wanted):
@@ -102,3 +104,15 @@ def story():
     story.must(node())
     yield story
     story.at(10_000_000).do(Tick())
+
+
+@pytest.fixture
+def till(story):
+    """Payments are taken by Stripe; Bob has nothing yet."""
+    story.must(msgspec.structs.replace(CONFIGURE, payments="stripe"))
+    return story
+
+
+@pytest.fixture
+def books(till):
+    return Books(till)

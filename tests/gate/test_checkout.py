@@ -8,85 +8,16 @@ from fabric.gate.checkout import OPEN_MAX
 from fabric.gate.events import Cancel, Tick, TopUp, VoidLot
 from fabric.gate.instructions import Accepted
 from fabric.gate.payment_events import (
-    AskPayment,
     PaymentStarted,
-    PaymentState,
-    PaymentTold,
     ReconcilePayments,
     RefundPayment,
-    Said,
-    SetAutoTopUp,
     SettleSuspense,
 )
-from fabric.gate.questions import BalanceOf, NoticesOf, PaymentsOf, SuspenseOf
-from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold
-from fabric.ledger import Service, Use
-from tests.gate.conftest import metered, started, submit
+from fabric.gate.questions import BalanceOf, NoticesOf, SuspenseOf
+from fabric.gate.serving_events import Authorize, ReleaseHold
+from tests.gate.conftest import submit
+from tests.gate.tills import HOUR, PRICE, USE, Books, asks, says, uses, view
 from tests.gate.world import CONFIGURE, DAY, T0, S
-
-PRICE = 1_000_000
-"""Of 7,200 s, two tokens at 0.5 CNY."""
-USE = Use(service=Service.INFERENCE)
-HOUR = 3_600 * S
-
-
-def asks(payment_id="p1", seconds=7_200, **more):
-    return AskPayment(
-        **{"payment_id": payment_id, "account_id": "bob", "provider": "stripe", "amount_uhs": seconds * S, **more}
-    )
-
-
-def says(state="paid", payment_id="p1", amount=PRICE, **more):
-    said = {"provider": "stripe", "payment_id": payment_id, "provider_ref": f"pi_{payment_id}", "amount": amount}
-    return PaymentTold(said=Said(**{**said, "state": PaymentState(state), **more}))
-
-
-def uses(seconds, name="c"):
-    """So much of Bob's is used, and nothing held any more."""
-    held = Authorize(hold_id=name, account_id="bob", amount_uhs=seconds * S, use=USE, ttl_us=HOUR)
-    return held, SettleHold(hold_id=name, account_id="bob", seq=1, used_uhs=seconds * S)
-
-
-@pytest.fixture
-def till(story):
-    """Payments are taken by Stripe; Bob has nothing yet."""
-    story.must(msgspec.structs.replace(CONFIGURE, payments="stripe"))
-    return story
-
-
-def view(till, payment_id="p1"):
-    (found,) = till.gate.ask(PaymentsOf(payment_id=payment_id), till.now_us)
-    return found
-
-
-class Books:
-    """Sums of all postings."""
-
-    def __init__(self, till):
-        self.till, self.sums = till, {}
-
-    def do(self, *events):
-        for event in events:
-            decision = self.till.do(event)
-            for transfer in decision.transfers:
-                for leg in transfer.postings:
-                    self.sums[leg.account, leg.asset] = self.sums.get((leg.account, leg.asset), 0) + leg.amount
-        return decision.outcome
-
-    def __getitem__(self, account):
-        return self.sums.get((account, "CNY"), 0)
-
-    def free(self):
-        return self.till.gate.ask(BalanceOf(account_id="bob"), self.till.now_us).free_uhs
-
-    def owed(self):
-        return self.till.gate.state.book.accounts["bob"].charged_back_uhs
-
-
-@pytest.fixture
-def books(till):
-    return Books(till)
-
 
 # -- paid once ---------------------------------------------------------------------------------------------------------
 
@@ -402,80 +333,3 @@ def test_only_lists_of_providers_that_have_one_are_reconciled(till):
     wrong = msgspec.structs.replace(lists(till), provider="operator")
     assert till.do(wrong).outcome.code == "unknown_provider"
     assert till.do(lists(till, says(provider="alipay").said)).outcome.code == "invalid_list"
-
-
-# -- topping up by itself ----------------------------------------------------------------------------------------------
-
-
-def rule(**more):
-    limits = {"threshold_uhs": 1_000 * S, "amount_uhs": 7_200 * S, "month_max_uhs": 14_400 * S}
-    return SetAutoTopUp(**{"account_id": "bob", **limits, **more})
-
-
-def autos(till):
-    return [each for each in till.gate.ask(PaymentsOf(account_id="bob"), till.now_us) if each.auto]
-
-
-def heard(till):
-    return [notice.what for notice in till.gate.ask(NoticesOf(account_id="bob"), till.now_us)]
-
-
-def test_below_the_threshold_a_payment_is_asked_for_and_one_at_a_time(till, books):
-    books.do(rule())
-    books.do(rule())
-    (asked,) = autos(till)
-    assert (asked.state, asked.provider, asked.price_microcny) == ("asked", "stripe", PRICE)
-    books.do(says(payment_id=asked.payment_id))
-    assert (books.free(), len(autos(till))) == (7_200 * S, 1)
-    books.do(*uses(6_300))
-    assert len(autos(till)) == 2, "900 are left"
-    assert heard(till) == ["auto_top_up_asked", "payment_paid", "auto_top_up_asked"]
-
-
-def test_a_month_has_a_cap_that_is_told_of_once(till, books):
-    books.do(rule(month_max_uhs=7_200 * S))
-    books.do(says(payment_id=autos(till)[0].payment_id), *uses(7_000), *uses(100, "d"))
-    assert len(autos(till)) == 1
-    assert heard(till).count("auto_top_up_capped") == 1
-    till.at(31 * DAY / S)
-    books.do(*uses(10, "e"))
-    assert len(autos(till)) == 2, "another month"
-
-
-def test_after_three_failures_it_is_off(till, books):
-    books.do(rule())
-    for number in range(1, 4):
-        till.at(number * 7 * 3_600)
-        books.do(
-            *uses(1, f"u{number}"), TopUp(account_id="bob", amount_uhs=S, channel="operator", payment_ref=f"{number}")
-        )
-        asked = autos(till)[0]
-        assert len(autos(till)) == number
-        books.do(says("declined", payment_id=asked.payment_id, why="card declined"))
-    assert heard(till)[-2:] == ["auto_top_up_failed", "auto_top_up_off"]
-    till.at(100 * 3_600)
-    books.do(TopUp(account_id="bob", amount_uhs=S, channel="operator", payment_ref="x"))
-    assert len(autos(till)) == 3
-    books.do(rule())
-    assert len(autos(till)) == 4, "its owner says so"
-
-
-def test_a_short_runway_asks_for_a_payment(till, books):
-    till.must(SetAutoTopUp(account_id="ada", runway_us=3_600 * S, amount_uhs=7_200 * S, month_max_uhs=7_200 * S))
-    assert till.gate.ask(PaymentsOf(account_id="ada"), till.now_us) == [], "nothing runs"
-    till.must(submit(limit=900 * S))
-    till.must(started())
-    till.at(30).do(metered(30))
-    (asked,) = till.gate.ask(PaymentsOf(account_id="ada"), till.now_us)
-    assert asked.auto
-    till.must(Cancel(job_id="j", account_id="ada"))
-
-
-def test_a_rule_that_cant_be_meant_is_refused(till):
-    assert till.do(rule(runway_us=3_600 * S)).outcome.code == "invalid_threshold"
-    assert till.do(rule(threshold_uhs=None)).outcome.code == "invalid_threshold"
-    assert till.do(rule(threshold_uhs=None, runway_us=1)).outcome.code == "invalid_threshold"
-    assert till.do(rule(month_max_uhs=S)).outcome.code == "invalid_cap"
-    assert till.do(rule(amount_uhs=0)).outcome.code == "invalid_amount"
-    assert till.do(rule(account_id="nobody")).outcome.code == "not_found"
-    assert till.do(asks("auto-1")).outcome.code == "invalid_payment_id"
