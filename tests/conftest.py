@@ -90,12 +90,8 @@ def pytest_runtest_teardown(item, nextitem):
     try:
         return (yield)
     finally:
-        if nextitem is None or nextitem.path.parent != item.path.parent:
+        if nextitem is not None and nextitem.path.parent != item.path.parent:
             shared.end(item.path.parent)
-
-
-def pytest_sessionfinish():
-    shared.end_all()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+
 T = TypeVar("T")
 
 
@@ -17,9 +19,14 @@ class Shared:
     def __init__(self) -> None:
         self._made: dict[Path, tuple[ExitStack, dict[str, Any]]] = {}
 
-    def of(self, folder: Path, name: str, make: Callable[[], AbstractContextManager[T]]) -> T:
-        """What `make` has made for that folder, now or before."""
-        stack, made = self._made.setdefault(folder, (ExitStack(), {}))
+    def of(
+        self, request: pytest.FixtureRequest, folder: Path, name: str, make: Callable[[], AbstractContextManager[T]]
+    ) -> T:
+        """What `make` has made for that folder, now or before. It ends before what the fixture that asks for it uses itself."""
+        if folder not in self._made:
+            self._made[folder] = ExitStack(), {}
+            request.session.addfinalizer(lambda: self.end(folder))
+        stack, made = self._made[folder]
         if name not in made:
             made[name] = stack.enter_context(make())
         found: T = made[name]
@@ -29,11 +36,6 @@ class Shared:
         """End what that folder's tests share, the newest first."""
         if folder in self._made:
             self._made.pop(folder)[0].close()
-
-    def end_all(self) -> None:
-        """End everything, as when a run is interrupted."""
-        for folder in list(self._made):
-            self.end(folder)
 
 
 shared = Shared()

@@ -151,12 +151,12 @@ def started() -> Iterator[LocalCluster]:
 
 
 @pytest.fixture(scope="module")
-def local() -> LocalCluster:
-    return shared.of(HERE, "cluster", started)
+def local(request) -> LocalCluster:
+    return shared.of(request, HERE, "cluster", started)
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory) -> tuple[DirectoryArchive, ClusterSettings]:
+def ours(request, tmp_path_factory) -> tuple[DirectoryArchive, ClusterSettings]:
     """What all modules' gates have in common: each finds the node agent of the one before."""
 
     def made():
@@ -164,7 +164,7 @@ def ours(tmp_path_factory) -> tuple[DirectoryArchive, ClusterSettings]:
         settings = ClusterSettings(meter="cpu", tick_s=0.5, reconcile_s=0, work_dir=work, warm_s=60)
         return nullcontext((DirectoryArchive(tmp_path_factory.mktemp("archive")), settings))
 
-    return shared.of(HERE, "ours", made)
+    return shared.of(request, HERE, "ours", made)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
