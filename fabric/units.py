@@ -90,6 +90,12 @@ def parse_fraction(text: str) -> Fraction | None:
     return None if given == 1 else (given.numerator, given.denominator)
 
 
+def lowest(over: int, under: int) -> Fraction:
+    """The same part in lowest terms."""
+    ratio = Ratio(over, under)
+    return ratio.numerator, ratio.denominator
+
+
 def format_fraction(fraction: Fraction | None) -> str:
     """As in `1/4`; nothing for whole devices."""
     return "" if fraction is None else f"{fraction[0]}/{fraction[1]}"

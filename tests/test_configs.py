@@ -34,7 +34,7 @@ ENVIRON = {
     "AWS_SECRET_ACCESS_KEY": "very-secret",
     "FABRIC_STATE_DIR": "/state",
 }
-FABRIC_FILES = ["local.yaml", "demo.yaml", "lab.yaml", "mixed-h100-a100-910b.yaml", "kuberay/fabric.yaml"]
+FABRIC_FILES = ["local.yaml", "demo.yaml", "lab.yaml", "mixed-h100-a100-910b.yaml", "parts.yaml", "kuberay/fabric.yaml"]
 MANIFESTS = ["kuberay/namespace.yaml", "kuberay/raycluster.yaml", "kuberay/tenant-isolated.yaml"]
 
 
@@ -50,6 +50,7 @@ def test_tokens_cost_money_in_every_file_that_others_can_reach():
         "demo.yaml": "sandbox",
         "lab.yaml": "operator",
         "mixed-h100-a100-910b.yaml": "operator",
+        "parts.yaml": "sandbox",
         "kuberay/fabric.yaml": "operator",
     }
     assert not any(each.giveaway for each in found.values())

@@ -271,7 +271,7 @@ _LEASE_COLUMNS: Final[dict[str, Any]] = {
     "lease": lambda lease: lease.lease_id,
     "job": lambda lease: lease.job_id,
     "account": lambda lease: lease.account_id,
-    "accelerator": lambda lease: lease.accelerator,
+    "accelerator": lambda lease: "/".join(map(str, lease.fraction)) + " × " * bool(lease.fraction) + lease.accelerator,
     "where": lambda lease: ", ".join(f"{share.node_id}: {share.devices}" for share in lease.shares),
     "state": lambda lease: lease.state,
 }

@@ -27,7 +27,7 @@ from fabric.gate.lifecycle import StopReason
 from fabric.inventory.nodes import Node
 from fabric.node.agent import Cut, Watch
 from fabric.storage.layout import lease_info_key
-from fabric.units import NodeId
+from fabric.units import Fraction, NodeId
 from fabric.worker.environments import environment_folder, python_of
 from fabric.worker.payload import Payload, read_payload, runtime_env_of
 from fabric.worker.ray_hosts import new_word
@@ -301,8 +301,15 @@ class Attempt:
                     devices=devices,
                     roots=roots,
                     marks=tuple(runner.name for runner in here if runner.name),
+                    shared=self._shared(address),
                 )
                 await self.around.agents.attach(address, watch)
+
+    def _shared(self, address: str) -> Fraction | None:
+        """Which part it has there of a device that others use, too."""
+        nodes = [self.around.nodes.get(share.node_id) for share in self.lease.shares]
+        here = [node for node in nodes if node is not None and node.address == address]
+        return self.lease.fraction if any(node.is_shared(self.lease.fraction) for node in here) else None
 
     def _devices_at(self, address: str) -> tuple[str, ...]:
         """So many, of which nobody can tell which they are, nor read them: Ray gives a group's tasks any of the node's."""

@@ -27,6 +27,7 @@ from ray.cluster_utils import Cluster
 
 from fabric.accelerators import TYPE_LABEL, resource_of
 from fabric.inventory.nodes import BY_CPU, DEDICATED_LABEL, METER_LABEL, NODE_LABEL, NOTICE_LABEL, POOL_LABEL
+from fabric.parts import PARTS_LABEL
 from fabric.system.inheritance import passed_on
 from fabric.system.ports import free_port
 from fabric.worker.lease_ray_settings import LOOPBACK
@@ -74,6 +75,8 @@ class LocalNode:
     pool: str = "spot"
     dedicated_to: str = ""
     notice_s: int | None = None
+    parts: str = ""
+    """How its devices are divided: `time-slice.4`. "" = they are had whole."""
 
 
 MIXED: Final = (
@@ -218,6 +221,8 @@ class LocalCluster:
             labels[DEDICATED_LABEL] = node.dedicated_to
         if node.notice_s is not None:
             labels[NOTICE_LABEL] = str(node.notice_s)
+        if node.parts:
+            labels[PARTS_LABEL] = node.parts
         with _environment(self._idle_dir, self._surroundings):
             self._raylets[node.node_id] = start_node(
                 self._cluster,

@@ -19,6 +19,7 @@ from fabric.gate.events import NodeDown, NodeDrain, NodeUp
 from fabric.inventory.drains import Notices, grace_us_of
 from fabric.inventory.nodes import Node, changes_between
 from fabric.node.agent import Sight
+from fabric.parts import is_instance
 from fabric.units import NodeId
 
 Change = NodeUp | NodeDown | NodeDrain
@@ -143,4 +144,10 @@ def readable(node: Node, sight: Sight | None) -> int | None:
         return node.devices
     if sight is None:
         return None
-    return node.devices if sight.declared else min(len(sight.readable), node.devices)
+    if sight.declared:
+        return node.devices
+    names = sight.readable
+    if node.parts.fraction is None or node.parts.kind == "mig":
+        # An instance is never sold as a device, nor a device as an instance: their prices are not the same.
+        names = tuple(name for name in names if is_instance(name) == (node.parts.fraction is not None))
+    return min(len(names), node.devices)

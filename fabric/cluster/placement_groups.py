@@ -26,7 +26,7 @@ from fabric.gate.instructions import Lease, Share
 from fabric.inventory.nodes import NODE_LABEL, Node
 from fabric.storage.archive import Archive
 from fabric.system.guarded import Admitted, actor_id_of, sealed, secret_of
-from fabric.units import NodeId
+from fabric.units import Fraction, NodeId
 from fabric.worker.channel import Line
 from fabric.worker.runner import RunnerActor, Seat
 
@@ -55,6 +55,8 @@ class Group:
 
     placed: PlacementGroup
     shares: tuple[Share, ...]
+    fraction: Fraction | None = None
+    """Of its one device it has such a part."""
     runners: list[Seated] = field(default_factory=list)
     tenant: tuple[str, str] = ("", "")
     """(account, environment) of the runners."""
@@ -134,7 +136,11 @@ class Groups:
         a job that runs in a process of its own.
         """
         tenant = (str(lease.account_id), environment)
-        fitting = [group for group in self._kept if group.shares == lease.shares and lease.kind in KEEPABLE]
+        fitting = [
+            group
+            for group in self._kept
+            if group.shares == lease.shares and group.fraction == lease.fraction and lease.kind in KEEPABLE
+        ]
         if fitting:
             wanted = lease.kind is JobKind.FUNCTION or forks
             mine = next((group for group in fitting if wanted and group.tenant == tenant and group.runners), None)
@@ -185,6 +191,9 @@ class Groups:
         """Keep a group for the next lease of its shape; whether that is wanted."""
         if self._settings.warm_s <= 0 or group.id not in self._used:
             return False
+        first = self._nodes.get(group.shares[0].node_id)
+        if first is None or first.is_shared(group.fraction):
+            return False  # the rest of its device could be somebody's only room for a whole one
         del self._used[group.id]
         group.kept_until = time.monotonic() + self._settings.warm_s
         self._kept.append(group)
@@ -304,7 +313,7 @@ class Groups:
         creation = asyncio.ensure_future(
             asyncio.to_thread(
                 placement_group,
-                [self._bundle(share) for share in lease.shares],
+                [self._bundle(share, lease.fraction) for share in lease.shares],
                 strategy="PACK",
                 name=name,
                 lifetime="detached",
@@ -312,7 +321,7 @@ class Groups:
             )
         )
         try:
-            group = Group(placed=await asyncio.shield(creation), shares=lease.shares)
+            group = Group(placed=await asyncio.shield(creation), shares=lease.shares, fraction=lease.fraction)
             self._ours.add(group.id)
             self._used[group.id] = group
             await _awaited(group.placed.ready())
@@ -324,12 +333,13 @@ class Groups:
             self._ours.discard(name)
         return group
 
-    def _bundle(self, share: Share) -> dict[str, float]:
-        return self._nodes[share.node_id].bundle(share.devices, cpus=self._settings.cpus_per_share)
+    def _bundle(self, share: Share, fraction: Fraction | None) -> dict[str, float]:
+        node = self._nodes[share.node_id]
+        return node.bundle(share.devices, cpus=self._settings.cpus_per_share, fraction=fraction)
 
     def _start(self, group: Group, lease: Lease, bundle: int, runtime_env: dict[str, Any], name: str) -> Admitted:
         share = group.shares[bundle]
-        held = self._nodes[share.node_id].held(share.devices) if lease.kind in KEEPABLE else {}
+        held = self._nodes[share.node_id].held(share.devices, lease.fraction) if lease.kind in KEEPABLE else {}
         self._actors.add(name)
         variables = {**self._settings.marks(name), **runtime_env.get("env_vars", {})}
         secret = secret_of(self._settings.key, name)
@@ -358,10 +368,10 @@ class Groups:
         return admitted
 
 
-def group_of(placement_group_id: str, shares: Sequence[Share]) -> Group:
+def group_of(placement_group_id: str, shares: Sequence[Share], fraction: Fraction | None = None) -> Group:
     """A group known by its id, after a restart."""
     placed = PlacementGroup(PlacementGroupID(bytes.fromhex(placement_group_id)))
-    return Group(placed=placed, shares=tuple(shares))
+    return Group(placed=placed, shares=tuple(shares), fraction=fraction)
 
 
 def _pids(groups: Iterable[Group], address: str) -> list[int]:

@@ -55,7 +55,7 @@ async def survivors(
             for actor, _ in members:
                 await asyncio.to_thread(ray.kill, actor.actor, no_restart=True)
             continue
-        group = group_of(group_id, lease.shares)
+        group = group_of(group_id, lease.shares, lease.fraction)
         group.runners = [
             Seated(actor=actor, seat=described.seat, node=nodes[share.node_id], name=actor.name)
             for (actor, described), share in zip(members, lease.shares, strict=True)
@@ -75,7 +75,7 @@ async def lease_of(view: LeaseView, around: Services) -> Attempt | None:
         return None
     except TimeoutError:
         raise Unavailable(f"the archive has not answered for {_ARCHIVE_S:g} s", code="archive_away") from None
-    group = group_of(info.placement_group_id, view.shares)
+    group = group_of(info.placement_group_id, view.shares, view.fraction)
     table = await asyncio.to_thread(placement_group_table, group.placed)
     if info.lease_id != view.lease_id or table.get("state") != "CREATED":
         return None
@@ -90,6 +90,7 @@ async def lease_of(view: LeaseView, around: Services) -> Attempt | None:
         accelerator=view.accelerator,
         shares=view.shares,
         payload="",
+        fraction=view.fraction,
     )
     attempt = Attempt(lease=lease, around=around, group=group, info=info)
     await attempt.watch_again()

@@ -43,6 +43,7 @@ from fabric.config.sections import (
 from fabric.config.serving import ServingConfig
 from fabric.errors import InvalidConfig
 from fabric.gate.events import Pool
+from fabric.parts import HOW, parts_of
 
 _SIMULATED_NODES_MAX: Final = 32
 """Each is a process of some 0.4 GB."""
@@ -79,6 +80,12 @@ def _postgres_address(dsn: SecretStr) -> SecretStr:
     return dsn
 
 
+def _parts_word(word: str) -> str:
+    if word and parts_of(word) is None:
+        raise PydanticCustomError("parts", "{how}", {"how": HOW})
+    return word
+
+
 class NodeConfig(Section):
     """A simulated node of a one-machine cluster."""
 
@@ -92,6 +99,10 @@ class NodeConfig(Section):
     cpus: PositiveInt = 4
     notice_s: Annotated[int, Field(ge=0, le=86_400)] | None = None
     """How long before it goes it says so; None = as long as any job needs."""
+    parts: Annotated[str, AfterValidator(_parts_word)] = ""
+    """How its devices are divided: `time-slice.4`, each whole or in four; `mig.7.1g.10gb`, or `vnpu.4.vir05_1c_16g`: they are
+    instances, so many of a device. "" = they are had whole.
+    """
 
     @model_validator(mode="after")
     def _dedicated_to_somebody(self) -> "NodeConfig":

@@ -133,6 +133,7 @@ class _Service:
                 pool=node.pool.value,
                 dedicated_to=node.dedicated_to or "",
                 notice_s=node.notice_s,
+                parts=node.parts,
             )
             for node in asked.nodes
         ]

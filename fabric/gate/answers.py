@@ -131,6 +131,7 @@ def answer(core: Core, question: AnyQuestion, now_us: int) -> AnyAnswer:  # noqa
                     account_id=record.account_id,
                     accelerator=record.lease.accelerator,
                     shares=record.lease.shares,
+                    fraction=record.lease.fraction,
                     state=record.state,
                     sampled=session.seq if (session := state.sessions.get(record.lease.lease_id)) else 0,
                 )

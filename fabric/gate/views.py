@@ -211,6 +211,8 @@ class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
     shares: tuple[Share, ...]
     state: str
     """starting | running | stopping | removing"""
+    fraction: Fraction | None = None
+    """Of its one device it has such a part; None = whole devices."""
     sampled: int = 0
     """The last sample of it that was charged: meters that were lost go on counting from there."""
 

@@ -2,14 +2,17 @@
 
 import asyncio
 from collections.abc import Container, Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 import msgspec
 import ray
+import structlog
 
 from fabric.accelerators import DEVICE_RESOURCES, TYPE_LABEL, canonical_accelerator
 from fabric.gate.events import NodeDown, NodeUp, Pool
-from fabric.units import AccountId, NodeId
+from fabric.parts import HOW, PARTS_LABEL, WHOLE, Parts, parts_of
+from fabric.units import AccountId, Fraction, NodeId
 
 NODE_LABEL: Final = "fabric.io/node"
 POOL_LABEL: Final = "fabric.io/pool"
@@ -20,6 +23,8 @@ METER_LABEL: Final = "fabric.io/meter"
 """`cpu`: the devices are simulated, or have no counter: the processors' time is taken for theirs."""
 BY_CPU: Final = "cpu"
 _NOTICE_DIGITS_MAX: Final = 9
+_RAYS: Final = 10_000
+_log = structlog.get_logger(__name__)
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,15 +46,26 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     notice_us: int | None = None
     by_cpu: bool = False
     """Whether it is declared to have no counters."""
+    parts: Parts = WHOLE
+    """How its devices are divided."""
 
-    def bundle(self, devices: int, *, cpus: float) -> dict[str, float]:
+    def bundle(self, devices: int, *, cpus: float, fraction: Fraction | None = None) -> dict[str, float]:
         """The resources of a lease's share here."""
-        return {"CPU": cpus, **self.held(devices)}
+        return {"CPU": cpus, **self.held(devices, fraction)}
 
-    def held(self, devices: int) -> dict[str, float]:
-        """What a process that uses that many devices here holds."""
-        held = {self.resource: float(devices)}
-        return {**held, self.accelerator: float(devices)} if self.has_type_resource else held
+    def held(self, devices: int, fraction: Fraction | None = None) -> dict[str, float]:
+        """What a process that uses that many devices here, or such a part of one, holds. Ray counts in ten-thousandths: of what
+        is between two of them the lesser, so that all parts of a device fit on it.
+        """
+        amount = float(devices)
+        if fraction is not None and self.parts.fraction is None:
+            amount = fraction[0] * _RAYS // fraction[1] / _RAYS
+        held = {self.resource: amount}
+        return {**held, self.accelerator: amount} if self.has_type_resource else held
+
+    def is_shared(self, fraction: Fraction | None) -> bool:
+        """Whether others are on the device that a lease with such a part has, too."""
+        return fraction is not None and self.parts.fraction is None
 
 
 def nodes_of(table: Sequence[Mapping[str, Any]], *, gone: Container[str]) -> dict[NodeId, Node]:
@@ -75,6 +91,9 @@ def changes_between(before: Mapping[NodeId, Node], now: Mapping[NodeId, Node]) -
                     pool=node.pool,
                     dedicated_to=node.dedicated_to,
                     notice_us=node.notice_us,
+                    units=node.parts.units,
+                    fraction=node.parts.fraction,
+                    division=node.parts.division,
                 )
             )
     return changed
@@ -110,6 +129,9 @@ def _node_of(entry: Mapping[str, Any]) -> Node | None:
     if labels.get(POOL_LABEL) not in set(Pool):
         return None
     accelerator = canonical_accelerator(labels[TYPE_LABEL])
+    parts = _parts_of(labels[NODE_LABEL], labels.get(PARTS_LABEL))
+    if parts is None:
+        return None
     return Node(
         node_id=NodeId(labels[NODE_LABEL]),
         ray_id=entry["NodeID"],
@@ -123,7 +145,17 @@ def _node_of(entry: Mapping[str, Any]) -> Node | None:
         has_type_resource=resources.get(accelerator, 0) >= 1,
         notice_us=notice_us_of(labels),
         by_cpu=labels.get(METER_LABEL) == BY_CPU,
+        parts=parts,
     )
+
+
+@cache
+def _parts_of(node_id: str, word: str | None) -> Parts | None:
+    """What the node's label says; None if nobody knows what it means, and so what its devices are worth."""
+    parts = WHOLE if word is None else parts_of(word)
+    if parts is None:
+        _log.warning("node_not_sold", node_id=node_id, label=f"{PARTS_LABEL}={word}"[:100], remedy=f"write {HOW}")
+    return parts
 
 
 def notice_us_of(labels: Mapping[str, str]) -> int | None:

@@ -26,6 +26,7 @@ from fabric.system.guarded import Guarded
 from fabric.system.private_folder import CACHE, clear, close, left_in, sweep
 from fabric.system.processes import end_all, kill, seen_of
 from fabric.system.ray_processes import installers
+from fabric.units import Fraction
 from fabric.worker.environments import Environment, is_ready
 from fabric.worker.members import Members
 from fabric.worker.strays import Sighting
@@ -45,6 +46,8 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
     """What else, beside the lease's id, the environment of its processes may have begun with."""
     seq: int = 0
     """The last sample already reported."""
+    shared: Fraction | None = None
+    """Others use its device, too, of which it has such a part: its own processes' use is read, as use of that part."""
 
 
 class Cut(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,7 +147,7 @@ class NodeAgent:
         self._members.follow(watch.lease_id, watch.roots, marks=watch.marks)
         if known is not None:
             self._meter.detach(watch.lease_id)
-        self._meter.attach(watch.lease_id, devices=watch.devices, roots=watch.roots)
+        self._meter.attach(watch.lease_id, devices=watch.devices, roots=watch.roots, shared=watch.shared is not None)
         if known is not None:
             known.watch = watch
         else:
@@ -285,7 +288,10 @@ class NodeAgent:
         if window_us <= 0:
             return
         watch = watched.watch
-        busy_us = min(self._meter.read(watch.lease_id, members=members), max(1, len(watch.devices)) * window_us)
+        used_us = self._meter.read(watch.lease_id, members=members)
+        if watch.shared is not None:
+            used_us = used_us * watch.shared[1] // watch.shared[0]
+        busy_us = min(used_us, max(1, len(watch.devices)) * window_us)
         watched.seq += 1
         watched.cut_at_ns += window_us * 1000
         watched.pending = Cut(

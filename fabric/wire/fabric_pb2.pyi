@@ -1552,20 +1552,22 @@ class Share(_message.Message):
     def __init__(self, node_id: _Optional[str] = ..., devices: _Optional[int] = ...) -> None: ...
 
 class Lease(_message.Message):
-    __slots__ = ("lease_id", "job_id", "account_id", "accelerator", "shares", "state")
+    __slots__ = ("lease_id", "job_id", "account_id", "accelerator", "shares", "state", "fraction")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
     SHARES_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    FRACTION_FIELD_NUMBER: _ClassVar[int]
     lease_id: str
     job_id: str
     account_id: str
     accelerator: str
     shares: _containers.RepeatedCompositeFieldContainer[Share]
     state: str
-    def __init__(self, lease_id: _Optional[str] = ..., job_id: _Optional[str] = ..., account_id: _Optional[str] = ..., accelerator: _Optional[str] = ..., shares: _Optional[_Iterable[_Union[Share, _Mapping]]] = ..., state: _Optional[str] = ...) -> None: ...
+    fraction: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, lease_id: _Optional[str] = ..., job_id: _Optional[str] = ..., account_id: _Optional[str] = ..., accelerator: _Optional[str] = ..., shares: _Optional[_Iterable[_Union[Share, _Mapping]]] = ..., state: _Optional[str] = ..., fraction: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ListLeasesReply(_message.Message):
     __slots__ = ("leases",)

@@ -369,11 +369,12 @@ def stage_of(
     )
     if lease.kind is JobKind.FUNCTION and not order.zygote:
         return stage  # it is called in the runner: no process is the job's alone
+    over, under = lease.fraction or (1, 1)
     stage.own_ray = lease_ray(
         accelerator=accelerator,
         kind=order.devices_are,
         devices=len(devices),
-        share=len(devices) / max(order.devices_of_node, len(devices), 1),
+        share=len(devices) / max(order.devices_of_node, len(devices), 1) * over / under,
         folder=folder,
         memory_bytes=psutil.virtual_memory().total,
         cores=os.cpu_count() or 1,

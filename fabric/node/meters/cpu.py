@@ -25,7 +25,8 @@ class CpuMeter:
         self._leases: dict[str, _CpuLease] = {}
         self._seen: dict[int, CpuUsage] = {}
 
-    def attach(self, lease_id: str, *, devices: Sequence[str], roots: Sequence[int]) -> None:
+    def attach(self, lease_id: str, *, devices: Sequence[str], roots: Sequence[int], shared: bool = False) -> None:
+        del shared  # what it counts is of the lease's processes alone
         if lease_id in self._leases:
             return
         for pid in roots:

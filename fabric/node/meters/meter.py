@@ -19,8 +19,10 @@ _log = structlog.get_logger(__name__)
 class Meter(Protocol):
     """Counts device time in use. One lease may be read by one caller only."""
 
-    def attach(self, lease_id: str, *, devices: Sequence[str], roots: Sequence[int]) -> None:
-        """Begin: `devices` as the node numbers them, `roots` the processes the lease's work descends from."""
+    def attach(self, lease_id: str, *, devices: Sequence[str], roots: Sequence[int], shared: bool = False) -> None:
+        """Begin: `devices` as the node numbers them, `roots` the processes the lease's work descends from. Of devices that are
+        `shared` with others only what its own processes use counts.
+        """
 
     def read(self, lease_id: str, *, members: Sequence[int] | None = None) -> int:
         """Device-µs in use since `attach` or the last `read`; 0 for a lease that isn't attached.
@@ -43,7 +45,8 @@ class Meter(Protocol):
 Gauge = Callable[[], Mapping[str, int]]
 """Reads the utilisation of the node's devices, in percent, by a name of its own for each. One that can't be read is missing.
 
-It may have `name_of`, from whatever a device is called to its name, or None; and `names`, of all that there are.
+It may have `name_of`, from whatever a device is called to its name, or None; `names`, of all that there are; and `by_process`, of a device
+what each process used of it since a time, in percent of all of that time, and until when that is known, or None where that can't be told.
 """
 
 
@@ -70,6 +73,11 @@ class LateGauge:
 
     def name_of(self, said: str) -> str | None:
         return self._found.name_of(said) if self._found is not None else None
+
+    def by_process(self, name: str, since_us: int) -> tuple[Mapping[int, int], int] | None:
+        """As a gauge's; None of one that can't tell."""
+        ask = getattr(self._found, "by_process", None)
+        return None if ask is None else ask(name, since_us)
 
     def _look(self) -> Any:
         why = []
@@ -103,6 +111,11 @@ class _GaugeLease:
         self.total_us = 0
         self.rest_us = 0.0
         self.estimated = False
+        self.roots: tuple[int, ...] = ()
+        self.shared_at_us: int | None = None
+        """When it was read last, of devices that others use, too."""
+        self.seen_us: dict[str, int] = {}
+        """Until when what processes use of each of them is known, by the driver's clock."""
 
 
 class GaugeMeter:
@@ -124,17 +137,20 @@ class GaugeMeter:
         if period_s > 0:
             threading.Thread(target=self._watch, args=(period_s,), name="fabric-gauge", daemon=True).start()
 
-    def attach(self, lease_id: str, *, devices: Sequence[str], roots: Sequence[int]) -> None:
-        del roots
+    def attach(self, lease_id: str, *, devices: Sequence[str], roots: Sequence[int], shared: bool = False) -> None:
         self.sample()
         lease = self._leases[lease_id] = _GaugeLease(devices)
+        lease.roots = tuple(roots)
+        lease.shared_at_us = self._clock_us() if shared else None
         self._count(lease)
         lease.rest_us, lease.estimated = 0.0, False
 
-    def read(self, lease_id: str, *, members: Sequence[int] | None = None) -> int:  # noqa: ARG002 - a gauge needs none
+    def read(self, lease_id: str, *, members: Sequence[int] | None = None) -> int:
         lease = self._leases.get(lease_id)
         if lease is None:
             return 0
+        if lease.shared_at_us is not None:
+            return self._read_shared(lease, members if members is not None else lease.roots)
         self.sample()
         used_us = self._count(lease) + lease.rest_us
         lease.rest_us = used_us - int(used_us)
@@ -174,6 +190,38 @@ class GaugeMeter:
 
     def close(self) -> None:
         self._closed.set()
+
+    def _read_shared(self, lease: "_GaugeLease", members: Sequence[int]) -> int:
+        """What its own processes used of its devices; where that can't be told all of the time, as estimated."""
+        now_us, since_us = self._clock_us(), lease.shared_at_us or 0
+        lease.shared_at_us, lease.estimated = now_us, False
+        passed_us, used_us = max(now_us - since_us, 0), 0
+        own = frozenset(members)
+        for said in lease.devices:
+            name = self._name_of(said)
+            percents = self._by_process(name, lease) if name is not None else None
+            if percents is None:
+                lease.estimated = True
+                used_us += passed_us
+            else:
+                percent = sum([used for pid, used in percents.items() if pid in own])
+                used_us += passed_us * min(percent, _PERCENT) // _PERCENT
+        return used_us
+
+    def _by_process(self, name: str, lease: "_GaugeLease") -> Mapping[int, int] | None:
+        ask = getattr(self._gauge, "by_process", None)
+        if ask is None:
+            return None
+        with self._lock:
+            try:
+                found = ask(name, lease.seen_us.get(name, 0))
+            except Exception as error:  # noqa: BLE001  # whatever is the matter, nothing could be read
+                _log.debug("use_by_process_unreadable", why=f"{type(error).__name__}: {error}"[:200])
+                return None
+            if found is None:
+                return None
+            percents, lease.seen_us[name] = found
+        return dict(percents)
 
     def _count(self, lease: _GaugeLease) -> float:
         """What its devices were in use since the last count; for as long as one could not be read, all of the time."""

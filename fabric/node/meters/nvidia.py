@@ -75,6 +75,27 @@ class NvmlGauge:
             return None
         return found[0] if len(found) == 1 else None
 
+    def by_process(self, name: str, since_us: int) -> tuple[dict[int, int], int] | None:
+        """What each process used of a whole GPU since then, in percent: the mean of the driver's samples of it. None where it
+        can't be told: of an instance, and where something uses the GPU and the driver names no process.
+        """
+        nvml, device = self._nvml, self._devices.get(name)
+        if device is None or device.handle is None or device.instance is not None:
+            return None
+        try:
+            samples = nvml.nvmlDeviceGetProcessUtilization(device.handle, since_us)
+        except nvml.NVMLError as error:
+            if not isinstance(error, getattr(nvml, "NVMLError_NotFound", ())):
+                return None
+            samples = ()
+        found: dict[int, list[int]] = {}
+        for sample in samples:
+            found.setdefault(int(sample.pid), []).append(int(sample.smUtil))
+        if not found and int(nvml.nvmlDeviceGetUtilizationRates(device.handle).gpu):
+            return None
+        newest_us = max((int(sample.timeStamp) for sample in samples), default=since_us)
+        return {pid: round(sum(each) / len(each)) for pid, each in found.items()}, newest_us
+
     def _by_instance(self, word: str) -> Iterator[str]:
         """`gpu-<uuid>/<gpu instance>/<compute instance>`"""
         parts = word.split("/")
