@@ -7,7 +7,7 @@ is taken to a digest, so what can be known of a type is found once.
 
 import hashlib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from operator import attrgetter
 from typing import Any, Final
 
@@ -15,13 +15,13 @@ import msgspec
 
 NOTHING: Final[frozenset[str]] = frozenset()
 _REQUIRED: Final = object()
-"""Stands for the default of a field that has none."""
+"""Stands for the default of a field that has none, and is no value's equal."""
 _encode: Final = msgspec.json.Encoder(order="sorted").encode
 
 
 def digest(record: msgspec.Struct, *, but: frozenset[str] = NOTHING) -> bytes:
     """The sha256 of what it says, `but` for these fields of its own."""
-    return hashlib.sha256(_encode(_said(record, _plan(type(record), but)))).digest()
+    return hashlib.sha256(_encode(_said(record, plan=_plan(type(record), but)))).digest()
 
 
 Way = Callable[[Any], Any]
@@ -30,14 +30,20 @@ Plan = tuple[Any, tuple[str, ...], tuple[Any, ...], Way]
 """Of a type of record: its tag, the names that fields are written under, what they say by default, and what gets them all."""
 
 
-def _said(record: Any, plan: Plan) -> list[Any]:
+def _said(record: Any, *, plan: Plan) -> list[Any]:
     """Its tag, and the names and values of those fields that say something, in the order of their names."""
     tag, names, defaults, held = plan
     said = [tag]
     for name, default, value in zip(names, defaults, held(record)):  # noqa: B905 - each request comes by here
-        if value is not default and (default is _REQUIRED or value != default):
-            way = _WAYS.get(type(value), _learn)
-            said += (name, value if way is None else way(value))
+        if value is default or value == default:
+            continue
+        said.append(name)
+        kind = type(value)
+        if kind is str or kind is int:
+            said.append(value)
+        else:
+            way = _WAYS.get(kind, _learn)
+            said.append(value if way is None else way(value))
     return said
 
 
@@ -46,8 +52,7 @@ def _learn(value: Any) -> Any:
     kind: Any = type(value)
     way: Way | None = None
     if isinstance(value, msgspec.Struct):
-        plan = _plan(kind, NOTHING)
-        way = lambda record: _said(record, plan)  # noqa: E731 - each type has its own
+        way = partial(_said, plan=_plan(kind, NOTHING))
     elif isinstance(value, tuple | list):
         way = _sequence
     elif isinstance(value, dict):

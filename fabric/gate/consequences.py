@@ -52,5 +52,7 @@ def follow(core: Core) -> None:
     if core.replan:
         leases.apply_plan(core)
     for job in core.held:
-        holds.wait_if_queued(core, job)
-    auto_top_up.follow(core)
+        if job.lease_id is None:
+            holds.wait_if_queued(core, job)
+    if core.state.till.auto:
+        auto_top_up.follow(core)

@@ -65,9 +65,12 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "standing": "open and lapsed holds: changed where a hold begins or ends",
         "over": "ended and expired holds: changed where one ends or is forgotten",
     },
-    "Planner": dict.fromkeys(
-        ("_state", "_cluster", "_fairness", "_queue", "_pins", "_preemption", "_waiting", "_decisions"), FIXED
-    ),
+    "Planner": {
+        **dict.fromkeys(
+            ("_state", "_cluster", "_fairness", "_queue", "_pins", "_preemption", "_waiting", "_decisions"), FIXED
+        ),
+        "shortest_grace_us": "the state's policy, which is set with it",
+    },
     "Cluster": {
         "_state": STATE,
         "groups": "the state's groups, in their order",

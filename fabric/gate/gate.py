@@ -149,7 +149,7 @@ class Gate:
         name = ""
         if request_id:
             name = idempotency.known_as(getattr(event, "account_id", None), request_id)
-            if before := idempotency.recall(core, name, now_us=core.now_us):
+            if name in core.state.answered and (before := idempotency.recall(core, name, now_us=core.now_us)):
                 core.now_us = core.state.now_us = before_us
                 same = before.digest == idempotency.digest_of(event)
                 return Decision(outcome=before.outcome if same else _reused(request_id), kept=False)

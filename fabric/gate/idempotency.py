@@ -48,8 +48,9 @@ def remember(core: Core, name: str, event: AnyEvent, *, outcome: Outcome) -> Non
     """Remember an answer from now on, and forget those that are old enough."""
     if core.now_us >= core.answers_until_us:
         _forget_old(core)
-    core.state.answered[name] = Answered(digest_of(event), outcome, core.now_us)
-    account_id = _account_of(name)
+    asked = digest(event, but=_WHO_ASKS.get(type(event), _ANYWAY))
+    core.state.answered[name] = Answered(asked, outcome, core.now_us)
+    account_id = name.partition("/")[0]
     own = core.answers_of.get(account_id)
     if own is None:
         own = core.answers_of[account_id] = {}

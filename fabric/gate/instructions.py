@@ -48,7 +48,8 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     @property
     def devices(self) -> int:
         """All of them together."""
-        return sum([share.devices for share in self.shares])
+        shares = self.shares
+        return shares[0].devices if len(shares) == 1 else sum([share.devices for share in shares])
 
     @property
     def on(self) -> str:

@@ -59,7 +59,8 @@ def submit(core: Core, event: Submit) -> Outcome:
     core.keep(job)
     core.touch(job)
     requests.enqueue(core, job, request)
-    return Accepted(granted_uhs=job.held_uhs, held_uhs=job.held_uhs, facts=notice.barred(core, request))
+    facts = notice.barred(core, request) if request.grace_us > core.planner.shortest_grace_us else {}
+    return Accepted(granted_uhs=job.held_uhs, held_uhs=job.held_uhs, facts=facts)
 
 
 def draft(job_id: JobId, account_id: AccountId, key_id: KeyId | None, spec: JobSpec, *, now_us: int) -> Job:
@@ -92,8 +93,10 @@ def why_not(core: Core, job: Job, request: PlacementRequest) -> Refusal | None:
 
 def _may_stay(core: Core, job: Job) -> Refusal | None:
     """A job that can't be evicted keeps its devices from everybody: that is a right of a plan. Inference is never outranked."""
+    if job.spec.preemptible or job.spec.service is Service.INFERENCE:
+        return None
     plan = core.plan_of(job.account_id)
-    if job.spec.preemptible or job.spec.service is Service.INFERENCE or plan.may_stay:
+    if plan.may_stay:
         return None
     others = ", ".join(each.name for each in core.catalogue.plans if each.may_stay)
     way_out = f", or submit it from an account on one of the plans that have it: {others}" if others else ""
@@ -115,7 +118,9 @@ def _never_fits(core: Core, request: PlacementRequest) -> Refusal | None:
         request.preemptible,
         request.mixtures,
         request.fraction,
-        core.state.placement.policy.barred(request.grace_us),
+        core.state.placement.policy.barred(request.grace_us)
+        if request.grace_us > core.planner.shortest_grace_us
+        else (),
     )
     if core.placeable_in != core.planner.layout:
         core.placeable.clear()

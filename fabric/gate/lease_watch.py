@@ -30,7 +30,8 @@ class LeaseWatch:
         self._made += 1
         self.order[lease_id] = self._made
         self.noted[lease_id] = _NEVER
-        self.note(lease_id, due_us)
+        if due_us is not None:
+            self.note(lease_id, due_us)
 
     def note(self, lease_id: LeaseId, due_us: int | None) -> None:
         """Something is due then; None = nothing that is known."""

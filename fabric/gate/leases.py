@@ -329,10 +329,10 @@ def _start(core: Core, job: Job, placed: Placed) -> None:
         name=job.spec.name,
         kind=job.spec.kind,
         epoch=job.attempts,
-        accelerator=mixture.name(placed),
+        accelerator=mixture.name(placed) if placed.kinds else placed.accelerator,
         shares=mixture.shares(placed),
         payload=job.spec.payload,
-        data=tuple([each.prefix for each in job.spec.data]),
+        data=tuple([each.prefix for each in job.spec.data]) if job.spec.data else (),
         mix=job.spec.mix,
         loss_every_us=hazards.loss_every_us(
             core.state.hazards, pool, outlasts_notice=bool(job.saves_us) and notice.outlasts(core, job)
@@ -342,7 +342,9 @@ def _start(core: Core, job: Job, placed: Placed) -> None:
     core.state.leases[lease.lease_id] = LeaseRecord(
         lease=lease,
         account_id=job.account_id,
-        weight_ppm=mixture.weight_ppm(core, job, placed),
+        weight_ppm=mixture.weight_ppm(core, job, placed)
+        if placed.kinds
+        else holds.weight_of(core, job, placed.accelerator),
         pool=pool,
     )
     core.watch.add(lease.lease_id)

@@ -20,7 +20,8 @@ def enqueue(core: Core, job: Job, request: PlacementRequest | None = None) -> No
     if job.saves_us:
         found = notice.heeded(core, job, found)
         job.reason = notice.waits(job, found) or job.reason
-    if not found.notice_us and job.reason == WAITS_FOR_CAPACITY:
+    is_barred = found.grace_us > core.planner.shortest_grace_us
+    if is_barred and not found.notice_us and job.reason == WAITS_FOR_CAPACITY:
         job.reason = notice.not_lent(core, found) or job.reason
     core.planner.enqueue(found, now_us=core.now_us)
     core.replan = True

@@ -29,7 +29,13 @@ def malformed(spec: JobSpec) -> Refusal | None:
         )
     if refusal := refusals.bad_amount("tokens= must be", spec.limit_uhs):
         return refusal
-    return _bad_gang(spec) or _bad_part(spec) or _bad_range(spec) or _bad_times(spec) or _bad_data(spec)
+    return (
+        _bad_gang(spec)
+        or (None if spec.fraction is None else _bad_part(spec))
+        or (None if spec.devices_least is None else _bad_range(spec))
+        or _bad_times(spec)
+        or (None if not spec.data and spec.estimate_us is None else _bad_data(spec))
+    )
 
 
 def bad_fraction(fraction: Fraction) -> Refusal | None:

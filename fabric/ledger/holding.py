@@ -54,7 +54,9 @@ def authorize(
         ceiling_uhs: hold at most so much, whatever is asked for and free: then it is final.
         key_id: remembered with the hold.
     """
-    sweeping.catch_up(ledger, now_us)
+    heap = ledger.deadlines.heap
+    if heap and heap[0][0] <= now_us:
+        sweeping.catch_up(ledger, now_us)
     account = ledger.accounts.get(account_id)
     if account is None:
         return Refused(UNKNOWN_ACCOUNT, {"account_id": account_id})

@@ -125,20 +125,26 @@ class Cluster:
         """Room for a job. Borrowers leave the headroom, and leave when wanted."""
         if is_divided(group, queued.request):
             return self._find_fraction(group, queued)
-        if shape.devices > group.free:
+        is_all_s = group.owner is None and group.pool != "reserved"
+        if shape.devices > group.free or not (is_all_s or self._is_lent(group, shape, queued)):
             return None
-        if not group.is_home_of(queued.request.account_id, queued.rank):
-            headroom = self._state.policy.headroom_devices if group.owner is None else 0
-            if group.wanted or group.free - headroom < shape.devices:
-                return None
-        strewn = self._may_be_strewn(queued)
         pinned = group.pinned[queued.rank]
+        if shape.nodes == 1 and (picks := group.find_one(shape.each or shape.devices, pinned)) is not None:
+            return picks
+        strewn = self._may_be_strewn(queued)
         picks = group.find(shape, avoid=pinned, strewn=strewn)
         if picks is not None or not pinned:
             return picks
         if not queued.preemptible and queued.request.job_id not in self._state.pins:
             return None
         return group.find(shape, strewn=strewn)
+
+    def _is_lent(self, group: Group, shape: Shape, queued: Queued) -> bool:
+        """Whether so much of what is free may be lent to the job, or is its by right."""
+        if group.is_home_of(queued.request.account_id, queued.rank):
+            return True
+        headroom = self._state.policy.headroom_devices if group.owner is None else 0
+        return not group.wanted and group.free - headroom >= shape.devices
 
     def _find_fraction(self, group: Group, queued: Queued) -> Picks | None:
         """The same for a part of a device. What is divided already is nobody's headroom."""
@@ -386,4 +392,6 @@ class Cluster:
 
 
 def _devices(shares: Shares) -> int:
+    if len(shares) == 1:
+        return shares[0][1]
     return sum([devices for _, devices in shares])

@@ -218,7 +218,8 @@ class Decisions:
 
     def _placed(self, lane: Lane, running: Running, group: Group, now_us: int) -> Placed:
         request = running.request
-        devices = sum([devices for _, devices in running.shares])
+        shares = running.shares
+        devices = shares[0][1] if len(shares) == 1 else sum([devices for _, devices in shares])
         running.fee = self._fairness.enter(
             request.account_id, devices=devices, fraction=request.fraction, now_us=now_us
         )

@@ -192,7 +192,7 @@ class Group:
         if devices > self.free:
             return None
         if nodes == 1:
-            picks = self._find_one(each or devices, avoid)
+            picks = self.find_one(each or devices, avoid)
             if picks is not None or each or (not strewn and self.is_for_one(devices)):
                 return picks
             return self._find_packed(devices, avoid)
@@ -208,21 +208,30 @@ class Group:
 
     def enter(self, job_id: JobId, running: Running, devices: int) -> None:
         """A job with so many devices here runs, or leaves: take note of what it could make room for."""
-        self._note(running, devices)
+        if running.request.accelerators:
+            self.typed_devices += devices
         if running.evicting:
             self.leaving[job_id] = running
+            self.leaving_devices += devices
         elif running.preemptible:
-            self.loose[self._class_of(running)][job_id] = running
+            is_all_s = self.owner is None and self.pool != "reserved"
+            among = running.rank if is_all_s else self._class_of(running)
+            self.loose[among][job_id] = running
+            self.loose_devices[among] += devices
         if running.saved_at_us is not None:
             self.reporters[job_id] = running
 
     def leave(self, job_id: JobId, running: Running, devices: int) -> None:
         """The job is gone from here, or not what it was."""
-        self._note(running, -devices)
+        if running.request.accelerators:
+            self.typed_devices -= devices
         if running.evicting:
             del self.leaving[job_id]
+            self.leaving_devices -= devices
         elif running.preemptible:
-            del self.loose[self._class_of(running)][job_id]
+            among = self._class_of(running)
+            del self.loose[among][job_id]
+            self.loose_devices[among] -= devices
         if running.saved_at_us is not None:
             del self.reporters[job_id]
 
@@ -262,7 +271,8 @@ class Group:
             return sum(count for size, count in self.sizes.items() if size >= shape.each) * shape.each
         return sum(size * count for size, count in self.sizes.items())
 
-    def _find_one(self, devices: int, avoid: int) -> Picks | None:
+    def find_one(self, devices: int, avoid: int) -> Picks | None:
+        """So many free devices of one node, the tightest there is, outside those of `avoid`; or None."""
         fit = self.fit
         for free in range(devices, len(fit)):
             bits = fit[free]

@@ -14,7 +14,7 @@ from fabric.placement.checks import NodeFree, assert_consistent, barred, check, 
 from fabric.placement.cluster import Cluster
 from fabric.placement.decisions import Decisions, Step
 from fabric.placement.fitting import Shape
-from fabric.placement.jobs import Request, Unplaceable, rank_of
+from fabric.placement.jobs import Request, Unplaceable, class_of
 from fabric.placement.preemption import Preemption
 from fabric.placement.queue import Queue
 from fabric.placement.quotas import LONGEST_GRACE_US, POOLS, Fairness, Policy
@@ -46,12 +46,15 @@ class Planner:
         self._decisions = Decisions(
             state, self._cluster, fairness=self._fairness, waiting=self._waiting, preemption=self._preemption
         )
+        self.shortest_grace_us = min(state.policy.graces_us)
+        """With no longer a grace a job may be anywhere."""
         self._rebuild_queue()
 
     def follow(self, policy: Policy, *, now_us: int) -> None:
         """Plan by another policy from now on. What was decided by the one before stands: places, pins and claims."""
         self._fairness.follow(policy, now_us=now_us)
         self._state.policy, self._state.epoch_us = policy, self._fairness.epoch_us
+        self.shortest_grace_us = min(policy.graces_us)
         self._queue.follow(policy)
         self._cluster.layout += 1
         for group in self._cluster.groups.values():
@@ -280,7 +283,14 @@ class Planner:
 
     def _queued(self, request: Request, *, now_us: int) -> Queued:
         seq = self._state.seq
-        return Queued(request, seq, rank_of(request), now_us, request.preemptible, (request.submitted_at_us, seq))
+        return Queued(
+            request,
+            seq,
+            class_of(request.service, request.tier_rank),
+            now_us,
+            request.preemptible,
+            (request.submitted_at_us, seq),
+        )
 
     def _close(self, node_id: NodeId, *, status: str) -> None:
         for job_id, claim in list(self._state.claims.items()):

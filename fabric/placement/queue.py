@@ -108,7 +108,8 @@ class Queue:
 
     def push(self, queued: Queued) -> Lane:
         """Put the job in line. Its lane is looked at, unless it is parked: where none of its jobs fits, one more doesn't."""
-        self.settle()
+        if self.fresh is not None:
+            self.settle()
         lane = self.lane_of(queued)
         if lane.jobs:
             lane.jobs[queued.request.job_id] = queued

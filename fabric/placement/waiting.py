@@ -97,9 +97,9 @@ class Waiting:
         if state.pins:
             self.pins.unpin(job_id)
         blocked = state.blocked.get(lane.name) if state.blocked else None
-        others_stay = lane.parked and len(lane.jobs) > 1
+        others_stay, was_in_line = lane.parked and len(lane.jobs) > 1, bool(lane.jobs)
         self.queue.remove(lane, job_id)
-        if not lane.jobs:
+        if was_in_line and not lane.jobs:
             self._ripe.drop(lane)
         if blocked is not None:
             if not others_stay:
@@ -173,7 +173,8 @@ class Waiting:
             self._ripe.drop(lane)
             lane.groups = self._cluster.groups_for(queued.request, preemptible=queued.preemptible)
             lane.seen = self._cluster.version
-            self._ripe.add(lane)
+            if lane.jobs:
+                self._ripe.add(lane)
 
     def may_preempt(self, lane: Lane, *, now_us: int) -> bool:
         """Whether it is time to look for victims; inference always may."""
