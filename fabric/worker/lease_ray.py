@@ -134,6 +134,7 @@ class _Own:
 
         Raises:
             InvalidRequest: it is another cluster's address, or asks for more than the lease has.
+            Unavailable: it doesn't start on a machine that has too much else to do: the job is tried again.
         """
         known = os.environ.get(_ADDRESS, "")
         if address not in (None, "", *_OWN_WORDS, known):
@@ -156,7 +157,13 @@ class _Own:
 
             defaults = self._with_defaults(asked, options)
             with _without_rays_handler():
-                found = started(lambda: self._init(address="local", **defaults))
+                try:
+                    found = started(lambda: self._init(address="local", **defaults))
+                except (ChildProcessError, TimeoutError) as error:
+                    raise Unavailable(
+                        f"the program's Ray has not started, however often it was tried: {error}",
+                        code="ray_not_started",
+                    ) from error
             os.environ[_ADDRESS] = ray.get_runtime_context().gcs_address
             self._has_started = True
             if self._settings.bell:
