@@ -93,6 +93,9 @@ _OWN: Final = frozenset({"insufficient_quota", "billing_error"})
 _DATA: Final = b"data: "
 BROKE_OFF: Final = "the engine failed while it wrote this answer: what came of it is charged, and it may be sent again"
 _SERVER: Final = 500
+_REFUSED: Final = 400
+_REFUSING: Final = frozenset({"invalid_request_error", "BadRequestError", "invalid_prompt", "not_found_error"})
+"""What engines and protocols call an error that the request is to blame for."""
 _PAYMENT: Final = 402
 
 
@@ -167,6 +170,17 @@ def _in_our_words(status: int, message: str, param: Any, *, is_charged: bool) ->
     return said.message, said.code, said.param or param
 
 
+def _status_of(inner: dict[str, Any], *, is_known: bool) -> int:
+    """What an engine's error in a stream would have been as a status. Some protocols have no room for it: there a refusal is
+    known by its type, or by its words.
+    """
+    code = inner.get("code")
+    if isinstance(code, int) or (isinstance(code, str) and code.isdecimal()):
+        return int(code)
+    refuses = {str(code), str(inner.get("type"))} & _REFUSING
+    return _REFUSED if refuses or is_known else _SERVER
+
+
 def retold_event(event: bytes, surface: str) -> bytes | None:
     """An event by which an engine ends a stream it can't go on with, in our words and in the client's protocol; None where it
     is none, or says what our own front said.
@@ -177,13 +191,11 @@ def retold_event(event: bytes, surface: str) -> bytes | None:
         message = str(inner["message"])
     except (msgspec.DecodeError, AttributeError, KeyError, TypeError):
         return None
-    code = inner.get("code")
     if "fabric" in inner or inner.get("type") in _OWN:
         return None
-    status = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdecimal()) else _SERVER
-    if status >= _SERVER:
-        return as_event(EngineFailed(BROKE_OFF), surface)
     told = phrases.told(message)
+    if _status_of(inner, is_known=told.code is not None) >= _SERVER:
+        return as_event(EngineFailed(BROKE_OFF), surface)
     known_as, param = told.code or "invalid_request", told.param or inner.get("param")
     return as_event(InvalidRequest(told.message, code=known_as, param=param), surface)
 
