@@ -11,17 +11,17 @@ import ray
 import structlog
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from fabric.cluster.here import own_address, own_node
 from fabric.cluster.settings import ClusterSettings
 from fabric.enforcement.watchdog import Known
-from fabric.gate.events import Sample
 from fabric.inventory.nodes import Node
 from fabric.node.agent import Cut, NodeAgentActor, Sight, Watch
 from fabric.placement.locality import Holdings
 from fabric.storage.archive import Archive
 from fabric.system.disk_watch import DiskLimits
 from fabric.system.guarded import Admitted, Stranger, actor_id_of, end_actor, is_ours, sealed, secret_of
+from fabric.system.processes import kill
 from fabric.system.unpickling import Refused
-from fabric.units import LeaseId
 from fabric.worker.environments import Environment
 from fabric.worker.strays import Living, Sighting
 from fabric.worker.wheels import Prepared
@@ -35,6 +35,8 @@ PROMPT_S: Final = 2.0
 """How long is waited for what is asked again soon anyway: one that is silent must keep nothing from the others."""
 _SWEEP_S: Final = 0.5
 """How long is waited for those that look for what has outlived its lease: less than there is between two such looks."""
+_KILL_S: Final = 0.5
+"""How long is waited for an agent that is to end what holds a device: it may do so for two seconds in all."""
 _SILENT: Final = object()
 WATCHDOGS: Final = 2
 """So many agents look for unleased use while the gate is silent: each asks for all of Ray's tables."""
@@ -71,7 +73,9 @@ class Agents:
             by_address.setdefault(node.address, []).append(node)
         for address, there in by_address.items():
             if address not in self._actors and address not in self._starting:
-                start = self._start(address, there[0].ray_id, by_cpu=all(node.by_cpu for node in there))
+                # Beside the gate, an agent is lost with nothing but the node that the gate would be lost with, too.
+                ray_id = own_node() if address == own_address() else there[0].ray_id
+                start = self._start(address, ray_id, by_cpu=all(node.by_cpu for node in there))
                 self._starting[address] = asyncio.ensure_future(start)
         if not self._starting:
             return
@@ -265,7 +269,12 @@ class Agents:
         return list(await self._tried(address, "end_strays", over, over=left) or ())
 
     async def kill(self, address: str, pid: int) -> None:
-        await self._tried(address, "kill", pid)
+        """Kill a process that holds a device without a lease. While no agent is there to do it, which takes seconds after one was
+        lost, the gate does it itself where it is on that machine.
+        """
+        answer = await self._tried(address, "kill", pid, within_s=_KILL_S, otherwise=_SILENT)
+        if answer is _SILENT and address == own_address():
+            kill(pid)
 
     async def tidy(self, address: str, *, folder: str, log_file: str, log_key: str) -> bool:
         """Have a machine move a rank's log into the archive, and remove its folder; whether it has."""
@@ -381,20 +390,3 @@ class Agents:
     ) -> Any:
         reference = getattr(self._actors[address], method).remote(*arguments, **options)
         return await asyncio.wait_for(reference, within_s)
-
-
-def merged(cuts: Iterable[Cut]) -> list[Sample]:
-    """The samples of a lease's machines, those of one seq together: device time adds up, wall time doesn't."""
-    by_seq: dict[int, list[Cut]] = {}
-    for cut in cuts:
-        by_seq.setdefault(cut.seq, []).append(cut)
-    return [
-        Sample(
-            lease_id=LeaseId(same[0].lease_id),
-            seq=seq,
-            window_us=max(cut.window_us for cut in same),
-            busy_us=sum(cut.busy_us for cut in same),
-            estimated=any(cut.estimated for cut in same),
-        )
-        for seq, same in sorted(by_seq.items())
-    ]

@@ -12,7 +12,7 @@ import msgspec
 import ray
 import structlog
 
-from fabric.cluster.agents import merged
+from fabric.cluster.cuts import merged
 from fabric.cluster.dispatch import carry_out, is_clean
 from fabric.cluster.placement_groups import KEEPABLE, Group, Seated
 from fabric.cluster.preparation import prepared

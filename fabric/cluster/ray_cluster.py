@@ -9,8 +9,9 @@ import ray
 import structlog
 
 from fabric.clock import Clock, SteadyClock
-from fabric.cluster.agents import PROMPT_S, Agents, merged
+from fabric.cluster.agents import PROMPT_S, Agents
 from fabric.cluster.attempts import Attempt
+from fabric.cluster.cuts import merged
 from fabric.cluster.dashboard import JobsPage
 from fabric.cluster.left_logs import Jobs, clear_away, clear_machines, no_jobs
 from fabric.cluster.logs import JobLogs

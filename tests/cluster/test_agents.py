@@ -11,6 +11,8 @@ from fabric.cluster.settings import ClusterSettings
 from fabric.node.agent import Cut, Watch
 from tests.worker.leases import NODE
 
+OWN = "the gate's"
+
 
 def cut(lease_id):
     return Cut(lease_id=lease_id, seq=1, window_us=1_000_000, busy_us=500_000)
@@ -21,8 +23,10 @@ class House:
 
     def __init__(self, monkeypatch, *addresses, silent=()):
         monkeypatch.setattr(module, "PROMPT_S", 0.01)
+        monkeypatch.setattr(module, "own_address", lambda: OWN)
+        monkeypatch.setattr(module, "own_node", lambda: "the gate's node")
         self.agents = Agents(archive=None, settings=ClusterSettings())
-        self.silent, self.speaks, self.asked = set(silent), asyncio.Event(), []
+        self.silent, self.speaks, self.asked, self.started = set(silent), asyncio.Event(), [], {}
         self.agents._actors = dict.fromkeys(addresses)
         for address in addresses:
             self.agents._watches[address] = {address: Watch(lease_id=address, devices=(), roots=())}
@@ -33,7 +37,7 @@ class House:
         self.asked.append((address, method))
         if address in self.silent:
             await asyncio.wait_for(self.speaks.wait(), within_s)
-        return {"samples": [cut(address)], "claimed": [7]}[method]
+        return {"samples": [cut(address)], "claimed": [7], "kill": None}[method]
 
     async def start(self, address, ray_id, *, by_cpu):
         if address in self.silent:
@@ -41,6 +45,7 @@ class House:
         if address == "broken":
             raise OSError("nothing listens there")
         self.agents._actors[address] = None
+        self.started[address] = ray_id
 
 
 async def test_a_silent_machine_keeps_no_sample_of_another_waiting(monkeypatch):
@@ -83,3 +88,27 @@ async def test_a_machine_without_an_agent_keeps_no_other_from_having_one(monkeyp
     await house.agents.cover(nodes)
     assert ("silent" in house.agents._actors) is (other == "silent")
     await house.agents.close()
+
+
+@pytest.mark.parametrize("agent", ["there", "silent", "none"])
+@pytest.mark.parametrize("machine", [OWN, "another"])
+async def test_what_holds_a_device_on_the_gates_own_machine_is_ended_though_no_agent_is_there(
+    monkeypatch, machine, agent
+):
+    """A new agent takes seconds to come, and two are all that a device may be held without a lease."""
+    killed = []
+    monkeypatch.setattr(module, "_KILL_S", 0.01)
+    monkeypatch.setattr(module, "kill", killed.append)
+    house = House(monkeypatch, machine, silent={machine} if agent != "there" else ())
+    if agent == "none":
+        monkeypatch.setattr(house.agents, "_call", Agents._call.__get__(house.agents))
+        house.agents._actors.clear()
+    await house.agents.kill(machine, 7)
+    assert killed == ([7] if machine == OWN and agent != "there" else [])
+
+
+async def test_the_agent_of_the_gates_machine_is_lost_with_no_node_but_the_gates(monkeypatch):
+    """Where a machine has several, it was on any of them, and where that was lost with the gate nobody watched."""
+    house = House(monkeypatch)
+    await house.agents.cover([structs.replace(NODE, address=address, ray_id="any") for address in (OWN, "b")])
+    assert house.started == {OWN: "the gate's node", "b": "any"}

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fabric.cluster.agents import merged
+from fabric.cluster.cuts import merged
 from fabric.node.agent import Cut, NodeAgent, Watch, given_devices
 from fabric.node.meters import CpuMeter, GaugeMeter, LateGauge, open_meter
 from fabric.node.meters.ascend import AscendGauge, devices
