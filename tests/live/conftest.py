@@ -1,5 +1,6 @@
 """A whole fabric, as `fabric up --local` starts it, for the tests of this folder: one for all of them."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,12 @@ from fabric import daemon
 from fabric.client.client import new_request_id
 from fabric.sdk import Fabric, connect
 from fabric.wire import fabric_pb2 as pb
+from tests.shared import shared
 
 HERE = Path(__file__).parent
+SECRET = "never-for-a-job"
+FOR_OTHERS = ("FABRIC_API_KEY", "FABRIC_PG_DSN", "AWS_SECRET_ACCESS_KEY", "STRIPE_TOKEN")
+"""What whoever starts the fabric has in their environment."""
 
 
 def pytest_collection_modifyitems(items):
@@ -18,13 +23,24 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.ray)
 
 
-@pytest.fixture(scope="package")
-def running(tmp_path_factory):
-    """A fabric that is up."""
-    place = tmp_path_factory.mktemp("house")
-    found = daemon.up(state_dir=place, any_port=True)
-    yield found
-    daemon.down(place, now=True)
+@pytest.fixture(scope="module")
+def running(request, tmp_path_factory):
+    """A fabric that is up: one for this folder."""
+    return shared.of(request, HERE, "fabric", lambda: up(tmp_path_factory.mktemp("house")))
+
+
+@contextmanager
+def up(place):
+    """It was started by somebody who has secrets, in a folder that others could read."""
+    place.chmod(0o755)
+    with pytest.MonkeyPatch.context() as operators:
+        for name in FOR_OTHERS:
+            operators.setenv(name, SECRET)
+        found = daemon.up(state_dir=place, any_port=True)
+    try:
+        yield found
+    finally:
+        daemon.down(place, now=True)
 
 
 def act_for(found: daemon.Running, account: str) -> Fabric:

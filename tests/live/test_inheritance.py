@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 from fabric import daemon
-from tests.live.conftest import act_for
+from tests.live.conftest import SECRET
 
-SECRET = "never-for-a-job"
-FOR_OTHERS = ("FABRIC_API_KEY", "FABRIC_PG_DSN", "AWS_SECRET_ACCESS_KEY", "STRIPE_TOKEN")
 LOOK = """
 import json, os
 from pathlib import Path
@@ -43,27 +41,6 @@ def seen():
 """
 
 
-@pytest.fixture(scope="module")
-def fabric(tmp_path_factory):
-    """A fabric that was started by somebody who has secrets, in a folder that others could read."""
-    place = tmp_path_factory.mktemp("state")
-    place.chmod(0o755)
-    with pytest.MonkeyPatch.context() as operators:
-        for name in FOR_OTHERS:
-            operators.setenv(name, SECRET)
-        found = daemon.up(state_dir=place, any_port=True)
-    with act_for(found, "local") as acting:
-        acting.top_up("10")
-    yield found
-    daemon.down(place, now=True)
-
-
-@pytest.fixture
-def acme(fabric):
-    with act_for(fabric, "local") as acting:
-        yield acting
-
-
 def look():
     found: dict = {}
     exec(LOOK, found)
@@ -93,23 +70,23 @@ def told(acme, kind, tmp_path):
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("kind", ["function", "function forked", "task", "script", "command"])
-def test_a_job_inherits_no_secret_and_no_place_of_the_fabrics(fabric, acme, tmp_path, kind):
+def test_a_job_inherits_no_secret_and_no_place_of_the_fabrics(running, acme, tmp_path, kind):
     seen = json.loads(told(acme, kind, tmp_path))
     where = Path(seen["cwd"])
     assert SECRET not in json.dumps(seen)
-    assert daemon.operator_key(Path(fabric.state_dir)) not in json.dumps(seen)
+    assert daemon.operator_key(Path(running.state_dir)) not in json.dumps(seen)
     inherited = [seen["cwd"], *seen["env"].values(), seen["first_env"], *seen["files"], *seen["commands"]]
-    assert [word for word in inherited if fabric.state_dir in word] == []
-    assert not Path(fabric.state_dir).is_relative_to(where.parent)
+    assert [word for word in inherited if running.state_dir in word] == []
+    assert not Path(running.state_dir).is_relative_to(where.parent)
     assert seen["mode"] == 0o700
     if kind != "task":
         assert seen["before"] == ([] if "function" in kind else ["look.py"])
         assert seen["home"] not in (str(Path.home()), seen["cwd"])
 
 
-def test_the_state_directory_is_its_owners_alone(fabric):
-    assert Path(fabric.state_dir).stat().st_mode & 0o077 == 0
-    for file in Path(fabric.state_dir).glob("*.key"):
+def test_the_state_directory_is_its_owners_alone(running):
+    assert Path(running.state_dir).stat().st_mode & 0o077 == 0
+    for file in Path(running.state_dir).glob("*.key"):
         assert file.stat().st_mode & 0o077 == 0
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from fabric.cluster.local import TOKEN_NAME
 from fabric.sdk import connect
 from fabric.wire import fabric_pb2 as pb
+from tests.shared import shared
 
 HERE = Path(__file__).parent
 PASSWORD = "pg-very-secret"
@@ -108,17 +110,19 @@ class Lab:
         return file.read_text() if file.exists() else ""
 
 
-@pytest.fixture(scope="package")
-def ray_cluster():
+@contextmanager
+def labelled_cluster():
     process = subprocess.Popen(
         [sys.executable, str(HERE / "labelled_cluster.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     address, dashboard, session = process.stdout.readline().split()
-    yield {"cluster": process, "ray_address": address, "dashboard": dashboard, "session": session}
-    process.communicate(timeout=60)
+    try:
+        yield {"cluster": process, "ray_address": address, "dashboard": dashboard, "session": session}
+    finally:
+        process.communicate(timeout=60)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def bucket(moto_url):
     """The lab's bucket, as an administrator sees it."""
     own = {"aws_access_key_id": "admin", "aws_secret_access_key": "admin", "region_name": "us-east-1"}
@@ -127,16 +131,18 @@ def bucket(moto_url):
     return made
 
 
-@pytest.fixture(scope="package")
-def lab(ray_cluster, moto_url, bucket, postgres_server, tmp_path_factory):
-    """A lab where the fabric is up."""
-    made = Lab(
-        place=tmp_path_factory.mktemp("lab"),
-        **ray_cluster,
-        endpoint=moto_url,
-        dsn=postgres_server.dsn.replace("fabric@", f"fabric:{PASSWORD}@"),
-    )
-    made.up()
-    yield made
-    made.run("down", "--gate")
-    assert made.gates() == []
+@pytest.fixture
+def lab(request, moto_url, bucket, postgres_server, tmp_path_factory):
+    """A lab where the fabric is up: one for this folder."""
+    dsn = postgres_server.dsn.replace("fabric@", f"fabric:{PASSWORD}@")
+    return shared.of(request, HERE, "lab", lambda: opened(tmp_path_factory.mktemp("lab"), endpoint=moto_url, dsn=dsn))
+
+
+@contextmanager
+def opened(place, **known):
+    with labelled_cluster() as ray_cluster:
+        made = Lab(place=place, **ray_cluster, **known)
+        made.up()
+        yield made
+        made.run("down", "--gate")
+        assert made.gates() == []

@@ -14,6 +14,7 @@ from fabric.errors import NotFound
 from fabric.units import parse_ct
 from fabric.wire import fabric_pb2 as pb
 from fabric.wire.keys import format_key, hash_secret, make_secret
+from tests.shared import shared
 
 HERE = Path(__file__).parent
 OWNER = "cell-owner"
@@ -96,11 +97,16 @@ class Service:
         return format_key(reply.key_id, secret)
 
 
-@pytest.fixture(scope="package")
-def service(tmp_path_factory):
+@pytest.fixture
+def service(request, tmp_path_factory):
+    """One for this folder."""
+    return shared.of(request, HERE, "service", lambda: opened(tmp_path_factory.mktemp("house")))
+
+
+@contextlib.contextmanager
+def opened(place):
     from training.demo import byte_lm
 
-    place = tmp_path_factory.mktemp("house")
     folder = place / "model"
     byte_lm.train(steps=20, export_to=str(folder), directory=folder.with_name("run"))
     text = shipped("local.yaml").read_text()
@@ -109,6 +115,8 @@ def service(tmp_path_factory):
     config = place / "cluster.yaml"
     config.write_text(text[: text.index("# The OpenAI-compatible endpoint")] + SERVING.format(folder=folder))
     found = daemon.up(config=config, state_dir=place, any_port=True)
-    yield Service(found)
-    with contextlib.suppress(NotFound):  # the last test of the folder took it down
-        daemon.down(place, now=True)
+    try:
+        yield Service(found)
+    finally:
+        with contextlib.suppress(NotFound):  # the last test of the folder took it down
+            daemon.down(place, now=True)
