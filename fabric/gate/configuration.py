@@ -33,7 +33,7 @@ def configure(core: Core, event: Configure) -> Outcome:
     models.reprice(core)
     if event.policy is not None:
         _follow(core, event.policy, by_hand=event.by_hand)
-    for account_id in dict.fromkeys(record.account_id for record in core.state.subscriptions):
+    for account_id in core.subscribed_by:
         treasury.set_spending(core, account_id)
     return Accepted()
 

@@ -16,7 +16,7 @@ from fabric.gate.lease_watch import LeaseWatch
 from fabric.gate.lifecycle import TERMINAL, TRANSITIONS, JobState, Trigger
 from fabric.gate.payment_state import Payment
 from fabric.gate.prices import PriceList
-from fabric.gate.state import GateState, Job, Key
+from fabric.gate.state import GateState, Job, Key, SubscriptionRecord
 from fabric.gate.timeline import Moment, noted
 from fabric.placement import Planner
 from fabric.placement.forecast import Starts
@@ -67,6 +67,7 @@ class Core:
         "silence_us",
         "starts",
         "state",
+        "subscribed_by",
         "unfinished",
         "unrun_of",
         "watch",
@@ -111,6 +112,8 @@ class Core:
         """Each account's keys, revoked ones too: derived, so that nobody's question looks through everybody's."""
         for key in state.keys.values():
             self.keys_of.setdefault(key.account_id, []).append(key)
+        self.subscribed_by = _by_account(state.subscriptions)
+        """Each account's subscriptions: derived, so that nobody's looks through everybody's."""
         self.answers_of: dict[str, dict[str, None]] = {}
         """Each account's answers that are remembered, oldest first: derived, so that one can't have too many."""
         self.answers_until_us = 0
@@ -216,8 +219,15 @@ class Core:
         self.price_list = None if tariffs is None else PriceList(tariffs, operator=self.state.operator)
         self.plans = {plan.name: plan for plan in catalogue.plans} if catalogue is not None else {}
 
+    def keep_subscription(self, record: SubscriptionRecord) -> None:
+        """A new subscription, from now on."""
+        self.state.subscriptions.append(record)
+        self.subscribed_by.setdefault(record.account_id, []).append(record)
+        due_us = self.renewal_due_us
+        self.renewal_due_us = record.next_at_us if due_us is None else min(due_us, record.next_at_us)
+
     def note_renewals(self) -> None:
-        """A subscription was made, renewed or ended."""
+        """Subscriptions were renewed or have ended."""
         self.renewal_due_us = min((record.next_at_us for record in self.state.subscriptions), default=None)
 
     def _moment(self, job: Job) -> Moment:
@@ -240,6 +250,13 @@ class Core:
         job.revision = self.state.revision
         self.changed.pop(job.job_id, None)  # in the order of their last change
         self.changed[job.job_id] = None
+
+
+def _by_account(records: list[SubscriptionRecord]) -> dict[AccountId, list[SubscriptionRecord]]:
+    found: dict[AccountId, list[SubscriptionRecord]] = {}
+    for record in records:
+        found.setdefault(record.account_id, []).append(record)
+    return found
 
 
 def _started_us(job: Job) -> int:

@@ -38,6 +38,7 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "jobs_of": "the jobs: `keep` is the one place where one is added, `forget` where some go",
         "unfinished": "the payments: `note_payment` is told of each that was made, or of which something has come",
         "unrun_of": "the jobs: `settle` and `forget` are the two places where one more, or fewer, has ended unrun",
+        "subscribed_by": "the subscriptions: `keep_subscription` is the one place where one is added, `renew` where some end",
         "keys_of": "the keys: `keep_key` is the one place where one is added",
         "answers_of": "the answers, in their order: `idempotency` is the one place where one comes or goes",
         "answers_until_us": "the oldest answer: never later than when that is forgotten, and looked up anew then",
@@ -201,6 +202,10 @@ def view(core: Core) -> dict[str, Any]:
         "jobs_of": {account_id: [job.job_id for job in jobs] for account_id, jobs in core.jobs_of.items()},
         "unfinished": dict(core.unfinished),
         "unrun_of": dict(core.unrun_of),
+        "subscribed_by": {
+            account_id: [record.subscription for record in records]
+            for account_id, records in core.subscribed_by.items()
+        },
         "keys_of": {account_id: [key.key_id for key in keys] for account_id, keys in core.keys_of.items()},
         "answers_of": {account_id: list(names) for account_id, names in core.answers_of.items()},
         "deadlines": deadlines,

@@ -5,6 +5,7 @@ one by another booking before or while the last one runs. A cycle that nobody ha
 ends with the cycle before it.
 """
 
+import heapq
 from typing import Final
 
 from fabric.charging import plans
@@ -48,8 +49,7 @@ def subscribe(core: Core, event: Subscribe) -> Outcome:
     cycle = plans.cycle_grants(offer, started_at_us=core.now_us, index=0)
     outcome = _book(core, account, cycle.grant, record.lots, at_us=core.now_us, channel=event.channel)
     if isinstance(outcome, Accepted):
-        core.state.subscriptions.append(record)
-        core.note_renewals()
+        core.keep_subscription(record)
         treasury.set_spending(core, event.account_id)
     return outcome
 
@@ -96,24 +96,41 @@ def _end_us(offer: Subscription, record: SubscriptionRecord, *, cycles: int) -> 
 
 
 def renew(core: Core) -> None:
-    """Grant the cycles that have begun, each at its own time, and drop the subscriptions that have ended."""
-    while core.renewal_due_us is not None and core.renewal_due_us <= core.now_us:
-        at_us = core.renewal_due_us
+    """Grant the cycles that have begun, each at its own time, and drop the subscriptions that have ended. All are looked through
+    once, however many cycles of how many are caught up with.
+    """
+    now_us, records = core.now_us, core.state.subscriptions
+    if core.renewal_due_us is None or core.renewal_due_us > now_us:
+        return
+    begun = [(record.next_at_us, place) for place, record in enumerate(records) if record.next_at_us <= now_us]
+    heapq.heapify(begun)
+    ended: set[int] = set()
+    while begun:
+        at_us, places = begun[0][0], []
+        while begun and begun[0][0] == at_us:
+            places.append(heapq.heappop(begun)[1])
         core.book.sweep(now_us=at_us - 1)
-        due = [record for record in core.state.subscriptions if record.next_at_us == at_us]
-        left = [_left_uhs(core, record) for record in due]
-        for record, left_uhs in zip(due, left, strict=True):
-            _renew(core, record, left_uhs, at_us=at_us)
-        core.note_renewals()
+        left = [_left_uhs(core, records[place]) for place in places]
+        for place, left_uhs in zip(places, left, strict=True):
+            if not _renew(core, records[place], left_uhs, at_us=at_us):
+                ended.add(place)
+            elif records[place].next_at_us <= now_us:
+                heapq.heappush(begun, (records[place].next_at_us, place))
+    if ended:
+        records[:] = [record for place, record in enumerate(records) if place not in ended]
+    core.note_renewals()
 
 
-def _renew(core: Core, record: SubscriptionRecord, left_uhs: int, *, at_us: int) -> None:
+def _renew(core: Core, record: SubscriptionRecord, left_uhs: int, *, at_us: int) -> bool:
+    """Whether it goes on."""
     offer = core.catalogue.subscription(record.subscription)
     is_paid = bool(record.ahead) or (core.state.payments == payments.SANDBOX and not record.ending)
     if offer is None or not is_paid:
-        core.state.subscriptions.remove(record)
+        own = [other for other in core.subscribed_by.pop(record.account_id) if other is not record]
+        if own:
+            core.subscribed_by[record.account_id] = own
         treasury.set_spending(core, record.account_id)
-        return
+        return False
     record.index += 1
     if plans.cycle_start_us(offer, started_at_us=record.started_at_us, index=record.index) != at_us:
         # The offer's cycle was changed: count from here.
@@ -131,6 +148,7 @@ def _renew(core: Core, record: SubscriptionRecord, left_uhs: int, *, at_us: int)
             core.book.retire(lot_id, now_us=at_us)
         if isinstance(_book(core, account, cycle.rollover, record.lots, at_us=at_us, channel=""), Accepted):
             core.book.carry(before, record.lots[-1], now_us=at_us)
+    return True
 
 
 def _book(core: Core, account: Account, lot: LotTerms, into: list[str], *, at_us: int, channel: str) -> Outcome:
@@ -148,7 +166,7 @@ def _left_uhs(core: Core, record: SubscriptionRecord) -> int:
 
 
 def _find(core: Core, account_id: AccountId, subscription: str) -> SubscriptionRecord | None:
-    for record in core.state.subscriptions:
-        if (record.account_id, record.subscription) == (account_id, subscription):
+    for record in core.subscribed_by.get(account_id, ()):
+        if record.subscription == subscription:
             return record
     return None
