@@ -162,6 +162,8 @@ CALLS: Final[dict[str, Call]] = {
     "SetCohort": Call(operator_calls.set_cohort, _OPERATOR),
     "GetPolicy": Call(policy_calls.get_policy, _OPERATOR),
     "SetPolicy": Call(policy_calls.set_policy, _OPERATOR),
+    "ListQuotas": Call(policy_calls.list_quotas, _OPERATOR),
+    "SetQuota": Call(policy_calls.set_quota, _OPERATOR),
     "Grant": Call(operator_calls.grant, _OPERATOR),
     "VoidLot": Call(operator_calls.void_lot, _OPERATOR),
     "RecordPayment": Call(operator_calls.record_payment, _OPERATOR),

@@ -1,4 +1,4 @@
-"""Calls about the policy of placement: what is in force, and a change of it while jobs wait and run."""
+"""Calls about the policy of placement and its quotas: what is in force, and a change of it while jobs wait and run."""
 
 import json
 from typing import Any
@@ -7,13 +7,16 @@ import msgspec
 from pydantic import ValidationError
 
 from fabric.api.keys import Caller
-from fabric.api.messages import request_id
+from fabric.api.messages import accepted, request_id, short
 from fabric.api.service import ApiService
 from fabric.config.files import mistakes_in
 from fabric.config.scheduling import SchedulingSection
 from fabric.errors import InvalidRequest
 from fabric.gate.questions import PolicyOf, PolicyView
+from fabric.gate.share_events import SetQuota
+from fabric.placement.quota_terms import Used
 from fabric.placement.quotas import Policy
+from fabric.units import AccountId
 from fabric.wire import fabric_pb2 as pb
 
 _Settings = dict[str, Any]
@@ -35,6 +38,39 @@ async def set_policy(door: ApiService, caller: Caller, request: pb.SetPolicyRequ
     event = msgspec.structs.replace(found.configure, policy=policy, request_id=known_as)
     await door.gate.decide(event)
     return await get_policy(door, caller, pb.GetPolicyRequest())
+
+
+async def list_quotas(door: ApiService, _: Caller, __: pb.ListQuotasRequest) -> pb.ListQuotasReply:
+    found = await _in_force(door)
+    return pb.ListQuotasReply(quotas=[_quota(used) for used in found.quotas])
+
+
+async def set_quota(door: ApiService, _: Caller, request: pb.SetQuotaRequest) -> pb.Accepted:
+    event = SetQuota(
+        accelerator=short("accelerator", request.accelerator),
+        account=AccountId(request.account),
+        cohort=request.cohort,
+        nominal=request.nominal if request.HasField("nominal") else None,
+        borrow_max=request.borrow_max if request.HasField("borrow_max") else None,
+        lend_max=request.lend_max if request.HasField("lend_max") else None,
+        request_id=request_id(request.request_id),
+    )
+    return accepted(await door.gate.decide(event))
+
+
+def _quota(used: Used) -> pb.Quota:
+    quota = used.quota
+    return pb.Quota(
+        accelerator=quota.accelerator,
+        account=quota.account,
+        cohort=quota.cohort,
+        nominal=quota.nominal,
+        borrow_max=quota.borrow_max,
+        lend_max=quota.lend_max,
+        shared=used.shared,
+        borrowed=used.borrowed,
+        nominal_in_all=used.nominal,
+    )
 
 
 def changed(policy: Policy, changes: _Settings) -> Policy:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from fabric.gate.views import EvictionView, WhyView
+from fabric.placement.quota_terms import Used
 from fabric.placement.why import Remedy, Room, Waits
 from fabric.units import format_fraction
 
@@ -16,6 +17,7 @@ WITHHELD: Final = {
     "headroom": "kept free for inference",
     "inference_waits": "not lent while inference waits",
     "owner_waits": "not lent while their owner waits",
+    "quota": "kept free for an account's quota",
     "reserved": "reserved for a job that has waited longer",
 }
 SIMPLY: Final = {
@@ -65,7 +67,7 @@ def _likely(view: WhyView) -> str:
     return f" Half of such jobs start within {span(starts.p50_us)} from here, nine of ten within {span(starts.p90_us)}."
 
 
-def _what_for(view: WhyView, waits: Waits) -> str:
+def _what_for(view: WhyView, waits: Waits) -> str:  # noqa: PLR0911 - a case each
     match waits.code:
         case "leaving":
             by = f" by {', '.join(named)}" if (named := [job_id for job_id in waits.leaving if job_id]) else ""
@@ -79,6 +81,8 @@ def _what_for(view: WhyView, waits: Waits) -> str:
             return f"It waits up to {rest} for a node where its data lie already; then it takes any."
         case "reserved":
             return f"Its {_gang(view, waits)} are collected for it: {_short(waits)}; others use them only until then."
+        case "quota":
+            return f"It waits for quota: {'; '.join(map(_quota, waits.quotas))}.{_remedies(waits)}"
         case "line":
             return f"It waits for its turn: {_ahead(waits)}.{_latest(view, waits)}"
         case _:
@@ -106,6 +110,13 @@ def _room(room: Room) -> str:
     withheld = f" but {WITHHELD.get(room.withheld, room.withheld)}" if room.withheld else ""
     part = f", and at most {format_fraction(room.most_part)} of one that is divided" if room.most_part else ""
     return f"{room.free} of {room.devices} {room.pool} {room.accelerator} are free{part}{withheld}"
+
+
+def _quota(used: Used) -> str:
+    quota = used.quota
+    of = f"cohort {quota.cohort}" if quota.cohort else "its account"
+    within = f"{min(used.shared, used.nominal)} of {used.nominal} {quota.accelerator} of {of} are used"
+    return within if quota.borrow_max is None else f"{within}, and {used.borrowed} of {quota.borrow_max} borrowed"
 
 
 def _ahead(waits: Waits) -> str:
@@ -171,6 +182,7 @@ def _who(eviction: EvictionView) -> str:
 def _choice(eviction: EvictionView) -> str:
     why = {
         "reclaimed": "its devices were lent and are wanted back",
+        "quota": "it ran on devices that were borrowed, and their owner's quota wants them back",
         "backfill": "it ran on devices that were reserved for a job that had waited longer",
     }.get(eviction.why, "a better class goes first")
     lost = f"{eviction.loss_us * 100 // _US_PER_HOUR / 100:g} device-hours"

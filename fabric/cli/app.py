@@ -9,7 +9,7 @@ import typer
 import typer.core
 
 from fabric import extras, versions
-from fabric.cli import audit, calibrate, checkpoints, cluster, jobs, keys, models, money, operator, simulate
+from fabric.cli import audit, calibrate, checkpoints, cluster, jobs, keys, models, money, operator, quotas, simulate
 from fabric.cli.outlets import OUTPUT_FAILED, leave_output, prepare_output, unwritten
 from fabric.cli.output import print_error, say
 from fabric.cli.plain_logs import log_plainly
@@ -160,6 +160,7 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(calibrate.app, name="calibrate")
 app.add_typer(operator.app, name="ops")
 operator.app.add_typer(models.ops, name="models")
+operator.app.add_typer(quotas.app, name="quota")
 
 
 def main() -> None:

@@ -1,13 +1,16 @@
 """The section `scheduling:` of a cluster file: the numbers by which jobs are placed."""
 
+from collections.abc import Iterator
 from typing import Annotated
 
 from pydantic import Field
 
 from fabric.config.sections import Section
-from fabric.placement.quotas import HOUR_US, LONGEST_GRACE_US, MINUTE_US, PERCENT_MAX, POLICY_COUNT_MAX, POOLS, Policy
+from fabric.placement.quota_terms import POLICY_COUNT_MAX, Quota
+from fabric.placement.quotas import HOUR_US, LONGEST_GRACE_US, MINUTE_US, PERCENT_MAX, POOLS, Policy
 from fabric.units import MICROS_PER_S
 
+_COHORT = "cohort:"
 _MINUTES_MAX = 365 * 24 * 60
 Minutes = Annotated[int, Field(ge=0, le=_MINUTES_MAX)]
 Count = Annotated[int, Field(ge=1, le=POLICY_COUNT_MAX)]
@@ -33,6 +36,17 @@ class GracesSection(Section):
     """Of jobs that reserved nodes are lent to: how long reserved inference waits for a reclaim, at most."""
     dedicated: Grace = 86_400
     spot: Grace = 600
+
+
+class QuotaSection(Section):
+    """Devices of one type, in Kueue's terms."""
+
+    nominal: Annotated[int, Field(ge=0, le=POLICY_COUNT_MAX)]
+    """Guaranteed: whoever borrowed them leaves within his grace as soon as they are asked for."""
+    borrow: Annotated[int, Field(ge=0, le=POLICY_COUNT_MAX)] | None = None
+    """So many more are held at most; null = as many as there are."""
+    lend: Annotated[int, Field(ge=0, le=POLICY_COUNT_MAX)] | None = None
+    """So many of them at most are lent while they aren't used; null = all."""
 
 
 class SchedulingSection(Section):
@@ -62,6 +76,9 @@ class SchedulingSection(Section):
     graces_s: GracesSection = GracesSection()
     """A job that asks for a longer grace isn't let into the pool: it is told so when it is submitted."""
 
+    quotas: dict[str, dict[str, QuotaSection]] = Field(default_factory=dict)
+    """By account, or `cohort:NAME`, and type. Of types that there is a quota of, whoever has none borrows what he runs on."""
+
     @classmethod
     def of(cls, policy: Policy) -> "SchedulingSection":
         """How a cluster file would say it."""
@@ -81,6 +98,7 @@ class SchedulingSection(Section):
             graces_s=GracesSection(
                 **{pool: us // MICROS_PER_S for pool, us in zip(POOLS, policy.graces_us, strict=True)}
             ),
+            quotas=_said(policy.quotas),
         )
 
     @property
@@ -102,4 +120,28 @@ class SchedulingSection(Section):
             half_life_us=self.half_life_h * HOUR_US,
             entry_us=self.entry_min * MINUTE_US,
             graces_us=(graces.reserved * MICROS_PER_S, graces.dedicated * MICROS_PER_S, graces.spot * MICROS_PER_S),
+            quotas=tuple(sorted(_meant(self.quotas), key=lambda quota: quota.owner)),
         )
+
+
+def _said(quotas: tuple[Quota, ...]) -> dict[str, dict[str, QuotaSection]]:
+    said: dict[str, dict[str, QuotaSection]] = {}
+    for quota in quotas:
+        owner = f"{_COHORT}{quota.cohort}" if quota.cohort else quota.account
+        section = QuotaSection(nominal=quota.nominal, borrow=quota.borrow_max, lend=quota.lend_max)
+        said.setdefault(owner, {})[quota.accelerator] = section
+    return said
+
+
+def _meant(said: dict[str, dict[str, QuotaSection]]) -> Iterator[Quota]:
+    for owner, sections in said.items():
+        cohort = owner.removeprefix(_COHORT) if owner.startswith(_COHORT) else ""
+        for accelerator, section in sections.items():
+            yield Quota(
+                accelerator=accelerator,
+                account="" if cohort else owner,
+                cohort=cohort,
+                nominal=section.nominal,
+                borrow_max=section.borrow,
+                lend_max=section.lend,
+            )

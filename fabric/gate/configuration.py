@@ -14,7 +14,8 @@ from fabric.gate.lifecycle import TERMINAL
 from fabric.gate.payments import WAYS
 from fabric.gate.prices import unpriced
 from fabric.gate.questions import PolicyView
-from fabric.placement.quotas import POLICY_COUNT_MAX, Policy
+from fabric.placement.quota_terms import POLICY_COUNT_MAX
+from fabric.placement.quotas import Policy
 from fabric.units import AMOUNT_UHS_MAX, format_ct
 
 HOUR_US: Final = 3_600_000_000
@@ -49,7 +50,7 @@ def policy(core: Core) -> PolicyView:
         policy=state.placement.policy,
         by_hand=True,
     )
-    return PolicyView(configure=in_force, filed=state.filed or state.placement.policy)
+    return PolicyView(configure=in_force, filed=state.filed or state.placement.policy, quotas=core.planner.quotas())
 
 
 def _follow(core: Core, policy: Policy, *, by_hand: bool) -> None:

@@ -16,7 +16,7 @@ from fabric.gate.event import Event
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.payment_events import AnyPaymentEvent
 from fabric.gate.serving_events import AnyServingEvent
-from fabric.gate.share_events import SetCohort, SetShare
+from fabric.gate.share_events import SetCohort, SetQuota, SetShare
 from fabric.ledger.scopes import ANYTHING, Scope, Service
 from fabric.placement.locality import Dataset, Holdings
 from fabric.placement.quotas import Policy
@@ -460,6 +460,7 @@ AnyEvent = (
     | OpenAccount
     | SetShare
     | SetCohort
+    | SetQuota
     | Grant
     | VoidLot
     | ClosePeriod

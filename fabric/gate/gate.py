@@ -103,7 +103,7 @@ from fabric.gate.serving_events import (
     WithdrawModel,
     WriteOffUsage,
 )
-from fabric.gate.share_events import SetCohort, SetShare
+from fabric.gate.share_events import SetCohort, SetQuota, SetShare
 from fabric.gate.state import GateState, Job
 from fabric.ledger import Book
 from fabric.placement import PlacementState
@@ -343,6 +343,8 @@ class Gate:
                 return shares.set_share(core, event)
             case SetCohort():
                 return shares.set_cohort(core, event)
+            case SetQuota():
+                return shares.set_quota(core, event)
             case CreateKey():
                 return treasury.create_key(core, event)
             case RevokeKey():

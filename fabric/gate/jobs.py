@@ -109,6 +109,8 @@ def _may_stay(core: Core, job: Job) -> Refusal | None:
 
 
 def _never_fits(core: Core, request: PlacementRequest) -> Refusal | None:
+    if (over_quota := core.planner.beyond_quotas(request)) is not None:
+        return why_never.refusal(over_quota)
     gang = (
         request.account_id if request.account_id in core.planner.owners else None,
         request.least,

@@ -27,6 +27,7 @@ from fabric.gate.views import (
     RoomView,
     WhyView,
 )
+from fabric.placement.quota_terms import Used
 from fabric.placement.quotas import Policy
 from fabric.units import INT64_MAX, AccountId, HoldId, JobId, KeyId
 
@@ -243,6 +244,8 @@ class PolicyView(msgspec.Struct, frozen=True, kw_only=True):
     """What is in force, as an event that would change nothing."""
     filed: Policy
     """What the cluster file said last."""
+    quotas: tuple[Used, ...] = ()
+    """What is used of each quota."""
 
 
 FromJournal = StatementOf | CheckpointOf | ReceiptsOf | RecordsOf

@@ -20,3 +20,19 @@ class SetCohort(Event, frozen=True, kw_only=True, tag="set_cohort"):
     cohort: str
     weight_ppm: int
     request_id: str = ""
+
+
+class SetQuota(Event, frozen=True, kw_only=True, tag="set_quota"):
+    """How many devices of a type an account, or a cohort, is guaranteed, may borrow and lends from now on."""
+
+    accelerator: str
+    account: AccountId = AccountId("")
+    cohort: str = ""
+    """One of the two is named."""
+    nominal: int | None
+    """None = it has no quota of the type any more."""
+    borrow_max: int | None = None
+    """None = as many as there are."""
+    lend_max: int | None = None
+    """None = all that it doesn't use."""
+    request_id: str = ""

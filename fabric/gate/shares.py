@@ -1,13 +1,16 @@
-"""Shares: how accounts, and those who pay for several of them, stand to each other when they wait for devices."""
+"""Shares and quotas: how accounts, and those who pay for several of them, stand to each other when they wait for devices."""
 
 from typing import Final
+
+import msgspec
 
 from fabric.gate import refusals
 from fabric.gate.core import Core
 from fabric.gate.instructions import Accepted, Outcome, Refusal
-from fabric.gate.share_events import SetCohort, SetShare
+from fabric.gate.share_events import SetCohort, SetQuota, SetShare
 from fabric.gate.specs import NAME_MAX
 from fabric.gate.state import Account
+from fabric.placement.quota_terms import POLICY_COUNT_MAX, QUOTAS_MAX, Quota
 from fabric.units import PPM
 
 WEIGHT_MIN_PPM: Final = PPM // 1_000
@@ -39,6 +42,54 @@ def set_cohort(core: Core, event: SetCohort) -> Outcome:
         if account.cohort == event.cohort:
             apply(core, account)
     return Accepted()
+
+
+def set_quota(core: Core, event: SetQuota) -> Outcome:
+    """Another quota, or none any more. Who runs goes on until an owner asks for what is his; nobody starts beyond it."""
+    quota = Quota(
+        accelerator=event.accelerator,
+        account=event.account,
+        cohort=event.cohort,
+        nominal=event.nominal or 0,
+        borrow_max=event.borrow_max,
+        lend_max=event.lend_max,
+    )
+    policy = core.state.placement.policy
+    others = [each for each in policy.quotas if each.owner != quota.owner]
+    if event.nominal is None and len(others) == len(policy.quotas):
+        return refusals.not_found("quota", f"{event.account or event.cohort} {event.accelerator}")
+    if event.nominal is not None:
+        if refusal := _no_quota(core, quota, others):
+            return refusal
+        others.append(quota)
+    quotas = tuple(sorted(others, key=lambda each: each.owner))
+    core.planner.follow(msgspec.structs.replace(policy, quotas=quotas), now_us=core.now_us)
+    core.replan = True
+    return Accepted()
+
+
+def _no_quota(core: Core, quota: Quota, others: list[Quota]) -> Refusal | None:
+    if refusal := _no_owner(core, quota):
+        return refusal
+    if quota.accelerator not in (known := core.prices.accelerators):
+        return refusals.unknown_accelerator(quota.accelerator, tuple(known))
+    if not quota.is_meant:
+        return refusals.invalid(
+            f"a quota, and what is borrowed or lent beside it, is of 0 to {POLICY_COUNT_MAX} devices, and no more is lent than"
+            f" the quota, not {quota.nominal}, {quota.borrow_max} and {quota.lend_max}",
+            code="invalid_quota",
+        )
+    if len(others) >= QUOTAS_MAX:
+        return refusals.invalid(f"there are {QUOTAS_MAX} quotas already: remove one first", code="too_many_quotas")
+    return None
+
+
+def _no_owner(core: Core, quota: Quota) -> Refusal | None:
+    if bool(quota.account) == bool(quota.cohort):
+        return refusals.invalid("a quota is of an account or of a cohort: name one of them", code="invalid_quota")
+    if quota.account and quota.account not in core.state.accounts:
+        return refusals.not_found("account", quota.account)
+    return mistaken(PPM, quota.cohort)
 
 
 def apply(core: Core, account: Account) -> None:

@@ -90,7 +90,7 @@ class Eviction(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     job_id: JobId
     for_job_id: JobId
     why: str
-    """reclaimed | backfill | outranked"""
+    """reclaimed | quota | backfill | outranked"""
     rank: int
     """The class of the job that it was for."""
     loss_us: int

@@ -92,7 +92,7 @@ class EvictionView(msgspec.Struct, frozen=True, kw_only=True):
     job_id: str
     for_job_id: str
     why: str
-    """reclaimed | backfill | outranked"""
+    """reclaimed | quota | backfill | outranked"""
     rank: int
     """The class of the job that it was for, best first: inference, Enterprise, Professional, Starter, batch."""
     loss_us: int

@@ -18,7 +18,7 @@ def refusal(impossible: Unplaceable) -> Refusal:
     return refusals.invalid(_said(impossible.code, facts), code=impossible.code, **facts)
 
 
-def _said(code: str, facts: Mapping[str, str | int]) -> str:
+def _said(code: str, facts: Mapping[str, str | int]) -> str:  # noqa: PLR0911 - a case each
     devices, each = facts.get("devices"), facts.get("devices_per_node")
     match code:
         case "gang_too_large" if "on_a_node" in facts:
@@ -41,6 +41,12 @@ def _said(code: str, facts: Mapping[str, str | int]) -> str:
             return (
                 f"no pool that has room for it lets a job take {_seconds(facts['grace_us'])} to leave: ask for a grace of at most"
                 f" {_seconds(facts['longest_us'])} (grace=, --grace)"
+            )
+        case "over_quota":
+            return (
+                f"a gang of {devices} can never be placed: with what it may borrow, this account's quota lets it have"
+                f" {facts.get('most')} × {facts.get('accelerator')} at once: ask for fewer devices or another type, or the operator for"
+                " a larger quota"
             )
         case "uneven_gang":
             return (

@@ -79,6 +79,25 @@ def check(request: Request, state: PlacementState, cluster: Cluster) -> Unplacea
     return impossible
 
 
+def beyond_quotas(request: Request, cluster: Cluster) -> Unplaceable | None:
+    """Whether the account could never have so many devices, whatever it gives up, because no quota lets it; None if it could."""
+    if not cluster.guarantees.types or request.mixtures:
+        return None
+    found: tuple[int, str] | None = None
+    for group in cluster.groups_for(request, preemptible=request.preemptible):
+        most = (
+            None
+            if group.owner == request.account_id
+            else cluster.guarantees.most(group.accelerator, request.account_id)
+        )
+        if most is None or most >= request.least:
+            return None
+        found = max(found or (most, group.accelerator), (most, group.accelerator))
+    if found is None:
+        return None
+    return Unplaceable("over_quota", {"devices": request.least, "most": found[0], "accelerator": found[1]})
+
+
 def barred(request: Request, state: PlacementState, cluster: Cluster) -> tuple[tuple[str, int], ...]:
     """Pools that would take the request if its grace weren't longer than theirs, and what the longest is there."""
     if not request.is_movable(request.preemptible) or not (pools := state.policy.barred(request.grace_us)):

@@ -12,12 +12,10 @@ import msgspec
 from fabric.placement import places
 from fabric.placement.divided import DividedDevices, find_fraction, is_divided
 from fabric.placement.fitting import Group, Picks, Shape, name_of
-from fabric.placement.jobs import INFERENCE, RANKS, Request, Shares
+from fabric.placement.guarantees import Guarantees
+from fabric.placement.jobs import RANKS, Request, Shares
 from fabric.placement.state import Claim, GroupState, Node, NodeState, PlacementState, Queued, Running
 from fabric.units import JobId, NodeId
-
-_WHOLE_NODE_WAITS = 6
-"""So many times as long as its class may wait for a reservation a gang waits for one node, where one could have it."""
 
 
 class Cluster:
@@ -44,6 +42,7 @@ class Cluster:
                 continue
             for group, devices in self._parts(running):
                 group.enter(job_id, running, devices)
+        self.guarantees = Guarantees(state)
         for name in dict.fromkeys(pin.group for pin in state.pins.values()):
             self.mark(self.groups[name])
 
@@ -102,12 +101,14 @@ class Cluster:
         assert not node.owed
         assert not node.held
         if node.divided:
-            self.divided.lose(group, node)
+            for job_id in self.divided.lose(group, node):
+                self.guarantees.note(job_id)
         for job_id, devices in node.shares.items():
             running = self._state.running[job_id]
             self.evict(running)
             group.shrink(running, devices)
             running.shares = tuple(share for share in running.shares if share[0] != node.node.node_id)
+            self.guarantees.note(job_id)
         node.shares = {}
         node.free = node.node.devices
 
@@ -121,17 +122,20 @@ class Cluster:
             return groups
         return places.by_need(groups, queued)
 
-    def find(self, group: Group, shape: Shape, queued: Queued) -> Picks | None:
-        """Room for a job. Borrowers leave the headroom, and leave when wanted."""
+    def find(self, group: Group, shape: Shape, queued: Queued, *, strictly: bool = True) -> Picks | None:
+        """Room for a job. Borrowers leave the headroom, and leave when wanted; `strictly`, they leave what of quotas isn't lent."""
         if is_divided(group, queued.request):
-            return self._find_fraction(group, queued)
+            return self._find_fraction(group, queued, strictly=strictly)
         is_all_s = group.owner is None and group.pool != "reserved"
         if shape.devices > group.free or not (is_all_s or self._is_lent(group, shape, queued)):
+            return None
+        quotas = self.guarantees
+        if quotas.types and not quotas.admits(group, queued, shape.devices, strictly=strictly):
             return None
         pinned = group.pinned[queued.rank]
         if shape.nodes == 1 and (picks := group.find_one(shape.each or shape.devices, pinned)) is not None:
             return picks
-        strewn = self._may_be_strewn(queued)
+        strewn = places.may_be_strewn(self._state, queued)
         picks = group.find(shape, avoid=pinned, strewn=strewn)
         if picks is not None or not pinned:
             return picks
@@ -146,12 +150,15 @@ class Cluster:
         headroom = self._state.policy.headroom_devices if group.owner is None else 0
         return not group.wanted and group.free - headroom >= shape.devices
 
-    def _find_fraction(self, group: Group, queued: Queued) -> Picks | None:
+    def _find_fraction(self, group: Group, queued: Queued, *, strictly: bool) -> Picks | None:
         """The same for a part of a device. What is divided already is nobody's headroom."""
-        divides = True
+        quotas = self.guarantees
+        if quotas.types and not quotas.admits(group, queued, 1, strictly=False):
+            return None
+        divides = not quotas.types or quotas.admits(group, queued, 1, strictly=strictly)
         if not group.is_home_of(queued.request.account_id, queued.rank):
             headroom = self._state.policy.headroom_devices if group.owner is None else 0
-            divides = group.free > headroom
+            divides = divides and group.free > headroom
             if group.wanted:
                 return None
         pinned = group.pinned[queued.rank]
@@ -159,15 +166,6 @@ class Cluster:
         if picks is None and pinned and (queued.preemptible or queued.request.job_id in self._state.pins):
             return find_fraction(group, queued.request, divides=divides)
         return picks
-
-    def _may_be_strewn(self, queued: Queued) -> bool:
-        """Whether it takes devices of several nodes though one could have them all: what takes what it gets, and what has waited
-        long, as larger gangs take any and leave it no whole node. A model never does: its devices talk at each token.
-        """
-        if queued.request.may_be_strewn or queued.rank == INFERENCE:
-            return queued.request.may_be_strewn
-        waited_us = self._state.planned_at_us - queued.queued_at_us
-        return waited_us >= _WHOLE_NODE_WAITS * self._state.policy.waits_us[queued.rank]
 
     def bit_of(self, group: Group, node_id: NodeId) -> int:
         """The node's bit in the group; 0 if it isn't of it."""
@@ -188,6 +186,7 @@ class Cluster:
             (self._group_of(node.node) if mixed else group).shift(node, -devices)
             node.shares[job_id] = devices
         self._state.running[job_id] = running
+        self.guarantees.note(job_id)
         if not mixed:
             group.enter(job_id, running, _devices(running.shares))
             return
@@ -201,6 +200,7 @@ class Cluster:
             group.shift(node, -1)
             name = divided.divide(group, node, running)
         divided.enter(group, name, running)
+        self.guarantees.note(running.request.job_id)
 
     def own_claimed(self, job_id: JobId, running: Running) -> None:
         """The job owns its shares, which were set aside for it."""
@@ -211,9 +211,11 @@ class Cluster:
             node.held -= devices
             if is_divided(group, running.request):
                 self.divided.enter(group, self.divided.divide(group, node, running), running)
+                self.guarantees.note(job_id)
                 return
             node.shares[job_id] = devices
         self._state.running[job_id] = running
+        self.guarantees.note(job_id)
         group.enter(job_id, running, _devices(running.shares))
 
     def disown(self, job_id: JobId) -> Running | None:
@@ -223,6 +225,7 @@ class Cluster:
             return None
         nodes, home = self._state.nodes, self.groups[running.group]
         if running.within is not None and not running.is_divided:
+            self.guarantees.note(job_id)
             if (name := self.divided.leave(home, running)) is not None:
                 self.disown(name)
             return running
@@ -238,6 +241,7 @@ class Cluster:
         for part, devices in self._parts(running):
             part.leave(job_id, running, devices)
             part.touched = True
+        self.guarantees.note(job_id)
         return running
 
     def evict(self, running: Running) -> None:
@@ -285,6 +289,9 @@ class Cluster:
             if now < devices:
                 node.owed[job_id] = devices - now
                 claim.owed += devices - now
+        if self.guarantees.types:
+            self.guarantees.note(job_id)
+            group.touched = True  # what was kept free for it may be lent
 
     def unclaim(self, job_id: JobId) -> None:
         """Give up a claim: what was set aside goes to the next claim, or is free."""
@@ -295,6 +302,7 @@ class Cluster:
             held = devices - node.owed.pop(job_id, 0)
             node.held -= held
             self._hand_on(group, node, held)
+        self.guarantees.note(job_id)
         group.touched = True
 
     def mark(self, group: Group) -> None:

@@ -9,6 +9,7 @@ from fabric.placement import mixture
 from fabric.placement.choice import Found, best
 from fabric.placement.cluster import Cluster
 from fabric.placement.fitting import Group, Picks, Shape
+from fabric.placement.guarantees import BORROWED
 from fabric.placement.jobs import INFERENCE, Evict, Placed
 from fabric.placement.lane import Lane
 from fabric.placement.preemption import Preemption
@@ -52,6 +53,9 @@ class Decisions:
         state = self._state
         state.planned_at_us = now_us
         self._preemption.spent = 0
+        if self._cluster.guarantees.types:
+            self._waiting.wake_freed()
+            self._queue.settle()
         if state.claims:
             self._place_claimed(steps, now_us)
         if state.pins:
@@ -91,6 +95,8 @@ class Decisions:
     def _place_waiting(self, steps: list[Step], now_us: int) -> bool:
         """Whoever waits and fits, the best class first. Whether anybody still waits."""
         queue, blocked = self._queue, False
+        if self._cluster.guarantees.types:
+            self._serve_guaranteed(steps, now_us)
         for rank, active in enumerate(queue.active):
             if queue.parked[rank]:
                 self._waiting.wake(rank, now_us=now_us, retries=0 if self._is_spent(rank) else RETRIES_MAX)
@@ -103,6 +109,48 @@ class Decisions:
             if queue.parked[rank]:
                 blocked = True
         return blocked
+
+    def _serve_guaranteed(self, steps: list[Step], now_us: int) -> None:
+        """Whoever is within a quota starts, whatever his class, before anybody borrows: at once or as soon as borrowers leave."""
+        queue, concerns = self._queue, self._cluster.guarantees.concerns
+        for rank in range(len(queue.active)):
+            if queue.parked[rank]:
+                self._waiting.wake(rank, now_us=now_us)
+            lanes = [lane for lane in queue.active[rank].values() if lane.account_id and concerns(lane.account_id)]
+            for lane in sorted(lanes, key=lambda lane: lane.name):
+                while (queued := queue.first(lane)) is not None and self._start_guaranteed(lane, queued, steps, now_us):
+                    pass
+
+    def _start_guaranteed(self, lane: Lane, queued: Queued, steps: list[Step], now_us: int) -> bool:
+        """Whether the job is within a quota, and starts or has its claim: rather in the place of who borrows than on what is kept
+        free for others; but on that before it waits.
+        """
+        cluster, waits = self._cluster, queued.request.patience_us and self._patient_until(queued, now_us) is not None
+        if lane.seen != cluster.version:
+            self._waiting.find_groups(lane, queued)
+        within = [group for group in lane.groups if cluster.guarantees.level(group, queued) != BORROWED]
+        groups = cluster.by_need(tuple(within), queued)
+        found = (
+            best(cluster, groups, queued, lane.shape, others=lambda group: self._others(lane, group))
+            if groups
+            else None
+        )
+        if found is not None and waits and not self._is_warm(queued, found):
+            return False
+        for group in within if found is None else ():
+            evictions = self._preemption.make_room(queued, group, now_us=now_us)
+            if evictions is not None:
+                self._claimed(lane, queued)
+                steps.extend(evictions)
+                if not self._state.claims[queued.request.job_id].owed:
+                    self._place_claimed(steps, now_us)
+                return True
+            picks = cluster.find(group, lane.shape, queued, strictly=False)
+            found = found or (None if picks is None else (group, picks))
+        if found is None:
+            return False
+        steps.append(self._place(lane, queued, *found, now_us))
+        return True
 
     def _try_place(self, lane: Lane, queued: Queued, steps: list[Step], now_us: int) -> bool:
         cluster = self._cluster

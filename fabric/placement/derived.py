@@ -30,6 +30,7 @@ def view(cluster: Cluster, queue: Queue, fairness: Fairness, waiting: Waiting) -
         "present": dict(fairness.present),
         "epoch_us": fairness.epoch_us,
     }
+    found |= cluster.guarantees.view()
     for group in cluster.groups.values():
         found |= {f"group {group.name}: {name}": each for name, each in _of_group(group).items()}
     for rank in range(RANKS):

@@ -120,8 +120,9 @@ class DividedDevices:
         group.units.note(node, group.bits[node.slot])
         return name
 
-    def lose(self, group: Group, node: NodeState) -> None:
-        """The node is gone: those that had units have nothing, until they are released."""
+    def lose(self, group: Group, node: NodeState) -> tuple[JobId, ...]:
+        """The node is gone: those that had units, which are returned, have nothing until they are released."""
+        lost = self.jobs_of(node.divided)
         for name, divided in node.divided.items():
             device = self._state.running.pop(name)
             group.leave(name, device, 1)
@@ -131,6 +132,7 @@ class DividedDevices:
                 running.within, running.shares, running.evicting = None, (), True
                 group.enter(job_id, running, 0)
         node.divided = {}
+        return lost
 
     def close(self, group: Group, name: JobId) -> None:
         """All that are on it are leaving, and nobody comes onto it any more."""

@@ -97,7 +97,7 @@ class Evict(msgspec.Struct, frozen=True, gc=False):
     job_id: JobId
     for_job_id: JobId
     reason: str
-    """reclaimed (a borrower of reserved nodes) | backfill (it ran on a pinned job's nodes) | outranked"""
+    """reclaimed (a borrower of reserved nodes) | quota (it ran on what somebody's quota has) | backfill (it ran on a pinned job's nodes) | outranked"""
     rank: int = 0
     """The class of the job that it is for."""
     loss_us: int = 0
@@ -111,7 +111,7 @@ class Unplaceable(msgspec.Struct, frozen=True):
 
     `unknown_accelerator` {given, known} · `no_such_fraction` {fraction, offered} · `gang_too_large` {devices, largest, accelerator}, and {devices_per_node,
     on_a_node} if no node has so many · `no_pool_for` {service,
-    preemptible, pools} · `uneven_gang` {devices, devices_per_node} · `grace_too_long` {grace_us, longest_us}.
+    preemptible, pools} · `uneven_gang` {devices, devices_per_node} · `over_quota` {devices, most, accelerator} · `grace_too_long` {grace_us, longest_us}.
     """
 
     code: str

@@ -46,7 +46,7 @@ class Lane:
         self.typed = bool(key[3])
         """Whether its jobs name their types."""
         self.account_id = AccountId(key[6])
-        """Whose its jobs are, if that has nodes of its own; else ""."""
+        """Whose its jobs are, if that has nodes of its own, or a quota; else ""."""
         told: tuple[object, ...] = key
         while len(told) > _ALWAYS_TOLD and not told[-1]:
             told = told[:-1]

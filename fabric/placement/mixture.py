@@ -42,7 +42,17 @@ def _of(cluster: Cluster, groups: Sequence[Group], queued: Queued) -> Parts | No
             left -= sum(devices for _, devices in part)
     if request.devices - left < request.least or len(parts) < 2:  # noqa: PLR2004  # of one part is no mixture
         return None
-    return parts
+    return parts if _is_within_quotas(cluster, parts, queued) else None
+
+
+def _is_within_quotas(cluster: Cluster, parts: Parts, queued: Queued) -> bool:
+    """Whether the parts of one type may be had together."""
+    devices: dict[str, int] = {}
+    for group, picks in parts if cluster.guarantees.types else ():
+        devices[group.accelerator] = devices.get(group.accelerator, 0) + sum([count for _, count in picks])
+        if not cluster.guarantees.allows(group, queued, devices[group.accelerator]):
+            return False
+    return True
 
 
 def _most(cluster: Cluster, group: Group, queued: Queued, most: int) -> Picks | None:

@@ -11,6 +11,8 @@ from fabric.units import PPM, AccountId, Fraction
 Groups = Mapping[str, Group]
 Place = tuple[str, str, AccountId | None]
 """A pool, a type, and whose."""
+_WHOLE_NODE_WAITS = 6
+"""So many times as long as its class may wait for a reservation a gang waits for one node, where one could have it."""
 
 
 def groups_for(
@@ -72,3 +74,13 @@ def _cells_of_others(groups: Groups, request: Request, types: tuple[str, ...]) -
 
 def _suits(group: Group, fraction: Fraction | None) -> bool:
     return group.fraction is None if fraction is None else group.takes(fraction)
+
+
+def may_be_strewn(state: PlacementState, queued: Queued) -> bool:
+    """Whether it takes devices of several nodes though one could have them all: what takes what it gets, and what has waited
+    long, as larger gangs take any and leave it no whole node. A model never does: its devices talk at each token.
+    """
+    if queued.request.may_be_strewn or queued.rank == INFERENCE:
+        return queued.request.may_be_strewn
+    waited_us = state.planned_at_us - queued.queued_at_us
+    return waited_us >= _WHOLE_NODE_WAITS * state.policy.waits_us[queued.rank]

@@ -10,13 +10,14 @@ All memory is in `PlacementState`; a planner rebuilt from an encoded copy of it 
 from collections.abc import Collection, Iterable, Mapping
 
 from fabric.placement import derived, mixture
-from fabric.placement.checks import NodeFree, assert_consistent, barred, check, view_nodes
+from fabric.placement.checks import NodeFree, assert_consistent, barred, beyond_quotas, check, view_nodes
 from fabric.placement.cluster import Cluster
 from fabric.placement.decisions import Decisions, Step
 from fabric.placement.fitting import Shape
 from fabric.placement.jobs import Request, Unplaceable, class_of
 from fabric.placement.preemption import Preemption
 from fabric.placement.queue import Queue
+from fabric.placement.quota_terms import Used
 from fabric.placement.quotas import LONGEST_GRACE_US, POOLS, Fairness, Policy
 from fabric.placement.reservations import Reservations
 from fabric.placement.state import Node, PlacementState, Queued
@@ -39,7 +40,7 @@ class Planner:
         for running in state.running.values():
             if not running.is_divided:
                 self._fairness.arrive(running.request.account_id)
-        self._queue = Queue(state.queue, self._fairness, state.policy)
+        self._queue = Queue(state.queue, self._fairness, state.policy, self._cluster.guarantees)
         self._pins = Reservations(state, self._cluster)
         self._preemption = Preemption(state, self._cluster)
         self._waiting = Waiting(state, self._cluster, self._queue, self._pins, self._fairness)
@@ -56,6 +57,7 @@ class Planner:
         self._state.policy, self._state.epoch_us = policy, self._fairness.epoch_us
         self.shortest_grace_us = min(policy.graces_us)
         self._queue.follow(policy)
+        self._cluster.guarantees.follow()
         self._cluster.layout += 1
         for group in self._cluster.groups.values():
             group.touched = True
@@ -131,6 +133,10 @@ class Planner:
     def check(self, request: Request) -> Unplaceable | None:
         """Why the request can never run here, whoever else is here; None if it can."""
         return check(request, self._state, self._cluster)
+
+    def beyond_quotas(self, request: Request) -> Unplaceable | None:
+        """Why the account could never have so many devices as quotas are now; None if it could."""
+        return beyond_quotas(request, self._cluster)
 
     def barred(self, request: Request) -> tuple[tuple[str, int], ...]:
         """Pools that would take the request if its grace weren't longer than theirs, and what the longest is there."""
@@ -267,7 +273,12 @@ class Planner:
         cluster, queue = self._cluster, self._queue
         touched = any(group.touched for group in cluster.groups.values())
         stale = any(lane.seen != cluster.version for lanes in queue.parked for lane in lanes.values())
-        return not touched and not stale and not any(queue.active) and queue.fresh is None
+        is_settled = queue.fresh is None and cluster.guarantees.is_settled
+        return not touched and not stale and not any(queue.active) and is_settled
+
+    def quotas(self) -> tuple[Used, ...]:
+        """Every quota, and what is used of it."""
+        return tuple(self._cluster.guarantees.used())
 
     @property
     def owners(self) -> Mapping[AccountId, None]:
@@ -310,6 +321,7 @@ class Planner:
     def _reorder(self) -> None:
         """Somebody's share has changed, or whose it is."""
         self._waiting.forget_absent()
+        self._cluster.guarantees.regroup()
         self._rebuild_queue()
 
     def _rebuild_queue(self) -> None:

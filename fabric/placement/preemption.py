@@ -7,11 +7,13 @@ its victims, and no two jobs can evict each other in turn. Who was evicted too o
 equals, and gives way to a better class only where nobody else would do: a budget of a lower class is no wall to a higher.
 """
 
+from collections.abc import Mapping
 from itertools import islice
 
 from fabric.placement.cluster import Cluster
 from fabric.placement.divided import could_take
 from fabric.placement.fitting import Group, Shape
+from fabric.placement.guarantees import BORROWED
 from fabric.placement.jobs import ENTERPRISE, INFERENCE, Evict, Shares
 from fabric.placement.quotas import MINUTE_US, EvictionBudget
 from fabric.placement.state import NodeState, Pin, PlacementState, Queued, Running
@@ -47,13 +49,27 @@ class Preemption:
 
     def make_room(self, queued: Queued, group: Group, *, now_us: int) -> list[Evict] | None:
         """Evict worse classes (or borrowers) for this job and claim what they free; None if that is not enough."""
-        on_offer = sum(group.loose_devices[queued.rank + 1 :]) + group.leaving_devices
+        guarantees, first = self._cluster.guarantees, queued.rank + 1
+        if guarantees.types:
+            if not guarantees.allows(group, queued, queued.request.least):
+                return None
+            first = first if guarantees.level(group, queued) == BORROWED else INFERENCE
+        on_offer = sum(group.loose_devices[first:]) + group.leaving_devices
         if not on_offer or on_offer + group.free < queued.request.least:
             return None
         evictable: list[Running] = []
         most = max(_CANDIDATES, _CANDIDATES_PER_DEVICE * queued.request.least)
-        for loose in reversed(group.loose[queued.rank + 1 :]):
-            may_go = (running for running in loose.values() if self._may_evict(group, running, queued, now_us))
+        for loose in reversed(group.loose[first:]):
+            may_go = (
+                running
+                for running in loose.values()
+                if self._may_evict(group, running, queued, now_us)
+                and (
+                    running.rank > queued.rank
+                    or group.is_guest(running)
+                    or guarantees.may_evict(group, running, queued)
+                )
+            )
             evictable += islice(may_go, most - len(evictable))
             if len(evictable) >= most:
                 break
@@ -79,6 +95,8 @@ class Preemption:
         Asked again before `pin.retry_at_us` only once `pin.enough` devices are free: then what was lacking may be there.
         """
         least, at_hand = queued.request.least, group.leaving_devices + group.free
+        if not self._cluster.guarantees.allows(group, queued, least):
+            return None
         pin.retry_at_us = now_us + self._state.policy.retry_us
         evictable: list[Running] = []
         for loose in group.loose[queued.rank + 1 :]:
@@ -106,6 +124,8 @@ class Preemption:
         now_us: int,
     ) -> list[Evict] | None:
         rooms = self._cluster.rooms(group, nodes)
+        if kept := self._cluster.guarantees.kept(group, queued.request.account_id):
+            _withhold(rooms, nodes, kept - group.free + sum([node.free for node in nodes.values()]))
         ids = {node.node.node_id for node in nodes.values()}
         gain = sum(devices for job in evictable for node_id, devices in job.shares if node_id in ids)
         if sum(rooms.values()) + gain < queued.request.least:
@@ -136,7 +156,11 @@ class Preemption:
 
         Nobody waits so where none saves; nor do reserved inference and Enterprise.
         """
-        if queued.rank <= ENTERPRISE or not group.reporters:
+        if (
+            queued.rank <= ENTERPRISE
+            or not group.reporters
+            or self._cluster.guarantees.level(group, queued) != BORROWED
+        ):
             return False
         pin = self._state.pins.get(queued.request.job_id)
         if pin is not None:
@@ -162,20 +186,29 @@ class Preemption:
     ) -> list[Evict]:
         job_id = queued.request.job_id
         running, evictions = self._state.running, []
+        why = {victim: self._why(group, running[victim], queued, reason) for victim in chosen[0]}
         for victim in chosen[0]:
-            why = "reclaimed" if group.is_guest(running[victim]) else reason
             for one in self._cluster.divided.jobs_of((victim,)):
                 if not running[one].evicting:
                     self._budget.count(one, now_us=now_us)
-                    evictions.append(Evict(one, job_id, why, queued.rank, lost[victim], len(lost)))
+                    evictions.append(Evict(one, job_id, why[victim], queued.rank, lost[victim], len(lost)))
             self._cluster.evict(running[victim])
         self.spent += _EVICTION_COSTS * len(chosen[0])
         self._cluster.claim(job_id, group, chosen[1])
         return evictions
 
+    def _why(self, group: Group, running: Running, queued: Queued, reason: str) -> str:
+        if group.is_guest(running):
+            return "reclaimed"
+        return "quota" if self._cluster.guarantees.may_evict(group, running, queued) else reason
+
     def _may_evict(self, group: Group, running: Running, queued: Queued, now_us: int) -> bool:
         if running.evicting or not running.preemptible:
             return False
+        if self._cluster.guarantees.types:
+            said = self._cluster.guarantees.may_evict(group, running, queued)
+            if said is not None:
+                return said
         if (
             running.rank <= queued.rank
             and not group.is_guest(running)
@@ -201,6 +234,14 @@ class Preemption:
         nodes = {node.slot: node for node in group.nodes_of(bits) if node.status == "up"}
         self.spent += _SEARCH_COSTS + len(nodes) + len(evictable)
         return nodes
+
+
+def _withhold(rooms: dict[int, int], nodes: Mapping[int, NodeState], devices: int) -> None:
+    """Take so many devices that are free, or are being left, out of the rooms, those of the emptiest nodes first."""
+    for slot in sorted(rooms, key=lambda slot: (-nodes[slot].free, slot)):
+        taken = max(min(devices, rooms[slot]), 0)
+        rooms[slot] -= taken
+        devices -= taken
 
 
 def _spares(running: Running) -> int:

@@ -10,6 +10,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Container, Iterator, Mapping
 
 from fabric.placement.fitting import Group
+from fabric.placement.guarantees import Guarantees
 from fabric.placement.jobs import RANKS
 from fabric.placement.lane import Head, Lane, LaneKey
 from fabric.placement.quotas import Fairness, Policy
@@ -34,8 +35,9 @@ class Queue:
     those that are looked at by a heap, and that an account's key became less is told to a lane when it is looked at.
     """
 
-    def __init__(self, queued: dict[JobId, Queued], fairness: Fairness, policy: Policy) -> None:
+    def __init__(self, queued: dict[JobId, Queued], fairness: Fairness, policy: Policy, guarantees: Guarantees) -> None:
         self._queued = queued
+        self._guarantees = guarantees
         self.follow(policy)
         self._fairness = fairness
         self.owners: dict[AccountId, None] = {}
@@ -88,7 +90,7 @@ class Queue:
             request.accelerators,
             queued.preemptible,
             request.service == "inference",
-            account_id if account_id in self.owners else "",
+            account_id if account_id in self.owners or self._guarantees.concerns(account_id) else "",
             None if request.devices_least is None else (request.devices_least, request.speeds),
             (request.notice_us, request.mixtures) if request.notice_us or request.mixtures else None,
             request.prefers if request.patience_us else (),

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from fabric.placement.quota_terms import POLICY_COUNT_MAX, QUOTAS_MAX, Quota
 from fabric.units import MICROS_PER_S, PPM, AccountId, Fraction, JobId
 
 MINUTE_US: Final = 60_000_000
@@ -23,7 +24,6 @@ HOUR_US: Final = 60 * MINUTE_US
 DAY_US: Final = 24 * HOUR_US
 
 POLICY_US_MAX: Final = 365 * DAY_US
-POLICY_COUNT_MAX: Final = 1_000_000
 POOLS: Final = ("reserved", "dedicated", "spot")
 LONGEST_GRACE_US: Final = DAY_US
 PERCENT_MAX: Final = 1_000
@@ -70,6 +70,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     graces_us: tuple[int, int, int] = (2 * MINUTE_US, DAY_US, 10 * MINUTE_US)
     """By pool (`POOLS`): the longest that an evicted job may take to leave. One that asks for more isn't let in."""
 
+    quotas: tuple[Quota, ...] = ()
+    """What is guaranteed to whom, at most one for an owner and type. Of types without any nothing is guaranteed to anybody."""
+
     @property
     def mistake(self) -> str:
         """What of it can't be meant, in words; "" if nothing."""
@@ -84,7 +87,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         found += [name for name, least in counts.items() if not least <= getattr(self, name) <= POLICY_COUNT_MAX]
         parts = {"reserved_percent": (0, 100), "loss_percent": (1, PERCENT_MAX)}
         found += [name for name, (least, most) in parts.items() if not least <= getattr(self, name) <= most]
-        return ", ".join(found)
+        owners = {quota.owner for quota in self.quotas}
+        is_meant = len(owners) == len(self.quotas) <= QUOTAS_MAX and all(quota.is_meant for quota in self.quotas)
+        return ", ".join(found + ["quotas"] * (not is_meant))
 
     def barred(self, grace_us: int) -> tuple[str, ...]:
         """The pools that a job which may be evicted with such a grace isn't let into."""

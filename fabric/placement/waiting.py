@@ -133,6 +133,13 @@ class Waiting:
             if (found := parked.get(name)) is not None:
                 queue.wake(found)
 
+    def wake_freed(self) -> None:
+        """Look again at the lanes of those whose quotas have room that they had not."""
+        freed = self._cluster.guarantees.take_freed()
+        for lane in list(self.queue.named.values()) if freed else ():
+            if lane.parked and lane.account_id in freed:
+                self.queue.wake(lane)
+
     def park(self, lane: Lane, *, now_us: int, until_us: int | None = None) -> None:
         """The lane's first job doesn't fit and nobody gives way for it; or it waits, until then, for a warmer node."""
         self.queue.park(lane)
@@ -286,7 +293,9 @@ class Waiting:
 
     def _pin(self, lane: Lane, queued: Queued, now_us: int) -> bool:
         """Nobody is pinned among what is lent, nor inference among spot nodes where it has others."""
+        allows, least = self._cluster.guarantees.allows, queued.request.least
         home = [group for group in lane.groups if group.is_home_of(queued.request.account_id, lane.rank)]
+        home = [group for group in home if allows(group, queued, least)]
         if lane.rank == INFERENCE:
             home = [group for group in home if group.pool != "spot"] or home
         return any(self.pins.pin(queued, group, now_us=now_us) for group in home)

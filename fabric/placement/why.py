@@ -11,6 +11,7 @@ from fabric.placement import mixture
 from fabric.placement.cluster import Cluster
 from fabric.placement.fitting import Group, Shape
 from fabric.placement.jobs import Request
+from fabric.placement.quota_terms import Used
 from fabric.placement.quotas import Fairness, Policy
 from fabric.placement.state import Claim, PlacementState, Queued
 from fabric.units import Fraction, JobId
@@ -29,7 +30,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     most_part: Fraction | None = None
     """For a job that wants a part of one: the most that is free of a device that is divided."""
     withheld: str = ""
-    """Why what is free isn't for the job: headroom | inference_waits | owner_waits | reserved (for somebody who waited longer); "" = it is."""
+    """Why what is free isn't for the job: quota (somebody's that isn't lent) | headroom | inference_waits | owner_waits | reserved (for somebody who waited longer); "" = it is."""
 
 
 class Remedy(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +46,7 @@ class Waits(msgspec.Struct, frozen=True, kw_only=True):
     """What keeps a job waiting."""
 
     code: str
-    """leaving (its devices are being left) | warmth (it waits for a preferred node) | nowhere (no node takes it now) | line
+    """leaving (its devices are being left) | warmth (it waits for a preferred node) | quota (its account has as much as it may) | nowhere (no node takes it now) | line
     (others go before it) | reserved (its devices are collected) | room (too little is free)"""
     rank: int
     """Its class, best first."""
@@ -72,6 +73,8 @@ class Waits(msgspec.Struct, frozen=True, kw_only=True):
     remedies: tuple[Remedy, ...] = ()
     fraction: Fraction | None = None
     """Of its one device it wants such a part."""
+    quotas: tuple[Used, ...] = ()
+    """The quotas that don't let it start, one for each type that it could have."""
 
 
 class Inquiry:
@@ -92,7 +95,11 @@ class Inquiry:
         groups = self._cluster.groups_for(request, preemptible=queued.preemptible)
         rooms = tuple(self._room(group, queued, policy) for group in groups)
         ahead = (0, 0, 0, 0) if claim is not None else self._ahead(queued)
+        limiting = [self._cluster.guarantees.limiting(group, queued, request.least) for group in groups]
+        quotas = tuple(dict.fromkeys(used for used in limiting if used is not None))
         code, until_us = self._reason(queued, claim, groups, ahead[0], now_us)
+        if code not in {"leaving", "nowhere"} and groups and None not in limiting:
+            code, until_us = "quota", None
         usable = [room for room in rooms if not room.withheld]
         lacking = min((request.least - room.free for room in usable), default=request.least)
         return Waits(
@@ -111,6 +118,7 @@ class Inquiry:
             until_us=until_us,
             remedies=() if claim is not None else tuple(self._remedies(queued)),
             fraction=request.fraction,
+            quotas=quotas if code == "quota" else (),
         )
 
     def _reason(
@@ -166,6 +174,9 @@ class Inquiry:
                 withheld = "inference_waits" if group.owner is None else "owner_waits"
             elif group.owner is None and group.free - policy.headroom_devices < least <= group.free:
                 withheld = "headroom"
+        kept = 0 if withheld else self._cluster.guarantees.kept(group, queued.request.account_id)
+        if kept and group.free - kept < least <= group.free:
+            withheld = "quota"
         if not withheld and group.pinned[queued.rank] and group.free >= least and self._find(group, queued) is None:
             withheld = "reserved"
         return Room(

@@ -1427,6 +1427,56 @@ class SetCohortRequest(_message.Message):
     weight_ppm: int
     def __init__(self, request_id: _Optional[str] = ..., cohort: _Optional[str] = ..., weight_ppm: _Optional[int] = ...) -> None: ...
 
+class Quota(_message.Message):
+    __slots__ = ("accelerator", "account", "cohort", "nominal", "borrow_max", "lend_max", "shared", "borrowed", "nominal_in_all")
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_FIELD_NUMBER: _ClassVar[int]
+    COHORT_FIELD_NUMBER: _ClassVar[int]
+    NOMINAL_FIELD_NUMBER: _ClassVar[int]
+    BORROW_MAX_FIELD_NUMBER: _ClassVar[int]
+    LEND_MAX_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    BORROWED_FIELD_NUMBER: _ClassVar[int]
+    NOMINAL_IN_ALL_FIELD_NUMBER: _ClassVar[int]
+    accelerator: str
+    account: str
+    cohort: str
+    nominal: int
+    borrow_max: int
+    lend_max: int
+    shared: int
+    borrowed: int
+    nominal_in_all: int
+    def __init__(self, accelerator: _Optional[str] = ..., account: _Optional[str] = ..., cohort: _Optional[str] = ..., nominal: _Optional[int] = ..., borrow_max: _Optional[int] = ..., lend_max: _Optional[int] = ..., shared: _Optional[int] = ..., borrowed: _Optional[int] = ..., nominal_in_all: _Optional[int] = ...) -> None: ...
+
+class ListQuotasRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListQuotasReply(_message.Message):
+    __slots__ = ("quotas",)
+    QUOTAS_FIELD_NUMBER: _ClassVar[int]
+    quotas: _containers.RepeatedCompositeFieldContainer[Quota]
+    def __init__(self, quotas: _Optional[_Iterable[_Union[Quota, _Mapping]]] = ...) -> None: ...
+
+class SetQuotaRequest(_message.Message):
+    __slots__ = ("request_id", "accelerator", "account", "cohort", "nominal", "borrow_max", "lend_max")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_FIELD_NUMBER: _ClassVar[int]
+    COHORT_FIELD_NUMBER: _ClassVar[int]
+    NOMINAL_FIELD_NUMBER: _ClassVar[int]
+    BORROW_MAX_FIELD_NUMBER: _ClassVar[int]
+    LEND_MAX_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    accelerator: str
+    account: str
+    cohort: str
+    nominal: int
+    borrow_max: int
+    lend_max: int
+    def __init__(self, request_id: _Optional[str] = ..., accelerator: _Optional[str] = ..., account: _Optional[str] = ..., cohort: _Optional[str] = ..., nominal: _Optional[int] = ..., borrow_max: _Optional[int] = ..., lend_max: _Optional[int] = ...) -> None: ...
+
 class GetPolicyRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -119,3 +119,29 @@ def test_shares_are_set_and_shown(house, operator):
     assert "--weight or --cohort" in operator("share", "acme", code=2).stderr
     for weight in ("much", "0", "1e9", "0.0000001"):
         operator("share", "acme", "--weight", weight, code=2)
+
+
+def test_quotas_are_set_shown_and_taken_away(house, operator):
+    assert "there are no quotas" in operator("quota", "ls").output
+    operator("quota", "set", "acme", "H100", "--nominal", "8", "--borrow", "4")
+    operator("quota", "set", "cohort:labs", "H100", "--nominal", "2", "--lend", "1")
+    cohort, acme = sorted(in_force(house).quotas, key=lambda quota: quota.account)
+    assert (acme.account, acme.accelerator, acme.nominal, acme.borrow_max, acme.lend_max) == (
+        "acme",
+        "H100",
+        8,
+        4,
+        None,
+    )
+    assert (cohort.cohort, cohort.nominal, cohort.borrow_max, cohort.lend_max) == ("labs", 2, None, 1)
+    shown = json.loads(operator("quota", "ls", "--json").output)
+    assert {each.get("account") or each["cohort"]: each["nominal"] for each in shown} == {"acme": 8, "labs": 2}
+    assert "cohort:labs" in operator("quota", "ls").output
+    policy = json.loads(operator("policy", "--json").output)["in_force"]["quotas"]
+    assert policy["acme"]["H100"] == {"nominal": 8, "borrow": 4, "lend": None}
+    operator("policy", "run_min=3")
+    assert len(in_force(house).quotas) == 2, "another setting leaves them as they are"
+    operator("quota", "rm", "acme", "H100")
+    assert [quota.cohort for quota in in_force(house).quotas] == ["labs"]
+    assert "quota" in operator("quota", "rm", "acme", "H100", code=5).stderr
+    assert "no more is lent" in operator("quota", "set", "acme", "H100", "--nominal", "1", "--lend", "2", code=2).stderr

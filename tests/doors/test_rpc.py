@@ -103,6 +103,8 @@ EVERY_REQUEST = [
     pb.SetCohortRequest(request_id="r", cohort="one", weight_ppm=1_000_000),
     pb.GetPolicyRequest(),
     pb.SetPolicyRequest(request_id="r", changes_json="{}"),
+    pb.ListQuotasRequest(),
+    pb.SetQuotaRequest(request_id="r", accelerator="H100", cohort="one", nominal=1),
     pb.GrantRequest(request_id="r", account_id="acme", amount_uhs=1),
     pb.VoidLotRequest(request_id="r", account_id="acme", lot_id="lot-1", reason="a mistake"),
     pb.RecordPaymentRequest(request_id="r", account_id="acme", amount_microcny=1, payment_ref="p"),

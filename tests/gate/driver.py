@@ -43,7 +43,7 @@ USES = (
 SCOPES = (Scope(), Scope(), Scope(accelerators=("H100",)), Scope(services=(Service.INFERENCE,), models=("qwen3",)))
 TYPES = (("H100",), ("A100",), ("H100", "A100"), ("910B",), ())
 TERMINAL = ("succeeded", "failed", "cancelled")
-PLACEMENT_CODES = {"gang_too_large", "no_pool_for", "unknown_accelerator", "grace_too_long"}
+PLACEMENT_CODES = {"gang_too_large", "no_pool_for", "unknown_accelerator", "grace_too_long", "over_quota"}
 WAITS = [0, 0.3, 1, 1, 4, 11, 30, 100, 400, 3_000, 100_000, 8 * 86_400, 40 * 86_400]
 
 accounts = st.sampled_from(ACCOUNTS)

@@ -28,14 +28,21 @@ from fabric.gate.idempotency import REMEMBERED_US
 from fabric.gate.instructions import Accepted, Refusal
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
 from fabric.ledger.sweeping import REMEMBER_ENDED_US, REMEMBER_LAPSED_US
+from fabric.placement.quota_terms import Quota
 from fabric.placement.quotas import Policy
 from tests.gate.driver import ACCOUNTS, SCOPES, USES, Driver, accounts, picks
 from tests.gate.oracle import CREDIT
 from tests.gate.world import CATALOGUE, DAY, STEEP, TARIFFS, S
 
+QUOTAS = (
+    Quota(accelerator="A100", account="ada", nominal=3, lend_max=1),
+    Quota(accelerator="H100", account="ada", nominal=4, borrow_max=2, lend_max=2),
+    Quota(accelerator="H100", account="bob", nominal=2),
+    Quota(accelerator="H100", cohort="one", nominal=3, borrow_max=3),
+)
 POLICIES = (
     None, None, Policy(), Policy(half_life_us=DAY, entry_us=0), Policy(evictions_max=1, run_us_min=0),
-    Policy(headroom_devices=2, bypasses_max=1), Policy(waits_us=(0, 0, 0, 0, 0), retry_us=S),
+    Policy(headroom_devices=2, bypasses_max=1), Policy(waits_us=(0, 0, 0, 0, 0), retry_us=S), Policy(quotas=QUOTAS),
 )  # fmt: skip
 """None = as before."""
 

@@ -25,7 +25,7 @@ from fabric.gate.events import (
 )
 from fabric.gate.instructions import Refusal
 from fabric.gate.serving_events import Authorize, SettleHold
-from fabric.gate.share_events import SetCohort, SetShare
+from fabric.gate.share_events import SetCohort, SetQuota, SetShare
 from fabric.ledger import Service, Use
 from fabric.units import AMOUNT_UHS_MAX, INT64_MAX
 from tests.gate.conftest import node
@@ -103,6 +103,13 @@ TABLE = [
     (SetShare(account_id="ada", cohort="x" * 201), "invalid_cohort",    ("up to 200", "201")),
     (SetCohort(cohort="", weight_ppm=10**6),     "invalid_cohort",      ("a name",)),
     (SetCohort(cohort="c", weight_ppm=-1),       "invalid_weight",      ("0.001 to 1000", "-1 ppm")),
+    (SetQuota(accelerator="H100", nominal=1),    "invalid_quota",       ("an account or of a cohort",)),
+    (SetQuota(accelerator="H100", nominal=1, account="nobody"), "not_found", ("nobody",)),
+    (SetQuota(accelerator="TPU", nominal=1, account="ada"), "unknown_accelerator", ("TPU", "H100")),
+    (SetQuota(accelerator="H100", nominal=-1, account="ada"), "invalid_quota", ("0 to 1000000", "-1")),
+    (SetQuota(accelerator="H100", nominal=1, account="ada", lend_max=2), "invalid_quota", ("no more is lent than",)),
+    (SetQuota(accelerator="H100", nominal=None, account="ada"), "not_found", ("quota", "ada H100")),
+    (SetQuota(accelerator="H100", nominal=1, cohort="x" * 201), "invalid_cohort", ("up to 200",)),
     (BuyBundle(account_id="ada", bundle="gold"), "unknown_bundle",      ("gold", "edge")),
     (BuyBundle(account_id="nobody", bundle="edge"), "not_found",        ("nobody",)),
     (Subscribe(account_id="ada", subscription="gold"), "unknown_subscription", ("gold", "monthly, weekly, daily")),

@@ -172,6 +172,7 @@ DIGESTS = {
     "save_now": "1bd98aef5ffe9477",
     "scale_model": "6b15cba6e979d947",
     "set_cohort": "592bd73708b0802e",
+    "set_quota": "770f8d6d5879661b",
     "set_share": "8d58b759c286174f",
     "settle_usage": "81f05c8810c80a5f",
     "submit": "27e2fec032e6c09d",

@@ -70,7 +70,7 @@ from fabric.gate.serving_events import (
     WithdrawModel,
     WriteOffUsage,
 )
-from fabric.gate.share_events import SetCohort, SetShare
+from fabric.gate.share_events import SetCohort, SetQuota, SetShare
 from fabric.ledger import Service, Use
 from fabric.placement.locality import Dataset, Holdings
 from fabric.units import PPM
@@ -166,6 +166,8 @@ def open_for_business(told: Telling) -> None:
         OpenAccount(account_id="eve", name="Eve", plan="post"),
         SetShare(weight_ppm=2 * PPM, cohort="one", request_id="share", **dan),
         SetCohort(cohort="one", weight_ppm=3 * PPM),
+        SetQuota(cohort="one", accelerator="H100", nominal=0, lend_max=0, request_id="quota"),
+        SetQuota(cohort="one", accelerator="H100", nominal=None),
         TopUp(amount_uhs=5_000 * S, payment_ref="p-1", request_id="pay", **dan),
         BuyBundle(bundle="edge", payment_ref="p-2", **dan),
         Subscribe(subscription="weekly", **dan),

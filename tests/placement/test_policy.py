@@ -5,7 +5,8 @@ import pytest
 
 from fabric.config.scheduling import SchedulingSection
 from fabric.placement import PlacementState, Planner
-from fabric.placement.quotas import DAY_US, HOUR_US, POLICY_COUNT_MAX, Account, Fairness, Policy
+from fabric.placement.quota_terms import POLICY_COUNT_MAX, Quota
+from fabric.placement.quotas import DAY_US, HOUR_US, Account, Fairness, Policy
 
 
 def test_a_cluster_file_that_says_nothing_has_the_policy_that_there_always_was():
@@ -49,6 +50,10 @@ def test_a_cluster_file_can_say_every_number_of_a_policy():
         "graces_us": (1_000_000, 2_000_000, 3_000_000),
         "run_us_min": 60_000_000,
         "entry_us": 120_000_000,
+        "quotas": (
+            Quota(accelerator="H100", account="acme", nominal=8, borrow_max=4, lend_max=0),
+            Quota(accelerator="H100", cohort="acme", nominal=16),
+        ),
     }
     counts = [name for name in Policy.__struct_fields__ if name not in other]
     policy = Policy(**other, **{name: getattr(usual, name) + 1 for name in counts})

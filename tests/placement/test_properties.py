@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from fabric.placement import Evict, Node, Placed, PlacementState, Planner, Policy, Request, mixture
 from fabric.placement.fitting import Shape
+from fabric.placement.quota_terms import Quota
 
 MINUTE = 60_000_000
 POLICY = Policy(headroom_devices=1, bypasses_max=3, evictions_max=2)
@@ -30,6 +31,18 @@ NODES = [
 ]
 NODES += [Node("spot-H100-mig", "H100", 4, "spot", fraction=(1, 4)), Node("small", "H100", 1, "spot", units=2)]
 
+QUOTAS = (
+    (),
+    (Quota(accelerator="H100", account="acme", nominal=4, borrow_max=2, lend_max=2),),
+    (
+        Quota(accelerator="A100", account="bolt", nominal=2),
+        Quota(accelerator="H100", cohort="one", nominal=6, borrow_max=2),
+    ),
+    (
+        Quota(accelerator="A100", cohort="one", nominal=1, lend_max=0),
+        Quota(accelerator="A100", account="cusp", nominal=3),
+    ),
+)
 shapes = st.one_of(
     st.tuples(st.integers(1, 10), st.none()),
     st.tuples(st.integers(1, 3), st.sampled_from((1, 2, 4, 8))).map(lambda at: (at[0] * at[1], at[1])),
@@ -189,6 +202,11 @@ class Placing(RuleBasedStateMachine):
     @rule(account=st.sampled_from(("acme", "bolt", "unknown")), cohort=st.sampled_from(("", "one", "two")))
     def weigh(self, account, cohort):
         self.planner.weigh(account, weight_ppm=2_000_000, cohort=cohort, cohort_weight_ppm=1_000_000)
+
+    @precondition(lambda self: self.count % 5 == 4)
+    @rule(quotas=st.sampled_from(QUOTAS))
+    def guarantee(self, quotas):
+        self.planner.follow(msgspec.structs.replace(POLICY, quotas=quotas), now_us=self.now)
 
     @rule(minutes=st.integers(1, 90))
     def wait(self, minutes):
