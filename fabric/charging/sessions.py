@@ -51,7 +51,9 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
     refunded_uhs: int = 0
     absorbed_uhs: int = 0
     durable_uhs: int = 0
-    """What had been charged when the last checkpoint became durable."""
+    """What had been charged when the last checkpoint became durable,"""
+    durable_us: int = 0
+    """and how much time had been."""
     recent: list[Window] = []
 
     @classmethod
@@ -125,13 +127,16 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
 
     def mark_durable(self) -> None:
         """What was done up to here is safe: it will never be given back as lost."""
-        self.durable_uhs = self.charged_uhs
+        self.durable_uhs, self.durable_us = self.charged_uhs, self.metered_us
 
-    def refund_lost(self) -> int:
-        """Give back what was charged since the last durable mark. What to refund, in µHs; the second time it is 0."""
-        lost_uhs = self.lost_uhs
-        self.refunded_uhs += lost_uhs
-        return lost_uhs
+    def refund_lost(self, *, most_us: int) -> int:
+        """Give back what was charged since the last durable mark; of a longer time than `most_us` as much as that has of it, rounded
+        down. What to refund, in µHs.
+        """
+        since_us = self.metered_us - self.durable_us
+        given_uhs = self.lost_uhs if since_us <= most_us else self.lost_uhs * most_us // since_us
+        self.refunded_uhs += given_uhs
+        return given_uhs
 
     def close(self, *, ended: str, at_us: int) -> Cdr:
         """The charging record of it all."""
@@ -166,7 +171,7 @@ class ChargingSession(msgspec.Struct, kw_only=True, gc=False):
 
     @property
     def lost_uhs(self) -> int:
-        """Charged since the last durable mark: what a loss of the lease now would give back."""
+        """Charged since the last durable mark: what a loss of the lease now would give back at most."""
         return max(self.charged_uhs - self.durable_uhs, 0)
 
     @property

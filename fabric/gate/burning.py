@@ -9,7 +9,7 @@ from typing import Final
 
 from fabric.charging.records import Cdr
 from fabric.charging.sessions import ChargingSession
-from fabric.gate import holds
+from fabric.gate import cadence, holds
 from fabric.gate.core import Core
 from fabric.gate.events import LeaseOutcome, Sample
 from fabric.gate.state import Job, LeaseRecord
@@ -61,7 +61,7 @@ def charge_silence(core: Core, record: LeaseRecord) -> None:
 
 def close(core: Core, job: Job, record: LeaseRecord, final: Sample | None, *, refunds: bool) -> Cdr:
     """Charge the last sample and close the record, which is returned; lost work is given back if the customer didn't ask for
-    the end.
+    the end, as far as a job that saves as often as it should can lose it.
     """
     assert record.started_at_us is not None
     assert record.ended_at_us is not None
@@ -72,9 +72,13 @@ def close(core: Core, job: Job, record: LeaseRecord, final: Sample | None, *, re
     if unmetered_us > (0 if final is None else ROUNDING_US):
         _charge(core, record, session, session.gap(window_us=unmetered_us))
     if refunds:
-        amended(job.timeline, refunded_uhs=session.lost_uhs)
-        job.given_back_uhs += session.lost_uhs
-        holds.refund(core, job, session.refund_lost())
+        most_us = cadence.refundable_us(job.saves_us, loss_every_us=record.lease.loss_every_us)
+        given_uhs = session.refund_lost(most_us=most_us)
+        amended(job.timeline, refunded_uhs=given_uhs)
+        if session.lost_uhs:  # it saved less often than it should have
+            amended(job.timeline, lost_uhs=session.lost_uhs, unsaved=job.saved_at_us is None)
+        job.given_back_uhs += given_uhs
+        holds.refund(core, job, given_uhs)
     elif record.outcome is not LeaseOutcome.SUCCEEDED:
         amended(job.timeline, lost_uhs=session.lost_uhs, unsaved=job.saved_at_us is None)
     ended = str(record.outcome) if record.outcome else ""

@@ -107,16 +107,26 @@ def test_lost_work_is_what_was_charged_since_the_last_durable_checkpoint():
     assert session.lost_uhs == 0
     sample(session, 2)
     assert session.lost_uhs == 2 * SECOND
-    assert session.refund_lost() == 2 * SECOND
-    assert session.refund_lost() == 0
+    assert session.refund_lost(most_us=SECOND) == 2 * SECOND
+    assert session.refund_lost(most_us=SECOND) == 0
     assert session.charged_uhs == 2 * SECOND
 
 
 def test_without_a_checkpoint_all_of_it_is_lost():
     session = open_session()
     sample(session, 1)
-    assert session.refund_lost() == 2 * SECOND
+    assert session.refund_lost(most_us=SECOND) == 2 * SECOND
     assert session.charged_uhs == 0
+
+
+def test_of_a_longer_time_than_is_given_back_the_same_part_is_given_back():
+    session = open_session()
+    sample(session, 1)
+    session.mark_durable()
+    for seq in (2, 3, 4):
+        sample(session, seq)
+    assert session.refund_lost(most_us=2 * SECOND) == 4 * SECOND
+    assert session.charged_uhs == 4 * SECOND
 
 
 def test_what_the_hold_did_not_cover_is_the_operators_loss_and_not_refunded():
@@ -124,7 +134,7 @@ def test_what_the_hold_did_not_cover_is_the_operators_loss_and_not_refunded():
     due = sample(session, 1)
     session.absorb(due - 500_000)
     assert (session.charged_uhs, session.absorbed_uhs) == (500_000, 1_500_000)
-    assert session.refund_lost() == 500_000
+    assert session.refund_lost(most_us=SECOND) == 500_000
 
 
 def test_what_was_absorbed_before_a_checkpoint_does_not_shrink_what_is_lost_after_it():
@@ -167,7 +177,7 @@ def test_the_record_says_everything():
     sample(session, 2, busy=0)
     session.gap(window_us=SECOND)
     session.absorb(250_000)
-    session.refund_lost()
+    session.refund_lost(most_us=10 * SECOND)
     cdr = session.close(ended="lost", at_us=STARTED + 3 * SECOND)
     assert msgspec.to_builtins(cdr) == {
         "cdr_id": "job-1.1",
@@ -238,7 +248,7 @@ def test_anybody_can_reckon_a_charge_again_from_its_record(steps, curve, devices
     session = open_session(devices=devices, weight_ppm=weight_ppm, curve=curve)
     due, now_us = run(session, steps)
     session.absorb(session.charged_uhs // 3)
-    session.refund_lost()
+    session.refund_lost(most_us=10 * SECOND)
     cdr = session.close(ended="lost", at_us=now_us)
     again = total_uhs(
         [Band(*band) for band in cdr.bands],

@@ -1,6 +1,7 @@
 """Hands events to a gate and checks what comes of each: transfers, charges, instructions, replay. Knows no rules."""
 
 from collections import defaultdict
+from math import isqrt
 
 import msgspec
 from hypothesis import settings
@@ -69,7 +70,7 @@ class Driver(RuleBasedStateMachine):
         self.meters, self.weights, self.ended, self.stopped, self.outcomes = {}, {}, {}, {}, {}
         self.tries = defaultdict(Tries)
         self.outages = defaultdict(Outages)
-        self.devices, self.outstanding, self.leases = {}, {}, []
+        self.devices, self.outstanding, self.leases, self.lost_every = {}, {}, [], {}
         self.nodes = dict(NODES_AT_FIRST)
         self.open_holds, self.over = set(), set()
 
@@ -222,7 +223,10 @@ class Driver(RuleBasedStateMachine):
                 if unseen > (0 if final is None else ROUNDING_US):
                     dues[name] += meter.gap(unseen)
             case LeaseSaved(lease_id=name) if name in self.meters and name in stood:
-                self.meters[name].durable = self.meters[name].charged
+                self.meters[name].durable, self.meters[name].durable_at = (
+                    self.meters[name].charged,
+                    self.meters[name].metered,
+                )
                 self.tries[self.state.leases[name].lease.job_id].saved(event.step, self.meters[name].durable)
             case LeaseStarted(lease_id=name) if stood.get(name, ("",))[0] == "starting":
                 job = self.state.jobs[self.state.leases[name].lease.job_id]
@@ -241,7 +245,11 @@ class Driver(RuleBasedStateMachine):
         reason, outages = self.stopped.get(cdr.lease_id), self.outages[cdr.account_id]
         ours = lost and reason in (None, "evicted", "drained", "fabric_down") and tries.believed()
         if ours and (reason is not None or outages.believed(self.latest)):
-            meter.refunded = max(meter.charged - meter.durable, 0)
+            took = self.state.jobs[cdr.job_id].saves_us
+            every = self.lost_every[cdr.lease_id]
+            often = min(max(isqrt(2 * max(took) * every), 20 * max(took)), every) if took else every
+            meter.most = 2 * max(often, 60_000_000)
+            meter.refunded = meter.lost()
             tries.given_back += meter.refunded
             if reason is None:
                 outages.took(self.latest, meter.refunded)
@@ -260,6 +268,7 @@ class Driver(RuleBasedStateMachine):
     def heed(self, instruction):
         match instruction:
             case StartLease(lease=lease):
+                self.lost_every[lease.lease_id] = lease.loss_every_us
                 self.heed_start(instruction, lease)
             case StopLease(lease_id=name):
                 assert self.latest <= instruction.deadline_us

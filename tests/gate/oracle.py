@@ -7,6 +7,7 @@ it was allowed, it works out itself from plain lists. It shares no code with the
 import copy
 from collections import defaultdict
 from fractions import Fraction
+from math import floor
 
 from fabric.ledger.state import REFUND_MARGIN_US
 from fabric.units import PPM, UHS_PER_CT
@@ -405,6 +406,9 @@ class Meter:
         self.devices, self.weight, self.points, self.started = devices, Fraction(weight_ppm, PPM), curve.points, started
         self.total, self.seq, self.metered, self.rated = Fraction(0), 0, 0, 0
         self.absorbed = self.refunded = self.durable = self.estimated = 0
+        self.durable_at = 0
+        self.most = None
+        """How much of the time since its last save is given back at most."""
 
     def f(self, utilisation):
         for (left, low), (right, high) in zip(self.points, self.points[1:], strict=False):
@@ -440,6 +444,11 @@ class Meter:
     @property
     def peak(self):
         return Fraction(self.points[-1][1], PPM)
+
+    def lost(self):
+        """What is given back of what was charged since the last save."""
+        lost, since = max(self.charged - self.durable, 0), self.metered - self.durable_at
+        return lost if since <= self.most else floor(Fraction(lost * self.most, since))
 
     @property
     def charged(self):

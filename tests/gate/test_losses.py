@@ -1,9 +1,14 @@
 """Stories of attempts that are lost, or interrupted, over and over: who pays, and when it ends."""
 
-from fabric.gate import Gate
-from fabric.gate.events import Cancel, NodeDrain, Resume
-from tests.gate.conftest import finished, metered, removed, saved, started, submit
+from math import isqrt
+
+import pytest
+
+from fabric.gate import Gate, cadence
+from fabric.gate.events import Cancel, LeaseSaved, NodeDrain, Resume
+from tests.gate.conftest import finished, metered, removed, saved, started, submit, top_up
 from tests.gate.world import S
+from training.state.cadence import snapshot_interval_s
 
 START = "start j.1 epoch 1 on h1:1"
 RESUME = Resume(job_id="j", account_id="ada")
@@ -118,3 +123,55 @@ def test_what_the_platform_itself_took_away_is_given_back_however_often(story):
         story.do(Cancel(job_id=job, account_id="ada"))
         story.do(NodeDrain(node_id="h1", grace_us=0, undo=True))
         assert story.job(job).burned_uhs == 0
+
+
+# -- how much of what was lost -----------------------------------------------------------------------------------------
+
+HOUR = 3_600
+BEFORE_LOSS_S = 4 * HOUR
+"""What is told of a pool of which nothing is known."""
+
+
+def refunded(story, *, hours, save_at=None, save_s=2):
+    """What a job gets back that was lost after so long, of which it had saved once."""
+    lease = "j.1"
+    story.must(top_up(100_000))
+    rows = [(0, submit(limit=100_000 * S), [START]), (0, started(lease), [])]
+    if save_at is not None:
+        rows += [(save_at, metered(save_at, lease), []), (save_at, LeaseSaved(lease_id=lease, write_us=save_s * S), [])]
+    story.play(*rows)
+    end = hours * HOUR
+    story.at(end).do(metered(end - (save_at or 0), lease, seq=2))
+    before = story.job().burned_uhs
+    story.do(finished("lost", lease, error="node h1 was lost"))
+    story.do(removed(lease))
+    return before - story.job().burned_uhs
+
+
+def test_a_job_that_saves_rarely_by_choice_gets_no_more_back_than_one_that_saves_as_it_should(story):
+    """The issue's exploit: the rarer the saves, the larger the refund."""
+    should_s = isqrt(2 * 2 * S * BEFORE_LOSS_S * S) // S
+    assert should_s == 240
+    assert refunded(story, hours=3, save_at=60) in range((2 * should_s - 1) * S, (2 * should_s + 1) * S)
+    told = [moment.lost_uhs for moment in story.job().timeline]
+    assert max(filter(None, told)) > 2 * HOUR * S, "it is told what it has paid for nothing"
+
+
+def test_a_job_that_saves_as_it_should_gets_all_back(story):
+    assert refunded(story, hours=1, save_at=HOUR - 300) == 300 * S
+
+
+def test_a_job_that_never_saved_gets_back_what_it_should_have_saved_once_in(story):
+    assert refunded(story, hours=7) == 7 * HOUR * S
+
+
+def test_one_that_never_saves_has_a_bound_too(story):
+    assert refunded(story, hours=24) == 2 * BEFORE_LOSS_S * S
+
+
+@pytest.mark.parametrize("took_s", [0.001, 0.5, 2, 60, 900, 100_000])
+@pytest.mark.parametrize("loss_every_s", [1, 60, 4 * HOUR, 90 * 86_400])
+def test_what_is_reckoned_for_it_is_what_a_session_keeps_to(took_s, loss_every_s):
+    ours = cadence.interval_us((int(took_s * S),), loss_every_us=loss_every_s * S)
+    kept = snapshot_interval_s(took_s, loss_every_s=loss_every_s) * S
+    assert ours == pytest.approx(max(kept, 60 * S), rel=1e-6, abs=2)
