@@ -126,11 +126,8 @@ class Cluster:
         """Room for a job. Borrowers leave the headroom, and leave when wanted; `strictly`, they leave what of quotas isn't lent."""
         if is_divided(group, queued.request):
             return self._find_fraction(group, queued, strictly=strictly)
-        is_all_s = group.owner is None and group.pool != "reserved"
-        if shape.devices > group.free or not (is_all_s or self._is_lent(group, shape, queued)):
-            return None
-        quotas = self.guarantees
-        if quotas.types and not quotas.admits(group, queued, shape.devices, strictly=strictly):
+        is_all_s = group.owner is None and group.pool != "reserved" and not self.guarantees.types
+        if shape.devices > group.free or not (is_all_s or self._is_lent(group, shape, queued, strictly)):
             return None
         pinned = group.pinned[queued.rank]
         if shape.nodes == 1 and (picks := group.find_one(shape.each or shape.devices, pinned)) is not None:
@@ -143,19 +140,19 @@ class Cluster:
             return None
         return group.find(shape, strewn=strewn)
 
-    def _is_lent(self, group: Group, shape: Shape, queued: Queued) -> bool:
+    def _is_lent(self, group: Group, shape: Shape, queued: Queued, strictly: bool) -> bool:
         """Whether so much of what is free may be lent to the job, or is its by right."""
-        if group.is_home_of(queued.request.account_id, queued.rank):
-            return True
+        if not self.guarantees.admits(group, queued, shape.devices, strictly=strictly):
+            return False
         headroom = self._state.policy.headroom_devices if group.owner is None else 0
-        return not group.wanted and group.free - headroom >= shape.devices
+        is_lent = not group.wanted and group.free - headroom >= shape.devices
+        return is_lent or group.is_home_of(queued.request.account_id, queued.rank)
 
     def _find_fraction(self, group: Group, queued: Queued, *, strictly: bool) -> Picks | None:
         """The same for a part of a device. What is divided already is nobody's headroom."""
-        quotas = self.guarantees
-        if quotas.types and not quotas.admits(group, queued, 1, strictly=False):
+        if not self.guarantees.admits(group, queued, 1, strictly=False):
             return None
-        divides = not quotas.types or quotas.admits(group, queued, 1, strictly=strictly)
+        divides = self.guarantees.admits(group, queued, 1, strictly=strictly)
         if not group.is_home_of(queued.request.account_id, queued.rank):
             headroom = self._state.policy.headroom_devices if group.owner is None else 0
             divides = divides and group.free > headroom
@@ -223,9 +220,9 @@ class Cluster:
         running = self._state.running.pop(job_id, None)
         if running is None:
             return None
+        self.guarantees.note(job_id)
         nodes, home = self._state.nodes, self.groups[running.group]
         if running.within is not None and not running.is_divided:
-            self.guarantees.note(job_id)
             if (name := self.divided.leave(home, running)) is not None:
                 self.disown(name)
             return running
@@ -241,7 +238,6 @@ class Cluster:
         for part, devices in self._parts(running):
             part.leave(job_id, running, devices)
             part.touched = True
-        self.guarantees.note(job_id)
         return running
 
     def evict(self, running: Running) -> None:
@@ -289,9 +285,8 @@ class Cluster:
             if now < devices:
                 node.owed[job_id] = devices - now
                 claim.owed += devices - now
-        if self.guarantees.types:
-            self.guarantees.note(job_id)
-            group.touched = True  # what was kept free for it may be lent
+        self.guarantees.note(job_id)
+        group.touched = group.touched or bool(self.guarantees.types)  # what was kept free for it may be lent
 
     def unclaim(self, job_id: JobId) -> None:
         """Give up a claim: what was set aside goes to the next claim, or is free."""
