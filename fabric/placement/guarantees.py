@@ -78,8 +78,13 @@ class Guarantees:
     def note(self, job_id: JobId) -> None:
         """The job has other devices, or another claim, than before."""
         if self.types:
+            had = self._parts.get(job_id, {})
             self._leave(job_id)
             self._enter(job_id)
+            has = self._parts.get(job_id, {})
+            for kind, part in had.items():
+                if (kind not in has or has[kind] != part) and self.concerns(part.account_id):
+                    self._freed[part.account_id] = None
 
     def take_freed(self) -> frozenset[AccountId]:
         """The accounts that may start more than when they were asked for last: those that have less, and who shares with them."""
@@ -356,8 +361,6 @@ class Guarantees:
             del jobs[job_id]
             if not jobs:
                 del self._uses[kind][part.account_id]
-            if self.concerns(part.account_id):
-                self._freed[part.account_id] = None
             self._reckon_anew()
 
     def _reckon_anew(self) -> None:

@@ -316,6 +316,7 @@ class Keeping(RuleBasedStateMachine):
         before = {account: self.has(account) for account in ACCOUNTS}
         steps = self.planner.plan(now_us=self.now)
         self.planner.check_invariants()
+        assert self.planner.at_rest
         for step in steps:
             if isinstance(step, Placed):
                 self.running[step.job_id] = step
