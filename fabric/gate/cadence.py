@@ -15,6 +15,10 @@ _SLACK: Final = 2
 """So many intervals are given back at most: a save begins late, and takes its time."""
 
 
+_LOSS_EVERY_US: Final = 4 * 3_600_000_000
+"""For a lease of which it wasn't told."""
+
+
 def interval_us(saves_us: tuple[int, ...], *, loss_every_us: int) -> int:
     """From one save to the next. A job of which no save is known should save once before a lease is lost, on average."""
     takes_us = max(saves_us, default=loss_every_us)
@@ -22,6 +26,6 @@ def interval_us(saves_us: tuple[int, ...], *, loss_every_us: int) -> int:
     return max(best_us, _OFTEN_US)
 
 
-def refundable_us(saves_us: tuple[int, ...], *, loss_every_us: int) -> int:
+def refundable_us(saves_us: tuple[int, ...], *, loss_every_us: int | None) -> int:
     """What of the time since the last save is given back at most where it was lost."""
-    return _SLACK * interval_us(saves_us, loss_every_us=loss_every_us)
+    return _SLACK * interval_us(saves_us, loss_every_us=loss_every_us or _LOSS_EVERY_US)
