@@ -6,7 +6,7 @@ itself: whoever asks knows with which `seq` to ask again. What the door refuses 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
 import grpc
@@ -28,6 +28,8 @@ TIMEOUT_S: Final = 5.0
 _SERVICE: Final = "inference"
 _MESSAGE_BYTES_MAX: Final = 16 * 2**20
 _OPTIONS: Final = (("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX), *keepalive.CLIENT)
+NOTICE_S: Final = 25.0
+"""Some notices of payments have the provider asked before they are booked."""
 BOARD_S: Final = 5.0
 """The board comes every second: a door that says nothing for so long has fallen silent."""
 
@@ -124,6 +126,12 @@ class FabricClient:
         except NotFound:
             return None
 
+    async def notice(self, provider: str, headers: Mapping[str, str], body: bytes) -> bytes:
+        """What a provider of payments has sent; what it is answered with, once that is booked."""
+        request = pb.PaymentNoticeRequest(provider=provider, headers=headers, body=body)
+        reply = await self._call(request, pb.PaymentNoticeReply, timeout_s=NOTICE_S)
+        return reply.answer
+
     async def models(self, *, account_id: str = "") -> list[pb.Model]:
         """What is offered, to an account or ("") to all, with its state and rates."""
         reply = await self._call(pb.ListModelsRequest(), pb.ListModelsReply, account_id=account_id)
@@ -151,13 +159,15 @@ class FabricClient:
     async def close(self) -> None:
         await self._channel.close()
 
-    async def _call(self, request: Message, reply: type[Reply], *, account_id: str = "") -> Reply:
+    async def _call(
+        self, request: Message, reply: type[Reply], *, account_id: str = "", timeout_s: float | None = None
+    ) -> Reply:
         name = type(request).__name__.removesuffix("Request")
         assert METHODS[name].reply is reply, f"{name} answers {METHODS[name].reply.__name__}"
         send = self._callable(name)
         metadata = (self._key, ("fabric-account", account_id)) if account_id else (self._key,)
         try:
-            return cast("Reply", await send(request, metadata=metadata, timeout=self._timeout_s))
+            return cast("Reply", await send(request, metadata=metadata, timeout=timeout_s or self._timeout_s))
         except grpc.aio.AioRpcError as error:
             raise error_of_call(error, address=self._address) from None
 

@@ -23,12 +23,14 @@ from fabric.api import (
     job_calls,
     money_calls,
     operator_calls,
+    payment_calls,
     policy_calls,
     serving_calls,
 )
 from fabric.api.connections import Connections, address_of, network_of
 from fabric.api.keys import REMEMBER_S, Caller
 from fabric.api.service import ApiService
+from fabric.api.statuses import STATUS
 from fabric.api.tls import TlsPems
 from fabric.errors import FabricError, Internal, InvalidRequest, PermissionDenied, Unauthenticated, Unavailable
 from fabric.gate.key_scopes import OF_CUSTOMERS, KeyScope
@@ -64,18 +66,6 @@ LOOKS_THROUGH: Final = 10
 _STOP_GRACE_S: Final = 2.0
 _DETAILS_CHARS_MAX: Final = 400
 _ERROR_BYTES_MAX: Final = 6_000
-_STATUS: Final = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    401: grpc.StatusCode.UNAUTHENTICATED,
-    402: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    403: grpc.StatusCode.PERMISSION_DENIED,
-    404: grpc.StatusCode.NOT_FOUND,
-    409: grpc.StatusCode.FAILED_PRECONDITION,
-    424: grpc.StatusCode.FAILED_PRECONDITION,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    500: grpc.StatusCode.INTERNAL,
-    503: grpc.StatusCode.UNAVAILABLE,
-}
 
 
 class Call(NamedTuple):
@@ -174,6 +164,16 @@ CALLS: Final[dict[str, Call]] = {
     "ClosePeriod": Call(operator_calls.close_period, _OPERATOR),
     "ListOpenUsage": Call(operator_calls.list_open_usage, _OPERATOR),
     "CloseUsage": Call(operator_calls.close_usage, _OPERATOR),
+    "AskPayment": Call(payment_calls.ask_payment, _MONEY, weight=LOOKS_THROUGH),
+    "GetPayment": Call(payment_calls.get_payment, _BOOKS, weight=LOOKS_THROUGH),
+    "ListPayments": Call(payment_calls.list_payments, _BOOKS, weight=LOOKS_THROUGH),
+    "SetAutoTopUp": Call(payment_calls.set_auto_top_up, _MONEY),
+    "BookPayment": Call(payment_calls.book_payment, _OPERATOR),
+    "RefundPayment": Call(payment_calls.refund_payment, _OPERATOR),
+    "ListSuspense": Call(payment_calls.list_suspense, _OPERATOR),
+    "SettleSuspense": Call(payment_calls.settle_suspense, _OPERATOR),
+    "ReconcilePayments": Call(payment_calls.reconcile_payments, _OPERATOR),
+    "PaymentNotice": Call(payment_calls.payment_notice, frozenset((KeyScope.GATEWAY,)), gateways=True),
 }
 """Every call, what answers it, and which keys may ask for it: the one table of who may what at this door."""
 
@@ -381,7 +381,7 @@ async def _refuse(context: Context, method: Method, error: Exception) -> None:
     if len(encoded) > _ERROR_BYTES_MAX:
         encoded = encode_error(type(known)(known.message[: _ERROR_BYTES_MAX // 4], code=known.code))
     await context.abort(
-        _STATUS.get(known.http_status, grpc.StatusCode.INTERNAL),
+        STATUS.get(known.http_status, grpc.StatusCode.INTERNAL),
         f"{known.code}: {known.message}"[:_DETAILS_CHARS_MAX],
         trailing_metadata=((ERROR_METADATA, encoded),),
     )

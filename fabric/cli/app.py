@@ -9,7 +9,20 @@ import typer
 import typer.core
 
 from fabric import extras, versions
-from fabric.cli import audit, calibrate, checkpoints, cluster, jobs, keys, models, money, operator, quotas, simulate
+from fabric.cli import (
+    audit,
+    calibrate,
+    checkpoints,
+    cluster,
+    jobs,
+    keys,
+    models,
+    money,
+    operator,
+    payments,
+    quotas,
+    simulate,
+)
 from fabric.cli.outlets import OUTPUT_FAILED, leave_output, prepare_output, unwritten
 from fabric.cli.output import print_error, say
 from fabric.cli.plain_logs import log_plainly
@@ -152,7 +165,7 @@ def start(
         log_plainly()
 
 
-for module in (cluster, jobs, money, models, simulate):
+for module in (cluster, jobs, money, payments, models, simulate):
     module.register(app)
 app.add_typer(checkpoints.app, name="checkpoints", rich_help_panel="Jobs")
 app.add_typer(keys.app, name="keys")

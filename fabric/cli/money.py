@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from fabric.cli import payments
 from fabric.cli.calls import calls_in, gathered_by_model, print_calls, print_totals
 from fabric.cli.job_columns import where
 from fabric.cli.moments import Since, Until, parse_moment
@@ -71,13 +72,19 @@ def topup(
     tokens: Annotated[str, typer.Argument(help="How many, e.g. 10 or 0.5.")],
     *,
     payment_ref: PaymentRef = "",
+    pay: Annotated[
+        bool, typer.Option("--pay", help="Pay at the provider: print where, and wait until it is paid.")
+    ] = False,
     account: ForAccount = "",
     as_json: AsJson = False,
 ) -> None:
-    """Buy tokens at the price of the account's plan. Where payments are real, an operator books them, each by its reference.
+    """Buy tokens at the price of the account's plan. Where payments are real, pay them (--pay), or have an operator book them.
 
-    For example: fabric topup 12.5 --payment-ref INV-2026-0142 --account acme
+    For example: fabric topup 12.5 --pay, or fabric topup 12.5 --payment-ref INV-2026-0142 --account acme
     """
+    if pay:
+        payments.pay(client(account), tokens, as_json=as_json)
+        return
     request = pb.TopUpRequest(request_id=new_request_id(), amount_uhs=parse_ct(tokens), payment_ref=payment_ref)
     _bought(client(account).call(request, pb.Accepted), f"{tokens} CT bought", as_json=as_json)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from fabric.cli import policy
+from fabric.cli import payments, policy
 from fabric.cli.output import moment, print_json, print_records, record, say, tell
 from fabric.cli.session import AsJson, client
 from fabric.client.client import facts_of, new_request_id
@@ -16,6 +16,8 @@ app = typer.Typer(
     help="For operators: accounts, payments, nodes, leases, periods, models, policy.", no_args_is_help=True
 )
 policy.register(app)
+app.add_typer(payments.ops, name="payments")
+app.command("reconcile")(payments.reconcile)
 
 _US_PER_S: Final = 1_000_000
 _US_PER_DAY: Final = 86_400 * _US_PER_S

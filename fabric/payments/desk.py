@@ -17,6 +17,7 @@ from fabric.gate.events import AnyEvent
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.payment_events import AskPayment, PaymentStarted, PaymentState, PaymentTold, ReconcilePayments, Said
 from fabric.gate.payment_views import PaymentView
+from fabric.gate.payments import TAKING
 from fabric.gate.questions import PaymentsOf
 from fabric.gate.reconciling import LISTED_MAX
 from fabric.payments.port import Takers
@@ -28,8 +29,8 @@ FRESH_US: Final = 5_000_000
 """What was asked so short a time ago is being started by whoever asked."""
 HOUR_US: Final = 3_600_000_000
 DAY_US: Final = 24 * HOUR_US
-SETTLED_US: Final = 36 * HOUR_US
-"""A day is reconciled when it is over for so long: providers' lists are whole by then."""
+SETTLED_US: Final = 12 * HOUR_US
+"""A day of UTC is reconciled when it is over for so long: providers' lists are whole by then."""
 ASKED_BEFORE_US: Final = 31 * DAY_US
 """Nothing is asked so long before it is paid."""
 PAYMENTS_MAX: Final = 100_000
@@ -60,6 +61,8 @@ class PaymentDesk:
         self._now_us = now_us
         self.chosen = takers[0].name
         self._look_at_us: dict[str, int] = {}
+        self._reconciled_us = 0
+        """Until when all days are, as far as this desk knows: doing one again changes nothing."""
 
     # -- what customers and operators want -------------------------------------------------------------------------------
 
@@ -132,6 +135,14 @@ class PaymentDesk:
             found.update({name: count for name, count in facts.items() if isinstance(count, int)})
         return dict(found)
 
+    async def reconcile_daily(self) -> None:
+        """Reconcile the newest day that is over for long enough, if that wasn't done."""
+        until_us = (self._now_us() - SETTLED_US) // DAY_US * DAY_US
+        if self.chosen in TAKING and until_us > self._reconciled_us:
+            found = await self.reconcile(until_us - DAY_US, until_us)
+            self._reconciled_us = until_us
+            log.info("payments_reconciled", provider=self.chosen, **found)
+
     # -- what is unfinished ----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -139,6 +150,7 @@ class PaymentDesk:
         while True:
             try:
                 await self.carry_on()
+                await self.reconcile_daily()
             except FabricError as error:
                 log.warning("payments_not_looked_at", code=error.code, error=error.message)
             except Exception:

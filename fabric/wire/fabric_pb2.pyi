@@ -1642,3 +1642,114 @@ class ClosePeriodRequest(_message.Message):
     request_id: str
     period: str
     def __init__(self, request_id: _Optional[str] = ..., period: _Optional[str] = ...) -> None: ...
+
+class AskPaymentRequest(_message.Message):
+    __slots__ = ("request_id", "amount_uhs", "provider")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_UHS_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    amount_uhs: int
+    provider: str
+    def __init__(self, request_id: _Optional[str] = ..., amount_uhs: _Optional[int] = ..., provider: _Optional[str] = ...) -> None: ...
+
+class GetPaymentRequest(_message.Message):
+    __slots__ = ("payment_id",)
+    PAYMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    payment_id: str
+    def __init__(self, payment_id: _Optional[str] = ...) -> None: ...
+
+class ListPaymentsRequest(_message.Message):
+    __slots__ = ("limit",)
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    limit: int
+    def __init__(self, limit: _Optional[int] = ...) -> None: ...
+
+class SetAutoTopUpRequest(_message.Message):
+    __slots__ = ("request_id", "on", "threshold_uhs", "runway_us", "amount_uhs", "month_max_uhs")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ON_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_UHS_FIELD_NUMBER: _ClassVar[int]
+    RUNWAY_US_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_UHS_FIELD_NUMBER: _ClassVar[int]
+    MONTH_MAX_UHS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    on: bool
+    threshold_uhs: int
+    runway_us: int
+    amount_uhs: int
+    month_max_uhs: int
+    def __init__(self, request_id: _Optional[str] = ..., on: _Optional[bool] = ..., threshold_uhs: _Optional[int] = ..., runway_us: _Optional[int] = ..., amount_uhs: _Optional[int] = ..., month_max_uhs: _Optional[int] = ...) -> None: ...
+
+class BookPaymentRequest(_message.Message):
+    __slots__ = ("payment_id", "payment_ref", "amount_microcny")
+    PAYMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    PAYMENT_REF_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_MICROCNY_FIELD_NUMBER: _ClassVar[int]
+    payment_id: str
+    payment_ref: str
+    amount_microcny: int
+    def __init__(self, payment_id: _Optional[str] = ..., payment_ref: _Optional[str] = ..., amount_microcny: _Optional[int] = ...) -> None: ...
+
+class RefundPaymentRequest(_message.Message):
+    __slots__ = ("request_id", "payment_id", "amount_uhs", "reason")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PAYMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_UHS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    payment_id: str
+    amount_uhs: int
+    reason: str
+    def __init__(self, request_id: _Optional[str] = ..., payment_id: _Optional[str] = ..., amount_uhs: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ListSuspenseRequest(_message.Message):
+    __slots__ = ("settled",)
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
+    settled: bool
+    def __init__(self, settled: _Optional[bool] = ...) -> None: ...
+
+class SettleSuspenseRequest(_message.Message):
+    __slots__ = ("request_id", "suspense_id", "how", "account_id", "reason")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SUSPENSE_ID_FIELD_NUMBER: _ClassVar[int]
+    HOW_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    suspense_id: str
+    how: str
+    account_id: str
+    reason: str
+    def __init__(self, request_id: _Optional[str] = ..., suspense_id: _Optional[str] = ..., how: _Optional[str] = ..., account_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ReconcilePaymentsRequest(_message.Message):
+    __slots__ = ("from_us", "until_us")
+    FROM_US_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_US_FIELD_NUMBER: _ClassVar[int]
+    from_us: int
+    until_us: int
+    def __init__(self, from_us: _Optional[int] = ..., until_us: _Optional[int] = ...) -> None: ...
+
+class PaymentNoticeRequest(_message.Message):
+    __slots__ = ("provider", "headers", "body")
+    class HeadersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    PROVIDER_FIELD_NUMBER: _ClassVar[int]
+    HEADERS_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    provider: str
+    headers: _containers.ScalarMap[str, str]
+    body: bytes
+    def __init__(self, provider: _Optional[str] = ..., headers: _Optional[_Mapping[str, str]] = ..., body: _Optional[bytes] = ...) -> None: ...
+
+class PaymentNoticeReply(_message.Message):
+    __slots__ = ("answer",)
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    answer: bytes
+    def __init__(self, answer: _Optional[bytes] = ...) -> None: ...

@@ -19,7 +19,7 @@ import structlog
 from fabric.api.limits import RateLimit
 from fabric.errors import FabricError, Internal, RateLimited, Unavailable
 from serving.acceptor import KEY_SHOWN
-from serving.gateway import bodies, bounds, encodings, fields
+from serving.gateway import bodies, bounds, encodings, fields, notices
 from serving.gateway.admission import Pools
 from serving.gateway.browsers import Origins
 from serving.gateway.calling import Calling
@@ -106,6 +106,7 @@ class Gateway:
         self._keys = Gatekeeper(directory, monotonic=monotonic)
         self._rates = RateLimit(per_s=self.limits.requests_per_s, monotonic=monotonic)
         self._counted = RateLimit(per_s=COUNTED_BYTES_PER_S, monotonic=monotonic)
+        self._notices = RateLimit(per_s=notices.PER_S, monotonic=monotonic)
         self._origins = Origins(origins)
         self._key_rates = KeyRates(shares=rate_shares, monotonic=monotonic)
         self.generations = Generations(repeats_file.with_name("generations.sqlite"))
@@ -185,6 +186,10 @@ class Gateway:
         if scope["method"] == "OPTIONS" and await self._told_browser(exchange):
             return None
         exchange.route, named = route = route_of(scope["method"], scope["path"])
+        if exchange.route.surface == "payments":
+            taken = (self._directory, self._notices, self._reading)
+            await notices.hand_on(exchange, named, *taken)
+            return None
         client = scope.get("client")
         caller = await self._keys.caller(exchange.headers, host=client[0] if client else "")
         exchange.showed_key = True

@@ -3,7 +3,7 @@
 `Directory` is the port; `serving.gateway.fabric_directory` asks the fabric's own door, tests bring their own.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
@@ -131,6 +131,15 @@ class Directory(Protocol):
 
     def boards(self) -> AsyncIterator[Board]:
         """How serving stands, again whenever something changes, and at least every two seconds."""
+        ...
+
+    async def notice(self, provider: str, headers: Mapping[str, str], body: bytes) -> bytes:
+        """Hand on what a provider of payments has sent: what it is answered with, once that is booked.
+
+        Raises:
+            NotFound: payments of it are not taken here.
+            PermissionDenied: it isn't signed by it.
+        """
         ...
 
     async def report(self, queues: Sequence[QueueLength]) -> None:

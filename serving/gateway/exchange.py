@@ -85,23 +85,23 @@ class Exchange:
 
     # -- in --------------------------------------------------------------------------------------------------------------
 
-    async def body(self, reading: Reading) -> bytes:
+    async def body(self, reading: Reading, *, most: int = BODY_BYTES_MAX) -> bytes:
         """All of the request's body.
 
         Raises:
-            TooLarge: it is beyond `BODY_BYTES_MAX`.
+            TooLarge: it is beyond so many bytes.
             TooSlow: it doesn't come in time.
             Unavailable: too many others are being read.
             ClientGone: it won't come.
         """
         length = self.headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > BODY_BYTES_MAX:
+        if length.isdigit() and int(length) > most:
             raise _too_large(int(length))
         message = await self._next(BODY_IDLE_S)
         self._read = not message.get("more_body")
         if not message.get("more_body"):
             body: bytes = message.get("body", b"")
-            return body if len(body) <= BODY_BYTES_MAX else _raise(_too_large(len(body)))
+            return body if len(body) <= most else _raise(_too_large(len(body)))
         pieces, size = [message.get("body", b"")], len(message.get("body", b""))
         reading.bytes += size
         deadline = self.started_at + BODY_S
@@ -114,7 +114,7 @@ class Exchange:
                 pieces.append(piece)
                 size += len(piece)
                 reading.bytes += len(piece)
-                if size > BODY_BYTES_MAX:
+                if size > most:
                     raise _too_large(size)
             self._read = True
             return b"".join(pieces)

@@ -1,7 +1,7 @@
 """The fabric as a gateway's directory: asked over gRPC with the key of gateways, through `serving.fabric_client`."""
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -76,6 +76,10 @@ class FabricDirectory:
                 models=_as_their_parents(_with_abilities(_with_contexts(models, replicas), replicas)),
                 replicas=tuple(replica for replica in replicas if self._may_be_asked(replica)),
             )
+
+    async def notice(self, provider: str, headers: Mapping[str, str], body: bytes) -> bytes:
+        """As `Directory`."""
+        return await self._ledger.notice(provider, headers, body)
 
     async def report(self, queues: Sequence[QueueLength]) -> None:
         """As `Directory`."""

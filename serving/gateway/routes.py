@@ -20,6 +20,7 @@ Surface = Literal[
     "tokens",
     "models",
     "account",
+    "payments",
 ]
 
 
@@ -66,6 +67,9 @@ ROUTES: Final = (*_POSTS, _MODELS, _MODEL)
 """What replicas serve; the gateway itself the rest."""
 _BY_PATH: Final = {route.path: route for route in (*_POSTS, _MODELS, CREDITS, KEY)}
 _BY_PATH["/v1/generation"] = GENERATION
+PAYMENTS: Final = Route("POST", "/payments/{provider}", "payments", metered=False)
+"""Notices of providers of payments: they show no key, and are believed only where they are signed."""
+_PAYMENTS_PREFIX: Final = "/payments/"
 _GENERATION_PREFIX: Final = "/v1/generations/"
 _MODEL_PREFIX: Final = "/v1/models/"
 
@@ -82,6 +86,8 @@ def route_of(method: str, path: str) -> tuple[Route, str]:
         route, named = _MODEL, path.removeprefix(_MODEL_PREFIX)
     if route is None and path.startswith(_GENERATION_PREFIX):
         route, named = GENERATION, path.removeprefix(_GENERATION_PREFIX)
+    if route is None and path.startswith(_PAYMENTS_PREFIX) and len(path) > len(_PAYMENTS_PREFIX):
+        route, named = PAYMENTS, path.removeprefix(_PAYMENTS_PREFIX)
     if route is None:
         raise UnknownRoute(f"nothing is served at {path[:100]}: see GET /v1/models, POST /v1/chat/completions")
     if method != route.method and not (method == "HEAD" and route.method == "GET"):

@@ -50,7 +50,7 @@ def test_a_key_of_a_process_may_ask_for_what_that_needs_alone(house, role):
     client = house.client(house.key("op", "process", operator=True, scopes=(role,)), account="acme")
     allowed = {name for name, call in grpc_server.CALLS.items() if role in call.scopes}
     assert allowed == {
-        KeyScope.GATEWAY: {"CallerOf", "ListModels", "ReportServing", "WatchServing"},
+        KeyScope.GATEWAY: {"CallerOf", "ListModels", "PaymentNotice", "ReportServing", "WatchServing"},
         KeyScope.REPLICA: {"Authorize", "UpdateHold", "SettleHold", "ReleaseHold", "RecordCalls", "KeepUsage"},
         KeyScope.HOST: {
             "Submit", "GetJob", "ListJobs", "WatchJobs", "Cancel", "Result", "ListModels", "ReportServing", "WatchServing",

@@ -13,7 +13,7 @@ from fabric.ledger import Service, Use
 from fabric.payments.port import Forged
 from fabric.payments.stripe import Stripe
 from tests.gate.tills import rule
-from tests.gate.world import S
+from tests.gate.world import DAY, S
 from tests.payments.conftest import PRICE, TOKENS, Killed, Till
 from tests.payments.stripe_stand_in import KEY, SECRET
 
@@ -242,6 +242,19 @@ async def test_a_day_is_reconciled_against_its_own_list(desk, till, stripe_api):
     assert till.suspense() == ["unknown_payment", "missing_there"]
     again = await desk.reconcile(till.now - S, till.now + S)
     assert again == {"matched": 3, "missing_here": 0, "missing_there": 1, "different": 0}
+
+
+async def test_each_day_that_is_over_is_reconciled_once(desk, till, stripe_api):
+    await paid(desk, till, stripe_api)
+    lost, _ = await desk.pay(till.asks("p2"))
+    stripe_api.pays(lost.provider_ref)
+    await desk.reconcile_daily()
+    till.now += 2 * DAY
+    for _ in range(2):
+        await desk.reconcile_daily()
+    assert till.free() == 2 * TOKENS
+    made = [(each.matched, each.missing_here) for each in till.gate.state.till.reconciled]
+    assert made == [(1, 1), (2, 0)]
 
 
 async def test_a_card_that_was_kept_pays_a_top_up_that_nobody_asked_for(desk, till, stripe_api):
