@@ -24,7 +24,7 @@ OUTAGE_US: Final = 600_000_000
 """What is lost within it after the first loss was lost together, and counts once: a rack takes many jobs along."""
 LOST_TOO_OFTEN: Final = "lost_too_often"
 """Why a job is parked whose attempts were lost so often: it keeps what it saved, and goes on when its owner says so."""
-PLATFORM_FAULT: Final = (None, StopReason.EVICTED, StopReason.DRAINED, StopReason.FABRIC_DOWN)
+PLATFORM_FAULT: Final = (None, StopReason.EVICTED, StopReason.RESIZED, StopReason.DRAINED, StopReason.FABRIC_DOWN)
 """Stops after which work that was lost is refunded: the customer didn't ask for them."""
 
 

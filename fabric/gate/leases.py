@@ -8,7 +8,20 @@ could be leased twice or a µHs escape.
 
 from typing import Final
 
-from fabric.gate import attempts, burning, deadlines, grace, hazards, holds, mixture, notice, requests, stays, why
+from fabric.gate import (
+    attempts,
+    burning,
+    deadlines,
+    elastic,
+    grace,
+    hazards,
+    holds,
+    mixture,
+    notice,
+    requests,
+    stays,
+    why,
+)
 from fabric.gate.core import Core
 from fabric.gate.events import (
     LeaseFinished,
@@ -292,6 +305,8 @@ def saved(core: Core, event: LeaseSaved) -> None:
     needed_us = grace.needed_us(job.saves_us) or 0
     core.planner.note_checkpoint(job.job_id, now_us=core.now_us, write_us=needed_us, restore_us=job.restore_us)
     core.touch(job)
+    if elastic.should_grow(core, job, record):
+        stop(core, record, StopReason.RESIZED)
 
 
 def overdue(core: Core) -> None:

@@ -69,6 +69,8 @@ class StopReason(StrEnum):
     """Why a job is asked to stop. All arrive at the job as one thing: checkpoint and end."""
 
     EVICTED = "evicted"
+    RESIZED = "resized"
+    """An elastic gang that begins anew with more devices, since some are idle and nobody waits for them."""
     LIMIT_REACHED = "limit_reached"
     OUT_OF_TOKENS = "out_of_tokens"
     TOKENS_EXPIRED = "tokens_expired"
@@ -92,6 +94,7 @@ class StopReason(StrEnum):
 
 AFTER_STOP: Final[dict[StopReason, Trigger]] = {
     StopReason.EVICTED: Trigger.REQUEUE,
+    StopReason.RESIZED: Trigger.REQUEUE,
     StopReason.DRAINED: Trigger.REQUEUE,
     StopReason.FABRIC_DOWN: Trigger.REQUEUE,
     StopReason.ASKED: Trigger.REQUEUE,

@@ -9,7 +9,7 @@ All memory is in `PlacementState`; a planner rebuilt from an encoded copy of it 
 
 from collections.abc import Collection, Iterable, Mapping
 
-from fabric.placement import derived, mixture
+from fabric.placement import derived, growth, mixture
 from fabric.placement.checks import NodeFree, assert_consistent, barred, beyond_quotas, check, view_nodes
 from fabric.placement.cluster import Cluster
 from fabric.placement.decisions import Decisions, Step
@@ -150,6 +150,15 @@ class Planner:
         if any(self._cluster.find(group, shape, queued) is not None for group in groups):
             return True
         return mixture.find(self._cluster, groups, queued) is not None
+
+    def could_grow(self, job_id: JobId) -> int:
+        """How many devices more an elastic gang could have in its group if it began anew now; 0 while anybody waits who could have
+        some of them.
+        """
+        running = self._state.running.get(job_id)
+        if running is None or running.evicting or running.groups or running.within is not None:
+            return 0
+        return growth.room(self._state, self._cluster, self._queue, running)
 
     def enqueue(self, request: Request, *, now_us: int) -> None:
         """The job waits from now on. After an eviction or a pause: release first, then hand the same request in again."""

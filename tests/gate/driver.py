@@ -243,7 +243,7 @@ class Driver(RuleBasedStateMachine):
         lost = self.outcomes.get(cdr.lease_id, "lost") == "lost"
         tries = self.tries[cdr.job_id]
         reason, outages = self.stopped.get(cdr.lease_id), self.outages[cdr.account_id]
-        ours = lost and reason in (None, "evicted", "drained", "fabric_down") and tries.believed()
+        ours = lost and reason in (None, "evicted", "resized", "drained", "fabric_down") and tries.believed()
         if ours and (reason is not None or outages.believed(self.latest)):
             took = self.state.jobs[cdr.job_id].saves_us
             every = self.lost_every[cdr.lease_id]

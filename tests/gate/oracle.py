@@ -486,7 +486,13 @@ class Tries:
         self.row, self.given_back, self.step = 0, 0, 0
 
     def ended(self, outcome, *, asked_for, started, saved_step):
-        if outcome not in ("lost", "interrupted") or asked_for not in (None, "evicted", "drained", "fabric_down"):
+        if outcome not in ("lost", "interrupted") or asked_for not in (
+            None,
+            "evicted",
+            "resized",
+            "drained",
+            "fabric_down",
+        ):
             return
         if started or asked_for is None:
             self.step = self.step if self.row else saved_step
