@@ -3,19 +3,16 @@ nor whose cluster it is: the fabric's own, or that of a job's program.
 """
 
 import logging
-import random
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from inspect import signature
 from typing import Any, Final, TypeVar
 
 import psutil
 from ray._private import node as ray_node
 from ray._private import services
 from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
-from ray._raylet import DASHBOARD_AGENT_LISTEN_PORT_NAME, GcsClient, NodeID, persist_port  # type: ignore[attr-defined]
+from ray._raylet import GcsClient, NodeID  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
 
 from fabric.worker.lease_ray_settings import START_S
@@ -27,10 +24,6 @@ _STARTS: Final = 3
 """How often a node is started whose raylet ends while it starts, as when another process has taken its port."""
 _LOOK_S: Final = 0.1
 _LOOK_MS: Final = 200
-_PORTS: Final = range(20_000, 30_000)
-_HTTP: Final = "dashboard_agent_listen_port"
-_AGENT_PORTS: Final = (_HTTP, "metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
-"""What a raylet's two agents listen on, as `services.start_raylet` calls it."""
 
 
 def start_node(cluster: Cluster, **wanted: Any) -> Any:
@@ -66,10 +59,9 @@ def started(start: Callable[[], T], *, again_on: type[Exception] = ChildProcessE
 def patience() -> Iterator[None]:
     """Ray gives a node 30 s to appear, a number in its code: on a busy machine it takes longer. Inside, it may take
     `START_S` while its raylet runs. And Ray waits two minutes for the port of a control store that has ended as it began (a
-    fork of a process that has gRPC now and then aborts): inside, that fails at once. A raylet ends where its agents, two
-    Pythons, have not told their ports within 30 s, a number in its code, too: inside, they are told them, and it needn't wait.
+    fork of a process that has gRPC now and then aborts): inside, that fails at once.
     """
-    ask, wait, start = services.get_node, ray_node.wait_for_persisted_port, services.start_raylet
+    ask, wait = services.get_node, ray_node.wait_for_persisted_port
     give_up_at = time.monotonic() + START_S
 
     def ask_once_it_is_there(gcs_address: str, node_id: str) -> Any:
@@ -95,35 +87,10 @@ def patience() -> Iterator[None]:
                     raise ChildProcessError("its control store has ended") from None
 
     services.get_node, ray_node.wait_for_persisted_port = ask_once_it_is_there, wait_while_it_runs
-    services.start_raylet = _telling_ports(start)
     try:
         yield
     finally:
-        services.get_node, ray_node.wait_for_persisted_port, services.start_raylet = ask, wait, start
-
-
-def _telling_ports(start: Callable[..., T]) -> Callable[..., T]:
-    """Have a raylet and its agents told the agents' ports."""
-
-    def told(*words: Any, **options: Any) -> T:
-        unset = [name for name in _AGENT_PORTS if not options.get(name)]
-        asked = signature(start).bind(*words, **options | dict(zip(unset, _free_ports(len(unset)), strict=True)))
-        where = asked.arguments  # the one port that Ray tells the agent, and not the raylet, that one finds so
-        persist_port(where["session_dir"], where["node_id"], DASHBOARD_AGENT_LISTEN_PORT_NAME, where[_HTTP])
-        return start(*asked.args, **asked.kwargs)
-
-    return told
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody has now, nor soon: systems give away others by themselves, and Ray has others for workers."""
-    found: list[int] = []
-    for port in random.sample(_PORTS, len(_PORTS)):
-        with suppress(OSError), socket.create_server(("", port)):
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise OSError(f"of the ports {_PORTS.start} to {_PORTS.stop - 1} fewer than {count} are free")
+        services.get_node, ray_node.wait_for_persisted_port = ask, wait
 
 
 def _has_control_store() -> bool:

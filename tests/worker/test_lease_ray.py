@@ -12,8 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray._private import worker
 
+from fabric.errors import Unavailable
+from fabric.gate.events import LeaseOutcome
 from fabric.system.private_folder import close, make_private
 from fabric.system.short_links import unlink_all
+from fabric.worker import ray_node
+from fabric.worker.execution import refused
 from fabric.worker.lease_ray import _Own, fits
 from fabric.worker.lease_ray_settings import LOOPBACK, lease_ray, told_ray, variables_for
 
@@ -134,3 +138,17 @@ def test_ray_takes_no_program_its_notice_while_it_starts_or_later(tmp_path, monk
         assert [*seen, signal.getsignal(signal.SIGTERM)] == [handler, handler]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("error", [ChildProcessError("its raylet has ended"), TimeoutError("it has not appeared")])
+def test_a_ray_that_does_not_start_is_no_fault_of_the_programs(tmp_path, monkeypatch, error):
+    """On a machine that is too busy raylets end while they start: the job is interrupted, and tried again."""
+
+    def fails(_):
+        raise error
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_node, "started", fails)
+    with pytest.raises(Unavailable, match="has not started") as raised:
+        _Own(own_ray(tmp_path / "a" / "0"), print).init(None)
+    assert refused(raised.value).outcome is LeaseOutcome.INTERRUPTED
