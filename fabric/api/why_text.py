@@ -44,6 +44,8 @@ def sentence(view: WhyView) -> str:
 def _state(view: WhyView) -> str:
     if view.waits is not None:
         return _waiting(view, view.waits)
+    if view.again_us is not None:
+        return _set_back(view, view.again_us)
     if view.state in SIMPLY:
         return SIMPLY[view.state]
     if view.state == "stopping":
@@ -54,6 +56,12 @@ def _state(view: WhyView) -> str:
         return f"It is parked ({_plain(view.reason)}): {way_out} lets it go on."
     why = view.reason or view.error
     return f"It has ended: {view.state}{f' ({_plain(why)})' if why and why != view.state else ''}."
+
+
+def _set_back(view: WhyView, again_us: int) -> str:
+    why = f" ({_plain(view.reason)})" if view.reason else ""
+    again = f"it is tried again in {span(again_us - view.now_us)}, or at once with `fabric resume`"
+    return f"Its last {view.setbacks} attempts came to nothing{why}: {again}."
 
 
 def _waiting(view: WhyView, waits: Waits) -> str:

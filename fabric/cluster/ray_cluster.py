@@ -170,9 +170,7 @@ class RayCluster:
         )
 
     async def _end_of_gone(self, view: LeaseView) -> LeaseFinished:
-        """How a lease ended of which nothing is left since the gate was away. Where all its machines and their agents went on,
-        nothing but its own processes has ended: that is worth another try, and no refund.
-        """
+        """How a lease ended of which nothing is left. Where all its agents went on, its own processes did: that is no refund."""
         nodes = [self._nodes.get(share.node_id) for share in view.shares]
         addresses = dict.fromkeys(node.address for node in nodes if node is not None)
         watched = await asyncio.gather(*(self._agents.watches(address, view.lease_id) for address in addresses))

@@ -22,6 +22,10 @@ OUTAGES_IN_A_ROW: Final = 5
 """How often an account is given back what nodes that were lost took from it, until it has paid for as much."""
 OUTAGE_US: Final = 600_000_000
 """What is lost within it after the first loss was lost together, and counts once: a rack takes many jobs along."""
+ROW_US: Final = 600_000_000
+"""An attempt that ran for so long before it was lost is the first of a row: what ends a job's nodes again and again is faster."""
+UNSTARTED_US: Final = 3_600_000_000
+"""For so long a job is tried anew that the platform can't even start: nothing of it has run, so nobody but that is at fault."""
 LOST_TOO_OFTEN: Final = "lost_too_often"
 """Why a job is parked whose attempts were lost so often: it keeps what it saved, and goes on when its owner says so."""
 PLATFORM_FAULT: Final = (None, StopReason.EVICTED, StopReason.RESIZED, StopReason.DRAINED, StopReason.FABRIC_DOWN)
@@ -45,15 +49,23 @@ def stopped_too_often(job: Job, record: LeaseRecord, error: str) -> str:
     return f"{error}\nstopped {job.again_in_a_row} times in a row at step {job.saved_step}{what}; {remedy}".strip()
 
 
-def is_one_too_many(job: Job, record: LeaseRecord, outcome: LeaseOutcome) -> bool:
+def is_one_too_many(job: Job, record: LeaseRecord, outcome: LeaseOutcome, *, now_us: int) -> bool:
     """Count an attempt that is over: was it lost, or interrupted, once too often to try it again without its owner's word?
 
     Not counted is an end that the owner asked for, and one before the start that made room for others: nothing was tried.
+    One that the platform lost before it had started tells nothing of the job, so those end only after a long time.
     """
     if outcome not in (LeaseOutcome.LOST, LeaseOutcome.INTERRUPTED) or record.stop_reason not in PLATFORM_FAULT:
         return False
-    if record.stop_reason is not None and record.started_at_us is None:
+    if record.started_at_us is None and record.stop_reason is not None:
         return False
+    if record.started_at_us is None and outcome is LeaseOutcome.LOST:
+        if job.unstarted == 0:
+            job.unstarted_since_us = now_us
+        job.unstarted += 1
+        return now_us - job.unstarted_since_us >= UNSTARTED_US
+    if record.started_at_us is not None and now_us - record.started_at_us >= ROW_US:
+        job.losses = 0
     if job.losses == 0:
         job.given_back_uhs, job.lost_step = 0, job.saved_step
     job.losses += 1
@@ -110,7 +122,19 @@ def _is_the_same(account: Account, now_us: int) -> bool:
     return now_us - account.outage_at_us < OUTAGE_US
 
 
-def lost_too_often(error: str) -> str:
+def is_its_own_start(job: Job, outcome: LeaseOutcome) -> bool:
+    """Whether what can't be started is what the job brings along: no platform that is well again would help."""
+    return outcome is LeaseOutcome.INTERRUPTED and job.started_at_us is None
+
+
+def lost_too_often(job: Job, error: str) -> str:
     """What its owner is told."""
-    remedy = "save more often or let it go elsewhere, and say `fabric resume` (`job.resume()`): it goes on from what it saved"
-    return f"{error}\nlost {LOSSES_IN_A_ROW} times in a row: {remedy}".strip()
+    goes_on = "`fabric resume` (`job.resume()`)"
+    if job.unstarted:
+        told = f"it could not be started {job.unstarted} times in a row: {goes_on} has it tried again"
+    else:
+        told = (
+            f"lost {LOSSES_IN_A_ROW} times in a row: save more often or let it go elsewhere, and say {goes_on}: it goes on"
+            " from what it saved"
+        )
+    return f"{error}\n{told}".strip()

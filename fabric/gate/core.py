@@ -47,6 +47,7 @@ class Core:
     __slots__ = (
         "answers_of",
         "answers_until_us",
+        "backing_off",
         "begun",
         "book",
         "changed",
@@ -73,7 +74,7 @@ class Core:
         "watch",
     )
 
-    def __init__(self, state: GateState, *, silence_us: int = SILENCE_US) -> None:
+    def __init__(self, state: GateState, *, silence_us: int = SILENCE_US) -> None:  # noqa: PLR0915 - a list of what is kept
         self.state = state
         self.silence_us = silence_us
         """How long a running lease may go unmetered before the gap is charged as estimated."""
@@ -129,6 +130,8 @@ class Core:
         """What was learned of starts when somebody asked last, and up to when: derived."""
         self.watch = LeaseWatch()
         """When leases are next to be looked at: derived, so that a tick costs nothing where nothing is due."""
+        self.backing_off = _set_back(state)
+        """A heap of the jobs that are to be tried again later, by when: derived, and what no longer stands is passed over."""
         self.note_prices()
         self.note_renewals()
         self.changed: dict[JobId, None] = {}
@@ -261,3 +264,10 @@ def _by_account(records: list[SubscriptionRecord]) -> dict[AccountId, list[Subsc
 
 def _started_us(job: Job) -> int:
     return job.started_at_us or 0
+
+
+def _set_back(state: GateState) -> list[tuple[int, JobId]]:
+    """A heap of the jobs that are to be tried again later, by when."""
+    found = [(until_us, job.job_id) for job in state.jobs.values() if (until_us := job.set_back_until_us) is not None]
+    heapq.heapify(found)
+    return found

@@ -12,6 +12,7 @@ from typing import Any, Final
 from fabric.gate import idempotency
 from fabric.gate.core import Core
 from fabric.placement.derived import assert_same as assert_same_views
+from fabric.units import JobId
 
 STATE: Final = "the state, or a part of it"
 FIXED: Final = "set once"
@@ -42,6 +43,7 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "keys_of": "the keys: `keep_key` is the one place where one is added",
         "answers_of": "the answers, in their order: `idempotency` is the one place where one comes or goes",
         "answers_until_us": "the oldest answer: never later than when that is forgotten, and looked up anew then",
+        "backing_off": "set-back jobs, by until when; what no longer stands is passed over when it comes up",
         "watch": "leases and what is due of them: never later than that, and asked for the rest when it comes up",
         "changed": WATCHERS,
         "begun": WATCHERS,
@@ -222,10 +224,16 @@ def view(core: Core) -> dict[str, Any]:
         },
         "keys_of": {account_id: [key.key_id for key in keys] for account_id, keys in core.keys_of.items()},
         "answers_of": {account_id: list(names) for account_id, names in core.answers_of.items()},
+        "backing_off": sorted({each for each in core.backing_off if _stands(core, *each)}),
         "deadlines": deadlines,
         "lapsed": lapsed,
         "own_holds": own_holds,
     } | core.planner.derived()
+
+
+def _stands(core: Core, until_us: int, job_id: JobId) -> bool:
+    job = core.state.jobs.get(job_id)
+    return job is not None and job.set_back_until_us == until_us
 
 
 def assert_same(core: Core, other: Core | None = None) -> None:

@@ -17,6 +17,7 @@ import msgspec
 from fabric import versions
 from fabric.gate import (
     auto_top_up,
+    backoff,
     calls,
     checkout,
     configuration,
@@ -172,6 +173,7 @@ class Gate:
         core = self._core
         times = (
             deadlines.next_due_us(core),
+            backoff.next_due_us(core),
             core.book.next_due_us(),
             core.planner.next_due_us(),
             core.renewal_due_us,
@@ -286,6 +288,7 @@ class Gate:
                 jobs.forget(core, event)
             case Tick():
                 leases.overdue(core)
+                backoff.over(core)
                 core.replan = True
             case RecordCalls():
                 return calls.record(core, event)

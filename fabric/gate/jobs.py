@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
-from fabric.gate import deadlines, holds, keys, leases, notice, refusals, requests, why_never
+from fabric.gate import backoff, deadlines, holds, keys, leases, notice, refusals, requests, why_never
 from fabric.gate.core import Core
 from fabric.gate.events import (
     Cancel,
@@ -304,6 +304,9 @@ def _resume(core: Core, job: Job) -> Outcome:
     if job.state in TERMINAL:
         return _too_late(job)
     leaves = job.stopping_for is not None and AFTER_STOP[job.stopping_for] is Trigger.PARK
+    if job.state is JobState.QUEUED and job.waits_until_us is not None:
+        job.waits_until_us = None
+        backoff.end(core, job)
     if job.state is not JobState.PARKED and not leaves:
         return Accepted(held_uhs=job.held_uhs)
     if job.lease_id is None:
@@ -335,6 +338,7 @@ def _requeue(core: Core, job: Job) -> Refusal | None:
     _unpark(core, job)
     if job.reason == StopReason.TIME_LIMIT:
         job.ran_us = 0
+    job.unstarted = 0
     core.move(job, Trigger.RESUME, reason=requests.WAITS_FOR_CAPACITY)
     requests.enqueue(core, job)
     return None
@@ -350,6 +354,7 @@ def _wait_for_tokens(core: Core, job: Job) -> None:
 
 def _withdraw(core: Core, job: Job) -> None:
     """Out of the queue, if it is there: what was set aside for it is others'."""
+    job.waits_until_us = None
     if core.planner.withdraw(job.job_id):
         core.replan = True
 

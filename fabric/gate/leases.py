@@ -10,6 +10,7 @@ from typing import Final
 
 from fabric.gate import (
     attempts,
+    backoff,
     burning,
     deadlines,
     elastic,
@@ -18,7 +19,7 @@ from fabric.gate import (
     holds,
     mixture,
     notice,
-    requests,
+    said,
     stays,
     why,
 )
@@ -41,9 +42,6 @@ from fabric.placement import Evict, Placed
 from fabric.units import PPM, LeaseId
 
 UNFINISHED: Final = (LeaseOutcome.LOST, LeaseOutcome.INTERRUPTED, LeaseOutcome.NO_ROOM, LeaseOutcome.FAILED)
-REASON_MAX: Final = 300
-"""Characters of an error that become a reason: those are kept for each attempt, and stand in every list."""
-CODE_MAX: Final = 64
 OVERDUE_MAX: Final = 128
 """So many leases a tick looks after, so that none takes long, however many fall due at once: the rest in the next ones."""
 IDLE_BELOW_PPM: Final = 50_000
@@ -70,6 +68,7 @@ def started(core: Core, event: LeaseStarted) -> None:
         return
     job = core.state.jobs[record.lease.job_id]
     record.state, record.started_at_us = "running", core.now_us
+    job.unstarted = 0
     if job.started_at_us is None:
         job.started_at_us = core.now_us
         core.begun.append(job)
@@ -158,7 +157,7 @@ def finished(core: Core, event: LeaseFinished) -> None:
             else:
                 job.stopping_for = StopReason.STOPPED_TOO_OFTEN
                 job.error = attempts.stopped_too_often(job, record, event.error)
-            why = _code(event.error) or StopReason.ASKED.value
+            why = said.code(event.error) or StopReason.ASKED.value
             noted(job.timeline, Moment(at_us=core.now_us, what="lost", why=why))
         job.exit_code = event.exit_code
         finish(core, record, event.outcome, error=event.error, result_ref=event.result_ref)
@@ -175,7 +174,7 @@ def finish(core: Core, record: LeaseRecord, outcome: LeaseOutcome, *, error: str
     core.instructions.append(RemoveLease(lease_id=record.lease.lease_id))
     core.planner.note_leaving(job.job_id)
     core.replan = True
-    given_up = attempts.is_one_too_many(job, record, outcome)
+    given_up = attempts.is_one_too_many(job, record, outcome, now_us=core.now_us)
     match outcome:
         case LeaseOutcome.SUCCEEDED:
             job.error, job.result_ref = "", result_ref
@@ -184,27 +183,28 @@ def finish(core: Core, record: LeaseRecord, outcome: LeaseOutcome, *, error: str
             job.failures += 1
             job.error, job.result_ref = error, result_ref
             if job.failures > job.spec.max_retries:
-                core.move(job, Trigger.FAILED, reason=_first_line(error))
+                core.move(job, Trigger.FAILED, reason=said.first_line(error))
             elif job.stopping_for is None:
                 core.move(job, Trigger.REQUEUE, reason="retried")
             else:
                 core.move(job, AFTER_STOP[job.stopping_for], reason=job.stopping_for.value)
         case LeaseOutcome.LOST | LeaseOutcome.INTERRUPTED if given_up and _goes_on(job):
-            if job.started_at_us is None:
+            if attempts.is_its_own_start(job, outcome):
                 job.error = error
-                core.move(job, Trigger.FAILED, reason=_first_line(error))
+                core.move(job, Trigger.FAILED, reason=said.first_line(error))
             else:
-                job.error = attempts.lost_too_often(error)
+                job.error = attempts.lost_too_often(job, error)
                 core.move(job, Trigger.PARK, reason=attempts.LOST_TOO_OFTEN)
         case LeaseOutcome.LOST | LeaseOutcome.INTERRUPTED if job.stopping_for is None:
             job.error = error if never_started else job.error
             was_lost = outcome is LeaseOutcome.LOST and not never_started
-            core.move(job, Trigger.REQUEUE, reason="node_lost" if was_lost else _first_line(error))
+            core.move(job, Trigger.REQUEUE, reason="node_lost" if was_lost else said.first_line(error))
+            backoff.set_back(core, job)
         case _:
             if outcome is LeaseOutcome.NO_ROOM:
                 _note_no_room(job, error)
             assert job.stopping_for is not None  # so PAUSED is only what somebody paused
-            why = _first_line(error) if job.stopping_for is StopReason.ASKED else ""
+            why = said.first_line(error) if job.stopping_for is StopReason.ASKED else ""
             core.move(job, AFTER_STOP[job.stopping_for], reason=why or job.stopping_for.value)
     job.stopping_for = None
     if job.state in TERMINAL:
@@ -261,7 +261,7 @@ def after_lease(core: Core, job: Job) -> None:
         holds.renew(core, job)
         expired = holds.wait(core, job) > 0
         if job.held_uhs and not expired:
-            requests.enqueue(core, job)
+            backoff.enqueue(core, job)
             return
         _park_empty(core, job, expired=expired)
     holds.close(core, job)
@@ -279,6 +279,7 @@ def _park_empty(core: Core, job: Job, *, expired: bool) -> None:
         job.parked_limit_uhs = job.limit_uhs
     lacking = StopReason.TOKENS_EXPIRED if expired else StopReason.OUT_OF_TOKENS
     reason = StopReason.LIMIT_REACHED if at_limit else lacking
+    job.waits_until_us = None
     core.move(job, Trigger.PARK, reason=reason.value)
 
 
@@ -392,14 +393,3 @@ def _watch_idleness(core: Core, record: LeaseRecord, sample: Sample) -> None:
     dwell_us = core.state.jobs[record.lease.job_id].spec.auto_park_us
     if dwell_us is not None and core.now_us - record.idle_since_us >= dwell_us:
         stop(core, record, StopReason.IDLE)
-
-
-def _code(error: str) -> str:
-    """`peer_lost` of `peer_lost: rank 1 of 2 is silent`; "" where it begins with no code."""
-    code = _first_line(error).partition(":")[0]
-    return code if len(code) <= CODE_MAX and code.replace("_", "").isalpha() and code.islower() else ""
-
-
-def _first_line(error: str) -> str:
-    lines = error.strip().splitlines()
-    return lines[-1][:REASON_MAX] if lines else ""

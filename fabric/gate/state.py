@@ -117,7 +117,13 @@ class Job(msgspec.Struct, kw_only=True, gc=False):
     attempts: int = 0
     failures: int = 0
     losses: int = 0
-    """Attempts in a row that were lost or interrupted, whether they had started or not: until one gets on."""
+    """Attempts in a row that were lost or interrupted, but those that the platform could not even start: until one gets on."""
+    unstarted: int = 0
+    """Attempts in a row that the platform lost before they had started."""
+    unstarted_since_us: int = 0
+    """When the first of them was."""
+    waits_until_us: int | None = None
+    """It is queued for devices only then, as its attempts came to nothing; None = it is, or isn't to go on."""
     given_back_uhs: int = 0
     """What was refunded for them."""
     lost_step: int = 0
@@ -159,6 +165,11 @@ class Job(msgspec.Struct, kw_only=True, gc=False):
     """From its last start to the first step, as its runner saw it; 0 = not known."""
     evictions: tuple[Eviction, ...] = ()
     """The newest of those that made room: it for others, and others for it."""
+
+    @property
+    def set_back_until_us(self) -> int | None:
+        """Until when it waits for nothing but to be tried again; None = it doesn't."""
+        return self.waits_until_us if self.lease_id is None else None
 
     @property
     def has_ended_unrun(self) -> bool:

@@ -130,6 +130,10 @@ class WhyView(msgspec.Struct, frozen=True, kw_only=True):
     """When it must have left itself."""
     starts: StartView | None
     """None = it doesn't wait for its turn, or too little is known of others."""
+    again_us: int | None
+    """When it is queued for devices again, as its attempts came to nothing; None = it needn't wait for that."""
+    setbacks: int
+    """How many in a row did."""
     evictions: tuple[EvictionView, ...]
 
 

@@ -51,6 +51,8 @@ def of(core: Core, job: Job, account_id: AccountId | None, now_us: int) -> WhyVi
         leaving_until_us=_last_deadline_us(core, found.leaving) if found is not None else None,
         until_us=record.deadline_us if record is not None and record.state == "stopping" else None,
         starts=_starts(core, job, now_us) if found is not None and found.code in ("line", "reserved", "room") else None,
+        again_us=job.waits_until_us,
+        setbacks=job.losses + job.unstarted,
         evictions=tuple(_shown(core, each, account_id) for each in job.evictions),
     )
 

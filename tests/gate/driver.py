@@ -21,6 +21,7 @@ from fabric.gate.events import (
     LeaseStarted,
     Metered,
     Pool,
+    Resume,
     Tick,
 )
 from fabric.gate.instructions import Refusal, RemoveLease, StartLease, StopLease
@@ -130,10 +131,16 @@ class Driver(RuleBasedStateMachine):
             assert not difference(before, self.gate.snapshot(), but="now_us"), "a tick before anything was due"
         if self.twin is not None:
             assert self.twin.handle(event, self.now) == decision, "a restored gate decides otherwise"
+        for name in (each.lease_id for each in decision.instructions if isinstance(each, RemoveLease)):
+            self.note_end(event, name)
         captured, emptied = self.audit(decision.transfers)
         self.reckon(event, decision, stood, captured, emptied)
         gone = event.lease_id if isinstance(event, LeaseRemoved) else None
         self.devices.pop(gone, None)
+        for job in self.state.jobs.values():
+            self.tries[job.job_id].queued(job.holds)
+        if isinstance(event, Resume) and not isinstance(decision.outcome, Refusal):
+            self.tries[event.job_id].earliest = 0
         for instruction in decision.instructions:
             self.heed(instruction)
         self.outstanding.pop(gone, None)
@@ -230,6 +237,7 @@ class Driver(RuleBasedStateMachine):
                 self.tries[self.state.leases[name].lease.job_id].saved(event.step, self.meters[name].durable)
             case LeaseStarted(lease_id=name) if stood.get(name, ("",))[0] == "starting":
                 job = self.state.jobs[self.state.leases[name].lease.job_id]
+                self.tries[job.job_id].unstarted = 0
                 self.meters[name] = Meter(
                     devices=job.spec.devices,
                     weight_ppm=self.weights[name],
@@ -280,24 +288,28 @@ class Driver(RuleBasedStateMachine):
             case RemoveLease(lease_id=name):
                 assert not isinstance(self.outstanding[name][0], RemoveLease), f"{name} is removed twice"
                 self.outstanding[name] = [instruction]
-                event = self.journal[-1][0]
-                said = isinstance(event, LeaseFinished) and event.lease_id == name
-                self.outcomes[name] = event.outcome.value if said else "lost"
-                self.ended[name] = self.latest
-                if isinstance(event, Cancel) and event.at_once:
-                    self.stopped[name] = "cancelled"  # without a StopLease
-                job, record = self.state.jobs[name.rpartition(".")[0]], self.state.leases.get(name)
-                asked_for = self.stopped.get(name) if record is None else record.stop_reason
-                self.tries[job.job_id].ended(
-                    self.outcomes[name],
-                    asked_for=asked_for,
-                    started=name in self.meters,
-                    saved_step=job.saved_step,
-                )
+
+    def note_end(self, event, name):
+        """An attempt is over."""
+        said = isinstance(event, LeaseFinished) and event.lease_id == name
+        self.outcomes[name] = event.outcome.value if said else "lost"
+        self.ended[name] = self.latest
+        if isinstance(event, Cancel) and event.at_once:
+            self.stopped[name] = "cancelled"  # without a StopLease
+        job, record = self.state.jobs[name.rpartition(".")[0]], self.state.leases.get(name)
+        asked_for = self.stopped.get(name) if record is None else record.stop_reason
+        self.tries[job.job_id].ended(
+            self.outcomes[name],
+            asked_for=asked_for,
+            started_at=self.meters[name].started if name in self.meters else None,
+            at=self.latest,
+            saved_step=job.saved_step,
+        )
 
     def heed_start(self, instruction, lease):
         job = self.state.jobs[lease.job_id]
         assert lease.epoch == job.attempts
+        assert self.latest >= self.tries[job.job_id].earliest, "it is tried again too soon"
         assert lease.lease_id not in self.leases
         assert sum(share.devices for share in lease.shares) == job.spec.devices
         if lease.lease_id in self.state.leases:

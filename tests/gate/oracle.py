@@ -13,6 +13,7 @@ from fabric.ledger.state import REFUND_MARGIN_US
 from fabric.units import PPM, UHS_PER_CT
 
 CREDIT = ""
+S = 1_000_000
 
 
 def admits(scope, use):
@@ -481,22 +482,34 @@ class Tries:
     """How often in a row one job's attempts came to nothing that its owner didn't ask for, and what it got back for them."""
 
     MOST = 5
+    LONG_US = 600 * S
+    WAITS_S = (0, 2, 8, 32)
 
     def __init__(self):
         self.row, self.given_back, self.step = 0, 0, 0
+        self.unstarted, self.earliest, self.holds = 0, 0, 0
 
-    def ended(self, outcome, *, asked_for, started, saved_step):
-        if outcome not in ("lost", "interrupted") or asked_for not in (
-            None,
-            "evicted",
-            "resized",
-            "drained",
-            "fabric_down",
-        ):
+    OURS = (None, "evicted", "resized", "drained", "fabric_down")
+
+    def ended(self, outcome, *, at, asked_for, started_at, saved_step):
+        """`started_at` is None for an attempt that never did."""
+        if outcome not in ("lost", "interrupted") or asked_for not in self.OURS:
             return
-        if started or asked_for is None:
-            self.step = self.step if self.row else saved_step
+        if started_at is None and asked_for is not None:
+            return
+        if started_at is None and outcome == "lost":
+            self.unstarted += 1
+        else:
+            if not self.row or (started_at is not None and at - started_at >= self.LONG_US):
+                self.row, self.given_back, self.step = 0, 0, saved_step
             self.row += 1
+        if asked_for is None:
+            self.earliest = at + (*self.WAITS_S, *[120] * 99)[self.row + self.unstarted - 1] * S
+
+    def queued(self, holds):
+        """It holds tokens anew where it was parked, or its owner said that it is to go on."""
+        if holds != self.holds:
+            self.holds, self.unstarted, self.earliest = holds, 0, 0
 
     def saved(self, step, durable):
         if self.row and step >= self.step and durable > self.given_back:

@@ -183,7 +183,18 @@ class GateMachine(MoneyRules, PaymentRules, HoldRules, JobRules, ClusterRules):
             assert (job.lease_id in self.state.leases) or job.lease_id is None
             assert job.settled == (job.state in TERMINAL and job.lease_id is None)
             assert not (job.settled and job.hold_id)
-            assert job.losses == self.tries[job.job_id].row
+            tries = self.tries[job.job_id]
+            assert (job.losses, job.unstarted) == (tries.row, tries.unstarted)
+            waits = job.job_id in self.state.placement.queue
+            if job.state == "queued" and job.lease_id is None:
+                assert waits == (job.waits_until_us is None)
+                assert (
+                    waits
+                    or self.latest < tries.earliest == job.waits_until_us
+                    or self.gate.next_due_us() <= self.latest
+                )
+            else:
+                assert not waits
             assert (job.job_id in self.state.parked.get(job.account_id, ())) == (
                 job.state == "parked" and job.lease_id is None
             )

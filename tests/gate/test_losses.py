@@ -5,18 +5,20 @@ from math import isqrt
 import pytest
 
 from fabric.gate import Gate, cadence
-from fabric.gate.events import Cancel, LeaseSaved, NodeDrain, Resume
+from fabric.gate.events import Cancel, LeaseSaved, NodeDrain, Resume, Tick
 from tests.gate.conftest import finished, metered, removed, saved, started, submit, top_up
 from tests.gate.world import S
 from training.state.cadence import snapshot_interval_s
 
 START = "start j.1 epoch 1 on h1:1"
 RESUME = Resume(job_id="j", account_id="ada")
+WAITS_S = (0, 2, 8, 32)
+"""Between an attempt that came to nothing and the next one, by how many in a row did."""
 
 
-def losing(attempts, *, outcome="lost", first=1, seconds=10, save_at=None):
-    """Attempts that start, burn, and come to nothing."""
-    at = first * 100
+def losing(attempts, *, outcome="lost", first=1, seconds=10, save_at=None, row=None):
+    """Attempts that start, burn, and come to nothing, of which the first is the `row`-th in a row (None = as its number says)."""
+    at, row = first * 100, (row or first) - 1
     for attempt in range(first, first + attempts):
         lease, then = f"j.{attempt}", [f"start j.{attempt + 1} epoch {attempt + 1} on h1:1"]
         yield (at, started(lease), [], "running")
@@ -24,7 +26,11 @@ def losing(attempts, *, outcome="lost", first=1, seconds=10, save_at=None):
             yield (at + save_at, metered(save_at, lease), [])
             yield (at + save_at, saved(lease), [])
         yield (at + seconds, finished(outcome, lease, error="node h1 was lost"), [f"remove {lease}"])
-        yield (at + seconds, removed(lease), then)
+        wait_s, row = WAITS_S[row] if row < len(WAITS_S) else 0, row + 1
+        yield (at + seconds, removed(lease), [] if wait_s else then)
+        if wait_s:
+            yield (at + seconds + wait_s - 0.001, Tick(), [])
+            yield (at + seconds + wait_s, Tick(), then, "starting")
         at += 100
 
 
@@ -51,7 +57,7 @@ def test_a_restart_of_the_gate_forgets_no_loss(story):
 
 
 def test_a_job_that_pays_for_more_than_it_was_given_back_may_lose_again(story):
-    story.play((0, submit(limit=900 * S), [START]), *losing(4), *losing(1, first=5, seconds=60, save_at=50))
+    story.play((0, submit(limit=900 * S), [START]), *losing(4), *losing(1, first=5, seconds=60, save_at=50, row=1))
     assert story.job().losses == 1
     assert story.job().burned_uhs == 50 * S, "what was saved is paid for, and the rest given back"
 

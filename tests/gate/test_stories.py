@@ -238,16 +238,19 @@ def test_what_fails_while_it_is_paused_is_not_run_again_unasked(story):
     )
 
 
-def test_a_lease_that_can_never_be_built_fails_the_job_after_some_tries(story):
-    rows = [(0, submit(), [START])]
-    for attempt in range(1, 6):
-        state = "queued" if attempt < 5 else "failed"
-        then = [f"start j.{attempt + 1} epoch {attempt + 1} on h1:1"] if attempt < 5 else []
-        lost = finished("lost", f"j.{attempt}", error="no such image")
+def test_an_environment_of_the_jobs_own_that_can_never_be_built_fails_it_after_some_tries(story):
+    """It is what the job brings along, and no outage that passes (see `test_backoff_stories.py` for those)."""
+    rows, at = [(0, submit(), [START])], 1
+    for attempt, wait_s in enumerate((0, 2, 8, 32, None), 1):
+        state = "queued" if wait_s is not None else "failed"
+        broken = finished("interrupted", f"j.{attempt}", error="no such package")
+        then = [f"start j.{attempt + 1} epoch {attempt + 1} on h1:1"]
         rows += [
-            (attempt, lost, [f"remove j.{attempt}"], f"{state} no such image"),
-            (attempt, removed(f"j.{attempt}"), then),
+            (at, broken, [f"remove j.{attempt}"], f"{state} no such package"),
+            (at, removed(f"j.{attempt}"), then if wait_s == 0 else []),
         ]
+        at += wait_s or 1
+        rows += [(at, Tick(), then, "starting")] if wait_s else []
     story.play(*rows)
     assert (story.job().burned_uhs, story.job().settled, story.free()) == (0, True, 1_000 * S)
 

@@ -2,7 +2,7 @@
 
 from fabric.api.why_text import sentence
 from fabric.gate import Gate
-from fabric.gate.events import NodeDown, OpenAccount, Pause, Pool
+from fabric.gate.events import NodeDown, OpenAccount, Pause, Pool, Tick
 from fabric.gate.questions import WhyOf
 from fabric.gate.why import EVICTIONS_KEPT, note
 from fabric.ledger import Service
@@ -107,3 +107,17 @@ def test_only_the_newest_evictions_are_kept(story):
     for loss_us in range(EVICTIONS_KEPT + 3):
         note(story.gate._core, Evict("b", "m", "reclaimed", 0, loss_us))
     assert [each.loss_us for each in story.job("b").evictions] == list(range(3, EVICTIONS_KEPT + 3))
+
+
+def test_one_whose_attempts_came_to_nothing_is_told_when_it_is_tried_again(story):
+    story.do(submit())
+    for lease in ("j.1", "j.2"):
+        story.do(started(lease))
+        story.do(finished("lost", lease))
+        story.do(removed(lease))
+    assert (why(story).again_us, why(story).setbacks) == (story.now_us + 2 * S, 2)
+    assert said(story) == (
+        "Its last 2 attempts came to nothing (node lost): it is tried again in 2 s, or at once with `fabric resume`."
+    )
+    story.at(2).do(Tick())
+    assert why(story).again_us is None
