@@ -12,6 +12,9 @@ def refusal(impossible: Unplaceable) -> Refusal:
     facts = impossible.facts
     if impossible.code == "unknown_accelerator":
         return refusals.unknown_accelerator(str(facts.get("given", "")), (str(facts.get("known", "")),))
+    if impossible.code == "only_parts":
+        said = f"such devices are had only in parts here: ask for one, as in accelerators=H100:1/7 (--accelerators); there are {facts['offered']}"
+        return refusals.invalid(said, code=impossible.code, **facts)
     if impossible.code == "no_such_fraction":
         said = _no_such_part(str(facts["fraction"]), str(facts["offered"]))
         return refusals.invalid(said, code=impossible.code, **facts)

@@ -64,10 +64,8 @@ def check(request: Request, state: PlacementState, cluster: Cluster) -> Unplacea
     for accelerator in request.accelerators:
         if accelerator not in state.accelerators:
             return Unplaceable("unknown_accelerator", {"given": accelerator, "known": ", ".join(state.accelerators)})
-    if request.fraction is not None and not any(group.takes(request.fraction) for group in cluster.groups.values()):
-        return Unplaceable(
-            "no_such_fraction", {"fraction": format_fraction(request.fraction), "offered": _offered(cluster)}
-        )
+    if amiss := _parts_amiss(request, cluster):
+        return amiss
     impossible = _nowhere(request, state, cluster)
     if impossible is None or not barred(request, state, cluster):
         return impossible
@@ -107,10 +105,32 @@ def barred(request: Request, state: PlacementState, cluster: Cluster) -> tuple[t
     return tuple((pool, longest[pool]) for pool in dict.fromkeys(group.pool for group in would) if pool in pools)
 
 
-def _offered(cluster: Cluster) -> str:
+def _parts_amiss(request: Request, cluster: Cluster) -> Unplaceable | None:
+    """Whether it asks for parts that there are none of, or for whole devices of types that are had only in parts."""
+    if request.fraction is None:
+        offered = _only_parts(request, cluster)
+        return Unplaceable("only_parts", {"offered": offered}) if offered else None
+    if any(group.takes(request.fraction) for group in cluster.groups.values()):
+        return None
+    return Unplaceable(
+        "no_such_fraction", {"fraction": format_fraction(request.fraction), "offered": _offered(cluster)}
+    )
+
+
+def _only_parts(request: Request, cluster: Cluster) -> str:
+    """What can be had of the types that the request names, where that is instances alone, of devices divided for good; else ""."""
+    named = [group for group in cluster.groups.values() if group.accelerator in request.accelerators]
+    if not named or any(group.fraction is None for group in named):
+        return ""
+    return _offered(cluster, request.accelerators)
+
+
+def _offered(cluster: Cluster, types: Sequence[str] = ()) -> str:
     """What parts of devices can be had: "1/7 of H100, 1/4 to 3/4 of A100"."""
     found: dict[str, None] = {}
     for group in sorted(cluster.groups.values(), key=lambda group: group.name):
+        if types and group.accelerator not in types:
+            continue
         if group.fraction is not None:
             found[f"{format_fraction(group.fraction)} of {group.accelerator}"] = None
         for units in sorted(group.units.nodes):

@@ -109,7 +109,8 @@ class Evict(msgspec.Struct, frozen=True, gc=False):
 class Unplaceable(msgspec.Struct, frozen=True):
     """Why a request can never run here as it is written.
 
-    `unknown_accelerator` {given, known} · `no_such_fraction` {fraction, offered} · `gang_too_large` {devices, largest, accelerator}, and {devices_per_node,
+    `unknown_accelerator` {given, known} · `no_such_fraction` {fraction, offered} ·
+    `only_parts` {offered} · `gang_too_large` {devices, largest, accelerator}, and {devices_per_node,
     on_a_node} if no node has so many · `no_pool_for` {service,
     preemptible, pools} · `uneven_gang` {devices, devices_per_node} · `over_quota` {devices, most, accelerator} · `grace_too_long` {grace_us, longest_us}.
     """

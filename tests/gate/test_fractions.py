@@ -159,3 +159,6 @@ def test_instances_that_are_divided_for_good_are_priced_as_what_they_are():
     at.do(LeaseStarted(lease_id="j.1"))
     at.at(70).do(metered(70, busy=56))
     assert at.job().burned_uhs == 10 * S
+    refused = at.do(submit("whole")).outcome
+    assert (refused.code, refused.facts["offered"]) == ("only_parts", "1/7 of H100")
+    assert "accelerators=H100:1/7" in refused.message

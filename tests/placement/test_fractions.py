@@ -88,6 +88,9 @@ def test_devices_that_are_divided_for_good_take_only_their_own_part(story):
     made.planner.add_node(Node("mig", "H100", 7, "spot", fraction=(1, 7)), now_us=made.now)
     assert made.submit("s", fraction=(1, 7)) == ["s@mig:1"]
     assert made.planner.check(made.request("w")).code == "no_pool_for"
+    assert made.planner.check(made.request("w", kinds=("H100",))) == Unplaceable(
+        "only_parts", {"offered": "1/7 of H100"}
+    )
     assert made.planner.check(made.request("h", fraction=HALF)).facts == {"fraction": "1/2", "offered": "1/7 of H100"}
 
 
