@@ -23,22 +23,25 @@ class Kind:
     """What Ray calls its devices: GPU or NPU."""
     called: str
     """A pattern for what drivers, Ray and people call it: the first word after the maker's, in small letters."""
+    watts: int
+    """What a board draws at full load, by its maker."""
     speed: float
     """Against an H100, by the makers' dense FP16 figures: what a gang is judged by before it has run."""
 
 
 KINDS: Final = (
-    Kind(name="H100", vendor="nvidia", resource="GPU", called=r"h100", speed=1.0),
-    Kind(name="H200", vendor="nvidia", resource="GPU", called=r"h200", speed=1.0),
-    Kind(name="A100", vendor="nvidia", resource="GPU", called=r"a100", speed=0.32),
-    Kind(name="V100", vendor="nvidia", resource="GPU", called=r"v100", speed=0.13),
-    Kind(name="MI300X", vendor="amd", resource="GPU", called=r"mi300x", speed=1.32),
-    Kind(name="910B", vendor="huawei", resource="NPU", called=r"(ascend)?910b\d?|npu", speed=0.26),
+    Kind(name="H100", vendor="nvidia", resource="GPU", called=r"h100", watts=700, speed=1.0),
+    Kind(name="H200", vendor="nvidia", resource="GPU", called=r"h200", watts=700, speed=1.0),
+    Kind(name="A100", vendor="nvidia", resource="GPU", called=r"a100", watts=400, speed=0.32),
+    Kind(name="V100", vendor="nvidia", resource="GPU", called=r"v100", watts=300, speed=0.13),
+    Kind(name="MI300X", vendor="amd", resource="GPU", called=r"mi300x", watts=750, speed=1.32),
+    Kind(name="910B", vendor="huawei", resource="NPU", called=r"(ascend)?910b\d?|npu", watts=400, speed=0.26),
 )
 """Dense FP16: H100 and H200 989 TFLOPS, A100 312, V100 125, MI300X 1307; 910B 512 against 1979 with sparsity."""
 DEVICE_RESOURCES: Final = tuple(dict.fromkeys(kind.resource for kind in KINDS))
 """What Ray calls devices, of those that are sold: others have no meter."""
 VENDORS: Final[Mapping[str, str]] = MappingProxyType({**{kind.name: kind.vendor for kind in KINDS}, "CPU": "host"})
+WATTS_UNKNOWN: Final = 400
 REFERENCE_SPEEDS: Final[Mapping[str, float]] = MappingProxyType({kind.name: kind.speed for kind in KINDS})
 TYPE_LABEL: Final = "ray.io/accelerator-type"
 """Ray's own label of a node's accelerator type."""
@@ -66,6 +69,11 @@ def devices_in(asked: Mapping[str, float | None], *, types: Collection[str] = ()
         types: accelerators that are here, besides those we know.
     """
     return sorted(name for name, amount in asked.items() if amount and (name in _DEVICES or name in types))
+
+
+def watts_of(accelerator: str) -> int:
+    """What a board of the type draws at full load, by its maker."""
+    return next((kind.watts for kind in KINDS if kind.name == accelerator), WATTS_UNKNOWN)
 
 
 def resource_of(accelerator: str) -> str:

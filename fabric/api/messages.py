@@ -87,6 +87,7 @@ def spec_of(spec: pb.JobSpec, *, payload: str) -> JobSpec:
         tags=_tags(spec.tags),
         mix=short("mix", spec.mix) or "never",
         fraction=_fraction(spec.fraction),
+        prefer=short("prefer", spec.prefer),
     )
 
 

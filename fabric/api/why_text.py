@@ -8,6 +8,7 @@ from typing import Final
 
 from fabric.gate.views import EvictionView, WhyView
 from fabric.placement.quota_terms import Used
+from fabric.placement.score import TERMS
 from fabric.placement.why import Remedy, Room, Waits
 from fabric.units import format_fraction
 
@@ -38,7 +39,26 @@ def sentence(view: WhyView) -> str:
     """One sentence, and one more where an eviction is to be told."""
     said = _state(view)
     told = _evictions(view)
-    return f"{said} {told}".strip()
+    return f"{said}{_place(view)} {told}".strip()
+
+
+def _place(view: WhyView) -> str:
+    """What the place of a job with a wish was chosen by."""
+    chosen = view.because
+    if chosen is None:
+        return ""
+    terms = ", ".join(f"{name} {_token_seconds(us)}" for name in TERMS if (us := getattr(chosen.score, name)))
+    other = chosen.other_score
+    than = (
+        "nothing else had room"
+        if other is None
+        else f"on {chosen.other}, the next best with room, {_token_seconds(other.total)}"
+    )
+    return f" It was placed on {chosen.group} because it comes to {_token_seconds(chosen.score.total)} token-seconds there ({terms}); {than}."
+
+
+def _token_seconds(uhs: int) -> str:
+    return f"{uhs / 1_000_000:,.4g}"
 
 
 def _state(view: WhyView) -> str:

@@ -122,6 +122,10 @@ def submit(
         Literal["never", "same-vendor", "islands"],
         typer.Option(help="What its gang may be where no type alone has room."),
     ] = "never",
+    prefer: Annotated[
+        Literal["tokens", "soonest"] | None,
+        typer.Option(help="Of the types with room, that on which it burns fewest tokens, or is done soonest."),
+    ] = None,
     ranks: Annotated[
         Literal["node", "device"], typer.Option(help="Run once for each node's share, or each device.")
     ] = "node",
@@ -159,6 +163,7 @@ def submit(
             auto_park=auto_park,
             devices_per_node=devices_per_node,
             mix=mix,
+            prefer=prefer or "",
             ranks=ranks,
         )
         if follow:

@@ -8,6 +8,7 @@ from pydantic import Field
 from fabric.config.sections import Section
 from fabric.placement.quota_terms import POLICY_COUNT_MAX, Quota
 from fabric.placement.quotas import HOUR_US, LONGEST_GRACE_US, MINUTE_US, PERCENT_MAX, POOLS, Policy
+from fabric.placement.score import TERMS
 from fabric.units import MICROS_PER_S
 
 _COHORT = "cohort:"
@@ -49,6 +50,26 @@ class QuotaSection(Section):
     """So many of them at most are lent while they aren't used; null = all."""
 
 
+Percent = Annotated[int, Field(ge=0, le=PERCENT_MAX)]
+
+
+class ScoreSection(Section):
+    """How much each term of the score counts, in percent, where a job may have several types and says what it prefers."""
+
+    tokens: Percent = 100
+    """What it burns there."""
+    time: Percent = 100
+    """How long it takes there, a device-second as a token-second; a tenth of that, of a job that prefers to burn fewest tokens."""
+    data: Percent = 100
+    """What its devices burn while its data are fetched."""
+    energy: Percent = 10
+    """What its devices draw, a full H100's second as a token-second."""
+    risk: Percent = 100
+    """What is expected to be lost when devices are taken away there."""
+    others: Percent = 100
+    """What it burns there once more, as far as the type is in use."""
+
+
 class SchedulingSection(Section):
     """Changed by another `fabric up`, also while jobs run: what was decided before stands."""
 
@@ -75,6 +96,7 @@ class SchedulingSection(Section):
     """Starting a job counts as the use of its devices for so many minutes, which its use is set off against."""
     graces_s: GracesSection = GracesSection()
     """A job that asks for a longer grace isn't let into the pool: it is told so when it is submitted."""
+    score_percent: ScoreSection = ScoreSection()
 
     quotas: dict[str, dict[str, QuotaSection]] = Field(default_factory=dict)
     """By account, or `cohort:NAME`, and type. Of types that there is a quota of, whoever has none borrows what he runs on."""
@@ -99,12 +121,13 @@ class SchedulingSection(Section):
                 **{pool: us // MICROS_PER_S for pool, us in zip(POOLS, policy.graces_us, strict=True)}
             ),
             quotas=_said(policy.quotas),
+            score_percent=ScoreSection(**dict(zip(TERMS, policy.score_percent, strict=True))),
         )
 
     @property
     def policy(self) -> Policy:
         """As the gate has it: microseconds and counts."""
-        waits, graces = self.waits_min, self.graces_s
+        waits, graces, score = self.waits_min, self.graces_s, self.score_percent
         minutes = (waits.inference, waits.enterprise, waits.professional, waits.starter, waits.batch)
         inference, enterprise, professional, starter, batch = (each * MINUTE_US for each in minutes)
         return Policy(
@@ -121,6 +144,7 @@ class SchedulingSection(Section):
             entry_us=self.entry_min * MINUTE_US,
             graces_us=(graces.reserved * MICROS_PER_S, graces.dedicated * MICROS_PER_S, graces.spot * MICROS_PER_S),
             quotas=tuple(sorted(_meant(self.quotas), key=lambda quota: quota.owner)),
+            score_percent=(score.tokens, score.time, score.data, score.energy, score.risk, score.others),
         )
 
 

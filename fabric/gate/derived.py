@@ -202,7 +202,7 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
     "EvictionBudget": {"_evictions": STATE},
     "Decisions": {
         **dict.fromkeys(("_state", "_cluster", "_fairness", "_waiting", "_queue", "_preemption"), FIXED),
-        "_is_put_off": "set and taken within one plan",
+        **dict.fromkeys(("_is_put_off", "_holds_until_us"), "set and taken within one plan"),
     },
 }
 

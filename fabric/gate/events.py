@@ -292,6 +292,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Of what its gang may be where no type alone has room: never (one type) | same-vendor | islands (any types)."""
     fraction: Fraction | None = None
     """It has, and pays for, such a part of its one device; None = whole devices."""
+    prefer: str = ""
+    """Of the types that have room: tokens (on which it burns fewest) | soonest (on which it is done first) | "" (in order)."""
 
 
 class Submit(Event, frozen=True, kw_only=True, tag="submit"):

@@ -362,6 +362,7 @@ def _start(core: Core, job: Job, placed: Placed) -> None:
         if placed.kinds
         else holds.weight_of(core, job, placed.accelerator),
         pool=pool,
+        because=placed.because,
     )
     core.watch.add(lease.lease_id)
     job.lease_id, job.accelerator = lease.lease_id, lease.accelerator

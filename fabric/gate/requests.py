@@ -2,13 +2,16 @@
 
 from typing import Final
 
+import msgspec
+
 from fabric.accelerators import vendor_of
-from fabric.gate import holds, notice, shares
+from fabric.gate import holds, notice, rates, shares
 from fabric.gate.core import Core
 from fabric.gate.events import JobKind
 from fabric.gate.state import Job
 from fabric.placement import Request as PlacementRequest
 from fabric.placement import locality
+from fabric.placement.score import Wish
 from fabric.units import PPM
 
 WAITS_FOR_CAPACITY: Final = "waiting_for_capacity"
@@ -29,7 +32,10 @@ def enqueue(core: Core, job: Job, request: PlacementRequest | None = None) -> No
 
 def request_of(core: Core, job: Job) -> PlacementRequest:
     spec, account = job.spec, core.state.accounts[job.account_id]
+    speeds, wish = _choice(core, job)
     warm, saves_us = locality.warmest(spec.data, core.state.holdings, devices=spec.devices) if spec.data else ((), 0)
+    if wish is not None and saves_us:
+        wish = msgspec.structs.replace(wish, cold_us=saves_us)
     return PlacementRequest(
         job_id=job.job_id,
         account_id=job.account_id,
@@ -45,12 +51,21 @@ def request_of(core: Core, job: Job) -> PlacementRequest:
         grace_us=spec.grace_us,
         submitted_at_us=job.submitted_at_us,
         devices_least=spec.devices_least,
-        speeds=_speeds(core, job) if spec.devices_least is not None or not spec.accelerators else (),
+        speeds=speeds,
         prefers=job.saved_on + tuple([node_id for node_id in warm if node_id not in job.saved_on]),
         patience_us=locality.patience_us(estimate_us=spec.estimate_us, saves_us=saves_us) if saves_us else 0,
         mixtures=_mixtures(core, job),
         fraction=spec.fraction,
+        wish=wish,
     )
+
+
+def _choice(core: Core, job: Job) -> tuple[rates.Speeds, Wish | None]:
+    """How fast its types are for it, where that counts, and its wish, if it has one and several types to choose from."""
+    spec = job.spec
+    if spec.prefer and len(spec.accelerators) != 1:
+        return rates.wish_of(core, job, _speeds(core, job))
+    return (_speeds(core, job) if spec.devices_least is not None or not spec.accelerators else ()), None
 
 
 def _mixtures(core: Core, job: Job) -> tuple[tuple[str, ...], ...]:

@@ -7,6 +7,7 @@ from fabric.gate import refusals
 from fabric.gate.events import JobKind, JobSpec
 from fabric.gate.instructions import Refusal
 from fabric.ledger.scopes import Service
+from fabric.placement.score import PREFERENCES
 from fabric.units import FRACTION_MAX, Fraction, format_fraction
 
 NAME_MAX: Final = 200
@@ -115,6 +116,9 @@ def _bad_data(spec: JobSpec) -> Refusal | None:
 def _bad_gang(spec: JobSpec) -> Refusal | None:
     if spec.mix not in MIXES:
         return refusals.invalid(f"mix={spec.mix!r}: choose of {', '.join(MIXES)}", code="invalid_mix")
+    if spec.prefer not in PREFERENCES:
+        known = ", ".join(name or '""' for name in PREFERENCES)
+        return refusals.invalid(f"prefer={spec.prefer!r}: choose of {known}", code="invalid_prefer")
     if not 1 <= spec.devices <= DEVICES_MAX:
         return refusals.invalid(
             f"a job needs 1 to {DEVICES_MAX} devices, not {spec.devices}", code="invalid_devices", devices=spec.devices

@@ -28,6 +28,7 @@ from fabric.ledger import Book
 from fabric.placement import PlacementState
 from fabric.placement.locality import Holdings
 from fabric.placement.quotas import Policy
+from fabric.placement.score import Chosen
 from fabric.units import PPM, AccountId, JobId, KeyId, LeaseId, NodeId
 
 BURNING: Final = ("running", "stopping")
@@ -199,6 +200,8 @@ class LeaseRecord(msgspec.Struct, kw_only=True, gc=False):
     """Where it is, as its hazards are counted: "spot/H100"."""
     idle_since_us: int | None = None
     """Since when the meters have seen next to nothing; None = they see work."""
+    because: Chosen | None = None
+    """What its place was chosen by, of a job that says what it prefers."""
 
 
 @dataclass(slots=True, kw_only=True)

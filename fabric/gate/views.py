@@ -8,6 +8,7 @@ from fabric.charging.rates import Rate
 from fabric.gate.instructions import Share
 from fabric.gate.serving_events import CallUsed
 from fabric.gate.stays import Stay
+from fabric.placement.score import Chosen
 from fabric.placement.why import Waits
 from fabric.units import PPM, Fraction
 
@@ -135,6 +136,8 @@ class WhyView(msgspec.Struct, frozen=True, kw_only=True):
     setbacks: int
     """How many in a row did."""
     evictions: tuple[EvictionView, ...]
+    because: Chosen | None = None
+    """Of a job that is on devices and says what it prefers: what they were chosen by."""
 
 
 class LotView(msgspec.Struct, frozen=True, kw_only=True):

@@ -54,6 +54,7 @@ def of(core: Core, job: Job, account_id: AccountId | None, now_us: int) -> WhyVi
         again_us=job.waits_until_us,
         setbacks=job.losses + job.unstarted,
         evictions=tuple(_shown(core, each, account_id) for each in job.evictions),
+        because=None if record is None else record.because,
     )
 
 

@@ -6,15 +6,19 @@ its last checkpoint or its data lie there, as long as the whole gang fits on the
 """
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from fabric.placement.cluster import Cluster
 from fabric.placement.divided import find_fraction, is_divided
 from fabric.placement.fitting import Group, Picks, Shape
 from fabric.placement.jobs import Request
+from fabric.placement.score import Chosen, Percents, Score, reckon
 from fabric.placement.state import Queued
 from fabric.units import PPM
 
 Found = tuple[Group, Picks]
+_HOLDS_OUT: Final = 2
+"""So many times what it would lose by a type a job with a wish waits for a better one (tried: 0.5, 2, 3, 10 on `bench_prefer`)."""
 
 
 def _nobody(group: Group) -> int:
@@ -39,6 +43,60 @@ def best(
                 return group, (_preferred(cluster, group, least, queued) if request.prefers else None) or found
         return None
     return _best_size(cluster, groups, queued, others)
+
+
+def in_order(cluster: Cluster, groups: tuple[Group, ...], queued: Queued, percent: Percents) -> tuple[Group, ...]:
+    """Where the job may go, best first: by its wish, the least score; its account's own cells before all, and last what is waited for
+    by jobs that must have it.
+    """
+    if queued.request.wish is None or len(groups) < 2:  # noqa: PLR2004
+        return groups if queued.request.wish is not None else cluster.by_need(groups, queued)
+
+    def key(group: Group) -> tuple[bool, bool, int, str]:
+        return group.owner is None, group.typed > 0, score_of(cluster, group, queued, percent).total, group.name
+
+    return tuple(sorted(groups, key=key))
+
+
+def score_of(cluster: Cluster, group: Group, queued: Queued, percent: Percents) -> Score:
+    """What the job would come to there."""
+    request = queued.request
+    assert request.wish is not None
+    shape = Shape.of(request)
+    size = max(sum([each * count for each, count in group.standing.items()]), 1)
+    return reckon(
+        request.wish,
+        pool=group.pool,
+        accelerator=group.accelerator,
+        devices=shape.devices,
+        speed_ppm=dict(request.speeds).get(group.accelerator, PPM),
+        warm=request.wish.cold_us == 0 or _preferred(cluster, group, shape, queued) is not None,
+        used_ppm=max(size - group.free, 0) * PPM // size,
+        percent=percent,
+    )
+
+
+def holds_out_us(cluster: Cluster, groups: Sequence[Group], queued: Queued, found: Group, percent: Percents) -> int:
+    """How long a job with a wish rather waits for a better type than to take this one: twice what it would lose by it, a
+    token-second being a second of one of its devices.
+    """
+    devices = queued.request.least
+    able = [group for group in groups if group.largest(Shape.of(queued.request)) >= devices]
+    least = min((score_of(cluster, group, queued, percent).total for group in able), default=0)
+    return max(score_of(cluster, found, queued, percent).total - least, 0) * _HOLDS_OUT // devices
+
+
+def because(cluster: Cluster, groups: Sequence[Group], queued: Queued, found: Found, percent: Percents) -> Chosen:
+    """Why a job with a wish is placed there, told before it is."""
+    shape = Shape.of(queued.request)
+    others = [group for group in groups if group is not found[0] and cluster.find(group, shape, queued) is not None]
+    other = min(others, key=lambda group: (score_of(cluster, group, queued, percent).total, group.name), default=None)
+    return Chosen(
+        group=found[0].name,
+        score=score_of(cluster, found[0], queued, percent),
+        other="" if other is None else other.name,
+        other_score=None if other is None else score_of(cluster, other, queued, percent),
+    )
 
 
 def _warmest(cluster: Cluster, groups: Sequence[Group], queued: Queued) -> Found | None:

@@ -6,7 +6,7 @@ A job that doesn't fit parks its whole lane, after asking whether worse jobs wou
 import msgspec
 
 from fabric.placement import mixture
-from fabric.placement.choice import Found, best
+from fabric.placement.choice import Found, because, best, holds_out_us, in_order
 from fabric.placement.cluster import Cluster
 from fabric.placement.fitting import Group, Picks, Shape
 from fabric.placement.guarantees import BORROWED
@@ -27,7 +27,16 @@ least share first."""
 class Decisions:
     """Turns what waits into what runs."""
 
-    __slots__ = ("_cluster", "_fairness", "_is_put_off", "_preemption", "_queue", "_state", "_waiting")
+    __slots__ = (
+        "_cluster",
+        "_fairness",
+        "_holds_until_us",
+        "_is_put_off",
+        "_preemption",
+        "_queue",
+        "_state",
+        "_waiting",
+    )
 
     def __init__(
         self,
@@ -44,6 +53,8 @@ class Decisions:
         self._waiting = waiting
         self._queue = waiting.queue
         self._preemption = preemption
+        self._holds_until_us: int | None = None
+        """Until when the job that was just looked at waits for a better type."""
         self._is_put_off = False
         """Whether the job that was just looked at would have looked for victims, had there not been so many searches."""
 
@@ -81,7 +92,7 @@ class Decisions:
         assert queue.fresh is not None
         lane, queued = queue.fresh
         request = queued.request
-        is_next = not any(queue.active) and not any(queue.parked[: lane.rank + 1])
+        is_next = not any(queue.active) and not any(queue.parked[: lane.rank + 1]) and request.wish is None
         if is_next and lane.rank != INFERENCE and request.devices_least is None and not request.patience_us:
             if lane.seen != self._cluster.version:
                 self._waiting.find_groups(lane, queued)
@@ -156,10 +167,12 @@ class Decisions:
         cluster = self._cluster
         if lane.seen != cluster.version:
             self._waiting.find_groups(lane, queued)
-        groups = cluster.by_need(lane.groups, queued)
+        groups = in_order(cluster, lane.groups, queued, self._state.policy.score_percent)
         found = best(cluster, groups, queued, lane.shape, others=lambda group: self._others(lane, group))
         is_patient = queued.request.patience_us and self._patient_until(queued, now_us) is not None
         if is_patient and not (found and self._is_warm(queued, found)):
+            return False
+        if found is not None and queued.request.wish is not None and self._holds_out(lane, queued, found[0], now_us):
             return False
         if found is not None:
             if found[0].owner is None and lane.rank == INFERENCE and self._await_own(lane, queued, now_us):
@@ -183,7 +196,18 @@ class Decisions:
     def _look_again(self, queued: Queued, now_us: int) -> int | None:
         """When the lane is to be looked at again, if that isn't when lanes usually are."""
         is_put_off, self._is_put_off = self._is_put_off, False
+        holds_until_us, self._holds_until_us = self._holds_until_us, None
+        if holds_until_us is not None:
+            return holds_until_us
         return now_us + SOON_US if is_put_off else self._patient_until(queued, now_us)
+
+    def _holds_out(self, lane: Lane, queued: Queued, group: Group, now_us: int) -> bool:
+        """Whether a job with a wish rather waits for a better type; then it is looked at again when it takes this one."""
+        until_us = queued.queued_at_us + holds_out_us(
+            self._cluster, lane.groups, queued, group, self._state.policy.score_percent
+        )
+        self._holds_until_us = until_us if now_us < until_us else None
+        return now_us < until_us
 
     def _others(self, lane: Lane, group: Group) -> int:
         """What others of its class wait for that would fit beside an elastic gang which takes the least it must."""
@@ -244,8 +268,12 @@ class Decisions:
             0,
             None if pin is None else pin.at_us,
         )
+        why = None
+        if request.wish is not None:
+            why = because(self._cluster, lane.groups, queued, (group, picks), self._state.policy.score_percent)
         self._cluster.own(group, request.job_id, running)
-        return self._placed(lane, running, group, now_us)
+        placed = self._placed(lane, running, group, now_us)
+        return placed if why is None else msgspec.structs.replace(placed, because=why)
 
     def _place_mixed(self, lane: Lane, queued: Queued, parts: mixture.Parts, now_us: int) -> Placed:
         first = parts[0][0]

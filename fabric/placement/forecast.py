@@ -26,7 +26,7 @@ HOUR_US: Final = 60 * MINUTE_US
 AGES_US: Final = (MINUTE_US, 10 * MINUTE_US, 2 * HOUR_US, 12 * HOUR_US, 48 * HOUR_US)
 """Guesses are made, and judged, of jobs that have waited so long: who starts within a minute hasn't waited."""
 SIZES_MAX: Final = (1, 7, 8, 15)
-AIMED_PPM: Final = 930_000
+AIMED_PPM: Final = 940_000
 """At least so many of the errors that are known lie below what p90 allows for: a little more than is promised, as the newest
 errors are known only when those jobs have started."""
 _MISSED_PPM: Final = 20_000

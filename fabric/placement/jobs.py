@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from fabric.placement.score import Chosen, Wish
 from fabric.units import PPM, AccountId, Fraction, JobId, NodeId
 
 INFERENCE: Final = 0
@@ -63,6 +64,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Types that may be one gang, where no type alone has room for it; () = a gang is of one type."""
     fraction: Fraction | None = None
     """It has so much of its one device; None = whole devices."""
+    wish: Wish | None = None
+    """By what a type is chosen of those that have room; None = in the order of its types, or by speed where it has none."""
 
     @property
     def least(self) -> int:
@@ -89,6 +92,8 @@ class Placed(msgspec.Struct, frozen=True, gc=False):
     pool: str
     kinds: tuple[str, ...] = ()
     """Of a gang of several types: that of each share."""
+    because: Chosen | None = None
+    """What it was chosen by, of a job with a wish."""
 
 
 class Evict(msgspec.Struct, frozen=True, gc=False):

@@ -13,8 +13,21 @@ _Elastic = tuple[int, tuple[tuple[str, int], ...]] | None
 _Patient = tuple[NodeId, ...]
 _Choosy = tuple[int, tuple[tuple[str, ...], ...]] | None
 _Barred = tuple[str, ...]
+_Wishing = tuple[()] | tuple[str, tuple[tuple[str, int], ...]]
 LaneKey = tuple[
-    int, int, int | None, tuple[str, ...], bool, bool, str, _Elastic, _Choosy, _Patient, _Barred, Fraction | None
+    int,
+    int,
+    int | None,
+    tuple[str, ...],
+    bool,
+    bool,
+    str,
+    _Elastic,
+    _Choosy,
+    _Patient,
+    _Barred,
+    Fraction | None,
+    _Wishing,
 ]
 _ALWAYS_TOLD = 7
 """Parts of a lane's key that its name always has; what few jobs ask for is only named where they do."""

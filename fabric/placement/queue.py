@@ -98,6 +98,7 @@ class Queue:
             if request.grace_us > self._shortest_us and request.is_movable(queued.preemptible)
             else (),
             request.fraction,
+            () if request.wish is None else (request.wish.prefer, request.speeds),
         )
         lane = self.lanes.get(key)
         if lane is None:

@@ -17,6 +17,7 @@ from typing import Final, Protocol
 import msgspec
 
 from fabric.placement.quota_terms import POLICY_COUNT_MAX, QUOTAS_MAX, Quota
+from fabric.placement.score import USUAL_PERCENT, Percents
 from fabric.units import MICROS_PER_S, PPM, AccountId, Fraction, JobId
 
 MINUTE_US: Final = 60_000_000
@@ -69,6 +70,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Starting a job counts as the use of its devices for so long."""
     graces_us: tuple[int, int, int] = (2 * MINUTE_US, DAY_US, 10 * MINUTE_US)
     """By pool (`POOLS`): the longest that an evicted job may take to leave. One that asks for more isn't let in."""
+    score_percent: Percents = USUAL_PERCENT
+    """By term of the score (`TERMS`), how much it counts where a job has several types to choose from and says what it prefers."""
 
     quotas: tuple[Quota, ...] = ()
     """What is guaranteed to whom, at most one for an owner and type. Of types without any nothing is guaranteed to anybody."""
@@ -87,6 +90,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         found += [name for name, least in counts.items() if not least <= getattr(self, name) <= POLICY_COUNT_MAX]
         parts = {"reserved_percent": (0, 100), "loss_percent": (1, PERCENT_MAX)}
         found += [name for name, (least, most) in parts.items() if not least <= getattr(self, name) <= most]
+        found += ["score_percent"] * any(not 0 <= percent <= PERCENT_MAX for percent in self.score_percent)
         owners = {quota.owner for quota in self.quotas}
         is_meant = len(owners) == len(self.quotas) <= QUOTAS_MAX and all(quota.is_meant for quota in self.quotas)
         return ", ".join(found + ["quotas"] * (not is_meant))

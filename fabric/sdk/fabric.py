@@ -167,6 +167,7 @@ class Fabric:
             grace=within.grace,
             devices_per_node=on.devices_per_node,
             mix=on.mix,
+            prefer=on.prefer,
             auto_park=within.auto_park,
             data=on.data,
             estimate=on.estimate,

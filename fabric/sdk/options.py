@@ -24,6 +24,10 @@ class Resources:
     session's shares follow their speeds), or "islands" of any types, which train apart and meet now and then (experimental: see
     `training.gang.island_gang`). Its devices are charged at the mean of their weights.
     """
+    prefer: Literal["", "tokens", "soonest"] = ""
+    """Of several types, or any, that have room, which it takes: that on which it burns fewest "tokens", or is done "soonest", by what
+    its earlier runs of the same name were measured at; "" = the first of those it names, or the fastest that nobody must have.
+    """
     ranks: Literal["node", "device"] = "node"
     """"node" runs it once for each node's share of the devices, "device" once for each device, as torchrun does (RANK,
     WORLD_SIZE, LOCAL_RANK); that needs torch, and preloads it.
@@ -66,6 +70,7 @@ class More(TypedDict, total=False):
 
     devices_per_node: int | None
     mix: Literal["never", "same-vendor", "islands"]
+    prefer: Literal["", "tokens", "soonest"]
     ranks: Literal["node", "device"]
     preload: Literal["torch", ""] | None
     ray_program: bool

