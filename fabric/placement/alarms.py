@@ -30,6 +30,8 @@ class Alarms:
     def until(self, now_us: int, *, most: int | None = None) -> list[str]:
         """Take out what is due by now, the earliest first; no more than `most`, if that is said."""
         found: list[str] = []
+        if not self._heap or self._heap[0][0] > now_us:
+            return found
         while (most is None or len(found) < most) and (first := self.first()) is not None and first <= now_us:
             name = heapq.heappop(self._heap)[1]
             del self.times[name]

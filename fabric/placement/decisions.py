@@ -14,7 +14,7 @@ from fabric.placement.jobs import INFERENCE, Evict, Placed
 from fabric.placement.lane import Lane
 from fabric.placement.preemption import Preemption
 from fabric.placement.quotas import Fairness
-from fabric.placement.state import Pin, PlacementState, Queued, Running
+from fabric.placement.state import PlacementState, Queued, Running
 from fabric.placement.waiting import RETRIES_MAX, SOON_US, Waiting
 
 Step = Placed | Evict
@@ -331,7 +331,11 @@ class Decisions:
     def _serve_pins(self, steps: list[Step], now_us: int) -> None:
         """Whoever is pinned starts if it fits now, or evicts who passed it; the best class and the longest pinned first."""
         queue, pins, groups = self._state.queue, self._state.pins, self._cluster.groups
-        if True not in [self._may_be_served(groups[pin.group], pin, now_us) for pin in pins.values()]:
+        for pin in pins.values():
+            group = groups[pin.group]
+            if group.touched or pin.retry_at_us <= now_us or group.leaving_devices + group.free >= pin.enough:
+                break
+        else:
             return
         for job_id in sorted(pins, key=lambda job_id: (queue[job_id].rank, pins[job_id].at_us, queue[job_id].order)):
             pin, queued = pins[job_id], queue[job_id]
@@ -348,7 +352,3 @@ class Decisions:
                     self._state.claims[job_id].pinned_at_us = pin.at_us
                     self._claimed(self._queue.lane_of(queued), queued)
                     steps.extend(evictions)
-
-    @staticmethod
-    def _may_be_served(group: Group, pin: Pin, now_us: int) -> bool:
-        return group.touched or pin.retry_at_us <= now_us or group.leaving_devices + group.free >= pin.enough

@@ -198,7 +198,8 @@ class Waiting:
         has: dict[str, int] | None = None
         for rank, parked in enumerate(self.queue.parked):
             if parked:
-                self._ripen_passed(rank)
+                if self._noted[rank] != self._starts:
+                    self._ripen_passed(rank)
                 version = self.pins.version
                 if self._ripe.is_full(rank, version):
                     continue
@@ -253,8 +254,6 @@ class Waiting:
 
     def _ripen_passed(self, rank: int) -> None:
         """Note which lanes of a class may have been passed too often by now."""
-        if self._noted[rank] == self._starts:
-            return
         self._noted[rank] = self._starts
         for group in self._cluster.groups.values():
             passings = self._passings.get((group.name, rank))
