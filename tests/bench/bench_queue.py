@@ -7,6 +7,7 @@ beside the gate of `bench_core`, where nobody waits. CPU time, raw numbers; run 
 """
 
 import argparse
+import gc
 import random
 import time
 from collections import deque
@@ -122,6 +123,7 @@ def filled(devices: int, pending: int, *, seed: int) -> World:
 
 def run(devices: int, *, pending: int, turns: int) -> None:
     world = filled(devices, pending, seed=1)
+    gc.freeze()  # as `bench_core` does
     queued = len(world.gate.state.placement.queue)
     lanes = len(
         {(job.rank, job.request.devices, job.request.accelerators) for job in world.gate.state.placement.queue.values()}
