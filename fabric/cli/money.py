@@ -302,10 +302,10 @@ def _bought(accepted: pb.Accepted, what: str, *, as_json: bool) -> None:
 
 
 def _unpaid(found: pb.BalanceReply) -> str:
-    """What was invoiced: until it is paid, it takes credit up."""
-    if not found.receivable_microcny:
-        return ""
-    return f", and {format_ct(found.invoiced_uhs)} CT in invoices of {format_cny(found.receivable_microcny)} CNY to pay"
+    """What was invoiced, which takes credit up until it is paid; and what is owed for charge-backs, apart from credit."""
+    uhs, due = found.charged_back_uhs, found.receivable_microcny
+    invoiced = f", and {format_ct(found.invoiced_uhs)} CT in invoices of {format_cny(due)} CNY to pay" if due else ""
+    return invoiced + (f", and {format_ct(uhs)} CT for what was charged back" if uhs else "")
 
 
 def _bound(found: pb.BalanceReply) -> str:

@@ -258,6 +258,7 @@ def _balance(core: Core, account: Account, now_us: int, *, lots: bool) -> Balanc
         credit_limit_uhs=balance.credit_limit_uhs,
         receivable_microcny=balance.receivable_microcny,
         invoiced_uhs=balance.invoiced_uhs,
+        charged_back_uhs=core.book.accounts[account.account_id].charged_back_uhs,
         burn_uhs_per_s=burn,
         runway_us=_lasts_us(reach_uhs, burn) if burn else None,
         units=tuple(

@@ -182,6 +182,7 @@ class BalanceView(msgspec.Struct, frozen=True, kw_only=True):
     receivable_microcny: int = 0
     """Invoiced and not paid."""
     invoiced_uhs: int = 0
+    charged_back_uhs: int = 0
     """What that was used for: it counts against the credit limit until it is paid."""
     units: tuple[UnitsView, ...] = ()
     """What bundles gave besides compute tokens, as far as it is still good."""

@@ -654,7 +654,7 @@ class Lot(_message.Message):
     def __init__(self, lot_id: _Optional[str] = ..., origin: _Optional[str] = ..., granted_uhs: _Optional[int] = ..., free_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., effective_at_us: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., scope: _Optional[str] = ..., price_microcny: _Optional[int] = ...) -> None: ...
 
 class BalanceReply(_message.Message):
-    __slots__ = ("account_id", "name", "plan", "tier", "posted_uhs", "free_uhs", "held_uhs", "debt_uhs", "credit_limit_uhs", "burn_uhs_per_s", "runway_us", "lots", "bound_uhs", "units", "receivable_microcny", "invoiced_uhs", "weight_ppm", "cohort")
+    __slots__ = ("account_id", "name", "plan", "tier", "posted_uhs", "free_uhs", "held_uhs", "debt_uhs", "credit_limit_uhs", "burn_uhs_per_s", "runway_us", "lots", "bound_uhs", "units", "receivable_microcny", "invoiced_uhs", "weight_ppm", "cohort", "charged_back_uhs")
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
@@ -673,6 +673,7 @@ class BalanceReply(_message.Message):
     INVOICED_UHS_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_PPM_FIELD_NUMBER: _ClassVar[int]
     COHORT_FIELD_NUMBER: _ClassVar[int]
+    CHARGED_BACK_UHS_FIELD_NUMBER: _ClassVar[int]
     account_id: str
     name: str
     plan: str
@@ -691,7 +692,8 @@ class BalanceReply(_message.Message):
     invoiced_uhs: int
     weight_ppm: int
     cohort: str
-    def __init__(self, account_id: _Optional[str] = ..., name: _Optional[str] = ..., plan: _Optional[str] = ..., tier: _Optional[str] = ..., posted_uhs: _Optional[int] = ..., free_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., debt_uhs: _Optional[int] = ..., credit_limit_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., runway_us: _Optional[int] = ..., lots: _Optional[_Iterable[_Union[Lot, _Mapping]]] = ..., bound_uhs: _Optional[int] = ..., units: _Optional[_Iterable[_Union[Units, _Mapping]]] = ..., receivable_microcny: _Optional[int] = ..., invoiced_uhs: _Optional[int] = ..., weight_ppm: _Optional[int] = ..., cohort: _Optional[str] = ...) -> None: ...
+    charged_back_uhs: int
+    def __init__(self, account_id: _Optional[str] = ..., name: _Optional[str] = ..., plan: _Optional[str] = ..., tier: _Optional[str] = ..., posted_uhs: _Optional[int] = ..., free_uhs: _Optional[int] = ..., held_uhs: _Optional[int] = ..., debt_uhs: _Optional[int] = ..., credit_limit_uhs: _Optional[int] = ..., burn_uhs_per_s: _Optional[int] = ..., runway_us: _Optional[int] = ..., lots: _Optional[_Iterable[_Union[Lot, _Mapping]]] = ..., bound_uhs: _Optional[int] = ..., units: _Optional[_Iterable[_Union[Units, _Mapping]]] = ..., receivable_microcny: _Optional[int] = ..., invoiced_uhs: _Optional[int] = ..., weight_ppm: _Optional[int] = ..., cohort: _Optional[str] = ..., charged_back_uhs: _Optional[int] = ...) -> None: ...
 
 class Units(_message.Message):
     __slots__ = ("asset", "amount", "expires_at_us")

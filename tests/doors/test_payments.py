@@ -6,8 +6,11 @@ import msgspec
 import pytest
 
 from fabric.errors import Conflict, FabricError, NotFound, PermissionDenied
-from fabric.gate.events import Configure
+from fabric.gate.events import Configure, VoidLot
 from fabric.gate.key_scopes import KeyScope
+from fabric.gate.payment_events import PaymentState, PaymentTold, Said
+from fabric.gate.serving_events import Authorize, SettleHold
+from fabric.ledger import Service, Use
 from fabric.payments.by_hand import Operator
 from fabric.payments.stripe import Stripe
 from fabric.units import UHS_PER_CT
@@ -108,6 +111,29 @@ def test_what_was_asked_of_the_operator_is_booked_and_refunded(shop):
         root.call(
             pb.RefundPaymentRequest(request_id="y", payment_id=payment["payment_id"], reason="twice"), pb.Accepted
         )
+
+
+def test_what_is_owed_for_a_charge_back_is_shown_apart_from_debt(house, run):
+    """And pays first what is bought next."""
+    run("topup", "2", "--pay")
+    (payment,) = house.port.gate.state.till.payments.values()
+    said = Said(
+        provider="sandbox", payment_id=payment.payment_id, provider_ref="x", state=PaymentState.PAID,
+        amount=payment.price_microcny, charged_back=payment.price_microcny,
+    )  # fmt: skip
+    lot = house.port.gate.state.book.lots[payment.lot_id]
+    house.port.seed(VoidLot(account_id="acme", lot_id=next(iter(house.port.gate.state.book.lots)), reason="none left"))
+    hold = Authorize(
+        hold_id="h", account_id="acme", amount_uhs=CT, use=Use(service=Service.INFERENCE), ttl_us=60 * 10**6
+    )
+    house.port.seed(hold, SettleHold(hold_id="h", account_id="acme", seq=1, used_uhs=CT), PaymentTold(said=said))
+    assert lot.frozen_uhs == CT
+    balance = house.client().call(pb.BalanceRequest(), pb.BalanceReply)
+    assert (balance.free_uhs, balance.debt_uhs, balance.charged_back_uhs) == (0, 0, CT)
+    assert "and 1 CT for what was charged back" in " ".join(run("balance").output.split())
+    run("topup", "3")
+    balance = house.client().call(pb.BalanceRequest(), pb.BalanceReply)
+    assert (balance.free_uhs, balance.charged_back_uhs) == (2 * CT, 0)
 
 
 def test_a_notice_has_a_bound(shop):
