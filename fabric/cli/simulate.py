@@ -24,9 +24,10 @@ def register(app: typer.Typer) -> None:
 
 def simulate(
     trace: Annotated[
-        Path,
+        str,
         typer.Argument(
-            metavar="TRACE|JOURNAL", help="A table of jobs (CSV, also packed with gzip), or a fabric's journal.sqlite."
+            metavar="TRACE|JOURNAL",
+            help="A table of jobs (CSV, also packed with gzip), or a fabric's journal: journal.sqlite, or postgresql://…",
         ),
     ],
     *,
@@ -86,7 +87,7 @@ def simulate(
     teller.end()
     if html is not None:
         with drafted(html) as out:
-            out.write(command.html_of(outcome, name=trace.name).encode())
+            out.write(command.html_of(outcome, name="a journal" if "://" in trace else Path(trace).name).encode())
     if as_json:
         print_json(command.json_of(outcome))
         return
@@ -97,7 +98,10 @@ def simulate(
 
 def replay(
     journal: Annotated[
-        Path, typer.Argument(help="A fabric's journal.sqlite: it is only read, also while a gate runs.")
+        str,
+        typer.Argument(
+            help="A fabric's journal.sqlite, or postgresql://… of its database: it is only read, also while a gate runs."
+        ),
     ],
     *,
     as_json: AsJson = False,

@@ -42,7 +42,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     plans: Path | None = None
 
 
-def run(trace: Path, asked: Asked, *, tell: Tell | None = None) -> Outcome:
+def run(trace: journals.Source, asked: Asked, *, tell: Tell | None = None) -> Outcome:
     """Play a trace, or what a journal says was asked for, beside what happened.
 
     Raises:
@@ -55,7 +55,7 @@ def run(trace: Path, asked: Asked, *, tell: Tell | None = None) -> Outcome:
     if cluster is None and config is not None:
         cluster = options.cluster_of(config)
     past = journals.read_journal(trace, tell=tell) if journals.is_journal(trace) else None
-    works = (past.works if past is not None else traces.read(trace))[: asked.first]
+    works = (past.works if past is not None else traces.read(Path(trace)))[: asked.first]
     if cluster is None:
         cluster = past.cluster if past is not None else options.large_enough(works)
     was = measure(past, seed=1, money=past.sums.money()) if past is not None else None
@@ -67,7 +67,7 @@ def run(trace: Path, asked: Asked, *, tell: Tell | None = None) -> Outcome:
     return simulate(plan, policies, tell=tell)
 
 
-def replay(journal: Path, *, tell: Tell | None = None) -> journals.Replayed:
+def replay(journal: journals.Source, *, tell: Tell | None = None) -> journals.Replayed:
     """Decide a journal again.
 
     Raises:

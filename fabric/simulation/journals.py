@@ -1,6 +1,6 @@
 """A fabric's own journal: decided again, and read as a workload with what became of it.
 
-The file is only read, also while a gate writes it. What is simulated of it are its jobs as they were asked for, each for as
+File or database, it is only read, also while a gate writes it. What is simulated of it are its jobs as they were asked for, each for as
 long as it computed to the end of the journal; what happened stands beside it, measured as a simulation is.
 """
 
@@ -26,6 +26,7 @@ from fabric.gate.events import (
 )
 from fabric.gate.instructions import Accepted, Decision, Lease, StartLease, StopLease
 from fabric.gate.lifecycle import JobState, StopReason
+from fabric.journal.postgres import PostgresJournal
 from fabric.journal.replay import Replay, read_entry
 from fabric.journal.sqlite import SqliteJournal
 from fabric.journal.store import Entry
@@ -56,13 +57,25 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     """None = all of them."""
 
 
-def is_journal(path: Path) -> bool:
-    """Whether the file is one of SQLite."""
+Source = Path | str
+"""The file of a journal, or the address of a PostgreSQL database that has one."""
+
+
+def in_database(source: Source) -> bool:
+    """Whether it is the address of a database: `postgresql://…`."""
+    return isinstance(source, str) and source.startswith(("postgresql://", "postgres://"))
+
+
+def is_journal(source: Source) -> bool:
+    """Whether it is a database, or a file of SQLite."""
+    if in_database(source):
+        return True
+    path = Path(source)
     with path.open("rb") as file:
         return file.read(len(SQLITE)) == SQLITE
 
 
-def replay(path: Path, *, tell: Tell | None = None) -> Replayed:
+def replay(path: Source, *, tell: Tell | None = None) -> Replayed:
     """Decide the journal again from its beginning.
 
     Raises:
@@ -88,13 +101,18 @@ def replay(path: Path, *, tell: Tell | None = None) -> Replayed:
     return Replayed(entries=count, rules=gate.rules)
 
 
-def entries_of(path: Path) -> Iterator[tuple[Entry, float]]:
+def entries_of(path: Source) -> Iterator[tuple[Entry, float]]:
     """The entries of a journal, each with which part of all has been read by then."""
-    if not path.is_file() or not is_journal(path):
-        raise InvalidRequest(f"{path} is no journal: name the SQLite file of a fabric", code="no_journal")
+    if not in_database(path) and not (Path(path).is_file() and is_journal(path)):
+        raise InvalidRequest(
+            f"{path} is no journal: name the SQLite file of a fabric, or postgresql://… of its database",
+            code="no_journal",
+        )
     loop = asyncio.new_event_loop()
-    journal = SqliteJournal(path)
+    journal = PostgresJournal(str(path)) if in_database(path) else SqliteJournal(Path(path))
     try:
+        if isinstance(journal, PostgresJournal) and not loop.run_until_complete(journal.exists()):
+            raise InvalidRequest("there is no journal of a fabric in this database", code="no_journal")
         size = loop.run_until_complete(journal.head()).size
         first = loop.run_until_complete(journal.stored_from(0))
         if first != 0:
@@ -295,7 +313,7 @@ class Reader:
         return past
 
 
-def read_journal(path: Path, *, tell: Tell | None = None) -> Past:
+def read_journal(path: Source, *, tell: Tell | None = None) -> Past:
     """What happened.
 
     Raises:

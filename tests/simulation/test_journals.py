@@ -1,5 +1,6 @@
 """A journal as a workload: what happened is read from it, and the same gate on the same jobs does the same again."""
 
+import asyncio
 import json
 
 import msgspec
@@ -10,6 +11,8 @@ from fabric.cli.app import app
 from fabric.errors import InvalidRequest
 from fabric.gate import Gate
 from fabric.journal.encoding import decode_entry, entries_of
+from fabric.journal.postgres import PostgresJournal
+from fabric.journal.sqlite import SqliteJournal
 from fabric.simulation import journals
 from fabric.simulation.gate_policy import GatePolicy
 from fabric.simulation.journals import Reader
@@ -149,3 +152,31 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path):
     other.write_text("nothing")
     with pytest.raises(InvalidRequest, match="is no journal"):
         journals.replay(other)
+
+
+@pytest.mark.parametrize("command", ["replay", "simulate"])
+def test_a_journal_in_postgresql_is_read_as_that_in_a_file_and_left_to_its_gate(postgres_server, journal, command):
+    """Nobody takes it over by reading it: the epoch stays the gate's."""
+
+    async def copied():
+        there, here = PostgresJournal(postgres_server.dsn, schema="fabric_journal"), SqliteJournal(journal)
+        await there.open()
+        if not (await there.head()).size:
+            head = await here.head()
+            await there.append([entry async for entry in here.read(0, head.size)], head)
+        return there
+
+    async def goes_on(there):
+        head = await there.head()
+        await there.append([], head)
+        await there.close()
+        return head.size
+
+    with asyncio.Runner() as loop:
+        there = loop.run(copied())
+        words = ["--json"] if command == "replay" else ["--nodes", "2x8", "--json"]
+        found, same = call(command, postgres_server.dsn, *words), call(command, journal, *words)
+        assert found.exit_code == same.exit_code, found.output
+        told, meant = (json.loads(each.stdout) if each.exit_code == 0 else each.output for each in (found, same))
+        assert command != "replay" or told == meant
+        assert loop.run(goes_on(there)) > 0
