@@ -154,6 +154,7 @@ def test_a_request_that_is_repeated_after_an_upgrade_gets_its_first_answer(story
 
 
 DIGESTS = {
+    "ask_payment": "d331c0b3c898e517",
     "authorize": "7bb4276410741c62",
     "buy_bundle": "b9b4f465db2d6fed",
     "cancel": "983fc626793b6938",
@@ -166,14 +167,17 @@ DIGESTS = {
     "pause": "32a655b74d5fbc5b",
     "raise_limit": "dba0412380da3c93",
     "record_payment": "0a20d58fd90cbbe6",
+    "refund_payment": "93f89953cc87e0de",
     "resume": "d101a2b21ebc0a73",
     "revoke_key": "ab98f646a7539630",
     "rolled_back": "92775e9dbeb67007",
     "save_now": "1bd98aef5ffe9477",
     "scale_model": "6b15cba6e979d947",
+    "set_auto_top_up": "df98528d913ee465",
     "set_cohort": "592bd73708b0802e",
     "set_quota": "770f8d6d5879661b",
     "set_share": "8d58b759c286174f",
+    "settle_suspense": "c52bf2a909efb8c3",
     "settle_usage": "81f05c8810c80a5f",
     "submit": "27e2fec032e6c09d",
     "subscribe": "a1594b053bfa0f87",
