@@ -75,6 +75,9 @@ class SchedulingSection(Section):
 
     headroom_devices: Annotated[int, Field(ge=0, le=POLICY_COUNT_MAX)] = 0
     """Idle reserved devices of each type that are never lent. 0 lends everything: a reclaim frees them within the grace."""
+    keep_percent: Annotated[int, Field(ge=0, le=PERCENT_MAX)] = 100
+    """How long what reserved inference leaves is not lent, as a part of what an eviction usually loses of each device's work: 100
+    = until keeping it idle has cost as much as having to evict who it would be lent to. 0 = lent at once."""
     lend_dedicated: bool = True
     """Whether idle cells of one account are lent to jobs of others that may be evicted, until their owner asks."""
     waits_min: WaitsSection = WaitsSection()
@@ -86,8 +89,16 @@ class SchedulingSection(Section):
     """After so many evictions within a day a job is left alone by its equals, and goes last of those that a better class may evict."""
     reserved_percent: Annotated[int, Field(ge=0, le=100)] = 8
     """Of a pool's devices of a type so many in a hundred are reserved at a time for jobs that waited too long, or one job's."""
+    pins_max: Count = 6
+    """So many jobs of a class have reservations in one pool's devices of a type at a time."""
+    whole_node_waits: Annotated[int, Field(ge=0, le=POLICY_COUNT_MAX)] = 6
+    """So many times as long as its class may wait for a reservation a gang waits for one node, where one could have it."""
     loss_percent: Annotated[int, Field(ge=1, le=PERCENT_MAX)] = 10
     """For a job with a reservation at most so much is lost of others' work as this part of how long it has been reserved for."""
+    cheap_min: Minutes = 5
+    """So many minutes of each device's work may be lost at once for a better class, where jobs save,"""
+    patience: Count = 4
+    """and one more for every so many minutes that it has waited."""
     retry_s: Annotated[int, Field(ge=1, le=3600)] = 60
     """How long a job that can't start waits before it is looked again for whom to evict."""
     half_life_h: Annotated[int, Field(ge=1, le=_MINUTES_MAX // 60)] = 168
@@ -107,13 +118,18 @@ class SchedulingSection(Section):
         names = ("inference", "enterprise", "professional", "starter", "batch")
         return cls(
             headroom_devices=policy.headroom_devices,
+            keep_percent=policy.keep_percent,
             lend_dedicated=policy.lend_dedicated,
             waits_min=WaitsSection(**{name: us // MINUTE_US for name, us in zip(names, policy.waits_us, strict=True)}),
             bypasses_max=policy.bypasses_max,
             run_min=policy.run_us_min // MINUTE_US,
             evictions_max=policy.evictions_max,
             reserved_percent=policy.reserved_percent,
+            pins_max=policy.pins_max,
+            whole_node_waits=policy.whole_node_waits,
             loss_percent=policy.loss_percent,
+            cheap_min=policy.cheap_us // MINUTE_US,
+            patience=policy.patience,
             retry_s=policy.retry_us // MICROS_PER_S,
             half_life_h=policy.half_life_us // HOUR_US,
             entry_min=policy.entry_us // MINUTE_US,
@@ -132,13 +148,18 @@ class SchedulingSection(Section):
         inference, enterprise, professional, starter, batch = (each * MINUTE_US for each in minutes)
         return Policy(
             headroom_devices=self.headroom_devices,
+            keep_percent=self.keep_percent,
             lend_dedicated=self.lend_dedicated,
             waits_us=(inference, enterprise, professional, starter, batch),
             bypasses_max=self.bypasses_max,
             run_us_min=self.run_min * MINUTE_US,
             evictions_max=self.evictions_max,
             reserved_percent=self.reserved_percent,
+            pins_max=self.pins_max,
+            whole_node_waits=self.whole_node_waits,
             loss_percent=self.loss_percent,
+            cheap_us=self.cheap_min * MINUTE_US,
+            patience=self.patience,
             retry_us=self.retry_s * MICROS_PER_S,
             half_life_us=self.half_life_h * HOUR_US,
             entry_us=self.entry_min * MINUTE_US,

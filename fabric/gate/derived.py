@@ -70,7 +70,8 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
     },
     "Planner": {
         **dict.fromkeys(
-            ("_state", "_cluster", "_fairness", "_queue", "_pins", "_preemption", "_waiting", "_decisions"), FIXED
+            ("_state", "_cluster", "_fairness", "_queue", "_pins", "_preemption", "_lending", "_waiting", "_decisions"),
+            FIXED,
         ),
         "shortest_grace_us": "the state's policy, which is set with it",
     },
@@ -118,6 +119,7 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
         "leaving": "running jobs that are evicted",
         "leaving_devices": "running jobs and their shares",
         "reporters": "running jobs that have saved",
+        "kept": "nodes that say until when they are kept, but for those whose time was over at the last plan",
         "wanted": "parked lanes that are at home in it",
         "typed": "parked lanes that name their types",
         "typed_devices": "running jobs that name their types",
@@ -200,8 +202,9 @@ DERIVED: Final[dict[str, dict[str, str]]] = {
     "Reservations": {"_state": STATE, "_cluster": FIXED},
     "Preemption": {"_state": STATE, "_cluster": FIXED, "_budget": FIXED, "spent": "counts within one plan"},
     "EvictionBudget": {"_evictions": STATE},
+    "Lending": {"_state": STATE, "_cluster": FIXED},
     "Decisions": {
-        **dict.fromkeys(("_state", "_cluster", "_fairness", "_waiting", "_queue", "_preemption"), FIXED),
+        **dict.fromkeys(("_state", "_cluster", "_fairness", "_waiting", "_queue", "_preemption", "_lending"), FIXED),
         **dict.fromkeys(("_is_put_off", "_holds_until_us"), "set and taken within one plan"),
     },
 }

@@ -158,6 +158,7 @@ def _preferred(cluster: Cluster, group: Group, shape: Shape, queued: Queued) -> 
         wanted |= cluster.bit_of(group, node_id)
     if not wanted:
         return None
+    avoid = ~wanted | group.pinned[queued.rank] | group.kept_from(queued)
     if is_divided(group, queued.request):
-        return find_fraction(group, queued.request, avoid=~wanted | group.pinned[queued.rank])
-    return group.find(shape, avoid=~wanted | group.pinned[queued.rank], strewn=queued.request.may_be_strewn)
+        return find_fraction(group, queued.request, avoid=avoid)
+    return group.find(shape, avoid=avoid, strewn=queued.request.may_be_strewn)

@@ -5,7 +5,7 @@ claims they are owed to, in the order in which the claims were made, and only th
 by takes what an eviction freed, and evictions loop.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
@@ -34,7 +34,10 @@ class Cluster:
         for name, at in state.groups.items():
             self.groups[name] = Group(at.pool, at.accelerator, at.owner, at.fraction)
         for node in state.nodes.values():
-            self._group_of(node.node).seat(node)
+            group = self._group_of(node.node)
+            group.seat(node)
+            if node.kept_until_us > max(state.planned_at_us, 0):
+                group.keep(node, node.kept_until_us)
         for job_id, running in state.running.items():
             if running.within is not None and not running.is_divided:
                 if running.saved_at_us is not None:
@@ -80,15 +83,6 @@ class Cluster:
         self._return(group, known)
         return True
 
-    def least_notice_us(self, nodes: Iterable[NodeId] | None = None) -> int | None:
-        """The least notice that any of these nodes (None = of all that are up) gives; None = all give enough."""
-        if nodes is None:
-            told = [group.notice_us for group in self.groups.values()]
-        else:
-            among = [self._state.nodes[node_id] for node_id in nodes if node_id in self._state.nodes]
-            told = [node.node.notice_us for node in among if node.status != "down"]
-        return min((notice_us for notice_us in told if notice_us is not None), default=None)
-
     def close(self, node_id: NodeId, *, status: str) -> NodeState:
         """Take no more jobs on the node."""
         node = self._state.nodes[node_id]
@@ -111,6 +105,8 @@ class Cluster:
             self.guarantees.note(job_id)
         node.shares = {}
         node.free = node.node.devices
+        node.kept_until_us = 0
+        group.kept.pop(node.node.node_id, None)
 
     def groups_for(self, request: Request, *, preemptible: bool, guests: bool = True) -> tuple[Group, ...]:
         """Where a request may go, best first: see `places`."""
@@ -129,16 +125,17 @@ class Cluster:
         is_all_s = group.owner is None and group.pool != "reserved" and not self.guarantees.types
         if shape.devices > group.free or not (is_all_s or self._is_lent(group, shape, queued, strictly)):
             return None
-        pinned = group.pinned[queued.rank]
-        if shape.nodes == 1 and (picks := group.find_one(shape.each or shape.devices, pinned)) is not None:
+        pinned, kept = group.pinned[queued.rank], group.kept_from(queued)
+        avoid = pinned | kept
+        if shape.nodes == 1 and (picks := group.find_one(shape.each or shape.devices, avoid)) is not None:
             return picks
         strewn = places.may_be_strewn(self._state, queued)
-        picks = group.find(shape, avoid=pinned, strewn=strewn)
+        picks = group.find(shape, avoid=avoid, strewn=strewn)
         if picks is not None or not pinned:
             return picks
         if not queued.preemptible and queued.request.job_id not in self._state.pins:
             return None
-        return group.find(shape, strewn=strewn)
+        return group.find(shape, avoid=kept, strewn=strewn)
 
     def _is_lent(self, group: Group, shape: Shape, queued: Queued, strictly: bool) -> bool:
         """Whether so much of what is free may be lent to the job, or is its by right."""
@@ -158,10 +155,10 @@ class Cluster:
             divides = divides and group.free > headroom
             if group.wanted:
                 return None
-        pinned = group.pinned[queued.rank]
-        picks = find_fraction(group, queued.request, avoid=pinned, divides=divides)
+        pinned, kept = group.pinned[queued.rank], group.kept_from(queued)
+        picks = find_fraction(group, queued.request, avoid=pinned | kept, divides=divides)
         if picks is None and pinned and (queued.preemptible or queued.request.job_id in self._state.pins):
-            return find_fraction(group, queued.request, divides=divides)
+            return find_fraction(group, queued.request, avoid=kept, divides=divides)
         return picks
 
     def bit_of(self, group: Group, node_id: NodeId) -> int:

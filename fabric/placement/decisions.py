@@ -12,6 +12,7 @@ from fabric.placement.fitting import Group, Picks, Shape
 from fabric.placement.guarantees import BORROWED
 from fabric.placement.jobs import INFERENCE, Evict, Placed
 from fabric.placement.lane import Lane
+from fabric.placement.lending import Lending
 from fabric.placement.preemption import Preemption
 from fabric.placement.quotas import Fairness
 from fabric.placement.state import PlacementState, Queued, Running
@@ -32,6 +33,7 @@ class Decisions:
         "_fairness",
         "_holds_until_us",
         "_is_put_off",
+        "_lending",
         "_preemption",
         "_queue",
         "_state",
@@ -46,6 +48,7 @@ class Decisions:
         fairness: Fairness,
         waiting: Waiting,
         preemption: Preemption,
+        lending: Lending,
     ) -> None:
         self._state = state
         self._cluster = cluster
@@ -55,6 +58,7 @@ class Decisions:
         self._preemption = preemption
         self._holds_until_us: int | None = None
         """Until when the job that was just looked at waits for a better type."""
+        self._lending = lending
         self._is_put_off = False
         """Whether the job that was just looked at would have looked for victims, had there not been so many searches."""
 
@@ -64,6 +68,7 @@ class Decisions:
         state = self._state
         state.planned_at_us = now_us
         self._preemption.spent = 0
+        self._lending.lend_again(now_us=now_us)
         if self._cluster.guarantees.types:
             self._waiting.wake_freed()
             self._queue.settle()
@@ -84,6 +89,7 @@ class Decisions:
         """The first moment after the last plan at which time alone may change what can be done."""
         dues = self._waiting.dues()
         dues += [pin.retry_at_us for pin in self._state.pins.values()]
+        dues += self._lending.dues()
         return min((due for due in dues if due > self._state.planned_at_us), default=None)
 
     def _place_fresh(self, steps: list[Step], now_us: int) -> None:

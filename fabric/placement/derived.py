@@ -75,6 +75,7 @@ def _of_group(group: Group) -> View:
         "reporters": sorted(group.reporters),
         "wanted": group.wanted,
         "typed": group.typed,
+        "kept": dict(group.kept),
         "typed_devices": group.typed_devices,
     }
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from fabric.placement.jobs import INFERENCE, RANKS, Request, Shares
-from fabric.placement.state import Node, NodeState, Running
+from fabric.placement.state import Node, NodeState, Queued, Running
 from fabric.placement.units import Units
 from fabric.units import AccountId, Fraction, JobId, NodeId
 
@@ -44,6 +44,7 @@ class Group:
         "fraction",
         "free",
         "ids",
+        "kept",
         "leaving",
         "leaving_devices",
         "loose",
@@ -98,6 +99,8 @@ class Group:
         self.leaving_devices = 0
         self.reporters: dict[JobId, Running] = {}
         """Jobs that have reported a checkpoint."""
+        self.kept: dict[NodeId, int] = {}
+        """Nodes of which nothing is lent, and until when."""
         self.wanted = 0
         """How many lanes that are at home here wait for room: while there are any, nothing is lent."""
         self.typed = 0
@@ -115,6 +118,27 @@ class Group:
         self.nodes[node.slot] = node
         self.ids[node.slot] = node.node.node_id
         self._count(node)
+
+    def keep(self, node: NodeState, until_us: int) -> None:
+        """Lend nothing of the node until then."""
+        node.kept_until_us = until_us
+        self.kept[node.node.node_id] = until_us
+
+    def kept_from(self, queued: Queued) -> int:
+        """The nodes of which nothing is lent to the job, as a bitset."""
+        bits = 0
+        if not self.kept or self.is_home_of(queued.request.account_id, queued.rank):
+            return bits
+        for node_id in self.kept:
+            bits |= self.bits[bisect_left(self.ids, node_id)]
+        return bits
+
+    def lend_again(self, now_us: int) -> None:
+        """Nodes that were kept until now are lent like all others."""
+        over = [node_id for node_id, until_us in self.kept.items() if until_us <= now_us]
+        for node_id in over:
+            del self.kept[node_id]
+        self.touched = self.touched or bool(over)
 
     def insert(self, node: NodeState) -> bool:
         """Slots are in the order of the nodes' ids, whichever came first: the order of arrival decides nothing. Whether devices

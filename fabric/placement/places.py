@@ -1,18 +1,16 @@
 """Which groups of nodes a request may go to, and which of them come first."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from fabric.placement.divided import is_divided
 from fabric.placement.fitting import Group, group_name
 from fabric.placement.jobs import INFERENCE, Request
 from fabric.placement.state import PlacementState, Queued
-from fabric.units import PPM, AccountId, Fraction
+from fabric.units import PPM, AccountId, Fraction, NodeId
 
 Groups = Mapping[str, Group]
 Place = tuple[str, str, AccountId | None]
 """A pool, a type, and whose."""
-_WHOLE_NODE_WAITS = 6
-"""So many times as long as its class may wait for a reservation a gang waits for one node, where one could have it."""
 
 
 def groups_for(
@@ -83,4 +81,14 @@ def may_be_strewn(state: PlacementState, queued: Queued) -> bool:
     if queued.request.may_be_strewn or queued.rank == INFERENCE:
         return queued.request.may_be_strewn
     waited_us = state.planned_at_us - queued.queued_at_us
-    return waited_us >= _WHOLE_NODE_WAITS * state.policy.waits_us[queued.rank]
+    return waited_us >= state.policy.whole_node_waits * state.policy.waits_us[queued.rank]
+
+
+def least_notice_us(state: PlacementState, groups: Groups, nodes: Iterable[NodeId] | None = None) -> int | None:
+    """The least notice that any of these nodes (None = of all that are up) gives; None = all give enough."""
+    if nodes is None:
+        told = [group.notice_us for group in groups.values()]
+    else:
+        among = [state.nodes[node_id] for node_id in nodes if node_id in state.nodes]
+        told = [node.node.notice_us for node in among if node.status != "down"]
+    return min((notice_us for notice_us in told if notice_us is not None), default=None)

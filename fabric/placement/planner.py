@@ -9,12 +9,13 @@ All memory is in `PlacementState`; a planner rebuilt from an encoded copy of it 
 
 from collections.abc import Collection, Iterable, Mapping
 
-from fabric.placement import derived, growth, mixture
+from fabric.placement import derived, growth, mixture, places
 from fabric.placement.checks import NodeFree, assert_consistent, barred, beyond_quotas, check, view_nodes
 from fabric.placement.cluster import Cluster
 from fabric.placement.decisions import Decisions, Step
 from fabric.placement.fitting import Shape
 from fabric.placement.jobs import Request, Unplaceable, class_of
+from fabric.placement.lending import Lending
 from fabric.placement.preemption import Preemption
 from fabric.placement.queue import Queue
 from fabric.placement.quota_terms import Used
@@ -44,8 +45,14 @@ class Planner:
         self._pins = Reservations(state, self._cluster)
         self._preemption = Preemption(state, self._cluster)
         self._waiting = Waiting(state, self._cluster, self._queue, self._pins, self._fairness)
+        self._lending = Lending(state, self._cluster)
         self._decisions = Decisions(
-            state, self._cluster, fairness=self._fairness, waiting=self._waiting, preemption=self._preemption
+            state,
+            self._cluster,
+            fairness=self._fairness,
+            waiting=self._waiting,
+            preemption=self._preemption,
+            lending=self._lending,
         )
         self.shortest_grace_us = min(state.policy.graces_us)
         """With no longer a grace a job may be anywhere."""
@@ -120,7 +127,7 @@ class Planner:
 
     def least_notice_us(self, nodes: Iterable[NodeId] | None = None) -> int | None:
         """The least notice that any of these nodes (None = of all) gives before it goes; None = all give enough."""
-        return self._cluster.least_notice_us(nodes)
+        return places.least_notice_us(self._state, self._cluster.groups, nodes)
 
     def longest_grace_us(self, nodes: Iterable[NodeId]) -> int:
         """The longest that a job on these nodes may take to leave, when it was asked to."""
@@ -193,10 +200,10 @@ class Planner:
 
     def release(self, job_id: JobId, *, now_us: int) -> bool:
         """The job's devices are free, or its preemptor's. False if it owned none."""
-        del now_us
         running = self._cluster.disown(job_id)
         if running is None:
             return False
+        self._lending.left(running, now_us=now_us)
         account_id = running.request.account_id
         if self._fairness.leave(account_id, fee=running.fee):
             self._queue.restate(account_id)

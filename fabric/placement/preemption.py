@@ -15,14 +15,11 @@ from fabric.placement.divided import could_take
 from fabric.placement.fitting import Group, Shape
 from fabric.placement.guarantees import BORROWED
 from fabric.placement.jobs import ENTERPRISE, INFERENCE, Evict, Shares
-from fabric.placement.quotas import MINUTE_US, EvictionBudget
+from fabric.placement.quotas import EvictionBudget
 from fabric.placement.state import NodeState, Pin, PlacementState, Queued, Running
 from fabric.placement.victims import Selection, losses
 from fabric.units import JobId
 
-_CHEAP_US = 5 * MINUTE_US
-_PATIENCE = 4
-"""What a device loses for a better class at once, and how many times longer that waits for each minute more."""
 _SEARCH_COSTS = 128
 _EVICTION_COSTS = 32
 _CANDIDATES = 512
@@ -166,7 +163,8 @@ class Preemption:
         if pin is not None:
             most_us = (now_us - pin.at_us) * self._state.policy.loss_percent // 100
         else:
-            most_us = _CHEAP_US + (now_us - queued.queued_at_us) // _PATIENCE
+            policy = self._state.policy
+            most_us = policy.cheap_us + (now_us - queued.queued_at_us) // policy.patience
         return loss > queued.request.least * most_us
 
     def _spent(self, jobs: list[Running], now_us: int) -> set[JobId]:

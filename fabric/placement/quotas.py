@@ -48,6 +48,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
     headroom_devices: int = 0
     """Idle reserved devices of each type that are never lent. 0 lends everything: a reclaim frees them within the grace."""
+    keep_percent: int = 100
+    """How long what reserved inference leaves is not lent, as a part of what an eviction usually loses of each device's work: 100
+    = until keeping it idle has cost as much as having to evict who it would be lent to. 0 = lent at once."""
     lend_dedicated: bool = True
     """Whether idle cells of one account are lent to jobs of others that may be evicted, until their owner asks."""
     waits_us: tuple[int, int, int, int, int] = (MINUTE_US, 5 * MINUTE_US, 10 * MINUTE_US, HOUR_US, 6 * HOUR_US)
@@ -60,8 +63,16 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """After so many evictions within a day a job is left alone by its equals, and goes last of those that a better class may evict."""
     reserved_percent: int = 8
     """Of a pool's devices of a type so many in a hundred are reserved at a time for jobs that waited too long, or one job's."""
+    pins_max: int = 6
+    """So many jobs of a class have reservations in one pool's devices of a type at a time."""
+    whole_node_waits: int = 6
+    """So many times as long as its class may wait for a reservation a gang waits for one node, where one could have it."""
     loss_percent: int = 10
     """For a job with a reservation at most so much is lost of others' work as this part of how long it has been reserved for."""
+    cheap_us: int = 5 * MINUTE_US
+    """So much of each device's work may be lost at once for a better class, where jobs save,"""
+    patience: int = 4
+    """and as much more as the time for which it has waited, divided by this."""
     retry_us: int = MINUTE_US
     """How long a blocked lane waits before victims are looked for again."""
     half_life_us: int = 7 * DAY_US
@@ -81,14 +92,16 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         """What of it can't be meant, in words; "" if nothing."""
         durations = {
             "waits_us": min(self.waits_us), "run_us_min": self.run_us_min, "entry_us": self.entry_us,
-            "retry_us": self.retry_us - MICROS_PER_S, "half_life_us": self.half_life_us - HOUR_US,
+            "retry_us": self.retry_us - MICROS_PER_S, "half_life_us": self.half_life_us - HOUR_US, "cheap_us": self.cheap_us,
         }  # fmt: skip
-        longest = max(*self.waits_us, self.run_us_min, self.entry_us, self.retry_us, self.half_life_us)
+        longest = max(*self.waits_us, self.run_us_min, self.entry_us, self.retry_us, self.half_life_us, self.cheap_us)
         found = [name for name, us in durations.items() if us < 0] + ["a time"] * (longest > POLICY_US_MAX)
         found += ["graces_us"] * any(not 0 <= us <= LONGEST_GRACE_US for us in self.graces_us)
-        counts = {"headroom_devices": 0, "bypasses_max": 1, "evictions_max": 1}
+        counts = {
+            "headroom_devices": 0, "bypasses_max": 1, "evictions_max": 1, "pins_max": 1, "whole_node_waits": 0, "patience": 1,
+        }  # fmt: skip
         found += [name for name, least in counts.items() if not least <= getattr(self, name) <= POLICY_COUNT_MAX]
-        parts = {"reserved_percent": (0, 100), "loss_percent": (1, PERCENT_MAX)}
+        parts = {"reserved_percent": (0, 100), "loss_percent": (1, PERCENT_MAX), "keep_percent": (0, PERCENT_MAX)}
         found += [name for name, (least, most) in parts.items() if not least <= getattr(self, name) <= most]
         found += ["score_percent"] * any(not 0 <= percent <= PERCENT_MAX for percent in self.score_percent)
         owners = {quota.owner for quota in self.quotas}

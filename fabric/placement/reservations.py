@@ -13,9 +13,6 @@ from fabric.placement.fitting import Group, Shape
 from fabric.placement.state import NodeState, Pin, PlacementState, Queued
 from fabric.units import INT64_MAX, JobId
 
-_PINS_MAX = 6
-"""Of a class in a group at a time: each looks for whom to evict once a minute."""
-
 
 class Reservations:
     """The pins of all groups."""
@@ -58,10 +55,11 @@ class Reservations:
         pins, pinned = group.reservations[rank]
         if not pins:
             return INT64_MAX
-        if pins >= _PINS_MAX:
+        policy = self._state.policy
+        if pins >= policy.pins_max:
             return 0
         all_devices = sum([size * count for size, count in group.standing.items()])
-        return all_devices * self._state.policy.reserved_percent // 100 - pinned
+        return all_devices * policy.reserved_percent // 100 - pinned
 
     def consider(self, group: Group, node: NodeState) -> None:
         """The node got room: does it serve a pinned job better than one that is reserved for it?"""

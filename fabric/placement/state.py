@@ -60,6 +60,8 @@ class NodeState(msgspec.Struct):
     """Devices that go to these claims when they are released, first come first served."""
     divided: dict[JobId, Divided] = {}
     """By the share's name."""
+    kept_until_us: int = 0
+    """Until when what is free here is not lent: reserved inference has just left it, and may ask for it again."""
 
 
 class Queued(msgspec.Struct, gc=False):

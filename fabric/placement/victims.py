@@ -45,6 +45,16 @@ def losses(jobs: Iterable[Running], *, reporters: list[Running], now_us: int) ->
     return lost
 
 
+def expected_us(reporters: list[Running]) -> int:
+    """What an eviction loses of each device's work if nobody looks at the moment: half of the time between two checkpoints, and a
+    restore. 0 where nobody has reported two.
+    """
+    cadences = sorted([running.every_us for running in reporters if running.every_us])
+    if not cadences:
+        return 0
+    return _median(cadences) // 2 + _median(sorted([running.restore_us for running in reporters]))
+
+
 def _redo_us(
     running: Running, restores: list[int], cadences: list[int], ages: list[int], now_us: int
 ) -> tuple[int, int]:

@@ -172,7 +172,7 @@ class Inquiry:
         if group.free and not group.is_home_of(queued.request.account_id, queued.rank):
             if group.wanted:
                 withheld = "inference_waits" if group.owner is None else "owner_waits"
-            elif group.owner is None and group.free - policy.headroom_devices < least <= group.free:
+            elif group.owner is None and least <= group.free and self._is_kept(group, queued, policy):
                 withheld = "headroom"
         kept = 0 if withheld else self._cluster.guarantees.kept(group, queued.request.account_id)
         if kept and group.free - kept < least <= group.free:
@@ -187,6 +187,12 @@ class Inquiry:
             most=max((free for free, bits in enumerate(group.fit) if bits), default=0),
             most_part=None if queued.request.fraction is None else group.units.most(),
             withheld=withheld,
+        )
+
+    def _is_kept(self, group: Group, queued: Queued, policy: Policy) -> bool:
+        """Whether what is free is kept for inference: the headroom, or what inference has just left."""
+        return group.free - policy.headroom_devices < queued.request.least or (
+            bool(group.kept) and self._find(group, queued) is None
         )
 
     def _fits(self, queued: Queued, groups: tuple[Group, ...]) -> bool:

@@ -240,7 +240,8 @@ def test_every_attribute_beside_the_state_is_listed_as_derived():
     parts = [
         core, core.price_list, core.book.deadlines, core.book.own, planner, planner._cluster, planner._fairness, queue,
         planner._cluster.guarantees,
-        planner._pins, planner._preemption, planner._preemption._budget, planner._waiting, planner._waiting._overdue, planner._decisions,
+        planner._pins, planner._preemption, planner._preemption._budget, planner._lending, planner._decisions,
+        planner._waiting, planner._waiting._overdue,
         planner._waiting._ripe, planner._cluster.divided, *[group.units for group in planner._cluster.groups.values()],
         *planner._cluster.groups.values(), *queue.named.values(),
     ]  # fmt: skip

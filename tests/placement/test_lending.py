@@ -1,8 +1,9 @@
 """What is idle is used: inference on spot nodes, and everybody, until the owner asks, on cells of others."""
 
+import msgspec
 import pytest
 
-from fabric.placement import Unplaceable
+from fabric.placement import PlacementState, Planner, Unplaceable
 
 MINUTE = 60_000_000
 HOUR = 60 * MINUTE
@@ -97,3 +98,70 @@ def test_of_idle_types_the_fastest_is_taken(story):
     speeds = (("H100", 1_000_000), ("A100", 315_000))
     for nodes in (("h0 H100 8 spot", "a0 A100 16 spot"), ("a0 A100 16 spot", "h0 H100 8 spot")):
         assert story(*nodes).submit("any", 4, speeds=speeds) == ["any@h0:4"]
+
+
+def of_reserved(story, **policy):
+    """Two reserved nodes: a job that saves every twenty minutes and is restored in two, and inference on the other."""
+    at = story("r0 H100 8 reserved", "r1 H100 8 reserved", **policy)
+    at.submit("borrows", 8, grace_us=0)
+    at.submit("serves", 8, service="inference")
+    for _ in range(2):
+        at.now += 20 * MINUTE
+        at.planner.note_checkpoint("borrows", now_us=at.now, write_us=MINUTE, restore_us=2 * MINUTE)
+    assert at.submit("waits", 4) == []
+    return at
+
+
+def test_what_inference_leaves_is_lent_once_it_has_been_idle_for_as_long_as_an_eviction_loses(story):
+    at = of_reserved(story)
+    assert at.release("serves") == []
+    assert at.planner.next_due_us() is not None
+    assert at.wait(12 * MINUTE - 1) == []
+    assert at.wait(1) == ["waits@r1:4"]
+
+
+def test_inference_that_goes_and_comes_again_evicts_nobody(story):
+    at = of_reserved(story)
+    for number in range(10):
+        assert at.release("serves" if number == 0 else f"serves{number - 1}") == []
+        at.now += 10 * MINUTE
+        assert at.submit(f"serves{number}", 8, service="inference") == [f"serves{number}@r1:8"]
+
+
+@pytest.mark.parametrize(("percent", "minutes"), [(50, 6), (300, 36)])
+def test_how_long_what_inference_leaves_is_kept_is_a_setting(story, percent, minutes):
+    at = of_reserved(story, keep_percent=percent)
+    at.release("serves")
+    assert at.wait(minutes * MINUTE - 1) == []
+    assert at.wait(1) == ["waits@r1:4"]
+
+
+def test_nothing_is_kept_of_a_pool_where_nobody_saves_nor_where_the_policy_says_so(story):
+    assert of_reserved(story, keep_percent=0).release("serves") == ["waits@r1:4"]
+    at = story("r0 H100 8 reserved")
+    at.submit("serves", 8, service="inference")
+    at.submit("waits", 4)
+    assert at.release("serves") == ["waits@r0:4"]
+
+
+def test_a_planner_made_anew_keeps_what_the_one_before_kept(story):
+    at = of_reserved(story)
+    at.release("serves")
+    at.planner = Planner(msgspec.msgpack.decode(msgspec.msgpack.encode(at.planner._state), type=PlacementState))
+    assert at.plan() == []
+    assert at.wait(12 * MINUTE) == ["waits@r1:4"]
+
+
+def test_a_node_that_went_and_came_back_is_kept_for_nobody(story):
+    at = of_reserved(story)
+    at.release("serves")
+    at.planner.remove_node("r1")
+    assert at.node("r1 H100 8 reserved") == ()
+    assert at.plan() == ["waits@r1:4"]
+
+
+def test_of_what_is_kept_it_is_said_that_it_is_for_inference(story):
+    at = of_reserved(story)
+    at.release("serves")
+    waits = at.planner.waits("waits", now_us=at.now)
+    assert [room.withheld for room in waits.rooms] == ["headroom"]

@@ -54,6 +54,7 @@ def test_a_cluster_file_can_say_every_number_of_a_policy():
             Quota(accelerator="H100", account="acme", nominal=8, borrow_max=4, lend_max=0),
             Quota(accelerator="H100", cohort="acme", nominal=16),
         ),
+        "cheap_us": 120_000_000,
     }
     counts = [name for name in Policy.__struct_fields__ if name not in other]
     policy = Policy(**other, **{name: getattr(usual, name) + 1 for name in counts})
