@@ -55,6 +55,7 @@ def test_a_cluster_file_can_say_every_number_of_a_policy():
             Quota(accelerator="H100", cohort="acme", nominal=16),
         ),
         "cheap_us": 120_000_000,
+        "score_percent": tuple(each + 1 for each in usual.score_percent),
     }
     counts = [name for name in Policy.__struct_fields__ if name not in other]
     policy = Policy(**other, **{name: getattr(usual, name) + 1 for name in counts})
