@@ -207,7 +207,10 @@ def make(into: Path) -> None:
 
 if __name__ == "__main__":
     target = HERE / in_the_making()
-    shutil.rmtree(target, ignore_errors=True)
-    make(target)
+    with tempfile.TemporaryDirectory(dir=HERE) as new:
+        made = Path(new) / target.name
+        make(made)
+        shutil.rmtree(target, ignore_errors=True)  # what was there stays until all of the new one is
+        made.rename(target)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     print(f"{target}: {size // 1000} kB")
