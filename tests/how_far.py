@@ -1,4 +1,4 @@
-"""How far a run of many tests is, said in a line now and then, and what its tests took: two such runs share a terminal.
+"""How far a run of many tests is, said in a line now and then, and what its tests took.
 
 `pytest --how-far NAME` says what fails when it fails, half a minute's progress in one line, and writes `build/slowest-NAME.txt` at
 its end: the seconds of each test that took more than one, as `tests/slow.txt` has them, the longest first.
