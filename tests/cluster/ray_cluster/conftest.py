@@ -178,6 +178,20 @@ async def world(local, ours) -> AsyncIterator[World]:
     await world.cluster.close()
 
 
+@pytest.fixture(autouse=True)
+def whole(request) -> None:
+    """Nodes that ended with the test before are there again: what fails fails alone."""
+    if "local" not in request.fixturenames:
+        return
+    cluster = request.getfixturevalue("local")
+    cluster.mend()
+    deadline = time.monotonic() + 60
+    while cluster.away:
+        assert time.monotonic() < deadline, "Ray takes a node that has ended for alive"
+        cluster.return_nodes({each["NodeID"] for each in ray.nodes() if each["Alive"]})
+        time.sleep(0.1)
+
+
 @pytest.fixture
 def comes_back(world) -> Iterator[Callable[[str], None]]:
     """Call it with a node that a test takes away: it is there again for the next one, however the test ends."""
