@@ -14,6 +14,7 @@ from fabric.audit.records import Balances, Line, Statement
 from fabric.cli import app
 from fabric.client.client import Client
 from fabric.errors import FabricError, NotFound
+from fabric.gate.payment_views import NoticeView, PaymentView, SuspenseView
 from fabric.gate.questions import Prices
 from fabric.results import pack_value
 from fabric.wire import decode_error, encode_error, format_key
@@ -25,7 +26,10 @@ JOB = "job-" + "a" * 20
 FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 ON_THIS_MACHINE = {"up", "down", "doctor", "calibrate serving", "audit export"}
 """They ask no fabric, but this machine, or an endpoint; an export is bytes as they are, JSON with nothing but base64."""
-FACTS = ("voided_uhs", "receivable_microcny", "price_microcny", "free_uhs")
+FACTS = (
+    "voided_uhs", "receivable_microcny", "price_microcny", "free_uhs", "amount_uhs", "amount_microcny",
+    "matched", "missing_here", "missing_there", "different",
+)  # fmt: skip
 LINES = {"logs", "run", "audit checkpoint"}
 """They show text of several lines, which are its own."""
 ANSWERS = {
@@ -75,6 +79,22 @@ DOCUMENTS = {
         lines=(Line(at_us=1, kind="k", ref="r", amount_uhs=1, held_uhs=1, cny_microcny=1, transfer_id=1, seq=1),),
     ),
     "PricesRequest": Prices(tariffs=TARIFFS, catalogue=CATALOGUE),
+    "ListPaymentsRequest": {
+        "payments": [
+            PaymentView(
+                payment_id="p", account_id="a", provider="stripe", provider_ref="r", state="paid", aside=False, auto=False,
+                amount_uhs=1, price_microcny=1, currency="CNY", asked_at_us=1, until_us=2, paid_at_us=1, lot_id="l",
+                refunded_microcny=0, charged_back_microcny=0, refunds_due_microcny=0,
+            )
+        ],
+        "notices": [NoticeView(at_us=1, what="w", about="p", text="t")],
+    },
+    "ListSuspenseRequest": [
+        SuspenseView(
+            suspense_id="s", provider="stripe", provider_ref="r", payment_id="p", account_id="a", amount=1, currency="CNY",
+            why="other_amount", at_us=1, settled="", reason="",
+        )
+    ],
 }  # fmt: skip
 
 
@@ -106,7 +126,10 @@ def hostile(monkeypatch, tmp_path):
         found = DOCUMENTS.get(type(request).__name__)
         return json.dumps(soiled(msgspec.to_builtins(found))).encode() if found is not None else pack_value(HOSTILE)
 
-    monkeypatch.setattr(Client, "call", lambda _, request, reply, **__: filled(reply()))
+    def call(door, request, reply, **_):
+        return pb.Document(json=fetch(door, request)) if reply is pb.Document else filled(reply())
+
+    monkeypatch.setattr(Client, "call", call)
     monkeypatch.setattr(Client, "stream", stream)
     monkeypatch.setattr(Client, "collect", lambda self, request, reply: list(stream(self, request, reply)))
     monkeypatch.setattr(Client, "fetch", fetch)

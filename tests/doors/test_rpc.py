@@ -73,6 +73,10 @@ EVERY_REQUEST = [
     pb.ResultRequest(job_id="JOB"),
     pb.BalanceRequest(),
     pb.TopUpRequest(request_id="r", amount_uhs=1),
+    pb.AskPaymentRequest(request_id="r", amount_uhs=UHS_PER_CT, provider="operator"),
+    pb.GetPaymentRequest(payment_id="PAYMENT"),
+    pb.ListPaymentsRequest(),
+    pb.SetAutoTopUpRequest(request_id="r", on=False),
     pb.BuyBundleRequest(request_id="r", bundle="edge"),
     pb.SubscribeRequest(request_id="r", subscription="monthly"),
     pb.UnsubscribeRequest(request_id="r", subscription="monthly"),
@@ -108,6 +112,12 @@ EVERY_REQUEST = [
     pb.GrantRequest(request_id="r", account_id="acme", amount_uhs=1),
     pb.VoidLotRequest(request_id="r", account_id="acme", lot_id="lot-1", reason="a mistake"),
     pb.RecordPaymentRequest(request_id="r", account_id="acme", amount_microcny=1, payment_ref="p"),
+    pb.BookPaymentRequest(payment_id="PAYMENT", payment_ref="p", amount_microcny=1),
+    pb.RefundPaymentRequest(request_id="r", payment_id="PAYMENT", reason="a mistake"),
+    pb.PaymentNoticeRequest(provider="stripe"),
+    pb.ReconcilePaymentsRequest(until_us=1),
+    pb.ListSuspenseRequest(),
+    pb.SettleSuspenseRequest(request_id="r", suspense_id="s", how="kept", reason="a mistake"),
     pb.ListAccountsRequest(),
     pb.ListNodesRequest(),
     pb.ListLeasesRequest(),
@@ -150,7 +160,7 @@ def test_an_operators_call_is_refused_to_a_customer(house, name):
 )  # fmt: skip
 def test_a_call_that_changes_something_needs_a_request_id(house, request_):
     job = submit(house.client()).job_id
-    request = _with(request_, {"JOB": job, "KEY": "k-acme", "r": ""})
+    request = _with(request_, {"JOB": job, "KEY": "k-acme", "PAYMENT": _payment(house), "r": ""})
     house.port.batches.clear()
     with pytest.raises(InvalidRequest) as refusal:
         ask(house.client(house.root, account="acme"), request)
@@ -158,8 +168,12 @@ def test_a_call_that_changes_something_needs_a_request_id(house, request_):
     assert house.port.batches == []
 
 
-THINGS_OF_ANOTHER = ("JOB", "HOLD", "KEY")
-NAMING = sorted(name for name, request in NAMES.items() if any(thing in str(request) for thing in THINGS_OF_ANOTHER))
+THINGS_OF_ANOTHER = ("JOB", "HOLD", "KEY", "PAYMENT")
+NAMING = sorted(
+    name
+    for name, request in NAMES.items()
+    if any(thing in str(request) for thing in THINGS_OF_ANOTHER) and not CALLS[name].operators_only
+)
 
 
 @pytest.mark.parametrize("name", NAMING)
@@ -173,11 +187,12 @@ def test_what_belongs_to_another_is_answered_like_what_does_not_exist(house, nam
     house.client(house.root, account="acme").call(
         pb.AuthorizeRequest(request_id="b", hold_id="slice", amount_uhs=UHS_PER_CT, ttl_us=60_000_000), pb.Accepted
     )
+    payment = _payment(house)
     before = _money(house)
     answers = []
     for names in (
-        {"JOB": job, "HOLD": "slice", "KEY": "k-acme"},
-        {"JOB": "job-nowhere", "HOLD": "nowhere", "KEY": "k-nowhere"},
+        {"JOB": job, "HOLD": "slice", "KEY": "k-acme", "PAYMENT": payment},
+        {"JOB": "job-nowhere", "HOLD": "nowhere", "KEY": "k-nowhere", "PAYMENT": "nowhere"},
     ):
         request = _with(NAMES[name], names)
         with pytest.raises(NotFound) as refusal:
@@ -197,6 +212,11 @@ def _with(request, names):
         if isinstance(value, str) and value in names:
             setattr(made, field.name, names[value])
     return made
+
+
+def _payment(house):
+    asked = pb.AskPaymentRequest(request_id="p", amount_uhs=UHS_PER_CT, provider="operator")
+    return json.loads(ask(house.client(), asked).json)["payment"]["payment_id"]
 
 
 def _money(house):

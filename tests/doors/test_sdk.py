@@ -192,7 +192,7 @@ def test_an_amount_that_is_no_plain_decimal_is_refused_before_anything_is_sent(h
 )
 def test_accelerators_are_read_as_people_write_them(given, expected):
     types, devices, *least = expected
-    assert parse_accelerators(given) == (types, devices, *(least or [None]))
+    assert parse_accelerators(given) == (types, devices, *(least or [None]), None)
 
 
 @pytest.mark.parametrize(
