@@ -371,10 +371,10 @@ class _Calls:
         for call in calls:
             self._check(seq, call)
             self.used[call["lease_id"]] += call["charged_uhs"] + call.get("absorbed_uhs", 0)
-        said = event["event"] in ("update_hold", "settle_hold") and outcome["outcome"] == "accepted"
+        said = event["event"] in ("update_hold", "settle_hold", "release_hold") and outcome["outcome"] == "accepted"
         if said and event["seq"] > self.heard[event["hold_id"]]:  # an old word is answered again, and moves nothing
             self.heard[event["hold_id"]] = event["seq"]
-            self.used[event["hold_id"]] += event["used_uhs"]
+            self.used[event["hold_id"]] += event.get("used_uhs", 0)
 
     def finish(self) -> None:
         """What was reported of each hold is what was taken off it."""

@@ -7,7 +7,7 @@ from fabric.charging.catalogue import Mode, Plan
 from fabric.gate.events import ClosePeriod, Grant, OpenAccount, RecordPayment, Subscribe, TopUp, VoidLot
 from fabric.gate.instructions import Accepted
 from fabric.gate.questions import StatementOf
-from fabric.gate.serving_events import Authorize, SettleHold
+from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold
 from tests.audit.conftest import CATALOGUE, CT, USE, opening
 
 POSTPAID = Plan(
@@ -32,6 +32,21 @@ def used(tokens, hold_id):
         Authorize(amount_uhs=tokens * CT, use=USE, ttl_us=60_000_000, **more),
         SettleHold(seq=1, used_uhs=tokens * CT, **more),
     )
+
+
+async def test_an_old_word_of_a_hold_that_was_released_is_no_use_of_it(log):
+    """It is answered as before, and moves nothing: an honest fabric was found to hide a use."""
+    hold = {"hold_id": "gone", "account_id": "acme"}
+    answers = await log.write(
+        [
+            Authorize(amount_uhs=5 * CT, use=USE, ttl_us=60_000_000, **hold),
+            ReleaseHold(seq=1, **hold),
+            SettleHold(seq=1, used_uhs=CT, **hold),
+        ]
+    )
+    assert all(isinstance(answer, Accepted) for answer in answers)
+    report = verify_export(await log.export(), trusted_key=log.auditor.verifier_key)
+    assert report.ok, report
 
 
 async def test_what_an_operator_books_by_hand_is_in_the_statement_and_verified(log):

@@ -19,6 +19,7 @@ from fabric.simulation.experiment import Plan, play, spread
 from fabric.simulation.gate_policy import GatePolicy
 from fabric.simulation.measures import Measures
 from fabric.simulation.workload import HOUR_US, Behaviour, Work
+from tests.bench.yardstick import print_yardstick
 
 NODES = ("2x8:H100", "3x8:A100", "3x8:910B")
 ORDER = ("H100", "A100", "910B")
@@ -77,6 +78,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--load", type=float, default=0.7)
     asked = parser.parse_args()
+    print_yardstick()
     found: dict[str, list[Measures]] = {way: [] for way in WAYS}
     for way, run in runs(asked.jobs, asked.seeds, asked.load):
         found[way].append(run)

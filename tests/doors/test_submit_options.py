@@ -13,7 +13,7 @@ COMMAND = ["python", "-c", "print(42)"]
 OTHERS = {
     "devices_per_node": 2, "mix": "islands", "ranks": "device", "preload": "torch", "ray_program": True, "data": {"s3://b/": 1},
     "estimate": 60, "time_limit": 600, "grace": 30, "stop_signal": "INT", "auto_park": 300, "max_retries": 2,
-    "preemptible": False,
+    "preemptible": False, "prefer": "soonest",
 }  # fmt: skip
 """Of each, something that isn't its default."""
 
