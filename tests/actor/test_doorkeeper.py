@@ -146,8 +146,10 @@ async def test_where_the_gate_is_elsewhere_the_door_is_opened_here_and_asks_it_o
     door = keeper(gate)
     await door.open()
     assert await refused_as_unknown(door.port, tmp_path)
-    assert [name for name, _ in gate.said] == ["open_door", "ask"]
     await door.close()
+    first, *others = [name for name, _ in gate.said]
+    assert first == "open_door"
+    assert set(others) == {"ask"}, "of the key, and of payments that are under way"
     assert "close_door" not in [name for name, _ in gate.said]
 
 
