@@ -18,7 +18,7 @@ from fabric.units import PPM
 
 Found = tuple[Group, Picks]
 _HOLDS_OUT: Final = 2
-"""So many times what it would lose by a type a job with a wish waits for a better one (tried: 0.5, 2, 3, 10 on `bench_prefer`)."""
+"""So many times what it would lose by a type a job with a wish waits for a better one. Chosen by hand, on two seeds of `bench_prefer`."""
 
 
 def _nobody(group: Group) -> int:
