@@ -47,7 +47,7 @@ class Cluster:
                 group.enter(job_id, running, devices)
         self.guarantees = Guarantees(state)
         for name in dict.fromkeys(pin.group for pin in state.pins.values()):
-            self.mark(self.groups[name])
+            self._reserve(self.groups[name])
 
     def add(self, node: Node) -> None:
         """A node that is new, or was removed."""
@@ -68,7 +68,6 @@ class Cluster:
         given_us = group.notice_us
         self.version += group.insert(fresh)
         self.mark(group)
-        group.touched = True
         self.layout += 1
         self.version += group.notice_us != given_us
 
@@ -298,6 +297,11 @@ class Cluster:
         group.touched = True
 
     def mark(self, group: Group) -> None:
+        """The group's pins have become others, or its nodes."""
+        self._reserve(group)
+        group.touched = True
+
+    def _reserve(self, group: Group) -> None:
         """Take note of the nodes of the group's pins."""
         self.pins_version += 1
         group.pinned, group.reservations = [0] * RANKS, [(0, 0)] * RANKS
@@ -311,7 +315,6 @@ class Cluster:
                     group.pinned[rank] |= bits
                     pins, devices = group.reservations[rank]
                     group.reservations[rank] = pins + 1, devices + queued.request.least
-        group.touched = True
 
     def rooms(self, group: Group, nodes: Mapping[int, NodeState]) -> dict[int, int]:
         """`room` of nodes of a group, by their slots. Whoever is leaving is looked at once, not once a node."""

@@ -16,7 +16,7 @@ from fabric.placement.quotas import Fairness
 from fabric.placement.waiting import Waiting
 
 View = dict[str, Any]
-AT_REST = ("parked", "wanted", ": typed")
+AT_REST = ("parked", "wanted", ": typed", "touched")
 """Same only when all that can be done has been planned: before, a planner made anew looks at everything once more."""
 
 
@@ -73,6 +73,7 @@ def _of_group(group: Group) -> View:
         "leaving": sorted(group.leaving),
         "leaving_devices": group.leaving_devices,
         "reporters": sorted(group.reporters),
+        "touched": group.touched,
         "wanted": group.wanted,
         "typed": group.typed,
         "kept": dict(group.kept),
