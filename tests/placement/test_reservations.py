@@ -1,5 +1,7 @@
 """Tiers and gangs together: who waited too long is reserved for, and no reservation is a wall to a better class."""
 
+from fabric.placement.planner import Planner
+
 MINUTE = 60_000_000
 HOUR = 60 * MINUTE
 
@@ -89,3 +91,15 @@ def test_an_elastic_gang_leaves_room_for_who_waits_beside_it(story):
     at.queue("small", 2)
     at.queue("never", 8)
     assert at.release("runs") == ["elastic@h0:6", "small@h0:2"]
+
+
+def test_a_planner_made_anew_leaves_alone_who_is_pinned(story):
+    """It has nothing to decide that the one it is made from had not: a restored gate would have looked at pins once more."""
+    at = story("h0 H100 8 spot")
+    at.submit("runs", 8, preemptible=False)
+    at.submit("waits", 8)
+    at.wait(HOUR)
+    assert list(at.planner._state.pins) == ["waits"]
+    at.plan()
+    assert at.planner.at_rest
+    assert Planner(at.planner._state).at_rest
