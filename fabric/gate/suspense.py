@@ -10,6 +10,7 @@ from fabric.gate.payment_events import CNY, PaymentState, Said, SettleSuspense
 from fabric.gate.payment_state import Payment, Suspense
 from fabric.gate.treasury import REASON_MAX
 from fabric.ledger import Origin
+from fabric.ledger.paybacks import Sum
 from fabric.units import UHS_PER_CT, AccountId, format_cny
 
 WAYS: Final = ("returned", "kept", "booked")
@@ -24,23 +25,19 @@ def hold(core: Core, said: Said, *, why: str, account_id: AccountId = notices.OP
     name = id_of(said.provider, said.payment_id or said.provider_ref)
     if name in core.state.till.suspense:
         return
-    core.book.set_aside(
-        account_id, ref=name, amount=said.amount, channel=said.provider, currency=said.currency, now_us=core.now_us
+    found = Suspense(
+        suspense_id=name,
+        provider=said.provider,
+        provider_ref=said.provider_ref,
+        payment_id=said.payment_id,
+        account_id=account_id,
+        amount=said.amount,
+        currency=said.currency,
+        why=why,
+        at_us=core.now_us,
     )
-    keep(
-        core,
-        Suspense(
-            suspense_id=name,
-            provider=said.provider,
-            provider_ref=said.provider_ref,
-            payment_id=said.payment_id,
-            account_id=account_id,
-            amount=said.amount,
-            currency=said.currency,
-            why=why,
-            at_us=core.now_us,
-        ),
-    )
+    core.book.set_aside(account_id, **_sum(core, found))
+    keep(core, found)
 
 
 def keep(core: Core, found: Suspense) -> None:
@@ -101,28 +98,24 @@ def settle(core: Core, event: SettleSuspense) -> Outcome:
     elif event.how == "returned":
         _return(core, found)
     elif found.amount:
-        core.book.keep(
-            found.account_id,
-            ref=found.suspense_id,
-            amount=found.amount,
-            channel=found.provider,
-            currency=found.currency,
-            now_us=core.now_us,
-        )
+        core.book.keep(found.account_id, **_sum(core, found))
     found.settled, found.reason = event.how, event.reason
     return Accepted(facts={"amount": found.amount, "currency": found.currency})
 
 
 def _return(core: Core, found: Suspense) -> None:
     if found.amount:
-        core.book.pay_out(
-            found.account_id,
-            ref=found.suspense_id,
-            amount=found.amount,
-            channel=found.provider,
-            currency=found.currency,
-            now_us=core.now_us,
-        )
+        core.book.pay_out(found.account_id, **_sum(core, found))
+
+
+def _sum(core: Core, found: Suspense) -> Sum:
+    return {
+        "ref": found.suspense_id,
+        "amount": found.amount,
+        "channel": found.provider,
+        "currency": found.currency,
+        "now_us": core.now_us,
+    }
 
 
 def _book(core: Core, found: Suspense, event: SettleSuspense) -> Refusal | None:

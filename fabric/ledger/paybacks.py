@@ -6,6 +6,7 @@ is gone already: what is unused of its lot is frozen, and the rest is owed in to
 """
 
 from collections.abc import Iterable
+from typing import NotRequired, TypedDict, Unpack
 
 from fabric.ledger import postings
 from fabric.ledger.accounts import Account
@@ -52,55 +53,52 @@ def take_back(ledger: Ledger, lot_id: str, *, amount_uhs: int, amount_microcny: 
     )
 
 
-def pay_out(
-    ledger: Ledger, account_id: str, *, ref: str, amount: int, channel: str, now_us: int, currency: str = CNY
-) -> Transfer:
+class Sum(TypedDict):
+    """Money that moves from one place to another, and nothing with it."""
+
+    ref: str
+    amount: int
+    channel: str
+    now_us: int
+    currency: NotRequired[str]
+
+
+def pay_out(ledger: Ledger, account_id: str, **of: Unpack[Sum]) -> Transfer:
     """Money that stood in suspense has left."""
-    return postings.post(
-        ledger,
-        "pay_out",
-        account_id=account_id,
-        ref=ref,
-        at_us=now_us,
-        tokens={},
-        money={"suspense": amount, "cash": -amount},
-        channel=channel,
-        currency=currency,
-    )
+    return _move(ledger, "pay_out", account_id, into="suspense", out_of="cash", **of)
 
 
-def set_aside(
-    ledger: Ledger, account_id: str, *, ref: str, amount: int, channel: str, now_us: int, currency: str = CNY
-) -> Transfer:
+def set_aside(ledger: Ledger, account_id: str, **of: Unpack[Sum]) -> Transfer:
     """Money has come in (or, below 0, gone out) that nothing can be booked for."""
-    return postings.post(
-        ledger,
-        "suspense",
-        account_id=account_id,
-        ref=ref,
-        at_us=now_us,
-        tokens={},
-        money={"cash": amount, "suspense": -amount},
-        channel=channel,
-        currency=currency,
-    )
+    return _move(ledger, "suspense", account_id, into="cash", out_of="suspense", **of)
 
 
-def keep(
-    ledger: Ledger, account_id: str, *, ref: str, amount: int, channel: str, now_us: int, currency: str = CNY
-) -> Transfer:
+def keep(ledger: Ledger, account_id: str, **of: Unpack[Sum]) -> Transfer:
     """What stood in suspense is the operator's (or, below 0, its loss)."""
+    return _move(ledger, "suspense", account_id, into="suspense", out_of="revenue", flags=("kept",), **of)
+
+
+def _move(
+    ledger: Ledger,
+    kind: str,
+    account_id: str,
+    *,
+    into: str,
+    out_of: str,
+    flags: tuple[str, ...] = (),
+    **of: Unpack[Sum],
+) -> Transfer:
     return postings.post(
         ledger,
-        "suspense",
+        kind,
         account_id=account_id,
-        ref=ref,
-        at_us=now_us,
+        ref=of["ref"],
+        at_us=of["now_us"],
         tokens={},
-        money={"suspense": amount, "revenue": -amount},
-        channel=channel,
-        currency=currency,
-        flags=("kept",),
+        money={into: of["amount"], out_of: -of["amount"]},
+        channel=of["channel"],
+        currency=of.get("currency", CNY),
+        flags=flags,
     )
 
 
