@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 _EMPTY = hashlib.sha256().digest()
 _MTOK = _PPM = 1_000_000
-_DAY_US = 86_400_000_000
+_DAY_US, _REMEMBERED = 86_400_000_000, 32_768
 _INT64 = range(-(2**63), 2**63)
 _PLACES = {"cust": ("available", "held", "debt"), "op": ("issued", "redeemed", "breakage", "written_off", "revenue")}
 _PLACES |= dict.fromkeys(("receivable", "cash", "suspense"), ("",))
@@ -40,7 +40,6 @@ _MONEY = {"repay", "write_off", "invoice", "sale", "payment", "pay_out", "charge
 _KINDS, _ON_DEBT = _ISSUES | _MOVES | _MONEY, {"invoice", "reinstate"}
 _BY = {("redeemed", True): {"capture", "write_off"}, ("redeemed", False): {"refund"}, ("breakage", True): {"expire"},
        ("issued", False): _ISSUES | _ON_DEBT}  # fmt: skip
-_REMEMBERED_US, _REMEMBERED = 32 * 86_400_000_000, 32_768
 
 
 class Wrong(Exception):
@@ -276,8 +275,9 @@ class _Books:
         if self.ending[1] and entry.get("continues") != self.ending[0]:
             self.ended.add(self.ending[1])
             self.ending = (0, "")
-        self.leases.learn(event, outcome)
-        self.lots.learn(event, outcome)
+        if outcome["outcome"] == "accepted":
+            self.leases.learn(event)
+            self.lots.learn(event)
         for transfer in entry["transfers"]:
             self._transfer(seq, transfer, whole=whole)
             self.lots.post(seq, transfer, event, whole=whole or not self.counts["withheld entries"])
@@ -290,7 +290,7 @@ class _Books:
         """A request id that got a yes gets it again for 32 days, and moves nothing; a refused one is decided anew."""
         name, known = event.get("request_id"), self.requests[event.get("account_id") or ""]
         first, answer, at_us = known.get(name, (event, outcome, 0))
-        if first is not event and self.at_us - at_us < _REMEMBERED_US:
+        if first is not event and self.at_us - at_us < 32 * _DAY_US:
             _require(not transfers, f"entry {seq} books request {name} a second time")
             same = outcome == answer if event == first else outcome["outcome"] == "refused"
             _require(same, f"entry {seq} answers request {name} otherwise than before")
@@ -301,7 +301,8 @@ class _Books:
                 del known[next(iter(known))]
 
     def _transfer(self, seq: int, transfer: dict[str, Any], *, whole: bool) -> None:
-        number, ref = transfer["transfer_id"], transfer["ref"]
+        number, kind, ref = transfer["transfer_id"], transfer["kind"], transfer["ref"]
+        complete = whole or not self.counts["withheld entries"]  # what is withheld may explain what is missing
         next_one = number == self.transfer_id + 1 if whole else number > self.transfer_id
         _require(next_one, f"in entry {seq} transfer {number} follows {self.transfer_id}")
         self.transfer_id = number
@@ -315,16 +316,15 @@ class _Books:
             held += amount if account.startswith("cust/") and account.endswith("/held") else 0
         _require(not any(sums.values()), f"the postings of transfer {number} do not sum to zero: {dict(sums)}")
         _require(not held or ref not in self.ended, f"transfer {number} moves hold {ref}, which had ended")
-        self.opened |= {ref} if transfer["kind"] == "hold" else set()
-        if transfer["kind"] in ("capture", "refund") and (whole or not self.counts["withheld entries"]):
-            what = f"in entry {seq} transfer {number} is a {transfer['kind']} without a hold: {ref}"
-            _require(ref in self.opened, what)
+        self.opened |= {ref} if kind == "hold" else set()
+        known = ref in self.opened or kind not in ("capture", "refund") or not complete
+        _require(known, f"in entry {seq} transfer {number} is a {kind} without a hold: {ref}")
         self._places(transfer)
         self.held[ref] += held
-        if whole or not self.counts["withheld entries"]:  # what is withheld may explain what is missing
+        if complete:
             self._above_zero(transfer, ref, whole=whole)
         goes_on = {"anew", "carried"} & set(transfer["flags"])  # a lot of it expired, and it may hold others
-        if held < 0 and transfer["kind"] in ("release", "expire") and self.held[ref] == 0 and not goes_on:
+        if held < 0 and kind in ("release", "expire") and self.held[ref] == 0 and not goes_on:
             self.ended.add(ref)
         if not self.held[ref]:
             del self.held[ref]
@@ -423,16 +423,14 @@ class _Leases:
         self.fractions: dict[tuple[str, str], list[int] | None] = {}
         self.recorded: set[tuple[str, str]] = set()
 
-    def learn(self, event: dict[str, Any], outcome: dict[str, Any]) -> None:
-        if event["event"] == "configure" and outcome["outcome"] == "accepted":
+    def learn(self, event: dict[str, Any]) -> None:
+        if event["event"] == "configure":
             self.tariffs.setdefault(event["tariffs"]["version"], []).append(event["tariffs"])
-        elif event["event"] == "submit" and outcome["outcome"] == "accepted":
+        elif event["event"] == "submit":
             self.fractions[event["account_id"], event["job_id"]] = event["spec"].get("fraction")
 
     def post(self, seq: int, entry: dict[str, Any]) -> None:
-        for record in entry["records"]:
-            if record.get("model"):
-                continue
+        for record in (each for each in entry["records"] if not each.get("model")):
             name = f"in entry {seq} the record of lease {record['lease_id']}"
             known_as = (record["account_id"], record["cdr_id"])
             _require(known_as not in self.recorded, f"{name} is a second one")
@@ -449,9 +447,7 @@ class _Leases:
         part = record.get("fraction")
         _require(part is None or 0 < part[0] < part[1], f"{name} is of a part of a device that can't be: {part}")
         asked = self.fractions.get((record["account_id"], record["job_id"]), part)
-        _require(
-            part == asked, f"{name} is of {part or 'whole devices'}, and its job asked for {asked or 'whole devices'}"
-        )
+        _require(part == asked, f"{name} is of {part or 'all'} of a device, and its job asked for {asked or 'all'}")
         ran = record["ended_at_us"] - record["started_at_us"]
         _require(metered <= ran, f"{name} is metered for {metered} µs and lasted {ran}")
         due = record["charged_uhs"] + record.get("refunded_uhs", 0) + record.get("absorbed_uhs", 0)
@@ -460,29 +456,24 @@ class _Leases:
         if in_force is None:
             self.counts["charges that could not be reckoned again"] += 1
             return
-        kinds = record["accelerator"].split("+")
+        kinds, weight = record["accelerator"].split("+"), record["weight_ppm"]
         weights = [w["ppm"] for tariffs in in_force for w in tariffs["weights"] if w["accelerator"] in kinds]
-        weight = record["weight_ppm"]
         offered = weight in weights or (len(kinds) > 1 and weights and min(weights) <= weight <= max(weights))
         _require(offered, f"{name} has the weight {weight}, and {sorted(set(weights))} were offered")
-        curves = [tariffs["curve"]["points"] for tariffs in in_force]
-        reckoned = {_burned(bands, estimated * devices, weight, points, part or [1, 1]) for points in curves}
-        _require(
-            due in reckoned, f"{name} is charged {due} µHs, and its counters, rate and curve make {sorted(reckoned)}"
-        )
+        made = sorted({_burned(record, tariffs["curve"]["points"]) for tariffs in in_force})
+        _require(due in made, f"{name} is charged {due} µHs, and its counters, rate and curve make {made}")
 
 
-def _burned(bands: list[list[int]], unknown: int, weight: int, points: list[list[int]], part: list[int]) -> int:
-    """Device-time × weight × f(utilisation), f linear between the points, half-even once; what is unknown counts as f = 1. Of a
-    part of a device that part.
-    """
+def _burned(record: dict[str, Any], points: list[list[int]]) -> int:
+    """Device-time × part × weight × f(utilisation), half-even once: f linear between the points, and 1 for what is unknown."""
+    bands, part = record.get("bands", []), record.get("fraction") or (1, 1)
     _require(len(bands) < len(points), "a record has more bands than its curve")
     scale = math.lcm(*(right[0] - left[0] for left, right in pairwise(points)))
-    total = unknown * _PPM * scale
+    total = record["estimated_us"] * record["devices"] * _PPM * scale
     for (device, busy), (left, low), (right, high) in zip(bands, points, points[1:], strict=False):
         total += low * device * scale + (high - low) * (scale // (right - left)) * (busy * _PPM - left * device)
-    whole = _PPM * _PPM * scale * part[1]
-    due, rest = divmod(weight * total * part[0], whole)
+    whole: int = _PPM * _PPM * scale * part[1]
+    due, rest = divmod(int(record["weight_ppm"] * total * part[0]), whole)
     return due + (2 * rest > whole or (2 * rest == whole and due % 2))
 
 
@@ -496,9 +487,7 @@ class _Lots:
         self.good_until: dict[str, int] = {}
         self.on_credit: set[str] = set()
 
-    def learn(self, event: dict[str, Any], outcome: dict[str, Any]) -> None:
-        if outcome["outcome"] != "accepted":
-            return
+    def learn(self, event: dict[str, Any]) -> None:
         if event["event"] == "configure":
             self.catalogue = event["catalogue"]
         elif event["event"] == "open_account":
@@ -560,17 +549,14 @@ class _Receipts(_Check):
         wanted = {"seq", "leaf", "leaf_hash", "proof", "tree_size", "checkpoint"}
         fit = receipts and all(isinstance(one, dict) and wanted <= set(one) for one in receipts)
         _require(fit, "no receipt", "no_export")
-        old_size, old_root = 0, b""
         for receipt in receipts:
             note = receipt["checkpoint"]
             self._trust(receipt.get("key") or self.trusted_key or "")
             self.report.origin = note.split("\n")[0]
             self.report.size, root, _ = self._open(note)
             self.report.root = root.hex()
-            if self.witnessed:
-                old_size, old_root, _ = self._open(self.witnessed)
-            same = old_size != self.report.size or old_root == root
-            _require(same, f"the log was forked at size {old_size}")
+            old_size, old_root, _ = self._open(self.witnessed) if self.witnessed else (0, _EMPTY, "")
+            _require(old_size != self.report.size or old_root == root, f"the log was forked at size {old_size}")
             self._receipt(receipt, root)
         if old_size not in (0, self.report.size):
             self.report.notes.append("that nothing was rewritten since shows an export: fabric audit export --since")

@@ -27,7 +27,8 @@ from fabric.gate.events import (
 from fabric.gate.instructions import Refusal, RemoveLease, StartLease, StopLease
 from fabric.ledger import Scope, Service, Use
 from fabric.ledger.state import SETTLEMENT_WINDOW_US
-from tests.gate.oracle import Auditor, Meter, Outages, Tries, admits
+from tests.gate.oracle import Auditor, admits
+from tests.gate.oracle_runs import Meter, Outages, Tries
 from tests.gate.world import CATALOGUE, T0, TARIFFS
 
 ACCOUNTS = ("ada", "bob", "cyd")

@@ -1,4 +1,4 @@
-"""What the gate's model is held against: a naive auditor of transfers, and a meter that reckons in fractions.
+"""What the gate's model is held against: a naive auditor of transfers.
 
 The auditor believes the amount of a transfer and nothing else: which lots it must have touched, in which order, and whether
 it was allowed, it works out itself from plain lists. It shares no code with the ledger but the records it reads.
@@ -7,10 +7,9 @@ it was allowed, it works out itself from plain lists. It shares no code with the
 import copy
 from collections import defaultdict
 from fractions import Fraction
-from math import floor
 
 from fabric.ledger.state import REFUND_MARGIN_US
-from fabric.units import PPM, UHS_PER_CT
+from fabric.units import UHS_PER_CT
 
 CREDIT = ""
 S = 1_000_000
@@ -398,122 +397,3 @@ def assert_same_lots(parts, transfer):
     assert dict(said) == dict(found), f"{transfer} should have touched {dict(found)}"
     order = list(dict.fromkeys(share.lot_id for share in transfer.lots))
     assert order == list(found), f"{transfer} should have gone in the order {list(found)}"
-
-
-class Meter:
-    """What one lease must be charged, in exact fractions, whatever the gate thinks."""
-
-    def __init__(self, *, devices, weight_ppm, curve, started):
-        self.devices, self.weight, self.points, self.started = devices, Fraction(weight_ppm, PPM), curve.points, started
-        self.total, self.seq, self.metered, self.rated = Fraction(0), 0, 0, 0
-        self.absorbed = self.refunded = self.durable = self.estimated = 0
-        self.durable_at = 0
-        self.most = None
-        """How much of the time since its last save is given back at most."""
-
-    def f(self, utilisation):
-        for (left, low), (right, high) in zip(self.points, self.points[1:], strict=False):
-            if utilisation <= Fraction(right, PPM):
-                slope = Fraction(high - low, right - left)
-                return Fraction(low, PPM) + slope * (utilisation - Fraction(left, PPM))
-        return Fraction(self.points[-1][1], PPM)
-
-    def sample(self, sample, until):
-        """What is due for one sample, cut off where the gate's clock has not been yet."""
-        if sample.seq <= self.seq:
-            return 0
-        self.seq = sample.seq
-        window = min(max(sample.window_us, 0), max(until - self.started - self.metered, 0))
-        if not window:
-            return 0
-        if sample.estimated:
-            return self.gap(window)
-        busy = min(max(sample.busy_us, 0), self.devices * sample.window_us) * window // sample.window_us
-        self.metered += window
-        return self._add(window * self.devices * self.f(Fraction(busy, self.devices * window)))
-
-    def gap(self, window):
-        self.metered += window
-        self.estimated += window
-        return self._add(Fraction(window * self.devices))
-
-    def _add(self, device_us):
-        self.total += device_us * self.weight
-        due, self.rated = round(self.total) - self.rated, round(self.total)
-        return due
-
-    @property
-    def peak(self):
-        return Fraction(self.points[-1][1], PPM)
-
-    def lost(self):
-        """What is given back of what was charged since the last save."""
-        lost, since = max(self.charged - self.durable, 0), self.metered - self.durable_at
-        return lost if since <= self.most else floor(Fraction(lost * self.most, since))
-
-    @property
-    def charged(self):
-        return self.rated - self.absorbed - self.refunded
-
-
-class Outages:
-    """How often lost nodes took an account's work, what it got back for that, and what it has paid since."""
-
-    MOST, TOGETHER_US = 5, 600_000_000
-
-    def __init__(self):
-        self.begun, self.gave, self.got = [], 0, 0
-
-    def believed(self, at):
-        return len(self.begun) < self.MOST or at < self.begun[-1] + self.TOGETHER_US
-
-    def took(self, at, given_back):
-        self.begun += [at] if not self.begun or at >= self.begun[-1] + self.TOGETHER_US else []
-        self.gave += given_back
-
-    def paid(self, amount):
-        if self.begun:
-            self.got += amount
-            if self.got > self.gave:
-                self.__init__()
-
-
-class Tries:
-    """How often in a row one job's attempts came to nothing that its owner didn't ask for, and what it got back for them."""
-
-    MOST = 5
-    LONG_US = 600 * S
-    WAITS_S = (0, 2, 8, 32)
-
-    def __init__(self):
-        self.row, self.given_back, self.step = 0, 0, 0
-        self.unstarted, self.earliest, self.holds = 0, 0, 0
-
-    OURS = (None, "evicted", "resized", "drained", "fabric_down")
-
-    def ended(self, outcome, *, at, asked_for, started_at, saved_step):
-        """`started_at` is None for an attempt that never did."""
-        if outcome not in ("lost", "interrupted") or asked_for not in self.OURS:
-            return
-        if started_at is None and asked_for is not None:
-            return
-        if started_at is None and outcome == "lost":
-            self.unstarted += 1
-        else:
-            if not self.row or (started_at is not None and at - started_at >= self.LONG_US):
-                self.row, self.given_back, self.step = 0, 0, saved_step
-            self.row += 1
-        if asked_for is None:
-            self.earliest = at + (*self.WAITS_S, *[120] * 99)[self.row + self.unstarted - 1] * S
-
-    def queued(self, holds):
-        """It holds tokens anew where it was parked, or its owner said that it is to go on."""
-        if holds != self.holds:
-            self.holds, self.unstarted, self.earliest = holds, 0, 0
-
-    def saved(self, step, durable):
-        if self.row and step >= self.step and durable > self.given_back:
-            self.row = self.given_back = 0
-
-    def believed(self):
-        return self.row <= self.MOST
