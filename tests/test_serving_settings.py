@@ -8,7 +8,8 @@ from fabric.config.prices import load_tariffs
 from fabric.config.serving import ServingConfig
 from fabric.daemon import models
 from fabric.errors import InvalidConfig, NotFound
-from fabric.gate.events import Configure, OpenAccount, TopUp
+from fabric.gate.account_events import OpenAccount
+from fabric.gate.events import Configure, TopUp
 from fabric.gate.questions import BalanceOf, ModelsOf
 from fabric.gate.serving_events import ModelSpec
 from fabric.units import UHS_PER_CT

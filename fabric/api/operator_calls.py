@@ -19,16 +19,8 @@ from fabric.api.messages import (
 )
 from fabric.api.service import ApiService
 from fabric.errors import Conflict, InvalidRequest, NotFound, PermissionDenied
-from fabric.gate.events import (
-    ClosePeriod,
-    CreateKey,
-    Grant,
-    NodeDrain,
-    OpenAccount,
-    RecordPayment,
-    RevokeKey,
-    VoidLot,
-)
+from fabric.gate.account_events import CreateKey, OpenAccount, RevokeKey
+from fabric.gate.events import ClosePeriod, Grant, NodeDrain, RecordPayment, VoidLot
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.questions import AccountsOf, KeyOf, KeysOf, LeasesOf, NodesOf, OpenUsageOf
 from fabric.gate.serving_events import SettleUsage, WriteOffUsage

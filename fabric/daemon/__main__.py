@@ -33,7 +33,7 @@ from fabric.daemon import addresses, models, operator_keys, parking, recovery
 from fabric.daemon.state_dir import HEALTH_S, announce, note_health, tell
 from fabric.doctor import Finding, Health, dependencies, machine, software
 from fabric.errors import FabricError, Unavailable
-from fabric.gate.events import OpenAccount
+from fabric.gate.account_events import OpenAccount
 from fabric.gate.key_scopes import OF_PROCESSES
 from fabric.gate.questions import BalanceOf, NodesOf, PricesOf
 from fabric.server import gate_handle

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric.api.gate_port import GatePort
-from fabric.gate.events import CreateKey, RevokeKey
+from fabric.gate.account_events import CreateKey, RevokeKey
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.questions import KeyOf, KeysOf
 from fabric.server import gate_handle

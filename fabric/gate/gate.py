@@ -42,6 +42,7 @@ from fabric.gate import (
     treasury,
     usage,
 )
+from fabric.gate.account_events import CreateKey, OpenAccount, RevokeKey
 from fabric.gate.answers import answer
 from fabric.gate.core import SILENCE_US, Core
 from fabric.gate.events import (
@@ -51,7 +52,6 @@ from fabric.gate.events import (
     Cancel,
     ClosePeriod,
     Configure,
-    CreateKey,
     ForgetJobs,
     Grant,
     LeaseFinished,
@@ -64,12 +64,10 @@ from fabric.gate.events import (
     NodeDrain,
     NodeHolds,
     NodeUp,
-    OpenAccount,
     Pause,
     RaiseLimit,
     RecordPayment,
     Resume,
-    RevokeKey,
     RolledBack,
     SaveNow,
     Submit,

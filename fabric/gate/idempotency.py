@@ -9,9 +9,10 @@ from typing import Final
 
 import msgspec
 
+from fabric.gate.account_events import CreateKey
 from fabric.gate.canonical import digest
 from fabric.gate.core import Core
-from fabric.gate.events import AnyEvent, CreateKey, Submit
+from fabric.gate.events import AnyEvent, Submit
 from fabric.gate.instructions import Outcome
 from fabric.gate.serving_events import Authorize
 from fabric.gate.state import Answered

@@ -3,8 +3,8 @@
 from typing import Final
 
 from fabric.gate import refusals
+from fabric.gate.account_events import CreateKey
 from fabric.gate.core import Core
-from fabric.gate.events import CreateKey
 from fabric.gate.instructions import Refusal
 from fabric.gate.key_scopes import KeyScope, effective
 from fabric.gate.key_scopes import unfit as unfit_scopes

@@ -6,18 +6,9 @@ from fabric.charging import plans
 from fabric.charging.catalogue import Mode, Overflow, Plan, Restriction
 from fabric.charging.plans import LotTerms
 from fabric.gate import keys, refusals, shares
+from fabric.gate.account_events import CreateKey, OpenAccount, RevokeKey
 from fabric.gate.core import Core
-from fabric.gate.events import (
-    BuyBundle,
-    ClosePeriod,
-    CreateKey,
-    Grant,
-    OpenAccount,
-    RecordPayment,
-    RevokeKey,
-    TopUp,
-    VoidLot,
-)
+from fabric.gate.events import BuyBundle, ClosePeriod, Grant, RecordPayment, TopUp, VoidLot
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.payments import TAKING
 from fabric.gate.state import Account, Key

@@ -11,6 +11,7 @@ from typing import Final
 from fabric.charging.catalogue import Catalogue, Plan
 from fabric.charging.tariffs import Tariffs, Weight
 from fabric.gate import Gate
+from fabric.gate.account_events import OpenAccount
 from fabric.gate.events import (
     AnyEvent,
     Configure,
@@ -25,7 +26,6 @@ from fabric.gate.events import (
     NodeDown,
     NodeDrain,
     NodeUp,
-    OpenAccount,
     Pool,
     RaiseLimit,
     Resume,

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from fabric.errors import Conflict, JournalCorrupt, Unavailable
+from fabric.gate.account_events import OpenAccount
 from fabric.gate.events import (
     JobKind,
     JobSpec,
@@ -14,7 +15,6 @@ from fabric.gate.events import (
     LeaseRemoved,
     LeaseStarted,
     NodeUp,
-    OpenAccount,
     Pool,
     Submit,
     TopUp,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from fabric.gate.events import JobKind, JobSpec, NodeUp, OpenAccount, Pool, RaiseLimit, Submit, TopUp
+from fabric.gate.account_events import OpenAccount
+from fabric.gate.events import JobKind, JobSpec, NodeUp, Pool, RaiseLimit, Submit, TopUp
 from fabric.server import actor as actor_module
 from fabric.units import UHS_PER_CT
 

@@ -11,7 +11,7 @@ from fabric.api.tls import ensure_certificate
 from fabric.client.client import Client
 from fabric.client.profile import Profile
 from fabric.errors import NotFound, Unauthenticated, Unavailable
-from fabric.gate.events import CreateKey, OpenAccount
+from fabric.gate.account_events import CreateKey, OpenAccount
 from fabric.gate.instructions import Accepted, StartLease
 from fabric.server import gate_server
 from fabric.server.gate_server import DoorTerms, Gatehouse

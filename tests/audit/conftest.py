@@ -11,6 +11,7 @@ from fabric.charging.catalogue import Bundle, Catalogue, Component, Plan
 from fabric.charging.rates import Rate
 from fabric.charging.tariffs import Tariffs, Weight
 from fabric.clock import VirtualClock
+from fabric.gate.account_events import OpenAccount
 from fabric.gate.events import (
     BuyBundle,
     Configure,
@@ -22,7 +23,6 @@ from fabric.gate.events import (
     LeaseStarted,
     Metered,
     NodeUp,
-    OpenAccount,
     Pool,
     Sample,
     Submit,

@@ -4,7 +4,8 @@ import msgspec
 
 from fabric.audit.verify import verify_export
 from fabric.charging.catalogue import Mode, Plan
-from fabric.gate.events import ClosePeriod, Grant, OpenAccount, RecordPayment, Subscribe, TopUp, VoidLot
+from fabric.gate.account_events import OpenAccount
+from fabric.gate.events import ClosePeriod, Grant, RecordPayment, Subscribe, TopUp, VoidLot
 from fabric.gate.instructions import Accepted
 from fabric.gate.questions import StatementOf
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fabric.charging.catalogue import Catalogue, Plan
 from fabric.charging.tariffs import Tariffs, Weight
 from fabric.gate import Gate
+from fabric.gate.account_events import OpenAccount
 from fabric.gate.events import (
     Configure,
     HoldMode,
@@ -25,7 +26,6 @@ from fabric.gate.events import (
     LeaseStarted,
     Metered,
     NodeUp,
-    OpenAccount,
     Pool,
     Sample,
     Submit,

@@ -20,7 +20,8 @@ from fabric.charging.catalogue import Catalogue, Plan
 from fabric.charging.rates import Rate
 from fabric.charging.tariffs import Tariffs, Weight
 from fabric.clock import SteadyClock
-from fabric.gate.events import Configure, Grant, OpenAccount
+from fabric.gate.account_events import OpenAccount
+from fabric.gate.events import Configure, Grant
 from fabric.gate.gate import Gate
 from fabric.gate.instructions import Accepted
 from fabric.gate.serving_events import Authorize, CallUsed, ModelSpec, OfferModel, UpdateHold

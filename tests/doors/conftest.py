@@ -24,16 +24,15 @@ from fabric.client.client import Client
 from fabric.client.profile import Profile
 from fabric.clock import VirtualClock
 from fabric.errors import NotFound, Unavailable
+from fabric.gate.account_events import CreateKey, OpenAccount
 from fabric.gate.events import (
     Configure,
-    CreateKey,
     JobKind,
     LeaseFinished,
     LeaseOutcome,
     LeaseRemoved,
     LeaseStarted,
     NodeUp,
-    OpenAccount,
     Pause,
     Pool,
     TopUp,

@@ -11,7 +11,8 @@ from fabric.api.job_calls import blob_key
 from fabric.api.limits import RateLimit
 from fabric.client.client import Client
 from fabric.errors import Conflict, InsufficientTokens, RateLimited
-from fabric.gate.events import Cancel, OpenAccount
+from fabric.gate.account_events import OpenAccount
+from fabric.gate.events import Cancel
 from fabric.gate.key_scopes import KeyScope
 from fabric.gate.questions import CallerOf
 from fabric.gate.views import CHANGES_MAX

@@ -14,7 +14,8 @@ from fabric.api.keys import Caller
 from fabric.api.service import ApiService
 from fabric.errors import FabricError, Internal
 from fabric.gate import Gate
-from fabric.gate.events import Configure, NodeUp, OpenAccount, Pool, TopUp
+from fabric.gate.account_events import OpenAccount
+from fabric.gate.events import Configure, NodeUp, Pool, TopUp
 from fabric.gate.key_scopes import OF_CUSTOMERS, OF_PROCESSES, KeyScope
 from fabric.journal.encoding import decided, decode_entry, entries_of
 from fabric.units import UHS_PER_CT

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from fabric.api import grpc_server
 from fabric.api.service import ApiService
-from fabric.gate.events import Configure, CreateKey, NodeUp, OpenAccount, Pool, TopUp
+from fabric.gate.account_events import CreateKey, OpenAccount
+from fabric.gate.events import Configure, NodeUp, Pool, TopUp
 from fabric.gate.key_scopes import OF_CUSTOMERS, KeyScope
 from fabric.units import UHS_PER_CT
 from fabric.wire import ERROR_METADATA, decode_error, format_key, hash_secret

@@ -5,7 +5,8 @@ import pytest
 from fabric.api import grpc_server
 from fabric.daemon import operator_keys
 from fabric.errors import FabricError, InsufficientTokens, InvalidRequest, NotFound, PermissionDenied
-from fabric.gate.events import Configure, NodeUp, OpenAccount, Pool, RaiseLimit
+from fabric.gate.account_events import OpenAccount
+from fabric.gate.events import Configure, NodeUp, Pool, RaiseLimit
 from fabric.gate.key_scopes import OF_CUSTOMERS, OF_PROCESSES, KeyScope
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb

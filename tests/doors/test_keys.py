@@ -6,7 +6,7 @@ from fabric.api.keys import REMEMBER_S, KeyRing
 from fabric.api.limits import RateLimit
 from fabric.clock import VirtualClock
 from fabric.errors import InsufficientTokens, InvalidRequest, NotFound, PermissionDenied, RateLimited, Unauthenticated
-from fabric.gate.events import RevokeKey
+from fabric.gate.account_events import RevokeKey
 from fabric.gate.views import KeyView
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb

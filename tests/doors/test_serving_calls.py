@@ -21,7 +21,8 @@ from fabric.errors import (
     Unauthenticated,
     Unavailable,
 )
-from fabric.gate.events import CreateKey, NodeUp, Pool
+from fabric.gate.account_events import CreateKey
+from fabric.gate.events import NodeUp, Pool
 from fabric.transport import choice
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb

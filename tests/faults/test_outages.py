@@ -15,7 +15,8 @@ from fabric import outage
 from fabric.clock import SteadyClock
 from fabric.errors import FabricError, Unavailable
 from fabric.gate import Gate
-from fabric.gate.events import NodeUp, OpenAccount, Pool, Submit, TopUp
+from fabric.gate.account_events import OpenAccount
+from fabric.gate.events import NodeUp, Pool, Submit, TopUp
 from fabric.gate.instructions import Accepted, StartLease
 from fabric.gate.questions import BalanceOf
 from fabric.journal import writer

@@ -9,7 +9,8 @@ import pytest
 from fabric.clock import SteadyClock
 from fabric.errors import Unavailable
 from fabric.gate import Gate
-from fabric.gate.events import OpenAccount, TopUp
+from fabric.gate.account_events import OpenAccount
+from fabric.gate.events import TopUp
 from fabric.gate.questions import BalanceOf
 from fabric.journal.postgres import PostgresJournal
 from fabric.journal.writer import Writer

@@ -10,14 +10,13 @@ from hypothesis.stateful import (
     rule,
 )
 
+from fabric.gate.account_events import CreateKey, RevokeKey
 from fabric.gate.events import (
     BuyBundle,
     ClosePeriod,
     Configure,
-    CreateKey,
     Grant,
     RecordPayment,
-    RevokeKey,
     Subscribe,
     Tick,
     TopUp,

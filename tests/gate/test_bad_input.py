@@ -5,18 +5,16 @@ import pytest
 
 from fabric.charging.catalogue import Catalogue
 from fabric.gate import Gate
+from fabric.gate.account_events import CreateKey, OpenAccount, RevokeKey
 from fabric.gate.events import (
     BuyBundle,
     Cancel,
     ClosePeriod,
-    CreateKey,
     Grant,
     NodeDrain,
     NodeUp,
-    OpenAccount,
     Pool,
     RaiseLimit,
-    RevokeKey,
     Submit,
     Subscribe,
     TopUp,

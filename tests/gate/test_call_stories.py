@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from fabric.charging.rates import Rate, charge_uhs
 from fabric.gate import calls as gate_calls
-from fabric.gate.events import Configure, CreateKey, Grant, OpenAccount, RevokeKey, Tick, TopUp
+from fabric.gate.account_events import CreateKey, OpenAccount, RevokeKey
+from fabric.gate.events import Configure, Grant, Tick, TopUp
 from fabric.gate.instructions import Accepted
 from fabric.gate.questions import CallerOf, KeyOf, ModelsOf
 from fabric.gate.serving_events import (

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule, run_state_machine_as_test
 
 from fabric.gate import Gate
-from fabric.gate.events import CreateKey, Grant, NodeUp, OpenAccount, Pool, RevokeKey, Tick, TopUp
+from fabric.gate.account_events import CreateKey, OpenAccount, RevokeKey
+from fabric.gate.events import Grant, NodeUp, Pool, Tick, TopUp
 from fabric.gate.instructions import Accepted
 from fabric.gate.questions import CallerOf, ModelsOf
 from tests.gate.driver import ACCOUNTS, SCOPES, accounts, picks

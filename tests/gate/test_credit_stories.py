@@ -7,7 +7,8 @@ import pytest
 
 from fabric.charging.catalogue import Mode
 from fabric.gate import Gate
-from fabric.gate.events import AnyEvent, ClosePeriod, HoldMode, NodeDown, OpenAccount, RecordPayment, TopUp
+from fabric.gate.account_events import OpenAccount
+from fabric.gate.events import AnyEvent, ClosePeriod, HoldMode, NodeDown, RecordPayment, TopUp
 from fabric.gate.questions import BalanceOf
 from fabric.gate.serving_events import SettleHold
 from tests.gate.conftest import finished, metered, removed, saved, started, submit

@@ -20,15 +20,8 @@ from msgspec import structs
 
 from fabric.audit.verify import verify_export
 from fabric.gate import Gate
-from fabric.gate.events import (
-    HoldMode,
-    LeaseFinished,
-    LeaseOutcome,
-    LeaseRemoved,
-    OpenAccount,
-    Tick,
-    TopUp,
-)
+from fabric.gate.account_events import OpenAccount
+from fabric.gate.events import HoldMode, LeaseFinished, LeaseOutcome, LeaseRemoved, Tick, TopUp
 from fabric.gate.instructions import RemoveLease
 from fabric.gate.questions import BalanceOf, JobOf
 from fabric.journal.encoding import entries_of

@@ -7,18 +7,8 @@ import pytest
 from msgspec import inspect
 
 from fabric.gate import Gate
-from fabric.gate.events import (
-    AnyEvent,
-    BuyBundle,
-    Cancel,
-    CreateKey,
-    Grant,
-    OpenAccount,
-    RevokeKey,
-    Submit,
-    Subscribe,
-    TopUp,
-)
+from fabric.gate.account_events import CreateKey, OpenAccount, RevokeKey
+from fabric.gate.events import AnyEvent, BuyBundle, Cancel, Grant, Submit, Subscribe, TopUp
 from fabric.gate.idempotency import EACH_MAX, REMEMBERED_US, digest_of
 from fabric.gate.instructions import Accepted, Refusal
 from fabric.gate.serving_events import Authorize, ReleaseHold

@@ -1,7 +1,8 @@
 """What one account's subscription costs doesn't grow with everybody's, and those that are caught up with are looked through once."""
 
 from fabric.gate import Gate
-from fabric.gate.events import OpenAccount, Subscribe, Tick, Unsubscribe
+from fabric.gate.account_events import OpenAccount
+from fabric.gate.events import Subscribe, Tick, Unsubscribe
 from tests.gate.world import CONFIGURE, DAY, T0, S
 
 COUNT = 12

@@ -5,18 +5,8 @@ import pytest
 
 from fabric.charging import plans
 from fabric.charging.catalogue import Overflow
-from fabric.gate.events import (
-    BuyBundle,
-    Configure,
-    CreateKey,
-    Grant,
-    HoldMode,
-    OpenAccount,
-    Submit,
-    Subscribe,
-    Tick,
-    Unsubscribe,
-)
+from fabric.gate.account_events import CreateKey, OpenAccount
+from fabric.gate.events import BuyBundle, Configure, Grant, HoldMode, Submit, Subscribe, Tick, Unsubscribe
 from fabric.gate.questions import BalanceOf, KeyOf
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
 from fabric.ledger import Service, Use

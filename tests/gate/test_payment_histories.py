@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric.gate import Gate, derived
-from fabric.gate.events import OpenAccount, Tick, TopUp
+from fabric.gate.account_events import OpenAccount
+from fabric.gate.events import Tick, TopUp
 from fabric.gate.payment_events import (
     AskPayment,
     PaymentStarted,

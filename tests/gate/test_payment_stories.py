@@ -4,17 +4,8 @@ import msgspec
 import pytest
 
 from fabric.gate import Gate
-from fabric.gate.events import (
-    BuyBundle,
-    Cancel,
-    Grant,
-    OpenAccount,
-    Subscribe,
-    Tick,
-    TopUp,
-    Unsubscribe,
-    VoidLot,
-)
+from fabric.gate.account_events import OpenAccount
+from fabric.gate.events import BuyBundle, Cancel, Grant, Subscribe, Tick, TopUp, Unsubscribe, VoidLot
 from fabric.gate.instructions import Accepted
 from fabric.gate.questions import BalanceOf
 from fabric.units import AMOUNT_UHS_MAX, INT64_MAX

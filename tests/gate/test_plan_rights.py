@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from fabric.charging.catalogue import Plan
-from fabric.gate.events import OpenAccount
+from fabric.gate.account_events import OpenAccount
 from fabric.gate.questions import QuoteOf
 from fabric.ledger import Service
 from fabric.units import PPM

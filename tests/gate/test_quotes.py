@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric.gate import Gate
-from fabric.gate.events import CreateKey, HoldMode, NodeUp, Pool, Submit, Subscribe, TopUp
+from fabric.gate.account_events import CreateKey
+from fabric.gate.events import HoldMode, NodeUp, Pool, Submit, Subscribe, TopUp
 from fabric.gate.instructions import Accepted, StartLease
 from fabric.gate.questions import JobsOf, QuoteOf
 from fabric.ledger import Service

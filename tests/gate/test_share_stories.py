@@ -6,13 +6,13 @@ from itertools import count
 import pytest
 
 from fabric.gate import Gate
+from fabric.gate.account_events import OpenAccount
 from fabric.gate.events import (
     LeaseFinished,
     LeaseOutcome,
     LeaseRemoved,
     LeaseStarted,
     Metered,
-    OpenAccount,
     Sample,
     Submit,
     Tick,

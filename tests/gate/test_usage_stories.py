@@ -4,7 +4,8 @@ import pytest
 
 from fabric.gate import calls as gate_calls
 from fabric.gate import usage
-from fabric.gate.events import CreateKey, Tick, TopUp
+from fabric.gate.account_events import CreateKey
+from fabric.gate.events import Tick, TopUp
 from fabric.gate.instructions import Accepted
 from fabric.gate.questions import FreeOf, OpenUsageOf
 from fabric.gate.serving_events import KeepUsage, ReleaseHold, SettleUsage, WriteOffUsage

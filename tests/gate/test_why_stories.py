@@ -2,7 +2,8 @@
 
 from fabric.api.why_text import sentence
 from fabric.gate import Gate
-from fabric.gate.events import NodeDown, OpenAccount, Pause, Pool, Tick
+from fabric.gate.account_events import OpenAccount
+from fabric.gate.events import NodeDown, Pause, Pool, Tick
 from fabric.gate.questions import WhyOf
 from fabric.gate.why import EVICTIONS_KEPT, note
 from fabric.ledger import Service

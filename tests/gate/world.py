@@ -14,7 +14,8 @@ from fabric.charging.catalogue import (
 )
 from fabric.charging.tariffs import Tariffs, Weight
 from fabric.gate import Gate
-from fabric.gate.events import Configure, JobKind, JobSpec, OpenAccount
+from fabric.gate.account_events import OpenAccount
+from fabric.gate.events import Configure, JobKind, JobSpec
 from fabric.units import UHS_PER_CT
 
 S = 1_000_000

@@ -7,11 +7,11 @@ from typing import Any
 
 from fabric.charging.rates import Rate
 from fabric.gate import Gate
+from fabric.gate.account_events import CreateKey, OpenAccount, RevokeKey
 from fabric.gate.events import (
     BuyBundle,
     Cancel,
     ClosePeriod,
-    CreateKey,
     ForgetJobs,
     Grant,
     HoldMode,
@@ -26,13 +26,11 @@ from fabric.gate.events import (
     NodeDrain,
     NodeHolds,
     NodeUp,
-    OpenAccount,
     Pause,
     Pool,
     RaiseLimit,
     RecordPayment,
     Resume,
-    RevokeKey,
     RolledBack,
     Sample,
     SaveNow,

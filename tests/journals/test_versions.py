@@ -11,7 +11,8 @@ from fabric.audit.merkle import Tree, leaf_hash
 from fabric.clock import VirtualClock
 from fabric.errors import Conflict, JournalCorrupt
 from fabric.gate import Gate, keys, refusals
-from fabric.gate.events import AdoptRules, CreateKey, Grant, NodeUp, OpenAccount, Pool, Submit, Tick, TopUp
+from fabric.gate.account_events import CreateKey, OpenAccount
+from fabric.gate.events import AdoptRules, Grant, NodeUp, Pool, Submit, Tick, TopUp
 from fabric.gate.instructions import Accepted, Refusal
 from fabric.journal.encoding import decode_entry, entries_of
 from fabric.journal.sqlite import SqliteJournal

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from fabric.gate import Gate
-from fabric.gate.events import OpenAccount
+from fabric.gate.account_events import OpenAccount
 from fabric.gate.payment_events import AskPayment
 from fabric.gate.questions import BalanceOf, SuspenseOf
 from fabric.payments.by_hand import Operator

@@ -9,7 +9,8 @@ import pytest
 from fabric.charging.rates import Rate
 from fabric.client.client import new_request_id
 from fabric.errors import JobFailed
-from fabric.gate.events import Grant, NodeDown, NodeUp, OpenAccount, Pool
+from fabric.gate.account_events import OpenAccount
+from fabric.gate.events import Grant, NodeDown, NodeUp, Pool
 from fabric.units import UHS_PER_CT
 from fabric.wire import fabric_pb2 as pb
 from serving.host.__main__ import _end

@@ -22,7 +22,8 @@ import pytest
 
 from fabric.client.client import new_request_id
 from fabric.errors import Unavailable
-from fabric.gate.events import OpenAccount, TopUp
+from fabric.gate.account_events import OpenAccount
+from fabric.gate.events import TopUp
 from fabric.wire import fabric_pb2 as pb
 from serving.fabric_client import FabricClient
 from serving.gateway.__main__ import secret_of
