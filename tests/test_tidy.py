@@ -32,7 +32,6 @@ LINES_MAX = 400
 LINES_MAX_LONGER = 660
 LONGER = {
     "tests/ledger/test_book_model.py": "one machine over everything that can happen to the book",
-    "fabric/audit/verify.py": "one file that a stranger copies, reads to its end and runs without the product",
     "fabric/checkpoints/checkpoints.py": "all that may be done with a job's checkpoints is one object",
     "fabric/context/job.py": "all that a job's own code may ask of the fabric is one object",
     "fabric/gate/events.py": "every event of the gate in one place: the vocabulary is read as a whole",

@@ -126,6 +126,17 @@ def verify_receipt(
     _tell(report, file, as_json=as_json)
 
 
+@app.command()
+def verifier() -> None:
+    """Write the verifier as one file, which runs without the product: the standard library and `cryptography` are enough.
+
+    For example: fabric audit verifier > verify.py && python verify.py november.jsonl --key "$(cat operators-key.txt)"
+    """
+    from fabric.audit.one_file import one_file  # noqa: PLC0415
+
+    sys.stdout.write(one_file())
+
+
 def _tell(report: Any, file: Path, *, as_json: bool) -> None:
     if report.problem:
         where = f"{file}, line {report.line}" if report.line else str(file)

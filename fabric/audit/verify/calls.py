@@ -1,0 +1,76 @@
+"""Calls of language models: reckoned again."""
+
+from collections import Counter, defaultdict
+from typing import Any
+
+from .report import require
+
+_MTOK = 1_000_000
+
+
+class Calls:
+    """Calls of language models: each charged once, by the rates that were offered; its hold or the operator bears that."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        self.counts = counts
+        self.charged: set[tuple[str, str]] = set()
+        self.rates: dict[tuple[str, int], dict[str, list[int]]] = {}
+        self.tariffs: list[dict[str, Any]] = []
+        self.own: dict[str, list[dict[str, Any]]] = {}  # rates that models were offered with themselves
+        self.heard: defaultdict[str, int] = defaultdict(int)
+        self.used: Counter[str] = Counter()
+        self.met: Counter[str] = Counter()  # by the customer, or by the operator where it was written off
+
+    def post(self, seq: int, event: dict[str, Any], outcome: dict[str, Any], entry: dict[str, Any]) -> None:
+        if event["event"] in ("configure", "offer_model") and outcome["outcome"] == "accepted":
+            self._offer(event, outcome)
+        for transfer in entry["transfers"]:
+            if transfer["kind"] in ("capture", "write_off"):
+                self.met[transfer["ref"]] += transfer["postings"][-1][2]
+        calls = [record for record in entry["records"] if record.get("model")]
+        self.counts["calls"] += len(calls)
+        self.counts["charging records"] += len(entry["records"]) - len(calls)
+        for call in calls:
+            self._check(seq, call)
+            self.used[call["lease_id"]] += call["charged_uhs"] + call.get("absorbed_uhs", 0)
+        said = event["event"] in ("update_hold", "settle_hold", "release_hold") and outcome["outcome"] == "accepted"
+        if said and event["seq"] > self.heard[event["hold_id"]]:  # an old word is answered again, and moves nothing
+            self.heard[event["hold_id"]] = event["seq"]
+            self.used[event["hold_id"]] += event.get("used_uhs", 0)
+
+    def finish(self) -> None:
+        """What was reported of each hold is what was taken off it."""
+        for hold, used in self.used.items():
+            require(used == self.met[hold], f"hold {hold} paid {self.met[hold]} µHs for a use of {used}")
+
+    def _offer(self, event: dict[str, Any], outcome: dict[str, Any]) -> None:
+        if event["event"] == "configure":
+            self.tariffs = event["tariffs"].get("rates", [])
+            return
+        name, version, parent = event["spec"]["name"], outcome["facts"]["rate_version"], event["spec"].get("parent")
+        listed, general = ([rate for rate in self.tariffs if rate["model"] == named] for named in (name, ""))
+        self.own[name] = event["rates"]
+        # None at all: no entry says what the parent costs that follows the tariffs.
+        rates = event["rates"] or listed or (self.own.get(parent, []) if parent else general)
+        kinds = [f"{kind}_uhs_per_mtok" for kind in ("input", "cached", "output", "reasoning")]
+        self.rates[name, version] = {rate["accelerator"]: [rate[kind] for kind in kinds] for rate in rates}
+
+    def _check(self, seq: int, call: dict[str, Any]) -> None:
+        name, numbers = call["cdr_id"], call["rate_uhs_per_mtok"]
+        offered = self.rates.get((call["model"], call["rate_version"]))
+        if offered:
+            rate = offered.get(call["accelerator"], offered.get(""))
+            require(rate == numbers, f"in entry {seq} call {name} is charged at {numbers}, and {rate} was offered")
+        cached, reasoning = call.get("cached_tokens", 0), call.get("reasoning_tokens", 0)
+        plain, spoken = call.get("prompt_tokens", 0) - cached, call.get("completion_tokens", 0) - reasoning
+        counts = (plain, cached, spoken, reasoning)
+        require(min(counts) >= 0, f"in entry {seq} call {name} has counts that can't be")
+        due, rest = divmod(sum(n * rate for n, rate in zip(counts, numbers, strict=True)), _MTOK)
+        due += 2 * rest > _MTOK or (2 * rest == _MTOK and due % 2)
+        due = 0 if call.get("covered") else due
+        costs, whole = call["charged_uhs"] + call.get("absorbed_uhs", 0), 0 <= call["charged_uhs"] <= due
+        require(costs == due and whole, f"in entry {seq} call {name} costs {due}, not {costs} µHs")
+        known_as = (call["account_id"], name)
+        if call["charged_uhs"] or not call.get("absorbed_uhs"):  # what the operator bears may be told of again
+            require(known_as not in self.charged, f"in entry {seq} call {name} is charged a second time")
+            self.charged.add(known_as)

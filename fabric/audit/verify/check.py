@@ -1,0 +1,37 @@
+"""What every check of a file does: whose key it trusts, and what it reports."""
+
+from .notes import opened
+from .report import Report, Wrong, require
+
+
+class Check:
+    """A file that somebody signed, against the key that its reader trusts and an older checkpoint that was kept."""
+
+    def __init__(self, report: Report, trusted_key: str | None, witnessed: str | None) -> None:
+        self.report, self.trusted_key = report, trusted_key
+        self.witnessed = witnessed.rstrip("\n") + "\n" if witnessed else None
+        report.trusted = bool(trusted_key)
+
+    def run(self, lines: list[str]) -> None:
+        raise NotImplementedError
+
+    def _trust(self, key: str) -> None:
+        trusted = self.trusted_key.strip() if self.trusted_key else key
+        require(key == trusted, f"it names the key {key}, not the trusted one", "another_key")
+        self.report.key = key
+        self.report.notes += [] if self.trusted_key else ["compare the key with the one the operator publishes: --key"]
+
+    def _open(self, note: str) -> tuple[int, bytes, str]:
+        return opened(note, key=self.report.key, origin=self.report.origin)
+
+
+def reported(check: Check, lines: list[str]) -> Report:
+    """What the check finds, and never an exception: whatever stands in the file."""
+    report = check.report
+    try:
+        check.run(lines)
+    except Wrong as wrong:
+        report.problem, report.code = str(wrong), wrong.code
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
+        report.problem, report.code = f"the export is malformed: {type(error).__name__}: {error}", "not_verified"
+    return report

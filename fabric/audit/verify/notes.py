@@ -1,0 +1,43 @@
+"""Signed notes and the checkpoints in them (C2SP signed-note, tlog-checkpoint): who signed what."""
+
+import base64
+import hashlib
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from .report import Wrong, require
+from .strict_json import INT64
+
+
+def size_of(note: str) -> int:
+    """How many entries a checkpoint seals, by its own word.
+
+    Raises:
+        Wrong: it is no checkpoint.
+    """
+    lines = note.split("\n")
+    sized = len(lines) > 4 and lines[1].isascii() and lines[1].isdecimal() and int(lines[1]) in INT64  # noqa: PLR2004
+    require(sized, "this is no checkpoint: `fabric audit checkpoint FILE` writes one", "no_checkpoint")
+    return int(lines[1])
+
+
+def opened(note: str, *, key: str, origin: str) -> tuple[int, bytes, str]:
+    """Size, root and the line after them of a checkpoint, if the key signed it for this origin."""
+    name, key_id, encoded = key.split("+", 2)
+    public = base64.b64decode(encoded, validate=True)
+    digest = hashlib.sha256(name.encode() + b"\n" + public).digest()[:4]
+    require(digest.hex() == key_id and public[:1] == b"\x01", "the key is malformed: it does not hash to its id")
+    text, _, signatures = note.rpartition("\n\n")
+    mine = [line for line in signatures.split("\n")[:-1] if line.startswith(f"\u2014 {name} ")]
+    require(len(mine) == 1, f"the checkpoint has no signature by {name}")
+    signature = base64.b64decode(mine[0].rpartition(" ")[2], validate=True)
+    whole = f"\u2014 {name} {base64.b64encode(signature).decode()}" == mine[0]
+    require(whole and signature[:4] == digest, "the checkpoint was signed with another key")
+    try:
+        Ed25519PublicKey.from_public_bytes(public[1:]).verify(signature[4:], f"{text}\n".encode())
+    except InvalidSignature:
+        raise Wrong("the signature of the checkpoint is wrong: it was changed or forged") from None
+    said, size, root, *more = text.split("\n")
+    require(said == origin, f"the checkpoint is of another log, {said}")
+    return int(size), base64.b64decode(root), more[0] if more else ""

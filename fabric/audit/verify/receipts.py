@@ -1,0 +1,52 @@
+"""Receipts: single entries of an account, each with the proof that it is in the log."""
+
+import base64
+from typing import Any
+
+from .check import Check, reported
+from .report import Report, Wrong, require
+from .strict_json import loads
+from .tree import EMPTY, included, leaf_hash
+
+
+def verify_receipts(text: str, *, trusted_key: str | None = None, witnessed: str | None = None) -> Report:
+    """Check receipts, as a JSON list or one of them: that each entry is in the log that its checkpoint seals."""
+    return reported(ReceiptsCheck(Report(), trusted_key, witnessed), [text])
+
+
+class ReceiptsCheck(Check):
+    """Single entries of an account, each with the proof that it is in the log."""
+
+    def run(self, lines: list[str]) -> None:
+        try:
+            found = loads(lines[0])
+        except (ValueError, RecursionError):
+            raise Wrong("this is no JSON, and no receipt", "no_export") from None
+        receipts = found if isinstance(found, list) else [found]
+        wanted = {"seq", "leaf", "leaf_hash", "proof", "tree_size", "checkpoint"}
+        fit = receipts and all(isinstance(one, dict) and wanted <= set(one) for one in receipts)
+        require(fit, "no receipt", "no_export")
+        for receipt in receipts:
+            note = receipt["checkpoint"]
+            self._trust(receipt.get("key") or self.trusted_key or "")
+            self.report.origin = note.split("\n")[0]
+            self.report.size, root, _ = self._open(note)
+            self.report.root = root.hex()
+            old_size, old_root, _ = self._open(self.witnessed) if self.witnessed else (0, EMPTY, "")
+            require(old_size != self.report.size or old_root == root, f"the log was forked at size {old_size}")
+            self._receipt(receipt, root)
+        if old_size not in (0, self.report.size):
+            self.report.notes.append("that nothing was rewritten since shows an export: fabric audit export --since")
+        self.report.notes = list(dict.fromkeys(self.report.notes))
+
+    def _receipt(self, receipt: dict[str, Any], root: bytes) -> None:
+        seq, proof = receipt["seq"], [bytes.fromhex(node) for node in receipt["proof"]]
+        require(receipt["tree_size"] == self.report.size, f"the receipt of entry {seq} is of another tree")
+        require(0 <= seq < self.report.size, f"entry {seq} is beyond the signed tree")
+        digest = bytes.fromhex(receipt["leaf_hash"])
+        if receipt["leaf"]:
+            leaf = base64.b64decode(receipt["leaf"], validate=True)
+            require(leaf_hash(leaf) == digest, f"entry {seq} is not what its receipt was given for")
+            require(loads(leaf)["seq"] == seq, f"entry {seq} says that it is another")
+        require(included(digest, seq, self.report.size, proof) == root, f"the proof of entry {seq} is wrong")
+        self.report.counts["entries" if receipt["leaf"] else "withheld entries"] += 1
