@@ -82,7 +82,7 @@ class Component(msgspec.Struct, frozen=True, kw_only=True):
 
     asset: str
     amount: int
-    """µHs of compute tokens, or whole units of any other asset."""
+    """µHs of compute tokens, thousandths of LLM tokens of weight 1, or whole units of any other asset."""
     share_microcny: int
     lifetime_days: int
     restriction: Restriction = UNRESTRICTED
@@ -116,6 +116,8 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     rollover_max_uhs: int = 0
     overflow: Overflow = Overflow.WALLET
     restriction: Restriction = UNRESTRICTED
+    asset: str = COMPUTE
+    """What it grants; of LLM tokens, the amounts here are in thousandths of one of weight 1 (`fabric.charging.packages`)."""
 
 
 class Catalogue(msgspec.Struct, frozen=True, kw_only=True):

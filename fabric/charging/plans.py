@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from fabric.charging.catalogue import COMPUTE, UNRESTRICTED, Bundle, Cycle, Overflow, Plan, Restriction, Subscription
+from fabric.charging.packages import weights_of
 from fabric.charging.rounding import half_even
 from fabric.units import UHS_PER_CT
 
@@ -28,6 +29,7 @@ class LotTerms(msgspec.Struct, frozen=True, kw_only=True):
     effective_at_us: int
     expires_at_us: int
     restriction: Restriction = UNRESTRICTED
+    asset: str = COMPUTE
 
 
 class Entitlement(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +88,7 @@ def bundle_grants(bundle: Bundle, *, now_us: int) -> BundleGrants:
     entitlements: list[Entitlement] = []
     for part in bundle.components:
         expires_at_us = now_us + part.lifetime_days * DAY_US
-        if part.asset == COMPUTE:
+        if part.asset == COMPUTE or weights_of(part.asset) is not None:
             lots.append(
                 LotTerms(
                     amount_uhs=part.amount,
@@ -94,6 +96,7 @@ def bundle_grants(bundle: Bundle, *, now_us: int) -> BundleGrants:
                     effective_at_us=now_us,
                     expires_at_us=expires_at_us,
                     restriction=part.restriction,
+                    asset=part.asset,
                 )
             )
         else:
@@ -165,4 +168,5 @@ def _granted(subscription: Subscription, amount_uhs: int, price_microcny: int, s
         effective_at_us=start_us,
         expires_at_us=end_us,
         restriction=subscription.restriction,
+        asset=subscription.asset,
     )

@@ -7,7 +7,21 @@ use in each band of the burn curve, and what part of it was estimated. For a cal
 
 import msgspec
 
+from fabric.charging.packages import Tokens
 from fabric.units import Fraction
+
+
+class PackageUse(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a package paid for of one call."""
+
+    asset: str
+    """With the weights by which it is counted: see `fabric.charging.packages`."""
+    units: int
+    """Thousandths of a token of weight 1."""
+    tokens: Tokens
+    """The LLM tokens that it paid for."""
+    lots: tuple[tuple[str, int], ...] = ()
+    """Of which lots, and how many thousandths of each."""
 
 
 class Cdr(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -57,3 +71,7 @@ class Cdr(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
     """Its device was such a part of one: times are of that part, and the charge is that part of a device's."""
     covered: bool = False
     """Ran on the account's own dedicated lease, which has paid for it: charged 0."""
+    packages: tuple[PackageUse, ...] = ()
+    """What packages of LLM tokens paid for of a call: `charged_uhs` is for the rest."""
+    spared_uhs: int = 0
+    """What the tokens that packages paid for would have cost beside."""

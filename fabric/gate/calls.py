@@ -5,19 +5,20 @@ so that no account's calls make another's forgotten. A call that ended days ago,
 from one that was charged: it is recorded, and the operator bears it. Nothing here holds or captures; see `credit`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
+from fabric.charging.packages import flaw_of, split
 from fabric.charging.rates import Rate, charge_uhs, miscounted
 from fabric.charging.records import Cdr
-from fabric.gate import keys, models, refusals
+from fabric.gate import keys, models, packages, refusals
 from fabric.gate.core import Core
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.serving_events import CallUsed, RecordCalls
 from fabric.gate.state import SettledCalls
-from fabric.units import AccountId
+from fabric.units import AccountId, JobId
 
 CALLS_MAX: Final = 1_000
 """In one report."""
@@ -37,6 +38,8 @@ class Bill(NamedTuple):
     records: tuple[Cdr, ...]
     too_late_uhs: int = 0
     """Of calls that ended before anybody remembers: not in `charged_uhs`, and to be written off."""
+    units: Mapping[str, int] = {}
+    """What packages of LLM tokens pay for beside, by asset, in thousandths."""
 
 
 NOTHING: Final = Bill(0, ())
@@ -50,6 +53,7 @@ def bill(
     hold_id: str,
     key_id: str = "",
     kept: bool = False,
+    there: Mapping[str, int] = {},
 ) -> Bill | Refusal:
     """Rate what was not charged before. Changes nothing: `book` does, once the tokens are captured.
 
@@ -60,6 +64,7 @@ def bill(
         hold_id: what from; "" = the account's own lease.
         key_id: the hold's own key, if it has one: all its calls count against that.
         kept: they were kept as open, so none was charged, however long ago it ended.
+        there: what they may take of packages, by asset: the first calls first.
     """
     if not calls:
         return NOTHING
@@ -69,6 +74,7 @@ def bill(
         )
     records: dict[str, Cdr] = {}
     charged_uhs = too_late_uhs = 0
+    left = dict(there)
     known_since_us = 0 if kept else _chargeable_since_us(core, account_id)
     for call in calls:
         if call.call_id in records or was_charged(core, account_id, call):
@@ -80,9 +86,32 @@ def bill(
             too_late_uhs += record.charged_uhs
             record = replace(record, charged_uhs=0, absorbed_uhs=record.charged_uhs)
         else:
+            if call.packages and left and not call.covered:
+                record = _packaged(core, call, record, left)
             charged_uhs += record.charged_uhs
         records[call.call_id] = record
-    return Bill(charged_uhs, tuple(records.values()), too_late_uhs)
+    units = {asset: there[asset] - rest for asset, rest in left.items() if rest != there[asset]}
+    return Bill(charged_uhs, tuple(records.values()), too_late_uhs, units)
+
+
+def _packaged(core: Core, call: CallUsed, record: Cdr, left: dict[str, int]) -> Cdr:
+    """What packages pay for of a call, at most what its meter had promised it of them; and charge the rest."""
+    rate = models.rate_of(core, call)
+    limits: list[tuple[str, int]] = []
+    for asset, most in call.packages:
+        limits.append((asset, min(most, left.get(asset, 0) - sum(part for name, part in limits if name == asset))))
+    paid, rest = split(call, limits)
+    if not paid or rate is None:
+        return record
+    for each in paid:
+        left[each.asset] -= each.units
+    charged_uhs = charge_uhs(rate, rest)
+    return replace(
+        record,
+        charged_uhs=charged_uhs,
+        packages=packages.uses(paid),
+        spared_uhs=record.charged_uhs - charged_uhs,
+    )
 
 
 def was_charged(core: Core, account_id: AccountId, call: CallUsed) -> bool:
@@ -123,24 +152,30 @@ def close_unrated(core: Core, account_id: AccountId, call: CallUsed) -> None:
     _remember(core, account_id, (call.call_id,))
 
 
-def book(core: Core, billed: Bill, *, lost_uhs: int = 0) -> None:
+def book(core: Core, billed: Bill, *, lost_uhs: int = 0, shares: packages.Shares | None = None) -> None:
     """Write the records, and remember that these calls were charged.
 
     Args:
         core: for what is remembered.
         billed: by `bill`.
         lost_uhs: what of the charge was covered by nothing, and written off: the last calls bear it.
+        shares: of which lots packages have paid.
     """
     if not billed.records:
         return
     if lost_uhs:
         billed = _absorbed(billed, lost_uhs)
+    if shares:
+        billed = billed._replace(records=packages.named(billed.records, shares))
     account_id = AccountId(billed.records[0].account_id)
     open_usage = core.state.open_usage
     for record in billed.records:
         if open_usage:
             open_usage.pop(f"{account_id}/{record.cdr_id}", None)
-        keys.spends(core, record.key_id, account_id=account_id, amount_uhs=record.charged_uhs)
+        used_uhs = record.charged_uhs + record.spared_uhs
+        keys.spends(core, record.key_id, account_id=account_id, amount_uhs=used_uhs)
+        if record.spared_uhs:  # what was captured for the rest is noted by its transfer
+            core.planner.note_usage(account_id, uhs=record.spared_uhs, now_us=core.now_us, job_id=JobId(""))
     core.records.extend(billed.records)
     _remember(core, account_id, [record.cdr_id for record in billed.records])
 
@@ -167,7 +202,7 @@ def _absorbed(billed: Bill, lost_uhs: int) -> Bill:
         lost_uhs -= part
         kept_uhs, absorbed_uhs = record.charged_uhs - part, record.absorbed_uhs + part
         records.append(replace(record, charged_uhs=kept_uhs, absorbed_uhs=absorbed_uhs) if part else record)
-    return Bill(billed.charged_uhs, tuple(reversed(records)), billed.too_late_uhs)
+    return billed._replace(records=tuple(reversed(records)))
 
 
 def _known_as(account_id: AccountId, call: CallUsed) -> str:
@@ -179,7 +214,7 @@ def _rated(core: Core, call: CallUsed, *, account_id: AccountId, hold_id: str, k
         return refusals.invalid(
             f"a call's id has 1 to {ID_CHARS_MAX} characters, not {len(call.call_id)}", code="invalid_call_id"
         )
-    if flaw := miscounted(call):
+    if flaw := miscounted(call) or flaw_of(call.packages):
         return refusals.invalid(f"call {call.call_id!r} can't be right: {flaw}", code="invalid_call")
     rate = models.rate_of(core, call)
     if rate is None:

@@ -6,6 +6,7 @@ Whoever runs, waits or owes now was given a price, a plan and credit: none of th
 from typing import Final
 
 from fabric.charging.catalogue import COMPUTE, SETTLEMENT_HOURS_MAX, Catalogue, Cycle, Mode
+from fabric.charging.packages import LLM, UNITS_MAX, weights_of
 from fabric.gate import models, refusals, treasury
 from fabric.gate.core import Core
 from fabric.gate.events import Configure
@@ -14,6 +15,7 @@ from fabric.gate.lifecycle import TERMINAL
 from fabric.gate.payments import WAYS
 from fabric.gate.prices import unpriced
 from fabric.gate.questions import PolicyView
+from fabric.ledger import packages as ledgers
 from fabric.placement.quota_terms import POLICY_COUNT_MAX
 from fabric.placement.quotas import Policy
 from fabric.units import AMOUNT_UHS_MAX, format_ct
@@ -28,8 +30,9 @@ def configure(core: Core, event: Configure) -> Outcome:
     _fix_prices(core, event.catalogue)
     core.state.tariffs, core.state.catalogue, core.state.operator = event.tariffs, event.catalogue, event.operator
     core.state.payments = event.payments
-    core.book.operator = event.operator
-    core.book.settlement_window_us = event.catalogue.settlement_hours * HOUR_US
+    ledgers.settings(
+        core.book, operator=event.operator, settlement_window_us=event.catalogue.settlement_hours * HOUR_US
+    )
     core.note_prices()
     models.reprice(core)
     if event.policy is not None:
@@ -94,6 +97,7 @@ def _leaves_out(core: Core, event: Configure) -> Outcome | None:
     most = format_ct(AMOUNT_UHS_MAX)
     lacks = (
         ("catalogue", f"an amount of at most {most} tokens in each offer", _too_large(event.catalogue)),
+        ("catalogue", "an asset that can be counted in each offer", _unknown_assets(event.catalogue)),
         ("tariffs", "a weight without conditions", unpriced(event.tariffs)),
         ("tariffs", "a weight for what runs or waits here", [x for x in types if x not in event.tariffs.accelerators]),
         ("catalogue", "a plan that accounts are on", [x for x in plans_used if event.catalogue.plan(x) is None]),
@@ -133,8 +137,37 @@ def _too_large(catalogue: Catalogue) -> tuple[str, ...]:
     found = [(plan.name, plan.credit_limit_uhs) for plan in catalogue.plans]
     for bundle in catalogue.bundles:
         found += [(bundle.name, part.amount) for part in bundle.components if part.asset == COMPUTE]
-    found += [(offer.name, max(offer.amount_uhs, offer.rollover_max_uhs)) for offer in catalogue.subscriptions]
-    return tuple(name for name, amount in found if amount > AMOUNT_UHS_MAX)
+    found += [
+        (offer.name, max(offer.amount_uhs, offer.rollover_max_uhs))
+        for offer in catalogue.subscriptions
+        if offer.asset == COMPUTE
+    ]
+    packages = [
+        (bundle.name, part.amount)
+        for bundle in catalogue.bundles
+        for part in bundle.components
+        if weights_of(part.asset)
+    ]
+    packages += [
+        (offer.name, max(offer.amount_uhs, offer.rollover_max_uhs))
+        for offer in catalogue.subscriptions
+        if offer.asset != COMPUTE
+    ]
+    return tuple(name for name, amount in found if amount > AMOUNT_UHS_MAX) + tuple(
+        name for name, amount in packages if amount > UNITS_MAX
+    )
+
+
+def _unknown_assets(catalogue: Catalogue) -> tuple[str, ...]:
+    """Of subscriptions, that are neither compute tokens nor a package of LLM tokens; and of bundles that only look like one."""
+    found = [(offer.name, offer.asset) for offer in catalogue.subscriptions if offer.asset != COMPUTE]
+    found += [
+        (bundle.name, part.asset)
+        for bundle in catalogue.bundles
+        for part in bundle.components
+        if part.asset.startswith(LLM)
+    ]
+    return tuple(name for name, asset in found if weights_of(asset) is None)
 
 
 def _incomplete(what: str, need: str, missing: tuple[str, ...]) -> Outcome:

@@ -9,6 +9,7 @@ from typing import Final
 
 from fabric.gate import auto_top_up, credit, holds, jobs, keys, leases, subscriptions
 from fabric.gate.core import Core
+from fabric.ledger.transfers import CT
 from fabric.units import AccountId, JobId
 
 _FREES: Final = frozenset({"top_up", "bundle", "subscription", "grant", "release", "payment", "reinstate"})
@@ -37,7 +38,7 @@ def let_time_pass(core: Core) -> bool:
 def follow(core: Core) -> None:
     """Note who used what, let jobs go on that waited for tokens, and place what can be placed now."""
     for transfer in core.book.pending:
-        if transfer.kind == "capture":
+        if transfer.kind == "capture" and transfer.postings[0].asset == CT:
             core.planner.note_usage(
                 AccountId(transfer.account_id),
                 uhs=transfer.postings[-1].amount,

@@ -7,7 +7,7 @@ reports the calls that were paid from its hold; what they cost is reckoned here,
 
 from typing import Final
 
-from fabric.gate import calls, keys, refusals, usage
+from fabric.gate import calls, keys, packages, refusals, usage
 from fabric.gate.core import Core
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.serving_events import Authorize, ReleaseHold, SettleHold, UpdateHold
@@ -29,19 +29,29 @@ def authorize(core: Core, event: Authorize) -> Outcome:
     within_uhs = None if event.key_id is None else _within_key(core, event, event.key_id)
     if isinstance(within_uhs, Refusal):
         return within_uhs
+    more = packages.more(
+        core,
+        event.account_id,
+        use=event.use,
+        wanted=event.wanted,
+        amount_uhs=event.amount_uhs,
+        minimum_uhs=event.amount_uhs if event.minimum_uhs is None else event.minimum_uhs,
+    )
     answer = core.book.authorize(
         event.account_id,
         hold_id=event.hold_id,
-        amount_uhs=event.amount_uhs,
+        amount_uhs=more.amount_uhs,
         use=event.use,
         now_us=core.now_us,
         expires_at_us=core.now_us + event.ttl_us,
-        minimum_uhs=event.minimum_uhs,
+        minimum_uhs=more.minimum_uhs if more.units else event.minimum_uhs,
         ceiling_uhs=within_uhs,
         key_id=event.key_id or "",
+        beside=bool(more.units),
     )
     if isinstance(answer, Refused):
         return refusals.from_ledger(answer, remedy="the amount")
+    packages.authorize(core, event.hold_id, more.units)
     keys.holds(core, event.key_id or "", answer.granted_uhs)
     return Accepted(granted_uhs=answer.granted_uhs, held_uhs=answer.held_uhs, final=answer.final)
 
@@ -59,21 +69,41 @@ def update(core: Core, event: UpdateHold) -> Outcome:
     if isinstance(billed, Refusal):
         return billed
     held_uhs, is_new, used_uhs = hold.held_uhs, event.seq > hold.seq, event.used_uhs + billed.charged_uhs
+    ceiling_uhs = _ceiling(core, hold, used_uhs=used_uhs)
+    more = packages.more(
+        core,
+        event.account_id,
+        use=hold.use,
+        wanted=event.wanted if is_new and ceiling_uhs != 0 else None,
+        amount_uhs=event.more_uhs,
+        minimum_uhs=event.minimum_uhs,
+        used=billed.units,
+        held=packages.held(core, hold),
+    )
     answer = core.book.update(
         event.hold_id,
         seq=event.seq,
         used_uhs=used_uhs,
-        more_uhs=event.more_uhs,
+        more_uhs=more.amount_uhs,
         now_us=core.now_us,
         expires_at_us=None if event.ttl_us is None else core.now_us + event.ttl_us,
-        minimum_uhs=event.minimum_uhs,
-        ceiling_uhs=_ceiling(core, hold, used_uhs=used_uhs),
+        minimum_uhs=more.minimum_uhs,
+        ceiling_uhs=ceiling_uhs,
     )
     if isinstance(answer, Refused):
         return refusals.from_ledger(answer)
     if is_new:
         lost_uhs = answer.written_off_uhs
-        _note(core, hold, billed, used_uhs=event.used_uhs, held_uhs=hold.held_uhs - held_uhs, lost_uhs=lost_uhs)
+        shares = packages.update(core, hold, seq=event.seq, used=billed.units, give=more.units)
+        _note(
+            core,
+            hold,
+            billed,
+            used_uhs=event.used_uhs,
+            held_uhs=hold.held_uhs - held_uhs,
+            lost_uhs=lost_uhs,
+            shares=shares,
+        )
     return Accepted(granted_uhs=answer.granted_uhs, held_uhs=answer.held_uhs, final=answer.final)
 
 
@@ -91,7 +121,8 @@ def settle(core: Core, event: SettleHold) -> Outcome:
     answer = core.book.settle(event.hold_id, seq=event.seq, used_uhs=used_uhs, now_us=core.now_us)
     if is_new and isinstance(answer, Settled):
         lost_uhs = answer.written_off_uhs
-        _note(core, hold, billed, used_uhs=event.used_uhs, held_uhs=-held_uhs, lost_uhs=lost_uhs)
+        shares = packages.end(core, hold, seq=event.seq, used=billed.units)
+        _note(core, hold, billed, used_uhs=event.used_uhs, held_uhs=-held_uhs, lost_uhs=lost_uhs, shares=shares)
     return _ended(answer)
 
 
@@ -102,6 +133,7 @@ def release(core: Core, event: ReleaseHold) -> Outcome:
     held_uhs, is_new = hold.held_uhs, event.seq > hold.seq
     answer = core.book.release(event.hold_id, seq=event.seq, now_us=core.now_us)
     if is_new and isinstance(answer, Settled):
+        packages.end(core, hold, seq=event.seq, used={})
         keys.holds(core, hold.key_id, -held_uhs)
     return _ended(answer)
 
@@ -113,9 +145,10 @@ def room(core: Core, account_id: AccountId, hold_id: str, now_us: int) -> RoomVi
         return RoomView()
     within_uhs = _ceiling(core, hold, used_uhs=0)
     free = core.book.free(account_id, now_us=now_us, use=hold.use)
+    beside = packages.room(core, hold, now_us)
     if within_uhs is None or free <= within_uhs:
-        return RoomView(free_uhs=free)
-    return RoomView(free_uhs=within_uhs, within_key=True)
+        return RoomView(free_uhs=free, packages=beside)
+    return RoomView(free_uhs=within_uhs, within_key=True, packages=beside)
 
 
 def _malformed(event: Authorize) -> Refusal | None:
@@ -149,7 +182,8 @@ def _asked_before(core: Core, event: Authorize) -> Accepted | None:
     if (hold.account_id, hold.use, hold.key_id) != (event.account_id, event.use, event.key_id or ""):
         return None
     granted_uhs = hold.answer.granted_uhs
-    return Accepted(granted_uhs=granted_uhs, held_uhs=hold.answer.held_uhs, final=granted_uhs < event.amount_uhs)
+    final = hold.answer.final if packages.held(core, hold) else granted_uhs < event.amount_uhs
+    return Accepted(granted_uhs=granted_uhs, held_uhs=hold.answer.held_uhs, final=final)
 
 
 def _within_key(core: Core, event: Authorize, key_id: KeyId) -> int | Refusal:
@@ -180,7 +214,10 @@ def _late(core: Core, event: UpdateHold | SettleHold) -> Accepted | Refusal:
     """Calls reported of a hold that is over."""
     hold = core.book.hold(event.hold_id)
     key_id = "" if hold is None else hold.key_id
-    billed = calls.bill(core, event.calls, account_id=event.account_id, hold_id=event.hold_id, key_id=key_id)
+    there = packages.there(core, hold)
+    billed = calls.bill(
+        core, event.calls, account_id=event.account_id, hold_id=event.hold_id, key_id=key_id, there=there
+    )
     if isinstance(billed, Refusal):
         return billed
     return usage.charge(core, billed, account_id=event.account_id, hold_id=event.hold_id)
@@ -190,7 +227,10 @@ def _bill(core: Core, event: UpdateHold | SettleHold, hold: Hold) -> calls.Bill 
     """What the calls of a new word come to; an old word is answered as it was, whatever it says."""
     if event.seq <= hold.seq:
         return calls.NOTHING
-    return calls.bill(core, event.calls, account_id=event.account_id, hold_id=event.hold_id, key_id=hold.key_id)
+    there = packages.there(core, hold) if event.calls else {}
+    return calls.bill(
+        core, event.calls, account_id=event.account_id, hold_id=event.hold_id, key_id=hold.key_id, there=there
+    )
 
 
 def _ceiling(core: Core, hold: Hold, *, used_uhs: int) -> int | None:
@@ -206,12 +246,21 @@ def _ceiling(core: Core, hold: Hold, *, used_uhs: int) -> int | None:
     return None if left_uhs is None else max(0, left_uhs - max(used_uhs - hold.held_uhs, 0))
 
 
-def _note(core: Core, hold: Hold, billed: calls.Bill, *, used_uhs: int, held_uhs: int, lost_uhs: int) -> None:
+def _note(
+    core: Core,
+    hold: Hold,
+    billed: calls.Bill,
+    *,
+    used_uhs: int,
+    held_uhs: int,
+    lost_uhs: int,
+    shares: packages.Shares,
+) -> None:
     """What was booked counts against the keys: each call its own, the rest the hold's. What was written off does not."""
     if billed.too_late_uhs:
         usage.write_off_too_late(core, billed, account_id=AccountId(hold.account_id), hold_id=hold.hold_id)
     of_calls_uhs = min(lost_uhs, billed.charged_uhs)
-    calls.book(core, billed, lost_uhs=of_calls_uhs)
+    calls.book(core, billed, lost_uhs=of_calls_uhs, shares=shares)
     used_uhs -= lost_uhs - of_calls_uhs
     keys.spends(core, hold.key_id, account_id=AccountId(hold.account_id), amount_uhs=used_uhs)
     keys.holds(core, hold.key_id, held_uhs)

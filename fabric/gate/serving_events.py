@@ -90,6 +90,20 @@ class CallUsed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
     """0 = the rates that were in force when it started."""
     covered: bool = False
     """Ran on the account's own dedicated lease: recorded, and charged nothing."""
+    packages: tuple[tuple[str, int], ...] = ()
+    """What its meter had promised it of packages of LLM tokens, in the order in which they pay: asset, thousandths."""
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """The LLM tokens that more is asked for: packages are held for as many of them as there are, compute tokens for the rest."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    least_prompt_tokens: int = 0
+    """Of them what is of use at least."""
+    least_completion_tokens: int = 0
+    rate_version: int = 0
+    """Of the rates by which the amount was reckoned; 0 = those in force."""
 
 
 class Authorize(Event, frozen=True, kw_only=True, tag="authorize"):
@@ -105,6 +119,8 @@ class Authorize(Event, frozen=True, kw_only=True, tag="authorize"):
     key_id: KeyId | None = None
     """The key that it is held for: its limit counts too."""
     request_id: str = ""
+    wanted: Wanted | None = None
+    """What `amount_uhs` and `minimum_uhs` are for; None = compute tokens alone are held."""
 
 
 class UpdateHold(Event, frozen=True, kw_only=True, tag="update_hold"):
@@ -121,6 +137,8 @@ class UpdateHold(Event, frozen=True, kw_only=True, tag="update_hold"):
     minimum_uhs: int = 1
     """Grant nothing more if it is less than this."""
     calls: tuple[CallUsed, ...] = ()
+    wanted: Wanted | None = None
+    """What `more_uhs` and `minimum_uhs` are for; None = compute tokens alone are held."""
 
 
 class SettleHold(Event, frozen=True, kw_only=True, tag="settle_hold"):

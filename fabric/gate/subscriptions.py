@@ -16,7 +16,8 @@ from fabric.gate.core import Core
 from fabric.gate.events import Subscribe, Unsubscribe
 from fabric.gate.instructions import Accepted, Outcome
 from fabric.gate.state import Account, SubscriptionRecord
-from fabric.ledger import Origin
+from fabric.ledger import Origin, sweeping
+from fabric.ledger.packages import package_of
 from fabric.units import AccountId
 
 AHEAD_MAX: Final = 12
@@ -37,7 +38,7 @@ def subscribe(core: Core, event: Subscribe) -> Outcome:
     running = _find(core, event.account_id, event.subscription)
     if running is not None:
         return _again(core, account, running, offer, channel=event.channel)
-    if refusal := treasury.full(core, account, offer.amount_uhs):
+    if refusal := treasury.full(core, account, offer.amount_uhs, asset=offer.asset):
         return refusal
     record = SubscriptionRecord(
         account_id=event.account_id,
@@ -80,7 +81,7 @@ def _again(core: Core, account: Account, record: SubscriptionRecord, offer: Subs
             code="paid_ahead",
             limit=AHEAD_MAX,
         )
-    if refusal := treasury.full(core, account, offer.amount_uhs):
+    if refusal := treasury.full(core, account, offer.amount_uhs, asset=offer.asset):
         return refusal
     index = record.index + len(record.ahead) + 1
     cycle = plans.cycle_grants(offer, started_at_us=record.started_at_us, index=index)
@@ -144,10 +145,12 @@ def _renew(core: Core, record: SubscriptionRecord, left_uhs: int, *, at_us: int)
     else:
         _book(core, account, cycle.grant, record.lots, at_us=at_us, channel=payments.SANDBOX)
     if cycle.rollover is not None:
+        ledger = package_of(core.book, offer.asset)
+        before = [lot_id for lot_id in before if lot_id in ledger.lots]
         for lot_id in before:
-            core.book.retire(lot_id, now_us=at_us)
+            sweeping.retire(ledger, lot_id, now_us=at_us)
         if isinstance(_book(core, account, cycle.rollover, record.lots, at_us=at_us, channel=""), Accepted):
-            core.book.carry(before, record.lots[-1], now_us=at_us)
+            sweeping.carry(ledger, before, record.lots[-1], now_us=at_us)
     return True
 
 
@@ -160,8 +163,12 @@ def _book(core: Core, account: Account, lot: LotTerms, into: list[str], *, at_us
 
 
 def _left_uhs(core: Core, record: SubscriptionRecord) -> int:
-    """What is left of the cycle that ends now, an instant before it does: free, or held and not used yet."""
-    lots = (core.book.lots[lot_id] for lot_id in record.lots)
+    """What is left of the cycle that ends now, an instant before it does: free, or held and not used yet. Of what it grants: where
+    that has changed, nothing is carried over.
+    """
+    offer = core.catalogue.subscription(record.subscription)
+    ledger = core.book if offer is None else package_of(core.book, offer.asset)
+    lots = (ledger.lots[lot_id] for lot_id in record.lots if lot_id in ledger.lots)
     return sum(lot.free_uhs + lot.held_uhs for lot in lots)
 
 

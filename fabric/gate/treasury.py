@@ -3,16 +3,18 @@
 from typing import Final
 
 from fabric.charging import plans
-from fabric.charging.catalogue import Mode, Overflow, Plan, Restriction
+from fabric.charging.catalogue import COMPUTE, Mode, Overflow, Plan, Restriction
+from fabric.charging.packages import format_llm_tokens
 from fabric.charging.plans import LotTerms
-from fabric.gate import keys, refusals, shares
+from fabric.gate import keys, packages, refusals, shares
 from fabric.gate.account_events import CreateKey, OpenAccount, RevokeKey
 from fabric.gate.core import Core
 from fabric.gate.events import BuyBundle, ClosePeriod, Grant, RecordPayment, TopUp, VoidLot
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.payments import TAKING
 from fabric.gate.state import Account, Key
-from fabric.ledger import Origin, Refused, Spending, Terms, Transfer
+from fabric.ledger import Origin, Refused, Spending, Terms, Transfer, funding
+from fabric.ledger import packages as ledgers
 from fabric.ledger.outcomes import PERIOD_CLOSED, Fact
 from fabric.ledger.scopes import Scope, Service
 from fabric.units import AMOUNT_UHS_MAX, INT64_MAX, PPM, AccountId, format_cny, format_ct
@@ -90,8 +92,10 @@ def top_up(core: Core, event: TopUp) -> Outcome:
     return book_lot(core, account, bought, origin=Origin.TOP_UP, channel=event.channel, now_us=core.now_us)
 
 
-def full(core: Core, account: Account, more_uhs: int) -> Refusal | None:
+def full(core: Core, account: Account, more_uhs: int, *, asset: str = COMPUTE) -> Refusal | None:
     """Why the account can't be given so much more, if it can't: no account alone fills the books."""
+    if asset != COMPUTE:
+        return packages.full(core, account, more_uhs, asset=asset)
     lots = (core.book.lots[lot_id] for lot_id in core.book.accounts[account.account_id].burning)
     owned_uhs = sum(lot.free_uhs + lot.held_uhs for lot in lots)
     if owned_uhs + more_uhs <= AMOUNT_UHS_MAX:
@@ -147,17 +151,19 @@ def _ungrantable(core: Core, event: Grant) -> Refusal | None:
 
 def void(core: Core, event: VoidLot) -> Outcome:
     """Take back what is unused of a lot that was booked by mistake, with its part of the price."""
-    lot = core.book.lots.get(event.lot_id)
-    if lot is None or lot.account_id != event.account_id:
+    ledger = ledgers.with_lot(core.book, event.lot_id)
+    lot = None if ledger is None else ledger.lots[event.lot_id]
+    if ledger is None or lot is None or lot.account_id != event.account_id:
         return refusals.not_found("lot", event.lot_id)
     if not 0 < len(event.reason.strip()) <= REASON_MAX:
         return refusals.invalid(f"say why, in 1 to {REASON_MAX} characters: it is kept for ever", code="invalid_reason")
     amount_uhs = lot.free_uhs if event.amount_uhs is None else event.amount_uhs
+    shown = format_ct if ledger is core.book else format_llm_tokens
     if not 0 < amount_uhs <= lot.free_uhs:
         return refusals.conflict(
-            f"of lot {lot.lot_id} {format_ct(lot.free_uhs)} tokens are unused, {format_ct(lot.held_uhs)} held and"
-            f" {format_ct(lot.captured_uhs)} used: only what is unused can be voided"
-            + (f", not {format_ct(amount_uhs)}" if event.amount_uhs is not None else ""),
+            f"of lot {lot.lot_id} {shown(lot.free_uhs)} tokens are unused, {shown(lot.held_uhs)} held and"
+            f" {shown(lot.captured_uhs)} used: only what is unused can be voided"
+            + (f", not {shown(amount_uhs)}" if event.amount_uhs is not None else ""),
             code="not_unused",
             free_uhs=lot.free_uhs,
             held_uhs=lot.held_uhs,
@@ -174,7 +180,7 @@ def void(core: Core, event: VoidLot) -> Outcome:
             " (fabric ops payments refund)",
             code="refund_instead",
         )
-    price = core.book.void(lot.lot_id, amount_uhs=amount_uhs, now_us=core.now_us)
+    price = funding.void(ledger, lot.lot_id, amount_uhs=amount_uhs, now_us=core.now_us)
     for record in core.state.subscriptions:
         if lot.lot_id in record.ahead and not lot.free_uhs:
             record.ahead.remove(lot.lot_id)
@@ -191,15 +197,15 @@ def buy_bundle(core: Core, event: BuyBundle) -> Outcome:
         known = ", ".join(each.name for each in core.catalogue.bundles) or "none"
         return refusals.invalid(f"there is no bundle {event.bundle!r}: choose of {known}", code="unknown_bundle")
     bought = plans.bundle_grants(bundle, now_us=core.now_us)
-    granted_uhs = sum(lot.amount_uhs for lot in bought.lots)
-    if refusal := full(core, account, granted_uhs):
+    granted_uhs = sum(lot.amount_uhs for lot in bought.lots if lot.asset == COMPUTE)
+    if refusal := full(core, account, granted_uhs) or packages.no_room(core, account, bought.lots):
         return refusal
     if not core.book.has_room_for(granted_uhs, price_microcny=bundle.price_microcny):
         return refusals.beyond_int64()
     first: int | None = None
     for lot in bought.lots:
         terms = _terms(account, lot, origin=Origin.BUNDLE, channel=event.channel)
-        answer = book_terms(core, account, lot.amount_uhs, terms, now_us=core.now_us, linked_to=first)
+        answer = book_terms(core, account, lot.amount_uhs, terms, now_us=core.now_us, linked_to=first, asset=lot.asset)
         assert not isinstance(answer, Refused), f"{bundle.name}: {answer}"
         first = first or answer.transfer_id
     account.entitlements = [each for each in account.entitlements if each.expires_at_us > core.now_us]
@@ -216,7 +222,8 @@ def buy_bundle(core: Core, event: BuyBundle) -> Outcome:
         first = first or (sold.transfer_id if sold else None)
     paid = sum(lot.price_microcny for lot in bought.lots) + sum(part.price_microcny for part in bought.entitlements)
     ends = [lot.expires_at_us for lot in bought.lots] + [part.expires_at_us for part in bought.entitlements]
-    return Accepted(granted_uhs=granted_uhs, facts={"price_microcny": paid, "expires_at_us": min(ends)})
+    facts: dict[str, Fact] = {"price_microcny": paid, "expires_at_us": min(ends), **packages.told(bought.lots)}
+    return Accepted(granted_uhs=granted_uhs, facts=facts)
 
 
 def create_key(core: Core, event: CreateKey) -> Outcome:
@@ -306,12 +313,13 @@ def close_period(core: Core, event: ClosePeriod) -> Outcome:
 
 def book_lot(core: Core, account: Account, lot: LotTerms, *, origin: Origin, channel: str, now_us: int) -> Outcome:
     """One lot that was bought, on its terms."""
-    answer = book_terms(
-        core, account, lot.amount_uhs, _terms(account, lot, origin=origin, channel=channel), now_us=now_us
-    )
+    terms = _terms(account, lot, origin=origin, channel=channel)
+    answer = book_terms(core, account, lot.amount_uhs, terms, now_us=now_us, asset=lot.asset)
     if isinstance(answer, Refused):
         return refusals.from_ledger(answer)
     facts: dict[str, Fact] = {"price_microcny": lot.price_microcny, "expires_at_us": lot.expires_at_us}
+    if lot.asset != COMPUTE:
+        return Accepted(facts={**facts, **packages.told([lot])})
     return Accepted(granted_uhs=lot.amount_uhs, facts=facts)
 
 
@@ -333,10 +341,18 @@ def set_spending(core: Core, account_id: AccountId) -> None:
 
 
 def book_terms(
-    core: Core, account: Account, amount_uhs: int, terms: Terms, *, now_us: int, linked_to: int | None = None
+    core: Core,
+    account: Account,
+    amount_uhs: int,
+    terms: Terms,
+    *,
+    now_us: int,
+    linked_to: int | None = None,
+    asset: str = COMPUTE,
 ) -> Transfer | Refused:
-    """The next lot of the book; a refused one leaves no trace."""
-    answer = core.book.grant(
+    """The next lot of the book, or of a package in it; a refused one leaves no trace."""
+    answer = funding.grant(
+        ledgers.join(core.book, asset, account.account_id),
         account.account_id,
         lot_id=f"lot-{core.state.lots_made + 1}",
         amount_uhs=amount_uhs,

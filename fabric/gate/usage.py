@@ -6,12 +6,13 @@ can't be) the meter has kept here instead, one call at a time, so that no refusa
 
 from typing import Final
 
-from fabric.gate import calls, keys, refusals
+from fabric.gate import calls, keys, packages, refusals
 from fabric.gate.core import Core
 from fabric.gate.instructions import Accepted, Outcome, Refusal
 from fabric.gate.serving_events import KeepUsage, SettleUsage, WriteOffUsage
 from fabric.gate.state import OpenUsage
 from fabric.ledger import Refused
+from fabric.ledger.holds import Hold
 from fabric.units import AccountId
 
 OPEN_MAX: Final = 10_000
@@ -76,7 +77,8 @@ def _close(core: Core, found: OpenUsage, *, bears: str) -> Outcome:
     account_id = found.account_id
     if account_id not in core.state.accounts:
         return refusals.not_found("account", account_id)
-    billed = calls.bill(core, (found.call,), account_id=account_id, hold_id=found.hold_id, kept=True)
+    there = packages.there(core, _own(core, account_id, found.hold_id)) if bears == "customer" else {}
+    billed = calls.bill(core, (found.call,), account_id=account_id, hold_id=found.hold_id, kept=True, there=there)
     if isinstance(billed, Refusal):
         return billed
     booked = charge(core, billed, account_id=account_id, hold_id=found.hold_id, bears=bears)
@@ -98,12 +100,14 @@ def charge(
         bears: "operator" writes all of it off.
     """
     book, amount_uhs = core.book, billed.charged_uhs
-    hold = book.hold(hold_id)
-    if bears == "customer" and hold is not None and hold.account_id == account_id:
+    hold = _own(core, account_id, hold_id)
+    shares: packages.Shares = {}
+    if bears == "customer" and hold is not None:
         held_uhs = hold.held_uhs
         answer = book.charge_late(hold_id, used_uhs=amount_uhs, now_us=core.now_us)
         if isinstance(answer, Refused):
             return refusals.from_ledger(answer)
+        shares = packages.charge_late(core, hold, used=billed.units)
         keys.holds(core, hold.key_id, hold.held_uhs - held_uhs)
         captured_uhs, lost_uhs = answer.captured_uhs, answer.written_off_uhs
     else:
@@ -113,9 +117,14 @@ def charge(
         captured_uhs, lost_uhs = 0, amount_uhs
     if refusal := write_off_too_late(core, billed, account_id=account_id, hold_id=hold_id):
         return refusal
-    calls.book(core, billed, lost_uhs=lost_uhs)
+    calls.book(core, billed, lost_uhs=lost_uhs, shares=shares)
     lost_uhs += billed.too_late_uhs
     return Accepted(facts={"captured_uhs": captured_uhs, "written_off_uhs": lost_uhs, "late": True})
+
+
+def _own(core: Core, account_id: AccountId, hold_id: str) -> Hold | None:
+    hold = core.book.hold(hold_id)
+    return hold if hold is not None and hold.account_id == account_id else None
 
 
 def write_off_too_late(core: Core, billed: calls.Bill, *, account_id: AccountId, hold_id: str) -> Refusal | None:

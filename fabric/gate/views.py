@@ -326,12 +326,24 @@ class Entitlement(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it is the account's own: its lease pays."""
 
 
+class PackageRoom(msgspec.Struct, frozen=True, kw_only=True):
+    """A package of LLM tokens beside a client's hold, in thousandths of a token of weight 1."""
+
+    asset: str
+    held: int
+    """What the hold has of it."""
+    free: int
+    """What it could be given more."""
+
+
 class RoomView(msgspec.Struct, frozen=True, kw_only=True):
     """What a client's hold could be given more."""
 
     free_uhs: int = 0
     within_key: bool = False
     """What bounds it is the limit of the hold's key, and not what the account has free."""
+    packages: tuple[PackageRoom, ...] = ()
+    """Of packages of LLM tokens, in the order in which they pay."""
 
 
 class CallerView(msgspec.Struct, frozen=True, kw_only=True):

@@ -92,7 +92,7 @@ def grant(
     price = terms.price_microcny if terms.channel else 0
     side = _ON_ACCOUNT if terms.channel == _ON_ACCOUNT else "cash"
     if side == _ON_ACCOUNT:
-        account.receivable_microcny += price
+        ledger.daybook.accounts[account_id].receivable_microcny += price
     transfer = postings.post(
         ledger,
         terms.origin.value if terms.origin in _SOLD else "grant",
@@ -135,6 +135,7 @@ def void(ledger: Ledger, lot_id: str, *, amount_uhs: int, now_us: int) -> int:
     price = half_even(terms.price_microcny * lot.voided_uhs, lot.granted_uhs) - before if terms.channel else 0
     side = _ON_ACCOUNT if terms.channel == _ON_ACCOUNT else "cash"
     if side == _ON_ACCOUNT:
+        account = ledger.daybook.accounts[lot.account_id]
         invoiced = sum(invoice.unpaid_microcny for invoice in account.invoices)
         price = min(price, account.receivable_microcny - invoiced)
         account.receivable_microcny -= price
@@ -155,7 +156,7 @@ def void(ledger: Ledger, lot_id: str, *, amount_uhs: int, now_us: int) -> int:
 def has_room_for(ledger: Ledger, amount_uhs: int, *, price_microcny: int) -> bool:
     """Whether so much can be issued and earned without going beyond 64 bits."""
     issued = amount_uhs - ledger.tokens_uhs["issued"]
-    return max(issued, price_microcny - ledger.money_microcny["revenue"]) <= INT64_MAX
+    return max(issued, price_microcny - ledger.daybook.money_microcny["revenue"]) <= INT64_MAX
 
 
 def grantable(ledger: Ledger, lot_id: str, *, amount_uhs: int, terms: Terms, now_us: int) -> Refused | None:

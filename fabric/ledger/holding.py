@@ -39,6 +39,7 @@ def authorize(
     minimum_uhs: int | None = None,
     ceiling_uhs: int | None = None,
     key_id: str = "",
+    beside: bool = False,
 ) -> Granted | Refused:
     """Set tokens aside for `use`, in burn order, lots first and then credit.
 
@@ -53,6 +54,7 @@ def authorize(
         minimum_uhs: be content with less, but not with less than this; None = all or nothing.
         ceiling_uhs: hold at most so much, whatever is asked for and free: then it is final.
         key_id: remembered with the hold.
+        beside: it stands beside one in a package, so it may hold nothing: where `minimum_uhs` is 0 it isn't refused.
     """
     heap = ledger.deadlines.heap
     if heap and heap[0][0] <= now_us:
@@ -60,7 +62,7 @@ def authorize(
     account = ledger.accounts.get(account_id)
     if account is None:
         return Refused(UNKNOWN_ACCOUNT, {"account_id": account_id})
-    if amount_uhs <= 0:
+    if amount_uhs < (0 if beside else 1):
         return Refused(INVALID_AMOUNT, {"amount_uhs": amount_uhs})
     if hold_id in ledger.holds or hold_id in ledger.ended or hold_id in ledger.lapsed or hold_id in ledger.expired:
         return Refused(HOLD_EXISTS, {"hold_id": hold_id})
@@ -76,7 +78,8 @@ def authorize(
         key_id=key_id,
     )
     asked_uhs = amount_uhs if ceiling_uhs is None else min(amount_uhs, ceiling_uhs)
-    answer = hold_more(ledger, account, hold, amount_uhs=asked_uhs, minimum_uhs=minimum_uhs, now_us=now_us)
+    hold_some = _hold_or_nothing if beside else hold_more
+    answer = hold_some(ledger, account, hold, amount_uhs=asked_uhs, minimum_uhs=minimum_uhs, now_us=now_us)
     if isinstance(answer, Granted):
         if asked_uhs < amount_uhs:
             answer = Granted(answer.granted_uhs, answer.held_uhs, True)  # noqa: FBT003
@@ -160,6 +163,17 @@ def close(ledger: Ledger, hold_id: str, *, now_us: int) -> int:
     freed = vault.set_free(ledger, ledger.accounts[hold.account_id], hold, now_us=now_us)
     vault.end(ledger, hold, state=HoldState.SETTLED, at_us=now_us)
     return freed
+
+
+def _hold_or_nothing(
+    ledger: Ledger, account: Account, hold: Hold, *, amount_uhs: int, minimum_uhs: int | None, now_us: int
+) -> Granted | Refused:
+    """As `hold_more`; but nothing is held where nothing is asked for, or may be."""
+    if not amount_uhs:
+        return _NOTHING
+    answer = hold_more(ledger, account, hold, amount_uhs=amount_uhs, minimum_uhs=minimum_uhs, now_us=now_us)
+    short = isinstance(answer, Refused) and answer.code == INSUFFICIENT_TOKENS and minimum_uhs == 0
+    return Granted(0, 0, True) if short else answer  # noqa: FBT003
 
 
 def hold_more(

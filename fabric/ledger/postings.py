@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from fabric.ledger.state import CUSTOMER, Ledger, Period
-from fabric.ledger.transfers import CNY, CT, LotShare, Posting, Transfer
+from fabric.ledger.transfers import CNY, LotShare, Posting, Transfer
 
 _MOVES: Final = {"hold": ("available", "held"), "capture": ("held", "redeemed"), "release": ("held", "available")}
 """What most transfers are, where no credit is in it: out of one class of a customer's, into another."""
@@ -39,12 +39,15 @@ def post(
         if amount:
             totals[name] = totals.get(name, 0) + amount
             path = f"cust/{account_id}/{name}" if name in CUSTOMER else f"op/{ledger.operator}/{name}"
-            postings.append(Posting(path, CT, amount))
+            postings.append(Posting(path, ledger.asset, amount))
     if money:
-        postings += money_legs(ledger, kind, account_id=account_id, money=money, channel=channel, currency=currency)
-    ledger.count += 1
+        postings += money_legs(
+            ledger.daybook, kind, account_id=account_id, money=money, channel=channel, currency=currency
+        )
+    daybook = ledger.daybook
+    daybook.count += 1
     transfer = Transfer(
-        transfer_id=ledger.count,
+        transfer_id=daybook.count,
         kind=kind,
         account_id=account_id,
         ref=ref,
@@ -54,7 +57,7 @@ def post(
         linked_to=linked_to,
         flags=flags,
     )
-    ledger.pending.append(transfer)
+    daybook.pending.append(transfer)
     return transfer
 
 
@@ -77,15 +80,16 @@ def move(  # noqa: PLR0917 - for most transfers there are, and words for each wo
     totals[into] += amount_uhs
     taken = f"cust/{account_id}/{out_of}"
     given = f"cust/{account_id}/{into}" if into in CUSTOMER else f"op/{ledger.operator}/{into}"
-    ledger.count += 1
-    ledger.pending.append(
+    asset, daybook = ledger.asset, ledger.daybook
+    daybook.count += 1
+    daybook.pending.append(
         Transfer(
-            transfer_id=ledger.count,
+            transfer_id=daybook.count,
             kind=kind,
             account_id=account_id,
             ref=ref,
             at_us=at_us,
-            postings=(Posting(taken, CT, -amount_uhs), Posting(given, CT, amount_uhs)),
+            postings=(Posting(taken, asset, -amount_uhs), Posting(given, asset, amount_uhs)),
             lots=lots,
             flags=flags,
         )
@@ -125,6 +129,7 @@ def seal(ledger: Ledger, period: str, *, now_us: int) -> Period:
         through=ledger.count,
         tokens_uhs=dict(ledger.tokens_uhs),
         money_microcny=dict(ledger.money_microcny),
+        packages={asset: dict(package.tokens_uhs) for asset, package in ledger.packages.items()},
     )
     ledger.periods.append(sealed)
     return sealed

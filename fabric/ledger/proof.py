@@ -13,8 +13,32 @@ def check(book: Ledger) -> None:
     Raises:
         AssertionError: naming every invariant that is broken. That is always our own mistake.
     """
-    faults = [*_totals(book), *_lots(book), *_holds(book), *_accounts(book), *_credit(book)]
+    faults = [*_faults(book)]
+    for asset, package in book.packages.items():
+        faults += [f"{asset}: {fault}" for fault in (*_faults(package), *_package(book, package))]
     assert not faults, "the book is unsound:\n" + "\n".join(faults)
+
+
+def _faults(book: Ledger) -> Iterator[str]:
+    yield from _totals(book)
+    yield from _lots(book)
+    yield from _holds(book)
+    yield from _accounts(book)
+    yield from _credit(book)
+
+
+def _package(book: Ledger, package: Ledger) -> Iterator[str]:
+    """A package has no credit, no money and no transfers of its own; what is held of it is held with compute tokens."""
+    if any(package.money_microcny.values()) or package.count or package.pending or package.packages:
+        yield "money, transfers or packages are kept beside the book's"
+    for name, account in package.accounts.items():
+        if name not in book.accounts or account.owed_uhs or account.credit_limit_uhs or account.receivable_microcny:
+            yield f"account {name} is unknown, or owes: {account}"
+    for mine, theirs in ((package.holds, book.holds), (package.lapsed, book.lapsed)):
+        for name, hold in mine.items():
+            same = theirs.get(name)
+            if same is None or (same.account_id, same.expires_at_us) != (hold.account_id, hold.expires_at_us):
+                yield f"hold {name} is not the one of compute tokens: {hold}, {same}"
 
 
 def _standing(book: Ledger) -> dict[str, Hold]:

@@ -2,6 +2,7 @@
 stands in modules of functions, one concern each.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -12,7 +13,7 @@ from fabric.ledger.expiry import Deadline, Deadlines
 from fabric.ledger.holds import Hold, HoldState
 from fabric.ledger.lots import Lot
 from fabric.ledger.own_holds import OwnHolds
-from fabric.ledger.transfers import Transfer
+from fabric.ledger.transfers import CT, Transfer
 
 _DAY_US: Final = 86_400_000_000
 REFUND_MARGIN_US: Final = _DAY_US
@@ -33,10 +34,16 @@ class Period(msgspec.Struct, frozen=True, kw_only=True):
     through: int
     tokens_uhs: dict[str, int]
     money_microcny: dict[str, int]
+    packages: dict[str, dict[str, int]] = {}
+    """The same of each other asset, in its own units."""
 
 
 def _zeros(classes: tuple[str, ...]) -> dict[str, int]:
     return dict.fromkeys(classes, 0)
+
+
+Derived = tuple[list[Deadline], list[str], dict[str, object]]
+_NONE: Final[list[str]] = []
 
 
 class Ledger(msgspec.Struct, kw_only=True, dict=True):
@@ -45,6 +52,12 @@ class Ledger(msgspec.Struct, kw_only=True, dict=True):
     """
 
     operator: str = "op"
+    asset: str = CT
+    """What its lots are of. Of packages of LLM tokens, amounts are thousandths of a token of weight 1, wherever a name says µHs."""
+    packages: dict[str, "Ledger"] = field(default_factory=dict)
+    """Ledgers of the same accounts in other assets, by asset: each by the same rules, and nobody has credit in them. Their
+    transfers and their money are in this one's.
+    """
     count: int = 0
     """Transfers posted so far: the id of the last one."""
     tokens_uhs: dict[str, int] = field(default_factory=lambda: _zeros(_TOKENS))
@@ -69,6 +82,10 @@ class Ledger(msgspec.Struct, kw_only=True, dict=True):
     def __post_init__(self) -> None:
         for hold_id in [name for name, hold in self.lapsed.items() if hold.state is HoldState.EXPIRED]:
             self.expired[hold_id] = self.lapsed.pop(hold_id)  # as snapshots had it before there was a settlement window
+        self.daybook = self
+        """The one that numbers transfers and keeps them until they are taken away: of a package that which it is a part of."""
+        for package in self.packages.values():
+            package.daybook = self
         self.deadlines = Deadlines(self.holds, self.lapsed, self.lots)
         self.own = OwnHolds((self.holds, self.lapsed), (self.ended, self.expired))
         self.forgets_at_us = 0
@@ -82,14 +99,23 @@ class Ledger(msgspec.Struct, kw_only=True, dict=True):
             self.holds.get(hold_id) or self.ended.get(hold_id) or self.lapsed.get(hold_id) or self.expired.get(hold_id)
         )
 
-    def derived(self) -> tuple[list[Deadline], list[str], dict[str, object]]:
+    def derived(self) -> Derived:
         """What is kept beside the fields: deadlines that stand, soonest first; holds that nobody has asked about yet; and
         those that customers keep.
         """
         unasked = [*self.just_given_up, *(hold for hold, _ in self.just_shrunk)]
-        return self.deadlines.standing(), [hold.hold_id for hold in unasked], self.own.view()
+        mine = self.deadlines.standing(), [hold.hold_id for hold in unasked], self.own.view()
+        return _together(mine, (package.derived() for package in self.packages.values()))
 
-    def derive(self) -> tuple[list[Deadline], list[str], dict[str, object]]:
+    def derive(self) -> Derived:
         """The same, made anew from the fields."""
         own = OwnHolds((self.holds, self.lapsed), (self.ended, self.expired))
-        return Deadlines(self.holds, self.lapsed, self.lots).standing(), [], own.view()
+        mine = Deadlines(self.holds, self.lapsed, self.lots).standing(), _NONE, own.view()
+        return _together(mine, (package.derive() for package in self.packages.values()))
+
+
+def _together(mine: Derived, packages: Iterable[Derived]) -> Derived:
+    deadlines, unasked, own = mine
+    for more, also_unasked, _ in packages:  # no customer keeps a hold in a package by itself
+        deadlines, unasked = [*deadlines, *more], [*unasked, *also_unasked]
+    return deadlines, unasked, own

@@ -49,6 +49,10 @@ def sweep(ledger: Ledger, *, now_us: int) -> bool:
         forget(ledger, ledger.ended, before_us=now_us - REMEMBER_ENDED_US)
         forget(ledger, ledger.expired, before_us=now_us - REMEMBER_LAPSED_US)
         ledger.forgets_at_us = next_forgotten_us(ledger)
+    for package in ledger.packages.values():
+        if is_due(package, now_us):
+            sweep(package, now_us=now_us)
+            package.just_given_up, package.just_shrunk = [], []
     return bool(ledger.just_given_up or ledger.just_shrunk)
 
 
@@ -153,13 +157,19 @@ def is_due(ledger: Ledger, now_us: int) -> bool:
         return True
     if ledger.forgets_at_us <= now_us:
         ledger.forgets_at_us = next_forgotten_us(ledger)
-        return ledger.forgets_at_us <= now_us
-    return bool(ledger.just_given_up or ledger.just_shrunk)
+        if ledger.forgets_at_us <= now_us:
+            return True
+    if ledger.just_given_up or ledger.just_shrunk:
+        return True
+    return any(is_due(package, now_us) for package in ledger.packages.values()) if ledger.packages else False
 
 
 def next_due_us(ledger: Ledger) -> int | None:
     """When the next hold lapses or lot expires."""
-    return ledger.deadlines.next_us()
+    if not ledger.packages:
+        return ledger.deadlines.next_us()
+    each_us = (one.deadlines.next_us() for one in (ledger, *ledger.packages.values()))
+    return min((due_us for due_us in each_us if due_us is not None), default=None)
 
 
 def lapse(ledger: Ledger, hold: Hold, *, at_us: int) -> None:

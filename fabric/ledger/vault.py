@@ -242,7 +242,7 @@ def refund_lot(ledger: Ledger, account: Account, hold: Hold, *, amount_uhs: int,
     """A refund as a lot of its own: of debt that was invoiced or repaid since, which can't be forgiven again; and of a
     lot in which it could hardly be spent any more.
     """
-    lot_id = f"refund/{hold.hold_id}/{ledger.count + 1}"
+    lot_id = f"refund/{hold.hold_id}/{ledger.daybook.count + 1}"
     while lot_id in ledger.lots:
         lot_id += "+"
     lot = new_lot(account.account_id, lot_id=lot_id, amount_uhs=amount_uhs, terms=terms, now_us=now_us)

@@ -254,7 +254,7 @@ def test_every_attribute_beside_the_state_is_listed_as_derived():
         assert held == set(DERIVED[kind.__name__]), (
             f"{kind.__name__}: list in fabric.gate.derived what it is derived from"
         )
-    assert set(vars(core.book)) == {"deadlines", "own", "forgets_at_us", "just_given_up", "just_shrunk"}
+    assert set(vars(core.book)) == {"daybook", "deadlines", "own", "forgets_at_us", "just_given_up", "just_shrunk"}
 
 
 def next_request(at):
