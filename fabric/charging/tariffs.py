@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from fabric.charging.basis import Basis
 from fabric.charging.burn import BurnCurve
 from fabric.charging.rates import Rate
 from fabric.units import MICROS_PER_S
@@ -27,6 +28,8 @@ class Weight(msgspec.Struct, frozen=True, kw_only=True):
     tier: str | None = None
     hours: tuple[int, int] | None = None
     """From (included) to (excluded), in hours of the tariff's own day; (22, 6) goes over midnight."""
+    basis: Basis | None = None
+    """What it is reckoned from; None = it doesn't say, as in all tariffs of before."""
 
     @property
     def restrictions(self) -> tuple[bool, bool, bool, bool]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from fabric.cli import payments, policy
+from fabric.cli import payments, policy, prices
 from fabric.cli.output import moment, print_json, print_records, record, say, tell
 from fabric.cli.session import AsJson, client
 from fabric.client.client import facts_of, new_request_id
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 policy.register(app)
 app.add_typer(payments.ops, name="payments")
+app.add_typer(prices.ops, name="prices")
 app.command("reconcile")(payments.reconcile)
 
 _US_PER_S: Final = 1_000_000

@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, PlainValidator, Tag
 from pydantic_core import PydanticCustomError
 
 from fabric.accelerators import canonical_accelerator
+from fabric.charging.basis import Basis, Figure
 from fabric.charging.catalogue import (
     COMPUTE,
     SETTLEMENT_HOURS,
@@ -124,6 +125,27 @@ Version = Annotated[int, Field(ge=1, le=INT64_MAX)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 
+def _figure(given: Any) -> int:
+    value = _millionths(given)
+    if not value:
+        raise PydanticCustomError("figure", 'a figure of more than 0 in quotes, such as "989.4", or a whole number')
+    return value
+
+
+class BasisSection(Section):
+    """What a weight is reckoned from: its figure over the H100's in the same unit."""
+
+    unit: Name
+    figure: Annotated[Figure, Field(strict=False)]
+    value: Annotated[int, PlainValidator(_figure)]
+    h100: Annotated[int, PlainValidator(_figure)] | None = None
+    """Where the H100's own weight is in another unit."""
+    source: Annotated[str, Field(min_length=1, max_length=500)]
+
+    def built(self) -> Basis:
+        return Basis(unit=self.unit, figure=self.figure, value=self.value, h100=self.h100, source=self.source)
+
+
 class WeightSection(Section):
     """What a device weighs, always or under conditions."""
 
@@ -133,6 +155,7 @@ class WeightSection(Section):
     operator: Name | None = None
     tier: Name | None = None
     hours: Annotated[tuple[int, int], PlainValidator(_hours)] | None = None
+    basis: BasisSection | None = None
 
     @property
     def unconditional(self) -> bool:
@@ -155,6 +178,7 @@ class WeightSection(Section):
             operator=self.operator,
             tier=self.tier,
             hours=self.hours,
+            basis=None if self.basis is None else self.basis.built(),
         )
 
 

@@ -58,12 +58,12 @@ def test_our_tariffs_say_the_reference_weights():
         ("A100", "training"): 315_000,
         ("A100", "batch"): 315_000,
         ("A100", "inference"): 620_000,
-        ("910B", "training"): 259_000,
-        ("910B", "batch"): 259_000,
-        ("910B", "inference"): 259_000,
+        ("910B", "training"): 324_000,
+        ("910B", "batch"): 324_000,
+        ("910B", "inference"): 324_000,
     }
     assert tariffs.curve == BurnCurve()
-    assert (tariffs.version, tariffs.utc_offset_minutes) == (1, 480)
+    assert (tariffs.version, tariffs.utc_offset_minutes) == (2, 480)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ BAD_TARIFFS = [
     (("weights", 0, "weight"), "0.9", "weights[0].weight", "found 0.9", "1 for H100"),
     (("weights", 0, "service"), "inference", "weights[0]", "H100 only under conditions", "holds always"),
     (("weights", 2, "service"), "gaming", "weights[2].service", "found 'gaming'", "'training', 'batch' or 'inference'"),
-    (("weights", 2, "ppm"), 5, "weights[2]", "found ppm", "accelerator, hours, operator, service, tier, weight"),
+    (("weights", 2, "ppm"), 5, "weights[2]", "found ppm", "accelerator, basis, hours, operator, service, tier, weight"),
     (("weights", 2, "hours"), [22, 22], "weights[2].hours", "found [22, 22]", "[22, 6]"),
     (("weights", 2, "hours"), [22, 25], "weights[2].hours", "found [22, 25]", "0 to 24"),
     (("weights", 2, "hours"), "22-6", "weights[2].hours", "found '22-6'", "[22, 6]"),

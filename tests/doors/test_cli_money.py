@@ -119,3 +119,20 @@ def test_a_code_is_said_once_and_a_count_of_nothing_never(run, house):
     told = run("submit", "--tokens", 1, "-x", "H100:64", "--devices-per-node", 64, "--", "true", code=2).stderr
     assert "with 64 on each node" in told
     assert "0 ×" not in told
+
+
+def test_prices_are_checked_line_by_line_and_a_wrong_weight_ends_with_2(house, operator, tmp_path):
+    file = tmp_path / "tariffs.yaml"
+    figure = "basis: {unit: fp16_dense_tflops, figure: nominal, value: %s, source: a sheet}"
+    curve = 'curve: [{utilisation: 0, burn: "0.25"}, {utilisation: "0.80", burn: 1}, {utilisation: 1, burn: 1}]'
+    lines = ["version: 1", "weights:", f"  - {{accelerator: H100, weight: 1, {figure % 989}}}", curve]
+    lines[3:3] = [f'  - {{accelerator: A100, weight: "0.315", {figure % 312}}}', '  - {accelerator: 910B, weight: "0.3"}']
+    file.write_text("\n".join(lines))
+    shown = operator("ops", "prices", "check", file).output
+    assert [line.split()[:2] for line in shown.splitlines()] == [["holds", "H100"], ["holds", "A100"], ["910B", "0.3"]]
+    file.write_text("\n".join(lines).replace("312", "624"))
+    wrong = operator("ops", "prices", "check", file, code=2)
+    assert "WRONG  A100 0.315 is not 624 / 989" in wrong.output
+    assert "correct A100" in wrong.stderr
+    in_force = json.loads(operator("ops", "prices", "check", "--json").output)
+    assert {each["holds"] for each in in_force} == {None}, "those of the test name no basis"
